@@ -1,0 +1,59 @@
+"""The exceptions a user sees. Each kind has one exit code and carries its numbers for `--json`."""
+
+from __future__ import annotations
+
+INTERRUPTED = 130  # what a shell reports for a process that Ctrl-C ended
+
+
+class AdamasError(Exception):
+    """Something a user should read: the message says what happened and what to do about it.
+
+    `details` are JSON values (such as `n_prompt_tokens`) that `--json` prints beside the message.
+    """
+
+    exit_code = 1
+    kind = "failure"
+
+    def __init__(self, message: str, **details: object) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details
+
+    def as_json(self) -> dict[str, object]:
+        """The `error` object that `--json` prints on stdout."""
+        return {"type": self.kind, "message": self.message, "exit_code": self.exit_code, **self.details}
+
+
+class UsageError(AdamasError):
+    """The command line is wrong: an unknown flag, a value out of range, two flags that exclude each other."""
+
+    exit_code = 2
+    kind = "usage"
+
+
+class NothingReadableError(AdamasError):
+    """No document was left after walking, ignoring and decoding."""
+
+    exit_code = 3
+    kind = "nothing_readable"
+
+
+class OverContextError(AdamasError):
+    """The prompt and the answer do not fit the model's context, or the caller's token budget."""
+
+    exit_code = 4
+    kind = "over_context"
+
+
+class ModelUnavailableError(AdamasError):
+    """The model cannot be used: not found, gated, offline, damaged or of an unsupported kind."""
+
+    exit_code = 5
+    kind = "model_unavailable"
+
+
+class OutOfMemoryError(AdamasError):
+    """The device ran out of memory even with the smallest prefill chunk."""
+
+    exit_code = 6
+    kind = "out_of_memory"

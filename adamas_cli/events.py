@@ -1,0 +1,46 @@
+"""What the engine reports while it works. The display, `--json`, the bench and the tests read this one stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """Prompt tokens read so far; sent before the first chunk and after each one."""
+
+    done: int  # tokens in the cache that belong to this prompt, reused ones included
+    total: int  # tokens of the prompt
+    reused: int  # tokens that were in the cache before this prompt was read
+    seconds: float  # since the prefill began
+    remaining_seconds: float | None  # None until one chunk has been timed; accounts for growing attention cost
+    chunk: int  # tokens per step, smaller after an out-of-memory
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of the answer."""
+
+    id: int
+    index: int  # 0 for the first token of the answer
+    context: int  # tokens in the cache that this token could attend to
+    attended: int  # tokens that a sparse layer attended to for it; equals `context` with full attention
+    seconds: float  # since decoding began
+    memory_bytes: int  # peak memory of the process or, on a GPU, of the device allocator
+
+
+@dataclass(frozen=True)
+class Done:
+    """The answer is complete."""
+
+    finish_reason: str  # "stop" or "length"
+    prompt_tokens: int
+    reused_tokens: int
+    completion_tokens: int
+    prefill_seconds: float
+    first_token_seconds: float  # from the start of the prefill to the first token of the answer
+    decode_seconds: float  # from the first token to the last
+    peak_memory_bytes: int
+
+
+Event = Prefill | Token | Done
