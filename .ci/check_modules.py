@@ -1,0 +1,36 @@
+"""Import every module of an installed adamas and read the data files that it carries."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+from importlib import resources
+
+PACKAGES = ("adamas_cli", "adamas_kernels", "adamas_prompts")
+
+
+def modules() -> list[str]:
+    """The dotted name of every module in the three packages, without importing the leaves."""
+    found = []
+    for name in PACKAGES:
+        package = importlib.import_module(name)
+        found += [name, *(m.name for m in pkgutil.walk_packages(package.__path__, f"{name}."))]
+    return found
+
+
+def main() -> None:
+    """Raise what an import raises; a missing data file or a top-level `kernels` fails an assertion."""
+    names = modules()
+    for name in names:
+        importlib.import_module(name)
+    assert any(f.name.endswith(".md") for f in resources.files("adamas_prompts").iterdir()), "no templates"
+    assert any(f.name.endswith(".toml") for f in resources.files("adamas_cli.models").iterdir()), "no models"
+    for typed in ("adamas_cli", "adamas_kernels"):
+        assert resources.files(typed).joinpath("py.typed").is_file(), f"{typed} is not marked as typed"
+    assert importlib.util.find_spec("kernels") is None, "adamas must not install a package named kernels"
+    print(f"{len(names)} modules import")
+
+
+if __name__ == "__main__":
+    main()

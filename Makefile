@@ -1,0 +1,47 @@
+# `make ask` and `make test` are the quick start; `make help` lists the rest.
+# Everything is installed into .venv, and a second run repeats nothing that is already there.
+
+PYTHON ?= python3
+DOCUMENT ?= README.md
+QUESTION ?= Which exit code does adamas give when the input does not fit the context?
+
+bin := .venv/bin
+quoted = '$(subst ','\'',$(1))'
+
+.DEFAULT_GOAL := help
+.PHONY: help ask test check check-install format clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
+
+ask: .venv/installed ## install, fetch the default model and answer QUESTION about DOCUMENT
+	$(bin)/adamas ask $(call quoted,$(DOCUMENT)) $(call quoted,$(QUESTION))
+
+test: .venv/installed-for-development ## fetch the test model and run the whole test suite
+	$(bin)/adamas models pull smollm2-135m
+	$(bin)/python -m pytest
+
+check: .venv/installed-for-development ## check format, lint and types
+	$(bin)/ruff format --check
+	$(bin)/ruff check
+	$(bin)/mypy
+
+check-install: ## install the wheel and the source tree into fresh environments and try both
+	.ci/check-install $(PYTHON)
+
+format: .venv/installed-for-development ## format the sources and repair what lint can repair
+	$(bin)/ruff check --fix
+	$(bin)/ruff format
+
+clean: ## remove .venv and everything that was built or cached here
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; found = sys.version_info[:2]; found >= (3, 11) or sys.exit("adamas needs Python 3.11 or newer, and $(PYTHON) is %d.%d: name another one, such as make PYTHON=python3.12 $(MAKECMDGOALS)" % found)'
+	$(PYTHON) -m venv .venv
+	$(bin)/python -m pip install --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+.venv/installed-for-development: .venv/installed
+	$(bin)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test,check]'
+	@touch $@
