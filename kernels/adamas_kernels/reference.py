@@ -1,0 +1,263 @@
+"""The specification of Adamas decode attention, in plain torch (arXiv 2510.18413, section 3).
+
+Every backend computes what this module computes. Integer stages (codes, dot products, distances) are equal
+to it bit for bit; float stages agree within rounding. Nothing here is meant to be fast.
+
+Shapes: `B` batch, `H` query heads, `K` KV heads, `G = H / K` query heads per KV head, `N` new tokens, `S`
+tokens in the cache (the new ones included), `D` head_dim, `P` = D padded to a power of two, `W = P / 16`
+code words per key.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CODES_PER_WORD = 16
+GAUSSIAN_EDGE = 0.9816  # outer edge, in deviations, of the best 4-level quantizer of a Gaussian (Max 1960)
+QUERY_LEVELS = 127  # int8 range of an encoded query
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """How the keys of one layer become codes. Fixed by the first chunk: codes of other edges do not compare.
+
+    mean: float32 [B, K, P], the mean rotated key (zeros where keys are not centred).
+    edge: float32 [B, K], the outer edge t of the levels (-inf, -t], (-t, 0], (0, t], (t, inf).
+    """
+
+    mean: Tensor
+    edge: Tensor
+
+
+@lru_cache(maxsize=8)
+def hadamard(size: int) -> Tensor:
+    """The orthonormal Hadamard matrix, float32 [size, size], in Sylvester's order; size a power of two."""
+    matrix = torch.ones(1, 1)
+    while matrix.shape[0] < size:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    return matrix / math.sqrt(size)
+
+
+def padded_dim(head_dim: int) -> int:
+    """The power of two, 16 at least, that a head is zero-padded to: 64 -> 64, 80 -> 128, 96 -> 128."""
+    return max(CODES_PER_WORD, 1 << (head_dim - 1).bit_length())
+
+
+def rotate(x: Tensor) -> Tensor:
+    """Hadamard-transform the last dimension, [..., D] -> float32 [..., P]. Dot products stay as they are."""
+    size = padded_dim(x.shape[-1])
+    return F.pad(x.float(), (0, size - x.shape[-1])) @ hadamard(size).to(x.device)
+
+
+def fit_codebook(keys: Tensor, edge: float | None = None, centre: bool = True) -> Codebook:
+    """Statistics of the first chunk's keys [B, K, N, D].
+
+    edge: a fixed outer edge (the paper uses 10); None takes the optimal edge for Gaussian coordinates of the
+    measured deviation, which GQA models need.
+    centre: subtract the mean key, which adds the same amount to all scores of a query and so changes no
+    attention.
+    """
+    rotated = rotate(keys)
+    mean = rotated.mean(2) if centre else torch.zeros_like(rotated[:, :, 0])
+    if edge is None:
+        deviation = (rotated - mean.unsqueeze(2)).square().mean((2, 3)).sqrt()
+        return Codebook(mean, GAUSSIAN_EDGE * deviation)
+    return Codebook(mean, torch.full_like(mean[..., 0], edge))
+
+
+def bucketize(x: Tensor, edge: Tensor) -> Tensor:
+    """The number of edges (-t, 0, t) strictly below each value: int32 0..3. `edge` broadcasts against x."""
+    return (x > -edge).int() + (x > 0).int() + (x > edge).int()
+
+
+def pack(codes: Tensor) -> Tensor:
+    """Codes 0..3 [..., P] -> int32 [..., P / 16].
+
+    Coordinate 4i + b of a word lies at bit 8b + 2i, so that `(word >> 2i) & 0x03030303` gives the codes of
+    four
+    neighbouring coordinates as four bytes: the operand of a four-way byte product against a plain int8 query.
+    """
+    grouped = codes.reshape(*codes.shape[:-1], -1, 4, 4).long()
+    steps = torch.arange(4, device=codes.device)
+    words = (grouped << (2 * steps[:, None] + 8 * steps)).sum((-1, -2))
+    return torch.where(words >= 1 << 31, words - (1 << 32), words).int()
+
+
+def unpack(words: Tensor) -> Tensor:
+    """int32 [..., W] -> codes 0..3, uint8 [..., 16 W], the inverse of `pack`."""
+    steps = torch.arange(0, 8, 2, device=words.device, dtype=torch.int32)
+    quads = (words.unsqueeze(-1) >> steps) & 0x03030303
+    return quads.contiguous().view(torch.uint8).flatten(-2)
+
+
+def encode_keys(keys: Tensor, codebook: Codebook) -> tuple[Tensor, Tensor]:
+    """Keys [B, K, N, D] -> (codes int32 [B, K, N, W], scales float16 [B, K, N]).
+
+    The scale is the least-squares length of the centred key along its own levels 2c - 3: <k, l> / <l, l>.
+    """
+    centred = rotate(keys) - codebook.mean.unsqueeze(2)
+    codes = bucketize(centred, codebook.edge[..., None, None])
+    levels = (2 * codes - 3).float()
+    scales = (centred * levels).sum(-1) / levels.square().sum(-1)
+    return pack(codes), scales.half()
+
+
+def encode_query(queries: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries [B, H, N, D] -> (int8 [B, H, N, P], float32 step [B, H, N]): the rotated query in steps of max
+    / 127.
+
+    Halves round to even. A zero query has step 0 and codes 0.
+    """
+    rotated = rotate(queries)
+    step = rotated.abs().amax(-1) / QUERY_LEVELS
+    scaled = rotated / torch.where(step > 0, step, 1).unsqueeze(-1)
+    return scaled.round().clamp(-QUERY_LEVELS, QUERY_LEVELS).to(torch.int8), step
+
+
+def dot(query: Tensor, codes: Tensor) -> Tensor:
+    """Asymmetric product sum q (2c - 3), exact: int8 [B, H, N, P], int32 [B, K, S, W] -> int32 [B, H, N,
+    S].
+    """
+    levels = 2 * unpack(codes).int() - 3
+    # Products stay below 2^24 (127 * 3 * 256 = 97,536), so float32 holds every partial sum exactly.
+    grouped = _by_kv_head(query.float(), codes.shape[1])
+    return _by_query_head(grouped @ levels.float().transpose(-1, -2), query.shape[2]).int()
+
+
+def manhattan(queries: Tensor, codes: Tensor, edge: float | None = None) -> Tensor:
+    """Manhattan distance between the codes of queries [B, H, N, D] and of keys: int32 [B, H, N, S], 0..3P
+    (paper, 3.3).
+
+    Queries are bucketized with the fixed edge, or with the Gaussian edge of their own deviation where it is
+    None.
+    """
+    rotated = rotate(queries)
+    edges = (
+        GAUSSIAN_EDGE * rotated.square().mean(-1, keepdim=True).sqrt()
+        if edge is None
+        else torch.full_like(rotated[..., :1], edge)
+    )
+    query_codes = _by_kv_head(bucketize(rotated, edges), codes.shape[1])  # [B, K, G * N, P]
+    key_codes = unpack(codes).int()
+    distances = torch.stack(
+        [(row.unsqueeze(2) - key_codes).abs().sum(-1) for row in query_codes.unbind(2)], 2
+    )  # one query at a time keeps the difference at [B, K, S, P]
+    return _by_query_head(distances, queries.shape[2]).int()
+
+
+def estimate_scores(queries: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
+    """Calibrated estimate of q (k - mean), float32 [B, H, N, S]: query step x integer dot product x per-key
+    scale.
+
+    The estimate of q k differs by q mean, the same for all keys of a query.
+    """
+    query, step = encode_query(queries)
+    groups = queries.shape[1] // codes.shape[1]
+    return dot(query, codes) * scales.float().repeat_interleave(groups, 1).unsqueeze(2) * step.unsqueeze(-1)
+
+
+def select(scores: Tensor, budget: int, sinks: int, recents: int) -> Tensor:
+    """The positions of the `budget` tokens of highest score [B, H, N, S]; ties go to the lowest position.
+
+    Query n of N stands at position S - N + n and sees nothing later. Its own token, the first `sinks` and
+    the last `recents` (its own included) visible tokens are always chosen, within the budget.
+
+    Returns int64 [B, H, N, min(budget, S)], ascending; positions beyond the query's own fill up a row that
+    sees fewer tokens than the budget and are to be ignored.
+    """
+    new, size = scores.shape[-2:]
+    position = torch.arange(size, device=scores.device)
+    own = own_positions(new, size, scores.device)
+    forced = (position < sinks) | (position > own - max(recents, 1))
+    ranking = torch.where(forced, torch.inf, scores).masked_fill(position > own, -torch.inf)
+    count = min(budget, size)
+    threshold = ranking.topk(count).values[..., -1:]
+    above = ranking > threshold
+    ties = ranking == threshold
+    room = count - above.sum(-1, keepdim=True)
+    chosen = above | (ties & (ties.cumsum(-1) <= room))  # exactly `count` in each row
+    return chosen.nonzero()[:, -1].view(*scores.shape[:-1], count)
+
+
+def own_positions(new: int, size: int, device: torch.device) -> Tensor:
+    """Where each of the newest `new` of `size` tokens stands: int64 [N, 1], to compare with positions."""
+    return torch.arange(size - new, size, device=device).unsqueeze(-1)
+
+
+def gather(rows: Tensor, index: Tensor) -> Tensor:
+    """Rows [B, K, S, D] at the positions index [B, H, N, k] of each query head: float32 [B, H, N, k, D]."""
+    batch, kv_heads, _, dim = rows.shape
+    heads, new, count = index.shape[1:]
+    flat = index.reshape(batch, kv_heads, -1, 1).expand(-1, -1, -1, dim)
+    return rows.gather(2, flat).float().view(batch, heads, new, count, dim)
+
+
+def attend(
+    queries: Tensor, keys: Tensor, values: Tensor, index: Tensor, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """Exact attention of queries [B, H, N, D] over keys and values [B, K, S, D] at the positions of `select`.
+
+    Returns the output float32 [B, H, N, D] and the log-sum-exp of its scores, float32 [B, H, N].
+    """
+    scores = (gather(keys, index) @ queries.float().unsqueeze(-1)).squeeze(-1) * scaling
+    own = own_positions(queries.shape[2], keys.shape[2], keys.device)
+    scores = scores.masked_fill(index > own, -torch.inf)
+    out = scores.softmax(-1).unsqueeze(-2) @ gather(values, index)
+    return out.squeeze(-2), scores.logsumexp(-1)
+
+
+def rest_of_softmax(
+    queries: Tensor,
+    estimate: Tensor,
+    index: Tensor,
+    codebook: Codebook,
+    values: Tensor,
+    value_sum: Tensor,
+    scaling: float,
+) -> tuple[Tensor, Tensor]:
+    """What the tokens that were not chosen would have added: their mean value and the logarithm of their
+    softmax mass.
+
+    The idea is SparQ's (arXiv 2312.04985, section 4): the mass comes from the estimated scores, and the mean
+    of all values not chosen takes it. `value_sum` is the cache's running sum of values, float32 [B, K, D].
+    Returns mean value float32 [B, H, N, D] and log mass float32 [B, H, N] (-inf where nothing is left).
+    """
+    kv_heads, size = values.shape[1:3]
+    heads, new = queries.shape[1:3]
+    groups = heads // kv_heads
+    own = own_positions(new, size, values.device)
+    offset = (rotate(queries) * codebook.mean.repeat_interleave(groups, 1).unsqueeze(2)).sum(-1, keepdim=True)
+    hidden = torch.arange(size, device=values.device) > own
+    rest = (scaling * (estimate + offset)).masked_fill(hidden, -torch.inf).scatter(-1, index, -torch.inf)
+    # All visible values less the chosen ones: a sum over `budget` rows instead of over the context.
+    future = torch.stack([values[:, :, size - new + n + 1 :].float().sum(2) for n in range(new)], 2)
+    seen = (value_sum.unsqueeze(2) - future).repeat_interleave(groups, 1)
+    valid = index <= own
+    taken = (valid.float().unsqueeze(-2) @ gather(values, index)).squeeze(-2)
+    left = (own.squeeze(-1) + 1) - valid.sum(-1)
+    return (seen - taken) / left.clamp(min=1).unsqueeze(-1), rest.logsumexp(-1)
+
+
+def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
+    """Join two softmax parts over disjoint tokens: outputs [..., D] and log-sum-exps [...]; -inf marks an
+    empty part.
+    """
+    lse = torch.logaddexp(lse_a, lse_b)
+    weight = (lse_b - lse).exp().unsqueeze(-1)
+    return torch.lerp(out_a, out_b, weight), lse
+
+
+def _by_kv_head(x: Tensor, kv_heads: int) -> Tensor:
+    """[B, H, N, X] -> [B, K, G N, X]: the queries of one KV head side by side."""
+    return x.reshape(x.shape[0], kv_heads, -1, x.shape[-1])
+
+
+def _by_query_head(x: Tensor, new: int) -> Tensor:
+    """[B, K, G N, X] -> [B, H, N, X], the inverse of `_by_kv_head`."""
+    return x.reshape(x.shape[0], -1, new, x.shape[-1])

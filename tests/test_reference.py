@@ -1,0 +1,180 @@
+"""The specification against numbers worked out by hand, and its parts against plain definitions."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from adamas_kernels import reference as ref
+from adamas_kernels.ops import LayerView, SparseSettings, decode_attention
+
+
+def view(keys: torch.Tensor, values: torch.Tensor, **codebook) -> LayerView:
+    book = ref.fit_codebook(keys, **codebook)
+    codes, scales = ref.encode_keys(keys, book)
+    return LayerView(keys, values, codes, scales, values.float().sum(2), book)
+
+
+def test_hadamard_of_four_by_hand():
+    expected = 0.5 * torch.tensor(
+        [[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]], dtype=torch.float32
+    )
+    assert torch.equal(ref.hadamard(4), expected)
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "padded"), [(1, 16), (16, 16), (64, 64), (80, 128), (96, 128), (256, 256)]
+)
+def test_rotation_pads_and_keeps_dot_products(head_dim, padded):
+    q, k = torch.randn(5, head_dim), torch.randn(7, head_dim)
+    assert ref.rotate(q).shape == (5, padded)
+    torch.testing.assert_close(ref.rotate(q) @ ref.rotate(k).T, q @ k.T, rtol=1e-4, atol=1e-4)
+
+
+def test_bucketize_counts_the_edges_strictly_below():
+    values = torch.tensor([-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0])
+    assert ref.bucketize(values, torch.tensor(2.0)).tolist() == [0, 0, 1, 1, 2, 2, 3]
+
+
+def test_pack_layout_by_hand():
+    codes = torch.zeros(16, dtype=torch.int32)
+    codes[0], codes[1], codes[4], codes[15] = 3, 2, 1, 3
+    # coordinate 4i + b at bit 8b + 2i: 3 << 0, 2 << 8, 1 << 2, 3 << 30
+    word = (3 | 2 << 8 | 1 << 2 | 3 << 30) - (1 << 32)
+    assert ref.pack(codes).tolist() == [word]
+    assert ref.unpack(ref.pack(codes)).tolist() == codes.tolist()
+
+
+def test_pack_and_unpack_are_inverse():
+    codes = torch.randint(0, 4, (2, 3, 5, 128), dtype=torch.int32)
+    assert torch.equal(ref.unpack(ref.pack(codes)).int(), codes)
+
+
+def test_dot_and_manhattan_by_hand():
+    codes = torch.tensor([[0] * 16, [3] * 16, [2] * 8 + [1] * 8], dtype=torch.int32)
+    packed = ref.pack(codes).view(1, 1, 3, 1)
+    query = torch.arange(16, dtype=torch.int8).view(1, 1, 1, 16)
+    # levels 2c - 3: all -3, all 3, then 8 times 1 and 8 times -1; 0 + .. + 15 = 120, 0 + .. + 7 = 28
+    assert ref.dot(query, packed).flatten().tolist() == [-360, 360, 28 - 92]
+    rotated = torch.tensor([20.0, 1.0, -1.0, -20.0] * 4)  # codes 3, 2, 1, 0 with edge 10
+    raw = (rotated @ ref.hadamard(16)).view(1, 1, 1, 16)
+    assert ref.manhattan(raw, packed, 10.0).flatten().tolist() == [24, 24, 16]
+
+
+def test_distance_is_exact_on_the_pair_that_bit_planes_get_wrong():
+    one, two = torch.full((1, 1, 1, 16), 1), torch.full((1, 1, 1, 16), 2)
+    raw = torch.full((16,), 1.0) @ ref.hadamard(16)  # rotated: all 1, code 2 with edge 10
+    assert ref.manhattan(raw.view(1, 1, 1, 16), ref.pack(one), 10.0).item() == 16
+    assert ref.manhattan(raw.view(1, 1, 1, 16), ref.pack(two), 10.0).item() == 0
+
+
+def test_query_encoding_by_hand():
+    rotated = torch.zeros(16)
+    rotated[0], rotated[1], rotated[2] = 127.0, -63.5, 2.5
+    codes, step = ref.encode_query((rotated @ ref.hadamard(16)).view(1, 1, 1, 16))
+    assert step.item() == pytest.approx(1.0)
+    assert codes.flatten()[:2].tolist() == [127, -64]
+    zero, step = ref.encode_query(torch.zeros(1, 1, 1, 16))
+    assert not zero.any()
+    assert step.item() == 0
+
+
+def test_estimate_is_calibrated():
+    torch.manual_seed(0)
+    keys, queries = torch.randn(1, 2, 400, 64) + 0.7, torch.randn(1, 6, 1, 64)
+    book = ref.fit_codebook(keys)
+    codes, scales = ref.encode_keys(keys, book)
+    estimate = ref.estimate_scores(queries, codes, scales)
+    centred = ref.rotate(keys) - book.mean.unsqueeze(2)
+    truth = ref.rotate(queries).view(1, 2, 3, 64) @ centred.transpose(-1, -2)
+    slope = (estimate.flatten() @ truth.flatten()) / truth.square().sum()
+    assert slope == pytest.approx(0.88, abs=0.03)  # 1 - the distortion 0.1175 of the optimal 2-bit quantizer
+    assert torch.corrcoef(torch.stack([estimate.flatten(), truth.flatten()]))[0, 1] > 0.9
+
+
+def test_selection_takes_the_best_and_the_lowest_of_equals():
+    scores = torch.tensor([1.0, 5.0, 3.0, 5.0, 3.0, 3.0, 0.0]).view(1, 1, 1, 7)
+    assert ref.select(scores, 4, sinks=0, recents=1).flatten().tolist() == [1, 2, 3, 6]
+    assert ref.select(torch.zeros(1, 1, 1, 7), 3, sinks=0, recents=1).flatten().tolist() == [0, 1, 6]
+    assert ref.select(scores, 4, sinks=2, recents=2).flatten().tolist() == [0, 1, 5, 6]
+    assert ref.select(scores, 99, sinks=0, recents=1).flatten().tolist() == list(range(7))
+
+
+def test_several_queries_see_nothing_later_than_themselves():
+    scores = torch.tensor([[9.0, 1.0, 2.0, 8.0, 8.0], [9.0, 1.0, 2.0, 8.0, 8.0]]).view(1, 1, 2, 5)
+    index = ref.select(scores, 2, sinks=0, recents=1)
+    assert index.tolist() == [[[[0, 3], [0, 4]]]]
+
+
+def test_attention_by_hand():
+    keys = torch.tensor([[1.0, 0.0], [0.0, 1.0], [5.0, 5.0]]).view(1, 1, 3, 2)
+    values = torch.tensor([[1.0, 0.0], [0.0, 1.0], [100.0, 100.0]]).view(1, 1, 3, 2)
+    query = torch.tensor([math.log(3.0), 0.0]).view(1, 1, 1, 2)
+    # scores log 3 and 0 over the first two tokens: weights 3/4 and 1/4, log-sum-exp log 4
+    out, lse = ref.attend(query, keys, values, torch.tensor([[[[0, 1]]]]), 1.0)
+    torch.testing.assert_close(out.flatten(), torch.tensor([0.75, 0.25]))
+    assert lse.item() == pytest.approx(math.log(4.0))
+
+
+def test_merging_parts_gives_the_whole():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(1, 1, 1, 16), torch.randn(1, 1, 9, 16), torch.randn(1, 1, 9, 16)
+    parts = [
+        ref.attend(q, k, v, torch.tensor(part).view(1, 1, 1, -1), 0.25)
+        for part in ([0, 3, 4], [1, 2, 5, 6, 7, 8])
+    ]
+    whole = ref.attend(q, k, v, torch.arange(9).view(1, 1, 1, -1), 0.25)
+    merged = ref.merge(*parts[0], *parts[1])
+    torch.testing.assert_close(merged, whole)
+    empty = (torch.zeros_like(whole[0]), torch.full_like(whole[1], -torch.inf))
+    torch.testing.assert_close(ref.merge(*whole, *empty), whole)
+
+
+@pytest.mark.parametrize("scorer", ["dot", "manhattan"])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (4, 2), (9, 3), (14, 2)])
+@pytest.mark.parametrize("new", [1, 3])
+@pytest.mark.parametrize("size", [3, 31, 32, 33])
+def test_a_budget_of_the_whole_context_is_full_attention(scorer, heads, kv_heads, new, size):
+    torch.manual_seed(size)
+    q = torch.randn(2, heads, new, 80)
+    k, v = torch.randn(2, kv_heads, size, 80), torch.randn(2, kv_heads, size, 80)
+    settings = SparseSettings(budget=size, scorer=scorer)
+    out = decode_attention(q, view(k, v), 0.1, settings)
+    mask = torch.ones(new, size, dtype=torch.bool).tril(size - new)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, scale=0.1, enable_gqa=True
+    )
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_compensation_is_exact_where_the_rest_is_uniform():
+    # Keys of equal estimate and equal score, values that differ: mass and mean of the rest are both known.
+    torch.manual_seed(0)
+    keys = torch.randn(1, 1, 1, 64).expand(1, 1, 50, 64).contiguous()
+    values = torch.randn(1, 1, 50, 64)
+    cache = view(keys, values, centre=True)
+    out = decode_attention(torch.randn(1, 2, 1, 64), cache, 0.125, SparseSettings(budget=20))
+    torch.testing.assert_close(out[0, 0, 0], values.mean(2)[0, 0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("new", [1, 4])
+def test_compensation_brings_the_output_closer_to_full_attention(new):
+    torch.manual_seed(1)
+    q, k = torch.randn(1, 8, new, 64), torch.randn(1, 2, 600, 64) + 0.5
+    v = torch.randn(1, 2, 600, 64)
+    cache = view(k, v)
+    full = decode_attention(q, cache, 0.125, SparseSettings(budget=600))
+    plain = decode_attention(q, cache, 0.125, SparseSettings(budget=64, compensate=False))
+    better = decode_attention(q, cache, 0.125, SparseSettings(budget=64))
+    assert (better - full).norm() < 0.7 * (plain - full).norm()
+
+
+def test_settings_refuse_what_has_no_meaning():
+    with pytest.raises(ValueError, match="scorer must be one of dot, manhattan"):
+        SparseSettings(scorer="cosine")
+    with pytest.raises(ValueError, match="budget must be at least 1"):
+        SparseSettings(budget=0)
+    k = torch.randn(1, 2, 8, 64)
+    with pytest.raises(ValueError, match="3 query heads do not divide"):
+        decode_attention(torch.randn(1, 3, 1, 64), view(k, k), 1.0, SparseSettings())
