@@ -1,0 +1,61 @@
+"""Markdown that arrives in pieces: which blocks are finished, and how a block looks on a terminal."""
+
+from __future__ import annotations
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.markdown import Markdown
+
+# Nothing the model wrote may vanish: HTML and link definitions stay visible as text, and so do the backslashes of
+# formulas and Windows paths.
+_PARSER = (
+    MarkdownIt("commonmark", {"html": False})
+    .enable(["table", "strikethrough"])
+    .disable(["reference", "escape"])
+)
+
+
+class Block:
+    """One or more Markdown blocks, drawn by Rich with the answer's own line breaks."""
+
+    def __init__(self, text: str) -> None:
+        self._markdown = Markdown("", hyperlinks=False)
+        self._markdown.parsed = _keep_line_breaks(_PARSER.parse(text))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self._markdown
+
+
+class BlockStream:
+    """Splits a growing Markdown text into finished top-level blocks and an unfinished tail."""
+
+    def __init__(self) -> None:
+        self.tail = ""
+
+    def feed(self, text: str) -> list[str]:
+        """Add text; return the blocks that no later text can change, in order."""
+        self.tail += text
+        if "\n" not in text:
+            return []
+        # Only whole lines decide: a half line such as `-` may still become a list, a rule or a heading.
+        lines = self.tail[: self.tail.rindex("\n") + 1].splitlines(keepends=True)
+        starts = [token.map[0] for token in _PARSER.parse("".join(lines)) if token.level == 0 and token.map]
+        bounds = sorted(set(starts))
+        blocks = ["".join(lines[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+        if blocks:
+            self.tail = self.tail[sum(map(len, lines[: bounds[-1]])) :]
+        return blocks
+
+    def flush(self) -> list[str]:
+        """The last block, at the end of the answer."""
+        tail, self.tail = self.tail, ""
+        return [tail] if tail.strip() else []
+
+
+def _keep_line_breaks(tokens: list[Token]) -> list[Token]:
+    for token in tokens:
+        for child in token.children or ():
+            if child.type == "softbreak":
+                child.type = "hardbreak"
+    return tokens

@@ -1,0 +1,224 @@
+"""The options that commands share: each flag has one definition, in a group that a command takes as a whole."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import typer
+
+DEFAULT_MAX_TOKENS = 1024
+DEFAULT_PREFILL_CHUNK = 2048
+
+_UNITS = {"k": 1024, "m": 1024**2, "g": 1024**3}
+
+_model = partial(typer.Option, rich_help_panel="Model")
+_attention = partial(typer.Option, rich_help_panel="Attention")
+_sampling = partial(typer.Option, rich_help_panel="Sampling")
+_input = partial(typer.Option, rich_help_panel="Input")
+_prompt = partial(typer.Option, rich_help_panel="Question and answer")
+_output = partial(typer.Option, rich_help_panel="Output")
+
+
+def parse_length(text: str | int) -> int:
+    """The number that `32768`, `32k` or `32K` means; k is 1024, m and g its powers.
+
+    Raises typer.BadParameter for anything else.
+    """
+    digits = str(text).strip().lower()
+    unit = _UNITS.get(digits[-1:], 1)
+    if unit > 1:
+        digits = digits[:-1]
+    if not digits.isdecimal():
+        raise typer.BadParameter(f"{text!r} is not a length such as 32768 or 32k")
+    return int(digits) * unit
+
+
+_length = {"parser": parse_length, "metavar": "LENGTH"}
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model answers, and how it is loaded."""
+
+    model: Annotated[
+        str | None,
+        _model(
+            "-m",
+            "--model",
+            envvar="ADAMAS_MODEL",
+            metavar="NAME",
+            help="Alias (see `adamas models ls`), Hugging Face id, directory or .gguf file.",
+        ),
+    ] = None
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        _model("--dtype", help="Number format of the weights."),
+    ] = "auto"
+    device: Annotated[
+        str, _model("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 and so on.")
+    ] = "auto"
+    trust_remote_code: Annotated[
+        bool, _model("--trust-remote-code", help="Run model code that comes with the model's files.")
+    ] = False
+    offline: Annotated[bool, _model("--offline", help="Make no network call at all.")] = False
+
+
+@dataclass(frozen=True)
+class AttentionOptions:
+    """How each answer token attends to the documents."""
+
+    attn: Annotated[
+        Literal["auto", "adamas", "full"],
+        _attention("--attn", help="Sparse, full, or sparse as soon as the context is long enough to gain."),
+    ] = "auto"
+    budget: Annotated[
+        int, _attention("--budget", min=1, help="Tokens that each query head attends to in a sparse layer.")
+    ] = 128
+    scorer: Annotated[
+        Literal["dot", "manhattan"], _attention("--scorer", help="How 2-bit codes are compared.")
+    ] = "dot"
+    dense_layers: Annotated[
+        int, _attention("--dense-layers", min=0, help="First layers that keep full attention.")
+    ] = 2
+    backend: Annotated[
+        Literal["auto", "triton", "torch"], _attention("--backend", help="Kernels for sparse attention.")
+    ] = "auto"
+    prefill_chunk: Annotated[
+        int, _attention("--prefill-chunk", help="Prompt tokens read per step.", **_length)
+    ] = DEFAULT_PREFILL_CHUNK
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How the next token is drawn; the default is greedy, so that answers repeat."""
+
+    temperature: Annotated[float, _sampling("--temp", min=0.0, help="0 takes the likeliest token.")] = 0.0
+    top_p: Annotated[
+        float, _sampling("--top-p", min=0.0, max=1.0, help="Likeliest tokens that make up this probability.")
+    ] = 1.0
+    top_k: Annotated[int, _sampling("--top-k", min=0, help="Likeliest tokens kept; 0 keeps all.")] = 0
+    min_p: Annotated[
+        float, _sampling("--min-p", min=0.0, max=1.0, help="Least probability, relative to the likeliest.")
+    ] = 0.0
+    seed: Annotated[int | None, _sampling("--seed", help="Makes drawn answers repeat.")] = None
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """Which files of the sources are read."""
+
+    include: Annotated[
+        list[str] | None,
+        _input("-i", "--include", metavar="PATTERN", help="Only these files (gitignore syntax; repeatable)."),
+    ] = None
+    exclude: Annotated[
+        list[str] | None,
+        _input("-e", "--exclude", metavar="PATTERN", help="Not these files (gitignore syntax; repeatable)."),
+    ] = None
+    no_gitignore: Annotated[bool, _input("--no-gitignore", help="Read ignored files too.")] = False
+    hidden: Annotated[bool, _input("--hidden", help="Read hidden files and folders too.")] = False
+    max_file_size: Annotated[
+        int | None, _input("--max-file-size", help="Skip larger files found in folders.", **_length)
+    ] = None
+    files_from: Annotated[
+        str | None, _input("--files-from", metavar="FILE", help="Read the list of paths from a file or `-`.")
+    ] = None
+    null: Annotated[bool, _input("-0", "--null", help="Paths in that list end with NUL.")] = False
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """What is asked, and how much room the prompt and the answer have."""
+
+    system: Annotated[
+        str | None, _prompt("-s", "--system", metavar="TEXT", help="System prompt in place of the default.")
+    ] = None
+    template: Annotated[
+        Path | None,
+        _prompt("-t", "--template", metavar="FILE", help="Prompt template in place of the default."),
+    ] = None
+    max_tokens: Annotated[
+        int, _prompt("-n", "--max-tokens", help="Longest answer, in tokens.", **_length)
+    ] = DEFAULT_MAX_TOKENS
+    ctx_size: Annotated[
+        int,
+        _prompt("--ctx-size", help="Context in tokens; 0 is as much as needed, up to the model's.", **_length),
+    ] = 0
+    on_overflow: Annotated[
+        Literal["error", "truncate"],
+        _prompt("--on-overflow", help="Over-long input: stop, or keep its head and tail and say so."),
+    ] = "error"
+    think: Annotated[
+        bool | None,
+        _prompt("--think/--no-think", help="Ask a thinking model to think, or not to."),
+    ] = None
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where the answer goes and what is shown beside it."""
+
+    output: Annotated[
+        Path | None, _output("-o", "--output", metavar="FILE", help="Write the answer to a file; `-` is stdout.")
+    ] = None
+    json: Annotated[bool, _output("--json", help="Print JSON.")] = False
+    hide_reasoning: Annotated[
+        bool, _output("-R", "--hide-reasoning", help="Do not show what a thinking model thinks.")
+    ] = False
+    usage: Annotated[
+        bool | None,
+        _output("-u", "--usage/--no-usage", help="Token counts and rates; shown on a terminal by default."),
+    ] = None
+    quiet: Annotated[bool, _output("--quiet", help="Show nothing but the answer and errors.")] = False
+    verbose: Annotated[
+        int, _output("-v", "--verbose", count=True, help="Say more; -vv adds tracebacks.")
+    ] = 0
+
+
+GROUPS = (ModelOptions, AttentionOptions, SamplingOptions, InputOptions, PromptOptions, OutputOptions)
+
+
+def setting_names() -> frozenset[str]:
+    """The names that the configuration file may set, such as `max_tokens`."""
+    return frozenset(field.name for group in GROUPS for field in fields(group))
+
+
+def grouped(function: Callable[..., None]) -> Callable[..., None]:
+    """A command for typer whose option-group parameters are spread into one flag per field."""
+    hints = get_type_hints(function, include_extras=True)
+    groups: dict[str, Any] = {}
+    flat: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if is_dataclass(hints[name]):
+            groups[name] = hints[name]
+            flat.extend(_flags(hints[name]))
+        else:
+            flat.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
+
+    def command(**values: Any) -> None:
+        gathered = {
+            name: group(**{field.name: values.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        function(**gathered, **values)
+
+    command.__name__ = function.__name__
+    command.__doc__ = function.__doc__
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
+    command.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
+    return command
+
+
+def _flags(group: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in fields(group)
+    ]
