@@ -1,0 +1,262 @@
+"""README.md against the program. docs/development.md tells the conventions that make a page testable."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import adamas_cli
+from adamas_cli import errors
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+SECTIONS = [
+    "Quick start",
+    "Examples",
+    "How it works",
+    "Measurements",
+    "Code map",
+    "Supported models and versions",
+    "Exit codes",
+    "Limits",
+    "Licence",
+]
+
+
+@dataclass(frozen=True)
+class Command:
+    """One `$` line of a console block, with its place in the page."""
+
+    text: str
+    page: Path
+    line: int
+    runs: bool  # the block is marked `console run`
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+    def programs(self) -> list[list[str]]:
+        """The words of each program that the line starts, split at pipes and the shell's other operators."""
+        words = shlex.shlex(self.text, posix=True, punctuation_chars=True)
+        words.whitespace_split = True
+        programs: list[list[str]] = [[]]
+        for word in words:
+            if set(word) <= set("|&;"):
+                programs.append([])
+            else:
+                programs[-1].append(word)
+        return programs
+
+    def of(self, name: str) -> list[list[str]]:
+        """The arguments of each call of the program `name` on the line."""
+        return [words[1:] for words in self.programs() if words and Path(words[0]).name == name]
+
+
+def commands(page: Path) -> list[Command]:
+    """The commands of the page's console blocks, in order."""
+    found = []
+    block: str | None = None
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), start=1):
+        if line.startswith("```"):
+            block = line.removeprefix("```") if block is None else None
+        elif block in ("console", "console run") and line.startswith("$ "):
+            found.append(Command(line.removeprefix("$ "), page, number, block == "console run"))
+    return found
+
+
+COMMANDS = [command for page in PAGES for command in commands(page)]
+ADAMAS = [command for command in COMMANDS if command.of("adamas")]
+
+
+@cache
+def help_of(*subcommand: str) -> str:
+    """What `adamas SUBCOMMAND --help` prints, without colour and wide enough for every flag."""
+    plain = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+    done = subprocess.run(
+        [sys.executable, "-m", "adamas_cli", *subcommand, "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=plain,
+    )
+    assert done.returncode == 0, f"adamas {' '.join(subcommand)} --help: {done.stderr}"
+    return done.stdout
+
+
+def flags_in(text: str) -> set[str]:
+    """The flags named in a text: `-m`, `--model`; neither a negative number nor a lone dash."""
+    return set(re.findall(r"(?<![\w-])(--[a-z][a-z0-9-]*|-[a-zA-Z0-9])(?![\w-])", text))
+
+
+def has_subcommands(help_text: str) -> bool:
+    """Whether the usage line asks for a command."""
+    return re.search(r"Usage: .*\bCOMMAND\b", help_text) is not None
+
+
+def split_subcommand(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The words that name the (sub)command, and the arguments that it gets."""
+    subcommand: list[str] = []
+    rest = list(arguments)
+    while rest and not rest[0].startswith("-") and has_subcommands(help_of(*subcommand)):
+        subcommand.append(rest.pop(0))
+    return subcommand, rest
+
+
+@cache
+def all_flags() -> frozenset[str]:
+    """Every flag of every command, found by walking the help texts."""
+    flags: set[str] = set()
+    waiting: list[tuple[str, ...]] = [()]
+    while waiting:
+        subcommand = waiting.pop()
+        text = help_of(*subcommand)
+        flags |= flags_in(text)
+        if has_subcommands(text):
+            listed = text[text.index("Commands") :]
+            waiting += [(*subcommand, name) for name in re.findall(r"^│ ([a-z]+)\b", listed, re.MULTILINE)]
+    return frozenset(flags)
+
+
+def section(title: str) -> str:
+    """The text of one of README.md's sections."""
+    return README.split(f"\n## {title}\n", 1)[1].split("\n## ", 1)[0]
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of a table's body."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def code_in(text: str) -> list[str]:
+    """The inline code of a text outside its blocks."""
+    return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+
+
+def test_the_readme_has_its_sections_in_order() -> None:
+    assert re.findall(r"^## (.*)$", README, re.MULTILINE) == SECTIONS
+
+
+@pytest.mark.parametrize("command", ADAMAS, ids=str)
+def test_each_command_line_names_a_command_and_flags_that_exist(command: Command) -> None:
+    for arguments in command.of("adamas"):
+        subcommand, rest = split_subcommand(arguments)
+        given = {word.split("=", 1)[0] for word in rest if re.match(r"--?[a-zA-Z]", word)}
+        assert not given - flags_in(help_of(*subcommand)), command.text
+
+
+def test_each_command_has_an_example() -> None:
+    """A command that the README never calls is one that nobody finds."""
+    listed = re.findall(r"^│ ([a-z]+)\b", help_of()[help_of().index("Commands") :], re.MULTILINE)
+    shown = {arguments[0] for command in commands(ROOT / "README.md") for arguments in command.of("adamas")}
+    assert listed
+    assert not set(listed) - shown
+
+
+def test_each_flag_in_the_text_exists() -> None:
+    flags = {flag for code in code_in(README) if code.startswith("-") for flag in flags_in(code)}
+    assert not flags - all_flags()
+
+
+def test_each_make_command_names_a_target() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    named = {words[0] for command in COMMANDS for words in command.of("make")}
+    named |= {
+        code.split()[1] for page in PAGES for code in code_in(page.read_text()) if code.startswith("make ")
+    }
+    assert {"ask", "test"} <= named
+    assert not named - targets
+
+
+def test_the_readme_marks_commands_to_run() -> None:
+    assert [command for command in ADAMAS if command.runs]
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.runs], ids=str)
+def test_each_command_marked_to_run_succeeds(command: Command, tiny_model: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "config.toml"
+    settings.write_text("max_tokens = 8\n")
+    environment = {
+        **os.environ,
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "ADAMAS_MODEL": str(tiny_model),
+        "ADAMAS_CONFIG": str(settings),
+        "ADAMAS_CACHE_DIR": str(tmp_path / "cache"),
+    }
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command.text],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_the_exit_codes_are_those_of_the_program() -> None:
+    kinds = [errors.AdamasError, *errors.AdamasError.__subclasses__()]
+    documented = {int(code): kind.strip("`") for code, kind, _ in rows(section("Exit codes"))}
+    assert documented == {0: "", errors.INTERRUPTED: "", **{kind.exit_code: kind.kind for kind in kinds}}
+
+
+def mapped_paths() -> list[Path]:
+    """The paths that the code map names; a file in the second cell is relative to the first cell's path."""
+    paths = []
+    for where, what in rows(section("Code map")):
+        (folder,) = code_in(where)
+        files = [code for code in code_in(what) if re.fullmatch(r"[\w./-]+\.(py|md|toml)", code)]
+        paths += [ROOT / folder, *(ROOT / folder / file for file in files)]
+    return paths
+
+
+def test_the_code_map_names_only_what_exists() -> None:
+    assert [str(path) for path in mapped_paths() if not path.exists()] == []
+
+
+def test_the_code_map_names_every_module() -> None:
+    modules = {path for folder in ("adamas_cli", "kernels") for path in (ROOT / folder).rglob("*.py")}
+    packages = {path.parent for path in modules if path.name == "__init__.py"}
+    wanted = {path for path in modules if path.name != "__init__.py"} | packages | {ROOT / "prompts"}
+    assert sorted(str(path.relative_to(ROOT)) for path in wanted - set(mapped_paths())) == []
+
+
+def test_the_supported_versions_are_those_of_the_metadata() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = [line.split(";")[0] for line in project["dependencies"]]
+    declared.append(f"Python{project['requires-python']}")
+    text = section("Supported models and versions")
+    for name in ("Python", "torch", "triton", "transformers"):
+        (line,) = [line for line in declared if re.match(rf"{name}\b", line)]
+        assert f"{name} >= {line.split('>=')[1]}" in text
+
+
+def test_the_built_in_names_are_those_of_the_table_of_models() -> None:
+    table = tomllib.loads((ROOT / "adamas_cli" / "models" / "models.toml").read_text(encoding="utf-8"))
+    text = section("Supported models and versions")
+    assert [name for name in table if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_relative_links_lead_to_a_file(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+    local = [target for target in targets if "://" not in target]
+    assert [target for target in local if not (page.parent / target).exists()] == []
+
+
+def test_the_changelog_knows_this_version() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(rf"^## {re.escape(adamas_cli.__version__)}\b", changelog, re.MULTILINE)
