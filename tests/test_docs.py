@@ -208,9 +208,10 @@ def test_each_command_marked_to_run_succeeds(command: Command, tiny_model: Path,
 
 
 def test_the_exit_codes_are_those_of_the_program() -> None:
-    kinds = [errors.AdamasError, *errors.AdamasError.__subclasses__()]
+    classes: list[type[errors.AdamasError]] = [errors.AdamasError, *errors.AdamasError.__subclasses__()]
+    raised = {error.exit_code: error.kind for error in classes}
     documented = {int(code): kind.strip("`") for code, kind, _ in rows(section("Exit codes"))}
-    assert documented == {0: "", errors.INTERRUPTED: "", **{kind.exit_code: kind.kind for kind in kinds}}
+    assert documented == {0: "", errors.INTERRUPTED: "", **raised}
 
 
 def mapped_paths() -> list[Path]:
