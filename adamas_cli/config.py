@@ -1,7 +1,7 @@
 """The configuration file: defaults for flags, below the command line and the environment.
 
-It is found by `ADAMAS_CONFIG` or in the user's configuration directory, never beside the documents that are asked
-about: what lies there is content.
+It is found by `ADAMAS_CONFIG` or in the user's configuration directory, never beside the documents that are
+asked about: what lies there is content.
 """
 
 from __future__ import annotations

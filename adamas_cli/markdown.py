@@ -2,29 +2,50 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.markdown import Markdown
+from rich.markdown import CodeBlock, Heading, Markdown
+from rich.syntax import Syntax
+from rich.theme import Theme
 
-# Nothing the model wrote may vanish: HTML and link definitions stay visible as text, and so do the backslashes of
-# formulas and Windows paths.
+# Nothing the model wrote may vanish: HTML, images and link definitions stay visible as text, and so do
+# the backslashes of formulas and Windows paths.
 _PARSER = (
     MarkdownIt("commonmark", {"html": False})
     .enable(["table", "strikethrough"])
-    .disable(["reference", "escape"])
+    .disable(["reference", "escape", "image"])
 )
 
 
-class Block:
-    """One or more Markdown blocks, drawn by Rich with the answer's own line breaks."""
+# Colours that read well on a light and on a dark background.
+THEME = Theme(
+    {"markdown.code": "bold cyan", "markdown.code_block": "none", "markdown.h1": "bold underline"},
+)
+_CODE_THEME = "ansi_dark"
 
-    def __init__(self, text: str) -> None:
-        self._markdown = Markdown("", hyperlinks=False)
-        self._markdown.parsed = _keep_line_breaks(_PARSER.parse(text))
+
+class _Code(CodeBlock):
+    """Code without a margin, so that it can be copied from the screen."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield self._markdown
+        yield Syntax(str(self.text).rstrip(), self.lexer_name, theme=self.theme, word_wrap=True)
+
+
+class _LeftHeading(Heading):
+    LEVEL_ALIGN = dict.fromkeys(Heading.LEVEL_ALIGN, "left")
+
+
+class Block(Markdown):
+    """One or more Markdown blocks, with the answer's own line breaks and with links' addresses in sight."""
+
+    elements = Markdown.elements | {"fence": _Code, "code_block": _Code, "heading_open": _LeftHeading}
+
+    def __init__(self, text: str) -> None:
+        super().__init__("", code_theme=_CODE_THEME, hyperlinks=False)
+        self.parsed = _keep_line_breaks(_PARSER.parse(text))
 
 
 class BlockStream:
@@ -42,7 +63,7 @@ class BlockStream:
         lines = self.tail[: self.tail.rindex("\n") + 1].splitlines(keepends=True)
         starts = [token.map[0] for token in _PARSER.parse("".join(lines)) if token.level == 0 and token.map]
         bounds = sorted(set(starts))
-        blocks = ["".join(lines[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+        blocks = ["".join(lines[a:b]) for a, b in pairwise(bounds)]
         if blocks:
             self.tail = self.tail[sum(map(len, lines[: bounds[-1]])) :]
         return blocks

@@ -1,4 +1,4 @@
-"""The options that commands share: each flag has one definition, in a group that a command takes as a whole."""
+"""The options that commands share: each flag is defined once, in a group that a command takes as a whole."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ _sampling = partial(typer.Option, rich_help_panel="Sampling")
 _input = partial(typer.Option, rich_help_panel="Input")
 _prompt = partial(typer.Option, rich_help_panel="Question and answer")
 _output = partial(typer.Option, rich_help_panel="Output")
+
+# What belongs to one call and would surprise as a setting for all of them.
+_NOT_SETTINGS = {"files_from", "json", "null", "output"}
 
 
 def parse_length(text: str | int) -> int:
@@ -59,9 +62,9 @@ class ModelOptions:
         Literal["auto", "float32", "bfloat16", "float16"],
         _model("--dtype", help="Number format of the weights."),
     ] = "auto"
-    device: Annotated[
-        str, _model("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 and so on.")
-    ] = "auto"
+    device: Annotated[str, _model("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 and so on.")] = (
+        "auto"
+    )
     trust_remote_code: Annotated[
         bool, _model("--trust-remote-code", help="Run model code that comes with the model's files.")
     ] = False
@@ -147,7 +150,9 @@ class PromptOptions:
     ] = DEFAULT_MAX_TOKENS
     ctx_size: Annotated[
         int,
-        _prompt("--ctx-size", help="Context in tokens; 0 is as much as needed, up to the model's.", **_length),
+        _prompt(
+            "--ctx-size", help="Context in tokens; 0 is as much as needed, up to the model's.", **_length
+        ),
     ] = 0
     on_overflow: Annotated[
         Literal["error", "truncate"],
@@ -164,7 +169,8 @@ class OutputOptions:
     """Where the answer goes and what is shown beside it."""
 
     output: Annotated[
-        Path | None, _output("-o", "--output", metavar="FILE", help="Write the answer to a file; `-` is stdout.")
+        Path | None,
+        _output("-o", "--output", metavar="FILE", help="Write the answer to a file; `-` is stdout."),
     ] = None
     json: Annotated[bool, _output("--json", help="Print JSON.")] = False
     hide_reasoning: Annotated[
@@ -175,9 +181,7 @@ class OutputOptions:
         _output("-u", "--usage/--no-usage", help="Token counts and rates; shown on a terminal by default."),
     ] = None
     quiet: Annotated[bool, _output("--quiet", help="Show nothing but the answer and errors.")] = False
-    verbose: Annotated[
-        int, _output("-v", "--verbose", count=True, help="Say more; -vv adds tracebacks.")
-    ] = 0
+    verbose: Annotated[int, _output("-v", "--verbose", count=True, help="Say more; -vv adds tracebacks.")] = 0
 
 
 GROUPS = (ModelOptions, AttentionOptions, SamplingOptions, InputOptions, PromptOptions, OutputOptions)
@@ -185,7 +189,7 @@ GROUPS = (ModelOptions, AttentionOptions, SamplingOptions, InputOptions, PromptO
 
 def setting_names() -> frozenset[str]:
     """The names that the configuration file may set, such as `max_tokens`."""
-    return frozenset(field.name for group in GROUPS for field in fields(group))
+    return frozenset(field.name for group in GROUPS for field in fields(group)) - _NOT_SETTINGS
 
 
 def grouped(function: Callable[..., None]) -> Callable[..., None]:

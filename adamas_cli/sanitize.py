@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-# CSI (colours, cursor), OSC (titles, links, clipboard) and the other strings, then two-character escapes: ECMA-48.
+# ECMA-48: CSI (colours, cursor), OSC (titles, links, clipboard) and other strings, two-character escapes.
 _ESCAPE = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
     r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)"

@@ -1,0 +1,227 @@
+"""The only module that draws: the answer on stdout, the show on stderr.
+
+On a terminal, finished Markdown blocks are printed once and a few rows below them are redrawn in place.
+Elsewhere the answer is the model's own text, byte for byte, and the show is a few plain lines.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self, TextIO
+
+from rich.console import Console, RenderableType
+from rich.text import Text as StyledText
+
+from adamas_cli import lines
+from adamas_cli.answer import Text
+from adamas_cli.answers import MarkdownAnswers, PlainAnswers
+from adamas_cli.events import Done, Event, Prefill, Token
+from adamas_cli.markdown import THEME
+from adamas_cli.region import Line, Region, ansi
+from adamas_cli.sanitize import one_line, plain
+
+_FRAME_SECONDS = 0.1
+
+
+@dataclass
+class _Task:
+    label: str
+    total: int | None
+    unit: str
+    began: float
+    done: int = 0
+
+    def advance(self, units: int) -> None:
+        self.done += units
+
+    def line(self, width: int) -> RenderableType:
+        written = lines.size if self.unit == "bytes" else lines.count
+        told = written(self.done) if self.total is None else f"{written(self.done)} of {written(self.total)}"
+        facts = [told if self.unit == "bytes" else f"{told} {self.unit}"]
+        seconds = time.monotonic() - self.began
+        if self.total and 0 < self.done < self.total:
+            facts.insert(0, f"ETA {lines.duration(seconds * (self.total - self.done) / self.done)}")
+        elif seconds >= 1:
+            facts.append(lines.duration(seconds))
+        return lines.bar(self.label, self.done, self.total, facts, width)
+
+
+class Display:
+    """Draws events and, as a `Progress`, the tasks that come before them. A context manager; thread-safe.
+
+    `answers` is where the answer is printed, None where it is not (JSON, a file). `usage` is whether each
+    answer ends with a line of counts and rates; None shows it on a terminal.
+    """
+
+    def __init__(
+        self,
+        *,
+        answers: TextIO | None,
+        notes: TextIO,
+        quiet: bool = False,
+        usage: bool | None = None,
+        reasoning: bool = True,
+    ) -> None:
+        self._notes = _console(notes)
+        self._quiet = quiet
+        self._shows_reasoning = reasoning and not quiet
+        self._shows_progress = _can_redraw(self._notes) and not quiet
+        # Rows redrawn on a terminal would tangle with an answer that another program prints on it.
+        shared = answers is not None and not answers.isatty() and not _is_file(answers)
+        self._shows_status = self._shows_progress and not shared
+        self._shows_usage = (self._shows_progress if usage is None else usage) and not quiet
+        self._live = self._notes if self._shows_progress else None
+        self._answers: PlainAnswers | MarkdownAnswers | None = None
+        if answers is not None:
+            self._answers = self._open_answers(answers)
+        self._region = Region(self._live) if self._live is not None else None
+        self._lock = threading.RLock()
+        self._stopped = threading.Event()
+        self._ticker = threading.Thread(target=self._tick, name="display", daemon=True)
+        self._tasks: list[_Task] = []
+        self._prefill: tuple[Prefill, float] | None = None  # with the time it came
+        self._token: Token | None = None
+        self._thought = ""  # the unfinished line of what the model thinks
+
+    def _open_answers(self, stream: TextIO) -> PlainAnswers | MarkdownAnswers:
+        console = _console(stream)
+        if self._live is None and _can_redraw(console):
+            self._live = console
+        if not console.is_terminal or console.is_dumb_terminal:
+            return PlainAnswers(stream, self._make_room if not self._shows_status else lambda: None)
+        return MarkdownAnswers(console, lambda rendered: self._print_lines(console, rendered))
+
+    def __enter__(self) -> Self:
+        if self._region is not None:
+            self._ticker.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopped.set()
+        if self._ticker.is_alive():
+            self._ticker.join()
+        with suppress(BrokenPipeError):
+            self._finish()
+
+    def note(self, text: str) -> None:
+        """One line on stderr that the user should read."""
+        if not self._quiet:
+            self._print_note(plain(text))
+
+    @contextmanager
+    def task(self, label: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+        """A line with a bar while the task lasts, where stderr is a terminal."""
+        task = _Task(one_line(label), total, unit, time.monotonic())
+        with self._lock:
+            self._tasks.append(task)
+        try:
+            yield task.advance
+        finally:
+            with self._lock:
+                self._tasks.remove(task)
+
+    def question(self, text: str) -> None:
+        """Say which of several questions comes next, where stderr is a terminal."""
+        if self._shows_progress:
+            self._print_note(f"\n> {one_line(text)}\n", style="bold")
+
+    def show(self, event: Event | Text) -> None:
+        """Draw what has just happened."""
+        with self._lock:
+            match event:
+                case Prefill():
+                    self._prefill = (event, time.monotonic()) if event.done < event.total else None
+                case Token():
+                    self._prefill, self._token = None, event
+                case Text(text=text, reasoning=True):
+                    self._think(text)
+                case Text(text=text, reasoning=False):
+                    self._finish_thought()
+                    if self._answers is not None:
+                        self._answers.say(text)
+                case Done():
+                    self._finish()
+                    if self._shows_usage:
+                        self._print_note(lines.summary(event), style="dim")
+
+    def _think(self, text: str) -> None:
+        if self._shows_reasoning:
+            *whole, self._thought = (self._thought + text).split("\n")
+            for line in whole:
+                self._print_note(line, style="dim")
+
+    def _finish_thought(self) -> None:
+        if self._thought:
+            line, self._thought = self._thought, ""
+            self._print_note(line + "\n", style="dim")
+
+    def _finish(self) -> None:
+        """Print what is still unfinished, and leave nothing behind that would be redrawn."""
+        with self._lock:
+            self._prefill = self._token = None
+            self._finish_thought()
+            self._make_room()
+            if self._answers is not None:
+                self._answers.finish()
+
+    def _make_room(self) -> None:
+        if self._region is not None:
+            self._region.clear()
+
+    def _print_note(self, text: str, style: str = "") -> None:
+        with self._lock:
+            self._make_room()
+            self._notes.print(StyledText(text, style=style), soft_wrap=True)
+            self._notes.file.flush()
+
+    def _print_lines(self, console: Console, rendered: list[Line]) -> None:
+        self._make_room()
+        console.file.write(ansi(console, rendered) + "\n")
+        console.file.flush()
+
+    def _tick(self) -> None:
+        while not self._stopped.wait(_FRAME_SECONDS):
+            with self._lock:
+                self._redraw()
+
+    def _redraw(self) -> None:
+        assert self._region is not None
+        assert self._live is not None
+        width = max(1, self._live.width - 1)
+        rows: list[RenderableType] = []
+        if self._thought:
+            rows.append(StyledText(self._thought, style="dim"))
+        if self._answers is not None:
+            rows += self._answers.tail()
+        if self._shows_progress:
+            rows += [task.line(width) for task in self._tasks]
+            if self._prefill is not None:
+                event, came = self._prefill
+                rows.append(lines.prefill_line(event, time.monotonic() - came, width))
+        if self._shows_status and self._token is not None:
+            rows.append(lines.status_line(self._token, width))
+        self._region.draw(rows)
+
+
+def _console(stream: TextIO) -> Console:
+    return Console(file=stream, theme=THEME, highlight=False)
+
+
+def _can_redraw(console: Console) -> bool:
+    return console.file.isatty() and not console.is_dumb_terminal
+
+
+def _is_file(stream: TextIO) -> bool:
+    try:
+        return stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+    except OSError:  # a stream without a descriptor
+        return False

@@ -1,0 +1,64 @@
+"""From any exception to the one or two lines, the JSON object and the exit code that a user gets."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import traceback
+
+from adamas_cli.errors import INTERRUPTED, AdamasError, OutOfMemoryError
+from adamas_cli.sanitize import plain
+
+CLOSED_PIPE = 141  # what a shell reports for a process that SIGPIPE ended
+
+
+class InterruptedByUserError(AdamasError):
+    """Ctrl-C."""
+
+    exit_code = INTERRUPTED
+    kind = "interrupted"
+
+
+def as_user_error(error: Exception) -> AdamasError:
+    """The error to show for any exception: itself if it was written for users, else a line that names it."""
+    if isinstance(error, AdamasError):
+        return error
+    if _is_out_of_memory(error):
+        return OutOfMemoryError(
+            f"out of memory: {_first_line(error)}\n"
+            "try a smaller --prefill-chunk, a smaller model, --dtype bfloat16, or fewer documents"
+        )
+    return AdamasError(
+        f"{type(error).__name__}: {_first_line(error)}\nthis is a fault in adamas; -vv shows where"
+    )
+
+
+def report(error: AdamasError, *, as_json: bool) -> int:
+    """Tell the user, on stderr and with `as_json` also as an object on stdout; the exit code."""
+    if logging.getLogger("adamas_cli").isEnabledFor(logging.DEBUG):
+        shown = error.__cause__ if type(error) is AdamasError and error.__cause__ else error
+        traceback.print_exception(shown, file=sys.stderr)
+    print(f"adamas: {plain(error.message)}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": error.as_json()}, ensure_ascii=False))
+    return error.exit_code
+
+
+def abandon_stdout() -> int:
+    """Let the interpreter end without a complaint about a pipe that the reader has closed; the exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return CLOSED_PIPE
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
+        return True
+    # torch's CPU allocator has no exception type of its own
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "no details")
