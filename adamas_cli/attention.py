@@ -1,0 +1,123 @@
+"""Adamas as an attention implementation of transformers, registered for a scope and undone afterwards.
+
+No forward is rewritten: every model that calls transformers' attention interface hands over q, k, v after
+RoPE, with KV heads not repeated. The cache travels with the call as the keyword argument `adamas_cache`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from adamas_kernels.ops import SparseSettings, decode_attention
+from adamas_kernels.prefill import chunk_attention
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from adamas_cli.cache import FULL, SLIDING, AdamasCache, FullLayer, layer_types
+from adamas_cli.errors import ModelUnavailableError
+
+NAME = "adamas"
+DENSE_LAYERS = 2  # the first layers attend broadly, and stay dense in decode (paper, section 4.1)
+# Below this many tokens full attention is as fast as sparse attention: measured, see docs/performance.md.
+AUTO_MIN_CONTEXT = 16384
+
+
+# What some models pass to change the scores or the softmax; ignoring one would be silently wrong.
+SCORE_EXTRAS = ("softcap", "s_aux", "position_bias", "head_mask")
+
+
+@dataclass(frozen=True)
+class AttentionSettings:
+    """How answer tokens attend. kind: `adamas`, `full`, or `auto` to choose by the length of the context."""
+
+    kind: str = "auto"
+    sparse: SparseSettings = field(default_factory=SparseSettings)
+    dense_layers: int = DENSE_LAYERS
+
+    def resolve(self, context: int) -> str:
+        """`adamas` or `full` for a context of so many tokens."""
+        if self.kind != "auto":
+            return self.kind
+        return "adamas" if context >= AUTO_MIN_CONTEXT else "full"
+
+
+def unsupported_reason(config: PreTrainedConfig) -> str | None:
+    """Why this module's attention would be wrong for a text model's config, or None where it is right."""
+    others = sorted(set(layer_types(config)) - {FULL, SLIDING})
+    if others:
+        return f"it has {' and '.join(others)} layers"
+    if getattr(config, "attn_logit_softcapping", None):
+        return "its attention scores are soft-capped"
+    if getattr(config, "kv_lora_rank", None):
+        return "it has multi-head latent attention"
+    if config.model_type == "gpt_oss":
+        return "its attention has learned sinks"
+    return None
+
+
+def refusal(reason: str) -> ModelUnavailableError:
+    """The error for a model whose attention this module does not serve."""
+    return ModelUnavailableError(f"Adamas attention does not serve this model: {reason}. Use --attn full.")
+
+
+@contextmanager
+def adamas_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Let the model's layers attend through this module; restores what was there, whatever happens inside."""
+    before = model.config._attn_implementation
+    ALL_ATTENTION_FUNCTIONS.register(NAME, attention_forward)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, attention_mask)
+    try:
+        model.set_attn_implementation(NAME)
+        yield
+    finally:
+        model.set_attn_implementation(before)
+        for registry in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS):
+            registry._global_mapping.pop(NAME, None)
+
+
+def attention_mask(
+    *args: Any, local_size: int | None = None, use_vmap: bool = False, **kwargs: Any
+) -> Tensor | None:
+    """The mask of sliding-window layers, as SDPA takes it. Full layers need none: `attention_forward` is
+    causal.
+
+    Raises ModelUnavailableError where the model adds rules of its own to the causal mask.
+    """
+    if use_vmap:
+        raise refusal("its attention mask is not plainly causal")
+    return None if local_size is None else sdpa_mask(*args, local_size=local_size, **kwargs)
+
+
+def attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    *,
+    adamas_cache: AdamasCache,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one layer, in the form of transformers' AttentionInterface.
+
+    query [B, H, N, D]; key and value [B, K, S, D], the new tokens included; returns [B, N, H, D].
+    """
+    for extra in SCORE_EXTRAS:
+        if kwargs.get(extra) is not None:
+            raise refusal(f"its attention uses {extra}")
+    layer = adamas_cache.layers[module.layer_idx]
+    if not isinstance(layer, FullLayer):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if adamas_cache.decoding and layer.sparse is not None:
+        out = decode_attention(query, layer.view(), scale, layer.sparse)
+    else:
+        out = chunk_attention(query, key, value, scale)
+    return out.transpose(1, 2), None

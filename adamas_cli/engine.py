@@ -1,0 +1,215 @@
+"""Chunked prefill and decode, as generators of events. Knows token ids and tensors, no text."""
+
+from __future__ import annotations
+
+import inspect
+import resource
+import sys
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adamas_cli.attention import AttentionSettings, adamas_attention, refusal, unsupported_reason
+from adamas_cli.cache import AdamasCache, PlainCache
+from adamas_cli.errors import OutOfMemoryError
+from adamas_cli.eta import PrefillCost
+from adamas_cli.events import Done, Event, Prefill, Token
+from adamas_cli.sampling import Sampler, Sampling
+
+if TYPE_CHECKING:
+    from adamas_cli.models import LoadedModel
+
+PREFILL_CHUNK = 2048
+SMALLEST_CHUNK = 64
+
+
+class Engine:
+    """One model with one cache: reads documents once, then answers any number of questions about them.
+
+    context: the tokens that will be in the cache, by which `auto` chooses between sparse and full attention;
+    the cache is allocated for so many. Raises ModelUnavailableError if Adamas is asked for and does not
+    serve the model.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        attention: AttentionSettings,
+        *,
+        context: int,
+        prefill_chunk: int = PREFILL_CHUNK,
+    ) -> None:
+        self.model = loaded.model
+        self.attention = attention
+        self.chunk = prefill_chunk
+        config = self.model.config.get_text_config()
+        unsupported = unsupported_reason(config)
+        self.attention_kind = attention.resolve(context)
+        if unsupported and attention.kind == "auto":
+            self.attention_kind = "full"
+        elif unsupported and self.attention_kind == "adamas":
+            raise refusal(unsupported)
+        self._sparse = attention.sparse if self.attention_kind == "adamas" else None
+        self._cache: AdamasCache | PlainCache
+        if unsupported:
+            self._cache = PlainCache(config=config)
+        else:
+            self._cache = AdamasCache.for_model(config, self._sparse, attention.dense_layers)
+            self._cache.reserve(context)
+        self._last_only = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        self._attention_share = _attention_share(self.model)
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        return self._cache.get_seq_length()
+
+    def read(self, ids: np.ndarray) -> Iterator[Prefill]:
+        """Read tokens, int [n], into the cache, behind what is there."""
+        with self._attending():
+            yield from self._prefill(ids, time.perf_counter())
+
+    def answer(
+        self, ids: np.ndarray, sampling: Sampling, max_tokens: int, stop_ids: Collection[int]
+    ) -> Iterator[Event]:
+        """Read the question's tokens, int [n] with n >= 1, with full attention; then decode until a stop
+        token.
+
+        The stop token is not reported. Afterwards, also when the caller leaves early, the cache is where it
+        was.
+        """
+        start = time.perf_counter()
+        reused = self.length
+        mark = self._cache.mark()
+        try:
+            with self._attending():
+                yield from self._prefill(ids, start)
+                prefilled = time.perf_counter()
+                yield from self._decode(sampling, max_tokens, stop_ids, start, prefilled, reused)
+        finally:
+            self._cache.rewind(mark)
+
+    def _prefill(self, ids: np.ndarray, start: float) -> Iterator[Prefill]:
+        """Chunks of `self.chunk` tokens; leaves the logits behind the last one in `self._logits`."""
+        tokens = torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int64)).to(self.model.device)
+        base, total, done = self.length, len(tokens), 0
+        cost = PrefillCost(self._attention_share)
+        self._cache.decoding = False
+        while True:
+            remaining = cost.remaining(base + done, base + total)
+            seconds = time.perf_counter() - start
+            yield Prefill(base + done, base + total, base, seconds, remaining, self.chunk)
+            if done == total:
+                return
+            step = time.perf_counter()
+            size = self._read_chunk(tokens[done : done + self.chunk])
+            cost.add(base + done, base + done + size, time.perf_counter() - step)
+            done += size
+
+    def _read_chunk(self, tokens: Tensor) -> int:
+        """Read at most these tokens, fewer if memory runs out, and return how many."""
+        while True:
+            mark = self._cache.mark()
+            try:
+                self._logits = self._forward(tokens)
+                return len(tokens)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+            # Outside the handler, so that the traceback no longer holds the step's tensors.
+            self._cache.rewind(mark)
+            if self.model.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if len(tokens) <= SMALLEST_CHUNK:
+                raise OutOfMemoryError(
+                    f"out of memory on {self.model.device} with {self.length:,} tokens in the cache. "
+                    "Use a smaller model, --dtype bfloat16, or fewer documents.",
+                    n_cached_tokens=self.length,
+                )
+            self.chunk = max(SMALLEST_CHUNK, len(tokens) // 2)
+            tokens = tokens[: self.chunk]
+
+    def _decode(
+        self,
+        sampling: Sampling,
+        max_tokens: int,
+        stop_ids: Collection[int],
+        start: float,
+        prefilled: float,
+        reused: int,
+    ) -> Iterator[Event]:
+        sampler = Sampler(sampling, self.model.device)
+        prompt = self.length
+        count, reason = 0, "length"
+        first = last = prefilled
+        self._cache.decoding = True
+        while count < max_tokens:
+            token = sampler.next(self._logits)
+            last = time.perf_counter()
+            if token in stop_ids:
+                reason = "stop"
+                break
+            first = last if count == 0 else first
+            context = self.length
+            attended = context if self._sparse is None or count == 0 else min(self._sparse.budget, context)
+            yield Token(token, count, context, attended, last - first, peak_memory(self.model.device))
+            count += 1
+            if count < max_tokens:
+                self._logits = self._forward(torch.tensor([token], device=self.model.device))
+        yield Done(
+            reason,
+            prompt,
+            reused,
+            count,
+            prefilled - start,
+            first - start,
+            last - first,
+            peak_memory(self.model.device),
+        )
+
+    @torch.no_grad()
+    def _forward(self, tokens: Tensor) -> Tensor:
+        """One step of the model over new tokens [n]: the logits of the last position, [vocabulary]."""
+        extra: dict[str, Any] = {"logits_to_keep": 1} if self._last_only else {}
+        if isinstance(self._cache, AdamasCache):
+            extra["adamas_cache"] = self._cache
+        output = self.model(tokens.unsqueeze(0), past_key_values=self._cache, use_cache=True, **extra)
+        return output.logits[0, -1]
+
+    @contextmanager
+    def _attending(self) -> Iterator[None]:
+        """The scope in which the model attends through the cache of this engine."""
+        if isinstance(self._cache, PlainCache):
+            yield
+            return
+        with adamas_attention(self.model):
+            yield
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak bytes: of the allocator on a GPU, of this process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _attention_share(model: Any) -> float:
+    """Arithmetic of one query-key pair over that of one token's matrix products: 4 L H D / 2 parameters."""
+    config = model.config.get_text_config()
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    pair = 4 * config.num_hidden_layers * config.num_attention_heads * head_dim
+    embedding = config.vocab_size * config.hidden_size
+    return pair / (2 * max(1, model.num_parameters() - embedding))
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is one of the ways in which torch says that memory ran out."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return "can't allocate memory" in str(error) or "not enough memory" in str(error)

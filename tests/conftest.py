@@ -1,0 +1,105 @@
+"""Models that every test can afford: tiny random ones built here, and the smallest real one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from adamas_cli.models import ModelFiles
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CONTROL_TOKENS = ["<|im_end|>", "<|im_start|>"]
+TINY_CONTEXT = 4096
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer of 256 bytes and two control tokens, with a chat template."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in CONTROL_TOKENS])
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=CONTROL_TOKENS[0])
+    wrapped.chat_template = CHAT_TEMPLATE
+    return wrapped
+
+
+def tiny_architecture(name: str, seed: int = 0) -> PreTrainedModel:
+    """A random model of a few thousand parameters: `llama` (GQA), `qwen2` (biases) or `gemma3` (sliding
+    windows).
+    """
+    import torch
+    from transformers import (
+        Gemma3ForCausalLM,
+        Gemma3TextConfig,
+        LlamaConfig,
+        LlamaForCausalLM,
+        Qwen2Config,
+        Qwen2ForCausalLM,
+    )
+
+    common = {
+        "vocab_size": 256 + len(CONTROL_TOKENS),
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": TINY_CONTEXT,
+        "bos_token_id": None,
+        "eos_token_id": 256,
+        "pad_token_id": None,
+    }
+    torch.manual_seed(seed)
+    if name == "llama":
+        model = LlamaForCausalLM(LlamaConfig(**common))
+    elif name == "qwen2":
+        model = Qwen2ForCausalLM(Qwen2Config(**common))
+        for layer in model.model.layers:  # biases start at zero, which would hide a lost one
+            for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+                torch.nn.init.normal_(projection.bias, std=0.5)
+    elif name == "gemma3":
+        windows = {
+            "sliding_window": 16,
+            "head_dim": 32,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        }
+        model = Gemma3ForCausalLM(Gemma3TextConfig(**common, **windows))
+    else:
+        raise ValueError(name)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:  # larger than the default, so that attention is far from uniform
+            torch.nn.init.normal_(parameter, std=0.15)
+    return model.eval()
+
+
+ARCHITECTURES = ("llama", "qwen2", "gemma3")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face directory with a tiny random Llama, a byte-level tokenizer and a chat template."""
+    directory = tmp_path_factory.mktemp("tiny-llama")
+    tiny_architecture("llama").save_pretrained(directory)
+    byte_tokenizer().save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> ModelFiles:
+    """The smallest real model; fetched into the user's cache if it is not there."""
+    from adamas_cli.models import resolve
+    from adamas_cli.progress import Silent
+
+    return resolve("smollm2-135m", dtype="float32", offline=False, progress=Silent())

@@ -1,0 +1,262 @@
+"""The engine against transformers' own generation, on three tiny random architectures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from adamas_kernels.ops import SparseSettings
+from conftest import ARCHITECTURES, tiny_architecture
+
+from adamas_cli.attention import NAME, AttentionSettings
+from adamas_cli.engine import SMALLEST_CHUNK, Engine
+from adamas_cli.errors import ModelUnavailableError, OutOfMemoryError
+from adamas_cli.events import Done, Prefill, Token
+from adamas_cli.sampling import Sampling
+
+GREEDY = Sampling()
+FULL = AttentionSettings("full")
+
+
+@dataclass
+class Loaded:
+    """The part of a LoadedModel that the engine reads."""
+
+    model: torch.nn.Module
+
+
+def sparse(budget: int, **settings) -> AttentionSettings:
+    return AttentionSettings("adamas", SparseSettings(budget=budget, **settings))
+
+
+def prompt(length: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, length).astype(np.int32)
+
+
+def answer(engine: Engine, document: np.ndarray, question: np.ndarray, tokens: int = 24) -> list[int]:
+    for _ in engine.read(document):
+        pass
+    events = list(engine.answer(question, GREEDY, tokens, stop_ids=()))
+    return [event.id for event in events if isinstance(event, Token)]
+
+
+def generated(model: torch.nn.Module, ids: np.ndarray, tokens: int = 24) -> list[int]:
+    inputs = torch.from_numpy(ids.astype(np.int64)).unsqueeze(0)
+    settings = {"max_new_tokens": tokens, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    out = model.generate(inputs, attention_mask=torch.ones_like(inputs), **settings)
+    return out[0, len(ids) :].tolist()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("chunk", [7, 64, 2048])
+def test_full_attention_equals_generate(name, chunk):
+    model = tiny_architecture(name)
+    ids = prompt(150)
+    engine = Engine(Loaded(model), FULL, context=200, prefill_chunk=chunk)
+    assert answer(engine, ids[:140], ids[140:]) == generated(model, ids)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("scorer", ["dot", "manhattan"])
+def test_a_budget_of_the_whole_context_equals_full(name, scorer):
+    model = tiny_architecture(name)
+    ids = prompt(150)
+    engine = Engine(Loaded(model), sparse(500, scorer=scorer), context=200, prefill_chunk=64)
+    assert engine.attention_kind == "adamas"
+    assert answer(engine, ids[:140], ids[140:]) == generated(model, ids)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_small_budget_is_really_sparse(name):
+    model = tiny_architecture(name)
+    ids = prompt(400)
+    engine = Engine(Loaded(model), sparse(16, compensate=False, sinks=0, recents=1), context=500)
+    for _ in engine.read(ids[:390]):
+        pass
+    events = [e for e in engine.answer(ids[390:], GREEDY, 8, ()) if isinstance(e, Token)]
+    assert [e.attended for e in events] == [400] + [16] * 7  # the first token comes out of the prefill
+    assert [e.context for e in events] == list(range(400, 408))
+    full = Engine(Loaded(model), FULL, context=500)
+    for step in (engine, full):
+        if step is full:
+            for _ in step.read(ids[:390]):
+                pass
+        list(step.answer(ids[390:], GREEDY, 2, ()))  # one step after the prefill: its input is the same token
+    assert (engine._logits - full._logits).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("kind", ["full", "adamas"])
+def test_several_questions_get_the_answers_they_get_alone(name, kind):
+    model = tiny_architecture(name)
+    settings = FULL if kind == "full" else sparse(32)
+    document, questions = prompt(200), [prompt(9, seed) for seed in (1, 2, 3)]
+    shared = Engine(Loaded(model), settings, context=256, prefill_chunk=64)
+    for _ in shared.read(document):
+        pass
+    for question in [*questions, questions[0]]:
+        together = [e.id for e in shared.answer(question, GREEDY, 12, ()) if isinstance(e, Token)]
+        alone = answer(Engine(Loaded(model), settings, context=256, prefill_chunk=64), document, question, 12)
+        assert together == alone
+        assert shared.length == 200
+
+
+def test_an_abandoned_answer_leaves_the_cache_where_it_was():
+    engine = Engine(Loaded(tiny_architecture("gemma3")), sparse(32), context=300)
+    first = answer(engine, prompt(200), prompt(5, 1))
+    events = engine.answer(prompt(5, 2), GREEDY, 12, ())
+    while not isinstance(next(events), Token):
+        pass
+    events.close()
+    assert engine.length == 200
+    again = [e.id for e in engine.answer(prompt(5, 1), GREEDY, 24, ()) if isinstance(e, Token)]
+    assert again == first
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_chunked_and_whole_prefill_give_the_same_logits(name):
+    model = tiny_architecture(name)
+    ids = prompt(333)
+    logits = []
+    for chunk in (1, 50, 64, 332, 2048):
+        engine = Engine(Loaded(model), FULL, context=340, prefill_chunk=chunk)
+        for _ in engine.read(ids):
+            pass
+        logits.append(engine._logits)
+    for other in logits[1:]:
+        torch.testing.assert_close(other, logits[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_cache_reserved_too_small_grows():
+    model = tiny_architecture("llama")
+    ids = prompt(150)
+    engine = Engine(Loaded(model), sparse(500), context=10, prefill_chunk=40)
+    assert answer(engine, ids[:140], ids[140:]) == generated(model, ids)
+
+
+def test_prefill_events_count_and_estimate():
+    engine = Engine(Loaded(tiny_architecture("llama")), FULL, context=300, prefill_chunk=64)
+    events = list(engine.read(prompt(200)))
+    assert [e.done for e in events] == [0, 64, 128, 192, 200]
+    assert all(e.total == 200 and e.reused == 0 for e in events)
+    assert events[0].remaining_seconds is None
+    assert all(e.remaining_seconds > 0 for e in events[1:-1])
+    assert events[-1].remaining_seconds == 0
+    question = [e for e in engine.answer(prompt(10), GREEDY, 1, ()) if isinstance(e, Prefill)]
+    assert [(e.done, e.total, e.reused) for e in question] == [(200, 210, 200), (210, 210, 200)]
+
+
+def test_stop_tokens_and_length():
+    model = tiny_architecture("llama")
+    ids = prompt(60)
+    expected = generated(model, ids, 12)
+    engine = Engine(Loaded(model), FULL, context=100)
+    done = list(engine.answer(ids, GREEDY, 12, ()))[-1]
+    assert isinstance(done, Done)
+    assert (done.finish_reason, done.completion_tokens, done.prompt_tokens) == ("length", 12, 60)
+    stop = expected[5]
+    events = list(engine.answer(ids, GREEDY, 12, {stop}))
+    ids_before_stop = [e.id for e in events if isinstance(e, Token)]
+    assert ids_before_stop == expected[: expected.index(stop)]
+    assert events[-1].finish_reason == "stop"
+
+
+def test_sampling_repeats_with_its_seed():
+    engine = Engine(Loaded(tiny_architecture("llama")), FULL, context=100)
+
+    def draw(**sampling) -> list[int]:
+        return [e.id for e in engine.answer(prompt(20), Sampling(**sampling), 20, ()) if isinstance(e, Token)]
+
+    assert draw(temperature=1.0, seed=7) == draw(temperature=1.0, seed=7)
+    assert draw(temperature=1.0, seed=7) != draw(temperature=1.0, seed=8)
+    greedy = draw()
+    assert draw(temperature=1.0, top_k=1, seed=1) == greedy
+    assert draw(temperature=1.0, top_p=1e-6, seed=1) == greedy
+    assert draw(temperature=1.0, min_p=1.0, seed=1) == greedy
+
+
+class ShortOfMemory(torch.nn.Module):
+    """A model that runs out of memory, in the middle of its layers, on steps of more than `most` tokens."""
+
+    def __init__(self, model: torch.nn.Module, most: int) -> None:
+        super().__init__()
+        hook = model.model.layers[1].register_forward_pre_hook(self.check, with_kwargs=True)
+        self.most, self.hook = most, hook
+
+    def check(self, module, args, kwargs):
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if hidden.shape[1] > self.most:
+            raise torch.OutOfMemoryError("out of memory")
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_out_of_memory_halves_the_chunk_and_goes_on(name):
+    model = tiny_architecture(name)
+    ids = prompt(600)
+    expected = generated(model, ids)
+    ShortOfMemory(model, most=130)
+    engine = Engine(Loaded(model), FULL, context=700, prefill_chunk=512)
+    events = list(engine.read(ids[:590]))
+    assert [e.done for e in events] == [0, 128, 256, 384, 512, 590]
+    assert events[-1].chunk == 128
+    assert [e.id for e in engine.answer(ids[590:], GREEDY, 24, ()) if isinstance(e, Token)] == expected
+
+
+def test_out_of_memory_with_the_smallest_chunk_is_said():
+    model = tiny_architecture("llama")
+    ShortOfMemory(model, most=SMALLEST_CHUNK - 1)
+    engine = Engine(Loaded(model), FULL, context=700)
+    with pytest.raises(OutOfMemoryError, match="out of memory on cpu with 0 tokens in the cache"):
+        list(engine.read(prompt(300)))
+
+
+def test_other_runtime_errors_are_not_swallowed():
+    model = tiny_architecture("llama")
+    engine = Engine(Loaded(model), FULL, context=700)
+    with pytest.raises(IndexError):
+        list(engine.read(np.array([10**6])))
+
+
+def test_the_patch_is_undone(monkeypatch):
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    model = tiny_architecture("llama")
+    before = model.config._attn_implementation
+    engine = Engine(Loaded(model), FULL, context=100)
+    events = engine.read(prompt(50))
+    next(events)
+    assert model.config._attn_implementation == NAME
+    events.close()
+    assert model.config._attn_implementation == before
+    assert NAME not in ALL_ATTENTION_FUNCTIONS
+
+
+def test_auto_is_full_while_the_context_is_short(monkeypatch):
+    monkeypatch.setattr("adamas_cli.attention.AUTO_MIN_CONTEXT", 100)
+    model = tiny_architecture("llama")
+    assert Engine(Loaded(model), AttentionSettings(), context=99).attention_kind == "full"
+    assert Engine(Loaded(model), AttentionSettings(), context=100).attention_kind == "adamas"
+
+
+def soft_capped() -> torch.nn.Module:
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"vocab_size": 258, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 16}
+    return Gemma2ForCausalLM(Gemma2Config(**shape, **heads)).eval()
+
+
+def test_models_with_other_attention_are_refused_by_name_but_run_with_full():
+    model = soft_capped()
+    with pytest.raises(ModelUnavailableError, match=r"soft-capped\. Use --attn full"):
+        Engine(Loaded(model), sparse(64), context=100)
+    ids = prompt(90)
+    engine = Engine(Loaded(model), AttentionSettings("auto"), context=10**6, prefill_chunk=32)
+    assert engine.attention_kind == "full"
+    first = answer(engine, ids[:80], ids[80:], 10)
+    assert first == generated(model, ids, 10)
+    again = [e.id for e in engine.answer(ids[80:], GREEDY, 10, ()) if isinstance(e, Token)]
+    assert again == first
