@@ -1,0 +1,112 @@
+"""One document: its name as shown, and its text, streamed from wherever its bytes are."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, Protocol
+
+from adamas_cli.documents.decoding import decode
+from adamas_cli.documents.notebook import NotANotebookError, notebook_pieces
+from adamas_cli.errors import AdamasError
+
+BLOCK_BYTES = 256 * 1024
+
+
+class Content(Protocol):
+    """Bytes that can be read from the start any number of times."""
+
+    def blocks(self) -> Iterator[bytes]:
+        """The bytes in blocks of at most `BLOCK_BYTES`."""
+        ...
+
+
+@dataclass(frozen=True)
+class File:
+    """The first `size` bytes of a regular file: a log that grows is read as it was when listed."""
+
+    path: str
+    size: int
+
+    def blocks(self) -> Iterator[bytes]:
+        """Raises AdamasError when the file vanished, shrank or became something else since it was listed."""
+        try:
+            # Without O_NONBLOCK, a pipe put in the file's place would block the open until someone writes.
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
+        except OSError as error:
+            raise self._changed(error.strerror or "cannot be opened") from error
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise self._changed("is no longer a regular file")
+            left = self.size
+            while left:
+                block = os.read(descriptor, min(left, BLOCK_BYTES))
+                if not block:
+                    raise self._changed(f"lost its last {left:,} bytes")
+                left -= len(block)
+                yield block
+        except OSError as error:
+            raise self._changed(error.strerror or "cannot be read") from error
+        finally:
+            os.close(descriptor)
+
+    def _changed(self, what: str) -> AdamasError:
+        path = shown_path(self.path)
+        return AdamasError(f"{path} changed since it was listed ({what}); run the command again.", path=path)
+
+
+@dataclass(frozen=True)
+class Spool:
+    """A stream that was copied to a temporary file, which is gone when the process ends."""
+
+    file: IO[bytes]
+    size: int
+
+    def blocks(self) -> Iterator[bytes]:
+        """Reads at positions of its own, so that several readers do not disturb each other."""
+        for start in range(0, self.size, BLOCK_BYTES):
+            yield os.pread(self.file.fileno(), min(BLOCK_BYTES, self.size - start), start)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document that is going to be read. `path` is safe to print; `size` is in bytes, before decoding."""
+
+    path: str
+    size: int
+    content: Content
+    is_notebook: bool = False
+
+    def pieces(self) -> Iterator[str]:
+        """The text in pieces of at most 1 MiB, decoded as `decode` says; never the whole file in memory.
+
+        A notebook becomes Markdown; one that is not valid JSON of nbformat 4 is read as the text it is.
+        Raises AdamasError when the file has vanished or shrunk since it was listed.
+        """
+        if self.is_notebook:
+            try:
+                yield from notebook_pieces("".join(decode(self.content.blocks())))
+            except NotANotebookError:
+                pass
+            else:
+                return
+        yield from decode(self.content.blocks())
+
+
+def shown_path(path: str) -> str:
+    """`path` without `./` and doubled slashes, with escapes such as `\\x1b` for what must not be printed."""
+    name = os.path.normpath(path)
+    if name.isprintable():
+        return name
+    # Bytes that are no UTF-8 arrive from the file system as surrogates, and print as `\xff` does.
+    return "".join(_escaped(character) for character in name)
+
+
+def _escaped(character: str) -> str:
+    if character.isprintable():
+        return character
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")

@@ -1,0 +1,154 @@
+"""Which files below a folder are documents: hidden files, ignore files and the user's own patterns.
+
+Paths in this module are relative, with `/` and without a trailing one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pathspec import GitIgnoreSpec
+from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
+
+from adamas_cli.errors import UsageError
+
+DEFAULT_MAX_FILE_SIZE = 10 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a walk takes. Files that the user names are read whatever this says.
+
+    `include` and `exclude` are gitignore patterns, relative to each named folder: a file is taken if it (or a
+    folder above it) matches `include`, where there is any, and does not match `exclude`. `gitignore=False`
+    reads no ignore files. `max_file_size` is in bytes, None for no limit.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    gitignore: bool = True
+    hidden: bool = False
+    max_file_size: int | None = DEFAULT_MAX_FILE_SIZE
+
+
+class Choice:
+    """The user's part of the decision, `--include`, `--exclude` and `--hidden`, below a named folder."""
+
+    def __init__(self, selection: Selection) -> None:
+        """Raises UsageError for a pattern that is not gitignore syntax."""
+        self._include = _user_spec("--include", selection.include) if selection.include else None
+        self._exclude = _user_spec("--exclude", selection.exclude)
+        self._hidden = selection.hidden
+
+    def takes(self, path: str, *, is_folder: bool) -> bool:
+        """Whether to take a file, or to look into a folder; the folders above it have been taken."""
+        name = os.path.basename(path)
+        if name == ".git" or (name.startswith(".") and not self._hidden):
+            return False
+        if self._exclude.match_file(path + "/" if is_folder else path):
+            return False
+        return is_folder or self._include is None or self._include.match_file(path)
+
+
+class IgnoreRules:
+    """The ignore files of the tree at `top`, each read when first needed and valid for its folder and below.
+
+    As in git, the last matching rule of a folder decides, an inner folder goes before an outer one, and what
+    lies below an ignored folder cannot be taken back.
+    """
+
+    def __init__(self, top: str, names: tuple[str, ...]) -> None:
+        self._top = top
+        self._names = names
+        self._chains: dict[str, tuple[tuple[int, GitIgnoreSpec], ...]] = {}
+
+    def ignores(self, path: str, *, is_folder: bool) -> bool:
+        """Whether a rule matches `path` itself; the folders above it are not ignored."""
+        candidate = path + "/" if is_folder else path
+        for prefix, spec in self._chain(os.path.dirname(path)):
+            verdict = spec.check_file(candidate[prefix:]).include
+            if verdict is not None:
+                return verdict
+        return False
+
+    def ignores_folder(self, folder: str) -> bool:
+        """Whether `folder` or a folder above it is ignored."""
+        return bool(folder) and (
+            self.ignores_folder(os.path.dirname(folder)) or self.ignores(folder, is_folder=True)
+        )
+
+    def _chain(self, folder: str) -> tuple[tuple[int, GitIgnoreSpec], ...]:
+        """The rules in force in `folder`, innermost first, each with the length of the path to cut for it."""
+        if folder not in self._chains:
+            outer = self._chain(os.path.dirname(folder)) if folder else ()
+            lines = [line for name in self._names for line in _lines(os.path.join(self._top, folder, name))]
+            own = ((len(folder) + bool(folder), _lenient_spec(lines)),) if lines else ()
+            self._chains[folder] = own + outer
+        return self._chains[folder]
+
+
+class Filter:
+    """Both parts of the decision for the entries below one folder, remembered for its subfolders.
+
+    `below_named` and `below_top` lead to it from the folder that the user named and from the rules' top.
+    """
+
+    def __init__(
+        self, choice: Choice, rules: IgnoreRules, below_named: str = "", below_top: str = ""
+    ) -> None:
+        self._choice = choice
+        self._rules = rules
+        self._below_named = below_named
+        self._below_top = below_top
+        self._folders = {"": True}
+
+    def keeps_file(self, path: str) -> bool:
+        """Whether the file at `path` is a document, as far as its name can say."""
+        return self.keeps_folder(os.path.dirname(path)) and self._keeps(path, is_folder=False)
+
+    def keeps_folder(self, path: str) -> bool:
+        """Whether to look into the folder at `path`, which none of the folders above it forbids."""
+        if path not in self._folders:
+            above = self.keeps_folder(os.path.dirname(path))
+            self._folders[path] = above and self._keeps(path, is_folder=True)
+        return self._folders[path]
+
+    def _keeps(self, path: str, *, is_folder: bool) -> bool:
+        if not self._choice.takes(os.path.join(self._below_named, path), is_folder=is_folder):
+            return False
+        return not self._rules.ignores(os.path.join(self._below_top, path), is_folder=is_folder)
+
+
+def _user_spec(flag: str, patterns: tuple[str, ...]) -> GitIgnoreSpec:
+    try:
+        return GitIgnoreSpec.from_lines(patterns)
+    except (ValueError, re.error) as error:
+        shown = " ".join(repr(pattern) for pattern in patterns)
+        raise UsageError(f"{flag} needs patterns in gitignore syntax, not {shown}.") from error
+
+
+def _lenient_spec(lines: Iterable[str]) -> GitIgnoreSpec:
+    """The rules of `lines` without those that are no valid pattern, which git drops too."""
+    patterns: list[GitIgnoreSpecPattern] = []
+    for line in lines:
+        try:
+            patterns.extend(GitIgnoreSpec.from_lines([line]).patterns)
+        except (ValueError, re.error):
+            continue
+    return GitIgnoreSpec(patterns)
+
+
+def _lines(path: str) -> list[str]:
+    """The lines of an ignore file; none if it is missing, unreadable, or (as in git) not a regular file."""
+    try:
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            return []
+        with open(path, "rb") as file:
+            content = file.read()
+    except OSError:
+        return []
+    return [os.fsdecode(line) for line in content.removeprefix(b"\xef\xbb\xbf").splitlines()]

@@ -1,0 +1,145 @@
+"""The files below a folder: as git lists them in a work tree, else by a walk with their ignore files."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from adamas_cli.documents.filtering import Choice, Filter, IgnoreRules
+
+# Git's own rules are in its listing already; `.ignore` speaks to search tools, about tracked files too.
+_BESIDE_GIT = (".ignore",)
+_WITHOUT_GIT = (".gitignore", ".ignore")
+# With these set, by a hook or an alias, git would look at another repository than the folder's own.
+_GIT_REDIRECTIONS = (
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_COMMON_DIR",
+    "GIT_INDEX_FILE",
+    "GIT_NAMESPACE",
+    "GIT_PREFIX",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Something below a folder that is not a folder; `status` is its own, not that of a link's target."""
+
+    path: str
+    status: os.stat_result
+
+
+@dataclass(frozen=True)
+class Lister:
+    """Lists what a choice and the ignore files leave of a folder.
+
+    `on_unreadable` is told the path of each folder or file that cannot be listed.
+    """
+
+    choice: Choice
+    use_ignore_files: bool
+    on_unreadable: Callable[[str], None]
+
+    def entries(self, folder: str, below_named: str = "") -> Iterator[Entry]:
+        """The entries below `folder`, in no particular order, with paths that begin with it.
+
+        Links are listed, not followed. A repository inside (a submodule, a clone) is listed by its own rules.
+        `below_named` leads to `folder` from the folder that the user's patterns are relative to.
+        """
+        top = _work_tree(folder) if self.use_ignore_files else None
+        tracked = None if top is None else _git_files(folder)
+        if tracked is not None:
+            rules = IgnoreRules(folder, _BESIDE_GIT)
+            yield from self._tracked(folder, tracked, below_named, Filter(self.choice, rules, below_named))
+            return
+        names = _WITHOUT_GIT if self.use_ignore_files else ()
+        rules, below_top = IgnoreRules(top or folder, names), _below(top, folder)
+        if rules.ignores_folder(below_top):  # the user names it all the same: the rules above it do not count
+            rules, below_top = IgnoreRules(folder, names), ""
+        yield from self._walked(folder, below_named, Filter(self.choice, rules, below_named, below_top))
+
+    def _tracked(self, folder: str, paths: list[str], below_named: str, keep: Filter) -> Iterator[Entry]:
+        for path in paths:
+            location = os.path.join(folder, path)
+            try:
+                status = os.lstat(location)
+            except FileNotFoundError:
+                continue  # in the index, but deleted from the work tree
+            except OSError:
+                self.on_unreadable(location)
+                continue
+            if not stat.S_ISDIR(status.st_mode):
+                if keep.keeps_file(path):
+                    yield Entry(location, status)
+            elif keep.keeps_folder(path.rstrip("/")):
+                yield from self.entries(location.rstrip("/"), os.path.join(below_named, path))
+
+    def _walked(self, folder: str, below_named: str, keep: Filter) -> Iterator[Entry]:
+        pending = [""]
+        while pending:
+            below = pending.pop()
+            try:
+                with os.scandir(os.path.join(folder, below)) as scan:
+                    children = list(scan)
+            except OSError:
+                self.on_unreadable(os.path.join(folder, below))
+                continue
+            for child in children:
+                path = os.path.join(below, child.name)
+                if not child.is_dir(follow_symlinks=False):
+                    if keep.keeps_file(path):
+                        yield Entry(child.path, child.stat(follow_symlinks=False))
+                elif keep.keeps_folder(path):
+                    if self.use_ignore_files and os.path.lexists(os.path.join(child.path, ".git")):
+                        yield from self.entries(child.path, os.path.join(below_named, path))
+                    else:
+                        pending.append(path)
+
+
+def _work_tree(folder: str) -> str | None:
+    """The top of the git work tree that holds `folder`, or None."""
+    candidate = os.path.realpath(folder)
+    while not os.path.lexists(os.path.join(candidate, ".git")):
+        parent = os.path.dirname(candidate)
+        if parent == candidate:
+            return None
+        candidate = parent
+    return candidate
+
+
+def _below(top: str | None, folder: str) -> str:
+    """The path from `top` down to `folder`, empty where they are the same or there is no top."""
+    path = os.curdir if top is None else os.path.relpath(os.path.realpath(folder), top)
+    return "" if path == os.curdir else path
+
+
+def _git_files(folder: str) -> list[str] | None:
+    """Paths of the files of the work tree below `folder`, tracked or not ignored, relative to it.
+
+    A submodule or other repository inside is one path, perhaps with a slash after it. None when git cannot
+    say: it is not installed, refuses a folder of another owner, or `folder` itself is ignored.
+    """
+    if _git(folder, "check-ignore", "--quiet", ".") is not None:
+        return None
+    listing = _git(folder, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--deduplicate")
+    return None if listing is None else [os.fsdecode(path) for path in listing.split(b"\0") if path]
+
+
+def _git(folder: str, *arguments: str) -> bytes | None:
+    """What git prints, or None if it is missing or fails.
+
+    The repository is only asked about, so its settings must not run anything: an fsmonitor hook is a program.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in _GIT_REDIRECTIONS}
+    environment["GIT_OPTIONAL_LOCKS"] = "0"
+    command = ["git", "-C", folder, "-c", "core.fsmonitor=false", *arguments]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, env=environment, check=False
+        )
+    except OSError:
+        return None
+    return done.stdout if done.returncode == 0 else None
