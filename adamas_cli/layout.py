@@ -1,0 +1,156 @@
+"""The prompt as token ids: documents laid out and counted in one streaming pass, then fitted to the
+context.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from adamas_cli.errors import OverContextError
+from adamas_cli.linemap import LineMap, Location
+from adamas_cli.prompt import Frame, closing, escaped, opening
+
+if TYPE_CHECKING:
+    from adamas_cli.documents import Document
+    from adamas_cli.tokens import Tokenizer
+
+NO_IDS = np.empty(0, np.int32)
+
+
+@dataclass(frozen=True)
+class DocumentTokens:
+    """How much of the prompt one document takes, its wrapper included."""
+
+    path: str
+    tokens: int
+
+
+class Layout:
+    """The prompt up to and including the documents, read in one pass by `add`.
+
+    Keeps at most `limit` token ids from either end, so that memory is bounded by the context, not by the
+    input.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, frame: Frame, limit: int) -> None:
+        self.documents: list[DocumentTokens] = []
+        self._tokenizer = tokenizer
+        self._ends = _Ends(limit)
+        self._lines = LineMap(tokenizer.token_bytes)
+        self._gap = range(0)  # positions of the whole prompt that `fit` left out
+        self._note = 0  # tokens that stand in their place
+        self._fixed(tokenizer.encode_template(frame.head))
+
+    @property
+    def total(self) -> int:
+        """Tokens laid out so far, whether kept or not."""
+        return self._ends.total
+
+    @property
+    def dropped(self) -> int:
+        """Tokens that `fit` left out."""
+        return len(self._gap)
+
+    def add(self, document: Document, advance: Callable[[int], None] = lambda _: None) -> None:
+        """Lay out one document; calls `advance` with the number of tokens of each block."""
+        before = self.total
+        self._fixed(self._tokenizer.encode(opening(document)))
+        self._lines.begin(document.path)
+        for ids in self._tokenizer.stream(escaped(document.pieces())):
+            self._lines.add(ids)
+            self._ends.add(ids)
+            advance(len(ids))
+        self._fixed(self._tokenizer.encode(closing()))
+        self.documents.append(DocumentTokens(document.path, self.total - before))
+
+    def fit(self, question: int, answer: int, context: int, truncate: bool = False) -> np.ndarray:
+        """The ids that the model reads before the question, int32 [n]: all of them, if question and answer
+        fit too.
+
+        truncate: keep as much of the beginning and of the end as fits, with a note of what was left out
+        between them.
+        Raises OverContextError where they do not fit and `truncate` is not set, or where nothing would be
+        left.
+        """
+        room = context - question - answer
+        if self.total <= room:
+            return self._ends.first(self.total)
+        if not truncate:
+            raise self._over(question, answer, context, "Give less, add --on-overflow truncate, or take")
+        note = self._tokenizer.encode(f"\n[{self.total - room:,} tokens left out]\n")
+        kept = room - len(note)
+        if kept < 2:
+            raise self._over(question, answer, context, "Nothing of the document is left: lower -n, or take")
+        head, tail = kept - kept // 2, kept // 2
+        self._gap = range(head, self.total - tail)
+        self._note = len(note)
+        return np.concatenate([self._ends.first(head), note, self._ends.last(tail)])
+
+    def locate(self, index: int) -> Location | None:
+        """Document and line of the token at `index` of what `fit` returned; None outside documents."""
+        if index >= self._gap.start and self._gap:
+            if index < self._gap.start + self._note:
+                return None
+            index += len(self._gap) - self._note
+        return self._lines.locate(index)
+
+    def _fixed(self, ids: np.ndarray) -> None:
+        """Tokens that belong to no document."""
+        self._lines.skip(len(ids))
+        self._ends.add(ids)
+
+    def _over(self, question: int, answer: int, context: int, advice: str) -> OverContextError:
+        return OverContextError(
+            f"document {self.total:,} + question {question:,} + answer {answer:,} tokens > context {context:,}. "
+            f"{advice} a model with a longer context.",
+            n_document_tokens=self.total,
+            n_question_tokens=question,
+            n_prompt_tokens=self.total + question,
+            n_answer_tokens=answer,
+            n_ctx=context,
+        )
+
+
+def question_ids(tokenizer: Tokenizer, frame: Frame, question: str) -> np.ndarray:
+    """The prompt from behind the documents to where the answer begins, int32 [n]."""
+    parts: Sequence[np.ndarray] = (
+        tokenizer.encode_template(frame.middle),
+        tokenizer.encode(question),
+        tokenizer.encode_template(frame.tail),
+    )
+    return np.concatenate(parts)
+
+
+class _Ends:
+    """Keeps the first and the last `limit` ids of a stream of any length."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.total = 0
+        self._head: list[np.ndarray] = []
+        self._tail: deque[np.ndarray] = deque()
+        self._tail_length = 0
+
+    def add(self, ids: np.ndarray) -> None:
+        room = max(0, self.limit - self.total)
+        self.total += len(ids)
+        if room:
+            self._head.append(ids[:room])
+        self._tail.append(ids)
+        self._tail_length += len(ids)
+        while self._tail_length - len(self._tail[0]) >= self.limit:
+            self._tail_length -= len(self._tail.popleft())
+
+    def first(self, count: int) -> np.ndarray:
+        """The first `count` ids, `count` <= limit."""
+        return np.concatenate([NO_IDS, *self._head])[:count]
+
+    def last(self, count: int) -> np.ndarray:
+        """The last `count` ids, `count` <= limit."""
+        joined = np.concatenate([NO_IDS, *self._tail])
+        return joined[len(joined) - count :]

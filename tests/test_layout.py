@@ -1,0 +1,114 @@
+"""Counting, fitting and truncating the prompt, with a tokenizer of one token for each byte."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from adamas_cli.errors import OverContextError
+from adamas_cli.layout import Layout, question_ids
+from adamas_cli.prompt import Frame
+
+FRAME = Frame("[head]", "[middle]", "[tail]")
+
+
+class Bytes:
+    """The interface of Tokenizer with bytes for tokens."""
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+
+    encode_template = encode
+
+    def stream(self, pieces):
+        for piece in pieces:
+            yield self.encode(piece)
+
+    def token_bytes(self, token: int) -> bytes:
+        return bytes([token])
+
+
+class Text:
+    def __init__(self, path: str, *pieces: str) -> None:
+        self.path, self._pieces = path, pieces
+
+    def pieces(self):
+        yield from self._pieces
+
+
+def lay_out(limit: int, *documents: Text) -> Layout:
+    layout = Layout(Bytes(), FRAME, limit)
+    for document in documents:
+        layout.add(document)
+    return layout
+
+
+def text_of(ids: np.ndarray) -> str:
+    return bytes(ids.tolist()).decode()
+
+
+def test_everything_is_there_in_order_and_counted():
+    layout = lay_out(10_000, Text("a.txt", "one\n", "two\n"), Text("b.txt", "three"))
+    first, second = '<document path="a.txt">\none\ntwo\n', '<document path="b.txt">\nthree'
+    expected = f"[head]{first}\n</document>\n{second}\n</document>\n"
+    assert text_of(layout.fit(0, 0, 10_000)) == expected
+    assert layout.total == len(expected)
+    assert [d.path for d in layout.documents] == ["a.txt", "b.txt"]
+    assert sum(d.tokens for d in layout.documents) == layout.total - len("[head]")
+    assert text_of(question_ids(Bytes(), FRAME, "why?")) == "[middle]why?[tail]"
+
+
+def test_it_fits_exactly_or_not_at_all():
+    layout = lay_out(1000, Text("a", "x" * 100))
+    assert len(layout.fit(20, 30, layout.total + 50)) == layout.total
+    with pytest.raises(OverContextError) as error:
+        layout.fit(20, 30, layout.total + 49)
+    total = layout.total
+    assert f"document {total} + question 20 + answer 30 tokens > context {total + 49}" in error.value.message
+    assert error.value.details["n_prompt_tokens"] == total + 20
+    assert error.value.details["n_ctx"] == total + 49
+
+
+@pytest.mark.parametrize("block", [1, 7, 1000])
+@pytest.mark.parametrize("context", [120, 121, 500])
+def test_truncation_keeps_head_and_tail_and_says_what_it_dropped(block, context):
+    body = "".join(f"line {n}\n" for n in range(400))
+    pieces = [body[n : n + block] for n in range(0, len(body), block)]
+    layout = lay_out(context, Text("a.txt", *pieces))
+    whole = text_of(lay_out(10**6, Text("a.txt", body)).fit(0, 0, 10**6))
+    text = text_of(layout.fit(20, 30, context, truncate=True))
+    assert len(text) == context - 50
+    head, rest = text.split("\n[", 1)
+    tail = rest.split("tokens left out]\n")[1]
+    assert whole.startswith(head)
+    assert whole.endswith(tail)
+    assert layout.dropped == len(whole) - len(head) - len(tail)
+    assert abs(len(head) - len(tail)) <= 1
+
+
+def test_truncation_to_nothing_is_refused():
+    layout = lay_out(100, Text("a.txt", "x" * 500))
+    with pytest.raises(OverContextError, match=r"Nothing of the document is left: lower -n"):
+        layout.fit(50, 40, 100, truncate=True)
+
+
+def test_every_token_knows_its_document_and_line_also_behind_a_gap():
+    body = "".join(f"{n}\n" for n in range(1000))
+    layout = lay_out(300, Text("a.txt", body), Text("b.txt", "last\nwords"))
+    text = text_of(layout.fit(0, 0, 300, truncate=True))
+    for needle, line in [("\n5\n", 6), ("\n998\n", 999), ("last", 1), ("words", 2)]:
+        at = text.index(needle) + needle.startswith("\n")
+        location = layout.locate(at)
+        assert location is not None
+        assert location.path == ("a.txt" if "\n" in needle else "b.txt")
+        assert location.line == line
+    assert layout.locate(0) is None
+    assert layout.locate(text.index("tokens left out")) is None
+
+
+def test_memory_is_bounded_by_the_limit():
+    layout = Layout(Bytes(), FRAME, 1000)
+    layout.add(Text("a", *["y" * 5000] * 200))
+    assert layout.total > 10**6
+    kept = sum(part.nbytes for part in [*layout._ends._head, *layout._ends._tail])
+    assert kept <= 4 * (1000 + 1000 + 5000)
