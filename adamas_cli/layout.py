@@ -85,7 +85,8 @@ class Layout:
         note = self._tokenizer.encode(f"\n[{self.total - room:,} tokens left out]\n")
         kept = room - len(note)
         if kept < 2:
-            raise self._over(question, answer, context, "Nothing of the document is left: lower -n, or take")
+            advice = "Nothing of the document is left: lower -n, or take"
+            raise self._over(question, answer, context, advice)
         head, tail = kept - kept // 2, kept // 2
         self._gap = range(head, self.total - tail)
         self._note = len(note)
