@@ -6,6 +6,7 @@ RoPE, with KV heads not repeated. The cache travels with the call as the keyword
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,19 +25,23 @@ from adamas_cli.errors import ModelUnavailableError
 
 NAME = "adamas"
 DENSE_LAYERS = 2  # the first layers attend broadly, and stay dense in decode (paper, section 4.1)
-# Below this many tokens full attention is as fast as sparse attention: measured, see docs/performance.md.
-AUTO_MIN_CONTEXT = 16384
-
-
+# Contexts from which a sparse decode step is faster than a full one, by backend (docs/performance.md). The
+# reference in plain torch never is: it unpacks all codes at every step.
+AUTO_MIN_CONTEXT = {"torch": math.inf}
 # What some models pass to change the scores or the softmax; ignoring one would be silently wrong.
 SCORE_EXTRAS = ("softcap", "s_aux", "position_bias", "head_mask")
 
 
 @dataclass(frozen=True)
 class AttentionSettings:
-    """How answer tokens attend. kind: `adamas`, `full`, or `auto` to choose by the length of the context."""
+    """How answer tokens attend.
+
+    kind: `adamas`, `full`, or `auto` to choose by the length of the context. backend: what computes sparse
+    steps.
+    """
 
     kind: str = "auto"
+    backend: str = "torch"
     sparse: SparseSettings = field(default_factory=SparseSettings)
     dense_layers: int = DENSE_LAYERS
 
@@ -44,7 +49,7 @@ class AttentionSettings:
         """`adamas` or `full` for a context of so many tokens."""
         if self.kind != "auto":
             return self.kind
-        return "adamas" if context >= AUTO_MIN_CONTEXT else "full"
+        return "adamas" if context >= AUTO_MIN_CONTEXT[self.backend] else "full"
 
 
 def unsupported_reason(config: PreTrainedConfig) -> str | None:

@@ -10,7 +10,7 @@ import torch
 from adamas_kernels.ops import SparseSettings
 from conftest import ARCHITECTURES, tiny_architecture
 
-from adamas_cli.attention import NAME, AttentionSettings
+from adamas_cli.attention import AUTO_MIN_CONTEXT, NAME, AttentionSettings
 from adamas_cli.engine import SMALLEST_CHUNK, Engine
 from adamas_cli.errors import ModelUnavailableError, OutOfMemoryError
 from adamas_cli.events import Done, Prefill, Token
@@ -234,7 +234,7 @@ def test_the_patch_is_undone(monkeypatch):
 
 
 def test_auto_is_full_while_the_context_is_short(monkeypatch):
-    monkeypatch.setattr("adamas_cli.attention.AUTO_MIN_CONTEXT", 100)
+    monkeypatch.setitem(AUTO_MIN_CONTEXT, "torch", 100)
     model = tiny_architecture("llama")
     assert Engine(Loaded(model), AttentionSettings(), context=99).attention_kind == "full"
     assert Engine(Loaded(model), AttentionSettings(), context=100).attention_kind == "adamas"
