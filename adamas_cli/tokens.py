@@ -1,0 +1,208 @@
+"""Exact tokenization of texts of any size, and tokens back to text."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+import threading
+import unicodedata
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adamas_cli.background import run_ahead
+from adamas_cli.blocks import blocks
+from adamas_cli.bpe import FastPath, NotEquivalentError, alphabet_bytes
+from adamas_cli.errors import ModelUnavailableError
+from adamas_cli.pretokenizers import seam, tiktoken_pattern
+
+if TYPE_CHECKING:
+    import tokenizers
+
+# Building the fast path takes as long as the model's tokenizer takes for about so many characters. Whoever
+# changes over at that point never spends more than twice the time of the better choice, however long the
+# text turns out.
+FAST_FROM = 1_000_000
+
+BLOCKS_AHEAD = 16  # about 250,000 tokens: many prefill chunks, few megabytes
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+class Tokenizer:
+    """The tokenizer of one model, as its tokenizer.json defines it.
+
+    A document's text never becomes a control token. Control tokens are the added tokens that are marked
+    special, and those that the model's merges do not spell by themselves, such as Qwen's `<tool_call>`:
+    text that looks like one is tokenized as the plain characters it is. Lone surrogates count as U+FFFD.
+    """
+
+    def __init__(self, tokenizer_json: Path) -> None:
+        """Read `tokenizer_json`; ModelUnavailableError if it is absent or damaged."""
+        import tokenizers
+
+        if not tokenizer_json.is_file():
+            raise ModelUnavailableError(
+                f"{tokenizer_json.parent} has no tokenizer.json. Use a directory in the Hugging Face layout."
+            )
+        try:
+            self._template = tokenizers.Tokenizer.from_file(str(tokenizer_json))
+        except Exception as error:  # the library raises Exception itself for whatever it cannot read
+            raise ModelUnavailableError(
+                f"{tokenizer_json} cannot be read ({error}). Fetch the model again."
+            ) from error
+        self._template.no_truncation()
+        self._template.no_padding()
+        self._path = tokenizer_json
+        self._plain, self.control_tokens = _without_control_tokens(self._template)
+        self._control_ids = frozenset(self.control_tokens.values())
+        self._byte_level = "ByteLevel" in str(_config(self._template.decoder))
+        self._characters = 0  # encoded so far
+        self._fast_lock = threading.Lock()
+
+    @classmethod
+    def from_directory(cls, directory: Path) -> Tokenizer:
+        """The tokenizer of a model directory; ModelUnavailableError if it is absent or damaged."""
+        return cls(directory / "tokenizer.json")
+
+    @property
+    def fast(self) -> bool:
+        """Whether tiktoken gives this model's tokens; asking builds the fast path (about a second, once)."""
+        return isinstance(self._fast_path, FastPath)
+
+    @property
+    def reason(self) -> str:
+        """Why there is no fast path; empty where there is one."""
+        return "" if isinstance(self._fast_path, FastPath) else self._fast_path
+
+    @property
+    def piecewise(self) -> bool:
+        """Whether long text is tokenized in blocks; where not, it must fit in memory several times over."""
+        return self._seam is not None
+
+    def encode(self, text: str) -> np.ndarray:
+        """The ids (int32 [n]) of a document or a question, without control tokens and without BOS."""
+        return np.concatenate([_NO_IDS, *self.stream([text])])
+
+    def stream(self, pieces: Iterable[str]) -> Iterator[np.ndarray]:
+        """The ids of the concatenated pieces, equal to those of `encode`, in blocks (int32 [n]).
+
+        Pieces may be cut anywhere. Memory does not grow with the text where the tokenizer is `piecewise`.
+        Equal to the model's own tokenizer, except where more than LONGEST_WORD characters come without a
+        seam.
+        """
+        for block in blocks(map(_without_surrogates, pieces), self._seam):
+            self._characters += len(block)
+            yield self._encode_block(block)
+
+    def encode_template(self, text: str) -> np.ndarray:
+        """The ids (int32 [n]) of chat template text: control tokens are recognised, nothing is added."""
+        return np.array(
+            self._template.encode(_without_surrogates(text), add_special_tokens=False).ids, dtype=np.int32
+        )
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for: no bytes for a control token or an id outside the vocabulary."""
+        token = self._template.id_to_token(token_id)
+        if token is None or token_id in self._control_ids:
+            return b""
+        if self._byte_level:
+            return alphabet_bytes(token)
+        if byte := _BYTE_TOKEN.fullmatch(token):
+            return bytes.fromhex(byte[1])
+        return token.replace("▁", " ").encode()
+
+    def decoder(self) -> Decoder:
+        """A new decoder for one stream of tokens."""
+        return Decoder(self)
+
+    @cached_property
+    def _seam(self) -> re.Pattern[str] | None:
+        config = _config(self._plain.normalizer), _config(self._plain.pre_tokenizer)
+        return seam(*config, self._template.get_vocab)
+
+    @property
+    def _fast_path(self) -> FastPath | str:
+        with self._fast_lock:  # a thread that tokenizes ahead and its consumer may both ask first
+            return self._built_fast_path
+
+    @cached_property
+    def _built_fast_path(self) -> FastPath | str:
+        """The fast path, or why there is none."""
+        pattern = tiktoken_pattern(_config(self._plain.pre_tokenizer))
+        if pattern is None:
+            return "its pre-tokenizer is not one that adamas has a tiktoken pattern for"
+        if _config(self._plain.normalizer) not in (None, {"type": "NFC"}):
+            return "its normalizer changes more than Unicode's composed form"
+        try:
+            return FastPath(self._path, self._plain, pattern)
+        except NotEquivalentError as error:
+            return str(error)
+
+    def _encode_block(self, text: str) -> np.ndarray:
+        if self._characters >= FAST_FROM and isinstance(fast := self._fast_path, FastPath):
+            normalized = text
+            if self._plain.normalizer and not unicodedata.is_normalized("NFC", text):
+                normalized = self._plain.normalizer.normalize_str(text)
+            if fast.serves(normalized):
+                return fast.encode(normalized)
+        (encoding,) = self._plain.encode_batch_fast([text], add_special_tokens=False)
+        return np.array(encoding.ids, dtype=np.int32)
+
+
+class Decoder:
+    """Tokens to text as they arrive, in whole characters only."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def feed(self, token_id: int) -> str:
+        """The characters that `token_id` completes; bytes of an unfinished character are held back."""
+        return self._utf8.decode(self._tokenizer.token_bytes(token_id))
+
+    def flush(self) -> str:
+        """What is held back, as U+FFFD, at the end of the stream."""
+        return self._utf8.decode(b"", final=True)
+
+
+def tokenize_in_background(tokenizer: Tokenizer, pieces: Iterable[str]) -> Iterator[np.ndarray]:
+    """`tokenizer.stream(pieces)` in a thread, ahead of its consumer; see `run_ahead` for how it ends."""
+    return run_ahead(tokenizer.stream(pieces), BLOCKS_AHEAD)
+
+
+_NO_IDS = np.empty(0, dtype=np.int32)
+
+
+def _without_surrogates(text: str) -> str:
+    """Text that has a UTF-8 form: file names may bring surrogates for bytes that are no text."""
+    return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
+
+
+def _config(component: Any) -> dict[str, Any] | None:
+    """The JSON of a normalizer, pre-tokenizer or decoder: its pickled state."""
+    if component is None:
+        return None
+    config: dict[str, Any] = json.loads(component.__getstate__())
+    return config
+
+
+def _without_control_tokens(full: tokenizers.Tokenizer) -> tuple[tokenizers.Tokenizer, dict[str, int]]:
+    """The same tokenizer for plain text, and the control tokens it lacks (text to id)."""
+    import tokenizers
+
+    plain = tokenizers.Tokenizer(full.model)
+    plain.normalizer = full.normalizer
+    plain.pre_tokenizer = full.pre_tokenizer
+    control = {}
+    for token_id, token in full.get_added_tokens_decoder().items():
+        if not token.special and [piece.id for piece in full.model.tokenize(token.content)] == [token_id]:
+            plain.add_tokens([token])
+        else:
+            control[token.content] = token_id
+    return plain, control
