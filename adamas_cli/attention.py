@@ -41,9 +41,9 @@ class AttentionSettings:
     """
 
     kind: str = "auto"
-    backend: str = "torch"
     sparse: SparseSettings = field(default_factory=SparseSettings)
     dense_layers: int = DENSE_LAYERS
+    backend: str = "torch"
 
     def resolve(self, context: int) -> str:
         """`adamas` or `full` for a context of so many tokens."""

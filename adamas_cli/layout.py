@@ -106,9 +106,9 @@ class Layout:
         self._ends.add(ids)
 
     def _over(self, question: int, answer: int, context: int, advice: str) -> OverContextError:
-        sizes = f"document {self.total:,} + question {question:,} + answer {answer:,} tokens > context {context:,}"
+        needed = f"document {self.total:,} + question {question:,} + answer {answer:,} tokens"
         return OverContextError(
-            f"{sizes}. {advice} a model with a longer context.",
+            f"{needed} > context {context:,}. {advice} a model with a longer context.",
             n_document_tokens=self.total,
             n_question_tokens=question,
             n_prompt_tokens=self.total + question,
