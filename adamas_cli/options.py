@@ -142,7 +142,7 @@ class PromptOptions:
         str | None, _prompt("-s", "--system", metavar="TEXT", help="System prompt in place of the default.")
     ] = None
     template: Annotated[
-        Path | None,
+        str | None,
         _prompt("-t", "--template", metavar="FILE", help="Prompt template in place of the default."),
     ] = None
     max_tokens: Annotated[

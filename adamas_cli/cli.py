@@ -1,0 +1,97 @@
+"""The command line: the root command, and the one place where exceptions become exit codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from adamas_cli import __version__
+from adamas_cli.commands import ask
+from adamas_cli.config import read_config
+from adamas_cli.errors import INTERRUPTED, UsageError
+from adamas_cli.failures import InterruptedByUserError, abandon_stdout, as_user_error, report
+from adamas_cli.options import setting_names
+
+# What typer raises for a wrong command line; the base class of its public BadParameter has no public name.
+_PARSE_ERROR: Any = typer.BadParameter.__bases__[0]
+
+app = typer.Typer(
+    name="adamas",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"adamas {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def adamas(
+    ctx: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Ask questions about books, reports and code with a language model on your own machine."""
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
+        return
+    ctx.default_map = {ctx.invoked_subcommand: read_config(setting_names())}
+
+
+app.command("ask")(ask.command)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line (`sys.argv` if None) and return its exit code; nothing is raised."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
+    as_json = "--json" in arguments
+    try:
+        code = _run_typer(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return abandon_stdout()
+    except KeyboardInterrupt:
+        return report(InterruptedByUserError("interrupted"), as_json=as_json)
+    except Exception as error:  # the last line of defence: no user sees a traceback unasked
+        shown = as_user_error(error)
+        if shown is not error:
+            shown.__cause__ = error
+        return report(shown, as_json=as_json)
+    return code
+
+
+def _run_typer(arguments: list[str]) -> int:
+    """The exit code; typer's own ways to end are put back into Python's exceptions."""
+    try:
+        result = app(arguments, prog_name="adamas", standalone_mode=False)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):
+            raise stop.__context__ from None
+        raise
+    except _PARSE_ERROR as error:
+        raise UsageError(_usage_message(error, arguments)) from None
+    if result == INTERRUPTED:
+        raise KeyboardInterrupt
+    return result if isinstance(result, int) else 0
+
+
+def _usage_message(error: Exception, arguments: list[str]) -> str:
+    message = error.format_message()  # type: ignore[attr-defined]
+    if arguments and Path(arguments[0]).exists():
+        return f'{message}\nto ask about a file: adamas ask {arguments[0]} "your question"'
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "adamas"
+    return f"{' '.join(message.split())}\ntry: {command} --help"

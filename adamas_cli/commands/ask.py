@@ -1,0 +1,155 @@
+"""`adamas ask`: answers questions about documents."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+import typer
+
+from adamas_cli.errors import UsageError
+from adamas_cli.options import (
+    AttentionOptions,
+    InputOptions,
+    ModelOptions,
+    OutputOptions,
+    PromptOptions,
+    SamplingOptions,
+    grouped,
+)
+from adamas_cli.quiet import prepare_libraries
+
+if TYPE_CHECKING:
+    from adamas_cli.display import Display
+    from adamas_cli.documents import Document
+
+EXAMPLE = 'adamas ask book.txt "Who is Mr. Darcy?"'
+
+
+@grouped
+def command(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SOURCES... QUESTION",
+            help="Files, folders or `-` (stdin), then the question, unless -q asks it.",
+            show_default=False,
+        ),
+    ] = None,
+    question: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-q",
+            "--question",
+            metavar="TEXT",
+            rich_help_panel="Question and answer",
+            help="A question (repeatable: the documents are read once); then all arguments are sources.",
+        ),
+    ] = None,
+    *,
+    model: ModelOptions,
+    attention: AttentionOptions,
+    sampling: SamplingOptions,
+    selection: InputOptions,
+    prompt: PromptOptions,
+    output: OutputOptions,
+) -> None:
+    """Answer questions about documents: adamas ask book.txt "Who is Mr. Darcy?" """
+    prepare_libraries(verbose=output.verbose, offline=model.offline)
+    sources, questions = split_arguments(arguments or [], question or [], selection.files_from)
+
+    from adamas_cli.answer import listen
+    from adamas_cli.display import Display
+    from adamas_cli.sampling import Sampling
+    from adamas_cli.session import Session
+
+    with (
+        _destination(output.output) as stream,
+        Display(
+            answers=None if output.json or stream is not sys.stdout else stream,
+            notes=sys.stderr,
+            quiet=output.quiet,
+            usage=output.usage,
+            reasoning=not output.hide_reasoning,
+        ) as display,
+    ):
+        documents = _collect(sources, selection, display, verbose=output.verbose)
+        session = Session.open(documents, questions, model, attention, prompt, display)
+        drawing = Sampling(**vars(sampling))
+        answers = []
+        for text in questions:
+            if len(questions) > 1:
+                display.question(text)
+            answers.append(listen(text, session.ask(text, drawing), display.show))
+        if output.json:
+            records = [session.as_json() | answer.as_json() for answer in answers]
+            json.dump(records[0] if len(records) == 1 else records, stream, ensure_ascii=False, indent=2)
+            stream.write("\n")
+        elif stream is not sys.stdout:
+            stream.write("\n".join(f"{answer.text}\n" for answer in answers))
+
+
+def split_arguments(
+    arguments: list[str], questions: list[str], files_from: str | None
+) -> tuple[list[str], list[str]]:
+    """The sources and the questions; raises UsageError with an example where one of them is missing."""
+    if questions:
+        sources = arguments
+    elif arguments:
+        sources, questions = arguments[:-1], arguments[-1:]
+        if questions[0] != "-" and Path(questions[0]).exists():
+            raise UsageError(
+                f"the question is missing: {questions[0]} is a file\n"
+                f'ask as in: adamas ask {" ".join(arguments)} "your question"'
+            )
+    if not arguments and not questions:
+        raise UsageError(f"give documents and a question, as in: {EXAMPLE}")
+    if not sources and files_from is None:
+        raise UsageError(f"give documents before the question, as in: {EXAMPLE}\n`-` reads one from stdin")
+    blank = next((text for text in questions if not text.strip() or text == "-"), None)
+    if blank is not None:
+        raise UsageError(f"the question is empty; give one, as in: {EXAMPLE}")
+    return sources, questions
+
+
+def _collect(sources: list[str], chosen: InputOptions, display: Display, *, verbose: int) -> list[Document]:
+    from adamas_cli.documents import DEFAULT_MAX_FILE_SIZE, Selection, collect, read_file_list
+
+    if chosen.files_from == "-":
+        sources = sources + read_file_list(sys.stdin.buffer, chosen.null)
+    elif chosen.files_from is not None:
+        try:
+            with open(chosen.files_from, "rb") as stream:
+                sources = sources + read_file_list(stream, chosen.null)
+        except OSError as error:
+            raise UsageError(f"cannot read --files-from {chosen.files_from}: {error.strerror}") from error
+    selection = Selection(
+        include=tuple(chosen.include or ()),
+        exclude=tuple(chosen.exclude or ()),
+        gitignore=not chosen.no_gitignore,
+        hidden=chosen.hidden,
+        max_file_size=DEFAULT_MAX_FILE_SIZE if chosen.max_file_size is None else chosen.max_file_size or None,
+    )
+    collection = collect(sources, selection, stdin=sys.stdin.buffer, progress=display)
+    skipped = collection.skipped_line()
+    if skipped is not None:
+        display.note(skipped)
+        if verbose:
+            for reason, paths in collection.examples.items():
+                display.note(f"  {reason}: {', '.join(paths)}")
+    return collection.documents
+
+
+@contextmanager
+def _destination(path: Path | None) -> Iterator[TextIO]:
+    if path is None or str(path) == "-":
+        yield sys.stdout
+        return
+    from adamas_cli.output import replacing
+
+    with replacing(path) as stream:
+        yield stream

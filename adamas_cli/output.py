@@ -1,0 +1,41 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from adamas_cli.errors import UsageError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[TextIO]:
+    """A UTF-8 stream that takes the place of `path` when the block ends; untouched where that raises.
+
+    A link is followed; a device or a pipe is written to as it is. Raises UsageError if the file cannot be
+    written.
+    """
+    target = path.resolve()
+    try:
+        if target.exists() and not target.is_file():
+            stream = target.open("w", encoding="utf-8", errors="replace")
+            draft = None
+        else:
+            draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+            stream = draft.open("x", encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    try:
+        with stream:
+            yield stream
+        if draft is not None:
+            if target.exists():
+                draft.chmod(target.stat().st_mode & 0o7777)
+            os.replace(draft, target)
+    finally:
+        if draft is not None:
+            draft.unlink(missing_ok=True)

@@ -1,0 +1,152 @@
+"""Documents, a model and an engine put together: opened once, then asked any number of questions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from adamas_kernels.ops import SparseSettings
+from transformers import PreTrainedTokenizerFast
+
+from adamas_cli import models
+from adamas_cli.answer import Text, narrate
+from adamas_cli.attention import AttentionSettings
+from adamas_cli.counting import Counting
+from adamas_cli.engine import Engine
+from adamas_cli.errors import UsageError
+from adamas_cli.events import Done, Event
+from adamas_cli.layout import Layout, question_ids
+from adamas_cli.prompt import Frame, frame, load_template
+from adamas_cli.reasoning import OPEN
+from adamas_cli.sampling import Sampling
+from adamas_cli.tokens import Tokenizer
+
+if TYPE_CHECKING:
+    from adamas_cli.documents import Document
+    from adamas_cli.options import AttentionOptions, ModelOptions, PromptOptions
+    from adamas_cli.progress import Progress
+
+DEFAULT_TEMPLATE = "ask"
+KEPT_TOKENS = 1 << 24  # ids kept from either end of the documents: more than any model's context, 64 MiB
+
+
+@dataclass
+class Session:
+    """Documents in front of a model. The first question pays for reading them."""
+
+    files: models.ModelFiles
+    loaded: models.LoadedModel
+    layout: Layout
+    engine: Engine
+    load_seconds: float  # from the model's name to weights in memory, a download not included
+    max_tokens: int
+    _tokenizer: Tokenizer
+    _frame: Frame
+    _unread: np.ndarray | None  # the documents' ids until they are in the cache
+
+    @classmethod
+    def open(
+        cls,
+        documents: Sequence[Document],
+        questions: Sequence[str],
+        model: ModelOptions,
+        attention: AttentionOptions,
+        prompt: PromptOptions,
+        progress: Progress,
+    ) -> Session:
+        """Load the model and, meanwhile, count the documents; nothing runs before it is known to fit.
+
+        Room is kept for the longest of the questions. Raises ModelUnavailableError, OverContextError, and
+        UsageError for a wrong template or `--ctx-size`.
+        """
+        template = load_template(prompt.template or DEFAULT_TEMPLATE)
+        files = models.resolve(
+            model.model, dtype=model.dtype, device=model.device, offline=model.offline, progress=progress
+        )
+        begun = time.perf_counter()
+        chat = PreTrainedTokenizerFast.from_pretrained(files.directory)
+        around = frame(template, chat, system=prompt.system, think=prompt.think)
+        tokenizer = Tokenizer.from_directory(files.directory)
+        with Counting(Layout(tokenizer, around, KEPT_TOKENS), documents, progress) as counting:
+            loaded = models.load(
+                files,
+                device=model.device,
+                dtype=model.dtype,
+                trust_remote_code=model.trust_remote_code,
+                progress=progress,
+            )
+            load_seconds = time.perf_counter() - begun
+            layout = counting.wait()
+        context = _context(prompt.ctx_size, loaded.context_length)
+        asked = max(len(question_ids(tokenizer, around, text)) for text in questions)
+        ids = layout.fit(asked, prompt.max_tokens, context, truncate=prompt.on_overflow == "truncate")
+        if layout.dropped:
+            progress.note(
+                f"left out {layout.dropped:,} of {layout.total:,} tokens, from the documents' middle"
+            )
+        engine = Engine(
+            loaded,
+            _settings(attention),
+            context=len(ids) + asked + prompt.max_tokens,
+            prefill_chunk=attention.prefill_chunk,
+        )
+        return cls(files, loaded, layout, engine, load_seconds, prompt.max_tokens, tokenizer, around, ids)
+
+    def ask(self, question: str, sampling: Sampling) -> Iterator[Event | Text]:
+        """What happens while a question is answered; ends with Done."""
+        ids = question_ids(self._tokenizer, self._frame, question)
+        thinking = self._frame.tail.rstrip().endswith(OPEN)
+        return narrate(self._events(ids, sampling), self._tokenizer.decoder(), thinking=thinking)
+
+    def as_json(self) -> dict[str, object]:
+        """The part of the JSON object that all questions share."""
+        settings = self.engine.attention
+        return {
+            "model": self.files.name,
+            "attention": {
+                "kind": self.engine.attention_kind,
+                "backend": settings.backend,
+                "scorer": settings.sparse.scorer,
+                "budget": settings.sparse.budget,
+            },
+            "documents": [
+                {"path": document.path, "tokens": document.tokens} for document in self.layout.documents
+            ],
+            "truncated": self.layout.dropped > 0,
+            "tokens_dropped": self.layout.dropped,
+            "load_s": round(self.load_seconds, 3),
+        }
+
+    def _events(self, question: np.ndarray, sampling: Sampling) -> Iterator[Event]:
+        begun, reused, reading = time.perf_counter(), self.engine.length, 0.0
+        if self._unread is not None:
+            yield from self.engine.read(self._unread)
+            self._unread = None
+            reading = time.perf_counter() - begun
+        for event in self.engine.answer(question, sampling, self.max_tokens, self.loaded.stop_ids):
+            if isinstance(event, Done):
+                event = replace(
+                    event,
+                    reused_tokens=reused,
+                    prefill_seconds=event.prefill_seconds + reading,
+                    first_token_seconds=event.first_token_seconds + reading,
+                )
+            yield event
+
+
+def _context(chosen: int, available: int) -> int:
+    if chosen > available:
+        raise UsageError(f"--ctx-size {chosen:,} is more than the model's context of {available:,} tokens")
+    return chosen or available
+
+
+def _settings(attention: AttentionOptions) -> AttentionSettings:
+    return AttentionSettings(
+        kind=attention.attn,
+        backend=attention.backend,
+        sparse=SparseSettings(budget=attention.budget, scorer=attention.scorer),
+        dense_layers=attention.dense_layers,
+    )
