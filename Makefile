@@ -12,7 +12,7 @@ quoted = '$(subst ','\'',$(1))'
 .PHONY: help ask test check check-install format clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s%s\n", $$1, $$2 }' Makefile
 
 ask: .venv/installed ## install, fetch the default model and answer QUESTION about DOCUMENT
 	$(bin)/adamas ask $(call quoted,$(DOCUMENT)) $(call quoted,$(QUESTION))
