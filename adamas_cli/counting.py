@@ -19,7 +19,7 @@ class _StoppedError(Exception):
 
 
 class Counting:
-    """Adds documents to a layout in the background; leaving the scope ends that at the next block of tokens."""
+    """Adds documents to a layout in the background; leaving the scope ends that at the next block."""
 
     def __init__(self, layout: Layout, documents: Sequence[Document], progress: Progress) -> None:
         self._layout = layout

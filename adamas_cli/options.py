@@ -88,9 +88,6 @@ class AttentionOptions:
     dense_layers: Annotated[
         int, _attention("--dense-layers", min=0, help="First layers that keep full attention.")
     ] = 2
-    backend: Annotated[
-        Literal["auto", "triton", "torch"], _attention("--backend", help="Kernels for sparse attention.")
-    ] = "auto"
     prefill_chunk: Annotated[
         int, _attention("--prefill-chunk", help="Prompt tokens read per step.", **_length)
     ] = DEFAULT_PREFILL_CHUNK

@@ -146,7 +146,6 @@ def _context(chosen: int, available: int) -> int:
 def _settings(attention: AttentionOptions) -> AttentionSettings:
     return AttentionSettings(
         kind=attention.attn,
-        backend=attention.backend,
         sparse=SparseSettings(budget=attention.budget, scorer=attention.scorer),
         dense_layers=attention.dense_layers,
     )
