@@ -1,0 +1,167 @@
+"""`adamas models`: which models there are, what they take on disk, and which one answers by default."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from adamas_cli.errors import ModelUnavailableError, UsageError
+from adamas_cli.models.aliases import Alias, aliases
+from adamas_cli.models.default import default_name, write_default
+from adamas_cli.models.inventory import OnDisk, find, on_disk, remove, shape
+from adamas_cli.progress import Progress
+
+app = typer.Typer(
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="List, fetch and remove models.",
+)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Short name, or name on the Hugging Face hub.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("ls")
+def list_models(as_json: AsJson = False) -> None:
+    """List the short names, and every model that is on this machine."""
+    default = default_name()
+    entries = on_disk()
+    if as_json:
+        _print_json([_as_json(entry, default) for entry in entries])
+        return
+    rows = [("NAME", "ON DISK", "MODEL")]
+    for entry in entries:
+        mark = " (default)" if entry.name == default else ""
+        rows.append((entry.name + mark, _state(entry), entry.alias.title if entry.alias else ""))
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    for name, state, title in rows:
+        print(f"{name:{widths[0]}}  {state:>{widths[1]}}  {title}".rstrip())
+
+
+@app.command("pull")
+def pull(name: Name) -> None:
+    """Fetch a model, or check the one that is there and fetch it again if it is damaged."""
+    from adamas_cli.models.fetch import fetch, local_file, verify
+    from adamas_cli.models.folder import require_complete
+    from adamas_cli.models.hub import download_snapshot
+
+    progress = _progress()
+    alias = aliases().get(name)
+    if alias is not None:
+        if not verify(alias, progress):
+            fetch(alias, offline=False, progress=progress)
+        path = local_file(alias)
+    elif Path(name).expanduser().exists():
+        raise UsageError(f"{name} is already on this machine: pass it to -m as it is.")
+    else:
+        path = download_snapshot(name, progress)
+        require_complete(path)
+    print(path)
+
+
+@app.command("rm")
+def remove_model(
+    name: Name, yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask first.")] = False
+) -> None:
+    """Remove a model's file and unpacked weights from this tool's cache."""
+    entry = _require(name)
+    if not entry.paths:
+        raise ModelUnavailableError(f"{name} is not on this machine; there is nothing to remove.")
+    if entry.alias is None and "/" in name:
+        raise UsageError(f"{name} is in Hugging Face's cache, which other programs share: use `hf cache rm`.")
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError(f"pass -y to remove {name} without being asked.")
+        typer.confirm(f"Remove {name} ({_megabytes(entry.bytes)})?", abort=True, err=True)
+    remove(entry, _progress())
+    print(f"removed {name}, {_megabytes(entry.bytes)}")
+
+
+@app.command("show")
+def show(name: Name, as_json: AsJson = False) -> None:
+    """Show where a model comes from, its hash, sizes and licence, and its shape once it was unpacked."""
+    facts = _facts(_require(name))
+    if as_json:
+        _print_json(facts)
+        return
+    width = max(len(key) for key in facts)
+    for key, value in facts.items():
+        shown = ", ".join(value) if isinstance(value, list) else value
+        print(f"{key.replace('_', ' '):{width}}  {shown}")
+
+
+@app.command("default")
+def default(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="The model to use from now on.")
+    ] = None,
+) -> None:
+    """Print the model that answers when none is named, or choose it."""
+    if name is not None:
+        write_default(name)
+    print(default_name())
+
+
+def _require(name: str) -> OnDisk:
+    entry = find(name)
+    if entry is None:
+        raise ModelUnavailableError(
+            f"there is no model {name} here; `adamas models ls` lists those there are."
+        )
+    return entry
+
+
+def _facts(entry: OnDisk) -> dict[str, Any]:
+    alias = entry.alias
+    facts: dict[str, Any] = {"name": entry.name}
+    if alias is not None:
+        facts |= {"title": alias.title, "license": alias.license, "source": _sources(alias)}
+        facts |= {"file_bytes": alias.bytes, "sha256": alias.sha256, "context": alias.context}
+    facts |= shape(entry)
+    return facts | {"bytes_on_disk": entry.bytes, "paths": [str(path) for path in entry.paths]}
+
+
+def _sources(alias: Alias) -> list[str]:
+    sources = [f"Hugging Face hub: {alias.hub}/{alias.file}"] if alias.hub else []
+    if alias.wheels is not None:
+        last = alias.wheels.requirement(alias.wheels.parts)
+        through = f" to {last}" if alias.wheels.parts > 1 else ""
+        sources.append(f"wheels: {alias.wheels.requirement(1)}{through}")
+    return sources
+
+
+def _as_json(entry: OnDisk, default: str) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "title": entry.alias.title if entry.alias else None,
+        "default": entry.name == default,
+        "fetched": entry.file is not None or (entry.alias is None and bool(entry.weights)),
+        "unpacked": bool(entry.weights),
+        "bytes_on_disk": entry.bytes,
+        "paths": [str(path) for path in entry.paths],
+    }
+
+
+def _state(entry: OnDisk) -> str:
+    if not entry.paths:
+        return "-"
+    incomplete = entry.partial is not None and entry.file is None and not entry.weights
+    return _megabytes(entry.bytes) + (" (partial)" if incomplete else "")
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB"
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _progress() -> Progress:
+    from adamas_cli.progress import Silent
+
+    return Silent()

@@ -1,0 +1,69 @@
+"""The table of models that have a short name: where their file comes from, and the hash it must have."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Wheels:
+    """Distributions that carry a model file in consecutive parts, one part each, numbered from 1."""
+
+    distribution: str  # `{part}` stands for the number
+    version: str
+    member: str  # how the part's path inside its wheel ends
+    parts: int
+    part_bytes: int  # length of every part but the last, which may be shorter
+
+    def requirement(self, part: int) -> str:
+        """What pip is asked for, such as `name-part3==1.0`."""
+        return f"{self.distribution.format(part=part)}=={self.version}"
+
+    def member_of(self, part: int) -> str:
+        """How the path of this part ends inside its wheel."""
+        return self.member.format(part=part)
+
+
+@dataclass(frozen=True)
+class Alias:
+    """One GGUF file with a short name."""
+
+    name: str
+    title: str
+    license: str
+    context: int  # tokens
+    file: str
+    bytes: int
+    sha256: str
+    hub: str | None = None  # repository on the Hugging Face hub that holds `file`
+    wheels: Wheels | None = None
+
+
+@cache
+def aliases() -> dict[str, Alias]:
+    """Every model with a short name, in the table's order."""
+    return {
+        name: Alias(
+            name=name, wheels=Wheels(**row["wheels"]) if "wheels" in row else None, **_without_wheels(row)
+        )
+        for name, row in _table()["models"].items()
+    }
+
+
+def default_alias(*, cuda: bool) -> str:
+    """The short name that is used when nobody names a model, with or without a CUDA GPU."""
+    return str(_table()["default"]["cuda" if cuda else "cpu"])
+
+
+def _without_wheels(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != "wheels"}
+
+
+@cache
+def _table() -> dict[str, Any]:
+    text = files("adamas_cli.models").joinpath("models.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)

@@ -1,0 +1,131 @@
+"""What is on disk of each model, and how to remove it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adamas_cli.models.aliases import Alias, aliases
+from adamas_cli.models.fetch import is_fetched, local_file, partial_file
+from adamas_cli.models.folder import CONFIG
+from adamas_cli.models.gguf import ORIGIN
+from adamas_cli.models.places import exclusive, weights_directory
+from adamas_cli.progress import Progress
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """The files and folders of one model on this machine."""
+
+    name: str  # an alias, the name of a local .gguf file, or a name on the hub
+    alias: Alias | None
+    file: Path | None  # the fetched GGUF file
+    partial: Path | None  # the first bytes of an interrupted download
+    weights: tuple[Path, ...]  # folders of unpacked weights, or the hub library's folder
+    bytes: int  # all of these together
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Everything that removing the model removes."""
+        return tuple(path for path in (self.file, self.partial) if path is not None) + self.weights
+
+
+def on_disk() -> list[OnDisk]:
+    """All aliases, fetched or not, then what was unpacked from local files, then models of the hub."""
+    unpacked = list(_unpacked())
+    found = [_of_alias(alias, unpacked) for alias in aliases().values()]
+    known = {alias.sha256 for alias in aliases().values()}
+    others: dict[str, list[tuple[Path, str]]] = {}
+    for folder, sha256, file in unpacked:
+        if sha256 not in known:
+            others.setdefault(sha256, []).append((folder, file))
+    for folders in others.values():
+        found.append(_entry(folders[0][1], weights=tuple(folder for folder, _ in folders)))
+    return found + list(_of_hub())
+
+
+def find(name: str) -> OnDisk | None:
+    """The entry of `on_disk` that is called `name`."""
+    return next((entry for entry in on_disk() if entry.name == name), None)
+
+
+def remove(entry: OnDisk, progress: Progress) -> None:
+    """Delete what `entry` has on disk, waiting for a process that is writing it.
+
+    Raises ModelUnavailableError if the cache cannot be written, OSError if a file cannot be deleted.
+    """
+    for path in entry.paths:
+        with exclusive(path, progress):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def shape(entry: OnDisk) -> dict[str, Any]:
+    """The layers, heads and context of a model whose settings are on disk; empty if they are not."""
+    if not entry.weights:
+        return {}
+    config = json.loads((entry.weights[0] / CONFIG).read_text(encoding="utf-8"))
+    config = config.get("text_config", config)
+    names = {
+        "architecture": "model_type",
+        "context": "max_position_embeddings",
+        "layers": "num_hidden_layers",
+        "heads": "num_attention_heads",
+        "kv_heads": "num_key_value_heads",
+        "head_dim": "head_dim",
+        "vocabulary": "vocab_size",
+    }
+    return {name: config[key] for name, key in names.items() if config.get(key) is not None}
+
+
+def _of_alias(alias: Alias, unpacked: list[tuple[Path, str, str]]) -> OnDisk:
+    weights = tuple(folder for folder, sha256, _ in unpacked if sha256 == alias.sha256)
+    file = local_file(alias) if is_fetched(alias) else None
+    partial = partial_file(alias) if partial_file(alias).is_file() else None
+    return _entry(alias.name, alias, file, partial, weights)
+
+
+def _unpacked() -> Iterator[tuple[Path, str, str]]:
+    """Each folder of unpacked weights, with the sha256 and the name of the file it came from."""
+    for path in sorted(weights_directory().glob(f"*/{ORIGIN}")):
+        if path.parent.suffix != ".unfinished":
+            origin = json.loads(path.read_text(encoding="utf-8"))
+            yield path.parent, origin["sha256"], origin["file"]
+
+
+def _of_hub() -> Iterator[OnDisk]:
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repositories = scan_cache_dir().repos
+    except CacheNotFound:
+        return
+    for repository in sorted(repositories, key=lambda repository: repository.repo_id):
+        folders = [revision.snapshot_path for revision in repository.revisions]
+        usable = tuple(folder for folder in folders if (folder / CONFIG).is_file())
+        if repository.repo_type == "model" and usable:
+            yield OnDisk(repository.repo_id, None, None, None, usable, repository.size_on_disk)
+
+
+def _entry(
+    name: str,
+    alias: Alias | None = None,
+    file: Path | None = None,
+    partial: Path | None = None,
+    weights: tuple[Path, ...] = (),
+) -> OnDisk:
+    entry = OnDisk(name, alias, file, partial, weights, 0)
+    total = sum(_size(path) for path in entry.paths)
+    return OnDisk(name, alias, file, partial, weights, total)
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())

@@ -1,0 +1,92 @@
+"""Loads a model for answering."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from adamas_cli.errors import ModelUnavailableError, OutOfMemoryError
+from adamas_cli.models.device import choose_device, choose_dtype
+from adamas_cli.models.quiet import quiet_transformers
+from adamas_cli.models.resolve import ModelFiles
+from adamas_cli.models.stops import stop_ids
+from adamas_cli.progress import Progress
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory, ready to answer."""
+
+    model: PreTrainedModel  # in eval mode, without gradients
+    files: ModelFiles
+    device: torch.device
+    dtype: torch.dtype
+    context_length: int  # tokens
+    stop_ids: tuple[int, ...]  # tokens that end an answer
+
+
+def load(
+    files: ModelFiles,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantization: object | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress,
+) -> LoadedModel:
+    """The model of `files` on `device`; weights in their own number format are mapped, not read.
+
+    `quantization` is a transformers quantization config. Raises ModelUnavailableError if this version of
+    transformers cannot load the model, OutOfMemoryError if it does not fit the device.
+    """
+    import torch
+
+    chosen_device = choose_device(device)
+    chosen_dtype = choose_dtype(dtype, chosen_device)
+    with progress.task(f"loading {files.name}", None, "bytes"), quiet_transformers():
+        try:
+            model = _read(files, chosen_device, chosen_dtype, quantization, trust_remote_code)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemoryError(
+                f"{files.name} does not fit {chosen_device}.\nUse a smaller model, or --device cpu."
+            ) from error
+    model.eval().requires_grad_(False)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(context, int):
+        raise ModelUnavailableError(f"{files.name} does not say how many tokens it can read.")
+    return LoadedModel(model, files, chosen_device, chosen_dtype, context, stop_ids(model, files.directory))
+
+
+def _read(
+    files: ModelFiles,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantization: object | None,
+    trust_remote_code: bool,
+) -> PreTrainedModel:
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {}
+    if quantization is not None:
+        options["quantization_config"] = quantization
+    if device.type != "cpu":
+        options["device_map"] = {"": device}
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            files.directory,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            **options,
+        )
+    except (ValueError, KeyError, OSError, ImportError, SafetensorError, struct.error) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ModelUnavailableError(f"cannot load {files.name}: {reason}") from error
+    return model

@@ -1,0 +1,63 @@
+"""Where models live on disk, and how two processes take turns at one of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from adamas_cli.errors import ModelUnavailableError
+from adamas_cli.progress import Progress
+
+
+def models_directory() -> Path:
+    """The folder of this tool's models: under `ADAMAS_CACHE_DIR`, or in the user's cache directory."""
+    chosen = os.environ.get("ADAMAS_CACHE_DIR")
+    if chosen:
+        return Path(chosen).expanduser().absolute() / "models"
+    from platformdirs import user_cache_path
+
+    return user_cache_path("adamas") / "models"
+
+
+def files_directory() -> Path:
+    """The folder of fetched GGUF files."""
+    return models_directory() / "files"
+
+
+def weights_directory() -> Path:
+    """The folder of weights unpacked from GGUF files, one folder for each file and number format."""
+    return models_directory() / "weights"
+
+
+@contextmanager
+def exclusive(path: Path, progress: Progress) -> Iterator[None]:
+    """Hold the only right to create `path`, waiting for the process that has it; makes its folder.
+
+    Raises ModelUnavailableError when the folder cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_name(f".{path.name}.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            progress.note(f"waiting for another process that prepares {path.name}")
+            lock.acquire()
+    except OSError as error:
+        raise unwritable(path.parent, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def unwritable(directory: Path, error: OSError) -> ModelUnavailableError:
+    """What to tell the user when `directory` took no more bytes."""
+    reason = error.strerror or str(error)
+    return ModelUnavailableError(
+        f"cannot write to {directory}: {reason}.\nMake room there, or set ADAMAS_CACHE_DIR to another folder."
+    )

@@ -1,0 +1,54 @@
+"""Which tokens end an answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# How the chat templates and pretraining of the supported families end a turn or a text. Some models'
+# generation settings name only one of theirs, and every settings file that was made from a GGUF does.
+END_TOKENS = frozenset(
+    {
+        "<|im_end|>",
+        "<|endoftext|>",
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|end_of_text|>",
+        "<end_of_turn>",
+        "<turn|>",
+        "<|end|>",
+        "<|return|>",
+        "<|endofturn|>",
+        "<|END_OF_TURN_TOKEN|>",
+        "</s>",
+        "<eos>",
+    }
+)
+
+
+def stop_ids(model: PreTrainedModel, directory: Path) -> tuple[int, ...]:
+    """The ids of all tokens that end an answer: those the model's settings name, and END_TOKENS it has."""
+    named = [
+        *_ids(getattr(model.generation_config, "eos_token_id", None)),
+        *_ids(model.config.get_text_config().eos_token_id),
+    ]
+    return tuple(sorted({*named, *_end_tokens(directory)}))
+
+
+def _ids(value: int | Iterable[int] | None) -> list[int]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, int) else list(value)
+
+
+def _end_tokens(directory: Path) -> list[int]:
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        return []
+    added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens", [])
+    return [token["id"] for token in added if token["special"] and token["content"] in END_TOKENS]
