@@ -53,7 +53,7 @@ def _unpack(gguf: Path, sha256: str, dtype: torch.dtype, folder: Path, progress:
         _require_room(header, dtype, folder)
         with quiet_transformers():
             _write_model(gguf, header, dtype, unfinished, progress)
-            tokenizer_from_gguf(gguf, header.keys, progress).save_pretrained(unfinished)
+            tokenizer_from_gguf(gguf, progress).save_pretrained(unfinished)
         origin = {"file": gguf.name, "sha256": sha256, "license": header.keys.get("general.license")}
         (unfinished / ORIGIN).write_text(json.dumps(origin), encoding="utf-8")
         os.replace(unfinished, folder)
@@ -68,12 +68,14 @@ def _unpack(gguf: Path, sha256: str, dtype: torch.dtype, folder: Path, progress:
 def _write_model(
     gguf: Path, header: GgufHeader, dtype: torch.dtype, folder: Path, progress: Progress
 ) -> None:
-    from transformers import AutoModelForCausalLM, GgufConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
 
     label = f"unpacking {gguf.name} (once)"
     with unpacking_shown(label, header.tensors, progress):
+        config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
+            config=config,
             gguf_file=gguf.name,
             dtype=dtype,
             quantization_config=GgufConfig(dequantize=True),

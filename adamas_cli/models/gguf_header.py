@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -29,14 +30,14 @@ class DamagedGgufError(ValueError):
 class GgufHeader:
     """What a GGUF file says about itself."""
 
-    keys: dict[str, Any]  # scalars and strings; of an array only its length
+    keys: dict[str, Any]  # scalars and strings; of an array its length, or the values if it was asked for
     tensors: int
     parameters: int  # elements of all tensors together
     end: int  # bytes that a whole file has at least
 
 
-def read_header(path: Path) -> GgufHeader:
-    """The header of the file at `path`.
+def read_header(path: Path, arrays: Collection[str] = ()) -> GgufHeader:
+    """The header of the file at `path`, with the values of the keys that `arrays` names.
 
     Raises DamagedGgufError if it is not a whole GGUF file, OSError if it cannot be read.
     """
@@ -47,7 +48,7 @@ def read_header(path: Path) -> GgufHeader:
         if data[:4] != MAGIC:
             raise DamagedGgufError("it does not start as a GGUF file does")
         try:
-            header = _Reader(data).header()
+            header = _Reader(data, arrays).header()
         except (struct.error, IndexError, UnicodeDecodeError, OverflowError) as error:
             raise DamagedGgufError("its header is cut short or damaged") from error
     if header.end > size:
@@ -56,15 +57,16 @@ def read_header(path: Path) -> GgufHeader:
 
 
 class _Reader:
-    def __init__(self, data: mmap.mmap) -> None:
+    def __init__(self, data: mmap.mmap, arrays: Collection[str]) -> None:
         self._data = data
+        self._arrays = arrays
         self._at = len(MAGIC)
 
     def header(self) -> GgufHeader:
         version, tensors, keys = self._unpack("IQQ")
         if version not in VERSIONS:
             raise DamagedGgufError(f"it is of GGUF version {version}, not {' or '.join(map(str, VERSIONS))}")
-        values = {self._string(): self._value(*self._unpack("I")) for _ in range(keys)}
+        values = dict(self._pair() for _ in range(keys))
         shapes = [self._tensor() for _ in range(tensors)]
         alignment = values.get("general.alignment", DEFAULT_ALIGNMENT)
         start = -(-self._at // alignment) * alignment
@@ -82,15 +84,26 @@ class _Reader:
         self._at += length
         return self._data[self._at - length : self._at].decode("utf-8")
 
-    def _value(self, kind: int) -> Any:
+    def _pair(self) -> tuple[str, Any]:
+        name = self._string()
+        (kind,) = self._unpack("I")
+        return name, self._value(kind, whole=name in self._arrays)
+
+    def _value(self, kind: int, whole: bool) -> Any:
         if kind == _STRING:
             return self._string()
         if kind != _ARRAY:
             return self._unpack(self._scalar(kind))[0]
         element, length = self._unpack("IQ")
-        if element in (_STRING, _ARRAY):
+        if whole:
+            return [self._value(element, whole) for _ in range(length)]
+        if element == _STRING:
             for _ in range(length):
-                self._value(element)
+                (skipped,) = self._unpack("Q")
+                self._at += skipped
+        elif element == _ARRAY:
+            for _ in range(length):
+                self._value(element, whole)
         else:
             self._at += length * struct.calcsize(f"<{self._scalar(element)}")
         return length
