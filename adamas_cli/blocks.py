@@ -24,7 +24,7 @@ def blocks(pieces: Iterable[str], seam: re.Pattern[str] | None) -> Iterator[str]
     rest = ""  # begins at a cut and holds no seam
     for chunk in _chunks(pieces):
         text = rest + chunk
-        cut = _last_seam(seam, text, len(rest))
+        cut = _last_seam(seam, text, len(rest)) if len(chunk) == BLOCK else 0  # the end needs no cut
         if cut:
             yield text[:cut]
             rest = text[cut:]
