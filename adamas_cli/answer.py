@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from adamas_cli.events import Done, Event, Prefill, Token
+from adamas_cli.events import Done, Event, Token
 from adamas_cli.reasoning import ReasoningSplitter
 from adamas_cli.sanitize import Sanitizer
 
@@ -58,8 +58,8 @@ class Answer:
     reasoning: str
     done: Done
 
-    def as_json(self) -> dict[str, object]:
-        """The part of the JSON object that belongs to this answer."""
+    def as_json(self, load_seconds: float) -> dict[str, object]:
+        """The part of the JSON object that belongs to this answer, with the time that loading took."""
         done = self.done
         record: dict[str, object] = {"question": self.question, "answer": self.text}
         if self.reasoning:
@@ -72,6 +72,7 @@ class Answer:
                 "prompt_tokens_details": {"cached_tokens": done.reused_tokens},
             },
             "timings": {
+                "load_s": round(load_seconds, 3),
                 "prefill_s": round(done.prefill_seconds, 3),
                 "ttft_s": round(done.first_token_seconds, 3),
                 "decode_s": round(done.decode_seconds, 3),
@@ -97,6 +98,3 @@ def listen(question: str, events: Iterable[Event | Text], show: Callable[[Event 
         elif isinstance(event, Done):
             done = event
     return Answer(question, "".join(said[False]).rstrip(), "".join(said[True]).rstrip(), done)
-
-
-__all__ = ["Answer", "Decoder", "Prefill", "Text", "listen", "narrate", "rate"]

@@ -102,7 +102,7 @@ class Session:
         return narrate(self._events(ids, sampling), self._tokenizer.decoder(), thinking=thinking)
 
     def as_json(self) -> dict[str, object]:
-        """The part of the JSON object that all questions share."""
+        """What the JSON objects of all questions share."""
         settings = self.engine.attention
         return {
             "model": self.files.name,
@@ -117,7 +117,6 @@ class Session:
             ],
             "truncated": self.layout.dropped > 0,
             "tokens_dropped": self.layout.dropped,
-            "load_s": round(self.load_seconds, 3),
         }
 
     def _events(self, question: np.ndarray, sampling: Sampling) -> Iterator[Event]:

@@ -86,7 +86,7 @@ def command(
                 display.question(text)
             answers.append(listen(text, session.ask(text, drawing), display.show))
         if output.json:
-            records = [session.as_json() | answer.as_json() for answer in answers]
+            records = [answer.as_json(session.load_seconds) | session.as_json() for answer in answers]
             json.dump(records[0] if len(records) == 1 else records, stream, ensure_ascii=False, indent=2)
             stream.write("\n")
         elif stream is not sys.stdout:

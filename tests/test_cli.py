@@ -1,0 +1,260 @@
+"""The installed command, run as a user runs it, on a tiny random model."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from adamas_cli.errors import INTERRUPTED
+from adamas_cli.failures import CLOSED_PIPE
+
+ADAMAS = str(Path(sys.executable).with_name("adamas"))
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """The environment without anything that would change what the command does."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("ADAMAS_", "HF_", "COLUMNS"))}
+    return inherited | {"ADAMAS_CONFIG": os.devnull, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | changes
+
+
+def adamas(
+    *arguments: str | Path, stdin: bytes = b"", cwd: Path | None = None, **changes: str
+) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [ADAMAS, *map(str, arguments)], input=stdin, capture_output=True, cwd=cwd, env=environment(**changes)
+    )
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Path:
+    path = tmp_path / "book.txt"
+    path.write_text("Mr. Bingley has taken Netherfield Park.\n" * 4)
+    return path
+
+
+def test_the_answer_and_nothing_else_is_on_stdout(tiny_model: Path, book: Path) -> None:
+    done = adamas("ask", book, "Who came?", "-m", tiny_model, "-n", "5")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(b"\n")
+    assert done.stderr == b""
+    assert adamas("ask", book, "Who came?", "-m", tiny_model, "-n", "5").stdout == done.stdout
+
+
+def test_json_has_the_documented_names(tiny_model: Path, book: Path) -> None:
+    done = adamas("ask", book, "Who came?", "-m", tiny_model, "-n", "5", "--json", "--attn", "adamas")
+    record = json.loads(done.stdout)
+    assert set(record) == {
+        "question", "answer", "finish_reason", "usage", "timings",
+        "model", "attention", "documents", "truncated", "tokens_dropped",
+    }  # fmt: skip
+    assert record["question"] == "Who came?"
+    assert record["model"] == str(tiny_model)
+    assert record["attention"] == {"kind": "adamas", "backend": "torch", "scorer": "dot", "budget": 128}
+    (document,) = record["documents"]
+    assert document["path"] == str(book)
+    assert document["tokens"] > book.stat().st_size  # one token a byte, and the wrapper
+    assert record["truncated"] is False
+    assert record["tokens_dropped"] == 0
+    assert record["finish_reason"] in ("stop", "length")
+    assert record["usage"]["completion_tokens"] <= 5
+    assert record["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
+    assert set(record["timings"]) == {
+        "load_s", "prefill_s", "ttft_s", "decode_s",
+        "prefill_tokens_per_s", "decode_tokens_per_s", "peak_memory_bytes",
+    }  # fmt: skip
+
+
+def test_several_questions_read_the_documents_once(tiny_model: Path, book: Path) -> None:
+    questions = ("-q", "Who came?", "-q", "Where to?", "-q", "Who came?")
+    first, second, again = json.loads(
+        adamas("ask", book, *questions, "-m", tiny_model, "-n", "5", "--json").stdout
+    )
+    assert [first["question"], second["question"]] == ["Who came?", "Where to?"]
+    assert first["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    assert second["usage"]["prompt_tokens_details"]["cached_tokens"] >= second["documents"][0]["tokens"]
+    assert again["answer"] == first["answer"]
+    plain = adamas("ask", book, *questions, "-m", tiny_model, "-n", "5", "--usage")
+    assert plain.stderr.count(b"read ") == 3
+
+
+def test_a_document_comes_from_stdin_and_paths_from_a_list(tiny_model: Path, book: Path) -> None:
+    options = ("-m", tiny_model, "-n", "3", "--json")
+    piped = json.loads(adamas("ask", "-", "Who?", *options, stdin=book.read_bytes()).stdout)
+    assert [document["path"] for document in piped["documents"]] == ["stdin"]
+    listed = adamas("ask", "Who?", "--files-from", "-", "-0", *options, stdin=os.fsencode(book) + b"\0")
+    assert [document["path"] for document in json.loads(listed.stdout)["documents"]] == [str(book)]
+
+
+def test_skipped_files_are_counted_on_stderr(tiny_model: Path, book: Path) -> None:
+    (book.parent / "image.png").write_bytes(b"\x89PNG\0\0")
+    done = adamas("ask", book.parent, "Who?", "-m", tiny_model, "-n", "3")
+    assert done.stderr == b"skipped 1: 1 binary\n"
+    assert b"image.png" in adamas("ask", book.parent, "Who?", "-m", tiny_model, "-n", "3", "-v").stderr
+    assert adamas("ask", book.parent, "Who?", "-m", tiny_model, "-n", "3", "--quiet").stderr == b""
+
+
+def test_too_long_input_can_be_truncated_aloud(tiny_model: Path, book: Path) -> None:
+    book.write_text("A sentence about nothing. " * 1000)
+    done = adamas("ask", book, "Who?", "-m", tiny_model, "-n", "8", "--json", "--on-overflow", "truncate")
+    record = json.loads(done.stdout)
+    assert record["truncated"] is True
+    assert record["tokens_dropped"] > 20_000
+    assert f"left out {record['tokens_dropped']:,} of ".encode() in done.stderr
+
+
+def test_output_goes_to_a_file_that_is_whole_or_absent(tiny_model: Path, book: Path, tmp_path: Path) -> None:
+    target = tmp_path / "answer.txt"
+    plain = adamas("ask", book, "Who?", "-m", tiny_model, "-n", "5")
+    done = adamas("ask", book, "Who?", "-m", tiny_model, "-n", "5", "-o", target)
+    assert done.stdout == b""
+    assert target.read_bytes().strip() == plain.stdout.strip()
+    target.write_text("before")
+    assert adamas("ask", book, "Who?", "-m", tiny_model, "-n", "5k", "-o", target).returncode == 4
+    assert target.read_text() == "before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["answer.txt", "book.txt"]
+    assert adamas("ask", book, "Who?", "-o", tmp_path / "no" / "folder").returncode == 2
+
+
+CODES = [
+    (1, ["ask", "book.txt", "Who?", "-m", "{model}", "-t", "broken.md"], "failure"),
+    (2, ["ask"], "usage"),
+    (2, ["ask", "book.txt"], "usage"),
+    (2, ["ask", "absent.txt", "Who?"], "usage"),
+    (2, ["ask", "book.txt", "book.txt"], "usage"),
+    (2, ["ask", "book.txt", ""], "usage"),
+    (2, ["ask", "book.txt", "Who?", "--budgett", "3"], "usage"),
+    (2, ["ask", "book.txt", "Who?", "--attn", "half"], "usage"),
+    (2, ["ask", "book.txt", "Who?", "-n", "many"], "usage"),
+    (2, ["ask", "book.txt", "Who?", "-m", "{model}", "--ctx-size", "1m"], "usage"),
+    (2, ["aks", "book.txt", "Who?"], "usage"),
+    (2, ["book.txt", "Who?"], "usage"),
+    (3, ["ask", "image.png", "Who?", "-m", "{model}"], "nothing_readable"),
+    (4, ["ask", "book.txt", "Who?", "-m", "{model}", "-n", "32k"], "over_context"),
+    (5, ["ask", "book.txt", "Who?", "-m", "no-such-model"], "model_unavailable"),
+]
+
+
+@pytest.mark.parametrize(("code", "arguments", "kind"), [case for case in CODES if case[0] != 1])
+def test_exit_codes(code: int, arguments: list[str], kind: str, tiny_model: Path, book: Path) -> None:
+    (book.parent / "image.png").write_bytes(b"\x89PNG\0\0")
+    filled = [argument.format(model=tiny_model) for argument in arguments]
+    done = adamas(*filled, cwd=book.parent)
+    assert done.returncode == code
+    assert done.stdout == b""
+    message = done.stderr.decode()
+    assert message.startswith("adamas: ")
+    assert 1 <= message.count("\n") <= 2, message
+    as_json = adamas(*filled, "--json", cwd=book.parent)
+    assert as_json.returncode == code
+    error = json.loads(as_json.stdout)["error"]
+    assert (error["type"], error["exit_code"]) == (kind, code)
+    assert "Traceback" not in message
+
+
+def test_a_traceback_is_shown_on_demand(tiny_model: Path, book: Path) -> None:
+    done = adamas("ask", book, "Who?", "-m", tiny_model, "-n", "32k", "-vv")
+    assert done.returncode == 4
+    assert b"Traceback" in done.stderr
+
+
+def test_over_context_names_the_numbers(tiny_model: Path, book: Path) -> None:
+    error = json.loads(adamas("ask", book, "Who?", "-m", tiny_model, "-n", "32k", "--json").stdout)["error"]
+    assert error["n_ctx"] == 4096
+    assert error["n_answer_tokens"] == 32768
+    assert "answer 32,768 tokens > context 4,096" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["ask"], 'adamas ask book.txt "Who is Mr. Darcy?"'),
+        (["ask", "book.txt"], 'adamas ask book.txt "your question"'),
+        (["ask", "Who?"], "give documents before the question"),
+        (["book.txt", "Who?"], 'adamas ask book.txt "your question"'),
+        (["aks", "book.txt", "Who?"], "Did you mean 'ask'?"),
+        (["ask", "book.txt", "Who?", "--budgett", "3"], "--budget"),
+    ],
+)
+def test_common_mistakes_get_a_hint(arguments: list[str], hint: str, book: Path) -> None:
+    assert hint in adamas(*arguments, cwd=book.parent).stderr.decode()
+
+
+def test_flag_before_environment_before_file(tiny_model: Path, book: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text('model = "from-file"\nmax-tokens = "3"\n')
+
+    def asked(*flags: str | Path, **changes: str) -> str:
+        return adamas("ask", book, "Who?", *flags, ADAMAS_CONFIG=str(config), **changes).stderr.decode()
+
+    assert "from-file" in asked()
+    assert "from-environment" in asked(ADAMAS_MODEL="from-environment")
+    assert "from-flag" in asked("-m", "from-flag", ADAMAS_MODEL="from-environment")
+    done = adamas("ask", book, "Who?", "-m", tiny_model, "--json", ADAMAS_CONFIG=str(config))
+    assert json.loads(done.stdout)["usage"]["completion_tokens"] <= 3
+    config.write_text("max_tokenz = 3\n")
+    assert "max_tokenz" in asked()
+    config.write_text("max_tokens = \n")
+    assert "not TOML" in asked()
+
+
+def test_a_config_file_among_the_documents_is_content(tiny_model: Path, book: Path) -> None:
+    (book.parent / "config.toml").write_text('model = "from-the-document"\n')
+    done = adamas("ask", "config.toml", "Who?", "-m", tiny_model, "-n", "3", cwd=book.parent)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_closed_pipe_ends_quietly(tiny_model: Path, book: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.Popen(
+        [ADAMAS, "ask", book, "Who?", "-m", tiny_model, "-n", "50"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    )
+    os.close(writer)
+    _, stderr = process.communicate()
+    assert process.returncode == CLOSED_PIPE
+    assert stderr == b""
+
+
+@pytest.mark.parametrize("delay", [0.3, 1.5, 3.0, 5.0])
+def test_ctrl_c_ends_within_a_second(delay: float, tiny_model: Path, book: Path, tmp_path: Path) -> None:
+    """At start, while libraries are imported, while the model loads and while it answers."""
+    target = tmp_path / "answer.txt"
+    process = subprocess.Popen(
+        [ADAMAS, "ask", book, "Who?", "-m", tiny_model, "-n", "3500", "-o", target],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    )
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    stdout, stderr = process.communicate()
+    assert time.monotonic() - began < 2  # one second, on a machine that does other things too
+    assert (process.returncode, stdout, stderr) == (INTERRUPTED, b"", b"adamas: interrupted\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["book.txt"]
+
+
+def test_no_terminal_no_colour_even_when_the_other_stream_is_one(tiny_model: Path, book: Path) -> None:
+    master, slave = pty.openpty()
+    done = subprocess.run(
+        [ADAMAS, "ask", book, "Who?", "-m", tiny_model, "-n", "5"],
+        stdout=subprocess.PIPE,
+        stderr=slave,
+        stdin=slave,
+        env=environment(TERM="xterm-256color"),
+    )
+    os.close(slave)
+    os.close(master)
+    assert done.returncode == 0
+    assert b"\x1b" not in done.stdout
