@@ -46,6 +46,8 @@ _MAGIC = (
 
 # What Shift_JIS text is made of and Windows-1252 text is not: lead bytes of kana and punctuation.
 _KANA_LEADS = b"\x81\x82\x83"
+# Up to the last byte that is no part of a longer character in any of these encodings, newline or space.
+_WHOLE_CHARACTERS = re.compile(rb".*[\x00-\x2f]", re.DOTALL)
 _NOT_ASCII = re.compile(rb"[\x80-\xff]")
 _NOT_ASCII_RUN = re.compile(rb"[\x80-\xff]+")
 _MULTIBYTE = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
@@ -158,6 +160,8 @@ def _plausible(before: bytes, window: bytes) -> str:
         return _FALLBACK
     from charset_normalizer import from_bytes  # its import would cost every start of the program
 
+    if len(window) == WINDOW_BYTES and (whole := _WHOLE_CHARACTERS.match(window)):
+        window = whole[0]
     best = from_bytes(before + window, cp_isolation=list(_LEGACY)).best()
     return best.encoding if best is not None and best.encoding != "ascii" else _FALLBACK
 

@@ -5,15 +5,12 @@ Paths in this module are relative, with `/` and without a trailing one.
 
 from __future__ import annotations
 
+import codecs
 import os
-import re
 import stat
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pathspec import GitIgnoreSpec
-from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
-
+from adamas_cli.documents.gitignore import PatternError, Rules
 from adamas_cli.errors import UsageError
 
 DEFAULT_MAX_FILE_SIZE = 10 * 1024 * 1024
@@ -40,8 +37,8 @@ class Choice:
 
     def __init__(self, selection: Selection) -> None:
         """Raises UsageError for a pattern that is not gitignore syntax."""
-        self._include = _user_spec("--include", selection.include) if selection.include else None
-        self._exclude = _user_spec("--exclude", selection.exclude)
+        self._include = _user_rules("--include", selection.include) if selection.include else None
+        self._exclude = _user_rules("--exclude", selection.exclude)
         self._hidden = selection.hidden
 
     def takes(self, path: str, *, is_folder: bool) -> bool:
@@ -49,9 +46,9 @@ class Choice:
         name = os.path.basename(path)
         if name == ".git" or (name.startswith(".") and not self._hidden):
             return False
-        if self._exclude.match_file(path + "/" if is_folder else path):
+        if self._exclude.verdict(path, is_folder=is_folder):
             return False
-        return is_folder or self._include is None or self._include.match_file(path)
+        return is_folder or self._include is None or _matches(self._include, path, is_folder=False)
 
 
 class IgnoreRules:
@@ -64,13 +61,12 @@ class IgnoreRules:
     def __init__(self, top: str, names: tuple[str, ...]) -> None:
         self._top = top
         self._names = names
-        self._chains: dict[str, tuple[tuple[int, GitIgnoreSpec], ...]] = {}
+        self._chains: dict[str, tuple[tuple[int, Rules], ...]] = {}
 
     def ignores(self, path: str, *, is_folder: bool) -> bool:
-        """Whether a rule matches `path` itself; the folders above it are not ignored."""
-        candidate = path + "/" if is_folder else path
-        for prefix, spec in self._chain(os.path.dirname(path)):
-            verdict = spec.check_file(candidate[prefix:]).include
+        """Whether `path` is ignored, given that the folders above it are not."""
+        for prefix, rules in self._chain(os.path.dirname(path)):
+            verdict = rules.verdict(path[prefix:], is_folder=is_folder)
             if verdict is not None:
                 return verdict
         return False
@@ -81,12 +77,12 @@ class IgnoreRules:
             self.ignores_folder(os.path.dirname(folder)) or self.ignores(folder, is_folder=True)
         )
 
-    def _chain(self, folder: str) -> tuple[tuple[int, GitIgnoreSpec], ...]:
+    def _chain(self, folder: str) -> tuple[tuple[int, Rules], ...]:
         """The rules in force in `folder`, innermost first, each with the length of the path to cut for it."""
         if folder not in self._chains:
             outer = self._chain(os.path.dirname(folder)) if folder else ()
             lines = [line for name in self._names for line in _lines(os.path.join(self._top, folder, name))]
-            own = ((len(folder) + bool(folder), _lenient_spec(lines)),) if lines else ()
+            own = ((len(folder) + bool(folder), Rules.from_lines(lines)),) if lines else ()
             self._chains[folder] = own + outer
         return self._chains[folder]
 
@@ -123,23 +119,21 @@ class Filter:
         return not self._rules.ignores(os.path.join(self._below_top, path), is_folder=is_folder)
 
 
-def _user_spec(flag: str, patterns: tuple[str, ...]) -> GitIgnoreSpec:
+def _user_rules(flag: str, patterns: tuple[str, ...]) -> Rules:
     try:
-        return GitIgnoreSpec.from_lines(patterns)
-    except (ValueError, re.error) as error:
-        shown = " ".join(repr(pattern) for pattern in patterns)
-        raise UsageError(f"{flag} needs patterns in gitignore syntax, not {shown}.") from error
+        return Rules.from_lines(patterns, strict=True)
+    except PatternError as error:
+        raise UsageError(f"{flag} needs a pattern in gitignore syntax, not {str(error)!r}.") from error
 
 
-def _lenient_spec(lines: Iterable[str]) -> GitIgnoreSpec:
-    """The rules of `lines` without those that are no valid pattern, which git drops too."""
-    patterns: list[GitIgnoreSpecPattern] = []
-    for line in lines:
-        try:
-            patterns.extend(GitIgnoreSpec.from_lines([line]).patterns)
-        except (ValueError, re.error):
-            continue
-    return GitIgnoreSpec(patterns)
+def _matches(rules: Rules, path: str, *, is_folder: bool) -> bool:
+    """Whether the innermost verdict about `path` or a folder above it is that it matches."""
+    while path:
+        verdict = rules.verdict(path, is_folder=is_folder)
+        if verdict is not None:
+            return verdict
+        path, is_folder = os.path.dirname(path), True
+    return False
 
 
 def _lines(path: str) -> list[str]:
@@ -151,4 +145,5 @@ def _lines(path: str) -> list[str]:
             content = file.read()
     except OSError:
         return []
-    return [os.fsdecode(line) for line in content.removeprefix(b"\xef\xbb\xbf").splitlines()]
+    lines = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
+    return [os.fsdecode(line.removesuffix(b"\r")) for line in lines]
