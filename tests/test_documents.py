@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,12 @@ from adamas_cli.progress import Silent
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
-    return tmp_path
+    return work
 
 
 def write(path: str, content: str | bytes = "text\n") -> Path:
@@ -171,7 +174,7 @@ def test_nothing_readable_says_why() -> None:
     assert caught.value.exit_code == 3
     assert json.loads(json.dumps(caught.value.as_json()))["skipped"] == {"binary": 1}
     os.mkdir("hollow")
-    with pytest.raises(NothingReadableError, match="Nothing to read in hollow: .*--hidden"):
+    with pytest.raises(NothingReadableError, match=r"Nothing to read in hollow: .*--hidden"):
         found("hollow")
     with pytest.raises(NothingReadableError, match="No document was named"):
         found()
@@ -217,7 +220,7 @@ def test_a_stream_can_be_read_again_and_by_two_readers() -> None:
 
 
 def test_a_full_disk_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.TemporaryFile", lambda: open("/dev/full", "w+b", buffering=0))
+    monkeypatch.setattr("tempfile.TemporaryFile", partial(open, "/dev/full", "wb"))
     with pytest.raises(AdamasError, match="stdin could not be read to its end: No space left"):
         found("-", stdin=b"text")
 
@@ -382,6 +385,7 @@ print(largest, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def test_importing_it_is_light() -> None:
-    script = "import sys, adamas_cli.documents; print({'torch', 'transformers', 'charset_normalizer'} & set(sys.modules))"
+    heavy = {"torch", "transformers", "charset_normalizer"}
+    script = f"import sys, adamas_cli.documents; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

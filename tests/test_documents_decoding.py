@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from adamas_cli.documents.decoding import HEAD_BYTES, decode, is_binary
 
 JAPANESE = "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。\n"
-FRENCH = "L’été, Zoé préfère les crêpes à 5 € – « bien sûr » – et le cœur léger.\n"
+FRENCH = "L\u2019été, Zoé préfère les crêpes à 5 € \u2013 « bien sûr » \u2013 et le cœur léger.\n"
 ENGLISH = "The quick brown fox jumps over the lazy dog and says nothing at all.\n"
 
 MARKS = {
@@ -70,7 +70,7 @@ def test_wide_encodings_are_known_without_a_mark(encoding: str, text: str) -> No
         ("latin-1", "Señor Núñez pagó 50 £ por año.\n"),
         ("latin-1", "/* Copyright © 2001 */\nint main(void) { return 0; }\n"),
         ("euc_jp", JAPANESE * 2),
-        ("gb18030", "你好，世界。这是一个测试文件，用于检测编码。\n"),
+        ("gb18030", "你好世界。这是一个测试文件。用于检测编码。\n"),
         ("cp1251", "Привет, мир. Это проверка кодировки текста.\n"),
     ],
 )

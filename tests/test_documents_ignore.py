@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adamas_cli.documents.filtering import Choice, Filter, IgnoreRules, Selection
@@ -52,13 +51,13 @@ def git(folder: Path, *arguments: str, stdin: bytes = b"") -> bytes:
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     top = tmp_path_factory.mktemp("tree")
     git(top, "init", "-q")
     for path in PATHS:
         (top / path).parent.mkdir(parents=True, exist_ok=True)
         (top / path).touch()
-    yield top
+    return top
 
 
 def kept_by_adamas(top: Path) -> set[str]:

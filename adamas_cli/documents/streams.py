@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
+import weakref
 from typing import BinaryIO
 
 from adamas_cli.documents.collection import Reason
@@ -38,7 +40,7 @@ def read_stream(path: str, stream: BinaryIO, progress: Progress) -> Document | R
         return Reason.EMPTY
     if is_binary(block[:HEAD_BYTES]):
         return Reason.BINARY
-    copy = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the document is gone
+    copy = tempfile.TemporaryFile()  # noqa: SIM115 - the document closes it when it is gone
     try:
         with progress.task(f"reading {shown}", None, "bytes") as advance:
             while block:
@@ -47,6 +49,9 @@ def read_stream(path: str, stream: BinaryIO, progress: Progress) -> Document | R
                 block = stream.read(BLOCK_BYTES)
             copy.flush()
     except OSError as error:
-        copy.close()
+        with contextlib.suppress(OSError):  # what could not be written before fails again
+            copy.close()
         raise AdamasError(f"{shown} could not be read to its end: {error.strerror}.", path=shown) from error
-    return Document(shown, copy.tell(), Spool(copy, copy.tell()))
+    spool = Spool(copy, copy.tell())
+    weakref.finalize(spool, copy.close)
+    return Document(shown, spool.size, spool)
