@@ -115,6 +115,12 @@ def test_windows_line_ends_byte_order_marks_and_broken_patterns_in_ignore_files(
     assert kept(tmp_path, Selection(), "a.txt", "b.txt", "état") == ["b.txt"]
 
 
+def test_a_path_may_be_deeper_than_pythons_stack(tmp_path: Path) -> None:
+    write(tmp_path / "d/.gitignore", "*.log\n")
+    below = "d/" * 1500
+    assert kept(tmp_path, Selection(), below + "a.txt", below + "a.log") == [below + "a.txt"]
+
+
 def test_include_and_exclude_work_together(tmp_path: Path) -> None:
     selection = Selection(include=("*.py", "docs/"), exclude=("test_*", "!test_keep.py", "/docs/old"))
     paths = ("a.py", "a.md", "docs/a.md", "docs/old/a.md", "x/docs/old/a.md", "x/test_a.py", "x/test_keep.py")

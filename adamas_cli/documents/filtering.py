@@ -108,10 +108,15 @@ class Filter:
 
     def keeps_folder(self, path: str) -> bool:
         """Whether to look into the folder at `path`, which none of the folders above it forbids."""
-        if path not in self._folders:
-            above = self.keeps_folder(os.path.dirname(path))
-            self._folders[path] = above and self._keeps(path, is_folder=True)
-        return self._folders[path]
+        unknown = []
+        while path not in self._folders:
+            unknown.append(path)
+            path = os.path.dirname(path)
+        kept = self._folders[path]
+        for folder in reversed(unknown):  # no recursion: paths can be deeper than Python's stack
+            kept = kept and self._keeps(folder, is_folder=True)
+            self._folders[folder] = kept
+        return kept
 
     def _keeps(self, path: str, *, is_folder: bool) -> bool:
         if not self._choice.takes(os.path.join(self._below_named, path), is_folder=is_folder):
