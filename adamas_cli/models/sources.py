@@ -47,11 +47,13 @@ def from_hub(alias: Alias, offset: int, workspace: Path, reached: Callable[[int]
     """The publisher's file on the Hugging Face hub."""
     if alias.hub is None:
         raise SourceUnavailableError
-    from huggingface_hub import get_session, hf_hub_url
+    from huggingface_hub import get_session, get_token, hf_hub_url
     from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
-    from huggingface_hub.utils import build_hf_headers
 
-    headers = build_hf_headers() | {"Range": f"bytes={offset}-", "Accept-Encoding": "identity"}
+    # Not the hub library's own headers: collecting those asks the hub about the surrounding program first.
+    headers = {"User-Agent": "adamas", "Range": f"bytes={offset}-", "Accept-Encoding": "identity"}
+    if token := get_token():
+        headers["Authorization"] = f"Bearer {token}"
     request = get_session().stream(
         "GET",
         hf_hub_url(alias.hub, alias.file),
@@ -64,7 +66,7 @@ def from_hub(alias: Alias, offset: int, workspace: Path, reached: Callable[[int]
             response.raise_for_status()
             if offset and response.status_code != 206:
                 raise SourceUnavailableError("the Hugging Face hub cannot continue a partial file")
-            yield from response.iter_bytes(CHUNK_BYTES)
+            yield from response.iter_bytes()
     except OfflineModeIsEnabled as error:
         raise SourceUnavailableError("HF_HUB_OFFLINE forbids the Hugging Face hub") from error
     except HTTPError as error:
