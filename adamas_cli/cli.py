@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from adamas_cli import __version__
-from adamas_cli.commands import ask
+from adamas_cli.commands import ask, models
 from adamas_cli.config import read_config
 from adamas_cli.errors import INTERRUPTED, UsageError
 from adamas_cli.failures import InterruptedByUserError, abandon_stdout, as_user_error, report
@@ -48,10 +49,15 @@ def adamas(
 
 
 app.command("ask")(ask.command)
+app.add_typer(models.app, name="models")
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line (`sys.argv` if None) and return its exit code; nothing is raised."""
+    """Run one command line and return its exit code; nothing is raised.
+
+    With None it is the process's own, which then ends here if it is interrupted.
+    """
+    owns_process = arguments is None
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
@@ -62,7 +68,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return abandon_stdout()
     except KeyboardInterrupt:
-        return report(InterruptedByUserError("interrupted"), as_json=as_json)
+        code = report(InterruptedByUserError("interrupted"), as_json=as_json)
+        if owns_process:
+            # Taking torch down in an orderly way can last longer than the second that Ctrl-C may take.
+            sys.stdout.flush()
+            os._exit(code)
     except Exception as error:  # the last line of defence: no user sees a traceback unasked
         shown = as_user_error(error)
         if shown is not error:
@@ -82,14 +92,16 @@ def _run_typer(arguments: list[str]) -> int:
             raise stop.__context__ from None
         raise
     except _PARSE_ERROR as error:
+        if not error.format_message():  # a group without a command has printed its help
+            return UsageError.exit_code
         raise UsageError(_usage_message(error, arguments)) from None
     if result == INTERRUPTED:
         raise KeyboardInterrupt
     return result if isinstance(result, int) else 0
 
 
-def _usage_message(error: Exception, arguments: list[str]) -> str:
-    message = error.format_message()  # type: ignore[attr-defined]
+def _usage_message(error: Any, arguments: list[str]) -> str:
+    message = error.format_message()
     if arguments and Path(arguments[0]).exists():
         return f'{message}\nto ask about a file: adamas ask {arguments[0]} "your question"'
     context = getattr(error, "ctx", None)

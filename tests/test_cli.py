@@ -1,36 +1,87 @@
-"""The installed command, run as a user runs it, on a tiny random model."""
+"""The command line on a tiny random model: in this process, and installed where the process matters."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
+from adamas_cli.cli import run
 from adamas_cli.errors import INTERRUPTED
 from adamas_cli.failures import CLOSED_PIPE
 
+# Set by every run; named here so that they are restored.
+LIBRARY_SETTINGS = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_VERBOSITY": "error",
+}
+NO_CONFIG = "/proc/adamas/config.toml"  # neither there nor can it be made
 ADAMAS = str(Path(sys.executable).with_name("adamas"))
 
 
 def environment(**changes: str) -> dict[str, str]:
     """The environment without anything that would change what the command does."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("ADAMAS_", "HF_", "COLUMNS"))}
-    return inherited | {"ADAMAS_CONFIG": os.devnull, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | changes
+    return inherited | {"ADAMAS_CONFIG": NO_CONFIG, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | changes
 
 
-def adamas(
-    *arguments: str | Path, stdin: bytes = b"", cwd: Path | None = None, **changes: str
-) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [ADAMAS, *map(str, arguments)], input=stdin, capture_output=True, cwd=cwd, env=environment(**changes)
+@dataclass(frozen=True)
+class Result:
+    """What one command line left behind."""
+
+    returncode: int
+    stdout: bytes
+    stderr: bytes
+
+
+class Runner(Protocol):
+    """Runs one command line with bytes on stdin and changes of the environment."""
+
+    def __call__(self, *arguments: str | Path, stdin: bytes = b"", **changes: str) -> Result: ...
+
+
+def installed(*arguments: str | Path, cwd: Path | None = None) -> Result:
+    """Run the installed command in a process of its own."""
+    done = subprocess.run(
+        [ADAMAS, *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        cwd=cwd,
+        env=environment(),
     )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def adamas(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Runner:
+    """Runs the command line in this process, which has torch in memory already."""
+
+    def runner(*arguments: str | Path, stdin: bytes = b"", **changes: str) -> Result:
+        with monkeypatch.context() as patch:
+            for name in os.environ.keys() - environment().keys():
+                patch.delenv(name)
+            for name, value in (environment() | LIBRARY_SETTINGS | changes).items():
+                patch.setenv(name, value)
+            patch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+            capfdbinary.readouterr()
+            with warnings.catch_warnings():
+                code = run([str(argument) for argument in arguments])
+            return Result(code, *capfdbinary.readouterr())
+
+    return runner
 
 
 @pytest.fixture
@@ -40,7 +91,7 @@ def book(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_answer_and_nothing_else_is_on_stdout(tiny_model: Path, book: Path) -> None:
+def test_the_answer_and_nothing_else_is_on_stdout(adamas: Runner, tiny_model: Path, book: Path) -> None:
     done = adamas("ask", book, "Who came?", "-m", tiny_model, "-n", "5")
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(b"\n")
@@ -48,7 +99,7 @@ def test_the_answer_and_nothing_else_is_on_stdout(tiny_model: Path, book: Path) 
     assert adamas("ask", book, "Who came?", "-m", tiny_model, "-n", "5").stdout == done.stdout
 
 
-def test_json_has_the_documented_names(tiny_model: Path, book: Path) -> None:
+def test_json_has_the_documented_names(adamas: Runner, tiny_model: Path, book: Path) -> None:
     done = adamas("ask", book, "Who came?", "-m", tiny_model, "-n", "5", "--json", "--attn", "adamas")
     record = json.loads(done.stdout)
     assert set(record) == {
@@ -72,7 +123,7 @@ def test_json_has_the_documented_names(tiny_model: Path, book: Path) -> None:
     }  # fmt: skip
 
 
-def test_several_questions_read_the_documents_once(tiny_model: Path, book: Path) -> None:
+def test_several_questions_read_the_documents_once(adamas: Runner, tiny_model: Path, book: Path) -> None:
     questions = ("-q", "Who came?", "-q", "Where to?", "-q", "Who came?")
     first, second, again = json.loads(
         adamas("ask", book, *questions, "-m", tiny_model, "-n", "5", "--json").stdout
@@ -85,7 +136,9 @@ def test_several_questions_read_the_documents_once(tiny_model: Path, book: Path)
     assert plain.stderr.count(b"read ") == 3
 
 
-def test_a_document_comes_from_stdin_and_paths_from_a_list(tiny_model: Path, book: Path) -> None:
+def test_a_document_comes_from_stdin_and_paths_from_a_list(
+    adamas: Runner, tiny_model: Path, book: Path
+) -> None:
     options = ("-m", tiny_model, "-n", "3", "--json")
     piped = json.loads(adamas("ask", "-", "Who?", *options, stdin=book.read_bytes()).stdout)
     assert [document["path"] for document in piped["documents"]] == ["stdin"]
@@ -93,7 +146,7 @@ def test_a_document_comes_from_stdin_and_paths_from_a_list(tiny_model: Path, boo
     assert [document["path"] for document in json.loads(listed.stdout)["documents"]] == [str(book)]
 
 
-def test_skipped_files_are_counted_on_stderr(tiny_model: Path, book: Path) -> None:
+def test_skipped_files_are_counted_on_stderr(adamas: Runner, tiny_model: Path, book: Path) -> None:
     (book.parent / "image.png").write_bytes(b"\x89PNG\0\0")
     done = adamas("ask", book.parent, "Who?", "-m", tiny_model, "-n", "3")
     assert done.stderr == b"skipped 1: 1 binary\n"
@@ -101,7 +154,7 @@ def test_skipped_files_are_counted_on_stderr(tiny_model: Path, book: Path) -> No
     assert adamas("ask", book.parent, "Who?", "-m", tiny_model, "-n", "3", "--quiet").stderr == b""
 
 
-def test_too_long_input_can_be_truncated_aloud(tiny_model: Path, book: Path) -> None:
+def test_too_long_input_can_be_truncated_aloud(adamas: Runner, tiny_model: Path, book: Path) -> None:
     book.write_text("A sentence about nothing. " * 1000)
     done = adamas("ask", book, "Who?", "-m", tiny_model, "-n", "8", "--json", "--on-overflow", "truncate")
     record = json.loads(done.stdout)
@@ -110,7 +163,9 @@ def test_too_long_input_can_be_truncated_aloud(tiny_model: Path, book: Path) -> 
     assert f"left out {record['tokens_dropped']:,} of ".encode() in done.stderr
 
 
-def test_output_goes_to_a_file_that_is_whole_or_absent(tiny_model: Path, book: Path, tmp_path: Path) -> None:
+def test_output_goes_to_a_file_that_is_whole_or_absent(
+    adamas: Runner, tiny_model: Path, book: Path, tmp_path: Path
+) -> None:
     target = tmp_path / "answer.txt"
     plain = adamas("ask", book, "Who?", "-m", tiny_model, "-n", "5")
     done = adamas("ask", book, "Who?", "-m", tiny_model, "-n", "5", "-o", target)
@@ -123,49 +178,60 @@ def test_output_goes_to_a_file_that_is_whole_or_absent(tiny_model: Path, book: P
     assert adamas("ask", book, "Who?", "-o", tmp_path / "no" / "folder").returncode == 2
 
 
+@pytest.fixture
+def folder(book: Path, tiny_model: Path) -> Path:
+    """A folder with one case for each exit code."""
+    (book.parent / "image.png").write_bytes(b"\x89PNG\0\0")
+    (book.parent / "model").symlink_to(tiny_model)
+    endless = book.parent / "endless-model"
+    shutil.copytree(tiny_model, endless)
+    config = json.loads((endless / "config.json").read_text())
+    (endless / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 1 << 50}))
+    return book.parent
+
+
 CODES = [
-    (1, ["ask", "book.txt", "Who?", "-m", "{model}", "-t", "broken.md"], "failure"),
-    (2, ["ask"], "usage"),
-    (2, ["ask", "book.txt"], "usage"),
-    (2, ["ask", "absent.txt", "Who?"], "usage"),
-    (2, ["ask", "book.txt", "book.txt"], "usage"),
-    (2, ["ask", "book.txt", ""], "usage"),
-    (2, ["ask", "book.txt", "Who?", "--budgett", "3"], "usage"),
-    (2, ["ask", "book.txt", "Who?", "--attn", "half"], "usage"),
-    (2, ["ask", "book.txt", "Who?", "-n", "many"], "usage"),
-    (2, ["ask", "book.txt", "Who?", "-m", "{model}", "--ctx-size", "1m"], "usage"),
-    (2, ["aks", "book.txt", "Who?"], "usage"),
-    (2, ["book.txt", "Who?"], "usage"),
-    (3, ["ask", "image.png", "Who?", "-m", "{model}"], "nothing_readable"),
-    (4, ["ask", "book.txt", "Who?", "-m", "{model}", "-n", "32k"], "over_context"),
-    (5, ["ask", "book.txt", "Who?", "-m", "no-such-model"], "model_unavailable"),
+    (0, "ask book.txt Who? -m model -n 3", None),
+    (1, "models default model", "failure"),  # its configuration file cannot be written
+    (2, "ask book.txt Who? --budgett 3", "usage"),
+    (3, "ask image.png Who? -m model", "nothing_readable"),
+    (4, "ask book.txt Who? -m model -n 32k", "over_context"),
+    (5, "ask book.txt Who? -m no-such-model", "model_unavailable"),
+    (6, "ask book.txt Who? -m endless-model -n 512g", "out_of_memory"),
 ]
 
 
-@pytest.mark.parametrize(("code", "arguments", "kind"), [case for case in CODES if case[0] != 1])
-def test_exit_codes(code: int, arguments: list[str], kind: str, tiny_model: Path, book: Path) -> None:
-    (book.parent / "image.png").write_bytes(b"\x89PNG\0\0")
-    filled = [argument.format(model=tiny_model) for argument in arguments]
-    done = adamas(*filled, cwd=book.parent)
-    assert done.returncode == code
-    assert done.stdout == b""
+@pytest.mark.parametrize(("code", "line", "kind"), CODES)
+def test_exit_codes(code: int, line: str, kind: str | None, folder: Path) -> None:
+    """Interruption and a closed pipe have tests of their own below."""
+    done = installed(*line.split(), cwd=folder)
     message = done.stderr.decode()
-    assert message.startswith("adamas: ")
-    assert 1 <= message.count("\n") <= 2, message
-    as_json = adamas(*filled, "--json", cwd=book.parent)
-    assert as_json.returncode == code
-    error = json.loads(as_json.stdout)["error"]
+    assert done.returncode == code, message
+    if code:
+        assert done.stdout == b""
+        assert message.startswith("adamas: ")
+        assert 1 <= message.count("\n") <= 2, message
+
+
+@pytest.mark.parametrize(("code", "line", "kind"), [case for case in CODES if case[2] != "failure"][1:])
+def test_errors_as_json(
+    adamas: Runner, code: int, line: str, kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    done = adamas(*line.split(), "--json")
+    assert done.returncode == code
+    error = json.loads(done.stdout)["error"]
     assert (error["type"], error["exit_code"]) == (kind, code)
-    assert "Traceback" not in message
+    assert error["message"] in done.stderr.decode()
 
 
-def test_a_traceback_is_shown_on_demand(tiny_model: Path, book: Path) -> None:
+def test_a_traceback_is_shown_on_demand(adamas: Runner, tiny_model: Path, book: Path) -> None:
     done = adamas("ask", book, "Who?", "-m", tiny_model, "-n", "32k", "-vv")
     assert done.returncode == 4
     assert b"Traceback" in done.stderr
 
 
-def test_over_context_names_the_numbers(tiny_model: Path, book: Path) -> None:
+def test_over_context_names_the_numbers(adamas: Runner, tiny_model: Path, book: Path) -> None:
     error = json.loads(adamas("ask", book, "Who?", "-m", tiny_model, "-n", "32k", "--json").stdout)["error"]
     assert error["n_ctx"] == 4096
     assert error["n_answer_tokens"] == 32768
@@ -177,17 +243,34 @@ def test_over_context_names_the_numbers(tiny_model: Path, book: Path) -> None:
     [
         (["ask"], 'adamas ask book.txt "Who is Mr. Darcy?"'),
         (["ask", "book.txt"], 'adamas ask book.txt "your question"'),
+        (["ask", "book.txt", "book.txt"], "the question is missing"),
         (["ask", "Who?"], "give documents before the question"),
+        (["ask", "book.txt", ""], "the question is empty"),
+        (["ask", "absent.txt", "Who?"], "no file or folder 'absent.txt'"),
+        (["ask", "book.txt", "Who?", "--attn", "half"], "'auto', 'adamas', 'full'"),
+        (["ask", "book.txt", "Who?", "-n", "many"], "'many' is not a length such as 32768 or 32k"),
+        (["ask", "book.txt", "Who?", "--budgett", "3"], "--budget"),
+        (["ask", "book.txt", "Who?", "--files-from", "absent"], "cannot read --files-from absent"),
+        (["ask", "book.txt", "Who?", "-m", "model", "--ctx-size", "1m"], "context of 4,096 tokens"),
         (["book.txt", "Who?"], 'adamas ask book.txt "your question"'),
         (["aks", "book.txt", "Who?"], "Did you mean 'ask'?"),
-        (["ask", "book.txt", "Who?", "--budgett", "3"], "--budget"),
     ],
 )
-def test_common_mistakes_get_a_hint(arguments: list[str], hint: str, book: Path) -> None:
-    assert hint in adamas(*arguments, cwd=book.parent).stderr.decode()
+def test_common_mistakes_get_a_hint(
+    adamas: Runner, arguments: list[str], hint: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    done = adamas(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == b""
+    assert hint in done.stderr.decode()
+    assert done.stderr.startswith(b"adamas: ")
+    assert done.stderr.count(b"\n") <= 2
 
 
-def test_flag_before_environment_before_file(tiny_model: Path, book: Path, tmp_path: Path) -> None:
+def test_flag_before_environment_before_file(
+    adamas: Runner, tiny_model: Path, book: Path, tmp_path: Path
+) -> None:
     config = tmp_path / "config.toml"
     config.write_text('model = "from-file"\nmax-tokens = "3"\n')
 
@@ -205,9 +288,12 @@ def test_flag_before_environment_before_file(tiny_model: Path, book: Path, tmp_p
     assert "not TOML" in asked()
 
 
-def test_a_config_file_among_the_documents_is_content(tiny_model: Path, book: Path) -> None:
+def test_a_config_file_among_the_documents_is_content(
+    adamas: Runner, tiny_model: Path, book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(book.parent)
     (book.parent / "config.toml").write_text('model = "from-the-document"\n')
-    done = adamas("ask", "config.toml", "Who?", "-m", tiny_model, "-n", "3", cwd=book.parent)
+    done = adamas("ask", "config.toml", "Who?", "-m", tiny_model, "-n", "3")
     assert done.returncode == 0, done.stderr
 
 
@@ -226,9 +312,9 @@ def test_a_closed_pipe_ends_quietly(tiny_model: Path, book: Path) -> None:
     assert stderr == b""
 
 
-@pytest.mark.parametrize("delay", [0.3, 1.5, 3.0, 5.0])
+@pytest.mark.parametrize("delay", [0.5, 2.0, 5.0])
 def test_ctrl_c_ends_within_a_second(delay: float, tiny_model: Path, book: Path, tmp_path: Path) -> None:
-    """At start, while libraries are imported, while the model loads and while it answers."""
+    """While libraries are imported, while the model loads and while it answers."""
     target = tmp_path / "answer.txt"
     process = subprocess.Popen(
         [ADAMAS, "ask", book, "Who?", "-m", tiny_model, "-n", "3500", "-o", target],

@@ -64,8 +64,6 @@ def command(
 
     from adamas_cli.answer import listen
     from adamas_cli.display import Display
-    from adamas_cli.sampling import Sampling
-    from adamas_cli.session import Session
 
     with (
         _destination(output.output) as stream,
@@ -78,6 +76,9 @@ def command(
         ) as display,
     ):
         documents = _collect(sources, selection, display, verbose=output.verbose)
+        from adamas_cli.sampling import Sampling  # with torch, which a wrong path need not wait for
+        from adamas_cli.session import Session
+
         session = Session.open(documents, questions, model, attention, prompt, display)
         drawing = Sampling(**vars(sampling))
         answers = []
@@ -96,23 +97,22 @@ def command(
 def split_arguments(
     arguments: list[str], questions: list[str], files_from: str | None
 ) -> tuple[list[str], list[str]]:
-    """The sources and the questions; raises UsageError with an example where one of them is missing."""
+    """The sources and the questions; raises UsageError with an example where one is missing."""
+    if any(not text.strip() for text in questions or arguments[-1:]):
+        raise UsageError(f"the question is empty; give one, as in: {EXAMPLE}")
     if questions:
         sources = arguments
     elif arguments:
         sources, questions = arguments[:-1], arguments[-1:]
-        if questions[0] != "-" and Path(questions[0]).exists():
+        if questions[0] == "-" or Path(questions[0]).exists():
             raise UsageError(
-                f"the question is missing: {questions[0]} is a file\n"
+                f"the question is missing: {questions[0]} is a document\n"
                 f'ask as in: adamas ask {" ".join(arguments)} "your question"'
             )
     if not arguments and not questions:
         raise UsageError(f"give documents and a question, as in: {EXAMPLE}")
     if not sources and files_from is None:
         raise UsageError(f"give documents before the question, as in: {EXAMPLE}\n`-` reads one from stdin")
-    blank = next((text for text in questions if not text.strip() or text == "-"), None)
-    if blank is not None:
-        raise UsageError(f"the question is empty; give one, as in: {EXAMPLE}")
     return sources, questions
 
 
