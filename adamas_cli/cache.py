@@ -43,7 +43,8 @@ class FullLayer(CacheLayerMixin):
         self.is_initialized = True
         if self.sparse is not None:
             words = padded_dim(dim) // CODES_PER_WORD
-            self._codes = key_states.new_empty(batch, heads, self.capacity, words, dtype=torch.int32)
+            # Words outermost: a decode step reads one word of many keys at a time.
+            self._codes = key_states.new_empty(batch, heads, words, self.capacity, dtype=torch.int32)
             self._scales = key_states.new_empty(batch, heads, self.capacity, dtype=torch.float16)
             self._value_sum = key_states.new_zeros(batch, heads, value_states.shape[-1], dtype=torch.float32)
 
@@ -52,13 +53,19 @@ class FullLayer(CacheLayerMixin):
         if capacity <= self.capacity:
             return
         if self.is_initialized:
-            names = ("_keys", "_values", "_codes", "_scales") if self.sparse else ("_keys", "_values")
-            for name in names:
-                old = getattr(self, name)
-                new = old.new_empty(*old.shape[:2], capacity, *old.shape[3:])
-                new[:, :, : self.length] = old[:, :, : self.length]
-                setattr(self, name, new)
+            self._keys, self._values = (self._grown(x, 2, capacity) for x in (self._keys, self._values))
+            if self.sparse is not None:
+                self._codes = self._grown(self._codes, 3, capacity)
+                self._scales = self._grown(self._scales, 2, capacity)
         self.capacity = capacity
+
+    def _grown(self, buffer: Tensor, dim: int, capacity: int) -> Tensor:
+        """A copy of the buffer with room for `capacity` tokens along `dim`."""
+        shape = list(buffer.shape)
+        shape[dim] = capacity
+        grown = buffer.new_empty(shape)
+        grown.narrow(dim, 0, self.length).copy_(buffer.narrow(dim, 0, self.length))
+        return grown
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -75,7 +82,7 @@ class FullLayer(CacheLayerMixin):
             if self.codebook is None:
                 self.codebook = fit_codebook(key_states, self.sparse)
             codes, scales = encode_keys(key_states, self.codebook)
-            self._codes[:, :, start:end] = codes
+            self._codes[..., start:end] = codes.transpose(-1, -2)
             self._scales[:, :, start:end] = scales
             self._value_sum += value_states.float().sum(2)
         self.length = end
@@ -89,7 +96,7 @@ class FullLayer(CacheLayerMixin):
         return LayerView(
             self._keys[:, :, seen],
             self._values[:, :, seen],
-            self._codes[:, :, seen],
+            self._codes[..., seen].transpose(-1, -2),
             self._scales[:, :, seen],
             self._value_sum,
             self.codebook,

@@ -16,11 +16,23 @@ def view(keys: torch.Tensor, values: torch.Tensor, **codebook) -> LayerView:
     return LayerView(keys, values, codes, scales, values.float().sum(2), book)
 
 
-def test_hadamard_of_four_by_hand():
-    expected = 0.5 * torch.tensor(
-        [[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]], dtype=torch.float32
-    )
-    assert torch.equal(ref.hadamard(4), expected)
+def hadamard(size: int) -> torch.Tensor:
+    """The orthonormal matrix in Sylvester's order, by its definition: the sign is the parity of i & j."""
+    parity = torch.tensor([[(i & j).bit_count() % 2 for j in range(size)] for i in range(size)])
+    return (1 - 2 * parity).float() / math.sqrt(size)
+
+
+def test_rotation_of_sixteen_by_hand():
+    unit = torch.eye(16)
+    assert torch.equal(ref.rotate(unit[0]), torch.full((16,), 0.25))
+    assert ref.rotate(unit[1]).tolist() == [0.25, -0.25] * 8
+    assert ref.rotate(unit[6]).tolist() == [0.25, 0.25, -0.25, -0.25, -0.25, -0.25, 0.25, 0.25] * 2
+
+
+@pytest.mark.parametrize("size", [16, 64, 128, 256])
+def test_rotation_is_the_hadamard_matrix(size):
+    x = torch.randn(3, size)
+    torch.testing.assert_close(ref.rotate(x), x @ hadamard(size), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -58,13 +70,13 @@ def test_dot_and_manhattan_by_hand():
     # levels 2c - 3: all -3, all 3, then 8 times 1 and 8 times -1; 0 + .. + 15 = 120, 0 + .. + 7 = 28
     assert ref.dot(query, packed).flatten().tolist() == [-360, 360, 28 - 92]
     rotated = torch.tensor([20.0, 1.0, -1.0, -20.0] * 4)  # codes 3, 2, 1, 0 with edge 10
-    raw = (rotated @ ref.hadamard(16)).view(1, 1, 1, 16)
+    raw = (rotated @ hadamard(16)).view(1, 1, 1, 16)
     assert ref.manhattan(raw, packed, 10.0).flatten().tolist() == [24, 24, 16]
 
 
 def test_distance_is_exact_on_the_pair_that_bit_planes_get_wrong():
     one, two = torch.full((1, 1, 1, 16), 1), torch.full((1, 1, 1, 16), 2)
-    raw = torch.full((16,), 1.0) @ ref.hadamard(16)  # rotated: all 1, code 2 with edge 10
+    raw = torch.full((16,), 1.0) @ hadamard(16)  # rotated: all 1, code 2 with edge 10
     assert ref.manhattan(raw.view(1, 1, 1, 16), ref.pack(one), 10.0).item() == 16
     assert ref.manhattan(raw.view(1, 1, 1, 16), ref.pack(two), 10.0).item() == 0
 
@@ -72,7 +84,7 @@ def test_distance_is_exact_on_the_pair_that_bit_planes_get_wrong():
 def test_query_encoding_by_hand():
     rotated = torch.zeros(16)
     rotated[0], rotated[1], rotated[2] = 127.0, -63.5, 2.5
-    codes, step = ref.encode_query((rotated @ ref.hadamard(16)).view(1, 1, 1, 16))
+    codes, step = ref.encode_query((rotated @ hadamard(16)).view(1, 1, 1, 16))
     assert step.item() == pytest.approx(1.0)
     assert codes.flatten()[:2].tolist() == [127, -64]
     zero, step = ref.encode_query(torch.zeros(1, 1, 1, 16))

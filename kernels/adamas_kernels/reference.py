@@ -10,9 +10,7 @@ code words per key.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -35,24 +33,26 @@ class Codebook:
     edge: Tensor
 
 
-@lru_cache(maxsize=8)
-def hadamard(size: int) -> Tensor:
-    """The orthonormal Hadamard matrix, float32 [size, size], in Sylvester's order; size a power of two."""
-    matrix = torch.ones(1, 1)
-    while matrix.shape[0] < size:
-        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    return matrix / math.sqrt(size)
-
-
 def padded_dim(head_dim: int) -> int:
     """The power of two, 16 at least, that a head is zero-padded to: 64 -> 64, 80 -> 128, 96 -> 128."""
     return max(CODES_PER_WORD, 1 << (head_dim - 1).bit_length())
 
 
 def rotate(x: Tensor) -> Tensor:
-    """Hadamard-transform the last dimension, [..., D] -> float32 [..., P]. Dot products stay as they are."""
+    """Hadamard-transform the last dimension, [..., D] -> float32 [..., P]. Dot products stay as they are.
+
+    The fast transform in Sylvester's order: log2 P rounds of sums and differences of coordinates 1, 2, 4,
+    ... apart, then one factor 1 / sqrt(P). Every backend does the same float32 operations in the same order,
+    so that all of them get the same codes.
+    """
     size = padded_dim(x.shape[-1])
-    return F.pad(x.float(), (0, size - x.shape[-1])) @ hadamard(size).to(x.device)
+    out = F.pad(x.float(), (0, size - x.shape[-1]))
+    step = 1
+    while step < size:
+        low, high = out.unflatten(-1, (-1, 2, step)).unbind(-2)
+        out = torch.stack([low + high, low - high], -2).flatten(-3)
+        step *= 2
+    return out * size**-0.5
 
 
 def fit_codebook(keys: Tensor, edge: float | None = None, centre: bool = True) -> Codebook:
