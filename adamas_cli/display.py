@@ -44,7 +44,8 @@ class _Task:
     def line(self, width: int) -> RenderableType:
         written = lines.size if self.unit == "bytes" else lines.count
         told = written(self.done) if self.total is None else f"{written(self.done)} of {written(self.total)}"
-        facts = [told if self.unit == "bytes" else f"{told} {self.unit}"]
+        counted = self.done or self.total
+        facts = [told if self.unit == "bytes" else f"{told} {self.unit}"] if counted else []
         seconds = time.monotonic() - self.began
         if self.total and 0 < self.done < self.total:
             facts.insert(0, f"ETA {lines.duration(seconds * (self.total - self.done) / self.done)}")

@@ -1,4 +1,4 @@
-"""The display on a real pseudo-terminal, driven by a scripted stream of events and seen through a terminal emulator."""
+"""The display on a real pseudo-terminal, driven by scripted events and seen through a terminal emulator."""
 
 from __future__ import annotations
 
@@ -123,7 +123,8 @@ class Terminal:
 PREFILL = """
 with Display(answers=sys.stdout, notes=sys.stderr) as display:
     for done_tokens in (0, 2048, 4096, 6210):
-        display.show(Prefill(done_tokens, 6210, 0, done_tokens / 183, (6210 - done_tokens) / 183 or None, 2048))
+        left = (6210 - done_tokens) / 183
+        display.show(Prefill(done_tokens, 6210, 0, done_tokens / 183, left, 2048))
         time.sleep(0.35)
     say(display, "Mr. Darcy is a **rich** man.")
     display.show(done())
@@ -199,7 +200,7 @@ def test_a_block_taller_than_the_screen_is_whole_in_the_end() -> None:
     assert terminal.lines() == [*(f"line {n}" for n in range(60)), "", "After the code."]
 
 
-CHINESE = "达西先生是一位富有的绅士，他起初显得傲慢。" * 4
+CHINESE = "达西先生是一位富有的绅士。他起初显得傲慢。" * 4
 
 
 def test_wide_characters_wrap_within_the_screen() -> None:
