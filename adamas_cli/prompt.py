@@ -58,7 +58,10 @@ def load_template(name: str) -> Template:
     if builtin.is_file():
         text = builtin.read_text("utf-8")
     elif path.is_file():
-        text = path.read_text("utf-8")
+        try:
+            text = path.read_text("utf-8")
+        except (UnicodeDecodeError, OSError) as error:
+            raise UsageError(f"template {name} cannot be read as UTF-8 text: {error}") from error
     else:
         raise UsageError(
             f"there is no template {name!r}: give a file, or one of {', '.join(template_names())}"

@@ -67,6 +67,13 @@ def test_a_template_that_does_not_exist():
         load_template("nonsense")
 
 
+def test_a_template_that_is_no_text(tmp_path):
+    file = tmp_path / "mine.md"
+    file.write_bytes(b"$documents \xff $question")
+    with pytest.raises(UsageError, match="cannot be read as UTF-8 text"):
+        load_template(str(file))
+
+
 def test_a_path_cannot_leave_its_attribute():
     assert opening(Text('a"b<c>\nd')) == "<document path='a\"b&lt;c&gt;&#10;d'>\n"
 
