@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import struct
 import threading
@@ -95,6 +96,7 @@ def write_gguf(path: Path, rule: str = "qwen2", model: Any = None, unused: int =
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ADAMAS_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # put back what --offline sets
     return tmp_path / "cache"
 
 
@@ -285,10 +287,8 @@ def test_two_at_once_unpack_once(whole: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_local_file_is_hashed_once(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adamas_cli.models import resolve as resolving
-
     hashed = []
-    module = __import__("sys").modules[resolving.__module__]
+    module = importlib.import_module("adamas_cli.models.resolve")
     monkeypatch.setattr(
         module, "sha256_of", lambda path, progress: hashed.append(path) or sha256_of(path, progress)
     )
