@@ -65,6 +65,7 @@ def verify(alias: Alias, progress: Progress) -> bool:
         with progress.task(f"checking {alias.name}", alias.bytes, "bytes") as advance:
             intact = _digest(path, advance).hexdigest() == alias.sha256
         if not intact:
+            progress.note(f"{path} is damaged; removing it")
             path.unlink()
         return intact
 
