@@ -1,4 +1,4 @@
-"""What libraries are told before they are imported: to stay off the network, and off the terminal."""
+"""What libraries are told before they are imported: to send no telemetry, and to stay off the terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def prepare_libraries(*, verbose: int, offline: bool) -> None:
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
     logging.getLogger("adamas_cli").setLevel(_LEVELS[min(verbose, 2)])
-    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     if verbose < 2:
         os.environ["TRANSFORMERS_VERBOSITY"] = os.environ["HF_HUB_VERBOSITY"] = "error"
         warnings.filterwarnings("ignore")

@@ -105,21 +105,19 @@ def run(
     for name in names:
         model = Model(name)
         scores: dict[str, int] = defaultdict(int)
-        for template in sorted(templates, key=lambda t: frame(load_template(t), model.chat).head):
-            for entry in sorted(questions, key=lambda q: q["document"]):
-                answer = model.answer(entry["document"], entry["question"], template)
-                right = is_right(answer, entry["answers"])
-                scores[template] += right
-                if show:
-                    print(
-                        "+" if right else "-",
-                        name,
-                        template,
-                        entry["question"],
-                        "=>",
-                        repr(answer),
-                        flush=True,
-                    )
+        heads = {template: frame(load_template(template), model.chat).head for template in templates}
+        for document in sorted({entry["document"] for entry in questions}):
+            asked = [entry for entry in questions if entry["document"] == document]
+            for template in sorted(templates, key=heads.__getitem__):
+                for entry in asked:
+                    answer = model.answer(document, entry["question"], template)
+                    right = is_right(answer, entry["answers"])
+                    scores[template] += right
+                    if show:
+                        print(
+                            "+-"[not right], name, template, entry["question"], "=>", repr(answer), flush=True
+                        )
+        for template in templates:
             yield name, template, f"{scores[template]} / {len(questions)}"
         best = max(scores, key=lambda t: scores[t])
         right = sum(

@@ -376,3 +376,16 @@ def test_a_broken_configuration_file_is_not_overwritten(machine: Path) -> None:
     with pytest.raises(UsageError, match="is not TOML"):
         write_default("new")
     assert (machine / "config.toml").read_text() == "model = "
+
+
+def test_default_refuses_a_path_that_is_no_file_and_follows_a_link(tmp_path, monkeypatch):
+    monkeypatch.setenv("ADAMAS_CONFIG", str(tmp_path))
+    with pytest.raises(UsageError, match="is not a file"):
+        write_default("new")
+    (tmp_path / "real.toml").write_text("")
+    link = tmp_path / "link.toml"
+    link.symlink_to(tmp_path / "real.toml")
+    monkeypatch.setenv("ADAMAS_CONFIG", str(link))
+    write_default("new")
+    assert link.is_symlink()
+    assert (tmp_path / "real.toml").read_text() == 'model = "new"\n'

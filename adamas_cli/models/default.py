@@ -30,7 +30,9 @@ def write_default(name: str) -> None:
 
     Raises UsageError if the file is not TOML, AdamasError if it cannot be written.
     """
-    path = config_path()
+    path = config_path().resolve()  # a link stays a link
+    if path.exists() and not path.is_file():
+        raise UsageError(f"the configuration file {path} is not a file")
     line = f"model = {json.dumps(name, ensure_ascii=False)}"
     try:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
