@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from adamas_cli.events import Done, Event, Token
+from adamas_cli.engine.events import Done, Event, Token
 from adamas_cli.reasoning import ReasoningSplitter
-from adamas_cli.sanitize import Sanitizer
+from adamas_cli.terminal.sanitize import Sanitizer
 
 
 class Decoder(Protocol):

@@ -9,7 +9,7 @@ import sys
 import traceback
 
 from adamas_cli.errors import INTERRUPTED, AdamasError, OutOfMemoryError
-from adamas_cli.sanitize import plain
+from adamas_cli.terminal.sanitize import plain
 
 CLOSED_PIPE = 141  # what a shell reports for a process that SIGPIPE ended
 

@@ -14,9 +14,7 @@ class Progress(Protocol):
         """One line that the user should read, such as `compiling kernels for the first time`."""
         ...
 
-    def task(
-        self, label: str, total: int | None, unit: str
-    ) -> AbstractContextManager[Callable[[int], None]]:
+    def task(self, label: str, total: int | None, unit: str) -> AbstractContextManager[Callable[[int], None]]:
         """A task of `total` units (None if unknown); the callable adds finished units.
 
         `unit` is `bytes`, `tokens`, `files` or another plural noun.

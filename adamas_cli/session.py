@@ -13,16 +13,16 @@ from transformers import PreTrainedTokenizerFast
 
 from adamas_cli import models
 from adamas_cli.answer import Text, narrate
-from adamas_cli.attention import AttentionSettings
-from adamas_cli.counting import Counting
-from adamas_cli.engine import Engine
+from adamas_cli.engine.attention import AttentionSettings
+from adamas_cli.engine.engine import Engine
+from adamas_cli.engine.events import Done, Event
+from adamas_cli.engine.sampling import Sampling
 from adamas_cli.errors import UsageError
-from adamas_cli.events import Done, Event
-from adamas_cli.layout import Layout, question_ids
-from adamas_cli.prompt import Frame, frame, load_template
+from adamas_cli.prompt.counting import Counting
+from adamas_cli.prompt.layout import Layout, question_ids
+from adamas_cli.prompt.template import Frame, frame, load_template
+from adamas_cli.prompt.tokens import Tokenizer
 from adamas_cli.reasoning import OPEN
-from adamas_cli.sampling import Sampling
-from adamas_cli.tokens import Tokenizer
 
 if TYPE_CHECKING:
     from adamas_cli.documents import Document

@@ -19,13 +19,13 @@ import torch
 from transformers import DynamicCache
 from transformers.generation import BaseStreamer
 
-from adamas_cli.attention import AttentionSettings
-from adamas_cli.engine import PREFILL_CHUNK, Engine
-from adamas_cli.events import Done
+from adamas_cli.engine.attention import AttentionSettings
+from adamas_cli.engine.engine import PREFILL_CHUNK, Engine
+from adamas_cli.engine.events import Done
+from adamas_cli.engine.sampling import Sampling
 from adamas_cli.models import LoadedModel, load, resolve
 from adamas_cli.progress import Silent
-from adamas_cli.sampling import Sampling
-from adamas_cli.tokens import Tokenizer
+from adamas_cli.prompt.tokens import Tokenizer
 
 
 class Stopwatch(BaseStreamer):

@@ -20,16 +20,16 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from adamas_cli.attention import AttentionSettings
 from adamas_cli.documents import Selection, collect
-from adamas_cli.engine import Engine
-from adamas_cli.events import Token
-from adamas_cli.layout import Layout, question_ids
+from adamas_cli.engine.attention import AttentionSettings
+from adamas_cli.engine.engine import Engine
+from adamas_cli.engine.events import Token
+from adamas_cli.engine.sampling import Sampling
 from adamas_cli.models import load, resolve
 from adamas_cli.progress import Silent
-from adamas_cli.prompt import frame, load_template
-from adamas_cli.sampling import Sampling
-from adamas_cli.tokens import Tokenizer
+from adamas_cli.prompt.layout import Layout, question_ids
+from adamas_cli.prompt.template import frame, load_template
+from adamas_cli.prompt.tokens import Tokenizer
 
 ANSWER_TOKENS = 80
 QUESTION_ROOM = 400

@@ -20,8 +20,8 @@ from typing import TypeVar
 
 import tokenizers
 
-from adamas_cli import tokens
-from adamas_cli.tokens import Tokenizer
+from adamas_cli.prompt import tokens
+from adamas_cli.prompt.tokens import Tokenizer
 
 Result = TypeVar("Result")
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adamas_cli.markdown import BlockStream
 from adamas_cli.options import AttentionOptions, SamplingOptions, parse_length
 from adamas_cli.reasoning import ReasoningSplitter
-from adamas_cli.sanitize import Sanitizer, one_line, plain
+from adamas_cli.terminal.markdown import BlockStream
+from adamas_cli.terminal.sanitize import Sanitizer, one_line, plain
 
 ESCAPES = ["\x1b", "[", "31", "m", "]0;t", "\x07", "\\", "\x9b"]
 TAGS = ["<", "<think>", "</think>", "</thi"]
@@ -103,9 +103,9 @@ def test_lengths(text: str, number: int) -> None:
 
 
 def test_options_default_to_what_the_engine_defaults_to() -> None:
-    from adamas_cli.attention import AttentionSettings
-    from adamas_cli.engine import PREFILL_CHUNK
-    from adamas_cli.sampling import Sampling
+    from adamas_cli.engine.attention import AttentionSettings
+    from adamas_cli.engine.engine import PREFILL_CHUNK
+    from adamas_cli.engine.sampling import Sampling
 
     options, settings = AttentionOptions(), AttentionSettings()
     assert (options.attn, options.dense_layers) == (settings.kind, settings.dense_layers)

@@ -22,8 +22,8 @@ import pyte
 SCRIPT = """
 import sys, time
 from adamas_cli.answer import Text
-from adamas_cli.display import Display
-from adamas_cli.events import Done, Prefill, Token
+from adamas_cli.terminal.display import Display
+from adamas_cli.engine.events import Done, Prefill, Token
 
 def token(index):
     return Token(7, index, 31204 + index, 128, 0.1 * index, 1_900_000_000)

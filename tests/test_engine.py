@@ -10,11 +10,11 @@ import torch
 from adamas_kernels.ops import SparseSettings
 from conftest import ARCHITECTURES, tiny_architecture
 
-from adamas_cli.attention import AUTO_MIN_CONTEXT, NAME, AttentionSettings
-from adamas_cli.engine import SMALLEST_CHUNK, Engine
+from adamas_cli.engine.attention import AUTO_MIN_CONTEXT, NAME, AttentionSettings
+from adamas_cli.engine.engine import SMALLEST_CHUNK, Engine
+from adamas_cli.engine.events import Done, Prefill, Token
+from adamas_cli.engine.sampling import Sampling
 from adamas_cli.errors import ModelUnavailableError, OutOfMemoryError
-from adamas_cli.events import Done, Prefill, Token
-from adamas_cli.sampling import Sampling
 
 GREEDY = Sampling()
 FULL = AttentionSettings("full")

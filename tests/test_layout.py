@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from adamas_cli.errors import OverContextError
-from adamas_cli.layout import Layout, question_ids
-from adamas_cli.prompt import Frame
+from adamas_cli.prompt.layout import Layout, question_ids
+from adamas_cli.prompt.template import Frame
 
 FRAME = Frame("[head]", "[middle]", "[tail]")
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adamas_cli.errors import UsageError
-from adamas_cli.prompt import escaped, frame, load_template, opening, template_names
+from adamas_cli.prompt.template import escaped, frame, load_template, opening, template_names
 
 
 @dataclass

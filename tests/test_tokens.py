@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizer_families import FAMILIES, FAST, PIECEWISE, build, prose, save, truth
 
-from adamas_cli import blocks, tokens
 from adamas_cli.errors import ModelUnavailableError
-from adamas_cli.hard_sample import HARD_SAMPLE
-from adamas_cli.tokens import Tokenizer
+from adamas_cli.prompt import blocks, tokens
+from adamas_cli.prompt.hard_sample import HARD_SAMPLE
+from adamas_cli.prompt.tokens import Tokenizer
 
 if TYPE_CHECKING:
     from adamas_cli.models import ModelFiles

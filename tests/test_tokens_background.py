@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from tokenizer_families import build, prose, save
 
-from adamas_cli.background import run_ahead
-from adamas_cli.tokens import Tokenizer, tokenize_in_background
+from adamas_cli.prompt.background import run_ahead
+from adamas_cli.prompt.tokens import Tokenizer, tokenize_in_background
 
 
 def workers() -> list[threading.Thread]:

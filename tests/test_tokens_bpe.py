@@ -11,8 +11,8 @@ import pytest
 import tokenizers
 from tokenizer_families import build, save, truth
 
-from adamas_cli import tokens
-from adamas_cli.tokens import Tokenizer
+from adamas_cli.prompt import tokens
+from adamas_cli.prompt.tokens import Tokenizer
 
 Json = dict[str, Any]
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizer_families import build, prose, save
 
-from adamas_cli.linemap import LineMap, Location
-from adamas_cli.tokens import Tokenizer
+from adamas_cli.prompt.linemap import LineMap, Location
+from adamas_cli.prompt.tokens import Tokenizer
 
 PIECES = [b"a", b"b\n", b"\n", b"\n\nc", b"", b"\xe5\xad", b"\x97", b"x\r\n", b"\n \n"]
 

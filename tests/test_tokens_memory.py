@@ -14,7 +14,7 @@ PROGRAM = """
 import resource, sys
 from pathlib import Path
 from pydoc_data.topics import topics
-from adamas_cli import tokens
+from adamas_cli.prompt import tokens
 tokens.FAST_FROM = int(sys.argv[2])
 tokenizer = tokens.Tokenizer.from_directory(Path(sys.argv[1]))
 text = "\\n".join(topics.values())

@@ -1,4 +1,6 @@
-"""Small tokenizers of every family that `adamas_cli.tokens` knows, trained on text that comes with Python."""
+"""Small tokenizers of every family that `adamas_cli.prompt.tokens` knows, trained on text that comes with
+Python.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ from tokenizers import (
     trainers,
 )
 
-from adamas_cli.hard_sample import HARD_SAMPLE
-from adamas_cli.pretokenizers import LLAMA3, QWEN2
+from adamas_cli.prompt.hard_sample import HARD_SAMPLE
+from adamas_cli.prompt.pretokenizers import LLAMA3, QWEN2
 
 FAST = ("gpt2", "digits", "qwen2", "llama3")
 PIECEWISE = (*FAST, "gemma")

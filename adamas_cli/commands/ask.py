@@ -24,8 +24,8 @@ from adamas_cli.options import (
 from adamas_cli.quiet import prepare_libraries
 
 if TYPE_CHECKING:
-    from adamas_cli.display import Display
     from adamas_cli.documents import Document
+    from adamas_cli.terminal.display import Display
 
 EXAMPLE = 'adamas ask book.txt "Who is Mr. Darcy?"'
 
@@ -63,7 +63,7 @@ def command(
     sources, questions = split_arguments(arguments or [], question or [], selection.files_from)
 
     from adamas_cli.answer import listen
-    from adamas_cli.display import Display
+    from adamas_cli.terminal.display import Display
 
     with (
         _destination(output.output) as stream,
@@ -76,7 +76,7 @@ def command(
         ) as display,
     ):
         documents = _collect(sources, selection, display, verbose=output.verbose)
-        from adamas_cli.sampling import Sampling  # with torch, which a wrong path need not wait for
+        from adamas_cli.engine.sampling import Sampling  # with torch, which a wrong path need not wait for
         from adamas_cli.session import Session
 
         session = Session.open(documents, questions, model, attention, prompt, display)

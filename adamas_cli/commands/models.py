@@ -15,7 +15,7 @@ from adamas_cli.models.default import default_name, write_default
 from adamas_cli.models.inventory import OnDisk, find, on_disk, remove, shape
 
 if TYPE_CHECKING:
-    from adamas_cli.display import Display
+    from adamas_cli.terminal.display import Display
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -165,6 +165,6 @@ def _print_json(value: object) -> None:
 
 
 def _display() -> Display:
-    from adamas_cli.display import Display
+    from adamas_cli.terminal.display import Display
 
     return Display(answers=None, notes=sys.stderr)

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adamas_cli.attention import AttentionSettings, adamas_attention, refusal, unsupported_reason
-from adamas_cli.cache import AdamasCache, PlainCache
+from adamas_cli.engine.attention import AttentionSettings, adamas_attention, refusal, unsupported_reason
+from adamas_cli.engine.cache import AdamasCache, PlainCache
+from adamas_cli.engine.eta import PrefillCost
+from adamas_cli.engine.events import Done, Event, Prefill, Token
+from adamas_cli.engine.sampling import Sampler, Sampling
 from adamas_cli.errors import OutOfMemoryError
-from adamas_cli.eta import PrefillCost
-from adamas_cli.events import Done, Event, Prefill, Token
-from adamas_cli.sampling import Sampler, Sampling
 
 if TYPE_CHECKING:
     from adamas_cli.models import LoadedModel

@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from adamas_cli.cache import FULL, SLIDING, AdamasCache, FullLayer, layer_types
+from adamas_cli.engine.cache import FULL, SLIDING, AdamasCache, FullLayer, layer_types
 from adamas_cli.errors import ModelUnavailableError
 
 NAME = "adamas"

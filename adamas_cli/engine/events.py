@@ -1,4 +1,6 @@
-"""What the engine reports while it works. The display, `--json`, the bench and the tests read this one stream."""
+"""What the engine reports while it works. The display, `--json`, the bench and the tests read this one
+stream.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ class Prefill:
     total: int  # tokens of the prompt
     reused: int  # tokens that were in the cache before this prompt was read
     seconds: float  # since the prefill began
-    remaining_seconds: float | None  # None until one chunk has been timed; accounts for growing attention cost
+    remaining_seconds: (
+        float | None
+    )  # None until one chunk has been timed; accounts for growing attention cost
     chunk: int  # tokens per step, smaller after an out-of-memory
 
 

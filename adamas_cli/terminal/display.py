@@ -19,13 +19,13 @@ from typing import Self, TextIO
 from rich.console import Console, RenderableType
 from rich.text import Text as StyledText
 
-from adamas_cli import lines
 from adamas_cli.answer import Text
-from adamas_cli.answers import MarkdownAnswers, PlainAnswers
-from adamas_cli.events import Done, Event, Prefill, Token
-from adamas_cli.markdown import THEME
-from adamas_cli.region import Line, Region, ansi
-from adamas_cli.sanitize import one_line, plain
+from adamas_cli.engine.events import Done, Event, Prefill, Token
+from adamas_cli.terminal import lines
+from adamas_cli.terminal.answers import MarkdownAnswers, PlainAnswers
+from adamas_cli.terminal.markdown import THEME
+from adamas_cli.terminal.region import Line, Region, ansi
+from adamas_cli.terminal.sanitize import one_line, plain
 
 _FRAME_SECONDS = 0.1
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from adamas_cli.errors import OverContextError
-from adamas_cli.linemap import LineMap, Location
-from adamas_cli.prompt import Frame, closing, escaped, opening
+from adamas_cli.prompt.linemap import LineMap, Location
+from adamas_cli.prompt.template import Frame, closing, escaped, opening
 
 if TYPE_CHECKING:
     from adamas_cli.documents import Document
-    from adamas_cli.tokens import Tokenizer
+    from adamas_cli.prompt.tokens import Tokenizer
 
 NO_IDS = np.empty(0, np.int32)
 

@@ -8,8 +8,8 @@ from typing import TextIO
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from adamas_cli.markdown import Block, BlockStream
-from adamas_cli.region import Line, render_lines
+from adamas_cli.terminal.markdown import Block, BlockStream
+from adamas_cli.terminal.region import Line, render_lines
 
 
 class PlainAnswers:

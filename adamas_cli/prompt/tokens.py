@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adamas_cli.background import run_ahead
-from adamas_cli.blocks import blocks
-from adamas_cli.bpe import FastPath, NotEquivalentError, alphabet_bytes
 from adamas_cli.errors import ModelUnavailableError
-from adamas_cli.pretokenizers import seam, tiktoken_pattern
+from adamas_cli.prompt.background import run_ahead
+from adamas_cli.prompt.blocks import blocks
+from adamas_cli.prompt.bpe import FastPath, NotEquivalentError, alphabet_bytes
+from adamas_cli.prompt.pretokenizers import seam, tiktoken_pattern
 
 if TYPE_CHECKING:
     import tokenizers

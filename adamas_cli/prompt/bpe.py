@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from adamas_cli.hard_sample import HARD_SAMPLE
+from adamas_cli.prompt.hard_sample import HARD_SAMPLE
 
 if TYPE_CHECKING:
     import tokenizers

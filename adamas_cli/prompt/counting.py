@@ -11,7 +11,7 @@ from adamas_cli.progress import Progress
 
 if TYPE_CHECKING:
     from adamas_cli.documents import Document
-    from adamas_cli.layout import Layout
+    from adamas_cli.prompt.layout import Layout
 
 
 class _StoppedError(Exception):

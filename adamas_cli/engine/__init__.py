@@ -1,0 +1,1 @@
+"""From token ids to events: attention, cache, prefill, decode and sampling."""
