@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import adamas_cli
-from adamas_cli import errors
+from adamas_cli import errors, failures
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -220,10 +220,13 @@ def test_each_command_marked_to_run_succeeds(command: Command, roomy_model: Path
 
 
 def test_the_exit_codes_are_those_of_the_program() -> None:
-    classes: list[type[errors.AdamasError]] = [errors.AdamasError, *errors.AdamasError.__subclasses__()]
-    raised = {error.exit_code: error.kind for error in classes}
+    kinds = [
+        kind for module in (errors, failures) for kind in vars(module).values() if isinstance(kind, type)
+    ]
+    raised = {kind.exit_code: kind.kind for kind in kinds if issubclass(kind, errors.AdamasError)}
     documented = {int(code): kind.strip("`") for code, kind, _ in rows(section("Exit codes"))}
-    assert documented == {0: "", errors.INTERRUPTED: "", **raised}
+    assert documented == {0: "", **raised}
+    assert raised[errors.INTERRUPTED] == "interrupted"
 
 
 def mapped_paths() -> list[Path]:
