@@ -1,0 +1,77 @@
+"""The engine on a real model, in float32: the same tokens as transformers' own generation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from adamas_kernels.ops import SparseSettings
+
+from adamas_cli.engine.attention import AttentionSettings
+from adamas_cli.engine.engine import Engine
+from adamas_cli.engine.events import Token
+from adamas_cli.engine.sampling import Sampling
+from adamas_cli.models import LoadedModel, load
+from adamas_cli.progress import Silent
+from adamas_cli.prompt.tokens import Tokenizer
+
+NOVEL = Path(__file__).parents[1] / "docs" / "examples" / "pride-and-prejudice-1-4.txt"
+LENGTH, ANSWER = 500, 24
+
+
+@pytest.fixture(scope="module")
+def loaded(smollm2) -> LoadedModel:
+    return load(smollm2, device="cpu", dtype="float32", progress=Silent())
+
+
+@pytest.fixture(scope="module")
+def prompt(smollm2) -> np.ndarray:
+    return Tokenizer.from_directory(smollm2.directory).encode(NOVEL.read_text("utf-8"))[:LENGTH]
+
+
+@pytest.fixture(scope="module")
+def generated(loaded, prompt) -> list[int]:
+    ids = torch.from_numpy(prompt.astype(np.int64)).unsqueeze(0)
+    settings = {"max_new_tokens": ANSWER, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    out = loaded.model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
+    return out[0, LENGTH:].tolist()
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [
+        AttentionSettings("full"),
+        AttentionSettings("adamas", SparseSettings(budget=LENGTH + ANSWER)),
+        AttentionSettings("adamas", SparseSettings(budget=LENGTH + ANSWER, scorer="manhattan")),
+    ],
+    ids=["full", "adamas-dot", "adamas-manhattan"],
+)
+def test_the_answer_is_that_of_generate(loaded, prompt, generated, attention):
+    engine = Engine(loaded, attention, context=LENGTH + ANSWER, prefill_chunk=256)
+    for _ in engine.read(prompt[:-30]):
+        pass
+    events = engine.answer(prompt[-30:], Sampling(), ANSWER, stop_ids=())
+    assert [event.id for event in events if isinstance(event, Token)] == generated
+
+
+def test_a_sparse_answer_stays_close_to_the_full_one(loaded, prompt):
+    """The next-token distribution after one sparse step, against full attention's: far below what dropping
+    costs.
+    """
+    divergence = {}
+    for name, settings in {
+        "adamas": SparseSettings(budget=64),
+        "recent tokens only": SparseSettings(budget=64, sinks=4, recents=60, compensate=False),
+    }.items():
+        logits = []
+        for attention in (AttentionSettings("full"), AttentionSettings("adamas", settings)):
+            engine = Engine(loaded, attention, context=LENGTH + 8)
+            list(engine.read(prompt[:-1]))
+            list(engine.answer(prompt[-1:], Sampling(), 2, stop_ids=()))
+            logits.append(engine._logits.log_softmax(-1))
+        full, sparse = logits
+        divergence[name] = float((full.exp() * (full - sparse)).sum())
+    assert divergence["adamas"] < 0.1
+    assert divergence["adamas"] < 0.5 * divergence["recent tokens only"]
