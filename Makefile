@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 DOCUMENT ?= README.md
-QUESTION ?= Which exit code does adamas give when the input does not fit the context?
+QUESTION ?= Which model is the default, and which one is used where there is a GPU?
 
 bin := .venv/bin
 quoted = '$(subst ','\'',$(1))'
