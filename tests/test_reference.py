@@ -97,7 +97,8 @@ def test_estimate_is_calibrated():
     keys, queries = torch.randn(1, 2, 400, 64) + 0.7, torch.randn(1, 6, 1, 64)
     book = ref.fit_codebook(keys)
     codes, scales = ref.encode_keys(keys, book)
-    estimate = ref.estimate_scores(queries, codes, scales)
+    query, step = ref.encode_query(queries)
+    estimate = ref.rank_by_dot(query, codes, scales) * step.unsqueeze(-1)
     centred = ref.rotate(keys) - book.mean.unsqueeze(2)
     truth = ref.rotate(queries).view(1, 2, 3, 64) @ centred.transpose(-1, -2)
     slope = (estimate.flatten() @ truth.flatten()) / truth.square().sum()
@@ -180,6 +181,19 @@ def test_compensation_brings_the_output_closer_to_full_attention(new):
     plain = decode_attention(q, cache, 0.125, SparseSettings(budget=64, compensate=False))
     better = decode_attention(q, cache, 0.125, SparseSettings(budget=64))
     assert (better - full).norm() < 0.7 * (plain - full).norm()
+
+
+def test_forced_tokens_leave_room_in_a_small_budget():
+    assert SparseSettings(budget=128).forced == (4, 16)
+    assert SparseSettings(budget=16).forced == (4, 4)
+    assert SparseSettings(budget=4, sinks=4, recents=16).forced == (1, 1)
+    assert SparseSettings(budget=128, sinks=0, recents=0).forced == (0, 1)
+
+
+def test_tree_sum_adds_halves():
+    x = torch.tensor([1e8, 1.0, -1e8, 1.0])
+    assert ref.tree_sum(x).item() == 2.0  # (1e8 - 1e8) + (1 + 1); from left to right it would be 1
+    torch.testing.assert_close(ref.tree_sum(torch.ones(3, 64)), torch.full((3,), 64.0))
 
 
 def test_settings_refuse_what_has_no_meaning():

@@ -45,6 +45,14 @@ class SparseSettings:
             raise ValueError(f"budget must be at least 1, not {self.budget}")
 
     @property
+    def forced(self) -> tuple[int, int]:
+        """Sinks and recents, the query's own token among the latter; together at most half of a small
+        budget.
+        """
+        quarter = max(1, self.budget // 4)
+        return min(self.sinks, quarter), max(1, min(self.recents, quarter))
+
+    @property
     def centred(self) -> bool:
         """Whether keys are coded relative to their mean: always but for the paper's own setting of fixed
         edges.
@@ -90,14 +98,15 @@ def decode_attention(queries: Tensor, cache: LayerView, scaling: float, settings
     if queries.shape[2] > size:
         raise ValueError(f"{queries.shape[2]} new tokens, but only {size} keys in the cache")
     if settings.scorer == "dot":
-        estimate = reference.estimate_scores(queries, cache.codes, cache.scales)
+        query, step = reference.encode_query(queries)
+        rank = reference.rank_by_dot(query, cache.codes, cache.scales)
     else:
-        estimate = -reference.manhattan(queries, cache.codes, settings.edge).float()
-    index = reference.select(estimate, settings.budget, settings.sinks, settings.recents)
+        rank = -reference.manhattan(queries, cache.codes, settings.edge).float()
+    index = reference.select(rank, settings.budget, *settings.forced)
     out, lse = reference.attend(queries, cache.keys, cache.values, index, scaling)
     if settings.compensate and settings.scorer == "dot" and settings.budget < size:
         rest, log_mass = reference.rest_of_softmax(
-            queries, estimate, index, cache.codebook, cache.values, cache.value_sum, scaling
+            queries, rank * step.unsqueeze(-1), index, cache.codebook, cache.values, cache.value_sum, scaling
         )
         out, _ = reference.merge(out, lse, rest, log_mass)
     return out.to(queries.dtype)

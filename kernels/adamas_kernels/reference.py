@@ -55,6 +55,16 @@ def rotate(x: Tensor) -> Tensor:
     return out * size**-0.5
 
 
+def tree_sum(x: Tensor) -> Tensor:
+    """Sum over the last dimension, a power of two, by adding its halves: one order of float operations
+    everywhere.
+    """
+    while x.shape[-1] > 1:
+        half = x.shape[-1] // 2
+        x = x[..., :half] + x[..., half:]
+    return x.squeeze(-1)
+
+
 def fit_codebook(keys: Tensor, edge: float | None = None, centre: bool = True) -> Codebook:
     """Statistics of the first chunk's keys [B, K, N, D].
 
@@ -104,7 +114,7 @@ def encode_keys(keys: Tensor, codebook: Codebook) -> tuple[Tensor, Tensor]:
     centred = rotate(keys) - codebook.mean.unsqueeze(2)
     codes = bucketize(centred, codebook.edge[..., None, None])
     levels = (2 * codes - 3).float()
-    scales = (centred * levels).sum(-1) / levels.square().sum(-1)
+    scales = tree_sum(centred * levels) / tree_sum(levels.square())
     return pack(codes), scales.half()
 
 
@@ -139,7 +149,7 @@ def manhattan(queries: Tensor, codes: Tensor, edge: float | None = None) -> Tens
     """
     rotated = rotate(queries)
     edges = (
-        GAUSSIAN_EDGE * rotated.square().mean(-1, keepdim=True).sqrt()
+        GAUSSIAN_EDGE * (tree_sum(rotated.square()) / rotated.shape[-1]).sqrt().unsqueeze(-1)
         if edge is None
         else torch.full_like(rotated[..., :1], edge)
     )
@@ -151,15 +161,14 @@ def manhattan(queries: Tensor, codes: Tensor, edge: float | None = None) -> Tens
     return _by_query_head(distances, queries.shape[2]).int()
 
 
-def estimate_scores(queries: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
-    """Calibrated estimate of q (k - mean), float32 [B, H, N, S]: query step x integer dot product x per-key
-    scale.
+def rank_by_dot(query: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
+    """Integer dot product x per-key scale, float32 [B, H, N, S]; times the query's step it estimates q (k -
+    mean).
 
     The estimate of q k differs by q mean, the same for all keys of a query.
     """
-    query, step = encode_query(queries)
-    groups = queries.shape[1] // codes.shape[1]
-    return dot(query, codes) * scales.float().repeat_interleave(groups, 1).unsqueeze(2) * step.unsqueeze(-1)
+    groups = query.shape[1] // codes.shape[1]
+    return dot(query, codes) * scales.float().repeat_interleave(groups, 1).unsqueeze(2)
 
 
 def select(scores: Tensor, budget: int, sinks: int, recents: int) -> Tensor:
