@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from adamas_cli.models.device import has_cuda_gpu
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from adamas_cli.models import ModelFiles
+
+if not has_cuda_gpu():
+    # Read when Triton's kernels are defined: without a GPU they run in its interpreter.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"

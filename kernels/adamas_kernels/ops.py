@@ -76,6 +76,32 @@ class LayerView:
     codebook: Codebook
 
 
+@dataclass(frozen=True)
+class LayerCache:
+    """The buffers of one layer, longer than what is filled, and how many tokens that is.
+
+    keys, values: [B, K, C, D]; codes: int32 [B, K, C, W]; scales: float16 [B, K, C]; value_sum: float32 [B,
+    K, D];
+    length: int32 [1], on the buffers' device. The last dimension of keys, values and scales is contiguous.
+    """
+
+    keys: Tensor
+    values: Tensor
+    codes: Tensor
+    scales: Tensor
+    value_sum: Tensor
+    codebook: Codebook
+    length: Tensor
+
+    def view(self) -> LayerView:
+        """What is filled; waits for the device."""
+        seen = slice(0, int(self.length))
+        keys, values, codes, scales = (
+            x[:, :, seen] for x in (self.keys, self.values, self.codes, self.scales)
+        )
+        return LayerView(keys, values, codes, scales, self.value_sum, self.codebook)
+
+
 def fit_codebook(keys: Tensor, settings: SparseSettings) -> Codebook:
     """Fix a layer's codebook from its first keys [B, K, N, D]."""
     return reference.fit_codebook(keys, settings.edge, settings.centred)

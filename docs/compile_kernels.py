@@ -1,0 +1,125 @@
+"""Compile every Triton kernel for the supported NVIDIA generations, on any machine, and print what it takes.
+
+    python docs/compile_kernels.py [--generations 80,90,120]
+
+Exits with 1 if a kernel spills more registers to its stack than the limit recorded here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from adamas_kernels import reference as ref
+from adamas_kernels.ops import LayerCache, SparseSettings
+from adamas_kernels.step import Scratch, decode_step
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+# Bytes of stack, which spilled registers take: attention holds a block of keys and one of values at a time, and
+# sixteen new tokens of 256 coordinates are more than a step usually encodes.
+STACK_LIMIT = {"attend_kernel": 192, "enter_kernel": 384}
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32"}
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+# scorer, dtype, query heads, KV heads, head_dim, new tokens, budget
+CASES = (
+    ("dot", torch.float16, 32, 8, 128, 1, 128),
+    ("dot", torch.float16, 32, 32, 128, 1, 128),
+    ("manhattan", torch.bfloat16, 14, 2, 64, 1, 64),
+    ("dot", torch.float32, 4, 1, 256, 16, 1024),
+)
+Launch = tuple[JITFunction, dict[str, Any], dict[str, Any]]
+
+
+def launches(
+    dtype: torch.dtype, heads: int, kv_heads: int, dim: int, new: int, settings: SparseSettings
+) -> list[Launch]:
+    """What a decode step launches, as (kernel, arguments, options), recorded instead of run."""
+    found: list[Launch] = []
+
+    def record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
+        found.append((self, inspect.signature(self.fn).bind(*args, **kwargs).arguments, options))
+
+    words = torch.zeros(1, kv_heads, ref.padded_dim(dim) // 16, 4096, dtype=torch.int32)
+    keys = torch.zeros(1, kv_heads, 4096, dim, dtype=dtype)
+    book = ref.fit_codebook(torch.randn(1, kv_heads, 8, dim))
+    cache = LayerCache(
+        keys,
+        keys.clone(),
+        words.transpose(-1, -2),
+        torch.zeros(1, kv_heads, 4096, dtype=torch.float16),
+        torch.zeros(1, kv_heads, dim),
+        book,
+        torch.zeros(1, dtype=torch.int32),
+    )
+    q, k = torch.zeros(1, heads, new, dim, dtype=dtype), torch.zeros(1, kv_heads, new, dim, dtype=dtype)
+    scratch = Scratch.allocate(q, cache, settings.budget)
+    run, JITFunction.run = JITFunction.run, record
+    try:
+        decode_step(q, k, k, cache, torch.zeros(1, heads), scratch, 0.1, settings, fast=True)
+    finally:
+        JITFunction.run = run
+    return found
+
+
+def compiled(launch: Launch, generation: int) -> Any:
+    """One recorded launch, compiled for a generation."""
+    kernel, arguments, options = launch
+    constants = {p.name for p in kernel.params if p.is_constexpr}
+    signature, values = {}, {}
+    for name, value in arguments.items():
+        if name in constants:
+            signature[name], values[name] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[name] = f"*{TYPES[value.dtype]}"
+        else:
+            signature[name] = "fp32" if isinstance(value, float) else "i32"
+    source = ASTSource(fn=kernel, signature=signature, constexprs=values)
+    return triton.compile(source, target=GPUTarget("cuda", generation, 32), options=options)
+
+
+def resources(result: Any) -> tuple[int, int, int]:
+    """Registers, bytes of stack (where spills go) and bytes of shared memory, as cuobjdump reads them."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(result.asm["cubin"])
+        told = subprocess.run(
+            [CUOBJDUMP, "-res-usage", file], capture_output=True, text=True, check=True
+        ).stdout
+    registers, stack = (int(re.search(rf"{name}:(\d+)", told)[1]) for name in ("REG", "STACK"))
+    return registers, stack, result.metadata.shared
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--generations", default="80,90,120")
+    options = parser.parse_args()
+    spilled = False
+    print("| kernel | for | generation | registers | shared bytes | stack bytes |")
+    print("|---|---|---:|---:|---:|---:|")
+    for scorer, dtype, heads, kv_heads, dim, new, budget in CASES:
+        settings = SparseSettings(budget=budget, scorer=scorer)
+        shape = f"{scorer}, {heads}/{kv_heads} heads of {dim}, {new} new, {TYPES[dtype]}"
+        for launch in launches(dtype, heads, kv_heads, dim, new, settings):
+            name = launch[0].fn.__name__
+            for generation in options.generations.split(","):
+                registers, stack, shared = resources(compiled(launch, int(generation)))
+                print(
+                    f"| {name} | {shape} | sm_{generation} | {registers} | {shared} | {stack} |", flush=True
+                )
+                spilled |= stack > STACK_LIMIT.get(name, 0)
+    return int(spilled)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,176 @@
+"""Keys, values and queries enter: codes for a chunk of keys, and everything that one decode step writes
+first.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from adamas_kernels.coding import (
+    EDGE,
+    FACTS,
+    bucketize,
+    encode,
+    pack_bytes,
+    pack_codes,
+    quantize,
+    rotate,
+    tree_sum,
+)
+from adamas_kernels.reference import Codebook, padded_dim
+
+ROWS = 32  # keys per program
+
+
+@triton.jit
+def encode_kernel(
+    key_ptr, codes_ptr, scale_ptr, mean_ptr, edge_ptr,
+    key_b, key_h, key_n, codes_b, codes_h, codes_w, codes_n, scale_b, scale_h,
+    count,
+    HEADS: tl.constexpr, D: tl.constexpr, P: tl.constexpr, LOG_P: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Encode keys [B, K, N, D]: program (block of rows, head, batch)."""
+    head, batch = tl.program_id(1), tl.program_id(2)
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    dim = tl.arange(0, P)
+    inside = row < count
+    base = key_ptr + batch.to(tl.int64) * key_b + head.to(tl.int64) * key_h
+    x = tl.load(
+        base + row[:, None] * key_n + dim[None, :], mask=inside[:, None] & (dim < D)[None, :], other=0.0
+    )
+    pair = batch * HEADS + head
+    mean = tl.load(mean_ptr + pair * P + dim)
+    edge = tl.load(edge_ptr + pair)
+    words, scale = encode(x.to(tl.float32), mean[None, :], edge, ROWS, P, LOG_P)
+    word = tl.arange(0, P // 16)
+    base = codes_ptr + batch.to(tl.int64) * codes_b + head.to(tl.int64) * codes_h
+    tl.store(base + word[None, :] * codes_w + row[:, None] * codes_n, words, mask=inside[:, None])
+    base = scale_ptr + batch.to(tl.int64) * scale_b + head.to(tl.int64) * scale_h
+    tl.store(base + row, scale.to(tl.float16), mask=inside)
+
+
+def encode_keys(keys: Tensor, codebook: Codebook, codes: Tensor, scales: Tensor) -> None:
+    """Write the codes of keys [B, K, N, D] to codes int32 [B, K, N, W] and scales float16 [B, K, N].
+
+    Both may be strided views into a cache; the last dimension of keys and of scales is contiguous.
+    """
+    batch, heads, count, dim = keys.shape
+    size = padded_dim(dim)
+    encode_kernel[(triton.cdiv(count, ROWS), heads, batch)](
+        keys, codes, scales, codebook.mean, codebook.edge,
+        *keys.stride()[:3], *codes.stride()[:2], codes.stride(3), codes.stride(2), *scales.stride()[:2],
+        count,
+        HEADS=heads, D=dim, P=size, LOG_P=size.bit_length() - 1, ROWS=ROWS,
+        enable_fp_fusion=False,  # a fused multiply-add rounds once less than the reference
+    )  # fmt: skip
+
+
+@triton.jit
+def append_head(
+    key_ptr, value_ptr, keys_ptr, values_ptr, codes_ptr, scale_ptr, value_sum_ptr, mean_ptr, edge_ptr,
+    key_n, value_n, keys_n, values_n, codes_w, codes_n, at, row, new,
+    ROWS: tl.constexpr, D: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr,
+    P: tl.constexpr, LOG_P: tl.constexpr,
+):  # fmt: skip
+    """Append one KV head's new tokens: keys, values, codes, scales and the sum of values; pointers to the
+    head.
+    """
+    dim, column, word = tl.arange(0, P), tl.arange(0, D_V_PAD), tl.arange(0, P // 16)
+    mask = new[:, None] & (dim < D)[None, :]
+    x = tl.load(key_ptr + row[:, None] * key_n + dim[None, :], mask=mask, other=0.0)
+    tl.store(keys_ptr + at[:, None] * keys_n + dim[None, :], x, mask=mask)
+    words, scale = encode(
+        x.to(tl.float32), tl.load(mean_ptr + dim)[None, :], tl.load(edge_ptr), ROWS, P, LOG_P
+    )
+    tl.store(codes_ptr + word[None, :] * codes_w + at[:, None] * codes_n, words, mask=new[:, None])
+    tl.store(scale_ptr + at, scale.to(tl.float16), mask=new)
+    mask = new[:, None] & (column < D_V)[None, :]
+    v = tl.load(value_ptr + row[:, None] * value_n + column[None, :], mask=mask, other=0.0)
+    tl.store(values_ptr + at[:, None] * values_n + column[None, :], v, mask=mask)
+    before = tl.load(value_sum_ptr + column, mask=column < D_V, other=0.0)
+    tl.store(value_sum_ptr + column, before + tl.sum(v.to(tl.float32), axis=0), mask=column < D_V)
+
+
+@triton.jit
+def encode_head(
+    query_ptr, mean_ptr, words_ptr, facts_ptr, threshold_ptr, count_ptr, query_n, place, row, new,
+    scaling, query_edge,
+    ROWS: tl.constexpr, D: tl.constexpr, P: tl.constexpr, LOG_P: tl.constexpr, MANHATTAN: tl.constexpr,
+):  # fmt: skip
+    """Encode one query head's queries into the rows `place` of words and facts, and empty their
+    candidates.
+    """
+    dim = tl.arange(0, P)
+    mask = new[:, None] & (dim < D)[None, :]
+    x = tl.load(query_ptr + row[:, None] * query_n + dim[None, :], mask=mask, other=0.0)
+    rotated = rotate(x.to(tl.float32), ROWS, P, LOG_P)
+    square = tree_sum(rotated * rotated, ROWS, P, LOG_P)
+    facts = facts_ptr + place * FACTS
+    threshold = tl.load(threshold_ptr)
+    if MANHATTAN:
+        edge = tl.where(query_edge < 0, EDGE * tl.sqrt_rn(square * (1.0 / P)), query_edge)
+        word = tl.arange(0, P // 16)
+        words = pack_codes(bucketize(rotated, edge[:, None]), ROWS, P)
+        tl.store(words_ptr + place[:, None] * (P // 16) + word[None, :], words, mask=new[:, None])
+        tl.store(facts, tl.full((ROWS,), 1.0, tl.float32), mask=new)
+        tl.store(facts + 1, tl.zeros((ROWS,), tl.float32), mask=new)
+        tl.store(facts + 2, tl.zeros((ROWS,), tl.float32), mask=new)
+        tl.store(facts + 3, tl.zeros((ROWS,), tl.float32) + threshold, mask=new)
+        tl.store(facts + 4, tl.full((ROWS,), 1.0, tl.float32), mask=new)
+    else:
+        integers, step = quantize(rotated, ROWS, P)
+        word = tl.arange(0, P // 4)
+        words = pack_bytes(integers, ROWS, P)
+        tl.store(words_ptr + place[:, None] * (P // 4) + word[None, :], words, mask=new[:, None])
+        # A threshold is kept in units of |q|, which the scores' deviation follows, so that it fits the next
+        # query.
+        spread = tl.sqrt(square) / tl.where(step > 0, step, 1.0)
+        tl.store(facts, step * scaling, mask=new)
+        tl.store(facts + 1, scaling * tl.sum(rotated * tl.load(mean_ptr + dim)[None, :], axis=1), mask=new)
+        tl.store(facts + 2, tl.sum(integers, axis=1).to(tl.float32), mask=new)
+        tl.store(facts + 3, threshold * spread, mask=new)
+        tl.store(facts + 4, spread, mask=new)
+    tl.store(count_ptr + place, tl.zeros((ROWS,), tl.int32), mask=new)
+
+
+@triton.jit
+def enter_kernel(
+    query_ptr, key_ptr, value_ptr,
+    keys_ptr, values_ptr, codes_ptr, scale_ptr, value_sum_ptr, mean_ptr, edge_ptr, length_ptr,
+    words_ptr, facts_ptr, threshold_ptr, count_ptr,
+    query_b, query_h, query_n, key_b, key_h, key_n, value_b, value_h, value_n,
+    keys_b, keys_h, keys_n, values_b, values_h, values_n,
+    codes_b, codes_h, codes_w, codes_n, scale_b, scale_h,
+    scaling, query_edge,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, ROWS: tl.constexpr,
+    D: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr,
+    P: tl.constexpr, LOG_P: tl.constexpr, MANHATTAN: tl.constexpr,
+):  # fmt: skip
+    """Program (KV head or, behind those, query head; batch): append new tokens, or encode queries.
+
+    facts float32 [B, H, N, FACTS]: score per unit of rank, offset of the score, sum of the query's integers,
+    threshold of the rank, deviation of the rank.
+    """
+    part, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    row = tl.arange(0, ROWS)
+    new = row < NEW
+    if part < HEADS:
+        pair = batch * HEADS + part
+        append_head(
+            key_ptr + batch * key_b + part * key_h, value_ptr + batch * value_b + part * value_h,
+            keys_ptr + batch * keys_b + part * keys_h, values_ptr + batch * values_b + part * values_h,
+            codes_ptr + batch * codes_b + part * codes_h, scale_ptr + batch * scale_b + part * scale_h,
+            value_sum_ptr + pair * D_V, mean_ptr + pair * P, edge_ptr + pair,
+            key_n, value_n, keys_n, values_n, codes_w, codes_n,
+            tl.load(length_ptr).to(tl.int64) + row, row, new, ROWS, D, D_V, D_V_PAD, P, LOG_P,
+        )  # fmt: skip
+    else:
+        head = part - HEADS
+        pair = batch * (HEADS * GROUP) + head
+        encode_head(
+            query_ptr + batch * query_b + head * query_h, mean_ptr + (batch * HEADS + head // GROUP) * P,
+            words_ptr, facts_ptr, threshold_ptr + pair, count_ptr, query_n, pair * NEW + row, row, new,
+            scaling, query_edge, ROWS, D, P, LOG_P, MANHATTAN,
+        )  # fmt: skip
