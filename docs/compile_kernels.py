@@ -24,8 +24,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-# Bytes of stack, which spilled registers take: attention holds a block of keys and one of values at a time, and
-# sixteen new tokens of 256 coordinates are more than a step usually encodes.
+# Bytes of stack, which spilled registers take: attention holds a block of keys and one of values at a time,
+# and sixteen new tokens of 256 coordinates are more than a step usually encodes.
 STACK_LIMIT = {"attend_kernel": 192, "enter_kernel": 384}
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32"}

@@ -148,7 +148,7 @@ def decode_step(
         cache.codes, cache.scales, cache.length, scratch.words, scratch.facts,
         scratch.rank, scratch.position, scratch.count, scratch.mass,
         codes[0], codes[1], codes[3], *cache.scales.stride()[:2], sinks, recents,
-        HEADS=kv_heads, GROUP=group, NEW=new, ROWS=next_power(group), P=size,
+        HEADS=kv_heads, GROUP=group, NEW=new, ROWS=next_power(max(group, 2) if manhattan else group), P=size,
         ROOM=room, BLOCK=estimate_block(group), MANHATTAN=manhattan, MASS=mass, FAST=fast,
         num_warps=ESTIMATE_WARPS,
     )  # fmt: skip
@@ -162,7 +162,8 @@ def decode_step(
         codes[0], codes[1], codes[3], *cache.scales.stride()[:2], *out.stride()[:3],
         capacity, scaling, sinks, recents, settings.budget, TARGET * settings.budget, blocks,
         HEADS=kv_heads, GROUP=group, NEW=new, NEW_PAD=new_pad, D=dim, P=size, D_V=dim_v, D_V_PAD=dim_v_pad,
-        ROOM=room, BLOCKS_PAD=next_power(blocks), BLOCK=RANK_BLOCK, TOKENS=attend_block(size, queries.element_size()),
+        ROOM=room, BLOCKS_PAD=next_power(blocks), BLOCK=RANK_BLOCK,
+        TOKENS=attend_block(size, queries.element_size()),
         SPLITS=splits, MANHATTAN=manhattan, MASS=mass, FAST=fast,
         num_warps=8,
     )  # fmt: skip
