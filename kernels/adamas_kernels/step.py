@@ -24,6 +24,7 @@ SMALLEST_ROOM = 256
 TOKENS_PER_SPLIT = 256  # chosen tokens that one program attends to
 ESTIMATE_RANKS = 2048  # ranks that one estimate program computes
 ESTIMATE_WARPS = 4
+ATTEND_WARPS = 8
 ATTEND_BYTES = 32768  # of keys that one attend program holds at a time
 RANK_BLOCK = 1024  # tokens ranked at a time where the candidates did not do
 
@@ -165,7 +166,7 @@ def decode_step(
         ROOM=room, BLOCKS_PAD=next_power(blocks), BLOCK=RANK_BLOCK,
         TOKENS=attend_block(size, queries.element_size()),
         SPLITS=splits, MANHATTAN=manhattan, MASS=mass, FAST=fast,
-        num_warps=8,
+        num_warps=ATTEND_WARPS,
     )  # fmt: skip
     if splits > 1:
         merge_kernel[(heads * batch, new)](
