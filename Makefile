@@ -2,8 +2,8 @@
 # Everything is installed into .venv, and a second run repeats nothing that is already there.
 
 PYTHON ?= python3
-DOCUMENT ?= README.md
-QUESTION ?= Which model is the default, and which one is used where there is a GPU?
+DOCUMENT ?= docs/examples/pride-and-prejudice-1-4.txt
+QUESTION ?= What is the name of the gentleman who has taken Netherfield Park?
 
 bin := .venv/bin
 quoted = '$(subst ','\'',$(1))'
