@@ -7,6 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 from adamas_kernels import reference as ref
+from adamas_kernels.encode import encode_keys
 from adamas_kernels.ops import LayerCache, SparseSettings, decode_attention
 from adamas_kernels.step import Scratch, decode_step
 
@@ -92,4 +93,31 @@ def test_a_step_equals_the_reference(scorer, heads, kv_heads, dim, new, length):
     settings = SparseSettings(budget=16, scorer=scorer)
     cache = make_cache(1, kv_heads, dim, dim, length, 700, torch.float32, settings)
     for expected, out in run_both(cache, new, heads, settings):
+        torch.testing.assert_close(out, expected, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("dim", [64, 80, 96, 128, 256])
+@pytest.mark.parametrize("count", [1, 31, 32, 33, 100])
+def test_a_chunk_of_keys_gets_the_codes_of_the_reference(dim, count):
+    torch.manual_seed(count)
+    keys = (torch.randn(2, 3, count, dim) * torch.linspace(0.1, 9, dim)).to(torch.bfloat16)
+    book = ref.fit_codebook(keys)
+    codes, scales = ref.encode_keys(keys, book)
+    found = torch.full((2, 3, codes.shape[-1], count + 7), -1, dtype=torch.int32).transpose(-1, -2).to(DEVICE)
+    lengths = torch.full((2, 3, count + 7), torch.nan, dtype=torch.float16, device=DEVICE)
+    book = ref.Codebook(book.mean.to(DEVICE), book.edge.to(DEVICE))
+    encode_keys(keys.to(DEVICE), book, found[:, :, 3 : count + 3], lengths[:, :, 3 : count + 3])
+    assert torch.equal(found[:, :, 3 : count + 3].cpu(), codes)
+    assert torch.equal(lengths[:, :, 3 : count + 3].cpu(), scales)
+    assert (found[:, :, :3] == -1).all()
+    assert lengths[:, :, count + 3 :].isnan().all()
+
+
+@pytest.mark.parametrize("threshold", [-1e30, 1e30, 0.0])
+def test_a_wrong_prediction_changes_nothing(threshold):
+    """No candidates, too many, and what the next steps learn from it."""
+    torch.manual_seed(0)
+    settings = SparseSettings(budget=16)
+    cache = make_cache(1, 2, 64, 64, 900, 1000, torch.float32, settings)
+    for expected, out in run_both(cache, 1, 4, settings, steps=3, threshold=threshold):
         torch.testing.assert_close(out, expected, rtol=2e-4, atol=2e-5)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adamas_cli.errors import ModelUnavailableError
-from adamas_cli.prompt.background import run_ahead
 from adamas_cli.prompt.blocks import blocks
 from adamas_cli.prompt.bpe import FastPath, NotEquivalentError, alphabet_bytes
 from adamas_cli.prompt.pretokenizers import seam, tiktoken_pattern
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 # text turns out.
 FAST_FROM = 1_000_000
 
-BLOCKS_AHEAD = 16  # about 250,000 tokens: many prefill chunks, few megabytes
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
@@ -169,11 +167,6 @@ class Decoder:
     def flush(self) -> str:
         """What is held back, as U+FFFD, at the end of the stream."""
         return self._utf8.decode(b"", final=True)
-
-
-def tokenize_in_background(tokenizer: Tokenizer, pieces: Iterable[str]) -> Iterator[np.ndarray]:
-    """`tokenizer.stream(pieces)` in a thread, ahead of its consumer; see `run_ahead` for how it ends."""
-    return run_ahead(tokenizer.stream(pieces), BLOCKS_AHEAD)
 
 
 _NO_IDS = np.empty(0, dtype=np.int32)

@@ -171,7 +171,7 @@ def attend_kernel(
 @triton.jit
 def merge_kernel(
     part_ptr, values_ptr, value_sum_ptr, length_ptr, out_ptr, lse_ptr,
-    values_b, values_h, values_n, out_b, out_h, out_n, sinks, recents, budget,
+    values_b, values_h, values_n, out_b, out_h, out_n, budget,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, NEW_PAD: tl.constexpr,
     D_V: tl.constexpr, D_V_PAD: tl.constexpr, SPLITS: tl.constexpr, MASS: tl.constexpr,
 ):  # fmt: skip

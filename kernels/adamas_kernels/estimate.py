@@ -5,9 +5,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from adamas_kernels.coding import FACTS, LOWEST
+from adamas_kernels.coding import FACTS
 
 LARGEST_EXPONENT = tl.constexpr(60.0)
+FARTHEST_ANCHOR = tl.constexpr(
+    30.0
+)  # from the score of a mean key; a wrong prediction must not empty the mass
 
 
 @triton.jit
@@ -79,10 +82,10 @@ def rank_tokens(
 
 @triton.jit
 def mass_anchor(unit, offset, threshold):
-    """The score that estimated softmax masses are relative to: that of the threshold, or of a rank of 0
-    without one.
+    """The score that estimated softmax masses are relative to: the threshold's, unless that is far from any
+    score.
     """
-    return offset + tl.where(threshold > LOWEST * 1e-10, unit * threshold, 0.0)
+    return offset + tl.minimum(tl.maximum(unit * threshold, -FARTHEST_ANCHOR), FARTHEST_ANCHOR)
 
 
 @triton.jit

@@ -171,7 +171,7 @@ def decode_step(
     if splits > 1:
         merge_kernel[(heads * batch, new)](
             scratch.parts, cache.values, cache.value_sum, cache.length, out, scratch.lse,
-            *cache.values.stride()[:3], *out.stride()[:3], sinks, recents, settings.budget,
+            *cache.values.stride()[:3], *out.stride()[:3], settings.budget,
             HEADS=kv_heads, GROUP=group, NEW=new, NEW_PAD=new_pad, D_V=dim_v, D_V_PAD=dim_v_pad,
             SPLITS=splits, MASS=mass,
             num_warps=4,
