@@ -16,7 +16,13 @@ from adamas_kernels.ops import LayerView, SparseSettings, encode_keys, fit_codeb
 from adamas_kernels.reference import CODES_PER_WORD, Codebook, padded_dim
 from torch import Tensor
 from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+)
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -115,15 +121,6 @@ class FullLayer(CacheLayerMixin):
         elif self.sparse is not None and self.is_initialized:
             self._value_sum.zero_()
 
-    def nbytes(self) -> int:
-        """Bytes held for K, V and codes, spare room included."""
-        if not self.is_initialized:
-            return 0
-        buffers = [self._keys, self._values]
-        if self.sparse is not None:
-            buffers += [self._codes, self._scales, self._value_sum]
-        return sum(buffer.nbytes for buffer in buffers)
-
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the keys that a mask for `query_length` new tokens spans."""
         return self.length + query_length, 0
@@ -153,10 +150,6 @@ class SlidingLayer(DynamicSlidingWindowLayer):
         """Forget every token since `mark`."""
         self.keys, self.values, self.cumulative_length = mark
         self.is_initialized = self.keys is not None
-
-    def nbytes(self) -> int:
-        """Bytes held for the window."""
-        return 0 if self.keys is None or self.values is None else self.keys.nbytes + self.values.nbytes
 
 
 class AdamasCache(Cache):
@@ -202,10 +195,6 @@ class AdamasCache(Cache):
         for layer, layer_mark in zip(self.layers, mark, strict=True):
             layer.rewind(layer_mark)
 
-    def nbytes(self) -> int:
-        """Bytes held, spare room included."""
-        return sum(layer.nbytes() for layer in self.layers)
-
 
 class PlainCache(DynamicCache):
     """The cache of a model that keeps its own attention throughout: `--attn full` where Adamas does not
@@ -219,11 +208,17 @@ class PlainCache(DynamicCache):
 
     def mark(self) -> list[Any]:
         """A copy of the state: its layers have no common way to go back."""
-        return copy.deepcopy(self.layers)
+        return self._copies(self.layers)
 
     def rewind(self, mark: list[Any]) -> None:
         """Return to `mark`, which stays good for another time."""
-        self.layers = copy.deepcopy(mark)
+        self.layers = self._copies(mark)
+
+    @staticmethod
+    def _copies(layers: list[Any]) -> list[Any]:
+        # Attention layers grow by new tensors and never write into old ones, so those can be shared.
+        shared = (DynamicLayer, DynamicSlidingWindowLayer)
+        return [copy.copy(layer) if type(layer) in shared else copy.deepcopy(layer) for layer in layers]
 
 
 def layer_types(config: PreTrainedConfig) -> list[str]:

@@ -15,7 +15,6 @@ from adamas_kernels import reference
 from adamas_kernels.reference import Codebook
 
 SCORERS = ("dot", "manhattan")
-PAPER_EDGE = 10.0  # the paper's outer edge for queries and keys (arXiv 2510.18413, section 4.1)
 
 
 @dataclass(frozen=True)
