@@ -19,15 +19,15 @@ import torch
 import triton
 from adamas_kernels import reference as ref
 from adamas_kernels.ops import LayerCache, SparseSettings
-from adamas_kernels.step import Scratch, decode_step
+from adamas_kernels.step import CHAINING_CAPABILITY, TritonBackend
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 # Bytes of stack, which spilled registers take: attention holds a block of keys and one of values at a time,
 # and sixteen new tokens of 256 coordinates are more than a step usually encodes.
-STACK_LIMIT = {"attend_kernel": 192, "enter_kernel": 384}
-OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+STACK_LIMIT = {"attend_kernel": 144, "enter_kernel": 416}
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "launch_pdl")
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32"}
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 # scorer, dtype, query heads, KV heads, head_dim, new tokens, budget
@@ -41,7 +41,13 @@ Launch = tuple[JITFunction, dict[str, Any], dict[str, Any]]
 
 
 def launches(
-    dtype: torch.dtype, heads: int, kv_heads: int, dim: int, new: int, settings: SparseSettings
+    dtype: torch.dtype,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    new: int,
+    settings: SparseSettings,
+    generation: int,
 ) -> list[Launch]:
     """What a decode step launches, as (kernel, arguments, options), recorded instead of run."""
     found: list[Launch] = []
@@ -63,10 +69,11 @@ def launches(
         torch.zeros(1, dtype=torch.int32),
     )
     q, k = torch.zeros(1, heads, new, dim, dtype=dtype), torch.zeros(1, kv_heads, new, dim, dtype=dtype)
-    scratch = Scratch.allocate(q, cache, settings.budget)
+    backend = TritonBackend(fast=True, chained=generation >= 10 * CHAINING_CAPABILITY)
     run, JITFunction.run = JITFunction.run, record
     try:
-        decode_step(q, k, k, cache, torch.zeros(1, heads), scratch, 0.1, settings, fast=True)
+        backend.encode_keys(keys, book, cache.codes, cache.scales)
+        backend.decode_step(q, k, k, cache, 0.1, settings, torch.zeros(1, 2, 4096))
     finally:
         JITFunction.run = run
     return found
@@ -110,10 +117,10 @@ def main() -> int:
     for scorer, dtype, heads, kv_heads, dim, new, budget in CASES:
         settings = SparseSettings(budget=budget, scorer=scorer)
         shape = f"{scorer}, {heads}/{kv_heads} heads of {dim}, {new} new, {TYPES[dtype]}"
-        for launch in launches(dtype, heads, kv_heads, dim, new, settings):
-            name = launch[0].fn.__name__
-            for generation in options.generations.split(","):
-                registers, stack, shared = resources(compiled(launch, int(generation)))
+        for generation in map(int, options.generations.split(",")):
+            for launch in launches(dtype, heads, kv_heads, dim, new, settings, generation):
+                name = launch[0].fn.__name__
+                registers, stack, shared = resources(compiled(launch, generation))
                 print(
                     f"| {name} | {shape} | sm_{generation} | {registers} | {shared} | {stack} |", flush=True
                 )

@@ -7,7 +7,9 @@ import math
 import pytest
 import torch
 from adamas_kernels import reference as ref
-from adamas_kernels.ops import LayerView, SparseSettings, decode_attention
+from adamas_kernels.ops import LayerView, SparseSettings
+from adamas_kernels.plain import TorchBackend, attend_newest
+from layer_caches import make_cache
 
 
 def view(keys: torch.Tensor, values: torch.Tensor, **codebook) -> LayerView:
@@ -153,7 +155,7 @@ def test_a_budget_of_the_whole_context_is_full_attention(scorer, heads, kv_heads
     q = torch.randn(2, heads, new, 80)
     k, v = torch.randn(2, kv_heads, size, 80), torch.randn(2, kv_heads, size, 80)
     settings = SparseSettings(budget=size, scorer=scorer)
-    out = decode_attention(q, view(k, v), 0.1, settings)
+    out, _ = attend_newest(q, view(k, v), 0.1, settings)
     mask = torch.ones(new, size, dtype=torch.bool).tril(size - new)
     expected = torch.nn.functional.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, scale=0.1, enable_gqa=True
@@ -167,7 +169,7 @@ def test_compensation_is_exact_where_the_rest_is_uniform():
     keys = torch.randn(1, 1, 1, 64).expand(1, 1, 50, 64).contiguous()
     values = torch.randn(1, 1, 50, 64)
     cache = view(keys, values, centre=True)
-    out = decode_attention(torch.randn(1, 2, 1, 64), cache, 0.125, SparseSettings(budget=20))
+    out, _ = attend_newest(torch.randn(1, 2, 1, 64), cache, 0.125, SparseSettings(budget=20))
     torch.testing.assert_close(out[0, 0, 0], values.mean(2)[0, 0], rtol=1e-3, atol=1e-3)
 
 
@@ -177,9 +179,9 @@ def test_compensation_brings_the_output_closer_to_full_attention(new):
     q, k = torch.randn(1, 8, new, 64), torch.randn(1, 2, 600, 64) + 0.5
     v = torch.randn(1, 2, 600, 64)
     cache = view(k, v)
-    full = decode_attention(q, cache, 0.125, SparseSettings(budget=600))
-    plain = decode_attention(q, cache, 0.125, SparseSettings(budget=64, compensate=False))
-    better = decode_attention(q, cache, 0.125, SparseSettings(budget=64))
+    full, _ = attend_newest(q, cache, 0.125, SparseSettings(budget=600))
+    plain, _ = attend_newest(q, cache, 0.125, SparseSettings(budget=64, compensate=False))
+    better, _ = attend_newest(q, cache, 0.125, SparseSettings(budget=64))
     assert (better - full).norm() < 0.7 * (plain - full).norm()
 
 
@@ -187,6 +189,7 @@ def test_forced_tokens_leave_room_in_a_small_budget():
     assert SparseSettings(budget=128).forced == (4, 16)
     assert SparseSettings(budget=16).forced == (4, 4)
     assert SparseSettings(budget=4, sinks=4, recents=16).forced == (1, 1)
+    assert SparseSettings(budget=1).forced == (0, 1)  # the query's own token
     assert SparseSettings(budget=128, sinks=0, recents=0).forced == (0, 1)
 
 
@@ -201,6 +204,9 @@ def test_settings_refuse_what_has_no_meaning():
         SparseSettings(scorer="cosine")
     with pytest.raises(ValueError, match="budget must be at least 1"):
         SparseSettings(budget=0)
-    k = torch.randn(1, 2, 8, 64)
+    cache = make_cache(1, 2, 64, 8, 40, SparseSettings())
+    new = torch.randn(1, 2, 1, 64)
     with pytest.raises(ValueError, match="3 query heads do not divide"):
-        decode_attention(torch.randn(1, 3, 1, 64), view(k, k), 1.0, SparseSettings())
+        TorchBackend().decode_step(torch.randn(1, 3, 1, 64), new, new, cache, 1.0, SparseSettings())
+    with pytest.raises(ValueError, match="17 new tokens; a step takes 1 to 16"):
+        TorchBackend().decode_step(torch.randn(1, 2, 17, 64), new, new, cache, 1.0, SparseSettings())

@@ -7,14 +7,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from adamas_kernels.ops import UNPREDICTED
 from adamas_kernels.reference import GAUSSIAN_EDGE, QUERY_LEVELS
 
 EDGE = tl.constexpr(GAUSSIAN_EDGE)
 LEVELS = tl.constexpr(float(QUERY_LEVELS))
 INVALID = tl.constexpr(-float("inf"))
-LOWEST = tl.constexpr(
-    -1e30
-)  # stands for the logarithm of nothing where a difference of infinities would be NaN
+# Stands for the logarithm of nothing where a difference of infinities would be NaN, and for no threshold.
+LOWEST = tl.constexpr(UNPREDICTED)
 FACTS = tl.constexpr(8)  # numbers kept for each query, see `encode.py`
 ROUNDER = tl.constexpr(
     12582912.0

@@ -1,12 +1,11 @@
-"""Keys, values and queries enter: codes for a chunk of keys, and everything that one decode step writes
-first.
-"""
+"""How keys and queries are encoded: chunks of keys in a launch of their own, and what a decode step adds."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents
 
 from adamas_kernels.coding import (
     EDGE,
@@ -94,45 +93,43 @@ def append_head(
 
 
 @triton.jit
-def encode_head(
-    query_ptr, mean_ptr, words_ptr, facts_ptr, threshold_ptr, count_ptr, query_n, place, row, new,
-    scaling, query_edge,
+def encode_queries(
+    queries, rows, real, mean_ptr, words_ptr, facts_ptr, threshold, scaling, query_edge,
     ROWS: tl.constexpr, D: tl.constexpr, P: tl.constexpr, LOG_P: tl.constexpr, MANHATTAN: tl.constexpr,
 ):  # fmt: skip
-    """Encode one query head's queries into the rows `place` of words and facts, and empty their
-    candidates.
+    """Encode the queries at the pointers `queries` [ROWS], of one head, into `rows` of words and facts.
+
+    facts float32 [B, H, N, FACTS]: score per unit of rank, offset of the score, sum of the query's integers,
+    threshold of the rank, deviation of the rank.
     """
     dim = tl.arange(0, P)
-    mask = new[:, None] & (dim < D)[None, :]
-    x = tl.load(query_ptr + row[:, None] * query_n + dim[None, :], mask=mask, other=0.0)
+    x = tl.load(queries[:, None] + dim[None, :], mask=real[:, None] & (dim < D)[None, :], other=0.0)
     rotated = rotate(x.to(tl.float32), ROWS, P, LOG_P)
     square = tree_sum(rotated * rotated, ROWS, P, LOG_P)
-    facts = facts_ptr + place * FACTS
-    threshold = tl.load(threshold_ptr)
+    facts = facts_ptr + rows * FACTS
     if MANHATTAN:
         edge = tl.where(query_edge < 0, EDGE * tl.sqrt_rn(square * (1.0 / P)), query_edge)
         word = tl.arange(0, P // 16)
         words = pack_codes(bucketize(rotated, edge[:, None]), ROWS, P)
-        tl.store(words_ptr + place[:, None] * (P // 16) + word[None, :], words, mask=new[:, None])
-        tl.store(facts, tl.full((ROWS,), 1.0, tl.float32), mask=new)
-        tl.store(facts + 1, tl.zeros((ROWS,), tl.float32), mask=new)
-        tl.store(facts + 2, tl.zeros((ROWS,), tl.float32), mask=new)
-        tl.store(facts + 3, tl.zeros((ROWS,), tl.float32) + threshold, mask=new)
-        tl.store(facts + 4, tl.full((ROWS,), 1.0, tl.float32), mask=new)
+        tl.store(words_ptr + rows[:, None] * (P // 16) + word[None, :], words, mask=real[:, None])
+        tl.store(facts, tl.full((ROWS,), 1.0, tl.float32), mask=real)
+        tl.store(facts + 1, tl.zeros((ROWS,), tl.float32), mask=real)
+        tl.store(facts + 2, tl.zeros((ROWS,), tl.float32), mask=real)
+        tl.store(facts + 3, tl.zeros((ROWS,), tl.float32) + threshold, mask=real)
+        tl.store(facts + 4, tl.full((ROWS,), 1.0, tl.float32), mask=real)
     else:
         integers, step = quantize(rotated, ROWS, P)
         word = tl.arange(0, P // 4)
         words = pack_bytes(integers, ROWS, P)
-        tl.store(words_ptr + place[:, None] * (P // 4) + word[None, :], words, mask=new[:, None])
+        tl.store(words_ptr + rows[:, None] * (P // 4) + word[None, :], words, mask=real[:, None])
         # A threshold is kept in units of |q|, which the scores' deviation follows, so that it fits the next
         # query.
         spread = tl.sqrt(square) / tl.where(step > 0, step, 1.0)
-        tl.store(facts, step * scaling, mask=new)
-        tl.store(facts + 1, scaling * tl.sum(rotated * tl.load(mean_ptr + dim)[None, :], axis=1), mask=new)
-        tl.store(facts + 2, tl.sum(integers, axis=1).to(tl.float32), mask=new)
-        tl.store(facts + 3, threshold * spread, mask=new)
-        tl.store(facts + 4, spread, mask=new)
-    tl.store(count_ptr + place, tl.zeros((ROWS,), tl.int32), mask=new)
+        tl.store(facts, step * scaling, mask=real)
+        tl.store(facts + 1, scaling * tl.sum(rotated * tl.load(mean_ptr + dim)[None, :], axis=1), mask=real)
+        tl.store(facts + 2, tl.sum(integers, axis=1).to(tl.float32), mask=real)
+        tl.store(facts + 3, threshold * spread, mask=real)
+        tl.store(facts + 4, spread, mask=real)
 
 
 @triton.jit
@@ -146,16 +143,18 @@ def enter_kernel(
     scaling, query_edge,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, ROWS: tl.constexpr,
     D: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr,
-    P: tl.constexpr, LOG_P: tl.constexpr, MANHATTAN: tl.constexpr,
+    P: tl.constexpr, LOG_P: tl.constexpr, MANHATTAN: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """Program (KV head or, behind those, query head; batch): append new tokens, or encode queries.
+    """Program (KV head or, behind those, query head; batch): append new tokens, or encode queries and empty
+    their candidates.
 
-    facts float32 [B, H, N, FACTS]: score per unit of rank, offset of the score, sum of the query's integers,
-    threshold of the rank, deviation of the rank.
+    CHAINED: the next launch may start at once; it waits by itself for what is written here.
     """
     part, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
     row = tl.arange(0, ROWS)
     new = row < NEW
+    if CHAINED:
+        gdc_launch_dependents()
     if part < HEADS:
         pair = batch * HEADS + part
         append_head(
@@ -169,8 +168,9 @@ def enter_kernel(
     else:
         head = part - HEADS
         pair = batch * (HEADS * GROUP) + head
-        encode_head(
-            query_ptr + batch * query_b + head * query_h, mean_ptr + (batch * HEADS + head // GROUP) * P,
-            words_ptr, facts_ptr, threshold_ptr + pair, count_ptr, query_n, pair * NEW + row, row, new,
-            scaling, query_edge, ROWS, D, P, LOG_P, MANHATTAN,
+        encode_queries(
+            query_ptr + batch * query_b + head * query_h + row * query_n, pair * NEW + row, new,
+            mean_ptr + (batch * HEADS + head // GROUP) * P, words_ptr, facts_ptr,
+            tl.load(threshold_ptr + pair), scaling, query_edge, ROWS, D, P, LOG_P, MANHATTAN,
         )  # fmt: skip
+        tl.store(count_ptr + pair * NEW + row, tl.zeros((ROWS,), tl.int32), mask=new)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from adamas_kernels.coding import FACTS
 
-LARGEST_EXPONENT = tl.constexpr(60.0)
+LOG2_E = tl.constexpr(1.4426950408889634)
+LARGEST_EXPONENT = tl.constexpr(86.0)  # of two
 FARTHEST_ANCHOR = tl.constexpr(
     30.0
 )  # from the score of a mean key; a wrong prediction must not empty the mass
@@ -57,27 +59,62 @@ def distance(a, b, total, FAST: tl.constexpr):
 
 
 @triton.jit
+def load_words(codes, codes_w, at, P: tl.constexpr):
+    """The code words of the tokens at `at`, a tuple of P / 16 int32 like `at`."""
+    words = ()
+    for w in tl.static_range(P // 16):
+        words += (tl.load(codes + w * codes_w + at),)  # type: ignore[assignment]
+    return words
+
+
+@triton.jit
+def within(at, low, end):
+    """low <= at < end, in one comparison."""
+    return (at - low).to(tl.uint32) < tl.maximum(end - low, 0).to(tl.uint32)
+
+
+@triton.jit
+def load_queries(query_words, rows, WORDS: tl.constexpr, HELD: tl.constexpr):
+    """The words of encoded queries, a tuple of WORDS int32 [ROWS]; empty where they are not HELD."""
+    words = ()
+    if HELD:
+        for w in tl.static_range(WORDS):
+            words += (tl.load(query_words + rows * WORDS + w),)  # type: ignore[assignment]
+    return words
+
+
+@triton.jit
+def query_word(queries, query_words, rows, w: tl.constexpr, WORDS: tl.constexpr, HELD: tl.constexpr):
+    """Word w of the encoded queries, int32 [ROWS], from registers or from memory."""
+    if HELD:
+        return queries[w]
+    return tl.load(query_words + rows * WORDS + w)
+
+
+@triton.jit
 def rank_tokens(
-    codes, codes_w, scale, words, words_row, total, at, inside, rows,
+    words, scale, queries, query_words, rows, total,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, P: tl.constexpr, MANHATTAN: tl.constexpr, FAST: tl.constexpr,
+    HELD: tl.constexpr,
 ):  # fmt: skip
-    """Ranks float32 [ROWS, BLOCK] of the tokens at `at` for the queries `rows`; higher is nearer."""
+    """Ranks float32 [ROWS, BLOCK] of tokens, given by `load_words` and their scales, for the queries `rows`;
+    higher is nearer.
+    """
     found = tl.zeros((ROWS, BLOCK), tl.int32)
     for w in tl.static_range(P // 16):
-        word = tl.load(codes + w * codes_w + at, mask=inside, other=0)
         if MANHATTAN:
-            query = tl.load(words + rows * words_row + w)
-            a, b = tl.broadcast(word[None, :], query[:, None])
+            query = query_word(queries, query_words, rows, w, P // 16, HELD)
+            a, b = tl.broadcast(words[w][None, :], query[:, None])
             found = distance(a, b, found, FAST)
         else:
             for i in tl.static_range(4):
-                query = tl.load(words + rows * words_row + 4 * w + i)
-                a, b = tl.broadcast(((word >> (2 * i)) & 0x03030303)[None, :], query[:, None])
+                query = query_word(queries, query_words, rows, 4 * w + i, P // 4, HELD)
+                quad = (words[w] >> (2 * i)) & 0x03030303
+                a, b = tl.broadcast(quad[None, :], query[:, None])
                 found = dot4(a, b, found, FAST)
     if MANHATTAN:
         return -found.to(tl.float32)
-    dot = 2.0 * found.to(tl.float32) - 3.0 * total[:, None]
-    return dot * tl.load(scale + at, mask=inside, other=0.0).to(tl.float32)[None, :]
+    return (2.0 * found.to(tl.float32) - 3.0 * total[:, None]) * scale[None, :]
 
 
 @triton.jit
@@ -89,11 +126,15 @@ def mass_anchor(unit, offset, threshold):
 
 
 @triton.jit
-def mass_of(rank, unit, offset, anchor):
-    """Estimated softmax weight of tokens, relative to the anchor; bounded, so that no threshold makes it
-    overflow.
-    """
-    return tl.exp(tl.minimum(rank * unit + (offset - anchor), LARGEST_EXPONENT))
+def mass_line(unit, offset, anchor):
+    """Slope and start of the estimated score over ranks, relative to an anchor, in powers of two."""
+    return unit * LOG2_E, (offset - anchor) * LOG2_E
+
+
+@triton.jit
+def mass_of(rank, slope, start):
+    """Estimated softmax mass of ranks; bounded, so that a sum of many stays finite."""
+    return tl.exp2(tl.minimum(rank * slope + start, LARGEST_EXPONENT))
 
 
 # With known alignment the loads would get a layout of their own, and each word of codes would pass through
@@ -103,62 +144,71 @@ def mass_of(rank, unit, offset, anchor):
 def estimate_kernel(
     codes_ptr, scale_ptr, length_ptr, words_ptr, facts_ptr,
     rank_ptr, position_ptr, count_ptr, mass_ptr,
-    codes_b, codes_h, codes_w, scale_b, scale_h, sinks, recents,
+    codes_b, codes_h, codes_w, scale_b, scale_h,
+    capacity, sinks, recents,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, ROWS: tl.constexpr, P: tl.constexpr,
     ROOM: tl.constexpr, BLOCK: tl.constexpr, MANHATTAN: tl.constexpr, MASS: tl.constexpr, FAST: tl.constexpr,
+    CHAINED: tl.constexpr, EARLY: tl.constexpr, HELD: tl.constexpr,
 ):  # fmt: skip
-    """Program (block of tokens, KV head of a batch, new token); one read of the codes serves a whole group.
+    """Program (one of those that share a KV head's tokens, KV head of a batch, new token).
+
+    A program holds its group's queries in registers while it goes through blocks of tokens, so that one read
+    of the codes serves the whole group.
 
     Writes tokens above each query's threshold to rank and position [B, H, N, ROOM] in any order, counts all
-    of them, also those without room, and leaves the block's part of the softmax in mass [B, H, N, blocks].
+    of them, also those without room, and leaves its part of the softmax in mass [B, H, N, programs].
     Tokens that are chosen anyway (sinks, recents) and tokens beyond the query's own take no part.
+    CHAINED: started before the launch before it ended. EARLY: the codes it reads are older than that launch.
     """
-    block, blocks, pair, new = tl.program_id(0), tl.num_programs(0), tl.program_id(1), tl.program_id(2)
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    pair, new = tl.program_id(1), tl.program_id(2)
     batch, head = (pair // HEADS).to(tl.int64), pair % HEADS
     group = tl.arange(0, ROWS)
     real = group < GROUP
     rows = (pair * GROUP + tl.where(real, group, 0)) * NEW + new
+    codes = codes_ptr + batch * codes_b + head * codes_h
+    scale = scale_ptr + batch * scale_b + head * scale_h
+    end = tl.load(length_ptr) + new + 1 - recents
+    if CHAINED:
+        gdc_launch_dependents()
+        if not EARLY:
+            gdc_wait()
+    # The last block is moved back to lie within the buffers, so that no load needs a mask.
+    here = tl.arange(0, BLOCK)
+    base = tl.minimum(program * BLOCK, capacity - BLOCK)
+    words = load_words(codes + base, codes_w, here, P)
+    scales = tl.load(scale + base + here)
+    if EARLY:
+        gdc_wait()
+    queries = load_queries(words_ptr, rows, P // 16 if MANHATTAN else P // 4, HELD)
     unit = tl.load(facts_ptr + rows * FACTS)
     offset = tl.load(facts_ptr + rows * FACTS + 1)
     total = tl.load(facts_ptr + rows * FACTS + 2)
     threshold = tl.load(facts_ptr + rows * FACTS + 3)
-    codes = codes_ptr + batch * codes_b + head * codes_h
-    scale = scale_ptr + batch * scale_b + head * scale_h
-    end = tl.load(length_ptr) + new + 1 - recents
-    words_row = P // 16 if MANHATTAN else P // 4
-    at = block * BLOCK + tl.arange(0, BLOCK)
+    slope, level = mass_line(unit, offset, mass_anchor(unit, offset, threshold))
     mass = tl.zeros((ROWS,), tl.float32)
-    if block * BLOCK < end:
-        inside = (at >= sinks) & (at < end)
+    for start in range(program * BLOCK, end, programs * BLOCK):
+        at = tl.minimum(start, capacity - BLOCK) + here
+        base = tl.minimum(start + programs * BLOCK, capacity - BLOCK)
+        next_words = load_words(codes + base, codes_w, here, P)
+        next_scales = tl.load(scale + base + here)
+        inside = within(at, tl.maximum(start, sinks), end)
         rank = rank_tokens(
-            codes,
-            codes_w,
-            scale,
-            words_ptr,
-            words_row,
-            total,
-            at,
-            inside,
-            rows,
-            ROWS,
-            BLOCK,
-            P,
-            MANHATTAN,
-            FAST,
-        )
+            words, scales.to(tl.float32), queries, words_ptr, rows, total,
+            ROWS, BLOCK, P, MANHATTAN, FAST, HELD,
+        )  # fmt: skip
         if MASS:
-            anchor = mass_anchor(unit, offset, threshold)
-            weight = mass_of(rank, unit[:, None], offset[:, None], anchor[:, None])
-            mass = tl.sum(tl.where(inside[None, :], weight, 0.0), axis=1)
+            weight = mass_of(rank, slope[:, None], level[:, None])
+            mass += tl.sum(tl.where(inside[None, :], weight, 0.0), axis=1)
         hit = inside[None, :] & (rank >= threshold[:, None]) & real[:, None]
-        hits = hit.to(tl.int32)
-        if tl.max(tl.max(hits, axis=1), axis=0) > 0:
-            number = tl.sum(hits, axis=1)
-            first = tl.atomic_add(count_ptr + rows, number, mask=real & (number > 0), sem="relaxed")
-            slot = first[:, None] + tl.cumsum(hits, axis=1) - 1
+        if tl.max(tl.max(hit.to(tl.int32), axis=0), axis=0) > 0:
+            one = tl.full((ROWS, BLOCK), 1, tl.int32)
+            counter = count_ptr + tl.broadcast(rows[:, None], one)[0]
+            slot = tl.atomic_add(counter, one, mask=hit, sem="relaxed")
             keep = hit & (slot < ROOM)
             place = rows[:, None].to(tl.int64) * ROOM + slot
             tl.store(rank_ptr + place, rank, mask=keep)
             tl.store(position_ptr + place, tl.broadcast(at[None, :], slot)[0], mask=keep)
+        words, scales = next_words, next_scales
     if MASS:
-        tl.store(mass_ptr + rows.to(tl.int64) * blocks + block, mass, mask=real)
+        tl.store(mass_ptr + rows.to(tl.int64) * programs + program, mass, mask=real)

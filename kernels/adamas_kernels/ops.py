@@ -1,20 +1,26 @@
-"""The contract of Adamas decode attention: settings, checks and the whole step, for any backend.
+"""The contract of Adamas decode attention: settings, what a layer keeps, and what a backend does.
 
-codebook = fit_codebook(first_keys)                     # once per layer, from the first chunk
-codes, scales = encode_keys(keys, codebook)             # as keys enter the cache
-out = decode_attention(q, cache_view, scaling, settings)  # each new token
+name, why = dispatch.pick("auto", device)                   # triton, cpu or torch
+backend = dispatch.load(name)
+book = fit_codebook(first_keys, settings)                   # once per layer, from the first chunk
+backend.encode_keys(keys, book, codes, scales)              # chunks of keys, as they enter the cache
+out, lse = backend.decode_step(q, k, v, cache, scaling, settings)  # new tokens: append them and attend
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from adamas_kernels import reference
-from adamas_kernels.reference import Codebook
+from adamas_kernels.reference import CODES_PER_WORD, Codebook, padded_dim
 
 SCORERS = ("dot", "manhattan")
+LARGEST_STEP = 16  # new tokens that one decode step takes
+UNPREDICTED = -1e30  # below every rank: with this as a threshold all tokens pass
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class SparseSettings:
         budget.
         """
         quarter = max(1, self.budget // 4)
-        return min(self.sinks, quarter), max(1, min(self.recents, quarter))
+        return min(self.sinks, quarter, self.budget - 1), max(1, min(self.recents, quarter))
 
     @property
     def centred(self) -> bool:
@@ -58,10 +64,15 @@ class SparseSettings:
         """
         return self.edge is None
 
+    @property
+    def compensated(self) -> bool:
+        """Whether the tokens that are not chosen add their estimated share."""
+        return self.compensate and self.scorer == "dot"
+
 
 @dataclass(frozen=True)
 class LayerView:
-    """The cache of one layer as a decode step sees it.
+    """The filled part of one layer's cache.
 
     keys, values: [B, K, S, D]; codes: int32 [B, K, S, W]; scales: float16 [B, K, S]; value_sum: float32 [B,
     K, D].
@@ -75,13 +86,17 @@ class LayerView:
     codebook: Codebook
 
 
-@dataclass(frozen=True)
+@dataclass
 class LayerCache:
-    """The buffers of one layer, longer than what is filled, and how many tokens that is.
+    """The buffers of one sparse layer, longer than what is filled, and how many tokens that is.
 
-    keys, values: [B, K, C, D]; codes: int32 [B, K, C, W]; scales: float16 [B, K, C]; value_sum: float32 [B,
-    K, D];
-    length: int32 [1], on the buffers' device. The last dimension of keys, values and scales is contiguous.
+    keys, values: [B, K, C, D] of one dtype; codes: int32 [B, K, C, W], a transposed view: one word of many
+    tokens lies side by side; scales: float16 [B, K, C]; value_sum: float32 [B, K, D]; length: int32 [1], on
+    the buffers' device, shared by the layers of a model. The last dimension of keys, values and scales is
+    contiguous, value_sum and the codebook wholly so.
+    prediction: float32 [B, H], a rank that little more than the budget's tokens are expected to pass in the
+    next step, in units of |q|. Backends keep it; it may make a step faster, never different in what it
+    chooses. None before the first step.
     """
 
     keys: Tensor
@@ -91,6 +106,20 @@ class LayerCache:
     value_sum: Tensor
     codebook: Codebook
     length: Tensor
+    prediction: Tensor | None = None
+
+    def predicted(self, heads: int) -> Tensor:
+        """The prediction for so many query heads, made where there is none."""
+        if self.prediction is None:
+            self.prediction = torch.full(
+                (len(self.keys), heads), UNPREDICTED, dtype=torch.float32, device=self.keys.device
+            )
+        return self.prediction
+
+    def forget_prediction(self) -> None:
+        """Start over, so that the same question gets the same floats whatever was asked before."""
+        if self.prediction is not None:
+            self.prediction.fill_(UNPREDICTED)
 
     def view(self) -> LayerView:
         """What is filled; waits for the device."""
@@ -101,37 +130,64 @@ class LayerCache:
         return LayerView(keys, values, codes, scales, self.value_sum, self.codebook)
 
 
+class Backend(Protocol):
+    """One way to compute what `reference.py` specifies."""
+
+    name: str
+
+    def encode_keys(self, keys: Tensor, codebook: Codebook, codes: Tensor, scales: Tensor) -> None:
+        """Write the codes of keys [B, K, N, D] to codes int32 [B, K, N, W] and scales float16 [B, K, N].
+
+        Both may be strided views into a cache; the last dimension of keys and scales is contiguous.
+        """
+
+    def decode_step(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        cache: LayerCache,
+        scaling: float,
+        settings: SparseSettings,
+        tally: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Append keys and values [B, K, N, D] behind `cache.length` tokens and attend from queries [B, H, N,
+        D], causally among the new ones, 1 <= N <= LARGEST_STEP.
+
+        Keys, codes, scales and value_sum are updated; `cache.length` is left to the caller, who advances it
+        once for all layers. tally: float32 [B, 2, C], to whose two rows every query adds 1 and its softmax
+        weight at each position that it attended to.
+        Returns the output [B, H, N, D] in the queries' dtype and the log-sum-exp of its scores, float32 [B,
+        H, N], the compensation included.
+        """
+
+
+def allocate_codes(keys: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
+    """Uninitialized codes int32 [B, K, C, W] and scales float16 [B, K, C] for keys like [B, K, N, D], as
+    LayerCache wants them.
+    """
+    batch, heads, _, dim = keys.shape
+    words = padded_dim(dim) // CODES_PER_WORD
+    codes = keys.new_empty(batch, heads, words, capacity, dtype=torch.int32).transpose(-1, -2)
+    return codes, keys.new_empty(batch, heads, capacity, dtype=torch.float16)
+
+
 def fit_codebook(keys: Tensor, settings: SparseSettings) -> Codebook:
     """Fix a layer's codebook from its first keys [B, K, N, D]."""
     return reference.fit_codebook(keys, settings.edge, settings.centred)
 
 
-def encode_keys(keys: Tensor, codebook: Codebook) -> tuple[Tensor, Tensor]:
-    """Encode keys [B, K, N, D] -> (codes int32 [B, K, N, W], scales float16 [B, K, N])."""
-    return reference.encode_keys(keys, codebook)
-
-
-def decode_attention(queries: Tensor, cache: LayerView, scaling: float, settings: SparseSettings) -> Tensor:
-    """Attend from the newest N tokens, queries [B, H, N, D], whose keys are already in the cache.
-
-    Returns [B, H, N, D] in the queries' dtype. With `budget >= S` this is full attention.
-    Raises ValueError where the shapes do not fit together.
+def check_step(queries: Tensor, keys: Tensor, values: Tensor, cache: LayerCache) -> None:
+    """Raises ValueError where the shapes of a decode step do not fit together; reads nothing from the
+    device.
     """
-    kv_heads, size = cache.keys.shape[1:3]
-    if queries.shape[1] % kv_heads:
-        raise ValueError(f"{queries.shape[1]} query heads do not divide into groups of {kv_heads} KV heads")
-    if queries.shape[2] > size:
-        raise ValueError(f"{queries.shape[2]} new tokens, but only {size} keys in the cache")
-    if settings.scorer == "dot":
-        query, step = reference.encode_query(queries)
-        rank = reference.rank_by_dot(query, cache.codes, cache.scales)
-    else:
-        rank = -reference.manhattan(queries, cache.codes, settings.edge).float()
-    index = reference.select(rank, settings.budget, *settings.forced)
-    out, lse = reference.attend(queries, cache.keys, cache.values, index, scaling)
-    if settings.compensate and settings.scorer == "dot" and settings.budget < size:
-        rest, log_mass = reference.rest_of_softmax(
-            queries, rank * step.unsqueeze(-1), index, cache.codebook, cache.values, cache.value_sum, scaling
-        )
-        out, _ = reference.merge(out, lse, rest, log_mass)
-    return out.to(queries.dtype)
+    batch, heads, new, dim = queries.shape
+    kv_heads, capacity = cache.keys.shape[1:3]
+    if heads % kv_heads:
+        raise ValueError(f"{heads} query heads do not divide into groups of {kv_heads} KV heads")
+    if not 1 <= new <= min(LARGEST_STEP, capacity):
+        raise ValueError(f"{new} new tokens; a step takes 1 to {min(LARGEST_STEP, capacity)}")
+    if keys.shape != (batch, kv_heads, new, dim):
+        raise ValueError(f"keys {tuple(keys.shape)} do not fit queries {tuple(queries.shape)}")
+    if values.shape != (batch, kv_heads, new, cache.values.shape[3]):
+        raise ValueError(f"values {tuple(values.shape)} do not fit the cache's {tuple(cache.values.shape)}")

@@ -8,16 +8,15 @@ import triton
 import triton.language as tl
 
 from adamas_kernels.coding import INVALID
-from adamas_kernels.estimate import mass_of, rank_tokens
+from adamas_kernels.estimate import load_words, rank_tokens
 
-SMALLEST = tl.constexpr(-(2**31))
-LARGEST = tl.constexpr(2**31 - 1)
+NOTHING = tl.constexpr(-(2**63))  # sorts behind every token
 
 
 @triton.jit
 def ordered(x):
-    """float32 -> int32 with the same order."""
-    bits = x.to(tl.int32, bitcast=True)
+    """float32 -> int32 with the same order; both zeros are one."""
+    bits = (x + 0.0).to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
@@ -28,38 +27,17 @@ def unordered(key):
 
 
 @triton.jit
-def kth_largest(key, want, PIVOTS: tl.constexpr):
-    """The `want`-th largest of int32 [ROOM], by cuts into PIVOTS + 1 parts; SMALLEST marks places without a
-    key.
+def select_candidates(rank, at, there, chosen_at, chosen_rank, want, ROOM: tl.constexpr):
+    """The common case: the candidates, rank and at [ROOM] where `there`, hold the best `want` tokens.
 
-    `want` is at most the number of keys; for 0 the result is above none of them.
+    Candidates come in the order in which programs found them. Sorting them by rank and position makes both
+    the choice and the order of all later sums repeat.
     """
-    low = tl.min(tl.where(key == SMALLEST, LARGEST, key), axis=0).to(tl.int64)
-    high = tl.maximum(tl.max(key, axis=0).to(tl.int64), low)
-    pivot = tl.arange(0, PIVOTS) + 1
-    while low < high:
-        cut = low + ((high - low) * pivot + PIVOTS) // (PIVOTS + 1)  # rises; the last stays within high
-        number = tl.sum((key[:, None] >= cut.to(tl.int32)[None, :]).to(tl.int32), axis=0)
-        enough = number >= want
-        low = tl.max(tl.where(enough, cut, low), axis=0)
-        high = tl.min(tl.where(enough, high, cut - 1), axis=0)
-        high = tl.where(tl.max((number == want).to(tl.int32), axis=0) > 0, low, high)
-    # With exactly `want` keys at or above `low`, the smallest of them is the answer.
-    return tl.min(tl.where(key >= low.to(tl.int32), key, LARGEST), axis=0)
-
-
-@triton.jit
-def position_bound(tied, at, need):
-    """The position up to which the `need` lowest of the tied tokens lie."""
-    low = tl.full((), -1, tl.int32)
-    high = tl.max(tl.where(tied, at, -1), axis=0)
-    while low < high:
-        middle = low + (high - low) // 2
-        if tl.sum((tied & (at <= middle)).to(tl.int32), axis=0) >= need:
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    key = (ordered(rank).to(tl.int64) << 32) | (0x7FFFFFFF - at).to(tl.int64)
+    key = tl.sort(tl.where(there, key, NOTHING), descending=True)
+    slot = tl.arange(0, ROOM)
+    tl.store(chosen_at + slot, 0x7FFFFFFF - (key & 0xFFFFFFFF).to(tl.int32), mask=slot < want)
+    tl.store(chosen_rank + slot, unordered((key >> 32).to(tl.int32)), mask=slot < want)
 
 
 @triton.jit
@@ -79,53 +57,23 @@ def count_row(ranks, end, key, at_most, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def select_candidates(
-    rank_ptr, position_ptr, list_ptr, row, count, want, unit, offset, top,
-    ROOM: tl.constexpr,
-):  # fmt: skip
-    """The common case: the candidates hold the best `want` tokens. Writes their positions, ascending by slot.
-
-    Returns the smallest chosen rank, the mean excess over it, and the chosen tokens' estimated softmax mass.
-    """
-    slot = tl.arange(0, ROOM)
-    there = slot < count
-    base = row.to(tl.int64) * ROOM
-    rank = tl.load(rank_ptr + base + slot, mask=there, other=INVALID)
-    at = tl.load(position_ptr + base + slot, mask=there, other=0)
-    key = tl.where(there, ordered(rank), SMALLEST)
-    smallest = kth_largest(key, want, 8)
-    above = key > smallest
-    tied = there & (key == smallest)
-    need = want - tl.sum(above.to(tl.int32), axis=0)
-    bound = tl.full((), 2147483647, tl.int32)
-    if tl.sum(tied.to(tl.int32), axis=0) > need:
-        bound = position_bound(tied, at, need)
-    best = above | (tied & (at <= bound))
-    order = tl.cumsum(best.to(tl.int32), axis=0) - 1
-    chosen = best & (order < want)  # all of them, or none where nothing is wanted
-    tl.store(list_ptr + base + order, at, mask=chosen)
-    edge = unordered(smallest)
-    excess = tl.sum(tl.where(chosen, rank - edge, 0.0), axis=0) / tl.maximum(want, 1)
-    mass = tl.sum(tl.where(chosen, mass_of(rank, unit, offset, top), 0.0), axis=0)
-    return edge, excess, mass
-
-
-@triton.jit
 def select_all(
-    codes, codes_w, scale, words_ptr, words_row, total, ranks, list_ptr, row, sinks, end, want,
-    unit, offset, top,
-    ROOM: tl.constexpr, BLOCK: tl.constexpr, P: tl.constexpr, MANHATTAN: tl.constexpr, FAST: tl.constexpr,
+    codes, codes_w, scale, words_ptr, total, ranks, chosen_at, chosen_rank, row, sinks, end, want,
+    BLOCK: tl.constexpr, P: tl.constexpr, MANHATTAN: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """The uncommon case: too few or too many candidates. Ranks all tokens again into `ranks` and bisects
-    over them.
+    over them; the chosen come in the order of their positions.
     """
     one = row + tl.zeros((1,), tl.int32)
     for block in range(0, tl.cdiv(end, BLOCK)):
         at = block * BLOCK + tl.arange(0, BLOCK)
         inside = (at >= sinks) & (at < end)
+        row_at = tl.minimum(at, end - 1)
+        words = load_words(codes, codes_w, row_at, P)
+        scales = tl.load(scale + row_at).to(tl.float32)
         rank = rank_tokens(
-            codes, codes_w, scale, words_ptr, words_row, total + tl.zeros((1,), tl.float32), at, inside, one,
-            1, BLOCK, P, MANHATTAN, FAST,
+            words, scales, (), words_ptr, one, total + tl.zeros((1,), tl.float32),
+            1, BLOCK, P, MANHATTAN, FAST, False,
         )  # fmt: skip
         rank = tl.where(inside, tl.reshape(rank, (BLOCK,)), INVALID)
         tl.store(ranks + at, rank, mask=at < end)
@@ -152,20 +100,14 @@ def select_all(
                 last = middle_at
             else:
                 first = middle_at + 1
-    base = row.to(tl.int64) * ROOM
     taken = tl.zeros((), tl.int32)
-    edge = unordered(smallest)
-    excess = tl.zeros((), tl.float32)
-    mass = tl.zeros((), tl.float32)
     for block in range(0, tl.cdiv(end, BLOCK)):
         at = block * BLOCK + tl.arange(0, BLOCK)
         rank = tl.load(ranks + at, mask=at < end, other=INVALID)
         key = ordered(rank)
         best = (at >= sinks) & (at < end) & ((key > smallest) | ((key == smallest) & (at <= last)))
-        order = taken + tl.cumsum(best.to(tl.int32), axis=0) - 1
-        chosen = best & (order < want)
-        tl.store(list_ptr + base + order, at, mask=chosen)
+        slot = taken + tl.cumsum(best.to(tl.int32), axis=0) - 1
+        chosen = best & (slot < want)
+        tl.store(chosen_at + slot, at, mask=chosen)
+        tl.store(chosen_rank + slot, rank, mask=chosen)
         taken += tl.sum(chosen.to(tl.int32), axis=0)
-        excess += tl.sum(tl.where(chosen, rank - edge, 0.0), axis=0)
-        mass += tl.sum(tl.where(chosen, mass_of(rank, unit, offset, top), 0.0), axis=0)
-    return edge, excess / tl.maximum(want, 1), mass

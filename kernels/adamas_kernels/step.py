@@ -11,22 +11,29 @@ import torch
 import triton
 from torch import Tensor
 
-from adamas_kernels.attend import PART_FACTS, attend_kernel, merge_kernel
+from adamas_kernels import encode
+from adamas_kernels.attend import PART_FACTS, attend_kernel, merge_kernel, tally_kernel
 from adamas_kernels.coding import FACTS
 from adamas_kernels.encode import enter_kernel
 from adamas_kernels.estimate import estimate_kernel
-from adamas_kernels.ops import LayerCache, SparseSettings
-from adamas_kernels.reference import padded_dim
+from adamas_kernels.ops import LayerCache, SparseSettings, check_step
+from adamas_kernels.reference import Codebook, padded_dim
 
 TARGET = 2.0  # candidates aimed at, in budgets
 ROOM = 4  # room for candidates, in budgets
+LARGE_BUDGET = 512  # from which half the target and room do: more tokens are easier to predict
 SMALLEST_ROOM = 256
 TOKENS_PER_SPLIT = 256  # chosen tokens that one program attends to
-ESTIMATE_RANKS = 2048  # ranks that one estimate program computes
-ESTIMATE_WARPS = 4
+ESTIMATE_BLOCK = 64  # tokens that one estimate program ranks at a time
+ESTIMATE_WARPS = 1
+PROGRAMS_PER_SM = 16
+HELD_WORDS = 64  # words of encoded queries that fit into registers beside everything else
+CROWDED_WORDS = 128  # and those that fit at a price, which pays for many blocks of tokens
+MANY_BLOCKS = 16
 ATTEND_WARPS = 8
 ATTEND_BYTES = 32768  # of keys that one attend program holds at a time
 RANK_BLOCK = 1024  # tokens ranked at a time where the candidates did not do
+CHAINING_CAPABILITY = 9  # NVIDIA GPUs from Hopper on start a launch before the one before it has ended
 
 
 def next_power(number: int) -> int:
@@ -34,9 +41,26 @@ def next_power(number: int) -> int:
     return 1 << max(0, number - 1).bit_length()
 
 
-def estimate_block(group: int) -> int:
-    """Tokens that one estimate program ranks, for so many query heads each."""
-    return max(128, min(1024, ESTIMATE_RANKS // next_power(group)))
+def room_and_target(budget: int) -> tuple[int, float]:
+    """Room for candidates of one query, and how many are aimed at."""
+    share = 1 if budget < LARGE_BUDGET else 0.5
+    room = max(SMALLEST_ROOM, next_power(int(ROOM * share * budget)))
+    return room, max(1.5, TARGET * share) * budget
+
+
+def estimate_programs(device: torch.device, rows: int, capacity: int) -> int:
+    """Programs that share the tokens of each of `rows` KV heads and new tokens."""
+    blocks = triton.cdiv(capacity, ESTIMATE_BLOCK)
+    if device.type != "cuda":
+        return min(blocks, 3)
+    units = torch.cuda.get_device_properties(device).multi_processor_count
+    return max(1, min(blocks, PROGRAMS_PER_SM * units // rows))
+
+
+def holds_queries(words: int, capacity: int, programs: int) -> bool:
+    """Whether estimate programs keep their encoded queries in registers."""
+    many = capacity >= MANY_BLOCKS * programs * ESTIMATE_BLOCK
+    return words <= (CROWDED_WORDS if many else HELD_WORDS)
 
 
 def attend_block(head_dim: int, itemsize: int) -> int:
@@ -44,9 +68,16 @@ def attend_block(head_dim: int, itemsize: int) -> int:
     return max(16, min(128, ATTEND_BYTES // (head_dim * itemsize)))
 
 
-def interpreted() -> bool:
-    """Whether Triton runs its kernels in its interpreter, on the CPU and without inline assembly."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+def has_ptx() -> bool:
+    """Whether kernels may hold NVIDIA's assembly: not on AMD, and not in Triton's interpreter."""
+    return torch.version.hip is None and os.environ.get("TRITON_INTERPRET") != "1"
+
+
+def chains(device: torch.device) -> bool:
+    """Whether launches on this device can overlap (programmatic dependent launch)."""
+    if device.type != "cuda" or not has_ptx():
+        return False
+    return torch.cuda.get_device_capability(device)[0] >= CHAINING_CAPABILITY
 
 
 @dataclass
@@ -61,11 +92,13 @@ class Scratch:
     rank: Tensor  # float32 [rows, room], candidates
     position: Tensor  # int32 [rows, room]
     count: Tensor  # int32 [rows], candidates found
-    mass: Tensor  # float32 [rows, blocks of the estimate]
+    mass: Tensor  # float32 [rows, programs of the estimate]
     ranks: Tensor  # float32 [rows, capacity], for the uncommon case
-    chosen: Tensor  # int32 [rows, room]
+    chosen_at: Tensor  # int32 [rows, room]
+    chosen_rank: Tensor  # float32 [rows, room]
     parts: Tensor  # float32 [rows, splits, ...]
-    lse: Tensor  # float32 [rows]
+    place: Tensor  # int32 [rows, room], for the tally
+    score: Tensor  # float32 [rows, room]
 
     @classmethod
     def allocate(cls, queries: Tensor, cache: LayerCache, budget: int) -> Scratch:
@@ -73,9 +106,9 @@ class Scratch:
         batch, heads, new, dim = queries.shape
         kv_heads, capacity = cache.keys.shape[1:3]
         rows = batch * heads * new
-        room = max(SMALLEST_ROOM, next_power(ROOM * budget))
+        room, _ = room_and_target(budget)
         splits = next_power(triton.cdiv(budget, TOKENS_PER_SPLIT))
-        blocks = triton.cdiv(capacity, estimate_block(heads // kv_heads))
+        programs = estimate_programs(queries.device, batch * kv_heads * new, capacity)
         part = 2 * next_power(cache.values.shape[3]) + PART_FACTS.value
 
         def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -87,93 +120,133 @@ class Scratch:
             rank=empty(rows, room),
             position=empty(rows, room, dtype=torch.int32),
             count=empty(rows, dtype=torch.int32),
-            mass=empty(rows, blocks),
+            mass=empty(rows, programs),
             ranks=empty(rows, capacity),
-            chosen=empty(rows, room, dtype=torch.int32),
+            chosen_at=empty(rows, room, dtype=torch.int32),
+            chosen_rank=empty(rows, room),
             parts=empty(rows, splits, part),
-            lse=empty(rows),
+            place=empty(rows, room, dtype=torch.int32),
+            score=empty(rows, room),
         )
 
 
-def decode_step(
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    cache: LayerCache,
-    threshold: Tensor,
-    scratch: Scratch,
-    scaling: float,
-    settings: SparseSettings,
-    fast: bool | None = None,
-    stages: int = 3,
-) -> tuple[Tensor, Tensor]:
-    """Append keys and values [B, K, N, D] at `cache.length` and attend from queries [B, H, N, D].
+class TritonBackend:
+    """Adamas in Triton. Keeps one set of scratch buffers for each shape of step, so that layers share them.
 
-    threshold: float32 [B, H], this layer's own, kept from step to step; start it at LOWEST.
-    `cache.length` (int32 [1], on the device) is the number of tokens before the step; the caller advances it.
-    stages: how many of the three launches to make; fewer only to time them.
-    Returns the output [B, H, N, D] in the queries' dtype and the log-sum-exp float32 [B, H, N].
+    fast: inline assembly in place of plain arithmetic; chained: overlap the launches of a step. Both are
+    chosen by the device where they are None.
     """
-    batch, heads, new, dim = queries.shape
-    kv_heads, capacity = cache.keys.shape[1:3]
-    dim_v = values.shape[3]
-    size = padded_dim(dim)
-    manhattan = settings.scorer == "manhattan"
-    mass = settings.compensate and not manhattan
-    fast = not interpreted() if fast is None else fast
-    sinks, recents = settings.forced
-    group = heads // kv_heads
-    room, blocks = scratch.rank.shape[1], scratch.mass.shape[1]
-    splits = scratch.parts.shape[1]
-    new_pad = next_power(new)
-    dim_v_pad = max(16, next_power(dim_v))
-    out = torch.empty(batch, heads, new, dim_v, dtype=queries.dtype, device=queries.device)
-    codes = cache.codes.stride()
-    enter_kernel[(kv_heads + heads, batch)](
-        queries, keys, values,
-        cache.keys, cache.values, cache.codes, cache.scales, cache.value_sum,
-        cache.codebook.mean, cache.codebook.edge, cache.length,
-        scratch.words, scratch.facts, threshold, scratch.count,
-        *queries.stride()[:3], *keys.stride()[:3], *values.stride()[:3],
-        *cache.keys.stride()[:3], *cache.values.stride()[:3],
-        codes[0], codes[1], codes[3], codes[2], *cache.scales.stride()[:2],
-        scaling, -1.0 if settings.edge is None else settings.edge,
-        HEADS=kv_heads, GROUP=group, NEW=new, ROWS=new_pad, D=dim, D_V=dim_v, D_V_PAD=dim_v_pad,
-        P=size, LOG_P=size.bit_length() - 1, MANHATTAN=manhattan,
-        num_warps=max(1, min(8, new_pad * size // 256)),
-        enable_fp_fusion=False,  # a fused multiply-add rounds once less than the reference
-    )  # fmt: skip
-    if stages == 1:
-        return out, scratch.lse.view(batch, heads, new)
-    estimate_kernel[(blocks, kv_heads * batch, new)](
-        cache.codes, cache.scales, cache.length, scratch.words, scratch.facts,
-        scratch.rank, scratch.position, scratch.count, scratch.mass,
-        codes[0], codes[1], codes[3], *cache.scales.stride()[:2], sinks, recents,
-        HEADS=kv_heads, GROUP=group, NEW=new, ROWS=next_power(max(group, 2) if manhattan else group), P=size,
-        ROOM=room, BLOCK=estimate_block(group), MANHATTAN=manhattan, MASS=mass, FAST=fast,
-        num_warps=ESTIMATE_WARPS,
-    )  # fmt: skip
-    if stages == 2:
-        return out, scratch.lse.view(batch, heads, new)
-    attend_kernel[(heads * batch, new, splits)](
-        queries, cache.keys, cache.values, cache.codes, cache.scales, cache.value_sum, cache.length,
-        scratch.words, scratch.facts, scratch.rank, scratch.position, scratch.count, scratch.mass, threshold,
-        scratch.ranks, scratch.chosen, scratch.parts, out, scratch.lse,
-        *queries.stride()[:3], *cache.keys.stride()[:3], *cache.values.stride()[:3],
-        codes[0], codes[1], codes[3], *cache.scales.stride()[:2], *out.stride()[:3],
-        capacity, scaling, sinks, recents, settings.budget, TARGET * settings.budget, blocks,
-        HEADS=kv_heads, GROUP=group, NEW=new, NEW_PAD=new_pad, D=dim, P=size, D_V=dim_v, D_V_PAD=dim_v_pad,
-        ROOM=room, BLOCKS_PAD=next_power(blocks), BLOCK=RANK_BLOCK,
-        TOKENS=attend_block(size, queries.element_size()),
-        SPLITS=splits, MANHATTAN=manhattan, MASS=mass, FAST=fast,
-        num_warps=ATTEND_WARPS,
-    )  # fmt: skip
-    if splits > 1:
-        merge_kernel[(heads * batch, new)](
-            scratch.parts, cache.values, cache.value_sum, cache.length, out, scratch.lse,
-            *cache.values.stride()[:3], *out.stride()[:3], settings.budget,
-            HEADS=kv_heads, GROUP=group, NEW=new, NEW_PAD=new_pad, D_V=dim_v, D_V_PAD=dim_v_pad,
-            SPLITS=splits, MASS=mass,
-            num_warps=4,
+
+    name = "triton"
+
+    def __init__(self, fast: bool | None = None, chained: bool | None = None) -> None:
+        self._fast = fast
+        self._chained = chained
+        self._scratch: dict[tuple[int, ...], Scratch] = {}
+
+    def encode_keys(self, keys: Tensor, codebook: Codebook, codes: Tensor, scales: Tensor) -> None:
+        """See `Backend.encode_keys`."""
+        encode.encode_keys(keys, codebook, codes, scales)
+
+    def scratch(self, queries: Tensor, cache: LayerCache, budget: int) -> Scratch:
+        """The buffers for a step of this shape."""
+        key = (*queries.shape, cache.keys.shape[1], cache.values.shape[3], budget)
+        found = self._scratch.get(key)
+        if found is None or found.ranks.shape[1] != cache.keys.shape[2]:
+            found = self._scratch[key] = Scratch.allocate(queries, cache, budget)
+        return found
+
+    def decode_step(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        cache: LayerCache,
+        scaling: float,
+        settings: SparseSettings,
+        tally: Tensor | None = None,
+        stages: int = 3,
+    ) -> tuple[Tensor, Tensor]:
+        """See `Backend.decode_step`. stages: how many of the launches to make; fewer only to time them."""
+        check_step(queries, keys, values, cache)
+        batch, heads, new, dim = queries.shape
+        kv_heads, capacity = cache.keys.shape[1:3]
+        dim_v = values.shape[3]
+        size = padded_dim(dim)
+        scratch = self.scratch(queries, cache, settings.budget)
+        threshold = cache.predicted(heads)
+        manhattan = settings.scorer == "manhattan"
+        mass = settings.compensated
+        fast = has_ptx() if self._fast is None else self._fast
+        chained = chains(queries.device) if self._chained is None else self._chained
+        chain = {"launch_pdl": True} if chained else {}
+        sinks, recents = settings.forced
+        group = heads // kv_heads
+        query_rows = next_power(max(group, 2) if manhattan else group)
+        query_words = query_rows * size // (16 if manhattan else 4)
+        room, target = room_and_target(settings.budget)
+        programs, splits = scratch.mass.shape[1], scratch.parts.shape[1]
+        new_pad, budget_pad = next_power(new), next_power(settings.budget)
+        tokens = attend_block(size, queries.element_size())
+        once = settings.budget <= tokens
+        dim_v_pad = max(16, next_power(dim_v))
+        out = torch.empty(batch, heads, new, dim_v, dtype=queries.dtype, device=queries.device)
+        lse = torch.empty(batch, heads, new, dtype=torch.float32, device=queries.device)
+        codes = cache.codes.stride()
+        enter_kernel[(kv_heads + heads, batch)](
+            queries, keys, values,
+            cache.keys, cache.values, cache.codes, cache.scales, cache.value_sum,
+            cache.codebook.mean, cache.codebook.edge, cache.length,
+            scratch.words, scratch.facts, threshold, scratch.count,
+            *queries.stride()[:3], *keys.stride()[:3], *values.stride()[:3],
+            *cache.keys.stride()[:3], *cache.values.stride()[:3],
+            codes[0], codes[1], codes[3], codes[2], *cache.scales.stride()[:2],
+            scaling, -1.0 if settings.edge is None else settings.edge,
+            HEADS=kv_heads, GROUP=group, NEW=new, ROWS=new_pad, D=dim, D_V=dim_v, D_V_PAD=dim_v_pad,
+            P=size, LOG_P=size.bit_length() - 1, MANHATTAN=manhattan, CHAINED=chained,
+            num_warps=max(1, min(8, new_pad * size // 256)),
+            enable_fp_fusion=False,  # a fused multiply-add rounds once less than the reference
         )  # fmt: skip
-    return out, scratch.lse.view(batch, heads, new)
+        if stages == 1:
+            return out, lse
+        estimate_kernel[(programs, kv_heads * batch, new)](
+            cache.codes, cache.scales, cache.length, scratch.words, scratch.facts,
+            scratch.rank, scratch.position, scratch.count, scratch.mass,
+            codes[0], codes[1], codes[3], *cache.scales.stride()[:2], capacity, sinks, recents,
+            HEADS=kv_heads, GROUP=group, NEW=new, ROWS=query_rows, P=size, ROOM=room,
+            BLOCK=min(ESTIMATE_BLOCK, next_power(capacity + 1) // 2),
+            MANHATTAN=manhattan, MASS=mass, FAST=fast, CHAINED=chained, EARLY=chained and recents >= new,
+            HELD=holds_queries(query_words, capacity, programs),
+            num_warps=ESTIMATE_WARPS, **chain,
+        )  # fmt: skip
+        if stages == 2:
+            return out, lse
+        attend_kernel[(heads * batch, new, splits)](
+            queries, cache.keys, cache.values, cache.codes, cache.scales, cache.value_sum, cache.length,
+            scratch.words, scratch.facts, scratch.rank, scratch.position, scratch.count, scratch.mass,
+            threshold, scratch.ranks, scratch.chosen_at, scratch.chosen_rank, scratch.parts, out, lse,
+            scratch.place, scratch.score,
+            *queries.stride()[:3], *cache.keys.stride()[:3], *cache.values.stride()[:3],
+            codes[0], codes[1], codes[3], *cache.scales.stride()[:2], *out.stride()[:3],
+            capacity, scaling, sinks, recents, settings.budget, target, programs,
+            HEADS=kv_heads, GROUP=group, NEW=new, NEW_PAD=new_pad, D=dim, P=size, D_V=dim_v,
+            D_V_PAD=dim_v_pad, ROOM=room, BUDGET_PAD=budget_pad, PROGRAMS_PAD=next_power(programs),
+            BLOCK=RANK_BLOCK, TOKENS=tokens, SPLITS=splits, ONCE=once,
+            MANHATTAN=manhattan, MASS=mass, FAST=fast, CHAINED=chained, TALLY=tally is not None,
+            num_warps=ATTEND_WARPS, **chain,
+        )  # fmt: skip
+        if not once:
+            merge_kernel[(heads * batch, new)](
+                scratch.parts, cache.values, cache.value_sum, cache.length, out, lse,
+                *cache.values.stride()[:3], *out.stride()[:3], settings.budget,
+                HEADS=kv_heads, GROUP=group, NEW=new, NEW_PAD=new_pad, D_V=dim_v, D_V_PAD=dim_v_pad,
+                SPLITS=splits, MASS=mass,
+                num_warps=4,
+            )  # fmt: skip
+        if tally is not None:
+            tally_kernel[(heads * batch, new)](
+                scratch.place, scratch.score, lse, cache.length, tally, *tally.stride(), settings.budget,
+                HEADS=heads, NEW=new, ROOM=room, BUDGET_PAD=budget_pad,
+                num_warps=4,
+            )  # fmt: skip
+        return out, lse

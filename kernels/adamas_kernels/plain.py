@@ -1,0 +1,86 @@
+"""The step in plain torch, straight from the specification: right on every device, and fast on none."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from adamas_kernels import reference
+from adamas_kernels.ops import LayerCache, LayerView, SparseSettings, check_step
+from adamas_kernels.reference import Codebook
+
+
+class TorchBackend:
+    """Adamas in plain torch."""
+
+    name = "torch"
+
+    def encode_keys(self, keys: Tensor, codebook: Codebook, codes: Tensor, scales: Tensor) -> None:
+        """See `Backend.encode_keys`."""
+        found, lengths = reference.encode_keys(keys, codebook)
+        codes.copy_(found)
+        scales.copy_(lengths)
+
+    def decode_step(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        cache: LayerCache,
+        scaling: float,
+        settings: SparseSettings,
+        tally: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See `Backend.decode_step`."""
+        check_step(queries, keys, values, cache)
+        start = int(cache.length)
+        end = start + keys.shape[2]
+        cache.keys[:, :, start:end] = keys
+        cache.values[:, :, start:end] = values
+        self.encode_keys(keys, cache.codebook, cache.codes[:, :, start:end], cache.scales[:, :, start:end])
+        cache.value_sum += values.float().sum(2)
+        seen = slice(0, end)
+        view = LayerView(
+            cache.keys[:, :, seen],
+            cache.values[:, :, seen],
+            cache.codes[:, :, seen],
+            cache.scales[:, :, seen],
+            cache.value_sum,
+            cache.codebook,
+        )
+        return attend_newest(queries, view, scaling, settings, tally)
+
+
+def attend_newest(
+    queries: Tensor, cache: LayerView, scaling: float, settings: SparseSettings, tally: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attend from the newest N tokens, queries [B, H, N, D], whose keys are already in the cache.
+
+    Returns the output [B, H, N, D] in the queries' dtype and its log-sum-exp float32 [B, H, N]. With `budget
+    >= S` this is full attention.
+    """
+    if settings.scorer == "dot":
+        query, step = reference.encode_query(queries)
+        rank = reference.rank_by_dot(query, cache.codes, cache.scales)
+    else:
+        rank = -reference.manhattan(queries, cache.codes, settings.edge).float()
+    index = reference.select(rank, settings.budget, *settings.forced)
+    out, lse = reference.attend(queries, cache.keys, cache.values, index, scaling)
+    if settings.compensated and settings.budget < cache.keys.shape[2]:
+        rest, log_mass = reference.rest_of_softmax(
+            queries, rank * step.unsqueeze(-1), index, cache.codebook, cache.values, cache.value_sum, scaling
+        )
+        out, lse = reference.merge(out, lse, rest, log_mass)
+    if tally is not None:
+        _count(queries, cache.keys, index, scaling, lse, tally)
+    return out.to(queries.dtype), lse
+
+
+def _count(queries: Tensor, keys: Tensor, index: Tensor, scaling: float, lse: Tensor, tally: Tensor) -> None:
+    """Add 1 and the softmax weight at the positions of `index` [B, H, N, k] to tally float32 [B, 2, C]."""
+    scores = (reference.gather(keys, index) @ queries.float().unsqueeze(-1)).squeeze(-1) * scaling
+    visible = index <= reference.own_positions(queries.shape[2], keys.shape[2], keys.device)
+    weight = torch.where(visible, (scores - lse.unsqueeze(-1)).exp(), 0)
+    flat = index.flatten(1)
+    tally[:, 0].scatter_add_(1, flat, visible.float().flatten(1))
+    tally[:, 1].scatter_add_(1, flat, weight.flatten(1))
