@@ -1,0 +1,178 @@
+"""The CPU backend: one Python call to one compiled function per layer and step."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from adamas_kernels.cpu.build import NOTICE, announced
+from adamas_kernels.cpu.encode import SHARE, build_encode
+from adamas_kernels.cpu.floats import Bfloat16, Float16, Float32, Kind
+from adamas_kernels.cpu.lanes import LANES
+from adamas_kernels.cpu.memory import CHUNK, SEGMENT, STEP, Arena, describe_layer
+from adamas_kernels.cpu.product import Form, available_forms
+from adamas_kernels.cpu.select import LOWEST
+from adamas_kernels.cpu.step import build_stages, build_tally
+from adamas_kernels.cpu.tasks import build_run
+from adamas_kernels.ops import LayerCache, SparseSettings, check_step
+from adamas_kernels.reference import Codebook, padded_dim
+
+KINDS: dict[torch.dtype, Kind] = {
+    torch.float32: Float32(),
+    torch.bfloat16: Bfloat16(),
+    torch.float16: Float16(),
+}
+
+
+class CpuBackend:
+    """Adamas in functions that numba compiles for this CPU.
+
+    announce: told, in one line, before anything is compiled; what an earlier process compiled is on disk.
+    form: the byte product to use, see `product.py`; None takes the fastest.
+    """
+
+    name = "cpu"
+
+    def __init__(self, announce: Callable[[str], None] | None = None, form: Form | None = None) -> None:
+        self._announce = announce
+        self._form = available_forms()[0] if form is None else form
+        self._threads = max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        self._run_tasks: Any = None
+        self._stages: dict[tuple[torch.dtype, ...], Any] = {}
+        self._arena = Arena(self._threads)
+        self._layers: dict[int, _Layer] = {}
+
+    def encode_keys(self, keys: Tensor, codebook: Codebook, codes: Tensor, scales: Tensor) -> None:
+        """See `Backend.encode_keys`."""
+        batch, heads, count, dim = keys.shape
+        if not count:
+            return
+        keys = _readable(keys, keys.dtype if keys.dtype in KINDS else torch.float32)
+        mean, edge = codebook.mean.contiguous(), codebook.edge.contiguous()
+        chunk = np.zeros(1, CHUNK)
+        chunk[0] = (
+            batch, heads, count, dim, padded_dim(dim), keys.data_ptr(), *keys.stride()[:3],
+            codes.data_ptr(), *codes.stride(), scales.data_ptr(), *scales.stride()[:2],
+            mean.data_ptr(), edge.data_ptr(),
+        )  # fmt: skip
+        stage = self._compiled((keys.dtype,), lambda: build_encode(KINDS[keys.dtype]))
+        self._run((stage, 0, 0), (batch * heads * -(-count // SHARE), 0, 0), chunk.ctypes.data, 0, 0)
+
+    def decode_step(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        cache: LayerCache,
+        scaling: float,
+        settings: SparseSettings,
+        tally: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See `Backend.decode_step`."""
+        check_step(queries, keys, values, cache)
+        layer = self._layers.get(id(cache))
+        if layer is None or not layer.describes(cache):
+            layer = self._describe(cache, queries.shape[1])
+        batch, heads, new, dim = queries.shape
+        kv_heads, dim_v = values.shape[1], values.shape[3]
+        length = int(layer.length[0])
+        size, tokens = padded_dim(dim), length + new
+        if cache.keys.shape[::3] != (batch, dim):
+            raise ValueError(f"keys {tuple(keys.shape)} do not fit the cache's {tuple(cache.keys.shape)}")
+        if tokens > cache.keys.shape[2]:
+            raise ValueError(f"{length} + {new} tokens do not fit a cache of {cache.keys.shape[2]}")
+        queries = _readable(queries, queries.dtype)
+        keys, values = _readable(keys, cache.keys.dtype), _readable(values, cache.keys.dtype)
+        out = torch.empty(batch, heads, new, dim_v, dtype=queries.dtype)
+        lse = torch.empty(batch, heads, new)
+        segments, room = -(-tokens // SEGMENT), min(SEGMENT, 4 * settings.budget + 8 * LANES)
+        sinks, recents = settings.forced
+        step = layer.step
+        step[0] = (
+            batch, kv_heads, heads // kv_heads, new, dim, dim_v, size, length,
+            min(settings.budget, tokens), sinks, min(recents, settings.budget - sinks),
+            settings.scorer == "manhattan", settings.compensated and settings.budget < tokens,
+            segments, room, queries.data_ptr(), *queries.stride()[:3], keys.data_ptr(), *keys.stride()[:3],
+            values.data_ptr(), *values.stride()[:3], out.data_ptr(), lse.data_ptr(),
+            *((tally.data_ptr(), *tally.stride()[:2]) if tally is not None else (0, 0, 0)),
+            scaling, -1.0 if settings.edge is None else settings.edge,
+        )  # fmt: skip
+        self._arena.reserve(
+            batch * heads * new, heads // kv_heads * new, segments, room, size, max(dim, dim_v),
+            settings.budget,
+        )  # fmt: skip
+        dtypes = queries.dtype, keys.dtype
+        stages = self._compiled(dtypes, lambda: build_stages(self._form, *(KINDS[x] for x in dtypes)))
+        tasks = batch * kv_heads, batch * kv_heads * segments, batch * heads * new
+        records = (*layer.addresses, self._arena.address)
+        self._run(tuple(stages), tasks, *records)
+        if tally is not None:
+            self._run((self._compiled((), build_tally), 0, 0), (1, 0, 0), *records)
+        return out, lse
+
+    def _describe(self, cache: LayerCache, heads: int) -> _Layer:
+        """Remember where a cache's buffers are for as long as it lives."""
+        if cache.prediction is None:
+            cache.prediction = torch.full((cache.keys.shape[0], heads), float(LOWEST))
+        if cache.prediction.shape != (cache.keys.shape[0], heads):
+            raise ValueError(f"prediction {tuple(cache.prediction.shape)} does not fit {heads} query heads")
+        if id(cache) not in self._layers:
+            weakref.finalize(cache, self._layers.pop, id(cache), None)
+        layer = self._layers[id(cache)] = _Layer(cache)
+        return layer
+
+    def _compiled(self, dtypes: tuple[torch.dtype, ...], build: Callable[[], Any]) -> Any:
+        """What `build` compiles for these dtypes, once."""
+        if dtypes not in self._stages:
+            with announced(self._tell):
+                self._stages[dtypes] = build()
+        return self._stages[dtypes]
+
+    def _run(self, stages: tuple[int, ...], tasks: tuple[int, ...], *records: int) -> None:
+        """Run the tasks of up to three stages on all threads."""
+        numba.set_num_threads(self._threads)  # a setting of the calling thread
+        if self._run_tasks is None:
+            self._run_tasks = build_run()
+            with announced(self._tell):
+                self._run_tasks((0, 0, 0), (0, 0, 0), 0, 0, 0)
+        self._run_tasks(stages, tasks, *records)
+
+    def _tell(self) -> None:
+        if self._announce is not None:
+            announce, self._announce = self._announce, None
+            announce(NOTICE)
+
+
+class _Layer:
+    """Where the buffers of one cache are."""
+
+    def __init__(self, cache: LayerCache) -> None:
+        self._tensors = _tensors(cache)
+        self._record = describe_layer(cache)
+        self.step = np.zeros(1, STEP)
+        self.addresses = self.step.ctypes.data, self._record.ctypes.data
+        self.length = cache.length.numpy()
+
+    def describes(self, cache: LayerCache) -> bool:
+        """Whether the cache still has the same tensors."""
+        return all(a is b for a, b in zip(self._tensors, _tensors(cache), strict=True))
+
+
+def _tensors(cache: LayerCache) -> tuple[Tensor | None, ...]:
+    book = cache.codebook
+    return (
+        cache.keys, cache.values, cache.codes, cache.scales, cache.value_sum, book.mean, book.edge,
+        cache.length, cache.prediction,
+    )  # fmt: skip
+
+
+def _readable(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in this dtype with its last dimension contiguous; itself where it is so already."""
+    x = x if x.dtype == dtype else x.to(dtype)
+    return x if x.stride(-1) == 1 else x.contiguous()

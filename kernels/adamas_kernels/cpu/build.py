@@ -1,0 +1,71 @@
+"""Compile once, keep the result on disk, and tell before it takes time."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from numba import cfunc, njit
+from numba.core.event import Event, Listener, install_listener
+
+from adamas_kernels import reference
+
+NOTICE = "compiling the CPU kernels (once, some 15 s)"
+
+
+def source_stamp() -> int:
+    """A number that changes with any source file that compiled code comes from.
+
+    A function closes over it so that numba's cache, which looks at that function's own file only, is renewed.
+    """
+    files = [Path(reference.__file__), *sorted(Path(__file__).parent.glob("*.py"))]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).digest()
+    return int.from_bytes(digest[:7])
+
+
+def parallel(function: Callable[..., None]) -> Any:
+    """The function compiled for several threads."""
+    return _kept(lambda cache: njit(parallel=True, cache=cache)(function))
+
+
+def stage(function: Callable[..., None], signature: Any) -> int:
+    """The address of the function, compiled."""
+    compiled = _kept(lambda cache: cfunc(signature, cache=cache)(function))
+    _stages.append(compiled)
+    return compiled.address
+
+
+_stages: list[Any] = []  # an address stays valid as long as its function lives
+
+
+def _kept(compile_with: Callable[[bool], Any]) -> Any:
+    """Compiled code is kept on disk, or for this process only where no folder can be written."""
+    try:
+        return compile_with(True)
+    except RuntimeError as error:
+        if "no locator available" not in str(error):
+            raise
+        return compile_with(False)
+
+
+class _First(Listener):
+    def __init__(self, announce: Callable[[], None]) -> None:
+        self._announce: Callable[[], None] | None = announce
+
+    def on_start(self, event: Event) -> None:
+        if self._announce is not None:
+            announce, self._announce = self._announce, None
+            announce()
+
+    def on_end(self, event: Event) -> None:
+        pass
+
+
+@contextmanager
+def announced(announce: Callable[[], None]) -> Iterator[None]:
+    """Calls `announce` before the first compilation inside, if there is one; loading from disk is none."""
+    with install_listener("numba:compile", _First(announce)):
+        yield

@@ -1,0 +1,108 @@
+"""What a decode step writes first: its tokens into the cache, and its queries as codes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+from adamas_kernels.cpu.coding import (
+    EDGE,
+    bucketize_block,
+    clear_rows,
+    load_rows,
+    product_with,
+    quantize_block,
+    rotate,
+    square_sum,
+)
+from adamas_kernels.cpu.encode import encode_rows
+from adamas_kernels.cpu.estimate import OFFSET, SPREAD, THRESHOLD, UNIT, codes_of, scales_of
+from adamas_kernels.cpu.floats import to_float
+from adamas_kernels.cpu.lanes import LANES, load, splat, store
+from adamas_kernels.cpu.memory import FACTS, floats_at, ints_at, numbers_at
+from adamas_kernels.reference import CODES_PER_WORD
+
+ZERO, ONE = np.float32(0), np.float32(1)
+
+
+@njit
+def append_tokens(kind, step, layer, scratch, b, head):
+    """Append the new tokens of one KV head: keys, values, codes, scales and the sum of values."""
+    pair = b * step.kv_heads + head
+    new_keys, new_values = numbers_at(step.key, kind), numbers_at(step.value, kind)
+    keys, values = numbers_at(layer.keys, kind), numbers_at(layer.values, kind)
+    sums = floats_at(layer.value_sum + 4 * pair * step.dim_v)
+    key_at, value_at = b * step.key_b + head * step.key_h, b * step.value_b + head * step.value_h
+    keys_at = b * layer.keys_b + head * layer.keys_h + step.length * layer.keys_n
+    values_at = b * layer.values_b + head * layer.values_h + step.length * layer.values_n
+    for row in range(step.new):
+        for i in range(step.dim):
+            keys[keys_at + row * layer.keys_n + i] = new_keys[key_at + row * step.key_n + i]
+        for i in range(step.dim_v):
+            values[values_at + row * layer.values_n + i] = new_values[value_at + row * step.value_n + i]
+    for i in range(step.dim_v):
+        total = ZERO
+        for row in range(step.new):
+            total += to_float(new_values[value_at + row * step.value_n + i])
+        sums[i] += total
+    encode_rows(
+        new_keys, key_at, step.key_n, step.new, step.dim, step.size,
+        floats_at(layer.mean + 4 * pair * step.size), floats_at(layer.edge)[pair],
+        codes_of(layer, b, head), step.length, 1, layer.codes_w, scales_of(layer, b, head), step.length,
+        floats_at(scratch.block), ints_at(scratch.block_words), floats_at(scratch.lanes),
+    )  # fmt: skip
+
+
+@njit
+def encode_queries(kind, step, layer, scratch, b, head):
+    """Encode the queries of one KV head's group, LANES of them at a time, into words, totals and facts."""
+    queries, prediction = numbers_at(step.query, kind), floats_at(layer.prediction)
+    block, spare, words = floats_at(scratch.block), floats_at(scratch.spare), ints_at(scratch.block_words)
+    pair = b * step.kv_heads + head
+    rows = step.group * step.new
+    length = step.size // CODES_PER_WORD if step.manhattan else step.size // 4
+    for first in range(0, rows, LANES):
+        count = min(LANES, rows - first)
+        for lane in range(count):
+            g, n = (first + lane) // step.new, (first + lane) % step.new
+            at = b * step.query_b + (head * step.group + g) * step.query_h + n * step.query_n
+            load_rows(queries, at, 0, 1, step.dim, step.size, block, lane)
+        clear_rows(step.size, block, count)
+        rotate(block, step.size)
+        squares = square_sum(block, step.size, spare)
+        for lane in range(count):
+            place = pair * rows + first + lane
+            facts = floats_at(scratch.facts + 4 * FACTS * place)
+            facts[THRESHOLD] = prediction[place // step.new]
+            facts[UNIT], facts[OFFSET], facts[SPREAD] = ONE, ZERO, ONE
+        if step.manhattan:
+            store(spare, 0, squares / splat(np.float32(step.size)))
+            for lane in range(LANES):
+                deviation = np.float32(math.sqrt(spare[lane]))
+                spare[lane] = EDGE * deviation if step.query_edge < 0 else np.float32(step.query_edge)
+            bucketize_block(block, step.size, load(spare, 0), words)
+        else:
+            units, totals = quantize_block(block, step.size, words)
+            mean = floats_at(layer.mean + 4 * pair * step.size)
+            store(spare, 0, squares)
+            store(spare, LANES, units)
+            store(spare, 2 * LANES, product_with(block, step.size, mean))
+            for lane in range(count):
+                place = pair * rows + first + lane
+                facts = floats_at(scratch.facts + 4 * FACTS * place)
+                unit = spare[LANES + lane]
+                # A threshold is kept in units of |q|, which the deviation of the scores follows, so that it
+                # fits the next query.
+                facts[SPREAD] = np.float32(math.sqrt(spare[lane])) / (unit if unit > 0 else ONE)
+                facts[UNIT] = unit * np.float32(step.scaling)
+                facts[OFFSET] = spare[2 * LANES + lane] * np.float32(step.scaling)
+                facts[THRESHOLD] *= facts[SPREAD]
+            store(ints_at(scratch.spare), 0, totals)
+        for lane in range(count):
+            place = pair * rows + first + lane
+            ints_at(scratch.totals)[place] = ints_at(scratch.spare)[lane]
+            coded = ints_at(scratch.words + place * step.size)
+            for i in range(length):
+                coded[i] = words[i * LANES + lane]

@@ -1,0 +1,302 @@
+"""Sixteen numbers side by side: a vector type for compiled functions, one LLVM vector each.
+
+LLVM splits a vector where the CPU's registers are shorter. Written out, the width of a loop is not left to
+what a compiler finds; the order of float operations is exactly the one written.
+"""
+
+from __future__ import annotations
+
+import operator
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, models, register_model
+
+from adamas_kernels.cpu.features import CONVERTS_HALVES
+
+LANES = 16
+
+I32 = ir.IntType(32)
+F32 = ir.FloatType()
+WORDS = ir.VectorType(I32, LANES)
+SHORTS = ir.VectorType(ir.IntType(16), LANES)
+NUMBERS = ir.VectorType(F32, LANES)
+FLAGS = ir.VectorType(ir.IntType(1), LANES)
+
+
+class Lanes(types.Type):
+    """The numba type of LANES values of one kind."""
+
+    def __init__(self, kind: str, vector: ir.VectorType) -> None:
+        self.vector = vector
+        super().__init__(f"Lanes({kind})")
+
+
+FLOATS, INTS, MASK = Lanes("float32", NUMBERS), Lanes("int32", WORDS), Lanes("bool", FLAGS)
+
+
+@register_model(Lanes)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, manager, kind):
+        super().__init__(manager, kind, kind.vector)
+
+
+def _operator(function, emit, *cases):
+    """Teach a Python operator the vector types of `cases`, (result, left, right) each."""
+
+    @infer_global(function)
+    class _Template(ConcreteTemplate):
+        pass
+
+    _Template.cases = [signature(*case) for case in cases]
+    for _result, left, right in cases:
+
+        @lower_builtin(function, left, right)
+        def _lower(context, builder, sig, args, emit=emit):
+            return emit(builder, *args)
+
+
+def _of(name: str):
+    return lambda builder, a, b: getattr(builder, name)(a, b)
+
+
+_OF_FLOATS, _OF_INTS = (FLOATS, FLOATS, FLOATS), (INTS, INTS, INTS)
+
+
+def _by_kind(floats: str, ints: str):
+    return lambda builder, a, b: getattr(builder, floats if a.type == NUMBERS else ints)(a, b)
+
+
+def _comparison(sign: str):
+    def emit(builder, a, b):
+        compare = builder.fcmp_ordered if a.type == NUMBERS else builder.icmp_signed
+        return compare(sign, a, b)
+
+    return emit
+
+
+for _function, _floats, _ints in (
+    (operator.add, "fadd", "add"),
+    (operator.sub, "fsub", "sub"),
+    (operator.mul, "fmul", "mul"),
+):
+    _operator(_function, _by_kind(_floats, _ints), _OF_FLOATS, _OF_INTS)
+_operator(operator.truediv, _of("fdiv"), _OF_FLOATS)
+_operator(operator.lshift, _of("shl"), _OF_INTS)
+_operator(operator.rshift, _of("lshr"), _OF_INTS)  # zeros come in from the left
+_operator(operator.xor, _of("xor"), _OF_INTS)
+for _function, _name in ((operator.and_, "and_"), (operator.or_, "or_")):
+    _operator(_function, _of(_name), _OF_INTS, (MASK, MASK, MASK))
+for _function, _sign in (
+    (operator.lt, "<"),
+    (operator.le, "<="),
+    (operator.gt, ">"),
+    (operator.ge, ">="),
+    (operator.eq, "=="),
+):
+    _operator(_function, _comparison(_sign), (MASK, FLOATS, FLOATS), (MASK, INTS, INTS))
+
+
+def splat_value(builder, value, lanes: int = LANES):
+    """The LLVM vector that holds a scalar in every lane."""
+    vector = ir.VectorType(value.type, lanes)
+    first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(I32, 0))
+    order = ir.Constant(ir.VectorType(I32, lanes), [0] * lanes)
+    return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), order)
+
+
+def _address(context, builder, array_type, array, index, vector):
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+
+
+def half_to_float(builder, bits):
+    """float16 bits, a number or a vector, as float32."""
+    count = bits.type.count if isinstance(bits.type, ir.VectorType) else None
+
+    def like(element):
+        return element if count is None else ir.VectorType(element, count)
+
+    def every(element, number):
+        return ir.Constant(like(element), number if count is None else [number] * count)
+
+    if CONVERTS_HALVES:
+        return builder.fpext(builder.bitcast(bits, like(ir.HalfType())), like(F32))
+    wide = builder.zext(bits, like(I32))
+    sign = builder.shl(builder.and_(wide, every(I32, 0x8000)), every(I32, 16))
+    shifted = builder.shl(builder.and_(wide, every(I32, 0x7FFF)), every(I32, 13))
+    # The exponents are 112 apart; the product is exact for subnormal numbers, too.
+    number = builder.fmul(builder.bitcast(shifted, like(F32)), every(F32, 2.0**112))
+    is_finite = builder.icmp_unsigned("<", shifted, every(I32, 0x1F << 23))
+    special = builder.or_(shifted, every(I32, 0xFF << 23))
+    magnitude = builder.select(is_finite, builder.bitcast(number, like(I32)), special)
+    return builder.bitcast(builder.or_(magnitude, sign), like(F32))
+
+
+# What LANES neighbours of an array are: bfloat16 comes as uint16, float16 as int16, see `floats.py`.
+_STORED = {types.int32: WORDS, types.float32: NUMBERS, types.int16: SHORTS, types.uint16: SHORTS}
+
+
+@intrinsic
+def load(typing_context, array, index):
+    """LANES neighbours of a contiguous array: int32 as they are, numbers of any format as float32."""
+    stored = _STORED[array.dtype]
+
+    def emit(context, builder, sig, args):
+        lanes = builder.load(_address(context, builder, sig.args[0], *args, stored))
+        lanes.align = sig.args[0].dtype.bitwidth // 8
+        if array.dtype == types.int16:
+            return half_to_float(builder, lanes)
+        if array.dtype == types.uint16:
+            wide = builder.shl(builder.zext(lanes, WORDS), ir.Constant(WORDS, [16] * LANES))
+            return builder.bitcast(wide, NUMBERS)
+        return lanes
+
+    return (INTS if array.dtype == types.int32 else FLOATS)(array, types.intp), emit
+
+
+@intrinsic
+def store(typing_context, array, index, value):
+    """Write LANES neighbours of a contiguous float32 or int32 array."""
+
+    def emit(context, builder, sig, args):
+        pointer = _address(context, builder, sig.args[0], args[0], args[1], sig.args[2].vector)
+        builder.store(args[2], pointer).align = 4
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value), emit
+
+
+@intrinsic
+def splat(typing_context, value):
+    """A float32 in every lane, or the low 32 bits of an integer."""
+    is_float = isinstance(value, types.Float)
+    scalar = types.float32 if is_float else types.int64
+
+    def emit(context, builder, sig, args):
+        number = args[0] if is_float else builder.trunc(args[0], I32)
+        return splat_value(builder, number)
+
+    return (FLOATS if is_float else INTS)(scalar), emit
+
+
+@intrinsic
+def where(typing_context, mask, yes, no):
+    """Lane by lane, `yes` where the mask is set, `no` elsewhere."""
+
+    def emit(context, builder, sig, args):
+        return builder.select(*args)
+
+    return yes(mask, yes, no), emit
+
+
+@intrinsic
+def to_floats(typing_context, ints):
+    """The nearest float32 of each int32."""
+
+    def emit(context, builder, sig, args):
+        return builder.sitofp(args[0], NUMBERS)
+
+    return FLOATS(ints), emit
+
+
+@intrinsic
+def to_ints(typing_context, floats):
+    """The whole part of each float32."""
+
+    def emit(context, builder, sig, args):
+        return builder.fptosi(args[0], WORDS)
+
+    return INTS(floats), emit
+
+
+@intrinsic
+def reinterpret(typing_context, lanes):
+    """The same bits as the other kind: float32 as int32 or int32 as float32."""
+    other = INTS if lanes == FLOATS else FLOATS
+
+    def emit(context, builder, sig, args):
+        return builder.bitcast(args[0], other.vector)
+
+    return other(lanes), emit
+
+
+@intrinsic
+def multiply_add(typing_context, a, b, c):
+    """a b + c, rounded once where the CPU can."""
+
+    def emit(context, builder, sig, args):
+        name = f"llvm.fmuladd.v{LANES}f32"
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(NUMBERS, [NUMBERS] * 3), name
+        )
+        return builder.call(function, args)
+
+    return FLOATS(a, b, c), emit
+
+
+@intrinsic
+def mask_bits(typing_context, mask):
+    """The lanes of a mask as the low bits of an int64, the first lane lowest."""
+
+    def emit(context, builder, sig, args):
+        return builder.zext(builder.bitcast(args[0], ir.IntType(LANES)), ir.IntType(64))
+
+    return types.int64(mask), emit
+
+
+@intrinsic
+def lowest_bit(typing_context, bits):
+    """The place of the lowest bit set in a positive int64."""
+
+    def emit(context, builder, sig, args):
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.int64), emit
+
+
+@intrinsic
+def count_bits(typing_context, bits):
+    """Bits set in an int64, or in each int32 of a vector."""
+    kind = bits if isinstance(bits, Lanes) else types.int64
+
+    def emit(context, builder, sig, args):
+        value = args[0]
+        name = f"llvm.ctpop.v{LANES}i32" if value.type == WORDS else "llvm.ctpop.i64"
+        shape = ir.FunctionType(value.type, [value.type])
+        return builder.call(cgutils.get_or_insert_function(builder.module, shape, name), [value])
+
+    return kind(kind), emit
+
+
+@intrinsic
+def sum_lanes(typing_context, floats):
+    """The sum of all lanes, in any order."""
+
+    def emit(context, builder, sig, args):
+        name = f"llvm.vector.reduce.fadd.v{LANES}f32"
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(F32, [F32, NUMBERS]), name)
+        return builder.call(function, [ir.Constant(F32, -0.0), args[0]], fastmath=("reassoc",))
+
+    return types.float32(floats), emit
+
+
+@intrinsic
+def mask_of_bits(typing_context, bits):
+    """The inverse of `mask_bits`."""
+
+    def emit(context, builder, sig, args):
+        return builder.bitcast(builder.trunc(args[0], ir.IntType(LANES)), FLAGS)
+
+    return MASK(types.int64), emit
+
+
+@intrinsic
+def first_lane(typing_context, floats):
+    """The number in the first lane."""
+
+    def emit(context, builder, sig, args):
+        return builder.extract_element(args[0], ir.Constant(I32, 0))
+
+    return types.float32(floats), emit

@@ -1,0 +1,194 @@
+"""What one compiled step is given: the numbers of the step, a layer's buffers, and scratch memory.
+
+Each is a NumPy record, which compiled functions take as one pointer; arrays in it are addresses.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numba import carray, njit
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from adamas_kernels.cpu.floats import STORED, Float32
+from adamas_kernels.cpu.lanes import LANES
+from adamas_kernels.ops import LayerCache
+from adamas_kernels.reference import CODES_PER_WORD
+
+SEGMENT = 2048  # tokens of one KV head to a task; the tasks of a step run on all threads
+FACTS = 4  # float32 numbers kept for each query, see `estimate.py`
+MANY = 1 << 40  # the length of an array whose end is the caller's business
+
+
+def _record(integers: str, reals: str = "") -> np.dtype:
+    return np.dtype([(n, np.int64) for n in integers.split()] + [(n, np.float64) for n in reals.split()])
+
+
+# Strides count numbers; a tensor's address is that of its first element.
+STEP = _record(
+    "batch kv_heads group new dim dim_v size length budget sinks recents manhattan compensated segments room "
+    "query query_b query_h query_n key key_b key_h key_n value value_b value_h value_n "
+    "out lse tally tally_b tally_row",
+    "scaling query_edge",
+)
+LAYER = _record(
+    "keys keys_b keys_h keys_n values values_b values_h values_n codes codes_b codes_h codes_w "
+    "scales scales_b scales_h value_sum mean edge prediction"
+)
+CHUNK = _record(
+    "batch heads count dim size keys keys_b keys_h keys_n codes codes_b codes_h codes_n codes_w "
+    "scales scales_b scales_h mean edge"
+)
+
+
+def describe_layer(cache: LayerCache) -> np.ndarray:
+    """The record of a layer's buffers. `cache.prediction` is there."""
+    sums = cache.value_sum, cache.codebook.mean, cache.codebook.edge, cache.prediction
+    if any(x is None or not x.is_contiguous() or x.dtype != torch.float32 for x in sums):
+        raise ValueError("sums, codebook and prediction must be contiguous float32")
+    if cache.values.dtype != cache.keys.dtype or (cache.codes.dtype, cache.scales.dtype) != (
+        torch.int32,
+        torch.float16,
+    ):
+        raise ValueError("keys and values must be of one dtype, codes int32 and scales float16")
+    if cache.codes.stride(2) != 1 or {x.stride(-1) for x in (cache.keys, cache.values, cache.scales)} != {1}:
+        raise ValueError("keys, values and scales must be contiguous rows, and codes contiguous words")
+    keys, values, codes, scales = (
+        (x.data_ptr(), *x.stride()[:2]) for x in (cache.keys, cache.values, cache.codes, cache.scales)
+    )
+    record = np.zeros(1, LAYER)
+    record[0] = (
+        *keys, cache.keys.stride(2), *values, cache.values.stride(2), *codes, cache.codes.stride(3), *scales,
+        *(x.data_ptr() for x in sums if x is not None),
+    )  # fmt: skip
+    return record
+
+
+# What a step writes before it reads. By query: `words` int32 [P / 4] int8 coordinates or W words of codes,
+# `totals` int32 the sum of the coordinates, `facts` float32 [FACTS], `chosen` int32 and `scores` float32
+# [row]; by query and segment: `rank` float32 and `position` int32 [room] candidates, `counts` int32 how many
+# were found, `masses` float32. Then by thread: `block` and `spare` float32 [P * LANES] rows to encode,
+# `block_words` int32 [P / 4 * LANES], `lanes` float32 [LANES], `sums` int32 and `weights` float32
+# [G N * LANES], `tail` int32 [W * LANES] the last tokens' words, `ranked` float32 and `ranked_at` int32
+# [tokens] one query's candidates or all tokens, `vector`, `weighted`, `plain` float32 [D or D_v].
+SHARED = "words totals facts chosen scores rank position counts masses"
+OWN = "block spare block_words lanes sums weights tail ranked ranked_at vector weighted plain"
+SCRATCH = _record(f"row {SHARED} {OWN}")
+
+
+class Arena:
+    """Scratch memory for the steps of all layers, made anew only when a step needs more."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._shape: tuple[int, ...] = ()
+        self._sizes: dict[str, int] = {}
+        self.arrays: dict[str, np.ndarray] = {}
+        self._records = np.zeros(threads, SCRATCH)
+        self.address = self._records.ctypes.data  # of one record a thread
+
+    def reserve(self, *shape: int) -> None:
+        """Make room for a step of this shape, see `_reserve`."""
+        if shape != self._shape:
+            self._reserve(*shape)
+            self._shape = shape
+
+    def _reserve(
+        self, queries: int, per_head: int, segments: int, room: int, size: int, dim: int, budget: int
+    ) -> None:
+        """R = B H N queries, G N of them per KV head; dim: the greater of D and D_v."""
+        row, block = budget + LANES, max(size, 4) * LANES
+        tokens = segments * SEGMENT + 2 * LANES
+        regions = queries * segments
+        sizes = {
+            "words": queries * size // 4, "totals": queries, "facts": queries * FACTS,
+            "chosen": queries * row, "scores": queries * row, "rank": regions * room,
+            "position": regions * room, "counts": regions, "masses": regions,
+            "block": block, "spare": block, "block_words": block // 4, "lanes": LANES,
+            "sums": per_head * LANES, "weights": per_head * LANES, "tail": size // CODES_PER_WORD * LANES,
+            "ranked": tokens, "ranked_at": tokens, "vector": dim, "weighted": dim, "plain": dim,
+        }  # fmt: skip
+        if any(count > self._sizes.get(name, 0) for name, count in sizes.items()):
+            self._sizes = {name: max(count, self._sizes.get(name, 0)) for name, count in sizes.items()}
+            self._allocate()
+        self._records["row"] = row
+
+    def _allocate(self) -> None:
+        for name, count in self._sizes.items():
+            copies = 1 if name in SHARED.split() else self._threads
+            array = np.empty((copies, count + LANES), np.float32)  # a line between threads; int32 is as long
+            self.arrays[name] = array
+            self._records[name] = array.ctypes.data + array.strides[0] * (np.arange(self._threads) % copies)
+
+
+@intrinsic
+def _pointer(typing_context, address, kind):
+    stored = types.CPointer(STORED[kind.instance_class])
+
+    def emit(context, builder, sig, args):
+        return builder.inttoptr(args[0], context.get_value_type(stored))
+
+    return stored(types.int64, kind), emit
+
+
+@intrinsic
+def _int_pointer(typing_context, address):
+    stored = types.CPointer(types.int32)
+
+    def emit(context, builder, sig, args):
+        return builder.inttoptr(args[0], context.get_value_type(stored))
+
+    return stored(types.int64), emit
+
+
+@intrinsic
+def _address(typing_context, address):
+    """An address as a pointer to anything."""
+
+    def emit(context, builder, sig, args):
+        return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), emit
+
+
+@njit
+def numbers_at(address, kind):
+    """The numbers of this kind from an address on."""
+    return carray(_pointer(address, kind), MANY)
+
+
+@njit
+def floats_at(address):
+    """The float32 numbers from an address on."""
+    return carray(_pointer(address, Float32()), MANY)
+
+
+@njit
+def ints_at(address):
+    """The int32 numbers from an address on."""
+    return carray(_int_pointer(address), MANY)
+
+
+@njit
+def steps_at(address):
+    """An array whose first record is a STEP."""
+    return carray(_address(address), 1, STEP)
+
+
+@njit
+def layers_at(address):
+    """An array whose first record is a LAYER."""
+    return carray(_address(address), 1, LAYER)
+
+
+@njit
+def scratches_at(address):
+    """An array of records SCRATCH, one a thread."""
+    return carray(_address(address), MANY, SCRATCH)
+
+
+@njit
+def chunks_at(address):
+    """An array whose first record is a CHUNK."""
+    return carray(_address(address), 1, CHUNK)

@@ -1,0 +1,83 @@
+"""The decode step of one layer in compiled stages: enter, estimate, then select and attend."""
+
+from __future__ import annotations
+
+from functools import cache, lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from adamas_kernels.cpu.attend import attend
+from adamas_kernels.cpu.build import source_stamp, stage
+from adamas_kernels.cpu.enter import append_tokens, encode_queries
+from adamas_kernels.cpu.estimate import estimate
+from adamas_kernels.cpu.floats import Kind
+from adamas_kernels.cpu.memory import floats_at, ints_at, layers_at, scratches_at, steps_at
+from adamas_kernels.cpu.product import Form
+from adamas_kernels.cpu.select import select
+from adamas_kernels.cpu.tasks import STAGE
+
+ONE = np.float32(1)
+
+
+@njit
+def add_to_tally(step, scratch):
+    """Add what the queries attended to; by one thread, as heads of a batch meet at the same tokens."""
+    chosen, scores, tally = ints_at(scratch.chosen), floats_at(scratch.scores), floats_at(step.tally)
+    queries = step.kv_heads * step.group * step.new
+    for place in range(step.batch * queries):
+        at = place // queries * step.tally_b
+        for i in range(min(step.budget, step.length + place % step.new + 1)):
+            position = chosen[place * scratch.row + i]
+            tally[at + position] += ONE
+            tally[at + step.tally_row + position] += scores[place * scratch.row + i]
+
+
+class Stages(NamedTuple):
+    """Addresses of the compiled stages of a step, in order; their arguments are STAGE's."""
+
+    enter: int
+    estimate: int
+    attend: int
+
+
+@lru_cache(maxsize=None, typed=True)  # the marks are empty tuples: only their types differ
+def build_stages(form: Form, query_kind: Kind, kind: Kind) -> Stages:
+    """Compile the stages for this form of the byte product, and these numbers of queries and of the cache."""
+    stamp = source_stamp()
+
+    def enter_task(pair, thread, step_at, layer_at, scratch_at):
+        _ = stamp
+        step, layer, scratch = steps_at(step_at)[0], layers_at(layer_at)[0], scratches_at(scratch_at)[thread]
+        b, head = pair // step.kv_heads, pair % step.kv_heads
+        append_tokens(kind, step, layer, scratch, b, head)
+        encode_queries(query_kind, step, layer, scratch, b, head)
+
+    def estimate_task(task, thread, step_at, layer_at, scratch_at):
+        _ = stamp
+        step, layer, scratch = steps_at(step_at)[0], layers_at(layer_at)[0], scratches_at(scratch_at)[thread]
+        pair, segment = task // step.segments, task % step.segments
+        estimate(form, step, layer, scratch, pair // step.kv_heads, pair % step.kv_heads, segment)
+
+    def attend_task(place, thread, step_at, layer_at, scratch_at):
+        _ = stamp
+        step, layer, scratch = steps_at(step_at)[0], layers_at(layer_at)[0], scratches_at(scratch_at)[thread]
+        pair = place // (step.group * step.new)
+        b, head = pair // step.kv_heads, pair % step.kv_heads
+        count, log_mass = select(form, step, layer, scratch, b, head, place)
+        attend(query_kind, kind, step, layer, scratch, b, head, place, count, log_mass)
+
+    return Stages(*(stage(task, STAGE) for task in (enter_task, estimate_task, attend_task)))
+
+
+@cache
+def build_tally() -> int:
+    """Compile the stage of one task that adds to the tally."""
+    stamp = source_stamp()
+
+    def tally_task(task, thread, step_at, layer_at, scratch_at):
+        _ = stamp
+        add_to_tally(steps_at(step_at)[0], scratches_at(scratch_at)[0])
+
+    return stage(tally_task, STAGE)
