@@ -88,6 +88,10 @@ class AttentionOptions:
     dense_layers: Annotated[
         int, _attention("--dense-layers", min=0, help="First layers that keep full attention.")
     ] = 2
+    backend: Annotated[
+        Literal["auto", "triton", "cpu", "torch"],
+        _attention("--backend", help="What computes sparse attention; auto takes the fastest that runs."),
+    ] = "auto"
     prefill_chunk: Annotated[
         int, _attention("--prefill-chunk", help="Prompt tokens read per step.", **_length)
     ] = DEFAULT_PREFILL_CHUNK

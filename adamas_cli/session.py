@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from adamas_cli.documents import Document
     from adamas_cli.options import AttentionOptions, ModelOptions, PromptOptions
     from adamas_cli.progress import Progress
+
+log = logging.getLogger(__name__)
 
 DEFAULT_TEMPLATE = "ask"
 KEPT_TOKENS = 1 << 24  # ids kept from either end of the documents: more than any model's context, 64 MiB
@@ -92,7 +95,10 @@ class Session:
             _settings(attention),
             context=len(ids) + asked + prompt.max_tokens,
             prefill_chunk=attention.prefill_chunk,
+            announce=progress.note,
         )
+        if engine.backend_reason and log.isEnabledFor(logging.INFO):
+            progress.note(engine.backend_reason)
         return cls(files, loaded, layout, engine, load_seconds, prompt.max_tokens, tokenizer, around, ids)
 
     def ask(self, question: str, sampling: Sampling) -> Iterator[Event | Text]:
@@ -103,12 +109,12 @@ class Session:
 
     def as_json(self) -> dict[str, object]:
         """What the JSON objects of all questions share."""
-        settings = self.engine.attention
+        settings, sparse = self.engine.attention, self.engine.sparse
         return {
             "model": self.files.name,
             "attention": {
                 "kind": self.engine.attention_kind,
-                "backend": settings.backend,
+                "backend": sparse.backend.name if sparse else None,
                 "scorer": settings.sparse.scorer,
                 "budget": settings.sparse.budget,
             },
@@ -147,4 +153,5 @@ def _settings(attention: AttentionOptions) -> AttentionSettings:
         kind=attention.attn,
         sparse=SparseSettings(budget=attention.budget, scorer=attention.scorer),
         dense_layers=attention.dense_layers,
+        backend=attention.backend,
     )

@@ -14,7 +14,7 @@ from adamas_cli.engine.attention import AUTO_MIN_CONTEXT, NAME, AttentionSetting
 from adamas_cli.engine.engine import SMALLEST_CHUNK, Engine
 from adamas_cli.engine.events import Done, Prefill, Token
 from adamas_cli.engine.sampling import Sampling
-from adamas_cli.errors import ModelUnavailableError, OutOfMemoryError
+from adamas_cli.errors import ModelUnavailableError, OutOfMemoryError, UsageError
 
 GREEDY = Sampling()
 FULL = AttentionSettings("full")
@@ -236,8 +236,40 @@ def test_the_patch_is_undone(monkeypatch):
 def test_auto_is_full_while_the_context_is_short(monkeypatch):
     monkeypatch.setitem(AUTO_MIN_CONTEXT, "torch", 100)
     model = tiny_architecture("llama")
-    assert Engine(Loaded(model), AttentionSettings(), context=99).attention_kind == "full"
-    assert Engine(Loaded(model), AttentionSettings(), context=100).attention_kind == "adamas"
+    settings = AttentionSettings(backend="torch")
+    assert Engine(Loaded(model), settings, context=99).attention_kind == "full"
+    assert Engine(Loaded(model), settings, context=100).attention_kind == "adamas"
+
+
+def test_the_backend_is_the_fastest_that_runs_and_says_why_not_triton():
+    model = tiny_architecture("llama")
+    engine = Engine(Loaded(model), sparse(16), context=100)
+    assert engine.sparse.backend.name == "cpu"
+    assert engine.backend_reason == (
+        "the cpu backend computes sparse attention (no triton: the model is on cpu, not on a GPU)"
+    )
+    with pytest.raises(
+        UsageError, match=r"the triton backend cannot run: the model is on cpu.*--backend auto"
+    ):
+        Engine(Loaded(model), AttentionSettings("adamas", backend="triton"), context=100)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("scorer", ["dot", "manhattan"])
+def test_backends_give_the_same_answer(name, scorer):
+    """Also a second question, and one that outgrows the room that was reserved."""
+    model = tiny_architecture(name)
+    ids = prompt(400)
+    answers = []
+    for backend in ("torch", "cpu"):
+        settings = AttentionSettings("adamas", SparseSettings(budget=64, scorer=scorer), backend=backend)
+        engine = Engine(Loaded(model), settings, context=405, prefill_chunk=100)
+        first = answer(engine, ids[:390], ids[390:])
+        second = [e.id for e in engine.answer(ids[:7], GREEDY, 24, ()) if isinstance(e, Token)]
+        again = [e.id for e in engine.answer(ids[390:], GREEDY, 24, ()) if isinstance(e, Token)]
+        assert again == first
+        answers.append((first, second))
+    assert answers[0] == answers[1]
 
 
 def soft_capped() -> torch.nn.Module:

@@ -7,12 +7,14 @@ RoPE, with KV heads not repeated. The cache travels with the call as the keyword
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from adamas_kernels.ops import SparseSettings, decode_attention
+import torch
+from adamas_kernels.dispatch import BackendError, load, pick
+from adamas_kernels.ops import SparseSettings
 from adamas_kernels.prefill import chunk_attention
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -20,14 +22,14 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from adamas_cli.engine.cache import FULL, SLIDING, AdamasCache, FullLayer, layer_types
-from adamas_cli.errors import ModelUnavailableError
+from adamas_cli.engine.cache import FULL, SLIDING, AdamasCache, FullLayer, SparseDecoding, layer_types
+from adamas_cli.errors import ModelUnavailableError, UsageError
 
 NAME = "adamas"
 DENSE_LAYERS = 2  # the first layers attend broadly, and stay dense in decode (paper, section 4.1)
 # Contexts from which a sparse decode step is faster than a full one, by backend (docs/performance.md). The
 # reference in plain torch never is: it unpacks all codes at every step.
-AUTO_MIN_CONTEXT = {"torch": math.inf}
+AUTO_MIN_CONTEXT = {"triton": 16384, "cpu": 4096, "torch": math.inf}
 # What some models pass to change the scores or the softmax; ignoring one would be silently wrong.
 SCORE_EXTRAS = ("softcap", "s_aux", "position_bias", "head_mask")
 
@@ -37,19 +39,31 @@ class AttentionSettings:
     """How answer tokens attend.
 
     kind: `adamas`, `full`, or `auto` to choose by the length of the context. backend: what computes sparse
-    steps.
+    steps: `triton`, `cpu`, `torch`, or `auto` for the fastest that runs.
     """
 
     kind: str = "auto"
     sparse: SparseSettings = field(default_factory=SparseSettings)
     dense_layers: int = DENSE_LAYERS
-    backend: str = "torch"
+    backend: str = "auto"
 
-    def resolve(self, context: int) -> str:
-        """`adamas` or `full` for a context of so many tokens."""
-        if self.kind != "auto":
-            return self.kind
-        return "adamas" if context >= AUTO_MIN_CONTEXT[self.backend] else "full"
+    def resolve(
+        self, context: int, device: torch.device, announce: Callable[[str], None] | None = None
+    ) -> tuple[SparseDecoding | None, str | None]:
+        """How to decode sparsely with a context of so many tokens, or None where full attention is better,
+        and one line about a backend that is not the fastest there is.
+
+        announce: told before a backend compiles. Raises UsageError where a named backend cannot run.
+        """
+        if self.kind == "full":
+            return None, None
+        try:
+            name, reason = pick(self.backend, device)
+        except BackendError as error:
+            raise UsageError(f"{error}. Use --backend auto.") from None
+        if self.kind == "auto" and context < AUTO_MIN_CONTEXT[name]:
+            return None, None
+        return SparseDecoding(self.sparse, load(name, announce)), reason
 
 
 def unsupported_reason(config: PreTrainedConfig) -> str | None:
@@ -112,7 +126,7 @@ def attention_forward(
 ) -> tuple[Tensor, None]:
     """Attention of one layer, in the form of transformers' AttentionInterface.
 
-    query [B, H, N, D]; key and value [B, K, S, D], the new tokens included; returns [B, N, H, D].
+    query [B, H, N, D]; key and value as the cache's `update` returned them; returns [B, N, H, D].
     """
     for extra in SCORE_EXTRAS:
         if kwargs.get(extra) is not None:
@@ -121,8 +135,8 @@ def attention_forward(
     if not isinstance(layer, FullLayer):
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if adamas_cache.decoding and layer.sparse is not None:
-        out = decode_attention(query, layer.view(), scale, layer.sparse)
+    if layer.decodes_sparsely:
+        out = layer.decode(query, key, value, scale)
     else:
         out = chunk_attention(query, key, value, scale)
     return out.transpose(1, 2), None

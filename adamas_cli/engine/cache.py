@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from adamas_kernels.ops import LayerView, SparseSettings, encode_keys, fit_codebook
-from adamas_kernels.reference import CODES_PER_WORD, Codebook, padded_dim
+from adamas_kernels.ops import Backend, LayerCache, SparseSettings, allocate_codes, fit_codebook
+from adamas_kernels.reference import Codebook
 from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import (
@@ -27,17 +28,32 @@ from transformers.cache_utils import (
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
+@dataclass
+class SparseDecoding:
+    """What the sparse layers of one cache share.
+
+    active: set while answer tokens are generated. Only then do layers attend sparsely, and a layer's step
+    appends its new tokens by itself. length: tokens in the cache before the current step, int32 [1] on the
+    layers' device, so that no step waits for the host.
+    """
+
+    settings: SparseSettings
+    backend: Backend
+    active: bool = False
+    length: Tensor | None = None
+
+
 class FullLayer(CacheLayerMixin):
-    """K and V of one full-attention layer, [B, K, S, D], and their codes if `sparse` settings are given."""
+    """K and V of one full-attention layer, [B, K, S, D], and their codes if it is to decode sparsely."""
 
     is_sliding = False
 
-    def __init__(self, sparse: SparseSettings | None) -> None:
+    def __init__(self, sparse: SparseDecoding | None) -> None:
         super().__init__()
         self.sparse = sparse
         self.length = 0
         self.capacity = 0
-        self.codebook: Codebook | None = None
+        self._coded: LayerCache | None = None  # the same buffers and the codes, from the first chunk on
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate for the first chunk, [B, K, N, D], or for what `reserve` asked."""
@@ -47,79 +63,113 @@ class FullLayer(CacheLayerMixin):
         self._keys = key_states.new_empty(batch, heads, self.capacity, dim)
         self._values = value_states.new_empty(batch, heads, self.capacity, value_states.shape[-1])
         self.is_initialized = True
-        if self.sparse is not None:
-            words = padded_dim(dim) // CODES_PER_WORD
-            # Words outermost: a decode step reads one word of many keys at a time.
-            self._codes = key_states.new_empty(batch, heads, words, self.capacity, dtype=torch.int32)
-            self._scales = key_states.new_empty(batch, heads, self.capacity, dtype=torch.float16)
-            self._value_sum = key_states.new_zeros(batch, heads, value_states.shape[-1], dtype=torch.float32)
 
     def reserve(self, capacity: int) -> None:
         """Make room for `capacity` tokens in all; keeps what is there."""
         if capacity <= self.capacity:
             return
         if self.is_initialized:
-            self._keys, self._values = (self._grown(x, 2, capacity) for x in (self._keys, self._values))
-            if self.sparse is not None:
-                self._codes = self._grown(self._codes, 3, capacity)
-                self._scales = self._grown(self._scales, 2, capacity)
+            self._keys, self._values = (self._grown(x, capacity) for x in (self._keys, self._values))
+        if self._coded is not None:
+            codes, scales = allocate_codes(self._keys, capacity)
+            seen = slice(0, self.length)
+            codes[:, :, seen] = self._coded.codes[:, :, seen]
+            scales[:, :, seen] = self._coded.scales[:, :, seen]
+            coded = self._coded
+            coded.keys, coded.values, coded.codes, coded.scales = self._keys, self._values, codes, scales
         self.capacity = capacity
 
-    def _grown(self, buffer: Tensor, dim: int, capacity: int) -> Tensor:
-        """A copy of the buffer with room for `capacity` tokens along `dim`."""
-        shape = list(buffer.shape)
-        shape[dim] = capacity
-        grown = buffer.new_empty(shape)
-        grown.narrow(dim, 0, self.length).copy_(buffer.narrow(dim, 0, self.length))
+    def _grown(self, buffer: Tensor, capacity: int) -> Tensor:
+        """A copy of keys or values with room for `capacity` tokens."""
+        grown = buffer.new_empty(*buffer.shape[:2], capacity, buffer.shape[3])
+        grown[:, :, : self.length] = buffer[:, :, : self.length]
         return grown
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Append keys and values [B, K, N, D]; returns views of all keys and values so far."""
-        start, end = self.length, self.length + key_states.shape[2]
+    def _make_room(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Room for keys and values [B, K, N, D] behind what is there."""
+        end = self.length + key_states.shape[2]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         elif end > self.capacity:
             self.reserve(max(end, self.capacity + self.capacity // 2))
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append keys and values [B, K, N, D]; returns views of all keys and values so far.
+
+        In a sparse decode step they are returned as they came: `decode` appends them.
+        """
+        if self.decodes_sparsely:
+            return key_states, value_states
+        self._make_room(key_states, value_states)
+        start, end = self.length, self.length + key_states.shape[2]
         self._keys[:, :, start:end] = key_states
         self._values[:, :, start:end] = value_states
         if self.sparse is not None:
-            if self.codebook is None:
-                self.codebook = fit_codebook(key_states, self.sparse)
-            codes, scales = encode_keys(key_states, self.codebook)
-            self._codes[..., start:end] = codes.transpose(-1, -2)
-            self._scales[:, :, start:end] = scales
-            self._value_sum += value_states.float().sum(2)
+            self._encode(self.sparse, key_states, value_states)
         self.length = end
         return self._keys[:, :, :end], self._values[:, :, :end]
 
-    def view(self) -> LayerView:
-        """The layer as a sparse decode step reads it. Raises ValueError where the layer keeps no codes."""
-        if self.codebook is None:
-            raise ValueError("this layer keeps no codes")
-        seen = slice(0, self.length)
-        return LayerView(
-            self._keys[:, :, seen],
-            self._values[:, :, seen],
-            self._codes[..., seen].transpose(-1, -2),
-            self._scales[:, :, seen],
-            self._value_sum,
-            self.codebook,
+    def _encode(self, sparse: SparseDecoding, key_states: Tensor, value_states: Tensor) -> None:
+        """Codes of a chunk; the first one fixes the codebook."""
+        if self._coded is None:
+            codes, scales = allocate_codes(self._keys, self.capacity)
+            if sparse.length is None:
+                sparse.length = torch.zeros(1, dtype=torch.int32, device=self.device)
+            self._coded = LayerCache(
+                self._keys,
+                self._values,
+                codes,
+                scales,
+                torch.zeros_like(value_states[:, :, 0], dtype=torch.float32),
+                fit_codebook(key_states, sparse.settings),
+                sparse.length,
+            )
+        elif self.length == 0:  # rewound to nothing: other tokens, other statistics
+            self._coded.codebook = fit_codebook(key_states, sparse.settings)
+        new = slice(self.length, self.length + key_states.shape[2])
+        coded = self._coded
+        sparse.backend.encode_keys(
+            key_states, coded.codebook, coded.codes[:, :, new], coded.scales[:, :, new]
         )
+        coded.value_sum += value_states.sum(2, dtype=torch.float32)
+
+    @property
+    def decodes_sparsely(self) -> bool:
+        """Whether the next tokens are for `decode`."""
+        return self.sparse is not None and self.sparse.active and self._coded is not None
+
+    def decode(self, queries: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+        """Append keys and values [B, K, N, D] and attend sparsely from queries [B, H, N, D], which gives [B,
+        H, N, D].
+        """
+        assert self.sparse is not None
+        assert self._coded is not None
+        self._make_room(keys, values)
+        out, _ = self.sparse.backend.decode_step(
+            queries, keys, values, self._coded, scaling, self.sparse.settings
+        )
+        self.length += keys.shape[2]
+        return out
 
     def mark(self) -> tuple[int, Tensor | None, Codebook | None]:
         """What `rewind` needs to return to this point."""
-        value_sum = self._value_sum.clone() if self.sparse is not None and self.is_initialized else None
-        return self.length, value_sum, self.codebook
+        if self._coded is None:
+            return self.length, None, None
+        return self.length, self._coded.value_sum.clone(), self._coded.codebook
 
     def rewind(self, mark: tuple[int, Tensor | None, Codebook | None]) -> None:
         """Forget every token since `mark`."""
-        self.length, value_sum, self.codebook = mark
-        if value_sum is not None:
-            self._value_sum.copy_(value_sum)
-        elif self.sparse is not None and self.is_initialized:
-            self._value_sum.zero_()
+        self.length, value_sum, codebook = mark
+        if self._coded is None:
+            return
+        self._coded.forget_prediction()
+        if value_sum is None or codebook is None:
+            self._coded.value_sum.zero_()
+        else:
+            self._coded.value_sum.copy_(value_sum)
+            self._coded.codebook = codebook
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the keys that a mask for `query_length` new tokens spans."""
@@ -155,17 +205,15 @@ class SlidingLayer(DynamicSlidingWindowLayer):
 class AdamasCache(Cache):
     """One layer object for each layer of the model, in the form transformers' models take as
     `past_key_values`.
-
-    decoding: set while answer tokens are generated; the attention function is sparse only then.
     """
 
-    def __init__(self, layers: Sequence[FullLayer | SlidingLayer]) -> None:
+    def __init__(self, layers: Sequence[FullLayer | SlidingLayer], sparse: SparseDecoding | None) -> None:
         super().__init__(layers=list(layers))
-        self.decoding = False
+        self._sparse = sparse
 
     @classmethod
     def for_model(
-        cls, config: PreTrainedConfig, sparse: SparseSettings | None, dense_layers: int
+        cls, config: PreTrainedConfig, sparse: SparseDecoding | None, dense_layers: int
     ) -> AdamasCache:
         """The cache for a text model's config; the first `dense_layers` layers keep no codes.
 
@@ -179,7 +227,24 @@ class AdamasCache(Cache):
                 layers.append(FullLayer(sparse if index >= dense_layers else None))
             else:
                 raise ValueError(f"layer {index} is of kind {kind}")
-        return cls(layers)
+        return cls(layers, sparse)
+
+    def start_decoding(self) -> None:
+        """From here on, sparse layers decode sparsely."""
+        if self._sparse is not None:
+            self._sparse.active = True
+            if self._sparse.length is not None:
+                self._sparse.length.fill_(self.get_seq_length())
+
+    def stop_decoding(self) -> None:
+        """From here on, every layer attends fully."""
+        if self._sparse is not None:
+            self._sparse.active = False
+
+    def advance(self, tokens: int) -> None:
+        """Count the tokens of a step that is through all layers."""
+        if self._sparse is not None and self._sparse.active and self._sparse.length is not None:
+            self._sparse.length += tokens
 
     def reserve(self, capacity: int) -> None:
         """Make room for `capacity` tokens in all, in every layer."""
@@ -201,7 +266,14 @@ class PlainCache(DynamicCache):
     serve it.
     """
 
-    decoding = False
+    def start_decoding(self) -> None:
+        """Its layers attend fully always."""
+
+    def stop_decoding(self) -> None:
+        """Its layers attend fully always."""
+
+    def advance(self, tokens: int) -> None:
+        """Its layers count by themselves."""
 
     def reserve(self, capacity: int) -> None:
         """Grows by itself."""

@@ -6,7 +6,7 @@ import inspect
 import resource
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from adamas_cli.engine.attention import AttentionSettings, adamas_attention, refusal, unsupported_reason
-from adamas_cli.engine.cache import AdamasCache, PlainCache
+from adamas_cli.engine.cache import AdamasCache, PlainCache, SparseDecoding
 from adamas_cli.engine.eta import PrefillCost
 from adamas_cli.engine.events import Done, Event, Prefill, Token
 from adamas_cli.engine.sampling import Sampler, Sampling
@@ -32,8 +32,9 @@ class Engine:
     """One model with one cache: reads documents once, then answers any number of questions about them.
 
     context: the tokens that will be in the cache, by which `auto` chooses between sparse and full attention;
-    the cache is allocated for so many. Raises ModelUnavailableError if Adamas is asked for and does not
-    serve the model.
+    the cache is allocated for so many. announce: told before a backend compiles for seconds. Raises
+    ModelUnavailableError if Adamas is asked for and does not serve the model, and UsageError if a backend is
+    and does not run.
     """
 
     def __init__(
@@ -43,26 +44,32 @@ class Engine:
         *,
         context: int,
         prefill_chunk: int = PREFILL_CHUNK,
+        announce: Callable[[str], None] | None = None,
     ) -> None:
         self.model = loaded.model
         self.attention = attention
         self.chunk = prefill_chunk
         config = self.model.config.get_text_config()
         unsupported = unsupported_reason(config)
-        self.attention_kind = attention.resolve(context)
-        if unsupported and attention.kind == "auto":
-            self.attention_kind = "full"
-        elif unsupported and self.attention_kind == "adamas":
+        if unsupported and attention.kind == "adamas":
             raise refusal(unsupported)
-        self._sparse = attention.sparse if self.attention_kind == "adamas" else None
+        self.sparse: SparseDecoding | None = None
+        self.backend_reason: str | None = None
+        if not unsupported:
+            self.sparse, self.backend_reason = attention.resolve(context, self.model.device, announce)
         self._cache: AdamasCache | PlainCache
         if unsupported:
             self._cache = PlainCache(config=config)
         else:
-            self._cache = AdamasCache.for_model(config, self._sparse, attention.dense_layers)
+            self._cache = AdamasCache.for_model(config, self.sparse, attention.dense_layers)
             self._cache.reserve(context)
         self._last_only = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         self._attention_share = _attention_share(self.model)
+
+    @property
+    def attention_kind(self) -> str:
+        """`adamas` where answer tokens attend sparsely, else `full`."""
+        return "full" if self.sparse is None else "adamas"
 
     @property
     def length(self) -> int:
@@ -99,7 +106,7 @@ class Engine:
         tokens = torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int64)).to(self.model.device)
         base, total, done = self.length, len(tokens), 0
         cost = PrefillCost(self._attention_share)
-        self._cache.decoding = False
+        self._cache.stop_decoding()
         while True:
             remaining = cost.remaining(base + done, base + total)
             seconds = time.perf_counter() - start
@@ -145,9 +152,10 @@ class Engine:
     ) -> Iterator[Event]:
         sampler = Sampler(sampling, self.model.device)
         prompt = self.length
+        budget = prompt + max_tokens if self.sparse is None else self.sparse.settings.budget
         count, reason = 0, "length"
         first = last = prefilled
-        self._cache.decoding = True
+        self._cache.start_decoding()
         while count < max_tokens:
             token = sampler.next(self._logits)
             last = time.perf_counter()
@@ -156,7 +164,7 @@ class Engine:
                 break
             first = last if count == 0 else first
             context = self.length
-            attended = context if self._sparse is None or count == 0 else min(self._sparse.budget, context)
+            attended = context if count == 0 else min(budget, context)
             yield Token(token, count, context, attended, last - first, peak_memory(self.model.device))
             count += 1
             if count < max_tokens:
@@ -179,6 +187,7 @@ class Engine:
         if isinstance(self._cache, AdamasCache):
             extra["adamas_cache"] = self._cache
         output = self.model(tokens.unsqueeze(0), past_key_values=self._cache, use_cache=True, **extra)
+        self._cache.advance(len(tokens))
         return output.logits[0, -1]
 
     @contextmanager
