@@ -1,0 +1,1 @@
+"""What `adamas bench` measures."""

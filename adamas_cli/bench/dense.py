@@ -1,0 +1,91 @@
+"""Full attention of one query by every kernel that this machine has, to compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
+
+import torch
+import torch.nn.functional as F
+from adamas_kernels.ops import LayerCache
+from adamas_kernels.prefill import chunk_attention
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+Run = Callable[[], object]
+
+
+def dense_kernels(queries: Tensor, layers: Sequence[LayerCache], length: int) -> Iterator[tuple[str, Run]]:
+    """Name, and a call that attends from queries [1, H, 1, D] over `length` tokens of every layer in turn.
+
+    A call raises RuntimeError where its kernel does not take the shape.
+    """
+    views = [(layer.keys[:, :, :length], layer.values[:, :, :length]) for layer in layers]
+    if queries.device.type == "cuda":
+        yield from _on_cuda(queries, views)
+    else:
+        yield "sdpa", lambda: [_sdpa(queries, k, v) for k, v in views]
+        scaling = queries.shape[-1] ** -0.5
+        yield "products", lambda: [chunk_attention(queries, k, v, scaling) for k, v in views]
+
+
+def _sdpa(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(queries, keys, values, enable_gqa=queries.shape[1] != keys.shape[1])
+
+
+def _on_cuda(queries: Tensor, views: Sequence[tuple[Tensor, Tensor]]) -> Iterator[tuple[str, Run]]:
+    def with_kernel(kernel: SDPBackend, queries: Tensor) -> Run:
+        def run() -> None:
+            with sdpa_kernel(kernel):
+                for k, v in views:
+                    _sdpa(queries, k, v)
+
+        return run
+
+    yield "sdpa flash", with_kernel(SDPBackend.FLASH_ATTENTION, queries)
+    yield "sdpa cudnn", with_kernel(SDPBackend.CUDNN_ATTENTION, queries)
+    kv_heads = views[0][0].shape[1]
+    if queries.shape[1] != kv_heads:
+        # The queries of one KV head as rows of one: what flash attention's decoding does by itself elsewhere.
+        rows = queries.view(1, kv_heads, -1, queries.shape[-1])
+        yield "sdpa flash, packed", with_kernel(SDPBackend.FLASH_ATTENTION, rows)
+    if find_spec("flashinfer") is not None:
+        yield from _flashinfer(queries, views)
+
+
+def _flashinfer(queries: Tensor, views: Sequence[tuple[Tensor, Tensor]]) -> Iterator[tuple[str, Run]]:
+    import flashinfer
+
+    rows = [(k[0].contiguous(), v[0].contiguous()) for k, v in views]
+    query = queries[0, :, 0]
+
+    def with_cores(tensor_cores: bool) -> Run:
+        def run() -> None:
+            for k, v in rows:
+                flashinfer.single_decode_with_kv_cache(
+                    query, k, v, kv_layout="HND", use_tensor_cores=tensor_cores
+                )
+
+        return run
+
+    yield "flashinfer", with_cores(False)
+    yield "flashinfer, tensor cores", with_cores(True)
+
+
+def fastest(
+    queries: Tensor,
+    layers: Sequence[LayerCache],
+    length: int,
+    clock: Callable[[Run, torch.device], float],
+) -> tuple[float, str]:
+    """Microseconds a layer of the fastest kernel, and its name. Raises RuntimeError where none runs."""
+    found: list[tuple[float, str]] = []
+    errors: list[str] = []
+    for name, run in dense_kernels(queries, layers, length):
+        try:
+            found.append((clock(run, queries.device) / len(layers), name))
+        except RuntimeError as error:
+            errors.append(f"{name}: {str(error).splitlines()[0]}")
+    if not found:
+        raise RuntimeError("; ".join(errors))
+    return min(found)
