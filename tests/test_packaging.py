@@ -44,7 +44,7 @@ def installed_files() -> dict[str, Path]:
         f"{name}/{path.relative_to(ROOT / folder).as_posix()}": path
         for name, folder in SOURCES.items()
         for path in (ROOT / folder).rglob("*")
-        if path.is_file() and path.suffix != ".pyc"
+        if path.is_file() and "__pycache__" not in path.parts
     }
 
 

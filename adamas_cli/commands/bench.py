@@ -19,10 +19,8 @@ if TYPE_CHECKING:
 
 GPU_SHAPES, GPU_LENGTHS = "32/32x128,32/8x128", "32k,128k"
 CPU_SHAPES, CPU_LENGTHS = "14/2x64,9/3x64", "4k,8k,16k,32k"
-TITLES = (
-    "heads", "context", "full, us", "by", "enter", "estimate", "attend", "sparse, us", "ratio",
-    "codes, GB/s", "of copy",
-)  # fmt: skip
+TITLES = ("heads", "context", "full, us", "by", "sparse, us", "ratio")
+STAGE_TITLES = ("enter", "estimate", "attend", "codes, GB/s", "of copy")  # where a step is several launches
 
 
 def command(
@@ -158,13 +156,14 @@ def _measure(
         f"{bench.name}; torch {torch.__version__}; {bench.backend.name} backend, {bench.settings.scorer}, "
         f"budget {bench.settings.budget}, {number}; copy {bench.copy / 1e9:,.0f} GB/s"
     )
+    titles = TITLES + STAGE_TITLES if bench.backend.name == "triton" else TITLES
     machine: dict[str, object] = {
         "device": bench.name,
         "torch": torch.__version__,
         "backend": bench.backend.name,
         "copy_bytes_per_s": bench.copy,
     }
-    yield machine, f"{about}\n\n{markdown_head(TITLES)}"
+    yield machine, f"{about}\n\n{markdown_head(titles)}"
     for shape in shapes:
         for context in contexts:
             row = bench.row(shape, context)
@@ -179,21 +178,20 @@ def _measure(
 
 def _cells(row: KernelRow) -> list[str]:
     def number(value: float | None, digits: int = 1) -> str:
-        return "" if value is None else f"{value:,.{digits}f}"
+        return f"{value or 0:,.{digits}f}"
 
-    return [
+    cells = [
         row.shape,
         f"{row.context:,}",
         number(row.dense),
         row.dense_kernel,
-        number(row.enter),
-        number(row.estimate),
-        number(row.attend),
         number(row.step),
         f"{row.ratio:.2f}x",
-        number(row.code_bytes_per_s / 1e9 if row.code_bytes_per_s else None, 0),
-        f"{row.share_of_copy:.0%}" if row.share_of_copy else "",
     ]
+    if row.enter is None or row.code_bytes_per_s is None or row.share_of_copy is None:
+        return cells
+    stages = [number(stage) for stage in (row.enter, row.estimate, row.attend)]
+    return [*cells, *stages, number(row.code_bytes_per_s / 1e9, 0), f"{row.share_of_copy:.0%}"]
 
 
 def _say(text: str) -> None:

@@ -29,7 +29,7 @@ NAME = "adamas"
 DENSE_LAYERS = 2  # the first layers attend broadly, and stay dense in decode (paper, section 4.1)
 # Contexts from which a sparse decode step is faster than a full one, by backend (docs/performance.md). The
 # reference in plain torch never is: it unpacks all codes at every step.
-AUTO_MIN_CONTEXT = {"triton": 16384, "cpu": 4096, "torch": math.inf}
+AUTO_MIN_CONTEXT = {"triton": 8192, "cpu": 4096, "torch": math.inf}
 # What some models pass to change the scores or the softmax; ignoring one would be silently wrong.
 SCORE_EXTRAS = ("softcap", "s_aux", "position_bias", "head_mask")
 

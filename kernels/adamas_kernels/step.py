@@ -169,6 +169,7 @@ class TritonBackend:
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.decode_step`. stages: how many of the launches to make; fewer only to time them."""
         check_step(queries, keys, values, cache)
+        queries, keys, values = (x if x.stride(-1) == 1 else x.contiguous() for x in (queries, keys, values))
         batch, heads, new, dim = queries.shape
         kv_heads, capacity = cache.keys.shape[1:3]
         dim_v = values.shape[3]

@@ -1,0 +1,305 @@
+"""The CPU backend against plain torch: codes, ranks and selections are equal, errors no larger."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+import torch
+from adamas_kernels import reference as ref
+from adamas_kernels.cpu import CpuBackend, lanes
+from adamas_kernels.cpu.estimate import compare_block
+from adamas_kernels.cpu.floats import to_float
+from adamas_kernels.cpu.lanes import LANES
+from adamas_kernels.cpu.memory import SEGMENT
+from adamas_kernels.cpu.product import available_forms
+from adamas_kernels.ops import SparseSettings
+from adamas_kernels.plain import TorchBackend
+from layer_caches import (
+    ODD_KEYS,
+    check_steps,
+    check_strided_inputs,
+    copied,
+    encoded_in_the_middle,
+    make_cache,
+    poisoned_memory,
+    spread_out,
+    step,
+    with_outliers,
+    zeros,
+)
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SCORERS = ("dot", "manhattan")
+
+
+class Poisoned(CpuBackend):
+    """Starts every step from scratch memory of NaN."""
+
+    def decode_step(self, *arguments):
+        for array in self._arena.arrays.values():
+            array.fill(np.nan)
+        return super().decode_step(*arguments)
+
+
+@pytest.fixture(scope="module")
+def cpu() -> CpuBackend:
+    return Poisoned()
+
+
+@pytest.mark.parametrize("form", available_forms(), ids=lambda form: type(form).__name__)
+def test_every_form_of_the_byte_product_and_the_distance_are_exact(form):
+    words, rows = 16, 5
+    codes = torch.randint(-(2**31), 2**31 - 1, (LANES, words), dtype=torch.int32)
+    query = torch.randint(-127, 128, (rows, 64 * words // 4), dtype=torch.int8)
+    query[0], query[1] = 127, -127
+    sums = np.full(rows * LANES, -1, np.int32)
+
+    @numba.njit
+    def compare(form, codes, query, sums, manhattan):
+        compare_block(form, codes, 0, LANES, words, query, 0, rows, sums, manhattan)
+
+    by_word = codes.T.contiguous().flatten().numpy()
+    compare(form, by_word, query.view(torch.int32).flatten().numpy(), sums, 0)
+    expected = query.long() @ ref.unpack(codes).long().T
+    assert np.array_equal(sums.reshape(rows, LANES), expected.numpy())
+    coded = torch.zeros(rows, 4 * words, dtype=torch.int32)
+    coded[:, :words] = torch.randint(-(2**31), 2**31 - 1, (rows, words), dtype=torch.int32)
+    compare(form, by_word, coded.flatten().numpy(), sums, 1)
+    distance = ref.unpack(coded[:, :words]).long().unsqueeze(1) - ref.unpack(codes).long()
+    assert np.array_equal(sums.reshape(rows, LANES), distance.abs().sum(-1).numpy())
+
+
+@pytest.mark.parametrize("instruction", [True, False])
+def test_float16_is_read_exactly_with_and_without_an_instruction(monkeypatch, instruction):
+    monkeypatch.setattr(lanes, "CONVERTS_HALVES", instruction and lanes.CONVERTS_HALVES)
+    halves = torch.arange(-(2**15), 2**15).short()
+
+    @numba.njit
+    def read(halves, floats, one_by_one):
+        for i in range(0, len(halves), LANES):
+            lanes.store(floats, i, lanes.load(halves, i))
+        for i in range(len(halves)):
+            one_by_one[i] = to_float(halves[i])
+
+    found = torch.full((2, len(halves)), -1.0)
+    read(halves.numpy(), *found.numpy())
+    expected = halves.view(torch.float16).float().expand(2, -1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [16, 64, 80, 96, 128, 256])
+def test_a_chunk_of_keys_gets_the_codes_of_the_reference(cpu, dtype, dim):
+    for count in (1, 15, 16, 17, 255, 256, 257):
+        keys = (torch.randn(2, count, 3, dim) * torch.linspace(0.1, 9, dim)).to(dtype).transpose(1, 2)
+        keys[0, 0] = keys[0, 0, :1]
+        keys[1, 0, :, 3] *= 100
+        book = ref.fit_codebook(keys)
+        found, expected = encoded_in_the_middle(cpu, keys, book), ref.encode_keys(keys, book)
+        assert torch.equal(found[0], expected[0])
+        assert torch.equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("scorer", SCORERS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "dim_v"),
+    [
+        (1, 1, 64, 64),
+        (4, 2, 80, 80),
+        (3, 1, 96, 48),
+        (8, 2, 128, 128),
+        (6, 1, 256, 64),
+        (7, 1, 64, 72),
+        (16, 2, 16, 24),
+    ],
+)
+def test_heads_and_dimensions(cpu, scorer, dtype, heads, kv_heads, dim, dim_v):
+    torch.manual_seed(dim + heads)
+    settings = SparseSettings(budget=24, scorer=scorer)
+    cache = make_cache(2, kv_heads, dim, 333, 340, settings, dtype, dim_v)
+    check_steps(cpu, cache, heads, 1, settings, steps=3)
+
+
+@pytest.mark.parametrize("form", available_forms(), ids=lambda form: type(form).__name__)
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_a_step_with_every_form_of_the_byte_product(form, scorer):
+    backend = Poisoned(form=form)
+    settings = SparseSettings(budget=24, scorer=scorer)
+    for prediction in (None, 1e30):
+        torch.manual_seed(0)
+        cache = make_cache(1, 2, 80, 1500, 1600, settings)
+        check_steps(backend, cache, 6, 3, settings, steps=2, prediction=prediction)
+
+
+@pytest.mark.parametrize("new", [1, 3, 16])
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_contexts_around_every_edge(cpu, scorer, new):
+    for budget in (16, 100):
+        settings = SparseSettings(budget=budget, scorer=scorer)
+        edges = (0, 1, 2, 15, 16, 17, budget - 1, budget, budget + 1, budget + 16, 255, 256, 257)
+        for length in (*edges, SEGMENT - 16, SEGMENT - 1, SEGMENT, SEGMENT + 1, 5000):
+            torch.manual_seed(length)
+            check_steps(cpu, make_cache(1, 2, 64, length, length + new, settings), 4, new, settings)
+
+
+@pytest.mark.parametrize("budget", [1, 2, 3, 4, 16, 300, 2500, 4096])
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_budgets(cpu, scorer, budget):
+    torch.manual_seed(budget)
+    settings = SparseSettings(budget=budget, scorer=scorer)
+    check_steps(cpu, make_cache(1, 1, 64, 4500, 4510, settings), 2, 1, settings, steps=2)
+    check_steps(cpu, make_cache(1, 1, 64, 40, 50, settings), 2, 3, settings, steps=2)
+
+
+@pytest.mark.parametrize("sinks", [0, 40])
+@pytest.mark.parametrize("recents", [1, 2, 200])
+def test_forced_tokens(cpu, sinks, recents):
+    """Few recents: codes of the newest tokens take part in the ranking of later ones."""
+    settings = SparseSettings(budget=64, sinks=sinks, recents=recents)
+    for length in (1, 30, 700):
+        torch.manual_seed(length)
+        check_steps(cpu, make_cache(1, 2, 64, length, length + 40, settings), 6, 16, settings, steps=2)
+
+
+@pytest.mark.parametrize("scorer", SCORERS)
+@pytest.mark.parametrize("options", [{"edge": 1.5}, {"edge": 10.0}, {"compensate": False}])
+def test_fixed_edges_and_no_compensation(cpu, scorer, options):
+    torch.manual_seed(0)
+    settings = SparseSettings(budget=32, scorer=scorer, **options)
+    check_steps(cpu, make_cache(4, 2, 64, 600, 640, settings, torch.bfloat16), 6, 3, settings, steps=2)
+
+
+@pytest.mark.parametrize("prediction", [-1e30, 1e30, 0.0, 1.0])
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_a_wrong_prediction_changes_nothing(cpu, scorer, prediction):
+    """No candidates, too many, and what the next steps learn from it."""
+    torch.manual_seed(0)
+    settings = SparseSettings(budget=16, scorer=scorer)
+    cache = make_cache(1, 2, 64, 5000, 5010, settings)
+    check_steps(cpu, cache, 4, 1, settings, steps=3, prediction=prediction)
+
+
+def test_a_right_prediction_finds_a_few_candidates(cpu):
+    """So the slow path, which ranks all tokens again, is left after the first step."""
+    torch.manual_seed(0)
+    settings = SparseSettings(budget=64)
+    kept = check_steps(cpu, make_cache(1, 2, 64, 20000, 20010, settings), 4, 1, settings, steps=4)
+    segments = -(-int(kept.length) // SEGMENT)
+    found = cpu._arena.arrays["counts"].view(np.int32)[0, : 4 * segments].reshape(4, segments).sum(1)
+    assert (found >= settings.budget - 20).all()
+    assert (found <= 6 * settings.budget).all()
+
+
+@pytest.mark.parametrize("scorer", SCORERS)
+@pytest.mark.parametrize("make", ODD_KEYS, ids=lambda make: make.__name__)
+def test_odd_keys_and_ties(cpu, scorer, make):
+    """Ties go to the lowest positions."""
+    torch.manual_seed(0)
+    settings = SparseSettings(budget=32, scorer=scorer)
+    cache = make_cache(1, 2, 64, 3000, 3010, settings, make=make)
+    check_steps(cpu, cache, 4, 1, settings, steps=3, make=make)
+
+
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_zero_queries(cpu, scorer):
+    torch.manual_seed(0)
+    settings = SparseSettings(budget=32, scorer=scorer)
+    for make in (torch.randn, with_outliers):
+        cache = make_cache(1, 2, 64, 900, 940, settings, make=make)
+        check_steps(cpu, cache, 4, 1, settings, steps=2, make=make, make_queries=zeros)
+
+
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_a_cache_that_is_part_of_larger_buffers(cpu, scorer):
+    torch.manual_seed(0)
+    settings = SparseSettings(budget=32, scorer=scorer)
+    cache = spread_out(make_cache(2, 4, 64, 500, 540, settings, torch.bfloat16, dim_v=48))
+    check_steps(cpu, cache, 8, 3, settings, steps=2)
+
+
+def test_inputs_may_be_strided_and_of_another_dtype(cpu):
+    torch.manual_seed(0)
+    check_strided_inputs(cpu)
+
+
+def test_one_thread_does_what_two_do():
+    settings = SparseSettings(budget=64)
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            torch.manual_seed(0)
+            cache, backend = make_cache(1, 3, 64, 9000, 9040, settings), Poisoned()
+            with poisoned_memory():
+                steps = [
+                    step(backend, cache, *(torch.randn(1, h, 1, 64) for h in (9, 3, 3)), settings)
+                    for _ in range(2)
+                ]
+            results.append(steps)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+def test_caches_come_and_go(cpu):
+    """A cache's buffers may be replaced, and a dead cache leaves nothing behind."""
+    torch.manual_seed(0)
+    settings = SparseSettings(budget=16)
+    kept = check_steps(cpu, make_cache(1, 1, 64, 100, 140, settings), 2, 1, settings)
+    larger = make_cache(1, 1, 64, 300, 340, settings)
+    vars(kept).update(vars(copied(larger)))
+    q, k, v = (torch.randn(1, h, 1, 64) for h in (2, 1, 1))
+    plain = TorchBackend().decode_step(q, k, v, larger, 0.125, settings)
+    with poisoned_memory():
+        torch.testing.assert_close(cpu.decode_step(q, k, v, kept, 0.125, settings), plain)
+    known = id(kept)
+    assert known in cpu._layers
+    del kept
+    gc.collect()
+    assert known not in cpu._layers
+
+
+def test_a_step_that_does_not_fit_is_refused(cpu):
+    settings = SparseSettings(budget=16)
+    cache = make_cache(1, 1, 64, 100, 102, settings)
+    with pytest.raises(ValueError, match="do not fit a cache of 102"):
+        cpu.decode_step(*(torch.randn(1, 1, 3, 64) for _ in range(3)), cache, 0.125, settings)
+
+
+ENCODE = """
+import sys, torch
+from adamas_kernels import reference
+import adamas_kernels.ops
+assert "numba" not in sys.modules
+from adamas_kernels.cpu import CpuBackend, encode
+if len(sys.argv) > 1:
+    encode.source_stamp = lambda: int(sys.argv[1])
+keys = torch.ones(1, 1, 16, 16)
+codes, scales = torch.zeros(1, 1, 16, 1, dtype=torch.int32), torch.zeros(1, 1, 16, dtype=torch.float16)
+backend = CpuBackend(print)
+for _ in range(2):
+    backend.encode_keys(keys, reference.fit_codebook(keys), codes, scales)
+"""
+
+
+def test_compiled_code_is_kept_on_disk_until_a_source_changes(tmp_path):
+    def announced(*arguments):
+        environment = {
+            **os.environ,
+            "NUMBA_CACHE_DIR": str(tmp_path),
+            "PYTHONPATH": str(Path(ref.__file__).parents[1]),
+        }
+        command = [sys.executable, "-c", ENCODE, *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return done.stdout.count("compiling the CPU kernels")
+
+    assert [announced(), announced(), announced("1"), announced("1")] == [1, 0, 1, 0]
