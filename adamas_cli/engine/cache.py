@@ -26,6 +26,7 @@ from transformers.cache_utils import (
 )
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+FIRST_KEYS = 2048  # that fix a codebook where there is no first chunk
 
 
 @dataclass
@@ -135,6 +136,16 @@ class FullLayer(CacheLayerMixin):
         )
         coded.value_sum += value_states.sum(2, dtype=torch.float32)
 
+    def encode_again(self) -> None:
+        """Codes of all keys by the present settings; the first FIRST_KEYS fix the codebook."""
+        if self.sparse is None or self._coded is None:
+            return
+        coded, seen = self._coded, slice(0, self.length)
+        coded.codebook = fit_codebook(coded.keys[:, :, : min(self.length, FIRST_KEYS)], self.sparse.settings)
+        self.sparse.backend.encode_keys(
+            coded.keys[:, :, seen], coded.codebook, coded.codes[:, :, seen], coded.scales[:, :, seen]
+        )
+
     @property
     def decodes_sparsely(self) -> bool:
         """Whether the next tokens are for `decode`."""
@@ -228,6 +239,12 @@ class AdamasCache(Cache):
             else:
                 raise ValueError(f"layer {index} is of kind {kind}")
         return cls(layers, sparse)
+
+    def encode_again(self) -> None:
+        """Codes of all keys by the present settings."""
+        for layer in self.layers:
+            if isinstance(layer, FullLayer):
+                layer.encode_again()
 
     def start_decoding(self) -> None:
         """From here on, sparse layers decode sparsely."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from adamas_kernels.ops import LARGEST_STEP
 from torch import Tensor
 
 from adamas_cli.engine.attention import AttentionSettings, adamas_attention, refusal, unsupported_reason
@@ -101,6 +102,28 @@ class Engine:
         finally:
             self._cache.rewind(mark)
 
+    def score(self, ids: np.ndarray, *, sparse: bool) -> Tensor:
+        """Feed tokens, int [n], and return the logits behind each of them, [n, vocabulary].
+
+        sparse: every token attends as an answer's tokens do. Afterwards the cache is where it was.
+        """
+        tokens = torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int64)).to(self.model.device)
+        mark = self._cache.mark()
+        if sparse:
+            self._cache.start_decoding()
+        else:
+            self._cache.stop_decoding()
+        try:
+            with self._attending():
+                return torch.cat([self._forward(part, every=True) for part in tokens.split(LARGEST_STEP)])
+        finally:
+            self._cache.rewind(mark)
+
+    def encode_again(self) -> None:
+        """Encode the keys of the cache anew, after the settings of `sparse` have changed."""
+        if isinstance(self._cache, AdamasCache):
+            self._cache.encode_again()
+
     def _prefill(self, ids: np.ndarray, start: float) -> Iterator[Prefill]:
         """Chunks of `self.chunk` tokens; leaves the logits behind the last one in `self._logits`."""
         tokens = torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int64)).to(self.model.device)
@@ -181,14 +204,16 @@ class Engine:
         )
 
     @torch.no_grad()
-    def _forward(self, tokens: Tensor) -> Tensor:
-        """One step of the model over new tokens [n]: the logits of the last position, [vocabulary]."""
-        extra: dict[str, Any] = {"logits_to_keep": 1} if self._last_only else {}
+    def _forward(self, tokens: Tensor, *, every: bool = False) -> Tensor:
+        """One step of the model over new tokens [n]: the logits of the last position, [vocabulary], or of
+        every one, [n, vocabulary].
+        """
+        extra: dict[str, Any] = {"logits_to_keep": 1} if self._last_only and not every else {}
         if isinstance(self._cache, AdamasCache):
             extra["adamas_cache"] = self._cache
         output = self.model(tokens.unsqueeze(0), past_key_values=self._cache, use_cache=True, **extra)
         self._cache.advance(len(tokens))
-        return output.logits[0, -1]
+        return output.logits[0] if every else output.logits[0, -1]
 
     @contextmanager
     def _attending(self) -> Iterator[None]:

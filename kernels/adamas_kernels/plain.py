@@ -33,22 +33,26 @@ class TorchBackend:
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.decode_step`."""
         check_step(queries, keys, values, cache)
-        start = int(cache.length)
-        end = start + keys.shape[2]
-        cache.keys[:, :, start:end] = keys
-        cache.values[:, :, start:end] = values
-        self.encode_keys(keys, cache.codebook, cache.codes[:, :, start:end], cache.scales[:, :, start:end])
-        cache.value_sum += values.float().sum(2)
-        seen = slice(0, end)
-        view = LayerView(
-            cache.keys[:, :, seen],
-            cache.values[:, :, seen],
-            cache.codes[:, :, seen],
-            cache.scales[:, :, seen],
-            cache.value_sum,
-            cache.codebook,
-        )
-        return attend_newest(queries, view, scaling, settings, tally)
+        return attend_newest(queries, append(self, keys, values, cache), scaling, settings, tally)
+
+
+def append(backend: TorchBackend, keys: Tensor, values: Tensor, cache: LayerCache) -> LayerView:
+    """Append keys and values [B, K, N, D] behind `cache.length` tokens, and see everything up to them."""
+    start = int(cache.length)
+    end = start + keys.shape[2]
+    seen, new = slice(0, end), slice(start, end)
+    cache.keys[:, :, new] = keys
+    cache.values[:, :, new] = values
+    backend.encode_keys(keys, cache.codebook, cache.codes[:, :, new], cache.scales[:, :, new])
+    cache.value_sum += values.sum(2, dtype=torch.float32)
+    return LayerView(
+        cache.keys[:, :, seen],
+        cache.values[:, :, seen],
+        cache.codes[:, :, seen],
+        cache.scales[:, :, seen],
+        cache.value_sum,
+        cache.codebook,
+    )
 
 
 def attend_newest(

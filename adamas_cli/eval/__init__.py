@@ -1,0 +1,1 @@
+"""What `adamas eval` measures: how far sparse attention is from full attention."""

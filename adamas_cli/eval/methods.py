@@ -1,0 +1,96 @@
+"""Ways to choose the tokens that a query attends to, each on the same footing: same budget, same layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from adamas_kernels import reference
+from adamas_kernels.ops import LayerView, SparseSettings
+from torch import Tensor
+
+PAPER_EDGE = 10.0  # arXiv 2510.18413, section 4.1
+QUEST_PAGE = 16  # tokens that share one bound, arXiv 2406.10774, section 4.1
+SINKS = 4  # arXiv 2309.17453, section 3.2
+
+Rank = Callable[[Tensor, LayerView, SparseSettings], Tensor]
+
+
+@dataclass(frozen=True)
+class Method:
+    """rank: float32 [B, H, N, S] from queries [B, H, N, D] and a layer's cache; higher is attended to first.
+
+    settings: what holds at any budget. estimates: whether a rank times the query's step estimates a score, so
+    that the tokens that are left out can be compensated for.
+    """
+
+    name: str
+    rank: Rank
+    settings: SparseSettings
+    estimates: bool = False
+
+    def at(self, budget: int) -> SparseSettings:
+        """The settings for a budget."""
+        if self.name == "streaming-llm":
+            return replace(self.settings, budget=budget, recents=budget)
+        return replace(self.settings, budget=budget)
+
+
+def by_dot(queries: Tensor, cache: LayerView, settings: SparseSettings) -> Tensor:
+    """Adamas, int8 query against 2-bit keys."""
+    query, _ = reference.encode_query(queries)
+    return reference.rank_by_dot(query, cache.codes, cache.scales)
+
+
+def by_manhattan(queries: Tensor, cache: LayerView, settings: SparseSettings) -> Tensor:
+    """Adamas as the paper has it: 2-bit query against 2-bit keys."""
+    return -reference.manhattan(queries, cache.codes, settings.edge).float()
+
+
+def by_score(queries: Tensor, cache: LayerView, settings: SparseSettings) -> Tensor:
+    """The true scores, which no method knows before it has read all keys."""
+    return true_scores(queries, cache.keys)
+
+
+def by_page(queries: Tensor, cache: LayerView, settings: SparseSettings) -> Tensor:
+    """Quest: for each page of tokens the greatest product that its coordinates' extremes allow."""
+    size = cache.keys.shape[2]
+    padded = F.pad(cache.keys.float(), (0, 0, 0, -size % QUEST_PAGE), value=torch.nan)
+    pages = padded.unflatten(2, (-1, QUEST_PAGE))
+    low = pages.nan_to_num(torch.inf).amin(3)
+    high = pages.nan_to_num(-torch.inf).amax(3)
+    groups = queries.shape[1] // cache.keys.shape[1]
+    low, high = (x.repeat_interleave(groups, 1).transpose(-1, -2) for x in (low, high))
+    q = queries.float()
+    bounds = q.clamp(min=0) @ high + q.clamp(max=0) @ low
+    return bounds.repeat_interleave(QUEST_PAGE, -1)[..., :size]
+
+
+def by_position(queries: Tensor, cache: LayerView, settings: SparseSettings) -> Tensor:
+    """The newest first; sinks and recents fill the whole budget."""
+    position = torch.arange(cache.keys.shape[2], dtype=torch.float32, device=queries.device)
+    return position.expand(*queries.shape[:3], -1)
+
+
+def true_scores(queries: Tensor, keys: Tensor) -> Tensor:
+    """Products of queries [B, H, N, D] with keys [B, K, S, D]: float32 [B, H, N, S]."""
+    groups = queries.shape[1] // keys.shape[1]
+    return queries.float() @ keys.float().repeat_interleave(groups, 1).transpose(-1, -2)
+
+
+_BARE = SparseSettings(sinks=0, recents=1, compensate=False)
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("oracle", by_score, _BARE),
+        Method("dot", by_dot, SparseSettings(), estimates=True),
+        Method("dot-uncompensated", by_dot, SparseSettings(compensate=False)),
+        Method("manhattan", by_manhattan, SparseSettings(scorer="manhattan")),
+        Method("paper", by_manhattan, replace(_BARE, scorer="manhattan", edge=PAPER_EDGE)),
+        Method("quest", by_page, _BARE),
+        Method("streaming-llm", by_position, replace(_BARE, sinks=SINKS)),
+    )
+}

@@ -1,0 +1,79 @@
+"""A backend that chooses by any method and keeps count of what the choice was worth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from adamas_kernels import reference
+from adamas_kernels.ops import LayerCache, LayerView, SparseSettings
+from adamas_kernels.plain import TorchBackend, append
+from torch import Tensor
+
+from adamas_cli.eval.methods import Method, true_scores
+
+
+@dataclass
+class Worth:
+    """Sums over one layer's queries: softmax mass kept, what the true top-k would keep, and their overlap."""
+
+    queries: int = 0
+    mass: float = 0.0
+    best_mass: float = 0.0
+    recall: float = 0.0
+
+
+@dataclass
+class StudyBackend(TorchBackend):
+    """Decode steps in plain torch whose tokens `method` chooses.
+
+    worth: by layer, in the order in which the model runs them.
+    """
+
+    method: Method
+    worth: list[Worth] = field(default_factory=list)
+    _layers: dict[int, int] = field(default_factory=dict)
+
+    name = "study"
+
+    def decode_step(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        cache: LayerCache,
+        scaling: float,
+        settings: SparseSettings,
+        tally: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See `Backend.decode_step`; there is no tally."""
+        view = append(self, keys, values, cache)
+        rank = self.method.rank(queries, view, settings)
+        index = reference.select(rank, settings.budget, *settings.forced)
+        self._count(cache, queries, view, index, scaling)
+        out, lse = reference.attend(queries, view.keys, view.values, index, scaling)
+        if settings.compensate and self.method.estimates and settings.budget < view.keys.shape[2]:
+            _, step = reference.encode_query(queries)
+            rest, log_mass = reference.rest_of_softmax(
+                queries, rank * step.unsqueeze(-1), index, view.codebook, view.values, view.value_sum, scaling
+            )
+            out, lse = reference.merge(out, lse, rest, log_mass)
+        return out.to(queries.dtype), lse
+
+    def _count(
+        self, cache: LayerCache, queries: Tensor, view: LayerView, index: Tensor, scaling: float
+    ) -> None:
+        new, size = queries.shape[2], view.keys.shape[2]
+        own = reference.own_positions(new, size, queries.device)
+        future = torch.arange(size, device=queries.device) > own
+        weights = (true_scores(queries, view.keys) * scaling).masked_fill(future, -torch.inf).softmax(-1)
+        best = weights.topk(index.shape[-1])
+        chosen = torch.zeros_like(weights, dtype=torch.bool).scatter_(-1, index, True)
+        if id(cache) not in self._layers:
+            self._layers[id(cache)] = len(self.worth)
+            self.worth.append(Worth())
+        worth = self.worth[self._layers[id(cache)]]
+        worth.queries += queries.shape[:3].numel()
+        worth.mass += float((weights * chosen).sum())
+        worth.best_mass += float(best.values.sum())
+        worth.recall += float(chosen.gather(-1, best.indices).float().mean(-1).sum())
