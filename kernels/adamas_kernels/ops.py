@@ -109,7 +109,10 @@ class LayerCache:
     prediction: Tensor | None = None
 
     def predicted(self, heads: int) -> Tensor:
-        """The prediction for so many query heads, made where there is none."""
+        """The prediction for so many query heads, made where there is none.
+
+        To be called before a step is captured in a CUDA graph, which would make it anew at every replay.
+        """
         if self.prediction is None:
             self.prediction = torch.full(
                 (len(self.keys), heads), UNPREDICTED, dtype=torch.float32, device=self.keys.device
