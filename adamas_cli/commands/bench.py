@@ -64,8 +64,7 @@ def command(
 ) -> None:
     """Measure this machine: adamas bench --kernels
 
-    Full attention is the fastest kernel that runs here; both sides are warmed up and take turns through
-    several layers' caches.
+    Full attention is the fastest kernel that runs here; both sides are warmed up.
     """
     if not kernels:
         raise UsageError("say what to measure, as in: adamas bench --kernels")

@@ -75,8 +75,9 @@ def perplexity(
 ) -> None:
     """Divergence and perplexity on real text: adamas eval ppl --text book.txt --len 4k,8k
 
-    The text is read with full attention; the tokens after it are fed one by one, with full attention and with
-    each method, and the distributions of the next token are compared.
+    The text is read with full attention, the tokens after it are fed one by one.
+
+    Compared are the next token's distributions: full attention and each method.
     """
     prepare_libraries(verbose=0, offline=model.offline)
     wanted = methods.split(",")
@@ -84,10 +85,10 @@ def perplexity(
 
     from adamas_cli.bench.table import csv_lines, json_line, markdown_head, markdown_row
 
-    records = []
-    if form == "md":
-        print(markdown_head(TITLES), flush=True)
+    records: list[dict[str, object]] = []
     for name, row in _measure(text, contexts, sizes, wanted, scored, dense_layers, model):
+        if form == "md" and not records:
+            print(markdown_head(TITLES))
         records.append({"model": name, "dense_layers": dense_layers} | asdict(row))
         if form == "md":
             print(markdown_row(_cells(row)), flush=True)
@@ -125,11 +126,11 @@ def _measure(
     for name in methods:
         if name not in KNOWN:
             raise UsageError(f"--methods {name}: choose from {', '.join(KNOWN)}")
+    needed = max(contexts) + scored + 1
     with Display(answers=None, notes=sys.stderr) as display:
         files = models.resolve(
             model.model, dtype=model.dtype, device=model.device, offline=model.offline, progress=display
         )
-        needed = max(contexts) + scored + 1
         ids = {path: _ids(path, files.directory, needed) for path in texts}
         loaded = models.load(
             files,
@@ -138,30 +139,37 @@ def _measure(
             trust_remote_code=model.trust_remote_code,
             progress=display,
         )
-        if needed > loaded.context_length:
-            raise OverContextError(
-                f"--len {max(contexts):,} and --scored {scored:,} need {needed:,} tokens, and the model's "
-                f"context is {loaded.context_length:,}",
-                n_prompt_tokens=needed,
-                n_ctx=loaded.context_length,
-            )
-        total = len(texts) * len(contexts) * (1 + len(methods) * len(budgets))
-        with display.task("comparing", total, "rows") as advance:
-            for path in texts:
-                for context in contexts:
-                    rows = measure(
-                        loaded,
-                        path.name,
-                        ids[path],
-                        context=context,
-                        scored=scored,
-                        methods=[KNOWN[name] for name in methods],
-                        budgets=budgets,
-                        dense_layers=dense_layers,
-                    )
-                    for row in rows:
-                        advance(1)
-                        yield files.name, row
+    if needed > loaded.context_length:
+        raise OverContextError(
+            f"--len {max(contexts):,} and --scored {scored:,} need {needed:,} tokens, and the model's "
+            f"context is {loaded.context_length:,}",
+            n_prompt_tokens=needed,
+            n_ctx=loaded.context_length,
+        )
+    rows = (
+        row
+        for path in texts
+        for context in contexts
+        for row in measure(
+            loaded,
+            path.name,
+            ids[path],
+            context=context,
+            scored=scored,
+            methods=[KNOWN[name] for name in methods],
+            budgets=budgets,
+            dense_layers=dense_layers,
+        )
+    )
+    total = len(texts) * len(contexts) * (1 + len(methods) * len(budgets))
+    for number in range(1, total + 1):
+        # Closed before a row is printed, which would otherwise get into its line.
+        with (
+            Display(answers=None, notes=sys.stderr) as display,
+            display.task(f"comparing, row {number} of {total}", None, "rows"),
+        ):
+            row = next(rows)
+        yield files.name, row
 
 
 def _ids(path: Path, directory: Path, needed: int) -> np.ndarray:
