@@ -43,6 +43,23 @@ def parse_length(text: str | int) -> int:
 
 _length = {"parser": parse_length, "metavar": "LENGTH"}
 
+# Flags that a command may also take without their group.
+Device = Annotated[str, _model("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 and so on.")]
+Budget = Annotated[
+    int, _attention("--budget", min=1, help="Tokens that each query head attends to in a sparse layer.")
+]
+Scorer = Annotated[Literal["dot", "manhattan"], _attention("--scorer", help="How 2-bit codes are compared.")]
+DenseLayers = Annotated[
+    int, _attention("--dense-layers", min=0, help="First layers that keep full attention.")
+]
+Backend = Annotated[
+    Literal["auto", "triton", "cpu", "torch"],
+    _attention("--backend", help="What computes sparse attention; auto takes the fastest that runs."),
+]
+Format = Annotated[
+    Literal["md", "csv", "json", "jsonl"], _output("--format", help="How the figures are printed.")
+]
+
 
 @dataclass(frozen=True)
 class ModelOptions:
@@ -62,9 +79,7 @@ class ModelOptions:
         Literal["auto", "float32", "bfloat16", "float16"],
         _model("--dtype", help="Number format of the weights."),
     ] = "auto"
-    device: Annotated[str, _model("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 and so on.")] = (
-        "auto"
-    )
+    device: Device = "auto"
     trust_remote_code: Annotated[
         bool, _model("--trust-remote-code", help="Run model code that comes with the model's files.")
     ] = False
@@ -79,19 +94,10 @@ class AttentionOptions:
         Literal["auto", "adamas", "full"],
         _attention("--attn", help="Sparse, full, or sparse as soon as the context is long enough to gain."),
     ] = "auto"
-    budget: Annotated[
-        int, _attention("--budget", min=1, help="Tokens that each query head attends to in a sparse layer.")
-    ] = 128
-    scorer: Annotated[
-        Literal["dot", "manhattan"], _attention("--scorer", help="How 2-bit codes are compared.")
-    ] = "dot"
-    dense_layers: Annotated[
-        int, _attention("--dense-layers", min=0, help="First layers that keep full attention.")
-    ] = 2
-    backend: Annotated[
-        Literal["auto", "triton", "cpu", "torch"],
-        _attention("--backend", help="What computes sparse attention; auto takes the fastest that runs."),
-    ] = "auto"
+    budget: Budget = 128
+    scorer: Scorer = "dot"
+    dense_layers: DenseLayers = 2
+    backend: Backend = "auto"
     prefill_chunk: Annotated[
         int, _attention("--prefill-chunk", help="Prompt tokens read per step.", **_length)
     ] = DEFAULT_PREFILL_CHUNK

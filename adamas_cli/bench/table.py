@@ -7,8 +7,6 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 
-FORMATS = ("md", "csv", "json", "jsonl")
-
 
 def markdown_head(titles: Sequence[str]) -> str:
     """The first two lines of a Markdown table; numbers go to the right."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from adamas_cli.errors import UsageError
-from adamas_cli.options import parse_length
+from adamas_cli.options import Backend, Budget, Device, Format, Scorer, parse_length
 from adamas_cli.quiet import prepare_libraries
 
 if TYPE_CHECKING:
@@ -37,19 +37,10 @@ def command(
     lengths: Annotated[
         str | None, typer.Option("--len", metavar="LIST", help="Context lengths, such as 32k,128k.")
     ] = None,
-    budget: Annotated[
-        int, typer.Option("--budget", min=1, help="Tokens that each query head attends to.")
-    ] = 128,
-    scorer: Annotated[
-        Literal["dot", "manhattan"], typer.Option("--scorer", help="How 2-bit codes are compared.")
-    ] = "dot",
-    backend: Annotated[
-        Literal["auto", "triton", "cpu", "torch"],
-        typer.Option("--backend", help="What computes sparse attention; auto takes the fastest that runs."),
-    ] = "auto",
-    device: Annotated[
-        str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 and so on.")
-    ] = "auto",
+    budget: Budget = 128,
+    scorer: Scorer = "dot",
+    backend: Backend = "auto",
+    device: Device = "auto",
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
         typer.Option("--dtype", help="Number format of keys and values; auto is float16 on a GPU."),
@@ -58,9 +49,7 @@ def command(
         bool,
         typer.Option("--break-even/--no-break-even", help="Find the context from which sparse is faster."),
     ] = True,
-    form: Annotated[
-        Literal["md", "csv", "json", "jsonl"], typer.Option("--format", help="How the figures are printed.")
-    ] = "md",
+    form: Format = "md",
 ) -> None:
     """Measure this machine: adamas bench --kernels
 

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from adamas_cli.errors import OverContextError, UsageError
-from adamas_cli.options import ModelOptions, grouped, parse_length
+from adamas_cli.options import DenseLayers, Format, ModelOptions, grouped, parse_length
 from adamas_cli.quiet import prepare_libraries
 
 if TYPE_CHECKING:
@@ -64,12 +64,8 @@ def perplexity(
     scored: Annotated[
         int, typer.Option("--scored", min=1, help="Tokens behind those, over which is compared.")
     ] = 256,
-    dense_layers: Annotated[
-        int, typer.Option("--dense-layers", min=0, help="First layers that keep full attention.")
-    ] = 2,
-    form: Annotated[
-        Literal["md", "csv", "json", "jsonl"], typer.Option("--format", help="How the figures are printed.")
-    ] = "md",
+    dense_layers: DenseLayers = 2,
+    form: Format = "md",
     *,
     model: ModelOptions,
 ) -> None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from adamas_kernels import reference
 from adamas_kernels.ops import LayerView, SparseSettings
+from adamas_kernels.plain import rank_by_codes
 from torch import Tensor
 
 PAPER_EDGE = 10.0  # arXiv 2510.18413, section 4.1
@@ -22,31 +22,18 @@ Rank = Callable[[Tensor, LayerView, SparseSettings], Tensor]
 class Method:
     """rank: float32 [B, H, N, S] from queries [B, H, N, D] and a layer's cache; higher is attended to first.
 
-    settings: what holds at any budget. estimates: whether a rank times the query's step estimates a score, so
-    that the tokens that are left out can be compensated for.
+    settings: what holds at any budget.
     """
 
     name: str
     rank: Rank
     settings: SparseSettings
-    estimates: bool = False
 
     def at(self, budget: int) -> SparseSettings:
         """The settings for a budget."""
         if self.name == "streaming-llm":
             return replace(self.settings, budget=budget, recents=budget)
         return replace(self.settings, budget=budget)
-
-
-def by_dot(queries: Tensor, cache: LayerView, settings: SparseSettings) -> Tensor:
-    """Adamas, int8 query against 2-bit keys."""
-    query, _ = reference.encode_query(queries)
-    return reference.rank_by_dot(query, cache.codes, cache.scales)
-
-
-def by_manhattan(queries: Tensor, cache: LayerView, settings: SparseSettings) -> Tensor:
-    """Adamas as the paper has it: 2-bit query against 2-bit keys."""
-    return -reference.manhattan(queries, cache.codes, settings.edge).float()
 
 
 def by_score(queries: Tensor, cache: LayerView, settings: SparseSettings) -> Tensor:
@@ -86,10 +73,10 @@ METHODS = {
     method.name: method
     for method in (
         Method("oracle", by_score, _BARE),
-        Method("dot", by_dot, SparseSettings(), estimates=True),
-        Method("dot-uncompensated", by_dot, SparseSettings(compensate=False)),
-        Method("manhattan", by_manhattan, SparseSettings(scorer="manhattan")),
-        Method("paper", by_manhattan, replace(_BARE, scorer="manhattan", edge=PAPER_EDGE)),
+        Method("dot", rank_by_codes, SparseSettings()),
+        Method("dot-uncompensated", rank_by_codes, SparseSettings(compensate=False)),
+        Method("manhattan", rank_by_codes, SparseSettings(scorer="manhattan")),
+        Method("paper", rank_by_codes, replace(_BARE, scorer="manhattan", edge=PAPER_EDGE)),
         Method("quest", by_page, _BARE),
         Method("streaming-llm", by_position, replace(_BARE, sinks=SINKS)),
     )

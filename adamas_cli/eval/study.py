@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from adamas_kernels import reference
 from adamas_kernels.ops import LayerCache, LayerView, SparseSettings
-from adamas_kernels.plain import TorchBackend, append
+from adamas_kernels.plain import TorchBackend, append, attend_ranked
 from torch import Tensor
 
 from adamas_cli.eval.methods import Method, true_scores
@@ -49,16 +49,9 @@ class StudyBackend(TorchBackend):
         """See `Backend.decode_step`; there is no tally."""
         view = append(self, keys, values, cache)
         rank = self.method.rank(queries, view, settings)
-        index = reference.select(rank, settings.budget, *settings.forced)
+        out, lse, index = attend_ranked(queries, view, rank, scaling, settings)
         self._count(cache, queries, view, index, scaling)
-        out, lse = reference.attend(queries, view.keys, view.values, index, scaling)
-        if settings.compensate and self.method.estimates and settings.budget < view.keys.shape[2]:
-            _, step = reference.encode_query(queries)
-            rest, log_mass = reference.rest_of_softmax(
-                queries, rank * step.unsqueeze(-1), index, view.codebook, view.values, view.value_sum, scaling
-            )
-            out, lse = reference.merge(out, lse, rest, log_mass)
-        return out.to(queries.dtype), lse
+        return out, lse
 
     def _count(
         self, cache: LayerCache, queries: Tensor, view: LayerView, index: Tensor, scaling: float

@@ -124,9 +124,9 @@ class LayerCache:
         if self.prediction is not None:
             self.prediction.fill_(UNPREDICTED)
 
-    def view(self) -> LayerView:
-        """What is filled; waits for the device."""
-        seen = slice(0, int(self.length))
+    def view(self, tokens: int | None = None) -> LayerView:
+        """The first `tokens`; None is what is filled, and waits for the device."""
+        seen = slice(0, int(self.length) if tokens is None else tokens)
         keys, values, codes, scales = (
             x[:, :, seen] for x in (self.keys, self.values, self.codes, self.scales)
         )

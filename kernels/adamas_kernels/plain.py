@@ -40,19 +40,12 @@ def append(backend: TorchBackend, keys: Tensor, values: Tensor, cache: LayerCach
     """Append keys and values [B, K, N, D] behind `cache.length` tokens, and see everything up to them."""
     start = int(cache.length)
     end = start + keys.shape[2]
-    seen, new = slice(0, end), slice(start, end)
+    new = slice(start, end)
     cache.keys[:, :, new] = keys
     cache.values[:, :, new] = values
     backend.encode_keys(keys, cache.codebook, cache.codes[:, :, new], cache.scales[:, :, new])
     cache.value_sum += values.sum(2, dtype=torch.float32)
-    return LayerView(
-        cache.keys[:, :, seen],
-        cache.values[:, :, seen],
-        cache.codes[:, :, seen],
-        cache.scales[:, :, seen],
-        cache.value_sum,
-        cache.codebook,
-    )
+    return cache.view(end)
 
 
 def attend_newest(
@@ -63,21 +56,37 @@ def attend_newest(
     Returns the output [B, H, N, D] in the queries' dtype and its log-sum-exp float32 [B, H, N]. With `budget
     >= S` this is full attention.
     """
+    rank = rank_by_codes(queries, cache, settings)
+    out, lse, index = attend_ranked(queries, cache, rank, scaling, settings)
+    if tally is not None:
+        _count(queries, cache.keys, index, scaling, lse, tally)
+    return out, lse
+
+
+def rank_by_codes(queries: Tensor, cache: LayerView, settings: SparseSettings) -> Tensor:
+    """Ranks of all tokens by the scorer of the settings, float32 [B, H, N, S]; higher is nearer."""
     if settings.scorer == "dot":
-        query, step = reference.encode_query(queries)
-        rank = reference.rank_by_dot(query, cache.codes, cache.scales)
-    else:
-        rank = -reference.manhattan(queries, cache.codes, settings.edge).float()
+        query, _ = reference.encode_query(queries)
+        return reference.rank_by_dot(query, cache.codes, cache.scales)
+    return -reference.manhattan(queries, cache.codes, settings.edge).float()
+
+
+def attend_ranked(
+    queries: Tensor, cache: LayerView, rank: Tensor, scaling: float, settings: SparseSettings
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attend to the tokens of highest rank, float32 [B, H, N, S], and compensate for the others.
+
+    Returns the output [B, H, N, D] in the queries' dtype, its log-sum-exp, and the positions of `select`.
+    """
     index = reference.select(rank, settings.budget, *settings.forced)
     out, lse = reference.attend(queries, cache.keys, cache.values, index, scaling)
     if settings.compensated and settings.budget < cache.keys.shape[2]:
+        _, step = reference.encode_query(queries)
         rest, log_mass = reference.rest_of_softmax(
             queries, rank * step.unsqueeze(-1), index, cache.codebook, cache.values, cache.value_sum, scaling
         )
         out, lse = reference.merge(out, lse, rest, log_mass)
-    if tally is not None:
-        _count(queries, cache.keys, index, scaling, lse, tally)
-    return out.to(queries.dtype), lse
+    return out.to(queries.dtype), lse, index
 
 
 def _count(queries: Tensor, keys: Tensor, index: Tensor, scaling: float, lse: Tensor, tally: Tensor) -> None:

@@ -17,7 +17,6 @@ from adamas_kernels.cpu.floats import Bfloat16, Float16, Float32, Kind
 from adamas_kernels.cpu.lanes import LANES
 from adamas_kernels.cpu.memory import CHUNK, SEGMENT, STEP, Arena, describe_layer
 from adamas_kernels.cpu.product import Form, available_forms
-from adamas_kernels.cpu.select import LOWEST
 from adamas_kernels.cpu.step import build_stages, build_tally
 from adamas_kernels.cpu.tasks import build_run
 from adamas_kernels.ops import LayerCache, SparseSettings, check_step
@@ -118,10 +117,9 @@ class CpuBackend:
 
     def _describe(self, cache: LayerCache, heads: int) -> _Layer:
         """Remember where a cache's buffers are for as long as it lives."""
-        if cache.prediction is None:
-            cache.prediction = torch.full((cache.keys.shape[0], heads), float(LOWEST))
-        if cache.prediction.shape != (cache.keys.shape[0], heads):
-            raise ValueError(f"prediction {tuple(cache.prediction.shape)} does not fit {heads} query heads")
+        prediction = cache.predicted(heads)
+        if prediction.shape != (cache.keys.shape[0], heads):
+            raise ValueError(f"prediction {tuple(prediction.shape)} does not fit {heads} query heads")
         if id(cache) not in self._layers:
             weakref.finalize(cache, self._layers.pop, id(cache), None)
         layer = self._layers[id(cache)] = _Layer(cache)

@@ -21,8 +21,9 @@ from adamas_kernels.cpu.lanes import (
     where,
 )
 from adamas_kernels.cpu.memory import FACTS, floats_at, ints_at
+from adamas_kernels.ops import UNPREDICTED
 
-LOWEST = np.float32(-1e30)  # a threshold that all tokens pass
+LOWEST = np.float32(UNPREDICTED)
 LEAST = np.float32(-np.inf)
 ZERO, ONE = np.float32(0), np.float32(1)
 
