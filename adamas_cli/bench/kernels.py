@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from adamas_kernels.ops import Backend, LayerCache, SparseSettings, allocate_codes, fit_codebook
+from adamas_kernels.ops import (
+    FIRST_KEYS,
+    Backend,
+    LayerCache,
+    SparseSettings,
+    allocate_codes,
+    fit_codebook,
+)
 from adamas_kernels.reference import CODES_PER_WORD, padded_dim
 
 from adamas_cli.bench.clock import microseconds
@@ -16,7 +23,6 @@ from adamas_cli.bench.dense import fastest
 
 LAYERS = 4  # caches in turn, so that none stays in the processor's own cache
 NEW_ROOM = 64  # tokens that fit behind the measured ones
-FIRST_CHUNK = 2048  # keys that fix a codebook
 SHORTEST, LONGEST = 512, 65536  # where the break-even is looked for
 
 
@@ -122,7 +128,7 @@ class KernelBench:
         capacity = length + NEW_ROOM
         keys, values = (self._random(1, shape.kv_heads, capacity, shape.dim) for _ in range(2))
         codes, scales = allocate_codes(keys, capacity)
-        book = fit_codebook(keys[:, :, :FIRST_CHUNK], self.settings)
+        book = fit_codebook(keys[:, :, :FIRST_KEYS], self.settings)
         self.backend.encode_keys(keys, book, codes, scales)
         total = values[:, :, :length].sum(2, dtype=torch.float32)
         tokens = torch.tensor([length], dtype=torch.int32, device=self.device)

@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from adamas_kernels.ops import Backend, LayerCache, SparseSettings, allocate_codes, fit_codebook
+from adamas_kernels.ops import (
+    FIRST_KEYS,
+    Backend,
+    LayerCache,
+    SparseSettings,
+    allocate_codes,
+    fit_codebook,
+)
 from adamas_kernels.reference import Codebook
 from torch import Tensor
 from transformers import PreTrainedConfig
@@ -26,7 +33,6 @@ from transformers.cache_utils import (
 )
 
 FULL, SLIDING = "full_attention", "sliding_attention"
-FIRST_KEYS = 2048  # that fix a codebook where there is no first chunk
 
 
 @dataclass

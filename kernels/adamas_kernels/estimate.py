@@ -152,13 +152,14 @@ def estimate_kernel(
 ):  # fmt: skip
     """Program (one of those that share a KV head's tokens, KV head of a batch, new token).
 
-    A program holds its group's queries in registers while it goes through blocks of tokens, so that one read
-    of the codes serves the whole group.
+    A program goes through blocks of tokens with its whole group's queries, so that one read of the codes
+    serves all of them.
 
     Writes tokens above each query's threshold to rank and position [B, H, N, ROOM] in any order, counts all
     of them, also those without room, and leaves its part of the softmax in mass [B, H, N, programs].
     Tokens that are chosen anyway (sinks, recents) and tokens beyond the query's own take no part.
     CHAINED: started before the launch before it ended. EARLY: the codes it reads are older than that launch.
+    HELD: the queries stay in registers meanwhile.
     """
     program, programs = tl.program_id(0), tl.num_programs(0)
     pair, new = tl.program_id(1), tl.program_id(2)

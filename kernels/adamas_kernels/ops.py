@@ -19,6 +19,7 @@ from adamas_kernels import reference
 from adamas_kernels.reference import CODES_PER_WORD, Codebook, padded_dim
 
 SCORERS = ("dot", "manhattan")
+FIRST_KEYS = 2048  # that fix a codebook where there is no first chunk
 LARGEST_STEP = 16  # new tokens that one decode step takes
 UNPREDICTED = -1e30  # below every rank: with this as a threshold all tokens pass
 
