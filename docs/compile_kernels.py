@@ -58,7 +58,7 @@ def launches(
 
     words = torch.zeros(1, kv_heads, ref.padded_dim(dim) // 16, 4096, dtype=torch.int32)
     keys = torch.zeros(1, kv_heads, 4096, dim, dtype=dtype)
-    book = ref.fit_codebook(torch.randn(1, kv_heads, 8, dim))
+    book = ref.fit_codebook(torch.randn(1, kv_heads, 8, dim), power=torch.ones(1, kv_heads, dim))
     cache = LayerCache(
         keys,
         keys.clone(),

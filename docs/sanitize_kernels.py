@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from adamas_kernels.ops import LayerCache, SparseSettings, allocate_codes, fit_codebook
+from adamas_kernels.reference import query_power
 from adamas_kernels.step import TritonBackend
 
 LENGTH, CAPACITY = 3000, 3100
@@ -26,7 +27,7 @@ def main() -> None:
         settings, backend = SparseSettings(budget=budget, scorer=scorer), TritonBackend()
         keys, values = (torch.randn(1, kv_heads, CAPACITY, dim).half() for _ in range(2))
         codes, scales = allocate_codes(keys, CAPACITY)
-        book = fit_codebook(keys[:, :, :LENGTH], settings)
+        book = fit_codebook(keys[:, :, :LENGTH], query_power(keys, kv_heads), settings)
         backend.encode_keys(keys, book, codes, scales)
         total = values[:, :, :LENGTH].sum(2, dtype=torch.float32)
         length = torch.tensor([LENGTH], dtype=torch.int32)

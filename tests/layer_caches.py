@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 from adamas_kernels import reference as ref
-from adamas_kernels.ops import Backend, LayerCache, SparseSettings, allocate_codes
+from adamas_kernels.ops import Backend, LayerCache, SparseSettings, allocate_codes, fit_codebook
 from adamas_kernels.plain import TorchBackend
 from torch import Tensor
 
@@ -79,7 +79,7 @@ def make_cache(
     keys[:, :, filled] = first[:, :, filled]
     values = torch.full((batch, kv_heads, capacity, dim_v), torch.nan, dtype=dtype)
     values[:, :, filled] = torch.randn(batch, kv_heads, length, dim_v).to(dtype)
-    book = ref.fit_codebook(first, settings.edge, settings.centred)
+    book = some_codebook(first, settings)
     codes, scales = allocate_codes(keys, capacity)
     codes.random_(-(2**31), 2**31 - 1)
     scales.fill_(torch.nan)
@@ -89,6 +89,12 @@ def make_cache(
     return LayerCache(keys, values, codes, scales, total, book, torch.tensor([length], dtype=torch.int32))
 
 
+def some_codebook(keys: Tensor, settings: SparseSettings | None = None) -> ref.Codebook:
+    """The codebook of keys [B, K, N, D] and of queries a hundred times larger in their last coordinates."""
+    power = torch.linspace(0.1, 10, keys.shape[-1], device=keys.device).square().expand(*keys.shape[:2], -1)
+    return fit_codebook(keys, power, settings or SparseSettings())
+
+
 def copied(cache: LayerCache, device: torch.device | str | None = None) -> LayerCache:
     """The same cache elsewhere, with the same strides and the same prediction."""
 
@@ -96,7 +102,7 @@ def copied(cache: LayerCache, device: torch.device | str | None = None) -> Layer
         return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device or x.device).copy_(x)
 
     buffers = (cache.keys, cache.values, cache.codes, cache.scales, cache.value_sum)
-    book = ref.Codebook(copy(cache.codebook.mean), copy(cache.codebook.edge))
+    book = ref.Codebook(*(copy(x) for x in vars(cache.codebook).values()))
     prediction = None if cache.prediction is None else copy(cache.prediction)
     return LayerCache(*(copy(x) for x in buffers), book, copy(cache.length), prediction)
 
@@ -136,11 +142,12 @@ def double_step(
     """The step in float64 with the reference's ranks and selection, after the new tokens have entered."""
     view = cache.view()
     groups = queries.shape[1] // view.keys.shape[1]
+    rotated = ref.rotate_queries(queries, cache.codebook)
     if settings.scorer == "dot":
-        query, unit = ref.encode_query(queries)
+        query, unit = ref.encode_query(rotated)
         rank = ref.rank_by_dot(query, view.codes, view.scales)
     else:
-        rank = -ref.manhattan(queries, view.codes, settings.edge).float()
+        rank = -ref.manhattan(rotated, view.codes, settings.edge).float()
     index = ref.select(rank, settings.budget, *settings.forced)
     keys, values = (x.double().repeat_interleave(groups, 1) for x in (view.keys, view.values))
     new, size = rank.shape[-2:]
@@ -151,9 +158,13 @@ def double_step(
     out, lse = scores.softmax(-1) @ values, scores.logsumexp(-1)
     if settings.compensated and settings.budget < size:
         left = (visible & ~chosen).double()
-        mean = cache.codebook.mean.double().repeat_interleave(groups, 1).unsqueeze(2)
-        offset = (ref.rotate(queries).double() * mean).sum(-1, keepdim=True)
-        estimate = scaling * (rank.double() * unit.double().unsqueeze(-1) + offset)
+        mean, noise = (
+            x.double().repeat_interleave(groups, 1).unsqueeze(2)
+            for x in (cache.codebook.mean, cache.codebook.noise)
+        )
+        offset = (rotated.double() * mean).sum(-1, keepdim=True)
+        variance = scaling**2 * rotated.double().square().sum(-1, keepdim=True) * noise.unsqueeze(-1)
+        estimate = scaling * (rank.double() * unit.double().unsqueeze(-1) + offset) - variance / 2
         mass = estimate.masked_fill(left == 0, -torch.inf).logsumexp(-1)
         rest = left @ values / left.sum(-1, keepdim=True).clamp(min=1)
         out, lse = ref.merge(out, lse, rest, mass)

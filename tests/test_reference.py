@@ -73,20 +73,20 @@ def test_dot_and_manhattan_by_hand():
     assert ref.dot(query, packed).flatten().tolist() == [-360, 360, 28 - 92]
     rotated = torch.tensor([20.0, 1.0, -1.0, -20.0] * 4)  # codes 3, 2, 1, 0 with edge 10
     raw = (rotated @ hadamard(16)).view(1, 1, 1, 16)
-    assert ref.manhattan(raw, packed, 10.0).flatten().tolist() == [24, 24, 16]
+    assert ref.manhattan(ref.rotate(raw), packed, 10.0).flatten().tolist() == [24, 24, 16]
 
 
 def test_distance_is_exact_on_the_pair_that_bit_planes_get_wrong():
     one, two = torch.full((1, 1, 1, 16), 1), torch.full((1, 1, 1, 16), 2)
-    raw = torch.full((16,), 1.0) @ hadamard(16)  # rotated: all 1, code 2 with edge 10
-    assert ref.manhattan(raw.view(1, 1, 1, 16), ref.pack(one), 10.0).item() == 16
-    assert ref.manhattan(raw.view(1, 1, 1, 16), ref.pack(two), 10.0).item() == 0
+    rotated = torch.full((1, 1, 1, 16), 1.0)  # code 2 with edge 10
+    assert ref.manhattan(rotated, ref.pack(one), 10.0).item() == 16
+    assert ref.manhattan(rotated, ref.pack(two), 10.0).item() == 0
 
 
 def test_query_encoding_by_hand():
     rotated = torch.zeros(16)
     rotated[0], rotated[1], rotated[2] = 127.0, -63.5, 2.5
-    codes, step = ref.encode_query((rotated @ hadamard(16)).view(1, 1, 1, 16))
+    codes, step = ref.encode_query(rotated.view(1, 1, 1, 16))
     assert step.item() == pytest.approx(1.0)
     assert codes.flatten()[:2].tolist() == [127, -64]
     zero, step = ref.encode_query(torch.zeros(1, 1, 1, 16))
@@ -99,13 +99,68 @@ def test_estimate_is_calibrated():
     keys, queries = torch.randn(1, 2, 400, 64) + 0.7, torch.randn(1, 6, 1, 64)
     book = ref.fit_codebook(keys)
     codes, scales = ref.encode_keys(keys, book)
-    query, step = ref.encode_query(queries)
+    query, step = ref.encode_query(ref.rotate_queries(queries, book))
     estimate = ref.rank_by_dot(query, codes, scales) * step.unsqueeze(-1)
     centred = ref.rotate(keys) - book.mean.unsqueeze(2)
     truth = ref.rotate(queries).view(1, 2, 3, 64) @ centred.transpose(-1, -2)
     slope = (estimate.flatten() @ truth.flatten()) / truth.square().sum()
     assert slope == pytest.approx(0.88, abs=0.03)  # 1 - the distortion 0.1175 of the optimal 2-bit quantizer
     assert torch.corrcoef(torch.stack([estimate.flatten(), truth.flatten()]))[0, 1] > 0.9
+
+
+def test_balance_by_hand():
+    keys = torch.tensor([[1.0, 0.0, 3.0, 5.0], [-1.0, 0.0, -3.0, 5.0]]).view(1, 1, 2, 4)
+    power = torch.tensor([16.0**4, 5.0, 9.0, 0.0]).view(1, 1, 4)
+    factor = ref.balance(keys, power).flatten()
+    assert factor.shape == (16,)
+    assert (factor[4:] == 1).all()
+    # Variances 1, 0, 9, 0: (power / variance)^(1/8) is 4 and 1, up to what all have in common.
+    assert factor[0] / factor[2] == pytest.approx(4, rel=1e-3)
+    assert factor[:4].log().sum() == pytest.approx(0, abs=1e-5)
+    assert factor.isfinite().all()
+    assert (ref.balance(torch.ones(1, 1, 3, 16), torch.zeros(1, 1, 16)) == 1).all()
+
+
+def test_power_is_that_of_all_queries_of_a_kv_head():
+    queries = torch.zeros(1, 4, 2, 16)
+    queries[0, 2, 0, 5], queries[0, 3, 1, 5] = 2.0, 4.0
+    power = ref.query_power(queries, 2)
+    assert power.shape == (1, 2, 16)
+    assert power[0, 1, 5] == (4 + 16) / 4
+    assert power.sum() == 5
+
+
+def test_balance_leaves_scores_and_lowers_their_error():
+    torch.manual_seed(0)
+    spread = torch.linspace(-2, 2, 64).exp()
+    keys, queries = torch.randn(1, 2, 400, 64) / spread, torch.randn(1, 6, 5, 64) * spread
+    errors = []
+    for power in (None, ref.query_power(queries, 2)):
+        book = ref.fit_codebook(keys, power=power)
+        rotated = ref.rotate_queries(queries, book)
+        truth = queries.view(1, 2, 15, 64) @ keys.transpose(-1, -2)
+        exact = ref.rotate(ref.stretched(keys, book.balance))
+        torch.testing.assert_close(
+            rotated.view(1, 2, 15, 64) @ exact.transpose(-1, -2), truth, rtol=1e-3, atol=1e-3
+        )
+        codes, scales = ref.encode_keys(keys, book)
+        query, step = ref.encode_query(rotated)
+        estimate = ref.rank_by_dot(query, codes, scales) * step.unsqueeze(-1)
+        offset = rotated.view(1, 2, 15, 64) @ book.mean.unsqueeze(-1)
+        error = (estimate.view(1, 2, 15, 400) + offset - truth).square().mean(-1)
+        errors.append(error.mean())
+    # The codebook knows how large the error is.
+    expected = rotated.view(1, 2, 15, 64).square().sum(-1) * book.noise.unsqueeze(-1)
+    assert error.mean() / expected.mean() == pytest.approx(1, abs=0.2)
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_noise_by_hand():
+    rotated = torch.tensor([1.0, -1.0] * 8)  # levels 1 and -1 with edge 10: nothing is lost
+    odd = torch.tensor([2.0, -1.0] * 8)  # the best scale for these levels is 1.5
+    keys = (torch.stack([rotated, odd]) @ hadamard(16)).view(1, 1, 2, 16)
+    assert ref.fit_codebook(keys[:, :, :1], 10.0, centre=False).noise.item() == pytest.approx(0, abs=1e-6)
+    assert ref.fit_codebook(keys[:, :, 1:], 10.0, centre=False).noise.item() == pytest.approx(0.25)
 
 
 def test_selection_takes_the_best_and_the_lowest_of_equals():

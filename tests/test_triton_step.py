@@ -17,6 +17,7 @@ from layer_caches import (
     check_strided_inputs,
     encoded_in_the_middle,
     make_cache,
+    some_codebook,
     spread_out,
     zeros,
 )
@@ -246,9 +247,9 @@ def test_a_chunk_of_keys_gets_the_codes_of_the_reference(dim, count):
     torch.manual_seed(count)
     keys = (torch.randn(2, count, 3, dim) * torch.linspace(0.1, 9, dim)).to(BRAIN).transpose(1, 2)
     keys[0, 0] = keys[0, 0, :1]
-    book = ref.fit_codebook(keys)
+    book = some_codebook(keys)
     codes, scales = ref.encode_keys(keys, book)
-    there = ref.Codebook(book.mean.to(DEVICE), book.edge.to(DEVICE))
+    there = ref.Codebook(*(x.to(DEVICE) for x in vars(book).values()))
     found = encoded_in_the_middle(TritonBackend(), keys.to(DEVICE), there)
     assert torch.equal(found[0].cpu(), codes)
     assert torch.equal(found[1].cpu(), scales)

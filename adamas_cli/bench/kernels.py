@@ -16,7 +16,7 @@ from adamas_kernels.ops import (
     allocate_codes,
     fit_codebook,
 )
-from adamas_kernels.reference import CODES_PER_WORD, padded_dim
+from adamas_kernels.reference import CODES_PER_WORD, padded_dim, query_power
 
 from adamas_cli.bench.clock import microseconds
 from adamas_cli.bench.dense import fastest
@@ -128,7 +128,9 @@ class KernelBench:
         capacity = length + NEW_ROOM
         keys, values = (self._random(1, shape.kv_heads, capacity, shape.dim) for _ in range(2))
         codes, scales = allocate_codes(keys, capacity)
-        book = fit_codebook(keys[:, :, :FIRST_KEYS], self.settings)
+        first = keys[:, :, :FIRST_KEYS]
+        power = query_power(self._random(1, shape.heads, first.shape[2], shape.dim), shape.kv_heads)
+        book = fit_codebook(first, power, self.settings)
         self.backend.encode_keys(keys, book, codes, scales)
         total = values[:, :, :length].sum(2, dtype=torch.float32)
         tokens = torch.tensor([length], dtype=torch.int32, device=self.device)

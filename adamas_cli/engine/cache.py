@@ -21,7 +21,7 @@ from adamas_kernels.ops import (
     allocate_codes,
     fit_codebook,
 )
-from adamas_kernels.reference import Codebook
+from adamas_kernels.reference import Codebook, query_power
 from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import (
@@ -113,13 +113,19 @@ class FullLayer(CacheLayerMixin):
         start, end = self.length, self.length + key_states.shape[2]
         self._keys[:, :, start:end] = key_states
         self._values[:, :, start:end] = value_states
-        if self.sparse is not None:
-            self._encode(self.sparse, key_states, value_states)
         self.length = end
         return self._keys[:, :, :end], self._values[:, :, :end]
 
-    def _encode(self, sparse: SparseDecoding, key_states: Tensor, value_states: Tensor) -> None:
-        """Codes of a chunk; the first one fixes the codebook."""
+    def encode(self, queries: Tensor) -> None:
+        """Codes of the newest tokens, those of queries [B, H, N, D]; the first chunk fixes the codebook."""
+        sparse = self.sparse
+        if sparse is None:
+            return
+        new = slice(self.length - queries.shape[2], self.length)
+        keys, values = self._keys[:, :, new], self._values[:, :, new]
+        if self._coded is None or new.start == 0:  # rewound to nothing: other tokens, other statistics
+            self._power = query_power(queries, keys.shape[1])
+            codebook = fit_codebook(keys, self._power, sparse.settings)
         if self._coded is None:
             codes, scales = allocate_codes(self._keys, self.capacity)
             if sparse.length is None:
@@ -129,25 +135,23 @@ class FullLayer(CacheLayerMixin):
                 self._values,
                 codes,
                 scales,
-                torch.zeros_like(value_states[:, :, 0], dtype=torch.float32),
-                fit_codebook(key_states, sparse.settings),
+                torch.zeros_like(values[:, :, 0], dtype=torch.float32),
+                codebook,
                 sparse.length,
             )
-        elif self.length == 0:  # rewound to nothing: other tokens, other statistics
-            self._coded.codebook = fit_codebook(key_states, sparse.settings)
-        new = slice(self.length, self.length + key_states.shape[2])
+        elif new.start == 0:
+            self._coded.codebook = codebook
         coded = self._coded
-        sparse.backend.encode_keys(
-            key_states, coded.codebook, coded.codes[:, :, new], coded.scales[:, :, new]
-        )
-        coded.value_sum += value_states.sum(2, dtype=torch.float32)
+        sparse.backend.encode_keys(keys, coded.codebook, coded.codes[:, :, new], coded.scales[:, :, new])
+        coded.value_sum += values.sum(2, dtype=torch.float32)
 
     def encode_again(self) -> None:
         """Codes of all keys by the present settings; the first FIRST_KEYS fix the codebook."""
         if self.sparse is None or self._coded is None:
             return
         coded, seen = self._coded, slice(0, self.length)
-        coded.codebook = fit_codebook(coded.keys[:, :, : min(self.length, FIRST_KEYS)], self.sparse.settings)
+        first = coded.keys[:, :, : min(self.length, FIRST_KEYS)]
+        coded.codebook = fit_codebook(first, self._power, self.sparse.settings)
         self.sparse.backend.encode_keys(
             coded.keys[:, :, seen], coded.codebook, coded.codes[:, :, seen], coded.scales[:, :, seen]
         )

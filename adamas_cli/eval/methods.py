@@ -75,6 +75,7 @@ METHODS = {
         Method("oracle", by_score, _BARE),
         Method("dot", rank_by_codes, SparseSettings()),
         Method("dot-uncompensated", rank_by_codes, SparseSettings(compensate=False)),
+        Method("dot-unbalanced", rank_by_codes, SparseSettings(balance=False)),
         Method("manhattan", rank_by_codes, SparseSettings(scorer="manhattan")),
         Method("paper", rank_by_codes, replace(_BARE, scorer="manhattan", edge=PAPER_EDGE)),
         Method("quest", by_page, _BARE),

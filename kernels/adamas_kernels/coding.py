@@ -68,9 +68,9 @@ def pack_bytes(values, ROWS: tl.constexpr, P: tl.constexpr):
 
 
 @triton.jit
-def encode(x, mean, edge, ROWS: tl.constexpr, P: tl.constexpr, LOG_P: tl.constexpr):
+def encode(x, balance, mean, edge, ROWS: tl.constexpr, P: tl.constexpr, LOG_P: tl.constexpr):
     """Keys float32 [ROWS, P] -> (words int32 [ROWS, P / 16], scale float32 [ROWS])."""
-    centred = rotate(x, ROWS, P, LOG_P) - mean
+    centred = rotate(x * balance, ROWS, P, LOG_P) - mean
     codes = bucketize(centred, edge)
     levels = (2 * codes - 3).to(tl.float32)
     length = tree_sum(levels * levels, ROWS, P, LOG_P)

@@ -25,7 +25,7 @@ ROWS = 32  # keys per program
 
 @triton.jit
 def encode_kernel(
-    key_ptr, codes_ptr, scale_ptr, mean_ptr, edge_ptr,
+    key_ptr, codes_ptr, scale_ptr, mean_ptr, edge_ptr, balance_ptr,
     key_b, key_h, key_n, codes_b, codes_h, codes_w, codes_n, scale_b, scale_h,
     count,
     HEADS: tl.constexpr, D: tl.constexpr, P: tl.constexpr, LOG_P: tl.constexpr, ROWS: tl.constexpr,
@@ -40,9 +40,9 @@ def encode_kernel(
         base + row[:, None] * key_n + dim[None, :], mask=inside[:, None] & (dim < D)[None, :], other=0.0
     )
     pair = batch * HEADS + head
-    mean = tl.load(mean_ptr + pair * P + dim)
-    edge = tl.load(edge_ptr + pair)
-    words, scale = encode(x.to(tl.float32), mean[None, :], edge, ROWS, P, LOG_P)
+    mean = tl.load(mean_ptr + pair * P + dim)[None, :]
+    balance = tl.load(balance_ptr + pair * P + dim)[None, :]
+    words, scale = encode(x.to(tl.float32), balance, mean, tl.load(edge_ptr + pair), ROWS, P, LOG_P)
     word = tl.arange(0, P // 16)
     base = codes_ptr + batch.to(tl.int64) * codes_b + head.to(tl.int64) * codes_h
     tl.store(base + word[None, :] * codes_w + row[:, None] * codes_n, words, mask=inside[:, None])
@@ -58,7 +58,7 @@ def encode_keys(keys: Tensor, codebook: Codebook, codes: Tensor, scales: Tensor)
     batch, heads, count, dim = keys.shape
     size = padded_dim(dim)
     encode_kernel[(triton.cdiv(count, ROWS), heads, batch)](
-        keys, codes, scales, codebook.mean, codebook.edge,
+        keys, codes, scales, codebook.mean, codebook.edge, codebook.balance,
         *keys.stride()[:3], *codes.stride()[:2], codes.stride(3), codes.stride(2), *scales.stride()[:2],
         count,
         HEADS=heads, D=dim, P=size, LOG_P=size.bit_length() - 1, ROWS=ROWS,
@@ -68,7 +68,8 @@ def encode_keys(keys: Tensor, codebook: Codebook, codes: Tensor, scales: Tensor)
 
 @triton.jit
 def append_head(
-    key_ptr, value_ptr, keys_ptr, values_ptr, codes_ptr, scale_ptr, value_sum_ptr, mean_ptr, edge_ptr,
+    key_ptr, value_ptr, keys_ptr, values_ptr, codes_ptr, scale_ptr, value_sum_ptr,
+    mean_ptr, edge_ptr, balance_ptr,
     key_n, value_n, keys_n, values_n, codes_w, codes_n, at, row, new,
     ROWS: tl.constexpr, D: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr,
     P: tl.constexpr, LOG_P: tl.constexpr,
@@ -80,9 +81,8 @@ def append_head(
     mask = new[:, None] & (dim < D)[None, :]
     x = tl.load(key_ptr + row[:, None] * key_n + dim[None, :], mask=mask, other=0.0)
     tl.store(keys_ptr + at[:, None] * keys_n + dim[None, :], x, mask=mask)
-    words, scale = encode(
-        x.to(tl.float32), tl.load(mean_ptr + dim)[None, :], tl.load(edge_ptr), ROWS, P, LOG_P
-    )
+    mean, balance = tl.load(mean_ptr + dim)[None, :], tl.load(balance_ptr + dim)[None, :]
+    words, scale = encode(x.to(tl.float32), balance, mean, tl.load(edge_ptr), ROWS, P, LOG_P)
     tl.store(codes_ptr + word[None, :] * codes_w + at[:, None] * codes_n, words, mask=new[:, None])
     tl.store(scale_ptr + at, scale.to(tl.float16), mask=new)
     mask = new[:, None] & (column < D_V)[None, :]
@@ -94,7 +94,7 @@ def append_head(
 
 @triton.jit
 def encode_queries(
-    queries, rows, real, mean_ptr, words_ptr, facts_ptr, threshold, scaling, query_edge,
+    queries, rows, real, mean_ptr, balance_ptr, noise, words_ptr, facts_ptr, threshold, scaling, query_edge,
     ROWS: tl.constexpr, D: tl.constexpr, P: tl.constexpr, LOG_P: tl.constexpr, MANHATTAN: tl.constexpr,
 ):  # fmt: skip
     """Encode the queries at the pointers `queries` [ROWS], of one head, into `rows` of words and facts.
@@ -104,7 +104,8 @@ def encode_queries(
     """
     dim = tl.arange(0, P)
     x = tl.load(queries[:, None] + dim[None, :], mask=real[:, None] & (dim < D)[None, :], other=0.0)
-    rotated = rotate(x.to(tl.float32), ROWS, P, LOG_P)
+    balance = tl.broadcast_to(tl.load(balance_ptr + dim)[None, :], (ROWS, P))
+    rotated = rotate(tl.div_rn(x.to(tl.float32), balance), ROWS, P, LOG_P)
     square = tree_sum(rotated * rotated, ROWS, P, LOG_P)
     facts = facts_ptr + rows * FACTS
     if MANHATTAN:
@@ -126,7 +127,8 @@ def encode_queries(
         # query.
         spread = tl.sqrt(square) / tl.where(step > 0, step, 1.0)
         tl.store(facts, step * scaling, mask=real)
-        tl.store(facts + 1, scaling * tl.sum(rotated * tl.load(mean_ptr + dim)[None, :], axis=1), mask=real)
+        product = tl.sum(rotated * tl.load(mean_ptr + dim)[None, :], axis=1)
+        tl.store(facts + 1, scaling * (product - 0.5 * scaling * square * noise), mask=real)
         tl.store(facts + 2, tl.sum(integers, axis=1).to(tl.float32), mask=real)
         tl.store(facts + 3, threshold * spread, mask=real)
         tl.store(facts + 4, spread, mask=real)
@@ -135,7 +137,8 @@ def encode_queries(
 @triton.jit
 def enter_kernel(
     query_ptr, key_ptr, value_ptr,
-    keys_ptr, values_ptr, codes_ptr, scale_ptr, value_sum_ptr, mean_ptr, edge_ptr, length_ptr,
+    keys_ptr, values_ptr, codes_ptr, scale_ptr, value_sum_ptr,
+    mean_ptr, edge_ptr, balance_ptr, noise_ptr, length_ptr,
     words_ptr, facts_ptr, threshold_ptr, count_ptr,
     query_b, query_h, query_n, key_b, key_h, key_n, value_b, value_h, value_n,
     keys_b, keys_h, keys_n, values_b, values_h, values_n,
@@ -161,16 +164,18 @@ def enter_kernel(
             key_ptr + batch * key_b + part * key_h, value_ptr + batch * value_b + part * value_h,
             keys_ptr + batch * keys_b + part * keys_h, values_ptr + batch * values_b + part * values_h,
             codes_ptr + batch * codes_b + part * codes_h, scale_ptr + batch * scale_b + part * scale_h,
-            value_sum_ptr + pair * D_V, mean_ptr + pair * P, edge_ptr + pair,
+            value_sum_ptr + pair * D_V, mean_ptr + pair * P, edge_ptr + pair, balance_ptr + pair * P,
             key_n, value_n, keys_n, values_n, codes_w, codes_n,
             tl.load(length_ptr).to(tl.int64) + row, row, new, ROWS, D, D_V, D_V_PAD, P, LOG_P,
         )  # fmt: skip
     else:
         head = part - HEADS
         pair = batch * (HEADS * GROUP) + head
+        served = batch * HEADS + head // GROUP
         encode_queries(
             query_ptr + batch * query_b + head * query_h + row * query_n, pair * NEW + row, new,
-            mean_ptr + (batch * HEADS + head // GROUP) * P, words_ptr, facts_ptr,
-            tl.load(threshold_ptr + pair), scaling, query_edge, ROWS, D, P, LOG_P, MANHATTAN,
+            mean_ptr + served * P, balance_ptr + served * P, tl.load(noise_ptr + served),
+            words_ptr, facts_ptr, tl.load(threshold_ptr + pair), scaling, query_edge,
+            ROWS, D, P, LOG_P, MANHATTAN,
         )  # fmt: skip
         tl.store(count_ptr + pair * NEW + row, tl.zeros((ROWS,), tl.int32), mask=new)

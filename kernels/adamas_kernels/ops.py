@@ -2,7 +2,8 @@
 
 name, why = dispatch.pick("auto", device)                   # triton, cpu or torch
 backend = dispatch.load(name)
-book = fit_codebook(first_keys, settings)                   # once per layer, from the first chunk
+power = query_power(first_queries, kv_heads)                # once per layer, from the first chunk
+book = fit_codebook(first_keys, power, settings)
 backend.encode_keys(keys, book, codes, scales)              # chunks of keys, as they enter the cache
 out, lse = backend.decode_step(q, k, v, cache, scaling, settings)  # new tokens: append them and attend
 """
@@ -35,6 +36,7 @@ class SparseSettings:
     sinks, recents: first and last tokens that are always attended to.
     compensate: give the estimated softmax mass of the other tokens to the mean of their values; `dot` only,
         because a Manhattan distance is no estimate of a score.
+    balance: even out the coordinates of keys and queries before they are coded, see `reference.balance`.
     """
 
     budget: int = 128
@@ -43,6 +45,7 @@ class SparseSettings:
     sinks: int = 4
     recents: int = 16
     compensate: bool = True
+    balance: bool = True
 
     def __post_init__(self) -> None:
         if self.scorer not in SCORERS:
@@ -64,6 +67,11 @@ class SparseSettings:
         edges.
         """
         return self.edge is None
+
+    @property
+    def balanced(self) -> bool:
+        """Whether keys and queries are balanced: like centring, not with fixed edges."""
+        return self.balance and self.edge is None
 
     @property
     def compensated(self) -> bool:
@@ -176,9 +184,9 @@ def allocate_codes(keys: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
     return codes, keys.new_empty(batch, heads, capacity, dtype=torch.float16)
 
 
-def fit_codebook(keys: Tensor, settings: SparseSettings) -> Codebook:
-    """Fix a layer's codebook from its first keys [B, K, N, D]."""
-    return reference.fit_codebook(keys, settings.edge, settings.centred)
+def fit_codebook(keys: Tensor, power: Tensor, settings: SparseSettings) -> Codebook:
+    """Fix a layer's codebook from its first keys [B, K, N, D] and their queries' power, float32 [B, K, D]."""
+    return reference.fit_codebook(keys, settings.edge, settings.centred, power if settings.balanced else None)
 
 
 def check_step(queries: Tensor, keys: Tensor, values: Tensor, cache: LayerCache) -> None:

@@ -65,10 +65,11 @@ def attend_newest(
 
 def rank_by_codes(queries: Tensor, cache: LayerView, settings: SparseSettings) -> Tensor:
     """Ranks of all tokens by the scorer of the settings, float32 [B, H, N, S]; higher is nearer."""
+    rotated = reference.rotate_queries(queries, cache.codebook)
     if settings.scorer == "dot":
-        query, _ = reference.encode_query(queries)
+        query, _ = reference.encode_query(rotated)
         return reference.rank_by_dot(query, cache.codes, cache.scales)
-    return -reference.manhattan(queries, cache.codes, settings.edge).float()
+    return -reference.manhattan(rotated, cache.codes, settings.edge).float()
 
 
 def attend_ranked(
@@ -81,7 +82,7 @@ def attend_ranked(
     index = reference.select(rank, settings.budget, *settings.forced)
     out, lse = reference.attend(queries, cache.keys, cache.values, index, scaling)
     if settings.compensated and settings.budget < cache.keys.shape[2]:
-        _, step = reference.encode_query(queries)
+        _, step = reference.encode_query(reference.rotate_queries(queries, cache.codebook))
         rest, log_mass = reference.rest_of_softmax(
             queries, rank * step.unsqueeze(-1), index, cache.codebook, cache.values, cache.value_sum, scaling
         )

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CODES_PER_WORD = 16
+FLAT = 1e-6  # share of the mean below which a coordinate's power counts as none
 GAUSSIAN_EDGE = 0.9816  # outer edge, in deviations, of the best 4-level quantizer of a Gaussian (Max 1960)
 QUERY_LEVELS = 127  # int8 range of an encoded query
 
@@ -27,10 +28,15 @@ class Codebook:
 
     mean: float32 [B, K, P], the mean rotated key (zeros where keys are not centred).
     edge: float32 [B, K], the outer edge t of the levels (-inf, -t], (-t, 0], (0, t], (t, inf).
+    balance: float32 [B, K, P], what a key's coordinates are multiplied with and a query's divided by, before
+    they are rotated; the product of the two stays what it is.
+    noise: float32 [B, K], the mean square error that coding leaves in the score of a query of length 1.
     """
 
     mean: Tensor
     edge: Tensor
+    balance: Tensor
+    noise: Tensor
 
 
 def padded_dim(head_dim: int) -> int:
@@ -65,20 +71,68 @@ def tree_sum(x: Tensor) -> Tensor:
     return x.squeeze(-1)
 
 
-def fit_codebook(keys: Tensor, edge: float | None = None, centre: bool = True) -> Codebook:
+def query_power(queries: Tensor, kv_heads: int) -> Tensor:
+    """The mean square of each coordinate of queries [B, H, N, D], by the KV head that they attend to: float32
+    [B, K, D].
+    """
+    return _by_kv_head(queries, kv_heads).float().square().mean(2)
+
+
+def balance(keys: Tensor, power: Tensor) -> Tensor:
+    """The `Codebook.balance` for keys [B, K, N, D] and queries of this power, float32 [B, K, D].
+
+    Coding adds noise of one size to every coordinate of a rotated key, so coordinates that are small in keys
+    and large in queries lose most. The mean error of a score is least where both have the same deviation,
+    with key coordinates times (query power / key variance)^(1/4); but the noise is in proportion to the key's
+    length, and that makes the keys longest that matter most. Half the way there is better than either end
+    (docs/accuracy.md).
+    """
+    variance = keys.float().var(2, correction=0)
+    power, variance = (x + FLAT * x.mean(-1, keepdim=True) for x in (power, variance))
+    ratio = torch.where((power > 0) & (variance > 0), power / variance, 1)
+    factor = ratio.log() / 8
+    factor = (factor - factor.mean(-1, keepdim=True)).exp()  # keys keep their size, for float16 scales
+    return F.pad(factor, (0, padded_dim(keys.shape[-1]) - keys.shape[-1]), value=1.0)
+
+
+def fit_codebook(
+    keys: Tensor, edge: float | None = None, centre: bool = True, power: Tensor | None = None
+) -> Codebook:
     """Statistics of the first chunk's keys [B, K, N, D].
 
     edge: a fixed outer edge (the paper uses 10); None takes the optimal edge for Gaussian coordinates of the
     measured deviation, which GQA models need.
     centre: subtract the mean key, which adds the same amount to all scores of a query and so changes no
     attention.
+    power: `query_power` of the same chunk, to balance keys and queries; None leaves them as they are.
     """
-    rotated = rotate(keys)
-    mean = rotated.mean(2) if centre else torch.zeros_like(rotated[:, :, 0])
+    ones = torch.ones_like(rotate(keys[:, :, 0]))
+    factor = ones if power is None else balance(keys, power)
+    rotated = rotate(stretched(keys, factor))
+    mean = rotated.mean(2) if centre else torch.zeros_like(ones)
+    centred = rotated - mean.unsqueeze(2)
     if edge is None:
-        deviation = (rotated - mean.unsqueeze(2)).square().mean((2, 3)).sqrt()
-        return Codebook(mean, GAUSSIAN_EDGE * deviation)
-    return Codebook(mean, torch.full_like(mean[..., 0], edge))
+        outer = GAUSSIAN_EDGE * centred.square().mean((2, 3)).sqrt()
+    else:
+        outer = torch.full_like(mean[..., 0], edge)
+    levels, scales = _levels(centred, outer)
+    lost = rotate(centred - scales.unsqueeze(-1) * levels).square().mean(2)  # rotated back
+    weight = ones if power is None else F.pad(power, (0, ones.shape[-1] - power.shape[-1])) / factor.square()
+    weight = weight + FLAT * weight.mean(-1, keepdim=True)  # of queries that are all zero, nothing matters
+    noise = (lost * weight).sum(-1) / weight.sum(-1).clamp(min=torch.finfo().tiny)
+    return Codebook(mean, outer, factor, noise)
+
+
+def stretched(keys: Tensor, factor: Tensor) -> Tensor:
+    """Keys [B, K, N, D] times a codebook's balance [B, K, P], in float32."""
+    return keys.float() * factor[..., : keys.shape[-1]].unsqueeze(2)
+
+
+def rotate_queries(queries: Tensor, codebook: Codebook) -> Tensor:
+    """Queries [B, H, N, D] as they meet rotated keys: balanced and rotated, float32 [B, H, N, P]."""
+    groups = queries.shape[1] // codebook.balance.shape[1]
+    factor = codebook.balance[..., : queries.shape[-1]].repeat_interleave(groups, 1).unsqueeze(2)
+    return rotate(queries.float() / factor)
 
 
 def bucketize(x: Tensor, edge: Tensor) -> Tensor:
@@ -111,20 +165,24 @@ def encode_keys(keys: Tensor, codebook: Codebook) -> tuple[Tensor, Tensor]:
 
     The scale is the least-squares length of the centred key along its own levels 2c - 3: <k, l> / <l, l>.
     """
-    centred = rotate(keys) - codebook.mean.unsqueeze(2)
-    codes = bucketize(centred, codebook.edge[..., None, None])
-    levels = (2 * codes - 3).float()
-    scales = tree_sum(centred * levels) / tree_sum(levels.square())
-    return pack(codes), scales.half()
+    centred = rotate(stretched(keys, codebook.balance)) - codebook.mean.unsqueeze(2)
+    levels, scales = _levels(centred, codebook.edge)
+    return pack((levels.int() + 3) >> 1), scales.half()
 
 
-def encode_query(queries: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries [B, H, N, D] -> (int8 [B, H, N, P], float32 step [B, H, N]): the rotated query in steps of max
-    / 127.
+def _levels(centred: Tensor, edge: Tensor) -> tuple[Tensor, Tensor]:
+    """Levels 2c - 3 of centred rotated keys [B, K, N, P] in float32, and the scales that fit them best [B, K,
+    N].
+    """
+    levels = (2 * bucketize(centred, edge[..., None, None]) - 3).float()
+    return levels, tree_sum(centred * levels) / tree_sum(levels.square())
+
+
+def encode_query(rotated: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotated queries [B, H, N, P] -> (int8 [B, H, N, P], float32 step [B, H, N]): in steps of max / 127.
 
     Halves round to even. A zero query has step 0 and codes 0.
     """
-    rotated = rotate(queries)
     step = rotated.abs().amax(-1) / QUERY_LEVELS
     scaled = rotated / torch.where(step > 0, step, 1).unsqueeze(-1)
     return scaled.round().clamp(-QUERY_LEVELS, QUERY_LEVELS).to(torch.int8), step
@@ -140,14 +198,13 @@ def dot(query: Tensor, codes: Tensor) -> Tensor:
     return _by_query_head(grouped @ levels.float().transpose(-1, -2), query.shape[2]).int()
 
 
-def manhattan(queries: Tensor, codes: Tensor, edge: float | None = None) -> Tensor:
-    """Manhattan distance between the codes of queries [B, H, N, D] and of keys: int32 [B, H, N, S], 0..3P
-    (paper, 3.3).
+def manhattan(rotated: Tensor, codes: Tensor, edge: float | None = None) -> Tensor:
+    """Manhattan distance between the codes of rotated queries [B, H, N, P] and of keys: int32 [B, H, N, S],
+    0..3P (paper, 3.3).
 
     Queries are bucketized with the fixed edge, or with the Gaussian edge of their own deviation where it is
     None.
     """
-    rotated = rotate(queries)
     edges = (
         GAUSSIAN_EDGE * (tree_sum(rotated.square()) / rotated.shape[-1]).sqrt().unsqueeze(-1)
         if edge is None
@@ -158,7 +215,7 @@ def manhattan(queries: Tensor, codes: Tensor, edge: float | None = None) -> Tens
     distances = torch.stack(
         [(row.unsqueeze(2) - key_codes).abs().sum(-1) for row in query_codes.unbind(2)], 2
     )  # one query at a time keeps the difference at [B, K, S, P]
-    return _by_query_head(distances, queries.shape[2]).int()
+    return _by_query_head(distances, rotated.shape[2]).int()
 
 
 def rank_by_dot(query: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
@@ -235,15 +292,23 @@ def rest_of_softmax(
 
     The idea is SparQ's (arXiv 2312.04985, section 4): the mass comes from the estimated scores, and the mean
     of all values not chosen takes it. `value_sum` is the cache's running sum of values, float32 [B, K, D].
+    The exponential of an estimate that errs with variance v is too large by e^(v/2) on average, which is
+    taken off.
     Returns mean value float32 [B, H, N, D] and log mass float32 [B, H, N] (-inf where nothing is left).
     """
     kv_heads, size = values.shape[1:3]
     heads, new = queries.shape[1:3]
     groups = heads // kv_heads
     own = own_positions(new, size, values.device)
-    offset = (rotate(queries) * codebook.mean.repeat_interleave(groups, 1).unsqueeze(2)).sum(-1, keepdim=True)
+    rotated = rotate_queries(queries, codebook)
+    mean, noise = (x.repeat_interleave(groups, 1).unsqueeze(2) for x in (codebook.mean, codebook.noise))
+    offset = (rotated * mean).sum(-1) - 0.5 * scaling * rotated.square().sum(-1) * noise
     hidden = torch.arange(size, device=values.device) > own
-    rest = (scaling * (estimate + offset)).masked_fill(hidden, -torch.inf).scatter(-1, index, -torch.inf)
+    rest = (
+        (scaling * (estimate + offset.unsqueeze(-1)))
+        .masked_fill(hidden, -torch.inf)
+        .scatter(-1, index, -torch.inf)
+    )
     # All visible values less the chosen ones: a sum over `budget` rows instead of over the context.
     future = torch.stack([values[:, :, size - new + n + 1 :].float().sum(2) for n in range(new)], 2)
     seen = (value_sum.unsqueeze(2) - future).repeat_interleave(groups, 1)

@@ -193,11 +193,11 @@ class TritonBackend:
         dim_v_pad = max(16, next_power(dim_v))
         out = torch.empty(batch, heads, new, dim_v, dtype=queries.dtype, device=queries.device)
         lse = torch.empty(batch, heads, new, dtype=torch.float32, device=queries.device)
-        codes = cache.codes.stride()
+        codes, book = cache.codes.stride(), cache.codebook
         enter_kernel[(kv_heads + heads, batch)](
             queries, keys, values,
             cache.keys, cache.values, cache.codes, cache.scales, cache.value_sum,
-            cache.codebook.mean, cache.codebook.edge, cache.length,
+            book.mean, book.edge, book.balance, book.noise, cache.length,
             scratch.words, scratch.facts, threshold, scratch.count,
             *queries.stride()[:3], *keys.stride()[:3], *values.stride()[:3],
             *cache.keys.stride()[:3], *cache.values.stride()[:3],

@@ -53,12 +53,12 @@ class CpuBackend:
         if not count:
             return
         keys = _readable(keys, keys.dtype if keys.dtype in KINDS else torch.float32)
-        mean, edge = codebook.mean.contiguous(), codebook.edge.contiguous()
+        book = [x.contiguous() for x in (codebook.mean, codebook.edge, codebook.balance)]
         chunk = np.zeros(1, CHUNK)
         chunk[0] = (
             batch, heads, count, dim, padded_dim(dim), keys.data_ptr(), *keys.stride()[:3],
             codes.data_ptr(), *codes.stride(), scales.data_ptr(), *scales.stride()[:2],
-            mean.data_ptr(), edge.data_ptr(),
+            *(x.data_ptr() for x in book),
         )  # fmt: skip
         stage = self._compiled((keys.dtype,), lambda: build_encode(KINDS[keys.dtype]))
         self._run((stage, 0, 0), (batch * heads * -(-count // SHARE), 0, 0), chunk.ctypes.data, 0, 0)
@@ -166,7 +166,7 @@ def _tensors(cache: LayerCache) -> tuple[Tensor | None, ...]:
     book = cache.codebook
     return (
         cache.keys, cache.values, cache.codes, cache.scales, cache.value_sum, book.mean, book.edge,
-        cache.length, cache.prediction,
+        book.balance, book.noise, cache.length, cache.prediction,
     )  # fmt: skip
 
 

@@ -47,6 +47,20 @@ def clear_rows(size, block, lane):
 
 
 @njit
+def multiply_rows(block, dim, factors):
+    """Multiply the coordinates of each row with factors."""
+    for i in range(dim):
+        store(block, i * LANES, load(block, i * LANES) * splat(factors[i]))
+
+
+@njit
+def divide_rows(block, dim, factors):
+    """Divide the coordinates of each row by factors."""
+    for i in range(dim):
+        store(block, i * LANES, load(block, i * LANES) / splat(factors[i]))
+
+
+@njit
 def rotate(block, size):
     """Hadamard-transform the rows of a block in place."""
     step = 1

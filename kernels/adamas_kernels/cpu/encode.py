@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 
 from adamas_kernels.cpu.build import source_stamp, stage
-from adamas_kernels.cpu.coding import clear_rows, encode_block, load_rows, rotate
+from adamas_kernels.cpu.coding import clear_rows, encode_block, load_rows, multiply_rows, rotate
 from adamas_kernels.cpu.floats import Float16, Kind, put_float
 from adamas_kernels.cpu.lanes import LANES, store
 from adamas_kernels.cpu.memory import chunks_at, floats_at, ints_at, numbers_at
@@ -20,12 +20,13 @@ SHARE = 256  # keys of one head to a task
 
 @njit
 def encode_rows(
-    keys, key_at, key_n, rows, dim, size, mean, edge, codes, codes_at, codes_n, codes_w,
+    keys, key_at, key_n, rows, dim, size, mean, edge, balance, codes, codes_at, codes_n, codes_w,
     scales, scale_at, block, words, lengths,
 ):  # fmt: skip
     """Encode up to LANES keys of one head, from keys[key_at] to codes[codes_at] and scales[scale_at]."""
     load_rows(keys, key_at, key_n, rows, dim, size, block, 0)
     clear_rows(size, block, rows)
+    multiply_rows(block, dim, balance)
     rotate(block, size)
     store(lengths, 0, encode_block(block, size, mean, edge, words))
     for w in range(size // CODES_PER_WORD):
@@ -49,6 +50,7 @@ def encode_share(kind, chunk, pair, first):
             numbers_at(chunk.keys, kind), key_at + row * chunk.keys_n, chunk.keys_n,
             min(LANES, chunk.count - row), chunk.dim, chunk.size,
             floats_at(chunk.mean + 4 * pair * chunk.size), floats_at(chunk.edge)[pair],
+            floats_at(chunk.balance + 4 * pair * chunk.size),
             ints_at(chunk.codes), codes_at + row * chunk.codes_n, chunk.codes_n, chunk.codes_w,
             numbers_at(chunk.scales, Float16()), b * chunk.scales_b + head * chunk.scales_h + row,
             block, words, lengths,

@@ -11,6 +11,7 @@ from adamas_kernels.cpu.coding import (
     EDGE,
     bucketize_block,
     clear_rows,
+    divide_rows,
     load_rows,
     product_with,
     quantize_block,
@@ -24,7 +25,7 @@ from adamas_kernels.cpu.lanes import LANES, load, splat, store
 from adamas_kernels.cpu.memory import FACTS, floats_at, ints_at, numbers_at
 from adamas_kernels.reference import CODES_PER_WORD
 
-ZERO, ONE = np.float32(0), np.float32(1)
+ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
 
 
 @njit
@@ -50,6 +51,7 @@ def append_tokens(kind, step, layer, scratch, b, head):
     encode_rows(
         new_keys, key_at, step.key_n, step.new, step.dim, step.size,
         floats_at(layer.mean + 4 * pair * step.size), floats_at(layer.edge)[pair],
+        floats_at(layer.balance + 4 * pair * step.size),
         codes_of(layer, b, head), step.length, 1, layer.codes_w, scales_of(layer, b, head), step.length,
         floats_at(scratch.block), ints_at(scratch.block_words), floats_at(scratch.lanes),
     )  # fmt: skip
@@ -70,6 +72,7 @@ def encode_queries(kind, step, layer, scratch, b, head):
             at = b * step.query_b + (head * step.group + g) * step.query_h + n * step.query_n
             load_rows(queries, at, 0, 1, step.dim, step.size, block, lane)
         clear_rows(step.size, block, count)
+        divide_rows(block, step.dim, floats_at(layer.balance + 4 * pair * step.size))
         rotate(block, step.size)
         squares = square_sum(block, step.size, spare)
         for lane in range(count):
@@ -86,18 +89,19 @@ def encode_queries(kind, step, layer, scratch, b, head):
         else:
             units, totals = quantize_block(block, step.size, words)
             mean = floats_at(layer.mean + 4 * pair * step.size)
+            scaling, noise = np.float32(step.scaling), floats_at(layer.noise)[pair]
             store(spare, 0, squares)
             store(spare, LANES, units)
             store(spare, 2 * LANES, product_with(block, step.size, mean))
             for lane in range(count):
                 place = pair * rows + first + lane
                 facts = floats_at(scratch.facts + 4 * FACTS * place)
-                unit = spare[LANES + lane]
+                square, unit, product = spare[lane], spare[LANES + lane], spare[2 * LANES + lane]
                 # A threshold is kept in units of |q|, which the deviation of the scores follows, so that it
                 # fits the next query.
-                facts[SPREAD] = np.float32(math.sqrt(spare[lane])) / (unit if unit > 0 else ONE)
-                facts[UNIT] = unit * np.float32(step.scaling)
-                facts[OFFSET] = spare[2 * LANES + lane] * np.float32(step.scaling)
+                facts[SPREAD] = np.float32(math.sqrt(square)) / (unit if unit > 0 else ONE)
+                facts[UNIT] = unit * scaling
+                facts[OFFSET] = scaling * (product - HALF * scaling * square * noise)
                 facts[THRESHOLD] *= facts[SPREAD]
             store(ints_at(scratch.spare), 0, totals)
         for lane in range(count):

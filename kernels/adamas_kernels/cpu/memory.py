@@ -34,17 +34,18 @@ STEP = _record(
 )
 LAYER = _record(
     "keys keys_b keys_h keys_n values values_b values_h values_n codes codes_b codes_h codes_w "
-    "scales scales_b scales_h value_sum mean edge prediction"
+    "scales scales_b scales_h value_sum mean edge balance noise prediction"
 )
 CHUNK = _record(
     "batch heads count dim size keys keys_b keys_h keys_n codes codes_b codes_h codes_n codes_w "
-    "scales scales_b scales_h mean edge"
+    "scales scales_b scales_h mean edge balance"
 )
 
 
 def describe_layer(cache: LayerCache) -> np.ndarray:
     """The record of a layer's buffers. `cache.prediction` is there."""
-    sums = cache.value_sum, cache.codebook.mean, cache.codebook.edge, cache.prediction
+    book = cache.codebook
+    sums = cache.value_sum, book.mean, book.edge, book.balance, book.noise, cache.prediction
     if any(x is None or not x.is_contiguous() or x.dtype != torch.float32 for x in sums):
         raise ValueError("sums, codebook and prediction must be contiguous float32")
     if cache.values.dtype != cache.keys.dtype or (cache.codes.dtype, cache.scales.dtype) != (
