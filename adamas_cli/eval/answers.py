@@ -32,7 +32,7 @@ COLUMNS = (
     Column("F1", "f1", decimals(2)),
     Column("contains (95 %)", "contains", decimals(2), interval=True),
 )
-AGAINST_FULL = ("equal", "leading", "f1_full")
+AGAINST_FULL = ("equal", "leading", "diverges_at", "f1_full")
 AGAINST_KNOWN = ("exact_match", "f1", "contains")
 
 
@@ -124,7 +124,6 @@ class Answers:
 
     def _row(self, way: Way, answers: Sequence[Record]) -> Record:
         texts = list(dict.fromkeys(one.name for one in self.examined))
-        differing = [one["diverges_at"] for one in answers if one["diverges_at"] is not None]
         row: Record = {
             "record": "row",
             **self.settings,
@@ -138,7 +137,6 @@ class Answers:
             "answers_known": sum(bool(one["known"]) for one in answers),
         }
         identity = dict(row)
-        row["diverges_at"] = float(np.mean(differing)) if differing else None
         for name in (*AGAINST_FULL, *AGAINST_KNOWN):
             values = [one[name] for one in answers if one[name] is not None]
             low, high = interval(np.array(values), self.seed) if values else (None, None)

@@ -53,6 +53,8 @@ class Row:
     top1_low: float
     top1_high: float
     perplexity: float
+    perplexity_low: float
+    perplexity_high: float
     perplexity_ratio: float
     perplexity_ratio_low: float
     perplexity_ratio_high: float
@@ -183,11 +185,16 @@ def _row(passage: Passage, way: Way, found: Divergence, worth: Sequence[Worth], 
         float(found.same.mean()),
         *interval(found.same, seed),
         found.perplexity,
+        *_exponentials(interval(found.loss, seed)),
         found.perplexity_ratio,
-        *(float(np.exp(end)) for end in interval(found.loss - found.full_loss, seed)),
+        *_exponentials(interval(found.loss - found.full_loss, seed)),
         float(np.mean(kept)) if kept else 1.0,
         float(np.mean(best)) if best else 1.0,
         float(np.mean(recall)) if recall else 1.0,
         kept,
         recall,
     )
+
+
+def _exponentials(ends: tuple[float, float]) -> tuple[float, float]:
+    return float(np.exp(ends[0])), float(np.exp(ends[1]))

@@ -69,7 +69,7 @@ class Exam:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """One run. settings: what all of its rows have in common. path: how the document is called in a prompt."""
+    """One run. settings: what all of its rows have in common; path: what a prompt calls the document."""
 
     design: Design
     haystack: Haystack

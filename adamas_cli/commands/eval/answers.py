@@ -113,7 +113,7 @@ def command(
         if report.plot is not None:
             from adamas_cli.eval.plots import draw_answers
 
-            draw_answers(rows, report.plot)
+            display.note(f"drew {len(draw_answers(rows, report.plot))} pictures in {report.plot}")
 
 
 def _wanted(document: Path | None, asked: list[str], file: Path | None) -> Wanted:

@@ -76,7 +76,7 @@ def command(
         if report.plot is not None:
             from adamas_cli.eval.plots import draw_perplexity
 
-            draw_perplexity(rows, report.plot)
+            display.note(f"drew {len(draw_perplexity(rows, report.plot))} pictures in {report.plot}")
 
 
 def _passages(path: Path, tokenizer: Tokenizer, contexts: list[int], scored: int) -> list[Passage]:

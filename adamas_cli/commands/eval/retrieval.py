@@ -101,4 +101,4 @@ def command(
         if report.plot is not None:
             from adamas_cli.eval.plots import draw_retrieval
 
-            draw_retrieval(rows, report.plot)
+            display.note(f"drew {len(draw_retrieval(rows, report.plot))} pictures in {report.plot}")
