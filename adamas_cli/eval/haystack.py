@@ -64,7 +64,8 @@ class Haystack:
                 self._tokens[index] = self.count(sentence)
             share = min(1.0, characters / len(sentence))
             counts.append(self._tokens[index] * share)
-            pieces.append(sentence if share == 1 else sentence[:characters].rstrip() + BROKEN_OFF)
+            whole = characters >= len(sentence.rstrip())
+            pieces.append(sentence if whole else sentence[:characters].rstrip() + BROKEN_OFF)
             characters -= len(sentence)
             index = (index + 1) % len(self.sentences)
             if index == 0 and not pieces[-1][-1].isspace():

@@ -137,7 +137,7 @@ def _by_budget(
     log: bool = False,
     share: bool = False,
 ) -> Draw:
-    def plain(value: float, position: int) -> str:
+    def plain(value: float, position: float) -> str:
         """Few numbers between powers of ten, so that they do not collide."""
         return f"{value:g}" if f"{value:e}"[0] in "25" else ""
 
