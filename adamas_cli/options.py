@@ -56,6 +56,15 @@ Backend = Annotated[
     Literal["auto", "triton", "cpu", "torch"],
     _attention("--backend", help="What computes sparse attention; auto takes the fastest that runs."),
 ]
+System = Annotated[
+    str | None, _prompt("-s", "--system", metavar="TEXT", help="System prompt in place of the default.")
+]
+TemplateFile = Annotated[
+    str | None, _prompt("-t", "--template", metavar="FILE", help="Prompt template in place of the default.")
+]
+Think = Annotated[
+    bool | None, _prompt("--think/--no-think", help="Ask a thinking model to think, or not to.")
+]
 Format = Annotated[
     Literal["md", "csv", "json", "jsonl"], _output("--format", help="How the figures are printed.")
 ]
@@ -145,13 +154,8 @@ class InputOptions:
 class PromptOptions:
     """What is asked, and how much room the prompt and the answer have."""
 
-    system: Annotated[
-        str | None, _prompt("-s", "--system", metavar="TEXT", help="System prompt in place of the default.")
-    ] = None
-    template: Annotated[
-        str | None,
-        _prompt("-t", "--template", metavar="FILE", help="Prompt template in place of the default."),
-    ] = None
+    system: System = None
+    template: TemplateFile = None
     max_tokens: Annotated[
         int, _prompt("-n", "--max-tokens", help="Longest answer, in tokens.", **_length)
     ] = DEFAULT_MAX_TOKENS
@@ -165,10 +169,7 @@ class PromptOptions:
         Literal["error", "truncate"],
         _prompt("--on-overflow", help="Over-long input: stop, or keep its head and tail and say so."),
     ] = "error"
-    think: Annotated[
-        bool | None,
-        _prompt("--think/--no-think", help="Ask a thinking model to think, or not to."),
-    ] = None
+    think: Think = None
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,17 @@ class Progress(Protocol):
         """One line that the user should read, such as `compiling kernels for the first time`."""
         ...
 
-    def task(self, label: str, total: int | None, unit: str) -> AbstractContextManager[Callable[[int], None]]:
+    def task(
+        self,
+        label: str,
+        total: int | None,
+        unit: str,
+        remaining: Callable[[], float | None] | None = None,
+    ) -> AbstractContextManager[Callable[[int], None]]:
         """A task of `total` units (None if unknown); the callable adds finished units.
 
-        `unit` is `bytes`, `tokens`, `files` or another plural noun.
+        `unit` is `bytes`, `tokens`, `files` or another plural noun. remaining: seconds still to go, from a
+        task whose units are not equally long.
         """
         ...
 
@@ -29,6 +36,12 @@ class Silent:
         """Drop the note."""
 
     @contextmanager
-    def task(self, label: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+    def task(
+        self,
+        label: str,
+        total: int | None,
+        unit: str,
+        remaining: Callable[[], float | None] | None = None,
+    ) -> Iterator[Callable[[int], None]]:
         """Count for nobody."""
         yield lambda _: None

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -148,6 +149,8 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="print every answer")
     options = parser.parse_args()
     questions = [json.loads(line) for line in options.questions.read_text("utf-8").splitlines()]
+    for entry in questions:  # as paths from here, which is how `ask` would be called
+        entry["document"] = os.path.normpath(options.questions.parent / entry["document"])
     models = options.models or ["qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"]
     rows = list(run(models, options.templates, questions, options.show))
     print("| model | template | right |\n|---|---|---|")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
@@ -112,6 +113,32 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_architecture("llama").save_pretrained(directory)
     byte_tokenizer().save_pretrained(directory)
     return directory
+
+
+class Evaluate(Protocol):
+    """Runs `adamas eval` with these arguments in this process: exit code, stdout and stderr."""
+
+    def __call__(self, *arguments: str | Path) -> tuple[int, str, str]: ...
+
+
+@pytest.fixture
+def evaluate(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Evaluate:
+    """Importing torch in a process of its own would take longer than most of these commands."""
+    monkeypatch.setenv("ADAMAS_CONFIG", "/proc/adamas/config.toml")  # none is there
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "1")  # set by every run; named here so that they are restored
+    for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
+        monkeypatch.setenv(name, "error")
+
+    def run_here(*arguments: str | Path) -> tuple[int, str, str]:
+        from adamas_cli.cli import run
+
+        capfd.readouterr()
+        with warnings.catch_warnings():
+            code = run(["eval", *map(str, arguments)])
+        return (code, *capfd.readouterr())
+
+    return run_here
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +21,8 @@ from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.engine import Engine
 from adamas_cli.eval.divergence import diverge, interval
 from adamas_cli.eval.methods import METHODS, true_scores
-from adamas_cli.eval.perplexity import measure
+from adamas_cli.eval.perplexity import Passage, measure
+from adamas_cli.eval.reading import all_ways
 from adamas_cli.eval.study import StudyBackend
 
 
@@ -32,6 +31,7 @@ class Loaded:
     """The part of a LoadedModel that the engine reads."""
 
     model: torch.nn.Module
+    stop_ids: tuple[int, ...] = ()
 
 
 def tokens(length: int) -> np.ndarray:
@@ -130,13 +130,9 @@ def test_the_study_computes_what_the_backends_do(scorer):
 
 def test_a_row_for_full_attention_and_for_each_method_and_budget():
     loaded = Loaded(tiny_architecture("qwen2"))
-    methods = [METHODS[name] for name in ("oracle", "dot", "paper")]
-    rows = list(
-        measure(
-            loaded, "t", tokens(500), context=400, scored=48,
-            methods=methods, budgets=[16, 400 + 48], dense_layers=1,
-        )
-    )  # fmt: skip
+    ways = all_ways(["oracle", "dot", "paper"], [16, 400 + 48], ["dense"])
+    passage = Passage("t", "", tokens(500), context=400, scored=48)
+    rows = list(measure(loaded, passage, ways, dense_layers=1))
     assert [(row.method, row.budget) for row in rows][:3] == [("full", 0), ("oracle", 16), ("oracle", 448)]
     assert len(rows) == 7
     full, *others = rows
@@ -156,41 +152,42 @@ def test_a_row_for_full_attention_and_for_each_method_and_budget():
     assert oracle.mass_kept == pytest.approx(oracle.mass_of_best, rel=0.05)
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).parent / "adamas"), "eval", "ppl", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
-def test_the_command_prints_rows(tiny_model, tmp_path):
+def test_the_command_prints_rows(evaluate, tiny_model, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("It is a truth universally acknowledged. " * 40, encoding="utf-8")
     some = ["--text", text, "--len", "300,400", "--budgets", "16", "--methods", "dot,quest", "--scored", "20"]
-    done = run(*some, "-m", tiny_model, "--format", "jsonl")
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    code, out, err = evaluate("ppl", *some, "-m", tiny_model, "--format", "jsonl")
+    assert code == 0, err
+    rows = [json.loads(line) for line in out.splitlines()]
     assert [(row["context"], row["method"]) for row in rows] == [
         (context, method) for context in (300, 400) for method in ("full", "dot", "quest")
     ]
     assert {row["scored"] for row in rows} == {20}
-    done = run(*some, "-m", tiny_model, "--format", "csv")
-    assert [row["method"] for row in csv.DictReader(io.StringIO(done.stdout))] == ["full", "dot", "quest"] * 2
-    done = run(*some, "-m", tiny_model)
-    assert [len(line.split("|")) for line in done.stdout.splitlines()] == [13] * 8
+    assert {row["text_sha256"] for row in rows} == {hashlib.sha256(text.read_bytes()).hexdigest()[:12]}
+    for row in rows:
+        assert row["perplexity_ratio_low"] <= row["perplexity_ratio"] <= row["perplexity_ratio_high"]
+    _, out, _ = evaluate("ppl", *some, "-m", tiny_model, "--format", "csv")
+    assert [row["method"] for row in csv.DictReader(io.StringIO(out))] == ["full", "dot", "quest"] * 2
+    _, out, _ = evaluate("ppl", *some, "-m", tiny_model)
+    assert [len(line.split("|")) for line in out.splitlines()] == [12] * 8
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (["--methods", "guess"], 2, "choose from oracle, dot"),
-        (["--len", "9k"], 2, "has 1,600 tokens"),
+        (["--len", "3k"], 2, "has 1,600 tokens"),
+        (["--len", "4k"], 4, "the context of"),
+        (["--len", "x"], 2, "--len: 'x' is not a length"),
         (["--budgets", "0"], 2, "0 is too small"),
+        (["--dense-layers", "4", "--len", "300"], 2, "none is sparse"),
         (["--text", "/nowhere.txt", "--len", "300"], 2, "No such file"),
     ],
 )
-def test_mistakes_are_told_in_a_line(arguments, code, message, tiny_model, tmp_path):
+def test_mistakes_are_told_in_a_line(arguments, code, message, evaluate, tiny_model, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("It is a truth universally acknowledged. " * 40, encoding="utf-8")
-    done = run("--text", text, "-m", tiny_model, *arguments)
-    assert done.returncode == code
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    got, out, err = evaluate("ppl", "--text", text, "-m", tiny_model, *arguments)
+    assert (got, out) == (code, "")
+    assert message in err
+    assert err.count("\n") <= 2

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 PREFILL_CHUNK = 2048
 SMALLEST_CHUNK = 64
+
+SparseFrom = Literal["question", "answer", "never"]
+"""The first token that attends sparsely, where the engine is to decode sparsely at all."""
 
 
 class Engine:
@@ -83,22 +86,37 @@ class Engine:
             yield from self._prefill(ids, time.perf_counter())
 
     def answer(
-        self, ids: np.ndarray, sampling: Sampling, max_tokens: int, stop_ids: Collection[int]
+        self,
+        ids: np.ndarray,
+        sampling: Sampling,
+        max_tokens: int,
+        stop_ids: Collection[int],
+        *,
+        sparse_from: SparseFrom = "answer",
     ) -> Iterator[Event]:
         """Read the question's tokens, int [n] with n >= 1, with full attention; then decode until a stop
         token.
 
         The stop token is not reported. Afterwards, also when the caller leaves early, the cache is where it
-        was.
+        was. sparse_from: `question` feeds the question's tokens one by one, as if they were an answer's;
+        `never` decodes with full attention.
         """
         start = time.perf_counter()
         reused = self.length
         mark = self._cache.mark()
         try:
             with self._attending():
-                yield from self._prefill(ids, start)
+                if sparse_from == "question":
+                    self._feed(ids)
+                else:
+                    yield from self._prefill(ids, start)
                 prefilled = time.perf_counter()
-                yield from self._decode(sampling, max_tokens, stop_ids, start, prefilled, reused)
+                if sparse_from == "never":
+                    self._cache.stop_decoding()
+                else:
+                    self._cache.start_decoding()
+                sparse = self.sparse is not None and sparse_from != "never"
+                yield from self._decode(sampling, max_tokens, stop_ids, start, prefilled, reused, sparse)
         finally:
             self._cache.rewind(mark)
 
@@ -123,6 +141,12 @@ class Engine:
         """Encode the keys of the cache anew, after the settings of `sparse` have changed."""
         if isinstance(self._cache, AdamasCache):
             self._cache.encode_again()
+
+    def _feed(self, ids: np.ndarray) -> None:
+        """Tokens that attend as an answer's do; leaves the logits behind the last one in `self._logits`."""
+        self._cache.start_decoding()
+        for token in torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int64)).to(self.model.device):
+            self._logits = self._forward(token.unsqueeze(0))
 
     def _prefill(self, ids: np.ndarray, start: float) -> Iterator[Prefill]:
         """Chunks of `self.chunk` tokens; leaves the logits behind the last one in `self._logits`."""
@@ -172,13 +196,13 @@ class Engine:
         start: float,
         prefilled: float,
         reused: int,
+        sparse: bool,
     ) -> Iterator[Event]:
         sampler = Sampler(sampling, self.model.device)
         prompt = self.length
-        budget = prompt + max_tokens if self.sparse is None else self.sparse.settings.budget
+        budget = self.sparse.settings.budget if self.sparse and sparse else prompt + max_tokens
         count, reason = 0, "length"
         first = last = prefilled
-        self._cache.start_decoding()
         while count < max_tokens:
             token = sampler.next(self._logits)
             last = time.perf_counter()

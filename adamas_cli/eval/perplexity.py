@@ -7,20 +7,34 @@ attention, and the distributions of the next token are compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from adamas_kernels.ops import SparseSettings
 
-from adamas_cli.engine.attention import AttentionSettings
-from adamas_cli.engine.cache import SparseDecoding
-from adamas_cli.engine.engine import Engine
 from adamas_cli.eval.divergence import Divergence, diverge, interval
-from adamas_cli.eval.methods import METHODS, Method
+from adamas_cli.eval.ledger import Ledger, Record
+from adamas_cli.eval.methods import METHODS
+from adamas_cli.eval.reading import FULL, Reading, Way
+from adamas_cli.eval.report import Column, decimals, unless_zero
 from adamas_cli.eval.study import StudyBackend, Worth
+from adamas_cli.eval.workload import Workload
 from adamas_cli.models import LoadedModel
+
+COLUMNS = (
+    Column("text", "text"),
+    Column("context", "context", decimals(0)),
+    Column("method", "method"),
+    Column("budget", "budget", unless_zero),
+    Column("KL, nats (95 %)", "kl", decimals(4), interval=True),
+    Column("top-1", "top1", decimals(3)),
+    Column("ppl", "perplexity", decimals(2)),
+    Column("ppl ratio", "perplexity_ratio", decimals(3)),
+    Column("mass kept", "mass_kept", decimals(3)),
+    Column("recall", "recall", decimals(3)),
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +53,11 @@ class Row:
     top1_low: float
     top1_high: float
     perplexity: float
+    perplexity_low: float
+    perplexity_high: float
     perplexity_ratio: float
+    perplexity_ratio_low: float
+    perplexity_ratio_high: float
     mass_kept: float
     mass_of_best: float
     recall: float
@@ -48,66 +66,135 @@ class Row:
 
 
 @dataclass(frozen=True)
-class _Studied(AttentionSettings):
-    """Attention settings whose sparse steps are given."""
+class Passage:
+    """The beginning of a text, int [at least context + scored + 1]. context: tokens that are read; scored:
+    tokens behind those, over which is compared.
+    """
 
-    decoding: SparseDecoding | None = None
+    name: str
+    sha256: str
+    ids: np.ndarray
+    context: int
+    scored: int
 
-    def resolve(
-        self, context: int, device: torch.device, announce: Callable[[str], None] | None = None
-    ) -> tuple[SparseDecoding | None, str | None]:
-        return self.decoding, None
+
+@dataclass(frozen=True)
+class Perplexity:
+    """One run. settings: what all of its rows have in common; ways: full attention first."""
+
+    passages: Sequence[Passage]
+    ways: Sequence[Way]
+    settings: Mapping[str, Any]
+    dense_layers: int
+    seed: int
+    ledger: Ledger
+
+    def plan(self, workload: Workload) -> None:
+        """Count what is still to be measured."""
+        for passage in self.passages:
+            missing = self._missing(passage)
+            if missing:
+                workload.plan_reading(passage.context)
+            for way in dict.fromkeys([self.ways[0], *missing] if missing else []):
+                workload.plan_steps(way.method, passage.scored, passage.context)
+
+    def measure(self, loaded: LoadedModel | None, workload: Workload) -> Iterator[Record]:
+        """The rows, found in the ledger or measured now; loaded may be None where all are found."""
+        for passage in self.passages:
+            fresh: Iterator[Row] = iter(())
+            missing = self._missing(passage)
+            if missing:
+                assert loaded is not None
+                fresh = measure(
+                    loaded,
+                    passage,
+                    missing,
+                    dense_layers=self.dense_layers,
+                    seed=self.seed,
+                    workload=workload,
+                )
+            for way in self.ways:
+                record = self.ledger.find(self._identity(passage, way))
+                if record is None:
+                    row = asdict(next(fresh))
+                    record = self._identity(passage, way) | row
+                    self.ledger.add(record)
+                yield record
+
+    def _missing(self, passage: Passage) -> list[Way]:
+        return [way for way in self.ways if self.ledger.find(self._identity(passage, way)) is None]
+
+    def _identity(self, passage: Passage, way: Way) -> Record:
+        """What tells a row from all others."""
+        return {
+            "record": "row",
+            **self.settings,
+            "seed": self.seed,
+            "text": passage.name,
+            "text_sha256": passage.sha256,
+            "context": passage.context,
+            "scored": passage.scored,
+            "method": way.method,
+            "budget": way.budget,
+            "backend": StudyBackend.name if way.budget else "dense",
+        }
 
 
 def measure(
     loaded: LoadedModel,
-    text: str,
-    ids: np.ndarray,
+    passage: Passage,
+    ways: Sequence[Way],
     *,
-    context: int,
-    scored: int,
-    methods: Sequence[Method],
-    budgets: Sequence[int],
     dense_layers: int,
+    seed: int = 0,
+    workload: Workload | None = None,
 ) -> Iterator[Row]:
-    """Read `context` tokens of ids, int [at least context + scored + 1], and compare over the next ones."""
-    decoding = SparseDecoding(SparseSettings(), StudyBackend(METHODS["dot"]))
-    settings = _Studied("adamas", dense_layers=dense_layers, decoding=decoding)
-    engine = Engine(loaded, settings, context=context + scored)
-    for _ in engine.read(ids[:context]):
-        pass
+    """Read a passage and compare its next tokens, in each of the ways with full attention."""
+    work = workload or Workload()
+    context, scored, ids = passage.context, passage.scored, passage.ids
+    reading = Reading(loaded, context=context + scored, dense_layers=dense_layers)
+    work.read(context, reading.read(ids[:context]))
     fed = ids[context : context + scored]
     targets = torch.from_numpy(ids[context + 1 : context + scored + 1].astype(np.int64))
-    full = engine.score(fed, sparse=False)
-    yield _row(text, context, "full", 0, diverge(full, full, targets), [])
-    for method in methods:
-        for budget in budgets:
-            backend = StudyBackend(method)
-            decoding.backend, decoding.settings = backend, method.at(budget)
-            engine.encode_again()
-            found = diverge(full, engine.score(fed, sparse=True), targets)
-            yield _row(text, context, method.name, budget, found, backend.worth)
+    with work.steps(FULL, scored, context):
+        full = reading.score(fed, sparse=False)
+    for way in ways:
+        if way.method == FULL:
+            yield _row(passage, way, diverge(full, full, targets), [], seed)
+            continue
+        method = METHODS[way.method]
+        backend = StudyBackend(method)
+        reading.use(method, way.budget, backend)
+        with work.steps(way.method, scored, context):
+            found = diverge(full, reading.score(fed, sparse=True), targets)
+        yield _row(passage, way, found, backend.worth, seed)
 
 
-def _row(text: str, context: int, method: str, budget: int, found: Divergence, worth: Sequence[Worth]) -> Row:
+def _row(passage: Passage, way: Way, found: Divergence, worth: Sequence[Worth], seed: int) -> Row:
     kept = [layer.mass / layer.queries for layer in worth]
     best = [layer.best_mass / layer.queries for layer in worth]
     recall = [layer.recall / layer.queries for layer in worth]
     return Row(
-        text,
-        context,
+        passage.name,
+        passage.context,
         len(found.kl),
-        method,
-        budget,
+        way.method,
+        way.budget,
         float(found.kl.mean()),
-        *interval(found.kl),
+        *interval(found.kl, seed),
         float(found.same.mean()),
-        *interval(found.same),
+        *interval(found.same, seed),
         found.perplexity,
+        *_exponentials(interval(found.loss, seed)),
         found.perplexity_ratio,
+        *_exponentials(interval(found.loss - found.full_loss, seed)),
         float(np.mean(kept)) if kept else 1.0,
         float(np.mean(best)) if best else 1.0,
         float(np.mean(recall)) if recall else 1.0,
         kept,
         recall,
     )
+
+
+def _exponentials(ends: tuple[float, float]) -> tuple[float, float]:
+    return float(np.exp(ends[0])), float(np.exp(ends[1]))

@@ -36,6 +36,7 @@ class _Task:
     total: int | None
     unit: str
     began: float
+    remaining: Callable[[], float | None] | None = None
     done: int = 0
 
     def advance(self, units: int) -> None:
@@ -48,7 +49,10 @@ class _Task:
         facts = [told if self.unit == "bytes" else f"{told} {self.unit}"] if counted else []
         seconds = time.monotonic() - self.began
         if self.total and 0 < self.done < self.total:
-            facts.insert(0, f"ETA {lines.duration(seconds * (self.total - self.done) / self.done)}")
+            left = seconds * (self.total - self.done) / self.done
+            if self.remaining is not None:
+                left = self.remaining() or 0.0
+            facts.insert(0, f"ETA {lines.duration(left)}")
         elif seconds >= 1:
             facts.append(lines.duration(seconds))
         return lines.bar(self.label, self.done, self.total, facts, width)
@@ -119,9 +123,15 @@ class Display:
             self._print_note(plain(text))
 
     @contextmanager
-    def task(self, label: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+    def task(
+        self,
+        label: str,
+        total: int | None,
+        unit: str,
+        remaining: Callable[[], float | None] | None = None,
+    ) -> Iterator[Callable[[int], None]]:
         """A line with a bar while the task lasts, where stderr is a terminal."""
-        task = _Task(one_line(label), total, unit, time.monotonic())
+        task = _Task(one_line(label), total, unit, time.monotonic(), remaining)
         with self._lock:
             self._tasks.append(task)
         try:

@@ -1,0 +1,16 @@
+"""`adamas eval`: is the sparse answer as good as the full one? Measured on the user's model and text."""
+
+from __future__ import annotations
+
+import typer
+
+from adamas_cli.commands.eval import answers, ppl, retrieval
+
+app = typer.Typer(
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Compare sparse with full attention on a model and text of yours.",
+)
+app.command("ppl")(ppl.command)
+app.command("retrieval")(retrieval.command)
+app.command("answers")(answers.command)

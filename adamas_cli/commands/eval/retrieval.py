@@ -1,0 +1,104 @@
+"""`adamas eval retrieval`: does sparse attention find what full attention finds?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adamas_cli.commands.eval.shared import (
+    Budgets,
+    Lengths,
+    Methods,
+    ReportOptions,
+    names,
+    numbers,
+    showing,
+    tell,
+)
+from adamas_cli.options import Backend, DenseLayers, ModelOptions, System, TemplateFile, Think, grouped
+from adamas_cli.quiet import prepare_libraries
+
+
+@grouped
+def command(
+    text: Annotated[Path, typer.Option("--text", metavar="FILE", help="Prose in UTF-8 to hide things in.")],
+    tasks: Annotated[
+        str,
+        typer.Option("--tasks", metavar="LIST", help="Of passkey, needle, multikey, variables, words."),
+    ] = "passkey,needle,multikey,variables,words",
+    lengths: Lengths = "4k",
+    depths: Annotated[
+        str, typer.Option("--depths", metavar="LIST", help="Percent of the document before what is hidden.")
+    ] = "0,25,50,75,100",
+    samples: Annotated[
+        int, typer.Option("--samples", min=1, help="Documents for each task, length and depth.")
+    ] = 5,
+    question: Annotated[
+        str,
+        typer.Option(
+            "--question",
+            metavar="LIST",
+            help="dense reads the question with full attention, as ask does; sparse does not.",
+        ),
+    ] = "dense",
+    budgets: Budgets = "128",
+    methods: Methods = "dot",
+    dense_layers: DenseLayers = 2,
+    backend: Backend = "auto",
+    system: System = None,
+    template: TemplateFile = None,
+    think: Think = None,
+    *,
+    model: ModelOptions,
+    report: ReportOptions,
+) -> None:
+    """Things hidden in a text of yours: adamas eval retrieval --text book.txt --len 4k,8k
+
+    A score is the share of what was to be found that the greedy answer holds.
+
+    A document is read once, and answered with full attention and by each method.
+    """
+    prepare_libraries(verbose=0, offline=model.offline)
+    contexts, sizes = numbers(lengths, "--len"), numbers(budgets, "--budgets")
+    places = numbers(depths, "--depths", least=0, most=100)
+    kinds = names(question, "--question", ("dense", "sparse"))
+    ledger = report.ledger()
+
+    from adamas_cli.eval.asking import Asker, Prompting
+    from adamas_cli.eval.haystack import Haystack
+    from adamas_cli.eval.methods import METHODS
+    from adamas_cli.eval.reading import all_ways
+    from adamas_cli.eval.retrieval import COLUMNS, Design, Retrieval
+    from adamas_cli.eval.subject import Subject, read_text
+    from adamas_cli.eval.tasks import TASKS
+    from adamas_cli.eval.workload import Workload
+
+    ways = all_ways(names(methods, "--methods", METHODS), sizes, kinds)
+    chosen = [TASKS[name] for name in names(tasks, "--tasks", TASKS)]
+    prose, sha256 = read_text(text)
+    with showing(report, COLUMNS) as (told, display):
+        subject = Subject.find(model, backend, dense_layers, display)
+        answer = max(task.max_tokens for task in chosen)
+        subject.require(max(contexts) + answer, f"--len {max(contexts):,} and an answer of {answer}")
+        prompting = Prompting.of(subject, system=system, template=template, think=think)
+        haystack = Haystack(prose, lambda piece: len(subject.tokenizer.encode(piece)))
+        settings = {
+            "eval": "retrieval",
+            **subject.settings,
+            "text": text.name,
+            "text_sha256": sha256,
+            "prompt_sha256": prompting.sha256,
+        }
+        design = Design(chosen, contexts, places, samples, report.seed, ways)
+        run = Retrieval(design, haystack, prompting, text.name, settings, subject.backend, ledger)
+        run.check()
+        workload = Workload()
+        run.plan(workload)
+        asker = Asker.load(subject, prompting, workload, display) if workload.total else None
+        rows = tell(run.measure(asker), told, display, workload, ledger)
+        if report.plot is not None:
+            from adamas_cli.eval.plots import draw_retrieval
+
+            display.note(f"drew {len(draw_retrieval(rows, report.plot))} pictures in {report.plot}")

@@ -1,0 +1,109 @@
+"""How the rows of a run are told: a table on a terminal, Markdown in a pipe, or data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from adamas_cli.bench.table import csv_lines, json_line, markdown_head, markdown_row
+from adamas_cli.eval.ledger import Record
+from adamas_cli.terminal.sanitize import one_line
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table: the value called `key` as text, with `low` and `high` beside it if asked,
+    or what stands for one that is missing.
+    """
+
+    title: str
+    key: str
+    write: Callable[[Any], str] = str
+    interval: bool = False
+    missing: str = ""
+
+    def cell(self, record: Record) -> str:
+        """The text for one row."""
+        value = record.get(self.key)
+        if value is None:
+            return self.missing
+        if self.interval:
+            low, high = (record[f"{self.key}_{end}"] for end in ("low", "high"))
+            return f"{self.write(value)} ({self.write(low)} to {self.write(high)})"
+        return one_line(self.write(value))
+
+
+class Report:
+    """Prints rows on `stream`; a context manager, which prints the rest when it ends.
+
+    form: `md`, `csv`, `json`, `jsonl`, or None for a table on a terminal and `md` elsewhere. On a terminal
+    all rows come at the end, also after an interruption: above them progress is drawn. Elsewhere each comes
+    as it is measured, except in the one array of `json`.
+    """
+
+    def __init__(self, form: str | None, columns: Sequence[Column], stream: TextIO) -> None:
+        self._columns = columns
+        self._stream = stream
+        self._held = stream.isatty()
+        self._form = form or ("table" if self._held else "md")
+        self._rows: list[Record] = []
+        self._waiting: list[str] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, BrokenPipeError):
+            return
+        for line in self._waiting:
+            self._stream.write(line + "\n")
+        if self._form == "json" and error is None:
+            self._stream.write(json.dumps(self._rows, ensure_ascii=False, indent=2) + "\n")
+        if self._form == "table" and self._rows:
+            from adamas_cli.terminal.table import print_table
+
+            cells = [[column.cell(row) for column in self._columns] for row in self._rows]
+            print_table(self._stream, [column.title for column in self._columns], cells)
+        self._stream.flush()
+
+    def row(self, record: Record) -> None:
+        """A row of the table."""
+        self._rows.append(record)
+        if self._form == "md":
+            if len(self._rows) == 1:
+                self._say(markdown_head([column.title for column in self._columns]))
+            self._say(markdown_row([column.cell(record).replace("|", "\\|") for column in self._columns]))
+        elif self._form == "csv":
+            # Lists, such as figures by layer, have no place in a cell.
+            flat = {key: value for key, value in record.items() if not isinstance(value, list)}
+            text = csv_lines([flat])
+            self._say(text if len(self._rows) == 1 else text.partition("\n")[2])
+        else:
+            self.detail(record)
+
+    def detail(self, record: Record) -> None:
+        """What is behind the rows, such as a single answer: only in `jsonl`."""
+        if self._form == "jsonl":
+            self._say(json_line(record))
+
+    def _say(self, line: str) -> None:
+        if self._held:
+            self._waiting.append(line)
+        else:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+
+
+def decimals(digits: int) -> Callable[[float], str]:
+    """Writes a number with so many digits behind the point."""
+    return lambda value: f"{value:,.{digits}f}"
+
+
+def unless_zero(value: int) -> str:
+    """Writes a budget: full attention has none."""
+    return str(value) if value else ""

@@ -1,0 +1,83 @@
+"""What a run still has to do, and how long that takes by what was timed so far."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from adamas_cli.engine.eta import PrefillCost
+from adamas_cli.engine.events import Prefill
+
+PAIR_COST = 1e-4  # of one token's, until readings of different depth are timed
+STEP_COST = 20.0  # tokens read in the time of one decode step, until a step is timed
+
+
+class Workload:
+    """Documents to read and tokens to feed one by one; each way to feed them has a speed of its own.
+
+    `total` counts tokens. `advance` is told when some of them are done.
+    """
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.advance: Callable[[int], None] = lambda _: None
+        self._cost = PrefillCost(PAIR_COST)
+        self._readings: Counter[int] = Counter()  # by length
+        self._left: defaultdict[str, float] = defaultdict(float)  # steps x context, by kind
+        self._timed: dict[str, tuple[float, float]] = {}  # the same that is done, and seconds
+        self._estimate: tuple[float, float] | None = None  # seconds left, and when that was known
+
+    def plan_reading(self, tokens: int) -> None:
+        """A document of so many tokens has to be read."""
+        self._readings[tokens] += 1
+        self.total += tokens
+
+    def plan_steps(self, kind: str, tokens: int, context: int) -> None:
+        """At most so many tokens have to be fed behind `context` others."""
+        self._left[kind] += tokens * context
+        self.total += tokens
+
+    def read(self, tokens: int, events: Iterable[Prefill]) -> None:
+        """Read a planned document to its end."""
+        done, began = 0, time.perf_counter()
+        self._readings[tokens] -= 1
+        for event in events:
+            now = time.perf_counter()
+            if event.done > done:
+                self._cost.add(done, event.done, now - began)
+                self.advance(event.done - done)
+                done, began = event.done, now
+                self._estimated(self._cost.remaining(done, event.total) or 0.0)
+
+    @contextmanager
+    def steps(self, kind: str, tokens: int, context: int) -> Iterator[None]:
+        """The time in which planned tokens are fed; an answer that ends early has done them all."""
+        began = time.perf_counter()
+        yield
+        work, seconds = self._timed.get(kind, (0.0, 0.0))
+        self._timed[kind] = work + tokens * context, seconds + time.perf_counter() - began
+        self._left[kind] -= tokens * context
+        self.advance(tokens)
+        self._estimated(0.0)
+
+    def remaining(self) -> float | None:
+        """Seconds until everything is done; None while nothing is timed."""
+        if self._estimate is None:
+            return None
+        seconds, known = self._estimate
+        return max(0.0, seconds - (time.perf_counter() - known))
+
+    def _estimated(self, present: float) -> None:
+        """Sum up what is left, `present` seconds of it in the document that is being read."""
+        seconds = present
+        for tokens, times in self._readings.items():
+            seconds += times * (self._cost.remaining(0, tokens) or 0.0)
+        timed = [sum(column) for column in zip(*self._timed.values(), strict=True)]
+        # A document of 1024 tokens stands for all while no step is timed.
+        guess = timed[1] / timed[0] if timed else STEP_COST * (self._cost.remaining(0, 1024) or 0.0) / 1024**2
+        for kind, left in self._left.items():
+            work, spent = self._timed.get(kind, (0.0, 0.0))
+            seconds += left * (spent / work if work else guess)
+        self._estimate = seconds, time.perf_counter()

@@ -1,0 +1,23 @@
+"""A table on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TextIO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def print_table(stream: TextIO, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of cells under titles; columns of numbers stand to the right."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, title in enumerate(titles):
+        cells = [row[index] for row in rows]
+        numeric = all(cell[:1].isdigit() or cell[:1] in ("", "-") for cell in cells)
+        table.add_column(title, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console(file=stream, highlight=False).print(table)
