@@ -74,8 +74,13 @@ def _attention_with_lse(
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             queries, keys, values, 0.0, is_causal, scale=scaling
         )
-    if queries.dtype == torch.float32 or queries.device.type != "cuda":
+    if queries.device.type != "cuda":
         return _by_definition(queries, keys, values, scaling, is_causal)
+    if queries.dtype == torch.float32:
+        out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
+            queries, keys, values, None, True, 0.0, is_causal, scale=scaling
+        )
+        return out, lse[..., : queries.shape[2]]  # the kernel fills up its last block of rows
     out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
         queries, keys, values, 0.0, is_causal, scale=scaling
     )
@@ -85,7 +90,7 @@ def _attention_with_lse(
 def _by_definition(
     queries: Tensor, keys: Tensor, values: Tensor, scaling: float, is_causal: bool
 ) -> tuple[Tensor, Tensor]:
-    """The same where torch has no fused kernel: float32 on GPUs, and devices other than CUDA."""
+    """The same where torch has no fused kernel: devices that are neither a CPU nor CUDA's."""
     scores = queries @ keys.transpose(-1, -2) * scaling
     if is_causal:
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
