@@ -61,3 +61,19 @@ def test_float32_without_a_fused_kernel():
     fused, fused_lse = prefill._attention_with_lse(q, k, v, 0.3, is_causal=True)
     torch.testing.assert_close(out, fused)
     torch.testing.assert_close(lse, fused_lse)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2), (torch.float16, 4e-3)]
+)
+@pytest.mark.parametrize(("new", "past"), [(1, 77), (64, 0), (33, 1000), (300, 5000)])
+def test_the_kernels_of_a_gpu(dtype, tolerance, new, past):
+    torch.manual_seed(0)
+    q, k, v = (
+        torch.randn(1, heads, n, 64).to("cuda", dtype)
+        for heads, n in ((14, new), (2, new + past), (2, new + past))
+    )
+    out = chunk_attention(q, k, v, 0.2)
+    truth = masked(*(x.cpu() for x in (q, k, v)), 0.2)
+    torch.testing.assert_close(out.cpu().double(), truth, rtol=tolerance, atol=tolerance)
