@@ -37,7 +37,8 @@ class Divergence:
 def diverge(full: Tensor, other: Tensor, targets: Tensor) -> Divergence:
     """Compare logits [M, vocabulary] of full attention and of another; targets: int [M] true next tokens."""
     parts: list[tuple[Tensor, ...]] = []
-    for p, q, target in zip(full.split(ROWS), other.split(ROWS), targets.to(full.device).split(ROWS), strict=True):
+    targets = targets.to(full.device)
+    for p, q, target in zip(full.split(ROWS), other.split(ROWS), targets.split(ROWS), strict=True):
         log_p, log_q = p.float().log_softmax(-1), q.float().log_softmax(-1)
         kl = (log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0)
         same = log_p.argmax(-1) == log_q.argmax(-1)
