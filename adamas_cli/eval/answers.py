@@ -119,8 +119,7 @@ class Answers:
         }
 
     def _of_way(self, way: Way) -> Record:
-        backend = backend_name(way.method, self.product)
-        return {"method": way.method, "budget": way.budget, "backend": backend}
+        return {**way.identity, "backend": backend_name(way.method, self.product)}
 
     def _row(self, way: Way, answers: Sequence[Record]) -> Record:
         texts = list(dict.fromkeys(one.name for one in self.examined))

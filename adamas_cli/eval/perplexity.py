@@ -134,8 +134,7 @@ class Perplexity:
             "text_sha256": passage.sha256,
             "context": passage.context,
             "scored": passage.scored,
-            "method": way.method,
-            "budget": way.budget,
+            **way.identity,
             "backend": StudyBackend.name if way.budget else "dense",
         }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ from adamas_cli.engine.cache import SparseDecoding
 from adamas_cli.engine.engine import Engine, SparseFrom
 from adamas_cli.engine.events import Event, Prefill
 from adamas_cli.engine.sampling import Sampling
-from adamas_cli.eval.methods import Method
+from adamas_cli.eval.ledger import Record
+from adamas_cli.eval.methods import METHODS, Method
 from adamas_cli.models import LoadedModel
 
 FULL = "full"
@@ -33,6 +34,15 @@ class Way:
     method: str
     budget: int
     question: str = "dense"
+
+    @property
+    def identity(self) -> Record:
+        """What a row says about how tokens were chosen: all settings, so that a later default is not taken
+        for an earlier one.
+        """
+        settings = {} if self.method == FULL else asdict(METHODS[self.method].at(self.budget))
+        told = " ".join(f"{name}={value}" for name, value in settings.items() if name != "budget")
+        return {"method": self.method, "budget": self.budget, "settings": told}
 
     @property
     def sparse_from(self) -> SparseFrom:

@@ -204,8 +204,7 @@ class Retrieval:
             "context": length,
             "depths": ",".join(map(str, self.design.depths)),
             "depth": depth,
-            "method": way.method,
-            "budget": way.budget,
+            **way.identity,
             "question": way.question,
             "backend": backend_name(way.method, self.product),
         }
