@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from adamas_kernels.ops import (
-    FIRST_KEYS,
     Backend,
     LayerCache,
     SparseSettings,
@@ -128,9 +127,8 @@ class KernelBench:
         capacity = length + NEW_ROOM
         keys, values = (self._random(1, shape.kv_heads, capacity, shape.dim) for _ in range(2))
         codes, scales = allocate_codes(keys, capacity)
-        first = keys[:, :, :FIRST_KEYS]
-        power = query_power(self._random(1, shape.heads, first.shape[2], shape.dim), shape.kv_heads)
-        book = fit_codebook(first, power, self.settings)
+        power = query_power(self._random(1, shape.heads, LAYERS, shape.dim), shape.kv_heads)
+        book = fit_codebook(keys, power, self.settings)
         self.backend.encode_keys(keys, book, codes, scales)
         total = values[:, :, :length].sum(2, dtype=torch.float32)
         tokens = torch.tensor([length], dtype=torch.int32, device=self.device)

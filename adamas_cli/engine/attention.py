@@ -139,5 +139,5 @@ def attention_forward(
         out = layer.decode(query, key, value, scale)
     else:
         out = chunk_attention(query, key, value, scale)
-        layer.encode(query)
+        layer.observe(query)
     return out.transpose(1, 2), None

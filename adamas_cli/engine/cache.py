@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from adamas_kernels.ops import (
-    FIRST_KEYS,
     Backend,
     LayerCache,
     SparseSettings,
@@ -33,6 +32,8 @@ from transformers.cache_utils import (
 )
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+QUERY_STRIDE = 8  # of which one query is looked at, for the mean square of coordinates
+REFIT = 2  # times as many tokens as a codebook was fitted to
 
 
 @dataclass
@@ -50,6 +51,17 @@ class SparseDecoding:
     length: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class FullMark:
+    """The state of a FullLayer at `length` tokens; see there."""
+
+    length: int
+    value_sum: Tensor | None
+    power: Tensor | None
+    codebook: Codebook | None
+    fitted: int
+
+
 class FullLayer(CacheLayerMixin):
     """K and V of one full-attention layer, [B, K, S, D], and their codes if it is to decode sparsely."""
 
@@ -60,7 +72,10 @@ class FullLayer(CacheLayerMixin):
         self.sparse = sparse
         self.length = 0
         self.capacity = 0
-        self._coded: LayerCache | None = None  # the same buffers and the codes, from the first chunk on
+        self._power: Tensor | None = None  # float32 [B, K, D], of the queries so far, in any unit
+        self._coded: LayerCache | None = None  # the same buffers and the codes, once something is encoded
+        self._encoded = 0  # tokens that have codes by its codebook
+        self._fitted = 0  # tokens that the codebook was fitted to
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate for the first chunk, [B, K, N, D], or for what `reserve` asked."""
@@ -69,6 +84,7 @@ class FullLayer(CacheLayerMixin):
         self.capacity = max(self.capacity, new)
         self._keys = key_states.new_empty(batch, heads, self.capacity, dim)
         self._values = value_states.new_empty(batch, heads, self.capacity, value_states.shape[-1])
+        self._value_sum = torch.zeros_like(value_states[:, :, 0], dtype=torch.float32)
         self.is_initialized = True
 
     def reserve(self, capacity: int) -> None:
@@ -79,7 +95,7 @@ class FullLayer(CacheLayerMixin):
             self._keys, self._values = (self._grown(x, capacity) for x in (self._keys, self._values))
         if self._coded is not None:
             codes, scales = allocate_codes(self._keys, capacity)
-            seen = slice(0, self.length)
+            seen = slice(0, self._encoded)
             codes[:, :, seen] = self._coded.codes[:, :, seen]
             scales[:, :, seen] = self._coded.scales[:, :, seen]
             coded = self._coded
@@ -113,48 +129,54 @@ class FullLayer(CacheLayerMixin):
         start, end = self.length, self.length + key_states.shape[2]
         self._keys[:, :, start:end] = key_states
         self._values[:, :, start:end] = value_states
+        if self.sparse is not None:
+            self._value_sum += value_states.sum(2, dtype=torch.float32)
         self.length = end
         return self._keys[:, :, :end], self._values[:, :, :end]
 
-    def encode(self, queries: Tensor) -> None:
-        """Codes of the newest tokens, those of queries [B, H, N, D]; the first chunk fixes the codebook."""
-        sparse = self.sparse
-        if sparse is None:
+    def observe(self, queries: Tensor) -> None:
+        """Note which coordinates the queries [B, H, N, D] of a chunk are large in, for the codebook."""
+        if self.sparse is None:
             return
-        new = slice(self.length - queries.shape[2], self.length)
-        keys, values = self._keys[:, :, new], self._values[:, :, new]
-        if self._coded is None or new.start == 0:  # rewound to nothing: other tokens, other statistics
-            self._power = query_power(queries, keys.shape[1])
-            codebook = fit_codebook(keys, self._power, sparse.settings)
+        power = query_power(queries[:, :, ::QUERY_STRIDE], self._keys.shape[1]) * queries.shape[2]
+        self._power = power if self._power is None else self._power + power
+
+    def encode(self) -> None:
+        """Codes of the tokens that have none yet.
+
+        The codebook is fitted to all keys so far, and again where they have become REFIT times as many: those
+        of later positions have another mean (docs/accuracy.md).
+        """
+        if self.sparse is None or self._power is None:
+            return
+        if self._coded is None or self.length >= REFIT * self._fitted:
+            self._fit(self.sparse, self._power)
+        coded, new = self._coded, slice(self._encoded, self.length)
+        assert coded is not None
+        if new.start == new.stop:
+            return
+        self.sparse.backend.encode_keys(
+            coded.keys[:, :, new], coded.codebook, coded.codes[:, :, new], coded.scales[:, :, new]
+        )
+        self._encoded = self.length
+
+    def _fit(self, sparse: SparseDecoding, power: Tensor) -> None:
+        """A codebook for the keys so far, by which none has codes yet."""
+        codebook = fit_codebook(self._keys[:, :, : self.length], power, sparse.settings)
         if self._coded is None:
             codes, scales = allocate_codes(self._keys, self.capacity)
             if sparse.length is None:
                 sparse.length = torch.zeros(1, dtype=torch.int32, device=self.device)
             self._coded = LayerCache(
-                self._keys,
-                self._values,
-                codes,
-                scales,
-                torch.zeros_like(values[:, :, 0], dtype=torch.float32),
-                codebook,
-                sparse.length,
+                self._keys, self._values, codes, scales, self._value_sum, codebook, sparse.length
             )
-        elif new.start == 0:
-            self._coded.codebook = codebook
-        coded = self._coded
-        sparse.backend.encode_keys(keys, coded.codebook, coded.codes[:, :, new], coded.scales[:, :, new])
-        coded.value_sum += values.sum(2, dtype=torch.float32)
+        self._coded.codebook = codebook
+        self._fitted, self._encoded = self.length, 0
 
     def encode_again(self) -> None:
-        """Codes of all keys by the present settings; the first FIRST_KEYS fix the codebook."""
-        if self.sparse is None or self._coded is None:
-            return
-        coded, seen = self._coded, slice(0, self.length)
-        first = coded.keys[:, :, : min(self.length, FIRST_KEYS)]
-        coded.codebook = fit_codebook(first, self._power, self.sparse.settings)
-        self.sparse.backend.encode_keys(
-            coded.keys[:, :, seen], coded.codebook, coded.codes[:, :, seen], coded.scales[:, :, seen]
-        )
+        """Codes of all keys by the present settings."""
+        self._fitted = 0
+        self.encode()
 
     @property
     def decodes_sparsely(self) -> bool:
@@ -172,25 +194,28 @@ class FullLayer(CacheLayerMixin):
             queries, keys, values, self._coded, scaling, self.sparse.settings
         )
         self.length += keys.shape[2]
+        self._encoded = self.length
         return out
 
-    def mark(self) -> tuple[int, Tensor | None, Codebook | None]:
+    def mark(self) -> FullMark:
         """What `rewind` needs to return to this point."""
-        if self._coded is None:
-            return self.length, None, None
-        return self.length, self._coded.value_sum.clone(), self._coded.codebook
+        value_sum = self._value_sum.clone() if self.is_initialized else None
+        codebook = None if self._coded is None else self._coded.codebook
+        return FullMark(self.length, value_sum, self._power, codebook, self._fitted)
 
-    def rewind(self, mark: tuple[int, Tensor | None, Codebook | None]) -> None:
+    def rewind(self, mark: FullMark) -> None:
         """Forget every token since `mark`."""
-        self.length, value_sum, codebook = mark
-        if self._coded is None:
+        self.length, self._power, self._fitted = mark.length, mark.power, mark.fitted
+        if mark.value_sum is not None:
+            self._value_sum.copy_(mark.value_sum)
+        elif self.is_initialized:
+            self._value_sum.zero_()
+        if mark.codebook is None or self._coded is None:
+            self._coded, self._encoded = None, 0
             return
         self._coded.forget_prediction()
-        if value_sum is None or codebook is None:
-            self._coded.value_sum.zero_()
-        else:
-            self._coded.value_sum.copy_(value_sum)
-            self._coded.codebook = codebook
+        self._encoded = min(self._encoded, self.length) if self._coded.codebook is mark.codebook else 0
+        self._coded.codebook = mark.codebook
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the keys that a mask for `query_length` new tokens spans."""
@@ -250,6 +275,14 @@ class AdamasCache(Cache):
                 raise ValueError(f"layer {index} is of kind {kind}")
         return cls(layers, sparse)
 
+    def encode(self) -> None:
+        """Codes of the tokens that have none yet. What the codebooks are fitted to here serves all questions
+        behind it.
+        """
+        for layer in self.layers:
+            if isinstance(layer, FullLayer):
+                layer.encode()
+
     def encode_again(self) -> None:
         """Codes of all keys by the present settings."""
         for layer in self.layers:
@@ -259,6 +292,7 @@ class AdamasCache(Cache):
     def start_decoding(self) -> None:
         """From here on, sparse layers decode sparsely."""
         if self._sparse is not None:
+            self.encode()
             self._sparse.active = True
             if self._sparse.length is not None:
                 self._sparse.length.fill_(self.get_seq_length())
@@ -292,6 +326,9 @@ class PlainCache(DynamicCache):
     """The cache of a model that keeps its own attention throughout: `--attn full` where Adamas does not
     serve it.
     """
+
+    def encode(self) -> None:
+        """Its layers keep no codes."""
 
     def start_decoding(self) -> None:
         """Its layers attend fully always."""

@@ -84,6 +84,7 @@ class Engine:
         """Read tokens, int [n], into the cache, behind what is there."""
         with self._attending():
             yield from self._prefill(ids, time.perf_counter())
+        self._cache.encode()
 
     def answer(
         self,

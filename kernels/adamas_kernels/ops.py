@@ -2,9 +2,8 @@
 
 name, why = dispatch.pick("auto", device)                   # triton, cpu or torch
 backend = dispatch.load(name)
-power = query_power(first_queries, kv_heads)                # once per layer, from the first chunk
-book = fit_codebook(first_keys, power, settings)
-backend.encode_keys(keys, book, codes, scales)              # chunks of keys, as they enter the cache
+book = fit_codebook(keys, query_power(queries, kv_heads), settings)  # once per layer and document
+backend.encode_keys(keys, book, codes, scales)              # all keys of a document
 out, lse = backend.decode_step(q, k, v, cache, scaling, settings)  # new tokens: append them and attend
 """
 
@@ -20,7 +19,7 @@ from adamas_kernels import reference
 from adamas_kernels.reference import CODES_PER_WORD, Codebook, padded_dim
 
 SCORERS = ("dot", "manhattan")
-FIRST_KEYS = 2048  # that fix a codebook where there is no first chunk
+SAMPLED_KEYS = 2048  # that a codebook is fitted to
 LARGEST_STEP = 16  # new tokens that one decode step takes
 UNPREDICTED = -1e30  # below every rank: with this as a threshold all tokens pass
 
@@ -185,8 +184,12 @@ def allocate_codes(keys: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
 
 
 def fit_codebook(keys: Tensor, power: Tensor, settings: SparseSettings) -> Codebook:
-    """Fix a layer's codebook from its first keys [B, K, N, D] and their queries' power, float32 [B, K, D]."""
-    return reference.fit_codebook(keys, settings.edge, settings.centred, power if settings.balanced else None)
+    """A codebook for keys [B, K, N, D], of which it looks at SAMPLED_KEYS or fewer, evenly spread, and for
+    queries of this power, float32 [B, K, D], in any unit.
+    """
+    sample = keys[:, :, :: -(-keys.shape[2] // SAMPLED_KEYS)]
+    used = power if settings.balanced else None
+    return reference.fit_codebook(sample, settings.edge, settings.centred, used)
 
 
 def check_step(queries: Tensor, keys: Tensor, values: Tensor, cache: LayerCache) -> None:

@@ -24,7 +24,7 @@ QUERY_LEVELS = 127  # int8 range of an encoded query
 
 @dataclass(frozen=True)
 class Codebook:
-    """How the keys of one layer become codes. Fixed by the first chunk: codes of other edges do not compare.
+    """How the keys of one layer become codes. All keys that are compared are coded by the same one.
 
     mean: float32 [B, K, P], the mean rotated key (zeros where keys are not centred).
     edge: float32 [B, K], the outer edge t of the levels (-inf, -t], (-t, 0], (0, t], (t, inf).
@@ -98,13 +98,14 @@ def balance(keys: Tensor, power: Tensor) -> Tensor:
 def fit_codebook(
     keys: Tensor, edge: float | None = None, centre: bool = True, power: Tensor | None = None
 ) -> Codebook:
-    """Statistics of the first chunk's keys [B, K, N, D].
+    """Statistics of keys [B, K, N, D].
 
     edge: a fixed outer edge (the paper uses 10); None takes the optimal edge for Gaussian coordinates of the
     measured deviation, which GQA models need.
     centre: subtract the mean key, which adds the same amount to all scores of a query and so changes no
     attention.
-    power: `query_power` of the same chunk, to balance keys and queries; None leaves them as they are.
+    power: `query_power` of the queries, in any unit, to balance keys and queries; None leaves them as they
+    are.
     """
     ones = torch.ones_like(rotate(keys[:, :, 0]))
     factor = ones if power is None else balance(keys, power)
