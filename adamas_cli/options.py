@@ -103,7 +103,16 @@ class AttentionOptions:
         Literal["auto", "adamas", "full"],
         _attention("--attn", help="Sparse, full, or sparse as soon as the context is long enough to gain."),
     ] = "auto"
-    budget: Budget = 128
+    budget: Annotated[
+        int | None,
+        _attention(
+            "--budget",
+            min=1,
+            help="Tokens that each query head attends to in a sparse layer; by default 64 for each 4,096 of "
+            "context, and at least 256.",
+            show_default=False,
+        ),
+    ] = None
     scorer: Scorer = "dot"
     dense_layers: DenseLayers = 2
     backend: Backend = "auto"

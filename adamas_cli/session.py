@@ -109,14 +109,14 @@ class Session:
 
     def as_json(self) -> dict[str, object]:
         """What the JSON objects of all questions share."""
-        settings, sparse = self.engine.attention, self.engine.sparse
+        sparse = self.engine.sparse
         return {
             "model": self.files.name,
             "attention": {
                 "kind": self.engine.attention_kind,
                 "backend": sparse.backend.name if sparse else None,
-                "scorer": settings.sparse.scorer,
-                "budget": settings.sparse.budget,
+                "scorer": sparse.settings.scorer if sparse else None,
+                "budget": sparse.settings.budget if sparse else None,
             },
             "documents": [
                 {"path": document.path, "tokens": document.tokens} for document in self.layout.documents
@@ -151,7 +151,10 @@ def _context(chosen: int, available: int) -> int:
 def _settings(attention: AttentionOptions) -> AttentionSettings:
     return AttentionSettings(
         kind=attention.attn,
-        sparse=SparseSettings(budget=attention.budget, scorer=attention.scorer),
+        sparse=SparseSettings(scorer=attention.scorer)
+        if attention.budget is None
+        else SparseSettings(budget=attention.budget, scorer=attention.scorer),
         dense_layers=attention.dense_layers,
         backend=attention.backend,
+        budget_by_context=attention.budget is None,
     )

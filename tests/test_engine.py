@@ -10,7 +10,7 @@ import torch
 from adamas_kernels.ops import SparseSettings
 from conftest import ARCHITECTURES, tiny_architecture
 
-from adamas_cli.engine.attention import AUTO_MIN_CONTEXT, NAME, AttentionSettings
+from adamas_cli.engine.attention import AUTO_MIN_CONTEXT, NAME, AttentionSettings, budget_for
 from adamas_cli.engine.engine import SMALLEST_CHUNK, Engine
 from adamas_cli.engine.events import Done, Prefill, Token
 from adamas_cli.engine.sampling import Sampling
@@ -292,3 +292,47 @@ def test_models_with_other_attention_are_refused_by_name_but_run_with_full():
     assert first == generated(model, ids, 10)
     again = [e.id for e in engine.answer(ids[80:], GREEDY, 10, ()) if isinstance(e, Token)]
     assert again == first
+
+
+def test_the_default_budget_grows_with_the_context():
+    assert [budget_for(n) for n in (0, 4096, 16384, 16385, 32768, 131072)] == [256, 256, 256, 320, 512, 2048]
+    for given, expected in ((False, 128), (True, 320)):
+        settings = AttentionSettings("adamas", backend="torch", budget_by_context=given)
+        decoding, _ = settings.resolve(20_000, torch.device("cpu"))
+        assert decoding.settings.budget == expected
+
+
+def coded(engine: Engine) -> list[torch.Tensor]:
+    """The codes of each sparse layer's tokens."""
+    layers = [layer for layer in engine._cache.layers if getattr(layer, "_coded", None) is not None]
+    return [layer._coded.codes[:, :, : layer._encoded].clone() for layer in layers]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_codes_are_those_of_the_document_whatever_is_asked(name):
+    model = tiny_architecture(name)
+    engine = Engine(Loaded(model), sparse(32), context=900, prefill_chunk=64)
+    for _ in engine.read(prompt(200)):
+        pass
+    before = coded(engine)
+    assert before
+    assert all(codes.shape[2] == 200 for codes in before)
+    # A question longer than the document is worth a codebook of its own, which goes with it.
+    for question in (prompt(5, seed=1), prompt(500, seed=2)):
+        for _ in engine.answer(question, GREEDY, 3, stop_ids=()):
+            pass
+        for event in engine.answer(prompt(5, seed=1), GREEDY, 1, stop_ids=()):
+            if isinstance(event, Token):
+                assert all(torch.equal(a, b[:, :, :200]) for a, b in zip(before, coded(engine), strict=True))
+
+
+def test_codebooks_follow_a_document_that_grows():
+    model = tiny_architecture("llama")
+    engine = Engine(Loaded(model), sparse(32), context=900, prefill_chunk=64)
+    layer = engine._cache.layers[-1]
+    fitted = []
+    for part in (100, 50, 50, 300):
+        for _ in engine.read(prompt(part, seed=part)):
+            pass
+        fitted.append((layer._fitted, layer._encoded, layer.length))
+    assert fitted == [(100, 100, 100), (100, 150, 150), (200, 200, 200), (500, 500, 500)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,8 @@ DENSE_LAYERS = 2  # the first layers attend broadly, and stay dense in decode (p
 # Contexts from which a sparse decode step is faster than a full one, by backend (docs/performance.md). The
 # reference in plain torch never is: it unpacks all codes at every step.
 AUTO_MIN_CONTEXT = {"triton": 8192, "cpu": 4096, "torch": math.inf}
+# Budgets that keep an answer's distribution close to full attention's at every length (docs/accuracy.md).
+LEAST_BUDGET, BUDGET_STEP, STEP_CONTEXT = 256, 64, 4096
 # What some models pass to change the scores or the softmax; ignoring one would be silently wrong.
 SCORE_EXTRAS = ("softcap", "s_aux", "position_bias", "head_mask")
 
@@ -38,14 +40,16 @@ SCORE_EXTRAS = ("softcap", "s_aux", "position_bias", "head_mask")
 class AttentionSettings:
     """How answer tokens attend.
 
-    kind: `adamas`, `full`, or `auto` to choose by the length of the context. backend: what computes sparse
-    steps: `triton`, `cpu`, `torch`, or `auto` for the fastest that runs.
+    kind: `adamas`, `full`, or `auto` to choose by the length of the context. sparse: its budget is replaced
+    by `budget_for` the context where `budget_by_context` is set. backend: what computes sparse steps:
+    `triton`, `cpu`, `torch`, or `auto` for the fastest that runs.
     """
 
     kind: str = "auto"
     sparse: SparseSettings = field(default_factory=SparseSettings)
     dense_layers: int = DENSE_LAYERS
     backend: str = "auto"
+    budget_by_context: bool = False
 
     def resolve(
         self, context: int, device: torch.device, announce: Callable[[str], None] | None = None
@@ -63,7 +67,13 @@ class AttentionSettings:
             raise UsageError(f"{error}. Use --backend auto.") from None
         if self.kind == "auto" and context < AUTO_MIN_CONTEXT[name]:
             return None, None
-        return SparseDecoding(self.sparse, load(name, announce)), reason
+        sparse = replace(self.sparse, budget=budget_for(context)) if self.budget_by_context else self.sparse
+        return SparseDecoding(sparse, load(name, announce)), reason
+
+
+def budget_for(context: int) -> int:
+    """Tokens that each query head attends to in a context of so many."""
+    return max(LEAST_BUDGET, BUDGET_STEP * math.ceil(context / STEP_CONTEXT))
 
 
 def unsupported_reason(config: PreTrainedConfig) -> str | None:
