@@ -109,6 +109,7 @@ def test_options_default_to_what_the_engine_defaults_to() -> None:
 
     options, settings = AttentionOptions(), AttentionSettings()
     assert (options.attn, options.dense_layers) == (settings.kind, settings.dense_layers)
-    assert (options.budget, options.scorer) == (settings.sparse.budget, settings.sparse.scorer)
+    assert options.scorer == settings.sparse.scorer
+    assert options.budget is None  # by the length of the context
     assert options.prefill_chunk == PREFILL_CHUNK
     assert vars(SamplingOptions()) == vars(Sampling())
