@@ -108,8 +108,8 @@ class AttentionOptions:
         _attention(
             "--budget",
             min=1,
-            help="Tokens that each query head attends to in a sparse layer; by default 64 for each 4,096 of "
-            "context, and at least 256.",
+            help="Tokens that each query head attends to in a sparse layer; by default 4 times the context's "
+            "square root, and at least 256.",
             show_default=False,
         ),
     ] = None

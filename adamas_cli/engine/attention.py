@@ -31,7 +31,7 @@ DENSE_LAYERS = 2  # the first layers attend broadly, and stay dense in decode (p
 # reference in plain torch never is: it unpacks all codes at every step.
 AUTO_MIN_CONTEXT = {"triton": 8192, "cpu": 4096, "torch": math.inf}
 # Budgets that keep an answer's distribution close to full attention's at every length (docs/accuracy.md).
-LEAST_BUDGET, BUDGET_STEP, STEP_CONTEXT = 256, 64, 4096
+LEAST_BUDGET, BUDGET_STEP, BUDGET_GROWTH = 256, 64, 4
 # What some models pass to change the scores or the softmax; ignoring one would be silently wrong.
 SCORE_EXTRAS = ("softcap", "s_aux", "position_bias", "head_mask")
 
@@ -72,8 +72,8 @@ class AttentionSettings:
 
 
 def budget_for(context: int) -> int:
-    """Tokens that each query head attends to in a context of so many."""
-    return max(LEAST_BUDGET, BUDGET_STEP * math.ceil(context / STEP_CONTEXT))
+    """Tokens that each query head attends to in a context of so many: with its square root, in steps."""
+    return max(LEAST_BUDGET, BUDGET_STEP * math.ceil(BUDGET_GROWTH * math.sqrt(context) / BUDGET_STEP))
 
 
 def unsupported_reason(config: PreTrainedConfig) -> str | None:
