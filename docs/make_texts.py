@@ -1,6 +1,6 @@
 """Write the texts of docs/accuracy.md beside a novel: a manual and code out of CPython, and prose then code.
 
-    python docs/make_texts.py pride_and_prejudice.txt FOLDER
+python docs/make_texts.py pride_and_prejudice.txt FOLDER
 """
 
 from __future__ import annotations

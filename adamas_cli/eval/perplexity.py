@@ -59,8 +59,12 @@ class Row:
     perplexity_ratio_low: float
     perplexity_ratio_high: float
     mass_kept: float
+    mass_kept_low: float
+    mass_kept_high: float
     mass_of_best: float
     recall: float
+    recall_low: float
+    recall_high: float
     mass_kept_by_layer: list[float]
     recall_by_layer: list[float]
 
@@ -170,9 +174,11 @@ def measure(
 
 
 def _row(passage: Passage, way: Way, found: Divergence, worth: Sequence[Worth], seed: int) -> Row:
-    kept = [layer.mass / layer.queries for layer in worth]
-    best = [layer.best_mass / layer.queries for layer in worth]
-    recall = [layer.recall / layer.queries for layer in worth]
+    # By layer and position; full attention keeps everything.
+    nothing_lost = np.ones((0 if worth else 1, len(found.kl)))
+    kept = np.array([*nothing_lost, *(layer.mass for layer in worth)])
+    best = np.array([*nothing_lost, *(layer.best_mass for layer in worth)])
+    recall = np.array([*nothing_lost, *(layer.recall for layer in worth)])
     return Row(
         passage.name,
         passage.context,
@@ -187,11 +193,13 @@ def _row(passage: Passage, way: Way, found: Divergence, worth: Sequence[Worth], 
         *_exponentials(interval(found.loss, seed)),
         found.perplexity_ratio,
         *_exponentials(interval(found.loss - found.full_loss, seed)),
-        float(np.mean(kept)) if kept else 1.0,
-        float(np.mean(best)) if best else 1.0,
-        float(np.mean(recall)) if recall else 1.0,
-        kept,
-        recall,
+        float(kept.mean()),
+        *interval(kept.mean(0), seed),
+        float(best.mean()),
+        float(recall.mean()),
+        *interval(recall.mean(0), seed),
+        kept.mean(1).tolist() if worth else [],
+        recall.mean(1).tolist() if worth else [],
     )
 
 

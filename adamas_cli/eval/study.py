@@ -15,12 +15,13 @@ from adamas_cli.eval.methods import Method, true_scores
 
 @dataclass
 class Worth:
-    """Sums over one layer's queries: softmax mass kept, what the true top-k would keep, and their overlap."""
+    """Of one layer, by position and as a mean over its heads: softmax mass kept, what the true top-k would
+    keep, and the share of those tokens that is chosen.
+    """
 
-    queries: int = 0
-    mass: float = 0.0
-    best_mass: float = 0.0
-    recall: float = 0.0
+    mass: list[float] = field(default_factory=list)
+    best_mass: list[float] = field(default_factory=list)
+    recall: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -66,7 +67,6 @@ class StudyBackend(TorchBackend):
             self._layers[id(cache)] = len(self.worth)
             self.worth.append(Worth())
         worth = self.worth[self._layers[id(cache)]]
-        worth.queries += queries.shape[:3].numel()
-        worth.mass += float((weights * chosen).sum())
-        worth.best_mass += float(best.values.sum())
-        worth.recall += float(chosen.gather(-1, best.indices).float().mean(-1).sum())
+        worth.mass += (weights * chosen).sum(-1).mean((0, 1)).tolist()
+        worth.best_mass += best.values.sum(-1).mean((0, 1)).tolist()
+        worth.recall += chosen.gather(-1, best.indices).float().mean((0, 1, 3)).tolist()
