@@ -9,20 +9,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from adamas_cli.eval.ledger import Record
 from adamas_cli.eval.reading import FULL
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "os^Dv*P"
 LINES = ("-", "--", "-.", ":")
 PANEL = 3.4  # inches
 DPI = 150
-Draw = Callable[[Axes], None]
+Draw = Callable[["Axes"], None]
 
 
 def draw_retrieval(rows: Sequence[Record], directory: Path) -> list[Path]:
@@ -203,6 +203,8 @@ def _figure(
     """Panels side by side, at most three in a row, with one legend or, for heat maps, one scale."""
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
+    from matplotlib.figure import Figure  # an extra, which only pictures need
+
     figure = Figure(figsize=(max(2, columns) * PANEL * 1.25, lines * PANEL + 1), layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False).flatten()
     for axes, draw, title in zip(grid, panels, titles, strict=False):
