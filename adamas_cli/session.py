@@ -151,9 +151,7 @@ def _context(chosen: int, available: int) -> int:
 def _settings(attention: AttentionOptions) -> AttentionSettings:
     return AttentionSettings(
         kind=attention.attn,
-        sparse=SparseSettings(scorer=attention.scorer)
-        if attention.budget is None
-        else SparseSettings(budget=attention.budget, scorer=attention.scorer),
+        sparse=SparseSettings(budget=attention.budget or SparseSettings.budget, scorer=attention.scorer),
         dense_layers=attention.dense_layers,
         backend=attention.backend,
         budget_by_context=attention.budget is None,

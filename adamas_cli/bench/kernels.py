@@ -8,13 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from adamas_kernels.ops import (
-    Backend,
-    LayerCache,
-    SparseSettings,
-    allocate_codes,
-    fit_codebook,
-)
+from adamas_kernels.ops import Backend, LayerCache, SparseSettings, allocate_codes, fit_codebook
 from adamas_kernels.reference import CODES_PER_WORD, padded_dim, query_power
 
 from adamas_cli.bench.clock import microseconds

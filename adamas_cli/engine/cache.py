@@ -13,13 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from adamas_kernels.ops import (
-    Backend,
-    LayerCache,
-    SparseSettings,
-    allocate_codes,
-    fit_codebook,
-)
+from adamas_kernels.ops import Backend, LayerCache, SparseSettings, allocate_codes, fit_codebook
 from adamas_kernels.reference import Codebook, query_power
 from torch import Tensor
 from transformers import PreTrainedConfig
