@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from adamas_kernels.ops import Backend, LayerCache, SparseSettings, allocate_codes, fit_codebook
@@ -24,6 +24,9 @@ from transformers.cache_utils import (
     DynamicLayer,
     DynamicSlidingWindowLayer,
 )
+
+if TYPE_CHECKING:
+    from adamas_kernels.cpu.decoder import LayerBuffers
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 QUERY_STRIDE = 8  # of which one query is looked at, for the mean square of coordinates
@@ -102,12 +105,10 @@ class FullLayer(CacheLayerMixin):
         grown[:, :, : self.length] = buffer[:, :, : self.length]
         return grown
 
-    def _make_room(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Room for keys and values [B, K, N, D] behind what is there."""
-        end = self.length + key_states.shape[2]
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        elif end > self.capacity:
+    def _make_room(self, new: int) -> None:
+        """Room for so many tokens behind those that are there."""
+        end = self.length + new
+        if end > self.capacity:
             self.reserve(max(end, self.capacity + self.capacity // 2))
 
     def update(
@@ -119,7 +120,9 @@ class FullLayer(CacheLayerMixin):
         """
         if self.decodes_sparsely:
             return key_states, value_states
-        self._make_room(key_states, value_states)
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self._make_room(key_states.shape[2])
         start, end = self.length, self.length + key_states.shape[2]
         self._keys[:, :, start:end] = key_states
         self._values[:, :, start:end] = value_states
@@ -183,13 +186,27 @@ class FullLayer(CacheLayerMixin):
         """
         assert self.sparse is not None
         assert self._coded is not None
-        self._make_room(keys, values)
+        self._make_room(keys.shape[2])
         out, _ = self.sparse.backend.decode_step(
             queries, keys, values, self._coded, scaling, self.sparse.settings
         )
         self.length += keys.shape[2]
         self._encoded = self.length
         return out
+
+    def room_for_one(self) -> LayerBuffers:
+        """The buffers, with room for one more token, which the caller writes and then counts."""
+        from adamas_kernels.cpu.decoder import LayerBuffers
+
+        self._make_room(1)
+        coded = self._coded if self.decodes_sparsely else None
+        return LayerBuffers(self._keys, self._values, self._value_sum, coded)
+
+    def count_one(self) -> None:
+        """The token that `room_for_one` made room for is there, codes included where it decodes sparsely."""
+        self.length += 1
+        if self.decodes_sparsely:
+            self._encoded = self.length
 
     def mark(self) -> FullMark:
         """What `rewind` needs to return to this point."""

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from adamas_kernels.ops import LARGEST_STEP
+from adamas_kernels.ops import LARGEST_STEP, SparseSettings
 from torch import Tensor
 
 from adamas_cli.engine.attention import AttentionSettings, adamas_attention, refusal, unsupported_reason
 from adamas_cli.engine.cache import AdamasCache, PlainCache, SparseDecoding
 from adamas_cli.engine.eta import PrefillCost
 from adamas_cli.engine.events import Done, Event, Prefill, Token
+from adamas_cli.engine.native import NativeDecoder, native_obstacle
 from adamas_cli.engine.sampling import Sampler, Sampling
 from adamas_cli.errors import OutOfMemoryError
 
@@ -67,6 +68,7 @@ class Engine:
         else:
             self._cache = AdamasCache.for_model(config, self.sparse, attention.dense_layers)
             self._cache.reserve(context)
+        self._native = None if native_obstacle(self.model, self._cache) else NativeDecoder(self.model)
         self._last_only = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         self._attention_share = _attention_share(self.model)
 
@@ -134,6 +136,8 @@ class Engine:
             self._cache.stop_decoding()
         try:
             with self._attending():
+                if self._native and sparse:
+                    return torch.stack([self._step(int(token)).clone() for token in ids])
                 return torch.cat([self._forward(part, every=True) for part in tokens.split(LARGEST_STEP)])
         finally:
             self._cache.rewind(mark)
@@ -146,8 +150,8 @@ class Engine:
     def _feed(self, ids: np.ndarray) -> None:
         """Tokens that attend as an answer's do; leaves the logits behind the last one in `self._logits`."""
         self._cache.start_decoding()
-        for token in torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int64)).to(self.model.device):
-            self._logits = self._forward(token.unsqueeze(0))
+        for token in ids:
+            self._logits = self._step(int(token))
 
     def _prefill(self, ids: np.ndarray, start: float) -> Iterator[Prefill]:
         """Chunks of `self.chunk` tokens; leaves the logits behind the last one in `self._logits`."""
@@ -216,7 +220,7 @@ class Engine:
             yield Token(token, count, context, attended, last - first, peak_memory(self.model.device))
             count += 1
             if count < max_tokens:
-                self._logits = self._forward(torch.tensor([token], device=self.model.device))
+                self._logits = self._step(token)
         yield Done(
             reason,
             prompt,
@@ -227,6 +231,18 @@ class Engine:
             last - first,
             peak_memory(self.model.device),
         )
+
+    def _step(self, token: int) -> Tensor:
+        """One token behind those in the cache, as an answer's tokens attend: the logits behind it, [vocabulary],
+        valid until the next step.
+        """
+        if self._native is None:
+            return self._forward(torch.tensor([token], device=self.model.device))
+        assert isinstance(self._cache, AdamasCache)
+        settings = self.sparse.settings if self.sparse else SparseSettings()
+        logits = self._native.step(token, self._cache, settings)
+        self._cache.advance(1)
+        return logits
 
     @torch.no_grad()
     def _forward(self, tokens: Tensor, *, every: bool = False) -> Tensor:
@@ -264,7 +280,13 @@ def _attention_share(model: Any) -> float:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     pair = 4 * config.num_hidden_layers * config.num_attention_heads * head_dim
     embedding = config.vocab_size * config.hidden_size
-    return pair / (2 * max(1, model.num_parameters() - embedding))
+    return pair / (2 * max(1, _parameters(model) - embedding))
+
+
+def _parameters(model: Any) -> int:
+    """Numbers in a model's weights, those of packed layers included."""
+    packed = [module for module in model.modules() if hasattr(module, "packed")]
+    return sum(x.numel() for x in model.parameters()) + sum(m.in_features * m.out_features for m in packed)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from adamas_cli.errors import ModelUnavailableError, OutOfMemoryError
@@ -56,10 +57,19 @@ def load(
                 f"{files.name} does not fit {chosen_device}.\nUse a smaller model, or --device cpu."
             ) from error
     model.eval().requires_grad_(False)
+    if quantization is None and packs(dtype, chosen_device):
+        from adamas_cli.models.packed import pack_model
+
+        pack_model(model, files.fingerprint, progress)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(context, int):
         raise ModelUnavailableError(f"{files.name} does not say how many tokens it can read.")
     return LoadedModel(model, files, chosen_device, chosen_dtype, context, stop_ids(model, files.directory))
+
+
+def packs(dtype: str, device: torch.device) -> bool:
+    """Whether weights are packed: on CPUs, unless a number format was asked for."""
+    return dtype == "auto" and device.type == "cpu" and find_spec("numba") is not None
 
 
 def _read(

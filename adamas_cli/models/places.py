@@ -31,6 +31,11 @@ def weights_directory() -> Path:
     return models_directory() / "weights"
 
 
+def packed_directory() -> Path:
+    """The folder of weights packed for CPUs, one file for each model and number format."""
+    return models_directory() / "packed"
+
+
 @contextmanager
 def exclusive(path: Path, progress: Progress) -> Iterator[None]:
     """Hold the only right to create `path`, waiting for the process that has it; makes its folder.

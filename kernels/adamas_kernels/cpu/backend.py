@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-from adamas_kernels.cpu.build import NOTICE, announced
 from adamas_kernels.cpu.encode import SHARE, build_encode
-from adamas_kernels.cpu.floats import Bfloat16, Float16, Float32, Kind
+from adamas_kernels.cpu.floats import KINDS
 from adamas_kernels.cpu.lanes import LANES
-from adamas_kernels.cpu.memory import CHUNK, SEGMENT, STEP, Arena, describe_layer
+from adamas_kernels.cpu.memory import CHUNK, SEGMENT, STEP, Arena, candidates, describe_layer
 from adamas_kernels.cpu.product import Form, available_forms
 from adamas_kernels.cpu.step import build_stages, build_tally
-from adamas_kernels.cpu.tasks import build_run
+from adamas_kernels.cpu.runner import Runner
 from adamas_kernels.ops import LayerCache, SparseSettings, check_step
 from adamas_kernels.reference import Codebook, padded_dim
-
-KINDS: dict[torch.dtype, Kind] = {
-    torch.float32: Float32(),
-    torch.bfloat16: Bfloat16(),
-    torch.float16: Float16(),
-}
 
 
 class CpuBackend:
@@ -39,12 +30,9 @@ class CpuBackend:
     name = "cpu"
 
     def __init__(self, announce: Callable[[str], None] | None = None, form: Form | None = None) -> None:
-        self._announce = announce
+        self._runner = Runner(announce)
         self._form = available_forms()[0] if form is None else form
-        self._threads = max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-        self._run_tasks: Any = None
-        self._stages: dict[tuple[torch.dtype, ...], Any] = {}
-        self._arena = Arena(self._threads)
+        self._arena = Arena(self._runner.threads)
         self._layers: dict[int, _Layer] = {}
 
     def encode_keys(self, keys: Tensor, codebook: Codebook, codes: Tensor, scales: Tensor) -> None:
@@ -60,8 +48,8 @@ class CpuBackend:
             codes.data_ptr(), *codes.stride(), scales.data_ptr(), *scales.stride()[:2],
             *(x.data_ptr() for x in book),
         )  # fmt: skip
-        stage = self._compiled((keys.dtype,), lambda: build_encode(KINDS[keys.dtype]))
-        self._run((stage, 0, 0), (batch * heads * -(-count // SHARE), 0, 0), chunk.ctypes.data, 0, 0)
+        stage = self._runner.compiled(build_encode, KINDS[keys.dtype])
+        self._runner.run((stage, batch * heads * -(-count // SHARE), chunk.ctypes.data, 0, 0))
 
     def decode_step(
         self,
@@ -87,10 +75,10 @@ class CpuBackend:
         if tokens > cache.keys.shape[2]:
             raise ValueError(f"{length} + {new} tokens do not fit a cache of {cache.keys.shape[2]}")
         queries = _readable(queries, queries.dtype)
-        keys, values = _readable(keys, cache.keys.dtype), _readable(values, cache.keys.dtype)
+        keys, values = _readable(keys, queries.dtype), _readable(values, queries.dtype)
         out = torch.empty(batch, heads, new, dim_v, dtype=queries.dtype)
         lse = torch.empty(batch, heads, new)
-        segments, room = -(-tokens // SEGMENT), min(SEGMENT, 4 * settings.budget + 8 * LANES)
+        segments, room = -(-tokens // SEGMENT), candidates(settings.budget)
         sinks, recents = settings.forced
         step = layer.step
         step[0] = (
@@ -99,20 +87,22 @@ class CpuBackend:
             settings.scorer == "manhattan", settings.compensated and settings.budget < tokens,
             segments, room, queries.data_ptr(), *queries.stride()[:3], keys.data_ptr(), *keys.stride()[:3],
             values.data_ptr(), *values.stride()[:3], out.data_ptr(), lse.data_ptr(),
-            *((tally.data_ptr(), *tally.stride()[:2]) if tally is not None else (0, 0, 0)),
+            *((tally.data_ptr(), *tally.stride()[:2]) if tally is not None else (0, 0, 0)), 0,
             scaling, -1.0 if settings.edge is None else settings.edge,
         )  # fmt: skip
         self._arena.reserve(
             batch * heads * new, heads // kv_heads * new, segments, room, size, max(dim, dim_v),
             settings.budget,
         )  # fmt: skip
-        dtypes = queries.dtype, keys.dtype
-        stages = self._compiled(dtypes, lambda: build_stages(self._form, *(KINDS[x] for x in dtypes)))
+        stages = self._runner.compiled(
+            build_stages, self._form, KINDS[queries.dtype], KINDS[cache.keys.dtype]
+        )
         tasks = batch * kv_heads, batch * kv_heads * segments, batch * heads * new
         records = (*layer.addresses, self._arena.address)
-        self._run(tuple(stages), tasks, *records)
+        program = [(*stage, *records) for stage in zip(stages, tasks, strict=True)]
         if tally is not None:
-            self._run((self._compiled((), build_tally), 0, 0), (1, 0, 0), *records)
+            program.append((self._runner.compiled(build_tally), 1, *records))
+        self._runner.run(*program)
         return out, lse
 
     def _describe(self, cache: LayerCache, heads: int) -> _Layer:
@@ -124,27 +114,6 @@ class CpuBackend:
             weakref.finalize(cache, self._layers.pop, id(cache), None)
         layer = self._layers[id(cache)] = _Layer(cache)
         return layer
-
-    def _compiled(self, dtypes: tuple[torch.dtype, ...], build: Callable[[], Any]) -> Any:
-        """What `build` compiles for these dtypes, once."""
-        if dtypes not in self._stages:
-            with announced(self._tell):
-                self._stages[dtypes] = build()
-        return self._stages[dtypes]
-
-    def _run(self, stages: tuple[int, ...], tasks: tuple[int, ...], *records: int) -> None:
-        """Run the tasks of up to three stages on all threads."""
-        numba.set_num_threads(self._threads)  # a setting of the calling thread
-        if self._run_tasks is None:
-            self._run_tasks = build_run()
-            with announced(self._tell):
-                self._run_tasks((0, 0, 0), (0, 0, 0), 0, 0, 0)
-        self._run_tasks(stages, tasks, *records)
-
-    def _tell(self) -> None:
-        if self._announce is not None:
-            announce, self._announce = self._announce, None
-            announce(NOTICE)
 
 
 class _Layer:

@@ -20,7 +20,7 @@ from adamas_kernels.cpu.coding import (
 )
 from adamas_kernels.cpu.encode import encode_rows
 from adamas_kernels.cpu.estimate import OFFSET, SPREAD, THRESHOLD, UNIT, codes_of, scales_of
-from adamas_kernels.cpu.floats import to_float
+from adamas_kernels.cpu.floats import put_float, to_float
 from adamas_kernels.cpu.lanes import LANES, load, splat, store
 from adamas_kernels.cpu.memory import FACTS, floats_at, ints_at, numbers_at
 from adamas_kernels.reference import CODES_PER_WORD
@@ -29,27 +29,39 @@ ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
 
 
 @njit
-def append_tokens(kind, step, layer, scratch, b, head):
-    """Append the new tokens of one KV head: keys, values, codes, scales and the sum of values."""
+def append_tokens(new_kind, kind, step, layer, b, head):
+    """Append the new tokens of one KV head: keys, values, and the sum of values where it is kept."""
     pair = b * step.kv_heads + head
-    new_keys, new_values = numbers_at(step.key, kind), numbers_at(step.value, kind)
+    new_keys, new_values = numbers_at(step.key, new_kind), numbers_at(step.value, new_kind)
     keys, values = numbers_at(layer.keys, kind), numbers_at(layer.values, kind)
-    sums = floats_at(layer.value_sum + 4 * pair * step.dim_v)
     key_at, value_at = b * step.key_b + head * step.key_h, b * step.value_b + head * step.value_h
     keys_at = b * layer.keys_b + head * layer.keys_h + step.length * layer.keys_n
     values_at = b * layer.values_b + head * layer.values_h + step.length * layer.values_n
     for row in range(step.new):
         for i in range(step.dim):
-            keys[keys_at + row * layer.keys_n + i] = new_keys[key_at + row * step.key_n + i]
+            put_float(
+                keys, keys_at + row * layer.keys_n + i, to_float(new_keys[key_at + row * step.key_n + i])
+            )
         for i in range(step.dim_v):
-            values[values_at + row * layer.values_n + i] = new_values[value_at + row * step.value_n + i]
+            value = to_float(new_values[value_at + row * step.value_n + i])
+            put_float(values, values_at + row * layer.values_n + i, value)
+    if not layer.value_sum:
+        return
+    sums = floats_at(layer.value_sum + 4 * pair * step.dim_v)
     for i in range(step.dim_v):
         total = ZERO
         for row in range(step.new):
-            total += to_float(new_values[value_at + row * step.value_n + i])
+            total += to_float(values[values_at + row * layer.values_n + i])
         sums[i] += total
+
+
+@njit
+def encode_tokens(kind, step, layer, scratch, b, head):
+    """Codes and scales of the tokens that `append_tokens` has put into the cache."""
+    pair = b * step.kv_heads + head
     encode_rows(
-        new_keys, key_at, step.key_n, step.new, step.dim, step.size,
+        numbers_at(layer.keys, kind), b * layer.keys_b + head * layer.keys_h + step.length * layer.keys_n,
+        layer.keys_n, step.new, step.dim, step.size,
         floats_at(layer.mean + 4 * pair * step.size), floats_at(layer.edge)[pair],
         floats_at(layer.balance + 4 * pair * step.size),
         codes_of(layer, b, head), step.length, 1, layer.codes_w, scales_of(layer, b, head), step.length,

@@ -16,3 +16,4 @@ def _features() -> set[str]:
 FEATURES = _features()
 # x86 before 2012 converts float16 by a function call, to a library that compiled code does not find.
 CONVERTS_HALVES = platform.machine() not in ("x86_64", "AMD64", "i386", "i686") or "f16c" in FEATURES
+MULTIPLIES_BFLOAT16 = "avx512bf16" in FEATURES  # pairs of bfloat16, into float32 sums

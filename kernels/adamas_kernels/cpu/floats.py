@@ -8,12 +8,21 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from llvmlite import ir
 from numba import njit
 from numba.core import types
 from numba.extending import intrinsic, overload
 
-from adamas_kernels.cpu.lanes import first_lane, half_to_float, multiply_add, reinterpret, splat, where
+from adamas_kernels.cpu.lanes import (
+    first_lane,
+    half_to_float,
+    multiply_add,
+    reinterpret,
+    round_to_bfloat16,
+    splat,
+    where,
+)
 
 LOG2_E = np.float32(1.44269504)
 LN2_HIGH = np.float32(0.693359375)  # few bits, so that its product with an exponent is exact
@@ -39,6 +48,11 @@ class Float16(NamedTuple):
 
 
 Kind = Float32 | Bfloat16 | Float16
+KINDS: dict[torch.dtype, Kind] = {
+    torch.float32: Float32(),
+    torch.bfloat16: Bfloat16(),
+    torch.float16: Float16(),
+}
 STORED = {Float32: types.float32, Bfloat16: types.uint16, Float16: types.int16}
 
 F32, I32, I16 = ir.FloatType(), ir.IntType(32), ir.IntType(16)
@@ -65,12 +79,7 @@ def _float_to_bfloat16(typing_context, value):
     """To nearest, ties to even; what is not a number stays so."""
 
     def emit(context, builder, sig, args):
-        bits = builder.bitcast(args[0], I32)
-        last = builder.and_(builder.lshr(bits, ir.Constant(I32, 16)), ir.Constant(I32, 1))
-        rounded = builder.add(bits, builder.add(last, ir.Constant(I32, 0x7FFF)))
-        is_number = builder.fcmp_ordered("ord", args[0], args[0])
-        kept = builder.select(is_number, rounded, ir.Constant(I32, 0x7FC00000))
-        return builder.trunc(builder.lshr(kept, ir.Constant(I32, 16)), I16)
+        return round_to_bfloat16(builder, args[0])
 
     return types.uint16(types.float32), emit
 

@@ -21,6 +21,7 @@ I32 = ir.IntType(32)
 F32 = ir.FloatType()
 WORDS = ir.VectorType(I32, LANES)
 SHORTS = ir.VectorType(ir.IntType(16), LANES)
+BYTES = ir.VectorType(ir.IntType(8), LANES)
 NUMBERS = ir.VectorType(F32, LANES)
 FLAGS = ir.VectorType(ir.IntType(1), LANES)
 
@@ -135,12 +136,17 @@ def half_to_float(builder, bits):
 
 
 # What LANES neighbours of an array are: bfloat16 comes as uint16, float16 as int16, see `floats.py`.
-_STORED = {types.int32: WORDS, types.float32: NUMBERS, types.int16: SHORTS, types.uint16: SHORTS}
+_STORED = {
+    types.int32: WORDS, types.float32: NUMBERS, types.int16: SHORTS, types.uint16: SHORTS,
+    types.int8: BYTES, types.uint8: BYTES,
+}  # fmt: skip
 
 
 @intrinsic
 def load(typing_context, array, index):
-    """LANES neighbours of a contiguous array: int32 as they are, numbers of any format as float32."""
+    """LANES neighbours of a contiguous array: int32 as they are, uint8 as int32, numbers of any format, int8
+    among them, as float32.
+    """
     stored = _STORED[array.dtype]
 
     def emit(context, builder, sig, args):
@@ -151,18 +157,43 @@ def load(typing_context, array, index):
         if array.dtype == types.uint16:
             wide = builder.shl(builder.zext(lanes, WORDS), ir.Constant(WORDS, [16] * LANES))
             return builder.bitcast(wide, NUMBERS)
+        if array.dtype == types.int8:
+            return builder.sitofp(builder.sext(lanes, WORDS), NUMBERS)
+        if array.dtype == types.uint8:
+            return builder.zext(lanes, WORDS)
         return lanes
 
-    return (INTS if array.dtype == types.int32 else FLOATS)(array, types.intp), emit
+    return (INTS if array.dtype in (types.int32, types.uint8) else FLOATS)(array, types.intp), emit
+
+
+def round_to_bfloat16(builder, value):
+    """The bfloat16 bits nearest to a float32, ties to even, of a number or a vector; what is not a number stays so."""
+    count = value.type.count if isinstance(value.type, ir.VectorType) else None
+
+    def like(element):
+        return element if count is None else ir.VectorType(element, count)
+
+    def every(number):
+        return ir.Constant(like(I32), number if count is None else [number] * count)
+
+    bits = builder.bitcast(value, like(I32))
+    last = builder.and_(builder.lshr(bits, every(16)), every(1))
+    rounded = builder.add(bits, builder.add(last, every(0x7FFF)))
+    is_number = builder.fcmp_ordered("ord", value, value)
+    kept = builder.select(is_number, rounded, every(0x7FC00000))
+    return builder.trunc(builder.lshr(kept, every(16)), like(ir.IntType(16)))
 
 
 @intrinsic
 def store(typing_context, array, index, value):
-    """Write LANES neighbours of a contiguous float32 or int32 array."""
+    """Write LANES neighbours of a contiguous array: int32, float32, or float32 rounded to bfloat16."""
 
     def emit(context, builder, sig, args):
-        pointer = _address(context, builder, sig.args[0], args[0], args[1], sig.args[2].vector)
-        builder.store(args[2], pointer).align = 4
+        lanes, bytes_each = args[2], 4
+        if array.dtype == types.uint16:
+            lanes, bytes_each = round_to_bfloat16(builder, lanes), 2
+        pointer = _address(context, builder, sig.args[0], args[0], args[1], lanes.type)
+        builder.store(lanes, pointer).align = bytes_each
         return context.get_dummy_value()
 
     return types.void(array, types.intp, value), emit
@@ -300,3 +331,25 @@ def first_lane(typing_context, floats):
         return builder.extract_element(args[0], ir.Constant(I32, 0))
 
     return types.float32(floats), emit
+
+
+@intrinsic
+def max_lanes(typing_context, floats):
+    """The greatest of all lanes."""
+
+    def emit(context, builder, sig, args):
+        name = f"llvm.vector.reduce.fmax.v{LANES}f32"
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(F32, [NUMBERS]), name)
+        return builder.call(function, [args[0]], fastmath=("nnan",))
+
+    return types.float32(floats), emit
+
+
+@intrinsic
+def lane_numbers(typing_context):
+    """0, 1, 2 and so on, one to a lane."""
+
+    def emit(context, builder, sig, args):
+        return ir.Constant(WORDS, list(range(LANES)))
+
+    return INTS(), emit

@@ -16,6 +16,7 @@ from adamas_kernels.cpu.lanes import LANES
 from adamas_kernels.ops import LayerCache
 from adamas_kernels.reference import CODES_PER_WORD
 
+DENSE_SEGMENT = 512  # the same where a layer attends to all of them
 SEGMENT = 2048  # tokens of one KV head to a task; the tasks of a step run on all threads
 FACTS = 4  # float32 numbers kept for each query, see `estimate.py`
 MANY = 1 << 40  # the length of an array whose end is the caller's business
@@ -29,13 +30,34 @@ def _record(integers: str, reals: str = "") -> np.dtype:
 STEP = _record(
     "batch kv_heads group new dim dim_v size length budget sinks recents manhattan compensated segments room "
     "query query_b query_h query_n key key_b key_h key_n value value_b value_h value_n "
-    "out lse tally tally_b tally_row",
+    "out lse tally tally_b tally_row turn",
     "scaling query_edge",
 )
 LAYER = _record(
     "keys keys_b keys_h keys_n values values_b values_h values_n codes codes_b codes_h codes_w "
     "scales scales_b scales_h value_sum mean edge balance noise prediction"
 )
+# What is done to queries and keys before they are used, in place: RMSNorm of each head where there are weights, and
+# the rotation of the first `turned` coordinates by cos and sin, all float32.
+TURN = _record("cos sin query_norm key_norm turned", "eps")
+# RMSNorm of a float32 vector.
+NORM = _record("x weight out size", "eps")
+# A chunk of queries [H, new, D] that attend to keys and values [K, past + new, D], all bfloat16, causally; see
+# `flash.py`. This much of the keys: `count` tiles from tile `first` on, packed to `packed_keys` and `packed_values`;
+# then `last` is set where no more follow. highest, sums: float32 [H, rows], sum: float32 [H, rows, D_v], so far.
+FLASH = _record(
+    "query query_h query_n key key_h key_n value value_h value_n out out_h out_n kv_heads group new past dim dim_v "
+    "packed_keys packed_values first count last rows highest sums sum",
+    "scaling",
+)
+# One stage of a program: `tasks` calls of a function with the addresses of three records, see `tasks.py`.
+STAGES = _record("function tasks first second third")
+# A packed weight, see `weights.py`, and what is done with it: its product with a vector, plus a float32 bias where
+# there is one, is written to or (add) added to out, `share` strips to a task.
+_WEIGHT = "rows columns strips groups codes scales offsets"
+PRODUCT = _record(f"{_WEIGHT} bias out add share tasks", "unit")
+# A weight that is packed from, or unpacked to, rows of numbers; misfits counts groups that lie on no grid.
+PACKING = _record(f"{_WEIGHT} numbers stride misfits", "unit")
 CHUNK = _record(
     "batch heads count dim size keys keys_b keys_h keys_n codes codes_b codes_h codes_n codes_w "
     "scales scales_b scales_h mean edge balance"
@@ -69,13 +91,29 @@ def describe_layer(cache: LayerCache) -> np.ndarray:
 # What a step writes before it reads. By query: `words` int32 [P / 4] int8 coordinates or W words of codes,
 # `totals` int32 the sum of the coordinates, `facts` float32 [FACTS], `chosen` int32 and `scores` float32
 # [row]; by query and segment: `rank` float32 and `position` int32 [room] candidates, `counts` int32 how many
-# were found, `masses` float32. Then by thread: `block` and `spare` float32 [P * LANES] rows to encode,
+# were found, `masses` float32; by query and DENSE_SEGMENT: `parts` float32 [PART], see `dense.py`. Then by thread: `block` and `spare` float32 [P * LANES] rows to encode,
 # `block_words` int32 [P / 4 * LANES], `lanes` float32 [LANES], `sums` int32 and `weights` float32
 # [G N * LANES], `tail` int32 [W * LANES] the last tokens' words, `ranked` float32 and `ranked_at` int32
-# [tokens] one query's candidates or all tokens, `vector`, `weighted`, `plain` float32 [D or D_v].
-SHARED = "words totals facts chosen scores rank position counts masses"
-OWN = "block spare block_words lanes sums weights tail ranked ranked_at vector weighted plain"
+# [tokens] one query's candidates or all tokens, `vector`, `weighted`, `plain` float32 [D or D_v], `dense` float32
+# [DENSE_SEGMENT] one query's scores.
+SHARED = "words totals facts chosen scores rank position counts masses parts"
+OWN = "block spare block_words lanes sums weights tail ranked ranked_at vector weighted plain dense"
 SCRATCH = _record(f"row {SHARED} {OWN}")
+
+
+def candidates(budget: int) -> int:
+    """Room for tokens of one segment that may be among a query's `budget`."""
+    return min(SEGMENT, 4 * budget + 8 * LANES)
+
+
+def dense_segments(tokens: int) -> int:
+    """Tasks of one KV head where a layer attends to all tokens."""
+    return -(-tokens // DENSE_SEGMENT)
+
+
+def part_size(dim: int) -> int:
+    """Numbers that one query keeps of a DENSE_SEGMENT: the output, then the score's maximum and the weights' sum."""
+    return dim + LANES
 
 
 class Arena:
@@ -109,6 +147,8 @@ class Arena:
             "block": block, "spare": block, "block_words": block // 4, "lanes": LANES,
             "sums": per_head * LANES, "weights": per_head * LANES, "tail": size // CODES_PER_WORD * LANES,
             "ranked": tokens, "ranked_at": tokens, "vector": dim, "weighted": dim, "plain": dim,
+            "parts": queries * dense_segments(segments * SEGMENT) * part_size(dim),
+            "dense": DENSE_SEGMENT + LANES,
         }  # fmt: skip
         if any(count > self._sizes.get(name, 0) for name, count in sizes.items()):
             self._sizes = {name: max(count, self._sizes.get(name, 0)) for name, count in sizes.items()}
@@ -133,14 +173,24 @@ def _pointer(typing_context, address, kind):
     return stored(types.int64, kind), emit
 
 
-@intrinsic
-def _int_pointer(typing_context, address):
-    stored = types.CPointer(types.int32)
+def _pointer_to(element):
+    """An intrinsic that makes an address a pointer to numbers of a numba type."""
 
-    def emit(context, builder, sig, args):
-        return builder.inttoptr(args[0], context.get_value_type(stored))
+    @intrinsic
+    def pointer(typing_context, address):
+        stored = types.CPointer(element)
 
-    return stored(types.int64), emit
+        def emit(context, builder, sig, args):
+            return builder.inttoptr(args[0], context.get_value_type(stored))
+
+        return stored(types.int64), emit
+
+    return pointer
+
+
+_int_pointer = _pointer_to(types.int32)
+_byte_pointer = _pointer_to(types.int8)
+_unsigned_byte_pointer = _pointer_to(types.uint8)
 
 
 @intrinsic
@@ -193,3 +243,51 @@ def scratches_at(address):
 def chunks_at(address):
     """An array whose first record is a CHUNK."""
     return carray(_address(address), 1, CHUNK)
+
+
+@njit
+def programs_at(address):
+    """An array of records STAGES."""
+    return carray(_address(address), MANY, STAGES)
+
+
+@njit
+def products_at(address):
+    """An array of records PRODUCT."""
+    return carray(_address(address), MANY, PRODUCT)
+
+
+@njit
+def packings_at(address):
+    """An array whose first record is a PACKING."""
+    return carray(_address(address), 1, PACKING)
+
+
+@njit
+def signed_bytes_at(address):
+    """The int8 numbers from an address on."""
+    return carray(_byte_pointer(address), MANY)
+
+
+@njit
+def bytes_at(address):
+    """The uint8 numbers from an address on."""
+    return carray(_unsigned_byte_pointer(address), MANY)
+
+
+@njit
+def turns_at(address):
+    """An array whose first record is a TURN."""
+    return carray(_address(address), 1, TURN)
+
+
+@njit
+def norms_at(address):
+    """An array whose first record is a NORM."""
+    return carray(_address(address), 1, NORM)
+
+
+@njit
+def flashes_at(address):
+    """An array whose first record is a FLASH."""
+    return carray(_address(address), 1, FLASH)

@@ -10,13 +10,14 @@ from numba import njit
 
 from adamas_kernels.cpu.attend import attend
 from adamas_kernels.cpu.build import source_stamp, stage
-from adamas_kernels.cpu.enter import append_tokens, encode_queries
+from adamas_kernels.cpu.enter import append_tokens, encode_queries, encode_tokens
 from adamas_kernels.cpu.estimate import estimate
 from adamas_kernels.cpu.floats import Kind
 from adamas_kernels.cpu.memory import floats_at, ints_at, layers_at, scratches_at, steps_at
 from adamas_kernels.cpu.product import Form
 from adamas_kernels.cpu.select import select
 from adamas_kernels.cpu.tasks import STAGE
+from adamas_kernels.cpu.turn import turn_heads
 
 ONE = np.float32(1)
 
@@ -51,7 +52,10 @@ def build_stages(form: Form, query_kind: Kind, kind: Kind) -> Stages:
         _ = stamp
         step, layer, scratch = steps_at(step_at)[0], layers_at(layer_at)[0], scratches_at(scratch_at)[thread]
         b, head = pair // step.kv_heads, pair % step.kv_heads
-        append_tokens(kind, step, layer, scratch, b, head)
+        if step.turn:
+            turn_heads(step, head)
+        append_tokens(query_kind, kind, step, layer, b, head)
+        encode_tokens(kind, step, layer, scratch, b, head)
         encode_queries(query_kind, step, layer, scratch, b, head)
 
     def estimate_task(task, thread, step_at, layer_at, scratch_at):

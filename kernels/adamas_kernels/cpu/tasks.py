@@ -1,7 +1,11 @@
-"""Runs the stages of a step on all threads.
+"""Runs a program, stages of tasks in order, on all threads.
+
+Each stage has two counters: tasks taken, and tasks done. A thread takes tasks until there are none, waits until all
+are done, and goes on to the next stage. So the threads part and meet once for a whole program, and a thread that
+comes late, or not at all, holds up nobody: the others do its share.
 
 A stage is compiled on its own and called by its address. numba compiles the body of a parallel loop several
-times over (kernel, wrappers, scheduler): here that is a single call, and the same for all stages.
+times over (kernel, wrappers, scheduler): here that is a single call, and the same for all programs.
 """
 
 from __future__ import annotations
@@ -9,16 +13,20 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
-from numba import get_thread_id, prange
+from numba import njit, prange
 from numba.core import types
 from numba.extending import intrinsic
 
+from adamas_kernels.cpu.atomics import I64, fetch_and_add, give_way, pause, read
 from adamas_kernels.cpu.build import parallel, source_stamp
+from adamas_kernels.cpu.memory import programs_at
 
-I64 = ir.IntType(64)
 ARGUMENTS = 5  # task, thread, and the addresses of three records
 STAGE = types.void(*[types.int64] * ARGUMENTS)
+PATIENCE = 1 << 12  # turns of waiting before the core is offered to others
+TAKEN, DONE, COUNTERS = 0, 64, 128  # bytes: each counter has a cache line of its own
 
 
 @intrinsic
@@ -33,20 +41,48 @@ def _call(typing_context, function, task, thread, first, second, third):
     return types.void(*[types.int64] * (ARGUMENTS + 1)), emit
 
 
+@njit
+def _work(program, stages, counters, thread):
+    """Do what is left of a program."""
+    for at in range(stages):
+        stage = programs_at(program)[at]
+        counter = counters + at * COUNTERS
+        task = fetch_and_add(counter + TAKEN, 1)
+        while task < stage.tasks:
+            _call(stage.function, task, thread, stage.first, stage.second, stage.third)
+            fetch_and_add(counter + DONE, 1)
+            task = fetch_and_add(counter + TAKEN, 1)
+        turns = 0
+        while read(counter + DONE) < stage.tasks:
+            pause()
+            turns += 1
+            if turns > PATIENCE:
+                give_way()
+
+
 @cache
 def build_run() -> Any:
-    """The compiled run(functions, tasks, first, second, third): all tasks of one stage, then of the next.
-
-    functions, tasks: tuples of the stages' addresses and of how many tasks each has; then the records'
-    addresses.
+    """The compiled run(program, stages, counters, threads): the address of records STAGES, how many, and that of
+    COUNTERS zero bytes for each.
     """
     stamp = source_stamp()
 
-    def run(functions, tasks, first, second, third):
+    def run(program, stages, counters, threads):
         _ = stamp
-        for stage in range(len(functions)):
-            function = functions[stage]
-            for task in prange(tasks[stage]):
-                _call(function, task, get_thread_id(), first, second, third)
+        for thread in prange(threads):
+            _work(program, stages, counters, thread)
 
     return parallel(run)
+
+
+class Program:
+    """Stages with room for their counters. `records` may be changed between runs."""
+
+    def __init__(self, records: np.ndarray) -> None:
+        self.records = records
+        self._counters = np.zeros(len(records) * COUNTERS, np.uint8)
+
+    def run(self, threads: int) -> None:
+        """Run all stages on so many threads."""
+        self._counters.fill(0)
+        build_run()(self.records.ctypes.data, len(self.records), self._counters.ctypes.data, threads)

@@ -1,0 +1,107 @@
+"""Which models decode in compiled steps, and how their parts are named there.
+
+Everything else, and every step that takes more than one token, goes through transformers' own forward.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from adamas_cli.engine.cache import AdamasCache, FullLayer
+
+if TYPE_CHECKING:
+    from adamas_kernels.cpu.decoder import Decoder, LayerWeights, Linear
+    from adamas_kernels.ops import SparseSettings
+
+# Models whose layers are: RMSNorm, attention with rotated halves, residual, RMSNorm, SiLU-gated MLP, residual.
+FAMILY = ("llama", "mistral", "qwen2", "qwen3")
+
+
+def native_obstacle(model: Any, cache: object) -> str | None:
+    """Why a model does not decode in compiled steps, in a few words, or None where it does."""
+    if model.device.type != "cpu":
+        return f"the model is on {model.device.type}"
+    kind = model.config.model_type
+    if kind not in FAMILY:
+        return f"no compiled steps for models of type {kind}"
+    if not isinstance(cache, AdamasCache) or not all(isinstance(layer, FullLayer) for layer in cache.layers):
+        return "some layers attend to a window"
+    if getattr(model.config, "hidden_act", None) != "silu":
+        return f"no compiled steps for {model.config.hidden_act}"
+    from adamas_cli.models.packed import PackedLinear
+
+    return None if isinstance(model.lm_head, PackedLinear) else "the weights are not packed"
+
+
+class NativeDecoder:
+    """Decodes tokens one at a time with a model's packed weights and its cache."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._decoder = _decoder(model)
+
+    def step(self, token: int, cache: AdamasCache, settings: SparseSettings) -> Tensor:
+        """Append one token and return the logits behind it, float32 [vocabulary], valid until the next step."""
+        length = cache.get_seq_length()
+        position = torch.tensor([[length]])
+        cos, sin = self._model.model.rotary_emb(_FLOAT, position)
+        layers = [layer for layer in cache.layers if isinstance(layer, FullLayer)]
+        buffers = [layer.room_for_one() for layer in layers]
+        logits = self._decoder.step(token, length, cos[0, 0], sin[0, 0], buffers, settings)
+        for layer in layers:
+            layer.count_one()
+        return logits
+
+
+_FLOAT = torch.zeros(1)  # asks the rotation for float32
+
+
+def _decoder(model: Any) -> Decoder:
+    from adamas_kernels.cpu.decoder import Decoder, DecoderWeights
+
+    config, inner = model.config, model.model
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    weights = DecoderWeights(
+        inner.embed_tokens.weight.detach(),
+        [_layer(layer) for layer in inner.layers],
+        _norm(inner.norm),
+        _linear(model.lm_head),
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        head_dim,
+        config.rms_norm_eps,
+        1 / math.sqrt(head_dim),
+    )
+    return Decoder(model.lm_head.runner, weights)
+
+
+def _layer(layer: Any) -> LayerWeights:
+    from adamas_kernels.cpu.decoder import LayerWeights
+
+    attention, mlp = layer.self_attn, layer.mlp
+    return LayerWeights(
+        _norm(layer.input_layernorm),
+        *(_linear(part) for part in (attention.q_proj, attention.k_proj, attention.v_proj)),
+        *(_norm(part) if part is not None else None for part in _head_norms(attention)),
+        _linear(attention.o_proj),
+        _norm(layer.post_attention_layernorm),
+        *(_linear(part) for part in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)),
+    )
+
+
+def _head_norms(attention: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
+    return getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+
+
+def _norm(module: Any) -> Tensor:
+    return module.weight.detach().float().contiguous()
+
+
+def _linear(module: Any) -> Linear:
+    from adamas_kernels.cpu.decoder import Linear
+
+    return Linear(module.packed, module.bias)

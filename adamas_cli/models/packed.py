@@ -1,0 +1,165 @@
+"""Weights in 8 or 4 bits for CPUs: packed once, kept on disk, and mapped into memory by later starts.
+
+Embeddings and norms stay as they are. What is kept is keyed by the model's fingerprint and number format.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from adamas_kernels.cpu.linear import BLOCK, linear, multiply_vector, pack
+from adamas_kernels.cpu.runner import Runner
+from adamas_kernels.weights import FORMAT, STRIP, PackedWeight
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from adamas_cli.models.places import exclusive, packed_directory
+from adamas_cli.progress import Progress
+
+log = logging.getLogger(__name__)
+
+FEW_ROWS = 4  # up to so many, a product for each is faster than unpacking the weight
+HEADER = "weights"  # the metadata that says what the tensors are
+
+
+class Workspace:
+    """What the packed layers of one model share: threads, and a block that weights are unpacked into."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self._blocks: dict[torch.dtype, Tensor] = {}
+
+    def block(self, dtype: torch.dtype) -> Tensor:
+        """A vector of BLOCK numbers, which the next layer overwrites."""
+        if dtype not in self._blocks:
+            self._blocks[dtype] = torch.empty(BLOCK, dtype=dtype)
+        return self._blocks[dtype]
+
+
+class PackedLinear(nn.Module):
+    """`nn.Linear` with a packed weight, for inference."""
+
+    def __init__(self, weight: PackedWeight, bias: Tensor | None, workspace: Workspace) -> None:
+        super().__init__()
+        self.packed = weight
+        self.in_features, self.out_features = weight.columns, weight.rows
+        self.bias = None if bias is None else bias.float()
+        self._filled_bias: Tensor | None = None
+        if self.bias is not None:
+            self._filled_bias = torch.zeros(len(weight.codes) * STRIP)
+            self._filled_bias[: weight.rows] = self.bias
+        self._workspace = workspace
+
+    @property
+    def runner(self) -> Runner:
+        """The threads that it computes on."""
+        return self._workspace.runner
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in_features] -> [..., out_features] in the same number format."""
+        rows = x.reshape(-1, self.in_features)
+        if len(rows) <= FEW_ROWS:
+            products = [self._multiply(row) for row in rows.float()]
+            out = torch.stack(products).to(x.dtype) if products else x.new_empty(0, self.out_features)
+        else:
+            out = linear(
+                self._workspace.runner, self.packed, rows, self.bias, self._workspace.block(x.dtype)
+            )
+        return out.reshape(*x.shape[:-1], self.out_features)
+
+    def _multiply(self, row: Tensor) -> Tensor:
+        return multiply_vector(self._workspace.runner, self.packed, row, self._filled_bias)
+
+
+def pack_model(model: nn.Module, fingerprint: str, progress: Progress) -> None:
+    """Replace the linear layers of a model on the CPU by packed ones, from disk where they are known."""
+    workspace = Workspace(Runner(progress.note))
+    linears = dict(_linears(model))
+    dtype = str(next(iter(linears.values())).weight.dtype).removeprefix("torch.") if linears else ""
+    file = packed_directory() / f"{fingerprint[:16]}-{dtype}-{FORMAT}.safetensors"
+    weights = _read(file, linears)
+    if weights is None:
+        weights = _pack(linears, workspace.runner, progress)
+        _write(file, weights, progress)
+        weights = _read(file, linears) or weights  # mapped memory can be dropped under pressure
+    for name, module in linears.items():
+        parent, _, child = name.rpartition(".")
+        bias = None if module.bias is None else module.bias.detach()
+        setattr(model.get_submodule(parent), child, PackedLinear(weights[name], bias, workspace))
+    log.info(describe(model))
+
+
+def describe(model: nn.Module) -> str:
+    """One line about the packed weights of a model, or that there are none."""
+    packed = [module.packed for module in model.modules() if isinstance(module, PackedLinear)]
+    if not packed:
+        return "weights as they are in the model's files"
+    total = sum(weight.bytes for weight in packed)
+    four = sum(weight.bytes for weight in packed if weight.bits == 4)
+    return f"weights packed for this CPU: {total / 1e6:,.0f} MB, {four / total:.0%} of it in 4 bits"
+
+
+def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    """The layers that can be packed: not those of a subclass, which compute something else."""
+    for name, module in model.named_modules():
+        if type(module) is nn.Linear and module.weight.is_floating_point():
+            yield name, module
+
+
+def _pack(linears: dict[str, nn.Linear], runner: Runner, progress: Progress) -> dict[str, PackedWeight]:
+    total = sum(module.weight.numel() for module in linears.values())
+    packed = {}
+    with progress.task("packing weights for this CPU, once", total, "weights") as advance:
+        for name, module in linears.items():
+            packed[name] = pack(runner, module.weight.detach())
+            advance(module.weight.numel())
+    return packed
+
+
+def _write(file: Path, weights: dict[str, PackedWeight], progress: Progress) -> None:
+    """Keep packed weights on disk; a full or read-only disk is no reason to stop."""
+    tensors, facts = {}, {}
+    for name, weight in weights.items():
+        facts[name] = {"unit": weight.unit, "rows": weight.rows, "columns": weight.columns}
+        tensors[f"{name}.codes"], tensors[f"{name}.scales"] = weight.codes, weight.scales
+        if weight.offsets is not None:
+            tensors[f"{name}.offsets"] = weight.offsets
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with exclusive(file, progress):
+            save_file(tensors, unfinished, metadata={HEADER: json.dumps(facts)})
+            os.replace(unfinished, file)
+    except (OSError, SafetensorError) as error:
+        progress.note(f"packed weights are not kept for the next start: {error}")
+    finally:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+
+
+def _read(file: Path, linears: dict[str, nn.Linear]) -> dict[str, PackedWeight] | None:
+    """What an earlier start has packed, mapped; None unless it is whole and for these layers."""
+    try:
+        with safe_open(file, framework="pt") as stored:
+            facts: dict[str, Any] = json.loads((stored.metadata() or {}).get(HEADER, "{}"))
+            names = set(stored.keys())
+            if facts.keys() != linears.keys():
+                return None
+            return {
+                name: PackedWeight(
+                    stored.get_tensor(f"{name}.codes"),
+                    stored.get_tensor(f"{name}.scales"),
+                    stored.get_tensor(f"{name}.offsets") if f"{name}.offsets" in names else None,
+                    **facts[name],
+                )
+                for name in linears
+            }
+    except (OSError, ValueError, SafetensorError):
+        return None

@@ -1,0 +1,68 @@
+"""How the threads of a step tell each other what is taken and what is done."""
+
+from __future__ import annotations
+
+import platform
+import sys
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+I64 = ir.IntType(64)
+I32 = ir.IntType(32)
+IS_X86 = platform.machine() in ("x86_64", "AMD64")
+IS_ARM = platform.machine() in ("aarch64", "arm64")
+ARM_YIELD = 1  # the number of that hint
+YIELDS = sys.platform != "win32"
+
+
+def _call(builder, name, result, *args):
+    function = ir.FunctionType(result, [x.type for x in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, function, name), args)
+
+
+@intrinsic
+def fetch_and_add(typing_context, address, value):
+    """Add to the int64 at an address; returns what was there. Orders all memory accesses around it."""
+
+    def emit(context, builder, sig, args):
+        return builder.atomic_rmw("add", builder.inttoptr(args[0], I64.as_pointer()), args[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), emit
+
+
+@intrinsic
+def read(typing_context, address):
+    """The int64 at an address, and after it all that was written before it."""
+
+    def emit(context, builder, sig, args):
+        return builder.load_atomic(builder.inttoptr(args[0], I64.as_pointer()), "acquire", 8)
+
+    return types.int64(types.int64), emit
+
+
+@intrinsic
+def pause(typing_context):
+    """One turn of a waiting loop: leaves the CPU's resources to a thread that works."""
+
+    def emit(context, builder, sig, args):
+        if IS_X86:
+            _call(builder, "llvm.x86.sse2.pause", ir.VoidType())
+        elif IS_ARM:
+            _call(builder, "llvm.aarch64.hint", ir.VoidType(), ir.Constant(I32, ARM_YIELD))
+        return context.get_dummy_value()
+
+    return types.void(), emit
+
+
+@intrinsic
+def give_way(typing_context):
+    """Let another thread have this core, where the system can."""
+
+    def emit(context, builder, sig, args):
+        if YIELDS:
+            _call(builder, "sched_yield", I32)
+        return context.get_dummy_value()
+
+    return types.void(), emit

@@ -1,0 +1,311 @@
+"""A whole decode step in one call: from a token to the logits of the next, for models of the Llama family.
+
+A layer is nine stages, each with its tasks on all threads; between two tokens nothing but a few numbers changes.
+Activations are float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adamas_kernels.cpu.dense import build_dense
+from adamas_kernels.cpu.floats import KINDS, Float32
+from adamas_kernels.cpu.linear import products
+from adamas_kernels.cpu.memory import (
+    LAYER,
+    NORM,
+    SEGMENT,
+    STAGES,
+    STEP,
+    TURN,
+    Arena,
+    candidates,
+    dense_segments,
+    describe_layer,
+)
+from adamas_kernels.cpu.multiply import build_gated, build_multiply
+from adamas_kernels.cpu.product import available_forms
+from adamas_kernels.cpu.runner import Runner, Stage
+from adamas_kernels.cpu.step import build_stages
+from adamas_kernels.cpu.tasks import Program
+from adamas_kernels.cpu.turn import build_norm
+from adamas_kernels.ops import LayerCache, SparseSettings
+from adamas_kernels.reference import padded_dim
+from adamas_kernels.weights import GROUP, STRIP, PackedWeight
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A packed weight, and its bias, float32 [rows]."""
+
+    weight: PackedWeight
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One layer: norms are float32 [hidden], those of heads [head_dim]."""
+
+    attention_norm: Tensor
+    query: Linear
+    key: Linear
+    value: Linear
+    query_norm: Tensor | None
+    key_norm: Tensor | None
+    output: Linear
+    mlp_norm: Tensor
+    gate: Linear
+    up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True)
+class DecoderWeights:
+    """A model: embedding [vocabulary, hidden] of any number format; the layers; norm and head behind them."""
+
+    embedding: Tensor
+    layers: Sequence[LayerWeights]
+    norm: Tensor
+    head: Linear
+    heads: int
+    kv_heads: int
+    head_dim: int
+    eps: float
+    scaling: float
+
+
+@dataclass(frozen=True)
+class LayerBuffers:
+    """Where one layer's tokens lie.
+
+    keys, values: [1, K, C, D] of one dtype; value_sum: float32 [1, K, D], which grows with each token, or None;
+    coded: the same buffers with codes, where the layer attends sparsely, else None.
+    """
+
+    keys: Tensor
+    values: Tensor
+    value_sum: Tensor | None
+    coded: LayerCache | None
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """All that a program knows the addresses of."""
+        coded = self.coded
+        if coded is None:
+            return self.keys, self.values, self.value_sum
+        book = coded.codebook
+        return (
+            self.keys, self.values, self.value_sum, coded.codes, coded.scales, coded.prediction,
+            book.mean, book.edge, book.balance, book.noise,
+        )  # fmt: skip
+
+
+class Decoder:
+    """Decodes one token after another with packed weights, of one sequence."""
+
+    def __init__(self, runner: Runner, weights: DecoderWeights) -> None:
+        self._runner = runner
+        self._weights = weights
+        size = weights.head_dim
+        hidden = weights.embedding.shape[1]
+        widest = max(len(layer.gate.weight.codes) for layer in weights.layers) * STRIP
+        self._hidden, self._normed = _filled(hidden), _filled(hidden)
+        self._queries, self._attended = _filled(weights.heads * size), _filled(weights.heads * size)
+        self._keys, self._values = _filled(weights.kv_heads * size), _filled(weights.kv_heads * size)
+        self._gated = _filled(widest)
+        self._logits = torch.empty(len(weights.head.weight.codes) * STRIP)
+        self._lse = torch.empty(weights.heads)
+        self._cos, self._sin = torch.zeros(size), torch.zeros(size)
+        self._biases: list[Tensor] = []
+        self._arena = Arena(runner.threads)
+        self._buffers: tuple[Tensor | None, ...] = ()
+        self._settings: SparseSettings | None = None
+        self._program: _StepProgram | None = None
+
+    def step(
+        self,
+        token: int,
+        length: int,
+        cos: Tensor,
+        sin: Tensor,
+        buffers: Sequence[LayerBuffers],
+        settings: SparseSettings,
+    ) -> Tensor:
+        """Append one token behind `length` others and return the logits of the next, float32 [vocabulary], valid
+        until the next step.
+
+        cos, sin: of the token's position, [turned coordinates]. The caller has made room and counts the tokens.
+        """
+        tensors = tuple(chain.from_iterable(layer.tensors() for layer in buffers))
+        same = len(tensors) == len(self._buffers) and settings == self._settings
+        if (
+            self._program is None
+            or not same
+            or any(a is not b for a, b in zip(tensors, self._buffers, strict=True))
+        ):
+            self._program = self._build(buffers, settings, len(cos))
+            self._buffers, self._settings = tensors, settings
+        self._hidden[: self._weights.embedding.shape[1]] = self._weights.embedding[token]
+        self._cos[: len(cos)], self._sin[: len(sin)] = cos, sin
+        self._program.prepare(length)
+        self._runner.run_program(self._program.program)
+        return self._logits[: self._weights.head.weight.rows]
+
+    def _build(self, buffers: Sequence[LayerBuffers], settings: SparseSettings, turned: int) -> _StepProgram:
+        builder = _StepProgram(self._arena, self._weights, settings)
+        self._biases = []
+        norm, multiply, gated = (self._runner.compiled(x) for x in (build_norm, build_multiply, build_gated))
+        keep = builder.keep
+        hidden, normed = self._hidden, self._normed
+
+        def normalize(weight: Tensor) -> Stage:
+            record = np.zeros(1, NORM)
+            record[0] = (
+                hidden.data_ptr(), weight.data_ptr(), normed.data_ptr(), self._weights.embedding.shape[1],
+                self._weights.eps,
+            )  # fmt: skip
+            return norm, 1, keep(record), 0, 0
+
+        def product(x: Tensor, *parts: tuple[Linear, Tensor], add: bool = False) -> Stage:
+            records = products(
+                self._runner.threads, [(part.weight, self._bias(part), out) for part, out in parts], add=add
+            )
+            return multiply, int(records["tasks"].sum()), keep(records), x.data_ptr(), 0
+
+        for index, (weights, layer) in enumerate(zip(self._weights.layers, buffers, strict=True)):
+            builder.add(normalize(weights.attention_norm))
+            builder.add(
+                product(
+                    normed,
+                    (weights.query, self._queries),
+                    (weights.key, self._keys),
+                    (weights.value, self._values),
+                )
+            )
+            turn = np.zeros(1, TURN)
+            turn[0] = (
+                self._cos.data_ptr(), self._sin.data_ptr(), _address(weights.query_norm), _address(weights.key_norm),
+                turned, self._weights.eps,
+            )  # fmt: skip
+            self._attention(builder, index, layer, keep(turn))
+            builder.add(product(self._attended, (weights.output, hidden), add=True))
+            builder.add(normalize(weights.mlp_norm))
+            both = products(
+                self._runner.threads,
+                [(part.weight, self._bias(part), self._gated) for part in (weights.gate, weights.up)],
+            )
+            builder.add((gated, int(both["tasks"][0]), keep(both), normed.data_ptr(), 0))
+            builder.add(product(self._gated, (weights.down, hidden), add=True))
+        builder.add(normalize(self._weights.norm))
+        builder.add(product(normed, (self._weights.head, self._logits)))
+        builder.finish()
+        return builder
+
+    def _attention(self, builder: _StepProgram, index: int, layer: LayerBuffers, turn: int) -> None:
+        """The stages between the products of a layer."""
+        weights, size = self._weights, self._weights.head_dim
+        kind = KINDS[layer.keys.dtype]
+        step = builder.steps[index : index + 1]
+        step["batch"], step["new"], step["kv_heads"] = 1, 1, weights.kv_heads
+        step["group"], step["dim"], step["dim_v"] = weights.heads // weights.kv_heads, size, size
+        step["size"], step["scaling"], step["turn"] = padded_dim(size), weights.scaling, turn
+        for name, vector in (("query", self._queries), ("key", self._keys), ("value", self._values)):
+            step[name], step[f"{name}_h"] = vector.data_ptr(), size
+        step["out"], step["lse"] = self._attended.data_ptr(), self._lse.data_ptr()
+        if layer.coded is None:
+            dense = self._runner.compiled(build_dense, kind)
+            record = builder.keep(_describe_dense(layer))
+            builder.add_attention(index, tuple(dense), record, sparse=False)
+            return
+        settings = builder.settings
+        sinks, recents = settings.forced
+        step["sinks"], step["recents"] = sinks, min(recents, settings.budget - sinks)
+        step["manhattan"] = settings.scorer == "manhattan"
+        step["room"] = candidates(settings.budget)
+        step["query_edge"] = -1.0 if settings.edge is None else settings.edge
+        layer.coded.predicted(weights.heads)
+        sparse = self._runner.compiled(build_stages, available_forms()[0], Float32(), kind)
+        builder.add_attention(index, tuple(sparse), builder.keep(describe_layer(layer.coded)), sparse=True)
+
+    def _bias(self, part: Linear) -> Tensor | None:
+        """The bias, filled up to whole strips, for as long as the program lives."""
+        if part.bias is None:
+            return None
+        self._biases.append(_filled(len(part.weight.codes) * STRIP))
+        self._biases[-1][: len(part.bias)] = part.bias
+        return self._biases[-1]
+
+
+class _StepProgram:
+    """The stages of all layers, and what of their records changes with the length."""
+
+    def __init__(self, arena: Arena, weights: DecoderWeights, settings: SparseSettings) -> None:
+        self.settings = settings
+        self.steps = np.zeros(len(weights.layers), STEP)
+        self._arena, self._weights = arena, weights
+        self._sparse = np.zeros(len(weights.layers), bool)
+        self._segmented = np.zeros(
+            len(weights.layers), np.int64
+        )  # the stage of each layer whose tasks are segments
+        self._stages: list[Stage] = []
+        self._records: list[np.ndarray] = []  # an address stays valid as long as its record lives
+
+    def keep(self, record: np.ndarray) -> int:
+        """The address of a record, which lives as long as the program."""
+        self._records.append(record)
+        return int(record.ctypes.data)
+
+    def add(self, stage: Stage) -> None:
+        """The next stage."""
+        self._stages.append(stage)
+
+    def add_attention(self, index: int, functions: Sequence[int], layer: int, *, sparse: bool) -> None:
+        """The three stages of one layer's attention: per KV head, per segment, per query."""
+        records = self.steps[index:].ctypes.data, layer, self._arena.address
+        enter, middle, last = functions
+        self._sparse[index], self._segmented[index] = sparse, len(self._stages) + 1
+        self.add((enter, self._weights.kv_heads, *records))
+        self.add((middle, 0, *records))
+        self.add((last, self._weights.heads, *records))
+
+    def finish(self) -> None:
+        """All stages are there."""
+        self.program = Program(np.array(self._stages, STAGES))
+
+    def prepare(self, length: int) -> None:
+        """Set what depends on the tokens in the cache."""
+        tokens, settings, weights = length + 1, self.settings, self._weights
+        segments = -(-tokens // SEGMENT)
+        by_layer = np.where(self._sparse, segments, dense_segments(tokens))
+        self.steps["length"], self.steps["segments"] = length, by_layer
+        self.steps["budget"] = min(settings.budget, tokens)
+        self.steps["compensated"] = settings.compensated and settings.budget < tokens
+        self.program.records["tasks"][self._segmented] = weights.kv_heads * by_layer
+        self._arena.reserve(
+            weights.heads, weights.heads // weights.kv_heads, segments, candidates(settings.budget),
+            padded_dim(weights.head_dim), weights.head_dim, settings.budget,
+        )  # fmt: skip
+
+
+def _describe_dense(layer: LayerBuffers) -> np.ndarray:
+    """The record of a layer without codes."""
+    record = np.zeros(1, LAYER)
+    for name, x in (("keys", layer.keys), ("values", layer.values)):
+        record[name] = x.data_ptr()
+        record[f"{name}_b"], record[f"{name}_h"], record[f"{name}_n"] = x.stride()[:3]
+    record["value_sum"] = _address(layer.value_sum)
+    return record
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _filled(size: int) -> Tensor:
+    """Float32 zeros, up to a whole number of groups: what products read beyond the end is zero."""
+    return torch.zeros(-(-size // GROUP) * GROUP)

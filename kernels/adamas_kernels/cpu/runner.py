@@ -1,0 +1,53 @@
+"""Runs compiled stages on the threads that torch uses, and says so before anything is compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import numba
+import numpy as np
+import torch
+
+from adamas_kernels.cpu.build import NOTICE, announced
+from adamas_kernels.cpu.memory import STAGES
+from adamas_kernels.cpu.tasks import Program
+
+T = TypeVar("T")
+Stage = tuple[int, ...]  # a function's address, the number of its tasks, and the addresses of three records
+
+
+class Runner:
+    """Runs programs on `threads` threads.
+
+    announce: told, in one line, before anything is compiled; what an earlier process compiled is on disk.
+    """
+
+    def __init__(self, announce: Callable[[str], None] | None = None) -> None:
+        self._announce = announce
+        self.threads = max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        self._ready = False
+
+    def compiled(self, build: Callable[..., T], *arguments: object) -> T:
+        """What `build` compiles, which it keeps by itself."""
+        with announced(self._tell):
+            return build(*arguments)
+
+    def run(self, *stages: Stage) -> None:
+        """Run stages in order."""
+        self.run_program(Program(np.array(list(stages), STAGES)))
+
+    def run_program(self, program: Program) -> None:
+        """Run a program that may be kept and changed between runs."""
+        numba.set_num_threads(self.threads)  # a setting of the calling thread
+        if self._ready:
+            program.run(self.threads)
+            return
+        with announced(self._tell):
+            program.run(self.threads)
+        self._ready = True
+
+    def _tell(self) -> None:
+        if self._announce is not None:
+            announce, self._announce = self._announce, None
+            announce(NOTICE)
