@@ -19,6 +19,7 @@ from adamas_cli.engine.engine import Engine
 from adamas_cli.engine.events import Done, Event
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.errors import UsageError
+from adamas_cli.memory import give_back
 from adamas_cli.prompt.counting import Counting
 from adamas_cli.prompt.layout import Layout, question_ids
 from adamas_cli.prompt.template import Frame, frame, load_template
@@ -97,6 +98,7 @@ class Session:
             prefill_chunk=attention.prefill_chunk,
             announce=progress.note,
         )
+        give_back()  # reading needs it for other sizes
         if engine.backend_reason and log.isEnabledFor(logging.INFO):
             progress.note(engine.backend_reason)
         return cls(files, loaded, layout, engine, load_seconds, prompt.max_tokens, tokenizer, around, ids)

@@ -8,11 +8,18 @@ unmasked parts, so K and V are not repeated for GQA.
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from adamas_kernels.reference import merge
+
+if TYPE_CHECKING:
+    from adamas_kernels.cpu.runner import Runner
 
 # Query rows times keys in one call. Bounds one call to a fraction of a second on a CPU, so that Ctrl-C is
 # heard.
@@ -28,6 +35,11 @@ def chunk_attention(queries: Tensor, keys: Tensor, values: Tensor, scaling: floa
     heads, new = queries.shape[1:3]
     kv_heads, size = keys.shape[1:3]
     past = size - new
+    if new > 1 and queries.device.type == "cpu" and queries.dtype == torch.bfloat16 and find_spec("numba"):
+        from adamas_kernels.cpu.flash import flash_attention, serves
+
+        if serves(queries, keys, values):
+            return flash_attention(_runner(torch.get_num_threads()), queries, keys, values, scaling)
     if new == 1:
         return _one_query(queries, keys, values, scaling)
     if past == 0:
@@ -48,6 +60,13 @@ def chunk_attention(queries: Tensor, keys: Tensor, values: Tensor, scaling: floa
         )
         out, lse = merge(out, lse, earlier.float().reshape(out.shape), earlier_lse.float().reshape(lse.shape))
     return out.to(queries.dtype)
+
+
+@cache
+def _runner(threads: int) -> Runner:
+    from adamas_kernels.cpu.runner import Runner
+
+    return Runner()
 
 
 def _one_query(queries: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:

@@ -1,0 +1,16 @@
+"""Gives memory that this process has freed back to the system."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+
+
+def give_back() -> None:
+    """Return freed memory, such as what loading has used, where the C library can (glibc); elsewhere nothing happens."""
+    gc.collect()
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return
+    trim(0)
