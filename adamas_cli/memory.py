@@ -7,7 +7,9 @@ import gc
 
 
 def give_back() -> None:
-    """Return freed memory, such as what loading has used, where the C library can (glibc); elsewhere nothing happens."""
+    """Return freed memory, such as what loading has used, where the C library can (glibc); elsewhere nothing
+    happens.
+    """
     gc.collect()
     try:
         trim = ctypes.CDLL(None).malloc_trim

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal, get_type_hints
 import typer
 
 DEFAULT_MAX_TOKENS = 1024
-DEFAULT_PREFILL_CHUNK = 2048
 
 _UNITS = {"k": 1024, "m": 1024**2, "g": 1024**3}
 
@@ -45,6 +44,24 @@ _length = {"parser": parse_length, "metavar": "LENGTH"}
 
 # Flags that a command may also take without their group.
 Device = Annotated[str, _model("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 and so on.")]
+Quantization = Annotated[
+    Literal["auto", "packed", "none"],
+    _model(
+        "--quantization",
+        help="packed: 8 or 4 bits on a CPU, as few as lose nothing that counts; none: as in the files; "
+        "auto: packed on a CPU unless --dtype is given.",
+    ),
+]
+Threads = Annotated[
+    int | None,
+    _model(
+        "--threads",
+        min=1,
+        metavar="N",
+        help="Threads that compute on a CPU; by default its physical cores.",
+        show_default=False,
+    ),
+]
 Budget = Annotated[
     int, _attention("--budget", min=1, help="Tokens that each query head attends to in a sparse layer.")
 ]
@@ -89,6 +106,8 @@ class ModelOptions:
         _model("--dtype", help="Number format of the weights."),
     ] = "auto"
     device: Device = "auto"
+    quantization: Quantization = "auto"
+    threads: Threads = None
     trust_remote_code: Annotated[
         bool, _model("--trust-remote-code", help="Run model code that comes with the model's files.")
     ] = False
@@ -117,8 +136,14 @@ class AttentionOptions:
     dense_layers: DenseLayers = 2
     backend: Backend = "auto"
     prefill_chunk: Annotated[
-        int, _attention("--prefill-chunk", help="Prompt tokens read per step.", **_length)
-    ] = DEFAULT_PREFILL_CHUNK
+        int | None,
+        _attention(
+            "--prefill-chunk",
+            help="Prompt tokens read per step; by default 2048, and 512 on a CPU.",
+            show_default=False,
+            **_length,
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,8 @@ class Session:
                 files,
                 device=model.device,
                 dtype=model.dtype,
+                quantization=model.quantization,
+                threads=model.threads,
                 trust_remote_code=model.trust_remote_code,
                 progress=progress,
             )

@@ -104,12 +104,11 @@ def test_lengths(text: str, number: int) -> None:
 
 def test_options_default_to_what_the_engine_defaults_to() -> None:
     from adamas_cli.engine.attention import AttentionSettings
-    from adamas_cli.engine.engine import PREFILL_CHUNK
     from adamas_cli.engine.sampling import Sampling
 
     options, settings = AttentionOptions(), AttentionSettings()
     assert (options.attn, options.dense_layers) == (settings.kind, settings.dense_layers)
     assert options.scorer == settings.sparse.scorer
     assert options.budget is None  # by the length of the context
-    assert options.prefill_chunk == PREFILL_CHUNK
+    assert options.prefill_chunk is None  # by the device
     assert vars(SamplingOptions()) == vars(Sampling())

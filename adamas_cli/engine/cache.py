@@ -313,6 +313,11 @@ class AdamasCache(Cache):
         if self._sparse is not None:
             self._sparse.active = False
 
+    @property
+    def decodes_fully(self) -> bool:
+        """Whether every layer attends fully now."""
+        return self._sparse is None or not self._sparse.active
+
     def advance(self, tokens: int) -> None:
         """Count the tokens of a step that is through all layers."""
         if self._sparse is not None and self._sparse.active and self._sparse.length is not None:
@@ -346,6 +351,11 @@ class PlainCache(DynamicCache):
 
     def stop_decoding(self) -> None:
         """Its layers attend fully always."""
+
+    @property
+    def decodes_fully(self) -> bool:
+        """Its layers attend fully always."""
+        return True
 
     def advance(self, tokens: int) -> None:
         """Its layers count by themselves."""

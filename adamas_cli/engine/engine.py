@@ -26,7 +26,8 @@ from adamas_cli.errors import OutOfMemoryError
 if TYPE_CHECKING:
     from adamas_cli.models import LoadedModel
 
-PREFILL_CHUNK = 2048
+PREFILL_CHUNK = {"cpu": 512}  # tokens, so that activations stay in the processor's own cache
+LARGE_CHUNK = 2048  # elsewhere
 SMALLEST_CHUNK = 64
 
 SparseFrom = Literal["question", "answer", "never"]
@@ -48,12 +49,12 @@ class Engine:
         attention: AttentionSettings,
         *,
         context: int,
-        prefill_chunk: int = PREFILL_CHUNK,
+        prefill_chunk: int | None = None,
         announce: Callable[[str], None] | None = None,
     ) -> None:
         self.model = loaded.model
         self.attention = attention
-        self.chunk = prefill_chunk
+        self.chunk = prefill_chunk or PREFILL_CHUNK.get(self.model.device.type, LARGE_CHUNK)
         config = self.model.config.get_text_config()
         unsupported = unsupported_reason(config)
         if unsupported and attention.kind == "adamas":
@@ -136,7 +137,7 @@ class Engine:
             self._cache.stop_decoding()
         try:
             with self._attending():
-                if self._native and sparse:
+                if self._native and self._compiled_steps:
                     return torch.stack([self._step(int(token)).clone() for token in ids])
                 return torch.cat([self._forward(part, every=True) for part in tokens.split(LARGEST_STEP)])
         finally:
@@ -233,16 +234,21 @@ class Engine:
         )
 
     def _step(self, token: int) -> Tensor:
-        """One token behind those in the cache, as an answer's tokens attend: the logits behind it, [vocabulary],
-        valid until the next step.
+        """One token behind those in the cache, as an answer's tokens attend: the logits behind it,
+        [vocabulary], valid until the next step.
         """
-        if self._native is None:
+        if self._native is None or not (self._compiled_steps or self._cache.decodes_fully):
             return self._forward(torch.tensor([token], device=self.model.device))
         assert isinstance(self._cache, AdamasCache)
         settings = self.sparse.settings if self.sparse else SparseSettings()
         logits = self._native.step(token, self._cache, settings)
         self._cache.advance(1)
         return logits
+
+    @property
+    def _compiled_steps(self) -> bool:
+        """Whether sparse steps, if there are any, are those that a compiled decoder has."""
+        return self.sparse is None or self.sparse.backend.name == "cpu"
 
     @torch.no_grad()
     def _forward(self, tokens: Tensor, *, every: bool = False) -> Tensor:

@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adamas_cli.engine.cache import AdamasCache, FullLayer
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from adamas_kernels.cpu.decoder import Decoder, LayerWeights, Linear
     from adamas_kernels.ops import SparseSettings
 
-# Models whose layers are: RMSNorm, attention with rotated halves, residual, RMSNorm, SiLU-gated MLP, residual.
+# Models whose layers are: RMSNorm, attention with rotated halves, residual, RMSNorm, SiLU-gated MLP,
+# residual.
 FAMILY = ("llama", "mistral", "qwen2", "qwen3")
 
 
@@ -45,7 +46,7 @@ class NativeDecoder:
         self._decoder = _decoder(model)
 
     def step(self, token: int, cache: AdamasCache, settings: SparseSettings) -> Tensor:
-        """Append one token and return the logits behind it, float32 [vocabulary], valid until the next step."""
+        """Append one token; the logits behind it, float32 [vocabulary], are valid until the next step."""
         length = cache.get_seq_length()
         position = torch.tensor([[length]])
         cos, sin = self._model.model.rotary_emb(_FLOAT, position)
@@ -83,22 +84,25 @@ def _layer(layer: Any) -> LayerWeights:
     from adamas_kernels.cpu.decoder import LayerWeights
 
     attention, mlp = layer.self_attn, layer.mlp
+    query_norm, key_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
     return LayerWeights(
-        _norm(layer.input_layernorm),
-        *(_linear(part) for part in (attention.q_proj, attention.k_proj, attention.v_proj)),
-        *(_norm(part) if part is not None else None for part in _head_norms(attention)),
-        _linear(attention.o_proj),
-        _norm(layer.post_attention_layernorm),
-        *(_linear(part) for part in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)),
+        attention_norm=_norm(layer.input_layernorm),
+        query=_linear(attention.q_proj),
+        key=_linear(attention.k_proj),
+        value=_linear(attention.v_proj),
+        query_norm=None if query_norm is None else _norm(query_norm),
+        key_norm=None if key_norm is None else _norm(key_norm),
+        output=_linear(attention.o_proj),
+        mlp_norm=_norm(layer.post_attention_layernorm),
+        gate=_linear(mlp.gate_proj),
+        up=_linear(mlp.up_proj),
+        down=_linear(mlp.down_proj),
     )
 
 
-def _head_norms(attention: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
-    return getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
-
-
 def _norm(module: Any) -> Tensor:
-    return module.weight.detach().float().contiguous()
+    weight: Tensor = module.weight
+    return weight.detach().float().contiguous()
 
 
 def _linear(module: Any) -> Linear:

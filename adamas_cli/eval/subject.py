@@ -89,6 +89,8 @@ class Subject:
             self.files,
             device=self.options.device,
             dtype=self.options.dtype,
+            quantization=self.options.quantization,
+            threads=self.options.threads,
             trust_remote_code=self.options.trust_remote_code,
             progress=progress,
         )

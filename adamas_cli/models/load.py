@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import struct
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from adamas_cli.errors import ModelUnavailableError, OutOfMemoryError
+from adamas_cli.errors import ModelUnavailableError, OutOfMemoryError, UsageError
 from adamas_cli.models.device import choose_device, choose_dtype
 from adamas_cli.models.quiet import quiet_transformers
 from adamas_cli.models.resolve import ModelFiles
 from adamas_cli.models.stops import stop_ids
+from adamas_cli.models.threads import use_threads
 from adamas_cli.progress import Progress
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,28 +41,33 @@ def load(
     *,
     device: str = "auto",
     dtype: str = "auto",
-    quantization: object | None = None,
+    quantization: str = "auto",
+    threads: int | None = None,
     trust_remote_code: bool = False,
     progress: Progress,
 ) -> LoadedModel:
     """The model of `files` on `device`; weights in their own number format are mapped, not read.
 
-    `quantization` is a transformers quantization config. Raises ModelUnavailableError if this version of
+    `quantization` is `packed`, `none` or `auto`, see `packs`; `threads` compute on a CPU, by default its
+    physical cores. Raises UsageError where weights cannot be packed, ModelUnavailableError if this version of
     transformers cannot load the model, OutOfMemoryError if it does not fit the device.
     """
     import torch
 
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)
+    packed = packs(quantization, dtype, chosen_device)
+    if chosen_device.type == "cpu":
+        log.info(f"{use_threads(threads)} threads compute")
     with progress.task(f"loading {files.name}", None, "bytes"), quiet_transformers():
         try:
-            model = _read(files, chosen_device, chosen_dtype, quantization, trust_remote_code)
+            model = _read(files, chosen_device, chosen_dtype, trust_remote_code)
         except torch.OutOfMemoryError as error:
             raise OutOfMemoryError(
                 f"{files.name} does not fit {chosen_device}.\nUse a smaller model, or --device cpu."
             ) from error
     model.eval().requires_grad_(False)
-    if quantization is None and packs(dtype, chosen_device):
+    if packed:
         from adamas_cli.models.packed import pack_model
 
         pack_model(model, files.fingerprint, progress)
@@ -67,24 +77,35 @@ def load(
     return LoadedModel(model, files, chosen_device, chosen_dtype, context, stop_ids(model, files.directory))
 
 
-def packs(dtype: str, device: torch.device) -> bool:
-    """Whether weights are packed: on CPUs, unless a number format was asked for."""
-    return dtype == "auto" and device.type == "cpu" and find_spec("numba") is not None
+def packs(quantization: str, dtype: str, device: torch.device) -> bool:
+    """Whether weights are packed: with `auto` on CPUs, unless a number format was asked for.
+
+    Decoding reads each weight once a token, so fewer bytes are faster on every CPU (docs/performance.md);
+    which products are used is up to its features. Raises UsageError where `packed` is asked for and cannot
+    be.
+    """
+    if quantization == "none":
+        return False
+    obstacle = None
+    if device.type != "cpu":
+        obstacle = f"the model is on {device.type}"
+    elif find_spec("numba") is None:
+        obstacle = "numba is not installed"
+    if quantization == "packed" and obstacle:
+        raise UsageError(f"--quantization packed serves CPUs: {obstacle}.")
+    return obstacle is None and (quantization == "packed" or dtype == "auto")
 
 
 def _read(
     files: ModelFiles,
     device: torch.device,
     dtype: torch.dtype,
-    quantization: object | None,
     trust_remote_code: bool,
 ) -> PreTrainedModel:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {}
-    if quantization is not None:
-        options["quantization_config"] = quantization
     if device.type != "cpu":
         options["device_map"] = {"": device}
     try:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.models.places import exclusive, packed_directory
 from adamas_cli.progress import Progress
 
@@ -70,9 +71,7 @@ class PackedLinear(nn.Module):
             products = [self._multiply(row) for row in rows.float()]
             out = torch.stack(products).to(x.dtype) if products else x.new_empty(0, self.out_features)
         else:
-            out = linear(
-                self._workspace.runner, self.packed, rows, self.bias, self._workspace.block(x.dtype)
-            )
+            out = linear(self._workspace.runner, self.packed, rows, self.bias, self._workspace.block(x.dtype))
         return out.reshape(*x.shape[:-1], self.out_features)
 
     def _multiply(self, row: Tensor) -> Tensor:
@@ -137,8 +136,8 @@ def _write(file: Path, weights: dict[str, PackedWeight], progress: Progress) -> 
         with exclusive(file, progress):
             save_file(tensors, unfinished, metadata={HEADER: json.dumps(facts)})
             os.replace(unfinished, file)
-    except (OSError, SafetensorError) as error:
-        progress.note(f"packed weights are not kept for the next start: {error}")
+    except (OSError, SafetensorError, ModelUnavailableError) as error:
+        progress.note(f"packed weights are not kept for the next start: {str(error).splitlines()[0]}")
     finally:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)

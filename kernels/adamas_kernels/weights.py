@@ -1,8 +1,8 @@
 """Weights of linear layers in 8 or 4 bits, as the CPU's decode step reads them.
 
-Sixteen rows form a strip, so that one row lies in each lane; 32 inputs form a group with one scale for each row.
-Decode reads a weight once for each token and is as fast as memory gives it, so fewer bits are more tokens; prefill
-unpacks a block at a time into the number format of its matrix products.
+Sixteen rows form a strip, so that one row lies in each lane; 32 inputs form a group with one scale for each
+row. Decode reads a weight once for each token and is as fast as memory gives it, so fewer bits are more
+tokens; prefill unpacks a block at a time into the number format of its matrix products.
 
 Many weights come from files whose groups of 32 have a grid of their own (GGUF's Q4_0 to Q8_0, Q4_K). Where a
 group's values lie on such a grid, the same grid is kept and nothing is lost.
@@ -24,9 +24,10 @@ FORMAT = 1  # grows when what the tensors mean changes
 class PackedWeight:
     """A weight [rows, columns] as codes, scales and offsets.
 
-    codes: uint8 [strips, groups, 4 bits, 16]: one int8 for each input and row, or two unsigned 4-bit codes, input i
-    of a group in the low and i + 16 in the high half. scales, offsets: float16 [strips, groups, 16], offsets only
-    with 4 bits. A weight is unit * (scale * code + offset); rows and columns are filled up with zeros.
+    codes: uint8 [strips, groups, 4 bits, 16]: one int8 for each input and row, or two unsigned 4-bit codes,
+    input i of a group in the low and i + 16 in the high half. scales, offsets: float16 [strips, groups, 16],
+    offsets only with 4 bits. A weight is unit * (scale * code + offset); rows and columns are filled up with
+    zeros.
     """
 
     codes: Tensor

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from adamas_kernels.cpu.encode import SHARE, build_encode
 from adamas_kernels.cpu.floats import KINDS
-from adamas_kernels.cpu.lanes import LANES
 from adamas_kernels.cpu.memory import CHUNK, SEGMENT, STEP, Arena, candidates, describe_layer
 from adamas_kernels.cpu.product import Form, available_forms
-from adamas_kernels.cpu.step import build_stages, build_tally
 from adamas_kernels.cpu.runner import Runner
+from adamas_kernels.cpu.step import build_stages, build_tally
 from adamas_kernels.ops import LayerCache, SparseSettings, check_step
 from adamas_kernels.reference import Codebook, padded_dim
 

@@ -28,7 +28,7 @@ def source_stamp() -> int:
 
 def parallel(function: Callable[..., None]) -> Any:
     """The function compiled for several threads."""
-    return _kept(lambda cache: njit(parallel=True, cache=cache)(function))
+    return _kept(lambda cache: njit(parallel=True, nogil=True, cache=cache)(function))
 
 
 def stage(function: Callable[..., None], signature: Any) -> int:

@@ -1,7 +1,7 @@
 """A whole decode step in one call: from a token to the logits of the next, for models of the Llama family.
 
-A layer is nine stages, each with its tasks on all threads; between two tokens nothing but a few numbers changes.
-Activations are float32.
+A layer is nine stages, each with its tasks on all threads; between two tokens nothing but a few numbers
+changes. Activations are float32.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ class DecoderWeights:
 class LayerBuffers:
     """Where one layer's tokens lie.
 
-    keys, values: [1, K, C, D] of one dtype; value_sum: float32 [1, K, D], which grows with each token, or None;
-    coded: the same buffers with codes, where the layer attends sparsely, else None.
+    keys, values: [1, K, C, D] of one dtype; value_sum: float32 [1, K, D], which grows with each token, or
+    None; coded: the same buffers with codes, where the layer attends sparsely, else None.
     """
 
     keys: Tensor
@@ -136,10 +136,11 @@ class Decoder:
         buffers: Sequence[LayerBuffers],
         settings: SparseSettings,
     ) -> Tensor:
-        """Append one token behind `length` others and return the logits of the next, float32 [vocabulary], valid
-        until the next step.
+        """Append one token behind `length` others and return the logits of the next, float32 [vocabulary],
+        valid until the next step.
 
-        cos, sin: of the token's position, [turned coordinates]. The caller has made room and counts the tokens.
+        cos, sin: of the token's position, [turned coordinates]. The caller has made room and counts the
+        tokens.
         """
         tensors = tuple(chain.from_iterable(layer.tensors() for layer in buffers))
         same = len(tensors) == len(self._buffers) and settings == self._settings
@@ -189,8 +190,8 @@ class Decoder:
             )
             turn = np.zeros(1, TURN)
             turn[0] = (
-                self._cos.data_ptr(), self._sin.data_ptr(), _address(weights.query_norm), _address(weights.key_norm),
-                turned, self._weights.eps,
+                self._cos.data_ptr(), self._sin.data_ptr(), _address(weights.query_norm),
+                _address(weights.key_norm), turned, self._weights.eps,
             )  # fmt: skip
             self._attention(builder, index, layer, keep(turn))
             builder.add(product(self._attended, (weights.output, hidden), add=True))

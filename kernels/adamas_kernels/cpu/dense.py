@@ -1,7 +1,7 @@
 """Full attention of one new token: the tokens of the cache in segments, which are merged.
 
-For the layers that stay dense in decode, and for all of them with full attention. Float32 sums, whatever the cache
-holds.
+For the layers that stay dense in decode, and for all of them with full attention. Float32 sums, whatever the
+cache holds.
 """
 
 from __future__ import annotations

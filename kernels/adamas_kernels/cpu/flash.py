@@ -1,9 +1,10 @@
 """Attention of a chunk of queries over all keys before it, at the speed of bfloat16 matrix products.
 
-Blocks of queries meet blocks of keys; scores, maxima and sums are float32 and leave the cache for no longer than a
-block (FlashAttention, arXiv 2205.14135). Keys and values are repacked once per chunk, not once per query block: a
-range of them at a time, so that the memory for it does not grow with the context. Blocks in the future of all of a
-block's queries are skipped. Queries of one KV head share its keys; nothing is repeated.
+Blocks of queries meet blocks of keys; scores, maxima and sums are float32 and leave the cache for no longer
+than a block (FlashAttention, arXiv 2205.14135). Keys and values are repacked once per chunk, not once per
+query block: a range of them at a time, so that the memory for it does not grow with the context. Blocks in
+the future of all of a block's queries are skipped. Queries of one KV head share its keys; nothing is
+repeated.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from numba import njit
 from torch import Tensor
 
 from adamas_kernels.cpu.build import source_stamp, stage
-from adamas_kernels.cpu.floats import Bfloat16, exp, put_float, to_float
+from adamas_kernels.cpu.features import MULTIPLIES_BFLOAT16
+from adamas_kernels.cpu.floats import Bfloat16, exp, put_float
 from adamas_kernels.cpu.lanes import (
     LANES,
     first_lane,
@@ -30,7 +32,6 @@ from adamas_kernels.cpu.lanes import (
     sum_lanes,
     where,
 )
-from adamas_kernels.cpu.features import MULTIPLIES_BFLOAT16
 from adamas_kernels.cpu.memory import FLASH, flashes_at, floats_at, ints_at, numbers_at
 from adamas_kernels.cpu.runner import Runner
 from adamas_kernels.cpu.tasks import STAGE
@@ -46,7 +47,9 @@ ZERO, ONE = np.float32(0), np.float32(1)
 
 @njit
 def pack_tile(flash, head, tile):
-    """Repack TILE keys and values of one KV head: pairs of coordinates of a key, and pairs of values, to a word."""
+    """Repack TILE keys and values of one KV head: pairs of coordinates of a key, and pairs of values, to a
+    word.
+    """
     first, total = (flash.first + tile) * TILE, flash.past + flash.new
     keys, values = numbers_at(flash.key, Bfloat16()), numbers_at(flash.value, Bfloat16())
     place = head * (RANGE // TILE) + tile
@@ -73,7 +76,8 @@ def pack_tile(flash, head, tile):
 
 @njit
 def weigh_row(scores, at, weights, scaling, seen, highest, sums, row, sum_row, dim_v):
-    """Scores of one query -> its weights, bfloat16; its maximum, its sum and what it has summed up are brought along.
+    """Scores of one query -> its weights, bfloat16; its maximum, its sum and what it has summed up are
+    brought along.
 
     seen: how many of the block's keys the query attends to.
     """
@@ -161,7 +165,16 @@ def attend_block(flash, head, block):
                 seen = max(0, min(panels * TILE, flash.past + first_row + top + row + 1 - key))
                 sum_row = floats_at(summed + 4 * (top + row) * flash.dim_v)
                 weigh_row(
-                    scores, row * BLOCK, weights, scaling, seen, highest, sums, top + row, sum_row, flash.dim_v
+                    scores,
+                    row * BLOCK,
+                    weights,
+                    scaling,
+                    seen,
+                    highest,
+                    sums,
+                    top + row,
+                    sum_row,
+                    flash.dim_v,
                 )
             add_values(flash, weights.ctypes.data, tile, summed + 4 * top * flash.dim_v, panels)
     if flash.last:
@@ -174,7 +187,9 @@ def attend_block(flash, head, block):
 
 
 class FlashStages(NamedTuple):
-    """Addresses of the compiled stages for one range of keys: tasks are tiles of a KV head, then query blocks."""
+    """Addresses of the compiled stages for one range of keys: tasks are tiles of a KV head, then query
+    blocks.
+    """
 
     pack: int
     attend: int
@@ -200,10 +215,9 @@ def build_flash() -> FlashStages:
     return FlashStages(stage(pack_task, STAGE), stage(attend_task, STAGE))
 
 
-def flash_attention(
-    runner: Runner, queries: Tensor, keys: Tensor, values: Tensor, scaling: float
-) -> Tensor:
-    """Causal attention of the newest N tokens, queries [1, H, N, D], over keys and values [1, K, S, D], all bfloat16.
+def flash_attention(runner: Runner, queries: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+    """Causal attention of the newest N tokens, queries [1, H, N, D], over keys and values [1, K, S, D], all
+    bfloat16.
 
     Returns bfloat16 [1, H, N, D_v], whose heads lie side by side. See `serves`.
     """
@@ -228,7 +242,8 @@ def flash_attention(
         count = min(RANGE // TILE, tiles - first)
         record["first"], record["count"], record["last"] = first, count, first + count == tiles
         runner.run(
-            (stages.pack, kv_heads * count, record.ctypes.data, 0, 0), (stages.attend, blocks, record.ctypes.data, 0, 0)
+            (stages.pack, kv_heads * count, record.ctypes.data, 0, 0),
+            (stages.attend, blocks, record.ctypes.data, 0, 0),
         )
     return out
 

@@ -167,7 +167,9 @@ def load(typing_context, array, index):
 
 
 def round_to_bfloat16(builder, value):
-    """The bfloat16 bits nearest to a float32, ties to even, of a number or a vector; what is not a number stays so."""
+    """The bfloat16 bits nearest to a float32, ties to even, of a number or a vector; what is not a number
+    stays so.
+    """
     count = value.type.count if isinstance(value.type, ir.VectorType) else None
 
     def like(element):

@@ -26,7 +26,6 @@ def pack(runner: Runner, weight: Tensor) -> PackedWeight:
     """The packed form of a weight [rows, columns], float32, bfloat16 or float16: of 4 bits where that loses
     nothing, else of 8.
     """
-    rows, columns = weight.shape
     largest = float(weight.abs().amax())
     unit = 2.0 ** (math.ceil(math.log2(largest)) - LARGEST_SCALE) if largest > 0 else 1.0
     if _pack(runner, weight[: TRIED_STRIPS * STRIP], 4, unit)[1] <= MISFITS:
@@ -38,7 +37,8 @@ def pack(runner: Runner, weight: Tensor) -> PackedWeight:
 
 def _pack(runner: Runner, weight: Tensor, bits: int, unit: float) -> tuple[PackedWeight, float]:
     """Packed weight, and the share of its groups whose values are not on its grid."""
-    packed = allocate(*weight.shape, bits, unit)
+    rows, columns = weight.shape
+    packed = allocate(rows, columns, bits, unit)
     misfits = np.zeros(1, np.int64)
     record = _packing(packed, weight, misfits)
     stage = runner.compiled(build_pack, KINDS[weight.dtype])
@@ -47,7 +47,7 @@ def _pack(runner: Runner, weight: Tensor, bits: int, unit: float) -> tuple[Packe
 
 
 def unpack_columns(runner: Runner, packed: PackedWeight, target: Tensor) -> None:
-    """Write a packed weight's columns, [groups * 32, strips * 16], to the first numbers of contiguous rows."""
+    """Write a packed weight's columns to `target`, contiguous [groups * 32, strips * 16]."""
     record = _packing(packed, target, np.zeros(1, np.int64))
     stage = runner.compiled(build_unpack, KINDS[target.dtype])
     runner.run((stage, -(-len(packed.codes) // UNPACKED_STRIPS), record.ctypes.data, 0, 0))
@@ -80,8 +80,8 @@ def products(
 
 
 def linear(runner: Runner, packed: PackedWeight, x: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
-    """x weight^T + bias for many rows x [N, columns], in x's dtype, unpacking blocks of the weight into `block`, a
-    vector of BLOCK numbers or more of the same dtype.
+    """x weight^T + bias for many rows x [N, columns], in x's dtype, unpacking blocks of the weight into
+    `block`, a vector of BLOCK numbers or more of the same dtype.
     """
     strips, groups = packed.scales.shape[:2]
     out = x.new_empty(len(x), packed.rows)

@@ -37,23 +37,24 @@ LAYER = _record(
     "keys keys_b keys_h keys_n values values_b values_h values_n codes codes_b codes_h codes_w "
     "scales scales_b scales_h value_sum mean edge balance noise prediction"
 )
-# What is done to queries and keys before they are used, in place: RMSNorm of each head where there are weights, and
-# the rotation of the first `turned` coordinates by cos and sin, all float32.
+# What is done to queries and keys before they are used, in place: RMSNorm of each head where there are
+# weights, and the rotation of the first `turned` coordinates by cos and sin, all float32.
 TURN = _record("cos sin query_norm key_norm turned", "eps")
 # RMSNorm of a float32 vector.
 NORM = _record("x weight out size", "eps")
-# A chunk of queries [H, new, D] that attend to keys and values [K, past + new, D], all bfloat16, causally; see
-# `flash.py`. This much of the keys: `count` tiles from tile `first` on, packed to `packed_keys` and `packed_values`;
-# then `last` is set where no more follow. highest, sums: float32 [H, rows], sum: float32 [H, rows, D_v], so far.
+# A chunk of queries [H, new, D] that attend to keys and values [K, past + new, D], all bfloat16, causally;
+# see `flash.py`. This much of the keys: `count` tiles from tile `first` on, packed to `packed_keys` and
+# `packed_values`; then `last` is set where no more follow. highest, sums: float32 [H, rows], sum: float32 [H,
+# rows, D_v], so far.
 FLASH = _record(
-    "query query_h query_n key key_h key_n value value_h value_n out out_h out_n kv_heads group new past dim dim_v "
-    "packed_keys packed_values first count last rows highest sums sum",
+    "query query_h query_n key key_h key_n value value_h value_n out out_h out_n kv_heads group new past "
+    "dim dim_v packed_keys packed_values first count last rows highest sums sum",
     "scaling",
 )
 # One stage of a program: `tasks` calls of a function with the addresses of three records, see `tasks.py`.
 STAGES = _record("function tasks first second third")
-# A packed weight, see `weights.py`, and what is done with it: its product with a vector, plus a float32 bias where
-# there is one, is written to or (add) added to out, `share` strips to a task.
+# A packed weight, see `weights.py`, and what is done with it: its product with a vector, plus a float32 bias
+# where there is one, is written to or (add) added to out, `share` strips to a task.
 _WEIGHT = "rows columns strips groups codes scales offsets"
 PRODUCT = _record(f"{_WEIGHT} bias out add share tasks", "unit")
 # A weight that is packed from, or unpacked to, rows of numbers; misfits counts groups that lie on no grid.
@@ -91,11 +92,11 @@ def describe_layer(cache: LayerCache) -> np.ndarray:
 # What a step writes before it reads. By query: `words` int32 [P / 4] int8 coordinates or W words of codes,
 # `totals` int32 the sum of the coordinates, `facts` float32 [FACTS], `chosen` int32 and `scores` float32
 # [row]; by query and segment: `rank` float32 and `position` int32 [room] candidates, `counts` int32 how many
-# were found, `masses` float32; by query and DENSE_SEGMENT: `parts` float32 [PART], see `dense.py`. Then by thread: `block` and `spare` float32 [P * LANES] rows to encode,
-# `block_words` int32 [P / 4 * LANES], `lanes` float32 [LANES], `sums` int32 and `weights` float32
-# [G N * LANES], `tail` int32 [W * LANES] the last tokens' words, `ranked` float32 and `ranked_at` int32
-# [tokens] one query's candidates or all tokens, `vector`, `weighted`, `plain` float32 [D or D_v], `dense` float32
-# [DENSE_SEGMENT] one query's scores.
+# were found, `masses` float32; by query and DENSE_SEGMENT: `parts` float32 [PART], see `dense.py`. Then by
+# thread: `block` and `spare` float32 [P * LANES] rows to encode, `block_words` int32 [P / 4 * LANES], `lanes`
+# float32 [LANES], `sums` int32 and `weights` float32 [G N * LANES], `tail` int32 [W * LANES] the last tokens'
+# words, `ranked` float32 and `ranked_at` int32 [tokens] one query's candidates or all tokens, `vector`,
+# `weighted`, `plain` float32 [D or D_v], `dense` float32 [DENSE_SEGMENT] one query's scores.
 SHARED = "words totals facts chosen scores rank position counts masses parts"
 OWN = "block spare block_words lanes sums weights tail ranked ranked_at vector weighted plain dense"
 SCRATCH = _record(f"row {SHARED} {OWN}")
@@ -112,7 +113,9 @@ def dense_segments(tokens: int) -> int:
 
 
 def part_size(dim: int) -> int:
-    """Numbers that one query keeps of a DENSE_SEGMENT: the output, then the score's maximum and the weights' sum."""
+    """Numbers that one query keeps of a DENSE_SEGMENT: the output, then the score's maximum and the weights'
+    sum.
+    """
     return dim + LANES
 
 

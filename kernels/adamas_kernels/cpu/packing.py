@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import numpy as np
 from numba import njit
@@ -16,11 +16,12 @@ from adamas_kernels.cpu.tasks import STAGE
 from adamas_kernels.weights import GROUP, STRIP
 
 ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
-# A value rounded to bfloat16 is off by 2^-9 of itself at most, and so is each end of the grid it is compared with.
-TOLERANCE = np.float32(1.05 * 2**-8)
+# A value rounded to bfloat16 is off by 2^-8 of itself at most, and so is each end of the grid it is compared
+# with.
+TOLERANCE = np.float32(1.05 * 2**-7)
 LEVELS = 15  # between the least and the largest of a 4-bit group
-# The code of a group's largest value in files of 4, 5 and 6 bits (GGUF's Q4_0, Q5_0, Q6_K); other groups use all
-# of int8, as Q8_0 does.
+# The code of a group's largest value in files of 4, 5 and 6 bits (GGUF's Q4_0, Q5_0, Q6_K); other groups use
+# all of int8, as Q8_0 does.
 EDGES = (8, 16, 32)
 LARGEST = 127
 UNPACKED_STRIPS = 4  # to a task: rows that lie side by side where they are written
@@ -38,6 +39,28 @@ def _is_grid(values, low, step, tolerance):
 
 
 @njit
+def _refined(values, low, step):
+    """The grid of least squares for the codes that a grid gives: the rounding of its ends no longer counts."""
+    codes = away = both = squares = 0.0
+    for i in range(GROUP):
+        code = np.floor((values[i] - low) / step + HALF)
+        codes, squares = codes + code, squares + code * code
+        away, both = away + values[i], both + code * values[i]
+    finer = (GROUP * both - codes * away) / (GROUP * squares - codes * codes)
+    return np.float32((away - finer * codes) / GROUP), np.float32(finer)
+
+
+@njit
+def _refined_step(values, step):
+    """The same for a grid through zero."""
+    both = squares = 0.0
+    for i in range(GROUP):
+        code = np.floor(values[i] / step + HALF)
+        both, squares = both + code * values[i], squares + code * code
+    return np.float32(both / squares)
+
+
+@njit
 def _fit_offset(values):
     """Least value, step of a grid of at most LEVELS steps that holds all values, and whether there is one."""
     low = high = values[0]
@@ -49,14 +72,14 @@ def _fit_offset(values):
     for steps in range(LEVELS, 0, -1):
         step = (high - low) / np.float32(steps)
         if _is_grid(values, low, step, tolerance):
-            return low, step, True
+            return *_refined(values, low, step), True
     return low, (high - low) / np.float32(LEVELS), False
 
 
 @njit
 def _fit_centre(values):
-    """Step of a grid through zero that holds all values, or the finest that reaches them, and whether it holds
-    them.
+    """Step of a grid through zero that holds all values, or the finest that reaches them, and whether it
+    holds them.
     """
     largest = ZERO
     for i in range(GROUP):
@@ -64,7 +87,7 @@ def _fit_centre(values):
     for edge in EDGES:
         step = largest / np.float32(edge)
         if largest > ZERO and _is_grid(values, ZERO, step, TOLERANCE * largest):
-            return step, True
+            return _refined_step(values, step), True
     return largest / np.float32(LARGEST), largest == ZERO
 
 
@@ -103,7 +126,8 @@ def pack_strip(kind, packing, strip):
                 codes = bytes_at(packing.codes + at * half * STRIP)
                 for i in range(half):
                     lower, upper = (
-                        _code(values[i] - low, step, 0, LEVELS), _code(values[i + half] - low, step, 0, LEVELS)
+                        _code(values[i] - low, step, 0, LEVELS), _code(values[i + half] - low, step, 0,
+                        LEVELS)
                     )  # fmt: skip
                     codes[i * STRIP + lane] = np.uint8(lower | upper << 4)
             else:

@@ -1,8 +1,8 @@
 """Runs a program, stages of tasks in order, on all threads.
 
-Each stage has two counters: tasks taken, and tasks done. A thread takes tasks until there are none, waits until all
-are done, and goes on to the next stage. So the threads part and meet once for a whole program, and a thread that
-comes late, or not at all, holds up nobody: the others do its share.
+Each stage has two counters: tasks taken, and tasks done. A thread takes tasks until there are none, waits
+until all are done, and goes on to the next stage. So the threads part and meet once for a whole program, and
+a thread that comes late, or not at all, holds up nobody: the others do its share.
 
 A stage is compiled on its own and called by its address. numba compiles the body of a parallel loop several
 times over (kernel, wrappers, scheduler): here that is a single call, and the same for all programs.
@@ -62,8 +62,8 @@ def _work(program, stages, counters, thread):
 
 @cache
 def build_run() -> Any:
-    """The compiled run(program, stages, counters, threads): the address of records STAGES, how many, and that of
-    COUNTERS zero bytes for each.
+    """The compiled run(program, stages, counters, threads): the address of records STAGES, how many, and that
+    of COUNTERS zero bytes for each.
     """
     stamp = source_stamp()
 

@@ -1,7 +1,7 @@
 """The product of a few rows with a panel of columns, in registers: bfloat16 pairs, float32 sums.
 
-Two neighbours along the dimension that is summed over lie in one 32-bit word. A word of a row meets sixteen words of
-the panel in one instruction (VDPBF16PS), and ROWS * 4 sums stay in registers for the whole length.
+Two neighbours along the dimension that is summed over lie in one 32-bit word. A word of a row meets sixteen
+words of the panel in one instruction (VDPBF16PS), and ROWS * 4 sums stay in registers for the whole length.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ROWS = 6  # with 4 vectors 24 sums; 32 registers hold them, the panel's words an
 I64 = ir.IntType(64)
 
 
-class _Bfloat(ir.types._BaseFloatType):  # noqa: SLF001 - llvmlite has no public one
+class _Bfloat(ir.types._BaseFloatType):
     """LLVM's bfloat."""
 
     null = "0.0"
@@ -26,7 +26,7 @@ class _Bfloat(ir.types._BaseFloatType):  # noqa: SLF001 - llvmlite has no public
         return "bfloat"
 
 
-_Bfloat._create_instance()  # noqa: SLF001
+_Bfloat._create_instance()
 PAIRS = ir.VectorType(_Bfloat(), 2 * LANES)
 
 
@@ -37,10 +37,11 @@ def _multiply_pairs(builder, total, row, panel):
 
 
 def _tile(count):
-    """multiply(row, row_n, panel, panel_n, out, out_n, pairs, add): out = rows panel, or (add) out + rows panel.
+    """multiply(row, row_n, panel, panel_n, out, out_n, pairs, add): out = rows panel, or (add) out + rows
+    panel.
 
-    row: address of ROWS rows of `pairs` words, row_n bytes apart; panel: of `pairs` rows of 16 * count words, panel_n
-    bytes apart; out: of float32 rows, out_n bytes apart.
+    row: address of ROWS rows of `pairs` words, row_n bytes apart; panel: of `pairs` rows of 16 * count words,
+    panel_n bytes apart; out: of float32 rows, out_n bytes apart.
     """
 
     def emit(context, builder, sig, args):

@@ -1,4 +1,4 @@
-"""What stands between a layer's matrix products: RMSNorm, and the rotation of queries and keys by position."""
+"""What stands between a layer's matrix products: RMSNorm, and queries and keys rotated by position."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def normalize(x, at, size, eps, weight, out, out_at):
 
 @njit
 def turn_head(x, at, dim, turn, norm):
-    """Normalize one head, where `norm` is the address of weights, and rotate it: halves against each other."""
+    """Normalize one head, by weights at `norm` if that is not 0, and rotate its halves against each other."""
     if norm:
         normalize(x, at, dim, turn.eps, floats_at(norm), x, at)
     cos, sin, half = floats_at(turn.cos), floats_at(turn.sin), turn.turned // 2

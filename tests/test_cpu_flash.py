@@ -1,0 +1,101 @@
+"""Prefill attention in compiled blocks, against the definition in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from adamas_kernels.cpu import flash
+from adamas_kernels.cpu.features import MULTIPLIES_BFLOAT16
+from adamas_kernels.cpu.flash import BLOCK, BLOCK_ROWS, RANGE, flash_attention, serves
+from adamas_kernels.cpu.runner import Runner
+from adamas_kernels.prefill import chunk_attention
+from torch import Tensor
+
+# Not a hidden failure: without the instruction nothing here is compiled, and `serves` says so.
+needs_pairs = pytest.mark.skipif(not MULTIPLIES_BFLOAT16, reason="this CPU has no product of bfloat16 pairs")
+
+
+def exact(queries: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+    """Causal attention in float64."""
+    groups = queries.shape[1] // keys.shape[1]
+    keys, values = (x.repeat_interleave(groups, 1).double() for x in (keys, values))
+    new, size = queries.shape[2], keys.shape[2]
+    seen = torch.ones(new, size, dtype=torch.bool).tril(size - new)
+    scores = queries.double() @ keys.transpose(-1, -2) * scaling
+    return scores.masked_fill(~seen, -torch.inf).softmax(-1) @ values
+
+
+def poisoned(heads: int, size: int, dim: int) -> Tensor:
+    """bfloat16 [1, heads, size, dim], a view into a buffer that holds NaN elsewhere."""
+    buffer = torch.full((1, heads, size + 70, dim), torch.nan, dtype=torch.bfloat16)
+    buffer[:, :, :size] = torch.randn(1, heads, size, dim)
+    return buffer[:, :, :size]
+
+
+@needs_pairs
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "dim_v"), [(2, 1, 64, 64), (3, 3, 128, 128), (2, 2, 80, 80), (4, 1, 32, 48)]
+)
+@pytest.mark.parametrize(
+    ("new", "size"),
+    [
+        (2, 2),
+        (7, 7),
+        (BLOCK_ROWS, BLOCK_ROWS),
+        (BLOCK_ROWS + 1, BLOCK - 1),
+        (5, BLOCK + 1),
+        (130, RANGE),
+        (100, RANGE + 1),
+        (61, 2 * RANGE + 77),
+    ],
+)
+def test_equal_to_the_definition(heads, kv_heads, dim, dim_v, new, size):
+    queries, keys = torch.randn(1, new, heads, dim).bfloat16().transpose(1, 2), poisoned(kv_heads, size, dim)
+    values = poisoned(kv_heads, size, dim_v)
+    assert serves(queries, keys, values)
+    found = flash_attention(Runner(), queries, keys, values, dim**-0.5)
+    expected = exact(queries, keys, values, dim**-0.5)
+    assert found.shape == expected.shape
+    assert (found - expected).norm() <= 4e-3 * expected.norm()
+    assert (found - expected).abs().max() <= 0.02
+
+
+@needs_pairs
+@pytest.mark.parametrize("factor", [0.0, 1e-3, 30.0])
+def test_flat_and_sharp_scores(factor):
+    """With all scores equal the output is the mean; with scores far apart exp neither overflows nor fades."""
+    queries, keys, values = (torch.randn(1, 2, 700, 64).bfloat16() for _ in range(3))
+    found = flash_attention(Runner(), queries[:, :, -90:], keys, values, factor)
+    expected = exact(queries[:, :, -90:], keys, values, factor)
+    assert (found - expected).abs().max() <= 0.04
+
+
+@needs_pairs
+def test_no_token_sees_the_future():
+    queries, keys, values = (torch.randn(1, 2, 300, 64).bfloat16() for _ in range(3))
+    before = flash_attention(Runner(), queries, keys, values, 0.125)
+    keys[:, :, 200:], values[:, :, 200:] = 50, -50
+    after = flash_attention(Runner(), queries, keys, values, 0.125)
+    assert torch.equal(before[:, :, :200], after[:, :, :200])
+    assert not torch.equal(before[:, :, 200:], after[:, :, 200:])
+
+
+@needs_pairs
+def test_the_prefill_takes_it_and_gives_the_same_as_torch(monkeypatch):
+    queries, keys, values = (torch.randn(1, h, n, 64).bfloat16() for h, n in ((4, 33), (2, 500), (2, 500)))
+    calls = []
+    original = flash.flash_attention
+    monkeypatch.setattr(flash, "flash_attention", lambda *args: calls.append(args) or original(*args))
+    found = chunk_attention(queries, keys, values, 0.125)
+    assert len(calls) == 1
+    monkeypatch.setattr(flash, "MULTIPLIES_BFLOAT16", False)
+    torch.testing.assert_close(chunk_attention(queries, keys, values, 0.125), found, rtol=0.02, atol=0.01)
+    assert len(calls) == 1
+
+
+def test_what_it_does_not_serve():
+    queries = torch.randn(1, 4, 8, 64).bfloat16()
+    assert not serves(queries.float(), queries, queries)
+    assert not serves(torch.cat([queries, queries]), queries, queries)
+    assert not serves(queries, queries, torch.randn(1, 4, 8, 40).bfloat16())
+    assert not serves(queries.transpose(2, 3), queries, queries)

@@ -1,0 +1,220 @@
+"""Compiled decode steps and packed weights, against transformers' own forward with the same weights."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from adamas_kernels.ops import SparseSettings
+from adamas_kernels.weights import unpack
+from conftest import tiny_architecture
+from safetensors.torch import load_file
+from torch import nn
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from adamas_cli.engine.attention import AttentionSettings
+from adamas_cli.engine.engine import Engine
+from adamas_cli.engine.events import Token
+from adamas_cli.engine.native import native_obstacle
+from adamas_cli.engine.sampling import Sampling
+from adamas_cli.models.packed import FEW_ROWS, PackedLinear, describe, pack_model
+from adamas_cli.models.places import packed_directory
+from adamas_cli.progress import Silent
+
+CONTEXT, ANSWER = 700, 24
+FULL = AttentionSettings("full")
+COMMON = {
+    "vocab_size": 259,
+    "hidden_size": 72,
+    "intermediate_size": 100,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+}
+
+
+@dataclass
+class Loaded:
+    model: nn.Module
+
+
+def randomized(model: nn.Module) -> nn.Module:
+    """Weights and biases large enough for attention to be far from uniform, and norms that are not one."""
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        nn.init.normal_(parameter, mean=1.0 if "norm" in name else 0.0, std=0.15)
+    return model.eval().requires_grad_(False)
+
+
+def build(name: str) -> nn.Module:
+    """Each with something of its own: biases, normalized heads, tied embeddings, scaled positions."""
+    if name == "llama, tied, scaled positions":
+        scaling = {
+            "rope_type": "llama3",
+            "rope_theta": 1e4,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 256,
+        }
+        return randomized(
+            LlamaForCausalLM(LlamaConfig(**COMMON, tie_word_embeddings=True, rope_parameters=scaling))
+        )
+    if name == "llama, all biases":
+        biases = {"attention_bias": True, "mlp_bias": True}
+        return randomized(LlamaForCausalLM(LlamaConfig(**COMMON, **biases, head_dim=32)))
+    if name == "mistral":
+        return randomized(MistralForCausalLM(MistralConfig(**COMMON, head_dim=12, sliding_window=None)))
+    if name == "qwen3":
+        return randomized(Qwen3ForCausalLM(Qwen3Config(**COMMON, head_dim=64)))
+    return tiny_architecture(name).requires_grad_(False)
+
+
+NATIVE = ("llama", "qwen2", "qwen3", "mistral", "llama, tied, scaled positions", "llama, all biases")
+
+
+@pytest.fixture
+def pack(tmp_path, monkeypatch):
+    """Packs a model and gives its twin: the same numbers in plain layers."""
+    monkeypatch.setenv("ADAMAS_CACHE_DIR", str(tmp_path))
+
+    def packed_and_plain(model: nn.Module) -> tuple[nn.Module, nn.Module]:
+        plain = copy.deepcopy(model)
+        pack_model(model, "f" * 64, Silent())
+        for name, module in model.named_modules():
+            if isinstance(module, PackedLinear):
+                twin = plain.get_submodule(name)
+                twin.weight = nn.Parameter(unpack(module.packed).to(twin.weight.dtype), requires_grad=False)
+        return model, plain
+
+    return packed_and_plain
+
+
+def ids(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 250, count).astype(np.int32)
+
+
+def scores(model: nn.Module, attention: AttentionSettings, *, chunk: int = 64) -> torch.Tensor:
+    """Logits behind each of some tokens that are fed behind a document."""
+    engine = Engine(Loaded(model), attention, context=100, prefill_chunk=chunk)  # and grows
+    list(engine.read(ids(CONTEXT)))
+    return engine.score(ids(ANSWER, 1), sparse=attention.kind == "adamas")
+
+
+@pytest.mark.parametrize("attention", ["full", "adamas"])
+@pytest.mark.parametrize("name", NATIVE)
+def test_logits_are_those_of_transformers(pack, name, attention):
+    packed, plain = pack(build(name))
+    settings = FULL
+    if attention == "adamas":
+        settings = AttentionSettings("adamas", SparseSettings(budget=48), dense_layers=1)
+    assert native_obstacle(packed, Engine(Loaded(packed), settings, context=9)._cache) is None
+    found, expected = scores(packed, settings), scores(plain, settings)
+    assert found.shape == expected.shape
+    # Rarely a token near the threshold is chosen by one and not by the other; most rows must agree closely.
+    off = (found - expected).abs().amax(1) / expected.abs().amax()
+    assert (off < 1e-4).float().mean() >= (1.0 if attention == "full" else 0.75)
+    assert off.max() < (1e-4 if attention == "full" else 0.2)
+
+
+@pytest.mark.parametrize("scorer", ["dot", "manhattan"])
+def test_a_budget_of_all_tokens_is_full_attention(pack, scorer):
+    packed, _ = pack(build("qwen2"))
+    everything = AttentionSettings("adamas", SparseSettings(budget=2000, scorer=scorer))
+    torch.testing.assert_close(scores(packed, everything), scores(packed, FULL), rtol=1e-3, atol=1e-3)
+
+
+def test_a_cache_in_bfloat16(pack):
+    packed, plain = pack(build("llama").bfloat16())
+    found, expected = scores(packed, FULL), scores(plain.float(), FULL)
+    assert (found - expected).norm() < 0.03 * expected.norm()
+
+
+def answers(model: nn.Module, attention: AttentionSettings, questions: int) -> list[list[int]]:
+    """Answers to questions behind one document, each asked alone from the same place."""
+    engine = Engine(Loaded(model), attention, context=100)
+    list(engine.read(ids(CONTEXT)))
+    return [
+        [
+            event.id
+            for event in engine.answer(ids(20, seed), Sampling(), ANSWER, stop_ids=())
+            if isinstance(event, Token)
+        ]
+        for seed in range(questions)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["full", "adamas"])
+def test_answers_do_not_depend_on_what_was_asked_before(pack, kind):
+    packed, plain = pack(build("qwen2"))
+    settings = AttentionSettings(kind, SparseSettings(budget=2000))
+    asked = answers(packed, settings, 3)
+    assert asked[1:] == [answers(packed, settings, seed + 1)[seed] for seed in (1, 2)]
+    assert asked == answers(plain, settings, 3)
+
+
+def test_gemma_goes_through_packed_layers_of_transformers(pack):
+    packed, plain = pack(build("gemma3"))
+    engine = Engine(Loaded(packed), FULL, context=9)
+    assert "gemma3" in (native_obstacle(packed, engine._cache) or "")
+    torch.testing.assert_close(scores(packed, FULL), scores(plain, FULL), rtol=1e-3, atol=1e-3)
+    assert answers(packed, FULL, 1) == answers(plain, FULL, 1)
+
+
+@pytest.mark.parametrize("rows", [0, 1, FEW_ROWS, FEW_ROWS + 1, 70])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_packed_layer_is_a_linear_layer(pack, rows, dtype):
+    model, plain = pack(nn.Sequential(nn.Linear(70, 90)).requires_grad_(False).to(dtype))
+    x = torch.randn(1, rows, 70).to(dtype)
+    found, expected = model(x), plain.float()(x.float())
+    assert found.dtype == dtype
+    assert found.shape == expected.shape
+    if rows:
+        assert (found - expected).norm() <= (1e-5 if dtype == torch.float32 else 1e-2) * expected.norm()
+
+
+def test_what_was_packed_is_kept_and_a_damaged_file_is_packed_anew(pack):
+    model = build("llama")
+    first, again, other = copy.deepcopy(model), copy.deepcopy(model), copy.deepcopy(model)
+    pack(first)
+    (file,) = packed_directory().glob("*.safetensors")
+    stored = load_file(file)
+    assert set(stored) >= {"lm_head.codes", "lm_head.scales", "model.layers.0.mlp.up_proj.codes"}
+    for parameter in again.parameters():
+        parameter.zero_()  # so that what it computes comes from the file
+    pack_model(again, "f" * 64, Silent())
+    assert torch.equal(again.lm_head.packed.codes, first.lm_head.packed.codes)
+    damaged = file.read_bytes()[:1000]
+    file.unlink()  # models that are in use have it mapped
+    file.write_bytes(damaged)
+    pack_model(other, "f" * 64, Silent())
+    assert torch.equal(other.lm_head.packed.codes, first.lm_head.packed.codes)
+    assert load_file(file).keys() == stored.keys()
+    assert "MB" in describe(other)
+    assert "as they are" in describe(model)
+
+
+def test_a_folder_that_cannot_be_written_is_no_reason_to_stop(pack, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ADAMAS_CACHE_DIR", str(tmp_path / "file"))
+    model = build("llama")
+    notes = []
+
+    class Told(Silent):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    pack_model(model, "f" * 64, Told())
+    assert isinstance(model.lm_head, PackedLinear)
+    assert any("not kept" in note for note in notes)
