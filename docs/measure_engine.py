@@ -46,7 +46,7 @@ def bare_prefill(loaded: LoadedModel, ids: torch.Tensor) -> float:
     cache = DynamicCache(config=loaded.model.config)
     start = time.perf_counter()
     with torch.no_grad():
-        for chunk in ids.split(PREFILL_CHUNK, dim=1):
+        for chunk in ids.split(PREFILL_CHUNK["cpu"], dim=1):
             loaded.model(chunk, past_key_values=cache, logits_to_keep=1)
     return time.perf_counter() - start
 

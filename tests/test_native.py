@@ -29,6 +29,7 @@ from adamas_cli.engine.native import native_obstacle
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.models.packed import FEW_ROWS, PackedLinear, describe, pack_model
 from adamas_cli.models.places import packed_directory
+from adamas_cli.models.rows import StoredRows, leave_in_file
 from adamas_cli.progress import Silent
 
 CONTEXT, ANSWER = 700, 24
@@ -170,6 +171,38 @@ def test_gemma_goes_through_packed_layers_of_transformers(pack):
     assert "gemma3" in (native_obstacle(packed, engine._cache) or "")
     torch.testing.assert_close(scores(packed, FULL), scores(plain, FULL), rtol=1e-3, atol=1e-3)
     assert answers(packed, FULL, 1) == answers(plain, FULL, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shard", ["5GB", "40KB"])
+def test_an_embedding_in_the_file_gives_the_same_rows(tmp_path, dtype, shard):
+    model = build("llama").to(dtype)
+    model.save_pretrained(tmp_path, max_shard_size=shard)
+    before = model.model.embed_tokens
+    leave_in_file(model, tmp_path)
+    stored = model.model.embed_tokens
+    assert isinstance(stored, StoredRows)
+    for chosen in (
+        torch.randint(0, 258, (2, 9)),
+        torch.tensor(7),
+        torch.tensor([257, 0]),
+        torch.empty(0).long(),
+    ):
+        assert torch.equal(stored(chosen), before(chosen))
+    for wrong in (-1, 258):
+        with pytest.raises(IndexError):
+            stored(torch.tensor([wrong]))
+
+
+def test_an_embedding_that_is_not_in_the_file_as_it_is_stays(tmp_path):
+    model = build("llama")
+    leave_in_file(model, tmp_path)
+    build("llama").bfloat16().save_pretrained(tmp_path)
+    leave_in_file(model, tmp_path)
+    gemma = build("gemma3")  # multiplies the rows
+    gemma.save_pretrained(tmp_path)
+    leave_in_file(gemma, tmp_path)
+    assert not any(isinstance(module, StoredRows) for tree in (model, gemma) for module in tree.modules())
 
 
 @pytest.mark.parametrize("rows", [0, 1, FEW_ROWS, FEW_ROWS + 1, 70])

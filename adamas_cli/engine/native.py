@@ -67,7 +67,8 @@ def _decoder(model: Any) -> Decoder:
     config, inner = model.config, model.model
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     weights = DecoderWeights(
-        inner.embed_tokens.weight.detach(),
+        lambda token: inner.embed_tokens(torch.tensor(token)),
+        config.hidden_size,
         [_layer(layer) for layer in inner.layers],
         _norm(inner.norm),
         _linear(model.lm_head),

@@ -69,8 +69,10 @@ def load(
     model.eval().requires_grad_(False)
     if packed:
         from adamas_cli.models.packed import pack_model
+        from adamas_cli.models.rows import leave_in_file
 
         pack_model(model, files.fingerprint, progress)
+        leave_in_file(model, files.directory)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(context, int):
         raise ModelUnavailableError(f"{files.name} does not say how many tokens it can read.")

@@ -6,7 +6,7 @@ changes. Activations are float32.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -67,9 +67,12 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class DecoderWeights:
-    """A model: embedding [vocabulary, hidden] of any number format; the layers; norm and head behind them."""
+    """A model: embedding, from a token to its row [hidden] of any number format; the layers; norm and head
+    behind them.
+    """
 
-    embedding: Tensor
+    embedding: Callable[[int], Tensor]
+    hidden: int
     layers: Sequence[LayerWeights]
     norm: Tensor
     head: Linear
@@ -112,7 +115,7 @@ class Decoder:
         self._runner = runner
         self._weights = weights
         size = weights.head_dim
-        hidden = weights.embedding.shape[1]
+        hidden = weights.hidden
         widest = max(len(layer.gate.weight.codes) for layer in weights.layers) * STRIP
         self._hidden, self._normed = _filled(hidden), _filled(hidden)
         self._queries, self._attended = _filled(weights.heads * size), _filled(weights.heads * size)
@@ -151,7 +154,7 @@ class Decoder:
         ):
             self._program = self._build(buffers, settings, len(cos))
             self._buffers, self._settings = tensors, settings
-        self._hidden[: self._weights.embedding.shape[1]] = self._weights.embedding[token]
+        self._hidden[: self._weights.hidden] = self._weights.embedding(token)
         self._cos[: len(cos)], self._sin[: len(sin)] = cos, sin
         self._program.prepare(length)
         self._runner.run_program(self._program.program)
@@ -167,7 +170,7 @@ class Decoder:
         def normalize(weight: Tensor) -> Stage:
             record = np.zeros(1, NORM)
             record[0] = (
-                hidden.data_ptr(), weight.data_ptr(), normed.data_ptr(), self._weights.embedding.shape[1],
+                hidden.data_ptr(), weight.data_ptr(), normed.data_ptr(), self._weights.hidden,
                 self._weights.eps,
             )  # fmt: skip
             return norm, 1, keep(record), 0, 0

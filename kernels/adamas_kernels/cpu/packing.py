@@ -40,7 +40,7 @@ def _is_grid(values, low, step, tolerance):
 
 @njit
 def _refined(values, low, step):
-    """The grid of least squares for the codes that a grid gives: the rounding of its ends no longer counts."""
+    """The grid of least squares for the codes of a grid: the rounding of its ends no longer counts."""
     codes = away = both = squares = 0.0
     for i in range(GROUP):
         code = np.floor((values[i] - low) / step + HALF)

@@ -1,0 +1,78 @@
+"""Embeddings that stay in the model's file: a document uses few of their rows, each of them small.
+
+Mapped into memory, every row brings its neighbours along, and soon the whole table counts as this process's
+memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from adamas_cli.models.folder import INDEX, WEIGHTS
+
+FORMATS = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}  # as safetensors calls them
+
+
+class StoredRows(nn.Module):
+    """`nn.Embedding`, for inference, whose rows are read from a file.
+
+    offset: of the first row in the file; shape: rows and numbers in each.
+    """
+
+    def __init__(self, file: Path, offset: int, shape: tuple[int, int], dtype: torch.dtype) -> None:
+        super().__init__()
+        self._descriptor = os.open(file, os.O_RDONLY)
+        self._offset, self._dtype = offset, dtype
+        self.num_embeddings, self.embedding_dim = shape
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids [...] -> rows [..., embedding_dim]. Raises IndexError for an id that is none."""
+        size = self.embedding_dim * self._dtype.itemsize
+        tokens = ids.flatten().tolist()
+        if tokens and not 0 <= min(tokens) <= max(tokens) < self.num_embeddings:
+            raise IndexError(f"ids from {min(tokens)} to {max(tokens)} in a table of {self.num_embeddings}")
+        read = {token: os.pread(self._descriptor, size, self._offset + token * size) for token in set(tokens)}
+        rows = torch.frombuffer(
+            bytearray().join(read[token] for token in tokens) or bytearray(size), dtype=self._dtype
+        )
+        return rows[: len(tokens) * self.embedding_dim].reshape(*ids.shape, self.embedding_dim)
+
+
+def leave_in_file(model: nn.Module, directory: Path) -> None:
+    """Replace the embeddings of a model on the CPU whose rows lie in its file as they are; leave others
+    alone.
+    """
+    if not hasattr(os, "pread"):
+        return
+    for name, module in list(model.named_modules()):
+        if type(module) is not nn.Embedding:
+            continue
+        stored = _find(directory, f"{name}.weight", module.weight)
+        if stored is not None:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, stored)
+
+
+def _find(directory: Path, name: str, weight: Tensor) -> StoredRows | None:
+    file = directory / WEIGHTS
+    if (directory / INDEX).is_file():
+        places = json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        file = directory / places.get(name, WEIGHTS)
+    if not file.is_file():
+        return None
+    with open(file, "rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        entry = json.loads(stream.read(length)).get(name)
+    if entry is None or entry["dtype"] != FORMATS.get(weight.dtype) or entry["shape"] != list(weight.shape):
+        return None
+    rows, width = weight.shape
+    return StoredRows(file, 8 + length + entry["data_offsets"][0], (rows, width), weight.dtype)
