@@ -64,7 +64,8 @@ def test_every_form_of_the_byte_product_and_the_distance_are_exact(form):
 
     @numba.njit
     def compare(form, codes, query, sums, manhattan):
-        compare_block(form, codes, 0, LANES, words, query, 0, rows, sums, manhattan)
+        planes = np.empty(4 * words * LANES, np.int32)
+        compare_block(form, codes, 0, LANES, words, query, 0, rows, sums, planes, manhattan)
 
     by_word = codes.T.contiguous().flatten().numpy()
     compare(form, by_word, query.view(torch.int32).flatten().numpy(), sums, 0)

@@ -58,7 +58,7 @@ def test_a_grid_of_the_source_is_kept(runner, dtype, least, largest, centred, bi
     assert packed.bits == bits
     lost = (unpack(packed) - weight).norm() / weight.norm()
     rounded = (weight.to(dtype).float() - weight).norm() / weight.norm()
-    # Float16 scales, and many values together that tell where the grid was; one of 127 steps is as fine as rounding.
+    # Float16 scales, and many values together tell where the grid was; 127 steps are as fine as rounding.
     assert lost <= rounded * (1.3 if largest == 127 else 0.5) + 5e-4
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from adamas_cli.models.aliases import Alias, aliases
 from adamas_cli.models.fetch import is_fetched, local_file, partial_file
 from adamas_cli.models.folder import CONFIG
 from adamas_cli.models.gguf import ORIGIN
-from adamas_cli.models.places import exclusive, weights_directory
+from adamas_cli.models.places import exclusive, packed_files, weights_directory
 from adamas_cli.progress import Progress
 
 
@@ -26,12 +26,15 @@ class OnDisk:
     file: Path | None  # the fetched GGUF file
     partial: Path | None  # the first bytes of an interrupted download
     weights: tuple[Path, ...]  # folders of unpacked weights, or the hub library's folder
+    packed: tuple[Path, ...]  # files of weights packed for CPUs
     bytes: int  # all of these together
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """Everything that removing the model removes."""
-        return tuple(path for path in (self.file, self.partial) if path is not None) + self.weights
+        return (
+            tuple(path for path in (self.file, self.partial) if path is not None) + self.weights + self.packed
+        )
 
 
 def on_disk() -> list[OnDisk]:
@@ -43,8 +46,9 @@ def on_disk() -> list[OnDisk]:
     for folder, sha256, file in unpacked:
         if sha256 not in known:
             others.setdefault(sha256, []).append((folder, file))
-    for folders in others.values():
-        found.append(_entry(folders[0][1], weights=tuple(folder for folder, _ in folders)))
+    for sha256, folders in others.items():
+        weights = tuple(folder for folder, _ in folders)
+        found.append(_entry(folders[0][1], weights=weights, packed=packed_files(sha256)))
     return found + list(_of_hub())
 
 
@@ -88,7 +92,7 @@ def _of_alias(alias: Alias, unpacked: list[tuple[Path, str, str]]) -> OnDisk:
     weights = tuple(folder for folder, sha256, _ in unpacked if sha256 == alias.sha256)
     file = local_file(alias) if is_fetched(alias) else None
     partial = partial_file(alias) if partial_file(alias).is_file() else None
-    return _entry(alias.name, alias, file, partial, weights)
+    return _entry(alias.name, alias, file, partial, weights, packed_files(alias.sha256))
 
 
 def _unpacked() -> Iterator[tuple[Path, str, str]]:
@@ -111,7 +115,10 @@ def _of_hub() -> Iterator[OnDisk]:
         folders = [revision.snapshot_path for revision in repository.revisions]
         usable = tuple(folder for folder in folders if (folder / CONFIG).is_file())
         if repository.repo_type == "model" and usable:
-            yield OnDisk(repository.repo_id, None, None, None, usable, repository.size_on_disk)
+            hashes = (revision.commit_hash for revision in repository.revisions)
+            packed = tuple(file for commit in hashes for file in packed_files(commit))
+            size = repository.size_on_disk + sum(_size(file) for file in packed)
+            yield OnDisk(repository.repo_id, None, None, None, usable, packed, size)
 
 
 def _entry(
@@ -120,10 +127,10 @@ def _entry(
     file: Path | None = None,
     partial: Path | None = None,
     weights: tuple[Path, ...] = (),
+    packed: tuple[Path, ...] = (),
 ) -> OnDisk:
-    entry = OnDisk(name, alias, file, partial, weights, 0)
-    total = sum(_size(path) for path in entry.paths)
-    return OnDisk(name, alias, file, partial, weights, total)
+    entry = OnDisk(name, alias, file, partial, weights, packed, 0)
+    return replace(entry, bytes=sum(_size(path) for path in entry.paths))
 
 
 def _size(path: Path) -> int:

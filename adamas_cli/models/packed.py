@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adamas_cli.errors import ModelUnavailableError
-from adamas_cli.models.places import exclusive, packed_directory
+from adamas_cli.models.places import FINGERPRINT_DIGITS, exclusive, packed_directory
 from adamas_cli.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def pack_model(model: nn.Module, fingerprint: str, progress: Progress) -> None:
     workspace = Workspace(Runner(progress.note))
     linears = dict(_linears(model))
     dtype = str(next(iter(linears.values())).weight.dtype).removeprefix("torch.") if linears else ""
-    file = packed_directory() / f"{fingerprint[:16]}-{dtype}-{FORMAT}.safetensors"
+    file = packed_directory() / f"{fingerprint[:FINGERPRINT_DIGITS]}-{dtype}-{FORMAT}.safetensors"
     weights = _read(file, linears)
     if weights is None:
         weights = _pack(linears, workspace.runner, progress)

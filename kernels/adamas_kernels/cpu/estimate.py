@@ -54,33 +54,31 @@ def lanes_between(first, last):
 
 
 @njit
-def compare_block(form, codes, at, codes_w, words, query, query_at, rows, sums, manhattan):
+def compare_block(form, codes, at, codes_w, words, query, query_at, rows, sums, planes, manhattan):
     """Products of codes 0..3 with queries, or distances, int32 sums [rows * LANES].
 
     `words` code words a token from codes[at], 4 * words words a query from query[query_at], of which
-    distances use the first quarter.
+    distances use the first quarter. planes: int32 [4 * words * LANES], to which the codes are unpacked once.
     """
-    for row in range(rows):
-        store(sums, row * LANES, splat(0))
+    if manhattan:
+        for row in range(rows):
+            total = splat(0)
+            for w in range(words):
+                other = splat(query[query_at + 4 * row * words + w])
+                total = total + distance(load(codes, at + w * codes_w), other)
+            store(sums, row * LANES, total)
+        return
     for w in range(words):
         word = load(codes, at + w * codes_w)
-        if manhattan:
-            for row in range(rows):
-                other = splat(query[query_at + 4 * row * words + w])
-                store(sums, row * LANES, load(sums, row * LANES) + distance(word, other))
-            continue
-        c0 = word & splat(CODES)
-        c1 = (word >> splat(2)) & splat(CODES)
-        c2 = (word >> splat(4)) & splat(CODES)
-        c3 = (word >> splat(6)) & splat(CODES)
-        for row in range(rows):
-            q = query_at + 4 * (row * words + w)
-            total = load(sums, row * LANES)
-            total = dot4(form, total, c0, splat(query[q]))
-            total = dot4(form, total, c1, splat(query[q + 1]))
-            total = dot4(form, total, c2, splat(query[q + 2]))
-            total = dot4(form, total, c3, splat(query[q + 3]))
-            store(sums, row * LANES, total)
+        for i in range(4):
+            store(planes, (4 * w + i) * LANES, (word >> splat(2 * i)) & splat(CODES))
+    for row in range(rows):
+        first = query_at + 4 * row * words
+        even = odd = splat(0)  # two chains of sums, so that neither waits for the other
+        for i in range(0, 4 * words, 2):
+            even = dot4(form, even, load(planes, i * LANES), splat(query[first + i]))
+            odd = dot4(form, odd, load(planes, (i + 1) * LANES), splat(query[first + i + 1]))
+        store(sums, row * LANES, even + odd)
 
 
 @njit
@@ -97,16 +95,17 @@ def compare_tokens(form, step, codes, codes_w, scales, at, query, rows, scratch)
 
     codes, scales: of one KV head. Behind the last token zeros take the place of what lies in the cache.
     """
-    sums, words, left = ints_at(scratch.sums), step.size // CODES_PER_WORD, step.length + step.new - at
+    sums, planes = ints_at(scratch.sums), ints_at(scratch.block)
+    words, left = step.size // CODES_PER_WORD, step.length + step.new - at
     if left >= LANES:
-        compare_block(form, codes, at, codes_w, words, query, 0, rows, sums, step.manhattan)
+        compare_block(form, codes, at, codes_w, words, query, 0, rows, sums, planes, step.manhattan)
         return load(scales, at)
     tail, lengths = ints_at(scratch.tail), floats_at(scratch.lanes)
     for lane in range(LANES):
         lengths[lane] = to_float(scales[at + lane]) if lane < left else ZERO
         for w in range(words):
             tail[w * LANES + lane] = codes[at + w * codes_w + lane] if lane < left else 0
-    compare_block(form, tail, 0, LANES, words, query, 0, rows, sums, step.manhattan)
+    compare_block(form, tail, 0, LANES, words, query, 0, rows, sums, planes, step.manhattan)
     return load(lengths, 0)
 
 
