@@ -1,0 +1,130 @@
+"""One test of one engine, and how tests become rows: as data by llama-bench's names, and as Markdown."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Record = dict[str, Any]
+OURS = "adamas"
+NOTHING = "-"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The repeats of one test. A prefill reads `length` tokens; a decode generates `generated` behind them.
+
+    seconds: of each repeat. generated: 0 for a prefill. first_token_seconds: from a question behind the
+    document to the answer's first token. agreement: share of the tokens that full attention gave too.
+    """
+
+    engine: str
+    attention: str
+    length: int
+    generated: int
+    seconds: Sequence[float]
+    peak_memory_bytes: int
+    backend: str | None = None
+    budget: int | None = None
+    first_token_seconds: float | None = None
+    agreement: float | None = None
+
+    @property
+    def test(self) -> str:
+        """Its name, as llama-bench writes it."""
+        return f"tg{self.generated} @ d{self.length}" if self.generated else f"pp{self.length}"
+
+    @property
+    def rates(self) -> list[float]:
+        """Tokens a second of each repeat."""
+        return [(self.generated or self.length) / seconds for seconds in self.seconds]
+
+    @property
+    def rate(self) -> float:
+        """Their mean."""
+        return statistics.fmean(self.rates)
+
+
+class Rows:
+    """Makes rows of measurements. Those to compare with come first: other engines before this one, and full
+    attention before sparse.
+
+    settings: what every row says. others: the engines that are compared with.
+    """
+
+    def __init__(self, settings: Mapping[str, object], others: Sequence[str]) -> None:
+        self._settings = settings
+        self._others = others
+        self._rates: dict[tuple[str, str, str], float] = {}
+
+    def row(self, measured: Measurement, others_cores: float) -> Record:
+        """One row; what cannot be said of this measurement is None. others_cores: that other programs kept
+        busy meanwhile.
+        """
+        self._rates[measured.engine, measured.attention, measured.test] = measured.rate
+        ours = measured.engine == OURS
+        rates = measured.rates
+        return {
+            "engine": measured.engine,
+            "test": measured.test,
+            "n_prompt": 0 if measured.generated else measured.length,
+            "n_gen": measured.generated,
+            "n_depth": measured.length if measured.generated else 0,
+            "attention": measured.attention,
+            "backend": measured.backend,
+            "budget": measured.budget,
+            "avg_ts": measured.rate,
+            "stddev_ts": statistics.stdev(rates) if len(rates) > 1 else 0.0,
+            "samples_ts": rates,
+            "ratio": self._against(OURS, measured) if ours and measured.generated else None,
+            **{_key(name): self._against(name, measured) if ours else None for name in self._others},
+            "ttft_s": measured.first_token_seconds,
+            "agreement": measured.agreement,
+            "peak_memory_bytes": measured.peak_memory_bytes,
+            "others_cores": round(others_cores, 2),
+            **self._settings,
+        }
+
+    @property
+    def titles(self) -> list[str]:
+        """The titles of the Markdown columns."""
+        return [title for title, _ in self._columns]
+
+    def cells(self, row: Record) -> list[str]:
+        """A row as Markdown cells."""
+        return [write(row) for _, write in self._columns]
+
+    @property
+    def _columns(self) -> list[tuple[str, Callable[[Record], str]]]:
+        engines = [("engine", _value("engine", str))] if self._others else []
+        against = [(f"vs {name}", _value(_key(name), _times)) for name in self._others]
+        return [
+            *engines,
+            ("test", _value("test", str)),
+            ("attention", _value("attention", str)),
+            ("tokens/s", lambda row: f"{row['avg_ts']:,.2f} ± {row['stddev_ts']:,.2f}"),
+            ("ratio to full", _value("ratio", _times)),
+            *against,
+            ("first token, s", _value("ttft_s", "{:,.2f}".format)),
+            ("agreement", _value("agreement", "{:.0%}".format)),
+            ("peak memory", _value("peak_memory_bytes", lambda size: f"{size / 1e9:,.2f} GB")),
+        ]
+
+    def _against(self, engine: str, measured: Measurement) -> float | None:
+        """How many times as fast as full attention of an engine, where that was measured."""
+        rate = self._rates.get((engine, "full", measured.test))
+        return None if rate is None else measured.rate / rate
+
+
+def _key(engine: str) -> str:
+    return f"vs_{engine.replace('.', '_')}"
+
+
+def _times(value: float) -> str:
+    return f"{value:.2f}x"
+
+
+def _value(key: str, write: Callable[[Any], str]) -> Callable[[Record], str]:
+    return lambda row: NOTHING if row[key] is None else write(row[key])

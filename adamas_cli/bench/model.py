@@ -1,0 +1,157 @@
+"""Prefill and decode of one model with its engine, at several lengths of the document."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from adamas_cli.bench.document import Document
+from adamas_cli.bench.measurement import OURS, Measurement
+from adamas_cli.engine.attention import AttentionSettings
+from adamas_cli.engine.engine import Engine, SparseFrom, peak_memory
+from adamas_cli.engine.events import Done, Token
+from adamas_cli.engine.sampling import Sampling
+from adamas_cli.memory import give_back
+from adamas_cli.models import LoadedModel
+
+QUESTION = 16  # tokens, those behind the document
+WARM_UP = 4  # tokens of an answer
+WARM_UP_READ = 600  # tokens, more than one chunk on a CPU
+QUICK_SECONDS = 5.0  # a prefill that takes longer is not repeated
+SILENCE_SECONDS = 10.0  # between two words about the same work
+WAYS: dict[str, SparseFrom] = {"full": "never", "adamas": "answer"}
+
+
+def tokens_needed(length: int, generated: int) -> int:
+    """Of the document, the question and the answer, whose first token comes out of reading the question."""
+    return length + QUESTION + generated + 1
+
+
+@dataclass(frozen=True)
+class ModelBench:
+    """Measures one loaded model. generated: tokens of a decode. say: told what is going on, in lines.
+
+    A document is read once with full attention, as always, and then answered in turn with full attention and
+    with Adamas; with a `kind` of `full`, only with full attention.
+    """
+
+    loaded: LoadedModel
+    attention: AttentionSettings
+    document: Document
+    generated: int
+    repeats: int
+    chunk: int | None
+    say: Callable[[str], None]
+
+    def measure(self, lengths: Sequence[int]) -> Iterator[Measurement]:
+        """A prefill and the decodes at each length, the shortest first: peak memory only grows."""
+        self.say("warming up")
+        engine, _ = self._read(min(WARM_UP_READ, max(lengths)), None)
+        self._warm_up(engine)
+        del engine
+        for length in sorted(lengths):
+            yield from self._at(length)
+
+    def _at(self, length: int) -> Iterator[Measurement]:
+        pulse = _Pulse(self.say, f"{length:,} tokens")
+        seconds: list[float] = []
+        engine = None
+        while not seconds or (len(seconds) < self.repeats and seconds[0] < QUICK_SECONDS):
+            engine = None  # before the next one: there is never room for two caches
+            engine, last = self._read(length, pulse)
+            seconds.append(last)
+        assert engine is not None
+        yield Measurement(OURS, "full", length, 0, seconds, peak_memory(self.loaded.device))
+        yield from self._decode(engine, length, pulse)
+
+    def _read(self, length: int, pulse: _Pulse | None) -> tuple[Engine, float]:
+        """A new engine with the document in its cache, codes included, and the seconds that took."""
+        engine = Engine(
+            self.loaded,
+            self.attention,
+            context=tokens_needed(length, self.generated),
+            prefill_chunk=self.chunk,
+            announce=self.say,
+        )
+        give_back()  # what an earlier engine held
+        start = time.perf_counter()
+        for event in engine.read(self.document.ids[:length]):
+            if pulse is not None:
+                pulse.beat("reading", event.done, event.total)
+        if self.loaded.device.type == "cuda":
+            torch.cuda.synchronize(self.loaded.device)
+        return engine, time.perf_counter() - start
+
+    def _decode(self, engine: Engine, length: int, pulse: _Pulse) -> Iterator[Measurement]:
+        ways = self._warm_up(engine, length)
+        answers: dict[str, list[tuple[list[int], Done]]] = {way: [] for way in ways}
+        for repeat in range(self.repeats):
+            pulse.beat("decoding", repeat + 1, self.repeats)
+            for way in ways:
+                answers[way].append(self._answer(engine, length, way, self.generated + 1))
+        full = answers["full"][0][0]
+        for way, repeats in answers.items():
+            sparse = engine.sparse if way != "full" else None
+            compared = sparse is not None and self.document.text is not None
+            yield Measurement(
+                OURS,
+                way,
+                length,
+                self.generated,
+                [done.decode_seconds for _, done in repeats],
+                repeats[-1][1].peak_memory_bytes,
+                backend=sparse.backend.name if sparse else None,
+                budget=sparse.settings.budget if sparse else None,
+                first_token_seconds=float(np.mean([done.first_token_seconds for _, done in repeats])),
+                agreement=agreement(repeats[0][0], full) if compared else None,
+            )
+
+    def _warm_up(self, engine: Engine, length: int = 0) -> list[str]:
+        """A short answer in each way that this engine has; returns their names."""
+        ways = [way for way in WAYS if way == "full" or engine.sparse is not None]
+        for way in ways:
+            self._answer(engine, length, way, WARM_UP)
+        return ways
+
+    def _answer(self, engine: Engine, length: int, way: str, tokens: int) -> tuple[list[int], Done]:
+        """The greedy tokens behind a question, and how long they took."""
+        question = self.document.ids[length : length + QUESTION]
+        ids = []
+        for event in engine.answer(question, Sampling(), tokens, (), sparse_from=WAYS[way]):
+            if isinstance(event, Token):
+                ids.append(event.id)
+            elif isinstance(event, Done):
+                return ids, event
+        raise AssertionError("an answer ends with Done")
+
+
+def agreement(answer: Sequence[int], full: Sequence[int]) -> float:
+    """The share of tokens that are the same at the same place. The first counts not: full attention gives it
+    in both, out of reading the question.
+    """
+    return float(np.mean([one == other for one, other in zip(answer[1:], full[1:], strict=True)]))
+
+
+class _Pulse:
+    """Says what is going on when it is new, and again every SILENCE_SECONDS."""
+
+    def __init__(self, say: Callable[[str], None], about: str) -> None:
+        self._say = say
+        self._about = about
+        self._doing = ""
+        self._said = 0.0
+
+    def beat(self, doing: str, done: int, total: int) -> None:
+        """Work that has come to `done` of `total`."""
+        now = time.monotonic()
+        if doing != self._doing:
+            self._say(f"{self._about}: {doing}")
+        elif now - self._said >= SILENCE_SECONDS:
+            self._say(f"{self._about}: {doing}, {done:,} of {total:,}")
+        else:
+            return
+        self._doing, self._said = doing, now

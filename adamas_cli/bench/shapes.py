@@ -1,0 +1,96 @@
+"""Models by their shape alone: random weights, for speeds of models that are not on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from adamas_cli.errors import UsageError
+from adamas_cli.models import LoadedModel, ModelFiles
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from adamas_cli.progress import Progress
+
+SEED = 0
+
+
+def _shape(
+    kind: str, hidden: int, mlp: int, layers: int, heads: str, vocabulary: int, theta: float, **more: object
+) -> dict[str, Any]:
+    query_heads, kv_heads = map(int, heads.split("/"))
+    return {
+        "model_type": kind,
+        "hidden_size": hidden,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+        "num_attention_heads": query_heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocabulary,
+        "rope_parameters": {"rope_type": "default", "rope_theta": theta},
+        **more,
+    }
+
+
+SHAPES = {
+    "tiny": _shape("llama", 64, 96, 4, "4/2", 258, 1e4),
+    "llama-2-7b": _shape("llama", 4096, 11008, 32, "32/32", 32000, 1e4),
+    "llama-3.1-8b": _shape("llama", 4096, 14336, 32, "32/8", 128256, 5e5),
+    "llama-3.2-1b": _shape("llama", 2048, 8192, 16, "32/8", 128256, 5e5, tie_word_embeddings=True),
+    "qwen2.5-0.5b": _shape("qwen2", 896, 4864, 24, "14/2", 151936, 1e6, tie_word_embeddings=True),
+    "qwen2.5-7b": _shape("qwen2", 3584, 18944, 28, "28/4", 152064, 1e6),
+    "qwen3-4b": _shape("qwen3", 2560, 9728, 36, "32/8", 151936, 1e6, head_dim=128, tie_word_embeddings=True),
+    "qwen3-8b": _shape("qwen3", 4096, 12288, 36, "32/8", 151936, 1e6, head_dim=128),
+}
+
+
+def shape_config(name: str) -> dict[str, Any]:
+    """The fields of the transformers config of a shape. Raises UsageError for an unknown name."""
+    if name not in SHAPES:
+        raise UsageError(f"--shape {name}: choose from {', '.join(SHAPES)}")
+    return SHAPES[name]
+
+
+def random_model(name: str, context: int, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """A model of this shape with a context of so many tokens, on `device`; its weights are always the same
+    on one kind of device.
+    """
+    fields = {**shape_config(name), "max_position_embeddings": context}
+    config = AutoConfig.for_model(
+        **fields, rms_norm_eps=1e-6, bos_token_id=None, eos_token_id=None, pad_token_id=None
+    )
+    torch.manual_seed(SEED)
+    with device:
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return model.eval().requires_grad_(False)
+
+
+def load_shape(
+    name: str, context: int, *, dtype: torch.dtype, device: torch.device, packed: bool, progress: Progress
+) -> LoadedModel:
+    """A random model as `models.load` would give it. packed: with packed weights, kept in memory only."""
+    with progress.task(f"making a random {name}", None, "bytes"):
+        model = random_model(name, context, dtype, device)
+        if packed:
+            _pack(model, progress)
+    return LoadedModel(model, ModelFiles(name, Path(), ""), device, dtype, context, ())
+
+
+def _pack(model: nn.Module, progress: Progress) -> None:
+    from adamas_kernels.cpu.linear import pack
+    from adamas_kernels.cpu.runner import Runner
+
+    from adamas_cli.models.packed import PackedLinear, Workspace
+
+    workspace = Workspace(Runner(progress.note))
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Linear:
+            weight = pack(workspace.runner, module.weight.detach())
+            bias = None if module.bias is None else module.bias.detach()
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, PackedLinear(weight, bias, workspace))

@@ -1,0 +1,114 @@
+"""The model that is measured: what can be known, and be wrong, before its weights are loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from adamas_cli import models
+from adamas_cli.errors import OverContextError, UsageError
+from adamas_cli.models.aliases import aliases
+from adamas_cli.models.default import default_name
+from adamas_cli.models.device import choose_device, choose_dtype
+from adamas_cli.models.fetch import is_fetched, local_file
+from adamas_cli.models.folder import CONFIG
+from adamas_cli.models.load import packs
+
+if TYPE_CHECKING:
+    from adamas_cli.options import ModelOptions
+    from adamas_cli.progress import Progress
+
+Load = Callable[["Progress"], models.LoadedModel]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model. context: tokens, None where it takes as many as are asked. directory: its files, None for
+    random weights. origin: what another process needs to load it again, as JSON.
+    """
+
+    name: str
+    device: torch.device
+    dtype: torch.dtype
+    vocabulary: int
+    context: int | None
+    directory: Path | None
+    origin: dict[str, Any]
+    load: Load
+
+    def require(self, tokens: int, what: str) -> None:
+        """Raises OverContextError where `what` needs more tokens than the model can read."""
+        if self.context is not None and tokens > self.context:
+            raise OverContextError(
+                f"{what} needs {tokens:,} tokens, and the context of {self.name} is {self.context:,}. "
+                "Give less --len.",
+                n_prompt_tokens=tokens,
+                n_ctx=self.context,
+            )
+
+
+def model_target(options: ModelOptions, progress: Progress) -> Target:
+    """The model that `-m` names. Raises ModelUnavailableError, UsageError."""
+    device = choose_device(options.device)
+    dtype = choose_dtype(options.dtype, device)
+    files = models.resolve(
+        options.model, dtype=options.dtype, device=options.device, offline=options.offline, progress=progress
+    )
+
+    def load(progress: Progress) -> models.LoadedModel:
+        return models.load(
+            files,
+            device=options.device,
+            dtype=options.dtype,
+            quantization=options.quantization,
+            threads=options.threads,
+            trust_remote_code=options.trust_remote_code,
+            progress=progress,
+        )
+
+    config: dict[str, Any] = json.loads((files.directory / CONFIG).read_text(encoding="utf-8"))
+    config = config.get("text_config", config)
+    return Target(
+        files.name,
+        device,
+        dtype,
+        config["vocab_size"],
+        config.get("max_position_embeddings"),
+        files.directory,
+        {"directory": str(files.directory), "trust_remote_code": options.trust_remote_code},
+        load,
+    )
+
+
+def shape_target(name: str, tokens: int, options: ModelOptions) -> Target:
+    """A model of a shape with random weights and a context of `tokens`. Raises UsageError."""
+    from adamas_cli.bench.shapes import load_shape, shape_config
+
+    device = choose_device(options.device)
+    dtype = choose_dtype(options.dtype, device)
+    packed = packs(options.quantization, options.dtype, device)
+
+    def load(progress: Progress) -> models.LoadedModel:
+        return load_shape(name, tokens, dtype=dtype, device=device, packed=packed, progress=progress)
+
+    vocabulary = shape_config(name)["vocab_size"]
+    return Target(name, device, dtype, vocabulary, None, None, {"shape": name, "context": tokens}, load)
+
+
+def gguf_file(options: ModelOptions) -> Path:
+    """The GGUF file that `-m` names. Raises UsageError where it names something else, or it is not there."""
+    name = options.model or default_name(options.device)
+    alias = aliases().get(name)
+    if alias is not None:
+        if is_fetched(alias):
+            return local_file(alias)
+        raise UsageError(f"--vs llama.cpp reads the file of {name}. Run `adamas models pull {name}` once.")
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        return path
+    raise UsageError(f"--vs llama.cpp needs a short name or a .gguf file with -m, and {name} is neither")

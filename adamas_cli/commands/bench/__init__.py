@@ -1,0 +1,114 @@
+"""`adamas bench`: what this machine reaches, beside what full attention and other engines take."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adamas_cli.commands.bench import kernels as kernel_bench
+from adamas_cli.commands.bench.model import Job
+from adamas_cli.commands.bench.shared import tell
+from adamas_cli.errors import UsageError
+from adamas_cli.options import AttentionOptions, Format, ModelOptions, grouped
+from adamas_cli.quiet import prepare_libraries
+
+
+@grouped
+def command(
+    lengths: Annotated[
+        str | None,
+        typer.Option("--len", metavar="LIST", help="Context lengths: 4k,16k or 4k-32k, which doubles."),
+    ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            "--shape", metavar="NAME", help="Random weights of this shape in place of a model: llama-3.1-8b."
+        ),
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            "--text", metavar="FILE", help="Read this text, not random tokens; shows how answers agree."
+        ),
+    ] = None,
+    generated: Annotated[int, typer.Option("-n", "--n-gen", min=1, help="Tokens of each decode.")] = 32,
+    repeats: Annotated[
+        int,
+        typer.Option(
+            "-r", "--repetitions", min=1, help="Repeats of each decode, and of a prefill of under 5 s."
+        ),
+    ] = 5,
+    others: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--vs", metavar="ENGINE", help="Compare with llama.cpp (same file) or transformers (repeatable)."
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot", metavar="FILE", help="Draw the rows as .svg or .png (pip install 'adamas\\[plot]')."
+        ),
+    ] = None,
+    kernels: Annotated[
+        bool,
+        typer.Option("--kernels", help="Only one sparse decode step of a layer against full attention."),
+    ] = False,
+    heads: Annotated[
+        str | None,
+        typer.Option(
+            "--heads",
+            metavar="LIST",
+            help="With --kernels: query heads/KV heads x head_dim, such as 32/8x128,14/2x64.",
+        ),
+    ] = None,
+    break_even: Annotated[
+        bool,
+        typer.Option(
+            "--break-even/--no-break-even",
+            help="With --kernels: find the context from which sparse is faster.",
+        ),
+    ] = True,
+    form: Format = "md",
+    *,
+    model: ModelOptions,
+    attention: AttentionOptions,
+) -> None:
+    """Measure this machine: adamas bench --len 4k,16k, or adamas bench --kernels
+
+    A document of each length is read once and answered with full attention and with Adamas, in turn.
+
+    Peak memory is the process's so far, and lengths are measured from the shortest.
+
+    With --kernels, full attention is the fastest kernel that runs here; both sides are warmed up.
+    """
+    environment = dict(os.environ)  # other engines get what the user has, not what this one sets below
+    if kernels:
+        _exclude("--kernels", {"--shape": shape, "--text": text, "--vs": others, "--plot": plot})
+        prepare_libraries(verbose=0, offline=True)
+        tell(kernel_bench.measure(heads, lengths, break_even, model, attention), form)
+        return
+    if lengths is None:
+        raise UsageError("say what to measure, as in: adamas bench --kernels, or adamas bench --len 4k,16k")
+    _exclude("--len without --kernels", {"--heads": heads})
+    prepare_libraries(verbose=0, offline=model.offline)
+    if plot is not None:
+        from adamas_cli.bench.picture import require_drawable
+
+        require_drawable(plot)
+    job = Job(lengths, shape, text, generated, repeats, others or [], environment)
+    rows = tell(job.measure(model, attention), form)
+    if plot is not None:
+        from adamas_cli.bench.picture import draw
+
+        draw(rows, plot)
+
+
+def _exclude(chosen: str, others: dict[str, object]) -> None:
+    """Raises UsageError where one of the other flags is given too."""
+    for flag, value in others.items():
+        if value:
+            raise UsageError(f"{flag} does not go with {chosen}")

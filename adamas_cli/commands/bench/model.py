@@ -1,0 +1,124 @@
+"""`adamas bench --len`: prefill and decode of a whole model, beside full attention and other engines."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adamas_cli.commands.bench.shared import Record, parse_lengths, say
+from adamas_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from adamas_cli.bench.document import Document
+    from adamas_cli.bench.measurement import Measurement
+    from adamas_cli.bench.rivals import Rival
+    from adamas_cli.bench.target import Target
+    from adamas_cli.options import AttentionOptions, ModelOptions
+    from adamas_cli.terminal.display import Display
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is measured. environment: of the other engines' processes. lengths: as on the command line."""
+
+    lengths: str
+    shape: str | None
+    text: Path | None
+    generated: int
+    repeats: int
+    others: Sequence[str]
+    environment: Mapping[str, str]
+
+    def measure(self, model: ModelOptions, attention: AttentionOptions) -> Iterator[tuple[Record, str]]:
+        """A record and a line of Markdown about the machine, then one for each row as it is measured.
+
+        Raises UsageError, ModelUnavailableError and OverContextError before anything is measured.
+        """
+        from adamas_cli.bench.contention import NOTICEABLE, Contention
+        from adamas_cli.bench.machine import Machine
+        from adamas_cli.bench.measurement import Rows
+        from adamas_cli.bench.rivals import find_rival
+        from adamas_cli.bench.table import markdown_head, markdown_row
+        from adamas_cli.models.threads import use_threads
+        from adamas_cli.terminal.display import Display
+
+        lengths = sorted(parse_lengths(self.lengths))
+        with Display(answers=None, notes=sys.stderr) as display:
+            target, document = self._subject(lengths[-1], model, display)
+        rivals = [find_rival(name, target, model) for name in dict.fromkeys(self.others)]
+        threads = use_threads(model.threads)
+        machine = Machine.of(target.device, attention.backend, target.dtype)
+        settings = {"model": target.name, "text": document.text, **machine.as_json()}
+        rows = Rows(settings, [rival.name for rival in rivals])
+        yield settings, f"{target.name}; {machine.about}\n\n{markdown_head(rows.titles)}"
+        job = {
+            "ids": document.ids.tolist(),
+            "lengths": lengths,
+            "generated": self.generated,
+            "repeats": self.repeats,
+            "threads": threads,
+        }
+        contention = Contention()
+        for measured in self._measurements(target, document, lengths, rivals, job, model, attention):
+            cores = contention.cores()
+            if cores > NOTICEABLE:
+                say(
+                    f"{measured.engine}, {measured.test}: other programs kept {cores:.1f} cores busy; "
+                    "do not trust this row, nor ratios to it"
+                )
+            row = rows.row(measured, cores)
+            yield row, markdown_row(rows.cells(row))
+
+    def _subject(self, longest: int, model: ModelOptions, display: Display) -> tuple[Target, Document]:
+        """The model and what it reads."""
+        from adamas_cli.bench.document import random_document, text_document
+        from adamas_cli.bench.model import tokens_needed
+        from adamas_cli.bench.target import model_target, shape_target
+
+        needed = tokens_needed(longest, self.generated)
+        if self.shape is not None:
+            if self.text is not None:
+                raise UsageError("--text needs a tokenizer, and --shape has none: leave out one of them")
+            target = shape_target(self.shape, needed, model)
+        else:
+            target = model_target(model, display)
+        target.require(needed, f"--len {longest:,} with a question and an answer of {self.generated:,}")
+        if self.text is None or target.directory is None:
+            return target, random_document(target.vocabulary, needed)
+        return target, text_document(self.text, target.directory, needed)
+
+    def _measurements(
+        self,
+        target: Target,
+        document: Document,
+        lengths: Sequence[int],
+        rivals: Sequence[Rival],
+        job: Mapping[str, object],
+        model: ModelOptions,
+        attention: AttentionOptions,
+    ) -> Iterator[Measurement]:
+        """Other engines first: rows of this one are compared with theirs, and memory holds one at a time."""
+        from adamas_kernels.ops import SparseSettings
+
+        from adamas_cli.bench.model import ModelBench
+        from adamas_cli.engine.attention import AttentionSettings
+        from adamas_cli.terminal.display import Display
+
+        for rival in rivals:
+            yield from rival.measure(job, self.environment)
+        with Display(answers=None, notes=sys.stderr) as display:
+            loaded = target.load(display)
+        settings = AttentionSettings(
+            "full" if attention.attn == "full" else "adamas",
+            SparseSettings(budget=attention.budget or SparseSettings.budget, scorer=attention.scorer),
+            attention.dense_layers,
+            attention.backend,
+            budget_by_context=attention.budget is None,
+        )
+        bench = ModelBench(
+            loaded, settings, document, self.generated, self.repeats, attention.prefill_chunk, say
+        )
+        yield from bench.measure(lengths)

@@ -1,0 +1,60 @@
+"""What the two kinds of `adamas bench` share: lists of lengths, and how figures are printed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from adamas_cli.errors import UsageError
+from adamas_cli.options import parse_length
+
+Record = dict[str, Any]
+
+
+def parse_lengths(text: str) -> list[int]:
+    """The lengths of a list such as `4k,16k` or `4k-30k`, which doubles from 4k and ends with 30k; each once.
+
+    Raises UsageError for a length of nothing, typer.BadParameter for what is no length.
+    """
+    found: list[int] = []
+    for item in text.split(","):
+        first, dash, last = (part.strip() for part in item.partition("-"))
+        start, end = parse_length(first), parse_length(last if dash else first)
+        if start < 1:
+            raise UsageError("--len: a context has at least one token")
+        if start > end:
+            raise UsageError(f"--len {item}: a range begins with the shorter length")
+        while start < end:
+            found.append(start)
+            start *= 2
+        found.append(end)
+    return list(dict.fromkeys(found))
+
+
+def tell(measured: Iterable[tuple[Record, str]], form: str) -> list[Record]:
+    """Print figures, each a record and a line of Markdown, as they come; returns the rows.
+
+    `csv` has only the rows, which are the records with a ratio, without lists.
+    """
+    from adamas_cli.bench.table import csv_lines, json_line
+
+    records = []
+    for record, line in measured:
+        records.append(record)
+        if form == "md":
+            print(line, flush=True)
+        elif form == "jsonl":
+            print(json_line(record), flush=True)
+    rows = [record for record in records if "ratio" in record]
+    if form == "json":
+        print(json.dumps(records, ensure_ascii=False, indent=2))
+    elif form == "csv":
+        print(csv_lines([{key: x for key, x in row.items() if not isinstance(x, list)} for row in rows]))
+    return rows
+
+
+def say(text: str) -> None:
+    """One line about what is going on."""
+    print(text, file=sys.stderr, flush=True)
