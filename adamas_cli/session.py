@@ -101,8 +101,9 @@ class Session:
             announce=progress.note,
         )
         give_back()  # reading needs it for other sizes
-        if engine.backend_reason and log.isEnabledFor(logging.INFO):
-            progress.note(engine.backend_reason)
+        if log.isEnabledFor(logging.INFO):
+            for reason in filter(None, (engine.backend_reason, engine.step_reason)):
+                progress.note(reason)
         return cls(files, loaded, layout, engine, load_seconds, prompt.max_tokens, tokenizer, around, ids)
 
     def ask(self, question: str, sampling: Sampling) -> Iterator[Event | Text]:

@@ -69,7 +69,9 @@ class Engine:
         else:
             self._cache = AdamasCache.for_model(config, self.sparse, attention.dense_layers)
             self._cache.reserve(context)
-        self._native = None if native_obstacle(self.model, self._cache) else NativeDecoder(self.model)
+        obstacle = native_obstacle(self.model, self._cache)
+        self.step_reason = obstacle and f"each token goes through transformers' forward ({obstacle})"
+        self._native = None if obstacle else NativeDecoder(self.model)
         self._last_only = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         self._attention_share = _attention_share(self.model)
 

@@ -58,7 +58,9 @@ def load(
     chosen_dtype = choose_dtype(dtype, chosen_device)
     packed = packs(quantization, dtype, chosen_device)
     if chosen_device.type == "cpu":
-        log.info(f"{use_threads(threads)} threads compute")
+        computing = use_threads(threads)
+        if log.isEnabledFor(logging.INFO):
+            progress.note(f"{computing} threads compute, in {str(chosen_dtype).removeprefix('torch.')}")
     with progress.task(f"loading {files.name}", None, "bytes"), quiet_transformers():
         try:
             model = _read(files, chosen_device, chosen_dtype, trust_remote_code)

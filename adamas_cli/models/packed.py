@@ -93,7 +93,8 @@ def pack_model(model: nn.Module, fingerprint: str, progress: Progress) -> None:
         parent, _, child = name.rpartition(".")
         bias = None if module.bias is None else module.bias.detach()
         setattr(model.get_submodule(parent), child, PackedLinear(weights[name], bias, workspace))
-    log.info(describe(model))
+    if log.isEnabledFor(logging.INFO):
+        progress.note(describe(model))
 
 
 def describe(model: nn.Module) -> str:

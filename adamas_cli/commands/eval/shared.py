@@ -65,7 +65,7 @@ class ReportOptions:
             "--plot",
             metavar="DIR",
             rich_help_panel="Output",
-            help="Draw the rows into this folder, as SVG and PNG (pip install 'adamas[plot]').",
+            help="Draw the rows into this folder, as SVG and PNG (pip install 'adamas\\[plot]').",
         ),
     ] = None
     seed: Annotated[

@@ -14,6 +14,7 @@ from adamas_kernels.cpu.memory import STAGES
 from adamas_kernels.cpu.tasks import Program
 
 T = TypeVar("T")
+_told: list[str] = []  # once for all runners of a process
 Stage = tuple[int, ...]  # a function's address, the number of its tasks, and the addresses of three records
 
 
@@ -48,6 +49,6 @@ class Runner:
         self._ready = True
 
     def _tell(self) -> None:
-        if self._announce is not None:
-            announce, self._announce = self._announce, None
-            announce(NOTICE)
+        if self._announce is not None and not _told:
+            _told.append(NOTICE)
+            self._announce(NOTICE)
