@@ -95,8 +95,9 @@ def test_the_answer_and_nothing_else_is_on_stdout(adamas: Runner, tiny_model: Pa
     done = adamas("ask", book, "Who came?", "-m", tiny_model, "-n", "5")
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(b"\n")
-    assert done.stderr == b""
-    assert adamas("ask", book, "Who came?", "-m", tiny_model, "-n", "5").stdout == done.stdout
+    again = adamas("ask", book, "Who came?", "-m", tiny_model, "-n", "5")
+    assert again.stdout == done.stdout
+    assert again.stderr == b""  # the first run of all says that it compiles
 
 
 def test_json_has_the_documented_names(adamas: Runner, tiny_model: Path, book: Path) -> None:

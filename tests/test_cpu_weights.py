@@ -159,5 +159,5 @@ def test_stages_run_in_order_and_each_task_once(runner):
         expected = vectors[0]
         for out in vectors[1:]:
             expected = unpack(weight) @ expected
-            torch.testing.assert_close(out, expected, rtol=1e-3, atol=1e-3)
+            assert (out - expected).norm() <= 1e-4 * expected.norm()
             expected = out
