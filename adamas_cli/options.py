@@ -113,6 +113,12 @@ class ModelOptions:
     ] = False
     offline: Annotated[bool, _model("--offline", help="Make no network call at all.")] = False
 
+    @property
+    def loading(self) -> dict[str, Any]:
+        """What `models.load` is told of these."""
+        names = ("device", "dtype", "quantization", "threads", "trust_remote_code")
+        return {name: getattr(self, name) for name in names}
+
 
 @dataclass(frozen=True)
 class AttentionOptions:

@@ -75,15 +75,7 @@ class Session:
         around = frame(template, chat, system=prompt.system, think=prompt.think)
         tokenizer = Tokenizer.from_directory(files.directory)
         with Counting(Layout(tokenizer, around, KEPT_TOKENS), documents, progress) as counting:
-            loaded = models.load(
-                files,
-                device=model.device,
-                dtype=model.dtype,
-                quantization=model.quantization,
-                threads=model.threads,
-                trust_remote_code=model.trust_remote_code,
-                progress=progress,
-            )
+            loaded = models.load(files, **model.loading, progress=progress)
             load_seconds = time.perf_counter() - begun
             layout = counting.wait()
         context = _context(prompt.ctx_size, loaded.context_length)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from adamas_cli.errors import UsageError
@@ -77,20 +76,7 @@ def load_shape(
     with progress.task(f"making a random {name}", None, "bytes"):
         model = random_model(name, context, dtype, device)
         if packed:
-            _pack(model, progress)
+            from adamas_cli.models.packed import pack_in_memory
+
+            pack_in_memory(model, progress)
     return LoadedModel(model, ModelFiles(name, Path(), ""), device, dtype, context, ())
-
-
-def _pack(model: nn.Module, progress: Progress) -> None:
-    from adamas_kernels.cpu.linear import pack
-    from adamas_kernels.cpu.runner import Runner
-
-    from adamas_cli.models.packed import PackedLinear, Workspace
-
-    workspace = Workspace(Runner(progress.note))
-    for name, module in list(model.named_modules()):
-        if type(module) is nn.Linear:
-            weight = pack(workspace.runner, module.weight.detach())
-            bias = None if module.bias is None else module.bias.detach()
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, PackedLinear(weight, bias, workspace))

@@ -61,15 +61,7 @@ def model_target(options: ModelOptions, progress: Progress) -> Target:
     )
 
     def load(progress: Progress) -> models.LoadedModel:
-        return models.load(
-            files,
-            device=options.device,
-            dtype=options.dtype,
-            quantization=options.quantization,
-            threads=options.threads,
-            trust_remote_code=options.trust_remote_code,
-            progress=progress,
-        )
+        return models.load(files, **options.loading, progress=progress)
 
     config: dict[str, Any] = json.loads((files.directory / CONFIG).read_text(encoding="utf-8"))
     config = config.get("text_config", config)

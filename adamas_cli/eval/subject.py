@@ -85,15 +85,7 @@ class Subject:
 
     def load(self, progress: Progress) -> models.LoadedModel:
         """The model with its weights."""
-        return models.load(
-            self.files,
-            device=self.options.device,
-            dtype=self.options.dtype,
-            quantization=self.options.quantization,
-            threads=self.options.threads,
-            trust_remote_code=self.options.trust_remote_code,
-            progress=progress,
-        )
+        return models.load(self.files, **self.options.loading, progress=progress)
 
     def load_backend(self, announce: Callable[[str], None]) -> Backend:
         """The backend; announce: told before it compiles."""

@@ -52,11 +52,10 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.packed = weight
         self.in_features, self.out_features = weight.columns, weight.rows
-        self.bias = None if bias is None else bias.float()
-        self._filled_bias: Tensor | None = None
-        if self.bias is not None:
-            self._filled_bias = torch.zeros(len(weight.codes) * STRIP)
-            self._filled_bias[: weight.rows] = self.bias
+        self.bias: Tensor | None = None  # float32, filled up to whole strips
+        if bias is not None:
+            self.bias = torch.zeros(len(weight.codes) * STRIP)
+            self.bias[: weight.rows] = bias
         self._workspace = workspace
 
     @property
@@ -75,7 +74,7 @@ class PackedLinear(nn.Module):
         return out.reshape(*x.shape[:-1], self.out_features)
 
     def _multiply(self, row: Tensor) -> Tensor:
-        return multiply_vector(self._workspace.runner, self.packed, row, self._filled_bias)
+        return multiply_vector(self._workspace.runner, self.packed, row, self.bias)
 
 
 def pack_model(model: nn.Module, fingerprint: str, progress: Progress) -> None:
@@ -89,12 +88,16 @@ def pack_model(model: nn.Module, fingerprint: str, progress: Progress) -> None:
         weights = _pack(linears, workspace.runner, progress)
         _write(file, weights, progress)
         weights = _read(file, linears) or weights  # mapped memory can be dropped under pressure
-    for name, module in linears.items():
-        parent, _, child = name.rpartition(".")
-        bias = None if module.bias is None else module.bias.detach()
-        setattr(model.get_submodule(parent), child, PackedLinear(weights[name], bias, workspace))
+    _replace(model, linears, weights, workspace)
     if log.isEnabledFor(logging.INFO):
         progress.note(describe(model))
+
+
+def pack_in_memory(model: nn.Module, progress: Progress) -> None:
+    """The same for a model that has no file: nothing is kept."""
+    workspace = Workspace(Runner(progress.note))
+    linears = dict(_linears(model))
+    _replace(model, linears, _pack(linears, workspace.runner, progress), workspace)
 
 
 def describe(model: nn.Module) -> str:
@@ -112,6 +115,14 @@ def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     for name, module in model.named_modules():
         if type(module) is nn.Linear and module.weight.is_floating_point():
             yield name, module
+
+
+def _replace(
+    model: nn.Module, linears: dict[str, nn.Linear], weights: dict[str, PackedWeight], workspace: Workspace
+) -> None:
+    for name, module in linears.items():
+        bias = None if module.bias is None else module.bias.detach()
+        model.set_submodule(name, PackedLinear(weights[name], bias, workspace))
 
 
 def _pack(linears: dict[str, nn.Linear], runner: Runner, progress: Progress) -> dict[str, PackedWeight]:

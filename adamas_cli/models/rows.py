@@ -58,8 +58,7 @@ def leave_in_file(model: nn.Module, directory: Path) -> None:
             continue
         stored = _find(directory, f"{name}.weight", module.weight)
         if stored is not None:
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, stored)
+            model.set_submodule(name, stored)
 
 
 def _find(directory: Path, name: str, weight: Tensor) -> StoredRows | None:

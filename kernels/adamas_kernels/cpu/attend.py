@@ -71,15 +71,21 @@ def score(step, query, keys, keys_n, values, values_n, chosen, count, scores):
 
 
 @njit
-def softmax(scores, count, highest):
-    """Scores -> softmax weights, in place; returns the log-sum-exp. Writes up to the next block of lanes."""
+def weigh(scores, count, highest):
+    """Scores -> exp(score - highest), in place; returns their sum. Writes up to the next block of lanes."""
     store(scores, count, splat(LEAST))
     total = splat(ZERO)
     for i in range(0, count, LANES):
         weight = exp(load(scores, i) - splat(highest))
         store(scores, i, weight)
         total = total + weight
-    whole = sum_lanes(total)
+    return sum_lanes(total)
+
+
+@njit
+def softmax(scores, count, highest):
+    """Scores -> softmax weights, in place; returns the log-sum-exp. Writes up to the next block of lanes."""
+    whole = weigh(scores, count, highest)
     for i in range(count):
         scores[i] /= whole
     return highest + math.log(whole)

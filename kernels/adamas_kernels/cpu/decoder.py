@@ -42,7 +42,7 @@ from adamas_kernels.weights import GROUP, STRIP, PackedWeight
 
 @dataclass(frozen=True)
 class Linear:
-    """A packed weight, and its bias, float32 [rows]."""
+    """A packed weight, and its bias, float32, filled up to whole strips."""
 
     weight: PackedWeight
     bias: Tensor | None = None
@@ -124,7 +124,6 @@ class Decoder:
         self._logits = torch.empty(len(weights.head.weight.codes) * STRIP)
         self._lse = torch.empty(weights.heads)
         self._cos, self._sin = torch.zeros(size), torch.zeros(size)
-        self._biases: list[Tensor] = []
         self._arena = Arena(runner.threads)
         self._buffers: tuple[Tensor | None, ...] = ()
         self._settings: SparseSettings | None = None
@@ -162,7 +161,6 @@ class Decoder:
 
     def _build(self, buffers: Sequence[LayerBuffers], settings: SparseSettings, turned: int) -> _StepProgram:
         builder = _StepProgram(self._arena, self._weights, settings)
-        self._biases = []
         norm, multiply, gated = (self._runner.compiled(x) for x in (build_norm, build_multiply, build_gated))
         keep = builder.keep
         hidden, normed = self._hidden, self._normed
@@ -177,7 +175,7 @@ class Decoder:
 
         def product(x: Tensor, *parts: tuple[Linear, Tensor], add: bool = False) -> Stage:
             records = products(
-                self._runner.threads, [(part.weight, self._bias(part), out) for part, out in parts], add=add
+                self._runner.threads, [(part.weight, part.bias, out) for part, out in parts], add=add
             )
             return multiply, int(records["tasks"].sum()), keep(records), x.data_ptr(), 0
 
@@ -201,7 +199,7 @@ class Decoder:
             builder.add(normalize(weights.mlp_norm))
             both = products(
                 self._runner.threads,
-                [(part.weight, self._bias(part), self._gated) for part in (weights.gate, weights.up)],
+                [(part.weight, part.bias, self._gated) for part in (weights.gate, weights.up)],
             )
             builder.add((gated, int(both["tasks"][0]), keep(both), normed.data_ptr(), 0))
             builder.add(product(self._gated, (weights.down, hidden), add=True))
@@ -235,14 +233,6 @@ class Decoder:
         layer.coded.predicted(weights.heads)
         sparse = self._runner.compiled(build_stages, available_forms()[0], Float32(), kind)
         builder.add_attention(index, tuple(sparse), builder.keep(describe_layer(layer.coded)), sparse=True)
-
-    def _bias(self, part: Linear) -> Tensor | None:
-        """The bias, filled up to whole strips, for as long as the program lives."""
-        if part.bias is None:
-            return None
-        self._biases.append(_filled(len(part.weight.codes) * STRIP))
-        self._biases[-1][: len(part.bias)] = part.bias
-        return self._biases[-1]
 
 
 class _StepProgram:

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from adamas_kernels.cpu.attend import product
+from adamas_kernels.cpu.attend import product, weigh
 from adamas_kernels.cpu.build import source_stamp, stage
 from adamas_kernels.cpu.enter import append_tokens
-from adamas_kernels.cpu.floats import Float32, Kind, exp, to_float
-from adamas_kernels.cpu.lanes import LANES, load, multiply_add, splat, store, sum_lanes
+from adamas_kernels.cpu.floats import Float32, Kind, to_float
+from adamas_kernels.cpu.lanes import LANES, load, multiply_add, splat, store
 from adamas_kernels.cpu.memory import (
     DENSE_SEGMENT,
     floats_at,
@@ -30,18 +30,6 @@ from adamas_kernels.cpu.tasks import STAGE
 from adamas_kernels.cpu.turn import turn_heads
 
 ZERO, LEAST = np.float32(0), np.float32(-np.inf)
-
-
-@njit
-def weigh(scores, count, highest):
-    """Scores -> exp(score - highest), in place; returns their sum. Writes up to the next block of lanes."""
-    store(scores, count, splat(LEAST))
-    total = splat(ZERO)
-    for i in range(0, count, LANES):
-        weight = exp(load(scores, i) - splat(highest))
-        store(scores, i, weight)
-        total = total + weight
-    return sum_lanes(total)
 
 
 @njit

@@ -225,48 +225,6 @@ def ints_at(address):
 
 
 @njit
-def steps_at(address):
-    """An array whose first record is a STEP."""
-    return carray(_address(address), 1, STEP)
-
-
-@njit
-def layers_at(address):
-    """An array whose first record is a LAYER."""
-    return carray(_address(address), 1, LAYER)
-
-
-@njit
-def scratches_at(address):
-    """An array of records SCRATCH, one a thread."""
-    return carray(_address(address), MANY, SCRATCH)
-
-
-@njit
-def chunks_at(address):
-    """An array whose first record is a CHUNK."""
-    return carray(_address(address), 1, CHUNK)
-
-
-@njit
-def programs_at(address):
-    """An array of records STAGES."""
-    return carray(_address(address), MANY, STAGES)
-
-
-@njit
-def products_at(address):
-    """An array of records PRODUCT."""
-    return carray(_address(address), MANY, PRODUCT)
-
-
-@njit
-def packings_at(address):
-    """An array whose first record is a PACKING."""
-    return carray(_address(address), 1, PACKING)
-
-
-@njit
 def signed_bytes_at(address):
     """The int8 numbers from an address on."""
     return carray(_byte_pointer(address), MANY)
@@ -278,19 +236,18 @@ def bytes_at(address):
     return carray(_unsigned_byte_pointer(address), MANY)
 
 
-@njit
-def turns_at(address):
-    """An array whose first record is a TURN."""
-    return carray(_address(address), 1, TURN)
+def _records_at(record, count=1):
+    """A compiled function that takes an address for an array of `count` records."""
+
+    @njit
+    def records(address):
+        return carray(_address(address), count, record)
+
+    return records
 
 
-@njit
-def norms_at(address):
-    """An array whose first record is a NORM."""
-    return carray(_address(address), 1, NORM)
-
-
-@njit
-def flashes_at(address):
-    """An array whose first record is a FLASH."""
-    return carray(_address(address), 1, FLASH)
+steps_at, layers_at, chunks_at = _records_at(STEP), _records_at(LAYER), _records_at(CHUNK)
+turns_at, norms_at, flashes_at = _records_at(TURN), _records_at(NORM), _records_at(FLASH)
+packings_at, products_at = _records_at(PACKING), _records_at(PRODUCT, MANY)
+programs_at = _records_at(STAGES, MANY)
+scratches_at = _records_at(SCRATCH, MANY)  # one a thread
