@@ -18,7 +18,10 @@ from typing import Any
 import torch
 import triton
 from adamas_kernels import reference as ref
+from adamas_kernels.dense import DenseStep
+from adamas_kernels.linear import multiply_vector
 from adamas_kernels.ops import LayerCache, SparseSettings
+from adamas_kernels.prefill_cuda import merge_into
 from adamas_kernels.step import CHAINING_CAPABILITY, TritonBackend
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -49,7 +52,9 @@ def launches(
     settings: SparseSettings,
     generation: int,
 ) -> list[Launch]:
-    """What a decode step launches, as (kernel, arguments, options), recorded instead of run."""
+    """What a decode step launches, sparsely and fully, and what a chunk of tokens does to join its parts, as
+    (kernel, arguments, options), recorded instead of run.
+    """
     found: list[Launch] = []
 
     def record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
@@ -69,11 +74,17 @@ def launches(
         torch.zeros(1, dtype=torch.int32),
     )
     q, k = torch.zeros(1, heads, new, dim, dtype=dtype), torch.zeros(1, kv_heads, new, dim, dtype=dtype)
-    backend = TritonBackend(fast=True, chained=generation >= 10 * CHAINING_CAPABILITY)
+    chained = generation >= 10 * CHAINING_CAPABILITY
+    backend = TritonBackend(fast=True, chained=chained)
+    out, lse = torch.zeros(1, heads, new, dim, dtype=dtype), torch.zeros(1, heads, new)
     run, JITFunction.run = JITFunction.run, record
     try:
         backend.encode_keys(keys, book, cache.codes, cache.scales)
         backend.decode_step(q, k, k, cache, 0.1, settings, torch.zeros(1, 2, 4096))
+        one_q, one_k = q[:, :, :1], k[:, :, :1]
+        DenseStep(chained)(one_q, one_k, one_k, keys, cache.values, cache.value_sum, cache.length, 0.1)
+        multiply_vector(torch.zeros(1, heads * dim, dtype=dtype), torch.zeros(64, heads * dim, dtype=dtype))
+        merge_into(out, lse, out, lse)
     finally:
         JITFunction.run = run
     return found

@@ -147,6 +147,8 @@ def attention_forward(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if layer.decodes_sparsely:
         out = layer.decode(query, key, value, scale)
+    elif layer.steps_fully(query.shape[2]):
+        out = layer.step_fully(query, key, value, scale)
     else:
         out = chunk_attention(query, key, value, scale)
         layer.observe(query)

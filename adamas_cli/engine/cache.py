@@ -27,6 +27,7 @@ from transformers.cache_utils import (
 
 if TYPE_CHECKING:
     from adamas_kernels.cpu.decoder import LayerBuffers
+    from adamas_kernels.dense import DenseStep
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 QUERY_STRIDE = 8  # of which one query is looked at, for the mean square of coordinates
@@ -37,15 +38,29 @@ REFIT = 2  # times as many tokens as a codebook was fitted to
 class SparseDecoding:
     """What the sparse layers of one cache share.
 
-    active: set while answer tokens are generated. Only then do layers attend sparsely, and a layer's step
-    appends its new tokens by itself. length: tokens in the cache before the current step, int32 [1] on the
-    layers' device, so that no step waits for the host.
+    active: set while answer tokens are generated sparsely. Only then do layers attend sparsely, and a
+    layer's step appends its new tokens by itself.
     """
 
     settings: SparseSettings
     backend: Backend
     active: bool = False
-    length: Tensor | None = None
+
+
+@dataclass
+class Steps:
+    """What all layers of one cache share while answer tokens are generated.
+
+    length: tokens in the cache before the current step, int32 [1] on the layers' device, so that no step
+    waits for the host. dense: full attention of one token by that length, where the device has it. active:
+    set while answer tokens are generated. version: another one after each change of what a step reads, but
+    for the contents of its buffers.
+    """
+
+    length: Tensor
+    dense: DenseStep | None = None
+    active: bool = False
+    version: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,9 +79,10 @@ class FullLayer(CacheLayerMixin):
 
     is_sliding = False
 
-    def __init__(self, sparse: SparseDecoding | None) -> None:
+    def __init__(self, sparse: SparseDecoding | None, steps: Steps) -> None:
         super().__init__()
         self.sparse = sparse
+        self.steps = steps
         self.length = 0
         self.capacity = 0
         self._power: Tensor | None = None  # float32 [B, K, D], of the queries so far, in any unit
@@ -83,6 +99,7 @@ class FullLayer(CacheLayerMixin):
         self._values = value_states.new_empty(batch, heads, self.capacity, value_states.shape[-1])
         self._value_sum = torch.zeros_like(value_states[:, :, 0], dtype=torch.float32)
         self.is_initialized = True
+        self.steps.version += 1
 
     def reserve(self, capacity: int) -> None:
         """Make room for `capacity` tokens in all; keeps what is there."""
@@ -98,6 +115,7 @@ class FullLayer(CacheLayerMixin):
             coded = self._coded
             coded.keys, coded.values, coded.codes, coded.scales = self._keys, self._values, codes, scales
         self.capacity = capacity
+        self.steps.version += 1
 
     def _grown(self, buffer: Tensor, capacity: int) -> Tensor:
         """A copy of keys or values with room for `capacity` tokens."""
@@ -105,7 +123,7 @@ class FullLayer(CacheLayerMixin):
         grown[:, :, : self.length] = buffer[:, :, : self.length]
         return grown
 
-    def _make_room(self, new: int) -> None:
+    def make_room(self, new: int) -> None:
         """Room for so many tokens behind those that are there."""
         end = self.length + new
         if end > self.capacity:
@@ -116,13 +134,13 @@ class FullLayer(CacheLayerMixin):
     ) -> tuple[Tensor, Tensor]:
         """Append keys and values [B, K, N, D]; returns views of all keys and values so far.
 
-        In a sparse decode step they are returned as they came: `decode` appends them.
+        Where a step of its own appends them, they are returned as they came.
         """
-        if self.decodes_sparsely:
+        if self.decodes_sparsely or self.steps_fully(key_states.shape[2]):
             return key_states, value_states
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self._make_room(key_states.shape[2])
+        self.make_room(key_states.shape[2])
         start, end = self.length, self.length + key_states.shape[2]
         self._keys[:, :, start:end] = key_states
         self._values[:, :, start:end] = value_states
@@ -162,13 +180,12 @@ class FullLayer(CacheLayerMixin):
         codebook = fit_codebook(self._keys[:, :, : self.length], power, sparse.settings)
         if self._coded is None:
             codes, scales = allocate_codes(self._keys, self.capacity)
-            if sparse.length is None:
-                sparse.length = torch.zeros(1, dtype=torch.int32, device=self.device)
             self._coded = LayerCache(
-                self._keys, self._values, codes, scales, self._value_sum, codebook, sparse.length
+                self._keys, self._values, codes, scales, self._value_sum, codebook, self.steps.length
             )
         self._coded.codebook = codebook
         self._fitted, self._encoded = self.length, 0
+        self.steps.version += 1
 
     def encode_again(self) -> None:
         """Codes of all keys by the present settings."""
@@ -180,13 +197,29 @@ class FullLayer(CacheLayerMixin):
         """Whether the next tokens are for `decode`."""
         return self.sparse is not None and self.sparse.active and self._coded is not None
 
+    def steps_fully(self, new: int) -> bool:
+        """Whether the next tokens, so many, are for `step_fully`."""
+        return self.steps.dense is not None and self.steps.active and new == 1 and self.is_initialized
+
+    def step_fully(self, queries: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+        """Append keys and values [B, K, 1, D] and attend to all tokens from queries [B, H, 1, D], which gives
+        [B, H, 1, D].
+        """
+        assert self.steps.dense is not None
+        self.make_room(1)
+        out = self.steps.dense(
+            queries, keys, values, self._keys, self._values, self._value_sum, self.steps.length, scaling
+        )
+        self.length += 1
+        return out
+
     def decode(self, queries: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
         """Append keys and values [B, K, N, D] and attend sparsely from queries [B, H, N, D], which gives [B,
         H, N, D].
         """
         assert self.sparse is not None
         assert self._coded is not None
-        self._make_room(keys.shape[2])
+        self.make_room(keys.shape[2])
         out, _ = self.sparse.backend.decode_step(
             queries, keys, values, self._coded, scaling, self.sparse.settings
         )
@@ -198,12 +231,12 @@ class FullLayer(CacheLayerMixin):
         """The buffers, with room for one more token, which the caller writes and then counts."""
         from adamas_kernels.cpu.decoder import LayerBuffers
 
-        self._make_room(1)
+        self.make_room(1)
         coded = self._coded if self.decodes_sparsely else None
         return LayerBuffers(self._keys, self._values, self._value_sum, coded)
 
     def count_one(self) -> None:
-        """The token that `room_for_one` made room for is there, codes included where it decodes sparsely."""
+        """A token is there that was written from outside, codes included where it decodes sparsely."""
         self.length += 1
         if self.decodes_sparsely:
             self._encoded = self.length
@@ -221,12 +254,17 @@ class FullLayer(CacheLayerMixin):
             self._value_sum.copy_(mark.value_sum)
         elif self.is_initialized:
             self._value_sum.zero_()
-        if mark.codebook is None or self._coded is None:
+        if self._coded is None:
+            return
+        if mark.codebook is None:
             self._coded, self._encoded = None, 0
+            self.steps.version += 1
             return
         self._coded.forget_prediction()
-        self._encoded = min(self._encoded, self.length) if self._coded.codebook is mark.codebook else 0
-        self._coded.codebook = mark.codebook
+        self._encoded = min(self._encoded, self.length)
+        if self._coded.codebook is not mark.codebook:
+            self._coded.codebook, self._encoded = mark.codebook, 0
+            self.steps.version += 1
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the keys that a mask for `query_length` new tokens spans."""
@@ -264,13 +302,16 @@ class AdamasCache(Cache):
     `past_key_values`.
     """
 
-    def __init__(self, layers: Sequence[FullLayer | SlidingLayer], sparse: SparseDecoding | None) -> None:
+    def __init__(
+        self, layers: Sequence[FullLayer | SlidingLayer], sparse: SparseDecoding | None, steps: Steps
+    ) -> None:
         super().__init__(layers=list(layers))
         self._sparse = sparse
+        self.steps = steps
 
     @classmethod
     def for_model(
-        cls, config: PreTrainedConfig, sparse: SparseDecoding | None, dense_layers: int
+        cls, config: PreTrainedConfig, sparse: SparseDecoding | None, dense_layers: int, steps: Steps
     ) -> AdamasCache:
         """The cache for a text model's config; the first `dense_layers` layers keep no codes.
 
@@ -281,10 +322,10 @@ class AdamasCache(Cache):
             if kind == SLIDING:
                 layers.append(SlidingLayer(config.sliding_window))
             elif kind == FULL:
-                layers.append(FullLayer(sparse if index >= dense_layers else None))
+                layers.append(FullLayer(sparse if index >= dense_layers else None, steps))
             else:
                 raise ValueError(f"layer {index} is of kind {kind}")
-        return cls(layers, sparse)
+        return cls(layers, sparse, steps)
 
     def encode(self) -> None:
         """Codes of the tokens that have none yet. What the codebooks are fitted to here serves all questions
@@ -300,16 +341,17 @@ class AdamasCache(Cache):
             if isinstance(layer, FullLayer):
                 layer.encode_again()
 
-    def start_decoding(self) -> None:
-        """From here on, sparse layers decode sparsely."""
-        if self._sparse is not None:
+    def start_decoding(self, sparse: bool = True) -> None:
+        """From here on, tokens are an answer's; sparse layers attend sparsely if `sparse` says so."""
+        if self._sparse is not None and sparse:
             self.encode()
             self._sparse.active = True
-            if self._sparse.length is not None:
-                self._sparse.length.fill_(self.get_seq_length())
+        self.steps.active = True
+        self.steps.length.fill_(self.get_seq_length())
 
     def stop_decoding(self) -> None:
         """From here on, every layer attends fully."""
+        self.steps.active = False
         if self._sparse is not None:
             self._sparse.active = False
 
@@ -319,9 +361,21 @@ class AdamasCache(Cache):
         return self._sparse is None or not self._sparse.active
 
     def advance(self, tokens: int) -> None:
-        """Count the tokens of a step that is through all layers."""
-        if self._sparse is not None and self._sparse.active and self._sparse.length is not None:
-            self._sparse.length += tokens
+        """Count the tokens of a step that is through all layers, on the device."""
+        if self.steps.active:
+            self.steps.length += tokens
+
+    def make_room(self, tokens: int) -> None:
+        """Room for so many tokens behind those that are there, in every layer."""
+        for layer in self.layers:
+            if isinstance(layer, FullLayer):
+                layer.make_room(tokens)
+
+    def count_one(self) -> None:
+        """Count a token that a step wrote without a call of these layers."""
+        for layer in self.layers:
+            if isinstance(layer, FullLayer):
+                layer.count_one()
 
     def reserve(self, capacity: int) -> None:
         """Make room for `capacity` tokens in all, in every layer."""
@@ -336,6 +390,7 @@ class AdamasCache(Cache):
         """Forget every token since `mark`, in every layer."""
         for layer, layer_mark in zip(self.layers, mark, strict=True):
             layer.rewind(layer_mark)
+        self.steps.length.fill_(self.get_seq_length())
 
 
 class PlainCache(DynamicCache):
@@ -346,7 +401,7 @@ class PlainCache(DynamicCache):
     def encode(self) -> None:
         """Its layers keep no codes."""
 
-    def start_decoding(self) -> None:
+    def start_decoding(self, sparse: bool = True) -> None:
         """Its layers attend fully always."""
 
     def stop_decoding(self) -> None:

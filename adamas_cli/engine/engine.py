@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import resource
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from adamas_kernels.dispatch import load_dense
 from adamas_kernels.ops import LARGEST_STEP, SparseSettings
 from torch import Tensor
 
 from adamas_cli.engine.attention import AttentionSettings, adamas_attention, refusal, unsupported_reason
-from adamas_cli.engine.cache import AdamasCache, PlainCache, SparseDecoding
+from adamas_cli.engine.cache import AdamasCache, PlainCache, SparseDecoding, Steps
+from adamas_cli.engine.compiling import announced_compiling
 from adamas_cli.engine.eta import PrefillCost
 from adamas_cli.engine.events import Done, Event, Prefill, Token
+from adamas_cli.engine.fused import Fused
+from adamas_cli.engine.graph import GraphedSteps, graph_obstacle
 from adamas_cli.engine.native import NativeDecoder, native_obstacle
+from adamas_cli.engine.reader import TokenReader
 from adamas_cli.engine.sampling import Sampler, Sampling
 from adamas_cli.errors import OutOfMemoryError
 
 if TYPE_CHECKING:
     from adamas_cli.models import LoadedModel
 
-PREFILL_CHUNK = {"cpu": 512}  # tokens, so that activations stay in the processor's own cache
-LARGE_CHUNK = 2048  # elsewhere
+# Tokens: on a CPU so few that activations stay in its own cache, on a GPU so many that matrix products and
+# attention run at full speed.
+PREFILL_CHUNK = {"cpu": 512, "cuda": 8192}
+OTHER_CHUNK = 2048
 SMALLEST_CHUNK = 64
+
+log = logging.getLogger(__name__)
 
 SparseFrom = Literal["question", "answer", "never"]
 """The first token that attends sparsely, where the engine is to decode sparsely at all."""
@@ -38,7 +49,8 @@ class Engine:
     """One model with one cache: reads documents once, then answers any number of questions about them.
 
     context: the tokens that will be in the cache, by which `auto` chooses between sparse and full attention;
-    the cache is allocated for so many. announce: told before a backend compiles for seconds. Raises
+    the cache is allocated for so many. announce: told before a backend compiles for seconds. graphs: replay
+    steps on a GPU as CUDA graphs, where that can be. Raises
     ModelUnavailableError if Adamas is asked for and does not serve the model, and UsageError if a backend is
     and does not run.
     """
@@ -51,10 +63,13 @@ class Engine:
         context: int,
         prefill_chunk: int | None = None,
         announce: Callable[[str], None] | None = None,
+        graphs: bool = True,
     ) -> None:
         self.model = loaded.model
+        self._announce = announce or log.info
+        self._said: set[str] = set()
         self.attention = attention
-        self.chunk = prefill_chunk or PREFILL_CHUNK.get(self.model.device.type, LARGE_CHUNK)
+        self.chunk = prefill_chunk or PREFILL_CHUNK.get(self.model.device.type, OTHER_CHUNK)
         config = self.model.config.get_text_config()
         unsupported = unsupported_reason(config)
         if unsupported and attention.kind == "adamas":
@@ -67,13 +82,32 @@ class Engine:
         if unsupported:
             self._cache = PlainCache(config=config)
         else:
-            self._cache = AdamasCache.for_model(config, self.sparse, attention.dense_layers)
+            steps = Steps(torch.zeros(1, dtype=torch.int32, device=self.model.device))
+            steps.dense = load_dense(self.model.device)
+            self._cache = AdamasCache.for_model(config, self.sparse, attention.dense_layers, steps)
             self._cache.reserve(context)
-        obstacle = native_obstacle(self.model, self._cache)
-        self.step_reason = obstacle and f"each token goes through transformers' forward ({obstacle})"
-        self._native = None if obstacle else NativeDecoder(self.model)
+        self._native: NativeDecoder | None = None
+        self._graphs: GraphedSteps | None = None
+        self._greedy: Tensor | None = None
+        self._fused: Fused | None = None
+        self.step_reason = self._prepare_steps(graphs)
         self._last_only = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         self._attention_share = _attention_share(self.model)
+
+    def _prepare_steps(self, graphs: bool) -> str | None:
+        """Choose how steps of one token run; one line about why not in the fastest way."""
+        if self.model.device.type != "cuda":
+            obstacle = native_obstacle(self.model, self._cache)
+            if obstacle is None:
+                self._native = NativeDecoder(self.model)
+            return obstacle and f"each token goes through transformers' forward ({obstacle})"
+        if find_spec("triton"):
+            self._fused = Fused(self.model)
+        obstacle = graph_obstacle(self.model, self._cache, self.sparse)
+        if obstacle is None and graphs:
+            assert isinstance(self._cache, AdamasCache)
+            self._graphs = GraphedSteps(self._cache, self._forward_at)
+        return obstacle and f"no CUDA graph: {obstacle}"
 
     @property
     def attention_kind(self) -> str:
@@ -90,6 +124,7 @@ class Engine:
         with self._attending():
             yield from self._prefill(ids, time.perf_counter())
         self._cache.encode()
+        self._wait()
 
     def answer(
         self,
@@ -117,13 +152,11 @@ class Engine:
                 else:
                     yield from self._prefill(ids, start)
                 prefilled = time.perf_counter()
-                if sparse_from == "never":
-                    self._cache.stop_decoding()
-                else:
-                    self._cache.start_decoding()
+                self._cache.start_decoding(sparse=sparse_from != "never")
                 sparse = self.sparse is not None and sparse_from != "never"
                 yield from self._decode(sampling, max_tokens, stop_ids, start, prefilled, reused, sparse)
         finally:
+            self._cache.stop_decoding()
             self._cache.rewind(mark)
 
     def score(self, ids: np.ndarray, *, sparse: bool) -> Tensor:
@@ -140,7 +173,7 @@ class Engine:
         try:
             with self._attending():
                 if self._native and self._compiled_steps:
-                    return torch.stack([self._step(int(token)).clone() for token in ids])
+                    return torch.stack([self._step(token).clone() for token in tokens.split(1)])
                 return torch.cat([self._forward(part, every=True) for part in tokens.split(LARGEST_STEP)])
         finally:
             self._cache.rewind(mark)
@@ -153,8 +186,9 @@ class Engine:
     def _feed(self, ids: np.ndarray) -> None:
         """Tokens that attend as an answer's do; leaves the logits behind the last one in `self._logits`."""
         self._cache.start_decoding()
-        for token in ids:
-            self._logits = self._step(int(token))
+        tokens = torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int64)).to(self.model.device)
+        for token in tokens.split(1):
+            self._logits = self._step(token)
 
     def _prefill(self, ids: np.ndarray, start: float) -> Iterator[Prefill]:
         """Chunks of `self.chunk` tokens; leaves the logits behind the last one in `self._logits`."""
@@ -179,6 +213,7 @@ class Engine:
             mark = self._cache.mark()
             try:
                 self._logits = self._forward(tokens)
+                self._wait()
                 return len(tokens)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
@@ -206,24 +241,33 @@ class Engine:
         reused: int,
         sparse: bool,
     ) -> Iterator[Event]:
-        sampler = Sampler(sampling, self.model.device)
+        sampler, reader = Sampler(sampling, self.model.device), TokenReader(self.model.device)
         prompt = self.length
         budget = self.sparse.settings.budget if self.sparse and sparse else prompt + max_tokens
+        # A GPU gets the next step before the host knows the token that it starts from, and so one too many
+        # at the end; a CPU would lose that step's time.
+        ahead = self.model.device.type == "cuda"
         count, reason = 0, "length"
         first = last = prefilled
+        token = sampler.next(self._logits)
         while count < max_tokens:
-            token = sampler.next(self._logits)
+            reader.send(token)
+            more = count + 1 < max_tokens
+            early = more and ahead and count > 0  # nothing, compiling least of all, delays the first token
+            if early:
+                token = self._next(token, sampler)
+            value = reader.receive()
             last = time.perf_counter()
-            if token in stop_ids:
+            if value in stop_ids:
                 reason = "stop"
                 break
             first = last if count == 0 else first
-            context = self.length
+            context = prompt + count
             attended = context if count == 0 else min(budget, context)
-            yield Token(token, count, context, attended, last - first, peak_memory(self.model.device))
+            yield Token(value, count, context, attended, last - first, peak_memory(self.model.device))
             count += 1
-            if count < max_tokens:
-                self._logits = self._step(token)
+            if more and not early:
+                token = self._next(token, sampler)
         yield Done(
             reason,
             prompt,
@@ -235,17 +279,34 @@ class Engine:
             peak_memory(self.model.device),
         )
 
-    def _step(self, token: int) -> Tensor:
-        """One token behind those in the cache, as an answer's tokens attend: the logits behind it,
-        [vocabulary], valid until the next step.
+    def _next(self, token: Tensor, sampler: Sampler) -> Tensor:
+        """The token behind a token, int64 [1], which is appended."""
+        self._logits = self._step(token)
+        return self._greedy if sampler.greedy and self._greedy is not None else sampler.next(self._logits)
+
+    def _step(self, token: Tensor) -> Tensor:
+        """One token, int64 [1], behind those in the cache, as an answer's tokens attend: the logits behind
+        it, [vocabulary], valid until the next step. Leaves the greedy token in `self._greedy` where the step
+        told it.
         """
-        if self._native is None or not (self._compiled_steps or self._cache.decodes_fully):
-            return self._forward(torch.tensor([token], device=self.model.device))
-        assert isinstance(self._cache, AdamasCache)
-        settings = self.sparse.settings if self.sparse else SparseSettings()
-        logits = self._native.step(token, self._cache, settings)
-        self._cache.advance(1)
-        return logits
+        self._greedy = None
+        if self._native is not None and (self._compiled_steps or self._cache.decodes_fully):
+            assert isinstance(self._cache, AdamasCache)
+            settings = self.sparse.settings if self.sparse else SparseSettings()
+            logits = self._native.step(int(token), self._cache, settings)
+            self._cache.advance(1)
+            return logits
+        if self._graphs is not None:
+            try:
+                logits, self._greedy = self._graphs.step(token)
+                return logits
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                self._graphs = None
+                self.step_reason = f"no CUDA graph: {str(error).partition(chr(10))[0]}"
+                self._announce(self.step_reason)
+        return self._forward(token)
 
     @property
     def _compiled_steps(self) -> bool:
@@ -253,24 +314,42 @@ class Engine:
         return self.sparse is None or self.sparse.backend.name == "cpu"
 
     @torch.no_grad()
-    def _forward(self, tokens: Tensor, *, every: bool = False) -> Tensor:
+    def _forward(self, tokens: Tensor, *, every: bool = False, positions: Tensor | None = None) -> Tensor:
         """One step of the model over new tokens [n]: the logits of the last position, [vocabulary], or of
-        every one, [n, vocabulary].
+        every one, [n, vocabulary]. positions: [1, n], where they are not to come from the host.
         """
         extra: dict[str, Any] = {"logits_to_keep": 1} if self._last_only and not every else {}
         if isinstance(self._cache, AdamasCache):
             extra["adamas_cache"] = self._cache
+        if positions is not None:
+            extra["position_ids"] = positions
         output = self.model(tokens.unsqueeze(0), past_key_values=self._cache, use_cache=True, **extra)
         self._cache.advance(len(tokens))
         return output.logits[0] if every else output.logits[0, -1]
 
+    def _forward_at(self, token: Tensor, position: Tensor) -> Tensor:
+        """The same for one token at a position that lies on the device, [1, 1]."""
+        return self._forward(token, positions=position)
+
+    def _say_once(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            self._announce(line)
+
+    def _wait(self) -> None:
+        """Until the device has done what it was told."""
+        if self.model.device.type == "cuda":
+            torch.cuda.current_stream(self.model.device).synchronize()
+
     @contextmanager
     def _attending(self) -> Iterator[None]:
-        """The scope in which the model attends through the cache of this engine."""
-        if isinstance(self._cache, PlainCache):
-            yield
-            return
-        with adamas_attention(self.model):
+        """The scope in which the model attends through the cache of this engine, with fused kernels."""
+        with ExitStack() as scope:
+            if self._fused is not None:
+                scope.enter_context(announced_compiling(self._say_once))
+                scope.enter_context(self._fused.applied())
+            if isinstance(self._cache, AdamasCache):
+                scope.enter_context(adamas_attention(self.model))
             yield
 
 

@@ -53,8 +53,7 @@ class NativeDecoder:
         layers = [layer for layer in cache.layers if isinstance(layer, FullLayer)]
         buffers = [layer.room_for_one() for layer in layers]
         logits = self._decoder.step(token, length, cos[0, 0], sin[0, 0], buffers, settings)
-        for layer in layers:
-            layer.count_one()
+        cache.count_one()
         return logits
 
 

@@ -33,9 +33,9 @@ class Sampler:
             TopPLogitsWarper,
         )
 
-        self._greedy = sampling.temperature == 0
+        self.greedy = sampling.temperature == 0
         self._warpers = LogitsProcessorList()
-        if self._greedy:
+        if self.greedy:
             return
         self._warpers.append(TemperatureLogitsWarper(sampling.temperature))
         if sampling.top_k:
@@ -50,9 +50,9 @@ class Sampler:
         else:
             self._generator.manual_seed(sampling.seed)
 
-    def next(self, logits: Tensor) -> int:
-        """The next token's id, from the last position's logits [vocabulary]."""
-        if self._greedy:
-            return int(logits.argmax())
+    def next(self, logits: Tensor) -> Tensor:
+        """The next token's id, int64 [1], from the last position's logits [vocabulary]; waits for nothing."""
+        if self.greedy:
+            return logits.argmax().unsqueeze(0)
         scores = self._warpers(None, logits.float().unsqueeze(0))
-        return int(torch.multinomial(scores.softmax(-1), 1, generator=self._generator))
+        return torch.multinomial(scores.softmax(-1), 1, generator=self._generator)[0]

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import torch
 
 from adamas_kernels.ops import Backend
+
+if TYPE_CHECKING:
+    from adamas_kernels.dense import DenseStep
 
 BACKENDS = ("triton", "cpu", "torch")
 OLDEST_CAPABILITY = (8, 0)  # NVIDIA's Ampere; Triton's own minimum
@@ -74,3 +78,12 @@ def load(name: str, announce: Callable[[str], None] | None = None) -> Backend:
     from adamas_kernels.plain import TorchBackend
 
     return TorchBackend()
+
+
+def load_dense(device: torch.device) -> DenseStep | None:
+    """Full attention of one token at a length that lies on the device, or None where nothing computes it."""
+    if obstacle("triton", device):
+        return None
+    from adamas_kernels.dense import DenseStep
+
+    return DenseStep()

@@ -40,6 +40,10 @@ def chunk_attention(queries: Tensor, keys: Tensor, values: Tensor, scaling: floa
 
         if serves(queries, keys, values):
             return flash_attention(_runner(torch.get_num_threads()), queries, keys, values, scaling)
+    if new > 1 and queries.device.type == "cuda" and queries.itemsize == 2 and find_spec("triton"):
+        from adamas_kernels.prefill_cuda import split_attention
+
+        return split_attention(queries, keys, values, scaling)
     if new == 1:
         return _one_query(queries, keys, values, scaling)
     if past == 0:

@@ -1,0 +1,49 @@
+"""Says that Triton compiles, where it takes long enough to be noticed: the first time on a machine."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+NOTICED_AFTER = 0.3  # seconds; a kernel that was compiled before is loaded in less
+
+
+@contextmanager
+def announced_compiling(announce: Callable[[str], None]) -> Iterator[None]:
+    """A scope in which one line is announced when a kernel really is compiled, not only loaded from disk.
+
+    Triton's own hooks around a compilation tell when it starts and ends; whatever they were is kept.
+    """
+    from triton import knobs
+
+    runtime = knobs.runtime
+    before, after = runtime.jit_cache_hook, runtime.jit_post_compile_hook
+    timers: list[threading.Timer] = []
+    told = threading.Event()
+
+    def tell() -> None:
+        if not told.is_set():
+            told.set()
+            announce("compiling GPU kernels, which are kept for the next time")
+
+    def started(*args: Any, **kwargs: Any) -> Any:
+        timer = threading.Timer(NOTICED_AFTER, tell)
+        timer.daemon = True
+        timer.start()
+        timers.append(timer)
+        return before(*args, **kwargs) if before else None
+
+    def ended(*args: Any, **kwargs: Any) -> Any:
+        while timers:
+            timers.pop().cancel()
+        return after(*args, **kwargs) if after else None
+
+    runtime.jit_cache_hook, runtime.jit_post_compile_hook = started, ended
+    try:
+        yield
+    finally:
+        for timer in timers:  # of a compilation that failed
+            timer.cancel()
+        runtime.jit_cache_hook, runtime.jit_post_compile_hook = before, after

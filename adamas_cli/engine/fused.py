@@ -1,0 +1,152 @@
+"""Fewer, larger kernels for a model's own modules on a GPU, for a scope and undone afterwards.
+
+In steps of one token, projections of the same input become one product; RMSNorm, RoPE and SwiGLU are
+liger-kernel's. No forward of an attention or decoder layer is rewritten: only what those call is replaced.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adamas_cli.engine.native import FAMILY
+
+Forward = Callable[..., Any]
+# Projections that a layer applies one after another to the same input.
+JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+MLP = ("gate_proj", "up_proj", "down_proj")
+
+
+class Fused:
+    """The replacements for one model on a GPU; weights that belong together are laid side by side once, in
+    place of where they were.
+    """
+
+    def __init__(self, model: Any) -> None:
+        from adamas_kernels.linear import multiply_vector
+
+        self._forwards: dict[nn.Module, Forward] = {}
+        for module in model.modules():
+            if _is_plain(module):
+                self._forwards[module] = _product(module, multiply_vector)
+        for module in model.modules():
+            for names in JOINED:
+                parts: list[Any] = [getattr(module, name, None) for name in names]
+                if all(_is_plain(part) for part in parts) and _joinable(parts):
+                    joined = _Joined(parts, multiply_vector)
+                    for index, part in enumerate(parts):
+                        self._forwards[part] = joined.forward(index)
+        self._rope: tuple[Any, Forward] | None = None
+        if model.config.model_type in FAMILY:
+            self._add_liger(model)
+
+    def _add_liger(self, model: Any) -> None:
+        from liger_kernel.ops import LigerRMSNormFunction, LigerRopeFunction, LigerSiLUMulFunction
+
+        def norm(module: Any) -> Forward:
+            return lambda x: LigerRMSNormFunction.apply(
+                x, module.weight, module.variance_epsilon, 0.0, "llama", False
+            )
+
+        def gated(module: Any) -> Forward:
+            return lambda x: module.down_proj(
+                LigerSiLUMulFunction.apply(module.gate_proj(x), module.up_proj(x))
+            )
+
+        silu = model.config.hidden_act == "silu"
+        for module in model.modules():
+            if hasattr(module, "variance_epsilon") and hasattr(module, "weight"):
+                self._forwards[module] = norm(module)
+            elif silu and all(hasattr(module, name) for name in MLP):
+                self._forwards[module] = gated(module)
+        self._rope = sys.modules[type(model).__module__], LigerRopeFunction.apply
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The scope in which the model's modules compute so; restores what was there, whatever happens."""
+        with ExitStack() as undo:
+            for module, forward in self._forwards.items():
+                undo.callback(_restore, module.__dict__, "forward", module.__dict__.get("forward"))
+                module.__dict__["forward"] = forward
+            if self._rope is not None:
+                place, rope = self._rope
+                undo.callback(setattr, place, "apply_rotary_pos_emb", place.apply_rotary_pos_emb)
+                place.apply_rotary_pos_emb = rope
+            yield
+
+
+def _restore(place: dict[str, Any], name: str, value: Any) -> None:
+    if value is None:
+        del place[name]
+    else:
+        place[name] = value
+
+
+def _is_plain(module: object) -> bool:
+    """Whether a module is a linear layer whose weights are numbers as they are, not quantized ones."""
+    if type(module) is not nn.Linear:
+        return False
+    weight = module.weight.data
+    return type(weight) is Tensor and weight.is_floating_point() and weight.itemsize >= 2
+
+
+def _joinable(parts: Sequence[nn.Linear]) -> bool:
+    kinds = {(part.in_features, part.weight.dtype, part.bias is None) for part in parts}
+    return len(kinds) == 1
+
+
+def _product(module: nn.Linear, multiply: Callable[..., Tensor]) -> Forward:
+    plain = module.forward
+
+    def forward(x: Tensor) -> Tensor:
+        if x.numel() != module.in_features:
+            return plain(x)
+        return multiply(x, module.weight, module.bias)
+
+    return forward
+
+
+class _Joined:
+    """Linear layers of the same input, whose weights lie in one matrix, of which theirs are views."""
+
+    def __init__(self, parts: Sequence[nn.Linear], multiply: Callable[..., Tensor]) -> None:
+        self._plain = [part.forward for part in parts]
+        self._multiply = multiply
+        self._sizes = [part.out_features for part in parts]
+        self._inputs = parts[0].in_features
+        self._weight = self._side_by_side([part.weight for part in parts])
+        biases = [part.bias for part in parts]
+        self._bias = None if biases[0] is None else self._side_by_side(biases)
+        self._input: Tensor | None = None
+        self._outputs: Sequence[Tensor] = ()
+
+    def _side_by_side(self, tensors: Sequence[Tensor]) -> Tensor:
+        first = tensors[0].data
+        if len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1:
+            # They are so already, by another engine of this model.
+            return first.as_strided((sum(self._sizes), *first.shape[1:]), first.stride())
+        whole = torch.cat([tensor.data for tensor in tensors])
+        for tensor, view in zip(tensors, whole.split(self._sizes), strict=True):
+            tensor.data = view
+        return whole
+
+    def forward(self, index: int) -> Forward:
+        """That of one of the layers: the first that sees an input computes for all of them."""
+
+        def forward(x: Tensor) -> Tensor:
+            if x.numel() != self._inputs:
+                return self._plain[index](x)
+            if x is not self._input:
+                self._outputs = self._multiply(x, self._weight, self._bias).split(self._sizes, -1)
+                self._input = x
+            output = self._outputs[index]
+            if index == len(self._sizes) - 1:
+                self._input, self._outputs = None, ()
+            return output
+
+        return forward

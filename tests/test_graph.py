@@ -1,0 +1,149 @@
+"""Steps as CUDA graphs, with fused kernels, against the same steps launched one by one and against
+transformers' own generation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from adamas_kernels.ops import SparseSettings
+from conftest import ARCHITECTURES, tiny_architecture
+from test_engine import FULL, Loaded, answer, generated, prompt, sparse
+
+from adamas_cli.engine.engine import Engine
+from adamas_cli.engine.events import Token
+from adamas_cli.engine.sampling import Sampling
+
+pytestmark = pytest.mark.gpu
+
+GRAPHED = ("llama", "qwen2")  # of the tiny architectures; gemma3 attends to windows
+SPARSE = sparse(24)
+CONTEXT = 400
+
+
+def on_gpu(name: str, dtype: torch.dtype = torch.float32) -> Loaded:
+    return Loaded(tiny_architecture(name).to("cuda", dtype))
+
+
+def engine_of(loaded: Loaded, settings, **options) -> Engine:
+    return Engine(loaded, settings, context=CONTEXT, prefill_chunk=64, **options)
+
+
+@pytest.mark.parametrize("name", GRAPHED)
+@pytest.mark.parametrize("settings", [FULL, SPARSE])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_graph_gives_the_tokens_of_its_launches(name, settings, dtype):
+    loaded, ids = on_gpu(name, dtype), prompt(300)
+    graphed, launched = engine_of(loaded, settings), engine_of(loaded, settings, graphs=False)
+    expected = answer(launched, ids[:280], ids[280:], tokens=60)
+    assert answer(graphed, ids[:280], ids[280:], tokens=60) == expected
+    assert graphed.step_reason is None
+    assert len(graphed._graphs._graphs) == 1
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_full_attention_equals_generate(name):
+    loaded, ids = on_gpu(name), prompt(150)
+    expected = generated(tiny_architecture(name), ids)
+    assert answer(engine_of(loaded, FULL), ids[:140], ids[140:]) == expected
+
+
+def test_one_graph_serves_every_question():
+    loaded, ids = on_gpu("llama"), prompt(300)
+    engine = engine_of(loaded, SPARSE)
+    first = answer(engine, ids[:250], ids[250:270])
+    graphs = {id(graph) for graph in engine._graphs._graphs.values()}
+    ask = lambda question: [  # noqa: E731
+        event.id for event in engine.answer(question, Sampling(), 24, ()) if isinstance(event, Token)
+    ]
+    other = ask(ids[270:300])
+    assert ask(ids[250:270]) == first
+    assert {id(graph) for graph in engine._graphs._graphs.values()} == graphs
+    fresh = engine_of(loaded, SPARSE, graphs=False)
+    list(fresh.read(ids[:250]))
+    assert [e.id for e in fresh.answer(ids[270:300], Sampling(), 24, ()) if isinstance(e, Token)] == other
+
+
+def test_full_and_sparse_steps_have_graphs_of_their_own():
+    loaded, ids = on_gpu("llama"), prompt(300)
+    engine = engine_of(loaded, SPARSE)
+    list(engine.read(ids[:280]))
+
+    def ask(way):
+        events = engine.answer(ids[280:], Sampling(), 24, (), sparse_from=way)
+        return [event.id for event in events if isinstance(event, Token)]
+
+    assert ask("never") == generated(tiny_architecture("llama"), ids)
+    sparsely = ask("answer")
+    assert len(engine._graphs._graphs) == 2
+    assert ask("answer") == sparsely
+
+
+def test_an_answer_may_outgrow_the_cache():
+    loaded, ids = on_gpu("llama"), prompt(150)
+    engine = Engine(loaded, FULL, context=152)
+    assert answer(engine, ids[:140], ids[140:], tokens=40) == generated(loaded.model.cpu(), ids, tokens=40)
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_drawn_answers_repeat_with_their_seed(graphs):
+    loaded, ids = on_gpu("llama"), prompt(300)
+    engine = engine_of(loaded, SPARSE, graphs=graphs)
+    list(engine.read(ids[:280]))
+    drawn = Sampling(temperature=1.0, top_p=0.9, top_k=50, seed=3)
+
+    def ask(sampling):
+        return [e.id for e in engine.answer(ids[280:], sampling, 24, ()) if isinstance(e, Token)]
+
+    first = ask(drawn)
+    assert ask(drawn) == first
+    assert ask(dataclasses.replace(drawn, seed=4)) != first
+
+
+def test_an_answer_ends_at_a_stop_token():
+    loaded, ids = on_gpu("llama"), prompt(300)
+    engine = engine_of(loaded, SPARSE)
+    tokens = answer(engine, ids[:280], ids[280:])
+    stop = tokens[-1]
+    before = tokens[: tokens.index(stop)]
+    events = list(engine.answer(ids[280:], Sampling(), 24, (stop,)))
+    assert [event.id for event in events if isinstance(event, Token)] == before
+    assert engine.length == 280
+
+
+def test_windows_are_launched_one_by_one_and_said():
+    engine = engine_of(on_gpu("gemma3"), sparse(24))
+    assert "window" in engine.step_reason
+
+
+def test_a_step_that_cannot_be_captured_is_launched(monkeypatch):
+    said: list[str] = []
+    loaded, ids = on_gpu("llama"), prompt(300)
+    expected = answer(engine_of(loaded, SPARSE, graphs=False), ids[:280], ids[280:])
+    engine = engine_of(loaded, SPARSE, announce=said.append)
+    norm = loaded.model.model.norm
+    plain = norm.forward
+    # Looking at a number on the host is what a graph cannot hold.
+    engine._fused._forwards[norm] = lambda x: plain(x) if float(x.sum()) < 1e30 else x
+    found = answer(engine, ids[:280], ids[280:])
+    assert found == expected
+    assert engine.step_reason.startswith("no CUDA graph")
+    assert said.count(engine.step_reason) == 1
+
+
+def test_fused_kernels_are_undone():
+    loaded = on_gpu("qwen2")
+    engine = engine_of(loaded, SPARSE)
+    modules = [module for module in loaded.model.modules() if "forward" in module.__dict__]
+    list(engine.read(prompt(100)))
+    assert [module for module in loaded.model.modules() if "forward" in module.__dict__] == modules == []
+
+
+def test_budgets_beyond_the_context_equal_full_attention():
+    loaded, ids = on_gpu("llama"), prompt(200)
+    whole = sparse(512)
+    full, all_tokens = engine_of(loaded, FULL), engine_of(loaded, whole)
+    assert answer(all_tokens, ids[:180], ids[180:]) == answer(full, ids[:180], ids[180:])
+    assert isinstance(all_tokens.sparse.settings, SparseSettings)
