@@ -45,11 +45,11 @@ _length = {"parser": parse_length, "metavar": "LENGTH"}
 # Flags that a command may also take without their group.
 Device = Annotated[str, _model("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 and so on.")]
 Quantization = Annotated[
-    Literal["auto", "packed", "none"],
+    Literal["auto", "packed", "none", "bnb-4bit", "bnb-8bit", "torchao-int8", "torchao-int4", "fp8"],
     _model(
         "--quantization",
         help="packed: 8 or 4 bits on a CPU, as few as lose nothing that counts; none: as in the files; "
-        "auto: packed on a CPU unless --dtype is given.",
+        "auto: packed on a CPU unless --dtype is given. The others serve GPUs.",
     ),
 ]
 Threads = Annotated[
@@ -145,7 +145,7 @@ class AttentionOptions:
         int | None,
         _attention(
             "--prefill-chunk",
-            help="Prompt tokens read per step; by default 2048, and 512 on a CPU.",
+            help="Prompt tokens read per step; by default 8192 on a GPU and 512 on a CPU.",
             show_default=False,
             **_length,
         ),

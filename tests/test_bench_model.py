@@ -259,7 +259,7 @@ def test_another_engine_is_compared_on_the_same_tokens(bench, tiny_model, text, 
 def test_equal_rows_give_equal_pictures(tmp_path):
     from adamas_cli.bench.picture import draw
 
-    rows = Rows({"model": "m", "device": "d"}, ["llama.cpp"])
+    rows = Rows({"model": "m", "device": "d"}, ["llama.cpp"], 1e9)
     measured = [
         Measurement(engine, "full", 64 * 2**step, generated, [0.5, 0.6], 1)
         for engine in ("llama.cpp", "adamas")

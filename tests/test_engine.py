@@ -298,7 +298,7 @@ def test_the_default_budget_grows_with_the_context():
     assert [budget_for(n) for n in (0, 4096, 4097, 16384, 30720, 131072)] == [256, 256, 320, 512, 704, 1472]
     for given, expected in ((False, 128), (True, 576)):
         settings = AttentionSettings("adamas", backend="torch", budget_by_context=given)
-        decoding, _ = settings.resolve(20_000, torch.device("cpu"))
+        decoding, _ = settings.resolve(20_000, 512, torch.device("cpu"))
         assert decoding.settings.budget == expected
 
 

@@ -18,6 +18,7 @@ class Measurement:
 
     seconds: of each repeat. generated: 0 for a prefill. first_token_seconds: from a question behind the
     document to the answer's first token. agreement: share of the tokens that full attention gave too.
+    step_bytes: what a token's step has to read at least.
     """
 
     engine: str
@@ -30,6 +31,7 @@ class Measurement:
     budget: int | None = None
     first_token_seconds: float | None = None
     agreement: float | None = None
+    step_bytes: int | None = None
 
     @property
     def test(self) -> str:
@@ -51,11 +53,13 @@ class Rows:
     """Makes rows of measurements. Those to compare with come first: other engines before this one, and full
     attention before sparse.
 
-    settings: what every row says. others: the engines that are compared with.
+    settings: what every row says. others: the engines that are compared with. copy: the device's copy
+    bandwidth, in bytes a second.
     """
 
-    def __init__(self, settings: Mapping[str, object], others: Sequence[str]) -> None:
+    def __init__(self, settings: Mapping[str, object], others: Sequence[str], copy: float) -> None:
         self._settings = settings
+        self._copy = copy
         self._others = others
         self._rates: dict[tuple[str, str, str], float] = {}
 
@@ -66,6 +70,7 @@ class Rows:
         self._rates[measured.engine, measured.attention, measured.test] = measured.rate
         ours = measured.engine == OURS
         rates = measured.rates
+        floor = measured.step_bytes / self._copy if measured.step_bytes else None
         return {
             "engine": measured.engine,
             "test": measured.test,
@@ -82,6 +87,8 @@ class Rows:
             **{_key(name): self._against(name, measured) if ours else None for name in self._others},
             "ttft_s": measured.first_token_seconds,
             "agreement": measured.agreement,
+            "copy_floor_s": floor,
+            "copy_share": None if floor is None else floor * measured.rate,
             "peak_memory_bytes": measured.peak_memory_bytes,
             "others_cores": round(others_cores, 2),
             **self._settings,
@@ -109,6 +116,7 @@ class Rows:
             *against,
             ("first token, s", _value("ttft_s", "{:,.2f}".format)),
             ("agreement", _value("agreement", "{:.0%}".format)),
+            ("of copy bandwidth", _value("copy_share", "{:.0%}".format)),
             ("peak memory", _value("peak_memory_bytes", lambda size: f"{size / 1e9:,.2f} GB")),
         ]
 

@@ -11,6 +11,7 @@ import torch
 
 from adamas_cli.bench.document import Document
 from adamas_cli.bench.measurement import OURS, Measurement
+from adamas_cli.bench.traffic import step_bytes
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.engine import Engine, SparseFrom, peak_memory
 from adamas_cli.engine.events import Done, Token
@@ -108,6 +109,12 @@ class ModelBench:
                 budget=sparse.settings.budget if sparse else None,
                 first_token_seconds=float(np.mean([done.first_token_seconds for _, done in repeats])),
                 agreement=agreement(repeats[0][0], full) if compared else None,
+                step_bytes=step_bytes(
+                    self.loaded.model,
+                    length,
+                    sparse.settings.budget if sparse else None,
+                    self.attention.dense_layers,
+                ),
             )
 
     def _warm_up(self, engine: Engine, length: int = 0) -> list[str]:

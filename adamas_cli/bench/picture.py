@@ -1,11 +1,11 @@
-"""Tokens a second by context, as one picture; needs matplotlib and no display."""
+"""Tokens a second and milliseconds a token by context, as one picture; needs matplotlib and no display."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adamas_cli.bench.measurement import OURS, Record
 from adamas_cli.errors import UsageError
@@ -29,26 +29,30 @@ def require_drawable(path: Path) -> None:
 
 
 def draw(rows: Sequence[Record], path: Path) -> None:
-    """Prefill and decode side by side, a line for each engine and attention."""
+    """Prefill and decode side by side, a line for each engine and attention, and the time of a token with
+    what copying the bytes that it reads would take.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({"svg.hashsalt": SALT}):
-        figure = Figure(figsize=(2.5 * PANEL, PANEL + 1), layout="constrained")
+        figure = Figure(figsize=(3.75 * PANEL, PANEL + 1), layout="constrained")
         names = list(dict.fromkeys(_name(row) for row in rows))
-        panels = {"prefill": "n_prompt", "decode": "n_depth"}
-        axes = figure.subplots(1, len(panels))
-        for panel, (title, length) in zip(axes, panels.items(), strict=True):
-            panel.set_title(title, fontsize="medium")
-            _lines(panel, [row for row in rows if row[length]], length, names)
+        read, decode, token = figure.subplots(1, 3)
+        read.set_title("prefill", fontsize="medium")
+        _lines(read, [row for row in rows if row["n_prompt"]], "n_prompt", names)
+        decoded = [row for row in rows if row["n_depth"]]
+        decode.set_title("decode", fontsize="medium")
+        _lines(decode, decoded, "n_depth", names)
+        token.set_title("time of a token; dotted: copying what it reads", fontsize="medium")
+        _token_times(token, decoded, names)
         figure.suptitle(f"{rows[0]['model']}, {rows[0]['device']}", fontsize="medium", wrap=True)
-        handles, labels = axes[-1].get_legend_handles_labels()  # every line has a decode
+        handles, labels = decode.get_legend_handles_labels()  # every line has a decode
         figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
         figure.savefig(path, dpi=DPI, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def _lines(axes: Axes, rows: Sequence[Record], length: str, names: Sequence[str]) -> None:
-    lengths = sorted({row[length] for row in rows})
     for index, name in enumerate(names):
         line = [row for row in rows if _name(row) == name]
         if line:
@@ -58,18 +62,40 @@ def _lines(axes: Axes, rows: Sequence[Record], length: str, names: Sequence[str]
                 [row["stddev_ts"] for row in line],
                 label=name,
                 capsize=3,
-                color=COLOURS[index % len(COLOURS)],
-                marker=MARKERS[index % len(MARKERS)],
-                linestyle=LINES[index % len(LINES)],
-                markersize=5,
-                linewidth=1.3,
+                **_style(index),
             )
+    _frame(axes, sorted({row[length] for row in rows}), "tokens/s")
+
+
+def _token_times(axes: Axes, rows: Sequence[Record], names: Sequence[str]) -> None:
+    for index, name in enumerate(names):
+        line = [row for row in rows if _name(row) == name]
+        lengths = [row["n_depth"] for row in line]
+        if line:
+            axes.plot(lengths, [1e3 / row["avg_ts"] for row in line], **_style(index))
+        if line and line[0]["copy_floor_s"] is not None:
+            floors = [1e3 * row["copy_floor_s"] for row in line]
+            axes.plot(lengths, floors, color=_style(index)["color"], linestyle=":", linewidth=1)
+    _frame(axes, sorted({row["n_depth"] for row in rows}), "ms a token")
+
+
+def _style(index: int) -> dict[str, Any]:
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": LINES[index % len(LINES)],
+        "markersize": 5,
+        "linewidth": 1.3,
+    }
+
+
+def _frame(axes: Axes, lengths: Sequence[int], unit: str) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths, [f"{value:,}" for value in lengths])
     axes.minorticks_off()
     axes.set_ylim(bottom=0)
     axes.set_xlabel("context, tokens")
-    axes.set_ylabel("tokens/s")
+    axes.set_ylabel(unit)
     axes.grid(alpha=0.3)
 
 

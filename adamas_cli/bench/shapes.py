@@ -12,7 +12,7 @@ from adamas_cli.errors import UsageError
 from adamas_cli.models import LoadedModel, ModelFiles
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from adamas_cli.progress import Progress
 
@@ -48,21 +48,26 @@ SHAPES = {
 }
 
 
-def shape_config(name: str) -> dict[str, Any]:
+def shape_fields(name: str) -> dict[str, Any]:
     """The fields of the transformers config of a shape. Raises UsageError for an unknown name."""
     if name not in SHAPES:
         raise UsageError(f"--shape {name}: choose from {', '.join(SHAPES)}")
     return SHAPES[name]
 
 
+def shape_config(name: str, context: int) -> PreTrainedConfig:
+    """The config of a model of this shape with a context of so many tokens."""
+    fields = {**shape_fields(name), "max_position_embeddings": context}
+    return AutoConfig.for_model(
+        **fields, rms_norm_eps=1e-6, bos_token_id=None, eos_token_id=None, pad_token_id=None
+    )
+
+
 def random_model(name: str, context: int, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """A model of this shape with a context of so many tokens, on `device`; its weights are always the same
     on one kind of device.
     """
-    fields = {**shape_config(name), "max_position_embeddings": context}
-    config = AutoConfig.for_model(
-        **fields, rms_norm_eps=1e-6, bos_token_id=None, eos_token_id=None, pad_token_id=None
-    )
+    config = shape_config(name, context)
     torch.manual_seed(SEED)
     with device:
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)

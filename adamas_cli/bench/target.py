@@ -20,6 +20,8 @@ from adamas_cli.models.folder import CONFIG
 from adamas_cli.models.load import packs
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
     from adamas_cli.options import ModelOptions
     from adamas_cli.progress import Progress
 
@@ -29,7 +31,8 @@ Load = Callable[["Progress"], models.LoadedModel]
 @dataclass(frozen=True)
 class Target:
     """A model. context: tokens, None where it takes as many as are asked. directory: its files, None for
-    random weights. origin: what another process needs to load it again, as JSON.
+    random weights. origin: what another process needs to load it again, as JSON. config: as transformers
+    describes it.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Target:
     directory: Path | None
     origin: dict[str, Any]
     load: Load
+    config: Callable[[], PreTrainedConfig]
 
     def require(self, tokens: int, what: str) -> None:
         """Raises OverContextError where `what` needs more tokens than the model can read."""
@@ -63,6 +67,13 @@ def model_target(options: ModelOptions, progress: Progress) -> Target:
     def load(progress: Progress) -> models.LoadedModel:
         return models.load(files, **options.loading, progress=progress)
 
+    def full_config() -> PreTrainedConfig:
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(
+            files.directory, local_files_only=True, trust_remote_code=options.trust_remote_code
+        )
+
     config: dict[str, Any] = json.loads((files.directory / CONFIG).read_text(encoding="utf-8"))
     config = config.get("text_config", config)
     return Target(
@@ -74,13 +85,16 @@ def model_target(options: ModelOptions, progress: Progress) -> Target:
         files.directory,
         {"directory": str(files.directory), "trust_remote_code": options.trust_remote_code},
         load,
+        full_config,
     )
 
 
 def shape_target(name: str, tokens: int, options: ModelOptions) -> Target:
     """A model of a shape with random weights and a context of `tokens`. Raises UsageError."""
-    from adamas_cli.bench.shapes import load_shape, shape_config
+    from adamas_cli.bench.shapes import load_shape, shape_config, shape_fields
 
+    if options.quantization not in ("auto", "packed", "none"):
+        raise UsageError("--shape has random weights, which are not quantized: leave out --quantization")
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
     packed = packs(options.quantization, options.dtype, device)
@@ -88,8 +102,11 @@ def shape_target(name: str, tokens: int, options: ModelOptions) -> Target:
     def load(progress: Progress) -> models.LoadedModel:
         return load_shape(name, tokens, dtype=dtype, device=device, packed=packed, progress=progress)
 
-    vocabulary = shape_config(name)["vocab_size"]
-    return Target(name, device, dtype, vocabulary, None, None, {"shape": name, "context": tokens}, load)
+    origin = {"shape": name, "context": tokens}
+    vocabulary = shape_fields(name)["vocab_size"]
+    return Target(
+        name, device, dtype, vocabulary, None, None, origin, load, lambda: shape_config(name, tokens)
+    )
 
 
 def gguf_file(options: ModelOptions) -> Path:

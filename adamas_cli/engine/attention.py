@@ -28,8 +28,10 @@ from adamas_cli.errors import ModelUnavailableError, UsageError
 NAME = "adamas"
 DENSE_LAYERS = 2  # the first layers attend broadly, and stay dense in decode (paper, section 4.1)
 # Contexts from which a sparse decode step is faster than a full one, by backend (docs/performance.md). The
-# reference in plain torch never is: it unpacks all codes at every step.
-AUTO_MIN_CONTEXT = {"triton": 8192, "cpu": 4096, "torch": math.inf}
+# reference in plain torch never is: it unpacks all codes at every step. On a GPU a full step takes as long as
+# its keys and values take to read, so there it is a matter of their bytes in a layer.
+AUTO_MIN_CONTEXT = {"cpu": 4096, "torch": math.inf}
+AUTO_MIN_BYTES = {"triton": 100_000_000}
 # Budgets that keep an answer's distribution close to full attention's at every length (docs/accuracy.md).
 LEAST_BUDGET, BUDGET_STEP, BUDGET_GROWTH = 256, 64, 4
 # What some models pass to change the scores or the softmax; ignoring one would be silently wrong.
@@ -52,10 +54,15 @@ class AttentionSettings:
     budget_by_context: bool = False
 
     def resolve(
-        self, context: int, device: torch.device, announce: Callable[[str], None] | None = None
+        self,
+        context: int,
+        token_bytes: int,
+        device: torch.device,
+        announce: Callable[[str], None] | None = None,
     ) -> tuple[SparseDecoding | None, str | None]:
-        """How to decode sparsely with a context of so many tokens, or None where full attention is better,
-        and one line about a backend that is not the fastest there is.
+        """How to decode sparsely with a context of so many tokens, whose keys and values take `token_bytes`
+        each in a layer, or None where full attention is better, and one line about a backend that is not the
+        fastest there is.
 
         announce: told before a backend compiles. Raises UsageError where a named backend cannot run.
         """
@@ -65,10 +72,19 @@ class AttentionSettings:
             name, reason = pick(self.backend, device)
         except BackendError as error:
             raise UsageError(f"{error}. Use --backend auto.") from None
-        if self.kind == "auto" and context < AUTO_MIN_CONTEXT[name]:
+        if self.kind == "auto" and context < auto_min_context(name, token_bytes):
             return None, None
         sparse = replace(self.sparse, budget=budget_for(context)) if self.budget_by_context else self.sparse
         return SparseDecoding(sparse, load(name, announce)), reason
+
+
+def auto_min_context(backend: str, token_bytes: int) -> float:
+    """The context from which `auto` decodes sparsely, for keys and values of so many bytes a token and
+    layer.
+    """
+    if backend in AUTO_MIN_BYTES:
+        return AUTO_MIN_BYTES[backend] / token_bytes
+    return AUTO_MIN_CONTEXT[backend]
 
 
 def budget_for(context: int) -> int:

@@ -25,6 +25,7 @@ from adamas_cli.engine.eta import PrefillCost
 from adamas_cli.engine.events import Done, Event, Prefill, Token
 from adamas_cli.engine.fused import Fused
 from adamas_cli.engine.graph import GraphedSteps, graph_obstacle
+from adamas_cli.engine.heads import head_dim, token_bytes
 from adamas_cli.engine.native import NativeDecoder, native_obstacle
 from adamas_cli.engine.reader import TokenReader
 from adamas_cli.engine.sampling import Sampler, Sampling
@@ -77,7 +78,9 @@ class Engine:
         self.sparse: SparseDecoding | None = None
         self.backend_reason: str | None = None
         if not unsupported:
-            self.sparse, self.backend_reason = attention.resolve(context, self.model.device, announce)
+            self.sparse, self.backend_reason = attention.resolve(
+                context, token_bytes(config, self.model.dtype), self.model.device, announce
+            )
         self._cache: AdamasCache | PlainCache
         if unsupported:
             self._cache = PlainCache(config=config)
@@ -364,8 +367,7 @@ def peak_memory(device: torch.device) -> int:
 def _attention_share(model: Any) -> float:
     """Arithmetic of one query-key pair over that of one token's matrix products: 4 L H D / 2 parameters."""
     config = model.config.get_text_config()
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    pair = 4 * config.num_hidden_layers * config.num_attention_heads * head_dim
+    pair = 4 * config.num_hidden_layers * config.num_attention_heads * head_dim(config)
     embedding = config.vocab_size * config.hidden_size
     return pair / (2 * max(1, _parameters(model) - embedding))
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from adamas_cli.engine.cache import AdamasCache, FullLayer
+from adamas_cli.engine.heads import head_dim
 
 if TYPE_CHECKING:
     from adamas_kernels.cpu.decoder import Decoder, LayerWeights, Linear
@@ -64,7 +65,7 @@ def _decoder(model: Any) -> Decoder:
     from adamas_kernels.cpu.decoder import Decoder, DecoderWeights
 
     config, inner = model.config, model.model
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    dim = head_dim(config)
     weights = DecoderWeights(
         lambda token: inner.embed_tokens(torch.tensor(token)),
         config.hidden_size,
@@ -73,9 +74,9 @@ def _decoder(model: Any) -> Decoder:
         _linear(model.lm_head),
         config.num_attention_heads,
         config.num_key_value_heads,
-        head_dim,
+        dim,
         config.rms_norm_eps,
-        1 / math.sqrt(head_dim),
+        1 / math.sqrt(dim),
     )
     return Decoder(model.lm_head.runner, weights)
 

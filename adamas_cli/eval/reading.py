@@ -65,7 +65,11 @@ class _Given(AttentionSettings):
     decoding: SparseDecoding | None = None
 
     def resolve(
-        self, context: int, device: torch.device, announce: Callable[[str], None] | None = None
+        self,
+        context: int,
+        token_bytes: int,
+        device: torch.device,
+        announce: Callable[[str], None] | None = None,
     ) -> tuple[SparseDecoding | None, str | None]:
         return self.decoding, None
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from adamas_cli.errors import ModelUnavailableError, OutOfMemoryError, UsageError
 from adamas_cli.models.device import choose_device, choose_dtype
+from adamas_cli.models.quantization import PACKAGES, quantization_config, require_quantizable
 from adamas_cli.models.quiet import quiet_transformers
 from adamas_cli.models.resolve import ModelFiles
 from adamas_cli.models.stops import stop_ids
@@ -48,22 +49,27 @@ def load(
 ) -> LoadedModel:
     """The model of `files` on `device`; weights in their own number format are mapped, not read.
 
-    `quantization` is `packed`, `none` or `auto`, see `packs`; `threads` compute on a CPU, by default its
-    physical cores. Raises UsageError where weights cannot be packed, ModelUnavailableError if this version of
-    transformers cannot load the model, OutOfMemoryError if it does not fit the device.
+    `quantization` is `packed`, `none` or `auto`, see `packs`, or a way of `quantization.PACKAGES`; `threads`
+    compute on a CPU, by default its physical cores. Raises UsageError where weights cannot be packed or
+    quantized so, ModelUnavailableError if this version of transformers cannot load the model,
+    OutOfMemoryError if it does not fit the device.
     """
     import torch
 
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)
     packed = packs(quantization, dtype, chosen_device)
+    options: dict[str, Any] = {}
+    if quantization in PACKAGES:
+        require_quantizable(quantization, chosen_device)
+        options["quantization_config"] = quantization_config(quantization, chosen_dtype)
     if chosen_device.type == "cpu":
         computing = use_threads(threads)
         if log.isEnabledFor(logging.INFO):
             progress.note(f"{computing} threads compute, in {str(chosen_dtype).removeprefix('torch.')}")
     with progress.task(f"loading {files.name}", None, "bytes"), quiet_transformers():
         try:
-            model = _read(files, chosen_device, chosen_dtype, trust_remote_code)
+            model = _read(files, chosen_device, chosen_dtype, trust_remote_code, options)
         except torch.OutOfMemoryError as error:
             raise OutOfMemoryError(
                 f"{files.name} does not fit {chosen_device}.\nUse a smaller model, or --device cpu."
@@ -105,13 +111,13 @@ def _read(
     device: torch.device,
     dtype: torch.dtype,
     trust_remote_code: bool,
+    options: dict[str, Any],
 ) -> PreTrainedModel:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    options: dict[str, Any] = {}
     if device.type != "cpu":
-        options["device_map"] = {"": device}
+        options = {**options, "device_map": {"": device}}
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             files.directory,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from adamas_cli.bench.measurement import Measurement
     from adamas_cli.bench.rivals import Rival
     from adamas_cli.bench.target import Target
+    from adamas_cli.engine.plan import MemoryPlan
     from adamas_cli.options import AttentionOptions, ModelOptions
     from adamas_cli.terminal.display import Display
 
@@ -52,7 +53,7 @@ class Job:
         threads = use_threads(model.threads)
         machine = Machine.of(target.device, attention.backend, target.dtype)
         settings = {"model": target.name, "text": document.text, **machine.as_json()}
-        rows = Rows(settings, [rival.name for rival in rivals])
+        rows = Rows(settings, [rival.name for rival in rivals], machine.copy)
         yield settings, f"{target.name}; {machine.about}\n\n{markdown_head(rows.titles)}"
         job = {
             "ids": document.ids.tolist(),
@@ -107,6 +108,8 @@ class Job:
         from adamas_cli.engine.attention import AttentionSettings
         from adamas_cli.terminal.display import Display
 
+        if target.device.type == "cuda":
+            say(f"memory: {self._plan(target, lengths, model, attention).line}")
         for rival in rivals:
             yield from rival.measure(job, self.environment)
         with Display(answers=None, notes=sys.stderr) as display:
@@ -122,3 +125,33 @@ class Job:
             loaded, settings, document, self.generated, self.repeats, attention.prefill_chunk, say
         )
         yield from bench.measure(lengths)
+
+    def _plan(
+        self, target: Target, lengths: Sequence[int], model: ModelOptions, attention: AttentionOptions
+    ) -> MemoryPlan:
+        """What the longest of the lengths will take of the GPU's memory. Raises OutOfMemoryError where that
+        is more than it has.
+        """
+        import torch
+
+        from adamas_cli.bench.model import tokens_needed
+        from adamas_cli.engine.engine import PREFILL_CHUNK
+        from adamas_cli.engine.plan import plan_memory
+        from adamas_cli.errors import OutOfMemoryError
+
+        plan = plan_memory(
+            target.config(),
+            context=tokens_needed(lengths[-1], self.generated),
+            chunk=attention.prefill_chunk or PREFILL_CHUNK["cuda"],
+            dtype=target.dtype,
+            quantization=model.quantization,
+            sparse=attention.attn != "full",
+            dense_layers=attention.dense_layers,
+        )
+        there = torch.cuda.get_device_properties(target.device).total_memory
+        if plan.total > there:
+            raise OutOfMemoryError(
+                f"{target.name} at --len {lengths[-1]:,} needs {plan.line}, and {target.device} has "
+                f"{there / 1e9:.1f} GB. Give less --len, a smaller model or --quantization."
+            )
+        return plan

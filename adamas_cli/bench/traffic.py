@@ -1,0 +1,37 @@
+"""The bytes that one decode step cannot do without: the weights, and what attention reads of the cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from adamas_cli.engine.cache import FULL, layer_types
+from adamas_cli.engine.heads import code_bytes, kv_heads, token_bytes
+
+
+def step_bytes(model: Any, length: int, budget: int | None, dense_layers: int) -> int:
+    """Of a step behind `length` tokens: fully attending, or to `budget` tokens of each query head in all but
+    the first layers.
+    """
+    config = model.config.get_text_config()
+    token = token_bytes(config, model.dtype)
+    row = token // kv_heads(config)  # a key and its value
+    total = _weights(model)
+    for index, kind in enumerate(layer_types(config)):
+        if kind != FULL:
+            total += min(length, config.sliding_window) * token
+        elif budget is None or index < dense_layers:
+            total += length * token
+        else:
+            # Query heads of a group may choose the same tokens; what none of them shares is the upper bound.
+            chosen = min(budget * config.num_attention_heads, length * kv_heads(config))
+            total += length * code_bytes(config) + chosen * row
+    return total
+
+
+def _weights(model: Any) -> int:
+    """Bytes of all weights but the embedding's, unless it is the head's too: a step reads one row of it."""
+    held = sum(parameter.nbytes for parameter in model.parameters())
+    packed = sum(module.packed.bytes for module in model.modules() if hasattr(module, "packed"))
+    embedding = getattr(model.get_input_embeddings(), "weight", None)  # None where rows stay in the file
+    tied = getattr(model.get_output_embeddings(), "weight", None) is embedding
+    return held + packed - (0 if embedding is None or tied else embedding.nbytes)

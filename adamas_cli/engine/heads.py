@@ -1,0 +1,32 @@
+"""How a model's config divides attention into heads, and what one token takes of a layer's cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from adamas_kernels.reference import CODES_PER_WORD, padded_dim
+
+WORD_BYTES, SCALE_BYTES = 4, 2  # of a word of codes, and of a key's scale
+
+
+def head_dim(config: Any) -> int:
+    """Numbers in a head of a text model's config."""
+    found: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return found
+
+
+def kv_heads(config: Any) -> int:
+    """Heads of keys and values."""
+    found: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return found
+
+
+def token_bytes(config: Any, dtype: torch.dtype) -> int:
+    """Bytes of one token's keys and values in one layer."""
+    return 2 * kv_heads(config) * head_dim(config) * dtype.itemsize
+
+
+def code_bytes(config: Any) -> int:
+    """Bytes of the codes and scales of one token's keys in one layer."""
+    return kv_heads(config) * (padded_dim(head_dim(config)) // CODES_PER_WORD * WORD_BYTES + SCALE_BYTES)

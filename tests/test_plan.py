@@ -1,0 +1,92 @@
+"""The memory that is told before a model is loaded, and the bytes that a step is said to read."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import tiny_architecture
+from transformers import AutoConfig
+
+from adamas_cli.bench.shapes import shape_config
+from adamas_cli.bench.traffic import step_bytes
+from adamas_cli.engine.cache import AdamasCache, SparseDecoding, Steps
+from adamas_cli.engine.plan import LIBRARIES, plan_memory
+
+CONTEXT, DENSE = 300, 2
+
+
+def plan(config, quantization="none", dtype=torch.bfloat16, **changed):
+    settings = {"context": CONTEXT, "chunk": 64, "sparse": True, "dense_layers": DENSE} | changed
+    return plan_memory(config, dtype=dtype, quantization=quantization, **settings)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_are_those_of_the_model(name, dtype):
+    model = tiny_architecture(name).to(dtype)
+    expected = sum(parameter.nbytes for parameter in model.parameters())
+    assert plan(model.config, dtype=dtype).weights == expected
+
+
+def test_the_cache_is_what_a_cache_allocates():
+    from adamas_kernels.ops import SparseSettings
+    from adamas_kernels.plain import TorchBackend
+
+    model = tiny_architecture("llama")
+    sparse = SparseDecoding(SparseSettings(), TorchBackend())
+    cache = AdamasCache.for_model(model.config, sparse, DENSE, Steps(torch.zeros(1, dtype=torch.int32)))
+    cache.reserve(CONTEXT)
+    for index, layer in enumerate(cache.layers):
+        heads = model.config.num_key_value_heads
+        rows = torch.randn(1, heads, 10, model.config.hidden_size // model.config.num_attention_heads)
+        cache.update(rows, rows, index)
+        layer.observe(rows)
+    cache.encode()
+    held = [layer._coded for layer in cache.layers if layer._coded is not None]
+    told = plan(model.config, dtype=torch.float32)
+    assert told.cache == sum(layer._keys.nbytes + layer._values.nbytes for layer in cache.layers)
+    assert told.codes == sum(coded.codes.nbytes + coded.scales.nbytes for coded in held)
+    assert plan(model.config, sparse=False).codes == 0
+
+
+def test_codes_are_a_small_part_of_the_cache():
+    told = plan(shape_config("llama-3.1-8b", 32768), context=32768)
+    assert told.codes <= 0.07 * told.cache
+    assert told.cache == 32 * 8 * 32768 * 2 * 128 * 2
+    assert told.total == told.weights + told.cache + told.codes + told.work
+    assert f"{told.weights / 1e9:.1f} GB weights + {told.cache / 1e9:.1f} GB cache" in told.line
+
+
+def test_windows_bound_the_cache():
+    config = tiny_architecture("gemma3").config
+    full = sum(kind == "full_attention" for kind in config.layer_types)
+    longer = plan(config, context=100_000).cache - plan(config, context=50_000).cache
+    assert longer == full * 50_000 * 2 * config.num_key_value_heads * config.head_dim * 2
+
+
+def test_quantized_weights_take_their_bits():
+    config = shape_config("llama-3.1-8b", 100)
+    plain, bytes_, four = (plan(config, way).weights for way in ("none", "bnb-8bit", "bnb-4bit"))
+    embeddings = 2 * 128256 * 4096 * 2
+    assert bytes_ == pytest.approx((plain - embeddings) / 2 + embeddings, rel=0.001)
+    assert four == pytest.approx((plain - embeddings) * 4.5 / 16 + embeddings, rel=0.001)
+
+
+def test_work_grows_with_the_chunk_and_not_beyond_the_context():
+    config = AutoConfig.for_model("llama", hidden_size=64, intermediate_size=96, num_attention_heads=4)
+    small, large, whole = (plan(config, chunk=chunk, sparse=False).work for chunk in (10, 20, 10**6))
+    assert large - small == 10 * (3 * 64 + 3 * 96) * 2
+    assert whole - LIBRARIES == CONTEXT * (3 * 64 + 3 * 96) * 2
+
+
+def test_a_sparse_step_reads_codes_and_chosen_rows():
+    model = tiny_architecture("llama")
+    full, sparse = step_bytes(model, 1000, None, DENSE), step_bytes(model, 1000, 16, DENSE)
+    config = model.config
+    dim = config.hidden_size // config.num_attention_heads
+    row, code = 2 * dim * 4, dim // 16 * 4 + 2
+    layers = config.num_hidden_layers - DENSE
+    read = 1000 * config.num_key_value_heads * code + 16 * config.num_attention_heads * row
+    assert full - sparse == layers * (1000 * config.num_key_value_heads * row - read)
+    weights = sum(p.nbytes for p in model.parameters()) - model.get_input_embeddings().weight.nbytes
+    assert full == weights + config.num_hidden_layers * 1000 * config.num_key_value_heads * row
