@@ -12,7 +12,7 @@ from adamas_kernels.ops import SparseSettings
 from conftest import ARCHITECTURES, tiny_architecture
 from test_engine import FULL, Loaded, answer, generated, prompt, sparse
 
-from adamas_cli.engine.engine import Engine
+from adamas_cli.engine.engine import REHEARSED_FROM, Engine
 from adamas_cli.engine.events import Token
 from adamas_cli.engine.sampling import Sampling
 
@@ -84,7 +84,9 @@ def test_full_and_sparse_steps_have_graphs_of_their_own():
 def test_an_answer_may_outgrow_the_cache():
     loaded, ids = on_gpu("llama"), prompt(150)
     engine = Engine(loaded, FULL, context=152)
-    assert answer(engine, ids[:140], ids[140:], tokens=40) == generated(loaded.model.cpu(), ids, tokens=40)
+    found = answer(engine, ids[:140], ids[140:], tokens=40)
+    assert engine.step_reason is None
+    assert found == generated(loaded.model.cpu(), ids, tokens=40)
 
 
 @pytest.mark.parametrize("graphs", [True, False])
@@ -131,6 +133,19 @@ def test_a_step_that_cannot_be_captured_is_launched(monkeypatch):
     assert found == expected
     assert engine.step_reason.startswith("no CUDA graph")
     assert said.count(engine.step_reason) == 1
+
+
+def test_steps_behind_a_long_document_are_rehearsed_and_forgotten():
+    loaded, ids = on_gpu("llama"), prompt(REHEARSED_FROM + 100)
+    settings = {"context": len(ids) + 100, "prefill_chunk": 512}
+    engine = Engine(loaded, SPARSE, **settings)
+    list(engine.read(ids[:-20]))
+    assert len(engine._graphs._graphs) == 1
+    assert engine.length == len(ids) - 20
+    graph = next(iter(engine._graphs._graphs.values()))
+    found = [e.id for e in engine.answer(ids[-20:], Sampling(), 24, ()) if isinstance(e, Token)]
+    assert next(iter(engine._graphs._graphs.values())) is graph
+    assert found == answer(Engine(loaded, SPARSE, graphs=False, **settings), ids[:-20], ids[-20:])
 
 
 def test_fused_kernels_are_undone():

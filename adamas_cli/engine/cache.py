@@ -72,6 +72,7 @@ class FullMark:
     power: Tensor | None
     codebook: Codebook | None
     fitted: int
+    prediction: Tensor | None
 
 
 class FullLayer(CacheLayerMixin):
@@ -244,11 +245,16 @@ class FullLayer(CacheLayerMixin):
     def mark(self) -> FullMark:
         """What `rewind` needs to return to this point."""
         value_sum = self._value_sum.clone() if self.is_initialized else None
-        codebook = None if self._coded is None else self._coded.codebook
-        return FullMark(self.length, value_sum, self._power, codebook, self._fitted)
+        if self._coded is None:
+            return FullMark(self.length, value_sum, self._power, None, self._fitted, None)
+        learnt = self._coded.prediction
+        prediction = None if learnt is None else learnt.clone()
+        return FullMark(self.length, value_sum, self._power, self._coded.codebook, self._fitted, prediction)
 
-    def rewind(self, mark: FullMark) -> None:
-        """Forget every token since `mark`."""
+    def rewind(self, mark: FullMark, *, keep_prediction: bool = False) -> None:
+        """Forget every token since `mark`; what steps learnt since then about the next too, so that the same
+        question gets the same floats whatever was asked before, unless that is to be kept.
+        """
         self.length, self._power, self._fitted = mark.length, mark.power, mark.fitted
         if mark.value_sum is not None:
             self._value_sum.copy_(mark.value_sum)
@@ -260,7 +266,8 @@ class FullLayer(CacheLayerMixin):
             self._coded, self._encoded = None, 0
             self.steps.version += 1
             return
-        self._coded.forget_prediction()
+        if not keep_prediction:
+            self._coded.restore_prediction(mark.prediction)
         self._encoded = min(self._encoded, self.length)
         if self._coded.codebook is not mark.codebook:
             self._coded.codebook, self._encoded = mark.codebook, 0
@@ -291,7 +298,9 @@ class SlidingLayer(DynamicSlidingWindowLayer):
         """What `rewind` needs to return to this point."""
         return self.keys, self.values, self.cumulative_length
 
-    def rewind(self, mark: tuple[Tensor | None, Tensor | None, int]) -> None:
+    def rewind(
+        self, mark: tuple[Tensor | None, Tensor | None, int], *, keep_prediction: bool = False
+    ) -> None:
         """Forget every token since `mark`."""
         self.keys, self.values, self.cumulative_length = mark
         self.is_initialized = self.keys is not None
@@ -386,10 +395,10 @@ class AdamasCache(Cache):
         """The present state, to `rewind` to."""
         return [layer.mark() for layer in self.layers]
 
-    def rewind(self, mark: list[Any]) -> None:
-        """Forget every token since `mark`, in every layer."""
+    def rewind(self, mark: list[Any], *, keep_prediction: bool = False) -> None:
+        """Forget every token since `mark`, in every layer; see `FullLayer.rewind`."""
         for layer, layer_mark in zip(self.layers, mark, strict=True):
-            layer.rewind(layer_mark)
+            layer.rewind(layer_mark, keep_prediction=keep_prediction)
         self.steps.length.fill_(self.get_seq_length())
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-NOTICED_AFTER = 0.3  # seconds; a kernel that was compiled before is loaded in less
+NOTICED_AFTER = 1.0  # seconds; a kernel that was compiled before is loaded in less
 
 
 @contextmanager

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 PREFILL_CHUNK = {"cpu": 512, "cuda": 8192}
 OTHER_CHUNK = 2048
 SMALLEST_CHUNK = 64
+REHEARSALS = 3  # steps behind a document that are forgotten
+REHEARSED_FROM = 2048  # tokens of a document
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +128,9 @@ class Engine:
         """Read tokens, int [n], into the cache, behind what is there."""
         with self._attending():
             yield from self._prefill(ids, time.perf_counter())
-        self._cache.encode()
+            self._cache.encode()
+            if len(ids):
+                self._rehearse(int(ids[-1]))
         self._wait()
 
     def answer(
@@ -185,6 +189,20 @@ class Engine:
         """Encode the keys of the cache anew, after the settings of `sparse` have changed."""
         if isinstance(self._cache, AdamasCache):
             self._cache.encode_again()
+
+    def _rehearse(self, token: int) -> None:
+        """Take a few steps and forget them, so that the first of an answer finds them captured, and knows
+        what rank to expect of the tokens to attend to: without, it would go through all tokens anew.
+        """
+        if self._graphs is None or self.sparse is None or self.length < REHEARSED_FROM:
+            return
+        assert isinstance(self._cache, AdamasCache)
+        mark = self._cache.mark()
+        self._cache.start_decoding()
+        for _ in range(REHEARSALS):
+            self._step(torch.tensor([token], device=self.model.device))
+        self._cache.stop_decoding()
+        self._cache.rewind(mark, keep_prediction=True)
 
     def _feed(self, ids: np.ndarray) -> None:
         """Tokens that attend as an answer's do; leaves the logits behind the last one in `self._logits`."""

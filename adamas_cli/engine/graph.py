@@ -60,7 +60,6 @@ class GraphedSteps:
         self._cache = cache
         self._forward = forward
         self._graphs: dict[bool, _Graph] = {}
-        self._pool: Any = None
 
     def step(self, token: Tensor) -> tuple[Tensor, Tensor]:
         """Append a token, int64 [1]; the logits behind it, [V], and the greedy token, int64 [1].
@@ -94,11 +93,11 @@ class GraphedSteps:
             cache.rewind(mark)
             own.copy_(token)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            pool = next((other.graph.pool() for other in self._graphs.values()), None)
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 logits = self._run(own)
         finally:
             cache.rewind(mark)
-        self._pool = self._pool or graph.pool()
         assert cache.steps.version == version, "a step replaced its own buffers"
         return _Graph(version, graph, own, logits)
 

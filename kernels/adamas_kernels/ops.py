@@ -127,10 +127,14 @@ class LayerCache:
             )
         return self.prediction
 
-    def forget_prediction(self) -> None:
-        """Start over, so that the same question gets the same floats whatever was asked before."""
-        if self.prediction is not None:
+    def restore_prediction(self, earlier: Tensor | None) -> None:
+        """Return to an earlier prediction, or to none; in place, for a captured step that reads it."""
+        if self.prediction is None:
+            return
+        if earlier is None:
             self.prediction.fill_(UNPREDICTED)
+        else:
+            self.prediction.copy_(earlier)
 
     def view(self, tokens: int | None = None) -> LayerView:
         """The first `tokens`; None is what is filled, and waits for the device."""

@@ -4,6 +4,7 @@ length.
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 
@@ -19,9 +20,9 @@ from adamas_kernels.estimate import estimate_kernel
 from adamas_kernels.ops import LayerCache, SparseSettings, check_step
 from adamas_kernels.reference import Codebook, padded_dim
 
-TARGET = 2.0  # candidates aimed at, in budgets
 ROOM = 4  # room for candidates, in budgets
-LARGE_BUDGET = 512  # from which half the target and room do: more tokens are easier to predict
+LARGE_BUDGET = 512  # from which less room does: more tokens are easier to predict
+LARGE_ROOM = 2.5
 SMALLEST_ROOM = 256
 TOKENS_PER_SPLIT = 256  # chosen tokens that one program attends to
 ESTIMATE_BLOCK = 64  # tokens that one estimate program ranks at a time
@@ -42,10 +43,11 @@ def next_power(number: int) -> int:
 
 
 def room_and_target(budget: int) -> tuple[int, float]:
-    """Room for candidates of one query, and how many are aimed at."""
-    share = 1 if budget < LARGE_BUDGET else 0.5
-    room = max(SMALLEST_ROOM, next_power(int(ROOM * share * budget)))
-    return room, max(1.5, TARGET * share) * budget
+    """Room for candidates of one query, and how many are aimed at: as many times the budget as the room is
+    of them, because too few and too many are equally slow.
+    """
+    room = max(SMALLEST_ROOM, next_power(int((LARGE_ROOM if budget >= LARGE_BUDGET else ROOM) * budget)))
+    return room, math.sqrt(budget * room)
 
 
 def estimate_programs(device: torch.device, rows: int, capacity: int) -> int:
