@@ -10,7 +10,13 @@ import torch
 from adamas_kernels.ops import SparseSettings
 from conftest import ARCHITECTURES, tiny_architecture
 
-from adamas_cli.engine.attention import AUTO_MIN_CONTEXT, NAME, AttentionSettings, budget_for
+from adamas_cli.engine.attention import (
+    AUTO_MIN_CONTEXT,
+    NAME,
+    AttentionSettings,
+    auto_min_context,
+    budget_for,
+)
 from adamas_cli.engine.engine import SMALLEST_CHUNK, Engine
 from adamas_cli.engine.events import Done, Prefill, Token
 from adamas_cli.engine.sampling import Sampling
@@ -239,6 +245,14 @@ def test_auto_is_full_while_the_context_is_short(monkeypatch):
     settings = AttentionSettings(backend="torch")
     assert Engine(Loaded(model), settings, context=99).attention_kind == "full"
     assert Engine(Loaded(model), settings, context=100).attention_kind == "adamas"
+
+
+def test_auto_on_a_gpu_goes_by_what_full_attention_would_read():
+    grouped, whole = 2 * 8 * 128 * 2, 2 * 32 * 128 * 2  # bytes of a token: 8 KV heads, and 32
+    assert auto_min_context("triton", 128, grouped) < 32768 < auto_min_context("triton", 768, grouped)
+    assert auto_min_context("triton", 768, whole) < 32768
+    assert auto_min_context("triton", 1472, grouped) > 131072 > auto_min_context("triton", 1472, whole)
+    assert auto_min_context("cpu", 128, grouped) == auto_min_context("cpu", 4096, whole)
 
 
 def test_the_backend_is_the_fastest_that_runs_and_says_why_not_triton():

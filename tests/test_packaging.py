@@ -168,12 +168,20 @@ def pins() -> dict[str, str]:
     }
 
 
+FOR_GPUS = {"bnb", "torchao", "fp8"}  # extras that are of no use where this suite runs, and not installed
+
+
 def requirements() -> list[Requirement]:
     """What pyproject.toml asks for on this machine, test and check tools included."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = [
         *project["dependencies"],
-        *(line for extra in project["optional-dependencies"].values() for line in extra),
+        *(
+            line
+            for name, extra in project["optional-dependencies"].items()
+            for line in extra
+            if name not in FOR_GPUS
+        ),
     ]
     return [Requirement(line) for line in lines]
 

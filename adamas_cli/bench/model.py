@@ -13,7 +13,7 @@ from adamas_cli.bench.document import Document
 from adamas_cli.bench.measurement import OURS, Measurement
 from adamas_cli.bench.traffic import step_bytes
 from adamas_cli.engine.attention import AttentionSettings
-from adamas_cli.engine.engine import Engine, SparseFrom, peak_memory
+from adamas_cli.engine.engine import REHEARSED_FROM, Engine, SparseFrom, peak_memory
 from adamas_cli.engine.events import Done, Token
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.memory import give_back
@@ -21,7 +21,8 @@ from adamas_cli.models import LoadedModel
 
 QUESTION = 16  # tokens, those behind the document
 WARM_UP = 4  # tokens of an answer
-WARM_UP_READ = 600  # tokens, more than one chunk on a CPU
+# Tokens: more than one chunk on a CPU, and so many on a GPU that steps are rehearsed behind them.
+WARM_UP_READ = {"cpu": 600, "cuda": 2 * REHEARSED_FROM}
 QUICK_SECONDS = 5.0  # a prefill that takes longer is not repeated
 SILENCE_SECONDS = 10.0  # between two words about the same work
 WAYS: dict[str, SparseFrom] = {"full": "never", "adamas": "answer"}
@@ -50,27 +51,30 @@ class ModelBench:
 
     def measure(self, lengths: Sequence[int]) -> Iterator[Measurement]:
         """A prefill and the decodes at each length, the shortest first: peak memory only grows."""
-        self.say("warming up")
-        engine, _ = self._read(min(WARM_UP_READ, max(lengths)), None)
-        self._warm_up(engine)
-        del engine
         for length in sorted(lengths):
             yield from self._at(length)
 
     def _at(self, length: int) -> Iterator[Measurement]:
         pulse = _Pulse(self.say, f"{length:,} tokens")
+        pulse.beat("warming up", 0, 1)  # at each length: on a GPU its budget has kernels of its own
+        few = WARM_UP_READ.get(self.loaded.device.type, max(WARM_UP_READ.values()))
+        warm, _ = self._read(min(few, length), length, None)
+        self._warm_up(warm)
+        del warm
         seconds: list[float] = []
         engine = None
         while not seconds or (len(seconds) < self.repeats and seconds[0] < QUICK_SECONDS):
             engine = None  # before the next one: there is never room for two caches
-            engine, last = self._read(length, pulse)
+            engine, last = self._read(length, length, pulse)
             seconds.append(last)
         assert engine is not None
         yield Measurement(OURS, "full", length, 0, seconds, peak_memory(self.loaded.device))
         yield from self._decode(engine, length, pulse)
 
-    def _read(self, length: int, pulse: _Pulse | None) -> tuple[Engine, float]:
-        """A new engine with the document in its cache, codes included, and the seconds that took."""
+    def _read(self, tokens: int, length: int, pulse: _Pulse | None) -> tuple[Engine, float]:
+        """A new engine with room for `length` tokens and so many of the document in its cache, codes
+        included, and the seconds that took.
+        """
         engine = Engine(
             self.loaded,
             self.attention,
@@ -80,7 +84,7 @@ class ModelBench:
         )
         give_back()  # what an earlier engine held
         start = time.perf_counter()
-        for event in engine.read(self.document.ids[:length]):
+        for event in engine.read(self.document.ids[:tokens]):
             if pulse is not None:
                 pulse.beat("reading", event.done, event.total)
         if self.loaded.device.type == "cuda":

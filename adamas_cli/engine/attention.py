@@ -29,9 +29,10 @@ NAME = "adamas"
 DENSE_LAYERS = 2  # the first layers attend broadly, and stay dense in decode (paper, section 4.1)
 # Contexts from which a sparse decode step is faster than a full one, by backend (docs/performance.md). The
 # reference in plain torch never is: it unpacks all codes at every step. On a GPU a full step takes as long as
-# its keys and values take to read, so there it is a matter of their bytes in a layer.
+# its keys and values take to read, so there it is a matter of their bytes in a layer, and a sparse one as
+# long as choosing its tokens takes: (largest budget, bytes), as measured on an H100.
 AUTO_MIN_CONTEXT = {"cpu": 4096, "torch": math.inf}
-AUTO_MIN_BYTES = {"triton": 100_000_000}
+AUTO_MIN_BYTES = {"triton": ((256, 100e6), (1024, 300e6), (math.inf, 900e6))}
 # Budgets that keep an answer's distribution close to full attention's at every length (docs/accuracy.md).
 LEAST_BUDGET, BUDGET_STEP, BUDGET_GROWTH = 256, 64, 4
 # What some models pass to change the scores or the softmax; ignoring one would be silently wrong.
@@ -72,19 +73,19 @@ class AttentionSettings:
             name, reason = pick(self.backend, device)
         except BackendError as error:
             raise UsageError(f"{error}. Use --backend auto.") from None
-        if self.kind == "auto" and context < auto_min_context(name, token_bytes):
-            return None, None
         sparse = replace(self.sparse, budget=budget_for(context)) if self.budget_by_context else self.sparse
+        if self.kind == "auto" and context < auto_min_context(name, sparse.budget, token_bytes):
+            return None, None
         return SparseDecoding(sparse, load(name, announce)), reason
 
 
-def auto_min_context(backend: str, token_bytes: int) -> float:
-    """The context from which `auto` decodes sparsely, for keys and values of so many bytes a token and
-    layer.
+def auto_min_context(backend: str, budget: int, token_bytes: int) -> float:
+    """The context from which `auto` decodes sparsely with a budget, for keys and values of so many bytes a
+    token and layer.
     """
-    if backend in AUTO_MIN_BYTES:
-        return AUTO_MIN_BYTES[backend] / token_bytes
-    return AUTO_MIN_CONTEXT[backend]
+    if backend not in AUTO_MIN_BYTES:
+        return AUTO_MIN_CONTEXT[backend]
+    return next(size for largest, size in AUTO_MIN_BYTES[backend] if budget <= largest) / token_bytes
 
 
 def budget_for(context: int) -> int:

@@ -37,7 +37,8 @@ def require_quantizable(name: str, device: torch.device) -> None:
 
         found = torch.cuda.get_device_capability(device)
         if found < FP8_CAPABILITY:
-            raise UsageError(f"--quantization fp8 needs a GPU of compute capability 8.9, this has {found}.")
+            has = ".".join(map(str, found))
+            raise UsageError(f"--quantization fp8 needs a GPU of compute capability 8.9, this has {has}.")
 
 
 def quantization_config(name: str, dtype: torch.dtype) -> Any:
