@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from adamas_cli.bench.document import Document
 from adamas_cli.bench.measurement import OURS, Measurement
@@ -87,8 +86,6 @@ class ModelBench:
         for event in engine.read(self.document.ids[:tokens]):
             if pulse is not None:
                 pulse.beat("reading", event.done, event.total)
-        if self.loaded.device.type == "cuda":
-            torch.cuda.synchronize(self.loaded.device)
         return engine, time.perf_counter() - start
 
     def _decode(self, engine: Engine, length: int, pulse: _Pulse) -> Iterator[Measurement]:

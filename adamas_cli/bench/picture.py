@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adamas_cli.bench.measurement import OURS, Record
 from adamas_cli.errors import UsageError
-from adamas_cli.eval.plots import COLOURS, DPI, LINES, MARKERS, PANEL
+from adamas_cli.eval.plots import DPI, PANEL, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,7 +62,7 @@ def _lines(axes: Axes, rows: Sequence[Record], length: str, names: Sequence[str]
                 [row["stddev_ts"] for row in line],
                 label=name,
                 capsize=3,
-                **_style(index),
+                **style(index),
             )
     _frame(axes, sorted({row[length] for row in rows}), "tokens/s")
 
@@ -72,21 +72,11 @@ def _token_times(axes: Axes, rows: Sequence[Record], names: Sequence[str]) -> No
         line = [row for row in rows if _name(row) == name]
         lengths = [row["n_depth"] for row in line]
         if line:
-            axes.plot(lengths, [1e3 / row["avg_ts"] for row in line], **_style(index))
+            axes.plot(lengths, [1e3 / row["avg_ts"] for row in line], **style(index))
         if line and line[0]["copy_floor_s"] is not None:
             floors = [1e3 * row["copy_floor_s"] for row in line]
-            axes.plot(lengths, floors, color=_style(index)["color"], linestyle=":", linewidth=1)
+            axes.plot(lengths, floors, color=style(index)["color"], linestyle=":", linewidth=1)
     _frame(axes, sorted({row["n_depth"] for row in rows}), "ms a token")
-
-
-def _style(index: int) -> dict[str, Any]:
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": LINES[index % len(LINES)],
-        "markersize": 5,
-        "linewidth": 1.3,
-    }
 
 
 def _frame(axes: Axes, lengths: Sequence[int], unit: str) -> None:

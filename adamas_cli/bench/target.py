@@ -18,6 +18,7 @@ from adamas_cli.models.device import choose_device, choose_dtype
 from adamas_cli.models.fetch import is_fetched, local_file
 from adamas_cli.models.folder import CONFIG
 from adamas_cli.models.load import packs
+from adamas_cli.models.quantization import PACKAGES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -93,7 +94,7 @@ def shape_target(name: str, tokens: int, options: ModelOptions) -> Target:
     """A model of a shape with random weights and a context of `tokens`. Raises UsageError."""
     from adamas_cli.bench.shapes import load_shape, shape_config, shape_fields
 
-    if options.quantization not in ("auto", "packed", "none"):
+    if options.quantization in PACKAGES:
         raise UsageError("--shape has random weights, which are not quantized: leave out --quantization")
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)

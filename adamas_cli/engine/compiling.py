@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 NOTICED_AFTER = 1.0  # seconds; a kernel that was compiled before is loaded in less
+LINE = "compiling GPU kernels, which are kept for the next time"
 
 
 @contextmanager
 def announced_compiling(announce: Callable[[str], None]) -> Iterator[None]:
-    """A scope in which one line is announced when a kernel really is compiled, not only loaded from disk.
+    """A scope in which a line is announced for each kernel that is really compiled, not loaded from disk.
 
     Triton's own hooks around a compilation tell when it starts and ends; whatever they were is kept.
     """
@@ -21,15 +22,9 @@ def announced_compiling(announce: Callable[[str], None]) -> Iterator[None]:
     runtime = knobs.runtime
     before, after = runtime.jit_cache_hook, runtime.jit_post_compile_hook
     timers: list[threading.Timer] = []
-    told = threading.Event()
-
-    def tell() -> None:
-        if not told.is_set():
-            told.set()
-            announce("compiling GPU kernels, which are kept for the next time")
 
     def started(*args: Any, **kwargs: Any) -> Any:
-        timer = threading.Timer(NOTICED_AFTER, tell)
+        timer = threading.Timer(NOTICED_AFTER, announce, [LINE])
         timer.daemon = True
         timer.start()
         timers.append(timer)

@@ -9,12 +9,11 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from adamas_kernels.dispatch import load_dense
+from adamas_kernels.dispatch import load_dense, obstacle
 from adamas_kernels.ops import LARGEST_STEP, SparseSettings
 from torch import Tensor
 
@@ -102,17 +101,17 @@ class Engine:
     def _prepare_steps(self, graphs: bool) -> str | None:
         """Choose how steps of one token run; one line about why not in the fastest way."""
         if self.model.device.type != "cuda":
-            obstacle = native_obstacle(self.model, self._cache)
-            if obstacle is None:
+            reason = native_obstacle(self.model, self._cache)
+            if reason is None:
                 self._native = NativeDecoder(self.model)
-            return obstacle and f"each token goes through transformers' forward ({obstacle})"
-        if find_spec("triton"):
+            return reason and f"each token goes through transformers' forward ({reason})"
+        if obstacle("triton", self.model.device) is None:
             self._fused = Fused(self.model)
-        obstacle = graph_obstacle(self.model, self._cache, self.sparse)
-        if obstacle is None and graphs:
+        reason = graph_obstacle(self.model, self._cache, self.sparse)
+        if reason is None and graphs:
             assert isinstance(self._cache, AdamasCache)
             self._graphs = GraphedSteps(self._cache, self._forward_at)
-        return obstacle and f"no CUDA graph: {obstacle}"
+        return reason and f"no CUDA graph: {reason}"
 
     @property
     def attention_kind(self) -> str:
@@ -171,7 +170,7 @@ class Engine:
 
         sparse: every token attends as an answer's tokens do. Afterwards the cache is where it was.
         """
-        tokens = torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int64)).to(self.model.device)
+        tokens = self._on_device(ids)
         mark = self._cache.mark()
         if sparse:
             self._cache.start_decoding()
@@ -207,13 +206,13 @@ class Engine:
     def _feed(self, ids: np.ndarray) -> None:
         """Tokens that attend as an answer's do; leaves the logits behind the last one in `self._logits`."""
         self._cache.start_decoding()
-        tokens = torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int64)).to(self.model.device)
+        tokens = self._on_device(ids)
         for token in tokens.split(1):
             self._logits = self._step(token)
 
     def _prefill(self, ids: np.ndarray, start: float) -> Iterator[Prefill]:
         """Chunks of `self.chunk` tokens; leaves the logits behind the last one in `self._logits`."""
-        tokens = torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int64)).to(self.model.device)
+        tokens = self._on_device(ids)
         base, total, done = self.length, len(tokens), 0
         cost = PrefillCost(self._attention_share)
         self._cache.stop_decoding()
@@ -351,6 +350,10 @@ class Engine:
     def _forward_at(self, token: Tensor, position: Tensor) -> Tensor:
         """The same for one token at a position that lies on the device, [1, 1]."""
         return self._forward(token, positions=position)
+
+    def _on_device(self, ids: np.ndarray) -> Tensor:
+        """Token ids, int [n], as the model takes them: int64 [n]."""
+        return torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int64)).to(self.model.device)
 
     def _say_once(self, line: str) -> None:
         if line not in self._said:

@@ -154,7 +154,7 @@ def _by_budget(
                 [below, above],
                 label=method,
                 capsize=3,
-                **_style(index),
+                **style(index),
             )
         if full is not None:
             axes.axhline(full, color="grey", linewidth=1, label="full attention")
@@ -178,7 +178,7 @@ def _by_layer(rows: Sequence[Record]) -> Draw:
     def draw(axes: Axes) -> None:
         for index, row in enumerate(rows):
             recall = row["recall_by_layer"]
-            axes.plot(range(len(recall)), recall, label=row["method"], **_style(index))
+            axes.plot(range(len(recall)), recall, label=row["method"], **style(index))
         axes.set_ylim(0, 1.03)
         axes.set_xlabel("sparse layer, in the model's order")
         axes.set_ylabel("recall of the true top-k, share")
@@ -187,7 +187,8 @@ def _by_layer(rows: Sequence[Record]) -> Draw:
     return draw
 
 
-def _style(index: int) -> dict[str, Any]:
+def style(index: int) -> dict[str, Any]:
+    """How the line of that number looks, in every picture."""
     return {
         "color": COLOURS[index % len(COLOURS)],
         "marker": MARKERS[index % len(MARKERS)],

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adamas_kernels.dispatch import obstacle
 from adamas_kernels.reference import merge
 
 if TYPE_CHECKING:
@@ -40,30 +41,35 @@ def chunk_attention(queries: Tensor, keys: Tensor, values: Tensor, scaling: floa
 
         if serves(queries, keys, values):
             return flash_attention(_runner(torch.get_num_threads()), queries, keys, values, scaling)
-    if new > 1 and queries.device.type == "cuda" and queries.itemsize == 2 and find_spec("triton"):
-        from adamas_kernels.prefill_cuda import split_attention
-
-        return split_attention(queries, keys, values, scaling)
     if new == 1:
         return _one_query(queries, keys, values, scaling)
     if past == 0:
         return F.scaled_dot_product_attention(
             queries, keys, values, is_causal=True, scale=scaling, enable_gqa=heads != kv_heads
         )
+    if queries.device.type == "cuda" and queries.itemsize == 2 and _triton_runs(queries.device):
+        from adamas_kernels.prefill_cuda import split_attention
+
+        return split_attention(queries, keys, values, scaling)
     groups = heads // kv_heads
     own = slice(past, size)
     own_keys, own_values = (x[:, :, own].repeat_interleave(groups, 1) for x in (keys, values))
-    out, lse = _attention_with_lse(queries, own_keys, own_values, scaling, is_causal=True)
+    out, lse = attention_with_lse(queries, own_keys, own_values, scaling, is_causal=True)
     side_by_side = queries.reshape(queries.shape[0], kv_heads, groups * new, -1)
     out, lse = out.float(), lse.float()
     block = max(256, CPU_BLOCK // (heads * new)) if queries.device.type == "cpu" else past
     for start in range(0, past, block):
         part = slice(start, min(start + block, past))
-        earlier, earlier_lse = _attention_with_lse(
+        earlier, earlier_lse = attention_with_lse(
             side_by_side, keys[:, :, part], values[:, :, part], scaling, is_causal=False
         )
         out, lse = merge(out, lse, earlier.float().reshape(out.shape), earlier_lse.float().reshape(lse.shape))
     return out.to(queries.dtype)
+
+
+@cache
+def _triton_runs(device: torch.device) -> bool:
+    return obstacle("triton", device) is None
 
 
 @cache
@@ -87,7 +93,7 @@ def _one_query(queries: Tensor, keys: Tensor, values: Tensor, scaling: float) ->
     return out.reshape(queries.shape)
 
 
-def _attention_with_lse(
+def attention_with_lse(
     queries: Tensor, keys: Tensor, values: Tensor, scaling: float, is_causal: bool
 ) -> tuple[Tensor, Tensor]:
     """Attention and the log-sum-exp [B, H, N] of its scores, by the kernel of torch that returns it on this

@@ -8,10 +8,11 @@ with the square causal one over the chunk itself, both parts stay on it (docs/pe
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from adamas_kernels.prefill import attention_with_lse
 
 CUDNN_CAPABILITY = (9, 0)  # NVIDIA GPUs from Hopper on, where cuDNN is faster than flash attention
 CUDNN_LARGEST_DIM = 128
@@ -63,26 +64,22 @@ def merge_into(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> No
 
 
 def split_attention(queries: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
-    """Causal attention of the newest N > 1 tokens, 16-bit queries [B, H, N, D], over keys and values [B, K,
-    S, D]; [B, H, N, D].
+    """Causal attention of the newest N tokens, 16-bit queries [B, H, N, D], over keys and values [B, K, S,
+    D], 1 < N < S; [B, H, N, D].
     """
     batch, heads, new, dim = queries.shape
     kv_heads, size = keys.shape[1:3]
     past = size - new
-    if past == 0:
-        return F.scaled_dot_product_attention(
-            queries, keys, values, is_causal=True, scale=scaling, enable_gqa=heads != kv_heads
-        )
     cudnn = _cudnn_serves(queries)
     own_keys, own_values = keys[:, :, past:], values[:, :, past:]
     if not cudnn and heads != kv_heads:
         own_keys, own_values = (x.repeat_interleave(heads // kv_heads, 1) for x in (own_keys, own_values))
-    out, lse = (_cudnn if cudnn else _flash)(queries, own_keys, own_values, scaling, True)
+    out, lse = (_cudnn if cudnn else attention_with_lse)(queries, own_keys, own_values, scaling, True)
     lse = lse.contiguous()
     # The query heads of one KV head as more rows of one: where all rows see all keys, that is the same.
     rows = queries.reshape(batch, kv_heads, -1, dim)
     for start, end in blocks_of(past) if cudnn else [(0, past)]:
-        attend = _cudnn if cudnn and (end - start) % CUDNN_BLOCK == 0 else _flash
+        attend = _cudnn if cudnn and (end - start) % CUDNN_BLOCK == 0 else attention_with_lse
         part = slice(start, end)
         other, other_lse = attend(rows, keys[:, :, part], values[:, :, part], scaling, False)
         merge_into(out, lse, other.reshape(out.shape), other_lse.reshape(lse.shape))
@@ -116,12 +113,3 @@ def _cudnn(
         queries, keys, values, None, True, 0.0, causal, False, scale=scaling
     )
     return out, lse.reshape(queries.shape[:3])
-
-
-def _flash(
-    queries: Tensor, keys: Tensor, values: Tensor, scaling: float, causal: bool
-) -> tuple[Tensor, Tensor]:
-    out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
-        queries, keys, values, 0.0, causal, scale=scaling
-    )
-    return out, lse
