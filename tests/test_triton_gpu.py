@@ -70,14 +70,16 @@ def test_assembly_computes_what_plain_arithmetic_does(scorer, new):
 
 @pytest.mark.parametrize("scorer", SCORERS)
 @pytest.mark.parametrize("new", [1, 16])  # sixteen are more than the recents, whose codes nobody waits for
-def test_overlapped_launches_compute_what_separate_ones_do(scorer, new):
-    settings = SparseSettings(budget=32, scorer=scorer)
+@pytest.mark.parametrize("budget", [32, 768])
+def test_overlapped_launches_compute_what_separate_ones_do(scorer, new, budget):
+    settings = SparseSettings(budget=budget, scorer=scorer)
     check_the_same(TritonBackend(chained=False), TritonBackend(chained=chains(DEVICE)), new, settings)
 
 
-def test_a_graph_computes_what_its_launches_do():
+@pytest.mark.parametrize("budget", [16, 300])
+def test_a_graph_computes_what_its_launches_do(budget):
     """The captured length advances by itself, and no grid depends on it."""
-    settings = SparseSettings(budget=16)
+    settings = SparseSettings(budget=budget)
     heads, backend = 8, TritonBackend()
     cache = make_cache(1, 2, 128, 1000, 1100, settings, torch.float16)
     captured = copied(cache)
@@ -103,7 +105,7 @@ def test_a_graph_computes_what_its_launches_do():
     assert torch.equal(captured.prediction, cache.prediction)
 
 
-@pytest.mark.parametrize("budget", [128, 1024])
+@pytest.mark.parametrize("budget", [128, 768, 1472])
 def test_the_same_step_gives_the_same_bits(budget):
     """Candidates are found in any order, and sums do not depend on it."""
     settings = SparseSettings(budget=budget)

@@ -7,10 +7,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import triton
 import triton.language as tl
 from adamas_kernels import reference as ref
 from adamas_kernels.ops import SparseSettings
-from adamas_kernels.step import ESTIMATE_BLOCK, RANK_BLOCK, TritonBackend, room_and_target
+from adamas_kernels.select import bisect_candidates, clear_marks
+from adamas_kernels.step import ESTIMATE_BLOCK, RANK_BLOCK, TritonBackend, has_ptx, room_and_target
 from layer_caches import (
     ODD_KEYS,
     check_steps,
@@ -201,14 +203,16 @@ def test_forced_tokens(sinks, recents):
     check(make_cache(1, 1, 32, 297, 320, settings), 1, 3, settings)
 
 
+@pytest.mark.parametrize(("budget", "sizes"), [(16, (200, 400)), (150, (400, 1100))])
 @pytest.mark.parametrize("scorer", ["dot", "manhattan"])
 @pytest.mark.parametrize("make", ODD_KEYS, ids=lambda make: make.__name__)
-def test_odd_keys_and_ties(scorer, make):
-    """Ties go to the lowest positions, among candidates and among all tokens."""
+def test_odd_keys_and_ties(scorer, make, budget, sizes):
+    """Ties go to the lowest positions, among candidates, sorted or bisected, and among all tokens."""
     torch.manual_seed(0)
-    settings = SparseSettings(budget=16, scorer=scorer)
-    for size, steps in ((200, 1), (400, 2)):
-        check(make_cache(1, 1, 32, size, 450, settings, make=make), 1, 1, settings, steps=steps, make=make)
+    settings = SparseSettings(budget=budget, scorer=scorer)
+    for size, steps in zip(sizes, (1, 2), strict=True):
+        cache = make_cache(1, 1, 32, size, size + 50, settings, make=make)
+        check(cache, 1, 1, settings, steps=steps, make=make)
 
 
 @pytest.mark.parametrize("scorer", ["dot", "manhattan"])
@@ -219,13 +223,57 @@ def test_zero_queries(scorer, size):
     check(make_cache(1, 1, 32, size, 450, settings, HALF), 2, 1, settings, steps=2, make_queries=zeros)
 
 
+@triton.jit
+def bisect_kernel(
+    rank_ptr, position_ptr, marks_ptr, before_ptr, chosen_at_ptr, chosen_rank_ptr, count, words, want,
+    ROOM: tl.constexpr, WORDS: tl.constexpr, FAST: tl.constexpr,  # noqa: N803
+):  # fmt: skip
+    every = tl.arange(0, ROOM)
+    clear_marks(marks_ptr, words, WORDS)
+    bisect_candidates(
+        tl.load(rank_ptr + every), tl.load(position_ptr + every), every < count, count,
+        marks_ptr, before_ptr, words, chosen_at_ptr, chosen_rank_ptr, want, WORDS, FAST,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [100, 257, 5000])
+@pytest.mark.parametrize("levels", [1, 3, 40, None])
+@pytest.mark.parametrize(("count", "want"), [(0, 0), (1, 1), (64, 0), (64, 1), (64, 63), (64, 64), (51, 20)])
+def test_candidates_in_any_order_are_chosen_in_that_of_their_positions(size, levels, count, want):
+    torch.manual_seed(count + want)
+    room = 64
+    rank = torch.randn(size) if levels is None else torch.randint(-levels // 2, levels, (size,)).float()
+    rank[rank == 0] *= torch.tensor([-1.0, 1.0])[torch.randint(2, (int((rank == 0).sum()),))]
+    at = torch.randperm(size)[:count].sort().values
+    order = rank[at].sort(descending=True, stable=True).indices
+    expected = at[order[:want]].sort().values
+    for _ in range(3):
+        shuffled = at[torch.randperm(count)]
+        ranks = torch.full((room,), torch.nan)
+        positions = torch.full((room,), FAR_OUTSIDE, dtype=torch.int32)
+        ranks[:count], positions[:count] = rank[shuffled], shuffled.int()
+        words = triton.cdiv(size, 32)
+        outside = torch.full((3, max(words, room)), FAR_OUTSIDE, dtype=torch.int32, device=DEVICE)
+        marks, before, chosen_at = outside
+        chosen_rank = torch.full((room,), torch.nan, device=DEVICE)
+        bisect_kernel[(1,)](
+            ranks.to(DEVICE), positions.to(DEVICE), marks, before, chosen_at, chosen_rank, count, words, want,
+            ROOM=room, WORDS=16, FAST=has_ptx(),
+        )  # fmt: skip
+        assert torch.equal(chosen_at.cpu()[:want].long(), expected)
+        assert torch.equal(chosen_rank.cpu()[:want], rank[expected])
+        assert (chosen_at[want:] == FAR_OUTSIDE).all()
+
+
+@pytest.mark.parametrize("budget", [16, 150])
 @pytest.mark.parametrize("scorer", ["dot", "manhattan"])
 @pytest.mark.parametrize("prediction", [-1e30, NONE_PASSES, 0.0, 1e6, -1e6])
-def test_a_wrong_prediction_changes_nothing(scorer, prediction):
+def test_a_wrong_prediction_changes_nothing(scorer, prediction, budget):
     """No candidates, too many, and what the next steps learn from it."""
     torch.manual_seed(0)
-    settings = SparseSettings(budget=16, scorer=scorer)
-    check(make_cache(1, 1, 32, 330, 450, settings), 2, 1, settings, steps=3, prediction=prediction)
+    settings = SparseSettings(budget=budget, scorer=scorer)
+    size = 330 if budget == 16 else 1100
+    check(make_cache(1, 1, 32, size, size + 20, settings), 2, 1, settings, steps=3, prediction=prediction)
 
 
 @pytest.mark.parametrize("scorer", ["dot", "manhattan"])

@@ -1,18 +1,15 @@
-"""Exact attention over the chosen tokens, and what the others would have added; selection runs in the same
-launch.
-"""
+"""Exact attention over the chosen tokens, and what the others would have added."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_wait
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from adamas_kernels.coding import FACTS, LOWEST
-from adamas_kernels.estimate import mass_anchor, mass_line, mass_of
-from adamas_kernels.select import select_all, select_candidates
+from adamas_kernels.select import choose, forced_and_wanted
 
-# Numbers before the vectors of a split: maximum, sum, mass of the rest, and what that is relative to.
+# Numbers before the vectors of a split: maximum and sum, and two that keep the vectors aligned.
 PART_FACTS = tl.constexpr(4)
 
 
@@ -89,142 +86,143 @@ def rest_of_values(
 
 
 @triton.jit
-def attend_kernel(
+def attend_once_kernel(
     query_ptr, keys_ptr, values_ptr, codes_ptr, scale_ptr, value_sum_ptr, length_ptr,
     words_ptr, facts_ptr, rank_ptr, position_ptr, count_ptr, mass_ptr, threshold_ptr, ranks_ptr,
-    chosen_at_ptr, chosen_rank_ptr, part_ptr, out_ptr, lse_ptr, place_ptr, score_ptr,
+    chosen_at_ptr, chosen_rank_ptr, out_ptr, lse_ptr, place_ptr, score_ptr,
     query_b, query_h, query_n, keys_b, keys_h, keys_n, values_b, values_h, values_n,
     codes_b, codes_h, codes_w, scale_b, scale_h, out_b, out_h, out_n,
     capacity, scaling, sinks, recents, budget, target, programs,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, NEW_PAD: tl.constexpr,
     D: tl.constexpr, P: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr,
     ROOM: tl.constexpr, BUDGET_PAD: tl.constexpr, PROGRAMS_PAD: tl.constexpr, BLOCK: tl.constexpr,
-    TOKENS: tl.constexpr, SPLITS: tl.constexpr, ONCE: tl.constexpr, MANHATTAN: tl.constexpr,
-    MASS: tl.constexpr, FAST: tl.constexpr, CHAINED: tl.constexpr, TALLY: tl.constexpr,
+    TOKENS: tl.constexpr, MANHATTAN: tl.constexpr, MASS: tl.constexpr, FAST: tl.constexpr,
+    CHAINED: tl.constexpr, TALLY: tl.constexpr,
 ):  # fmt: skip
-    """Program (query head of a batch, new token, split of the chosen tokens).
+    """Choose tokens and attend to them, where all can be held at once; program (query head of a batch, new
+    token).
 
-    ONCE: all chosen tokens are held at once, and the result is written here; otherwise each split leaves its
-    part for `merge_kernel`. CHAINED: started before the launch before it ended. TALLY: leave the positions
-    and scores of the chosen tokens in place and score [B, H, N, ROOM].
+    CHAINED: started before the launch before it ended. TALLY: leave the positions and scores of the chosen
+    tokens in place and score [B, H, N, ROOM].
+    """
+    pair, new = tl.program_id(0), tl.program_id(1)
+    batch, head = (pair // (HEADS * GROUP)).to(tl.int64), pair % (HEADS * GROUP)
+    kv_head = head // GROUP
+    row = pair * NEW + new
+    wide_row = row.to(tl.int64)
+    first = wide_row * ROOM
+    own = tl.load(length_ptr) + new
+    seen = own + 1
+    first_sinks, first_recent, forced, want = forced_and_wanted(seen, sinks, recents, budget)
+    if CHAINED:
+        gdc_wait()
+    mass, top = choose(
+        codes_ptr + batch * codes_b + kv_head * codes_h, codes_w,
+        scale_ptr + batch * scale_b + kv_head * scale_h,
+        words_ptr, facts_ptr + row * FACTS, ranks_ptr + wide_row * capacity,
+        rank_ptr, position_ptr, count_ptr, mass_ptr + wide_row * programs, threshold_ptr + pair,
+        chosen_at_ptr + first, chosen_rank_ptr + first, None, None, 0,
+        row, new, sinks, recents, seen, forced, want, target, programs,
+        NEW, P, ROOM, BUDGET_PAD, PROGRAMS_PAD, BLOCK, 0, True, MANHATTAN, MASS, FAST,
+    )  # fmt: skip
+    dim, column = tl.arange(0, P), tl.arange(0, D_V_PAD)
+    query = query_ptr + batch * query_b + head * query_h + new * query_n
+    q = tl.load(query + dim, mask=dim < D, other=0.0).to(tl.float32) * scaling
+    keys = keys_ptr + batch * keys_b + kv_head * keys_h
+    values = values_ptr + batch * values_b + kv_head * values_h
+    out = out_ptr + batch * out_b + head * out_h + new * out_n
+    chosen = forced + want
+    slot = tl.arange(0, TOKENS)
+    at, real = chosen_positions(slot, chosen, forced, first_sinks, first_recent, chosen_at_ptr + first)
+    score, v = scores_and_values(at, real, q, keys, keys_n, values, values_n, dim, column, D, D_V)
+    if TALLY:
+        note_scores(slot, at, real, score, place_ptr + first, score_ptr + first)
+    highest = tl.max(score, axis=0)
+    p = tl.where(real, tl.exp(score - highest), 0.0)
+    weight = tl.sum(p, axis=0)
+    rest, value_total, left = rest_of_values(
+        values, values_n, value_sum_ptr + (batch * HEADS + kv_head) * D_V,
+        mass, seen - chosen, own, new, column, NEW, NEW_PAD, D_V, D_V_PAD, MASS,
+    )  # fmt: skip
+    share, lse = shares(highest, weight, rest, top)
+    # The mean of the others is what all values add up to less the chosen ones: one sum does for both.
+    factor = tl.where(real, p * ((1 - share) / weight) - share / left, 0.0)
+    result = tl.sum(factor[:, None] * v, axis=0) + value_total * (share / left)
+    tl.store(out + column, result.to(out_ptr.dtype.element_ty), mask=column < D_V)
+    tl.store(lse_ptr + row, lse)
+
+
+@triton.jit
+def attend_kernel(
+    query_ptr, keys_ptr, values_ptr, length_ptr, chosen_at_ptr, part_ptr, place_ptr, score_ptr,
+    query_b, query_h, query_n, keys_b, keys_h, keys_n, values_b, values_h, values_n,
+    scaling, sinks, recents, budget,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr,
+    D: tl.constexpr, P: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr,
+    ROOM: tl.constexpr, TOKENS: tl.constexpr, SPLITS: tl.constexpr,
+    CHAINED: tl.constexpr, TALLY: tl.constexpr,
+):  # fmt: skip
+    """Attend to some of the tokens that `select_kernel` chose; program (query head of a batch, new token,
+    split of the chosen tokens).
+
+    Leaves its part in part float32 [B, H, N, SPLITS, PART_FACTS + 2 D_V_PAD]: maximum and sum of the softmax,
+    weighted sum of the values, and their plain sum.
+    CHAINED: started before the launch before it ended, and lets the next one start at once. TALLY: as in
+    `attend_once_kernel`.
     """
     pair, new, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     batch, head = (pair // (HEADS * GROUP)).to(tl.int64), pair % (HEADS * GROUP)
     kv_head = head // GROUP
     row = pair * NEW + new
     first = row.to(tl.int64) * ROOM
-    own = tl.load(length_ptr) + new
-    seen = own + 1
-    first_sinks = tl.minimum(sinks, seen)
-    first_recent = tl.maximum(first_sinks, seen - recents)
-    forced = first_sinks + seen - first_recent
-    want = tl.maximum(tl.minimum(budget, seen) - forced, 0)
-    fact = facts_ptr + row * FACTS
-    every = tl.arange(0, ROOM)
-    if CHAINED:
-        gdc_wait()
-    # All of these at once, whatever of it will be needed: each waits as long as one of them.
-    count = tl.load(count_ptr + row)
-    rank = tl.load(rank_ptr + first + every)
-    candidate = tl.load(position_ptr + first + every)
-    unit, offset, total, spread = tl.load(fact), tl.load(fact + 1), tl.load(fact + 2), tl.load(fact + 4)
-    top = mass_anchor(unit, offset, tl.load(fact + 3))
-    everything = tl.zeros((), tl.float32)
-    if MASS:
-        part = tl.arange(0, PROGRAMS_PAD)
-        masses = tl.load(mass_ptr + row.to(tl.int64) * programs + part, mask=part < programs, other=0.0)
-        everything = tl.sum(masses, axis=0)
-    chosen_at, chosen_rank = chosen_at_ptr + first, chosen_rank_ptr + first
-    if (count >= want) & (count <= ROOM):
-        select_candidates(rank, candidate, every < count, chosen_at, chosen_rank, want, ROOM)
-    else:
-        select_all(
-            codes_ptr + batch * codes_b + kv_head * codes_h, codes_w,
-            scale_ptr + batch * scale_b + kv_head * scale_h,
-            words_ptr, total,
-            ranks_ptr + row.to(tl.int64) * capacity, chosen_at, chosen_rank,
-            row, sinks, seen - recents, want, BLOCK, P, MANHATTAN, FAST,
-        )  # fmt: skip
-    tl.debug_barrier()
-    number = tl.arange(0, BUDGET_PAD)
-    best = tl.load(chosen_rank + number, mask=number < want, other=0.0)
-    edge = tl.min(tl.where(number < want, best, float("inf")), axis=0)
-    chosen_mass = tl.zeros((), tl.float32)
-    if MASS:
-        slope, level = mass_line(unit, offset, top)
-        chosen_mass = tl.sum(tl.where(number < want, mass_of(best, slope, level), 0.0), axis=0)
-    if (split == 0) & (new == NEW - 1):
-        # The best tokens' excess over the last of them tells the slope of the tail, and so the rank at which
-        # `target` candidates would pass. While all tokens fit the room, all pass.
-        excess = tl.sum(tl.where(number < want, best - edge, 0.0), axis=0) / tl.maximum(want, 1)
-        guess = edge + excess * tl.log(tl.maximum(want, 1).to(tl.float32) / target)
-        open_wide = (seen - forced <= ROOM) | (want == 0)
-        tl.store(threshold_ptr + pair, tl.where(open_wide, LOWEST, guess / tl.where(spread > 0, spread, 1.0)))
-
+    seen = tl.load(length_ptr) + new + 1
+    first_sinks, first_recent, forced, want = forced_and_wanted(seen, sinks, recents, budget)
     dim, column = tl.arange(0, P), tl.arange(0, D_V_PAD)
     query = query_ptr + batch * query_b + head * query_h + new * query_n
     q = tl.load(query + dim, mask=dim < D, other=0.0).to(tl.float32) * scaling
     keys = keys_ptr + batch * keys_b + kv_head * keys_h
     values = values_ptr + batch * values_b + kv_head * values_h
-    value_sum = value_sum_ptr + (batch * HEADS + kv_head) * D_V
-    out = out_ptr + batch * out_b + head * out_h + new * out_n
     chosen = forced + want
-    mass = everything - chosen_mass
-    if ONCE:
-        slot = tl.arange(0, TOKENS)
-        at, real = chosen_positions(slot, chosen, forced, first_sinks, first_recent, chosen_at)
+    highest = tl.full((), LOWEST, tl.float32)
+    weight = tl.zeros((), tl.float32)
+    weighted = tl.zeros((D_V_PAD,), tl.float32)
+    values_seen = tl.zeros((D_V_PAD,), tl.float32)
+    size = tl.cdiv(tl.cdiv(chosen, SPLITS), TOKENS) * TOKENS
+    if CHAINED:
+        gdc_launch_dependents()
+        gdc_wait()
+    for start in range(split * size, tl.minimum(split * size + size, chosen), TOKENS):
+        slot = start + tl.arange(0, TOKENS)
+        at, real = chosen_positions(slot, chosen, forced, first_sinks, first_recent, chosen_at_ptr + first)
         score, v = scores_and_values(at, real, q, keys, keys_n, values, values_n, dim, column, D, D_V)
         if TALLY:
             note_scores(slot, at, real, score, place_ptr + first, score_ptr + first)
-        highest = tl.max(score, axis=0)
-        p = tl.where(real, tl.exp(score - highest), 0.0)
-        weight = tl.sum(p, axis=0)
-        rest, value_total, left = rest_of_values(
-            values, values_n, value_sum, mass, seen - chosen, own, new, column,
-            NEW, NEW_PAD, D_V, D_V_PAD, MASS,
-        )  # fmt: skip
-        share, lse = shares(highest, weight, rest, top)
-        # The mean of the others is what all values add up to less the chosen ones: one sum does for both.
-        factor = tl.where(real, p * ((1 - share) / weight) - share / left, 0.0)
-        result = tl.sum(factor[:, None] * v, axis=0) + value_total * (share / left)
-        tl.store(out + column, result.to(out_ptr.dtype.element_ty), mask=column < D_V)
-        tl.store(lse_ptr + row, lse)
-    else:
-        highest = tl.full((), LOWEST, tl.float32)
-        weight = tl.zeros((), tl.float32)
-        weighted = tl.zeros((D_V_PAD,), tl.float32)
-        values_seen = tl.zeros((D_V_PAD,), tl.float32)
-        part_size = tl.cdiv(tl.cdiv(chosen, SPLITS), TOKENS) * TOKENS
-        for start in range(split * part_size, tl.minimum(split * part_size + part_size, chosen), TOKENS):
-            slot = start + tl.arange(0, TOKENS)
-            at, real = chosen_positions(slot, chosen, forced, first_sinks, first_recent, chosen_at)
-            score, v = scores_and_values(at, real, q, keys, keys_n, values, values_n, dim, column, D, D_V)
-            if TALLY:
-                note_scores(slot, at, real, score, place_ptr + first, score_ptr + first)
-            higher = tl.maximum(highest, tl.max(score, axis=0))
-            p = tl.where(real, tl.exp(score - higher), 0.0)
-            fade = tl.exp(highest - higher)
-            weight = weight * fade + tl.sum(p, axis=0)
-            weighted = weighted * fade + tl.sum(p[:, None] * v, axis=0)
-            values_seen += tl.sum(v, axis=0)
-            highest = higher
-        part = part_ptr + (row.to(tl.int64) * SPLITS + split) * (2 * D_V_PAD + PART_FACTS)
-        tl.store(part, highest)
-        tl.store(part + 1, weight)
-        tl.store(part + 2, mass)
-        tl.store(part + 3, top)
-        tl.store(part + PART_FACTS + column, weighted)
-        tl.store(part + PART_FACTS + D_V_PAD + column, values_seen)
+        higher = tl.maximum(highest, tl.max(score, axis=0))
+        p = tl.where(real, tl.exp(score - higher), 0.0)
+        fade = tl.exp(highest - higher)
+        weight = weight * fade + tl.sum(p, axis=0)
+        weighted = weighted * fade + tl.sum(p[:, None] * v, axis=0)
+        values_seen += tl.sum(v, axis=0)
+        highest = higher
+    part = part_ptr + (row.to(tl.int64) * SPLITS + split) * (2 * D_V_PAD + PART_FACTS)
+    tl.store(part, highest)
+    tl.store(part + 1, weight)
+    tl.store(part + PART_FACTS + column, weighted)
+    tl.store(part + PART_FACTS + D_V_PAD + column, values_seen)
 
 
 @triton.jit
 def merge_kernel(
-    part_ptr, values_ptr, value_sum_ptr, length_ptr, out_ptr, lse_ptr,
+    part_ptr, rest_ptr, values_ptr, value_sum_ptr, length_ptr, out_ptr, lse_ptr,
     values_b, values_h, values_n, out_b, out_h, out_n, budget,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, NEW_PAD: tl.constexpr,
-    D_V: tl.constexpr, D_V_PAD: tl.constexpr, SPLITS: tl.constexpr, MASS: tl.constexpr,
+    D_V: tl.constexpr, D_V_PAD: tl.constexpr, SPLITS: tl.constexpr, SPLITS_PAD: tl.constexpr,
+    MASS: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """Join the splits of one query; program (query head of a batch, new token)."""
+    """Join the splits of one query and the rest; program (query head of a batch, new token).
+
+    CHAINED: started before the launch before it ended.
+    """
     pair, new = tl.program_id(0), tl.program_id(1)
     batch, head = (pair // (HEADS * GROUP)).to(tl.int64), pair % (HEADS * GROUP)
     kv_head = head // GROUP
@@ -232,22 +230,24 @@ def merge_kernel(
     own = tl.load(length_ptr) + new
     seen = own + 1
     chosen = tl.minimum(budget, seen)
-    split, column = tl.arange(0, SPLITS), tl.arange(0, D_V_PAD)
+    split, column = tl.arange(0, SPLITS_PAD), tl.arange(0, D_V_PAD)
+    real = split < SPLITS
     part = part_ptr + (row.to(tl.int64) * SPLITS + split) * (2 * D_V_PAD + PART_FACTS)
-    tops = tl.load(part)
+    columns = part[:, None] + PART_FACTS + column[None, :]
+    if CHAINED:
+        gdc_wait()
+    tops = tl.load(part, mask=real, other=LOWEST)
     highest = tl.max(tops, axis=0)
     fade = tl.exp(tops - highest)
-    weight = tl.sum(tl.load(part + 1) * fade, axis=0)
-    columns = part[:, None] + PART_FACTS + column[None, :]
-    weighted = tl.sum(tl.load(columns) * fade[:, None], axis=0)
-    values_seen = tl.sum(tl.load(columns + D_V_PAD), axis=0)
-    first = part_ptr + row.to(tl.int64) * SPLITS * (2 * D_V_PAD + PART_FACTS)
+    weight = tl.sum(tl.load(part + 1, mask=real, other=0.0) * fade, axis=0)
+    weighted = tl.sum(tl.load(columns, mask=real[:, None], other=0.0) * fade[:, None], axis=0)
+    values_seen = tl.sum(tl.load(columns + D_V_PAD, mask=real[:, None], other=0.0), axis=0)
     rest, value_total, left = rest_of_values(
         values_ptr + batch * values_b + kv_head * values_h, values_n,
         value_sum_ptr + (batch * HEADS + kv_head) * D_V,
-        tl.load(first + 2), seen - chosen, own, new, column, NEW, NEW_PAD, D_V, D_V_PAD, MASS,
+        tl.load(rest_ptr + 2 * row), seen - chosen, own, new, column, NEW, NEW_PAD, D_V, D_V_PAD, MASS,
     )  # fmt: skip
-    share, lse = shares(highest, weight, rest, tl.load(first + 3))
+    share, lse = shares(highest, weight, rest, tl.load(rest_ptr + 2 * row + 1))
     result = weighted * ((1 - share) / weight) + (value_total - values_seen) * (share / left)
     out = out_ptr + batch * out_b + head * out_h + new * out_n
     tl.store(out + column, result.to(out_ptr.dtype.element_ty), mask=column < D_V)

@@ -1,5 +1,5 @@
-"""One decode step of a layer in Triton: three launches, no synchronization, grids that do not depend on the
-length.
+"""One decode step of a layer in Triton: three launches for a small budget and five for a large one, no
+synchronization, grids that do not depend on the length.
 """
 
 from __future__ import annotations
@@ -13,27 +13,41 @@ import triton
 from torch import Tensor
 
 from adamas_kernels import encode
-from adamas_kernels.attend import PART_FACTS, attend_kernel, merge_kernel, tally_kernel
+from adamas_kernels.attend import (
+    PART_FACTS,
+    attend_kernel,
+    attend_once_kernel,
+    merge_kernel,
+    tally_kernel,
+)
 from adamas_kernels.coding import FACTS
 from adamas_kernels.encode import enter_kernel
 from adamas_kernels.estimate import estimate_kernel
 from adamas_kernels.ops import LayerCache, SparseSettings, check_step
 from adamas_kernels.reference import Codebook, padded_dim
+from adamas_kernels.select import select_kernel
 
 ROOM = 4  # room for candidates, in budgets
 LARGE_BUDGET = 512  # from which less room does: more tokens are easier to predict
 LARGE_ROOM = 2.5
 SMALLEST_ROOM = 256
-TOKENS_PER_SPLIT = 256  # chosen tokens that one program attends to
 ESTIMATE_BLOCK = 64  # tokens that one estimate program ranks at a time
 ESTIMATE_WARPS = 1
 PROGRAMS_PER_SM = 16  # estimate programs, of all KV heads together, for each multiprocessor
 HELD_WORDS = 64  # words of encoded queries that fit into registers beside everything else
 CROWDED_WORDS = 128  # and those that fit at a price, which pays for many blocks of tokens
 MANY_BLOCKS = 16  # for each program
+SELECT_WARPS = 16
+SELECT_WORDS = 4096  # of 32 positions each, that a select program counts at a time
 ATTEND_WARPS = 8
-ATTEND_BYTES = 32768  # of keys that one attend program holds at a time
+ATTEND_BYTES = 32768  # of keys that one attend program can hold
+SPLIT_WARPS = 4  # where one program cannot hold all chosen tokens
+SPLIT_BYTES = 16384  # of keys that each then holds at a time; less, so that several fit a multiprocessor
+TOKENS_PER_SPLIT = 128  # chosen tokens that each of them attends to
+MOST_SPLITS = 32  # that are merged at once
+MERGE_WARPS = 4
 RANK_BLOCK = 1024  # tokens ranked at a time where the candidates did not do
+STAGES = 5
 CHAINING_CAPABILITY = 9  # NVIDIA GPUs from Hopper on start a launch before the one before it has ended
 
 
@@ -65,9 +79,14 @@ def holds_queries(words: int, capacity: int, programs: int) -> bool:
     return words <= (CROWDED_WORDS if many else HELD_WORDS)
 
 
-def attend_block(head_dim: int, itemsize: int) -> int:
-    """Chosen tokens that one attend program holds at a time."""
-    return max(16, min(128, ATTEND_BYTES // (head_dim * itemsize)))
+def attend_block(head_dim: int, itemsize: int, size: int) -> int:
+    """Chosen tokens whose keys take `size` bytes, a block of an attend program."""
+    return max(16, min(128, size // (head_dim * itemsize)))
+
+
+def split_count(budget: int) -> int:
+    """Programs that share the chosen tokens of a query."""
+    return min(MOST_SPLITS, triton.cdiv(budget, TOKENS_PER_SPLIT))
 
 
 def has_ptx() -> bool:
@@ -98,6 +117,8 @@ class Scratch:
     ranks: Tensor  # float32 [rows, capacity], for the uncommon case
     chosen_at: Tensor  # int32 [rows, room]
     chosen_rank: Tensor  # float32 [rows, room]
+    marks: Tensor  # int32 [rows, 2, capacity / 32], to order the chosen by position
+    rest: Tensor  # float32 [rows, 2], softmax mass of the others and the score that it is relative to
     parts: Tensor  # float32 [rows, splits, ...]
     place: Tensor  # int32 [rows, room], for the tally
     score: Tensor  # float32 [rows, room]
@@ -109,7 +130,6 @@ class Scratch:
         kv_heads, capacity = cache.keys.shape[1:3]
         rows = batch * heads * new
         room, _ = room_and_target(budget)
-        splits = next_power(triton.cdiv(budget, TOKENS_PER_SPLIT))
         programs = estimate_programs(queries.device, batch * kv_heads * new, capacity)
         part = 2 * next_power(cache.values.shape[3]) + PART_FACTS.value
 
@@ -126,7 +146,9 @@ class Scratch:
             ranks=empty(rows, capacity),
             chosen_at=empty(rows, room, dtype=torch.int32),
             chosen_rank=empty(rows, room),
-            parts=empty(rows, splits, part),
+            marks=empty(rows, 2, triton.cdiv(capacity, 32), dtype=torch.int32),
+            rest=empty(rows, 2),
+            parts=empty(rows, split_count(budget), part),
             place=empty(rows, room, dtype=torch.int32),
             score=empty(rows, room),
         )
@@ -167,9 +189,11 @@ class TritonBackend:
         scaling: float,
         settings: SparseSettings,
         tally: Tensor | None = None,
-        stages: int = 3,
+        stages: int = STAGES,
     ) -> tuple[Tensor, Tensor]:
-        """See `Backend.decode_step`. stages: how many of the launches to make; fewer only to time them."""
+        """See `Backend.decode_step`. stages: how many of enter, estimate, select, attend and merge to launch
+        (attend does the work of the last three for a small budget); fewer only to time them.
+        """
         check_step(queries, keys, values, cache)
         queries, keys, values = (x if x.stride(-1) == 1 else x.contiguous() for x in (queries, keys, values))
         batch, heads, new, dim = queries.shape
@@ -190,7 +214,9 @@ class TritonBackend:
         room, target = room_and_target(settings.budget)
         programs, splits = scratch.mass.shape[1], scratch.parts.shape[1]
         new_pad, budget_pad = next_power(new), next_power(settings.budget)
-        tokens = attend_block(size, queries.element_size())
+        tokens, split_tokens = (
+            attend_block(size, queries.element_size(), held) for held in (ATTEND_BYTES, SPLIT_BYTES)
+        )
         once = settings.budget <= tokens
         dim_v_pad = max(16, next_power(dim_v))
         out = torch.empty(batch, heads, new, dim_v, dtype=queries.dtype, device=queries.device)
@@ -224,30 +250,57 @@ class TritonBackend:
         )  # fmt: skip
         if stages == 2:
             return out, lse
-        attend_kernel[(heads * batch, new, splits)](
-            queries, cache.keys, cache.values, cache.codes, cache.scales, cache.value_sum, cache.length,
-            scratch.words, scratch.facts, scratch.rank, scratch.position, scratch.count, scratch.mass,
-            threshold, scratch.ranks, scratch.chosen_at, scratch.chosen_rank, scratch.parts, out, lse,
-            scratch.place, scratch.score,
-            *queries.stride()[:3], *cache.keys.stride()[:3], *cache.values.stride()[:3],
-            codes[0], codes[1], codes[3], *cache.scales.stride()[:2], *out.stride()[:3],
-            capacity, scaling, sinks, recents, settings.budget, target, programs,
-            HEADS=kv_heads, GROUP=group, NEW=new, NEW_PAD=new_pad, D=dim, P=size, D_V=dim_v,
-            D_V_PAD=dim_v_pad, ROOM=room, BUDGET_PAD=budget_pad, PROGRAMS_PAD=next_power(programs),
-            BLOCK=RANK_BLOCK, TOKENS=tokens, SPLITS=splits, ONCE=once,
-            MANHATTAN=manhattan, MASS=mass, FAST=fast, CHAINED=chained, TALLY=tally is not None,
-            num_warps=ATTEND_WARPS, **chain,
-        )  # fmt: skip
-        if not once:
-            merge_kernel[(heads * batch, new)](
-                scratch.parts, cache.values, cache.value_sum, cache.length, out, lse,
+        pairs = heads * batch
+        if once:
+            attend_once_kernel[(pairs, new)](
+                queries, cache.keys, cache.values, cache.codes, cache.scales, cache.value_sum, cache.length,
+                scratch.words, scratch.facts, scratch.rank, scratch.position, scratch.count, scratch.mass,
+                threshold, scratch.ranks, scratch.chosen_at, scratch.chosen_rank, out, lse,
+                scratch.place, scratch.score,
+                *queries.stride()[:3], *cache.keys.stride()[:3], *cache.values.stride()[:3],
+                codes[0], codes[1], codes[3], *cache.scales.stride()[:2], *out.stride()[:3],
+                capacity, scaling, sinks, recents, settings.budget, target, programs,
+                HEADS=kv_heads, GROUP=group, NEW=new, NEW_PAD=new_pad, D=dim, P=size, D_V=dim_v,
+                D_V_PAD=dim_v_pad, ROOM=room, BUDGET_PAD=budget_pad, PROGRAMS_PAD=next_power(programs),
+                BLOCK=RANK_BLOCK, TOKENS=tokens,
+                MANHATTAN=manhattan, MASS=mass, FAST=fast, CHAINED=chained, TALLY=tally is not None,
+                num_warps=ATTEND_WARPS, **chain,
+            )  # fmt: skip
+        else:
+            select_kernel[(pairs, new)](
+                cache.codes, cache.scales, cache.length, scratch.words, scratch.facts,
+                scratch.rank, scratch.position, scratch.count, scratch.mass, threshold,
+                scratch.ranks, scratch.chosen_at, scratch.chosen_rank, scratch.marks, scratch.rest,
+                codes[0], codes[1], codes[3], *cache.scales.stride()[:2],
+                capacity, sinks, recents, settings.budget, target, programs,
+                HEADS=kv_heads, GROUP=group, NEW=new, P=size, ROOM=room, BUDGET_PAD=budget_pad,
+                PROGRAMS_PAD=next_power(programs), BLOCK=RANK_BLOCK,
+                WORDS=min(SELECT_WORDS, next_power(scratch.marks.shape[2])),
+                MANHATTAN=manhattan, MASS=mass, FAST=fast, CHAINED=chained,
+                num_warps=SELECT_WARPS, **chain,
+            )  # fmt: skip
+            if stages == 3:
+                return out, lse
+            attend_kernel[(pairs, new, splits)](
+                queries, cache.keys, cache.values, cache.length, scratch.chosen_at, scratch.parts,
+                scratch.place, scratch.score,
+                *queries.stride()[:3], *cache.keys.stride()[:3], *cache.values.stride()[:3],
+                scaling, sinks, recents, settings.budget,
+                HEADS=kv_heads, GROUP=group, NEW=new, D=dim, P=size, D_V=dim_v, D_V_PAD=dim_v_pad,
+                ROOM=room, TOKENS=split_tokens, SPLITS=splits, CHAINED=chained, TALLY=tally is not None,
+                num_warps=SPLIT_WARPS, **chain,
+            )  # fmt: skip
+            if stages == 4:
+                return out, lse
+            merge_kernel[(pairs, new)](
+                scratch.parts, scratch.rest, cache.values, cache.value_sum, cache.length, out, lse,
                 *cache.values.stride()[:3], *out.stride()[:3], settings.budget,
                 HEADS=kv_heads, GROUP=group, NEW=new, NEW_PAD=new_pad, D_V=dim_v, D_V_PAD=dim_v_pad,
-                SPLITS=splits, MASS=mass,
-                num_warps=4,
+                SPLITS=splits, SPLITS_PAD=next_power(splits), MASS=mass, CHAINED=chained,
+                num_warps=MERGE_WARPS, **chain,
             )  # fmt: skip
         if tally is not None:
-            tally_kernel[(heads * batch, new)](
+            tally_kernel[(pairs, new)](
                 scratch.place, scratch.score, lse, cache.length, tally, *tally.stride(), settings.budget,
                 HEADS=heads, NEW=new, ROOM=room, BUDGET_PAD=budget_pad,
                 num_warps=4,
