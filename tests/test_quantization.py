@@ -7,9 +7,9 @@ from importlib.machinery import ModuleSpec
 import pytest
 import torch
 
-from adamas_cli.errors import UsageError
+from adamas_cli.errors import ModelUnavailableError, UsageError
 from adamas_cli.models import quantization
-from adamas_cli.models.load import load
+from adamas_cli.models.load import _read, load
 from adamas_cli.models.quantization import PACKAGES, quantization_config, require_quantizable
 from adamas_cli.models.resolve import ModelFiles
 from adamas_cli.progress import Silent
@@ -59,3 +59,17 @@ def test_the_extras_are_those_of_the_package():
     extras = project["project"]["optional-dependencies"]
     for package, extra in PACKAGES.values():
         assert any(requirement.startswith(package) for requirement in extras[extra])
+
+
+@pytest.mark.parametrize(("quantizing", "expected"), [(True, ModelUnavailableError), (False, RuntimeError)])
+def test_weights_that_cannot_be_converted_are_no_fault_of_ours(quantizing, expected, tmp_path, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    def refuse(*arguments, **options):
+        raise RuntimeError("issues during automatic conversion of the weights")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
+    files = ModelFiles("a model", tmp_path, "")
+    options = {"quantization_config": None} if quantizing else {}
+    with pytest.raises(expected, match="automatic conversion"):
+        _read(files, torch.device("cpu"), torch.float32, False, options)

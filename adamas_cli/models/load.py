@@ -113,6 +113,7 @@ def _read(
     trust_remote_code: bool,
     options: dict[str, Any],
 ) -> PreTrainedModel:
+    import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -127,7 +128,10 @@ def _read(
             trust_remote_code=trust_remote_code,
             **options,
         )
-    except (ValueError, KeyError, OSError, ImportError, SafetensorError, struct.error) as error:
+    except (ValueError, KeyError, OSError, ImportError, SafetensorError, struct.error, RuntimeError) as error:
+        quantizing = "quantization_config" in options and not isinstance(error, torch.OutOfMemoryError)
+        if isinstance(error, RuntimeError) and not quantizing:
+            raise  # only a quantizer says with one that it could not convert the weights
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ModelUnavailableError(f"cannot load {files.name}: {reason}") from error
     return model
