@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
+from adamas_cli.store.settings import StoreSettings
+
 DEFAULT_MAX_TOKENS = 1024
 
 _UNITS = {"k": 1024, "m": 1024**2, "g": 1024**3}
@@ -20,6 +22,7 @@ _attention = partial(typer.Option, rich_help_panel="Attention")
 _sampling = partial(typer.Option, rich_help_panel="Sampling")
 _input = partial(typer.Option, rich_help_panel="Input")
 _prompt = partial(typer.Option, rich_help_panel="Question and answer")
+_store = partial(typer.Option, rich_help_panel="Kept documents")
 _output = partial(typer.Option, rich_help_panel="Output")
 
 # What belongs to one call and would surprise as a setting for all of them.
@@ -213,6 +216,45 @@ class PromptOptions:
 
 
 @dataclass(frozen=True)
+class StoreOptions:
+    """Whether documents that were read are kept on disk, so that no later question reads them again."""
+
+    no_doc_cache: Annotated[
+        bool,
+        _store(
+            "--no-doc-cache",
+            envvar="ADAMAS_NO_DOC_CACHE",
+            help="Neither use documents that were read before nor keep these.",
+        ),
+    ] = False
+    doc_cache_ro: Annotated[
+        bool, _store("--doc-cache-ro", help="Use documents that were read before, but keep none.")
+    ] = False
+    doc_cache_size: Annotated[
+        int,
+        _store(
+            "--doc-cache-size",
+            help="Most that all kept documents take, in bytes such as 20g; by default 20g, or 10 % of the "
+            "free disk if that is less.",
+            show_default=False,
+            **_length,
+        ),
+    ] = 0
+    doc_cache_dtype: Annotated[
+        Literal["auto", "int8"],
+        _store(
+            "--doc-cache-dtype",
+            help="Keep as computed, or in half the bytes, which changes answers a little.",
+        ),
+    ] = "auto"
+
+    @property
+    def settings(self) -> StoreSettings:
+        """What the store is told of these."""
+        return StoreSettings(self.doc_cache_ro, self.doc_cache_size or None, self.doc_cache_dtype)
+
+
+@dataclass(frozen=True)
 class OutputOptions:
     """Where the answer goes and what is shown beside it."""
 
@@ -232,7 +274,15 @@ class OutputOptions:
     verbose: Annotated[int, _output("-v", "--verbose", count=True, help="Say more; -vv adds tracebacks.")] = 0
 
 
-GROUPS = (ModelOptions, AttentionOptions, SamplingOptions, InputOptions, PromptOptions, OutputOptions)
+GROUPS = (
+    ModelOptions,
+    AttentionOptions,
+    SamplingOptions,
+    InputOptions,
+    PromptOptions,
+    StoreOptions,
+    OutputOptions,
+)
 
 
 def setting_names() -> frozenset[str]:

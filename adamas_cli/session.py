@@ -25,10 +25,11 @@ from adamas_cli.prompt.layout import Layout, question_ids
 from adamas_cli.prompt.template import Frame, frame, load_template
 from adamas_cli.prompt.tokens import Tokenizer
 from adamas_cli.reasoning import OPEN
+from adamas_cli.store.document import StoredDocument
 
 if TYPE_CHECKING:
     from adamas_cli.documents import Document
-    from adamas_cli.options import AttentionOptions, ModelOptions, PromptOptions
+    from adamas_cli.options import AttentionOptions, ModelOptions, PromptOptions, StoreOptions
     from adamas_cli.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ class Session:
     _tokenizer: Tokenizer
     _frame: Frame
     _unread: np.ndarray | None  # the documents' ids until they are in the cache
+    _stored: StoredDocument | None
+    _progress: Progress
 
     @classmethod
     def open(
@@ -59,6 +62,7 @@ class Session:
         model: ModelOptions,
         attention: AttentionOptions,
         prompt: PromptOptions,
+        store: StoreOptions,
         progress: Progress,
     ) -> Session:
         """Load the model and, meanwhile, count the documents; nothing runs before it is known to fit.
@@ -96,7 +100,31 @@ class Session:
         if log.isEnabledFor(logging.INFO):
             for reason in filter(None, (engine.backend_reason, engine.step_reason)):
                 progress.note(reason)
-        return cls(files, loaded, layout, engine, load_seconds, prompt.max_tokens, tokenizer, around, ids)
+        stored = None
+        if not store.no_doc_cache and engine.keeps_documents:
+            names = [document.path for document in layout.documents]
+            stored = StoredDocument(loaded, ids, engine.chunk, store.settings, names, progress.note)
+        return cls(
+            files,
+            loaded,
+            layout,
+            engine,
+            load_seconds,
+            prompt.max_tokens,
+            tokenizer,
+            around,
+            ids,
+            stored,
+            progress,
+        )
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        """Wait until the documents are on disk; not where something went wrong."""
+        if kind is None and self._stored is not None:
+            self._stored.finish()
 
     def ask(self, question: str, sampling: Sampling) -> Iterator[Event | Text]:
         """What happens while a question is answered; ends with Done."""
@@ -125,18 +153,23 @@ class Session:
     def _events(self, question: np.ndarray, sampling: Sampling) -> Iterator[Event]:
         begun, reused, reading = time.perf_counter(), self.engine.length, 0.0
         if self._unread is not None:
-            yield from self.engine.read(self._unread)
+            for event in self.engine.read(self._unread, self._stored):
+                if event.reused > reused:
+                    reused = event.reused
+                    total = len(self._unread) + len(question)
+                    self._progress.note(f"reused {reused:,} of {total:,} tokens")
+                yield event
             self._unread = None
             reading = time.perf_counter() - begun
-        for event in self.engine.answer(question, sampling, self.max_tokens, self.loaded.stop_ids):
-            if isinstance(event, Done):
-                event = replace(
-                    event,
+        for answered in self.engine.answer(question, sampling, self.max_tokens, self.loaded.stop_ids):
+            if isinstance(answered, Done):
+                answered = replace(
+                    answered,
                     reused_tokens=reused,
-                    prefill_seconds=event.prefill_seconds + reading,
-                    first_token_seconds=event.first_token_seconds + reading,
+                    prefill_seconds=answered.prefill_seconds + reading,
+                    first_token_seconds=answered.first_token_seconds + reading,
                 )
-            yield event
+            yield answered
 
 
 def _context(chosen: int, available: int) -> int:

@@ -21,6 +21,9 @@ if not has_cuda_gpu():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+os.environ["ADAMAS_NO_DOC_CACHE"] = "1"  # what a test has read is news to the others
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what only a GPU can show where there is none."""
     if has_cuda_gpu():

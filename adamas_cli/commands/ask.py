@@ -19,6 +19,7 @@ from adamas_cli.options import (
     OutputOptions,
     PromptOptions,
     SamplingOptions,
+    StoreOptions,
     grouped,
 )
 from adamas_cli.quiet import prepare_libraries
@@ -56,6 +57,7 @@ def command(
     sampling: SamplingOptions,
     selection: InputOptions,
     prompt: PromptOptions,
+    store: StoreOptions,
     output: OutputOptions,
 ) -> None:
     """Answer questions about documents: adamas ask book.txt "Who is Mr. Darcy?" """
@@ -79,19 +81,20 @@ def command(
         from adamas_cli.engine.sampling import Sampling  # with torch, which a wrong path need not wait for
         from adamas_cli.session import Session
 
-        session = Session.open(documents, questions, model, attention, prompt, display)
-        drawing = Sampling(**vars(sampling))
-        answers = []
-        for text in questions:
-            if len(questions) > 1:
-                display.question(text)
-            answers.append(listen(text, session.ask(text, drawing), display.show))
-        if output.json:
-            records = [answer.as_json(session.load_seconds) | session.as_json() for answer in answers]
-            json.dump(records[0] if len(records) == 1 else records, stream, ensure_ascii=False, indent=2)
-            stream.write("\n")
-        elif stream is not sys.stdout:
-            stream.write("\n".join(f"{answer.text}\n" for answer in answers))
+        with Session.open(documents, questions, model, attention, prompt, store, display) as session:
+            drawing = Sampling(**vars(sampling))
+            answers = []
+            for text in questions:
+                if len(questions) > 1:
+                    display.question(text)
+                answers.append(listen(text, session.ask(text, drawing), display.show))
+            if output.json:
+                records = [answer.as_json(session.load_seconds) | session.as_json() for answer in answers]
+                shown = records[0] if len(records) == 1 else records
+                json.dump(shown, stream, ensure_ascii=False, indent=2)
+                stream.write("\n")
+            elif stream is not sys.stdout:
+                stream.write("\n".join(f"{answer.text}\n" for answer in answers))
 
 
 def split_arguments(

@@ -8,8 +8,8 @@ it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from adamas_kernels.dense import DenseStep
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+STREAMS = ("keys", "values")  # what of a full-attention layer is stored for every token
 QUERY_STRIDE = 8  # of which one query is looked at, for the mean square of coordinates
 REFIT = 2  # times as many tokens as a codebook was fitted to
 
@@ -98,7 +99,7 @@ class FullLayer(CacheLayerMixin):
         self.capacity = max(self.capacity, new)
         self._keys = key_states.new_empty(batch, heads, self.capacity, dim)
         self._values = value_states.new_empty(batch, heads, self.capacity, value_states.shape[-1])
-        self._value_sum = torch.zeros_like(value_states[:, :, 0], dtype=torch.float32)
+        self._value_sum = value_states.new_zeros(batch, heads, value_states.shape[-1], dtype=torch.float32)
         self.is_initialized = True
         self.steps.version += 1
 
@@ -145,15 +146,15 @@ class FullLayer(CacheLayerMixin):
         start, end = self.length, self.length + key_states.shape[2]
         self._keys[:, :, start:end] = key_states
         self._values[:, :, start:end] = value_states
-        if self.sparse is not None:
-            self._value_sum += value_states.sum(2, dtype=torch.float32)
+        self._value_sum += value_states.sum(2, dtype=torch.float32)
         self.length = end
         return self._keys[:, :, :end], self._values[:, :, :end]
 
     def observe(self, queries: Tensor) -> None:
-        """Note which coordinates the queries [B, H, N, D] of a chunk are large in, for the codebook."""
-        if self.sparse is None:
-            return
+        """Note which coordinates the queries [B, H, N, D] of a chunk are large in, for the codebook.
+
+        Also where this layer keeps no codes: a document that is stored serves those that do.
+        """
         power = query_power(queries[:, :, ::QUERY_STRIDE], self._keys.shape[1]) * queries.shape[2]
         self._power = power if self._power is None else self._power + power
 
@@ -273,6 +274,51 @@ class FullLayer(CacheLayerMixin):
             self._coded.codebook, self._encoded = mark.codebook, 0
             self.steps.version += 1
 
+    def stored(self, start: int, end: int) -> dict[str, Tensor]:
+        """What to store of tokens [start, end), the last ones: keys and values, [K, n, D], where they lie,
+        and copies of what was summed over all tokens so far, [K, D].
+        """
+        parts = {
+            "keys": self._keys[0, :, start:end],
+            "values": self._values[0, :, start:end],
+            "value_sum": self._value_sum[0].clone(),
+        }
+        return parts if self._power is None else parts | {"power": self._power[0]}
+
+    def place(self, name: str, start: int, end: int) -> Tensor:
+        """Where keys or values of tokens [start, end) belong, [K, n, D]."""
+        return (self._keys if name == "keys" else self._values)[0, :, start:end]
+
+    def restored(self, length: int, states: Mapping[str, Tensor]) -> None:
+        """Keys and values of so many tokens are in their places, with these sums over them."""
+        self.length = length
+        self._value_sum.copy_(states["value_sum"])
+        self._power = states["power"].unsqueeze(0) if "power" in states else None
+
+    def codes(self) -> dict[str, Tensor]:
+        """Copies of all codes, [K, W, n], with their scales, [K, n], and the codebook; empty without any."""
+        if self._coded is None or self._fitted != self.length:
+            return {}
+        coded, seen = self._coded, slice(0, self.length)
+        book = {field.name: getattr(coded.codebook, field.name)[0] for field in fields(Codebook)}
+        codes = {"codes": coded.codes[0, :, seen].transpose(1, 2), "scales": coded.scales[0, :, seen]}
+        # Copies: a codebook that is fitted anew changes all codes where they lie.
+        return {
+            name: part.clone(memory_format=torch.contiguous_format) for name, part in (codes | book).items()
+        }
+
+    def restored_codes(self, length: int, parts: Mapping[str, Tensor]) -> None:
+        """These are the codes of all tokens in the cache, so many."""
+        codes, scales = allocate_codes(self._keys, self.capacity)
+        codes[0, :, :length] = parts["codes"].transpose(1, 2)
+        scales[0, :, :length] = parts["scales"]
+        book = Codebook(*(parts[field.name].unsqueeze(0) for field in fields(Codebook)))
+        self._coded = LayerCache(
+            self._keys, self._values, codes, scales, self._value_sum, book, self.steps.length
+        )
+        self._fitted = self._encoded = length
+        self.steps.version += 1
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the keys that a mask for `query_length` new tokens spans."""
         return self.length + query_length, 0
@@ -304,6 +350,18 @@ class SlidingLayer(DynamicSlidingWindowLayer):
         """Forget every token since `mark`."""
         self.keys, self.values, self.cumulative_length = mark
         self.is_initialized = self.keys is not None
+
+    def stored(self, start: int, end: int) -> dict[str, Tensor]:
+        """What to store at `end` tokens: the window, [K, n, D]."""
+        assert self.keys is not None
+        assert self.values is not None
+        return {"window_keys": self.keys[0], "window_values": self.values[0]}
+
+    def restored(self, length: int, states: Mapping[str, Tensor]) -> None:
+        """The window behind so many tokens."""
+        keys, values = (states[name].unsqueeze(0) for name in ("window_keys", "window_values"))
+        self.lazy_initialization(keys, values)
+        self.keys, self.values, self.cumulative_length = keys, values, length
 
 
 class AdamasCache(Cache):
@@ -391,6 +449,83 @@ class AdamasCache(Cache):
         for layer in self.layers:
             layer.reserve(capacity)
 
+    def stored(self, start: int, end: int) -> dict[str, Tensor]:
+        """What to store of tokens [start, end), which were read last, by names such as `3.keys`. Nothing of
+        it changes when more tokens are read.
+        """
+        return {
+            f"{index}.{name}": part
+            for index, layer in enumerate(self.layers)
+            for name, part in layer.stored(start, end).items()
+        }
+
+    def open(
+        self, shapes: Mapping[str, tuple[torch.dtype, tuple[int, int]]], length: int, device: torch.device
+    ) -> None:
+        """Make room for stored tokens, so many. shapes: number format, heads and width of keys and values."""
+        for index, layer in enumerate(self.layers):
+            if isinstance(layer, FullLayer):
+                empty = []
+                for name in STREAMS:
+                    dtype, (heads, dim) = shapes[f"{index}.{name}"]
+                    empty.append(torch.empty(1, heads, 0, dim, dtype=dtype, device=device))
+                layer.reserve(length)
+                if not layer.is_initialized:
+                    layer.lazy_initialization(*empty)
+
+    @staticmethod
+    def is_stream(name: str) -> bool:
+        """Whether a name of `stored` is of something that every token has, which `place` has a place for; the
+        others are states at the last token.
+        """
+        return split_name(name)[1] in STREAMS
+
+    def place(self, name: str, start: int, end: int) -> Tensor:
+        """Where keys or values of tokens [start, end) belong, [K, n, D], after `open`."""
+        index, part = split_name(name)
+        place: Tensor = self.layers[index].place(part, start, end)
+        return place
+
+    def restored(self, length: int, states: Mapping[str, Tensor]) -> None:
+        """So many tokens are in their places, with these states at the last one."""
+        for index, layer in enumerate(self.layers):
+            own = {
+                split_name(name)[1]: state for name, state in states.items() if split_name(name)[0] == index
+            }
+            layer.restored(length, own)
+        self.steps.length.fill_(length)
+
+    @property
+    def coding(self) -> dict[str, Any] | None:
+        """What codes depend on besides the keys and queries; None without codes."""
+        if self._sparse is None:
+            return None
+        settings = self._sparse.settings
+        return {
+            "backend": self._sparse.backend.name,
+            "layers": [index for index, _ in self._coded_layers()],
+            "edge": settings.edge,
+            "centred": settings.centred,
+            "balanced": settings.balanced,
+        }
+
+    def codes(self) -> dict[str, Tensor]:
+        """Copies of the codes of all tokens, by names such as `3.codes`."""
+        return {
+            f"{index}.{name}": part
+            for index, layer in self._coded_layers()
+            for name, part in layer.codes().items()
+        }
+
+    def restored_codes(self, length: int, parts: Mapping[str, Tensor]) -> None:
+        """These are the codes of all tokens in the cache, so many, as `codes` gave them."""
+        for index, layer in self._coded_layers():
+            layer.restored_codes(length, _of_layer(parts, index))
+
+    def _coded_layers(self) -> list[tuple[int, FullLayer]]:
+        layers = ((index, layer) for index, layer in enumerate(self.layers) if isinstance(layer, FullLayer))
+        return [(index, layer) for index, layer in layers if layer.sparse is not None]
+
     def mark(self) -> list[Any]:
         """The present state, to `rewind` to."""
         return [layer.mark() for layer in self.layers]
@@ -440,6 +575,18 @@ class PlainCache(DynamicCache):
         # Attention layers grow by new tensors and never write into old ones, so those can be shared.
         shared = (DynamicLayer, DynamicSlidingWindowLayer)
         return [copy.copy(layer) if type(layer) in shared else copy.deepcopy(layer) for layer in layers]
+
+
+def _of_layer(tensors: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
+    """The tensors of one layer by the names that it gave them."""
+    split = {split_name(name): tensor for name, tensor in tensors.items()}
+    return {part: tensor for (layer, part), tensor in split.items() if layer == index}
+
+
+def split_name(name: str) -> tuple[int, str]:
+    """The layer and the part that a name of `AdamasCache.stored` is of."""
+    index, _, part = name.partition(".")
+    return int(index), part
 
 
 def layer_types(config: PreTrainedConfig) -> list[str]:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -45,6 +45,28 @@ log = logging.getLogger(__name__)
 
 SparseFrom = Literal["question", "answer", "never"]
 """The first token that attends sparsely, where the engine is to decode sparsely at all."""
+
+
+class Stored(Protocol):
+    """A document that was read before, wholly or in part, or that is to be kept."""
+
+    block: int  # tokens that are stored together
+
+    def restore(self, cache: AdamasCache) -> int:
+        """Fill an empty cache with the document's first tokens; how many."""
+        ...
+
+    def keep(self, cache: AdamasCache, start: int, end: int) -> None:
+        """Keep tokens [start, end), which were read last."""
+        ...
+
+    def restore_codes(self, cache: AdamasCache) -> bool:
+        """Fill in the codes of the whole document; whether they were there."""
+        ...
+
+    def keep_codes(self, cache: AdamasCache) -> None:
+        """Keep the codes of the whole document."""
+        ...
 
 
 class Engine:
@@ -123,11 +145,26 @@ class Engine:
         """Tokens in the cache."""
         return self._cache.get_seq_length()
 
-    def read(self, ids: np.ndarray) -> Iterator[Prefill]:
-        """Read tokens, int [n], into the cache, behind what is there."""
+    @property
+    def keeps_documents(self) -> bool:
+        """Whether what it reads can be stored and restored."""
+        return isinstance(self._cache, AdamasCache)
+
+    def read(self, ids: np.ndarray, stored: Stored | None = None) -> Iterator[Prefill]:
+        """Read tokens, int [n], into the cache, behind what is there.
+
+        stored: the same tokens in a store, for an empty cache. What is there is not read again, and what is
+        read goes there.
+        """
+        start = time.perf_counter()
         with self._attending():
-            yield from self._prefill(ids, time.perf_counter())
-            self._cache.encode()
+            known = 0
+            if stored is not None:
+                assert isinstance(self._cache, AdamasCache)
+                assert self.length == 0
+                known = stored.restore(self._cache)
+            yield from self._prefill(ids[known:], start, stored)
+            self._encode(stored, whole=known == len(ids))
             if len(ids):
                 self._rehearse(int(ids[-1]))
         self._wait()
@@ -189,6 +226,14 @@ class Engine:
         if isinstance(self._cache, AdamasCache):
             self._cache.encode_again()
 
+    def _encode(self, stored: Stored | None, *, whole: bool) -> None:
+        """Codes of the document that was just read, from the store where all of it came from there."""
+        if stored is None or not isinstance(self._cache, AdamasCache):
+            self._cache.encode()
+        elif not (whole and stored.restore_codes(self._cache)):
+            self._cache.encode()
+            stored.keep_codes(self._cache)
+
     def _rehearse(self, token: int) -> None:
         """Take a few steps and forget them, so that the first of an answer finds them captured, and knows
         what rank to expect of the tokens to attend to: without, it would go through all tokens anew.
@@ -210,8 +255,10 @@ class Engine:
         for token in tokens.split(1):
             self._logits = self._step(token)
 
-    def _prefill(self, ids: np.ndarray, start: float) -> Iterator[Prefill]:
-        """Chunks of `self.chunk` tokens; leaves the logits behind the last one in `self._logits`."""
+    def _prefill(self, ids: np.ndarray, start: float, stored: Stored | None = None) -> Iterator[Prefill]:
+        """Chunks of `self.chunk` tokens, none of which reaches into two blocks of `stored`; leaves the logits
+        behind the last one in `self._logits`.
+        """
         tokens = self._on_device(ids)
         base, total, done = self.length, len(tokens), 0
         cost = PrefillCost(self._attention_share)
@@ -223,9 +270,16 @@ class Engine:
             if done == total:
                 return
             step = time.perf_counter()
-            size = self._read_chunk(tokens[done : done + self.chunk])
+            size = self.chunk
+            if stored is not None:
+                size = min(size, stored.block - (base + done) % stored.block)
+            size = self._read_chunk(tokens[done : done + size])
             cost.add(base + done, base + done + size, time.perf_counter() - step)
             done += size
+            end = base + done
+            if stored is not None and (done == total or end % stored.block == 0):
+                assert isinstance(self._cache, AdamasCache)
+                stored.keep(self._cache, (end - 1) // stored.block * stored.block, end)
 
     def _read_chunk(self, tokens: Tensor) -> int:
         """Read at most these tokens, fewer if memory runs out, and return how many."""

@@ -17,6 +17,8 @@ from adamas_cli.models.stops import stop_ids
 from adamas_cli.models.threads import use_threads
 from adamas_cli.progress import Progress
 
+PACKED = "packed"
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
@@ -35,6 +37,7 @@ class LoadedModel:
     dtype: torch.dtype
     context_length: int  # tokens
     stop_ids: tuple[int, ...]  # tokens that end an answer
+    quantization: str = "none"  # how its weights differ from those of its files
 
 
 def load(
@@ -84,7 +87,9 @@ def load(
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(context, int):
         raise ModelUnavailableError(f"{files.name} does not say how many tokens it can read.")
-    return LoadedModel(model, files, chosen_device, chosen_dtype, context, stop_ids(model, files.directory))
+    ending = stop_ids(model, files.directory)
+    kept_as = PACKED if packed else quantization if quantization in PACKAGES else "none"
+    return LoadedModel(model, files, chosen_device, chosen_dtype, context, ending, kept_as)
 
 
 def packs(quantization: str, dtype: str, device: torch.device) -> bool:

@@ -1,0 +1,223 @@
+"""`adamas cache`: the documents that are kept on disk as models have read them."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+from adamas_cli.errors import AdamasError, UsageError
+from adamas_cli.options import parse_length
+from adamas_cli.store.entries import OnDisk, on_disk, prune, remove, stored_files
+from adamas_cli.store.places import block_of, documents_directory
+from adamas_cli.terminal.sanitize import one_line
+
+app = typer.Typer(
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="List, check and remove documents that were read before.",
+)
+
+Which = Annotated[str, typer.Argument(metavar="DOCUMENT", help="Its id, the beginning of it, or its path.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask first.")]
+
+_SHOWN_DOCUMENTS = 3
+_AGES = ((86400, "days"), (3600, "hours"), (60, "minutes"))
+
+
+@app.command("ls")
+def list_documents(as_json: AsJson = False) -> None:
+    """List documents, the last used first."""
+    found = on_disk(documents_directory())
+    if as_json:
+        _print_json([_facts(held) for held in found])
+        return
+    if not found:
+        print("no document is kept yet", file=sys.stderr)
+        return
+    rows = [("ID", "TOKENS", "SIZE", "LAST USED", "MODEL", "DOCUMENTS")]
+    for held in found:
+        entry = held.entry
+        used = _age(time.time() - entry.used)
+        tokens, names = _tokens(held), _names(entry.documents)
+        rows.append((entry.id, tokens, _megabytes(held.bytes), used, one_line(entry.model), names))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    for id, tokens, size, used, model, names in rows:
+        left = f"{id:{widths[0]}}  {tokens:>{widths[1]}}  {size:>{widths[2]}}"
+        print(f"{left}  {used:{widths[3]}}  {model:{widths[4]}}  {names}")
+
+
+@app.command("info")
+def info(document: Which, as_json: AsJson = False) -> None:
+    """Show what is kept of a document."""
+    found = [_facts(held) for held in _find(document)]
+    if as_json:
+        _print_json(found[0] if len(found) == 1 else found)
+        return
+    for number, facts in enumerate(found):
+        if number:
+            print()
+        width = max(len(key) for key in facts)
+        for key, value in facts.items():
+            shown = ", ".join(map(one_line, value)) if isinstance(value, list) else value
+            print(f"{key.replace('_', ' '):{width}}  {shown}")
+
+
+@app.command("rm")
+def remove_documents(
+    documents: Annotated[
+        list[str] | None, typer.Argument(metavar="DOCUMENTS...", help="Ids, beginnings of them, or paths.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All documents.")] = False,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove documents from the store; the files that they were read from stay."""
+    root = documents_directory()
+    if bool(documents) == everything:
+        raise UsageError("name the documents to remove, or pass --all")
+    chosen = on_disk(root) if everything else [held for name in documents or () for held in _find(name)]
+    if chosen and not yes:
+        if not sys.stdin.isatty():
+            raise UsageError("pass -y to remove documents without being asked.")
+        size = _megabytes(sum(held.bytes for held in chosen))
+        typer.confirm(f"Remove {len(chosen)} of the documents ({size})?", abort=True, err=True)
+    with _writing():
+        freed = remove(root, [held.entry.id for held in chosen]) if root.is_dir() else 0
+    _tell_removed([held.entry.id for held in chosen], freed, as_json)
+
+
+@app.command("prune")
+def prune_documents(
+    max_size: Annotated[
+        int,
+        typer.Option(
+            "--max-size", metavar="LENGTH", parser=parse_length, help="Bytes that may stay, such as 20g."
+        ),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Remove the least recently used documents until the rest is small enough, and what belongs to none."""
+    with _writing():
+        removed, freed = prune(documents_directory(), max_size)
+    _tell_removed([entry.id for entry in removed], freed, as_json)
+
+
+@app.command("verify")
+def verify_documents(as_json: AsJson = False) -> None:
+    """Read everything that is kept, and compare its checksums."""
+    from adamas_cli.store.blocks import verify
+
+    root = documents_directory()
+    problems = {}
+    checked = 0
+    for file in sorted(stored_files(root)):
+        checked += 1
+        problem = verify(file, file.stem)
+        if problem is not None:
+            problems[file.stem] = problem
+    names = {key: held.entry.id for held in on_disk(root) for key in held.entry.blocks}
+    damaged = [
+        {"block": key, "document": names.get(block_of(key)), "problem": problem}
+        for key, problem in problems.items()
+    ]
+    if as_json:
+        _print_json({"checked": checked, "damaged": damaged})
+    else:
+        for found in damaged:
+            print(f"{found['document'] or 'no document'}: {found['block']}: {found['problem']}")
+        print(f"checked {checked:,} files, {len(damaged):,} damaged")
+    if damaged:
+        raise typer.Exit(AdamasError.exit_code)
+
+
+@app.command("path")
+def path(as_json: AsJson = False) -> None:
+    """Print the folder of the store."""
+    root = str(documents_directory())
+    if as_json:
+        _print_json({"path": root})
+    else:
+        print(root)
+
+
+def _find(name: str) -> list[OnDisk]:
+    found = [
+        held
+        for held in on_disk(documents_directory())
+        if held.entry.id.startswith(name) or name in held.entry.documents
+    ]
+    if not found:
+        raise UsageError(f"no document {name} is kept; `adamas cache ls` lists those that are.")
+    return found
+
+
+def _facts(held: OnDisk) -> dict[str, Any]:
+    entry = held.entry
+    return {
+        "id": entry.id,
+        "documents": entry.documents,
+        "model": entry.model,
+        "dtype": entry.dtype,
+        "device": entry.device,
+        "tokens": entry.tokens,
+        "tokens_kept": held.tokens,
+        "bytes": held.bytes,
+        "blocks": len(entry.blocks),
+        "blocks_kept": held.whole,
+        "created": _date(entry.created),
+        "last_used": _date(entry.used),
+    }
+
+
+def _tell_removed(ids: Sequence[str], freed: int, as_json: bool) -> None:
+    if as_json:
+        _print_json({"removed": list(ids), "bytes": freed})
+    else:
+        print(f"removed {len(ids)} documents, {_megabytes(freed)}")
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    """Says in one line why the store cannot be changed."""
+    try:
+        yield
+    except OSError as error:
+        raise AdamasError(f"cannot write to {documents_directory()}: {error.strerror}") from error
+
+
+def _tokens(held: OnDisk) -> str:
+    if held.tokens == held.entry.tokens:
+        return f"{held.tokens:,}"
+    return f"{held.tokens:,} of {held.entry.tokens:,}"
+
+
+def _names(documents: Sequence[str]) -> str:
+    shown = ", ".join(map(one_line, documents[:_SHOWN_DOCUMENTS]))
+    more = len(documents) - _SHOWN_DOCUMENTS
+    return f"{shown} and {more:,} more" if more > 0 else shown
+
+
+def _age(seconds: float) -> str:
+    for size, unit in _AGES:
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return "just now"
+
+
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB"
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))

@@ -1,0 +1,1 @@
+"""Prefilled documents on disk: what a model has read once is there for every later question."""

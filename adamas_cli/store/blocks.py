@@ -1,0 +1,186 @@
+"""One block on disk: a safetensors file whose metadata seals its header and has a checksum for each tensor.
+
+The format is https://huggingface.co/docs/safetensors: the length of a JSON header, the header, the tensors'
+bytes. It is read and written here piece by piece, because keys and values lie in a longer buffer, head by
+head.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import xxhash
+
+from adamas_cli.store.places import FORMAT
+
+LENGTH_BYTES = 8
+ALIGNMENT = 4096  # of the data in the file: a page
+LARGEST_HEADER = 16 << 20
+READ_BYTES = 8 << 20  # at once, where a file is only checked
+ITEM_BYTES = {"F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I8": 1}
+_NO_CHECKSUM = "0" * 16
+
+
+class DamagedError(Exception):
+    """A block that is not what it should be; the message is half a sentence."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where one tensor lies: its number format and shape, its first byte in the file, and its checksum."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    bytes: int
+    checksum: str
+
+
+@dataclass(frozen=True)
+class Header:
+    """A block: its key, its first token, how many tokens, and its tensors in the order of the file."""
+
+    key: str
+    start: int
+    tokens: int
+    tensors: dict[str, Stored]
+
+
+class BlockWriter:
+    """Writes one block to a stream: first the shapes, then each tensor in the same order, then `seal`.
+
+    shapes: number format and shape of each tensor by its name.
+    """
+
+    def __init__(
+        self,
+        stream: BinaryIO,
+        key: str,
+        start: int,
+        tokens: int,
+        shapes: Mapping[str, tuple[str, Sequence[int]]],
+    ) -> None:
+        self._stream = stream
+        self._facts = {"format": str(FORMAT), "key": key, "start": str(start), "tokens": str(tokens)}
+        self._table: dict[str, dict[str, Any]] = {}
+        end = 0
+        for name, (dtype, shape) in shapes.items():
+            begin, end = end, end + _bytes(dtype, shape)
+            self._table[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+        self._checksums: dict[str, str] = {}
+        stream.write(self._header(dict.fromkeys(self._table, _NO_CHECKSUM)))
+
+    def write(self, name: str, pieces: Iterable[Any]) -> None:
+        """The bytes of one tensor, as buffers."""
+        checksum = xxhash.xxh3_64()
+        for piece in pieces:
+            checksum.update(piece)
+            self._stream.write(piece)
+        self._checksums[name] = checksum.hexdigest()
+
+    def seal(self) -> None:
+        """Put the checksums in; the block is complete."""
+        self._stream.seek(0)
+        self._stream.write(self._header(self._checksums))
+
+    def _header(self, checksums: dict[str, str]) -> bytes:
+        """As long with one set of checksums as with another."""
+        metadata = {**self._facts, "checksums": json.dumps(checksums)}
+        metadata["seal"] = _seal(metadata, self._table)
+        text = json.dumps({"__metadata__": metadata, **self._table}).encode()
+        text += b" " * (-(len(text) + LENGTH_BYTES) % ALIGNMENT)
+        return len(text).to_bytes(LENGTH_BYTES, "little") + text
+
+
+def read_header(descriptor: int) -> Header:
+    """The header of an open block. Raises DamagedError where it, or the length of the file, is wrong."""
+    size = os.fstat(descriptor).st_size
+    length = int.from_bytes(os.pread(descriptor, LENGTH_BYTES, 0), "little")
+    if not 0 < length <= min(size, LARGEST_HEADER):
+        raise DamagedError("its header is cut off")
+    try:
+        table: dict[str, Any] = json.loads(os.pread(descriptor, length, LENGTH_BYTES))
+        metadata = table.pop("__metadata__")
+        if metadata["format"] != str(FORMAT):
+            raise DamagedError(f"it has format {metadata['format'][:8]}, this version reads {FORMAT}")
+        if metadata.pop("seal") != _seal(metadata, table):
+            raise DamagedError("its header is damaged")
+        checksums = json.loads(metadata["checksums"])
+        begin = LENGTH_BYTES + length
+        tensors = {
+            name: Stored(
+                entry["dtype"],
+                tuple(entry["shape"]),
+                begin + entry["data_offsets"][0],
+                entry["data_offsets"][1] - entry["data_offsets"][0],
+                checksums[name],
+            )
+            for name, entry in table.items()
+        }
+        header = Header(metadata["key"], int(metadata["start"]), int(metadata["tokens"]), tensors)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError("its header is damaged") from error
+    if size != max((stored.offset + stored.bytes for stored in tensors.values()), default=begin):
+        raise DamagedError("it is cut off")
+    return header
+
+
+def read_tensor(descriptor: int, stored: Stored, pieces: Sequence[Any]) -> None:
+    """Fill writable buffers, together as large as the tensor, from an open block.
+
+    Raises DamagedError where bytes are missing or the checksum differs, OSError where reading fails.
+    """
+    if pieces and os.preadv(descriptor, pieces, stored.offset) != stored.bytes:
+        raise DamagedError("it is cut off")
+    checksum = xxhash.xxh3_64()
+    for piece in pieces:
+        checksum.update(piece)
+    if checksum.hexdigest() != stored.checksum:
+        raise DamagedError("a checksum differs")
+
+
+def verify(file: Path, key: str) -> str | None:
+    """What is wrong with the block of this key, read as a whole, as half a sentence; None if nothing is."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY)
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    try:
+        header = read_header(descriptor)
+        if header.key != key:
+            return "it is another block"
+        buffer = memoryview(bytearray(READ_BYTES))
+        for stored in header.tensors.values():
+            checksum, at, end = xxhash.xxh3_64(), stored.offset, stored.offset + stored.bytes
+            while at < end:
+                got = os.preadv(descriptor, [buffer[: min(READ_BYTES, end - at)]], at)
+                if got == 0:
+                    return "it is cut off"
+                checksum.update(buffer[:got])
+                at += got
+            if checksum.hexdigest() != stored.checksum:
+                return "a checksum differs"
+    except DamagedError as error:
+        return str(error)
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _bytes(dtype: str, shape: Sequence[int]) -> int:
+    size = ITEM_BYTES[dtype]
+    for length in shape:
+        size *= length
+    return size
+
+
+def _seal(metadata: Mapping[str, str], table: Mapping[str, Any]) -> str:
+    """A checksum of everything in a header but itself."""
+    return xxhash.xxh3_64(json.dumps([sorted(metadata.items()), table]).encode()).hexdigest()

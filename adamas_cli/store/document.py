@@ -1,0 +1,136 @@
+"""One document between the engine and the store: what is there of it is restored, what is read is kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from adamas_cli.engine.cache import AdamasCache, split_name
+from adamas_cli.engine.heads import token_bytes
+from adamas_cli.store.compression import SCALE, compress, decompress
+from adamas_cli.store.entries import Entry, prune, save, total_bytes
+from adamas_cli.store.keeping import Keeper
+from adamas_cli.store.keys import block_tokens, chain, codes_key, model_facts
+from adamas_cli.store.places import block_file, documents_directory
+from adamas_cli.store.restoring import Restorer
+from adamas_cli.store.settings import StoreSettings, default_limit
+
+if TYPE_CHECKING:
+    from adamas_cli.models import LoadedModel
+
+
+class StoredDocument:
+    """A document's tokens, int [n], for one model: the engine restores it and keeps the blocks it reads.
+
+    chunk: tokens that the engine reads at once. names: of the documents, for the user. note: told in one line
+    what is damaged or cannot be written; nothing is raised for that.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        ids: np.ndarray,
+        chunk: int,
+        settings: StoreSettings,
+        names: Sequence[str],
+        note: Callable[[str], None],
+    ) -> None:
+        config = loaded.model.config.get_text_config()
+        each = token_bytes(config, loaded.dtype) * config.num_hidden_layers
+        self.block = block_tokens(chunk, each)
+        self._root, self._settings, self._note = documents_directory(), settings, note
+        self._compresses = settings.dtype == "int8"
+        facts = model_facts(loaded, self.block) | {"kept": settings.dtype}
+        self._keys = chain(facts, ids, self.block)
+        self._tokens = len(ids)
+        self._bytes = each * len(ids) // (2 if self._compresses else 1)
+        now = time.time()
+        dtype = facts["dtype"] if settings.dtype == "auto" else settings.dtype
+        self._entry = Entry(
+            loaded.files.name, dtype, loaded.device.type, list(names), len(ids), self.block, self._keys, now
+        )
+        self._restorer = Restorer(self._root, self._keys, self.block, loaded.device, loaded.dtype)
+        self._keeper: Keeper | None = None
+        if not settings.read_only and self._keys:
+            self._keeper = Keeper(self._root, self._begin, self._give_up)
+
+    def restore(self, cache: AdamasCache) -> int:
+        """Fill an empty cache with as much of the document as is stored; the tokens."""
+        found = self._restorer.restore(cache)
+        if found.damaged is not None:
+            self._drop(found.damaged, found.reason)
+        if found.tokens and self._keeper is not None:
+            with suppress(OSError):
+                save(self._root, self._entry)
+        return found.tokens
+
+    def keep(self, cache: AdamasCache, start: int, end: int) -> None:
+        """Keep a block, tokens [start, end), that the engine has just read.
+
+        With compression the cache holds from here on what another process will restore.
+        """
+        tensors = cache.stored(start, end)
+        if self._compresses:
+            tensors = self._compressed(tensors)
+        if self._keeper is not None:
+            self._keeper.put(self._keys[start // self.block], start, end - start, tensors)
+
+    def restore_codes(self, cache: AdamasCache) -> bool:
+        """Fill in the codes of the whole document, which is in the cache; whether they are there now."""
+        coding = cache.coding
+        if coding is None or not self._keys:
+            return False
+        key = codes_key(self._keys[-1], coding)
+        problem = self._restorer.restore_codes(cache, key, self._tokens)
+        if problem:
+            self._drop(key, problem)
+        return problem is None
+
+    def keep_codes(self, cache: AdamasCache) -> None:
+        """Keep the codes of the whole document, which were just made."""
+        coding = cache.coding
+        if coding is not None and self._keeper is not None:
+            self._keeper.put(codes_key(self._keys[-1], coding), 0, self._tokens, cache.codes())
+
+    def finish(self) -> None:
+        """Wait until everything is on disk."""
+        if self._keeper is not None:
+            self._keeper.finish()
+
+    def _drop(self, key: str, problem: str) -> None:
+        """Do without what is damaged, and make way for what will be written in its place."""
+        self._note(f"a stored part of the document is not used: {problem}")
+        if self._keeper is not None:
+            with suppress(OSError):
+                block_file(self._root, key).unlink()
+
+    def _begin(self) -> None:
+        """Make room for the document, and note whose the blocks are that will come."""
+        limit = self._settings.limit
+        if limit is None:
+            limit = default_limit(self._root, total_bytes(self._root))
+        if self._bytes > limit:
+            raise OSError(
+                f"it takes {self._bytes / 1e9:,.1f} GB, and all may take {limit / 1e9:,.1f}: --doc-cache-size"
+            )
+        save(self._root, self._entry)
+        prune(self._root, limit - self._bytes, keep=self._entry.id)
+
+    def _give_up(self, reason: str) -> None:
+        self._note(f"the document is not kept for later questions: {reason}")
+
+    @staticmethod
+    def _compressed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        parts = {}
+        for name, tensor in tensors.items():
+            parts[name] = tensor
+            if AdamasCache.is_stream(name):
+                small = compress(tensor, keys=split_name(name)[1] == "keys")
+                tensor.copy_(decompress(small, tensor.dtype))
+                parts[name], parts[name + SCALE] = small.numbers, small.scale
+        return parts

@@ -1,0 +1,116 @@
+"""From a cache to blocks on disk, by a thread beside the prefill.
+
+The thread takes keys and values out of the cache itself, where they stay unchanged, so nothing is copied
+for it, and prefill and decode never wait for a disk.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adamas_cli.store.blocks import BlockWriter
+from adamas_cli.store.places import appearing, block_file
+
+DTYPE_NAMES = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int8: "I8",
+    torch.int32: "I32",
+}
+
+
+@dataclass(frozen=True)
+class _Order:
+    key: str
+    start: int
+    tokens: int
+    tensors: Mapping[str, Tensor]
+    ready: torch.cuda.Event | None
+
+
+class Keeper:
+    """Writes blocks of one document in the order in which they come, until a disk takes no more.
+
+    begin: called in the thread before the first block, may raise OSError. fail: told once, in half a
+    sentence, why nothing more is written.
+    """
+
+    def __init__(self, root: Path, begin: Callable[[], None], fail: Callable[[str], None]) -> None:
+        self._root, self._begin, self._fail = root, begin, fail
+        self._orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._staging: Tensor | None = None
+
+    def put(self, key: str, start: int, tokens: int, tensors: Mapping[str, Tensor]) -> None:
+        """Write a block soon. Its tensors must not change any more."""
+        ready = None
+        if any(tensor.is_cuda for tensor in tensors.values()):
+            ready = torch.cuda.Event()
+            ready.record()
+        if self._thread is None:
+            # A daemon: whoever is interrupted or fails does not wait for a disk.
+            self._thread = threading.Thread(target=self._write_all, name="keep", daemon=True)
+            self._thread.start()
+        self._orders.put(_Order(key, start, tokens, tensors, ready))
+
+    def finish(self) -> None:
+        """Wait until everything is written."""
+        if self._thread is not None:
+            self._orders.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _write_all(self) -> None:
+        try:
+            self._begin()
+            while (order := self._orders.get()) is not None:
+                if not block_file(self._root, order.key).exists():
+                    self._write(order)
+                del order
+        except OSError as error:
+            self._fail(error.strerror or str(error))
+        except RuntimeError as error:  # torch's, such as no memory to bring a block to the host
+            self._fail(str(error).partition("\n")[0])
+
+    def _write(self, order: _Order) -> None:
+        shapes = {name: (DTYPE_NAMES[x.dtype], tuple(x.shape)) for name, x in order.tensors.items()}
+        with appearing(block_file(self._root, order.key)) as stream:
+            writer = BlockWriter(stream, order.key, order.start, order.tokens, shapes)
+            for name, host in self._on_host(order):
+                writer.write(name, pieces(host))
+            writer.seal()
+
+    def _on_host(self, order: _Order) -> Iterator[tuple[str, Tensor]]:
+        """Each tensor in the host's memory, valid until the next one."""
+        if order.ready is None:
+            yield from order.tensors.items()
+            return
+        device = next(x.device for x in order.tensors.values() if x.is_cuda)
+        with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)) as _:
+            order.ready.synchronize()
+            largest = max(x.numel() * x.element_size() for x in order.tensors.values())
+            if self._staging is None or self._staging.numel() < largest:
+                self._staging = torch.empty(largest, dtype=torch.uint8, pin_memory=True)
+            for name, tensor in order.tensors.items():
+                size = tensor.numel() * tensor.element_size()
+                host = self._staging[:size].view(tensor.dtype).view(tensor.shape)
+                host.copy_(tensor, non_blocking=True)
+                torch.cuda.current_stream(device).synchronize()
+                yield name, host
+
+
+def pieces(tensor: Tensor) -> list[Any]:
+    """The memory of a CPU tensor as buffers: of a whole one, or of each head's part [n, D] of [K, n, D]."""
+    if not tensor.numel():
+        return []
+    parts = [tensor] if tensor.is_contiguous() else [part.contiguous() for part in tensor]
+    return [part.view(-1).view(torch.uint8).numpy() for part in parts]

@@ -1,0 +1,68 @@
+"""What a stored block is called: a chain of hashes over all that its keys and values depend on.
+
+The first link hashes the model and how it computes, every further one the link before and one block's token
+ids. So two documents share the blocks of their common beginning, whatever their files are called, and a block
+that has the right name has the right content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adamas_cli.store.places import FORMAT
+
+if TYPE_CHECKING:
+    from adamas_cli.models import LoadedModel
+
+KEY_DIGITS = 40
+LEAST_BLOCK_BYTES = 1 << 20
+# What a config says about where it came from or how it is run, and not about what the model computes.
+_ASIDE = ("_name_or_path", "transformers_version", "_attn_implementation", "attn_implementation", "use_cache")
+
+
+def model_facts(loaded: LoadedModel, block: int) -> dict[str, Any]:
+    """What the keys and values of a token depend on, besides the tokens up to it.
+
+    The tokenizer and the chat template only decide about the tokens, which are hashed themselves. The
+    attention of decode steps is not among these: prefill is always exact.
+    """
+    config = loaded.model.config.get_text_config().to_dict()
+    return {
+        "format": FORMAT,
+        "weights": loaded.files.fingerprint,
+        "quantization": loaded.quantization,
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "device": loaded.device.type,
+        "config": {name: value for name, value in config.items() if name not in _ASIDE},
+        "block": block,
+    }
+
+
+def block_tokens(chunk: int, token_bytes: int) -> int:
+    """Tokens of a block: a chunk of the prefill, or as many whole ones as make LEAST_BLOCK_BYTES.
+
+    token_bytes: of one token's keys and values in all layers.
+    """
+    return chunk * math.ceil(LEAST_BLOCK_BYTES / (chunk * token_bytes))
+
+
+def chain(facts: Mapping[str, Any], ids: np.ndarray, block: int) -> list[str]:
+    """The keys of the blocks of tokens int [n], the last one of which may be shorter than `block`."""
+    link = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).digest()
+    tokens = np.ascontiguousarray(ids, dtype="<i4")
+    keys = []
+    for start in range(0, len(tokens), block):
+        link = hashlib.sha256(link + tokens[start : start + block].tobytes()).digest()
+        keys.append(link.hex()[:KEY_DIGITS])
+    return keys
+
+
+def codes_key(last: str, coding: Mapping[str, Any]) -> str:
+    """The key of the codes of a document whose last block has key `last`, made in this way."""
+    return f"{last}-{hashlib.sha256(json.dumps(coding, sort_keys=True).encode()).hexdigest()[:8]}"
