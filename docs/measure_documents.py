@@ -1,4 +1,4 @@
-"""What keeping documents costs and gains: time to the first token cold and warm, bytes, and the disk's share.
+"""What keeping documents costs and gains: time to the first token cold and warm, bytes, disk speed.
 
     python docs/measure_documents.py [--model NAME | --shape llama-3.1-8b] [--len 2048,7168,30000] [--rounds 3]
 
@@ -153,8 +153,8 @@ def main() -> None:
         loaded = load(resolve(options.model, offline=False, progress=Silent()), progress=Silent())
     print(f"{loaded.files.name}, {loaded.device}, {loaded.dtype}, torch {torch.__version__}")
     print(
-        "| tokens | first token without, s | cold, s | warm, s | warm/cold | reading longer by | written after, s "
-        "| kB a token | restored, GB/s | plain read, GB/s | share |"
+        "| tokens | first token without, s | cold, s | warm, s | warm/cold | reading longer by "
+        "| written after, s | kB a token | restored, GB/s | plain read, GB/s | share |"
     )
     print("|" + "---:|" * 11)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
