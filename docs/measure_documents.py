@@ -1,6 +1,6 @@
 """What keeping documents costs and gains: time to the first token cold and warm, bytes, disk speed.
 
-    python docs/measure_documents.py [--model NAME | --shape llama-3.1-8b] [--len 2048,7168,30000] [--rounds 3]
+    python docs/measure_documents.py [--model NAME | --shape llama-3.1-8b] [--len 2048,7168] [--rounds 3]
 
 Each round reads the same random tokens three times with an engine of its own: without a store, with an empty
 one, and with what that has kept. The time to the first token runs from before the store is looked at to the
