@@ -7,6 +7,7 @@ one, and with what that has kept. The time to the first token runs from before t
 first token of an answer to 20 tokens. Restoring is compared with reading the same files from the page cache,
 one after the other in pieces of 8 MiB, into as much memory, which nothing has touched before in both (on a
 GPU: into pinned memory on the host, while restoring goes on to the device). Prints one Markdown row a length.
+With --text: how far the distributions of the next tokens move when the document is kept in int8.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from adamas_cli.engine.sampling import Sampling
 from adamas_cli.models import LoadedModel, load, resolve
 from adamas_cli.models.device import choose_device, choose_dtype
 from adamas_cli.progress import Silent
+from adamas_cli.prompt.tokens import Tokenizer
 from adamas_cli.store.document import StoredDocument
 from adamas_cli.store.entries import entries, remove, stored_files, total_bytes
 from adamas_cli.store.places import documents_directory
@@ -129,6 +131,25 @@ def measure(loaded: LoadedModel, count: int, rounds: int, dtype: str) -> str:
     )
 
 
+def divergence(loaded: LoadedModel, ids: np.ndarray, scored: int) -> str:
+    """One row: what `--doc-cache-dtype int8` does to the next tokens of a text."""
+    logits = {}
+    for dtype in ("auto", "int8"):
+        engine = Engine(loaded, AttentionSettings("full"), context=len(ids) + 8)
+        settings = StoreSettings(limit=LARGE, dtype=dtype)
+        document = StoredDocument(loaded, ids[:-scored], engine.chunk, settings, ["measured"], print)
+        list(engine.read(ids[:-scored], document))
+        document.finish()
+        logits[dtype] = engine.score(ids[-scored:], sparse=False)[:-1].float().log_softmax(-1).cpu()
+    wanted = torch.from_numpy(ids[-scored + 1 :].astype(np.int64)).unsqueeze(1)
+    plain, small = (-logits[dtype].gather(1, wanted).mean() for dtype in ("auto", "int8"))
+    kl = (logits["auto"].exp() * (logits["auto"] - logits["int8"])).sum(-1).mean()
+    top = (logits["auto"].argmax(-1) == logits["int8"].argmax(-1)).float().mean()
+    ratio = (small - plain).exp()
+    before = f"| {len(ids) - scored:,} | {plain.exp():.3f} | {small.exp():.3f}"
+    return f"{before} | {ratio:.4f} | {kl:.5f} | {top:.3f} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=None)
@@ -137,6 +158,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--doc-cache-dtype", default="auto")
     parser.add_argument("--folder", type=Path, default=None, help="where the store is put for the while")
+    parser.add_argument("--text", type=Path, default=None, help="measure what int8 does to this text instead")
+    parser.add_argument("--scored", type=int, default=512)
     options = parser.parse_args()
     lengths = [int(length) for length in options.len.split(",")]
     if options.shape:
@@ -152,6 +175,16 @@ def main() -> None:
     else:
         loaded = load(resolve(options.model, offline=False, progress=Silent()), progress=Silent())
     print(f"{loaded.files.name}, {loaded.device}, {loaded.dtype}, torch {torch.__version__}")
+    if options.text is not None:
+        tokenizer = Tokenizer.from_directory(loaded.files.directory)
+        ids = tokenizer.encode(options.text.read_text("utf-8"))
+        print("| context | perplexity | with int8 | ratio | KL, nats | top-1 |")
+        print("|" + "---:|" * 6)
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            os.environ["ADAMAS_DOC_CACHE"] = folder
+            for count in lengths:
+                print(divergence(loaded, ids[: count + options.scored], options.scored), flush=True)
+        return
     print(
         "| tokens | first token without, s | cold, s | warm, s | warm/cold | reading longer by "
         "| written after, s | kB a token | restored, GB/s | plain read, GB/s | share |"
