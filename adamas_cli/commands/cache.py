@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from adamas_cli.commands.shared import AsJson, Yes, confirm_removal, megabytes, print_json
 from adamas_cli.errors import AdamasError, UsageError
 from adamas_cli.options import parse_length
 from adamas_cli.store.entries import OnDisk, on_disk, prune, remove, stored_files
@@ -24,8 +24,6 @@ app = typer.Typer(
 )
 
 Which = Annotated[str, typer.Argument(metavar="DOCUMENT", help="Its id, the beginning of it, or its path.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask first.")]
 
 _SHOWN_DOCUMENTS = 3
 _AGES = ((86400, "days"), (3600, "hours"), (60, "minutes"))
@@ -36,7 +34,7 @@ def list_documents(as_json: AsJson = False) -> None:
     """List documents, the last used first."""
     found = on_disk(documents_directory())
     if as_json:
-        _print_json([_facts(held) for held in found])
+        print_json([_facts(held) for held in found])
         return
     if not found:
         print("no document is kept yet", file=sys.stderr)
@@ -46,7 +44,7 @@ def list_documents(as_json: AsJson = False) -> None:
         entry = held.entry
         used = _age(time.time() - entry.used)
         tokens, names = _tokens(held), _names(entry.documents)
-        rows.append((entry.id, tokens, _megabytes(held.bytes), used, one_line(entry.model), names))
+        rows.append((entry.id, tokens, megabytes(held.bytes), used, one_line(entry.model), names))
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     for id, tokens, size, used, model, names in rows:
         left = f"{id:{widths[0]}}  {tokens:>{widths[1]}}  {size:>{widths[2]}}"
@@ -58,7 +56,7 @@ def info(document: Which, as_json: AsJson = False) -> None:
     """Show what is kept of a document."""
     found = [_facts(held) for held in _find(document)]
     if as_json:
-        _print_json(found[0] if len(found) == 1 else found)
+        print_json(found[0] if len(found) == 1 else found)
         return
     for number, facts in enumerate(found):
         if number:
@@ -84,10 +82,8 @@ def remove_documents(
         raise UsageError("name the documents to remove, or pass --all")
     chosen = on_disk(root) if everything else [held for name in documents or () for held in _find(name)]
     if chosen and not yes:
-        if not sys.stdin.isatty():
-            raise UsageError("pass -y to remove documents without being asked.")
-        size = _megabytes(sum(held.bytes for held in chosen))
-        typer.confirm(f"Remove {len(chosen)} of the documents ({size})?", abort=True, err=True)
+        size = megabytes(sum(held.bytes for held in chosen))
+        confirm_removal("documents", f"Remove {len(chosen)} of the documents ({size})?")
     with _writing():
         freed = remove(root, [held.entry.id for held in chosen]) if root.is_dir() else 0
     _tell_removed([held.entry.id for held in chosen], freed, as_json)
@@ -128,7 +124,7 @@ def verify_documents(as_json: AsJson = False) -> None:
         for key, problem in problems.items()
     ]
     if as_json:
-        _print_json({"checked": checked, "damaged": damaged})
+        print_json({"checked": checked, "damaged": damaged})
     else:
         for found in damaged:
             print(f"{found['document'] or 'no document'}: {found['block']}: {found['problem']}")
@@ -142,7 +138,7 @@ def path(as_json: AsJson = False) -> None:
     """Print the folder of the store."""
     root = str(documents_directory())
     if as_json:
-        _print_json({"path": root})
+        print_json({"path": root})
     else:
         print(root)
 
@@ -178,9 +174,9 @@ def _facts(held: OnDisk) -> dict[str, Any]:
 
 def _tell_removed(ids: Sequence[str], freed: int, as_json: bool) -> None:
     if as_json:
-        _print_json({"removed": list(ids), "bytes": freed})
+        print_json({"removed": list(ids), "bytes": freed})
     else:
-        print(f"removed {len(ids)} documents, {_megabytes(freed)}")
+        print(f"removed {len(ids)} documents, {megabytes(freed)}")
 
 
 @contextmanager
@@ -213,11 +209,3 @@ def _age(seconds: float) -> str:
 
 def _date(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:,.0f} MB"
-
-
-def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))

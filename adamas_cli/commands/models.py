@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from adamas_cli.commands.shared import AsJson, Yes, confirm_removal, megabytes, print_json
 from adamas_cli.errors import ModelUnavailableError, UsageError
 from adamas_cli.models.aliases import Alias, aliases
 from adamas_cli.models.default import default_name, write_default
@@ -24,7 +24,6 @@ app = typer.Typer(
 )
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Short name, or name on the Hugging Face hub.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command("ls")
@@ -33,7 +32,7 @@ def list_models(as_json: AsJson = False) -> None:
     default = default_name()
     entries = on_disk()
     if as_json:
-        _print_json([_as_json(entry, default) for entry in entries])
+        print_json([_as_json(entry, default) for entry in entries])
         return
     rows = [("NAME", "ON DISK", "MODEL")]
     for entry in entries:
@@ -66,9 +65,7 @@ def pull(name: Name) -> None:
 
 
 @app.command("rm")
-def remove_model(
-    name: Name, yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask first.")] = False
-) -> None:
+def remove_model(name: Name, yes: Yes = False) -> None:
     """Remove a model's file and unpacked weights from this tool's cache."""
     entry = _require(name)
     if not entry.paths:
@@ -76,12 +73,10 @@ def remove_model(
     if entry.alias is None and "/" in name:
         raise UsageError(f"{name} is in Hugging Face's cache, which other programs share: use `hf cache rm`.")
     if not yes:
-        if not sys.stdin.isatty():
-            raise UsageError(f"pass -y to remove {name} without being asked.")
-        typer.confirm(f"Remove {name} ({_megabytes(entry.bytes)})?", abort=True, err=True)
+        confirm_removal(name, f"Remove {name} ({megabytes(entry.bytes)})?")
     with _display() as progress:
         remove(entry, progress)
-    print(f"removed {name}, {_megabytes(entry.bytes)}")
+    print(f"removed {name}, {megabytes(entry.bytes)}")
 
 
 @app.command("show")
@@ -89,7 +84,7 @@ def show(name: Name, as_json: AsJson = False) -> None:
     """Show where a model comes from, its hash, sizes and licence, and its shape once it was unpacked."""
     facts = _facts(_require(name))
     if as_json:
-        _print_json(facts)
+        print_json(facts)
         return
     width = max(len(key) for key in facts)
     for key, value in facts.items():
@@ -153,15 +148,7 @@ def _state(entry: OnDisk) -> str:
     if not entry.paths:
         return "-"
     incomplete = entry.partial is not None and entry.file is None and not entry.weights
-    return _megabytes(entry.bytes) + (" (partial)" if incomplete else "")
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:,.0f} MB"
-
-
-def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    return megabytes(entry.bytes) + (" (partial)" if incomplete else "")
 
 
 def _display() -> Display:

@@ -488,11 +488,9 @@ class AdamasCache(Cache):
 
     def restored(self, length: int, states: Mapping[str, Tensor]) -> None:
         """So many tokens are in their places, with these states at the last one."""
+        by_layer = _by_layer(states)
         for index, layer in enumerate(self.layers):
-            own = {
-                split_name(name)[1]: state for name, state in states.items() if split_name(name)[0] == index
-            }
-            layer.restored(length, own)
+            layer.restored(length, by_layer[index])
         self.steps.length.fill_(length)
 
     @property
@@ -519,8 +517,9 @@ class AdamasCache(Cache):
 
     def restored_codes(self, length: int, parts: Mapping[str, Tensor]) -> None:
         """These are the codes of all tokens in the cache, so many, as `codes` gave them."""
+        by_layer = _by_layer(parts)
         for index, layer in self._coded_layers():
-            layer.restored_codes(length, _of_layer(parts, index))
+            layer.restored_codes(length, by_layer[index])
 
     def _coded_layers(self) -> list[tuple[int, FullLayer]]:
         layers = ((index, layer) for index, layer in enumerate(self.layers) if isinstance(layer, FullLayer))
@@ -577,10 +576,13 @@ class PlainCache(DynamicCache):
         return [copy.copy(layer) if type(layer) in shared else copy.deepcopy(layer) for layer in layers]
 
 
-def _of_layer(tensors: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
-    """The tensors of one layer by the names that it gave them."""
-    split = {split_name(name): tensor for name, tensor in tensors.items()}
-    return {part: tensor for (layer, part), tensor in split.items() if layer == index}
+def _by_layer(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """Each layer's tensors by the names that it gave them."""
+    layers: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, part = split_name(name)
+        layers.setdefault(index, {})[part] = tensor
+    return layers
 
 
 def split_name(name: str) -> tuple[int, str]:

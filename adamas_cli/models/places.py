@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from adamas_cli.errors import ModelUnavailableError
+from adamas_cli.folders import cache_directory
 from adamas_cli.progress import Progress
 
 FINGERPRINT_DIGITS = 16  # that name a packed file
@@ -15,12 +15,7 @@ FINGERPRINT_DIGITS = 16  # that name a packed file
 
 def models_directory() -> Path:
     """The folder of this tool's models: under `ADAMAS_CACHE_DIR`, or in the user's cache directory."""
-    chosen = os.environ.get("ADAMAS_CACHE_DIR")
-    if chosen:
-        return Path(chosen).expanduser().absolute() / "models"
-    from platformdirs import user_cache_path
-
-    return user_cache_path("adamas") / "models"
+    return cache_directory() / "models"
 
 
 def files_directory() -> Path:

@@ -11,21 +11,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from adamas_cli.store.blocks import BlockWriter
 from adamas_cli.store.places import appearing, block_file
-
-DTYPE_NAMES = {
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.int8: "I8",
-    torch.int32: "I32",
-}
+from adamas_cli.store.tensors import NAMES, pieces
 
 
 @dataclass(frozen=True)
@@ -82,7 +74,7 @@ class Keeper:
             self._fail(str(error).partition("\n")[0])
 
     def _write(self, order: _Order) -> None:
-        shapes = {name: (DTYPE_NAMES[x.dtype], tuple(x.shape)) for name, x in order.tensors.items()}
+        shapes = {name: (NAMES[x.dtype], tuple(x.shape)) for name, x in order.tensors.items()}
         with appearing(block_file(self._root, order.key)) as stream:
             writer = BlockWriter(stream, order.key, order.start, order.tokens, shapes)
             for name, host in self._on_host(order):
@@ -95,7 +87,7 @@ class Keeper:
             yield from order.tensors.items()
             return
         device = next(x.device for x in order.tensors.values() if x.is_cuda)
-        with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)) as _:
+        with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
             order.ready.synchronize()
             largest = max(x.numel() * x.element_size() for x in order.tensors.values())
             if self._staging is None or self._staging.numel() < largest:
@@ -106,11 +98,3 @@ class Keeper:
                 host.copy_(tensor, non_blocking=True)
                 torch.cuda.current_stream(device).synchronize()
                 yield name, host
-
-
-def pieces(tensor: Tensor) -> list[Any]:
-    """The memory of a CPU tensor as buffers: of a whole one, or of each head's part [n, D] of [K, n, D]."""
-    if not tensor.numel():
-        return []
-    parts = [tensor] if tensor.is_contiguous() else [part.contiguous() for part in tensor]
-    return [part.view(-1).view(torch.uint8).numpy() for part in parts]

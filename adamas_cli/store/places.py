@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from adamas_cli.folders import cache_directory
+
 FORMAT = 1  # of blocks and manifests, and of what their keys hash; another one is another store
 FOLDER_MODE, FILE_MODE = 0o700, 0o600
 PART = ".part"  # the suffix of files that are being written
@@ -24,12 +26,7 @@ def documents_directory() -> Path:
     chosen = os.environ.get("ADAMAS_DOC_CACHE")
     if chosen:
         return Path(chosen).expanduser().absolute()
-    shared = os.environ.get("ADAMAS_CACHE_DIR")
-    if shared:
-        return Path(shared).expanduser().absolute() / "documents"
-    from platformdirs import user_cache_path
-
-    return user_cache_path("adamas") / "documents"
+    return cache_directory() / "documents"
 
 
 def entries_directory(root: Path) -> Path:

@@ -21,18 +21,11 @@ from torch import Tensor
 from adamas_cli.engine.cache import AdamasCache
 from adamas_cli.store.blocks import DamagedError, Header, Stored, read_header, read_tensor
 from adamas_cli.store.compression import Compressed, compressed_names, decompress
-from adamas_cli.store.keeping import pieces
 from adamas_cli.store.places import block_file
+from adamas_cli.store.tensors import DTYPES, pieces
 
 THREADS = {"cpu": 2, "cuda": 12}
 TASK_BYTES = 8 << 20  # that a thread reads before it takes the next task
-DTYPES = {
-    "F32": torch.float32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "I8": torch.int8,
-    "I32": torch.int32,
-}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,31 @@
+"""What the commands about files on disk have in common: JSON, sizes, and asking before removal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from adamas_cli.errors import UsageError
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask first.")]
+
+
+def confirm_removal(what: str, question: str) -> None:
+    """Ask before `what` is removed. Raises UsageError where nobody can be asked, typer.Abort at a no."""
+    if not sys.stdin.isatty():
+        raise UsageError(f"pass -y to remove {what} without being asked.")
+    typer.confirm(question, abort=True, err=True)
+
+
+def megabytes(count: int) -> str:
+    """Bytes as `491 MB`."""
+    return f"{count / 1e6:,.0f} MB"
+
+
+def print_json(value: object) -> None:
+    """Indented JSON on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))

@@ -1,0 +1,16 @@
+"""Where this tool keeps what it would otherwise fetch or compute again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_directory() -> Path:
+    """`ADAMAS_CACHE_DIR`, or the user's cache directory."""
+    chosen = os.environ.get("ADAMAS_CACHE_DIR")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("adamas")

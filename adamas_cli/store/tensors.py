@@ -1,0 +1,27 @@
+"""Tensors as blocks have them: the names of their number formats, and their memory as buffers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = {
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "I8": torch.int8,
+    "I32": torch.int32,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def pieces(tensor: Tensor) -> list[Any]:
+    """The memory of a CPU tensor as buffers to read or to write: of a whole one, or of each head's part
+    [n, D] of [K, n, D]. Raises RuntimeError where a part does not lie in one piece.
+    """
+    if not tensor.numel():
+        return []
+    parts = [tensor] if tensor.is_contiguous() else list(tensor)
+    return [part.view(-1).view(torch.uint8).numpy() for part in parts]
