@@ -567,3 +567,21 @@ def test_compression_is_within_half_a_step():
             groups = [x[:, i : i + 64].abs().amax(1, keepdim=True).expand(-1, 64, -1) for i in (0, 64, 128)]
             step = torch.cat(groups, 1)[:, :150] / LARGEST
         assert ((decompress(small, torch.float32) - x).abs() <= 0.501 * step).all()
+
+
+def test_what_comes_into_the_store_after_the_document_was_opened_is_read_whole(monkeypatch):
+    """On devices that bytes are brought to, nothing is pinned for a store that was still empty then."""
+    from adamas_cli.store.restoring import Restorer
+
+    model, ids = loaded(), tokens(DOCUMENT)
+    cold = ask(model, ids)
+    # As it is on a device other than the CPU, but for the device.
+    monkeypatch.setattr(
+        Restorer,
+        "_read",
+        lambda self, cache, block, names: [
+            self._to_device(block, name, cache.place(name, block.header.start, block.end)) for name in names
+        ],
+    )
+    again = ask(model, ids)
+    assert (again.reused, again.answer) == (DOCUMENT, cold.answer)

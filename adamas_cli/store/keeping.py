@@ -84,7 +84,7 @@ class Keeper:
     def _on_host(self, order: _Order) -> Iterator[tuple[str, Tensor]]:
         """Each tensor in the host's memory, valid until the next one."""
         if order.ready is None:
-            yield from order.tensors.items()
+            yield from ((name, tensor.cpu()) for name, tensor in order.tensors.items())
             return
         device = next(x.device for x in order.tensors.values() if x.is_cuda)
         with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):

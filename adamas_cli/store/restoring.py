@@ -189,7 +189,7 @@ class Restorer:
             if name in compressed:
                 parts = [self._to_device(block, part) for part in compressed[name]]
                 place.copy_(decompress(Compressed(*parts), self._dtype))
-            elif self._device.type != "cuda":
+            elif self._device.type == "cpu":
                 read_tensor(block.descriptor, block.header.tensors[name], pieces(place))
             else:
                 self._to_device(block, name, place)
@@ -197,8 +197,9 @@ class Restorer:
     def _to_device(self, block: _Block, name: str, place: Tensor | None = None) -> Tensor:
         """One tensor of a block, in its place where it has one."""
         stored = block.header.tensors[name]
-        if self._device.type == "cpu" or stored.bytes > self._staged:
-            return self._state(block, name)
+        if stored.bytes > self._staged:  # also where all of it came only after this was made
+            whole = self._state(block, name)
+            return whole if place is None else place.copy_(whole)
         staging = self._staging.get()
         try:
             with torch.cuda.device(self._device):
