@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from adamas_kernels.ops import SparseSettings
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from adamas_cli import models
 from adamas_cli.answer import Text, narrate
 from adamas_cli.engine.attention import AttentionSettings
-from adamas_cli.engine.engine import Engine
+from adamas_cli.engine.engine import PREFILL_CHUNK, Engine
 from adamas_cli.engine.events import Done, Event
+from adamas_cli.engine.plan import MemoryPlan, plan_memory, require_memory
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.errors import UsageError
 from adamas_cli.memory import give_back
+from adamas_cli.models.device import choose_device, choose_dtype
 from adamas_cli.prompt.counting import Counting
 from adamas_cli.prompt.layout import Layout, question_ids
 from adamas_cli.prompt.template import Frame, frame, load_template
@@ -79,6 +81,9 @@ class Session:
         around = frame(template, chat, system=prompt.system, think=prompt.think)
         tokenizer = Tokenizer.from_directory(files.directory)
         with Counting(Layout(tokenizer, around, KEPT_TOKENS), documents, progress) as counting:
+            if choose_device(model.device).type == "cuda":
+                needed = counting.wait().total + prompt.max_tokens
+                progress.note(f"memory: {_memory(files, model, attention, needed).line}")
             loaded = models.load(files, **model.loading, progress=progress)
             load_seconds = time.perf_counter() - begun
             layout = counting.wait()
@@ -170,6 +175,31 @@ class Session:
                     first_token_seconds=answered.first_token_seconds + reading,
                 )
             yield answered
+
+
+def _memory(
+    files: models.ModelFiles, model: ModelOptions, attention: AttentionOptions, context: int
+) -> MemoryPlan:
+    """What a GPU will hold. Raises OutOfMemoryError where that is more than it has."""
+    config = AutoConfig.from_pretrained(
+        files.directory, local_files_only=True, trust_remote_code=model.trust_remote_code
+    )
+    device = choose_device(model.device)
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None) or context
+    plan = plan_memory(
+        config,
+        context=min(context, longest),
+        chunk=attention.prefill_chunk or PREFILL_CHUNK["cuda"],
+        dtype=choose_dtype(model.dtype, device),
+        quantization=model.quantization,
+        sparse=attention.attn != "full",
+        dense_layers=attention.dense_layers,
+        directory=files.directory,
+    )
+    require_memory(
+        plan, device, files.name, "Use a smaller model, --quantization, fewer documents or --device cpu."
+    )
+    return plan
 
 
 def _context(chosen: int, available: int) -> int:

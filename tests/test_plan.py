@@ -10,7 +10,8 @@ from transformers import AutoConfig
 from adamas_cli.bench.shapes import shape_config
 from adamas_cli.bench.traffic import step_bytes
 from adamas_cli.engine.cache import AdamasCache, SparseDecoding, Steps
-from adamas_cli.engine.plan import LIBRARIES, plan_memory
+from adamas_cli.engine.plan import LIBRARIES, plan_memory, require_memory
+from adamas_cli.errors import OutOfMemoryError
 
 CONTEXT, DENSE = 300, 2
 
@@ -90,3 +91,26 @@ def test_a_sparse_step_reads_codes_and_chosen_rows():
     assert full - sparse == layers * (1000 * config.num_key_value_heads * row - read)
     weights = sum(p.nbytes for p in model.parameters()) - model.get_input_embeddings().weight.nbytes
     assert full == weights + config.num_hidden_layers * 1000 * config.num_key_value_heads * row
+
+
+def test_weights_that_come_quantized_take_what_their_files_take(tmp_path):
+    config = tiny_architecture("llama").config
+    config.quantization_config = {"quant_method": "awq"}
+    for name, size in [("model-1.safetensors", 1000), ("model-2.safetensors", 500), ("tokenizer.json", 70)]:
+        (tmp_path / name).write_bytes(b"x" * size)
+    assert plan(config, directory=tmp_path).weights == 1500
+
+
+def test_more_than_the_gpu_has_is_refused(monkeypatch):
+    told = plan(shape_config("llama-3.1-8b", 32768), context=32768)
+    device = torch.device("cuda")
+    for has in (told.total, told.total - 1):
+        properties = type("Properties", (), {"total_memory": has})
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, found=properties: found)
+        if has == told.total:
+            require_memory(told, device, "a model", "Give less.")
+        else:
+            with pytest.raises(
+                OutOfMemoryError, match=r"a model needs .* = .* GB, and cuda has .* Give less"
+            ):
+                require_memory(told, device, "a model", "Give less.")

@@ -569,19 +569,14 @@ def test_compression_is_within_half_a_step():
         assert ((decompress(small, torch.float32) - x).abs() <= 0.501 * step).all()
 
 
-def test_what_comes_into_the_store_after_the_document_was_opened_is_read_whole(monkeypatch):
-    """On devices that bytes are brought to, nothing is pinned for a store that was still empty then."""
-    from adamas_cli.store.restoring import Restorer
-
-    model, ids = loaded(), tokens(DOCUMENT)
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_comes_into_the_store_after_the_document_was_opened_is_read_whole(device):
+    """Nothing is prepared for a store that was still empty when the document was opened."""
+    model, ids = loaded(device=device), tokens(DOCUMENT)
+    early = StoredDocument(model, ids, CHUNK, KEPT, ["a.txt"], pytest.fail)
     cold = ask(model, ids)
-    # As it is on a device other than the CPU, but for the device.
-    monkeypatch.setattr(
-        Restorer,
-        "_read",
-        lambda self, cache, block, names: [
-            self._to_device(block, name, cache.place(name, block.header.start, block.end)) for name in names
-        ],
-    )
-    again = ask(model, ids)
-    assert (again.reused, again.answer) == (DOCUMENT, cold.answer)
+    engine = Engine(model, SPARSE, context=TINY_CONTEXT, prefill_chunk=CHUNK)
+    reading = list(engine.read(ids, early))
+    assert reading[0].reused == DOCUMENT
+    again = [event.id for event in engine.answer(QUESTION, Sampling(), 24, ()) if isinstance(event, Token)]
+    assert again == cold.answer

@@ -1,4 +1,4 @@
-"""Full attention of one query by every kernel that this machine has, to compare with."""
+"""Full attention of one query by every kernel that this machine has, our own included, to compare with."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
+from adamas_kernels.dispatch import load_dense
 from adamas_kernels.ops import LayerCache
 from adamas_kernels.prefill import chunk_attention
 from torch import Tensor
@@ -23,10 +24,26 @@ def dense_kernels(queries: Tensor, layers: Sequence[LayerCache], length: int) ->
     views = [(layer.keys[:, :, :length], layer.values[:, :, :length]) for layer in layers]
     if queries.device.type == "cuda":
         yield from _on_cuda(queries, views)
+        yield from _own(queries, layers)
     else:
         yield "sdpa", lambda: [_sdpa(queries, k, v) for k, v in views]
         scaling = queries.shape[-1] ** -0.5
         yield "products", lambda: [chunk_attention(queries, k, v, scaling) for k, v in views]
+
+
+def _own(queries: Tensor, layers: Sequence[LayerCache]) -> Iterator[tuple[str, Run]]:
+    """The step that the engine takes with `--attn full`, which appends a token as a sparse step does."""
+    step = load_dense(queries.device)
+    if step is None:
+        return
+    scaling = queries.shape[-1] ** -0.5
+    new = [(x.keys[:, :, :1].clone(), x.values[:, :, :1].clone(), x.value_sum.clone()) for x in layers]
+
+    def run() -> None:
+        for layer, (key, value, total) in zip(layers, new, strict=True):
+            step(queries, key, value, layer.keys, layer.values, total, layer.length, scaling)
+
+    yield "adamas full", run
 
 
 def _sdpa(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from adamas_cli.engine.cache import FULL, layer_types
 from adamas_cli.engine.heads import code_bytes, token_bytes
+from adamas_cli.errors import OutOfMemoryError
 
 # What is alive at once where a chunk is in an MLP, in units of its hidden and its inner size: the residual,
 # its norm and the output; gate, up and their product.
@@ -49,9 +51,11 @@ def plan_memory(
     quantization: str,
     sparse: bool,
     dense_layers: int,
+    directory: Path | None = None,
 ) -> MemoryPlan:
     """For a model of this config that reads `context` tokens in chunks, with codes where it is to decode
-    sparsely; its weights are in `dtype`, or quantized as `--quantization` says.
+    sparsely; its weights are in `dtype`, or quantized as `--quantization` says or as its files in `directory`
+    are.
     """
     text = config.get_text_config()
     window = min(context, getattr(text, "sliding_window", None) or context)
@@ -61,15 +65,26 @@ def plan_memory(
     alive = HIDDEN_ALIVE * text.hidden_size + INNER_ALIVE * text.intermediate_size
     ranks = text.num_attention_heads * context * torch.float32.itemsize if sparse else 0
     return MemoryPlan(
-        weights=_weights(config, dtype, quantization),
+        weights=_weights(config, dtype, quantization, directory),
         cache=tokens * token_bytes(text, dtype),
         codes=coded * context * code_bytes(text),
         work=min(chunk, context) * alive * dtype.itemsize + ranks + LIBRARIES,
     )
 
 
-def _weights(config: PreTrainedConfig, dtype: torch.dtype, quantization: str) -> int:
-    """Bytes of a model's weights; linear layers but the last are quantized."""
+def require_memory(plan: MemoryPlan, device: torch.device, what: str, advice: str) -> None:
+    """Raises OutOfMemoryError where the plan is for more than the GPU has."""
+    there = torch.cuda.get_device_properties(device).total_memory
+    if plan.total > there:
+        raise OutOfMemoryError(f"{what} needs {plan.line}, and {device} has {_gigabytes(there)}. {advice}")
+
+
+def _weights(config: PreTrainedConfig, dtype: torch.dtype, quantization: str, directory: Path | None) -> int:
+    """Bytes of a model's weights; linear layers but the last are quantized. Those that come quantized take
+    what their files take.
+    """
+    if directory is not None and getattr(config, "quantization_config", None) is not None:
+        return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     numbers = sum(parameter.numel() for parameter in model.parameters())

@@ -10,7 +10,7 @@ import os
 import queue
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from adamas_cli.engine.cache import AdamasCache
-from adamas_cli.store.blocks import DamagedError, Header, Stored, read_header, read_tensor
+from adamas_cli.store.blocks import DamagedError, Header, read_header, read_tensor
 from adamas_cli.store.compression import Compressed, compressed_names, decompress
+from adamas_cli.store.lane import Lane
 from adamas_cli.store.places import block_file
 from adamas_cli.store.tensors import DTYPES, pieces
 
-THREADS = {"cpu": 2, "cuda": 12}
+THREADS = {"cpu": 2, "cuda": 16}
 TASK_BYTES = 8 << 20  # that a thread reads before it takes the next task
 
 
@@ -50,8 +51,8 @@ class _Block:
 class Restorer:
     """Brings the longest stored beginning of a document into an empty cache.
 
-    keys: of the document's blocks of `block` tokens. Made before the clock runs: on a GPU it pins the memory
-    that bytes pass through.
+    keys: of the document's blocks of `block` tokens. To a GPU, bytes pass through pinned memory of each
+    thread.
     """
 
     def __init__(
@@ -60,16 +61,10 @@ class Restorer:
         self._root, self._keys, self._block = root, keys, block
         self._device, self._dtype = device, dtype
         self._threads = min(THREADS.get(device.type, 2), os.cpu_count() or 1)
-        self._staging: queue.SimpleQueue[_Staging] = queue.SimpleQueue()
-        self._staged = 0  # bytes of the largest tensor that fits
-        if device.type != "cuda":
-            return
-        with ExitStack() as files:
-            first = next(self._open(files), None)
-            if isinstance(first, _Block):
-                self._staged = max(stored.bytes for stored in first.header.tensors.values())
-                for _ in range(self._threads):
-                    self._staging.put(_Staging(self._staged, device))
+        self._lanes: list[Lane] = []
+        self._free: queue.SimpleQueue[Lane] = queue.SimpleQueue()
+        if keys and block_file(root, keys[0]).exists():
+            self._open_lanes()
 
     def restore(self, cache: AdamasCache) -> Restored:
         """Fill the cache, which must be empty. What is damaged ends the beginning that is restored."""
@@ -93,8 +88,6 @@ class Restorer:
                 except (DamagedError, OSError) as error:
                     whole, problem = whole - 1, str(error)
                     continue
-                if self._device.type == "cuda":
-                    torch.cuda.synchronize(self._device)
                 cache.restored(last.end, states)
                 return self._restored(whole, last.end, problem)
             return self._restored(0, 0, problem)
@@ -110,14 +103,12 @@ class Restorer:
             if (found.header.key, found.header.tokens) != (key, tokens):
                 return "it is another block"
             names = list(found.header.tensors)
-            read = partial(self._to_device, found)
+            read = partial(self._whole, found)
             try:
-                with ThreadPoolExecutor(self._threads, "restore") as pool:
+                with self._threads_at_work() as pool:
                     tensors = dict(zip(names, pool.map(read, names), strict=True))
             except (DamagedError, OSError) as error:
                 return str(error)
-            if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
             cache.restored_codes(tokens, tensors)
         return None
 
@@ -169,7 +160,7 @@ class Restorer:
         """Read all blocks into the cache; how many of them are whole from the beginning on, and what is wrong
         with the next one.
         """
-        with ThreadPoolExecutor(self._threads, "restore") as pool:
+        with self._threads_at_work() as pool:
             tasks = [
                 (index, pool.submit(self._read, cache, block, names))
                 for index, block in enumerate(blocks)
@@ -182,55 +173,80 @@ class Restorer:
                     raise unexpected
         return min(problems, default=(len(blocks), ""))
 
+    def _open_lanes(self) -> None:
+        """Pin memory, before the clock of a question runs where something is known to be stored."""
+        if self._device.type == "cuda" and not self._lanes:
+            self._lanes = [Lane(self._device) for _ in range(self._threads)]
+            for lane in self._lanes:
+                self._free.put(lane)
+
+    @contextmanager
+    def _threads_at_work(self) -> Iterator[ThreadPoolExecutor]:
+        """Threads that bring bytes to where they belong; behind it, what they brought is there for whatever
+        the device is told.
+        """
+        self._open_lanes()
+        for lane in self._lanes:
+            lane.begin()
+        try:
+            with ThreadPoolExecutor(self._threads, "restore") as pool:
+                yield pool
+        finally:
+            for lane in self._lanes:
+                lane.end()
+
+    @contextmanager
+    def _lane(self) -> Iterator[Lane | None]:
+        """The way of one thread to the device; none leads to memory of the host."""
+        if self._device.type != "cuda":
+            yield None
+            return
+        lane = self._free.get()
+        try:
+            with torch.cuda.device(self._device), lane.scope():
+                yield lane
+        finally:
+            self._free.put(lane)
+
     def _read(self, cache: AdamasCache, block: _Block, names: Sequence[str]) -> None:
         compressed = compressed_names(block.header.tensors)
-        for name in names:
-            place = cache.place(name, block.header.start, block.end)
-            if name in compressed:
-                parts = [self._to_device(block, part) for part in compressed[name]]
-                place.copy_(decompress(Compressed(*parts), self._dtype))
-            elif self._device.type == "cpu":
-                read_tensor(block.descriptor, block.header.tensors[name], pieces(place))
-            else:
-                self._to_device(block, name, place)
+        with self._lane() as lane:
+            for name in names:
+                place = cache.place(name, block.header.start, block.end)
+                if name in compressed:
+                    parts = [self._brought(lane, block, part) for part in compressed[name]]
+                    place.copy_(decompress(Compressed(*parts), self._dtype))
+                else:
+                    self._bring(lane, block, name, place)
 
-    def _to_device(self, block: _Block, name: str, place: Tensor | None = None) -> Tensor:
-        """One tensor of a block, in its place where it has one."""
+    def _whole(self, block: _Block, name: str) -> Tensor:
+        with self._lane() as lane:
+            tensor = self._brought(lane, block, name)
+            if lane is not None:  # made on the lane's stream, used on another
+                tensor.record_stream(torch.cuda.default_stream(self._device))
+            return tensor
+
+    def _brought(self, lane: Lane | None, block: _Block, name: str) -> Tensor:
+        """One tensor of a block, in memory of its own."""
         stored = block.header.tensors[name]
-        if stored.bytes > self._staged:  # also where all of it came only after this was made
-            whole = self._state(block, name)
-            return whole if place is None else place.copy_(whole)
-        staging = self._staging.get()
-        try:
-            with torch.cuda.device(self._device):
-                host = staging.view(stored)
-                read_tensor(block.descriptor, stored, pieces(host))
-                if place is None:
-                    place = torch.empty(stored.shape, dtype=host.dtype, device=self._device)
-                place.copy_(host, non_blocking=True)
-                staging.event.record()
-        finally:
-            self._staging.put(staging)
+        place = torch.empty(stored.shape, dtype=DTYPES[stored.dtype], device=self._device)
+        self._bring(lane, block, name, place)
         return place
+
+    @staticmethod
+    def _bring(lane: Lane | None, block: _Block, name: str, place: Tensor) -> None:
+        """Fill a place, [K, n, D] or of any shape in one piece, with one tensor of a block."""
+        stored = block.header.tensors[name]
+        if lane is None:
+            read_tensor(block.descriptor, stored, pieces(place))
+        else:
+            lane.carry(block.descriptor, stored, place)
 
     def _state(self, block: _Block, name: str) -> Tensor:
         stored = block.header.tensors[name]
         host = torch.empty(stored.shape, dtype=DTYPES[stored.dtype])
         read_tensor(block.descriptor, stored, pieces(host))
         return host.to(self._device)
-
-
-class _Staging:
-    """Pinned memory for one tensor on its way to a GPU."""
-
-    def __init__(self, size: int, device: torch.device) -> None:
-        self._bytes = torch.empty(size, dtype=torch.uint8, pin_memory=True)
-        self.event = torch.cuda.Event()
-
-    def view(self, stored: Stored) -> Tensor:
-        """Room for the tensor, once what was in it has arrived."""
-        self.event.synchronize()
-        return self._bytes[: stored.bytes].view(DTYPES[stored.dtype]).view(stored.shape)
 
 
 def _states(header: Header) -> list[str]:

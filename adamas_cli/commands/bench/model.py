@@ -132,12 +132,9 @@ class Job:
         """What the longest of the lengths will take of the GPU's memory. Raises OutOfMemoryError where that
         is more than it has.
         """
-        import torch
-
         from adamas_cli.bench.model import tokens_needed
         from adamas_cli.engine.engine import PREFILL_CHUNK
-        from adamas_cli.engine.plan import plan_memory
-        from adamas_cli.errors import OutOfMemoryError
+        from adamas_cli.engine.plan import plan_memory, require_memory
 
         plan = plan_memory(
             target.config(),
@@ -147,11 +144,12 @@ class Job:
             quantization=model.quantization,
             sparse=attention.attn != "full",
             dense_layers=attention.dense_layers,
+            directory=target.directory,
         )
-        there = torch.cuda.get_device_properties(target.device).total_memory
-        if plan.total > there:
-            raise OutOfMemoryError(
-                f"{target.name} at --len {lengths[-1]:,} needs {plan.line}, and {target.device} has "
-                f"{there / 1e9:.1f} GB. Give less --len, a smaller model or --quantization."
-            )
+        require_memory(
+            plan,
+            target.device,
+            f"{target.name} at --len {lengths[-1]:,}",
+            "Give less --len, a smaller model or --quantization.",
+        )
         return plan
