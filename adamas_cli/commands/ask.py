@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import Annotated
 
 import typer
 
+from adamas_cli.commands.reading import collect_documents, destination
 from adamas_cli.errors import UsageError
 from adamas_cli.options import (
     AttentionOptions,
@@ -23,10 +22,6 @@ from adamas_cli.options import (
     grouped,
 )
 from adamas_cli.quiet import prepare_libraries
-
-if TYPE_CHECKING:
-    from adamas_cli.documents import Document
-    from adamas_cli.terminal.display import Display
 
 EXAMPLE = 'adamas ask book.txt "Who is Mr. Darcy?"'
 
@@ -68,7 +63,7 @@ def command(
     from adamas_cli.terminal.display import Display
 
     with (
-        _destination(output.output) as stream,
+        destination(output.output) as stream,
         Display(
             answers=None if output.json or stream is not sys.stdout else stream,
             notes=sys.stderr,
@@ -77,7 +72,7 @@ def command(
             reasoning=not output.hide_reasoning,
         ) as display,
     ):
-        documents = _collect(sources, selection, display, verbose=output.verbose)
+        documents = collect_documents(sources, selection, display, verbose=output.verbose)
         from adamas_cli.engine.sampling import Sampling  # with torch, which a wrong path need not wait for
         from adamas_cli.session import Session
 
@@ -89,7 +84,9 @@ def command(
                     display.question(text)
                 answers.append(listen(text, session.ask(text, drawing), display.show))
             if output.json:
-                records = [answer.as_json(session.load_seconds) | session.as_json() for answer in answers]
+                records = [
+                    answer.as_json(session.runtime.load_seconds) | session.as_json() for answer in answers
+                ]
                 shown = records[0] if len(records) == 1 else records
                 json.dump(shown, stream, ensure_ascii=False, indent=2)
                 stream.write("\n")
@@ -117,42 +114,3 @@ def split_arguments(
     if not sources and files_from is None:
         raise UsageError(f"give documents before the question, as in: {EXAMPLE}\n`-` reads one from stdin")
     return sources, questions
-
-
-def _collect(sources: list[str], chosen: InputOptions, display: Display, *, verbose: int) -> list[Document]:
-    from adamas_cli.documents import DEFAULT_MAX_FILE_SIZE, Selection, collect, read_file_list
-
-    if chosen.files_from == "-":
-        sources = sources + read_file_list(sys.stdin.buffer, chosen.null)
-    elif chosen.files_from is not None:
-        try:
-            with open(chosen.files_from, "rb") as stream:
-                sources = sources + read_file_list(stream, chosen.null)
-        except OSError as error:
-            raise UsageError(f"cannot read --files-from {chosen.files_from}: {error.strerror}") from error
-    selection = Selection(
-        include=tuple(chosen.include or ()),
-        exclude=tuple(chosen.exclude or ()),
-        gitignore=not chosen.no_gitignore,
-        hidden=chosen.hidden,
-        max_file_size=DEFAULT_MAX_FILE_SIZE if chosen.max_file_size is None else chosen.max_file_size or None,
-    )
-    collection = collect(sources, selection, stdin=sys.stdin.buffer, progress=display)
-    skipped = collection.skipped_line()
-    if skipped is not None:
-        display.note(skipped)
-        if verbose:
-            for reason, paths in collection.examples.items():
-                display.note(f"  {reason}: {', '.join(paths)}")
-    return collection.documents
-
-
-@contextmanager
-def _destination(path: Path | None) -> Iterator[TextIO]:
-    if path is None or str(path) == "-":
-        yield sys.stdout
-        return
-    from adamas_cli.output import replacing
-
-    with replacing(path) as stream:
-        yield stream

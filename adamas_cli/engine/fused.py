@@ -1,7 +1,9 @@
 """Fewer, larger kernels for a model's own modules on a GPU, for a scope and undone afterwards.
 
 In steps of one token, projections of the same input become one product; RMSNorm, RoPE and SwiGLU are
-liger-kernel's. No forward of an attention or decoder layer is rewritten: only what those call is replaced.
+liger-kernel's. A question of a few tokens takes as long as launching its kernels from Python does, where
+torch's own are quicker; its projections are joined too. No forward of an attention or decoder layer is
+rewritten: only what those call is replaced.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adamas_cli.engine.native import FAMILY
@@ -20,6 +23,7 @@ Forward = Callable[..., Any]
 # Projections that a layer applies one after another to the same input.
 JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 MLP = ("gate_proj", "up_proj", "down_proj")
+FEW = 256  # tokens of a chunk that is launched for longer than it computes
 
 
 class Fused:
@@ -49,14 +53,22 @@ class Fused:
         from liger_kernel.ops import LigerRMSNormFunction, LigerRopeFunction, LigerSiLUMulFunction
 
         def norm(module: Any) -> Forward:
-            return lambda x: LigerRMSNormFunction.apply(
-                x, module.weight, module.variance_epsilon, 0.0, "llama", False
-            )
+            def forward(x: Tensor) -> Tensor:
+                if _is_short(x):
+                    return F.rms_norm(x, x.shape[-1:], module.weight, module.variance_epsilon)
+                return LigerRMSNormFunction.apply(
+                    x, module.weight, module.variance_epsilon, 0.0, "llama", False
+                )
+
+            return forward
 
         def gated(module: Any) -> Forward:
-            return lambda x: module.down_proj(
-                LigerSiLUMulFunction.apply(module.gate_proj(x), module.up_proj(x))
-            )
+            def forward(x: Tensor) -> Tensor:
+                gate, up = module.gate_proj(x), module.up_proj(x)
+                inner = F.silu(gate) * up if _is_short(x) else LigerSiLUMulFunction.apply(gate, up)
+                return module.down_proj(inner)
+
+            return forward
 
         silu = model.config.hidden_act == "silu"
         for module in model.modules():
@@ -64,7 +76,14 @@ class Fused:
                 self._forwards[module] = norm(module)
             elif silu and all(hasattr(module, name) for name in MLP):
                 self._forwards[module] = gated(module)
-        self._rope = sys.modules[type(model).__module__], LigerRopeFunction.apply
+        place = sys.modules[type(model).__module__]
+        own = place.apply_rotary_pos_emb
+
+        def rotate(queries: Tensor, *arguments: Any, **options: Any) -> Any:
+            rope = own if _is_short(queries) else LigerRopeFunction.apply
+            return rope(queries, *arguments, **options)
+
+        self._rope = place, rotate
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -78,6 +97,11 @@ class Fused:
                 undo.callback(setattr, place, "apply_rotary_pos_emb", place.apply_rotary_pos_emb)
                 place.apply_rotary_pos_emb = rope
             yield
+
+
+def _is_short(x: Tensor) -> bool:
+    """Whether activations [B, ..., N, D] are of a few tokens, and of more than the one of a step."""
+    return 1 < x.shape[-2] <= FEW
 
 
 def _restore(place: dict[str, Any], name: str, value: Any) -> None:
@@ -139,10 +163,12 @@ class _Joined:
         """That of one of the layers: the first that sees an input computes for all of them."""
 
         def forward(x: Tensor) -> Tensor:
-            if x.numel() != self._inputs:
+            one = x.numel() == self._inputs
+            if not one and not _is_short(x):
                 return self._plain[index](x)
             if x is not self._input:
-                self._outputs = self._multiply(x, self._weight, self._bias).split(self._sizes, -1)
+                multiply = self._multiply if one else F.linear
+                self._outputs = multiply(x, self._weight, self._bias).split(self._sizes, -1)
                 self._input = x
             output = self._outputs[index]
             if index == len(self._sizes) - 1:

@@ -21,10 +21,9 @@ from adamas_cli.eval.workload import Workload
 from adamas_cli.models import LoadedModel
 from adamas_cli.progress import Progress
 from adamas_cli.prompt.layout import Layout, question_ids
-from adamas_cli.prompt.template import Frame, frame, load_template
+from adamas_cli.prompt.template import DEFAULT_TEMPLATE, Frame, frame, load_template
 from adamas_cli.prompt.tokens import Tokenizer
 from adamas_cli.reasoning import OPEN
-from adamas_cli.session import DEFAULT_TEMPLATE, KEPT_TOKENS
 
 PRODUCT = ("dot", "manhattan")  # what `ask` offers as --scorer, and so what its own backends run
 
@@ -53,7 +52,7 @@ class Prompting:
 
     def document(self, *documents: Document) -> np.ndarray:
         """What is read before a question, int32 [n]."""
-        layout = Layout(self.tokenizer, self.frame, KEPT_TOKENS)
+        layout = Layout(self.tokenizer, self.frame)
         for document in documents:
             layout.add(document)
         return layout.fit(0, 0, layout.total)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from adamas_cli.prompt.tokens import Tokenizer
 
 NO_IDS = np.empty(0, np.int32)
+KEPT_TOKENS = 1 << 24  # ids kept from either end of the documents: more than any model's context, 64 MiB
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Layout:
     input.
     """
 
-    def __init__(self, tokenizer: Tokenizer, frame: Frame, limit: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, frame: Frame, limit: int = KEPT_TOKENS) -> None:
         self.documents: list[DocumentTokens] = []
         self._tokenizer = tokenizer
         self._ends = _Ends(limit)

@@ -20,6 +20,7 @@ from adamas_cli.errors import UsageError
 if TYPE_CHECKING:
     from adamas_cli.documents import Document
 
+DEFAULT_TEMPLATE = "ask"
 # Stand-ins for the documents and the question while templates are filled in; private-use characters, so that
 # no template contains them and none trims them.
 DOCUMENTS_MARK, QUESTION_MARK = "\ue000documents\ue000", "\ue000question\ue000"

@@ -25,7 +25,7 @@ from adamas_cli.store.lane import Lane
 from adamas_cli.store.places import block_file
 from adamas_cli.store.tensors import DTYPES, pieces
 
-THREADS = {"cpu": 2, "cuda": 16}
+THREADS = {"cpu": 2, "cuda": 12}
 TASK_BYTES = 8 << 20  # that a thread reads before it takes the next task
 
 
@@ -62,9 +62,13 @@ class Restorer:
         self._device, self._dtype = device, dtype
         self._threads = min(THREADS.get(device.type, 2), os.cpu_count() or 1)
         self._lanes: list[Lane] = []
+        self._pinned = 0  # bytes of each
         self._free: queue.SimpleQueue[Lane] = queue.SimpleQueue()
-        if keys and block_file(root, keys[0]).exists():
-            self._open_lanes()
+        if device.type == "cuda":
+            with ExitStack() as files:
+                first = next(self._open(files), None)
+                if isinstance(first, _Block):
+                    self._open_lanes([first])
 
     def restore(self, cache: AdamasCache) -> Restored:
         """Fill the cache, which must be empty. What is damaged ends the beginning that is restored."""
@@ -105,7 +109,7 @@ class Restorer:
             names = list(found.header.tensors)
             read = partial(self._whole, found)
             try:
-                with self._threads_at_work() as pool:
+                with self._threads_at_work([found]) as pool:
                     tensors = dict(zip(names, pool.map(read, names), strict=True))
             except (DamagedError, OSError) as error:
                 return str(error)
@@ -160,7 +164,7 @@ class Restorer:
         """Read all blocks into the cache; how many of them are whole from the beginning on, and what is wrong
         with the next one.
         """
-        with self._threads_at_work() as pool:
+        with self._threads_at_work(blocks) as pool:
             tasks = [
                 (index, pool.submit(self._read, cache, block, names))
                 for index, block in enumerate(blocks)
@@ -173,19 +177,24 @@ class Restorer:
                     raise unexpected
         return min(problems, default=(len(blocks), ""))
 
-    def _open_lanes(self) -> None:
-        """Pin memory, before the clock of a question runs where something is known to be stored."""
-        if self._device.type == "cuda" and not self._lanes:
-            self._lanes = [Lane(self._device) for _ in range(self._threads)]
+    def _open_lanes(self, blocks: Sequence[_Block]) -> None:
+        """Pin memory for the largest tensor of these, where it is not there yet: that takes a while, and is
+        done before the clock of a question runs where something is known to be stored.
+        """
+        sizes = (stored.bytes for block in blocks for stored in block.header.tensors.values())
+        if self._device.type == "cuda" and (size := max(sizes)) > self._pinned:
+            self._lanes = [Lane(self._device, size) for _ in range(self._threads)]
+            self._free = queue.SimpleQueue()
             for lane in self._lanes:
                 self._free.put(lane)
+            self._pinned = size
 
     @contextmanager
-    def _threads_at_work(self) -> Iterator[ThreadPoolExecutor]:
+    def _threads_at_work(self, blocks: Sequence[_Block]) -> Iterator[ThreadPoolExecutor]:
         """Threads that bring bytes to where they belong; behind it, what they brought is there for whatever
         the device is told.
         """
-        self._open_lanes()
+        self._open_lanes(blocks)
         for lane in self._lanes:
             lane.begin()
         try:

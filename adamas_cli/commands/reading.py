@@ -1,0 +1,63 @@
+"""What commands that read documents have in common: their documents, and where the answer goes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from adamas_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from adamas_cli.documents import Document
+    from adamas_cli.options import InputOptions
+    from adamas_cli.terminal.display import Display
+
+
+def collect_documents(
+    sources: list[str], chosen: InputOptions, display: Display, *, verbose: int
+) -> list[Document]:
+    """The documents in what the user named; what is left out is counted on stderr, with examples by
+    `verbose`.
+
+    Raises UsageError, NothingReadableError.
+    """
+    from adamas_cli.documents import DEFAULT_MAX_FILE_SIZE, Selection, collect, read_file_list
+
+    if chosen.files_from == "-":
+        sources = sources + read_file_list(sys.stdin.buffer, chosen.null)
+    elif chosen.files_from is not None:
+        try:
+            with open(chosen.files_from, "rb") as stream:
+                sources = sources + read_file_list(stream, chosen.null)
+        except OSError as error:
+            raise UsageError(f"cannot read --files-from {chosen.files_from}: {error.strerror}") from error
+    selection = Selection(
+        include=tuple(chosen.include or ()),
+        exclude=tuple(chosen.exclude or ()),
+        gitignore=not chosen.no_gitignore,
+        hidden=chosen.hidden,
+        max_file_size=DEFAULT_MAX_FILE_SIZE if chosen.max_file_size is None else chosen.max_file_size or None,
+    )
+    collection = collect(sources, selection, stdin=sys.stdin.buffer, progress=display)
+    skipped = collection.skipped_line()
+    if skipped is not None:
+        display.note(skipped)
+        if verbose:
+            for reason, paths in collection.examples.items():
+                display.note(f"  {reason}: {', '.join(paths)}")
+    return collection.documents
+
+
+@contextmanager
+def destination(path: Path | None) -> Iterator[TextIO]:
+    """Where the answer goes: stdout, or a file that is written whole or not at all."""
+    if path is None or str(path) == "-":
+        yield sys.stdout
+        return
+    from adamas_cli.output import replacing
+
+    with replacing(path) as stream:
+        yield stream

@@ -1,0 +1,130 @@
+"""A model with its tokenizer and the user's settings: opened once, for any number of documents."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from adamas_kernels.ops import SparseSettings
+from transformers import AutoConfig, PreTrainedTokenizerFast
+
+from adamas_cli import models
+from adamas_cli.engine.attention import AttentionSettings
+from adamas_cli.engine.engine import PREFILL_CHUNK
+from adamas_cli.engine.plan import MemoryPlan, plan_memory, require_memory
+from adamas_cli.errors import UsageError
+from adamas_cli.models.device import choose_device, choose_dtype, wants_cuda
+from adamas_cli.prompt.layout import Layout
+from adamas_cli.prompt.template import Frame, frame, load_template
+from adamas_cli.prompt.tokens import Tokenizer
+
+if TYPE_CHECKING:
+    from adamas_cli.options import AttentionOptions, ModelOptions, PromptOptions, StoreOptions
+    from adamas_cli.progress import Progress
+
+
+@dataclass
+class Runtime:
+    """What `resolve` found of a model; its weights are there once `load` was called."""
+
+    files: models.ModelFiles
+    tokenizer: Tokenizer
+    chat: PreTrainedTokenizerFast
+    model: ModelOptions
+    attention: AttentionOptions
+    prompt: PromptOptions
+    store: StoreOptions
+    progress: Progress
+    load_seconds: float = 0.0  # from the model's name to weights in memory, a download not included
+    _loaded: models.LoadedModel | None = None
+
+    @classmethod
+    def resolve(
+        cls,
+        model: ModelOptions,
+        attention: AttentionOptions,
+        prompt: PromptOptions,
+        store: StoreOptions,
+        progress: Progress,
+    ) -> Runtime:
+        """Find the model's files, downloading them if need be, and read its tokenizer. Raises
+        ModelUnavailableError.
+        """
+        files = models.resolve(
+            model.model, dtype=model.dtype, device=model.device, offline=model.offline, progress=progress
+        )
+        begun = time.perf_counter()
+        chat = PreTrainedTokenizerFast.from_pretrained(files.directory)
+        tokenizer = Tokenizer.from_directory(files.directory)
+        seconds = time.perf_counter() - begun
+        return cls(files, tokenizer, chat, model, attention, prompt, store, progress, seconds)
+
+    def frame(self, template: str) -> Frame:
+        """A template, by its name or file, in the model's chat template. Raises UsageError."""
+        return frame(load_template(template), self.chat, system=self.prompt.system, think=self.prompt.think)
+
+    def layout(self, around: Frame) -> Layout:
+        """An empty prompt, for documents to be laid out in."""
+        return Layout(self.tokenizer, around)
+
+    @property
+    def wants_cuda(self) -> bool:
+        """Whether the model will run on a GPU of NVIDIA's."""
+        return wants_cuda(self.model.device)
+
+    def load(self) -> models.LoadedModel:
+        """The model's weights, loaded at the first call. Raises ModelUnavailableError, OutOfMemoryError,
+        UsageError.
+        """
+        if self._loaded is None:
+            begun = time.perf_counter()
+            self._loaded = models.load(self.files, **self.model.loading, progress=self.progress)
+            self.load_seconds += time.perf_counter() - begun
+        return self._loaded
+
+    @property
+    def context(self) -> int:
+        """Tokens of `--ctx-size`, or of the model, whose weights this loads. Raises UsageError for more than
+        the model's.
+        """
+        available = self.load().context_length
+        chosen = self.prompt.ctx_size
+        if chosen > available:
+            raise UsageError(
+                f"--ctx-size {chosen:,} is more than the model's context of {available:,} tokens"
+            )
+        return chosen or available
+
+    @property
+    def decoding(self) -> AttentionSettings:
+        """How answer tokens attend."""
+        chosen = self.attention
+        return AttentionSettings(
+            kind=chosen.attn,
+            sparse=SparseSettings(budget=chosen.budget or SparseSettings.budget, scorer=chosen.scorer),
+            dense_layers=chosen.dense_layers,
+            backend=chosen.backend,
+            budget_by_context=chosen.budget is None,
+        )
+
+    def memory(self, context: int) -> MemoryPlan:
+        """What a GPU will hold with so many tokens. Raises OutOfMemoryError where it has less."""
+        config = AutoConfig.from_pretrained(
+            self.files.directory, local_files_only=True, trust_remote_code=self.model.trust_remote_code
+        )
+        device = choose_device(self.model.device)
+        longest = getattr(config.get_text_config(), "max_position_embeddings", None) or context
+        plan = plan_memory(
+            config,
+            context=min(context, longest),
+            chunk=self.attention.prefill_chunk or PREFILL_CHUNK["cuda"],
+            dtype=choose_dtype(self.model.dtype, device),
+            quantization=self.model.quantization,
+            sparse=self.attention.attn != "full",
+            dense_layers=self.attention.dense_layers,
+            directory=self.files.directory,
+        )
+        advice = "Use a smaller model, --quantization, fewer documents or --device cpu."
+        require_memory(plan, device, self.files.name, advice)
+        return plan
