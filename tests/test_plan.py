@@ -72,6 +72,12 @@ def test_quantized_weights_take_their_bits():
     assert four == pytest.approx((plain - embeddings) * 4.5 / 16 + embeddings, rel=0.001)
 
 
+def test_weights_that_come_quantized_take_what_is_said():
+    config = shape_config("llama-3.1-8b", 100)
+    assert plan(config, weights=123).weights == 123
+    assert plan(config, weights=123).total == plan(config).total - plan(config).weights + 123
+
+
 def test_work_grows_with_the_chunk_and_not_beyond_the_context():
     config = AutoConfig.for_model("llama", hidden_size=64, intermediate_size=96, num_attention_heads=4)
     small, large, whole = (plan(config, chunk=chunk, sparse=False).work for chunk in (10, 20, 10**6))

@@ -15,7 +15,7 @@ from adamas_cli.engine.heads import code_bytes, token_bytes
 # its norm and the output; gate, up and their product.
 HIDDEN_ALIVE, INNER_ALIVE = 3, 3
 LIBRARIES = 150_000_000  # workspaces of cuBLAS and cuDNN, and a captured step
-QUANTIZED_BITS = {"bnb-4bit": 4.5, "bnb-8bit": 8.0, "torchao-int8": 8.0, "torchao-int4": 4.25, "fp8": 8.0}
+QUANTIZED_BITS = {"bnb-4bit": 4.5, "bnb-8bit": 8.0, "torchao-int8": 8.0, "torchao-int4": 4.5, "fp8": 8.0}
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,10 @@ def plan_memory(
     quantization: str,
     sparse: bool,
     dense_layers: int,
+    weights: int | None = None,
 ) -> MemoryPlan:
     """For a model of this config that reads `context` tokens in chunks, with codes where it is to decode
-    sparsely; its weights are in `dtype`, or quantized as `--quantization` says.
+    sparsely; its weights are in `dtype`, or quantized as `--quantization` says, or take so many bytes.
     """
     text = config.get_text_config()
     window = min(context, getattr(text, "sliding_window", None) or context)
@@ -61,7 +62,7 @@ def plan_memory(
     alive = HIDDEN_ALIVE * text.hidden_size + INNER_ALIVE * text.intermediate_size
     ranks = text.num_attention_heads * context * torch.float32.itemsize if sparse else 0
     return MemoryPlan(
-        weights=_weights(config, dtype, quantization),
+        weights=_weights(config, dtype, quantization) if weights is None else weights,
         cache=tokens * token_bytes(text, dtype),
         codes=coded * context * code_bytes(text),
         work=min(chunk, context) * alive * dtype.itemsize + ranks + LIBRARIES,

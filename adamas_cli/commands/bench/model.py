@@ -138,6 +138,7 @@ class Job:
         from adamas_cli.engine.engine import PREFILL_CHUNK
         from adamas_cli.engine.plan import plan_memory
         from adamas_cli.errors import OutOfMemoryError
+        from adamas_cli.models.prequantized import stored_bytes
 
         plan = plan_memory(
             target.config(),
@@ -147,6 +148,7 @@ class Job:
             quantization=model.quantization,
             sparse=attention.attn != "full",
             dense_layers=attention.dense_layers,
+            weights=None if target.directory is None else stored_bytes(target.directory),
         )
         there = torch.cuda.get_device_properties(target.device).total_memory
         if plan.total > there:
