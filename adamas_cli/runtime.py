@@ -15,6 +15,7 @@ from adamas_cli.engine.engine import PREFILL_CHUNK
 from adamas_cli.engine.plan import MemoryPlan, plan_memory, require_memory
 from adamas_cli.errors import UsageError
 from adamas_cli.models.device import choose_device, choose_dtype, wants_cuda
+from adamas_cli.models.prequantized import stored_bytes
 from adamas_cli.prompt.layout import Layout
 from adamas_cli.prompt.template import Frame, frame, load_template
 from adamas_cli.prompt.tokens import Tokenizer
@@ -123,7 +124,7 @@ class Runtime:
             quantization=self.model.quantization,
             sparse=self.attention.attn != "full",
             dense_layers=self.attention.dense_layers,
-            directory=self.files.directory,
+            weights=stored_bytes(self.files.directory),
         )
         advice = "Use a smaller model, --quantization, fewer documents or --device cpu."
         require_memory(plan, device, self.files.name, advice)
