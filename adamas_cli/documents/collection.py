@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from adamas_cli.documents import notebook
 from adamas_cli.documents.document import Document, shown_path
+from adamas_cli.documents.formats import notebook
 
 _EXAMPLES = 5
 

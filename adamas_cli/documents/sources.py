@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from adamas_cli.documents import notebook
 from adamas_cli.documents.collection import Collection, Reason
 from adamas_cli.documents.decoding import HEAD_BYTES, is_binary
 from adamas_cli.documents.document import Document, File, shown_path
 from adamas_cli.documents.filtering import Choice, Selection
+from adamas_cli.documents.formats import notebook
 from adamas_cli.documents.listing import Lister
 from adamas_cli.documents.streams import read_pipe, read_stream
 from adamas_cli.errors import NothingReadableError, UsageError
