@@ -93,6 +93,19 @@ class Layout:
         self._note = len(note)
         return np.concatenate([self._ends.first(head), note, self._ends.last(tail)])
 
+    def keep_budget(self, question: int, budget: int) -> None:
+        """Raises OverContextError where documents and question are more than `budget` tokens."""
+        needed = self.total + question
+        if needed > budget:
+            raise OverContextError(
+                f"document {self.total:,} + question {question:,} = {needed:,} tokens > --token-budget "
+                f"{budget:,}. Give less, or raise it.",
+                n_document_tokens=self.total,
+                n_question_tokens=question,
+                n_prompt_tokens=needed,
+                n_token_budget=budget,
+            )
+
     def locate(self, index: int) -> Location | None:
         """Document, line and section of what `fit` returned at `index`; None outside documents."""
         if index >= self._gap.start and self._gap:
