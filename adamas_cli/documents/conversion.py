@@ -59,7 +59,7 @@ class Conversion:
         after = os.stat(path)
         if _identity(before) != _identity(after):
             raise UnreadableError(Trouble.CHANGED)
-        if not words and kind is not Format.PDF:
+        if not words and kind is not Format.PDF:  # whose empty pages are counted
             raise UnreadableError(Trouble.NO_TEXT)
 
     def _opened(self) -> ConvertedTexts:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import xxhash
 
@@ -41,6 +43,14 @@ def converted_directory() -> Path:
     return cache_directory() / "converted"
 
 
+class _PassingFolder:
+    """A folder that ends with the last text in it."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="adamas-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
 @dataclass(frozen=True)
 class ConvertedText:
     """The text of one file. `pages` have been looked into, `empty` of them hold no text."""
@@ -48,7 +58,7 @@ class ConvertedText:
     file: Path
     pages: int
     empty: int
-    folder: TemporaryDirectory[str] | None = None  # which ends with the last text in it
+    folder: _PassingFolder | None = None
 
     def parts(self) -> Iterator[Part]:
         """The parts in order. Raises AdamasError where the file is gone since it was found."""
@@ -66,8 +76,8 @@ class ConvertedTexts:
     """The store of converted texts; one that is not kept ends with its texts."""
 
     def __init__(self, *, kept: bool) -> None:
-        self._folder = None if kept else TemporaryDirectory(prefix="adamas-")
-        self.root = Path(self._folder.name) if self._folder else converted_directory()
+        self._folder = None if kept else _PassingFolder()
+        self.root = self._folder.path if self._folder else converted_directory()
         self._kept = kept
         self._grown = False
 

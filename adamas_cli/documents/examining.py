@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from adamas_cli.documents.collection import Collection, Reason
@@ -75,7 +77,7 @@ class Examiner:
             note = f"{shown}: {text.empty:,} of {text.pages:,} pages have no text (scanned?)"
             self._collection.notes.append(note)
         if text.pages and text.empty == text.pages:
-            raise UnreadableError(Trouble.NO_TEXT)
+            raise UnreadableError(Trouble.SCANNED)
         return Document(shown, size, text)
 
     def _examined(self, path: str, candidate: Candidate) -> Document | Reason:
@@ -97,10 +99,15 @@ class Examiner:
         if is_notebook and size > notebook.MAX_BYTES:
             return Reason.NOTEBOOK_TOO_LARGE
         head = _head(candidate.path)
+        file = File(candidate.path, size)
         kind = recognized(head, path)
         if kind is not None:
-            return self.converted(candidate.path, path, size, kind)
-        file = File(candidate.path, size)
+            try:
+                return self.converted(candidate.path, path, size, kind)
+            except UnreadableError:
+                if kind is not Format.HTML:
+                    raise
+            return Document(shown_path(path), size, file)  # a page of scripts alone is source code
         if head.startswith(MAGIC):
             return self.unpacked(path, Gzipped(file, size), limit)
         if is_binary(head):
@@ -112,19 +119,29 @@ class Examiner:
         return Document(shown_path(path), size, file, is_notebook)
 
     def unpacked(self, name: str, content: Gzipped, limit: int | None) -> Document | Reason:
-        """The text in a gzip file, of at most `limit` bytes: unpacked once to the end, because damage shows
-        only there. Raises UnreadableError.
+        """What is in a gzip file, of at most `limit` bytes: unpacked once to the end, because damage shows
+        only there. Raises UnreadableError, OSError.
         """
-        size = 0
         head = b""
         for block in content.blocks():
-            if len(head) < HEAD_BYTES:
-                head = (head + block)[:HEAD_BYTES]
-                if is_binary(head):
-                    return Reason.BINARY
-            size += len(block)
-            if limit is not None and size > limit:
-                return Reason.TOO_LARGE
+            head += block
+            if len(head) >= HEAD_BYTES:
+                break
+        head = head[:HEAD_BYTES]
+        kind = recognized(head, os.path.splitext(name)[0])
+        if kind is None and is_binary(head):
+            return Reason.BINARY
+        size = 0
+        with tempfile.NamedTemporaryFile() if kind else nullcontext() as copy:
+            for block in content.blocks():
+                size += len(block)
+                if limit is not None and size > limit:
+                    return Reason.TOO_LARGE
+                if copy is not None:
+                    copy.write(block)
+            if kind is not None and copy is not None:
+                copy.flush()
+                return self.converted(copy.name, name, size, kind)
         return Document(shown_path(name), size, content) if size else Reason.EMPTY
 
 

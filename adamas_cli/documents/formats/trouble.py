@@ -12,7 +12,8 @@ class Trouble(StrEnum):
 
     DAMAGED = "damaged"
     ENCRYPTED = "encrypted"
-    NO_TEXT = "without text (scanned?)"
+    NO_TEXT = "without text"
+    SCANNED = "without text (scanned?)"
     TOO_LARGE = "too large when unpacked"
     TOO_DEEP = "nested too deeply"
     TOO_SLOW = "too slow to convert"
