@@ -2,8 +2,8 @@
 
     python docs/measure_reading.py MODEL_DIRECTORY SOURCE [SOURCE ...]
 
-Prints a Markdown row for each source, measured in a process of its own: seconds of wall clock and of CPU time,
-which other work on the machine changes less, and the peak memory of the process.
+Prints a Markdown row for each source, measured in a process of its own: seconds of wall clock and of CPU
+time, which other work on the machine changes less, and the peak memory of the process.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import resource
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 
@@ -33,10 +34,11 @@ def measure(directory: Path, source: str) -> str:
     characters = sum(len(piece) for document in found.documents for piece in document.pieces())
     lap()
     tokens = 0
+    tokenizer.expect(sum(document.characters for document in found.documents))
     for document in found.documents:
         tokens += sum(len(ids) for ids in tokenizer.stream(document.pieces()))
     lap()
-    spent = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(marks, marks[1:], strict=False)]
+    spent = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(marks)]
     spent.append((sum(wall for wall, _ in spent), sum(cpu for _, cpu in spent)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     times = " | ".join(f"{wall:.2f} ({cpu:.2f})" for wall, cpu in spent)
@@ -47,7 +49,9 @@ def measure(directory: Path, source: str) -> str:
 
 def main(directory: str, *sources: str) -> None:
     """Print the table."""
-    print("| source | documents | characters | tokens | walk, s (CPU) | read | tokenize | all | peak memory |")
+    print(
+        "| source | documents | characters | tokens | walk, s (CPU) | read | tokenize | all | peak memory |"
+    )
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|", flush=True)
     for source in sources:
         subprocess.run([sys.executable, __file__, "--one", directory, source], check=True)
