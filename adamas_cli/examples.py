@@ -24,13 +24,13 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "adamas bench --len 4k --vs llama.cpp --format jsonl -o rows.jsonl": "beside llama.cpp, into a file",
     },
     "eval ppl": {
-        "adamas eval ppl --text book.txt --len 4k --budgets 64,256": "how far sparse answers are from full ones",
+        "adamas eval ppl --text book.txt --len 4k --budgets 64,256": "how far sparse is from full",
     },
     "eval retrieval": {
         "adamas eval retrieval --text book.txt --tasks multikey --len 2k,4k": "numbers hidden in a text",
     },
     "eval answers": {
-        'adamas eval answers --document book.txt -q "Who is Mr. Darcy?"': "your own question, sparse and full",
+        'adamas eval answers --document book.txt -q "Who is Mr. Darcy?"': "your own question, both ways",
     },
     "completion": {
         "adamas completion bash > ~/.local/share/bash-completion/completions/adamas": "for bash",
