@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from adamas_cli import __version__
-from adamas_cli.commands import ask, bench, cache, completion, config, eval, models, plan
+from adamas_cli.commands import ask, bench, cache, completion, config, doctor, env, eval, models, plan
 from adamas_cli.config import config_path, read_config
 from adamas_cli.errors import INTERRUPTED, UsageError
 from adamas_cli.examples import attach
@@ -59,6 +59,8 @@ app.command("bench")(bench.command)
 app.add_typer(cache.app, name="cache")
 app.command("completion")(completion.command)
 app.add_typer(config.app, name="config")
+app.command("doctor")(doctor.command)
+app.command("env")(env.command)
 app.add_typer(eval.app, name="eval")
 app.add_typer(models.app, name="models")
 app.command("plan")(plan.command)

@@ -15,6 +15,7 @@ from adamas_cli.engine.engine import Engine
 from adamas_cli.engine.events import Done, Event
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.memory import give_back
+from adamas_cli.planning.speed import computing_device, remember_run, speed_key
 from adamas_cli.prompt.counting import Counting
 from adamas_cli.prompt.layout import Layout, question_ids
 from adamas_cli.prompt.template import DEFAULT_TEMPLATE, Frame
@@ -42,6 +43,7 @@ class Session:
     _ids: np.ndarray  # the documents', with what stands before them
     _unread: bool  # until they are in the cache
     _stored: StoredDocument | None
+    _compiled: list[str]  # what the engine said it has to compile, which spoils timings
 
     @classmethod
     def open(
@@ -86,12 +88,18 @@ class Session:
             progress.note(
                 f"left out {layout.dropped:,} of {layout.total:,} tokens, from the documents' middle"
             )
+        compiled: list[str] = []
+
+        def announce(line: str) -> None:
+            compiled.append(line)
+            progress.note(line)
+
         engine = Engine(
             loaded,
             runtime.decoding,
             context=len(ids) + asked + answer,
             prefill_chunk=runtime.attention.prefill_chunk,
-            announce=progress.note,
+            announce=announce,
         )
         give_back()  # reading needs it for other sizes
         if log.isEnabledFor(logging.INFO):
@@ -101,7 +109,7 @@ class Session:
         if not runtime.store.no_doc_cache and engine.keeps_documents:
             names = [document.path for document in layout.documents]
             stored = StoredDocument(loaded, ids, engine.chunk, runtime.store.settings, names, progress.note)
-        return cls(runtime, layout, engine, answer, around, ids, True, stored)
+        return cls(runtime, layout, engine, answer, around, ids, True, stored, compiled)
 
     def __enter__(self) -> Session:
         return self
@@ -155,7 +163,22 @@ class Session:
                     prefill_seconds=answered.prefill_seconds + reading,
                     first_token_seconds=answered.first_token_seconds + reading,
                 )
+                if not self._compiled:
+                    remember_run(self._speed_key, answered)
+                self._compiled.clear()
             yield answered
+
+    @property
+    def _speed_key(self) -> str:
+        """What `adamas plan` will know these timings by."""
+        loaded = self.runtime.load()
+        return speed_key(
+            loaded.files.fingerprint,
+            dtype=str(loaded.dtype).removeprefix("torch."),
+            quantization=loaded.quantization,
+            device=computing_device(loaded.device.type, self.runtime.model.threads),
+            attention=self.engine.attention_kind,
+        )
 
 
 def count(runtime: Runtime, around: Frame, documents: Sequence[Document]) -> Layout:

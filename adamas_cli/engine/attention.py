@@ -22,11 +22,10 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from adamas_cli.engine.cache import FULL, SLIDING, AdamasCache, FullLayer, SparseDecoding, layer_types
-from adamas_cli.engine.choice import auto_min_context, budget_for
+from adamas_cli.engine.choice import DENSE_LAYERS, auto_min_context, budget_for
 from adamas_cli.errors import ModelUnavailableError, UsageError
 
 NAME = "adamas"
-DENSE_LAYERS = 2  # the first layers attend broadly, and stay dense in decode (paper, section 4.1)
 # What some models pass to change the scores or the softmax; ignoring one would be silently wrong.
 SCORE_EXTRAS = ("softcap", "s_aux", "position_bias", "head_mask")
 

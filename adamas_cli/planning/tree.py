@@ -27,12 +27,11 @@ class Branch:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a drawn tree. rest: how many branches it stands for, where it is no branch itself."""
+    """One line of a drawn tree: a branch, or all those that are not shown."""
 
     indent: str
     name: str
     tokens: int
-    rest: int = 0
 
 
 def grow(tokens: Mapping[str, int]) -> Branch:
@@ -51,9 +50,11 @@ def grow(tokens: Mapping[str, int]) -> Branch:
     return _joined(root)
 
 
-def draw(root: Branch, largest: int) -> Iterator[Line]:
-    """The tree line by line; of each folder at most so many branches, and how many more there are."""
-    return _draw(root, "", largest)
+def draw(root: Branch, largest: int, least: int) -> Iterator[Line]:
+    """The tree line by line; of each folder at most so many branches, each with so many tokens, and how many
+    more there are.
+    """
+    return _draw(root, "", largest, least)
 
 
 def _joined(branch: Branch) -> Branch:
@@ -67,14 +68,17 @@ def _joined(branch: Branch) -> Branch:
     return branch
 
 
-def _draw(branch: Branch, indent: str, largest: int) -> Iterator[Line]:
-    shown = branch.sorted()
-    rest = shown[largest:] if len(shown) > largest + 1 else []
-    shown = shown[: len(shown) - len(rest)]
+def _draw(branch: Branch, indent: str, largest: int, least: int) -> Iterator[Line]:
+    branches = branch.sorted()
+    shown = [child for child in branches[:largest] if child.tokens >= least]
+    if len(shown) + 1 >= len(branches):
+        shown = branches
+    rest = branches[len(shown) :]
     for index, child in enumerate(shown):
         last = index == len(shown) - 1 and not rest
         name = f"{child.name}/" if child.below else child.name
         yield Line(indent + ("└─ " if last else "├─ "), name, child.tokens)
-        yield from _draw(child, indent + ("   " if last else "│  "), largest)
-    if rest:
-        yield Line(indent + "└─ ", f"{len(rest):,} more", sum(child.tokens for child in rest), len(rest))
+        yield from _draw(child, indent + ("   " if last else "│  "), largest, least)
+    if shown and rest:
+        tokens, files = (sum(getattr(child, name) for child in rest) for name in ("tokens", "files"))
+        yield Line(indent + "└─ ", f"{files:,} more files", tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterator
 
@@ -11,6 +12,7 @@ from adamas_cli.terminal.lines import duration, size
 from adamas_cli.terminal.sanitize import one_line
 
 LARGEST = 20  # documents, or branches of a folder, that are shown one by one
+LEAST_SHARE = 0.01  # of all tokens, that a branch has to have to be shown
 _LABEL = 9
 _NARROWEST = 20  # columns of text, however narrow the terminal is
 
@@ -59,7 +61,7 @@ def _largest(plan: Plan) -> Iterator[tuple[str, str, str]]:
 def _tree(tree: Branch) -> Iterator[tuple[str, str, str]]:
     yield "TOKENS", "SHARE", "DOCUMENT"
     yield f"{tree.tokens:,}", _share(tree.tokens, tree.tokens), one_line(tree.name) + ("/" * bool(tree.below))
-    for line in draw(tree, LARGEST):
+    for line in draw(tree, LARGEST, math.ceil(tree.tokens * LEAST_SHARE)):
         yield f"{line.tokens:,}", _share(line.tokens, tree.tokens), line.indent + one_line(line.name)
 
 
