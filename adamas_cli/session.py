@@ -94,6 +94,8 @@ class Session:
         longest = max(
             len(question_ids(runtime.tokenizer, around, asked(runtime, text))) for text in questions
         )
+        if prompt.token_budget is not None:
+            layout.keep_budget(longest, prompt.token_budget)
         ids = layout.fit(longest, answer, runtime.context, truncate=prompt.on_overflow == "truncate")
         if layout.dropped:
             progress.note(
