@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from adamas_cli.commands.reading import collect_documents
 from adamas_cli.commands.shared import AsJson, print_json
-from adamas_cli.errors import OverContextError, UsageError
+from adamas_cli.errors import UsageError
 from adamas_cli.options import (
     AttentionOptions,
     InputOptions,
@@ -19,12 +19,8 @@ from adamas_cli.options import (
     PromptOptions,
     StoreOptions,
     grouped,
-    parse_length,
 )
 from adamas_cli.quiet import prepare_libraries
-
-if TYPE_CHECKING:
-    from adamas_cli.planning.plan import Counted
 
 EXAMPLE = 'adamas plan book.txt "Who is Mr. Darcy?"'
 
@@ -47,16 +43,6 @@ def command(
             metavar="TEXT",
             rich_help_panel="Question and answer",
             help="A question (repeatable); then all arguments are sources.",
-        ),
-    ] = None,
-    token_budget: Annotated[
-        int | None,
-        typer.Option(
-            "--token-budget",
-            parser=parse_length,
-            metavar="LENGTH",
-            rich_help_panel="Input",
-            help="Exit with 4 where the documents have more tokens.",
         ),
     ] = None,
     tree: Annotated[bool, typer.Option("--tree", help="Show tokens by folder.")] = False,
@@ -86,23 +72,23 @@ def command(
     from adamas_cli.terminal.display import Display
 
     with Display(answers=None, notes=sys.stderr, quiet=quiet) as display:
-        documents = collect_documents(sources, selection, display, verbose=verbose)
+        keep = not (store.no_doc_cache or store.doc_cache_ro)
+        documents = collect_documents(sources, selection, display, verbose=verbose, keep=keep)
         from adamas_cli.planning.foresee import Flags, foresee
         from adamas_cli.planning.tree import grow
 
         flags = Flags(model, attention, prompt, store)
         plan = foresee(documents, questions, flags, display, calibrates=calibrate)
     grown = grow({document.path: document.tokens for document in plan.counted.documents}) if tree else None
-    over = token_budget is not None and plan.counted.in_documents > token_budget
-    if as_json and not over:
-        print_json(plan.as_json(grown))
-    elif not as_json:
+    if not as_json:
         from adamas_cli.terminal.planning import shown
 
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         print("\n".join(shown(plan, grown, width)))
-    if over:
-        raise _over(plan.counted, token_budget or 0)
+    if plan.over_budget is not None:
+        raise plan.over_budget
+    if as_json:
+        print_json(plan.as_json(grown))
 
 
 def split_arguments(
@@ -122,12 +108,3 @@ def split_arguments(
 
 def _is_question(text: str) -> bool:
     return text != "-" and not Path(text).exists() and (" " in text.strip() or text.rstrip().endswith("?"))
-
-
-def _over(counted: Counted, budget: int) -> OverContextError:
-    return OverContextError(
-        f"the documents have {counted.in_documents:,} tokens, more than --token-budget {budget:,}. "
-        "Leave files out with -e; --tree shows the largest.",
-        n_document_tokens=counted.in_documents,
-        token_budget=budget,
-    )

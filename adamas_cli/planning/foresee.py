@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adamas_cli.engine.choice import OTHER_CHUNK, PREFILL_CHUNK, auto_min_context, budget_for
-from adamas_cli.errors import UsageError
+from adamas_cli.errors import OverContextError, UsageError
 from adamas_cli.models import ModelFiles, resolve
 from adamas_cli.models.device import device_kind, dtype_name
 from adamas_cli.models.load import PACKED, packs
@@ -72,7 +72,7 @@ class _Foresight:
         self.quantization = PACKED if self.packed else quantized
 
     def plan(self, documents: Sequence[Document], questions: Sequence[str], calibrates: bool | None) -> Plan:
-        layout, counted = self._counted(documents, questions)
+        layout, counted, asked = self._counted(documents, questions)
         kept = 0
         if counted.fits and not self.flags.store.no_doc_cache:
             kept = self._kept(layout)
@@ -88,10 +88,14 @@ class _Foresight:
             kept=kept,
             needs=needs,
             available=available,
+            over_budget=self._over_budget(layout, asked),
             times=None if speed is None else self._times(speed, counted, kept, needs, sparse),
         )
 
-    def _counted(self, documents: Sequence[Document], questions: Sequence[str]) -> tuple[Layout, Counted]:
+    def _counted(
+        self, documents: Sequence[Document], questions: Sequence[str]
+    ) -> tuple[Layout, Counted, int]:
+        """The documents laid out, all that is counted, and the tokens of the longest question."""
         prompt = self.flags.prompt
         if prompt.ctx_size > self.shape.context:
             raise UsageError(
@@ -110,7 +114,16 @@ class _Foresight:
                 layout.add(document, advance)
         asked = max(len(question_ids(tokenizer, around, text)) for text in questions or [""])
         context = prompt.ctx_size or self.shape.context
-        return layout, Counted(layout.documents, before + asked, prompt.max_tokens, context)
+        return layout, Counted(layout.documents, before + asked, prompt.max_tokens, context), asked
+
+    def _over_budget(self, layout: Layout, asked: int) -> OverContextError | None:
+        budget = self.flags.prompt.token_budget
+        if budget is not None:
+            try:
+                layout.keep_budget(asked, budget)
+            except OverContextError as error:
+                return error
+        return None
 
     def _kept(self, layout: Layout) -> int:
         return kept_tokens(

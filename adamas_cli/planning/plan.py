@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from adamas_cli.errors import OverContextError
 from adamas_cli.planning.memory import Needs
 from adamas_cli.planning.tree import Branch
 
@@ -61,7 +62,9 @@ class Times:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that `adamas plan` tells. available: bytes of the memory that the model would be in."""
+    """All that `adamas plan` tells. available: bytes of the memory that the model would be in. over_budget:
+    what to say of more tokens than `--token-budget`.
+    """
 
     model: str
     device: str
@@ -71,6 +74,7 @@ class Plan:
     needs: Needs
     available: int
     times: Times | None
+    over_budget: OverContextError | None
 
     def as_json(self, tree: Branch | None) -> dict[str, Any]:
         """What `--json` prints."""
