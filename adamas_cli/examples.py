@@ -21,7 +21,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
     "bench": {
         "adamas bench --len 4k,16k --text book.txt": "how fast this machine reads and answers",
         "adamas bench --kernels": "one sparse step of a layer beside full attention",
-        "adamas bench --len 4k --vs llama.cpp --format jsonl -o rows.jsonl": "beside llama.cpp, into a file",
+        "adamas bench --len 4k --vs llama.cpp --format jsonl > rows.jsonl": "beside llama.cpp, into a file",
     },
     "eval ppl": {
         "adamas eval ppl --text book.txt --len 4k --budgets 64,256": "how far sparse is from full",

@@ -349,7 +349,7 @@ def grouped(function: Callable[..., None]) -> Callable[..., None]:
     for name, parameter in inspect.signature(function).parameters.items():
         if is_dataclass(hints[name]):
             groups[name] = hints[name]
-            flat.extend(_flags(hints[name]))
+            flat.extend(flags(hints[name]))
         else:
             flat.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
 
@@ -367,7 +367,8 @@ def grouped(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _flags(group: Any) -> list[inspect.Parameter]:
+def flags(group: Any) -> list[inspect.Parameter]:
+    """The parameters that typer makes a group's flags of."""
     hints = get_type_hints(group, include_extras=True)
     return [
         inspect.Parameter(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -9,17 +10,7 @@ from typing import Any
 import typer
 
 from adamas_cli.config import read_config
-from adamas_cli.options import (
-    AttentionOptions,
-    InputOptions,
-    ModelOptions,
-    OutputOptions,
-    PromptOptions,
-    SamplingOptions,
-    StoreOptions,
-    grouped,
-    setting_names,
-)
+from adamas_cli.options import GROUPS, flags, setting_names
 
 _SOURCES = {"DEFAULT": "default", "DEFAULT_MAP": "file", "ENVIRONMENT": "environment"}
 
@@ -71,19 +62,13 @@ def settings(*, configured: bool = True) -> list[Setting]:
 def _every_flag() -> Any:
     """typer's own command object, with the flags of all groups."""
 
-    @grouped
-    def every(
-        *,
-        model: ModelOptions,
-        attention: AttentionOptions,
-        sampling: SamplingOptions,
-        selection: InputOptions,
-        prompt: PromptOptions,
-        store: StoreOptions,
-        output: OutputOptions,
-    ) -> None:
+    parameters = [parameter for group in GROUPS for parameter in flags(group)]
+
+    def every(**values: Any) -> None:
         """Nothing runs it."""
 
+    every.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    every.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     app = typer.Typer(add_completion=False)
     app.command()(every)
     return typer.main.get_command(app)

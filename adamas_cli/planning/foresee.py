@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from adamas_cli.engine.choice import OTHER_CHUNK, PREFILL_CHUNK, auto_min_context, budget_for
@@ -11,6 +11,7 @@ from adamas_cli.errors import OverContextError, UsageError
 from adamas_cli.models import ModelFiles, resolve
 from adamas_cli.models.device import device_kind, dtype_name
 from adamas_cli.models.load import PACKED, packs
+from adamas_cli.models.prequantized import stored_bytes
 from adamas_cli.models.quantization import PACKAGES
 from adamas_cli.models.shape import ITEM_BYTES, ModelShape, WeightCount, count_weights, read_shape
 from adamas_cli.planning.memory import Needs, needs_on_cpu
@@ -165,6 +166,9 @@ class _Foresight:
             sparse=sparse,
             dense_layers=self.flags.attention.dense_layers,
         )
+        stored = stored_bytes(self.files.directory)
+        if stored is not None:
+            needs = replace(needs, weights=stored, exact=True)
         return needs, memory().available
 
     def _needs_on_gpu(self, tokens: int, sparse: bool) -> tuple[Needs, int]:
@@ -188,7 +192,7 @@ class _Foresight:
             quantization=self.flags.model.quantization,
             sparse=sparse,
             dense_layers=self.flags.attention.dense_layers,
-            directory=self.files.directory,
+            weights=stored_bytes(self.files.directory),
         )
         there = gpus()
         return (
