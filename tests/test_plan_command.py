@@ -185,7 +185,7 @@ def test_the_shape_is_what_the_engine_computes_with(tiny_model: Path) -> None:
     window = shape_of(
         {**config, **fields, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"] * 2}
     )
-    assert window.cache_bytes(100, 4) * 4 == shape.cache_bytes(2 * 16 + 2 * 100, 4) / 5 * 4
+    assert window.cache_bytes(100, 4) == (2 * 16 + 2 * 100) * shape.cache_bytes(1, 4) // 5
     count = count_weights(tiny_model)
     assert (count.embeddings, count.tied) == (258 * 64, False)
     assert read_shape(tiny_model).layers == 4
