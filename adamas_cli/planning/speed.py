@@ -6,24 +6,20 @@ nothing about documents.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
 
 from adamas_cli.engine.eta import PrefillCost
 from adamas_cli.engine.events import Done
-from adamas_cli.folders import cache_directory
 from adamas_cli.machine.cpu import cpu_name
 from adamas_cli.models.threads import physical_cores
+from adamas_cli.planning.memo import Memo
 
 LEAST_SECONDS = 1.0  # of a run that says something; shorter ones measure how a start goes
 LEAST_STEPS = 8  # tokens of an answer that say something
-_ALIKE, _KEPT_TIMINGS, _KEPT_MODELS = 3, 8, 32
-_FORMAT = 1
+_ALIKE, _KEPT_TIMINGS = 3, 8
+_SPEEDS = Memo("speeds.json")
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,7 @@ def speed_key(fingerprint: str, *, dtype: str, quantization: str, device: str, a
 
 def recall(key: str) -> Speed | None:
     """What is known; None if nothing is."""
-    known = _read().get(key)
+    known = _SPEEDS.get(key)
     if known is None:
         return None
     try:
@@ -120,16 +116,7 @@ def remember(
         [*known.readings, *readings][-_KEPT_TIMINGS:],
         [*known.decodings, *decodings][-_KEPT_TIMINGS:],
     )
-    speeds = _read()
-    speeds.pop(key, None)
-    speeds[key] = asdict(speed)  # the last one is the newest
-    file = _file()
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}")
-    with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        newest = dict(list(speeds.items())[-_KEPT_MODELS:])
-        unfinished.write_text(json.dumps({"format": _FORMAT, "speeds": newest}), encoding="utf-8")
-        os.replace(unfinished, file)
+    _SPEEDS.put(key, asdict(speed))
     return speed
 
 
@@ -141,16 +128,3 @@ def remember_run(key: str, done: Done) -> None:
     decodings = [steps] if steps.tokens >= LEAST_STEPS and readings else []
     if readings:
         remember(key, readings, decodings)
-
-
-def _file() -> Path:
-    return cache_directory() / "speeds.json"
-
-
-def _read() -> dict[str, Any]:
-    try:
-        content = json.loads(_file().read_text(encoding="utf-8"))
-        speeds = content["speeds"] if content["format"] == _FORMAT else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return speeds if isinstance(speeds, dict) else {}

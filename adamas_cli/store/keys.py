@@ -63,9 +63,18 @@ def block_tokens(chunk: int, token_bytes: int) -> int:
     return chunk * math.ceil(LEAST_BLOCK_BYTES / (chunk * token_bytes))
 
 
+def first_link(facts: Mapping[str, Any]) -> bytes:
+    """Where a model's chains begin."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).digest()
+
+
 def chain(facts: Mapping[str, Any], ids: np.ndarray, block: int) -> list[str]:
     """The keys of the blocks of tokens int [n], the last one of which may be shorter than `block`."""
-    link = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).digest()
+    return chain_from(first_link(facts), ids, block)
+
+
+def chain_from(link: bytes, ids: np.ndarray, block: int) -> list[str]:
+    """The same behind a first link."""
     tokens = np.ascontiguousarray(ids, dtype="<i4")
     keys = []
     for start in range(0, len(tokens), block):
