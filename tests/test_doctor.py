@@ -54,6 +54,13 @@ def test_nothing_is_wrong_where_everything_works(doctor) -> None:
     assert "smollm2-135m" in shown
 
 
+def test_the_readme_shows_what_is_checked(doctor) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    shown = readme.split("$ adamas doctor\n", 1)[1].split("\n\n", 1)[0].splitlines()
+    printed = doctor().stdout.decode().split("\n\n", 1)[0].splitlines()
+    assert [line[7:22] for line in printed] == [line[7:22] for line in shown]
+
+
 def test_a_missing_model_is_named_with_what_fetches_it(doctor, tmp_path: Path) -> None:
     assert (
         "adamas models pull smollm2-135m"

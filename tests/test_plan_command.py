@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -171,6 +172,22 @@ def test_the_installed_command_on_a_narrow_terminal(tiny_model: Path, folder: Pa
     assert child.exitstatus == 0
     assert any(line.startswith("memory") for line in shown)
     assert max(map(len, shown)) <= 48
+
+
+def test_the_readme_shows_what_it_prints(
+    adamas: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for what changes from machine to machine: memory and time."""
+    root = Path(__file__).parents[1]
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    shown = readme.split("$ adamas plan pride", 1)[1].split("```", 1)[0].splitlines()
+    arguments = shlex.split("pride" + shown[0])
+    monkeypatch.chdir(root / "docs" / "examples")
+    done = adamas("plan", *arguments, "--no-calibrate")
+    printed = done.stdout.decode().splitlines()
+    assert done.returncode == 0
+    assert printed[:-2] == shown[1:-2]
+    assert [line.split()[0] for line in printed[-2:]] == [line.split()[0] for line in shown[-2:]]
 
 
 # its parts

@@ -134,7 +134,13 @@ def _disk(name: str, folder: Path, variable: str) -> Check:
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         return Check(name, "wrong", f"{folder} cannot be written", f"Change its owner, or {other}")
     free = shutil.disk_usage(there).free
-    found = f"{free / 1e9:.1f} GB free in {folder}"
+    found = f"{free / 1e9:.1f} GB free in {_short(folder)}"
     if free < LEAST_FREE:
         return Check(name, "wrong", found, f"Make room: `adamas cache prune`, or {other}")
     return Check(name, "ok", found)
+
+
+def _short(folder: Path) -> str:
+    """A folder with `~` for the user's own."""
+    home = Path.home()
+    return f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) else str(folder)
