@@ -45,6 +45,13 @@ def parse_length(text: str | int) -> int:
     return int(digits) * unit
 
 
+def _short_names(incomplete: str) -> list[str]:
+    """The models that a shell offers."""
+    from adamas_cli.models.aliases import aliases
+
+    return [name for name in aliases() if name.startswith(incomplete)]
+
+
 _length = {"parser": parse_length, "metavar": "LENGTH"}
 
 # Flags that a command may also take without their group.
@@ -103,6 +110,7 @@ class ModelOptions:
             "--model",
             envvar="ADAMAS_MODEL",
             metavar="NAME",
+            autocompletion=_short_names,
             help="Alias (see `adamas models ls`), Hugging Face id, directory or .gguf file.",
         ),
     ] = None

@@ -73,6 +73,7 @@ def test_commands_flags_values_and_files_are_completed(shell: Shell) -> None:
         ("adamas cache inf\t", "adamas cache info"),
         ("adamas ask --on-over\t", "adamas ask --on-overflow"),
         ("adamas ask --scorer man\t", "adamas ask --scorer manhattan"),
+        ("adamas ask -m smol\t", "adamas ask -m smollm2-135m"),
         ("adamas ask a-no\t", "adamas ask a-novel.txt"),
     ):
         shell.type(typed)

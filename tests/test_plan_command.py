@@ -175,7 +175,8 @@ def test_the_installed_command_on_a_narrow_terminal(tiny_model: Path, folder: Pa
 
 
 def test_the_readme_shows_what_it_prints(
-    adamas: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    adamas: Runner,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """But for what changes from machine to machine: memory and time."""
     root = Path(__file__).parents[1]
