@@ -81,18 +81,15 @@ def find_sources(
     total = float(weight.sum())
     if total <= 0:
         return Sources((), ())
-    # Lines as numbers in the order of the prompt, -1 outside of documents: neighbours of one document differ
-    # by one, and documents by more.
+    # Lines as numbers in the order of the prompt, -1 outside of documents: neighbours differ by one, and what
+    # something else stands between by more.
     numbers = np.full(len(ids), -1)
     number, before = -2, None
     for index, line in enumerate(lines):
         if line is not None:
-            if before is None or line.path != before.path:
-                number += 2
-            elif line.line != before.line:
-                number += line.line - before.line
+            number += 2 if before is None else line.line - before.line
             numbers[index] = number
-        before = line if line is not None else before
+        before = line
     inside = numbers >= 0
     by_line = np.bincount(numbers[inside], weights=weight[inside])
     passages: list[Passage] = []

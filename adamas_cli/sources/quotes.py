@@ -23,10 +23,9 @@ REQUEST = (
 LEAST_WORDS = 3  # of a quotation in quotation marks; fewer are a name or a term
 _BLOCK = re.compile(r"^[ \t]*>[ \t]?(.+(?:\n[ \t]*>[ \t]?.+)*)", re.MULTILINE)
 _MARKED = re.compile(r"“([^”]+)”|\"([^\"\n]+)\"|«([^»]+)»|„([^“”]+)[“”]")
-_SINGLE, _DOUBLE, _DASHES = "\u2018\u2019\u201a\u201b", "\u201c\u201d\u201e\u201f\xab\xbb", "\u2013\u2014"
-_LETTERS = str.maketrans(
-    dict.fromkeys(_SINGLE, "'") | dict.fromkeys(_DOUBLE, '"') | dict.fromkeys(_DASHES, "-")
-)
+_SINGLE, _DOUBLE = "\u2018\u2019\u201a\u201b", "\u201c\u201d\u201e\u201f\xab\xbb"
+_DASHES = {"\u2013": "-", "\u2014": "--"}
+_LETTERS = str.maketrans(dict.fromkeys(_SINGLE, "'") | dict.fromkeys(_DOUBLE, '"') | _DASHES)
 _SPACE = re.compile(r"\s+")
 _EDGES = " \t\n\"'.,;:!?…*_`()[]"
 
