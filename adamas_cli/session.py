@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,7 +51,8 @@ class Session:
     _ids: np.ndarray  # the documents', with what stands before them
     _unread: bool  # until they are in the cache
     _stored: StoredDocument | None
-    _compiled: list[str]  # what the engine said it has to compile, which spoils timings
+    # What the engine said it has to compile, which spoils timings.
+    _compiled: list[str] = field(default_factory=list)
 
     @classmethod
     def open(
@@ -123,7 +124,7 @@ class Session:
         if not runtime.store.no_doc_cache and engine.keeps_documents:
             names = [document.path for document in layout.documents]
             stored = StoredDocument(loaded, ids, engine.chunk, runtime.store.settings, names, progress.note)
-        return cls(runtime, layout, engine, answer, around, ids, True, stored, compiled)
+        return cls(runtime, layout, engine, answer, around, ids, True, stored, _compiled=compiled)
 
     def __enter__(self) -> Session:
         return self
