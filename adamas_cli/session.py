@@ -227,9 +227,12 @@ def asked(runtime: Runtime, question: str) -> str:
 
 def count(runtime: Runtime, around: Frame, documents: Sequence[Document]) -> Layout:
     """Lay the documents out in a thread while the model's weights load; on a GPU, which has only so much
-    memory, they are loaded once it is known how much will be needed.
+    memory, they are loaded once it is known how much will be needed, and with a token budget once it is known
+    to do. Raises OverContextError where that does not.
     """
     with Counting(runtime.layout(around), documents, runtime.progress) as counting:
+        if runtime.prompt.token_budget is not None:
+            counting.wait().keep_budget(0, runtime.prompt.token_budget)
         if runtime.wants_cuda:
             needed = counting.wait().total + runtime.prompt.max_tokens
             runtime.progress.note(f"memory: {runtime.memory(needed).line}")
