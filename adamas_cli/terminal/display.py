@@ -164,6 +164,10 @@ class Display:
                     if self._shows_usage:
                         self._print_note(lines.summary(event), style="dim")
 
+    def cut(self) -> None:
+        """What was under way has been stopped: end the answer where it is."""
+        self._finish()
+
     def _think(self, text: str) -> None:
         if self._shows_reasoning:
             *whole, self._thought = (self._thought + text).split("\n")
