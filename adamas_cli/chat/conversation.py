@@ -17,7 +17,7 @@ from adamas_cli.engine.prefix import CachedPrefix
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.errors import OverContextError, UsageError
 from adamas_cli.prompt.counting import Counting
-from adamas_cli.prompt.layout import NO_IDS, Layout
+from adamas_cli.prompt.layout import NO_IDS
 from adamas_cli.prompt.linemap import Location
 from adamas_cli.prompt.template import DEFAULT_TEMPLATE, Frame, load_template
 from adamas_cli.runtime import Runtime
@@ -54,7 +54,9 @@ class Conversation:
         self._next = Turn()  # without a question yet
         layout = count(runtime, _BARE, documents)
         self.context = runtime.context
-        self._next = Turn(self._fitted(layout, truncate=options.on_overflow == "truncate"))
+        around = len(self._prompt().ids) + LONGEST_FIRST_QUESTION
+        truncate = options.on_overflow == "truncate"
+        self._next = Turn(shelved(layout, layout.fit(around, options.max_tokens, self.context, truncate)))
         self.dropped = layout.dropped
         if self.dropped:
             left_out = f"left out {layout.dropped:,} of {layout.total:,} tokens, from the documents' middle"
@@ -92,7 +94,9 @@ class Conversation:
 
     @property
     def unread(self) -> int:
-        """Tokens that come before the next question and are not in the cache."""
+        """Tokens for `read`, which has something to do when documents have come, gone or been interrupted."""
+        if not self._unread:
+            return 0
         ids = self._known()
         return len(ids) - self._cached.reusable(ids)
 
@@ -165,7 +169,16 @@ class Conversation:
         layout = self.runtime.layout(_BARE)
         with Counting(layout, documents, self.runtime.progress) as counting:
             counting.wait()
-        added = self._fitted(layout, truncate=False)
+        answer, free = self.runtime.prompt.max_tokens, self.context - self.total
+        if layout.total + answer > free:
+            raise OverContextError(
+                f"that takes {layout.total:,} tokens, and of {max(0, free):,} that are free an answer may take "
+                f"{answer:,}\n/drop and /clear make room",
+                n_document_tokens=layout.total,
+                n_answer_tokens=answer,
+                n_ctx=self.context,
+            )
+        added = shelved(layout, layout.fit(0, 0, self.context))
         self._next, self._unread = replace(self._next, documents=self._next.documents + added), True
 
     def drop(self, name: str) -> list[ChatDocument]:
@@ -208,11 +221,6 @@ class Conversation:
         """The ids before the next question."""
         prompt = self._prompt()
         return prompt.ids[: prompt.before_question]
-
-    def _fitted(self, layout: Layout, *, truncate: bool) -> tuple[ChatDocument, ...]:
-        """The documents of a layout, which must leave room for a question and an answer."""
-        around = len(self._prompt().ids) + LONGEST_FIRST_QUESTION
-        return shelved(layout, layout.fit(around, self.runtime.prompt.max_tokens, self.context, truncate))
 
     def _with_reading(self, done: Done) -> Done:
         """The event, with what was read since the last answer."""
