@@ -171,9 +171,9 @@ class Conversation:
             counting.wait()
         answer, free = self.runtime.prompt.max_tokens, self.context - self.total
         if layout.total + answer > free:
+            room = f"{max(0, free):,} are free, and an answer may need {answer:,}"
             raise OverContextError(
-                f"that takes {layout.total:,} tokens, and of {max(0, free):,} that are free an answer may take "
-                f"{answer:,}\n/drop and /clear make room",
+                f"that takes {layout.total:,} tokens; {room}\n/drop and /clear make room",
                 n_document_tokens=layout.total,
                 n_answer_tokens=answer,
                 n_ctx=self.context,

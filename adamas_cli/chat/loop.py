@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ def converse(chat: Chat, editor: LineEditor) -> None:
 
     Raises KeyboardInterrupt at the second of two Ctrl-C where there is nothing to stop.
     """
-    _stoppable(chat, chat.read)
+    _stoppable(chat, editor, chat.read)
     interrupted = float("-inf")
     while not chat.over:
         try:
@@ -52,7 +53,7 @@ def converse(chat: Chat, editor: LineEditor) -> None:
             chat.display.note("Ctrl-D leaves the chat, and so does Ctrl-C once more")
             continue
         if line:
-            _stoppable(chat, lambda line=line: _follow_line(chat, line))  # type: ignore[misc]
+            _stoppable(chat, editor, partial(_follow_line, chat, line))
 
 
 def _follow_line(chat: Chat, line: str) -> None:
@@ -62,9 +63,9 @@ def _follow_line(chat: Chat, line: str) -> None:
         chat.ask(line.removeprefix("/") if line.startswith("//") else line)
 
 
-def _stoppable(chat: Chat, action: Callable[[], None]) -> None:
+def _stoppable(chat: Chat, editor: LineEditor, action: Callable[[], None]) -> None:
     try:
-        with _one_interrupt():
+        with _one_interrupt(), editor.unechoed():
             action()
     except KeyboardInterrupt:
         chat.display.cut()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import termios
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
@@ -37,6 +39,7 @@ class LineEditor:
             complete_while_typing=False,
             key_bindings=_keys(),
         )
+        self._terminal = self._session.input.fileno()
         self.abandoned = False  # whether the last interruption threw text away
 
     def read(self) -> str:
@@ -46,6 +49,17 @@ class LineEditor:
         except KeyboardInterrupt:
             self.abandoned = bool(self._session.default_buffer.text)
             raise
+
+    @contextmanager
+    def unechoed(self) -> Iterator[None]:
+        """While something else is drawn, what is typed waits for the next `read` and is not shown."""
+        before = termios.tcgetattr(self._terminal)
+        silent = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+        termios.tcsetattr(self._terminal, termios.TCSADRAIN, silent)
+        try:
+            yield
+        finally:
+            termios.tcsetattr(self._terminal, termios.TCSADRAIN, before)
 
 
 def _keys() -> KeyBindings:
