@@ -95,7 +95,7 @@ def _clear(chat: Chat, argument: str) -> None:
     chat.conversation.clear()
     unread = chat.conversation.unread
     stay = f"{tokens(chat.conversation.documents):,} tokens of documents stay"
-    again = f", {unread:,} of them are read again" if unread else ""
+    again = f", and {unread:,} tokens are read again" if unread else ""
     chat.display.note(f"the conversation is forgotten; {stay}{again}")
     chat.read()
 
