@@ -175,18 +175,19 @@ def test_the_transcript_of_the_whole_chat_goes_to_a_file(chat, book):  # noqa: F
 
 def test_a_full_context_says_how_to_go_on(chat, book):  # noqa: F811
     book.write_text("A sentence about nothing. " * 141)
-    done = chat("Who came?", "Where to? " * 10, "And why? " * 10, options=JSON)
+    done = chat("Who came?", "Where to? " * 20, "And why? " * 20, options=JSON)
     assert done.returncode == 4
     first, *_, last = done.stdout.decode().splitlines()
     assert json.loads(first)["question"] == "Who came?"
     assert json.loads(last)["error"]["n_ctx"] == 4096
     assert b"the context is full: " in done.stderr
     assert b"/clear forgets the conversation and keeps the documents" in done.stderr
-    cleared = chat("Who came?", "Where to? " * 10, "/clear", "Who came?", options=JSON)
+    cleared = chat("Who came?", "Where to? " * 20, "/clear", "Who came?", options=JSON)
     assert cleared.returncode == 0
-    refused = chat("/add more.txt", "/add book.txt", options=("-n", "300"))
+    (book.parent / "more.txt").write_text("Mr. Collins owns seven parrots.\n" * 12)
+    refused = chat("/add more.txt")
     assert refused.returncode == 4
-    assert b"are free, and an answer may need 300" in refused.stderr
+    assert b"are free, and an answer may need 8\n/drop and /clear make room" in refused.stderr
 
 
 def test_documents_that_do_not_fit_can_be_cut_aloud(chat, book):  # noqa: F811
