@@ -50,12 +50,12 @@ class Screen:
     def send(self, text: str) -> None:
         self.process.send(text)
 
-    def enter(self, line: str) -> None:
-        """Type a line, and wait until the next one can be typed."""
+    def complete(self, line: str, completed: str) -> None:
+        """Type the beginning of a line, have it completed and enter it."""
         self.wait_for_prompt()
-        self.send(line + "\r")
-        self.wait(lambda: self.lines[-1].startswith("> ") or len(self.lines[-1]) > 1)
-        self.wait_for_prompt()
+        self.send(line + "\t")
+        self.wait(lambda: self.lines[-1] == f"> {completed}")
+        self.send("\r")
 
     def end(self) -> int:
         """The exit code, once the chat has ended."""
@@ -94,19 +94,18 @@ def started(tiny_model: Path, tmp_path: Path) -> Iterator[Callable[..., Screen]]
 
 def test_lines_are_edited_completed_and_remembered(started, tmp_path):
     screen = started("-n", "6")
-    screen.wait_for_prompt()
-    screen.send("/tok\t\r")
+    screen.complete("/tok", "/tokens")
     screen.wait_for("documents 2")
-    screen.wait_for_prompt()
-    screen.send("/add par\t\r")
+    screen.complete("/add par", "/add parrots.txt")
     screen.wait_for("added parrots.txt: ")
-    screen.wait_for_prompt()
-    screen.send("/drop boo\t\r")
+    screen.complete("/drop boo", "/drop book.txt")
     screen.wait_for("dropped book.txt, ")
     screen.wait_for_prompt()
     screen.send("\x12tok")  # Ctrl-R
-    screen.wait_for("tok")
-    screen.send("\r\r")
+    screen.wait(lambda: screen.lines[-1].startswith("(reverse-i-search)`tok'"))
+    screen.send("\r")
+    screen.wait(lambda: screen.lines[-1] == "> /tokens")
+    screen.send("\r")
     screen.wait(lambda: sum("free" in line for line in screen.lines) == 2)
     screen.wait_for_prompt()
     screen.send("\x04")

@@ -67,12 +67,13 @@ def _stoppable(chat: Chat, editor: LineEditor, action: Callable[[], None]) -> No
     try:
         with _one_interrupt(), editor.unechoed():
             action()
+            chat.display.settle()
     except KeyboardInterrupt:
-        chat.display.cut()
+        chat.display.settle()
         unread = chat.conversation.unread
         chat.display.note(f"stopped; {unread:,} tokens are not read yet" if unread else "stopped")
     except AdamasError as error:
-        chat.display.cut()
+        chat.display.settle()
         report(error, as_json=False)
 
 

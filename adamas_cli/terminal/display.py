@@ -164,8 +164,8 @@ class Display:
                     if self._shows_usage:
                         self._print_note(lines.summary(event), style="dim")
 
-    def cut(self) -> None:
-        """What was under way has been stopped: end the answer where it is."""
+    def settle(self) -> None:
+        """Nothing is under way any more: end the answer where it is, and leave the terminal to others."""
         self._finish()
 
     def _think(self, text: str) -> None:
