@@ -155,6 +155,7 @@ class Conversation:
                 reply = self._dialogue.reply(said, stopped=done is None)
                 self.turns.append(replace(turn, reply=reply))
                 self._next = Turn()
+                self._reading, self._newly_read = 0.0, 0
             else:
                 self._cached.return_to(self._known())
 
@@ -225,7 +226,6 @@ class Conversation:
     def _with_reading(self, done: Done) -> Done:
         """The event, with what was read since the last answer."""
         reused, seconds = done.reused_tokens - self._newly_read, done.prefill_seconds + self._reading
-        self._newly_read, self._reading = 0, 0.0
         return replace(done, reused_tokens=max(0, reused), prefill_seconds=seconds)
 
     def _full(self, prompt: int) -> OverContextError:
