@@ -96,7 +96,7 @@ def test_a_stopped_reading_goes_on_with_the_next_question(talk, stored):
         with talk(stored=True) as again:
             assert [ids(say(again, "Who?")), ids(say(again, "Why?"))] == expected
             (line,) = again.runtime.progress.lines
-            assert line.startswith("reused 8")
+            assert line.startswith("reused 9")
 
 
 def test_a_stopped_answer_stays_and_is_marked(talk):

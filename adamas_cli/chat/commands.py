@@ -27,13 +27,12 @@ class Command:
 def obey(chat: Chat, line: str) -> None:
     """Do what a line says that begins with a slash. Raises UsageError for one that says nothing known."""
     name, _, argument = line[1:].partition(" ")
-    forced = name.endswith("!")
-    command = COMMANDS.get(name.removesuffix("!"))
-    if command is None or (forced and command is not _SAVE):
+    command = COMMANDS.get(name)
+    if command is None:
         near = get_close_matches(name, COMMANDS, 1)
         advice = f"did you mean /{near[0]}?" if near else "/help lists the commands"
         raise UsageError(f"there is no command /{name}; {advice}\nto send it as text: /{line}")
-    command.run(chat, f"! {argument}" if forced else argument.strip())
+    command.run(chat, argument.strip())
 
 
 def _help(chat: Chat, argument: str) -> None:
@@ -80,15 +79,16 @@ def _tokens(chat: Chat, argument: str) -> None:
 
 
 def _save(chat: Chat, argument: str) -> None:
-    forced = argument.startswith("! ")
-    name = argument.removeprefix("! ").strip()
-    if not name:
+    if Path(argument).expanduser().exists() and argument:
+        raise UsageError(f"{argument} exists; /save! {argument} overwrites it")
+    _overwrite(chat, argument)
+
+
+def _overwrite(chat: Chat, argument: str) -> None:
+    if not argument:
         raise UsageError("name a file, as in: /save talk.md")
-    path = Path(name).expanduser()
-    if path.exists() and not forced:
-        raise UsageError(f"{name} exists; /save! {name} overwrites it")
-    transcript.save(path, chat.conversation)
-    chat.display.note(f"saved {name}, {len(chat.conversation.turns):,} turns")
+    transcript.save(Path(argument).expanduser(), chat.conversation)
+    chat.display.note(f"saved {argument}, {len(chat.conversation.turns):,} turns")
 
 
 def _clear(chat: Chat, argument: str) -> None:
@@ -115,8 +115,6 @@ def _paths(argument: str, example: str) -> list[str]:
     return [str(Path(word).expanduser()) for word in words]
 
 
-_SAVE = Command("save", "FILE", "write the conversation as Markdown; /save! overwrites", _save)
-
 COMMANDS = {
     command.name: command
     for command in (
@@ -124,7 +122,8 @@ COMMANDS = {
         Command("add", "PATH...", "read more documents", _add),
         Command("drop", "PATH...", "take documents out", _drop),
         Command("tokens", "", "what takes how much of the context", _tokens),
-        _SAVE,
+        Command("save", "FILE", "write the conversation as Markdown", _save),
+        Command("save!", "FILE", "the same, over a file that is there", _overwrite),
         Command("clear", "", "forget the conversation, keep the documents", _clear),
         Command("exit", "", "leave", _exit),
     )
