@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ import typer
 from adamas_cli.store.settings import StoreSettings
 
 DEFAULT_MAX_TOKENS = 1024
+DEFAULT_SOURCES, MOST_SOURCES = 3, 50
 
 _UNITS = {"k": 1024, "m": 1024**2, "g": 1024**3}
 
@@ -22,6 +23,7 @@ _attention = partial(typer.Option, rich_help_panel="Attention")
 _sampling = partial(typer.Option, rich_help_panel="Sampling")
 _input = partial(typer.Option, rich_help_panel="Input")
 _prompt = partial(typer.Option, rich_help_panel="Question and answer")
+_origin = partial(typer.Option, rich_help_panel="Where the answer came from")
 _store = partial(typer.Option, rich_help_panel="Kept documents")
 _output = partial(typer.Option, rich_help_panel="Output")
 
@@ -187,6 +189,13 @@ class InputOptions:
     max_file_size: Annotated[
         int | None, _input("--max-file-size", help="Skip larger files found in folders.", **_length)
     ] = None
+    generated: Annotated[
+        bool, _input("--generated", help="Read generated, vendored, minified and lock files too.")
+    ] = False
+    no_tree: Annotated[bool, _input("--no-tree", help="Leave out the list of a folder's files.")] = False
+    line_numbers: Annotated[
+        bool, _input("--line-numbers", help="Begin each line with its number, for answers that name lines.")
+    ] = False
     files_from: Annotated[
         str | None, _input("--files-from", metavar="FILE", help="Read the list of paths from a file or `-`.")
     ] = None
@@ -212,7 +221,48 @@ class PromptOptions:
         Literal["error", "truncate"],
         _prompt("--on-overflow", help="Over-long input: stop, or keep its head and tail and say so."),
     ] = "error"
+    token_budget: Annotated[
+        int | None,
+        _prompt(
+            "--token-budget",
+            help="Stop if documents and question are more tokens than this.",
+            show_default=False,
+            **_length,
+        ),
+    ] = None
     think: Think = None
+
+
+@dataclass(frozen=True)
+class OriginOptions:
+    """Whether it is shown where an answer came from."""
+
+    sources: Annotated[
+        int | None,
+        _origin(
+            "--sources",
+            min=1,
+            max=MOST_SOURCES,
+            metavar="[N]",
+            help="Show the N passages that the answer attended to most: where the model looked, which is no "
+            f"proof; {DEFAULT_SOURCES} without a number.",
+            show_default=False,
+        ),
+    ] = None
+    cite: Annotated[
+        bool,
+        _origin("--cite", help="Ask for quotations, and look each one up, word for word, in the documents."),
+    ] = False
+
+    @property
+    def counts(self) -> bool:
+        """Whether attention is counted."""
+        return self.sources is not None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anything to show."""
+        return self.counts or self.cite
 
 
 @dataclass(frozen=True)
@@ -280,6 +330,7 @@ GROUPS = (
     SamplingOptions,
     InputOptions,
     PromptOptions,
+    OriginOptions,
     StoreOptions,
     OutputOptions,
 )
@@ -324,3 +375,15 @@ def _flags(group: Any) -> list[inspect.Parameter]:
         )
         for field in fields(group)
     ]
+
+
+def with_defaults(arguments: Sequence[str]) -> list[str]:
+    """A command line in which `--sources`, whose number may be left out, has one."""
+    completed: list[str] = []
+    options = True
+    for index, word in enumerate(arguments):
+        completed.append(word)
+        options = options and word != "--"
+        if options and word == "--sources" and not "".join(arguments[index + 1 : index + 2]).isdecimal():
+            completed.append(str(DEFAULT_SOURCES))
+    return completed

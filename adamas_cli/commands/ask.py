@@ -15,6 +15,7 @@ from adamas_cli.options import (
     AttentionOptions,
     InputOptions,
     ModelOptions,
+    OriginOptions,
     OutputOptions,
     PromptOptions,
     SamplingOptions,
@@ -52,6 +53,7 @@ def command(
     sampling: SamplingOptions,
     selection: InputOptions,
     prompt: PromptOptions,
+    origins: OriginOptions,
     store: StoreOptions,
     output: OutputOptions,
 ) -> None:
@@ -70,13 +72,15 @@ def command(
             quiet=output.quiet,
             usage=output.usage,
             reasoning=not output.hide_reasoning,
+            origins=origins.wanted and not output.json,
         ) as display,
     ):
-        documents = collect_documents(sources, selection, display, verbose=output.verbose)
+        keep = not (store.no_doc_cache or store.doc_cache_ro)
+        documents = collect_documents(sources, selection, display, verbose=output.verbose, keep=keep)
         from adamas_cli.engine.sampling import Sampling  # with torch, which a wrong path need not wait for
         from adamas_cli.session import Session
 
-        with Session.open(documents, questions, model, attention, prompt, store, display) as session:
+        with Session.open(documents, questions, model, attention, prompt, store, display, origins) as session:
             drawing = Sampling(**vars(sampling))
             answers = []
             for text in questions:
