@@ -11,6 +11,7 @@ from conftest import CHAT_TEMPLATE, byte_tokenizer
 
 from adamas_cli.chat.dialogue import Dialogue, Prompt, Reply, Turn
 from adamas_cli.chat.shelf import ChatDocument, locate, shelved, tokens
+from adamas_cli.documents.parts import Part
 from adamas_cli.prompt.layout import Layout, question_ids
 from adamas_cli.prompt.template import Frame, frame
 from adamas_cli.prompt.tokens import Tokenizer
@@ -31,8 +32,8 @@ class File:
     def __init__(self, path: str, text: str) -> None:
         self.path, self._text = path, text
 
-    def pieces(self):
-        yield self._text
+    def parts(self):
+        yield Part(self._text, None)
 
 
 @pytest.fixture(scope="module")
