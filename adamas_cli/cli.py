@@ -11,7 +11,19 @@ from typing import Annotated, Any
 import typer
 
 from adamas_cli import __version__
-from adamas_cli.commands import ask, bench, cache, completion, config, doctor, env, eval, models, plan
+from adamas_cli.commands import (
+    ask,
+    bench,
+    cache,
+    chat,
+    completion,
+    config,
+    doctor,
+    env,
+    eval,
+    models,
+    plan,
+)
 from adamas_cli.config import config_path, read_config
 from adamas_cli.errors import INTERRUPTED, UsageError
 from adamas_cli.examples import attach
@@ -57,6 +69,7 @@ def adamas(
 app.command("ask")(ask.command)
 app.command("bench")(bench.command)
 app.add_typer(cache.app, name="cache")
+app.command("chat")(chat.command)
 app.command("completion")(completion.command)
 app.add_typer(config.app, name="config")
 app.command("doctor")(doctor.command)

@@ -1,4 +1,4 @@
-"""Where this tool keeps what it would otherwise fetch or compute again."""
+"""Where this tool keeps what it would otherwise fetch or compute again, and what it remembers."""
 
 from __future__ import annotations
 
@@ -14,3 +14,10 @@ def cache_directory() -> Path:
     from platformdirs import user_cache_path
 
     return user_cache_path("adamas")
+
+
+def state_directory() -> Path:
+    """The user's state directory: what is no cache and no setting, such as a history of lines."""
+    from platformdirs import user_state_path
+
+    return user_state_path("adamas")

@@ -91,7 +91,6 @@ class Session:
         """
         prompt, progress = runtime.prompt, runtime.progress
         answer = max_tokens or prompt.max_tokens
-        loaded = runtime.load()
         longest = max(
             len(question_ids(runtime.tokenizer, around, asked(runtime, text))) for text in questions
         )
@@ -103,27 +102,8 @@ class Session:
                 f"left out {layout.dropped:,} of {layout.total:,} tokens, from the documents' middle"
             )
         compiled: list[str] = []
-
-        def announce(line: str) -> None:
-            compiled.append(line)
-            progress.note(line)
-
-        engine = Engine(
-            loaded,
-            runtime.decoding,
-            context=len(ids) + longest + answer,
-            prefill_chunk=runtime.attention.prefill_chunk,
-            announce=announce,
-            counts=runtime.origins.counts,
-        )
-        give_back()  # reading needs it for other sizes
-        if log.isEnabledFor(logging.INFO):
-            for reason in filter(None, (engine.backend_reason, engine.step_reason)):
-                progress.note(reason)
-        stored = None
-        if not runtime.store.no_doc_cache and engine.keeps_documents:
-            names = [document.path for document in layout.documents]
-            stored = StoredDocument(loaded, ids, engine.chunk, runtime.store.settings, names, progress.note)
+        engine = open_engine(runtime, len(ids) + longest + answer, compiled)
+        stored = stored_document(runtime, engine, ids, [document.path for document in layout.documents])
         return cls(runtime, layout, engine, answer, around, ids, True, stored, _compiled=compiled)
 
     def __enter__(self) -> Session:
@@ -166,15 +146,9 @@ class Session:
 
     def as_json(self) -> dict[str, object]:
         """What the JSON objects of all questions share."""
-        sparse = self.engine.sparse
         return {
             "model": self.runtime.files.name,
-            "attention": {
-                "kind": self.engine.attention_kind,
-                "backend": sparse.backend.name if sparse else None,
-                "scorer": sparse.settings.scorer if sparse else None,
-                "budget": sparse.settings.budget if sparse else None,
-            },
+            "attention": attention_json(self.engine),
             "documents": [
                 {"path": document.path, "tokens": document.tokens} for document in self.layout.documents
             ],
@@ -238,3 +212,50 @@ def count(runtime: Runtime, around: Frame, documents: Sequence[Document]) -> Lay
             runtime.progress.note(f"memory: {runtime.memory(needed).line}")
         runtime.load()
         return counting.wait()
+
+
+def open_engine(runtime: Runtime, context: int, compiled: list[str] | None = None) -> Engine:
+    """An engine with room for so many tokens; says with `-v` why it does not run in the fastest way.
+
+    compiled: where each line is added by which the engine says that it compiles, which spoils timings.
+    """
+
+    def announce(line: str) -> None:
+        if compiled is not None:
+            compiled.append(line)
+        runtime.progress.note(line)
+
+    engine = Engine(
+        runtime.load(),
+        runtime.decoding,
+        context=context,
+        prefill_chunk=runtime.attention.prefill_chunk,
+        announce=announce,
+        counts=runtime.origins.counts,
+    )
+    give_back()  # reading needs it for other sizes
+    if log.isEnabledFor(logging.INFO):
+        for reason in filter(None, (engine.backend_reason, engine.step_reason)):
+            runtime.progress.note(reason)
+    return engine
+
+
+def stored_document(
+    runtime: Runtime, engine: Engine, ids: np.ndarray, names: Sequence[str]
+) -> StoredDocument | None:
+    """The documents in `ids`, int [n], as the store has or will have them; None where it is not used."""
+    if runtime.store.no_doc_cache or not engine.keeps_documents:
+        return None
+    settings, note = runtime.store.settings, runtime.progress.note
+    return StoredDocument(runtime.load(), ids, engine.chunk, settings, names, note)
+
+
+def attention_json(engine: Engine) -> dict[str, object]:
+    """How answers attend, for JSON."""
+    sparse = engine.sparse
+    return {
+        "kind": engine.attention_kind,
+        "backend": sparse.backend.name if sparse else None,
+        "scorer": sparse.settings.scorer if sparse else None,
+        "budget": sparse.settings.budget if sparse else None,
+    }

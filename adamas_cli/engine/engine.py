@@ -7,7 +7,7 @@ import logging
 import resource
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -112,6 +112,7 @@ class Engine:
             self._cache.reserve(context)
             if counts:
                 self._cache.count_attention()
+        self.answered: list[int] = []  # tokens of the last answer, with the stop token that ended it
         self._native: NativeDecoder | None = None
         self._graphs: GraphedSteps | None = None
         self._greedy: Tensor | None = None
@@ -153,18 +154,16 @@ class Engine:
     def read(self, ids: np.ndarray, stored: Stored | None = None) -> Iterator[Prefill]:
         """Read tokens, int [n], into the cache, behind what is there.
 
-        stored: the same tokens in a store, for an empty cache. What is there is not read again, and what is
-        read goes there.
+        stored: the tokens of the whole cache in a store. What is there is not read again, if nothing was read
+        yet, and what is read goes there. Interrupted, it leaves a whole number of chunks.
         """
         start = time.perf_counter()
         with self._attending():
             known = 0
-            if stored is not None:
-                assert isinstance(self._cache, AdamasCache)
-                assert self.length == 0
-                known = stored.restore(self._cache)
+            if stored is not None and self.length == 0:
+                known = self._restore(stored)
             yield from self._prefill(ids[known:], start, stored)
-            self._encode(stored, whole=known == len(ids))
+            self._encode(stored, whole=known == len(ids) == self.length)
             if len(ids):
                 self._rehearse(int(ids[-1]))
         self._wait()
@@ -177,30 +176,49 @@ class Engine:
         stop_ids: Collection[int],
         *,
         sparse_from: SparseFrom = "answer",
-    ) -> Iterator[Event]:
+        keep: bool = False,
+    ) -> Generator[Event]:
         """Read the question's tokens, int [n] with n >= 1, with full attention; then decode until a stop
         token.
 
         The stop token is not reported. Afterwards, also when the caller leaves early, the cache is where it
         was. sparse_from: `question` feeds the question's tokens one by one, as if they were an answer's;
-        `never` decodes with full attention.
+        `never` decodes with full attention. keep: afterwards the question's tokens are in the cache and,
+        behind them, those of `answered` that the model was fed; an interruption within a step forgets the
+        answer's.
         """
         start = time.perf_counter()
         reused = self.length
-        mark = self._cache.mark()
+        mark = None if keep else self._cache.mark()
+        self.answered = []
         try:
             with self._attending():
                 if sparse_from == "question":
                     self._feed(ids)
                 else:
                     yield from self._prefill(ids, start)
+                if keep:
+                    mark = self._cache.mark()
                 prefilled = time.perf_counter()
                 self._cache.start_decoding(sparse=sparse_from != "never")
                 sparse = self.sparse is not None and sparse_from != "never"
                 yield from self._decode(sampling, max_tokens, stop_ids, start, prefilled, reused, sparse)
+                mark = None if keep else mark
+        except GeneratorExit:  # between two steps
+            mark = None if keep else mark
+            raise
         finally:
             self._cache.stop_decoding()
-            self._cache.rewind(mark)
+            if mark is not None:
+                self._cache.rewind(mark)
+
+    def mark(self) -> Any:
+        """The present state of the cache, for `rewind`."""
+        return self._cache.mark()
+
+    def rewind(self, mark: Any) -> None:
+        """Forget every token since `mark`, which stays good for another time."""
+        self._cache.rewind(mark)
 
     def score(self, ids: np.ndarray, *, sparse: bool) -> Tensor:
         """Feed tokens, int [n], and return the logits behind each of them, [n, vocabulary].
@@ -233,6 +251,16 @@ class Engine:
         """Encode the keys of the cache anew, after the settings of `sparse` have changed."""
         if isinstance(self._cache, AdamasCache):
             self._cache.encode_again()
+
+    def _restore(self, stored: Stored) -> int:
+        """Fill the empty cache with what is stored; the tokens."""
+        assert isinstance(self._cache, AdamasCache)
+        mark = self._cache.mark()
+        try:
+            return stored.restore(self._cache)
+        except BaseException:  # an interruption may have left some layers empty
+            self._cache.rewind(mark)
+            raise
 
     def _encode(self, stored: Stored | None, *, whole: bool) -> None:
         """Codes of the document that was just read, from the store where all of it came from there."""
@@ -290,15 +318,16 @@ class Engine:
                 stored.keep(self._cache, (end - 1) // stored.block * stored.block, end)
 
     def _read_chunk(self, tokens: Tensor) -> int:
-        """Read at most these tokens, fewer if memory runs out, and return how many."""
+        """Read at most these tokens, fewer if memory runs out, and return how many; none where it raises."""
         while True:
             mark = self._cache.mark()
             try:
                 self._logits = self._forward(tokens)
                 self._wait()
                 return len(tokens)
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            except BaseException as error:  # an interruption leaves some layers longer than others
                 if not _is_out_of_memory(error):
+                    self._cache.rewind(mark)
                     raise
             # Outside the handler, so that the traceback no longer holds the step's tensors.
             self._cache.rewind(mark)
@@ -339,6 +368,7 @@ class Engine:
             if early:
                 token = self._next(token, sampler)
             value = reader.receive()
+            self.answered.append(value)
             last = time.perf_counter()
             if value in stop_ids:
                 reason = "stop"

@@ -174,6 +174,10 @@ class Display:
                     if self._shows_usage:
                         self._print_note(lines.summary(event), style="dim")
 
+    def settle(self) -> None:
+        """Nothing is under way any more: end the answer where it is, and leave the terminal to others."""
+        self._finish()
+
     def _think(self, text: str) -> None:
         if self._shows_reasoning:
             *whole, self._thought = (self._thought + text).split("\n")

@@ -1,0 +1,1 @@
+"""A conversation over documents: what `adamas chat` does with a line."""

@@ -1,0 +1,57 @@
+"""What the commands of a chat work on: the conversation, the show, and the user's choices."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from adamas_cli.answer import listen, narrate
+from adamas_cli.chat import transcript
+from adamas_cli.chat.conversation import Conversation
+from adamas_cli.documents import Document
+from adamas_cli.engine.sampling import Sampling
+from adamas_cli.terminal.display import Display
+
+
+@dataclass
+class Chat:
+    """A conversation and where it is shown.
+
+    find: the documents in paths that the user names later. records: where each turn goes as a line of JSON.
+    file: the transcript, written again after each turn.
+    """
+
+    conversation: Conversation
+    display: Display
+    sampling: Sampling
+    find: Callable[[Sequence[str]], list[Document]]
+    records: TextIO | None = None
+    file: Path | None = None
+    over: bool = False
+
+    def read(self) -> None:
+        """Read the documents that are not read yet."""
+        with closing(self.conversation.read()) as events:
+            for event in events:
+                self.display.show(event)
+
+    def ask(self, question: str) -> None:
+        """Have a question answered."""
+        conversation = self.conversation
+        try:
+            with closing(conversation.ask(question, self.sampling)) as events:
+                told = narrate(
+                    events, conversation.runtime.tokenizer.decoder(), thinking=conversation.starts_thinking
+                )
+                answer = listen(question, told, self.display.show)
+        finally:
+            if self.file is not None:
+                transcript.save(self.file, conversation)
+        if self.records is not None:
+            record = answer.as_json(conversation.runtime.load_seconds) | conversation.as_json()
+            self.records.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self.records.flush()

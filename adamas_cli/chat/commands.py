@@ -1,0 +1,130 @@
+"""The commands of a chat: lines that begin with a slash."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from adamas_cli.chat import transcript
+from adamas_cli.chat.chat import Chat
+from adamas_cli.chat.shelf import tokens
+from adamas_cli.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command; `run` gets what stands behind its name."""
+
+    name: str
+    argument: str  # as it is shown in /help
+    help: str
+    run: Callable[[Chat, str], None]
+
+
+def obey(chat: Chat, line: str) -> None:
+    """Do what a line says that begins with a slash. Raises UsageError for one that says nothing known."""
+    name, _, argument = line[1:].partition(" ")
+    command = COMMANDS.get(name)
+    if command is None:
+        near = get_close_matches(name, COMMANDS, 1)
+        advice = f"did you mean /{near[0]}?" if near else "/help lists the commands"
+        raise UsageError(f"there is no command /{name}; {advice}\nto send it as text: /{line}")
+    command.run(chat, argument.strip())
+
+
+def _help(chat: Chat, argument: str) -> None:
+    shown = [(f"/{command.name} {command.argument}".strip(), command.help) for command in COMMANDS.values()]
+    width = max(len(left) for left, _ in shown)
+    for left, right in shown:
+        chat.display.note(f"{left:{width}}  {right}")
+    chat.display.note(
+        "Ctrl-C stops an answer, Ctrl-D leaves. Text that begins with a slash is sent with two: //"
+    )
+
+
+def _add(chat: Chat, argument: str) -> None:
+    paths = _paths(argument, "/add chapter2.txt")
+    if "-" in paths:
+        raise UsageError("/add takes files and folders; stdin is where the questions come from")
+    documents = chat.find(paths)
+    chat.conversation.add(documents)
+    named = documents[0].path if len(documents) == 1 else f"{len(documents):,} documents"
+    chat.display.note(f"added {named}: {chat.conversation.unread:,} tokens to read")
+    chat.read()
+
+
+def _drop(chat: Chat, argument: str) -> None:
+    conversation = chat.conversation
+    for path in _paths(argument, "/drop chapter2.txt"):
+        dropped = conversation.drop(path)
+        named = dropped[0].path if len(dropped) == 1 else f"{len(dropped):,} documents"
+        chat.display.note(f"dropped {named}, {tokens(dropped):,} tokens")
+    if conversation.unread:
+        chat.display.note(f"{conversation.unread:,} tokens behind are read again")
+    chat.read()
+
+
+def _tokens(chat: Chat, argument: str) -> None:
+    conversation = chat.conversation
+    for document in conversation.documents:
+        chat.display.note(f"{len(document.ids):>9,}  {document.path}")
+    documents = tokens(conversation.documents)
+    chat.display.note(
+        f"documents {documents:,} · conversation {conversation.total - documents:,} · "
+        f"free {max(0, conversation.context - conversation.total):,} of {conversation.context:,} tokens"
+    )
+
+
+def _save(chat: Chat, argument: str) -> None:
+    if Path(argument).expanduser().exists() and argument:
+        raise UsageError(f"{argument} exists; /save! {argument} overwrites it")
+    _overwrite(chat, argument)
+
+
+def _overwrite(chat: Chat, argument: str) -> None:
+    if not argument:
+        raise UsageError("name a file, as in: /save talk.md")
+    transcript.save(Path(argument).expanduser(), chat.conversation)
+    chat.display.note(f"saved {argument}, {len(chat.conversation.turns):,} turns")
+
+
+def _clear(chat: Chat, argument: str) -> None:
+    chat.conversation.clear()
+    unread = chat.conversation.unread
+    stay = f"{tokens(chat.conversation.documents):,} tokens of documents stay"
+    again = f", and {unread:,} tokens are read again" if unread else ""
+    chat.display.note(f"the conversation is forgotten; {stay}{again}")
+    chat.read()
+
+
+def _exit(chat: Chat, argument: str) -> None:
+    chat.over = True
+
+
+def _paths(argument: str, example: str) -> list[str]:
+    """Paths as in a shell; an argument with a lone quote is one path."""
+    try:
+        words = shlex.split(argument)
+    except ValueError:
+        words = [argument]
+    if not words:
+        raise UsageError(f"name files or folders, as in: {example}")
+    return [str(Path(word).expanduser()) for word in words]
+
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command("help", "", "these lines", _help),
+        Command("add", "PATH...", "read more documents", _add),
+        Command("drop", "PATH...", "take documents out", _drop),
+        Command("tokens", "", "what takes how much of the context", _tokens),
+        Command("save", "FILE", "write the conversation as Markdown", _save),
+        Command("save!", "FILE", "the same, over a file that is there", _overwrite),
+        Command("clear", "", "forget the conversation, keep the documents", _clear),
+        Command("exit", "", "leave", _exit),
+    )
+}

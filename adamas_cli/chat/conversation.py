@@ -1,0 +1,258 @@
+"""Documents and turns in front of a model, which reads each token once while nothing before it changes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import replace
+
+import numpy as np
+
+from adamas_cli.chat.dialogue import Dialogue, Prompt, Turn
+from adamas_cli.chat.shelf import ChatDocument, locate, shelved, tokens
+from adamas_cli.documents import Document
+from adamas_cli.engine.events import Done, Event, Prefill, Token
+from adamas_cli.engine.prefix import CachedPrefix
+from adamas_cli.engine.sampling import Sampling
+from adamas_cli.errors import OverContextError, UsageError
+from adamas_cli.prompt.counting import Counting
+from adamas_cli.prompt.layout import NO_IDS
+from adamas_cli.prompt.linemap import Location
+from adamas_cli.prompt.template import DEFAULT_TEMPLATE, Frame, load_template
+from adamas_cli.runtime import Runtime
+from adamas_cli.session import attention_json, count, open_engine, stored_document
+from adamas_cli.store.document import StoredDocument
+
+ROOM_FOR_TURNS = 4096  # tokens reserved behind the documents; the cache grows beyond
+LONGEST_FIRST_QUESTION = 256  # tokens that documents leave free for it
+SHORTEST_REPLY = 16  # tokens; with less room left the conversation is full
+_BARE = Frame("", "", "")  # of documents without what stands before them
+
+
+class Conversation:
+    """What was said, and what is read next. A context manager; leaving it waits for the store.
+
+    However a generator of `read` or `ask` ends, the next one goes on from what was read and said.
+    """
+
+    def __init__(self, runtime: Runtime, documents: Sequence[Document]) -> None:
+        """Load the model and, meanwhile, count the documents.
+
+        Raises ModelUnavailableError, OverContextError, and UsageError for a wrong template or `--ctx-size`.
+        """
+        self.runtime = runtime
+        options = runtime.prompt
+        self._dialogue = Dialogue(
+            load_template(options.template or DEFAULT_TEMPLATE),
+            runtime.chat,
+            runtime.tokenizer,
+            system=options.system,
+            think=options.think,
+        )
+        self.turns: list[Turn] = []
+        self._next = Turn()  # without a question yet
+        layout = count(runtime, _BARE, documents)
+        self.context = runtime.context
+        around = len(self._prompt().ids)
+        if options.token_budget is not None:
+            layout.keep_budget(around, options.token_budget)
+        around += LONGEST_FIRST_QUESTION
+        truncate = options.on_overflow == "truncate"
+        self._next = Turn(shelved(layout, layout.fit(around, options.max_tokens, self.context, truncate)))
+        self.dropped = layout.dropped
+        if self.dropped:
+            left_out = f"left out {layout.dropped:,} of {layout.total:,} tokens, from the documents' middle"
+            runtime.progress.note(left_out)
+        needed = len(self._prompt().ids) + options.max_tokens + ROOM_FOR_TURNS
+        self.engine = open_engine(runtime, min(needed, self.context))
+        self._cached = CachedPrefix(self.engine)
+        self._unread = True  # until what comes before the next question is in the cache
+        self._stored: StoredDocument | None = None
+        self._stored_ids = NO_IDS
+        self._reading = 0.0  # seconds since the last answer
+        self._newly_read = 0  # tokens since then
+
+    def __enter__(self) -> Conversation:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None:
+            self._finish_storing()
+
+    @property
+    def documents(self) -> list[ChatDocument]:
+        """All of them, in the order in which they are read."""
+        return [document for turn in [*self.turns, self._next] for document in turn.documents]
+
+    @property
+    def starts_thinking(self) -> bool:
+        """Whether the chat template begins each reply inside a thought."""
+        return self._dialogue.starts_thinking
+
+    @property
+    def total(self) -> int:
+        """Tokens of everything so far, the chat template's around the next question included."""
+        return len(self._prompt().ids)
+
+    @property
+    def unread(self) -> int:
+        """Tokens for `read`, which has something to do when documents have come, gone or been interrupted."""
+        if not self._unread:
+            return 0
+        ids = self._known()
+        return len(ids) - self._cached.reusable(ids)
+
+    def read(self) -> Generator[Prefill]:
+        """Read what comes before the next question and is not read yet."""
+        ids = self._known()
+        known = self._cached.reusable(ids)
+        if known < len(self._cached):
+            self._finish_storing()  # which reads the cache where it lies
+        begun, reused = time.perf_counter(), known
+        try:
+            for event in self._cached.read(ids, self._store_for(ids, known)):
+                if event.reused > reused:
+                    reused = event.reused
+                    self.runtime.progress.note(f"reused {reused:,} of {len(ids):,} tokens")
+                yield event
+            self._unread = False
+        finally:
+            self._reading += time.perf_counter() - begun
+            self._newly_read += len(self._cached) - reused
+
+    def ask(self, question: str, sampling: Sampling) -> Generator[Event]:
+        """What happens while a question is answered; ends with Done unless it is closed earlier.
+
+        A reply that was stopped stays as far as it came, and a question without any is forgotten. Raises
+        OverContextError where the question does not fit.
+        """
+        if self._unread:
+            yield from self.read()
+        turn = replace(self._next, question=question)
+        prompt = self._prompt(turn)
+        longest = min(self.runtime.prompt.max_tokens, self.context - len(prompt.ids))
+        if longest < min(SHORTEST_REPLY, self.runtime.prompt.max_tokens):
+            raise self._full(len(prompt.ids))
+        if longest < self.runtime.prompt.max_tokens:
+            room = f"the context is nearly full: room for an answer of {longest:,} tokens"
+            self.runtime.progress.note(f"{room}; /clear forgets the conversation and keeps the documents")
+        again = len(self._cached) - self._cached.reusable(prompt.ids)
+        if again > 0:
+            self.runtime.progress.note(
+                f"the chat template changes earlier turns: {again:,} tokens are read again"
+            )
+        said: list[int] = []
+        done: Done | None = None
+        stop_ids = self.runtime.load().stop_ids
+        try:
+            with closing(self._cached.answer(prompt.ids, sampling, longest, stop_ids)) as events:
+                for event in events:
+                    if isinstance(event, Token):
+                        said.append(event.id)
+                    elif isinstance(event, Done):
+                        event = done = self._with_reading(event)
+                    yield event
+        finally:
+            if said or done:
+                reply = self._dialogue.reply(said, stopped=done is None)
+                self.turns.append(replace(turn, reply=reply))
+                self._next = Turn()
+                self._reading, self._newly_read = 0.0, 0
+            else:
+                self._cached.return_to(self._known())
+
+    def add(self, documents: Sequence[Document]) -> None:
+        """Have documents in the next message, behind everything so far. Raises UsageError for one that is
+        there already, OverContextError where they do not fit.
+        """
+        known = {document.path for document in self.documents}
+        for document in documents:
+            if document.path in known:
+                raise UsageError(f"{document.path} is there already; /drop it first to read it anew")
+        layout = self.runtime.layout(_BARE)
+        with Counting(layout, documents, self.runtime.progress) as counting:
+            counting.wait()
+        answer, free = self.runtime.prompt.max_tokens, self.context - self.total
+        if layout.total + answer > free:
+            room = f"{max(0, free):,} are free, and an answer may need {answer:,}"
+            raise OverContextError(
+                f"that takes {layout.total:,} tokens; {room}\n/drop and /clear make room",
+                n_document_tokens=layout.total,
+                n_answer_tokens=answer,
+                n_ctx=self.context,
+            )
+        added = shelved(layout, layout.fit(0, 0, self.context))
+        self._next, self._unread = replace(self._next, documents=self._next.documents + added), True
+
+    def drop(self, name: str) -> list[ChatDocument]:
+        """Take documents out, by the path of one or of a folder; which. Raises UsageError where none is
+        meant.
+        """
+        dropped = [document for document in self.documents if document.is_named(name)]
+        if not dropped:
+            there = ", ".join(document.path for document in self.documents) or "none"
+            raise UsageError(f"there is no document {name}; there are: {there}")
+        self.turns = [_without(turn, dropped) for turn in self.turns]
+        self._next, self._unread = _without(self._next, dropped), True
+        return dropped
+
+    def clear(self) -> None:
+        """Forget the turns; their documents are those of the next message."""
+        self._next, self._unread = Turn(tuple(self.documents)), True
+        self.turns = []
+
+    def locate(self, index: int) -> Location | None:
+        """Document and line of the token at `index` of the cache; None outside documents."""
+        return locate(self._prompt().documents, index)
+
+    def as_json(self) -> dict[str, object]:
+        """What the JSON objects of all turns share."""
+        return {
+            "model": self.runtime.files.name,
+            "attention": attention_json(self.engine),
+            "documents": [
+                {"path": document.path, "tokens": len(document.ids)} for document in self.documents
+            ],
+            "truncated": self.dropped > 0,
+            "tokens_dropped": self.dropped,
+        }
+
+    def _prompt(self, turn: Turn | None = None) -> Prompt:
+        return self._dialogue.prompt([*self.turns, turn or self._next])
+
+    def _known(self) -> np.ndarray:
+        """The ids before the next question."""
+        prompt = self._prompt()
+        return prompt.ids[: prompt.before_question]
+
+    def _with_reading(self, done: Done) -> Done:
+        """The event, with what was read since the last answer."""
+        reused, seconds = done.reused_tokens - self._newly_read, done.prefill_seconds + self._reading
+        return replace(done, reused_tokens=max(0, reused), prefill_seconds=seconds)
+
+    def _full(self, prompt: int) -> OverContextError:
+        return OverContextError(
+            f"the context is full: {prompt:,} of {self.context:,} tokens with this question\n"
+            "/clear forgets the conversation and keeps the documents; /drop takes one of them out",
+            n_document_tokens=tokens(self.documents),
+            n_prompt_tokens=prompt,
+            n_ctx=self.context,
+        )
+
+    def _store_for(self, ids: np.ndarray, known: int) -> StoredDocument | None:
+        """The store of these tokens, where they are the first documents, unread or interrupted."""
+        if known == 0 and not self.turns:
+            names = [document.path for document in self._next.documents]
+            self._stored, self._stored_ids = stored_document(self.runtime, self.engine, ids, names), ids
+        return self._stored if known < len(ids) and np.array_equal(ids, self._stored_ids) else None
+
+    def _finish_storing(self) -> None:
+        if self._stored is not None:
+            self._stored.finish()
+            self._stored = None
+
+
+def _without(turn: Turn, dropped: Sequence[ChatDocument]) -> Turn:
+    kept = tuple(document for document in turn.documents if document not in dropped)
+    return replace(turn, documents=kept)

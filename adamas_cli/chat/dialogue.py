@@ -1,0 +1,169 @@
+"""A conversation as token ids, in the model's chat template.
+
+Templates are filled in with stand-ins, and the ids of documents, questions and answers take their places, so
+that no text ever becomes a control token and what the model said stays what it said, token by token.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from string import Template
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from adamas_cli.prompt.layout import NO_IDS
+from adamas_cli.prompt.template import ChatTemplate, frame
+from adamas_cli.reasoning import CLOSE, OPEN, ReasoningSplitter
+from adamas_cli.terminal.sanitize import plain
+
+if TYPE_CHECKING:
+    from adamas_cli.chat.shelf import ChatDocument
+    from adamas_cli.prompt.tokens import Tokenizer
+
+# Private-use characters, as in prompt/template.py; the number is the turn's.
+_MARK = re.compile("\ue000(\\d+) (documents|question|thought|answer|reply)\ue000")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model said in a turn."""
+
+    ids: np.ndarray  # int32 [n], as generated, without a stop token
+    text: str  # without the thought
+    thought: str
+    stopped: bool = False  # by the user
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A message of the user's, with the documents that come with it, and the reply, once there is one."""
+
+    documents: tuple[ChatDocument, ...] = ()
+    question: str = ""
+    reply: Reply | None = None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A whole conversation, up to where the next reply begins."""
+
+    ids: np.ndarray  # int32 [n]
+    before_question: int  # tokens that do not depend on the last question, its documents included
+    documents: tuple[tuple[int, ChatDocument], ...]  # with the position of each
+
+
+@dataclass
+class _Parts:
+    """Ids in their order, and what is noted about positions."""
+
+    ids: list[np.ndarray] = field(default_factory=list)
+    length: int = 0
+
+    def add(self, ids: np.ndarray) -> None:
+        self.ids.append(ids)
+        self.length += len(ids)
+
+
+class Dialogue:
+    """Makes prompts of turns.
+
+    template: of messages that bring documents; other messages are the question alone. Raises UsageError for
+    one that does not hold documents before the question, each once.
+    """
+
+    def __init__(
+        self,
+        template: Template,
+        chat: ChatTemplate,
+        tokenizer: Tokenizer,
+        *,
+        system: str | None = None,
+        think: bool | None = None,
+    ) -> None:
+        around = frame(template, chat, system=system, think=think)
+        self.starts_thinking = around.tail.rstrip().endswith(OPEN)
+        self._template, self._chat, self._tokenizer = template, chat, tokenizer
+        self._system, self._think = system, think
+        self._encode_fixed = lru_cache(maxsize=None)(tokenizer.encode_template)
+
+    def prompt(self, turns: Sequence[Turn]) -> Prompt:
+        """The conversation; its last turn is the one to be replied to."""
+        text = self._filled(turns)
+        parts, documents, before, end = _Parts(), [], 0, 0
+        for mark in _MARK.finditer(text):
+            if fixed := text[end : mark.start()]:
+                parts.add(self._encode_fixed(fixed))
+            end = mark.end()
+            turn, kind = turns[int(mark[1])], mark[2]
+            if kind == "question":
+                before = before if turn.documents else parts.length
+                parts.add(self._tokenizer.encode(turn.question))
+            elif kind == "documents":
+                for document in turn.documents:
+                    documents.append((parts.length, document))
+                    parts.add(document.ids)
+                before = parts.length
+            else:
+                assert turn.reply is not None
+                parts.add(self._replied(turn.reply, kind))
+        if text[end:]:
+            parts.add(self._encode_fixed(text[end:]))
+        return Prompt(np.concatenate([NO_IDS, *parts.ids]), before, tuple(documents))
+
+    def reply(self, ids: Sequence[int], *, stopped: bool = False) -> Reply:
+        """What the model said with these tokens, int [n]."""
+        text = plain(self._decoded(ids))
+        splitter = ReasoningSplitter(thinking=self.starts_thinking)
+        said = {False: "", True: ""}
+        for reasoning, part in [*splitter.feed(text), *splitter.flush()]:
+            said[reasoning] += part
+        return Reply(np.array(ids, np.int32), said[False].rstrip(), said[True].rstrip(), stopped)
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        decoder = self._tokenizer.decoder()
+        return "".join(map(decoder.feed, ids)) + decoder.flush()
+
+    def _filled(self, turns: Sequence[Turn]) -> str:
+        """The conversation in the chat template, with marks for all that is not the templates' own text."""
+        asked = [self._message(number, turn) for number, turn in enumerate(turns)]
+        told = [self._content(number, turn.reply) for number, turn in enumerate(turns) if turn.reply]
+        if not self._chat.chat_template:
+            text = "\n\n".join(a + b for a, b in zip(asked, [*told, ""], strict=True))
+            return f"{self._system}\n\n{text}" if self._system else text
+        messages = [{"role": "system", "content": self._system}] if self._system else []
+        for number, message in enumerate(asked):
+            messages.append({"role": "user", "content": message})
+            if number < len(told):
+                messages.append({"role": "assistant", "content": told[number]})
+        options = {} if self._think is None else {"enable_thinking": self._think}
+        text = self._chat.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+        for number, turn in enumerate(turns):
+            # A template that has left a thought as it was has left the whole reply.
+            if turn.reply and turn.reply.thought and turn.reply.text and not self.starts_thinking:
+                text = text.replace(self._content(number, turn.reply), _mark(number, "reply"))
+        return text
+
+    def _message(self, number: int, turn: Turn) -> str:
+        question = _mark(number, "question")
+        if number > 0 and not turn.documents:
+            return question
+        return self._template.substitute(documents=_mark(number, "documents"), question=question)
+
+    def _content(self, number: int, reply: Reply) -> str:
+        """The reply as the chat template gets it, which may want to leave out the thought."""
+        if not reply.thought:
+            return _mark(number, "reply")
+        return f"{OPEN}{_mark(number, 'thought')}{CLOSE}{_mark(number, 'answer')}"
+
+    def _replied(self, reply: Reply, kind: str) -> np.ndarray:
+        if kind == "reply":
+            return reply.ids
+        return self._tokenizer.encode(reply.thought if kind == "thought" else reply.text)
+
+
+def _mark(number: int, kind: str) -> str:
+    return f"\ue000{number} {kind}\ue000"

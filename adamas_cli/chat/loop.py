@@ -1,0 +1,101 @@
+"""Line after line: a question or a command, from a terminal or from a stream."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from adamas_cli.chat.chat import Chat
+from adamas_cli.chat.commands import obey
+from adamas_cli.errors import AdamasError
+from adamas_cli.failures import report
+
+if TYPE_CHECKING:
+    from adamas_cli.terminal.editor import LineEditor
+
+AT_ONCE = 2.0  # seconds between two Ctrl-C that mean it
+
+
+def follow(chat: Chat, lines: Iterable[str]) -> None:
+    """Do what each line of a stream says; what a line raises ends that."""
+    chat.read()
+    for line in lines:
+        if line.strip():
+            _follow_line(chat, line.strip())
+        if chat.over:
+            return
+
+
+def converse(chat: Chat, editor: LineEditor) -> None:
+    """Ask the user for lines until one says to leave. Ctrl-C stops what a line does, and a mistake is told.
+
+    Raises KeyboardInterrupt at the second of two Ctrl-C where there is nothing to stop.
+    """
+    _stoppable(chat, editor, chat.read)
+    interrupted = float("-inf")
+    while not chat.over:
+        try:
+            line = editor.read().strip()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            if editor.abandoned:  # text, which is gone now
+                continue
+            if time.monotonic() - interrupted < AT_ONCE:
+                raise
+            interrupted = time.monotonic()
+            chat.display.note("Ctrl-D leaves the chat, and so does Ctrl-C once more")
+            continue
+        if line:
+            _stoppable(chat, editor, partial(_follow_line, chat, line))
+
+
+def _follow_line(chat: Chat, line: str) -> None:
+    if line.startswith("/") and not line.startswith("//"):
+        obey(chat, line)
+    else:
+        chat.ask(line.removeprefix("/") if line.startswith("//") else line)
+
+
+def _stoppable(chat: Chat, editor: LineEditor, action: Callable[[], None]) -> None:
+    try:
+        with _one_interrupt(), editor.unechoed():
+            action()
+            chat.display.settle()
+    except KeyboardInterrupt:
+        chat.display.settle()
+        unread = chat.conversation.unread
+        chat.display.note(f"stopped; {unread:,} tokens are not read yet" if unread else "stopped")
+    except AdamasError as error:
+        chat.display.settle()
+        report(error, as_json=False)
+
+
+@contextmanager
+def _one_interrupt() -> Iterator[None]:
+    """The first Ctrl-C raises KeyboardInterrupt; others must not disturb how that is cleaned up after."""
+    came = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        if not came:
+            came = True
+            signal.default_int_handler(number, frame)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def lines_of_stdin() -> Iterator[str]:
+    """The lines of stdin, decoded as UTF-8 as they come."""
+    for line in sys.stdin.buffer:
+        yield line.decode("utf-8", errors="replace")

@@ -1,0 +1,61 @@
+"""The documents of a conversation, one by one, so that each can leave it again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from adamas_cli.prompt.layout import Layout
+
+if TYPE_CHECKING:
+    from adamas_cli.prompt.linemap import Location
+
+
+@dataclass(frozen=True, eq=False)
+class ChatDocument:
+    """One document as the model reads it; or several that were cut together, which cannot be told apart."""
+
+    path: str
+    ids: np.ndarray  # int32 [n], its wrapper included
+    layout: Layout
+    start: int  # where its ids are in the layout
+
+    def locate(self, index: int) -> Location | None:
+        """Where its token at `index` was read."""
+        return self.layout.locate(self.start + index)
+
+    def is_named(self, name: str) -> bool:
+        """Whether a user who says `name` means it, or a folder that it is in."""
+        path = os.path.normpath(name)
+        return self.path in (name, path) or self.path.startswith(path + os.sep)
+
+
+def shelved(layout: Layout, ids: np.ndarray) -> tuple[ChatDocument, ...]:
+    """The documents of a layout without a head, whose `fit` gave these ids, int [n]."""
+    if layout.dropped:
+        first, *others = layout.documents
+        name = first.path if not others else f"{first.path} and {len(others):,} more"
+        return (ChatDocument(name, ids, layout, 0),)
+    documents, start = [], 0
+    for document in layout.documents:
+        end = start + document.tokens
+        documents.append(ChatDocument(document.path, ids[start:end], layout, start))
+        start = end
+    return tuple(documents)
+
+
+def locate(documents: Iterable[tuple[int, ChatDocument]], index: int) -> Location | None:
+    """Document and line of a prompt's token at `index`; documents: of the prompt, with their positions."""
+    for start, document in documents:
+        if start <= index < start + len(document.ids):
+            return document.locate(index - start)
+    return None
+
+
+def tokens(documents: Sequence[ChatDocument]) -> int:
+    """How many tokens they take."""
+    return sum(len(document.ids) for document in documents)

@@ -1,0 +1,37 @@
+"""A conversation as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adamas_cli.chat.dialogue import Turn
+from adamas_cli.output import replacing
+from adamas_cli.terminal.sanitize import plain
+
+if TYPE_CHECKING:
+    from adamas_cli.chat.conversation import Conversation
+
+STOPPED = "*(stopped)*"
+
+
+def markdown(model: str, documents: Sequence[str], turns: Sequence[Turn]) -> str:
+    """Questions as headings of the second level, answers as they are."""
+    blocks = ["# Conversation", "\n".join([f"* model: {model}", *(f"* document: {d}" for d in documents)])]
+    for turn in turns:
+        first, *rest = plain(turn.question).splitlines() or [""]
+        blocks.append(f"## {first}")
+        if rest:
+            blocks.append("\n".join(rest))
+        if turn.reply is not None:
+            blocks += [turn.reply.text] if turn.reply.text else []
+            blocks += [STOPPED] if turn.reply.stopped else []
+    return "\n\n".join(blocks) + "\n"
+
+
+def save(path: Path, conversation: Conversation) -> None:
+    """Write the whole conversation to a file, whole or not at all. Raises UsageError."""
+    documents = [document.path for document in conversation.documents]
+    with replacing(path) as stream:
+        stream.write(markdown(conversation.runtime.files.name, documents, conversation.turns))

@@ -1,0 +1,119 @@
+"""`adamas chat`: a conversation about documents."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from adamas_cli.commands.reading import collect_documents
+from adamas_cli.errors import UsageError
+from adamas_cli.options import (
+    AttentionOptions,
+    InputOptions,
+    ModelOptions,
+    OutputOptions,
+    PromptOptions,
+    SamplingOptions,
+    StoreOptions,
+    grouped,
+)
+from adamas_cli.quiet import prepare_libraries
+
+if TYPE_CHECKING:
+    from adamas_cli.chat.chat import Chat
+    from adamas_cli.documents import Document
+    from adamas_cli.terminal.editor import LineEditor, Words
+
+EXAMPLE = "adamas chat book.txt"
+HISTORY = "chat_history"
+
+
+@grouped
+def command(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SOURCES...", help="Files, folders or `-` (stdin).", show_default=False),
+    ] = None,
+    *,
+    model: ModelOptions,
+    attention: AttentionOptions,
+    sampling: SamplingOptions,
+    selection: InputOptions,
+    prompt: PromptOptions,
+    store: StoreOptions,
+    output: OutputOptions,
+) -> None:
+    """Talk about documents: adamas chat book.txt
+
+    They are read once. /help lists what else a line can be than a question. Without a terminal each line of
+    stdin is one; -o keeps the transcript as Markdown, --json prints an object a line for each turn.
+    """
+    prepare_libraries(verbose=output.verbose, offline=model.offline)
+    if not sources and selection.files_from is None:
+        raise UsageError(f"give documents, as in: {EXAMPLE}\n`-` reads one from stdin")
+    on_terminal = _asks_on_terminal(sources or [], selection.files_from)
+    file = _transcript(output.output)
+
+    from adamas_cli.terminal.display import Display
+
+    with Display(
+        answers=None if output.json else sys.stdout,
+        notes=sys.stderr,
+        quiet=output.quiet,
+        usage=output.usage,
+        reasoning=not output.hide_reasoning,
+    ) as display:
+
+        def find(paths: Sequence[str]) -> list[Document]:
+            chosen = replace(selection, files_from=None)
+            return collect_documents(list(paths), chosen, display, verbose=output.verbose)
+
+        documents = collect_documents(sources or [], selection, display, verbose=output.verbose)
+        from adamas_cli.chat.chat import Chat
+        from adamas_cli.chat.conversation import Conversation
+        from adamas_cli.chat.loop import converse, follow, lines_of_stdin
+        from adamas_cli.engine.sampling import Sampling
+        from adamas_cli.runtime import Runtime
+
+        runtime = Runtime.resolve(model, attention, prompt, store, display)
+        with Conversation(runtime, documents) as conversation:
+            records = sys.stdout if output.json else None
+            chat = Chat(conversation, display, Sampling(**vars(sampling)), find, records, file)
+            if on_terminal:
+                converse(chat, _editor(chat))
+            else:
+                follow(chat, lines_of_stdin())
+
+
+def _asks_on_terminal(sources: list[str], files_from: str | None) -> bool:
+    """Whether questions are typed; raises UsageError where stdin is taken and there is no terminal."""
+    if not sys.stderr.isatty():
+        if "-" in sources or files_from == "-":
+            raise UsageError("stdin is taken, so questions need a terminal; give the document as a file")
+        return False
+    return sys.stdin.isatty() or "-" in sources or files_from == "-"
+
+
+def _transcript(path: Path | None) -> Path | None:
+    if path is None or str(path) == "-":
+        return None
+    if not path.resolve().parent.is_dir():
+        raise UsageError(f"cannot write {path}: there is no folder {path.parent}")
+    return path
+
+
+def _editor(chat: Chat) -> LineEditor:
+    from adamas_cli.chat.commands import COMMANDS
+    from adamas_cli.folders import state_directory
+    from adamas_cli.terminal.editor import LineEditor
+
+    completions: dict[str, Words | None] = {
+        f"/{name}": None if command.argument else list for name, command in COMMANDS.items()
+    }
+    completions["/drop"] = lambda: [document.path for document in chat.conversation.documents]
+    return LineEditor(completions, state_directory() / HISTORY)

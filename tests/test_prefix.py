@@ -1,0 +1,195 @@
+"""Conversations in an engine's cache against the same tokens fed at once, on three tiny architectures."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from adamas_kernels.ops import SparseSettings
+from conftest import ARCHITECTURES, tiny_architecture
+
+from adamas_cli.engine.attention import AttentionSettings
+from adamas_cli.engine.engine import Engine
+from adamas_cli.engine.events import Done, Prefill, Token
+from adamas_cli.engine.prefix import CachedPrefix, common_prefix
+from adamas_cli.engine.sampling import Sampling
+
+GREEDY = Sampling()
+FULL = AttentionSettings("full")
+WHOLE = AttentionSettings("adamas", SparseSettings(budget=1000))  # sparse steps that attend to everything
+SMALL = AttentionSettings("adamas", SparseSettings(budget=32))
+TURN = 12  # tokens of an answer
+
+
+@dataclass
+class Loaded:
+    """The part of a LoadedModel that the engine reads."""
+
+    model: torch.nn.Module
+
+
+def text(length: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, length).astype(np.int32)
+
+
+def opened(name: str, settings: AttentionSettings, context: int = 400) -> CachedPrefix:
+    return CachedPrefix(Engine(Loaded(tiny_architecture(name)), settings, context=context, prefill_chunk=64))
+
+
+def read(cached: CachedPrefix, ids: np.ndarray) -> list[Prefill]:
+    return list(cached.read(ids))
+
+
+def answer(cached: CachedPrefix, ids: np.ndarray, tokens: int = TURN, stop_ids: tuple[int, ...] = ()) -> list:
+    return list(cached.answer(ids, GREEDY, tokens, stop_ids))
+
+
+def said(events: list) -> list[int]:
+    return [event.id for event in events if isinstance(event, Token)]
+
+
+def at_once(name: str, ids: np.ndarray) -> list[int]:
+    """The answer of an engine that reads the whole conversation with full attention."""
+    return said(answer(opened(name, FULL), ids))
+
+
+def grown(ids: np.ndarray, reply: list[int], seed: int) -> np.ndarray:
+    """The conversation with a reply and another question."""
+    return np.concatenate([ids, np.array(reply, np.int32), text(9, seed)])
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("settings", [FULL, WHOLE], ids=["full", "sparse"])
+def test_a_turn_gets_the_answer_of_the_whole_conversation_at_once(name, settings):
+    cached = opened(name, settings)
+    document = text(200, 0)
+    read(cached, document)
+    ids = np.concatenate([document, text(9, 1)])
+    for seed in (2, 3, 4):
+        events = answer(cached, ids)
+        assert said(events) == at_once(name, ids)
+        before = len(ids)
+        assert len(cached) == before + TURN - 1  # the last token was not fed
+        ids = grown(ids, said(events), seed)
+        assert cached.reusable(ids) == len(cached)
+    (done,) = [event for event in answer(cached, ids) if isinstance(event, Done)]
+    assert (done.prompt_tokens, done.reused_tokens) == (len(ids), len(ids) - 10)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_small_budgets_go_on_from_what_they_said(name):
+    """Two conversations that take the same turns are equal, whatever was tried in between."""
+    straight, crooked = opened(name, SMALL), opened(name, SMALL)
+    ids = text(250, 0)
+    for cached in (straight, crooked):
+        read(cached, ids[:240])
+    for seed in (1, 2, 3):
+        reply = said(answer(straight, ids))
+        tried = np.concatenate([ids[:-1], text(5, 9)])
+        answer(crooked, tried)
+        assert crooked.reusable(ids) < len(crooked)
+        assert said(answer(crooked, ids)) == reply
+        ids = grown(ids, reply, seed)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("settings", [FULL, WHOLE], ids=["full", "sparse"])
+@pytest.mark.parametrize("within_a_step", [False, True])
+def test_a_stopped_answer_is_part_of_the_conversation(name, settings, within_a_step, monkeypatch):
+    cached = opened(name, settings)
+    ids = text(210, 0)
+    read(cached, ids[:200])
+    engine = cached._engine
+    kept = []
+    with monkeypatch.context() as patch, closing(cached.answer(ids, GREEDY, 50, ())) as events:
+        for event in events:
+            if isinstance(event, Token):
+                kept.append(event.id)
+            if len(kept) == 5:
+                if not within_a_step:
+                    break
+                patch.setattr(engine._cache, "advance", interrupted)  # when the layers have the token
+                with pytest.raises(KeyboardInterrupt):
+                    next(events)
+                break
+    assert len(cached) == engine.length == len(ids) + (0 if within_a_step else 4)
+    ids = grown(ids, kept, 1)
+    assert said(answer(cached, ids)) == at_once(name, ids)
+
+
+def interrupted(tokens: int) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_interrupted_reading_goes_on_behind_its_last_chunk(name, monkeypatch):
+    cached = opened(name, FULL)
+    ids = text(210, 0)
+    calls = iter([False, False, True])
+    feed = type(cached._engine.model).forward
+
+    def forward(self, *args, **kwargs):
+        out = feed(self, *args, **kwargs)
+        if next(calls, False):
+            raise KeyboardInterrupt
+        return out
+
+    monkeypatch.setattr(type(cached._engine.model), "forward", forward)
+    with pytest.raises(KeyboardInterrupt):
+        read(cached, ids[:200])
+    assert len(cached) == 128
+    first, *_ = read(cached, ids[:200])
+    assert first.reused == 128
+    assert said(answer(cached, ids)) == at_once(name, ids)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_what_changes_is_read_from_the_last_state_before_it(name):
+    cached = opened(name, FULL)
+    document = text(200, 0)
+    read(cached, document)
+    ids = np.concatenate([document, text(9, 1)])
+    reply = said(answer(cached, ids))
+    rewritten = np.concatenate([ids, np.array(reply[6:], np.int32), text(9, 2)])  # without a "thought"
+    assert cached.reusable(rewritten) == len(ids)
+    assert said(answer(cached, rewritten)) == at_once(name, rewritten)
+    other = np.concatenate([document, text(9, 3)])
+    assert cached.reusable(other) == len(document)
+    assert said(answer(cached, other)) == at_once(name, other)
+    changed = text(209, 4)
+    assert cached.reusable(changed) == 0
+    assert said(answer(cached, changed)) == at_once(name, changed)
+
+
+def test_a_stop_token_is_neither_said_nor_in_the_way():
+    cached = opened("llama", FULL)
+    ids = text(210, 0)
+    reply = at_once("llama", ids)
+    end = next(index for index in range(1, TURN) if reply[index] not in reply[:index])
+    events = answer(cached, ids, stop_ids=(reply[end],))
+    assert said(events) == reply[:end]
+    assert events[-1].finish_reason == "stop"
+    longer = np.concatenate([ids, np.array(reply[: end + 1], np.int32), text(9, 1)])
+    assert cached.reusable(longer) == len(cached)
+    assert said(answer(cached, longer)) == at_once("llama", longer)
+
+
+def test_a_conversation_outgrows_its_reservation():
+    cached = opened("llama", SMALL, context=100)
+    roomy = opened("llama", SMALL, context=1000)
+    ids = text(90, 0)
+    for seed in range(1, 8):
+        reply = said(answer(cached, ids))
+        assert said(answer(roomy, ids)) == reply
+        ids = grown(ids, reply, seed)
+    assert len(cached) > 200
+
+
+def test_common_prefix():
+    one = np.array([1, 2, 3], np.int32)
+    assert common_prefix(one, np.array([1, 2, 4, 5], np.int32)) == 2
+    assert common_prefix(one, one[:2]) == 2
+    assert common_prefix(one, np.empty(0, np.int32)) == 0
