@@ -12,11 +12,16 @@ EXAMPLES: dict[str, dict[str, str]] = {
         'adamas ask book.txt "Who is Mr. Darcy?"': "ask a question about a book",
         "adamas COMMAND --help": "what a command can do",
     },
+    "chat": {
+        "adamas chat book.txt": "talk about a book; /help lists what else can be typed",
+        "adamas chat src/ README.md -o talk.md": "keep the conversation as Markdown",
+    },
     "ask": {
         'adamas ask book.txt "Who is Mr. Darcy?"': "one document, one question",
         'adamas ask src/ README.md "How is a request routed?" -e "test_*"': "a repository without its tests",
         'adamas ask book.txt -q "Who is Mr. Darcy?" -q "Where does he live?"': "read once, answer twice",
         'git diff | adamas ask - "What could break?" --json': "a document from a pipe, the answer as JSON",
+        'adamas ask report.pdf "What was decided?" --sources --cite': "and show where the answer came from",
     },
     "bench": {
         "adamas bench --len 4k,16k --text book.txt": "how fast this machine reads and answers",

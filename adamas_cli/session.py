@@ -142,7 +142,7 @@ class Session:
         weights = self.engine.attended()
         if weights is None:
             return None
-        return find_sources(weights, self.layout, self._ids, self.runtime.tokenizer, count)
+        return find_sources(weights, self.layout.locate, self._ids, self.runtime.tokenizer, count)
 
     def as_json(self) -> dict[str, object]:
         """What the JSON objects of all questions share."""
@@ -214,10 +214,13 @@ def count(runtime: Runtime, around: Frame, documents: Sequence[Document]) -> Lay
         return counting.wait()
 
 
-def open_engine(runtime: Runtime, context: int, compiled: list[str] | None = None) -> Engine:
+def open_engine(
+    runtime: Runtime, context: int, compiled: list[str] | None = None, *, counts: bool = False
+) -> Engine:
     """An engine with room for so many tokens; says with `-v` why it does not run in the fastest way.
 
     compiled: where each line is added by which the engine says that it compiles, which spoils timings.
+    counts: keep a tally of what is attended to wherever that is sparse, also unasked.
     """
 
     def announce(line: str) -> None:
@@ -231,7 +234,7 @@ def open_engine(runtime: Runtime, context: int, compiled: list[str] | None = Non
         context=context,
         prefill_chunk=runtime.attention.prefill_chunk,
         announce=announce,
-        counts=runtime.origins.counts,
+        counts=counts or runtime.origins.counts,
     )
     give_back()  # reading needs it for other sizes
     if log.isEnabledFor(logging.INFO):

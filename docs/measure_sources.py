@@ -170,7 +170,7 @@ def main() -> None:
                 said += decoder.feed(event.id) if isinstance(event, Token) else ""
             weights = engine.attended()
             assert weights is not None
-            passages = find_sources(weights, layout, ids, tokenizer, PASSAGES).passages
+            passages = find_sources(weights, layout.locate, ids, tokenizer, PASSAGES).passages
             line = text[: text.index(fact.expected)].count("\n") + 1
             spans = [(passage.first_line, passage.last_line) for passage in passages]
             by_words = around(bm25(fact.text, lines))

@@ -149,7 +149,7 @@ def test_passages_are_the_lines_that_were_attended_to(laid_out, tokenizer):
     layout, ids = laid_out
     weights = weights_on(layout, ids, tokenizer, harbour=6.0, boats=3.0, Another=1.0)
     weights[:5] = 50  # what stands around the documents does not count
-    found = find_sources(weights, layout, ids, tokenizer, 3).passages
+    found = find_sources(weights, layout.locate, ids, tokenizer, 3).passages
     assert [(x.path, x.first_line, x.last_line, round(x.share, 3)) for x in found] == [
         ("notes.txt", 2, 2, 0.6),
         ("notes.txt", 4, 4, 0.3),
@@ -176,7 +176,7 @@ def test_long_lines_are_cut_to_an_excerpt_around_what_was_attended_to(tokenizer)
     layout.add(Text("word " * 400 + "needle " + "word " * 400))
     ids = layout.fit(0, 0, layout.total)
     (passage,) = find_sources(
-        weights_on(layout, ids, tokenizer, needle=1.0), layout, ids, tokenizer, 5
+        weights_on(layout, ids, tokenizer, needle=1.0), layout.locate, ids, tokenizer, 5
     ).passages
     assert "needle" in passage.excerpt
     assert passage.excerpt.startswith("… ")
@@ -191,7 +191,7 @@ def test_without_attention_there_are_no_passages(laid_out, tokenizer):
 
 def test_the_strip_shows_where_in_the_documents(laid_out, tokenizer):
     layout, ids = laid_out
-    sources = find_sources(weights_on(layout, ids, tokenizer, harbours=1.0), layout, ids, tokenizer, 3)
+    sources = find_sources(weights_on(layout, ids, tokenizer, harbours=1.0), layout.locate, ids, tokenizer, 3)
     assert max(sources.strip) == 1
     assert sources.strip.index(1.0) > len(sources.strip) * 0.8
     bars = heat_strip(sources, 40).plain
@@ -201,7 +201,9 @@ def test_the_strip_shows_where_in_the_documents(laid_out, tokenizer):
 
 def test_passages_fit_a_narrow_terminal(laid_out, tokenizer):
     layout, ids = laid_out
-    passages = find_sources(weights_on(layout, ids, tokenizer, boats=1.0), layout, ids, tokenizer, 3).passages
+    passages = find_sources(
+        weights_on(layout, ids, tokenizer, boats=1.0), layout.locate, ids, tokenizer, 3
+    ).passages
     wide, narrow = passage_lines(passages, 120), passage_lines(passages, 40)
     assert wide[1] == " 100%  notes.txt:4  and somebody counts the boats."
     assert narrow[1:] == [" 100%  notes.txt:4", "       and somebody counts the boats."]

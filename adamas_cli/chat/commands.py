@@ -12,6 +12,7 @@ from adamas_cli.chat import transcript
 from adamas_cli.chat.chat import Chat
 from adamas_cli.chat.shelf import tokens
 from adamas_cli.errors import UsageError
+from adamas_cli.options import DEFAULT_SOURCES
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,18 @@ def _tokens(chat: Chat, argument: str) -> None:
     )
 
 
+def _sources(chat: Chat, argument: str) -> None:
+    if argument and not argument.isdecimal():
+        raise UsageError("name how many passages, as in: /sources 5")
+    found = chat.conversation.sources(int(argument or DEFAULT_SOURCES))
+    if found is None:
+        raise UsageError(
+            "nothing was counted: ask something first\n"
+            "with full attention nothing is; adamas chat --attn adamas attends sparsely at any length"
+        )
+    chat.display.tell_sources(found)
+
+
 def _save(chat: Chat, argument: str) -> None:
     if Path(argument).expanduser().exists() and argument:
         raise UsageError(f"{argument} exists; /save! {argument} overwrites it")
@@ -122,6 +135,7 @@ COMMANDS = {
         Command("add", "PATH...", "read more documents", _add),
         Command("drop", "PATH...", "take documents out", _drop),
         Command("tokens", "", "what takes how much of the context", _tokens),
+        Command("sources", "[N]", "the passages that the last answer attended to", _sources),
         Command("save", "FILE", "write the conversation as Markdown", _save),
         Command("save!", "FILE", "the same, over a file that is there", _overwrite),
         Command("clear", "", "forget the conversation, keep the documents", _clear),

@@ -6,6 +6,7 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from adamas_cli.prompt.linemap import Location
 from adamas_cli.prompt.template import DEFAULT_TEMPLATE, Frame, load_template
 from adamas_cli.runtime import Runtime
 from adamas_cli.session import attention_json, count, open_engine, stored_document
+from adamas_cli.sources.passages import Sources, find_sources
 from adamas_cli.store.document import StoredDocument
 
 ROOM_FOR_TURNS = 4096  # tokens reserved behind the documents; the cache grows beyond
@@ -65,7 +67,8 @@ class Conversation:
             left_out = f"left out {layout.dropped:,} of {layout.total:,} tokens, from the documents' middle"
             runtime.progress.note(left_out)
         needed = len(self._prompt().ids) + options.max_tokens + ROOM_FOR_TURNS
-        self.engine = open_engine(runtime, min(needed, self.context))
+        self.engine = open_engine(runtime, min(needed, self.context), counts=True)
+        self._attended: np.ndarray | None = None  # by the last answer, as long as the documents stay
         self._cached = CachedPrefix(self.engine)
         self._unread = True  # until what comes before the next question is in the cache
         self._stored: StoredDocument | None = None
@@ -154,6 +157,7 @@ class Conversation:
                         event = done = self._with_reading(event)
                     yield event
         finally:
+            self._attended = self.engine.attended()
             if said or done:
                 reply = self._dialogue.reply(said, stopped=done is None)
                 self.turns.append(replace(turn, reply=reply))
@@ -194,17 +198,26 @@ class Conversation:
             there = ", ".join(document.path for document in self.documents) or "none"
             raise UsageError(f"there is no document {name}; there are: {there}")
         self.turns = [_without(turn, dropped) for turn in self.turns]
-        self._next, self._unread = _without(self._next, dropped), True
+        self._next, self._unread, self._attended = _without(self._next, dropped), True, None
         return dropped
 
     def clear(self) -> None:
         """Forget the turns; their documents are those of the next message."""
-        self._next, self._unread = Turn(tuple(self.documents)), True
+        self._next, self._unread, self._attended = Turn(tuple(self.documents)), True, None
         self.turns = []
 
     def locate(self, index: int) -> Location | None:
         """Document and line of the token at `index` of the cache; None outside documents."""
         return locate(self._prompt().documents, index)
+
+    def sources(self, count: int) -> Sources | None:
+        """The passages that the last answer attended to most, so many; None where nothing was counted."""
+        if self._attended is None:
+            return None
+        prompt = self._prompt()
+        ids = prompt.ids[: len(self._attended)]
+        where = partial(locate, prompt.documents)
+        return find_sources(self._attended, where, ids, self.runtime.tokenizer, count)
 
     def as_json(self) -> dict[str, object]:
         """What the JSON objects of all turns share."""

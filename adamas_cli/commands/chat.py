@@ -57,6 +57,7 @@ def command(
     if not sources and selection.files_from is None:
         raise UsageError(f"give documents, as in: {EXAMPLE}\n`-` reads one from stdin")
     on_terminal = _asks_on_terminal(sources or [], selection.files_from)
+    keep = not (store.no_doc_cache or store.doc_cache_ro)
     file = _transcript(output.output)
 
     from adamas_cli.terminal.display import Display
@@ -71,9 +72,9 @@ def command(
 
         def find(paths: Sequence[str]) -> list[Document]:
             chosen = replace(selection, files_from=None)
-            return collect_documents(list(paths), chosen, display, verbose=output.verbose)
+            return collect_documents(list(paths), chosen, display, verbose=output.verbose, keep=keep)
 
-        documents = collect_documents(sources or [], selection, display, verbose=output.verbose)
+        documents = collect_documents(sources or [], selection, display, verbose=output.verbose, keep=keep)
         from adamas_cli.chat.chat import Chat
         from adamas_cli.chat.conversation import Conversation
         from adamas_cli.chat.loop import converse, follow, lines_of_stdin

@@ -6,15 +6,17 @@ does so. The counts show where the model looked. They are no proof that what it 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from adamas_cli.prompt.layout import Layout
+    from adamas_cli.prompt.linemap import Location
     from adamas_cli.prompt.tokens import Tokenizer
+
+    Locate = Callable[[int], Location | None]
 
 LONGEST_PASSAGE = 5  # lines
 NEIGHBOUR = 0.1  # of the best line's weight, from which a line beside it belongs to its passage
@@ -69,14 +71,14 @@ class Sources:
 
 
 def find_sources(
-    weights: np.ndarray, layout: Layout, ids: np.ndarray, tokenizer: Tokenizer, count: int
+    weights: np.ndarray, locate: Locate, ids: np.ndarray, tokenizer: Tokenizer, count: int
 ) -> Sources:
     """The `count` passages that were attended to most.
 
-    weights: float [n], of each of the tokens int [n] that were read before the question, as `layout.fit` gave
-    them. Tokens of the text around the documents do not count.
+    weights: float [n or more], of each of the tokens int [n]. locate: where a token was read; tokens of no
+    document do not count.
     """
-    lines = [layout.locate(index) for index in range(len(ids))]
+    lines = [locate(index) for index in range(len(ids))]
     weight = np.array([0.0 if line is None else weights[i] for i, line in enumerate(lines)])
     total = float(weight.sum())
     if total <= 0:

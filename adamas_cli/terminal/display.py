@@ -21,6 +21,7 @@ from rich.text import Text as StyledText
 
 from adamas_cli.answer import Origins, Text, Told
 from adamas_cli.engine.events import Done, Prefill, Token
+from adamas_cli.sources.passages import Sources
 from adamas_cli.terminal import lines
 from adamas_cli.terminal.answers import MarkdownAnswers, PlainAnswers
 from adamas_cli.terminal.markdown import THEME
@@ -195,12 +196,16 @@ class Display:
             self._prefill = self._token = None
             self._finish_thought()
             self._make_room()
-            if self._shows_progress and self._origins is not None:
-                sources = self._origins.sources
-                if sources is not None and sources.strip:
-                    self._notes.print(heat_strip(sources, self._notes.width))
+            if self._origins is not None:
+                self._print_strip(self._origins.sources)
             if self._answers is not None:
                 self._answers.finish()
+
+    def tell_sources(self, sources: Sources) -> None:
+        """Passages, on stderr, and on a terminal a strip that shows where in the documents."""
+        self._print_strip(sources)
+        for line in passage_lines(sources.passages, self._notes.width if self._shows_progress else None):
+            self._print_note(line)
 
     def _tell_origins(self) -> None:
         origins, self._origins = self._origins, None
@@ -211,6 +216,12 @@ class Display:
         told += [] if origins.quotes is None else quote_lines(origins.quotes)
         for line in told:
             self._print_note(line)
+
+    def _print_strip(self, sources: Sources | None) -> None:
+        if self._shows_progress and sources is not None and sources.strip:
+            with self._lock:
+                self._make_room()
+                self._notes.print(heat_strip(sources, self._notes.width))
 
     def _make_room(self) -> None:
         if self._region is not None:
