@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from adamas_cli.engine.events import Done, Event, Token
+from adamas_cli.mapreduce.events import Step
 from adamas_cli.reasoning import ReasoningSplitter
 from adamas_cli.terminal.sanitize import Sanitizer
 
@@ -88,7 +89,11 @@ def rate(tokens: int, seconds: float) -> float | None:
     return round(tokens / seconds, 2) if tokens > 0 and seconds > 0 else None
 
 
-def listen(question: str, events: Iterable[Event | Text], show: Callable[[Event | Text], None]) -> Answer:
+def listen(
+    question: str,
+    events: Iterable[Event | Text | Step],
+    show: Callable[[Event | Text | Step], None],
+) -> Answer:
     """Pass each event to `show` and gather the answer; the stream must end with Done."""
     said: dict[bool, list[str]] = {False: [], True: []}
     for event in events:

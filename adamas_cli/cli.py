@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from adamas_cli import __version__
-from adamas_cli.commands import ask, bench, cache, eval, models
+from adamas_cli.commands import ask, bench, cache, eval, models, summarize
 from adamas_cli.config import read_config
 from adamas_cli.errors import INTERRUPTED, UsageError
 from adamas_cli.failures import InterruptedByUserError, abandon_stdout, as_user_error, report
@@ -49,6 +49,7 @@ def adamas(
 
 
 app.command("ask")(ask.command)
+app.command("summarize")(summarize.command)
 app.command("bench")(bench.command)
 app.add_typer(cache.app, name="cache")
 app.add_typer(eval.app, name="eval")

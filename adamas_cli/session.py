@@ -42,6 +42,7 @@ class Session:
     _ids: np.ndarray  # the documents', with what stands before them
     _unread: bool  # until they are in the cache
     _stored: StoredDocument | None
+    _announce_reuse: bool = True
 
     @classmethod
     def open(
@@ -72,10 +73,12 @@ class Session:
         questions: Sequence[str],
         *,
         max_tokens: int | None = None,
+        announce_reuse: bool = True,
     ) -> Session:
         """Documents that are laid out already, in front of a model that may serve other sessions too.
 
-        max_tokens: of an answer, where it is not what the user's options say. Raises OverContextError.
+        max_tokens: of an answer, where it is not what the user's options say. announce_reuse: note how
+        many tokens were read before. Raises OverContextError.
         """
         prompt, progress = runtime.prompt, runtime.progress
         answer = max_tokens or prompt.max_tokens
@@ -101,7 +104,7 @@ class Session:
         if not runtime.store.no_doc_cache and engine.keeps_documents:
             names = [document.path for document in layout.documents]
             stored = StoredDocument(loaded, ids, engine.chunk, runtime.store.settings, names, progress.note)
-        return cls(runtime, layout, engine, answer, around, ids, True, stored)
+        return cls(runtime, layout, engine, answer, around, ids, True, stored, announce_reuse)
 
     def __enter__(self) -> Session:
         return self
@@ -142,7 +145,8 @@ class Session:
                 if event.reused > reused:
                     reused = event.reused
                     total = len(self._ids) + len(question)
-                    self.runtime.progress.note(f"reused {reused:,} of {total:,} tokens")
+                    if self._announce_reuse:
+                        self.runtime.progress.note(f"reused {reused:,} of {total:,} tokens")
                 yield event
             self._unread = False
             reading = time.perf_counter() - begun
@@ -165,6 +169,8 @@ def count(runtime: Runtime, around: Frame, documents: Sequence[Document]) -> Lay
     with Counting(runtime.layout(around), documents, runtime.progress) as counting:
         if runtime.wants_cuda:
             needed = counting.wait().total + runtime.prompt.max_tokens
+            if runtime.prompt.ctx_size:  # more than that is not read at once
+                needed = min(needed, runtime.prompt.ctx_size)
             runtime.progress.note(f"memory: {runtime.memory(needed).line}")
         runtime.load()
         return counting.wait()

@@ -1,9 +1,10 @@
-"""Documents cut into parts, with a tokenizer of one token for each byte and with one that joins line feeds."""
+"""Documents cut into parts, by tokens that are bytes and by tokens that are words."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def test_parts_hold_the_text_and_fill_the_room(
     assert "".join(found.values()) == "".join(texts)
     for part in parts:
         assert part.tokens == sum(measure.excerpt(e.path, e.text) for e in part.excerpts()) <= room
-    for left, right in zip(parts, parts[1:], strict=False):
+    for left, right in pairwise(parts):
         assert together(left, right, measure) > room
 
 
@@ -113,7 +114,10 @@ def test_a_part_ends_at_the_best_border(before: str, border: str) -> None:
 def test_a_file_is_rather_read_whole_than_begun_early() -> None:
     documents = [Excerpt.of("a.txt", filler("a", 320)), Excerpt.of("b.txt", filler("b", 300))]
     first, second = cut(documents, Measure(Bytes()), 500)
-    assert [[passage.label for passage in part.passages] for part in (first, second)] == [["a.txt"], ["b.txt"]]
+    assert [[passage.label for passage in part.passages] for part in (first, second)] == [
+        ["a.txt"],
+        ["b.txt"],
+    ]
 
 
 def test_a_folder_is_a_better_border_than_a_file() -> None:

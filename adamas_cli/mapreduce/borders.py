@@ -72,10 +72,12 @@ def units(
 
 
 def _document_units(index: int, document: Source, longest: int) -> Iterator[Unit]:
-    line, section, after_blank, at_start = 1, None, False, True
+    line, section, previous = 1, None, "\n"
+    after_blank = False
     markdown = document.path.lower().endswith(_MARKDOWN)
     for text in _fragments(document.pieces(), longest):
         blank = not text.strip()
+        at_start = previous.endswith("\n")
         if not at_start:
             border = Border.WORD if previous[-1].isspace() else Border.CHARACTER
         else:
@@ -85,8 +87,7 @@ def _document_units(index: int, document: Source, longest: int) -> Iterator[Unit
                 border, section = heading
         yield Unit(index, document.path, text, line, section, border)
         after_blank = blank and (at_start or after_blank)
-        at_start = text.endswith("\n")
-        line += at_start
+        line += text.endswith("\n")
         previous = text
 
 
