@@ -194,6 +194,13 @@ class InputOptions:
     max_file_size: Annotated[
         int | None, _input("--max-file-size", help="Skip larger files found in folders.", **_length)
     ] = None
+    generated: Annotated[
+        bool, _input("--generated", help="Read generated, vendored, minified and lock files too.")
+    ] = False
+    no_tree: Annotated[bool, _input("--no-tree", help="Leave out the list of a folder's files.")] = False
+    line_numbers: Annotated[
+        bool, _input("--line-numbers", help="Begin each line with its number, for answers that name lines.")
+    ] = False
     files_from: Annotated[
         str | None, _input("--files-from", metavar="FILE", help="Read the list of paths from a file or `-`.")
     ] = None
@@ -216,6 +223,15 @@ class PromptOptions:
         ),
     ] = 0
     on_overflow: OnOverflow = "error"
+    token_budget: Annotated[
+        int | None,
+        _prompt(
+            "--token-budget",
+            help="Stop if documents and question are more tokens than this.",
+            show_default=False,
+            **_length,
+        ),
+    ] = None
     think: Think = None
 
 

@@ -84,6 +84,8 @@ class Session:
         answer = max_tokens or prompt.max_tokens
         loaded = runtime.load()
         asked = max(len(question_ids(runtime.tokenizer, around, text)) for text in questions)
+        if prompt.token_budget is not None:
+            layout.keep_budget(asked, prompt.token_budget)
         ids = layout.fit(asked, answer, runtime.context, truncate=prompt.on_overflow == "truncate")
         if layout.dropped:
             progress.note(

@@ -44,6 +44,7 @@ def git(*arguments: str) -> None:
 
 
 def found(*sources: str, stdin: bytes = b"", **selection: object) -> Collection:
+    selection.setdefault("tree", False)
     return collect(sources, Selection(**selection), stdin=io.BytesIO(stdin), progress=Silent())  # type: ignore[arg-type]
 
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adamas_cli.documents.document import Document, File
-from adamas_cli.documents.notebook import NotANotebookError, notebook_pieces
+from adamas_cli.documents.formats.notebook import NotANotebookError, notebook_pieces
 
 PYTHON = {"language_info": {"name": "python"}}
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from adamas_cli.documents import Part
 from adamas_cli.errors import OverContextError
 from adamas_cli.prompt.layout import Layout, question_ids
+from adamas_cli.prompt.linemap import Location
 from adamas_cli.prompt.template import Frame
 
 FRAME = Frame("[head]", "[middle]", "[tail]")
@@ -32,8 +34,8 @@ class Text:
     def __init__(self, path: str, *pieces: str) -> None:
         self.path, self._pieces = path, pieces
 
-    def pieces(self):
-        yield from self._pieces
+    def parts(self):
+        yield from map(Part, self._pieces)
 
 
 def lay_out(limit: int, *documents: Text) -> Layout:
@@ -112,3 +114,26 @@ def test_memory_is_bounded_by_the_limit():
     assert layout.total > 10**6
     kept = sum(part.nbytes for part in [*layout._ends._head, *layout._ends._tail])
     assert kept <= 4 * (1000 + 1000 + 5000)
+
+
+def test_a_token_knows_its_section():
+    class Book(Text):
+        def parts(self):
+            yield Part("[page 1]\n</document>\n", "page 1")
+            yield Part("still the first\n")
+            yield Part("[page 3]\nthe third\n", "page 3")
+
+    layout = lay_out(10_000, Text("a.txt", "before\n"), Book("book.pdf"), Text("z.txt", "after"))
+    text = text_of(layout.fit(0, 0, 10_000))
+    found = {
+        word: layout.locate(text.index(word))
+        for word in ("before", "[page 1", "still", "[page 3", "the third", "after")
+    }
+    assert found == {
+        "before": Location("a.txt", 1),
+        "[page 1": Location("book.pdf", 1, "page 1"),
+        "still": Location("book.pdf", 3, "page 1"),
+        "[page 3": Location("book.pdf", 4, "page 3"),
+        "the third": Location("book.pdf", 5, "page 3"),
+        "after": Location("z.txt", 1),
+    }

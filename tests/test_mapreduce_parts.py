@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adamas_cli.documents.parts import Part as Section
 from adamas_cli.errors import OverContextError
 from adamas_cli.mapreduce.borders import Border, units
 from adamas_cli.mapreduce.parts import Excerpt, Measure, Part, cut
@@ -36,9 +37,9 @@ class Chunked:
     def __init__(self, path: str, text: str, size: int) -> None:
         self.path, self._text, self._size = path, text, size
 
-    def pieces(self) -> Iterator[str]:
+    def parts(self) -> Iterator[Section]:
         for start in range(0, len(self._text), self._size):
-            yield self._text[start : start + self._size]
+            yield Section(self._text[start : start + self._size])
 
 
 LINES = st.lists(
@@ -146,6 +147,20 @@ def test_a_passage_knows_its_lines_and_its_section() -> None:
     assert second.passages[0].section == "Chapter II."
 
 
+def test_a_pages_label_names_what_begins_on_it() -> None:
+    class Pages:
+        path = "report.pdf"
+
+        def parts(self) -> Iterator[Section]:
+            for page in range(1, 4):
+                yield Section(f"Page {page} begins.\n", f"page {page}")
+                yield Section("CHAPTER I\n" + filler("a", 300))
+
+    parts = list(cut([Pages()], Measure(Bytes()), 500))
+    assert [part.passages[0].section for part in parts] == ["page 1", "page 2", "page 3"]
+    assert [part.texts[0][:13] for part in parts] == [f"Page {page} begins" for page in range(1, 4)]
+
+
 def test_hash_signs_are_headings_in_markdown_only() -> None:
     text = "import os\n# a comment\nprint()\n"
     assert [unit.border for unit in units([Excerpt.of("a.py", text)], 99)][1] == Border.LINE
@@ -158,11 +173,11 @@ def test_no_more_than_a_part_is_held() -> None:
     class Endless:
         path = "log"
 
-        def pieces(self) -> Iterator[str]:
+        def parts(self) -> Iterator[Section]:
             nonlocal read
             while True:
                 read += 100
-                yield f"{'x' * 99}\n"
+                yield Section(f"{'x' * 99}\n")
 
     parts = cut([Endless()], Measure(Bytes()), 1000)
     for _ in range(50):

@@ -108,6 +108,6 @@ def test_with_a_tokenizer(tmp_path: Path) -> None:
         lines.add(block)
     before = b""
     for index, token_id in enumerate(tokenizer.encode(text[:20_000]).tolist()[:-1]):
-        assert lines.locate(index) == ("topics.txt", 1 + before.count(b"\n"))
+        assert lines.locate(index) == Location("topics.txt", 1 + before.count(b"\n"))
         before += tokenizer.token_bytes(token_id)
-    assert lines.locate(lines.tokens - 1) == ("topics.txt", 1 + text[:-1].count("\n"))
+    assert lines.locate(lines.tokens - 1) == Location("topics.txt", 1 + text[:-1].count("\n"))

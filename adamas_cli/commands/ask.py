@@ -71,7 +71,8 @@ def command(
             reasoning=not output.hide_reasoning,
         ) as display,
     ):
-        documents = collect_documents(sources, selection, display, verbose=output.verbose)
+        keep = not (store.no_doc_cache or store.doc_cache_ro)
+        documents = collect_documents(sources, selection, display, verbose=output.verbose, keep=keep)
         from adamas_cli.engine.sampling import Sampling  # with torch, which a wrong path need not wait for
         from adamas_cli.session import Session
 

@@ -11,9 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from adamas_cli.commands.shared import AsJson, Yes, confirm_removal, megabytes, print_json
+from adamas_cli.documents.converted import converted_directory, texts_on_disk
+from adamas_cli.documents.converted import prune as prune_converted
 from adamas_cli.errors import AdamasError, UsageError
 from adamas_cli.options import parse_length
-from adamas_cli.store.entries import OnDisk, on_disk, prune, remove, stored_files
+from adamas_cli.store.entries import OnDisk, on_disk, prune, remove, stored_files, total_bytes
 from adamas_cli.store.places import block_of, documents_directory
 from adamas_cli.terminal.sanitize import one_line
 
@@ -36,6 +38,10 @@ def list_documents(as_json: AsJson = False) -> None:
     if as_json:
         print_json([_facts(held) for held in found])
         return
+    texts = texts_on_disk(converted_directory())
+    if texts:
+        size = megabytes(sum(bytes for _, bytes in texts))
+        print(f"beside these, {size} of text from {len(texts):,} converted files", file=sys.stderr)
     if not found:
         print("no document is kept yet", file=sys.stderr)
         return
@@ -72,7 +78,9 @@ def remove_documents(
     documents: Annotated[
         list[str] | None, typer.Argument(metavar="DOCUMENTS...", help="Ids, beginnings of them, or paths.")
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All documents.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All documents, and the texts of converted files.")
+    ] = False,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
@@ -86,6 +94,8 @@ def remove_documents(
         confirm_removal("documents", f"Remove {len(chosen)} of the documents ({size})?")
     with _writing():
         freed = remove(root, [held.entry.id for held in chosen]) if root.is_dir() else 0
+    if everything:
+        freed += prune_converted(converted_directory(), 0)
     _tell_removed([held.entry.id for held in chosen], freed, as_json)
 
 
@@ -99,9 +109,13 @@ def prune_documents(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Remove the least recently used documents until the rest is small enough, and what belongs to none."""
+    """Remove the least recently used documents until the rest is small enough, and what belongs to none.
+
+    Texts of converted files, which are quickly made again, keep to what room the documents leave.
+    """
     with _writing():
         removed, freed = prune(documents_directory(), max_size)
+    freed += prune_converted(converted_directory(), max(0, max_size - total_bytes(documents_directory())))
     _tell_removed([entry.id for entry in removed], freed, as_json)
 
 

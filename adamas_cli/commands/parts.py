@@ -43,6 +43,8 @@ def answer_in_parts(
         with Session.of(runtime, whole, layout, job.finals, max_tokens=answer) as session:
             replies = ask_all(session, job.finals, sampling, display)
         return [Reply(reply.answer, reply.record | {"parts": [], "levels": 0}) for reply in replies]
+    if runtime.prompt.token_budget is not None:
+        layout.keep_budget(asked, runtime.prompt.token_budget)
     display.note(
         f"{layout.total:,} tokens are more than the context of {runtime.context:,} holds: reading in parts"
     )

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def collect_documents(
-    sources: list[str], chosen: InputOptions, display: Display, *, verbose: int
+    sources: list[str], chosen: InputOptions, display: Display, *, verbose: int, keep: bool = True
 ) -> list[Document]:
     """The documents in what the user named; what is left out is counted on stderr, with examples by
-    `verbose`.
+    `verbose`. keep: texts of converted documents, for later runs.
 
     Raises UsageError, NothingReadableError.
     """
@@ -40,8 +40,13 @@ def collect_documents(
         gitignore=not chosen.no_gitignore,
         hidden=chosen.hidden,
         max_file_size=DEFAULT_MAX_FILE_SIZE if chosen.max_file_size is None else chosen.max_file_size or None,
+        generated=chosen.generated,
+        tree=not chosen.no_tree,
+        line_numbers=chosen.line_numbers,
     )
-    collection = collect(sources, selection, stdin=sys.stdin.buffer, progress=display)
+    collection = collect(sources, selection, stdin=sys.stdin.buffer, progress=display, keep_converted=keep)
+    for note in collection.notes:
+        display.note(note)
     skipped = collection.skipped_line()
     if skipped is not None:
         display.note(skipped)

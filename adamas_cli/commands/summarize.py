@@ -81,7 +81,8 @@ def command(
             reasoning=not output.hide_reasoning,
         ) as display,
     ):
-        documents = collect_documents(sources or [], selection, display, verbose=output.verbose)
+        keep = not (store.no_doc_cache or store.doc_cache_ro)
+        documents = collect_documents(sources or [], selection, display, verbose=output.verbose, keep=keep)
         from adamas_cli.commands.parts import answer_in_parts
         from adamas_cli.engine.sampling import Sampling  # with torch, which a wrong path need not wait for
         from adamas_cli.mapreduce.job import summarizing

@@ -6,10 +6,12 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Protocol
+from typing import IO, Protocol, runtime_checkable
 
 from adamas_cli.documents.decoding import decode
-from adamas_cli.documents.notebook import NotANotebookError, notebook_pieces
+from adamas_cli.documents.formats.notebook import NotANotebookError, notebook_pieces
+from adamas_cli.documents.numbering import numbered
+from adamas_cli.documents.parts import Part
 from adamas_cli.errors import AdamasError
 
 BLOCK_BYTES = 256 * 1024
@@ -20,6 +22,15 @@ class Content(Protocol):
 
     def blocks(self) -> Iterator[bytes]:
         """The bytes in blocks of at most `BLOCK_BYTES`."""
+        ...
+
+
+@runtime_checkable
+class Sections(Protocol):
+    """Text that was made from another format."""
+
+    def parts(self) -> Iterator[Part]:
+        """The text from its beginning, any number of times."""
         ...
 
 
@@ -76,23 +87,36 @@ class Document:
 
     path: str
     size: int
-    content: Content
+    content: Content | Sections
     is_notebook: bool = False
+    numbered: bool = False
+
+    def parts(self) -> Iterator[Part]:
+        """The text in parts of at most 1 MiB, decoded as `decode` says; never the whole file in memory.
+
+        A section begins with the part that names it, at the beginning of a line. A notebook becomes Markdown;
+        one that is not valid JSON of nbformat 4 is read as the text it is. With `numbered` each line begins
+        with its number. Raises AdamasError when the file has vanished or shrunk since it was listed.
+        """
+        parts = self._parts()
+        return numbered(parts) if self.numbered else parts
 
     def pieces(self) -> Iterator[str]:
-        """The text in pieces of at most 1 MiB, decoded as `decode` says; never the whole file in memory.
+        """The text of `parts`."""
+        return (part.text for part in self.parts())
 
-        A notebook becomes Markdown; one that is not valid JSON of nbformat 4 is read as the text it is.
-        Raises AdamasError when the file has vanished or shrunk since it was listed.
-        """
+    def _parts(self) -> Iterator[Part]:
+        if isinstance(self.content, Sections):
+            yield from self.content.parts()
+            return
         if self.is_notebook:
             try:
-                yield from notebook_pieces("".join(decode(self.content.blocks())))
+                yield from map(Part, notebook_pieces("".join(decode(self.content.blocks()))))
             except NotANotebookError:
                 pass
             else:
                 return
-        yield from decode(self.content.blocks())
+        yield from map(Part, decode(self.content.blocks()))
 
 
 def shown_path(path: str) -> str:

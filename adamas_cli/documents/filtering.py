@@ -22,7 +22,9 @@ class Selection:
 
     `include` and `exclude` are gitignore patterns, relative to each named folder: a file is taken if it (or a
     folder above it) matches `include`, where there is any, and does not match `exclude`. `gitignore=False`
-    reads no ignore files. `max_file_size` is in bytes, None for no limit.
+    reads no ignore files. `max_file_size` is in bytes, None for no limit. `generated` takes generated,
+    vendored, minified and lock files too. `tree` puts the names of each folder's files before their texts,
+    `line_numbers` a number before each line.
     """
 
     include: tuple[str, ...] = ()
@@ -30,6 +32,9 @@ class Selection:
     gitignore: bool = True
     hidden: bool = False
     max_file_size: int | None = DEFAULT_MAX_FILE_SIZE
+    generated: bool = False
+    tree: bool = True
+    line_numbers: bool = False
 
 
 class Choice:
@@ -81,7 +86,9 @@ class IgnoreRules:
         """The rules in force in `folder`, innermost first, each with the length of the path to cut for it."""
         if folder not in self._chains:
             outer = self._chain(os.path.dirname(folder)) if folder else ()
-            lines = [line for name in self._names for line in _lines(os.path.join(self._top, folder, name))]
+            lines = [
+                line for name in self._names for line in file_lines(os.path.join(self._top, folder, name))
+            ]
             own = ((len(folder) + bool(folder), Rules.from_lines(lines)),) if lines else ()
             self._chains[folder] = own + outer
         return self._chains[folder]
@@ -141,8 +148,8 @@ def _matches(rules: Rules, path: str, *, is_folder: bool) -> bool:
     return False
 
 
-def _lines(path: str) -> list[str]:
-    """The lines of an ignore file; none if it is missing, unreadable, or (as in git) not a regular file."""
+def file_lines(path: str) -> list[str]:
+    """The lines of a file of rules; none if it is missing, unreadable, or (as in git) not a regular file."""
     try:
         if not stat.S_ISREG(os.lstat(path).st_mode):
             return []

@@ -49,14 +49,14 @@ class Lister:
         Links are listed, not followed. A repository inside (a submodule, a clone) is listed by its own rules.
         `below_named` leads to `folder` from the folder that the user's patterns are relative to.
         """
-        top = _work_tree(folder) if self.use_ignore_files else None
+        top = work_tree(folder) if self.use_ignore_files else None
         tracked = None if top is None else _git_files(folder)
         if tracked is not None:
             rules = IgnoreRules(folder, _BESIDE_GIT)
             yield from self._tracked(folder, tracked, below_named, Filter(self.choice, rules, below_named))
             return
         names = _WITHOUT_GIT if self.use_ignore_files else ()
-        rules, below_top = IgnoreRules(top or folder, names), _below(top, folder)
+        rules, below_top = IgnoreRules(top or folder, names), path_below(top, folder)
         if rules.ignores_folder(below_top):  # the user names it all the same: the rules above it do not count
             rules, below_top = IgnoreRules(folder, names), ""
         yield from self._walked(folder, below_named, Filter(self.choice, rules, below_named, below_top))
@@ -99,7 +99,7 @@ class Lister:
                         pending.append(path)
 
 
-def _work_tree(folder: str) -> str | None:
+def work_tree(folder: str) -> str | None:
     """The top of the git work tree that holds `folder`, or None."""
     candidate = os.path.realpath(folder)
     while not os.path.lexists(os.path.join(candidate, ".git")):
@@ -110,7 +110,7 @@ def _work_tree(folder: str) -> str | None:
     return candidate
 
 
-def _below(top: str | None, folder: str) -> str:
+def path_below(top: str | None, folder: str) -> str:
     """The path from `top` down to `folder`, empty where they are the same or there is no top."""
     path = os.curdir if top is None else os.path.relpath(os.path.realpath(folder), top)
     return "" if path == os.curdir else path

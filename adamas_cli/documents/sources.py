@@ -5,17 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO
 
-from adamas_cli.documents import notebook
 from adamas_cli.documents.collection import Collection, Reason
-from adamas_cli.documents.decoding import HEAD_BYTES, is_binary
-from adamas_cli.documents.document import Document, File, shown_path
+from adamas_cli.documents.conversion import Conversion
+from adamas_cli.documents.document import Document, shown_path
+from adamas_cli.documents.examining import Candidate, Examiner
 from adamas_cli.documents.filtering import Choice, Selection
+from adamas_cli.documents.generated import Origins
 from adamas_cli.documents.listing import Lister
-from adamas_cli.documents.streams import read_pipe, read_stream
+from adamas_cli.documents.streams import take_pipe, take_stream
+from adamas_cli.documents.tree import tree
 from adamas_cli.errors import NothingReadableError, UsageError
 from adamas_cli.progress import Progress
 
@@ -23,23 +24,20 @@ STDIN = "-"
 _NO_SUCH_PATH = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    """A path that may become a document; one that the user named may be of any size."""
-
-    path: str
-    status: os.stat_result
-    named: bool
-
-
 def collect(
-    sources: Sequence[str], selection: Selection, *, stdin: BinaryIO, progress: Progress
+    sources: Sequence[str],
+    selection: Selection,
+    *,
+    stdin: BinaryIO,
+    progress: Progress,
+    keep_converted: bool = True,
 ) -> Collection:
     """Find the documents in `sources`: files, folders, pipes, and `-` for stdin.
 
     Documents come sorted by the bytes of their paths, the same on every machine, so that the prefix they make
-    in the model's cache serves again; streams come last, because they change most. A file reached twice, by
-    links too, is read once.
+    in the model's cache serves again; the trees of folders come first, and streams last, because they change
+    most. A file reached twice, by links too, is read once. Files of other formats are converted, and their
+    texts kept on disk if `keep_converted`.
 
     Raises UsageError for a source that does not exist and for a wrong pattern, NothingReadableError when no
     document is left, AdamasError when a stream breaks off.
@@ -48,7 +46,7 @@ def collect(
     lister = Lister(
         Choice(selection), selection.gitignore, lambda path: collection.add(path, Reason.UNREADABLE)
     )
-    candidates: dict[str, _Candidate] = {}  # by normalized path, so that `src` and `./src/app.py` meet
+    candidates: dict[str, Candidate] = {}  # by normalized path, so that `src` and `./src/app.py` meet
     folders: list[str] = []
     streams: list[str] = []
     for source in dict.fromkeys(sources):
@@ -58,20 +56,25 @@ def collect(
         elif status is not None and stat.S_ISDIR(status.st_mode):
             folders.append(source)
         elif status is not None:
-            candidates[os.path.normpath(source)] = _Candidate(source, status, named=True)
+            candidates[os.path.normpath(source)] = Candidate(source, status)
     with progress.task("finding files", None, "files") as advance:
         for folder in folders:
+            origins = None if selection.generated else Origins.of(folder)
             for entry in lister.entries(folder):
-                candidate = _Candidate(entry.path, entry.status, named=False)
+                candidate = Candidate(entry.path, entry.status, folder, origins)
                 candidates.setdefault(os.path.normpath(entry.path), candidate)
                 advance(1)
-    with progress.task("looking into files", len(candidates), "files") as advance:
-        _read_heads(candidates, selection.max_file_size, collection, advance)
-    for source in streams:
-        if source == STDIN:
-            collection.add("stdin", read_stream("stdin", stdin, progress))
-        else:
-            collection.add(source, read_pipe(source, progress))
+    with Conversion(progress, keep=keep_converted) as conversion:
+        examiner = Examiner(selection, collection, conversion)
+        with progress.task("looking into files", len(candidates), "files") as advance:
+            taken = _examine(candidates, examiner, collection, advance)
+        for source in streams:
+            if source == STDIN:
+                take_stream("stdin", stdin, examiner, progress)
+            else:
+                take_pipe(source, examiner, progress)
+    if selection.tree:
+        collection.documents[:0] = _trees(folders, candidates, taken)
     if not collection.documents:
         raise _nothing_readable(sources, collection)
     return collection
@@ -103,54 +106,41 @@ def _is_stream(status: os.stat_result) -> bool:
     return stat.S_ISFIFO(status.st_mode) or (stat.S_ISREG(status.st_mode) and not status.st_size)
 
 
-def _read_heads(
-    candidates: dict[str, _Candidate],
-    max_size: int | None,
+def _examine(
+    candidates: dict[str, Candidate],
+    examiner: Examiner,
     collection: Collection,
     advance: Callable[[int], None],
-) -> None:
-    """Add those of `candidates` that hold text, in the order of their paths, and count the others."""
+) -> dict[str, Document]:
+    """Add those of `candidates` that hold text, in the order of their paths, and count the others.
+
+    Returns the documents by their paths.
+    """
+    taken: dict[str, Document] = {}
     read: set[tuple[int, int]] = set()
     for path in sorted(candidates, key=os.fsencode):
         candidate = candidates[path]
         identity = (candidate.status.st_dev, candidate.status.st_ino)
-        found = Reason.SAME if identity in read else _examined(path, candidate, max_size)
-        if isinstance(found, Document):
+        if identity in read:
+            collection.add(path, Reason.SAME)
+        elif (document := examiner.take(path, candidate)) is not None:
             read.add(identity)
-        collection.add(path, found)
+            taken[path] = document
         advance(1)
+    return taken
 
 
-def _examined(path: str, candidate: _Candidate, max_size: int | None) -> Document | Reason:
-    mode, size = candidate.status.st_mode, candidate.status.st_size
-    is_notebook = path.lower().endswith(".ipynb")
-    if stat.S_ISLNK(mode):
-        return Reason.LINK if os.path.exists(candidate.path) else Reason.BROKEN_LINK
-    if not stat.S_ISREG(mode):
-        return Reason.SPECIAL
-    if not size:
-        return Reason.EMPTY
-    if max_size is not None and size > max_size and not candidate.named:
-        return Reason.TOO_LARGE
-    if is_notebook and size > notebook.MAX_BYTES:
-        return Reason.NOTEBOOK_TOO_LARGE
-    try:
-        head = _head(candidate.path)
-    except FileNotFoundError:
-        return Reason.VANISHED
-    except OSError:
-        return Reason.UNREADABLE
-    if is_binary(head):
-        return Reason.BINARY
-    return Document(shown_path(path), size, File(candidate.path, size), is_notebook)
-
-
-def _head(path: str) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # never waits, even if a pipe has taken its place
-    try:
-        return os.read(descriptor, HEAD_BYTES)
-    finally:
-        os.close(descriptor)
+def _trees(
+    folders: Sequence[str], candidates: dict[str, Candidate], taken: Iterable[str]
+) -> Iterator[Document]:
+    """The tree of each folder with more than one document, in the order of their names."""
+    below: dict[str, list[str]] = {folder: [] for folder in folders}
+    for candidate in map(candidates.__getitem__, taken):
+        if candidate.folder is not None:
+            below[candidate.folder].append(candidate.below)
+    for folder in sorted(below, key=os.fsencode):
+        if len(below[folder]) > 1:
+            yield tree(folder, below[folder])
 
 
 def _nothing_readable(sources: Sequence[str], collection: Collection) -> NothingReadableError:
@@ -162,6 +152,5 @@ def _nothing_readable(sources: Sequence[str], collection: Collection) -> Nothing
     if not collection.skipped:
         advice = "no files are left; --hidden, --no-gitignore and --include choose others"
         return NothingReadableError(f"Nothing to read in {named}: {advice}.")
-    return NothingReadableError(
-        f"Nothing readable in {named}: {collection.skipped_line()}.", skipped=dict(collection.skipped)
-    )
+    why = "; ".join([*collection.notes, collection.skipped_line() or ""])
+    return NothingReadableError(f"Nothing readable in {named}: {why}.", skipped=dict(collection.skipped))

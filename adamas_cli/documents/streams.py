@@ -6,41 +6,62 @@ import contextlib
 import os
 import tempfile
 import weakref
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from adamas_cli.documents.collection import Reason
 from adamas_cli.documents.decoding import HEAD_BYTES, is_binary
 from adamas_cli.documents.document import BLOCK_BYTES, Document, Spool, shown_path
+from adamas_cli.documents.examining import Examiner
+from adamas_cli.documents.formats.recognize import recognized
+from adamas_cli.documents.gzipped import MAGIC, Gzipped
 from adamas_cli.errors import AdamasError
 from adamas_cli.progress import Progress
 
 
-def read_pipe(path: str, progress: Progress) -> Document | Reason:
-    """The document from a named pipe, `<(command)` or a file of /proc; a pipe without a writer is empty."""
+def take_pipe(path: str, examiner: Examiner, progress: Progress) -> None:
+    """Add the document from a named pipe, `<(command)` or a file of /proc; without a writer it is empty."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # the open must not wait for a writer
     except OSError:
-        return Reason.UNREADABLE
+        examiner.add(path, lambda: Reason.UNREADABLE)
+        return
     with open(descriptor, "rb") as stream:
         os.set_blocking(descriptor, True)
-        return read_stream(path, stream, progress)
+        take_stream(path, stream, examiner, progress)
 
 
-def read_stream(path: str, stream: BinaryIO, progress: Progress) -> Document | Reason:
-    """The document in `stream`, read to its end; a binary one, which may be endless, only to its first block.
+def take_stream(path: str, stream: BinaryIO, examiner: Examiner, progress: Progress) -> None:
+    """Add the document in `stream`, read to its end; a binary one, which may be endless, only to its first
+    block.
 
     Raises AdamasError when the copy breaks off, such as on a full disk.
     """
+    examiner.add(path, lambda: _found(path, stream, examiner, progress))
+
+
+def _found(path: str, stream: BinaryIO, examiner: Examiner, progress: Progress) -> Document | Reason:
     shown = shown_path(path)
-    try:
-        block = stream.read(BLOCK_BYTES)
-    except OSError:
-        return Reason.UNREADABLE
+    block = stream.read(BLOCK_BYTES)
     if not block:
         return Reason.EMPTY
-    if is_binary(block[:HEAD_BYTES]):
+    head = block[:HEAD_BYTES]
+    kind = recognized(head, path)
+    if kind is not None:
+        with tempfile.NamedTemporaryFile() as named:
+            size = _copied(shown, block, stream, named.file, progress)
+            return examiner.converted(named.name, path, size, kind)
+    packed = head.startswith(MAGIC)
+    if is_binary(head) and not packed:
         return Reason.BINARY
     copy = tempfile.TemporaryFile()  # noqa: SIM115 - the document closes it when it is gone
+    size = _copied(shown, block, stream, copy, progress)
+    spool = Spool(copy, size)
+    weakref.finalize(spool, copy.close)
+    return examiner.unpacked(path, Gzipped(spool, size), None) if packed else Document(shown, size, spool)
+
+
+def _copied(shown: str, block: bytes, stream: BinaryIO, copy: IO[bytes], progress: Progress) -> int:
+    """Write `block` and the rest of `stream`; the bytes of both."""
     try:
         with progress.task(f"reading {shown}", None, "bytes") as advance:
             while block:
@@ -52,6 +73,4 @@ def read_stream(path: str, stream: BinaryIO, progress: Progress) -> Document | R
         with contextlib.suppress(OSError):  # what could not be written before fails again
             copy.close()
         raise AdamasError(f"{shown} could not be read to its end: {error.strerror}.", path=shown) from error
-    spool = Spool(copy, copy.tell())
-    weakref.finalize(spool, copy.close)
-    return Document(shown, spool.size, spool)
+    return copy.tell()

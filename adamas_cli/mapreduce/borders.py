@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
+from adamas_cli.documents.parts import Part
+
 _MARKDOWN = (".md", ".markdown", ".mdx")
 _HEADING = re.compile(r"(#{1,6})\s+(\S.*)")
 # Alone on its line, as novels and reports print it: `CHAPTER XII`, `Part 2. The Return`, `VOLUME I`.
@@ -15,6 +17,7 @@ _CHAPTER = re.compile(
     r"\s*((?:chapter|part|book|volume|section|letter|act|appendix)\s+(?:[ivxlcdm]+|\d+)\b.{0,60}?)[\s_*]*",
     re.IGNORECASE,
 )
+_PAGE = "page "  # how sections that only paper made are called
 _LONGEST_SECTION = 60  # characters of a heading that are kept to name the place
 
 
@@ -37,8 +40,8 @@ class Source(Protocol):
     @property
     def path(self) -> str: ...
 
-    def pieces(self) -> Iterator[str]:
-        """The text, cut anywhere."""
+    def parts(self) -> Iterator[Part]:
+        """The text, cut anywhere, and where its sections begin."""
         ...
 
 
@@ -73,18 +76,22 @@ def units(
 
 def _document_units(index: int, document: Source, longest: int) -> Iterator[Unit]:
     line, section, previous = 1, None, "\n"
-    after_blank = False
+    after_blank, sectioned = False, False
     markdown = document.path.lower().endswith(_MARKDOWN)
-    for text in _fragments(document.pieces(), longest):
+    for text, begins in _fragments(document.parts(), longest):
         blank = not text.strip()
         at_start = previous.endswith("\n")
-        if not at_start:
+        if begins is not None:
+            border = Border.SECTION if begins.startswith(_PAGE) else Border.CHAPTER
+            section, sectioned = begins, True
+        elif not at_start:
             border = Border.WORD if previous[-1].isspace() else Border.CHARACTER
         else:
             border = Border.PARAGRAPH if after_blank and not blank else Border.LINE
             heading = _heading(text, markdown)
             if heading is not None:
-                border, section = heading
+                border = heading[0]
+                section = section if sectioned else heading[1]
         yield Unit(index, document.path, text, line, section, border)
         after_blank = blank and (at_start or after_blank)
         line += text.endswith("\n")
@@ -101,20 +108,27 @@ def _heading(line: str, markdown: bool) -> tuple[Border, str] | None:
     return None
 
 
-def _fragments(pieces: Iterable[str], longest: int) -> Iterator[str]:
+def _fragments(parts: Iterable[Part], longest: int) -> Iterator[tuple[str, str | None]]:
     """Lines with their line feeds, those of more than `longest` characters in pieces, at a space if there is
-    one.
+    one; each with the section that begins with it.
     """
-    rest = ""
-    for piece in pieces:
-        *lines, rest = (rest + piece).split("\n")
-        for line in lines:
-            yield from _broken(line + "\n", longest)
+    rest, begins = "", None
+    for part in parts:
+        if part.section is not None:
+            if rest:
+                yield rest, begins
+            rest, begins = "", part.section
+        *whole, rest = (rest + part.text).split("\n")
+        broken = [piece for line in whole for piece in _broken(line + "\n", longest)]
         if len(rest) > longest:
-            *broken, rest = _broken(rest, longest)
-            yield from broken
-    if rest:
-        yield from _broken(rest, longest)
+            *pieces, rest = _broken(rest, longest)
+            broken += pieces
+        for piece in broken:
+            yield piece, begins
+            begins = None
+    for piece in _broken(rest, longest) if rest else ():
+        yield piece, begins
+        begins = None
 
 
 def _broken(line: str, longest: int) -> Iterator[str]:

@@ -8,6 +8,7 @@ from itertools import accumulate, groupby
 from typing import TYPE_CHECKING
 
 from adamas_cli.documents import Document
+from adamas_cli.documents import parts as documents
 from adamas_cli.errors import OverContextError
 from adamas_cli.mapreduce.borders import Border, Source, Unit, units
 from adamas_cli.prompt.template import closing, escaped, opening
@@ -49,8 +50,8 @@ class _Held:
 
     text: str
 
-    def blocks(self) -> Iterator[bytes]:
-        yield self.text.encode("utf-8", "surrogatepass")
+    def parts(self) -> Iterator[documents.Part]:
+        yield documents.Part(self.text)
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,6 @@ class Excerpt(Document):
     def of(cls, label: str, text: str) -> Excerpt:
         """The text, under this name."""
         return cls(path=label, size=len(text), content=_Held(text), text=text)
-
-    def pieces(self) -> Iterator[str]:
-        """The text."""
-        yield self.text
 
 
 @dataclass(frozen=True)
@@ -104,12 +101,12 @@ class Measure:
 
 
 def cut(
-    documents: Iterable[Source],
+    sources: Iterable[Source],
     measure: Measure,
     room: int,
     folder: Callable[[str], str] = lambda _: "",
 ) -> Iterator[Part]:
-    """The documents in parts of at most `room` tokens; holds no more than one part in memory.
+    """Documents in parts of at most `room` tokens; holds no more than one part in memory.
 
     Each part but the last is so long that its neighbours do not fit into it, and ends at the best border
     that allows this. folder: see `units`. Raises OverContextError where `room` is too small for anything.
@@ -117,7 +114,7 @@ def cut(
     pending: list[Unit] = []
     costs: list[int] = []  # of each pending unit alone, its wrapper included where it needs one of its own
     estimate = 0
-    for unit in units(documents, max(1, int(room * _UNIT_SHARE)), folder):
+    for unit in units(sources, max(1, int(room * _UNIT_SHARE)), folder):
         pending.append(unit)
         costs.append(_cost(pending, measure))
         estimate += costs[-1]

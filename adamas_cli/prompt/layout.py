@@ -5,7 +5,7 @@ context.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -62,7 +62,7 @@ class Layout:
         before = self.total
         self._fixed(self._tokenizer.encode(opening(document)))
         self._lines.begin(document.path)
-        for ids in self._tokenizer.stream(escaped(document.pieces())):
+        for ids in self._tokenizer.stream(escaped(self._text(document))):
             self._lines.add(ids)
             self._ends.add(ids)
             advance(len(ids))
@@ -93,13 +93,35 @@ class Layout:
         self._note = len(note)
         return np.concatenate([self._ends.first(head), note, self._ends.last(tail)])
 
+    def keep_budget(self, question: int, budget: int) -> None:
+        """Raises OverContextError where documents and question are more than `budget` tokens."""
+        needed = self.total + question
+        if needed > budget:
+            raise OverContextError(
+                f"document {self.total:,} + question {question:,} = {needed:,} tokens > --token-budget "
+                f"{budget:,}. Give less, or raise it.",
+                n_document_tokens=self.total,
+                n_question_tokens=question,
+                n_prompt_tokens=needed,
+                n_token_budget=budget,
+            )
+
     def locate(self, index: int) -> Location | None:
-        """Document and line of the token at `index` of what `fit` returned; None outside documents."""
+        """Document, line and section of what `fit` returned at `index`; None outside documents."""
         if index >= self._gap.start and self._gap:
             if index < self._gap.start + self._note:
                 return None
             index += len(self._gap) - self._note
         return self._lines.locate(index)
+
+    def _text(self, document: Document) -> Iterator[str]:
+        """The document's pieces; where its sections begin is written down as they pass."""
+        line = 1
+        for text, section in document.parts():
+            if section is not None:
+                self._lines.begin_section(line, section)
+            line += text.count("\n")
+            yield text
 
     def _fixed(self, ids: np.ndarray) -> None:
         """Tokens that belong to no document."""

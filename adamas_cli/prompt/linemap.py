@@ -1,4 +1,4 @@
-"""From a token of the prompt back to the document and the line it was read from."""
+"""From a token of the prompt back to the document, the line and the section it was read from."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ class Location(NamedTuple):
 
     path: str
     line: int  # 1 for the first line
+    section: str | None = None  # such as "page 12", in documents that have sections
 
 
 class DocumentSpan:
@@ -24,6 +25,8 @@ class DocumentSpan:
         self.start = start
         self.tokens = 0
         self._line = line
+        self._section_lines: list[int] = []
+        self._sections: list[str] = []
         self._line_ends: list[
             np.ndarray
         ] = []  # per block: index in the document of the token of each line end
@@ -33,6 +36,15 @@ class DocumentSpan:
         holders = np.flatnonzero(newlines)
         self._line_ends.append((np.repeat(holders, newlines[holders]) + self.tokens).astype(np.int32))
         self.tokens += len(newlines)
+
+    def _begin_section(self, line: int, label: str) -> None:
+        self._section_lines.append(line)
+        self._sections.append(label)
+
+    def _section_at(self, line: int) -> str | None:
+        """The section that `line` belongs to: the last that begins on it or before."""
+        after = bisect_right(self._section_lines, line)
+        return self._sections[after - 1] if after else None
 
     def _line_at(self, offset: int) -> int:
         """The line in which the document's token at `offset` begins."""
@@ -60,6 +72,13 @@ class LineMap:
         self.documents.append(DocumentSpan(path, self.tokens, line))
         self._in_document = True
 
+    def begin_section(self, line: int, label: str) -> None:
+        """A section of the document that began last starts at its line `line`; call it in order of lines.
+
+        Its tokens may come before or after.
+        """
+        self.documents[-1]._begin_section(line, label)
+
     def add(self, ids: np.ndarray) -> None:
         """Append token ids (integers [n]) of the document that began last; ValueError if it has ended."""
         if not self._in_document:
@@ -84,7 +103,10 @@ class LineMap:
             return None
         document = self.documents[after - 1]
         offset = token_index - document.start
-        return Location(document.path, document._line_at(offset)) if offset < document.tokens else None
+        if offset >= document.tokens:
+            return None
+        line = document._line_at(offset)
+        return Location(document.path, line, document._section_at(line))
 
     def _count_newlines(self, ids: np.ndarray) -> np.ndarray:
         """How many line ends each of `ids` holds (int16 [n])."""

@@ -1,0 +1,182 @@
+"""Converted text on disk: made once for each content, found again by its hash.
+
+A file holds a line for each part, the JSON array of its text and its section, and a last line with the counts
+and the checksum of the lines before it. Whatever is damaged is converted again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import xxhash
+
+from adamas_cli.documents.formats.recognize import Format
+from adamas_cli.documents.parts import Part
+from adamas_cli.errors import AdamasError
+from adamas_cli.folders import cache_directory
+from adamas_cli.store.places import appearing, leftovers, make_folder
+
+FORMAT = 1  # of these files, and of what the readers make of a document
+LIMIT_BYTES = 2**30  # all converted texts together
+_SUFFIX = ".jsonl"
+_LIBRARIES = {
+    Format.PDF: ("pypdfium2",),
+    Format.EPUB: ("markdownify", "beautifulsoup4"),
+    Format.DOCX: ("mammoth", "markdownify", "beautifulsoup4"),
+    Format.HTML: ("markdownify", "beautifulsoup4"),
+    Format.ODT: ("odfpy",),
+    Format.RTF: ("striprtf",),
+}
+
+
+def converted_directory() -> Path:
+    """The folder of converted texts, a part of this tool's cache."""
+    return cache_directory() / "converted"
+
+
+class _PassingFolder:
+    """A folder that ends with the last text in it."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="adamas-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class ConvertedText:
+    """The text of one file. `pages` have been looked into, `empty` of them hold no text."""
+
+    file: Path
+    pages: int
+    empty: int
+    folder: _PassingFolder | None = None
+
+    def parts(self) -> Iterator[Part]:
+        """The parts in order. Raises AdamasError where the file is gone since it was found."""
+        try:
+            with self.file.open("rb") as stream:
+                for line in stream:
+                    if line.startswith(b"{"):
+                        return
+                    yield Part(*json.loads(line))
+        except OSError as error:
+            raise AdamasError(f"{self.file} is gone ({error.strerror}); run the command again.") from error
+
+
+class ConvertedTexts:
+    """The store of converted texts; one that is not kept ends with its texts."""
+
+    def __init__(self, *, kept: bool) -> None:
+        self._folder = None if kept else _PassingFolder()
+        self.root = self._folder.path if self._folder else converted_directory()
+        self._kept = kept
+        self._grown = False
+
+    @classmethod
+    def open(cls, *, kept: bool) -> ConvertedTexts:
+        """The user's store, or one for this run alone, also where the user's cannot be written."""
+        store = cls(kept=kept)
+        try:
+            make_folder(store.root)
+        except OSError:
+            return cls(kept=False)
+        return store if os.access(store.root, os.W_OK) else cls(kept=False)
+
+    def find(self, key: str) -> ConvertedText | None:
+        """What is kept under a key, if it is whole; it then counts as just used."""
+        file = self._file(key)
+        hasher = xxhash.xxh3_128()
+        last = b""
+        try:
+            with file.open("rb") as stream:
+                for line in stream:
+                    hasher.update(last)
+                    last = line
+            counts = json.loads(last)
+            if counts["checksum"] != hasher.hexdigest():
+                return None
+            found = ConvertedText(file, counts["pages"], counts["empty"], self._folder)
+            os.utime(file)
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        return found
+
+    def keep(self, key: str, parts: Iterable[Part]) -> ConvertedText:
+        """Write the parts under a key, whole or not at all. Sections are the pages that are counted.
+
+        Raises OSError, and what `parts` raises.
+        """
+        pages = empty = 0
+        hasher = xxhash.xxh3_128()
+        with appearing(self._file(key)) as stream:
+            for part in parts:
+                pages += part.section is not None
+                empty += not part.text
+                if part.text:
+                    line = json.dumps(part).encode() + b"\n"
+                    hasher.update(line)
+                    stream.write(line)
+            counts = {"pages": pages, "empty": empty, "checksum": hasher.hexdigest()}
+            stream.write(json.dumps(counts).encode() + b"\n")
+        self._grown = True
+        return ConvertedText(self._file(key), pages, empty, self._folder)
+
+    def close(self) -> None:
+        """Keep to the limit, if something was added."""
+        if self._kept and self._grown:
+            prune(self.root, LIMIT_BYTES)
+
+    def _file(self, key: str) -> Path:
+        return self.root / key[:2] / f"{key}{_SUFFIX}"
+
+
+def key_of(digest: str, kind: Format) -> str:
+    """What the text of a file is called: by its content, its format and the libraries that read it."""
+    versions = [_version(library) for library in _LIBRARIES[kind]]
+    return xxhash.xxh3_128_hexdigest("\0".join([digest, kind, str(FORMAT), *versions]).encode())
+
+
+def texts_on_disk(root: Path) -> list[tuple[Path, int]]:
+    """The converted texts and their bytes, the last used first."""
+    found = []
+    for file in root.glob(f"*/[!.]*{_SUFFIX}"):
+        with suppress(OSError):
+            status = file.stat()
+            found.append((status.st_mtime, file, status.st_size))
+    return [(file, size) for _, file, size in sorted(found, reverse=True)]
+
+
+def prune(root: Path, limit: int) -> int:
+    """Remove texts, the least recently used first, until the rest takes `limit` bytes.
+
+    Returns the bytes that became free.
+    """
+    texts = texts_on_disk(root)
+    total = sum(size for _, size in texts)
+    freed = 0
+    for file, size in reversed(texts):
+        if total - freed <= limit:
+            break
+        with suppress(OSError):
+            file.unlink()
+            freed += size
+    for part in leftovers(root):
+        with suppress(OSError):
+            part.unlink()
+    return freed
+
+
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return ""

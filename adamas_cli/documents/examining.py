@@ -1,0 +1,153 @@
+"""What becomes of one path: a document, or the reason why there is none."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+from adamas_cli.documents.collection import Collection, Reason
+from adamas_cli.documents.conversion import Conversion
+from adamas_cli.documents.decoding import HEAD_BYTES, is_binary
+from adamas_cli.documents.document import Document, File, shown_path
+from adamas_cli.documents.filtering import Selection
+from adamas_cli.documents.formats import notebook
+from adamas_cli.documents.formats.recognize import Format, recognized
+from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
+from adamas_cli.documents.generated import Origins
+from adamas_cli.documents.gzipped import MAGIC, Gzipped
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A path that may become a document, and its own status.
+
+    `folder`: the one that the user named, above it; None for a file that the user named itself, which is read
+    whatever its size and origin. `origins`: of the files below that folder, where they count.
+    """
+
+    path: str
+    status: os.stat_result
+    folder: str | None = None
+    origins: Origins | None = None
+
+    @property
+    def below(self) -> str:
+        """What leads to it from `folder`."""
+        return self.path[len(self.folder or "") :].lstrip("/")
+
+
+class Examiner:
+    """Turns candidates into documents of `collection`."""
+
+    def __init__(self, selection: Selection, collection: Collection, conversion: Conversion) -> None:
+        self._max_size = selection.max_file_size
+        self._numbered = selection.line_numbers
+        self._collection = collection
+        self._conversion = conversion
+
+    def take(self, path: str, candidate: Candidate) -> Document | None:
+        """Add what is found under a normalized path; the document, if it is one."""
+        return self.add(path, lambda: self._examined(path, candidate))
+
+    def add(self, path: str, examine: Callable[[], Document | Reason]) -> Document | None:
+        """Add what `examine` finds at a path, or why it raises UnreadableError or OSError."""
+        try:
+            found = examine()
+        except UnreadableError as error:
+            self._collection.add(path, error.trouble, error.why)
+            return None
+        except FileNotFoundError:
+            found = Reason.VANISHED
+        except OSError:
+            found = Reason.UNREADABLE
+        if isinstance(found, Document) and self._numbered:
+            found = replace(found, numbered=True)
+        self._collection.add(path, found)
+        return found if isinstance(found, Document) else None
+
+    def converted(self, path: str, name: str, size: int, kind: Format) -> Document:
+        """The file at `path`, which is called `name`, as a document. Raises UnreadableError, OSError."""
+        shown = shown_path(name)
+        text = self._conversion.text(path, shown, kind)
+        if text.empty:
+            note = f"{shown}: {text.empty:,} of {text.pages:,} pages have no text (scanned?)"
+            self._collection.notes.append(note)
+        if text.pages and text.empty == text.pages:
+            raise UnreadableError(Trouble.SCANNED)
+        return Document(shown, size, text)
+
+    def _examined(self, path: str, candidate: Candidate) -> Document | Reason:
+        mode, size = candidate.status.st_mode, candidate.status.st_size
+        is_notebook = path.lower().endswith(".ipynb")
+        if stat.S_ISLNK(mode):
+            return Reason.LINK if os.path.exists(candidate.path) else Reason.BROKEN_LINK
+        if not stat.S_ISREG(mode):
+            return Reason.SPECIAL
+        if not size:
+            return Reason.EMPTY
+        if candidate.origins is not None:
+            reason = candidate.origins.by_path(candidate.below)
+            if reason is not None:
+                return reason
+        limit = None if candidate.folder is None else self._max_size
+        if limit is not None and size > limit:
+            return Reason.TOO_LARGE
+        if is_notebook and size > notebook.MAX_BYTES:
+            return Reason.NOTEBOOK_TOO_LARGE
+        head = _head(candidate.path)
+        file = File(candidate.path, size)
+        kind = recognized(head, path)
+        if kind is not None:
+            try:
+                return self.converted(candidate.path, path, size, kind)
+            except UnreadableError:
+                if kind is not Format.HTML:
+                    raise
+            return Document(shown_path(path), size, file)  # a page of scripts alone is source code
+        if head.startswith(MAGIC):
+            return self.unpacked(path, Gzipped(file, size), limit)
+        if is_binary(head):
+            return Reason.BINARY
+        if candidate.origins is not None:
+            reason = candidate.origins.by_head(candidate.below, head)
+            if reason is not None:
+                return reason
+        return Document(shown_path(path), size, file, is_notebook)
+
+    def unpacked(self, name: str, content: Gzipped, limit: int | None) -> Document | Reason:
+        """What is in a gzip file, of at most `limit` bytes: unpacked once to the end, because damage shows
+        only there. Raises UnreadableError, OSError.
+        """
+        head = b""
+        for block in content.blocks():
+            head += block
+            if len(head) >= HEAD_BYTES:
+                break
+        head = head[:HEAD_BYTES]
+        kind = recognized(head, os.path.splitext(name)[0])
+        if kind is None and is_binary(head):
+            return Reason.BINARY
+        size = 0
+        with tempfile.NamedTemporaryFile() if kind else nullcontext() as copy:
+            for block in content.blocks():
+                size += len(block)
+                if limit is not None and size > limit:
+                    return Reason.TOO_LARGE
+                if copy is not None:
+                    copy.write(block)
+            if kind is not None and copy is not None:
+                copy.flush()
+                return self.converted(copy.name, name, size, kind)
+        return Document(shown_path(name), size, content) if size else Reason.EMPTY
+
+
+def _head(path: str) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # never waits, even if a pipe has taken its place
+    try:
+        return os.read(descriptor, HEAD_BYTES)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""From files that are not plain text to text in sections: one reader for each format."""

@@ -1,0 +1,31 @@
+"""Why a file of a known format cannot be read."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from adamas_cli.errors import AdamasError
+
+
+class Trouble(StrEnum):
+    """What is counted aloud in the file's place."""
+
+    DAMAGED = "damaged"
+    ENCRYPTED = "encrypted"
+    NO_TEXT = "without text"
+    SCANNED = "without text (scanned?)"
+    TOO_LARGE = "too large when unpacked"
+    TOO_DEEP = "nested too deeply"
+    TOO_SLOW = "too slow to convert"
+    TOO_HUNGRY = "in need of too much memory"
+    NO_OFFICE = "in RTF or ODT (pip install 'adamas[office]' reads them)"
+    CHANGED = "changed while it was converted"
+
+
+class UnreadableError(AdamasError):
+    """A reader gives up: `trouble` is what is counted, `why` is for those who look closer."""
+
+    def __init__(self, trouble: Trouble, why: str = "") -> None:
+        super().__init__(f"{trouble}: {why}" if why else trouble)
+        self.trouble = trouble
+        self.why = why

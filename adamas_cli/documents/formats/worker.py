@@ -1,0 +1,78 @@
+"""The process that runs the readers: what it is given may hang them, eat memory or crash C code.
+
+It answers each line of stdin, a JSON object with `format` and `path`, with lines on stdout: an array of text
+and section for each part, and an object at the end, with `failed` and `why` where there is trouble.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import TextIO
+
+from adamas_cli.documents.formats.recognize import Format
+from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
+from adamas_cli.documents.parts import Part
+
+MEMORY_BYTES = 2 * 2**30
+CPU_SECONDS = 600  # for one file, should the parent be gone that watches the time
+PIECE = 2**19  # characters
+_RECURSION = 5000  # levels of nested elements; each takes several calls
+# No control character is text but these; NUL and escape codes must not reach a model or a terminal.
+_UNPRINTED = {code: None for code in [*range(0x20), 0x7F, 0xFFFE, 0xFFFF] if chr(code) not in "\t\n"}
+
+
+def main() -> None:
+    """Serve stdin to its end."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors="replace")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
+    sys.setrecursionlimit(_RECURSION)
+    _limit(resource.RLIMIT_AS, MEMORY_BYTES)
+    _limit(resource.RLIMIT_FSIZE, 0)
+    _limit(resource.RLIMIT_CORE, 0)
+    for line in sys.stdin:
+        job = json.loads(line)
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        _limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + CPU_SECONDS)
+        _serve(Format(job["format"]), job["path"], answers)
+
+
+def _serve(kind: Format, path: str, answers: TextIO) -> None:
+    last: dict[str, str] = {}
+    try:
+        for part in read(kind, path):
+            answers.write(json.dumps(part, ensure_ascii=False) + "\n")
+            answers.flush()
+    except UnreadableError as error:
+        last = {"failed": error.trouble, "why": error.why}
+    except MemoryError:
+        last = {"failed": Trouble.TOO_HUNGRY, "why": ""}
+    except RecursionError:
+        last = {"failed": Trouble.TOO_DEEP, "why": ""}
+    except Exception as error:  # libraries raise anything at all on damaged files
+        last = {"failed": Trouble.DAMAGED, "why": f"{type(error).__name__}: {error}"}
+    answers.write(json.dumps(last) + "\n")
+    answers.flush()
+
+
+def read(kind: Format, path: str) -> Iterator[Part]:
+    """The parts of a file, each of at most `PIECE` characters, which are printable, tabs or line ends."""
+    reader = importlib.import_module(f"adamas_cli.documents.formats.{kind}")
+    for text, section in reader.read(path):
+        clean = text.translate(_UNPRINTED)
+        for start in range(0, max(len(clean), 1), PIECE):
+            yield Part(clean[start : start + PIECE], section if not start else None)
+
+
+def _limit(kind: int, value: int) -> None:
+    with suppress(OSError, ValueError):  # not every system has each of them
+        resource.setrlimit(kind, (value, resource.getrlimit(kind)[1]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""What a repository's .gitattributes say about its files."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+
+from adamas_cli.documents.filtering import file_lines
+from adamas_cli.documents.gitignore import PatternError, Rule, parse
+
+_FILE = ".gitattributes"
+_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"\s*(.*)')
+_NO = ("false", "0", "no")
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    rule: Rule
+    values: dict[str, bool | None]  # None: unspecified again
+
+
+class Attributes:
+    """The attribute files of the tree at `top`, each read when first needed, for its folder and below.
+
+    As in git, the last matching line of a folder decides, and an inner folder goes before an outer one.
+    `below`: what leads from `top` to the folder that paths are relative to.
+    """
+
+    def __init__(self, top: str, below: str = "") -> None:
+        self._top = top
+        self._below = below
+        self._folders: dict[str, tuple[_Line, ...]] = {}
+
+    def value(self, path: str, name: str) -> bool | None:
+        """Whether the attribute `name` is set for a file (True), unset (False), or not spoken of (None)."""
+        path = os.path.join(self._below, path)
+        folder = path
+        while folder:
+            folder = os.path.dirname(folder)
+            inner = path[len(folder) + bool(folder) :]
+            for line in reversed(self._lines(folder)):
+                if name in line.values and _matches(line.rule, inner):
+                    return line.values[name]
+        return None
+
+    def _lines(self, folder: str) -> tuple[_Line, ...]:
+        if folder not in self._folders:
+            lines = file_lines(os.path.join(self._top, folder, _FILE))
+            self._folders[folder] = tuple(filter(None, map(_parsed, lines)))
+        return self._folders[folder]
+
+
+def _parsed(line: str) -> _Line | None:
+    """The rule and the linguist attributes of a line; None without any."""
+    line = line.strip()
+    if quoted := _QUOTED.fullmatch(line):
+        pattern, words = re.sub(r"\\(.)", r"\1", quoted[1]), quoted[2].split()
+    else:
+        pattern, *words = line.split() or [""]
+    values: dict[str, bool | None] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        if name.lstrip("-!").startswith("linguist-"):
+            values[name.lstrip("-!")] = (
+                None if name[0] == "!" else name[0] != "-" and value.lower() not in _NO
+            )
+    if not values or pattern.startswith("!") or pattern.endswith("/"):
+        return None
+    try:
+        rule = parse(pattern)
+    except PatternError:
+        return None
+    return _Line(rule, values) if rule is not None else None
+
+
+def _matches(rule: Rule, path: str) -> bool:
+    return rule.regex.fullmatch(path if rule.whole_path else os.path.basename(path)) is not None

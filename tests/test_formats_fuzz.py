@@ -1,0 +1,141 @@
+"""Mutated files of each format: text or a documented reason comes out, and in time."""
+
+from __future__ import annotations
+
+import gzip
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from document_files import RTF, archive, docx, docx_members, epub, epub_members, odt, odt_members, pdf
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from adamas_cli.documents.formats.reader import Reader
+from adamas_cli.documents.formats.recognize import Format, recognized
+from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
+from adamas_cli.documents.gzipped import Gzipped
+from adamas_cli.documents.tree import Written
+
+SECONDS = 20.0
+CHAPTERS = [
+    ("One", "<h1>One</h1><p>Alice &amp; the <b>rabbit</b>.</p><table><tr><td>a</td></tr></table>"),
+    ("", "<p>x</p>"),
+]
+PARAGRAPHS = [("Heading1", "Title"), ("", "Some text."), ("", "More of it.")]
+CONTENT = '<t:h t:outline-level="1">Title</t:h><t:p>Some <t:span>text</t:span>.</t:p>'
+PAGE = b"""<!doctype html><html><body><h1>Title</h1><p>A <a href="https://example.org">link</a> &lt; &#65;</p>
+<table><tr><th colspan="2">a</th></tr></table><ol start="3"><li>one<ul><li>two</ul></ol>
+<pre>code</pre></body></html>"""
+SAMPLES = {
+    Format.PDF: pdf(["A line of text", "", "Another one"]),
+    Format.EPUB: epub(CHAPTERS),
+    Format.DOCX: docx(PARAGRAPHS),
+    Format.ODT: odt(CONTENT),
+    Format.RTF: RTF,
+    Format.HTML: PAGE,
+}
+PACKED: dict[Format, tuple[Mapping[str, str], str | None]] = {
+    Format.EPUB: (epub_members(CHAPTERS), "application/epub+zip"),
+    Format.DOCX: (docx_members(PARAGRAPHS), None),
+    Format.ODT: (odt_members(CONTENT), "application/vnd.oasis.opendocument.text"),
+}
+FUZZ = settings(
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@st.composite
+def mutated(draw: st.DrawFn, content: bytes) -> bytes:
+    """`content` with bytes flipped, pieces cut out, doubled or moved, and the end cut off."""
+    data = bytearray(content)
+    for change in draw(
+        st.lists(st.sampled_from(["flip", "cut", "splice", "insert", "end"]), min_size=1, max_size=4)
+    ):
+        if not data:
+            break
+        start = draw(st.integers(0, len(data) - 1))
+        end = min(len(data), start + draw(st.integers(1, 64)))
+        if change == "flip":
+            data[start] = draw(st.integers(0, 255))
+        elif change == "cut":
+            del data[start:end]
+        elif change == "splice":
+            target = draw(st.integers(0, len(data)))
+            data[target:target] = data[start:end] * draw(st.integers(1, 3))
+        elif change == "insert":
+            data[start:start] = draw(st.binary(max_size=16))
+        else:
+            del data[start:]
+    return bytes(data)
+
+
+@pytest.fixture(scope="module")
+def reader() -> Iterator[Reader]:
+    with Reader(silence=SECONDS, total=SECONDS) as running:
+        yield running
+
+
+def check(reader: Reader, kind: Format, content: bytes, path: Path) -> None:
+    """What a reader may do: text without control characters in parts with short labels, or a reason."""
+    path.write_bytes(content)
+    recognized(content[:8192], f"file.{kind}")
+    begun = time.monotonic()
+    trouble = None
+    try:
+        for text, section in reader.read(kind, str(path)):
+            assert not set(map(chr, range(32))) - set("\t\n") & set(text)
+            assert section is None or ("\n" not in section and len(section) <= 120)
+    except UnreadableError as error:
+        trouble = error.trouble
+    assert trouble not in (Trouble.TOO_SLOW, Trouble.NO_OFFICE)
+    assert time.monotonic() - begun < SECONDS
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_the_samples_themselves_are_read(kind: Format, reader: Reader, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(SAMPLES[kind])
+    assert recognized(SAMPLES[kind], f"file.{kind}") is kind
+    assert any(part.text.strip() for part in reader.read(kind, str(tmp_path / "file")))
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+@FUZZ
+@given(data=st.data())
+def test_mutated_files(kind: Format, reader: Reader, tmp_path: Path, data: st.DataObject) -> None:
+    check(reader, kind, data.draw(mutated(SAMPLES[kind])), tmp_path / "file")
+
+
+@pytest.mark.parametrize("kind", PACKED)
+@FUZZ
+@given(data=st.data())
+def test_mutated_members_of_whole_archives(
+    kind: Format, reader: Reader, tmp_path: Path, data: st.DataObject
+) -> None:
+    """The checksums of a zip file catch what is changed outside; here the XML inside changes."""
+    members, first = PACKED[kind]
+    name = data.draw(st.sampled_from(sorted(members)))
+    changed = {**members, name: data.draw(mutated(members[name].encode()))}
+    check(reader, kind, archive(changed, first), tmp_path / "file")
+
+
+@FUZZ
+@given(content=mutated(gzip.compress(b"some text, and more of it\n" * 50)))
+def test_mutated_gzip(content: bytes) -> None:
+    trouble = None
+    try:
+        for block in Gzipped(Written(content), len(content)).blocks():
+            assert block
+    except UnreadableError as error:
+        trouble = error.trouble
+    assert trouble in (None, Trouble.DAMAGED, Trouble.TOO_LARGE)
+
+
+@FUZZ
+@given(head=st.binary(max_size=200), name=st.sampled_from(["a.pdf", "a.docx", "a.html", "a", "a.epub"]))
+def test_recognition_never_fails(head: bytes, name: str) -> None:
+    for start in (b"", b"PK\x03\x04", b"%PDF-", b"<!doctype html>", b"<!--"):
+        assert recognized(start + head, name) in {None, *Format}
