@@ -12,6 +12,7 @@ from adamas_cli.engine.sampling import Sampling
 from adamas_cli.errors import AdamasError, OverContextError
 from adamas_cli.mapreduce.events import Finished, Planned, Started, Step, Working
 from adamas_cli.mapreduce.findings import Finding, grouped, label, merged_passages
+from adamas_cli.mapreduce.notes import as_notes
 from adamas_cli.mapreduce.parts import Excerpt, Measure, Passage, cut
 from adamas_cli.mapreduce.resume import Partials
 from adamas_cli.prompt.layout import question_ids
@@ -185,7 +186,7 @@ class Work:
                         ended.append(event)
                     elif not event.reasoning:
                         pieces.append(event.text)
-                said[number] = "".join(pieces).strip()
+                said[number] = as_notes("".join(pieces), cut=ended[-1].finish_reason == "length")
                 self._partials.keep(prompt.keys[numbers.index(number)], said[number])
         yield Finished(
             index,
