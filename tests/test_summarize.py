@@ -20,6 +20,7 @@ from adamas_cli.errors import INTERRUPTED
 
 ADAMAS = str(Path(sys.executable).with_name("adamas"))
 LIBRARY_LEVELS = ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY")  # set by every run, and restored
+CONTEXT = "1536"
 SENTENCE = "It is a truth universally acknowledged, that a single man is in want of a wife.\n"
 
 NO_CONFIG = "/proc/adamas/config.toml"  # neither there nor can it be made
@@ -55,7 +56,7 @@ def adamas(
     def run_here(*arguments: str) -> Result:
         capfd.readouterr()
         with warnings.catch_warnings():
-            code = run([*arguments, "-m", str(tiny_model)])
+            code = run([*arguments, "-m", str(tiny_model), "--ctx-size", CONTEXT])
         return Result(code, *capfd.readouterr())
 
     return run_here
@@ -65,7 +66,7 @@ def adamas(
 def book(tmp_path: Path) -> Path:
     """Four parts of the tiny model's context, in which a token is a byte."""
     path = tmp_path / "book.txt"
-    chapters = [f"CHAPTER {number}\n\n" + SENTENCE * 34 for number in range(1, 5)]
+    chapters = [f"CHAPTER {number}\n\n" + SENTENCE * 10 for number in range(1, 5)]
     path.write_text("".join(chapters))
     return path
 
@@ -87,7 +88,7 @@ def test_a_long_text_is_read_in_parts_and_resumed(adamas: Run, book: Path) -> No
     parts = record["parts"]
     assert [part["documents"][0]["section"] for part in parts] == [f"CHAPTER {n}" for n in range(1, 5)]
     lines = [(part["documents"][0]["first_line"], part["documents"][0]["last_line"]) for part in parts]
-    assert lines == [(1, 36), (37, 72), (73, 108), (109, 144)]
+    assert lines == [(1, 12), (13, 24), (25, 36), (37, 48)]
     assert not any(part["resumed"] for part in parts)
     assert record["levels"] >= 1
     assert record["truncated"] is False
@@ -109,8 +110,8 @@ def test_a_long_text_is_read_in_parts_and_resumed(adamas: Run, book: Path) -> No
 
 
 def test_answers_are_merged_in_as_many_levels_as_needed(adamas: Run, tmp_path: Path) -> None:
-    (tmp_path / "long.txt").write_text(SENTENCE * 400)
-    done = adamas("summarize", "long.txt", "-n", "2200", "--json")
+    (tmp_path / "long.txt").write_text(SENTENCE * 120)
+    done = adamas("summarize", "long.txt", "-n", "600", "--json")
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     assert len(record["parts"]) >= 8
@@ -139,9 +140,10 @@ def test_questions_are_asked_of_every_part(adamas: Run, book: Path) -> None:
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(adamas: Run, tiny_model: Path, tmp_path: Path) -> None:
-    (tmp_path / "long.txt").write_text(SENTENCE * 1000)
+    (tmp_path / "long.txt").write_text(SENTENCE * 300)
+    options = ("-n", "8", "-o", "summary.md", "-m", str(tiny_model), "--ctx-size", CONTEXT)
     process = subprocess.Popen(
-        [ADAMAS, "summarize", "long.txt", "-n", "8", "-m", tiny_model, "-o", "summary.md"],
+        [ADAMAS, "summarize", "long.txt", *options],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -172,7 +174,7 @@ def test_a_repository_is_described_as_one(adamas: Run, tmp_path: Path) -> None:
     for name in ("app/main.py", "app/parse.py", "tests/test_app.py"):
         file = tmp_path / "project" / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("def run() -> None:\n    print('running')\n\n\n" * 30)
+        file.write_text("def run() -> None:\n    print('running')\n\n\n" * 9)
     done = adamas("summarize", "project", "--no-tree", "-n", "8", "--json")
     assert done.returncode == 0, done.stderr
     parts = json.loads(done.stdout)["parts"]
@@ -186,8 +188,8 @@ def test_a_repository_is_described_as_one(adamas: Run, tmp_path: Path) -> None:
         ((), 2, "give documents, as in: adamas summarize book.txt"),
         (("book.txt", "--style", "long"), 2, "'brief', 'detailed', 'bullets'"),
         (("absent.txt",), 2, "no file or folder 'absent.txt'"),
-        (("book.txt", "-n", "3500"), 4, "lower -n or raise --ctx-size"),
-        (("book.txt", "--on-overflow", "error"), 4, "context 4,096"),
+        (("book.txt", "-n", "1400"), 4, "lower -n or raise --ctx-size"),
+        (("book.txt", "--on-overflow", "error"), 4, "context 1,536"),
         (("book.txt", "--token-budget", "1k"), 4, "--token-budget 1,024"),
     ],
 )

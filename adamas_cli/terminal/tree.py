@@ -10,6 +10,7 @@ from adamas_cli.mapreduce.tree import Branch, Level, Tree
 from adamas_cli.terminal import lines
 from adamas_cli.terminal.sanitize import one_line
 
+_SHORTEST_LABEL = 8  # columns
 _SHOWN_FINISHED = 3  # prompts of a level; the others are only counted
 
 
@@ -46,10 +47,11 @@ class TreeView:
         if not self._drawn or not self._tree.levels:
             return []
         *finished, current = self._tree.levels
-        rows: list[RenderableType] = [_row(_whole(level), width) for level in finished]
+        rows: list[RenderableType] = [_row("", _whole(level), width) for level in finished]
         rows.append(self._heading(current, width))
-        rows += [_row(text, width) for text in _branches(current)]
-        return rows
+        branches = _branches(current)
+        marks = ["├ "] * (len(branches) - 1) + ["└ "]
+        return rows + [_row(mark, pieces, width) for mark, pieces in zip(marks, branches, strict=False)]
 
     def _heading(self, level: Level, width: int) -> RenderableType:
         total = sum(branch.tokens for branch in level.branches)
@@ -76,16 +78,15 @@ def _branches(level: Level) -> list[list[str]]:
     for index in level.finished[-_SHOWN_FINISHED:]:
         branch = level.branches[index]
         if branch.finished is not None:
-            rows.append([f"\N{CHECK MARK} {one_line(branch.label)}", *_result(branch, branch.finished)])
+            rows.append([one_line(branch.label), "\N{CHECK MARK}", *_result(branch, branch.finished)])
     if level.running is not None:
         branch = level.branches[level.running]
         doing = f"{branch.written:,} written" if branch.written else f"reading {branch.read:.0%}"
-        rows.append([f"\N{BLACK RIGHT-POINTING SMALL TRIANGLE} {one_line(branch.label)}", doing])
+        rows.append([one_line(branch.label), doing])
     waiting = len(level.branches) - level.done - (level.running is not None)
     if waiting:
         rows.append([f"{waiting:,} waiting"])
-    marks = ["├ "] * (len(rows) - 1) + ["└ "]
-    return [[mark + first, *rest] for mark, (first, *rest) in zip(marks, rows, strict=True)]
+    return rows
 
 
 def _result(branch: Branch, done: Finished) -> list[str]:
@@ -96,5 +97,11 @@ def _result(branch: Branch, done: Finished) -> list[str]:
     return [*facts, lines.duration(done.read_seconds + done.write_seconds)]
 
 
-def _row(pieces: list[str], width: int) -> RenderableType:
-    return Text(lines.fitted(pieces, width), no_wrap=True, overflow="ellipsis")
+def _row(mark: str, pieces: list[str], width: int) -> RenderableType:
+    """The pieces in one line. In a narrow one the first two stay, and the first loses what it begins with."""
+    room = width - len(mark)
+    first, *rest = pieces
+    left = room - len(lines.joined(["", *rest[:1]]))
+    if rest and len(first) > left >= _SHORTEST_LABEL:
+        first = "…" + first[1 - left :]
+    return Text(mark + lines.fitted([first, *rest], room), no_wrap=True, overflow="ellipsis")
