@@ -353,7 +353,7 @@ def test_the_tree_fits_a_narrow_terminal() -> None:
     terminal.read(until=terminal.shown("reading 45%"))
     rows = [line.rstrip() for line in terminal.screen.display if line.strip()]
     assert len(rows) == 7
-    assert rows[5] == "├ …xt:700-799 · reading 45%"
+    assert rows[5] == "├ ….txt:700-799 · reading 45%"
     terminal.finish()
 
 

@@ -17,9 +17,11 @@ import pytest
 
 from adamas_cli.cli import run
 from adamas_cli.errors import INTERRUPTED
+from adamas_cli.mapreduce import work
 
 ADAMAS = str(Path(sys.executable).with_name("adamas"))
 LIBRARY_LEVELS = ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY")  # set by every run, and restored
+PART_TOKENS = work.PART_TOKENS
 CONTEXT = "1536"
 SENTENCE = "It is a truth universally acknowledged, that a single man is in want of a wife.\n"
 
@@ -51,12 +53,14 @@ def adamas(
     libraries = {"HF_HUB_DISABLE_PROGRESS_BARS": "1"} | dict.fromkeys(LIBRARY_LEVELS, "error")
     for name, value in (own | libraries).items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(work, "PART_TOKENS", 24)  # a random model writes all that it may
     monkeypatch.chdir(tmp_path)
 
     def run_here(*arguments: str) -> Result:
         capfd.readouterr()
         with warnings.catch_warnings():
-            code = run([*arguments, "-m", str(tiny_model), "--ctx-size", CONTEXT])
+            command, *rest = arguments
+            code = run([command, "-m", str(tiny_model), "--ctx-size", CONTEXT, *rest])
         return Result(code, *capfd.readouterr())
 
     return run_here
@@ -110,8 +114,8 @@ def test_a_long_text_is_read_in_parts_and_resumed(adamas: Run, book: Path) -> No
 
 
 def test_answers_are_merged_in_as_many_levels_as_needed(adamas: Run, tmp_path: Path) -> None:
-    (tmp_path / "long.txt").write_text(SENTENCE * 120)
-    done = adamas("summarize", "long.txt", "-n", "600", "--json")
+    (tmp_path / "long.txt").write_text(SENTENCE * 60)
+    done = adamas("summarize", "long.txt", "-n", "400", "--json", "--ctx-size", "768")
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     assert len(record["parts"]) >= 8
@@ -139,8 +143,11 @@ def test_questions_are_asked_of_every_part(adamas: Run, book: Path) -> None:
     assert refused.returncode == 4
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(adamas: Run, tiny_model: Path, tmp_path: Path) -> None:
-    (tmp_path / "long.txt").write_text(SENTENCE * 300)
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    adamas: Run, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "PART_TOKENS", PART_TOKENS)  # as in a process of its own
+    (tmp_path / "long.txt").write_text(SENTENCE * 100)
     options = ("-n", "8", "-o", "summary.md", "-m", str(tiny_model), "--ctx-size", CONTEXT)
     process = subprocess.Popen(
         [ADAMAS, "summarize", "long.txt", *options],

@@ -191,7 +191,7 @@ class Work:
         yield Finished(
             index,
             any(self._job.knows(answer) for answer in said.values()),
-            ended[0].reused_tokens,
+            min(prompt.tokens, ended[0].reused_tokens),  # without what stands before them
             sum(done.completion_tokens for done in ended),
             sum(done.prefill_seconds for done in ended),
             sum(done.decode_seconds for done in ended),
