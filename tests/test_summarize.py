@@ -70,7 +70,7 @@ def adamas(
 def book(tmp_path: Path) -> Path:
     """Four parts of the tiny model's context, in which a token is a byte."""
     path = tmp_path / "book.txt"
-    chapters = [f"CHAPTER {number}\n\n" + SENTENCE * 10 for number in range(1, 5)]
+    chapters = [f"CHAPTER {number}\n\n" + SENTENCE * 12 for number in range(1, 5)]
     path.write_text("".join(chapters))
     return path
 
@@ -92,7 +92,7 @@ def test_a_long_text_is_read_in_parts_and_resumed(adamas: Run, book: Path) -> No
     parts = record["parts"]
     assert [part["documents"][0]["section"] for part in parts] == [f"CHAPTER {n}" for n in range(1, 5)]
     lines = [(part["documents"][0]["first_line"], part["documents"][0]["last_line"]) for part in parts]
-    assert lines == [(1, 12), (13, 24), (25, 36), (37, 48)]
+    assert lines == [(1, 14), (15, 28), (29, 42), (43, 56)]
     assert not any(part["resumed"] for part in parts)
     assert record["levels"] >= 1
     assert record["truncated"] is False
