@@ -9,6 +9,8 @@ from typing import Protocol
 from adamas_cli.engine.events import Done, Event, Token
 from adamas_cli.mapreduce.events import Step
 from adamas_cli.reasoning import ReasoningSplitter
+from adamas_cli.sources.passages import Sources
+from adamas_cli.sources.quotes import Quote
 from adamas_cli.terminal.sanitize import Sanitizer
 
 
@@ -30,6 +32,18 @@ class Text:
 
     text: str
     reasoning: bool  # what a thinking model thinks, not part of the answer
+
+
+@dataclass(frozen=True)
+class Origins:
+    """Where an answer came from; comes before its Done. None is what was not asked for."""
+
+    sources: Sources | None
+    quotes: tuple[Quote, ...] | None
+
+
+Told = Event | Text | Origins | Step
+"""What happens while a question is answered."""
 
 
 def narrate(events: Iterable[Event], decoder: Decoder, *, thinking: bool = False) -> Iterator[Event | Text]:
@@ -58,6 +72,7 @@ class Answer:
     text: str
     reasoning: str
     done: Done
+    origins: Origins | None = None
 
     def as_json(self, load_seconds: float) -> dict[str, object]:
         """The part of the JSON object that belongs to this answer, with the time that loading took."""
@@ -65,6 +80,10 @@ class Answer:
         record: dict[str, object] = {"question": self.question, "answer": self.text}
         if self.reasoning:
             record["reasoning"] = self.reasoning
+        if self.origins is not None and self.origins.sources is not None:
+            record["sources"] = [passage.as_json() for passage in self.origins.sources.passages]
+        if self.origins is not None and self.origins.quotes is not None:
+            record["quotes"] = [quote.as_json() for quote in self.origins.quotes]
         return record | {
             "finish_reason": done.finish_reason,
             "usage": {
@@ -89,17 +108,16 @@ def rate(tokens: int, seconds: float) -> float | None:
     return round(tokens / seconds, 2) if tokens > 0 and seconds > 0 else None
 
 
-def listen(
-    question: str,
-    events: Iterable[Event | Text | Step],
-    show: Callable[[Event | Text | Step], None],
-) -> Answer:
+def listen(question: str, events: Iterable[Told], show: Callable[[Told], None]) -> Answer:
     """Pass each event to `show` and gather the answer; the stream must end with Done."""
     said: dict[bool, list[str]] = {False: [], True: []}
+    origins: Origins | None = None
     for event in events:
         show(event)
         if isinstance(event, Text):
             said[event.reasoning].append(event.text)
+        elif isinstance(event, Origins):
+            origins = event
         elif isinstance(event, Done):
             done = event
-    return Answer(question, "".join(said[False]).rstrip(), "".join(said[True]).rstrip(), done)
+    return Answer(question, "".join(said[False]).rstrip(), "".join(said[True]).rstrip(), done, origins)

@@ -15,7 +15,7 @@ from adamas_cli.commands import ask, bench, cache, eval, models, summarize
 from adamas_cli.config import read_config
 from adamas_cli.errors import INTERRUPTED, UsageError
 from adamas_cli.failures import InterruptedByUserError, abandon_stdout, as_user_error, report
-from adamas_cli.options import setting_names
+from adamas_cli.options import setting_names, with_defaults
 
 # What typer raises for a wrong command line; the base class of its public BadParameter has no public name.
 _PARSE_ERROR: Any = typer.BadParameter.__bases__[0]
@@ -88,7 +88,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _run_typer(arguments: list[str]) -> int:
     """The exit code; typer's own ways to end are put back into Python's exceptions."""
     try:
-        result = app(arguments, prog_name="adamas", standalone_mode=False)
+        result = app(with_defaults(arguments), prog_name="adamas", standalone_mode=False)
     except typer.Abort:
         raise KeyboardInterrupt from None
     except SystemExit as stop:

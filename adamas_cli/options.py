@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ import typer
 from adamas_cli.store.settings import StoreSettings
 
 DEFAULT_MAX_TOKENS = 1024
+DEFAULT_SOURCES, MOST_SOURCES = 3, 50
 
 _UNITS = {"k": 1024, "m": 1024**2, "g": 1024**3}
 
@@ -22,6 +23,7 @@ _attention = partial(typer.Option, rich_help_panel="Attention")
 _sampling = partial(typer.Option, rich_help_panel="Sampling")
 _input = partial(typer.Option, rich_help_panel="Input")
 _prompt = partial(typer.Option, rich_help_panel="Question and answer")
+_origin = partial(typer.Option, rich_help_panel="Where the answer came from")
 _store = partial(typer.Option, rich_help_panel="Kept documents")
 _output = partial(typer.Option, rich_help_panel="Output")
 
@@ -243,6 +245,38 @@ class SummaryPromptOptions(PromptOptions):
 
 
 @dataclass(frozen=True)
+class OriginOptions:
+    """Whether it is shown where an answer came from."""
+
+    sources: Annotated[
+        int | None,
+        _origin(
+            "--sources",
+            min=1,
+            max=MOST_SOURCES,
+            metavar="[N]",
+            help="Show the N passages that the answer attended to most: where the model looked, which is no "
+            f"proof; {DEFAULT_SOURCES} without a number.",
+            show_default=False,
+        ),
+    ] = None
+    cite: Annotated[
+        bool,
+        _origin("--cite", help="Ask for quotations, and look each one up, word for word, in the documents."),
+    ] = False
+
+    @property
+    def counts(self) -> bool:
+        """Whether attention is counted."""
+        return self.sources is not None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anything to show."""
+        return self.counts or self.cite
+
+
+@dataclass(frozen=True)
 class StoreOptions:
     """Whether documents that were read are kept on disk, so that no later question reads them again."""
 
@@ -307,6 +341,7 @@ GROUPS = (
     SamplingOptions,
     InputOptions,
     PromptOptions,
+    OriginOptions,
     StoreOptions,
     OutputOptions,
 )
@@ -351,3 +386,15 @@ def _flags(group: Any) -> list[inspect.Parameter]:
         )
         for field in fields(group)
     ]
+
+
+def with_defaults(arguments: Sequence[str]) -> list[str]:
+    """A command line in which `--sources`, whose number may be left out, has one."""
+    completed: list[str] = []
+    options = True
+    for index, word in enumerate(arguments):
+        completed.append(word)
+        options = options and word != "--"
+        if options and word == "--sources" and not "".join(arguments[index + 1 : index + 2]).isdecimal():
+            completed.append(str(DEFAULT_SOURCES))
+    return completed

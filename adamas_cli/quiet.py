@@ -10,6 +10,10 @@ import warnings
 # process decoding slows down twentyfold; this costs nothing on an idle machine (docs/performance.md).
 SPIN_COUNT = "10000"
 
+# These warn of what no user can change, on a line for each product in 8 bits, each kernel for another GPU and
+# each declaration that torch will not need in future. transformers imports torchao for every model.
+_TALKATIVE = ("bitsandbytes", "torchao", "compressed_tensors", "torch.utils._pytree")
+
 _LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 
 
@@ -27,3 +31,5 @@ def prepare_libraries(*, verbose: int, offline: bool) -> None:
     if verbose < 2:
         os.environ["TRANSFORMERS_VERBOSITY"] = os.environ["HF_HUB_VERBOSITY"] = "error"
         warnings.filterwarnings("ignore")
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.ERROR)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from adamas_kernels.ops import SparseSettings
@@ -15,6 +15,8 @@ from adamas_cli.engine.engine import PREFILL_CHUNK
 from adamas_cli.engine.plan import MemoryPlan, plan_memory, require_memory
 from adamas_cli.errors import UsageError
 from adamas_cli.models.device import choose_device, choose_dtype, wants_cuda
+from adamas_cli.models.prequantized import stored_bytes
+from adamas_cli.options import OriginOptions
 from adamas_cli.prompt.layout import Layout
 from adamas_cli.prompt.template import Frame, frame, load_template
 from adamas_cli.prompt.tokens import Tokenizer
@@ -36,6 +38,7 @@ class Runtime:
     prompt: PromptOptions
     store: StoreOptions
     progress: Progress
+    origins: OriginOptions = field(default_factory=OriginOptions)
     load_seconds: float = 0.0  # from the model's name to weights in memory, a download not included
     _loaded: models.LoadedModel | None = None
 
@@ -47,10 +50,16 @@ class Runtime:
         prompt: PromptOptions,
         store: StoreOptions,
         progress: Progress,
+        origins: OriginOptions | None = None,
     ) -> Runtime:
         """Find the model's files, downloading them if need be, and read its tokenizer. Raises
-        ModelUnavailableError.
+        ModelUnavailableError, and UsageError where attention is to be counted that is not sparse.
         """
+        origins = origins or OriginOptions()
+        if origins.counts and attention.attn == "full":
+            raise UsageError(
+                "--sources shows what sparse attention chose to read: leave out --attn full, or --sources"
+            )
         files = models.resolve(
             model.model, dtype=model.dtype, device=model.device, offline=model.offline, progress=progress
         )
@@ -58,7 +67,7 @@ class Runtime:
         chat = PreTrainedTokenizerFast.from_pretrained(files.directory)
         tokenizer = Tokenizer.from_directory(files.directory)
         seconds = time.perf_counter() - begun
-        return cls(files, tokenizer, chat, model, attention, prompt, store, progress, seconds)
+        return cls(files, tokenizer, chat, model, attention, prompt, store, progress, origins, seconds)
 
     def frame(self, template: str) -> Frame:
         """A template, by its name or file, in the model's chat template. Raises UsageError."""
@@ -98,10 +107,10 @@ class Runtime:
 
     @property
     def decoding(self) -> AttentionSettings:
-        """How answer tokens attend."""
+        """How answer tokens attend: sparsely at any length where it is to be shown what they attended to."""
         chosen = self.attention
         return AttentionSettings(
-            kind=chosen.attn,
+            kind="adamas" if self.origins.counts else chosen.attn,
             sparse=SparseSettings(budget=chosen.budget or SparseSettings.budget, scorer=chosen.scorer),
             dense_layers=chosen.dense_layers,
             backend=chosen.backend,
@@ -123,7 +132,7 @@ class Runtime:
             quantization=self.model.quantization,
             sparse=self.attention.attn != "full",
             dense_layers=self.attention.dense_layers,
-            directory=self.files.directory,
+            weights=stored_bytes(self.files.directory),
         )
         advice = "Use a smaller model, --quantization, fewer documents or --device cpu."
         require_memory(plan, device, self.files.name, advice)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from adamas_cli.answer import Text, narrate
+from adamas_cli.answer import Origins, Text, Told, narrate
 from adamas_cli.engine.engine import Engine
 from adamas_cli.engine.events import Done, Event
 from adamas_cli.engine.sampling import Sampling
@@ -20,11 +20,19 @@ from adamas_cli.prompt.layout import Layout, question_ids
 from adamas_cli.prompt.template import DEFAULT_TEMPLATE, Frame
 from adamas_cli.reasoning import OPEN
 from adamas_cli.runtime import Runtime
+from adamas_cli.sources.passages import Sources, find_sources
+from adamas_cli.sources.quotes import REQUEST, check
 from adamas_cli.store.document import StoredDocument
 
 if TYPE_CHECKING:
     from adamas_cli.documents import Document
-    from adamas_cli.options import AttentionOptions, ModelOptions, PromptOptions, StoreOptions
+    from adamas_cli.options import (
+        AttentionOptions,
+        ModelOptions,
+        OriginOptions,
+        PromptOptions,
+        StoreOptions,
+    )
     from adamas_cli.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -54,13 +62,14 @@ class Session:
         prompt: PromptOptions,
         store: StoreOptions,
         progress: Progress,
+        origins: OriginOptions | None = None,
     ) -> Session:
         """Load the model and, meanwhile, count the documents; nothing runs before it is known to fit.
 
         Room is kept for the longest of the questions. Raises ModelUnavailableError, OverContextError, and
         UsageError for a wrong template or `--ctx-size`.
         """
-        runtime = Runtime.resolve(model, attention, prompt, store, progress)
+        runtime = Runtime.resolve(model, attention, prompt, store, progress, origins)
         around = runtime.frame(prompt.template or DEFAULT_TEMPLATE)
         return cls.of(runtime, around, count(runtime, around, documents), questions)
 
@@ -83,10 +92,12 @@ class Session:
         prompt, progress = runtime.prompt, runtime.progress
         answer = max_tokens or prompt.max_tokens
         loaded = runtime.load()
-        asked = max(len(question_ids(runtime.tokenizer, around, text)) for text in questions)
+        longest = max(
+            len(question_ids(runtime.tokenizer, around, asked(runtime, text))) for text in questions
+        )
         if prompt.token_budget is not None:
-            layout.keep_budget(asked, prompt.token_budget)
-        ids = layout.fit(asked, answer, runtime.context, truncate=prompt.on_overflow == "truncate")
+            layout.keep_budget(longest, prompt.token_budget)
+        ids = layout.fit(longest, answer, runtime.context, truncate=prompt.on_overflow == "truncate")
         if layout.dropped:
             progress.note(
                 f"left out {layout.dropped:,} of {layout.total:,} tokens, from the documents' middle"
@@ -94,9 +105,10 @@ class Session:
         engine = Engine(
             loaded,
             runtime.decoding,
-            context=len(ids) + asked + answer,
+            context=len(ids) + longest + answer,
             prefill_chunk=runtime.attention.prefill_chunk,
             announce=progress.note,
+            counts=runtime.origins.counts,
         )
         give_back()  # reading needs it for other sizes
         if log.isEnabledFor(logging.INFO):
@@ -116,11 +128,35 @@ class Session:
         if kind is None and self._stored is not None:
             self._stored.finish()
 
-    def ask(self, question: str, sampling: Sampling) -> Iterator[Event | Text]:
-        """What happens while a question is answered; ends with Done."""
-        ids = question_ids(self.runtime.tokenizer, self._frame, question)
+    def ask(self, question: str, sampling: Sampling) -> Iterator[Told]:
+        """What happens while a question is answered; ends with Done, before which comes where the answer came
+        from, if that is wanted.
+        """
+        text = asked(self.runtime, question)
+        ids = question_ids(self.runtime.tokenizer, self._frame, text)
         thinking = self._frame.tail.rstrip().endswith(OPEN)
-        return narrate(self._events(ids, sampling), self.runtime.tokenizer.decoder(), thinking=thinking)
+        decoder = self.runtime.tokenizer.decoder()
+        said: list[str] = []
+        for event in narrate(self._events(ids, sampling), decoder, thinking=thinking):
+            if isinstance(event, Text) and not event.reasoning:
+                said.append(event.text)
+            if isinstance(event, Done) and self.runtime.origins.wanted:
+                yield self._origins("".join(said))
+            yield event
+
+    def _origins(self, answer: str) -> Origins:
+        wanted = self.runtime.origins
+        return Origins(
+            self.sources(wanted.sources) if wanted.sources else None,
+            tuple(check(answer, self.layout, self._ids, self.runtime.tokenizer)) if wanted.cite else None,
+        )
+
+    def sources(self, count: int) -> Sources | None:
+        """The passages that the last answer attended to most, so many; None where nothing was counted."""
+        weights = self.engine.attended()
+        if weights is None:
+            return None
+        return find_sources(weights, self.layout, self._ids, self.runtime.tokenizer, count)
 
     def as_json(self) -> dict[str, object]:
         """What the JSON objects of all questions share."""
@@ -162,6 +198,11 @@ class Session:
                     first_token_seconds=answered.first_token_seconds + reading,
                 )
             yield answered
+
+
+def asked(runtime: Runtime, question: str) -> str:
+    """A question as the model gets it: with the request for quotations, if they are wanted."""
+    return f"{question}\n\n{REQUEST}" if runtime.origins.cite else question
 
 
 def count(runtime: Runtime, around: Frame, documents: Sequence[Document]) -> Layout:

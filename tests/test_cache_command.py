@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from document_files import pdf
 from test_cli import Runner, adamas, book  # noqa: F401 - fixtures
 
 
@@ -13,10 +14,14 @@ from test_cli import Runner, adamas, book  # noqa: F401 - fixtures
 def asked(adamas: Runner, tiny_model: Path, book: Path, tmp_path: Path):  # noqa: F811
     """Asks about a book of a few thousand tokens, or runs another command, with a store of its own."""
     book.write_text("Mr. Bingley has taken Netherfield Park.\n" * 60)
-    store = {"ADAMAS_NO_DOC_CACHE": "0", "ADAMAS_DOC_CACHE": str(tmp_path / "store")}
+    store = {
+        "ADAMAS_NO_DOC_CACHE": "0",
+        "ADAMAS_DOC_CACHE": str(tmp_path / "store"),
+        "ADAMAS_CACHE_DIR": str(tmp_path / "cache"),
+    }
 
     def ask(*options: str):
-        return adamas("ask", book, "Who?", "-m", tiny_model, "-n", "4", *options, **store)
+        return adamas("ask", book, "-q", "Who?", "-m", tiny_model, "-n", "4", *options, **store)
 
     ask.book = book
     ask.run = lambda *arguments: adamas("cache", *arguments, **store)
@@ -89,3 +94,20 @@ def test_pruning_and_checking(asked, tmp_path: Path) -> None:
     assert asked.run("prune", "--max-size", "0").stdout.startswith(b"removed 1 documents")
     assert asked.run("path").stdout.decode().strip() == str(tmp_path / "store")
     assert json.loads(asked.run("path", "--json").stdout) == {"path": str(tmp_path / "store")}
+
+
+def test_texts_of_converted_files_are_told_and_go_too(asked, tmp_path: Path) -> None:
+    def converted() -> list[Path]:
+        return list((tmp_path / "cache" / "converted").rglob("*.jsonl"))
+
+    (tmp_path / "a.pdf").write_bytes(pdf(["Mr. Bingley has taken Netherfield Park."]))
+    asked(str(tmp_path / "a.pdf"))
+    assert len(converted()) == 1
+    assert asked.run("ls").stderr.decode().endswith("MB of text from 1 converted files\n")
+    assert asked.run("prune", "--max-size", "1g").returncode == 0
+    assert len(converted()) == 1
+    assert asked.run("prune", "--max-size", "0").returncode == 0
+    assert converted() == []
+    asked(str(tmp_path / "a.pdf"))
+    assert asked.run("rm", "--all", "-y").returncode == 0
+    assert converted() == []

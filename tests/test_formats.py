@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import json
 import os
 import resource
+import signal
 import sys
 import threading
 import time
@@ -337,7 +339,25 @@ class TestTrouble:
                 list(crashing.read(Format.RTF, "silent"))
             assert list(crashing.read(Format.RTF, "a.rtf"))
 
-    @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux tells another process's limits")
+    def test_an_interruption_ends_the_reading_process(self) -> None:
+        os.mkfifo("silent")
+        pids = []
+
+        def interrupt() -> None:
+            assert interrupted._child is not None
+            pids.append(interrupted._child.pid)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        with Reader() as interrupted:
+            timer = threading.Timer(0.5, interrupt)
+            timer.start()
+            begun = time.monotonic()
+            with pytest.raises(KeyboardInterrupt):
+                list(interrupted.read(Format.RTF, "silent"))
+            assert time.monotonic() - begun < 1.5
+        with pytest.raises(ProcessLookupError):
+            os.kill(pids[0], 0)
+
     def test_the_reading_process_is_limited(self, reader: Reader) -> None:
         Path("a.rtf").write_bytes(RTF)
         list(reader.read(Format.RTF, "a.rtf"))
@@ -412,13 +432,22 @@ class TestConvertedTexts:
         monkeypatch.setenv("ADAMAS_CACHE_DIR", "/proc/adamas")
         assert parts_of("a.pdf", pdf(["x"]))
 
+    def test_a_full_disk_is_no_fault_of_the_file(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(self: ConvertedTexts, key: str, parts: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(ConvertedTexts, "keep", full)
+        Path("a.pdf").write_bytes(pdf(["x"]))
+        with pytest.raises(AdamasError, match=r"a.pdf cannot be written to .*: No space left"):
+            found("a.pdf")
+
     def test_the_least_recently_used_goes_first(self) -> None:
         texts = ConvertedTexts.open(kept=True)
         for age, key in enumerate(["aa", "bb", "cc"]):
             texts.keep(key, [Part("x" * 1000, "page 1")])
             os.utime(texts.root / key / f"{key}.jsonl", (1000 - age, 1000 - age))
         assert texts.find("cc") is not None  # which was the oldest
-        assert prune(texts.root, 2200) > 1000
+        assert prune(texts.root, 2500) > 1000
         assert [file.stem for file, _ in texts_on_disk(texts.root)] == ["cc", "aa"]
 
     def test_a_text_that_vanished_says_so(self) -> None:

@@ -168,7 +168,11 @@ def pins() -> dict[str, str]:
     }
 
 
-FOR_GPUS = {"bnb", "torchao", "fp8"}  # extras that are of no use where this suite runs, and not installed
+QUANTIZING = {
+    "bnb",
+    "torchao",
+    "compressed-tensors",
+}  # extras that this suite runs without, and not installed
 
 
 def requirements() -> list[Requirement]:
@@ -180,7 +184,7 @@ def requirements() -> list[Requirement]:
             line
             for name, extra in project["optional-dependencies"].items()
             for line in extra
-            if name not in FOR_GPUS
+            if name not in QUANTIZING
         ),
     ]
     return [Requirement(line) for line in lines]

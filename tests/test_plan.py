@@ -73,6 +73,12 @@ def test_quantized_weights_take_their_bits():
     assert four == pytest.approx((plain - embeddings) * 4.5 / 16 + embeddings, rel=0.001)
 
 
+def test_weights_that_come_quantized_take_what_is_said():
+    config = shape_config("llama-3.1-8b", 100)
+    assert plan(config, weights=123).weights == 123
+    assert plan(config, weights=123).total == plan(config).total - plan(config).weights + 123
+
+
 def test_work_grows_with_the_chunk_and_not_beyond_the_context():
     config = AutoConfig.for_model("llama", hidden_size=64, intermediate_size=96, num_attention_heads=4)
     small, large, whole = (plan(config, chunk=chunk, sparse=False).work for chunk in (10, 20, 10**6))
@@ -91,14 +97,6 @@ def test_a_sparse_step_reads_codes_and_chosen_rows():
     assert full - sparse == layers * (1000 * config.num_key_value_heads * row - read)
     weights = sum(p.nbytes for p in model.parameters()) - model.get_input_embeddings().weight.nbytes
     assert full == weights + config.num_hidden_layers * 1000 * config.num_key_value_heads * row
-
-
-def test_weights_that_come_quantized_take_what_their_files_take(tmp_path):
-    config = tiny_architecture("llama").config
-    config.quantization_config = {"quant_method": "awq"}
-    for name, size in [("model-1.safetensors", 1000), ("model-2.safetensors", 500), ("tokenizer.json", 70)]:
-        (tmp_path / name).write_bytes(b"x" * size)
-    assert plan(config, directory=tmp_path).weights == 1500
 
 
 def test_more_than_the_gpu_has_is_refused(monkeypatch):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from importlib.machinery import ModuleSpec
 
 import pytest
 import torch
 
+from adamas_cli import quiet
 from adamas_cli.errors import ModelUnavailableError, UsageError
 from adamas_cli.models import quantization
 from adamas_cli.models.load import _read, load
 from adamas_cli.models.quantization import PACKAGES, quantization_config, require_quantizable
+from adamas_cli.models.quiet import quiet_transformers
 from adamas_cli.models.resolve import ModelFiles
 from adamas_cli.progress import Silent
 
@@ -30,16 +34,54 @@ def test_a_missing_package_is_named_with_its_extra(found, name, extra, monkeypat
     """A folder of the package's name in the path, such as this repository's kernels/, is no package."""
     monkeypatch.setattr(quantization, "find_spec", lambda package: found)
     with pytest.raises(UsageError, match=rf"pip install 'adamas\[{extra}\]'"):
-        require_quantizable(name, GPU)
+        require_quantizable(name, GPU, torch.bfloat16)
 
 
-def test_old_gpus_have_no_fp8(monkeypatch):
-    monkeypatch.setattr(quantization, "find_spec", lambda package: ModuleSpec("kernels", None, origin="file"))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    with pytest.raises(UsageError, match=r"compute capability 8\.9, this has 8\.0"):
-        require_quantizable("fp8", GPU)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    require_quantizable("fp8", GPU)
+@pytest.fixture
+def gpu_of(monkeypatch):
+    """Everything is installed, and the GPU is of this compute capability."""
+
+    def pretend(*capability):
+        installed = ModuleSpec("a package", None, origin="file")
+        monkeypatch.setattr(quantization, "find_spec", lambda package: installed)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("name", "needed", "older"), [("fp8", (8, 9), (8, 6)), ("torchao-int4", (8, 0), (7, 5))]
+)
+def test_old_gpus_are_told_what_is_needed(name, needed, older, gpu_of):
+    gpu_of(*older)
+    wants, has = (rf"{major}\.{minor}" for major, minor in (needed, older))
+    with pytest.raises(UsageError, match=f"{name} needs a GPU of compute capability {wants}, this has {has}"):
+        require_quantizable(name, GPU, torch.bfloat16)
+    gpu_of(*needed)
+    require_quantizable(name, GPU, torch.bfloat16)
+
+
+def test_products_that_there_are_in_bfloat16_only_are_refused_in_others(gpu_of):
+    gpu_of(9, 0)
+    for name in ("fp8", "torchao-int4"):
+        with pytest.raises(UsageError, match=f"{name} computes in bfloat16: leave out --dtype"):
+            require_quantizable(name, GPU, torch.float16)
+    for name in PACKAGES.keys() - {"fp8", "torchao-int4"}:
+        require_quantizable(name, GPU, torch.float16)
+
+
+def test_torchao_is_told_what_needs_no_other_package_and_leaves_torch_alone():
+    """Packed by torch itself, products of FP8 by torch itself, and float32 is multiplied as before."""
+    int8, int4, fp8 = (
+        quantization_config(name, torch.bfloat16).quant_type
+        for name in ("torchao-int8", "torchao-int4", "fp8")
+    )
+    assert type(int8).__name__ == "Int8WeightOnlyConfig"
+    assert int4.int4_packing_format.name == "TILE_PACKED_TO_4D"
+    assert int4.group_size == 64
+    assert type(fp8).__name__ == "Float8DynamicActivationFloat8WeightConfig"
+    assert {type(kind).__name__ for kind in fp8.granularity} == {"PerRow"}
+    assert not any(config.set_inductor_config for config in (int8, int4, fp8))
 
 
 def test_bitsandbytes_is_told_how_many_bits():
@@ -61,15 +103,66 @@ def test_the_extras_are_those_of_the_package():
         assert any(requirement.startswith(package) for requirement in extras[extra])
 
 
-@pytest.mark.parametrize(("quantizing", "expected"), [(True, ModelUnavailableError), (False, RuntimeError)])
-def test_weights_that_cannot_be_converted_are_no_fault_of_ours(quantizing, expected, tmp_path, monkeypatch):
+@pytest.mark.parametrize("fault", [RuntimeError, AssertionError, TypeError, AttributeError])
+@pytest.mark.parametrize("quantizing", [True, False])
+def test_weights_that_cannot_be_converted_are_no_fault_of_ours(fault, quantizing, tmp_path, monkeypatch):
     from transformers import AutoModelForCausalLM
 
     def refuse(*arguments, **options):
-        raise RuntimeError("issues during automatic conversion of the weights")
+        raise fault("issues during automatic conversion of the weights")
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
     files = ModelFiles("a model", tmp_path, "")
-    options = {"quantization_config": None} if quantizing else {}
+    expected = ModelUnavailableError if quantizing else fault
     with pytest.raises(expected, match="automatic conversion"):
-        _read(files, torch.device("cpu"), torch.float32, False, options)
+        _read(files, torch.device("cpu"), torch.float32, False, None, quantizing=quantizing)
+
+
+def test_memory_that_ran_out_is_not_taken_for_weights_that_cannot_be_converted(tmp_path, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    def refuse(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
+    with pytest.raises(torch.OutOfMemoryError):
+        _read(
+            ModelFiles("a model", tmp_path, ""),
+            torch.device("cpu"),
+            torch.float32,
+            False,
+            None,
+            quantizing=True,
+        )
+
+
+@pytest.mark.parametrize("name", ["bitsandbytes.autograd._functions", "torchao", "torch.utils._pytree"])
+def test_lines_about_each_product_are_not_printed_unless_asked_for(name, monkeypatch):
+    for variable in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(variable, "1")  # set by every run; named here so that they are restored
+    for variable in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
+        monkeypatch.setenv(variable, "error")
+    before = {talker: logging.getLogger(talker).level for talker in (*quiet._TALKATIVE, "adamas_cli")}
+    log = logging.getLogger(name)
+    try:
+        for talker in quiet._TALKATIVE:
+            logging.getLogger(talker).setLevel(logging.NOTSET)
+        quiet.prepare_libraries(verbose=2, offline=False)
+        assert log.isEnabledFor(logging.WARNING)
+        with warnings.catch_warnings():
+            quiet.prepare_libraries(verbose=1, offline=False)
+        assert not log.isEnabledFor(logging.WARNING)
+        assert log.isEnabledFor(logging.ERROR)
+    finally:
+        for talker, level in before.items():
+            logging.getLogger(talker).setLevel(level)
+
+
+def test_no_library_draws_bars_while_a_model_is_loaded(capsys):
+    from tqdm import tqdm
+
+    with quiet_transformers():
+        assert list(tqdm(range(3), disable=False)) == [0, 1, 2]
+    assert capsys.readouterr() == ("", "")
+    list(tqdm(range(3), disable=False))
+    assert "3/3" in capsys.readouterr().err

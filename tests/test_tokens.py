@@ -106,6 +106,25 @@ def test_says_which_path_it_has(families: dict[str, Family], family: str) -> Non
     assert tokenizer.piecewise is (family in PIECEWISE)
 
 
+@pytest.mark.parametrize("family", FAST)
+def test_long_text_that_is_announced_takes_the_fast_path_at_once(
+    families: dict[str, Family], family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = []
+    real = tokens.FastPath.encode
+    monkeypatch.setattr(tokens.FastPath, "encode", lambda self, text: served.append(text) or real(self, text))
+    tokenizer = Tokenizer.from_directory(families[family].directory)
+    assert tokenizer.fast  # its building encodes a sample
+    served.clear()
+    want = tokenizer.encode("a text\n").tolist()
+    tokenizer.expect(tokens.FAST_FROM - 1)
+    assert tokenizer.encode("a text\n").tolist() == want
+    assert served == []
+    tokenizer.expect(tokens.FAST_FROM)
+    assert tokenizer.encode("a text\n").tolist() == want
+    assert "".join(served) == "a text\n"
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=150, deadline=None)
 @given(text=texts)

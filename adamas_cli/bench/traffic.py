@@ -30,8 +30,17 @@ def step_bytes(model: Any, length: int, budget: int | None, dense_layers: int) -
 
 def _weights(model: Any) -> int:
     """Bytes of all weights but the embedding's, unless it is the head's too: a step reads one row of it."""
-    held = sum(parameter.nbytes for parameter in model.parameters())
+    held = sum(_held(parameter) for parameter in model.parameters())
     packed = sum(module.packed.bytes for module in model.modules() if hasattr(module, "packed"))
     embedding = getattr(model.get_input_embeddings(), "weight", None)  # None where rows stay in the file
     tied = getattr(model.get_output_embeddings(), "weight", None) is embedding
     return held + packed - (0 if embedding is None or tied else embedding.nbytes)
+
+
+def _held(tensor: Any) -> int:
+    """Bytes of a weight, or of the tensors that a quantized one is made of: it calls itself what it stands
+    for.
+    """
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return int(tensor.nbytes)
+    return sum(_held(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])

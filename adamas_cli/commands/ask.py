@@ -15,6 +15,7 @@ from adamas_cli.options import (
     AttentionOptions,
     InputOptions,
     ModelOptions,
+    OriginOptions,
     OutputOptions,
     PromptOptions,
     SamplingOptions,
@@ -52,6 +53,7 @@ def command(
     sampling: SamplingOptions,
     selection: InputOptions,
     prompt: PromptOptions,
+    origins: OriginOptions,
     store: StoreOptions,
     output: OutputOptions,
 ) -> None:
@@ -69,6 +71,7 @@ def command(
             quiet=output.quiet,
             usage=output.usage,
             reasoning=not output.hide_reasoning,
+            origins=origins.wanted and not output.json,
         ) as display,
     ):
         keep = not (store.no_doc_cache or store.doc_cache_ro)
@@ -82,10 +85,12 @@ def command(
             from adamas_cli.mapreduce.job import asking
             from adamas_cli.runtime import Runtime
 
-            runtime = Runtime.resolve(model, attention, prompt, store, display)
+            runtime = Runtime.resolve(model, attention, prompt, store, display, origins)
             replies = answer_in_parts(runtime, documents, asking(questions), drawing, display)
         else:
-            with Session.open(documents, questions, model, attention, prompt, store, display) as session:
+            with Session.open(
+                documents, questions, model, attention, prompt, store, display, origins
+            ) as session:
                 replies = ask_all(session, questions, drawing, display)
         write(replies, stream, as_json=output.json)
 

@@ -11,8 +11,6 @@ from typing import Annotated, Any
 import typer
 
 from adamas_cli.commands.shared import AsJson, Yes, confirm_removal, megabytes, print_json
-from adamas_cli.documents.converted import converted_directory, texts_on_disk
-from adamas_cli.documents.converted import prune as prune_converted
 from adamas_cli.errors import AdamasError, UsageError
 from adamas_cli.options import parse_length
 from adamas_cli.store.entries import OnDisk, on_disk, prune, remove, stored_files, total_bytes
@@ -38,6 +36,8 @@ def list_documents(as_json: AsJson = False) -> None:
     if as_json:
         print_json([_facts(held) for held in found])
         return
+    from adamas_cli.documents.converted import converted_directory, texts_on_disk
+
     texts = texts_on_disk(converted_directory())
     if texts:
         size = megabytes(sum(bytes for _, bytes in texts))
@@ -95,7 +95,7 @@ def remove_documents(
     with _writing():
         freed = remove(root, [held.entry.id for held in chosen]) if root.is_dir() else 0
     if everything:
-        freed += prune_converted(converted_directory(), 0)
+        freed += _prune_converted(0)
     _tell_removed([held.entry.id for held in chosen], freed, as_json)
 
 
@@ -115,7 +115,7 @@ def prune_documents(
     """
     with _writing():
         removed, freed = prune(documents_directory(), max_size)
-    freed += prune_converted(converted_directory(), max(0, max_size - total_bytes(documents_directory())))
+    freed += _prune_converted(max(0, max_size - total_bytes(documents_directory())))
     _tell_removed([entry.id for entry in removed], freed, as_json)
 
 
@@ -155,6 +155,13 @@ def path(as_json: AsJson = False) -> None:
         print_json({"path": root})
     else:
         print(root)
+
+
+def _prune_converted(limit: int) -> int:
+    """Leave at most `limit` bytes of converted texts; the bytes freed."""
+    from adamas_cli.documents.converted import converted_directory, prune
+
+    return prune(converted_directory(), limit)
 
 
 def _find(name: str) -> list[OnDisk]:

@@ -33,23 +33,25 @@ def answer_in_parts(
     """
     from adamas_cli.mapreduce.work import Work
     from adamas_cli.prompt.layout import question_ids
-    from adamas_cli.session import Session, count
+    from adamas_cli.session import Session, asked, count
 
     answer = max_tokens or runtime.prompt.max_tokens
     whole = runtime.frame(runtime.prompt.template or job.whole)
     layout = count(runtime, whole, documents)
-    asked = max(len(question_ids(runtime.tokenizer, whole, text)) for text in job.finals)
-    if layout.total + asked + answer <= runtime.context:
+    longest = max(len(question_ids(runtime.tokenizer, whole, asked(runtime, text))) for text in job.finals)
+    if layout.total + longest + answer <= runtime.context:
         with Session.of(runtime, whole, layout, job.finals, max_tokens=answer) as session:
             replies = ask_all(session, job.finals, sampling, display)
         return [Reply(reply.answer, reply.record | {"parts": [], "levels": 0}) for reply in replies]
     if runtime.prompt.token_budget is not None:
-        layout.keep_budget(asked, runtime.prompt.token_budget)
+        layout.keep_budget(longest, runtime.prompt.token_budget)
     display.note(
         f"{layout.total:,} tokens are more than the context of {runtime.context:,} holds: reading in parts"
     )
     if runtime.prompt.template:
         display.note("--template is for documents that fit; parts are asked with templates of their own")
+    if runtime.origins.wanted:
+        display.note("--sources and --cite are for documents that fit; here the parts are named instead")
     work = Work(runtime, documents, job, sampling, answer)
     for step in work.read():
         display.show(step)

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from adamas_cli.answer import Answer, Text
-    from adamas_cli.engine.events import Event
+    from adamas_cli.answer import Answer, Told
     from adamas_cli.engine.sampling import Sampling
-    from adamas_cli.mapreduce.events import Step
     from adamas_cli.session import Session
     from adamas_cli.terminal.display import Display
 
@@ -33,7 +31,7 @@ def ask_all(session: Session, questions: Sequence[str], sampling: Sampling, disp
 
 
 def listen_to_all(
-    questions: Sequence[str], streams: Iterable[Iterator[Event | Text | Step]], display: Display
+    questions: Sequence[str], streams: Iterable[Iterator[Told]], display: Display
 ) -> list[Answer]:
     """The answers that the streams, one for each question, end with."""
     from adamas_cli.answer import listen

@@ -13,6 +13,7 @@ from adamas_cli.documents.formats.reader import Reader
 from adamas_cli.documents.formats.recognize import Format
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.parts import Part
+from adamas_cli.errors import AdamasError
 from adamas_cli.progress import Progress
 
 
@@ -36,7 +37,10 @@ class Conversion:
             self._texts.close()
 
     def text(self, path: str, shown: str, kind: Format) -> ConvertedText:
-        """The text of the file at `path`, which is called `shown`. Raises UnreadableError, OSError."""
+        """The text of the file at `path`, which is called `shown`.
+
+        Raises UnreadableError and OSError for the file, AdamasError where its text cannot be written.
+        """
         before = os.stat(path)
         with open(path, "rb") as file:
             key = key_of(hashlib.file_digest(file, "sha256").hexdigest(), kind)
@@ -44,7 +48,12 @@ class Conversion:
         found = texts.find(key)
         if found is None:
             with self._progress.task(f"converting {shown}", None, "sections") as advance:
-                found = texts.keep(key, self._read(path, kind, before, advance))
+                try:
+                    found = texts.keep(key, self._read(path, kind, before, advance))
+                except OSError as error:
+                    raise AdamasError(
+                        f"the text of {shown} cannot be written to {texts.root}: {error.strerror}", path=shown
+                    ) from error
         return found
 
     def _read(
@@ -56,8 +65,7 @@ class Conversion:
             words = words or bool(part.text.strip())
             advance(part.section is not None)
             yield part
-        after = os.stat(path)
-        if _identity(before) != _identity(after):
+        if not os.path.exists(path) or _identity(before) != _identity(os.stat(path)):
             raise UnreadableError(Trouble.CHANGED)
         if not words and kind is not Format.PDF:  # whose empty pages are counted
             raise UnreadableError(Trouble.NO_TEXT)

@@ -56,6 +56,7 @@ class ConvertedText:
     """The text of one file. `pages` have been looked into, `empty` of them hold no text."""
 
     file: Path
+    characters: int
     pages: int
     empty: int
     folder: _PassingFolder | None = None
@@ -104,7 +105,8 @@ class ConvertedTexts:
             counts = json.loads(last)
             if counts["checksum"] != hasher.hexdigest():
                 return None
-            found = ConvertedText(file, counts["pages"], counts["empty"], self._folder)
+            numbers = (counts["characters"], counts["pages"], counts["empty"])
+            found = ConvertedText(file, *numbers, self._folder)
             os.utime(file)
         except (OSError, ValueError, TypeError, KeyError):
             return None
@@ -115,20 +117,26 @@ class ConvertedTexts:
 
         Raises OSError, and what `parts` raises.
         """
-        pages = empty = 0
+        characters = pages = empty = 0
         hasher = xxhash.xxh3_128()
         with appearing(self._file(key)) as stream:
             for part in parts:
                 pages += part.section is not None
                 empty += not part.text
+                characters += len(part.text)
                 if part.text:
                     line = json.dumps(part).encode() + b"\n"
                     hasher.update(line)
                     stream.write(line)
-            counts = {"pages": pages, "empty": empty, "checksum": hasher.hexdigest()}
+            counts = {
+                "characters": characters,
+                "pages": pages,
+                "empty": empty,
+                "checksum": hasher.hexdigest(),
+            }
             stream.write(json.dumps(counts).encode() + b"\n")
         self._grown = True
-        return ConvertedText(self._file(key), pages, empty, self._folder)
+        return ConvertedText(self._file(key), characters, pages, empty, self._folder)
 
     def close(self) -> None:
         """Keep to the limit, if something was added."""

@@ -29,6 +29,11 @@ class Content(Protocol):
 class Sections(Protocol):
     """Text that was made from another format."""
 
+    @property
+    def characters(self) -> int:
+        """How long it is."""
+        ...
+
     def parts(self) -> Iterator[Part]:
         """The text from its beginning, any number of times."""
         ...
@@ -100,6 +105,11 @@ class Document:
         """
         parts = self._parts()
         return numbered(parts) if self.numbered else parts
+
+    @property
+    def characters(self) -> int:
+        """About how many its text has, before it is read."""
+        return self.content.characters if isinstance(self.content, Sections) else self.size
 
     def pieces(self) -> Iterator[str]:
         """The text of `parts`."""

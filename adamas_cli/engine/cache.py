@@ -40,12 +40,23 @@ class SparseDecoding:
     """What the sparse layers of one cache share.
 
     active: set while answer tokens are generated sparsely. Only then do layers attend sparsely, and a
-    layer's step appends its new tokens by itself.
+    layer's step appends its new tokens by itself. tally: float32 [1, 2, C], where it is wanted: how often
+    the answer's tokens attended to each token and with what softmax weight, added up over layers and heads.
     """
 
     settings: SparseSettings
     backend: Backend
     active: bool = False
+    tally: Tensor | None = None
+
+    def tally_for(self, capacity: int, device: torch.device) -> Tensor:
+        """The tally with room for so many tokens; keeps what is in it."""
+        if self.tally is None or self.tally.shape[2] < capacity:
+            tally = torch.zeros(1, 2, capacity, device=device)
+            if self.tally is not None:
+                tally[:, :, : self.tally.shape[2]] = self.tally
+            self.tally = tally
+        return self.tally
 
 
 @dataclass
@@ -117,6 +128,8 @@ class FullLayer(CacheLayerMixin):
             coded = self._coded
             coded.keys, coded.values, coded.codes, coded.scales = self._keys, self._values, codes, scales
         self.capacity = capacity
+        if self.sparse is not None and self.sparse.tally is not None:
+            self.sparse.tally_for(capacity, self.steps.length.device)
         self.steps.version += 1
 
     def _grown(self, buffer: Tensor, capacity: int) -> Tensor:
@@ -223,7 +236,7 @@ class FullLayer(CacheLayerMixin):
         assert self._coded is not None
         self.make_room(keys.shape[2])
         out, _ = self.sparse.backend.decode_step(
-            queries, keys, values, self._coded, scaling, self.sparse.settings
+            queries, keys, values, self._coded, scaling, self.sparse.settings, self.sparse.tally
         )
         self.length += keys.shape[2]
         self._encoded = self.length
@@ -408,11 +421,27 @@ class AdamasCache(Cache):
             if isinstance(layer, FullLayer):
                 layer.encode_again()
 
+    def count_attention(self) -> None:
+        """Keep a tally of what each answer's tokens attend to, from the next one on."""
+        if self._sparse is not None:
+            capacity = max((layer.capacity for _, layer in self._coded_layers()), default=0)
+            self._sparse.tally_for(capacity, self.steps.length.device)
+
+    def attended(self) -> Tensor | None:
+        """The softmax weight that the last answer gave to each token in the cache, float32 [S], added up over
+        sparse layers and heads; None where it was not counted.
+        """
+        if self._sparse is None or self._sparse.tally is None:
+            return None
+        return self._sparse.tally[0, 1, : self.get_seq_length()]
+
     def start_decoding(self, sparse: bool = True) -> None:
         """From here on, tokens are an answer's; sparse layers attend sparsely if `sparse` says so."""
         if self._sparse is not None and sparse:
             self.encode()
             self._sparse.active = True
+            if self._sparse.tally is not None:
+                self._sparse.tally.zero_()
         self.steps.active = True
         self.steps.length.fill_(self.get_seq_length())
 

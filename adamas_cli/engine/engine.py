@@ -74,7 +74,7 @@ class Engine:
 
     context: the tokens that will be in the cache, by which `auto` chooses between sparse and full attention;
     the cache is allocated for so many. announce: told before a backend compiles for seconds. graphs: replay
-    steps on a GPU as CUDA graphs, where that can be. Raises
+    steps on a GPU as CUDA graphs, where that can be. counts: keep a tally of what answers attend to. Raises
     ModelUnavailableError if Adamas is asked for and does not serve the model, and UsageError if a backend is
     and does not run.
     """
@@ -88,6 +88,7 @@ class Engine:
         prefill_chunk: int | None = None,
         announce: Callable[[str], None] | None = None,
         graphs: bool = True,
+        counts: bool = False,
     ) -> None:
         self.model = loaded.model
         self._announce = announce or log.info
@@ -112,6 +113,8 @@ class Engine:
             steps.dense = load_dense(self.model.device)
             self._cache = AdamasCache.for_model(config, self.sparse, attention.dense_layers, steps)
             self._cache.reserve(context)
+            if counts:
+                self._cache.count_attention()
         self._native: NativeDecoder | None = None
         self._graphs: GraphedSteps | None = None
         self._greedy: Tensor | None = None
@@ -220,6 +223,14 @@ class Engine:
                 return torch.cat([self._forward(part, every=True) for part in tokens.split(LARGEST_STEP)])
         finally:
             self._cache.rewind(mark)
+
+    def attended(self) -> np.ndarray | None:
+        """The softmax weight that the last answer gave to each token in the cache, float32 [S], added up over
+        its tokens, the sparse layers and their heads. None where nothing was counted: with full attention, or
+        without `counts`.
+        """
+        weights = self._cache.attended() if isinstance(self._cache, AdamasCache) else None
+        return None if weights is None else weights.cpu().numpy().copy()
 
     def encode_again(self) -> None:
         """Encode the keys of the cache anew, after the settings of `sparse` have changed."""
@@ -367,7 +378,8 @@ class Engine:
         if self._native is not None and (self._compiled_steps or self._cache.decodes_fully):
             assert isinstance(self._cache, AdamasCache)
             settings = self.sparse.settings if self.sparse else SparseSettings()
-            logits = self._native.step(int(token), self._cache, settings)
+            tally = self.sparse.tally if self.sparse and not self._cache.decodes_fully else None
+            logits = self._native.step(int(token), self._cache, settings, tally)
             self._cache.advance(1)
             return logits
         if self._graphs is not None:

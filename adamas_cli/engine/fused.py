@@ -115,7 +115,10 @@ def _is_plain(module: object) -> bool:
     """Whether a module is a linear layer whose weights are numbers as they are, not quantized ones."""
     if type(module) is not nn.Linear:
         return False
-    weight = module.weight.data
+    weight = getattr(module, "weight", None)  # a quantizer may keep it under another name
+    if weight is None:
+        return False
+    weight = weight.data
     return type(weight) is Tensor and weight.is_floating_point() and weight.itemsize >= 2
 
 

@@ -46,14 +46,19 @@ class NativeDecoder:
         self._model = model
         self._decoder = _decoder(model)
 
-    def step(self, token: int, cache: AdamasCache, settings: SparseSettings) -> Tensor:
-        """Append one token; the logits behind it, float32 [vocabulary], are valid until the next step."""
+    def step(
+        self, token: int, cache: AdamasCache, settings: SparseSettings, tally: Tensor | None = None
+    ) -> Tensor:
+        """Append one token; the logits behind it, float32 [vocabulary], are valid until the next step.
+
+        tally: see `Backend.decode_step`; of all layers together.
+        """
         length = cache.get_seq_length()
         position = torch.tensor([[length]])
         cos, sin = self._model.model.rotary_emb(_FLOAT, position)
         layers = [layer for layer in cache.layers if isinstance(layer, FullLayer)]
         buffers = [layer.room_for_one() for layer in layers]
-        logits = self._decoder.step(token, length, cos[0, 0], sin[0, 0], buffers, settings)
+        logits = self._decoder.step(token, length, cos[0, 0], sin[0, 0], buffers, settings, tally)
         cache.count_one()
         return logits
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -17,7 +16,7 @@ from adamas_cli.errors import OutOfMemoryError
 # its norm and the output; gate, up and their product.
 HIDDEN_ALIVE, INNER_ALIVE = 3, 3
 LIBRARIES = 150_000_000  # workspaces of cuBLAS and cuDNN, and a captured step
-QUANTIZED_BITS = {"bnb-4bit": 4.5, "bnb-8bit": 8.0, "torchao-int8": 8.0, "torchao-int4": 4.25, "fp8": 8.0}
+QUANTIZED_BITS = {"bnb-4bit": 4.5, "bnb-8bit": 8.0, "torchao-int8": 8.0, "torchao-int4": 4.5, "fp8": 8.0}
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,10 @@ def plan_memory(
     quantization: str,
     sparse: bool,
     dense_layers: int,
-    directory: Path | None = None,
+    weights: int | None = None,
 ) -> MemoryPlan:
     """For a model of this config that reads `context` tokens in chunks, with codes where it is to decode
-    sparsely; its weights are in `dtype`, or quantized as `--quantization` says or as its files in `directory`
-    are.
+    sparsely; its weights are in `dtype`, or quantized as `--quantization` says, or take so many bytes.
     """
     text = config.get_text_config()
     window = min(context, getattr(text, "sliding_window", None) or context)
@@ -65,7 +63,7 @@ def plan_memory(
     alive = HIDDEN_ALIVE * text.hidden_size + INNER_ALIVE * text.intermediate_size
     ranks = text.num_attention_heads * context * torch.float32.itemsize if sparse else 0
     return MemoryPlan(
-        weights=_weights(config, dtype, quantization, directory),
+        weights=_weights(config, dtype, quantization) if weights is None else weights,
         cache=tokens * token_bytes(text, dtype),
         codes=coded * context * code_bytes(text),
         work=min(chunk, context) * alive * dtype.itemsize + ranks + LIBRARIES,
@@ -79,12 +77,8 @@ def require_memory(plan: MemoryPlan, device: torch.device, what: str, advice: st
         raise OutOfMemoryError(f"{what} needs {plan.line}, and {device} has {_gigabytes(there)}. {advice}")
 
 
-def _weights(config: PreTrainedConfig, dtype: torch.dtype, quantization: str, directory: Path | None) -> int:
-    """Bytes of a model's weights; linear layers but the last are quantized. Those that come quantized take
-    what their files take.
-    """
-    if directory is not None and getattr(config, "quantization_config", None) is not None:
-        return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+def _weights(config: PreTrainedConfig, dtype: torch.dtype, quantization: str) -> int:
+    """Bytes of a model's weights; linear layers but the last are quantized."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     numbers = sum(parameter.numel() for parameter in model.parameters())

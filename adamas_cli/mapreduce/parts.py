@@ -50,6 +50,10 @@ class _Held:
 
     text: str
 
+    @property
+    def characters(self) -> int:
+        return len(self.text)
+
     def parts(self) -> Iterator[documents.Part]:
         yield documents.Part(self.text)
 

@@ -6,8 +6,8 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from adamas_cli.answer import Text
-from adamas_cli.engine.events import Done, Event, Prefill, Token
+from adamas_cli.answer import Text, Told
+from adamas_cli.engine.events import Done, Prefill, Token
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.errors import AdamasError, OverContextError
 from adamas_cli.mapreduce.events import Finished, Planned, Started, Step, Working
@@ -15,6 +15,7 @@ from adamas_cli.mapreduce.findings import Finding, grouped, label, merged_passag
 from adamas_cli.mapreduce.notes import as_notes
 from adamas_cli.mapreduce.parts import Excerpt, Measure, Passage, cut
 from adamas_cli.mapreduce.resume import Partials
+from adamas_cli.options import OriginOptions
 from adamas_cli.prompt.layout import question_ids
 from adamas_cli.session import Session
 
@@ -58,7 +59,7 @@ class Work:
         sampling: Sampling,
         max_tokens: int,
     ) -> None:
-        self._runtime = runtime
+        self._runtime = replace(runtime, origins=OriginOptions())  # which know of one document, not of parts
         self._documents = documents
         self._job = job
         self._sampling = sampling
@@ -103,7 +104,7 @@ class Work:
             for number, answer in enumerate(answers):
                 self._findings[number].append(self._finding(prompt, answer))
 
-    def answer(self, number: int) -> Iterator[Event | Text | Step]:
+    def answer(self, number: int) -> Iterator[Told]:
         """Merge what the parts said about one question; ends with Done, whose figures are those of it all."""
         findings = [finding for finding in self._findings[number] if finding.knows]
         question = self._job.finals[number]
@@ -184,7 +185,7 @@ class Work:
                     elif isinstance(event, Done):
                         self._spent[number].append(event)
                         ended.append(event)
-                    elif not event.reasoning:
+                    elif isinstance(event, Text) and not event.reasoning:
                         pieces.append(event.text)
                 said[number] = as_notes("".join(pieces), cut=ended[-1].finish_reason == "length")
                 self._partials.keep(prompt.keys[numbers.index(number)], said[number])

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import struct
+import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from adamas_cli.errors import ModelUnavailableError, OutOfMemoryError, UsageError
 from adamas_cli.models.device import choose_device, choose_dtype
+from adamas_cli.models.prequantized import holds_quantized, reading, require_readable, stored_quantization
 from adamas_cli.models.quantization import PACKAGES, quantization_config, require_quantizable
 from adamas_cli.models.quiet import quiet_transformers
 from adamas_cli.models.resolve import ModelFiles
@@ -26,6 +30,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# What transformers says of files that it cannot load, and what only a quantizer says of weights.
+_UNREADABLE = (ValueError, KeyError, OSError, ImportError, SafetensorError, struct.error)
+_UNCONVERTIBLE = (RuntimeError, AssertionError, TypeError, AttributeError)
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -37,7 +45,7 @@ class LoadedModel:
     dtype: torch.dtype
     context_length: int  # tokens
     stop_ids: tuple[int, ...]  # tokens that end an answer
-    quantization: str = "none"  # how its weights differ from those of its files
+    quantization: str = "none"  # how its weights came, and how they differ from those of its files
 
 
 def load(
@@ -52,32 +60,41 @@ def load(
 ) -> LoadedModel:
     """The model of `files` on `device`; weights in their own number format are mapped, not read.
 
-    `quantization` is `packed`, `none` or `auto`, see `packs`, or a way of `quantization.PACKAGES`; `threads`
-    compute on a CPU, by default its physical cores. Raises UsageError where weights cannot be packed or
-    quantized so, ModelUnavailableError if this version of transformers cannot load the model,
-    OutOfMemoryError if it does not fit the device.
+    `quantization` is `packed`, `none` or `auto`, see `packs`, or a way of `quantization.PACKAGES`; a model
+    that comes quantized is packed where it could be dequantized. `threads` compute on a CPU, by default its
+    physical cores. Raises UsageError where weights cannot be packed or quantized so, ModelUnavailableError if
+    this version of transformers cannot load the model, OutOfMemoryError if it does not fit the device.
     """
     import torch
 
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)
     packed = packs(quantization, dtype, chosen_device)
-    options: dict[str, Any] = {}
+    how = None
     if quantization in PACKAGES:
-        require_quantizable(quantization, chosen_device)
-        options["quantization_config"] = quantization_config(quantization, chosen_dtype)
+        require_quantizable(quantization, chosen_device, chosen_dtype)
+    if (stored := stored_quantization(files.directory)) is not None:
+        require_readable(files.name, stored, quantization)
+        how = reading(stored, chosen_device, progress)
+    elif quantization in PACKAGES:
+        how = quantization_config(quantization, chosen_dtype)
+    quantizing = stored is not None or how is not None
     if chosen_device.type == "cpu":
         computing = use_threads(threads)
         if log.isEnabledFor(logging.INFO):
             progress.note(f"{computing} threads compute, in {str(chosen_dtype).removeprefix('torch.')}")
     with progress.task(f"loading {files.name}", None, "bytes"), quiet_transformers():
         try:
-            model = _read(files, chosen_device, chosen_dtype, trust_remote_code, options)
+            model = _read(files, chosen_device, chosen_dtype, trust_remote_code, how, quantizing=quantizing)
         except torch.OutOfMemoryError as error:
             raise OutOfMemoryError(
                 f"{files.name} does not fit {chosen_device}.\nUse a smaller model, or --device cpu."
             ) from error
     model.eval().requires_grad_(False)
+    quantized = stored is not None and holds_quantized(model)
+    if quantized and quantization == PACKED:
+        raise UsageError(f"{files.name} comes quantized and stays so: leave out --quantization packed.")
+    packed = packed and not quantized
     if packed:
         from adamas_cli.models.packed import pack_model
         from adamas_cli.models.rows import leave_in_file
@@ -88,8 +105,12 @@ def load(
     if not isinstance(context, int):
         raise ModelUnavailableError(f"{files.name} does not say how many tokens it can read.")
     ending = stop_ids(model, files.directory)
-    kept_as = PACKED if packed else quantization if quantization in PACKAGES else "none"
-    return LoadedModel(model, files, chosen_device, chosen_dtype, context, ending, kept_as)
+    kept_as = [PACKED] if packed else [quantization] if quantization in PACKAGES else []
+    if stored is not None:
+        kept_as = [stored["quant_method"], *([] if quantized else ["dequantized"]), *kept_as]
+        chosen_dtype = model.dtype  # some kinds compute in one number format only
+    kept = ", ".join(kept_as) or "none"
+    return LoadedModel(model, files, chosen_device, chosen_dtype, context, ending, kept)
 
 
 def packs(quantization: str, dtype: str, device: torch.device) -> bool:
@@ -116,27 +137,40 @@ def _read(
     device: torch.device,
     dtype: torch.dtype,
     trust_remote_code: bool,
-    options: dict[str, Any],
+    how: Any,
+    *,
+    quantizing: bool,
 ) -> PreTrainedModel:
+    """how: what transformers takes as `quantization_config`, or None. quantizing: whether a quantizer is at
+    work, by that or by the files.
+    """
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    if device.type != "cpu":
-        options = {**options, "device_map": {"": device}}
+    options: dict[str, Any] = {} if device.type == "cpu" else {"device_map": {"": device}}
+    if how is not None:  # a None would overrule what the files say
+        options["quantization_config"] = how
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            files.directory,
-            dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            **options,
-        )
-    except (ValueError, KeyError, OSError, ImportError, SafetensorError, struct.error, RuntimeError) as error:
-        quantizing = "quantization_config" in options and not isinstance(error, torch.OutOfMemoryError)
-        if isinstance(error, RuntimeError) and not quantizing:
-            raise  # only a quantizer says with one that it could not convert the weights
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ModelUnavailableError(f"cannot load {files.name}: {reason}") from error
+        with warnings.catch_warnings():
+            # How a model that comes quantized is to be read goes beside its own config, not instead of it.
+            warnings.filterwarnings("ignore", "You passed `quantization_config`")
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                files.directory,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                **options,
+            )
+    except _UNREADABLE as error:
+        raise _unavailable(files, error) from error
+    except _UNCONVERTIBLE as error:
+        if not quantizing or isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise _unavailable(files, error) from error
     return model
+
+
+def _unavailable(files: ModelFiles, error: Exception) -> ModelUnavailableError:
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    return ModelUnavailableError(f"cannot load {files.name}: {reason}")

@@ -1,6 +1,6 @@
 """Weights in fewer bits on a GPU, by the libraries that transformers quantizes with.
 
-Models that come quantized (AWQ, GPTQ, FP8, compressed-tensors) say so in their config, and need no flag.
+Models that come quantized say so in their config and need no flag: prequantized.py.
 """
 
 from __future__ import annotations
@@ -19,26 +19,32 @@ PACKAGES = {
     "bnb-8bit": ("bitsandbytes", "bnb"),
     "torchao-int8": ("torchao", "torchao"),
     "torchao-int4": ("torchao", "torchao"),
-    "fp8": ("kernels", "fp8"),
+    "fp8": ("torchao", "torchao"),
 }
 FP8_CAPABILITY = (8, 9)  # NVIDIA GPUs from Ada on
+INT4_CAPABILITY = (8, 0)
+INT4_GROUP = 64  # weights that share a scale: divides the layers of all common models, which 128 does not
 
 
-def require_quantizable(name: str, device: torch.device) -> None:
-    """Raises UsageError where weights cannot be quantized so on this device, with what to do."""
+def require_quantizable(name: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Raises UsageError where weights of `dtype` cannot be quantized so on this device, with what to do."""
     package, extra = PACKAGES[name]
     if device.type != "cuda":
         raise UsageError(f"--quantization {name} serves GPUs: the model is on {device.type}.")
     spec = find_spec(package)
     if spec is None or spec.origin is None:  # a folder of that name is not a package
         raise UsageError(f"--quantization {name} needs {package}: pip install 'adamas[{extra}]'")
-    if name == "fp8":
-        import torch
+    needed = {"fp8": FP8_CAPABILITY, "torchao-int4": INT4_CAPABILITY}.get(name)
+    if needed is None:
+        return
+    import torch
 
-        found = torch.cuda.get_device_capability(device)
-        if found < FP8_CAPABILITY:
-            has = ".".join(map(str, found))
-            raise UsageError(f"--quantization fp8 needs a GPU of compute capability 8.9, this has {has}.")
+    found = torch.cuda.get_device_capability(device)
+    if found < needed:
+        wants, has = (".".join(map(str, version)) for version in (needed, found))
+        raise UsageError(f"--quantization {name} needs a GPU of compute capability {wants}, this has {has}.")
+    if dtype != torch.bfloat16:
+        raise UsageError(f"--quantization {name} computes in bfloat16: leave out --dtype.")
 
 
 def quantization_config(name: str, dtype: torch.dtype) -> Any:
@@ -49,11 +55,29 @@ def quantization_config(name: str, dtype: torch.dtype) -> Any:
         if name == "bnb-8bit":
             return BitsAndBytesConfig(load_in_8bit=True)
         return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-    if name == "fp8":
-        from transformers import FineGrainedFP8Config
-
-        return FineGrainedFP8Config()
-    from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
     from transformers import TorchAoConfig
 
-    return TorchAoConfig(Int8WeightOnlyConfig() if name == "torchao-int8" else Int4WeightOnlyConfig())
+    return TorchAoConfig(_torchao(name))
+
+
+def _torchao(name: str) -> Any:
+    """torchao's own config. Unasked, it would also set how torch multiplies float32 everywhere."""
+    if name == "torchao-int8":
+        from torchao.quantization import Int8WeightOnlyConfig
+
+        return Int8WeightOnlyConfig(set_inductor_config=False)
+    if name == "torchao-int4":
+        from torchao.quantization import Int4WeightOnlyConfig
+        from torchao.quantization.quantize_.workflows import Int4PackingFormat
+
+        # The default format is made by the package mslk; this one is packed and multiplied by torch itself.
+        return Int4WeightOnlyConfig(
+            group_size=INT4_GROUP,
+            int4_packing_format=Int4PackingFormat.TILE_PACKED_TO_4D,
+            set_inductor_config=False,
+        )
+    from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow
+
+    # Not transformers' FineGrainedFP8Config, whose kernel comes from the hub while the model computes. Each
+    # token has a scale of its own, so that what it becomes does not hang on those that are read with it.
+    return Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)

@@ -55,6 +55,7 @@ class Counting:
                         raise _StoppedError
                     advance(tokens)
 
+                self._layout.expect(self._documents)
                 for document in self._documents:
                     self._layout.add(document, count)
         except _StoppedError:

@@ -57,6 +57,10 @@ class Layout:
         """Tokens that `fit` left out."""
         return len(self._gap)
 
+    def expect(self, documents: Sequence[Document]) -> None:
+        """Say which documents will be added, for their tokenizer to choose its way."""
+        self._tokenizer.expect(sum(document.characters for document in documents))
+
     def add(self, document: Document, advance: Callable[[int], None] = lambda _: None) -> None:
         """Lay out one document; calls `advance` with the number of tokens of each block."""
         before = self.total

@@ -78,6 +78,11 @@ class Tokenizer:
         """Why there is no fast path; empty where there is one."""
         return "" if isinstance(self._fast_path, FastPath) else self._fast_path
 
+    def expect(self, characters: int) -> None:
+        """Say about how much text will come: if it is long, the fast path serves it from its beginning."""
+        if characters >= FAST_FROM:
+            self._characters = max(self._characters, FAST_FROM)
+
     @property
     def piecewise(self) -> bool:
         """Whether long text is tokenized in blocks; where not, it must fit in memory several times over."""

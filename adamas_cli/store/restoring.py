@@ -25,7 +25,7 @@ from adamas_cli.store.lane import Lane
 from adamas_cli.store.places import block_file
 from adamas_cli.store.tensors import DTYPES, pieces
 
-THREADS = {"cpu": 2, "cuda": 12}
+THREADS = {"cpu": 2, "cuda": 16}
 TASK_BYTES = 8 << 20  # that a thread reads before it takes the next task
 
 

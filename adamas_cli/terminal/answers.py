@@ -47,9 +47,15 @@ class PlainAnswers:
 
 
 class MarkdownAnswers:
-    """Prints each Markdown block once it is finished; the unfinished one is `tail`, to be drawn in place."""
+    """Prints each Markdown block once it is finished; the unfinished one is `tail`, to be drawn in place.
 
-    def __init__(self, console: Console, print_lines: Callable[[list[Line]], None]) -> None:
+    hold: an answer stays unfinished until its end, for what is to be printed above it.
+    """
+
+    def __init__(
+        self, console: Console, print_lines: Callable[[list[Line]], None], *, hold: bool = False
+    ) -> None:
+        self._hold = hold
         self._console = console
         self._print_lines = print_lines
         self._stream = BlockStream()
@@ -57,6 +63,9 @@ class MarkdownAnswers:
 
     def say(self, text: str) -> None:
         """Add a piece of the answer."""
+        if self._hold:
+            self._stream.tail += text
+            return
         for block in self._stream.feed(text):
             self._print(block)
 

@@ -19,12 +19,13 @@ from typing import Self, TextIO
 from rich.console import Console, RenderableType
 from rich.text import Text as StyledText
 
-from adamas_cli.answer import Text
-from adamas_cli.engine.events import Done, Event, Prefill, Token
+from adamas_cli.answer import Origins, Text, Told
+from adamas_cli.engine.events import Done, Prefill, Token
 from adamas_cli.mapreduce.events import Step
 from adamas_cli.terminal import lines
 from adamas_cli.terminal.answers import MarkdownAnswers, PlainAnswers
 from adamas_cli.terminal.markdown import THEME
+from adamas_cli.terminal.origins import heat_strip, passage_lines, quote_lines
 from adamas_cli.terminal.region import Line, Region, ansi
 from adamas_cli.terminal.sanitize import one_line, plain
 from adamas_cli.terminal.tree import TreeView
@@ -64,7 +65,8 @@ class Display:
     """Draws events and, as a `Progress`, the tasks that come before them. A context manager; thread-safe.
 
     `answers` is where the answer is printed, None where it is not (JSON, a file). `usage` is whether each
-    answer ends with a line of counts and rates; None shows it on a terminal.
+    answer ends with a line of counts and rates; None shows it on a terminal. `origins` is whether it is told
+    where each answer came from, if it comes with that.
     """
 
     def __init__(
@@ -75,9 +77,12 @@ class Display:
         quiet: bool = False,
         usage: bool | None = None,
         reasoning: bool = True,
+        origins: bool = False,
     ) -> None:
         self._notes = _console(notes)
         self._quiet = quiet
+        self._shows_origins = origins and not quiet
+        self._origins: Origins | None = None
         self._shows_reasoning = reasoning and not quiet
         self._shows_progress = _can_redraw(self._notes) and not quiet
         # Rows redrawn on a terminal would tangle with an answer that another program prints on it.
@@ -104,7 +109,9 @@ class Display:
             self._live = console
         if not console.is_terminal or console.is_dumb_terminal:
             return PlainAnswers(stream, self._make_room if not self._shows_status else lambda: None)
-        return MarkdownAnswers(console, lambda rendered: self._print_lines(console, rendered))
+        return MarkdownAnswers(
+            console, lambda rendered: self._print_lines(console, rendered), hold=self._shows_origins
+        )
 
     def __enter__(self) -> Self:
         if self._region is not None:
@@ -148,7 +155,7 @@ class Display:
         if self._shows_progress:
             self._print_note(f"\n> {one_line(text)}\n", style="bold")
 
-    def show(self, event: Event | Text | Step) -> None:
+    def show(self, event: Told) -> None:
         """Draw what has just happened."""
         with self._lock:
             match event:
@@ -168,8 +175,11 @@ class Display:
                     self._finish_thought()
                     if self._answers is not None:
                         self._answers.say(text)
+                case Origins():
+                    self._origins = event if self._shows_origins else None
                 case Done():
                     self._finish()
+                    self._tell_origins()
                     if self._shows_usage:
                         self._print_note(lines.summary(event), style="dim")
 
@@ -191,6 +201,10 @@ class Display:
             self._leave_tree()
             self._finish_thought()
             self._make_room()
+            if self._shows_progress and self._origins is not None:
+                sources = self._origins.sources
+                if sources is not None and sources.strip:
+                    self._notes.print(heat_strip(sources, self._notes.width))
             if self._answers is not None:
                 self._answers.finish()
 
@@ -198,6 +212,16 @@ class Display:
         for line in self._tree.leave():
             if self._shows_progress:
                 self._print_note(line, style="dim")
+
+    def _tell_origins(self) -> None:
+        origins, self._origins = self._origins, None
+        if origins is None:
+            return
+        width = self._notes.width if self._shows_progress else None
+        told = [] if origins.sources is None else passage_lines(origins.sources.passages, width)
+        told += [] if origins.quotes is None else quote_lines(origins.quotes)
+        for line in told:
+            self._print_note(line)
 
     def _make_room(self) -> None:
         if self._region is not None:

@@ -135,6 +135,7 @@ class Job:
         from adamas_cli.bench.model import tokens_needed
         from adamas_cli.engine.engine import PREFILL_CHUNK
         from adamas_cli.engine.plan import plan_memory, require_memory
+        from adamas_cli.models.prequantized import stored_bytes
 
         plan = plan_memory(
             target.config(),
@@ -144,7 +145,7 @@ class Job:
             quantization=model.quantization,
             sparse=attention.attn != "full",
             dense_layers=attention.dense_layers,
-            directory=target.directory,
+            weights=None if target.directory is None else stored_bytes(target.directory),
         )
         require_memory(
             plan,

@@ -21,7 +21,7 @@ from adamas_cli.documents.parts import Part
 
 MEMORY_BYTES = 2 * 2**30
 CPU_SECONDS = 600  # for one file, should the parent be gone that watches the time
-PIECE = 2**19  # characters
+PIECE = 2**18  # characters: at most 1 MiB
 _RECURSION = 5000  # levels of nested elements; each takes several calls
 # No control character is text but these; NUL and escape codes must not reach a model or a terminal.
 _UNPRINTED = {code: None for code in [*range(0x20), 0x7F, 0xFFFE, 0xFFFF] if chr(code) not in "\t\n"}

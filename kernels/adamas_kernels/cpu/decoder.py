@@ -32,7 +32,7 @@ from adamas_kernels.cpu.memory import (
 from adamas_kernels.cpu.multiply import build_gated, build_multiply
 from adamas_kernels.cpu.product import available_forms
 from adamas_kernels.cpu.runner import Runner, Stage
-from adamas_kernels.cpu.step import build_stages
+from adamas_kernels.cpu.step import build_stages, build_tally
 from adamas_kernels.cpu.tasks import Program
 from adamas_kernels.cpu.turn import build_norm
 from adamas_kernels.ops import LayerCache, SparseSettings
@@ -137,21 +137,22 @@ class Decoder:
         sin: Tensor,
         buffers: Sequence[LayerBuffers],
         settings: SparseSettings,
+        tally: Tensor | None = None,
     ) -> Tensor:
         """Append one token behind `length` others and return the logits of the next, float32 [vocabulary],
         valid until the next step.
 
-        cos, sin: of the token's position, [turned coordinates]. The caller has made room and counts the
-        tokens.
+        cos, sin: of the token's position, [turned coordinates]. tally: float32 [1, 2, C], see
+        `Backend.decode_step`; all sparse layers add to it. The caller has made room and counts the tokens.
         """
-        tensors = tuple(chain.from_iterable(layer.tensors() for layer in buffers))
+        tensors = (tally, *chain.from_iterable(layer.tensors() for layer in buffers))
         same = len(tensors) == len(self._buffers) and settings == self._settings
         if (
             self._program is None
             or not same
             or any(a is not b for a, b in zip(tensors, self._buffers, strict=True))
         ):
-            self._program = self._build(buffers, settings, len(cos))
+            self._program = self._build(buffers, settings, len(cos), tally)
             self._buffers, self._settings = tensors, settings
         self._hidden[: self._weights.hidden] = self._weights.embedding(token)
         self._cos[: len(cos)], self._sin[: len(sin)] = cos, sin
@@ -159,7 +160,9 @@ class Decoder:
         self._runner.run_program(self._program.program)
         return self._logits[: self._weights.head.weight.rows]
 
-    def _build(self, buffers: Sequence[LayerBuffers], settings: SparseSettings, turned: int) -> _StepProgram:
+    def _build(
+        self, buffers: Sequence[LayerBuffers], settings: SparseSettings, turned: int, tally: Tensor | None
+    ) -> _StepProgram:
         builder = _StepProgram(self._arena, self._weights, settings)
         norm, multiply, gated = (self._runner.compiled(x) for x in (build_norm, build_multiply, build_gated))
         keep = builder.keep
@@ -194,7 +197,7 @@ class Decoder:
                 self._cos.data_ptr(), self._sin.data_ptr(), _address(weights.query_norm),
                 _address(weights.key_norm), turned, self._weights.eps,
             )  # fmt: skip
-            self._attention(builder, index, layer, keep(turn))
+            self._attention(builder, index, layer, keep(turn), tally)
             builder.add(product(self._attended, (weights.output, hidden), add=True))
             builder.add(normalize(weights.mlp_norm))
             both = products(
@@ -208,7 +211,9 @@ class Decoder:
         builder.finish()
         return builder
 
-    def _attention(self, builder: _StepProgram, index: int, layer: LayerBuffers, turn: int) -> None:
+    def _attention(
+        self, builder: _StepProgram, index: int, layer: LayerBuffers, turn: int, tally: Tensor | None
+    ) -> None:
         """The stages between the products of a layer."""
         weights, size = self._weights, self._weights.head_dim
         kind = KINDS[layer.keys.dtype]
@@ -232,7 +237,11 @@ class Decoder:
         step["query_edge"] = -1.0 if settings.edge is None else settings.edge
         layer.coded.predicted(weights.heads)
         sparse = self._runner.compiled(build_stages, available_forms()[0], Float32(), kind)
-        builder.add_attention(index, tuple(sparse), builder.keep(describe_layer(layer.coded)), sparse=True)
+        record = builder.keep(describe_layer(layer.coded))
+        builder.add_attention(index, tuple(sparse), record, sparse=True)
+        if tally is not None:
+            step["tally"], step["tally_b"], step["tally_row"] = tally.data_ptr(), *tally.stride()[:2]
+            builder.add_tally(index, self._runner.compiled(build_tally), record)
 
 
 class _StepProgram:
@@ -266,6 +275,10 @@ class _StepProgram:
         self.add((enter, self._weights.kv_heads, *records))
         self.add((middle, 0, *records))
         self.add((last, self._weights.heads, *records))
+
+    def add_tally(self, index: int, function: int, layer: int) -> None:
+        """The stage behind a layer's attention that adds up what it attended to."""
+        self.add((function, 1, self.steps[index:].ctypes.data, layer, self._arena.address))
 
     def finish(self) -> None:
         """All stages are there."""

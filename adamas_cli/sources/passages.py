@@ -1,0 +1,162 @@
+"""From the attention that an answer paid to each token to the passages of the documents that it paid most to.
+
+What sparse attention does for every token of an answer, choosing the few tokens to read, is counted while it
+does so. The counts show where the model looked. They are no proof that what it says stands there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from adamas_cli.prompt.layout import Layout
+    from adamas_cli.prompt.tokens import Tokenizer
+
+LONGEST_PASSAGE = 5  # lines
+NEIGHBOUR = 0.1  # of the best line's weight, from which a line beside it belongs to its passage
+EXCERPT = 160  # characters
+EXCERPT_TOKENS = 120  # that are looked at for one
+STRIP = 200  # parts of the documents in a heat strip
+LEAST_SHARE = 0.005  # of a passage that is worth showing
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Lines of one document. share: of the attention to all documents' tokens, 0 to 1. section: such as
+    `page 12`, where the document has such.
+    """
+
+    path: str
+    first_line: int
+    last_line: int
+    section: str | None
+    share: float
+    excerpt: str
+
+    def as_json(self) -> dict[str, object]:
+        """Its part of `--json`."""
+        record: dict[str, object] = {
+            "path": self.path,
+            "first_line": self.first_line,
+            "last_line": self.last_line,
+            "share": round(self.share, 4),
+            "excerpt": self.excerpt,
+        }
+        return record if self.section is None else record | {"section": self.section}
+
+    @property
+    def place(self) -> str:
+        """Such as `book.txt:120-122` or `report.pdf, page 12`."""
+        if self.section is not None:
+            return f"{self.path}, {self.section}"
+        if self.first_line == self.last_line:
+            return f"{self.path}:{self.first_line}"
+        return f"{self.path}:{self.first_line}-{self.last_line}"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """passages: those that were attended to most, the best first. strip: the share of each of up to STRIP
+    equal parts of the documents, from their beginning to their end, relative to the greatest.
+    """
+
+    passages: tuple[Passage, ...]
+    strip: tuple[float, ...]
+
+
+def find_sources(
+    weights: np.ndarray, layout: Layout, ids: np.ndarray, tokenizer: Tokenizer, count: int
+) -> Sources:
+    """The `count` passages that were attended to most.
+
+    weights: float [n], of each of the tokens int [n] that were read before the question, as `layout.fit` gave
+    them. Tokens of the text around the documents do not count.
+    """
+    lines = [layout.locate(index) for index in range(len(ids))]
+    weight = np.array([0.0 if line is None else weights[i] for i, line in enumerate(lines)])
+    total = float(weight.sum())
+    if total <= 0:
+        return Sources((), ())
+    # Lines as numbers in the order of the prompt, -1 outside of documents: neighbours differ by one, and what
+    # something else stands between by more.
+    numbers = np.full(len(ids), -1)
+    number, before = -2, None
+    for index, line in enumerate(lines):
+        if line is not None:
+            number += 2 if before is None else line.line - before.line
+            numbers[index] = number
+        before = line
+    inside = numbers >= 0
+    by_line = np.bincount(numbers[inside], weights=weight[inside])
+    passages: list[Passage] = []
+    for first, last in _best(by_line, count):
+        tokens = np.flatnonzero((numbers >= first) & (numbers <= last))
+        share = float(weight[tokens].sum()) / total
+        if share < LEAST_SHARE and passages:
+            break
+        begin, end = lines[tokens[0]], lines[tokens[-1]]
+        assert begin is not None
+        assert end is not None
+        best = lines[tokens[int(weight[tokens].argmax())]]
+        section = getattr(best, "section", None)
+        excerpt = _excerpt(ids, weight, tokens, tokenizer)
+        passages.append(Passage(begin.path, begin.line, end.line, section, share, excerpt))
+    return Sources(tuple(passages), tuple(_strip(weight[inside]).tolist()))
+
+
+def _best(by_line: np.ndarray, count: int) -> list[tuple[int, int]]:
+    """The first and the last line of each of the heaviest passages, which do not overlap."""
+    left = by_line.copy()
+    found: list[tuple[int, int]] = []
+    while len(found) < count and left.max() > 0:
+        first = last = int(left.argmax())
+        least = left[first] * NEIGHBOUR
+        while last - first + 1 < LONGEST_PASSAGE:
+            above = left[first - 1] if first > 0 else 0.0
+            below = left[last + 1] if last + 1 < len(left) else 0.0
+            if max(above, below) <= least:
+                break
+            if above >= below:
+                first -= 1
+            else:
+                last += 1
+        left[first : last + 1] = 0
+        found.append((first, last))
+    return found
+
+
+def _excerpt(ids: np.ndarray, weight: np.ndarray, tokens: np.ndarray, tokenizer: Tokenizer) -> str:
+    """One line of text around the token that was attended to most."""
+    peak = int(weight[tokens].argmax())
+    start = max(0, min(peak - EXCERPT_TOKENS // 3, len(tokens) - EXCERPT_TOKENS))
+    chosen = tokens[start : start + EXCERPT_TOKENS]
+    text, at = _text(ids[chosen], tokenizer, peak - start)
+    at = len(" ".join(text[:at].split()))
+    text = " ".join(text.split())
+    if len(text) <= EXCERPT and len(chosen) == len(tokens):
+        return text
+    begin = max(0, min(at - EXCERPT // 3, len(text) - EXCERPT))
+    if begin:
+        begin = text.find(" ", begin) + 1 or begin
+    cut = text[begin : begin + EXCERPT]
+    whole = begin + EXCERPT >= len(text) and start + EXCERPT_TOKENS >= len(tokens)
+    if not whole and " " in cut:
+        cut = cut[: cut.rindex(" ")]
+    return ("… " if begin or start else "") + cut + ("" if whole else " …")
+
+
+def _text(ids: Sequence[int] | np.ndarray, tokenizer: Tokenizer, mark: int) -> tuple[str, int]:
+    """The text of tokens, and the character at which token number `mark` begins."""
+    parts = [tokenizer.token_bytes(int(token)) for token in ids]
+    before = b"".join(parts[:mark]).decode("utf-8", "ignore")
+    return b"".join(parts).decode("utf-8", "replace"), len(before)
+
+
+def _strip(weight: np.ndarray) -> np.ndarray:
+    """Shares of equal parts, relative to the greatest."""
+    parts = np.array([part.sum() for part in np.array_split(weight, min(STRIP, len(weight)))])
+    return parts / parts.max()
