@@ -11,14 +11,30 @@ from typing import Annotated, Any
 import typer
 
 from adamas_cli import __version__
-from adamas_cli.commands import ask, bench, cache, eval, models, summarize
-from adamas_cli.config import read_config
+from adamas_cli.commands import (
+    ask,
+    bench,
+    cache,
+    completion,
+    config,
+    doctor,
+    env,
+    eval,
+    models,
+    plan,
+    summarize,
+)
+from adamas_cli.config import config_path, read_config
 from adamas_cli.errors import INTERRUPTED, UsageError
+from adamas_cli.examples import attach
 from adamas_cli.failures import InterruptedByUserError, abandon_stdout, as_user_error, report
 from adamas_cli.options import setting_names, with_defaults
 
 # What typer raises for a wrong command line; the base class of its public BadParameter has no public name.
 _PARSE_ERROR: Any = typer.BadParameter.__bases__[0]
+
+# They tell of a configuration file whatever it holds, or need none.
+_WITHOUT_CONFIGURATION = {"completion", "config", "doctor", "env"}
 
 app = typer.Typer(
     name="adamas",
@@ -45,6 +61,8 @@ def adamas(
     if ctx.invoked_subcommand is None:
         print(ctx.get_help())
         return
+    if ctx.invoked_subcommand in _WITHOUT_CONFIGURATION:
+        return
     ctx.default_map = {ctx.invoked_subcommand: read_config(setting_names())}
 
 
@@ -52,8 +70,14 @@ app.command("ask")(ask.command)
 app.command("summarize")(summarize.command)
 app.command("bench")(bench.command)
 app.add_typer(cache.app, name="cache")
+app.command("completion")(completion.command)
+app.add_typer(config.app, name="config")
+app.command("doctor")(doctor.command)
+app.command("env")(env.command)
 app.add_typer(eval.app, name="eval")
 app.add_typer(models.app, name="models")
+app.command("plan")(plan.command)
+attach(app)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -87,6 +111,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _run_typer(arguments: list[str]) -> int:
     """The exit code; typer's own ways to end are put back into Python's exceptions."""
+    completion.prepare(os.environ)
     try:
         result = app(with_defaults(arguments), prog_name="adamas", standalone_mode=False)
     except typer.Abort:
@@ -108,6 +133,11 @@ def _usage_message(error: Any, arguments: list[str]) -> str:
     message = error.format_message()
     if arguments and Path(arguments[0]).exists():
         return f'{message}\nto ask about a file: adamas ask {arguments[0]} "your question"'
-    context = getattr(error, "ctx", None)
+    context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
+    if context is not None and parameter is not None:
+        source = context.get_parameter_source(parameter.name)
+        if source is not None and source.name == "DEFAULT_MAP":
+            wrong = " ".join(getattr(error, "message", message).split())
+            return f"the configuration file {config_path()} sets {parameter.name} to a wrong value: {wrong}"
     command = context.command_path if context is not None else "adamas"
     return f"{' '.join(message.split())}\ntry: {command} --help"

@@ -24,10 +24,11 @@ def config_path() -> Path:
     return user_config_path("adamas") / "config.toml"
 
 
-def read_config(known: Collection[str]) -> dict[str, object]:
+def read_config(known: Collection[str]) -> dict[str, str | list[str]]:
     """The settings of the configuration file by flag name (`max_tokens`); empty if there is no file.
 
-    `known` are the names it may hold. Raises UsageError for a file that is not TOML or holds another name.
+    `known` are the names it may hold. Values are texts, as on a command line, or lists of them, so that
+    flags are as strict with them. Raises UsageError for a file that is not TOML or holds another name.
     """
     path = config_path()
     try:
@@ -44,4 +45,14 @@ def read_config(known: Collection[str]) -> dict[str, object]:
     unknown = sorted(named.keys() - set(known))
     if unknown:
         raise UsageError(f"the configuration file {path} sets {', '.join(unknown)}, which no flag is called")
-    return named
+    return {name: _as_text(name, value, path) for name, value in named.items()}
+
+
+def _as_text(name: str, value: object, path: Path) -> str | list[str]:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return value
+    if isinstance(value, bool | int | float):
+        return str(value)
+    raise UsageError(f"the configuration file {path} sets {name} to {value!r}, which no flag takes")

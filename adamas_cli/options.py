@@ -45,6 +45,13 @@ def parse_length(text: str | int) -> int:
     return int(digits) * unit
 
 
+def _short_names(incomplete: str) -> list[str]:
+    """The models that a shell offers."""
+    from adamas_cli.models.aliases import aliases
+
+    return [name for name in aliases() if name.startswith(incomplete)]
+
+
 _length = {"parser": parse_length, "metavar": "LENGTH"}
 
 # Flags that a command may also take without their group.
@@ -110,6 +117,7 @@ class ModelOptions:
             "--model",
             envvar="ADAMAS_MODEL",
             metavar="NAME",
+            autocompletion=_short_names,
             help="Alias (see `adamas models ls`), Hugging Face id, directory or .gguf file.",
         ),
     ] = None
@@ -360,7 +368,7 @@ def grouped(function: Callable[..., None]) -> Callable[..., None]:
     for name, parameter in inspect.signature(function).parameters.items():
         if is_dataclass(hints[name]):
             groups[name] = hints[name]
-            flat.extend(_flags(hints[name]))
+            flat.extend(flags(hints[name]))
         else:
             flat.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
 
@@ -378,7 +386,8 @@ def grouped(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _flags(group: Any) -> list[inspect.Parameter]:
+def flags(group: Any) -> list[inspect.Parameter]:
+    """The parameters that typer makes a group's flags of."""
     hints = get_type_hints(group, include_extras=True)
     return [
         inspect.Parameter(

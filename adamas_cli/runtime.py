@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from adamas_cli import models
 from adamas_cli.engine.attention import AttentionSettings
-from adamas_cli.engine.engine import PREFILL_CHUNK
+from adamas_cli.engine.choice import PREFILL_CHUNK
 from adamas_cli.engine.plan import MemoryPlan, plan_memory, require_memory
 from adamas_cli.errors import UsageError
 from adamas_cli.models.device import choose_device, choose_dtype, wants_cuda

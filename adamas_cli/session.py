@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +15,7 @@ from adamas_cli.engine.engine import Engine
 from adamas_cli.engine.events import Done, Event
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.memory import give_back
+from adamas_cli.planning.speed import computing_device, remember_run, speed_key
 from adamas_cli.prompt.counting import Counting
 from adamas_cli.prompt.layout import Layout, question_ids
 from adamas_cli.prompt.template import DEFAULT_TEMPLATE, Frame
@@ -51,6 +52,8 @@ class Session:
     _unread: bool  # until they are in the cache
     _stored: StoredDocument | None
     _announce_reuse: bool = True
+    # What the engine said it has to compile, which spoils timings.
+    _compiled: list[str] = field(default_factory=list)
 
     @classmethod
     def open(
@@ -102,12 +105,18 @@ class Session:
             progress.note(
                 f"left out {layout.dropped:,} of {layout.total:,} tokens, from the documents' middle"
             )
+        compiled: list[str] = []
+
+        def announce(line: str) -> None:
+            compiled.append(line)
+            progress.note(line)
+
         engine = Engine(
             loaded,
             runtime.decoding,
             context=len(ids) + longest + answer,
             prefill_chunk=runtime.attention.prefill_chunk,
-            announce=progress.note,
+            announce=announce,
             counts=runtime.origins.counts,
         )
         give_back()  # reading needs it for other sizes
@@ -118,7 +127,9 @@ class Session:
         if not runtime.store.no_doc_cache and engine.keeps_documents:
             names = [document.path for document in layout.documents]
             stored = StoredDocument(loaded, ids, engine.chunk, runtime.store.settings, names, progress.note)
-        return cls(runtime, layout, engine, answer, around, ids, True, stored, announce_reuse)
+        return cls(
+            runtime, layout, engine, answer, around, ids, True, stored, announce_reuse, _compiled=compiled
+        )
 
     def __enter__(self) -> Session:
         return self
@@ -197,7 +208,22 @@ class Session:
                     prefill_seconds=answered.prefill_seconds + reading,
                     first_token_seconds=answered.first_token_seconds + reading,
                 )
+                if not self._compiled:
+                    remember_run(self._speed_key, answered)
+                self._compiled.clear()
             yield answered
+
+    @property
+    def _speed_key(self) -> str:
+        """What `adamas plan` will know these timings by."""
+        loaded = self.runtime.load()
+        return speed_key(
+            loaded.files.fingerprint,
+            dtype=str(loaded.dtype).removeprefix("torch."),
+            quantization=loaded.quantization,
+            device=computing_device(loaded.device.type, self.runtime.model.threads),
+            attention=self.engine.attention_kind,
+        )
 
 
 def asked(runtime: Runtime, question: str) -> str:
@@ -207,9 +233,12 @@ def asked(runtime: Runtime, question: str) -> str:
 
 def count(runtime: Runtime, around: Frame, documents: Sequence[Document]) -> Layout:
     """Lay the documents out in a thread while the model's weights load; on a GPU, which has only so much
-    memory, they are loaded once it is known how much will be needed.
+    memory, they are loaded once it is known how much will be needed, and with a token budget once it is known
+    to do. Raises OverContextError where that does not.
     """
     with Counting(runtime.layout(around), documents, runtime.progress) as counting:
+        if runtime.prompt.token_budget is not None:
+            counting.wait().keep_budget(0, runtime.prompt.token_budget)
         if runtime.wants_cuda:
             needed = counting.wait().total + runtime.prompt.max_tokens
             if runtime.prompt.ctx_size:  # more than that is not read at once

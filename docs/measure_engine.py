@@ -20,7 +20,8 @@ from transformers import DynamicCache
 from transformers.generation import BaseStreamer
 
 from adamas_cli.engine.attention import AttentionSettings
-from adamas_cli.engine.engine import PREFILL_CHUNK, Engine
+from adamas_cli.engine.choice import PREFILL_CHUNK
+from adamas_cli.engine.engine import Engine
 from adamas_cli.engine.events import Done
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.models import LoadedModel, load, resolve

@@ -25,6 +25,7 @@ import numpy as np
 from adamas_kernels.ops import SparseSettings
 from transformers import PreTrainedTokenizerFast
 
+from adamas_cli.documents.parts import Part
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.engine import Engine
 from adamas_cli.engine.events import Token
@@ -79,14 +80,8 @@ class Text:
     def __init__(self, text: str) -> None:
         self.text, self.size = text, len(text)
 
-    def pieces(self):
-        """All of it."""
-        yield self.text
-
     def parts(self):
-        """All of it, for layouts that ask for parts."""
-        from adamas_cli.documents.document import Part
-
+        """All of it."""
         yield Part(self.text, None)
 
 

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from adamas_cli import models
 from adamas_cli.bench.table import markdown_head, markdown_row
-from adamas_cli.engine.attention import AttentionSettings, budget_for
+from adamas_cli.engine.attention import AttentionSettings
+from adamas_cli.engine.choice import budget_for
 from adamas_cli.engine.engine import Engine
 from adamas_cli.eval.divergence import diverge
 from adamas_cli.models.packed import describe

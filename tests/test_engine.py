@@ -11,12 +11,11 @@ from adamas_kernels.ops import SparseSettings
 from conftest import ARCHITECTURES, tiny_architecture
 
 from adamas_cli.engine.attention import (
-    AUTO_MIN_CONTEXT,
     NAME,
     AttentionSettings,
     auto_min_context,
-    budget_for,
 )
+from adamas_cli.engine.choice import AUTO_MIN_CONTEXT, budget_for
 from adamas_cli.engine.engine import SMALLEST_CHUNK, Engine
 from adamas_cli.engine.events import Done, Prefill, Token
 from adamas_cli.engine.sampling import Sampling

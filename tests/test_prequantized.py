@@ -238,25 +238,6 @@ def test_quantized_layers_are_told_from_plain_ones(layer):
     assert is_fusable(nn.Linear(4, 4))
 
 
-@pytest.mark.parametrize(
-    ("device", "capability", "changed", "fast"),
-    [
-        (GPU, (9, 0), {}, True),
-        (GPU, (8, 0), {}, False),
-        (CPU, (9, 0), {}, False),
-        (GPU, (9, 0), {"type": "int"}, False),
-        (GPU, (9, 0), {"num_bits": 4}, False),
-        (GPU, (9, 0), {"strategy": "block"}, False),
-    ],
-)
-def test_compressed_fp8_stays_where_a_gpu_multiplies_it(device, capability, changed, fast, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    group = FLOAT8["config_groups"]["a"]["weights"]
-    stored = {"quant_method": "compressed-tensors", "config_groups": {"a": {"weights": {**group, **changed}}}}
-    config = reading(stored, device, Silent())
-    assert (config.use_optimized_inference, config.dequantize) == (fast, not fast)
-
-
 def test_fp8_in_blocks_says_what_keeps_it_from_a_gpu(monkeypatch):
     from transformers.integrations import finegrained_fp8
 

@@ -14,6 +14,7 @@ from test_cli import Runner, adamas  # noqa: F401 - a fixture
 from test_engine import FULL, Loaded, answer, prompt, sparse
 from test_native import pack  # noqa: F401 - a fixture
 
+from adamas_cli.documents.parts import Part
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.engine import Engine
 from adamas_cli.options import with_defaults
@@ -41,8 +42,8 @@ class Text:
     def __init__(self, text: str = TEXT) -> None:
         self.text, self.size = text, len(text)
 
-    def pieces(self):
-        yield self.text
+    def parts(self):
+        yield Part(self.text, None)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from adamas_cli.models.resolve import ModelFiles
 from adamas_cli.store import blocks, document
 from adamas_cli.store.document import StoredDocument
 from adamas_cli.store.entries import Entry, entries, on_disk, prune, remove, save, stored_files, total_bytes
-from adamas_cli.store.keys import block_tokens, chain
+from adamas_cli.store.keys import block_tokens, chain, model_facts
 from adamas_cli.store.places import FORMAT, appearing, leftovers
 from adamas_cli.store.settings import LARGEST_SHARE, LARGEST_STORE, StoreSettings, default_limit
 
@@ -55,6 +56,19 @@ def loaded(name: str = "llama", device: str = "cpu", **changes) -> Loaded:
     model = tiny_architecture(name).to(device)
     files = ModelFiles("tiny", Path(), changes.pop("fingerprint", "a" * 64))
     return Loaded(model, files, torch.device(device), torch.float32, **changes)
+
+
+def facts(model: Loaded) -> dict[str, Any]:
+    """What the keys of its blocks go by."""
+    return model_facts(
+        model.model.config.get_text_config(),
+        fingerprint=model.files.fingerprint,
+        quantization=model.quantization,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=model.device.type,
+        block=BLOCK,
+        kept="auto",
+    )
 
 
 def tokens(count: int, seed: int = 0) -> np.ndarray:
@@ -181,7 +195,7 @@ def test_nothing_is_reused_of_what_was_computed_otherwise():
         other,
         loaded("qwen2"),
     ):
-        assert chain(document.model_facts(model, BLOCK), ids, BLOCK)[0] not in {
+        assert chain(facts(model), ids, BLOCK)[0] not in {
             file.stem for file in stored_files(document.documents_directory())
         }
     assert ask(loaded(), ids, chunk=CHUNK).reused == DOCUMENT
@@ -225,7 +239,7 @@ def test_only_the_user_may_read(root):
 
 
 def first_block(root: Path, ids: np.ndarray, index: int = 1) -> Path:
-    key = chain(document.model_facts(loaded(), BLOCK) | {"kept": "auto"}, ids, BLOCK)[index]
+    key = chain(facts(loaded()), ids, BLOCK)[index]
     return next(file for file in stored_files(root) if file.stem == key)
 
 

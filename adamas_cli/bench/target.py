@@ -98,7 +98,7 @@ def shape_target(name: str, tokens: int, options: ModelOptions) -> Target:
         raise UsageError("--shape has random weights, which are not quantized: leave out --quantization")
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
-    packed = packs(options.quantization, options.dtype, device)
+    packed = packs(options.quantization, options.dtype, device.type)
 
     def load(progress: Progress) -> models.LoadedModel:
         return load_shape(name, tokens, dtype=dtype, device=device, packed=packed, progress=progress)

@@ -6,7 +6,6 @@ RoPE, with KV heads not repeated. The cache travels with the call as the keyword
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,18 +22,10 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from adamas_cli.engine.cache import FULL, SLIDING, AdamasCache, FullLayer, SparseDecoding, layer_types
+from adamas_cli.engine.choice import DENSE_LAYERS, auto_min_context, budget_for
 from adamas_cli.errors import ModelUnavailableError, UsageError
 
 NAME = "adamas"
-DENSE_LAYERS = 2  # the first layers attend broadly, and stay dense in decode (paper, section 4.1)
-# Contexts from which a sparse decode step is faster than a full one, by backend (docs/performance.md). The
-# reference in plain torch never is: it unpacks all codes at every step. On a GPU a full step takes as long as
-# its keys and values take to read, so there it is a matter of their bytes in a layer, and a sparse one as
-# long as choosing its tokens takes: (largest budget, bytes), as measured on an H100.
-AUTO_MIN_CONTEXT = {"cpu": 4096, "torch": math.inf}
-AUTO_MIN_BYTES = {"triton": ((256, 100e6), (768, 200e6), (1536, 300e6), (math.inf, 900e6))}
-# Budgets that keep an answer's distribution close to full attention's at every length (docs/accuracy.md).
-LEAST_BUDGET, BUDGET_STEP, BUDGET_GROWTH = 256, 64, 4
 # What some models pass to change the scores or the softmax; ignoring one would be silently wrong.
 SCORE_EXTRAS = ("softcap", "s_aux", "position_bias", "head_mask")
 
@@ -77,20 +68,6 @@ class AttentionSettings:
         if self.kind == "auto" and context < auto_min_context(name, sparse.budget, token_bytes):
             return None, None
         return SparseDecoding(sparse, load(name, announce)), reason
-
-
-def auto_min_context(backend: str, budget: int, token_bytes: int) -> float:
-    """The context from which `auto` decodes sparsely with a budget, for keys and values of so many bytes a
-    token and layer.
-    """
-    if backend not in AUTO_MIN_BYTES:
-        return AUTO_MIN_CONTEXT[backend]
-    return next(size for largest, size in AUTO_MIN_BYTES[backend] if budget <= largest) / token_bytes
-
-
-def budget_for(context: int) -> int:
-    """Tokens that each query head attends to in a context of so many: with its square root, in steps."""
-    return max(LEAST_BUDGET, BUDGET_STEP * math.ceil(BUDGET_GROWTH * math.sqrt(context) / BUDGET_STEP))
 
 
 def unsupported_reason(config: PreTrainedConfig) -> str | None:

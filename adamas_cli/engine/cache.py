@@ -427,13 +427,16 @@ class AdamasCache(Cache):
             capacity = max((layer.capacity for _, layer in self._coded_layers()), default=0)
             self._sparse.tally_for(capacity, self.steps.length.device)
 
+    @property
+    def tally(self) -> Tensor | None:
+        """See `SparseDecoding`."""
+        return None if self._sparse is None else self._sparse.tally
+
     def attended(self) -> Tensor | None:
         """The softmax weight that the last answer gave to each token in the cache, float32 [S], added up over
         sparse layers and heads; None where it was not counted.
         """
-        if self._sparse is None or self._sparse.tally is None:
-            return None
-        return self._sparse.tally[0, 1, : self.get_seq_length()]
+        return None if self.tally is None else self.tally[0, 1, : self.get_seq_length()]
 
     def start_decoding(self, sparse: bool = True) -> None:
         """From here on, tokens are an answer's; sparse layers attend sparsely if `sparse` says so."""

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from adamas_cli.engine.attention import AttentionSettings, adamas_attention, refusal, unsupported_reason
 from adamas_cli.engine.cache import AdamasCache, PlainCache, SparseDecoding, Steps
+from adamas_cli.engine.choice import OTHER_CHUNK, PREFILL_CHUNK
 from adamas_cli.engine.compiling import announced_compiling
 from adamas_cli.engine.eta import PrefillCost
 from adamas_cli.engine.events import Done, Event, Prefill, Token
@@ -33,10 +34,6 @@ from adamas_cli.errors import OutOfMemoryError
 if TYPE_CHECKING:
     from adamas_cli.models import LoadedModel
 
-# Tokens: on a CPU so few that activations stay in its own cache, on a GPU so many that matrix products and
-# attention run at full speed.
-PREFILL_CHUNK = {"cpu": 512, "cuda": 8192}
-OTHER_CHUNK = 2048
 SMALLEST_CHUNK = 64
 REHEARSALS = 3  # steps behind a document that are forgotten
 REHEARSED_FROM = 2048  # tokens of a document

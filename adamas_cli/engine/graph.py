@@ -81,7 +81,7 @@ class GraphedSteps:
     def _capture(self, token: Tensor) -> _Graph:
         cache, device = self._cache, token.device
         own = token.clone()
-        mark = cache.mark()
+        mark, counted = cache.mark(), None if cache.tally is None else cache.tally.clone()
         version = cache.steps.version
         try:
             # Once before: kernels are compiled, and what a layer makes at its first step is made.
@@ -98,6 +98,8 @@ class GraphedSteps:
                 logits = self._run(own)
         finally:
             cache.rewind(mark)
+            if cache.tally is not None and counted is not None:
+                cache.tally.copy_(counted)
         assert cache.steps.version == version, "a step replaced its own buffers"
         return _Graph(version, graph, own, logits)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -41,6 +41,8 @@ class Alias:
     sha256: str
     hub: str | None = None  # repository on the Hugging Face hub that holds `file`
     wheels: Wheels | None = None
+    # Fields of its config, for what must be known before the file is here.
+    shape: dict[str, int] = field(default_factory=dict, compare=False)
 
 
 @cache

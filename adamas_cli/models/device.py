@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from adamas_cli.errors import UsageError
+from adamas_cli.machine.cpu import cpu_flags
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,26 @@ def has_cuda_gpu() -> bool:
 def wants_cuda(device: str) -> bool:
     """Whether `device` (`auto`, `cpu`, `cuda:1`, …) means a CUDA GPU on this machine."""
     return has_cuda_gpu() if device == "auto" else device.startswith("cuda")
+
+
+def device_kind(device: str) -> str:
+    """What `choose_device` would choose, as torch names a device's type, without importing torch."""
+    if device == "auto":
+        return "cuda" if has_cuda_gpu() else "cpu"
+    return device.partition(":")[0]
+
+
+def dtype_name(dtype: str, kind: str) -> str:
+    """What `choose_dtype` would choose for a kind of device, without importing torch where that can be."""
+    if dtype != "auto":
+        return dtype
+    flags = cpu_flags()
+    if kind == "cpu" and not flags:
+        import torch
+
+        return str(choose_dtype(dtype, torch.device(kind))).removeprefix("torch.")
+    native = kind == "cuda" or (kind == "cpu" and not flags.isdisjoint(("avx512_bf16", "amx_tile")))
+    return "bfloat16" if native else "float32"
 
 
 def choose_device(device: str) -> torch.device:

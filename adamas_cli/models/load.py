@@ -69,7 +69,7 @@ def load(
 
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)
-    packed = packs(quantization, dtype, chosen_device)
+    packed = packs(quantization, dtype, chosen_device.type)
     how = None
     if quantization in PACKAGES:
         require_quantizable(quantization, chosen_device, chosen_dtype)
@@ -113,8 +113,9 @@ def load(
     return LoadedModel(model, files, chosen_device, chosen_dtype, context, ending, kept)
 
 
-def packs(quantization: str, dtype: str, device: torch.device) -> bool:
-    """Whether weights are packed: with `auto` on CPUs, unless a number format was asked for.
+def packs(quantization: str, dtype: str, device: str) -> bool:
+    """Whether weights are packed on a kind of device: with `auto` on CPUs, unless a number format was asked
+    for.
 
     Decoding reads each weight once a token, so fewer bytes are faster on every CPU (docs/performance.md);
     which products are used is up to its features. Raises UsageError where `packed` is asked for and cannot
@@ -123,8 +124,8 @@ def packs(quantization: str, dtype: str, device: torch.device) -> bool:
     if quantization == "none":
         return False
     obstacle = None
-    if device.type != "cpu":
-        obstacle = f"the model is on {device.type}"
+    if device != "cpu":
+        obstacle = f"the model is on {device}"
     elif find_spec("numba") is None:
         obstacle = "numba is not installed"
     if quantization == "packed" and obstacle:

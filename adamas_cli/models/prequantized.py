@@ -77,15 +77,14 @@ def reading(stored: dict[str, Any], device: torch.device, progress: Progress) ->
 
     compressed-tensors: transformers keeps weights compressed until the first pass through the model and then
     dequantizes them all, so that it saves no memory and layers change while they are in use; they are
-    dequantized at once, but for FP8 on a GPU that multiplies it. FP8 in blocks is multiplied by a kernel that
+    dequantized at once. FP8 in blocks is multiplied by a kernel that
     the package `kernels` fetches from the hub, on GPUs.
     """
     method = stored["quant_method"]
     if method == COMPRESSED_TENSORS:
         from transformers import CompressedTensorsConfig
 
-        fast = _multiplies_fp8(device) and _is_all_fp8(stored)
-        return CompressedTensorsConfig(dequantize=not fast, use_optimized_inference=fast)
+        return CompressedTensorsConfig(dequantize=True)
     if method == FP8:
         obstacle = _fp8_obstacle(device)
         if obstacle is None:
@@ -132,17 +131,6 @@ def _multiplies_fp8(device: torch.device) -> bool:
     import torch
 
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
-
-
-def _is_all_fp8(stored: dict[str, Any]) -> bool:
-    """Whether all that is quantized has 8-bit floats, with a scale for each row or for all of a weight."""
-    weights = [group.get("weights") or {} for group in (stored.get("config_groups") or {}).values()]
-    return bool(weights) and all(
-        kind.get("type") == "float"
-        and kind.get("num_bits") == 8
-        and kind.get("strategy") in ("channel", "tensor")
-        for kind in weights
-    )
 
 
 def _fp8_obstacle(device: torch.device) -> str | None:

@@ -12,8 +12,8 @@ from pathlib import Path
 from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.models.aliases import Alias, aliases
 from adamas_cli.models.default import default_name
-from adamas_cli.models.device import choose_device, choose_dtype
-from adamas_cli.models.fetch import fetch, is_fetched, sha256_of
+from adamas_cli.models.device import choose_device, choose_dtype, device_kind, dtype_name
+from adamas_cli.models.fetch import fetch, sha256_of
 from adamas_cli.models.folder import fingerprint, require_complete
 from adamas_cli.models.gguf import unpack, weights_folder
 from adamas_cli.models.hub import cached_snapshot, download_snapshot
@@ -58,11 +58,9 @@ def resolve(
 
 
 def _from_alias(alias: Alias, dtype: str, device: str, offline: bool, progress: Progress) -> ModelFiles:
-    if not is_fetched(alias):
-        chosen = str(choose_dtype(dtype, choose_device(device))).removeprefix("torch.")
-        unpacked = weights_folder(alias.sha256, chosen)
-        if unpacked.is_dir():
-            return ModelFiles(alias.name, unpacked, alias.sha256)
+    unpacked = _unpacked(alias.sha256, dtype, device)
+    if unpacked.is_dir():
+        return ModelFiles(alias.name, unpacked, alias.sha256)
     file = fetch(alias, offline=offline, progress=progress)
     directory = unpack(file, alias.sha256, choose_dtype(dtype, choose_device(device)), progress)
     return ModelFiles(alias.name, directory, alias.sha256)
@@ -72,8 +70,15 @@ def _from_gguf(name: str, path: Path, dtype: str, device: str, progress: Progres
     if not path.is_file():
         raise ModelUnavailableError(f"there is no file {path}.")
     sha256 = _remembered_sha256(path.resolve(), progress)
-    directory = unpack(path.resolve(), sha256, choose_dtype(dtype, choose_device(device)), progress)
+    directory = _unpacked(sha256, dtype, device)
+    if not directory.is_dir():
+        directory = unpack(path.resolve(), sha256, choose_dtype(dtype, choose_device(device)), progress)
     return ModelFiles(name, directory, sha256)
+
+
+def _unpacked(sha256: str, dtype: str, device: str) -> Path:
+    """Where the weights of a file are, if they were unpacked before; finds out without torch."""
+    return weights_folder(sha256, dtype_name(dtype, device_kind(device)))
 
 
 def _from_hub(name: str, offline: bool, progress: Progress) -> ModelFiles:

@@ -101,10 +101,8 @@ def find_sources(
         begin, end = lines[tokens[0]], lines[tokens[-1]]
         assert begin is not None
         assert end is not None
-        best = lines[tokens[int(weight[tokens].argmax())]]
-        section = getattr(best, "section", None)
         excerpt = _excerpt(ids, weight, tokens, tokenizer)
-        passages.append(Passage(begin.path, begin.line, end.line, section, share, excerpt))
+        passages.append(Passage(begin.path, begin.line, end.line, begin.section, share, excerpt))
     return Sources(tuple(passages), tuple(_strip(weight[inside]).tolist()))
 
 

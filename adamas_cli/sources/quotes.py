@@ -102,7 +102,7 @@ class _Text:
         while at >= 0:
             place = self._place(at)
             if place is not None:
-                return Quote(quote, place.path, place.line, getattr(place, "section", None))
+                return Quote(quote, place.path, place.line, place.section)
             at = self._text.find(wanted, at + 1)
         return Quote(quote)
 

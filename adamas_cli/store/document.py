@@ -45,7 +45,15 @@ class StoredDocument:
         self.block = block_tokens(chunk, each)
         self._root, self._settings, self._note = documents_directory(), settings, note
         self._compresses = settings.dtype == "int8"
-        facts = model_facts(loaded, self.block) | {"kept": settings.dtype}
+        facts = model_facts(
+            config,
+            fingerprint=loaded.files.fingerprint,
+            quantization=loaded.quantization,
+            dtype=str(loaded.dtype).removeprefix("torch."),
+            device=loaded.device.type,
+            block=self.block,
+            kept=settings.dtype,
+        )
         self._keys = chain(facts, ids, self.block)
         self._tokens = len(ids)
         self._bytes = each * len(ids) // (2 if self._compresses else 1)

@@ -18,7 +18,7 @@ import numpy as np
 from adamas_cli.store.places import FORMAT
 
 if TYPE_CHECKING:
-    from adamas_cli.models import LoadedModel
+    from transformers import PreTrainedConfig
 
 KEY_DIGITS = 40
 LEAST_BLOCK_BYTES = 1 << 20
@@ -26,21 +26,32 @@ LEAST_BLOCK_BYTES = 1 << 20
 _ASIDE = ("_name_or_path", "transformers_version", "_attn_implementation", "attn_implementation", "use_cache")
 
 
-def model_facts(loaded: LoadedModel, block: int) -> dict[str, Any]:
-    """What the keys and values of a token depend on, besides the tokens up to it.
+def model_facts(
+    config: PreTrainedConfig,
+    *,
+    fingerprint: str,
+    quantization: str,
+    dtype: str,
+    device: str,
+    block: int,
+    kept: str,
+) -> dict[str, Any]:
+    """What the keys and values of a token depend on, besides the tokens up to it; none of it needs weights.
 
+    config: the text model's. dtype, device: by torch's names, and kept: as `StoreSettings` says.
     The tokenizer and the chat template only decide about the tokens, which are hashed themselves. The
     attention of decode steps is not among these: prefill is always exact.
     """
-    config = loaded.model.config.get_text_config().to_dict()
+    fields = {name: value for name, value in config.to_dict().items() if name not in _ASIDE}
     return {
         "format": FORMAT,
-        "weights": loaded.files.fingerprint,
-        "quantization": loaded.quantization,
-        "dtype": str(loaded.dtype).removeprefix("torch."),
-        "device": loaded.device.type,
-        "config": {name: value for name, value in config.items() if name not in _ASIDE},
+        "weights": fingerprint,
+        "quantization": quantization,
+        "dtype": dtype,
+        "device": device,
+        "config": fields,
         "block": block,
+        "kept": kept,
     }
 
 
@@ -52,9 +63,18 @@ def block_tokens(chunk: int, token_bytes: int) -> int:
     return chunk * math.ceil(LEAST_BLOCK_BYTES / (chunk * token_bytes))
 
 
+def first_link(facts: Mapping[str, Any]) -> bytes:
+    """Where a model's chains begin."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).digest()
+
+
 def chain(facts: Mapping[str, Any], ids: np.ndarray, block: int) -> list[str]:
     """The keys of the blocks of tokens int [n], the last one of which may be shorter than `block`."""
-    link = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).digest()
+    return chain_from(first_link(facts), ids, block)
+
+
+def chain_from(link: bytes, ids: np.ndarray, block: int) -> list[str]:
+    """The same behind a first link."""
     tokens = np.ascontiguousarray(ids, dtype="<i4")
     keys = []
     for start in range(0, len(tokens), block):

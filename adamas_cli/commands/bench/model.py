@@ -133,7 +133,7 @@ class Job:
         is more than it has.
         """
         from adamas_cli.bench.model import tokens_needed
-        from adamas_cli.engine.engine import PREFILL_CHUNK
+        from adamas_cli.engine.choice import PREFILL_CHUNK
         from adamas_cli.engine.plan import plan_memory, require_memory
         from adamas_cli.models.prequantized import stored_bytes
 

@@ -1,0 +1,99 @@
+"""`adamas doctor`: what this machine can do, and what keeps adamas from working on it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import typer
+
+from adamas_cli.commands.shared import AsJson, print_json
+from adamas_cli.errors import AdamasError
+from adamas_cli.machine.checks import Check, machine_checks
+from adamas_cli.models.aliases import aliases
+from adamas_cli.models.default import default_name
+from adamas_cli.models.fitting import Fit, fits
+from adamas_cli.models.folder import missing
+from adamas_cli.models.inventory import find
+from adamas_cli.terminal.sanitize import one_line
+
+
+def command(as_json: AsJson = False) -> None:
+    """Check this machine, and say what to do about each thing that is wrong; then exit with 1."""
+    checks: list[Check] = []
+    models = list(fits())
+    for look in [*machine_checks(), lambda: _default_model(models)]:
+        checks.append(look())
+        if not as_json:
+            print(_line(checks[-1]), flush=True)
+    wrong = [check for check in checks if check.state == "wrong"]
+    if as_json:
+        shown = {"ok": not wrong, "checks": list(map(asdict, checks)), "models": list(map(asdict, models))}
+        print_json(shown)
+    else:
+        print("", *_table(models), "", sep="\n")
+        for check in wrong:
+            print(f"{check.name}: {one_line(check.found)}. {one_line(check.advice)}")
+        if not wrong:
+            print("Everything that adamas needs works.")
+    if wrong:
+        raise typer.Exit(AdamasError.exit_code)
+
+
+def _default_model(models: list[Fit]) -> Check:
+    try:
+        name = default_name()
+    except AdamasError:  # told by the check of the configuration
+        return Check("default model", "note", "unknown while the configuration is wrong")
+    fit = next((fit for fit in models if fit.name == name), None)
+    if fit is None:
+        return _other_model(name)
+    if not fit.present:
+        advice = f"Fetch it, {aliases()[name].bytes / 1e6:,.0f} MB: adamas models pull {name}"
+        return Check("default model", "wrong", f"{name} is not on this machine yet", advice)
+    if not fit.largest:
+        advice = "Choose a smaller one: adamas models default NAME"
+        return Check("default model", "wrong", f"there is no memory for {name}", advice)
+    return Check("default model", "ok", f"{name} is here")
+
+
+def _other_model(name: str) -> Check:
+    """A model without a short name: a folder, a file, or one of the hub's."""
+    path = Path(name).expanduser()
+    advice = "Choose another one: adamas models default NAME"
+    if path.is_dir():
+        lack = missing(path)
+        if lack is not None:
+            return Check("default model", "wrong", f"{name} {lack}", advice)
+    elif not path.is_file() and find(name) is None:
+        if "/" in name and path.suffix != ".gguf":
+            advice = f"Fetch it: adamas models pull {name}"
+        return Check("default model", "wrong", f"{name} is not on this machine", advice)
+    return Check("default model", "ok", f"{name} is here")
+
+
+def _line(check: Check) -> str:
+    told = one_line(check.found)
+    if check.state == "note" and check.advice:
+        told += f". {one_line(check.advice)}"
+    return f"{check.state:5}  {check.name:15}  {told}"
+
+
+def _table(models: list[Fit]) -> list[str]:
+    rows = [("MODEL", "HERE", "CONTEXT", "MEMORY", "FITS")]
+    for fit in models:
+        whole = fit.largest == fit.context
+        rows.append(
+            (
+                fit.name,
+                "yes" if fit.present else "no",
+                f"{fit.context:,}",
+                f"{fit.needed / 1e9:.1f} GB",
+                "whole" if whole else f"{fit.largest:,} tokens" if fit.largest else "no",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    return [
+        f"{name:{widths[0]}}  {here:{widths[1]}}  {context:>{widths[2]}}  {needed:>{widths[3]}}  {fit}"
+        for name, here, context, needed, fit in rows
+    ]

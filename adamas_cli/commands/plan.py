@@ -1,0 +1,110 @@
+"""`adamas plan`: what a question about documents would take, without asking it."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adamas_cli.commands.reading import collect_documents
+from adamas_cli.commands.shared import AsJson, print_json
+from adamas_cli.errors import UsageError
+from adamas_cli.options import (
+    AttentionOptions,
+    InputOptions,
+    ModelOptions,
+    PromptOptions,
+    StoreOptions,
+    grouped,
+)
+from adamas_cli.quiet import prepare_libraries
+
+EXAMPLE = 'adamas plan book.txt "Who is Mr. Darcy?"'
+
+
+@grouped
+def command(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SOURCES... [QUESTION]",
+            help="Files, folders or `-` (stdin); what comes last and is no path is the question.",
+            show_default=False,
+        ),
+    ] = None,
+    question: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-q",
+            "--question",
+            metavar="TEXT",
+            rich_help_panel="Question and answer",
+            help="A question (repeatable); then all arguments are sources.",
+        ),
+    ] = None,
+    tree: Annotated[bool, typer.Option("--tree", help="Show tokens by folder.")] = False,
+    calibrate: Annotated[
+        bool | None,
+        typer.Option(
+            "--calibrate/--no-calibrate",
+            help="Time this machine now, or not at all; by default where no earlier run tells its speed.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show nothing but the plan and errors.")] = False,
+    verbose: Annotated[
+        int, typer.Option("-v", "--verbose", count=True, help="Say more; -vv adds tracebacks.")
+    ] = 0,
+    *,
+    model: ModelOptions,
+    attention: AttentionOptions,
+    selection: InputOptions,
+    prompt: PromptOptions,
+    store: StoreOptions,
+) -> None:
+    """Count tokens, memory and time before a question is asked: adamas plan src/ --tree"""
+    prepare_libraries(verbose=verbose, offline=model.offline)
+    sources, questions = split_arguments(arguments or [], question or [], selection.files_from)
+
+    from adamas_cli.terminal.display import Display
+
+    with Display(answers=None, notes=sys.stderr, quiet=quiet) as display:
+        keep = not (store.no_doc_cache or store.doc_cache_ro)
+        documents = collect_documents(sources, selection, display, verbose=verbose, keep=keep)
+        from adamas_cli.planning.foresee import Flags, foresee
+        from adamas_cli.planning.tree import grow
+
+        flags = Flags(model, attention, prompt, store)
+        plan = foresee(documents, questions, flags, display, calibrates=calibrate)
+    grown = grow({document.path: document.tokens for document in plan.counted.documents}) if tree else None
+    if not as_json:
+        from adamas_cli.terminal.planning import shown
+
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        print("\n".join(shown(plan, grown, width)))
+    if plan.over_budget is not None:
+        raise plan.over_budget
+    if as_json:
+        print_json(plan.as_json(grown))
+
+
+def split_arguments(
+    arguments: list[str], questions: list[str], files_from: str | None
+) -> tuple[list[str], list[str]]:
+    """The sources and the questions, of which there may be none: the last of several arguments is one if it
+    is no path and looks like none. Raises UsageError where the sources are missing.
+    """
+    sources = arguments
+    alone = len(arguments) == 1 and files_from is None
+    if arguments and not questions and not alone and _is_question(arguments[-1]):
+        sources, questions = arguments[:-1], arguments[-1:]
+    if not sources and files_from is None:
+        raise UsageError(f"give documents, as in: {EXAMPLE}")
+    return sources, questions
+
+
+def _is_question(text: str) -> bool:
+    return text != "-" and not Path(text).exists() and (" " in text.strip() or text.rstrip().endswith("?"))

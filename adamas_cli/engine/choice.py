@@ -1,0 +1,35 @@
+"""What is chosen where the user leaves it open: tokens that are read at once, when sparse attention gains,
+in which layers, and how many tokens it attends to.
+"""
+
+from __future__ import annotations
+
+import math
+
+# Tokens that are read at once: on a CPU so few that activations stay in its own cache, on a GPU so many that
+# matrix products and attention run at full speed.
+PREFILL_CHUNK = {"cpu": 512, "cuda": 8192}
+OTHER_CHUNK = 2048
+DENSE_LAYERS = 2  # the first layers attend broadly, and stay dense in decode (paper, section 4.1)
+# Contexts from which a sparse decode step is faster than a full one, by backend (docs/performance.md). The
+# reference in plain torch never is: it unpacks all codes at every step. On a GPU a full step takes as long as
+# its keys and values take to read, so there it is a matter of their bytes in a layer, and a sparse one as
+# long as choosing its tokens takes: (largest budget, bytes), as measured on an H100.
+AUTO_MIN_CONTEXT = {"cpu": 4096, "torch": math.inf}
+AUTO_MIN_BYTES = {"triton": ((256, 100e6), (768, 200e6), (1536, 300e6), (math.inf, 900e6))}
+# Budgets that keep an answer's distribution close to full attention's at every length (docs/accuracy.md).
+LEAST_BUDGET, BUDGET_STEP, BUDGET_GROWTH = 256, 64, 4
+
+
+def auto_min_context(backend: str, budget: int, token_bytes: int) -> float:
+    """The context from which `auto` decodes sparsely with a budget, for keys and values of so many bytes a
+    token and layer.
+    """
+    if backend not in AUTO_MIN_BYTES:
+        return AUTO_MIN_CONTEXT[backend]
+    return next(size for largest, size in AUTO_MIN_BYTES[backend] if budget <= largest) / token_bytes
+
+
+def budget_for(context: int) -> int:
+    """Tokens that each query head attends to in a context of so many: with its square root, in steps."""
+    return max(LEAST_BUDGET, BUDGET_STEP * math.ceil(BUDGET_GROWTH * math.sqrt(context) / BUDGET_STEP))

@@ -1,0 +1,110 @@
+"""The examples at the end of each command's help. A test parses every one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import typer
+
+# What each command line does, by command.
+EXAMPLES: dict[str, dict[str, str]] = {
+    "": {
+        'adamas ask book.txt "Who is Mr. Darcy?"': "ask a question about a book",
+        "adamas COMMAND --help": "what a command can do",
+    },
+    "ask": {
+        'adamas ask book.txt "Who is Mr. Darcy?"': "one document, one question",
+        'adamas ask src/ README.md "How is a request routed?" -e "test_*"': "a repository without its tests",
+        'adamas ask book.txt -q "Who is Mr. Darcy?" -q "Where does he live?"': "read once, answer twice",
+        'git diff | adamas ask - "What could break?" --json': "a document from a pipe, the answer as JSON",
+    },
+    "summarize": {
+        "adamas summarize book.txt --style bullets --max-words 200": "a book of any length, in a few points",
+        "adamas summarize src/": "what a repository is, how it is built up and how to run it",
+    },
+    "bench": {
+        "adamas bench --len 4k,16k --text book.txt": "how fast this machine reads and answers",
+        "adamas bench --kernels": "one sparse step of a layer beside full attention",
+        "adamas bench --len 4k --vs llama.cpp --format jsonl > rows.jsonl": "beside llama.cpp, into a file",
+    },
+    "eval ppl": {
+        "adamas eval ppl --text book.txt --len 4k --budgets 64,256": "how far sparse is from full",
+    },
+    "eval retrieval": {
+        "adamas eval retrieval --text book.txt --tasks multikey --len 2k,4k": "numbers hidden in a text",
+    },
+    "eval answers": {
+        'adamas eval answers --document book.txt -q "Who is Mr. Darcy?"': "your own question, both ways",
+    },
+    "completion": {
+        "adamas completion bash > ~/.local/share/bash-completion/completions/adamas": "for bash",
+        "adamas completion zsh > ~/.zfunc/_adamas": "for zsh, where fpath holds that folder",
+        "adamas completion fish > ~/.config/fish/completions/adamas.fish": "for fish",
+    },
+    "config show": {
+        "adamas config show": "every setting, and where it comes from",
+        "adamas config show --json": "the same as JSON",
+    },
+    "config path": {"$EDITOR $(adamas config path)": "change the settings"},
+    "config init": {
+        "adamas config init": "a file with every setting, all commented out",
+        "adamas config init --force": "the same in place of the one that is there",
+    },
+    "doctor": {
+        "adamas doctor": "what this machine can do, and what keeps it from working",
+        "adamas doctor --json": "the same as JSON",
+    },
+    "env": {"adamas env": "what a bug report should hold"},
+    "plan": {
+        'adamas plan book.txt "Who is Mr. Darcy?"': "whether it fits, what it takes and how long",
+        "adamas plan src/ --tree": "which folders take the room",
+        "adamas plan . --token-budget 30k --json": "exit code 4 where it is more",
+    },
+    "cache ls": {"adamas cache ls": "the documents that need not be read again"},
+    "cache info": {
+        "adamas cache info book.txt": "what is kept of one document",
+        "adamas cache info 3f311f36 --json": "the same by its ID, as JSON",
+    },
+    "cache rm": {
+        "adamas cache rm 3f311f36": "remove one document, after asking",
+        "adamas cache rm --all -y": "remove all without asking",
+    },
+    "cache prune": {"adamas cache prune --max-size 5g": "remove the least recently used above 5 GiB"},
+    "cache verify": {"adamas cache verify": "read everything and check it"},
+    "cache path": {"du -sh $(adamas cache path)": "what the folder takes"},
+    "models ls": {"adamas models ls": "the short names and what is on this machine"},
+    "models pull": {"adamas models pull qwen2.5-coder-1.5b": "fetch a model before it is needed"},
+    "models rm": {"adamas models rm smollm2-135m -y": "free its room without asking"},
+    "models show": {"adamas models show smollm2-135m --json": "sizes, hash, licence and shape as JSON"},
+    "models default": {
+        "adamas models default": "which model answers when none is named",
+        "adamas models default qwen2.5-coder-1.5b": "choose another one",
+    },
+}
+
+
+def attach(app: typer.Typer) -> None:
+    """Let the help of every command of `app` that has examples end with them."""
+    if app.registered_callback is not None and "" in EXAMPLES:
+        app.registered_callback.epilog = epilog("")
+    for path, command in _commands(app):
+        if path in EXAMPLES:
+            command.epilog = epilog(path)
+
+
+def epilog(path: str) -> str:
+    """The examples of a command, such as `cache ls`, in rich's markup."""
+    lines = ["[bold]Examples[/bold]"]
+    for line, purpose in EXAMPLES[path].items():
+        lines += [f"  [dim]# {purpose}[/dim]", "  $ " + line.replace("[", r"\[")]
+    return "\n".join(lines)
+
+
+def _commands(app: typer.Typer, above: str = "") -> Iterator[tuple[str, typer.models.CommandInfo]]:
+    """Every command below `app` with its path."""
+    for command in app.registered_commands:
+        assert command.name is not None
+        yield f"{above} {command.name}".strip(), command
+    for group in app.registered_groups:
+        if group.typer_instance is not None and group.name:
+            yield from _commands(group.typer_instance, f"{above} {group.name}".strip())

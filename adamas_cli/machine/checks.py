@@ -1,0 +1,146 @@
+"""What `adamas doctor` looks at: each check tells what it found, and what to do where that is wrong."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from adamas_cli.config import config_path, read_config
+from adamas_cli.errors import AdamasError
+from adamas_cli.folders import cache_directory
+from adamas_cli.machine.cpu import cpu_features, cpu_flags, cpu_name
+from adamas_cli.machine.gpus import cuda_of_driver, driver_version, gpus
+from adamas_cli.machine.memory import memory
+from adamas_cli.machine.triton_trial import try_triton
+from adamas_cli.machine.versions import cuda_of_torch
+from adamas_cli.models.threads import physical_cores
+from adamas_cli.options import setting_names
+from adamas_cli.store.places import documents_directory
+
+NEEDED = ("torch", "transformers", "tokenizers", "safetensors", "huggingface-hub")
+LEAST_FREE = 2_000_000_000  # bytes of disk, for a small model and a few documents
+LEAST_MEMORY = 2_000_000_000
+
+State = Literal["ok", "note", "wrong"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. advice: what to do where it is `wrong`, or what a `note` costs."""
+
+    name: str
+    state: State
+    found: str
+    advice: str = ""
+
+
+def machine_checks() -> list[Callable[[], Check]]:
+    """The checks of this machine, in the order in which they are shown; each may take a while."""
+    return [_packages, _configuration, _gpu, _triton, _cpu, _memory, _models_disk, _documents_disk]
+
+
+def _packages() -> Check:
+    missing, found = [], []
+    for package in NEEDED:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            missing.append(package)
+    if missing:
+        lacking = ", ".join(missing)
+        return Check("packages", "wrong", f"{lacking} missing", "Install adamas again: pip install adamas")
+    return Check("packages", "ok", ", ".join(found))
+
+
+def _configuration() -> Check:
+    path = config_path()
+    try:
+        set_there = read_config(setting_names())
+    except AdamasError as error:
+        return Check("configuration", "wrong", error.message, f"Correct {path}, or remove it.")
+    return Check("configuration", "ok", f"{path}, {len(set_there)} settings" if path.exists() else "none")
+
+
+def _gpu() -> Check:
+    there, built, served = gpus(), cuda_of_torch(), cuda_of_driver()
+    if not there:
+        if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+            return Check("GPU", "note", "hidden by CUDA_VISIBLE_DEVICES", "Models run on the CPU.")
+        driver = driver_version()
+        if driver is not None:
+            advice = "`nvidia-smi` may tell why; after an update of the driver, restart the machine."
+            return Check("GPU", "wrong", f"driver {driver} is there, but CUDA does not start", advice)
+        return Check("GPU", "note", "none from NVIDIA", "Models run on the CPU.")
+    names = ", ".join(f"{gpu.name} with {gpu.memory / 1e9:.0f} GB" for gpu in there)
+    found = f"{names}; driver {driver_version() or 'unknown'}, CUDA {served}"
+    if built is None:
+        advice = "Install torch's CUDA build: https://pytorch.org/get-started/locally/"
+        return Check("GPU", "wrong", f"{found}, but this torch was built without CUDA", advice)
+    if served is not None and int(served.split(".")[0]) < int(built.split(".")[0]):
+        advice = f"Update NVIDIA's driver to one for CUDA {built}, or install a torch for CUDA {served}."
+        return Check("GPU", "wrong", f"{found}, but torch needs CUDA {built}", advice)
+    return Check("GPU", "ok", found)
+
+
+def _triton() -> Check:
+    trial = try_triton()
+    if trial.problem is None:
+        done = "compiles and runs a kernel" if trial.ran else "compiles a kernel"
+        return Check("Triton", "ok", f"{done}, in {trial.seconds:.1f} s with its start")
+    if gpus():
+        advice = "Install triton again, and a C compiler (gcc); until then: --backend torch"
+        return Check("Triton", "wrong", trial.problem, advice)
+    return Check("Triton", "note", trial.problem, "Only GPUs need it.")
+
+
+def _cpu() -> Check:
+    features = cpu_features()
+    found = f"{cpu_name()}, {physical_cores()} threads" + (f", {' '.join(features)}" if features else "")
+    try:
+        version("numba")
+    except PackageNotFoundError:
+        advice = "Install numba: without it no kernels are compiled for this CPU."
+        return Check("CPU", "wrong" if not gpus() else "note", found, advice)
+    if cpu_flags() and cpu_flags().isdisjoint(("avx512_bf16", "amx_bf16")):
+        advice = "It has no products of bfloat16: documents are read in float32, which takes longer."
+        return Check("CPU", "note", found, advice)
+    return Check("CPU", "ok", found)
+
+
+def _memory() -> Check:
+    there = memory()
+    found = f"{there.available / 1e9:.1f} of {there.total / 1e9:.1f} GB available"
+    if there.available < LEAST_MEMORY:
+        return Check("memory", "wrong", found, "Close other programs: the default model needs 2 GB.")
+    return Check("memory", "ok", found)
+
+
+def _models_disk() -> Check:
+    return _disk("disk, models", cache_directory(), "ADAMAS_CACHE_DIR")
+
+
+def _documents_disk() -> Check:
+    return _disk("disk, documents", documents_directory(), "ADAMAS_DOC_CACHE")
+
+
+def _disk(name: str, folder: Path, variable: str) -> Check:
+    there = next(above for above in (folder, *folder.parents) if above.exists())
+    other = f"set {variable} to another folder."
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        return Check(name, "wrong", f"{folder} cannot be written", f"Change its owner, or {other}")
+    free = shutil.disk_usage(there).free
+    found = f"{free / 1e9:.1f} GB free in {_short(folder)}"
+    if free < LEAST_FREE:
+        return Check(name, "wrong", found, f"Make room: `adamas cache prune`, or {other}")
+    return Check(name, "ok", found)
+
+
+def _short(folder: Path) -> str:
+    """A folder with `~` for the user's own."""
+    home = Path.home()
+    return f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) else str(folder)

@@ -1,0 +1,143 @@
+"""A model's dimensions and what it takes of memory, from its files and without torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adamas_cli.errors import ModelUnavailableError
+from adamas_cli.models.folder import CONFIG
+
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_PACKED_BITS = 8.5  # of a weight, its share of a scale included: the most that packing leaves
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Dimensions of a decoder. windows: tokens that each layer keeps, None where it keeps all."""
+
+    context: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    windows: tuple[int | None, ...]
+
+    @property
+    def layers(self) -> int:
+        """How many."""
+        return len(self.windows)
+
+    def cache_bytes(self, tokens: int, item: int) -> int:
+        """Of the keys and values of so many tokens in all layers; item: bytes of a number."""
+        kept = sum(min(tokens, window or tokens) for window in self.windows)
+        return kept * 2 * self.kv_heads * self.head_dim * item
+
+    def code_bytes(self, tokens: int, dense_layers: int) -> int:
+        """Of the codes of so many keys, 2 bits for each coordinate and a scale for each key, in the layers
+        that have any.
+        """
+        coded = sum(window is None for window in self.windows[dense_layers:])
+        words = max(16, 1 << (self.head_dim - 1).bit_length()) // 16
+        return coded * tokens * self.kv_heads * (4 * words + 2)
+
+
+def read_shape(directory: Path) -> ModelShape:
+    """The shape of a model folder. Raises ModelUnavailableError where its config does not tell it."""
+    try:
+        config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+        return shape_of(config.get("text_config", config))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+        raise ModelUnavailableError(f"{directory / CONFIG} does not describe a model: {reason}") from error
+
+
+def shape_of(config: dict[str, Any]) -> ModelShape:
+    """The shape in the config of a text model, as transformers writes it. Raises KeyError."""
+    layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
+    window = config.get("sliding_window")
+    kinds = config.get("layer_types")
+    if kinds is None:
+        slides = window and config.get("use_sliding_window", True)
+        kinds = ["sliding_attention" if slides else "full_attention"] * layers
+    return ModelShape(
+        context=config["max_position_embeddings"],
+        hidden=config["hidden_size"],
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+        vocabulary=config["vocab_size"],
+        windows=tuple(window if kind == "sliding_attention" else None for kind in kinds),
+    )
+
+
+@dataclass(frozen=True)
+class WeightCount:
+    """Numbers in a model's weights: of the layers' matrices, of the one behind the last layer, of the
+    embeddings, and of all the rest. tied: whether the last matrix is the embeddings.
+    """
+
+    matrices: int
+    head: int
+    embeddings: int
+    rest: int
+    tied: bool
+
+    @property
+    def computing(self) -> int:
+        """Numbers that a token is multiplied with."""
+        return self.matrices + self.head + self.rest
+
+    def bytes(self, item: int) -> int:
+        """Where they are as they are in the files, once."""
+        return item * (self.computing + (0 if self.tied else self.embeddings))
+
+    def packed_bytes(self, item: int) -> int:
+        """At most, where they are packed for a CPU; embeddings stay in the file."""
+        return int((self.matrices + self.head) * _PACKED_BITS / 8) + self.rest * item
+
+
+def expected_weights(config: dict[str, Any]) -> WeightCount:
+    """The count of a model with tied embeddings and gated MLPs, by its config; biases and norms, which are
+    few, left out.
+    """
+    shape = shape_of(config)
+    attention = 2 * shape.hidden * (shape.heads + shape.kv_heads) * shape.head_dim
+    matrices = shape.layers * (attention + 3 * shape.hidden * config["intermediate_size"])
+    head = shape.vocabulary * shape.hidden
+    return WeightCount(matrices, head, head, 0, tied=True)
+
+
+def count_weights(directory: Path) -> WeightCount:
+    """Counts by the headers of a folder's safetensors files. A model without a matrix of its own behind the
+    last layer uses its embeddings there.
+    """
+    matrices = head = embeddings = rest = 0
+    for name, shape in _tensors(directory):
+        numbers = math.prod(shape)
+        if name.endswith(_EMBEDDINGS):
+            embeddings += numbers
+        elif name.endswith("lm_head.weight"):
+            head += numbers
+        elif len(shape) >= 2:
+            matrices += numbers
+        else:
+            rest += numbers
+    return WeightCount(matrices, head or embeddings, embeddings, rest, tied=not head)
+
+
+def _tensors(directory: Path) -> Iterator[tuple[str, list[int]]]:
+    for file in sorted(directory.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(length))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                yield name, entry["shape"]

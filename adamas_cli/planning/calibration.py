@@ -1,0 +1,84 @@
+"""A calibration: two layers of the model's shape with random weights read and answer for a moment, by the
+same engine that will run all of them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from adamas_cli.engine.attention import AttentionSettings
+from adamas_cli.engine.engine import Engine
+from adamas_cli.engine.events import Done
+from adamas_cli.engine.sampling import Sampling
+from adamas_cli.models import LoadedModel, ModelFiles
+from adamas_cli.models.quiet import quiet_transformers
+from adamas_cli.models.shape import WeightCount
+from adamas_cli.models.threads import use_threads
+from adamas_cli.planning.speed import Decoding, Reading
+
+if TYPE_CHECKING:
+    from adamas_cli.progress import Progress
+
+LAYERS, VOCABULARY = 2, 1024
+_WARM_UP, _CHUNKS, _WARM_UP_STEPS, _STEPS = 64, 2, 2, 16  # tokens, or chunks of them
+
+
+def calibrate(
+    files: ModelFiles,
+    count: WeightCount,
+    *,
+    dtype: str,
+    packed: bool,
+    threads: int | None,
+    attention: AttentionSettings,
+    chunk: int,
+    progress: Progress,
+) -> tuple[list[Reading], list[Decoding]]:
+    """Timings of the whole model on this CPU, as those of its few layers let expect."""
+    use_threads(threads)
+    config = AutoConfig.from_pretrained(files.directory, local_files_only=True).get_text_config()
+    layers = config.num_hidden_layers
+    loaded = _few_layers(config, getattr(torch, dtype), packed, progress)
+    read = _WARM_UP + _CHUNKS * chunk
+    tokens = np.arange(read) % VOCABULARY
+    engine = Engine(loaded, attention, context=read + _STEPS + 1, prefill_chunk=chunk)
+    for _ in engine.read(tokens[:_WARM_UP]):
+        pass
+    scale = layers / LAYERS
+    readings = []
+    begun, seconds = _WARM_UP, 0.0
+    for event in engine.read(tokens[_WARM_UP:]):
+        if event.done > begun:
+            readings.append(Reading(begun, event.done, (event.seconds - seconds) * scale))
+            begun, seconds = event.done, event.seconds
+    for steps in (_WARM_UP_STEPS, _STEPS):
+        *_, done = engine.answer(tokens[:1], Sampling(), steps, ())
+    assert isinstance(done, Done)
+    # Decoding goes by the bytes of weights: the matrix behind the last layer is one more of its kind.
+    behind = 1 + count.head / max(1, count.matrices)
+    return readings, [Decoding(read, _STEPS - 1, done.decode_seconds * scale * behind)]
+
+
+def _few_layers(
+    config: PreTrainedConfig, dtype: torch.dtype, packed: bool, progress: Progress
+) -> LoadedModel:
+    fewer: dict[str, Any] = {"num_hidden_layers": LAYERS, "vocab_size": VOCABULARY}
+    for name, value in fewer.items():
+        setattr(config, name, value)
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:LAYERS]
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(config, name, None)
+    with quiet_transformers():
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
+    if packed:
+        from adamas_cli.models.packed import pack_in_memory
+
+        pack_in_memory(model, progress)
+    context = config.max_position_embeddings
+    return LoadedModel(model, ModelFiles("", Path(), ""), torch.device("cpu"), dtype, context, ())

@@ -1,0 +1,105 @@
+"""The plan of a question: what is counted, what it needs, and how long it may take."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from adamas_cli.errors import OverContextError
+from adamas_cli.planning.memory import Needs
+from adamas_cli.planning.tree import Branch
+
+if TYPE_CHECKING:
+    from adamas_cli.prompt.layout import DocumentTokens
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Tokens. around: of the template before the documents and, with the question, behind them."""
+
+    documents: list[DocumentTokens]
+    around: int
+    answer: int
+    context: int
+
+    @property
+    def in_documents(self) -> int:
+        """Of all documents, their wrappers included."""
+        return sum(document.tokens for document in self.documents)
+
+    @property
+    def prompt(self) -> int:
+        """What the model reads."""
+        return self.in_documents + self.around
+
+    @property
+    def total(self) -> int:
+        """What must fit the context."""
+        return self.prompt + self.answer
+
+    @property
+    def fits(self) -> bool:
+        """Whether it does."""
+        return self.total <= self.context
+
+    @property
+    def parts(self) -> int | None:
+        """How many parts the documents make that each fit; None where none would."""
+        room = self.context - self.around - self.answer
+        return max(1, math.ceil(self.in_documents / room)) if room > 0 else None
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds. reading: of what is not kept. answer: of the longest one. source: where they come from."""
+
+    reading: float
+    answer: float
+    tokens_per_s: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that `adamas plan` tells. available: bytes of the memory that the model would be in. over_budget:
+    what to say of more tokens than `--token-budget`.
+    """
+
+    model: str
+    device: str
+    attention: str
+    counted: Counted
+    kept: int
+    needs: Needs
+    available: int
+    times: Times | None
+    over_budget: OverContextError | None
+
+    def as_json(self, tree: Branch | None) -> dict[str, Any]:
+        """What `--json` prints."""
+        counted, times = self.counted, self.times
+        shown: dict[str, Any] = {
+            "model": self.model,
+            "device": self.device,
+            "attention": self.attention,
+            "documents": [
+                {"path": document.path, "tokens": document.tokens} for document in counted.documents
+            ],
+            "n_document_tokens": counted.in_documents,
+            "n_prompt_tokens": counted.prompt,
+            "n_answer_tokens": counted.answer,
+            "n_ctx": counted.context,
+            "fits": counted.fits,
+            "parts": counted.parts,
+            "kept_tokens": self.kept,
+            "memory": {**self.needs.as_json(), "available_bytes": self.available},
+            "time": times
+            and {
+                "prefill_s": round(times.reading, 3),
+                "decode_s": round(times.answer, 3),
+                "decode_tokens_per_s": round(times.tokens_per_s, 2),
+                "source": times.source,
+            },
+        }
+        return shown | ({} if tree is None else {"tree": tree.as_json()})

@@ -1,0 +1,100 @@
+"""How much of a prompt is kept on disk, found by the keys of its blocks."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from adamas_cli.planning.memo import Memo
+from adamas_cli.store.entries import entries
+from adamas_cli.store.keys import block_tokens, chain_from, first_link, model_facts
+from adamas_cli.store.places import FORMAT, block_file, documents_directory
+
+if TYPE_CHECKING:
+    from adamas_cli.models import ModelFiles
+
+_LINKS = Memo("keys.json")
+
+
+def kept_tokens(
+    files: ModelFiles,
+    ids: np.ndarray,
+    *,
+    device: str,
+    dtype: str,
+    quantization: str,
+    chunk: int,
+    kept: str,
+    trust_remote_code: bool,
+) -> int:
+    """How many of the tokens, int [n], a model that is loaded so need not read again.
+
+    What their keys begin with depends on the config as transformers reads it, whose import takes seconds: it
+    is remembered, and asked for only where something was kept in this way at all.
+    """
+    root = documents_directory()
+    stored_dtype = dtype if kept == "auto" else kept
+    if not any(entry.device == device and entry.dtype == stored_dtype for entry in entries(root)):
+        return 0
+    way = " ".join(
+        [
+            files.fingerprint,
+            quantization,
+            dtype,
+            device,
+            str(chunk),
+            kept,
+            version("transformers"),
+            str(FORMAT),
+        ]
+    )
+    known = _LINKS.get(way)
+    if known is None:
+        link, block = _beginning(
+            files, device, dtype, quantization, chunk=chunk, kept=kept, trust_remote_code=trust_remote_code
+        )
+        _LINKS.put(way, {"link": link.hex(), "block": block})
+    else:
+        link, block = bytes.fromhex(known["link"]), known["block"]
+    whole_blocks = 0
+    for key in chain_from(link, ids, block):
+        if not block_file(root, key).is_file():
+            break
+        whole_blocks += 1
+    return min(len(ids), whole_blocks * block)
+
+
+def _beginning(
+    files: ModelFiles,
+    device: str,
+    dtype: str,
+    quantization: str,
+    *,
+    chunk: int,
+    kept: str,
+    trust_remote_code: bool,
+) -> tuple[bytes, int]:
+    """The first link of the keys, and the tokens of a block."""
+    import torch
+    from transformers import AutoConfig
+
+    from adamas_cli.engine.heads import token_bytes
+
+    number: torch.dtype = getattr(torch, dtype)
+    whole = AutoConfig.from_pretrained(
+        files.directory, local_files_only=True, trust_remote_code=trust_remote_code, dtype=number
+    )
+    config = whole.get_text_config()
+    block = block_tokens(chunk, token_bytes(config, number) * config.num_hidden_layers)
+    facts = model_facts(
+        config,
+        fingerprint=files.fingerprint,
+        quantization=quantization,
+        dtype=dtype,
+        device=device,
+        block=block,
+        kept=kept,
+    )
+    return first_link(facts), block

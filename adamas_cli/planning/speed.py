@@ -1,0 +1,130 @@
+"""How fast a model reads and answers on this machine: remembered from earlier runs, or from a calibration.
+
+A small JSON file in the cache directory holds a few timings for each model and way to run it; it says
+nothing about documents.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+from adamas_cli.engine.eta import PrefillCost
+from adamas_cli.engine.events import Done
+from adamas_cli.machine.cpu import cpu_name
+from adamas_cli.models.threads import physical_cores
+from adamas_cli.planning.memo import Memo
+
+LEAST_SECONDS = 1.0  # of a run that says something; shorter ones measure how a start goes
+LEAST_STEPS = 8  # tokens of an answer that say something
+_ALIKE, _KEPT_TIMINGS = 3, 8
+_SPEEDS = Memo("speeds.json")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The positions start to end of a prompt were read in so many seconds."""
+
+    start: int
+    end: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """So many tokens of an answer behind `context` others, one after another, in so many seconds."""
+
+    context: int
+    tokens: int
+    seconds: float
+
+
+@dataclass
+class Speed:
+    """What was timed of one model on this machine. calibrated: on a few layers of random weights."""
+
+    calibrated: bool = False
+    readings: list[Reading] = field(default_factory=list)
+    decodings: list[Decoding] = field(default_factory=list)
+
+    def prefill_seconds(self, start: int, end: int, attention_share: float) -> float | None:
+        """For the positions start to end, by the timings of prompts of about that length; the middle one of
+        three, because the first run of all also compiles. attention_share: as `PrefillCost` takes it.
+        """
+        alike = sorted(self.readings, key=lambda timed: abs(timed.end - end))[:_ALIKE]
+        guesses = []
+        for reading in alike:
+            cost = PrefillCost(attention_share)
+            cost.add(reading.start, reading.end, reading.seconds)
+            guesses.append(cost.remaining(start, end))
+        return sorted(filter(None, guesses))[(len(guesses) - 1) // 2] if guesses else None
+
+    def step_seconds(self, context: int, token_share: float) -> float | None:
+        """For one token of an answer behind so many others.
+
+        token_share: cost of one more token of context in units of all that does not depend on it.
+        """
+        if not self.decodings:
+            return None
+        nearest = min(self.decodings, key=lambda timed: abs(timed.context - context))
+        each = nearest.seconds / nearest.tokens
+        return each * (1 + token_share * context) / (1 + token_share * nearest.context)
+
+
+def computing_device(kind: str, threads: int | None) -> str:
+    """The GPU, or the processor with the threads that compute on it."""
+    if kind == "cuda":
+        from adamas_cli.machine.gpus import gpus
+
+        return gpus()[0].name if gpus() else kind
+    computing = threads or int(os.environ.get("OMP_NUM_THREADS", "0") or 0) or physical_cores()
+    return f"{cpu_name()}, {computing} threads"
+
+
+def speed_key(fingerprint: str, *, dtype: str, quantization: str, device: str, attention: str) -> str:
+    """What timings hold for. device: its name, with the threads that compute."""
+    return " ".join([fingerprint[:16], dtype, quantization, attention, device])
+
+
+def recall(key: str) -> Speed | None:
+    """What is known; None if nothing is."""
+    known = _SPEEDS.get(key)
+    if known is None:
+        return None
+    try:
+        return Speed(
+            known["calibrated"],
+            [Reading(**timed) for timed in known["readings"]],
+            [Decoding(**timed) for timed in known["decodings"]],
+        )
+    except (KeyError, TypeError):
+        return None
+
+
+def remember(
+    key: str, readings: Sequence[Reading], decodings: Sequence[Decoding], *, calibrated: bool = False
+) -> Speed:
+    """Add timings to what is known, which they then are. Those of real runs take the place of a calibration,
+    and a new calibration that of all; a disk that takes nothing is no reason to stop.
+    """
+    known = recall(key)
+    if known is None or known.calibrated or calibrated:
+        known = Speed()
+    speed = Speed(
+        calibrated,
+        [*known.readings, *readings][-_KEPT_TIMINGS:],
+        [*known.decodings, *decodings][-_KEPT_TIMINGS:],
+    )
+    _SPEEDS.put(key, asdict(speed))
+    return speed
+
+
+def remember_run(key: str, done: Done) -> None:
+    """Add what an answer tells, if it took long enough to tell something."""
+    read = Reading(done.reused_tokens, done.prompt_tokens, done.prefill_seconds)
+    readings = [read] if read.seconds >= LEAST_SECONDS and read.end > read.start else []
+    steps = Decoding(done.prompt_tokens, done.completion_tokens - 1, done.decode_seconds)
+    decodings = [steps] if steps.tokens >= LEAST_STEPS and readings else []
+    if readings:
+        remember(key, readings, decodings)

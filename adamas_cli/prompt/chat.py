@@ -1,0 +1,102 @@
+"""A model's chat template, filled in as transformers does and without importing it.
+
+The environment is the one that chat templates are written for: a sandbox, since they come with the model.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jinja2 import Template, TemplateError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import Node
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from adamas_cli.errors import ModelUnavailableError
+
+_CONFIG, _TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
+
+
+class ChatTemplateFile:
+    """What a model folder says about chats: its template, and the special tokens that it may name."""
+
+    def __init__(self, directory: Path) -> None:
+        """Raises ModelUnavailableError where the folder's settings cannot be read."""
+        self._settings = _settings(directory / _CONFIG)
+        file = directory / _TEMPLATE
+        self.chat_template: str | None = (
+            file.read_text(encoding="utf-8")
+            if file.is_file()
+            else _chosen(self._settings.get("chat_template"))
+        )
+
+    def apply_chat_template(self, conversation: list[dict[str, str]], **options: object) -> str:
+        """The conversation as the model's own prompt. options: variables of the template; `tokenize` is
+        none. Raises ModelUnavailableError where the template refuses the conversation.
+        """
+        variables = {name: value for name, value in options.items() if name != "tokenize"}
+        variables = {"tools": None, "documents": None, **self._special_tokens, **variables}
+        try:
+            return self._compiled.render(messages=conversation, **variables)
+        except TemplateError as error:
+            raise ModelUnavailableError(f"the model's chat template cannot be used: {error}") from error
+
+    @property
+    def _special_tokens(self) -> dict[str, str]:
+        named = {name: value for name, value in self._settings.items() if name.endswith("_token")}
+        texts = {
+            name: value.get("content") if isinstance(value, dict) else value for name, value in named.items()
+        }
+        return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+    @cached_property
+    def _compiled(self) -> Template:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+        )
+        environment.filters["tojson"] = _as_json
+        environment.globals["raise_exception"] = _refuse
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        return environment.from_string(self.chat_template or "")
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks what an assistant says, which matters to training alone."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja's own form
+
+    def parse(self, parser: Parser) -> list[Node]:
+        """The statements between the tags."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelUnavailableError(f"{file} is not JSON: {error}. Fetch the model again.") from error
+    return found
+
+
+def _chosen(templates: Any) -> str | None:
+    """The template of the settings: the only one, or the one that is called `default`."""
+    if isinstance(templates, list):
+        named = {entry["name"]: entry["template"] for entry in templates}
+        return named.get("default")
+    return templates if isinstance(templates, str) else None
+
+
+def _refuse(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _as_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)

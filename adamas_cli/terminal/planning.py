@@ -1,0 +1,120 @@
+"""A plan as lines of text, for a terminal of any width or for a file."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterator
+
+from adamas_cli.planning.plan import Plan
+from adamas_cli.planning.tree import Branch, draw
+from adamas_cli.terminal.lines import duration, size
+from adamas_cli.terminal.sanitize import one_line
+
+LARGEST = 20  # documents, or branches of a folder, that are shown one by one
+LEAST_SHARE = 0.01  # of all tokens, that a branch has to have to be shown
+_LABEL = 9
+_NARROWEST = 20  # columns of text, however narrow the terminal is
+
+
+def shown(plan: Plan, tree: Branch | None, width: int | None) -> Iterator[str]:
+    """The lines; width: columns of the terminal, None where nothing is cut."""
+    counted = plan.counted
+    rows = list(_tree(tree) if tree is not None else _largest(plan))
+    figures = max(len(tokens) for tokens, _, _ in rows)
+    for tokens, share, name in rows:
+        line = f"{tokens:>{figures}}  {share:>5}  "
+        yield line + (name if width is None else _cut(name, width - len(line)))
+    yield ""
+    facts = [
+        ("prompt", _prompt(plan)),
+        ("context", _context(plan)),
+        ("kept", f"{plan.kept:,} tokens need not be read again" if plan.kept else "nothing of it yet"),
+        ("memory", _memory(plan)),
+        ("time", _time(plan)),
+    ]
+    if not counted.fits:
+        facts = [fact for fact in facts if fact[0] != "kept"]
+    for label, text in facts:
+        first, rest = f"{label:{_LABEL}}", " " * _LABEL
+        if width is None:
+            yield first + text
+        else:
+            room = max(width, _LABEL + _NARROWEST)
+            yield from textwrap.wrap(text, room, initial_indent=first, subsequent_indent=rest)
+
+
+def _largest(plan: Plan) -> Iterator[tuple[str, str, str]]:
+    """The largest documents and a line for all others: tokens, share, name."""
+    whole = plan.counted.in_documents
+    documents = sorted(plan.counted.documents, key=lambda document: (-document.tokens, document.path))
+    yield "TOKENS", "SHARE", "DOCUMENT"
+    many = len(documents) > LARGEST + 1
+    for document in documents[: LARGEST if many else None]:
+        yield f"{document.tokens:,}", _share(document.tokens, whole), one_line(document.path)
+    if many:
+        rest = documents[LARGEST:]
+        tokens = sum(document.tokens for document in rest)
+        yield f"{tokens:,}", _share(tokens, whole), f"{len(rest):,} smaller ones"
+
+
+def _tree(tree: Branch) -> Iterator[tuple[str, str, str]]:
+    yield "TOKENS", "SHARE", "DOCUMENT"
+    yield f"{tree.tokens:,}", _share(tree.tokens, tree.tokens), one_line(tree.name) + ("/" * bool(tree.below))
+    for line in draw(tree, LARGEST, math.ceil(tree.tokens * LEAST_SHARE)):
+        yield f"{line.tokens:,}", _share(line.tokens, tree.tokens), line.indent + one_line(line.name)
+
+
+def _share(tokens: int, whole: int) -> str:
+    return f"{100 * tokens / max(1, whole):.0f} %"
+
+
+def _cut(name: str, room: int) -> str:
+    """The end of a name that is too long, which says more than its beginning."""
+    return name if len(name) <= max(room, 2) else "…" + name[len(name) - max(room, 2) + 1 :]
+
+
+def _prompt(plan: Plan) -> str:
+    counted = plan.counted
+    number = len(counted.documents)
+    documents = "1 document" if number == 1 else f"{number:,} documents"
+    return (
+        f"{counted.prompt:,} tokens: {counted.in_documents:,} in {documents}, "
+        f"{counted.around:,} around them with the question; up to {counted.answer:,} more for the answer"
+    )
+
+
+def _context(plan: Plan) -> str:
+    counted = plan.counted
+    told = f"{counted.context:,} tokens of {plan.model}: "
+    if counted.fits:
+        return f"{told}it fits, and {counted.context - counted.total:,} are left"
+    over = f"{told}it does not fit, by {counted.total - counted.context:,}. "
+    if counted.parts is None:
+        return f"{over}Not even the answer does: lower -n, or take a model with a longer context"
+    return (
+        f"{over}In parts it would be {counted.parts:,} of them: --on-overflow map-reduce; "
+        "--on-overflow truncate leaves out the middle"
+    )
+
+
+def _memory(plan: Plan) -> str:
+    needs = plan.needs
+    parts = {"weights": needs.weights, "cache": needs.cache, "codes": needs.codes, "program": needs.program}
+    told = " + ".join(f"{size(part)} {name}" for name, part in parts.items() if part)
+    short = "" if needs.total <= plan.available else "; THAT IS TOO LITTLE"
+    return (
+        f"about {size(needs.total)}: {told}{'' if needs.exact else ' at most'}; "
+        f"{size(plan.available)} are there{short}"
+    )
+
+
+def _time(plan: Plan) -> str:
+    times = plan.times
+    if times is None:
+        return "unknown until a first question was asked on this machine"
+    told = "" if plan.counted.fits else "for as much as fits: "
+    return (
+        f"{told}reading {duration(times.reading)}, then {times.tokens_per_s:,.0f} tokens/s with "
+        f"{plan.attention} attention, at most {duration(times.answer)}; by {times.source} on this machine"
+    )

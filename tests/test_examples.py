@@ -1,0 +1,76 @@
+"""The examples in the help: each command has some, and each of them is one that the parser takes."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import typer
+from test_cli import Runner, adamas  # noqa: F401 - fixtures
+
+from adamas_cli.cli import app
+from adamas_cli.examples import EXAMPLES
+
+ROOT = typer.main.get_command(app)
+
+
+def leaves(command: Any = ROOT, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every command that runs something."""
+    below = getattr(command, "commands", None)
+    if below is None:
+        yield path
+        return
+    for name, child in below.items():
+        yield from leaves(child, (*path, name))
+
+
+def arguments_of(line: str) -> list[str]:
+    """What `adamas` gets in a shell's line, the last time that the line calls it."""
+    words = shlex.shlex(line.replace("$(", " ").replace(")", " "), posix=True, punctuation_chars="|>&;")
+    words.whitespace_split = True
+    found: list[str] = []
+    for word in words:
+        if word == "adamas":
+            found = []
+        elif word == ">":
+            break
+        else:
+            found.append(word)
+    return found
+
+
+def test_every_command_has_examples_and_they_belong_to_one() -> None:
+    commands = {" ".join(path) for path in leaves()}
+    assert "ask" in commands
+    assert "cache ls" in commands
+    assert commands | {""} == set(EXAMPLES)
+
+
+LINES = [(path, line) for path, lines in EXAMPLES.items() for line in lines if path]
+
+
+@pytest.mark.parametrize(("path", "line"), LINES, ids=[line for _, line in LINES])
+def test_each_example_parses(path: str, line: str) -> None:
+    words, command = arguments_of(line), ROOT
+    for name in path.split():
+        assert words.pop(0) == name
+        command = command.commands[name]
+    context = command.make_context(path, words)
+    assert context.command is command
+
+
+def test_a_flag_that_is_none_does_not_parse() -> None:
+    with pytest.raises(typer.BadParameter.__bases__[0]):
+        ROOT.commands["ask"].make_context("ask", arguments_of("adamas ask book.txt --no-such-flag"))
+
+
+def test_the_help_ends_with_the_examples_as_they_are_written(adamas: Runner) -> None:  # noqa: F811
+    for path in ("ask", "cache rm", "eval ppl"):
+        shown = adamas(*path.split(), "--help", COLUMNS="120", NO_COLOR="1").stdout.decode()
+        end = [line.strip() for line in shown[shown.index("Examples") :].splitlines()]
+        expected = ["Examples"]
+        for line, purpose in EXAMPLES[path].items():
+            expected += [f"# {purpose}", f"$ {line}"]
+        assert [line for line in end if line] == expected
