@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from adamas_cli.engine.events import Done, Event, Token
+from adamas_cli.mapreduce.events import Step
 from adamas_cli.reasoning import ReasoningSplitter
 from adamas_cli.sources.passages import Sources
 from adamas_cli.sources.quotes import Quote
@@ -41,7 +42,7 @@ class Origins:
     quotes: tuple[Quote, ...] | None
 
 
-Told = Event | Text | Origins
+Told = Event | Text | Origins | Step
 """What happens while a question is answered."""
 
 

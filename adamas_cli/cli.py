@@ -23,6 +23,7 @@ from adamas_cli.commands import (
     eval,
     models,
     plan,
+    summarize,
 )
 from adamas_cli.config import config_path, read_config
 from adamas_cli.errors import INTERRUPTED, UsageError
@@ -67,6 +68,7 @@ def adamas(
 
 
 app.command("ask")(ask.command)
+app.command("summarize")(summarize.command)
 app.command("bench")(bench.command)
 app.add_typer(cache.app, name="cache")
 app.command("chat")(chat.command)

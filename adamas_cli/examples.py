@@ -23,6 +23,10 @@ EXAMPLES: dict[str, dict[str, str]] = {
         'git diff | adamas ask - "What could break?" --json': "a document from a pipe, the answer as JSON",
         'adamas ask report.pdf "What was decided?" --sources --cite': "and show where the answer came from",
     },
+    "summarize": {
+        "adamas summarize book.txt --style bullets --max-words 200": "a book of any length, in a few points",
+        "adamas summarize src/": "what a repository is, how it is built up and how to run it",
+    },
     "bench": {
         "adamas bench --len 4k,16k --text book.txt": "how fast this machine reads and answers",
         "adamas bench --kernels": "one sparse step of a layer beside full attention",

@@ -94,6 +94,13 @@ TemplateFile = Annotated[
 Think = Annotated[
     bool | None, _prompt("--think/--no-think", help="Ask a thinking model to think, or not to.")
 ]
+OnOverflow = Annotated[
+    Literal["error", "truncate", "map-reduce"],
+    _prompt(
+        "--on-overflow",
+        help="Over-long input: stop, keep its head and tail, or read it part by part and merge the answers.",
+    ),
+]
 Format = Annotated[
     Literal["md", "csv", "json", "jsonl"], _output("--format", help="How the figures are printed.")
 ]
@@ -225,10 +232,7 @@ class PromptOptions:
             "--ctx-size", help="Context in tokens; 0 is as much as needed, up to the model's.", **_length
         ),
     ] = 0
-    on_overflow: Annotated[
-        Literal["error", "truncate"],
-        _prompt("--on-overflow", help="Over-long input: stop, or keep its head and tail and say so."),
-    ] = "error"
+    on_overflow: OnOverflow = "error"
     token_budget: Annotated[
         int | None,
         _prompt(
@@ -239,6 +243,13 @@ class PromptOptions:
         ),
     ] = None
     think: Think = None
+
+
+@dataclass(frozen=True)
+class SummaryPromptOptions(PromptOptions):
+    """The same for a summary, which is of all that was given, however long."""
+
+    on_overflow: OnOverflow = "map-reduce"
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ class Session:
     _ids: np.ndarray  # the documents', with what stands before them
     _unread: bool  # until they are in the cache
     _stored: StoredDocument | None
+    _announce_reuse: bool = True
     # What the engine said it has to compile, which spoils timings.
     _compiled: list[str] = field(default_factory=list)
 
@@ -84,10 +85,12 @@ class Session:
         questions: Sequence[str],
         *,
         max_tokens: int | None = None,
+        announce_reuse: bool = True,
     ) -> Session:
         """Documents that are laid out already, in front of a model that may serve other sessions too.
 
-        max_tokens: of an answer, where it is not what the user's options say. Raises OverContextError.
+        max_tokens: of an answer, where it is not what the user's options say. announce_reuse: note how
+        many tokens were read before. Raises OverContextError.
         """
         prompt, progress = runtime.prompt, runtime.progress
         answer = max_tokens or prompt.max_tokens
@@ -104,7 +107,9 @@ class Session:
         compiled: list[str] = []
         engine = open_engine(runtime, len(ids) + longest + answer, compiled)
         stored = stored_document(runtime, engine, ids, [document.path for document in layout.documents])
-        return cls(runtime, layout, engine, answer, around, ids, True, stored, _compiled=compiled)
+        return cls(
+            runtime, layout, engine, answer, around, ids, True, stored, announce_reuse, _compiled=compiled
+        )
 
     def __enter__(self) -> Session:
         return self
@@ -163,7 +168,8 @@ class Session:
                 if event.reused > reused:
                     reused = event.reused
                     total = len(self._ids) + len(question)
-                    self.runtime.progress.note(f"reused {reused:,} of {total:,} tokens")
+                    if self._announce_reuse:
+                        self.runtime.progress.note(f"reused {reused:,} of {total:,} tokens")
                 yield event
             self._unread = False
             reading = time.perf_counter() - begun
@@ -209,6 +215,8 @@ def count(runtime: Runtime, around: Frame, documents: Sequence[Document]) -> Lay
             counting.wait().keep_budget(0, runtime.prompt.token_budget)
         if runtime.wants_cuda:
             needed = counting.wait().total + runtime.prompt.max_tokens
+            if runtime.prompt.ctx_size:  # more than that is not read at once
+                needed = min(needed, runtime.prompt.ctx_size)
             runtime.progress.note(f"memory: {runtime.memory(needed).line}")
         runtime.load()
         return counting.wait()

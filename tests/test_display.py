@@ -296,3 +296,72 @@ def test_piped_output_is_the_model_s_own_text() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT + body], capture_output=True, check=True)
     assert done.stdout == b"Mr. Darcy is a **rich** man.\n\nA `code`\n\n\n- list  \n"
     assert done.stderr == b""
+
+
+PARTS = """
+from adamas_cli.mapreduce.events import Finished, Planned, Started, Working
+
+with Display(answers=sys.stdout, notes=sys.stderr) as display:
+    labels = tuple(f"novels/emma.txt:{n}00-{n}99" for n in range(1, 10))
+    display.show(Planned(0, labels, (1000,) * 9, frozenset({0})))
+    for n in range(1, 9):
+        display.show(Started(n))
+        display.show(Working(Prefill(450, 1000, 0, 1.0, 1.2, 450)))
+        if n == 6:
+            time.sleep(1.0)
+        display.show(Finished(n, n != 5, 0, 120, 2.0, 3.0))
+    display.show(Planned(1, ("novels/emma.txt:100-999",), (900,), frozenset()))
+    display.show(Started(0))
+    display.show(Working(Token(7, 41, 900, 128, 1.0, 0)))
+    time.sleep(1.0)
+    display.show(Finished(0, True, 0, 120, 2.0, 3.0))
+    say(display, "Emma is handsome, clever and rich.")
+    display.show(done())
+"""
+
+
+def test_a_tree_shows_how_far_a_reading_in_parts_is() -> None:
+    terminal = Terminal(PARTS)
+    terminal.read(until=terminal.shown("reading 45%"))
+    rows = [line.rstrip() for line in terminal.screen.display if line.strip()]
+    assert rows[0].startswith("parts ━")
+    assert "ETA" in rows[0]
+    assert "6 of 9" in rows[0]
+    assert rows[1:] == [
+        "├ 2 more finished",
+        "├ novels/emma.txt:400-499 · ✓ · 1,000 tokens · 120 written · 5.0 s",
+        "├ novels/emma.txt:500-599 · ✓ · 1,000 tokens · 120 written · 5.0 s",
+        "├ novels/emma.txt:600-699 · ✓ · 1,000 tokens · knows nothing · 5.0 s",
+        "├ novels/emma.txt:700-799 · reading 45%",
+        "└ 2 waiting",
+    ]
+    terminal.read(until=terminal.shown("42 written"))
+    rows = [line.rstrip() for line in terminal.screen.display if line.strip()]
+    assert rows[0] == "parts 9 of 9 · 40 s"
+    assert rows[1].startswith("merge 1 ")
+    assert rows[2] == "└ novels/emma.txt:100-999 · 42 written"
+    terminal.finish()
+    assert terminal.lines()[:3] == [
+        "parts 9 of 9 · 40 s",
+        "merge 1 1 of 1 · 5.0 s",
+        "Emma is handsome, clever and rich.",
+    ]
+
+
+def test_the_tree_fits_a_narrow_terminal() -> None:
+    terminal = Terminal(PARTS, columns=30)
+    terminal.read(until=terminal.shown("reading 45%"))
+    rows = [line.rstrip() for line in terminal.screen.display if line.strip()]
+    assert len(rows) == 7
+    assert rows[5] == "├ ….txt:700-799 · reading 45%"
+    terminal.finish()
+
+
+def test_without_a_terminal_each_part_is_a_plain_line() -> None:
+    script = SCRIPT + textwrap.dedent(PARTS).replace("time.sleep(1.0)", "pass")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "Emma is handsome, clever and rich.\n"
+    told = done.stderr.splitlines()
+    assert told[4] == "part 6 of 9: novels/emma.txt:600-699 · 1,000 tokens · knows nothing · 5.0 s"
+    assert told[8] == "merge 1 1 of 1: novels/emma.txt:100-999 · 900 tokens · 120 written · 5.0 s"
+    assert len(told) == 9

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 
 from adamas_cli.commands.reading import collect_documents, destination
+from adamas_cli.commands.replies import ask_all, write
 from adamas_cli.errors import UsageError
 from adamas_cli.options import (
     AttentionOptions,
@@ -61,7 +61,6 @@ def command(
     prepare_libraries(verbose=output.verbose, offline=model.offline)
     sources, questions = split_arguments(arguments or [], question or [], selection.files_from)
 
-    from adamas_cli.answer import listen
     from adamas_cli.terminal.display import Display
 
     with (
@@ -80,22 +79,20 @@ def command(
         from adamas_cli.engine.sampling import Sampling  # with torch, which a wrong path need not wait for
         from adamas_cli.session import Session
 
-        with Session.open(documents, questions, model, attention, prompt, store, display, origins) as session:
-            drawing = Sampling(**vars(sampling))
-            answers = []
-            for text in questions:
-                if len(questions) > 1:
-                    display.question(text)
-                answers.append(listen(text, session.ask(text, drawing), display.show))
-            if output.json:
-                records = [
-                    answer.as_json(session.runtime.load_seconds) | session.as_json() for answer in answers
-                ]
-                shown = records[0] if len(records) == 1 else records
-                json.dump(shown, stream, ensure_ascii=False, indent=2)
-                stream.write("\n")
-            elif stream is not sys.stdout:
-                stream.write("\n".join(f"{answer.text}\n" for answer in answers))
+        drawing = Sampling(**vars(sampling))
+        if prompt.on_overflow == "map-reduce":
+            from adamas_cli.commands.parts import answer_in_parts
+            from adamas_cli.mapreduce.job import asking
+            from adamas_cli.runtime import Runtime
+
+            runtime = Runtime.resolve(model, attention, prompt, store, display, origins)
+            replies = answer_in_parts(runtime, documents, asking(questions), drawing, display)
+        else:
+            with Session.open(
+                documents, questions, model, attention, prompt, store, display, origins
+            ) as session:
+                replies = ask_all(session, questions, drawing, display)
+        write(replies, stream, as_json=output.json)
 
 
 def split_arguments(

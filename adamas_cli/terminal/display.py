@@ -21,6 +21,7 @@ from rich.text import Text as StyledText
 
 from adamas_cli.answer import Origins, Text, Told
 from adamas_cli.engine.events import Done, Prefill, Token
+from adamas_cli.mapreduce.events import Step
 from adamas_cli.sources.passages import Sources
 from adamas_cli.terminal import lines
 from adamas_cli.terminal.answers import MarkdownAnswers, PlainAnswers
@@ -28,6 +29,7 @@ from adamas_cli.terminal.markdown import THEME
 from adamas_cli.terminal.origins import heat_strip, passage_lines, quote_lines
 from adamas_cli.terminal.region import Line, Region, ansi
 from adamas_cli.terminal.sanitize import one_line, plain
+from adamas_cli.terminal.tree import TreeView
 
 _FRAME_SECONDS = 0.1
 
@@ -99,6 +101,7 @@ class Display:
         self._tasks: list[_Task] = []
         self._prefill: tuple[Prefill, float] | None = None  # with the time it came
         self._token: Token | None = None
+        self._tree = TreeView()
         self._thought = ""  # the unfinished line of what the model thinks
 
     def _open_answers(self, stream: TextIO) -> PlainAnswers | MarkdownAnswers:
@@ -157,9 +160,15 @@ class Display:
         """Draw what has just happened."""
         with self._lock:
             match event:
+                case Step():
+                    self._tree.update(event)
+                    told = None if self._shows_progress else self._tree.plain_line(event)
+                    if told is not None:
+                        self.note(told)
                 case Prefill():
                     self._prefill = (event, time.monotonic()) if event.done < event.total else None
                 case Token():
+                    self._leave_tree()
                     self._prefill, self._token = None, event
                 case Text(text=text, reasoning=True):
                     self._think(text)
@@ -194,6 +203,7 @@ class Display:
         """Print what is still unfinished, and leave nothing behind that would be redrawn."""
         with self._lock:
             self._prefill = self._token = None
+            self._leave_tree()
             self._finish_thought()
             self._make_room()
             if self._origins is not None:
@@ -206,6 +216,11 @@ class Display:
         self._print_strip(sources)
         for line in passage_lines(sources.passages, self._notes.width if self._shows_progress else None):
             self._print_note(line)
+
+    def _leave_tree(self) -> None:
+        for line in self._tree.leave():
+            if self._shows_progress:
+                self._print_note(line, style="dim")
 
     def _tell_origins(self) -> None:
         origins, self._origins = self._origins, None
@@ -254,6 +269,7 @@ class Display:
             rows += self._answers.tail()
         if self._shows_progress:
             rows += [task.line(width) for task in self._tasks]
+            rows += self._tree.rows(width)
             if self._prefill is not None:
                 event, came = self._prefill
                 rows.append(lines.prefill_line(event, time.monotonic() - came, width))

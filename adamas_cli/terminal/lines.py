@@ -42,6 +42,11 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def joined(pieces: list[str]) -> str:
+    """All of the pieces in one line of any length."""
+    return _SEPARATOR.join(pieces)
+
+
 def fitted(pieces: list[str], width: int) -> str:
     """As many of the pieces, first ones first, as fit one line of `width` columns; at least the first."""
     line = pieces[0]
@@ -111,4 +116,4 @@ def summary(done: Done) -> str:
         if speed is not None:
             pieces.append(f"{name} {count(speed)} tok/s")
     pieces.append(f"memory {size(done.peak_memory_bytes)}")
-    return _SEPARATOR.join(pieces)
+    return joined(pieces)

@@ -1,0 +1,54 @@
+"""Answers as a command gives them: asked one by one, then printed, written to a file or as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from adamas_cli.answer import Answer, Told
+    from adamas_cli.engine.sampling import Sampling
+    from adamas_cli.session import Session
+    from adamas_cli.terminal.display import Display
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The answer to one question, and its whole JSON object."""
+
+    answer: Answer
+    record: dict[str, object]
+
+
+def ask_all(session: Session, questions: Sequence[str], sampling: Sampling, display: Display) -> list[Reply]:
+    """Ask one after the other, shown as they are answered."""
+    answers = listen_to_all(questions, (session.ask(text, sampling) for text in questions), display)
+    about = session.as_json()
+    return [Reply(answer, answer.as_json(session.runtime.load_seconds) | about) for answer in answers]
+
+
+def listen_to_all(
+    questions: Sequence[str], streams: Iterable[Iterator[Told]], display: Display
+) -> list[Answer]:
+    """The answers that the streams, one for each question, end with."""
+    from adamas_cli.answer import listen
+
+    answers = []
+    for text, events in zip(questions, streams, strict=True):
+        if len(questions) > 1:
+            display.question(text)
+        answers.append(listen(text, events, display.show))
+    return answers
+
+
+def write(replies: Sequence[Reply], stream: TextIO, *, as_json: bool) -> None:
+    """What `--json` prints, or the text where the display has not printed it already."""
+    if as_json:
+        records = [reply.record for reply in replies]
+        json.dump(records[0] if len(records) == 1 else records, stream, ensure_ascii=False, indent=2)
+        stream.write("\n")
+    elif stream is not sys.stdout:
+        stream.write("\n".join(f"{reply.answer.text}\n" for reply in replies))

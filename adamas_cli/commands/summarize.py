@@ -1,0 +1,106 @@
+"""`adamas summarize`: what documents say, however long they are."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Literal
+
+import typer
+
+from adamas_cli.commands.reading import collect_documents, destination
+from adamas_cli.commands.replies import ask_all, write
+from adamas_cli.errors import UsageError
+from adamas_cli.options import (
+    AttentionOptions,
+    InputOptions,
+    ModelOptions,
+    OutputOptions,
+    SamplingOptions,
+    StoreOptions,
+    SummaryPromptOptions,
+    grouped,
+)
+from adamas_cli.quiet import prepare_libraries
+
+EXAMPLE = "adamas summarize book.txt --style bullets"
+_TOKENS_PER_WORD = 2  # more than English takes, so that a summary of so many words is not cut
+
+
+@grouped
+def command(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SOURCES...", help="Files, folders or `-` (stdin).", show_default=False),
+    ] = None,
+    style: Annotated[
+        Literal["brief", "detailed", "bullets"],
+        typer.Option("--style", rich_help_panel="Question and answer", help="How the summary is written."),
+    ] = "brief",
+    focus: Annotated[
+        str | None,
+        typer.Option(
+            "--focus",
+            metavar="TEXT",
+            rich_help_panel="Question and answer",
+            help="What it should tell about above all.",
+        ),
+    ] = None,
+    max_words: Annotated[
+        int | None,
+        typer.Option(
+            "--max-words",
+            min=1,
+            metavar="N",
+            rich_help_panel="Question and answer",
+            help="Ask for at most so many words, and stop at twice as many tokens.",
+        ),
+    ] = None,
+    *,
+    model: ModelOptions,
+    attention: AttentionOptions,
+    sampling: SamplingOptions,
+    selection: InputOptions,
+    prompt: SummaryPromptOptions,
+    store: StoreOptions,
+    output: OutputOptions,
+) -> None:
+    """Summarize documents and repositories of any length: adamas summarize book.txt --style bullets"""
+    prepare_libraries(verbose=output.verbose, offline=model.offline)
+    if not sources and selection.files_from is None:
+        raise UsageError(f"give documents, as in: {EXAMPLE}\n`-` reads one from stdin")
+
+    from adamas_cli.terminal.display import Display
+
+    with (
+        destination(output.output) as stream,
+        Display(
+            answers=None if output.json or stream is not sys.stdout else stream,
+            notes=sys.stderr,
+            quiet=output.quiet,
+            usage=output.usage,
+            reasoning=not output.hide_reasoning,
+        ) as display,
+    ):
+        keep = not (store.no_doc_cache or store.doc_cache_ro)
+        documents = collect_documents(sources or [], selection, display, verbose=output.verbose, keep=keep)
+        from adamas_cli.commands.parts import answer_in_parts
+        from adamas_cli.engine.sampling import Sampling  # with torch, which a wrong path need not wait for
+        from adamas_cli.mapreduce.job import summarizing
+        from adamas_cli.mapreduce.repository import repository_folders
+        from adamas_cli.runtime import Runtime
+        from adamas_cli.session import Session, count
+
+        job = summarizing(style, focus, max_words, repository_folders(sources or [], documents))
+        longest = prompt.max_tokens
+        if max_words is not None:
+            longest = min(longest, _TOKENS_PER_WORD * max_words)
+        runtime = Runtime.resolve(model, attention, prompt, store, display)
+        drawing = Sampling(**vars(sampling))
+        if prompt.on_overflow == "map-reduce":
+            replies = answer_in_parts(runtime, documents, job, drawing, display, max_tokens=longest)
+        else:
+            around = runtime.frame(prompt.template or job.whole)
+            layout = count(runtime, around, documents)
+            with Session.of(runtime, around, layout, job.finals, max_tokens=longest) as session:
+                replies = ask_all(session, job.finals, drawing, display)
+        write(replies, stream, as_json=output.json)

@@ -1,0 +1,1 @@
+"""Documents of any length: read part by part, and the answers merged level by level."""

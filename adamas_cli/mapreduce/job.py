@@ -1,0 +1,58 @@
+"""What is asked of each part, of each merge and at the end."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+Style = Literal["brief", "detailed", "bullets"]
+
+_STYLES: dict[Style, str] = {
+    "brief": "Write one short paragraph.",
+    "detailed": "Write a detailed summary of several paragraphs.",
+    "bullets": "Write a list of bullet points, one point on each line.",
+}
+_NOTHING = re.compile(r"\W*(?:NOTHING\b|(?i:nothing)\W*$)")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Templates by name, and what takes the place of `$question` in them.
+
+    questions: asked of every part and of the merges between; finals: of the last merge; equally many.
+    """
+
+    whole: str  # where everything fits
+    part: str
+    merge: str
+    questions: tuple[str, ...]
+    finals: tuple[str, ...]
+    may_know_nothing: bool = False  # a part may reply NOTHING
+    folder: Callable[[str], str] = lambda _: ""  # the group that a path belongs to
+
+    def knows(self, answer: str) -> bool:
+        """Whether the answer of a part says anything."""
+        if not answer.strip():
+            return False
+        return not (self.may_know_nothing and _NOTHING.match(answer))
+
+
+def asking(questions: list[str]) -> Job:
+    """Questions, to be answered from whichever parts know something."""
+    asked = tuple(questions)
+    return Job("ask", "ask-part", "ask-merge", asked, asked, may_know_nothing=True)
+
+
+def summarizing(
+    style: Style, focus: str | None, max_words: int | None, folder: Callable[[str], str] | None
+) -> Job:
+    """A summary; of a repository where `folder` groups its paths."""
+    about = [f"Pay attention above all to this: {focus}"] if focus else []
+    words = [f"Use at most {max_words} words."] if max_words else []
+    part, final = " ".join(about), " ".join([_STYLES[style], *about, *words])
+    if folder is None:
+        return Job("summarize", "text-part", "text-merge", (part,), (final,))
+    names = "summarize-repository", "repository-part", "repository-merge"
+    return Job(*names, (part,), (final,), folder=folder)

@@ -1,0 +1,35 @@
+"""Whether what the user named is a repository, and which of its folders a file belongs to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from adamas_cli.documents.document import shown_path
+
+if TYPE_CHECKING:
+    from adamas_cli.documents import Document
+
+_CODE = (
+    *(".c", ".cc", ".clj", ".cpp", ".cs", ".cu", ".dart", ".erl", ".ex", ".f90", ".fs", ".go", ".h", ".hpp"),
+    *(".hs", ".java", ".jl", ".js", ".jsx", ".kt", ".lua", ".m", ".ml", ".nim", ".php", ".pl", ".ps1", ".py"),
+    *(".pyx", ".r", ".rb", ".rs", ".scala", ".sh", ".sql", ".swift", ".ts", ".tsx", ".v", ".vue", ".zig"),
+)
+
+
+def repository_folders(sources: Sequence[str], documents: Sequence[Document]) -> Callable[[str], str] | None:
+    """The top folder of a path below the folders that the user named, if there is code in one; else None."""
+    roots = [shown_path(source) for source in sources if source != "-" and os.path.isdir(source)]
+    if not roots or not any(document.path.lower().endswith(_CODE) for document in documents):
+        return None
+
+    def folder(path: str) -> str:
+        for root in roots:
+            below = path if root == "." else path.removeprefix(f"{root}/")
+            if root == "." or below != path:
+                top, slash, _ = below.partition("/")
+                return f"{root}/{top}" if slash else root
+        return path
+
+    return folder

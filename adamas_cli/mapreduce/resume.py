@@ -1,0 +1,84 @@
+"""Answers of parts on disk, so that a run that was interrupted goes on where it stopped.
+
+An answer is found by a hash over all that it depends on: the model, how it computes and draws, and the ids of
+the whole prompt, which hold the text, the template and the question. So what has the right name has the right
+content, however the files are called and wherever they lie.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adamas_cli.folders import cache_directory
+from adamas_cli.store.places import appearing
+
+FORMAT = 1
+KEPT_SECONDS = 30 * 24 * 3600  # an answer that was not asked for so long is removed
+
+
+def partials_directory() -> Path:
+    """The folder of the answers of parts."""
+    return cache_directory() / "partials"
+
+
+class Partials:
+    """The answers that one model gives with one choice of settings (`facts`, JSON values).
+
+    reads, writes: whether answers of earlier runs are used, and whether those of this run are kept.
+    """
+
+    def __init__(self, facts: Mapping[str, Any], *, reads: bool = True, writes: bool = True) -> None:
+        text = json.dumps({"format": FORMAT, **facts}, sort_keys=True, default=str)
+        self._facts = text.encode()
+        self._reads, self._writes = reads, writes
+        self._folder = partials_directory()
+        if writes:
+            self._remove_old()
+
+    def key(self, prompt: Iterable[np.ndarray]) -> str:
+        """The name of the answer to a prompt, given as token ids in one or several arrays."""
+        digest = hashlib.sha256(self._facts)
+        for ids in prompt:
+            digest.update(len(ids).to_bytes(8, "little"))
+            digest.update(np.ascontiguousarray(ids, dtype="<i4").tobytes())
+        return digest.hexdigest()
+
+    def find(self, key: str) -> str | None:
+        """The answer; None where there is none, or a damaged one."""
+        if not self._reads:
+            return None
+        file = self._file(key)
+        try:
+            answer = json.loads(file.read_bytes())["answer"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        if not isinstance(answer, str):
+            return None
+        with suppress(OSError):
+            os.utime(file)
+        return answer
+
+    def keep(self, key: str, answer: str) -> None:
+        """Keep an answer, whole or not at all; a full or unwritable disk costs only the way back."""
+        if self._writes:
+            with suppress(OSError), appearing(self._file(key)) as stream:
+                stream.write(json.dumps({"answer": answer}).encode())
+
+    def _file(self, key: str) -> Path:
+        return self._folder / key[:2] / f"{key}.json"
+
+    def _remove_old(self) -> None:
+        oldest = time.time() - KEPT_SECONDS
+        for file in self._folder.glob("*/*"):
+            with suppress(OSError):
+                if file.stat().st_mtime < oldest:
+                    file.unlink()
