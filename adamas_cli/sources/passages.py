@@ -62,7 +62,7 @@ class Passage:
 
 @dataclass(frozen=True)
 class Sources:
-    """passages: those that were attended to most, the best first. strip: the share of each of up to STRIP
+    """passages: those that were attended to most, by their share. strip: the share of each of up to STRIP
     equal parts of the documents, from their beginning to their end, relative to the greatest.
     """
 
@@ -105,11 +105,12 @@ def find_sources(
         assert end is not None
         excerpt = _excerpt(ids, weight, tokens, tokenizer)
         passages.append(Passage(begin.path, begin.line, end.line, begin.section, share, excerpt))
+    passages.sort(key=lambda passage: -passage.share)
     return Sources(tuple(passages), tuple(_strip(weight[inside]).tolist()))
 
 
 def _best(by_line: np.ndarray, count: int) -> list[tuple[int, int]]:
-    """The first and the last line of each of the heaviest passages, which do not overlap."""
+    """The first and the last line of each of the passages around the heaviest lines; none overlap."""
     left = by_line.copy()
     found: list[tuple[int, int]] = []
     while len(found) < count and left.max() > 0:
