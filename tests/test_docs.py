@@ -72,7 +72,7 @@ def commands(page: Path) -> list[Command]:
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), start=1):
         if line.startswith("```"):
             block = line.removeprefix("```") if block is None else None
-        elif block in ("console", "console run") and line.startswith("$ "):
+        elif block in ("console", "console run", "console answers") and line.startswith("$ "):
             found.append(Command(line.removeprefix("$ "), page, number, block == "console run"))
     return found
 

@@ -1,0 +1,81 @@
+"""What README.md says that the default model answers, against what it answers."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from test_docs import BIN, README, ROOT
+
+from adamas_cli.models import ModelFiles, resolve
+from adamas_cli.progress import Silent
+
+MODEL = "qwen2.5-coder-0.5b"
+
+
+@dataclass
+class Shown:
+    """A command of a block marked `answers`, the folder it runs in, and the lines shown below it."""
+
+    command: str
+    folder: Path
+    lines: list[str] = field(default_factory=list)
+
+
+def shown() -> list[Shown]:
+    found: list[Shown] = []
+    for block in re.findall(r"^```console answers\n(.*?)^```$", README, re.DOTALL | re.MULTILINE):
+        folder = ROOT
+        for line in block.splitlines():
+            if line.startswith("$ cd "):
+                folder = ROOT / line.removeprefix("$ cd ")
+            elif line.startswith("$ "):
+                found.append(Shown(line.removeprefix("$ "), folder))
+            else:
+                found[-1].lines.append(line)
+    return found
+
+
+def essential(text: str) -> list[str]:
+    """Without what is told once on a machine, and with shares as one number."""
+    lines = (line.rstrip() for line in text.splitlines() if not line.startswith("compiling"))
+    return [re.sub(r"^ *\d+%", "N%", line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def default_model() -> ModelFiles:
+    """Fetched into the user's cache if it is not there."""
+    return resolve(MODEL, offline=False, progress=Silent())
+
+
+@pytest.mark.timeout(900)
+def test_the_answers_are_those_of_the_default_model(default_model: ModelFiles, tmp_path: Path) -> None:
+    """In one test, because the commands share what was read: later ones say how much."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ADAMAS_")}
+    environment |= {
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "ADAMAS_MODEL": MODEL,
+        "ADAMAS_CONFIG": str(tmp_path / "config.toml"),
+        "ADAMAS_DOC_CACHE": str(tmp_path / "documents"),
+    }
+    examples = shown()
+    assert {example.command.split("adamas ", 1)[1].split()[0] for example in examples} >= {
+        "ask",
+        "chat",
+        "summarize",
+    }
+    for example in examples:
+        done = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", example.command],
+            capture_output=True,
+            text=True,
+            cwd=example.folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+        )
+        assert done.returncode == 0, done.stderr
+        assert essential(done.stdout) == essential("\n".join(example.lines)), example.command
