@@ -145,6 +145,7 @@ def test_mistakes_are_told(plan, folder: Path) -> None:
     assert plan(folder / "nothing.txt").returncode in (2, 3)
     assert plan(folder, folder / "nothing.txt").returncode in (2, 3)  # a path that is missing is no question
     assert plan(folder, "-t", "no-template").returncode == 2
+    assert plan(folder, "What is this? " * 30, "--no-calibrate").returncode == 0  # no name of a file is so long
 
 
 def test_a_plan_imports_neither_torch_nor_transformers(

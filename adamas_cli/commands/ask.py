@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -105,7 +105,7 @@ def split_arguments(
         sources = arguments
     elif arguments:
         sources, questions = arguments[:-1], arguments[-1:]
-        if questions[0] == "-" or Path(questions[0]).exists():
+        if questions[0] == "-" or os.path.exists(questions[0]):
             raise UsageError(
                 f"the question is missing: {questions[0]} is a document\n"
                 f'ask as in: adamas ask {" ".join(arguments)} "your question"'

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -107,4 +107,4 @@ def split_arguments(
 
 
 def _is_question(text: str) -> bool:
-    return text != "-" and not Path(text).exists() and (" " in text.strip() or text.rstrip().endswith("?"))
+    return text != "-" and not os.path.exists(text) and (" " in text.strip() or text.rstrip().endswith("?"))
