@@ -225,7 +225,10 @@ class _Foresight:
                 packed=self.packed,
                 threads=self.flags.model.threads,
                 attention=AttentionSettings(
-                    "adamas" if sparse else "full", backend=self.flags.attention.backend
+                    # The few layers stand for all of them, which are sparse but for the first ones.
+                    "adamas" if sparse else "full",
+                    dense_layers=0,
+                    backend=self.flags.attention.backend,
                 ),
                 chunk=self._chunk,
                 progress=self.progress,
