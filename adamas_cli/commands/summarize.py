@@ -88,7 +88,7 @@ def command(
         from adamas_cli.mapreduce.job import summarizing
         from adamas_cli.mapreduce.repository import repository_folders
         from adamas_cli.runtime import Runtime
-        from adamas_cli.session import Session, count
+        from adamas_cli.session import Session, count, longest_question
 
         job = summarizing(style, focus, max_words, repository_folders(sources or [], documents))
         longest = prompt.max_tokens
@@ -100,7 +100,7 @@ def command(
             replies = answer_in_parts(runtime, documents, job, drawing, display, max_tokens=longest)
         else:
             around = runtime.frame(prompt.template or job.whole)
-            layout = count(runtime, around, documents)
+            layout = count(runtime, around, documents, longest_question(runtime, around, job.finals))
             with Session.of(runtime, around, layout, job.finals, max_tokens=longest) as session:
                 replies = ask_all(session, job.finals, drawing, display)
         write(replies, stream, as_json=output.json)
