@@ -43,7 +43,8 @@ def stored_quantization(directory: Path) -> dict[str, Any] | None:
         config: dict[str, Any] = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    stored = config.get("quantization_config") or config.get("text_config", {}).get("quantization_config")
+    text: dict[str, Any] = config.get("text_config") or {}
+    stored = config.get("quantization_config") or text.get("quantization_config")
     if not stored:
         return None
     if not stored.get("quant_method") and (stored.get("load_in_8bit") or stored.get("load_in_4bit")):
@@ -77,8 +78,8 @@ def reading(stored: dict[str, Any], device: torch.device, progress: Progress) ->
 
     compressed-tensors: transformers keeps weights compressed until the first pass through the model and then
     dequantizes them all, so that it saves no memory and layers change while they are in use; they are
-    dequantized at once. FP8 in blocks is multiplied by a kernel that
-    the package `kernels` fetches from the hub, on GPUs.
+    dequantized at once. FP8 in blocks is multiplied by a kernel that the package `kernels` fetches from the
+    hub, on GPUs.
     """
     method = stored["quant_method"]
     if method == COMPRESSED_TENSORS:
