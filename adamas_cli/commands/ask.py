@@ -74,8 +74,7 @@ def command(
             origins=origins.wanted and not output.json,
         ) as display,
     ):
-        keep = not (store.no_doc_cache or store.doc_cache_ro)
-        documents = collect_documents(sources, selection, display, verbose=output.verbose, keep=keep)
+        documents = collect_documents(sources, selection, display, verbose=output.verbose, keep=store.writes)
         from adamas_cli.engine.sampling import Sampling  # with torch, which a wrong path need not wait for
         from adamas_cli.session import Session
 

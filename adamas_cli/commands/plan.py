@@ -72,8 +72,7 @@ def command(
     from adamas_cli.terminal.display import Display
 
     with Display(answers=None, notes=sys.stderr, quiet=quiet) as display:
-        keep = not (store.no_doc_cache or store.doc_cache_ro)
-        documents = collect_documents(sources, selection, display, verbose=verbose, keep=keep)
+        documents = collect_documents(sources, selection, display, verbose=verbose, keep=store.writes)
         from adamas_cli.planning.foresee import Flags, foresee
         from adamas_cli.planning.tree import grow
 
