@@ -69,8 +69,8 @@ def info(document: Which, as_json: AsJson = False) -> None:
             print()
         width = max(len(key) for key in facts)
         for key, value in facts.items():
-            shown = ", ".join(map(one_line, value)) if isinstance(value, list) else value
-            print(f"{key.replace('_', ' '):{width}}  {shown}")
+            shown = ", ".join(value) if isinstance(value, list) else str(value)
+            print(f"{key.replace('_', ' '):{width}}  {one_line(shown)}")
 
 
 @app.command("rm")
