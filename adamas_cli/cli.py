@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -133,7 +132,7 @@ def _run_typer(arguments: list[str]) -> int:
 
 def _usage_message(error: Any, arguments: list[str]) -> str:
     message = error.format_message()
-    if arguments and Path(arguments[0]).exists():
+    if arguments and os.path.exists(arguments[0]):
         return f'{message}\nto ask about a file: adamas ask {arguments[0]} "your question"'
     context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
     if context is not None and parameter is not None:

@@ -318,6 +318,11 @@ class StoreOptions:
     ] = "auto"
 
     @property
+    def writes(self) -> bool:
+        """Whether anything made of documents may be kept for later runs."""
+        return not (self.no_doc_cache or self.doc_cache_ro)
+
+    @property
     def settings(self) -> StoreSettings:
         """What the store is told of these."""
         return StoreSettings(self.doc_cache_ro, self.doc_cache_size or None, self.doc_cache_dtype)

@@ -74,7 +74,8 @@ class Session:
         """
         runtime = Runtime.resolve(model, attention, prompt, store, progress, origins)
         around = runtime.frame(prompt.template or DEFAULT_TEMPLATE)
-        return cls.of(runtime, around, count(runtime, around, documents), questions)
+        layout = count(runtime, around, documents, longest_question(runtime, around, questions))
+        return cls.of(runtime, around, layout, questions)
 
     @classmethod
     def of(
@@ -94,11 +95,7 @@ class Session:
         """
         prompt, progress = runtime.prompt, runtime.progress
         answer = max_tokens or prompt.max_tokens
-        longest = max(
-            len(question_ids(runtime.tokenizer, around, asked(runtime, text))) for text in questions
-        )
-        if prompt.token_budget is not None:
-            layout.keep_budget(longest, prompt.token_budget)
+        longest = longest_question(runtime, around, questions)
         ids = layout.fit(longest, answer, runtime.context, truncate=prompt.on_overflow == "truncate")
         if layout.dropped:
             progress.note(
@@ -205,14 +202,21 @@ def asked(runtime: Runtime, question: str) -> str:
     return f"{question}\n\n{REQUEST}" if runtime.origins.cite else question
 
 
-def count(runtime: Runtime, around: Frame, documents: Sequence[Document]) -> Layout:
+def longest_question(runtime: Runtime, around: Frame, questions: Sequence[str]) -> int:
+    """Tokens of the longest of the questions, with what stands around it."""
+    return max(len(question_ids(runtime.tokenizer, around, asked(runtime, text))) for text in questions)
+
+
+def count(runtime: Runtime, around: Frame, documents: Sequence[Document], question: int) -> Layout:
     """Lay the documents out in a thread while the model's weights load; on a GPU, which has only so much
     memory, they are loaded once it is known how much will be needed, and with a token budget once it is known
     to do. Raises OverContextError where that does not.
+
+    question: tokens that come on top, as far as the budget is concerned.
     """
     with Counting(runtime.layout(around), documents, runtime.progress) as counting:
         if runtime.prompt.token_budget is not None:
-            counting.wait().keep_budget(0, runtime.prompt.token_budget)
+            counting.wait().keep_budget(question, runtime.prompt.token_budget)
         if runtime.wants_cuda:
             needed = counting.wait().total + runtime.prompt.max_tokens
             if runtime.prompt.ctx_size:  # more than that is not read at once

@@ -109,5 +109,9 @@ def test_texts_of_converted_files_are_told_and_go_too(asked, tmp_path: Path) -> 
     assert asked.run("prune", "--max-size", "0").returncode == 0
     assert converted() == []
     asked(str(tmp_path / "a.pdf"))
+    partial = tmp_path / "cache" / "partials" / "ab" / "ab12.json"
+    partial.parent.mkdir(parents=True)
+    partial.write_text("An answer of a part.")
     assert asked.run("rm", "--all", "-y").returncode == 0
     assert converted() == []
+    assert not partial.exists()

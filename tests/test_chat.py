@@ -142,6 +142,8 @@ def test_two_slashes_send_one(chat):
         ("/add book.txt", "book.txt is there already"),
         ("/drop absent.txt", "there is no document absent.txt; there are: book.txt"),
         ("/save", "name a file"),
+        ("/add ~nobody-here/a.txt", "no file or folder '~nobody-here/a.txt'"),
+        ("/save ~nobody-here/a.txt", "cannot write ~nobody-here/a.txt"),
         ("/save book.txt", "book.txt exists; /save! book.txt overwrites it"),
     ],
 )

@@ -247,6 +247,8 @@ def test_over_context_names_the_numbers(adamas: Runner, tiny_model: Path, book: 
         (["ask", "book.txt"], 'adamas ask book.txt "your question"'),
         (["ask", "book.txt", "book.txt"], "the question is missing"),
         (["ask", "Who?"], "give documents before the question"),
+        (["ask", "absent.txt", "Who? " * 100], "no file or folder 'absent.txt'"),
+        (["Who? " * 100], "No such command"),
         (["ask", "book.txt", ""], "the question is empty"),
         (["ask", "absent.txt", "Who?"], "no file or folder 'absent.txt'"),
         (["ask", "book.txt", "Who?", "--attn", "half"], "'auto', 'adamas', 'full'"),

@@ -12,6 +12,7 @@ from test_cli import Runner, adamas  # noqa: F401 - fixtures
 
 from adamas_cli.cli import app
 from adamas_cli.examples import EXAMPLES
+from adamas_cli.options import with_defaults
 
 ROOT = typer.main.get_command(app)
 
@@ -53,7 +54,7 @@ LINES = [(path, line) for path, lines in EXAMPLES.items() for line in lines if p
 
 @pytest.mark.parametrize(("path", "line"), LINES, ids=[line for _, line in LINES])
 def test_each_example_parses(path: str, line: str) -> None:
-    words, command = arguments_of(line), ROOT
+    words, command = with_defaults(arguments_of(line)), ROOT
     for name in path.split():
         assert words.pop(0) == name
         command = command.commands[name]

@@ -196,6 +196,14 @@ def test_content_goes_before_the_name() -> None:
     assert recognized(b"plain text", "a.pdf") is None
 
 
+@pytest.mark.timeout(20)
+def test_many_comments_before_a_fragment_take_no_time() -> None:
+    comments = b"<!-- a -->\n" * 700
+    assert recognized(comments + b"<div>", "a.html") is None
+    assert recognized(comments + b"<html>", "a.html") is Format.HTML
+    assert recognized(b"<!--" + b"x" * 3000 + b"--><html>", "a.html") is None
+
+
 def test_a_document_on_stdin_is_recognized() -> None:
     (document,) = found("-", stdin=pdf(["piped"])).documents
     assert (document.path, "".join(document.pieces())) == ("stdin", "[page 1]\npiped\n\n")

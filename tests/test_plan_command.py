@@ -17,8 +17,10 @@ from test_cli import ADAMAS, Runner, adamas, environment  # noqa: F401 - fixture
 
 from adamas_cli.engine.events import Done
 from adamas_cli.engine.heads import code_bytes, token_bytes
+from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.models import ModelFiles
 from adamas_cli.models.shape import count_weights, expected_weights, read_shape, shape_of
+from adamas_cli.planning import calibration
 from adamas_cli.planning.speed import Decoding, Reading, recall, remember, remember_run
 from adamas_cli.planning.tree import draw, grow
 from adamas_cli.prompt.chat import ChatTemplateFile
@@ -140,11 +142,24 @@ def test_a_calibration_is_remembered(plan, folder: Path, tmp_path: Path) -> None
     assert (tmp_path / "cache" / "speeds.json").read_bytes() != written
 
 
+def test_a_calibration_attends_as_most_layers_do(plan, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its two layers would otherwise be the two that stay dense."""
+    seen = []
+    monkeypatch.setattr(
+        calibration, "calibrate", lambda *_, attention, **__: seen.append(attention) or ([], [])
+    )
+    assert plan(folder, "--calibrate", "--attn", "adamas").returncode == 0
+    assert [(settings.kind, settings.dense_layers) for settings in seen] == [("adamas", 0)]
+
+
 def test_mistakes_are_told(plan, folder: Path) -> None:
     assert plan().returncode == 2
     assert plan(folder / "nothing.txt").returncode in (2, 3)
     assert plan(folder, folder / "nothing.txt").returncode in (2, 3)  # a path that is missing is no question
     assert plan(folder, "-t", "no-template").returncode == 2
+    assert (
+        plan(folder, "What is this? " * 30, "--no-calibrate").returncode == 0
+    )  # no name of a file is so long
 
 
 def test_a_plan_imports_neither_torch_nor_transformers(
@@ -211,6 +226,15 @@ def test_the_shape_is_what_the_engine_computes_with(tiny_model: Path) -> None:
     count = count_weights(tiny_model)
     assert (count.embeddings, count.tied) == (258 * 64, False)
     assert read_shape(tiny_model).layers == 4
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff" * 8 + b"{}", b"\x02" + bytes(7) + b"[]", b"\x02" + bytes(7) + b"{"]
+)
+def test_damaged_weights_are_told(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ModelUnavailableError, match="are damaged"):
+        count_weights(tmp_path)
 
 
 def test_the_table_of_models_knows_the_shape_of_a_real_one(smollm2: ModelFiles) -> None:

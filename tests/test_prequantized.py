@@ -13,9 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from adamas_cli.bench.traffic import step_bytes
-from adamas_cli.engine.fused import _is_plain as is_fusable
 from adamas_cli.errors import ModelUnavailableError, UsageError
-from adamas_cli.models import prequantized
+from adamas_cli.models import quantization
 from adamas_cli.models.folder import CONFIG, WEIGHTS
 from adamas_cli.models.load import load
 from adamas_cli.models.packed import PackedLinear
@@ -27,8 +26,10 @@ from adamas_cli.models.prequantized import (
     stored_bytes,
     stored_quantization,
 )
-from adamas_cli.models.quantization import PACKAGES
+from adamas_cli.models.quantization import PACKAGES, is_plain
 from adamas_cli.models.resolve import ModelFiles
+from adamas_cli.options import AttentionOptions, ModelOptions, PromptOptions, StoreOptions
+from adamas_cli.planning.foresee import Flags, _Foresight
 from adamas_cli.progress import Silent
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
@@ -113,7 +114,7 @@ def test_kinds_that_transformers_would_read_as_plain_numbers_are_refused(stored,
 
 @pytest.mark.parametrize("method", NEEDED)
 def test_missing_packages_are_named(method, monkeypatch, tmp_path):
-    monkeypatch.setattr(prequantized, "find_spec", lambda module: None)
+    monkeypatch.setattr(quantization, "find_spec", lambda module: None)
     say(tmp_path, {"quant_method": method, "load_in_4bit": method == "bitsandbytes"})
     packages = " ".join(NEEDED[method].values()).replace("[", r"\[")
     with pytest.raises(ModelUnavailableError, match=rf"\({method}\) and needs more: pip install {packages}"):
@@ -234,8 +235,8 @@ def altered(weight):
 def test_quantized_layers_are_told_from_plain_ones(layer):
     assert holds_quantized(nn.Sequential(nn.Linear(4, 4), layer))
     assert not holds_quantized(nn.Sequential(nn.Linear(4, 4), nn.Embedding(4, 4)))
-    assert not is_fusable(layer)
-    assert is_fusable(nn.Linear(4, 4))
+    assert not is_plain(layer)
+    assert is_plain(nn.Linear(4, 4))
 
 
 def test_fp8_in_blocks_says_what_keeps_it_from_a_gpu(monkeypatch):
@@ -243,7 +244,7 @@ def test_fp8_in_blocks_says_what_keeps_it_from_a_gpu(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     stored = {"quant_method": "fp8", "modules_to_not_convert": ["a"]}
-    monkeypatch.setattr(prequantized, "find_spec", lambda module: None)
+    monkeypatch.setattr(quantization, "find_spec", lambda module: None)
     progress = Noting()
     config = reading(stored, GPU, progress)
     assert (config.dequantize, config.modules_to_not_convert) == (True, ["a"])
@@ -252,7 +253,7 @@ def test_fp8_in_blocks_says_what_keeps_it_from_a_gpu(monkeypatch):
     def refuse():
         raise OSError("the hub cannot be reached\nand more")
 
-    monkeypatch.setattr(prequantized, "find_spec", lambda module: ModuleSpec(module, None, origin="file"))
+    monkeypatch.setattr(quantization, "find_spec", lambda module: ModuleSpec(module, None, origin="file"))
     monkeypatch.setattr(finegrained_fp8, "load_finegrained_fp8_kernel", refuse)
     assert reading(stored, GPU, progress).dequantize
     assert progress.notes[1].endswith("twice as large: the hub cannot be reached")
@@ -268,3 +269,12 @@ def test_bytes_that_stay_in_memory_are_those_of_the_files(tmp_path):
     assert stored_bytes(tmp_path) == 123
     say(tmp_path, {"quant_method": "fp8"})
     assert stored_bytes(tmp_path) is None
+
+
+@pytest.mark.parametrize("quantization", ["auto", "none"])
+def test_a_plan_knows_timings_by_what_loading_makes_of_the_weights(fp8_model, quantization):
+    directory, _ = fp8_model
+    model = ModelOptions(device="cpu", quantization=quantization)
+    flags = Flags(model, AttentionOptions(), PromptOptions(), StoreOptions())
+    planned = _Foresight(ModelFiles("a model", directory, directory.name), flags, Silent())
+    assert planned.quantization == loaded(directory, quantization).quantization

@@ -165,7 +165,7 @@ def test_a_passage_takes_in_neighbours_but_never_another_document(tokenizer):
     for _ in range(2):
         layout.add(Text("".join(lines)))
     ids = layout.fit(0, 0, layout.total)
-    found = find_sources(np.ones(len(ids)), layout, ids, tokenizer, 50).passages
+    found = find_sources(np.ones(len(ids)), layout.locate, ids, tokenizer, 50).passages
     assert all(x.last_line - x.first_line < LONGEST_PASSAGE for x in found)
     assert sum(x.last_line - x.first_line + 1 for x in found) == 60
     assert sum(x.share for x in found) == pytest.approx(1)
@@ -186,7 +186,7 @@ def test_long_lines_are_cut_to_an_excerpt_around_what_was_attended_to(tokenizer)
 
 def test_without_attention_there_are_no_passages(laid_out, tokenizer):
     layout, ids = laid_out
-    assert find_sources(np.zeros(len(ids)), layout, ids, tokenizer, 3) == Sources((), ())
+    assert find_sources(np.zeros(len(ids)), layout.locate, ids, tokenizer, 3) == Sources((), ())
 
 
 def test_the_strip_shows_where_in_the_documents(laid_out, tokenizer):

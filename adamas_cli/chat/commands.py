@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def _sources(chat: Chat, argument: str) -> None:
 
 
 def _save(chat: Chat, argument: str) -> None:
-    if Path(argument).expanduser().exists() and argument:
+    if argument and os.path.exists(os.path.expanduser(argument)):
         raise UsageError(f"{argument} exists; /save! {argument} overwrites it")
     _overwrite(chat, argument)
 
@@ -100,7 +101,7 @@ def _save(chat: Chat, argument: str) -> None:
 def _overwrite(chat: Chat, argument: str) -> None:
     if not argument:
         raise UsageError("name a file, as in: /save talk.md")
-    transcript.save(Path(argument).expanduser(), chat.conversation)
+    transcript.save(Path(os.path.expanduser(argument)), chat.conversation)
     chat.display.note(f"saved {argument}, {len(chat.conversation.turns):,} turns")
 
 
@@ -125,7 +126,7 @@ def _paths(argument: str, example: str) -> list[str]:
         words = [argument]
     if not words:
         raise UsageError(f"name files or folders, as in: {example}")
-    return [str(Path(word).expanduser()) for word in words]
+    return list(map(os.path.expanduser, words))
 
 
 COMMANDS = {

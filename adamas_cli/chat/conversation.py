@@ -54,11 +54,9 @@ class Conversation:
         )
         self.turns: list[Turn] = []
         self._next = Turn()  # without a question yet
-        layout = count(runtime, _BARE, documents)
-        self.context = runtime.context
         around = len(self._prompt().ids)
-        if options.token_budget is not None:
-            layout.keep_budget(around, options.token_budget)
+        layout = count(runtime, _BARE, documents, around)
+        self.context = runtime.context
         around += LONGEST_FIRST_QUESTION
         truncate = options.on_overflow == "truncate"
         self._next = Turn(shelved(layout, layout.fit(around, options.max_tokens, self.context, truncate)))

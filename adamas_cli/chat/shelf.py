@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,12 +50,13 @@ def shelved(layout: Layout, ids: np.ndarray) -> tuple[ChatDocument, ...]:
     return tuple(documents)
 
 
-def locate(documents: Iterable[tuple[int, ChatDocument]], index: int) -> Location | None:
+def locate(documents: Sequence[tuple[int, ChatDocument]], index: int) -> Location | None:
     """Document and line of a prompt's token at `index`; documents: of the prompt, with their positions."""
-    for start, document in documents:
-        if start <= index < start + len(document.ids):
-            return document.locate(index - start)
-    return None
+    before = bisect_right(documents, index, key=itemgetter(0))
+    if not before:
+        return None
+    start, document = documents[before - 1]
+    return document.locate(index - start) if index < start + len(document.ids) else None
 
 
 def tokens(documents: Sequence[ChatDocument]) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -74,8 +74,7 @@ def command(
             origins=origins.wanted and not output.json,
         ) as display,
     ):
-        keep = not (store.no_doc_cache or store.doc_cache_ro)
-        documents = collect_documents(sources, selection, display, verbose=output.verbose, keep=keep)
+        documents = collect_documents(sources, selection, display, verbose=output.verbose, keep=store.writes)
         from adamas_cli.engine.sampling import Sampling  # with torch, which a wrong path need not wait for
         from adamas_cli.session import Session
 
@@ -105,7 +104,7 @@ def split_arguments(
         sources = arguments
     elif arguments:
         sources, questions = arguments[:-1], arguments[-1:]
-        if questions[0] == "-" or Path(questions[0]).exists():
+        if questions[0] == "-" or os.path.exists(questions[0]):
             raise UsageError(
                 f"the question is missing: {questions[0]} is a document\n"
                 f'ask as in: adamas ask {" ".join(arguments)} "your question"'

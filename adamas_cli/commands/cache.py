@@ -69,8 +69,8 @@ def info(document: Which, as_json: AsJson = False) -> None:
             print()
         width = max(len(key) for key in facts)
         for key, value in facts.items():
-            shown = ", ".join(map(one_line, value)) if isinstance(value, list) else value
-            print(f"{key.replace('_', ' '):{width}}  {shown}")
+            shown = ", ".join(value) if isinstance(value, list) else str(value)
+            print(f"{key.replace('_', ' '):{width}}  {one_line(shown)}")
 
 
 @app.command("rm")
@@ -79,7 +79,8 @@ def remove_documents(
         list[str] | None, typer.Argument(metavar="DOCUMENTS...", help="Ids, beginnings of them, or paths.")
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="All documents, and the texts of converted files.")
+        bool,
+        typer.Option("--all", help="All documents, the texts of converted files and the answers of parts."),
     ] = False,
     yes: Yes = False,
     as_json: AsJson = False,
@@ -95,7 +96,9 @@ def remove_documents(
     with _writing():
         freed = remove(root, [held.entry.id for held in chosen]) if root.is_dir() else 0
     if everything:
-        freed += _prune_converted(0)
+        from adamas_cli.mapreduce.resume import remove_partials
+
+        freed += _prune_converted(0) + remove_partials()
     _tell_removed([held.entry.id for held in chosen], freed, as_json)
 
 

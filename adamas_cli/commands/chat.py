@@ -6,11 +6,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from adamas_cli.commands.reading import collect_documents
+from adamas_cli.commands.reading import Sources, collect_documents, require_sources
 from adamas_cli.errors import UsageError
 from adamas_cli.options import (
     AttentionOptions,
@@ -35,10 +33,7 @@ HISTORY = "chat_history"
 
 @grouped
 def command(
-    sources: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="SOURCES...", help="Files, folders or `-` (stdin).", show_default=False),
-    ] = None,
+    sources: Sources = None,
     *,
     model: ModelOptions,
     attention: AttentionOptions,
@@ -54,10 +49,8 @@ def command(
     stdin is one; -o keeps the transcript as Markdown, --json prints an object a line for each turn.
     """
     prepare_libraries(verbose=output.verbose, offline=model.offline)
-    if not sources and selection.files_from is None:
-        raise UsageError(f"give documents, as in: {EXAMPLE}\n`-` reads one from stdin")
+    require_sources(sources, selection, EXAMPLE)
     on_terminal = _asks_on_terminal(sources or [], selection.files_from)
-    keep = not (store.no_doc_cache or store.doc_cache_ro)
     file = _transcript(output.output)
 
     from adamas_cli.terminal.display import Display
@@ -72,9 +65,11 @@ def command(
 
         def find(paths: Sequence[str]) -> list[Document]:
             chosen = replace(selection, files_from=None)
-            return collect_documents(list(paths), chosen, display, verbose=output.verbose, keep=keep)
+            return collect_documents(list(paths), chosen, display, verbose=output.verbose, keep=store.writes)
 
-        documents = collect_documents(sources or [], selection, display, verbose=output.verbose, keep=keep)
+        documents = collect_documents(
+            sources or [], selection, display, verbose=output.verbose, keep=store.writes
+        )
         from adamas_cli.chat.chat import Chat
         from adamas_cli.chat.conversation import Conversation
         from adamas_cli.chat.loop import converse, follow, lines_of_stdin

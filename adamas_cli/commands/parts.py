@@ -32,19 +32,16 @@ def answer_in_parts(
     max_tokens: of an answer, where it is not what the user's options say.
     """
     from adamas_cli.mapreduce.work import Work
-    from adamas_cli.prompt.layout import question_ids
-    from adamas_cli.session import Session, asked, count
+    from adamas_cli.session import Session, count, longest_question
 
     answer = max_tokens or runtime.prompt.max_tokens
     whole = runtime.frame(runtime.prompt.template or job.whole)
-    layout = count(runtime, whole, documents)
-    longest = max(len(question_ids(runtime.tokenizer, whole, asked(runtime, text))) for text in job.finals)
+    longest = longest_question(runtime, whole, job.finals)
+    layout = count(runtime, whole, documents, longest)
     if layout.total + longest + answer <= runtime.context:
         with Session.of(runtime, whole, layout, job.finals, max_tokens=answer) as session:
             replies = ask_all(session, job.finals, sampling, display)
         return [Reply(reply.answer, reply.record | {"parts": [], "levels": 0}) for reply in replies]
-    if runtime.prompt.token_budget is not None:
-        layout.keep_budget(longest, runtime.prompt.token_budget)
     display.note(
         f"{layout.total:,} tokens are more than the context of {runtime.context:,} holds: reading in parts"
     )

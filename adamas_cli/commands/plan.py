@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -72,8 +72,7 @@ def command(
     from adamas_cli.terminal.display import Display
 
     with Display(answers=None, notes=sys.stderr, quiet=quiet) as display:
-        keep = not (store.no_doc_cache or store.doc_cache_ro)
-        documents = collect_documents(sources, selection, display, verbose=verbose, keep=keep)
+        documents = collect_documents(sources, selection, display, verbose=verbose, keep=store.writes)
         from adamas_cli.planning.foresee import Flags, foresee
         from adamas_cli.planning.tree import grow
 
@@ -107,4 +106,4 @@ def split_arguments(
 
 
 def _is_question(text: str) -> bool:
-    return text != "-" and not Path(text).exists() and (" " in text.strip() or text.rstrip().endswith("?"))
+    return text != "-" and not os.path.exists(text) and (" " in text.strip() or text.rstrip().endswith("?"))

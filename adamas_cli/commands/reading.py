@@ -6,7 +6,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+import typer
 
 from adamas_cli.errors import UsageError
 
@@ -14,6 +16,18 @@ if TYPE_CHECKING:
     from adamas_cli.documents import Document
     from adamas_cli.options import InputOptions
     from adamas_cli.terminal.display import Display
+
+
+Sources = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="SOURCES...", help="Files, folders or `-` (stdin).", show_default=False),
+]
+
+
+def require_sources(sources: list[str] | None, chosen: InputOptions, example: str) -> None:
+    """Raises UsageError, with an example, where no document is named."""
+    if not sources and chosen.files_from is None:
+        raise UsageError(f"give documents, as in: {example}\n`-` reads one from stdin")
 
 
 def collect_documents(

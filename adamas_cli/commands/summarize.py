@@ -7,9 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from adamas_cli.commands.reading import collect_documents, destination
+from adamas_cli.commands.reading import Sources, collect_documents, destination, require_sources
 from adamas_cli.commands.replies import ask_all, write
-from adamas_cli.errors import UsageError
 from adamas_cli.options import (
     AttentionOptions,
     InputOptions,
@@ -28,10 +27,7 @@ _TOKENS_PER_WORD = 2  # more than English takes, so that a summary of so many wo
 
 @grouped
 def command(
-    sources: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="SOURCES...", help="Files, folders or `-` (stdin).", show_default=False),
-    ] = None,
+    sources: Sources = None,
     style: Annotated[
         Literal["brief", "detailed", "bullets"],
         typer.Option("--style", rich_help_panel="Question and answer", help="How the summary is written."),
@@ -66,8 +62,7 @@ def command(
 ) -> None:
     """Summarize documents and repositories of any length: adamas summarize book.txt --style bullets"""
     prepare_libraries(verbose=output.verbose, offline=model.offline)
-    if not sources and selection.files_from is None:
-        raise UsageError(f"give documents, as in: {EXAMPLE}\n`-` reads one from stdin")
+    require_sources(sources, selection, EXAMPLE)
 
     from adamas_cli.terminal.display import Display
 
@@ -81,14 +76,15 @@ def command(
             reasoning=not output.hide_reasoning,
         ) as display,
     ):
-        keep = not (store.no_doc_cache or store.doc_cache_ro)
-        documents = collect_documents(sources or [], selection, display, verbose=output.verbose, keep=keep)
+        documents = collect_documents(
+            sources or [], selection, display, verbose=output.verbose, keep=store.writes
+        )
         from adamas_cli.commands.parts import answer_in_parts
         from adamas_cli.engine.sampling import Sampling  # with torch, which a wrong path need not wait for
         from adamas_cli.mapreduce.job import summarizing
         from adamas_cli.mapreduce.repository import repository_folders
         from adamas_cli.runtime import Runtime
-        from adamas_cli.session import Session, count
+        from adamas_cli.session import Session, count, longest_question
 
         job = summarizing(style, focus, max_words, repository_folders(sources or [], documents))
         longest = prompt.max_tokens
@@ -100,7 +96,7 @@ def command(
             replies = answer_in_parts(runtime, documents, job, drawing, display, max_tokens=longest)
         else:
             around = runtime.frame(prompt.template or job.whole)
-            layout = count(runtime, around, documents)
+            layout = count(runtime, around, documents, longest_question(runtime, around, job.finals))
             with Session.of(runtime, around, layout, job.finals, max_tokens=longest) as session:
                 replies = ask_all(session, job.finals, drawing, display)
         write(replies, stream, as_json=output.json)

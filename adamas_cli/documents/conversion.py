@@ -65,7 +65,11 @@ class Conversion:
             words = words or bool(part.text.strip())
             advance(part.section is not None)
             yield part
-        if not os.path.exists(path) or _identity(before) != _identity(os.stat(path)):
+        try:
+            unchanged = _identity(before) == _identity(os.stat(path))
+        except OSError:  # of the file, not of the folder that its text is written to
+            unchanged = False
+        if not unchanged:
             raise UnreadableError(Trouble.CHANGED)
         if not words and kind is not Format.PDF:  # whose empty pages are counted
             raise UnreadableError(Trouble.NO_TEXT)

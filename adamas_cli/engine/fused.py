@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adamas_cli.engine.native import FAMILY
+from adamas_cli.models.quantization import is_plain
 
 Forward = Callable[..., Any]
 # Projections that a layer applies one after another to the same input.
@@ -36,12 +37,12 @@ class Fused:
 
         self._forwards: dict[nn.Module, Forward] = {}
         for module in model.modules():
-            if _is_plain(module):
+            if is_plain(module):
                 self._forwards[module] = _product(module, multiply_vector)
         for module in model.modules():
             for names in JOINED:
                 parts: list[Any] = [getattr(module, name, None) for name in names]
-                if all(_is_plain(part) for part in parts) and _joinable(parts):
+                if all(is_plain(part) for part in parts) and _joinable(parts):
                     joined = _Joined(parts, multiply_vector)
                     for index, part in enumerate(parts):
                         self._forwards[part] = joined.forward(index)
@@ -109,17 +110,6 @@ def _restore(place: dict[str, Any], name: str, value: Any) -> None:
         del place[name]
     else:
         place[name] = value
-
-
-def _is_plain(module: object) -> bool:
-    """Whether a module is a linear layer whose weights are numbers as they are, not quantized ones."""
-    if type(module) is not nn.Linear:
-        return False
-    weight = getattr(module, "weight", None)  # a quantizer may keep it under another name
-    if weight is None:
-        return False
-    weight = weight.data
-    return type(weight) is Tensor and weight.is_floating_point() and weight.itemsize >= 2
 
 
 def _joinable(parts: Sequence[nn.Linear]) -> bool:

@@ -129,7 +129,7 @@ def _documents_disk() -> Check:
 
 
 def _disk(name: str, folder: Path, variable: str) -> Check:
-    there = next(above for above in (folder, *folder.parents) if above.exists())
+    there = next(above for above in (folder, *folder.parents) if os.path.exists(above))
     other = f"set {variable} to another folder."
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         return Check(name, "wrong", f"{folder} cannot be written", f"Change its owner, or {other}")

@@ -28,7 +28,8 @@ def try_triton(limit: float = SECONDS) -> Trial:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "adamas_cli.machine.triton_kernel"],
+            # -P: the current folder may hold anything, none of which may be imported.
+            [sys.executable, "-P", "-m", "adamas_cli.machine.triton_kernel"],
             capture_output=True,
             text=True,
             errors="replace",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -30,6 +31,20 @@ def partials_directory() -> Path:
     return cache_directory() / "partials"
 
 
+def remove_partials(before: float = math.inf) -> int:
+    """Remove the answers that were last asked for before a time, in seconds as `time.time` tells them; the
+    bytes that became free.
+    """
+    freed = 0
+    for file in partials_directory().glob("*/*"):
+        with suppress(OSError):
+            status = file.stat()
+            if status.st_mtime < before:
+                file.unlink()
+                freed += status.st_size
+    return freed
+
+
 class Partials:
     """The answers that one model gives with one choice of settings (`facts`, JSON values).
 
@@ -42,7 +57,7 @@ class Partials:
         self._reads, self._writes = reads, writes
         self._folder = partials_directory()
         if writes:
-            self._remove_old()
+            remove_partials(time.time() - KEPT_SECONDS)
 
     def key(self, prompt: Iterable[np.ndarray]) -> str:
         """The name of the answer to a prompt, given as token ids in one or several arrays."""
@@ -75,10 +90,3 @@ class Partials:
 
     def _file(self, key: str) -> Path:
         return self._folder / key[:2] / f"{key}.json"
-
-    def _remove_old(self) -> None:
-        oldest = time.time() - KEPT_SECONDS
-        for file in self._folder.glob("*/*"):
-            with suppress(OSError):
-                if file.stat().st_mtime < oldest:
-                    file.unlink()

@@ -278,5 +278,5 @@ def _partials(runtime: Runtime, sampling: Sampling, answer: int) -> Partials:
         "answer": answer,
     }
     repeats = not sampling.temperature or sampling.seed is not None
-    reads = repeats and not runtime.store.no_doc_cache
-    return Partials(facts, reads=reads, writes=reads and not runtime.store.doc_cache_ro)
+    store = runtime.store
+    return Partials(facts, reads=repeats and not store.no_doc_cache, writes=repeats and store.writes)

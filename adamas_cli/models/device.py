@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from adamas_cli.errors import UsageError
 from adamas_cli.machine.cpu import cpu_flags
+from adamas_cli.machine.gpus import gpus
 
 if TYPE_CHECKING:
     import torch
@@ -20,14 +20,12 @@ DTYPES = ("float32", "bfloat16", "float16")
 @cache
 def has_cuda_gpu() -> bool:
     """Whether torch will find a CUDA GPU; asks the driver, so that torch need not be imported."""
-    if "+cpu" in version("torch") or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        return False
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
+        if "+cpu" in version("torch"):
+            return False
+    except PackageNotFoundError:  # which `adamas doctor` has to tell
         return False
-    count = ctypes.c_int(0)
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    return os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1") and bool(gpus())
 
 
 def wants_cuda(device: str) -> bool:

@@ -105,12 +105,22 @@ def load(
     if not isinstance(context, int):
         raise ModelUnavailableError(f"{files.name} does not say how many tokens it can read.")
     ending = stop_ids(model, files.directory)
-    kept_as = [PACKED] if packed else [quantization] if quantization in PACKAGES else []
     if stored is not None:
-        kept_as = [stored["quant_method"], *([] if quantized else ["dequantized"]), *kept_as]
         chosen_dtype = model.dtype  # some kinds compute in one number format only
-    kept = ", ".join(kept_as) or "none"
+    kept = kept_as(stored, quantization, quantized=quantized, packed=packed)
     return LoadedModel(model, files, chosen_device, chosen_dtype, context, ending, kept)
+
+
+def kept_as(stored: dict[str, Any] | None, quantization: str, *, quantized: bool, packed: bool) -> str:
+    """`LoadedModel.quantization`. stored: what the files say; quantized: whether it stays so in memory."""
+    ways = [] if stored is None else [str(stored.get("quant_method"))]
+    if ways and not quantized:
+        ways.append("dequantized")
+    if packed:
+        ways.append(PACKED)
+    elif quantization in PACKAGES:
+        ways.append(quantization)
+    return ", ".join(ways) or "none"
 
 
 def packs(quantization: str, dtype: str, device: str) -> bool:

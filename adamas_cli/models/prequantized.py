@@ -7,13 +7,12 @@ them on this device, they are turned back into numbers while they are read.
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adamas_cli.errors import ModelUnavailableError, UsageError
 from adamas_cli.models.folder import CONFIG
-from adamas_cli.models.quantization import FP8_CAPABILITY, PACKAGES
+from adamas_cli.models.quantization import FP8_CAPABILITY, PACKAGES, is_installed, is_plain
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +42,8 @@ def stored_quantization(directory: Path) -> dict[str, Any] | None:
         config: dict[str, Any] = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    stored = config.get("quantization_config") or config.get("text_config", {}).get("quantization_config")
+    text: dict[str, Any] = config.get("text_config") or {}
+    stored = config.get("quantization_config") or text.get("quantization_config")
     if not stored:
         return None
     if not stored.get("quant_method") and (stored.get("load_in_8bit") or stored.get("load_in_4bit")):
@@ -65,7 +65,7 @@ def require_readable(name: str, stored: dict[str, Any], quantization: str) -> No
         raise ModelUnavailableError(
             f"{name} comes quantized ({kind}), and this version of transformers does not know how."
         )
-    missing = [package for module, package in NEEDED.get(method, {}).items() if not _is_installed(module)]
+    missing = [package for module, package in NEEDED.get(method, {}).items() if not is_installed(module)]
     if missing:
         raise ModelUnavailableError(
             f"{name} comes quantized ({method}) and needs more: pip install {' '.join(missing)}"
@@ -77,8 +77,8 @@ def reading(stored: dict[str, Any], device: torch.device, progress: Progress) ->
 
     compressed-tensors: transformers keeps weights compressed until the first pass through the model and then
     dequantizes them all, so that it saves no memory and layers change while they are in use; they are
-    dequantized at once. FP8 in blocks is multiplied by a kernel that
-    the package `kernels` fetches from the hub, on GPUs.
+    dequantized at once. FP8 in blocks is multiplied by a kernel that the package `kernels` fetches from the
+    hub, on GPUs.
     """
     method = stored["quant_method"]
     if method == COMPRESSED_TENSORS:
@@ -101,7 +101,7 @@ def reading(stored: dict[str, Any], device: torch.device, progress: Progress) ->
 
 def holds_quantized(model: nn.Module) -> bool:
     """Whether a linear layer of the model is anything but a plain one with numbers as they are."""
-    return any(hasattr(module, "in_features") and not _is_plain(module) for module in model.modules())
+    return any(hasattr(module, "in_features") and not is_plain(module) for module in model.modules())
 
 
 def stored_bytes(directory: Path) -> int | None:
@@ -110,21 +110,6 @@ def stored_bytes(directory: Path) -> int | None:
     if stored is None or stored.get("quant_method") in DEQUANTIZED:
         return None
     return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
-
-
-def _is_plain(module: nn.Module) -> bool:
-    import torch
-    from torch import nn
-
-    if type(module) is not nn.Linear or not hasattr(module, "weight"):
-        return False
-    weight = module.weight.data
-    return type(weight) is torch.Tensor and weight.is_floating_point() and weight.dtype.itemsize >= 2
-
-
-def _is_installed(module: str) -> bool:
-    spec = find_spec(module)
-    return spec is not None and spec.origin is not None  # a folder of that name is not a package
 
 
 def _multiplies_fp8(device: torch.device) -> bool:
@@ -137,7 +122,7 @@ def _fp8_obstacle(device: torch.device) -> str | None:
     """Why blocks of FP8 are not multiplied here, or None where they are."""
     if not _multiplies_fp8(device):
         return f"{device.type} does not multiply them"
-    if not _is_installed("kernels"):
+    if not is_installed("kernels"):
         return "pip install kernels to keep them"
     from transformers.integrations.finegrained_fp8 import load_finegrained_fp8_kernel
 

@@ -26,13 +26,30 @@ INT4_CAPABILITY = (8, 0)
 INT4_GROUP = 64  # weights that share a scale: divides the layers of all common models, which 128 does not
 
 
+def is_installed(module: str) -> bool:
+    """Whether a module can be imported: a folder of that name is none."""
+    spec = find_spec(module)
+    return spec is not None and spec.origin is not None
+
+
+def is_plain(module: object) -> bool:
+    """Whether a module is a linear layer whose weights are numbers as they are, not quantized ones."""
+    import torch
+    from torch import nn
+
+    # A quantizer may keep the weights under another name.
+    if type(module) is not nn.Linear or not hasattr(module, "weight"):
+        return False
+    weight = module.weight.data
+    return type(weight) is torch.Tensor and weight.is_floating_point() and weight.dtype.itemsize >= 2
+
+
 def require_quantizable(name: str, device: torch.device, dtype: torch.dtype) -> None:
     """Raises UsageError where weights of `dtype` cannot be quantized so on this device, with what to do."""
     package, extra = PACKAGES[name]
     if device.type != "cuda":
         raise UsageError(f"--quantization {name} serves GPUs: the model is on {device.type}.")
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:  # a folder of that name is not a package
+    if not is_installed(package):
         raise UsageError(f"--quantization {name} needs {package}: pip install 'adamas[{extra}]'")
     needed = {"fp8": FP8_CAPABILITY, "torchao-int4": INT4_CAPABILITY}.get(name)
     if needed is None:

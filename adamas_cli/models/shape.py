@@ -15,6 +15,7 @@ from adamas_cli.models.folder import CONFIG
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _PACKED_BITS = 8.5  # of a weight, its share of a scale included: the most that packing leaves
+_LARGEST_HEADER = 100_000_000  # bytes; safetensors reads no larger one
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 
 
@@ -117,10 +118,16 @@ def expected_weights(config: dict[str, Any]) -> WeightCount:
 
 def count_weights(directory: Path) -> WeightCount:
     """Counts by the headers of a folder's safetensors files. A model without a matrix of its own behind the
-    last layer uses its embeddings there.
+    last layer uses its embeddings there. Raises ModelUnavailableError for damaged ones.
     """
     matrices = head = embeddings = rest = 0
-    for name, shape in _tensors(directory):
+    try:
+        tensors = list(_tensors(directory))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise ModelUnavailableError(
+            f"the weights in {directory} are damaged. Fetch the model again."
+        ) from error
+    for name, shape in tensors:
         numbers = math.prod(shape)
         if name.endswith(_EMBEDDINGS):
             embeddings += numbers
@@ -137,6 +144,8 @@ def _tensors(directory: Path) -> Iterator[tuple[str, list[int]]]:
     for file in sorted(directory.glob("*.safetensors")):
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
+            if length > _LARGEST_HEADER:
+                raise ValueError(f"a header of {length:,} bytes")
             header = json.loads(stream.read(length))
         for name, entry in header.items():
             if name != "__metadata__":

@@ -10,9 +10,8 @@ from adamas_cli.engine.choice import OTHER_CHUNK, PREFILL_CHUNK, auto_min_contex
 from adamas_cli.errors import OverContextError, UsageError
 from adamas_cli.models import ModelFiles, resolve
 from adamas_cli.models.device import device_kind, dtype_name
-from adamas_cli.models.load import PACKED, packs
-from adamas_cli.models.prequantized import stored_bytes
-from adamas_cli.models.quantization import PACKAGES
+from adamas_cli.models.load import kept_as, packs
+from adamas_cli.models.prequantized import stored_bytes, stored_quantization
 from adamas_cli.models.shape import ITEM_BYTES, ModelShape, WeightCount, count_weights, read_shape
 from adamas_cli.planning.memory import Needs, needs_on_cpu
 from adamas_cli.planning.plan import Counted, Plan, Times
@@ -68,9 +67,12 @@ class _Foresight:
         self.count: WeightCount = count_weights(files.directory)
         self.kind = device_kind(flags.model.device)
         self.dtype = dtype_name(flags.model.dtype, self.kind)
-        self.packed = packs(flags.model.quantization, flags.model.dtype, self.kind)
-        quantized = flags.model.quantization if flags.model.quantization in PACKAGES else "none"
-        self.quantization = PACKED if self.packed else quantized
+        stored = stored_quantization(files.directory)
+        self.stored_bytes = stored_bytes(files.directory)
+        quantized = self.stored_bytes is not None
+        asked = flags.model.quantization
+        self.packed = packs(asked, flags.model.dtype, self.kind) and not quantized
+        self.quantization = kept_as(stored, asked, quantized=quantized, packed=self.packed)
 
     def plan(self, documents: Sequence[Document], questions: Sequence[str], calibrates: bool | None) -> Plan:
         layout, counted, asked = self._counted(documents, questions)
@@ -166,9 +168,8 @@ class _Foresight:
             sparse=sparse,
             dense_layers=self.flags.attention.dense_layers,
         )
-        stored = stored_bytes(self.files.directory)
-        if stored is not None:
-            needs = replace(needs, weights=stored, exact=True)
+        if self.stored_bytes is not None:
+            needs = replace(needs, weights=self.stored_bytes, exact=True)
         return needs, memory().available
 
     def _needs_on_gpu(self, tokens: int, sparse: bool) -> tuple[Needs, int]:
@@ -192,7 +193,7 @@ class _Foresight:
             quantization=self.flags.model.quantization,
             sparse=sparse,
             dense_layers=self.flags.attention.dense_layers,
-            weights=stored_bytes(self.files.directory),
+            weights=self.stored_bytes,
         )
         there = gpus()
         return (
@@ -225,7 +226,10 @@ class _Foresight:
                 packed=self.packed,
                 threads=self.flags.model.threads,
                 attention=AttentionSettings(
-                    "adamas" if sparse else "full", backend=self.flags.attention.backend
+                    # The few layers stand for all of them, which are sparse but for the first ones.
+                    "adamas" if sparse else "full",
+                    dense_layers=0,
+                    backend=self.flags.attention.backend,
                 ),
                 chunk=self._chunk,
                 progress=self.progress,

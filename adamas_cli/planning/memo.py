@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from adamas_cli.folders import cache_directory
+from adamas_cli.store.places import appearing
 
 _FORMAT = 1
 _LARGEST = 32  # entries, of which the newest stay
@@ -30,11 +30,8 @@ class Memo:
         entries.pop(key, None)
         entries[key] = value  # the last one is the newest
         newest = dict(list(entries.items())[-_LARGEST:])
-        unfinished = self._file.with_name(f"{self._name}.{os.getpid()}")
-        with suppress(OSError):
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_text(json.dumps({"format": _FORMAT, "entries": newest}), encoding="utf-8")
-            os.replace(unfinished, self._file)
+        with suppress(OSError), appearing(self._file) as stream:
+            stream.write(json.dumps({"format": _FORMAT, "entries": newest}).encode())
 
     @property
     def _file(self) -> Path:

@@ -30,7 +30,7 @@ _MIMETYPES = {
 _BY_SUFFIX = {".epub": Format.EPUB, ".docx": Format.DOCX, ".odt": Format.ODT}
 _PAGE_SUFFIXES = (".html", ".htm", ".xhtml")
 _WHOLE_PAGE = re.compile(
-    rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*|<!--.{0,2000}?-->\s*)*<(?:!doctype\s+html|html)\b",
+    rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*|<!--(?:(?!-->).){0,2000}-->\s*)*<(?:!doctype\s+html|html)\b",
     re.IGNORECASE | re.DOTALL,
 )
 _TEMPLATE = re.compile(rb"\{[{%#]|<[%?](?!xml)|\$\{")
