@@ -131,14 +131,14 @@ def _run_typer(arguments: list[str]) -> int:
 
 
 def _usage_message(error: Any, arguments: list[str]) -> str:
-    message = error.format_message()
+    message = error.format_message().replace("Value error, ", "")
     if arguments and os.path.exists(arguments[0]):
         return f'{message}\nto ask about a file: adamas ask {arguments[0]} "your question"'
     context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
     if context is not None and parameter is not None:
         source = context.get_parameter_source(parameter.name)
         if source is not None and source.name == "DEFAULT_MAP":
-            wrong = " ".join(getattr(error, "message", message).split())
+            wrong = " ".join(getattr(error, "message", message).replace("Value error, ", "").split())
             return f"the configuration file {config_path()} sets {parameter.name} to a wrong value: {wrong}"
     command = context.command_path if context is not None else "adamas"
     return f"{' '.join(message.split())}\ntry: {command} --help"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Collection
+from difflib import get_close_matches
 from pathlib import Path
 
 from adamas_cli.errors import UsageError
@@ -44,7 +45,11 @@ def read_config(known: Collection[str]) -> dict[str, str | list[str]]:
     named = {name.replace("-", "_"): value for name, value in settings.items()}
     unknown = sorted(named.keys() - set(known))
     if unknown:
-        raise UsageError(f"the configuration file {path} sets {', '.join(unknown)}, which no flag is called")
+        near = get_close_matches(unknown[0], sorted(known), 1, cutoff=0.5)
+        advice = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(
+            f"the configuration file {path} sets {', '.join(unknown)}, which no flag is called{advice}"
+        )
     return {name: _as_text(name, value, path) for name, value in named.items()}
 
 

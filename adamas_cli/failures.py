@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -11,6 +12,16 @@ import traceback
 from adamas_cli.errors import INTERRUPTED, AdamasError, OutOfMemoryError
 from adamas_cli.terminal.sanitize import plain
 
+# Errors of a disk or of permissions, which are no fault of the program.
+_OF_THE_MACHINE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EIO,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EMFILE,
+)
 CLOSED_PIPE = 141  # what a shell reports for a process that SIGPIPE ended
 
 
@@ -30,6 +41,9 @@ def as_user_error(error: Exception) -> AdamasError:
             f"out of memory: {_first_line(error)}\n"
             "try a smaller --prefill-chunk, a smaller model, --dtype bfloat16, or fewer documents"
         )
+    if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+        where = f" ({plain(str(error.filename))})" if error.filename else ""
+        return AdamasError(f"{error.strerror}{where}")
     return AdamasError(
         f"{type(error).__name__}: {_first_line(error)}\nthis is a fault in adamas; -vv shows where"
     )

@@ -41,7 +41,7 @@ def talk(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
 
     def open_one(*, model: Path = tiny_model, stored: bool = False) -> Conversation:
         runtime = Runtime.resolve(
-            ModelOptions(model=str(model), offline=True),
+            ModelOptions(model=str(model)),
             AttentionOptions(attn="full", prefill_chunk=128),
             PromptOptions(max_tokens=12),
             StoreOptions(no_doc_cache=not stored),

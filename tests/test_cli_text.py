@@ -112,3 +112,24 @@ def test_options_default_to_what_the_engine_defaults_to() -> None:
     assert options.budget is None  # by the length of the context
     assert options.prefill_chunk is None  # by the device
     assert vars(SamplingOptions()) == vars(Sampling())
+
+
+def test_a_full_disk_is_no_fault_of_the_program():
+    from errno import EINVAL, ENOSPC
+
+    from adamas_cli.failures import as_user_error
+
+    full = as_user_error(OSError(ENOSPC, "No space left on device"))
+    assert full.message == "No space left on device"
+    assert "fault in adamas" in as_user_error(OSError(EINVAL, "Invalid argument")).message
+
+
+def test_arguments_the_wrong_way_round_are_turned(tmp_path):
+    import pytest
+
+    from adamas_cli.commands.ask import split_arguments
+    from adamas_cli.errors import UsageError
+
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(UsageError, match=r"question comes last, as in: adamas ask .*a\.txt 'Who was it\?'"):
+        split_arguments(["Who was it?", str(tmp_path / "a.txt")], [], None)

@@ -322,3 +322,11 @@ def test_small_branches_of_a_tree_are_folded() -> None:
         ("└─ /abs", 1),
     ]
     assert [line.name for line in draw(root, 3, 50)] == ["a/b/", "only.txt", "7 more files"]
+
+
+def test_a_plan_fetches_no_model(adamas: Runner, tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "a.txt").write_text("a text")
+    done = adamas("plan", tmp_path / "a.txt", "-m", "smollm2-135m", ADAMAS_CACHE_DIR=str(tmp_path / "cache"))
+    assert done.returncode == 5
+    assert b"smollm2-135m is not on this machine" in done.stderr
+    assert b"adamas models pull smollm2-135m" in done.stderr

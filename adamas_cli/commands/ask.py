@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from typing import Annotated
 
@@ -105,9 +106,12 @@ def split_arguments(
     elif arguments:
         sources, questions = arguments[:-1], arguments[-1:]
         if questions[0] == "-" or os.path.exists(questions[0]):
+            if sources and sources[0] != "-" and not os.path.exists(sources[0]):
+                turned = shlex.join([*arguments[1:], arguments[0]])
+                raise UsageError(f"the question comes last, as in: adamas ask {turned}")
             raise UsageError(
                 f"the question is missing: {questions[0]} is a document\n"
-                f'ask as in: adamas ask {" ".join(arguments)} "your question"'
+                f'ask as in: adamas ask {shlex.join(arguments)} "your question"'
             )
     if not arguments and not questions:
         raise UsageError(f"give documents and a question, as in: {EXAMPLE}")

@@ -14,7 +14,12 @@ _STYLES: dict[Style, str] = {
     "detailed": "Write a detailed summary of several paragraphs.",
     "bullets": "Write a list of bullet points, one point on each line.",
 }
-_NOTHING = re.compile(r"\W*(?:NOTHING\b|(?i:nothing)\W*$)")
+_NOTHING = re.compile(
+    r"\W*(?:NOTHING\b|(?i:nothing)\W*$"
+    # What small models say instead.
+    r"|(?i:the (?:text|document|passage)s? (?:above )?do(?:es)? not "
+    r"(?:tell|say|mention|state|provide|contain)\b))"
+)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.models.aliases import Alias, aliases
 from adamas_cli.models.default import default_name
 from adamas_cli.models.device import choose_device, choose_dtype, device_kind, dtype_name
-from adamas_cli.models.fetch import fetch, sha256_of
+from adamas_cli.models.fetch import fetch, is_fetched, sha256_of
 from adamas_cli.models.folder import fingerprint, require_complete
 from adamas_cli.models.gguf import unpack, weights_folder
 from adamas_cli.models.hub import cached_snapshot, download_snapshot
@@ -55,6 +55,23 @@ def resolve(
     if _HUB_NAME.fullmatch(name):
         return _from_hub(name, offline, progress)
     raise _unknown(name)
+
+
+def require_here(name: str | None, *, dtype: str = "auto", device: str = "auto") -> None:
+    """Raise ModelUnavailableError where `resolve` would have to fetch the model."""
+    name = name or default_name(device)
+    alias = aliases().get(name)
+    if alias is not None:
+        here = is_fetched(alias) or _unpacked(alias.sha256, dtype, device).is_dir()
+    else:
+        path = Path(name).expanduser()
+        is_local = path.suffix == ".gguf" or path.is_dir() or not _HUB_NAME.fullmatch(name)
+        here = is_local or cached_snapshot(name) is not None
+    if not here:
+        raise ModelUnavailableError(
+            f"{name} is not on this machine, and nothing is fetched for this.\n"
+            f"Run `adamas models pull {name}` once."
+        )
 
 
 def _from_alias(alias: Alias, dtype: str, device: str, offline: bool, progress: Progress) -> ModelFiles:

@@ -12,6 +12,7 @@ from adamas_cli.models import ModelFiles, resolve
 from adamas_cli.models.device import device_kind, dtype_name
 from adamas_cli.models.load import kept_as, packs
 from adamas_cli.models.prequantized import stored_bytes, stored_quantization
+from adamas_cli.models.resolve import require_here
 from adamas_cli.models.shape import ITEM_BYTES, ModelShape, WeightCount, count_weights, read_shape
 from adamas_cli.planning.memory import Needs, needs_on_cpu
 from adamas_cli.planning.plan import Counted, Plan, Times
@@ -52,10 +53,16 @@ def foresee(
     Raises ModelUnavailableError, and UsageError for a wrong template or `--ctx-size`.
     """
     chosen = flags.model
+    require_here(chosen.model, dtype=chosen.dtype, device=chosen.device)
     files = resolve(
         chosen.model, dtype=chosen.dtype, device=chosen.device, offline=chosen.offline, progress=progress
     )
     return _Foresight(files, flags, progress).plan(documents, questions, calibrates)
+
+
+def _is_whole(known: Speed | None) -> bool:
+    """Whether there are timings of both reading and answering."""
+    return known is not None and bool(known.readings) and bool(known.decodings)
 
 
 class _Foresight:
@@ -213,7 +220,7 @@ class _Foresight:
             attention="adamas" if sparse else "full",
         )
         known = recall(key)
-        if calibrates is False or self.kind != "cpu" or (known is not None and calibrates is None):
+        if calibrates is False or self.kind != "cpu" or (_is_whole(known) and calibrates is None):
             return known
         from adamas_cli.engine.attention import AttentionSettings
         from adamas_cli.planning.calibration import calibrate

@@ -66,8 +66,9 @@ class Lane:
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
 
     def end(self) -> None:
-        """The current stream goes on only behind everything that was carried; the host does not wait."""
+        """The current stream goes on only behind everything that was carried; the pinned memory is free."""
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        self._sent.synchronize()  # torch does not know of every copy from this memory
 
     def scope(self) -> AbstractContextManager[object]:
         """In which tensors are made, filled and used on the lane's stream."""

@@ -13,7 +13,7 @@ from numba.core.event import Event, Listener, install_listener
 
 from adamas_kernels import ops, reference
 
-NOTICE = "compiling the CPU kernels (once, some 20 s)"
+NOTICE = "compiling CPU kernels, which are kept for the next time"
 
 
 def source_stamp() -> int:
