@@ -183,6 +183,8 @@ class Display:
                     self._tell_origins()
                     if self._shows_usage:
                         self._print_note(lines.summary(event), style="dim")
+                    elif event.finish_reason == "length":
+                        self.note(f"the answer was cut at --max-tokens {event.completion_tokens:,}")
 
     def settle(self) -> None:
         """Nothing is under way any more: end the answer where it is, and leave the terminal to others."""
