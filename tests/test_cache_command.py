@@ -40,7 +40,8 @@ def test_the_second_question_reads_the_document_from_disk(asked) -> None:
     assert warm["answer"] == cold["answer"]
     done = asked()
     total = warm["usage"]["prompt_tokens"]
-    assert done.stderr.decode() == f"reused {reused(warm):,} of {total:,} tokens\n"
+    cut = "the answer was cut at --max-tokens 4\n"
+    assert done.stderr.decode() == f"reused {reused(warm):,} of {total:,} tokens\n{cut}"
     assert asked("--quiet").stderr == b""
 
 
