@@ -99,7 +99,7 @@ def test_the_answer_and_nothing_else_is_on_stdout(adamas: Runner, tiny_model: Pa
     again = adamas("ask", book, "Who came?", "-m", tiny_model, "-n", "5")
     assert again.stdout == done.stdout
     # The first run of all says that it compiles, too.
-    assert again.stderr == b"the answer was cut at --max-tokens 5\n"
+    assert again.stderr == b"the answer was cut at --max-tokens\n"
 
 
 def test_json_has_the_documented_names(adamas: Runner, tiny_model: Path, book: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_document_comes_from_stdin_and_paths_from_a_list(
 def test_skipped_files_are_counted_on_stderr(adamas: Runner, tiny_model: Path, book: Path) -> None:
     (book.parent / "image.png").write_bytes(b"\x89PNG\0\0")
     done = adamas("ask", book.parent, "Who?", "-m", tiny_model, "-n", "3")
-    assert done.stderr == b"skipped 1: 1 binary\nthe answer was cut at --max-tokens 3\n"
+    assert done.stderr == b"skipped 1: 1 binary\nthe answer was cut at --max-tokens\n"
     assert b"image.png" in adamas("ask", book.parent, "Who?", "-m", tiny_model, "-n", "3", "-v").stderr
     assert adamas("ask", book.parent, "Who?", "-m", tiny_model, "-n", "3", "--quiet").stderr == b""
 

@@ -184,7 +184,7 @@ class Display:
                     if self._shows_usage:
                         self._print_note(lines.summary(event), style="dim")
                     elif event.finish_reason == "length":
-                        self.note(f"the answer was cut at --max-tokens {event.completion_tokens:,}")
+                        self.note("the answer was cut at --max-tokens")
 
     def settle(self) -> None:
         """Nothing is under way any more: end the answer where it is, and leave the terminal to others."""
