@@ -17,7 +17,7 @@ help: ## list the targets
 ask: .venv/installed ## install, fetch the default model and answer QUESTION about DOCUMENT
 	$(bin)/adamas ask $(call quoted,$(DOCUMENT)) $(call quoted,$(QUESTION))
 
-test: .venv/installed-for-development ## fetch the test model and run the whole test suite
+test: .venv/installed-for-development ## fetch the models that tests ask and run the whole test suite
 	$(bin)/adamas models pull smollm2-135m
 	$(bin)/adamas models pull qwen2.5-coder-0.5b
 	$(bin)/python -m pytest

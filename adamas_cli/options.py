@@ -85,6 +85,15 @@ Backend = Annotated[
     Literal["auto", "triton", "cpu", "torch"],
     _attention("--backend", help="What computes sparse attention; auto takes the fastest that runs."),
 ]
+Questions = Annotated[
+    list[str] | None,
+    _prompt(
+        "-q",
+        "--question",
+        metavar="TEXT",
+        help="A question (repeatable: the documents are read once); then all arguments are sources.",
+    ),
+]
 System = Annotated[
     str | None, _prompt("-s", "--system", metavar="TEXT", help="System prompt in place of the default.")
 ]

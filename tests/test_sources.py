@@ -294,8 +294,7 @@ def test_the_number_of_sources_may_be_left_out(given, meant):
     assert with_defaults(given) == meant
 
 
-def test_weights_of_numpy_and_torch_agree_in_type():
-    """`attended` hands out a copy: the next answer does not change it."""
+def test_the_next_answer_does_not_change_what_was_counted_before():
     engine = Engine(
         Loaded(tiny_architecture("llama")), sparse(BUDGET), context=300, prefill_chunk=64, counts=True
     )

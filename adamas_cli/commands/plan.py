@@ -17,6 +17,7 @@ from adamas_cli.options import (
     InputOptions,
     ModelOptions,
     PromptOptions,
+    Questions,
     StoreOptions,
     grouped,
 )
@@ -35,16 +36,7 @@ def command(
             show_default=False,
         ),
     ] = None,
-    question: Annotated[
-        list[str] | None,
-        typer.Option(
-            "-q",
-            "--question",
-            metavar="TEXT",
-            rich_help_panel="Question and answer",
-            help="A question (repeatable); then all arguments are sources.",
-        ),
-    ] = None,
+    question: Questions = None,
     tree: Annotated[bool, typer.Option("--tree", help="Show tokens by folder.")] = False,
     calibrate: Annotated[
         bool | None,

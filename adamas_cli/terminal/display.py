@@ -216,8 +216,7 @@ class Display:
     def tell_sources(self, sources: Sources) -> None:
         """Passages, on stderr, and on a terminal a strip that shows where in the documents."""
         self._print_strip(sources)
-        for line in passage_lines(sources.passages, self._notes.width if self._shows_progress else None):
-            self._print_note(line)
+        self._print_passages(sources)
 
     def _leave_tree(self) -> None:
         for line in self._tree.leave():
@@ -228,10 +227,13 @@ class Display:
         origins, self._origins = self._origins, None
         if origins is None:
             return
-        width = self._notes.width if self._shows_progress else None
-        told = [] if origins.sources is None else passage_lines(origins.sources.passages, width)
-        told += [] if origins.quotes is None else quote_lines(origins.quotes)
-        for line in told:
+        if origins.sources is not None:
+            self._print_passages(origins.sources)
+        for line in () if origins.quotes is None else quote_lines(origins.quotes):
+            self._print_note(line)
+
+    def _print_passages(self, sources: Sources) -> None:
+        for line in passage_lines(sources.passages, self._notes.width if self._shows_progress else None):
             self._print_note(line)
 
     def _print_strip(self, sources: Sources | None) -> None:
