@@ -227,10 +227,16 @@ def count(runtime: Runtime, around: Frame, documents: Sequence[Document], questi
 
 
 def open_engine(
-    runtime: Runtime, context: int, compiled: list[str] | None = None, *, counts: bool = False
+    runtime: Runtime,
+    context: int,
+    compiled: list[str] | None = None,
+    *,
+    limit: int = 0,
+    counts: bool = False,
 ) -> Engine:
     """An engine with room for so many tokens; says with `-v` why it does not run in the fastest way.
 
+    limit: tokens that there may come to be, see `Engine`.
     compiled: where each line is added by which the engine says that it compiles, which spoils timings.
     counts: keep a tally of what is attended to wherever that is sparse, also unasked.
     """
@@ -244,6 +250,7 @@ def open_engine(
         runtime.load(),
         runtime.decoding,
         context=context,
+        limit=limit,
         prefill_chunk=runtime.attention.prefill_chunk,
         announce=announce,
         counts=counts or runtime.origins.counts,

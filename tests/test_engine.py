@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -337,6 +338,27 @@ def test_codes_are_those_of_the_document_whatever_is_asked(name):
         for event in engine.answer(prompt(5, seed=1), GREEDY, 1, stop_ids=()):
             if isinstance(event, Token):
                 assert all(torch.equal(a, b[:, :, :200]) for a, b in zip(before, coded(engine), strict=True))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("most", [2048, 100])
+def test_codes_made_in_the_pass_are_those_made_behind_it(name, most, monkeypatch):
+    """Also where memory runs out in the last chunk, so that it is not the last one after all."""
+    found = []
+    for in_the_pass in (True, False):
+        model = tiny_architecture(name)
+        ShortOfMemory(model, most)
+        engine = Engine(Loaded(model), sparse(32), context=900, prefill_chunk=256)
+        with monkeypatch.context() as patch:  # one way alone
+            if in_the_pass:
+                patch.setattr(engine._cache, "encode", lambda: None)
+            else:
+                patch.setattr(engine._cache, "encoding", lambda wanted: nullcontext())
+            list(engine.read(prompt(700)))
+        found.append(coded(engine))
+    assert found[0]
+    assert all(codes.shape[2] == 700 for codes in found[0])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_codebooks_follow_a_document_that_grows():

@@ -9,7 +9,8 @@ from transformers import AutoConfig
 
 from adamas_cli.bench.shapes import shape_config
 from adamas_cli.bench.traffic import step_bytes
-from adamas_cli.engine.cache import AdamasCache, SparseDecoding, Steps
+from adamas_cli.engine.cache import AdamasCache
+from adamas_cli.engine.layers import SparseDecoding, Steps
 from adamas_cli.engine.plan import LIBRARIES, plan_memory, require_memory
 from adamas_cli.errors import OutOfMemoryError
 

@@ -19,12 +19,13 @@ import torch
 from adamas_kernels.ops import SparseSettings
 from conftest import ARCHITECTURES, TINY_CONTEXT, tiny_architecture
 
+from adamas_cli.engine import buffers
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.engine import Engine
 from adamas_cli.engine.events import Prefill, Token
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.models.resolve import ModelFiles
-from adamas_cli.store import blocks, document
+from adamas_cli.store import blocks, document, restoring
 from adamas_cli.store.document import StoredDocument
 from adamas_cli.store.entries import Entry, entries, on_disk, prune, remove, save, stored_files, total_bytes
 from adamas_cli.store.keys import block_tokens, chain, model_facts
@@ -83,6 +84,13 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "store"
 
 
+@pytest.fixture(params=[False, True], ids=["heads first", "tokens first"])
+def order(request, monkeypatch):
+    """Both orders in which keys and values lie in memory, whatever the device."""
+    for module in (buffers, restoring):
+        monkeypatch.setattr(module, "tokens_first", lambda device: request.param)
+
+
 @dataclass
 class Run:
     """One process's worth of work: what was reused, answered and said."""
@@ -133,6 +141,7 @@ def test_the_answer_is_the_same_without_cold_and_warm(name, attention, device):
     assert not cold.notes + warm.notes
 
 
+@pytest.mark.usefixtures("order")
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_restored_cache_has_the_same_floats(name):
     model, ids = loaded(name), tokens(DOCUMENT)
@@ -556,6 +565,7 @@ def test_manifests_of_other_versions_are_left_alone(root):
 # --- Compression.
 
 
+@pytest.mark.usefixtures("order")
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_compressed_documents_answer_alike_cold_and_warm(name, root):
     model, ids = loaded(name), tokens(DOCUMENT)

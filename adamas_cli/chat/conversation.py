@@ -65,7 +65,7 @@ class Conversation:
             left_out = f"left out {layout.dropped:,} of {layout.total:,} tokens, from the documents' middle"
             runtime.progress.note(left_out)
         needed = len(self._prompt().ids) + options.max_tokens + ROOM_FOR_TURNS
-        self.engine = open_engine(runtime, min(needed, self.context), counts=True)
+        self.engine = open_engine(runtime, min(needed, self.context), limit=self.context, counts=True)
         self._attended: np.ndarray | None = None  # by the last answer, as long as the documents stay
         self._cached = CachedPrefix(self.engine)
         self._unread = True  # until what comes before the next question is in the cache

@@ -21,8 +21,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from adamas_cli.engine.cache import FULL, SLIDING, AdamasCache, FullLayer, SparseDecoding, layer_types
+from adamas_cli.engine.cache import AdamasCache
 from adamas_cli.engine.choice import DENSE_LAYERS, auto_min_context, budget_for
+from adamas_cli.engine.layers import FULL, SLIDING, FullLayer, SparseDecoding, layer_types
 from adamas_cli.errors import ModelUnavailableError, UsageError
 
 NAME = "adamas"
@@ -146,4 +147,6 @@ def attention_forward(
     else:
         out = chunk_attention(query, key, value, scale)
         layer.observe(query)
+        if adamas_cache.encodes:
+            layer.encode()
     return out.transpose(1, 2), None

@@ -18,7 +18,7 @@ from adamas_kernels.ops import LARGEST_STEP, SparseSettings
 from torch import Tensor
 
 from adamas_cli.engine.attention import AttentionSettings, adamas_attention, refusal, unsupported_reason
-from adamas_cli.engine.cache import AdamasCache, PlainCache, SparseDecoding, Steps
+from adamas_cli.engine.cache import AdamasCache, PlainCache
 from adamas_cli.engine.choice import OTHER_CHUNK, PREFILL_CHUNK
 from adamas_cli.engine.compiling import announced_compiling
 from adamas_cli.engine.eta import PrefillCost
@@ -26,6 +26,8 @@ from adamas_cli.engine.events import Done, Event, Prefill, Token
 from adamas_cli.engine.fused import Fused
 from adamas_cli.engine.graph import GraphedSteps, graph_obstacle
 from adamas_cli.engine.heads import head_dim, token_bytes
+from adamas_cli.engine.layers import SparseDecoding, Steps
+from adamas_cli.engine.mapped import mapped_bytes
 from adamas_cli.engine.native import NativeDecoder, native_obstacle
 from adamas_cli.engine.reader import TokenReader
 from adamas_cli.engine.sampling import Sampler, Sampling
@@ -48,6 +50,7 @@ class Stored(Protocol):
     """A document that was read before, wholly or in part, or that is to be kept."""
 
     block: int  # tokens that are stored together
+    alters: bool  # whether `keep` changes what is in the cache
 
     def restore(self, cache: AdamasCache) -> int:
         """Fill an empty cache with the document's first tokens; how many."""
@@ -70,10 +73,10 @@ class Engine:
     """One model with one cache: reads documents once, then answers any number of questions about them.
 
     context: the tokens that will be in the cache, by which `auto` chooses between sparse and full attention;
-    the cache is allocated for so many. announce: told before a backend compiles for seconds. graphs: replay
-    steps on a GPU as CUDA graphs, where that can be. counts: keep a tally of what answers attend to. Raises
-    ModelUnavailableError if Adamas is asked for and does not serve the model, and UsageError if a backend is
-    and does not run.
+    the cache is allocated for so many, and may grow to `limit` without being copied. announce: told before a
+    backend compiles for seconds. graphs: replay steps on a GPU as CUDA graphs, where that can be. counts:
+    keep a tally of what answers attend to. Raises ModelUnavailableError if Adamas is asked for and does not
+    serve the model, and UsageError if a backend is and does not run.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Engine:
         attention: AttentionSettings,
         *,
         context: int,
+        limit: int = 0,
         prefill_chunk: int | None = None,
         announce: Callable[[str], None] | None = None,
         graphs: bool = True,
@@ -109,7 +113,7 @@ class Engine:
             steps = Steps(torch.zeros(1, dtype=torch.int32, device=self.model.device))
             steps.dense = load_dense(self.model.device)
             self._cache = AdamasCache.for_model(config, self.sparse, attention.dense_layers, steps)
-            self._cache.reserve(context)
+            self._cache.reserve(context, limit)
             if counts:
                 self._cache.count_attention()
         self.answered: list[int] = []  # tokens of the last answer, with the stop token that ended it
@@ -162,7 +166,8 @@ class Engine:
             known = 0
             if stored is not None and self.length == 0:
                 known = self._restore(stored)
-            yield from self._prefill(ids[known:], start, stored)
+            encode = stored is None or not stored.alters
+            yield from self._prefill(ids[known:], start, stored, encode=encode)
             self._encode(stored, whole=known == len(ids) == self.length)
             if len(ids):
                 self._rehearse(int(ids[-1]))
@@ -196,7 +201,7 @@ class Engine:
                 if sparse_from == "question":
                     self._feed(ids)
                 else:
-                    yield from self._prefill(ids, start)
+                    yield from self._prefill(ids, start, encode=sparse_from != "never")
                 if keep:
                     mark = self._cache.mark()
                 prefilled = time.perf_counter()
@@ -263,7 +268,9 @@ class Engine:
             raise
 
     def _encode(self, stored: Stored | None, *, whole: bool) -> None:
-        """Codes of the document that was just read, from the store where all of it came from there."""
+        """Codes of the document that was just read, where its last chunk did not bring them: from the store
+        where all of it came from there.
+        """
         if stored is None or not isinstance(self._cache, AdamasCache):
             self._cache.encode()
         elif not (whole and stored.restore_codes(self._cache)):
@@ -291,9 +298,14 @@ class Engine:
         for token in tokens.split(1):
             self._logits = self._step(token)
 
-    def _prefill(self, ids: np.ndarray, start: float, stored: Stored | None = None) -> Iterator[Prefill]:
+    def _prefill(
+        self, ids: np.ndarray, start: float, stored: Stored | None = None, *, encode: bool
+    ) -> Iterator[Prefill]:
         """Chunks of `self.chunk` tokens, none of which reaches into two blocks of `stored`; leaves the logits
         behind the last one in `self._logits`.
+
+        encode: make the codes in the pass of the last chunk, layer by layer. There all keys are known that a
+        codebook is to be fitted to, and while the device computes, the host has time for it.
         """
         tokens = self._on_device(ids)
         base, total, done = self.length, len(tokens), 0
@@ -309,7 +321,7 @@ class Engine:
             size = self.chunk
             if stored is not None:
                 size = min(size, stored.block - (base + done) % stored.block)
-            size = self._read_chunk(tokens[done : done + size])
+            size = self._read_chunk(tokens[done:], size, encode)
             cost.add(base + done, base + done + size, time.perf_counter() - step)
             done += size
             end = base + done
@@ -317,12 +329,16 @@ class Engine:
                 assert isinstance(self._cache, AdamasCache)
                 stored.keep(self._cache, (end - 1) // stored.block * stored.block, end)
 
-    def _read_chunk(self, tokens: Tensor) -> int:
-        """Read at most these tokens, fewer if memory runs out, and return how many; none where it raises."""
+    def _read_chunk(self, rest: Tensor, size: int, encode: bool) -> int:
+        """Read the first of the tokens that are left, at most so many, fewer if memory runs out, and return
+        how many; none where it raises. encode: see `_prefill`.
+        """
         while True:
+            tokens = rest[:size]
             mark = self._cache.mark()
             try:
-                self._logits = self._forward(tokens)
+                with self._cache.encoding(encode and len(tokens) == len(rest)):
+                    self._logits = self._forward(tokens)
                 self._wait()
                 return len(tokens)
             except BaseException as error:  # an interruption leaves some layers longer than others
@@ -339,8 +355,7 @@ class Engine:
                     "Use a smaller model, --dtype bfloat16, or fewer documents.",
                     n_cached_tokens=self.length,
                 )
-            self.chunk = max(SMALLEST_CHUNK, len(tokens) // 2)
-            tokens = tokens[: self.chunk]
+            size = self.chunk = max(SMALLEST_CHUNK, len(tokens) // 2)
 
     def _decode(
         self,
@@ -471,9 +486,9 @@ class Engine:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak bytes: of the allocator on a GPU, of this process elsewhere."""
+    """Peak bytes: of what was allocated on a GPU, of this process elsewhere."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.max_memory_allocated(device) + mapped_bytes(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

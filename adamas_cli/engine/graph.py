@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adamas_cli.engine.cache import AdamasCache, FullLayer, SparseDecoding
+from adamas_cli.engine.cache import AdamasCache
+from adamas_cli.engine.layers import FullLayer, SparseDecoding
 
 Forward = Callable[[Tensor, Tensor], Tensor]
 # Kinds of RoPE that look at the positions on the host, and so stop the device at each step.

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from adamas_cli.engine.cache import AdamasCache, FullLayer
+from adamas_cli.engine.cache import AdamasCache
 from adamas_cli.engine.heads import head_dim
+from adamas_cli.engine.layers import FullLayer
 
 if TYPE_CHECKING:
     from adamas_kernels.cpu.decoder import Decoder, LayerWeights, Linear

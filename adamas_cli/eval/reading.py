@@ -12,9 +12,9 @@ from adamas_kernels.plain import TorchBackend
 from torch import Tensor
 
 from adamas_cli.engine.attention import AttentionSettings
-from adamas_cli.engine.cache import SparseDecoding
 from adamas_cli.engine.engine import Engine, SparseFrom
 from adamas_cli.engine.events import Event, Prefill
+from adamas_cli.engine.layers import SparseDecoding
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.eval.ledger import Record
 from adamas_cli.eval.methods import METHODS, Method

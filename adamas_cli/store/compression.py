@@ -30,12 +30,12 @@ def compress(x: Tensor, *, keys: bool) -> Compressed:
     heads, count, dim = x.shape
     if not keys:
         scale = x.float().abs().amax(2, keepdim=True).clamp_min(1e-12) / LARGEST
-        return Compressed((x.float() / scale).round().to(torch.int8), scale)
+        return Compressed((x.float() / scale).round().to(torch.int8).contiguous(), scale)
     groups = -(-count // KEY_GROUP)
     filled = x.new_zeros(heads, groups * KEY_GROUP, dim, dtype=torch.float32)
     filled[:, :count] = x
     scale = filled.view(heads, groups, KEY_GROUP, dim).abs().amax(2).clamp_min(1e-12) / LARGEST
-    numbers = (x.float() / _by_token(scale, count)).round().to(torch.int8)
+    numbers = (x.float() / _by_token(scale, count)).round().to(torch.int8).contiguous()
     return Compressed(numbers, scale)
 
 

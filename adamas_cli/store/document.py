@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from adamas_cli.engine.buffers import by_head
 from adamas_cli.engine.cache import AdamasCache, split_name
 from adamas_cli.engine.heads import token_bytes
 from adamas_cli.store.compression import SCALE, compress, decompress
@@ -44,7 +45,7 @@ class StoredDocument:
         each = token_bytes(config, loaded.dtype) * config.num_hidden_layers
         self.block = block_tokens(chunk, each)
         self._root, self._settings, self._note = documents_directory(), settings, note
-        self._compresses = settings.dtype == "int8"
+        self.alters = settings.dtype == "int8"
         facts = model_facts(
             config,
             fingerprint=loaded.files.fingerprint,
@@ -56,7 +57,7 @@ class StoredDocument:
         )
         self._keys = chain(facts, ids, self.block)
         self._tokens = len(ids)
-        self._bytes = each * len(ids) // (2 if self._compresses else 1)
+        self._bytes = each * len(ids) // (2 if self.alters else 1)
         now = time.time()
         dtype = facts["dtype"] if settings.dtype == "auto" else settings.dtype
         self._entry = Entry(
@@ -83,7 +84,7 @@ class StoredDocument:
         With compression the cache holds from here on what another process will restore.
         """
         tensors = cache.stored(start, end)
-        if self._compresses:
+        if self.alters:
             tensors = self._compressed(tensors)
         if self._keeper is not None:
             self._keeper.put(self._keys[start // self.block], start, end - start, tensors)
@@ -138,7 +139,8 @@ class StoredDocument:
         for name, tensor in tensors.items():
             parts[name] = tensor
             if AdamasCache.is_stream(name):
-                small = compress(tensor, keys=split_name(name)[1] == "keys")
-                tensor.copy_(decompress(small, tensor.dtype))
+                states = by_head(tensor)
+                small = compress(states, keys=split_name(name)[1] == "keys")
+                states.copy_(decompress(small, states.dtype))
                 parts[name], parts[name + SCALE] = small.numbers, small.scale
         return parts

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from adamas_cli.folders import cache_directory
 
-FORMAT = 1  # of blocks and manifests, and of what their keys hash; another one is another store
+FORMAT = 2  # of blocks and manifests, and of what their keys hash; another one is another store
 FOLDER_MODE, FILE_MODE = 0o700, 0o600
 PART = ".part"  # the suffix of files that are being written
 

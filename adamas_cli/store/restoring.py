@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from adamas_cli.engine.buffers import by_head, tokens_first
 from adamas_cli.engine.cache import AdamasCache
 from adamas_cli.store.blocks import DamagedError, Header, read_header, read_tensor
 from adamas_cli.store.compression import Compressed, compressed_names, decompress
@@ -151,14 +152,13 @@ class Restorer:
     def _shapes(self, header: Header) -> dict[str, tuple[torch.dtype, tuple[int, int]]]:
         """Number format and shape of each tensor that is a part of every token, without the tokens."""
         compressed = compressed_names(header.tensors)
-        return {
-            name: (
-                self._dtype if name in compressed else DTYPES[stored.dtype],
-                (stored.shape[0], stored.shape[2]),
-            )
-            for name, stored in header.tensors.items()
-            if AdamasCache.is_stream(name)
-        }
+        shapes = {}
+        for name, stored in header.tensors.items():
+            if AdamasCache.is_stream(name):
+                small = name in compressed
+                heads = stored.shape[1 if tokens_first(self._device) and not small else 0]
+                shapes[name] = self._dtype if small else DTYPES[stored.dtype], (heads, stored.shape[2])
+        return shapes
 
     def _read_all(self, cache: AdamasCache, blocks: Sequence[_Block]) -> tuple[int, str]:
         """Read all blocks into the cache; how many of them are whole from the beginning on, and what is wrong
@@ -224,7 +224,7 @@ class Restorer:
                 place = cache.place(name, block.header.start, block.end)
                 if name in compressed:
                     parts = [self._brought(lane, block, part) for part in compressed[name]]
-                    place.copy_(decompress(Compressed(*parts), self._dtype))
+                    by_head(place).copy_(decompress(Compressed(*parts), self._dtype))
                 else:
                     self._bring(lane, block, name, place)
 
@@ -244,7 +244,7 @@ class Restorer:
 
     @staticmethod
     def _bring(lane: Lane | None, block: _Block, name: str, place: Tensor) -> None:
-        """Fill a place, [K, n, D] or of any shape in one piece, with one tensor of a block."""
+        """Fill a place with one tensor of a block."""
         stored = block.header.tensors[name]
         if lane is None:
             read_tensor(block.descriptor, stored, pieces(place))

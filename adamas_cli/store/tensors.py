@@ -19,7 +19,7 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 def pieces(tensor: Tensor) -> list[Any]:
     """The memory of a CPU tensor as buffers to read or to write: of a whole one, or of each head's part
-    [n, D] of [K, n, D]. Raises RuntimeError where a part does not lie in one piece.
+    [n, D] of [K, n, D] in a longer buffer. Raises RuntimeError where a part does not lie in one piece.
     """
     if not tensor.numel():
         return []

@@ -98,10 +98,10 @@ class LayerView:
 class LayerCache:
     """The buffers of one sparse layer, longer than what is filled, and how many tokens that is.
 
-    keys, values: [B, K, C, D] of one dtype; codes: int32 [B, K, C, W], a transposed view: one word of many
-    tokens lies side by side; scales: float16 [B, K, C]; value_sum: float32 [B, K, D]; length: int32 [1], on
-    the buffers' device, shared by the layers of a model. The last dimension of keys, values and scales is
-    contiguous, value_sum and the codebook wholly so.
+    keys, values: [B, K, C, D] of one dtype, or longer; codes: int32 [B, K, C, W], a transposed view: one word
+    of many tokens lies side by side; scales: float16 [B, K, C]; value_sum: float32 [B, K, D]; length: int32
+    [1], on the buffers' device, shared by the layers of a model. The last dimension of keys, values and
+    scales is contiguous, value_sum and the codebook wholly so.
     prediction: float32 [B, H], a rank that little more than the budget's tokens are expected to pass in the
     next step, in units of |q|. Backends keep it; it may make a step faster, never different in what it
     chooses. None before the first step.
@@ -115,6 +115,11 @@ class LayerCache:
     codebook: Codebook
     length: Tensor
     prediction: Tensor | None = None
+
+    @property
+    def capacity(self) -> int:
+        """C, the tokens that there is room for."""
+        return self.codes.shape[2]
 
     def predicted(self, heads: int) -> Tensor:
         """The prediction for so many query heads, made where there is none.
@@ -201,7 +206,7 @@ def check_step(queries: Tensor, keys: Tensor, values: Tensor, cache: LayerCache)
     device.
     """
     batch, heads, new, dim = queries.shape
-    kv_heads, capacity = cache.keys.shape[1:3]
+    kv_heads, capacity = cache.keys.shape[1], cache.capacity
     if heads % kv_heads:
         raise ValueError(f"{heads} query heads do not divide into groups of {kv_heads} KV heads")
     if not 1 <= new <= min(LARGEST_STEP, capacity):

@@ -127,7 +127,7 @@ class Scratch:
     def allocate(cls, queries: Tensor, cache: LayerCache, budget: int) -> Scratch:
         """Buffers for queries [B, H, N, D] over this cache's capacity."""
         batch, heads, new, dim = queries.shape
-        kv_heads, capacity = cache.keys.shape[1:3]
+        kv_heads, capacity = cache.keys.shape[1], cache.capacity
         rows = batch * heads * new
         room, _ = room_and_target(budget)
         programs = estimate_programs(queries.device, batch * kv_heads * new, capacity)
@@ -197,7 +197,7 @@ class TritonBackend:
         check_step(queries, keys, values, cache)
         queries, keys, values = (x if x.stride(-1) == 1 else x.contiguous() for x in (queries, keys, values))
         batch, heads, new, dim = queries.shape
-        kv_heads, capacity = cache.keys.shape[1:3]
+        kv_heads, capacity = cache.keys.shape[1], cache.capacity
         dim_v = values.shape[3]
         size = padded_dim(dim)
         scratch = self.scratch(queries, cache, settings.budget)

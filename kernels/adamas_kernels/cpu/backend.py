@@ -71,8 +71,8 @@ class CpuBackend:
         size, tokens = padded_dim(dim), length + new
         if cache.keys.shape[::3] != (batch, dim):
             raise ValueError(f"keys {tuple(keys.shape)} do not fit the cache's {tuple(cache.keys.shape)}")
-        if tokens > cache.keys.shape[2]:
-            raise ValueError(f"{length} + {new} tokens do not fit a cache of {cache.keys.shape[2]}")
+        if tokens > cache.capacity:
+            raise ValueError(f"{length} + {new} tokens do not fit a cache of {cache.capacity}")
         queries = _readable(queries, queries.dtype)
         keys, values = _readable(keys, queries.dtype), _readable(values, queries.dtype)
         out = torch.empty(batch, heads, new, dim_v, dtype=queries.dtype)

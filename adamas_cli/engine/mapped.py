@@ -1,0 +1,135 @@
+"""A range of a GPU's addresses, of which a growing first part has memory.
+
+torch's allocator cannot make a tensor longer where it lies. CUDA's virtual memory management can: addresses
+cost nothing, and memory is put behind them in steps of 2 MiB
+(https://docs.nvidia.com/cuda/cuda-driver-api/group__CUDA__VA.html). So keys and values stay where they are,
+and with them the captured steps that read them.
+"""
+
+from __future__ import annotations
+
+import weakref
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_mapped: dict[int, int] = {}  # bytes that have memory now, by the number of the GPU
+_waiting: list[tuple[int, int, int, list[int]]] = []  # what could not be given back yet
+
+
+def mapped_bytes(device: torch.device) -> int:
+    """Bytes of a GPU's memory that are mapped, of which torch's allocator knows nothing."""
+    return _mapped.get(_index(device), 0)
+
+
+@cache
+def maps_memory(device: torch.device) -> bool:
+    """Whether there is memory of this kind: NVIDIA's bindings come with torch's builds for CUDA."""
+    if device.type != "cuda" or find_spec("cuda") is None or find_spec("cuda.bindings") is None:
+        return False
+    from cuda.bindings import driver
+
+    supported = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED
+    failed, answer = driver.cuDeviceGetAttribute(supported, _index(device))
+    return not failed and bool(answer)
+
+
+class MappedMemory:
+    """Addresses for `size` bytes on a GPU that `maps_memory`. What lies there stays there.
+
+    The memory goes back when this and every tensor of its bytes are gone.
+    """
+
+    def __init__(self, device: torch.device, size: int) -> None:
+        from cuda.bindings import driver
+
+        torch.cuda.init()
+        while _waiting:
+            _unmap(*_waiting.pop())
+        self._device, self._index = device, _index(device)
+        self._kind = driver.CUmemAllocationProp()
+        self._kind.type = driver.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
+        self._kind.location.type = driver.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
+        self._kind.location.id = self._index
+        self._access = driver.CUmemAccessDesc()
+        self._access.location = self._kind.location
+        self._access.flags = driver.CUmemAccess_flags.CU_MEM_ACCESS_FLAGS_PROT_READWRITE
+        finest = driver.CUmemAllocationGranularity_flags.CU_MEM_ALLOC_GRANULARITY_MINIMUM
+        self._step = _checked(driver.cuMemGetAllocationGranularity(self._kind, finest))
+        self._size = -(-size // self._step) * self._step
+        self._base = int(_checked(driver.cuMemAddressReserve(self._size, 0, 0, 0)))
+        self._parts: list[int] = []  # bytes of each piece of memory, in the order of their addresses
+        finalizer = weakref.finalize(self, _unmap, self._index, self._base, self._size, self._parts)
+        finalizer.atexit = False  # then everything goes back by itself
+
+    @property
+    def room(self) -> int:
+        """Bytes that have memory, from the first on."""
+        return sum(self._parts)
+
+    def grow(self, size: int) -> None:
+        """Memory for the first `size` bytes. Raises torch.OutOfMemoryError where there is none left, and
+        ValueError where there are no addresses.
+        """
+        from cuda.bindings import driver
+
+        if size <= self.room:
+            return
+        if size > self._size:
+            raise ValueError(f"{size:,} bytes do not fit into addresses for {self._size:,}")
+        more = -(-(size - self.room) // self._step) * self._step
+        failed, memory = driver.cuMemCreate(more, self._kind, 0)
+        if failed == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+            torch.cuda.empty_cache()  # torch keeps what it has freed
+            failed, memory = driver.cuMemCreate(more, self._kind, 0)
+        if failed == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+            raise torch.OutOfMemoryError(f"no {more:,} bytes are left on {self._device}")
+        _checked((failed,))
+        at = self._base + self.room
+        try:
+            _checked(driver.cuMemMap(at, more, 0, memory, 0))
+        finally:
+            _checked(driver.cuMemRelease(memory))  # what is mapped stays until it is unmapped
+        self._parts.append(more)
+        _mapped[self._index] = _mapped.get(self._index, 0) + more
+        _checked(driver.cuMemSetAccess(at, more, [self._access], 1))
+
+    def tensor(self) -> Tensor:
+        """All bytes, uint8 [size], with memory or without; something must have been mapped."""
+        return torch.as_tensor(self, device=self._device)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """https://nvidia.github.io/numba-cuda/user/cuda_array_interface.html"""
+        return {"shape": (self._size,), "typestr": "|u1", "data": (self._base, False), "version": 3}
+
+
+def _unmap(index: int, base: int, size: int, parts: list[int]) -> None:
+    """Give memory and addresses back, once the GPU no longer uses them."""
+    from cuda.bindings import driver
+
+    if torch.cuda.is_current_stream_capturing():  # by the garbage collector, and nothing may be waited for
+        _waiting.append((index, base, size, parts))
+        return
+    torch.cuda.synchronize(index)
+    at = base
+    for part in parts:
+        _checked(driver.cuMemUnmap(at, part))
+        at += part
+    _checked(driver.cuMemAddressFree(base, size))
+    _mapped[index] -= at - base
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+def _checked(answer: tuple[Any, ...]) -> Any:
+    """What a call of the driver returned. Raises RuntimeError where it failed."""
+    failed, *found = answer
+    if failed:
+        raise RuntimeError(f"CUDA's driver says {failed.name}")
+    return found[0] if found else None

@@ -1,0 +1,275 @@
+"""Keys and values that grow where they lie."""
+
+from __future__ import annotations
+
+import gc
+import re
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from conftest import tiny_architecture
+from test_engine import FULL, GREEDY, Loaded, answer, generated, prompt, sparse
+
+from adamas_cli.engine import buffers, mapped
+from adamas_cli.engine.buffers import TokenBuffer, by_head, token_buffer
+from adamas_cli.engine.engine import Engine
+from adamas_cli.engine.events import Token
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+LIKE = (2, 3, 5, 16)  # [B, K, N, D]
+
+
+@pytest.fixture(params=["heads first", "tokens first"])
+def order(request, monkeypatch):
+    """Both orders in memory, whatever the device."""
+    monkeypatch.setattr(buffers, "tokens_first", lambda device: request.param == "tokens first")
+
+
+def filled(buffer: TokenBuffer, tokens: int) -> torch.Tensor:
+    x = torch.randn(*buffer.tensor.shape[:2], tokens, buffer.tensor.shape[3], device=buffer.tensor.device)
+    buffer.tensor[:, :, :tokens] = x
+    return x
+
+
+@pytest.mark.usefixtures("order")
+def test_a_buffer_keeps_what_it_holds_where_it_has_to_move():
+    buffer = token_buffer(torch.empty(LIKE), room=10, limit=0)
+    assert buffer.tensor.shape == (2, 3, 10, 16)
+    x = filled(buffer, 10)
+    assert not buffer.grow(10, 10)
+    assert buffer.grow(11, 10)
+    assert buffer.room == 15  # half as much again, so that tokens one by one are not copied each time
+    assert torch.equal(buffer.tensor[:, :, :10], x)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_buffer_with_a_limit_grows_where_it_lies(device):
+    limit = 100_000
+    buffer = token_buffer(torch.empty(LIKE, device=device), room=10, limit=limit)
+    place = buffer.tensor.data_ptr()
+    x = filled(buffer, 10)
+    for tokens in (11, 5_000, 50_000, limit):
+        assert not buffer.grow(tokens, 10)
+        assert buffer.room >= tokens
+        buffer.tensor[:, :, 10:tokens] = tokens
+        assert float(buffer.tensor[:, :, tokens - 1].min()) == tokens
+    assert buffer.tensor.data_ptr() == place
+    assert torch.equal(buffer.tensor[:, :, :10], x)
+    assert buffer.grow(limit + 1, limit)  # beyond it, it has to move
+    assert buffer.tensor.data_ptr() != place
+    assert torch.equal(buffer.tensor[:, :, :10], x)
+    assert float(buffer.tensor[:, :, 10:limit].min()) == limit
+
+
+def test_memory_comes_with_the_tokens():
+    psutil = pytest.importorskip("psutil")
+    process, gigabyte = psutil.Process(), 1 << 30
+    before = process.memory_info().rss
+    buffer = token_buffer(torch.empty(1, 1, 1, 64), room=10, limit=gigabyte // 256)
+    assert buffer.tensor.nbytes == gigabyte
+    buffer.tensor[:, :, :1000] = 1
+    assert process.memory_info().rss - before < 50 << 20
+
+
+def test_where_no_more_memory_is_promised_than_there_is(monkeypatch):
+    def promise(like, tokens):
+        if tokens > 20:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return like.new_empty(*like.shape[:2], tokens, like.shape[3])
+
+    monkeypatch.setattr(buffers, "_empty", promise)
+    assert token_buffer(torch.empty(LIKE), room=10, limit=1000).room == 10
+
+
+@pytest.mark.usefixtures("order")
+def test_tokens_lie_in_one_piece_or_in_one_for_each_head():
+    buffer = token_buffer(torch.empty(1, 3, 1, 16), room=40, limit=0)
+    x = filled(buffer, 40)
+    lying = buffer.lying(8, 20)
+    parts = [lying] if buffers.tokens_first(lying.device) else list(lying)
+    assert all(part.is_contiguous() for part in parts)
+    assert lying.data_ptr() == buffer.tensor[:, :, 8:].data_ptr()
+    assert torch.equal(by_head(lying), x[0, :, 8:20])
+
+
+@pytest.mark.usefixtures("order")
+@pytest.mark.parametrize("settings", [FULL, sparse(24), sparse(24, scorer="manhattan")])
+def test_the_order_in_memory_changes_no_answer(settings):
+    model, ids = tiny_architecture("llama"), prompt(300)
+    engine = Engine(Loaded(model), settings, context=340, prefill_chunk=64)
+    first = answer(engine, ids[:280], ids[280:])
+    if settings is FULL:
+        assert first == generated(model, ids)
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:
+        patch.setattr(buffers, "tokens_first", lambda device: False)
+        other = Engine(Loaded(model), settings, context=340, prefill_chunk=64)
+        assert answer(other, ids[:280], ids[280:]) == first
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("settings", [FULL, sparse(24)])
+def test_a_cache_that_outgrows_its_room_is_not_copied(device, settings):
+    """Three documents behind each other, as a conversation brings them, in a cache reserved for the first."""
+    loaded = Loaded(tiny_architecture("llama").to(device))
+    ids = prompt(900)
+
+    def conversation(**room):
+        engine = Engine(loaded, settings, prefill_chunk=64, **room)
+        answers, places = [], []
+        for start, end in ((0, 150), (150, 400), (400, 880)):
+            list(engine.read(ids[start:end]))
+            events = engine.answer(ids[880:], GREEDY, 24, stop_ids=())
+            answers.append([event.id for event in events if isinstance(event, Token)])
+            places.append([layer._keys.data_ptr() for layer in engine._cache.layers])
+        return answers, places
+
+    grown, places = conversation(context=200, limit=4096)
+    roomy, _ = conversation(context=1000)
+    assert grown == roomy
+    assert places[0] == places[1] == places[2]
+
+
+@pytest.mark.gpu
+def test_a_captured_step_serves_a_cache_that_grows():
+    loaded, ids = Loaded(tiny_architecture("llama").to("cuda")), prompt(900)
+    engine = Engine(loaded, FULL, context=200, limit=4096, prefill_chunk=64)
+    graphs = set()
+    for start, end in ((0, 150), (150, 400), (400, 890)):
+        list(engine.read(ids[start:end]))
+        list(engine.answer(ids[890:], GREEDY, 8, stop_ids=()))
+        graphs |= {id(graph) for graph in engine._graphs._graphs.values()}
+    assert engine.step_reason is None
+    assert len(graphs) == 1
+
+
+@pytest.mark.gpu
+def test_mapped_memory_goes_back():
+    device = torch.device("cuda")
+    gc.collect()
+    before = mapped.mapped_bytes(device)
+    free = torch.cuda.mem_get_info()[0]
+    buffer = token_buffer(torch.empty(1, 8, 1, 128, device=device), room=1, limit=1 << 20)
+    buffer.grow(1 << 17, 1)
+    assert mapped.mapped_bytes(device) - before == 1 << 29  # 128K tokens of 4 KiB
+    assert free - torch.cuda.mem_get_info()[0] >= 1 << 29
+    part = buffer.tensor[:, :, 5:7].fill_(3)
+    del buffer
+    assert float(part.sum()) == 3 * part.numel()  # a view keeps it
+    del part
+    assert mapped.mapped_bytes(device) == before
+
+
+@pytest.mark.gpu
+def test_a_gpu_without_memory_for_more_says_so():
+    device = torch.device("cuda")
+    there = torch.cuda.mem_get_info()[1]
+    buffer = token_buffer(torch.empty(1, 8, 1, 128, device=device), room=1, limit=there // 2048)
+    with pytest.raises(torch.OutOfMemoryError, match="bytes are left on cuda"):
+        buffer.grow(there // 4096 + 1000, 1)
+    assert not buffer.grow(2000, 1)  # and can go on with less
+
+
+class Driver:
+    """A driver with so much memory, in steps of 100 bytes, that notes what it is asked."""
+
+    def __init__(self, memory: int) -> None:
+        self.memory, self.calls = memory, []
+
+    def cu_mem_get_allocation_granularity(self, kind, which):
+        return 0, 100
+
+    def cu_mem_address_reserve(self, size, *rest):
+        self.calls.append(("reserve", size))
+        return 0, 7000
+
+    def cu_mem_create(self, size, kind, flags):
+        if size > self.memory:
+            return self.CUresult.CUDA_ERROR_OUT_OF_MEMORY, None
+        self.memory -= size
+        return 0, size
+
+    def cu_mem_map(self, at, size, offset, memory, flags):
+        assert memory == size
+        self.calls.append(("map", at, size))
+        return (0,)
+
+    def cu_mem_set_access(self, at, size, access, count):
+        return (0,)
+
+    def cu_mem_release(self, memory):
+        return (0,)
+
+    def cu_mem_unmap(self, at, size):
+        self.memory += size
+        self.calls.append(("unmap", at, size))
+        return (0,)
+
+    def cu_mem_address_free(self, at, size):
+        self.calls.append(("free", at, size))
+        return (0,)
+
+    CUresult = SimpleNamespace(CUDA_ERROR_OUT_OF_MEMORY=2)
+    CUmemAllocationType = SimpleNamespace(CU_MEM_ALLOCATION_TYPE_PINNED=1)
+    CUmemLocationType = SimpleNamespace(CU_MEM_LOCATION_TYPE_DEVICE=1)
+    CUmemAccess_flags = SimpleNamespace(CU_MEM_ACCESS_FLAGS_PROT_READWRITE=3)
+    CUmemAllocationGranularity_flags = SimpleNamespace(CU_MEM_ALLOC_GRANULARITY_MINIMUM=0)
+
+    CUmemAllocationProp = staticmethod(lambda: SimpleNamespace(location=SimpleNamespace()))
+    CUmemAccessDesc = SimpleNamespace
+
+    def __getattr__(self, name):
+        return getattr(self, re.sub("([A-Z])", r"_\1", name).lower())  # cuMemMap
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    """What `mapped.py` asks of the driver, where there is none."""
+    found, package = Driver(1000), ModuleType("cuda.bindings")
+    package.driver = found
+    monkeypatch.setitem(sys.modules, "cuda", ModuleType("cuda"))
+    monkeypatch.setitem(sys.modules, "cuda.bindings", package)
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    return found
+
+
+def test_memory_is_mapped_behind_what_is_there_and_given_back(driver):
+    device = torch.device("cuda", 0)
+    memory = mapped.MappedMemory(device, 650)
+    memory.grow(150)
+    memory.grow(200)  # is there already
+    memory.grow(301)
+    assert driver.calls == [("reserve", 700), ("map", 7000, 200), ("map", 7200, 200)]
+    assert memory.room == mapped.mapped_bytes(device) == 400
+    with pytest.raises(ValueError, match="701 bytes do not fit"):
+        memory.grow(701)
+    del driver.calls[:], memory
+    assert driver.calls == [("unmap", 7000, 200), ("unmap", 7200, 200), ("free", 7000, 700)]
+    assert mapped.mapped_bytes(device) == 0
+
+
+def test_what_torch_has_freed_is_given_back_before_memory_is_said_to_be_out(driver, monkeypatch):
+    def empty_cache():
+        driver.memory += 300
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
+    memory = mapped.MappedMemory(torch.device("cuda", 0), 5000)
+    memory.grow(1200)
+    with pytest.raises(torch.OutOfMemoryError, match="no 2,000 bytes are left on cuda:0"):
+        memory.grow(3200)
+    assert memory.room == 1200
+
+
+def test_nothing_is_given_back_while_a_step_is_captured(driver, monkeypatch):
+    memory = mapped.MappedMemory(torch.device("cuda", 0), 300)
+    memory.grow(300)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    del memory
+    assert ("free", 7000, 300) not in driver.calls
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    mapped.MappedMemory(torch.device("cuda", 0), 100)
+    assert ("free", 7000, 300) in driver.calls
