@@ -207,18 +207,21 @@ def longest_question(runtime: Runtime, around: Frame, questions: Sequence[str]) 
     return max(len(question_ids(runtime.tokenizer, around, asked(runtime, text))) for text in questions)
 
 
-def count(runtime: Runtime, around: Frame, documents: Sequence[Document], question: int) -> Layout:
+def count(
+    runtime: Runtime, around: Frame, documents: Sequence[Document], question: int, *, room: int = 0
+) -> Layout:
     """Lay the documents out in a thread while the model's weights load; on a GPU, which has only so much
     memory, they are loaded once it is known how much will be needed, and with a token budget once it is known
     to do. Raises OverContextError where that does not.
 
-    question: tokens that come on top, as far as the budget is concerned.
+    question: tokens that come on top, as far as the budget is concerned. room: and those that are reserved
+    for more, as far as memory is.
     """
     with Counting(runtime.layout(around), documents, runtime.progress) as counting:
         if runtime.prompt.token_budget is not None:
             counting.wait().keep_budget(question, runtime.prompt.token_budget)
         if runtime.wants_cuda:
-            needed = counting.wait().total + runtime.prompt.max_tokens
+            needed = counting.wait().total + runtime.prompt.max_tokens + room
             if runtime.prompt.ctx_size:  # more than that is not read at once
                 needed = min(needed, runtime.prompt.ctx_size)
             runtime.progress.note(f"memory: {runtime.memory(needed).line}")

@@ -13,6 +13,7 @@ from adamas_kernels.reference import CODES_PER_WORD, padded_dim, query_power
 
 from adamas_cli.bench.clock import microseconds
 from adamas_cli.bench.dense import fastest
+from adamas_cli.engine.buffers import token_buffer
 
 LAYERS = 4  # caches in turn, so that none stays in the processor's own cache
 NEW_ROOM = 64  # tokens that fit behind the measured ones
@@ -117,9 +118,10 @@ class KernelBench:
         return torch.randn(*shape, dtype=self.dtype, device=self.device)
 
     def _layer(self, shape: Shape, length: int) -> LayerCache:
-        """A cache of `length` random tokens."""
+        """A cache of `length` random tokens, in the order in which the engine's lies in memory."""
         capacity = length + NEW_ROOM
-        keys, values = (self._random(1, shape.kv_heads, capacity, shape.dim) for _ in range(2))
+        one = self._random(1, shape.kv_heads, 1, shape.dim)
+        keys, values = (token_buffer(one, capacity, limit=0).tensor.normal_() for _ in range(2))
         codes, scales = allocate_codes(keys, capacity)
         power = query_power(self._random(1, shape.heads, LAYERS, shape.dim), shape.kv_heads)
         book = fit_codebook(keys, power, self.settings)

@@ -55,7 +55,7 @@ class Conversation:
         self.turns: list[Turn] = []
         self._next = Turn()  # without a question yet
         around = len(self._prompt().ids)
-        layout = count(runtime, _BARE, documents, around)
+        layout = count(runtime, _BARE, documents, around, room=ROOM_FOR_TURNS)
         self.context = runtime.context
         around += LONGEST_FIRST_QUESTION
         truncate = options.on_overflow == "truncate"
