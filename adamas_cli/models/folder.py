@@ -21,10 +21,17 @@ def missing(directory: Path) -> str | None:
     if not any((directory / name).is_file() for name in TOKENIZERS):
         return "has no tokenizer"
     if (directory / INDEX).is_file():
-        shards = set(json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-        absent = sorted(shard for shard in shards if not (directory / shard).is_file())
+        absent = [file.name for file in weight_files(directory) if not file.is_file()]
         return f"lacks {absent[0]}" if absent else None
     return None if (directory / WEIGHTS).is_file() else "has no safetensors weights"
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The files that a model's weights are in, by its index where it has one."""
+    if (directory / INDEX).is_file():
+        places = json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        return [directory / name for name in sorted(set(places.values()))]
+    return [directory / WEIGHTS]
 
 
 def require_complete(directory: Path) -> None:

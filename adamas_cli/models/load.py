@@ -13,7 +13,14 @@ from safetensors import SafetensorError
 
 from adamas_cli.errors import ModelUnavailableError, OutOfMemoryError, UsageError
 from adamas_cli.models.device import choose_device, choose_dtype
-from adamas_cli.models.prequantized import holds_quantized, reading, require_readable, stored_quantization
+from adamas_cli.models.grids import Grid, read_weights
+from adamas_cli.models.prequantized import (
+    grid_to_dequantize,
+    holds_quantized,
+    reading,
+    require_readable,
+    stored_quantization,
+)
 from adamas_cli.models.quantization import PACKAGES, quantization_config, require_quantizable
 from adamas_cli.models.quiet import quiet_transformers
 from adamas_cli.models.resolve import ModelFiles
@@ -70,12 +77,12 @@ def load(
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)
     packed = packs(quantization, dtype, chosen_device.type)
-    how = None
+    how = grid = None
     if quantization in PACKAGES:
         require_quantizable(quantization, chosen_device, chosen_dtype)
     if (stored := stored_quantization(files.directory)) is not None:
         require_readable(files.name, stored, quantization)
-        how = reading(stored, chosen_device, progress)
+        how, grid = reading(stored, chosen_device, progress), grid_to_dequantize(stored)
     elif quantization in PACKAGES:
         how = quantization_config(quantization, chosen_dtype)
     quantizing = stored is not None or how is not None
@@ -85,7 +92,12 @@ def load(
             progress.note(f"{computing} threads compute, in {str(chosen_dtype).removeprefix('torch.')}")
     with progress.task(f"loading {files.name}", None, "bytes"), quiet_transformers():
         try:
-            model = _read(files, chosen_device, chosen_dtype, trust_remote_code, how, quantizing=quantizing)
+            if grid is not None:
+                model = _read_grid(files, chosen_device, chosen_dtype, trust_remote_code, grid)
+            else:
+                model = _read(
+                    files, chosen_device, chosen_dtype, trust_remote_code, how, quantizing=quantizing
+                )
         except torch.OutOfMemoryError as error:
             raise OutOfMemoryError(
                 f"{files.name} does not fit {chosen_device}.\nUse a smaller model, or --device cpu."
@@ -158,7 +170,7 @@ def _read(
     import torch
     from transformers import AutoModelForCausalLM
 
-    options: dict[str, Any] = {} if device.type == "cpu" else {"device_map": {"": device}}
+    options = _placement(device)
     if how is not None:  # a None would overrule what the files say
         options["quantization_config"] = how
     try:
@@ -180,6 +192,38 @@ def _read(
             raise
         raise _unavailable(files, error) from error
     return model
+
+
+def _read_grid(
+    files: ModelFiles, device: torch.device, dtype: torch.dtype, trust_remote_code: bool, grid: Grid
+) -> PreTrainedModel:
+    """A model that comes as AWQ or GPTQ, with numbers as weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(
+        files.directory, local_files_only=True, trust_remote_code=trust_remote_code
+    )
+    for part in (config, config.get_text_config()):
+        if hasattr(part, "quantization_config"):
+            del part.quantization_config
+    try:
+        with torch.device("meta"):  # only to know its class, which alone takes weights that are no files
+            kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
+        weights = read_weights(files.directory, grid, dtype, device)
+        model: PreTrainedModel = kind.from_pretrained(
+            None, config=config, state_dict=weights, dtype=dtype, **_placement(device)
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except (*_UNREADABLE, *_UNCONVERTIBLE) as error:
+        raise _unavailable(files, error) from error
+    return model
+
+
+def _placement(device: torch.device) -> dict[str, Any]:
+    """What `from_pretrained` takes to put a model on a device."""
+    return {} if device.type == "cpu" else {"device_map": {"": device}}
 
 
 def _unavailable(files: ModelFiles, error: Exception) -> ModelUnavailableError:

@@ -1,7 +1,7 @@
 """Models that come quantized: what their config says, which packages they need, and how they are read here.
 
-transformers reads them; where it keeps weights compressed only until they are first used, or cannot multiply
-them on this device, they are turned back into numbers while they are read.
+transformers reads them, or `grids.py`. Where weights are kept compressed only until they are first used, or
+nothing here multiplies them, they are turned back into numbers while they are read.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from adamas_cli.errors import ModelUnavailableError, UsageError
 from adamas_cli.models.folder import CONFIG
+from adamas_cli.models.grids import Grid, stored_grid
 from adamas_cli.models.quantization import FP8_CAPABILITY, PACKAGES, is_installed, is_plain
 
 if TYPE_CHECKING:
@@ -65,11 +66,19 @@ def require_readable(name: str, stored: dict[str, Any], quantization: str) -> No
         raise ModelUnavailableError(
             f"{name} comes quantized ({kind}), and this version of transformers does not know how."
         )
-    missing = [package for module, package in NEEDED.get(method, {}).items() if not is_installed(module)]
-    if missing:
+    missing = _missing(method)
+    if missing and stored_grid(stored) is None:
         raise ModelUnavailableError(
             f"{name} comes quantized ({method}) and needs more: pip install {' '.join(missing)}"
         )
+
+
+def grid_to_dequantize(stored: dict[str, Any]) -> Grid | None:
+    """The grid of a model whose weights are dequantized by `grids.py`; None where transformers reads them.
+
+    It does where the packages are there that multiply them as they are.
+    """
+    return stored_grid(stored) if _missing(str(stored.get("quant_method"))) else None
 
 
 def reading(stored: dict[str, Any], device: torch.device, progress: Progress) -> Any:
@@ -81,6 +90,14 @@ def reading(stored: dict[str, Any], device: torch.device, progress: Progress) ->
     hub, on GPUs.
     """
     method = stored["quant_method"]
+    if (grid := grid_to_dequantize(stored)) is not None:
+        if device.type == "cuda":
+            larger = f"{16 // grid.bits} times as large"
+            packages = " ".join(_missing(method))
+            progress.note(
+                f"its {method} weights are dequantized, {larger}: pip install {packages} to keep them"
+            )
+        return None
     if method == COMPRESSED_TENSORS:
         from transformers import CompressedTensorsConfig
 
@@ -107,9 +124,14 @@ def holds_quantized(model: nn.Module) -> bool:
 def stored_bytes(directory: Path) -> int | None:
     """Bytes of quantized weights that stay so in memory; None where weights are numbers as they are."""
     stored = stored_quantization(directory)
-    if stored is None or stored.get("quant_method") in DEQUANTIZED:
+    if stored is None or stored.get("quant_method") in DEQUANTIZED or grid_to_dequantize(stored):
         return None
     return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+
+
+def _missing(method: str) -> list[str]:
+    """What pip would have to install for a kind."""
+    return [package for module, package in NEEDED.get(method, {}).items() if not is_installed(module)]
 
 
 def _multiplies_fp8(device: torch.device) -> bool:
