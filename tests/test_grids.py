@@ -18,6 +18,7 @@ from adamas_cli.models.load import load
 from adamas_cli.models.packed import PackedLinear
 from adamas_cli.models.prequantized import grid_to_dequantize, reading, stored_bytes
 from adamas_cli.models.resolve import ModelFiles
+from adamas_cli.models.shape import count_weights
 from adamas_cli.progress import Silent
 
 GROUP = 32  # inputs that share a scale
@@ -115,7 +116,9 @@ def test_a_model_on_a_grid_loads_with_nothing_else_installed(stored, grid, shard
     assert stored_grid(stored) == grid
     found = loaded(tmp_path, "none")
     assert found.quantization == f"{grid.method}, dequantized"
-    assert stored_bytes(tmp_path) is None  # in memory they are numbers
+    assert stored_bytes(tmp_path) is None  # in memory they are numbers, and a plan counts them
+    layers = sum(weight.numel() for name, weight in expected.items() if name.endswith("proj.weight"))
+    assert layers <= count_weights(tmp_path).matrices < 1.3 * layers  # and scales and zero points
     weights = found.model.state_dict()
     assert expected.keys() == weights.keys()
     for name, weight in expected.items():

@@ -21,6 +21,7 @@ from adamas_cli.models.packed import PackedLinear
 from adamas_cli.models.prequantized import (
     NEEDED,
     holds_quantized,
+    numbers_in_word,
     reading,
     require_readable,
     stored_bytes,
@@ -98,6 +99,14 @@ def test_the_config_says_how_weights_are_stored(tmp_path):
     assert stored_quantization(tmp_path) == {"quant_method": "gptq"}
     say(tmp_path, {"load_in_4bit": True})
     assert stored_quantization(tmp_path) == {"load_in_4bit": True, "quant_method": "bitsandbytes"}
+
+
+def test_words_hold_as_many_numbers_as_the_config_says():
+    assert numbers_in_word(None) == numbers_in_word({"quant_method": "fp8"}) == 1
+    assert numbers_in_word({"bits": 4}) == 8
+    assert numbers_in_word({"w_bit": 8}) == 4
+    assert numbers_in_word(FLOAT8) == 4
+    assert numbers_in_word({"bits": "four", "config_groups": {"a": {}}}) == 1
 
 
 @pytest.mark.parametrize("name", PACKAGES)

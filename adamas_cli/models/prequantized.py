@@ -52,6 +52,15 @@ def stored_quantization(directory: Path) -> dict[str, Any] | None:
     return dict(stored)
 
 
+def numbers_in_word(stored: dict[str, Any] | None) -> int:
+    """Integers in each 32-bit word of a model's packed weights; 1 where none are packed into words."""
+    stored = stored or {}
+    groups = stored.get("config_groups") or {}
+    told = [group.get("weights", {}).get("num_bits") for group in groups.values()]
+    bits = stored.get("bits") or stored.get("w_bit") or next(iter(told), None)
+    return 32 // bits if isinstance(bits, int) and 0 < bits <= 32 else 1
+
+
 def require_readable(name: str, stored: dict[str, Any], quantization: str) -> None:
     """Raises UsageError where the model called `name` is to be quantized once more, ModelUnavailableError
     where transformers does not know the kind or a package is missing, with what to install.

@@ -12,9 +12,11 @@ from typing import Any
 
 from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.models.folder import CONFIG
+from adamas_cli.models.prequantized import numbers_in_word, stored_quantization
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _PACKED_BITS = 8.5  # of a weight, its share of a scale included: the most that packing leaves
+_WORDS = ("qweight", "weight_packed")  # the last part of names of weights that are packed into words
 _LARGEST_HEADER = 100_000_000  # bytes; safetensors reads no larger one
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 
@@ -120,6 +122,7 @@ def count_weights(directory: Path) -> WeightCount:
     """Counts by the headers of a folder's safetensors files. A model without a matrix of its own behind the
     last layer uses its embeddings there. Raises ModelUnavailableError for damaged ones.
     """
+    in_word = numbers_in_word(stored_quantization(directory))
     matrices = head = embeddings = rest = 0
     try:
         tensors = list(_tensors(directory))
@@ -128,7 +131,7 @@ def count_weights(directory: Path) -> WeightCount:
             f"the weights in {directory} are damaged. Fetch the model again."
         ) from error
     for name, shape in tensors:
-        numbers = math.prod(shape)
+        numbers = math.prod(shape) * (in_word if name.endswith(_WORDS) else 1)
         if name.endswith(_EMBEDDINGS):
             embeddings += numbers
         elif name.endswith("lm_head.weight"):
