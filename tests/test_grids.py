@@ -101,6 +101,7 @@ def write(directory, grid: Grid, stored: dict, *, shards: bool = False) -> dict[
         (directory / WEIGHTS).unlink()
     else:
         save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    (directory / "generation_config.json").write_text('{"eos_token_id": [7]}')
     say(directory, stored)
     return expected
 
@@ -124,6 +125,7 @@ def test_a_model_on_a_grid_loads_with_nothing_else_installed(stored, grid, shard
     for name, weight in expected.items():
         assert torch.equal(weights[name], weight), name
     assert not hasattr(found.model.config, "quantization_config")
+    assert 7 in found.stop_ids  # by its generation settings
     kept = loaded(tmp_path)
     assert kept.quantization == f"{grid.method}, dequantized, packed"
     assert isinstance(kept.model.get_submodule("model.layers.1.mlp.up_proj"), PackedLinear)

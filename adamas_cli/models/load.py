@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import struct
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -199,7 +200,7 @@ def _read_grid(
 ) -> PreTrainedModel:
     """A model that comes as AWQ or GPTQ, with numbers as weights."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     config = AutoConfig.from_pretrained(
         files.directory, local_files_only=True, trust_remote_code=trust_remote_code
@@ -214,6 +215,8 @@ def _read_grid(
         model: PreTrainedModel = kind.from_pretrained(
             None, config=config, state_dict=weights, dtype=dtype, **_placement(device)
         )
+        with suppress(OSError):  # a model need not have one
+            model.generation_config = GenerationConfig.from_pretrained(files.directory, local_files_only=True)
     except torch.OutOfMemoryError:
         raise
     except (*_UNREADABLE, *_UNCONVERTIBLE) as error:
