@@ -4,8 +4,9 @@
 
 Reads random tokens into a cache that was reserved for so many, and again as many as --more behind them, as
 `/add` in `adamas chat` does; once in a cache that may be copied, and once in one that grows where it lies.
-Prints a Markdown row for each: milliseconds until there is room for the second part (the least of the
-rounds), time from there to the first token of an answer, and peak memory.
+Prints a Markdown row for each: milliseconds until there is room for the second part, time from there to the
+first token of an answer, peak of what was allocated, and what the GPU no longer has for others then, which
+counts what torch's allocator has freed and keeps. Each is the least of the rounds.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ QUESTION, ANSWER = 20, 8  # tokens
 WAYS = {"copied": 0, "in place": 1 << 17}  # the tokens that the cache may grow to where it lies
 
 
-def grow(loaded: LoadedModel, ids: np.ndarray, length: int, limit: int) -> tuple[float, float, int]:
-    """Seconds until there is room, seconds from there to the first token, and peak memory in bytes."""
+def grow(loaded: LoadedModel, ids: np.ndarray, length: int, limit: int) -> tuple[float, float, int, int]:
+    """Seconds until there is room, seconds from there to the first token, and bytes: peak, taken."""
+    if loaded.device.type == "cuda":
+        torch.cuda.empty_cache()
     engine = Engine(
         loaded,
         AttentionSettings("adamas", budget_by_context=True),
@@ -52,7 +55,11 @@ def grow(loaded: LoadedModel, ids: np.ndarray, length: int, limit: int) -> tuple
     next(event for event in answering if isinstance(event, Token))
     first = time.perf_counter()
     answering.close()
-    return room - start, first - room, peak_memory(loaded.device)
+    taken = 0
+    if loaded.device.type == "cuda":
+        free, there = torch.cuda.mem_get_info(loaded.device)
+        taken = there - free
+    return room - start, first - room, peak_memory(loaded.device), taken
 
 
 def main() -> None:
@@ -73,15 +80,15 @@ def main() -> None:
         progress=Silent(),
     )
     ids = np.random.default_rng(0).integers(0, 256, chosen.len + chosen.more).astype(np.int32)
-    found: dict[str, list[tuple[float, float, int]]] = {way: [] for way in WAYS}
+    found: dict[str, list[tuple[float, float, int, int]]] = {way: [] for way in WAYS}
     for _ in range(chosen.rounds + 1):  # the first one warms up
         for way, limit in WAYS.items():
             found[way].append(grow(loaded, ids, chosen.len, limit))
             gc.collect()
-    print("| cache | room, ms | to the first token, s | peak memory |\n|---|---:|---:|---:|")
+    print("| cache | room, ms | to the first token, s | peak memory | taken |\n|---|---:|---:|---:|---:|")
     for way, rounds in found.items():
-        room, first, peak = (min(part) for part in zip(*rounds[1:], strict=True))
-        print(f"| {way} | {room * 1e3:.1f} | {first:.3f} | {peak / 1e9:.2f} GB |")
+        room, first, peak, taken = (min(part) for part in zip(*rounds[1:], strict=True))
+        print(f"| {way} | {room * 1e3:.1f} | {first:.3f} | {peak / 1e9:.2f} GB | {taken / 1e9:.2f} GB |")
 
 
 if __name__ == "__main__":
