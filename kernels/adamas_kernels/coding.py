@@ -16,6 +16,10 @@ INVALID = tl.constexpr(-float("inf"))
 # Stands for the logarithm of nothing where a difference of infinities would be NaN, and for no threshold.
 LOWEST = tl.constexpr(UNPREDICTED)
 FACTS = tl.constexpr(8)  # numbers kept for each query, see `encode.py`
+# int32 from one query's counter of candidates to the next one's. Atomics on one line of the L2 cache wait for
+# each other, on whatever part of it: 32 counters in a row cost more than half of a step at large budgets
+# (docs/performance.md).
+COUNTER_STRIDE = tl.constexpr(64)
 ROUNDER = tl.constexpr(
     12582912.0
 )  # 1.5 * 2^23: adding it to a small float32 rounds to an integer, halves to even

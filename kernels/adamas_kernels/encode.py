@@ -8,6 +8,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents
 
 from adamas_kernels.coding import (
+    COUNTER_STRIDE,
     EDGE,
     FACTS,
     bucketize,
@@ -178,4 +179,4 @@ def enter_kernel(
             words_ptr, facts_ptr, tl.load(threshold_ptr + pair), scaling, query_edge,
             ROWS, D, P, LOG_P, MANHATTAN,
         )  # fmt: skip
-        tl.store(count_ptr + pair * NEW + row, tl.zeros((ROWS,), tl.int32), mask=new)
+        tl.store(count_ptr + (pair * NEW + row) * COUNTER_STRIDE, tl.zeros((ROWS,), tl.int32), mask=new)

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from adamas_kernels.coding import FACTS
+from adamas_kernels.coding import COUNTER_STRIDE, FACTS
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LARGEST_EXPONENT = tl.constexpr(86.0)  # of two
@@ -204,7 +204,7 @@ def estimate_kernel(
         hit = inside[None, :] & (rank >= threshold[:, None]) & real[:, None]
         if tl.max(tl.max(hit.to(tl.int32), axis=0), axis=0) > 0:
             one = tl.full((ROWS, BLOCK), 1, tl.int32)
-            counter = count_ptr + tl.broadcast(rows[:, None], one)[0]
+            counter = count_ptr + tl.broadcast(rows[:, None] * COUNTER_STRIDE, one)[0]
             slot = tl.atomic_add(counter, one, mask=hit, sem="relaxed")
             keep = hit & (slot < ROOM)
             place = rows[:, None].to(tl.int64) * ROOM + slot

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from adamas_kernels.coding import FACTS, INVALID, LOWEST
+from adamas_kernels.coding import COUNTER_STRIDE, FACTS, INVALID, LOWEST
 from adamas_kernels.estimate import count_bits, load_words, mass_anchor, mass_line, mass_of, rank_tokens
 
 NOTHING = tl.constexpr(-(2**63))  # behind every token
@@ -209,7 +209,7 @@ def choose(
     """
     every = tl.arange(0, ROOM)
     # All of these at once, whatever of it will be needed: each waits as long as one of them.
-    count = tl.load(count_ptr + row)
+    count = tl.load(count_ptr + row * COUNTER_STRIDE)
     rank = tl.load(rank_ptr + row.to(tl.int64) * ROOM + every)
     candidate = tl.load(position_ptr + row.to(tl.int64) * ROOM + every)
     unit, offset, total, spread = tl.load(fact), tl.load(fact + 1), tl.load(fact + 2), tl.load(fact + 4)

@@ -20,7 +20,7 @@ from adamas_kernels.attend import (
     merge_kernel,
     tally_kernel,
 )
-from adamas_kernels.coding import FACTS
+from adamas_kernels.coding import COUNTER_STRIDE, FACTS
 from adamas_kernels.encode import enter_kernel
 from adamas_kernels.estimate import estimate_kernel
 from adamas_kernels.ops import LayerCache, SparseSettings, check_step
@@ -112,7 +112,7 @@ class Scratch:
     facts: Tensor  # float32 [rows, FACTS]
     rank: Tensor  # float32 [rows, room], candidates
     position: Tensor  # int32 [rows, room]
-    count: Tensor  # int32 [rows], candidates found
+    count: Tensor  # int32 [rows, COUNTER_STRIDE], the first of each is how many candidates were found
     mass: Tensor  # float32 [rows, programs of the estimate]
     ranks: Tensor  # float32 [rows, capacity], for the uncommon case
     chosen_at: Tensor  # int32 [rows, room]
@@ -141,7 +141,7 @@ class Scratch:
             facts=empty(rows, FACTS.value),
             rank=empty(rows, room),
             position=empty(rows, room, dtype=torch.int32),
-            count=empty(rows, dtype=torch.int32),
+            count=empty(rows, COUNTER_STRIDE.value, dtype=torch.int32),
             mass=empty(rows, programs),
             ranks=empty(rows, capacity),
             chosen_at=empty(rows, room, dtype=torch.int32),
