@@ -1,8 +1,8 @@
 """One block on disk: a safetensors file whose metadata seals its header and has a checksum for each tensor.
 
 The format is https://huggingface.co/docs/safetensors: the length of a JSON header, the header, the tensors'
-bytes. It is read and written here piece by piece, because keys and values lie in a longer buffer, head by
-head.
+bytes. It is read and written here piece by piece, because on a CPU keys and values lie in a longer buffer,
+head by head.
 """
 
 from __future__ import annotations
