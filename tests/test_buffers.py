@@ -5,17 +5,21 @@ from __future__ import annotations
 import gc
 import re
 import sys
+from contextlib import suppress
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from adamas_kernels.ops import SparseSettings
 from conftest import tiny_architecture
+from layer_caches import make_cache
 from test_engine import FULL, GREEDY, Loaded, answer, generated, prompt, sparse
 
-from adamas_cli.engine import buffers, mapped
+from adamas_cli.engine import buffers, layers, mapped
 from adamas_cli.engine.buffers import TokenBuffer, by_head, token_buffer
 from adamas_cli.engine.engine import Engine
 from adamas_cli.engine.events import Token
+from adamas_cli.errors import OutOfMemoryError
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 LIKE = (2, 3, 5, 16)  # [B, K, N, D]
@@ -132,17 +136,62 @@ def test_a_cache_that_outgrows_its_room_is_not_copied(device, settings):
     assert places[0] == places[1] == places[2]
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("none left"), KeyboardInterrupt()])
+@pytest.mark.parametrize("failing", ["codes", "values"])
+def test_growing_that_fails_leaves_a_cache_that_can_grow(error, failing, monkeypatch):
+    """Keys may have moved before there was no memory for values, or for codes."""
+    loaded, ids = Loaded(tiny_architecture("llama")), prompt(460)
+    answers = []
+    for fails in (True, False):
+        engine = Engine(loaded, sparse(24), context=300, prefill_chunk=64)
+        list(engine.read(ids[:280]))
+        layer, failed = engine._cache.layers[-1], []
+        owner, name = (layers, "allocate_codes") if failing == "codes" else (layer._buffers["values"], "grow")
+
+        whole = getattr(owner, name)
+
+        def once(*args, whole=whole, failed=failed):
+            if not failed:
+                failed.append(True)
+                raise error
+            return whole(*args)
+
+        with monkeypatch.context() as patch, suppress(KeyboardInterrupt, OutOfMemoryError):
+            if fails:
+                patch.setattr(owner, name, once)
+            list(engine.read(ids[280:440]))
+        assert bool(failed) == fails
+        if engine.length < 440:
+            list(engine.read(ids[engine.length : 440]))
+        events = engine.answer(ids[440:], GREEDY, 24, stop_ids=())
+        answers.append([event.id for event in events if isinstance(event, Token)])
+        assert layer._coded.keys is layer._keys
+        assert layer._coded.values is layer._values
+        assert layer._coded.capacity >= layer.length
+    assert answers[0] == answers[1]
+
+
+def test_one_set_of_buffers_serves_the_steps_of_a_cache_that_may_grow():
+    from adamas_kernels.step import TritonBackend
+
+    cache = make_cache(1, 2, 64, 100, 128, SparseSettings())
+    cache.keys = torch.empty(1, 2, 500, 64)  # addresses for more
+    backend, queries = TritonBackend(), torch.empty(1, 4, 1, 64)
+    assert backend.scratch(queries, cache, 32) is backend.scratch(queries, cache, 32)
+
+
 @pytest.mark.gpu
 def test_a_captured_step_serves_a_cache_that_grows():
     loaded, ids = Loaded(tiny_architecture("llama").to("cuda")), prompt(900)
     engine = Engine(loaded, FULL, context=200, limit=4096, prefill_chunk=64)
-    graphs = set()
+    graphs = []
     for start, end in ((0, 150), (150, 400), (400, 890)):
         list(engine.read(ids[start:end]))
         list(engine.answer(ids[890:], GREEDY, 8, stop_ids=()))
-        graphs |= {id(graph) for graph in engine._graphs._graphs.values()}
+        graphs += engine._graphs._graphs.values()
     assert engine.step_reason is None
-    assert len(graphs) == 1
+    assert len(graphs) == 3
+    assert all(graph is graphs[0] for graph in graphs)
 
 
 @pytest.mark.gpu
@@ -262,6 +311,24 @@ def test_what_torch_has_freed_is_given_back_before_memory_is_said_to_be_out(driv
     with pytest.raises(torch.OutOfMemoryError, match="no 2,000 bytes are left on cuda:0"):
         memory.grow(3200)
     assert memory.room == 1200
+
+
+@pytest.mark.parametrize("call", ["cu_mem_map", "cu_mem_set_access"])
+def test_mapping_that_is_interrupted_is_undone(call, driver, monkeypatch):
+    memory = mapped.MappedMemory(torch.device("cuda", 0), 900)
+    memory.grow(100)
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, call, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            memory.grow(300)
+    assert memory.room == mapped.mapped_bytes(torch.device("cuda", 0)) == 100
+    assert driver.calls[-1] == ("unmap", 7100, 200)
+    memory.grow(300)
+    assert memory.room == 300
 
 
 def test_nothing_is_given_back_while_a_step_is_captured(driver, monkeypatch):

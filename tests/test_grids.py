@@ -158,6 +158,7 @@ def test_a_gpu_is_told_what_it_costs():
         {**AWQ, "bits": 8},
         {**GPTQ, "bits": 3},
         {**GPTQ, "checkpoint_format": "marlin"},
+        {**GPTQ, "is_marlin_format": True},
         {"quant_method": "torchao"},
         {},
     ],
@@ -172,14 +173,15 @@ def test_with_their_packages_transformers_reads_them(monkeypatch):
     assert grid_to_dequantize(AWQ) is None
 
 
-@pytest.mark.parametrize("part", [*grids.PARTS[:3], WEIGHTS])
+@pytest.mark.parametrize("part", [*grids.PARTS[:3], "", WEIGHTS])
 def test_damaged_files_are_said(part, tmp_path):
     write(tmp_path, Grid("gptq", 4, 1), GPTQ)
     tensors = load_file(tmp_path / WEIGHTS)
     if part == WEIGHTS:
         (tmp_path / WEIGHTS).write_bytes((tmp_path / WEIGHTS).read_bytes()[:-100])
     else:
-        del tensors[f"model.layers.1.mlp.up_proj.{part}"]
+        missing = f"model.layers.1.mlp.up_proj.{part}"  # one part, or the whole layer
+        tensors = {name: x for name, x in tensors.items() if not name.startswith(missing)}
         save_file(tensors, tmp_path / WEIGHTS, metadata={"format": "pt"})
     with pytest.raises(ModelUnavailableError, match="cannot load a model"):
         loaded(tmp_path, "none")

@@ -106,7 +106,8 @@ def test_words_hold_as_many_numbers_as_the_config_says():
     assert numbers_in_word({"bits": 4}) == 8
     assert numbers_in_word({"w_bit": 8}) == 4
     assert numbers_in_word(FLOAT8) == 4
-    assert numbers_in_word({"bits": "four", "config_groups": {"a": {}}}) == 1
+    for groups in ({"a": {}}, {"a": {"weights": None}}, {"W8A8": ["Linear"]}):
+        assert numbers_in_word({"bits": "four" if "a" in groups else None, "config_groups": groups}) == 1
 
 
 @pytest.mark.parametrize("name", PACKAGES)

@@ -32,7 +32,12 @@ def by_head(lying: Tensor) -> Tensor:
 def token_buffer(like: Tensor, room: int, limit: int) -> TokenBuffer:
     """A buffer for keys or values like [B, K, N, D]: memory for `room` tokens, addresses for `limit`."""
     if limit > room and maps_memory(like.device):
-        return MappedBuffer(like, room, limit)
+        try:
+            return MappedBuffer(like, room, limit)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # some virtual GPUs say that they can and do not
+            pass
     if limit > room and like.device.type == "cpu":
         try:
             return TokenBuffer(like, limit)
@@ -92,13 +97,16 @@ class MappedBuffer(TokenBuffer):
     @property
     def room(self) -> int:
         """Tokens that there is memory for."""
-        return min(self.tensor.shape[2], self._memory.room // self._token_bytes)
+        return self._room
 
     def grow(self, tokens: int, kept: int) -> bool:
         """See `TokenBuffer.grow`."""
+        if tokens <= self._room:  # asked at every token
+            return False
         if tokens > self.tensor.shape[2]:
             return super().grow(tokens, kept)
         self._memory.grow(tokens * self._token_bytes)
+        self._note_room()
         return False
 
     def _move(self, tokens: int) -> None:
@@ -111,6 +119,10 @@ class MappedBuffer(TokenBuffer):
         numbers = memory.tensor()[: limit * self._token_bytes].view(self._like.dtype)
         self.tensor = numbers.view(limit, batch, heads, dim).permute(1, 2, 0, 3)
         self._memory = memory
+        self._note_room()
+
+    def _note_room(self) -> None:
+        self._room = min(self.tensor.shape[2], self._memory.room // self._token_bytes)
 
     @property
     def _token_bytes(self) -> int:

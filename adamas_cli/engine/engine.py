@@ -286,10 +286,12 @@ class Engine:
         assert isinstance(self._cache, AdamasCache)
         mark = self._cache.mark()
         self._cache.start_decoding()
-        for _ in range(REHEARSALS):
-            self._step(torch.tensor([token], device=self.model.device))
-        self._cache.stop_decoding()
-        self._cache.rewind(mark, keep_prediction=True)
+        try:
+            for _ in range(REHEARSALS):
+                self._step(torch.tensor([token], device=self.model.device))
+        finally:
+            self._cache.stop_decoding()
+            self._cache.rewind(mark, keep_prediction=True)
 
     def _feed(self, ids: np.ndarray) -> None:
         """Tokens that attend as an answer's do; leaves the logits behind the last one in `self._logits`."""
@@ -420,6 +422,7 @@ class Engine:
         if self._native is not None and (self._compiled_steps or self._cache.decodes_fully):
             assert isinstance(self._cache, AdamasCache)
             settings = self.sparse.settings if self.sparse else SparseSettings()
+            self._cache.make_room(1)  # before the tally is taken, which may move with it
             tally = self.sparse.tally if self.sparse and not self._cache.decodes_fully else None
             logits = self._native.step(int(token), self._cache, settings, tally)
             self._cache.advance(1)

@@ -142,15 +142,18 @@ class FullLayer(CacheLayerMixin):
         """Memory for the keys and values of so many tokens, once it is known what they look like."""
         if not self.is_initialized:
             return
-        moved = [buffer.grow(tokens, self.length) for buffer in self._buffers.values()]
-        if any(moved):
-            if self._coded is not None:
-                self._coded.keys, self._coded.values = self._keys, self._values
-            self.steps.version += 1
+        before = self._keys, self._values
+        try:
+            for buffer in self._buffers.values():
+                buffer.grow(tokens, self.length)
+        finally:  # one may have moved before there was no memory for the other
+            if before[0] is not self._keys or before[1] is not self._values:
+                if self._coded is not None:
+                    self._coded.keys, self._coded.values = self._keys, self._values
+                self.steps.version += 1
 
     def _widen(self, capacity: int) -> None:
         """Room for so many tokens in all that is not K and V."""
-        self.capacity = capacity
         if self._coded is not None:
             codes, scales = allocate_codes(self._keys, capacity)
             seen = slice(0, self._encoded)
@@ -160,6 +163,7 @@ class FullLayer(CacheLayerMixin):
             self.steps.version += 1
         if self.sparse is not None and self.sparse.tally is not None:
             self.sparse.tally_for(capacity, self.steps.length.device)
+        self.capacity = capacity  # last: memory may run out before
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any

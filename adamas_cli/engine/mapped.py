@@ -91,11 +91,15 @@ class MappedMemory:
         at = self._base + self.room
         try:
             _checked(driver.cuMemMap(at, more, 0, memory, 0))
+            _checked(driver.cuMemSetAccess(at, more, [self._access], 1))
+            self._parts.append(more)
+            _mapped[self._index] = _mapped.get(self._index, 0) + more
+        except BaseException:  # an interruption too: what is not counted must not be there
+            if at == self._base + self.room:
+                driver.cuMemUnmap(at, more)
+            raise
         finally:
-            _checked(driver.cuMemRelease(memory))  # what is mapped stays until it is unmapped
-        self._parts.append(more)
-        _mapped[self._index] = _mapped.get(self._index, 0) + more
-        _checked(driver.cuMemSetAccess(at, more, [self._access], 1))
+            driver.cuMemRelease(memory)  # what is mapped stays until it is unmapped
 
     def tensor(self) -> Tensor:
         """All bytes, uint8 [size], with memory or without; something must have been mapped."""
@@ -128,8 +132,12 @@ def _index(device: torch.device) -> int:
 
 
 def _checked(answer: tuple[Any, ...]) -> Any:
-    """What a call of the driver returned. Raises RuntimeError where it failed."""
+    """What a call of the driver returned. Raises torch.OutOfMemoryError or another RuntimeError where it
+    failed.
+    """
     failed, *found = answer
     if failed:
+        if getattr(failed, "name", "") == "CUDA_ERROR_OUT_OF_MEMORY":
+            raise torch.OutOfMemoryError("CUDA's driver is out of memory")
         raise RuntimeError(f"CUDA's driver says {failed.name}")
     return found[0] if found else None

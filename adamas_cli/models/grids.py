@@ -46,7 +46,7 @@ def stored_grid(stored: Mapping[str, Any]) -> Grid | None:
     if method == AWQ and bits == 4 and str(stored.get("version", "gemm")).lower() == "gemm":
         return Grid(AWQ, 4)
     shifts = {"gptq": 1, "gptq_v2": 0}
-    kind = stored.get("checkpoint_format") or "gptq"
+    kind = "marlin" if stored.get("is_marlin_format") else stored.get("checkpoint_format") or "gptq"
     if method == GPTQ and bits in (2, 4, 8) and kind in shifts:
         return Grid(GPTQ, bits, shifts[kind])
     return None
@@ -70,19 +70,21 @@ def dequantized(layer: Mapping[str, Tensor], grid: Grid, dtype: torch.dtype) -> 
         numbers, zeros = numbers.transpose(1, 2).flatten(0, 1), zeros.flatten(1)
     zeros = (zeros + grid.zero_shift) & ((1 << grid.bits) - 1)
     scales = layer["scales"].float()
-    group = layer.get("g_idx")
-    if group is None:
-        each = len(numbers) // len(scales)
-        group = torch.arange(len(numbers), device=numbers.device) // each
-    group = group.long()
-    return (scales[group] * (numbers - zeros[group])).T.to(dtype).contiguous()
+    in_a_row = torch.arange(len(numbers), device=numbers.device) // (len(numbers) // len(scales))
+    group = layer.get("g_idx", in_a_row)
+    if torch.equal(group, in_a_row.to(group.dtype)):
+        groups = numbers.unflatten(0, (len(scales), -1))
+        weight = (groups - zeros.unsqueeze(1)).mul(scales.unsqueeze(1)).flatten(0, 1)
+    else:
+        weight = scales[group.long()] * (numbers - zeros[group.long()])
+    return weight.T.to(dtype).contiguous()
 
 
 def read_weights(
     directory: Path, grid: Grid, dtype: torch.dtype, device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """All tensors of a model folder by their names, on `device`: layers on a grid as their weight in `dtype`,
-    others as they are.
+    """All tensors of a model folder by their names, in the host's memory: layers on a grid as their weight in
+    `dtype`, which `device` computes, others as they are.
 
     Raises KeyError where a part of a layer is missing, OSError and safetensors' errors for damaged files.
     """
@@ -91,14 +93,14 @@ def read_weights(
     for name, tensor in _tensors(directory, device):
         layer, _, part = name.rpartition(".")
         if part not in PARTS:
-            weights[name] = tensor
+            weights[name] = tensor.cpu()
             continue
         parts = layers.setdefault(layer, {})
         parts[part] = tensor
         if parts.keys() >= {*PARTS} - ({"g_idx"} if grid.method == AWQ else set()):
-            weights[f"{layer}.weight"] = dequantized(layers.pop(layer), grid, dtype)
+            weights[f"{layer}.weight"] = dequantized(layers.pop(layer), grid, dtype).cpu()
     for layer, parts in layers.items():  # those without g_idx
-        weights[f"{layer}.weight"] = dequantized(parts, grid, dtype)
+        weights[f"{layer}.weight"] = dequantized(parts, grid, dtype).cpu()
     return weights
 
 

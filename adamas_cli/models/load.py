@@ -202,19 +202,27 @@ def _read_grid(
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-    config = AutoConfig.from_pretrained(
-        files.directory, local_files_only=True, trust_remote_code=trust_remote_code
-    )
-    for part in (config, config.get_text_config()):
-        if hasattr(part, "quantization_config"):
-            del part.quantization_config
     try:
-        with torch.device("meta"):  # only to know its class, which alone takes weights that are no files
-            kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
-        weights = read_weights(files.directory, grid, dtype, device)
-        model: PreTrainedModel = kind.from_pretrained(
-            None, config=config, state_dict=weights, dtype=dtype, **_placement(device)
+        config = AutoConfig.from_pretrained(
+            files.directory, local_files_only=True, trust_remote_code=trust_remote_code
         )
+        for part in (config, config.get_text_config()):
+            if hasattr(part, "quantization_config"):
+                del part.quantization_config
+        with torch.device("meta"):  # for its class, which alone takes weights that are no files
+            blank = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        weights = read_weights(files.directory, grid, dtype, device)
+        model: PreTrainedModel
+        model, loading = type(blank).from_pretrained(
+            None,
+            config=blank.config,
+            state_dict=weights,
+            dtype=dtype,
+            output_loading_info=True,
+            **_placement(device),
+        )
+        if absent := sorted(loading["missing_keys"]):
+            raise ValueError(f"its files lack {absent[0]}")
         with suppress(OSError):  # a model need not have one
             model.generation_config = GenerationConfig.from_pretrained(files.directory, local_files_only=True)
     except torch.OutOfMemoryError:

@@ -56,7 +56,8 @@ def numbers_in_word(stored: dict[str, Any] | None) -> int:
     """Integers in each 32-bit word of a model's packed weights; 1 where none are packed into words."""
     stored = stored or {}
     groups = stored.get("config_groups") or {}
-    told = [group.get("weights", {}).get("num_bits") for group in groups.values()]
+    weights = [group.get("weights") or {} for group in groups.values() if isinstance(group, dict)]
+    told = [weight.get("num_bits") for weight in weights]
     bits = stored.get("bits") or stored.get("w_bit") or next(iter(told), None)
     return 32 // bits if isinstance(bits, int) and 0 < bits <= 32 else 1
 

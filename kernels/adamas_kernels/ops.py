@@ -98,7 +98,7 @@ class LayerView:
 class LayerCache:
     """The buffers of one sparse layer, longer than what is filled, and how many tokens that is.
 
-    keys, values: [B, K, C, D] of one dtype, or longer; codes: int32 [B, K, C, W], a transposed view: one word
+    keys, values: [B, K, S, D] of one dtype; codes: int32 [B, K, C, W], a transposed view: one word
     of many tokens lies side by side; scales: float16 [B, K, C]; value_sum: float32 [B, K, D]; length: int32
     [1], on the buffers' device, shared by the layers of a model. The last dimension of keys, values and
     scales is contiguous, value_sum and the codebook wholly so.

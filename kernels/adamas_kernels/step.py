@@ -176,7 +176,7 @@ class TritonBackend:
         """The buffers for a step of this shape."""
         key = (*queries.shape, cache.keys.shape[1], cache.values.shape[3], budget)
         found = self._scratch.get(key)
-        if found is None or found.ranks.shape[1] != cache.keys.shape[2]:
+        if found is None or found.ranks.shape[1] != cache.capacity:
             found = self._scratch[key] = Scratch.allocate(queries, cache, budget)
         return found
 
