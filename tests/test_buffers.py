@@ -161,6 +161,7 @@ def test_growing_that_fails_leaves_a_cache_that_can_grow(error, failing, monkeyp
                 patch.setattr(owner, name, once)
             list(engine.read(ids[280:440]))
         assert bool(failed) == fails
+        assert layer._coded.keys is layer._keys  # also before anything else grows
         if engine.length < 440:
             list(engine.read(ids[engine.length : 440]))
         events = engine.answer(ids[440:], GREEDY, 24, stop_ids=())

@@ -159,6 +159,9 @@ def test_a_gpu_is_told_what_it_costs():
         {**GPTQ, "bits": 3},
         {**GPTQ, "checkpoint_format": "marlin"},
         {**GPTQ, "is_marlin_format": True},
+        {**GPTQ, "dynamic": {"+:up_proj": {"bits": 8}}},
+        {"quant_method": "awq", "bits": 4, "format": "gemv"},
+        {**AWQ, "backend": "llm-awq"},
         {"quant_method": "torchao"},
         {},
     ],
@@ -166,6 +169,11 @@ def test_a_gpu_is_told_what_it_costs():
 def test_other_grids_are_left_to_others(stored):
     assert stored_grid(stored) is None
     assert grid_to_dequantize(stored) is None
+
+
+def test_the_format_of_zero_points_has_two_names():
+    for name in ("format", "checkpoint_format"):
+        assert stored_grid({**GPTQ, name: "GPTQ_v2"}) == Grid("gptq", 4, 0)
 
 
 def test_with_their_packages_transformers_reads_them(monkeypatch):

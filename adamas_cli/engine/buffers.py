@@ -69,9 +69,9 @@ class TokenBuffer:
         """
         if tokens <= self.room:
             return False
-        before = self.tensor
-        self._move(tokens)
-        self.tensor[:, :, :kept] = before[:, :, :kept]
+        larger = self._larger(tokens)
+        larger.tensor[:, :, :kept] = self.tensor[:, :, :kept]
+        vars(self).update(vars(larger))  # at once, and last: an interruption must find either
         return True
 
     def lying(self, start: int, end: int) -> Tensor:
@@ -81,9 +81,9 @@ class TokenBuffer:
         part = self.tensor[0, :, start:end]
         return part.transpose(0, 1) if tokens_first(part.device) else part
 
-    def _move(self, tokens: int) -> None:
-        """Take a larger tensor."""
-        self.tensor = _empty(self._like, max(tokens, self.room + self.room // 2))
+    def _larger(self, tokens: int) -> TokenBuffer:
+        """Another buffer for so many tokens and more."""
+        return TokenBuffer(self._like, max(tokens, self.room + self.room // 2))
 
 
 class MappedBuffer(TokenBuffer):
@@ -92,7 +92,12 @@ class MappedBuffer(TokenBuffer):
     def __init__(self, like: Tensor, room: int, limit: int) -> None:
         batch, heads, _, dim = like.shape
         self._like = like.new_empty(batch, heads, 0, dim)
-        self._map(room, limit)
+        memory = MappedMemory(like.device, limit * self._token_bytes)
+        memory.grow(max(1, room) * self._token_bytes)
+        numbers = memory.tensor()[: limit * self._token_bytes].view(like.dtype)
+        self.tensor = numbers.view(limit, batch, heads, dim).permute(1, 2, 0, 3)
+        self._memory = memory
+        self._note_room()
 
     @property
     def room(self) -> int:
@@ -109,17 +114,8 @@ class MappedBuffer(TokenBuffer):
         self._note_room()
         return False
 
-    def _move(self, tokens: int) -> None:
-        self._map(tokens, 2 * tokens)
-
-    def _map(self, room: int, limit: int) -> None:
-        batch, heads, _, dim = self._like.shape
-        memory = MappedMemory(self._like.device, limit * self._token_bytes)
-        memory.grow(max(1, room) * self._token_bytes)
-        numbers = memory.tensor()[: limit * self._token_bytes].view(self._like.dtype)
-        self.tensor = numbers.view(limit, batch, heads, dim).permute(1, 2, 0, 3)
-        self._memory = memory
-        self._note_room()
+    def _larger(self, tokens: int) -> TokenBuffer:
+        return MappedBuffer(self._like, tokens, 2 * tokens)
 
     def _note_room(self) -> None:
         self._room = min(self.tensor.shape[2], self._memory.room // self._token_bytes)

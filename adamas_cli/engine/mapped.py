@@ -124,7 +124,7 @@ def _unmap(index: int, base: int, size: int, parts: list[int]) -> None:
         _checked(driver.cuMemUnmap(at, part))
         at += part
     _checked(driver.cuMemAddressFree(base, size))
-    _mapped[index] -= at - base
+    _mapped[index] = _mapped.get(index, 0) - (at - base)
 
 
 def _index(device: torch.device) -> int:

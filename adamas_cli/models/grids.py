@@ -43,10 +43,14 @@ def stored_grid(stored: Mapping[str, Any]) -> Grid | None:
     """The grid that a config's `quantization_config` describes; None where it is none that is read here."""
     method = stored.get("quant_method")
     bits = stored.get("bits") or stored.get("w_bit")
-    if method == AWQ and bits == 4 and str(stored.get("version", "gemm")).lower() == "gemm":
+    if stored.get("dynamic") or stored.get("backend") == "llm-awq":  # layers of several kinds; another order
+        return None
+    version = str(stored.get("version") or stored.get("format") or "gemm").lower()
+    if method == AWQ and bits == 4 and version == "gemm":
         return Grid(AWQ, 4)
     shifts = {"gptq": 1, "gptq_v2": 0}
-    kind = "marlin" if stored.get("is_marlin_format") else stored.get("checkpoint_format") or "gptq"
+    kind = "marlin" if stored.get("is_marlin_format") else stored.get("checkpoint_format")
+    kind = str(kind or stored.get("format") or "gptq").lower()
     if method == GPTQ and bits in (2, 4, 8) and kind in shifts:
         return Grid(GPTQ, bits, shifts[kind])
     return None
