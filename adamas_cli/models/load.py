@@ -66,7 +66,8 @@ def load(
     trust_remote_code: bool = False,
     progress: Progress,
 ) -> LoadedModel:
-    """The model of `files` on `device`; weights in their own number format are mapped, not read.
+    """The model of `files` on `device`; weights in their own number format are mapped, not read,
+    but for those on a grid.
 
     `quantization` is `packed`, `none` or `auto`, see `packs`, or a way of `quantization.PACKAGES`; a model
     that comes quantized is packed where it could be dequantized. `threads` compute on a CPU, by default its

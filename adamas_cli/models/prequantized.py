@@ -64,7 +64,8 @@ def numbers_in_word(stored: dict[str, Any] | None) -> int:
 
 def require_readable(name: str, stored: dict[str, Any], quantization: str) -> None:
     """Raises UsageError where the model called `name` is to be quantized once more, ModelUnavailableError
-    where transformers does not know the kind or a package is missing, with what to install.
+    where transformers does not know the kind, or a package is missing without which it is not read, with what
+    to install.
     """
     method = stored.get("quant_method")
     if quantization in PACKAGES:

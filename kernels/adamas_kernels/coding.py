@@ -17,7 +17,7 @@ INVALID = tl.constexpr(-float("inf"))
 LOWEST = tl.constexpr(UNPREDICTED)
 FACTS = tl.constexpr(8)  # numbers kept for each query, see `encode.py`
 # int32 from one query's counter of candidates to the next one's. Atomics on one line of the L2 cache wait for
-# each other, on whatever part of it: 32 counters in a row cost more than half of a step at large budgets
+# each other, on whatever part of it: 32 counters in a row cost three tenths of a step at large budgets
 # (docs/performance.md).
 COUNTER_STRIDE = tl.constexpr(64)
 ROUNDER = tl.constexpr(
