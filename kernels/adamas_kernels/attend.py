@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from adamas_kernels.coding import FACTS, LOWEST
-from adamas_kernels.select import choose, forced_and_wanted
+from adamas_kernels.coding import LOWEST
+from adamas_kernels.select import forced_and_wanted
 
 # Numbers before the vectors of a split: maximum and sum, and two that keep the vectors aligned.
 PART_FACTS = tl.constexpr(4)
@@ -64,90 +64,74 @@ def shares(highest, weight, rest, top):
 
 
 @triton.jit
-def rest_of_values(
-    values, values_n, value_sum, mass, left, own, new, column,
-    NEW: tl.constexpr, NEW_PAD: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr, MASS: tl.constexpr,
+def sum_of_values(
+    values, values_n, value_sum, own, new, column,
+    NEW: tl.constexpr, NEW_PAD: tl.constexpr, D_V: tl.constexpr, MASS: tl.constexpr,
 ):  # fmt: skip
-    """Mass of the tokens that were not chosen, the sum of all values that the query sees, and how many are
-    left.
-    """
-    rest = tl.zeros((), tl.float32)
-    total = tl.zeros((D_V_PAD,), tl.float32)
+    """The sum of all values that the query sees; zeros where nothing needs it."""
+    total = tl.zeros_like(column).to(tl.float32)
     if MASS:
-        rest = tl.where(left > 0, mass, 0.0)
         total = tl.load(value_sum + column, mask=column < D_V, other=0.0)
-        later = tl.arange(0, NEW_PAD)
-        unseen = tl.load(
-            values + (own - new + later).to(tl.int64)[:, None] * values_n + column[None, :],
-            mask=((later > new) & (later < NEW))[:, None] & (column < D_V)[None, :], other=0.0,
-        )  # fmt: skip
-        total -= tl.sum(unseen.to(tl.float32), axis=0)
-    return rest, total, tl.maximum(left, 1).to(tl.float32)
+        if NEW > 1:
+            later = tl.arange(0, NEW_PAD)
+            unseen = tl.load(
+                values + (own - new + later).to(tl.int64)[:, None] * values_n + column[None, :],
+                mask=((later > new) & (later < NEW))[:, None] & (column < D_V)[None, :], other=0.0,
+            )  # fmt: skip
+            total -= tl.sum(unseen.to(tl.float32), axis=0)
+    return total
 
 
 @triton.jit
 def attend_once_kernel(
-    query_ptr, keys_ptr, values_ptr, codes_ptr, scale_ptr, value_sum_ptr, length_ptr,
-    words_ptr, facts_ptr, rank_ptr, position_ptr, count_ptr, mass_ptr, threshold_ptr, ranks_ptr,
-    chosen_at_ptr, chosen_rank_ptr, out_ptr, lse_ptr, place_ptr, score_ptr,
-    query_b, query_h, query_n, keys_b, keys_h, keys_n, values_b, values_h, values_n,
-    codes_b, codes_h, codes_w, scale_b, scale_h, out_b, out_h, out_n,
-    capacity, scaling, sinks, recents, budget, target, programs,
+    query_ptr, keys_ptr, values_ptr, value_sum_ptr, length_ptr, chosen_at_ptr, rest_ptr, out_ptr, lse_ptr,
+    place_ptr, score_ptr,
+    query_b, query_h, query_n, keys_b, keys_h, keys_n, values_b, values_h, values_n, out_b, out_h, out_n,
+    scaling, sinks, recents, budget,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, NEW_PAD: tl.constexpr,
-    D: tl.constexpr, P: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr,
-    ROOM: tl.constexpr, BUDGET_PAD: tl.constexpr, PROGRAMS_PAD: tl.constexpr, BLOCK: tl.constexpr,
-    TOKENS: tl.constexpr, MANHATTAN: tl.constexpr, MASS: tl.constexpr, FAST: tl.constexpr,
-    CHAINED: tl.constexpr, TALLY: tl.constexpr,
+    D: tl.constexpr, P: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr, TOKENS: tl.constexpr,
+    MASS: tl.constexpr, CHAINED: tl.constexpr, TALLY: tl.constexpr,
 ):  # fmt: skip
-    """Choose tokens and attend to them, where all can be held at once; program (query head of a batch, new
-    token).
+    """Attend to the chosen tokens where all can be held at once; program (query head of a batch, new token).
 
     CHAINED: started before the launch before it ended. TALLY: leave the positions and scores of the chosen
-    tokens in place and score [B, H, N, ROOM].
+    tokens in place and score [B, H, N, budget].
     """
     pair, new = tl.program_id(0), tl.program_id(1)
     batch, head = (pair // (HEADS * GROUP)).to(tl.int64), pair % (HEADS * GROUP)
-    kv_head = head // GROUP
+    kv_head = (head // GROUP).to(tl.int64)
     row = pair * NEW + new
-    wide_row = row.to(tl.int64)
-    first = wide_row * ROOM
+    first = row.to(tl.int64) * budget
     own = tl.load(length_ptr) + new
     seen = own + 1
     first_sinks, first_recent, forced, want = forced_and_wanted(seen, sinks, recents, budget)
-    if CHAINED:
-        gdc_wait()
-    mass, top = choose(
-        codes_ptr + batch * codes_b + kv_head * codes_h, codes_w,
-        scale_ptr + batch * scale_b + kv_head * scale_h,
-        words_ptr, facts_ptr + row * FACTS, ranks_ptr + wide_row * capacity,
-        rank_ptr, position_ptr, count_ptr, mass_ptr + wide_row * programs, threshold_ptr + pair,
-        chosen_at_ptr + first, chosen_rank_ptr + first, None, None, 0,
-        row, new, sinks, recents, seen, forced, want, target, programs,
-        NEW, P, ROOM, BUDGET_PAD, PROGRAMS_PAD, BLOCK, 0, True, MANHATTAN, MASS, FAST,
-    )  # fmt: skip
-    dim, column = tl.arange(0, P), tl.arange(0, D_V_PAD)
-    query = query_ptr + batch * query_b + head * query_h + new * query_n
-    q = tl.load(query + dim, mask=dim < D, other=0.0).to(tl.float32) * scaling
+    chosen = forced + want
+    dim, column, slot = tl.arange(0, P), tl.arange(0, D_V_PAD), tl.arange(0, TOKENS)
     keys = keys_ptr + batch * keys_b + kv_head * keys_h
     values = values_ptr + batch * values_b + kv_head * values_h
-    out = out_ptr + batch * out_b + head * out_h + new * out_n
-    chosen = forced + want
-    slot = tl.arange(0, TOKENS)
+    query = query_ptr + batch * query_b + head * query_h + new * query_n
+    if CHAINED:
+        gdc_wait()
     at, real = chosen_positions(slot, chosen, forced, first_sinks, first_recent, chosen_at_ptr + first)
+    q = tl.load(query + dim, mask=dim < D, other=0.0).to(tl.float32) * scaling
+    mass, top = tl.load(rest_ptr + 2 * row), tl.load(rest_ptr + 2 * row + 1)
+    value_total = sum_of_values(
+        values, values_n, value_sum_ptr + (batch * HEADS + kv_head) * D_V, own, new, column,
+        NEW, NEW_PAD, D_V, MASS,
+    )  # fmt: skip
     score, v = scores_and_values(at, real, q, keys, keys_n, values, values_n, dim, column, D, D_V)
     if TALLY:
         note_scores(slot, at, real, score, place_ptr + first, score_ptr + first)
     highest = tl.max(score, axis=0)
     p = tl.where(real, tl.exp(score - highest), 0.0)
     weight = tl.sum(p, axis=0)
-    rest, value_total, left = rest_of_values(
-        values, values_n, value_sum_ptr + (batch * HEADS + kv_head) * D_V,
-        mass, seen - chosen, own, new, column, NEW, NEW_PAD, D_V, D_V_PAD, MASS,
-    )  # fmt: skip
-    share, lse = shares(highest, weight, rest, top)
+    left = seen - chosen
+    share, lse = shares(highest, weight, tl.where(left > 0, mass, 0.0), top)
+    others = share / tl.maximum(left, 1).to(tl.float32)
     # The mean of the others is what all values add up to less the chosen ones: one sum does for both.
-    factor = tl.where(real, p * ((1 - share) / weight) - share / left, 0.0)
-    result = tl.sum(factor[:, None] * v, axis=0) + value_total * (share / left)
+    factor = tl.where(real, p * ((1 - share) / weight) - others, 0.0)
+    result = tl.sum(factor[:, None] * v, axis=0) + value_total * others
+    out = out_ptr + batch * out_b + head * out_h + new * out_n
     tl.store(out + column, result.to(out_ptr.dtype.element_ty), mask=column < D_V)
     tl.store(lse_ptr + row, lse)
 
@@ -159,7 +143,7 @@ def attend_kernel(
     scaling, sinks, recents, budget,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr,
     D: tl.constexpr, P: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr,
-    ROOM: tl.constexpr, TOKENS: tl.constexpr, SPLITS: tl.constexpr,
+    TOKENS: tl.constexpr, SPLITS: tl.constexpr,
     CHAINED: tl.constexpr, TALLY: tl.constexpr,
 ):  # fmt: skip
     """Attend to some of the tokens that `select_kernel` chose; program (query head of a batch, new token,
@@ -172,9 +156,9 @@ def attend_kernel(
     """
     pair, new, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     batch, head = (pair // (HEADS * GROUP)).to(tl.int64), pair % (HEADS * GROUP)
-    kv_head = head // GROUP
+    kv_head = (head // GROUP).to(tl.int64)
     row = pair * NEW + new
-    first = row.to(tl.int64) * ROOM
+    first = row.to(tl.int64) * budget
     seen = tl.load(length_ptr) + new + 1
     first_sinks, first_recent, forced, want = forced_and_wanted(seen, sinks, recents, budget)
     dim, column = tl.arange(0, P), tl.arange(0, D_V_PAD)
@@ -225,7 +209,7 @@ def merge_kernel(
     """
     pair, new = tl.program_id(0), tl.program_id(1)
     batch, head = (pair // (HEADS * GROUP)).to(tl.int64), pair % (HEADS * GROUP)
-    kv_head = head // GROUP
+    kv_head = (head // GROUP).to(tl.int64)
     row = pair * NEW + new
     own = tl.load(length_ptr) + new
     seen = own + 1
@@ -236,19 +220,22 @@ def merge_kernel(
     columns = part[:, None] + PART_FACTS + column[None, :]
     if CHAINED:
         gdc_wait()
+    mass, top = tl.load(rest_ptr + 2 * row), tl.load(rest_ptr + 2 * row + 1)
+    value_total = sum_of_values(
+        values_ptr + batch * values_b + kv_head * values_h, values_n,
+        value_sum_ptr + (batch * HEADS + kv_head) * D_V, own, new, column, NEW, NEW_PAD, D_V, MASS,
+    )  # fmt: skip
     tops = tl.load(part, mask=real, other=LOWEST)
+    weights = tl.load(part + 1, mask=real, other=0.0)
     highest = tl.max(tops, axis=0)
     fade = tl.exp(tops - highest)
-    weight = tl.sum(tl.load(part + 1, mask=real, other=0.0) * fade, axis=0)
+    weight = tl.sum(weights * fade, axis=0)
     weighted = tl.sum(tl.load(columns, mask=real[:, None], other=0.0) * fade[:, None], axis=0)
     values_seen = tl.sum(tl.load(columns + D_V_PAD, mask=real[:, None], other=0.0), axis=0)
-    rest, value_total, left = rest_of_values(
-        values_ptr + batch * values_b + kv_head * values_h, values_n,
-        value_sum_ptr + (batch * HEADS + kv_head) * D_V,
-        tl.load(rest_ptr + 2 * row), seen - chosen, own, new, column, NEW, NEW_PAD, D_V, D_V_PAD, MASS,
-    )  # fmt: skip
-    share, lse = shares(highest, weight, rest, tl.load(rest_ptr + 2 * row + 1))
-    result = weighted * ((1 - share) / weight) + (value_total - values_seen) * (share / left)
+    left = seen - chosen
+    share, lse = shares(highest, weight, tl.where(left > 0, mass, 0.0), top)
+    others = share / tl.maximum(left, 1).to(tl.float32)
+    result = weighted * ((1 - share) / weight) + (value_total - values_seen) * others
     out = out_ptr + batch * out_b + head * out_h + new * out_n
     tl.store(out + column, result.to(out_ptr.dtype.element_ty), mask=column < D_V)
     tl.store(lse_ptr + row, lse)
@@ -257,7 +244,7 @@ def merge_kernel(
 @triton.jit
 def tally_kernel(
     place_ptr, score_ptr, lse_ptr, length_ptr, tally_ptr, tally_b, tally_r, tally_c, budget,
-    HEADS: tl.constexpr, NEW: tl.constexpr, ROOM: tl.constexpr, BUDGET_PAD: tl.constexpr,
+    HEADS: tl.constexpr, NEW: tl.constexpr, BUDGET_PAD: tl.constexpr,
 ):  # fmt: skip
     """Add 1 and its softmax weight to tally [B, 2, C] at each chosen position; program (query head of a
     batch, new token).
@@ -266,7 +253,7 @@ def tally_kernel(
     row = pair * NEW + new
     slot = tl.arange(0, BUDGET_PAD)
     real = slot < tl.minimum(budget, tl.load(length_ptr) + new + 1)
-    first = row.to(tl.int64) * ROOM
+    first = row.to(tl.int64) * budget
     at = tl.load(place_ptr + first + slot, mask=real, other=0).to(tl.int64)
     weight = tl.exp(tl.load(score_ptr + first + slot, mask=real, other=LOWEST) - tl.load(lse_ptr + row))
     tally = tally_ptr + (pair // HEADS).to(tl.int64) * tally_b + at * tally_c

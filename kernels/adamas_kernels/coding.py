@@ -7,19 +7,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from adamas_kernels.ops import UNPREDICTED
 from adamas_kernels.reference import GAUSSIAN_EDGE, QUERY_LEVELS
 
 EDGE = tl.constexpr(GAUSSIAN_EDGE)
 LEVELS = tl.constexpr(float(QUERY_LEVELS))
-INVALID = tl.constexpr(-float("inf"))
-# Stands for the logarithm of nothing where a difference of infinities would be NaN, and for no threshold.
-LOWEST = tl.constexpr(UNPREDICTED)
-FACTS = tl.constexpr(8)  # numbers kept for each query, see `encode.py`
-# int32 from one query's counter of candidates to the next one's. Atomics on one line of the L2 cache wait for
-# each other, on whatever part of it: 32 counters in a row cost three tenths of a step at large budgets
-# (docs/performance.md).
-COUNTER_STRIDE = tl.constexpr(64)
+# Below every rank and score: stands for none where a difference of infinities would be NaN.
+LOWEST = tl.constexpr(-1e30)
+FACTS = tl.constexpr(4)  # numbers kept for each query, see `encode.py`
 ROUNDER = tl.constexpr(
     12582912.0
 )  # 1.5 * 2^23: adding it to a small float32 rounds to an integer, halves to even

@@ -5,10 +5,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from adamas_kernels.coding import (
-    COUNTER_STRIDE,
     EDGE,
     FACTS,
     bucketize,
@@ -95,13 +94,12 @@ def append_head(
 
 @triton.jit
 def encode_queries(
-    queries, rows, real, mean_ptr, balance_ptr, noise, words_ptr, facts_ptr, threshold, scaling, query_edge,
+    queries, rows, real, mean_ptr, balance_ptr, noise, words_ptr, facts_ptr, scaling, query_edge,
     ROWS: tl.constexpr, D: tl.constexpr, P: tl.constexpr, LOG_P: tl.constexpr, MANHATTAN: tl.constexpr,
 ):  # fmt: skip
     """Encode the queries at the pointers `queries` [ROWS], of one head, into `rows` of words and facts.
 
-    facts float32 [B, H, N, FACTS]: score per unit of rank, offset of the score, sum of the query's integers,
-    threshold of the rank, deviation of the rank.
+    facts float32 [B, H, N, FACTS]: score per unit of rank, offset of the score, sum of the query's integers.
     """
     dim = tl.arange(0, P)
     x = tl.load(queries[:, None] + dim[None, :], mask=real[:, None] & (dim < D)[None, :], other=0.0)
@@ -117,22 +115,15 @@ def encode_queries(
         tl.store(facts, tl.full((ROWS,), 1.0, tl.float32), mask=real)
         tl.store(facts + 1, tl.zeros((ROWS,), tl.float32), mask=real)
         tl.store(facts + 2, tl.zeros((ROWS,), tl.float32), mask=real)
-        tl.store(facts + 3, tl.zeros((ROWS,), tl.float32) + threshold, mask=real)
-        tl.store(facts + 4, tl.full((ROWS,), 1.0, tl.float32), mask=real)
     else:
         integers, step = quantize(rotated, ROWS, P)
         word = tl.arange(0, P // 4)
         words = pack_bytes(integers, ROWS, P)
         tl.store(words_ptr + rows[:, None] * (P // 4) + word[None, :], words, mask=real[:, None])
-        # A threshold is kept in units of |q|, which the scores' deviation follows, so that it fits the next
-        # query.
-        spread = tl.sqrt(square) / tl.where(step > 0, step, 1.0)
         tl.store(facts, step * scaling, mask=real)
         product = tl.sum(rotated * tl.load(mean_ptr + dim)[None, :], axis=1)
         tl.store(facts + 1, scaling * (product - 0.5 * scaling * square * noise), mask=real)
         tl.store(facts + 2, tl.sum(integers, axis=1).to(tl.float32), mask=real)
-        tl.store(facts + 3, threshold * spread, mask=real)
-        tl.store(facts + 4, spread, mask=real)
 
 
 @triton.jit
@@ -140,7 +131,7 @@ def enter_kernel(
     query_ptr, key_ptr, value_ptr,
     keys_ptr, values_ptr, codes_ptr, scale_ptr, value_sum_ptr,
     mean_ptr, edge_ptr, balance_ptr, noise_ptr, length_ptr,
-    words_ptr, facts_ptr, threshold_ptr, count_ptr,
+    words_ptr, facts_ptr,
     query_b, query_h, query_n, key_b, key_h, key_n, value_b, value_h, value_n,
     keys_b, keys_h, keys_n, values_b, values_h, values_n,
     codes_b, codes_h, codes_w, codes_n, scale_b, scale_h,
@@ -149,15 +140,16 @@ def enter_kernel(
     D: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr,
     P: tl.constexpr, LOG_P: tl.constexpr, MANHATTAN: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """Program (KV head or, behind those, query head; batch): append new tokens, or encode queries and empty
-    their candidates.
+    """Program (KV head or, behind those, query head; batch): append new tokens, or encode queries.
 
-    CHAINED: the next launch may start at once; it waits by itself for what is written here.
+    CHAINED: started before the launch before it ended. The next one may start as soon as that one has; it waits
+    by itself for what is written here.
     """
     part, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
     row = tl.arange(0, ROWS)
     new = row < NEW
     if CHAINED:
+        gdc_wait()
         gdc_launch_dependents()
     if part < HEADS:
         pair = batch * HEADS + part
@@ -176,7 +168,6 @@ def enter_kernel(
         encode_queries(
             query_ptr + batch * query_b + head * query_h + row * query_n, pair * NEW + row, new,
             mean_ptr + served * P, balance_ptr + served * P, tl.load(noise_ptr + served),
-            words_ptr, facts_ptr, tl.load(threshold_ptr + pair), scaling, query_edge,
+            words_ptr, facts_ptr, scaling, query_edge,
             ROWS, D, P, LOG_P, MANHATTAN,
         )  # fmt: skip
-        tl.store(count_ptr + (pair * NEW + row) * COUNTER_STRIDE, tl.zeros((ROWS,), tl.int32), mask=new)

@@ -1,4 +1,6 @@
-"""One pass over the codes: a rank for every token, the softmax mass, and the few tokens above a threshold."""
+"""One pass over the codes: a rank for every token, of which groups of tokens keep the best, and the softmax
+mass.
+"""
 
 from __future__ import annotations
 
@@ -6,65 +8,20 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from adamas_kernels.coding import COUNTER_STRIDE, FACTS
-
-LOG2_E = tl.constexpr(1.4426950408889634)
-LARGEST_EXPONENT = tl.constexpr(86.0)  # of two
-FARTHEST_ANCHOR = tl.constexpr(
-    30.0
-)  # from the score of a mean key; a wrong prediction must not empty the mass
-
-
-@triton.jit
-def dot4(codes, query, total, FAST: tl.constexpr):
-    """total + sum of four products of a byte of codes (0..3) with a byte of query (-127..127), exact."""
-    if FAST:
-        total = tl.inline_asm_elementwise(
-            "dp4a.u32.s32 $0, $1, $2, $3;",
-            "=r,r,r,r",
-            [codes, query, total],
-            dtype=tl.int32,
-            is_pure=True,
-            pack=1,
-        )
-    else:
-        for byte in tl.static_range(4):
-            total += ((codes >> (8 * byte)) & 3) * ((query << (24 - 8 * byte)) >> 24)
-    return total
-
-
-@triton.jit
-def count_bits(x, FAST: tl.constexpr):
-    """Bits set in each int32."""
-    if FAST:
-        return tl.inline_asm_elementwise(
-            "popc.b32 $0, $1;", "=r,r", [x], dtype=tl.int32, is_pure=True, pack=1
-        )
-    x = x - ((x >> 1) & 0x55555555)
-    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
-    x = (x + (x >> 4)) & 0x0F0F0F0F
-    return ((x * 0x01010101) >> 24) & 0xFF
-
-
-@triton.jit
-def distance(a, b, total, FAST: tl.constexpr):
-    """total + Manhattan distance of sixteen 2-bit codes, from bit planes: l + 2h - 2 (h and l and a_h xor
-    a_l).
-    """
-    differ = a ^ b
-    low = differ & 0x55555555
-    high = (differ >> 1) & 0x55555555
-    both = high & low & ((a >> 1) ^ a)
-    return total + count_bits(low, FAST) + 2 * (count_bits(high, FAST) - count_bits(both, FAST))
-
-
-@triton.jit
-def load_words(codes, codes_w, at, P: tl.constexpr):
-    """The code words of the tokens at `at`, a tuple of P / 16 int32 like `at`."""
-    words = ()
-    for w in tl.static_range(P // 16):
-        words += (tl.load(codes + w * codes_w + at),)  # type: ignore[assignment]
-    return words
+from adamas_kernels.coding import FACTS
+from adamas_kernels.ranking import dot4, load_queries, load_words, rank_of, rank_tokens
+from adamas_kernels.shortlist import LOG2_E, deal, empty_groups, store_groups
+from adamas_kernels.tile import (
+    LANES,
+    QUERIES,
+    ROWS,
+    SHARING,
+    TOKENS,
+    from_partner,
+    load_tile,
+    load_tile_queries,
+    multiply_tile,
+)
 
 
 @triton.jit
@@ -74,142 +31,191 @@ def within(at, low, end):
 
 
 @triton.jit
-def load_queries(query_words, rows, WORDS: tl.constexpr, HELD: tl.constexpr):
-    """The words of encoded queries, a tuple of WORDS int32 [ROWS]; empty where they are not HELD."""
-    words = ()
-    if HELD:
-        for w in tl.static_range(WORDS):
-            words += (tl.load(query_words + rows * WORDS + w),)  # type: ignore[assignment]
-    return words
-
-
-@triton.jit
-def query_word(queries, query_words, rows, w: tl.constexpr, WORDS: tl.constexpr, HELD: tl.constexpr):
-    """Word w of the encoded queries, int32 [ROWS], from registers or from memory."""
-    if HELD:
-        return queries[w]
-    return tl.load(query_words + rows * WORDS + w)
-
-
-@triton.jit
-def rank_tokens(
-    words, scale, queries, query_words, rows, total,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, P: tl.constexpr, MANHATTAN: tl.constexpr, FAST: tl.constexpr,
-    HELD: tl.constexpr,
-):  # fmt: skip
-    """Ranks float32 [ROWS, BLOCK] of tokens, given by `load_words` and their scales, for the queries `rows`;
-    higher is nearer.
-    """
-    found = tl.zeros((ROWS, BLOCK), tl.int32)
-    for w in tl.static_range(P // 16):
-        if MANHATTAN:
-            query = query_word(queries, query_words, rows, w, P // 16, HELD)
-            a, b = tl.broadcast(words[w][None, :], query[:, None])
-            found = distance(a, b, found, FAST)
-        else:
-            for i in tl.static_range(4):
-                query = query_word(queries, query_words, rows, 4 * w + i, P // 4, HELD)
-                quad = (words[w] >> (2 * i)) & 0x03030303
-                a, b = tl.broadcast(quad[None, :], query[:, None])
-                found = dot4(a, b, found, FAST)
-    if MANHATTAN:
-        return -found.to(tl.float32)
-    return (2.0 * found.to(tl.float32) - 3.0 * total[:, None]) * scale[None, :]
-
-
-@triton.jit
-def mass_anchor(unit, offset, threshold):
-    """The score that estimated softmax masses are relative to: the threshold's, unless that is far from any
-    score.
-    """
-    return offset + tl.minimum(tl.maximum(unit * threshold, -FARTHEST_ANCHOR), FARTHEST_ANCHOR)
-
-
-@triton.jit
-def mass_line(unit, offset, anchor):
-    """Slope and start of the estimated score over ranks, relative to an anchor, in powers of two."""
-    return unit * LOG2_E, (offset - anchor) * LOG2_E
-
-
-@triton.jit
-def mass_of(rank, slope, start):
-    """Estimated softmax mass of ranks; bounded, so that a sum of many stays finite."""
-    return tl.exp2(tl.minimum(rank * slope + start, LARGEST_EXPONENT))
+def turns_of(program_start, end, GROUPS: tl.constexpr):
+    """Turns in which a program that begins with this token finds one before `end`."""
+    return tl.cdiv(tl.maximum(end - program_start, 0), GROUPS)
 
 
 # With known alignment the loads would get a layout of their own, and each word of codes would pass through
-# shared memory on its way to the layout of the stores (measured on an H100, 128K tokens: 131 us instead of
-# 58).
-@triton.jit(do_not_specialize=["codes_b", "codes_h", "codes_w", "scale_b", "scale_h"])
+# shared memory on its way to the layout of the arithmetic (measured on an H100, 128K tokens: 131 us instead
+# of 58).
+@triton.jit(do_not_specialize=["codes_b", "codes_h", "codes_w", "scale_b", "scale_h", "capacity"])
 def estimate_kernel(
-    codes_ptr, scale_ptr, length_ptr, words_ptr, facts_ptr,
-    rank_ptr, position_ptr, count_ptr, mass_ptr,
-    codes_b, codes_h, codes_w, scale_b, scale_h,
-    capacity, sinks, recents,
+    codes_ptr, scale_ptr, length_ptr, words_ptr, facts_ptr, best_ptr, turns_ptr, masses_ptr,
+    codes_b, codes_h, codes_w, scale_b, scale_h, capacity, sinks, recents,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, ROWS: tl.constexpr, P: tl.constexpr,
-    ROOM: tl.constexpr, BLOCK: tl.constexpr, MANHATTAN: tl.constexpr, MASS: tl.constexpr, FAST: tl.constexpr,
-    CHAINED: tl.constexpr, EARLY: tl.constexpr, HELD: tl.constexpr,
+    GROUPS: tl.constexpr, BLOCK: tl.constexpr, MANHATTAN: tl.constexpr, MASS: tl.constexpr,
+    FAST: tl.constexpr, CHAINED: tl.constexpr, EARLY: tl.constexpr, HELD: tl.constexpr,
 ):  # fmt: skip
-    """Program (one of those that share a KV head's tokens, KV head of a batch, new token).
+    """Program (BLOCK of the groups, KV head of a batch, new token): one token to a lane, in byte products.
 
-    A program goes through blocks of tokens with its whole group's queries, so that one read of the codes
-    serves all of them.
-
-    Writes tokens above each query's threshold to rank and position [B, H, N, ROOM] in any order, counts all
-    of them, also those without room, and leaves its part of the softmax in mass [B, H, N, programs].
-    Tokens that are chosen anyway (sinks, recents) and tokens beyond the query's own take no part.
+    A program goes through its groups' tokens with the queries of a whole KV head, so that one read of the
+    codes serves all of them, and leaves the groups of each query in best [B, H, N, PLACES, GROUPS], turns and
+    masses [B, H, N, GROUPS]. Tokens that are chosen anyway (sinks, recents) and tokens beyond the query's own
+    take no part.
     CHAINED: started before the launch before it ended. EARLY: the codes it reads are older than that launch.
     HELD: the queries stay in registers meanwhile.
     """
-    program, programs = tl.program_id(0), tl.num_programs(0)
     pair, new = tl.program_id(1), tl.program_id(2)
-    batch, head = (pair // HEADS).to(tl.int64), pair % HEADS
-    group = tl.arange(0, ROWS)
-    real = group < GROUP
-    rows = (pair * GROUP + tl.where(real, group, 0)) * NEW + new
+    batch, head = (pair // HEADS).to(tl.int64), (pair % HEADS).to(tl.int64)
+    query = tl.arange(0, ROWS)
+    real = query < GROUP
+    rows = (pair * GROUP + tl.where(real, query, 0)) * NEW + new
     codes = codes_ptr + batch * codes_b + head * codes_h
     scale = scale_ptr + batch * scale_b + head * scale_h
+    group = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     end = tl.load(length_ptr) + new + 1 - recents
     if CHAINED:
         gdc_launch_dependents()
         if not EARLY:
             gdc_wait()
-    # The last block is moved back to lie within the buffers, so that no load needs a mask.
-    here = tl.arange(0, BLOCK)
-    base = tl.minimum(program * BLOCK, capacity - BLOCK)
-    words = load_words(codes + base, codes_w, here, P)
-    scales = tl.load(scale + base + here)
+    at = tl.minimum(group, capacity - 1)
+    words = load_words(codes, codes_w, at, P)
+    scales = tl.load(scale + at)
     if EARLY:
         gdc_wait()
     queries = load_queries(words_ptr, rows, P // 16 if MANHATTAN else P // 4, HELD)
-    unit = tl.load(facts_ptr + rows * FACTS)
-    offset = tl.load(facts_ptr + rows * FACTS + 1)
+    slope = tl.load(facts_ptr + rows * FACTS)[:, None] * LOG2_E
     total = tl.load(facts_ptr + rows * FACTS + 2)
-    threshold = tl.load(facts_ptr + rows * FACTS + 3)
-    slope, level = mass_line(unit, offset, mass_anchor(unit, offset, threshold))
-    mass = tl.zeros((ROWS,), tl.float32)
-    for start in range(program * BLOCK, end, programs * BLOCK):
-        at = tl.minimum(start, capacity - BLOCK) + here
-        base = tl.minimum(start + programs * BLOCK, capacity - BLOCK)
-        next_words = load_words(codes + base, codes_w, here, P)
-        next_scales = tl.load(scale + base + here)
-        inside = within(at, tl.maximum(start, sinks), end)
+    groups = empty_groups(tl.zeros((ROWS, BLOCK), tl.int32))
+    for turn in range(0, turns_of(tl.program_id(0) * BLOCK, end, GROUPS)):
+        at = turn * GROUPS + group
+        later = tl.minimum(at + GROUPS, capacity - 1)
+        next_words = load_words(codes, codes_w, later, P)
+        next_scales = tl.load(scale + later)
         rank = rank_tokens(
             words, scales.to(tl.float32), queries, words_ptr, rows, total,
             ROWS, BLOCK, P, MANHATTAN, FAST, HELD,
         )  # fmt: skip
-        if MASS:
-            weight = mass_of(rank, slope[:, None], level[:, None])
-            mass += tl.sum(tl.where(inside[None, :], weight, 0.0), axis=1)
-        hit = inside[None, :] & (rank >= threshold[:, None]) & real[:, None]
-        if tl.max(tl.max(hit.to(tl.int32), axis=0), axis=0) > 0:
-            one = tl.full((ROWS, BLOCK), 1, tl.int32)
-            counter = count_ptr + tl.broadcast(rows[:, None] * COUNTER_STRIDE, one)[0]
-            slot = tl.atomic_add(counter, one, mask=hit, sem="relaxed")
-            keep = hit & (slot < ROOM)
-            place = rows[:, None].to(tl.int64) * ROOM + slot
-            tl.store(rank_ptr + place, rank, mask=keep)
-            tl.store(position_ptr + place, tl.broadcast(at[None, :], slot)[0], mask=keep)
+        groups = deal(groups, rank, within(at, sinks, end)[None, :], turn, slope, MASS)
         words, scales = next_words, next_scales
-    if MASS:
-        tl.store(mass_ptr + rows.to(tl.int64) * programs + program, mass, mask=real)
+    store_groups(
+        groups, best_ptr, turns_ptr, masses_ptr, rows[:, None], group[None, :], real[:, None], GROUPS, MASS
+    )
+
+
+@triton.jit
+def plain_products(codes, codes_w, at, query_words, P: tl.constexpr):
+    """Products of each lane's token with its query, one sum of `multiply_tile`'s, in plain arithmetic."""
+    quad = tl.arange(0, P // 4)[None, :]
+    word = tl.load(codes + (quad // 4) * codes_w + at[:, None])
+    quads, query = tl.broadcast((word >> (2 * (quad % 4))) & 0x03030303, tl.load(query_words[:, None] + quad))
+    return tl.sum(dot4(quads, query, tl.zeros((LANES, P // 4), tl.int32), False), axis=1)
+
+
+@triton.jit
+def products(
+    words, quads, ahead: tl.constexpr, codes, codes_w, at, last, even_words, odd_words, second_tile,
+    P: tl.constexpr, TILES: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """Products of each lane's tokens in one turn with its queries, as `multiply_tile` has them. Lanes of the
+    second tile get the sums of those of their partners.
+    """
+    if FAST:
+        sums = multiply_tile(words[TILES * ahead], quads, P)
+        if TILES == 2:
+            others = multiply_tile(words[TILES * ahead + 1], quads, P)
+            sums = (
+                tl.where(second_tile, from_partner(others[0]), sums[0]),
+                tl.where(second_tile, from_partner(others[1]), sums[1]),
+                tl.where(second_tile, from_partner(others[2]), sums[2]),
+                tl.where(second_tile, from_partner(others[3]), sums[3]),
+            )
+    else:
+        first, second = tl.minimum(at, last), tl.minimum(at + QUERIES, last)
+        sums = (
+            plain_products(codes, codes_w, first, even_words, P),
+            plain_products(codes, codes_w, first, odd_words, P),
+            plain_products(codes, codes_w, second, even_words, P),
+            plain_products(codes, codes_w, second, odd_words, P),
+        )
+    return sums
+
+
+@triton.jit(do_not_specialize=["codes_b", "codes_h", "codes_w", "scale_b", "scale_h", "capacity"])
+def estimate_tiles_kernel(
+    codes_ptr, scale_ptr, length_ptr, words_ptr, facts_ptr, best_ptr, turns_ptr, masses_ptr,
+    codes_b, codes_h, codes_w, scale_b, scale_h, capacity, sinks, recents,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, P: tl.constexpr,
+    GROUPS: tl.constexpr, TILES: tl.constexpr, TURNS: tl.constexpr, MASS: tl.constexpr,
+    FAST: tl.constexpr, CHAINED: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """`estimate_kernel` on tensor cores; program (TILES times 16 groups, eight queries of a KV head of a
+    batch, new token), of one warp.
+
+    TILES: 1, or 2 for four queries or fewer: the lanes whose queries there are none of then serve the second
+    tile. TURNS: turns whose codes are loaded at once.
+    """
+    pair, new = tl.program_id(1), tl.program_id(2)
+    part = pair % tl.cdiv(GROUP, QUERIES)
+    pair = pair // tl.cdiv(GROUP, QUERIES)
+    batch, head = (pair // HEADS).to(tl.int64), (pair % HEADS).to(tl.int64)
+    lane = tl.arange(0, LANES)
+    own = lane % SHARING
+    second_tile = own >= SHARING // TILES
+    first_row = pair * GROUP * NEW + new
+    even = part * QUERIES + 2 * (own % (SHARING // TILES))
+    odd = even + 1
+    even_row = first_row + tl.where(even < GROUP, even, 0) * NEW
+    odd_row = first_row + tl.where(odd < GROUP, odd, 0) * NEW
+    even_words, odd_words = words_ptr + even_row * (P // 4), words_ptr + odd_row * (P // 4)
+    codes = codes_ptr + batch * codes_b + head * codes_h
+    scale = scale_ptr + batch * scale_b + head * scale_h
+    start = tl.program_id(0) * (TILES * TOKENS)
+    group = start + TOKENS * (own // (SHARING // TILES)) + lane // SHARING  # of the first token; 8 further
+    end = tl.load(length_ptr) + new + 1 - recents
+    if CHAINED:
+        gdc_launch_dependents()
+        if not EARLY:
+            gdc_wait()
+    last = capacity - 1
+    words, scales, quads = (), (), ()
+    if FAST:
+        for ahead in tl.static_range(TURNS):
+            for tile in tl.static_range(TILES):
+                words += (load_tile(codes, codes_w, start + TOKENS * tile + ahead * GROUPS, last, lane, P),)
+    for ahead in tl.static_range(TURNS):
+        for row in tl.static_range(ROWS):
+            scales += (tl.load(scale + tl.minimum(group + QUERIES * row + ahead * GROUPS, last)),)
+    if EARLY:
+        gdc_wait()
+    if FAST:
+        theirs = part * QUERIES + lane // SHARING
+        their_row = first_row + tl.where(theirs < GROUP, theirs, 0) * NEW
+        quads = load_tile_queries(words_ptr + their_row * (P // 4), lane, P)
+    even_slope = tl.load(facts_ptr + even_row * FACTS) * LOG2_E
+    odd_slope = tl.load(facts_ptr + odd_row * FACTS) * LOG2_E
+    even_total = tl.load(facts_ptr + even_row * FACTS + 2)
+    odd_total = tl.load(facts_ptr + odd_row * FACTS + 2)
+    evens, odds = empty_groups(lane), empty_groups(lane)
+    later_evens, later_odds = empty_groups(lane), empty_groups(lane)
+    for first_turn in range(0, turns_of(start, end, GROUPS), TURNS):
+        next_words, next_scales = (), ()
+        for ahead in tl.static_range(TURNS):
+            later = (first_turn + TURNS + ahead) * GROUPS
+            if FAST:
+                for tile in tl.static_range(TILES):
+                    next_words += (load_tile(codes, codes_w, start + TOKENS * tile + later, last, lane, P),)
+            for row in tl.static_range(ROWS):
+                next_scales += (tl.load(scale + tl.minimum(group + QUERIES * row + later, last)),)
+        for ahead in tl.static_range(TURNS):
+            turn = first_turn + ahead
+            at = turn * GROUPS + group
+            sums = products(
+                words, quads, ahead, codes, codes_w, at, last, even_words, odd_words, second_tile,
+                P, TILES, FAST,
+            )  # fmt: skip
+            inside, weight = within(at, sinks, end), scales[ROWS * ahead].to(tl.float32)
+            evens = deal(evens, rank_of(sums[0], even_total, weight), inside, turn, even_slope, MASS)
+            odds = deal(odds, rank_of(sums[1], odd_total, weight), inside, turn, odd_slope, MASS)
+            inside, weight = within(at + QUERIES, sinks, end), scales[ROWS * ahead + 1].to(tl.float32)
+            later_evens = deal(
+                later_evens, rank_of(sums[2], even_total, weight), inside, turn, even_slope, MASS
+            )
+            later_odds = deal(later_odds, rank_of(sums[3], odd_total, weight), inside, turn, odd_slope, MASS)
+        words, scales = next_words, next_scales
+    store_groups(evens, best_ptr, turns_ptr, masses_ptr, even_row, group, even < GROUP, GROUPS, MASS)
+    store_groups(odds, best_ptr, turns_ptr, masses_ptr, odd_row, group, odd < GROUP, GROUPS, MASS)
+    group += QUERIES
+    store_groups(later_evens, best_ptr, turns_ptr, masses_ptr, even_row, group, even < GROUP, GROUPS, MASS)
+    store_groups(later_odds, best_ptr, turns_ptr, masses_ptr, odd_row, group, odd < GROUP, GROUPS, MASS)

@@ -4,7 +4,6 @@ synchronization, grids that do not depend on the length.
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
 
@@ -20,33 +19,34 @@ from adamas_kernels.attend import (
     merge_kernel,
     tally_kernel,
 )
-from adamas_kernels.coding import COUNTER_STRIDE, FACTS
+from adamas_kernels.coding import FACTS
 from adamas_kernels.encode import enter_kernel
-from adamas_kernels.estimate import estimate_kernel
+from adamas_kernels.estimate import estimate_kernel, estimate_tiles_kernel
 from adamas_kernels.ops import LayerCache, SparseSettings, check_step
 from adamas_kernels.reference import Codebook, padded_dim
 from adamas_kernels.select import select_kernel
+from adamas_kernels.shortlist import PLACES
+from adamas_kernels.tile import QUERIES, TOKENS
 
-ROOM = 4  # room for candidates, in budgets
-LARGE_BUDGET = 512  # from which less room does: more tokens are easier to predict
-LARGE_ROOM = 2.5
-SMALLEST_ROOM = 256
-ESTIMATE_BLOCK = 64  # tokens that one estimate program ranks at a time
+LEAST_GROUPS = 2048  # of tokens, of which each keeps its best
+MOST_GROUPS = 4096  # unless the budget is larger
+GROUPS_PER_TOKEN = 4  # of the budget: seldom are three of the best in one group
+LEAST_PROGRAM = 64  # groups at the least: those of one estimate program
+ESTIMATE_BLOCK = 64  # groups of one estimate program
+ESTIMATE_RANKS = 512  # that such a program holds at a time; fewer groups for many queries
 ESTIMATE_WARPS = 1
-PROGRAMS_PER_SM = 16  # estimate programs, of all KV heads together, for each multiprocessor
+SMALLEST_TILED = 64  # padded head_dim whose codes fill a tile
+TURNS_AHEAD = 4  # turns whose codes a program on tensor cores loads at once
 HELD_WORDS = 64  # words of encoded queries that fit into registers beside everything else
-CROWDED_WORDS = 128  # and those that fit at a price, which pays for many blocks of tokens
-MANY_BLOCKS = 16  # for each program
-SELECT_WARPS = 16
-SELECT_WORDS = 4096  # of 32 positions each, that a select program counts at a time
+SELECT_WARPS = 8  # and twice as many for more groups
 ATTEND_WARPS = 8
 ATTEND_BYTES = 32768  # of keys that one attend program can hold
 SPLIT_WARPS = 4  # where one program cannot hold all chosen tokens
 SPLIT_BYTES = 16384  # of keys that each then holds at a time; less, so that several fit a multiprocessor
-TOKENS_PER_SPLIT = 128  # chosen tokens that each of them attends to
+TOKENS_PER_SPLIT = 128  # chosen tokens that each of several attends to
 MOST_SPLITS = 32  # that are merged at once
 MERGE_WARPS = 4
-RANK_BLOCK = 1024  # tokens ranked at a time where the candidates did not do
+RANK_BLOCK = 256  # tokens that a selection ranks again at a time
 STAGES = 5
 CHAINING_CAPABILITY = 9  # NVIDIA GPUs from Hopper on start a launch before the one before it has ended
 
@@ -56,32 +56,22 @@ def next_power(number: int) -> int:
     return 1 << max(0, number - 1).bit_length()
 
 
-def room_and_target(budget: int) -> tuple[int, float]:
-    """Room for candidates of one query, and how many are aimed at: as many times the budget as the room is
-    of them, because too few and too many are equally slow.
-    """
-    room = max(SMALLEST_ROOM, next_power(int((LARGE_ROOM if budget >= LARGE_BUDGET else ROOM) * budget)))
-    return room, math.sqrt(budget * room)
-
-
-def estimate_programs(device: torch.device, rows: int, capacity: int) -> int:
-    """Programs that share the tokens of each of `rows` KV heads and new tokens."""
-    blocks = triton.cdiv(capacity, ESTIMATE_BLOCK)
-    if device.type != "cuda":
-        return min(blocks, 3)
-    units = torch.cuda.get_device_properties(device).multi_processor_count
-    return max(1, min(blocks, PROGRAMS_PER_SM * units // rows))
-
-
-def holds_queries(words: int, capacity: int, programs: int) -> bool:
-    """Whether estimate programs keep their encoded queries in registers."""
-    many = capacity >= MANY_BLOCKS * programs * ESTIMATE_BLOCK
-    return words <= (CROWDED_WORDS if many else HELD_WORDS)
+def group_count(device: torch.device, budget: int, capacity: int) -> int:
+    """Groups that the tokens of each query are dealt to, a power of two and at least the budget."""
+    if device.type != "cuda":  # few, so that the interpreter sees several turns
+        return max(LEAST_PROGRAM, next_power(budget))
+    wanted = max(LEAST_GROUPS, min(MOST_GROUPS, next_power(GROUPS_PER_TOKEN * budget)))
+    return max(LEAST_PROGRAM, next_power(budget), min(next_power(capacity), wanted))
 
 
 def attend_block(head_dim: int, itemsize: int, size: int) -> int:
     """Chosen tokens whose keys take `size` bytes, a block of an attend program."""
     return max(16, min(128, size // (head_dim * itemsize)))
+
+
+def list_size(budget: int) -> int:
+    """Tokens of which a selection chooses exactly."""
+    return max(64, next_power(budget + budget // 4))
 
 
 def split_count(budget: int) -> int:
@@ -110,27 +100,24 @@ class Scratch:
 
     words: Tensor  # int32 [rows, P / 4], encoded queries
     facts: Tensor  # float32 [rows, FACTS]
-    rank: Tensor  # float32 [rows, room], candidates
-    position: Tensor  # int32 [rows, room]
-    count: Tensor  # int32 [rows, COUNTER_STRIDE], the first of each is how many candidates were found
-    mass: Tensor  # float32 [rows, programs of the estimate]
-    ranks: Tensor  # float32 [rows, capacity], for the uncommon case
-    chosen_at: Tensor  # int32 [rows, room]
-    chosen_rank: Tensor  # float32 [rows, room]
-    marks: Tensor  # int32 [rows, 2, capacity / 32], to order the chosen by position
+    best: Tensor  # float32 [rows, PLACES, groups], see `shortlist.py`
+    turns: Tensor  # int32 [rows, groups]
+    masses: Tensor  # float32 [rows, groups]
+    sums: Tensor  # int32 [rows, groups], of how many in each are listed
+    extra_rank: Tensor  # float32 [rows, room], of tokens that are no group's first or second
+    extra_at: Tensor  # int32 [rows, room]
+    again: Tensor  # int32 [rows], how many groups were looked at again
+    chosen_at: Tensor  # int32 [rows, budget]
     rest: Tensor  # float32 [rows, 2], softmax mass of the others and the score that it is relative to
     parts: Tensor  # float32 [rows, splits, ...]
-    place: Tensor  # int32 [rows, room], for the tally
-    score: Tensor  # float32 [rows, room]
+    place: Tensor  # int32 [rows, budget], for the tally
+    score: Tensor  # float32 [rows, budget]
 
     @classmethod
-    def allocate(cls, queries: Tensor, cache: LayerCache, budget: int) -> Scratch:
+    def allocate(cls, queries: Tensor, cache: LayerCache, budget: int, groups: int) -> Scratch:
         """Buffers for queries [B, H, N, D] over this cache's capacity."""
         batch, heads, new, dim = queries.shape
-        kv_heads, capacity = cache.keys.shape[1], cache.capacity
         rows = batch * heads * new
-        room, _ = room_and_target(budget)
-        programs = estimate_programs(queries.device, batch * kv_heads * new, capacity)
         part = 2 * next_power(cache.values.shape[3]) + PART_FACTS.value
 
         def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -139,34 +126,38 @@ class Scratch:
         return cls(
             words=empty(rows, padded_dim(dim) // 4, dtype=torch.int32),
             facts=empty(rows, FACTS.value),
-            rank=empty(rows, room),
-            position=empty(rows, room, dtype=torch.int32),
-            count=empty(rows, COUNTER_STRIDE.value, dtype=torch.int32),
-            mass=empty(rows, programs),
-            ranks=empty(rows, capacity),
-            chosen_at=empty(rows, room, dtype=torch.int32),
-            chosen_rank=empty(rows, room),
-            marks=empty(rows, 2, triton.cdiv(capacity, 32), dtype=torch.int32),
+            best=empty(rows, PLACES.value, groups),
+            turns=empty(rows, groups, dtype=torch.int32),
+            masses=empty(rows, groups),
+            sums=empty(rows, groups, dtype=torch.int32),
+            extra_rank=empty(rows, cache.capacity),
+            extra_at=empty(rows, cache.capacity, dtype=torch.int32),
+            again=empty(rows, dtype=torch.int32),
+            chosen_at=empty(rows, budget, dtype=torch.int32),
             rest=empty(rows, 2),
             parts=empty(rows, split_count(budget), part),
-            place=empty(rows, room, dtype=torch.int32),
-            score=empty(rows, room),
+            place=empty(rows, budget, dtype=torch.int32),
+            score=empty(rows, budget),
         )
 
 
 class TritonBackend:
     """Adamas in Triton. Keeps one set of scratch buffers for each shape of step, so that layers share them.
 
-    fast: inline assembly in place of plain arithmetic; chained: overlap the launches of a step. Both are
-    chosen by the device where they are None.
+    fast: inline assembly in place of plain arithmetic; chained: overlap the launches of a step; groups: that
+    the tokens are dealt to, a power of two. Each is chosen by the device where it is None.
     """
 
     name = "triton"
 
-    def __init__(self, fast: bool | None = None, chained: bool | None = None) -> None:
+    def __init__(
+        self, fast: bool | None = None, chained: bool | None = None, groups: int | None = None
+    ) -> None:
         self._fast = fast
         self._chained = chained
+        self._groups = groups
         self._scratch: dict[tuple[int, ...], Scratch] = {}
+        self._again: Tensor | None = None
 
     def encode_keys(self, keys: Tensor, codebook: Codebook, codes: Tensor, scales: Tensor) -> None:
         """See `Backend.encode_keys`."""
@@ -174,11 +165,18 @@ class TritonBackend:
 
     def scratch(self, queries: Tensor, cache: LayerCache, budget: int) -> Scratch:
         """The buffers for a step of this shape."""
-        key = (*queries.shape, cache.keys.shape[1], cache.values.shape[3], budget)
-        found = self._scratch.get(key)
-        if found is None or found.ranks.shape[1] != cache.capacity:
-            found = self._scratch[key] = Scratch.allocate(queries, cache, budget)
+        shape = (*queries.shape, cache.keys.shape[1], cache.values.shape[3], cache.capacity, budget)
+        found = self._scratch.get(shape)
+        if found is None:
+            groups = self._groups or group_count(queries.device, budget, cache.capacity)
+            found = self._scratch[shape] = Scratch.allocate(queries, cache, budget, groups)
         return found
+
+    def reread(self) -> Tensor | None:
+        """Of the last step, how many groups of tokens each query's selection looked at again, int32 [B H N]
+        on its device.
+        """
+        return self._again
 
     def decode_step(
         self,
@@ -201,7 +199,7 @@ class TritonBackend:
         dim_v = values.shape[3]
         size = padded_dim(dim)
         scratch = self.scratch(queries, cache, settings.budget)
-        threshold = cache.predicted(heads)
+        self._again = scratch.again
         manhattan = settings.scorer == "manhattan"
         mass = settings.compensated
         fast = has_ptx() if self._fast is None else self._fast
@@ -209,13 +207,10 @@ class TritonBackend:
         chain = {"launch_pdl": True} if chained else {}
         sinks, recents = settings.forced
         group = heads // kv_heads
-        query_rows = next_power(max(group, 2) if manhattan else group)
-        query_words = query_rows * size // (16 if manhattan else 4)
-        room, target = room_and_target(settings.budget)
-        programs, splits = scratch.mass.shape[1], scratch.parts.shape[1]
+        groups, splits = scratch.best.shape[2], scratch.parts.shape[1]
         new_pad, budget_pad = next_power(new), next_power(settings.budget)
         tokens, split_tokens = (
-            attend_block(size, queries.element_size(), held) for held in (ATTEND_BYTES, SPLIT_BYTES)
+            attend_block(size, queries.element_size(), most) for most in (ATTEND_BYTES, SPLIT_BYTES)
         )
         once = settings.budget <= tokens
         dim_v_pad = max(16, next_power(dim_v))
@@ -226,7 +221,7 @@ class TritonBackend:
             queries, keys, values,
             cache.keys, cache.values, cache.codes, cache.scales, cache.value_sum,
             book.mean, book.edge, book.balance, book.noise, cache.length,
-            scratch.words, scratch.facts, threshold, scratch.count,
+            scratch.words, scratch.facts,
             *queries.stride()[:3], *keys.stride()[:3], *values.stride()[:3],
             *cache.keys.stride()[:3], *cache.values.stride()[:3],
             codes[0], codes[1], codes[3], codes[2], *cache.scales.stride()[:2],
@@ -235,59 +230,65 @@ class TritonBackend:
             P=size, LOG_P=size.bit_length() - 1, MANHATTAN=manhattan, CHAINED=chained,
             num_warps=max(1, min(8, new_pad * size // 256)),
             enable_fp_fusion=False,  # a fused multiply-add rounds once less than the reference
+            **chain,
         )  # fmt: skip
         if stages == 1:
             return out, lse
-        estimate_kernel[(programs, kv_heads * batch, new)](
+        what = (
             cache.codes, cache.scales, cache.length, scratch.words, scratch.facts,
-            scratch.rank, scratch.position, scratch.count, scratch.mass,
-            codes[0], codes[1], codes[3], *cache.scales.stride()[:2], capacity, sinks, recents,
-            HEADS=kv_heads, GROUP=group, NEW=new, ROWS=query_rows, P=size, ROOM=room,
-            BLOCK=min(ESTIMATE_BLOCK, next_power(capacity + 1) // 2),
-            MANHATTAN=manhattan, MASS=mass, FAST=fast, CHAINED=chained, EARLY=chained and recents >= new,
-            HELD=holds_queries(query_words, capacity, programs),
-            num_warps=ESTIMATE_WARPS, **chain,
+            scratch.best, scratch.turns, scratch.masses,
         )  # fmt: skip
+        where = codes[0], codes[1], codes[3], *cache.scales.stride()[:2]
+        early = chained and recents >= new
+        if not manhattan and size >= SMALLEST_TILED and group > 1 and (fast or not queries.is_cuda):
+            tiles = 1 if group > QUERIES.value // 2 else 2
+            estimate_tiles_kernel[
+                (groups // (tiles * TOKENS.value), kv_heads * batch * triton.cdiv(group, QUERIES.value), new)
+            ](
+                *what, *where, capacity, sinks, recents,
+                HEADS=kv_heads, GROUP=group, NEW=new, P=size, GROUPS=groups, TILES=tiles, TURNS=TURNS_AHEAD,
+                MASS=mass, FAST=fast, CHAINED=chained, EARLY=early, num_warps=ESTIMATE_WARPS, **chain,
+            )  # fmt: skip
+        else:
+            query_rows = next_power(max(group, 2) if manhattan else group)
+            block = max(32, min(ESTIMATE_BLOCK, ESTIMATE_RANKS // query_rows))
+            estimate_kernel[(groups // block, kv_heads * batch, new)](
+                *what, *where, capacity, sinks, recents,
+                HEADS=kv_heads, GROUP=group, NEW=new, ROWS=query_rows, P=size, GROUPS=groups, BLOCK=block,
+                MANHATTAN=manhattan, MASS=mass, FAST=fast, CHAINED=chained, EARLY=early,
+                HELD=query_rows * size // (16 if manhattan else 4) <= HELD_WORDS,
+                num_warps=ESTIMATE_WARPS, **chain,
+            )  # fmt: skip
         if stages == 2:
             return out, lse
         pairs = heads * batch
+        select_kernel[(pairs, new)](
+            *what, scratch.sums, scratch.extra_rank, scratch.extra_at, scratch.chosen_at, scratch.again,
+            scratch.rest, *where, sinks, recents, settings.budget, capacity,
+            HEADS=kv_heads, GROUP=group, NEW=new, P=size, GROUPS=groups, LIST=list_size(settings.budget),
+            BLOCK=RANK_BLOCK, MANHATTAN=manhattan, MASS=mass, FAST=fast, CHAINED=chained,
+            num_warps=SELECT_WARPS if groups <= LEAST_GROUPS else 2 * SELECT_WARPS, **chain,
+        )  # fmt: skip
+        if stages == 3:
+            return out, lse
         if once:
             attend_once_kernel[(pairs, new)](
-                queries, cache.keys, cache.values, cache.codes, cache.scales, cache.value_sum, cache.length,
-                scratch.words, scratch.facts, scratch.rank, scratch.position, scratch.count, scratch.mass,
-                threshold, scratch.ranks, scratch.chosen_at, scratch.chosen_rank, out, lse,
-                scratch.place, scratch.score,
+                queries, cache.keys, cache.values, cache.value_sum, cache.length, scratch.chosen_at,
+                scratch.rest, out, lse, scratch.place, scratch.score,
                 *queries.stride()[:3], *cache.keys.stride()[:3], *cache.values.stride()[:3],
-                codes[0], codes[1], codes[3], *cache.scales.stride()[:2], *out.stride()[:3],
-                capacity, scaling, sinks, recents, settings.budget, target, programs,
+                *out.stride()[:3], scaling, sinks, recents, settings.budget,
                 HEADS=kv_heads, GROUP=group, NEW=new, NEW_PAD=new_pad, D=dim, P=size, D_V=dim_v,
-                D_V_PAD=dim_v_pad, ROOM=room, BUDGET_PAD=budget_pad, PROGRAMS_PAD=next_power(programs),
-                BLOCK=RANK_BLOCK, TOKENS=tokens,
-                MANHATTAN=manhattan, MASS=mass, FAST=fast, CHAINED=chained, TALLY=tally is not None,
+                D_V_PAD=dim_v_pad, TOKENS=tokens, MASS=mass, CHAINED=chained, TALLY=tally is not None,
                 num_warps=ATTEND_WARPS, **chain,
             )  # fmt: skip
         else:
-            select_kernel[(pairs, new)](
-                cache.codes, cache.scales, cache.length, scratch.words, scratch.facts,
-                scratch.rank, scratch.position, scratch.count, scratch.mass, threshold,
-                scratch.ranks, scratch.chosen_at, scratch.chosen_rank, scratch.marks, scratch.rest,
-                codes[0], codes[1], codes[3], *cache.scales.stride()[:2],
-                capacity, sinks, recents, settings.budget, target, programs,
-                HEADS=kv_heads, GROUP=group, NEW=new, P=size, ROOM=room, BUDGET_PAD=budget_pad,
-                PROGRAMS_PAD=next_power(programs), BLOCK=RANK_BLOCK,
-                WORDS=min(SELECT_WORDS, next_power(scratch.marks.shape[2])),
-                MANHATTAN=manhattan, MASS=mass, FAST=fast, CHAINED=chained,
-                num_warps=SELECT_WARPS, **chain,
-            )  # fmt: skip
-            if stages == 3:
-                return out, lse
             attend_kernel[(pairs, new, splits)](
                 queries, cache.keys, cache.values, cache.length, scratch.chosen_at, scratch.parts,
                 scratch.place, scratch.score,
                 *queries.stride()[:3], *cache.keys.stride()[:3], *cache.values.stride()[:3],
                 scaling, sinks, recents, settings.budget,
                 HEADS=kv_heads, GROUP=group, NEW=new, D=dim, P=size, D_V=dim_v, D_V_PAD=dim_v_pad,
-                ROOM=room, TOKENS=split_tokens, SPLITS=splits, CHAINED=chained, TALLY=tally is not None,
+                TOKENS=split_tokens, SPLITS=splits, CHAINED=chained, TALLY=tally is not None,
                 num_warps=SPLIT_WARPS, **chain,
             )  # fmt: skip
             if stages == 4:
@@ -302,7 +303,7 @@ class TritonBackend:
         if tally is not None:
             tally_kernel[(pairs, new)](
                 scratch.place, scratch.score, lse, cache.length, tally, *tally.stride(), settings.budget,
-                HEADS=heads, NEW=new, ROOM=room, BUDGET_PAD=budget_pad,
+                HEADS=heads, NEW=new, BUDGET_PAD=budget_pad,
                 num_warps=4,
             )  # fmt: skip
         return out, lse

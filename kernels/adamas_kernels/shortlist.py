@@ -1,0 +1,80 @@
+"""The best few of many tokens, kept while one pass goes through them: what makes a selection's work the same
+for all data.
+
+Tokens are dealt to GROUPS groups, token p to group p mod GROUPS, in turn p // GROUPS. Each group keeps the
+ranks of its three best tokens, the turns of the first two, and its softmax mass relative to the best. Ties go
+to earlier turns, which are lower positions. The `want` best of all tokens are then among the groups' first
+and second best, but for groups whose third is as good as the last of these: those are looked at again
+(`select.py`). Neighbours are in different groups, so that a passage that matters as a whole fills none.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from adamas_kernels.coding import LOWEST
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+PLACES = tl.constexpr(3)  # ranks that a group keeps
+TURN_BITS = tl.constexpr(16)  # of the turn of a group's best; the second best's come above
+TURN_MASK = tl.constexpr((1 << 16) - 1)
+
+
+@triton.jit
+def empty_groups(like):
+    """No token yet, in as many groups as int32 `like` has numbers: (best rank, second, third, turn of the
+    best, of the second, mass).
+    """
+    none = tl.zeros_like(like)
+    lowest = none.to(tl.float32) + LOWEST
+    return lowest, lowest, lowest, none, none, none.to(tl.float32)
+
+
+@triton.jit
+def deal(groups, rank, inside, turn, slope, MASS: tl.constexpr):
+    """The groups after one more token of this rank each, where it is `inside`. slope: of the softmax's
+    exponent over ranks, in powers of two.
+    """
+    first, second, third, first_turn, second_turn, mass = groups
+    rank = tl.where(inside, rank, LOWEST)
+    leads = rank > first
+    if MASS:  # relative to the best so far, so that one exponential serves, and none overflows
+        weight = tl.exp2(-tl.abs(rank - first) * slope)
+        mass = tl.where(leads, mass * weight + 1.0, mass + tl.where(inside, weight, 0.0))
+    third = tl.maximum(third, tl.minimum(second, rank))
+    second_turn = tl.where(leads, first_turn, tl.where(rank > second, turn, second_turn))
+    second = tl.maximum(second, tl.minimum(first, rank))
+    first_turn = tl.where(leads, turn, first_turn)
+    first = tl.maximum(first, rank)
+    return first, second, third, first_turn, second_turn, mass
+
+
+@triton.jit
+def store_groups(
+    groups, best_ptr, turns_ptr, masses_ptr, row, group, mask, GROUPS: tl.constexpr, MASS: tl.constexpr
+):
+    """Leave groups of queries, by the numbers of both, in best float32 [rows, PLACES, GROUPS], turns int32
+    and masses float32 [rows, GROUPS].
+    """
+    first, second, third, first_turn, second_turn, mass = groups
+    best = best_ptr + row.to(tl.int64) * (PLACES * GROUPS) + group
+    place = row.to(tl.int64) * GROUPS + group
+    tl.store(best, first, mask=mask)
+    tl.store(best + GROUPS, second, mask=mask)
+    tl.store(best + 2 * GROUPS, third, mask=mask)
+    tl.store(turns_ptr + place, first_turn | (second_turn << TURN_BITS), mask=mask)
+    if MASS:
+        tl.store(masses_ptr + place, mass, mask=mask)
+
+
+@triton.jit
+def position_of_first(turns, group, GROUPS: tl.constexpr):
+    """Position of a group's best token."""
+    return (turns & TURN_MASK) * GROUPS + group
+
+
+@triton.jit
+def position_of_second(turns, group, GROUPS: tl.constexpr):
+    """Position of a group's second best token."""
+    return ((turns >> TURN_BITS) & TURN_MASK) * GROUPS + group
