@@ -13,21 +13,25 @@ import numpy as np
 import pytest
 import torch
 from adamas_kernels import reference as ref
-from adamas_kernels.cpu import CpuBackend, lanes
+from adamas_kernels.cpu import CpuBackend, lanes, largest
+from adamas_kernels.cpu.candidates import SURPLUS
 from adamas_kernels.cpu.estimate import compare_block
 from adamas_kernels.cpu.floats import to_float
 from adamas_kernels.cpu.lanes import LANES
-from adamas_kernels.cpu.memory import SEGMENT
+from adamas_kernels.cpu.memory import SEGMENT, groups_of_segment
 from adamas_kernels.cpu.product import available_forms
 from adamas_kernels.ops import SparseSettings
 from adamas_kernels.plain import TorchBackend
 from layer_caches import (
     ODD_KEYS,
+    all_equal,
+    ascending,
     check_steps,
     check_strided_inputs,
     copied,
     encoded_in_the_middle,
     make_cache,
+    one_of_two,
     poisoned_memory,
     some_codebook,
     spread_out,
@@ -35,6 +39,7 @@ from layer_caches import (
     with_outliers,
     zeros,
 )
+from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SCORERS = ("dot", "manhattan")
@@ -135,10 +140,9 @@ def test_heads_and_dimensions(cpu, scorer, dtype, heads, kv_heads, dim, dim_v):
 def test_a_step_with_every_form_of_the_byte_product(form, scorer):
     backend = Poisoned(form=form)
     settings = SparseSettings(budget=24, scorer=scorer)
-    for prediction in (None, 1e30):
-        torch.manual_seed(0)
-        cache = make_cache(1, 2, 80, 1500, 1600, settings)
-        check_steps(backend, cache, 6, 3, settings, steps=2, prediction=prediction)
+    torch.manual_seed(0)
+    cache = make_cache(1, 2, 80, 1500, 1600, settings)
+    check_steps(backend, cache, 6, 3, settings, steps=2)
 
 
 @pytest.mark.parametrize("new", [1, 3, 16])
@@ -179,25 +183,101 @@ def test_fixed_edges_and_no_compensation(cpu, scorer, options):
     check_steps(cpu, make_cache(4, 2, 64, 600, 640, settings, torch.bfloat16), 6, 3, settings, steps=2)
 
 
-@pytest.mark.parametrize("prediction", [-1e30, 1e30, 0.0, 1.0])
+def best_side_by_side(*shape: int) -> Tensor:
+    """The keys that rank highest, or lowest, are neighbours, in the middle."""
+    distance = (torch.arange(shape[2]) - shape[2] / 2).abs()
+    return torch.ones(shape) * (2 - distance / shape[2])[:, None] + 0.01 * torch.randn(shape)
+
+
+def best_in_few_groups(*shape: int) -> Tensor:
+    """The keys that rank highest fill a fourth of the groups of every segment, whatever their size."""
+    high = torch.arange(shape[2]) % (2 * LANES) < LANES // 2
+    return torch.ones(shape) * torch.where(high, 1 + torch.rand(shape[2]), -torch.rand(shape[2]))[:, None]
+
+
+def of_all_magnitudes(*shape: int) -> Tensor:
+    """Halving an interval of values never comes to an end."""
+    return torch.ones(shape) * torch.exp(-12 * torch.rand(shape[2]))[:, None]
+
+
+HOSTILE_KEYS = (all_equal, one_of_two, ascending, best_side_by_side, best_in_few_groups, of_all_magnitudes)
+
+
+@pytest.mark.parametrize("make", HOSTILE_KEYS, ids=lambda make: make.__name__)
 @pytest.mark.parametrize("scorer", SCORERS)
-def test_a_wrong_prediction_changes_nothing(cpu, scorer, prediction):
-    """No candidates, too many, and what the next steps learn from it."""
-    torch.manual_seed(0)
-    settings = SparseSettings(budget=16, scorer=scorer)
-    cache = make_cache(1, 2, 64, 5000, 5010, settings)
-    check_steps(cpu, cache, 4, 1, settings, steps=3, prediction=prediction)
+def test_no_data_leads_to_another_choice(cpu, scorer, make):
+    for budget, length in ((24, 6000), (300, 2600)):
+        torch.manual_seed(budget)
+        settings = SparseSettings(budget=budget, scorer=scorer)
+        cache = make_cache(1, 2, 64, length, length + 10, settings, make=make)
+        check_steps(cpu, cache, 4, 1, settings, steps=2)
+        check_steps(cpu, cache, 4, 3, settings, make=make, make_queries=make)
 
 
-def test_a_right_prediction_finds_a_few_candidates(cpu):
-    """So the slow path, which ranks all tokens again, is left after the first step."""
+@pytest.mark.parametrize("make", [torch.randn, *HOSTILE_KEYS], ids=lambda make: make.__name__)
+def test_candidates_are_few_whatever_the_data(cpu, make):
+    """What a step does before is the same for all data. Typically little more than the budget is left."""
     torch.manual_seed(0)
-    settings = SparseSettings(budget=64)
-    kept = check_steps(cpu, make_cache(1, 2, 64, 20000, 20010, settings), 4, 1, settings, steps=4)
-    segments = -(-int(kept.length) // SEGMENT)
-    found = cpu._arena.arrays["counts"].view(np.int32)[0, : 4 * segments].reshape(4, segments).sum(1)
-    assert (found >= settings.budget - 20).all()
-    assert (found <= 6 * settings.budget).all()
+    budget, length, heads = 64, 20000, 4
+    settings = SparseSettings(budget=budget)
+    cache = make_cache(1, 2, 64, length, length + 10, settings, make=make)
+    segments, groups = -(-length // SEGMENT), groups_of_segment(budget, length)
+    for _ in range(3):  # with a query of a new direction each
+        step(cpu, cache, *(torch.randn(1, h, 1, 64) for h in (heads, 2, 2)), settings)
+        counts = cpu._arena.arrays["counts"].view(np.int32)[0, : heads * segments]
+        found = counts.reshape(heads, segments).sum(1)
+        want = budget - sum(settings.forced)
+        assert (found >= want).all()
+        assert (found <= (want + want // SURPLUS) * SEGMENT // groups + segments * (want + LANES)).all()
+        if make is torch.randn:
+            assert (found <= 2 * budget).all()
+
+
+def ranks_of_many_kinds() -> list[Tensor]:
+    torch.manual_seed(0)
+    few = torch.randint(-2, 3, (500,)).float()
+    outlier = torch.randn(500)
+    outlier[77] = 3e38
+    mixed = torch.exp(80 * torch.randn(500).clamp(-1, 1)) * few.sign()
+    return [torch.randn(500), torch.randn(1), torch.zeros(40), few, few * 0.0, outlier, -outlier, mixed]
+
+
+@pytest.mark.parametrize("ranks", ranks_of_many_kinds())
+@pytest.mark.parametrize("surplus", [0, 20])
+def test_the_rank_that_some_number_reach(ranks, surplus):
+    padded = torch.cat([ranks, torch.full((2 * LANES,), torch.nan)]).numpy()
+
+    @numba.njit
+    def find(padded, count, want, surplus):
+        largest.pad(padded, count)
+        return largest.kth_largest(padded, count, want, surplus)
+
+    count = len(ranks)
+    for want in {1, min(2, count), count // 3 + 1, count}:
+        found = torch.tensor(find(padded, count, want, surplus))
+        reached = (ranks >= found).sum()
+        assert reached >= want
+        assert reached <= want + surplus or (ranks > found).sum() < want
+    assert find(padded, count, count + 1, surplus) == largest.LOWEST
+
+
+@pytest.mark.parametrize("instruction", [True, False])
+def test_lanes_move_together_with_and_without_an_instruction(monkeypatch, instruction):
+    monkeypatch.setattr(lanes, "COMPRESSES", instruction and lanes.COMPRESSES)
+    numbers = np.arange(LANES, dtype=np.float32)
+
+    @numba.njit
+    def move(numbers, integers, bits, floats, ints):
+        mask = lanes.mask_of_bits(bits)
+        lanes.store(floats, 0, lanes.compress(lanes.load(numbers, 0), mask))
+        lanes.store(ints, 0, lanes.compress(lanes.load(integers, 0), mask))
+
+    for bits in (0, 1, 1 << 15, 0b1010_0110_0000_0110, (1 << 16) - 1):
+        floats, ints = np.empty(LANES, np.float32), np.empty(LANES, np.int32)
+        move(numbers, numbers.astype(np.int32), bits, floats, ints)
+        expected = [lane for lane in range(LANES) if bits >> lane & 1]
+        assert floats[: len(expected)].tolist() == expected
+        assert ints[: len(expected)].tolist() == expected
 
 
 @pytest.mark.parametrize("scorer", SCORERS)

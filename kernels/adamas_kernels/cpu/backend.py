@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adamas_kernels.cpu.encode import SHARE, build_encode
 from adamas_kernels.cpu.floats import KINDS
-from adamas_kernels.cpu.memory import CHUNK, SEGMENT, STEP, Arena, candidates, describe_layer
+from adamas_kernels.cpu.memory import CHUNK, SEGMENT, STEP, Arena, describe_layer, groups_of_segment
 from adamas_kernels.cpu.product import Form, available_forms
 from adamas_kernels.cpu.runner import Runner
 from adamas_kernels.cpu.step import build_stages, build_tally
@@ -64,7 +64,7 @@ class CpuBackend:
         check_step(queries, keys, values, cache)
         layer = self._layers.get(id(cache))
         if layer is None or not layer.describes(cache):
-            layer = self._describe(cache, queries.shape[1])
+            layer = self._describe(cache)
         batch, heads, new, dim = queries.shape
         kv_heads, dim_v = values.shape[1], values.shape[3]
         length = int(layer.length[0])
@@ -77,26 +77,27 @@ class CpuBackend:
         keys, values = _readable(keys, queries.dtype), _readable(values, queries.dtype)
         out = torch.empty(batch, heads, new, dim_v, dtype=queries.dtype)
         lse = torch.empty(batch, heads, new)
-        segments, room = -(-tokens // SEGMENT), candidates(settings.budget)
+        segments, groups = -(-tokens // SEGMENT), groups_of_segment(settings.budget, tokens)
         sinks, recents = settings.forced
         step = layer.step
         step[0] = (
             batch, kv_heads, heads // kv_heads, new, dim, dim_v, size, length,
             min(settings.budget, tokens), sinks, min(recents, settings.budget - sinks),
             settings.scorer == "manhattan", settings.compensated and settings.budget < tokens,
-            segments, room, queries.data_ptr(), *queries.stride()[:3], keys.data_ptr(), *keys.stride()[:3],
+            segments, groups, queries.data_ptr(), *queries.stride()[:3], keys.data_ptr(), *keys.stride()[:3],
             values.data_ptr(), *values.stride()[:3], out.data_ptr(), lse.data_ptr(),
             *((tally.data_ptr(), *tally.stride()[:2]) if tally is not None else (0, 0, 0)), 0,
             scaling, -1.0 if settings.edge is None else settings.edge,
         )  # fmt: skip
+        pairs, places = batch * kv_heads, batch * heads * new
         self._arena.reserve(
-            batch * heads * new, heads // kv_heads * new, segments, room, size, max(dim, dim_v),
+            places, heads // kv_heads * new, segments, groups, size, max(dim, dim_v),
             settings.budget,
         )  # fmt: skip
         stages = self._runner.compiled(
             build_stages, self._form, KINDS[queries.dtype], KINDS[cache.keys.dtype]
         )
-        tasks = batch * kv_heads, batch * kv_heads * segments, batch * heads * new
+        tasks = stages.tasks(pairs, places, segments)
         records = (*layer.addresses, self._arena.address)
         program = [(*stage, *records) for stage in zip(stages, tasks, strict=True)]
         if tally is not None:
@@ -104,11 +105,8 @@ class CpuBackend:
         self._runner.run(*program)
         return out, lse
 
-    def _describe(self, cache: LayerCache, heads: int) -> _Layer:
+    def _describe(self, cache: LayerCache) -> _Layer:
         """Remember where a cache's buffers are for as long as it lives."""
-        prediction = cache.predicted(heads)
-        if prediction.shape != (cache.keys.shape[0], heads):
-            raise ValueError(f"prediction {tuple(prediction.shape)} does not fit {heads} query heads")
         if id(cache) not in self._layers:
             weakref.finalize(cache, self._layers.pop, id(cache), None)
         layer = self._layers[id(cache)] = _Layer(cache)
@@ -130,11 +128,11 @@ class _Layer:
         return all(a is b for a, b in zip(self._tensors, _tensors(cache), strict=True))
 
 
-def _tensors(cache: LayerCache) -> tuple[Tensor | None, ...]:
+def _tensors(cache: LayerCache) -> tuple[Tensor, ...]:
     book = cache.codebook
     return (
         cache.keys, cache.values, cache.codes, cache.scales, cache.value_sum, book.mean, book.edge,
-        book.balance, book.noise, cache.length, cache.prediction,
+        book.balance, book.noise, cache.length,
     )  # fmt: skip
 
 

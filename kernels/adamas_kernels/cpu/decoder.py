@@ -1,7 +1,7 @@
 """A whole decode step in one call: from a token to the logits of the next, for models of the Llama family.
 
-A layer is nine stages, each with its tasks on all threads; between two tokens nothing but a few numbers
-changes. Activations are float32.
+A layer is nine stages, or eleven with sparse attention, each with its tasks on all threads; between two
+tokens nothing but a few numbers changes. Activations are float32.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adamas_kernels.cpu.dense import build_dense
+from adamas_kernels.cpu.dense import DenseStages, build_dense
 from adamas_kernels.cpu.floats import KINDS, Float32
 from adamas_kernels.cpu.linear import products
 from adamas_kernels.cpu.memory import (
@@ -25,14 +25,14 @@ from adamas_kernels.cpu.memory import (
     STEP,
     TURN,
     Arena,
-    candidates,
     dense_segments,
     describe_layer,
+    groups_of_segment,
 )
 from adamas_kernels.cpu.multiply import build_gated, build_multiply
 from adamas_kernels.cpu.product import available_forms
 from adamas_kernels.cpu.runner import Runner, Stage
-from adamas_kernels.cpu.step import build_stages, build_tally
+from adamas_kernels.cpu.step import Stages, build_stages, build_tally
 from adamas_kernels.cpu.tasks import Program
 from adamas_kernels.cpu.turn import build_norm
 from adamas_kernels.ops import LayerCache, SparseSettings
@@ -103,8 +103,8 @@ class LayerBuffers:
             return self.keys, self.values, self.value_sum
         book = coded.codebook
         return (
-            self.keys, self.values, self.value_sum, coded.codes, coded.scales, coded.prediction,
-            book.mean, book.edge, book.balance, book.noise,
+            self.keys, self.values, self.value_sum, coded.codes, coded.scales, book.mean,
+            book.edge, book.balance, book.noise,
         )  # fmt: skip
 
 
@@ -227,18 +227,16 @@ class Decoder:
         if layer.coded is None:
             dense = self._runner.compiled(build_dense, kind)
             record = builder.keep(_describe_dense(layer))
-            builder.add_attention(index, tuple(dense), record, sparse=False)
+            builder.add_attention(index, dense, record)
             return
         settings = builder.settings
         sinks, recents = settings.forced
         step["sinks"], step["recents"] = sinks, min(recents, settings.budget - sinks)
         step["manhattan"] = settings.scorer == "manhattan"
-        step["room"] = candidates(settings.budget)
         step["query_edge"] = -1.0 if settings.edge is None else settings.edge
-        layer.coded.predicted(weights.heads)
         sparse = self._runner.compiled(build_stages, available_forms()[0], Float32(), kind)
         record = builder.keep(describe_layer(layer.coded))
-        builder.add_attention(index, tuple(sparse), record, sparse=True)
+        builder.add_attention(index, sparse, record)
         if tally is not None:
             step["tally"], step["tally_b"], step["tally_row"] = tally.data_ptr(), *tally.stride()[:2]
             builder.add_tally(index, self._runner.compiled(build_tally), record)
@@ -252,9 +250,8 @@ class _StepProgram:
         self.steps = np.zeros(len(weights.layers), STEP)
         self._arena, self._weights = arena, weights
         self._sparse = np.zeros(len(weights.layers), bool)
-        self._segmented = np.zeros(
-            len(weights.layers), np.int64
-        )  # the stage of each layer whose tasks are segments
+        # By kind, the place of the first stage of each layer's attention.
+        self._attention: dict[type[Stages | DenseStages], list[int]] = {Stages: [], DenseStages: []}
         self._stages: list[Stage] = []
         self._records: list[np.ndarray] = []  # an address stays valid as long as its record lives
 
@@ -267,14 +264,13 @@ class _StepProgram:
         """The next stage."""
         self._stages.append(stage)
 
-    def add_attention(self, index: int, functions: Sequence[int], layer: int, *, sparse: bool) -> None:
-        """The three stages of one layer's attention: per KV head, per segment, per query."""
+    def add_attention(self, index: int, stages: Stages | DenseStages, layer: int) -> None:
+        """The stages of one layer's attention, whose tasks depend on the tokens."""
         records = self.steps[index:].ctypes.data, layer, self._arena.address
-        enter, middle, last = functions
-        self._sparse[index], self._segmented[index] = sparse, len(self._stages) + 1
-        self.add((enter, self._weights.kv_heads, *records))
-        self.add((middle, 0, *records))
-        self.add((last, self._weights.heads, *records))
+        self._sparse[index] = isinstance(stages, Stages)
+        self._attention[type(stages)].append(len(self._stages))
+        for function in stages:
+            self.add((function, 0, *records))
 
     def add_tally(self, index: int, function: int, layer: int) -> None:
         """The stage behind a layer's attention that adds up what it attended to."""
@@ -287,14 +283,17 @@ class _StepProgram:
     def prepare(self, length: int) -> None:
         """Set what depends on the tokens in the cache."""
         tokens, settings, weights = length + 1, self.settings, self._weights
-        segments = -(-tokens // SEGMENT)
-        by_layer = np.where(self._sparse, segments, dense_segments(tokens))
-        self.steps["length"], self.steps["segments"] = length, by_layer
+        segments, dense = -(-tokens // SEGMENT), dense_segments(tokens)
+        groups = groups_of_segment(settings.budget, tokens)
+        self.steps["length"], self.steps["groups"] = length, groups
+        self.steps["segments"] = np.where(self._sparse, segments, dense)
         self.steps["budget"] = min(settings.budget, tokens)
         self.steps["compensated"] = settings.compensated and settings.budget < tokens
-        self.program.records["tasks"][self._segmented] = weights.kv_heads * by_layer
+        for kind, count in ((Stages, segments), (DenseStages, dense)):
+            at = np.array(self._attention[kind], int)[:, None] + np.arange(len(kind._fields))
+            self.program.records["tasks"][at] = kind.tasks(weights.kv_heads, weights.heads, count)
         self._arena.reserve(
-            weights.heads, weights.heads // weights.kv_heads, segments, candidates(settings.budget),
+            weights.heads, weights.heads // weights.kv_heads, segments, groups,
             padded_dim(weights.head_dim), weights.head_dim, settings.budget,
         )  # fmt: skip
 

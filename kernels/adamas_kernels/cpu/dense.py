@@ -98,6 +98,11 @@ class DenseStages(NamedTuple):
     attend: int
     merge: int
 
+    @staticmethod
+    def tasks(kv_heads: int, queries: int, segments: int) -> DenseStages:
+        """How many tasks the stages have."""
+        return DenseStages(kv_heads, kv_heads * segments, queries)
+
 
 @lru_cache(maxsize=None, typed=True)  # the marks are empty tuples: only their types differ
 def build_dense(kind: Kind) -> DenseStages:

@@ -7,6 +7,7 @@ import math
 import numpy as np
 from numba import njit
 
+from adamas_kernels.cpu.candidates import OFFSET, UNIT
 from adamas_kernels.cpu.coding import (
     EDGE,
     bucketize_block,
@@ -19,7 +20,7 @@ from adamas_kernels.cpu.coding import (
     square_sum,
 )
 from adamas_kernels.cpu.encode import encode_rows
-from adamas_kernels.cpu.estimate import OFFSET, SPREAD, THRESHOLD, UNIT, codes_of, scales_of
+from adamas_kernels.cpu.estimate import codes_of, scales_of
 from adamas_kernels.cpu.floats import put_float, to_float
 from adamas_kernels.cpu.lanes import LANES, load, splat, store
 from adamas_kernels.cpu.memory import FACTS, floats_at, ints_at, numbers_at
@@ -72,7 +73,7 @@ def encode_tokens(kind, step, layer, scratch, b, head):
 @njit
 def encode_queries(kind, step, layer, scratch, b, head):
     """Encode the queries of one KV head's group, LANES of them at a time, into words, totals and facts."""
-    queries, prediction = numbers_at(step.query, kind), floats_at(layer.prediction)
+    queries = numbers_at(step.query, kind)
     block, spare, words = floats_at(scratch.block), floats_at(scratch.spare), ints_at(scratch.block_words)
     pair = b * step.kv_heads + head
     rows = step.group * step.new
@@ -90,8 +91,7 @@ def encode_queries(kind, step, layer, scratch, b, head):
         for lane in range(count):
             place = pair * rows + first + lane
             facts = floats_at(scratch.facts + 4 * FACTS * place)
-            facts[THRESHOLD] = prediction[place // step.new]
-            facts[UNIT], facts[OFFSET], facts[SPREAD] = ONE, ZERO, ONE
+            facts[UNIT], facts[OFFSET] = ONE, ZERO
         if step.manhattan:
             store(spare, 0, squares / splat(np.float32(step.size)))
             for lane in range(LANES):
@@ -109,12 +109,8 @@ def encode_queries(kind, step, layer, scratch, b, head):
                 place = pair * rows + first + lane
                 facts = floats_at(scratch.facts + 4 * FACTS * place)
                 square, unit, product = spare[lane], spare[LANES + lane], spare[2 * LANES + lane]
-                # A threshold is kept in units of |q|, which the deviation of the scores follows, so that it
-                # fits the next query.
-                facts[SPREAD] = np.float32(math.sqrt(square)) / (unit if unit > 0 else ONE)
                 facts[UNIT] = unit * scaling
                 facts[OFFSET] = scaling * (product - HALF * scaling * square * noise)
-                facts[THRESHOLD] *= facts[SPREAD]
             store(ints_at(scratch.spare), 0, totals)
         for lane in range(count):
             place = pair * rows + first + lane

@@ -1,5 +1,4 @@
-"""One pass over the codes: a rank for every token, and from it the few tokens above a threshold and the
-softmax mass of the others.
+"""One pass over the codes: a rank for every token, and the highest one of each group of tokens.
 
 Tokens lie in lanes. One read of the codes serves all queries of a KV head.
 """
@@ -9,22 +8,20 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from adamas_kernels.cpu.floats import Float16, exp, float_from_bits, to_float
+from adamas_kernels.cpu.floats import Float16, to_float
 from adamas_kernels.cpu.lanes import (
     LANES,
     count_bits,
     load,
-    lowest_bit,
-    mask_bits,
+    load_splat,
     mask_of_bits,
-    reinterpret,
     splat,
     store,
-    sum_lanes,
     to_floats,
     where,
 )
-from adamas_kernels.cpu.memory import FACTS, SEGMENT, floats_at, ints_at, numbers_at
+from adamas_kernels.cpu.largest import LEAST, LOWEST
+from adamas_kernels.cpu.memory import REGION, SEGMENT, floats_at, ints_at, numbers_at
 from adamas_kernels.cpu.product import dot4
 from adamas_kernels.reference import CODES_PER_WORD
 
@@ -32,9 +29,6 @@ ALL = (1 << LANES) - 1
 CODES = 0x03030303
 PLANE = 0x55555555
 ZERO = np.float32(0)
-
-# What a query's FACTS hold: score per unit of rank, offset of the score, threshold and deviation of the rank.
-UNIT, OFFSET, THRESHOLD, SPREAD = 0, 1, 2, 3
 
 
 @njit
@@ -64,7 +58,7 @@ def compare_block(form, codes, at, codes_w, words, query, query_at, rows, sums, 
         for row in range(rows):
             total = splat(0)
             for w in range(words):
-                other = splat(query[query_at + 4 * row * words + w])
+                other = load_splat(query, query_at + 4 * row * words + w)
                 total = total + distance(load(codes, at + w * codes_w), other)
             store(sums, row * LANES, total)
         return
@@ -72,13 +66,24 @@ def compare_block(form, codes, at, codes_w, words, query, query_at, rows, sums, 
         word = load(codes, at + w * codes_w)
         for i in range(4):
             store(planes, (4 * w + i) * LANES, (word >> splat(2 * i)) & splat(CODES))
-    for row in range(rows):
-        first = query_at + 4 * row * words
-        even = odd = splat(0)  # two chains of sums, so that neither waits for the other
+    for row in range(0, rows - 1, 2):  # two queries share what is loaded of the codes
+        first, second = query_at + 4 * row * words, query_at + 4 * (row + 1) * words
+        even = odd = other_even = other_odd = splat(0)  # chains of sums, so that none waits for another
         for i in range(0, 4 * words, 2):
-            even = dot4(form, even, load(planes, i * LANES), splat(query[first + i]))
-            odd = dot4(form, odd, load(planes, (i + 1) * LANES), splat(query[first + i + 1]))
+            plane, next_plane = load(planes, i * LANES), load(planes, (i + 1) * LANES)
+            even = dot4(form, even, plane, load_splat(query, first + i))
+            odd = dot4(form, odd, next_plane, load_splat(query, first + i + 1))
+            other_even = dot4(form, other_even, plane, load_splat(query, second + i))
+            other_odd = dot4(form, other_odd, next_plane, load_splat(query, second + i + 1))
         store(sums, row * LANES, even + odd)
+        store(sums, (row + 1) * LANES, other_even + other_odd)
+    if rows % 2:
+        first = query_at + 4 * (rows - 1) * words
+        even = odd = splat(0)
+        for i in range(0, 4 * words, 2):
+            even = dot4(form, even, load(planes, i * LANES), load_splat(query, first + i))
+            odd = dot4(form, odd, load(planes, (i + 1) * LANES), load_splat(query, first + i + 1))
+        store(sums, (rows - 1) * LANES, even + odd)
 
 
 @njit
@@ -122,64 +127,48 @@ def scales_of(layer, b, head):
 
 
 @njit
+def ranked_range(step, n):
+    """The first token that query n of the new ones ranks, and the one behind the last: what lies before are
+    its sinks, and what it sees behind are its recents.
+    """
+    seen = step.length + n + 1
+    first = min(step.sinks, seen)
+    return first, max(first, seen - step.recents)
+
+
+@njit
 def estimate(form, step, layer, scratch, b, head, segment):
     """Rank one segment of the tokens of one KV head for all queries of its group.
 
-    Query n ranks what it sees but for sinks and recents. Writes tokens at or above its threshold to rank and
-    position, in order, counts all of them, also those without room, and leaves the mass of the others,
-    relative to the threshold, in masses.
+    Query n ranks what it sees but for sinks and recents, in whose place LEAST is written. Writes rank, and
+    peaks: the highest rank of each group. Groups are of tokens `groups` apart, so that neighbours, which
+    often rank high together, fall into different ones.
     """
     codes, scales = codes_of(layer, b, head), scales_of(layer, b, head)
     rows = step.group * step.new
     place = (b * step.kv_heads + head) * rows
     query, totals = ints_at(scratch.words + place * step.size), ints_at(scratch.totals + 4 * place)
-    facts = floats_at(scratch.facts + 4 * FACTS * place)
     region = place * step.segments + segment
-    counts, masses = ints_at(scratch.counts + 4 * region), floats_at(scratch.masses + 4 * region)
-    rank = floats_at(scratch.rank + 4 * region * step.room)
-    position = ints_at(scratch.position + 4 * region * step.room)
-    sums, weights = ints_at(scratch.sums), floats_at(scratch.weights)
+    rank = floats_at(scratch.rank + 4 * region * REGION)
+    peaks = floats_at(scratch.peaks + 4 * region * step.groups)
+    sums = ints_at(scratch.sums)
+    manhattan, groups = step.manhattan, step.groups
+    rank_row, peak_row = step.segments * REGION, step.segments * groups
     for row in range(rows):
-        counts[row * step.segments] = 0
-        store(weights, row * LANES, splat(ZERO))
-    end = step.length + 1 - step.recents
-    first = segment * SEGMENT
-    for at in range(first, min(first + SEGMENT, end + step.new - 1), LANES):
+        for group in range(0, groups, LANES):
+            store(peaks, row * peak_row + group, splat(LEAST))
+    first, (_, last_end) = segment * SEGMENT, ranked_range(step, step.new - 1)
+    _, first_end = ranked_range(step, 0)
+    for at in range(first, min(first + SEGMENT, last_end), LANES):
         scale = compare_tokens(form, step, codes, layer.codes_w, scales, at, query, rows, scratch)
-        whole = at >= step.sinks and at + LANES <= end
+        whole = at >= step.sinks and at + LANES <= first_end
+        group = (at - first) & (groups - 1)
         for row in range(rows):
-            threshold = splat(facts[row * FACTS + THRESHOLD])
-            ranks = rank_of(load(sums, row * LANES), totals[row], scale, step.manhattan)
-            inside = ALL if whole else lanes_between(step.sinks - at, end + row % step.new - at)
-            hits = mask_bits(ranks >= threshold) & inside
-            if step.compensated:
-                weight = exp((ranks - threshold) * splat(facts[row * FACTS + UNIT]))
-                missed = where(mask_of_bits(inside & ~hits), weight, splat(ZERO))
-                store(weights, row * LANES, load(weights, row * LANES) + missed)
-            if hits:
-                found = counts[row * step.segments]
-                counts[row * step.segments] = found + count_bits(hits)
-                if counts[row * step.segments] <= step.room:
-                    slot = row * step.segments * step.room + found
-                    store(sums, row * LANES, reinterpret(ranks))
-                    while hits:
-                        lane = lowest_bit(hits)
-                        hits &= hits - 1
-                        rank[slot] = float_from_bits(sums[row * LANES + lane])
-                        position[slot] = at + lane
-                        slot += 1
-    for row in range(rows):
-        masses[row * step.segments] = sum_lanes(load(weights, row * LANES))
-
-
-@njit
-def rank_all(form, step, layer, scratch, b, head, place, end, ranked, ranked_at):
-    """Ranks and positions of the tokens sinks .. end - 1 for one query; returns how many."""
-    codes, scales = codes_of(layer, b, head), scales_of(layer, b, head)
-    query, total = ints_at(scratch.words + place * step.size), ints_at(scratch.totals)[place]
-    for at in range(step.sinks, end, LANES):
-        scale = compare_tokens(form, step, codes, layer.codes_w, scales, at, query, 1, scratch)
-        store(ranked, at - step.sinks, rank_of(load(ints_at(scratch.sums), 0), total, scale, step.manhattan))
-        for lane in range(LANES):
-            ranked_at[at - step.sinks + lane] = at + lane
-    return max(0, end - step.sinks)
+            ranks = rank_of(load(sums, row * LANES), totals[row], scale, manhattan)
+            ranks = where(ranks > splat(LOWEST), ranks, splat(LOWEST))  # also where it is not a number
+            if not whole:
+                begin, end = ranked_range(step, row % step.new)
+                ranks = where(mask_of_bits(lanes_between(begin - at, end - at)), ranks, splat(LEAST))
+            store(rank, row * rank_row + at - first, ranks)
+            peak = load(peaks, row * peak_row + group)
+            store(peaks, row * peak_row + group, where(ranks > peak, ranks, peak))

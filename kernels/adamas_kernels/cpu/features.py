@@ -17,3 +17,4 @@ FEATURES = _features()
 # x86 before 2012 converts float16 by a function call, to a library that compiled code does not find.
 CONVERTS_HALVES = platform.machine() not in ("x86_64", "AMD64", "i386", "i686") or "f16c" in FEATURES
 MULTIPLIES_BFLOAT16 = "avx512bf16" in FEATURES  # pairs of bfloat16, into float32 sums
+COMPRESSES = "avx512f" in FEATURES  # moves chosen lanes of a vector together in one instruction

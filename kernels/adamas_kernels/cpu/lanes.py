@@ -13,7 +13,7 @@ from numba.core import cgutils, types
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
-from adamas_kernels.cpu.features import CONVERTS_HALVES
+from adamas_kernels.cpu.features import COMPRESSES, CONVERTS_HALVES
 
 LANES = 16
 
@@ -215,6 +215,17 @@ def splat(typing_context, value):
 
 
 @intrinsic
+def load_splat(typing_context, array, index):
+    """One int32 of a contiguous array in every lane; the index is not below zero, which saves a test."""
+
+    def emit(context, builder, sig, args):
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        return splat_value(builder, builder.load(builder.gep(data, [args[1]])))
+
+    return INTS(array, types.intp), emit
+
+
+@intrinsic
 def where(typing_context, mask, yes, no):
     """Lane by lane, `yes` where the mask is set, `no` elsewhere."""
 
@@ -323,6 +334,29 @@ def mask_of_bits(typing_context, bits):
         return builder.bitcast(builder.trunc(args[0], ir.IntType(LANES)), FLAGS)
 
     return MASK(types.int64), emit
+
+
+@intrinsic
+def compress(typing_context, lanes, mask):
+    """The lanes of a mask moved to the front, in order; what follows them is undefined."""
+
+    def emit(context, builder, sig, args):
+        vector = args[0].type
+        if COMPRESSES:
+            name = f"llvm.x86.avx512.mask.compress.v{LANES}{'f' if vector == NUMBERS else 'i'}32"
+            shape = ir.FunctionType(vector, [vector, vector, FLAGS])
+            function = cgutils.get_or_insert_function(builder.module, shape, name)
+            return builder.call(function, [args[0], ir.Constant(vector, ir.Undefined), args[1]])
+        front = cgutils.alloca_once(builder, vector)
+        elements = builder.bitcast(front, vector.element.as_pointer())
+        count = ir.Constant(I32, 0)
+        for lane in range(LANES):  # a lane that is not kept is overwritten by the next one that is
+            at = ir.Constant(I32, lane)
+            builder.store(builder.extract_element(args[0], at), builder.gep(elements, [count]))
+            count = builder.add(count, builder.zext(builder.extract_element(args[1], at), I32))
+        return builder.load(front)
+
+    return lanes(lanes, mask), emit
 
 
 @intrinsic

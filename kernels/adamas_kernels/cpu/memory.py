@@ -18,7 +18,9 @@ from adamas_kernels.reference import CODES_PER_WORD
 
 DENSE_SEGMENT = 512  # the same where a layer attends to all of them
 SEGMENT = 2048  # tokens of one KV head to a task; the tasks of a step run on all threads
-FACTS = 4  # float32 numbers kept for each query, see `estimate.py`
+REGION = SEGMENT + LANES  # from one segment's ranks to the next: powers of two would meet in the L1 cache
+GROUPS_PER_CHOICE = 4  # more let fewer tokens pass the threshold, but it takes longer to find
+FACTS = 3  # float32 numbers kept for each query, see `candidates.py`
 MANY = 1 << 40  # the length of an array whose end is the caller's business
 
 
@@ -28,14 +30,14 @@ def _record(integers: str, reals: str = "") -> np.dtype:
 
 # Strides count numbers; a tensor's address is that of its first element.
 STEP = _record(
-    "batch kv_heads group new dim dim_v size length budget sinks recents manhattan compensated segments room "
-    "query query_b query_h query_n key key_b key_h key_n value value_b value_h value_n "
+    "batch kv_heads group new dim dim_v size length budget sinks recents manhattan compensated segments "
+    "groups query query_b query_h query_n key key_b key_h key_n value value_b value_h value_n "
     "out lse tally tally_b tally_row turn",
     "scaling query_edge",
 )
 LAYER = _record(
     "keys keys_b keys_h keys_n values values_b values_h values_n codes codes_b codes_h codes_w "
-    "scales scales_b scales_h value_sum mean edge balance noise prediction"
+    "scales scales_b scales_h value_sum mean edge balance noise"
 )
 # What is done to queries and keys before they are used, in place: RMSNorm of each head where there are
 # weights, and the rotation of the first `turned` coordinates by cos and sin, all float32.
@@ -66,11 +68,11 @@ CHUNK = _record(
 
 
 def describe_layer(cache: LayerCache) -> np.ndarray:
-    """The record of a layer's buffers. `cache.prediction` is there."""
+    """The record of a layer's buffers."""
     book = cache.codebook
-    sums = cache.value_sum, book.mean, book.edge, book.balance, book.noise, cache.prediction
-    if any(x is None or not x.is_contiguous() or x.dtype != torch.float32 for x in sums):
-        raise ValueError("sums, codebook and prediction must be contiguous float32")
+    sums = cache.value_sum, book.mean, book.edge, book.balance, book.noise
+    if any(not x.is_contiguous() or x.dtype != torch.float32 for x in sums):
+        raise ValueError("sums and codebook must be contiguous float32")
     if cache.values.dtype != cache.keys.dtype or (cache.codes.dtype, cache.scales.dtype) != (
         torch.int32,
         torch.float16,
@@ -84,27 +86,34 @@ def describe_layer(cache: LayerCache) -> np.ndarray:
     record = np.zeros(1, LAYER)
     record[0] = (
         *keys, cache.keys.stride(2), *values, cache.values.stride(2), *codes, cache.codes.stride(3), *scales,
-        *(x.data_ptr() for x in sums if x is not None),
+        *(x.data_ptr() for x in sums),
     )  # fmt: skip
     return record
 
 
 # What a step writes before it reads. By query: `words` int32 [P / 4] int8 coordinates or W words of codes,
 # `totals` int32 the sum of the coordinates, `facts` float32 [FACTS], `chosen` int32 and `scores` float32
-# [row]; by query and segment: `rank` float32 and `position` int32 [room] candidates, `counts` int32 how many
-# were found, `masses` float32; by query and DENSE_SEGMENT: `parts` float32 [PART], see `dense.py`. Then by
+# [row]; by query and segment: `rank` float32 [REGION] of all tokens, in whose place that of candidates comes,
+# and their `position` int32 [REGION], `peaks` float32 [groups] the highest ranks, `counts` int32 of
+# candidates, `masses` float32; by query and DENSE_SEGMENT: `parts` float32 [PART], see `dense.py`. Then by
 # thread: `block` and `spare` float32 [P * LANES] rows to encode, `block_words` int32 [P / 4 * LANES], `lanes`
-# float32 [LANES], `sums` int32 and `weights` float32 [G N * LANES], `tail` int32 [W * LANES] the last tokens'
-# words, `ranked` float32 and `ranked_at` int32 [tokens] one query's candidates or all tokens, `vector`,
-# `weighted`, `plain` float32 [D or D_v], `dense` float32 [DENSE_SEGMENT] one query's scores.
-SHARED = "words totals facts chosen scores rank position counts masses parts"
-OWN = "block spare block_words lanes sums weights tail ranked ranked_at vector weighted plain dense"
+# float32 [LANES], `sums` int32 [G N * LANES], `tail` int32 [W * LANES] the last tokens' words, `ranked`
+# float32 and `ranked_at` int32 [tokens] one query's candidates, `vector`, `weighted`, `plain` float32 [D or
+# D_v], `dense` float32 [DENSE_SEGMENT] one query's scores.
+SHARED = "words totals facts chosen scores rank position peaks counts masses parts"
+OWN = "block spare block_words lanes sums tail ranked ranked_at vector weighted plain dense"
 SCRATCH = _record(f"row {SHARED} {OWN}")
 
 
-def candidates(budget: int) -> int:
-    """Room for tokens of one segment that may be among a query's `budget`."""
-    return min(SEGMENT, 4 * budget + 8 * LANES)
+def groups_of_segment(budget: int, tokens: int) -> int:
+    """How many groups of tokens a segment has, each of which keeps its highest rank: a power of two.
+
+    So many that there are GROUPS_PER_CHOICE in all for each of the budget's tokens, or one for each token.
+    """
+    groups = LANES
+    while groups < SEGMENT and groups * tokens < GROUPS_PER_CHOICE * budget * SEGMENT:
+        groups *= 2
+    return groups
 
 
 def dense_segments(tokens: int) -> int:
@@ -137,7 +146,7 @@ class Arena:
             self._shape = shape
 
     def _reserve(
-        self, queries: int, per_head: int, segments: int, room: int, size: int, dim: int, budget: int
+        self, queries: int, per_head: int, segments: int, groups: int, size: int, dim: int, budget: int
     ) -> None:
         """R = B H N queries, G N of them per KV head; dim: the greater of D and D_v."""
         row, block = budget + LANES, max(size, 4) * LANES
@@ -145,10 +154,10 @@ class Arena:
         regions = queries * segments
         sizes = {
             "words": queries * size // 4, "totals": queries, "facts": queries * FACTS,
-            "chosen": queries * row, "scores": queries * row, "rank": regions * room,
-            "position": regions * room, "counts": regions, "masses": regions,
+            "chosen": queries * row, "scores": queries * row, "rank": regions * REGION,
+            "position": regions * REGION, "peaks": regions * groups, "counts": regions, "masses": regions,
             "block": block, "spare": block, "block_words": block // 4, "lanes": LANES,
-            "sums": per_head * LANES, "weights": per_head * LANES, "tail": size // CODES_PER_WORD * LANES,
+            "sums": per_head * LANES, "tail": size // CODES_PER_WORD * LANES,
             "ranked": tokens, "ranked_at": tokens, "vector": dim, "weighted": dim, "plain": dim,
             "parts": queries * dense_segments(segments * SEGMENT) * part_size(dim),
             "dense": DENSE_SEGMENT + LANES,
@@ -161,9 +170,16 @@ class Arena:
     def _allocate(self) -> None:
         for name, count in self._sizes.items():
             copies = 1 if name in SHARED.split() else self._threads
-            array = np.empty((copies, count + LANES), np.float32)  # a line between threads; int32 is as long
-            self.arrays[name] = array
+            array = self.arrays[name] = _aligned(copies, count + LANES)  # a line between threads
             self._records[name] = array.ctypes.data + array.strides[0] * (np.arange(self._threads) % copies)
+
+
+def _aligned(rows: int, count: int) -> np.ndarray:
+    """Uninitialized float32 [rows, count or more] or as many int32, with rows that begin at whole vectors."""
+    columns = -(-count // LANES) * LANES
+    memory = np.empty(rows * columns + LANES, np.float32)
+    skipped = -memory.ctypes.data % (4 * LANES) // 4
+    return memory[skipped : skipped + rows * columns].reshape(rows, columns)
 
 
 @intrinsic

@@ -1,4 +1,4 @@
-"""The decode step of one layer in compiled stages: enter, estimate, then select and attend."""
+"""The decode step of one layer in compiled stages: enter, estimate, find candidates, select and attend."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from numba import njit
 
 from adamas_kernels.cpu.attend import attend
 from adamas_kernels.cpu.build import source_stamp, stage
+from adamas_kernels.cpu.candidates import find_threshold, keep_candidates
 from adamas_kernels.cpu.enter import append_tokens, encode_queries, encode_tokens
 from adamas_kernels.cpu.estimate import estimate
 from adamas_kernels.cpu.floats import Kind
@@ -40,7 +41,14 @@ class Stages(NamedTuple):
 
     enter: int
     estimate: int
+    threshold: int
+    candidates: int
     attend: int
+
+    @staticmethod
+    def tasks(kv_heads: int, queries: int, segments: int) -> Stages:
+        """How many tasks the stages have, for so many of all sequences."""
+        return Stages(kv_heads, kv_heads * segments, queries, queries * segments, queries)
 
 
 @lru_cache(maxsize=None, typed=True)  # the marks are empty tuples: only their types differ
@@ -64,15 +72,25 @@ def build_stages(form: Form, query_kind: Kind, kind: Kind) -> Stages:
         pair, segment = task // step.segments, task % step.segments
         estimate(form, step, layer, scratch, pair // step.kv_heads, pair % step.kv_heads, segment)
 
+    def threshold_task(place, thread, step_at, layer_at, scratch_at):
+        _ = stamp
+        find_threshold(steps_at(step_at)[0], scratches_at(scratch_at)[thread], place)
+
+    def candidates_task(task, thread, step_at, layer_at, scratch_at):
+        _ = stamp
+        step, scratch = steps_at(step_at)[0], scratches_at(scratch_at)[thread]
+        keep_candidates(step, scratch, task // step.segments, task % step.segments)
+
     def attend_task(place, thread, step_at, layer_at, scratch_at):
         _ = stamp
         step, layer, scratch = steps_at(step_at)[0], layers_at(layer_at)[0], scratches_at(scratch_at)[thread]
         pair = place // (step.group * step.new)
         b, head = pair // step.kv_heads, pair % step.kv_heads
-        count, log_mass = select(form, step, layer, scratch, b, head, place)
+        count, log_mass = select(step, scratch, place)
         attend(query_kind, kind, step, layer, scratch, b, head, place, count, log_mass)
 
-    return Stages(*(stage(task, STAGE) for task in (enter_task, estimate_task, attend_task)))
+    tasks = enter_task, estimate_task, threshold_task, candidates_task, attend_task
+    return Stages(*(stage(task, STAGE) for task in tasks))
 
 
 @cache

@@ -1,0 +1,118 @@
+"""What a sparse step on this CPU takes on data that are made against its selection.
+
+    python docs/measure_selection.py [SHAPES] [LENGTHS] [BUDGETS]
+
+Prints microseconds a step for each kind of keys, and the slowest kind beside the fastest. Kinds take turns,
+and each one's shortest time counts, so that another program's load does not.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from adamas_kernels.cpu import CpuBackend
+from adamas_kernels.ops import LayerCache, SparseSettings, allocate_codes, fit_codebook
+from adamas_kernels.reference import query_power
+from torch import Tensor
+
+from adamas_cli.bench.clock import device_name
+from adamas_cli.bench.table import markdown_head, markdown_row
+from adamas_cli.engine.choice import budget_for
+
+ROUNDS, QUERIES, ROOM = 12, 6, 64
+
+
+def random_keys(shape: tuple[int, ...]) -> Tensor:
+    """As of a model without structure."""
+    return torch.randn(shape)
+
+
+def along_one_key(factors: Callable[[int], Tensor]) -> Callable[[tuple[int, ...]], Tensor]:
+    """Multiples of one key for each head: the tokens' factors are their ranks, or the opposite."""
+    return lambda shape: torch.randn(*shape[:2], 1, shape[3]) * factors(shape[2])[:, None]
+
+
+KINDS: dict[str, Callable[[tuple[int, ...]], Tensor]] = {
+    "random": random_keys,
+    "random, new query": random_keys,
+    "all equal": torch.ones,
+    "two values": along_one_key(lambda n: torch.randint(1, 3, (n,)).float()),
+    "rising": along_one_key(lambda n: torch.linspace(-2, 2, n)),
+    "falling": along_one_key(lambda n: torch.linspace(2, -2, n)),
+    "all magnitudes": along_one_key(lambda n: torch.exp(-30 * torch.rand(n))),
+    "few groups": along_one_key(
+        lambda n: torch.where(torch.arange(n) % 64 < 16, 1 + 3 * torch.rand(n), -torch.rand(n))
+    ),
+}
+
+
+class Steps:
+    """Steps of one layer over keys of one kind."""
+
+    def __init__(self, backend: CpuBackend, kind: str, heads: str, length: int, budget: int) -> None:
+        counts, dim = heads.split("x")
+        query_heads, kv_heads = (int(count) for count in counts.split("/"))
+        size = int(dim)
+        self.backend, self.settings, self.scaling = backend, SparseSettings(budget=budget), size**-0.5
+        self.cache = self._cache(KINDS[kind]((1, kv_heads, length, size)).bfloat16(), query_heads)
+        self.entry = torch.randn(1, kv_heads, 1, size).bfloat16()
+        queries = [torch.randn(1, query_heads, 1, size).bfloat16() for _ in range(QUERIES)]
+        self.queries = queries if kind.endswith("new query") else queries[:1] * QUERIES
+        self.shortest = [float("inf")] * QUERIES
+
+    def _cache(self, keys: Tensor, query_heads: int) -> LayerCache:
+        batch, kv_heads, length, size = keys.shape
+        buffers = [torch.zeros(batch, length + ROOM, kv_heads, size).bfloat16() for _ in range(2)]
+        own, values = (x.transpose(1, 2) for x in buffers)
+        own[:, :, :length] = keys
+        values.normal_()
+        codes, scales = allocate_codes(own, length + ROOM)
+        book = fit_codebook(keys, query_power(torch.randn(1, query_heads, 4, size), kv_heads), self.settings)
+        self.backend.encode_keys(own, book, codes, scales)
+        total = values[:, :, :length].sum(2, dtype=torch.float32)
+        return LayerCache(own, values, codes, scales, total, book, torch.tensor([length], dtype=torch.int32))
+
+    def run(self) -> None:
+        """A step with each query, always over the same tokens."""
+        for place, query in enumerate(self.queries):
+            start = time.perf_counter()
+            self.backend.decode_step(query, self.entry, self.entry, self.cache, self.scaling, self.settings)
+            self.shortest[place] = min(self.shortest[place], time.perf_counter() - start)
+
+    @property
+    def microseconds(self) -> float:
+        """Of the slowest query."""
+        return max(self.shortest) * 1e6
+
+
+def main(
+    shapes: str = "14/2x64,9/3x64,12/2x128,32/8x128",
+    lengths: str = "4096,16384,30000",
+    budgets: str = "128,default",
+) -> None:
+    """Print the table."""
+    torch.manual_seed(0)
+    backend = CpuBackend()
+    print(f"{device_name(torch.device('cpu'))}, bfloat16\n")
+    print(markdown_head(("heads", "context", "budget", *KINDS, "slowest / fastest")))
+    for heads in shapes.split(","):
+        for length in map(int, lengths.split(",")):
+            for name in budgets.split(","):
+                budget = budget_for(length) if name == "default" else int(name)
+                steps = [Steps(backend, kind, heads, length, budget) for kind in KINDS]
+                for _ in range(ROUNDS):
+                    for kind in steps:
+                        kind.run()
+                times = [kind.microseconds for kind in steps]
+                ratio = f"{max(times) / min(times):.2f}"
+                print(
+                    markdown_row((heads, f"{length:,}", str(budget), *(f"{t:.0f}" for t in times), ratio)),
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

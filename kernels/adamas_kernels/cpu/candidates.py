@@ -1,0 +1,88 @@
+"""From the ranks of all tokens, the few that may be among a query's budget, and the mass of the others.
+
+The threshold is a rank that the highest ranks of `want` groups of tokens reach. These are `want` tokens, so
+the `want` best of all tokens reach it, too, whatever the data are; and tokens above it lie in few groups.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from adamas_kernels.cpu.estimate import ranked_range
+from adamas_kernels.cpu.floats import exp
+from adamas_kernels.cpu.lanes import (
+    LANES,
+    compress,
+    count_bits,
+    lane_numbers,
+    load,
+    mask_bits,
+    splat,
+    store,
+    sum_lanes,
+    where,
+)
+from adamas_kernels.cpu.largest import kth_largest, ordered, unordered
+from adamas_kernels.cpu.memory import FACTS, REGION, SEGMENT, floats_at, ints_at
+
+# What a query's FACTS hold: score per unit of rank, offset of the score, and the threshold of ranks.
+UNIT, OFFSET, THRESHOLD = 0, 1, 2
+SURPLUS = 8  # a threshold that lets one in so many more pass than are wanted is good enough
+ZERO = np.float32(0)
+
+
+@njit
+def wanted(step, n):
+    """How many of the tokens that query n ranks it attends to: the budget's, but for sinks and recents."""
+    seen = step.length + n + 1
+    begin, end = ranked_range(step, n)
+    return max(min(step.budget, seen) - (seen - end + begin), 0)
+
+
+@njit
+def find_threshold(step, scratch, place):
+    """Write the threshold of one query to its facts: at least as many groups as it wants tokens, and at least
+    one, have a rank that reaches it. Without so many groups all tokens pass.
+    """
+    want = max(wanted(step, place % step.new), 1)
+    peaks = floats_at(scratch.peaks + 4 * place * step.segments * step.groups)
+    found = kth_largest(peaks, step.segments * step.groups, want, want // SURPLUS)
+    floats_at(scratch.facts + 4 * FACTS * place)[THRESHOLD] = found
+
+
+@njit
+def above(x):
+    """The least float32 that is greater than x."""
+    return unordered((0 if x == 0 else ordered(x)) + 1)  # of the two zeros -0 comes first
+
+
+@njit
+def keep_candidates(step, scratch, place, segment):
+    """Move the ranks of one segment that reach one query's threshold to the front, and write their positions.
+
+    Of those that equal the threshold no more are kept than the query wants, the first ones: that bounds how
+    many there are. Leaves their count, and the mass of all others relative to the threshold.
+    """
+    facts = floats_at(scratch.facts + 4 * FACTS * place)
+    threshold, unit = facts[THRESHOLD], splat(facts[UNIT])
+    region = place * step.segments + segment
+    rank = floats_at(scratch.rank + 4 * region * REGION)
+    position = ints_at(scratch.position + 4 * region * REGION)
+    first, (_, end) = segment * SEGMENT, ranked_range(step, place % step.new)
+    least, ties = threshold, max(wanted(step, place % step.new), 1)
+    count, mass = 0, splat(ZERO)
+    for at in range(first, min(first + SEGMENT, end), LANES):
+        ranks = load(rank, at - first)
+        hits = ranks >= splat(least)
+        if step.compensated:
+            mass = mass + where(hits, splat(ZERO), exp((ranks - splat(threshold)) * unit))
+        if mask_bits(hits):
+            store(rank, count, compress(ranks, hits))
+            store(position, count, compress(lane_numbers() + splat(at), hits))
+            count += count_bits(mask_bits(hits))
+            ties -= count_bits(mask_bits((ranks == splat(threshold)) & hits))
+            if ties <= 0:
+                least = above(threshold)
+    ints_at(scratch.counts)[region] = count
+    floats_at(scratch.masses)[region] = sum_lanes(mass)
