@@ -30,6 +30,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
     "bench": {
         "adamas bench --len 4k,16k --text book.txt": "how fast this machine reads and answers",
         "adamas bench --kernels": "one sparse step of a layer beside full attention",
+        "adamas bench --kernels -m qwen2.5-coder-1.5b --text book.txt": "the same on a model's own data",
         "adamas bench --len 4k --vs llama.cpp --format jsonl > rows.jsonl": "beside llama.cpp, into a file",
     },
     "eval ppl": {

@@ -118,14 +118,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-class Evaluate(Protocol):
-    """Runs `adamas eval` with these arguments in this process: exit code, stdout and stderr."""
+class Run(Protocol):
+    """Runs a command with these arguments in this process: exit code, stdout and stderr."""
 
     def __call__(self, *arguments: str | Path) -> tuple[int, str, str]: ...
 
 
 @pytest.fixture
-def evaluate(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Evaluate:
+def evaluate(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Importing torch in a process of its own would take longer than most of these commands."""
     monkeypatch.setenv("ADAMAS_CONFIG", "/proc/adamas/config.toml")  # none is there
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY", "GOMP_SPINCOUNT"):
@@ -139,6 +139,31 @@ def evaluate(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
         capfd.readouterr()
         with warnings.catch_warnings():
             code = run(["eval", *map(str, arguments)])
+        return (code, *capfd.readouterr())
+
+    return run_here
+
+
+@pytest.fixture
+def bench(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """With a made-up copy bandwidth, and without other engines."""
+    from adamas_cli.bench import machine, rivals
+
+    monkeypatch.setenv("ADAMAS_CONFIG", "/proc/adamas/config.toml")  # none is there
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "1")  # set by every run; named here so that they are restored
+    for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
+        monkeypatch.setenv(name, "error")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.delenv(rivals.LLAMA_PYTHON, raising=False)
+    monkeypatch.setattr(machine, "copy_bandwidth_apart", lambda device: 8e9)
+
+    def run_here(*arguments: str | Path) -> tuple[int, str, str]:
+        from adamas_cli.cli import run
+
+        capfd.readouterr()
+        with warnings.catch_warnings():
+            code = run(["bench", *map(str, arguments)])
         return (code, *capfd.readouterr())
 
     return run_here

@@ -7,13 +7,11 @@ import io
 import json
 import os
 import sys
-import warnings
-from pathlib import Path
 
 import pytest
 import typer
 
-from adamas_cli.bench import clock, contention, machine, rivals
+from adamas_cli.bench import clock, contention, rivals
 from adamas_cli.bench.measurement import NOTHING, Measurement, Rows
 from adamas_cli.bench.model import QUESTION, agreement, tokens_needed
 from adamas_cli.bench.rivals import run_child
@@ -21,29 +19,6 @@ from adamas_cli.commands.bench.shared import parse_lengths
 from adamas_cli.errors import AdamasError, UsageError
 
 SMALL = ["--device", "cpu", "--quantization", "none", "--dtype", "float32", "-n", "3", "-r", "2"]
-
-
-@pytest.fixture
-def bench(capfd, monkeypatch):
-    """Runs `adamas bench` in this process, with a made-up copy bandwidth: exit code, stdout and stderr."""
-    monkeypatch.setenv("ADAMAS_CONFIG", "/proc/adamas/config.toml")  # none is there
-    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY", "GOMP_SPINCOUNT"):
-        monkeypatch.setenv(name, "1")  # set by every run; named here so that they are restored
-    for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
-        monkeypatch.setenv(name, "error")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.delenv(rivals.LLAMA_PYTHON, raising=False)
-    monkeypatch.setattr(machine, "copy_bandwidth_apart", lambda device: 8e9)
-
-    def run_here(*arguments: str | Path) -> tuple[int, str, str]:
-        from adamas_cli.cli import run
-
-        capfd.readouterr()
-        with warnings.catch_warnings():
-            code = run(["bench", *map(str, arguments)])
-        return (code, *capfd.readouterr())
-
-    return run_here
 
 
 @pytest.fixture
@@ -115,6 +90,7 @@ def test_the_table_is_markdown_under_a_line_about_the_machine(bench):
     assert [row.split(" | ")[0] for row in rows] == ["| pp70", "| tg3 @ d70", "| tg3 @ d70"]
     assert rows[1].split(" | ")[3] == "1.00x"
     assert rows[2].split(" | ")[5] == NOTHING
+    assert all(row.endswith(" | random tokens |") for row in rows)
 
 
 def test_csv_and_json_hold_the_same_rows(bench):
@@ -138,6 +114,8 @@ def test_a_text_gives_agreement(bench, tiny_model, text):
     assert full["agreement"] is None
     assert sparse["budget"] == 1000
     assert sparse["text"] == "text.txt"
+    _, out, _ = bench(*arguments[:-2], "--attn", "full")
+    assert all(line.endswith(" | text.txt |") for line in out.splitlines()[4:])
 
 
 def test_agreement_leaves_out_the_first_token():

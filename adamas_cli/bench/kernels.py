@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from adamas_kernels.ops import Backend, LayerCache, SparseSettings, allocate_codes, fit_codebook
-from adamas_kernels.reference import CODES_PER_WORD, padded_dim, query_power
+from adamas_kernels.ops import Backend, LayerCache, SparseSettings
+from adamas_kernels.reference import CODES_PER_WORD, padded_dim
 
+from adamas_cli.bench.caches import coded_cache
 from adamas_cli.bench.clock import microseconds
 from adamas_cli.bench.dense import fastest
 from adamas_cli.engine.buffers import token_buffer
@@ -119,16 +120,10 @@ class KernelBench:
 
     def _layer(self, shape: Shape, length: int) -> LayerCache:
         """A cache of `length` random tokens, in the order in which the engine's lies in memory."""
-        capacity = length + NEW_ROOM
         one = self._random(1, shape.kv_heads, 1, shape.dim)
-        keys, values = (token_buffer(one, capacity, limit=0).tensor.normal_() for _ in range(2))
-        codes, scales = allocate_codes(keys, capacity)
-        power = query_power(self._random(1, shape.heads, LAYERS, shape.dim), shape.kv_heads)
-        book = fit_codebook(keys, power, self.settings)
-        self.backend.encode_keys(keys, book, codes, scales)
-        total = values[:, :, :length].sum(2, dtype=torch.float32)
-        tokens = torch.tensor([length], dtype=torch.int32, device=self.device)
-        return LayerCache(keys, values, codes, scales, total, book, tokens)
+        keys, values = (token_buffer(one, length + NEW_ROOM, limit=0).tensor.normal_() for _ in range(2))
+        queries = self._random(1, shape.heads, LAYERS, shape.dim)
+        return coded_cache(keys, values, length, queries, self.backend, self.settings)
 
     def _call(
         self, shape: Shape, queries: torch.Tensor, layers: list[LayerCache], **stages: int

@@ -118,6 +118,7 @@ class Rows:
             ("agreement", _value("agreement", "{:.0%}".format)),
             ("of copy bandwidth", _value("copy_share", "{:.0%}".format)),
             ("peak memory", _value("peak_memory_bytes", lambda size: f"{size / 1e9:,.2f} GB")),
+            ("reads", lambda row: row["text"] or "random tokens"),
         ]
 
     def _against(self, engine: str, measured: Measurement) -> float | None:

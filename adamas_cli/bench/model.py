@@ -10,6 +10,7 @@ import numpy as np
 
 from adamas_cli.bench.document import Document
 from adamas_cli.bench.measurement import OURS, Measurement
+from adamas_cli.bench.pulse import Pulse
 from adamas_cli.bench.traffic import step_bytes
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.engine import REHEARSED_FROM, Engine, SparseFrom, peak_memory
@@ -23,7 +24,6 @@ WARM_UP = 4  # tokens of an answer
 # Tokens: more than one chunk on a CPU, and so many on a GPU that steps are rehearsed behind them.
 WARM_UP_READ = {"cpu": 600, "cuda": 2 * REHEARSED_FROM}
 QUICK_SECONDS = 5.0  # a prefill that takes longer is not repeated
-SILENCE_SECONDS = 10.0  # between two words about the same work
 WAYS: dict[str, SparseFrom] = {"full": "never", "adamas": "answer"}
 
 
@@ -54,7 +54,7 @@ class ModelBench:
             yield from self._at(length)
 
     def _at(self, length: int) -> Iterator[Measurement]:
-        pulse = _Pulse(self.say, f"{length:,} tokens")
+        pulse = Pulse(self.say, f"{length:,} tokens")
         pulse.beat("warming up", 0, 1)  # at each length: on a GPU its budget has kernels of its own
         few = WARM_UP_READ.get(self.loaded.device.type, max(WARM_UP_READ.values()))
         warm, _ = self._read(min(few, length), length, None)
@@ -70,7 +70,7 @@ class ModelBench:
         yield Measurement(OURS, "full", length, 0, seconds, peak_memory(self.loaded.device))
         yield from self._decode(engine, length, pulse)
 
-    def _read(self, tokens: int, length: int, pulse: _Pulse | None) -> tuple[Engine, float]:
+    def _read(self, tokens: int, length: int, pulse: Pulse | None) -> tuple[Engine, float]:
         """A new engine with room for `length` tokens and so many of the document in its cache, codes
         included, and the seconds that took.
         """
@@ -88,7 +88,7 @@ class ModelBench:
                 pulse.beat("reading", event.done, event.total)
         return engine, time.perf_counter() - start
 
-    def _decode(self, engine: Engine, length: int, pulse: _Pulse) -> Iterator[Measurement]:
+    def _decode(self, engine: Engine, length: int, pulse: Pulse) -> Iterator[Measurement]:
         ways = self._warm_up(engine, length)
         answers: dict[str, list[tuple[list[int], Done]]] = {way: [] for way in ways}
         for repeat in range(self.repeats):
@@ -142,24 +142,3 @@ def agreement(answer: Sequence[int], full: Sequence[int]) -> float:
     in both, out of reading the question.
     """
     return float(np.mean([one == other for one, other in zip(answer[1:], full[1:], strict=True)]))
-
-
-class _Pulse:
-    """Says what is going on when it is new, and again every SILENCE_SECONDS."""
-
-    def __init__(self, say: Callable[[str], None], about: str) -> None:
-        self._say = say
-        self._about = about
-        self._doing = ""
-        self._said = 0.0
-
-    def beat(self, doing: str, done: int, total: int) -> None:
-        """Work that has come to `done` of `total`."""
-        now = time.monotonic()
-        if doing != self._doing:
-            self._say(f"{self._about}: {doing}")
-        elif now - self._said >= SILENCE_SECONDS:
-            self._say(f"{self._about}: {doing}, {done:,} of {total:,}")
-        else:
-            return
-        self._doing, self._said = doing, now

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from adamas_cli.commands.bench import kernels as kernel_bench
+from adamas_cli.commands.bench import recorded
 from adamas_cli.commands.bench.model import Job
 from adamas_cli.commands.bench.shared import tell
 from adamas_cli.errors import UsageError
@@ -28,17 +29,23 @@ def command(
             "--shape", metavar="NAME", help="Random weights of this shape in place of a model: llama-3.1-8b."
         ),
     ] = None,
-    text: Annotated[
-        Path | None,
+    texts: Annotated[
+        list[Path] | None,
         typer.Option(
-            "--text", metavar="FILE", help="Read this text, not random tokens; shows how answers agree."
+            "--text",
+            metavar="FILE",
+            help="Read this text, not random tokens; shows how answers agree. With --kernels and -m: replay "
+            "what the model's layers saw of it (repeatable).",
         ),
     ] = None,
     generated: Annotated[int, typer.Option("-n", "--n-gen", min=1, help="Tokens of each decode.")] = 32,
     repeats: Annotated[
         int,
         typer.Option(
-            "-r", "--repetitions", min=1, help="Repeats of each decode, and of a prefill of under 5 s."
+            "-r",
+            "--repetitions",
+            min=1,
+            help="Repeats of each decode or replay, and of a prefill of under 5 s.",
         ),
     ] = 5,
     others: Annotated[
@@ -62,7 +69,8 @@ def command(
         typer.Option(
             "--heads",
             metavar="LIST",
-            help="With --kernels: query heads/KV heads x head_dim, such as 32/8x128,14/2x64.",
+            help="With --kernels: query heads/KV heads x head_dim, such as 32/8x128,14/2x64; with --text, "
+            "layers built of recorded heads.",
         ),
     ] = None,
     break_even: Annotated[
@@ -74,6 +82,7 @@ def command(
     ] = True,
     form: Format = "md",
     *,
+    context: typer.Context,
     model: ModelOptions,
     attention: AttentionOptions,
 ) -> None:
@@ -84,21 +93,32 @@ def command(
     Peak memory is the process's so far, and lengths are measured from the shortest.
 
     With --kernels, full attention is the fastest kernel that runs here; both sides are warmed up.
+
+    With --kernels, -m and --text, steps are replayed on what the model's layers saw, beside random data.
     """
     environment = dict(os.environ)  # other engines get what the user has, not what this one sets below
     if kernels:
-        _exclude("--kernels", {"--shape": shape, "--text": text, "--vs": others, "--plot": plot})
+        _exclude("--kernels", {"--shape": shape, "--vs": others, "--plot": plot})
+        if texts or _given(context, "model"):
+            if model.model is None or not texts:
+                raise UsageError(
+                    "--kernels replays what a model saw of a text: give both -m and --text, or neither"
+                )
+            prepare_libraries(verbose=0, offline=model.offline)
+            tell(recorded.Job(texts, heads, lengths, repeats, model, attention).measure(), form)
+            return
         prepare_libraries(verbose=0, offline=True)
         tell(kernel_bench.measure(heads, lengths, break_even, model, attention), form)
         return
     if lengths is None:
         raise UsageError("say what to measure, as in: adamas bench --kernels, or adamas bench --len 4k,16k")
-    _exclude("--len without --kernels", {"--heads": heads})
+    _exclude("--len without --kernels", {"--heads": heads, "more than one --text": (texts or [])[1:]})
     prepare_libraries(verbose=0, offline=model.offline)
     if plot is not None:
         from adamas_cli.bench.picture import require_drawable
 
         require_drawable(plot)
+    text = texts[0] if texts else None
     job = Job(lengths, shape, text, generated, repeats, others or [], environment)
     rows = tell(job.measure(model, attention), form)
     if plot is not None:
@@ -112,3 +132,9 @@ def _exclude(chosen: str, others: dict[str, object]) -> None:
     for flag, value in others.items():
         if value:
             raise UsageError(f"{flag} does not go with {chosen}")
+
+
+def _given(context: typer.Context, name: str) -> bool:
+    """Whether a flag stands on the command line, and is not from the environment or the configuration."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"

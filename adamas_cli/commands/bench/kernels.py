@@ -64,10 +64,11 @@ def _prepare(
         copy_bandwidth(place),
     )
     contexts = parse_lengths(lengths or (GPU_LENGTHS if on_gpu else CPU_LENGTHS))
-    return bench, _shapes(shapes or (GPU_SHAPES if on_gpu else CPU_SHAPES)), contexts
+    return bench, parse_shapes(shapes or (GPU_SHAPES if on_gpu else CPU_SHAPES)), contexts
 
 
-def _shapes(text: str) -> list[Shape]:
+def parse_shapes(text: str) -> list[Shape]:
+    """The shapes of a list such as `32/8x128,14/2x64`. Raises UsageError."""
     from adamas_cli.bench.kernels import Shape
 
     found = []
