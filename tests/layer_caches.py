@@ -96,15 +96,14 @@ def some_codebook(keys: Tensor, settings: SparseSettings | None = None) -> ref.C
 
 
 def copied(cache: LayerCache, device: torch.device | str | None = None) -> LayerCache:
-    """The same cache elsewhere, with the same strides and the same prediction."""
+    """The same cache elsewhere, with the same strides."""
 
     def copy(x: Tensor) -> Tensor:
         return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device or x.device).copy_(x)
 
     buffers = (cache.keys, cache.values, cache.codes, cache.scales, cache.value_sum)
     book = ref.Codebook(*(copy(x) for x in vars(cache.codebook).values()))
-    prediction = None if cache.prediction is None else copy(cache.prediction)
-    return LayerCache(*(copy(x) for x in buffers), book, copy(cache.length), prediction)
+    return LayerCache(*(copy(x) for x in buffers), book, copy(cache.length))
 
 
 def spread_out(cache: LayerCache) -> LayerCache:
@@ -196,7 +195,6 @@ def check_steps(
     new: int,
     settings: SparseSettings,
     steps: int = 1,
-    prediction: float | None = None,
     make: Make = torch.randn,
     make_queries: Make = torch.randn,
     device: torch.device | str | None = None,
@@ -207,8 +205,6 @@ def check_steps(
     batch, kv_heads, _, dim = cache.keys.shape
     dtype, scaling = cache.keys.dtype, dim**-0.5
     other = copied(cache, device)
-    if prediction is not None:
-        other.predicted(heads).fill_(prediction)
 
     def rows(make: Make, count: int, columns: int) -> Tensor:
         """[B, count, N, columns], laid out as a model's projections leave them."""

@@ -135,7 +135,7 @@ def test_a_step_that_cannot_be_captured_is_launched(monkeypatch):
     assert said.count(engine.step_reason) == 1
 
 
-def test_steps_behind_a_long_document_are_rehearsed_and_forgotten():
+def test_a_step_after_a_long_document_is_rehearsed_and_forgotten():
     loaded, ids = on_gpu("llama"), prompt(REHEARSED_FROM + 100)
     settings = {"context": len(ids) + 100, "prefill_chunk": 512}
     engine = Engine(loaded, SPARSE, **settings)

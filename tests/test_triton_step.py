@@ -7,12 +7,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import triton
 import triton.language as tl
 from adamas_kernels import reference as ref
 from adamas_kernels.ops import SparseSettings
-from adamas_kernels.select import bisect_candidates, clear_marks
-from adamas_kernels.step import ESTIMATE_BLOCK, RANK_BLOCK, TritonBackend, has_ptx, room_and_target
+from adamas_kernels.step import LEAST_PROGRAM, RANK_BLOCK, TritonBackend, group_count, list_size
 from layer_caches import (
     ODD_KEYS,
     check_steps,
@@ -26,7 +24,6 @@ from layer_caches import (
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FAR_OUTSIDE = -(2**30)
-NONE_PASSES = 1e30  # as a prediction
 HALF, BRAIN, FULL = torch.float16, torch.bfloat16, torch.float32
 
 pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
@@ -42,34 +39,28 @@ class Poisoned(TritonBackend):
         return scratch
 
 
-def check(cache, heads, new, settings, **options):
-    return check_steps(Poisoned(), cache, heads, new, settings, device=DEVICE, **options)
+def check(cache, heads, new, settings, groups=None, **options):
+    """Steps equal the specification's; returns how many groups were looked at again in the last, by query."""
+    backend = Poisoned(groups=groups)
+    check_steps(backend, cache, heads, new, settings, device=DEVICE, **options)
+    return backend.reread()
 
 
 @pytest.fixture(autouse=True)
 def _mended_interpreter(monkeypatch):
-    """Triton's interpreter cuts off the bits that bfloat16 lacks, where every GPU rounds, and takes the
-    exclusive ors of a sort one by one, which is minutes for a large budget.
-    """
+    """Triton's interpreter cuts off the bits that bfloat16 lacks, where every GPU rounds."""
     if DEVICE == "cuda":
         return
     from triton.runtime import interpreter
 
-    convert, reduce = interpreter._convert_float, interpreter.ReduceOps.generic_reduce
+    convert = interpreter._convert_float
 
     def convert_float(x, source, target, rounding):
         if (source, target) == (tl.float32, tl.bfloat16):
             return torch.from_numpy(np.array(x)).bfloat16().view(torch.int16).numpy()
         return convert(x, source, target, rounding)
 
-    def generic_reduce(self, inputs):
-        if self.combine_fn is not tl.standard._xor_combine:
-            return reduce(self, inputs)
-        sums = (np.bitwise_xor.reduce(x.handle.data, self.axis, keepdims=self.keep_dims) for x in inputs)
-        return [self.to_tensor(found, x.dtype) for found, x in zip(sums, inputs, strict=True)]
-
     monkeypatch.setattr(interpreter, "_convert_float", convert_float)
-    monkeypatch.setattr(interpreter.ReduceOps, "generic_reduce", generic_reduce)
 
 
 @pytest.mark.parametrize(
@@ -106,32 +97,66 @@ def around(*edges):
 
 
 BUDGET, FORCED, RECENTS = 16, 8, 4
-ROOM = room_and_target(BUDGET)[0]
-# What lies before the recents is ranked, in blocks that three programs share in the interpreter.
-BLOCK_EDGES = [RECENTS + blocks * ESTIMATE_BLOCK for blocks in (1, 3, 6)]
+GROUPS = 64
+# What lies between sinks and recents is dealt to groups, and listed whole as long as it fits.
+TURN_EDGES = [RECENTS + turns * GROUPS for turns in (1, 2, 4)]
+LIST_EDGE = RECENTS + FORCED + list_size(BUDGET) * 7 // 8
 
 
 @pytest.mark.parametrize("scorer", ["dot", "manhattan"])
-@pytest.mark.parametrize(
-    "size",
-    [
-        *(1, 2, 3, 8, ESTIMATE_BLOCK),
-        *around(BUDGET, *BLOCK_EDGES, ROOM + FORCED, RANK_BLOCK + RECENTS),
-    ],
-)
-def test_contexts_around_every_edge(scorer, size):
+@pytest.mark.parametrize("size", [*(1, 2, 3, 8), *around(BUDGET, *TURN_EDGES, LIST_EDGE)])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_contexts_around_every_edge(scorer, size, heads):
+    """One query of a KV head is multiplied token by token, two as a tile."""
     torch.manual_seed(size)
     settings = SparseSettings(budget=BUDGET, scorer=scorer, recents=RECENTS)
-    check(make_cache(1, 1, 32, size - 1, 1100, settings), 1, 1, settings)
+    check(make_cache(1, 1, 64, size - 1, 300, settings), heads, 1, settings, groups=GROUPS)
 
 
 @pytest.mark.parametrize("scorer", ["dot", "manhattan"])
-def test_a_context_of_many_blocks(scorer):
-    """Also in the steps after the first, which have a prediction and a few candidates."""
+@pytest.mark.parametrize("heads", [1, 3, 7])
+def test_a_context_of_many_turns(scorer, heads):
     torch.manual_seed(0)
     settings = SparseSettings(budget=BUDGET, scorer=scorer)
-    kept = check(make_cache(1, 1, 32, 4999, 5100, settings), 1, 1, settings, steps=2)
-    assert (kept.prediction > -1e4).all()
+    check(make_cache(1, 1, 64, 2999, 3100, settings), heads, 1, settings, steps=2)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("groups", [64, 128])
+def test_groups_with_three_of_the_best_are_looked_at_again(heads, groups):
+    """Keys that repeat with the groups put the best tokens into few of them."""
+    torch.manual_seed(0)
+    settings = SparseSettings(budget=48, sinks=1, recents=1)
+
+    def repeating(*shape):
+        keys = torch.randn(*shape[:2], groups, shape[3]).repeat(1, 1, -(-shape[2] // groups), 1)
+        return keys[:, :, : shape[2]] + 0.01 * torch.randn(shape)
+
+    cache = make_cache(1, 1, 64, 20 * groups, 20 * groups + 10, settings, make=repeating)
+    assert (check(cache, heads, 1, settings, groups=groups) > 1).all()
+
+
+def test_far_more_extras_than_are_read_at_a_time():
+    """A budget's tokens all in two groups of many turns."""
+    torch.manual_seed(0)
+    settings = SparseSettings(budget=300, sinks=1, recents=1)
+    groups, size = 512, 4 * RANK_BLOCK * 16
+
+    def in_two_groups(*shape):
+        return torch.where((torch.arange(shape[2]) % groups < 60)[:, None], 3, 1) * torch.randn(shape)
+
+    cache = make_cache(1, 1, 16, size - 1, size, settings, make=in_two_groups)
+    assert (check(cache, 1, 1, settings, groups=groups) > 10).all()
+
+
+def test_groups_are_enough_for_every_budget():
+    for budget in (1, 16, 100, 128, 129, 700, 1472, 5000, 40000):
+        for capacity in (1, 100, 5000, 1 << 20):
+            for device in ("cpu", "cuda"):
+                groups = group_count(torch.device(device), budget, capacity)
+                assert groups >= max(budget, LEAST_PROGRAM)
+                assert groups & (groups - 1) == 0
+        assert list_size(budget) * 7 // 8 >= budget
 
 
 @pytest.mark.parametrize("capacity", [1, 2, 3, 17, 63, 64, 65, 100, 127, 129, 200])
@@ -151,30 +176,29 @@ def test_sixteen_new_tokens(scorer, size):
 
 
 @pytest.mark.parametrize(
-    ("budget", "scorer", "size", "prediction"),
+    ("budget", "scorer", "size"),
     [
-        (1, "dot", 90, None),
-        (2, "manhattan", 90, None),
-        (100, "dot", 99, None),
-        (100, "manhattan", 100, None),
-        (100, "dot", 101, None),
-        (100, "dot", 700, None),
-        (128, "manhattan", 200, None),
-        (128, "dot", 200, NONE_PASSES),
-        (300, "dot", 299, None),
-        (300, "dot", 301, None),
-        (300, "manhattan", 700, None),
-        (300, "dot", 700, NONE_PASSES),
-        (1024, "dot", 90, None),
-        (1024, "dot", 1100, None),
-        (1024, "manhattan", 1100, NONE_PASSES),
-        (4096, "dot", 300, None),
+        (1, "dot", 90),
+        (2, "manhattan", 90),
+        (100, "dot", 99),
+        (100, "manhattan", 100),
+        (100, "dot", 101),
+        (100, "dot", 700),
+        (128, "manhattan", 200),
+        (128, "dot", 200),
+        (300, "dot", 299),
+        (300, "dot", 301),
+        (300, "manhattan", 700),
+        (1024, "dot", 90),
+        (1024, "dot", 1100),
+        (1024, "manhattan", 1100),
+        (4096, "dot", 300),
     ],
 )
-def test_budgets(budget, scorer, size, prediction):
+def test_budgets(budget, scorer, size):
     torch.manual_seed(budget + size)
     settings = SparseSettings(budget=budget, scorer=scorer)
-    check(make_cache(1, 1, 64, size - 1, 1152, settings), 1, 1, settings, prediction=prediction)
+    check(make_cache(1, 1, 64, size - 1, 1152, settings), 1, 1, settings)
 
 
 @pytest.mark.parametrize("dtype", [FULL, BRAIN])
@@ -207,7 +231,7 @@ def test_forced_tokens(sinks, recents):
 @pytest.mark.parametrize("scorer", ["dot", "manhattan"])
 @pytest.mark.parametrize("make", ODD_KEYS, ids=lambda make: make.__name__)
 def test_odd_keys_and_ties(scorer, make, budget, sizes):
-    """Ties go to the lowest positions, among candidates, sorted or bisected, and among all tokens."""
+    """Ties go to the lowest positions."""
     torch.manual_seed(0)
     settings = SparseSettings(budget=budget, scorer=scorer)
     for size, steps in zip(sizes, (1, 2), strict=True):
@@ -221,59 +245,6 @@ def test_zero_queries(scorer, size):
     torch.manual_seed(0)
     settings = SparseSettings(budget=16, scorer=scorer)
     check(make_cache(1, 1, 32, size, 450, settings, HALF), 2, 1, settings, steps=2, make_queries=zeros)
-
-
-@triton.jit
-def bisect_kernel(
-    rank_ptr, position_ptr, marks_ptr, before_ptr, chosen_at_ptr, chosen_rank_ptr, count, words, want,
-    ROOM: tl.constexpr, WORDS: tl.constexpr, FAST: tl.constexpr,  # noqa: N803
-):  # fmt: skip
-    every = tl.arange(0, ROOM)
-    clear_marks(marks_ptr, words, WORDS)
-    bisect_candidates(
-        tl.load(rank_ptr + every), tl.load(position_ptr + every), every < count, count,
-        marks_ptr, before_ptr, words, chosen_at_ptr, chosen_rank_ptr, want, WORDS, FAST,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("size", [100, 257, 5000])
-@pytest.mark.parametrize("levels", [1, 3, 40, None])
-@pytest.mark.parametrize(("count", "want"), [(0, 0), (1, 1), (64, 0), (64, 1), (64, 63), (64, 64), (51, 20)])
-def test_candidates_in_any_order_are_chosen_in_that_of_their_positions(size, levels, count, want):
-    torch.manual_seed(count + want)
-    room = 64
-    rank = torch.randn(size) if levels is None else torch.randint(-levels // 2, levels, (size,)).float()
-    rank[rank == 0] *= torch.tensor([-1.0, 1.0])[torch.randint(2, (int((rank == 0).sum()),))]
-    at = torch.randperm(size)[:count].sort().values
-    order = rank[at].sort(descending=True, stable=True).indices
-    expected = at[order[:want]].sort().values
-    for _ in range(3):
-        shuffled = at[torch.randperm(count)]
-        ranks = torch.full((room,), torch.nan)
-        positions = torch.full((room,), FAR_OUTSIDE, dtype=torch.int32)
-        ranks[:count], positions[:count] = rank[shuffled], shuffled.int()
-        words = triton.cdiv(size, 32)
-        outside = torch.full((3, max(words, room)), FAR_OUTSIDE, dtype=torch.int32, device=DEVICE)
-        marks, before, chosen_at = outside
-        chosen_rank = torch.full((room,), torch.nan, device=DEVICE)
-        bisect_kernel[(1,)](
-            ranks.to(DEVICE), positions.to(DEVICE), marks, before, chosen_at, chosen_rank, count, words, want,
-            ROOM=room, WORDS=16, FAST=has_ptx(),
-        )  # fmt: skip
-        assert torch.equal(chosen_at.cpu()[:want].long(), expected)
-        assert torch.equal(chosen_rank.cpu()[:want], rank[expected])
-        assert (chosen_at[want:] == FAR_OUTSIDE).all()
-
-
-@pytest.mark.parametrize("budget", [16, 150])
-@pytest.mark.parametrize("scorer", ["dot", "manhattan"])
-@pytest.mark.parametrize("prediction", [-1e30, NONE_PASSES, 0.0, 1e6, -1e6])
-def test_a_wrong_prediction_changes_nothing(scorer, prediction, budget):
-    """No candidates, too many, and what the next steps learn from it."""
-    torch.manual_seed(0)
-    settings = SparseSettings(budget=budget, scorer=scorer)
-    size = 330 if budget == 16 else 1100
-    check(make_cache(1, 1, 32, size, size + 20, settings), 2, 1, settings, steps=3, prediction=prediction)
 
 
 @pytest.mark.parametrize("scorer", ["dot", "manhattan"])

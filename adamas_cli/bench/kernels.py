@@ -128,7 +128,7 @@ class KernelBench:
     def _call(
         self, shape: Shape, queries: torch.Tensor, layers: list[LayerCache], **stages: int
     ) -> Callable[[], None]:
-        """A step of every layer, after steps enough for the backend's prediction to settle."""
+        """A step of every layer, compiled before."""
         key, value = (self._random(1, shape.kv_heads, 1, shape.dim) for _ in range(2))
         step: Any = self.backend.decode_step  # of Triton's backend, a part of its launches can be asked for
 
@@ -136,8 +136,7 @@ class KernelBench:
             for layer in layers:
                 step(queries, key, value, layer, shape.dim**-0.5, self.settings, **stages)
 
-        for _ in range(4):
-            call()
+        call()
         return lambda: call(**stages)
 
     def _stages(self, shape: Shape, queries: torch.Tensor, layers: list[LayerCache]) -> list[float]:

@@ -218,10 +218,10 @@ class AdamasCache(Cache):
         """The present state, to `rewind` to."""
         return [layer.mark() for layer in self.layers]
 
-    def rewind(self, mark: list[Any], *, keep_prediction: bool = False) -> None:
+    def rewind(self, mark: list[Any]) -> None:
         """Forget every token since `mark`, in every layer; see `FullLayer.rewind`."""
         for layer, layer_mark in zip(self.layers, mark, strict=True):
-            layer.rewind(layer_mark, keep_prediction=keep_prediction)
+            layer.rewind(layer_mark)
         self.steps.length.fill_(self.get_seq_length())
 
 

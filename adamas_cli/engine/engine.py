@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from adamas_cli.models import LoadedModel
 
 SMALLEST_CHUNK = 64
-REHEARSALS = 3  # steps behind a document that are forgotten
 REHEARSED_FROM = 2048  # tokens of a document
 
 log = logging.getLogger(__name__)
@@ -278,20 +277,17 @@ class Engine:
             stored.keep_codes(self._cache)
 
     def _rehearse(self, token: int) -> None:
-        """Take a few steps and forget them, so that the first of an answer finds them captured, and knows
-        what rank to expect of the tokens to attend to: without, it would go through all tokens anew.
-        """
+        """Take a step and forget it, so that the first of an answer finds it captured."""
         if self._graphs is None or self.sparse is None or self.length < REHEARSED_FROM:
             return
         assert isinstance(self._cache, AdamasCache)
         mark = self._cache.mark()
         self._cache.start_decoding()
         try:
-            for _ in range(REHEARSALS):
-                self._step(torch.tensor([token], device=self.model.device))
+            self._step(torch.tensor([token], device=self.model.device))
         finally:
             self._cache.stop_decoding()
-            self._cache.rewind(mark, keep_prediction=True)
+            self._cache.rewind(mark)
 
     def _feed(self, ids: np.ndarray) -> None:
         """Tokens that attend as an answer's do; leaves the logits behind the last one in `self._logits`."""

@@ -78,7 +78,6 @@ class FullMark:
     power: Tensor | None
     codebook: Codebook | None
     fitted: int
-    prediction: Tensor | None
 
 
 class FullLayer(CacheLayerMixin):
@@ -281,15 +280,11 @@ class FullLayer(CacheLayerMixin):
         """What `rewind` needs to return to this point."""
         value_sum = self._value_sum.clone() if self.is_initialized else None
         if self._coded is None:
-            return FullMark(self.length, value_sum, self._power, None, self._fitted, None)
-        learnt = self._coded.prediction
-        prediction = None if learnt is None else learnt.clone()
-        return FullMark(self.length, value_sum, self._power, self._coded.codebook, self._fitted, prediction)
+            return FullMark(self.length, value_sum, self._power, None, self._fitted)
+        return FullMark(self.length, value_sum, self._power, self._coded.codebook, self._fitted)
 
-    def rewind(self, mark: FullMark, *, keep_prediction: bool = False) -> None:
-        """Forget every token since `mark`; what steps learnt since then about the next too, so that the same
-        question gets the same floats whatever was asked before, unless that is to be kept.
-        """
+    def rewind(self, mark: FullMark) -> None:
+        """Forget every token since `mark`."""
         self.length, self._power, self._fitted = mark.length, mark.power, mark.fitted
         if mark.value_sum is not None:
             self._value_sum.copy_(mark.value_sum)
@@ -301,8 +296,6 @@ class FullLayer(CacheLayerMixin):
             self._coded, self._encoded = None, 0
             self.steps.version += 1
             return
-        if not keep_prediction:
-            self._coded.restore_prediction(mark.prediction)
         self._encoded = min(self._encoded, self.length)
         if self._coded.codebook is not mark.codebook:
             self._coded.codebook, self._encoded = mark.codebook, 0
@@ -377,9 +370,7 @@ class SlidingLayer(DynamicSlidingWindowLayer):
         """What `rewind` needs to return to this point."""
         return self.keys, self.values, self.cumulative_length
 
-    def rewind(
-        self, mark: tuple[Tensor | None, Tensor | None, int], *, keep_prediction: bool = False
-    ) -> None:
+    def rewind(self, mark: tuple[Tensor | None, Tensor | None, int]) -> None:
         """Forget every token since `mark`."""
         self.keys, self.values, self.cumulative_length = mark
         self.is_initialized = self.keys is not None

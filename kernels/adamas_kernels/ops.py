@@ -21,7 +21,6 @@ from adamas_kernels.reference import CODES_PER_WORD, Codebook, padded_dim
 SCORERS = ("dot", "manhattan")
 SAMPLED_KEYS = 2048  # that a codebook is fitted to
 LARGEST_STEP = 16  # new tokens that one decode step takes
-UNPREDICTED = -1e30  # below every rank: with this as a threshold all tokens pass
 
 
 @dataclass(frozen=True)
@@ -102,9 +101,6 @@ class LayerCache:
     of many tokens lies side by side; scales: float16 [B, K, C]; value_sum: float32 [B, K, D]; length: int32
     [1], on the buffers' device, shared by the layers of a model. The last dimension of keys, values and
     scales is contiguous, value_sum and the codebook wholly so.
-    prediction: float32 [B, H], a rank that little more than the budget's tokens are expected to pass in the
-    next step, in units of |q|. Backends keep it; it may make a step faster, never different in what it
-    chooses. None before the first step.
     """
 
     keys: Tensor
@@ -114,32 +110,11 @@ class LayerCache:
     value_sum: Tensor
     codebook: Codebook
     length: Tensor
-    prediction: Tensor | None = None
 
     @property
     def capacity(self) -> int:
         """C, the tokens that there is room for."""
         return self.codes.shape[2]
-
-    def predicted(self, heads: int) -> Tensor:
-        """The prediction for so many query heads, made where there is none.
-
-        To be called before a step is captured in a CUDA graph, which would make it anew at every replay.
-        """
-        if self.prediction is None:
-            self.prediction = torch.full(
-                (len(self.keys), heads), UNPREDICTED, dtype=torch.float32, device=self.keys.device
-            )
-        return self.prediction
-
-    def restore_prediction(self, earlier: Tensor | None) -> None:
-        """Return to an earlier prediction, or to none; in place, for a captured step that reads it."""
-        if self.prediction is None:
-            return
-        if earlier is None:
-            self.prediction.fill_(UNPREDICTED)
-        else:
-            self.prediction.copy_(earlier)
 
     def view(self, tokens: int | None = None) -> LayerView:
         """The first `tokens`; None is what is filled, and waits for the device."""
