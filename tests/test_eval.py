@@ -169,7 +169,7 @@ def test_the_command_prints_rows(evaluate, tiny_model, tmp_path):
     _, out, _ = evaluate("ppl", *some, "-m", tiny_model, "--format", "csv")
     assert [row["method"] for row in csv.DictReader(io.StringIO(out))] == ["full", "dot", "quest"] * 2
     _, out, _ = evaluate("ppl", *some, "-m", tiny_model)
-    assert [len(line.split("|")) for line in out.splitlines()] == [12] * 8
+    assert [len(line.split("|")) for line in out.splitlines()] == [13] * 8
 
 
 @pytest.mark.parametrize(

@@ -265,3 +265,56 @@ def test_settings_refuse_what_has_no_meaning():
         TorchBackend().decode_step(torch.randn(1, 3, 1, 64), new, new, cache, 1.0, SparseSettings())
     with pytest.raises(ValueError, match="17 new tokens; a step takes 1 to 16"):
         TorchBackend().decode_step(torch.randn(1, 2, 17, 64), new, new, cache, 1.0, SparseSettings())
+
+
+def plain_codebook(noise: float = 0.0) -> ref.Codebook:
+    zeros, ones = torch.zeros(1, 1, 16), torch.ones(1, 1, 16)
+    return ref.Codebook(zeros, torch.ones(1, 1), ones, torch.full((1, 1), noise))
+
+
+def test_least_rank_by_hand():
+    query = torch.eye(16)[:1].view(1, 1, 1, 16)  # of length 1
+    rank = torch.tensor([1.0, 2.0, 5.0]).log().view(1, 1, 1, 3)
+    step = torch.ones(1, 1, 1)
+    # shares of 1/8, 2/8 and 5/8
+    least = ref.least_rank(query, rank, step, plain_codebook(), 1.0, 0.25)
+    assert least.item() == pytest.approx(math.log(2), abs=1e-6)
+    # a rank is in units of step x scaling
+    least = ref.least_rank(query, 2 * rank, 2 * step, plain_codebook(), 0.25, 0.25)
+    assert least.item() == pytest.approx(2 * math.log(2), abs=1e-6)
+    # estimates that err with a variance of 2 log 2 make a sum of 8 out of 4: shares of 1/4, 2/4 and 5/4
+    least = ref.least_rank(query, rank, step, plain_codebook(2 * math.log(2)), 1.0, 0.25)
+    assert least.item() == pytest.approx(0, abs=1e-6)
+    assert ref.least_rank(0 * query, rank, 0 * step, plain_codebook(), 1.0, 0.25).item() == -math.inf
+
+
+def test_a_least_rank_leaves_out_what_is_behind_the_first_32():
+    scores = torch.arange(40.0, 0, -1).view(1, 1, 1, 40)  # 40 at position 0, 1 at the query's own
+    least = torch.tensor([[[6.5]]])
+    # 34 scores are above it, and the own token is forced
+    assert ref.select(scores, 36, 0, 1, least).flatten().tolist() == [*range(34), 39, 40]
+    assert ref.select(scores, 30, 0, 1, least).flatten().tolist() == [*range(29), 39]
+    least = torch.tensor([[[20.0]]])
+    assert ref.select(scores, 36, 0, 1, least).flatten().tolist() == [*range(31), 39, 40, 40, 40, 40]
+
+
+def test_what_an_error_leaves_out_goes_to_the_compensation():
+    torch.manual_seed(0)
+    queries, keys, values = torch.randn(1, 2, 1, 16), torch.randn(1, 1, 64, 16), torch.randn(1, 1, 64, 16)
+    cache = view(keys, values)
+    every, _ = attend_newest(queries, cache, 0.25, SparseSettings(budget=40, error=1e-12))
+    whole, _ = attend_newest(queries, cache, 0.25, SparseSettings(budget=40))
+    assert torch.equal(every, whole)
+    few, _ = attend_newest(queries, cache, 0.25, SparseSettings(budget=64, error=0.9))
+    fewest, _ = attend_newest(
+        queries, cache, 0.25, SparseSettings(budget=ref.LEAST_ATTENDED, sinks=4, recents=8)
+    )
+    forced, _ = attend_newest(queries, cache, 0.25, SparseSettings(budget=64, recents=8, error=0.9))
+    torch.testing.assert_close(forced, fewest)
+    assert not torch.equal(few, whole)
+
+
+@pytest.mark.parametrize("error", [0.0, 1.0, -1.0])
+def test_an_error_is_a_share(error):
+    with pytest.raises(ValueError, match="error must be between 0 and 1"):
+        SparseSettings(error=error)

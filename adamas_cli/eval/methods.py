@@ -11,6 +11,7 @@ from adamas_kernels.ops import LayerView, SparseSettings
 from adamas_kernels.plain import rank_by_codes
 from torch import Tensor
 
+ERROR = 2.0**-11  # of dot-bounded, whose budget is a cap
 PAPER_EDGE = 10.0  # arXiv 2510.18413, section 4.1
 QUEST_PAGE = 16  # tokens that share one bound, arXiv 2406.10774, section 4.1
 SINKS = 4  # arXiv 2309.17453, section 3.2
@@ -74,6 +75,7 @@ METHODS = {
     for method in (
         Method("oracle", by_score, _BARE),
         Method("dot", rank_by_codes, SparseSettings()),
+        Method("dot-bounded", rank_by_codes, SparseSettings(error=ERROR)),
         Method("dot-uncompensated", rank_by_codes, SparseSettings(compensate=False)),
         Method("dot-unbalanced", rank_by_codes, SparseSettings(balance=False)),
         Method("manhattan", rank_by_codes, SparseSettings(scorer="manhattan")),

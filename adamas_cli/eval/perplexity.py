@@ -28,6 +28,7 @@ COLUMNS = (
     Column("context", "context", decimals(0)),
     Column("method", "method"),
     Column("budget", "budget", unless_zero),
+    Column("attended", "tokens", decimals(0)),
     Column("KL, nats (95 %)", "kl", decimals(4), interval=True),
     Column("top-1", "top1", decimals(3)),
     Column("ppl", "perplexity", decimals(2)),
@@ -39,13 +40,17 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One method at one budget and length. Divergences in nats; the intervals are 95 % bootstrap."""
+    """One method at one budget and length. Divergences in nats; the intervals are 95 % bootstrap.
+
+    tokens: attended to, on average over the heads and positions of all sparse layers.
+    """
 
     text: str
     context: int
     scored: int
     method: str
     budget: int
+    tokens: float
     kl: float
     kl_low: float
     kl_high: float
@@ -185,6 +190,7 @@ def _row(passage: Passage, way: Way, found: Divergence, worth: Sequence[Worth], 
         len(found.kl),
         way.method,
         way.budget,
+        float(np.mean([layer.tokens for layer in worth])) if worth else float(passage.context),
         float(found.kl.mean()),
         *interval(found.kl, seed),
         float(found.same.mean()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from adamas_kernels import reference
 from adamas_kernels.ops import LayerCache, LayerView, SparseSettings
 from adamas_kernels.plain import TorchBackend, append, attend_ranked
@@ -16,12 +17,13 @@ from adamas_cli.eval.methods import Method, true_scores
 @dataclass
 class Worth:
     """Of one layer, by position and as a mean over its heads: softmax mass kept, what the true top-k would
-    keep, and the share of those tokens that is chosen.
+    keep, and the share of those tokens that is chosen; tokens attended to.
     """
 
     mass: list[float] = field(default_factory=list)
     best_mass: list[float] = field(default_factory=list)
     recall: list[float] = field(default_factory=list)
+    tokens: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -62,11 +64,16 @@ class StudyBackend(TorchBackend):
         future = torch.arange(size, device=queries.device) > own
         weights = (true_scores(queries, view.keys) * scaling).masked_fill(future, -torch.inf).softmax(-1)
         best = weights.topk(index.shape[-1])
-        chosen = torch.zeros_like(weights, dtype=torch.bool).scatter_(-1, index, True)
+        chosen = torch.zeros_like(weights, dtype=torch.bool)
+        chosen = F.pad(chosen, (0, 1)).scatter_(-1, index, True)[..., :size] & ~future
+        count = chosen.sum(-1, keepdim=True)
+        counted = torch.arange(index.shape[-1], device=index.device) < count
         if id(cache) not in self._layers:
             self._layers[id(cache)] = len(self.worth)
             self.worth.append(Worth())
         worth = self.worth[self._layers[id(cache)]]
         worth.mass += (weights * chosen).sum(-1).mean((0, 1)).tolist()
-        worth.best_mass += best.values.sum(-1).mean((0, 1)).tolist()
-        worth.recall += chosen.gather(-1, best.indices).float().mean((0, 1, 3)).tolist()
+        worth.best_mass += (best.values * counted).sum(-1).mean((0, 1)).tolist()
+        found = (chosen.gather(-1, best.indices) & counted).sum(-1) / count.squeeze(-1)
+        worth.recall += found.mean((0, 1)).tolist()
+        worth.tokens += count.float().mean((0, 1, 3)).tolist()

@@ -35,6 +35,8 @@ class SparseSettings:
     compensate: give the estimated softmax mass of the other tokens to the mean of their values; `dot` only,
         because a Manhattan distance is no estimate of a score.
     balance: even out the coordinates of keys and queries before they are coded, see `reference.balance`.
+    error: the estimated share of the softmax below which a token is left to the compensation, though there is
+        room for it in the budget, see `reference.least_rank`; None attends to the whole budget.
     """
 
     budget: int = 128
@@ -44,12 +46,15 @@ class SparseSettings:
     recents: int = 16
     compensate: bool = True
     balance: bool = True
+    error: float | None = None
 
     def __post_init__(self) -> None:
         if self.scorer not in SCORERS:
             raise ValueError(f"scorer must be one of {', '.join(SCORERS)}, not {self.scorer!r}")
         if self.budget < 1:
             raise ValueError(f"budget must be at least 1, not {self.budget}")
+        if self.error is not None and not (0 < self.error < 1 and self.compensated):
+            raise ValueError(f"error must be between 0 and 1, with compensation, not {self.error}")
 
     @property
     def forced(self) -> tuple[int, int]:

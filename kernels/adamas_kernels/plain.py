@@ -79,10 +79,13 @@ def attend_ranked(
 
     Returns the output [B, H, N, D] in the queries' dtype, its log-sum-exp, and the positions of `select`.
     """
-    index = reference.select(rank, settings.budget, *settings.forced)
+    least = None
+    _, step = reference.encode_query(reference.rotate_queries(queries, cache.codebook))
+    if settings.error is not None:
+        least = reference.least_rank(queries, rank, step, cache.codebook, scaling, settings.error)
+    index = reference.select(rank, settings.budget, *settings.forced, least)
     out, lse = reference.attend(queries, cache.keys, cache.values, index, scaling)
-    if settings.compensated and settings.budget < cache.keys.shape[2]:
-        _, step = reference.encode_query(reference.rotate_queries(queries, cache.codebook))
+    if settings.compensated and (settings.budget < cache.keys.shape[2] or settings.error is not None):
         rest, log_mass = reference.rest_of_softmax(
             queries, rank * step.unsqueeze(-1), index, cache.codebook, cache.values, cache.value_sum, scaling
         )
@@ -95,6 +98,6 @@ def _count(queries: Tensor, keys: Tensor, index: Tensor, scaling: float, lse: Te
     scores = (reference.gather(keys, index) @ queries.float().unsqueeze(-1)).squeeze(-1) * scaling
     visible = index <= reference.own_positions(queries.shape[2], keys.shape[2], keys.device)
     weight = torch.where(visible, (scores - lse.unsqueeze(-1)).exp(), 0)
-    flat = index.flatten(1)
+    flat = torch.where(visible, index, 0).flatten(1)
     tally[:, 0].scatter_add_(1, flat, visible.float().flatten(1))
     tally[:, 1].scatter_add_(1, flat, weight.flatten(1))

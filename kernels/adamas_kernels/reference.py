@@ -10,6 +10,7 @@ code words per key.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,7 @@ CODES_PER_WORD = 16
 FLAT = 1e-6  # share of the mean below which a coordinate's power counts as none
 GAUSSIAN_EDGE = 0.9816  # outer edge, in deviations, of the best 4-level quantizer of a Gaussian (Max 1960)
 QUERY_LEVELS = 127  # int8 range of an encoded query
+LEAST_ATTENDED = 32  # tokens, forced ones included, that a query attends to whatever its error
 
 
 @dataclass(frozen=True)
@@ -229,14 +231,16 @@ def rank_by_dot(query: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
     return dot(query, codes) * scales.float().repeat_interleave(groups, 1).unsqueeze(2)
 
 
-def select(scores: Tensor, budget: int, sinks: int, recents: int) -> Tensor:
+def select(scores: Tensor, budget: int, sinks: int, recents: int, least: Tensor | None = None) -> Tensor:
     """The positions of the `budget` tokens of highest score [B, H, N, S]; ties go to the lowest position.
 
     Query n of N stands at position S - N + n and sees nothing later. Its own token, the first `sinks` and
     the last `recents` (its own included) visible tokens are always chosen, within the budget.
+    least: `least_rank` of each query, float32 [B, H, N]: of the tokens behind the first LEAST_ATTENDED those
+    of a lower score are left out.
 
     Returns int64 [B, H, N, min(budget, S)], ascending; positions beyond the query's own fill up a row that
-    sees fewer tokens than the budget and are to be ignored.
+    has fewer tokens than the budget and are to be ignored.
     """
     new, size = scores.shape[-2:]
     position = torch.arange(size, device=scores.device)
@@ -244,12 +248,36 @@ def select(scores: Tensor, budget: int, sinks: int, recents: int) -> Tensor:
     forced = (position < sinks) | (position > own - max(recents, 1))
     ranking = torch.where(forced, torch.inf, scores).masked_fill(position > own, -torch.inf)
     count = min(budget, size)
+    chosen = _best(ranking, count)
+    if least is not None:
+        chosen &= (ranking >= least.unsqueeze(-1)) | _best(ranking, min(LEAST_ATTENDED, count))
+    return torch.where(chosen, position, size).sort(-1).values[..., :count]
+
+
+def _best(ranking: Tensor, count: int) -> Tensor:
+    """Which are the `count` highest of each row [..., S], exactly so many; ties go to the lowest position."""
     threshold = ranking.topk(count).values[..., -1:]
     above = ranking > threshold
     ties = ranking == threshold
-    room = count - above.sum(-1, keepdim=True)
-    chosen = above | (ties & (ties.cumsum(-1) <= room))  # exactly `count` in each row
-    return chosen.nonzero()[:, -1].view(*scores.shape[:-1], count)
+    return above | (ties & (ties.cumsum(-1) <= count - above.sum(-1, keepdim=True)))
+
+
+def least_rank(
+    queries: Tensor, rank: Tensor, step: Tensor, codebook: Codebook, scaling: float, error: float
+) -> Tensor:
+    """The rank from which a token's estimated share of the softmax is `error` or more: float32 [B, H, N].
+
+    A token that is not attended to leaves an error in proportion to its share p, squared: the mean value
+    takes its mass, so only its own deviation is lost. Attending to one more token is worth p^2, whatever the
+    head, so the same bound on p everywhere loses least for a number of tokens, where the same bound on all
+    that is left out spends too much on heads that attend broadly (docs/accuracy.md).
+    rank, float32 [B, H, N, S], times step, float32 [B, H, N], estimates q (k - mean). The share is exp of the
+    estimated score, as it is, over the estimated sum that compensation needs anyway, see `rest_of_softmax`. A
+    query of zeros has no least rank (-inf).
+    """
+    scores, product = estimated_scores(queries, rank * step.unsqueeze(-1), codebook, scaling)
+    bound = (scores.logsumexp(-1) + math.log(error)) / scaling - product
+    return torch.where(step > 0, bound / step, -torch.inf)
 
 
 def own_positions(new: int, size: int, device: torch.device) -> Tensor:
@@ -258,10 +286,12 @@ def own_positions(new: int, size: int, device: torch.device) -> Tensor:
 
 
 def gather(rows: Tensor, index: Tensor) -> Tensor:
-    """Rows [B, K, S, D] at the positions index [B, H, N, k] of each query head: float32 [B, H, N, k, D]."""
+    """Rows [B, K, S, D] at the positions index [B, H, N, k] of each query head, some row where a position is
+    S: float32 [B, H, N, k, D].
+    """
     batch, kv_heads, _, dim = rows.shape
     heads, new, count = index.shape[1:]
-    flat = index.reshape(batch, kv_heads, -1, 1).expand(-1, -1, -1, dim)
+    flat = index.clamp(max=rows.shape[2] - 1).reshape(batch, kv_heads, -1, 1).expand(-1, -1, -1, dim)
     return rows.gather(2, flat).float().view(batch, heads, new, count, dim)
 
 
@@ -301,15 +331,8 @@ def rest_of_softmax(
     heads, new = queries.shape[1:3]
     groups = heads // kv_heads
     own = own_positions(new, size, values.device)
-    rotated = rotate_queries(queries, codebook)
-    mean, noise = (x.repeat_interleave(groups, 1).unsqueeze(2) for x in (codebook.mean, codebook.noise))
-    offset = (rotated * mean).sum(-1) - 0.5 * scaling * rotated.square().sum(-1) * noise
-    hidden = torch.arange(size, device=values.device) > own
-    rest = (
-        (scaling * (estimate + offset.unsqueeze(-1)))
-        .masked_fill(hidden, -torch.inf)
-        .scatter(-1, index, -torch.inf)
-    )
+    scores, _ = estimated_scores(queries, estimate, codebook, scaling)
+    rest = F.pad(scores, (0, 1)).scatter(-1, index, -torch.inf)[..., :size]
     # All visible values less the chosen ones: a sum over `budget` rows instead of over the context.
     future = torch.stack([values[:, :, size - new + n + 1 :].float().sum(2) for n in range(new)], 2)
     seen = (value_sum.unsqueeze(2) - future).repeat_interleave(groups, 1)
@@ -317,6 +340,22 @@ def rest_of_softmax(
     taken = (valid.float().unsqueeze(-2) @ gather(values, index)).squeeze(-2)
     left = (own.squeeze(-1) + 1) - valid.sum(-1)
     return (seen - taken) / left.clamp(min=1).unsqueeze(-1), rest.logsumexp(-1)
+
+
+def estimated_scores(
+    queries: Tensor, estimate: Tensor, codebook: Codebook, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """Scores from estimates of q (k - mean), float32 [B, H, N, S], with half of their error's variance taken
+    off and -inf where a query sees nothing; and the product q mean that is in them, float32 [B, H, N].
+    """
+    new, size = estimate.shape[-2:]
+    rotated = rotate_queries(queries, codebook)
+    groups = queries.shape[1] // codebook.mean.shape[1]
+    mean, noise = (x.repeat_interleave(groups, 1).unsqueeze(2) for x in (codebook.mean, codebook.noise))
+    product = (rotated * mean).sum(-1)
+    offset = product - 0.5 * scaling * rotated.square().sum(-1) * noise
+    hidden = torch.arange(size, device=estimate.device) > own_positions(new, size, estimate.device)
+    return (scaling * (estimate + offset.unsqueeze(-1))).masked_fill(hidden, -torch.inf), product
 
 
 def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
