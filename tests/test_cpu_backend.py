@@ -350,6 +350,13 @@ def test_caches_come_and_go(cpu):
     assert known not in cpu._layers
 
 
+def test_a_bound_on_the_error_is_refused(cpu):
+    settings = SparseSettings(budget=16, error=0.01)
+    cache = make_cache(1, 1, 32, 50, 60, settings)
+    with pytest.raises(ValueError, match="whole budgets"):
+        check_steps(cpu, cache, 1, 1, settings)
+
+
 def test_a_step_that_does_not_fit_is_refused(cpu):
     settings = SparseSettings(budget=16)
     cache = make_cache(1, 1, 64, 100, 102, settings)

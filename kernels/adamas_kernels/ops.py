@@ -181,6 +181,12 @@ def fit_codebook(keys: Tensor, power: Tensor, settings: SparseSettings) -> Codeb
     return reference.fit_codebook(sample, settings.edge, settings.centred, used)
 
 
+def check_whole_budgets(settings: SparseSettings) -> None:
+    """Raises ValueError where a bound on the error is set, for a backend that knows only whole budgets."""
+    if settings.error is not None:
+        raise ValueError("this backend attends to whole budgets; only plain torch stops at an error")
+
+
 def check_step(queries: Tensor, keys: Tensor, values: Tensor, cache: LayerCache) -> None:
     """Raises ValueError where the shapes of a decode step do not fit together; reads nothing from the
     device.

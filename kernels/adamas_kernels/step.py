@@ -22,7 +22,7 @@ from adamas_kernels.attend import (
 from adamas_kernels.coding import FACTS
 from adamas_kernels.encode import enter_kernel
 from adamas_kernels.estimate import estimate_kernel, estimate_tiles_kernel
-from adamas_kernels.ops import LayerCache, SparseSettings, check_step
+from adamas_kernels.ops import LayerCache, SparseSettings, check_step, check_whole_budgets
 from adamas_kernels.reference import Codebook, padded_dim
 from adamas_kernels.select import select_kernel
 from adamas_kernels.shortlist import PLACES
@@ -193,6 +193,7 @@ class TritonBackend:
         (attend does the work of the last three for a small budget); fewer only to time them.
         """
         check_step(queries, keys, values, cache)
+        check_whole_budgets(settings)
         queries, keys, values = (x if x.stride(-1) == 1 else x.contiguous() for x in (queries, keys, values))
         batch, heads, new, dim = queries.shape
         kv_heads, capacity = cache.keys.shape[1], cache.capacity

@@ -15,7 +15,7 @@ from adamas_kernels.cpu.memory import CHUNK, SEGMENT, STEP, Arena, describe_laye
 from adamas_kernels.cpu.product import Form, available_forms
 from adamas_kernels.cpu.runner import Runner
 from adamas_kernels.cpu.step import build_stages, build_tally
-from adamas_kernels.ops import LayerCache, SparseSettings, check_step
+from adamas_kernels.ops import LayerCache, SparseSettings, check_step, check_whole_budgets
 from adamas_kernels.reference import Codebook, padded_dim
 
 
@@ -62,6 +62,7 @@ class CpuBackend:
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.decode_step`."""
         check_step(queries, keys, values, cache)
+        check_whole_budgets(settings)
         layer = self._layers.get(id(cache))
         if layer is None or not layer.describes(cache):
             layer = self._describe(cache)

@@ -35,7 +35,7 @@ from adamas_kernels.cpu.runner import Runner, Stage
 from adamas_kernels.cpu.step import Stages, build_stages, build_tally
 from adamas_kernels.cpu.tasks import Program
 from adamas_kernels.cpu.turn import build_norm
-from adamas_kernels.ops import LayerCache, SparseSettings
+from adamas_kernels.ops import LayerCache, SparseSettings, check_whole_budgets
 from adamas_kernels.reference import padded_dim
 from adamas_kernels.weights import GROUP, STRIP, PackedWeight
 
@@ -163,6 +163,7 @@ class Decoder:
     def _build(
         self, buffers: Sequence[LayerBuffers], settings: SparseSettings, turned: int, tally: Tensor | None
     ) -> _StepProgram:
+        check_whole_budgets(settings)
         builder = _StepProgram(self._arena, self._weights, settings)
         norm, multiply, gated = (self._runner.compiled(x) for x in (build_norm, build_multiply, build_gated))
         keep = builder.keep
