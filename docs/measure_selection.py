@@ -1,9 +1,9 @@
-"""What a sparse step on this CPU takes on data that are made against its selection.
+"""What a sparse step takes on data that are made against its selection.
 
-    python docs/measure_selection.py [SHAPES] [LENGTHS] [BUDGETS]
+    python docs/measure_selection.py [SHAPES] [LENGTHS] [BUDGETS] [cpu|cuda]
 
-Prints microseconds a step for each kind of keys, and the slowest kind beside the fastest. Kinds take turns,
-and each one's shortest time counts, so that another program's load does not.
+Prints microseconds a step for each kind of keys, and the slowest kind beside the fastest. On a CPU kinds take
+turns, and each one's shortest time counts, so that another program's load does not.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from adamas_kernels.cpu import CpuBackend
-from adamas_kernels.ops import LayerCache, SparseSettings, allocate_codes, fit_codebook
+from adamas_kernels.dispatch import load, pick
+from adamas_kernels.ops import Backend, LayerCache, SparseSettings, allocate_codes, fit_codebook
 from adamas_kernels.reference import query_power
 from torch import Tensor
 
-from adamas_cli.bench.clock import device_name
+from adamas_cli.bench.clock import device_name, microseconds
 from adamas_cli.bench.table import markdown_head, markdown_row
 from adamas_cli.engine.choice import budget_for
 
@@ -43,6 +44,10 @@ KINDS: dict[str, Callable[[tuple[int, ...]], Tensor]] = {
     "rising": along_one_key(lambda n: torch.linspace(-2, 2, n)),
     "falling": along_one_key(lambda n: torch.linspace(2, -2, n)),
     "all magnitudes": along_one_key(lambda n: torch.exp(-30 * torch.rand(n))),
+    # The best tokens in few of the groups that a selection deals them to, of a CPU's and of a GPU's.
+    "60 of 4,096": along_one_key(
+        lambda n: torch.where(torch.arange(n) % 4096 < 60, 1 + torch.rand(n), -torch.rand(n))
+    ),
     "few groups": along_one_key(
         lambda n: torch.where(torch.arange(n) % 64 < 16, 1 + 3 * torch.rand(n), -torch.rand(n))
     ),
@@ -52,7 +57,7 @@ KINDS: dict[str, Callable[[tuple[int, ...]], Tensor]] = {
 class Steps:
     """Steps of one layer over keys of one kind."""
 
-    def __init__(self, backend: CpuBackend, kind: str, heads: str, length: int, budget: int) -> None:
+    def __init__(self, backend: Backend, kind: str, heads: str, length: int, budget: int) -> None:
         counts, dim = heads.split("x")
         query_heads, kv_heads = (int(count) for count in counts.split("/"))
         size = int(dim)
@@ -78,9 +83,16 @@ class Steps:
     def run(self) -> None:
         """A step with each query, always over the same tokens."""
         for place, query in enumerate(self.queries):
-            start = time.perf_counter()
-            self.backend.decode_step(query, self.entry, self.entry, self.cache, self.scaling, self.settings)
-            self.shortest[place] = min(self.shortest[place], time.perf_counter() - start)
+            if self.entry.is_cuda:
+                seconds = microseconds(partial(self._step, query), self.entry.device) / 1e6
+            else:
+                start = time.perf_counter()
+                self._step(query)
+                seconds = time.perf_counter() - start
+            self.shortest[place] = min(self.shortest[place], seconds)
+
+    def _step(self, query: Tensor) -> None:
+        self.backend.decode_step(query, self.entry, self.entry, self.cache, self.scaling, self.settings)
 
     @property
     def microseconds(self) -> float:
@@ -92,18 +104,22 @@ def main(
     shapes: str = "14/2x64,9/3x64,12/2x128,32/8x128",
     lengths: str = "4096,16384,30000",
     budgets: str = "128,default",
+    device: str = "cpu",
 ) -> None:
     """Print the table."""
     torch.manual_seed(0)
-    backend = CpuBackend()
-    print(f"{device_name(torch.device('cpu'))}, bfloat16\n")
+    torch.set_default_device(device)
+    name, _ = pick("auto", torch.device(device))
+    backend = load(name, print)
+    rounds = ROUNDS if device == "cpu" else 1
+    print(f"{device_name(torch.device(device))}, bfloat16\n")
     print(markdown_head(("heads", "context", "budget", *KINDS, "slowest / fastest")))
     for heads in shapes.split(","):
         for length in map(int, lengths.split(",")):
             for name in budgets.split(","):
                 budget = budget_for(length) if name == "default" else int(name)
                 steps = [Steps(backend, kind, heads, length, budget) for kind in KINDS]
-                for _ in range(ROUNDS):
+                for _ in range(rounds):
                     for kind in steps:
                         kind.run()
                 times = [kind.microseconds for kind in steps]

@@ -142,8 +142,8 @@ def enter_kernel(
 ):  # fmt: skip
     """Program (KV head or, behind those, query head; batch): append new tokens, or encode queries.
 
-    CHAINED: started before the launch before it ended. The next one may start as soon as that one has; it waits
-    by itself for what is written here.
+    CHAINED: started before the launch before it ended. The next one may start once this one has waited for
+    that end, and waits by itself for what is written here.
     """
     part, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
     row = tl.arange(0, ROWS)

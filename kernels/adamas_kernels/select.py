@@ -93,9 +93,7 @@ def load_extras(extras_ptr, slot, extras, other):
 
 
 @triton.jit
-def find_border(
-    rank, second, extra_rank, extras, low, high, reached, want, limit, PAIRS: tl.constexpr
-):
+def find_border(rank, second, extra_rank, extras, low, high, reached, want, limit, PAIRS: tl.constexpr):
     """A rank that at least `want` of all reach, and at most `limit` unless more of the same rank do; how many
     reach it, and how many are above it if these are more than `limit`.
 
@@ -143,7 +141,9 @@ def last_of_ties(
         for start in range(0, extras, EXTRAS):
             slot = start + tl.arange(0, EXTRAS)
             ties = load_extras(extra_rank, slot, extras, LOWEST) == tied
-            number += tl.sum((ties & (load_extras(extra_at, slot, extras, 0) <= between)).to(tl.int32), axis=0)
+            number += tl.sum(
+                (ties & (load_extras(extra_at, slot, extras, 0) <= between)).to(tl.int32), axis=0
+            )
         enough = number >= want
         before, last = tl.where(enough, before, between), tl.where(enough, between, last)
     return last
@@ -303,7 +303,10 @@ def choose(
             taken = tl.sum(reaches(rank, at, low, last).to(tl.int32), axis=0)
             for start in range(0, extras, EXTRAS):
                 slot = start + tl.arange(0, EXTRAS)
-                more, more_at = load_extras(extra_rank, slot, extras, LOWEST), load_extras(extra_at, slot, extras, 0)
+                more, more_at = (
+                    load_extras(extra_rank, slot, extras, LOWEST),
+                    load_extras(extra_at, slot, extras, 0),
+                )
                 rest -= take(more, more_at, low, last, chosen_at, taken, top, slope, MASS)
                 taken += tl.sum(reaches(more, more_at, low, last).to(tl.int32), axis=0)
     tl.store(again_ptr + row, count)
