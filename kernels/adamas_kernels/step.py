@@ -31,6 +31,7 @@ from adamas_kernels.tile import QUERIES, TOKENS
 
 LEAST_GROUPS = 2048  # of tokens, of which each keeps its best
 MOST_GROUPS = 4096  # unless the budget is larger
+MOST_TURNS = 8  # tokens of a group, as far as that: more groups occupy more multiprocessors with the estimate
 GROUPS_PER_TOKEN = 4  # of the budget: seldom are three of the best in one group
 LEAST_LIST = 64  # listed tokens, and groups, at the least: those of one estimate program
 ESTIMATE_BLOCK = 64  # groups of one estimate program
@@ -58,10 +59,11 @@ def next_power(number: int) -> int:
 
 
 def group_count(device: torch.device, budget: int, capacity: int) -> int:
-    """Groups that the tokens of each query are dealt to, a power of two and at least as many as are listed."""
+    """Groups that the tokens of each query are dealt to, a power of two and no fewer than are listed."""
     if device.type != "cuda":  # few, so that the interpreter sees several turns
         return list_size(budget)
-    wanted = max(LEAST_GROUPS, min(MOST_GROUPS, next_power(GROUPS_PER_TOKEN * budget)))
+    wanted = max(LEAST_GROUPS, next_power(capacity // MOST_TURNS), next_power(GROUPS_PER_TOKEN * budget))
+    wanted = min(MOST_GROUPS, wanted)
     return max(list_size(budget), min(next_power(capacity), wanted))
 
 
