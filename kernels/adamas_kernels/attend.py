@@ -44,21 +44,24 @@ def by_warps(x, NEAR: tl.constexpr):
 def load_keys(at, real, keys, keys_n, dim, D: tl.constexpr):
     """Keys [TOKENS, P] of tokens, zeros where there is none."""
     return tl.load(
-        keys + at.to(tl.int64)[:, None] * keys_n + dim[None, :], mask=real[:, None] & (dim < D)[None, :], other=0.0
-    )
+        keys + at.to(tl.int64)[:, None] * keys_n + dim[None, :],
+        mask=real[:, None] & (dim < D)[None, :], other=0.0,
+    )  # fmt: skip
 
 
 @triton.jit
 def load_values(
-    at, real, values, values_n, D_V: tl.constexpr, D_V_PAD: tl.constexpr, WARPS: tl.constexpr, NEAR: tl.constexpr
-):
-    """Values [NEAR, WARPS, TOKENS / NEAR, D_V_PAD / WARPS] of tokens, zeros where there is none.
+    at, real, values, values_n,
+    D_V: tl.constexpr, D_V_PAD: tl.constexpr, WARPS: tl.constexpr, NEAR: tl.constexpr,
+):  # fmt: skip
+    """Values [NEAR, WARPS, TOKENS / NEAR, D_V_PAD / WARPS] of tokens, zeros where there is none. NEAR: tokens
+    that one load of a warp covers.
 
-    In this shape each warp holds some columns of all tokens, so that sums over tokens need no other warp: in a
-    plain one their parts would meet in one bank of shared memory.
+    In this shape each warp holds some columns of all tokens, so that sums over tokens need no other warp: in
+    a plain one their parts would meet in one bank of shared memory.
     """
-    WIDTH: tl.constexpr = D_V_PAD // WARPS
-    column = tl.arange(0, WARPS)[:, None, None] * WIDTH + tl.arange(0, WIDTH)[None, None, :]
+    width: tl.constexpr = D_V_PAD // WARPS
+    column = tl.arange(0, WARPS)[:, None, None] * width + tl.arange(0, width)[None, None, :]
     at, real = by_warps(at.to(tl.int64), NEAR), by_warps(real, NEAR)
     return tl.load(values + at * values_n + column[None], mask=real & (column < D_V)[None], other=0.0)
 
@@ -77,8 +80,8 @@ def score_of(k, q, real):
 
 @triton.jit
 def attend_to(highest, weight, weighted, values_seen, score, real, v, NEAR: tl.constexpr):
-    """Take more tokens into the maximum and sum of the softmax, the weighted sum of the values and their plain
-    sum.
+    """Take more tokens into the maximum and sum of the softmax, the weighted sum of the values and their
+    plain sum.
     """
     higher = tl.maximum(highest, tl.max(score, axis=0))
     p = tl.where(real, tl.exp(score - higher), 0.0)
@@ -139,10 +142,11 @@ def attend_once_kernel(
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, NEW_PAD: tl.constexpr,
     D: tl.constexpr, P: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr,
     GROUPS: tl.constexpr, LIST: tl.constexpr, BLOCK: tl.constexpr, MANHATTAN: tl.constexpr,
-    MASS: tl.constexpr, FAST: tl.constexpr, CHAINED: tl.constexpr, TALLY: tl.constexpr, WARPS: tl.constexpr, NEAR: tl.constexpr,
+    MASS: tl.constexpr, FAST: tl.constexpr, CHAINED: tl.constexpr, TALLY: tl.constexpr,
+    WARPS: tl.constexpr, NEAR: tl.constexpr,
 ):  # fmt: skip
-    """Choose tokens and attend to them, where all that are listed can be held at once; program (query head of a
-    batch, new token).
+    """Choose tokens and attend to them, where all that are listed can be held at once; program (query head of
+    a batch, new token).
 
     The keys and values of all listed tokens arrive while the border of the best among them is sought.
     CHAINED: started before the launch before it ended. TALLY: leave the positions and scores of the chosen
@@ -158,7 +162,7 @@ def attend_once_kernel(
     first_sinks, first_recent, forced, want = forced_and_wanted(seen, sinks, recents, budget)
     end = seen - recents
     dim, column, slot = tl.arange(0, P), tl.arange(0, D_V_PAD), tl.arange(0, LIST)
-    MORE_NEAR: tl.constexpr = min(EXTRAS_HELD.value, NEAR)
+    more_near: tl.constexpr = min(EXTRAS_HELD.value, NEAR)
     keys = keys_ptr + batch * keys_b + kv_head * keys_h
     values = values_ptr + batch * values_b + kv_head * values_h
     query = query_ptr + batch * query_b + head * query_h + new * query_n
@@ -170,8 +174,8 @@ def attend_once_kernel(
         scale_ptr + batch * scale_b + kv_head * scale_h, words_ptr, facts_ptr + row * FACTS,
         best_ptr + wide_row * (PLACES * GROUPS), turns_ptr + wide_row * GROUPS,
         masses_ptr + wide_row * GROUPS, sums_ptr + wide_row * GROUPS, groups_ptr + wide_row * GROUPS,
-        extra_rank, extra_at, list_rank_ptr + wide_row * LIST, list_at_ptr + wide_row * LIST, again_ptr, row,
-        sinks, end, forced, want,
+        extra_rank, extra_at, list_rank_ptr + wide_row * LIST, list_at_ptr + wide_row * LIST,
+        again_ptr, row, sinks, end, forced, want,
         GROUPS, LIST, P, BLOCK, MANHATTAN, MASS, FAST,
     )  # fmt: skip
     always = slot < forced
@@ -185,9 +189,7 @@ def attend_once_kernel(
         values, values_n, value_sum_ptr + (batch * HEADS + kv_head) * D_V, own, new, column,
         NEW, NEW_PAD, D_V, MASS,
     )  # fmt: skip
-    low, last = exact_border(
-        rank, at, extra_rank, extra_at, held, extras, low, beyond, reached, end, want
-    )
+    low, last = exact_border(rank, at, extra_rank, extra_at, held, extras, low, beyond, reached, end, want)
     best = reaches(rank, at, low, last) & (rank > LOWEST)
     real = best | always
     score = score_of(k, q, real)
@@ -204,16 +206,17 @@ def attend_once_kernel(
     values_seen = weighted
     for start in range(held, extras, EXTRAS_HELD):
         extra = start + tl.arange(0, EXTRAS_HELD)
-        more, more_at = load_extras(extra_rank, extra, extras, LOWEST), load_extras(extra_at, extra, extras, 0)
+        more = load_extras(extra_rank, extra, extras, LOWEST)
+        more_at = load_extras(extra_at, extra, extras, 0)
         more_best = reaches(more, more_at, low, last) & (extra < extras)
         mass -= tl.sum(mass_of(more, more_best, top, slope), axis=0)
         more_k = load_keys(more_at, more_best, keys, keys_n, dim, D)
-        more_v = load_values(more_at, more_best, values, values_n, D_V, D_V_PAD, WARPS, MORE_NEAR)
+        more_v = load_values(more_at, more_best, values, values_n, D_V, D_V_PAD, WARPS, more_near)
         more_score = score_of(more_k, q, more_best)
         if TALLY:
             noted = note_scores(more_at, more_best, more_score, place_ptr, score_ptr, noted)
         highest, weight, weighted, values_seen = attend_to(
-            highest, weight, weighted, values_seen, more_score, more_best, more_v, MORE_NEAR
+            highest, weight, weighted, values_seen, more_score, more_best, more_v, more_near
         )
     left = seen - forced - want
     share, factor, lse = join_rest(highest, weight, tl.where(left > 0, mass, 0.0), offset + unit * top)

@@ -73,12 +73,11 @@ def logarithm(number):
 
 
 @triton.jit
-def pivots(low, high, share, tries):
-    """Four ranks from `low` to `high`, ascending: about a share of the way from one to the other, or at the
-    fifths of the floats between them.
+def pivots(low, high, share, step, tries):
+    """Four ranks from `low` to `high`, ascending: about a share of the way from one to the other, in steps,
+    or at the fifths of the floats between them.
     """
     if tries < GUESSES:
-        step = tl.where(tries == 0, 0.15, 0.05)
         near = tl.minimum(tl.maximum(share, 1.65 * step), 1 - 2.6 * step)
         span = high - low
         a, b = low + (near - 1.5 * step) * span, low + (near - 0.5 * step) * span
@@ -137,7 +136,11 @@ def find_border(
         span = logarithm(reached.to(tl.float32))
         share = span - logarithm(0.5 * (want + limit).to(tl.float32))
         share /= span - logarithm(tl.maximum(above.to(tl.float32), 0.5))
-        a, b, c, d = pivots(low, high, share, tries)
+        if PAIRS:  # many ranks, and much room for their number: straight over a long way it is not
+            step = tl.where(tries == 0, 0.15, 0.05)
+        else:  # as far as chance lets the number of ranks differ
+            step = tl.minimum(0.35 * tl.rsqrt((reached - above).to(tl.float32)), 0.2)
+        a, b, c, d = pivots(low, high, share, step, tries)
         lower, upper = count_reaching(rank, second, extra_rank, listed, extras, a, b, c, d, PAIRS)
         for i in tl.static_range(4):  # the last that enough reach
             number = ((lower, upper)[i // 2] >> (COUNT_BITS * (i % 2))) & COUNT_MASK
@@ -170,7 +173,8 @@ def last_of_ties(
         for start in range(listed, extras, EXTRAS):
             slot = start + tl.arange(0, EXTRAS)
             ties = load_extras(extra_rank, slot, extras, LOWEST) == tied
-            number += tl.sum((ties & (load_extras(extra_at, slot, extras, 0) <= between)).to(tl.int32), axis=0)
+            ties &= load_extras(extra_at, slot, extras, 0) <= between
+            number += tl.sum(ties.to(tl.int32), axis=0)
         enough = number >= want
         before, last = tl.where(enough, before, between), tl.where(enough, between, last)
     return last
@@ -182,8 +186,8 @@ def look_again(
     total, sinks, end, least, last,
     GROUPS: tl.constexpr, BLOCK: tl.constexpr, P: tl.constexpr, MANHATTAN: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    """Rank all tokens of the groups `again` [GROUPS], `count` of them, whose places among these are given, and
-    leave those that reach (least, last) and are no group's first or second; returns how many these are.
+    """Rank all tokens of the groups `again` [GROUPS], `count` of them, whose places among these are given,
+    and leave those that reach (least, last) and are no group's first or second; returns how many these are.
     """
     tl.store(groups_ptr + place, tl.arange(0, GROUPS), mask=again)
     tl.debug_barrier()
@@ -251,18 +255,18 @@ def list_reaching(
 
 @triton.jit
 def shortlist(
-    codes, codes_w, scale, words_ptr, fact, best, turns_ptr, masses, sums_ptr, groups_ptr, extra_rank, extra_at,
-    list_rank, list_at, again_ptr, row, sinks, end, forced, want,
+    codes, codes_w, scale, words_ptr, fact, best, turns_ptr, masses, sums_ptr, groups_ptr,
+    extra_rank, extra_at, list_rank, list_at, again_ptr, row, sinks, end, forced, want,
     GROUPS: tl.constexpr, LIST: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
     MANHATTAN: tl.constexpr, MASS: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    """List somewhat more than `want` of a query's tokens, the best of all: returns ranks and positions [LIST]
+    """List somewhat more than `want` of a query's tokens, the best of all. Returns ranks and positions [LIST]
     as `list_reaching` does, how many extras there are and how many of them it listed; a rank that all listed
     reach, one that none does, and how many reach the former, for `exact_border`; the softmax mass of all
     tokens in LIST parts, the rank that it is relative to, and its slope.
 
-    A border that this many of the groups' firsts and seconds reach is found, and what reaches it is listed; of
-    groups whose third does, too, all that reach it are extras.
+    A border that this many of the groups' firsts and seconds reach is found, and what reaches it is listed;
+    of groups whose third does, too, all that reach it are extras.
 
     Pointers are to the query's own; `row` is its number. again_ptr gets how many groups were looked at again.
     """
@@ -272,6 +276,9 @@ def shortlist(
     second = tl.load(best + GROUPS + group)
     third = tl.load(best + 2 * GROUPS + group)
     turns = tl.load(turns_ptr + group)
+    mass = first
+    if MASS:
+        mass = tl.load(masses + group)
     slope = tl.load(fact) * LOG2_E
     total = tl.load(fact + 2)
     key = ordered(first)
@@ -279,7 +286,7 @@ def shortlist(
     top, beyond = unordered(highest), unordered(highest + 1)
     masses_left = tl.zeros((LIST,), tl.float32)
     if MASS:
-        weight = tl.load(masses + group) * tl.exp2((first - top) * slope)
+        weight = mass * tl.exp2((first - top) * slope)
         weight = tl.where(first > LOWEST, weight, 0.0)
         masses_left = tl.sum(tl.reshape(weight, (GROUPS // LIST, LIST), can_reorder=True), axis=0)
     none, extras, count = tl.zeros((), tl.int32), tl.zeros((), tl.int32), tl.zeros((), tl.int32)
@@ -319,7 +326,7 @@ def shortlist(
     rank, at = list_reaching(
         sums_ptr, listed, forced, extras, best, turns_ptr, extra_rank, extra_at, list_rank, list_at,
         GROUPS, LIST,
-    )
+    )  # fmt: skip
     held = tl.minimum(extras, LIST - forced - listed)
     return rank, at, extras, held, low, beyond, listed + extras, masses_left, top, slope
 
@@ -357,7 +364,8 @@ def take(rank, at, least, last, chosen_at, taken):
 @triton.jit
 def select_kernel(
     codes_ptr, scale_ptr, length_ptr, words_ptr, facts_ptr, best_ptr, turns_ptr, masses_ptr,
-    sums_ptr, groups_ptr, extra_rank_ptr, extra_at_ptr, list_rank_ptr, list_at_ptr, again_ptr, chosen_at_ptr, rest_ptr,
+    sums_ptr, groups_ptr, extra_rank_ptr, extra_at_ptr, list_rank_ptr, list_at_ptr, again_ptr,
+    chosen_at_ptr, rest_ptr,
     codes_b, codes_h, codes_w, scale_b, scale_h, sinks, recents, budget, room,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, P: tl.constexpr, GROUPS: tl.constexpr,
     LIST: tl.constexpr, BLOCK: tl.constexpr, MANHATTAN: tl.constexpr, MASS: tl.constexpr,
@@ -365,9 +373,9 @@ def select_kernel(
 ):  # fmt: skip
     """Choose tokens to attend to; program (query head of a batch, new token).
 
-    Leaves their positions in chosen_at [B, H, N, budget], in an order that repeats, and in rest [B, H, N, 2] the
-    estimated softmax mass of the tokens that are not chosen and the score that it is relative to. room: for
-    extras of a query.
+    Leaves their positions in chosen_at [B, H, N, budget], in an order that repeats, and in rest [B, H, N, 2]
+    the estimated softmax mass of the tokens that are not chosen and the score that it is relative to. room:
+    for extras of a query.
     CHAINED: started before the launch before it ended, and lets the next one start at once.
     """
     pair, new = tl.program_id(0), tl.program_id(1)
@@ -387,8 +395,8 @@ def select_kernel(
         scale_ptr + batch * scale_b + kv_head * scale_h, words_ptr, facts_ptr + row * FACTS,
         best_ptr + wide_row * (PLACES * GROUPS), turns_ptr + wide_row * GROUPS,
         masses_ptr + wide_row * GROUPS, sums_ptr + wide_row * GROUPS, groups_ptr + wide_row * GROUPS,
-        extra_rank, extra_at, list_rank_ptr + wide_row * LIST, list_at_ptr + wide_row * LIST, again_ptr, row,
-        sinks, seen - recents, 0, want,
+        extra_rank, extra_at, list_rank_ptr + wide_row * LIST, list_at_ptr + wide_row * LIST,
+        again_ptr, row, sinks, seen - recents, 0, want,
         GROUPS, LIST, P, BLOCK, MANHATTAN, MASS, FAST,
     )  # fmt: skip
     low, last = exact_border(
@@ -400,9 +408,11 @@ def select_kernel(
         taken = tl.sum(best.to(tl.int32), axis=0)
         for start in range(held, extras, EXTRAS):
             slot = start + tl.arange(0, EXTRAS)
-            more, more_at = load_extras(extra_rank, slot, extras, LOWEST), load_extras(extra_at, slot, extras, 0)
+            more = load_extras(extra_rank, slot, extras, LOWEST)
+            more_at = load_extras(extra_at, slot, extras, 0)
             more_best = take(more, more_at, low, last, chosen_at, taken)
             mass -= tl.sum(mass_of(more, more_best, top, slope), axis=0)
             taken += tl.sum(more_best.to(tl.int32), axis=0)
     tl.store(rest_ptr + 2 * row, tl.maximum(mass, 0.0))
-    tl.store(rest_ptr + 2 * row + 1, tl.load(facts_ptr + row * FACTS + 1) + tl.load(facts_ptr + row * FACTS) * top)
+    unit, offset = tl.load(facts_ptr + row * FACTS), tl.load(facts_ptr + row * FACTS + 1)
+    tl.store(rest_ptr + 2 * row + 1, offset + unit * top)
