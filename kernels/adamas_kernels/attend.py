@@ -6,61 +6,110 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from adamas_kernels.coding import LOWEST
-from adamas_kernels.select import forced_and_wanted
+from adamas_kernels.coding import FACTS, LOWEST
+from adamas_kernels.select import (
+    exact_border,
+    forced_and_wanted,
+    load_extras,
+    mass_of,
+    reaches,
+    shortlist,
+    sum_of_both,
+)
+from adamas_kernels.shortlist import PLACES
 
 # Numbers before the vectors of a split: maximum and sum, and two that keep the vectors aligned.
 PART_FACTS = tl.constexpr(4)
+EXTRAS_HELD = tl.constexpr(32)  # extras whose keys and values are held at a time
 
 
 @triton.jit
 def chosen_positions(slot, chosen, forced, first_sinks, first_recent, chosen_at):
-    """Positions int64 of the chosen tokens of these slots, and which slots have one: sinks, recents, the
+    """Positions of the chosen tokens of these slots, and which slots have one: sinks, recents, the
     best.
     """
     real = slot < chosen
     at = tl.load(chosen_at + slot - forced, mask=real & (slot >= forced), other=0)
     at = tl.where(slot < forced, tl.where(slot < first_sinks, slot, first_recent + slot - first_sinks), at)
-    return at.to(tl.int64), real
+    return at, real
 
 
 @triton.jit
-def scores_and_values(
-    at, real, q, keys, keys_n, values, values_n, dim, column, D: tl.constexpr, D_V: tl.constexpr
-):
-    """Exact scores float32 [TOKENS], LOWEST where there is no token, and values float32 [TOKENS, D_V_PAD]."""
-    k = tl.load(
-        keys + at[:, None] * keys_n + dim[None, :], mask=real[:, None] & (dim < D)[None, :], other=0.0
-    )
-    v = tl.load(
-        values + at[:, None] * values_n + column[None, :],
-        mask=real[:, None] & (column < D_V)[None, :], other=0.0,
+def by_warps(x, NEAR: tl.constexpr):
+    """A number for each token, [TOKENS] -> [NEAR, 1, TOKENS / NEAR, 1], as `load_values` has them."""
+    return tl.reshape(x, (NEAR, 1, x.shape[0] // NEAR, 1))
+
+
+@triton.jit
+def load_keys(at, real, keys, keys_n, dim, D: tl.constexpr):
+    """Keys [TOKENS, P] of tokens, zeros where there is none."""
+    return tl.load(
+        keys + at.to(tl.int64)[:, None] * keys_n + dim[None, :],
+        mask=real[:, None] & (dim < D)[None, :], other=0.0,
     )  # fmt: skip
-    score = tl.where(real, tl.sum(k.to(tl.float32) * q[None, :], axis=1), LOWEST)
-    return score, v.to(tl.float32)
 
 
 @triton.jit
-def note_scores(slot, at, real, score, place_ptr, score_ptr):
-    """Leave positions and scores for the tally."""
+def load_values(
+    at, real, values, values_n,
+    D_V: tl.constexpr, D_V_PAD: tl.constexpr, WARPS: tl.constexpr, NEAR: tl.constexpr,
+):  # fmt: skip
+    """Values [NEAR, WARPS, TOKENS / NEAR, D_V_PAD / WARPS] of tokens, zeros where there is none. NEAR: tokens
+    that one load of a warp covers.
+
+    In this shape each warp holds some columns of all tokens, so that sums over tokens need no other warp: in
+    a plain one their parts would meet in one bank of shared memory.
+    """
+    width: tl.constexpr = D_V_PAD // WARPS
+    column = tl.arange(0, WARPS)[:, None, None] * width + tl.arange(0, width)[None, None, :]
+    at, real = by_warps(at.to(tl.int64), NEAR), by_warps(real, NEAR)
+    return tl.load(values + at * values_n + column[None], mask=real & (column < D_V)[None], other=0.0)
+
+
+@triton.jit
+def sum_values(factor, v, NEAR: tl.constexpr):
+    """Sum float32 [WARPS, D_V_PAD / WARPS] of values times a factor of each token."""
+    return tl.sum(tl.sum(by_warps(factor, NEAR) * v.to(tl.float32), axis=2), axis=0)
+
+
+@triton.jit
+def score_of(k, q, real):
+    """Exact scores float32 [TOKENS] of keys [TOKENS, P], LOWEST where there is no token."""
+    return tl.where(real, tl.sum(k.to(tl.float32) * q[None, :], axis=1), LOWEST)
+
+
+@triton.jit
+def attend_to(highest, weight, weighted, values_seen, score, real, v, NEAR: tl.constexpr):
+    """Take more tokens into the maximum and sum of the softmax, the weighted sum of the values and their
+    plain sum.
+    """
+    higher = tl.maximum(highest, tl.max(score, axis=0))
+    p = tl.where(real, tl.exp(score - higher), 0.0)
+    fade = tl.exp(highest - higher)
+    weighted = weighted * fade + sum_values(p, v, NEAR)
+    values_seen += tl.sum(tl.sum(v.to(tl.float32), axis=2), axis=0)
+    return higher, weight * fade + tl.sum(p, axis=0), weighted, values_seen
+
+
+@triton.jit
+def note_scores(at, real, score, place_ptr, score_ptr, noted):
+    """Leave positions and scores for the tally behind those that it has; returns how many it has then."""
+    slot = noted + tl.cumsum(real.to(tl.int32), axis=0) - 1
     tl.store(place_ptr + slot, at.to(tl.int32), mask=real)
     tl.store(score_ptr + slot, score, mask=real)
+    return noted + tl.sum(real.to(tl.int32), axis=0)
 
 
 @triton.jit
-def shares(highest, weight, rest, top):
-    """The share of the tokens that were not chosen in the whole softmax mass, and the logarithm of that
-    mass.
+def join_rest(highest, weight, rest, top):
+    """The share of the tokens that were not chosen in the whole softmax mass, what the weights of the chosen
+    are to be multiplied with, and the logarithm of that mass.
     """
-    lse = highest + tl.log(weight)
-    share = tl.zeros((), tl.float32)
-    if rest > 0:
-        rest_lse = tl.log(rest) + top
-        both = tl.maximum(lse, rest_lse)
-        both = both + tl.log(tl.exp(lse - both) + tl.exp(rest_lse - both))
-        share = tl.exp(rest_lse - both)
-        lse = both
-    return share, lse
+    greatest = tl.where(rest > 0, tl.maximum(highest, top), highest)
+    fade = tl.exp(highest - greatest)
+    others = tl.where(rest > 0, rest * tl.exp(top - greatest), 0.0)
+    total = weight * fade + others
+    return others / total, fade / total, greatest + tl.log(total)
 
 
 @triton.jit
@@ -84,16 +133,22 @@ def sum_of_values(
 
 @triton.jit
 def attend_once_kernel(
-    query_ptr, keys_ptr, values_ptr, value_sum_ptr, length_ptr, chosen_at_ptr, rest_ptr, out_ptr, lse_ptr,
-    place_ptr, score_ptr,
+    codes_ptr, scale_ptr, length_ptr, words_ptr, facts_ptr, best_ptr, turns_ptr, masses_ptr,
+    sums_ptr, groups_ptr, extra_rank_ptr, extra_at_ptr, list_rank_ptr, list_at_ptr, again_ptr,
+    query_ptr, keys_ptr, values_ptr, value_sum_ptr, out_ptr, lse_ptr, place_ptr, score_ptr,
+    codes_b, codes_h, codes_w, scale_b, scale_h,
     query_b, query_h, query_n, keys_b, keys_h, keys_n, values_b, values_h, values_n, out_b, out_h, out_n,
-    scaling, sinks, recents, budget,
+    scaling, sinks, recents, budget, room,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, NEW_PAD: tl.constexpr,
-    D: tl.constexpr, P: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr, TOKENS: tl.constexpr,
-    MASS: tl.constexpr, CHAINED: tl.constexpr, TALLY: tl.constexpr,
+    D: tl.constexpr, P: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr,
+    GROUPS: tl.constexpr, LIST: tl.constexpr, BLOCK: tl.constexpr, MANHATTAN: tl.constexpr,
+    MASS: tl.constexpr, FAST: tl.constexpr, CHAINED: tl.constexpr, TALLY: tl.constexpr,
+    WARPS: tl.constexpr, NEAR: tl.constexpr,
 ):  # fmt: skip
-    """Attend to the chosen tokens where all can be held at once; program (query head of a batch, new token).
+    """Choose tokens and attend to them, where all that are listed can be held at once; program (query head of
+    a batch, new token).
 
+    The keys and values of all listed tokens arrive while the border of the best among them is sought.
     CHAINED: started before the launch before it ended. TALLY: leave the positions and scores of the chosen
     tokens in place and score [B, H, N, budget].
     """
@@ -101,36 +156,75 @@ def attend_once_kernel(
     batch, head = (pair // (HEADS * GROUP)).to(tl.int64), pair % (HEADS * GROUP)
     kv_head = (head // GROUP).to(tl.int64)
     row = pair * NEW + new
-    first = row.to(tl.int64) * budget
+    wide_row = row.to(tl.int64)
     own = tl.load(length_ptr) + new
     seen = own + 1
     first_sinks, first_recent, forced, want = forced_and_wanted(seen, sinks, recents, budget)
-    chosen = forced + want
-    dim, column, slot = tl.arange(0, P), tl.arange(0, D_V_PAD), tl.arange(0, TOKENS)
+    end = seen - recents
+    dim, column, slot = tl.arange(0, P), tl.arange(0, D_V_PAD), tl.arange(0, LIST)
+    more_near: tl.constexpr = min(EXTRAS_HELD.value, NEAR)
     keys = keys_ptr + batch * keys_b + kv_head * keys_h
     values = values_ptr + batch * values_b + kv_head * values_h
     query = query_ptr + batch * query_b + head * query_h + new * query_n
+    extra_rank, extra_at = extra_rank_ptr + wide_row * room, extra_at_ptr + wide_row * room
     if CHAINED:
         gdc_wait()
-    at, real = chosen_positions(slot, chosen, forced, first_sinks, first_recent, chosen_at_ptr + first)
+    rank, at, extras, held, low, beyond, reached, masses, top, slope = shortlist(
+        codes_ptr + batch * codes_b + kv_head * codes_h, codes_w,
+        scale_ptr + batch * scale_b + kv_head * scale_h, words_ptr, facts_ptr + row * FACTS,
+        best_ptr + wide_row * (PLACES * GROUPS), turns_ptr + wide_row * GROUPS,
+        masses_ptr + wide_row * GROUPS, sums_ptr + wide_row * GROUPS, groups_ptr + wide_row * GROUPS,
+        extra_rank, extra_at, list_rank_ptr + wide_row * LIST, list_at_ptr + wide_row * LIST,
+        again_ptr, row, sinks, end, forced, want,
+        GROUPS, LIST, P, BLOCK, MANHATTAN, MASS, FAST,
+    )  # fmt: skip
+    always = slot < forced
+    place = tl.where(always, tl.where(slot < first_sinks, slot, first_recent + slot - first_sinks), at)
+    there = always | (rank > LOWEST)
+    k = load_keys(place, there, keys, keys_n, dim, D)
+    v = load_values(place, there, values, values_n, D_V, D_V_PAD, WARPS, NEAR)
     q = tl.load(query + dim, mask=dim < D, other=0.0).to(tl.float32) * scaling
-    mass, top = tl.load(rest_ptr + 2 * row), tl.load(rest_ptr + 2 * row + 1)
+    unit, offset = tl.load(facts_ptr + row * FACTS), tl.load(facts_ptr + row * FACTS + 1)
     value_total = sum_of_values(
         values, values_n, value_sum_ptr + (batch * HEADS + kv_head) * D_V, own, new, column,
         NEW, NEW_PAD, D_V, MASS,
     )  # fmt: skip
-    score, v = scores_and_values(at, real, q, keys, keys_n, values, values_n, dim, column, D, D_V)
+    low, last = exact_border(rank, at, extra_rank, extra_at, held, extras, low, beyond, reached, end, want)
+    best = reaches(rank, at, low, last) & (rank > LOWEST)
+    real = best | always
+    score = score_of(k, q, real)
+    noted = tl.zeros((), tl.int32)
     if TALLY:
-        note_scores(slot, at, real, score, place_ptr + first, score_ptr + first)
-    highest = tl.max(score, axis=0)
-    p = tl.where(real, tl.exp(score - highest), 0.0)
-    weight = tl.sum(p, axis=0)
-    left = seen - chosen
-    share, lse = shares(highest, weight, tl.where(left > 0, mass, 0.0), top)
+        place_ptr += wide_row * budget
+        score_ptr += wide_row * budget
+        noted = note_scores(place, real, score, place_ptr, score_ptr, noted)
+    listed_highest = tl.max(score, axis=0)
+    p = tl.where(real, tl.exp(score - listed_highest), 0.0)
+    weight, mass = tl.reduce((p, masses - mass_of(rank, best, top, slope)), 0, sum_of_both)
+    highest = listed_highest
+    weighted = tl.zeros((WARPS, D_V_PAD // WARPS), tl.float32)
+    values_seen = weighted
+    for start in range(held, extras, EXTRAS_HELD):
+        extra = start + tl.arange(0, EXTRAS_HELD)
+        more = load_extras(extra_rank, extra, extras, LOWEST)
+        more_at = load_extras(extra_at, extra, extras, 0)
+        more_best = reaches(more, more_at, low, last) & (extra < extras)
+        mass -= tl.sum(mass_of(more, more_best, top, slope), axis=0)
+        more_k = load_keys(more_at, more_best, keys, keys_n, dim, D)
+        more_v = load_values(more_at, more_best, values, values_n, D_V, D_V_PAD, WARPS, more_near)
+        more_score = score_of(more_k, q, more_best)
+        if TALLY:
+            noted = note_scores(more_at, more_best, more_score, place_ptr, score_ptr, noted)
+        highest, weight, weighted, values_seen = attend_to(
+            highest, weight, weighted, values_seen, more_score, more_best, more_v, more_near
+        )
+    left = seen - forced - want
+    share, factor, lse = join_rest(highest, weight, tl.where(left > 0, mass, 0.0), offset + unit * top)
     others = share / tl.maximum(left, 1).to(tl.float32)
     # The mean of the others is what all values add up to less the chosen ones: one sum does for both.
-    factor = tl.where(real, p * ((1 - share) / weight) - others, 0.0)
-    result = tl.sum(factor[:, None] * v, axis=0) + value_total * others
+    of_each = tl.where(real, p * (tl.exp(listed_highest - highest) * factor) - others, 0.0)
+    result = sum_values(of_each, v, NEAR) + weighted * factor - values_seen * others
+    result = tl.reshape(result, (D_V_PAD,)) + value_total * others
     out = out_ptr + batch * out_b + head * out_h + new * out_n
     tl.store(out + column, result.to(out_ptr.dtype.element_ty), mask=column < D_V)
     tl.store(lse_ptr + row, lse)
@@ -144,7 +238,7 @@ def attend_kernel(
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr,
     D: tl.constexpr, P: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr,
     TOKENS: tl.constexpr, SPLITS: tl.constexpr,
-    CHAINED: tl.constexpr, TALLY: tl.constexpr,
+    CHAINED: tl.constexpr, TALLY: tl.constexpr, WARPS: tl.constexpr, NEAR: tl.constexpr,
 ):  # fmt: skip
     """Attend to some of the tokens that `select_kernel` chose; program (query head of a batch, new token,
     split of the chosen tokens).
@@ -169,8 +263,8 @@ def attend_kernel(
     chosen = forced + want
     highest = tl.full((), LOWEST, tl.float32)
     weight = tl.zeros((), tl.float32)
-    weighted = tl.zeros((D_V_PAD,), tl.float32)
-    values_seen = tl.zeros((D_V_PAD,), tl.float32)
+    weighted = tl.zeros((WARPS, D_V_PAD // WARPS), tl.float32)
+    values_seen = weighted
     size = tl.cdiv(tl.cdiv(chosen, SPLITS), TOKENS) * TOKENS
     if CHAINED:
         gdc_launch_dependents()
@@ -178,21 +272,20 @@ def attend_kernel(
     for start in range(split * size, tl.minimum(split * size + size, chosen), TOKENS):
         slot = start + tl.arange(0, TOKENS)
         at, real = chosen_positions(slot, chosen, forced, first_sinks, first_recent, chosen_at_ptr + first)
-        score, v = scores_and_values(at, real, q, keys, keys_n, values, values_n, dim, column, D, D_V)
+        k = load_keys(at, real, keys, keys_n, dim, D)
+        v = load_values(at, real, values, values_n, D_V, D_V_PAD, WARPS, NEAR)
+        score = score_of(k, q, real)
         if TALLY:
-            note_scores(slot, at, real, score, place_ptr + first, score_ptr + first)
-        higher = tl.maximum(highest, tl.max(score, axis=0))
-        p = tl.where(real, tl.exp(score - higher), 0.0)
-        fade = tl.exp(highest - higher)
-        weight = weight * fade + tl.sum(p, axis=0)
-        weighted = weighted * fade + tl.sum(p[:, None] * v, axis=0)
-        values_seen += tl.sum(v, axis=0)
-        highest = higher
+            tl.store(place_ptr + first + slot, at, mask=real)
+            tl.store(score_ptr + first + slot, score, mask=real)
+        highest, weight, weighted, values_seen = attend_to(
+            highest, weight, weighted, values_seen, score, real, v, NEAR
+        )
     part = part_ptr + (row.to(tl.int64) * SPLITS + split) * (2 * D_V_PAD + PART_FACTS)
     tl.store(part, highest)
     tl.store(part + 1, weight)
-    tl.store(part + PART_FACTS + column, weighted)
-    tl.store(part + PART_FACTS + D_V_PAD + column, values_seen)
+    tl.store(part + PART_FACTS + column, tl.reshape(weighted, (D_V_PAD,)))
+    tl.store(part + PART_FACTS + D_V_PAD + column, tl.reshape(values_seen, (D_V_PAD,)))
 
 
 @triton.jit
@@ -233,9 +326,10 @@ def merge_kernel(
     weighted = tl.sum(tl.load(columns, mask=real[:, None], other=0.0) * fade[:, None], axis=0)
     values_seen = tl.sum(tl.load(columns + D_V_PAD, mask=real[:, None], other=0.0), axis=0)
     left = seen - chosen
-    share, lse = shares(highest, weight, tl.where(left > 0, mass, 0.0), top)
+    share, factor, lse = join_rest(highest, weight, tl.where(left > 0, mass, 0.0), top)
+    # The mean of the others is what all values add up to less the chosen ones.
     others = share / tl.maximum(left, 1).to(tl.float32)
-    result = weighted * ((1 - share) / weight) + (value_total - values_seen) * others
+    result = weighted * factor + (value_total - values_seen) * others
     out = out_ptr + batch * out_b + head * out_h + new * out_n
     tl.store(out + column, result.to(out_ptr.dtype.element_ty), mask=column < D_V)
     tl.store(lse_ptr + row, lse)

@@ -14,6 +14,7 @@ from adamas_kernels.shortlist import LOG2_E, PLACES, position_of_first, position
 
 GUESSES = tl.constexpr(4)  # rounds of interpolation, before dividing the interval evenly ends a search
 COUNT_BITS = tl.constexpr(16)  # of one of two counts in an int32
+COUNT_MASK = tl.constexpr((1 << 16) - 1)
 EXTRAS = tl.constexpr(256)  # that are read at a time
 
 
@@ -48,23 +49,45 @@ def reaches(rank, at, least, last):
 
 
 @triton.jit
+def larger_of_both(a, b, other_a, other_b):
+    """The larger of each of two numbers."""
+    return tl.maximum(a, other_a), tl.maximum(b, other_b)
+
+
+@triton.jit
+def sum_of_both(a, b, other_a, other_b):
+    """The sum of each of two numbers."""
+    return a + other_a, b + other_b
+
+
+@triton.jit
+def distance(low, high):
+    """How many floats further `high` is than `low`, as uint32."""
+    return (ordered(high) - ordered(low)).to(tl.uint32, bitcast=True)
+
+
+@triton.jit
 def logarithm(number):
     """About log2 of a positive float32, but for a factor and an addend: its bits as a number."""
     return number.to(tl.int32, bitcast=True).to(tl.float32)
 
 
 @triton.jit
-def pivot(low, high, share, fifth: tl.constexpr, tries):
-    """One of four ranks strictly between two: near a share of the way from one to the other, or so many
-    fifths of the floats between them.
+def pivots(low, high, share, step, tries):
+    """Four ranks from `low` to `high`, ascending: about a share of the way from one to the other, in steps,
+    or the next float and the quarters of those between them.
     """
     if tries < GUESSES:
-        near = share + tl.where(tries == 0, 0.15 * fifth - 0.25, 0.05 * fifth - 0.1)
-        middle = ordered(low + (high - low) * tl.minimum(tl.maximum(near, 0.02), 0.98))
+        near = tl.minimum(tl.maximum(share, 1.65 * step), 1 - 2.6 * step)
+        span = high - low
+        a, b = low + (near - 1.5 * step) * span, low + (near - 0.5 * step) * span
+        c, d = low + (near + 0.5 * step) * span, low + (near + 1.5 * step) * span
     else:
-        distance = ordered(high).to(tl.int64) - ordered(low).to(tl.int64)
-        middle = (ordered(low) + tl.maximum(distance * fifth // 5, 1)).to(tl.int32)
-    return unordered(tl.minimum(tl.maximum(middle, ordered(low) + 1), ordered(high) - 1))
+        quarter = tl.maximum(distance(low, high) // 4, 1).to(tl.int32)
+        key, end = ordered(low), ordered(high)
+        a, b = unordered(key + 1), unordered(key + quarter)
+        c, d = unordered(tl.minimum(key + 2 * quarter, end)), unordered(tl.minimum(key + 3 * quarter, end))
+    return a, b, c, d
 
 
 @triton.jit
@@ -74,16 +97,20 @@ def reach_two(rank, one, other):
 
 
 @triton.jit
-def count_reaching(rank, second, extra_rank, extras, one, other, PAIRS: tl.constexpr):
-    """How many of the ranks, of the seconds if there are PAIRS, and of the extras reach each of two."""
-    reach = reach_two(rank, one, other)
+def count_reaching(rank, second, extra_rank, listed, extras, a, b, c, d, PAIRS: tl.constexpr):
+    """How many of the ranks, of the seconds if there are PAIRS, and of the extras from `listed` on reach each
+    of four; two counts to an int32.
+    """
+    lower, upper = reach_two(rank, a, b), reach_two(rank, c, d)
     if PAIRS:
-        reach += reach_two(second, one, other)
-    number = tl.sum(reach, axis=0)
-    for start in range(0, extras, EXTRAS):
-        slot = start + tl.arange(0, EXTRAS)
-        number += tl.sum(reach_two(load_extras(extra_rank, slot, extras, LOWEST), one, other), axis=0)
-    return number
+        lower += reach_two(second, a, b)
+        upper += reach_two(second, c, d)
+    lower, upper = tl.reduce((lower, upper), 0, sum_of_both)  # one exchange between the warps for both
+    for start in range(listed, extras, EXTRAS):
+        more = load_extras(extra_rank, start + tl.arange(0, EXTRAS), extras, LOWEST)
+        lower += tl.sum(reach_two(more, a, b), axis=0)
+        upper += tl.sum(reach_two(more, c, d), axis=0)
+    return lower, upper
 
 
 @triton.jit
@@ -93,7 +120,22 @@ def load_extras(extras_ptr, slot, extras, other):
 
 
 @triton.jit
-def find_border(rank, second, extra_rank, extras, low, high, reached, want, limit, PAIRS: tl.constexpr):
+def lowest_reaching(rank, second, extra_rank, listed, extras, low, high, PAIRS: tl.constexpr):
+    """The lowest of all ranks that reaches `low`, where none reaches `high`."""
+    lowest = tl.where(rank >= low, rank, high)
+    if PAIRS:
+        lowest = tl.minimum(lowest, tl.where(second >= low, second, high))
+    key = tl.min(ordered(lowest), axis=0)
+    for start in range(listed, extras, EXTRAS):
+        more = load_extras(extra_rank, start + tl.arange(0, EXTRAS), extras, LOWEST)
+        key = tl.minimum(key, tl.min(ordered(tl.where(more >= low, more, high)), axis=0))
+    return unordered(key)
+
+
+@triton.jit
+def find_border(
+    rank, second, extra_rank, listed, extras, low, high, reached, want, limit, PAIRS: tl.constexpr
+):
     """A rank that at least `want` of all reach, and at most `limit` unless more of the same rank do; how many
     reach it, and how many are above it if these are more than `limit`.
 
@@ -102,29 +144,35 @@ def find_border(rank, second, extra_rank, extras, low, high, reached, want, limi
     straight over the ranks.
     """
     above = tl.zeros((), tl.int32)
+    beyond = high
     tries = 0
-    while (reached > limit) & (ordered(high).to(tl.int64) - ordered(low).to(tl.int64) > 1):
+    while (reached > limit) & (distance(low, high) > 1):
+        if tries >= GUESSES:  # few ranks that many tokens have end the search here: the next one is too high
+            low = lowest_reaching(rank, second, extra_rank, listed, extras, low, beyond, PAIRS)
         span = logarithm(reached.to(tl.float32))
         share = span - logarithm(0.5 * (want + limit).to(tl.float32))
         share /= span - logarithm(tl.maximum(above.to(tl.float32), 0.5))
-        a, b = pivot(low, high, share, 1, tries), pivot(low, high, share, 2, tries)
-        c, d = pivot(low, high, share, 3, tries), pivot(low, high, share, 4, tries)
-        lower = count_reaching(rank, second, extra_rank, extras, a, b, PAIRS)
-        upper = count_reaching(rank, second, extra_rank, extras, c, d, PAIRS)
-        for i in tl.static_range(4):
-            middle = (a, b, c, d)[i]
-            number = ((lower, upper)[i // 2] >> (COUNT_BITS * (i % 2))) & 0xFFFF
-            enough = number >= want
-            beyond = (number < want) & (middle < high)
-            low, reached = tl.where(enough, middle, low), tl.where(enough, number, reached)
-            high, above = tl.where(beyond, middle, high), tl.where(beyond, number, above)
+        if PAIRS:  # many ranks, and much room for their number: straight over a long way it is not
+            step = tl.where(tries == 0, 0.15, 0.05)
+        else:  # as far as chance lets the number of ranks differ
+            step = tl.minimum(0.35 * tl.rsqrt((reached - above).to(tl.float32)), 0.2)
+        a, b, c, d = pivots(low, high, share, step, tries)
+        lower, upper = count_reaching(rank, second, extra_rank, listed, extras, a, b, c, d, PAIRS)
+        for i in tl.static_range(4):  # the last that enough reach
+            number = ((lower, upper)[i // 2] >> (COUNT_BITS * (i % 2))) & COUNT_MASK
+            low = tl.where(number >= want, (a, b, c, d)[i], low)
+            reached = tl.where(number >= want, number, reached)
+        for i in tl.static_range(3, -1, -1):  # and the first that too few reach
+            number = ((lower, upper)[i // 2] >> (COUNT_BITS * (i % 2))) & COUNT_MASK
+            high = tl.where(number < want, (a, b, c, d)[i], high)
+            above = tl.where(number < want, number, above)
         tries += 1
     return low, reached, above
 
 
 @triton.jit
 def last_of_ties(
-    rank, at, second, second_at, extra_rank, extra_at, extras, tied, end, want, PAIRS: tl.constexpr
+    rank, at, second, second_at, extra_rank, extra_at, listed, extras, tied, end, want, PAIRS: tl.constexpr
 ):
     """The lowest position up to which `want` of the tokens of rank `tied` lie."""
     before = tl.full((), -1, tl.int32)
@@ -138,12 +186,11 @@ def last_of_ties(
         if PAIRS:
             there += (second_at <= between).to(tl.int32)
         number = tl.sum(there, axis=0)
-        for start in range(0, extras, EXTRAS):
+        for start in range(listed, extras, EXTRAS):
             slot = start + tl.arange(0, EXTRAS)
             ties = load_extras(extra_rank, slot, extras, LOWEST) == tied
-            number += tl.sum(
-                (ties & (load_extras(extra_at, slot, extras, 0) <= between)).to(tl.int32), axis=0
-            )
+            ties &= load_extras(extra_at, slot, extras, 0) <= between
+            number += tl.sum(ties.to(tl.int32), axis=0)
         enough = number >= want
         before, last = tl.where(enough, before, between), tl.where(enough, between, last)
     return last
@@ -151,14 +198,14 @@ def last_of_ties(
 
 @triton.jit
 def look_again(
-    again, count, turns_ptr, groups_ptr, extra_rank, extra_at, codes, codes_w, scale, words_ptr, row,
+    again, place, count, turns_ptr, groups_ptr, extra_rank, extra_at, codes, codes_w, scale, words_ptr, row,
     total, sinks, end, least, last,
     GROUPS: tl.constexpr, BLOCK: tl.constexpr, P: tl.constexpr, MANHATTAN: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    """Rank all tokens of the groups `again` [GROUPS], `count` of them, and leave those that reach (least,
-    last) and are no group's first or second; returns how many these are.
+    """Rank all tokens of the groups `again` [GROUPS], `count` of them, whose places among these are given,
+    and leave those that reach (least, last) and are no group's first or second; returns how many these are.
     """
-    tl.store(groups_ptr + tl.cumsum(again.to(tl.int32), axis=0) - 1, tl.arange(0, GROUPS), mask=again)
+    tl.store(groups_ptr + place, tl.arange(0, GROUPS), mask=again)
     tl.debug_barrier()
     rows = row + tl.zeros((1,), tl.int32)
     totals = total + tl.zeros((1,), tl.float32)
@@ -188,60 +235,56 @@ def look_again(
 
 @triton.jit
 def list_reaching(
-    first_reaches, second_reaches, best, turns_ptr, sums_ptr, GROUPS: tl.constexpr, LIST: tl.constexpr
-):
-    """The groups' firsts and seconds that reach a border, one to each of LIST slots: ranks, LOWEST behind the
-    last, and positions. A second only where the first does.
+    sums_ptr, listed, forced, extras, best, turns_ptr, extra_rank, extra_at, list_rank, list_at,
+    GROUPS: tl.constexpr, LIST: tl.constexpr,
+):  # fmt: skip
+    """Ranks and positions of LIST slots: behind `forced` empty ones the groups' firsts and seconds that reach
+    a border, `listed` of them, and then as many extras as fit. Ranks of empty slots are LOWEST.
 
     Each slot looks for its group among the sums of how many each group and those before it have.
     """
-    sums = tl.cumsum(first_reaches.to(tl.int32) + second_reaches.to(tl.int32), axis=0)
-    tl.store(sums_ptr + tl.arange(0, GROUPS), sums)
-    tl.debug_barrier()
-    slot = tl.arange(0, LIST)
+    slot = tl.arange(0, LIST) - forced
     group = tl.zeros((LIST,), tl.int32)
     for halving in tl.static_range(1, 16):
         if GROUPS >> halving > 0:
-            passed = tl.load(sums_ptr + group + ((GROUPS >> halving) - 1)) <= slot
+            passed = (tl.load(sums_ptr + group + ((GROUPS >> halving) - 1)) & COUNT_MASK) <= slot
             group += tl.where(passed, GROUPS >> halving, 0)
-    there = slot < tl.load(sums_ptr + GROUPS - 1)
-    before = tl.load(sums_ptr + group - 1, mask=there & (group > 0), other=0)
+    there = (slot >= 0) & (slot < listed)
+    before = tl.load(sums_ptr + group - 1, mask=there & (group > 0), other=0) & COUNT_MASK
     is_second = slot > before
     rank = tl.load(best + tl.where(is_second, GROUPS, 0) + group, mask=there, other=LOWEST)
     turns = tl.load(turns_ptr + group, mask=there, other=0)
     first_at, second_at = position_of_first(turns, group, GROUPS), position_of_second(turns, group, GROUPS)
-    return rank, tl.where(is_second, second_at, first_at)
+    at = tl.where(is_second, second_at, first_at)
+    if extras > 0:
+        extra = (slot - listed).to(tl.uint32, bitcast=True)  # very large before the first
+        more = extra < extras.to(tl.uint32)
+        rank = tl.where(more, tl.load(extra_rank + extra, mask=more, other=0.0, cache_modifier=".cg"), rank)
+        at = tl.where(more, tl.load(extra_at + extra, mask=more, other=0, cache_modifier=".cg"), at)
+    # Through memory: else the compiler repeats all of this in every lane that then holds a part of a key.
+    slot = tl.arange(0, LIST)
+    tl.store(list_rank + slot, rank)
+    tl.store(list_at + slot, at)
+    tl.debug_barrier()
+    return tl.load(list_rank + slot), tl.load(list_at + slot)
 
 
 @triton.jit
-def take(rank, at, least, last, chosen_at, taken, top, slope, MASS: tl.constexpr):
-    """Append the positions of tokens that reach (least, last) to chosen_at, which has `taken`; returns their
-    softmax mass relative to rank `top`.
-    """
-    best = reaches(rank, at, least, last)
-    tl.store(chosen_at + taken + tl.cumsum(best.to(tl.int32), axis=0) - 1, at, mask=best)
-    mass = tl.zeros((), tl.float32)
-    if MASS:
-        mass = tl.sum(tl.where(best, tl.exp2((rank - top) * slope), 0.0), axis=0)
-    return mass
-
-
-@triton.jit
-def choose(
-    codes, codes_w, scale, words_ptr, fact, best, turns_ptr, masses, sums_ptr, extra_rank, extra_at,
-    chosen_at, again_ptr, row, sinks, end, want,
+def shortlist(
+    codes, codes_w, scale, words_ptr, fact, best, turns_ptr, masses, sums_ptr, groups_ptr,
+    extra_rank, extra_at, list_rank, list_at, again_ptr, row, sinks, end, forced, want,
     GROUPS: tl.constexpr, LIST: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
     MANHATTAN: tl.constexpr, MASS: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    """Leave the positions of the best `want` tokens of a query in chosen_at [want], in an order that repeats.
+    """List somewhat more than `want` of a query's tokens, the best of all. Returns ranks and positions [LIST]
+    as `list_reaching` does, how many extras there are and how many of them it listed; a rank that all listed
+    reach, one that none does, and how many reach the former, for `exact_border`; the softmax mass of all
+    tokens in LIST parts, the rank that it is relative to, and its slope.
 
-    A border that somewhat more than `want` of the groups' firsts and seconds reach is found first, and what
-    reaches it is listed; of groups whose third does, too, all that reach it are extras. Then the border of
-    exactly `want` among these is found.
+    A border that this many of the groups' firsts and seconds reach is found, and what reaches it is listed;
+    of groups whose third does, too, all that reach it are extras.
 
     Pointers are to the query's own; `row` is its number. again_ptr gets how many groups were looked at again.
-    Returns the estimated softmax mass of the tokens that are not chosen, and the score that it is relative
-    to.
     """
     group = tl.arange(0, GROUPS)
     # All of these at once, whatever of it will be needed: each waits as long as one of them.
@@ -249,74 +292,96 @@ def choose(
     second = tl.load(best + GROUPS + group)
     third = tl.load(best + 2 * GROUPS + group)
     turns = tl.load(turns_ptr + group)
-    unit, offset, total = tl.load(fact), tl.load(fact + 1), tl.load(fact + 2)
-    slope = unit * LOG2_E
-    key = ordered(first)
-    highest = tl.max(key, axis=0)
-    top, beyond = unordered(highest), unordered(highest + 1)
-    rest = tl.zeros((), tl.float32)
+    mass = first
     if MASS:
-        weight = tl.load(masses + group) * tl.exp2((first - top) * slope)
-        rest = tl.sum(tl.where(first > LOWEST, weight, 0.0), axis=0)
-    none, count = tl.zeros((), tl.int32), tl.zeros((), tl.int32)
-    if want > 0:
-        # All firsts reach the lowest of them, and at most all seconds: enough to begin with. Where all fit
-        # the list, there is nothing to search for.
-        limit: tl.constexpr = LIST - LIST // 8
-        reached = tl.minimum(2 * GROUPS, end - sinks)
-        low = unordered(tl.min(tl.where(first > LOWEST, key, highest), axis=0))
-        low = tl.where(reached > limit, low, 0.5 * LOWEST)
-        low, reached, above = find_border(
-            first, second, extra_rank, none, low, beyond, reached, want, limit, True
+        mass = tl.load(masses + group)
+    slope = tl.load(fact) * LOG2_E
+    total = tl.load(fact + 2)
+    key = ordered(first)
+    highest, not_lowest = tl.reduce((key, ~tl.where(first > LOWEST, key, 0x7FFFFFFF)), 0, larger_of_both)
+    top, beyond = unordered(highest), unordered(highest + 1)
+    masses_left = tl.zeros((LIST,), tl.float32)
+    if MASS:
+        weight = mass * tl.exp2((first - top) * slope)
+        weight = tl.where(first > LOWEST, weight, 0.0)
+        masses_left = tl.sum(tl.reshape(weight, (GROUPS // LIST, LIST), can_reorder=True), axis=0)
+    none, extras, count = tl.zeros((), tl.int32), tl.zeros((), tl.int32), tl.zeros((), tl.int32)
+    # All firsts reach the lowest of them, and at most all seconds: enough to begin with. Where all fit the
+    # list, there is nothing to search for.
+    limit = LIST - LIST // 8 - forced
+    reached = tl.minimum(2 * GROUPS, tl.maximum(end - sinks, 0))
+    low = tl.where(reached > limit, unordered(~not_lowest), 0.5 * LOWEST)
+    low, reached, above = find_border(
+        first, second, extra_rank, none, none, low, beyond, reached, want, limit, True
+    )
+    last = end
+    first_reaches, second_reaches = first >= low, second >= low
+    if reached > limit:  # so many tie: those of the lowest positions that are enough
+        first_at = position_of_first(turns, group, GROUPS)
+        second_at = position_of_second(turns, group, GROUPS)
+        last = last_of_ties(
+            first, first_at, second, second_at, extra_rank, extra_at, none, none, low, end, want - above, True
         )
-        last = end
-        first_reaches, second_reaches = first >= low, second >= low
-        if reached > limit:  # so many tie: those of the lowest positions that are enough
-            reached = want
-            first_at = position_of_first(turns, group, GROUPS)
-            second_at = position_of_second(turns, group, GROUPS)
-            last = last_of_ties(
-                first, first_at, second, second_at, extra_rank, extra_at, none, low, end, want - above, True
-            )
-            first_reaches = reaches(first, first_at, low, last)
-            second_reaches = reaches(second, second_at, low, last)
-        again = second_reaches & (third >= low)  # the third's position is not known: it may tie
-        count = tl.sum(again.to(tl.int32), axis=0)
-        extras = none
-        if count > 0:
-            extras = look_again(
-                again, count, turns_ptr, sums_ptr, extra_rank, extra_at, codes, codes_w, scale, words_ptr, row,
-                total, sinks, end, low, last, GROUPS, BLOCK, P, MANHATTAN, FAST,
-            )  # fmt: skip
-            tl.debug_barrier()
-        rank, at = list_reaching(first_reaches, second_reaches, best, turns_ptr, sums_ptr, GROUPS, LIST)
-        low, reached, above = find_border(
-            rank, rank, extra_rank, extras, low, beyond, reached + extras, want, want, False
-        )
-        last = end
-        if reached > want:
-            last = last_of_ties(
-                rank, at, rank, at, extra_rank, extra_at, extras, low, end, want - above, False
-            )
-        rest -= take(rank, at, low, last, chosen_at, 0, top, slope, MASS)
-        if extras > 0:
-            taken = tl.sum(reaches(rank, at, low, last).to(tl.int32), axis=0)
-            for start in range(0, extras, EXTRAS):
-                slot = start + tl.arange(0, EXTRAS)
-                more, more_at = (
-                    load_extras(extra_rank, slot, extras, LOWEST),
-                    load_extras(extra_at, slot, extras, 0),
-                )
-                rest -= take(more, more_at, low, last, chosen_at, taken, top, slope, MASS)
-                taken += tl.sum(reaches(more, more_at, low, last).to(tl.int32), axis=0)
+        first_reaches = reaches(first, first_at, low, last)
+        second_reaches = reaches(second, second_at, low, last)
+    again = second_reaches & (third >= low)  # the third's position is not known: it may tie
+    number = first_reaches.to(tl.int32) + second_reaches.to(tl.int32) + (again.to(tl.int32) << COUNT_BITS)
+    sums = tl.cumsum(number, axis=0)
+    tl.store(sums_ptr + group, sums)
+    tl.debug_barrier()
+    sum_of_all = tl.load(sums_ptr + GROUPS - 1)
+    listed, count = sum_of_all & COUNT_MASK, sum_of_all >> COUNT_BITS
+    if count > 0:
+        extras = look_again(
+            again, (sums >> COUNT_BITS) - 1, count, turns_ptr, groups_ptr, extra_rank, extra_at,
+            codes, codes_w, scale, words_ptr, row, total, sinks, end, low, last,
+            GROUPS, BLOCK, P, MANHATTAN, FAST,
+        )  # fmt: skip
+        tl.debug_barrier()
     tl.store(again_ptr + row, count)
-    return tl.maximum(rest, 0.0), offset + unit * top
+    rank, at = list_reaching(
+        sums_ptr, listed, forced, extras, best, turns_ptr, extra_rank, extra_at, list_rank, list_at,
+        GROUPS, LIST,
+    )  # fmt: skip
+    held = tl.minimum(extras, LIST - forced - listed)
+    return rank, at, extras, held, low, beyond, listed + extras, masses_left, top, slope
+
+
+@triton.jit
+def exact_border(rank, at, extra_rank, extra_at, held, extras, low, beyond, reached, end, want):
+    """Rank and position of the last of the best `want` of the listed tokens and the extras from `held` on."""
+    low, reached, above = find_border(
+        rank, rank, extra_rank, held, extras, low, beyond, reached, want, want, False
+    )
+    last = end
+    if reached > want:
+        last = last_of_ties(
+            rank, at, rank, at, extra_rank, extra_at, held, extras, low, end, want - above, False
+        )
+    return low, tl.where(want > 0, last, -1)
+
+
+@triton.jit
+def mass_of(rank, best, top, slope):
+    """The estimated softmax mass of the tokens that are among the best, relative to rank `top`."""
+    return tl.where(best, tl.exp2((rank - top) * slope), 0.0)
+
+
+@triton.jit
+def take(rank, at, least, last, chosen_at, taken):
+    """Append the positions of tokens that reach (least, last) to chosen_at, which has `taken`; returns which
+    they are.
+    """
+    best = reaches(rank, at, least, last)
+    tl.store(chosen_at + taken + tl.cumsum(best.to(tl.int32), axis=0) - 1, at, mask=best)
+    return best
 
 
 @triton.jit
 def select_kernel(
     codes_ptr, scale_ptr, length_ptr, words_ptr, facts_ptr, best_ptr, turns_ptr, masses_ptr,
-    sums_ptr, extra_rank_ptr, extra_at_ptr, chosen_at_ptr, again_ptr, rest_ptr,
+    sums_ptr, groups_ptr, extra_rank_ptr, extra_at_ptr, list_rank_ptr, list_at_ptr, again_ptr,
+    chosen_at_ptr, rest_ptr,
     codes_b, codes_h, codes_w, scale_b, scale_h, sinks, recents, budget, room,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, P: tl.constexpr, GROUPS: tl.constexpr,
     LIST: tl.constexpr, BLOCK: tl.constexpr, MANHATTAN: tl.constexpr, MASS: tl.constexpr,
@@ -324,7 +389,9 @@ def select_kernel(
 ):  # fmt: skip
     """Choose tokens to attend to; program (query head of a batch, new token).
 
-    Leaves what `choose` returns in rest [B, H, N, 2]. room: for extras of a query.
+    Leaves their positions in chosen_at [B, H, N, budget], in an order that repeats, and in rest [B, H, N, 2]
+    the estimated softmax mass of the tokens that are not chosen and the score that it is relative to. room:
+    for extras of a query.
     CHAINED: started before the launch before it ended, and lets the next one start at once.
     """
     pair, new = tl.program_id(0), tl.program_id(1)
@@ -334,17 +401,34 @@ def select_kernel(
     wide_row = row.to(tl.int64)
     seen = tl.load(length_ptr) + new + 1
     _, _, _, want = forced_and_wanted(seen, sinks, recents, budget)
+    extra_rank, extra_at = extra_rank_ptr + wide_row * room, extra_at_ptr + wide_row * room
+    chosen_at = chosen_at_ptr + wide_row * budget
     if CHAINED:
         gdc_launch_dependents()
         gdc_wait()
-    mass, top = choose(
+    rank, at, extras, held, low, beyond, reached, masses, top, slope = shortlist(
         codes_ptr + batch * codes_b + kv_head * codes_h, codes_w,
         scale_ptr + batch * scale_b + kv_head * scale_h, words_ptr, facts_ptr + row * FACTS,
         best_ptr + wide_row * (PLACES * GROUPS), turns_ptr + wide_row * GROUPS,
-        masses_ptr + wide_row * GROUPS, sums_ptr + wide_row * GROUPS,
-        extra_rank_ptr + wide_row * room, extra_at_ptr + wide_row * room,
-        chosen_at_ptr + wide_row * budget, again_ptr, row, sinks, seen - recents, want,
+        masses_ptr + wide_row * GROUPS, sums_ptr + wide_row * GROUPS, groups_ptr + wide_row * GROUPS,
+        extra_rank, extra_at, list_rank_ptr + wide_row * LIST, list_at_ptr + wide_row * LIST,
+        again_ptr, row, sinks, seen - recents, 0, want,
         GROUPS, LIST, P, BLOCK, MANHATTAN, MASS, FAST,
     )  # fmt: skip
-    tl.store(rest_ptr + 2 * row, mass)
-    tl.store(rest_ptr + 2 * row + 1, top)
+    low, last = exact_border(
+        rank, at, extra_rank, extra_at, held, extras, low, beyond, reached, seen - recents, want
+    )
+    best = take(rank, at, low, last, chosen_at, 0)
+    mass = tl.sum(masses - mass_of(rank, best, top, slope), axis=0)
+    if extras > held:
+        taken = tl.sum(best.to(tl.int32), axis=0)
+        for start in range(held, extras, EXTRAS):
+            slot = start + tl.arange(0, EXTRAS)
+            more = load_extras(extra_rank, slot, extras, LOWEST)
+            more_at = load_extras(extra_at, slot, extras, 0)
+            more_best = take(more, more_at, low, last, chosen_at, taken)
+            mass -= tl.sum(mass_of(more, more_best, top, slope), axis=0)
+            taken += tl.sum(more_best.to(tl.int32), axis=0)
+    tl.store(rest_ptr + 2 * row, tl.maximum(mass, 0.0))
+    unit, offset = tl.load(facts_ptr + row * FACTS), tl.load(facts_ptr + row * FACTS + 1)
+    tl.store(rest_ptr + 2 * row + 1, offset + unit * top)

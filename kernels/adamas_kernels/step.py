@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -30,16 +31,17 @@ from adamas_kernels.tile import QUERIES, TOKENS
 
 LEAST_GROUPS = 2048  # of tokens, of which each keeps its best
 MOST_GROUPS = 4096  # unless the budget is larger
+MOST_TURNS = 8  # tokens of a group, as far as that: more groups occupy more multiprocessors with the estimate
 GROUPS_PER_TOKEN = 4  # of the budget: seldom are three of the best in one group
-LEAST_PROGRAM = 64  # groups at the least: those of one estimate program
+LEAST_LIST = 64  # listed tokens, and groups, at the least: those of one estimate program
 ESTIMATE_BLOCK = 64  # groups of one estimate program
 ESTIMATE_RANKS = 512  # that such a program holds at a time; fewer groups for many queries
 ESTIMATE_WARPS = 1
 SMALLEST_TILED = 64  # padded head_dim whose codes fill a tile
 TURNS_AHEAD = 4  # turns whose codes a program on tensor cores loads at once
 HELD_WORDS = 64  # words of encoded queries that fit into registers beside everything else
-SELECT_WARPS = 8  # and twice as many for more groups
-ATTEND_WARPS = 8
+SELECT_WARPS = 8
+WARP_BYTES = 512  # that one load instruction of a warp reads at most
 ATTEND_BYTES = 32768  # of keys that one attend program can hold
 SPLIT_WARPS = 4  # where one program cannot hold all chosen tokens
 SPLIT_BYTES = 16384  # of keys that each then holds at a time; less, so that several fit a multiprocessor
@@ -57,11 +59,12 @@ def next_power(number: int) -> int:
 
 
 def group_count(device: torch.device, budget: int, capacity: int) -> int:
-    """Groups that the tokens of each query are dealt to, a power of two and at least the budget."""
+    """Groups that the tokens of each query are dealt to, a power of two and no fewer than are listed."""
     if device.type != "cuda":  # few, so that the interpreter sees several turns
-        return max(LEAST_PROGRAM, next_power(budget))
-    wanted = max(LEAST_GROUPS, min(MOST_GROUPS, next_power(GROUPS_PER_TOKEN * budget)))
-    return max(LEAST_PROGRAM, next_power(budget), min(next_power(capacity), wanted))
+        return list_size(budget)
+    wanted = max(LEAST_GROUPS, next_power(capacity // MOST_TURNS), next_power(GROUPS_PER_TOKEN * budget))
+    wanted = min(MOST_GROUPS, wanted)
+    return max(list_size(budget), min(next_power(capacity), wanted))
 
 
 def attend_block(head_dim: int, itemsize: int, size: int) -> int:
@@ -69,9 +72,14 @@ def attend_block(head_dim: int, itemsize: int, size: int) -> int:
     return max(16, min(128, size // (head_dim * itemsize)))
 
 
+def near_tokens(dim_v: int, warps: int, itemsize: int, tokens: int) -> int:
+    """Tokens whose values one load of a warp covers, where each warp loads its own share of the columns."""
+    return min(tokens, max(1, WARP_BYTES * warps // (dim_v * itemsize)))
+
+
 def list_size(budget: int) -> int:
     """Tokens of which a selection chooses exactly."""
-    return max(64, next_power(budget + budget // 4))
+    return max(LEAST_LIST, next_power(budget + budget // 4))
 
 
 def split_count(budget: int) -> int:
@@ -103,9 +111,12 @@ class Scratch:
     best: Tensor  # float32 [rows, PLACES, groups], see `shortlist.py`
     turns: Tensor  # int32 [rows, groups]
     masses: Tensor  # float32 [rows, groups]
-    sums: Tensor  # int32 [rows, groups], of how many in each are listed
+    sums: Tensor  # int32 [rows, groups], of how many in each are listed and are looked at again
+    looked_at: Tensor  # int32 [rows, groups], which are looked at again
     extra_rank: Tensor  # float32 [rows, room], of tokens that are no group's first or second
     extra_at: Tensor  # int32 [rows, room]
+    list_rank: Tensor  # float32 [rows, list], of the listed tokens
+    list_at: Tensor  # int32 [rows, list]
     again: Tensor  # int32 [rows], how many groups were looked at again
     chosen_at: Tensor  # int32 [rows, budget]
     rest: Tensor  # float32 [rows, 2], softmax mass of the others and the score that it is relative to
@@ -130,8 +141,11 @@ class Scratch:
             turns=empty(rows, groups, dtype=torch.int32),
             masses=empty(rows, groups),
             sums=empty(rows, groups, dtype=torch.int32),
+            looked_at=empty(rows, groups, dtype=torch.int32),
             extra_rank=empty(rows, cache.capacity),
             extra_at=empty(rows, cache.capacity, dtype=torch.int32),
+            list_rank=empty(rows, list_size(budget)),
+            list_at=empty(rows, list_size(budget), dtype=torch.int32),
             again=empty(rows, dtype=torch.int32),
             chosen_at=empty(rows, budget, dtype=torch.int32),
             rest=empty(rows, 2),
@@ -190,7 +204,7 @@ class TritonBackend:
         stages: int = STAGES,
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.decode_step`. stages: how many of enter, estimate, select, attend and merge to launch
-        (attend does the work of the last three for a small budget); fewer only to time them.
+        (select does the work of the last three for a small budget); fewer only to time them.
         """
         check_step(queries, keys, values, cache)
         check_whole_budgets(settings)
@@ -263,26 +277,29 @@ class TritonBackend:
         if stages == 2:
             return out, lse
         pairs = heads * batch
-        select_kernel[(pairs, new)](
-            *what, scratch.sums, scratch.extra_rank, scratch.extra_at, scratch.chosen_at, scratch.again,
-            scratch.rest, *where, sinks, recents, settings.budget, capacity,
-            HEADS=kv_heads, GROUP=group, NEW=new, P=size, GROUPS=groups, LIST=list_size(settings.budget),
-            BLOCK=RANK_BLOCK, MANHATTAN=manhattan, MASS=mass, FAST=fast, CHAINED=chained,
-            num_warps=SELECT_WARPS if groups <= LEAST_GROUPS else 2 * SELECT_WARPS, **chain,
+        scratched = scratch.sums, scratch.looked_at, scratch.extra_rank, scratch.extra_at
+        scratched += scratch.list_rank, scratch.list_at, scratch.again
+        choice: dict[str, Any] = dict(
+            GROUPS=groups, LIST=list_size(settings.budget), BLOCK=RANK_BLOCK, MANHATTAN=manhattan, MASS=mass,
+            FAST=fast, num_warps=SELECT_WARPS, **chain,
         )  # fmt: skip
-        if stages == 3:
-            return out, lse
         if once:
             attend_once_kernel[(pairs, new)](
-                queries, cache.keys, cache.values, cache.value_sum, cache.length, scratch.chosen_at,
-                scratch.rest, out, lse, scratch.place, scratch.score,
+                *what, *scratched, queries, cache.keys, cache.values, cache.value_sum, out, lse,
+                scratch.place, scratch.score, *where,
                 *queries.stride()[:3], *cache.keys.stride()[:3], *cache.values.stride()[:3],
-                *out.stride()[:3], scaling, sinks, recents, settings.budget,
+                *out.stride()[:3], scaling, sinks, recents, settings.budget, capacity,
                 HEADS=kv_heads, GROUP=group, NEW=new, NEW_PAD=new_pad, D=dim, P=size, D_V=dim_v,
-                D_V_PAD=dim_v_pad, TOKENS=tokens, MASS=mass, CHAINED=chained, TALLY=tally is not None,
-                num_warps=ATTEND_WARPS, **chain,
+                D_V_PAD=dim_v_pad, CHAINED=chained, TALLY=tally is not None, WARPS=SELECT_WARPS,
+                NEAR=near_tokens(dim_v_pad, SELECT_WARPS, values.element_size(), choice["LIST"]), **choice,
             )  # fmt: skip
         else:
+            select_kernel[(pairs, new)](
+                *what, *scratched, scratch.chosen_at, scratch.rest, *where, sinks, recents, settings.budget,
+                capacity, HEADS=kv_heads, GROUP=group, NEW=new, P=size, CHAINED=chained, **choice,
+            )  # fmt: skip
+            if stages == 3:
+                return out, lse
             attend_kernel[(pairs, new, splits)](
                 queries, cache.keys, cache.values, cache.length, scratch.chosen_at, scratch.parts,
                 scratch.place, scratch.score,
@@ -290,6 +307,8 @@ class TritonBackend:
                 scaling, sinks, recents, settings.budget,
                 HEADS=kv_heads, GROUP=group, NEW=new, D=dim, P=size, D_V=dim_v, D_V_PAD=dim_v_pad,
                 TOKENS=split_tokens, SPLITS=splits, CHAINED=chained, TALLY=tally is not None,
+                WARPS=SPLIT_WARPS,
+                NEAR=near_tokens(dim_v_pad, SPLIT_WARPS, values.element_size(), split_tokens),
                 num_warps=SPLIT_WARPS, **chain,
             )  # fmt: skip
             if stages == 4:
