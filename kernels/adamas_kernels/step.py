@@ -277,8 +277,10 @@ class TritonBackend:
         if stages == 2:
             return out, lse
         pairs = heads * batch
-        scratched = scratch.sums, scratch.looked_at, scratch.extra_rank, scratch.extra_at
-        scratched += scratch.list_rank, scratch.list_at, scratch.again
+        scratched = (
+            scratch.sums, scratch.looked_at, scratch.extra_rank, scratch.extra_at,
+            scratch.list_rank, scratch.list_at, scratch.again,
+        )  # fmt: skip
         choice: dict[str, Any] = dict(
             GROUPS=groups, LIST=list_size(settings.budget), BLOCK=RANK_BLOCK, MANHATTAN=manhattan, MASS=mass,
             FAST=fast, num_warps=SELECT_WARPS, **chain,
