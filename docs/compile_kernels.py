@@ -31,7 +31,7 @@ from triton.runtime.jit import JITFunction
 # Bytes of stack, which spilled registers take: attention holds a block of keys and one of values at a time,
 # sixteen new tokens of 256 coordinates are more than a step usually encodes, and ranking all tokens against
 # such queries is what a selection seldom does.
-STACK_LIMIT = {"attend_once_kernel": 144, "attend_kernel": 64, "enter_kernel": 416, "select_kernel": 64}
+STACK_LIMIT = {"encode_kernel": 704}
 CAPACITY = 131072  # tokens of a cache, as far as kernels are made for it
 # The one layout of a kernel whose assembly names lanes: number i in lane i, and none moved.
 LANES_IN_ORDER = "#blocked = #ttg.blocked<{sizePerThread = [1], threadsPerWarp = [32]"
@@ -101,15 +101,20 @@ def compiled(launch: Launch, generation: int) -> Any:
     """One recorded launch, compiled for a generation."""
     kernel, arguments, options = launch
     constants = {p.name for p in kernel.params if p.is_constexpr}
-    signature, values = {}, {}
-    for name, value in arguments.items():
+    free = {p.name for p in kernel.params if p.do_not_specialize or p.do_not_specialize_on_alignment}
+    signature, values, known = {}, {}, {}
+    for place, (name, value) in enumerate(arguments.items()):
+        # What a launch tells the compiler: tensors begin at multiples of 16 bytes, and most strides are such.
+        if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0 and name not in free):
+            known[place,] = [["tt.divisibility", 16]]
         if name in constants:
             signature[name], values[name] = "constexpr", value
         elif isinstance(value, torch.Tensor):
             signature[name] = f"*{TYPES[value.dtype]}"
         else:
             signature[name] = "fp32" if isinstance(value, float) else "i32"
-    source = ASTSource(fn=kernel, signature=signature, constexprs=values)
+    known = {at: fact for at, fact in known.items() if list(arguments)[at[0]] not in constants}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=known)
     return triton.compile(source, target=GPUTarget("cuda", generation, 32), options=options)
 
 

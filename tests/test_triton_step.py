@@ -10,7 +10,8 @@ import torch
 import triton.language as tl
 from adamas_kernels import reference as ref
 from adamas_kernels.ops import SparseSettings
-from adamas_kernels.step import LEAST_PROGRAM, RANK_BLOCK, TritonBackend, group_count, list_size
+from adamas_kernels.shortlist import TWIST
+from adamas_kernels.step import LEAST_GROUPS, RANK_BLOCK, TritonBackend, group_count, list_size
 from layer_caches import (
     ODD_KEYS,
     check_steps,
@@ -121,32 +122,46 @@ def test_a_context_of_many_turns(scorer, heads):
     check(make_cache(1, 1, 64, 2999, 3100, settings), heads, 1, settings, steps=2)
 
 
+def group_of(tokens, groups):
+    """The group that each of so many tokens is dealt to."""
+    position = torch.arange(tokens)
+    return (position % groups) ^ ((position // groups * TWIST.value) & (groups - 1))
+
+
+def test_every_turn_deals_a_token_to_each_group_in_another_order():
+    group = group_of(64 * 128, 128).view(64, 128)
+    assert torch.equal(group.sort(1).values, torch.arange(128).expand(64, -1))
+    assert torch.equal(group[0], torch.arange(128))
+    for period in (2, 16, 128):  # tokens so far apart are not always in the same groups
+        assert len(group.flatten()[::period].unique()) == 128
+    assert (group.view(64, 8, 16).diff(dim=2).abs() < 16).all()  # and sixteen side by side stay so
+
+
 @pytest.mark.parametrize("heads", [1, 2])
 @pytest.mark.parametrize("groups", [64, 128])
 def test_groups_with_three_of_the_best_are_looked_at_again(heads, groups):
-    """Keys that repeat with the groups put the best tokens into few of them."""
     torch.manual_seed(0)
     settings = SparseSettings(budget=48, sinks=1, recents=1)
 
-    def repeating(*shape):
-        keys = torch.randn(*shape[:2], groups, shape[3]).repeat(1, 1, -(-shape[2] // groups), 1)
-        return keys[:, :, : shape[2]] + 0.01 * torch.randn(shape)
+    def alike_in_a_group(*shape):
+        keys = torch.randn(*shape[:2], groups, shape[3])
+        return keys[:, :, group_of(shape[2], groups)] + 0.01 * torch.randn(shape)
 
-    cache = make_cache(1, 1, 64, 20 * groups, 20 * groups + 10, settings, make=repeating)
-    assert (check(cache, heads, 1, settings, groups=groups) > 1).all()
+    cache = make_cache(1, 1, 64, 20 * groups, 20 * groups + 10, settings, make=alike_in_a_group)
+    assert (check(cache, heads, 1, settings, groups=groups, make=torch.randn) > 1).all()
 
 
 def test_far_more_extras_than_are_read_at_a_time():
-    """A budget's tokens all in two groups of many turns."""
+    """A budget's tokens all in few groups of many turns."""
     torch.manual_seed(0)
     settings = SparseSettings(budget=300, sinks=1, recents=1)
-    groups, size = 512, 4 * RANK_BLOCK * 16
+    groups, size = 512, 8 * RANK_BLOCK * 8
 
-    def in_two_groups(*shape):
-        return torch.where((torch.arange(shape[2]) % groups < 60)[:, None], 3, 1) * torch.randn(shape)
+    def large_in_few_groups(*shape):
+        return torch.where((group_of(shape[2], groups) < 60)[:, None], 3, 1) * torch.randn(shape)
 
-    cache = make_cache(1, 1, 16, size - 1, size, settings, make=in_two_groups)
-    assert (check(cache, 1, 1, settings, groups=groups) > 10).all()
+    cache = make_cache(1, 1, 16, size - 1, size, settings, make=large_in_few_groups)
+    assert (check(cache, 1, 1, settings, groups=groups, make=torch.randn) > 10).all()
 
 
 def test_groups_are_enough_for_every_budget():

@@ -10,7 +10,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from adamas_kernels.coding import FACTS
 from adamas_kernels.ranking import dot4, load_queries, load_words, rank_of, rank_tokens
-from adamas_kernels.shortlist import LOG2_E, deal, empty_groups, store_groups
+from adamas_kernels.shortlist import LOG2_E, deal, dealt, empty_groups, store_groups
 from adamas_kernels.tile import (
     LANES,
     QUERIES,
@@ -28,12 +28,6 @@ from adamas_kernels.tile import (
 def within(at, low, end):
     """low <= at < end, in one comparison."""
     return (at - low).to(tl.uint32) < tl.maximum(end - low, 0).to(tl.uint32)
-
-
-@triton.jit
-def turns_of(program_start, end, GROUPS: tl.constexpr):
-    """Turns in which a program that begins with this token finds one before `end`."""
-    return tl.cdiv(tl.maximum(end - program_start, 0), GROUPS)
 
 
 # With known alignment the loads would get a layout of their own, and each word of codes would pass through
@@ -78,9 +72,9 @@ def estimate_kernel(
     slope = tl.load(facts_ptr + rows * FACTS)[:, None] * LOG2_E
     total = tl.load(facts_ptr + rows * FACTS + 2)
     groups = empty_groups(tl.zeros((ROWS, BLOCK), tl.int32))
-    for turn in range(0, turns_of(tl.program_id(0) * BLOCK, end, GROUPS)):
-        at = turn * GROUPS + group
-        later = tl.minimum(at + GROUPS, capacity - 1)
+    for turn in range(0, tl.cdiv(end, GROUPS)):
+        at = dealt(turn, group, GROUPS)
+        later = tl.minimum(dealt(turn + 1, group, GROUPS), capacity - 1)
         next_words = load_words(codes, codes_w, later, P)
         next_scales = tl.load(scale + later)
         rank = rank_tokens(
@@ -104,8 +98,19 @@ def plain_products(codes, codes_w, at, query_words, P: tl.constexpr):
 
 
 @triton.jit
+def tile_of_turn(codes, codes_w, start, turn, last, lane, P: tl.constexpr, GROUPS: tl.constexpr):
+    """The words of the tokens that the sixteen groups from `start` on get in a turn; of tokens behind `last`
+    those of `last`.
+    """
+    group = start + lane // SHARING
+    first_at = tl.minimum(dealt(turn, group, GROUPS), last)
+    second_at = tl.minimum(dealt(turn, group + QUERIES, GROUPS), last)
+    return load_tile(codes, codes_w, first_at, second_at, lane, P)
+
+
+@triton.jit
 def products(
-    words, quads, ahead: tl.constexpr, codes, codes_w, at, last, even_words, odd_words, second_tile,
+    words, quads, ahead: tl.constexpr, codes, codes_w, first, second, even_words, odd_words, second_tile,
     P: tl.constexpr, TILES: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """Products of each lane's tokens in one turn with its queries, as `multiply_tile` has them. Lanes of the
@@ -122,7 +127,6 @@ def products(
                 tl.where(second_tile, from_partner(others[3]), sums[3]),
             )
     else:
-        first, second = tl.minimum(at, last), tl.minimum(at + QUERIES, last)
         sums = (
             plain_products(codes, codes_w, first, even_words, P),
             plain_products(codes, codes_w, first, odd_words, P),
@@ -173,10 +177,11 @@ def estimate_tiles_kernel(
     if FAST:
         for ahead in tl.static_range(TURNS):
             for tile in tl.static_range(TILES):
-                words += (load_tile(codes, codes_w, start + TOKENS * tile + ahead * GROUPS, last, lane, P),)
+                words += (tile_of_turn(codes, codes_w, start + TOKENS * tile, ahead, last, lane, P, GROUPS),)  # type: ignore[assignment]
     for ahead in tl.static_range(TURNS):
         for row in tl.static_range(ROWS):
-            scales += (tl.load(scale + tl.minimum(group + QUERIES * row + ahead * GROUPS, last)),)
+            at = tl.minimum(dealt(ahead, group + QUERIES * row, GROUPS), last)
+            scales += (tl.load(scale + at),)  # type: ignore[assignment]
     if EARLY:
         gdc_wait()
     if FAST:
@@ -189,26 +194,29 @@ def estimate_tiles_kernel(
     odd_total = tl.load(facts_ptr + odd_row * FACTS + 2)
     evens, odds = empty_groups(lane), empty_groups(lane)
     later_evens, later_odds = empty_groups(lane), empty_groups(lane)
-    for first_turn in range(0, turns_of(start, end, GROUPS), TURNS):
+    for first_turn in range(0, tl.cdiv(end, GROUPS), TURNS):
         next_words, next_scales = (), ()
         for ahead in tl.static_range(TURNS):
-            later = (first_turn + TURNS + ahead) * GROUPS
+            later = first_turn + TURNS + ahead
             if FAST:
                 for tile in tl.static_range(TILES):
-                    next_words += (load_tile(codes, codes_w, start + TOKENS * tile + later, last, lane, P),)
+                    next_words += (
+                        tile_of_turn(codes, codes_w, start + TOKENS * tile, later, last, lane, P, GROUPS),
+                    )  # type: ignore[assignment]
             for row in tl.static_range(ROWS):
-                next_scales += (tl.load(scale + tl.minimum(group + QUERIES * row + later, last)),)
+                at = tl.minimum(dealt(later, group + QUERIES * row, GROUPS), last)
+                next_scales += (tl.load(scale + at),)  # type: ignore[assignment]
         for ahead in tl.static_range(TURNS):
             turn = first_turn + ahead
-            at = turn * GROUPS + group
+            first_at, second_at = dealt(turn, group, GROUPS), dealt(turn, group + QUERIES, GROUPS)
             sums = products(
-                words, quads, ahead, codes, codes_w, at, last, even_words, odd_words, second_tile,
-                P, TILES, FAST,
+                words, quads, ahead, codes, codes_w, tl.minimum(first_at, last), tl.minimum(second_at, last),
+                even_words, odd_words, second_tile, P, TILES, FAST,
             )  # fmt: skip
-            inside, weight = within(at, sinks, end), scales[ROWS * ahead].to(tl.float32)
+            inside, weight = within(first_at, sinks, end), scales[ROWS * ahead].to(tl.float32)
             evens = deal(evens, rank_of(sums[0], even_total, weight), inside, turn, even_slope, MASS)
             odds = deal(odds, rank_of(sums[1], odd_total, weight), inside, turn, odd_slope, MASS)
-            inside, weight = within(at + QUERIES, sinks, end), scales[ROWS * ahead + 1].to(tl.float32)
+            inside, weight = within(second_at, sinks, end), scales[ROWS * ahead + 1].to(tl.float32)
             later_evens = deal(
                 later_evens, rank_of(sums[2], even_total, weight), inside, turn, even_slope, MASS
             )

@@ -10,7 +10,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from adamas_kernels.coding import FACTS, LOWEST
 from adamas_kernels.ranking import load_words, rank_tokens
-from adamas_kernels.shortlist import LOG2_E, PLACES, position_of_first, position_of_second
+from adamas_kernels.shortlist import LOG2_E, PLACES, dealt, position_of_first, position_of_second
 
 GUESSES = tl.constexpr(4)  # rounds of interpolation, before dividing the interval evenly ends a search
 COUNT_BITS = tl.constexpr(16)  # of one of two counts in an int32
@@ -215,7 +215,7 @@ def look_again(
         item = start + tl.arange(0, BLOCK)
         there = item < count * most_turns
         group = tl.load(groups_ptr + item // most_turns, mask=there, other=0, cache_modifier=".cg")
-        at = (item % most_turns) * GROUPS + group
+        at = dealt(item % most_turns, group, GROUPS)
         there &= (at >= sinks) & (at < end)
         at = tl.where(there, at, 0)
         turns = tl.load(turns_ptr + group, mask=there, other=0)

@@ -1,11 +1,12 @@
 """The best few of many tokens, kept while one pass goes through them: what makes a selection's work the same
 for all data.
 
-Tokens are dealt to GROUPS groups, token p to group p mod GROUPS, in turn p // GROUPS. Each group keeps the
+Tokens are dealt to GROUPS groups, one to each in a turn, see `dealt`. Each group keeps the
 ranks of its three best tokens, the turns of the first two, and its softmax mass relative to the best. Ties go
 to earlier turns, which are lower positions. The `want` best of all tokens are then among the groups' first
 and second best, but for groups whose third is as good as the last of these: those are looked at again
-(`select.py`). Neighbours are in different groups, so that a passage that matters as a whole fills none.
+(`select.py`). Neighbours are in different groups, so that a passage that matters as a whole fills none; and so are tokens a
+fixed distance apart, as in tables and logs, because each turn deals in another order.
 """
 
 from __future__ import annotations
@@ -18,7 +19,16 @@ from adamas_kernels.coding import LOWEST
 LOG2_E = tl.constexpr(1.4426950408889634)
 PLACES = tl.constexpr(3)  # ranks that a group keeps
 TURN_BITS = tl.constexpr(16)  # of the turn of a group's best; the second best's come above
+TWIST = tl.constexpr(0x9E5)  # odd, so that turns take all orders in turn
 TURN_MASK = tl.constexpr((1 << 16) - 1)
+
+
+@triton.jit
+def dealt(turn, group, GROUPS: tl.constexpr):
+    """Position of the token that a group gets in a turn. The change of bits takes sixteen groups side by side
+    to as many tokens side by side.
+    """
+    return turn * GROUPS + (group ^ ((turn * TWIST) & (GROUPS - 1)))
 
 
 @triton.jit
@@ -71,10 +81,10 @@ def store_groups(
 @triton.jit
 def position_of_first(turns, group, GROUPS: tl.constexpr):
     """Position of a group's best token."""
-    return (turns & TURN_MASK) * GROUPS + group
+    return dealt(turns & TURN_MASK, group, GROUPS)
 
 
 @triton.jit
 def position_of_second(turns, group, GROUPS: tl.constexpr):
     """Position of a group's second best token."""
-    return ((turns >> TURN_BITS) & TURN_MASK) * GROUPS + group
+    return dealt((turns >> TURN_BITS) & TURN_MASK, group, GROUPS)

@@ -67,13 +67,13 @@ def from_partner(x):
 
 
 @triton.jit
-def load_tile(codes, codes_w, start, last, lane, P: tl.constexpr):
-    """Each lane's words of its tokens of the tile that begins at `start`: a tuple of P / 64 for the first,
-    and as many for the second. Of tokens behind `last` those of `last`.
+def load_tile(codes, codes_w, first_at, second_at, lane, P: tl.constexpr):
+    """Each lane's words of its two tokens, a tuple of P / 64 for the first, and as many for the second. Lanes
+    that share a token name the same one.
     """
     words = ()
     for row in tl.static_range(ROWS):
-        at = tl.minimum(start + QUERIES * row + lane // SHARING, last)
+        at = (first_at, second_at)[row]
         for w in tl.static_range(P // 64):
             words += (tl.load(codes + (4 * w + lane % SHARING) * codes_w + at),)  # type: ignore[assignment]
     return words
