@@ -105,7 +105,9 @@ def compiled(launch: Launch, generation: int) -> Any:
     signature, values, known = {}, {}, {}
     for place, (name, value) in enumerate(arguments.items()):
         # What a launch tells the compiler: tensors begin at multiples of 16 bytes, and most strides are such.
-        if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0 and name not in free):
+        if isinstance(value, torch.Tensor) or (
+            isinstance(value, int) and value % 16 == 0 and name not in free
+        ):
             known[place,] = [["tt.divisibility", 16]]
         if name in constants:
             signature[name], values[name] = "constexpr", value

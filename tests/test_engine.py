@@ -249,7 +249,7 @@ def test_auto_is_full_while_the_context_is_short(monkeypatch):
 
 def test_auto_on_a_gpu_goes_by_what_full_attention_would_read():
     grouped, whole = 2 * 8 * 128 * 2, 2 * 32 * 128 * 2  # bytes of a token: 8 KV heads, and 32
-    assert auto_min_context("triton", 128, grouped) < 32768 < auto_min_context("triton", 768, grouped)
+    assert auto_min_context("triton", 128, grouped) < 16384 < auto_min_context("triton", 768, grouped) < 32768
     assert auto_min_context("triton", 768, whole) < 32768
     assert 32768 < auto_min_context("triton", 1472, grouped) < 131072
     assert auto_min_context("cpu", 128, grouped) == auto_min_context("cpu", 4096, whole)

@@ -11,7 +11,7 @@ import triton.language as tl
 from adamas_kernels import reference as ref
 from adamas_kernels.ops import SparseSettings
 from adamas_kernels.shortlist import TWIST
-from adamas_kernels.step import LEAST_GROUPS, RANK_BLOCK, TritonBackend, group_count, list_size
+from adamas_kernels.step import RANK_BLOCK, TritonBackend, group_count, list_size
 from layer_caches import (
     ODD_KEYS,
     check_steps,
@@ -133,7 +133,8 @@ def test_every_turn_deals_a_token_to_each_group_in_another_order():
     assert torch.equal(group.sort(1).values, torch.arange(128).expand(64, -1))
     assert torch.equal(group[0], torch.arange(128))
     for period in (2, 16, 128):  # tokens so far apart are not always in the same groups
-        assert len(group.flatten()[::period].unique()) == 128
+        far_apart = group.flatten()[::period]
+        assert len(far_apart.unique()) == min(128, len(far_apart))
     assert (group.view(64, 8, 16).diff(dim=2).abs() < 16).all()  # and sixteen side by side stay so
 
 
@@ -169,7 +170,7 @@ def test_groups_are_enough_for_every_budget():
         for capacity in (1, 100, 5000, 1 << 20):
             for device in ("cpu", "cuda"):
                 groups = group_count(torch.device(device), budget, capacity)
-                assert groups >= max(budget, LEAST_PROGRAM)
+                assert groups >= max(budget, list_size(budget))
                 assert groups & (groups - 1) == 0
         assert list_size(budget) * 7 // 8 >= budget
 

@@ -16,7 +16,7 @@ DENSE_LAYERS = 2  # the first layers attend broadly, and stay dense in decode (p
 # its keys and values take to read, so there it is a matter of their bytes in a layer, and a sparse one as
 # long as choosing its tokens takes: (largest budget, bytes), as measured on an H100.
 AUTO_MIN_CONTEXT = {"cpu": 4096, "torch": math.inf}
-AUTO_MIN_BYTES = {"triton": ((256, 100e6), (768, 200e6), (1536, 300e6), (math.inf, 900e6))}
+AUTO_MIN_BYTES = {"triton": ((256, 45e6), (768, 110e6), (1536, 200e6), (math.inf, 900e6))}
 # Budgets that keep an answer's distribution close to full attention's at every length (docs/accuracy.md).
 LEAST_BUDGET, BUDGET_STEP, BUDGET_GROWTH = 256, 64, 4
 

@@ -177,7 +177,9 @@ def estimate_tiles_kernel(
     if FAST:
         for ahead in tl.static_range(TURNS):
             for tile in tl.static_range(TILES):
-                words += (tile_of_turn(codes, codes_w, start + TOKENS * tile, ahead, last, lane, P, GROUPS),)  # type: ignore[assignment]
+                words += (  # type: ignore[assignment]
+                    tile_of_turn(codes, codes_w, start + TOKENS * tile, ahead, last, lane, P, GROUPS),
+                )
     for ahead in tl.static_range(TURNS):
         for row in tl.static_range(ROWS):
             at = tl.minimum(dealt(ahead, group + QUERIES * row, GROUPS), last)
@@ -200,9 +202,9 @@ def estimate_tiles_kernel(
             later = first_turn + TURNS + ahead
             if FAST:
                 for tile in tl.static_range(TILES):
-                    next_words += (
+                    next_words += (  # type: ignore[assignment]
                         tile_of_turn(codes, codes_w, start + TOKENS * tile, later, last, lane, P, GROUPS),
-                    )  # type: ignore[assignment]
+                    )
             for row in tl.static_range(ROWS):
                 at = tl.minimum(dealt(later, group + QUERIES * row, GROUPS), last)
                 next_scales += (tl.load(scale + at),)  # type: ignore[assignment]
@@ -213,10 +215,12 @@ def estimate_tiles_kernel(
                 words, quads, ahead, codes, codes_w, tl.minimum(first_at, last), tl.minimum(second_at, last),
                 even_words, odd_words, second_tile, P, TILES, FAST,
             )  # fmt: skip
-            inside, weight = within(first_at, sinks, end), scales[ROWS * ahead].to(tl.float32)
+            inside = within(first_at, sinks, end)
+            weight = scales[ROWS * ahead].to(tl.float32)  # type: ignore[var-annotated]
             evens = deal(evens, rank_of(sums[0], even_total, weight), inside, turn, even_slope, MASS)
             odds = deal(odds, rank_of(sums[1], odd_total, weight), inside, turn, odd_slope, MASS)
-            inside, weight = within(second_at, sinks, end), scales[ROWS * ahead + 1].to(tl.float32)
+            inside = within(second_at, sinks, end)
+            weight = scales[ROWS * ahead + 1].to(tl.float32)
             later_evens = deal(
                 later_evens, rank_of(sums[2], even_total, weight), inside, turn, even_slope, MASS
             )

@@ -1,12 +1,12 @@
 """The best few of many tokens, kept while one pass goes through them: what makes a selection's work the same
 for all data.
 
-Tokens are dealt to GROUPS groups, one to each in a turn, see `dealt`. Each group keeps the
-ranks of its three best tokens, the turns of the first two, and its softmax mass relative to the best. Ties go
-to earlier turns, which are lower positions. The `want` best of all tokens are then among the groups' first
-and second best, but for groups whose third is as good as the last of these: those are looked at again
-(`select.py`). Neighbours are in different groups, so that a passage that matters as a whole fills none; and so are tokens a
-fixed distance apart, as in tables and logs, because each turn deals in another order.
+Tokens are dealt to GROUPS groups, one to each in a turn, see `dealt`. Each group keeps the ranks of its three
+best tokens, the turns of the first two, and its softmax mass relative to the best. Ties go to earlier turns,
+which are lower positions. The `want` best of all tokens are then among the groups' first and second best, but
+for groups whose third is as good as the last of these: those are looked at again (`select.py`). Neighbours are
+in different groups, so that a passage that matters as a whole fills none; and so are tokens a fixed distance
+apart, as in tables and logs, because each turn deals in another order.
 """
 
 from __future__ import annotations
