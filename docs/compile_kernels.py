@@ -28,10 +28,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-# Bytes of stack, which spilled registers take: attention holds a block of keys and one of values at a time,
-# sixteen new tokens of 256 coordinates are more than a step usually encodes, and ranking all tokens against
-# such queries is what a selection seldom does.
-STACK_LIMIT = {"encode_kernel": 704}
+# Bytes of stack that spilled registers may take. Both are for float32 keys of 256 coordinates, the widest
+# here: a prompt's keys, encoded by whole blocks, and sixteen new tokens, more than a step usually encodes.
+STACK_LIMIT = {"encode_kernel": 7936, "enter_kernel": 416}
 CAPACITY = 131072  # tokens of a cache, as far as kernels are made for it
 # The one layout of a kernel whose assembly names lanes: number i in lane i, and none moved.
 LANES_IN_ORDER = "#blocked = #ttg.blocked<{sizePerThread = [1], threadsPerWarp = [32]"

@@ -2,10 +2,10 @@
 for all data.
 
 Tokens are dealt to GROUPS groups, one to each in a turn, see `dealt`. Each group keeps the ranks of its three
-best tokens, the turns of the first two, and its softmax mass relative to the best. Ties go to earlier
-turns, which are lower positions. The `want` best of all tokens are then among the groups' first and second, but
-for groups whose third is as good as the last of these: those are looked at again (`select.py`). Neighbours are
-in different groups, so that a passage that matters as a whole fills none; and so are tokens a fixed distance
+best tokens, the turns of the first two, and its softmax mass relative to the best. Ties go to earlier turns,
+which are lower positions. The `want` best of all tokens are then among the groups' first and second, but for
+groups whose third is as good as the last of these: those are looked at again (`select.py`). Neighbours are in
+different groups, so that a passage that matters as a whole fills none; and so are tokens a fixed distance
 apart, as in tables and logs, because each turn deals in another order.
 """
 
