@@ -87,6 +87,25 @@ def test_work_grows_with_the_chunk_and_not_beyond_the_context():
     assert whole - LIBRARIES == CONTEXT * (3 * 64 + 3 * 96) * 2
 
 
+def test_the_work_of_a_selection_grows_with_the_context_as_what_a_step_allocates():
+    from dataclasses import fields
+    from types import SimpleNamespace
+
+    from adamas_kernels.step import Scratch
+
+    config = AutoConfig.for_model("llama", hidden_size=64, intermediate_size=96, num_attention_heads=4)
+
+    def allocated(capacity):
+        cache = SimpleNamespace(values=torch.zeros(1, 1, 1, 16), capacity=capacity)
+        scratch = Scratch.allocate(torch.zeros(1, 4, 1, 16), cache, 128, 2048)
+        return sum(getattr(scratch, field.name).nbytes for field in fields(scratch))
+
+    def told(context):
+        return plan(config, context=context).work
+
+    assert told(200) - told(100) == allocated(200) - allocated(100)
+
+
 def test_a_sparse_step_reads_codes_and_chosen_rows():
     model = tiny_architecture("llama")
     full, sparse = step_bytes(model, 1000, None, DENSE), step_bytes(model, 1000, 16, DENSE)

@@ -16,6 +16,7 @@ from adamas_cli.errors import OutOfMemoryError
 # its norm and the output; gate, up and their product.
 HIDDEN_ALIVE, INNER_ALIVE = 3, 3
 LIBRARIES = 150_000_000  # workspaces of cuBLAS and cuDNN, and a captured step
+LISTED_BYTES = 8  # rank and position of a token that a selection may have to list, for each query head
 QUANTIZED_BITS = {"bnb-4bit": 4.5, "bnb-8bit": 8.0, "torchao-int8": 8.0, "torchao-int4": 4.5, "fp8": 8.0}
 
 
@@ -61,12 +62,12 @@ def plan_memory(
     tokens = sum(context if kind == FULL else window for kind in kinds)
     coded = sum(kind == FULL for kind in kinds[dense_layers:]) if sparse else 0
     alive = HIDDEN_ALIVE * text.hidden_size + INNER_ALIVE * text.intermediate_size
-    ranks = text.num_attention_heads * context * torch.float32.itemsize if sparse else 0
+    selection = text.num_attention_heads * context * LISTED_BYTES if sparse else 0
     return MemoryPlan(
         weights=_weights(config, dtype, quantization) if weights is None else weights,
         cache=tokens * token_bytes(text, dtype),
         codes=coded * context * code_bytes(text),
-        work=min(chunk, context) * alive * dtype.itemsize + ranks + LIBRARIES,
+        work=min(chunk, context) * alive * dtype.itemsize + selection + LIBRARIES,
     )
 
 
