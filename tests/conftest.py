@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -125,7 +126,7 @@ class Run(Protocol):
 
 
 @pytest.fixture
-def evaluate(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+def run_here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Importing torch in a process of its own would take longer than most of these commands."""
     monkeypatch.setenv("ADAMAS_CONFIG", "/proc/adamas/config.toml")  # none is there
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY", "GOMP_SPINCOUNT"):
@@ -133,40 +134,32 @@ def evaluate(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
         monkeypatch.setenv(name, "error")
 
-    def run_here(*arguments: str | Path) -> tuple[int, str, str]:
+    def run_command(*arguments: str | Path) -> tuple[int, str, str]:
         from adamas_cli.cli import run
 
         capfd.readouterr()
         with warnings.catch_warnings():
-            code = run(["eval", *map(str, arguments)])
+            code = run(list(map(str, arguments)))
         return (code, *capfd.readouterr())
 
-    return run_here
+    return run_command
 
 
 @pytest.fixture
-def bench(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """With a made-up copy bandwidth, and without other engines."""
+def evaluate(run_here: Run) -> Run:
+    """`adamas eval` in this process."""
+    return partial(run_here, "eval")
+
+
+@pytest.fixture
+def bench(run_here: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`adamas bench` in this process, with a made-up copy bandwidth, and without other engines."""
     from adamas_cli.bench import machine, rivals
 
-    monkeypatch.setenv("ADAMAS_CONFIG", "/proc/adamas/config.toml")  # none is there
-    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY", "GOMP_SPINCOUNT"):
-        monkeypatch.setenv(name, "1")  # set by every run; named here so that they are restored
-    for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
-        monkeypatch.setenv(name, "error")
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.delenv(rivals.LLAMA_PYTHON, raising=False)
     monkeypatch.setattr(machine, "copy_bandwidth_apart", lambda device: 8e9)
-
-    def run_here(*arguments: str | Path) -> tuple[int, str, str]:
-        from adamas_cli.cli import run
-
-        capfd.readouterr()
-        with warnings.catch_warnings():
-            code = run(["bench", *map(str, arguments)])
-        return (code, *capfd.readouterr())
-
-    return run_here
+    return partial(run_here, "bench")
 
 
 @pytest.fixture(scope="session")

@@ -153,8 +153,9 @@ class Job:
         text = ", ".join(dict.fromkeys(document.text or "" for document in reading.documents))
         for shape in shapes:
             composer = Composer(recorded, shape)
-            say(f"building {composer.about(reading.context, LAYERS)}")
-            source = Source(name, text, composer.about(reading.context, LAYERS))
+            built = composer.about(reading.context, LAYERS)
+            say(f"building {built}")
+            source = Source(name, text, built)
             yield source, composer.layers(LAYERS, reading.context, bench.backend, bench.settings)
 
     def _record(self, loaded: LoadedModel, bench: RecordedBench, document: Document) -> list[Trace]:
