@@ -10,20 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from adamas_cli import __version__
-from adamas_cli.commands import (
-    ask,
-    bench,
-    cache,
-    chat,
-    completion,
-    config,
-    doctor,
-    env,
-    eval,
-    models,
-    plan,
-    summarize,
-)
+from adamas_cli.commands import completion
+from adamas_cli.commands.table import Commands
 from adamas_cli.config import config_path, read_config
 from adamas_cli.errors import INTERRUPTED, UsageError
 from adamas_cli.examples import attach
@@ -38,6 +26,7 @@ _WITHOUT_CONFIGURATION = {"completion", "config", "doctor", "env"}
 
 app = typer.Typer(
     name="adamas",
+    cls=Commands,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -66,18 +55,6 @@ def adamas(
     ctx.default_map = {ctx.invoked_subcommand: read_config(setting_names())}
 
 
-app.command("ask")(ask.command)
-app.command("summarize")(summarize.command)
-app.command("bench")(bench.command)
-app.add_typer(cache.app, name="cache")
-app.command("chat")(chat.command)
-app.command("completion")(completion.command)
-app.add_typer(config.app, name="config")
-app.command("doctor")(doctor.command)
-app.command("env")(env.command)
-app.add_typer(eval.app, name="eval")
-app.add_typer(models.app, name="models")
-app.command("plan")(plan.command)
 attach(app)
 
 

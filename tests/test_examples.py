@@ -11,10 +11,12 @@ import typer
 from test_cli import Runner, adamas  # noqa: F401 - fixtures
 
 from adamas_cli.cli import app
+from adamas_cli.commands.table import SUMMARIES, build
 from adamas_cli.examples import EXAMPLES
 from adamas_cli.options import with_defaults
 
 ROOT = typer.main.get_command(app)
+ROOT.commands = {name: build(name) for name in SUMMARIES}
 
 
 def leaves(command: Any = ROOT, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -47,6 +49,11 @@ def test_every_command_has_examples_and_they_belong_to_one() -> None:
     assert "ask" in commands
     assert "cache ls" in commands
     assert commands | {""} == set(EXAMPLES)
+
+
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_the_list_of_commands_says_what_the_command_says(name: str) -> None:
+    assert ROOT.commands[name].help.split("\n\n")[0].replace("\n", " ").strip() == SUMMARIES[name]
 
 
 LINES = [(path, line) for path, lines in EXAMPLES.items() for line in lines if path]

@@ -1,0 +1,58 @@
+"""Every command by its name; its module is imported when that command is called, not for the list of all."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from adamas_cli.examples import attach
+
+# What the list of commands says about each; a test holds it to the command's own help.
+SUMMARIES = {
+    "ask": 'Answer questions about documents: adamas ask book.txt "Who is Mr. Darcy?"',
+    "summarize": "Summarize documents and repositories of any length: "
+    "adamas summarize book.txt --style bullets",
+    "chat": "Talk about documents: adamas chat book.txt",
+    "plan": "Count tokens, memory and time before a question is asked: adamas plan src/ --tree",
+    "bench": "Measure this machine: adamas bench --len 4k,16k, or adamas bench --kernels",
+    "eval": "Compare sparse with full attention on a model and text of yours.",
+    "models": "List, fetch and remove models.",
+    "cache": "List, check and remove documents that were read before.",
+    "config": "Show and change the settings that every command starts with.",
+    "completion": "Print the script that completes commands, flags and their values in a shell.",
+    "doctor": "Check this machine, and say what to do about each thing that is wrong; then exit with 1.",
+    "env": "Print versions, devices and variables for a bug report; tokens and passwords are hidden.",
+}
+
+
+class Commands(TyperGroup):
+    """The root command. It knows those below it by name and summary, and builds the one that is called."""
+
+    def __init__(self, **attrs: Any) -> None:
+        super().__init__(**attrs)
+        self.commands = {name: TyperCommand(name, help=summary) for name, summary in SUMMARIES.items()}
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Their names in the order of the help."""
+        return list(self.commands)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the first argument names, and what is left of the arguments."""
+        if args[0] in SUMMARIES:
+            self.commands[args[0]] = build(args[0])
+        return super().resolve_command(ctx, args)
+
+
+def build(name: str) -> Any:
+    """The command or group that the module of that name holds, with the examples in its help."""
+    module = import_module(f"adamas_cli.commands.{name}")
+    above = typer.Typer()
+    if hasattr(module, "app"):
+        above.add_typer(module.app, name=name)
+    else:
+        above.command(name)(module.command)
+    attach(above)
+    return typer.main.get_group(above).commands[name]
