@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from adamas_cli.answer import Origins, Text, Told, narrate
-from adamas_cli.engine.engine import Engine
 from adamas_cli.engine.events import Done, Event
 from adamas_cli.engine.sampling import Sampling
+from adamas_cli.engine.timeline import Timeline
 from adamas_cli.memory import give_back
 from adamas_cli.planning.speed import computing_device, remember_run, speed_key
 from adamas_cli.prompt.counting import Counting
@@ -45,7 +45,7 @@ class Session:
 
     runtime: Runtime
     layout: Layout
-    engine: Engine
+    timeline: Timeline
     max_tokens: int
     _frame: Frame
     _ids: np.ndarray  # the documents', with what stands before them
@@ -102,10 +102,10 @@ class Session:
                 f"left out {layout.dropped:,} of {layout.total:,} tokens, from the documents' middle"
             )
         compiled: list[str] = []
-        engine = open_engine(runtime, len(ids) + longest + answer, compiled)
-        stored = stored_document(runtime, engine, ids, [document.path for document in layout.documents])
+        timeline = open_timeline(runtime, len(ids) + longest + answer, compiled)
+        stored = stored_document(runtime, timeline, ids, [document.path for document in layout.documents])
         return cls(
-            runtime, layout, engine, answer, around, ids, True, stored, announce_reuse, _compiled=compiled
+            runtime, layout, timeline, answer, around, ids, True, stored, announce_reuse, _compiled=compiled
         )
 
     def __enter__(self) -> Session:
@@ -141,7 +141,7 @@ class Session:
 
     def sources(self, count: int) -> Sources | None:
         """The passages that the last answer attended to most, so many; None where nothing was counted."""
-        weights = self.engine.attended()
+        weights = self.timeline.attended()
         if weights is None:
             return None
         return find_sources(weights, self.layout.locate, self._ids, self.runtime.tokenizer, count)
@@ -150,7 +150,7 @@ class Session:
         """What the JSON objects of all questions share."""
         return {
             "model": self.runtime.files.name,
-            "attention": attention_json(self.engine),
+            "attention": attention_json(self.timeline),
             "documents": [
                 {"path": document.path, "tokens": document.tokens} for document in self.layout.documents
             ],
@@ -159,9 +159,9 @@ class Session:
         }
 
     def _events(self, question: np.ndarray, sampling: Sampling) -> Iterator[Event]:
-        begun, reused, reading = time.perf_counter(), self.engine.length, 0.0
+        begun, reused, reading = time.perf_counter(), self.timeline.length, 0.0
         if self._unread:
-            for event in self.engine.read(self._ids, self._stored):
+            for event in self.timeline.read(self._ids, self._stored):
                 if event.reused > reused:
                     reused = event.reused
                     total = len(self._ids) + len(question)
@@ -171,7 +171,7 @@ class Session:
             self._unread = False
             reading = time.perf_counter() - begun
         stop_ids = self.runtime.load().stop_ids
-        for answered in self.engine.answer(question, sampling, self.max_tokens, stop_ids):
+        for answered in self.timeline.answer(question, sampling, self.max_tokens, stop_ids):
             if isinstance(answered, Done):
                 answered = replace(
                     answered,
@@ -193,7 +193,7 @@ class Session:
             dtype=str(loaded.dtype).removeprefix("torch."),
             quantization=loaded.quantization,
             device=computing_device(loaded.device.type, self.runtime.model.threads),
-            attention=self.engine.attention_kind,
+            attention=self.timeline.attention_kind,
         )
 
 
@@ -229,17 +229,17 @@ def count(
         return counting.wait()
 
 
-def open_engine(
+def open_timeline(
     runtime: Runtime,
     context: int,
     compiled: list[str] | None = None,
     *,
     limit: int = 0,
     counts: bool = False,
-) -> Engine:
+) -> Timeline:
     """An engine with room for so many tokens; says with `-v` why it does not run in the fastest way.
 
-    limit: tokens that there may come to be, see `Engine`.
+    limit: tokens that there may come to be, see `Timeline`.
     compiled: where each line is added by which the engine says that it compiles, which spoils timings.
     counts: keep a tally of what is attended to wherever that is sparse, also unasked.
     """
@@ -249,7 +249,7 @@ def open_engine(
             compiled.append(line)
         runtime.progress.note(line)
 
-    engine = Engine(
+    timeline = Timeline(
         runtime.load(),
         runtime.decoding,
         context=context,
@@ -260,26 +260,27 @@ def open_engine(
     )
     give_back()  # reading needs it for other sizes
     if log.isEnabledFor(logging.INFO):
-        for reason in filter(None, (engine.backend_reason, engine.step_reason)):
+        for reason in filter(None, (timeline.backend_reason, timeline.step_reason)):
             runtime.progress.note(reason)
-    return engine
+    return timeline
 
 
 def stored_document(
-    runtime: Runtime, engine: Engine, ids: np.ndarray, names: Sequence[str]
+    runtime: Runtime, timeline: Timeline, ids: np.ndarray, names: Sequence[str]
 ) -> StoredDocument | None:
     """The documents in `ids`, int [n], as the store has or will have them; None where it is not used."""
-    if runtime.store.no_doc_cache or not engine.keeps_documents:
+    if runtime.store.no_doc_cache or not timeline.keeps_documents:
         return None
     settings, note = runtime.store.settings, runtime.progress.note
-    return StoredDocument(runtime.load(), ids, engine.chunk, settings, names, note)
+    placement = timeline.cache.placement
+    return StoredDocument(runtime.load(), ids, timeline.chunk, placement, settings, names, note)
 
 
-def attention_json(engine: Engine) -> dict[str, object]:
+def attention_json(timeline: Timeline) -> dict[str, object]:
     """How answers attend, for JSON."""
-    sparse = engine.sparse
+    sparse = timeline.sparse
     return {
-        "kind": engine.attention_kind,
+        "kind": timeline.attention_kind,
         "backend": sparse.backend.name if sparse else None,
         "scorer": sparse.settings.scorer if sparse else None,
         "budget": sparse.settings.budget if sparse else None,

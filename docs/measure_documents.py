@@ -24,8 +24,8 @@ import torch
 
 from adamas_cli.bench.shapes import load_shape
 from adamas_cli.engine.attention import AttentionSettings
-from adamas_cli.engine.engine import Engine
 from adamas_cli.engine.sampling import Sampling
+from adamas_cli.engine.timeline import Timeline
 from adamas_cli.models import LoadedModel, load, resolve
 from adamas_cli.models.device import choose_device, choose_dtype
 from adamas_cli.progress import Silent
@@ -44,15 +44,15 @@ def first_token(
     loaded: LoadedModel, ids: np.ndarray, *, stored: bool, dtype: str = "auto"
 ) -> tuple[float, float, float]:
     """Seconds to the first token, of that for the document, and after it until all is on disk."""
-    engine = Engine(loaded, AttentionSettings(budget_by_context=True), context=len(ids) + QUESTION + 8)
+    timeline = Timeline(loaded, AttentionSettings(budget_by_context=True), context=len(ids) + QUESTION + 8)
     document = None
     if stored:
         settings = StoreSettings(limit=LARGE, dtype=dtype)
-        document = StoredDocument(loaded, ids, engine.chunk, settings, ["measured"], print)
+        document = StoredDocument(loaded, ids, timeline.chunk, settings, ["measured"], print)
     start = time.perf_counter()
-    list(engine.read(ids, document))
+    list(timeline.read(ids, document))
     read = time.perf_counter()
-    answering = engine.answer(ids[:QUESTION], Sampling(), 2, stop_ids=())
+    answering = timeline.answer(ids[:QUESTION], Sampling(), 2, stop_ids=())
     next(event for event in answering if type(event).__name__ == "Token")
     first = time.perf_counter()
     answering.close()
@@ -63,11 +63,11 @@ def first_token(
 
 def restore_rate(loaded: LoadedModel, ids: np.ndarray) -> float:
     """Bytes/s of bringing keys and values of all tokens into an empty cache."""
-    engine = Engine(loaded, AttentionSettings("full"), context=len(ids) + 8)
-    document = StoredDocument(loaded, ids, engine.chunk, StoreSettings(True), ["measured"], print)
+    timeline = Timeline(loaded, AttentionSettings("full"), context=len(ids) + 8)
+    document = StoredDocument(loaded, ids, timeline.chunk, StoreSettings(True), ["measured"], print)
     size = sum(file.stat().st_size for file in stored_files(documents_directory()) if "-" not in file.stem)
     start = time.perf_counter()
-    assert document.restore(engine._cache) == len(ids)  # type: ignore[arg-type]
+    assert document.restore(timeline.cache) == len(ids)  # type: ignore[arg-type]
     return size / (time.perf_counter() - start)
 
 
@@ -135,12 +135,12 @@ def divergence(loaded: LoadedModel, ids: np.ndarray, scored: int) -> str:
     """One row: what `--doc-cache-dtype int8` does to the next tokens of a text."""
     logits = {}
     for dtype in ("auto", "int8"):
-        engine = Engine(loaded, AttentionSettings("full"), context=len(ids) + 8)
+        timeline = Timeline(loaded, AttentionSettings("full"), context=len(ids) + 8)
         settings = StoreSettings(limit=LARGE, dtype=dtype)
-        document = StoredDocument(loaded, ids[:-scored], engine.chunk, settings, ["measured"], print)
-        list(engine.read(ids[:-scored], document))
+        document = StoredDocument(loaded, ids[:-scored], timeline.chunk, settings, ["measured"], print)
+        list(timeline.read(ids[:-scored], document))
         document.finish()
-        logits[dtype] = engine.score(ids[-scored:], sparse=False)[:-1].float().log_softmax(-1).cpu()
+        logits[dtype] = timeline.score(ids[-scored:], sparse=False)[:-1].float().log_softmax(-1).cpu()
     wanted = torch.from_numpy(ids[-scored + 1 :].astype(np.int64)).unsqueeze(1)
     plain, small = (-logits[dtype].gather(1, wanted).mean() for dtype in ("auto", "int8"))
     kl = (logits["auto"].exp() * (logits["auto"] - logits["int8"])).sum(-1).mean()

@@ -2,7 +2,7 @@
 
     python docs/measure_engine.py TEXT [--model NAME] [--tokens 6000] [--answer 48] [--rounds 3]
 
-Prints one Markdown row. Prefill: `Engine.read` against a bare `model(input_ids)` over the same chunks with
+Prints one Markdown row. Prefill: `Timeline.read` against a bare `model(input_ids)` over the same chunks with
 transformers' own cache. Decode: tokens/s between the first and the last answer token, `--attn full` against
 `model.generate`.
 """
@@ -21,9 +21,9 @@ from transformers.generation import BaseStreamer
 
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.choice import PREFILL_CHUNK
-from adamas_cli.engine.engine import Engine
 from adamas_cli.engine.events import Done
 from adamas_cli.engine.sampling import Sampling
+from adamas_cli.engine.timeline import Timeline
 from adamas_cli.models import LoadedModel, load, resolve
 from adamas_cli.progress import Silent
 from adamas_cli.prompt.tokens import Tokenizer
@@ -65,12 +65,12 @@ def generate_rate(loaded: LoadedModel, ids: torch.Tensor, tokens: int) -> float:
 
 def engine_rates(loaded: LoadedModel, ids: np.ndarray, tokens: int) -> tuple[float, float]:
     """Seconds of prefill of all but the last token, and tokens/s of decode."""
-    engine = Engine(loaded, AttentionSettings("full"), context=len(ids) + tokens)
+    timeline = Timeline(loaded, AttentionSettings("full"), context=len(ids) + tokens)
     start = time.perf_counter()
-    for _ in engine.read(ids[:-1]):
+    for _ in timeline.read(ids[:-1]):
         pass
     prefill = time.perf_counter() - start
-    done = list(engine.answer(ids[-1:], Sampling(), tokens, stop_ids=()))[-1]
+    done = list(timeline.answer(ids[-1:], Sampling(), tokens, stop_ids=()))[-1]
     assert isinstance(done, Done)
     return prefill, (done.completion_tokens - 1) / done.decode_seconds
 

@@ -20,9 +20,10 @@ import torch
 
 from adamas_cli.bench.shapes import load_shape
 from adamas_cli.engine.attention import AttentionSettings
-from adamas_cli.engine.engine import Engine, peak_memory
 from adamas_cli.engine.events import Token
+from adamas_cli.engine.peak import peak_memory
 from adamas_cli.engine.sampling import Sampling
+from adamas_cli.engine.timeline import Timeline
 from adamas_cli.models import LoadedModel
 from adamas_cli.models.device import choose_device, choose_dtype
 from adamas_cli.progress import Silent
@@ -35,23 +36,23 @@ def grow(loaded: LoadedModel, ids: np.ndarray, length: int, limit: int) -> tuple
     """Seconds until there is room, seconds from there to the first token, and bytes: peak, taken."""
     if loaded.device.type == "cuda":
         torch.cuda.empty_cache()
-    engine = Engine(
+    timeline = Timeline(
         loaded,
         AttentionSettings("adamas", budget_by_context=True),
         context=length + 2 * QUESTION,
         limit=limit,
     )
-    list(engine.read(ids[:length]))
-    list(engine.answer(ids[:QUESTION], Sampling(), ANSWER, stop_ids=()))
+    list(timeline.read(ids[:length]))
+    list(timeline.answer(ids[:QUESTION], Sampling(), ANSWER, stop_ids=()))
     if loaded.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(loaded.device)
     start = time.perf_counter()
-    engine._cache.make_room(len(ids) - length + QUESTION + ANSWER)
+    timeline.cache.make_room(len(ids) - length + QUESTION + ANSWER)
     if loaded.device.type == "cuda":
         torch.cuda.synchronize(loaded.device)
     room = time.perf_counter()
-    list(engine.read(ids[length:]))
-    answering = engine.answer(ids[:QUESTION], Sampling(), ANSWER, stop_ids=())
+    list(timeline.read(ids[length:]))
+    answering = timeline.answer(ids[:QUESTION], Sampling(), ANSWER, stop_ids=())
     next(event for event in answering if isinstance(event, Token))
     first = time.perf_counter()
     answering.close()

@@ -24,7 +24,7 @@ from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 from adamas_cli.bench.clock import device_name
 from adamas_cli.bench.table import markdown_head, markdown_row
 from adamas_cli.engine.attention import AttentionSettings
-from adamas_cli.engine.engine import Engine
+from adamas_cli.engine.timeline import Timeline
 from adamas_cli.models.packed import pack_model
 from adamas_cli.models.threads import use_threads
 from adamas_cli.progress import Silent
@@ -85,17 +85,17 @@ def transformers_step(model: nn.Module, ids: np.ndarray) -> Callable[[], object]
 
 def engine_step(model: nn.Module, ids: np.ndarray, settings: AttentionSettings) -> Callable[[], object]:
     """One token of the engine, sampled."""
-    engine = Engine(Loaded(model), settings, context=len(ids) + 2 * STEPS)  # type: ignore[arg-type]
-    list(engine.read(ids[:-1]))
-    tokens = endless(engine, ids)
+    timeline = Timeline(Loaded(model), settings, context=len(ids) + 2 * STEPS)  # type: ignore[arg-type]
+    list(timeline.read(ids[:-1]))
+    tokens = endless(timeline, ids)
     return lambda: next(tokens)
 
 
-def endless(engine: Engine, ids: np.ndarray):  # type: ignore[no-untyped-def]
+def endless(timeline: Timeline, ids: np.ndarray):  # type: ignore[no-untyped-def]
     """The events of one long answer."""
     from adamas_cli.engine.sampling import Sampling
 
-    yield from engine.answer(ids[-1:], Sampling(), 10**6, ())
+    yield from timeline.answer(ids[-1:], Sampling(), 10**6, ())
 
 
 def milliseconds(step: Callable[[], object]) -> float:

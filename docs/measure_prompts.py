@@ -24,9 +24,9 @@ from transformers import DynamicCache, PreTrainedTokenizerFast
 
 from adamas_cli.documents import Selection, collect
 from adamas_cli.engine.attention import AttentionSettings
-from adamas_cli.engine.engine import Engine
 from adamas_cli.engine.events import Token
 from adamas_cli.engine.sampling import Sampling
+from adamas_cli.engine.timeline import Timeline
 from adamas_cli.models import load, resolve
 from adamas_cli.progress import Silent
 from adamas_cli.prompt.layout import Layout, question_ids
@@ -54,13 +54,13 @@ class Model:
         if self._read != (document, framed.head):
             self._read = (document, framed.head)
             ids = self.document_ids(document, template)
-            self.engine = Engine(
+            self.timeline = Timeline(
                 self.loaded, AttentionSettings("full"), context=len(ids) + QUESTION_ROOM + ANSWER_TOKENS
             )
-            for _ in self.engine.read(ids):
+            for _ in self.timeline.read(ids):
                 pass
         ids = question_ids(self.tokenizer, framed, question)
-        events = self.engine.answer(ids, Sampling(), ANSWER_TOKENS, self.loaded.stop_ids)
+        events = self.timeline.answer(ids, Sampling(), ANSWER_TOKENS, self.loaded.stop_ids)
         return self.text([event.id for event in events if isinstance(event, Token)])
 
     def generate(self, document: str, question: str, template: str) -> str:

@@ -24,7 +24,7 @@ from adamas_cli.bench.model import ModelBench, tokens_needed
 from adamas_cli.bench.shapes import random_model
 from adamas_cli.bench.table import markdown_head, markdown_row
 from adamas_cli.engine.attention import AttentionSettings
-from adamas_cli.engine.engine import Engine
+from adamas_cli.engine.timeline import Timeline
 from adamas_cli.memory import give_back
 from adamas_cli.models import ModelFiles, load
 from adamas_cli.models.folder import CONFIG, WEIGHTS, fingerprint
@@ -177,13 +177,13 @@ def measure(
     said: list[str] = []
     bench = ModelBench(loaded, settings, document, GENERATED, REPEATS, None, said.append)
     measured = {test.attention: test for test in bench.measure([length]) if test.generated}
-    engine = Engine(loaded, settings, context=READ + SCORED)
-    for _ in engine.read(document.ids[:READ]):
+    timeline = Timeline(loaded, settings, context=READ + SCORED)
+    for _ in timeline.read(document.ids[:READ]):
         pass
-    logits = engine.score(document.ids[READ : READ + SCORED], sparse=False).float().cpu()
+    logits = timeline.score(document.ids[READ : READ + SCORED], sparse=False).float().cpu()
     peak = max(test.peak_memory_bytes for test in measured.values())
     rates = [f"{measured[way].rate:,.1f}" if way in measured else "" for way in ("full", "adamas")]
-    obstacle = next((line for line in said if "CUDA graph" in line), engine.step_reason)
+    obstacle = next((line for line in said if "CUDA graph" in line), timeline.step_reason)
     return [*rates, f"{peak / 1e9:.2f} GB", f"{loaded.quantization}: {obstacle or 'graph'}"], logits
 
 

@@ -27,9 +27,9 @@ from transformers import PreTrainedTokenizerFast
 
 from adamas_cli.documents.parts import Part
 from adamas_cli.engine.attention import AttentionSettings
-from adamas_cli.engine.engine import Engine
 from adamas_cli.engine.events import Token
 from adamas_cli.engine.sampling import Sampling
+from adamas_cli.engine.timeline import Timeline
 from adamas_cli.eval.haystack import Haystack, Needle, fit
 from adamas_cli.eval.tasks import ADJECTIVES, NOUNS
 from adamas_cli.models import load, resolve
@@ -159,16 +159,16 @@ def main() -> None:
         layout.add(Text(text))  # type: ignore[arg-type]
         ids = layout.fit(0, 0, layout.total)
         settings = AttentionSettings("adamas", SparseSettings(), budget_by_context=True)
-        engine = Engine(loaded, settings, context=len(ids) + ROOM, counts=True)
+        timeline = Timeline(loaded, settings, context=len(ids) + ROOM, counts=True)
         begun = time.perf_counter()
-        list(engine.read(ids))
+        list(timeline.read(ids))
         lines = text.split("\n")
         for fact in facts:
             asked = question_ids(tokenizer, wrapped, fact.text)
             decoder, said = tokenizer.decoder(), ""
-            for event in engine.answer(asked, Sampling(), ANSWER, loaded.stop_ids):
+            for event in timeline.answer(asked, Sampling(), ANSWER, loaded.stop_ids):
                 said += decoder.feed(event.id) if isinstance(event, Token) else ""
-            weights = engine.attended()
+            weights = timeline.attended()
             assert weights is not None
             passages = find_sources(weights, layout.locate, ids, tokenizer, PASSAGES).passages
             line = text[: text.index(fact.expected)].count("\n") + 1

@@ -20,7 +20,7 @@ from adamas_cli import models
 from adamas_cli.bench.table import markdown_head, markdown_row
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.choice import budget_for
-from adamas_cli.engine.engine import Engine
+from adamas_cli.engine.timeline import Timeline
 from adamas_cli.eval.divergence import diverge
 from adamas_cli.models.packed import describe
 from adamas_cli.progress import Silent
@@ -46,18 +46,18 @@ def main(name: str, text: Path, context: int = 4096, scored: int = 256) -> None:
         tokenizer = Tokenizer.from_directory(files.directory)
         ids = tokenizer.encode(text.read_text("utf-8")[: LONGEST_TOKEN * (context + scored + 1)])
         fed, targets = ids[context : context + scored], ids[context + 1 : context + scored + 1]
-        engine = Engine(loaded, AttentionSettings("adamas"), context=context + scored)
-        list(engine.read(ids[:context]))
-        full = engine.score(fed, sparse=False)
+        timeline = Timeline(loaded, AttentionSettings("adamas"), context=context + scored)
+        list(timeline.read(ids[:context]))
+        full = timeline.score(fed, sparse=False)
         reference = full if reference is None else reference
         row(way, reference, full, targets)
     print(f"\n{describe(loaded.model)}. Sparse attention against full attention, both in the default way:\n")
     print(markdown_head(TITLES))
-    assert engine.sparse is not None
+    assert timeline.sparse is not None
     for budget in (64, 128, 256, budget_for(context)):
-        engine.sparse.settings = SparseSettings(budget=budget)
-        engine.encode_again()
-        row(f"budget {budget}", full, engine.score(fed, sparse=True), targets)
+        timeline.sparse.settings = SparseSettings(budget=budget)
+        timeline.encode_again()
+        row(f"budget {budget}", full, timeline.score(fed, sparse=True), targets)
 
 
 def row(name: str, expected: Tensor, found: Tensor, targets: np.ndarray) -> None:

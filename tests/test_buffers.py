@@ -15,10 +15,12 @@ from conftest import tiny_architecture
 from layer_caches import make_cache
 from test_engine import FULL, GREEDY, Loaded, answer, generated, prompt, sparse
 
-from adamas_cli.engine import buffers, layers, mapped
-from adamas_cli.engine.buffers import TokenBuffer, by_head, token_buffer
-from adamas_cli.engine.engine import Engine
+from adamas_cli.cache import codes, mapped, placement
+from adamas_cli.cache.growing import TokenBuffer
+from adamas_cli.cache.placement import Paged, by_head, placement_on
+from adamas_cli.engine import model as engine_model
 from adamas_cli.engine.events import Token
+from adamas_cli.engine.timeline import Timeline
 from adamas_cli.errors import OutOfMemoryError
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -28,7 +30,14 @@ LIKE = (2, 3, 5, 16)  # [B, K, N, D]
 @pytest.fixture(params=["heads first", "tokens first"])
 def order(request, monkeypatch):
     """Both orders in memory, whatever the device."""
-    monkeypatch.setattr(buffers, "tokens_first", lambda device: request.param == "tokens first")
+    placement = Paged(tokens_first=request.param == "tokens first")
+    monkeypatch.setattr(engine_model, "placement_on", lambda device: placement)
+    return placement
+
+
+def buffer_on(device, like: tuple[int, ...], **room: int) -> TokenBuffer:
+    device = torch.device(device)
+    return placement_on(device).buffer(torch.empty(like, device=device), **room)
 
 
 def filled(buffer: TokenBuffer, tokens: int) -> torch.Tensor:
@@ -37,9 +46,8 @@ def filled(buffer: TokenBuffer, tokens: int) -> torch.Tensor:
     return x
 
 
-@pytest.mark.usefixtures("order")
-def test_a_buffer_keeps_what_it_holds_where_it_has_to_move():
-    buffer = token_buffer(torch.empty(LIKE), room=10, limit=0)
+def test_a_buffer_keeps_what_it_holds_where_it_has_to_move(order):
+    buffer = order.buffer(torch.empty(LIKE), room=10)
     assert buffer.tensor.shape == (2, 3, 10, 16)
     x = filled(buffer, 10)
     assert not buffer.grow(10, 10)
@@ -51,7 +59,7 @@ def test_a_buffer_keeps_what_it_holds_where_it_has_to_move():
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_buffer_with_a_limit_grows_where_it_lies(device):
     limit = 100_000
-    buffer = token_buffer(torch.empty(LIKE, device=device), room=10, limit=limit)
+    buffer = buffer_on(device, LIKE, room=10, limit=limit)
     place = buffer.tensor.data_ptr()
     x = filled(buffer, 10)
     for tokens in (11, 5_000, 50_000, limit):
@@ -71,45 +79,45 @@ def test_memory_comes_with_the_tokens():
     psutil = pytest.importorskip("psutil")
     process, gigabyte = psutil.Process(), 1 << 30
     before = process.memory_info().rss
-    buffer = token_buffer(torch.empty(1, 1, 1, 64), room=10, limit=gigabyte // 256)
+    buffer = buffer_on("cpu", (1, 1, 1, 64), room=10, limit=gigabyte // 256)
     assert buffer.tensor.nbytes == gigabyte
     buffer.tensor[:, :, :1000] = 1
     assert process.memory_info().rss - before < 50 << 20
 
 
 def test_where_no_more_memory_is_promised_than_there_is(monkeypatch):
-    def promise(like, tokens):
-        if tokens > 20:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return like.new_empty(*like.shape[:2], tokens, like.shape[3])
+    class Promised(TokenBuffer):
+        def __init__(self, like, room, *, tokens_first):
+            if room > 20:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+            super().__init__(like, room, tokens_first=tokens_first)
 
-    monkeypatch.setattr(buffers, "_empty", promise)
-    assert token_buffer(torch.empty(LIKE), room=10, limit=1000).room == 10
+    monkeypatch.setattr(placement, "TokenBuffer", Promised)
+    assert Paged().buffer(torch.empty(LIKE), room=10, limit=1000).room == 10
 
 
-@pytest.mark.usefixtures("order")
-def test_tokens_lie_in_one_piece_or_in_one_for_each_head():
-    buffer = token_buffer(torch.empty(1, 3, 1, 16), room=40, limit=0)
+def test_tokens_lie_in_one_piece_or_in_one_for_each_head(order):
+    buffer = order.buffer(torch.empty(1, 3, 1, 16), room=40)
     x = filled(buffer, 40)
     lying = buffer.lying(8, 20)
-    parts = [lying] if buffers.tokens_first(lying.device) else list(lying)
+    parts = [lying] if order.tokens_first else list(lying)
     assert all(part.is_contiguous() for part in parts)
     assert lying.data_ptr() == buffer.tensor[:, :, 8:].data_ptr()
-    assert torch.equal(by_head(lying), x[0, :, 8:20])
+    assert torch.equal(by_head(lying, order), x[0, :, 8:20])
 
 
 @pytest.mark.usefixtures("order")
 @pytest.mark.parametrize("settings", [FULL, sparse(24), sparse(24, scorer="manhattan")])
 def test_the_order_in_memory_changes_no_answer(settings):
     model, ids = tiny_architecture("llama"), prompt(300)
-    engine = Engine(Loaded(model), settings, context=340, prefill_chunk=64)
-    first = answer(engine, ids[:280], ids[280:])
+    timeline = Timeline(Loaded(model), settings, context=340, prefill_chunk=64)
+    first = answer(timeline, ids[:280], ids[280:])
     if settings is FULL:
         assert first == generated(model, ids)
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
-        patch.setattr(buffers, "tokens_first", lambda device: False)
-        other = Engine(Loaded(model), settings, context=340, prefill_chunk=64)
+        patch.setattr(engine_model, "placement_on", lambda device: Paged())
+        other = Timeline(Loaded(tiny_architecture("llama")), settings, context=340, prefill_chunk=64)
         assert answer(other, ids[:280], ids[280:]) == first
 
 
@@ -121,13 +129,13 @@ def test_a_cache_that_outgrows_its_room_is_not_copied(device, settings):
     ids = prompt(900)
 
     def conversation(**room):
-        engine = Engine(loaded, settings, prefill_chunk=64, **room)
+        timeline = Timeline(loaded, settings, prefill_chunk=64, **room)
         answers, places = [], []
         for start, end in ((0, 150), (150, 400), (400, 880)):
-            list(engine.read(ids[start:end]))
-            events = engine.answer(ids[880:], GREEDY, 24, stop_ids=())
+            list(timeline.read(ids[start:end]))
+            events = timeline.answer(ids[880:], GREEDY, 24, stop_ids=())
             answers.append([event.id for event in events if isinstance(event, Token)])
-            places.append([layer._keys.data_ptr() for layer in engine._cache.layers])
+            places.append([layer.stored_keys.data_ptr() for layer in timeline.cache.layers])
         return answers, places
 
     grown, places = conversation(context=200, limit=4096)
@@ -143,10 +151,10 @@ def test_growing_that_fails_leaves_a_cache_that_can_grow(error, failing, monkeyp
     loaded, ids = Loaded(tiny_architecture("llama")), prompt(460)
     answers = []
     for fails in (True, False):
-        engine = Engine(loaded, sparse(24), context=300, prefill_chunk=64)
-        list(engine.read(ids[:280]))
-        layer, failed = engine._cache.layers[-1], []
-        owner, name = (layers, "allocate_codes") if failing == "codes" else (layer._buffers["values"], "grow")
+        timeline = Timeline(loaded, sparse(24), context=300, prefill_chunk=64)
+        list(timeline.read(ids[:280]))
+        layer, failed = timeline.cache.layers[-1], []
+        owner, name = (codes, "allocate_codes") if failing == "codes" else (layer._buffers["values"], "grow")
 
         whole = getattr(owner, name)
 
@@ -159,16 +167,16 @@ def test_growing_that_fails_leaves_a_cache_that_can_grow(error, failing, monkeyp
         with monkeypatch.context() as patch, suppress(KeyboardInterrupt, OutOfMemoryError):
             if fails:
                 patch.setattr(owner, name, once)
-            list(engine.read(ids[280:440]))
+            list(timeline.read(ids[280:440]))
         assert bool(failed) == fails
-        assert layer._coded.keys is layer._keys  # also before anything else grows
-        if engine.length < 440:
-            list(engine.read(ids[engine.length : 440]))
-        events = engine.answer(ids[440:], GREEDY, 24, stop_ids=())
+        assert layer.codes.layer.keys is layer.stored_keys  # also before anything else grows
+        if timeline.length < 440:
+            list(timeline.read(ids[timeline.length : 440]))
+        events = timeline.answer(ids[440:], GREEDY, 24, stop_ids=())
         answers.append([event.id for event in events if isinstance(event, Token)])
-        assert layer._coded.keys is layer._keys
-        assert layer._coded.values is layer._values
-        assert layer._coded.capacity >= layer.length
+        assert layer.codes.layer.keys is layer.stored_keys
+        assert layer.codes.layer.values is layer.stored_values
+        assert layer.codes.layer.capacity >= layer.length
     assert answers[0] == answers[1]
 
 
@@ -184,13 +192,13 @@ def test_one_set_of_buffers_serves_the_steps_of_a_cache_that_may_grow():
 @pytest.mark.gpu
 def test_a_captured_step_serves_a_cache_that_grows():
     loaded, ids = Loaded(tiny_architecture("llama").to("cuda")), prompt(900)
-    engine = Engine(loaded, FULL, context=200, limit=4096, prefill_chunk=64)
+    timeline = Timeline(loaded, FULL, context=200, limit=4096, prefill_chunk=64)
     graphs = []
     for start, end in ((0, 150), (150, 400), (400, 890)):
-        list(engine.read(ids[start:end]))
-        list(engine.answer(ids[890:], GREEDY, 8, stop_ids=()))
-        graphs += engine._graphs._graphs.values()
-    assert engine.step_reason is None
+        list(timeline.read(ids[start:end]))
+        list(timeline.answer(ids[890:], GREEDY, 8, stop_ids=()))
+        graphs += timeline._stepper._captured._graphs.values()
+    assert timeline.step_reason is None
     assert len(graphs) == 3
     assert all(graph is graphs[0] for graph in graphs)
 
@@ -201,7 +209,7 @@ def test_mapped_memory_goes_back():
     gc.collect()
     before = mapped.mapped_bytes(device)
     free = torch.cuda.mem_get_info()[0]
-    buffer = token_buffer(torch.empty(1, 8, 1, 128, device=device), room=1, limit=1 << 20)
+    buffer = buffer_on(device, (1, 8, 1, 128), room=1, limit=1 << 20)
     buffer.grow(1 << 17, 1)
     assert mapped.mapped_bytes(device) - before == 1 << 29  # 128K tokens of 4 KiB
     assert free - torch.cuda.mem_get_info()[0] >= 1 << 29
@@ -216,7 +224,7 @@ def test_mapped_memory_goes_back():
 def test_a_gpu_without_memory_for_more_says_so():
     device = torch.device("cuda")
     there = torch.cuda.mem_get_info()[1]
-    buffer = token_buffer(torch.empty(1, 8, 1, 128, device=device), room=1, limit=there // 2048)
+    buffer = buffer_on(device, (1, 8, 1, 128), room=1, limit=there // 2048)
     with pytest.raises(torch.OutOfMemoryError, match="bytes are left on cuda"):
         buffer.grow(there // 4096 + 1000, 1)
     assert not buffer.grow(2000, 1)  # and can go on with less

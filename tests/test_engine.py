@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,16 +9,18 @@ import pytest
 import torch
 from adamas_kernels.ops import SparseSettings
 from conftest import ARCHITECTURES, tiny_architecture
+from transformers import DynamicCache
 
-from adamas_cli.engine.attention import (
-    NAME,
-    AttentionSettings,
-    auto_min_context,
-)
+from adamas_cli.cache.mode import READING
+from adamas_cli.engine import reading
+from adamas_cli.engine.attention import AttentionSettings, auto_min_context
 from adamas_cli.engine.choice import AUTO_MIN_CONTEXT, budget_for
-from adamas_cli.engine.engine import SMALLEST_CHUNK, Engine
 from adamas_cli.engine.events import Done, Prefill, Token
+from adamas_cli.engine.interface import NAME
+from adamas_cli.engine.model import Model
+from adamas_cli.engine.reading import SMALLEST_CHUNK
 from adamas_cli.engine.sampling import Sampling
+from adamas_cli.engine.timeline import Timeline
 from adamas_cli.errors import ModelUnavailableError, OutOfMemoryError, UsageError
 
 GREEDY = Sampling()
@@ -41,10 +42,10 @@ def prompt(length: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, length).astype(np.int32)
 
 
-def answer(engine: Engine, document: np.ndarray, question: np.ndarray, tokens: int = 24) -> list[int]:
-    for _ in engine.read(document):
+def answer(timeline: Timeline, document: np.ndarray, question: np.ndarray, tokens: int = 24) -> list[int]:
+    for _ in timeline.read(document):
         pass
-    events = list(engine.answer(question, GREEDY, tokens, stop_ids=()))
+    events = list(timeline.answer(question, GREEDY, tokens, stop_ids=()))
     return [event.id for event in events if isinstance(event, Token)]
 
 
@@ -60,8 +61,8 @@ def generated(model: torch.nn.Module, ids: np.ndarray, tokens: int = 24) -> list
 def test_full_attention_equals_generate(name, chunk):
     model = tiny_architecture(name)
     ids = prompt(150)
-    engine = Engine(Loaded(model), FULL, context=200, prefill_chunk=chunk)
-    assert answer(engine, ids[:140], ids[140:]) == generated(model, ids)
+    timeline = Timeline(Loaded(model), FULL, context=200, prefill_chunk=chunk)
+    assert answer(timeline, ids[:140], ids[140:]) == generated(model, ids)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -69,28 +70,28 @@ def test_full_attention_equals_generate(name, chunk):
 def test_a_budget_of_the_whole_context_equals_full(name, scorer):
     model = tiny_architecture(name)
     ids = prompt(150)
-    engine = Engine(Loaded(model), sparse(500, scorer=scorer), context=200, prefill_chunk=64)
-    assert engine.attention_kind == "adamas"
-    assert answer(engine, ids[:140], ids[140:]) == generated(model, ids)
+    timeline = Timeline(Loaded(model), sparse(500, scorer=scorer), context=200, prefill_chunk=64)
+    assert timeline.attention_kind == "adamas"
+    assert answer(timeline, ids[:140], ids[140:]) == generated(model, ids)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_small_budget_is_really_sparse(name):
     model = tiny_architecture(name)
     ids = prompt(400)
-    engine = Engine(Loaded(model), sparse(16, compensate=False, sinks=0, recents=1), context=500)
-    for _ in engine.read(ids[:390]):
+    timeline = Timeline(Loaded(model), sparse(16, compensate=False, sinks=0, recents=1), context=500)
+    for _ in timeline.read(ids[:390]):
         pass
-    events = [e for e in engine.answer(ids[390:], GREEDY, 8, ()) if isinstance(e, Token)]
+    events = [e for e in timeline.answer(ids[390:], GREEDY, 8, ()) if isinstance(e, Token)]
     assert [e.attended for e in events] == [400] + [16] * 7  # the first token comes out of the prefill
     assert [e.context for e in events] == list(range(400, 408))
-    full = Engine(Loaded(model), FULL, context=500)
-    for step in (engine, full):
+    full = Timeline(Loaded(model), FULL, context=500)
+    for step in (timeline, full):
         if step is full:
             for _ in step.read(ids[:390]):
                 pass
         list(step.answer(ids[390:], GREEDY, 2, ()))  # one step after the prefill: its input is the same token
-    assert (engine._logits - full._logits).abs().max() > 1e-3
+    assert (timeline.logits - full.logits).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -99,25 +100,27 @@ def test_several_questions_get_the_answers_they_get_alone(name, kind):
     model = tiny_architecture(name)
     settings = FULL if kind == "full" else sparse(32)
     document, questions = prompt(200), [prompt(9, seed) for seed in (1, 2, 3)]
-    shared = Engine(Loaded(model), settings, context=256, prefill_chunk=64)
+    shared = Timeline(Loaded(model), settings, context=256, prefill_chunk=64)
     for _ in shared.read(document):
         pass
     for question in [*questions, questions[0]]:
         together = [e.id for e in shared.answer(question, GREEDY, 12, ()) if isinstance(e, Token)]
-        alone = answer(Engine(Loaded(model), settings, context=256, prefill_chunk=64), document, question, 12)
+        alone = answer(
+            Timeline(Loaded(model), settings, context=256, prefill_chunk=64), document, question, 12
+        )
         assert together == alone
         assert shared.length == 200
 
 
 def test_an_abandoned_answer_leaves_the_cache_where_it_was():
-    engine = Engine(Loaded(tiny_architecture("gemma3")), sparse(32), context=300)
-    first = answer(engine, prompt(200), prompt(5, 1))
-    events = engine.answer(prompt(5, 2), GREEDY, 12, ())
+    timeline = Timeline(Loaded(tiny_architecture("gemma3")), sparse(32), context=300)
+    first = answer(timeline, prompt(200), prompt(5, 1))
+    events = timeline.answer(prompt(5, 2), GREEDY, 12, ())
     while not isinstance(next(events), Token):
         pass
     events.close()
-    assert engine.length == 200
-    again = [e.id for e in engine.answer(prompt(5, 1), GREEDY, 24, ()) if isinstance(e, Token)]
+    assert timeline.length == 200
+    again = [e.id for e in timeline.answer(prompt(5, 1), GREEDY, 24, ()) if isinstance(e, Token)]
     assert again == first
 
 
@@ -127,10 +130,10 @@ def test_chunked_and_whole_prefill_give_the_same_logits(name):
     ids = prompt(333)
     logits = []
     for chunk in (1, 50, 64, 332, 2048):
-        engine = Engine(Loaded(model), FULL, context=340, prefill_chunk=chunk)
-        for _ in engine.read(ids):
+        timeline = Timeline(Loaded(model), FULL, context=340, prefill_chunk=chunk)
+        for _ in timeline.read(ids):
             pass
-        logits.append(engine._logits)
+        logits.append(timeline.logits)
     for other in logits[1:]:
         torch.testing.assert_close(other, logits[0], rtol=1e-4, atol=1e-4)
 
@@ -138,19 +141,19 @@ def test_chunked_and_whole_prefill_give_the_same_logits(name):
 def test_a_cache_reserved_too_small_grows():
     model = tiny_architecture("llama")
     ids = prompt(150)
-    engine = Engine(Loaded(model), sparse(500), context=10, prefill_chunk=40)
-    assert answer(engine, ids[:140], ids[140:]) == generated(model, ids)
+    timeline = Timeline(Loaded(model), sparse(500), context=10, prefill_chunk=40)
+    assert answer(timeline, ids[:140], ids[140:]) == generated(model, ids)
 
 
 def test_prefill_events_count_and_estimate():
-    engine = Engine(Loaded(tiny_architecture("llama")), FULL, context=300, prefill_chunk=64)
-    events = list(engine.read(prompt(200)))
+    timeline = Timeline(Loaded(tiny_architecture("llama")), FULL, context=300, prefill_chunk=64)
+    events = list(timeline.read(prompt(200)))
     assert [e.done for e in events] == [0, 64, 128, 192, 200]
     assert all(e.total == 200 and e.reused == 0 for e in events)
     assert events[0].remaining_seconds is None
     assert all(e.remaining_seconds > 0 for e in events[1:-1])
     assert events[-1].remaining_seconds == 0
-    question = [e for e in engine.answer(prompt(10), GREEDY, 1, ()) if isinstance(e, Prefill)]
+    question = [e for e in timeline.answer(prompt(10), GREEDY, 1, ()) if isinstance(e, Prefill)]
     assert [(e.done, e.total, e.reused) for e in question] == [(200, 210, 200), (210, 210, 200)]
 
 
@@ -158,22 +161,24 @@ def test_stop_tokens_and_length():
     model = tiny_architecture("llama")
     ids = prompt(60)
     expected = generated(model, ids, 12)
-    engine = Engine(Loaded(model), FULL, context=100)
-    done = list(engine.answer(ids, GREEDY, 12, ()))[-1]
+    timeline = Timeline(Loaded(model), FULL, context=100)
+    done = list(timeline.answer(ids, GREEDY, 12, ()))[-1]
     assert isinstance(done, Done)
     assert (done.finish_reason, done.completion_tokens, done.prompt_tokens) == ("length", 12, 60)
     stop = expected[5]
-    events = list(engine.answer(ids, GREEDY, 12, {stop}))
+    events = list(timeline.answer(ids, GREEDY, 12, {stop}))
     ids_before_stop = [e.id for e in events if isinstance(e, Token)]
     assert ids_before_stop == expected[: expected.index(stop)]
     assert events[-1].finish_reason == "stop"
 
 
 def test_sampling_repeats_with_its_seed():
-    engine = Engine(Loaded(tiny_architecture("llama")), FULL, context=100)
+    timeline = Timeline(Loaded(tiny_architecture("llama")), FULL, context=100)
 
     def draw(**sampling) -> list[int]:
-        return [e.id for e in engine.answer(prompt(20), Sampling(**sampling), 20, ()) if isinstance(e, Token)]
+        return [
+            e.id for e in timeline.answer(prompt(20), Sampling(**sampling), 20, ()) if isinstance(e, Token)
+        ]
 
     assert draw(temperature=1.0, seed=7) == draw(temperature=1.0, seed=7)
     assert draw(temperature=1.0, seed=7) != draw(temperature=1.0, seed=8)
@@ -203,48 +208,50 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(name):
     ids = prompt(600)
     expected = generated(model, ids)
     ShortOfMemory(model, most=130)
-    engine = Engine(Loaded(model), FULL, context=700, prefill_chunk=512)
-    events = list(engine.read(ids[:590]))
+    timeline = Timeline(Loaded(model), FULL, context=700, prefill_chunk=512)
+    events = list(timeline.read(ids[:590]))
     assert [e.done for e in events] == [0, 128, 256, 384, 512, 590]
     assert events[-1].chunk == 128
-    assert [e.id for e in engine.answer(ids[590:], GREEDY, 24, ()) if isinstance(e, Token)] == expected
+    assert [e.id for e in timeline.answer(ids[590:], GREEDY, 24, ()) if isinstance(e, Token)] == expected
 
 
 def test_out_of_memory_with_the_smallest_chunk_is_said():
     model = tiny_architecture("llama")
     ShortOfMemory(model, most=SMALLEST_CHUNK - 1)
-    engine = Engine(Loaded(model), FULL, context=700)
+    timeline = Timeline(Loaded(model), FULL, context=700)
     with pytest.raises(OutOfMemoryError, match="out of memory on cpu with 0 tokens in the cache"):
-        list(engine.read(prompt(300)))
+        list(timeline.read(prompt(300)))
 
 
 def test_other_runtime_errors_are_not_swallowed():
     model = tiny_architecture("llama")
-    engine = Engine(Loaded(model), FULL, context=700)
+    timeline = Timeline(Loaded(model), FULL, context=700)
     with pytest.raises(IndexError):
-        list(engine.read(np.array([10**6])))
+        list(timeline.read(np.array([10**6])))
 
 
-def test_the_patch_is_undone(monkeypatch):
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    model = tiny_architecture("llama")
-    before = model.config._attn_implementation
-    engine = Engine(Loaded(model), FULL, context=100)
-    events = engine.read(prompt(50))
-    next(events)
-    assert model.config._attn_implementation == NAME
-    events.close()
-    assert model.config._attn_implementation == before
-    assert NAME not in ALL_ATTENTION_FUNCTIONS
+def test_a_model_is_told_once_and_still_attends_as_ever_elsewhere():
+    """Calls that are no pass of a timeline, also between two events of one and chunk by chunk."""
+    model, ids = tiny_architecture("gemma3"), torch.from_numpy(prompt(90)).long().unsqueeze(0)
+    with torch.no_grad():
+        expected = model(ids).logits
+        events = Timeline(Loaded(model), FULL, context=100, prefill_chunk=16).read(prompt(50))
+        next(events)
+        assert model.config._attn_implementation == NAME
+        torch.testing.assert_close(model(ids).logits, expected)
+        next(events)
+        cache = DynamicCache(config=model.config)
+        parts = [model(part, past_key_values=cache).logits for part in ids.split(30, 1)]
+    torch.testing.assert_close(torch.cat(parts, 1), expected, rtol=1e-4, atol=1e-4)
+    assert Model.of(Loaded(model)) is Model.of(Loaded(model))
 
 
 def test_auto_is_full_while_the_context_is_short(monkeypatch):
     monkeypatch.setitem(AUTO_MIN_CONTEXT, "torch", 100)
     model = tiny_architecture("llama")
     settings = AttentionSettings(backend="torch")
-    assert Engine(Loaded(model), settings, context=99).attention_kind == "full"
-    assert Engine(Loaded(model), settings, context=100).attention_kind == "adamas"
+    assert Timeline(Loaded(model), settings, context=99).attention_kind == "full"
+    assert Timeline(Loaded(model), settings, context=100).attention_kind == "adamas"
 
 
 def test_auto_on_a_gpu_goes_by_what_full_attention_would_read():
@@ -257,15 +264,15 @@ def test_auto_on_a_gpu_goes_by_what_full_attention_would_read():
 
 def test_the_backend_is_the_fastest_that_runs_and_says_why_not_triton():
     model = tiny_architecture("llama")
-    engine = Engine(Loaded(model), sparse(16), context=100)
-    assert engine.sparse.backend.name == "cpu"
-    assert engine.backend_reason == (
+    timeline = Timeline(Loaded(model), sparse(16), context=100)
+    assert timeline.sparse.backend.name == "cpu"
+    assert timeline.backend_reason == (
         "the cpu backend computes sparse attention (no triton: the model is on cpu, not on a GPU)"
     )
     with pytest.raises(
         UsageError, match=r"the triton backend cannot run: the model is on cpu.*--backend auto"
     ):
-        Engine(Loaded(model), AttentionSettings("adamas", backend="triton"), context=100)
+        Timeline(Loaded(model), AttentionSettings("adamas", backend="triton"), context=100)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -277,10 +284,10 @@ def test_backends_give_the_same_answer(name, scorer):
     answers = []
     for backend in ("torch", "cpu"):
         settings = AttentionSettings("adamas", SparseSettings(budget=64, scorer=scorer), backend=backend)
-        engine = Engine(Loaded(model), settings, context=405, prefill_chunk=100)
-        first = answer(engine, ids[:390], ids[390:])
-        second = [e.id for e in engine.answer(ids[:7], GREEDY, 24, ()) if isinstance(e, Token)]
-        again = [e.id for e in engine.answer(ids[390:], GREEDY, 24, ()) if isinstance(e, Token)]
+        timeline = Timeline(Loaded(model), settings, context=405, prefill_chunk=100)
+        first = answer(timeline, ids[:390], ids[390:])
+        second = [e.id for e in timeline.answer(ids[:7], GREEDY, 24, ()) if isinstance(e, Token)]
+        again = [e.id for e in timeline.answer(ids[390:], GREEDY, 24, ()) if isinstance(e, Token)]
         assert again == first
         answers.append((first, second))
     assert answers[0] == answers[1]
@@ -298,13 +305,13 @@ def soft_capped() -> torch.nn.Module:
 def test_models_with_other_attention_are_refused_by_name_but_run_with_full():
     model = soft_capped()
     with pytest.raises(ModelUnavailableError, match=r"soft-capped\. Use --attn full"):
-        Engine(Loaded(model), sparse(64), context=100)
+        Timeline(Loaded(model), sparse(64), context=100)
     ids = prompt(90)
-    engine = Engine(Loaded(model), AttentionSettings("auto"), context=10**6, prefill_chunk=32)
-    assert engine.attention_kind == "full"
-    first = answer(engine, ids[:80], ids[80:], 10)
+    timeline = Timeline(Loaded(model), AttentionSettings("auto"), context=10**6, prefill_chunk=32)
+    assert timeline.attention_kind == "full"
+    first = answer(timeline, ids[:80], ids[80:], 10)
     assert first == generated(model, ids, 10)
-    again = [e.id for e in engine.answer(ids[80:], GREEDY, 10, ()) if isinstance(e, Token)]
+    again = [e.id for e in timeline.answer(ids[80:], GREEDY, 10, ()) if isinstance(e, Token)]
     assert again == first
 
 
@@ -316,28 +323,30 @@ def test_the_default_budget_grows_with_the_context():
         assert decoding.settings.budget == expected
 
 
-def coded(engine: Engine) -> list[torch.Tensor]:
+def coded(timeline: Timeline) -> list[torch.Tensor]:
     """The codes of each sparse layer's tokens."""
-    layers = [layer for layer in engine._cache.layers if getattr(layer, "_coded", None) is not None]
-    return [layer._coded.codes[:, :, : layer._encoded].clone() for layer in layers]
+    layers = [layer.codes for layer in timeline.cache.kept if layer.coded and layer.codes.layer is not None]
+    return [codes.layer.codes[:, :, : codes.encoded].clone() for codes in layers]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_codes_are_those_of_the_document_whatever_is_asked(name):
     model = tiny_architecture(name)
-    engine = Engine(Loaded(model), sparse(32), context=900, prefill_chunk=64)
-    for _ in engine.read(prompt(200)):
+    timeline = Timeline(Loaded(model), sparse(32), context=900, prefill_chunk=64)
+    for _ in timeline.read(prompt(200)):
         pass
-    before = coded(engine)
+    before = coded(timeline)
     assert before
     assert all(codes.shape[2] == 200 for codes in before)
     # A question longer than the document is worth a codebook of its own, which goes with it.
     for question in (prompt(5, seed=1), prompt(500, seed=2)):
-        for _ in engine.answer(question, GREEDY, 3, stop_ids=()):
+        for _ in timeline.answer(question, GREEDY, 3, stop_ids=()):
             pass
-        for event in engine.answer(prompt(5, seed=1), GREEDY, 1, stop_ids=()):
+        for event in timeline.answer(prompt(5, seed=1), GREEDY, 1, stop_ids=()):
             if isinstance(event, Token):
-                assert all(torch.equal(a, b[:, :, :200]) for a, b in zip(before, coded(engine), strict=True))
+                assert all(
+                    torch.equal(a, b[:, :, :200]) for a, b in zip(before, coded(timeline), strict=True)
+                )
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -348,14 +357,14 @@ def test_codes_made_in_the_pass_are_those_made_behind_it(name, most, monkeypatch
     for in_the_pass in (True, False):
         model = tiny_architecture(name)
         ShortOfMemory(model, most)
-        engine = Engine(Loaded(model), sparse(32), context=900, prefill_chunk=256)
+        timeline = Timeline(Loaded(model), sparse(32), context=900, prefill_chunk=256)
         with monkeypatch.context() as patch:  # one way alone
             if in_the_pass:
-                patch.setattr(engine._cache, "encode", lambda: None)
+                patch.setattr(timeline.cache, "encode", lambda: None)
             else:
-                patch.setattr(engine._cache, "encoding", lambda wanted: nullcontext())
-            list(engine.read(prompt(700)))
-        found.append(coded(engine))
+                patch.setattr(reading, "READING_AND_ENCODING", READING)
+            list(timeline.read(prompt(700)))
+        found.append(coded(timeline))
     assert found[0]
     assert all(codes.shape[2] == 700 for codes in found[0])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
@@ -363,11 +372,11 @@ def test_codes_made_in_the_pass_are_those_made_behind_it(name, most, monkeypatch
 
 def test_codebooks_follow_a_document_that_grows():
     model = tiny_architecture("llama")
-    engine = Engine(Loaded(model), sparse(32), context=900, prefill_chunk=64)
-    layer = engine._cache.layers[-1]
+    timeline = Timeline(Loaded(model), sparse(32), context=900, prefill_chunk=64)
+    layer = timeline.cache.layers[-1]
     fitted = []
     for part in (100, 50, 50, 300):
-        for _ in engine.read(prompt(part, seed=part)):
+        for _ in timeline.read(prompt(part, seed=part)):
             pass
-        fitted.append((layer._fitted, layer._encoded, layer.length))
+        fitted.append((layer.codes.fitted, layer.codes.encoded, layer.length))
     assert fitted == [(100, 100, 100), (100, 150, 150), (200, 200, 200), (500, 500, 500)]

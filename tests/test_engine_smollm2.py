@@ -10,9 +10,9 @@ import torch
 from adamas_kernels.ops import SparseSettings
 
 from adamas_cli.engine.attention import AttentionSettings
-from adamas_cli.engine.engine import Engine
 from adamas_cli.engine.events import Token
 from adamas_cli.engine.sampling import Sampling
+from adamas_cli.engine.timeline import Timeline
 from adamas_cli.models import LoadedModel, load
 from adamas_cli.progress import Silent
 from adamas_cli.prompt.tokens import Tokenizer
@@ -49,10 +49,10 @@ def generated(loaded, prompt) -> list[int]:
     ids=["full", "adamas-dot", "adamas-manhattan"],
 )
 def test_the_answer_is_that_of_generate(loaded, prompt, generated, attention):
-    engine = Engine(loaded, attention, context=LENGTH + ANSWER, prefill_chunk=256)
-    for _ in engine.read(prompt[:-30]):
+    timeline = Timeline(loaded, attention, context=LENGTH + ANSWER, prefill_chunk=256)
+    for _ in timeline.read(prompt[:-30]):
         pass
-    events = engine.answer(prompt[-30:], Sampling(), ANSWER, stop_ids=())
+    events = timeline.answer(prompt[-30:], Sampling(), ANSWER, stop_ids=())
     assert [event.id for event in events if isinstance(event, Token)] == generated
 
 
@@ -67,10 +67,10 @@ def test_a_sparse_answer_stays_close_to_the_full_one(loaded, prompt):
     }.items():
         logits = []
         for attention in (AttentionSettings("full"), AttentionSettings("adamas", settings)):
-            engine = Engine(loaded, attention, context=LENGTH + 8)
-            list(engine.read(prompt[:-1]))
-            list(engine.answer(prompt[-1:], Sampling(), 2, stop_ids=()))
-            logits.append(engine._logits.log_softmax(-1))
+            timeline = Timeline(loaded, attention, context=LENGTH + 8)
+            list(timeline.read(prompt[:-1]))
+            list(timeline.answer(prompt[-1:], Sampling(), 2, stop_ids=()))
+            logits.append(timeline.logits.log_softmax(-1))
         full, sparse = logits
         divergence[name] = float((full.exp() * (full - sparse)).sum())
     assert divergence["adamas"] < 0.1

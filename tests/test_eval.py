@@ -17,8 +17,9 @@ from adamas_kernels.ops import SparseSettings
 from conftest import ARCHITECTURES, tiny_architecture
 from layer_caches import make_cache
 
+from adamas_cli.cache.mode import Sparse
 from adamas_cli.engine.attention import AttentionSettings
-from adamas_cli.engine.engine import Engine
+from adamas_cli.engine.timeline import Timeline
 from adamas_cli.eval.divergence import diverge, interval
 from adamas_cli.eval.methods import METHODS, true_scores
 from adamas_cli.eval.perplexity import Passage, measure
@@ -97,15 +98,15 @@ def test_scores_are_the_models_own_and_leave_the_cache_alone(name):
     model = tiny_architecture(name)
     ids = tokens(150)
     settings = AttentionSettings("adamas", SparseSettings(budget=1000))
-    engine = Engine(Loaded(model), settings, context=200, prefill_chunk=40)
-    for _ in engine.read(ids[:100]):
+    timeline = Timeline(Loaded(model), settings, context=200, prefill_chunk=40)
+    for _ in timeline.read(ids[:100]):
         pass
     with torch.no_grad():
         expected = model(torch.from_numpy(ids).unsqueeze(0)).logits[0, 100:]
     for sparse in (False, True, False):
-        found = engine.score(ids[100:], sparse=sparse)
+        found = timeline.score(ids[100:], sparse=sparse)
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
-        assert engine.length == 100
+        assert timeline.length == 100
 
 
 @pytest.mark.parametrize("scorer", ["dot", "manhattan"])
@@ -116,14 +117,14 @@ def test_the_study_computes_what_the_backends_do(scorer):
     settings = SparseSettings(budget=32, scorer=scorer)
     found = []
     for backend in ("cpu", "torch", None):
-        engine = Engine(
+        timeline = Timeline(
             Loaded(model), AttentionSettings("adamas", settings, backend=backend or "torch"), context=400
         )
         if backend is None:
-            engine.sparse.backend = StudyBackend(METHODS[scorer])
-        for _ in engine.read(ids[:300]):
+            timeline.use(Sparse(settings, StudyBackend(METHODS[scorer])))
+        for _ in timeline.read(ids[:300]):
             pass
-        found.append(engine.score(ids[300:], sparse=True))
+        found.append(timeline.score(ids[300:], sparse=True))
     torch.testing.assert_close(found[2], found[1], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-3)
 

@@ -12,9 +12,9 @@ from adamas_kernels.ops import SparseSettings
 from conftest import byte_tokenizer, tiny_architecture
 
 from adamas_cli.engine.attention import AttentionSettings
-from adamas_cli.engine.engine import Engine
 from adamas_cli.engine.events import Token
 from adamas_cli.engine.sampling import Sampling
+from adamas_cli.engine.timeline import Timeline
 from adamas_cli.eval.asking import Prompting
 from adamas_cli.eval.haystack import Haystack, Needle, fit, sentences
 from adamas_cli.eval.ledger import Ledger
@@ -163,11 +163,11 @@ def test_where_sparse_attention_begins():
 
     def answered(budget, sparse_from):
         settings = AttentionSettings("adamas", SparseSettings(budget=budget), 0, "torch")
-        engine = Engine(Loaded(model), settings, context=400)
-        for _ in engine.read(ids[:300]):
+        timeline = Timeline(Loaded(model), settings, context=400)
+        for _ in timeline.read(ids[:300]):
             pass
-        events = list(engine.answer(ids[300:], Sampling(), 24, (), sparse_from=sparse_from))
-        assert engine.length == 300
+        events = list(timeline.answer(ids[300:], Sampling(), 24, (), sparse_from=sparse_from))
+        assert timeline.length == 300
         attended = [event.attended for event in events if isinstance(event, Token)]
         return [event.id for event in events if isinstance(event, Token)], attended
 

@@ -12,9 +12,9 @@ from adamas_kernels.ops import SparseSettings
 from conftest import ARCHITECTURES, tiny_architecture
 from test_engine import FULL, Loaded, answer, generated, prompt, sparse
 
-from adamas_cli.engine.engine import REHEARSED_FROM, Engine
 from adamas_cli.engine.events import Token
 from adamas_cli.engine.sampling import Sampling
+from adamas_cli.engine.timeline import REHEARSED_FROM, Timeline
 
 pytestmark = pytest.mark.gpu
 
@@ -27,8 +27,8 @@ def on_gpu(name: str, dtype: torch.dtype = torch.float32) -> Loaded:
     return Loaded(tiny_architecture(name).to("cuda", dtype))
 
 
-def engine_of(loaded: Loaded, settings, **options) -> Engine:
-    return Engine(loaded, settings, context=CONTEXT, prefill_chunk=64, **options)
+def engine_of(loaded: Loaded, settings, **options) -> Timeline:
+    return Timeline(loaded, settings, context=CONTEXT, prefill_chunk=64, **options)
 
 
 @pytest.mark.parametrize("name", GRAPHED)
@@ -40,7 +40,7 @@ def test_a_graph_gives_the_tokens_of_its_launches(name, settings, dtype):
     expected = answer(launched, ids[:280], ids[280:], tokens=60)
     assert answer(graphed, ids[:280], ids[280:], tokens=60) == expected
     assert graphed.step_reason is None
-    assert len(graphed._graphs._graphs) == 1
+    assert len(graphed._stepper._captured._graphs) == 1
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -52,15 +52,15 @@ def test_full_attention_equals_generate(name):
 
 def test_one_graph_serves_every_question():
     loaded, ids = on_gpu("llama"), prompt(300)
-    engine = engine_of(loaded, SPARSE)
-    first = answer(engine, ids[:250], ids[250:270])
-    graphs = {id(graph) for graph in engine._graphs._graphs.values()}
+    timeline = engine_of(loaded, SPARSE)
+    first = answer(timeline, ids[:250], ids[250:270])
+    graphs = {id(graph) for graph in timeline._stepper._captured._graphs.values()}
     ask = lambda question: [  # noqa: E731
-        event.id for event in engine.answer(question, Sampling(), 24, ()) if isinstance(event, Token)
+        event.id for event in timeline.answer(question, Sampling(), 24, ()) if isinstance(event, Token)
     ]
     other = ask(ids[270:300])
     assert ask(ids[250:270]) == first
-    assert {id(graph) for graph in engine._graphs._graphs.values()} == graphs
+    assert {id(graph) for graph in timeline._stepper._captured._graphs.values()} == graphs
     fresh = engine_of(loaded, SPARSE, graphs=False)
     list(fresh.read(ids[:250]))
     assert [e.id for e in fresh.answer(ids[270:300], Sampling(), 24, ()) if isinstance(e, Token)] == other
@@ -68,36 +68,36 @@ def test_one_graph_serves_every_question():
 
 def test_full_and_sparse_steps_have_graphs_of_their_own():
     loaded, ids = on_gpu("llama"), prompt(300)
-    engine = engine_of(loaded, SPARSE)
-    list(engine.read(ids[:280]))
+    timeline = engine_of(loaded, SPARSE)
+    list(timeline.read(ids[:280]))
 
     def ask(way):
-        events = engine.answer(ids[280:], Sampling(), 24, (), sparse_from=way)
+        events = timeline.answer(ids[280:], Sampling(), 24, (), sparse_from=way)
         return [event.id for event in events if isinstance(event, Token)]
 
     assert ask("never") == generated(tiny_architecture("llama"), ids)
     sparsely = ask("answer")
-    assert len(engine._graphs._graphs) == 2
+    assert len(timeline._stepper._captured._graphs) == 2
     assert ask("answer") == sparsely
 
 
 def test_an_answer_may_outgrow_the_cache():
     loaded, ids = on_gpu("llama"), prompt(150)
-    engine = Engine(loaded, FULL, context=152)
-    found = answer(engine, ids[:140], ids[140:], tokens=40)
-    assert engine.step_reason is None
+    timeline = Timeline(loaded, FULL, context=152)
+    found = answer(timeline, ids[:140], ids[140:], tokens=40)
+    assert timeline.step_reason is None
     assert found == generated(loaded.model.cpu(), ids, tokens=40)
 
 
 @pytest.mark.parametrize("graphs", [True, False])
 def test_drawn_answers_repeat_with_their_seed(graphs):
     loaded, ids = on_gpu("llama"), prompt(300)
-    engine = engine_of(loaded, SPARSE, graphs=graphs)
-    list(engine.read(ids[:280]))
+    timeline = engine_of(loaded, SPARSE, graphs=graphs)
+    list(timeline.read(ids[:280]))
     drawn = Sampling(temperature=1.0, top_p=0.9, top_k=50, seed=3)
 
     def ask(sampling):
-        return [e.id for e in engine.answer(ids[280:], sampling, 24, ()) if isinstance(e, Token)]
+        return [e.id for e in timeline.answer(ids[280:], sampling, 24, ()) if isinstance(e, Token)]
 
     first = ask(drawn)
     assert ask(drawn) == first
@@ -106,53 +106,53 @@ def test_drawn_answers_repeat_with_their_seed(graphs):
 
 def test_an_answer_ends_at_a_stop_token():
     loaded, ids = on_gpu("llama"), prompt(300)
-    engine = engine_of(loaded, SPARSE)
-    tokens = answer(engine, ids[:280], ids[280:])
+    timeline = engine_of(loaded, SPARSE)
+    tokens = answer(timeline, ids[:280], ids[280:])
     stop = tokens[-1]
     before = tokens[: tokens.index(stop)]
-    events = list(engine.answer(ids[280:], Sampling(), 24, (stop,)))
+    events = list(timeline.answer(ids[280:], Sampling(), 24, (stop,)))
     assert [event.id for event in events if isinstance(event, Token)] == before
-    assert engine.length == 280
+    assert timeline.length == 280
 
 
 def test_windows_are_launched_one_by_one_and_said():
-    engine = engine_of(on_gpu("gemma3"), sparse(24))
-    assert "window" in engine.step_reason
+    timeline = engine_of(on_gpu("gemma3"), sparse(24))
+    assert "window" in timeline.step_reason
 
 
 def test_a_step_that_cannot_be_captured_is_launched(monkeypatch):
     said: list[str] = []
     loaded, ids = on_gpu("llama"), prompt(300)
     expected = answer(engine_of(loaded, SPARSE, graphs=False), ids[:280], ids[280:])
-    engine = engine_of(loaded, SPARSE, announce=said.append)
+    timeline = engine_of(loaded, SPARSE, announce=said.append)
     norm = loaded.model.model.norm
     plain = norm.forward
     # Looking at a number on the host is what a graph cannot hold.
-    engine._fused._forwards[norm] = lambda x: plain(x) if float(x.sum()) < 1e30 else x
-    found = answer(engine, ids[:280], ids[280:])
+    timeline._fused._forwards[norm] = lambda x: plain(x) if float(x.sum()) < 1e30 else x
+    found = answer(timeline, ids[:280], ids[280:])
     assert found == expected
-    assert engine.step_reason.startswith("no CUDA graph")
-    assert said.count(engine.step_reason) == 1
+    assert timeline.step_reason.startswith("no CUDA graph")
+    assert said.count(timeline.step_reason) == 1
 
 
 def test_a_step_after_a_long_document_is_rehearsed_and_forgotten():
     loaded, ids = on_gpu("llama"), prompt(REHEARSED_FROM + 100)
     settings = {"context": len(ids) + 100, "prefill_chunk": 512}
-    engine = Engine(loaded, SPARSE, **settings)
-    list(engine.read(ids[:-20]))
-    assert len(engine._graphs._graphs) == 1
-    assert engine.length == len(ids) - 20
-    graph = next(iter(engine._graphs._graphs.values()))
-    found = [e.id for e in engine.answer(ids[-20:], Sampling(), 24, ()) if isinstance(e, Token)]
-    assert next(iter(engine._graphs._graphs.values())) is graph
-    assert found == answer(Engine(loaded, SPARSE, graphs=False, **settings), ids[:-20], ids[-20:])
+    timeline = Timeline(loaded, SPARSE, **settings)
+    list(timeline.read(ids[:-20]))
+    assert len(timeline._stepper._captured._graphs) == 1
+    assert timeline.length == len(ids) - 20
+    graph = next(iter(timeline._stepper._captured._graphs.values()))
+    found = [e.id for e in timeline.answer(ids[-20:], Sampling(), 24, ()) if isinstance(e, Token)]
+    assert next(iter(timeline._stepper._captured._graphs.values())) is graph
+    assert found == answer(Timeline(loaded, SPARSE, graphs=False, **settings), ids[:-20], ids[-20:])
 
 
 def test_fused_kernels_are_undone():
     loaded = on_gpu("qwen2")
-    engine = engine_of(loaded, SPARSE)
+    timeline = engine_of(loaded, SPARSE)
     modules = [module for module in loaded.model.modules() if "forward" in module.__dict__]
-    list(engine.read(prompt(100)))
+    list(timeline.read(prompt(100)))
     assert [module for module in loaded.model.modules() if "forward" in module.__dict__] == modules == []
 
 

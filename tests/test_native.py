@@ -23,10 +23,10 @@ from transformers import (
 )
 
 from adamas_cli.engine.attention import AttentionSettings
-from adamas_cli.engine.engine import Engine
 from adamas_cli.engine.events import Token
-from adamas_cli.engine.native import native_obstacle
 from adamas_cli.engine.sampling import Sampling
+from adamas_cli.engine.steps.compiled import compiled_obstacle
+from adamas_cli.engine.timeline import Timeline
 from adamas_cli.models.packed import FEW_ROWS, PackedLinear, describe, pack_model
 from adamas_cli.models.places import packed_directory
 from adamas_cli.models.rows import StoredRows, leave_in_file
@@ -102,15 +102,19 @@ def pack(tmp_path, monkeypatch):
     return packed_and_plain
 
 
+def obstacle(timeline: Timeline) -> str | None:
+    return compiled_obstacle(timeline.model, timeline.cache)
+
+
 def ids(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 250, count).astype(np.int32)
 
 
 def scores(model: nn.Module, attention: AttentionSettings, *, chunk: int = 64) -> torch.Tensor:
     """Logits behind each of some tokens that are fed behind a document."""
-    engine = Engine(Loaded(model), attention, context=100, prefill_chunk=chunk)  # and grows
-    list(engine.read(ids(CONTEXT)))
-    return engine.score(ids(ANSWER, 1), sparse=attention.kind == "adamas")
+    timeline = Timeline(Loaded(model), attention, context=100, prefill_chunk=chunk)  # and grows
+    list(timeline.read(ids(CONTEXT)))
+    return timeline.score(ids(ANSWER, 1), sparse=attention.kind == "adamas")
 
 
 @pytest.mark.parametrize("attention", ["full", "adamas"])
@@ -120,7 +124,7 @@ def test_logits_are_those_of_transformers(pack, name, attention):
     settings = FULL
     if attention == "adamas":
         settings = AttentionSettings("adamas", SparseSettings(budget=48), dense_layers=1)
-    assert native_obstacle(packed, Engine(Loaded(packed), settings, context=9)._cache) is None
+    assert obstacle(Timeline(Loaded(packed), settings, context=9)) is None
     found, expected = scores(packed, settings), scores(plain, settings)
     assert found.shape == expected.shape
     # Rarely a token near the threshold is chosen by one and not by the other; most rows must agree closely.
@@ -144,12 +148,12 @@ def test_a_cache_in_bfloat16(pack):
 
 def answers(model: nn.Module, attention: AttentionSettings, questions: int) -> list[list[int]]:
     """Answers to questions behind one document, each asked alone from the same place."""
-    engine = Engine(Loaded(model), attention, context=100)
-    list(engine.read(ids(CONTEXT)))
+    timeline = Timeline(Loaded(model), attention, context=100)
+    list(timeline.read(ids(CONTEXT)))
     return [
         [
             event.id
-            for event in engine.answer(ids(20, seed), Sampling(), ANSWER, stop_ids=())
+            for event in timeline.answer(ids(20, seed), Sampling(), ANSWER, stop_ids=())
             if isinstance(event, Token)
         ]
         for seed in range(questions)
@@ -167,8 +171,8 @@ def test_answers_do_not_depend_on_what_was_asked_before(pack, kind):
 
 def test_gemma_goes_through_packed_layers_of_transformers(pack):
     packed, plain = pack(build("gemma3"))
-    engine = Engine(Loaded(packed), FULL, context=9)
-    assert "gemma3" in (native_obstacle(packed, engine._cache) or "")
+    timeline = Timeline(Loaded(packed), FULL, context=9)
+    assert "gemma3" in (obstacle(timeline) or "")
     torch.testing.assert_close(scores(packed, FULL), scores(plain, FULL), rtol=1e-3, atol=1e-3)
     assert answers(packed, FULL, 1) == answers(plain, FULL, 1)
 

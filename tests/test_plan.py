@@ -9,8 +9,9 @@ from transformers import AutoConfig
 
 from adamas_cli.bench.shapes import shape_config
 from adamas_cli.bench.traffic import step_bytes
-from adamas_cli.engine.cache import AdamasCache
-from adamas_cli.engine.layers import SparseDecoding, Steps
+from adamas_cli.cache.cache import KVCache
+from adamas_cli.cache.mode import READING, Sparse
+from adamas_cli.cache.placement import Paged
 from adamas_cli.engine.plan import LIBRARIES, plan_memory, require_memory
 from adamas_cli.errors import OutOfMemoryError
 
@@ -35,18 +36,23 @@ def test_the_cache_is_what_a_cache_allocates():
     from adamas_kernels.plain import TorchBackend
 
     model = tiny_architecture("llama")
-    sparse = SparseDecoding(SparseSettings(), TorchBackend())
-    cache = AdamasCache.for_model(model.config, sparse, DENSE, Steps(torch.zeros(1, dtype=torch.int32)))
+    cache = KVCache.for_model(
+        model.config,
+        served=True,
+        sparse=Sparse(SparseSettings(), TorchBackend()),
+        dense_layers=DENSE,
+        placement=Paged(),
+        device=torch.device("cpu"),
+    )
     cache.reserve(CONTEXT)
-    for index, layer in enumerate(cache.layers):
+    for layer in cache.layers:
         heads = model.config.num_key_value_heads
         rows = torch.randn(1, heads, 10, model.config.hidden_size // model.config.num_attention_heads)
-        cache.update(rows, rows, index)
-        layer.observe(rows)
+        layer.attend(None, rows, rows, rows, None, 1.0, READING)
     cache.encode()
-    held = [layer._coded for layer in cache.layers if layer._coded is not None]
+    held = [layer.codes.layer for layer in cache.layers if layer.codes is not None]
     told = plan(model.config, dtype=torch.float32)
-    assert told.cache == sum(layer._keys.nbytes + layer._values.nbytes for layer in cache.layers)
+    assert told.cache == sum(layer.stored_keys.nbytes + layer.stored_values.nbytes for layer in cache.layers)
     assert told.codes == sum(coded.codes.nbytes + coded.scales.nbytes for coded in held)
     assert plan(model.config, sparse=False).codes == 0
 

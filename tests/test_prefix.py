@@ -12,10 +12,9 @@ from adamas_kernels.ops import SparseSettings
 from conftest import ARCHITECTURES, tiny_architecture
 
 from adamas_cli.engine.attention import AttentionSettings
-from adamas_cli.engine.engine import Engine
 from adamas_cli.engine.events import Done, Prefill, Token
-from adamas_cli.engine.prefix import CachedPrefix, common_prefix
 from adamas_cli.engine.sampling import Sampling
+from adamas_cli.engine.timeline import Timeline, common_prefix
 
 GREEDY = Sampling()
 FULL = AttentionSettings("full")
@@ -35,16 +34,16 @@ def text(length: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, length).astype(np.int32)
 
 
-def opened(name: str, settings: AttentionSettings, context: int = 400) -> CachedPrefix:
-    return CachedPrefix(Engine(Loaded(tiny_architecture(name)), settings, context=context, prefill_chunk=64))
+def opened(name: str, settings: AttentionSettings, context: int = 400) -> Timeline:
+    return Timeline(Loaded(tiny_architecture(name)), settings, context=context, prefill_chunk=64)
 
 
-def read(cached: CachedPrefix, ids: np.ndarray) -> list[Prefill]:
-    return list(cached.read(ids))
+def read(cached: Timeline, ids: np.ndarray) -> list[Prefill]:
+    return list(cached.sync(ids))
 
 
-def answer(cached: CachedPrefix, ids: np.ndarray, tokens: int = TURN, stop_ids: tuple[int, ...] = ()) -> list:
-    return list(cached.answer(ids, GREEDY, tokens, stop_ids))
+def answer(cached: Timeline, ids: np.ndarray, tokens: int = TURN, stop_ids: tuple[int, ...] = ()) -> list:
+    return list(cached.go_on(ids, GREEDY, tokens, stop_ids))
 
 
 def said(events: list) -> list[int]:
@@ -72,9 +71,9 @@ def test_a_turn_gets_the_answer_of_the_whole_conversation_at_once(name, settings
         events = answer(cached, ids)
         assert said(events) == at_once(name, ids)
         before = len(ids)
-        assert len(cached) == before + TURN - 1  # the last token was not fed
+        assert cached.length == before + TURN - 1  # the last token was not fed
         ids = grown(ids, said(events), seed)
-        assert cached.reusable(ids) == len(cached)
+        assert cached.reusable(ids) == cached.length
     (done,) = [event for event in answer(cached, ids) if isinstance(event, Done)]
     assert (done.prompt_tokens, done.reused_tokens) == (len(ids), len(ids) - 10)
 
@@ -90,7 +89,7 @@ def test_small_budgets_go_on_from_what_they_said(name):
         reply = said(answer(straight, ids))
         tried = np.concatenate([ids[:-1], text(5, 9)])
         answer(crooked, tried)
-        assert crooked.reusable(ids) < len(crooked)
+        assert crooked.reusable(ids) < crooked.length
         assert said(answer(crooked, ids)) == reply
         ids = grown(ids, reply, seed)
 
@@ -102,25 +101,24 @@ def test_a_stopped_answer_is_part_of_the_conversation(name, settings, within_a_s
     cached = opened(name, settings)
     ids = text(210, 0)
     read(cached, ids[:200])
-    engine = cached._engine
     kept = []
-    with monkeypatch.context() as patch, closing(cached.answer(ids, GREEDY, 50, ())) as events:
+    with monkeypatch.context() as patch, closing(cached.go_on(ids, GREEDY, 50, ())) as events:
         for event in events:
             if isinstance(event, Token):
                 kept.append(event.id)
             if len(kept) == 5:
                 if not within_a_step:
                     break
-                patch.setattr(engine._cache, "advance", interrupted)  # when the layers have the token
+                patch.setattr(cached.cache, "advance", interrupted)  # when the layers have the token
                 with pytest.raises(KeyboardInterrupt):
                     next(events)
                 break
-    assert len(cached) == engine.length == len(ids) + (0 if within_a_step else 4)
+    assert cached.length == len(ids) + (0 if within_a_step else 4)
     ids = grown(ids, kept, 1)
     assert said(answer(cached, ids)) == at_once(name, ids)
 
 
-def interrupted(tokens: int) -> None:
+def interrupted(tokens: int, mode: object) -> None:
     raise KeyboardInterrupt
 
 
@@ -129,7 +127,7 @@ def test_an_interrupted_reading_goes_on_behind_its_last_chunk(name, monkeypatch)
     cached = opened(name, FULL)
     ids = text(210, 0)
     calls = iter([False, False, True])
-    feed = type(cached._engine.model).forward
+    feed = type(cached.model.module).forward
 
     def forward(self, *args, **kwargs):
         out = feed(self, *args, **kwargs)
@@ -137,10 +135,10 @@ def test_an_interrupted_reading_goes_on_behind_its_last_chunk(name, monkeypatch)
             raise KeyboardInterrupt
         return out
 
-    monkeypatch.setattr(type(cached._engine.model), "forward", forward)
+    monkeypatch.setattr(type(cached.model.module), "forward", forward)
     with pytest.raises(KeyboardInterrupt):
         read(cached, ids[:200])
-    assert len(cached) == 128
+    assert cached.length == 128
     first, *_ = read(cached, ids[:200])
     assert first.reused == 128
     assert said(answer(cached, ids)) == at_once(name, ids)
@@ -173,7 +171,7 @@ def test_a_stop_token_is_neither_said_nor_in_the_way():
     assert said(events) == reply[:end]
     assert events[-1].finish_reason == "stop"
     longer = np.concatenate([ids, np.array(reply[: end + 1], np.int32), text(9, 1)])
-    assert cached.reusable(longer) == len(cached)
+    assert cached.reusable(longer) == cached.length
     assert said(answer(cached, longer)) == at_once("llama", longer)
 
 
@@ -185,7 +183,7 @@ def test_a_conversation_outgrows_its_reservation():
         reply = said(answer(cached, ids))
         assert said(answer(roomy, ids)) == reply
         ids = grown(ids, reply, seed)
-    assert len(cached) > 200
+    assert cached.length > 200
 
 
 def test_common_prefix():

@@ -16,7 +16,7 @@ from test_native import pack  # noqa: F401 - a fixture
 
 from adamas_cli.documents.parts import Part
 from adamas_cli.engine.attention import AttentionSettings
-from adamas_cli.engine.engine import Engine
+from adamas_cli.engine.timeline import Timeline
 from adamas_cli.options import with_defaults
 from adamas_cli.prompt.layout import Layout
 from adamas_cli.prompt.template import Frame
@@ -75,10 +75,10 @@ def weights_on(layout: Layout, ids: np.ndarray, tokenizer: Tokenizer, **words: f
 
 
 def counted(loaded: Loaded, settings: AttentionSettings, **options) -> tuple[list[int], np.ndarray | None]:
-    engine = Engine(loaded, settings, context=400, prefill_chunk=64, counts=True, **options)
+    timeline = Timeline(loaded, settings, context=400, prefill_chunk=64, counts=True, **options)
     ids = prompt(300)
-    tokens = answer(engine, ids[:280], ids[280:], tokens=ANSWER)
-    return tokens, engine.attended()
+    tokens = answer(timeline, ids[:280], ids[280:], tokens=ANSWER)
+    return tokens, timeline.attended()
 
 
 def test_full_attention_counts_nothing():
@@ -90,16 +90,15 @@ def test_full_attention_counts_nothing():
 def test_what_is_counted_is_softmax_weight_of_the_document(name):
     model = tiny_architecture(name)
     settings = AttentionSettings("adamas", SparseSettings(budget=BUDGET), dense_layers=1, backend="torch")
-    engine = Engine(Loaded(model), settings, context=400, prefill_chunk=64, counts=True)
+    timeline = Timeline(Loaded(model), settings, context=400, prefill_chunk=64, counts=True)
     ids = prompt(300)
-    steps = len(answer(engine, ids[:280], ids[280:], tokens=ANSWER)) - 1
-    weights = engine.attended()
+    steps = len(answer(timeline, ids[:280], ids[280:], tokens=ANSWER)) - 1
+    weights = timeline.attended()
     assert weights is not None
-    assert engine.sparse is not None
-    assert engine.sparse.tally is not None
+    assert timeline.cache.tally is not None
     kinds = getattr(model.config, "layer_types", ["full_attention"] * 4)
     queries = model.config.num_attention_heads * sum(kind == "full_attention" for kind in kinds[1:]) * steps
-    assert engine.sparse.tally[0, 0].sum() == queries * BUDGET
+    assert timeline.cache.tally.counts[0, 0].sum() == queries * BUDGET
     assert len(weights) == 280
     assert (weights >= 0).all()
     assert 0 < weights.sum() < queries
@@ -107,19 +106,19 @@ def test_what_is_counted_is_softmax_weight_of_the_document(name):
 
 def test_counting_does_not_change_the_answer():
     loaded, ids = Loaded(tiny_architecture("llama")), prompt(300)
-    engine = Engine(loaded, sparse(BUDGET), context=400, prefill_chunk=64)
-    assert engine.attended() is None
-    assert counted(loaded, sparse(BUDGET))[0] == answer(engine, ids[:280], ids[280:], tokens=ANSWER)
+    timeline = Timeline(loaded, sparse(BUDGET), context=400, prefill_chunk=64)
+    assert timeline.attended() is None
+    assert counted(loaded, sparse(BUDGET))[0] == answer(timeline, ids[:280], ids[280:], tokens=ANSWER)
 
 
 def test_every_answer_is_counted_anew():
-    engine = Engine(
+    timeline = Timeline(
         Loaded(tiny_architecture("llama")), sparse(BUDGET), context=300, prefill_chunk=64, counts=True
     )
     ids = prompt(300)
-    first = answer(engine, ids[:280], ids[280:], tokens=ANSWER), engine.attended()
-    answer(engine, ids[:0], ids[100:130], tokens=ANSWER)  # also beyond the room that was reserved
-    again = answer(engine, ids[:0], ids[280:], tokens=ANSWER), engine.attended()
+    first = answer(timeline, ids[:280], ids[280:], tokens=ANSWER), timeline.attended()
+    answer(timeline, ids[:0], ids[100:130], tokens=ANSWER)  # also beyond the room that was reserved
+    again = answer(timeline, ids[:0], ids[280:], tokens=ANSWER), timeline.attended()
     assert first[0] == again[0]
     np.testing.assert_allclose(again[1], first[1], rtol=1e-5, atol=1e-6)
 
@@ -295,15 +294,14 @@ def test_the_number_of_sources_may_be_left_out(given, meant):
 
 
 def test_the_next_answer_does_not_change_what_was_counted_before():
-    engine = Engine(
+    timeline = Timeline(
         Loaded(tiny_architecture("llama")), sparse(BUDGET), context=300, prefill_chunk=64, counts=True
     )
     ids = prompt(200)
-    answer(engine, ids[:180], ids[180:], tokens=4)
-    weights = engine.attended()
+    answer(timeline, ids[:180], ids[180:], tokens=4)
+    weights = timeline.attended()
     assert weights is not None
     before = weights.copy()
-    assert engine.sparse is not None
-    assert engine.sparse.tally is not None
-    engine.sparse.tally.zero_()
+    assert timeline.cache.tally is not None
+    timeline.cache.tally.counts.zero_()
     assert torch.equal(torch.from_numpy(weights), torch.from_numpy(before))

@@ -19,13 +19,15 @@ import torch
 from adamas_kernels.ops import SparseSettings
 from conftest import ARCHITECTURES, TINY_CONTEXT, tiny_architecture
 
-from adamas_cli.engine import buffers
+from adamas_cli.cache.placement import Paged
+from adamas_cli.engine import model as engine_model
 from adamas_cli.engine.attention import AttentionSettings
-from adamas_cli.engine.engine import Engine
 from adamas_cli.engine.events import Prefill, Token
+from adamas_cli.engine.model import Model
 from adamas_cli.engine.sampling import Sampling
+from adamas_cli.engine.timeline import Timeline
 from adamas_cli.models.resolve import ModelFiles
-from adamas_cli.store import blocks, document, restoring
+from adamas_cli.store import blocks, document
 from adamas_cli.store.document import StoredDocument
 from adamas_cli.store.entries import Entry, entries, on_disk, prune, remove, save, stored_files, total_bytes
 from adamas_cli.store.keys import block_tokens, chain, model_facts
@@ -87,8 +89,11 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(params=[False, True], ids=["heads first", "tokens first"])
 def order(request, monkeypatch):
     """Both orders in which keys and values lie in memory, whatever the device."""
-    for module in (buffers, restoring):
-        monkeypatch.setattr(module, "tokens_first", lambda device: request.param)
+    monkeypatch.setattr(engine_model, "placement_on", lambda device: Paged(tokens_first=request.param))
+
+
+def document_of(model: Any, ids: np.ndarray, chunk: int, *rest: Any) -> StoredDocument:
+    return StoredDocument(model, ids, chunk, Model.of(model).placement, *rest)
 
 
 @dataclass
@@ -109,10 +114,10 @@ def ask(
     interrupt_at: int | None = None,
 ) -> Run:
     """Read a document and answer a question with an engine of its own; settings None is without a store."""
-    engine = Engine(model, attention, context=TINY_CONTEXT, prefill_chunk=chunk)
+    timeline = Timeline(model, attention, context=TINY_CONTEXT, prefill_chunk=chunk)
     notes: list[str] = []
-    kept = None if settings is None else StoredDocument(model, ids, chunk, settings, ["a.txt"], notes.append)
-    reading = engine.read(ids, kept)
+    kept = None if settings is None else document_of(model, ids, chunk, settings, ["a.txt"], notes.append)
+    reading = timeline.read(ids, kept)
     first = next(reading)
     assert isinstance(first, Prefill)
     for event in reading:
@@ -121,7 +126,7 @@ def ask(
             assert kept is not None
             kept.finish()
             return Run(first.reused, [], notes)
-    events = engine.answer(QUESTION, Sampling(), 24, stop_ids=())
+    events = timeline.answer(QUESTION, Sampling(), 24, stop_ids=())
     answer = [event.id for event in events if isinstance(event, Token)]
     if kept is not None:
         kept.finish()
@@ -147,11 +152,11 @@ def test_a_restored_cache_has_the_same_floats(name):
     model, ids = loaded(name), tokens(DOCUMENT)
     logits = []
     for _ in range(2):
-        engine = Engine(model, SPARSE, context=600, prefill_chunk=CHUNK)
-        kept = StoredDocument(model, ids, CHUNK, StoreSettings(), ["a.txt"], pytest.fail)
-        list(engine.read(ids, kept))
+        timeline = Timeline(model, SPARSE, context=600, prefill_chunk=CHUNK)
+        kept = document_of(model, ids, CHUNK, StoreSettings(), ["a.txt"], pytest.fail)
+        list(timeline.read(ids, kept))
         kept.finish()
-        logits.append(engine.score(QUESTION, sparse=True))
+        logits.append(timeline.score(QUESTION, sparse=True))
     assert torch.equal(*logits)
 
 
@@ -213,9 +218,11 @@ def test_nothing_is_reused_of_what_was_computed_otherwise():
 def test_names_do_not_matter_to_keys_but_the_last_ones_are_shown(root):
     model, ids = loaded(), tokens(DOCUMENT)
     for name in ("a.txt", "b.txt"):
-        engine = Engine(model, SPARSE, context=600, prefill_chunk=CHUNK)
-        kept = StoredDocument(model, ids, CHUNK, StoreSettings(), [name], pytest.fail)
-        reused = next(engine.read(ids, kept)).reused if name == "b.txt" else len(list(engine.read(ids, kept)))
+        timeline = Timeline(model, SPARSE, context=600, prefill_chunk=CHUNK)
+        kept = document_of(model, ids, CHUNK, StoreSettings(), [name], pytest.fail)
+        reused = (
+            next(timeline.read(ids, kept)).reused if name == "b.txt" else len(list(timeline.read(ids, kept)))
+        )
         kept.finish()
     assert reused == DOCUMENT
     assert [entry.documents for entry in entries(root)] == [["b.txt"]]
@@ -430,9 +437,9 @@ def test_read_only_uses_and_never_writes(root):
 def test_two_writers_of_one_document(root):
     model, ids = loaded(), tokens(DOCUMENT)
     without = ask(model, ids, settings=None)
-    engines = [Engine(model, SPARSE, context=600, prefill_chunk=CHUNK) for _ in range(2)]
-    kept = [StoredDocument(model, ids, CHUNK, StoreSettings(), ["a"], pytest.fail) for _ in engines]
-    readings = [engine.read(ids, one) for engine, one in zip(engines, kept, strict=True)]
+    engines = [Timeline(model, SPARSE, context=600, prefill_chunk=CHUNK) for _ in range(2)]
+    kept = [document_of(model, ids, CHUNK, StoreSettings(), ["a"], pytest.fail) for _ in engines]
+    readings = [timeline.read(ids, one) for timeline, one in zip(engines, kept, strict=True)]
     # In turn: the model can attend through one cache at a time, but both write in threads of their own.
     for reading in readings:
         list(reading)
@@ -597,10 +604,10 @@ def test_compression_is_within_half_a_step():
 def test_what_comes_into_the_store_after_the_document_was_opened_is_read_whole(device):
     """Nothing is prepared for a store that was still empty when the document was opened."""
     model, ids = loaded(device=device), tokens(DOCUMENT)
-    early = StoredDocument(model, ids, CHUNK, KEPT, ["a.txt"], pytest.fail)
+    early = document_of(model, ids, CHUNK, KEPT, ["a.txt"], pytest.fail)
     cold = ask(model, ids)
-    engine = Engine(model, SPARSE, context=TINY_CONTEXT, prefill_chunk=CHUNK)
-    reading = list(engine.read(ids, early))
+    timeline = Timeline(model, SPARSE, context=TINY_CONTEXT, prefill_chunk=CHUNK)
+    reading = list(timeline.read(ids, early))
     assert reading[0].reused == DOCUMENT
-    again = [event.id for event in engine.answer(QUESTION, Sampling(), 24, ()) if isinstance(event, Token)]
+    again = [event.id for event in timeline.answer(QUESTION, Sampling(), 24, ()) if isinstance(event, Token)]
     assert again == cold.answer

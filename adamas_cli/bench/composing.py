@@ -16,7 +16,7 @@ from torch import Tensor
 from adamas_cli.bench.caches import coded_cache
 from adamas_cli.bench.kernels import Shape
 from adamas_cli.bench.traces import Trace, with_one_length
-from adamas_cli.engine.buffers import token_buffer
+from adamas_cli.cache.placement import placement_on
 from adamas_cli.errors import UsageError
 
 # A document's first tokens attract much attention, which those in the middle of a text do not.
@@ -92,7 +92,8 @@ class Composer:
         steps = [self._steps(place) for place in places]
         queries, keys, values = (torch.cat(parts, 2) for parts in zip(*steps, strict=True))
         room = context + len(queries)
-        buffers = [token_buffer(one[0], room, limit=0).tensor for one in (keys, values)]
+        placement = placement_on(keys.device)
+        buffers = [placement.buffer(one[0], room).tensor for one in (keys, values)]
         for head, place in enumerate(places):
             self._fill(buffers[0][0, head], buffers[1][0, head], place, context)
         seen = queries[:, 0].transpose(0, 2)  # [1, H, T, D]

@@ -14,7 +14,7 @@ from adamas_kernels.reference import CODES_PER_WORD, padded_dim
 from adamas_cli.bench.caches import coded_cache
 from adamas_cli.bench.clock import microseconds
 from adamas_cli.bench.dense import fastest
-from adamas_cli.engine.buffers import token_buffer
+from adamas_cli.cache.placement import placement_on
 
 LAYERS = 4  # caches in turn, so that none stays in the processor's own cache
 NEW_ROOM = 64  # tokens that fit behind the measured ones
@@ -120,8 +120,8 @@ class KernelBench:
 
     def _layer(self, shape: Shape, length: int) -> LayerCache:
         """A cache of `length` random tokens, in the order in which the engine's lies in memory."""
-        one = self._random(1, shape.kv_heads, 1, shape.dim)
-        keys, values = (token_buffer(one, length + NEW_ROOM, limit=0).tensor.normal_() for _ in range(2))
+        one, place = self._random(1, shape.kv_heads, 1, shape.dim), placement_on(self.device)
+        keys, values = (place.buffer(one, length + NEW_ROOM).tensor.normal_() for _ in range(2))
         queries = self._random(1, shape.heads, LAYERS, shape.dim)
         return coded_cache(keys, values, length, queries, self.backend, self.settings)
 

@@ -13,9 +13,10 @@ from adamas_cli.bench.measurement import OURS, Measurement
 from adamas_cli.bench.pulse import Pulse
 from adamas_cli.bench.traffic import step_bytes
 from adamas_cli.engine.attention import AttentionSettings
-from adamas_cli.engine.engine import REHEARSED_FROM, Engine, SparseFrom, peak_memory
 from adamas_cli.engine.events import Done, Token
+from adamas_cli.engine.peak import peak_memory
 from adamas_cli.engine.sampling import Sampling
+from adamas_cli.engine.timeline import REHEARSED_FROM, SparseFrom, Timeline
 from adamas_cli.memory import give_back
 from adamas_cli.models import LoadedModel
 
@@ -61,20 +62,20 @@ class ModelBench:
         self._warm_up(warm)
         del warm
         seconds: list[float] = []
-        engine = None
+        timeline = None
         while not seconds or (len(seconds) < self.repeats and seconds[0] < QUICK_SECONDS):
-            engine = None  # before the next one: there is never room for two caches
-            engine, last = self._read(length, length, pulse)
+            timeline = None  # before the next one: there is never room for two caches
+            timeline, last = self._read(length, length, pulse)
             seconds.append(last)
-        assert engine is not None
+        assert timeline is not None
         yield Measurement(OURS, "full", length, 0, seconds, peak_memory(self.loaded.device))
-        yield from self._decode(engine, length, pulse)
+        yield from self._decode(timeline, length, pulse)
 
-    def _read(self, tokens: int, length: int, pulse: Pulse | None) -> tuple[Engine, float]:
+    def _read(self, tokens: int, length: int, pulse: Pulse | None) -> tuple[Timeline, float]:
         """A new engine with room for `length` tokens and so many of the document in its cache, codes
         included, and the seconds that took.
         """
-        engine = Engine(
+        timeline = Timeline(
             self.loaded,
             self.attention,
             context=tokens_needed(length, self.generated),
@@ -83,21 +84,21 @@ class ModelBench:
         )
         give_back()  # what an earlier engine held
         start = time.perf_counter()
-        for event in engine.read(self.document.ids[:tokens]):
+        for event in timeline.read(self.document.ids[:tokens]):
             if pulse is not None:
                 pulse.beat("reading", event.done, event.total)
-        return engine, time.perf_counter() - start
+        return timeline, time.perf_counter() - start
 
-    def _decode(self, engine: Engine, length: int, pulse: Pulse) -> Iterator[Measurement]:
-        ways = self._warm_up(engine, length)
+    def _decode(self, timeline: Timeline, length: int, pulse: Pulse) -> Iterator[Measurement]:
+        ways = self._warm_up(timeline, length)
         answers: dict[str, list[tuple[list[int], Done]]] = {way: [] for way in ways}
         for repeat in range(self.repeats):
             pulse.beat("decoding", repeat + 1, self.repeats)
             for way in ways:
-                answers[way].append(self._answer(engine, length, way, self.generated + 1))
+                answers[way].append(self._answer(timeline, length, way, self.generated + 1))
         full = answers["full"][0][0]
         for way, repeats in answers.items():
-            sparse = engine.sparse if way != "full" else None
+            sparse = timeline.sparse if way != "full" else None
             compared = sparse is not None and self.document.text is not None
             yield Measurement(
                 OURS,
@@ -118,18 +119,18 @@ class ModelBench:
                 ),
             )
 
-    def _warm_up(self, engine: Engine, length: int = 0) -> list[str]:
+    def _warm_up(self, timeline: Timeline, length: int = 0) -> list[str]:
         """A short answer in each way that this engine has; returns their names."""
-        ways = [way for way in WAYS if way == "full" or engine.sparse is not None]
+        ways = [way for way in WAYS if way == "full" or timeline.sparse is not None]
         for way in ways:
-            self._answer(engine, length, way, WARM_UP)
+            self._answer(timeline, length, way, WARM_UP)
         return ways
 
-    def _answer(self, engine: Engine, length: int, way: str, tokens: int) -> tuple[list[int], Done]:
+    def _answer(self, timeline: Timeline, length: int, way: str, tokens: int) -> tuple[list[int], Done]:
         """The greedy tokens behind a question, and how long they took."""
         question = self.document.ids[length : length + QUESTION]
         ids = []
-        for event in engine.answer(question, Sampling(), tokens, (), sparse_from=WAYS[way]):
+        for event in timeline.answer(question, Sampling(), tokens, (), sparse_from=WAYS[way]):
             if isinstance(event, Token):
                 ids.append(event.id)
             elif isinstance(event, Done):

@@ -12,9 +12,11 @@ from adamas_kernels.reference import Codebook
 from torch import Tensor
 
 from adamas_cli.bench.traces import Trace
+from adamas_cli.cache.cache import layer_types
+from adamas_cli.cache.layer import FULL
+from adamas_cli.cache.mode import Sparse
 from adamas_cli.engine.attention import AttentionSettings
-from adamas_cli.engine.engine import Engine
-from adamas_cli.engine.layers import FULL, layer_types
+from adamas_cli.engine.timeline import Timeline
 
 if TYPE_CHECKING:
     from adamas_cli.bench.pulse import Pulse
@@ -97,12 +99,12 @@ def record(
     """
     context = len(ids) - steps
     attention = AttentionSettings("adamas", settings, dense_layers, backend.name)
-    engine = Engine(loaded, attention, context=len(ids), prefill_chunk=chunk, graphs=False)
-    assert engine.sparse is not None
-    recorder = engine.sparse.backend = Recorder(backend)
-    for event in engine.read(ids[:context]):
+    timeline = Timeline(loaded, attention, context=len(ids), prefill_chunk=chunk, graphs=False)
+    recorder = Recorder(backend)
+    timeline.use(Sparse(settings, recorder))
+    for event in timeline.read(ids[:context]):
         pulse.beat("reading", event.done, event.total)
-    engine.score(ids[context:], sparse=True)
+    timeline.score(ids[context:], sparse=True)
     kinds = layer_types(loaded.model.config.get_text_config())
     return recorder.traces(
         context, [index for index, kind in enumerate(kinds) if kind == FULL and index >= dense_layers]

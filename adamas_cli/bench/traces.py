@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adamas_cli.bench.caches import coded_cache
 from adamas_cli.bench.kernels import Shape
-from adamas_cli.engine.buffers import token_buffer
+from adamas_cli.cache.placement import placement_on
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def random_traces(like: list[Trace], backend: Backend, settings: SparseSettings)
 def _random_trace(like: Trace, backend: Backend, settings: SparseSettings) -> Trace:
     queries, keys, values = (torch.randn_like(x) for x in (like.queries, like.keys, like.values))
     room = like.context + like.steps
-    buffers = [token_buffer(one[0], room, limit=0).tensor.normal_() for one in (keys, values)]
+    place = placement_on(keys.device)
+    buffers = [place.buffer(one[0], room).tensor.normal_() for one in (keys, values)]
     seen = queries[:, 0].transpose(0, 2)  # [1, H, T, D]
     cache = coded_cache(buffers[0], buffers[1], like.context, seen, backend, settings)
     return Trace(like.layer, cache, like.context, queries, keys, values, like.scaling)

@@ -23,7 +23,7 @@ def main() -> None:
     import torch
     from transformers import StoppingCriteria
 
-    from adamas_cli.engine.engine import peak_memory
+    from adamas_cli.engine.peak import peak_memory
     from adamas_cli.models.threads import use_threads
 
     class Clock(StoppingCriteria):

@@ -14,7 +14,6 @@ from adamas_cli.chat.dialogue import Dialogue, Prompt, Turn
 from adamas_cli.chat.shelf import ChatDocument, locate, shelved, tokens
 from adamas_cli.documents import Document
 from adamas_cli.engine.events import Done, Event, Prefill, Token
-from adamas_cli.engine.prefix import CachedPrefix
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.errors import OverContextError, UsageError
 from adamas_cli.prompt.counting import Counting
@@ -22,7 +21,7 @@ from adamas_cli.prompt.layout import NO_IDS
 from adamas_cli.prompt.linemap import Location
 from adamas_cli.prompt.template import DEFAULT_TEMPLATE, Frame, load_template
 from adamas_cli.runtime import Runtime
-from adamas_cli.session import attention_json, count, open_engine, stored_document
+from adamas_cli.session import attention_json, count, open_timeline, stored_document
 from adamas_cli.sources.passages import Sources, find_sources
 from adamas_cli.store.document import StoredDocument
 
@@ -65,9 +64,8 @@ class Conversation:
             left_out = f"left out {layout.dropped:,} of {layout.total:,} tokens, from the documents' middle"
             runtime.progress.note(left_out)
         needed = len(self._prompt().ids) + options.max_tokens + ROOM_FOR_TURNS
-        self.engine = open_engine(runtime, min(needed, self.context), limit=self.context, counts=True)
+        self.timeline = open_timeline(runtime, min(needed, self.context), limit=self.context, counts=True)
         self._attended: np.ndarray | None = None  # by the last answer, as long as the documents stay
-        self._cached = CachedPrefix(self.engine)
         self._unread = True  # until what comes before the next question is in the cache
         self._stored: StoredDocument | None = None
         self._stored_ids = NO_IDS
@@ -102,17 +100,17 @@ class Conversation:
         if not self._unread:
             return 0
         ids = self._known()
-        return len(ids) - self._cached.reusable(ids)
+        return len(ids) - self.timeline.reusable(ids)
 
     def read(self) -> Generator[Prefill]:
         """Read what comes before the next question and is not read yet."""
         ids = self._known()
-        known = self._cached.reusable(ids)
-        if known < len(self._cached):
+        known = self.timeline.reusable(ids)
+        if known < self.timeline.length:
             self._finish_storing()  # which reads the cache where it lies
         begun, reused = time.perf_counter(), known
         try:
-            for event in self._cached.read(ids, self._store_for(ids, known)):
+            for event in self.timeline.sync(ids, self._store_for(ids, known)):
                 if event.reused > reused:
                     reused = event.reused
                     self.runtime.progress.note(f"reused {reused:,} of {len(ids):,} tokens")
@@ -120,7 +118,7 @@ class Conversation:
             self._unread = False
         finally:
             self._reading += time.perf_counter() - begun
-            self._newly_read += len(self._cached) - reused
+            self._newly_read += self.timeline.length - reused
 
     def ask(self, question: str, sampling: Sampling) -> Generator[Event]:
         """What happens while a question is answered; ends with Done unless it is closed earlier.
@@ -138,7 +136,7 @@ class Conversation:
         if longest < self.runtime.prompt.max_tokens:
             room = f"the context is nearly full: room for an answer of {longest:,} tokens"
             self.runtime.progress.note(f"{room}; /clear forgets the conversation and keeps the documents")
-        again = len(self._cached) - self._cached.reusable(prompt.ids)
+        again = self.timeline.length - self.timeline.reusable(prompt.ids)
         if again > 0:
             self.runtime.progress.note(
                 f"the chat template changes earlier turns: {again:,} tokens are read again"
@@ -147,7 +145,7 @@ class Conversation:
         done: Done | None = None
         stop_ids = self.runtime.load().stop_ids
         try:
-            with closing(self._cached.answer(prompt.ids, sampling, longest, stop_ids)) as events:
+            with closing(self.timeline.go_on(prompt.ids, sampling, longest, stop_ids)) as events:
                 for event in events:
                     if isinstance(event, Token):
                         said.append(event.id)
@@ -155,14 +153,14 @@ class Conversation:
                         event = done = self._with_reading(event)
                     yield event
         finally:
-            self._attended = self.engine.attended()
+            self._attended = self.timeline.attended()
             if said or done:
                 reply = self._dialogue.reply(said, stopped=done is None)
                 self.turns.append(replace(turn, reply=reply))
                 self._next = Turn()
                 self._reading, self._newly_read = 0.0, 0
             else:
-                self._cached.return_to(self._known())
+                self.timeline.return_to(self._known())
 
     def add(self, documents: Sequence[Document]) -> None:
         """Have documents in the next message, behind everything so far. Raises UsageError for one that is
@@ -221,7 +219,7 @@ class Conversation:
         """What the JSON objects of all turns share."""
         return {
             "model": self.runtime.files.name,
-            "attention": attention_json(self.engine),
+            "attention": attention_json(self.timeline),
             "documents": [
                 {"path": document.path, "tokens": len(document.ids)} for document in self.documents
             ],
@@ -255,7 +253,7 @@ class Conversation:
         """The store of these tokens, where they are the first documents, unread or interrupted."""
         if known == 0 and not self.turns:
             names = [document.path for document in self._next.documents]
-            self._stored, self._stored_ids = stored_document(self.runtime, self.engine, ids, names), ids
+            self._stored, self._stored_ids = stored_document(self.runtime, self.timeline, ids, names), ids
         return self._stored if known < len(ids) and np.array_equal(ids, self._stored_ids) else None
 
     def _finish_storing(self) -> None:

@@ -1,4 +1,4 @@
-"""Fewer, larger kernels for a model's own modules on a GPU, for a scope and undone afterwards.
+"""Fewer, larger kernels for a model's own modules on a GPU.
 
 In steps of one token, projections of the same input become one product; RMSNorm, RoPE and SwiGLU are
 liger-kernel's. A question of a few tokens takes as long as launching its kernels from Python does, where
@@ -9,15 +9,14 @@ rewritten: only what those call is replaced.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adamas_cli.engine.native import FAMILY
+from adamas_cli.engine.steps.compiled import FAMILY
 from adamas_cli.models.quantization import is_plain
 
 Forward = Callable[..., Any]
@@ -27,89 +26,79 @@ MLP = ("gate_proj", "up_proj", "down_proj")
 FEW = 256  # tokens of a chunk that is launched for longer than it computes
 
 
-class Fused:
-    """The replacements for one model on a GPU; weights that belong together are laid side by side once, in
+def fuse(model: Any) -> None:
+    """Let a model on a GPU compute so from now on; weights that belong together are laid side by side, in
     place of where they were.
     """
+    from adamas_kernels.linear import multiply_vector
 
-    def __init__(self, model: Any) -> None:
-        from adamas_kernels.linear import multiply_vector
+    forwards: dict[nn.Module, Forward] = {}
+    for module in model.modules():
+        if is_plain(module):
+            forwards[module] = _product(module, multiply_vector)
+    for module in model.modules():
+        for names in JOINED:
+            parts: list[Any] = [getattr(module, name, None) for name in names]
+            if all(is_plain(part) for part in parts) and _joinable(parts):
+                joined = _Joined(parts, multiply_vector)
+                for index, part in enumerate(parts):
+                    forwards[part] = joined.forward(index)
+    if model.config.model_type in FAMILY:
+        forwards |= _by_liger(model)
+        _rotate_by_liger(sys.modules[type(model).__module__])
+    for module, forward in forwards.items():
+        module.__dict__["forward"] = forward
 
-        self._forwards: dict[nn.Module, Forward] = {}
-        for module in model.modules():
-            if is_plain(module):
-                self._forwards[module] = _product(module, multiply_vector)
-        for module in model.modules():
-            for names in JOINED:
-                parts: list[Any] = [getattr(module, name, None) for name in names]
-                if all(is_plain(part) for part in parts) and _joinable(parts):
-                    joined = _Joined(parts, multiply_vector)
-                    for index, part in enumerate(parts):
-                        self._forwards[part] = joined.forward(index)
-        self._rope: tuple[Any, Forward] | None = None
-        if model.config.model_type in FAMILY:
-            self._add_liger(model)
 
-    def _add_liger(self, model: Any) -> None:
-        from liger_kernel.ops import LigerRMSNormFunction, LigerRopeFunction, LigerSiLUMulFunction
+def _by_liger(model: Any) -> dict[nn.Module, Forward]:
+    """Forwards of norms and gated MLPs."""
+    from liger_kernel.ops import LigerRMSNormFunction, LigerSiLUMulFunction
 
-        def norm(module: Any) -> Forward:
-            def forward(x: Tensor) -> Tensor:
-                if _is_short(x):
-                    return F.rms_norm(x, x.shape[-1:], module.weight, module.variance_epsilon)
-                return LigerRMSNormFunction.apply(
-                    x, module.weight, module.variance_epsilon, 0.0, "llama", False
-                )
+    def norm(module: Any) -> Forward:
+        def forward(x: Tensor) -> Tensor:
+            if _is_short(x):
+                return F.rms_norm(x, x.shape[-1:], module.weight, module.variance_epsilon)
+            return LigerRMSNormFunction.apply(x, module.weight, module.variance_epsilon, 0.0, "llama", False)
 
-            return forward
+        return forward
 
-        def gated(module: Any) -> Forward:
-            def forward(x: Tensor) -> Tensor:
-                gate, up = module.gate_proj(x), module.up_proj(x)
-                inner = F.silu(gate) * up if _is_short(x) else LigerSiLUMulFunction.apply(gate, up)
-                return module.down_proj(inner)
+    def gated(module: Any) -> Forward:
+        def forward(x: Tensor) -> Tensor:
+            gate, up = module.gate_proj(x), module.up_proj(x)
+            inner = F.silu(gate) * up if _is_short(x) else LigerSiLUMulFunction.apply(gate, up)
+            return module.down_proj(inner)
 
-            return forward
+        return forward
 
-        silu = model.config.hidden_act == "silu"
-        for module in model.modules():
-            if hasattr(module, "variance_epsilon") and hasattr(module, "weight"):
-                self._forwards[module] = norm(module)
-            elif silu and all(hasattr(module, name) for name in MLP):
-                self._forwards[module] = gated(module)
-        place = sys.modules[type(model).__module__]
-        own = place.apply_rotary_pos_emb
+    silu = model.config.hidden_act == "silu"
+    forwards: dict[nn.Module, Forward] = {}
+    for module in model.modules():
+        if hasattr(module, "variance_epsilon") and hasattr(module, "weight"):
+            forwards[module] = norm(module)
+        elif silu and all(hasattr(module, name) for name in MLP):
+            forwards[module] = gated(module)
+    return forwards
 
-        def rotate(queries: Tensor, *arguments: Any, **options: Any) -> Any:
-            rope = own if _is_short(queries) else LigerRopeFunction.apply
-            return rope(queries, *arguments, **options)
 
-        self._rope = place, rotate
+def _rotate_by_liger(place: Any) -> None:
+    """Let the model classes of a module rotate on a GPU by liger-kernel's RoPE; elsewhere by their own."""
+    from liger_kernel.ops import LigerRopeFunction
 
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """The scope in which the model's modules compute so; restores what was there, whatever happens."""
-        with ExitStack() as undo:
-            for module, forward in self._forwards.items():
-                undo.callback(_restore, module.__dict__, "forward", module.__dict__.get("forward"))
-                module.__dict__["forward"] = forward
-            if self._rope is not None:
-                place, rope = self._rope
-                undo.callback(setattr, place, "apply_rotary_pos_emb", place.apply_rotary_pos_emb)
-                place.apply_rotary_pos_emb = rope
-            yield
+    own = place.apply_rotary_pos_emb
+    if hasattr(own, "on_gpu"):  # another model of this family came first
+        return
+
+    def rotate(queries: Tensor, *arguments: Any, **options: Any) -> Any:
+        rope = LigerRopeFunction.apply if queries.is_cuda and not _is_short(queries) else own
+        return rope(queries, *arguments, **options)
+
+    rotate.on_gpu = True  # type: ignore[attr-defined]
+    place.apply_rotary_pos_emb = rotate
 
 
 def _is_short(x: Tensor) -> bool:
     """Whether activations [B, ..., N, D] are of a few tokens, and of more than the one of a step."""
     return 1 < x.shape[-2] <= FEW
-
-
-def _restore(place: dict[str, Any], name: str, value: Any) -> None:
-    if value is None:
-        del place[name]
-    else:
-        place[name] = value
 
 
 def _joinable(parts: Sequence[nn.Linear]) -> bool:
@@ -145,7 +134,7 @@ class _Joined:
     def _side_by_side(self, tensors: Sequence[Tensor]) -> Tensor:
         first = tensors[0].data
         if len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1:
-            # They are so already, by another engine of this model.
+            # They are so already: the model was moved and is fused again.
             return first.as_strided((sum(self._sizes), *first.shape[1:]), first.stride())
         whole = torch.cat([tensor.data for tensor in tensors])
         for tensor, view in zip(tensors, whole.split(self._sizes), strict=True):

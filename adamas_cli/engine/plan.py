@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from adamas_cli.cache.cache import layer_types
+from adamas_cli.cache.layer import FULL
 from adamas_cli.engine.heads import code_bytes, token_bytes
-from adamas_cli.engine.layers import FULL, layer_types
 from adamas_cli.errors import OutOfMemoryError
 
 # What is alive at once where a chunk is in an MLP, in units of its hidden and its inner size: the residual,

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import torch
-from adamas_kernels.ops import Backend, SparseSettings
-from adamas_kernels.plain import TorchBackend
+from adamas_kernels.ops import Backend
 from torch import Tensor
 
+from adamas_cli.cache.mode import Sparse
 from adamas_cli.engine.attention import AttentionSettings
-from adamas_cli.engine.engine import Engine, SparseFrom
 from adamas_cli.engine.events import Event, Prefill
-from adamas_cli.engine.layers import SparseDecoding
 from adamas_cli.engine.sampling import Sampling
+from adamas_cli.engine.timeline import SparseFrom, Timeline
 from adamas_cli.eval.ledger import Record
 from adamas_cli.eval.methods import METHODS, Method
 from adamas_cli.models import LoadedModel
@@ -46,7 +44,7 @@ class Way:
 
     @property
     def sparse_from(self) -> SparseFrom:
-        """What `Engine.answer` is told."""
+        """What `Timeline.answer` is told."""
         if self.method == FULL:
             return "never"
         return "question" if self.question == "sparse" else "answer"
@@ -58,44 +56,26 @@ def all_ways(methods: Sequence[str], budgets: Sequence[int], questions: Sequence
     return [Way(FULL, 0), *sparse]
 
 
-@dataclass(frozen=True)
-class _Given(AttentionSettings):
-    """Attention settings whose sparse steps are given."""
-
-    decoding: SparseDecoding | None = None
-
-    def resolve(
-        self,
-        context: int,
-        token_bytes: int,
-        device: torch.device,
-        announce: Callable[[str], None] | None = None,
-    ) -> tuple[SparseDecoding | None, str | None]:
-        return self.decoding, None
-
-
 class Reading:
     """One document in a cache of its own, with room for `context` tokens."""
 
     def __init__(self, loaded: LoadedModel, *, context: int, dense_layers: int) -> None:
         self._stop_ids = loaded.stop_ids
-        self._decoding = SparseDecoding(SparseSettings(), TorchBackend())
-        settings = _Given("adamas", dense_layers=dense_layers, decoding=self._decoding)
-        self._engine = Engine(loaded, settings, context=context)
+        settings = AttentionSettings("adamas", dense_layers=dense_layers, backend="torch")
+        self._timeline = Timeline(loaded, settings, context=context)
 
     def read(self, ids: np.ndarray) -> Iterator[Prefill]:
         """Read the document's tokens, int [n]."""
-        return self._engine.read(ids)
+        return self._timeline.read(ids)
 
     def use(self, method: Method, budget: int, backend: Backend) -> None:
         """Choose tokens by `method` from here on; the keys are coded anew by its settings."""
-        self._decoding.backend, self._decoding.settings = backend, method.at(budget)
-        self._engine.encode_again()
+        self._timeline.use(Sparse(method.at(budget), backend))
 
     def answer(self, ids: np.ndarray, max_tokens: int, sparse_from: SparseFrom) -> Iterator[Event]:
         """The greedy answer to a question's tokens, int [n]."""
-        return self._engine.answer(ids, Sampling(), max_tokens, self._stop_ids, sparse_from=sparse_from)
+        return self._timeline.answer(ids, Sampling(), max_tokens, self._stop_ids, sparse_from=sparse_from)
 
     def score(self, ids: np.ndarray, *, sparse: bool) -> Tensor:
         """Logits [n, vocabulary] behind each of the tokens, int [n]."""
-        return self._engine.score(ids, sparse=sparse)
+        return self._timeline.score(ids, sparse=sparse)

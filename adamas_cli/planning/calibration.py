@@ -12,9 +12,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from adamas_cli.engine.attention import AttentionSettings
-from adamas_cli.engine.engine import Engine
 from adamas_cli.engine.events import Done
 from adamas_cli.engine.sampling import Sampling
+from adamas_cli.engine.timeline import Timeline
 from adamas_cli.models import LoadedModel, ModelFiles
 from adamas_cli.models.quiet import quiet_transformers
 from adamas_cli.models.shape import WeightCount
@@ -46,18 +46,18 @@ def calibrate(
     loaded = _few_layers(config, getattr(torch, dtype), packed, progress)
     read = _WARM_UP + _CHUNKS * chunk
     tokens = np.arange(read) % VOCABULARY
-    engine = Engine(loaded, attention, context=read + _STEPS + 1, prefill_chunk=chunk)
-    for _ in engine.read(tokens[:_WARM_UP]):
+    timeline = Timeline(loaded, attention, context=read + _STEPS + 1, prefill_chunk=chunk)
+    for _ in timeline.read(tokens[:_WARM_UP]):
         pass
     scale = layers / LAYERS
     readings = []
     begun, seconds = _WARM_UP, 0.0
-    for event in engine.read(tokens[_WARM_UP:]):
+    for event in timeline.read(tokens[_WARM_UP:]):
         if event.done > begun:
             readings.append(Reading(begun, event.done, (event.seconds - seconds) * scale))
             begun, seconds = event.done, event.seconds
     for steps in (_WARM_UP_STEPS, _STEPS):
-        *_, done = engine.answer(tokens[:1], Sampling(), steps, ())
+        *_, done = timeline.answer(tokens[:1], Sampling(), steps, ())
     assert isinstance(done, Done)
     # Decoding goes by the bytes of weights: the matrix behind the last layer is one more of its kind.
     behind = 1 + count.head / max(1, count.matrices)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from adamas_cli.engine.buffers import by_head
-from adamas_cli.engine.cache import AdamasCache, split_name
+from adamas_cli.cache.cache import KVCache, is_stream, split_name
+from adamas_cli.cache.placement import Placement, by_head
 from adamas_cli.engine.heads import token_bytes
 from adamas_cli.store.compression import SCALE, compress, decompress
 from adamas_cli.store.entries import Entry, prune, save, total_bytes
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 class StoredDocument:
     """A document's tokens, int [n], for one model: the engine restores it and keeps the blocks it reads.
 
-    chunk: tokens that the engine reads at once. names: of the documents, for the user. note: told in one line
-    what is damaged or cannot be written; nothing is raised for that.
+    chunk: tokens that are read at once. placement: of the cache's keys and values. names: of the documents,
+    for the user. note: told in one line what is damaged or cannot be written; nothing is raised for that.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class StoredDocument:
         loaded: LoadedModel,
         ids: np.ndarray,
         chunk: int,
+        placement: Placement,
         settings: StoreSettings,
         names: Sequence[str],
         note: Callable[[str], None],
@@ -45,6 +46,7 @@ class StoredDocument:
         each = token_bytes(config, loaded.dtype) * config.num_hidden_layers
         self.block = block_tokens(chunk, each)
         self._root, self._settings, self._note = documents_directory(), settings, note
+        self._placement = placement
         self.alters = settings.dtype == "int8"
         facts = model_facts(
             config,
@@ -63,12 +65,12 @@ class StoredDocument:
         self._entry = Entry(
             loaded.files.name, dtype, loaded.device.type, list(names), len(ids), self.block, self._keys, now
         )
-        self._restorer = Restorer(self._root, self._keys, self.block, loaded.device, loaded.dtype)
+        self._restorer = Restorer(self._root, self._keys, self.block, loaded.device, loaded.dtype, placement)
         self._keeper: Keeper | None = None
         if not settings.read_only and self._keys:
             self._keeper = Keeper(self._root, self._begin, self._give_up)
 
-    def restore(self, cache: AdamasCache) -> int:
+    def restore(self, cache: KVCache) -> int:
         """Fill an empty cache with as much of the document as is stored; the tokens."""
         found = self._restorer.restore(cache)
         if found.damaged is not None:
@@ -78,7 +80,7 @@ class StoredDocument:
                 save(self._root, self._entry)
         return found.tokens
 
-    def keep(self, cache: AdamasCache, start: int, end: int) -> None:
+    def keep(self, cache: KVCache, start: int, end: int) -> None:
         """Keep a block, tokens [start, end), that the engine has just read.
 
         With compression the cache holds from here on what another process will restore.
@@ -89,7 +91,7 @@ class StoredDocument:
         if self._keeper is not None:
             self._keeper.put(self._keys[start // self.block], start, end - start, tensors)
 
-    def restore_codes(self, cache: AdamasCache) -> bool:
+    def restore_codes(self, cache: KVCache) -> bool:
         """Fill in the codes of the whole document, which is in the cache; whether they are there now."""
         coding = cache.coding
         if coding is None or not self._keys:
@@ -100,7 +102,7 @@ class StoredDocument:
             self._drop(key, problem)
         return problem is None
 
-    def keep_codes(self, cache: AdamasCache) -> None:
+    def keep_codes(self, cache: KVCache) -> None:
         """Keep the codes of the whole document, which were just made."""
         coding = cache.coding
         if coding is not None and self._keeper is not None:
@@ -133,13 +135,12 @@ class StoredDocument:
     def _give_up(self, reason: str) -> None:
         self._note(f"the document is not kept for later questions: {reason}")
 
-    @staticmethod
-    def _compressed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _compressed(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         parts = {}
         for name, tensor in tensors.items():
             parts[name] = tensor
-            if AdamasCache.is_stream(name):
-                states = by_head(tensor)
+            if is_stream(name):
+                states = by_head(tensor, self._placement)
                 small = compress(states, keys=split_name(name)[1] == "keys")
                 states.copy_(decompress(small, states.dtype))
                 parts[name], parts[name + SCALE] = small.numbers, small.scale

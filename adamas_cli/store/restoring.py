@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adamas_cli.engine.buffers import by_head, tokens_first
-from adamas_cli.engine.cache import AdamasCache
+from adamas_cli.cache.cache import KVCache, is_stream
+from adamas_cli.cache.placement import Placement, by_head
 from adamas_cli.store.blocks import DamagedError, Header, read_header, read_tensor
 from adamas_cli.store.compression import Compressed, compressed_names, decompress
 from adamas_cli.store.lane import Lane
@@ -52,15 +52,21 @@ class _Block:
 class Restorer:
     """Brings the longest stored beginning of a document into an empty cache.
 
-    keys: of the document's blocks of `block` tokens. To a GPU, bytes pass through pinned memory of each
-    thread.
+    keys: of the document's blocks of `block` tokens. placement: of the cache. To a GPU, bytes pass through
+    pinned memory of each thread.
     """
 
     def __init__(
-        self, root: Path, keys: Sequence[str], block: int, device: torch.device, dtype: torch.dtype
+        self,
+        root: Path,
+        keys: Sequence[str],
+        block: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        placement: Placement,
     ) -> None:
         self._root, self._keys, self._block = root, keys, block
-        self._device, self._dtype = device, dtype
+        self._device, self._dtype, self._placement = device, dtype, placement
         self._threads = min(THREADS.get(device.type, 2), os.cpu_count() or 1)
         self._lanes: list[Lane] = []
         self._pinned = 0  # bytes of each
@@ -71,7 +77,7 @@ class Restorer:
                 if isinstance(first, _Block):
                     self._open_lanes([first])
 
-    def restore(self, cache: AdamasCache) -> Restored:
+    def restore(self, cache: KVCache) -> Restored:
         """Fill the cache, which must be empty. What is damaged ends the beginning that is restored."""
         with ExitStack() as files:
             blocks: list[_Block] = []
@@ -97,7 +103,7 @@ class Restorer:
                 return self._restored(whole, last.end, problem)
             return self._restored(0, 0, problem)
 
-    def restore_codes(self, cache: AdamasCache, key: str, tokens: int) -> str | None:
+    def restore_codes(self, cache: KVCache, key: str, tokens: int) -> str | None:
         """Fill in the codes of all tokens in the cache; why that cannot be, empty where there are none, or
         None where they are there now.
         """
@@ -114,7 +120,7 @@ class Restorer:
                     tensors = dict(zip(names, pool.map(read, names), strict=True))
             except (DamagedError, OSError) as error:
                 return str(error)
-            cache.restored_codes(tokens, tensors)
+            cache.restored_codes(tensors)
         return None
 
     def _restored(self, whole: int, tokens: int, problem: str) -> Restored:
@@ -154,13 +160,13 @@ class Restorer:
         compressed = compressed_names(header.tensors)
         shapes = {}
         for name, stored in header.tensors.items():
-            if AdamasCache.is_stream(name):
+            if is_stream(name):
                 small = name in compressed
-                heads = stored.shape[1 if tokens_first(self._device) and not small else 0]
+                heads = stored.shape[1 if self._placement.tokens_first and not small else 0]
                 shapes[name] = self._dtype if small else DTYPES[stored.dtype], (heads, stored.shape[2])
         return shapes
 
-    def _read_all(self, cache: AdamasCache, blocks: Sequence[_Block]) -> tuple[int, str]:
+    def _read_all(self, cache: KVCache, blocks: Sequence[_Block]) -> tuple[int, str]:
         """Read all blocks into the cache; how many of them are whole from the beginning on, and what is wrong
         with the next one.
         """
@@ -217,14 +223,14 @@ class Restorer:
         finally:
             self._free.put(lane)
 
-    def _read(self, cache: AdamasCache, block: _Block, names: Sequence[str]) -> None:
+    def _read(self, cache: KVCache, block: _Block, names: Sequence[str]) -> None:
         compressed = compressed_names(block.header.tensors)
         with self._lane() as lane:
             for name in names:
                 place = cache.place(name, block.header.start, block.end)
                 if name in compressed:
                     parts = [self._brought(lane, block, part) for part in compressed[name]]
-                    by_head(place).copy_(decompress(Compressed(*parts), self._dtype))
+                    by_head(place, self._placement).copy_(decompress(Compressed(*parts), self._dtype))
                 else:
                     self._bring(lane, block, name, place)
 
@@ -261,7 +267,7 @@ class Restorer:
 def _states(header: Header) -> list[str]:
     """The tensors that are states at a block's last token."""
     parts = {part for both in compressed_names(header.tensors).values() for part in both}
-    return [name for name in header.tensors if name not in parts and not AdamasCache.is_stream(name)]
+    return [name for name in header.tensors if name not in parts and not is_stream(name)]
 
 
 def _tasks(header: Header) -> Iterator[list[str]]:
@@ -269,7 +275,7 @@ def _tasks(header: Header) -> Iterator[list[str]]:
     group: list[str] = []
     size = 0
     for name, stored in header.tensors.items():
-        if AdamasCache.is_stream(name):
+        if is_stream(name):
             group.append(name)
             size += stored.bytes
             if size >= TASK_BYTES:

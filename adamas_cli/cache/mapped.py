@@ -8,6 +8,7 @@ and with them the captured steps that read them.
 
 from __future__ import annotations
 
+import math
 import weakref
 from functools import cache
 from importlib.util import find_spec
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from adamas_cli.cache.growing import TokenBuffer
 
 _mapped: dict[int, int] = {}  # bytes that have memory now, by the number of the GPU
 _waiting: list[tuple[int, int, int, list[int]]] = []  # what could not be given back yet
@@ -35,6 +38,47 @@ def maps_memory(device: torch.device) -> bool:
     supported = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED
     failed, answer = driver.cuDeviceGetAttribute(supported, _index(device))
     return not failed and bool(answer)
+
+
+class MappedBuffer(TokenBuffer):
+    """Keys or values in mapped memory, where up to `limit` tokens are never copied."""
+
+    def __init__(self, like: Tensor, room: int, limit: int) -> None:
+        batch, heads, _, dim = like.shape
+        self._like = like.new_empty(batch, heads, 0, dim)
+        self._tokens_first = True
+        memory = MappedMemory(like.device, limit * self._token_bytes)
+        memory.grow(max(1, room) * self._token_bytes)
+        numbers = memory.tensor()[: limit * self._token_bytes].view(like.dtype)
+        self.tensor = numbers.view(limit, batch, heads, dim).permute(1, 2, 0, 3)
+        self._memory = memory
+        self._note_room()
+
+    @property
+    def room(self) -> int:
+        """Tokens that there is memory for."""
+        return self._room
+
+    def grow(self, tokens: int, kept: int) -> bool:
+        """See `TokenBuffer.grow`."""
+        if tokens <= self._room:  # asked at every token
+            return False
+        if tokens > self.tensor.shape[2]:
+            return super().grow(tokens, kept)
+        self._memory.grow(tokens * self._token_bytes)
+        self._note_room()
+        return False
+
+    def _larger(self, tokens: int) -> TokenBuffer:
+        return MappedBuffer(self._like, tokens, 2 * tokens)
+
+    def _note_room(self) -> None:
+        self._room = min(self.tensor.shape[2], self._memory.room // self._token_bytes)
+
+    @property
+    def _token_bytes(self) -> int:
+        batch, heads, _, dim = self._like.shape
+        return math.prod((batch, heads, dim)) * self._like.element_size()
 
 
 class MappedMemory:

@@ -9,59 +9,70 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
+from adamas_kernels.ops import SparseSettings
 from torch import Tensor
 
-from adamas_cli.engine.cache import AdamasCache
+from adamas_cli.cache.cache import KVCache
+from adamas_cli.cache.full import FullLayer
+from adamas_cli.cache.layer import FULL
+from adamas_cli.cache.mode import Mode
 from adamas_cli.engine.heads import head_dim
-from adamas_cli.engine.layers import FullLayer
 
 if TYPE_CHECKING:
-    from adamas_kernels.cpu.decoder import Decoder, LayerWeights, Linear
-    from adamas_kernels.ops import SparseSettings
+    from adamas_kernels.cpu.decoder import Decoder, LayerBuffers, LayerWeights, Linear
+
+    from adamas_cli.engine.model import Model
 
 # Models whose layers are: RMSNorm, attention with rotated halves, residual, RMSNorm, SiLU-gated MLP,
 # residual.
 FAMILY = ("llama", "mistral", "qwen2", "qwen3")
 
 
-def native_obstacle(model: Any, cache: object) -> str | None:
+def compiled_obstacle(model: Model, cache: KVCache) -> str | None:
     """Why a model does not decode in compiled steps, in a few words, or None where it does."""
     if model.device.type != "cpu":
         return f"the model is on {model.device.type}"
-    kind = model.config.model_type
+    kind = model.module.config.model_type
     if kind not in FAMILY:
         return f"no compiled steps for models of type {kind}"
-    if not isinstance(cache, AdamasCache) or not all(isinstance(layer, FullLayer) for layer in cache.layers):
+    if cache.kinds != {FULL}:
         return "some layers attend to a window"
     if getattr(model.config, "hidden_act", None) != "silu":
         return f"no compiled steps for {model.config.hidden_act}"
     from adamas_cli.models.packed import PackedLinear
 
-    return None if isinstance(model.lm_head, PackedLinear) else "the weights are not packed"
+    return None if isinstance(model.module.lm_head, PackedLinear) else "the weights are not packed"
 
 
-class NativeDecoder:
-    """Decodes tokens one at a time with a model's packed weights and its cache."""
+class CompiledSteps:
+    """The steps of one model with one cache, one token at a time, with the model's packed weights."""
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self._decoder = _decoder(model)
+    def __init__(self, model: Model, cache: KVCache) -> None:
+        self._model = model.module
+        self._cache = cache
+        self._decoder = _decoder(self._model)
 
-    def step(
-        self, token: int, cache: AdamasCache, settings: SparseSettings, tally: Tensor | None = None
-    ) -> Tensor:
-        """Append one token; the logits behind it, float32 [vocabulary], are valid until the next step.
-
-        tally: see `Backend.decode_step`; of all layers together.
-        """
+    def step(self, token: int, mode: Mode) -> Tensor:
+        """Append one token; the logits after it, float32 [vocabulary], are valid until the next step."""
+        cache = self._cache
+        cache.make_room(1)
         length = cache.get_seq_length()
-        position = torch.tensor([[length]])
-        cos, sin = self._model.model.rotary_emb(_FLOAT, position)
-        layers = [layer for layer in cache.layers if isinstance(layer, FullLayer)]
-        buffers = [layer.room_for_one() for layer in layers]
-        logits = self._decoder.step(token, length, cos[0, 0], sin[0, 0], buffers, settings, tally)
-        cache.count_one()
+        cos, sin = self._model.model.rotary_emb(_FLOAT, torch.tensor([[length]]))
+        buffers = [_buffers(layer, mode) for layer in cache.kept if isinstance(layer, FullLayer)]
+        settings = mode.sparse.settings if mode.sparse else SparseSettings()
+        counts = None if mode.tally is None or mode.sparse is None else mode.tally.counts
+        logits = self._decoder.step(token, length, cos[0, 0], sin[0, 0], buffers, settings, counts)
+        cache.count_one(mode)
+        cache.advance(1, mode)
         return logits
+
+
+def _buffers(layer: FullLayer, mode: Mode) -> LayerBuffers:
+    """Where a layer's tokens lie, with room for one more, which the caller writes and then counts."""
+    from adamas_kernels.cpu.decoder import LayerBuffers
+
+    coded = layer.codes.layer if mode.sparse is not None and layer.codes is not None else None
+    return LayerBuffers(layer.stored_keys, layer.stored_values, layer.value_sum, coded)
 
 
 _FLOAT = torch.zeros(1)  # asks the rotation for float32

@@ -1,0 +1,259 @@
+"""All layers of one timeline's cache, in the form that transformers' models take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache, DynamicCache
+
+from adamas_cli.cache.extent import Extent
+from adamas_cli.cache.foreign import ForeignLayer
+from adamas_cli.cache.full import FullLayer
+from adamas_cli.cache.layer import FULL, SLIDING, STREAMS, Layer
+from adamas_cli.cache.mode import Mode, Sparse
+from adamas_cli.cache.placement import Placement
+from adamas_cli.cache.sliding import SlidingLayer
+from adamas_cli.cache.tally import Tally
+
+
+class KVCache(DynamicCache):
+    """One object for each layer of the model. transformers sees them as `layers`, timelines as `kept`.
+
+    extent: the tokens in it, as the device knows them. placement: of keys and values.
+    """
+
+    def __init__(
+        self, kept: Sequence[Layer], extent: Extent, placement: Placement, sparse: Sparse | None
+    ) -> None:
+        Cache.__init__(self, layers=[layer.shown for layer in kept])
+        self.kept = list(kept)
+        self.extent = extent
+        self.placement = placement
+        self.tally: Tally | None = None
+        self._sparse = sparse
+
+    @classmethod
+    def for_model(
+        cls,
+        config: PreTrainedConfig,
+        *,
+        served: bool,
+        sparse: Sparse | None,
+        dense_layers: int,
+        placement: Placement,
+        device: torch.device,
+    ) -> Self:
+        """The cache for a text model's config. served: whether its layers attend through this module's; if
+        not, transformers keeps all of them. sparse: how all but the first `dense_layers` may choose tokens.
+        """
+        extent = Extent(torch.zeros(1, dtype=torch.int32, device=device))
+        if not served:
+            inner = DynamicCache(config=config).layers
+            return cls([ForeignLayer("foreign", layer) for layer in inner], extent, placement, None)
+        kept: list[Layer] = []
+        for index, kind in enumerate(layer_types(config)):
+            if kind == SLIDING:
+                kept.append(SlidingLayer(config.sliding_window))
+            elif kind == FULL:
+                kept.append(FullLayer(extent, placement, sparse if index >= dense_layers else None))
+            else:
+                raise ValueError(f"layer {index} is of kind {kind}")
+        return cls(kept, extent, placement, sparse)
+
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds of its layers."""
+        return {layer.kind for layer in self.kept}
+
+    @property
+    def storable(self) -> bool:
+        """Whether the store can keep and bring back what is in it."""
+        return all(layer.storable for layer in self.kept)
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that there is room for, in layers that know."""
+        return max((layer.capacity for layer in self.kept), default=0)
+
+    def begin_answer(self, mode: Mode) -> None:
+        """Changes: what a mode of answering needs is there, codes of all tokens and an empty tally."""
+        if mode.sparse is not None:
+            self.encode()
+        if mode.tally is not None:
+            mode.tally.counts.zero_()
+        self.extent.lengths.fill_(self.get_seq_length())
+
+    def advance(self, tokens: int, mode: Mode) -> None:
+        """Changes: the device counts the tokens of a pass that is through all layers."""
+        if mode.answers:
+            self.extent.lengths += tokens
+
+    def count_attention(self) -> None:
+        """Changes: there is a tally of what answers attend to."""
+        if self._sparse is not None:
+            self.tally = Tally(self.capacity, self.extent.lengths.device)
+
+    def encode(self) -> None:
+        """Changes: all tokens have codes. What the codebooks are fitted to here serves all questions after
+        it.
+        """
+        for layer in self.kept:
+            layer.encode()
+
+    def encode_again(self, sparse: Sparse) -> None:
+        """Changes: codes of all tokens by other settings."""
+        self._sparse = sparse
+        for layer in self.kept:
+            layer.encode_again(sparse)
+
+    def reserve(self, capacity: int, limit: int = 0) -> None:
+        """Changes: room for `capacity` tokens in all, and for `limit` without copying keys and values."""
+        for layer in self.kept:
+            layer.reserve(capacity, limit)
+        self._widen_tally()
+
+    def make_room(self, tokens: int) -> None:
+        """Changes: room for this many tokens after those that are there, in every layer."""
+        for layer in self.kept:
+            layer.make_room(tokens)
+        self._widen_tally()
+
+    def _widen_tally(self) -> None:
+        if self.tally is not None and self.tally.widen(self.capacity):
+            self.extent.version += 1
+
+    def count_one(self, mode: Mode) -> None:
+        """Changes: a token is there that a step wrote without a call of these layers."""
+        for layer in self.kept:
+            layer.count_one(mode)
+
+    def mark(self) -> list[Any]:
+        """The present state, to `rewind` to, any number of times."""
+        return [layer.mark() for layer in self.kept]
+
+    def rewind(self, mark: list[Any]) -> None:
+        """Changes: every token since `mark` is forgotten, in every layer."""
+        for layer, layer_mark in zip(self.kept, mark, strict=True):
+            layer.rewind(layer_mark)
+        self._show()
+
+    def can_truncate(self, tokens: int) -> bool:
+        """Whether it can forget all but the first tokens, without a mark."""
+        return all(layer.can_truncate(tokens) for layer in self.kept)
+
+    def truncate(self, tokens: int) -> None:
+        """Changes: all but the first tokens are forgotten, where `can_truncate`; see `FullLayer.truncate`."""
+        for layer in self.kept:
+            layer.truncate(tokens)
+        self._show()
+
+    def fork(self) -> KVCache:
+        """A copy that goes on by itself."""
+        extent = Extent(self.extent.lengths.clone())
+        other = KVCache([layer.fork(extent) for layer in self.kept], extent, self.placement, self._sparse)
+        if self.tally is not None:
+            other.count_attention()
+        return other
+
+    def _show(self) -> None:
+        """Let transformers and the device see what the layers are now."""
+        self.layers[:] = [layer.shown for layer in self.kept]
+        self.extent.lengths.fill_(self.get_seq_length())
+
+    def stored(self, start: int, end: int) -> dict[str, Tensor]:
+        """What to store of tokens [start, end), which were read last, by names such as `3.keys`. Nothing of
+        it changes when more tokens are read.
+        """
+        return {
+            f"{index}.{name}": part
+            for index, layer in enumerate(self.kept)
+            for name, part in layer.stored(start, end).items()
+        }
+
+    def open(
+        self, shapes: Mapping[str, tuple[torch.dtype, tuple[int, int]]], length: int, device: torch.device
+    ) -> None:
+        """Changes: room for stored tokens, this many. shapes: number format, heads and width of keys and
+        values.
+        """
+        empty = {
+            name: torch.empty(1, heads, 0, dim, dtype=dtype, device=device)
+            for name, (dtype, (heads, dim)) in shapes.items()
+        }
+        by_layer = _by_layer(empty)
+        for index, layer in enumerate(self.kept):
+            layer.open(by_layer.get(index, {}), length)
+
+    def place(self, name: str, start: int, end: int) -> Tensor:
+        """Where keys or values of tokens [start, end) belong, after `open`; see `TokenBuffer.lying`."""
+        index, part = split_name(name)
+        return self.kept[index].place(part, start, end)
+
+    def restored(self, length: int, states: Mapping[str, Tensor]) -> None:
+        """Changes: this many tokens are in their places, with these states at the last one."""
+        by_layer = _by_layer(states)
+        for index, layer in enumerate(self.kept):
+            layer.restored(length, by_layer[index])
+        self.extent.lengths.fill_(length)
+
+    @property
+    def coding(self) -> dict[str, Any] | None:
+        """What codes depend on besides the keys and queries; None without codes."""
+        if self._sparse is None:
+            return None
+        settings = self._sparse.settings
+        return {
+            "backend": self._sparse.backend.name,
+            "layers": [index for index, layer in enumerate(self.kept) if layer.coded],
+            "edge": settings.edge,
+            "centred": settings.centred,
+            "balanced": settings.balanced,
+        }
+
+    def codes(self) -> dict[str, Tensor]:
+        """Copies of the codes of all tokens, by names such as `3.codes`."""
+        return {
+            f"{index}.{name}": part
+            for index, layer in enumerate(self.kept)
+            for name, part in layer.code_parts().items()
+        }
+
+    def restored_codes(self, parts: Mapping[str, Tensor]) -> None:
+        """Changes: these, as `codes` gave them, are the codes of all tokens in the cache."""
+        for index, layer_parts in _by_layer(parts).items():
+            self.kept[index].restored_codes(layer_parts)
+
+
+def layer_types(config: PreTrainedConfig) -> list[str]:
+    """The kind of each layer by the names transformers uses; models that name none have full attention."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        sliding = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+        kinds = [SLIDING if sliding else FULL] * config.num_hidden_layers
+    return list(kinds)
+
+
+def is_stream(name: str) -> bool:
+    """Whether a name of `KVCache.stored` is of something that every token has, which `place` has a place for;
+    the others are states at the last token.
+    """
+    return split_name(name)[1] in STREAMS
+
+
+def split_name(name: str) -> tuple[int, str]:
+    """The layer and the part that a name of `KVCache.stored` is of."""
+    index, _, part = name.partition(".")
+    return int(index), part
+
+
+def _by_layer(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """Each layer's tensors by the names that it gave them."""
+    layers: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, part = split_name(name)
+        layers.setdefault(index, {})[part] = tensor
+    return layers

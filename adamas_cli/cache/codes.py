@@ -1,0 +1,156 @@
+"""The 2-bit codes of one layer's keys, and the codebook that they are by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import torch
+from adamas_kernels.ops import LayerCache, allocate_codes, fit_codebook
+from adamas_kernels.reference import Codebook
+from torch import Tensor
+
+from adamas_cli.cache.extent import Extent
+from adamas_cli.cache.mode import Sparse
+
+REFIT = 2  # times as many tokens as a codebook was fitted to
+
+
+@dataclass(frozen=True)
+class CodesMark:
+    """The codebook at some length, None before the first, and the tokens that it was fitted to."""
+
+    codebook: Codebook | None
+    fitted: int
+
+
+class Codes:
+    """Made of keys that lie elsewhere; a sixteenth of their size.
+
+    layer: the layer as the kernels take it, once something is encoded.
+    """
+
+    def __init__(self, sparse: Sparse, extent: Extent) -> None:
+        self.sparse = sparse
+        self.layer: LayerCache | None = None
+        self.encoded = 0  # tokens that have codes by its codebook
+        self.fitted = 0  # tokens that the codebook was fitted to
+        self._extent = extent
+
+    def encode(
+        self, keys: Tensor, values: Tensor, value_sum: Tensor, power: Tensor, tokens: int, capacity: int
+    ) -> None:
+        """Codes of those of the first tokens that have none yet. keys, values: the layer's buffers, [B, K, S,
+        D]; power: of its queries, float32 [B, K, D]; capacity: tokens that there is to be room for.
+
+        The codebook is fitted to all keys so far, and again where they have become REFIT times as many: those
+        of later positions have another mean (docs/accuracy.md).
+        """
+        if self.layer is None or tokens >= REFIT * self.fitted:
+            codebook = fit_codebook(keys[:, :, :tokens], power, self.sparse.settings)
+            if self.layer is None:
+                codes, scales = allocate_codes(keys, capacity)
+                self.layer = LayerCache(
+                    keys, values, codes, scales, value_sum, codebook, self._extent.lengths
+                )
+            self._use(codebook, tokens)
+        new = slice(self.encoded, tokens)
+        if new.start < new.stop:
+            self.sparse.backend.encode_keys(
+                keys[:, :, new],
+                self.layer.codebook,
+                self.layer.codes[:, :, new],
+                self.layer.scales[:, :, new],
+            )
+            self.encoded = tokens
+
+    def forget_fitting(self, sparse: Sparse) -> None:
+        """From here on by other settings: the next `encode` fits a codebook to all keys and encodes them."""
+        self.sparse, self.fitted = sparse, 0
+
+    def follow(self, keys: Tensor, values: Tensor) -> None:
+        """Keys and values lie in these buffers now."""
+        if self.layer is not None:
+            self.layer.keys, self.layer.values = keys, values
+
+    def widen(self, capacity: int) -> None:
+        """Room for this many tokens, in larger buffers."""
+        if self.layer is None:
+            return
+        codes, scales = allocate_codes(self.layer.keys, capacity)
+        seen = slice(0, self.encoded)
+        codes[:, :, seen] = self.layer.codes[:, :, seen]
+        scales[:, :, seen] = self.layer.scales[:, :, seen]
+        self.layer.codes, self.layer.scales = codes, scales
+        self._extent.version += 1
+
+    def mark(self) -> CodesMark:
+        """What `rewind` needs to return to this point."""
+        return CodesMark(None if self.layer is None else self.layer.codebook, self.fitted)
+
+    def rewind(self, mark: CodesMark, tokens: int) -> None:
+        """Forget every token since `mark`, when there were this many."""
+        self.fitted = mark.fitted
+        if self.layer is None:
+            return
+        if mark.codebook is None:
+            self.layer, self.encoded = None, 0
+            self._extent.version += 1
+        elif self.layer.codebook is mark.codebook:
+            self.encoded = min(self.encoded, tokens)
+        else:
+            self._use(mark.codebook, mark.fitted)
+
+    def truncate(self, tokens: int) -> None:
+        """Forget all but the first tokens; their codes stay."""
+        self.encoded = min(self.encoded, tokens)
+
+    def copy_of(self, other: Codes, keys: Tensor, values: Tensor, value_sum: Tensor, capacity: int) -> None:
+        """Have what `other` has, for keys that lie in these buffers."""
+        if other.layer is None:
+            return
+        codes, scales = allocate_codes(keys, capacity)
+        seen = slice(0, other.encoded)
+        codes[:, :, seen], scales[:, :, seen] = other.layer.codes[:, :, seen], other.layer.scales[:, :, seen]
+        book = other.layer.codebook  # which nothing writes into
+        self.layer = LayerCache(keys, values, codes, scales, value_sum, book, self._extent.lengths)
+        self.encoded, self.fitted = other.encoded, other.fitted
+
+    def parts(self, tokens: int) -> dict[str, Tensor]:
+        """Copies of all codes, [K, W, n], with their scales, [K, n], and the codebook; empty where it was not
+        fitted to just these tokens.
+        """
+        if self.layer is None or self.fitted != tokens:
+            return {}
+        layer, seen = self.layer, slice(0, tokens)
+        book = {field.name: getattr(layer.codebook, field.name)[0] for field in fields(Codebook)}
+        codes = {"codes": layer.codes[0, :, seen].transpose(1, 2), "scales": layer.scales[0, :, seen]}
+        # Copies: a codebook that is fitted anew changes all codes where they lie.
+        return {
+            name: part.clone(memory_format=torch.contiguous_format) for name, part in (codes | book).items()
+        }
+
+    def restored(
+        self,
+        parts: Mapping[str, Tensor],
+        keys: Tensor,
+        values: Tensor,
+        value_sum: Tensor,
+        tokens: int,
+        capacity: int,
+    ) -> None:
+        """These, as `parts` gave them, are the codes of all tokens, this many."""
+        codes, scales = allocate_codes(keys, capacity)
+        codes[0, :, :tokens] = parts["codes"].transpose(1, 2)
+        scales[0, :, :tokens] = parts["scales"]
+        book = Codebook(*(parts[field.name].unsqueeze(0) for field in fields(Codebook)))
+        self.layer = LayerCache(keys, values, codes, scales, value_sum, book, self._extent.lengths)
+        self.fitted = self.encoded = tokens
+        self._extent.version += 1
+
+    def _use(self, codebook: Codebook, fitted: int) -> None:
+        """A codebook by which no token has codes yet."""
+        assert self.layer is not None
+        self.layer.codebook = codebook
+        self.fitted, self.encoded = fitted, 0
+        self._extent.version += 1

@@ -1,0 +1,290 @@
+"""A layer that attends to all tokens: keys and values in buffers that grow, and codes if it may be sparse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from adamas_kernels.prefill import chunk_attention
+from adamas_kernels.reference import query_power
+from torch import Tensor, nn
+from transformers.cache_utils import CacheLayerMixin
+
+from adamas_cli.cache.codes import Codes, CodesMark
+from adamas_cli.cache.extent import Extent
+from adamas_cli.cache.growing import TokenBuffer
+from adamas_cli.cache.layer import FULL, STREAMS, Layer
+from adamas_cli.cache.mode import Mode, Sparse
+from adamas_cli.cache.placement import Placement
+
+QUERY_STRIDE = 8  # of which one query is looked at, for the mean square of coordinates
+
+
+@dataclass(frozen=True)
+class FullMark:
+    """The state of a FullLayer at `length` tokens; see there."""
+
+    length: int
+    value_sum: Tensor | None
+    power: Tensor | None
+    codes: CodesMark | None
+
+
+class FullLayer(Layer, CacheLayerMixin):
+    """K and V of one full-attention layer, [B, K, S, D], and their codes if `sparse` says how to choose.
+
+    K and V grow where they lie, if their placement can; codes are copied into larger buffers.
+    """
+
+    kind = FULL
+    storable = True
+    is_sliding = False
+
+    def __init__(self, extent: Extent, placement: Placement, sparse: Sparse | None = None) -> None:
+        super().__init__()
+        self.length = 0
+        self.capacity = 0  # tokens that there is room for in all that is not K and V
+        self.codes = None if sparse is None else Codes(sparse, extent)
+        self._extent, self._placement = extent, placement
+        self._limit = 0  # tokens that there may come to be
+        self._buffers: dict[str, TokenBuffer] = {}
+        self._power: Tensor | None = None  # float32 [B, K, D], of the queries so far, in any unit
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate for the first chunk, [B, K, N, D], or for what `reserve` asked."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.capacity = max(self.capacity, key_states.shape[2])
+        for name, states in zip(STREAMS, (key_states, value_states), strict=True):
+            self._buffers[name] = self._placement.buffer(states, self.capacity, self._limit)
+        batch, heads, _, dim = value_states.shape
+        self.value_sum = value_states.new_zeros(batch, heads, dim, dtype=torch.float32)
+        self.is_initialized = True
+        self._extent.version += 1
+
+    @property
+    def coded(self) -> bool:
+        """See `Layer.coded`."""
+        return self.codes is not None
+
+    @property
+    def stored_keys(self) -> Tensor:
+        """The whole buffer, [B, K, S, D], S >= length."""
+        return self._buffers["keys"].tensor
+
+    @property
+    def stored_values(self) -> Tensor:
+        """The whole buffer, [B, K, S, D], S >= length."""
+        return self._buffers["values"].tensor
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """As transformers' models call it before they attend; `attend` appends."""
+        return key_states, value_states
+
+    def attend(
+        self, module: nn.Module, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None,
+        scaling: float, mode: Mode,
+    ) -> Tensor:  # fmt: skip
+        """Append keys and values [B, K, N, D] and attend causally from queries [B, H, N, D]."""
+        new = keys.shape[2]
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+        self.make_room(new)
+        if mode.sparse is not None and self.codes is not None and self.codes.layer is not None:
+            return self._step_sparsely(queries, keys, values, scaling, mode.sparse, mode)
+        if mode.dense is not None and mode.answers and new == 1:
+            out = mode.dense(
+                queries, keys, values, self.stored_keys, self.stored_values, self.value_sum,
+                self._extent.lengths, scaling,
+            )  # fmt: skip
+            self.length += 1
+            return out
+        self._append(keys, values)
+        seen = slice(0, self.length)
+        out = chunk_attention(queries, self.stored_keys[:, :, seen], self.stored_values[:, :, seen], scaling)
+        self._observe(queries)
+        if mode.encodes:
+            self.encode()
+        return out
+
+    def _step_sparsely(
+        self, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, sparse: Sparse, mode: Mode
+    ) -> Tensor:
+        assert self.codes is not None
+        assert self.codes.layer is not None
+        counts = None if mode.tally is None else mode.tally.counts
+        out, _ = sparse.backend.decode_step(
+            queries, keys, values, self.codes.layer, scaling, sparse.settings, counts
+        )
+        self.length += keys.shape[2]
+        self.codes.encoded = self.length
+        return out
+
+    def _append(self, keys: Tensor, values: Tensor) -> None:
+        start, end = self.length, self.length + keys.shape[2]
+        self.stored_keys[:, :, start:end] = keys
+        self.stored_values[:, :, start:end] = values
+        self.value_sum += values.sum(2, dtype=torch.float32)
+        self.length = end
+
+    def _observe(self, queries: Tensor) -> None:
+        """Note which coordinates the queries [B, H, N, D] of a chunk are large in, for the codebook.
+
+        Also where this layer keeps no codes: a document that is stored serves those that do.
+        """
+        kv_heads = self.stored_keys.shape[1]
+        power = query_power(queries[:, :, ::QUERY_STRIDE], kv_heads) * queries.shape[2]
+        self._power = power if self._power is None else self._power + power
+
+    def count_one(self, mode: Mode) -> None:
+        """See `Layer.count_one`; with its codes where the mode is sparse."""
+        self.length += 1
+        if mode.sparse is not None and self.codes is not None and self.codes.layer is not None:
+            self.codes.encoded = self.length
+
+    def encode(self) -> None:
+        """See `Layer.encode`; without queries to fit a codebook to there are no codes."""
+        if self.codes is not None and self._power is not None:
+            self.codes.encode(
+                self.stored_keys, self.stored_values, self.value_sum, self._power, self.length, self.capacity
+            )
+
+    def encode_again(self, sparse: Sparse) -> None:
+        """See `Layer.encode_again`."""
+        if self.codes is not None:
+            self.codes.forget_fitting(sparse)
+            self.encode()
+
+    def reserve(self, capacity: int, limit: int) -> None:
+        """See `Layer.reserve`; the limit before there are any tokens."""
+        self._limit = max(self._limit, limit)
+        self._grow(capacity)
+        if capacity > self.capacity:
+            self._widen(capacity)
+
+    def make_room(self, new: int) -> None:
+        """See `Layer.make_room`."""
+        end = self.length + new
+        self._grow(end)
+        if end > self.capacity:
+            self._widen(max(end, self.capacity + self.capacity // 2))
+
+    def _grow(self, tokens: int) -> None:
+        """Memory for the keys and values of this many tokens, once it is known what they look like."""
+        if not self.is_initialized:
+            return
+        before = self.stored_keys, self.stored_values
+        try:
+            for buffer in self._buffers.values():
+                buffer.grow(tokens, self.length)
+        finally:  # one may have moved before there was no memory for the other
+            after = self.stored_keys, self.stored_values
+            if before[0] is not after[0] or before[1] is not after[1]:
+                if self.codes is not None:
+                    self.codes.follow(*after)
+                self._extent.version += 1
+
+    def _widen(self, capacity: int) -> None:
+        """Room for this many tokens in all that is not K and V."""
+        if self.codes is not None:
+            self.codes.widen(capacity)
+        self.capacity = capacity  # last: memory may run out before
+
+    def mark(self) -> FullMark:
+        """See `Layer.mark`."""
+        value_sum = self.value_sum.clone() if self.is_initialized else None
+        codes = None if self.codes is None else self.codes.mark()
+        return FullMark(self.length, value_sum, self._power, codes)
+
+    def rewind(self, mark: FullMark) -> None:
+        """See `Layer.rewind`."""
+        self.length, self._power = mark.length, mark.power
+        if mark.value_sum is not None:
+            self.value_sum.copy_(mark.value_sum)
+        elif self.is_initialized:
+            self.value_sum.zero_()
+        if self.codes is not None and mark.codes is not None:
+            self.codes.rewind(mark.codes, self.length)
+
+    def can_truncate(self, tokens: int) -> bool:
+        """See `Layer.can_truncate`."""
+        return tokens <= self.length
+
+    def truncate(self, tokens: int) -> None:
+        """See `Layer.truncate`. The sum of values is that of the tokens that stay, up to rounding; what was
+        noted of queries and the codebook stay as they are.
+        """
+        if self.is_initialized and tokens < self.length:
+            gone = self.stored_values[:, :, tokens : self.length]
+            self.value_sum -= gone.sum(2, dtype=torch.float32)
+        self.length = min(self.length, tokens)
+        if self.codes is not None:
+            self.codes.truncate(tokens)
+
+    def fork(self, extent: Extent) -> FullLayer:
+        """See `Layer.fork`."""
+        other = FullLayer(extent, self._placement, None if self.codes is None else self.codes.sparse)
+        other.capacity, other._limit = self.capacity, self._limit
+        if not self.is_initialized:
+            return other
+        seen = slice(0, self.length)
+        keys, values = self.stored_keys[:, :, seen], self.stored_values[:, :, seen]
+        other.lazy_initialization(keys, values)
+        other._append(keys, values)
+        other.value_sum.copy_(self.value_sum)
+        other._power = self._power
+        if other.codes is not None and self.codes is not None:
+            other.codes.copy_of(
+                self.codes, other.stored_keys, other.stored_values, other.value_sum, other.capacity
+            )
+        return other
+
+    def stored(self, start: int, end: int) -> dict[str, Tensor]:
+        """Keys and values where they lie, and copies of what was summed over all tokens so far, [K, D]."""
+        parts = {
+            **{name: self.place(name, start, end) for name in STREAMS},
+            "value_sum": self.value_sum[0].clone(),
+        }
+        return parts if self._power is None else parts | {"power": self._power[0]}
+
+    def open(self, empty: Mapping[str, Tensor], tokens: int) -> None:
+        """See `Layer.open`."""
+        self.reserve(tokens, 0)
+        if not self.is_initialized:
+            self.lazy_initialization(*(empty[name] for name in STREAMS))
+
+    def place(self, name: str, start: int, end: int) -> Tensor:
+        """See `Layer.place`."""
+        return self._buffers[name].lying(start, end)
+
+    def restored(self, tokens: int, states: Mapping[str, Tensor]) -> None:
+        """See `Layer.restored`; the states are sums over the tokens."""
+        self.length = tokens
+        self.value_sum.copy_(states["value_sum"])
+        self._power = states["power"].unsqueeze(0) if "power" in states else None
+
+    def code_parts(self) -> dict[str, Tensor]:
+        """See `Layer.code_parts`."""
+        return {} if self.codes is None else self.codes.parts(self.length)
+
+    def restored_codes(self, parts: Mapping[str, Tensor]) -> None:
+        """See `Layer.restored_codes`."""
+        if self.codes is not None:
+            self.codes.restored(
+                parts, self.stored_keys, self.stored_values, self.value_sum, self.length, self.capacity
+            )
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of the keys that a mask for `query_length` new tokens spans."""
+        return self.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Tokens in the layer."""
+        return self.length
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1

@@ -1,0 +1,51 @@
+"""Memory for the keys or values of one layer, which grows with its tokens."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+class TokenBuffer:
+    """Keys or values of one layer, uninitialized, like [B, K, N, D], with memory for `room` tokens.
+
+    tensor: [B, K, S, D], which `grow` may replace. tokens_first: tokens are outermost in memory, so that it
+    can grow at its end; else heads are.
+    """
+
+    def __init__(self, like: Tensor, room: int, *, tokens_first: bool) -> None:
+        batch, heads, _, dim = like.shape
+        self._like = like.new_empty(batch, heads, 0, dim)
+        self._tokens_first = tokens_first
+        if tokens_first:
+            self.tensor = like.new_empty(room, batch, heads, dim).permute(1, 2, 0, 3)
+        else:
+            self.tensor = like.new_empty(batch, heads, room, dim)
+
+    @property
+    def room(self) -> int:
+        """Tokens that there is memory for."""
+        return self.tensor.shape[2]
+
+    def grow(self, tokens: int, kept: int) -> bool:
+        """Memory for this many tokens in all; whether the first ones, `kept` of them, are elsewhere now.
+
+        Raises torch.OutOfMemoryError, or RuntimeError on a CPU, where there is none left.
+        """
+        if tokens <= self.room:
+            return False
+        larger = self._larger(tokens)
+        larger.tensor[:, :, :kept] = self.tensor[:, :, :kept]
+        vars(self).update(vars(larger))  # at once, and last: an interruption must find either
+        return True
+
+    def lying(self, start: int, end: int) -> Tensor:
+        """Tokens [start, end) of a batch of one, in the order in which they lie in memory: [n, K, D] where
+        tokens are first, else [K, n, D].
+        """
+        part = self.tensor[0, :, start:end]
+        return part.transpose(0, 1) if self._tokens_first else part
+
+    def _larger(self, tokens: int) -> TokenBuffer:
+        """Another buffer for this many tokens and more."""
+        room = max(tokens, self.room + self.room // 2)
+        return TokenBuffer(self._like, room, tokens_first=self._tokens_first)

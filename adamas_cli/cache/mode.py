@@ -1,0 +1,41 @@
+"""How the tokens of one pass through a model attend: decided before the pass, the same for all layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from adamas_kernels.ops import Backend, SparseSettings
+
+if TYPE_CHECKING:
+    from adamas_kernels.dense import DenseStep
+
+    from adamas_cli.cache.tally import Tally
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """How layers with codes choose the tokens that they attend to."""
+
+    settings: SparseSettings
+    backend: Backend
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One pass.
+
+    answers: its tokens are an answer's, one after another. sparse: how layers with codes attend then; None
+    attends fully. dense: full attention of one token by a length on the device, where something computes it.
+    tally: where what is attended to is counted. encodes: layers encode their keys in this pass.
+    """
+
+    answers: bool = False
+    sparse: Sparse | None = None
+    dense: DenseStep | None = None
+    tally: Tally | None = None
+    encodes: bool = False
+
+
+READING = Mode()
+READING_AND_ENCODING = Mode(encodes=True)

@@ -1,0 +1,86 @@
+"""Where keys and values lie, and in which order. A cache is told; it does not ask the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from adamas_cli.cache.growing import TokenBuffer
+from adamas_cli.cache.mapped import MappedBuffer, maps_memory
+
+
+class Placement(Protocol):
+    """Makes the buffers of a cache. tokens_first: see `TokenBuffer`."""
+
+    @property
+    def tokens_first(self) -> bool:
+        """Whether tokens are outermost in memory."""
+        ...
+
+    def buffer(self, like: Tensor, room: int, limit: int = 0) -> TokenBuffer:
+        """For keys or values like [B, K, N, D]: memory for `room` tokens, and addresses for `limit`, up to
+        which nothing is copied, where that can be.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Allocated:
+    """Memory of torch's allocator: what grows beyond its room is copied."""
+
+    tokens_first: bool = False
+
+    def buffer(self, like: Tensor, room: int, limit: int = 0) -> TokenBuffer:
+        """See `Placement.buffer`."""
+        return TokenBuffer(like, room, tokens_first=self.tokens_first)
+
+
+@dataclass(frozen=True)
+class Paged(Allocated):
+    """Memory of a CPU: the operating system promises addresses, and brings pages as they are used."""
+
+    def buffer(self, like: Tensor, room: int, limit: int = 0) -> TokenBuffer:
+        """See `Placement.buffer`."""
+        if limit > room:
+            try:
+                return TokenBuffer(like, limit, tokens_first=self.tokens_first)
+            except RuntimeError:  # a system that promises no more memory than it has
+                pass
+        return super().buffer(like, room)
+
+
+@dataclass(frozen=True)
+class Mapped(Allocated):
+    """Memory of an NVIDIA GPU behind addresses that are there before it."""
+
+    tokens_first: bool = True
+
+    def buffer(self, like: Tensor, room: int, limit: int = 0) -> TokenBuffer:
+        """See `Placement.buffer`."""
+        if limit > room:
+            try:
+                return MappedBuffer(like, room, limit)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:  # some virtual GPUs say that they can and do not
+                pass
+        return super().buffer(like, room)
+
+
+def placement_on(device: torch.device) -> Placement:
+    """The best placement on a device.
+
+    Tokens first is as fast on a GPU, or faster. CPUs read the keys of one head in a row, and full attention
+    took a quarter longer with tokens first (docs/performance.md).
+    """
+    if device.type == "cuda":
+        return Mapped() if maps_memory(device) else Allocated(tokens_first=True)
+    return Paged() if device.type == "cpu" else Allocated()
+
+
+def by_head(lying: Tensor, placement: Placement) -> Tensor:
+    """Keys or values as `TokenBuffer.lying` gives them, as [K, n, D]; and the other way round."""
+    return lying.transpose(0, 1) if placement.tokens_first else lying

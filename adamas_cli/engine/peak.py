@@ -1,0 +1,18 @@
+"""The most memory that was in use."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import torch
+
+from adamas_cli.cache.mapped import mapped_bytes
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak bytes: of what was allocated on a GPU, of this process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) + mapped_bytes(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,125 @@
+"""Reading: chunks of many tokens, with full attention, as small as memory demands."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from adamas_cli.cache.cache import KVCache
+from adamas_cli.cache.mode import READING, READING_AND_ENCODING
+from adamas_cli.engine.eta import PrefillCost
+from adamas_cli.engine.events import Prefill
+from adamas_cli.engine.model import Model
+from adamas_cli.errors import OutOfMemoryError
+
+SMALLEST_CHUNK = 64
+
+
+class Stored(Protocol):
+    """A document that was read before, wholly or in part, or that is to be kept."""
+
+    block: int  # tokens that are stored together
+    alters: bool  # whether `keep` changes what is in the cache
+
+    def restore(self, cache: KVCache) -> int:
+        """Fill an empty cache with the document's first tokens; how many."""
+        ...
+
+    def keep(self, cache: KVCache, start: int, end: int) -> None:
+        """Keep tokens [start, end), which were read last."""
+        ...
+
+    def restore_codes(self, cache: KVCache) -> bool:
+        """Fill in the codes of the whole document; whether they were there."""
+        ...
+
+    def keep_codes(self, cache: KVCache) -> None:
+        """Keep the codes of the whole document."""
+        ...
+
+
+class Reader:
+    """Reads into one cache.
+
+    chunk: tokens that are read at once. logits: after the last token, [vocabulary].
+    """
+
+    logits: Tensor
+
+    def __init__(self, model: Model, cache: KVCache, chunk: int) -> None:
+        self.chunk = chunk
+        self._model, self._cache = model, cache
+        self._attention_share = model.attention_share
+
+    def read(
+        self, tokens: Tensor, start: float, stored: Stored | None = None, *, encode: bool
+    ) -> Generator[Prefill]:
+        """Read tokens, int64 [n], in chunks none of which reaches into two blocks of `stored`. start: when
+        the clock began.
+
+        encode: make the codes in the pass of the last chunk, layer by layer. There all keys are known that a
+        codebook is to be fitted to, and while the device computes, the host has time for it.
+        """
+        base, total, done = self._cache.get_seq_length(), len(tokens), 0
+        cost = PrefillCost(self._attention_share)
+        while True:
+            remaining = cost.remaining(base + done, base + total)
+            seconds = time.perf_counter() - start
+            yield Prefill(base + done, base + total, base, seconds, remaining, self.chunk)
+            if done == total:
+                return
+            step = time.perf_counter()
+            size = self.chunk
+            if stored is not None:
+                size = min(size, stored.block - (base + done) % stored.block)
+            size = self._read_chunk(tokens[done:], size, encode)
+            cost.add(base + done, base + done + size, time.perf_counter() - step)
+            done += size
+            end = base + done
+            if stored is not None and (done == total or end % stored.block == 0):
+                stored.keep(self._cache, (end - 1) // stored.block * stored.block, end)
+
+    def wait(self) -> None:
+        """Until the device has done what it was told."""
+        if self._model.device.type == "cuda":
+            torch.cuda.current_stream(self._model.device).synchronize()
+
+    def _read_chunk(self, rest: Tensor, size: int, encode: bool) -> int:
+        """Read the first of the tokens that are left, at most this many, fewer if memory runs out, and return
+        how many; none where it raises. encode: see `read`.
+        """
+        while True:
+            tokens = rest[:size]
+            mark = self._cache.mark()
+            mode = READING_AND_ENCODING if encode and len(tokens) == len(rest) else READING
+            try:
+                self.logits = self._model.forward(tokens, self._cache, mode)
+                self.wait()
+                return len(tokens)
+            except BaseException as error:  # an interruption leaves some layers longer than others
+                if not _is_out_of_memory(error):
+                    self._cache.rewind(mark)
+                    raise
+            # Outside the handler, so that the traceback no longer holds the step's tensors.
+            self._cache.rewind(mark)
+            if self._model.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if len(tokens) <= SMALLEST_CHUNK:
+                cached = self._cache.get_seq_length()
+                raise OutOfMemoryError(
+                    f"out of memory on {self._model.device} with {cached:,} tokens in the cache. "
+                    "Use a smaller model, --dtype bfloat16, or fewer documents.",
+                    n_cached_tokens=cached,
+                )
+            size = self.chunk = max(SMALLEST_CHUNK, len(tokens) // 2)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is one of the ways in which torch says that memory ran out."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return "can't allocate memory" in str(error) or "not enough memory" in str(error)

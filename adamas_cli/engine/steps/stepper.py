@@ -1,0 +1,71 @@
+"""One token after another, in the fastest way that a model, a cache and a device allow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from adamas_cli.cache.cache import KVCache
+from adamas_cli.cache.mode import Mode, Sparse
+from adamas_cli.engine.model import Model
+from adamas_cli.engine.steps.captured import CapturedSteps, graph_obstacle
+from adamas_cli.engine.steps.compiled import CompiledSteps, compiled_obstacle
+
+
+class Stepper:
+    """The steps of one model with one cache.
+
+    reason: one line about why they do not run in the fastest way, or None where they do. captures: replay
+    steps on a GPU as CUDA graphs, where that can be. announce: told where that turns out not to be.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        cache: KVCache,
+        sparse: Sparse | None,
+        *,
+        captures: bool,
+        announce: Callable[[str], None],
+    ) -> None:
+        self._model, self._cache, self._announce = model, cache, announce
+        self._compiled: CompiledSteps | None = None
+        self._captured: CapturedSteps | None = None
+        if model.device.type == "cuda":
+            obstacle = graph_obstacle(model, cache, sparse)
+            self.reason = obstacle and f"no CUDA graph: {obstacle}"
+            if obstacle is None and captures:
+                self._captured = CapturedSteps(model, cache)
+        else:
+            obstacle = compiled_obstacle(model, cache)
+            self.reason = obstacle and f"each token goes through transformers' forward ({obstacle})"
+            if obstacle is None:
+                self._compiled = CompiledSteps(model, cache)
+
+    @property
+    def captures(self) -> bool:
+        """Whether steps are captured, which takes a while at the first one."""
+        return self._captured is not None
+
+    def runs_compiled(self, mode: Mode) -> bool:
+        """Whether a step of this mode is one call of compiled functions."""
+        return self._compiled is not None and (mode.sparse is None or mode.sparse.backend.name == "cpu")
+
+    def step(self, token: Tensor, mode: Mode) -> tuple[Tensor, Tensor | None]:
+        """Append one token, int64 [1], as an answer's tokens attend: the logits after it, [vocabulary], valid
+        until the next step, and the greedy token, int64 [1], where the step tells it.
+        """
+        if self._compiled is not None and self.runs_compiled(mode):
+            return self._compiled.step(int(token), mode), None
+        if self._captured is not None:
+            try:
+                return self._captured.step(token, mode)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                self._captured = None
+                self.reason = f"no CUDA graph: {str(error).partition(chr(10))[0]}"
+                self._announce(self.reason)
+        return self._model.forward(token, self._cache, mode), None

@@ -1,0 +1,455 @@
+"""A timeline: one sequence of tokens over a model, read once, then answered from any number of times.
+
+A model serves many timelines at once, token by token in turn: each has its own cache, and nothing that one
+step leaves in the model is read by the next.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from adamas_kernels.ops import LARGEST_STEP
+from torch import Tensor
+
+from adamas_cli.cache.cache import KVCache
+from adamas_cli.cache.mode import Mode, Sparse
+from adamas_cli.engine.attention import AttentionSettings, refusal
+from adamas_cli.engine.choice import OTHER_CHUNK, PREFILL_CHUNK
+from adamas_cli.engine.compiling import announced_compiling
+from adamas_cli.engine.events import Done, Event, Prefill, Token
+from adamas_cli.engine.heads import token_bytes
+from adamas_cli.engine.model import Model
+from adamas_cli.engine.peak import peak_memory
+from adamas_cli.engine.reader import TokenReader
+from adamas_cli.engine.reading import Reader, Stored
+from adamas_cli.engine.sampling import Sampler, Sampling
+from adamas_cli.engine.steps.stepper import Stepper
+
+if TYPE_CHECKING:
+    from adamas_cli.models import LoadedModel
+
+REHEARSED_FROM = 2048  # tokens of a document
+RECENT = 2  # states of the last answers to return to: before the last question, and before its answer
+
+log = logging.getLogger(__name__)
+
+SparseFrom = Literal["question", "answer", "never"]
+"""The first token that attends sparsely, where the timeline is to decode sparsely at all."""
+
+
+E = TypeVar("E")
+
+
+class State(NamedTuple):
+    """A state to return to: the number of tokens, and the cache's `mark`."""
+
+    tokens: int
+    mark: Any
+
+
+class Timeline:
+    """One cache with the tokens in it.
+
+    ids: those tokens, int32 [n]. logits: after the last token that was read or fed, [vocabulary]; of a step
+    they are valid until the next one. answered: tokens of the last answer, with the stop token that ended it.
+
+    context: the tokens that will be in the cache, by which `auto` chooses between sparse and full attention;
+    the cache is allocated for this many, and may grow to `limit` without being copied. announce: told before
+    a backend compiles for seconds. graphs: replay steps on a GPU as CUDA graphs, where that can be. counts:
+    keep a tally of what answers attend to. Raises ModelUnavailableError if Adamas is asked for and does not
+    serve the model, and UsageError if a backend is and does not run.
+
+    A return goes to a state that is known: empty, after each `sync`, or around the last kept answer. Layers
+    with a sliding window have forgotten all others.
+    """
+
+    logits: Tensor
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        attention: AttentionSettings,
+        *,
+        context: int,
+        limit: int = 0,
+        prefill_chunk: int | None = None,
+        announce: Callable[[str], None] | None = None,
+        graphs: bool = True,
+        counts: bool = False,
+    ) -> None:
+        self.model = Model.of(loaded)
+        self.attention = attention
+        self._announce = announce or log.info
+        self._said: set[str] = set()
+        self._captures = graphs
+        self.sparse: Sparse | None = None
+        self.backend_reason: str | None = None
+        if self.model.unserved is None:
+            each = token_bytes(self.model.config, loaded.model.dtype)
+            self.sparse, self.backend_reason = attention.resolve(context, each, self.model.device, announce)
+        elif attention.kind == "adamas":
+            raise refusal(self.model.unserved)
+        self.cache = KVCache.for_model(
+            self.model.config,
+            served=self.model.unserved is None,
+            sparse=self.sparse,
+            dense_layers=attention.dense_layers,
+            placement=self.model.placement,
+            device=self.model.device,
+        )
+        self.cache.reserve(context, limit)
+        if counts:
+            self.cache.count_attention()
+        self.answered: list[int] = []
+        self.ids = np.empty(0, np.int32)
+        self._states = [State(0, self.cache.mark())]
+        self._recent: deque[State] = deque(maxlen=RECENT)
+        self._attach(prefill_chunk or PREFILL_CHUNK.get(self.model.device.type, OTHER_CHUNK))
+
+    def _attach(self, chunk: int) -> None:
+        """What reads into the cache and steps with it."""
+        self._reader = Reader(self.model, self.cache, chunk)
+        self._stepper = Stepper(
+            self.model, self.cache, self.sparse, captures=self._captures, announce=self._announce
+        )
+
+    @property
+    def attention_kind(self) -> str:
+        """`adamas` where answer tokens attend sparsely, else `full`."""
+        return "full" if self.sparse is None else "adamas"
+
+    @property
+    def chunk(self) -> int:
+        """Tokens that are read at once: fewer after memory ran out."""
+        return self._reader.chunk
+
+    @property
+    def step_reason(self) -> str | None:
+        """One line about why steps do not run in the fastest way, or None where they do."""
+        return self._stepper.reason
+
+    @property
+    def keeps_documents(self) -> bool:
+        """Whether what it reads can be stored and restored."""
+        return self.cache.storable
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        return self.cache.get_seq_length()
+
+    def mark(self) -> State:
+        """The present state, for `rewind`."""
+        return State(self.length, self.cache.mark())
+
+    def rewind(self, state: State) -> None:
+        """Forget every token since `mark` gave this state, which stays good for another time."""
+        self._states = [known for known in self._states if known.tokens <= state.tokens]
+        self._recent = deque((known for known in self._recent if known.tokens <= state.tokens), RECENT)
+        self.cache.rewind(state.mark)
+        self.ids = self.ids[: state.tokens]  # last, so that one who is interrupted here does it again
+
+    def truncate(self, tokens: int) -> None:
+        """Forget all but the first tokens, without a mark; see `FullLayer.truncate` for what that leaves.
+
+        Raises ValueError where some layer has forgotten what was there.
+        """
+        if not self.cache.can_truncate(tokens):
+            raise ValueError(f"this cache cannot return to {tokens:,} of {self.length:,} tokens")
+        self._states = [known for known in self._states if known.tokens <= tokens]
+        self._recent = deque((known for known in self._recent if known.tokens <= tokens), RECENT)
+        self.cache.truncate(tokens)
+        self.ids = self.ids[:tokens]
+
+    def fork(self) -> Timeline:
+        """A timeline with the same tokens, in a cache of its own, that goes on by itself."""
+        other = copy.copy(self)
+        other.cache = self.cache.fork()
+        other.answered = []
+        other._states, other._recent = list(self._states), self._recent.copy()
+        other._attach(self.chunk)
+        return other
+
+    def reusable(self, ids: np.ndarray) -> int:
+        """How many tokens at the beginning of a prompt, int [n], need not be read."""
+        shared = common_prefix(self.ids, ids)
+        if shared == len(self.ids):
+            return shared
+        return max(state.tokens for state in self._known() if state.tokens <= shared)
+
+    def return_to(self, ids: np.ndarray) -> int:
+        """Forget what is not the beginning of a prompt, int [n]; how many of its tokens are in the cache."""
+        tokens = self.reusable(ids)
+        if tokens < len(self.ids):
+            self.rewind(next(state for state in self._known() if state.tokens == tokens))
+        return tokens
+
+    def _known(self) -> list[State]:
+        return [*self._states, *self._recent]
+
+    def read(self, ids: np.ndarray, stored: Stored | None = None) -> Iterator[Prefill]:
+        """Read tokens, int [n], after those that are there.
+
+        stored: the tokens of the whole cache in a store. What is there is not read again, if nothing was read
+        yet, and what is read goes there. Interrupted, it leaves a whole number of chunks.
+        """
+        start = time.perf_counter()
+        whole, known = np.concatenate([self.ids, np.asarray(ids, np.int32)]), 0
+        try:
+            if stored is not None and self.length == 0:
+                known = self._restore(stored)
+            encode = stored is None or not stored.alters
+            tokens = self._on_device(ids[known:])
+            yield from self._announced(self._reader.read(tokens, start, stored, encode=encode))
+            if len(tokens):
+                self.logits = self._reader.logits
+            with self._compiling_announced():
+                self._encode(stored, whole=known == len(ids) == self.length)
+                if len(ids):
+                    self._rehearse(int(ids[-1]))
+            self._reader.wait()
+        finally:
+            self.ids = whole[: self.length]
+
+    def sync(self, ids: np.ndarray, stored: Stored | None = None) -> Iterator[Prefill]:
+        """Have a prompt, int [n], in the cache, and nothing else; only what is new is read. stored: the same,
+        in a store.
+        """
+        known = self.return_to(ids)
+        yield from self.read(ids[known:], stored)
+        self._states.append(self.mark())
+
+    def _restore(self, stored: Stored) -> int:
+        """Fill the empty cache with what is stored; the tokens."""
+        mark = self.cache.mark()
+        try:
+            return stored.restore(self.cache)
+        except BaseException:  # an interruption may have left some layers empty
+            self.cache.rewind(mark)
+            raise
+
+    def _encode(self, stored: Stored | None, *, whole: bool) -> None:
+        """Codes of the document that was just read, where its last chunk did not bring them: from the store
+        where all of it came from there.
+        """
+        if stored is None:
+            self.cache.encode()
+        elif not (whole and stored.restore_codes(self.cache)):
+            self.cache.encode()
+            stored.keep_codes(self.cache)
+
+    def _rehearse(self, token: int) -> None:
+        """Take a step and forget it, so that the first of an answer finds it captured."""
+        if not self._stepper.captures or self.sparse is None or self.length < REHEARSED_FROM:
+            return
+        mark, mode = self.cache.mark(), self._answering(sparse=True)
+        self.cache.begin_answer(mode)
+        try:
+            self._stepper.step(torch.tensor([token], device=self.model.device), mode)
+        finally:
+            self.cache.rewind(mark)
+
+    def answer(
+        self,
+        ids: np.ndarray,
+        sampling: Sampling,
+        max_tokens: int,
+        stop_ids: Collection[int],
+        *,
+        sparse_from: SparseFrom = "answer",
+        keep: bool = False,
+    ) -> Generator[Event]:
+        """Read the question's tokens, int [n] with n >= 1, with full attention; then decode until a stop
+        token.
+
+        The stop token is not reported. Afterwards, also when the caller leaves early, the cache is where it
+        was. sparse_from: `question` feeds the question's tokens one by one, as if they were an answer's;
+        `never` decodes with full attention. keep: afterwards the question's tokens are in the cache and,
+        after them, those of `answered` that the model was fed; an interruption within a step forgets the
+        answer's.
+        """
+        start = time.perf_counter()
+        reused = self.length
+        mode = self._answering(sparse=sparse_from != "never")
+        before = self.mark()
+        if keep:
+            self._recent.append(before)
+        back = None if keep else before.mark
+        prompt = np.concatenate([self.ids, np.asarray(ids, np.int32)])
+        self.answered = []
+        try:
+            if sparse_from == "question":
+                self._feed(ids, mode)
+            else:
+                tokens = self._on_device(ids)
+                for event in self._announced(self._reader.read(tokens, start, encode=sparse_from != "never")):
+                    if keep and event.done == event.total:
+                        self._recent.append(self.mark())
+                    yield event
+                self.logits = self._reader.logits
+            if keep:
+                back = self.cache.mark()
+            prefilled = time.perf_counter()
+            with self._compiling_announced():
+                self.cache.begin_answer(mode)
+            times = start, prefilled, reused
+            yield from self._announced(self._decode(mode, sampling, max_tokens, stop_ids, *times))
+            back = None if keep else back
+        except GeneratorExit:  # between two steps
+            back = None if keep else back
+            raise
+        finally:
+            if back is not None:
+                self.cache.rewind(back)
+            self.ids = np.concatenate([prompt, np.array(self.answered, np.int32)])[: self.length]
+
+    def go_on(
+        self, ids: np.ndarray, sampling: Sampling, max_tokens: int, stop_ids: Collection[int]
+    ) -> Generator[Event]:
+        """Have a prompt, int [n] with n >= 1, in the cache, and decode what comes next, which stays."""
+        known = self.return_to(ids[:-1])
+        yield from self.answer(ids[known:], sampling, max_tokens, stop_ids, keep=True)
+
+    def score(self, ids: np.ndarray, *, sparse: bool) -> Tensor:
+        """Feed tokens, int [n], and return the logits after each of them, [n, vocabulary].
+
+        sparse: every token attends as an answer's tokens do. Afterwards the cache is where it was.
+        """
+        tokens = self._on_device(ids)
+        mark = self.cache.mark()
+        # Full attention of many tokens at once is reading; of one, in compiled steps, it is a step.
+        mode = self._answering(sparse=True) if sparse else Mode()
+        if sparse:
+            self.cache.begin_answer(mode)
+        try:
+            with self._compiling_announced():
+                if self._stepper.runs_compiled(mode):
+                    return torch.stack([self._stepper.step(one, mode)[0].clone() for one in tokens.split(1)])
+                parts = tokens.split(LARGEST_STEP)
+                return torch.cat([self.model.forward(x, self.cache, mode, every=True) for x in parts])
+        finally:
+            self.cache.rewind(mark)
+
+    def attended(self) -> np.ndarray | None:
+        """The softmax weight that the last answer gave to each token in the cache, float32 [S], added up over
+        its tokens, the sparse layers and their heads. None where nothing was counted: with full attention, or
+        without `counts`.
+        """
+        if self.cache.tally is None:
+            return None
+        return self.cache.tally.weights(self.length).cpu().numpy().copy()
+
+    def use(self, sparse: Sparse) -> None:
+        """Choose tokens so from here on; the keys in the cache are encoded anew by these settings."""
+        self.sparse = sparse
+        self.cache.encode_again(sparse)
+
+    def _answering(self, *, sparse: bool) -> Mode:
+        """How an answer's tokens attend."""
+        chosen = self.sparse if sparse else None
+        tally = None if chosen is None else self.cache.tally
+        return Mode(answers=True, sparse=chosen, dense=self.model.dense, tally=tally)
+
+    def _feed(self, ids: np.ndarray, mode: Mode) -> None:
+        """Tokens that attend as an answer's do."""
+        self.cache.begin_answer(mode)
+        for token in self._on_device(ids).split(1):
+            self.logits, _ = self._stepper.step(token, mode)
+
+    def _decode(
+        self,
+        mode: Mode,
+        sampling: Sampling,
+        max_tokens: int,
+        stop_ids: Collection[int],
+        start: float,
+        prefilled: float,
+        reused: int,
+    ) -> Generator[Token | Done]:
+        sampler, reader = Sampler(sampling, self.model.device), TokenReader(self.model.device)
+        prompt = self.length
+        budget = mode.sparse.settings.budget if mode.sparse else prompt + max_tokens
+        # A GPU gets the next step before the host knows the token that it starts from, and so one too many
+        # at the end; a CPU would lose that step's time.
+        ahead = self.model.device.type == "cuda"
+        count, reason = 0, "length"
+        first = last = prefilled
+        token = sampler.next(self.logits)
+        while count < max_tokens:
+            reader.send(token)
+            more = count + 1 < max_tokens
+            early = more and ahead and count > 0  # nothing, compiling least of all, delays the first token
+            if early:
+                token = self._next(token, mode, sampler)
+            value = reader.receive()
+            self.answered.append(value)
+            last = time.perf_counter()
+            if value in stop_ids:
+                reason = "stop"
+                break
+            first = last if count == 0 else first
+            context = prompt + count
+            attended = context if count == 0 else min(budget, context)
+            yield Token(value, count, context, attended, last - first, peak_memory(self.model.device))
+            count += 1
+            if more and not early:
+                token = self._next(token, mode, sampler)
+        yield Done(
+            reason,
+            prompt,
+            reused,
+            count,
+            prefilled - start,
+            first - start,
+            last - first,
+            peak_memory(self.model.device),
+        )
+
+    def _next(self, token: Tensor, mode: Mode, sampler: Sampler) -> Tensor:
+        """The token after a token, int64 [1], which is appended."""
+        self.logits, greedy = self._stepper.step(token, mode)
+        return greedy if sampler.greedy and greedy is not None else sampler.next(self.logits)
+
+    def _on_device(self, ids: np.ndarray) -> Tensor:
+        """Token ids, int [n], as the model takes them: int64 [n]."""
+        return torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int64)).to(self.model.device)
+
+    def _say_once(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            self._announce(line)
+
+    def _announced(self, events: Generator[E]) -> Iterator[E]:
+        """The same events; while one is waited for, it is said that kernels are compiled. Not between two:
+        other timelines may take their turn there.
+        """
+        with closing(events):
+            while True:
+                with self._compiling_announced():
+                    event = next(events, None)
+                if event is None:
+                    return
+                yield event
+
+    @contextmanager
+    def _compiling_announced(self) -> Iterator[None]:
+        """A scope in which it is said that kernels are compiled, where they are Triton's."""
+        with ExitStack() as scope:
+            if self.model.is_fused:
+                scope.enter_context(announced_compiling(self._say_once))
+            yield
+
+
+def common_prefix(one: np.ndarray, other: np.ndarray) -> int:
+    """How many tokens two prompts, int [n] and int [m], share at their beginning."""
+    shorter = min(len(one), len(other))
+    different = np.flatnonzero(one[:shorter] != other[:shorter])
+    return int(different[0]) if len(different) else shorter
