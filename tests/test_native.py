@@ -169,6 +169,24 @@ def test_answers_do_not_depend_on_what_was_asked_before(pack, kind):
     assert asked == answers(plain, settings, 3)
 
 
+@pytest.mark.parametrize("kind", ["full", "adamas"])
+def test_compiled_answers_of_one_model_that_take_turns_are_those_given_alone(pack, kind):
+    packed, _ = pack(build("qwen2"))
+    settings = AttentionSettings(kind, SparseSettings(budget=48))
+    expected = [answers(packed, settings, 2)[seed] for seed in (0, 1)]
+    events = []
+    for seed in (0, 1):
+        timeline = Timeline(Loaded(packed), settings, context=100)
+        list(timeline.read(ids(CONTEXT)))
+        events.append(timeline.answer(ids(20, seed), Sampling(), ANSWER, stop_ids=()))
+    found: list[list[int]] = [[], []]
+    for pair in zip(*events, strict=True):
+        for reply, event in zip(found, pair, strict=True):
+            if isinstance(event, Token):
+                reply.append(event.id)
+    assert found == expected
+
+
 def test_gemma_goes_through_packed_layers_of_transformers(pack):
     packed, plain = pack(build("gemma3"))
     timeline = Timeline(Loaded(packed), FULL, context=9)

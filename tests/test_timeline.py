@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import pytest
@@ -191,3 +192,83 @@ def test_common_prefix():
     assert common_prefix(one, np.array([1, 2, 4, 5], np.int32)) == 2
     assert common_prefix(one, one[:2]) == 2
     assert common_prefix(one, np.empty(0, np.int32)) == 0
+
+
+def in_turn(*answers):
+    """What each answer says, a token of each at a time."""
+    replies = [[] for _ in answers]
+    while any(len(reply) < TURN for reply in replies):
+        for reply, events in zip(replies, answers, strict=True):
+            reply.append(next(event.id for event in events if isinstance(event, Token)))
+    for events in answers:
+        events.close()
+    return replies
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("settings", [FULL, SMALL], ids=["full", "sparse"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_answers_of_one_model_that_take_turns_are_those_given_one_after_the_other(name, settings, device):
+    loaded = Loaded(tiny_architecture(name).to(device))
+    documents, question = (text(260, 0), text(190, 1), text(230, 2)), text(9, 3)
+    timelines = [Timeline(loaded, settings, context=400, prefill_chunk=64) for _ in documents]
+    readings = [timeline.read(ids) for timeline, ids in zip(timelines, documents, strict=True)]
+    for _ in zip_longest(*readings):  # a chunk of each at a time
+        pass
+    together = in_turn(*(timeline.answer(question, GREEDY, TURN, ()) for timeline in timelines))
+    for ids, reply in zip(documents, together, strict=True):
+        alone = Timeline(loaded, settings, context=400, prefill_chunk=64)
+        list(alone.read(ids))
+        assert said(list(alone.answer(question, GREEDY, TURN, ()))) == reply
+
+
+@pytest.mark.parametrize("settings", [FULL, SMALL], ids=["full", "sparse"])
+def test_a_suspended_answer_with_windows_and_one_with_other_settings_do_not_meet(settings):
+    """One stops between two tokens while another of the same model begins and ends."""
+    loaded, ids = Loaded(tiny_architecture("gemma3")), text(250, 0)
+    one, other = Timeline(loaded, settings, context=400), Timeline(loaded, FULL, context=400)
+    list(one.read(ids[:240]))
+    expected = said(list(one.answer(ids[240:], GREEDY, TURN, ())))
+    suspended = one.answer(ids[240:], GREEDY, TURN, ())
+    begun = [next(event.id for event in suspended if isinstance(event, Token)) for _ in range(4)]
+    list(other.sync(text(90, 5)))
+    list(other.answer(text(5, 6), GREEDY, TURN, ()))
+    assert begun + said(list(suspended)) == expected
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("settings", [FULL, SMALL], ids=["full", "sparse"])
+def test_a_fork_goes_on_by_itself(name, settings):
+    first = opened(name, settings)
+    ids = text(240, 0)
+    read(first, ids)
+    expected = [said(list(first.answer(text(9, seed), GREEDY, TURN, ()))) for seed in (1, 2)]
+    second = first.fork()
+    assert np.array_equal(second.ids, ids)
+    replies = in_turn(first.answer(text(9, 1), GREEDY, TURN, ()), second.answer(text(9, 2), GREEDY, TURN, ()))
+    assert replies == expected
+    list(second.read(text(50, 3)))
+    assert (first.length, second.length) == (240, 290)
+    assert second.return_to(ids) == 240  # the states that the first one knew
+    assert said(list(second.answer(text(9, 1), GREEDY, TURN, ()))) == expected[0]
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_a_truncated_timeline_has_the_tokens_that_are_left(name):
+    cut, straight = opened(name, WHOLE), opened(name, WHOLE)
+    list(cut.read(text(240, 0)))
+    cut.truncate(200)
+    assert np.array_equal(cut.ids, text(240, 0)[:200])
+    list(straight.read(text(240, 0)[:200]))
+    for timeline in (cut, straight):
+        list(timeline.read(text(30, 1)))
+    answers = [list(timeline.answer(text(9, 2), GREEDY, TURN, ())) for timeline in (cut, straight)]
+    assert said(answers[0]) == said(answers[1])
+
+
+def test_a_window_that_moved_on_cannot_be_truncated():
+    timeline = opened("gemma3", FULL)
+    list(timeline.read(text(240, 0)))
+    with pytest.raises(ValueError, match="cannot return to 200 of 240 tokens"):
+        timeline.truncate(200)
+    assert timeline.length == 240
