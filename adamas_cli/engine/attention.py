@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from adamas_kernels.contract import SparseSettings
 from adamas_kernels.dispatch import BackendError, load, pick
-from adamas_kernels.ops import SparseSettings
-from adamas_kernels.prefill import chunk_attention
+from adamas_kernels.torch.prefill import chunk_attention
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
+from adamas_kernels.contract import LARGEST_STEP, SparseSettings
 from adamas_kernels.dispatch import load_dense, obstacle
-from adamas_kernels.ops import LARGEST_STEP, SparseSettings
 from torch import Tensor
 
 from adamas_cli.engine.attention import AttentionSettings, adamas_attention, refusal, unsupported_reason

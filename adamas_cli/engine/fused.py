@@ -33,7 +33,7 @@ class Fused:
     """
 
     def __init__(self, model: Any) -> None:
-        from adamas_kernels.linear import multiply_vector
+        from adamas_kernels.triton.linear import multiply_vector
 
         self._forwards: dict[nn.Module, Forward] = {}
         for module in model.modules():

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
-from adamas_kernels.ops import Backend, LayerCache, SparseSettings, allocate_codes, fit_codebook
+from adamas_kernels.contract import Backend, LayerCache, SparseSettings, allocate_codes, fit_codebook
 from adamas_kernels.reference import Codebook, query_power
 from torch import Tensor
 from transformers import PreTrainedConfig
@@ -21,7 +21,7 @@ from adamas_cli.engine.buffers import token_buffer
 
 if TYPE_CHECKING:
     from adamas_kernels.cpu.decoder import LayerBuffers
-    from adamas_kernels.dense import DenseStep
+    from adamas_kernels.triton.dense import DenseStep
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 STREAMS = ("keys", "values")  # what of a full-attention layer is stored for every token

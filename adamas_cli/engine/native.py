@@ -16,8 +16,8 @@ from adamas_cli.engine.heads import head_dim
 from adamas_cli.engine.layers import FullLayer
 
 if TYPE_CHECKING:
+    from adamas_kernels.contract import SparseSettings
     from adamas_kernels.cpu.decoder import Decoder, LayerWeights, Linear
-    from adamas_kernels.ops import SparseSettings
 
 # Models whose layers are: RMSNorm, attention with rotated halves, residual, RMSNorm, SiLU-gated MLP,
 # residual.

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
-from adamas_kernels.ops import Backend, SparseSettings
-from adamas_kernels.plain import TorchBackend
+from adamas_kernels.contract import Backend, SparseSettings
+from adamas_kernels.torch.backend import TorchBackend
 from torch import Tensor
 
 from adamas_cli.engine.attention import AttentionSettings
