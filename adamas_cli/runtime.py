@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from adamas_kernels.ops import SparseSettings
+from adamas_kernels.contract import SparseSettings
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from adamas_cli import models

@@ -19,11 +19,13 @@ from typing import Any
 import torch
 import triton
 from adamas_kernels import reference as ref
-from adamas_kernels.dense import DenseStep
-from adamas_kernels.linear import multiply_vector
-from adamas_kernels.ops import LayerCache, SparseSettings
-from adamas_kernels.prefill_cuda import merge_into
-from adamas_kernels.step import CHAINING_CAPABILITY, TritonBackend, group_count
+from adamas_kernels.contract import LayerCache, SparseSettings
+from adamas_kernels.triton.backend import TritonBackend
+from adamas_kernels.triton.dense import DenseStep
+from adamas_kernels.triton.launch import CHAINING_CAPABILITY
+from adamas_kernels.triton.linear import multiply_vector
+from adamas_kernels.triton.prefill import merge_into
+from adamas_kernels.triton.scratch import group_count
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from adamas_kernels.contract import Backend, LayerCache, SparseSettings, allocate_codes, fit_codebook
 from adamas_kernels.dispatch import load, pick
-from adamas_kernels.ops import Backend, LayerCache, SparseSettings, allocate_codes, fit_codebook
 from adamas_kernels.reference import query_power
 from torch import Tensor
 

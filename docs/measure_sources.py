@@ -22,7 +22,7 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-from adamas_kernels.ops import SparseSettings
+from adamas_kernels.contract import SparseSettings
 from transformers import PreTrainedTokenizerFast
 
 from adamas_cli.documents.parts import Part

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from adamas_kernels.ops import SparseSettings
+from adamas_kernels.contract import SparseSettings
 from torch import Tensor
 
 from adamas_cli import models

@@ -7,9 +7,9 @@ compute-sanitizer --tool racecheck python docs/sanitize_kernels.py
 from __future__ import annotations
 
 import torch
-from adamas_kernels.ops import LayerCache, SparseSettings, allocate_codes, fit_codebook
+from adamas_kernels.contract import LayerCache, SparseSettings, allocate_codes, fit_codebook
 from adamas_kernels.reference import query_power
-from adamas_kernels.step import TritonBackend
+from adamas_kernels.triton.backend import TritonBackend
 
 LENGTH, CAPACITY = 3000, 3100
 # scorer, query heads, KV heads, head_dim, new tokens, budget

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 import torch
 from adamas_kernels import reference as ref
-from adamas_kernels.ops import Backend, LayerCache, SparseSettings, allocate_codes, fit_codebook
-from adamas_kernels.plain import TorchBackend
+from adamas_kernels.contract import Backend, LayerCache, SparseSettings, allocate_codes, fit_codebook
+from adamas_kernels.torch.backend import TorchBackend
 from torch import Tensor
 
 Make = Callable[..., Tensor]  # rows of the shape that it is called with, as torch.randn makes them

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from adamas_kernels.ops import SparseSettings
-from adamas_kernels.plain import TorchBackend
+from adamas_kernels.contract import SparseSettings
+from adamas_kernels.torch.backend import TorchBackend
 
 from adamas_cli.bench import dense, kernels
 from adamas_cli.bench.kernels import KernelBench, Shape

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from adamas_kernels.ops import LayerCache, SparseSettings
-from adamas_kernels.plain import TorchBackend
+from adamas_kernels.contract import LayerCache, SparseSettings
+from adamas_kernels.torch.backend import TorchBackend
 from conftest import ARCHITECTURES, tiny_architecture
 
 from adamas_cli.bench import clock, recording

@@ -10,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from adamas_kernels.ops import SparseSettings
+from adamas_kernels.contract import SparseSettings
 from conftest import tiny_architecture
 from layer_caches import make_cache
 from test_engine import FULL, GREEDY, Loaded, answer, generated, prompt, sparse
@@ -181,7 +181,7 @@ def test_growing_that_fails_leaves_a_cache_that_can_grow(error, failing, monkeyp
 
 
 def test_one_set_of_buffers_serves_the_steps_of_a_cache_that_may_grow():
-    from adamas_kernels.step import TritonBackend
+    from adamas_kernels.triton.backend import TritonBackend
 
     cache = make_cache(1, 2, 64, 100, 128, SparseSettings())
     cache.keys = torch.empty(1, 2, 500, 64)  # addresses for more

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 from adamas_kernels import reference as ref
+from adamas_kernels.contract import SparseSettings
 from adamas_kernels.cpu import CpuBackend, lanes, largest
 from adamas_kernels.cpu.candidates import SURPLUS
 from adamas_kernels.cpu.estimate import compare_block
 from adamas_kernels.cpu.floats import to_float
 from adamas_kernels.cpu.lanes import LANES
-from adamas_kernels.cpu.memory import SEGMENT, groups_of_segment
 from adamas_kernels.cpu.product import available_forms
-from adamas_kernels.ops import SparseSettings
-from adamas_kernels.plain import TorchBackend
+from adamas_kernels.cpu.records import SEGMENT, groups_of_segment
+from adamas_kernels.torch.backend import TorchBackend
 from layer_caches import (
     ODD_KEYS,
     all_equal,
@@ -367,7 +367,7 @@ def test_a_step_that_does_not_fit_is_refused(cpu):
 ENCODE = """
 import sys, torch
 from adamas_kernels import reference
-import adamas_kernels.ops
+import adamas_kernels.contract
 assert "numba" not in sys.modules
 from adamas_kernels.cpu import CpuBackend, encode
 if len(sys.argv) > 1:

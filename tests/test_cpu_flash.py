@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from adamas_kernels.cpu import flash
+from adamas_kernels.cpu import prefill as flash
 from adamas_kernels.cpu.features import MULTIPLIES_BFLOAT16
-from adamas_kernels.cpu.flash import BLOCK, BLOCK_ROWS, RANGE, flash_attention, serves
+from adamas_kernels.cpu.prefill import BLOCK, BLOCK_ROWS, RANGE, flash_attention, serves
 from adamas_kernels.cpu.runner import Runner
-from adamas_kernels.prefill import chunk_attention
+from adamas_kernels.torch.prefill import chunk_attention
 from torch import Tensor
 
 # Not a hidden failure: without the instruction nothing here is compiled, and `serves` says so.

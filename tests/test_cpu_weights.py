@@ -10,7 +10,7 @@ import torch
 from adamas_kernels import weights as spec
 from adamas_kernels.cpu import linear as cpu
 from adamas_kernels.cpu.linear import linear, multiply_vector, pack, unpack_columns
-from adamas_kernels.cpu.memory import STAGES
+from adamas_kernels.cpu.records import STAGES
 from adamas_kernels.cpu.runner import Runner
 from adamas_kernels.cpu.tasks import Program
 from adamas_kernels.weights import GROUP, STRIP, PackedWeight, unpack

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from adamas_kernels.ops import SparseSettings
+from adamas_kernels.contract import SparseSettings
 
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.events import Token

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from adamas_kernels import reference
-from adamas_kernels.ops import SparseSettings
+from adamas_kernels.contract import SparseSettings
 from conftest import ARCHITECTURES, tiny_architecture
 from layer_caches import make_cache
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from adamas_kernels.ops import SparseSettings
+from adamas_kernels.contract import SparseSettings
 from conftest import byte_tokenizer, tiny_architecture
 
 from adamas_cli.engine.attention import AttentionSettings

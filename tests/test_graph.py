@@ -8,7 +8,7 @@ import dataclasses
 
 import pytest
 import torch
-from adamas_kernels.ops import SparseSettings
+from adamas_kernels.contract import SparseSettings
 from conftest import ARCHITECTURES, tiny_architecture
 from test_engine import FULL, Loaded, answer, generated, prompt, sparse
 

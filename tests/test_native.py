@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from adamas_kernels.ops import SparseSettings
+from adamas_kernels.contract import SparseSettings
 from adamas_kernels.weights import unpack
 from conftest import tiny_architecture
 from safetensors.torch import load_file

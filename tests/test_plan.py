@@ -32,8 +32,8 @@ def test_weights_are_those_of_the_model(name, dtype):
 
 
 def test_the_cache_is_what_a_cache_allocates():
-    from adamas_kernels.ops import SparseSettings
-    from adamas_kernels.plain import TorchBackend
+    from adamas_kernels.contract import SparseSettings
+    from adamas_kernels.torch.backend import TorchBackend
 
     model = tiny_architecture("llama")
     cache = KVCache.for_model(
@@ -97,7 +97,7 @@ def test_the_work_of_a_selection_grows_with_the_context_as_what_a_step_allocates
     from dataclasses import fields
     from types import SimpleNamespace
 
-    from adamas_kernels.step import Scratch
+    from adamas_kernels.triton.scratch import Scratch
 
     config = AutoConfig.for_model("llama", hidden_size=64, intermediate_size=96, num_attention_heads=4)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from adamas_kernels import prefill
-from adamas_kernels.prefill import chunk_attention
+from adamas_kernels.torch import prefill
+from adamas_kernels.torch.prefill import chunk_attention
 
 
 def masked(q, k, v, scaling):

@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 from adamas_kernels import reference as ref
-from adamas_kernels.ops import LayerView, SparseSettings
-from adamas_kernels.plain import TorchBackend, attend_newest
+from adamas_kernels.contract import LayerView, SparseSettings
+from adamas_kernels.torch.backend import TorchBackend
+from adamas_kernels.torch.step import attend_newest
 from layer_caches import make_cache
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from adamas_kernels.ops import SparseSettings
+from adamas_kernels.contract import SparseSettings
 from conftest import byte_tokenizer, tiny_architecture
 from test_cli import Runner, adamas  # noqa: F401 - a fixture
 from test_engine import FULL, Loaded, answer, prompt, sparse

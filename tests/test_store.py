@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from adamas_kernels.ops import SparseSettings
+from adamas_kernels.contract import SparseSettings
 from conftest import ARCHITECTURES, TINY_CONTEXT, tiny_architecture
 
 from adamas_cli.cache.placement import Paged

@@ -9,7 +9,7 @@ from itertools import zip_longest
 import numpy as np
 import pytest
 import torch
-from adamas_kernels.ops import SparseSettings
+from adamas_kernels.contract import SparseSettings
 from conftest import ARCHITECTURES, tiny_architecture
 
 from adamas_cli.engine.attention import AttentionSettings

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from adamas_kernels.dense import DenseStep
-from adamas_kernels.linear import LARGEST_BLOCK, multiply_vector
-from adamas_kernels.prefill_cuda import CUDNN_BLOCK, blocks_of, merge_into
+from adamas_kernels.triton.dense import DenseStep
+from adamas_kernels.triton.linear import LARGEST_BLOCK, multiply_vector
+from adamas_kernels.triton.prefill import CUDNN_BLOCK, blocks_of, merge_into
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SPARE = 70  # rows of a cache that nothing may read

@@ -6,8 +6,9 @@ import pytest
 import torch
 from adamas_kernels import dispatch
 from adamas_kernels import reference as ref
-from adamas_kernels.ops import SparseSettings
-from adamas_kernels.step import TritonBackend, chains
+from adamas_kernels.contract import SparseSettings
+from adamas_kernels.triton.backend import TritonBackend
+from adamas_kernels.triton.launch import chains
 from layer_caches import (
     assert_same_contents,
     check_steps,

@@ -9,9 +9,10 @@ import pytest
 import torch
 import triton.language as tl
 from adamas_kernels import reference as ref
-from adamas_kernels.ops import SparseSettings
-from adamas_kernels.shortlist import TWIST
-from adamas_kernels.step import RANK_BLOCK, TritonBackend, group_count, list_size
+from adamas_kernels.contract import SparseSettings
+from adamas_kernels.triton.backend import RANK_BLOCK, TritonBackend
+from adamas_kernels.triton.scratch import group_count, list_size
+from adamas_kernels.triton.shortlist import TWIST
 from layer_caches import (
     ODD_KEYS,
     check_steps,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from adamas_kernels.ops import Backend, LayerCache, SparseSettings, allocate_codes, fit_codebook
+from adamas_kernels.contract import Backend, LayerCache, SparseSettings, allocate_codes, fit_codebook
 from adamas_kernels.reference import query_power
 from torch import Tensor
 

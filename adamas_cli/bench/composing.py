@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from adamas_kernels.ops import Backend, SparseSettings
+from adamas_kernels.contract import Backend, SparseSettings
 from torch import Tensor
 
 from adamas_cli.bench.caches import coded_cache

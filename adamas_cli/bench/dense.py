@@ -7,9 +7,9 @@ from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
+from adamas_kernels.contract import LayerCache
 from adamas_kernels.dispatch import load_dense
-from adamas_kernels.ops import LayerCache
-from adamas_kernels.prefill import chunk_attention
+from adamas_kernels.torch.prefill import chunk_attention
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from adamas_kernels.ops import Backend, LayerCache, SparseSettings
+from adamas_kernels.contract import Backend, LayerCache, SparseSettings
 from adamas_kernels.reference import CODES_PER_WORD, padded_dim
 
 from adamas_cli.bench.caches import coded_cache

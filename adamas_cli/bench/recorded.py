@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from adamas_kernels.ops import Backend, SparseSettings
+from adamas_kernels.contract import Backend, SparseSettings
 from torch import Tensor
 
 from adamas_cli.bench.clock import microseconds

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from adamas_kernels.ops import Backend, LayerCache, SparseSettings
-from adamas_kernels.prefill import chunk_attention
+from adamas_kernels.contract import Backend, LayerCache, SparseSettings
 from adamas_kernels.reference import Codebook
+from adamas_kernels.torch.prefill import chunk_attention
 from torch import Tensor
 
 from adamas_cli.bench.traces import Trace

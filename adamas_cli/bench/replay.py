@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
-from adamas_kernels.ops import Backend, SparseSettings
+from adamas_kernels.contract import Backend, SparseSettings
 from torch import Tensor
 
 from adamas_cli.bench.clock import turn_microseconds

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from adamas_kernels.ops import Backend, LayerCache, SparseSettings
+from adamas_kernels.contract import Backend, LayerCache, SparseSettings
 from torch import Tensor
 
 from adamas_cli.bench.caches import coded_cache

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import torch
-from adamas_kernels.ops import LayerCache, allocate_codes, fit_codebook
+from adamas_kernels.contract import LayerCache, allocate_codes, fit_codebook
 from adamas_kernels.reference import Codebook
 from torch import Tensor
 

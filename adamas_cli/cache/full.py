@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from adamas_kernels.prefill import chunk_attention
 from adamas_kernels.reference import query_power
+from adamas_kernels.torch.prefill import chunk_attention
 from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin
 

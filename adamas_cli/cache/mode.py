@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adamas_kernels.ops import Backend, SparseSettings
+from adamas_kernels.contract import Backend, SparseSettings
 
 if TYPE_CHECKING:
-    from adamas_kernels.dense import DenseStep
+    from adamas_kernels.triton.dense import DenseStep
 
     from adamas_cli.cache.tally import Tally
 

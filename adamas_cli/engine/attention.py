@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
+from adamas_kernels.contract import SparseSettings
 from adamas_kernels.dispatch import BackendError, load, pick
-from adamas_kernels.ops import SparseSettings
 from transformers import PreTrainedConfig
 
 from adamas_cli.cache.cache import layer_types

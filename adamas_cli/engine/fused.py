@@ -30,7 +30,7 @@ def fuse(model: Any) -> None:
     """Let a model on a GPU compute so from now on; weights that belong together are laid side by side, in
     place of where they were.
     """
-    from adamas_kernels.linear import multiply_vector
+    from adamas_kernels.triton.linear import multiply_vector
 
     forwards: dict[nn.Module, Forward] = {}
     for module in model.modules():

@@ -18,7 +18,7 @@ from adamas_cli.engine.heads import head_dim
 from adamas_cli.engine.interface import Pass, install, under_way
 
 if TYPE_CHECKING:
-    from adamas_kernels.dense import DenseStep
+    from adamas_kernels.triton.dense import DenseStep
 
     from adamas_cli.models import LoadedModel
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from adamas_kernels.ops import LARGEST_STEP
+from adamas_kernels.contract import LARGEST_STEP
 from torch import Tensor
 
 from adamas_cli.cache.cache import KVCache

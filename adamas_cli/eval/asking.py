@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from adamas_kernels.ops import Backend
+from adamas_kernels.contract import Backend
 from transformers import PreTrainedTokenizerFast
 
 from adamas_cli.answer import listen, narrate

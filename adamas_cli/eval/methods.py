@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from adamas_kernels.ops import LayerView, SparseSettings
-from adamas_kernels.plain import rank_by_codes
+from adamas_kernels.contract import LayerView, SparseSettings
+from adamas_kernels.torch.step import rank_by_codes
 from torch import Tensor
 
 ERROR = 2.0**-11  # of dot-bounded, whose budget is a cap

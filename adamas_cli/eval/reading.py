@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from adamas_kernels.ops import Backend
+from adamas_kernels.contract import Backend
 from torch import Tensor
 
 from adamas_cli.cache.mode import Sparse

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from adamas_kernels import reference
-from adamas_kernels.ops import LayerCache, LayerView, SparseSettings
-from adamas_kernels.plain import TorchBackend, append, attend_ranked
+from adamas_kernels.contract import LayerCache, LayerView, SparseSettings
+from adamas_kernels.torch.backend import TorchBackend
+from adamas_kernels.torch.step import append, attend_ranked
 from torch import Tensor
 
 from adamas_cli.eval.methods import Method, true_scores
@@ -50,7 +51,7 @@ class StudyBackend(TorchBackend):
         tally: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.decode_step`; there is no tally."""
-        view = append(self, keys, values, cache)
+        view = append(keys, values, cache)
         rank = self.method.rank(queries, view, settings)
         out, lse, index = attend_ranked(queries, view, rank, scaling, settings)
         self._count(cache, queries, view, index, scaling)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from adamas_kernels.contract import Backend
 from adamas_kernels.dispatch import BackendError, load, pick
-from adamas_kernels.ops import Backend
 
 from adamas_cli import __version__, models
 from adamas_cli.bench.clock import device_name

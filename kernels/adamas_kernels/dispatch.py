@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from adamas_kernels.ops import Backend
+from adamas_kernels.contract import Backend
 
 if TYPE_CHECKING:
-    from adamas_kernels.dense import DenseStep
+    from adamas_kernels.triton.dense import DenseStep
 
 BACKENDS = ("triton", "cpu", "torch")
 OLDEST_CAPABILITY = (8, 0)  # NVIDIA's Ampere; Triton's own minimum
@@ -68,14 +68,14 @@ def load(name: str, announce: Callable[[str], None] | None = None) -> Backend:
     announce: told, in one line, before something is compiled that takes seconds.
     """
     if name == "triton":
-        from adamas_kernels.step import TritonBackend
+        from adamas_kernels.triton.backend import TritonBackend
 
         return TritonBackend()
     if name == "cpu":
         from adamas_kernels.cpu import CpuBackend
 
         return CpuBackend(announce)
-    from adamas_kernels.plain import TorchBackend
+    from adamas_kernels.torch.backend import TorchBackend
 
     return TorchBackend()
 
@@ -84,6 +84,6 @@ def load_dense(device: torch.device) -> DenseStep | None:
     """Full attention of one token at a length that lies on the device, or None where nothing computes it."""
     if obstacle("triton", device):
         return None
-    from adamas_kernels.dense import DenseStep
+    from adamas_kernels.triton.dense import DenseStep
 
     return DenseStep()

@@ -36,8 +36,8 @@ def _prepare(
     shapes: str | None, lengths: str | None, model: ModelOptions, attention: AttentionOptions
 ) -> tuple[KernelBench, list[Shape], list[int]]:
     import torch
+    from adamas_kernels.contract import SparseSettings
     from adamas_kernels.dispatch import BackendError, load, pick
-    from adamas_kernels.ops import SparseSettings
 
     from adamas_cli.bench.clock import copy_bandwidth, device_name
     from adamas_cli.bench.kernels import KernelBench

@@ -102,7 +102,7 @@ class Job:
         attention: AttentionOptions,
     ) -> Iterator[Measurement]:
         """Other engines first: rows of this one are compared with theirs, and memory holds one at a time."""
-        from adamas_kernels.ops import SparseSettings
+        from adamas_kernels.contract import SparseSettings
 
         from adamas_cli.bench.model import ModelBench
         from adamas_cli.engine.attention import AttentionSettings

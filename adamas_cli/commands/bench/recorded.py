@@ -107,8 +107,8 @@ class Job:
     def _rows(
         self, target: Target, machine: Machine, readings: Sequence[_Reading], shapes: Sequence[Shape] | None
     ) -> Iterator[tuple[RecordedRow, list[LayerRow]]]:
+        from adamas_kernels.contract import SparseSettings
         from adamas_kernels.dispatch import load
-        from adamas_kernels.ops import SparseSettings
 
         from adamas_cli.bench.contention import NOTICEABLE
         from adamas_cli.bench.recorded import RecordedBench

@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 
 from adamas_kernels.cpu.floats import exp, put_float, to_float
 from adamas_kernels.cpu.lanes import LANES, load, multiply_add, splat, store, sum_lanes
-from adamas_kernels.cpu.memory import floats_at, ints_at, numbers_at
+from adamas_kernels.cpu.records import floats_at, ints_at, numbers_at
 
 AHEAD = 6  # rows between the one in use and the one that is fetched from memory
 LINE = 64  # bytes of a cache line

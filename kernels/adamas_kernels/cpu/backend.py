@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adamas_kernels.contract import LayerCache, SparseSettings, check_step, check_whole_budgets
 from adamas_kernels.cpu.encode import SHARE, build_encode
 from adamas_kernels.cpu.floats import KINDS
-from adamas_kernels.cpu.memory import CHUNK, SEGMENT, STEP, Arena, describe_layer, groups_of_segment
 from adamas_kernels.cpu.product import Form, available_forms
+from adamas_kernels.cpu.records import CHUNK, SEGMENT, STEP, Arena, describe_layer, groups_of_segment
 from adamas_kernels.cpu.runner import Runner
 from adamas_kernels.cpu.step import build_stages, build_tally
-from adamas_kernels.ops import LayerCache, SparseSettings, check_step, check_whole_budgets
 from adamas_kernels.reference import Codebook, padded_dim
 
 

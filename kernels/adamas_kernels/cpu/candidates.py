@@ -24,7 +24,7 @@ from adamas_kernels.cpu.lanes import (
     where,
 )
 from adamas_kernels.cpu.largest import kth_largest, ordered, unordered
-from adamas_kernels.cpu.memory import FACTS, REGION, SEGMENT, floats_at, ints_at
+from adamas_kernels.cpu.records import FACTS, REGION, SEGMENT, floats_at, ints_at
 
 # What a query's FACTS hold: score per unit of rank, offset of the score, and the threshold of ranks.
 UNIT, OFFSET, THRESHOLD = 0, 1, 2

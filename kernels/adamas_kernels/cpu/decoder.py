@@ -14,10 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adamas_kernels.contract import LayerCache, SparseSettings, check_whole_budgets
 from adamas_kernels.cpu.dense import DenseStages, build_dense
 from adamas_kernels.cpu.floats import KINDS, Float32
 from adamas_kernels.cpu.linear import products
-from adamas_kernels.cpu.memory import (
+from adamas_kernels.cpu.multiply import build_gated, build_multiply
+from adamas_kernels.cpu.norm_rope import build_norm
+from adamas_kernels.cpu.product import available_forms
+from adamas_kernels.cpu.records import (
     LAYER,
     NORM,
     SEGMENT,
@@ -29,13 +33,9 @@ from adamas_kernels.cpu.memory import (
     describe_layer,
     groups_of_segment,
 )
-from adamas_kernels.cpu.multiply import build_gated, build_multiply
-from adamas_kernels.cpu.product import available_forms
 from adamas_kernels.cpu.runner import Runner, Stage
 from adamas_kernels.cpu.step import Stages, build_stages, build_tally
 from adamas_kernels.cpu.tasks import Program
-from adamas_kernels.cpu.turn import build_norm
-from adamas_kernels.ops import LayerCache, SparseSettings, check_whole_budgets
 from adamas_kernels.reference import padded_dim
 from adamas_kernels.weights import GROUP, STRIP, PackedWeight
 

@@ -18,7 +18,8 @@ from adamas_kernels.cpu.build import source_stamp, stage
 from adamas_kernels.cpu.enter import append_tokens
 from adamas_kernels.cpu.floats import Float32, Kind, to_float
 from adamas_kernels.cpu.lanes import LANES, load, multiply_add, splat, store
-from adamas_kernels.cpu.memory import (
+from adamas_kernels.cpu.norm_rope import turn_heads
+from adamas_kernels.cpu.records import (
     DENSE_SEGMENT,
     floats_at,
     layers_at,
@@ -27,7 +28,6 @@ from adamas_kernels.cpu.memory import (
     steps_at,
 )
 from adamas_kernels.cpu.tasks import STAGE
-from adamas_kernels.cpu.turn import turn_heads
 
 ZERO, LEAST = np.float32(0), np.float32(-np.inf)
 

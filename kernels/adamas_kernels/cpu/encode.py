@@ -11,7 +11,7 @@ from adamas_kernels.cpu.build import source_stamp, stage
 from adamas_kernels.cpu.coding import clear_rows, encode_block, load_rows, multiply_rows, rotate
 from adamas_kernels.cpu.floats import Float16, Kind, put_float
 from adamas_kernels.cpu.lanes import LANES, store
-from adamas_kernels.cpu.memory import chunks_at, floats_at, ints_at, numbers_at
+from adamas_kernels.cpu.records import chunks_at, floats_at, ints_at, numbers_at
 from adamas_kernels.cpu.tasks import STAGE
 from adamas_kernels.reference import CODES_PER_WORD
 

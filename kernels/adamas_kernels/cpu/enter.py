@@ -23,7 +23,7 @@ from adamas_kernels.cpu.encode import encode_rows
 from adamas_kernels.cpu.estimate import codes_of, scales_of
 from adamas_kernels.cpu.floats import put_float, to_float
 from adamas_kernels.cpu.lanes import LANES, load, splat, store
-from adamas_kernels.cpu.memory import FACTS, floats_at, ints_at, numbers_at
+from adamas_kernels.cpu.records import FACTS, floats_at, ints_at, numbers_at
 from adamas_kernels.reference import CODES_PER_WORD
 
 ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)

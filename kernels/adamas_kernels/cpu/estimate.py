@@ -21,8 +21,8 @@ from adamas_kernels.cpu.lanes import (
     where,
 )
 from adamas_kernels.cpu.largest import LEAST, LOWEST
-from adamas_kernels.cpu.memory import REGION, SEGMENT, floats_at, ints_at, numbers_at
 from adamas_kernels.cpu.product import dot4
+from adamas_kernels.cpu.records import REGION, SEGMENT, floats_at, ints_at, numbers_at
 from adamas_kernels.reference import CODES_PER_WORD
 
 ALL = (1 << LANES) - 1

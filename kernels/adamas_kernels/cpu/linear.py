@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from adamas_kernels.cpu.floats import KINDS
-from adamas_kernels.cpu.memory import PACKING, PRODUCT
 from adamas_kernels.cpu.multiply import build_multiply
 from adamas_kernels.cpu.packing import UNPACKED_STRIPS, build_pack, build_unpack
+from adamas_kernels.cpu.records import PACKING, PRODUCT
 from adamas_kernels.cpu.runner import Runner
 from adamas_kernels.weights import GROUP, STRIP, PackedWeight, allocate
 

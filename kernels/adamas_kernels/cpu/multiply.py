@@ -10,7 +10,7 @@ from numba import njit
 from adamas_kernels.cpu.build import source_stamp, stage
 from adamas_kernels.cpu.floats import Float16, exp
 from adamas_kernels.cpu.lanes import load, multiply_add, splat, store, sum_lanes, to_floats
-from adamas_kernels.cpu.memory import bytes_at, floats_at, numbers_at, products_at, signed_bytes_at
+from adamas_kernels.cpu.records import bytes_at, floats_at, numbers_at, products_at, signed_bytes_at
 from adamas_kernels.cpu.tasks import STAGE
 from adamas_kernels.weights import GROUP, STRIP
 

@@ -11,7 +11,7 @@ from adamas_kernels.cpu.atomics import fetch_and_add
 from adamas_kernels.cpu.build import source_stamp, stage
 from adamas_kernels.cpu.floats import Float16, Kind, put_float, to_float
 from adamas_kernels.cpu.lanes import load, multiply_add, splat, store, to_floats
-from adamas_kernels.cpu.memory import bytes_at, numbers_at, packings_at, signed_bytes_at
+from adamas_kernels.cpu.records import bytes_at, numbers_at, packings_at, signed_bytes_at
 from adamas_kernels.cpu.tasks import STAGE
 from adamas_kernels.weights import GROUP, STRIP
 

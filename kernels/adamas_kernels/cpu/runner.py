@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from adamas_kernels.cpu.build import NOTICE, announced
-from adamas_kernels.cpu.memory import STAGES
+from adamas_kernels.cpu.records import STAGES
 from adamas_kernels.cpu.tasks import Program
 
 T = TypeVar("T")

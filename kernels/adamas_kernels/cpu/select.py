@@ -22,7 +22,7 @@ from adamas_kernels.cpu.lanes import (
     where,
 )
 from adamas_kernels.cpu.largest import count_from, extremes, kth_largest, pad
-from adamas_kernels.cpu.memory import FACTS, REGION, floats_at, ints_at
+from adamas_kernels.cpu.records import FACTS, REGION, floats_at, ints_at
 
 ZERO = np.float32(0)
 

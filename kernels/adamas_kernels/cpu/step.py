@@ -14,11 +14,11 @@ from adamas_kernels.cpu.candidates import find_threshold, keep_candidates
 from adamas_kernels.cpu.enter import append_tokens, encode_queries, encode_tokens
 from adamas_kernels.cpu.estimate import estimate
 from adamas_kernels.cpu.floats import Kind
-from adamas_kernels.cpu.memory import floats_at, ints_at, layers_at, scratches_at, steps_at
+from adamas_kernels.cpu.norm_rope import turn_heads
 from adamas_kernels.cpu.product import Form
+from adamas_kernels.cpu.records import floats_at, ints_at, layers_at, scratches_at, steps_at
 from adamas_kernels.cpu.select import select
 from adamas_kernels.cpu.tasks import STAGE
-from adamas_kernels.cpu.turn import turn_heads
 
 ONE = np.float32(1)
 

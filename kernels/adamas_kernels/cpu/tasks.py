@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 
 from adamas_kernels.cpu.atomics import I64, fetch_and_add, give_way, pause, read
 from adamas_kernels.cpu.build import parallel, source_stamp
-from adamas_kernels.cpu.memory import programs_at
+from adamas_kernels.cpu.records import programs_at
 
 ARGUMENTS = 5  # task, thread, and the addresses of three records
 STAGE = types.void(*[types.int64] * ARGUMENTS)

@@ -11,9 +11,9 @@ from numba import carray, njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from adamas_kernels.contract import LayerCache
 from adamas_kernels.cpu.floats import STORED, Float32
 from adamas_kernels.cpu.lanes import LANES
-from adamas_kernels.ops import LayerCache
 from adamas_kernels.reference import CODES_PER_WORD
 
 DENSE_SEGMENT = 512  # the same where a layer attends to all of them
@@ -45,7 +45,7 @@ TURN = _record("cos sin query_norm key_norm turned", "eps")
 # RMSNorm of a float32 vector.
 NORM = _record("x weight out size", "eps")
 # A chunk of queries [H, new, D] that attend to keys and values [K, past + new, D], all bfloat16, causally;
-# see `flash.py`. This much of the keys: `count` tiles from tile `first` on, packed to `packed_keys` and
+# see `prefill.py`. This much of the keys: `count` tiles from tile `first` on, packed to `packed_keys` and
 # `packed_values`; then `last` is set where no more follow. highest, sums: float32 [H, rows], sum: float32 [H,
 # rows, D_v], so far.
 FLASH = _record(

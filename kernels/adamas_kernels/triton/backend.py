@@ -4,36 +4,23 @@ synchronization, grids that do not depend on the length.
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from adamas_kernels import encode
-from adamas_kernels.attend import (
-    PART_FACTS,
-    attend_kernel,
-    attend_once_kernel,
-    merge_kernel,
-    tally_kernel,
-)
-from adamas_kernels.coding import FACTS
-from adamas_kernels.encode import enter_kernel
-from adamas_kernels.estimate import estimate_kernel, estimate_tiles_kernel
-from adamas_kernels.ops import LayerCache, SparseSettings, check_step, check_whole_budgets
+from adamas_kernels.contract import LayerCache, SparseSettings, check_step, check_whole_budgets
 from adamas_kernels.reference import Codebook, padded_dim
-from adamas_kernels.select import select_kernel
-from adamas_kernels.shortlist import PLACES
-from adamas_kernels.tile import QUERIES, TOKENS
+from adamas_kernels.triton import encode
+from adamas_kernels.triton.attend import attend_kernel, attend_once_kernel, merge_kernel, tally_kernel
+from adamas_kernels.triton.encode import enter_kernel
+from adamas_kernels.triton.estimate import estimate_kernel, estimate_tiles_kernel
+from adamas_kernels.triton.launch import chains, has_ptx, next_power
+from adamas_kernels.triton.scratch import Scratch, group_count, list_size
+from adamas_kernels.triton.select import select_kernel
+from adamas_kernels.triton.tile import QUERIES, TOKENS
 
-LEAST_GROUPS = 2048  # of tokens, of which each keeps its best
-MOST_GROUPS = 4096  # unless the budget is larger
-MOST_TURNS = 8  # tokens of a group, as far as that: more groups occupy more multiprocessors with the estimate
-GROUPS_PER_TOKEN = 4  # of the budget: seldom are three of the best in one group
-LEAST_LIST = 64  # listed tokens, and groups, at the least: those of one estimate program
 ESTIMATE_BLOCK = 64  # groups of one estimate program
 ESTIMATE_RANKS = 512  # that such a program holds at a time; fewer groups for many queries
 ESTIMATE_WARPS = 1
@@ -45,26 +32,9 @@ WARP_BYTES = 512  # that one load instruction of a warp reads at most
 ATTEND_BYTES = 32768  # of keys that one attend program can hold
 SPLIT_WARPS = 4  # where one program cannot hold all chosen tokens
 SPLIT_BYTES = 16384  # of keys that each then holds at a time; less, so that several fit a multiprocessor
-TOKENS_PER_SPLIT = 128  # chosen tokens that each of several attends to
-MOST_SPLITS = 32  # that are merged at once
 MERGE_WARPS = 4
 RANK_BLOCK = 256  # tokens that a selection ranks again at a time
 STAGES = 5
-CHAINING_CAPABILITY = 9  # NVIDIA GPUs from Hopper on start a launch before the one before it has ended
-
-
-def next_power(number: int) -> int:
-    """The smallest power of two that is at least `number`."""
-    return 1 << max(0, number - 1).bit_length()
-
-
-def group_count(device: torch.device, budget: int, capacity: int) -> int:
-    """Groups that the tokens of each query are dealt to, a power of two and no fewer than are listed."""
-    if device.type != "cuda":  # few, so that the interpreter sees several turns
-        return list_size(budget)
-    wanted = max(LEAST_GROUPS, next_power(capacity // MOST_TURNS), next_power(GROUPS_PER_TOKEN * budget))
-    wanted = min(MOST_GROUPS, wanted)
-    return max(list_size(budget), min(next_power(capacity), wanted))
 
 
 def attend_block(head_dim: int, itemsize: int, size: int) -> int:
@@ -75,84 +45,6 @@ def attend_block(head_dim: int, itemsize: int, size: int) -> int:
 def near_tokens(dim_v: int, warps: int, itemsize: int, tokens: int) -> int:
     """Tokens whose values one load of a warp covers, where each warp loads its own share of the columns."""
     return min(tokens, max(1, WARP_BYTES * warps // (dim_v * itemsize)))
-
-
-def list_size(budget: int) -> int:
-    """Tokens of which a selection chooses exactly."""
-    return max(LEAST_LIST, next_power(budget + budget // 4))
-
-
-def split_count(budget: int) -> int:
-    """Programs that share the chosen tokens of a query."""
-    return min(MOST_SPLITS, triton.cdiv(budget, TOKENS_PER_SPLIT))
-
-
-def has_ptx() -> bool:
-    """Whether kernels may hold NVIDIA's assembly: not on AMD, and not in Triton's interpreter."""
-    return torch.version.hip is None and os.environ.get("TRITON_INTERPRET") != "1"
-
-
-def chains(device: torch.device) -> bool:
-    """Whether launches on this device can overlap (programmatic dependent launch)."""
-    if device.type != "cuda" or not has_ptx():
-        return False
-    return torch.cuda.get_device_capability(device)[0] >= CHAINING_CAPABILITY
-
-
-@dataclass
-class Scratch:
-    """What the launches of one step hand to each other. One set serves all layers of a model in turn.
-
-    Rows are queries, B x H x N of them.
-    """
-
-    words: Tensor  # int32 [rows, P / 4], encoded queries
-    facts: Tensor  # float32 [rows, FACTS]
-    best: Tensor  # float32 [rows, PLACES, groups], see `shortlist.py`
-    turns: Tensor  # int32 [rows, groups]
-    masses: Tensor  # float32 [rows, groups]
-    sums: Tensor  # int32 [rows, groups], of how many in each are listed and are looked at again
-    looked_at: Tensor  # int32 [rows, groups], which are looked at again
-    extra_rank: Tensor  # float32 [rows, room], of tokens that are no group's first or second
-    extra_at: Tensor  # int32 [rows, room]
-    list_rank: Tensor  # float32 [rows, list], of the listed tokens
-    list_at: Tensor  # int32 [rows, list]
-    again: Tensor  # int32 [rows], how many groups were looked at again
-    chosen_at: Tensor  # int32 [rows, budget]
-    rest: Tensor  # float32 [rows, 2], softmax mass of the others and the score that it is relative to
-    parts: Tensor  # float32 [rows, splits, ...]
-    place: Tensor  # int32 [rows, budget], for the tally
-    score: Tensor  # float32 [rows, budget]
-
-    @classmethod
-    def allocate(cls, queries: Tensor, cache: LayerCache, budget: int, groups: int) -> Scratch:
-        """Buffers for queries [B, H, N, D] over this cache's capacity."""
-        batch, heads, new, dim = queries.shape
-        rows = batch * heads * new
-        part = 2 * next_power(cache.values.shape[3]) + PART_FACTS.value
-
-        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.empty(*shape, dtype=dtype, device=queries.device)
-
-        return cls(
-            words=empty(rows, padded_dim(dim) // 4, dtype=torch.int32),
-            facts=empty(rows, FACTS.value),
-            best=empty(rows, PLACES.value, groups),
-            turns=empty(rows, groups, dtype=torch.int32),
-            masses=empty(rows, groups),
-            sums=empty(rows, groups, dtype=torch.int32),
-            looked_at=empty(rows, groups, dtype=torch.int32),
-            extra_rank=empty(rows, cache.capacity),
-            extra_at=empty(rows, cache.capacity, dtype=torch.int32),
-            list_rank=empty(rows, list_size(budget)),
-            list_at=empty(rows, list_size(budget), dtype=torch.int32),
-            again=empty(rows, dtype=torch.int32),
-            chosen_at=empty(rows, budget, dtype=torch.int32),
-            rest=empty(rows, 2),
-            parts=empty(rows, split_count(budget), part),
-            place=empty(rows, budget, dtype=torch.int32),
-            score=empty(rows, budget),
-        )
 
 
 class TritonBackend:

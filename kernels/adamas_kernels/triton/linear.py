@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adamas_kernels.step import next_power
+from adamas_kernels.triton.launch import next_power
 
 LARGEST_BLOCK = 2048  # inputs at a time
 INPUTS_PER_WARP = 256

@@ -16,8 +16,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from adamas_kernels.coding import LOWEST
-from adamas_kernels.step import chains, next_power
+from adamas_kernels.triton.coding import LOWEST
+from adamas_kernels.triton.launch import chains, next_power
 
 LOG2_E = math.log2(math.e)
 BLOCK_BYTES = 16384  # of keys that one program holds at a time

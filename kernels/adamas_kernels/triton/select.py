@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from adamas_kernels.coding import FACTS, LOWEST
-from adamas_kernels.ranking import load_words, rank_tokens
-from adamas_kernels.shortlist import LOG2_E, PLACES, dealt, position_of_first, position_of_second
+from adamas_kernels.triton.coding import FACTS, LOWEST
+from adamas_kernels.triton.ranking import load_words, rank_tokens
+from adamas_kernels.triton.shortlist import LOG2_E, PLACES, dealt, position_of_first, position_of_second
 
 GUESSES = tl.constexpr(4)  # rounds of interpolation, before dividing the interval evenly ends a search
 COUNT_BITS = tl.constexpr(16)  # of one of two counts in an int32

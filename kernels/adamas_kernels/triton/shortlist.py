@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from adamas_kernels.coding import LOWEST
+from adamas_kernels.triton.coding import LOWEST
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 PLACES = tl.constexpr(3)  # ranks that a group keeps

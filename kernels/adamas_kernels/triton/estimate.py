@@ -8,10 +8,10 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from adamas_kernels.coding import FACTS
-from adamas_kernels.ranking import dot4, load_queries, load_words, rank_of, rank_tokens
-from adamas_kernels.shortlist import LOG2_E, deal, dealt, empty_groups, store_groups
-from adamas_kernels.tile import (
+from adamas_kernels.triton.coding import FACTS
+from adamas_kernels.triton.ranking import dot4, load_queries, load_words, rank_of, rank_tokens
+from adamas_kernels.triton.shortlist import LOG2_E, deal, dealt, empty_groups, store_groups
+from adamas_kernels.triton.tile import (
     LANES,
     QUERIES,
     ROWS,

@@ -10,7 +10,7 @@ from numba import njit
 
 from adamas_kernels.cpu.build import source_stamp, stage
 from adamas_kernels.cpu.lanes import LANES, load, multiply_add, splat, store, sum_lanes
-from adamas_kernels.cpu.memory import floats_at, norms_at, turns_at
+from adamas_kernels.cpu.records import floats_at, norms_at, turns_at
 from adamas_kernels.cpu.tasks import STAGE
 
 ZERO, ONE = np.float32(0), np.float32(1)

@@ -32,7 +32,7 @@ from adamas_kernels.cpu.lanes import (
     sum_lanes,
     where,
 )
-from adamas_kernels.cpu.memory import FLASH, flashes_at, floats_at, ints_at, numbers_at
+from adamas_kernels.cpu.records import FLASH, flashes_at, floats_at, ints_at, numbers_at
 from adamas_kernels.cpu.runner import Runner
 from adamas_kernels.cpu.tasks import STAGE
 from adamas_kernels.cpu.tile import ROWS, multiply_narrow, multiply_wide

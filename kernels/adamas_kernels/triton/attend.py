@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from adamas_kernels.coding import FACTS, LOWEST
-from adamas_kernels.select import (
+from adamas_kernels.triton.coding import FACTS, LOWEST
+from adamas_kernels.triton.select import (
     exact_border,
     forced_and_wanted,
     load_extras,
@@ -16,7 +16,7 @@ from adamas_kernels.select import (
     shortlist,
     sum_of_both,
 )
-from adamas_kernels.shortlist import PLACES
+from adamas_kernels.triton.shortlist import PLACES
 
 # Numbers before the vectors of a split: maximum and sum, and two that keep the vectors aligned.
 PART_FACTS = tl.constexpr(4)

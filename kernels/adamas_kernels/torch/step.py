@@ -6,44 +6,17 @@ import torch
 from torch import Tensor
 
 from adamas_kernels import reference
-from adamas_kernels.ops import LayerCache, LayerView, SparseSettings, check_step
-from adamas_kernels.reference import Codebook
+from adamas_kernels.contract import LayerCache, LayerView, SparseSettings
 
 
-class TorchBackend:
-    """Adamas in plain torch."""
-
-    name = "torch"
-
-    def encode_keys(self, keys: Tensor, codebook: Codebook, codes: Tensor, scales: Tensor) -> None:
-        """See `Backend.encode_keys`."""
-        found, lengths = reference.encode_keys(keys, codebook)
-        codes.copy_(found)
-        scales.copy_(lengths)
-
-    def decode_step(
-        self,
-        queries: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        cache: LayerCache,
-        scaling: float,
-        settings: SparseSettings,
-        tally: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """See `Backend.decode_step`."""
-        check_step(queries, keys, values, cache)
-        return attend_newest(queries, append(self, keys, values, cache), scaling, settings, tally)
-
-
-def append(backend: TorchBackend, keys: Tensor, values: Tensor, cache: LayerCache) -> LayerView:
+def append(keys: Tensor, values: Tensor, cache: LayerCache) -> LayerView:
     """Append keys and values [B, K, N, D] behind `cache.length` tokens, and see everything up to them."""
     start = int(cache.length)
     end = start + keys.shape[2]
     new = slice(start, end)
     cache.keys[:, :, new] = keys
     cache.values[:, :, new] = values
-    backend.encode_keys(keys, cache.codebook, cache.codes[:, :, new], cache.scales[:, :, new])
+    cache.codes[:, :, new], cache.scales[:, :, new] = reference.encode_keys(keys, cache.codebook)
     cache.value_sum += values.sum(2, dtype=torch.float32)
     return cache.view(end)
 

@@ -7,7 +7,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from adamas_kernels.coding import (
+from adamas_kernels.reference import Codebook, padded_dim
+from adamas_kernels.triton.coding import (
     EDGE,
     FACTS,
     bucketize,
@@ -18,7 +19,6 @@ from adamas_kernels.coding import (
     rotate,
     tree_sum,
 )
-from adamas_kernels.reference import Codebook, padded_dim
 
 ROWS = 32  # keys per program
 

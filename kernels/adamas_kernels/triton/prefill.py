@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adamas_kernels.prefill import attention_with_lse
+from adamas_kernels.torch.prefill import attention_with_lse
 
 CUDNN_CAPABILITY = (9, 0)  # NVIDIA GPUs from Hopper on, where cuDNN is faster than flash attention
 CUDNN_LARGEST_DIM = 128

@@ -37,7 +37,7 @@ def chunk_attention(queries: Tensor, keys: Tensor, values: Tensor, scaling: floa
     kv_heads, size = keys.shape[1:3]
     past = size - new
     if new > 1 and queries.device.type == "cpu" and queries.dtype == torch.bfloat16 and find_spec("numba"):
-        from adamas_kernels.cpu.flash import flash_attention, serves
+        from adamas_kernels.cpu.prefill import flash_attention, serves
 
         if serves(queries, keys, values):
             return flash_attention(_runner(torch.get_num_threads()), queries, keys, values, scaling)
@@ -48,7 +48,7 @@ def chunk_attention(queries: Tensor, keys: Tensor, values: Tensor, scaling: floa
             queries, keys, values, is_causal=True, scale=scaling, enable_gqa=heads != kv_heads
         )
     if queries.device.type == "cuda" and queries.itemsize == 2 and _triton_runs(queries.device):
-        from adamas_kernels.prefill_cuda import split_attention
+        from adamas_kernels.triton.prefill import split_attention
 
         return split_attention(queries, keys, values, scaling)
     groups = heads // kv_heads

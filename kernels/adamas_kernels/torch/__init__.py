@@ -1,0 +1,1 @@
+"""The operations in plain torch: they run wherever torch does."""

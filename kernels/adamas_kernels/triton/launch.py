@@ -1,0 +1,26 @@
+"""What launches of several kernels have in common."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+CHAINING_CAPABILITY = 9  # NVIDIA GPUs from Hopper on start a launch before the one before it has ended
+
+
+def next_power(number: int) -> int:
+    """The smallest power of two that is at least `number`."""
+    return 1 << max(0, number - 1).bit_length()
+
+
+def has_ptx() -> bool:
+    """Whether kernels may hold NVIDIA's assembly: not on AMD, and not in Triton's interpreter."""
+    return torch.version.hip is None and os.environ.get("TRITON_INTERPRET") != "1"
+
+
+def chains(device: torch.device) -> bool:
+    """Whether launches on this device can overlap (programmatic dependent launch)."""
+    if device.type != "cuda" or not has_ptx():
+        return False
+    return torch.cuda.get_device_capability(device)[0] >= CHAINING_CAPABILITY

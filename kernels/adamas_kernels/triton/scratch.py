@@ -1,0 +1,99 @@
+"""What the launches of one sparse step hand to each other, and how large that is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+from adamas_kernels.contract import LayerCache
+from adamas_kernels.reference import padded_dim
+from adamas_kernels.triton.attend import PART_FACTS
+from adamas_kernels.triton.coding import FACTS
+from adamas_kernels.triton.launch import next_power
+from adamas_kernels.triton.shortlist import PLACES
+
+LEAST_GROUPS = 2048  # of tokens, of which each keeps its best
+MOST_GROUPS = 4096  # unless the budget is larger
+MOST_TURNS = 8  # tokens of a group, as far as that: more groups occupy more multiprocessors with the estimate
+GROUPS_PER_TOKEN = 4  # of the budget: seldom are three of the best in one group
+LEAST_LIST = 64  # listed tokens, and groups, at the least: those of one estimate program
+TOKENS_PER_SPLIT = 128  # chosen tokens that each of several attends to
+MOST_SPLITS = 32  # that are merged at once
+
+
+def group_count(device: torch.device, budget: int, capacity: int) -> int:
+    """Groups that the tokens of each query are dealt to, a power of two and no fewer than are listed."""
+    if device.type != "cuda":  # few, so that the interpreter sees several turns
+        return list_size(budget)
+    wanted = max(LEAST_GROUPS, next_power(capacity // MOST_TURNS), next_power(GROUPS_PER_TOKEN * budget))
+    wanted = min(MOST_GROUPS, wanted)
+    return max(list_size(budget), min(next_power(capacity), wanted))
+
+
+def list_size(budget: int) -> int:
+    """Tokens of which a selection chooses exactly."""
+    return max(LEAST_LIST, next_power(budget + budget // 4))
+
+
+def split_count(budget: int) -> int:
+    """Programs that share the chosen tokens of a query."""
+    return min(MOST_SPLITS, triton.cdiv(budget, TOKENS_PER_SPLIT))
+
+
+@dataclass
+class Scratch:
+    """What the launches of one step hand to each other. One set serves all layers of a model in turn.
+
+    Rows are queries, B x H x N of them.
+    """
+
+    words: Tensor  # int32 [rows, P / 4], encoded queries
+    facts: Tensor  # float32 [rows, FACTS]
+    best: Tensor  # float32 [rows, PLACES, groups], see `shortlist.py`
+    turns: Tensor  # int32 [rows, groups]
+    masses: Tensor  # float32 [rows, groups]
+    sums: Tensor  # int32 [rows, groups], of how many in each are listed and are looked at again
+    looked_at: Tensor  # int32 [rows, groups], which are looked at again
+    extra_rank: Tensor  # float32 [rows, room], of tokens that are no group's first or second
+    extra_at: Tensor  # int32 [rows, room]
+    list_rank: Tensor  # float32 [rows, list], of the listed tokens
+    list_at: Tensor  # int32 [rows, list]
+    again: Tensor  # int32 [rows], how many groups were looked at again
+    chosen_at: Tensor  # int32 [rows, budget]
+    rest: Tensor  # float32 [rows, 2], softmax mass of the others and the score that it is relative to
+    parts: Tensor  # float32 [rows, splits, ...]
+    place: Tensor  # int32 [rows, budget], for the tally
+    score: Tensor  # float32 [rows, budget]
+
+    @classmethod
+    def allocate(cls, queries: Tensor, cache: LayerCache, budget: int, groups: int) -> Scratch:
+        """Buffers for queries [B, H, N, D] over this cache's capacity."""
+        batch, heads, new, dim = queries.shape
+        rows = batch * heads * new
+        part = 2 * next_power(cache.values.shape[3]) + PART_FACTS.value
+
+        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.empty(*shape, dtype=dtype, device=queries.device)
+
+        return cls(
+            words=empty(rows, padded_dim(dim) // 4, dtype=torch.int32),
+            facts=empty(rows, FACTS.value),
+            best=empty(rows, PLACES.value, groups),
+            turns=empty(rows, groups, dtype=torch.int32),
+            masses=empty(rows, groups),
+            sums=empty(rows, groups, dtype=torch.int32),
+            looked_at=empty(rows, groups, dtype=torch.int32),
+            extra_rank=empty(rows, cache.capacity),
+            extra_at=empty(rows, cache.capacity, dtype=torch.int32),
+            list_rank=empty(rows, list_size(budget)),
+            list_at=empty(rows, list_size(budget), dtype=torch.int32),
+            again=empty(rows, dtype=torch.int32),
+            chosen_at=empty(rows, budget, dtype=torch.int32),
+            rest=empty(rows, 2),
+            parts=empty(rows, split_count(budget), part),
+            place=empty(rows, budget, dtype=torch.int32),
+            score=empty(rows, budget),
+        )
