@@ -27,14 +27,9 @@ from adamas_cli.store.document import StoredDocument
 
 if TYPE_CHECKING:
     from adamas_cli.documents import Document
-    from adamas_cli.options import (
-        AttentionOptions,
-        ModelOptions,
-        OriginOptions,
-        PromptOptions,
-        StoreOptions,
-    )
     from adamas_cli.progress import Progress
+    from adamas_cli.settings import DecodingSettings, ModelSettings, OriginSettings, PromptSettings
+    from adamas_cli.store.settings import StoreSettings
 
 log = logging.getLogger(__name__)
 
@@ -60,12 +55,12 @@ class Session:
         cls,
         documents: Sequence[Document],
         questions: Sequence[str],
-        model: ModelOptions,
-        attention: AttentionOptions,
-        prompt: PromptOptions,
-        store: StoreOptions,
+        model: ModelSettings,
+        attention: DecodingSettings,
+        prompt: PromptSettings,
+        store: StoreSettings,
         progress: Progress,
-        origins: OriginOptions | None = None,
+        origins: OriginSettings | None = None,
     ) -> Session:
         """Load the model and, meanwhile, count the documents; nothing runs before it is known to fit.
 
@@ -269,9 +264,9 @@ def stored_document(
     runtime: Runtime, engine: Engine, ids: np.ndarray, names: Sequence[str]
 ) -> StoredDocument | None:
     """The documents in `ids`, int [n], as the store has or will have them; None where it is not used."""
-    if runtime.store.no_doc_cache or not engine.keeps_documents:
+    if runtime.store.off or not engine.keeps_documents:
         return None
-    settings, note = runtime.store.settings, runtime.progress.note
+    settings, note = runtime.store, runtime.progress.note
     return StoredDocument(runtime.load(), ids, engine.chunk, settings, names, note)
 
 

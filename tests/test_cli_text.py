@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adamas_cli.options import AttentionOptions, SamplingOptions, parse_length
+from adamas_cli.commands.options import parse_length
 from adamas_cli.reasoning import ReasoningSplitter
+from adamas_cli.settings import DecodingSettings
 from adamas_cli.terminal.markdown import BlockStream
 from adamas_cli.terminal.sanitize import Sanitizer, one_line, plain
 
@@ -104,14 +105,12 @@ def test_lengths(text: str, number: int) -> None:
 
 def test_options_default_to_what_the_engine_defaults_to() -> None:
     from adamas_cli.engine.attention import AttentionSettings
-    from adamas_cli.engine.sampling import Sampling
 
-    options, settings = AttentionOptions(), AttentionSettings()
+    options, settings = DecodingSettings(), AttentionSettings()
     assert (options.attn, options.dense_layers) == (settings.kind, settings.dense_layers)
     assert options.scorer == settings.sparse.scorer
     assert options.budget is None  # by the length of the context
     assert options.prefill_chunk is None  # by the device
-    assert vars(SamplingOptions()) == vars(Sampling())
 
 
 def test_a_full_disk_is_no_fault_of_the_program():

@@ -29,9 +29,10 @@ from adamas_cli.models.prequantized import (
 )
 from adamas_cli.models.quantization import PACKAGES, is_plain
 from adamas_cli.models.resolve import ModelFiles
-from adamas_cli.options import AttentionOptions, ModelOptions, PromptOptions, StoreOptions
 from adamas_cli.planning.foresee import Flags, _Foresight
 from adamas_cli.progress import Silent
+from adamas_cli.settings import DecodingSettings, ModelSettings, PromptSettings
+from adamas_cli.store.settings import StoreSettings
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 BLOCK = 32
@@ -284,7 +285,7 @@ def test_bytes_that_stay_in_memory_are_those_of_the_files(tmp_path):
 @pytest.mark.parametrize("quantization", ["auto", "none"])
 def test_a_plan_knows_timings_by_what_loading_makes_of_the_weights(fp8_model, quantization):
     directory, _ = fp8_model
-    model = ModelOptions(device="cpu", quantization=quantization)
-    flags = Flags(model, AttentionOptions(), PromptOptions(), StoreOptions())
+    model = ModelSettings(device="cpu", quantization=quantization)
+    flags = Flags(model, DecodingSettings(), PromptSettings(), StoreSettings())
     planned = _Foresight(ModelFiles("a model", directory, directory.name), flags, Silent())
     assert planned.quantization == loaded(directory, quantization).quantization

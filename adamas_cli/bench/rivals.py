@@ -18,7 +18,7 @@ from adamas_cli.bench.target import Target, gguf_file
 from adamas_cli.errors import AdamasError, UsageError
 
 if TYPE_CHECKING:
-    from adamas_cli.options import ModelOptions
+    from adamas_cli.settings import ModelSettings
 
 LLAMA, TRANSFORMERS = "llama.cpp", "transformers"
 LLAMA_PYTHON = "ADAMAS_LLAMA_PYTHON"  # a Python that has llama-cpp-python, where this one has not
@@ -41,7 +41,7 @@ class Rival:
             yield Measurement(engine=self.name, attention="full", **record)
 
 
-def find_rival(name: str, target: Target, options: ModelOptions) -> Rival:
+def find_rival(name: str, target: Target, options: ModelSettings) -> Rival:
     """The engine called so. Raises UsageError where it is not known, not installed or does not take the
     model.
     """

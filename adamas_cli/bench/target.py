@@ -23,8 +23,8 @@ from adamas_cli.models.quantization import PACKAGES
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from adamas_cli.options import ModelOptions
     from adamas_cli.progress import Progress
+    from adamas_cli.settings import ModelSettings
 
 Load = Callable[["Progress"], models.LoadedModel]
 
@@ -57,7 +57,7 @@ class Target:
             )
 
 
-def model_target(options: ModelOptions, progress: Progress) -> Target:
+def model_target(options: ModelSettings, progress: Progress) -> Target:
     """The model that `-m` names. Raises ModelUnavailableError, UsageError."""
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
@@ -90,7 +90,7 @@ def model_target(options: ModelOptions, progress: Progress) -> Target:
     )
 
 
-def shape_target(name: str, tokens: int, options: ModelOptions) -> Target:
+def shape_target(name: str, tokens: int, options: ModelSettings) -> Target:
     """A model of a shape with random weights and a context of `tokens`. Raises UsageError."""
     from adamas_cli.bench.shapes import load_shape, shape_config, shape_fields
 
@@ -110,7 +110,7 @@ def shape_target(name: str, tokens: int, options: ModelOptions) -> Target:
     )
 
 
-def gguf_file(options: ModelOptions) -> Path:
+def gguf_file(options: ModelSettings) -> Path:
     """The GGUF file that `-m` names. Raises UsageError where it names something else, or it is not there."""
     name = options.model or default_name(options.device)
     alias = aliases().get(name)

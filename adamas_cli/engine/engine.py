@@ -30,7 +30,8 @@ from adamas_cli.engine.layers import SparseDecoding, Steps
 from adamas_cli.engine.mapped import mapped_bytes
 from adamas_cli.engine.native import NativeDecoder, native_obstacle
 from adamas_cli.engine.reader import TokenReader
-from adamas_cli.engine.sampling import Sampler, Sampling
+from adamas_cli.engine.sampler import Sampler
+from adamas_cli.engine.sampling import Sampling
 from adamas_cli.errors import OutOfMemoryError
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from adamas_cli.progress import Progress
 from adamas_cli.prompt.tokens import Tokenizer
 
 if TYPE_CHECKING:
-    from adamas_cli.options import ModelOptions
+    from adamas_cli.settings import ModelSettings
 
 DIGITS = 12  # of a sha256
 
@@ -38,10 +38,10 @@ class Subject:
     dtype: torch.dtype
     backend: str
     dense_layers: int
-    options: ModelOptions
+    options: ModelSettings
 
     @classmethod
-    def find(cls, model: ModelOptions, backend: str, dense_layers: int, progress: Progress) -> Subject:
+    def find(cls, model: ModelSettings, backend: str, dense_layers: int, progress: Progress) -> Subject:
         """Raises ModelUnavailableError, and UsageError where the device, the backend or the number of dense
         layers is impossible.
         """

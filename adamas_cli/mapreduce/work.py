@@ -15,9 +15,9 @@ from adamas_cli.mapreduce.findings import Finding, grouped, label, merged_passag
 from adamas_cli.mapreduce.notes import as_notes
 from adamas_cli.mapreduce.parts import Excerpt, Measure, Passage, cut
 from adamas_cli.mapreduce.resume import Partials
-from adamas_cli.options import OriginOptions
 from adamas_cli.prompt.layout import question_ids
 from adamas_cli.session import Session
+from adamas_cli.settings import OriginSettings
 
 if TYPE_CHECKING:
     from adamas_cli.documents import Document
@@ -59,7 +59,7 @@ class Work:
         sampling: Sampling,
         max_tokens: int,
     ) -> None:
-        self._runtime = replace(runtime, origins=OriginOptions())  # which know of one document, not of parts
+        self._runtime = replace(runtime, origins=OriginSettings())  # which know of one document, not of parts
         self._documents = documents
         self._job = job
         self._sampling = sampling
@@ -279,4 +279,4 @@ def _partials(runtime: Runtime, sampling: Sampling, answer: int) -> Partials:
     }
     repeats = not sampling.temperature or sampling.seed is not None
     store = runtime.store
-    return Partials(facts, reads=repeats and not store.no_doc_cache, writes=repeats and store.writes)
+    return Partials(facts, reads=repeats and not store.off, writes=repeats and store.writes)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from adamas_cli.commands.options import parse_length
 from adamas_cli.errors import UsageError
-from adamas_cli.options import parse_length
 
 if TYPE_CHECKING:
     from adamas_cli.eval.ledger import Ledger, Record
