@@ -9,9 +9,9 @@ from typing import Protocol
 from adamas_cli.engine.events import Done, Event, Token
 from adamas_cli.mapreduce.events import Step
 from adamas_cli.reasoning import ReasoningSplitter
+from adamas_cli.sanitize import Sanitizer
 from adamas_cli.sources.passages import Sources
 from adamas_cli.sources.quotes import Quote
-from adamas_cli.terminal.sanitize import Sanitizer
 
 
 class Decoder(Protocol):

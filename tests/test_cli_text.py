@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from adamas_cli.commands.options import parse_length
 from adamas_cli.reasoning import ReasoningSplitter
+from adamas_cli.sanitize import Sanitizer, one_line, plain
 from adamas_cli.settings import DecodingSettings
 from adamas_cli.terminal.markdown import BlockStream
-from adamas_cli.terminal.sanitize import Sanitizer, one_line, plain
 
 ESCAPES = ["\x1b", "[", "31", "m", "]0;t", "\x07", "\\", "\x9b"]
 TAGS = ["<", "<think>", "</think>", "</thi"]
@@ -116,7 +116,7 @@ def test_options_default_to_what_the_engine_defaults_to() -> None:
 def test_a_full_disk_is_no_fault_of_the_program():
     from errno import EINVAL, ENOSPC
 
-    from adamas_cli.failures import as_user_error
+    from adamas_cli.commands.failures import as_user_error
 
     full = as_user_error(OSError(ENOSPC, "No space left on device"))
     assert full.message == "No space left on device"

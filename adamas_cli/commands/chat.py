@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adamas_cli.commands.failures import report
 from adamas_cli.commands.options import grouped
 from adamas_cli.commands.reading import Sources, collect_documents, require_sources
 from adamas_cli.engine.sampling import Sampling
@@ -74,7 +75,7 @@ def command(
             records = sys.stdout if output.json else None
             chat = Chat(conversation, display, sampling, find, records, file)
             if on_terminal:
-                converse(chat, _editor(chat))
+                converse(chat, _editor(chat), report)
             else:
                 follow(chat, lines_of_stdin())
 

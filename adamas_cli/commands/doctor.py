@@ -17,7 +17,7 @@ from adamas_cli.models.default import default_name
 from adamas_cli.models.fitting import Fit, fits
 from adamas_cli.models.folder import missing
 from adamas_cli.models.inventory import find
-from adamas_cli.terminal.sanitize import one_line
+from adamas_cli.sanitize import one_line
 
 
 def command(as_json: AsJson = False) -> None:

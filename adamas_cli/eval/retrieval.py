@@ -12,11 +12,11 @@ import numpy as np
 from adamas_cli.documents import Document
 from adamas_cli.errors import UsageError
 from adamas_cli.eval.asking import Asked, Asker, Prompting, backend_name, plan
+from adamas_cli.eval.columns import Column, decimals, unless_zero
 from adamas_cli.eval.divergence import interval
 from adamas_cli.eval.haystack import Haystack, fit
 from adamas_cli.eval.ledger import Ledger, Record
 from adamas_cli.eval.reading import Way
-from adamas_cli.eval.report import Column, decimals, unless_zero
 from adamas_cli.eval.tasks import Question, Task
 from adamas_cli.eval.workload import Workload
 

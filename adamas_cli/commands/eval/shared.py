@@ -16,8 +16,9 @@ from adamas_cli.commands.options import parse_length
 from adamas_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from adamas_cli.commands.eval.report import Report
+    from adamas_cli.eval.columns import Column
     from adamas_cli.eval.ledger import Ledger, Record
-    from adamas_cli.eval.report import Column, Report
     from adamas_cli.eval.workload import Workload
     from adamas_cli.terminal.display import Display
 
@@ -118,7 +119,7 @@ def names(text: str, flag: str, known: Collection[str]) -> list[str]:
 @contextmanager
 def showing(options: ReportOptions, columns: Sequence[Column]) -> Iterator[tuple[Report, Display]]:
     """The report on stdout and the show on stderr, which ends before a table is drawn."""
-    from adamas_cli.eval.report import Report
+    from adamas_cli.commands.eval.report import Report
     from adamas_cli.terminal.display import Display
 
     with (

@@ -10,7 +10,7 @@ import sys
 import traceback
 
 from adamas_cli.errors import INTERRUPTED, AdamasError, OutOfMemoryError
-from adamas_cli.terminal.sanitize import plain
+from adamas_cli.sanitize import plain
 
 # Errors of a disk or of permissions, which are no fault of the program.
 _OF_THE_MACHINE = (
@@ -49,7 +49,7 @@ def as_user_error(error: Exception) -> AdamasError:
     )
 
 
-def report(error: AdamasError, *, as_json: bool) -> int:
+def report(error: AdamasError, *, as_json: bool = False) -> int:
     """Tell the user, on stderr and with `as_json` also as an object on stdout; the exit code."""
     if logging.getLogger("adamas_cli").isEnabledFor(logging.DEBUG):
         shown = error.__cause__ if type(error) is AdamasError and error.__cause__ else error
