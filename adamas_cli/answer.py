@@ -1,4 +1,4 @@
-"""An answer as text: token events turned into words, and the record that `--json` prints."""
+"""An answer as text: token events turned into words, and the JSON record of it."""
 
 from __future__ import annotations
 

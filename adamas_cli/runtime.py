@@ -59,7 +59,7 @@ class Runtime:
         origins = origins or OriginSettings()
         if origins.counts and attention.attn == "full":
             raise UsageError(
-                "--sources shows what sparse attention chose to read: leave out --attn full, or --sources"
+                "`sources` shows what sparse attention chose to read: leave out `attn` full, or `sources`"
             )
         files = models.resolve(
             model.model, dtype=model.dtype, device=model.device, offline=model.offline, progress=progress
@@ -95,14 +95,14 @@ class Runtime:
 
     @property
     def context(self) -> int:
-        """Tokens of `--ctx-size`, or of the model, whose weights this loads. Raises UsageError for more than
+        """Tokens of `ctx_size`, or of the model, whose weights this loads. Raises UsageError for more than
         the model's.
         """
         available = self.load().context_length
         chosen = self.prompt.ctx_size
         if chosen > available:
             raise UsageError(
-                f"--ctx-size {chosen:,} is more than the model's context of {available:,} tokens"
+                f"`ctx_size` {chosen:,} is more than the model's context of {available:,} tokens"
             )
         return chosen or available
 
@@ -135,6 +135,6 @@ class Runtime:
             dense_layers=self.attention.dense_layers,
             weights=stored_bytes(self.files.directory),
         )
-        advice = "Use a smaller model, --quantization, fewer documents or --device cpu."
+        advice = "Use a smaller model, `quantization`, fewer documents or `device` cpu."
         require_memory(plan, device, self.files.name, advice)
         return plan

@@ -65,7 +65,7 @@ class Session:
         """Load the model and, meanwhile, count the documents; nothing runs before it is known to fit.
 
         Room is kept for the longest of the questions. Raises ModelUnavailableError, OverContextError, and
-        UsageError for a wrong template or `--ctx-size`.
+        UsageError for a wrong template or `ctx_size`.
         """
         runtime = Runtime.resolve(model, attention, prompt, store, progress, origins)
         around = runtime.frame(prompt.template or DEFAULT_TEMPLATE)
@@ -232,7 +232,7 @@ def open_engine(
     limit: int = 0,
     counts: bool = False,
 ) -> Engine:
-    """An engine with room for so many tokens; says with `-v` why it does not run in the fastest way.
+    """An engine with room for so many tokens; says at the level INFO why it does not run in the fastest way.
 
     limit: tokens that there may come to be, see `Engine`.
     compiled: where each line is added by which the engine says that it compiles, which spoils timings.

@@ -10,6 +10,7 @@ import pytest
 import torch
 from adamas_kernels.ops import SparseSettings
 from conftest import ARCHITECTURES, tiny_architecture
+from told import raises_told
 
 from adamas_cli.engine.attention import (
     NAME,
@@ -262,9 +263,7 @@ def test_the_backend_is_the_fastest_that_runs_and_says_why_not_triton():
     assert engine.backend_reason == (
         "the cpu backend computes sparse attention (no triton: the model is on cpu, not on a GPU)"
     )
-    with pytest.raises(
-        UsageError, match=r"the triton backend cannot run: the model is on cpu.*--backend auto"
-    ):
+    with raises_told(UsageError, match=r"the triton backend cannot run: the model is on cpu.*--backend auto"):
         Engine(Loaded(model), AttentionSettings("adamas", backend="triton"), context=100)
 
 
@@ -297,7 +296,7 @@ def soft_capped() -> torch.nn.Module:
 
 def test_models_with_other_attention_are_refused_by_name_but_run_with_full():
     model = soft_capped()
-    with pytest.raises(ModelUnavailableError, match=r"soft-capped\. Use --attn full"):
+    with raises_told(ModelUnavailableError, match=r"soft-capped\. Use --attn full"):
         Engine(Loaded(model), sparse(64), context=100)
     ids = prompt(90)
     engine = Engine(Loaded(model), AttentionSettings("auto"), context=10**6, prefill_chunk=32)

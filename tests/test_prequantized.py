@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import byte_tokenizer, tiny_architecture
 from safetensors.torch import load_file, save_file
+from told import raises_told
 from torch import nn
 
 from adamas_cli.bench.traffic import step_bytes
@@ -113,7 +114,7 @@ def test_words_hold_as_many_numbers_as_the_config_says():
 
 @pytest.mark.parametrize("name", PACKAGES)
 def test_what_comes_quantized_is_not_quantized_once_more(name):
-    with pytest.raises(UsageError, match=rf"comes quantized \(awq\): leave out --quantization {name}"):
+    with raises_told(UsageError, match=rf"comes quantized \(awq\): leave out --quantization {name}"):
         require_readable("a model", {"quant_method": "awq"}, name)
 
 
@@ -176,7 +177,7 @@ def test_what_stays_quantized_is_not_packed(tiny_model, tmp_path):
     assert plain - linear < step < plain - 0.9 * linear  # a scale for each row more
     assert type(found.model.get_submodule(PROJECTION.format(1)).weight.data) is not torch.Tensor
     assert not any(isinstance(module, PackedLinear) for module in found.model.modules())
-    with pytest.raises(UsageError, match="stays so: leave out --quantization packed"):
+    with raises_told(UsageError, match="stays so: leave out --quantization packed"):
         loaded(directory, "packed")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import typer
@@ -18,6 +18,7 @@ from adamas_cli.models.fitting import Fit, fits
 from adamas_cli.models.folder import missing
 from adamas_cli.models.inventory import find
 from adamas_cli.sanitize import one_line
+from adamas_cli.terminal.spelling import spelled
 
 
 def command(as_json: AsJson = False) -> None:
@@ -25,7 +26,8 @@ def command(as_json: AsJson = False) -> None:
     checks: list[Check] = []
     models = list(fits())
     for look in [*machine_checks(setting_names()), lambda: _default_model(models)]:
-        checks.append(look())
+        found = look()
+        checks.append(replace(found, advice=spelled(found.advice)))
         if not as_json:
             print(_line(checks[-1]), flush=True)
     wrong = [check for check in checks if check.state == "wrong"]

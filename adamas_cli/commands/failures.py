@@ -11,6 +11,7 @@ import traceback
 
 from adamas_cli.errors import INTERRUPTED, AdamasError, OutOfMemoryError
 from adamas_cli.sanitize import plain
+from adamas_cli.terminal.spelling import spelled
 
 # Errors of a disk or of permissions, which are no fault of the program.
 _OF_THE_MACHINE = (
@@ -54,9 +55,9 @@ def report(error: AdamasError, *, as_json: bool = False) -> int:
     if logging.getLogger("adamas_cli").isEnabledFor(logging.DEBUG):
         shown = error.__cause__ if type(error) is AdamasError and error.__cause__ else error
         traceback.print_exception(shown, file=sys.stderr)
-    print(f"adamas: {plain(error.message)}", file=sys.stderr)
+    print(f"adamas: {plain(spelled(error.message))}", file=sys.stderr)
     if as_json:
-        print(json.dumps({"error": error.as_json()}, ensure_ascii=False))
+        print(spelled(json.dumps({"error": error.as_json()}, ensure_ascii=False)))
     return error.exit_code
 
 

@@ -226,7 +226,7 @@ class AdamasCache(Cache):
 
 
 class PlainCache(DynamicCache):
-    """The cache of a model that keeps its own attention throughout: `--attn full` where Adamas does not
+    """The cache of a model that keeps its own attention throughout: full attention where Adamas does not
     serve it.
     """
 

@@ -351,7 +351,7 @@ class Engine:
             if len(tokens) <= SMALLEST_CHUNK:
                 raise OutOfMemoryError(
                     f"out of memory on {self.model.device} with {self.length:,} tokens in the cache. "
-                    "Use a smaller model, --dtype bfloat16, or fewer documents.",
+                    "Use a smaller model, `dtype` bfloat16, or fewer documents.",
                     n_cached_tokens=self.length,
                 )
             size = self.chunk = max(SMALLEST_CHUNK, len(tokens) // 2)

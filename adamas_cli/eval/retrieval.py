@@ -101,9 +101,9 @@ class Retrieval:
         most = min(sample.most, LONGEST_TOKEN * length)
         size = fit(lambda size: len(document(size)), room, most)
         if size is None:
-            raise UsageError(f"--len {length:,} is too short for --tasks {task.name}")
+            raise UsageError(f"`len` {length:,} is too short for `tasks` {task.name}")
         if size == most:
-            raise UsageError(f"--text {self.path} is too short for --len {length:,}. Give a longer text.")
+            raise UsageError(f"`text` {self.path} is too short for `len` {length:,}. Give a longer text.")
         return Exam(document(size), sample.questions, asked)
 
     def plan(self, workload: Workload) -> None:

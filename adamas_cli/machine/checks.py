@@ -104,7 +104,7 @@ def _triton() -> Check:
         done = "compiles and runs a kernel" if trial.ran else "compiles a kernel"
         return Check("Triton", "ok", f"{done}, in {trial.seconds:.1f} s with its start")
     if gpus():
-        advice = "Install triton again, and a C compiler (gcc); until then: --backend torch"
+        advice = "Install triton again, and a C compiler (gcc); until then: `backend` torch"
         return Check("Triton", "wrong", trial.problem, advice)
     return Check("Triton", "note", trial.problem, "Only GPUs need it.")
 

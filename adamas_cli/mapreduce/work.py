@@ -77,7 +77,7 @@ class Work:
         if final < _LEAST_MERGED * self._bound:
             raise OverContextError(
                 f"an answer of {max_tokens:,} tokens leaves no room to merge parts in a context of "
-                f"{self._context:,}: lower -n or raise --ctx-size",
+                f"{self._context:,}: lower `max_tokens` or raise `ctx_size`",
                 n_answer_tokens=max_tokens,
                 n_ctx=self._context,
             )
@@ -128,7 +128,7 @@ class Work:
         return [label(finding.passages) for finding in self._findings[number] if finding.knows]
 
     def as_json(self, number: int) -> dict[str, object]:
-        """What `--json` prints beside the answer."""
+        """What the JSON record holds beside the answer."""
         parts = [finding.as_json() for finding in self._findings[number]]
         return self._about | {"parts": parts, "levels": self._levels[number]}
 
@@ -139,7 +139,7 @@ class Work:
         groups = grouped(sizes, self._room(self._merge, question, self._bound))
         if len(groups) == len(findings):
             raise OverContextError(
-                f"no two partial answers fit a context of {self._context:,} tokens: raise --ctx-size",
+                f"no two partial answers fit a context of {self._context:,} tokens: raise `ctx_size`",
                 n_ctx=self._context,
             )
         self._levels[number] += 1

@@ -51,7 +51,7 @@ def foresee(
     """The plan of these questions about these documents. calibrates: time the model's shape now; None does
     where no timings are known.
 
-    Raises ModelUnavailableError, and UsageError for a wrong template or `--ctx-size`.
+    Raises ModelUnavailableError, and UsageError for a wrong template or `ctx_size`.
     """
     chosen = flags.model
     require_here(chosen.model, dtype=chosen.dtype, device=chosen.device)
@@ -110,7 +110,7 @@ class _Foresight:
         prompt = self.flags.prompt
         if prompt.ctx_size > self.shape.context:
             raise UsageError(
-                f"--ctx-size {prompt.ctx_size:,} is more than the model's context of "
+                f"`ctx_size` {prompt.ctx_size:,} is more than the model's context of "
                 f"{self.shape.context:,} tokens"
             )
         tokenizer = Tokenizer.from_directory(self.files.directory)
