@@ -1,4 +1,4 @@
-"""An answer as text: token events turned into words, and the record that `--json` prints."""
+"""An answer as text: token events turned into words, and the JSON record of it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Protocol
 from adamas_cli.engine.events import Done, Event, Token
 from adamas_cli.mapreduce.events import Step
 from adamas_cli.reasoning import ReasoningSplitter
+from adamas_cli.sanitize import Sanitizer
 from adamas_cli.sources.passages import Sources
 from adamas_cli.sources.quotes import Quote
-from adamas_cli.terminal.sanitize import Sanitizer
 
 
 class Decoder(Protocol):

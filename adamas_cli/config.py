@@ -25,11 +25,11 @@ def config_path() -> Path:
     return user_config_path("adamas") / "config.toml"
 
 
-def read_config(known: Collection[str]) -> dict[str, str | list[str]]:
-    """The settings of the configuration file by flag name (`max_tokens`); empty if there is no file.
+def read_config(known: Collection[str] | None = None) -> dict[str, str | list[str]]:
+    """The settings of the configuration file by name (`max_tokens`); empty if there is no file.
 
-    `known` are the names it may hold. Values are texts, as on a command line, or lists of them, so that
-    flags are as strict with them. Raises UsageError for a file that is not TOML or holds another name.
+    known: the names that it may hold, None for any. Values are texts, as on a command line, or lists of them,
+    so that both are checked alike. Raises UsageError for a file that is not TOML or holds another name.
     """
     path = config_path()
     try:
@@ -43,9 +43,9 @@ def read_config(known: Collection[str]) -> dict[str, str | list[str]]:
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"the configuration file {path} is not TOML: {error}") from error
     named = {name.replace("-", "_"): value for name, value in settings.items()}
-    unknown = sorted(named.keys() - set(known))
+    unknown = [] if known is None else sorted(named.keys() - set(known))
     if unknown:
-        near = get_close_matches(unknown[0], sorted(known), 1, cutoff=0.5)
+        near = get_close_matches(unknown[0], sorted(known or ()), 1, cutoff=0.5)
         advice = f"; did you mean {near[0]}?" if near else ""
         raise UsageError(
             f"the configuration file {path} sets {', '.join(unknown)}, which no flag is called{advice}"

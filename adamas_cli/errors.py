@@ -1,4 +1,4 @@
-"""The exceptions a user sees. Each kind has one exit code and carries its numbers for `--json`."""
+"""The exceptions a user sees. Each kind has one exit code and carries its numbers for JSON."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ INTERRUPTED = 130  # what a shell reports for a process that Ctrl-C ended
 
 
 class AdamasError(Exception):
-    """Something a user should read: the message says what happened and what to do about it.
+    """Something a user should read: the message says what happened and what to do about it. It names
+    settings between backticks, as `ctx_size`; a command shows their flags instead.
 
-    `details` are JSON values (such as `n_prompt_tokens`) that `--json` prints beside the message.
+    `details` are JSON values (such as `n_prompt_tokens`) that stand beside the message.
     """
 
     exit_code = 1
@@ -20,12 +21,12 @@ class AdamasError(Exception):
         self.details = details
 
     def as_json(self) -> dict[str, object]:
-        """The `error` object that `--json` prints on stdout."""
+        """The error as a JSON object."""
         return {"type": self.kind, "message": self.message, "exit_code": self.exit_code, **self.details}
 
 
 class UsageError(AdamasError):
-    """The command line is wrong: an unknown flag, a value out of range, two flags that exclude each other."""
+    """What was asked for is wrong: an unknown name, a value out of range, settings at odds."""
 
     exit_code = 2
     kind = "usage"

@@ -18,7 +18,7 @@ _LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 
 
 def prepare_libraries(*, verbose: int, offline: bool) -> None:
-    """Set the level of our own log by the number of `-v`, and below two of them silence the libraries.
+    """Set the level of our own log, 0 to 2, and below 2 silence the libraries.
 
     Hugging Face's libraries read their environment once, when they are imported.
     """

@@ -16,14 +16,15 @@ from adamas_cli.engine.plan import MemoryPlan, plan_memory, require_memory
 from adamas_cli.errors import UsageError
 from adamas_cli.models.device import choose_device, choose_dtype, wants_cuda
 from adamas_cli.models.prequantized import stored_bytes
-from adamas_cli.options import OriginOptions
 from adamas_cli.prompt.layout import Layout
 from adamas_cli.prompt.template import Frame, frame, load_template
 from adamas_cli.prompt.tokens import Tokenizer
+from adamas_cli.settings import OriginSettings
 
 if TYPE_CHECKING:
-    from adamas_cli.options import AttentionOptions, ModelOptions, PromptOptions, StoreOptions
     from adamas_cli.progress import Progress
+    from adamas_cli.settings import DecodingSettings, ModelSettings, PromptSettings
+    from adamas_cli.store.settings import StoreSettings
 
 
 @dataclass
@@ -33,32 +34,32 @@ class Runtime:
     files: models.ModelFiles
     tokenizer: Tokenizer
     chat: PreTrainedTokenizerFast
-    model: ModelOptions
-    attention: AttentionOptions
-    prompt: PromptOptions
-    store: StoreOptions
+    model: ModelSettings
+    attention: DecodingSettings
+    prompt: PromptSettings
+    store: StoreSettings
     progress: Progress
-    origins: OriginOptions = field(default_factory=OriginOptions)
+    origins: OriginSettings = field(default_factory=OriginSettings)
     load_seconds: float = 0.0  # from the model's name to weights in memory, a download not included
     _loaded: models.LoadedModel | None = None
 
     @classmethod
     def resolve(
         cls,
-        model: ModelOptions,
-        attention: AttentionOptions,
-        prompt: PromptOptions,
-        store: StoreOptions,
+        model: ModelSettings,
+        attention: DecodingSettings,
+        prompt: PromptSettings,
+        store: StoreSettings,
         progress: Progress,
-        origins: OriginOptions | None = None,
+        origins: OriginSettings | None = None,
     ) -> Runtime:
         """Find the model's files, downloading them if need be, and read its tokenizer. Raises
         ModelUnavailableError, and UsageError where attention is to be counted that is not sparse.
         """
-        origins = origins or OriginOptions()
+        origins = origins or OriginSettings()
         if origins.counts and attention.attn == "full":
             raise UsageError(
-                "--sources shows what sparse attention chose to read: leave out --attn full, or --sources"
+                "`sources` shows what sparse attention chose to read: leave out `attn` full, or `sources`"
             )
         files = models.resolve(
             model.model, dtype=model.dtype, device=model.device, offline=model.offline, progress=progress
@@ -94,14 +95,14 @@ class Runtime:
 
     @property
     def context(self) -> int:
-        """Tokens of `--ctx-size`, or of the model, whose weights this loads. Raises UsageError for more than
+        """Tokens of `ctx_size`, or of the model, whose weights this loads. Raises UsageError for more than
         the model's.
         """
         available = self.load().context_length
         chosen = self.prompt.ctx_size
         if chosen > available:
             raise UsageError(
-                f"--ctx-size {chosen:,} is more than the model's context of {available:,} tokens"
+                f"`ctx_size` {chosen:,} is more than the model's context of {available:,} tokens"
             )
         return chosen or available
 
@@ -134,6 +135,6 @@ class Runtime:
             dense_layers=self.attention.dense_layers,
             weights=stored_bytes(self.files.directory),
         )
-        advice = "Use a smaller model, --quantization, fewer documents or --device cpu."
+        advice = "Use a smaller model, `quantization`, fewer documents or `device` cpu."
         require_memory(plan, device, self.files.name, advice)
         return plan

@@ -27,14 +27,9 @@ from adamas_cli.store.document import StoredDocument
 
 if TYPE_CHECKING:
     from adamas_cli.documents import Document
-    from adamas_cli.options import (
-        AttentionOptions,
-        ModelOptions,
-        OriginOptions,
-        PromptOptions,
-        StoreOptions,
-    )
     from adamas_cli.progress import Progress
+    from adamas_cli.settings import DecodingSettings, ModelSettings, OriginSettings, PromptSettings
+    from adamas_cli.store.settings import StoreSettings
 
 log = logging.getLogger(__name__)
 
@@ -60,17 +55,17 @@ class Session:
         cls,
         documents: Sequence[Document],
         questions: Sequence[str],
-        model: ModelOptions,
-        attention: AttentionOptions,
-        prompt: PromptOptions,
-        store: StoreOptions,
+        model: ModelSettings,
+        attention: DecodingSettings,
+        prompt: PromptSettings,
+        store: StoreSettings,
         progress: Progress,
-        origins: OriginOptions | None = None,
+        origins: OriginSettings | None = None,
     ) -> Session:
         """Load the model and, meanwhile, count the documents; nothing runs before it is known to fit.
 
         Room is kept for the longest of the questions. Raises ModelUnavailableError, OverContextError, and
-        UsageError for a wrong template or `--ctx-size`.
+        UsageError for a wrong template or `ctx_size`.
         """
         runtime = Runtime.resolve(model, attention, prompt, store, progress, origins)
         around = runtime.frame(prompt.template or DEFAULT_TEMPLATE)
@@ -237,7 +232,7 @@ def open_timeline(
     limit: int = 0,
     counts: bool = False,
 ) -> Timeline:
-    """An engine with room for so many tokens; says with `-v` why it does not run in the fastest way.
+    """An engine with room for so many tokens; says at the level INFO why it does not run in the fastest way.
 
     limit: tokens that there may come to be, see `Timeline`.
     compiled: where each line is added by which the engine says that it compiles, which spoils timings.
@@ -269,9 +264,9 @@ def stored_document(
     runtime: Runtime, timeline: Timeline, ids: np.ndarray, names: Sequence[str]
 ) -> StoredDocument | None:
     """The documents in `ids`, int [n], as the store has or will have them; None where it is not used."""
-    if runtime.store.no_doc_cache or not timeline.keeps_documents:
+    if runtime.store.off or not timeline.keeps_documents:
         return None
-    settings, note = runtime.store.settings, runtime.progress.note
+    settings, note = runtime.store, runtime.progress.note
     placement = timeline.cache.placement
     return StoredDocument(runtime.load(), ids, timeline.chunk, placement, settings, names, note)
 

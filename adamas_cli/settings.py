@@ -1,74 +1,118 @@
-"""The settings of all commands with where each comes from, told by the parser that the commands use too."""
+"""What a user may choose: plain names, types and defaults, which know no command line."""
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
-import typer
+from adamas_cli.engine.choice import DENSE_LAYERS
 
-from adamas_cli.config import read_config
-from adamas_cli.options import GROUPS, flags, setting_names
+DEFAULT_SOURCES, MOST_SOURCES = 3, 50  # passages that are shown of an answer
 
-_SOURCES = {"DEFAULT": "default", "DEFAULT_MAP": "file", "ENVIRONMENT": "environment"}
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization = Literal[
+    "auto", "packed", "none", "bnb-4bit", "bnb-8bit", "torchao-int8", "torchao-int4", "fp8"
+]
+AttentionKind = Literal["auto", "adamas", "full"]
+Scorer = Literal["dot", "manhattan"]
+BackendName = Literal["auto", "triton", "cpu", "torch"]
+OnOverflow = Literal["error", "truncate", "map-reduce"]
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One setting: its name in the configuration file, and the flag that goes before it."""
-
-    name: str
-    flag: str
-    group: str
-    help: str
-    default: Any
-    value: Any
-    source: str  # `default`, `file`, or `environment`
-    variable: str | None  # of the environment, where one sets it
-
-
-def settings(*, configured: bool = True) -> list[Setting]:
-    """Every setting, in the order of the help. configured: as the file and the environment say.
-
-    Raises UsageError for a wrong file, typer's own errors for a wrong value.
+class ModelSettings:
+    """Which model answers, and how it is loaded. model: None for the default. threads: None for all physical
+    cores.
     """
-    command = _every_flag()
-    known = setting_names()
-    file = read_config(known) if configured else {}
-    context = command.make_context("adamas", [], default_map=file, resilient_parsing=not configured)
-    found = []
-    for parameter in command.params:
-        if parameter.name not in known:
-            continue
-        source = context.get_parameter_source(parameter.name)
-        found.append(
-            Setting(
-                name=parameter.name,
-                flag=max(parameter.opts, key=len),
-                group=parameter.rich_help_panel,
-                help=parameter.help or "",
-                default=parameter.default,
-                value=context.params[parameter.name],
-                source=_SOURCES[source.name] if configured and source else "default",
-                variable=parameter.envvar,
-            )
-        )
-    return found
+
+    model: str | None = None
+    dtype: DType = "auto"
+    device: str = "auto"
+    quantization: Quantization = "auto"
+    threads: int | None = None
+    trust_remote_code: bool = False
+    offline: bool = False
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """What `models.load` is told of these."""
+        names = ("device", "dtype", "quantization", "threads", "trust_remote_code")
+        return {name: getattr(self, name) for name in names}
 
 
-@cache
-def _every_flag() -> Any:
-    """typer's own command object, with the flags of all groups."""
+@dataclass(frozen=True)
+class DecodingSettings:
+    """How documents are read and how answer tokens attend to them. budget: tokens, None to go by the
+    context. prefill_chunk: tokens, None to go by the device.
+    """
 
-    parameters = [parameter for group in GROUPS for parameter in flags(group)]
+    attn: AttentionKind = "auto"
+    budget: int | None = None
+    scorer: Scorer = "dot"
+    dense_layers: int = DENSE_LAYERS
+    backend: BackendName = "auto"
+    prefill_chunk: int | None = None
 
-    def every(**values: Any) -> None:
-        """Nothing runs it."""
 
-    every.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    every.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    app = typer.Typer(add_completion=False)
-    app.command()(every)
-    return typer.main.get_command(app)
+@dataclass(frozen=True)
+class InputSettings:
+    """Which files of the sources are read. max_file_size: bytes. files_from: a file that lists paths."""
+
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+    no_gitignore: bool = False
+    hidden: bool = False
+    max_file_size: int | None = None
+    generated: bool = False
+    no_tree: bool = False
+    line_numbers: bool = False
+    files_from: str | None = None
+    null: bool = False
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """What is asked, and how many tokens the prompt and the answer may take. ctx_size: 0 for as many as are
+    needed, up to the model's. token_budget: most that documents and question may be.
+    """
+
+    system: str | None = None
+    template: str | None = None
+    max_tokens: int = 1024
+    ctx_size: int = 0
+    on_overflow: OnOverflow = "error"
+    token_budget: int | None = None
+    think: bool | None = None
+
+
+@dataclass(frozen=True)
+class OriginSettings:
+    """Whether it is told where an answer came from. sources: how many passages. cite: whether quotations are
+    asked for and looked up.
+    """
+
+    sources: int | None = None
+    cite: bool = False
+
+    @property
+    def counts(self) -> bool:
+        """Whether attention is counted."""
+        return self.sources is not None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anything to show."""
+        return self.counts or self.cite
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """Where the answer goes and what is shown beside it."""
+
+    output: Path | None = None
+    json: bool = False
+    hide_reasoning: bool = False
+    usage: bool | None = None
+    quiet: bool = False
+    verbose: int = 0

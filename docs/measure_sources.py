@@ -25,6 +25,7 @@ import numpy as np
 from adamas_kernels.contract import SparseSettings
 from transformers import PreTrainedTokenizerFast
 
+from adamas_cli.commands.options import parse_length
 from adamas_cli.documents.parts import Part
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.events import Token
@@ -33,7 +34,6 @@ from adamas_cli.engine.timeline import Timeline
 from adamas_cli.eval.haystack import Haystack, Needle, fit
 from adamas_cli.eval.tasks import ADJECTIVES, NOUNS
 from adamas_cli.models import load, resolve
-from adamas_cli.options import parse_length
 from adamas_cli.progress import Silent
 from adamas_cli.prompt.layout import Layout, question_ids
 from adamas_cli.prompt.template import DEFAULT_TEMPLATE, frame, load_template

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import typer
+from told import raises_told
 
 from adamas_cli.bench import clock, contention, rivals
 from adamas_cli.bench.measurement import NOTHING, Measurement, Rows
@@ -137,7 +138,7 @@ def test_lengths_are_a_list_of_lengths_and_ranges(given, expected):
 
 @pytest.mark.parametrize("given", ["8k-4k", "0", "4k,0"])
 def test_impossible_lengths_are_refused(given):
-    with pytest.raises(UsageError, match="--len"):
+    with raises_told(UsageError, match="--len"):
         parse_lengths(given)
 
 

@@ -14,6 +14,7 @@ import torch
 from adamas_kernels.contract import LayerCache, SparseSettings
 from adamas_kernels.torch.backend import TorchBackend
 from conftest import ARCHITECTURES, tiny_architecture
+from told import raises_told
 
 from adamas_cli.bench import clock, recording
 from adamas_cli.bench.clock import turn_microseconds
@@ -333,7 +334,7 @@ def test_documents_are_the_texts_in_turn_and_then_what_follows(texts, tiny_model
     one, two = text_documents(texts[:1], tiny_model, 200, 1)[0].ids, documents[1].ids
     assert np.array_equal(np.concatenate([documents[0].ids, documents[2].ids]), one)
     assert not np.array_equal(one[:100], two)
-    with pytest.raises(UsageError, match=r"one\.txt: it has 600 tokens, and 700 are needed.* more --text"):
+    with raises_told(UsageError, match=r"one\.txt: it has 600 tokens, and 700 are needed.* more --text"):
         text_documents(texts, tiny_model, 350, 3)
 
 

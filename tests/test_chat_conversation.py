@@ -15,9 +15,10 @@ from adamas_cli.documents import Selection, collect
 from adamas_cli.engine.events import Done, Prefill, Token
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.errors import UsageError
-from adamas_cli.options import AttentionOptions, ModelOptions, PromptOptions, StoreOptions
 from adamas_cli.progress import Silent
 from adamas_cli.runtime import Runtime
+from adamas_cli.settings import DecodingSettings, ModelSettings, PromptSettings
+from adamas_cli.store.settings import StoreSettings
 
 GREEDY = Sampling()
 
@@ -41,10 +42,10 @@ def talk(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
 
     def open_one(*, model: Path = tiny_model, stored: bool = False) -> Conversation:
         runtime = Runtime.resolve(
-            ModelOptions(model=str(model)),
-            AttentionOptions(attn="full", prefill_chunk=128),
-            PromptOptions(max_tokens=12),
-            StoreOptions(no_doc_cache=not stored),
+            ModelSettings(model=str(model)),
+            DecodingSettings(attn="full", prefill_chunk=128),
+            PromptSettings(max_tokens=12),
+            StoreSettings(off=not stored),
             Notes(),
         )
         return Conversation(runtime, documents(book))

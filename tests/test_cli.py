@@ -19,8 +19,8 @@ from typing import Protocol
 import pytest
 
 from adamas_cli.cli import run
+from adamas_cli.commands.failures import CLOSED_PIPE
 from adamas_cli.errors import INTERRUPTED
-from adamas_cli.failures import CLOSED_PIPE
 
 # Set by every run; named here so that they are restored.
 LIBRARY_SETTINGS = {

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adamas_cli.options import AttentionOptions, SamplingOptions, parse_length
+from adamas_cli.commands.options import parse_length
 from adamas_cli.reasoning import ReasoningSplitter
+from adamas_cli.sanitize import Sanitizer, one_line, plain
+from adamas_cli.settings import DecodingSettings
 from adamas_cli.terminal.markdown import BlockStream
-from adamas_cli.terminal.sanitize import Sanitizer, one_line, plain
 
 ESCAPES = ["\x1b", "[", "31", "m", "]0;t", "\x07", "\\", "\x9b"]
 TAGS = ["<", "<think>", "</think>", "</thi"]
@@ -104,20 +105,18 @@ def test_lengths(text: str, number: int) -> None:
 
 def test_options_default_to_what_the_engine_defaults_to() -> None:
     from adamas_cli.engine.attention import AttentionSettings
-    from adamas_cli.engine.sampling import Sampling
 
-    options, settings = AttentionOptions(), AttentionSettings()
+    options, settings = DecodingSettings(), AttentionSettings()
     assert (options.attn, options.dense_layers) == (settings.kind, settings.dense_layers)
     assert options.scorer == settings.sparse.scorer
     assert options.budget is None  # by the length of the context
     assert options.prefill_chunk is None  # by the device
-    assert vars(SamplingOptions()) == vars(Sampling())
 
 
 def test_a_full_disk_is_no_fault_of_the_program():
     from errno import EINVAL, ENOSPC
 
-    from adamas_cli.failures import as_user_error
+    from adamas_cli.commands.failures import as_user_error
 
     full = as_user_error(OSError(ENOSPC, "No space left on device"))
     assert full.message == "No space left on device"

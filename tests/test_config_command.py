@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_cli import Runner, adamas, book, installed  # noqa: F401 - fixtures
 
-from adamas_cli.options import setting_names
+from adamas_cli.commands.options import setting_names
 
 
 @pytest.fixture

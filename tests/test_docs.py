@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 import adamas_cli
-from adamas_cli import errors, failures
+from adamas_cli import errors
+from adamas_cli.commands import failures
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent

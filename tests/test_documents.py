@@ -15,10 +15,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from told import raises_told
 
 from adamas_cli.documents import Collection, Selection, collect, read_file_list
 from adamas_cli.errors import AdamasError, NothingReadableError, UsageError
 from adamas_cli.progress import Silent
+from adamas_cli.terminal.spelling import spelled
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +102,7 @@ def test_everything_skipped_is_counted_by_reason() -> None:
     os.mkfifo("pipe")
     collection = found(".", max_file_size=1000)
     assert [document.path for document in collection.documents] == ["good.txt"]
-    assert collection.skipped_line() == (
+    assert spelled(collection.skipped_line()) == (
         "skipped 9: 3 binary, 2 over --max-file-size, 1 empty, 1 special (device, pipe or socket), "
         "1 symlinked, 1 symlinked to nothing"
     )
@@ -175,7 +177,7 @@ def test_nothing_readable_says_why() -> None:
     assert caught.value.exit_code == 3
     assert json.loads(json.dumps(caught.value.as_json()))["skipped"] == {"binary": 1}
     os.mkdir("hollow")
-    with pytest.raises(NothingReadableError, match=r"Nothing to read in hollow: .*--hidden"):
+    with raises_told(NothingReadableError, match=r"Nothing to read in hollow: .*--hidden"):
         found("hollow")
     with pytest.raises(NothingReadableError, match="No document was named"):
         found()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from told import raises_told
 
 from adamas_cli.documents.filtering import Choice, Filter, IgnoreRules, Selection
 from adamas_cli.errors import UsageError
@@ -136,5 +137,5 @@ def test_hidden_files_are_left_out_and_git_always(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pattern", ["[", "!", "a\\", "[[:x:]]"])
 def test_a_pattern_that_is_no_pattern_is_a_usage_error(pattern: str) -> None:
-    with pytest.raises(UsageError, match="--exclude needs a pattern"):
+    with raises_told(UsageError, match="--exclude needs a pattern"):
         Choice(Selection(exclude=("*.md", pattern)))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from adamas_kernels.contract import SparseSettings
 from conftest import ARCHITECTURES, tiny_architecture
+from told import raises_told
 from transformers import DynamicCache
 
 from adamas_cli.cache.mode import READING
@@ -269,9 +270,7 @@ def test_the_backend_is_the_fastest_that_runs_and_says_why_not_triton():
     assert timeline.backend_reason == (
         "the cpu backend computes sparse attention (no triton: the model is on cpu, not on a GPU)"
     )
-    with pytest.raises(
-        UsageError, match=r"the triton backend cannot run: the model is on cpu.*--backend auto"
-    ):
+    with raises_told(UsageError, match=r"the triton backend cannot run: the model is on cpu.*--backend auto"):
         Timeline(Loaded(model), AttentionSettings("adamas", backend="triton"), context=100)
 
 
@@ -304,7 +303,7 @@ def soft_capped() -> torch.nn.Module:
 
 def test_models_with_other_attention_are_refused_by_name_but_run_with_full():
     model = soft_capped()
-    with pytest.raises(ModelUnavailableError, match=r"soft-capped\. Use --attn full"):
+    with raises_told(ModelUnavailableError, match=r"soft-capped\. Use --attn full"):
         Timeline(Loaded(model), sparse(64), context=100)
     ids = prompt(90)
     timeline = Timeline(Loaded(model), AttentionSettings("auto"), context=10**6, prefill_chunk=32)

@@ -11,9 +11,9 @@ import typer
 from test_cli import Runner, adamas  # noqa: F401 - fixtures
 
 from adamas_cli.cli import app
+from adamas_cli.commands.examples import EXAMPLES
+from adamas_cli.commands.options import with_defaults
 from adamas_cli.commands.table import SUMMARIES, build
-from adamas_cli.examples import EXAMPLES
-from adamas_cli.options import with_defaults
 
 ROOT = typer.main.get_command(app)
 ROOT.commands = {name: build(name) for name in SUMMARIES}

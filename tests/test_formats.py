@@ -19,6 +19,7 @@ import pytest
 from document_files import RTF, archive, docx, docx_members, encrypted_pdf, epub, odt, odt_members, pdf
 
 from adamas_cli.documents import Collection, Part, Selection, collect
+from adamas_cli.documents.collection import Reason
 from adamas_cli.documents.converted import ConvertedTexts, converted_directory, prune, texts_on_disk
 from adamas_cli.documents.formats import archive as archives
 from adamas_cli.documents.formats import html, markup
@@ -257,7 +258,7 @@ class TestGzip:
     def test_the_limit_of_a_walk_is_for_what_is_inside(self) -> None:
         Path("a.gz").write_bytes(gzip.compress(b"text " * 1000))
         Path("b.txt").write_text("good")
-        assert found(".", max_file_size=1000).skipped == {"over --max-file-size": 1}
+        assert found(".", max_file_size=1000).skipped == {Reason.TOO_LARGE: 1}
         assert len(found("a.gz", max_file_size=1000).documents) == 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from told import raises_told
 
 from adamas_cli.documents import Part
 from adamas_cli.errors import OverContextError
@@ -90,7 +91,7 @@ def test_truncation_keeps_head_and_tail_and_says_what_it_dropped(block, context)
 
 def test_truncation_to_nothing_is_refused():
     layout = lay_out(100, Text("a.txt", "x" * 500))
-    with pytest.raises(OverContextError, match=r"Nothing of the document is left: lower -n"):
+    with raises_told(OverContextError, match=r"Nothing of the document is left: lower -n"):
         layout.fit(50, 40, 100, truncate=True)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from told import raises_told
 
 from adamas_cli.documents.parts import Part as Section
 from adamas_cli.errors import OverContextError
@@ -186,5 +187,5 @@ def test_no_more_than_a_part_is_held() -> None:
 
 
 def test_room_for_nothing_is_refused() -> None:
-    with pytest.raises(OverContextError, match="Raise --ctx-size or lower -n"):
+    with raises_told(OverContextError, match="Raise --ctx-size or lower -n"):
         list(cut([Excerpt.of("a" * 400, "text\n" * 90)], Measure(Bytes()), 300))

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from told import raises_told
 
 from adamas_cli.errors import ModelUnavailableError, UsageError
 from adamas_cli.models import ModelFiles, aliases, device, load, resolve
@@ -37,7 +38,7 @@ def find(name: str | None, *, offline: bool = True) -> ModelFiles:
 
 
 def refused(name: str, words: str, *, offline: bool = True) -> None:
-    with pytest.raises(ModelUnavailableError, match=words) as caught:
+    with raises_told(ModelUnavailableError, match=words) as caught:
         find(name, offline=offline)
     assert len(caught.value.message.splitlines()) <= 2
     assert caught.value.exit_code == 5
@@ -291,7 +292,7 @@ def test_what_cannot_be_loaded_is_one_clear_error(
     copy = tmp_path / "model"
     shutil.copytree(tiny_model, copy)
     (copy / name).write_text(content)
-    with pytest.raises(ModelUnavailableError, match=words) as caught:
+    with raises_told(ModelUnavailableError, match=words) as caught:
         load(find(str(copy)), device="cpu", dtype="float32", progress=Silent())
     assert len(caught.value.message.splitlines()) <= 2
 

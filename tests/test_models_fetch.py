@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from told import raises_told
 
 from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.models import fetch as fetching
@@ -181,7 +182,7 @@ def test_progress_counts_every_byte_once() -> None:
 def test_offline_asks_only_the_local_caches(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (from_hub_cache,) == fetching.OFFLINE
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repository, file: None)
-    with pytest.raises(ModelUnavailableError, match="--offline forbids"):
+    with raises_told(ModelUnavailableError, match="--offline forbids"):
         fetch(ALIAS, offline=True, progress=Silent())
 
 

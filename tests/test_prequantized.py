@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import byte_tokenizer, tiny_architecture
 from safetensors.torch import load_file, save_file
+from told import raises_told
 from torch import nn
 
 from adamas_cli.bench.traffic import step_bytes
@@ -29,9 +30,10 @@ from adamas_cli.models.prequantized import (
 )
 from adamas_cli.models.quantization import PACKAGES, is_plain
 from adamas_cli.models.resolve import ModelFiles
-from adamas_cli.options import AttentionOptions, ModelOptions, PromptOptions, StoreOptions
 from adamas_cli.planning.foresee import Flags, _Foresight
 from adamas_cli.progress import Silent
+from adamas_cli.settings import DecodingSettings, ModelSettings, PromptSettings
+from adamas_cli.store.settings import StoreSettings
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 BLOCK = 32
@@ -112,7 +114,7 @@ def test_words_hold_as_many_numbers_as_the_config_says():
 
 @pytest.mark.parametrize("name", PACKAGES)
 def test_what_comes_quantized_is_not_quantized_once_more(name):
-    with pytest.raises(UsageError, match=rf"comes quantized \(awq\): leave out --quantization {name}"):
+    with raises_told(UsageError, match=rf"comes quantized \(awq\): leave out --quantization {name}"):
         require_readable("a model", {"quant_method": "awq"}, name)
 
 
@@ -175,7 +177,7 @@ def test_what_stays_quantized_is_not_packed(tiny_model, tmp_path):
     assert plain - linear < step < plain - 0.9 * linear  # a scale for each row more
     assert type(found.model.get_submodule(PROJECTION.format(1)).weight.data) is not torch.Tensor
     assert not any(isinstance(module, PackedLinear) for module in found.model.modules())
-    with pytest.raises(UsageError, match="stays so: leave out --quantization packed"):
+    with raises_told(UsageError, match="stays so: leave out --quantization packed"):
         loaded(directory, "packed")
 
 
@@ -284,7 +286,7 @@ def test_bytes_that_stay_in_memory_are_those_of_the_files(tmp_path):
 @pytest.mark.parametrize("quantization", ["auto", "none"])
 def test_a_plan_knows_timings_by_what_loading_makes_of_the_weights(fp8_model, quantization):
     directory, _ = fp8_model
-    model = ModelOptions(device="cpu", quantization=quantization)
-    flags = Flags(model, AttentionOptions(), PromptOptions(), StoreOptions())
+    model = ModelSettings(device="cpu", quantization=quantization)
+    flags = Flags(model, DecodingSettings(), PromptSettings(), StoreSettings())
     planned = _Foresight(ModelFiles("a model", directory, directory.name), flags, Silent())
     assert planned.quantization == loaded(directory, quantization).quantization

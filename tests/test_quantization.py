@@ -8,6 +8,7 @@ from importlib.machinery import ModuleSpec
 
 import pytest
 import torch
+from told import raises_told
 
 from adamas_cli import quiet
 from adamas_cli.errors import ModelUnavailableError, UsageError
@@ -24,7 +25,7 @@ GPU = torch.device("cuda")
 @pytest.mark.parametrize("name", PACKAGES)
 def test_cpus_are_refused_before_anything_is_loaded(name, tmp_path):
     files = ModelFiles("a model", tmp_path, "")  # an empty folder: reading it would be another error
-    with pytest.raises(UsageError, match=f"--quantization {name} serves GPUs: the model is on cpu"):
+    with raises_told(UsageError, match=f"--quantization {name} serves GPUs: the model is on cpu"):
         load(files, device="cpu", quantization=name, progress=Silent())
 
 
@@ -64,7 +65,7 @@ def test_old_gpus_are_told_what_is_needed(name, needed, older, gpu_of):
 def test_products_that_there_are_in_bfloat16_only_are_refused_in_others(gpu_of):
     gpu_of(9, 0)
     for name in ("fp8", "torchao-int4"):
-        with pytest.raises(UsageError, match=f"{name} computes in bfloat16: leave out --dtype"):
+        with raises_told(UsageError, match=f"{name} computes in bfloat16: leave out --dtype"):
             require_quantizable(name, GPU, torch.float16)
     for name in PACKAGES.keys() - {"fp8", "torchao-int4"}:
         require_quantizable(name, GPU, torch.float16)

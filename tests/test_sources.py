@@ -14,10 +14,10 @@ from test_cli import Runner, adamas  # noqa: F401 - a fixture
 from test_engine import FULL, Loaded, answer, prompt, sparse
 from test_native import pack  # noqa: F401 - a fixture
 
+from adamas_cli.commands.options import with_defaults
 from adamas_cli.documents.parts import Part
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.timeline import Timeline
-from adamas_cli.options import with_defaults
 from adamas_cli.prompt.layout import Layout
 from adamas_cli.prompt.template import Frame
 from adamas_cli.prompt.tokens import Tokenizer

@@ -48,10 +48,10 @@ class Composer:
         self._group = shape.heads // shape.kv_heads
         self._whole_group = self._recorded.heads // self._recorded.kv_heads
         if shape.dim != self._recorded.dim:
-            raise UsageError(f"--heads {shape}: the model's heads have {self._recorded.dim} coordinates")
+            raise UsageError(f"`heads` {shape}: the model's heads have {self._recorded.dim} coordinates")
         if self._group > self._whole_group:
             raise UsageError(
-                f"--heads {shape}: {self._group} queries to a KV head, and the model has {self._whole_group}"
+                f"`heads` {shape}: {self._group} queries to a KV head, and the model has {self._whole_group}"
             )
 
     def about(self, context: int, layers: int) -> str:

@@ -32,7 +32,7 @@ def dense_kernels(queries: Tensor, layers: Sequence[LayerCache], length: int) ->
 
 
 def _own(queries: Tensor, layers: Sequence[LayerCache]) -> Iterator[tuple[str, Run]]:
-    """The step that the engine takes with `--attn full`, which appends a token as a sparse step does."""
+    """The step that the engine takes with full attention, which appends a token as a sparse step does."""
     step = load_dense(queries.device)
     if step is None:
         return

@@ -28,7 +28,7 @@ def random_document(vocabulary: int, tokens: int) -> Document:
     return Document(np.random.default_rng(SEED).integers(0, vocabulary, tokens, dtype=np.int32))
 
 
-def text_document(path: Path, directory: Path, tokens: int, remedy: str = "Give less --len.") -> Document:
+def text_document(path: Path, directory: Path, tokens: int, remedy: str = "Give less `len`.") -> Document:
     """The first tokens of a text in UTF-8, by the tokenizer in a model's directory. Raises UsageError where
     the text cannot be read or is shorter; remedy: what to do then.
     """
@@ -37,7 +37,7 @@ def text_document(path: Path, directory: Path, tokens: int, remedy: str = "Give 
     text, _ = read_text(path)
     ids = Tokenizer.from_directory(directory).encode(text[: LONGEST_TOKEN * tokens])[:tokens]
     if len(ids) < tokens:
-        raise UsageError(f"--text {path}: it has {len(ids):,} tokens, and {tokens:,} are needed. {remedy}")
+        raise UsageError(f"`text` {path}: it has {len(ids):,} tokens, and {tokens:,} are needed. {remedy}")
     return Document(ids, path.name)
 
 
@@ -49,6 +49,6 @@ def text_documents(paths: Sequence[Path], directory: Path, tokens: int, count: i
     found: list[list[Document]] = []
     for index, path in enumerate(paths):
         parts = len(range(index, count, len(paths)))
-        whole = text_document(path, directory, parts * tokens, "Give less --len or more --text.")
+        whole = text_document(path, directory, parts * tokens, "Give less `len` or more `text`.")
         found.append([Document(ids, whole.text) for ids in np.split(whole.ids, parts)] if parts else [])
     return [found[number % len(paths)][number // len(paths)] for number in range(count)]

@@ -1,4 +1,4 @@
-"""One sparse decode step of a layer against the fastest full attention: `adamas bench --kernels`."""
+"""One sparse decode step of a layer against the fastest full attention."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Machine:
         try:
             name, _ = pick(backend, device)
         except BackendError as error:
-            raise UsageError(f"{error}. Use --backend auto.") from None
+            raise UsageError(f"{error}. Use `backend` auto.") from None
         return cls(
             device_name(device),
             _cpu_features() if device.type == "cpu" else (),

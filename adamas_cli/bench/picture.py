@@ -21,11 +21,11 @@ SALT = "adamas"  # equal rows give equal files
 def require_drawable(path: Path) -> None:
     """Raises UsageError where no picture can be written to this file."""
     if find_spec("matplotlib") is None:
-        raise UsageError("--plot needs matplotlib, which is not installed: pip install 'adamas[plot]'")
+        raise UsageError("`plot` needs matplotlib, which is not installed: pip install 'adamas[plot]'")
     if path.suffix not in KINDS:
-        raise UsageError(f"--plot {path}: name a file that ends with {' or '.join(KINDS)}")
+        raise UsageError(f"`plot` {path}: name a file that ends with {' or '.join(KINDS)}")
     if not path.absolute().parent.is_dir():
-        raise UsageError(f"--plot {path}: there is no folder {path.parent}")
+        raise UsageError(f"`plot` {path}: there is no folder {path.parent}")
 
 
 def draw(rows: Sequence[Record], path: Path) -> None:

@@ -18,7 +18,7 @@ from adamas_cli.bench.target import Target, gguf_file
 from adamas_cli.errors import AdamasError, UsageError
 
 if TYPE_CHECKING:
-    from adamas_cli.options import ModelOptions
+    from adamas_cli.settings import ModelSettings
 
 LLAMA, TRANSFORMERS = "llama.cpp", "transformers"
 LLAMA_PYTHON = "ADAMAS_LLAMA_PYTHON"  # a Python that has llama-cpp-python, where this one has not
@@ -41,7 +41,7 @@ class Rival:
             yield Measurement(engine=self.name, attention="full", **record)
 
 
-def find_rival(name: str, target: Target, options: ModelOptions) -> Rival:
+def find_rival(name: str, target: Target, options: ModelSettings) -> Rival:
     """The engine called so. Raises UsageError where it is not known, not installed or does not take the
     model.
     """
@@ -52,12 +52,12 @@ def find_rival(name: str, target: Target, options: ModelOptions) -> Rival:
         return Rival(name, command, {**target.origin, "device": str(target.device), "dtype": dtype})
     if name == LLAMA:
         if target.directory is None:
-            raise UsageError("--vs llama.cpp reads a .gguf file, and --shape has none: leave out one of them")
+            raise UsageError("`vs` llama.cpp reads a .gguf file, and `shape` has none: leave out one of them")
         gguf = gguf_file(options)
         script = Path(__file__).with_name("llama_child.py")
         layers = ALL_LAYERS if target.device.type == "cuda" else 0
         return Rival(name, [_llama_python(), str(script)], {"gguf": str(gguf), "gpu_layers": layers})
-    raise UsageError(f"--vs {name}: choose from {LLAMA}, {TRANSFORMERS}")
+    raise UsageError(f"`vs` {name}: choose from {LLAMA}, {TRANSFORMERS}")
 
 
 def run_child(
@@ -100,7 +100,7 @@ def _llama_python() -> str:
         if find_spec("llama_cpp") is not None:
             return sys.executable
         raise UsageError(
-            "--vs llama.cpp needs llama-cpp-python, which is not installed: pip install llama-cpp-python "
+            "`vs` llama.cpp needs llama-cpp-python, which is not installed: pip install llama-cpp-python "
             f"(or name another Python that has it in {LLAMA_PYTHON})"
         )
     code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('llama_cpp') is None)"

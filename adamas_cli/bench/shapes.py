@@ -51,7 +51,7 @@ SHAPES = {
 def shape_fields(name: str) -> dict[str, Any]:
     """The fields of the transformers config of a shape. Raises UsageError for an unknown name."""
     if name not in SHAPES:
-        raise UsageError(f"--shape {name}: choose from {', '.join(SHAPES)}")
+        raise UsageError(f"`shape` {name}: choose from {', '.join(SHAPES)}")
     return SHAPES[name]
 
 

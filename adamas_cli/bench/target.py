@@ -23,8 +23,8 @@ from adamas_cli.models.quantization import PACKAGES
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from adamas_cli.options import ModelOptions
     from adamas_cli.progress import Progress
+    from adamas_cli.settings import ModelSettings
 
 Load = Callable[["Progress"], models.LoadedModel]
 
@@ -51,14 +51,14 @@ class Target:
         if self.context is not None and tokens > self.context:
             raise OverContextError(
                 f"{what} needs {tokens:,} tokens, and the context of {self.name} is {self.context:,}. "
-                "Give less --len.",
+                "Give less `len`.",
                 n_prompt_tokens=tokens,
                 n_ctx=self.context,
             )
 
 
-def model_target(options: ModelOptions, progress: Progress) -> Target:
-    """The model that `-m` names. Raises ModelUnavailableError, UsageError."""
+def model_target(options: ModelSettings, progress: Progress) -> Target:
+    """The model that the settings name. Raises ModelUnavailableError, UsageError."""
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
     files = models.resolve(
@@ -90,12 +90,12 @@ def model_target(options: ModelOptions, progress: Progress) -> Target:
     )
 
 
-def shape_target(name: str, tokens: int, options: ModelOptions) -> Target:
+def shape_target(name: str, tokens: int, options: ModelSettings) -> Target:
     """A model of a shape with random weights and a context of `tokens`. Raises UsageError."""
     from adamas_cli.bench.shapes import load_shape, shape_config, shape_fields
 
     if options.quantization in PACKAGES:
-        raise UsageError("--shape has random weights, which are not quantized: leave out --quantization")
+        raise UsageError("`shape` has random weights, which are not quantized: leave out `quantization`")
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
     packed = packs(options.quantization, options.dtype, device.type)
@@ -110,15 +110,17 @@ def shape_target(name: str, tokens: int, options: ModelOptions) -> Target:
     )
 
 
-def gguf_file(options: ModelOptions) -> Path:
-    """The GGUF file that `-m` names. Raises UsageError where it names something else, or it is not there."""
+def gguf_file(options: ModelSettings) -> Path:
+    """The GGUF file that the settings name. Raises UsageError where they name something else, or it is not
+    there.
+    """
     name = options.model or default_name(options.device)
     alias = aliases().get(name)
     if alias is not None:
         if is_fetched(alias):
             return local_file(alias)
-        raise UsageError(f"--vs llama.cpp reads the file of {name}. Run `adamas models pull {name}` once.")
+        raise UsageError(f"`vs` llama.cpp reads the file of {name}. Run `adamas models pull {name}` once.")
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         return path
-    raise UsageError(f"--vs llama.cpp needs a short name or a .gguf file with -m, and {name} is neither")
+    raise UsageError(f"`vs` llama.cpp needs a short name or a .gguf file with `model`, and {name} is neither")

@@ -13,7 +13,7 @@ from adamas_cli.chat import transcript
 from adamas_cli.chat.chat import Chat
 from adamas_cli.chat.shelf import tokens
 from adamas_cli.errors import UsageError
-from adamas_cli.options import DEFAULT_SOURCES
+from adamas_cli.settings import DEFAULT_SOURCES
 
 
 @dataclass(frozen=True)

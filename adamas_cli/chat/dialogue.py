@@ -18,7 +18,7 @@ import numpy as np
 from adamas_cli.prompt.layout import NO_IDS
 from adamas_cli.prompt.template import ChatTemplate, frame
 from adamas_cli.reasoning import CLOSE, OPEN, ReasoningSplitter
-from adamas_cli.terminal.sanitize import plain
+from adamas_cli.sanitize import plain
 
 if TYPE_CHECKING:
     from adamas_cli.chat.shelf import ChatDocument

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from adamas_cli.chat.chat import Chat
 from adamas_cli.chat.commands import obey
 from adamas_cli.errors import AdamasError
-from adamas_cli.failures import report
 
 if TYPE_CHECKING:
     from adamas_cli.terminal.editor import LineEditor
@@ -32,12 +31,13 @@ def follow(chat: Chat, lines: Iterable[str]) -> None:
             return
 
 
-def converse(chat: Chat, editor: LineEditor) -> None:
-    """Ask the user for lines until one says to leave. Ctrl-C stops what a line does, and a mistake is told.
+def converse(chat: Chat, editor: LineEditor, report: Callable[[AdamasError], object]) -> None:
+    """Ask the user for lines until one says to leave. Ctrl-C stops what a line does, and a mistake goes to
+    `report`.
 
     Raises KeyboardInterrupt at the second of two Ctrl-C where there is nothing to stop.
     """
-    _stoppable(chat, editor, chat.read)
+    _stoppable(chat, editor, report, chat.read)
     interrupted = float("-inf")
     while not chat.over:
         try:
@@ -53,7 +53,7 @@ def converse(chat: Chat, editor: LineEditor) -> None:
             chat.display.note("Ctrl-D leaves the chat, and so does Ctrl-C once more")
             continue
         if line:
-            _stoppable(chat, editor, partial(_follow_line, chat, line))
+            _stoppable(chat, editor, report, partial(_follow_line, chat, line))
 
 
 def _follow_line(chat: Chat, line: str) -> None:
@@ -63,7 +63,9 @@ def _follow_line(chat: Chat, line: str) -> None:
         chat.ask(line.removeprefix("/") if line.startswith("//") else line)
 
 
-def _stoppable(chat: Chat, editor: LineEditor, action: Callable[[], None]) -> None:
+def _stoppable(
+    chat: Chat, editor: LineEditor, report: Callable[[AdamasError], object], action: Callable[[], None]
+) -> None:
     try:
         with _one_interrupt(), editor.unechoed():
             action()
@@ -74,7 +76,7 @@ def _stoppable(chat: Chat, editor: LineEditor, action: Callable[[], None]) -> No
         chat.display.note(f"stopped; {unread:,} tokens are not read yet" if unread else "stopped")
     except AdamasError as error:
         chat.display.settle()
-        report(error, as_json=False)
+        report(error)
 
 
 @contextmanager

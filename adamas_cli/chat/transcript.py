@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from adamas_cli.chat.dialogue import Turn
 from adamas_cli.output import replacing
-from adamas_cli.terminal.sanitize import plain
+from adamas_cli.sanitize import plain
 
 if TYPE_CHECKING:
     from adamas_cli.chat.conversation import Conversation

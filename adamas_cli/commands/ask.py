@@ -9,22 +9,21 @@ from typing import Annotated
 
 import typer
 
+from adamas_cli.commands.options import Questions, grouped
 from adamas_cli.commands.reading import collect_documents, destination
 from adamas_cli.commands.replies import ask_all, write
+from adamas_cli.engine.sampling import Sampling
 from adamas_cli.errors import UsageError
-from adamas_cli.options import (
-    AttentionOptions,
-    InputOptions,
-    ModelOptions,
-    OriginOptions,
-    OutputOptions,
-    PromptOptions,
-    Questions,
-    SamplingOptions,
-    StoreOptions,
-    grouped,
-)
 from adamas_cli.quiet import prepare_libraries
+from adamas_cli.settings import (
+    DecodingSettings,
+    InputSettings,
+    ModelSettings,
+    OriginSettings,
+    OutputSettings,
+    PromptSettings,
+)
+from adamas_cli.store.settings import StoreSettings
 
 EXAMPLE = 'adamas ask book.txt "Who is Mr. Darcy?"'
 
@@ -41,14 +40,14 @@ def command(
     ] = None,
     question: Questions = None,
     *,
-    model: ModelOptions,
-    attention: AttentionOptions,
-    sampling: SamplingOptions,
-    selection: InputOptions,
-    prompt: PromptOptions,
-    origins: OriginOptions,
-    store: StoreOptions,
-    output: OutputOptions,
+    model: ModelSettings,
+    attention: DecodingSettings,
+    sampling: Sampling,
+    selection: InputSettings,
+    prompt: PromptSettings,
+    origins: OriginSettings,
+    store: StoreSettings,
+    output: OutputSettings,
 ) -> None:
     """Answer questions about documents: adamas ask book.txt "Who is Mr. Darcy?" """
     prepare_libraries(verbose=output.verbose, offline=model.offline)
@@ -68,22 +67,20 @@ def command(
         ) as display,
     ):
         documents = collect_documents(sources, selection, display, verbose=output.verbose, keep=store.writes)
-        from adamas_cli.engine.sampling import Sampling  # with torch, which a wrong path need not wait for
         from adamas_cli.session import Session
 
-        drawing = Sampling(**vars(sampling))
         if prompt.on_overflow == "map-reduce":
             from adamas_cli.commands.parts import answer_in_parts
             from adamas_cli.mapreduce.job import asking
             from adamas_cli.runtime import Runtime
 
             runtime = Runtime.resolve(model, attention, prompt, store, display, origins)
-            replies = answer_in_parts(runtime, documents, asking(questions), drawing, display)
+            replies = answer_in_parts(runtime, documents, asking(questions), sampling, display)
         else:
             with Session.open(
                 documents, questions, model, attention, prompt, store, display, origins
             ) as session:
-                replies = ask_all(session, questions, drawing, display)
+                replies = ask_all(session, questions, sampling, display)
         write(replies, stream, as_json=output.json)
 
 

@@ -10,12 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
+from adamas_cli.commands.options import parse_length
 from adamas_cli.commands.shared import AsJson, Yes, confirm_removal, megabytes, print_json
 from adamas_cli.errors import AdamasError, UsageError
-from adamas_cli.options import parse_length
+from adamas_cli.sanitize import one_line
 from adamas_cli.store.entries import OnDisk, on_disk, prune, remove, stored_files, total_bytes
 from adamas_cli.store.places import block_of, documents_directory
-from adamas_cli.terminal.sanitize import one_line
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -8,19 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adamas_cli.commands.failures import report
+from adamas_cli.commands.options import grouped
 from adamas_cli.commands.reading import Sources, collect_documents, require_sources
+from adamas_cli.engine.sampling import Sampling
 from adamas_cli.errors import UsageError
-from adamas_cli.options import (
-    AttentionOptions,
-    InputOptions,
-    ModelOptions,
-    OutputOptions,
-    PromptOptions,
-    SamplingOptions,
-    StoreOptions,
-    grouped,
-)
 from adamas_cli.quiet import prepare_libraries
+from adamas_cli.settings import DecodingSettings, InputSettings, ModelSettings, OutputSettings, PromptSettings
+from adamas_cli.store.settings import StoreSettings
 
 if TYPE_CHECKING:
     from adamas_cli.chat.chat import Chat
@@ -35,13 +30,13 @@ HISTORY = "chat_history"
 def command(
     sources: Sources = None,
     *,
-    model: ModelOptions,
-    attention: AttentionOptions,
-    sampling: SamplingOptions,
-    selection: InputOptions,
-    prompt: PromptOptions,
-    store: StoreOptions,
-    output: OutputOptions,
+    model: ModelSettings,
+    attention: DecodingSettings,
+    sampling: Sampling,
+    selection: InputSettings,
+    prompt: PromptSettings,
+    store: StoreSettings,
+    output: OutputSettings,
 ) -> None:
     """Talk about documents: adamas chat book.txt
 
@@ -73,15 +68,14 @@ def command(
         from adamas_cli.chat.chat import Chat
         from adamas_cli.chat.conversation import Conversation
         from adamas_cli.chat.loop import converse, follow, lines_of_stdin
-        from adamas_cli.engine.sampling import Sampling
         from adamas_cli.runtime import Runtime
 
         runtime = Runtime.resolve(model, attention, prompt, store, display)
         with Conversation(runtime, documents) as conversation:
             records = sys.stdout if output.json else None
-            chat = Chat(conversation, display, Sampling(**vars(sampling)), find, records, file)
+            chat = Chat(conversation, display, sampling, find, records, file)
             if on_terminal:
-                converse(chat, _editor(chat))
+                converse(chat, _editor(chat), report)
             else:
                 follow(chat, lines_of_stdin())
 

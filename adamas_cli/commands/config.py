@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
+from adamas_cli.commands.settings import Setting, settings
 from adamas_cli.commands.shared import AsJson, print_json
 from adamas_cli.config import config_path
 from adamas_cli.errors import UsageError
-from adamas_cli.settings import Setting, settings
 
 app = typer.Typer(
     no_args_is_help=True,

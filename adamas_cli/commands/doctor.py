@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import typer
 
+from adamas_cli.commands.options import setting_names
 from adamas_cli.commands.shared import AsJson, print_json
+from adamas_cli.config import read_config
 from adamas_cli.errors import AdamasError
 from adamas_cli.machine.checks import Check, machine_checks
 from adamas_cli.models.aliases import aliases
@@ -15,15 +17,17 @@ from adamas_cli.models.default import default_name
 from adamas_cli.models.fitting import Fit, fits
 from adamas_cli.models.folder import missing
 from adamas_cli.models.inventory import find
-from adamas_cli.terminal.sanitize import one_line
+from adamas_cli.sanitize import one_line
+from adamas_cli.terminal.spelling import spelled
 
 
 def command(as_json: AsJson = False) -> None:
     """Check this machine, and say what to do about each thing that is wrong; then exit with 1."""
     checks: list[Check] = []
     models = list(fits())
-    for look in [*machine_checks(), lambda: _default_model(models)]:
-        checks.append(look())
+    for look in [*machine_checks(setting_names()), lambda: _default_model(models)]:
+        found = look()
+        checks.append(replace(found, advice=spelled(found.advice)))
         if not as_json:
             print(_line(checks[-1]), flush=True)
     wrong = [check for check in checks if check.state == "wrong"]
@@ -42,6 +46,7 @@ def command(as_json: AsJson = False) -> None:
 
 def _default_model(models: list[Fit]) -> Check:
     try:
+        read_config(setting_names())
         name = default_name()
     except AdamasError:  # told by the check of the configuration
         return Check("default model", "note", "unknown while the configuration is wrong")

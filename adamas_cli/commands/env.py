@@ -6,7 +6,7 @@ from adamas_cli.commands.shared import AsJson, print_json
 from adamas_cli.config import config_path
 from adamas_cli.folders import cache_directory
 from adamas_cli.machine.versions import environment, versions
-from adamas_cli.terminal.sanitize import one_line
+from adamas_cli.sanitize import one_line
 
 
 def command(as_json: AsJson = False) -> None:

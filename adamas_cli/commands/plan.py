@@ -9,19 +9,13 @@ from typing import Annotated
 
 import typer
 
+from adamas_cli.commands.options import Questions, grouped
 from adamas_cli.commands.reading import collect_documents
 from adamas_cli.commands.shared import AsJson, print_json
 from adamas_cli.errors import UsageError
-from adamas_cli.options import (
-    AttentionOptions,
-    InputOptions,
-    ModelOptions,
-    PromptOptions,
-    Questions,
-    StoreOptions,
-    grouped,
-)
 from adamas_cli.quiet import prepare_libraries
+from adamas_cli.settings import DecodingSettings, InputSettings, ModelSettings, PromptSettings
+from adamas_cli.store.settings import StoreSettings
 
 EXAMPLE = 'adamas plan book.txt "Who is Mr. Darcy?"'
 
@@ -51,11 +45,11 @@ def command(
         int, typer.Option("-v", "--verbose", count=True, help="Say more; -vv adds tracebacks.")
     ] = 0,
     *,
-    model: ModelOptions,
-    attention: AttentionOptions,
-    selection: InputOptions,
-    prompt: PromptOptions,
-    store: StoreOptions,
+    model: ModelSettings,
+    attention: DecodingSettings,
+    selection: InputSettings,
+    prompt: PromptSettings,
+    store: StoreSettings,
 ) -> None:
     """Count tokens, memory and time before a question is asked: adamas plan src/ --tree"""
     prepare_libraries(verbose=verbose, offline=model.offline)

@@ -14,7 +14,7 @@ from adamas_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from adamas_cli.documents import Document
-    from adamas_cli.options import InputOptions
+    from adamas_cli.settings import InputSettings
     from adamas_cli.terminal.display import Display
 
 
@@ -24,14 +24,14 @@ Sources = Annotated[
 ]
 
 
-def require_sources(sources: list[str] | None, chosen: InputOptions, example: str) -> None:
+def require_sources(sources: list[str] | None, chosen: InputSettings, example: str) -> None:
     """Raises UsageError, with an example, where no document is named."""
     if not sources and chosen.files_from is None:
         raise UsageError(f"give documents, as in: {example}\n`-` reads one from stdin")
 
 
 def collect_documents(
-    sources: list[str], chosen: InputOptions, display: Display, *, verbose: int, keep: bool = True
+    sources: list[str], chosen: InputSettings, display: Display, *, verbose: int, keep: bool = True
 ) -> list[Document]:
     """The documents in what the user named; what is left out is counted on stderr, with examples by
     `verbose`. keep: texts of converted documents, for later runs.

@@ -7,19 +7,13 @@ from typing import Annotated, Literal
 
 import typer
 
+from adamas_cli.commands.options import SummaryPromptSettings, grouped
 from adamas_cli.commands.reading import Sources, collect_documents, destination, require_sources
 from adamas_cli.commands.replies import ask_all, write
-from adamas_cli.options import (
-    AttentionOptions,
-    InputOptions,
-    ModelOptions,
-    OutputOptions,
-    SamplingOptions,
-    StoreOptions,
-    SummaryPromptOptions,
-    grouped,
-)
+from adamas_cli.engine.sampling import Sampling
 from adamas_cli.quiet import prepare_libraries
+from adamas_cli.settings import DecodingSettings, InputSettings, ModelSettings, OutputSettings
+from adamas_cli.store.settings import StoreSettings
 
 EXAMPLE = "adamas summarize book.txt --style bullets"
 _TOKENS_PER_WORD = 2  # more than English takes, so that a summary of so many words is not cut
@@ -52,13 +46,13 @@ def command(
         ),
     ] = None,
     *,
-    model: ModelOptions,
-    attention: AttentionOptions,
-    sampling: SamplingOptions,
-    selection: InputOptions,
-    prompt: SummaryPromptOptions,
-    store: StoreOptions,
-    output: OutputOptions,
+    model: ModelSettings,
+    attention: DecodingSettings,
+    sampling: Sampling,
+    selection: InputSettings,
+    prompt: SummaryPromptSettings,
+    store: StoreSettings,
+    output: OutputSettings,
 ) -> None:
     """Summarize documents and repositories of any length: adamas summarize book.txt --style bullets"""
     prepare_libraries(verbose=output.verbose, offline=model.offline)
@@ -80,7 +74,6 @@ def command(
             sources or [], selection, display, verbose=output.verbose, keep=store.writes
         )
         from adamas_cli.commands.parts import answer_in_parts
-        from adamas_cli.engine.sampling import Sampling  # with torch, which a wrong path need not wait for
         from adamas_cli.mapreduce.job import summarizing
         from adamas_cli.mapreduce.repository import repository_folders
         from adamas_cli.runtime import Runtime
@@ -91,12 +84,11 @@ def command(
         if max_words is not None:
             longest = min(longest, _TOKENS_PER_WORD * max_words)
         runtime = Runtime.resolve(model, attention, prompt, store, display)
-        drawing = Sampling(**vars(sampling))
         if prompt.on_overflow == "map-reduce":
-            replies = answer_in_parts(runtime, documents, job, drawing, display, max_tokens=longest)
+            replies = answer_in_parts(runtime, documents, job, sampling, display, max_tokens=longest)
         else:
             around = runtime.frame(prompt.template or job.whole)
             layout = count(runtime, around, documents, longest_question(runtime, around, job.finals))
             with Session.of(runtime, around, layout, job.finals, max_tokens=longest) as session:
-                replies = ask_all(session, job.finals, drawing, display)
+                replies = ask_all(session, job.finals, sampling, display)
         write(replies, stream, as_json=output.json)

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from adamas_cli.examples import attach
+from adamas_cli.commands.examples import attach
 
 # What the list of commands says about each; a test holds it to the command's own help.
 SUMMARIES = {

@@ -17,7 +17,7 @@ class Reason(StrEnum):
     """Why something that was chosen is not read."""
 
     BINARY = "binary"
-    TOO_LARGE = "over --max-file-size"
+    TOO_LARGE = "over `max_file_size`"
     NOTEBOOK_TOO_LARGE = f"over the {notebook.MAX_BYTES // 2**20} MiB for notebooks"
     UNREADABLE = "unreadable"
     EMPTY = "empty"
@@ -32,7 +32,7 @@ class Reason(StrEnum):
     LOCK = "lock files"
 
 
-LEFT_OUT = (Reason.VENDORED, Reason.GENERATED, Reason.MINIFIED, Reason.LOCK)  # unless --generated is given
+LEFT_OUT = (Reason.VENDORED, Reason.GENERATED, Reason.MINIFIED, Reason.LOCK)  # unless `generated` is given
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Collection:
             self.examples[found].append(f"{shown} ({why})" if why else shown)
 
     def skipped_line(self) -> str | None:
-        """Such as `skipped 14: 9 binary, 3 over --max-file-size, 2 unreadable`; None when nothing was."""
+        """Such as `skipped 14: 9 binary, 3 over `max_file_size`, 2 unreadable`; None when nothing was."""
         if not self.skipped:
             return None
         counts = sorted(self.skipped.items(), key=lambda item: (-item[1], item[0]))
@@ -65,7 +65,7 @@ class Collection:
             f"{count:,} {reason}" for reason, count in counts
         )
         if any(reason in LEFT_OUT for reason in self.skipped):
-            line += "; --generated reads " + " and ".join(
+            line += "; `generated` reads " + " and ".join(
                 reason for reason, _ in counts if reason in LEFT_OUT
             )
         return line

@@ -38,12 +38,12 @@ class Selection:
 
 
 class Choice:
-    """The user's part of the decision, `--include`, `--exclude` and `--hidden`, below a named folder."""
+    """The user's part of the decision, `include`, `exclude` and `hidden`, below a named folder."""
 
     def __init__(self, selection: Selection) -> None:
         """Raises UsageError for a pattern that is not gitignore syntax."""
-        self._include = _user_rules("--include", selection.include) if selection.include else None
-        self._exclude = _user_rules("--exclude", selection.exclude)
+        self._include = _user_rules("`include`", selection.include) if selection.include else None
+        self._exclude = _user_rules("`exclude`", selection.exclude)
         self._hidden = selection.hidden
 
     def takes(self, path: str, *, is_folder: bool) -> bool:

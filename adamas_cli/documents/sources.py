@@ -150,7 +150,7 @@ def _nothing_readable(sources: Sequence[str], collection: Collection) -> Nothing
     if len(sources) > 3:
         named += f" and {len(sources) - 3:,} more"
     if not collection.skipped:
-        advice = "no files are left; --hidden, --no-gitignore and --include choose others"
+        advice = "no files are left; `hidden`, `no_gitignore` and `include` choose others"
         return NothingReadableError(f"Nothing to read in {named}: {advice}.")
     why = "; ".join([*collection.notes, collection.skipped_line() or ""])
     return NothingReadableError(f"Nothing readable in {named}: {why}.", skipped=dict(collection.skipped))

@@ -50,7 +50,7 @@ class AttentionSettings:
         try:
             name, reason = pick(self.backend, device)
         except BackendError as error:
-            raise UsageError(f"{error}. Use --backend auto.") from None
+            raise UsageError(f"{error}. Use `backend` auto.") from None
         sparse = replace(self.sparse, budget=budget_for(context)) if self.budget_by_context else self.sparse
         if self.kind == "auto" and context < auto_min_context(name, sparse.budget, token_bytes):
             return None, None
@@ -73,4 +73,4 @@ def unsupported_reason(config: PreTrainedConfig) -> str | None:
 
 def refusal(reason: str) -> ModelUnavailableError:
     """The error for a model whose attention this module does not serve."""
-    return ModelUnavailableError(f"Adamas attention does not serve this model: {reason}. Use --attn full.")
+    return ModelUnavailableError(f"Adamas attention does not serve this model: {reason}. Use `attn` full.")

@@ -1,4 +1,4 @@
-"""What the engine reports while it works. The display, `--json`, the bench and the tests read this one
+"""What the engine reports while it works. The display, the JSON record, the bench and the tests read this one
 stream.
 """
 

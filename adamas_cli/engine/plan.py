@@ -55,7 +55,7 @@ def plan_memory(
     weights: int | None = None,
 ) -> MemoryPlan:
     """For a model of this config that reads `context` tokens in chunks, with codes where it is to decode
-    sparsely; its weights are in `dtype`, or quantized as `--quantization` says, or take so many bytes.
+    sparsely; its weights are in `dtype`, or quantized as `quantization` says, or take so many bytes.
     """
     text = config.get_text_config()
     window = min(context, getattr(text, "sliding_window", None) or context)

@@ -112,7 +112,7 @@ class Reader:
                 cached = self._cache.get_seq_length()
                 raise OutOfMemoryError(
                     f"out of memory on {self._model.device} with {cached:,} tokens in the cache. "
-                    "Use a smaller model, --dtype bfloat16, or fewer documents.",
+                    "Use a smaller model, `dtype` bfloat16, or fewer documents.",
                     n_cached_tokens=cached,
                 )
             size = self.chunk = max(SMALLEST_CHUNK, len(tokens) // 2)

@@ -1,58 +1,16 @@
-"""From logits to the next token: greedy, or drawn after temperature, top-k, top-p and min-p."""
+"""How the next token is drawn."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn. `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 keep all
-    tokens.
-    """
+    """`temperature` 0 is greedy, so that answers repeat; `top_k` 0, `top_p` 1 and `min_p` 0 keep all."""
 
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
     seed: int | None = None
-
-
-class Sampler:
-    """Draws tokens by one `Sampling`; with a seed, the same logits give the same tokens."""
-
-    def __init__(self, sampling: Sampling, device: torch.device) -> None:
-        from transformers import (
-            LogitsProcessorList,
-            MinPLogitsWarper,
-            TemperatureLogitsWarper,
-            TopKLogitsWarper,
-            TopPLogitsWarper,
-        )
-
-        self.greedy = sampling.temperature == 0
-        self._warpers = LogitsProcessorList()
-        if self.greedy:
-            return
-        self._warpers.append(TemperatureLogitsWarper(sampling.temperature))
-        if sampling.top_k:
-            self._warpers.append(TopKLogitsWarper(sampling.top_k))
-        if sampling.top_p < 1:
-            self._warpers.append(TopPLogitsWarper(sampling.top_p))
-        if sampling.min_p:
-            self._warpers.append(MinPLogitsWarper(sampling.min_p))
-        self._generator = torch.Generator(device)
-        if sampling.seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(sampling.seed)
-
-    def next(self, logits: Tensor) -> Tensor:
-        """The next token's id, int64 [1], from the last position's logits [vocabulary]; waits for nothing."""
-        if self.greedy:
-            return logits.argmax().unsqueeze(0)
-        scores = self._warpers(None, logits.float().unsqueeze(0))
-        return torch.multinomial(scores.softmax(-1), 1, generator=self._generator)[0]

@@ -30,7 +30,8 @@ from adamas_cli.engine.model import Model
 from adamas_cli.engine.peak import peak_memory
 from adamas_cli.engine.reader import TokenReader
 from adamas_cli.engine.reading import Reader, Stored
-from adamas_cli.engine.sampling import Sampler, Sampling
+from adamas_cli.engine.sampler import Sampler
+from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.steps.stepper import Stepper
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from adamas_cli.eval.asking import Asked, Asker, backend_name, plan
+from adamas_cli.eval.columns import Column, decimals, unless_zero
 from adamas_cli.eval.divergence import interval
 from adamas_cli.eval.ledger import Ledger, Record
 from adamas_cli.eval.reading import FULL, Way
-from adamas_cli.eval.report import Column, decimals, unless_zero
 from adamas_cli.eval.squad import contains, exact_match, f1, leading, word_f1
 from adamas_cli.eval.workload import Workload
 

@@ -25,7 +25,7 @@ from adamas_cli.prompt.template import DEFAULT_TEMPLATE, Frame, frame, load_temp
 from adamas_cli.prompt.tokens import Tokenizer
 from adamas_cli.reasoning import OPEN
 
-PRODUCT = ("dot", "manhattan")  # what `ask` offers as --scorer, and so what its own backends run
+PRODUCT = ("dot", "manhattan")  # the scorers that `ask` offers, and so what its own backends run
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class Ledger:
             if not os.access(path if path.exists() else path.parent, os.W_OK):
                 raise PermissionError(0, "cannot be written" if path.parent.exists() else "no such folder")
         except OSError as error:
-            raise UsageError(f"-o {path}: {error.strerror}") from None
+            raise UsageError(f"`output` {path}: {error.strerror}") from None
         self._parse(path, content)
         if not resume:
             self._records = []
@@ -80,7 +80,7 @@ class Ledger:
                     if last and line.startswith(b"{"):
                         break  # whoever wrote it was killed
                     raise UsageError(
-                        f"-o {path}: line {number} is no row of `adamas eval`; name another file"
+                        f"`output` {path}: line {number} is no row of `adamas eval`; name another file"
                     )
                 self._records.append(record)
                 self._unended = last

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from adamas_cli.eval.columns import Column, decimals, unless_zero
 from adamas_cli.eval.divergence import Divergence, diverge, interval
 from adamas_cli.eval.ledger import Ledger, Record
 from adamas_cli.eval.methods import METHODS
 from adamas_cli.eval.reading import FULL, Reading, Way
-from adamas_cli.eval.report import Column, decimals, unless_zero
 from adamas_cli.eval.study import StudyBackend, Worth
 from adamas_cli.eval.workload import Workload
 from adamas_cli.models import LoadedModel

@@ -12,11 +12,11 @@ import numpy as np
 from adamas_cli.documents import Document
 from adamas_cli.errors import UsageError
 from adamas_cli.eval.asking import Asked, Asker, Prompting, backend_name, plan
+from adamas_cli.eval.columns import Column, decimals, unless_zero
 from adamas_cli.eval.divergence import interval
 from adamas_cli.eval.haystack import Haystack, fit
 from adamas_cli.eval.ledger import Ledger, Record
 from adamas_cli.eval.reading import Way
-from adamas_cli.eval.report import Column, decimals, unless_zero
 from adamas_cli.eval.tasks import Question, Task
 from adamas_cli.eval.workload import Workload
 
@@ -101,9 +101,9 @@ class Retrieval:
         most = min(sample.most, LONGEST_TOKEN * length)
         size = fit(lambda size: len(document(size)), room, most)
         if size is None:
-            raise UsageError(f"--len {length:,} is too short for --tasks {task.name}")
+            raise UsageError(f"`len` {length:,} is too short for `tasks` {task.name}")
         if size == most:
-            raise UsageError(f"--text {self.path} is too short for --len {length:,}. Give a longer text.")
+            raise UsageError(f"`text` {self.path} is too short for `len` {length:,}. Give a longer text.")
         return Exam(document(size), sample.questions, asked)
 
     def plan(self, workload: Workload) -> None:

@@ -23,7 +23,7 @@ from adamas_cli.progress import Progress
 from adamas_cli.prompt.tokens import Tokenizer
 
 if TYPE_CHECKING:
-    from adamas_cli.options import ModelOptions
+    from adamas_cli.settings import ModelSettings
 
 DIGITS = 12  # of a sha256
 
@@ -38,10 +38,10 @@ class Subject:
     dtype: torch.dtype
     backend: str
     dense_layers: int
-    options: ModelOptions
+    options: ModelSettings
 
     @classmethod
-    def find(cls, model: ModelOptions, backend: str, dense_layers: int, progress: Progress) -> Subject:
+    def find(cls, model: ModelSettings, backend: str, dense_layers: int, progress: Progress) -> Subject:
         """Raises ModelUnavailableError, and UsageError where the device, the backend or the number of dense
         layers is impossible.
         """
@@ -49,7 +49,7 @@ class Subject:
         try:
             name, _ = pick(backend, device)
         except BackendError as error:
-            raise UsageError(f"{error}. Use --backend auto.") from None
+            raise UsageError(f"{error}. Use `backend` auto.") from None
         files = models.resolve(
             model.model, dtype=model.dtype, device=model.device, offline=model.offline, progress=progress
         )
@@ -58,7 +58,7 @@ class Subject:
         found = cls(files, tokenizer, device, dtype, name, dense_layers, model)
         layers = found._config.get("num_hidden_layers")
         if isinstance(layers, int) and dense_layers >= layers:
-            raise UsageError(f"--dense-layers {dense_layers}: {files.name} has {layers}, so none is sparse")
+            raise UsageError(f"`dense_layers` {dense_layers}: {files.name} has {layers}, so none is sparse")
         return found
 
     @property
@@ -104,4 +104,4 @@ def read_text(path: Path) -> tuple[str, str]:
         return data.decode("utf-8"), hashlib.sha256(data).hexdigest()[:DIGITS]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
-        raise UsageError(f"--text {path}: {reason}") from None
+        raise UsageError(f"`text` {path}: {reason}") from None

@@ -151,7 +151,7 @@ def words(random: Random, haystack: Haystack, length: int, depths: Sequence[int]
     common = [word for word, _ in zip(distinct, range(COMMON_WORDS), strict=False)]
     rare = [word for word in vocabulary if word not in common]
     if len(common) < COMMON_WORDS or not rare:
-        raise UsageError(f"--tasks words: the text has {len(vocabulary)} different words, which are too few")
+        raise UsageError(f"`tasks` words: the text has {len(vocabulary)} different words, which are too few")
     slots = int(length / (haystack.count(joined) / len(vocabulary)))
     ratio = COMMON_TIMES // RARE_TIMES
     least = math.ceil(slots / (len(rare) + COMMON_WORDS * ratio))  # more rarely, and the words do not suffice

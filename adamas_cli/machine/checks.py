@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,7 +19,6 @@ from adamas_cli.machine.memory import memory
 from adamas_cli.machine.triton_trial import try_triton
 from adamas_cli.machine.versions import cuda_of_torch
 from adamas_cli.models.threads import physical_cores
-from adamas_cli.options import setting_names
 from adamas_cli.store.places import documents_directory
 
 NEEDED = ("torch", "transformers", "tokenizers", "safetensors", "huggingface-hub")
@@ -39,9 +38,21 @@ class Check:
     advice: str = ""
 
 
-def machine_checks() -> list[Callable[[], Check]]:
-    """The checks of this machine, in the order in which they are shown; each may take a while."""
-    return [_packages, _configuration, _gpu, _triton, _cpu, _memory, _models_disk, _documents_disk]
+def machine_checks(settings: Collection[str]) -> list[Callable[[], Check]]:
+    """The checks of this machine, in the order in which they are shown; each may take a while.
+
+    settings: the names that the configuration file may hold.
+    """
+    return [
+        _packages,
+        lambda: _configuration(settings),
+        _gpu,
+        _triton,
+        _cpu,
+        _memory,
+        _models_disk,
+        _documents_disk,
+    ]
 
 
 def _packages() -> Check:
@@ -57,10 +68,10 @@ def _packages() -> Check:
     return Check("packages", "ok", ", ".join(found))
 
 
-def _configuration() -> Check:
+def _configuration(settings: Collection[str]) -> Check:
     path = config_path()
     try:
-        set_there = read_config(setting_names())
+        set_there = read_config(settings)
     except AdamasError as error:
         return Check("configuration", "wrong", error.message, f"Correct {path}, or remove it.")
     return Check("configuration", "ok", f"{path}, {len(set_there)} settings" if path.exists() else "none")
@@ -93,7 +104,7 @@ def _triton() -> Check:
         done = "compiles and runs a kernel" if trial.ran else "compiles a kernel"
         return Check("Triton", "ok", f"{done}, in {trial.seconds:.1f} s with its start")
     if gpus():
-        advice = "Install triton again, and a C compiler (gcc); until then: --backend torch"
+        advice = "Install triton again, and a C compiler (gcc); until then: `backend` torch"
         return Check("Triton", "wrong", trial.problem, advice)
     return Check("Triton", "note", trial.problem, "Only GPUs need it.")
 

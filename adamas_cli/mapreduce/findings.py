@@ -22,7 +22,7 @@ class Finding:
     resumed: bool
 
     def as_json(self) -> dict[str, object]:
-        """A part in `--json`."""
+        """A part as JSON."""
         return {
             "documents": [passage.as_json() for passage in self.passages],
             "tokens": self.tokens,

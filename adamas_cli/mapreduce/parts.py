@@ -39,7 +39,7 @@ class Passage:
         return self.path if self.whole else f"{self.path}:{self.first_line}-{self.last_line}"
 
     def as_json(self) -> dict[str, object]:
-        """For `--json`."""
+        """The passage as JSON."""
         lines = {"first_line": self.first_line, "last_line": self.last_line}
         return {"path": self.path, **lines, "section": self.section}
 
@@ -169,7 +169,7 @@ def _cut_off(pending: list[Unit], costs: list[int], measure: Measure, room: int)
     label = pending[0].path
     raise OverContextError(
         f"{label}: no part of it fits into {room:,} tokens beside the question and the answer. "
-        "Raise --ctx-size or lower -n.",
+        "Raise `ctx_size` or lower `max_tokens`.",
         n_ctx=room,
     )
 

@@ -15,9 +15,9 @@ from adamas_cli.mapreduce.findings import Finding, grouped, label, merged_passag
 from adamas_cli.mapreduce.notes import as_notes
 from adamas_cli.mapreduce.parts import Excerpt, Measure, Passage, cut
 from adamas_cli.mapreduce.resume import Partials
-from adamas_cli.options import OriginOptions
 from adamas_cli.prompt.layout import question_ids
 from adamas_cli.session import Session
+from adamas_cli.settings import OriginSettings
 
 if TYPE_CHECKING:
     from adamas_cli.documents import Document
@@ -59,7 +59,7 @@ class Work:
         sampling: Sampling,
         max_tokens: int,
     ) -> None:
-        self._runtime = replace(runtime, origins=OriginOptions())  # which know of one document, not of parts
+        self._runtime = replace(runtime, origins=OriginSettings())  # which know of one document, not of parts
         self._documents = documents
         self._job = job
         self._sampling = sampling
@@ -77,7 +77,7 @@ class Work:
         if final < _LEAST_MERGED * self._bound:
             raise OverContextError(
                 f"an answer of {max_tokens:,} tokens leaves no room to merge parts in a context of "
-                f"{self._context:,}: lower -n or raise --ctx-size",
+                f"{self._context:,}: lower `max_tokens` or raise `ctx_size`",
                 n_answer_tokens=max_tokens,
                 n_ctx=self._context,
             )
@@ -128,7 +128,7 @@ class Work:
         return [label(finding.passages) for finding in self._findings[number] if finding.knows]
 
     def as_json(self, number: int) -> dict[str, object]:
-        """What `--json` prints beside the answer."""
+        """What the JSON record holds beside the answer."""
         parts = [finding.as_json() for finding in self._findings[number]]
         return self._about | {"parts": parts, "levels": self._levels[number]}
 
@@ -139,7 +139,7 @@ class Work:
         groups = grouped(sizes, self._room(self._merge, question, self._bound))
         if len(groups) == len(findings):
             raise OverContextError(
-                f"no two partial answers fit a context of {self._context:,} tokens: raise --ctx-size",
+                f"no two partial answers fit a context of {self._context:,} tokens: raise `ctx_size`",
                 n_ctx=self._context,
             )
         self._levels[number] += 1
@@ -279,4 +279,4 @@ def _partials(runtime: Runtime, sampling: Sampling, answer: int) -> Partials:
     }
     repeats = not sampling.temperature or sampling.seed is not None
     store = runtime.store
-    return Partials(facts, reads=repeats and not store.no_doc_cache, writes=repeats and store.writes)
+    return Partials(facts, reads=repeats and not store.off, writes=repeats and store.writes)

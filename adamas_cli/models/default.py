@@ -19,9 +19,7 @@ _FIRST_TABLE = re.compile(r"^[ \t]*\[", re.MULTILINE)
 
 def default_name(device: str = "auto") -> str:
     """The model that `ADAMAS_MODEL`, the configuration file or else the table of aliases names."""
-    from adamas_cli.options import setting_names
-
-    chosen = os.environ.get(ENVIRONMENT) or read_config(setting_names()).get("model")
+    chosen = os.environ.get(ENVIRONMENT) or read_config().get("model")
     return str(chosen) if chosen else default_alias(cuda=wants_cuda(device))
 
 

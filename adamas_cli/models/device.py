@@ -65,11 +65,11 @@ def choose_device(device: str) -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise UsageError(f"--device {device}: torch knows no such device. Try auto, cpu or cuda.") from error
+        raise UsageError(f"`device` {device}: torch knows no such device. Try auto, cpu or cuda.") from error
     if chosen.type == "cuda":
         count = torch.cuda.device_count()
         if (chosen.index or 0) >= count:
-            raise UsageError(f"--device {device}: torch sees {count} CUDA devices here. Try --device cpu.")
+            raise UsageError(f"`device` {device}: torch sees {count} CUDA devices here. Try `device` cpu.")
         return torch.device("cuda", chosen.index or 0)
     return chosen
 
@@ -86,7 +86,7 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
         native = device.type == "cuda" or (device.type == "cpu" and _cpu_multiplies_bfloat16())
         return torch.bfloat16 if native else torch.float32
     if dtype not in DTYPES:
-        raise UsageError(f"--dtype {dtype}: choose auto, {', '.join(DTYPES)}.")
+        raise UsageError(f"`dtype` {dtype}: choose auto, {', '.join(DTYPES)}.")
     chosen = getattr(torch, dtype)
     assert isinstance(chosen, torch.dtype)
     return chosen

@@ -100,12 +100,12 @@ def _fetch(alias: Alias, sources: Sequence[Source], offline: bool, progress: Pro
             partial_file(alias).unlink()
     if offline:
         raise ModelUnavailableError(
-            f"{alias.name} is not on this machine, and --offline forbids fetching it.\n"
+            f"{alias.name} is not on this machine, and `offline` forbids fetching it.\n"
             f"Run `adamas models pull {alias.name}` once while online."
         )
     raise ModelUnavailableError(
         f"cannot fetch {alias.name}: {'; '.join(reasons)}.\n"
-        "Check the connection, or pass a local .gguf file or folder with -m."
+        "Check the connection, or pass a local .gguf file or folder with `model`."
     )
 
 

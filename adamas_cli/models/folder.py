@@ -40,9 +40,9 @@ def require_complete(directory: Path) -> None:
     if lack is None:
         return
     ggufs = sorted(path.name for path in directory.glob("*.gguf"))
-    advice = (
-        f"Name its file: -m {directory / ggufs[0]}" if ggufs else "Point -m at a folder that holds a model."
-    )
+    advice = "Point `model` at a folder that holds a model."
+    if ggufs:
+        advice = f"Name its file: `model` {directory / ggufs[0]}"
     raise ModelUnavailableError(f"{directory} {lack}.\n{advice}")
 
 

@@ -93,9 +93,9 @@ def _require_safetensors(repository: str, names: list[str]) -> None:
     if any(name.endswith(".safetensors") for name in names):
         return
     ggufs = [name for name in names if name.endswith(".gguf")]
-    what = (
-        f"GGUF files, such as {ggufs[0]}: fetch one and pass its path with -m" if ggufs else "no safetensors"
-    )
+    what = "no safetensors"
+    if ggufs:
+        what = f"GGUF files, such as {ggufs[0]}: fetch one and pass its path with `model`"
     raise ModelUnavailableError(f"{repository} holds {what}.")
 
 

@@ -102,12 +102,12 @@ def load(
                 )
         except torch.OutOfMemoryError as error:
             raise OutOfMemoryError(
-                f"{files.name} does not fit {chosen_device}.\nUse a smaller model, or --device cpu."
+                f"{files.name} does not fit {chosen_device}.\nUse a smaller model, or `device` cpu."
             ) from error
     model.eval().requires_grad_(False)
     quantized = stored is not None and holds_quantized(model)
     if quantized and quantization == PACKED:
-        raise UsageError(f"{files.name} comes quantized and stays so: leave out --quantization packed.")
+        raise UsageError(f"{files.name} comes quantized and stays so: leave out `quantization` packed.")
     packed = packed and not quantized
     if packed:
         from adamas_cli.models.packed import pack_model
@@ -153,7 +153,7 @@ def packs(quantization: str, dtype: str, device: str) -> bool:
     elif find_spec("numba") is None:
         obstacle = "numba is not installed"
     if quantization == "packed" and obstacle:
-        raise UsageError(f"--quantization packed serves CPUs: {obstacle}.")
+        raise UsageError(f"`quantization` packed serves CPUs: {obstacle}.")
     return obstacle is None and (quantization == "packed" or dtype == "auto")
 
 

@@ -69,7 +69,7 @@ def require_readable(name: str, stored: dict[str, Any], quantization: str) -> No
     """
     method = stored.get("quant_method")
     if quantization in PACKAGES:
-        raise UsageError(f"{name} comes quantized ({method}): leave out --quantization {quantization}.")
+        raise UsageError(f"{name} comes quantized ({method}): leave out `quantization` {quantization}.")
     from transformers.quantizers import AutoHfQuantizer
 
     if not method or not AutoHfQuantizer.supports_quant_method(stored):

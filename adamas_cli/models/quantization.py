@@ -48,9 +48,9 @@ def require_quantizable(name: str, device: torch.device, dtype: torch.dtype) -> 
     """Raises UsageError where weights of `dtype` cannot be quantized so on this device, with what to do."""
     package, extra = PACKAGES[name]
     if device.type != "cuda":
-        raise UsageError(f"--quantization {name} serves GPUs: the model is on {device.type}.")
+        raise UsageError(f"`quantization` {name} serves GPUs: the model is on {device.type}.")
     if not is_installed(package):
-        raise UsageError(f"--quantization {name} needs {package}: pip install 'adamas[{extra}]'")
+        raise UsageError(f"`quantization` {name} needs {package}: pip install 'adamas[{extra}]'")
     needed = {"fp8": FP8_CAPABILITY, "torchao-int4": INT4_CAPABILITY}.get(name)
     if needed is None:
         return
@@ -59,9 +59,9 @@ def require_quantizable(name: str, device: torch.device, dtype: torch.dtype) -> 
     found = torch.cuda.get_device_capability(device)
     if found < needed:
         wants, has = (".".join(map(str, version)) for version in (needed, found))
-        raise UsageError(f"--quantization {name} needs a GPU of compute capability {wants}, this has {has}.")
+        raise UsageError(f"`quantization` {name} needs a GPU of compute capability {wants}, this has {has}.")
     if dtype != torch.bfloat16:
-        raise UsageError(f"--quantization {name} computes in bfloat16: leave out --dtype.")
+        raise UsageError(f"`quantization` {name} computes in bfloat16: leave out `dtype`.")
 
 
 def quantization_config(name: str, dtype: torch.dtype) -> Any:

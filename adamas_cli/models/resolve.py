@@ -103,7 +103,7 @@ def _from_hub(name: str, offline: bool, progress: Progress) -> ModelFiles:
     if directory is None:
         if offline:
             raise ModelUnavailableError(
-                f"{name} is not on this machine, and --offline forbids fetching it.\n"
+                f"{name} is not on this machine, and `offline` forbids fetching it.\n"
                 f"Run `adamas models pull {name}` once while online."
             )
         directory = download_snapshot(name, progress)

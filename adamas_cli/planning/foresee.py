@@ -25,18 +25,19 @@ from adamas_cli.prompt.tokens import Tokenizer
 
 if TYPE_CHECKING:
     from adamas_cli.documents import Document
-    from adamas_cli.options import AttentionOptions, ModelOptions, PromptOptions, StoreOptions
     from adamas_cli.progress import Progress
+    from adamas_cli.settings import DecodingSettings, ModelSettings, PromptSettings
+    from adamas_cli.store.settings import StoreSettings
 
 
 @dataclass(frozen=True)
 class Flags:
     """What the user's command line says."""
 
-    model: ModelOptions
-    attention: AttentionOptions
-    prompt: PromptOptions
-    store: StoreOptions
+    model: ModelSettings
+    attention: DecodingSettings
+    prompt: PromptSettings
+    store: StoreSettings
 
 
 def foresee(
@@ -50,7 +51,7 @@ def foresee(
     """The plan of these questions about these documents. calibrates: time the model's shape now; None does
     where no timings are known.
 
-    Raises ModelUnavailableError, and UsageError for a wrong template or `--ctx-size`.
+    Raises ModelUnavailableError, and UsageError for a wrong template or `ctx_size`.
     """
     chosen = flags.model
     require_here(chosen.model, dtype=chosen.dtype, device=chosen.device)
@@ -84,7 +85,7 @@ class _Foresight:
     def plan(self, documents: Sequence[Document], questions: Sequence[str], calibrates: bool | None) -> Plan:
         layout, counted, asked = self._counted(documents, questions)
         kept = 0
-        if counted.fits and not self.flags.store.no_doc_cache:
+        if counted.fits and not self.flags.store.off:
             kept = self._kept(layout)
         tokens = min(counted.total, counted.context)
         sparse = self._decodes_sparsely(tokens)
@@ -109,7 +110,7 @@ class _Foresight:
         prompt = self.flags.prompt
         if prompt.ctx_size > self.shape.context:
             raise UsageError(
-                f"--ctx-size {prompt.ctx_size:,} is more than the model's context of "
+                f"`ctx_size` {prompt.ctx_size:,} is more than the model's context of "
                 f"{self.shape.context:,} tokens"
             )
         tokenizer = Tokenizer.from_directory(self.files.directory)
@@ -143,7 +144,7 @@ class _Foresight:
             dtype=self.dtype,
             quantization=self.quantization,
             chunk=self._chunk,
-            kept=self.flags.store.doc_cache_dtype,
+            kept=self.flags.store.dtype,
             trust_remote_code=self.flags.model.trust_remote_code,
         )
 

@@ -63,7 +63,7 @@ class Times:
 @dataclass(frozen=True)
 class Plan:
     """All that `adamas plan` tells. available: bytes of the memory that the model would be in. over_budget:
-    what to say of more tokens than `--token-budget`.
+    what to say of more tokens than `token_budget`.
     """
 
     model: str
@@ -77,7 +77,7 @@ class Plan:
     over_budget: OverContextError | None
 
     def as_json(self, tree: Branch | None) -> dict[str, Any]:
-        """What `--json` prints."""
+        """The plan as JSON."""
         counted, times = self.counted, self.times
         shown: dict[str, Any] = {
             "model": self.model,

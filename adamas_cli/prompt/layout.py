@@ -86,11 +86,11 @@ class Layout:
         if self.total <= room:
             return self._ends.first(self.total)
         if not truncate:
-            raise self._over(question, answer, context, "Give less, add --on-overflow truncate, or take")
+            raise self._over(question, answer, context, "Give less, add `on_overflow` truncate, or take")
         note = self._tokenizer.encode(f"\n[{self.total - room:,} tokens left out]\n")
         kept = room - len(note)
         if kept < 2:
-            advice = "Nothing of the document is left: lower -n, or take"
+            advice = "Nothing of the document is left: lower `max_tokens`, or take"
             raise self._over(question, answer, context, advice)
         head, tail = kept - kept // 2, kept // 2
         self._gap = range(head, self.total - tail)
@@ -102,7 +102,7 @@ class Layout:
         needed = self.total + question
         if needed > budget:
             raise OverContextError(
-                f"document {self.total:,} + question {question:,} = {needed:,} tokens > --token-budget "
+                f"document {self.total:,} + question {question:,} = {needed:,} tokens > `token_budget` "
                 f"{budget:,}. Give less, or raise it.",
                 n_document_tokens=self.total,
                 n_question_tokens=question,

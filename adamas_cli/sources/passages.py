@@ -40,7 +40,7 @@ class Passage:
     excerpt: str
 
     def as_json(self) -> dict[str, object]:
-        """Its part of `--json`."""
+        """The passage as JSON."""
         record: dict[str, object] = {
             "path": self.path,
             "first_line": self.first_line,

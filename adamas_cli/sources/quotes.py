@@ -45,7 +45,7 @@ class Quote:
         return self.path is not None
 
     def as_json(self) -> dict[str, object]:
-        """Its part of `--json`."""
+        """The quotation as JSON."""
         record: dict[str, object] = {"text": self.text, "verified": self.verified}
         if self.verified:
             record |= {"path": self.path, "line": self.line}

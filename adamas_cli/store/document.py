@@ -122,12 +122,10 @@ class StoredDocument:
 
     def _begin(self) -> None:
         """Make room for the document, and note whose the blocks are that will come."""
-        limit = self._settings.limit
-        if limit is None:
-            limit = default_limit(self._root, total_bytes(self._root))
+        limit = self._settings.limit or default_limit(self._root, total_bytes(self._root))
         if self._bytes > limit:
             raise OSError(
-                f"it takes {self._bytes / 1e6:,.0f} MB, and all may take {limit / 1e6:,.0f}: --doc-cache-size"
+                f"it takes {self._bytes / 1e6:,.0f} MB, and all may take {limit / 1e6:,.0f}: `doc_cache_size`"
             )
         save(self._root, self._entry)
         prune(self._root, limit - self._bytes, keep=self._entry.id)

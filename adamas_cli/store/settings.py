@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 LARGEST_STORE = 20 << 30  # bytes
 LARGEST_SHARE = 0.1  # of the disk's free space
@@ -12,11 +13,19 @@ LARGEST_SHARE = 0.1  # of the disk's free space
 
 @dataclass(frozen=True)
 class StoreSettings:
-    """limit: bytes of all documents together, None for the default. dtype: `auto`, as computed, or `int8`."""
+    """Whether documents that were read are kept on disk. limit: bytes of all of them together, 0 for the
+    default. dtype: `auto`, as computed, or `int8`. off: neither use nor keep any.
+    """
 
     read_only: bool = False
-    limit: int | None = None
-    dtype: str = "auto"
+    limit: int = 0
+    dtype: Literal["auto", "int8"] = "auto"
+    off: bool = False
+
+    @property
+    def writes(self) -> bool:
+        """Whether anything made of documents may be kept for later runs."""
+        return not (self.off or self.read_only)
 
 
 def default_limit(root: Path, held: int) -> int:

@@ -22,13 +22,14 @@ from rich.text import Text as StyledText
 from adamas_cli.answer import Origins, Text, Told
 from adamas_cli.engine.events import Done, Prefill, Token
 from adamas_cli.mapreduce.events import Step
+from adamas_cli.sanitize import one_line, plain
 from adamas_cli.sources.passages import Sources
 from adamas_cli.terminal import lines
 from adamas_cli.terminal.answers import MarkdownAnswers, PlainAnswers
 from adamas_cli.terminal.markdown import THEME
 from adamas_cli.terminal.origins import heat_strip, passage_lines, quote_lines
 from adamas_cli.terminal.region import Line, Region, ansi
-from adamas_cli.terminal.sanitize import one_line, plain
+from adamas_cli.terminal.spelling import spelled
 from adamas_cli.terminal.tree import TreeView
 
 _FRAME_SECONDS = 0.1
@@ -131,7 +132,7 @@ class Display:
     def note(self, text: str) -> None:
         """One line on stderr that the user should read."""
         if not self._quiet:
-            self._print_note(plain(text))
+            self._print_note(plain(spelled(text)))
 
     @contextmanager
     def task(

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from rich.cells import cell_len
 from rich.text import Text
 
+from adamas_cli.sanitize import one_line
 from adamas_cli.sources.passages import Passage, Sources
 from adamas_cli.sources.quotes import Quote
-from adamas_cli.terminal.sanitize import one_line
 
 NOTICE = "where the answer looked: attention, which is no proof"
 HEIGHTS = " ▁▂▃▄▅▆▇█"

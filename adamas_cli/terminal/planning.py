@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from adamas_cli.planning.plan import Plan
 from adamas_cli.planning.tree import Branch, draw
+from adamas_cli.sanitize import one_line
 from adamas_cli.terminal.lines import duration, size
-from adamas_cli.terminal.sanitize import one_line
 
 LARGEST = 20  # documents, or branches of a folder, that are shown one by one
 LEAST_SHARE = 0.01  # of all tokens, that a branch has to have to be shown

@@ -7,8 +7,8 @@ from rich.text import Text
 
 from adamas_cli.mapreduce.events import Finished, Step
 from adamas_cli.mapreduce.tree import Branch, Level, Tree
+from adamas_cli.sanitize import one_line
 from adamas_cli.terminal import lines
-from adamas_cli.terminal.sanitize import one_line
 
 _SHORTEST_LABEL = 8  # columns
 _SHOWN_FINISHED = 3  # prompts of a level; the others are only counted

@@ -12,9 +12,10 @@ from adamas_cli.commands.bench import kernels as kernel_bench
 from adamas_cli.commands.bench import recorded
 from adamas_cli.commands.bench.model import Job
 from adamas_cli.commands.bench.shared import tell
+from adamas_cli.commands.options import Format, grouped
 from adamas_cli.errors import UsageError
-from adamas_cli.options import AttentionOptions, Format, ModelOptions, grouped
 from adamas_cli.quiet import prepare_libraries
+from adamas_cli.settings import DecodingSettings, ModelSettings
 
 
 @grouped
@@ -83,8 +84,8 @@ def command(
     form: Format = "md",
     *,
     context: typer.Context,
-    model: ModelOptions,
-    attention: AttentionOptions,
+    model: ModelSettings,
+    attention: DecodingSettings,
 ) -> None:
     """Measure this machine: adamas bench --len 4k,16k, or adamas bench --kernels
 

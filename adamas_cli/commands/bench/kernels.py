@@ -11,7 +11,7 @@ from adamas_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from adamas_cli.bench.kernels import KernelBench, KernelRow, Shape
-    from adamas_cli.options import AttentionOptions, ModelOptions
+    from adamas_cli.settings import DecodingSettings, ModelSettings
 
 GPU_SHAPES, GPU_LENGTHS = "32/32x128,32/8x128", "32k,128k"
 CPU_SHAPES, CPU_LENGTHS = "14/2x64,9/3x64", "4k,8k,16k,32k"
@@ -24,8 +24,8 @@ def measure(
     shapes: str | None,
     lengths: str | None,
     break_even: bool,
-    model: ModelOptions,
-    attention: AttentionOptions,
+    model: ModelSettings,
+    attention: DecodingSettings,
 ) -> Iterator[tuple[Record, str]]:
     """Figures as they come, as records and as lines of Markdown. Raises UsageError."""
     bench, chosen, contexts = _prepare(shapes, lengths, model, attention)
@@ -33,7 +33,7 @@ def measure(
 
 
 def _prepare(
-    shapes: str | None, lengths: str | None, model: ModelOptions, attention: AttentionOptions
+    shapes: str | None, lengths: str | None, model: ModelSettings, attention: DecodingSettings
 ) -> tuple[KernelBench, list[Shape], list[int]]:
     import torch
     from adamas_kernels.contract import SparseSettings

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from adamas_cli.bench.rivals import Rival
     from adamas_cli.bench.target import Target
     from adamas_cli.engine.plan import MemoryPlan
-    from adamas_cli.options import AttentionOptions, ModelOptions
+    from adamas_cli.settings import DecodingSettings, ModelSettings
     from adamas_cli.terminal.display import Display
 
 
@@ -33,7 +33,7 @@ class Job:
     others: Sequence[str]
     environment: Mapping[str, str]
 
-    def measure(self, model: ModelOptions, attention: AttentionOptions) -> Iterator[tuple[Record, str]]:
+    def measure(self, model: ModelSettings, attention: DecodingSettings) -> Iterator[tuple[Record, str]]:
         """A record and a line of Markdown about the machine, then one for each row as it is measured.
 
         Raises UsageError, ModelUnavailableError and OverContextError before anything is measured.
@@ -73,7 +73,7 @@ class Job:
             row = rows.row(measured, cores)
             yield row, markdown_row(rows.cells(row))
 
-    def _subject(self, longest: int, model: ModelOptions, display: Display) -> tuple[Target, Document]:
+    def _subject(self, longest: int, model: ModelSettings, display: Display) -> tuple[Target, Document]:
         """The model and what it reads."""
         from adamas_cli.bench.document import random_document, text_document
         from adamas_cli.bench.model import tokens_needed
@@ -98,8 +98,8 @@ class Job:
         lengths: Sequence[int],
         rivals: Sequence[Rival],
         job: Mapping[str, object],
-        model: ModelOptions,
-        attention: AttentionOptions,
+        model: ModelSettings,
+        attention: DecodingSettings,
     ) -> Iterator[Measurement]:
         """Other engines first: rows of this one are compared with theirs, and memory holds one at a time."""
         from adamas_kernels.contract import SparseSettings
@@ -127,7 +127,7 @@ class Job:
         yield from bench.measure(lengths)
 
     def _plan(
-        self, target: Target, lengths: Sequence[int], model: ModelOptions, attention: AttentionOptions
+        self, target: Target, lengths: Sequence[int], model: ModelSettings, attention: DecodingSettings
     ) -> MemoryPlan:
         """What the longest of the lengths will take of the GPU's memory. Raises OutOfMemoryError where that
         is more than it has.

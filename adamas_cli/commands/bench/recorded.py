@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from adamas_cli.bench.target import Target
     from adamas_cli.bench.traces import Trace
     from adamas_cli.models import LoadedModel
-    from adamas_cli.options import AttentionOptions, ModelOptions
+    from adamas_cli.settings import DecodingSettings, ModelSettings
 
 GPU_LENGTHS, CPU_LENGTHS = "8k,16k,30k", "4k"
 NOTHING = "-"
@@ -60,8 +60,8 @@ class Job:
     shapes: str | None
     lengths: str | None
     repeats: int
-    model: ModelOptions
-    attention: AttentionOptions
+    model: ModelSettings
+    attention: DecodingSettings
 
     def measure(self) -> Iterator[tuple[Record, str]]:
         """Figures as they come, as records and as lines of Markdown: a line about the machine, rows of all

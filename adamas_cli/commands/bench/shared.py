@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from adamas_cli.commands.options import parse_length
 from adamas_cli.errors import UsageError
-from adamas_cli.options import parse_length
 
 Record = dict[str, Any]
 

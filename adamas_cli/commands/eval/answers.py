@@ -17,18 +17,18 @@ from adamas_cli.commands.eval.shared import (
     showing,
     tell,
 )
-from adamas_cli.errors import NothingReadableError, UsageError
-from adamas_cli.options import (
+from adamas_cli.commands.options import (
     Backend,
     DenseLayers,
-    ModelOptions,
     System,
     TemplateFile,
     Think,
     grouped,
     parse_length,
 )
+from adamas_cli.errors import NothingReadableError, UsageError
 from adamas_cli.quiet import prepare_libraries
+from adamas_cli.settings import DecodingSettings, ModelSettings
 
 if TYPE_CHECKING:
     from adamas_cli.eval.answers import Examined
@@ -59,8 +59,8 @@ def command(
     ] = None,
     budgets: Budgets = "64,128,256",
     methods: Methods = "dot",
-    dense_layers: DenseLayers = 2,
-    backend: Backend = "auto",
+    dense_layers: DenseLayers = DecodingSettings.dense_layers,
+    backend: Backend = DecodingSettings.backend,
     max_tokens: Annotated[
         int,
         typer.Option("-n", "--max-tokens", help="Longest answer.", parser=parse_length, metavar="LENGTH"),
@@ -69,7 +69,7 @@ def command(
     template: TemplateFile = None,
     think: Think = None,
     *,
-    model: ModelOptions,
+    model: ModelSettings,
     report: ReportOptions,
 ) -> None:
     """Your documents and questions: adamas eval answers --document book.txt -q "Who is Mr. Darcy?"

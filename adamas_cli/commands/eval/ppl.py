@@ -18,9 +18,10 @@ from adamas_cli.commands.eval.shared import (
     showing,
     tell,
 )
+from adamas_cli.commands.options import DenseLayers, grouped
 from adamas_cli.errors import UsageError
-from adamas_cli.options import DenseLayers, ModelOptions, grouped
 from adamas_cli.quiet import prepare_libraries
+from adamas_cli.settings import DecodingSettings, ModelSettings
 
 if TYPE_CHECKING:
     from adamas_cli.eval.perplexity import Passage
@@ -38,9 +39,9 @@ def command(
     scored: Annotated[
         int, typer.Option("--scored", min=1, help="Tokens behind those, over which is compared.")
     ] = 256,
-    dense_layers: DenseLayers = 2,
+    dense_layers: DenseLayers = DecodingSettings.dense_layers,
     *,
-    model: ModelOptions,
+    model: ModelSettings,
     report: ReportOptions,
 ) -> None:
     """Divergence and perplexity on real text: adamas eval ppl --text book.txt --len 4k,8k

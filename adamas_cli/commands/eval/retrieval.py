@@ -17,8 +17,9 @@ from adamas_cli.commands.eval.shared import (
     showing,
     tell,
 )
-from adamas_cli.options import Backend, DenseLayers, ModelOptions, System, TemplateFile, Think, grouped
+from adamas_cli.commands.options import Backend, DenseLayers, System, TemplateFile, Think, grouped
 from adamas_cli.quiet import prepare_libraries
+from adamas_cli.settings import DecodingSettings, ModelSettings
 
 
 @grouped
@@ -45,13 +46,13 @@ def command(
     ] = "dense",
     budgets: Budgets = "128",
     methods: Methods = "dot",
-    dense_layers: DenseLayers = 2,
-    backend: Backend = "auto",
+    dense_layers: DenseLayers = DecodingSettings.dense_layers,
+    backend: Backend = DecodingSettings.backend,
     system: System = None,
     template: TemplateFile = None,
     think: Think = None,
     *,
-    model: ModelOptions,
+    model: ModelSettings,
     report: ReportOptions,
 ) -> None:
     """Things hidden in a text of yours: adamas eval retrieval --text book.txt --len 4k,8k

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from adamas_cli.commands.options import parse_length
 from adamas_cli.errors import UsageError
-from adamas_cli.options import parse_length
 
 if TYPE_CHECKING:
+    from adamas_cli.commands.eval.report import Report
+    from adamas_cli.eval.columns import Column
     from adamas_cli.eval.ledger import Ledger, Record
-    from adamas_cli.eval.report import Column, Report
     from adamas_cli.eval.workload import Workload
     from adamas_cli.terminal.display import Display
 
@@ -118,7 +119,7 @@ def names(text: str, flag: str, known: Collection[str]) -> list[str]:
 @contextmanager
 def showing(options: ReportOptions, columns: Sequence[Column]) -> Iterator[tuple[Report, Display]]:
     """The report on stdout and the show on stderr, which ends before a table is drawn."""
-    from adamas_cli.eval.report import Report
+    from adamas_cli.commands.eval.report import Report
     from adamas_cli.terminal.display import Display
 
     with (

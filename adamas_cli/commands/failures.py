@@ -10,7 +10,8 @@ import sys
 import traceback
 
 from adamas_cli.errors import INTERRUPTED, AdamasError, OutOfMemoryError
-from adamas_cli.terminal.sanitize import plain
+from adamas_cli.sanitize import plain
+from adamas_cli.terminal.spelling import spelled
 
 # Errors of a disk or of permissions, which are no fault of the program.
 _OF_THE_MACHINE = (
@@ -49,14 +50,14 @@ def as_user_error(error: Exception) -> AdamasError:
     )
 
 
-def report(error: AdamasError, *, as_json: bool) -> int:
+def report(error: AdamasError, *, as_json: bool = False) -> int:
     """Tell the user, on stderr and with `as_json` also as an object on stdout; the exit code."""
     if logging.getLogger("adamas_cli").isEnabledFor(logging.DEBUG):
         shown = error.__cause__ if type(error) is AdamasError and error.__cause__ else error
         traceback.print_exception(shown, file=sys.stderr)
-    print(f"adamas: {plain(error.message)}", file=sys.stderr)
+    print(f"adamas: {plain(spelled(error.message))}", file=sys.stderr)
     if as_json:
-        print(json.dumps({"error": error.as_json()}, ensure_ascii=False))
+        print(spelled(json.dumps({"error": error.as_json()}, ensure_ascii=False)))
     return error.exit_code
 
 

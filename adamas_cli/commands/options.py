@@ -1,0 +1,320 @@
+"""The flags of all settings: each is declared once, and a command takes a group of them as a whole."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
+from typing import Annotated, Any, Literal, get_type_hints
+
+import typer
+
+from adamas_cli.engine.sampling import Sampling
+from adamas_cli.settings import (
+    DEFAULT_SOURCES,
+    MOST_SOURCES,
+    BackendName,
+    DecodingSettings,
+    InputSettings,
+    ModelSettings,
+    OnOverflow,
+    OriginSettings,
+    OutputSettings,
+    PromptSettings,
+)
+from adamas_cli.store.settings import StoreSettings
+
+_UNITS = {"k": 1024, "m": 1024**2, "g": 1024**3}
+
+_model = partial(typer.Option, rich_help_panel="Model")
+_attention = partial(typer.Option, rich_help_panel="Attention")
+_sampling = partial(typer.Option, rich_help_panel="Sampling")
+_input = partial(typer.Option, rich_help_panel="Input")
+_prompt = partial(typer.Option, rich_help_panel="Question and answer")
+_origin = partial(typer.Option, rich_help_panel="Where the answer came from")
+_store = partial(typer.Option, rich_help_panel="Kept documents")
+_output = partial(typer.Option, rich_help_panel="Output")
+
+# What belongs to one call and would surprise as a setting for all of them.
+_NOT_SETTINGS = {"files_from", "json", "null", "output"}
+
+
+def parse_length(text: str | int) -> int:
+    """The number that `32768`, `32k` or `32K` means; k is 1024, m and g its powers.
+
+    Raises typer.BadParameter for anything else.
+    """
+    digits = str(text).strip().lower()
+    unit = _UNITS.get(digits[-1:], 1)
+    if unit > 1:
+        digits = digits[:-1]
+    if not digits.isdecimal():
+        raise typer.BadParameter(f"{text!r} is not a length such as 32768 or 32k")
+    return int(digits) * unit
+
+
+def _short_names(incomplete: str) -> list[str]:
+    """The models that a shell offers."""
+    from adamas_cli.models.aliases import aliases
+
+    return [name for name in aliases() if name.startswith(incomplete)]
+
+
+_length: dict[str, Any] = {"parser": parse_length, "metavar": "LENGTH"}
+
+# Every flag of a group of settings, in the order of the help. Type and default are the field's own.
+FLAGS: dict[type, dict[str, Any]] = {
+    ModelSettings: {
+        "model": _model(
+            "-m",
+            "--model",
+            envvar="ADAMAS_MODEL",
+            metavar="NAME",
+            autocompletion=_short_names,
+            help="Alias (see `adamas models ls`), Hugging Face id, directory or .gguf file.",
+        ),
+        "dtype": _model("--dtype", help="Number format of the weights."),
+        "device": _model("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 and so on."),
+        "quantization": _model(
+            "--quantization",
+            help="packed: 8 or 4 bits on a CPU, as few as lose nothing that counts; none: as in the files; "
+            "auto: packed on a CPU unless --dtype is given. The others serve GPUs.",
+        ),
+        "threads": _model(
+            "--threads",
+            min=1,
+            metavar="N",
+            help="Threads that compute on a CPU; by default its physical cores.",
+            show_default=False,
+        ),
+        "trust_remote_code": _model(
+            "--trust-remote-code", help="Run model code that comes with the model's files."
+        ),
+        "offline": _model("--offline", help="Make no network call at all."),
+    },
+    DecodingSettings: {
+        "attn": _attention(
+            "--attn", help="Sparse, full, or sparse as soon as the context is long enough to gain."
+        ),
+        "budget": _attention(
+            "--budget",
+            min=1,
+            help="Tokens that each query head attends to in a sparse layer; by default 4 times the context's "
+            "square root, and at least 256.",
+            show_default=False,
+        ),
+        "scorer": _attention("--scorer", help="How 2-bit codes are compared."),
+        "dense_layers": _attention("--dense-layers", min=0, help="First layers that keep full attention."),
+        "backend": _attention(
+            "--backend", help="What computes sparse attention; auto takes the fastest that runs."
+        ),
+        "prefill_chunk": _attention(
+            "--prefill-chunk",
+            help="Prompt tokens read per step; by default 8192 on a GPU and 512 on a CPU.",
+            show_default=False,
+            **_length,
+        ),
+    },
+    Sampling: {
+        "temperature": _sampling("--temp", min=0.0, help="0 takes the likeliest token."),
+        "top_p": _sampling(
+            "--top-p", min=0.0, max=1.0, help="Likeliest tokens that make up this probability."
+        ),
+        "top_k": _sampling("--top-k", min=0, help="Likeliest tokens kept; 0 keeps all."),
+        "min_p": _sampling("--min-p", min=0.0, max=1.0, help="Least probability, relative to the likeliest."),
+        "seed": _sampling("--seed", help="Makes drawn answers repeat."),
+    },
+    InputSettings: {
+        "include": _input(
+            "-i", "--include", metavar="PATTERN", help="Only these files (gitignore syntax; repeatable)."
+        ),
+        "exclude": _input(
+            "-e", "--exclude", metavar="PATTERN", help="Not these files (gitignore syntax; repeatable)."
+        ),
+        "no_gitignore": _input("--no-gitignore", help="Read ignored files too."),
+        "hidden": _input("--hidden", help="Read hidden files and folders too."),
+        "max_file_size": _input("--max-file-size", help="Skip larger files found in folders.", **_length),
+        "generated": _input("--generated", help="Read generated, vendored, minified and lock files too."),
+        "no_tree": _input("--no-tree", help="Leave out the list of a folder's files."),
+        "line_numbers": _input(
+            "--line-numbers", help="Begin each line with its number, for answers that name lines."
+        ),
+        "files_from": _input(
+            "--files-from", metavar="FILE", help="Read the list of paths from a file or `-`."
+        ),
+        "null": _input("-0", "--null", help="Paths in that list end with NUL."),
+    },
+    PromptSettings: {
+        "system": _prompt("-s", "--system", metavar="TEXT", help="System prompt in place of the default."),
+        "template": _prompt(
+            "-t", "--template", metavar="FILE", help="Prompt template in place of the default."
+        ),
+        "max_tokens": _prompt("-n", "--max-tokens", help="Longest answer, in tokens.", **_length),
+        "ctx_size": _prompt(
+            "--ctx-size", help="Context in tokens; 0 is as much as needed, up to the model's.", **_length
+        ),
+        "on_overflow": _prompt(
+            "--on-overflow",
+            help="Over-long input: stop, keep its head and tail, or read it part by part and merge the "
+            "answers.",
+        ),
+        "token_budget": _prompt(
+            "--token-budget",
+            help="Stop if documents and question are more tokens than this.",
+            show_default=False,
+            **_length,
+        ),
+        "think": _prompt("--think/--no-think", help="Ask a thinking model to think, or not to."),
+    },
+    OriginSettings: {
+        "sources": _origin(
+            "--sources",
+            min=1,
+            max=MOST_SOURCES,
+            metavar="[N]",
+            help="Show the N passages that the answer attended to most: where the model looked, which is no "
+            f"proof; {DEFAULT_SOURCES} without a number.",
+            show_default=False,
+        ),
+        "cite": _origin(
+            "--cite", help="Ask for quotations, and look each one up, word for word, in the documents."
+        ),
+    },
+    StoreSettings: {
+        "off": _store(
+            "--no-doc-cache",
+            envvar="ADAMAS_NO_DOC_CACHE",
+            help="Neither use documents that were read before nor keep these.",
+        ),
+        "read_only": _store("--doc-cache-ro", help="Use documents that were read before, but keep none."),
+        "limit": _store(
+            "--doc-cache-size",
+            help="Most that all kept documents take, in bytes such as 20g; by default 20g, or 10 % of the "
+            "free disk if that is less.",
+            show_default=False,
+            **_length,
+        ),
+        "dtype": _store(
+            "--doc-cache-dtype",
+            help="Keep as computed, or in half the bytes, which changes answers a little.",
+        ),
+    },
+    OutputSettings: {
+        "output": _output(
+            "-o", "--output", metavar="FILE", help="Write the answer to a file; `-` is stdout."
+        ),
+        "json": _output("--json", help="Print JSON."),
+        "hide_reasoning": _output("-R", "--hide-reasoning", help="Do not show what a thinking model thinks."),
+        "usage": _output(
+            "-u", "--usage/--no-usage", help="Token counts and rates; shown on a terminal by default."
+        ),
+        "quiet": _output("--quiet", help="Show nothing but the answer and errors."),
+        "verbose": _output("-v", "--verbose", count=True, help="Say more; -vv adds tracebacks."),
+    },
+}
+
+# Where a setting is not called as its field, whose class says what it belongs to.
+_NAMES: dict[type, dict[str, str]] = {
+    StoreSettings: {
+        "off": "no_doc_cache",
+        "read_only": "doc_cache_ro",
+        "limit": "doc_cache_size",
+        "dtype": "doc_cache_dtype",
+    }
+}
+
+# Flags that a command may also take without their group.
+DenseLayers = Annotated[int, FLAGS[DecodingSettings]["dense_layers"]]
+Backend = Annotated[BackendName, FLAGS[DecodingSettings]["backend"]]
+System = Annotated[str | None, FLAGS[PromptSettings]["system"]]
+TemplateFile = Annotated[str | None, FLAGS[PromptSettings]["template"]]
+Think = Annotated[bool | None, FLAGS[PromptSettings]["think"]]
+
+# And those that belong to none.
+Questions = Annotated[
+    list[str] | None,
+    _prompt(
+        "-q",
+        "--question",
+        metavar="TEXT",
+        help="A question (repeatable: the documents are read once); then all arguments are sources.",
+    ),
+]
+Format = Annotated[
+    Literal["md", "csv", "json", "jsonl"], _output("--format", help="How the figures are printed.")
+]
+
+
+@dataclass(frozen=True)
+class SummaryPromptSettings(PromptSettings):
+    """Those of a summary, which is of all that was given, however long."""
+
+    on_overflow: OnOverflow = "map-reduce"
+
+
+def setting_names() -> frozenset[str]:
+    """The names that the configuration file may set, such as `max_tokens`."""
+    return frozenset(flag.name for group in FLAGS for flag in flags(group)) - _NOT_SETTINGS
+
+
+def grouped(function: Callable[..., None]) -> Callable[..., None]:
+    """A command for typer whose parameters that are groups of settings are spread into their flags."""
+    hints = get_type_hints(function, include_extras=True)
+    groups: dict[str, Any] = {}
+    flat: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if is_dataclass(hints[name]):
+            groups[name] = hints[name]
+            flat.extend(flags(hints[name]))
+        else:
+            flat.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
+
+    def command(**values: Any) -> None:
+        gathered = {
+            name: group(**{field.name: values.pop(_name(group, field.name)) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        function(**gathered, **values)
+
+    command.__name__ = function.__name__
+    command.__doc__ = function.__doc__
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
+    command.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
+    return command
+
+
+def flags(group: Any) -> list[inspect.Parameter]:
+    """The parameters that typer makes a group's flags of. A group of one command alone, which is not in
+    FLAGS, has them in its own annotations.
+    """
+    hints = get_type_hints(group, include_extras=True)
+    defaults = {field.name: field.default for field in fields(group)}
+    known = next((FLAGS[above] for above in group.__mro__ if above in FLAGS), None)
+    annotations = hints if known is None else {name: Annotated[hints[name], known[name]] for name in known}
+    return [
+        inspect.Parameter(
+            _name(group, name),
+            inspect.Parameter.KEYWORD_ONLY,
+            default=defaults[name],
+            annotation=annotation,
+        )
+        for name, annotation in annotations.items()
+    ]
+
+
+def _name(group: type, field: str) -> str:
+    """What a field is called in the configuration file."""
+    return _NAMES.get(group, {}).get(field, field)
+
+
+def with_defaults(arguments: Sequence[str]) -> list[str]:
+    """A command line in which `--sources`, whose number may be left out, has one."""
+    completed: list[str] = []
+    options = True
+    for index, word in enumerate(arguments):
+        completed.append(word)
+        options = options and word != "--"
+        if options and word == "--sources" and not "".join(arguments[index + 1 : index + 2]).isdecimal():
+            completed.append(str(DEFAULT_SOURCES))
+    return completed

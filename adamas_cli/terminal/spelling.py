@@ -1,0 +1,42 @@
+"""Settings as a command line spells them. Texts from below name a setting as Python does: `ctx_size`."""
+
+from __future__ import annotations
+
+import re
+
+_SHORT = {"model": "-m", "max_tokens": "-n", "output": "-o"}
+_LONG = (
+    "attn",
+    "backend",
+    "ctx_size",
+    "dense_layers",
+    "device",
+    "doc_cache_size",
+    "dtype",
+    "exclude",
+    "generated",
+    "heads",
+    "hidden",
+    "include",
+    "len",
+    "max_file_size",
+    "no_gitignore",
+    "offline",
+    "on_overflow",
+    "plot",
+    "prefill_chunk",
+    "quantization",
+    "shape",
+    "sources",
+    "tasks",
+    "text",
+    "token_budget",
+    "vs",
+)
+FLAGS = {name: f"--{name.replace('_', '-')}" for name in _LONG} | _SHORT
+_NAME = re.compile(r"`([a-z_]+)`")
+
+
+def spelled(text: str) -> str:
+    """`text` with the flag of each setting that it names between backticks."""
+    return _NAME.sub(lambda found: FLAGS.get(found[1], found[0]), text)
