@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from conftest import CHAT_TEMPLATE
 
-from adamas_cli.chat.conversation import Conversation
 from adamas_cli.documents import Selection, collect
 from adamas_cli.engine.events import Done, Prefill, Token
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.errors import UsageError
 from adamas_cli.progress import Silent
-from adamas_cli.runtime import Runtime
+from adamas_cli.session.conversation import Conversation
+from adamas_cli.session.runtime import Runtime
 from adamas_cli.settings import DecodingSettings, ModelSettings, PromptSettings
 from adamas_cli.store.settings import StoreSettings
 

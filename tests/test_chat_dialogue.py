@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from conftest import CHAT_TEMPLATE, byte_tokenizer
 
-from adamas_cli.chat.dialogue import Dialogue, Prompt, Reply, Turn
-from adamas_cli.chat.shelf import ChatDocument, locate, shelved, tokens
 from adamas_cli.documents.parts import Part
 from adamas_cli.prompt.layout import Layout, question_ids
 from adamas_cli.prompt.template import Frame, frame
 from adamas_cli.prompt.tokens import Tokenizer
+from adamas_cli.session.chat_documents import ChatDocument, locate, shelved, tokens
+from adamas_cli.session.dialogue import Dialogue, Prompt, Reply, Turn
 
 ASK = Template("$documents\n\n$question")
 FILES = {"a.txt": "Anna.", "b.txt": "Two\nlines."}

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from adamas_cli.chat import transcript
 from adamas_cli.chat.chat import Chat
-from adamas_cli.chat.shelf import tokens
 from adamas_cli.errors import UsageError
+from adamas_cli.session.chat_documents import tokens
 from adamas_cli.settings import DEFAULT_SOURCES
 
 

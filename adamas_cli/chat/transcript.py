@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adamas_cli.chat.dialogue import Turn
 from adamas_cli.output import replacing
 from adamas_cli.sanitize import plain
+from adamas_cli.session.dialogue import Turn
 
 if TYPE_CHECKING:
-    from adamas_cli.chat.conversation import Conversation
+    from adamas_cli.session.conversation import Conversation
 
 STOPPED = "*(stopped)*"
 

@@ -67,20 +67,20 @@ def command(
         ) as display,
     ):
         documents = collect_documents(sources, selection, display, verbose=output.verbose, keep=store.writes)
-        from adamas_cli.session import Session
+        from adamas_cli.session.documents import OpenDocuments
 
         if prompt.on_overflow == "map-reduce":
             from adamas_cli.commands.parts import answer_in_parts
             from adamas_cli.mapreduce.job import asking
-            from adamas_cli.runtime import Runtime
+            from adamas_cli.session.runtime import Runtime
 
             runtime = Runtime.resolve(model, attention, prompt, store, display, origins)
             replies = answer_in_parts(runtime, documents, asking(questions), sampling, display)
         else:
-            with Session.open(
+            with OpenDocuments.open(
                 documents, questions, model, attention, prompt, store, display, origins
-            ) as session:
-                replies = ask_all(session, questions, sampling, display)
+            ) as opened:
+                replies = ask_all(opened, questions, sampling, display)
         write(replies, stream, as_json=output.json)
 
 

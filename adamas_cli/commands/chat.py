@@ -66,9 +66,9 @@ def command(
             sources or [], selection, display, verbose=output.verbose, keep=store.writes
         )
         from adamas_cli.chat.chat import Chat
-        from adamas_cli.chat.conversation import Conversation
         from adamas_cli.chat.loop import converse, follow, lines_of_stdin
-        from adamas_cli.runtime import Runtime
+        from adamas_cli.session.conversation import Conversation
+        from adamas_cli.session.runtime import Runtime
 
         runtime = Runtime.resolve(model, attention, prompt, store, display)
         with Conversation(runtime, documents) as conversation:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from adamas_cli.documents import Document
     from adamas_cli.engine.sampling import Sampling
     from adamas_cli.mapreduce.job import Job
-    from adamas_cli.runtime import Runtime
+    from adamas_cli.session.runtime import Runtime
     from adamas_cli.terminal.display import Display
 
 _NAMED_SOURCES = 12  # lines behind an answer
@@ -32,15 +32,15 @@ def answer_in_parts(
     max_tokens: of an answer, where it is not what the user's options say.
     """
     from adamas_cli.mapreduce.work import Work
-    from adamas_cli.session import Session, count, longest_question
+    from adamas_cli.session.documents import OpenDocuments, count, longest_question
 
     answer = max_tokens or runtime.prompt.max_tokens
     whole = runtime.frame(runtime.prompt.template or job.whole)
     longest = longest_question(runtime, whole, job.finals)
     layout = count(runtime, whole, documents, longest)
     if layout.total + longest + answer <= runtime.context:
-        with Session.of(runtime, whole, layout, job.finals, max_tokens=answer) as session:
-            replies = ask_all(session, job.finals, sampling, display)
+        with OpenDocuments(runtime, whole, layout, job.finals, max_tokens=answer) as opened:
+            replies = ask_all(opened, job.finals, sampling, display)
         return [Reply(reply.answer, reply.record | {"parts": [], "levels": 0}) for reply in replies]
     display.note(
         f"{layout.total:,} tokens are more than the context of {runtime.context:,} holds: reading in parts"

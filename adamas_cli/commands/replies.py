@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from adamas_cli.answer import Answer, Told
     from adamas_cli.engine.sampling import Sampling
-    from adamas_cli.session import Session
+    from adamas_cli.session.documents import OpenDocuments
     from adamas_cli.terminal.display import Display
 
 
@@ -23,11 +23,13 @@ class Reply:
     record: dict[str, object]
 
 
-def ask_all(session: Session, questions: Sequence[str], sampling: Sampling, display: Display) -> list[Reply]:
+def ask_all(
+    documents: OpenDocuments, questions: Sequence[str], sampling: Sampling, display: Display
+) -> list[Reply]:
     """Ask one after the other, shown as they are answered."""
-    answers = listen_to_all(questions, (session.ask(text, sampling) for text in questions), display)
-    about = session.as_json()
-    return [Reply(answer, answer.as_json(session.runtime.load_seconds) | about) for answer in answers]
+    answers = listen_to_all(questions, (documents.ask(text, sampling) for text in questions), display)
+    about = documents.as_json()
+    return [Reply(answer, answer.as_json(documents.runtime.load_seconds) | about) for answer in answers]
 
 
 def listen_to_all(

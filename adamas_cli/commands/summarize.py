@@ -76,8 +76,8 @@ def command(
         from adamas_cli.commands.parts import answer_in_parts
         from adamas_cli.mapreduce.job import summarizing
         from adamas_cli.mapreduce.repository import repository_folders
-        from adamas_cli.runtime import Runtime
-        from adamas_cli.session import Session, count, longest_question
+        from adamas_cli.session.documents import OpenDocuments, count, longest_question
+        from adamas_cli.session.runtime import Runtime
 
         job = summarizing(style, focus, max_words, repository_folders(sources or [], documents))
         longest = prompt.max_tokens
@@ -89,6 +89,6 @@ def command(
         else:
             around = runtime.frame(prompt.template or job.whole)
             layout = count(runtime, around, documents, longest_question(runtime, around, job.finals))
-            with Session.of(runtime, around, layout, job.finals, max_tokens=longest) as session:
-                replies = ask_all(session, job.finals, sampling, display)
+            with OpenDocuments(runtime, around, layout, job.finals, max_tokens=longest) as opened:
+                replies = ask_all(opened, job.finals, sampling, display)
         write(replies, stream, as_json=output.json)

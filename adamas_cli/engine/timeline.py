@@ -313,11 +313,17 @@ class Timeline:
             self.ids = np.concatenate([prompt, np.array(self.answered, np.int32)])[: self.length]
 
     def go_on(
-        self, ids: np.ndarray, sampling: Sampling, max_tokens: int, stop_ids: Collection[int]
+        self,
+        ids: np.ndarray,
+        sampling: Sampling,
+        max_tokens: int,
+        stop_ids: Collection[int],
+        *,
+        keep: bool = True,
     ) -> Generator[Event]:
-        """Have a prompt, int [n] with n >= 1, in the cache, and decode what comes next, which stays."""
+        """Answer a whole prompt, int [n] with n >= 1, of which only what is new is read; see `answer`."""
         known = self.return_to(ids[:-1])
-        yield from self.answer(ids[known:], sampling, max_tokens, stop_ids, keep=True)
+        yield from self.answer(ids[known:], sampling, max_tokens, stop_ids, keep=keep)
 
     def score(self, ids: np.ndarray, *, sparse: bool) -> Tensor:
         """Feed tokens, int [n], and return the logits after each of them, [n, vocabulary].

@@ -16,7 +16,7 @@ from adamas_cli.mapreduce.notes import as_notes
 from adamas_cli.mapreduce.parts import Excerpt, Measure, Passage, cut
 from adamas_cli.mapreduce.resume import Partials
 from adamas_cli.prompt.layout import question_ids
-from adamas_cli.session import Session
+from adamas_cli.session.documents import OpenDocuments
 from adamas_cli.settings import OriginSettings
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from adamas_cli.mapreduce.job import Job
     from adamas_cli.prompt.layout import Layout
     from adamas_cli.prompt.template import Frame
-    from adamas_cli.runtime import Runtime
+    from adamas_cli.session.runtime import Runtime
 
 # Of the answer of a part or of a merge that is merged again: some 280 words, which is what a page of notes on
 # a chapter takes. In a small context less, so that several of them fit one merge.
@@ -232,8 +232,8 @@ class Work:
             layout.add(excerpt)
         return layout
 
-    def _session(self, frame: Frame, layout: Layout, questions: Sequence[str], answer: int) -> Session:
-        session = Session.of(self._runtime, frame, layout, questions, max_tokens=answer, announce_reuse=False)
+    def _session(self, frame: Frame, layout: Layout, questions: Sequence[str], answer: int) -> OpenDocuments:
+        session = OpenDocuments(self._runtime, frame, layout, questions, max_tokens=answer, announces=False)
         about = session.as_json()
         self._about = {name: about[name] for name in ("model", "attention")}
         return session

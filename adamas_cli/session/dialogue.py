@@ -21,8 +21,8 @@ from adamas_cli.reasoning import CLOSE, OPEN, ReasoningSplitter
 from adamas_cli.sanitize import plain
 
 if TYPE_CHECKING:
-    from adamas_cli.chat.shelf import ChatDocument
     from adamas_cli.prompt.tokens import Tokenizer
+    from adamas_cli.session.chat_documents import ChatDocument
 
 # Private-use characters, as in prompt/template.py; the number is the turn's.
 _MARK = re.compile("\ue000(\\d+) (documents|question|thought|answer|reply)\ue000")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -10,20 +9,19 @@ from functools import partial
 
 import numpy as np
 
-from adamas_cli.chat.dialogue import Dialogue, Prompt, Turn
-from adamas_cli.chat.shelf import ChatDocument, locate, shelved, tokens
 from adamas_cli.documents import Document
 from adamas_cli.engine.events import Done, Event, Prefill, Token
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.errors import OverContextError, UsageError
 from adamas_cli.prompt.counting import Counting
-from adamas_cli.prompt.layout import NO_IDS
 from adamas_cli.prompt.linemap import Location
 from adamas_cli.prompt.template import DEFAULT_TEMPLATE, Frame, load_template
-from adamas_cli.runtime import Runtime
-from adamas_cli.session import attention_json, count, open_timeline, stored_document
-from adamas_cli.sources.passages import Sources, find_sources
-from adamas_cli.store.document import StoredDocument
+from adamas_cli.session.chat_documents import ChatDocument, locate, shelved, tokens
+from adamas_cli.session.dialogue import Dialogue, Prompt, Turn
+from adamas_cli.session.documents import count
+from adamas_cli.session.runtime import Runtime
+from adamas_cli.session.session import Session
+from adamas_cli.sources.passages import Sources
 
 ROOM_FOR_TURNS = 4096  # tokens reserved behind the documents; the cache grows beyond
 LONGEST_FIRST_QUESTION = 256  # tokens that documents leave free for it
@@ -64,20 +62,15 @@ class Conversation:
             left_out = f"left out {layout.dropped:,} of {layout.total:,} tokens, from the documents' middle"
             runtime.progress.note(left_out)
         needed = len(self._prompt().ids) + options.max_tokens + ROOM_FOR_TURNS
-        self.timeline = open_timeline(runtime, min(needed, self.context), limit=self.context, counts=True)
+        self._session = Session(runtime, min(needed, self.context), limit=self.context, counts=True)
         self._attended: np.ndarray | None = None  # by the last answer, as long as the documents stay
         self._unread = True  # until what comes before the next question is in the cache
-        self._stored: StoredDocument | None = None
-        self._stored_ids = NO_IDS
-        self._reading = 0.0  # seconds since the last answer
-        self._newly_read = 0  # tokens since then
 
     def __enter__(self) -> Conversation:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        if kind is None:
-            self._finish_storing()
+        self._session.__exit__(kind, *error)
 
     @property
     def documents(self) -> list[ChatDocument]:
@@ -100,25 +93,16 @@ class Conversation:
         if not self._unread:
             return 0
         ids = self._known()
-        return len(ids) - self.timeline.reusable(ids)
+        return len(ids) - self._session.timeline.reusable(ids)
 
     def read(self) -> Generator[Prefill]:
         """Read what comes before the next question and is not read yet."""
         ids = self._known()
-        known = self.timeline.reusable(ids)
-        if known < self.timeline.length:
-            self._finish_storing()  # which reads the cache where it lies
-        begun, reused = time.perf_counter(), known
-        try:
-            for event in self.timeline.sync(ids, self._store_for(ids, known)):
-                if event.reused > reused:
-                    reused = event.reused
-                    self.runtime.progress.note(f"reused {reused:,} of {len(ids):,} tokens")
-                yield event
-            self._unread = False
-        finally:
-            self._reading += time.perf_counter() - begun
-            self._newly_read += self.timeline.length - reused
+        if not self.turns and not self._session.timeline.reusable(ids):
+            # The first documents, unread.
+            self._session.keep(ids, [document.path for document in self._next.documents])
+        yield from self._session.sync(ids)
+        self._unread = False
 
     def ask(self, question: str, sampling: Sampling) -> Generator[Event]:
         """What happens while a question is answered; ends with Done unless it is closed earlier.
@@ -136,31 +120,29 @@ class Conversation:
         if longest < self.runtime.prompt.max_tokens:
             room = f"the context is nearly full: room for an answer of {longest:,} tokens"
             self.runtime.progress.note(f"{room}; /clear forgets the conversation and keeps the documents")
-        again = self.timeline.length - self.timeline.reusable(prompt.ids)
+        again = self._session.timeline.length - self._session.timeline.reusable(prompt.ids)
         if again > 0:
             self.runtime.progress.note(
                 f"the chat template changes earlier turns: {again:,} tokens are read again"
             )
         said: list[int] = []
         done: Done | None = None
-        stop_ids = self.runtime.load().stop_ids
         try:
-            with closing(self.timeline.go_on(prompt.ids, sampling, longest, stop_ids)) as events:
+            with closing(self._session.answer(prompt.ids, sampling, longest, keep=True)) as events:
                 for event in events:
                     if isinstance(event, Token):
                         said.append(event.id)
                     elif isinstance(event, Done):
-                        event = done = self._with_reading(event)
+                        done = event
                     yield event
         finally:
-            self._attended = self.timeline.attended()
+            self._attended = self._session.timeline.attended()
             if said or done:
                 reply = self._dialogue.reply(said, stopped=done is None)
                 self.turns.append(replace(turn, reply=reply))
                 self._next = Turn()
-                self._reading, self._newly_read = 0.0, 0
             else:
-                self.timeline.return_to(self._known())
+                self._session.timeline.return_to(self._known())
 
     def add(self, documents: Sequence[Document]) -> None:
         """Have documents in the next message, behind everything so far. Raises UsageError for one that is
@@ -212,14 +194,11 @@ class Conversation:
             return None
         prompt = self._prompt()
         ids = prompt.ids[: len(self._attended)]
-        where = partial(locate, prompt.documents)
-        return find_sources(self._attended, where, ids, self.runtime.tokenizer, count)
+        return self._session.sources(self._attended, partial(locate, prompt.documents), ids, count)
 
     def as_json(self) -> dict[str, object]:
         """What the JSON objects of all turns share."""
-        return {
-            "model": self.runtime.files.name,
-            "attention": attention_json(self.timeline),
+        return self._session.as_json() | {
             "documents": [
                 {"path": document.path, "tokens": len(document.ids)} for document in self.documents
             ],
@@ -235,11 +214,6 @@ class Conversation:
         prompt = self._prompt()
         return prompt.ids[: prompt.before_question]
 
-    def _with_reading(self, done: Done) -> Done:
-        """The event, with what was read since the last answer."""
-        reused, seconds = done.reused_tokens - self._newly_read, done.prefill_seconds + self._reading
-        return replace(done, reused_tokens=max(0, reused), prefill_seconds=seconds)
-
     def _full(self, prompt: int) -> OverContextError:
         return OverContextError(
             f"the context is full: {prompt:,} of {self.context:,} tokens with this question\n"
@@ -248,18 +222,6 @@ class Conversation:
             n_prompt_tokens=prompt,
             n_ctx=self.context,
         )
-
-    def _store_for(self, ids: np.ndarray, known: int) -> StoredDocument | None:
-        """The store of these tokens, where they are the first documents, unread or interrupted."""
-        if known == 0 and not self.turns:
-            names = [document.path for document in self._next.documents]
-            self._stored, self._stored_ids = stored_document(self.runtime, self.timeline, ids, names), ids
-        return self._stored if known < len(ids) and np.array_equal(ids, self._stored_ids) else None
-
-    def _finish_storing(self) -> None:
-        if self._stored is not None:
-            self._stored.finish()
-            self._stored = None
 
 
 def _without(turn: Turn, dropped: Sequence[ChatDocument]) -> Turn:

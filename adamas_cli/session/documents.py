@@ -1,0 +1,186 @@
+"""Documents that fit a model's context: opened once, then asked any number of questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from adamas_cli.answer import Origins, Text, Told, narrate
+from adamas_cli.engine.events import Done, Event
+from adamas_cli.engine.sampling import Sampling
+from adamas_cli.planning.speed import computing_device, remember_run, speed_key
+from adamas_cli.prompt.counting import Counting
+from adamas_cli.prompt.layout import Layout, question_ids
+from adamas_cli.prompt.template import DEFAULT_TEMPLATE, Frame
+from adamas_cli.reasoning import OPEN
+from adamas_cli.session.runtime import Runtime
+from adamas_cli.session.session import Session
+from adamas_cli.sources.passages import Sources
+from adamas_cli.sources.quotes import REQUEST, check
+
+if TYPE_CHECKING:
+    from adamas_cli.documents import Document
+    from adamas_cli.progress import Progress
+    from adamas_cli.settings import DecodingSettings, ModelSettings, OriginSettings, PromptSettings
+    from adamas_cli.store.settings import StoreSettings
+
+
+class OpenDocuments:
+    """Documents that are counted and fit. The first question pays for reading them.
+
+    A context manager; leaving it waits until they are on disk.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        around: Frame,
+        layout: Layout,
+        questions: Sequence[str],
+        *,
+        max_tokens: int | None = None,
+        announces: bool = True,
+    ) -> None:
+        """Documents that are laid out already, in front of a model that may serve others too.
+
+        Room is kept for the longest of the questions. max_tokens: of an answer, where it is not what the
+        user's settings say. announces: see `Session`. Raises OverContextError.
+        """
+        self.runtime, self.layout = runtime, layout
+        self.max_tokens = max_tokens or runtime.prompt.max_tokens
+        self._frame = around
+        longest = longest_question(runtime, around, questions)
+        truncate = runtime.prompt.on_overflow == "truncate"
+        self._ids = layout.fit(longest, self.max_tokens, runtime.context, truncate=truncate)
+        if layout.dropped:
+            runtime.progress.note(
+                f"left out {layout.dropped:,} of {layout.total:,} tokens, from the documents' middle"
+            )
+        needed = len(self._ids) + longest + self.max_tokens
+        self._session = Session(runtime, needed, announces=announces)
+        self._session.keep(self._ids, [document.path for document in layout.documents])
+
+    @classmethod
+    def open(
+        cls,
+        documents: Sequence[Document],
+        questions: Sequence[str],
+        model: ModelSettings,
+        attention: DecodingSettings,
+        prompt: PromptSettings,
+        store: StoreSettings,
+        progress: Progress,
+        origins: OriginSettings | None = None,
+    ) -> OpenDocuments:
+        """Load the model and, meanwhile, count the documents; nothing runs before it is known to fit.
+
+        Raises ModelUnavailableError, OverContextError, and UsageError for a wrong template or `ctx_size`.
+        """
+        runtime = Runtime.resolve(model, attention, prompt, store, progress, origins)
+        around = runtime.frame(prompt.template or DEFAULT_TEMPLATE)
+        layout = count(runtime, around, documents, longest_question(runtime, around, questions))
+        return cls(runtime, around, layout, questions)
+
+    def __enter__(self) -> OpenDocuments:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self._session.__exit__(kind, *error)
+
+    def ask(self, question: str, sampling: Sampling) -> Iterator[Told]:
+        """What happens while a question is answered; ends with Done, before which comes where the answer came
+        from, if that is wanted.
+        """
+        ids = question_ids(self.runtime.tokenizer, self._frame, asked(self.runtime, question))
+        thinking = self._frame.tail.rstrip().endswith(OPEN)
+        decoder = self.runtime.tokenizer.decoder()
+        said: list[str] = []
+        for event in narrate(self._events(ids, sampling), decoder, thinking=thinking):
+            if isinstance(event, Text) and not event.reasoning:
+                said.append(event.text)
+            if isinstance(event, Done) and self.runtime.origins.wanted:
+                yield self._origins("".join(said))
+            yield event
+
+    def sources(self, count: int) -> Sources | None:
+        """The passages that the last answer attended to most, this many; None where nothing was counted."""
+        weights = self._session.timeline.attended()
+        return self._session.sources(weights, self.layout.locate, self._ids, count)
+
+    def as_json(self) -> dict[str, object]:
+        """What the JSON objects of all questions share."""
+        return self._session.as_json() | {
+            "documents": [
+                {"path": document.path, "tokens": document.tokens} for document in self.layout.documents
+            ],
+            "truncated": self.layout.dropped > 0,
+            "tokens_dropped": self.layout.dropped,
+        }
+
+    def _origins(self, answer: str) -> Origins:
+        wanted = self.runtime.origins
+        return Origins(
+            self.sources(wanted.sources) if wanted.sources else None,
+            tuple(check(answer, self.layout, self._ids, self.runtime.tokenizer)) if wanted.cite else None,
+        )
+
+    def _events(self, question: np.ndarray, sampling: Sampling) -> Iterator[Event]:
+        session = self._session
+        prompt = np.concatenate([self._ids, question])
+        if session.timeline.length < len(self._ids):
+            yield from session.sync(self._ids, len(prompt))
+        reading = session.reading
+        for event in session.answer(prompt, sampling, self.max_tokens):
+            if isinstance(event, Done):
+                event = replace(event, first_token_seconds=event.first_token_seconds + reading)
+                if not session.compiled:
+                    remember_run(self._speed_key, event)
+                session.compiled.clear()
+            yield event
+
+    @property
+    def _speed_key(self) -> str:
+        """What `adamas plan` will know these timings by."""
+        loaded = self.runtime.load()
+        return speed_key(
+            loaded.files.fingerprint,
+            dtype=str(loaded.dtype).removeprefix("torch."),
+            quantization=loaded.quantization,
+            device=computing_device(loaded.device.type, self.runtime.model.threads),
+            attention=self._session.timeline.attention_kind,
+        )
+
+
+def asked(runtime: Runtime, question: str) -> str:
+    """A question as the model gets it: with the request for quotations, if they are wanted."""
+    return f"{question}\n\n{REQUEST}" if runtime.origins.cite else question
+
+
+def longest_question(runtime: Runtime, around: Frame, questions: Sequence[str]) -> int:
+    """Tokens of the longest of the questions, with what stands around it."""
+    return max(len(question_ids(runtime.tokenizer, around, asked(runtime, text))) for text in questions)
+
+
+def count(
+    runtime: Runtime, around: Frame, documents: Sequence[Document], question: int, *, room: int = 0
+) -> Layout:
+    """Lay the documents out in a thread while the model's weights load; on a GPU, which has only so much
+    memory, they are loaded once it is known how much will be needed, and with a token budget once it is known
+    to do. Raises OverContextError where that does not.
+
+    question: tokens that come on top, as far as the budget is concerned. room: and those that are reserved
+    for more, as far as memory is.
+    """
+    with Counting(runtime.layout(around), documents, runtime.progress) as counting:
+        if runtime.prompt.token_budget is not None:
+            counting.wait().keep_budget(question, runtime.prompt.token_budget)
+        if runtime.wants_cuda:
+            needed = counting.wait().total + runtime.prompt.max_tokens + room
+            if runtime.prompt.ctx_size:  # more than that is not read at once
+                needed = min(needed, runtime.prompt.ctx_size)
+            runtime.progress.note(f"memory: {runtime.memory(needed).line}")
+        runtime.load()
+        return counting.wait()

@@ -1,0 +1,162 @@
+"""A timeline that knows its model, its store and its clock: what every answer to a user goes through."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from adamas_cli.engine.events import Done, Event, Prefill
+from adamas_cli.engine.sampling import Sampling
+from adamas_cli.engine.timeline import Timeline
+from adamas_cli.memory import give_back
+from adamas_cli.session.runtime import Runtime
+from adamas_cli.sources.passages import Sources, find_sources
+from adamas_cli.store.document import StoredDocument
+
+if TYPE_CHECKING:
+    from adamas_cli.prompt.linemap import Location
+
+log = logging.getLogger(__name__)
+
+
+class Session:
+    """One timeline of a runtime. A context manager; leaving it waits for the store.
+
+    context: tokens that there is room for. limit: tokens that there may come to be. counts: keep a tally of
+    what is attended to wherever that is sparse, also unasked. announces: notes how many tokens were read
+    before. However a generator of `sync` or `answer` ends, the next one goes on from what was read and said.
+
+    reading: seconds of reading since the last answer. compiled: the lines by which the timeline said that it
+    compiles, which spoils timings.
+    """
+
+    def __init__(
+        self, runtime: Runtime, context: int, *, limit: int = 0, counts: bool = False, announces: bool = True
+    ) -> None:
+        self.runtime = runtime
+        self.reading = 0.0
+        self.compiled: list[str] = []
+        self._announces = announces
+        self._newly_read = 0  # tokens since the last answer
+        self._stored: StoredDocument | None = None
+        self._stored_ids = np.empty(0, np.int32)
+        self.timeline = Timeline(
+            runtime.load(),
+            runtime.decoding,
+            context=context,
+            limit=limit,
+            prefill_chunk=runtime.attention.prefill_chunk,
+            announce=self._note_compiling,
+            counts=counts or runtime.origins.counts,
+        )
+        give_back()  # reading needs it for other sizes
+        if log.isEnabledFor(logging.INFO):
+            for reason in filter(None, (self.timeline.backend_reason, self.timeline.step_reason)):
+                runtime.progress.note(reason)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        """Not where something went wrong: then nobody waits for the store."""
+        if kind is None:
+            self.finish()
+
+    def keep(self, ids: np.ndarray, names: Sequence[str]) -> None:
+        """These tokens, int [n], are documents of these names, which the store has or will have."""
+        self._stored = None
+        if self.runtime.store.off or not self.timeline.keeps_documents:
+            return
+        self._stored, self._stored_ids = (
+            StoredDocument(
+                self.runtime.load(),
+                ids,
+                self.timeline.chunk,
+                self.timeline.cache.placement,
+                self.runtime.store,
+                names,
+                self.runtime.progress.note,
+            ),
+            ids,
+        )
+
+    def finish(self) -> None:
+        """Wait until what is kept is on disk; nothing is kept after it."""
+        if self._stored is not None:
+            self._stored.finish()
+            self._stored = None
+
+    def sync(self, ids: np.ndarray, total: int | None = None) -> Generator[Prefill]:
+        """Have a prompt, int [n], in the timeline, of which only what is new is read.
+
+        total: tokens that are said to be read in all, where that is more.
+        """
+        known = self.timeline.reusable(ids)
+        if known < self.timeline.length:
+            self.finish()  # which reads the cache where it lies
+        kept = known < len(ids) and np.array_equal(ids, self._stored_ids)
+        begun, reused = time.perf_counter(), known
+        try:
+            for event in self.timeline.sync(ids, self._stored if kept else None):
+                if event.reused > reused:
+                    reused = event.reused
+                    if self._announces:
+                        self.runtime.progress.note(f"reused {reused:,} of {total or len(ids):,} tokens")
+                yield event
+        finally:
+            self.reading += time.perf_counter() - begun
+            self._newly_read += self.timeline.length - reused
+
+    def answer(
+        self, ids: np.ndarray, sampling: Sampling, max_tokens: int, *, keep: bool = False
+    ) -> Generator[Event]:
+        """Answer a prompt, int [n], of which only what is new is read. keep: the question and the answer
+        stay in the timeline.
+
+        The figures of Done are those since the last answer, what `sync` read included.
+        """
+        stop_ids = self.runtime.load().stop_ids
+        try:
+            with closing(self.timeline.go_on(ids, sampling, max_tokens, stop_ids, keep=keep)) as events:
+                for event in events:
+                    yield self._with_reading(event) if isinstance(event, Done) else event
+        finally:
+            if self.timeline.answered:
+                self.reading, self._newly_read = 0.0, 0
+
+    def sources(
+        self,
+        weights: np.ndarray | None,
+        locate: Callable[[int], Location | None],
+        ids: np.ndarray,
+        count: int,
+    ) -> Sources | None:
+        """The passages that were attended to most, this many. weights: what `Timeline.attended` told of ids,
+        int [n]; None where nothing was counted.
+        """
+        return None if weights is None else find_sources(weights, locate, ids, self.runtime.tokenizer, count)
+
+    def as_json(self) -> dict[str, object]:
+        """The model, and how its answers attend."""
+        sparse = self.timeline.sparse
+        attention = {
+            "kind": self.timeline.attention_kind,
+            "backend": sparse.backend.name if sparse else None,
+            "scorer": sparse.settings.scorer if sparse else None,
+            "budget": sparse.settings.budget if sparse else None,
+        }
+        return {"model": self.runtime.files.name, "attention": attention}
+
+    def _with_reading(self, done: Done) -> Done:
+        reused, seconds = done.reused_tokens - self._newly_read, done.prefill_seconds + self.reading
+        return replace(done, reused_tokens=max(0, reused), prefill_seconds=seconds)
+
+    def _note_compiling(self, line: str) -> None:
+        self.compiled.append(line)
+        self.runtime.progress.note(line)
