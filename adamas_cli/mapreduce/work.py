@@ -119,8 +119,8 @@ class Work:
             return
         self._levels[number] += 1
         layout = self._layout(self._merge, [_excerpt(finding) for finding in findings])
-        with self._session(self._merge, layout, [question], self._max_tokens) as session:
-            for event in session.ask(question, self._sampling):
+        with self._opened(self._merge, layout, [question], self._max_tokens) as opened:
+            for event in opened.ask(question, self._sampling):
                 yield self._total(number, event) if isinstance(event, Done) else event
 
     def sources(self, number: int) -> list[str]:
@@ -176,10 +176,10 @@ class Work:
         texts = [self._job.questions[number] for number in open_questions]
         said: dict[int, str] = {}
         ended: list[Done] = []
-        with self._session(frame, self._layout(frame, excerpts), texts, self._bound) as session:
+        with self._opened(frame, self._layout(frame, excerpts), texts, self._bound) as opened:
             for number, text in zip(open_questions, texts, strict=True):
                 pieces: list[str] = []
-                for event in session.ask(text, self._sampling):
+                for event in opened.ask(text, self._sampling):
                     if isinstance(event, (Prefill, Token)):
                         yield Working(event)
                     elif isinstance(event, Done):
@@ -232,11 +232,11 @@ class Work:
             layout.add(excerpt)
         return layout
 
-    def _session(self, frame: Frame, layout: Layout, questions: Sequence[str], answer: int) -> OpenDocuments:
-        session = OpenDocuments(self._runtime, frame, layout, questions, max_tokens=answer, announces=False)
-        about = session.as_json()
+    def _opened(self, frame: Frame, layout: Layout, questions: Sequence[str], answer: int) -> OpenDocuments:
+        opened = OpenDocuments(self._runtime, frame, layout, questions, max_tokens=answer, announces=False)
+        about = opened.as_json()
         self._about = {name: about[name] for name in ("model", "attention")}
-        return session
+        return opened
 
     def _room(self, frame: Frame, question: str, answer: int) -> int:
         """Tokens of the documents that fit beside everything else."""
