@@ -18,12 +18,12 @@ import time
 import numpy as np
 import torch
 
-from adamas_cli.bench.shapes import load_shape
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.events import Token
 from adamas_cli.engine.peak import peak_memory
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.timeline import Timeline
+from adamas_cli.lab.bench.shapes import load_shape
 from adamas_cli.models import LoadedModel
 from adamas_cli.models.device import choose_device, choose_dtype
 from adamas_cli.progress import Silent

@@ -21,10 +21,10 @@ from adamas_kernels.contract import SparseSettings
 from torch import nn
 from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
-from adamas_cli.bench.clock import device_name
-from adamas_cli.bench.table import markdown_head, markdown_row
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.timeline import Timeline
+from adamas_cli.lab.bench.table import markdown_head, markdown_row
+from adamas_cli.lab.hardware import device_name
 from adamas_cli.models.packed import pack_model
 from adamas_cli.models.threads import use_threads
 from adamas_cli.progress import Silent

@@ -19,12 +19,12 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
-from adamas_cli.bench.document import random_document
-from adamas_cli.bench.model import ModelBench, tokens_needed
-from adamas_cli.bench.shapes import random_model
-from adamas_cli.bench.table import markdown_head, markdown_row
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.timeline import Timeline
+from adamas_cli.lab.bench.document import random_document
+from adamas_cli.lab.bench.model import ModelBench, tokens_needed
+from adamas_cli.lab.bench.shapes import random_model
+from adamas_cli.lab.bench.table import markdown_head, markdown_row
 from adamas_cli.memory import give_back
 from adamas_cli.models import ModelFiles, load
 from adamas_cli.models.folder import CONFIG, WEIGHTS, fingerprint

@@ -31,8 +31,8 @@ from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.events import Token
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.timeline import Timeline
-from adamas_cli.eval.haystack import Haystack, Needle, fit
-from adamas_cli.eval.tasks import ADJECTIVES, NOUNS
+from adamas_cli.lab.eval.haystack import Haystack, Needle, fit
+from adamas_cli.lab.eval.tasks import ADJECTIVES, NOUNS
 from adamas_cli.models import load, resolve
 from adamas_cli.progress import Silent
 from adamas_cli.prompt.layout import Layout, question_ids

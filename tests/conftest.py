@@ -154,7 +154,7 @@ def evaluate(run_here: Run) -> Run:
 @pytest.fixture
 def bench(run_here: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     """`adamas bench` in this process, with a made-up copy bandwidth, and without other engines."""
-    from adamas_cli.bench import machine, rivals
+    from adamas_cli.lab.bench import machine, rivals
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.delenv(rivals.LLAMA_PYTHON, raising=False)

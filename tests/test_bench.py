@@ -14,8 +14,8 @@ import torch
 from adamas_kernels.contract import SparseSettings
 from adamas_kernels.torch.backend import TorchBackend
 
-from adamas_cli.bench import dense, kernels
-from adamas_cli.bench.kernels import KernelBench, Shape
+from adamas_cli.lab.bench import dense, kernels
+from adamas_cli.lab.bench.kernels import KernelBench, Shape
 
 SMALL = ["--kernels", "--heads", "4/2x64", "--len", "1k,300", "--device", "cpu"]
 

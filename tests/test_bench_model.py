@@ -12,12 +12,12 @@ import pytest
 import typer
 from told import raises_told
 
-from adamas_cli.bench import clock, contention, rivals
-from adamas_cli.bench.measurement import NOTHING, Measurement, Rows
-from adamas_cli.bench.model import QUESTION, agreement, tokens_needed
-from adamas_cli.bench.rivals import run_child
 from adamas_cli.commands.bench.shared import parse_lengths
 from adamas_cli.errors import AdamasError, UsageError
+from adamas_cli.lab.bench import clock, contention, rivals
+from adamas_cli.lab.bench.measurement import NOTHING, Measurement, Rows
+from adamas_cli.lab.bench.model import QUESTION, agreement, tokens_needed
+from adamas_cli.lab.bench.rivals import run_child
 
 SMALL = ["--device", "cpu", "--quantization", "none", "--dtype", "float32", "-n", "3", "-r", "2"]
 
@@ -36,7 +36,7 @@ def fake_engine(tmp_path, monkeypatch, lines):
     job = tmp_path / "job.json"
     script.write_text(f"import sys\nopen({str(job)!r}, 'w').write(sys.stdin.read())\nprint({lines!r})\n")
     fake = rivals.Rival("llama.cpp", [sys.executable, str(script)], {"gguf": "model.gguf"})
-    monkeypatch.setattr("adamas_cli.bench.rivals.find_rival", lambda *_: fake)
+    monkeypatch.setattr("adamas_cli.lab.bench.rivals.find_rival", lambda *_: fake)
     return job
 
 
@@ -236,7 +236,7 @@ def test_another_engine_is_compared_on_the_same_tokens(bench, tiny_model, text, 
 
 
 def test_equal_rows_give_equal_pictures(tmp_path):
-    from adamas_cli.bench.picture import draw
+    from adamas_cli.lab.bench.picture import draw
 
     rows = Rows({"model": "m", "device": "d"}, ["llama.cpp"], 1e9)
     measured = [

@@ -16,18 +16,18 @@ from adamas_kernels.torch.backend import TorchBackend
 from conftest import ARCHITECTURES, tiny_architecture
 from told import raises_told
 
-from adamas_cli.bench import clock, recording
-from adamas_cli.bench.clock import turn_microseconds
-from adamas_cli.bench.composing import FIRST_TOKENS, Composer, documents_needed
-from adamas_cli.bench.document import text_documents
-from adamas_cli.bench.kernels import LAYERS, Shape
-from adamas_cli.bench.pulse import Pulse
-from adamas_cli.bench.recorded import RecordedBench, Source
-from adamas_cli.bench.recording import record
-from adamas_cli.bench.replay import Replay
-from adamas_cli.bench.traces import Trace, random_traces, with_one_length
 from adamas_cli.engine.choice import budget_for
 from adamas_cli.errors import UsageError
+from adamas_cli.lab.bench import clock, recording
+from adamas_cli.lab.bench.clock import turn_microseconds
+from adamas_cli.lab.bench.composing import FIRST_TOKENS, Composer, documents_needed
+from adamas_cli.lab.bench.document import text_documents
+from adamas_cli.lab.bench.kernels import LAYERS, Shape
+from adamas_cli.lab.bench.pulse import Pulse
+from adamas_cli.lab.bench.recorded import RecordedBench, Source
+from adamas_cli.lab.bench.recording import record
+from adamas_cli.lab.bench.replay import Replay
+from adamas_cli.lab.bench.traces import Trace, random_traces, with_one_length
 from adamas_cli.models import LoadedModel, ModelFiles
 
 STEPS = 8

@@ -21,7 +21,7 @@ import pyte
 
 SCRIPT = """
 import sys, time
-from adamas_cli.answer import Text
+from adamas_cli.session.answer import Text
 from adamas_cli.terminal.display import Display
 from adamas_cli.engine.events import Done, Prefill, Token
 
@@ -299,7 +299,7 @@ def test_piped_output_is_the_model_s_own_text() -> None:
 
 
 PARTS = """
-from adamas_cli.mapreduce.events import Finished, Planned, Started, Working
+from adamas_cli.longdoc.events import Finished, Planned, Started, Working
 
 with Display(answers=sys.stdout, notes=sys.stderr) as display:
     labels = tuple(f"novels/emma.txt:{n}00-{n}99" for n in range(1, 10))

@@ -20,11 +20,11 @@ from layer_caches import make_cache
 from adamas_cli.cache.mode import Sparse
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.timeline import Timeline
-from adamas_cli.eval.divergence import diverge, interval
-from adamas_cli.eval.methods import METHODS, true_scores
-from adamas_cli.eval.perplexity import Passage, measure
-from adamas_cli.eval.reading import all_ways
-from adamas_cli.eval.study import StudyBackend
+from adamas_cli.lab.eval.divergence import diverge, interval
+from adamas_cli.lab.eval.methods import METHODS, true_scores
+from adamas_cli.lab.eval.perplexity import Passage, measure
+from adamas_cli.lab.eval.reading import all_ways
+from adamas_cli.lab.eval.study import StudyBackend
 
 
 @dataclass

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from adamas_cli.eval.answers import compare, judge
-from adamas_cli.eval.squad import contains, exact_match, f1, normalized, word_f1
+from adamas_cli.lab.eval.answers import compare, judge
+from adamas_cli.lab.eval.squad import contains, exact_match, f1, normalized, word_f1
 
 
 def test_answers_are_normalized_as_squad_does():

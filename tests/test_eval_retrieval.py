@@ -15,12 +15,12 @@ from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.events import Token
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.timeline import Timeline
-from adamas_cli.eval.asking import Prompting
-from adamas_cli.eval.haystack import Haystack, Needle, fit, sentences
-from adamas_cli.eval.ledger import Ledger
-from adamas_cli.eval.reading import all_ways
-from adamas_cli.eval.retrieval import Design, Retrieval
-from adamas_cli.eval.tasks import TASKS, Question
+from adamas_cli.lab.eval.asking import Prompting
+from adamas_cli.lab.eval.haystack import Haystack, Needle, fit, sentences
+from adamas_cli.lab.eval.ledger import Ledger
+from adamas_cli.lab.eval.reading import all_ways
+from adamas_cli.lab.eval.retrieval import Design, Retrieval
+from adamas_cli.lab.eval.tasks import TASKS, Question
 from adamas_cli.prompt.template import frame, load_template
 from adamas_cli.prompt.tokens import Tokenizer
 

@@ -18,9 +18,9 @@ import pytest
 from adamas_cli.commands.eval.report import Report
 from adamas_cli.engine.events import Prefill
 from adamas_cli.errors import INTERRUPTED, UsageError
-from adamas_cli.eval.columns import Column, decimals
-from adamas_cli.eval.ledger import Ledger
-from adamas_cli.eval.workload import Workload
+from adamas_cli.lab.eval.columns import Column, decimals
+from adamas_cli.lab.eval.ledger import Ledger
+from adamas_cli.lab.eval.workload import Workload
 
 BOOK = Path(__file__).parents[1] / "docs" / "examples" / "pride-and-prejudice-1-4.txt"
 PASSKEY = ["retrieval", "--text", BOOK, "--len", "900", "--tasks", "passkey", "--depths", "50"]

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from adamas_cli.engine.events import Prefill, Token
-from adamas_cli.mapreduce import resume
-from adamas_cli.mapreduce.events import Finished, Planned, Started, Working
-from adamas_cli.mapreduce.findings import Finding, grouped, label, merged_passages
-from adamas_cli.mapreduce.job import asking, summarizing
-from adamas_cli.mapreduce.notes import as_notes
-from adamas_cli.mapreduce.parts import Excerpt, Passage
-from adamas_cli.mapreduce.repository import repository_folders
-from adamas_cli.mapreduce.resume import Partials
-from adamas_cli.mapreduce.tree import Tree
+from adamas_cli.longdoc import resume
+from adamas_cli.longdoc.events import Finished, Planned, Started, Working
+from adamas_cli.longdoc.findings import Finding, grouped, label, merged_passages
+from adamas_cli.longdoc.job import asking, summarizing
+from adamas_cli.longdoc.notes import as_notes
+from adamas_cli.longdoc.parts import Excerpt, Passage
+from adamas_cli.longdoc.repository import repository_folders
+from adamas_cli.longdoc.resume import Partials
+from adamas_cli.longdoc.tree import Tree
 from adamas_cli.prompt.template import load_template
 
 

@@ -14,8 +14,8 @@ from told import raises_told
 
 from adamas_cli.documents.parts import Part as Section
 from adamas_cli.errors import OverContextError
-from adamas_cli.mapreduce.borders import Border, units
-from adamas_cli.mapreduce.parts import Excerpt, Measure, Part, cut
+from adamas_cli.longdoc.borders import Border, units
+from adamas_cli.longdoc.parts import Excerpt, Measure, Part, cut
 
 
 class Bytes:

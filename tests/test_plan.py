@@ -7,13 +7,13 @@ import torch
 from conftest import tiny_architecture
 from transformers import AutoConfig
 
-from adamas_cli.bench.shapes import shape_config
-from adamas_cli.bench.traffic import step_bytes
 from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.mode import READING, Sparse
 from adamas_cli.cache.placement import Paged
 from adamas_cli.engine.plan import LIBRARIES, plan_memory, require_memory
 from adamas_cli.errors import OutOfMemoryError
+from adamas_cli.lab.bench.shapes import shape_config
+from adamas_cli.lab.bench.traffic import step_bytes
 
 CONTEXT, DENSE = 300, 2
 

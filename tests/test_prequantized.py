@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from told import raises_told
 from torch import nn
 
-from adamas_cli.bench.traffic import step_bytes
 from adamas_cli.errors import ModelUnavailableError, UsageError
+from adamas_cli.lab.bench.traffic import step_bytes
 from adamas_cli.models import quantization
 from adamas_cli.models.folder import CONFIG, WEIGHTS
 from adamas_cli.models.load import load

@@ -17,7 +17,7 @@ import pytest
 
 from adamas_cli.cli import run
 from adamas_cli.errors import INTERRUPTED
-from adamas_cli.mapreduce import work
+from adamas_cli.longdoc import work
 
 ADAMAS = str(Path(sys.executable).with_name("adamas"))
 LIBRARY_LEVELS = ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY")  # set by every run, and restored

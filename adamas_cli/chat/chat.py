@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from adamas_cli.answer import listen, narrate
 from adamas_cli.chat import transcript
 from adamas_cli.documents import Document
 from adamas_cli.engine.sampling import Sampling
+from adamas_cli.session.answer import listen, narrate
 from adamas_cli.session.conversation import Conversation
 from adamas_cli.terminal.display import Display
 

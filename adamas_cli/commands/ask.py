@@ -71,7 +71,7 @@ def command(
 
         if prompt.on_overflow == "map-reduce":
             from adamas_cli.commands.parts import answer_in_parts
-            from adamas_cli.mapreduce.job import asking
+            from adamas_cli.longdoc.job import asking
             from adamas_cli.session.runtime import Runtime
 
             runtime = Runtime.resolve(model, attention, prompt, store, display, origins)

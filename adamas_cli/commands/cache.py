@@ -96,7 +96,7 @@ def remove_documents(
     with _writing():
         freed = remove(root, [held.entry.id for held in chosen]) if root.is_dir() else 0
     if everything:
-        from adamas_cli.mapreduce.resume import remove_partials
+        from adamas_cli.longdoc.resume import remove_partials
 
         freed += _prune_converted(0) + remove_partials()
     _tell_removed([held.entry.id for held in chosen], freed, as_json)

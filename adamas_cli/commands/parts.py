@@ -10,7 +10,7 @@ from adamas_cli.commands.replies import Reply, ask_all, listen_to_all
 if TYPE_CHECKING:
     from adamas_cli.documents import Document
     from adamas_cli.engine.sampling import Sampling
-    from adamas_cli.mapreduce.job import Job
+    from adamas_cli.longdoc.job import Job
     from adamas_cli.session.runtime import Runtime
     from adamas_cli.terminal.display import Display
 
@@ -31,7 +31,7 @@ def answer_in_parts(
 
     max_tokens: of an answer, where it is not what the user's options say.
     """
-    from adamas_cli.mapreduce.work import Work
+    from adamas_cli.longdoc.work import Work
     from adamas_cli.session.documents import OpenDocuments, count, longest_question
 
     answer = max_tokens or runtime.prompt.max_tokens

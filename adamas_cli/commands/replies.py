@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from adamas_cli.answer import Answer, Told
     from adamas_cli.engine.sampling import Sampling
+    from adamas_cli.session.answer import Answer, Told
     from adamas_cli.session.documents import OpenDocuments
     from adamas_cli.terminal.display import Display
 
@@ -36,7 +36,7 @@ def listen_to_all(
     questions: Sequence[str], streams: Iterable[Iterator[Told]], display: Display
 ) -> list[Answer]:
     """The answers that the streams, one for each question, end with."""
-    from adamas_cli.answer import listen
+    from adamas_cli.session.answer import listen
 
     answers = []
     for text, events in zip(questions, streams, strict=True):

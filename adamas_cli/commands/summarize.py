@@ -74,8 +74,8 @@ def command(
             sources or [], selection, display, verbose=output.verbose, keep=store.writes
         )
         from adamas_cli.commands.parts import answer_in_parts
-        from adamas_cli.mapreduce.job import summarizing
-        from adamas_cli.mapreduce.repository import repository_folders
+        from adamas_cli.longdoc.job import summarizing
+        from adamas_cli.longdoc.repository import repository_folders
         from adamas_cli.session.documents import OpenDocuments, count, longest_question
         from adamas_cli.session.runtime import Runtime
 

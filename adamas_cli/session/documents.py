@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from adamas_cli.answer import Origins, Text, Told, narrate
 from adamas_cli.engine.events import Done, Event
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.planning.speed import computing_device, remember_run, speed_key
@@ -16,6 +15,7 @@ from adamas_cli.prompt.counting import Counting
 from adamas_cli.prompt.layout import Layout, question_ids
 from adamas_cli.prompt.template import DEFAULT_TEMPLATE, Frame
 from adamas_cli.reasoning import OPEN
+from adamas_cli.session.answer import Origins, Text, Told, narrate
 from adamas_cli.session.runtime import Runtime
 from adamas_cli.session.session import Session
 from adamas_cli.sources.passages import Sources

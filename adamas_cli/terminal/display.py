@@ -19,10 +19,10 @@ from typing import Self, TextIO
 from rich.console import Console, RenderableType
 from rich.text import Text as StyledText
 
-from adamas_cli.answer import Origins, Text, Told
 from adamas_cli.engine.events import Done, Prefill, Token
-from adamas_cli.mapreduce.events import Step
+from adamas_cli.longdoc.events import Step
 from adamas_cli.sanitize import one_line, plain
+from adamas_cli.session.answer import Origins, Text, Told
 from adamas_cli.sources.passages import Sources
 from adamas_cli.terminal import lines
 from adamas_cli.terminal.answers import MarkdownAnswers, PlainAnswers

@@ -7,8 +7,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from adamas_cli.answer import rate
 from adamas_cli.engine.events import Done, Prefill, Token
+from adamas_cli.session.answer import rate
 
 _SEPARATOR = " · "
 _LONGEST_BAR = 40

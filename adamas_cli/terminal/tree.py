@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.console import RenderableType
 from rich.text import Text
 
-from adamas_cli.mapreduce.events import Finished, Step
-from adamas_cli.mapreduce.tree import Branch, Level, Tree
+from adamas_cli.longdoc.events import Finished, Step
+from adamas_cli.longdoc.tree import Branch, Level, Tree
 from adamas_cli.sanitize import one_line
 from adamas_cli.terminal import lines
 

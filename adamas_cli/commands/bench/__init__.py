@@ -116,14 +116,14 @@ def command(
     _exclude("--len without --kernels", {"--heads": heads, "more than one --text": (texts or [])[1:]})
     prepare_libraries(verbose=0, offline=model.offline)
     if plot is not None:
-        from adamas_cli.bench.picture import require_drawable
+        from adamas_cli.lab.bench.picture import require_drawable
 
         require_drawable(plot)
     text = texts[0] if texts else None
     job = Job(lengths, shape, text, generated, repeats, others or [], environment)
     rows = tell(job.measure(model, attention), form)
     if plot is not None:
-        from adamas_cli.bench.picture import draw
+        from adamas_cli.lab.bench.picture import draw
 
         draw(rows, plot)
 

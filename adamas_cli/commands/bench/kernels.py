@@ -10,7 +10,7 @@ from adamas_cli.commands.bench.shared import Record, parse_lengths, say
 from adamas_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from adamas_cli.bench.kernels import KernelBench, KernelRow, Shape
+    from adamas_cli.lab.bench.kernels import KernelBench, KernelRow, Shape
     from adamas_cli.settings import DecodingSettings, ModelSettings
 
 GPU_SHAPES, GPU_LENGTHS = "32/32x128,32/8x128", "32k,128k"
@@ -39,8 +39,9 @@ def _prepare(
     from adamas_kernels.contract import SparseSettings
     from adamas_kernels.dispatch import BackendError, load, pick
 
-    from adamas_cli.bench.clock import copy_bandwidth, device_name
-    from adamas_cli.bench.kernels import KernelBench
+    from adamas_cli.lab.bench.clock import copy_bandwidth
+    from adamas_cli.lab.bench.kernels import KernelBench
+    from adamas_cli.lab.hardware import device_name
     from adamas_cli.models.device import choose_device, choose_dtype
     from adamas_cli.models.threads import use_threads
 
@@ -69,7 +70,7 @@ def _prepare(
 
 def parse_shapes(text: str) -> list[Shape]:
     """The shapes of a list such as `32/8x128,14/2x64`. Raises UsageError."""
-    from adamas_cli.bench.kernels import Shape
+    from adamas_cli.lab.bench.kernels import Shape
 
     found = []
     for item in text.split(","):
@@ -90,7 +91,7 @@ def _measure(
     """Each measurement as a record and as a line of Markdown; a line about the machine comes first."""
     import torch
 
-    from adamas_cli.bench.table import markdown_head, markdown_row
+    from adamas_cli.lab.bench.table import markdown_head, markdown_row
 
     number = str(bench.dtype).removeprefix("torch.")
     about = (

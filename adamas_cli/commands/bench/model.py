@@ -12,11 +12,11 @@ from adamas_cli.commands.bench.shared import Record, parse_lengths, say
 from adamas_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from adamas_cli.bench.document import Document
-    from adamas_cli.bench.measurement import Measurement
-    from adamas_cli.bench.rivals import Rival
-    from adamas_cli.bench.target import Target
     from adamas_cli.engine.plan import MemoryPlan
+    from adamas_cli.lab.bench.document import Document
+    from adamas_cli.lab.bench.measurement import Measurement
+    from adamas_cli.lab.bench.rivals import Rival
+    from adamas_cli.lab.bench.target import Target
     from adamas_cli.settings import DecodingSettings, ModelSettings
     from adamas_cli.terminal.display import Display
 
@@ -38,11 +38,11 @@ class Job:
 
         Raises UsageError, ModelUnavailableError and OverContextError before anything is measured.
         """
-        from adamas_cli.bench.contention import NOTICEABLE, Contention
-        from adamas_cli.bench.machine import Machine
-        from adamas_cli.bench.measurement import Rows
-        from adamas_cli.bench.rivals import find_rival
-        from adamas_cli.bench.table import markdown_head, markdown_row
+        from adamas_cli.lab.bench.contention import NOTICEABLE, Contention
+        from adamas_cli.lab.bench.machine import Machine
+        from adamas_cli.lab.bench.measurement import Rows
+        from adamas_cli.lab.bench.rivals import find_rival
+        from adamas_cli.lab.bench.table import markdown_head, markdown_row
         from adamas_cli.models.threads import use_threads
         from adamas_cli.terminal.display import Display
 
@@ -75,9 +75,9 @@ class Job:
 
     def _subject(self, longest: int, model: ModelSettings, display: Display) -> tuple[Target, Document]:
         """The model and what it reads."""
-        from adamas_cli.bench.document import random_document, text_document
-        from adamas_cli.bench.model import tokens_needed
-        from adamas_cli.bench.target import model_target, shape_target
+        from adamas_cli.lab.bench.document import random_document, text_document
+        from adamas_cli.lab.bench.model import tokens_needed
+        from adamas_cli.lab.bench.target import model_target, shape_target
 
         needed = tokens_needed(longest, self.generated)
         if self.shape is not None:
@@ -104,8 +104,8 @@ class Job:
         """Other engines first: rows of this one are compared with theirs, and memory holds one at a time."""
         from adamas_kernels.contract import SparseSettings
 
-        from adamas_cli.bench.model import ModelBench
         from adamas_cli.engine.attention import AttentionSettings
+        from adamas_cli.lab.bench.model import ModelBench
         from adamas_cli.terminal.display import Display
 
         if target.device.type == "cuda":
@@ -132,9 +132,9 @@ class Job:
         """What the longest of the lengths will take of the GPU's memory. Raises OutOfMemoryError where that
         is more than it has.
         """
-        from adamas_cli.bench.model import tokens_needed
         from adamas_cli.engine.choice import PREFILL_CHUNK
         from adamas_cli.engine.plan import plan_memory, require_memory
+        from adamas_cli.lab.bench.model import tokens_needed
         from adamas_cli.models.prequantized import stored_bytes
 
         plan = plan_memory(

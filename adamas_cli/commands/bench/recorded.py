@@ -13,12 +13,12 @@ from adamas_cli.commands.bench.shared import Record, parse_lengths, say
 from adamas_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from adamas_cli.bench.document import Document
-    from adamas_cli.bench.kernels import Shape
-    from adamas_cli.bench.machine import Machine
-    from adamas_cli.bench.recorded import LayerRow, RecordedBench, RecordedRow, Source
-    from adamas_cli.bench.target import Target
-    from adamas_cli.bench.traces import Trace
+    from adamas_cli.lab.bench.document import Document
+    from adamas_cli.lab.bench.kernels import Shape
+    from adamas_cli.lab.bench.machine import Machine
+    from adamas_cli.lab.bench.recorded import LayerRow, RecordedBench, RecordedRow, Source
+    from adamas_cli.lab.bench.target import Target
+    from adamas_cli.lab.bench.traces import Trace
     from adamas_cli.models import LoadedModel
     from adamas_cli.settings import DecodingSettings, ModelSettings
 
@@ -68,10 +68,10 @@ class Job:
         layers together, then rows by layer. Raises UsageError, ModelUnavailableError and OverContextError
         before anything is measured.
         """
-        from adamas_cli.bench.machine import Machine
-        from adamas_cli.bench.recording import STEPS
-        from adamas_cli.bench.table import markdown_head, markdown_row
-        from adamas_cli.bench.target import model_target
+        from adamas_cli.lab.bench.machine import Machine
+        from adamas_cli.lab.bench.recording import STEPS
+        from adamas_cli.lab.bench.table import markdown_head, markdown_row
+        from adamas_cli.lab.bench.target import model_target
         from adamas_cli.models.threads import use_threads
         from adamas_cli.terminal.display import Display
 
@@ -97,7 +97,7 @@ class Job:
             yield asdict(of_layer), line if number else f"{heading}\n{line}"
 
     def _about(self, target: Target, machine: Machine) -> str:
-        from adamas_cli.bench.recording import STEPS
+        from adamas_cli.lab.bench.recording import STEPS
 
         return (
             f"{target.name}, {STEPS} teacher-forced steps behind each text; {machine.about}; "
@@ -110,10 +110,10 @@ class Job:
         from adamas_kernels.contract import SparseSettings
         from adamas_kernels.dispatch import load
 
-        from adamas_cli.bench.contention import NOTICEABLE
-        from adamas_cli.bench.recorded import RecordedBench
-        from adamas_cli.bench.recording import STEPS
         from adamas_cli.engine.choice import budget_for
+        from adamas_cli.lab.bench.contention import NOTICEABLE
+        from adamas_cli.lab.bench.recorded import RecordedBench
+        from adamas_cli.lab.bench.recording import STEPS
         from adamas_cli.memory import give_back
         from adamas_cli.terminal.display import Display
 
@@ -140,9 +140,9 @@ class Job:
         shapes: Sequence[Shape] | None,
     ) -> Iterator[tuple[Source, list[Trace]]]:
         """The model's own layers over each text, or layers of each shape, built of those over all texts."""
-        from adamas_cli.bench.composing import Composer
-        from adamas_cli.bench.kernels import LAYERS
-        from adamas_cli.bench.recorded import Source
+        from adamas_cli.lab.bench.composing import Composer
+        from adamas_cli.lab.bench.kernels import LAYERS
+        from adamas_cli.lab.bench.recorded import Source
 
         name = loaded.files.name
         if shapes is None:
@@ -159,8 +159,8 @@ class Job:
             yield source, composer.layers(LAYERS, reading.context, bench.backend, bench.settings)
 
     def _record(self, loaded: LoadedModel, bench: RecordedBench, document: Document) -> list[Trace]:
-        from adamas_cli.bench.pulse import Pulse
-        from adamas_cli.bench.recording import STEPS, record
+        from adamas_cli.lab.bench.pulse import Pulse
+        from adamas_cli.lab.bench.recording import STEPS, record
 
         traces = record(
             loaded,
@@ -191,9 +191,9 @@ class _Reading:
         """Raises UsageError where a text is too short, and OverContextError where the model cannot read as
         much and no shape lets it be put together.
         """
-        from adamas_cli.bench.composing import documents_needed
-        from adamas_cli.bench.document import text_documents
-        from adamas_cli.bench.recording import STEPS
+        from adamas_cli.lab.bench.composing import documents_needed
+        from adamas_cli.lab.bench.document import text_documents
+        from adamas_cli.lab.bench.recording import STEPS
 
         assert target.directory is not None
         count, read = len(texts), context

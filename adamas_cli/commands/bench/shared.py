@@ -38,7 +38,7 @@ def tell(measured: Iterable[tuple[Record, str]], form: str) -> list[Record]:
 
     `csv` has only the rows, which are the records with a ratio, without lists.
     """
-    from adamas_cli.bench.table import csv_lines, json_line
+    from adamas_cli.lab.bench.table import csv_lines, json_line
 
     records = []
     for record, line in measured:

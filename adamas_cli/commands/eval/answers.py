@@ -31,8 +31,8 @@ from adamas_cli.quiet import prepare_libraries
 from adamas_cli.settings import DecodingSettings, ModelSettings
 
 if TYPE_CHECKING:
-    from adamas_cli.eval.answers import Examined
-    from adamas_cli.eval.asking import Prompting
+    from adamas_cli.lab.eval.answers import Examined
+    from adamas_cli.lab.eval.asking import Prompting
     from adamas_cli.progress import Progress
 
 EXAMPLE = 'adamas eval answers --document book.txt -q "Who is Mr. Darcy?"'
@@ -85,12 +85,12 @@ def command(
         raise UsageError("--max-tokens: 0 is too small")
     ledger = report.ledger()
 
-    from adamas_cli.eval.answers import COLUMNS, Answers
-    from adamas_cli.eval.asking import Asker, Prompting
-    from adamas_cli.eval.methods import METHODS
-    from adamas_cli.eval.reading import all_ways
-    from adamas_cli.eval.subject import Subject
-    from adamas_cli.eval.workload import Workload
+    from adamas_cli.lab.eval.answers import COLUMNS, Answers
+    from adamas_cli.lab.eval.asking import Asker, Prompting
+    from adamas_cli.lab.eval.methods import METHODS
+    from adamas_cli.lab.eval.reading import all_ways
+    from adamas_cli.lab.eval.subject import Subject
+    from adamas_cli.lab.eval.workload import Workload
 
     ways = all_ways(names(methods, "--methods", METHODS), sizes, ["dense"])
     with showing(report, COLUMNS) as (told, display):
@@ -111,7 +111,7 @@ def command(
         asker = Asker.load(subject, prompting, workload, display) if workload.total else None
         rows = tell(run.measure(asker), told, display, workload, ledger)
         if report.plot is not None:
-            from adamas_cli.eval.plots import draw_answers
+            from adamas_cli.lab.eval.plots import draw_answers
 
             display.note(f"drew {len(draw_answers(rows, report.plot))} pictures in {report.plot}")
 
@@ -177,8 +177,8 @@ def _examined(
     import sys
 
     from adamas_cli.documents import Selection, collect
-    from adamas_cli.eval.answers import Examined
-    from adamas_cli.eval.asking import Asked
+    from adamas_cli.lab.eval.answers import Examined
+    from adamas_cli.lab.eval.asking import Asked
 
     found = collect([str(path)], Selection(), stdin=sys.stdin.buffer, progress=progress).documents
     if not found:

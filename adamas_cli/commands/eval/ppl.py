@@ -24,7 +24,7 @@ from adamas_cli.quiet import prepare_libraries
 from adamas_cli.settings import DecodingSettings, ModelSettings
 
 if TYPE_CHECKING:
-    from adamas_cli.eval.perplexity import Passage
+    from adamas_cli.lab.eval.perplexity import Passage
     from adamas_cli.prompt.tokens import Tokenizer
 
 LONGEST_TOKEN = 40  # characters, on average over a text
@@ -54,11 +54,11 @@ def command(
     contexts, sizes = numbers(lengths, "--len"), numbers(budgets, "--budgets")
     ledger = report.ledger()
 
-    from adamas_cli.eval.methods import METHODS as KNOWN
-    from adamas_cli.eval.perplexity import COLUMNS, Perplexity
-    from adamas_cli.eval.reading import all_ways
-    from adamas_cli.eval.subject import Subject
-    from adamas_cli.eval.workload import Workload
+    from adamas_cli.lab.eval.methods import METHODS as KNOWN
+    from adamas_cli.lab.eval.perplexity import COLUMNS, Perplexity
+    from adamas_cli.lab.eval.reading import all_ways
+    from adamas_cli.lab.eval.subject import Subject
+    from adamas_cli.lab.eval.workload import Workload
 
     ways = all_ways(names(methods, "--methods", KNOWN), sizes, ["dense"])
     with showing(report, COLUMNS) as (told, display):
@@ -75,15 +75,15 @@ def command(
         loaded = subject.load(display) if workload.total else None
         rows = tell(run.measure(loaded, workload), told, display, workload, ledger)
         if report.plot is not None:
-            from adamas_cli.eval.plots import draw_perplexity
+            from adamas_cli.lab.eval.plots import draw_perplexity
 
             display.note(f"drew {len(draw_perplexity(rows, report.plot))} pictures in {report.plot}")
 
 
 def _passages(path: Path, tokenizer: Tokenizer, contexts: list[int], scored: int) -> list[Passage]:
     """The beginnings of a text. Raises UsageError where it cannot be read or is too short."""
-    from adamas_cli.eval.perplexity import Passage
-    from adamas_cli.eval.subject import read_text
+    from adamas_cli.lab.eval.perplexity import Passage
+    from adamas_cli.lab.texts import read_text
 
     needed = max(contexts) + scored + 1
     text, sha256 = read_text(path)

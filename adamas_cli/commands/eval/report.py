@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self, TextIO
 
-from adamas_cli.bench.table import csv_lines, json_line, markdown_head, markdown_row
-from adamas_cli.eval.columns import Column
-from adamas_cli.eval.ledger import Record
+from adamas_cli.lab.bench.table import csv_lines, json_line, markdown_head, markdown_row
+from adamas_cli.lab.eval.columns import Column
+from adamas_cli.lab.eval.ledger import Record
 
 
 class Report:

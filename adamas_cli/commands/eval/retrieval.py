@@ -67,14 +67,15 @@ def command(
     kinds = names(question, "--question", ("dense", "sparse"))
     ledger = report.ledger()
 
-    from adamas_cli.eval.asking import Asker, Prompting
-    from adamas_cli.eval.haystack import Haystack
-    from adamas_cli.eval.methods import METHODS
-    from adamas_cli.eval.reading import all_ways
-    from adamas_cli.eval.retrieval import COLUMNS, Design, Retrieval
-    from adamas_cli.eval.subject import Subject, read_text
-    from adamas_cli.eval.tasks import TASKS
-    from adamas_cli.eval.workload import Workload
+    from adamas_cli.lab.eval.asking import Asker, Prompting
+    from adamas_cli.lab.eval.haystack import Haystack
+    from adamas_cli.lab.eval.methods import METHODS
+    from adamas_cli.lab.eval.reading import all_ways
+    from adamas_cli.lab.eval.retrieval import COLUMNS, Design, Retrieval
+    from adamas_cli.lab.eval.subject import Subject
+    from adamas_cli.lab.eval.tasks import TASKS
+    from adamas_cli.lab.eval.workload import Workload
+    from adamas_cli.lab.texts import read_text
 
     ways = all_ways(names(methods, "--methods", METHODS), sizes, kinds)
     chosen = [TASKS[name] for name in names(tasks, "--tasks", TASKS)]
@@ -100,6 +101,6 @@ def command(
         asker = Asker.load(subject, prompting, workload, display) if workload.total else None
         rows = tell(run.measure(asker), told, display, workload, ledger)
         if report.plot is not None:
-            from adamas_cli.eval.plots import draw_retrieval
+            from adamas_cli.lab.eval.plots import draw_retrieval
 
             display.note(f"drew {len(draw_retrieval(rows, report.plot))} pictures in {report.plot}")

@@ -17,9 +17,9 @@ from adamas_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from adamas_cli.commands.eval.report import Report
-    from adamas_cli.eval.columns import Column
-    from adamas_cli.eval.ledger import Ledger, Record
-    from adamas_cli.eval.workload import Workload
+    from adamas_cli.lab.eval.columns import Column
+    from adamas_cli.lab.eval.ledger import Ledger, Record
+    from adamas_cli.lab.eval.workload import Workload
     from adamas_cli.terminal.display import Display
 
 METHODS = "oracle,dot,manhattan,paper,quest,streaming-llm"
@@ -77,7 +77,7 @@ class ReportOptions:
         """The rows of the output file. Raises UsageError for flags that do not go together, a file that holds
         something else, and plots that cannot be drawn.
         """
-        from adamas_cli.eval.ledger import Ledger
+        from adamas_cli.lab.eval.ledger import Ledger
 
         if self.resume and self.output is None:
             raise UsageError("--resume needs the file of an earlier run: add -o FILE.jsonl")

@@ -1,0 +1,1 @@
+"""Measurements that users make: how fast this machine is, and how good sparse answers are."""

@@ -1,0 +1,148 @@
+"""One sparse decode step of a layer against the fastest full attention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from adamas_kernels.contract import Backend, LayerCache, SparseSettings
+from adamas_kernels.reference import CODES_PER_WORD, padded_dim
+
+from adamas_cli.cache.placement import placement_on
+from adamas_cli.lab.bench.caches import coded_cache
+from adamas_cli.lab.bench.clock import microseconds
+from adamas_cli.lab.bench.dense import fastest
+
+LAYERS = 4  # caches in turn, so that none stays in the processor's own cache
+NEW_ROOM = 64  # tokens that fit behind the measured ones
+SHORTEST, LONGEST = 512, 65536  # where the break-even is looked for
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Heads of a layer. `32/8x128` is 32 query heads, 8 KV heads, 128 coordinates each."""
+
+    heads: int
+    kv_heads: int
+    dim: int = 128
+
+    def __str__(self) -> str:
+        return f"{self.heads}/{self.kv_heads}x{self.dim}"
+
+
+@dataclass(frozen=True)
+class KernelRow:
+    """One line of the table. Times in microseconds a layer; stages are None where they are not separate."""
+
+    device: str
+    backend: str
+    dtype: str
+    shape: str
+    budget: int
+    context: int
+    dense: float
+    dense_kernel: str
+    enter: float | None
+    estimate: float | None
+    attend: float | None
+    step: float
+    ratio: float
+    code_bytes_per_s: float | None
+    share_of_copy: float | None
+
+
+@dataclass
+class KernelBench:
+    """Measures on one device with one backend. copy: its copy bandwidth, in bytes a second."""
+
+    backend: Backend
+    device: torch.device
+    dtype: torch.dtype
+    settings: SparseSettings
+    name: str
+    copy: float
+
+    def row(self, shape: Shape, length: int) -> KernelRow:
+        """Measure one context length."""
+        layers = [self._layer(shape, length) for _ in range(LAYERS)]
+        queries = self._random(1, shape.heads, 1, shape.dim)
+        dense, kernel = fastest(queries, layers, length, microseconds)
+        stages = self._stages(shape, queries, layers)
+        step = stages[-1]
+        enter, estimate, attend = (
+            (stages[0], stages[1] - stages[0], step - stages[1]) if len(stages) == 3 else (None, None, None)
+        )
+        codes = shape.kv_heads * length * (padded_dim(shape.dim) // CODES_PER_WORD * 4 + 2)
+        rate = codes / (estimate * 1e-6) if estimate else None
+        return KernelRow(
+            self.name,
+            self.backend.name,
+            str(self.dtype).removeprefix("torch."),
+            str(shape),
+            self.settings.budget,
+            length,
+            dense,
+            kernel,
+            enter,
+            estimate,
+            attend,
+            step,
+            dense / step,
+            rate,
+            rate / self.copy if rate else None,
+        )
+
+    def break_even(self, shape: Shape) -> int | None:
+        """The context from which a sparse step is faster, between measured powers of two by interpolation;
+        None if it is not up to LONGEST.
+        """
+        before: tuple[int, float] | None = None
+        length = SHORTEST
+        while length <= LONGEST:
+            layers = [self._layer(shape, length) for _ in range(LAYERS)]
+            queries = self._random(1, shape.heads, 1, shape.dim)
+            dense, _ = fastest(queries, layers, length, microseconds)
+            gain = math.log(dense / microseconds(self._call(shape, queries, layers), self.device) * LAYERS)
+            if gain >= 0:
+                if before is None:
+                    return length
+                shorter, loss = before
+                return round(2 ** (math.log2(shorter) + loss / (loss - gain)))
+            before = length, gain
+            length *= 2
+        return None
+
+    def _random(self, *shape: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=self.dtype, device=self.device)
+
+    def _layer(self, shape: Shape, length: int) -> LayerCache:
+        """A cache of `length` random tokens, in the order in which the engine's lies in memory."""
+        one, place = self._random(1, shape.kv_heads, 1, shape.dim), placement_on(self.device)
+        keys, values = (place.buffer(one, length + NEW_ROOM).tensor.normal_() for _ in range(2))
+        queries = self._random(1, shape.heads, LAYERS, shape.dim)
+        return coded_cache(keys, values, length, queries, self.backend, self.settings)
+
+    def _call(
+        self, shape: Shape, queries: torch.Tensor, layers: list[LayerCache], **stages: int
+    ) -> Callable[[], None]:
+        """A step of every layer, compiled before."""
+        key, value = (self._random(1, shape.kv_heads, 1, shape.dim) for _ in range(2))
+        step: Any = self.backend.decode_step  # of Triton's backend, a part of its launches can be asked for
+
+        def call(**stages: int) -> None:
+            for layer in layers:
+                step(queries, key, value, layer, shape.dim**-0.5, self.settings, **stages)
+
+        call()
+        return lambda: call(**stages)
+
+    def _stages(self, shape: Shape, queries: torch.Tensor, layers: list[LayerCache]) -> list[float]:
+        """Microseconds a layer of the first, the first two and all launches, or only of all."""
+        partial = [{"stages": 1}, {"stages": 2}] if self.backend.name == "triton" else []
+        return [
+            microseconds(self._call(shape, queries, layers, **stages), self.device) / LAYERS
+            for stages in [*partial, {}]
+        ]

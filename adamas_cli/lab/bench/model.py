@@ -1,0 +1,145 @@
+"""Prefill and decode of one model with its engine, at several lengths of the document."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from adamas_cli.engine.attention import AttentionSettings
+from adamas_cli.engine.events import Done, Token
+from adamas_cli.engine.peak import peak_memory
+from adamas_cli.engine.sampling import Sampling
+from adamas_cli.engine.timeline import REHEARSED_FROM, SparseFrom, Timeline
+from adamas_cli.lab.bench.document import Document
+from adamas_cli.lab.bench.measurement import OURS, Measurement
+from adamas_cli.lab.bench.pulse import Pulse
+from adamas_cli.lab.bench.traffic import step_bytes
+from adamas_cli.memory import give_back
+from adamas_cli.models import LoadedModel
+
+QUESTION = 16  # tokens, those behind the document
+WARM_UP = 4  # tokens of an answer
+# Tokens: more than one chunk on a CPU, and enough on a GPU that a step is rehearsed after them.
+WARM_UP_READ = {"cpu": 600, "cuda": 2 * REHEARSED_FROM}
+QUICK_SECONDS = 5.0  # a prefill that takes longer is not repeated
+WAYS: dict[str, SparseFrom] = {"full": "never", "adamas": "answer"}
+
+
+def tokens_needed(length: int, generated: int) -> int:
+    """Of the document, the question and the answer, whose first token comes out of reading the question."""
+    return length + QUESTION + generated + 1
+
+
+@dataclass(frozen=True)
+class ModelBench:
+    """Measures one loaded model. generated: tokens of a decode. say: told what is going on, in lines.
+
+    A document is read once with full attention, as always, and then answered in turn with full attention and
+    with Adamas; with a `kind` of `full`, only with full attention.
+    """
+
+    loaded: LoadedModel
+    attention: AttentionSettings
+    document: Document
+    generated: int
+    repeats: int
+    chunk: int | None
+    say: Callable[[str], None]
+
+    def measure(self, lengths: Sequence[int]) -> Iterator[Measurement]:
+        """A prefill and the decodes at each length, the shortest first: peak memory only grows."""
+        for length in sorted(lengths):
+            yield from self._at(length)
+
+    def _at(self, length: int) -> Iterator[Measurement]:
+        pulse = Pulse(self.say, f"{length:,} tokens")
+        pulse.beat("warming up", 0, 1)  # at each length: on a GPU its budget has kernels of its own
+        few = WARM_UP_READ.get(self.loaded.device.type, max(WARM_UP_READ.values()))
+        warm, _ = self._read(min(few, length), length, None)
+        self._warm_up(warm)
+        del warm
+        seconds: list[float] = []
+        timeline = None
+        while not seconds or (len(seconds) < self.repeats and seconds[0] < QUICK_SECONDS):
+            timeline = None  # before the next one: there is never room for two caches
+            timeline, last = self._read(length, length, pulse)
+            seconds.append(last)
+        assert timeline is not None
+        yield Measurement(OURS, "full", length, 0, seconds, peak_memory(self.loaded.device))
+        yield from self._decode(timeline, length, pulse)
+
+    def _read(self, tokens: int, length: int, pulse: Pulse | None) -> tuple[Timeline, float]:
+        """A new engine with room for `length` tokens and so many of the document in its cache, codes
+        included, and the seconds that took.
+        """
+        timeline = Timeline(
+            self.loaded,
+            self.attention,
+            context=tokens_needed(length, self.generated),
+            prefill_chunk=self.chunk,
+            announce=self.say,
+        )
+        give_back()  # what an earlier engine held
+        start = time.perf_counter()
+        for event in timeline.read(self.document.ids[:tokens]):
+            if pulse is not None:
+                pulse.beat("reading", event.done, event.total)
+        return timeline, time.perf_counter() - start
+
+    def _decode(self, timeline: Timeline, length: int, pulse: Pulse) -> Iterator[Measurement]:
+        ways = self._warm_up(timeline, length)
+        answers: dict[str, list[tuple[list[int], Done]]] = {way: [] for way in ways}
+        for repeat in range(self.repeats):
+            pulse.beat("decoding", repeat + 1, self.repeats)
+            for way in ways:
+                answers[way].append(self._answer(timeline, length, way, self.generated + 1))
+        full = answers["full"][0][0]
+        for way, repeats in answers.items():
+            sparse = timeline.sparse if way != "full" else None
+            compared = sparse is not None and self.document.text is not None
+            yield Measurement(
+                OURS,
+                way,
+                length,
+                self.generated,
+                [done.decode_seconds for _, done in repeats],
+                repeats[-1][1].peak_memory_bytes,
+                backend=sparse.backend.name if sparse else None,
+                budget=sparse.settings.budget if sparse else None,
+                first_token_seconds=float(np.mean([done.first_token_seconds for _, done in repeats])),
+                agreement=agreement(repeats[0][0], full) if compared else None,
+                step_bytes=step_bytes(
+                    self.loaded.model,
+                    length,
+                    sparse.settings.budget if sparse else None,
+                    self.attention.dense_layers,
+                ),
+            )
+
+    def _warm_up(self, timeline: Timeline, length: int = 0) -> list[str]:
+        """A short answer in each way that this engine has; returns their names."""
+        ways = [way for way in WAYS if way == "full" or timeline.sparse is not None]
+        for way in ways:
+            self._answer(timeline, length, way, WARM_UP)
+        return ways
+
+    def _answer(self, timeline: Timeline, length: int, way: str, tokens: int) -> tuple[list[int], Done]:
+        """The greedy tokens behind a question, and how long they took."""
+        question = self.document.ids[length : length + QUESTION]
+        ids = []
+        for event in timeline.answer(question, Sampling(), tokens, (), sparse_from=WAYS[way]):
+            if isinstance(event, Token):
+                ids.append(event.id)
+            elif isinstance(event, Done):
+                return ids, event
+        raise AssertionError("an answer ends with Done")
+
+
+def agreement(answer: Sequence[int], full: Sequence[int]) -> float:
+    """The share of tokens that are the same at the same place. The first counts not: full attention gives it
+    in both, out of reading the question.
+    """
+    return float(np.mean([one == other for one, other in zip(answer[1:], full[1:], strict=True)]))

@@ -1,0 +1,111 @@
+"""Queries, keys and values of a model's layers while it decodes a text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from adamas_kernels.contract import Backend, LayerCache, SparseSettings
+from adamas_kernels.reference import Codebook
+from adamas_kernels.torch.prefill import chunk_attention
+from torch import Tensor
+
+from adamas_cli.cache.cache import layer_types
+from adamas_cli.cache.layer import FULL
+from adamas_cli.cache.mode import Sparse
+from adamas_cli.engine.attention import AttentionSettings
+from adamas_cli.engine.timeline import Timeline
+from adamas_cli.lab.bench.traces import Trace
+
+if TYPE_CHECKING:
+    from adamas_cli.lab.bench.pulse import Pulse
+    from adamas_cli.models import LoadedModel
+
+STEPS = 64  # decode steps that are recorded
+
+
+class Recorder:
+    """A backend that notes what each layer is given and attends fully, so that what it notes depends on no
+    budget.
+
+    Its name is that of no backend that compiled steps or CUDA graphs are made for, so every step comes here.
+    """
+
+    name = "recorder"
+
+    def __init__(self, coder: Backend) -> None:
+        self._coder = coder
+        self._given: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}
+        self._layers: list[tuple[LayerCache, float]] = []
+
+    def encode_keys(self, keys: Tensor, codebook: Codebook, codes: Tensor, scales: Tensor) -> None:
+        """See `Backend.encode_keys`; as the backend that replays encodes."""
+        self._coder.encode_keys(keys, codebook, codes, scales)
+
+    def decode_step(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        cache: LayerCache,
+        scaling: float,
+        settings: SparseSettings,
+        tally: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values are appended, their codes and their sum are not; the log-sum-exp is not computed,
+        and all NaN.
+        """
+        if id(cache) not in self._given:
+            self._given[id(cache)] = []
+            self._layers.append((cache, scaling))
+        self._given[id(cache)].append((queries.clone(), keys.clone(), values.clone()))
+        start = int(cache.length)
+        end = start + keys.shape[2]
+        cache.keys[:, :, start:end] = keys
+        cache.values[:, :, start:end] = values
+        out = chunk_attention(queries, cache.keys[:, :, :end], cache.values[:, :, :end], scaling)
+        return out, torch.full(queries.shape[:3], torch.nan, device=queries.device)
+
+    def traces(self, context: int, numbers: list[int]) -> list[Trace]:
+        """What was noted behind `context` tokens, layer by layer; numbers: of the layers in the model."""
+        return [
+            Trace(number, cache, context, *self._steps(cache), scaling)
+            for number, (cache, scaling) in zip(numbers, self._layers, strict=True)
+        ]
+
+    def _steps(self, cache: LayerCache) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, [T, 1, heads, 1, D] each."""
+        queries, keys, values = (torch.cat(x, 2) for x in zip(*self._given[id(cache)], strict=True))
+        split = [x.permute(2, 0, 1, 3).unsqueeze(3).contiguous() for x in (queries, keys, values)]
+        return split[0], split[1], split[2]
+
+
+def record(
+    loaded: LoadedModel,
+    ids: np.ndarray,
+    steps: int,
+    *,
+    backend: Backend,
+    settings: SparseSettings,
+    dense_layers: int,
+    chunk: int | None,
+    pulse: Pulse,
+) -> list[Trace]:
+    """The traces of a model's sparse layers over the last `steps` of a text's tokens, int [n].
+
+    All before them are read with full attention, as `ask` reads a document. The last are teacher-forced: the
+    model is fed the text's own tokens, not those that it would have said. Empty where no layer is sparse.
+    """
+    context = len(ids) - steps
+    attention = AttentionSettings("adamas", settings, dense_layers, backend.name)
+    timeline = Timeline(loaded, attention, context=len(ids), prefill_chunk=chunk, graphs=False)
+    recorder = Recorder(backend)
+    timeline.use(Sparse(settings, recorder))
+    for event in timeline.read(ids[:context]):
+        pulse.beat("reading", event.done, event.total)
+    timeline.score(ids[context:], sparse=True)
+    kinds = layer_types(loaded.model.config.get_text_config())
+    return recorder.traces(
+        context, [index for index, kind in enumerate(kinds) if kind == FULL and index >= dense_layers]
+    )

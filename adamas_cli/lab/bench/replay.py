@@ -1,0 +1,95 @@
+"""Recorded decode steps taken again, in the order in which they came, and how long each takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import torch
+from adamas_kernels.contract import Backend, SparseSettings
+from torch import Tensor
+
+from adamas_cli.lab.bench.clock import turn_microseconds
+from adamas_cli.lab.bench.traces import Trace
+
+
+class Replay:
+    """The steps of several layers, which share a length.
+
+    On a GPU a step's inputs are copied to the same buffers each time, so that one CUDA graph of a layer
+    serves all its steps.
+    """
+
+    def __init__(self, backend: Backend, traces: Sequence[Trace], settings: SparseSettings) -> None:
+        self._backend = backend
+        self._traces = traces
+        self._settings = settings
+        self._length = traces[0].cache.length
+        assert all(trace.cache.length is self._length for trace in traces)
+        self._given = [
+            [(trace.queries[step], trace.keys[step], trace.values[step]) for trace in traces]
+            for step in range(traces[0].steps)
+        ]
+        self._inputs = self._given[0]
+        if self._length.device.type == "cuda":
+            self._inputs = [(q.clone(), k.clone(), v.clone()) for q, k, v in self._given[0]]
+        self._sums = [trace.cache.value_sum.clone() for trace in traces]
+
+    @property
+    def steps(self) -> int:
+        """Of each layer."""
+        return len(self._given)
+
+    def go_to(self, step: int) -> None:
+        """Bring every layer to where this step is next. All before it must have been taken since step 0,
+        which forgets what was appended.
+        """
+        self._length.fill_(self._traces[0].context + step)
+        if step == 0:
+            for trace, value_sum in zip(self._traces, self._sums, strict=True):
+                trace.cache.value_sum.copy_(value_sum)
+        if self._length.device.type != "cuda":
+            self._inputs = self._given[step]
+            return
+        for buffers, given in zip(self._inputs, self._given[step], strict=True):
+            for buffer, one in zip(buffers, given, strict=True):
+                buffer.copy_(one)
+
+    def take(self, layer: int) -> tuple[Tensor, Tensor]:
+        """One layer's step, with its output [1, H, 1, D] and log-sum-exp [1, H, 1]."""
+        trace = self._traces[layer]
+        return self._backend.decode_step(*self._inputs[layer], trace.cache, trace.scaling, self._settings)
+
+    def run(self) -> Iterator[tuple[int, int, Tensor]]:
+        """Every step of every layer once, in order: step, layer and output."""
+        for step in range(self.steps):
+            self.go_to(step)
+            for layer in range(len(self._traces)):
+                yield step, layer, self.take(layer)[0]
+
+    def microseconds(self, repeats: int) -> Tensor:
+        """Of each step, float64 [layers, steps]; the median of so many replays."""
+        takes: list[Callable[[], object]] = [partial(self.take, layer) for layer in range(len(self._traces))]
+        try:
+            return turn_microseconds(self.go_to, takes, self.steps, repeats, self._length.device)
+        finally:
+            self.go_to(0)
+
+    def slower(self) -> Tensor | None:
+        """Which steps left the ordinary path for any query: bool [layers, steps]. None where the backend has
+        no other path that it tells of.
+
+        A backend that does has a method `reread`: of the step before, for each query, how many groups of
+        tokens the selection had to look at again, int32 [rows].
+        """
+        reread: Callable[[], Tensor | None] | None = getattr(self._backend, "reread", None)
+        if reread is None:
+            return None
+        found = []
+        for _ in self.run():
+            groups = reread()
+            if groups is None:
+                return None
+            found.append((groups > 0).any())
+        self.go_to(0)
+        return torch.stack(found).view(self.steps, len(self._traces)).T.cpu()

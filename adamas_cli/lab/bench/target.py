@@ -1,0 +1,126 @@
+"""The model that is measured: what can be known, and be wrong, before its weights are loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from adamas_cli import models
+from adamas_cli.errors import OverContextError, UsageError
+from adamas_cli.models.aliases import aliases
+from adamas_cli.models.default import default_name
+from adamas_cli.models.device import choose_device, choose_dtype
+from adamas_cli.models.fetch import is_fetched, local_file
+from adamas_cli.models.folder import CONFIG
+from adamas_cli.models.load import packs
+from adamas_cli.models.quantization import PACKAGES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from adamas_cli.progress import Progress
+    from adamas_cli.settings import ModelSettings
+
+Load = Callable[["Progress"], models.LoadedModel]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model. context: tokens, None where it takes as many as are asked. directory: its files, None for
+    random weights. origin: what another process needs to load it again, as JSON. config: as transformers
+    describes it.
+    """
+
+    name: str
+    device: torch.device
+    dtype: torch.dtype
+    vocabulary: int
+    context: int | None
+    directory: Path | None
+    origin: dict[str, Any]
+    load: Load
+    config: Callable[[], PreTrainedConfig]
+
+    def require(self, tokens: int, what: str) -> None:
+        """Raises OverContextError where `what` needs more tokens than the model can read."""
+        if self.context is not None and tokens > self.context:
+            raise OverContextError(
+                f"{what} needs {tokens:,} tokens, and the context of {self.name} is {self.context:,}. "
+                "Give less `len`.",
+                n_prompt_tokens=tokens,
+                n_ctx=self.context,
+            )
+
+
+def model_target(options: ModelSettings, progress: Progress) -> Target:
+    """The model that the settings name. Raises ModelUnavailableError, UsageError."""
+    device = choose_device(options.device)
+    dtype = choose_dtype(options.dtype, device)
+    files = models.resolve(
+        options.model, dtype=options.dtype, device=options.device, offline=options.offline, progress=progress
+    )
+
+    def load(progress: Progress) -> models.LoadedModel:
+        return models.load(files, **options.loading, progress=progress)
+
+    def full_config() -> PreTrainedConfig:
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(
+            files.directory, local_files_only=True, trust_remote_code=options.trust_remote_code
+        )
+
+    config: dict[str, Any] = json.loads((files.directory / CONFIG).read_text(encoding="utf-8"))
+    config = config.get("text_config", config)
+    return Target(
+        files.name,
+        device,
+        dtype,
+        config["vocab_size"],
+        config.get("max_position_embeddings"),
+        files.directory,
+        {"directory": str(files.directory), "trust_remote_code": options.trust_remote_code},
+        load,
+        full_config,
+    )
+
+
+def shape_target(name: str, tokens: int, options: ModelSettings) -> Target:
+    """A model of a shape with random weights and a context of `tokens`. Raises UsageError."""
+    from adamas_cli.lab.bench.shapes import load_shape, shape_config, shape_fields
+
+    if options.quantization in PACKAGES:
+        raise UsageError("`shape` has random weights, which are not quantized: leave out `quantization`")
+    device = choose_device(options.device)
+    dtype = choose_dtype(options.dtype, device)
+    packed = packs(options.quantization, options.dtype, device.type)
+
+    def load(progress: Progress) -> models.LoadedModel:
+        return load_shape(name, tokens, dtype=dtype, device=device, packed=packed, progress=progress)
+
+    origin = {"shape": name, "context": tokens}
+    vocabulary = shape_fields(name)["vocab_size"]
+    return Target(
+        name, device, dtype, vocabulary, None, None, origin, load, lambda: shape_config(name, tokens)
+    )
+
+
+def gguf_file(options: ModelSettings) -> Path:
+    """The GGUF file that the settings name. Raises UsageError where they name something else, or it is not
+    there.
+    """
+    name = options.model or default_name(options.device)
+    alias = aliases().get(name)
+    if alias is not None:
+        if is_fetched(alias):
+            return local_file(alias)
+        raise UsageError(f"`vs` llama.cpp reads the file of {name}. Run `adamas models pull {name}` once.")
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        return path
+    raise UsageError(f"`vs` llama.cpp needs a short name or a .gguf file with `model`, and {name} is neither")

@@ -1,0 +1,150 @@
+"""Questions about documents, answered in several ways; each document is read once for all of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from adamas_kernels.contract import Backend
+from transformers import PreTrainedTokenizerFast
+
+from adamas_cli.documents import Document
+from adamas_cli.engine.events import Event, Token
+from adamas_cli.lab.eval.methods import METHODS
+from adamas_cli.lab.eval.reading import FULL, Reading, Way
+from adamas_cli.lab.eval.study import StudyBackend
+from adamas_cli.lab.eval.subject import Subject
+from adamas_cli.lab.eval.workload import Workload
+from adamas_cli.models import LoadedModel
+from adamas_cli.progress import Progress
+from adamas_cli.prompt.layout import Layout, question_ids
+from adamas_cli.prompt.template import DEFAULT_TEMPLATE, Frame, frame, load_template
+from adamas_cli.prompt.tokens import Tokenizer
+from adamas_cli.reasoning import OPEN
+from adamas_cli.session.answer import listen, narrate
+
+PRODUCT = ("dot", "manhattan")  # the scorers that `ask` offers, and so what its own backends run
+
+
+@dataclass(frozen=True)
+class Prompting:
+    """Documents and questions as the tokens that `ask` would give the model."""
+
+    tokenizer: Tokenizer
+    frame: Frame
+
+    @classmethod
+    def of(
+        cls, subject: Subject, *, system: str | None, template: str | None, think: bool | None
+    ) -> Prompting:
+        """The prompt of `ask` for a model. Raises UsageError for a wrong template."""
+        text = load_template(template or DEFAULT_TEMPLATE)
+        chat = PreTrainedTokenizerFast.from_pretrained(subject.files.directory)
+        return cls(subject.tokenizer, frame(text, chat, system=system, think=think))
+
+    @property
+    def sha256(self) -> str:
+        """Of the text around documents and question, its first digits."""
+        around = "\0".join((self.frame.head, self.frame.middle, self.frame.tail))
+        return hashlib.sha256(around.encode("utf-8", "replace")).hexdigest()[:12]
+
+    def document(self, *documents: Document) -> np.ndarray:
+        """What is read before a question, int32 [n]."""
+        layout = Layout(self.tokenizer, self.frame)
+        for document in documents:
+            layout.add(document)
+        return layout.fit(0, 0, layout.total)
+
+    def question(self, text: str) -> np.ndarray:
+        """What is read behind the documents, int32 [n]."""
+        return question_ids(self.tokenizer, self.frame, text)
+
+    def said(self, question: str, events: Iterable[Event]) -> Said:
+        """The answer in a stream of events."""
+        tokens: list[int] = []
+
+        def noted() -> Iterator[Event]:
+            for event in events:
+                if isinstance(event, Token):
+                    tokens.append(event.id)
+                yield event
+
+        thinking = self.frame.tail.rstrip().endswith(OPEN)
+        told = narrate(noted(), self.tokenizer.decoder(), thinking=thinking)
+        return Said(listen(question, told, lambda _: None).text, tokens)
+
+
+@dataclass(frozen=True)
+class Said:
+    """An answer: its text without what a thinking model thinks, and all of its tokens."""
+
+    text: str
+    tokens: list[int]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question about a document. number: which one."""
+
+    number: int
+    text: str
+    ids: np.ndarray
+    max_tokens: int
+
+
+def backend_name(method: str, product: str) -> str:
+    """What computes the steps of a method: the product's backend, or plain torch."""
+    if method == FULL:
+        return "dense"
+    return product if method in PRODUCT else StudyBackend.name
+
+
+@dataclass
+class Asker:
+    """A model that is asked. product: the backend that answers in `ask`."""
+
+    loaded: LoadedModel
+    prompting: Prompting
+    product: Backend
+    dense_layers: int
+    workload: Workload
+
+    @classmethod
+    def load(cls, subject: Subject, prompting: Prompting, workload: Workload, progress: Progress) -> Asker:
+        """Load the model and its backend."""
+        loaded = subject.load(progress)
+        return cls(loaded, prompting, subject.load_backend(progress.note), subject.dense_layers, workload)
+
+    def answers(
+        self, document: np.ndarray, asked: Mapping[Way, Sequence[Asked]]
+    ) -> Iterator[tuple[Way, Asked, Said]]:
+        """Read a document's tokens, int32 [n], and ask; each answer as it is complete."""
+        if not asked:
+            return
+        room = max(len(one.ids) + one.max_tokens for each in asked.values() for one in each)
+        reading = Reading(self.loaded, context=len(document) + room, dense_layers=self.dense_layers)
+        self.workload.read(len(document), reading.read(document))
+        for way, questions in asked.items():
+            if way.method != FULL:
+                method = METHODS[way.method]
+                backend = self.product if way.method in PRODUCT else StudyBackend(method)
+                reading.use(method, way.budget, backend)
+            for one in questions:
+                with self.workload.steps(way.method, one.max_tokens, len(document)):
+                    events = reading.answer(one.ids, one.max_tokens, way.sparse_from)
+                    said = self.prompting.said(one.text, events)
+                yield way, one, said
+
+
+def plan(
+    workload: Workload, tokens: int, asked: Mapping[Way, Sequence[Asked]] | Mapping[Way, Sequence[int]]
+) -> None:
+    """Count the work of one document of so many tokens and its questions, or the lengths of the answers."""
+    if not asked:
+        return
+    workload.plan_reading(tokens)
+    for way, questions in asked.items():
+        for one in questions:
+            workload.plan_steps(way.method, one.max_tokens if isinstance(one, Asked) else one, tokens)

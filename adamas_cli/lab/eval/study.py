@@ -1,0 +1,80 @@
+"""A backend that chooses by any method and keeps count of what the choice was worth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from adamas_kernels import reference
+from adamas_kernels.contract import LayerCache, LayerView, SparseSettings
+from adamas_kernels.torch.backend import TorchBackend
+from adamas_kernels.torch.step import append, attend_ranked
+from torch import Tensor
+
+from adamas_cli.lab.eval.methods import Method, true_scores
+
+
+@dataclass
+class Worth:
+    """Of one layer, by position and as a mean over its heads: softmax mass kept, what the true top-k would
+    keep, and the share of those tokens that is chosen; tokens attended to.
+    """
+
+    mass: list[float] = field(default_factory=list)
+    best_mass: list[float] = field(default_factory=list)
+    recall: list[float] = field(default_factory=list)
+    tokens: list[float] = field(default_factory=list)
+
+
+@dataclass
+class StudyBackend(TorchBackend):
+    """Decode steps in plain torch whose tokens `method` chooses.
+
+    worth: by layer, in the order in which the model runs them.
+    """
+
+    method: Method
+    worth: list[Worth] = field(default_factory=list)
+    _layers: dict[int, int] = field(default_factory=dict)
+
+    name = "study"
+
+    def decode_step(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        cache: LayerCache,
+        scaling: float,
+        settings: SparseSettings,
+        tally: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See `Backend.decode_step`; there is no tally."""
+        view = append(keys, values, cache)
+        rank = self.method.rank(queries, view, settings)
+        out, lse, index = attend_ranked(queries, view, rank, scaling, settings)
+        self._count(cache, queries, view, index, scaling)
+        return out, lse
+
+    def _count(
+        self, cache: LayerCache, queries: Tensor, view: LayerView, index: Tensor, scaling: float
+    ) -> None:
+        new, size = queries.shape[2], view.keys.shape[2]
+        own = reference.own_positions(new, size, queries.device)
+        future = torch.arange(size, device=queries.device) > own
+        weights = (true_scores(queries, view.keys) * scaling).masked_fill(future, -torch.inf).softmax(-1)
+        best = weights.topk(index.shape[-1])
+        chosen = torch.zeros_like(weights, dtype=torch.bool)
+        chosen = F.pad(chosen, (0, 1)).scatter_(-1, index, True)[..., :size] & ~future
+        count = chosen.sum(-1, keepdim=True)
+        counted = torch.arange(index.shape[-1], device=index.device) < count
+        if id(cache) not in self._layers:
+            self._layers[id(cache)] = len(self.worth)
+            self.worth.append(Worth())
+        worth = self.worth[self._layers[id(cache)]]
+        worth.mass += (weights * chosen).sum(-1).mean((0, 1)).tolist()
+        worth.best_mass += (best.values * counted).sum(-1).mean((0, 1)).tolist()
+        found = (chosen.gather(-1, best.indices) & counted).sum(-1) / count.squeeze(-1)
+        worth.recall += found.mean((0, 1)).tolist()
+        worth.tokens += count.float().mean((0, 1, 3)).tolist()

@@ -1,0 +1,95 @@
+"""The model that is measured: everything that can be known, and be wrong, before its weights are loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from adamas_kernels.contract import Backend
+from adamas_kernels.dispatch import BackendError, load, pick
+
+from adamas_cli import __version__, models
+from adamas_cli.errors import OverContextError, UsageError
+from adamas_cli.lab.eval.ledger import Record
+from adamas_cli.lab.hardware import device_name
+from adamas_cli.models.device import choose_device, choose_dtype
+from adamas_cli.models.folder import CONFIG
+from adamas_cli.progress import Progress
+from adamas_cli.prompt.tokens import Tokenizer
+
+if TYPE_CHECKING:
+    from adamas_cli.settings import ModelSettings
+
+DIGITS = 12  # of a sha256
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model whose files are on this machine. backend: what `ask` would compute sparse steps with."""
+
+    files: models.ModelFiles
+    tokenizer: Tokenizer
+    device: torch.device
+    dtype: torch.dtype
+    backend: str
+    dense_layers: int
+    options: ModelSettings
+
+    @classmethod
+    def find(cls, model: ModelSettings, backend: str, dense_layers: int, progress: Progress) -> Subject:
+        """Raises ModelUnavailableError, and UsageError where the device, the backend or the number of dense
+        layers is impossible.
+        """
+        device = choose_device(model.device)
+        try:
+            name, _ = pick(backend, device)
+        except BackendError as error:
+            raise UsageError(f"{error}. Use `backend` auto.") from None
+        files = models.resolve(
+            model.model, dtype=model.dtype, device=model.device, offline=model.offline, progress=progress
+        )
+        tokenizer = Tokenizer.from_directory(files.directory)
+        dtype = choose_dtype(model.dtype, device)
+        found = cls(files, tokenizer, device, dtype, name, dense_layers, model)
+        layers = found._config.get("num_hidden_layers")
+        if isinstance(layers, int) and dense_layers >= layers:
+            raise UsageError(f"`dense_layers` {dense_layers}: {files.name} has {layers}, so none is sparse")
+        return found
+
+    @property
+    def settings(self) -> Record:
+        """What every row says about the model and this machine."""
+        return {
+            "adamas": __version__,
+            "model": self.files.name,
+            "revision": self.files.fingerprint,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": device_name(self.device),
+            "dense_layers": self.dense_layers,
+        }
+
+    def require(self, tokens: int, what: str) -> None:
+        """Raises OverContextError where the model's context is shorter than what needs so many tokens."""
+        room = self._config.get("max_position_embeddings")
+        if isinstance(room, int) and tokens > room:
+            raise OverContextError(
+                f"{what} need {tokens:,} tokens, and the context of {self.files.name} is {room:,}",
+                n_prompt_tokens=tokens,
+                n_ctx=room,
+            )
+
+    def load(self, progress: Progress) -> models.LoadedModel:
+        """The model with its weights."""
+        return models.load(self.files, **self.options.loading, progress=progress)
+
+    def load_backend(self, announce: Callable[[str], None]) -> Backend:
+        """The backend; announce: told before it compiles."""
+        return load(self.backend, announce)
+
+    @property
+    def _config(self) -> dict[str, Any]:
+        config: dict[str, Any] = json.loads((self.files.directory / CONFIG).read_text(encoding="utf-8"))
+        return config.get("text_config", config)
