@@ -22,14 +22,20 @@ def prepare_libraries(*, verbose: int, offline: bool) -> None:
 
     Hugging Face's libraries read their environment once, when they are imported.
     """
+    logging.getLogger("adamas_cli").setLevel(_LEVELS[min(verbose, 2)])
+    prepare_environment(silent=verbose < 2, offline=offline)
+    if verbose < 2:
+        warnings.filterwarnings("ignore")
+
+
+def prepare_environment(*, silent: bool, offline: bool) -> None:
+    """The part of it that a program of somebody else's can bear: no filter of its warnings."""
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
-    logging.getLogger("adamas_cli").setLevel(_LEVELS[min(verbose, 2)])
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    if verbose < 2:
+    if silent:
         os.environ["TRANSFORMERS_VERBOSITY"] = os.environ["HF_HUB_VERBOSITY"] = "error"
-        warnings.filterwarnings("ignore")
         for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.ERROR)

@@ -39,20 +39,23 @@ class OpenDocuments:
         runtime: Runtime,
         around: Frame,
         layout: Layout,
-        questions: Sequence[str],
+        questions: Sequence[str] = (),
         *,
+        room: int = 0,
+        limit: int = 0,
         max_tokens: int | None = None,
         announces: bool = True,
     ) -> None:
         """Documents that are laid out already, in front of a model that may serve others too.
 
-        Room is kept for the longest of the questions. max_tokens: of an answer, where it is not what the
-        user's settings say. announces: see `Session`. Raises OverContextError.
+        Room is kept for the longest of the questions, or for one of `room` tokens. max_tokens: of an answer,
+        where it is not what the user's settings say. limit, announces: see `Session`. Raises
+        OverContextError.
         """
         self.runtime, self.layout = runtime, layout
         self.max_tokens = max_tokens or runtime.prompt.max_tokens
         self._frame = around
-        longest = longest_question(runtime, around, questions)
+        longest = longest_question(runtime, around, questions) if questions else room
         truncate = runtime.prompt.on_overflow == "truncate"
         self._ids = layout.fit(longest, self.max_tokens, runtime.context, truncate=truncate)
         if layout.dropped:
@@ -60,7 +63,7 @@ class OpenDocuments:
                 f"left out {layout.dropped:,} of {layout.total:,} tokens, from the documents' middle"
             )
         needed = len(self._ids) + longest + self.max_tokens
-        self._session = Session(runtime, needed, announces=announces)
+        self._session = Session(runtime, needed, limit=limit, announces=announces)
         self._session.keep(self._ids, [document.path for document in layout.documents])
 
     @classmethod
