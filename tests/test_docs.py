@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from adamas_cli import errors
 from adamas_cli.commands import failures
 
 ROOT = Path(__file__).parents[1]
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
 BIN = Path(sys.executable).parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -230,25 +232,48 @@ def test_the_exit_codes_are_those_of_the_program() -> None:
     assert raised[errors.INTERRUPTED] == "interrupted"
 
 
-def mapped_paths() -> list[Path]:
-    """The paths that the code map names; a file in the second cell is relative to the first cell's path."""
-    paths = []
-    for where, what in rows(section("Code map")):
-        (folder,) = code_in(where)
-        files = [code for code in code_in(what) if re.fullmatch(r"[\w./-]+\.(py|md|toml)", code)]
-        paths += [ROOT / folder, *(ROOT / folder / file for file in files)]
-    return paths
+def pictured_paths(picture: str) -> set[Path]:
+    """The paths that a picture of the tree names: several may share a line, and indentation is what they are
+    in.
+    """
+    above: dict[int, Path] = {}
+    found = set()
+    for line in picture.splitlines():
+        indent = len(line) - len(line.lstrip())
+        names = re.match(r"\s*((?:[\w./-]+(?: (?=[\w/]+/))?)+)", line)
+        assert names, line
+        folder = next((above[depth] for depth in sorted(above, reverse=True) if depth < indent), ROOT)
+        paths = [folder / name for name in names[1].split()]
+        above = {depth: path for depth, path in above.items() if depth < indent} | {indent: paths[0]}
+        found.update(paths)
+    return found
 
 
-def test_the_code_map_names_only_what_exists() -> None:
-    assert [str(path) for path in mapped_paths() if not path.exists()] == []
+def picture_of(page: Path, heading: str) -> set[Path]:
+    text = page.read_text(encoding="utf-8")
+    (block,) = re.findall(r"```\n(.*?)```", text[text.index(heading) :], re.DOTALL)[:1]
+    return pictured_paths(block)
 
 
-def test_the_code_map_names_every_module() -> None:
-    modules = {path for folder in ("adamas_cli", "kernels") for path in (ROOT / folder).rglob("*.py")}
-    packages = {path.parent for path in modules if path.name == "__init__.py"}
-    wanted = {path for path in modules if path.name != "__init__.py"} | packages | {ROOT / "prompts"}
-    assert sorted(str(path.relative_to(ROOT)) for path in wanted - set(mapped_paths())) == []
+def folders() -> set[Path]:
+    """The packages of the project."""
+    files = {path for folder in ("adamas_cli", "kernels") for path in (ROOT / folder).rglob("__init__.py")}
+    return {path.parent for path in files}
+
+
+def test_the_pictures_name_only_what_exists() -> None:
+    for page, heading in ((ROOT / "README.md", "## Code map"), (ARCHITECTURE, "# Architecture")):
+        assert [str(path) for path in picture_of(page, heading) if not path.exists()] == []
+
+
+def test_the_picture_names_every_folder() -> None:
+    assert sorted(map(str, folders() - picture_of(ARCHITECTURE, "# Architecture"))) == []
+
+
+def test_every_module_says_what_it_holds() -> None:
+    modules = [path for folder in ("adamas_cli", "kernels") for path in (ROOT / folder).rglob("*.py")]
+    silent = [path for path in modules if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))]
+    assert silent == []
 
 
 def test_the_supported_versions_are_those_of_the_metadata() -> None:
