@@ -40,6 +40,14 @@ PIECE = 8 << 20
 LARGE = 1 << 50
 
 
+def in_store(
+    timeline: Timeline, loaded: LoadedModel, ids: np.ndarray, settings: StoreSettings
+) -> StoredDocument:
+    """The tokens as the store has or will have them."""
+    placement = timeline.cache.placement
+    return StoredDocument(loaded, ids, timeline.chunk, placement, settings, ["measured"], print)
+
+
 def first_token(
     loaded: LoadedModel, ids: np.ndarray, *, stored: bool, dtype: str = "auto"
 ) -> tuple[float, float, float]:
@@ -48,7 +56,9 @@ def first_token(
     document = None
     if stored:
         settings = StoreSettings(limit=LARGE, dtype=dtype)
-        document = StoredDocument(loaded, ids, timeline.chunk, settings, ["measured"], print)
+        document = StoredDocument(
+            loaded, ids, timeline.chunk, timeline.cache.placement, settings, ["measured"], print
+        )
     start = time.perf_counter()
     list(timeline.read(ids, document))
     read = time.perf_counter()
@@ -64,10 +74,12 @@ def first_token(
 def restore_rate(loaded: LoadedModel, ids: np.ndarray) -> float:
     """Bytes/s of bringing keys and values of all tokens into an empty cache."""
     timeline = Timeline(loaded, AttentionSettings("full"), context=len(ids) + 8)
-    document = StoredDocument(loaded, ids, timeline.chunk, StoreSettings(True), ["measured"], print)
+    document = StoredDocument(
+        loaded, ids, timeline.chunk, timeline.cache.placement, StoreSettings(True), ["measured"], print
+    )
     size = sum(file.stat().st_size for file in stored_files(documents_directory()) if "-" not in file.stem)
     start = time.perf_counter()
-    assert document.restore(timeline.cache) == len(ids)  # type: ignore[arg-type]
+    assert document.restore(timeline.cache) == len(ids)
     return size / (time.perf_counter() - start)
 
 
@@ -137,7 +149,9 @@ def divergence(loaded: LoadedModel, ids: np.ndarray, scored: int) -> str:
     for dtype in ("auto", "int8"):
         timeline = Timeline(loaded, AttentionSettings("full"), context=len(ids) + 8)
         settings = StoreSettings(limit=LARGE, dtype=dtype)
-        document = StoredDocument(loaded, ids[:-scored], timeline.chunk, settings, ["measured"], print)
+        document = StoredDocument(
+            loaded, ids[:-scored], timeline.chunk, timeline.cache.placement, settings, ["measured"], print
+        )
         list(timeline.read(ids[:-scored], document))
         document.finish()
         logits[dtype] = timeline.score(ids[-scored:], sparse=False)[:-1].float().log_softmax(-1).cpu()

@@ -17,6 +17,7 @@ from adamas_kernels.contract import SparseSettings
 from torch import Tensor
 
 from adamas_cli import models
+from adamas_cli.cache.mode import Sparse
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.choice import budget_for
 from adamas_cli.engine.timeline import Timeline
@@ -55,8 +56,7 @@ def main(name: str, text: Path, context: int = 4096, scored: int = 256) -> None:
     print(markdown_head(TITLES))
     assert timeline.sparse is not None
     for budget in (64, 128, 256, budget_for(context)):
-        timeline.sparse.settings = SparseSettings(budget=budget)
-        timeline.encode_again()
+        timeline.use(Sparse(SparseSettings(budget=budget), timeline.sparse.backend))
         row(f"budget {budget}", full, timeline.score(fed, sparse=True), targets)
 
 
