@@ -5,17 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from adamas_cli.documents.formats.omission import Omission
+from adamas_cli.documents.formats.pdf_hyphens import Vocabulary
+from adamas_cli.documents.formats.pdf_page import page_lines
+from adamas_cli.documents.formats.pdf_repeated import PageLines, repeated
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.parts import Part
 
-# Where a word is broken at the end of a line, PDFium writes one of these in place of the hyphen.
-_BROKEN_WORD = ("\ufffe\n", "\x02\n")
-_LEADERS = re.compile(r"(?: ?\.){5,} ?")  # from a title to its page number, a token for each dot or two
+_HEADS = "running heads and page numbers"
 
 
-def read(path: str) -> Iterator[Part]:
+def read(path: str) -> Iterator[Part | Omission]:
     """A section for each page, "page 12", whose text begins with the line `[page 12]`; an empty text where
     the page has none or is damaged. Raises UnreadableError.
+
+    All pages are looked at before the first is given: broken words are judged by the others of the document,
+    and running heads by the pages around them. Until then empty parts show that the work goes on.
     """
     import pypdfium2 as pdfium
     from pypdfium2.raw import FPDF_ERR_PASSWORD
@@ -25,21 +30,27 @@ def read(path: str) -> Iterator[Part]:
     except pdfium.PdfiumError as error:
         encrypted = error.err_code == FPDF_ERR_PASSWORD
         raise UnreadableError(Trouble.ENCRYPTED if encrypted else Trouble.DAMAGED, str(error)) from error
+    pages: list[PageLines] = []
     with document:
         for index in range(len(document)):
-            label = f"page {index + 1}"
             try:
                 page = document[index]
-                text = page.get_textpage().get_text_bounded()
+                pages.append(page_lines(page))
                 page.close()
             except pdfium.PdfiumError:
-                text = ""
-            text = _tidy(text)
-            yield Part(f"[{label}]\n{text}\n\n" if text else "", label)
-
-
-def _tidy(text: str) -> str:
-    text = text.replace("\r\n", "\n")
-    for broken in _BROKEN_WORD:
-        text = text.replace(broken, "")
-    return _LEADERS.sub(" … ", text).strip()
+                pages.append(PageLines([], 0.0, 0.0))
+            yield Part("")
+    heads = repeated(pages)
+    texts = [
+        [line.text for at, line in enumerate(page.lines) if at not in left_out]
+        for page, left_out in zip(pages, heads, strict=True)
+    ]
+    words = Vocabulary()
+    for lines in texts:
+        words.add(lines)
+    for number, lines in enumerate(texts, start=1):
+        label = f"page {number}"
+        text = words.text(lines).strip()
+        yield Part(f"[{label}]\n{text}\n\n" if text else "", label)
+    if count := sum(map(len, heads)):
+        yield Omission(count, _HEADS)

@@ -1,0 +1,176 @@
+"""The order in which the text of a PDF page is read: lines, columns one after the other, rows of tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+
+from adamas_cli.documents.formats.pdf_runs import GAP, LEADER, Run, joined
+from adamas_cli.documents.formats.pdf_tables import borderless
+
+_MIN_ROWS = 3  # of columns of prose
+_FILLED = 0.65  # of a column's width: by the lines of prose
+_PROSE_CHARACTERS = 15  # a line, at the median
+_DEPTH = 8  # columns in columns
+
+
+def read_order(runs: Sequence[Run], depth: int = 0) -> list[Run]:
+    """The lines of the page from first to last; a table is one of them, of several lines of text."""
+    rows = _rows(runs)
+    lines: list[Run] = []
+    at = 0
+    while at < len(rows):
+        end, gutter = _zone(rows, at) if depth < _DEPTH else (at, None)
+        if gutter is None:
+            lines.append(_line(rows[at]))
+            at += 1
+            continue
+        zone = rows[at:end]
+        middle = sum(gutter) / 2
+        sides = [[run for row in zone for run in row if (run.left < middle) == first] for first in (True, False)]
+        if _is_prose(zone, middle):
+            for side in sides:
+                lines += read_order(side, depth + 1)
+        else:
+            lines += borderless(zone)
+        at = end
+    return lines
+
+
+def _rows(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs that stand on one line, from the top, each from the left."""
+    rows: list[list[Run]] = []
+    bounds: list[tuple[float, float]] = []
+    for run in sorted(runs, key=lambda run: -run.middle):
+        if rows:
+            low, high = bounds[-1]
+            if min(high, run.high) - max(low, run.low) > 0.5 * min(high - low, run.height):
+                rows[-1].append(run)
+                continue
+        rows.append([run])
+        bounds.append((run.low, run.high))
+    return [_merged(sorted(row, key=lambda run: run.left)) for row in rows]
+
+
+def _merged(row: list[Run]) -> list[Run]:
+    """A row's cells: runs without a gap between them are one."""
+    cells: list[list[Run]] = [[row[0]]]
+    for run in row[1:]:
+        before = cells[-1][-1]
+        wide = run.left - before.right > GAP * min(run.height, before.height)
+        apart = wide and not before.text.endswith(LEADER)
+        if apart or run.table or before.table:
+            cells.append([run])
+        else:
+            cells[-1].append(run)
+    return [_line(cell) if len(cell) > 1 else cell[0] for cell in cells]
+
+
+def _line(cells: list[Run]) -> Run:
+    if len(cells) == 1:
+        return cells[0]
+    text = joined(cells) if not _apart(cells) else "   ".join(cell.text for cell in cells)
+    return Run(
+        text,
+        min(cell.left for cell in cells),
+        min(cell.low for cell in cells),
+        max(cell.right for cell in cells),
+        max(cell.high for cell in cells),
+        min(cell.order for cell in cells),
+        any(cell.table for cell in cells),
+    )
+
+
+def _apart(cells: list[Run]) -> bool:
+    return any(
+        b.left - a.right > GAP * min(a.height, b.height) for a, b in zip(cells, cells[1:], strict=False)
+    )
+
+
+def _zone(rows: list[list[Run]], start: int) -> tuple[int, tuple[float, float] | None]:
+    """The rows from `start` on which a gap runs through from top to bottom: their end, and the gap."""
+    best: tuple[int, tuple[float, float] | None] = (start, None)
+    first = next((at for at in range(start, min(start + 3, len(rows))) if len(rows[at]) > 1), None)
+    if first is None or any(_wide_break(rows, at) for at in range(start + 1, first + 1)):
+        return best
+    if first > start and not _side_by_side(rows, start, first):
+        return best
+    for left, right in zip(rows[first], rows[first][1:], strict=False):
+        gap = (left.right, right.left)
+        narrow = GAP * min(left.height, right.height)
+        if gap[1] - gap[0] < narrow or left.table or right.table:
+            continue
+        if any((found := _narrowed(rows[at], gap, narrow)) is None for at in range(start, first)):
+            continue
+        end, seen = first, first
+        for at in range(first, len(rows)):
+            if at > first and _wide_break(rows, at) and len(rows[at]) == 1:
+                break
+            found = _narrowed(rows[at], gap, narrow)
+            if found is None:
+                break
+            gap, end = found, at + 1
+            if len(rows[at]) > 1:
+                seen = at + 1
+        if not _one_sided_tail(rows[seen:end], gap):
+            end = seen
+        if end > best[0]:
+            best = end, gap
+    return best
+
+
+def _one_sided_tail(rows: list[list[Run]], gap: tuple[float, float]) -> bool:
+    """Whether the rows after the last with both sides go on in one column: with lines as in a column."""
+    return len(rows) > 1 or all(row[0].left > gap[0] for row in rows)
+
+
+def _side_by_side(rows: list[list[Run]], start: int, first: int) -> bool:
+    """Whether single lines before the first row with a gap belong to one of its columns."""
+    return all(
+        any(abs(row[0].left - cell.left) < 2 for cell in rows[first]) and len(row[0].text) > _PROSE_CHARACTERS
+        for row in rows[start:first]
+    )
+
+
+def _narrowed(row: list[Run], gap: tuple[float, float], narrow: float) -> tuple[float, float] | None:
+    """What is left of a gap that must pass this row too; None where the row closes it."""
+    low, high = gap
+    for cell in row:
+        if cell.right <= low or cell.left >= high:
+            continue
+        inside_left, inside_right = cell.left - low, high - cell.right
+        if inside_left >= inside_right:
+            high = cell.left
+        else:
+            low = cell.right
+        if high - low < narrow:
+            return None
+    return low, high
+
+
+def _wide_break(rows: list[list[Run]], at: int) -> bool:
+    """Whether there is more white above a row than between lines."""
+    above, row = rows[at - 1], rows[at]
+    height = max(cell.height for cell in row)
+    return min(cell.low for cell in above) - max(cell.high for cell in row) > 1.2 * height
+
+
+def _is_prose(zone: list[list[Run]], middle: float) -> bool:
+    """Whether both sides of the gap are columns of running text and no table's."""
+    lefts = [[run for run in row if run.left < middle] for row in zone]
+    rights = [[run for run in row if run.left >= middle] for row in zone]
+    sides = [[row for row in side if row] for side in (lefts, rights)]
+    if min(len(side) for side in sides) < 2:
+        return False
+    both = sum(bool(a) and bool(b) for a, b in zip(lefts, rights, strict=True))
+    if both <= 0.4 * min(len(side) for side in sides):
+        return True  # their lines stand at heights of their own
+    if min(len(side) for side in sides) < _MIN_ROWS:
+        return False
+    for side in sides:
+        widths = [max(run.right for run in row) - min(run.left for run in row) for row in side]
+        characters = [sum(len(run.text) for run in row) for row in side]
+        full = max(widths)
+        if median(widths) < _FILLED * full or median(characters) < _PROSE_CHARACTERS:
+            return False
+    return True

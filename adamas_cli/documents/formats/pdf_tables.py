@@ -1,0 +1,144 @@
+"""Tables of a PDF page as Markdown, with lines between their cells or with gaps alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from adamas_cli.documents.formats.pdf_rules import Rule
+from adamas_cli.documents.formats.pdf_runs import CELLS_APART, Run, joined
+
+_NEAR = 2.5  # points: ends of rules that are to meet
+_LONGEST_CELL = 60  # characters, at the mean, of a table without rules
+_MIN_ROWS = 3
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of equally many cells; the first is the head."""
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    lines.insert(1, "|" + " --- |" * len(rows[0]))
+    return "\n".join(lines)
+
+
+def borderless(zone: Sequence[Sequence[Run]]) -> list[Run]:
+    """The rows of a zone in which a gap runs through: a table where the cells stand in columns."""
+    columns = _columns(zone)
+    rows = [_cells(row, columns) for row in zone]
+    filled = [sum(bool(cell) for cell in row) for row in rows]
+    texts = [cell for row in rows for cell in row if cell]
+    short = sum(map(len, texts)) <= _LONGEST_CELL * len(texts)
+    if len(columns) < 2 or len(zone) < _MIN_ROWS or not short or sum(count > 1 for count in filled) < _MIN_ROWS:
+        return [_box(row, CELLS_APART.join(cell.text for cell in row), False) for row in zone]
+    whole = [run for row in zone for run in row]
+    return [_box(whole, markdown_table(rows), True)]
+
+
+def ruled(
+    runs: Sequence[Run], across: Sequence[Rule], upright: Sequence[Rule]
+) -> tuple[list[Run], list[Run]]:
+    """The tables whose cells have lines around them, and the runs outside of them."""
+    rest = list(runs)
+    tables: list[Run] = []
+    for xs, ys in _grids(across, upright):
+        inside = [
+            run
+            for run in rest
+            if xs[0] - _NEAR < (run.left + run.right) / 2 < xs[-1] + _NEAR and ys[0] < run.middle < ys[-1]
+        ]
+        rows: list[list[list[Run]]] = [[[] for _ in xs[1:]] for _ in ys[1:]]
+        for run in inside:
+            column = min(sum(x <= run.left + _NEAR for x in xs[1:]), len(xs) - 2)
+            row = min(sum(y <= run.middle for y in ys[1:]), len(ys) - 2)
+            rows[len(ys) - 2 - row][column].append(run)
+        texts = [[_cell(cell) for cell in row] for row in rows]
+        texts = [row for row in texts if any(row)]
+        used = [at for at in range(len(xs) - 1) if any(row[at] for row in texts)]
+        if len(used) < 2 or len(texts) < 2:
+            continue
+        texts = [[row[at] for at in used] for row in texts]
+        taken = set(map(id, inside))
+        rest = [run for run in rest if id(run) not in taken]
+        order = min(run.order for run in inside)
+        tables.append(Run(markdown_table(texts), xs[0], ys[0], xs[-1], ys[-1], order, True))
+    return tables, rest
+
+
+def _cell(runs: list[Run]) -> str:
+    lines: list[list[Run]] = []
+    for run in sorted(runs, key=lambda run: (-run.middle, run.left)):
+        if lines and run.middle > lines[-1][0].low:
+            lines[-1].append(run)
+        else:
+            lines.append([run])
+    return " ".join(joined(sorted(line, key=lambda run: run.left)) for line in lines)
+
+
+def _grids(across: Sequence[Rule], upright: Sequence[Rule]) -> list[tuple[list[float], list[float]]]:
+    """The grids of rules that meet: where their uprights stand, and their rules across."""
+    parents = list(range(len(across) + len(upright)))
+
+    def root(at: int) -> int:
+        while parents[at] != at:
+            parents[at] = parents[parents[at]]
+            at = parents[at]
+        return at
+
+    for a, one in enumerate(across):
+        for b, other in enumerate(upright):
+            meets_x = one.start - _NEAR <= other.at <= one.end + _NEAR
+            if meets_x and other.start - _NEAR <= one.at <= other.end + _NEAR:
+                parents[root(a)] = root(len(across) + b)
+    groups: dict[int, tuple[list[float], list[float]]] = {}
+    for at in range(len(parents)):
+        xs, ys = groups.setdefault(root(at), ([], []))
+        if at < len(across):
+            ys.append(across[at].at)
+        else:
+            xs.append(upright[at - len(across)].at)
+    grids = [(_distinct(xs), _distinct(ys)) for xs, ys in groups.values()]
+    return [(xs, ys) for xs, ys in grids if len(xs) > 2 and len(ys) > 2]
+
+
+def _distinct(places: list[float]) -> list[float]:
+    kept: list[float] = []
+    for place in sorted(places):
+        if not kept or place - kept[-1] > _NEAR:
+            kept.append(place)
+    return kept
+
+
+def _columns(zone: Sequence[Sequence[Run]]) -> list[tuple[float, float]]:
+    """Where the cells of most rows stand: what only a few cells cross still parts two columns."""
+    edges = sorted({edge for row in zone for run in row for edge in (run.left, run.right)})
+    several = [row for row in zone if len(row) > 1]
+    columns: list[tuple[float, float]] = []
+    for start, end in zip(edges, edges[1:], strict=False):
+        middle = (start + end) / 2
+        covered = sum(any(run.left < middle < run.right for run in row) for row in several)
+        if covered <= 0.1 * len(several):
+            continue
+        if columns and columns[-1][1] == start:
+            columns[-1] = (columns[-1][0], end)
+        else:
+            columns.append((start, end))
+    return columns
+
+
+def _cells(row: Sequence[Run], columns: list[tuple[float, float]]) -> list[str]:
+    cells: list[list[str]] = [[] for _ in columns]
+    for run in row:
+        overlaps = [min(run.right, end) - max(run.left, start) for start, end in columns]
+        first = next((at for at, overlap in enumerate(overlaps) if overlap > 0), len(columns) - 1)
+        cells[first].append(run.text)
+    return [" ".join(cell) for cell in cells]
+
+
+def _box(runs: Sequence[Run], text: str, table: bool) -> Run:
+    return Run(
+        text,
+        min(run.left for run in runs),
+        min(run.low for run in runs),
+        max(run.right for run in runs),
+        max(run.high for run in runs),
+        min(run.order for run in runs),
+        table,
+    )
