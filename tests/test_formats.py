@@ -89,14 +89,6 @@ def test_pages_without_text_are_counted() -> None:
         found("all.pdf")
 
 
-def test_words_broken_at_line_ends_and_dot_leaders() -> None:
-    from adamas_cli.documents.formats.pdf import _tidy
-
-    assert _tidy("exam\ufffe\r\nple\r\n") == "example"
-    assert _tidy("1 Rabbits . . . . . . . 13\r\n2 Pools.........19") == "1 Rabbits … 13\n2 Pools … 19"
-    assert _tidy("and so on ... he said") == "and so on ... he said"
-
-
 def test_an_epub_names_its_chapters_in_the_order_of_the_spine() -> None:
     first, second = parts_of("b.epub", epub(BOOK))
     assert first == Part(

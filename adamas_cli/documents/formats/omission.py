@@ -1,11 +1,12 @@
-"""What a reader leaves out of a document, or has done to it, so that it can be said."""
+"""What a reader leaves out of a document, so that it can be said."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 
-class Omission(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Omission:
     """`count` things of a kind that are not in the text, such as "running heads and page numbers"."""
 
     count: int

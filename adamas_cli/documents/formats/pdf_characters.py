@@ -14,8 +14,10 @@ _INT, _POINTER = ctypes.c_int, ctypes.c_void_p
 
 
 def _function(function: Any, *arguments: Any) -> Any:
-    """A function of PDFium that takes addresses as numbers: half the time of a call, a million times a book."""
-    return ctypes.CFUNCTYPE(_INT, *arguments)(ctypes.cast(function, _POINTER).value)
+    """A function of PDFium that takes addresses as numbers: half the time of a call."""
+    address = ctypes.cast(function, _POINTER).value
+    assert address is not None
+    return ctypes.CFUNCTYPE(_INT, *arguments)(address)
 
 
 _box = _function(pdfium.FPDFText_GetLooseCharBox, _POINTER, _INT, _POINTER)
@@ -42,7 +44,7 @@ class Characters:
     def box(self, index: int) -> tuple[float, float, float, float]:
         """left, top, right, bottom in points, the ordinate going up; the height is that of the font."""
         _box(self._handle, index, self._address)
-        return tuple(self._one)  # type: ignore[return-value]
+        return tuple(self._one)
 
     def boxes(self) -> np.ndarray:
         """float32 [characters, 4]: the boxes of all."""
@@ -54,7 +56,7 @@ class Characters:
         return held
 
     def angle(self, index: int) -> float:
-        """How far a character is turned, in radians, counterclockwise; from 0 to 2π."""
+        """How far a character is turned, in radians, clockwise; from 0 to 2π."""
         return float(pdfium.FPDFText_GetCharAngle(self._page.raw, index))
 
 

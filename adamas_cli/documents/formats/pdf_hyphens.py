@@ -62,7 +62,12 @@ class Vocabulary:
         if last.endswith(_SOFT):
             return True
         left, right = _LAST_LETTERS.search(last[:-1]), _FIRST_LETTERS.match(first)
-        if left is None or right is None or not right[0].islower() or not left[0][1:].islower() * (len(left[0]) > 1):
+        if (
+            left is None
+            or right is None
+            or not right[0].islower()
+            or not left[0][1:].islower() * (len(left[0]) > 1)
+        ):
             return False
         if _ADDRESS.search(last) or _ADDRESS.search(first.rstrip(".,;:)")):
             return False

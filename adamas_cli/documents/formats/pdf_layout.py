@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from adamas_cli.documents.formats.pdf_runs import GAP, LEADER, Run, joined
+from adamas_cli.documents.formats.pdf_runs import CELLS_APART, GAP, LEADER, Run, around, is_apart, joined
 from adamas_cli.documents.formats.pdf_tables import borderless
 
 _MIN_ROWS = 3  # of columns of prose
@@ -27,7 +27,9 @@ def read_order(runs: Sequence[Run], depth: int = 0) -> list[Run]:
             continue
         zone = rows[at:end]
         middle = sum(gutter) / 2
-        sides = [[run for row in zone for run in row if (run.left < middle) == first] for first in (True, False)]
+        sides = [
+            [run for row in zone for run in row if (run.left < middle) == first] for first in (True, False)
+        ]
         if _is_prose(zone, middle):
             for side in sides:
                 lines += read_order(side, depth + 1)
@@ -49,7 +51,16 @@ def _rows(runs: Sequence[Run]) -> list[list[Run]]:
                 continue
         rows.append([run])
         bounds.append((run.low, run.high))
-    return [_merged(sorted(row, key=lambda run: run.left)) for row in rows]
+    ordered = (sorted(row, key=lambda run: run.left) for row in rows)
+    return [[_one(row)] if _has_leader(row) else _merged(row) for row in ordered]
+
+
+def _has_leader(row: list[Run]) -> bool:
+    """Whether dots lead from one cell to the next, as in a table of contents."""
+    last = row[-1]
+    return any(run.text.endswith(LEADER) for run in row[:-1]) or (
+        not last.table and LEADER in last.text[-12:]
+    )
 
 
 def _merged(row: list[Run]) -> list[Run]:
@@ -57,41 +68,34 @@ def _merged(row: list[Run]) -> list[Run]:
     cells: list[list[Run]] = [[row[0]]]
     for run in row[1:]:
         before = cells[-1][-1]
-        wide = run.left - before.right > GAP * min(run.height, before.height)
-        apart = wide and not before.text.endswith(LEADER)
-        if apart or run.table or before.table:
+        height = min(run.height, before.height)
+        if is_apart(before.text, run.left - before.right, height) or run.table or before.table:
             cells.append([run])
         else:
             cells[-1].append(run)
-    return [_line(cell) if len(cell) > 1 else cell[0] for cell in cells]
+    return [_one(cell) for cell in cells]
+
+
+def _one(runs: list[Run]) -> Run:
+    return runs[0] if len(runs) == 1 else around(runs, joined(runs))
 
 
 def _line(cells: list[Run]) -> Run:
     if len(cells) == 1:
         return cells[0]
-    text = joined(cells) if not _apart(cells) else "   ".join(cell.text for cell in cells)
-    return Run(
-        text,
-        min(cell.left for cell in cells),
-        min(cell.low for cell in cells),
-        max(cell.right for cell in cells),
-        max(cell.high for cell in cells),
-        min(cell.order for cell in cells),
-        any(cell.table for cell in cells),
-    )
-
-
-def _apart(cells: list[Run]) -> bool:
-    return any(
-        b.left - a.right > GAP * min(a.height, b.height) for a, b in zip(cells, cells[1:], strict=False)
-    )
+    between = "\n" if any(cell.table for cell in cells) else CELLS_APART
+    return around(cells, between.join(cell.text for cell in cells), table=between == "\n")
 
 
 def _zone(rows: list[list[Run]], start: int) -> tuple[int, tuple[float, float] | None]:
     """The rows from `start` on which a gap runs through from top to bottom: their end, and the gap."""
     best: tuple[int, tuple[float, float] | None] = (start, None)
     first = next((at for at in range(start, min(start + 3, len(rows))) if len(rows[at]) > 1), None)
-    if first is None or any(_wide_break(rows, at) for at in range(start + 1, first + 1)):
+    if (
+        first is None
+        or any(map(_has_leader, rows[start : first + 1]))
+        or any(_wide_break(rows, at) for at in range(start + 1, first + 1))
+    ):
         return best
     if first > start and not _side_by_side(rows, start, first):
         return best
@@ -104,7 +108,7 @@ def _zone(rows: list[list[Run]], start: int) -> tuple[int, tuple[float, float] |
             continue
         end, seen = first, first
         for at in range(first, len(rows)):
-            if at > first and _wide_break(rows, at) and len(rows[at]) == 1:
+            if at > first and (_has_leader(rows[at]) or _wide_break(rows, at)):
                 break
             found = _narrowed(rows[at], gap, narrow)
             if found is None:
@@ -149,10 +153,16 @@ def _narrowed(row: list[Run], gap: tuple[float, float], narrow: float) -> tuple[
 
 
 def _wide_break(rows: list[list[Run]], at: int) -> bool:
-    """Whether there is more white above a row than between lines."""
-    above, row = rows[at - 1], rows[at]
-    height = max(cell.height for cell in row)
-    return min(cell.low for cell in above) - max(cell.high for cell in row) > 1.2 * height
+    """Whether there is more white above a row than between lines, or than between the rows around it."""
+    white = _white(rows, at)
+    height = max(cell.height for cell in rows[at])
+    around = [_white(rows, near) for near in (at - 1, at + 1) if 0 < near < len(rows)]
+    uneven = any(white > 1.8 * max(other, 0.2 * height) for other in around)
+    return white > (0.8 if uneven else 1.2) * height and (uneven or len(rows[at]) == 1)
+
+
+def _white(rows: list[list[Run]], at: int) -> float:
+    return min(cell.low for cell in rows[at - 1]) - max(cell.high for cell in rows[at])
 
 
 def _is_prose(zone: list[list[Run]], middle: float) -> bool:

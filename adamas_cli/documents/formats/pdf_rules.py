@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -112,7 +113,7 @@ def _straight(points: list[tuple[float, float]]) -> Iterator[tuple[float, float,
         if max(right - left, high - low) >= _SHORTEST:
             yield left, low, right, high
         return
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
         level, plumb = abs(y0 - y1) < 0.5, abs(x0 - x1) < 0.5
         if level != plumb and max(abs(x0 - x1), abs(y0 - y1)) >= _SHORTEST:
             yield min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)

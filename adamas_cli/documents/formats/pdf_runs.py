@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,10 @@ _OVERLAP = 0.5  # of the lower height: what shares less stands on different line
 _QUARTER = math.pi / 2
 _LEADERS = re.compile(r"(?: ?\.){5,} ?")  # from a title to its page number, a token for each dot or two
 LEADER = "…"
+_LABEL = re.compile(
+    r"[•◦▪■●○‣*·\u2013\u2014-]|\(?(?:\d{1,3}|[A-Za-z]|[ivxlc]{1,5})[.)]|[A-Z]?\d*(?:\.\d+)+\.?|[A-Z]\."
+)
+_LABEL_GAP = 4.0  # heights, from the label of a heading or a list's item to its text
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +99,8 @@ def _cells(characters: Characters, start: int, end: int, height: float) -> list[
         gap = characters.box(behind)[0] - characters.box(at - 1)[2]
         if gap < -height:
             return None
-        if gap > GAP * height:
-            cells.append(_text(text[begun:at]))
+        if gap > GAP * height and is_apart(before := _text(text[begun:at]), gap, height):
+            cells.append(before)
             begun = behind
         at = text.find(" ", behind, end)
     cells.append(_text(text[begun:end]))
@@ -113,7 +118,7 @@ def runs_by_turn(characters: Characters, rules: Rules) -> dict[int, list[Run]]:
     turns = _turns(characters, visible, boxes[visible])
     pieces: dict[int, list[Run]] = {}
     changes = [0, *(np.flatnonzero(np.diff(turns)) + 1).tolist(), len(visible)]
-    for start, at in zip(changes, changes[1:], strict=False):
+    for start, at in itertools.pairwise(changes):
         if start == at:
             continue
         turn = int(turns[start])
@@ -123,10 +128,30 @@ def runs_by_turn(characters: Characters, rules: Rules) -> dict[int, list[Run]]:
     return {turn: runs for turn, runs in pieces.items() if runs}
 
 
+def is_apart(before: str, gap: float, height: float) -> bool:
+    """Whether what follows after a gap is another cell, and not what a label or leading dots lead to."""
+    if gap <= GAP * height or before.endswith(LEADER):
+        return False
+    return gap > _LABEL_GAP * height or _LABEL.fullmatch(before) is None
+
+
+def around(runs: Sequence[Run], text: str, *, table: bool = False) -> Run:
+    """A run of this text in the place of several."""
+    return Run(
+        text,
+        min(run.left for run in runs),
+        min(run.low for run in runs),
+        max(run.right for run in runs),
+        max(run.high for run in runs),
+        min(run.order for run in runs),
+        table,
+    )
+
+
 def joined(runs: list[Run]) -> str:
     """The text of runs that stand side by side without a gap."""
     text = runs[0].text
-    for before, run in zip(runs, runs[1:], strict=False):
+    for before, run in itertools.pairwise(runs):
         near = run.left - before.right < _WORD_GAP * min(before.height, run.height)
         text += run.text if near else " " + run.text
     return text
@@ -156,7 +181,7 @@ def _turns(characters: Characters, visible: np.ndarray, boxes: np.ndarray) -> np
     reach = right[:-1] - 0.3 * (high - low)[1:]
     follows[1:] = (reach <= left[1:]) & (low[1:] < middle[:-1]) & (middle[:-1] < high[1:])
     asked = np.flatnonzero(~follows)
-    found = [round(characters.angle(int(index)) / _QUARTER) % 4 for index in visible[asked]]
+    found = [round(-characters.angle(int(index)) / _QUARTER) % 4 for index in visible[asked]]
     lengths = np.diff(np.append(asked, len(visible)))
     return np.repeat(np.array(found, np.int64), lengths)
 
@@ -164,7 +189,7 @@ def _turns(characters: Characters, visible: np.ndarray, boxes: np.ndarray) -> np
 def _turned(boxes: np.ndarray, turn: int) -> np.ndarray:
     """float64 [characters, 4]: left, low, right, high in the direction of the text."""
     left, high, right, low = boxes.astype(np.float64).T
-    return np.stack(turned_box((left, low, right, high), turn), axis=1)  # type: ignore[arg-type]
+    return np.stack(turned_box((left, low, right, high), turn), axis=1)
 
 
 def _runs(text: str, indices: np.ndarray, boxes: np.ndarray, upright: list[Rule]) -> Iterator[Run]:
@@ -183,7 +208,7 @@ def _runs(text: str, indices: np.ndarray, boxes: np.ndarray, upright: list[Rule]
         passed = (right[:-1] < rule.at + 1) & (left[1:] > rule.at - 1) & (gap > 0)
         broken |= passed & (middle[:-1] > rule.start) & (middle[:-1] < rule.end)
     starts = [0, *(np.flatnonzero(broken) + 1).tolist(), len(indices)]
-    for start, end in zip(starts, starts[1:], strict=False):
+    for start, end in itertools.pairwise(starts):
         if start == end:
             continue
         span = text[indices[start] : indices[end - 1] + 1]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from adamas_cli.documents.formats.pdf_rules import Rule
-from adamas_cli.documents.formats.pdf_runs import CELLS_APART, Run, joined
+from adamas_cli.documents.formats.pdf_runs import CELLS_APART, Run, around, joined
 
 _NEAR = 2.5  # points: ends of rules that are to meet
-_LONGEST_CELL = 60  # characters, at the mean, of a table without rules
+_LONGEST_CELL = 40  # characters, at the mean, in the second of two columns without rules
+_GOING_ON = 0.3  # of the rows of a list have no term
 _MIN_ROWS = 3
 
 
@@ -23,13 +25,19 @@ def borderless(zone: Sequence[Sequence[Run]]) -> list[Run]:
     """The rows of a zone in which a gap runs through: a table where the cells stand in columns."""
     columns = _columns(zone)
     rows = [_cells(row, columns) for row in zone]
-    filled = [sum(bool(cell) for cell in row) for row in rows]
-    texts = [cell for row in rows for cell in row if cell]
-    short = sum(map(len, texts)) <= _LONGEST_CELL * len(texts)
-    if len(columns) < 2 or len(zone) < _MIN_ROWS or not short or sum(count > 1 for count in filled) < _MIN_ROWS:
-        return [_box(row, CELLS_APART.join(cell.text for cell in row), False) for row in zone]
+    several = [row for row in rows if sum(map(bool, row)) > 1]
+    if len(columns) < 2 or len(several) < _MIN_ROWS or _is_list(rows):
+        return [around(row, CELLS_APART.join(cell.text for cell in row)) for row in zone]
     whole = [run for row in zone for run in row]
-    return [_box(whole, markdown_table(rows), True)]
+    return [around(whole, markdown_table(rows), table=True)]
+
+
+def _is_list(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether it is a list of terms with their explanations, which go on from line to line."""
+    first = [row[0] for row in rows]
+    lengths = [len(row[-1]) for row in rows if row[-1]]
+    going_on = first.count("") >= _GOING_ON * len(rows)
+    return len(rows[0]) == 2 and (going_on or sum(lengths) > _LONGEST_CELL * len(lengths))
 
 
 def ruled(
@@ -111,7 +119,7 @@ def _columns(zone: Sequence[Sequence[Run]]) -> list[tuple[float, float]]:
     edges = sorted({edge for row in zone for run in row for edge in (run.left, run.right)})
     several = [row for row in zone if len(row) > 1]
     columns: list[tuple[float, float]] = []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         middle = (start + end) / 2
         covered = sum(any(run.left < middle < run.right for run in row) for row in several)
         if covered <= 0.1 * len(several):
@@ -130,15 +138,3 @@ def _cells(row: Sequence[Run], columns: list[tuple[float, float]]) -> list[str]:
         first = next((at for at, overlap in enumerate(overlaps) if overlap > 0), len(columns) - 1)
         cells[first].append(run.text)
     return [" ".join(cell) for cell in cells]
-
-
-def _box(runs: Sequence[Run], text: str, table: bool) -> Run:
-    return Run(
-        text,
-        min(run.left for run in runs),
-        min(run.low for run in runs),
-        max(run.right for run in runs),
-        max(run.high for run in runs),
-        min(run.order for run in runs),
-        table,
-    )

@@ -1,7 +1,8 @@
 """The process that runs the readers: what it is given may hang them, eat memory or crash C code.
 
 It answers each line of stdin, a JSON object with `format` and `path`, with lines on stdout: an array of text
-and section for each part, and an object at the end, with `failed` and `why` where there is trouble, and `left_out` where something was.
+and section for each part, and an object at the end, with `failed` and `why` where there is trouble, and
+`left_out` where something was.
 """
 
 from __future__ import annotations
