@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 from adamas_cli.documents.formats.omission import Omission
@@ -12,6 +13,7 @@ from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.parts import Part
 
 _HEADS = "running heads and page numbers"
+_SILENCE_SECONDS = 5.0
 
 
 def read(path: str) -> Iterator[Part | Omission]:
@@ -19,7 +21,7 @@ def read(path: str) -> Iterator[Part | Omission]:
     the page has none or is damaged. Raises UnreadableError.
 
     All pages are looked at before the first is given: broken words are judged by the others of the document,
-    and running heads by the pages around them. Until then empty parts show that the work goes on.
+    and running heads by the pages around them. Where that takes long, empty parts show that it goes on.
     """
     import pypdfium2 as pdfium
     from pypdfium2.raw import FPDF_ERR_PASSWORD
@@ -30,6 +32,7 @@ def read(path: str) -> Iterator[Part | Omission]:
         encrypted = error.err_code == FPDF_ERR_PASSWORD
         raise UnreadableError(Trouble.ENCRYPTED if encrypted else Trouble.DAMAGED, str(error)) from error
     pages: list[PageLines] = []
+    spoken = time.monotonic()
     with document:
         for index in range(len(document)):
             try:
@@ -38,7 +41,9 @@ def read(path: str) -> Iterator[Part | Omission]:
                 page.close()
             except pdfium.PdfiumError:
                 pages.append(PageLines([], 0.0, 0.0))
-            yield Part("")
+            if time.monotonic() - spoken > _SILENCE_SECONDS:
+                spoken = time.monotonic()
+                yield Part("")
     heads = repeated(pages)
     texts = [
         [line.text for at, line in enumerate(page.lines) if at not in left_out]
