@@ -116,16 +116,11 @@ def runs_by_turn(characters: Characters, rules: Rules) -> dict[int, list[Run]]:
     text = characters.text
     visible = np.array([index for index, character in enumerate(text) if not character.isspace()], np.int64)
     turns = _turns(characters, visible, boxes[visible])
-    pieces: dict[int, list[Run]] = {}
-    changes = [0, *(np.flatnonzero(np.diff(turns)) + 1).tolist(), len(visible)]
-    for start, at in itertools.pairwise(changes):
-        if start == at:
-            continue
-        turn = int(turns[start])
-        turned = _turned(boxes[visible[start:at]], turn)
-        upright = rules.turned(turn)[1]
-        pieces.setdefault(turn, []).extend(_runs(text, visible[start:at], turned, upright))
-    return {turn: runs for turn, runs in pieces.items() if runs}
+    runs: dict[int, list[Run]] = {}
+    for turn in np.unique(turns).tolist():
+        indices = visible[turns == turn]
+        runs[turn] = list(_runs(text, indices, _turned(boxes[indices], turn), rules.turned(turn)[1]))
+    return runs
 
 
 def is_apart(before: str, gap: float, height: float) -> bool:
