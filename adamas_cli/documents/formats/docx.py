@@ -58,9 +58,9 @@ def _prepare(package: Package) -> Counter[str]:
     write_notes(root, package)
     write_tables(root)
     write_diagrams(root, package)
-    left_out["damaged parts"] = package.damaged
+    left_out["damaged parts"] = len(package.damaged)
     return left_out
 
 
 def _deletions(root: Element) -> int:
-    return sum(any(node.iter(f"{W}delText")) for node in root.iter(f"{W}del"))
+    return sum(next(node.iter(f"{W}delText"), None) is not None for node in root.iter(f"{W}del"))

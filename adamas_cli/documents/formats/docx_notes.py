@@ -8,7 +8,9 @@ from xml.etree.ElementTree import Element
 from adamas_cli.documents.formats.docx_package import Package
 from adamas_cli.documents.formats.docx_xml import W, paragraph, parents, plain_text, replace, run
 
-_NUMBERS_ALONE = re.compile(r"[\W\d_]*(?:page|seite|página|pagina|of|von|de|sur)?[\W\d_]*", re.IGNORECASE)
+_NUMBERS_ALONE = re.compile(
+    r"[\W\d_]*(?:\b(?:page|seite|página|pagina|of|von|de|sur|di|[ivxlc]+)\b[\W\d_]*)*", re.IGNORECASE
+)
 _LONGEST_AUTHOR = 60
 _SEPARATORS = ("separator", "continuationSeparator", "continuationNotice")
 

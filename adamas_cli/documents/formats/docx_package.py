@@ -24,13 +24,13 @@ _XML = (".xml", ".rels")
 class Package:
     """A Word document's parts.
 
-    main: the name of its text. damaged: how many of the parts that were asked for are no XML.
+    main: the name of its text. damaged: the parts that were asked for and are no XML, or not there.
     """
 
     def __init__(self, archive: ZipFile) -> None:
         self._archive = archive
         self._changed: dict[str, Element] = {}
-        self.damaged = 0
+        self.damaged: set[str] = set()
         self.main = "word/document.xml"
         for kind, target in self._relations(""):
             if kind == "officeDocument":
@@ -48,14 +48,16 @@ class Package:
             try:
                 found.append(self._parsed(name))
             except (KeyError, ParseError):
-                self.damaged += 1
+                self.damaged.add(name)
         return found
 
     def changed(self) -> io.BytesIO:
-        """The document with the parts as they are now, without pictures."""
+        """The document with the parts as they are now, without pictures and damaged parts."""
         made = io.BytesIO()
         with ZipFile(made, "w", ZIP_STORED) as archive:
             for name in self._archive.namelist():
+                if name in self.damaged:
+                    continue
                 if name in self._changed:
                     archive.writestr(name, tostring(self._changed[name], encoding="utf-8"))
                 elif name.lower().endswith(_XML):

@@ -66,7 +66,9 @@ def _choose(root: Element) -> None:
         for node in list(parent):
             if node.tag != f"{MC}AlternateContent":
                 continue
-            ways = [way for way in node if any(way.iter(_BOX))] or list(node.findall(f"{MC}Fallback"))
+            ways = [way for way in node if next(way.iter(_BOX), None) is not None] or list(
+                node.findall(f"{MC}Fallback")
+            )
             way = ways[0] if ways else next(iter(node), None)
             at = list(parent).index(node)
             parent[at : at + 1] = list(way) if way is not None else []
