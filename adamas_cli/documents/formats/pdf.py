@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 from adamas_cli.documents.formats.omission import Omission
 from adamas_cli.documents.formats.pdf_hyphens import Vocabulary
+from adamas_cli.documents.formats.pdf_outline import page_names
 from adamas_cli.documents.formats.pdf_page import page_lines
 from adamas_cli.documents.formats.pdf_repeated import PageLines, repeated
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
@@ -17,8 +19,8 @@ _SILENCE_SECONDS = 5.0
 
 
 def read(path: str) -> Iterator[Part | Omission]:
-    """A section for each page, "page 12", whose text begins with the line `[page 12]`; an empty text where
-    the page has none or is damaged. Raises UnreadableError.
+    """A section for each page, called as `page_names` says, whose text begins with its name: `[page 12]`; an
+    empty text where the page has none or is damaged. Raises UnreadableError.
 
     All pages are looked at before the first is given: broken words are judged by the others of the document,
     and running heads by the pages around them. Where that takes long, empty parts show that it goes on.
@@ -34,6 +36,10 @@ def read(path: str) -> Iterator[Part | Omission]:
     pages: list[PageLines] = []
     spoken = time.monotonic()
     with document:
+        with suppress(pdfium.PdfiumError):
+            document.init_forms()
+        names = page_names(document)
+        attached = document.count_attachments()
         for index in range(len(document)):
             try:
                 page = document[index]
@@ -52,9 +58,9 @@ def read(path: str) -> Iterator[Part | Omission]:
     words = Vocabulary()
     for lines in texts:
         words.add(lines)
-    for number, lines in enumerate(texts, start=1):
-        label = f"page {number}"
+    for label, lines in zip(names, texts, strict=True):
         text = words.text(lines).strip()
         yield Part(f"[{label}]\n{text}\n\n" if text else "", label)
-    if count := sum(map(len, heads)):
-        yield Omission(count, _HEADS)
+    for count, kind in ((sum(map(len, heads)), _HEADS), (attached, "attached files")):
+        if count:
+            yield Omission(count, kind)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pypdfium2.raw as pdfium
+
+if TYPE_CHECKING:
+    import numpy as np
 
 HYPHEN_MARK = "\x02"  # what stands here for a hyphen at which PDFium saw a line end
 _GIVEN_MARK = "\ufffe"  # the same in the text of a whole page
@@ -46,8 +48,18 @@ class Characters:
         _box(self._handle, index, self._address)
         return tuple(self._one)
 
+    def gap(self, before: int, after: int) -> float:
+        """How far one character begins to the right of where another ends."""
+        one, handle, address = self._one, self._handle, self._address
+        _box(handle, after, address)
+        left = one[0]
+        _box(handle, before, address)
+        return float(left - one[2])
+
     def boxes(self) -> np.ndarray:
         """float32 [characters, 4]: the boxes of all."""
+        import numpy as np
+
         count = len(self.text)
         held = np.zeros((count, 4), np.float32)
         address = held.ctypes.data

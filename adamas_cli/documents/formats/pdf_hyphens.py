@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from functools import cached_property
+from collections.abc import Collection, Iterable, Sequence
+from functools import cache
+from importlib.resources import files
 
 from adamas_cli.documents.formats.pdf_characters import HYPHEN_MARK
 
@@ -76,11 +79,7 @@ class Vocabulary:
         a, b = left[0].lower(), right[0]
         if self._words[f"{a}-{b}"]:
             return False
-        return bool(self._words[a + b]) or a + b in self._dictionary
-
-    @cached_property
-    def _dictionary(self) -> Dictionary:
-        return Dictionary(self._language())
+        return bool(self._words[a + b]) or a + b in _dictionary(self._language())
 
     def _language(self) -> str:
         found = {
@@ -90,16 +89,12 @@ class Vocabulary:
         return max(found, key=lambda language: found[language])
 
 
-class Dictionary:
-    """The words of a language that a spelling checker knows."""
-
-    def __init__(self, language: str) -> None:
-        from spellchecker import SpellChecker
-
-        self._checker = SpellChecker(language=language)
-
-    def __contains__(self, word: str) -> bool:
-        return word in self._checker
+@cache
+def _dictionary(language: str) -> Collection[str]:
+    """The words that pyspellchecker knows in a language, without what it makes of them for its guesses."""
+    packed = files("spellchecker").joinpath("resources", f"{language}.json.gz").read_bytes()
+    words: dict[str, int] = json.loads(gzip.decompress(packed))
+    return words.keys()
 
 
 def _is_broken(line: str) -> bool:

@@ -1,0 +1,83 @@
+"""The lines of PDF pages that need no layout, as most pages of books do not: a few places tell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from adamas_cli.documents.formats.pdf_characters import HYPHEN_MARK, Characters
+from adamas_cli.documents.formats.pdf_runs import CELLS_APART, GAP, Run, is_apart, tidy
+
+_CELLS_NEAR = 4  # lines: fewer between two lines with cells may make a table of them
+
+
+def plain_lines(characters: Characters) -> list[Run] | None:
+    """The lines of a page where they follow each other down the page, each from left to right; else None.
+
+    A line may have cells that stand apart, such as a running head; lines with cells near each other may be a
+    table or columns, and the page is not plain.
+    """
+    text = characters.text
+    lines: list[Run] = []
+    with_cells: list[int] = []
+    for start, end in _spans(text):
+        left, high, right, low = characters.box(start)
+        last_left, last_high, last_right, last_low = characters.box(end - 1)
+        height = high - low
+        if height <= 0 or not low < (last_high + last_low) / 2 < high or last_right < right:
+            return None
+        if end - start > 2 and math.isclose(last_left, left, abs_tol=0.1):
+            return None  # from top to bottom
+        cells = _cells(characters, start, end, height)
+        if cells is None:
+            return None
+        run = Run(CELLS_APART.join(cells), left, low, last_right, high, len(lines))
+        if lines and run.middle > lines[-1].middle - 0.3 * height:
+            before = lines[-1]
+            if abs(run.middle - before.middle) > 0.2 * height or left - before.right < GAP * height:
+                return None
+            text_of_both = f"{before.text}{CELLS_APART}{run.text}"
+            lines[-1] = Run(text_of_both, before.left, before.low, last_right, before.high, before.order)
+            cells.append("")
+        else:
+            lines.append(run)
+        if len(cells) > 1:
+            if with_cells and 0 < len(lines) - with_cells[-1] < _CELLS_NEAR:
+                return None
+            with_cells.append(len(lines))
+    return lines
+
+
+def _cells(characters: Characters, start: int, end: int, height: float) -> list[str] | None:
+    """The texts of a line between its wide gaps; None where one goes back."""
+    text = characters.text
+    cells: list[str] = []
+    begun = start
+    at = text.find(" ", start, end)
+    while at >= 0:
+        behind = at + 1
+        while text[behind] == " ":
+            behind += 1
+        gap = characters.gap(at - 1, behind)
+        if gap < -height:
+            return None
+        if gap > GAP * height and is_apart(before := tidy(text[begun:at]), gap, height):
+            cells.append(before)
+            begun = behind
+        at = text.find(" ", behind, end)
+    cells.append(tidy(text[begun:end]))
+    return cells
+
+
+def _spans(text: str) -> Iterator[tuple[int, int]]:
+    """Start and end of each line, without spaces around it; a line ends with a mark of a hyphen, too."""
+    start = 0
+    while start < len(text):
+        ends = [end for end in (text.find("\n", start), text.find(HYPHEN_MARK, start)) if end >= 0]
+        end = min(ends) + 1 if ends else len(text)
+        line = text[start:end]
+        inside = line.strip(" \t\r\n")
+        if inside:
+            first = start + line.index(inside)
+            yield first, first + len(inside)
+        start = end
