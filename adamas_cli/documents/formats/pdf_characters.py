@@ -15,15 +15,15 @@ _GIVEN_MARK = "\ufffe"  # the same in the text of a whole page
 _INT, _POINTER = ctypes.c_int, ctypes.c_void_p
 
 
-def _function(function: Any, *arguments: Any) -> Any:
+def quick(function: Any, *arguments: Any, result: Any = _INT) -> Any:
     """A function of PDFium that takes addresses as numbers: half the time of a call."""
     address = ctypes.cast(function, _POINTER).value
     assert address is not None
-    return ctypes.CFUNCTYPE(_INT, *arguments)(address)
+    return ctypes.CFUNCTYPE(result, *arguments)(address)
 
 
-_box = _function(pdfium.FPDFText_GetLooseCharBox, _POINTER, _INT, _POINTER)
-_unicode = _function(pdfium.FPDFText_GetUnicode, _POINTER, _INT)
+_box = quick(pdfium.FPDFText_GetLooseCharBox, _POINTER, _INT, _POINTER)
+_unicode = quick(pdfium.FPDFText_GetUnicode, _POINTER, _INT)
 
 
 class Characters:

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from statistics import median
+from typing import NamedTuple
 
-from adamas_cli.documents.formats.pdf_runs import CELLS_APART, GAP, LEADER, Run, around, is_apart, joined
+from adamas_cli.documents.formats.pdf_runs import (
+    GAP,
+    LEADER,
+    NARROW_GAP,
+    Run,
+    around,
+    in_line,
+    is_apart,
+    joined,
+)
 from adamas_cli.documents.formats.pdf_tables import borderless
 
 _MIN_ROWS = 3  # of columns of prose
 _FILLED = 0.65  # of a column's width: by the lines of prose
 _PROSE_CHARACTERS = 15  # a line, at the median
 _DEPTH = 8  # columns in columns
+_SHORT = 12  # characters of a cell beside a narrow gap, at the mean
+
+
+class _Zone(NamedTuple):
+    """Rows before `end` with a gap around `middle`. `narrow`: too narrow for columns of prose."""
+
+    end: int
+    middle: float
+    narrow: bool
 
 
 def read_order(runs: Sequence[Run], depth: int = 0) -> list[Run]:
@@ -20,22 +40,19 @@ def read_order(runs: Sequence[Run], depth: int = 0) -> list[Run]:
     lines: list[Run] = []
     at = 0
     while at < len(rows):
-        end, gutter = _zone(rows, at) if depth < _DEPTH else (at, None)
-        if gutter is None:
+        zone = _zone(rows, at) if depth < _DEPTH else None
+        if zone is None:
             lines.append(_line(rows[at]))
             at += 1
             continue
-        zone = rows[at:end]
-        middle = sum(gutter) / 2
-        sides = [
-            [run for row in zone for run in row if (run.left < middle) == first] for first in (True, False)
-        ]
-        if _is_prose(zone, middle):
-            for side in sides:
+        inside = rows[at : zone.end]
+        if not zone.narrow and _is_prose(inside, zone.middle):
+            for first in (True, False):
+                side = [run for row in inside for run in row if (run.left < zone.middle) == first]
                 lines += read_order(side, depth + 1)
         else:
-            lines += borderless(zone)
-        at = end
+            lines += borderless(inside)
+        at = zone.end
     return lines
 
 
@@ -69,7 +86,8 @@ def _merged(row: list[Run]) -> list[Run]:
     for run in row[1:]:
         before = cells[-1][-1]
         height = min(run.height, before.height)
-        if is_apart(before.text, run.left - before.right, height) or run.table or before.table:
+        apart = is_apart(before.text, run.left - before.right, height, NARROW_GAP)
+        if apart or run.table or before.table:
             cells.append([run])
         else:
             cells[-1].append(run)
@@ -81,30 +99,43 @@ def _one(runs: list[Run]) -> Run:
 
 
 def _line(cells: list[Run]) -> Run:
-    if len(cells) == 1:
-        return cells[0]
-    between = "\n" if any(cell.table for cell in cells) else CELLS_APART
-    return around(cells, between.join(cell.text for cell in cells), table=between == "\n")
+    if any(cell.table for cell in cells):
+        return around(cells, "\n".join(cell.text for cell in cells), table=True)
+    return cells[0] if len(cells) == 1 else around(cells, in_line(cells))
 
 
-def _zone(rows: list[list[Run]], start: int) -> tuple[int, tuple[float, float] | None]:
-    """The rows from `start` on which a gap runs through from top to bottom: their end, and the gap."""
-    best: tuple[int, tuple[float, float] | None] = (start, None)
+def _zone(rows: list[list[Run]], start: int) -> _Zone | None:
+    """The rows from `start` on through which a gap runs from top to bottom; a narrow one only without any
+    other, where short cells stand on both of its sides.
+    """
     first = next((at for at in range(start, min(start + 3, len(rows))) if len(rows[at]) > 1), None)
-    if (
-        first is None
-        or any(map(_has_leader, rows[start : first + 1]))
-        or any(_wide_break(rows, at) for at in range(start + 1, first + 1))
-    ):
-        return best
+    if first is None or any(map(_has_leader, rows[start : first + 1])):
+        return None
+    if any(_wide_break(rows, at) for at in range(start + 1, first + 1)):
+        return None
     if first > start and not _side_by_side(rows, start, first):
-        return best
-    for left, right in zip(rows[first], rows[first][1:], strict=False):
+        return None
+    wide = _longest(rows, start, first, GAP)
+    if wide is not None:
+        return wide
+    narrow = _longest(rows, start, first, NARROW_GAP)
+    if narrow is None:
+        return None
+    cells = [cell.text for row in rows[start : narrow.end] if len(row) > 1 for cell in row]
+    several = sum(len(row) > 1 for row in rows[start : narrow.end])
+    short = bool(cells) and sum(map(len, cells)) <= _SHORT * len(cells)
+    return narrow if several >= _MIN_ROWS and short else None
+
+
+def _longest(rows: list[list[Run]], start: int, first: int, least: float) -> _Zone | None:
+    """Of the gaps in row `first`, the one that runs through most rows."""
+    best: _Zone | None = None
+    for left, right in itertools.pairwise(rows[first]):
         gap = (left.right, right.left)
-        narrow = GAP * min(left.height, right.height)
+        narrow = least * min(left.height, right.height)
         if gap[1] - gap[0] < narrow or left.table or right.table:
             continue
-        if any((found := _narrowed(rows[at], gap, narrow)) is None for at in range(start, first)):
+        if any(_narrowed(rows[at], gap, narrow) is None for at in range(start, first)):
             continue
         end, seen = first, first
         for at in range(first, len(rows)):
@@ -118,8 +149,8 @@ def _zone(rows: list[list[Run]], start: int) -> tuple[int, tuple[float, float] |
                 seen = at + 1
         if not _one_sided_tail(rows[seen:end], gap):
             end = seen
-        if end > best[0]:
-            best = end, gap
+        if best is None or end > best.end:
+            best = _Zone(end, sum(gap) / 2, least < GAP)
     return best
 
 

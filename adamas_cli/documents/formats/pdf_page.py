@@ -9,7 +9,7 @@ from adamas_cli.documents.formats.pdf_characters import Characters
 from adamas_cli.documents.formats.pdf_layout import read_order
 from adamas_cli.documents.formats.pdf_plain import plain_lines
 from adamas_cli.documents.formats.pdf_repeated import PageLines
-from adamas_cli.documents.formats.pdf_rules import Rules, turned_box
+from adamas_cli.documents.formats.pdf_rules import Rules, may_hold_grid, turned_box
 from adamas_cli.documents.formats.pdf_runs import Run, around
 from adamas_cli.documents.formats.pdf_tables import ruled
 
@@ -25,7 +25,7 @@ def page_lines(page: Any) -> PageLines:
     edges = page.get_bbox()
     beside = annotations_of(page)
     placed = [annotation for annotation in beside if not annotation.note]
-    plain = plain_lines(characters) if not placed else None
+    plain = plain_lines(characters) if not placed and not may_hold_grid(page) else None
     if plain is not None:
         return PageLines(plain + _notes(beside), edges[1], edges[3])
     from adamas_cli.documents.formats.pdf_turned import runs_by_turn  # with numpy, which books do without

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from adamas_cli.documents.formats.pdf_characters import HYPHEN_MARK, Characters
-from adamas_cli.documents.formats.pdf_runs import CELLS_APART, GAP, Run, is_apart, tidy
+from adamas_cli.documents.formats.pdf_runs import CELLS_APART, GAP, LEADER, NARROW_GAP, Run, is_apart, tidy
 
 _CELLS_NEAR = 4  # lines: fewer between two lines with cells may make a table of them
 
@@ -31,27 +32,36 @@ def plain_lines(characters: Characters) -> list[Run] | None:
         cells = _cells(characters, start, end, height)
         if cells is None:
             return None
-        run = Run(CELLS_APART.join(cells), left, low, last_right, high, len(lines))
+        several = cells.gaps > 0
+        run = Run(cells.text, left, low, last_right, high, len(lines))
         if lines and run.middle > lines[-1].middle - 0.3 * height:
             before = lines[-1]
             if abs(run.middle - before.middle) > 0.2 * height or left - before.right < GAP * height:
                 return None
             text_of_both = f"{before.text}{CELLS_APART}{run.text}"
             lines[-1] = Run(text_of_both, before.left, before.low, last_right, before.high, before.order)
-            cells.append("")
+            several = True
         else:
             lines.append(run)
-        if len(cells) > 1:
+        if several:
             if with_cells and 0 < len(lines) - with_cells[-1] < _CELLS_NEAR:
                 return None
             with_cells.append(len(lines))
     return lines
 
 
-def _cells(characters: Characters, start: int, end: int, height: float) -> list[str] | None:
-    """The texts of a line between its wide gaps; None where one goes back."""
+class _Line(NamedTuple):
+    """The text of a line, and how many gaps in it are as wide as between cells."""
+
+    text: str
+    gaps: int
+
+
+def _cells(characters: Characters, start: int, end: int, height: float) -> _Line | None:
+    """A line with its wide gaps kept; None where one goes back."""
     text = characters.text
     cells: list[str] = []
+    gaps = 0
     begun = start
     at = text.find(" ", start, end)
     while at >= 0:
@@ -61,12 +71,15 @@ def _cells(characters: Characters, start: int, end: int, height: float) -> list[
         gap = characters.gap(at - 1, behind)
         if gap < -height:
             return None
-        if gap > GAP * height and is_apart(before := tidy(text[begun:at]), gap, height):
-            cells.append(before)
-            begun = behind
+        if gap > NARROW_GAP * height:
+            gaps += is_apart(before := tidy(text[begun:at]), gap, height, NARROW_GAP)
+            if is_apart(before, gap, height):
+                cells.append(before)
+                begun = behind
         at = text.find(" ", behind, end)
     cells.append(tidy(text[begun:end]))
-    return cells
+    between = " " if any(LEADER in cell for cell in cells) else CELLS_APART
+    return _Line(between.join(cells), gaps)
 
 
 def _spans(text: str) -> Iterator[tuple[int, int]]:

@@ -10,12 +10,17 @@ from typing import Any
 
 import pypdfium2.raw as pdfium
 
+from adamas_cli.documents.formats.pdf_characters import quick
+
 MAX_OBJECTS = 20_000  # of a page: more is a drawing
 MAX_RULES = 2_000
 _MAX_SEGMENTS = 2_000  # of one path
 _DEPTH = 4  # forms in forms
 _THIN = 3.0  # points: a filled box that is no higher is a line
 _SHORTEST = 6.0
+
+_MIN_UPRIGHT = 3  # of a table with two columns
+_INT, _POINTER = ctypes.c_int, ctypes.c_void_p
 
 _Matrix = tuple[float, float, float, float, float, float]
 _IDENTITY: _Matrix = (1, 0, 0, 1, 0, 0)
@@ -39,6 +44,15 @@ def turned_box(box: tuple[float, float, float, float], turn: int) -> tuple[float
         (-right, -high, -left, -low),
         (-high, left, -low, right),
     ][turn]
+
+
+def may_hold_grid(page: Any) -> bool:
+    """Whether an open page draws upright lines, between which cells may stand."""
+    handle = ctypes.cast(page.raw, _POINTER).value
+    count = pdfium.FPDFPage_CountObjects(page.raw)
+    drawn = (pdfium.FPDF_PAGEOBJ_PATH, pdfium.FPDF_PAGEOBJ_FORM)
+    paths = sum(_kind(_object(handle, index)) in drawn for index in range(min(count, MAX_OBJECTS)))
+    return paths > 0 and len(Rules(page).turned(0)[1]) >= _MIN_UPRIGHT
 
 
 class Rules:
@@ -65,6 +79,10 @@ class Rules:
             else:
                 upright.append(Rule((left + right) / 2, low, high))
         return across, upright
+
+
+_object = quick(pdfium.FPDFPage_GetObject, _POINTER, _INT, result=_POINTER)
+_kind = quick(pdfium.FPDFPageObj_GetType, _POINTER)
 
 
 def _boxes(

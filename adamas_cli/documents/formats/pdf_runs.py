@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 GAP = 1.0  # heights of a line: what is farther apart is another cell or column
+NARROW_GAP = 0.5  # what is farther apart may be another cell, if the lines around have the same gap
 _WORD_GAP = 0.18  # below it, what PDFium took for two pieces is one word
 CELLS_APART = "   "
 _LEADERS = re.compile(r"(?: ?\.){5,} ?")  # from a title to its page number, a token for each dot or two
@@ -40,9 +41,9 @@ class Run:
         return (self.low + self.high) / 2
 
 
-def is_apart(before: str, gap: float, height: float) -> bool:
+def is_apart(before: str, gap: float, height: float, least: float = GAP) -> bool:
     """Whether what follows after a gap is another cell, and not what a label or leading dots lead to."""
-    if gap <= GAP * height or before.endswith(LEADER):
+    if gap <= least * height or before.endswith(LEADER):
         return False
     return gap > _LABEL_GAP * height or _LABEL.fullmatch(before) is None
 
@@ -58,6 +59,16 @@ def around(runs: Sequence[Run], text: str, *, table: bool = False) -> Run:
         min(run.order for run in runs),
         table,
     )
+
+
+def in_line(cells: Sequence[Run]) -> str:
+    """The text of a row that is no table's: what stands apart is kept apart."""
+    text = cells[0].text
+    leads = any(LEADER in cell.text for cell in cells)
+    for before, cell in itertools.pairwise(cells):
+        gap, height = cell.left - before.right, min(before.height, cell.height)
+        text += (CELLS_APART if is_apart(before.text, gap, height) and not leads else " ") + cell.text
+    return text
 
 
 def joined(runs: list[Run]) -> str:

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 
 from adamas_cli.documents.formats.pdf_rules import Rule
-from adamas_cli.documents.formats.pdf_runs import CELLS_APART, Run, around, joined
+from adamas_cli.documents.formats.pdf_runs import Run, around, in_line, joined
 
 _NEAR = 2.5  # points: ends of rules that are to meet
 _LONGEST_CELL = 40  # characters, at the mean, in the second of two columns without rules
@@ -27,7 +27,7 @@ def borderless(zone: Sequence[Sequence[Run]]) -> list[Run]:
     rows = [_cells(row, columns) for row in zone]
     several = [row for row in rows if sum(map(bool, row)) > 1]
     if len(columns) < 2 or len(several) < _MIN_ROWS or _is_list(rows):
-        return [around(row, CELLS_APART.join(cell.text for cell in row)) for row in zone]
+        return [around(row, in_line(row)) for row in zone]
     whole = [run for row in zone for run in row]
     return [around(whole, markdown_table(rows), table=True)]
 
