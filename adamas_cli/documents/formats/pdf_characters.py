@@ -48,13 +48,15 @@ class Characters:
         _box(self._handle, index, self._address)
         return tuple(self._one)
 
-    def gap(self, before: int, after: int) -> float:
-        """How far one character begins to the right of where another ends."""
+    def gap(self, before: int, after: int) -> tuple[float, float, float]:
+        """Where one character ends on the right, where another begins on the left, and the width of the
+        narrower.
+        """
         one, handle, address = self._one, self._handle, self._address
         _box(handle, after, address)
-        left = one[0]
+        left, width = one[0], one[2] - one[0]
         _box(handle, before, address)
-        return float(left - one[2])
+        return one[2], left, min(width, one[2] - one[0])
 
     def boxes(self) -> np.ndarray:
         """float32 [characters, 4]: the boxes of all."""

@@ -7,8 +7,18 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from adamas_cli.documents.formats.pdf_characters import HYPHEN_MARK, Characters
-from adamas_cli.documents.formats.pdf_runs import CELLS_APART, GAP, LEADER, NARROW_GAP, Run, is_apart, tidy
+from adamas_cli.documents.formats.pdf_runs import (
+    CELLS_APART,
+    GAP,
+    LEADER,
+    NARROW_GAP,
+    SPACE,
+    Run,
+    is_apart,
+    tidy,
+)
 
+_ROWS = 3  # of a table with narrow gaps
 _CELLS_NEAR = 4  # lines: fewer between two lines with cells may make a table of them
 
 
@@ -21,6 +31,7 @@ def plain_lines(characters: Characters) -> list[Run] | None:
     text = characters.text
     lines: list[Run] = []
     with_cells: list[int] = []
+    gaps: list[tuple[float, float, int]] = []
     for start, end in _spans(text):
         left, high, right, low = characters.box(start)
         last_left, last_high, last_right, last_low = characters.box(end - 1)
@@ -29,11 +40,14 @@ def plain_lines(characters: Characters) -> list[Run] | None:
             return None
         if end - start > 2 and math.isclose(last_left, left, abs_tol=0.1):
             return None  # from top to bottom
-        cells = _cells(characters, start, end, height)
-        if cells is None:
+        line = _line(characters, start, end, height)
+        if line is None:
             return None
-        several = cells.gaps > 0
-        run = Run(cells.text, left, low, last_right, high, len(lines))
+        several = line.cells > 1
+        gaps = _through(gaps, line.gaps, 0.3 * height)
+        if any(count >= _ROWS for _, _, count in gaps):
+            return None
+        run = Run(line.text, left, low, last_right, high, len(lines))
         if lines and run.middle > lines[-1].middle - 0.3 * height:
             before = lines[-1]
             if abs(run.middle - before.middle) > 0.2 * height or left - before.right < GAP * height:
@@ -51,35 +65,53 @@ def plain_lines(characters: Characters) -> list[Run] | None:
 
 
 class _Line(NamedTuple):
-    """The text of a line, and how many gaps in it are as wide as between cells."""
+    """A line: its text, the number of its cells, and where its gaps are that may be between others."""
 
     text: str
-    gaps: int
+    cells: int
+    gaps: list[tuple[float, float]]
 
 
-def _cells(characters: Characters, start: int, end: int, height: float) -> _Line | None:
+def _line(characters: Characters, start: int, end: int, height: float) -> _Line | None:
     """A line with its wide gaps kept; None where one goes back."""
     text = characters.text
     cells: list[str] = []
-    gaps = 0
+    gaps: list[tuple[float, float]] = []
     begun = start
     at = text.find(" ", start, end)
     while at >= 0:
         behind = at + 1
         while text[behind] == " ":
             behind += 1
-        gap = characters.gap(at - 1, behind)
-        if gap < -height:
+        left, right, width = characters.gap(at - 1, behind)
+        if right - left < -height:
             return None
-        if gap > NARROW_GAP * height:
-            gaps += is_apart(before := tidy(text[begun:at]), gap, height, NARROW_GAP)
-            if is_apart(before, gap, height):
+        if right - left > max(NARROW_GAP * height, SPACE * width):
+            before = tidy(text[begun:at])
+            if is_apart(before, right - left, height, NARROW_GAP):
+                gaps.append((left, right))
+            if is_apart(before, right - left, height):
                 cells.append(before)
                 begun = behind
         at = text.find(" ", behind, end)
     cells.append(tidy(text[begun:end]))
     between = " " if any(LEADER in cell for cell in cells) else CELLS_APART
-    return _Line(between.join(cells), gaps)
+    return _Line(between.join(cells), len(cells), gaps)
+
+
+def _through(
+    before: list[tuple[float, float, int]], gaps: list[tuple[float, float]], least: float
+) -> list[tuple[float, float, int]]:
+    """The gaps of a line, as far as they go on from the lines before, with the number of those lines."""
+    found = []
+    for left, right in gaps:
+        best = (left, right, 1)
+        for other_left, other_right, count in before:
+            both = (max(left, other_left), min(right, other_right))
+            if both[1] - both[0] >= least and count >= best[2]:
+                best = (*both, count + 1)
+        found.append(best)
+    return found
 
 
 def _spans(text: str) -> Iterator[tuple[int, int]]:

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 GAP = 1.0  # heights of a line: what is farther apart is another cell or column
+SPACE = 1.15  # widths of a character: a space between characters of one width is narrower than this
+_STOP_GAP = 1.5
+STOPS = (".", ",", ";", ":", "!", "?", "…")  # behind which printers leave more white than between words
 NARROW_GAP = 0.5  # what is farther apart may be another cell, if the lines around have the same gap
 _WORD_GAP = 0.18  # below it, what PDFium took for two pieces is one word
 CELLS_APART = "   "
@@ -43,7 +46,7 @@ class Run:
 
 def is_apart(before: str, gap: float, height: float, least: float = GAP) -> bool:
     """Whether what follows after a gap is another cell, and not what a label or leading dots lead to."""
-    if gap <= least * height or before.endswith(LEADER):
+    if gap <= (_STOP_GAP if before.endswith(STOPS) else least) * height or before.endswith(LEADER):
         return False
     return gap > _LABEL_GAP * height or _LABEL.fullmatch(before) is None
 

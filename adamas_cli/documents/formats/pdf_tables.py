@@ -26,10 +26,16 @@ def borderless(zone: Sequence[Sequence[Run]]) -> list[Run]:
     columns = _columns(zone)
     rows = [_cells(row, columns) for row in zone]
     several = [row for row in rows if sum(map(bool, row)) > 1]
-    if len(columns) < 2 or len(several) < _MIN_ROWS or _is_list(rows):
+    if len(columns) < 2 or len(several) < _MIN_ROWS or _is_list(rows) or _is_text(rows):
         return [around(row, in_line(row)) for row in zone]
     whole = [run for row in zone for run in row]
     return [around(whole, markdown_table(rows), table=True)]
+
+
+def _is_text(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether whole lines of text stand among the rows, so that the others' gaps are its own."""
+    lines = [row for row in rows if sum(map(bool, row)) == 1 and max(map(len, row)) > _LONGEST_CELL]
+    return len(lines) >= _GOING_ON * len(rows)
 
 
 def _is_list(rows: Sequence[Sequence[str]]) -> bool:

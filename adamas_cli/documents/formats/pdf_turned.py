@@ -10,7 +10,7 @@ import numpy as np
 
 from adamas_cli.documents.formats.pdf_characters import HYPHEN_MARK, Characters
 from adamas_cli.documents.formats.pdf_rules import Rule, Rules, turned_box
-from adamas_cli.documents.formats.pdf_runs import GAP, NARROW_GAP, Run, tidy
+from adamas_cli.documents.formats.pdf_runs import GAP, NARROW_GAP, SPACE, STOPS, Run, tidy
 
 _OVERLAP = 0.5  # of the lower height: what shares less stands on different lines
 _QUARTER = math.pi / 2
@@ -59,7 +59,11 @@ def _runs(text: str, indices: np.ndarray, boxes: np.ndarray, upright: list[Rule]
     smaller = np.minimum(height[1:], height[:-1])
     shared = np.minimum(high[1:], high[:-1]) - np.maximum(low[1:], low[:-1])
     gap = left[1:] - right[:-1]
-    broken = (shared < _OVERLAP * smaller) | (gap > NARROW_GAP * smaller) | (gap < -GAP * smaller)
+    letters = [text[index] for index in indices.tolist()]
+    least = np.array([GAP if letter in STOPS else NARROW_GAP for letter in letters[:-1]])
+    width = np.minimum((right - left)[1:], (right - left)[:-1])
+    apart = (gap > least * smaller) & ((gap > SPACE * width) | (gap > GAP * smaller))
+    broken = (shared < _OVERLAP * smaller) | apart | (gap < -GAP * smaller)
     between = ((a, b) for a, b in zip(indices.tolist(), indices[1:].tolist(), strict=False))
     broken |= np.array(
         [text[a] == HYPHEN_MARK or (b - a > 1 and "\n" in text[a:b]) for a, b in between], dtype=bool
