@@ -140,6 +140,17 @@ def test_columns_follow_each_other(shift: int, order: str, lines: Read) -> None:
     assert found == ["A title that stands above both of the columns of text", *LEFT, *RIGHT]
 
 
+def test_tables_in_columns(lines: Read) -> None:
+    """As on a card of commands: the gap inside of a column is no gap between columns."""
+    names = [f"what it does, in words {'x' * (n % 9)}" for n in range(24)]
+    cells = [(x, 740 - 14 * n, f"{names[n]} {x}", f"call({n})") for x in (40, 330) for n in range(24)]
+    drawn = "".join(
+        at(x, y, name, 8) + at(x + 190, y, call, 8) for x, y, name, call in sorted(cells, key=lambda c: -c[1])
+    )
+    found = [line for line in lines(drawn) if "---" not in line]
+    assert found == [f"| {name} | {call} |" for _, _, name, call in cells]
+
+
 def test_three_columns(lines: Read) -> None:
     texts = [[f"column {c} line {n} of text" for n in range(5)] for c in range(3)]
     drawn = "".join(at(50 + 180 * c, 700 - 16 * n, texts[c][n], 10) for n in range(5) for c in range(3))
@@ -238,6 +249,13 @@ def test_hyphens_at_line_ends(first: str, second: str, joined: str, lines: Read)
     seen = at(72, 600, "It is the long-term view of zorbling people that he has in the end.")
     drawn = at(72, 700, first) + at(72, 684, second) + seen
     assert "\n".join(lines(drawn)[:-1]) == joined
+
+
+def test_a_table_is_no_end_of_a_broken_word(lines: Read) -> None:
+    assert lines(at(72, 740, "before the infor-") + table([72, 172, 272, 372])) == [
+        "before the infor-",
+        *TABLE,
+    ]
 
 
 def test_words_are_judged_by_the_whole_document(lines: Read) -> None:

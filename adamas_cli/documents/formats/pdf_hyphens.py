@@ -12,6 +12,7 @@ from importlib.resources import files
 
 from adamas_cli.documents.formats.pdf_characters import HYPHEN_MARK
 
+_TABLE = "| "  # with which lines of a table begin
 _SOFT = "\u00ad"  # which only ever stands where a word may be broken
 _HYPHENS = ("-", "\u2010", HYPHEN_MARK, _SOFT)
 _WORD = re.compile(r"[^\W\d_]+(?:[-\u2010][^\W\d_]+)*")
@@ -50,7 +51,7 @@ class Vocabulary:
         written: list[str] = []
         open_word = False
         for line in lines:
-            if open_word:
+            if open_word and not line.startswith(_TABLE):
                 before = written.pop()
                 first = line.split(None, 1)[0] if line else ""
                 last = before.split()[-1] if before.split() else ""

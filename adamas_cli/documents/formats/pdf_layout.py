@@ -20,8 +20,10 @@ from adamas_cli.documents.formats.pdf_runs import (
 from adamas_cli.documents.formats.pdf_tables import borderless
 
 _MIN_ROWS = 3  # of columns of prose
-_FILLED = 0.65  # of a column's width: by the lines of prose
-_PROSE_CHARACTERS = 15  # a line, at the median
+_FILLED = 0.8  # of a column's width: by the lines of prose
+_FILLED_TALL = 0.65  # the same where there are so many rows that a table is less likely
+_TALL = 20  # rows
+_PROSE_CHARACTERS = 20  # a line, at the median
 _DEPTH = 8  # columns in columns
 _SHORT = 12  # characters of a cell beside a narrow gap, at the mean
 
@@ -208,10 +210,11 @@ def _is_prose(zone: list[list[Run]], middle: float) -> bool:
         return True  # their lines stand at heights of their own
     if min(len(side) for side in sides) < _MIN_ROWS:
         return False
+    filled = _FILLED_TALL if len(zone) >= _TALL else _FILLED
     for side in sides:
         widths = [max(run.right for run in row) - min(run.left for run in row) for row in side]
         characters = [sum(len(run.text) for run in row) for row in side]
         full = max(widths)
-        if median(widths) < _FILLED * full or median(characters) < _PROSE_CHARACTERS:
+        if median(widths) < filled * full or median(characters) < _PROSE_CHARACTERS:
             return False
     return True

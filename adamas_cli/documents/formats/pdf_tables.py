@@ -23,13 +23,23 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
 
 def borderless(zone: Sequence[Sequence[Run]]) -> list[Run]:
     """The rows of a zone in which a gap runs through: a table where the cells stand in columns."""
-    columns = _columns(zone)
-    rows = [_cells(row, columns) for row in zone]
-    several = [row for row in rows if sum(map(bool, row)) > 1]
-    if len(columns) < 2 or len(several) < _MIN_ROWS or _is_list(rows) or _is_text(rows):
-        return [around(row, in_line(row)) for row in zone]
-    whole = [run for row in zone for run in row]
-    return [around(whole, markdown_table(rows), table=True)]
+    several = [at for at, row in enumerate(zone) if len(row) > 1]
+    if not several:
+        return _lines(zone)
+    first, last = several[0], several[-1] + 1
+    inside = zone[first:last]
+    columns = _columns(inside)
+    rows = [_cells(row, columns) for row in inside]
+    several_cells = sum(sum(map(bool, row)) > 1 for row in rows)
+    if len(columns) < 2 or several_cells < _MIN_ROWS or _is_list(rows) or _is_text(rows):
+        return _lines(zone)
+    table = around([run for row in inside for run in row], markdown_table(rows), table=True)
+    before, after = zone[:first], zone[last:]
+    return [*_lines(before), table, *_lines(after)]
+
+
+def _lines(rows: Sequence[Sequence[Run]]) -> list[Run]:
+    return [around(row, in_line(row)) for row in rows]
 
 
 def _is_text(rows: Sequence[Sequence[str]]) -> bool:
