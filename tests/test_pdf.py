@@ -140,15 +140,17 @@ def test_columns_follow_each_other(shift: int, order: str, lines: Read) -> None:
     assert found == ["A title that stands above both of the columns of text", *LEFT, *RIGHT]
 
 
-def test_tables_in_columns(lines: Read) -> None:
-    """As on a card of commands: the gap inside of a column is no gap between columns."""
-    names = [f"what it does, in words {'x' * (n % 9)}" for n in range(24)]
-    cells = [(x, 740 - 14 * n, f"{names[n]} {x}", f"call({n})") for x in (40, 330) for n in range(24)]
+def test_a_tall_table_of_long_cells_is_no_columns(lines: Read) -> None:
+    texts = "what the call does, in words {n}", "call({n})", "the other, in words {n}", "{n}"
+    rows = [[text.format(n=n) for text in texts] for n in range(24)]
+    places = (40, 230, 330, 520)
     drawn = "".join(
-        at(x, y, name, 8) + at(x + 190, y, call, 8) for x, y, name, call in sorted(cells, key=lambda c: -c[1])
+        at(x, 740 - 14 * n, cell, 8)
+        for n, row in enumerate(rows)
+        for x, cell in zip(places, row, strict=True)
     )
     found = [line for line in lines(drawn) if "---" not in line]
-    assert found == [f"| {name} | {call} |" for _, _, name, call in cells]
+    assert found == [f"| {' | '.join(row)} |" for row in rows]
 
 
 def test_three_columns(lines: Read) -> None:

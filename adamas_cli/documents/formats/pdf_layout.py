@@ -17,7 +17,7 @@ from adamas_cli.documents.formats.pdf_runs import (
     is_apart,
     joined,
 )
-from adamas_cli.documents.formats.pdf_tables import borderless
+from adamas_cli.documents.formats.pdf_tables import borderless, column_bounds
 
 _MIN_ROWS = 3  # of columns of prose
 _FILLED = 0.8  # of a column's width: by the lines of prose
@@ -211,10 +211,20 @@ def _is_prose(zone: list[list[Run]], middle: float) -> bool:
     if min(len(side) for side in sides) < _MIN_ROWS:
         return False
     filled = _FILLED_TALL if len(zone) >= _TALL else _FILLED
-    for side in sides:
-        widths = [max(run.right for run in row) - min(run.left for run in row) for row in side]
-        characters = [sum(len(run.text) for run in row) for row in side]
-        full = max(widths)
-        if median(widths) < filled * full or median(characters) < _PROSE_CHARACTERS:
-            return False
-    return True
+    columns = column_bounds(zone)
+    if len(columns) > 2:  # each of them has to be a column of text, or it is a table's
+        sides = [[row for row in _within(zone, bounds) if row] for bounds in columns]
+    return all(_is_running(side, filled) for side in sides)
+
+
+def _within(zone: list[list[Run]], bounds: tuple[float, float]) -> list[list[Run]]:
+    return [[run for run in row if bounds[0] <= (run.left + run.right) / 2 <= bounds[1]] for row in zone]
+
+
+def _is_running(side: list[list[Run]], filled: float) -> bool:
+    """Whether most lines of a column are about as long as the longest, and no words or numbers."""
+    if not side:
+        return False
+    widths = [max(run.right for run in row) - min(run.left for run in row) for row in side]
+    characters = [sum(len(run.text) for run in row) for row in side]
+    return median(widths) >= filled * max(widths) and median(characters) >= _PROSE_CHARACTERS

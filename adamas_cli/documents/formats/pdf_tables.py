@@ -28,7 +28,7 @@ def borderless(zone: Sequence[Sequence[Run]]) -> list[Run]:
         return _lines(zone)
     first, last = several[0], several[-1] + 1
     inside = zone[first:last]
-    columns = _columns(inside)
+    columns = column_bounds(inside)
     rows = [_cells(row, columns) for row in inside]
     several_cells = sum(sum(map(bool, row)) > 1 for row in rows)
     if len(columns) < 2 or several_cells < _MIN_ROWS or _is_list(rows) or _is_text(rows):
@@ -130,7 +130,7 @@ def _distinct(places: list[float]) -> list[float]:
     return kept
 
 
-def _columns(zone: Sequence[Sequence[Run]]) -> list[tuple[float, float]]:
+def column_bounds(zone: Sequence[Sequence[Run]]) -> list[tuple[float, float]]:
     """Where the cells of most rows stand: what only a few cells cross still parts two columns."""
     edges = sorted({edge for row in zone for run in row for edge in (run.left, run.right)})
     several = [row for row in zone if len(row) > 1]
