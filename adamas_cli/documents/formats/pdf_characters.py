@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pypdfium2.raw as pdfium
 
@@ -24,6 +25,18 @@ def quick(function: Any, *arguments: Any, result: Any = _INT) -> Any:
 
 _box = quick(pdfium.FPDFText_GetLooseCharBox, _POINTER, _INT, _POINTER)
 _unicode = quick(pdfium.FPDFText_GetUnicode, _POINTER, _INT)
+
+
+class Gap(NamedTuple):
+    """White in a line: the indices of its first space and of the character behind, and from where to where
+    it goes. `width`: of the narrower character beside it.
+    """
+
+    at: int
+    behind: int
+    left: float
+    right: float
+    width: float
 
 
 class Characters:
@@ -48,15 +61,22 @@ class Characters:
         _box(self._handle, index, self._address)
         return tuple(self._one)
 
-    def gap(self, before: int, after: int) -> tuple[float, float, float]:
-        """Where one character ends on the right, where another begins on the left, and the width of the
-        narrower.
-        """
-        one, handle, address = self._one, self._handle, self._address
-        _box(handle, after, address)
-        left, width = one[0], one[2] - one[0]
-        _box(handle, before, address)
-        return one[2], left, min(width, one[2] - one[0])
+    def gaps(self, start: int, end: int, least: float, back: float) -> Iterator[Gap]:
+        """The gaps between words of a line that are wider than `least`, or go back by more than `back`."""
+        text, one, handle, address = self.text, self._one, self._handle, self._address
+        at = text.find(" ", start, end)
+        while at >= 0:
+            behind = at + 1
+            while text[behind] == " ":
+                behind += 1
+            _box(handle, behind, address)
+            right = one[0]
+            _box(handle, at - 1, address)
+            if not -back < right - one[2] <= least:
+                left, width = one[2], one[2] - one[0]
+                _box(handle, behind, address)
+                yield Gap(at, behind, left, right, min(width, one[2] - one[0]))
+            at = text.find(" ", behind, end)
 
     def boxes(self) -> np.ndarray:
         """float32 [characters, 4]: the boxes of all."""

@@ -78,22 +78,17 @@ def _line(characters: Characters, start: int, end: int, height: float) -> _Line 
     cells: list[str] = []
     gaps: list[tuple[float, float]] = []
     begun = start
-    at = text.find(" ", start, end)
-    while at >= 0:
-        behind = at + 1
-        while text[behind] == " ":
-            behind += 1
-        left, right, width = characters.gap(at - 1, behind)
-        if right - left < -height:
+    for gap in characters.gaps(start, end, NARROW_GAP * height, height):
+        wide = gap.right - gap.left
+        if wide < 0:
             return None
-        if right - left > max(NARROW_GAP * height, SPACE * width):
-            before = tidy(text[begun:at])
-            if is_apart(before, right - left, height, NARROW_GAP):
-                gaps.append((left, right))
-            if is_apart(before, right - left, height):
+        if wide > SPACE * gap.width:
+            before = tidy(text[begun : gap.at])
+            if is_apart(before, wide, height, NARROW_GAP):
+                gaps.append((gap.left, gap.right))
+            if is_apart(before, wide, height):
                 cells.append(before)
-                begun = behind
-        at = text.find(" ", behind, end)
+                begun = gap.behind
     cells.append(tidy(text[begun:end]))
     between = " " if any(LEADER in cell for cell in cells) else CELLS_APART
     return _Line(between.join(cells), len(cells), gaps)
