@@ -331,3 +331,18 @@ def test_pages_are_called_by_labels_and_outline(parts: Callable[..., list[Part |
         "page 1 (i)", "page 2 (1): Start", "page 3 (2): End",
     ]  # fmt: skip
     assert found[1] == Part("[page 2 (1): Start]\ntext 1\n\n", "page 2 (1): Start")
+
+
+def test_text_from_right_to_left_keeps_its_order(reader: Reader, tmp_path: Path) -> None:
+    """A font whose `a` to `z` are Hebrew letters, drawn as printers do: the last letter first."""
+    cmap = "1 begincodespacerange <00> <ff> endcodespacerange 1 beginbfrange <61> <7a> <05d0> endbfrange"
+    stream = f"<< /Length {len(cmap)} >>\nstream\n{cmap}\nendstream"
+    drawn = "".join(at(300, 700 - 16 * n, text) for n, text in enumerate(["fed cba", "lkj ihg", "rqp onm"]))
+    content = drawn_pdf([drawn], more=[stream])
+    encoding = b"/Encoding /WinAnsiEncoding"
+    (tmp_path / "a.pdf").write_bytes(content.replace(encoding, b"/ToUnicode 6 0 R".ljust(len(encoding))))
+    (part,) = reader.read(Format.PDF, str(tmp_path / "a.pdf"))
+    assert isinstance(part, Part)
+    words = ["abc def", "ghi jkl", "mno pqr"]
+    hebrew = ["".join(chr(0x5D0 + ord(c) - 97) if c != " " else c for c in line) for line in words]
+    assert part.text.strip().split("\n")[1:] == hebrew

@@ -26,7 +26,7 @@ def read(path: str) -> Iterator[Part | Omission]:
     and running heads by the pages around them. Where that takes long, empty parts show that it goes on.
     """
     import pypdfium2 as pdfium
-    from pypdfium2.raw import FPDF_ERR_PASSWORD
+    from pypdfium2.raw import FORMTYPE_XFA_FOREGROUND, FORMTYPE_XFA_FULL, FPDF_ERR_PASSWORD
 
     try:
         document = pdfium.PdfDocument(path)
@@ -40,6 +40,7 @@ def read(path: str) -> Iterator[Part | Omission]:
             document.init_forms()
         names = page_names(document)
         attached = document.count_attachments()
+        dynamic = document.get_formtype() in (FORMTYPE_XFA_FULL, FORMTYPE_XFA_FOREGROUND)
         for index in range(len(document)):
             try:
                 page = document[index]
@@ -61,6 +62,6 @@ def read(path: str) -> Iterator[Part | Omission]:
     for label, lines in zip(names, texts, strict=True):
         text = words.text(lines).strip()
         yield Part(f"[{label}]\n{text}\n\n" if text else "", label)
-    for count, kind in ((sum(map(len, heads)), _HEADS), (attached, "attached files")):
+    for count, kind in ((sum(map(len, heads)), _HEADS), (attached, "attached files"), (dynamic, "XFA forms")):
         if count:
             yield Omission(count, kind)

@@ -7,12 +7,13 @@ from typing import Any
 from adamas_cli.documents.formats.pdf_annotations import Annotation, annotations_of
 from adamas_cli.documents.formats.pdf_characters import Characters
 from adamas_cli.documents.formats.pdf_layout import read_order
-from adamas_cli.documents.formats.pdf_plain import plain_lines
+from adamas_cli.documents.formats.pdf_plain import drawn_lines, is_right_to_left, plain_lines
 from adamas_cli.documents.formats.pdf_repeated import PageLines
 from adamas_cli.documents.formats.pdf_rules import Rules, may_hold_grid, turned_box
 from adamas_cli.documents.formats.pdf_runs import Run, around
 from adamas_cli.documents.formats.pdf_tables import ruled
 
+MAX_RUNS = 10_000  # of a page that gets a layout: more is a drawing made of letters
 _TOUCH = 5.0  # points that a field may overlap its label
 
 
@@ -25,7 +26,14 @@ def page_lines(page: Any) -> PageLines:
     edges = page.get_bbox()
     beside = annotations_of(page)
     placed = [annotation for annotation in beside if not annotation.note]
-    plain = plain_lines(characters) if not placed and not may_hold_grid(page) else None
+    if is_right_to_left(characters.text):
+        plain: list[Run] | None = drawn_lines(characters) + [
+            Run(value.text, *value.box, order) for order, value in enumerate(placed)
+        ]
+    elif placed or may_hold_grid(page):
+        plain = None
+    else:
+        plain = plain_lines(characters)
     if plain is not None:
         return PageLines(plain + _notes(beside), edges[1], edges[3])
     from adamas_cli.documents.formats.pdf_turned import runs_by_turn  # with numpy, which books do without
@@ -33,6 +41,8 @@ def page_lines(page: Any) -> PageLines:
     rules = Rules(page)
     lines: list[Run] = []
     turned = runs_by_turn(characters, rules)
+    if sum(map(len, turned.values())) > MAX_RUNS:
+        return PageLines(drawn_lines(characters) + _notes(beside), edges[1], edges[3])
     turns = sorted(turned, key=lambda turn: -sum(len(run.text) for run in turned[turn])) or [0]
     for turn in turns:
         tables, rest = ruled(turned.get(turn, []), *rules.turned(turn))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -18,8 +19,24 @@ from adamas_cli.documents.formats.pdf_runs import (
     tidy,
 )
 
+_RIGHT_TO_LEFT = re.compile(r"[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]")
+_SHARE = 0.2
 _ROWS = 3  # of a table with narrow gaps
 _CELLS_NEAR = 4  # lines: fewer between two lines with cells may make a table of them
+
+
+def drawn_lines(characters: Characters) -> list[Run]:
+    """The lines as PDFium has them, whatever their places."""
+    lines: list[Run] = []
+    for start, end in _spans(characters.text):
+        left, high, right, low = characters.box(start)
+        lines.append(Run(tidy(characters.text[start:end]), left, low, right, high, len(lines)))
+    return lines
+
+
+def is_right_to_left(text: str) -> bool:
+    """Whether much of it is Hebrew or Arabic, whose lines PDFium puts in order and places do not."""
+    return len(_RIGHT_TO_LEFT.findall(text)) > _SHARE * len(text)
 
 
 def plain_lines(characters: Characters) -> list[Run] | None:

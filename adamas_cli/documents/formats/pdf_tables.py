@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 
 from adamas_cli.documents.formats.pdf_rules import Rule
@@ -11,6 +12,7 @@ from adamas_cli.documents.formats.pdf_runs import Run, around, in_line, joined
 _NEAR = 2.5  # points: ends of rules that are to meet
 _LONGEST_CELL = 40  # characters, at the mean, in the second of two columns without rules
 _GOING_ON = 0.3  # of the rows of a list have no term
+_FILLED = 0.2  # of a table's cells
 _MIN_ROWS = 3
 
 
@@ -31,7 +33,7 @@ def borderless(zone: Sequence[Sequence[Run]]) -> list[Run]:
     columns = column_bounds(inside)
     rows = [_cells(row, columns) for row in inside]
     several_cells = sum(sum(map(bool, row)) > 1 for row in rows)
-    if len(columns) < 2 or several_cells < _MIN_ROWS or _is_list(rows) or _is_text(rows):
+    if len(columns) < 2 or several_cells < _MIN_ROWS or _is_list(rows) or _is_text(rows) or _is_sparse(rows):
         return _lines(zone)
     table = around([run for row in inside for run in row], markdown_table(rows), table=True)
     before, after = zone[:first], zone[last:]
@@ -40,6 +42,12 @@ def borderless(zone: Sequence[Sequence[Run]]) -> list[Run]:
 
 def _lines(rows: Sequence[Sequence[Run]]) -> list[Run]:
     return [around(row, in_line(row)) for row in rows]
+
+
+def _is_sparse(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether nearly all cells would be empty: gaps that no columns share."""
+    filled = sum(sum(map(bool, row)) for row in rows)
+    return filled < _FILLED * len(rows) * len(rows[0])
 
 
 def _is_text(rows: Sequence[Sequence[str]]) -> bool:
@@ -132,12 +140,19 @@ def _distinct(places: list[float]) -> list[float]:
 
 def column_bounds(zone: Sequence[Sequence[Run]]) -> list[tuple[float, float]]:
     """Where the cells of most rows stand: what only a few cells cross still parts two columns."""
-    edges = sorted({edge for row in zone for run in row for edge in (run.left, run.right)})
     several = [row for row in zone if len(row) > 1]
+    changes: Counter[float] = Counter()  # in the number of rows that have a cell there
+    for row in several:
+        reached = float("-inf")
+        for run in row:  # from the left
+            if run.right > reached:
+                changes[max(run.left, reached)] += 1
+                changes[run.right] -= 1
+                reached = run.right
     columns: list[tuple[float, float]] = []
-    for start, end in itertools.pairwise(edges):
-        middle = (start + end) / 2
-        covered = sum(any(run.left < middle < run.right for run in row) for row in several)
+    covered = 0
+    for start, end in itertools.pairwise(sorted(changes)):
+        covered += changes[start]
         if covered <= 0.1 * len(several):
             continue
         if columns and columns[-1][1] == start:
