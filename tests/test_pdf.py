@@ -212,6 +212,16 @@ def test_page_numbers_in_words(foot: str, lines: Read) -> None:
     assert [line for line in lines(*pages) if not line.startswith(("Title", "Line"))] == []
 
 
+@pytest.mark.parametrize(
+    "head",
+    ["ACME Report | {n}", "{n} \\227 ACME Report", "Page {n} of 9 - ACME Report", "ACME Report, p. {n}"],
+)
+def test_heads_with_page_numbers_in_them(head: str, lines: Read) -> None:
+    pages = [page(n, head.format(n=n), "") for n in range(1, 6)]
+    found = [line for line in lines(*pages) if not line.startswith("Line")]
+    assert found == [head.format(n=1).replace("\\227", "\u2014")]
+
+
 def test_what_only_looks_like_a_head_is_kept(lines: Read) -> None:
     titles = [f"Invoice {4711 + n}" for n in range(5)]
     totals = ["12", "99", "7", "1", "30"]

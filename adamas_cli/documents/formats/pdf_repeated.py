@@ -17,13 +17,11 @@ _NEAR = 2  # pages: left and right ones have their own
 _COUNT = r"(?P<number>\d{1,5}|[ivxlc]+)(?:\s*(?:/|of|von|de|sur|di|van)\s*\d+)?"
 _NAMED = rf"(?:page|p\.|seite|página|pagina|pág\.|pag\.|стр\.|#)\s*{_COUNT}"
 _ALONE = re.compile(rf"[\W_]*(?:{_NAMED}|{_COUNT.replace('number', 'bare')})[\W_]*", re.IGNORECASE)
-_BEHIND = re.compile(
-    rf"(?P<words>.*?)(?:[\s|•·,\u2013\u2014-]+{_NAMED}|{CELLS_APART}{_COUNT.replace('number', 'bare')})$",
-    re.I,
-)
-_BEFORE = re.compile(
-    rf"(?:{_NAMED}[\s|•·,\u2013\u2014-]+|{_COUNT.replace('number', 'bare')}{CELLS_APART})(?P<words>.*)$", re.I
-)
+_BETWEEN = r"[\s|•·,\u2013\u2014-]+"
+_BARE = _COUNT.replace("number", "bare")
+_APART = rf"(?:{CELLS_APART}|\s*[|•·\u2013\u2014]\s*|\s-\s)"
+_BEHIND = re.compile(rf"(?P<words>.*?)(?:{_BETWEEN}{_NAMED}|{_APART}{_BARE})$", re.IGNORECASE)
+_BEFORE = re.compile(rf"(?:{_NAMED}{_BETWEEN}|{_BARE}{_APART})(?P<words>.*)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
