@@ -16,20 +16,37 @@ RELATIONSHIPS = "http://schemas.openxmlformats.org/package/2006/relationships"
 
 def pdf(pages: Sequence[str], trailer: str = "") -> bytes:
     """A PDF with a line of text on each page; an empty string is a page without a text layer."""
+    drawn = [f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET" if text else "72 720 100 100 re f" for text in pages]
+    return drawn_pdf(drawn, trailer=trailer)
+
+
+def drawn_pdf(
+    pages: Sequence[str],
+    *,
+    page: str = "",
+    catalog: str = "",
+    more: Sequence[str] = (),
+    trailer: str = "",
+) -> bytes:
+    """A PDF of pages of 612 by 792 points with these contents, in Helvetica as /F1.
+
+    page, catalog: entries that each page and the catalog have besides. more: objects with the numbers from
+    4 + 2 * len(pages) on, which those can refer to.
+    """
     count = len(pages)
     kids = " ".join(f"{4 + 2 * n} 0 R" for n in range(count))
     objects = [
-        "<< /Type /Catalog /Pages 2 0 R >>",
+        f"<< /Type /Catalog /Pages 2 0 R {catalog} >>",
         f"<< /Type /Pages /Kids [{kids}] /Count {count} >>",
-        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>",
     ]
-    for number, text in enumerate(pages):
-        drawn = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET" if text else "72 720 100 100 re f"
+    for number, drawn in enumerate(pages):
         objects.append(
             f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents {5 + 2 * number} 0 R "
-            "/Resources << /Font << /F1 3 0 R >> >> >>"
+            f"/Resources << /Font << /F1 3 0 R >> >> {page} >>"
         )
         objects.append(f"<< /Length {len(drawn)} >>\nstream\n{drawn}\nendstream")
+    objects += more
     out = io.BytesIO(b"")
     out.write(b"%PDF-1.4\n")
     offsets = []

@@ -16,7 +16,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from document_files import RTF, archive, docx, docx_members, encrypted_pdf, epub, odt, odt_members, pdf
+from document_files import (
+    RTF,
+    archive,
+    docx,
+    docx_members,
+    encrypted_pdf,
+    epub,
+    epub_members,
+    odt,
+    odt_members,
+    pdf,
+)
 
 from adamas_cli.documents import Collection, Part, Selection, collect
 from adamas_cli.documents.collection import Reason
@@ -90,14 +101,6 @@ def test_pages_without_text_are_counted() -> None:
         found("all.pdf")
 
 
-def test_words_broken_at_line_ends_and_dot_leaders() -> None:
-    from adamas_cli.documents.formats.pdf import _tidy
-
-    assert _tidy("exam\ufffe\r\nple\r\n") == "example"
-    assert _tidy("1 Rabbits . . . . . . . 13\r\n2 Pools.........19") == "1 Rabbits … 13\n2 Pools … 19"
-    assert _tidy("and so on ... he said") == "and so on ... he said"
-
-
 def test_an_epub_names_its_chapters_in_the_order_of_the_spine() -> None:
     first, second = parts_of("b.epub", epub(BOOK))
     assert first == Part(
@@ -105,6 +108,15 @@ def test_an_epub_names_its_chapters_in_the_order_of_the_spine() -> None:
         "chapter 1: The Trial",
     )
     assert second == Part("[chapter 2]\nK. waited.\n\n", "chapter 2")
+
+
+def test_what_a_reader_leaves_out_is_said() -> None:
+    members = epub_members(BOOK)
+    del members["OEBPS/text/y 1.xhtml"]
+    Path("b.epub").write_bytes(archive(members, first="application/epub+zip"))
+    note = "b.epub: left out: chapters that are missing from the file (1)"
+    assert found("b.epub").notes == [note]
+    assert found("b.epub").notes == [note], "also when its text comes from the cache"
 
 
 def test_a_book_counts_its_chapters_itself() -> None:
@@ -277,8 +289,6 @@ class TestTrouble:
         assert "a.pdf (" in collection.examples["damaged"][0]
 
     def test_a_book_that_a_shop_has_locked(self, reader: Reader) -> None:
-        from document_files import epub_members
-
         members = epub_members(BOOK)
         locked = next(name for name in members if name.endswith(".xhtml")).replace(" ", "%20")
         members["META-INF/encryption.xml"] = f'<encryption><CipherReference URI="{locked}"/></encryption>'

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from adamas_cli.documents.converted import ConvertedText, ConvertedTexts, key_of
+from adamas_cli.documents.formats.omission import Omission
 from adamas_cli.documents.formats.reader import Reader
 from adamas_cli.documents.formats.recognize import Format
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
@@ -58,12 +59,13 @@ class Conversion:
 
     def _read(
         self, path: str, kind: Format, before: os.stat_result, advance: Callable[[int], None]
-    ) -> Iterator[Part]:
+    ) -> Iterator[Part | Omission]:
         """What the reader says. Raises UnreadableError, also where the file is another than was hashed."""
         words = False
         for part in self._reader.read(kind, path):
-            words = words or bool(part.text.strip())
-            advance(part.section is not None)
+            if isinstance(part, Part):
+                words = words or bool(part.text.strip())
+                advance(part.section is not None)
             yield part
         try:
             unchanged = _identity(before) == _identity(os.stat(path))

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import weakref
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,17 +20,18 @@ from pathlib import Path
 
 import xxhash
 
+from adamas_cli.documents.formats.omission import Omission
 from adamas_cli.documents.formats.recognize import Format
 from adamas_cli.documents.parts import Part
 from adamas_cli.errors import AdamasError
 from adamas_cli.folders import cache_directory
 from adamas_cli.store.places import appearing, leftovers, make_folder
 
-FORMAT = 1  # of these files, and of what the readers make of a document
+FORMAT = 2  # of these files, and of what the readers make of a document
 LIMIT_BYTES = 2**30  # all converted texts together
 _SUFFIX = ".jsonl"
 _LIBRARIES = {
-    Format.PDF: ("pypdfium2",),
+    Format.PDF: ("pypdfium2", "pyspellchecker"),
     Format.EPUB: ("markdownify", "beautifulsoup4"),
     Format.DOCX: ("mammoth", "markdownify", "beautifulsoup4"),
     Format.HTML: ("markdownify", "beautifulsoup4"),
@@ -53,12 +55,15 @@ class _PassingFolder:
 
 @dataclass(frozen=True)
 class ConvertedText:
-    """The text of one file. `pages` have been looked into, `empty` of them hold no text."""
+    """The text of one file. `pages` have been looked into, `empty` of them hold no text; `left_out` says
+    how many of each kind of thing are not in the text.
+    """
 
     file: Path
     characters: int
     pages: int
     empty: int
+    left_out: dict[str, int]
     folder: _PassingFolder | None = None
 
     def parts(self) -> Iterator[Part]:
@@ -105,24 +110,28 @@ class ConvertedTexts:
             counts = json.loads(last)
             if counts["checksum"] != hasher.hexdigest():
                 return None
-            numbers = (counts["characters"], counts["pages"], counts["empty"])
+            numbers = (counts["characters"], counts["pages"], counts["empty"], counts["left_out"])
             found = ConvertedText(file, *numbers, self._folder)
             os.utime(file)
         except (OSError, ValueError, TypeError, KeyError):
             return None
         return found
 
-    def keep(self, key: str, parts: Iterable[Part]) -> ConvertedText:
+    def keep(self, key: str, parts: Iterable[Part | Omission]) -> ConvertedText:
         """Write the parts under a key, whole or not at all. Sections are the pages that are counted.
 
         Raises OSError, and what `parts` raises.
         """
         characters = pages = empty = 0
+        left_out: Counter[str] = Counter()
         hasher = xxhash.xxh3_128()
         with appearing(self._file(key)) as stream:
             for part in parts:
+                if isinstance(part, Omission):
+                    left_out[part.kind] += part.count
+                    continue
                 pages += part.section is not None
-                empty += not part.text
+                empty += part.section is not None and not part.text
                 characters += len(part.text)
                 if part.text:
                     line = json.dumps(part).encode() + b"\n"
@@ -132,11 +141,12 @@ class ConvertedTexts:
                 "characters": characters,
                 "pages": pages,
                 "empty": empty,
+                "left_out": left_out,
                 "checksum": hasher.hexdigest(),
             }
             stream.write(json.dumps(counts).encode() + b"\n")
         self._grown = True
-        return ConvertedText(self._file(key), characters, pages, empty, self._folder)
+        return ConvertedText(self._file(key), characters, pages, empty, left_out, self._folder)
 
     def close(self) -> None:
         """Keep to the limit, if something was added."""

@@ -76,6 +76,9 @@ class Examiner:
         if text.empty:
             note = f"{shown}: {text.empty:,} of {text.pages:,} pages have no text (scanned?)"
             self._collection.notes.append(note)
+        if text.left_out:
+            kinds = ", ".join(f"{kind} ({count:,})" for kind, count in text.left_out.items())
+            self._collection.notes.append(f"{shown}: left out: {kinds}")
         if text.pages and text.empty == text.pages:
             raise UnreadableError(Trouble.SCANNED)
         return Document(shown, size, text)

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator
+from xml.etree.ElementTree import Element
 
 from adamas_cli.documents.formats.archive import open_archive
+from adamas_cli.documents.formats.docx_math import write_equations
+from adamas_cli.documents.formats.docx_notes import write_notes
+from adamas_cli.documents.formats.docx_numbers import Numbers
+from adamas_cli.documents.formats.docx_package import Package
+from adamas_cli.documents.formats.docx_shapes import unread_drawings, write_boxes, write_diagrams
+from adamas_cli.documents.formats.docx_tables import BAR, write_tables
+from adamas_cli.documents.formats.docx_xml import W
 from adamas_cli.documents.formats.markup import headed, markdown
+from adamas_cli.documents.formats.omission import Omission
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.parts import Part
 
 
-def read(path: str) -> Iterator[Part]:
+def read(path: str) -> Iterator[Part | Omission]:
     """Markdown, with a section for each heading. Raises UnreadableError, and whatever zipfile, XML parsers
     and mammoth raise for damaged files.
+
+    mammoth reads paragraphs, styles, links and changes; what it leaves out is written into the text first.
     """
     import defusedxml
     import mammoth
@@ -24,7 +36,31 @@ def read(path: str) -> Iterator[Part]:
     with open(path, "rb") as file:
         if not file.read(4).startswith(b"PK"):
             raise UnreadableError(Trouble.ENCRYPTED)
-        open_archive(path).close()
-        file.seek(0)
-        page = mammoth.convert_to_html(file, convert_image=mammoth.images.img_element(lambda _: {}))
-    yield from headed(markdown(page.value))
+    with open_archive(path) as archive:
+        package = Package(archive)
+        left_out = _prepare(package)
+        page = mammoth.convert_to_html(
+            package.changed(), convert_image=mammoth.images.img_element(lambda _: {})
+        )
+    yield from headed(markdown(page.value).replace(BAR, "\\|"))
+    yield from (Omission(count, kind) for kind, count in left_out.items() if count)
+
+
+def _prepare(package: Package) -> Counter[str]:
+    """Write what mammoth does not read into the main part; what is left out, by its kind."""
+    root = package.text()
+    left_out = unread_drawings(root)
+    left_out["passages deleted by tracked changes"] = _deletions(root)
+    numbering, styles = package.related("numbering"), package.related("styles")
+    write_equations(root)
+    write_boxes(root)
+    Numbers(numbering[0] if numbering else None, styles[0] if styles else None).write(root)
+    write_notes(root, package)
+    write_tables(root)
+    write_diagrams(root, package)
+    left_out["damaged parts"] = len(package.damaged)
+    return left_out
+
+
+def _deletions(root: Element) -> int:
+    return sum(next(node.iter(f"{W}delText"), None) is not None for node in root.iter(f"{W}del"))

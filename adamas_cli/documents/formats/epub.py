@@ -2,57 +2,80 @@
 
 from __future__ import annotations
 
-import posixpath
 import re
+from collections import Counter
 from collections.abc import Iterator
-from urllib.parse import unquote, urlsplit
-from xml.etree.ElementTree import Element
-from zipfile import ZipFile
-
-from bs4 import BeautifulSoup
-from defusedxml.ElementTree import fromstring
 
 from adamas_cli.documents.formats.archive import open_archive
-from adamas_cli.documents.formats.markup import label, markdown
+from adamas_cli.documents.formats.epub_chapters import drawing, pieces
+from adamas_cli.documents.formats.epub_contents import Entry, contents
+from adamas_cli.documents.formats.epub_package import DRAWINGS, PAGES, Item, Package, UnreadPageError
+from adamas_cli.documents.formats.markup import label
+from adamas_cli.documents.formats.omission import Omission
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.parts import Part
 
-_CONTAINER = "META-INF/container.xml"
-_ENCRYPTION = "META-INF/encryption.xml"  # of chapters, by a shop; often of fonts only, which is no matter
-_PAGES = ("application/xhtml+xml", "text/html")
 _HEADING = re.compile(r"^#{1,6} +(\S.*)$", re.MULTILINE)
 _COUNTED = re.compile(
     r"(chapter|part|book|section|appendix|volume|letter)\b|\d+\b|[ivxlc]+[.: ]", re.IGNORECASE
 )
 
 
-def read(path: str) -> Iterator[Part]:
+def read(path: str) -> Iterator[Part | Omission]:
     """A section for each chapter, "chapter 3: The Trial", whose text begins with `[chapter 3: The Trial]`.
 
-    Chapters are the files of the spine that hold text. Raises UnreadableError, and whatever zipfile and XML
-    parsers raise for damaged files.
+    Chapters are the files of the spine that hold text, and what the table of contents begins inside of them;
+    what it has below a chapter in the same file is a section too. What cannot be read is counted. Raises
+    UnreadableError, and what defusedxml raises for entities.
     """
+    left_out: Counter[str] = Counter()
+    number = 0
+    chapter = ""
     with open_archive(path) as archive:
-        container = fromstring(archive.read(_CONTAINER))
-        package_name = next(node.get("full-path", "") for node in _all(container, "rootfile"))
-        package = fromstring(archive.read(package_name))
-        manifest = {node.get("id"): node for node in _all(package, "item")}
-        spine = [
-            manifest[node.get("idref")] for node in _all(package, "itemref") if node.get("idref") in manifest
-        ]
-        pages = [_resolved(package_name, node) for node in spine if node.get("media-type") in _PAGES]
-        if not pages:
+        try:
+            package = Package(archive)
+        except UnreadPageError as error:
+            raise UnreadableError(Trouble.DAMAGED, f"its description: {error}") from error
+        if not package.spine:
             raise UnreadableError(Trouble.DAMAGED, "no chapters in the spine")
-        _refuse_encrypted(archive, pages)
-        titles = _titles(archive, package, package_name, list(manifest.values()))
-        number = 0
-        for page in pages:
-            text = markdown(archive.read(page))
-            if not text:
-                continue  # a cover
-            number += 1
-            name = _name(number, titles.get(page, ""), _first_heading(text))
-            yield Part(f"[{name}]\n{text}\n\n", name)
+        if package.locked:
+            raise UnreadableError(Trouble.ENCRYPTED)
+        entries = contents(package)
+        left_out["chapters that are missing from the file"] += package.unlisted
+        for item in package.spine:
+            try:
+                found = _pieces(package, item, entries)
+            except UnreadPageError as error:
+                left_out[str(error)] += 1
+                continue
+            for at, (entry, text) in enumerate(found):
+                if at and entry is not None and entry.level > _level(found[0][0]):
+                    yield Part(f"{text}\n\n", label(f"{chapter} / {entry.title}"))
+                    continue
+                number += 1
+                chapter = _name(number, entry.title if entry else "", _first_heading(text))
+                yield Part(f"[{chapter}]\n{text}\n\n", chapter)
+    if not number and left_out.total():
+        raise UnreadableError(Trouble.DAMAGED, "no chapter can be read")
+    yield from (Omission(count, kind) for kind, count in left_out.items() if count)
+
+
+def _pieces(package: Package, item: Item, entries: dict[str, list[Entry]]) -> list[tuple[Entry | None, str]]:
+    """What a place of the spine holds. Raises UnreadPageError."""
+    here = entries.get(package.found(item.name) or "", [])
+    if item.suffix in DRAWINGS:
+        text = drawing(package.page(item.name))
+        return [(here[0] if here else None, text)] if text else []
+    if item.suffix not in PAGES:
+        raise UnreadPageError("pages that are neither text nor drawings")
+    try:
+        return pieces(package.page(item.name), here)
+    except RecursionError as error:
+        raise UnreadPageError("chapters that are nested too deeply") from error
+
+
+def _level(entry: Entry | None) -> int:
+    return entry.level if entry is not None else 0
 
 
 def _name(number: int, title: str, heading: str) -> str:
@@ -66,55 +89,3 @@ def _name(number: int, title: str, heading: str) -> str:
 def _first_heading(text: str) -> str:
     found = _HEADING.search(text)
     return label(found[1]) if found else ""
-
-
-def _titles(archive: ZipFile, package: Element, package_name: str, items: list[Element]) -> dict[str, str]:
-    """The titles of files, by the table of contents: that of EPUB 3, else that of EPUB 2."""
-    for node in items:
-        if "nav" in node.get("properties", "").split():
-            name = _resolved(package_name, node)
-            soup = BeautifulSoup(archive.read(name), "html.parser")
-            links = [(str(a.get("href", "")), a.get_text()) for a in soup.select("nav a[href]")]
-            return _by_file(name, links)
-    for node in items:
-        if node.get("media-type") == "application/x-dtbncx+xml":
-            name = _resolved(package_name, node)
-            links = []
-            for point in _all(fromstring(archive.read(name)), "navPoint"):
-                sources = [content.get("src", "") for content in _all(point, "content")]
-                texts = ["".join(text.itertext()) for text in _all(point, "text")]
-                links += list(zip(sources[:1], texts[:1], strict=True)) if sources and texts else []
-            return _by_file(name, links)
-    return {}
-
-
-def _by_file(base: str, links: list[tuple[str, str]]) -> dict[str, str]:
-    titles: dict[str, str] = {}
-    for target, title in links:
-        titles.setdefault(_joined(base, target), label(title))
-    return titles
-
-
-def _refuse_encrypted(archive: ZipFile, pages: list[str]) -> None:
-    if _ENCRYPTION not in archive.namelist():
-        return
-    encrypted = {
-        unquote(node.get("URI", ""))
-        for node in _all(fromstring(archive.read(_ENCRYPTION)), "CipherReference")
-    }
-    if encrypted & set(pages):
-        raise UnreadableError(Trouble.ENCRYPTED)
-
-
-def _resolved(package_name: str, item: Element) -> str:
-    return _joined(package_name, item.get("href", ""))
-
-
-def _joined(base: str, target: str) -> str:
-    """The archive's member that `target` names, as seen from the member `base`."""
-    return posixpath.normpath(posixpath.join(posixpath.dirname(base), unquote(urlsplit(target).path)))
-
-
-def _all(root: Element, name: str) -> Iterator[Element]:
-    """Elements of this local name, whatever their namespace."""
-    return (node for node in root.iter() if isinstance(node.tag, str) and node.tag.rpartition("}")[2] == name)

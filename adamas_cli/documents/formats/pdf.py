@@ -2,44 +2,66 @@
 
 from __future__ import annotations
 
-import re
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 
+from adamas_cli.documents.formats.omission import Omission
+from adamas_cli.documents.formats.pdf_hyphens import Vocabulary
+from adamas_cli.documents.formats.pdf_outline import page_names
+from adamas_cli.documents.formats.pdf_page import page_lines
+from adamas_cli.documents.formats.pdf_repeated import PageLines, repeated
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.parts import Part
 
-# Where a word is broken at the end of a line, PDFium writes one of these in place of the hyphen.
-_BROKEN_WORD = ("\ufffe\n", "\x02\n")
-_LEADERS = re.compile(r"(?: ?\.){5,} ?")  # from a title to its page number, a token for each dot or two
+_HEADS = "running heads and page numbers"
+_SILENCE_SECONDS = 5.0
 
 
-def read(path: str) -> Iterator[Part]:
-    """A section for each page, "page 12", whose text begins with the line `[page 12]`; an empty text where
-    the page has none or is damaged. Raises UnreadableError.
+def read(path: str) -> Iterator[Part | Omission]:
+    """A section for each page, called as `page_names` says, whose text begins with its name: `[page 12]`; an
+    empty text where the page has none or is damaged. Raises UnreadableError.
+
+    All pages are looked at before the first is given: broken words are judged by the others of the document,
+    and running heads by the pages around them. Where that takes long, empty parts show that it goes on.
     """
     import pypdfium2 as pdfium
-    from pypdfium2.raw import FPDF_ERR_PASSWORD
+    from pypdfium2.raw import FORMTYPE_XFA_FOREGROUND, FORMTYPE_XFA_FULL, FPDF_ERR_PASSWORD
 
     try:
         document = pdfium.PdfDocument(path)
     except pdfium.PdfiumError as error:
         encrypted = error.err_code == FPDF_ERR_PASSWORD
         raise UnreadableError(Trouble.ENCRYPTED if encrypted else Trouble.DAMAGED, str(error)) from error
+    pages: list[PageLines] = []
+    spoken = time.monotonic()
     with document:
+        with suppress(pdfium.PdfiumError):
+            document.init_forms()
+        names = page_names(document)
+        attached = document.count_attachments()
+        dynamic = document.get_formtype() in (FORMTYPE_XFA_FULL, FORMTYPE_XFA_FOREGROUND)
         for index in range(len(document)):
-            label = f"page {index + 1}"
             try:
                 page = document[index]
-                text = page.get_textpage().get_text_bounded()
+                pages.append(page_lines(page))
                 page.close()
             except pdfium.PdfiumError:
-                text = ""
-            text = _tidy(text)
-            yield Part(f"[{label}]\n{text}\n\n" if text else "", label)
-
-
-def _tidy(text: str) -> str:
-    text = text.replace("\r\n", "\n")
-    for broken in _BROKEN_WORD:
-        text = text.replace(broken, "")
-    return _LEADERS.sub(" … ", text).strip()
+                pages.append(PageLines([], 0.0, 0.0))
+            if time.monotonic() - spoken > _SILENCE_SECONDS:
+                spoken = time.monotonic()
+                yield Part("")
+    heads = repeated(pages)
+    texts = [
+        [line.text for at, line in enumerate(page.lines) if at not in left_out]
+        for page, left_out in zip(pages, heads, strict=True)
+    ]
+    words = Vocabulary()
+    for lines in texts:
+        words.add(lines)
+    for label, lines in zip(names, texts, strict=True):
+        text = words.text(lines).strip()
+        yield Part(f"[{label}]\n{text}\n\n" if text else "", label)
+    for count, kind in ((sum(map(len, heads)), _HEADS), (attached, "attached files"), (dynamic, "XFA forms")):
+        if count:
+            yield Omission(count, kind)

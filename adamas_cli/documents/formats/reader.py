@@ -13,6 +13,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
+from adamas_cli.documents.formats.omission import Omission
 from adamas_cli.documents.formats.recognize import Format
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.parts import Part
@@ -43,8 +44,10 @@ class Reader:
     ) -> None:
         self.close()
 
-    def read(self, kind: Format, path: str) -> Iterator[Part]:
-        """The parts of the file. Raises UnreadableError, perhaps after some of them."""
+    def read(self, kind: Format, path: str) -> Iterator[Part | Omission]:
+        """The parts of the file, then what was left out of it. Raises UnreadableError, perhaps after some
+        parts.
+        """
         finished = False
         try:
             child = self._started()
@@ -58,7 +61,9 @@ class Reader:
                 if line.startswith(b"{"):
                     finished = True
                     last = json.loads(line)
-                    if last:
+                    for omitted, count in last.get("left_out", {}).items():
+                        yield Omission(count, omitted)
+                    if "failed" in last:
                         raise UnreadableError(Trouble(last["failed"]), last["why"])
                     return
                 size += len(line)

@@ -1,7 +1,8 @@
 """The process that runs the readers: what it is given may hang them, eat memory or crash C code.
 
 It answers each line of stdin, a JSON object with `format` and `path`, with lines on stdout: an array of text
-and section for each part, and an object at the end, with `failed` and `why` where there is trouble.
+and section for each part, and an object at the end, with `failed` and `why` where there is trouble, and
+`left_out` where something was.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import json
 import os
 import resource
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import TextIO
 
+from adamas_cli.documents.formats.omission import Omission
 from adamas_cli.documents.formats.recognize import Format
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.parts import Part
@@ -43,11 +46,16 @@ def main() -> None:
 
 
 def _serve(kind: Format, path: str, answers: TextIO) -> None:
-    last: dict[str, str] = {}
+    last: dict[str, object] = {}
+    left_out: Counter[str] = Counter()
     try:
         for part in read(kind, path):
+            if isinstance(part, Omission):
+                left_out[part.kind] += part.count
+                continue
             answers.write(json.dumps(part, ensure_ascii=False) + "\n")
             answers.flush()
+        last = {"left_out": left_out} if left_out else {}
     except UnreadableError as error:
         last = {"failed": error.trouble, "why": error.why}
     except MemoryError:
@@ -60,10 +68,16 @@ def _serve(kind: Format, path: str, answers: TextIO) -> None:
     answers.flush()
 
 
-def read(kind: Format, path: str) -> Iterator[Part]:
-    """The parts of a file, each of at most `PIECE` characters, which are printable, tabs or line ends."""
+def read(kind: Format, path: str) -> Iterator[Part | Omission]:
+    """The parts of a file, each of at most `PIECE` characters, which are printable, tabs or line ends, and
+    what was left out.
+    """
     reader = importlib.import_module(f"adamas_cli.documents.formats.{kind}")
-    for text, section in reader.read(path):
+    for part in reader.read(path):
+        if isinstance(part, Omission):
+            yield part
+            continue
+        text, section = part
         clean = text.translate(_UNPRINTED)
         for start in range(0, max(len(clean), 1), PIECE):
             yield Part(clean[start : start + PIECE], section if not start else None)
