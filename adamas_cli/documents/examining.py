@@ -78,7 +78,7 @@ class Examiner:
             self._collection.notes.append(note)
         if text.pages and text.empty == text.pages:
             raise UnreadableError(Trouble.SCANNED)
-        return Document(shown, size, text)
+        return Document(shown, size, text, converted_from=kind)
 
     def _examined(self, path: str, candidate: Candidate) -> Document | Reason:
         mode, size = candidate.status.st_mode, candidate.status.st_size

@@ -27,6 +27,7 @@ DOCUMENTS_MARK, QUESTION_MARK = "\ue000documents\ue000", "\ue000question\ue000"
 TEMPLATE_VARIABLES = ("documents", "question")
 CLOSING_TAG = "</document>"
 _CLOSING = re.compile(re.escape(CLOSING_TAG[:-1]), re.IGNORECASE)
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class ChatTemplate(Protocol):
@@ -117,6 +118,18 @@ def opening(document: Document) -> str:
 def closing() -> str:
     """The line behind a document's text."""
     return f"\n{CLOSING_TAG}\n"
+
+
+def wrapped(document: Document) -> Iterator[str]:
+    """A document as a prompt has it, piece by piece: `Layout` makes tokens of the same text."""
+    yield without_surrogates(opening(document))
+    yield from map(without_surrogates, escaped(document.pieces()))
+    yield closing()
+
+
+def without_surrogates(text: str) -> str:
+    """Text that has a UTF-8 form: file names may bring surrogates for bytes that are no text."""
+    return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
 
 
 def escaped(pieces: Iterable[str]) -> Iterator[str]:
