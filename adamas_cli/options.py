@@ -209,7 +209,12 @@ class InputOptions:
         _input("-e", "--exclude", metavar="PATTERN", help="Not these files (gitignore syntax; repeatable)."),
     ] = None
     no_gitignore: Annotated[bool, _input("--no-gitignore", help="Read ignored files too.")] = False
-    hidden: Annotated[bool, _input("--hidden", help="Read hidden files and folders too.")] = False
+    hidden: Annotated[
+        bool, _input("--hidden", help="Read hidden files and folders too, not only those that git tracks.")
+    ] = False
+    secrets: Annotated[
+        bool, _input("--secrets", help="Read files with keys, passwords and tokens too, such as .env.")
+    ] = False
     max_file_size: Annotated[
         int | None, _input("--max-file-size", help="Skip larger files found in folders.", **_length)
     ] = None

@@ -320,8 +320,10 @@ class TestInAWorkTree:
         write("clone/deep/d.log")
         git("-C", "clone", "init", "-q")
         expected = [
+            ".gitmodules",
             "clone/c.txt",
             "clone/deep/d.log",
+            "module/.gitignore",
             "module/mine.log",
             "new.py",
             "src/app.py",

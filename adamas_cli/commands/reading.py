@@ -60,6 +60,7 @@ def collect_all(
         exclude=tuple(chosen.exclude or ()),
         gitignore=not chosen.no_gitignore,
         hidden=chosen.hidden,
+        secrets=chosen.secrets,
         max_file_size=DEFAULT_MAX_FILE_SIZE if chosen.max_file_size is None else chosen.max_file_size or None,
         generated=chosen.generated,
         tree=not chosen.no_tree,

@@ -1,0 +1,164 @@
+"""Files that hold secrets: by what they are called, and by keys and tokens in them.
+
+The shapes of tokens are those that their issuers document. What looks like a placeholder is none: it is too
+regular, or has a word such as "example" in it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+from adamas_cli.documents.collection import LeftOut, Reason
+
+OVERLAP_BYTES = 2048  # of two blocks, so that nothing is missed between them
+
+_ENVIRONMENT = re.compile(r"\.env(?:[-_.].*)?|.+\.env", re.IGNORECASE)
+_TEMPLATE_WORDS = frozenset(
+    ["default", "defaults", "dist", "example", "sample", "schema", "template", "tmpl", "tpl"]
+)
+_NOT_SETTINGS = re.compile(
+    r".*\.(?:c|cfg|cs|d|go|html?|java|jsx?|mjs|cjs|lock|md|php|py|rb|rs|rst|sh|tsx?|txt|vue)", re.I
+)
+_PRIVATE_KEY = re.compile(
+    r"id_(?:rsa|dsa|ecdsa|ed25519)(?:_sk)?|.*\.(?:p12|pfx|jks|keystore|kdbx|ppk)|master\.key", re.IGNORECASE
+)
+_CREDENTIALS = frozenset(
+    [
+        ".boto",
+        ".dockercfg",
+        ".git-credentials",
+        ".htpasswd",
+        ".my.cnf",
+        ".mylogin.cnf",
+        ".netrc",
+        ".pgpass",
+        ".pypirc",
+        ".s3cfg",
+        ".vault-token",
+        "_netrc",
+    ]
+)
+_CREDENTIALS_BELOW = (".aws/credentials", ".docker/config.json", ".kube/config", ".streamlit/secrets.toml")
+# Called so by those that hold credentials, and by templates and settings of others: their values tell.
+_SUSPECT = re.compile(
+    r"(?:.*[-_.])?(?:credentials?|secrets?|client_secret.*|service[-_]?account.*)"
+    r"(?:\.(?:json|ya?ml|toml|ini|cfg|conf|properties|txt))?|\.npmrc|\.yarnrc(?:\.yml)?|\.envrc|.*\.tfvars",
+    re.IGNORECASE,
+)
+_VALUE = re.compile(
+    rb"(?:passw(?:or)?d|secret|token|api[-_]?key|access[-_]?key|private[-_]?key)[\w-]*[\"']?[ \t]*[:=][ \t]*"
+    rb"[\"']?([^\s\"',;#]{8,200})",
+    re.IGNORECASE,
+)
+_FILLED_IN_LATER = re.compile(rb"[$%{}<>*()\[\]]|\.\.\.|^!|^ENC|^\w+\.\w+\.\w+$")
+
+# What each token begins with: to look for these takes a twentieth of the time, and most files have none.
+_SIGN = re.compile(
+    rb"A(?:KIA|SIA|ccessKey|ccountKey=|Iza|GE-SECRET)|P(?:RIVATE KEY|uTTY-User)"
+    rb"|g(?:h[porsu]_|ithub_pat_|lpat-)"
+    rb"|_(?:secret_access_key|SECRET_ACCESS_KEY|live_)|xox[abeprs]-|sk-[asopA-Z0-9]|hf_[A-Za-z]{8}|npm_[A-Za-z0-9]{8}"
+    rb"|pypi-Ag|SG\.[\w-]{8}|do[opr]_v1_|GOCSPX-"
+)
+_TOKEN = re.compile(
+    rb"(?P<AWS_access_key>A(?:KIA|SIA)[A-Z2-7]{16})(?![A-Za-z0-9])"
+    rb"|(?P<AWS_secret_key>(?:_(?:secret_access_key|SECRET_ACCESS_KEY)|AccessKey)[\"']?\s*[:=]\s*[\"']?"
+    rb"[A-Za-z0-9/+]{40})(?![A-Za-z0-9/+=])"
+    rb"|(?P<Azure_key>AccountKey=[A-Za-z0-9/+]{86}==)"
+    rb"|(?P<Google_key>AIza[\w-]{35})(?![\w-])"
+    rb"|(?P<age_key>AGE-SECRET-KEY-1[0-9A-Z]{58})"
+    rb"|(?P<private_key>PRIVATE KEY(?: BLOCK)?----|PuTTY-User-Key-File-)"
+    rb"|(?P<GitHub_token>g(?:h[porsu]_[A-Za-z0-9]{36}|ithub_pat_\w{60,}))"
+    rb"|(?P<GitLab_token>glpat-[\w-]{20})"
+    rb"|(?P<Slack_token>xox[abeprs]-[\w-]{20,})"
+    rb"|(?P<Stripe_key>[sr]k_live_[A-Za-z0-9]{24,})"
+    rb"|(?P<API_key>sk-(?:ant-|proj-|svcacct-|or-v1-)[\w-]{40,}|sk-[A-Za-z0-9]{20}T3BlbkFJ[A-Za-z0-9]{20})"
+    rb"|(?P<Hugging_Face_token>hf_[A-Za-z]{34})(?!\w)"
+    rb"|(?P<npm_token>npm_[A-Za-z0-9]{36})(?!\w)"
+    rb"|(?P<PyPI_token>pypi-AgE[\w-]{60,})"
+    rb"|(?P<SendGrid_key>SG\.[\w-]{22}\.[\w-]{43})"
+    rb"|(?P<DigitalOcean_token>do[opr]_v1_[a-f0-9]{64})"
+    rb"|(?P<Google_client_secret>GOCSPX-[\w-]{28})"
+)
+_GOES_ON = re.compile(rb"[\w-](?=[AGPSdghnprsx])")  # a token does not begin inside a word
+_DIGIT = re.compile(rb"\d")
+_BEGINS_KEY = re.compile(rb"---- ?BEGIN [A-Z0-9 ]{0,32}$")
+_AROUND_KEY = re.compile(rb"\\[nr]|[\s\"'+,\\]|^[\w-]+: .*$", re.MULTILINE)
+_BASE64 = re.compile(rb"-*[A-Za-z0-9/+=]{56,}")
+_PLACEHOLDER = re.compile(
+    rb"example|sample|placeholder|your|dummy|fake|redacted|change|replace|secret|insert|todo"
+    rb"|x{4}|\*{3}|\.{3}|0{6}|1234567|abcdefg",
+    re.IGNORECASE,
+)
+_LEAST_ENTROPY = 2.9  # bits a character; random keys have more than three
+
+
+def by_name(path: str) -> Reason | None:
+    """Which kind of secret a file holds that is called so; the path is relative, with `/`."""
+    name = path.rpartition("/")[2]
+    lower = name.lower()
+    if lower in _CREDENTIALS or f"/{path}".endswith(tuple(f"/{end}" for end in _CREDENTIALS_BELOW)):
+        return Reason.CREDENTIALS
+    if _PRIVATE_KEY.fullmatch(name):
+        return Reason.PRIVATE_KEY
+    if _ENVIRONMENT.fullmatch(name) and not is_template(name) and not _NOT_SETTINGS.fullmatch(name):
+        return Reason.ENVIRONMENT
+    return None
+
+
+def is_template(name: str) -> bool:
+    """Whether a file is called a template of an environment file, such as `.env.example`."""
+    words = re.split(r"[-_.]", name.lower())
+    return "env" in words and not _TEMPLATE_WORDS.isdisjoint(words)
+
+
+def by_content(path: str, blocks: Iterable[bytes]) -> LeftOut | None:
+    """Which kind of secret is in the bytes of a file, and what it is; None without any."""
+    suspect = _SUSPECT.fullmatch(path.rpartition("/")[2]) is not None
+    before = b""
+    for block in blocks:
+        window = before + block if before else block
+        for match in _TOKEN.finditer(window) if _SIGN.search(window) else ():
+            if (kind := match.lastgroup) and _is_real(kind, window, match):
+                reason = Reason.PRIVATE_KEY if kind in ("private_key", "age_key") else Reason.TOKEN
+                return LeftOut(reason, kind.replace("_", " "))
+        if suspect and any(_is_value(found[1]) for found in _VALUE.finditer(window)):
+            return LeftOut(Reason.CREDENTIALS, "a password, token or key")
+        before = window[-OVERLAP_BYTES:]
+    return None
+
+
+def _is_real(kind: str, text: bytes, match: re.Match[bytes]) -> bool:
+    """Whether a match is a key and no placeholder."""
+    if kind == "private_key":
+        return _is_private_key(text, match)
+    if kind not in ("AWS_secret_key", "Azure_key") and _GOES_ON.match(text, max(0, match.start() - 1)):
+        return False
+    value = re.split(rb"[=:\s\"']", match[0].rstrip(b"="))[-1] if kind == "AWS_secret_key" else match[0]
+    mixed = _DIGIT.search(value) or value != value.lower()  # words of a long name have neither
+    return bool(mixed) and not _PLACEHOLDER.search(value) and _entropy(value[4:]) >= _LEAST_ENTROPY
+
+
+def _is_private_key(text: bytes, match: re.Match[bytes]) -> bool:
+    """Whether a key follows: enough of base64, which a page that tells of keys leaves out."""
+    if match[0].startswith(b"PuTTY"):
+        return b"Private-Lines:" in text[match.end() : match.end() + OVERLAP_BYTES]
+    if not _BEGINS_KEY.search(text[max(0, match.start() - 64) : match.start()]):
+        return False
+    following = text[match.end() : match.end() + OVERLAP_BYTES].lstrip(b"-")
+    end = following.find(b"---")
+    body = _AROUND_KEY.sub(b"", following[: end if end >= 0 else None])
+    key = _BASE64.match(body)
+    return key is not None and _entropy(key[0]) > 4
+
+
+def _is_value(value: bytes) -> bool:
+    return not _FILLED_IN_LATER.search(value) and not _PLACEHOLDER.search(value) and _entropy(value) > 2.5
+
+
+def _entropy(value: bytes) -> float:
+    """Bits a character."""
+    counts = Counter(value).values()
+    return -sum(count / len(value) * math.log2(count / len(value)) for count in counts) if value else 0.0
