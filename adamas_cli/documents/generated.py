@@ -112,10 +112,13 @@ class Origins:
 
     def by_path(self, path: str) -> Reason | None:
         """Why the file at `path` is left out, as far as its name and the repository say."""
-        for attribute, reason in _ATTRIBUTES.items():
-            if self._attributes.value(path, f"linguist-{attribute}"):
+        said = {
+            reason: self._attributes.value(path, f"linguist-{name}") for name, reason in _ATTRIBUTES.items()
+        }
+        for reason, value in said.items():
+            if value:
                 return reason
-        if self._is_own(path):
+        if False in said.values():  # it is written by hand there
             return None
         *folders, name = path.split("/")
         if not _VENDORED_FOLDERS.isdisjoint(folders):
