@@ -22,6 +22,7 @@ class Reason(StrEnum):
     NOTEBOOK_TOO_LARGE = f"over the {notebook.MAX_BYTES // 2**20} MiB for notebooks"
     UNREADABLE = "unreadable"
     EMPTY = "empty"
+    BLANK = "blank"
     LINK = "symlinked"
     BROKEN_LINK = "symlinked to nothing"
     SPECIAL = "special (device, pipe or socket)"

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from adamas_cli.documents import secrets
+from adamas_cli.documents.blank import is_blank
 from adamas_cli.documents.collection import Collection, LeftOut, Reason
 from adamas_cli.documents.conversion import Conversion
 from adamas_cli.documents.decoding import HEAD_BYTES, is_binary
@@ -134,7 +135,8 @@ class Examiner:
                 return secret
             if secret is not None:
                 self._note_secret(path, secret.reason)
-        return Document(shown_path(path), size, file, is_notebook)
+        document = Document(shown_path(path), size, file, is_notebook)
+        return Reason.BLANK if is_blank(document, head) else document
 
     def _note_secret(self, path: str, reason: Reason) -> None:
         self._collection.notes.append(f"{shown_path(path)} is {reason}; it is read because it was named")
@@ -163,7 +165,10 @@ class Examiner:
             if kind is not None and copy is not None:
                 copy.flush()
                 return self.converted(copy.name, name, size, kind)
-        return Document(shown_path(name), size, content) if size else Reason.EMPTY
+        document = Document(shown_path(name), size, content)
+        if not size:
+            return Reason.EMPTY
+        return Reason.BLANK if is_blank(document, head) else document
 
 
 def _head(path: str) -> bytes:
