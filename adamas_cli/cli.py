@@ -73,6 +73,8 @@ def run(arguments: Sequence[str] | None = None, closed: Sequence[str] = ()) -> i
             "stdout is closed, so what is printed there is lost; -o writes an answer to a file",
             file=sys.stderr,
         )
+    if os.environ.get("COLUMNS") in ("0", "1"):  # a terminal that has not told its size, not one so narrow
+        del os.environ["COLUMNS"]
     as_json = "--json" in arguments
     try:
         code = _run_typer(arguments)
