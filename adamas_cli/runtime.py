@@ -41,6 +41,7 @@ class Runtime:
     origins: OriginOptions = field(default_factory=OriginOptions)
     load_seconds: float = 0.0  # from the model's name to weights in memory, a download not included
     _loaded: models.LoadedModel | None = None
+    _noted: set[str] = field(default_factory=set)
 
     @classmethod
     def resolve(
@@ -71,7 +72,20 @@ class Runtime:
 
     def frame(self, template: str) -> Frame:
         """A template, by its name or file, in the model's chat template. Raises UsageError."""
-        return frame(load_template(template), self.chat, system=self.prompt.system, think=self.prompt.think)
+        options = self.prompt
+        return frame(
+            load_template(template),
+            self.chat,
+            system=options.system,
+            think=options.think,
+            note=self.note_once,
+        )
+
+    def note_once(self, text: str) -> None:
+        """A line that the user should read, however often it is noted."""
+        if text not in self._noted:
+            self._noted.add(text)
+            self.progress.note(text)
 
     def layout(self, around: Frame) -> Layout:
         """An empty prompt, for documents to be laid out in."""

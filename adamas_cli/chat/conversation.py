@@ -51,6 +51,7 @@ class Conversation:
             runtime.tokenizer,
             system=options.system,
             think=options.think,
+            note=runtime.note_once,
         )
         self.turns: list[Turn] = []
         self._next = Turn()  # without a question yet

@@ -35,16 +35,14 @@ class ChatTemplateFile:
             else _chosen(self._settings.get("chat_template"))
         )
 
-    def apply_chat_template(self, conversation: list[dict[str, str]], **options: object) -> str:
+    def apply_chat_template(self, conversation: list[dict[str, object]], **options: object) -> str:
         """The conversation as the model's own prompt. options: variables of the template; `tokenize` is
-        none. Raises ModelUnavailableError where the template refuses the conversation.
+        none. Raises whatever the template does, which is a program: a TemplateError where it refuses the
+        conversation.
         """
         variables = {name: value for name, value in options.items() if name != "tokenize"}
         variables = {"tools": None, "documents": None, **self._special_tokens, **variables}
-        try:
-            return self._compiled.render(messages=conversation, **variables)
-        except TemplateError as error:
-            raise ModelUnavailableError(f"the model's chat template cannot be used: {error}") from error
+        return self._compiled.render(messages=conversation, **variables)
 
     @property
     def _special_tokens(self) -> dict[str, str]:
