@@ -13,11 +13,12 @@ from adamas_cli import models
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.choice import PREFILL_CHUNK
 from adamas_cli.engine.plan import MemoryPlan, plan_memory, require_memory
-from adamas_cli.errors import UsageError
+from adamas_cli.errors import ModelUnavailableError, UsageError
 from adamas_cli.models.device import choose_device, choose_dtype, wants_cuda
 from adamas_cli.models.prequantized import stored_bytes
 from adamas_cli.options import OriginOptions
 from adamas_cli.prompt.layout import Layout
+from adamas_cli.prompt.messages import unusable
 from adamas_cli.prompt.template import Frame, frame, load_template
 from adamas_cli.prompt.tokens import Tokenizer
 
@@ -65,7 +66,10 @@ class Runtime:
             model.model, dtype=model.dtype, device=model.device, offline=model.offline, progress=progress
         )
         begun = time.perf_counter()
-        chat = PreTrainedTokenizerFast.from_pretrained(files.directory)
+        try:
+            chat = PreTrainedTokenizerFast.from_pretrained(files.directory)
+        except (KeyError, TypeError, ValueError) as error:  # what its settings make of the library
+            raise ModelUnavailableError(unusable(error, "tokenizer settings")) from error
         tokenizer = Tokenizer.from_directory(files.directory)
         seconds = time.perf_counter() - begun
         return cls(files, tokenizer, chat, model, attention, prompt, store, progress, origins, seconds)

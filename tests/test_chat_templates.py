@@ -43,8 +43,8 @@ LISTS_WITHOUT_SYSTEM = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + LISTS
 )
 FIRST_PART = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content[0]['text'] }}<|im_end|>\n{% endfor %}"
-    + END
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{{ message.content[0]['text'] }}<|im_end|>\n{% endfor %}" + END
 )
 EITHER = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{% if message.content is string %}"
@@ -135,19 +135,7 @@ def test_what_is_wrong_with_the_users_own_template_is_not_blamed_on_the_model(ch
 
 @pytest.mark.parametrize(("template", "told"), WAYS, ids=range(len(WAYS)))
 def test_a_conversation_takes_the_same_way(tokenizer, template: str, told: list[str]) -> None:  # noqa: F811
-    if template in (
-        FIRST_PART,
-        LISTS,
-        LISTS_BY_KEY,
-        LISTS_WITHOUT_SYSTEM,
-        ALTERNATES,
-        REFUSES,
-        DROPS,
-        EITHER,
-    ):
-        usual = dialogue(tokenizer, CHAT_TEMPLATE, system=None if NO_SYSTEM in told else "Be brief.")
-    else:
-        usual = dialogue(tokenizer, CHAT_TEMPLATE, system="Be brief.")
+    usual = dialogue(tokenizer, CHAT_TEMPLATE, system=None if NO_SYSTEM in told else "Be brief.")
     notes: list[str] = []
     talk = dialogue(tokenizer, template, system="Be brief.", note=notes.append)
     shelf = documents(tokenizer, File("a.txt", "Anna."))
@@ -199,3 +187,39 @@ def test_a_broken_template_ends_with_5(adamas: Runner, model, book: Path, comman
     if command == "ask":
         told = json.loads(adamas(command, book, *question, "-m", model("{%"), "--json").stdout)["error"]
         assert told["type"] == "model_unavailable"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "5",
+        "true",
+        '{"tools": "b"}',
+        '[{"name": "tools", "template": "x"}]',
+        '[{"name": "default"}]',
+        "[1]",
+        None,
+    ],
+)
+@pytest.mark.parametrize("command", ["ask", "plan"])
+def test_settings_that_hold_no_template_are_one_clear_error(
+    adamas: Runner,  # noqa: F811
+    model,
+    book: Path,  # noqa: F811
+    command: str,
+    setting: str | None,
+) -> None:
+    folder = model(None)
+    settings = folder / "tokenizer_config.json"
+    if setting is None:
+        (folder / "chat_template.jinja").write_bytes(b"\xff\xfe{{")
+    else:
+        settings.write_text(
+            json.dumps(json.loads(settings.read_text()) | {"chat_template": json.loads(setting)})
+        )
+    done = adamas(command, book, "Who came?", "-m", folder)
+    assert (done.returncode, done.stdout) == (5, b"")
+    told = done.stderr.decode()
+    assert "fetch the model again, or take another one" in told
+    assert "fault in adamas" not in told
+    assert len(told.splitlines()) == 2

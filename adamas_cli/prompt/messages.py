@@ -19,6 +19,14 @@ AS_LISTS = "the model's chat template wants lists of parts, so each message is g
 _PRINTED_LIST = ("'type': 'text'", '"type": "text"')
 
 
+def unusable(failure: Exception | None, what: str = "chat template") -> str:
+    """What a user is told of a chat template that raises this, or loses what it is given."""
+    why = "it leaves out or repeats what it is given"
+    if failure is not None:
+        why = next(iter(str(failure).strip().splitlines()), type(failure).__name__)
+    return f"the model's {what} cannot be used: {why}\nfetch the model again, or take another one"
+
+
 class ChatTemplate(Protocol):
     """What turns messages into a model's own prompt format: `apply_chat_template` of a transformers
     tokenizer.
@@ -75,13 +83,7 @@ class Messages:
             if self._is_whole(text, way, marks):
                 self._settle(way)
                 return text
-        if failure is None:
-            why = "it leaves out or repeats what it is given"
-        else:
-            why = next(iter(str(failure).strip().splitlines()), type(failure).__name__)
-        raise ModelUnavailableError(
-            f"the model's chat template cannot be used: {why}\nfetch the model again, or take another one"
-        ) from failure
+        raise ModelUnavailableError(unusable(failure)) from failure
 
     def _ways(self) -> Iterator[_Way]:
         if self._way is not None:
