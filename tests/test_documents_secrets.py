@@ -133,6 +133,8 @@ class TestHidden:
         (".env.local", Reason.ENVIRONMENT),
         ("prod.env", Reason.ENVIRONMENT),
         (".ENV", Reason.ENVIRONMENT),
+        (".env~", Reason.ENVIRONMENT),
+        (".env.bak", Reason.ENVIRONMENT),
         ("id_rsa", Reason.PRIVATE_KEY),
         (".ssh/id_ed25519", Reason.PRIVATE_KEY),
         ("store.p12", Reason.PRIVATE_KEY),
@@ -180,6 +182,9 @@ REAL = {
     "npm token": lambda: "npm_" + some(36),
     "PyPI token": lambda: "pypi-AgEIcHlwaS5vcmc" + some(90),
     "Google key": lambda: "AIza" + some(35),
+    "SendGrid key": lambda: f"SG.{some(22)}.{some(43)}",
+    "Slack webhook": lambda: f"hooks.slack.com/services/T{some(10)}/B{some(10)}/{some(24)}",
+    "DigitalOcean token": lambda: "dop_v1_" + some(64, "0123456789abcdef"),
     "Azure key": lambda: f"AccountKey={some(86)}==",
 }
 
@@ -206,8 +211,12 @@ def test_keys_and_tokens_in_a_text_are_found(kind: str, around: str) -> None:
         "KEY = (\n" + "".join(f'    "{line}\\n"\n' for line in pem().splitlines()) + ")\n",
         pem().replace("KEY-----\n", "KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00FF\n\n", 1),
         pem("PGP ").replace("PRIVATE KEY", "PRIVATE KEY BLOCK").replace("BLOCK-----\n", "BLOCK-----\n\n", 1),
+        "".join(f"# {line}\n" for line in pem().splitlines()),
+        "".join(f"  '{line}\\n' +\n" for line in pem().splitlines()),
+        pem("OPENSSH ", 3000),
+        f"PuTTY-User-Key-File-3: ssh-rsa\nEncryption: none\nPublic-Lines: 1\n{some(64)}\nPrivate-Lines: 1\n",
     ],
-    ids=range(10),
+    ids=range(14),
 )
 def test_private_keys_in_any_wrapping_are_found(text: str) -> None:
     left_out = by_content("some/file.txt", [f"before\n{text}after\n".encode()])
@@ -233,6 +242,8 @@ def test_a_key_over_two_blocks_is_found(cut: int) -> None:
         "OPENAI_API_KEY=sk-proj-your-key-here-your-key-here-your-key-here-your-key\n",
         "OPENAI_API_KEY=sk-...\n",
         "-----BEGIN RSA PRIVATE KEY-----\nMIIEpAIBAAKCAQEA...\n-----END RSA PRIVATE KEY-----\n",
+        f"{pem()[:150]}\n...\n-----END RSA PRIVATE KEY-----\n",
+        "curl https://hooks.slack.com/services/T00000000/B00000000/XXXXXXXXXXXXXXXXXXXXXXXX\n",
         "-----BEGIN PRIVATE KEY-----\n<your key>\n-----END PRIVATE KEY-----\n",
         "if b'-----BEGIN PRIVATE KEY-----' in text:\n    raise ValueError('that is a PRIVATE KEY----')\n",
         "-----BEGIN PUBLIC KEY-----\n" + base64.encodebytes(bytes(range(200))).decode(),

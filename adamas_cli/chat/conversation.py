@@ -180,7 +180,8 @@ class Conversation:
         if layout.total + answer > free:
             room = f"{max(0, free):,} are free, and an answer may need {answer:,}"
             raise OverContextError(
-                f"that takes {layout.total:,} tokens; {room}\n/drop and /clear make room",
+                f"that takes {layout.total:,} tokens; {room}\n"
+                f"/drop and /clear make room{layout.largest_line()}",
                 n_document_tokens=layout.total,
                 n_answer_tokens=answer,
                 n_ctx=self.context,

@@ -112,6 +112,10 @@ class Examiner:
         head = _head(candidate.path)
         file = File(candidate.path, size)
         kind = recognized(head, path)
+        if kind is Format.HTML and candidate.folder is not None and not self._secrets:
+            secret = secrets.by_content(candidate.below, _blocks(candidate.path, head, size))
+            if secret is not None:
+                return secret
         if kind is not None:
             try:
                 return self.converted(candidate.path, path, size, kind)

@@ -15,7 +15,7 @@ from adamas_cli.documents.collection import LeftOut, Reason
 
 OVERLAP_BYTES = 2048  # of two blocks, so that nothing is missed between them
 
-_ENVIRONMENT = re.compile(r"\.env(?:[-_.].*)?|.+\.env", re.IGNORECASE)
+_ENVIRONMENT = re.compile(r"\.env(?:[-_.~].*)?|.+\.env", re.IGNORECASE)
 _TEMPLATE_WORDS = frozenset(
     ["default", "defaults", "dist", "example", "sample", "schema", "template", "tmpl", "tpl"]
 )
@@ -39,6 +39,7 @@ _CREDENTIALS = frozenset(
         ".s3cfg",
         ".vault-token",
         "_netrc",
+        "kubeconfig",
     ]
 )
 _CREDENTIALS_BELOW = (".aws/credentials", ".docker/config.json", ".kube/config", ".streamlit/secrets.toml")
@@ -68,6 +69,7 @@ _SIGNS = (
     ),
     re.compile(rb"A(?:KIA|SIA|Iza)\w{16}|A(?:ccess|ccount)Key\b"),
     re.compile(rb"SG\.[\w-]{20}"),
+    re.compile(rb"hooks\.slack\.com/services/T"),
 )
 _BEFORE, _AFTER = 32, 400  # bytes around a sign in which the longest token has its place
 _TOKEN = re.compile(
@@ -81,6 +83,7 @@ _TOKEN = re.compile(
     rb"|(?P<GitHub_token>g(?:h[porsu]_[A-Za-z0-9]{36}|ithub_pat_\w{60,}))"
     rb"|(?P<GitLab_token>glpat-[\w-]{20})"
     rb"|(?P<Slack_token>xox[abeprs]-[\w-]{20,})"
+    rb"|(?P<Slack_webhook>hooks\.slack\.com/services/T\w{8,}/B\w{8,}/\w{20,})"
     rb"|(?P<Stripe_key>[sr]k_live_[A-Za-z0-9]{24,})"
     rb"|(?P<API_key>sk-(?:ant-|proj-|svcacct-|or-v1-)[\w-]{40,}|sk-[A-Za-z0-9]{20}T3BlbkFJ[A-Za-z0-9]{20})"
     rb"|(?P<Hugging_Face_token>hf_[A-Za-z]{34})(?!\w)"
@@ -93,7 +96,7 @@ _TOKEN = re.compile(
 _GOES_ON = re.compile(rb"[\w-](?=[AGPSdghnprsx])")  # a token does not begin inside a word
 _DIGIT = re.compile(rb"\d")
 _BEGINS_KEY = re.compile(rb"---- ?BEGIN [A-Z0-9 ]{0,32}$")
-_AROUND_KEY = re.compile(rb"\\[nr]|[\s\"'+,\\]|^[\w-]+: .*$", re.MULTILINE)
+_AROUND_KEY = re.compile(rb"\\[nr]|[\s\"'+,\\()]|^[ \t]*(?:#|//|\*)|^[\w-]+: .*$", re.MULTILINE)
 _BASE64 = re.compile(rb"-*[A-Za-z0-9/+=]{56,}")
 _PLACEHOLDER = re.compile(
     rb"example|sample|placeholder|your|dummy|fake|redacted|change|replace|secret|insert|todo"
@@ -101,6 +104,7 @@ _PLACEHOLDER = re.compile(
     re.IGNORECASE,
 )
 _LEAST_ENTROPY = 2.9  # bits a character; random keys have more than three
+_KEY_ENTROPY = 4  # the same of a private key, which is longer
 
 
 def by_name(path: str) -> Reason | None:
@@ -149,7 +153,9 @@ def _is_real(kind: str, text: bytes, match: re.Match[bytes]) -> bool:
     """Whether a match is a key and no placeholder."""
     if kind == "private_key":
         return _is_private_key(text, match)
-    if kind not in ("AWS_secret_key", "Azure_key") and _GOES_ON.match(text, max(0, match.start() - 1)):
+    if kind not in ("AWS_secret_key", "Azure_key", "Slack_webhook") and _GOES_ON.match(
+        text, max(0, match.start() - 1)
+    ):
         return False
     value = re.split(rb"[=:\s\"']", match[0].rstrip(b"="))[-1] if kind == "AWS_secret_key" else match[0]
     mixed = _DIGIT.search(value) or value != value.lower()  # words of a long name have neither
@@ -157,7 +163,7 @@ def _is_real(kind: str, text: bytes, match: re.Match[bytes]) -> bool:
 
 
 def _is_private_key(text: bytes, match: re.Match[bytes]) -> bool:
-    """Whether a key follows: enough of base64, which a page that tells of keys leaves out."""
+    """Whether a whole key follows, of base64 alone: a page that tells of keys leaves it out or cuts it."""
     if match[0].startswith(b"PuTTY"):
         return b"Private-Lines:" in text[match.end() : match.end() + OVERLAP_BYTES]
     if not _BEGINS_KEY.search(text[max(0, match.start() - 64) : match.start()]):
@@ -165,8 +171,8 @@ def _is_private_key(text: bytes, match: re.Match[bytes]) -> bool:
     following = text[match.end() : match.end() + OVERLAP_BYTES].lstrip(b"-")
     end = following.find(b"---")
     body = _AROUND_KEY.sub(b"", following[: end if end >= 0 else None])
-    key = _BASE64.match(body)
-    return key is not None and _entropy(key[0]) > 4
+    key = _BASE64.fullmatch(body)
+    return key is not None and _entropy(key[0]) > _KEY_ENTROPY
 
 
 def _is_value(value: bytes) -> bool:

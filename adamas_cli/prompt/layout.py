@@ -104,7 +104,7 @@ class Layout:
         if needed > budget:
             raise OverContextError(
                 f"document {self.total:,} + question {question:,} = {needed:,} tokens > --token-budget "
-                f"{budget:,}. Give less, or raise it.{self._largest_line()}",
+                f"{budget:,}. Give less, or raise it.{self.largest_line()}",
                 largest=self._largest(),
                 n_document_tokens=self.total,
                 n_question_tokens=question,
@@ -141,14 +141,15 @@ class Layout:
         ordered = sorted(self.documents, key=lambda document: (-document.tokens, document.path))
         return [{"path": document.path, "tokens": document.tokens} for document in ordered[:LARGEST]]
 
-    def _largest_line(self) -> str:
+    def largest_line(self) -> str:
+        """A line that names them, for the end of a message; empty where there is one document alone."""
         named = [f"{entry['path']} {entry['tokens']:,}" for entry in self._largest()]
         return f"\nThe largest of {len(self.documents):,} documents: {', '.join(named)}" if named else ""
 
     def _over(self, question: int, answer: int, context: int, advice: str) -> OverContextError:
         needed = f"document {self.total:,} + question {question:,} + answer {answer:,} tokens"
         return OverContextError(
-            f"{needed} > context {context:,}. {advice} a model with a longer context.{self._largest_line()}",
+            f"{needed} > context {context:,}. {advice} a model with a longer context.{self.largest_line()}",
             largest=self._largest(),
             n_document_tokens=self.total,
             n_question_tokens=question,
