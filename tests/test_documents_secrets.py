@@ -170,7 +170,7 @@ def test_names_tell(path: str, reason: Reason | None) -> None:
 
 
 REAL = {
-    "AWS access key": lambda: "AKIA" + some(16, "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"),
+    "AWS access key": lambda: "AKIA" + some(16, string.ascii_uppercase + "0123456789"),
     "AWS secret key": lambda: f'aws_secret_access_key = "{some(40)}"',
     "private key": pem,
     "GitHub token": lambda: "ghp_" + some(36),
@@ -202,6 +202,7 @@ def test_keys_and_tokens_in_a_text_are_found(kind: str, around: str) -> None:
     "text",
     [
         pem("", 48),
+        pem("EC ", 32),
         pem("EC ", 121),
         pem("OPENSSH ", 400),
         pem("ENCRYPTED ", 600),
@@ -216,7 +217,7 @@ def test_keys_and_tokens_in_a_text_are_found(kind: str, around: str) -> None:
         pem("OPENSSH ", 3000),
         f"PuTTY-User-Key-File-3: ssh-rsa\nEncryption: none\nPublic-Lines: 1\n{some(64)}\nPrivate-Lines: 1\n",
     ],
-    ids=range(14),
+    ids=range(15),
 )
 def test_private_keys_in_any_wrapping_are_found(text: str) -> None:
     left_out = by_content("some/file.txt", [f"before\n{text}after\n".encode()])
@@ -233,6 +234,7 @@ def test_a_key_over_two_blocks_is_found(cut: int) -> None:
 @pytest.mark.parametrize(
     "text",
     [
+        "AKIA0123456789ABCDEF and AKIA1234567890123456 and ASIAIOSFODNN7EXAMPLE\n",
         "AKIAIOSFODNN7EXAMPLE and wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY\n",
         "aws_secret_access_key = wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY\n",
         "aws_secret_access_key = <your secret key, forty characters of it>\n",
@@ -260,6 +262,14 @@ def test_placeholders_and_talk_about_keys_are_none(path: str, text: str) -> None
     assert by_content(path, [text.encode()]) is None
 
 
+def test_a_file_that_begins_with_a_key_is_one_however_short() -> None:
+    short = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2Vw\nBCIEIJ1q\n-----END PRIVATE KEY-----\n"
+    left_out = by_content("deploy/server.key", [short.encode()])
+    assert left_out == (Reason.PRIVATE_KEY, "private key")
+    assert by_content("docs/keys.md", [f"A key looks like this:\n\n{short}".encode()]) is None
+    assert by_content("docs/keys.pem", [short.replace("MC4CAQAw", "<yourkey>").encode()]) is None
+
+
 def test_files_called_secrets_are_judged_by_their_values() -> None:
     password = some(12)
     for path, text in (
@@ -268,6 +278,8 @@ def test_files_called_secrets_are_judged_by_their_values() -> None:
         (".npmrc", f"//registry.npmjs.org/:_authToken={some(36)}\n"),
         ("prod.tfvars", f'db_password = "{password}"\n'),
         (".envrc", f"export DB_PASSWORD='{password}'\n"),
+        ("credentials.json", '{"user": "anna", "password": "hunter2"}'),
+        ("secrets.toml", 'api_key = "k-93ab"\n'),
     ):
         assert by_content(path, [text.encode()]) == (Reason.CREDENTIALS, "a password, token or key"), path
     for path, text in (
@@ -276,6 +288,11 @@ def test_files_called_secrets_are_judged_by_their_values() -> None:
         ("secrets.json", '{"password": "", "token": "your-token", "api_key": "changeme"}'),
         (".npmrc", "save-exact=true\n//registry.npmjs.org/:_authToken=${NPM_TOKEN}\n"),
         (".envrc", "use flake\n"),
+        (
+            "secrets.json",
+            '{"password": {"type": "string"}, "token": null, "secret": true, "api_key": "string"}',
+        ),
+        ("secrets.yml", "password: ********\ntoken: <token>\nsecret: xxxx\n"),
         ("settings.py", f"password = '{password}'\n"),
     ):
         assert by_content(path, [text.encode()]) is None, path

@@ -51,10 +51,14 @@ _SUSPECT = re.compile(
 )
 _VALUE = re.compile(
     rb"(?:passw(?:or)?d|secret|token|api[-_]?key|access[-_]?key|private[-_]?key)[\w-]*[\"']?[ \t]*[:=][ \t]*"
-    rb"[\"']?([^\s\"',;#]{8,200})",
+    rb"[\"']?([^\s\"',;#]{4,200})",
     re.IGNORECASE,
 )
-_FILLED_IN_LATER = re.compile(rb"[$%{}<>*()\[\]]|\.\.\.|^!|^ENC|^\w+\.\w+\.\w+$")
+_FILLED_IN_LATER = re.compile(
+    rb"[$%{}<>*()\[\]]|\.\.\.|^!|^ENC|^\w+\.\w+\.\w+$"
+    rb"|^(?:true|false|null|none|nil|undefined|string|bytes|required|optional)$",
+    re.IGNORECASE,
+)
 
 # What tokens have in common, each behind a character that is looked for at the speed of memory. The whole
 # shapes are tried around what is found, and nowhere else.
@@ -73,7 +77,7 @@ _SIGNS = (
 )
 _BEFORE, _AFTER = 32, 400  # bytes around a sign in which the longest token has its place
 _TOKEN = re.compile(
-    rb"(?P<AWS_access_key>A(?:KIA|SIA)[A-Z2-7]{16})(?![A-Za-z0-9])"
+    rb"(?P<AWS_access_key>A(?:KIA|SIA)[A-Z0-9]{16})(?![A-Za-z0-9])"
     rb"|(?P<AWS_secret_key>(?:_(?:secret_access_key|SECRET_ACCESS_KEY)|AccessKey)[\"']?\s*[:=]\s*[\"']?"
     rb"[A-Za-z0-9/+]{40})(?![A-Za-z0-9/+=])"
     rb"|(?P<Azure_key>AccountKey=[A-Za-z0-9/+]{86}==)"
@@ -85,7 +89,7 @@ _TOKEN = re.compile(
     rb"|(?P<Slack_token>xox[abeprs]-[\w-]{20,})"
     rb"|(?P<Slack_webhook>hooks\.slack\.com/services/T\w{8,}/B\w{8,}/\w{20,})"
     rb"|(?P<Stripe_key>[sr]k_live_[A-Za-z0-9]{24,})"
-    rb"|(?P<API_key>sk-(?:ant-|proj-|svcacct-|or-v1-)[\w-]{40,}|sk-[A-Za-z0-9]{20}T3BlbkFJ[A-Za-z0-9]{20})"
+    rb"|(?P<API_key>sk-(?:ant-|proj-|svcacct-|or-v1-)[\w-]{40,}|sk-[A-Za-z0-9]{48})(?![\w-])"
     rb"|(?P<Hugging_Face_token>hf_[A-Za-z]{34})(?!\w)"
     rb"|(?P<npm_token>npm_[A-Za-z0-9]{36})(?!\w)"
     rb"|(?P<PyPI_token>pypi-AgE[\w-]{60,})"
@@ -97,7 +101,8 @@ _GOES_ON = re.compile(rb"[\w-](?=[AGPSdghnprsx])")  # a token does not begin ins
 _DIGIT = re.compile(rb"\d")
 _BEGINS_KEY = re.compile(rb"---- ?BEGIN [A-Z0-9 ]{0,32}$")
 _AROUND_KEY = re.compile(rb"\\[nr]|[\s\"'+,\\()]|^[ \t]*(?:#|//|\*)|^[\w-]+: .*$", re.MULTILINE)
-_BASE64 = re.compile(rb"-*[A-Za-z0-9/+=]{56,}")
+_BASE64 = re.compile(rb"-*[A-Za-z0-9/+=]{16,}")
+_SHORTEST_KEY = 40  # characters, in a text that goes on about other things
 _PLACEHOLDER = re.compile(
     rb"example|sample|placeholder|your|dummy|fake|redacted|change|replace|secret|insert|todo"
     rb"|x{4}|\*{3}|\.{3}|0{6}|1234567|abcdefg",
@@ -105,6 +110,7 @@ _PLACEHOLDER = re.compile(
 )
 _LEAST_ENTROPY = 2.9  # bits a character; random keys have more than three
 _KEY_ENTROPY = 4  # the same of a private key, which is longer
+_VALUE_ENTROPY = 1.5  # and of a password that a person has thought of
 
 
 def by_name(path: str) -> Reason | None:
@@ -166,17 +172,27 @@ def _is_private_key(text: bytes, match: re.Match[bytes]) -> bool:
     """Whether a whole key follows, of base64 alone: a page that tells of keys leaves it out or cuts it."""
     if match[0].startswith(b"PuTTY"):
         return b"Private-Lines:" in text[match.end() : match.end() + OVERLAP_BYTES]
-    if not _BEGINS_KEY.search(text[max(0, match.start() - 64) : match.start()]):
+    start = max(0, match.start() - 64)
+    begins = _BEGINS_KEY.search(text[start : match.start()])
+    if begins is None:
         return False
     following = text[match.end() : match.end() + OVERLAP_BYTES].lstrip(b"-")
     end = following.find(b"---")
     body = _AROUND_KEY.sub(b"", following[: end if end >= 0 else None])
     key = _BASE64.fullmatch(body)
-    return key is not None and _entropy(key[0]) > _KEY_ENTROPY
+    if key is None or _PLACEHOLDER.search(key[0][:_SHORTEST_KEY]):
+        return False
+    # A file that begins with a key is one, however short, as keys for tests may be.
+    alone = not text[: start + begins.start()].strip(b"- \n")
+    return alone or (len(key[0]) >= _SHORTEST_KEY and _entropy(key[0]) > _KEY_ENTROPY)
 
 
 def _is_value(value: bytes) -> bool:
-    return not _FILLED_IN_LATER.search(value) and not _PLACEHOLDER.search(value) and _entropy(value) > 2.5
+    return (
+        not _FILLED_IN_LATER.search(value)
+        and not _PLACEHOLDER.search(value)
+        and _entropy(value) > _VALUE_ENTROPY
+    )
 
 
 def _entropy(value: bytes) -> float:
