@@ -58,15 +58,23 @@ def adamas(
 attach(app)
 
 
-def run(arguments: Sequence[str] | None = None) -> int:
+def run(arguments: Sequence[str] | None = None, closed: Sequence[str] = ()) -> int:
     """Run one command line and return its exit code; nothing is raised.
 
-    With None it is the process's own, which then ends here if it is interrupted.
+    With None it is the process's own, which then ends here if it is interrupted. closed: standard streams
+    that lead to nowhere because the caller has closed them.
     """
     owns_process = arguments is None
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
+    if "stdout" in closed and not any(word.startswith(("-o", "--output")) for word in arguments):
+        print(
+            "stdout is closed, so what is printed there is lost; -o writes an answer to a file",
+            file=sys.stderr,
+        )
+    if os.environ.get("COLUMNS") in ("0", "1"):  # a terminal that has not told its size, not one so narrow
+        del os.environ["COLUMNS"]
     as_json = "--json" in arguments
     try:
         code = _run_typer(arguments)

@@ -63,6 +63,7 @@ class InputSettings:
     exclude: list[str] | None = None
     no_gitignore: bool = False
     hidden: bool = False
+    secrets: bool = False
     max_file_size: int | None = None
     generated: bool = False
     no_tree: bool = False

@@ -193,6 +193,14 @@ def test_a_full_context_says_how_to_go_on(chat, book):  # noqa: F811
     assert b"are free, and an answer may need 8\n/drop and /clear make room" in refused.stderr
 
 
+def test_white_space_alone_is_nothing_to_talk_about(chat, book):  # noqa: F811
+    (book.parent / "blank.txt").write_text("\n \n")
+    done = chat("Who came?", sources=("blank.txt",))
+    assert (done.returncode, done.stdout) == (3, b"")
+    assert b"Nothing readable in blank.txt: skipped 1: 1 blank." in done.stderr
+    assert chat("/add blank.txt").returncode == 3
+
+
 def test_documents_that_do_not_fit_can_be_cut_aloud(chat, book):  # noqa: F811
     book.write_text("A sentence about nothing. " * 1000)
     assert chat("Who?").returncode == 4

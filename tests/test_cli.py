@@ -337,6 +337,36 @@ def test_ctrl_c_ends_within_a_second(delay: float, tiny_model: Path, book: Path,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["book.txt"]
 
 
+def test_a_terminal_that_tells_no_width_gets_the_answer(tiny_model: Path, book: Path) -> None:
+    """`COLUMNS` is 0 in some containers and editors; rich takes it at its word and prints nothing."""
+    shown = []
+    for columns in ({}, {"COLUMNS": "0"}, {"COLUMNS": "1"}):
+        master, slave = pty.openpty()
+        done = subprocess.Popen(
+            [ADAMAS, "ask", book, "Who?", "-m", tiny_model, "-n", "9", "--no-usage"],
+            stdout=slave,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            env=environment(TERM="xterm-256color", **columns),
+        )
+        os.close(slave)
+        answer = b""
+        try:
+            while block := os.read(master, 4096):
+                answer += block
+        except OSError:  # Linux says EIO when the last writer has gone
+            pass
+        os.close(master)
+        assert done.stderr is not None
+        notes = done.stderr.read()
+        done.stderr.close()
+        assert done.wait(10) == 0, notes
+        assert b"the answer was cut at --max-tokens" in notes
+        shown.append(answer.split(b"\x1b[J")[-1])
+    assert shown[0].strip()
+    assert shown[0] == shown[1] == shown[2]
+
+
 def test_no_terminal_no_colour_even_when_the_other_stream_is_one(tiny_model: Path, book: Path) -> None:
     master, slave = pty.openpty()
     done = subprocess.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import pty
 import re
@@ -14,10 +15,12 @@ import sys
 import termios
 import textwrap
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pyte
+import pytest
 
 SCRIPT = """
 import sys, time
@@ -365,3 +368,31 @@ def test_without_a_terminal_each_part_is_a_plain_line() -> None:
     assert told[4] == "part 6 of 9: novels/emma.txt:600-699 · 1,000 tokens · knows nothing · 5.0 s"
     assert told[8] == "merge 1 1 of 1: novels/emma.txt:100-999 · 900 tokens · 120 written · 5.0 s"
     assert len(told) == 9
+
+
+LIST = """
+with Display(answers=sys.stdout, notes=sys.stderr, usage=False) as display:
+    display.note("a note")
+    say(display, "- first thing\\n- second **thing**\\n\\n| name | count |\\n|---|---|\\n| alpha | 11 |\\n")
+    display.show(done())
+"""
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3, 5, 9, 19, 20, 21])
+def test_nothing_of_an_answer_is_lost_on_a_narrow_terminal(columns: int) -> None:
+    terminal = Terminal(LIST, columns=columns, rows=50)
+    terminal.finish()
+    shown = "".join("".join(terminal.lines()).split())
+    assert "anote" in shown
+    for word in ("firstthing", "second", "thing", "name", "count", "alpha", "11"):
+        assert word in shown
+
+
+@pytest.mark.parametrize("columns", [10, 19, 20, 40])
+def test_a_table_keeps_its_cells_on_a_narrow_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from adamas_cli.terminal.table import print_table
+
+    monkeypatch.setenv("COLUMNS", str(columns))
+    stream = io.StringIO()
+    print_table(stream, ["NAME", "TOKENS"], [["a-long-name-of-a-model", "12,345"], ["b", "1"]])
+    assert not Counter("NAMETOKENSa-long-name-of-a-model12,345b1") - Counter(stream.getvalue())

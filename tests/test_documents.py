@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -183,6 +184,39 @@ def test_nothing_readable_says_why() -> None:
         found()
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b" ",
+        b"\n\n\n",
+        b" \t\r\n\f" * 100_000,
+        b"\xef\xbb\xbf",
+        b"\xef\xbb\xbf \n",
+        " \u00a0\u2003\u3000\u200b\n".encode(),
+        " \n".encode("utf-16"),
+        " \n \n".encode("utf-16-le"),
+        b"\xa0 \xa0\n",
+    ],
+    ids=range(9),
+)
+def test_white_space_alone_is_nothing_to_read(content: bytes) -> None:
+    write("blank.txt", content)
+    write("blank.txt.gz", gzip.compress(content))
+    for source, stdin in (("blank.txt", b""), (".", b""), ("-", content), ("blank.txt.gz", b"")):
+        with pytest.raises(NothingReadableError, match=r"\d blank"):
+            found(source, stdin=stdin)
+    write("text.txt", content + "text".encode("utf-16-le" if content[1:2] == b"\0" else "utf-8"))
+    assert paths("text.txt") == ["text.txt"]
+
+
+def test_a_notebook_without_words_is_nothing_to_read() -> None:
+    cells = [{"cell_type": "markdown", "source": [" \n"]}]
+    for written in ([], cells):
+        write("n.ipynb", json.dumps({"nbformat": 4, "cells": written}))
+        with pytest.raises(NothingReadableError, match="1 blank"):
+            found("n.ipynb")
+
+
 @pytest.mark.parametrize("device", ["/dev/zero", "/dev/null", "/dev/urandom"])
 def test_devices_are_never_opened(device: str) -> None:
     with pytest.raises(NothingReadableError, match="1 special"):
@@ -322,8 +356,10 @@ class TestInAWorkTree:
         write("clone/deep/d.log")
         git("-C", "clone", "init", "-q")
         expected = [
+            ".gitmodules",
             "clone/c.txt",
             "clone/deep/d.log",
+            "module/.gitignore",
             "module/mine.log",
             "new.py",
             "src/app.py",

@@ -129,10 +129,19 @@ def test_include_and_exclude_work_together(tmp_path: Path) -> None:
     assert kept(tmp_path, selection, *paths) == expected
 
 
-def test_hidden_files_are_left_out_and_git_always(tmp_path: Path) -> None:
-    paths = (".env", ".github/ci.yml", "a/.b/c", ".git/config", "a/.git", "a/b")
-    assert kept(tmp_path, Selection(), *paths) == ["a/b"]
-    assert kept(tmp_path, Selection(hidden=True), *paths) == [".env", ".github/ci.yml", "a/.b/c", "a/b"]
+def test_git_is_left_out_always(tmp_path: Path) -> None:
+    paths = (".profile", ".github/ci.yml", "a/.b/c", ".git/config", "a/.git", "a/b")
+    for hidden in (False, True):
+        expected = [".profile", ".github/ci.yml", "a/.b/c", "a/b"]
+        assert kept(tmp_path, Selection(hidden=hidden), *paths) == expected
+
+
+def test_hidden_is_what_begins_with_a_dot_or_lies_below_it() -> None:
+    paths = (".profile", ".github/ci.yml", "a/.b/c", "a/b", ".env", ".env.example", ".github/.cache/x")
+    choice = Choice(Selection())
+    hidden = [path for path in paths if choice.hides(path, is_folder=False)]
+    assert hidden == [".profile", "a/.b/c", ".github/.cache/x"]
+    assert not any(Choice(Selection(hidden=True)).hides(path, is_folder=False) for path in paths)
 
 
 @pytest.mark.parametrize("pattern", ["[", "!", "a\\", "[[:x:]]"])

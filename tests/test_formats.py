@@ -451,13 +451,40 @@ class TestConvertedTexts:
         monkeypatch.setenv("ADAMAS_CACHE_DIR", "/proc/adamas")
         assert parts_of("a.pdf", pdf(["x"]))
 
+    @pytest.mark.parametrize("full", [1, 2])
+    def test_a_full_disk_costs_no_answer(
+        self, full: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """One disk is full, or that of temporary files too; the text is written half before that shows."""
+        real = ConvertedTexts.keep
+        fulls: list[Path] = []
+
+        def keep(self: ConvertedTexts, key: str, parts: Iterator[Part]) -> object:
+            if len(fulls) < full:
+                fulls.append(self.root)
+                next(parts)
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(self, key, parts)
+
+        notes: list[str] = []
+        progress = Silent()
+        monkeypatch.setattr(progress, "note", notes.append)
+        monkeypatch.setattr(ConvertedTexts, "keep", keep)
+        for name in ("a.pdf", "b.pdf"):
+            Path(name).write_bytes(pdf([f"text of {name}", "and a second page"]))
+        collection = collect(["a.pdf", "b.pdf"], Selection(), stdin=io.BytesIO(), progress=progress)
+        texts = ["".join(document.pieces()) for document in collection.documents]
+        assert [text.splitlines()[1] for text in texts] == ["text of a.pdf", "text of b.pdf"]
+        assert notes == [f"converted texts are not kept in {fulls[0]}: No space left on device"]
+        assert fulls[0] == converted_directory()
+
     def test_a_full_disk_is_no_fault_of_the_file(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(self: ConvertedTexts, key: str, parts: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr(ConvertedTexts, "keep", full)
         Path("a.pdf").write_bytes(pdf(["x"]))
-        with pytest.raises(AdamasError, match=r"a.pdf cannot be written to .*: No space left"):
+        with pytest.raises(AdamasError, match=r"a.pdf cannot be written: .*No space left"):
             found("a.pdf")
 
     def test_the_least_recently_used_goes_first(self) -> None:

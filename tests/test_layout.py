@@ -70,6 +70,26 @@ def test_it_fits_exactly_or_not_at_all():
     assert f"document {total} + question 20 + answer 30 tokens > context {total + 49}" in error.value.message
     assert error.value.details["n_prompt_tokens"] == total + 20
     assert error.value.details["n_ctx"] == total + 49
+    assert error.value.details["largest"] == []  # which is the only one
+    assert "largest" not in error.value.message
+
+
+def test_a_refusal_names_the_largest_documents():
+    documents = [Text(f"{size}.txt", "x" * size) for size in (10, 4000, 20, 300, 300_000, 50, 1)]
+    layout = lay_out(1000, *documents)
+    for refused in (lambda: layout.fit(20, 30, 100), lambda: layout.keep_budget(20, 100)):
+        with pytest.raises(OverContextError) as error:
+            refused()
+        largest = error.value.details["largest"]
+        paths = ["300000.txt", "4000.txt", "300.txt", "50.txt", "20.txt"]
+        assert [entry["path"] for entry in largest] == paths
+        around = len('<document path="300.txt">\n\n</document>\n')
+        assert largest[2]["tokens"] == 300 + around
+        line = error.value.message.splitlines()[1]
+        assert line.startswith("The largest of 7 documents: 300000.txt 300,0")
+        assert line.endswith(
+            f", 300.txt {300 + around:,}, 50.txt {50 + around - 1:,}, 20.txt {20 + around - 1:,}"
+        )
 
 
 @pytest.mark.parametrize("block", [1, 7, 1000])

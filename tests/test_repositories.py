@@ -149,7 +149,7 @@ class TestAttributes:
         for name in ("a.py", "schema/x.py", "libs/b.py", "libs/ours.py", "uv.lock"):
             write(name)
         assert paths(".") == ["a.py", "libs/ours.py", "uv.lock"]
-        assert found(".").skipped == {"generated": 1, "vendored": 1}
+        assert found(".").skipped == {"generated": 1, "vendored": 1, "hidden": 1}
 
     def test_those_of_the_work_tree_hold_in_its_folders(self) -> None:
         subprocess.run(["git", "init", "-q"], check=True)

@@ -195,6 +195,7 @@ def test_a_repository_is_described_as_one(adamas: Run, tmp_path: Path) -> None:
         ((), 2, "give documents, as in: adamas summarize book.txt"),
         (("book.txt", "--style", "long"), 2, "'brief', 'detailed', 'bullets'"),
         (("absent.txt",), 2, "no file or folder 'absent.txt'"),
+        (("blank.txt",), 3, "Nothing readable in blank.txt: skipped 1: 1 blank."),
         (("book.txt", "-n", "1400"), 4, "lower -n or raise --ctx-size"),
         (("book.txt", "--on-overflow", "error"), 4, "context 1,536"),
         (("book.txt", "--token-budget", "1k"), 4, "--token-budget 1,024"),
@@ -203,6 +204,7 @@ def test_a_repository_is_described_as_one(adamas: Run, tmp_path: Path) -> None:
 def test_mistakes_are_told_in_two_lines(
     adamas: Run, book: Path, arguments: tuple[str, ...], code: int, hint: str
 ) -> None:
+    (book.parent / "blank.txt").write_text(" \n\n\t\n")
     done = adamas("summarize", *arguments)
     assert (done.returncode, done.stdout) == (code, "")
     assert hint in done.stderr

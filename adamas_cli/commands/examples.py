@@ -66,6 +66,11 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "adamas plan src/ --tree": "which folders take the room",
         "adamas plan . --token-budget 30k --json": "exit code 4 where it is more",
     },
+    "read": {
+        "adamas read report.pdf": "what of a report a model gets to see",
+        "adamas read src/ --json --tokens": "each file's format, encoding, sections and tokens",
+        "adamas read book.epub -o book.txt": "the text in a file",
+    },
     "cache ls": {"adamas cache ls": "the documents that need not be read again"},
     "cache info": {
         "adamas cache info book.txt": "what is kept of one document",

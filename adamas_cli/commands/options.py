@@ -133,7 +133,10 @@ FLAGS: dict[type, dict[str, Any]] = {
             "-e", "--exclude", metavar="PATTERN", help="Not these files (gitignore syntax; repeatable)."
         ),
         "no_gitignore": _input("--no-gitignore", help="Read ignored files too."),
-        "hidden": _input("--hidden", help="Read hidden files and folders too."),
+        "hidden": _input(
+            "--hidden", help="Read hidden files and folders too, not only those that git tracks."
+        ),
+        "secrets": _input("--secrets", help="Read files with keys, passwords and tokens too, such as .env."),
         "max_file_size": _input("--max-file-size", help="Skip larger files found in folders.", **_length),
         "generated": _input("--generated", help="Read generated, vendored, minified and lock files too."),
         "no_tree": _input("--no-tree", help="Leave out the list of a folder's files."),

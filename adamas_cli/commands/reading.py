@@ -13,7 +13,7 @@ import typer
 from adamas_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from adamas_cli.documents import Document
+    from adamas_cli.documents import Collection, Document
     from adamas_cli.settings import InputSettings
     from adamas_cli.terminal.display import Display
 
@@ -38,6 +38,13 @@ def collect_documents(
 
     Raises UsageError, NothingReadableError.
     """
+    return collect_all(sources, chosen, display, verbose=verbose, keep=keep).documents
+
+
+def collect_all(
+    sources: list[str], chosen: InputSettings, display: Display, *, verbose: int, keep: bool = True
+) -> Collection:
+    """The same documents, with what is known of everything that is left out."""
     from adamas_cli.documents import DEFAULT_MAX_FILE_SIZE, Selection, collect, read_file_list
 
     if chosen.files_from == "-":
@@ -53,6 +60,7 @@ def collect_documents(
         exclude=tuple(chosen.exclude or ()),
         gitignore=not chosen.no_gitignore,
         hidden=chosen.hidden,
+        secrets=chosen.secrets,
         max_file_size=DEFAULT_MAX_FILE_SIZE if chosen.max_file_size is None else chosen.max_file_size or None,
         generated=chosen.generated,
         tree=not chosen.no_tree,
@@ -67,7 +75,7 @@ def collect_documents(
         if verbose:
             for reason, paths in collection.examples.items():
                 display.note(f"  {reason}: {', '.join(paths)}")
-    return collection.documents
+    return collection
 
 
 @contextmanager

@@ -17,6 +17,7 @@ SUMMARIES = {
     "adamas summarize book.txt --style bullets",
     "chat": "Talk about documents: adamas chat book.txt",
     "plan": "Count tokens, memory and time before a question is asked: adamas plan src/ --tree",
+    "read": "Print the text that a model would be given: adamas read report.pdf",
     "bench": "Measure this machine: adamas bench --len 4k,16k, or adamas bench --kernels",
     "eval": "Compare sparse with full attention on a model and text of yours.",
     "models": "List, fetch and remove models.",

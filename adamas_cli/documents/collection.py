@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from adamas_cli.documents.document import Document, shown_path
 from adamas_cli.documents.formats import notebook
@@ -21,6 +22,7 @@ class Reason(StrEnum):
     NOTEBOOK_TOO_LARGE = f"over the {notebook.MAX_BYTES // 2**20} MiB for notebooks"
     UNREADABLE = "unreadable"
     EMPTY = "empty"
+    BLANK = "blank"
     LINK = "symlinked"
     BROKEN_LINK = "symlinked to nothing"
     SPECIAL = "special (device, pipe or socket)"
@@ -30,9 +32,25 @@ class Reason(StrEnum):
     GENERATED = "generated"
     MINIFIED = "minified"
     LOCK = "lock files"
+    HIDDEN = "hidden"
+    HIDDEN_FOLDER = "hidden folders"
+    ENVIRONMENT = "secret (environment files)"
+    PRIVATE_KEY = "secret (private keys)"
+    CREDENTIALS = "secret (credentials)"
+    TOKEN = "secret (with access tokens)"
 
 
-LEFT_OUT = (Reason.VENDORED, Reason.GENERATED, Reason.MINIFIED, Reason.LOCK)  # unless `generated` is given
+# What is read all the same where the setting of that name says so.
+LEFT_OUT = (Reason.VENDORED, Reason.GENERATED, Reason.MINIFIED, Reason.LOCK)  # generated
+_HIDDEN = (Reason.HIDDEN, Reason.HIDDEN_FOLDER)  # hidden
+_SECRET = (Reason.ENVIRONMENT, Reason.PRIVATE_KEY, Reason.CREDENTIALS, Reason.TOKEN)  # secrets
+
+
+class LeftOut(NamedTuple):
+    """A reason with more about it, for those who look closer."""
+
+    reason: Reason
+    why: str
 
 
 @dataclass
@@ -68,4 +86,8 @@ class Collection:
             line += "; `generated` reads " + " and ".join(
                 reason for reason, _ in counts if reason in LEFT_OUT
             )
+        if any(reason in _HIDDEN for reason in self.skipped):
+            line += "; `hidden` reads hidden ones"
+        if any(reason in _SECRET for reason in self.skipped):
+            line += "; `secrets` reads secret ones"
         return line

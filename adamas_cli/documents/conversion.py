@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from types import TracebackType
 from typing import Self
 
@@ -16,6 +17,8 @@ from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.parts import Part
 from adamas_cli.errors import AdamasError
 from adamas_cli.progress import Progress
+
+_MEMORY = "/dev/shm"  # a folder of Linux's that no disk is behind
 
 
 class Conversion:
@@ -45,21 +48,30 @@ class Conversion:
         before = os.stat(path)
         with open(path, "rb") as file:
             key = key_of(hashlib.file_digest(file, "sha256").hexdigest(), kind)
-        texts = self._opened()
-        found = texts.find(key)
+        found = self._opened().find(key)
         if found is None:
             with self._progress.task(f"converting {shown}", None, "sections") as advance:
-                try:
-                    found = texts.keep(key, self._read(path, kind, before, advance))
-                except OSError as error:
-                    raise AdamasError(
-                        f"the text of {shown} cannot be written to {texts.root}: {error.strerror}", path=shown
-                    ) from error
+                found = self._written(key, lambda: self._read(path, kind, before, advance), shown)
         return found
+
+    def _written(self, key: str, read: Callable[[], Generator[Part | Omission]], shown: str) -> ConvertedText:
+        """The text on disk; where that is full, in a folder of this run alone, if need be in memory."""
+        failure: OSError | None = None
+        for choose in (self._opened, ConvertedTexts.passing, lambda: ConvertedTexts.passing(_MEMORY)):
+            try:
+                self._texts = choose()
+                with closing(read()) as parts:
+                    return self._texts.keep(key, parts)
+            except OSError as error:
+                if failure is None and self._texts is not None:
+                    where = self._texts.root
+                    self._progress.note(f"converted texts are not kept in {where}: {error.strerror}")
+                failure = error
+        raise AdamasError(f"the text of {shown} cannot be written: {failure}", path=shown) from failure
 
     def _read(
         self, path: str, kind: Format, before: os.stat_result, advance: Callable[[int], None]
-    ) -> Iterator[Part | Omission]:
+    ) -> Generator[Part | Omission]:
         """What the reader says. Raises UnreadableError, also where the file is another than was hashed."""
         words = False
         for part in self._reader.read(kind, path):

@@ -48,8 +48,8 @@ def converted_directory() -> Path:
 class _PassingFolder:
     """A folder that ends with the last text in it."""
 
-    def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="adamas-"))
+    def __init__(self, below: str | None) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="adamas-", dir=below))
         weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
@@ -81,8 +81,8 @@ class ConvertedText:
 class ConvertedTexts:
     """The store of converted texts; one that is not kept ends with its texts."""
 
-    def __init__(self, *, kept: bool) -> None:
-        self._folder = None if kept else _PassingFolder()
+    def __init__(self, *, kept: bool, below: str | None = None) -> None:
+        self._folder = None if kept else _PassingFolder(below)
         self.root = self._folder.path if self._folder else converted_directory()
         self._kept = kept
         self._grown = False
@@ -96,6 +96,11 @@ class ConvertedTexts:
         except OSError:
             return cls(kept=False)
         return store if os.access(store.root, os.W_OK) else cls(kept=False)
+
+    @classmethod
+    def passing(cls, below: str | None = None) -> ConvertedTexts:
+        """One for this run alone, in a folder `below` another or where temporary files go. Raises OSError."""
+        return cls(kept=False, below=below)
 
     def find(self, key: str) -> ConvertedText | None:
         """What is kept under a key, if it is whole; it then counts as just used."""

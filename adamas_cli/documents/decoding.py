@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 HEAD_BYTES = 8 * 1024  # what tells text from binary, as in git
 WINDOW_BYTES = 64 * 1024  # what chooses the encoding, from the first byte that is not ASCII
@@ -77,25 +77,27 @@ def is_binary(head: bytes) -> bool:
     return b"\0" in head or controls > _CONTROL_SHARE * len(head)
 
 
-def decode(blocks: Iterable[bytes]) -> Iterator[str]:
+def decode(blocks: Iterable[bytes], tell: Callable[[str], None] = lambda _: None) -> Iterator[str]:
     """The text of `blocks`, piece by piece, whatever their sizes; a piece is no longer than its blocks are.
 
     A byte order mark is dropped and every line end (CRLF, CR) becomes `\\n`. It never fails: a byte that is
     not UTF-8 in a UTF-8 text is read as Windows-1252, one without meaning in another encoding becomes U+FFFD.
+    `tell` is called once with the encoding, before the text that shows it.
     """
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
-    for text in _characters(iter(blocks)):
+    for text in _characters(iter(blocks), tell):
         if piece := newlines.decode(text):
             yield piece
     if piece := newlines.decode("", final=True):
         yield piece
 
 
-def _characters(blocks: Iterator[bytes]) -> Iterator[str]:
+def _characters(blocks: Iterator[bytes], tell: Callable[[str], None]) -> Iterator[str]:
     head = _at_least(HEAD_BYTES, b"", blocks)
     known = _unicode_by_start(head)
     if known is not None:
         encoding, mark = known
+        tell(encoding)
         yield from _decoded(encoding, head[mark:], blocks)
         return
     before, block = b"", head
@@ -105,11 +107,14 @@ def _characters(blocks: Iterator[bytes]) -> Iterator[str]:
             before += block[max(0, start - CONTEXT_BYTES) : start]
             yield block[:start].decode("ascii")
             rest = _at_least(WINDOW_BYTES, block[start:], blocks)
-            yield from _decoded(_plausible(before, rest[:WINDOW_BYTES]), rest, blocks)
+            encoding = _plausible(before, rest[:WINDOW_BYTES])
+            tell(encoding)
+            yield from _decoded(encoding, rest, blocks)
             return
         yield block.decode("ascii")
         before = block[-CONTEXT_BYTES:]
         block = next(blocks, b"")
+    tell("ascii")
 
 
 def _at_least(size: int, block: bytes, blocks: Iterator[bytes]) -> bytes:

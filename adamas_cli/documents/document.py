@@ -88,13 +88,17 @@ class Spool:
 
 @dataclass(frozen=True)
 class Document:
-    """A document that is going to be read. `path` is safe to print; `size` is in bytes, before decoding."""
+    """A document that is going to be read. `path` is safe to print; `size` is in bytes, before decoding.
+
+    `converted_from` is the format that its text was made from, empty for text.
+    """
 
     path: str
     size: int
     content: Content | Sections
     is_notebook: bool = False
     numbered: bool = False
+    converted_from: str = ""
 
     def parts(self) -> Iterator[Part]:
         """The text in parts of at most 1 MiB, decoded as `decode` says; never the whole file in memory.
@@ -105,6 +109,31 @@ class Document:
         """
         parts = self._parts()
         return numbered(parts) if self.numbered else parts
+
+    @property
+    def format(self) -> str:
+        """What it is: `text`, `ipynb`, or the format that it was converted from, such as `pdf`."""
+        return self.converted_from or ("ipynb" if self.is_notebook else "text")
+
+    def encoding(self) -> str | None:
+        """What its bytes are decoded by, such as `utf-8`; None for a format that says so itself.
+
+        Reads up to the first byte that is not ASCII. Raises AdamasError as `parts` does.
+        """
+        if isinstance(self.content, Sections):
+            return None
+        told: list[str] = []
+        for _ in decode(self.content.blocks(), told.append):
+            if told:
+                break
+        return told[0]
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """What of it has no place in its text, by kind and count."""
+        empty: int = getattr(self.content, "empty", 0)
+        others: dict[str, int] = getattr(self.content, "left_out", {})
+        return ({"pages without text": empty} if empty else {}) | others
 
     @property
     def characters(self) -> int:

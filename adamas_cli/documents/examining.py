@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
-from adamas_cli.documents.collection import Collection, Reason
+from adamas_cli.documents import secrets
+from adamas_cli.documents.blank import is_blank
+from adamas_cli.documents.collection import Collection, LeftOut, Reason
 from adamas_cli.documents.conversion import Conversion
 from adamas_cli.documents.decoding import HEAD_BYTES, is_binary
-from adamas_cli.documents.document import Document, File, shown_path
+from adamas_cli.documents.document import BLOCK_BYTES, Document, File, shown_path
 from adamas_cli.documents.filtering import Selection
 from adamas_cli.documents.formats import notebook
 from adamas_cli.documents.formats.recognize import Format, recognized
@@ -45,6 +47,7 @@ class Examiner:
 
     def __init__(self, selection: Selection, collection: Collection, conversion: Conversion) -> None:
         self._max_size = selection.max_file_size
+        self._secrets = selection.secrets
         self._numbered = selection.line_numbers
         self._collection = collection
         self._conversion = conversion
@@ -53,7 +56,7 @@ class Examiner:
         """Add what is found under a normalized path; the document, if it is one."""
         return self.add(path, lambda: self._examined(path, candidate))
 
-    def add(self, path: str, examine: Callable[[], Document | Reason]) -> Document | None:
+    def add(self, path: str, examine: Callable[[], Document | Reason | LeftOut]) -> Document | None:
         """Add what `examine` finds at a path, or why it raises UnreadableError or OSError."""
         try:
             found = examine()
@@ -66,6 +69,9 @@ class Examiner:
             found = Reason.UNREADABLE
         if isinstance(found, Document) and self._numbered:
             found = replace(found, numbered=True)
+        if isinstance(found, LeftOut):
+            self._collection.add(path, *found)
+            return None
         self._collection.add(path, found)
         return found if isinstance(found, Document) else None
 
@@ -81,9 +87,9 @@ class Examiner:
             self._collection.notes.append(f"{shown}: left out: {kinds}")
         if text.pages and text.empty == text.pages:
             raise UnreadableError(Trouble.SCANNED)
-        return Document(shown, size, text)
+        return Document(shown, size, text, converted_from=kind)
 
-    def _examined(self, path: str, candidate: Candidate) -> Document | Reason:
+    def _examined(self, path: str, candidate: Candidate) -> Document | Reason | LeftOut:
         mode, size = candidate.status.st_mode, candidate.status.st_size
         is_notebook = path.lower().endswith(".ipynb")
         if stat.S_ISLNK(mode):
@@ -96,6 +102,11 @@ class Examiner:
             reason = candidate.origins.by_path(candidate.below)
             if reason is not None:
                 return reason
+        by_name = None if self._secrets else secrets.by_name(candidate.below)
+        if by_name is not None:
+            if candidate.folder is not None:
+                return by_name
+            self._note_secret(path, by_name)
         limit = None if candidate.folder is None else self._max_size
         if limit is not None and size > limit:
             return Reason.TOO_LARGE
@@ -104,6 +115,10 @@ class Examiner:
         head = _head(candidate.path)
         file = File(candidate.path, size)
         kind = recognized(head, path)
+        if kind is Format.HTML and candidate.folder is not None and not self._secrets:
+            secret = secrets.by_content(candidate.below, _blocks(candidate.path, head, size))
+            if secret is not None:
+                return secret
         if kind is not None:
             try:
                 return self.converted(candidate.path, path, size, kind)
@@ -119,7 +134,19 @@ class Examiner:
             reason = candidate.origins.by_head(candidate.below, head)
             if reason is not None:
                 return reason
-        return Document(shown_path(path), size, file, is_notebook)
+        if not self._secrets and by_name is None:
+            named = candidate.folder is None  # of which the beginning is looked at alone
+            blocks = [head] if named else _blocks(candidate.path, head, size)
+            secret = secrets.by_content(candidate.below, blocks)
+            if secret is not None and not named:
+                return secret
+            if secret is not None:
+                self._note_secret(path, secret.reason)
+        document = Document(shown_path(path), size, file, is_notebook)
+        return Reason.BLANK if is_blank(document, head) else document
+
+    def _note_secret(self, path: str, reason: Reason) -> None:
+        self._collection.notes.append(f"{shown_path(path)} is {reason}; it is read because it was named")
 
     def unpacked(self, name: str, content: Gzipped, limit: int | None) -> Document | Reason:
         """What is in a gzip file, of at most `limit` bytes: unpacked once to the end, because damage shows
@@ -145,7 +172,10 @@ class Examiner:
             if kind is not None and copy is not None:
                 copy.flush()
                 return self.converted(copy.name, name, size, kind)
-        return Document(shown_path(name), size, content) if size else Reason.EMPTY
+        document = Document(shown_path(name), size, content)
+        if not size:
+            return Reason.EMPTY
+        return Reason.BLANK if is_blank(document, head) else document
 
 
 def _head(path: str) -> bytes:
@@ -154,3 +184,19 @@ def _head(path: str) -> bytes:
         return os.read(descriptor, HEAD_BYTES)
     finally:
         os.close(descriptor)
+
+
+def _blocks(path: str, head: bytes, size: int) -> Iterator[bytes]:
+    """The first `size` bytes of a file that begins with `head`. Raises OSError."""
+    yield head
+    if size > len(head):
+        with open(path, "rb", opener=_without_waiting) as file:
+            file.seek(len(head))
+            left = size - len(head)
+            while left > 0 and (block := file.read(min(left, BLOCK_BYTES))):
+                yield block
+                left -= len(block)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)

@@ -11,9 +11,24 @@ import stat
 from dataclasses import dataclass
 
 from adamas_cli.documents.gitignore import PatternError, Rules
+from adamas_cli.documents.secrets import by_name, is_template
 from adamas_cli.errors import UsageError
 
 DEFAULT_MAX_FILE_SIZE = 10 * 1024 * 1024
+# Hidden names that belong to a project's text, whether git tracks them or there is no git.
+_SHOWN = frozenset(
+    [
+        ".buildkite",
+        ".circleci",
+        ".devcontainer",
+        ".forgejo",
+        ".gitea",
+        ".github",
+        ".gitlab",
+        ".gitlab-ci.yml",
+        ".travis.yml",
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -22,15 +37,17 @@ class Selection:
 
     `include` and `exclude` are gitignore patterns, relative to each named folder: a file is taken if it (or a
     folder above it) matches `include`, where there is any, and does not match `exclude`. `gitignore=False`
-    reads no ignore files. `max_file_size` is in bytes, None for no limit. `generated` takes generated,
-    vendored, minified and lock files too. `tree` puts the names of each folder's files before their texts,
-    `line_numbers` a number before each line.
+    reads no ignore files. `hidden` takes hidden files that git does not track, `secrets` those that hold
+    secrets. `max_file_size` is in bytes, None for no limit. `generated` takes generated, vendored, minified
+    and lock files too. `tree` puts the names of each folder's files before their texts, `line_numbers` a
+    number before each line.
     """
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     gitignore: bool = True
     hidden: bool = False
+    secrets: bool = False
     max_file_size: int | None = DEFAULT_MAX_FILE_SIZE
     generated: bool = False
     tree: bool = True
@@ -48,12 +65,22 @@ class Choice:
 
     def takes(self, path: str, *, is_folder: bool) -> bool:
         """Whether to take a file, or to look into a folder; the folders above it have been taken."""
-        name = os.path.basename(path)
-        if name == ".git" or (name.startswith(".") and not self._hidden):
-            return False
-        if self._exclude.verdict(path, is_folder=is_folder):
+        if os.path.basename(path) == ".git" or self._exclude.verdict(path, is_folder=is_folder):
             return False
         return is_folder or self._include is None or _matches(self._include, path, is_folder=False)
+
+    def hides(self, path: str, *, is_folder: bool) -> bool:
+        """Whether an entry that git does not track is left out because its name, or a name above it, begins
+        with a dot. What a project is built by is read all the same, and secrets are counted as such.
+        """
+        if self._hidden or not (path.startswith(".") or "/." in path):
+            return False
+        *folders, name = path.split("/")
+        if is_folder:
+            folders.append(name)
+        elif name.startswith(".") and name not in _SHOWN and not is_template(name) and by_name(path) is None:
+            return True
+        return any(folder.startswith(".") and folder not in _SHOWN for folder in folders)
 
 
 class IgnoreRules:

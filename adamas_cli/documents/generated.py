@@ -112,10 +112,13 @@ class Origins:
 
     def by_path(self, path: str) -> Reason | None:
         """Why the file at `path` is left out, as far as its name and the repository say."""
-        for attribute, reason in _ATTRIBUTES.items():
-            if self._attributes.value(path, f"linguist-{attribute}"):
+        said = {
+            reason: self._attributes.value(path, f"linguist-{name}") for name, reason in _ATTRIBUTES.items()
+        }
+        for reason, value in said.items():
+            if value:
                 return reason
-        if self._is_own(path):
+        if False in said.values():  # it is written by hand there
             return None
         *folders, name = path.split("/")
         if not _VENDORED_FOLDERS.isdisjoint(folders):
@@ -130,7 +133,8 @@ class Origins:
         """Why a file that begins with `head` is left out, though its name does not say so."""
         if self._is_own(path):
             return None
-        if _MARK.search(head, 0, _MARKED_BYTES):
+        # Every mark has the word in it, which is quickly looked for.
+        if b"generated" in head[:_MARKED_BYTES].lower() and _MARK.search(head, 0, _MARKED_BYTES):
             return Reason.GENERATED
         dense = os.path.splitext(path)[1].lower() in _DENSE_SUFFIXES
         if dense and len(head) > _DENSE_LINE * (head.count(b"\n") + 1):

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from adamas_cli.documents.collection import Reason
 from adamas_cli.documents.filtering import Choice, Filter, IgnoreRules
 
 # Git's own rules are in its listing already; `.ignore` speaks to search tools, about tracked files too.
@@ -36,12 +37,12 @@ class Entry:
 class Lister:
     """Lists what a choice and the ignore files leave of a folder.
 
-    `on_unreadable` is told the path of each folder or file that cannot be listed.
+    `on_left_out` is told the path of each folder or file that cannot be listed, or is hidden.
     """
 
     choice: Choice
     use_ignore_files: bool
-    on_unreadable: Callable[[str], None]
+    on_left_out: Callable[[str, Reason], None]
 
     def entries(self, folder: str, below_named: str = "") -> Iterator[Entry]:
         """The entries below `folder`, in no particular order, with paths that begin with it.
@@ -61,20 +62,30 @@ class Lister:
             rules, below_top = IgnoreRules(folder, names), ""
         yield from self._walked(folder, below_named, Filter(self.choice, rules, below_named, below_top))
 
-    def _tracked(self, folder: str, paths: list[str], below_named: str, keep: Filter) -> Iterator[Entry]:
-        for path in paths:
+    def _tracked(
+        self, folder: str, paths: dict[str, bool], below_named: str, keep: Filter
+    ) -> Iterator[Entry]:
+        for path, tracked in paths.items():
             location = os.path.join(folder, path)
             try:
                 status = os.lstat(location)
             except FileNotFoundError:
                 continue  # in the index, but deleted from the work tree
             except OSError:
-                self.on_unreadable(location)
+                self.on_left_out(location, Reason.UNREADABLE)
                 continue
             if not stat.S_ISDIR(status.st_mode):
-                if keep.keeps_file(path):
+                if not keep.keeps_file(path):
+                    continue
+                if not tracked and self.choice.hides(path, is_folder=False):
+                    self.on_left_out(location, Reason.HIDDEN)
+                else:
                     yield Entry(location, status)
-            elif keep.keeps_folder(path.rstrip("/")):
+            elif not keep.keeps_folder(path.rstrip("/")):
+                continue
+            elif not tracked and self.choice.hides(path.rstrip("/"), is_folder=True):
+                self.on_left_out(location, Reason.HIDDEN_FOLDER)
+            else:
                 yield from self.entries(location.rstrip("/"), os.path.join(below_named, path))
 
     def _walked(self, folder: str, below_named: str, keep: Filter) -> Iterator[Entry]:
@@ -85,15 +96,21 @@ class Lister:
                 with os.scandir(os.path.join(folder, below)) as scan:
                     children = list(scan)
             except OSError:
-                self.on_unreadable(os.path.join(folder, below))
+                self.on_left_out(os.path.join(folder, below), Reason.UNREADABLE)
                 continue
             for child in children:
                 path = os.path.join(below, child.name)
                 if not child.is_dir(follow_symlinks=False):
-                    if keep.keeps_file(path):
+                    if not keep.keeps_file(path):
+                        continue
+                    if child.name.startswith(".") and self.choice.hides(child.name, is_folder=False):
+                        self.on_left_out(child.path, Reason.HIDDEN)
+                    else:
                         yield Entry(child.path, child.stat(follow_symlinks=False))
                 elif keep.keeps_folder(path):
-                    if self.use_ignore_files and os.path.lexists(os.path.join(child.path, ".git")):
+                    if child.name.startswith(".") and self.choice.hides(child.name, is_folder=True):
+                        self.on_left_out(child.path, Reason.HIDDEN_FOLDER)
+                    elif self.use_ignore_files and os.path.lexists(os.path.join(child.path, ".git")):
                         yield from self.entries(child.path, os.path.join(below_named, path))
                     else:
                         pending.append(path)
@@ -116,16 +133,19 @@ def path_below(top: str | None, folder: str) -> str:
     return "" if path == os.curdir else path
 
 
-def _git_files(folder: str) -> list[str] | None:
-    """Paths of the files of the work tree below `folder`, tracked or not ignored, relative to it.
+def _git_files(folder: str) -> dict[str, bool] | None:
+    """Paths of the files of the work tree below `folder`, tracked (True) or not ignored, relative to it.
 
     A submodule or other repository inside is one path, perhaps with a slash after it. None when git cannot
     say: it is not installed, refuses a folder of another owner, or `folder` itself is ignored.
     """
     if _git(folder, "check-ignore", "--quiet", ".") is not None:
         return None
-    listing = _git(folder, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--deduplicate")
-    return None if listing is None else [os.fsdecode(path) for path in listing.split(b"\0") if path]
+    listing = _git(folder, "ls-files", "-t", "-z", "--cached", "--others", "--exclude-standard")
+    if listing is None:
+        return None
+    # A letter and a space before each path: `?` where it is not tracked. One in a conflict comes repeatedly.
+    return {os.fsdecode(line[2:]): line[:1] != b"?" for line in listing.split(b"\0") if line}
 
 
 def _git(folder: str, *arguments: str) -> bytes | None:

@@ -43,9 +43,7 @@ def collect(
     document is left, AdamasError when a stream breaks off.
     """
     collection = Collection()
-    lister = Lister(
-        Choice(selection), selection.gitignore, lambda path: collection.add(path, Reason.UNREADABLE)
-    )
+    lister = Lister(Choice(selection), selection.gitignore, collection.add)
     candidates: dict[str, Candidate] = {}  # by normalized path, so that `src` and `./src/app.py` meet
     folders: list[str] = []
     streams: list[str] = []

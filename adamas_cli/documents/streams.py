@@ -8,6 +8,7 @@ import tempfile
 import weakref
 from typing import IO, BinaryIO
 
+from adamas_cli.documents.blank import is_blank
 from adamas_cli.documents.collection import Reason
 from adamas_cli.documents.decoding import HEAD_BYTES, is_binary
 from adamas_cli.documents.document import BLOCK_BYTES, Document, Spool, shown_path
@@ -57,7 +58,10 @@ def _found(path: str, stream: BinaryIO, examiner: Examiner, progress: Progress) 
     size = _copied(shown, block, stream, copy, progress)
     spool = Spool(copy, size)
     weakref.finalize(spool, copy.close)
-    return examiner.unpacked(path, Gzipped(spool, size), None) if packed else Document(shown, size, spool)
+    if packed:
+        return examiner.unpacked(path, Gzipped(spool, size), None)
+    document = Document(shown, size, spool)
+    return Reason.BLANK if is_blank(document, head) else document
 
 
 def _copied(shown: str, block: bytes, stream: BinaryIO, copy: IO[bytes], progress: Progress) -> int:

@@ -116,7 +116,11 @@ class _Foresight:
         tokenizer = Tokenizer.from_directory(self.files.directory)
         template = load_template(prompt.template or DEFAULT_TEMPLATE)
         around = frame(
-            template, ChatTemplateFile(self.files.directory), system=prompt.system, think=prompt.think
+            template,
+            ChatTemplateFile(self.files.directory),
+            system=prompt.system,
+            think=prompt.think,
+            note=self.progress.note,
         )
         layout = Layout(tokenizer, around)
         before = layout.total

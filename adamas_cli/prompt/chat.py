@@ -18,6 +18,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from adamas_cli.errors import ModelUnavailableError
+from adamas_cli.prompt.messages import unusable
 
 _CONFIG, _TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 
@@ -29,22 +30,23 @@ class ChatTemplateFile:
         """Raises ModelUnavailableError where the folder's settings cannot be read."""
         self._settings = _settings(directory / _CONFIG)
         file = directory / _TEMPLATE
-        self.chat_template: str | None = (
-            file.read_text(encoding="utf-8")
-            if file.is_file()
-            else _chosen(self._settings.get("chat_template"))
-        )
+        try:
+            self.chat_template: str | None = (
+                file.read_text(encoding="utf-8")
+                if file.is_file()
+                else _chosen(self._settings.get("chat_template"))
+            )
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise ModelUnavailableError(unusable(error)) from error
 
-    def apply_chat_template(self, conversation: list[dict[str, str]], **options: object) -> str:
+    def apply_chat_template(self, conversation: list[dict[str, object]], **options: object) -> str:
         """The conversation as the model's own prompt. options: variables of the template; `tokenize` is
-        none. Raises ModelUnavailableError where the template refuses the conversation.
+        none. Raises whatever the template does, which is a program: a TemplateError where it refuses the
+        conversation.
         """
         variables = {name: value for name, value in options.items() if name != "tokenize"}
         variables = {"tools": None, "documents": None, **self._special_tokens, **variables}
-        try:
-            return self._compiled.render(messages=conversation, **variables)
-        except TemplateError as error:
-            raise ModelUnavailableError(f"the model's chat template cannot be used: {error}") from error
+        return self._compiled.render(messages=conversation, **variables)
 
     @property
     def _special_tokens(self) -> dict[str, str]:
@@ -87,11 +89,18 @@ def _settings(file: Path) -> dict[str, Any]:
 
 
 def _chosen(templates: Any) -> str | None:
-    """The template of the settings: the only one, or the one that is called `default`."""
+    """The template of the settings: the only one, or the one that is called `default`. Raises KeyError,
+    TypeError or ValueError where there are others alone.
+    """
+    if not templates or isinstance(templates, str):
+        return templates or None
     if isinstance(templates, list):
-        named = {entry["name"]: entry["template"] for entry in templates}
-        return named.get("default")
-    return templates if isinstance(templates, str) else None
+        templates = {entry["name"]: entry["template"] for entry in templates}
+    if not isinstance(templates, dict):
+        raise TypeError("it is no text")
+    if "default" not in templates:
+        raise ValueError(f"of {', '.join(templates)} none is the default")
+    return str(templates["default"])
 
 
 def _refuse(message: str) -> NoReturn:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from adamas_cli.prompt.tokens import Tokenizer
 
 NO_IDS = np.empty(0, np.int32)
+LARGEST = 5  # documents that a refusal names
 KEPT_TOKENS = 1 << 24  # ids kept from either end of the documents: more than any model's context, 64 MiB
 
 
@@ -103,7 +104,8 @@ class Layout:
         if needed > budget:
             raise OverContextError(
                 f"document {self.total:,} + question {question:,} = {needed:,} tokens > `token_budget` "
-                f"{budget:,}. Give less, or raise it.",
+                f"{budget:,}. Give less, or raise it.{self.largest_line()}",
+                largest=self._largest(),
                 n_document_tokens=self.total,
                 n_question_tokens=question,
                 n_prompt_tokens=needed,
@@ -132,10 +134,23 @@ class Layout:
         self._lines.skip(len(ids))
         self._ends.add(ids)
 
+    def _largest(self) -> list[dict[str, object]]:
+        """The documents that take most, where there are several."""
+        if len(self.documents) < 2:
+            return []
+        ordered = sorted(self.documents, key=lambda document: (-document.tokens, document.path))
+        return [{"path": document.path, "tokens": document.tokens} for document in ordered[:LARGEST]]
+
+    def largest_line(self) -> str:
+        """A line that names them, for the end of a message; empty where there is one document alone."""
+        named = [f"{entry['path']} {entry['tokens']:,}" for entry in self._largest()]
+        return f"\nThe largest of {len(self.documents):,} documents: {', '.join(named)}" if named else ""
+
     def _over(self, question: int, answer: int, context: int, advice: str) -> OverContextError:
         needed = f"document {self.total:,} + question {question:,} + answer {answer:,} tokens"
         return OverContextError(
-            f"{needed} > context {context:,}. {advice} a model with a longer context.",
+            f"{needed} > context {context:,}. {advice} a model with a longer context.{self.largest_line()}",
+            largest=self._largest(),
             n_document_tokens=self.total,
             n_question_tokens=question,
             n_prompt_tokens=self.total + question,

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import importlib.resources
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 from xml.sax.saxutils import quoteattr
 
 from adamas_cli.errors import UsageError
+from adamas_cli.prompt.messages import NO_TEMPLATE, ChatTemplate, Message, Messages
 
 if TYPE_CHECKING:
     from adamas_cli.documents import Document
@@ -27,16 +28,7 @@ DOCUMENTS_MARK, QUESTION_MARK = "\ue000documents\ue000", "\ue000question\ue000"
 TEMPLATE_VARIABLES = ("documents", "question")
 CLOSING_TAG = "</document>"
 _CLOSING = re.compile(re.escape(CLOSING_TAG[:-1]), re.IGNORECASE)
-
-
-class ChatTemplate(Protocol):
-    """What turns messages into a model's own prompt format: `apply_chat_template` of a transformers
-    tokenizer.
-    """
-
-    chat_template: str | None
-
-    def apply_chat_template(self, conversation: list[dict[str, str]], **options: object) -> str: ...
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -88,25 +80,31 @@ def template_names() -> list[str]:
 
 
 def frame(
-    template: Template, chat: ChatTemplate, *, system: str | None = None, think: bool | None = None
+    template: Template,
+    chat: ChatTemplate,
+    *,
+    system: str | None = None,
+    think: bool | None = None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> Frame:
     """The template inside the model's chat template; models without one get the template as it is.
 
-    think: passed on to chat templates that can switch reasoning on or off (`enable_thinking`).
-    Raises UsageError if the documents do not come before the question, each once.
+    think: passed on to chat templates that can switch reasoning on or off (`enable_thinking`). note: is told
+    where there is no chat template, or one that takes messages in an unusual way.
+    Raises UsageError if the documents do not come before the question, each once, ModelUnavailableError where
+    the chat template cannot be used.
     """
     text = template.substitute(documents=DOCUMENTS_MARK, question=QUESTION_MARK)
-    if chat.chat_template:
-        messages = [{"role": "system", "content": system}] if system else []
-        messages.append({"role": "user", "content": text})
-        options = {} if think is None else {"enable_thinking": think}
-        text = chat.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
-    elif system:
-        text = f"{system}\n\n{text}"
-    parts = re.split(f"{DOCUMENTS_MARK}|{QUESTION_MARK}", text)
-    if len(parts) != 3 or text.index(DOCUMENTS_MARK) > text.index(QUESTION_MARK):
+    marks = (DOCUMENTS_MARK, QUESTION_MARK)
+    if [text.count(mark) for mark in marks] != [1, 1] or text.index(marks[0]) > text.index(marks[1]):
         raise UsageError("a template needs $documents once, and behind it $question once")
-    return Frame(*parts)
+    if chat.chat_template:
+        messages = Messages(chat, system=system, think=think, note=note)
+        text = messages.filled([Message("user", text)], marks)
+    else:
+        note(NO_TEMPLATE)
+        text = f"{system}\n\n{text}" if system else text
+    return Frame(*re.split("|".join(marks), text))
 
 
 def opening(document: Document) -> str:
@@ -117,6 +115,18 @@ def opening(document: Document) -> str:
 def closing() -> str:
     """The line behind a document's text."""
     return f"\n{CLOSING_TAG}\n"
+
+
+def wrapped(document: Document) -> Iterator[str]:
+    """A document as a prompt has it, piece by piece: `Layout` makes tokens of the same text."""
+    yield without_surrogates(opening(document))
+    yield from map(without_surrogates, escaped(document.pieces()))
+    yield closing()
+
+
+def without_surrogates(text: str) -> str:
+    """Text that has a UTF-8 form: file names may bring surrogates for bytes that are no text."""
+    return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
 
 
 def escaped(pieces: Iterable[str]) -> Iterator[str]:

@@ -18,6 +18,7 @@ from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.prompt.blocks import blocks
 from adamas_cli.prompt.bpe import FastPath, NotEquivalentError, alphabet_bytes
 from adamas_cli.prompt.pretokenizers import seam, tiktoken_pattern
+from adamas_cli.prompt.template import without_surrogates
 
 if TYPE_CHECKING:
     import tokenizers
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 FAST_FROM = 1_000_000
 
 
-_SURROGATES = re.compile("[\ud800-\udfff]")
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -99,14 +99,14 @@ class Tokenizer:
         Equal to the model's own tokenizer, except where more than LONGEST_WORD characters come without a
         seam.
         """
-        for block in blocks(map(_without_surrogates, pieces), self._seam):
+        for block in blocks(map(without_surrogates, pieces), self._seam):
             self._characters += len(block)
             yield self._encode_block(block)
 
     def encode_template(self, text: str) -> np.ndarray:
         """The ids (int32 [n]) of chat template text: control tokens are recognised, nothing is added."""
         return np.array(
-            self._template.encode(_without_surrogates(text), add_special_tokens=False).ids, dtype=np.int32
+            self._template.encode(without_surrogates(text), add_special_tokens=False).ids, dtype=np.int32
         )
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -175,11 +175,6 @@ class Decoder:
 
 
 _NO_IDS = np.empty(0, dtype=np.int32)
-
-
-def _without_surrogates(text: str) -> str:
-    """Text that has a UTF-8 form: file names may bring surrogates for bytes that are no text."""
-    return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
 
 
 def _config(component: Any) -> dict[str, Any] | None:

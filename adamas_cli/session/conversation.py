@@ -38,7 +38,7 @@ class Conversation:
     def __init__(self, runtime: Runtime, documents: Sequence[Document]) -> None:
         """Load the model and, meanwhile, count the documents.
 
-        Raises ModelUnavailableError, OverContextError, and UsageError for a wrong template or `--ctx-size`.
+        Raises ModelUnavailableError, OverContextError, and UsageError for a wrong template or `ctx_size`.
         """
         self.runtime = runtime
         options = runtime.prompt
@@ -48,6 +48,7 @@ class Conversation:
             runtime.tokenizer,
             system=options.system,
             think=options.think,
+            note=runtime.note_once,
         )
         self.turns: list[Turn] = []
         self._next = Turn()  # without a question yet
@@ -159,7 +160,8 @@ class Conversation:
         if layout.total + answer > free:
             room = f"{max(0, free):,} are free, and an answer may need {answer:,}"
             raise OverContextError(
-                f"that takes {layout.total:,} tokens; {room}\n/drop and /clear make room",
+                f"that takes {layout.total:,} tokens; {room}\n"
+                f"/drop and /clear make room{layout.largest_line()}",
                 n_document_tokens=layout.total,
                 n_answer_tokens=answer,
                 n_ctx=self.context,

@@ -7,7 +7,7 @@ that no text ever becomes a control token and what the model said stays what it 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from string import Template
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from adamas_cli.prompt.layout import NO_IDS
-from adamas_cli.prompt.template import ChatTemplate, frame
+from adamas_cli.prompt.messages import ChatTemplate, Message, Messages
+from adamas_cli.prompt.template import frame
 from adamas_cli.reasoning import CLOSE, OPEN, ReasoningSplitter
 from adamas_cli.sanitize import plain
 
@@ -83,11 +84,13 @@ class Dialogue:
         *,
         system: str | None = None,
         think: bool | None = None,
+        note: Callable[[str], None] = lambda _: None,
     ) -> None:
-        around = frame(template, chat, system=system, think=think)
+        around = frame(template, chat, system=system, think=think, note=note)
         self.starts_thinking = around.tail.rstrip().endswith(OPEN)
         self._template, self._chat, self._tokenizer = template, chat, tokenizer
-        self._system, self._think = system, think
+        self._system = system
+        self._messages = Messages(chat, system=system, think=think)
         self._encode_fixed = lru_cache(maxsize=None)(tokenizer.encode_template)
 
     def prompt(self, turns: Sequence[Turn]) -> Prompt:
@@ -134,13 +137,12 @@ class Dialogue:
         if not self._chat.chat_template:
             text = "\n\n".join(a + b for a, b in zip(asked, [*told, ""], strict=True))
             return f"{self._system}\n\n{text}" if self._system else text
-        messages = [{"role": "system", "content": self._system}] if self._system else []
+        messages = []
         for number, message in enumerate(asked):
-            messages.append({"role": "user", "content": message})
+            messages.append(Message("user", message))
             if number < len(told):
-                messages.append({"role": "assistant", "content": told[number]})
-        options = {} if self._think is None else {"enable_thinking": self._think}
-        text = self._chat.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+                messages.append(Message("assistant", told[number]))
+        text = self._messages.filled(messages, [_mark(len(turns) - 1, "question")])
         for number, turn in enumerate(turns):
             # A template that has left a thought as it was has left the whole reply.
             if turn.reply and turn.reply.thought and turn.reply.text and not self.starts_thinking:

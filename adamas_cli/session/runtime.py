@@ -13,10 +13,11 @@ from adamas_cli import models
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.choice import PREFILL_CHUNK
 from adamas_cli.engine.plan import MemoryPlan, plan_memory, require_memory
-from adamas_cli.errors import UsageError
+from adamas_cli.errors import ModelUnavailableError, UsageError
 from adamas_cli.models.device import choose_device, choose_dtype, wants_cuda
 from adamas_cli.models.prequantized import stored_bytes
 from adamas_cli.prompt.layout import Layout
+from adamas_cli.prompt.messages import unusable
 from adamas_cli.prompt.template import Frame, frame, load_template
 from adamas_cli.prompt.tokens import Tokenizer
 from adamas_cli.settings import OriginSettings
@@ -42,6 +43,7 @@ class Runtime:
     origins: OriginSettings = field(default_factory=OriginSettings)
     load_seconds: float = 0.0  # from the model's name to weights in memory, a download not included
     _loaded: models.LoadedModel | None = None
+    _noted: set[str] = field(default_factory=set)
 
     @classmethod
     def resolve(
@@ -65,14 +67,30 @@ class Runtime:
             model.model, dtype=model.dtype, device=model.device, offline=model.offline, progress=progress
         )
         begun = time.perf_counter()
-        chat = PreTrainedTokenizerFast.from_pretrained(files.directory)
+        try:
+            chat = PreTrainedTokenizerFast.from_pretrained(files.directory)
+        except (KeyError, TypeError, ValueError) as error:  # what its settings make of the library
+            raise ModelUnavailableError(unusable(error, "tokenizer settings")) from error
         tokenizer = Tokenizer.from_directory(files.directory)
         seconds = time.perf_counter() - begun
         return cls(files, tokenizer, chat, model, attention, prompt, store, progress, origins, seconds)
 
     def frame(self, template: str) -> Frame:
         """A template, by its name or file, in the model's chat template. Raises UsageError."""
-        return frame(load_template(template), self.chat, system=self.prompt.system, think=self.prompt.think)
+        options = self.prompt
+        return frame(
+            load_template(template),
+            self.chat,
+            system=options.system,
+            think=options.think,
+            note=self.note_once,
+        )
+
+    def note_once(self, text: str) -> None:
+        """A line that the user should read, however often it is noted."""
+        if text not in self._noted:
+            self._noted.add(text)
+            self.progress.note(text)
 
     def layout(self, around: Frame) -> Layout:
         """An empty prompt, for documents to be laid out in."""

@@ -30,6 +30,7 @@ from adamas_cli.terminal.markdown import THEME
 from adamas_cli.terminal.origins import heat_strip, passage_lines, quote_lines
 from adamas_cli.terminal.region import Line, Region, ansi
 from adamas_cli.terminal.spelling import spelled
+from adamas_cli.terminal.table import NARROWEST
 from adamas_cli.terminal.tree import TreeView
 
 _FRAME_SECONDS = 0.1
@@ -109,7 +110,7 @@ class Display:
         console = _console(stream)
         if self._live is None and _can_redraw(console):
             self._live = console
-        if not console.is_terminal or console.is_dumb_terminal:
+        if not console.is_terminal or console.is_dumb_terminal or console.width < NARROWEST:
             return PlainAnswers(stream, self._make_room if not self._shows_status else lambda: None)
         return MarkdownAnswers(
             console, lambda rendered: self._print_lines(console, rendered), hold=self._shows_origins
@@ -288,7 +289,7 @@ def _console(stream: TextIO) -> Console:
 
 
 def _can_redraw(console: Console) -> bool:
-    return console.file.isatty() and not console.is_dumb_terminal
+    return console.file.isatty() and not console.is_dumb_terminal and console.width >= NARROWEST
 
 
 def _is_file(stream: TextIO) -> bool:

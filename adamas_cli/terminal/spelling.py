@@ -26,6 +26,7 @@ _LONG = (
     "plot",
     "prefill_chunk",
     "quantization",
+    "secrets",
     "shape",
     "sources",
     "tasks",

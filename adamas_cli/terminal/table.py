@@ -10,6 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+NARROWEST = 20  # columns: with fewer, rich leaves out what has no room in a list or a table
+_WIDE = 60  # columns of a table that a narrower terminal breaks
+
 
 def print_table(stream: TextIO, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows of cells under titles; columns of numbers stand to the right."""
@@ -20,4 +23,7 @@ def print_table(stream: TextIO, titles: Sequence[str], rows: Sequence[Sequence[s
         table.add_column(title, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
-    Console(file=stream, highlight=False).print(table)
+    console = Console(file=stream, highlight=False)
+    if console.width < NARROWEST:
+        console = Console(file=stream, highlight=False, width=_WIDE)
+    console.print(table)

@@ -1,0 +1,18 @@
+"""Documents of white space alone, about which a model could only invent."""
+
+from __future__ import annotations
+
+import re
+
+from adamas_cli.documents.document import Document
+
+# Of what the beginning of such a file is made in any encoding: white space, zero bytes, byte order marks.
+_MAYBE = re.compile(rb"[\s\0\x80-\xaf\xbb\xbf\xc2\xe1-\xe3\xef\xfe\xff]*")
+_TEXT = re.compile("[^\\s\0\u200b-\u200f\u2060\ufeff]")
+
+
+def is_blank(document: Document, head: bytes) -> bool:
+    """Whether a document whose bytes begin with `head` has nothing to read. Raises AdamasError."""
+    if not document.is_notebook and _MAYBE.fullmatch(head) is None:
+        return False
+    return not any(map(_TEXT.search, document.pieces()))
