@@ -21,11 +21,11 @@ from torch import Tensor
 
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.timeline import Timeline
+from adamas_cli.heap import give_back
 from adamas_cli.lab.bench.document import random_document
 from adamas_cli.lab.bench.model import ModelBench, tokens_needed
 from adamas_cli.lab.bench.shapes import random_model
 from adamas_cli.lab.bench.table import markdown_head, markdown_row
-from adamas_cli.memory import give_back
 from adamas_cli.models import ModelFiles, load
 from adamas_cli.models.folder import CONFIG, WEIGHTS, fingerprint
 from adamas_cli.models.quantization import PACKAGES

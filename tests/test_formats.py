@@ -32,6 +32,7 @@ from document_files import (
 from adamas_cli.documents import Collection, Part, Selection, collect
 from adamas_cli.documents.collection import Reason
 from adamas_cli.documents.converted import ConvertedTexts, converted_directory, prune, texts_on_disk
+from adamas_cli.documents.file_tree import Written
 from adamas_cli.documents.formats import archive as archives
 from adamas_cli.documents.formats import html, markup
 from adamas_cli.documents.formats.reader import Reader
@@ -39,7 +40,6 @@ from adamas_cli.documents.formats.recognize import Format, recognized
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.formats.worker import MEMORY_BYTES, read
 from adamas_cli.documents.gzipped import Gzipped
-from adamas_cli.documents.tree import Written
 from adamas_cli.errors import AdamasError, NothingReadableError
 from adamas_cli.progress import Silent
 

@@ -12,13 +12,13 @@ from document_files import RTF, archive, docx, docx_members, epub, epub_members,
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from adamas_cli.documents.file_tree import Written
 from adamas_cli.documents.formats.omission import Omission
 from adamas_cli.documents.formats.reader import Reader
 from adamas_cli.documents.formats.recognize import Format, recognized
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.gzipped import Gzipped
 from adamas_cli.documents.parts import Part
-from adamas_cli.documents.tree import Written
 
 SECONDS = 20.0
 CHAPTERS = [

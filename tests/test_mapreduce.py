@@ -12,11 +12,11 @@ from adamas_cli.longdoc import resume
 from adamas_cli.longdoc.events import Finished, Planned, Started, Working
 from adamas_cli.longdoc.findings import Finding, grouped, label, merged_passages
 from adamas_cli.longdoc.job import asking, summarizing
+from adamas_cli.longdoc.levels import Tree
 from adamas_cli.longdoc.notes import as_notes
 from adamas_cli.longdoc.parts import Excerpt, Passage
 from adamas_cli.longdoc.repository import repository_folders
 from adamas_cli.longdoc.resume import Partials
-from adamas_cli.longdoc.tree import Tree
 from adamas_cli.prompt.template import load_template
 
 

@@ -27,9 +27,9 @@ from adamas_cli.engine.events import Token
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.steps.compiled import compiled_obstacle
 from adamas_cli.engine.timeline import Timeline
+from adamas_cli.models.file_rows import StoredRows, leave_in_file
 from adamas_cli.models.packed import FEW_ROWS, PackedLinear, describe, pack_model
 from adamas_cli.models.places import packed_directory
-from adamas_cli.models.rows import StoredRows, leave_in_file
 from adamas_cli.progress import Silent
 
 CONTEXT, ANSWER = 700, 24

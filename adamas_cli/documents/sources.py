@@ -12,11 +12,11 @@ from adamas_cli.documents.collection import Collection, Reason
 from adamas_cli.documents.conversion import Conversion
 from adamas_cli.documents.document import Document, shown_path
 from adamas_cli.documents.examining import Candidate, Examiner
+from adamas_cli.documents.file_tree import tree
 from adamas_cli.documents.filtering import Choice, Selection
 from adamas_cli.documents.generated import Origins
 from adamas_cli.documents.listing import Lister
 from adamas_cli.documents.streams import take_pipe, take_stream
-from adamas_cli.documents.tree import tree
 from adamas_cli.errors import NothingReadableError, UsageError
 from adamas_cli.progress import Progress
 

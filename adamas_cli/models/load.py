@@ -110,8 +110,8 @@ def load(
         raise UsageError(f"{files.name} comes quantized and stays so: leave out `quantization` packed.")
     packed = packed and not quantized
     if packed:
+        from adamas_cli.models.file_rows import leave_in_file
         from adamas_cli.models.packed import pack_model
-        from adamas_cli.models.rows import leave_in_file
 
         pack_model(model, files.fingerprint, progress)
         leave_in_file(model, files.directory)

@@ -14,7 +14,7 @@ import numpy as np
 from adamas_cli.engine.events import Done, Event, Prefill
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.timeline import Timeline
-from adamas_cli.memory import give_back
+from adamas_cli.heap import give_back
 from adamas_cli.session.runtime import Runtime
 from adamas_cli.sources.passages import Sources, find_sources
 from adamas_cli.store.document import StoredDocument

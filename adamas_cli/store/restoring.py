@@ -22,9 +22,9 @@ from adamas_cli.cache.cache import KVCache, is_stream
 from adamas_cli.cache.placement import Placement, by_head
 from adamas_cli.store.blocks import DamagedError, Header, read_header, read_tensor
 from adamas_cli.store.compression import Compressed, compressed_names, decompress
-from adamas_cli.store.lane import Lane
 from adamas_cli.store.places import block_file
 from adamas_cli.store.tensors import DTYPES, pieces
+from adamas_cli.store.transfer import Transfer
 
 THREADS = {"cpu": 2, "cuda": 16}
 TASK_BYTES = 8 << 20  # that a thread reads before it takes the next task
@@ -68,14 +68,14 @@ class Restorer:
         self._root, self._keys, self._block = root, keys, block
         self._device, self._dtype, self._placement = device, dtype, placement
         self._threads = min(THREADS.get(device.type, 2), os.cpu_count() or 1)
-        self._lanes: list[Lane] = []
+        self._transfers: list[Transfer] = []
         self._pinned = 0  # bytes of each
-        self._free: queue.SimpleQueue[Lane] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[Transfer] = queue.SimpleQueue()
         if device.type == "cuda":
             with ExitStack() as files:
                 first = next(self._open(files), None)
                 if isinstance(first, _Block):
-                    self._open_lanes([first])
+                    self._open_transfers([first])
 
     def restore(self, cache: KVCache) -> Restored:
         """Fill the cache, which must be empty. What is damaged ends the beginning that is restored."""
@@ -183,16 +183,16 @@ class Restorer:
                     raise unexpected
         return min(problems, default=(len(blocks), ""))
 
-    def _open_lanes(self, blocks: Sequence[_Block]) -> None:
+    def _open_transfers(self, blocks: Sequence[_Block]) -> None:
         """Pin memory for the largest tensor of these, where it is not there yet: that takes a while, and is
         done before the clock of a question runs where something is known to be stored.
         """
         sizes = (stored.bytes for block in blocks for stored in block.header.tensors.values())
         if self._device.type == "cuda" and (size := max(sizes)) > self._pinned:
-            self._lanes = [Lane(self._device, size) for _ in range(self._threads)]
+            self._transfers = [Transfer(self._device, size) for _ in range(self._threads)]
             self._free = queue.SimpleQueue()
-            for lane in self._lanes:
-                self._free.put(lane)
+            for transfer in self._transfers:
+                self._free.put(transfer)
             self._pinned = size
 
     @contextmanager
@@ -200,62 +200,62 @@ class Restorer:
         """Threads that bring bytes to where they belong; behind it, what they brought is there for whatever
         the device is told.
         """
-        self._open_lanes(blocks)
-        for lane in self._lanes:
-            lane.begin()
+        self._open_transfers(blocks)
+        for transfer in self._transfers:
+            transfer.begin()
         try:
             with ThreadPoolExecutor(self._threads, "restore") as pool:
                 yield pool
         finally:
-            for lane in self._lanes:
-                lane.end()
+            for transfer in self._transfers:
+                transfer.end()
 
     @contextmanager
-    def _lane(self) -> Iterator[Lane | None]:
+    def _transfer(self) -> Iterator[Transfer | None]:
         """The way of one thread to the device; none leads to memory of the host."""
         if self._device.type != "cuda":
             yield None
             return
-        lane = self._free.get()
+        transfer = self._free.get()
         try:
-            with torch.cuda.device(self._device), lane.scope():
-                yield lane
+            with torch.cuda.device(self._device), transfer.scope():
+                yield transfer
         finally:
-            self._free.put(lane)
+            self._free.put(transfer)
 
     def _read(self, cache: KVCache, block: _Block, names: Sequence[str]) -> None:
         compressed = compressed_names(block.header.tensors)
-        with self._lane() as lane:
+        with self._transfer() as transfer:
             for name in names:
                 place = cache.place(name, block.header.start, block.end)
                 if name in compressed:
-                    parts = [self._brought(lane, block, part) for part in compressed[name]]
+                    parts = [self._brought(transfer, block, part) for part in compressed[name]]
                     by_head(place, self._placement).copy_(decompress(Compressed(*parts), self._dtype))
                 else:
-                    self._bring(lane, block, name, place)
+                    self._bring(transfer, block, name, place)
 
     def _whole(self, block: _Block, name: str) -> Tensor:
-        with self._lane() as lane:
-            tensor = self._brought(lane, block, name)
-            if lane is not None:  # made on the lane's stream, used on another
+        with self._transfer() as transfer:
+            tensor = self._brought(transfer, block, name)
+            if transfer is not None:  # made on the transfer's stream, used on another
                 tensor.record_stream(torch.cuda.default_stream(self._device))
             return tensor
 
-    def _brought(self, lane: Lane | None, block: _Block, name: str) -> Tensor:
+    def _brought(self, transfer: Transfer | None, block: _Block, name: str) -> Tensor:
         """One tensor of a block, in memory of its own."""
         stored = block.header.tensors[name]
         place = torch.empty(stored.shape, dtype=DTYPES[stored.dtype], device=self._device)
-        self._bring(lane, block, name, place)
+        self._bring(transfer, block, name, place)
         return place
 
     @staticmethod
-    def _bring(lane: Lane | None, block: _Block, name: str, place: Tensor) -> None:
+    def _bring(transfer: Transfer | None, block: _Block, name: str, place: Tensor) -> None:
         """Fill a place with one tensor of a block."""
         stored = block.header.tensors[name]
-        if lane is None:
+        if transfer is None:
             read_tensor(block.descriptor, stored, pieces(place))
         else:
-            lane.carry(block.descriptor, stored, place)
+            transfer.carry(block.descriptor, stored, place)
 
     def _state(self, block: _Block, name: str) -> Tensor:
         stored = block.header.tensors[name]

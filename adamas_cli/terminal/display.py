@@ -26,12 +26,12 @@ from adamas_cli.session.answer import Origins, Text, Told
 from adamas_cli.sources.passages import Sources
 from adamas_cli.terminal import lines
 from adamas_cli.terminal.answers import MarkdownAnswers, PlainAnswers
+from adamas_cli.terminal.levels import TreeView
 from adamas_cli.terminal.markdown import THEME
 from adamas_cli.terminal.origins import heat_strip, passage_lines, quote_lines
 from adamas_cli.terminal.region import Line, Region, ansi
 from adamas_cli.terminal.spelling import spelled
 from adamas_cli.terminal.table import NARROWEST
-from adamas_cli.terminal.tree import TreeView
 
 _FRAME_SECONDS = 0.1
 

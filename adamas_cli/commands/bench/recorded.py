@@ -111,10 +111,10 @@ class Job:
         from adamas_kernels.dispatch import load
 
         from adamas_cli.engine.choice import budget_for
+        from adamas_cli.heap import give_back
         from adamas_cli.lab.bench.contention import NOTICEABLE
         from adamas_cli.lab.bench.recorded import RecordedBench
         from adamas_cli.lab.bench.recording import STEPS
-        from adamas_cli.memory import give_back
         from adamas_cli.terminal.display import Display
 
         with Display(answers=None, notes=sys.stderr) as display:

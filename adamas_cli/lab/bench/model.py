@@ -13,11 +13,11 @@ from adamas_cli.engine.events import Done, Token
 from adamas_cli.engine.peak import peak_memory
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.timeline import REHEARSED_FROM, SparseFrom, Timeline
+from adamas_cli.heap import give_back
 from adamas_cli.lab.bench.document import Document
 from adamas_cli.lab.bench.measurement import OURS, Measurement
 from adamas_cli.lab.bench.pulse import Pulse
 from adamas_cli.lab.bench.traffic import step_bytes
-from adamas_cli.memory import give_back
 from adamas_cli.models import LoadedModel
 
 QUESTION = 16  # tokens, those behind the document

@@ -6,7 +6,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from adamas_cli.longdoc.events import Finished, Step
-from adamas_cli.longdoc.tree import Branch, Level, Tree
+from adamas_cli.longdoc.levels import Branch, Level, Tree
 from adamas_cli.sanitize import one_line
 from adamas_cli.terminal import lines
 

@@ -13,7 +13,7 @@ from adamas_cli.store.blocks import DamagedError, Stored
 from adamas_cli.store.tensors import DTYPES
 
 
-class Lane:
+class Transfer:
     """A stream and pinned memory of its own, so that threads do not wait for each other.
 
     What a thread does for a tensor is a handful of long calls in which other threads may run: in smaller
@@ -38,7 +38,7 @@ class Lane:
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
     def scope(self) -> AbstractContextManager[object]:
-        """In which tensors are made, filled and used on the lane's stream."""
+        """In which tensors are made, filled and used on the transfer's stream."""
         return torch.cuda.stream(self._stream)
 
     def carry(self, descriptor: int, stored: Stored, place: Tensor) -> None:
