@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from adamas_cli.engine.choice import DENSE_LAYERS
+from adamas_cli.planning.choice import DENSE_LAYERS
 
 DEFAULT_SOURCES, MOST_SOURCES = 3, 50  # passages that are shown of an answer
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from adamas_cli.bench.clock import device_name, microseconds
 from adamas_cli.bench.table import markdown_head, markdown_row
-from adamas_cli.engine.choice import budget_for
+from adamas_cli.planning.choice import budget_for
 
 ROUNDS, QUERIES, ROOM = 12, 6, 64
 

@@ -26,9 +26,9 @@ from adamas_cli.bench.recorded import RecordedBench, Source
 from adamas_cli.bench.recording import record
 from adamas_cli.bench.replay import Replay
 from adamas_cli.bench.traces import Trace, random_traces, with_one_length
-from adamas_cli.engine.choice import budget_for
 from adamas_cli.errors import UsageError
 from adamas_cli.models import LoadedModel, ModelFiles
+from adamas_cli.planning.choice import budget_for
 
 STEPS = 8
 CPU = torch.device("cpu")

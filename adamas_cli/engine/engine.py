@@ -17,16 +17,15 @@ from adamas_kernels.dispatch import load_dense, obstacle
 from adamas_kernels.ops import LARGEST_STEP, SparseSettings
 from torch import Tensor
 
-from adamas_cli.engine.attention import AttentionSettings, adamas_attention, refusal, unsupported_reason
+from adamas_cli.engine.attention import AttentionSettings, adamas_attention, decide_for, unserved_reason
 from adamas_cli.engine.cache import AdamasCache, PlainCache
-from adamas_cli.engine.choice import OTHER_CHUNK, PREFILL_CHUNK
 from adamas_cli.engine.compiling import announced_compiling
 from adamas_cli.engine.eta import PrefillCost
 from adamas_cli.engine.events import Done, Event, Prefill, Token
 from adamas_cli.engine.fused import Fused
 from adamas_cli.engine.graph import GraphedSteps, graph_obstacle
-from adamas_cli.engine.heads import head_dim, token_bytes
-from adamas_cli.engine.layers import SparseDecoding, Steps
+from adamas_cli.engine.heads import head_dim
+from adamas_cli.engine.layers import Steps
 from adamas_cli.engine.mapped import mapped_bytes
 from adamas_cli.engine.native import NativeDecoder, native_obstacle
 from adamas_cli.engine.reader import TokenReader
@@ -95,19 +94,14 @@ class Engine:
         self._announce = announce or log.info
         self._said: set[str] = set()
         self.attention = attention
-        self.chunk = prefill_chunk or PREFILL_CHUNK.get(self.model.device.type, OTHER_CHUNK)
         config = self.model.config.get_text_config()
-        unsupported = unsupported_reason(config)
-        if unsupported and attention.kind == "adamas":
-            raise refusal(unsupported)
-        self.sparse: SparseDecoding | None = None
-        self.backend_reason: str | None = None
-        if not unsupported:
-            self.sparse, self.backend_reason = attention.resolve(
-                context, token_bytes(config, self.model.dtype), self.model.device, announce
-            )
+        decided = decide_for(
+            config, self.model.dtype, self.model.device, attention.asked(prefill_chunk), context
+        )
+        self.chunk, self.backend_reason = decided.chunk, decided.reason
+        self.sparse = attention.resolve(decided, announce)
         self._cache: AdamasCache | PlainCache
-        if unsupported:
+        if unserved_reason(config):
             self._cache = PlainCache(config=config)
         else:
             steps = Steps(torch.zeros(1, dtype=torch.int32, device=self.model.device))

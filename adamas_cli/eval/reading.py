@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import torch
 from adamas_kernels.ops import Backend, SparseSettings
 from adamas_kernels.plain import TorchBackend
 from torch import Tensor
@@ -19,6 +18,7 @@ from adamas_cli.engine.sampling import Sampling
 from adamas_cli.eval.ledger import Record
 from adamas_cli.eval.methods import METHODS, Method
 from adamas_cli.models import LoadedModel
+from adamas_cli.planning.decision import Attention
 
 FULL = "full"
 
@@ -65,13 +65,9 @@ class _Given(AttentionSettings):
     decoding: SparseDecoding | None = None
 
     def resolve(
-        self,
-        context: int,
-        token_bytes: int,
-        device: torch.device,
-        announce: Callable[[str], None] | None = None,
-    ) -> tuple[SparseDecoding | None, str | None]:
-        return self.decoding, None
+        self, decided: Attention, announce: Callable[[str], None] | None = None
+    ) -> SparseDecoding | None:
+        return self.decoding
 
 
 class Reading:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from adamas_kernels.dispatch import BackendError, load, pick
+from adamas_kernels.dispatch import load
 from adamas_kernels.ops import Backend
 
 from adamas_cli import __version__, models
 from adamas_cli.bench.clock import device_name
+from adamas_cli.engine.attention import backends_of
 from adamas_cli.errors import OverContextError, UsageError
 from adamas_cli.eval.ledger import Record
 from adamas_cli.models.device import choose_device, choose_dtype
@@ -46,10 +47,7 @@ class Subject:
         layers is impossible.
         """
         device = choose_device(model.device)
-        try:
-            name, _ = pick(backend, device)
-        except BackendError as error:
-            raise UsageError(f"{error}. Use `backend` auto.") from None
+        name, _ = backends_of(device).pick(backend)
         files = models.resolve(
             model.model, dtype=model.dtype, device=model.device, offline=model.offline, progress=progress
         )

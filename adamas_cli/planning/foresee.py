@@ -1,20 +1,17 @@
-"""From documents and flags to a plan, without a weight of the model in memory."""
+"""From documents and settings to a plan, without a weight of the model in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adamas_cli.engine.choice import OTHER_CHUNK, PREFILL_CHUNK, auto_min_context, budget_for
 from adamas_cli.errors import OverContextError, UsageError
 from adamas_cli.models import ModelFiles, resolve
-from adamas_cli.models.device import device_kind, dtype_name
-from adamas_cli.models.load import kept_as, packs
-from adamas_cli.models.prequantized import stored_bytes, stored_quantization
 from adamas_cli.models.resolve import require_here
-from adamas_cli.models.shape import ITEM_BYTES, ModelShape, WeightCount, count_weights, read_shape
-from adamas_cli.planning.memory import Needs, needs_on_cpu
+from adamas_cli.models.shape import ITEM_BYTES
+from adamas_cli.planning.decision import Decision, Model, decide
+from adamas_cli.planning.facts import config_facts, file_facts, machine_facts
 from adamas_cli.planning.plan import Counted, Plan, Times
 from adamas_cli.planning.reuse import kept_tokens
 from adamas_cli.planning.speed import Speed, computing_device, recall, remember, speed_key
@@ -31,8 +28,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Flags:
-    """What the user's command line says."""
+class Settings:
+    """What the user chose."""
 
     model: ModelSettings
     attention: DecodingSettings
@@ -43,7 +40,7 @@ class Flags:
 def foresee(
     documents: Sequence[Document],
     questions: Sequence[str],
-    flags: Flags,
+    settings: Settings,
     progress: Progress,
     *,
     calibrates: bool | None,
@@ -51,14 +48,14 @@ def foresee(
     """The plan of these questions about these documents. calibrates: time the model's shape now; None does
     where no timings are known.
 
-    Raises ModelUnavailableError, and UsageError for a wrong template or `ctx_size`.
+    Raises ModelUnavailableError, and UsageError for a wrong template, context, backend or kind of weights.
     """
-    chosen = flags.model
+    chosen = settings.model
     require_here(chosen.model, dtype=chosen.dtype, device=chosen.device)
     files = resolve(
         chosen.model, dtype=chosen.dtype, device=chosen.device, offline=chosen.offline, progress=progress
     )
-    return _Foresight(files, flags, progress).plan(documents, questions, calibrates)
+    return Foresight(files, settings, progress).plan(documents, questions, calibrates)
 
 
 def _is_whole(known: Speed | None) -> bool:
@@ -66,52 +63,56 @@ def _is_whole(known: Speed | None) -> bool:
     return known is not None and bool(known.readings) and bool(known.decodings)
 
 
-class _Foresight:
+class Foresight:
     """What is known of a model and the way that it will run, before it is loaded."""
 
-    def __init__(self, files: ModelFiles, flags: Flags, progress: Progress) -> None:
-        self.files, self.flags, self.progress = files, flags, progress
-        self.shape: ModelShape = read_shape(files.directory)
-        self.count: WeightCount = count_weights(files.directory)
-        self.kind = device_kind(flags.model.device)
-        self.dtype = dtype_name(flags.model.dtype, self.kind)
-        stored = stored_quantization(files.directory)
-        self.stored_bytes = stored_bytes(files.directory)
-        quantized = self.stored_bytes is not None
-        asked = flags.model.quantization
-        self.packed = packs(asked, flags.model.dtype, self.kind) and not quantized
-        self.quantization = kept_as(stored, asked, quantized=quantized, packed=self.packed)
+    def __init__(self, files: ModelFiles, settings: Settings, progress: Progress) -> None:
+        self.files, self.settings, self.progress = files, settings, progress
+        self.model = file_facts(files)
+        self.machine = machine_facts(settings.model.device)
+
+    def decide(self, tokens: int) -> Decision:
+        """How it will run with so many tokens."""
+        model = self._on_gpu() if self.machine.device == "cuda" else self.model
+        return decide(model, self.machine, self.settings.model, self.settings.attention, tokens)
+
+    def _on_gpu(self) -> Model:
+        """As `ask` counts the weights, which takes torch."""
+        from transformers import AutoConfig
+
+        trusts = self.settings.model.trust_remote_code
+        config = AutoConfig.from_pretrained(
+            self.files.directory, local_files_only=True, trust_remote_code=trusts
+        )
+        return config_facts(config, self.files.directory)
 
     def plan(self, documents: Sequence[Document], questions: Sequence[str], calibrates: bool | None) -> Plan:
+        """The plan of these questions about these documents; see `foresee`."""
         layout, counted, asked = self._counted(documents, questions)
+        decision = self.decide(min(counted.total, counted.context))
         kept = 0
-        if counted.fits and not self.flags.store.off:
-            kept = self._kept(layout)
-        tokens = min(counted.total, counted.context)
-        sparse = self._decodes_sparsely(tokens)
-        needs, available = self._needs(tokens, sparse)
-        speed = self._speed(sparse, calibrates)
+        if counted.fits and not self.settings.store.off:
+            kept = self._kept(layout, decision)
+        speed = self._speed(decision, calibrates)
         return Plan(
             model=self.files.name,
-            device=self.kind,
-            attention="adamas" if sparse else "full",
+            decision=decision,
             counted=counted,
             kept=kept,
-            needs=needs,
-            available=available,
+            available=self.machine.memory,
             over_budget=self._over_budget(layout, asked),
-            times=None if speed is None else self._times(speed, counted, kept, needs, sparse),
+            times=None if speed is None else self._times(speed, counted, kept, decision),
         )
 
     def _counted(
         self, documents: Sequence[Document], questions: Sequence[str]
     ) -> tuple[Layout, Counted, int]:
         """The documents laid out, all that is counted, and the tokens of the longest question."""
-        prompt = self.flags.prompt
-        if prompt.ctx_size > self.shape.context:
+        prompt = self.settings.prompt
+        if prompt.ctx_size > self.model.shape.context:
             raise UsageError(
                 f"`ctx_size` {prompt.ctx_size:,} is more than the model's context of "
-                f"{self.shape.context:,} tokens"
+                f"{self.model.shape.context:,} tokens"
             )
         tokenizer = Tokenizer.from_directory(self.files.directory)
         template = load_template(prompt.template or DEFAULT_TEMPLATE)
@@ -124,11 +125,11 @@ class _Foresight:
             for document in documents:
                 layout.add(document, advance)
         asked = max(len(question_ids(tokenizer, around, text)) for text in questions or [""])
-        context = prompt.ctx_size or self.shape.context
+        context = prompt.ctx_size or self.model.shape.context
         return layout, Counted(layout.documents, before + asked, prompt.max_tokens, context), asked
 
     def _over_budget(self, layout: Layout, asked: int) -> OverContextError | None:
-        budget = self.flags.prompt.token_budget
+        budget = self.settings.prompt.token_budget
         if budget is not None:
             try:
                 layout.keep_budget(asked, budget)
@@ -136,124 +137,59 @@ class _Foresight:
                 return error
         return None
 
-    def _kept(self, layout: Layout) -> int:
+    def _kept(self, layout: Layout, decision: Decision) -> int:
         return kept_tokens(
             self.files,
             layout.fit(0, 0, layout.total),
-            device=self.kind,
-            dtype=self.dtype,
-            quantization=self.quantization,
-            chunk=self._chunk,
-            kept=self.flags.store.dtype,
-            trust_remote_code=self.flags.model.trust_remote_code,
+            device=decision.device,
+            dtype=decision.dtype,
+            quantization=decision.quantization,
+            chunk=decision.attention.chunk,
+            kept=self.settings.store.dtype,
+            trust_remote_code=self.settings.model.trust_remote_code,
         )
 
-    @property
-    def _chunk(self) -> int:
-        return self.flags.attention.prefill_chunk or PREFILL_CHUNK.get(self.kind, OTHER_CHUNK)
-
-    def _decodes_sparsely(self, tokens: int) -> bool:
-        chosen = self.flags.attention
-        if chosen.attn != "auto":
-            return chosen.attn == "adamas"
-        backend = chosen.backend if chosen.backend != "auto" else {"cuda": "triton"}.get(self.kind, "cpu")
-        each = 2 * self.shape.kv_heads * self.shape.head_dim * ITEM_BYTES[self.dtype]
-        return tokens >= auto_min_context(backend, chosen.budget or budget_for(tokens), each)
-
-    def _needs(self, tokens: int, sparse: bool) -> tuple[Needs, int]:
-        """What is needed, and the bytes that there are for it."""
-        if self.kind == "cuda":
-            return self._needs_on_gpu(tokens, sparse)
-        from adamas_cli.machine.memory import memory
-
-        needs = needs_on_cpu(
-            self.shape,
-            self.count,
-            self.files.fingerprint,
-            tokens=tokens,
-            dtype=self.dtype,
-            packed=self.packed,
-            sparse=sparse,
-            dense_layers=self.flags.attention.dense_layers,
-        )
-        if self.stored_bytes is not None:
-            needs = replace(needs, weights=self.stored_bytes, exact=True)
-        return needs, memory().available
-
-    def _needs_on_gpu(self, tokens: int, sparse: bool) -> tuple[Needs, int]:
-        """As `ask` plans it, which takes torch."""
-        import torch
-        from transformers import AutoConfig
-
-        from adamas_cli.engine.plan import plan_memory
-        from adamas_cli.machine.gpus import gpus
-
-        config = AutoConfig.from_pretrained(
-            self.files.directory,
-            local_files_only=True,
-            trust_remote_code=self.flags.model.trust_remote_code,
-        )
-        found = plan_memory(
-            config,
-            context=tokens,
-            chunk=self._chunk,
-            dtype=getattr(torch, self.dtype),
-            quantization=self.flags.model.quantization,
-            sparse=sparse,
-            dense_layers=self.flags.attention.dense_layers,
-            weights=self.stored_bytes,
-        )
-        there = gpus()
-        return (
-            Needs(found.weights, found.cache, found.codes, found.work, exact=True),
-            there[0].memory if there else 0,
-        )
-
-    def _speed(self, sparse: bool, calibrates: bool | None) -> Speed | None:
+    def _speed(self, decision: Decision, calibrates: bool | None) -> Speed | None:
         """What is known of the speed; on a GPU nothing until a question was asked there, since its kernels
         compile for longer than a plan may take.
         """
+        threads = self.settings.model.threads
         key = speed_key(
             self.files.fingerprint,
-            dtype=self.dtype,
-            quantization=self.quantization,
-            device=computing_device(self.kind, self.flags.model.threads),
-            attention="adamas" if sparse else "full",
+            dtype=decision.dtype,
+            quantization=decision.quantization,
+            device=computing_device(decision.device, threads),
+            attention=decision.attention.kind,
         )
         known = recall(key)
-        if calibrates is False or self.kind != "cpu" or (_is_whole(known) and calibrates is None):
+        if calibrates is False or decision.device != "cpu" or (_is_whole(known) and calibrates is None):
             return known
         from adamas_cli.engine.attention import AttentionSettings
         from adamas_cli.planning.calibration import calibrate
 
+        # The few layers stand for all of them, which are sparse but for the first ones.
+        attention = AttentionSettings(
+            decision.attention.kind, dense_layers=0, backend=decision.attention.backend or "auto"
+        )
         with self.progress.task("timing this machine", None, "layers"):
             readings, decodings = calibrate(
                 self.files,
-                self.count,
-                dtype=self.dtype,
-                packed=self.packed,
-                threads=self.flags.model.threads,
-                attention=AttentionSettings(
-                    # The few layers stand for all of them, which are sparse but for the first ones.
-                    "adamas" if sparse else "full",
-                    dense_layers=0,
-                    backend=self.flags.attention.backend,
-                ),
-                chunk=self._chunk,
+                self.model.weights,
+                decision,
+                attention=attention,
+                threads=threads,
                 progress=self.progress,
             )
         return remember(key, readings, decodings, calibrated=True)
 
-    def _times(self, speed: Speed, counted: Counted, kept: int, needs: Needs, sparse: bool) -> Times | None:
-        shape = self.shape
+    def _times(self, speed: Speed, counted: Counted, kept: int, decision: Decision) -> Times | None:
+        shape, attention = self.model.shape, decision.attention
         pair = 4 * shape.layers * shape.heads * shape.head_dim
         prompt = min(counted.prompt, counted.context - counted.answer)
-        reading = speed.prefill_seconds(kept, prompt, pair / (2 * max(1, self.count.computing)))
-        item = ITEM_BYTES[self.dtype]
-        read = (
-            shape.code_bytes(1, self.flags.attention.dense_layers) if sparse else shape.cache_bytes(1, item)
-        )
-        step = speed.step_seconds(prompt, read / max(1, needs.weights))
+        reading = speed.prefill_seconds(kept, prompt, pair / (2 * max(1, self.model.weights.computing)))
+        item = ITEM_BYTES[decision.dtype]
+        read = shape.code_bytes(1, attention.dense_layers) if attention.sparse else shape.cache_bytes(1, item)
+        step = speed.step_seconds(prompt, read / max(1, decision.bytes.weights))
         if reading is None or step is None:
             return None
         source = "calibration" if speed.calibrated else "earlier runs"

@@ -113,8 +113,8 @@ class Job:
         from adamas_cli.bench.contention import NOTICEABLE
         from adamas_cli.bench.recorded import RecordedBench
         from adamas_cli.bench.recording import STEPS
-        from adamas_cli.engine.choice import budget_for
         from adamas_cli.memory import give_back
+        from adamas_cli.planning.choice import budget_for
         from adamas_cli.terminal.display import Display
 
         with Display(answers=None, notes=sys.stderr) as display:
