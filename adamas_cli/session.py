@@ -14,8 +14,8 @@ from adamas_cli.answer import Origins, Text, Told, narrate
 from adamas_cli.engine.engine import Engine
 from adamas_cli.engine.events import Done, Event
 from adamas_cli.engine.sampling import Sampling
+from adamas_cli.forecast.speed import computing_device, remember_run, speed_key
 from adamas_cli.memory import give_back
-from adamas_cli.planning.speed import computing_device, remember_run, speed_key
 from adamas_cli.prompt.counting import Counting
 from adamas_cli.prompt.layout import Layout, question_ids
 from adamas_cli.prompt.template import DEFAULT_TEMPLATE, Frame

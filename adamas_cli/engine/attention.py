@@ -25,9 +25,8 @@ from adamas_cli.engine.cache import AdamasCache
 from adamas_cli.engine.heads import token_bytes
 from adamas_cli.engine.layers import FullLayer, SparseDecoding
 from adamas_cli.models.shape import attention_obstacle
-from adamas_cli.planning.choice import DENSE_LAYERS
 from adamas_cli.planning.decision import Attention, Backends, decide_attention, refusal
-from adamas_cli.settings import AttentionKind, BackendName, DecodingSettings
+from adamas_cli.settings import DENSE_LAYERS, AttentionKind, BackendName, DecodingSettings
 
 NAME = "adamas"
 # What some models pass to change the scores or the softmax; ignoring one would be silently wrong.

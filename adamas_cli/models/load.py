@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from adamas_cli.errors import ModelUnavailableError, OutOfMemoryError, UsageError
+from adamas_cli.machine.threads import use_threads
 from adamas_cli.models.device import choose_device, choose_dtype
 from adamas_cli.models.grids import Grid, read_weights
 from adamas_cli.models.prequantized import (
@@ -33,7 +34,6 @@ from adamas_cli.models.quantization import (
 from adamas_cli.models.quiet import quiet_transformers
 from adamas_cli.models.resolve import ModelFiles
 from adamas_cli.models.stops import stop_ids
-from adamas_cli.models.threads import use_threads
 from adamas_cli.progress import Progress
 
 if TYPE_CHECKING:

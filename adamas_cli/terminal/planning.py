@@ -6,8 +6,8 @@ import math
 import textwrap
 from collections.abc import Iterator
 
-from adamas_cli.planning.plan import Plan
-from adamas_cli.planning.tree import Branch, draw
+from adamas_cli.forecast.plan import Plan
+from adamas_cli.forecast.tree import Branch, draw
 from adamas_cli.sanitize import one_line
 from adamas_cli.terminal.lines import duration, size
 

@@ -42,8 +42,8 @@ def _prepare(
     from adamas_cli.bench.clock import copy_bandwidth, device_name
     from adamas_cli.bench.kernels import KernelBench
     from adamas_cli.engine.attention import backends_of
+    from adamas_cli.machine.threads import use_threads
     from adamas_cli.models.device import choose_device, choose_dtype
-    from adamas_cli.models.threads import use_threads
 
     if model.threads:
         use_threads(model.threads)

@@ -43,7 +43,7 @@ class Job:
         from adamas_cli.bench.measurement import Rows
         from adamas_cli.bench.rivals import find_rival
         from adamas_cli.bench.table import markdown_head, markdown_row
-        from adamas_cli.models.threads import use_threads
+        from adamas_cli.machine.threads import use_threads
         from adamas_cli.terminal.display import Display
 
         lengths = sorted(parse_lengths(self.lengths))

@@ -72,7 +72,7 @@ class Job:
         from adamas_cli.bench.recording import STEPS
         from adamas_cli.bench.table import markdown_head, markdown_row
         from adamas_cli.bench.target import model_target
-        from adamas_cli.models.threads import use_threads
+        from adamas_cli.machine.threads import use_threads
         from adamas_cli.terminal.display import Display
 
         shapes = None if self.shapes is None else parse_shapes(self.shapes)

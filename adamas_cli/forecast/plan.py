@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adamas_cli.errors import OverContextError
+from adamas_cli.forecast.tree import Branch
 from adamas_cli.planning.decision import Decision
-from adamas_cli.planning.tree import Branch
 
 if TYPE_CHECKING:
     from adamas_cli.prompt.layout import DocumentTokens

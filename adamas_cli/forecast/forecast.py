@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adamas_cli.errors import OverContextError, UsageError
+from adamas_cli.forecast.plan import Counted, Plan, Times
+from adamas_cli.forecast.reuse import kept_tokens
+from adamas_cli.forecast.speed import Speed, computing_device, recall, remember, speed_key
 from adamas_cli.models import ModelFiles, resolve
 from adamas_cli.models.resolve import require_here
 from adamas_cli.models.shape import ITEM_BYTES
 from adamas_cli.planning.decision import Decision, Model, decide
 from adamas_cli.planning.facts import config_facts, file_facts, machine_facts
-from adamas_cli.planning.plan import Counted, Plan, Times
-from adamas_cli.planning.reuse import kept_tokens
-from adamas_cli.planning.speed import Speed, computing_device, recall, remember, speed_key
 from adamas_cli.prompt.chat import ChatTemplateFile
 from adamas_cli.prompt.layout import Layout, question_ids
 from adamas_cli.prompt.template import DEFAULT_TEMPLATE, frame, load_template
@@ -37,7 +37,7 @@ class Settings:
     store: StoreSettings
 
 
-def foresee(
+def forecast(
     documents: Sequence[Document],
     questions: Sequence[str],
     settings: Settings,
@@ -55,7 +55,7 @@ def foresee(
     files = resolve(
         chosen.model, dtype=chosen.dtype, device=chosen.device, offline=chosen.offline, progress=progress
     )
-    return Foresight(files, settings, progress).plan(documents, questions, calibrates)
+    return Forecast(files, settings, progress).plan(documents, questions, calibrates)
 
 
 def _is_whole(known: Speed | None) -> bool:
@@ -63,7 +63,7 @@ def _is_whole(known: Speed | None) -> bool:
     return known is not None and bool(known.readings) and bool(known.decodings)
 
 
-class Foresight:
+class Forecast:
     """What is known of a model and the way that it will run, before it is loaded."""
 
     def __init__(self, files: ModelFiles, settings: Settings, progress: Progress) -> None:
@@ -87,7 +87,7 @@ class Foresight:
         return config_facts(config, self.files.directory)
 
     def plan(self, documents: Sequence[Document], questions: Sequence[str], calibrates: bool | None) -> Plan:
-        """The plan of these questions about these documents; see `foresee`."""
+        """The plan of these questions about these documents; see `forecast`."""
         layout, counted, asked = self._counted(documents, questions)
         decision = self.decide(min(counted.total, counted.context))
         kept = 0
@@ -165,7 +165,7 @@ class Foresight:
         if calibrates is False or decision.device != "cpu" or (_is_whole(known) and calibrates is None):
             return known
         from adamas_cli.engine.attention import AttentionSettings
-        from adamas_cli.planning.calibration import calibrate
+        from adamas_cli.forecast.calibration import calibrate
 
         # The few layers stand for all of them, which are sparse but for the first ones.
         attention = AttentionSettings(

@@ -15,11 +15,11 @@ from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.engine import Engine
 from adamas_cli.engine.events import Done
 from adamas_cli.engine.sampling import Sampling
+from adamas_cli.forecast.speed import Decoding, Reading
+from adamas_cli.machine.threads import use_threads
 from adamas_cli.models import LoadedModel, ModelFiles
 from adamas_cli.models.quiet import quiet_transformers
 from adamas_cli.models.shape import WeightCount
-from adamas_cli.models.threads import use_threads
-from adamas_cli.planning.speed import Decoding, Reading
 
 if TYPE_CHECKING:
     from adamas_cli.planning.decision import Decision
