@@ -19,6 +19,7 @@ from adamas_cli.errors import ModelUnavailableError, UsageError
 from adamas_cli.machine.backends import backend_obstacles
 from adamas_cli.models import ModelFiles, load
 from adamas_cli.models.device import choose_dtype
+from adamas_cli.models.quantization import PACKAGES
 from adamas_cli.models.shape import read_shape
 from adamas_cli.planning.choice import PREFILL_CHUNK, budget_for
 from adamas_cli.planning.decision import Backends, Machine, decide
@@ -44,7 +45,8 @@ def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def gpu(capability: tuple[int, int]) -> Machine:
     """A GPU that is not there."""
     backends = Backends("cuda", backend_obstacles("cuda", capability))
-    return Machine(backends, bfloat16=True, packing="the model is on cuda", memory=80 * 10**9)
+    packages = frozenset(package for package, _ in PACKAGES.values())
+    return Machine(backends, True, "the model is on cuda", 80 * 10**9, capability, packages)
 
 
 WAYS = [
@@ -152,6 +154,22 @@ def test_a_backend_that_cannot_run_is_refused_by_the_plan_too(files: ModelFiles)
     loading = ModelSettings(quantization="packed")
     with pytest.raises(UsageError, match="packed serves CPUs"):
         decide(file_facts(files), gpu(NEW), loading, DecodingSettings(), LONG)
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_weights_that_a_device_cannot_quantize_are_refused_by_the_plan_too(
+    files: ModelFiles, name: str
+) -> None:
+    loading = ModelSettings(device="cpu", quantization=name)
+    with pytest.raises(UsageError) as planned:
+        decide(file_facts(files), machine_facts("cpu"), loading, DecodingSettings(), LONG)
+    with pytest.raises(UsageError) as loaded:
+        load(files, **loading.loading, progress=Silent())
+    assert planned.value.message == loaded.value.message
+    decision = decide(file_facts(files), gpu(NEW), loading, DecodingSettings(), LONG)
+    assert decision.quantization == name
+    plain = decide(file_facts(files), gpu(NEW), ModelSettings(dtype="bfloat16"), DecodingSettings(), LONG)
+    assert decision.bytes.weights < plain.bytes.weights
 
 
 def test_codes_are_counted_only_where_answers_are_sparse(files: ModelFiles) -> None:

@@ -14,6 +14,7 @@ from adamas_cli.bench.traffic import step_bytes
 from adamas_cli.engine.cache import AdamasCache
 from adamas_cli.engine.layers import SparseDecoding, Steps
 from adamas_cli.errors import OutOfMemoryError
+from adamas_cli.models.quantization import PACKAGES
 from adamas_cli.planning.decision import Backends, Machine, decide
 from adamas_cli.planning.facts import config_facts
 from adamas_cli.planning.memory import LIBRARIES
@@ -34,7 +35,10 @@ def plan(
 ):
     """The bytes on a GPU that Triton serves."""
     model = replace(config_facts(config, None), stored_bytes=weights)
-    machine = Machine(Backends("cuda", {"triton": None}), bfloat16=True, packing="on cuda", memory=0)
+    installed = frozenset(package for package, _ in PACKAGES.values())
+    machine = Machine(
+        Backends("cuda", {"triton": None}), bfloat16=True, packing="on cuda", memory=0, installed=installed
+    )
     loading = ModelSettings(dtype=str(dtype).removeprefix("torch."), quantization=quantization)
     decoding = DecodingSettings(attn="adamas" if sparse else "full", dense_layers=DENSE, prefill_chunk=chunk)
     return decide(model, machine, loading, decoding, context).bytes

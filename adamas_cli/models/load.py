@@ -25,6 +25,7 @@ from adamas_cli.models.prequantized import (
 from adamas_cli.models.quantization import (
     PACKAGES,
     PACKED,
+    installed_packages,
     kept_as,
     packing_obstacle,
     packs,
@@ -86,7 +87,13 @@ def load(
     packed = packs(quantization, dtype, packing_obstacle(chosen_device.type))
     how = grid = None
     if quantization in PACKAGES:
-        require_quantizable(quantization, chosen_device, chosen_dtype)
+        require_quantizable(
+            quantization,
+            chosen_device.type,
+            str(chosen_dtype).removeprefix("torch."),
+            torch.cuda.get_device_capability(chosen_device) if chosen_device.type == "cuda" else None,
+            installed_packages(),
+        )
     if (stored := stored_quantization(files.directory)) is not None:
         require_readable(files.name, stored, quantization)
         how, grid = reading(stored, chosen_device, progress), grid_to_dequantize(stored)

@@ -5,7 +5,7 @@ Models that come quantized say so in their config and need no flag: prequantized
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -82,23 +82,30 @@ def is_plain(module: object) -> bool:
     return type(weight) is torch.Tensor and weight.is_floating_point() and weight.dtype.itemsize >= 2
 
 
-def require_quantizable(name: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Raises UsageError where weights of `dtype` cannot be quantized so on this device, with what to do."""
+def installed_packages() -> frozenset[str]:
+    """Those of the packages that quantize which are here."""
+    return frozenset(package for package, _ in PACKAGES.values() if is_installed(package))
+
+
+def require_quantizable(
+    name: str, device: str, dtype: str, capability: tuple[int, int] | None, installed: Collection[str]
+) -> None:
+    """Raises UsageError where weights of `dtype` cannot be quantized so on a kind of device, with what to do.
+
+    capability: of the GPU, None where it is unknown. installed: packages.
+    """
     package, extra = PACKAGES[name]
-    if device.type != "cuda":
-        raise UsageError(f"`quantization` {name} serves GPUs: the model is on {device.type}.")
-    if not is_installed(package):
+    if device != "cuda":
+        raise UsageError(f"`quantization` {name} serves GPUs: the model is on {device}.")
+    if package not in installed:
         raise UsageError(f"`quantization` {name} needs {package}: pip install 'adamas[{extra}]'")
     needed = {"fp8": FP8_CAPABILITY, "torchao-int4": INT4_CAPABILITY}.get(name)
     if needed is None:
         return
-    import torch
-
-    found = torch.cuda.get_device_capability(device)
-    if found < needed:
-        wants, has = (".".join(map(str, version)) for version in (needed, found))
+    if capability is not None and capability < needed:
+        wants, has = (".".join(map(str, version)) for version in (needed, capability))
         raise UsageError(f"`quantization` {name} needs a GPU of compute capability {wants}, this has {has}.")
-    if dtype != torch.bfloat16:
+    if dtype != "bfloat16":
         raise UsageError(f"`quantization` {name} computes in bfloat16: leave out `dtype`.")
 
 

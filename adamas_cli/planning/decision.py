@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from adamas_cli.errors import ModelUnavailableError, UsageError
-from adamas_cli.models.quantization import QUANTIZED_BITS, kept_as, packs
+from adamas_cli.models.quantization import PACKAGES, QUANTIZED_BITS, kept_as, packs, require_quantizable
 from adamas_cli.models.shape import ITEM_BYTES, ModelShape, WeightCount
 from adamas_cli.planning.choice import OTHER_CHUNK, PREFILL_CHUNK, auto_min_context, budget_for
 from adamas_cli.planning.memory import Bytes, cpu_bytes, gpu_bytes
@@ -44,13 +44,16 @@ class Backends:
 @dataclass(frozen=True)
 class Machine:
     """A device. bfloat16: whether it multiplies that natively. packing: why weights cannot be packed on it,
-    None where they can. memory: bytes that there are for a model.
+    None where they can. memory: bytes that there are for a model. capability: of a GPU. installed: packages
+    that quantize.
     """
 
     backends: Backends
     bfloat16: bool
     packing: str | None
     memory: int
+    capability: tuple[int, int] | None = None
+    installed: frozenset[str] = frozenset()
 
     @property
     def device(self) -> str:
@@ -117,6 +120,10 @@ def decide(
     dtype = loading.dtype
     if dtype == "auto":
         dtype = "bfloat16" if machine.bfloat16 else "float32"
+    if loading.quantization in PACKAGES:
+        require_quantizable(
+            loading.quantization, machine.device, dtype, machine.capability, machine.installed
+        )
     quantized = model.stored_bytes is not None
     packed = packs(loading.quantization, loading.dtype, machine.packing) and not quantized
     shape, item = model.shape, ITEM_BYTES[dtype]

@@ -11,7 +11,7 @@ from adamas_cli.machine.gpus import Gpu, gpus
 from adamas_cli.models.device import device_kind, dtype_name
 from adamas_cli.models.places import packed_files
 from adamas_cli.models.prequantized import stored_bytes, stored_quantization
-from adamas_cli.models.quantization import packing_obstacle
+from adamas_cli.models.quantization import installed_packages, packing_obstacle
 from adamas_cli.models.shape import ITEM_BYTES, count_weights, read_shape, shape_from
 from adamas_cli.planning.decision import Backends, Machine, Model
 
@@ -33,6 +33,8 @@ def machine_facts(device: str) -> Machine:
         bfloat16=dtype_name("auto", kind) == "bfloat16",
         packing=packing_obstacle(kind),
         memory=available,
+        capability=gpu.capability if gpu else None,
+        installed=installed_packages(),
     )
 
 
