@@ -12,10 +12,11 @@ import pytest
 import torch
 from conftest import ARCHITECTURES, byte_tokenizer, tiny_architecture
 from test_engine import soft_capped
+from told import raises_told
 
 from adamas_cli.engine.attention import AttentionSettings, backends_of, decide_for
 from adamas_cli.engine.engine import Engine
-from adamas_cli.errors import ModelUnavailableError, UsageError
+from adamas_cli.errors import ModelUnavailableError, OutOfMemoryError, UsageError
 from adamas_cli.machine.backends import backend_obstacles
 from adamas_cli.models import ModelFiles, load
 from adamas_cli.models.device import choose_dtype
@@ -25,7 +26,8 @@ from adamas_cli.planning.choice import PREFILL_CHUNK, budget_for
 from adamas_cli.planning.decision import Backends, Machine, decide
 from adamas_cli.planning.facts import config_facts, file_facts, machine_facts
 from adamas_cli.progress import Silent
-from adamas_cli.settings import DecodingSettings, ModelSettings
+from adamas_cli.settings import DecodingSettings, ModelSettings, OriginSettings, PromptSettings
+from adamas_cli.store.settings import StoreSettings
 
 UNSERVED = "soft-capped"
 SHORT, LONG = 300, 5000  # tokens below and above those from which a CPU decodes sparsely
@@ -134,6 +136,32 @@ def test_the_engine_decides_as_is_planned_on_a_gpu(
     fastest = "torch" if capability == OLD else "triton"
     served = {("adamas", fastest), ("adamas", "torch")}
     assert found == {("full", None)} | (set() if files.name == UNSERVED else served)
+
+
+def test_the_memory_that_is_told_before_a_model_is_loaded_on_a_gpu_is_that_of_the_decision(
+    files: ModelFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from adamas_cli import runtime
+
+    small = replace(gpu(NEW), memory=10**6)
+    opened = runtime.Runtime.resolve(
+        ModelSettings(model=str(files.directory)),
+        DecodingSettings(),
+        PromptSettings(),
+        StoreSettings(),
+        Silent(),
+        OriginSettings(sources=3 if files.name != UNSERVED else None),
+    )
+    chosen = DecodingSettings(attn="auto" if files.name == UNSERVED else "adamas")  # to count, it is sparse
+    monkeypatch.setattr(runtime, "choose_device", lambda name: torch.device("cuda", 0))
+    monkeypatch.setattr(runtime, "machine_facts", lambda name: gpu(NEW))
+    model = file_facts(files)
+    expected = decide(model, gpu(NEW), ModelSettings(), chosen, min(LONG, model.shape.context))
+    assert opened.memory(LONG) == expected.bytes
+    assert expected.attention.sparse == (files.name != UNSERVED)
+    monkeypatch.setattr(runtime, "machine_facts", lambda name: small)
+    with raises_told(OutOfMemoryError, match=r"and cuda:0 has 0\.0 GB\. .* --quantization, .* --device cpu"):
+        opened.memory(LONG)
 
 
 @pytest.mark.parametrize("capability", [OLD, NEW])
