@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from adamas_cli.errors import ModelUnavailableError, UsageError
+from adamas_cli.models.device import number_format
 from adamas_cli.models.quantization import PACKAGES, QUANTIZED_BITS, kept_as, packs, require_quantizable
 from adamas_cli.models.shape import ITEM_BYTES, ModelShape, WeightCount
 from adamas_cli.planning.choice import OTHER_CHUNK, PREFILL_CHUNK, auto_min_context, budget_for
@@ -117,9 +118,7 @@ def decide(
     Raises UsageError where the machine cannot do what is asked for, and ModelUnavailableError where Adamas is
     asked for and does not serve the model.
     """
-    dtype = loading.dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if machine.bfloat16 else "float32"
+    dtype = number_format(loading.dtype, machine.bfloat16)
     if loading.quantization in PACKAGES:
         require_quantizable(
             loading.quantization, machine.device, dtype, machine.capability, machine.installed

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.machine.backends import backend_obstacles
 from adamas_cli.machine.gpus import Gpu, gpus
-from adamas_cli.models.device import device_kind, dtype_name
+from adamas_cli.models.device import device_kind, multiplies_bfloat16
 from adamas_cli.models.places import packed_files
 from adamas_cli.models.prequantized import stored_bytes, stored_quantization
 from adamas_cli.models.quantization import installed_packages, packing_obstacle
@@ -30,7 +30,7 @@ def machine_facts(device: str) -> Machine:
     available = memory().available if kind != "cuda" else gpu.memory if gpu else 0
     return Machine(
         Backends(kind, backend_obstacles(kind, gpu.capability if gpu else None)),
-        bfloat16=dtype_name("auto", kind) == "bfloat16",
+        bfloat16=multiplies_bfloat16(kind),
         packing=packing_obstacle(kind),
         memory=available,
         capability=gpu.capability if gpu else None,
@@ -66,9 +66,10 @@ def config_facts(config: PreTrainedConfig, directory: Path | None) -> Model:
 
 
 def _gpu(device: str) -> Gpu | None:
-    index = int(device.partition(":")[2] or 0) if device != "auto" else 0
+    """The GPU of torch's name for it; None where there is none."""
+    index = device.partition(":")[2] or "0"
     there = gpus()
-    return there[index] if index < len(there) else None
+    return there[int(index)] if index.isdecimal() and int(index) < len(there) else None
 
 
 def _packed(fingerprint: str) -> dict[str, int]:
