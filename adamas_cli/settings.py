@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from adamas_cli.engine.choice import DENSE_LAYERS
-
 DEFAULT_SOURCES, MOST_SOURCES = 3, 50  # passages that are shown of an answer
+DENSE_LAYERS = 2  # the first layers attend broadly, and stay dense in decode (paper, section 4.1)
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal[

@@ -20,11 +20,11 @@ from transformers import DynamicCache
 from transformers.generation import BaseStreamer
 
 from adamas_cli.engine.attention import AttentionSettings
-from adamas_cli.engine.choice import PREFILL_CHUNK
 from adamas_cli.engine.events import Done
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.timeline import Timeline
 from adamas_cli.models import LoadedModel, load, resolve
+from adamas_cli.planning.choice import PREFILL_CHUNK
 from adamas_cli.progress import Silent
 from adamas_cli.prompt.tokens import Tokenizer
 

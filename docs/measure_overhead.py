@@ -25,8 +25,8 @@ from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.timeline import Timeline
 from adamas_cli.lab.bench.table import markdown_head, markdown_row
 from adamas_cli.lab.hardware import device_name
+from adamas_cli.machine.threads import use_threads
 from adamas_cli.models.packed import pack_model
-from adamas_cli.models.threads import use_threads
 from adamas_cli.progress import Silent
 
 STEPS = 100

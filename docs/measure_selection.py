@@ -19,10 +19,10 @@ from adamas_kernels.dispatch import load, pick
 from adamas_kernels.reference import query_power
 from torch import Tensor
 
-from adamas_cli.engine.choice import budget_for
 from adamas_cli.lab.bench.clock import microseconds
 from adamas_cli.lab.bench.table import markdown_head, markdown_row
 from adamas_cli.lab.hardware import device_name
+from adamas_cli.planning.choice import budget_for
 
 ROUNDS, QUERIES, ROOM = 12, 6, 64
 

@@ -19,11 +19,11 @@ from torch import Tensor
 from adamas_cli import models
 from adamas_cli.cache.mode import Sparse
 from adamas_cli.engine.attention import AttentionSettings
-from adamas_cli.engine.choice import budget_for
 from adamas_cli.engine.timeline import Timeline
 from adamas_cli.lab.bench.table import markdown_head, markdown_row
 from adamas_cli.lab.eval.divergence import diverge
 from adamas_cli.models.packed import describe
+from adamas_cli.planning.choice import budget_for
 from adamas_cli.progress import Silent
 from adamas_cli.prompt.tokens import Tokenizer
 

@@ -16,7 +16,6 @@ from adamas_kernels.torch.backend import TorchBackend
 from conftest import ARCHITECTURES, tiny_architecture
 from told import raises_told
 
-from adamas_cli.engine.choice import budget_for
 from adamas_cli.errors import UsageError
 from adamas_cli.lab.bench import clock, recording
 from adamas_cli.lab.bench.clock import turn_microseconds
@@ -29,6 +28,7 @@ from adamas_cli.lab.bench.recording import record
 from adamas_cli.lab.bench.replay import Replay
 from adamas_cli.lab.bench.traces import Trace, random_traces, with_one_length
 from adamas_cli.models import LoadedModel, ModelFiles
+from adamas_cli.planning.choice import budget_for
 
 STEPS = 8
 CPU = torch.device("cpu")

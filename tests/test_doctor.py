@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from test_cli import Runner, adamas, installed  # noqa: F401 - fixtures
 
-from adamas_cli.machine import checks, triton_trial, versions
+from adamas_cli.commands import checks
+from adamas_cli.machine import triton_trial, versions
 from adamas_cli.machine.gpus import Gpu
 from adamas_cli.machine.memory import Memory
 from adamas_cli.machine.triton_trial import Trial
-from adamas_cli.models import fitting
 from adamas_cli.models.device import choose_device, choose_dtype, device_kind, dtype_name
+from adamas_cli.planning import fitting
 
 H100 = Gpu("NVIDIA H100", 80_000_000_000, (9, 0))
 

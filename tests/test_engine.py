@@ -14,8 +14,7 @@ from transformers import DynamicCache
 
 from adamas_cli.cache.mode import READING
 from adamas_cli.engine import reading
-from adamas_cli.engine.attention import AttentionSettings, auto_min_context
-from adamas_cli.engine.choice import AUTO_MIN_CONTEXT, budget_for
+from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.events import Done, Prefill, Token
 from adamas_cli.engine.interface import NAME
 from adamas_cli.engine.model import Model
@@ -23,6 +22,8 @@ from adamas_cli.engine.reading import SMALLEST_CHUNK
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.timeline import Timeline
 from adamas_cli.errors import ModelUnavailableError, OutOfMemoryError, UsageError
+from adamas_cli.planning.choice import AUTO_MIN_CONTEXT, auto_min_context, budget_for
+from adamas_cli.planning.decision import Backends, decide_attention
 
 GREEDY = Sampling()
 FULL = AttentionSettings("full")
@@ -318,7 +319,9 @@ def test_the_default_budget_grows_with_the_context():
     assert [budget_for(n) for n in (0, 4096, 4097, 16384, 30720, 131072)] == [256, 256, 320, 512, 704, 1472]
     for given, expected in ((False, 128), (True, 576)):
         settings = AttentionSettings("adamas", backend="torch", budget_by_context=given)
-        decoding, _ = settings.resolve(20_000, 512, torch.device("cpu"))
+        backends = Backends("cpu", {"torch": None})
+        decided = decide_attention(settings.asked(), 20_000, backends, obstacle=None, token_bytes=512)
+        decoding = settings.resolve(decided)
         assert decoding.settings.budget == expected
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import tiny_architecture
@@ -10,17 +12,37 @@ from transformers import AutoConfig
 from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.mode import READING, Sparse
 from adamas_cli.cache.placement import Paged
-from adamas_cli.engine.plan import LIBRARIES, plan_memory, require_memory
 from adamas_cli.errors import OutOfMemoryError
 from adamas_cli.lab.bench.shapes import shape_config
 from adamas_cli.lab.bench.traffic import step_bytes
+from adamas_cli.models.quantization import PACKAGES
+from adamas_cli.planning.decision import Backends, Machine, decide
+from adamas_cli.planning.facts import config_facts
+from adamas_cli.planning.memory import LIBRARIES
+from adamas_cli.settings import DecodingSettings, ModelSettings
 
 CONTEXT, DENSE = 300, 2
 
 
-def plan(config, quantization="none", dtype=torch.bfloat16, **changed):
-    settings = {"context": CONTEXT, "chunk": 64, "sparse": True, "dense_layers": DENSE} | changed
-    return plan_memory(config, dtype=dtype, quantization=quantization, **settings)
+def plan(
+    config,
+    quantization="none",
+    dtype=torch.bfloat16,
+    *,
+    context=CONTEXT,
+    chunk=64,
+    sparse=True,
+    weights=None,
+):
+    """The bytes on a GPU that Triton serves."""
+    model = replace(config_facts(config, None), stored_bytes=weights)
+    installed = frozenset(package for package, _ in PACKAGES.values())
+    machine = Machine(
+        Backends("cuda", {"triton": None}), bfloat16=True, packing="on cuda", memory=0, installed=installed
+    )
+    loading = ModelSettings(dtype=str(dtype).removeprefix("torch."), quantization=quantization)
+    decoding = DecodingSettings(attn="adamas" if sparse else "full", dense_layers=DENSE, prefill_chunk=chunk)
+    return decide(model, machine, loading, decoding, context).bytes
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3"])
@@ -125,16 +147,8 @@ def test_a_sparse_step_reads_codes_and_chosen_rows():
     assert full == weights + config.num_hidden_layers * 1000 * config.num_key_value_heads * row
 
 
-def test_more_than_the_gpu_has_is_refused(monkeypatch):
+def test_more_than_the_gpu_has_is_refused():
     told = plan(shape_config("llama-3.1-8b", 32768), context=32768)
-    device = torch.device("cuda")
-    for has in (told.total, told.total - 1):
-        properties = type("Properties", (), {"total_memory": has})
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, found=properties: found)
-        if has == told.total:
-            require_memory(told, device, "a model", "Give less.")
-        else:
-            with pytest.raises(
-                OutOfMemoryError, match=r"a model needs .* = .* GB, and cuda has .* Give less"
-            ):
-                require_memory(told, device, "a model", "Give less.")
+    told.require(told.total, "cuda", "a model", "Give less.")
+    with pytest.raises(OutOfMemoryError, match=r"a model needs .* = .* GB, and cuda has .* Give less"):
+        told.require(told.total - 1, "cuda", "a model", "Give less.")

@@ -18,11 +18,11 @@ from test_cli import ADAMAS, Runner, adamas, environment  # noqa: F401 - fixture
 from adamas_cli.engine.events import Done
 from adamas_cli.engine.heads import code_bytes, token_bytes
 from adamas_cli.errors import ModelUnavailableError
+from adamas_cli.forecast import calibration
+from adamas_cli.forecast.speed import Decoding, Reading, recall, remember, remember_run
+from adamas_cli.forecast.tree import draw, grow
 from adamas_cli.models import ModelFiles
 from adamas_cli.models.shape import count_weights, expected_weights, read_shape, shape_of
-from adamas_cli.planning import calibration
-from adamas_cli.planning.speed import Decoding, Reading, recall, remember, remember_run
-from adamas_cli.planning.tree import draw, grow
 from adamas_cli.prompt.chat import ChatTemplateFile
 
 

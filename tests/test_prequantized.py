@@ -14,6 +14,7 @@ from told import raises_told
 from torch import nn
 
 from adamas_cli.errors import ModelUnavailableError, UsageError
+from adamas_cli.forecast.forecast import Forecast, Settings
 from adamas_cli.lab.bench.traffic import step_bytes
 from adamas_cli.models import quantization
 from adamas_cli.models.folder import CONFIG, WEIGHTS
@@ -30,7 +31,6 @@ from adamas_cli.models.prequantized import (
 )
 from adamas_cli.models.quantization import PACKAGES, is_plain
 from adamas_cli.models.resolve import ModelFiles
-from adamas_cli.planning.foresee import Flags, _Foresight
 from adamas_cli.progress import Silent
 from adamas_cli.settings import DecodingSettings, ModelSettings, PromptSettings
 from adamas_cli.store.settings import StoreSettings
@@ -287,6 +287,6 @@ def test_bytes_that_stay_in_memory_are_those_of_the_files(tmp_path):
 def test_a_plan_knows_timings_by_what_loading_makes_of_the_weights(fp8_model, quantization):
     directory, _ = fp8_model
     model = ModelSettings(device="cpu", quantization=quantization)
-    flags = Flags(model, DecodingSettings(), PromptSettings(), StoreSettings())
-    planned = _Foresight(ModelFiles("a model", directory, directory.name), flags, Silent())
+    settings = Settings(model, DecodingSettings(), PromptSettings(), StoreSettings())
+    planned = Forecast(ModelFiles("a model", directory, directory.name), settings, Silent()).decide(100)
     assert planned.quantization == loaded(directory, quantization).quantization

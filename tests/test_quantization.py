@@ -14,12 +14,20 @@ from adamas_cli import quiet
 from adamas_cli.errors import ModelUnavailableError, UsageError
 from adamas_cli.models import quantization
 from adamas_cli.models.load import _read, load
-from adamas_cli.models.quantization import PACKAGES, quantization_config, require_quantizable
+from adamas_cli.models.quantization import (
+    PACKAGES,
+    installed_packages,
+    quantization_config,
+    require_quantizable,
+)
 from adamas_cli.models.quiet import quiet_transformers
 from adamas_cli.models.resolve import ModelFiles
 from adamas_cli.progress import Silent
 
-GPU = torch.device("cuda")
+
+def required(name: str, dtype: str = "bfloat16", capability: tuple[int, int] = (9, 0)) -> None:
+    """As a model is loaded on a GPU of this compute capability."""
+    require_quantizable(name, "cuda", dtype, capability, installed_packages())
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -35,40 +43,32 @@ def test_a_missing_package_is_named_with_its_extra(found, name, extra, monkeypat
     """A folder of the package's name in the path, such as this repository's kernels/, is no package."""
     monkeypatch.setattr(quantization, "find_spec", lambda package: found)
     with pytest.raises(UsageError, match=rf"pip install 'adamas\[{extra}\]'"):
-        require_quantizable(name, GPU, torch.bfloat16)
+        required(name)
 
 
 @pytest.fixture
-def gpu_of(monkeypatch):
-    """Everything is installed, and the GPU is of this compute capability."""
-
-    def pretend(*capability):
-        installed = ModuleSpec("a package", None, origin="file")
-        monkeypatch.setattr(quantization, "find_spec", lambda package: installed)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-
-    return pretend
+def everything(monkeypatch):
+    """Everything is installed."""
+    package = ModuleSpec("a package", None, origin="file")
+    monkeypatch.setattr(quantization, "find_spec", lambda name: package)
 
 
 @pytest.mark.parametrize(
     ("name", "needed", "older"), [("fp8", (8, 9), (8, 6)), ("torchao-int4", (8, 0), (7, 5))]
 )
-def test_old_gpus_are_told_what_is_needed(name, needed, older, gpu_of):
-    gpu_of(*older)
+def test_old_gpus_are_told_what_is_needed(name, needed, older, everything):
     wants, has = (rf"{major}\.{minor}" for major, minor in (needed, older))
     with pytest.raises(UsageError, match=f"{name} needs a GPU of compute capability {wants}, this has {has}"):
-        require_quantizable(name, GPU, torch.bfloat16)
-    gpu_of(*needed)
-    require_quantizable(name, GPU, torch.bfloat16)
+        required(name, capability=older)
+    required(name, capability=needed)
 
 
-def test_products_that_there_are_in_bfloat16_only_are_refused_in_others(gpu_of):
-    gpu_of(9, 0)
+def test_products_that_there_are_in_bfloat16_only_are_refused_in_others(everything):
     for name in ("fp8", "torchao-int4"):
         with raises_told(UsageError, match=f"{name} computes in bfloat16: leave out --dtype"):
-            require_quantizable(name, GPU, torch.float16)
+            required(name, "float16")
     for name in PACKAGES.keys() - {"fp8", "torchao-int4"}:
-        require_quantizable(name, GPU, torch.float16)
+        required(name, "float16")
 
 
 def test_torchao_is_told_what_needs_no_other_package_and_leaves_torch_alone():

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import typer
 
+from adamas_cli.commands.checks import Check, machine_checks
 from adamas_cli.commands.options import setting_names
 from adamas_cli.commands.shared import AsJson, print_json
 from adamas_cli.config import read_config
 from adamas_cli.errors import AdamasError
-from adamas_cli.machine.checks import Check, machine_checks
 from adamas_cli.models.aliases import aliases
 from adamas_cli.models.default import default_name
-from adamas_cli.models.fitting import Fit, fits
 from adamas_cli.models.folder import missing
 from adamas_cli.models.inventory import find
+from adamas_cli.planning.fitting import Fit, fits
 from adamas_cli.sanitize import one_line
 from adamas_cli.terminal.spelling import spelled
 

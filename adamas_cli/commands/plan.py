@@ -59,11 +59,11 @@ def command(
 
     with Display(answers=None, notes=sys.stderr, quiet=quiet) as display:
         documents = collect_documents(sources, selection, display, verbose=verbose, keep=store.writes)
-        from adamas_cli.planning.foresee import Flags, foresee
-        from adamas_cli.planning.tree import grow
+        from adamas_cli.forecast.forecast import Settings, forecast
+        from adamas_cli.forecast.tree import grow
 
-        flags = Flags(model, attention, prompt, store)
-        plan = foresee(documents, questions, flags, display, calibrates=calibrate)
+        settings = Settings(model, attention, prompt, store)
+        plan = forecast(documents, questions, settings, display, calibrates=calibrate)
     grown = grow({document.path: document.tokens for document in plan.counted.documents}) if tree else None
     if not as_json:
         from adamas_cli.terminal.planning import shown

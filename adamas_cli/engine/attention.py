@@ -1,20 +1,21 @@
-"""How answer tokens attend, and which models Adamas serves."""
+"""How answer tokens attend: the settings, and what is decided of them for a model on a device."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
 from adamas_kernels.contract import SparseSettings
-from adamas_kernels.dispatch import BackendError, load, pick
+from adamas_kernels.dispatch import BACKENDS, load, obstacle
 from transformers import PreTrainedConfig
 
-from adamas_cli.cache.cache import layer_types
-from adamas_cli.cache.layer import FULL, SLIDING
 from adamas_cli.cache.mode import Sparse
-from adamas_cli.engine.choice import DENSE_LAYERS, auto_min_context, budget_for
-from adamas_cli.errors import ModelUnavailableError, UsageError
+from adamas_cli.engine.heads import token_bytes
+from adamas_cli.models.shape import attention_obstacle
+from adamas_cli.planning.decision import Attention, Backends, decide_attention
+from adamas_cli.settings import DENSE_LAYERS, AttentionKind, BackendName, DecodingSettings
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class AttentionSettings:
     """How answer tokens attend.
 
     kind: `adamas`, `full`, or `auto` to choose by the length of the context. sparse: its budget is replaced
-    by `budget_for` the context where `budget_by_context` is set. backend: what computes sparse steps:
+    by one for the context where `budget_by_context` is set. backend: what computes sparse steps:
     `triton`, `cpu`, `torch`, or `auto` for the fastest that runs.
     """
 
@@ -32,45 +33,63 @@ class AttentionSettings:
     backend: str = "auto"
     budget_by_context: bool = False
 
-    def resolve(
-        self,
-        context: int,
-        token_bytes: int,
-        device: torch.device,
-        announce: Callable[[str], None] | None = None,
-    ) -> tuple[Sparse | None, str | None]:
-        """How to decode sparsely with a context of so many tokens, whose keys and values take `token_bytes`
-        each in a layer, or None where full attention is better, and one line about a backend that is not the
-        fastest there is.
+    @classmethod
+    def of(cls, chosen: DecodingSettings) -> AttentionSettings:
+        """Those that a user chose."""
+        return cls(
+            chosen.attn,
+            SparseSettings(budget=chosen.budget or SparseSettings.budget, scorer=chosen.scorer),
+            chosen.dense_layers,
+            chosen.backend,
+            budget_by_context=chosen.budget is None,
+        )
 
-        announce: told before a backend compiles. Raises UsageError where a named backend cannot run.
+    def asked(self, prefill_chunk: int | None = None) -> DecodingSettings:
+        """What a decision is made from; prefill_chunk: tokens, None to go by the device."""
+        return DecodingSettings(
+            attn=cast(AttentionKind, self.kind),
+            budget=None if self.budget_by_context else self.sparse.budget,
+            dense_layers=self.dense_layers,
+            backend=cast(BackendName, self.backend),
+            prefill_chunk=prefill_chunk,
+        )
+
+    def resolve(self, decided: Attention, announce: Callable[[str], None] | None = None) -> Sparse | None:
+        """How to decode sparsely as was decided, or None with full attention.
+
+        announce: told before a backend compiles.
         """
-        if self.kind == "full":
-            return None, None
-        try:
-            name, reason = pick(self.backend, device)
-        except BackendError as error:
-            raise UsageError(f"{error}. Use `backend` auto.") from None
-        sparse = replace(self.sparse, budget=budget_for(context)) if self.budget_by_context else self.sparse
-        if self.kind == "auto" and context < auto_min_context(name, sparse.budget, token_bytes):
-            return None, None
-        return Sparse(sparse, load(name, announce)), reason
+        if decided.backend is None or decided.budget is None:
+            return None
+        return Sparse(replace(self.sparse, budget=decided.budget), load(decided.backend, announce))
 
 
-def unsupported_reason(config: PreTrainedConfig) -> str | None:
+def decide_for(
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    asked: DecodingSettings,
+    context: int,
+) -> Attention:
+    """What is decided about a text model's config, with so many tokens, on a device. Raises UsageError where
+    a named backend cannot run, and ModelUnavailableError where Adamas is asked for and does not serve the
+    model.
+    """
+    unserved = unserved_reason(config)
+    return decide_attention(
+        asked,
+        context,
+        backends_of(device),
+        obstacle=unserved,
+        token_bytes=0 if unserved else token_bytes(config, dtype),
+    )
+
+
+def backends_of(device: torch.device) -> Backends:
+    """What computes sparse steps on a device, and what cannot."""
+    return Backends(device.type, {name: obstacle(name, device) for name in BACKENDS})
+
+
+def unserved_reason(config: PreTrainedConfig) -> str | None:
     """Why this module's attention would be wrong for a text model's config, or None where it is right."""
-    others = sorted(set(layer_types(config)) - {FULL, SLIDING})
-    if others:
-        return f"it has {' and '.join(others)} layers"
-    if getattr(config, "attn_logit_softcapping", None):
-        return "its attention scores are soft-capped"
-    if getattr(config, "kv_lora_rank", None):
-        return "it has multi-head latent attention"
-    if config.model_type == "gpt_oss":
-        return "its attention has learned sinks"
-    return None
-
-
-def refusal(reason: str) -> ModelUnavailableError:
-    """The error for a model whose attention this module does not serve."""
-    return ModelUnavailableError(f"Adamas attention does not serve this model: {reason}. Use `attn` full.")
+    return attention_obstacle(lambda name: getattr(config, name, None))

@@ -21,7 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.mode import Mode
-from adamas_cli.engine.attention import refusal
+from adamas_cli.planning.decision import refusal
 
 NAME = "adamas"
 # What some models pass to change the scores or the softmax; ignoring one would be silently wrong.

@@ -12,7 +12,7 @@ from torch import Tensor
 from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.mode import Mode
 from adamas_cli.cache.placement import placement_on
-from adamas_cli.engine.attention import unsupported_reason
+from adamas_cli.engine.attention import unserved_reason
 from adamas_cli.engine.fused import fuse
 from adamas_cli.engine.heads import head_dim
 from adamas_cli.engine.interface import Pass, install, under_way
@@ -38,7 +38,7 @@ class Model:
         self.module = loaded.model
         self.device: torch.device = self.module.device
         self.config = self.module.config.get_text_config()
-        self.unserved = unsupported_reason(self.config)
+        self.unserved = unserved_reason(self.config)
         self.placement = placement_on(self.device)
         self.dense: DenseStep | None = None
         if self.unserved is None:

@@ -21,11 +21,9 @@ from torch import Tensor
 
 from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.mode import Mode, Sparse
-from adamas_cli.engine.attention import AttentionSettings, refusal
-from adamas_cli.engine.choice import OTHER_CHUNK, PREFILL_CHUNK
+from adamas_cli.engine.attention import AttentionSettings, decide_for
 from adamas_cli.engine.compiling import announced_compiling
 from adamas_cli.engine.events import Done, Event, Prefill, Token
-from adamas_cli.engine.heads import token_bytes
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.peak import peak_memory
 from adamas_cli.engine.reader import TokenReader
@@ -91,13 +89,11 @@ class Timeline:
         self._announce = announce or log.info
         self._said: set[str] = set()
         self._captures = graphs
-        self.sparse: Sparse | None = None
-        self.backend_reason: str | None = None
-        if self.model.unserved is None:
-            each = token_bytes(self.model.config, loaded.model.dtype)
-            self.sparse, self.backend_reason = attention.resolve(context, each, self.model.device, announce)
-        elif attention.kind == "adamas":
-            raise refusal(self.model.unserved)
+        decided = decide_for(
+            self.model.config, loaded.model.dtype, self.model.device, attention.asked(prefill_chunk), context
+        )
+        self.backend_reason = decided.reason
+        self.sparse = attention.resolve(decided, announce)
         self.cache = KVCache.for_model(
             self.model.config,
             served=self.model.unserved is None,
@@ -113,7 +109,7 @@ class Timeline:
         self.ids = np.empty(0, np.int32)
         self._states = [State(0, self.cache.mark())]
         self._recent: deque[State] = deque(maxlen=RECENT)
-        self._attach(prefill_chunk or PREFILL_CHUNK.get(self.model.device.type, OTHER_CHUNK))
+        self._attach(decided.chunk)
 
     def _attach(self, chunk: int) -> None:
         """What reads into the cache and steps with it."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from adamas_cli import __version__
 from adamas_cli.machine.cpu import cpu_features, cpu_name
 from adamas_cli.machine.gpus import cuda_of_driver, driver_version, gpus
-from adamas_cli.models.threads import physical_cores
+from adamas_cli.machine.threads import physical_cores
 
 PACKAGES = (
     "torch",

@@ -40,17 +40,26 @@ def device_kind(device: str) -> str:
     return device.partition(":")[0]
 
 
-def dtype_name(dtype: str, kind: str) -> str:
-    """What `choose_dtype` would choose for a kind of device, without importing torch where that can be."""
+def number_format(dtype: str, bfloat16: bool) -> str:
+    """What `auto` or a name means: bfloat16 where the hardware multiplies it natively, which doubles the
+    prefill's speed on such CPUs, and float32 elsewhere.
+    """
     if dtype != "auto":
         return dtype
+    return "bfloat16" if bfloat16 else "float32"
+
+
+def multiplies_bfloat16(kind: str) -> bool:
+    """Whether a kind of device does so natively; without importing torch where that can be."""
     flags = cpu_flags()
     if kind == "cpu" and not flags:
-        import torch
+        return _cpu_multiplies_bfloat16()
+    return kind == "cuda" or (kind == "cpu" and not flags.isdisjoint(("avx512_bf16", "amx_tile")))
 
-        return str(choose_dtype(dtype, torch.device(kind))).removeprefix("torch.")
-    native = kind == "cuda" or (kind == "cpu" and not flags.isdisjoint(("avx512_bf16", "amx_tile")))
-    return "bfloat16" if native else "float32"
+
+def dtype_name(dtype: str, kind: str) -> str:
+    """What `choose_dtype` would choose for a kind of device."""
+    return number_format(dtype, dtype == "auto" and multiplies_bfloat16(kind))
 
 
 def choose_device(device: str) -> torch.device:
@@ -77,17 +86,15 @@ def choose_device(device: str) -> torch.device:
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """The number format that `auto` or a name means on `device`.
 
-    `auto` is bfloat16 where the hardware multiplies it natively, which doubles the prefill's speed on such
-    CPUs, and float32 elsewhere. Raises UsageError for an unknown name.
+    Raises UsageError for an unknown name.
     """
     import torch
 
-    if dtype == "auto":
-        native = device.type == "cuda" or (device.type == "cpu" and _cpu_multiplies_bfloat16())
-        return torch.bfloat16 if native else torch.float32
-    if dtype not in DTYPES:
+    native = device.type == "cuda" or (device.type == "cpu" and _cpu_multiplies_bfloat16())
+    name = number_format(dtype, native)
+    if name not in DTYPES:
         raise UsageError(f"`dtype` {dtype}: choose auto, {', '.join(DTYPES)}.")
-    chosen = getattr(torch, dtype)
+    chosen = getattr(torch, name)
     assert isinstance(chosen, torch.dtype)
     return chosen
 

@@ -7,12 +7,12 @@ import struct
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
 from adamas_cli.errors import ModelUnavailableError, OutOfMemoryError, UsageError
+from adamas_cli.machine.threads import use_threads
 from adamas_cli.models.device import choose_device, choose_dtype
 from adamas_cli.models.grids import Grid, read_weights
 from adamas_cli.models.prequantized import (
@@ -22,14 +22,20 @@ from adamas_cli.models.prequantized import (
     require_readable,
     stored_quantization,
 )
-from adamas_cli.models.quantization import PACKAGES, quantization_config, require_quantizable
+from adamas_cli.models.quantization import (
+    PACKAGES,
+    PACKED,
+    installed_packages,
+    kept_as,
+    packing_obstacle,
+    packs,
+    quantization_config,
+    require_quantizable,
+)
 from adamas_cli.models.quiet import quiet_transformers
 from adamas_cli.models.resolve import ModelFiles
 from adamas_cli.models.stops import stop_ids
-from adamas_cli.models.threads import use_threads
 from adamas_cli.progress import Progress
-
-PACKED = "packed"
 
 if TYPE_CHECKING:
     import torch
@@ -78,10 +84,16 @@ def load(
 
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)
-    packed = packs(quantization, dtype, chosen_device.type)
+    packed = packs(quantization, dtype, packing_obstacle(chosen_device.type))
     how = grid = None
     if quantization in PACKAGES:
-        require_quantizable(quantization, chosen_device, chosen_dtype)
+        require_quantizable(
+            quantization,
+            chosen_device.type,
+            str(chosen_dtype).removeprefix("torch."),
+            torch.cuda.get_device_capability(chosen_device) if chosen_device.type == "cuda" else None,
+            installed_packages(),
+        )
     if (stored := stored_quantization(files.directory)) is not None:
         require_readable(files.name, stored, quantization)
         how, grid = reading(stored, chosen_device, progress), grid_to_dequantize(stored)
@@ -123,38 +135,6 @@ def load(
         chosen_dtype = model.dtype  # some kinds compute in one number format only
     kept = kept_as(stored, quantization, quantized=quantized, packed=packed)
     return LoadedModel(model, files, chosen_device, chosen_dtype, context, ending, kept)
-
-
-def kept_as(stored: dict[str, Any] | None, quantization: str, *, quantized: bool, packed: bool) -> str:
-    """`LoadedModel.quantization`. stored: what the files say; quantized: whether it stays so in memory."""
-    ways = [] if stored is None else [str(stored.get("quant_method"))]
-    if ways and not quantized:
-        ways.append("dequantized")
-    if packed:
-        ways.append(PACKED)
-    elif quantization in PACKAGES:
-        ways.append(quantization)
-    return ", ".join(ways) or "none"
-
-
-def packs(quantization: str, dtype: str, device: str) -> bool:
-    """Whether weights are packed on a kind of device: with `auto` on CPUs, unless a number format was asked
-    for.
-
-    Decoding reads each weight once a token, so fewer bytes are faster on every CPU (docs/performance.md);
-    which products are used is up to its features. Raises UsageError where `packed` is asked for and cannot
-    be.
-    """
-    if quantization == "none":
-        return False
-    obstacle = None
-    if device != "cpu":
-        obstacle = f"the model is on {device}"
-    elif find_spec("numba") is None:
-        obstacle = "numba is not installed"
-    if quantization == "packed" and obstacle:
-        raise UsageError(f"`quantization` packed serves CPUs: {obstacle}.")
-    return obstacle is None and (quantization == "packed" or dtype == "auto")
 
 
 def _read(

@@ -5,6 +5,7 @@ Models that come quantized say so in their config and need no flag: prequantized
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ from adamas_cli.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
+PACKED = "packed"  # in 8 or 4 bits, by Adamas itself
+# Bits of a weight with its share of a scale.
+QUANTIZED_BITS = {"bnb-4bit": 4.5, "bnb-8bit": 8.0, "torchao-int8": 8.0, "torchao-int4": 4.5, "fp8": 8.0}
 # Each way with the package that it needs and the extra that installs it.
 PACKAGES = {
     "bnb-4bit": ("bitsandbytes", "bnb"),
@@ -24,6 +28,40 @@ PACKAGES = {
 FP8_CAPABILITY = (8, 9)  # NVIDIA GPUs from Ada on
 INT4_CAPABILITY = (8, 0)
 INT4_GROUP = 64  # weights that share a scale: divides the layers of all common models, which 128 does not
+
+
+def packing_obstacle(device: str) -> str | None:
+    """Why weights cannot be packed on a kind of device, in a few words, or None where they can."""
+    if device != "cpu":
+        return f"the model is on {device}"
+    return "numba is not installed" if find_spec("numba") is None else None
+
+
+def packs(quantization: str, dtype: str, obstacle: str | None) -> bool:
+    """Whether weights are packed: with `auto` wherever nothing stands against it, unless a number format was
+    asked for.
+
+    Decoding reads each weight once a token, so fewer bytes are faster on every CPU (docs/performance.md);
+    which products are used is up to its features. Raises UsageError where `packed` is asked for and cannot
+    be.
+    """
+    if quantization == "none":
+        return False
+    if quantization == PACKED and obstacle:
+        raise UsageError(f"`quantization` packed serves CPUs: {obstacle}.")
+    return obstacle is None and (quantization == PACKED or dtype == "auto")
+
+
+def kept_as(stored: Mapping[str, Any] | None, quantization: str, *, quantized: bool, packed: bool) -> str:
+    """`LoadedModel.quantization`. stored: what the files say; quantized: whether it stays so in memory."""
+    ways = [] if stored is None else [str(stored.get("quant_method"))]
+    if ways and not quantized:
+        ways.append("dequantized")
+    if packed:
+        ways.append(PACKED)
+    elif quantization in PACKAGES:
+        ways.append(quantization)
+    return ", ".join(ways) or "none"
 
 
 def is_installed(module: str) -> bool:
@@ -44,23 +82,30 @@ def is_plain(module: object) -> bool:
     return type(weight) is torch.Tensor and weight.is_floating_point() and weight.dtype.itemsize >= 2
 
 
-def require_quantizable(name: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Raises UsageError where weights of `dtype` cannot be quantized so on this device, with what to do."""
+def installed_packages() -> frozenset[str]:
+    """Those of the packages that quantize which are here."""
+    return frozenset(package for package, _ in PACKAGES.values() if is_installed(package))
+
+
+def require_quantizable(
+    name: str, device: str, dtype: str, capability: tuple[int, int] | None, installed: Collection[str]
+) -> None:
+    """Raises UsageError where weights of `dtype` cannot be quantized so on a kind of device, with what to do.
+
+    capability: of the GPU, None where it is unknown. installed: packages.
+    """
     package, extra = PACKAGES[name]
-    if device.type != "cuda":
-        raise UsageError(f"`quantization` {name} serves GPUs: the model is on {device.type}.")
-    if not is_installed(package):
+    if device != "cuda":
+        raise UsageError(f"`quantization` {name} serves GPUs: the model is on {device}.")
+    if package not in installed:
         raise UsageError(f"`quantization` {name} needs {package}: pip install 'adamas[{extra}]'")
     needed = {"fp8": FP8_CAPABILITY, "torchao-int4": INT4_CAPABILITY}.get(name)
     if needed is None:
         return
-    import torch
-
-    found = torch.cuda.get_device_capability(device)
-    if found < needed:
-        wants, has = (".".join(map(str, version)) for version in (needed, found))
+    if capability is not None and capability < needed:
+        wants, has = (".".join(map(str, version)) for version in (needed, capability))
         raise UsageError(f"`quantization` {name} needs a GPU of compute capability {wants}, this has {has}.")
-    if dtype != torch.bfloat16:
+    if dtype != "bfloat16":
         raise UsageError(f"`quantization` {name} computes in bfloat16: leave out `dtype`.")
 
 

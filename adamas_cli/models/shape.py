@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.models.folder import CONFIG
 from adamas_cli.models.prequantized import numbers_in_word, stored_quantization
 
+FULL, SLIDING = "full_attention", "sliding_attention"
+Get = Callable[[str], Any]
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _PACKED_BITS = 8.5  # of a weight, its share of a scale included: the most that packing leaves
 _WORDS = ("qweight", "weight_packed")  # the last part of names of weights that are packed into words
@@ -23,25 +25,32 @@ _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "e
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Dimensions of a decoder. windows: tokens that each layer keeps, None where it keeps all."""
+    """Dimensions of a decoder. inner: of its MLPs. windows: tokens that each layer keeps, None where it keeps
+    all. obstacle: why Adamas attention would be wrong for it, None where it is right.
+    """
 
     context: int
     hidden: int
+    inner: int
     heads: int
     kv_heads: int
     head_dim: int
     vocabulary: int
     windows: tuple[int | None, ...]
+    obstacle: str | None = None
 
     @property
     def layers(self) -> int:
         """How many."""
         return len(self.windows)
 
+    def token_bytes(self, item: int) -> int:
+        """Of the keys and values of one token in one layer; item: bytes of a number."""
+        return 2 * self.kv_heads * self.head_dim * item
+
     def cache_bytes(self, tokens: int, item: int) -> int:
-        """Of the keys and values of so many tokens in all layers; item: bytes of a number."""
-        kept = sum(min(tokens, window or tokens) for window in self.windows)
-        return kept * 2 * self.kv_heads * self.head_dim * item
+        """Of the keys and values of so many tokens in all layers."""
+        return sum(min(tokens, window or tokens) for window in self.windows) * self.token_bytes(item)
 
     def code_bytes(self, tokens: int, dense_layers: int) -> int:
         """Of the codes of so many keys, 2 bits for each coordinate and a scale for each key, in the layers
@@ -64,21 +73,56 @@ def read_shape(directory: Path) -> ModelShape:
 
 def shape_of(config: dict[str, Any]) -> ModelShape:
     """The shape in the config of a text model, as transformers writes it. Raises KeyError."""
-    layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
-    window = config.get("sliding_window")
-    kinds = config.get("layer_types")
-    if kinds is None:
-        slides = window and config.get("use_sliding_window", True)
-        kinds = ["sliding_attention" if slides else "full_attention"] * layers
+    return shape_from(config.get)
+
+
+def shape_from(get: Get) -> ModelShape:
+    """The same by its fields. get: one of them by its name, None where there is none. Raises KeyError."""
+
+    def need(name: str) -> Any:
+        found = get(name)
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    layers, heads, window = need("num_hidden_layers"), need("num_attention_heads"), get("sliding_window")
     return ModelShape(
-        context=config["max_position_embeddings"],
-        hidden=config["hidden_size"],
+        context=need("max_position_embeddings"),
+        hidden=need("hidden_size"),
+        inner=get("intermediate_size") or 0,
         heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-        vocabulary=config["vocab_size"],
-        windows=tuple(window if kind == "sliding_attention" else None for kind in kinds),
+        kv_heads=get("num_key_value_heads") or heads,
+        head_dim=get("head_dim") or need("hidden_size") // heads,
+        vocabulary=need("vocab_size"),
+        windows=tuple(window if kind == SLIDING else None for kind in layer_kinds(get, layers)),
+        obstacle=attention_obstacle(get),
     )
+
+
+def layer_kinds(get: Get, layers: int) -> list[str]:
+    """The kind of each layer by the names of transformers."""
+    kinds = get("layer_types")
+    if kinds is not None:
+        return list(kinds)
+    if not get("sliding_window") or get("use_sliding_window") is False:
+        return [FULL] * layers
+    if pattern := get("sliding_window_pattern"):  # as older files of Gemma 3 have it
+        return [SLIDING if (index + 1) % pattern else FULL for index in range(layers)]
+    return [SLIDING] * layers
+
+
+def attention_obstacle(get: Get) -> str | None:
+    """Why Adamas attention would be wrong for a text model's config, or None where it is right."""
+    others = sorted(set(layer_kinds(get, get("num_hidden_layers") or 0)) - {FULL, SLIDING})
+    if others:
+        return f"it has {' and '.join(others)} layers"
+    if get("attn_logit_softcapping"):
+        return "its attention scores are soft-capped"
+    if get("kv_lora_rank"):
+        return "it has multi-head latent attention"
+    if get("model_type") == "gpt_oss":
+        return "its attention has learned sinks"
+    return None
 
 
 @dataclass(frozen=True)
@@ -101,6 +145,10 @@ class WeightCount:
     def bytes(self, item: int) -> int:
         """Where they are as they are in the files, once."""
         return item * (self.computing + (0 if self.tied else self.embeddings))
+
+    def quantized_bytes(self, item: int, bits: float) -> int:
+        """Where matrices of layers have so many bits a number, on a GPU."""
+        return self.bytes(item) - self.matrices * item + int(self.matrices * bits / 8)
 
     def packed_bytes(self, item: int) -> int:
         """At most, where they are packed for a CPU; embeddings stay in the file."""

@@ -1,1 +1,1 @@
-"""What a question about documents would take, known before a weight is loaded."""
+"""How a model will run, decided before a weight is loaded."""

@@ -1,63 +1,114 @@
-"""The memory that a question will take."""
+"""The memory that a model takes with so many tokens in its cache."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 
-from adamas_cli.models.places import packed_files
-from adamas_cli.models.shape import ITEM_BYTES, ModelShape, WeightCount
+from adamas_cli.errors import OutOfMemoryError
+from adamas_cli.models.shape import ModelShape, WeightCount
 
 # What Python, torch, compiled code and the tokenizer take on a CPU, as measured with three models.
 PROGRAM = 850_000_000
+# What is alive at once on a GPU where a chunk is in an MLP, in units of its hidden and its inner size: the
+# residual, its norm and the output; gate, up and their product.
+HIDDEN_ALIVE, INNER_ALIVE = 3, 3
+LIBRARIES = 150_000_000  # workspaces of cuBLAS and cuDNN, and a captured step
+LISTED_BYTES = 8  # rank and position of a token that a selection may have to list, for each query head
 
 
 @dataclass(frozen=True)
-class Needs:
-    """Bytes. exact: whether the weights' are those of a file that holds them as they will be loaded."""
+class Bytes:
+    """Bytes. cache: keys and values. codes: of the keys. work: on a CPU the program, on a GPU what reading a
+    chunk takes for a while. exact: whether the weights' are those of weights as they will be loaded.
+    """
 
     weights: int
     cache: int
     codes: int
-    program: int
-    exact: bool
+    work: int
+    exact: bool = True
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.cache + self.codes + self.program
+        return self.weights + self.cache + self.codes + self.work
+
+    @property
+    def line(self) -> str:
+        """One line."""
+        parts = {"weights": self.weights, "cache": self.cache, "codes": self.codes, "work": self.work}
+        told = " + ".join(f"{_gigabytes(size)} {name}" for name, size in parts.items() if size)
+        return f"{told} = {_gigabytes(self.total)}"
+
+    def with_weights(self, weights: int) -> Bytes:
+        """The same with weights of so many bytes, which are known."""
+        return replace(self, weights=weights, exact=True)
 
     def as_json(self) -> dict[str, object]:
-        """By the names that the fields have here."""
-        fields = asdict(self)
-        exact = fields.pop("exact")
-        return {f"{name}_bytes": size for name, size in fields.items()} | {
+        """By the names of the plan's JSON."""
+        return {
+            "weights_bytes": self.weights,
+            "cache_bytes": self.cache,
+            "codes_bytes": self.codes,
+            "program_bytes": self.work,
             "total_bytes": self.total,
-            "weights_exact": exact,
+            "weights_exact": self.exact,
         }
 
+    def require(self, there: int, device: str, what: str, advice: str) -> None:
+        """Raises OutOfMemoryError where `what` takes more than the bytes that a device has."""
+        if self.total > there:
+            raise OutOfMemoryError(
+                f"{what} needs {self.line}, and {device} has {_gigabytes(there)}. {advice}"
+            )
 
-def needs_on_cpu(
+
+def cpu_bytes(
     shape: ModelShape,
     count: WeightCount,
-    fingerprint: str,
     *,
     tokens: int,
-    dtype: str,
+    item: int,
+    coded_from: int | None,
     packed: bool,
-    sparse: bool,
-    dense_layers: int,
-) -> Needs:
-    """For so many tokens in the cache; packed: the weights' matrices are, as `packs` decides."""
-    item = ITEM_BYTES[dtype]
-    known = [file for file in packed_files(fingerprint) if f"-{dtype}-" in file.name] if packed else []
-    if known:
-        weights = known[-1].stat().st_size + count.rest * item
+    packed_file: int | None,
+) -> Bytes:
+    """On a CPU. item: bytes of a number. coded_from: the first layer with codes, None without any. packed:
+    whether the weights' matrices are; packed_file: their bytes where they were packed before.
+    """
+    if packed and packed_file is not None:
+        weights = packed_file + count.rest * item
     else:
         weights = count.packed_bytes(item) if packed else count.bytes(item)
-    return Needs(
+    return Bytes(
         weights=weights,
         cache=shape.cache_bytes(tokens, item),
-        codes=shape.code_bytes(tokens, dense_layers) if sparse else 0,
-        program=PROGRAM,
-        exact=bool(known) or not packed,
+        codes=0 if coded_from is None else shape.code_bytes(tokens, coded_from),
+        work=PROGRAM,
+        exact=not packed or packed_file is not None,
     )
+
+
+def gpu_bytes(
+    shape: ModelShape,
+    count: WeightCount,
+    *,
+    tokens: int,
+    item: int,
+    coded_from: int | None,
+    chunk: int,
+    bits: float | None,
+) -> Bytes:
+    """On a GPU, as `cpu_bytes`. chunk: tokens that are read at once. bits: of a quantized weight."""
+    alive = HIDDEN_ALIVE * shape.hidden + INNER_ALIVE * shape.inner
+    selection = 0 if coded_from is None else shape.heads * tokens * LISTED_BYTES
+    return Bytes(
+        weights=count.bytes(item) if bits is None else count.quantized_bytes(item, bits),
+        cache=shape.cache_bytes(tokens, item),
+        codes=0 if coded_from is None else shape.code_bytes(tokens, coded_from),
+        work=min(chunk, tokens) * alive * item + selection + LIBRARIES,
+    )
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"

@@ -10,7 +10,7 @@ import numpy as np
 
 from adamas_cli.engine.events import Done, Event
 from adamas_cli.engine.sampling import Sampling
-from adamas_cli.planning.speed import computing_device, remember_run, speed_key
+from adamas_cli.forecast.speed import computing_device, remember_run, speed_key
 from adamas_cli.prompt.counting import Counting
 from adamas_cli.prompt.layout import Layout, question_ids
 from adamas_cli.prompt.template import DEFAULT_TEMPLATE, Frame

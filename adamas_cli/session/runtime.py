@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from adamas_kernels.contract import SparseSettings
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from adamas_cli import models
 from adamas_cli.engine.attention import AttentionSettings
-from adamas_cli.engine.choice import PREFILL_CHUNK
-from adamas_cli.engine.plan import MemoryPlan, plan_memory, require_memory
 from adamas_cli.errors import ModelUnavailableError, UsageError
-from adamas_cli.models.device import choose_device, choose_dtype, wants_cuda
-from adamas_cli.models.prequantized import stored_bytes
+from adamas_cli.models.device import choose_device, wants_cuda
+from adamas_cli.planning.decision import decide
+from adamas_cli.planning.facts import config_facts, machine_facts
 from adamas_cli.prompt.layout import Layout
 from adamas_cli.prompt.messages import unusable
 from adamas_cli.prompt.template import Frame, frame, load_template
@@ -23,6 +21,7 @@ from adamas_cli.prompt.tokens import Tokenizer
 from adamas_cli.settings import OriginSettings
 
 if TYPE_CHECKING:
+    from adamas_cli.planning.memory import Bytes
     from adamas_cli.progress import Progress
     from adamas_cli.settings import DecodingSettings, ModelSettings, PromptSettings
     from adamas_cli.store.settings import StoreSettings
@@ -127,32 +126,21 @@ class Runtime:
     @property
     def decoding(self) -> AttentionSettings:
         """How answer tokens attend: sparsely at any length where it is to be shown what they attended to."""
-        chosen = self.attention
-        return AttentionSettings(
-            kind="adamas" if self.origins.counts else chosen.attn,
-            sparse=SparseSettings(budget=chosen.budget or SparseSettings.budget, scorer=chosen.scorer),
-            dense_layers=chosen.dense_layers,
-            backend=chosen.backend,
-            budget_by_context=chosen.budget is None,
-        )
+        return AttentionSettings.of(self._asked)
 
-    def memory(self, context: int) -> MemoryPlan:
+    def memory(self, context: int) -> Bytes:
         """What a GPU will hold with so many tokens. Raises OutOfMemoryError where it has less."""
         config = AutoConfig.from_pretrained(
             self.files.directory, local_files_only=True, trust_remote_code=self.model.trust_remote_code
         )
-        device = choose_device(self.model.device)
-        longest = getattr(config.get_text_config(), "max_position_embeddings", None) or context
-        plan = plan_memory(
-            config,
-            context=min(context, longest),
-            chunk=self.attention.prefill_chunk or PREFILL_CHUNK["cuda"],
-            dtype=choose_dtype(self.model.dtype, device),
-            quantization=self.model.quantization,
-            sparse=self.attention.attn != "full",
-            dense_layers=self.attention.dense_layers,
-            weights=stored_bytes(self.files.directory),
-        )
+        machine, model = machine_facts(self.model.device), config_facts(config, self.files.directory)
+        tokens = min(context, model.shape.context)
+        needs = decide(model, machine, self.model, self._asked, tokens).bytes
         advice = "Use a smaller model, `quantization`, fewer documents or `device` cpu."
-        require_memory(plan, device, self.files.name, advice)
-        return plan
+        needs.require(machine.memory, str(choose_device(self.model.device)), self.files.name, advice)
+        return needs
+
+    @property
+    def _asked(self) -> DecodingSettings:
+        """The settings, with sparse attention where it is to be shown what was attended to."""
+        return replace(self.attention, attn="adamas") if self.origins.counts else self.attention

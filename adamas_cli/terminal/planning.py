@@ -6,8 +6,8 @@ import math
 import textwrap
 from collections.abc import Iterator
 
-from adamas_cli.planning.plan import Plan
-from adamas_cli.planning.tree import Branch, draw
+from adamas_cli.forecast.plan import Plan
+from adamas_cli.forecast.tree import Branch, draw
 from adamas_cli.sanitize import one_line
 from adamas_cli.terminal.lines import duration, size
 
@@ -99,8 +99,8 @@ def _context(plan: Plan) -> str:
 
 
 def _memory(plan: Plan) -> str:
-    needs = plan.needs
-    parts = {"weights": needs.weights, "cache": needs.cache, "codes": needs.codes, "program": needs.program}
+    needs = plan.decision.bytes
+    parts = {"weights": needs.weights, "cache": needs.cache, "codes": needs.codes, "program": needs.work}
     told = " + ".join(f"{size(part)} {name}" for name, part in parts.items() if part)
     short = "" if needs.total <= plan.available else "; THAT IS TOO LITTLE"
     return (
@@ -116,5 +116,6 @@ def _time(plan: Plan) -> str:
     told = "" if plan.counted.fits else "for as much as fits: "
     return (
         f"{told}reading {duration(times.reading)}, then {times.tokens_per_s:,.0f} tokens/s with "
-        f"{plan.attention} attention, at most {duration(times.answer)}; by {times.source} on this machine"
+        f"{plan.decision.attention.kind} attention, at most {duration(times.answer)}; by {times.source} on "
+        "this machine"
     )

@@ -37,22 +37,20 @@ def _prepare(
 ) -> tuple[KernelBench, list[Shape], list[int]]:
     import torch
     from adamas_kernels.contract import SparseSettings
-    from adamas_kernels.dispatch import BackendError, load, pick
+    from adamas_kernels.dispatch import load
 
+    from adamas_cli.engine.attention import backends_of
     from adamas_cli.lab.bench.clock import copy_bandwidth
     from adamas_cli.lab.bench.kernels import KernelBench
     from adamas_cli.lab.hardware import device_name
+    from adamas_cli.machine.threads import use_threads
     from adamas_cli.models.device import choose_device, choose_dtype
-    from adamas_cli.models.threads import use_threads
 
     if model.threads:
         use_threads(model.threads)
     place = choose_device(model.device)
     on_gpu = place.type == "cuda"
-    try:
-        name, reason = pick(attention.backend, place)
-    except BackendError as error:
-        raise UsageError(f"{error}. Use --backend auto.") from None
+    name, reason = backends_of(place).pick(attention.backend)
     if reason:
         say(reason)
     number = torch.float16 if model.dtype == "auto" and on_gpu else choose_dtype(model.dtype, place)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +12,11 @@ from adamas_cli.commands.bench.shared import Record, parse_lengths, say
 from adamas_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from adamas_cli.engine.plan import MemoryPlan
     from adamas_cli.lab.bench.document import Document
     from adamas_cli.lab.bench.measurement import Measurement
     from adamas_cli.lab.bench.rivals import Rival
     from adamas_cli.lab.bench.target import Target
+    from adamas_cli.planning.memory import Bytes
     from adamas_cli.settings import DecodingSettings, ModelSettings
     from adamas_cli.terminal.display import Display
 
@@ -43,7 +43,7 @@ class Job:
         from adamas_cli.lab.bench.measurement import Rows
         from adamas_cli.lab.bench.rivals import find_rival
         from adamas_cli.lab.bench.table import markdown_head, markdown_row
-        from adamas_cli.models.threads import use_threads
+        from adamas_cli.machine.threads import use_threads
         from adamas_cli.terminal.display import Display
 
         lengths = sorted(parse_lengths(self.lengths))
@@ -102,7 +102,6 @@ class Job:
         attention: DecodingSettings,
     ) -> Iterator[Measurement]:
         """Other engines first: rows of this one are compared with theirs, and memory holds one at a time."""
-        from adamas_kernels.contract import SparseSettings
 
         from adamas_cli.engine.attention import AttentionSettings
         from adamas_cli.lab.bench.model import ModelBench
@@ -114,13 +113,7 @@ class Job:
             yield from rival.measure(job, self.environment)
         with Display(answers=None, notes=sys.stderr) as display:
             loaded = target.load(display)
-        settings = AttentionSettings(
-            "full" if attention.attn == "full" else "adamas",
-            SparseSettings(budget=attention.budget or SparseSettings.budget, scorer=attention.scorer),
-            attention.dense_layers,
-            attention.backend,
-            budget_by_context=attention.budget is None,
-        )
+        settings = AttentionSettings.of(_compared(attention))
         bench = ModelBench(
             loaded, settings, document, self.generated, self.repeats, attention.prefill_chunk, say
         )
@@ -128,29 +121,30 @@ class Job:
 
     def _plan(
         self, target: Target, lengths: Sequence[int], model: ModelSettings, attention: DecodingSettings
-    ) -> MemoryPlan:
+    ) -> Bytes:
         """What the longest of the lengths will take of the GPU's memory. Raises OutOfMemoryError where that
         is more than it has.
         """
-        from adamas_cli.engine.choice import PREFILL_CHUNK
-        from adamas_cli.engine.plan import plan_memory, require_memory
         from adamas_cli.lab.bench.model import tokens_needed
-        from adamas_cli.models.prequantized import stored_bytes
+        from adamas_cli.planning.decision import decide
+        from adamas_cli.planning.facts import config_facts, machine_facts
 
-        plan = plan_memory(
-            target.config(),
-            context=tokens_needed(lengths[-1], self.generated),
-            chunk=attention.prefill_chunk or PREFILL_CHUNK["cuda"],
-            dtype=target.dtype,
-            quantization=model.quantization,
-            sparse=attention.attn != "full",
-            dense_layers=attention.dense_layers,
-            weights=None if target.directory is None else stored_bytes(target.directory),
-        )
-        require_memory(
-            plan,
-            target.device,
+        machine = machine_facts(str(target.device))
+        facts = config_facts(target.config(), target.directory)
+        needs = decide(
+            facts, machine, model, _compared(attention), tokens_needed(lengths[-1], self.generated)
+        ).bytes
+        needs.require(
+            machine.memory,
+            str(target.device),
             f"{target.name} at --len {lengths[-1]:,}",
             "Give less --len, a smaller model or --quantization.",
         )
-        return plan
+        return needs
+
+
+def _compared(attention: DecodingSettings) -> DecodingSettings:
+    """Sparse attention at every length, beside which full attention is measured, unless that alone is asked
+    for.
+    """
+    return replace(attention, attn="full" if attention.attn == "full" else "adamas")

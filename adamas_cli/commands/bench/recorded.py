@@ -72,7 +72,7 @@ class Job:
         from adamas_cli.lab.bench.recording import STEPS
         from adamas_cli.lab.bench.table import markdown_head, markdown_row
         from adamas_cli.lab.bench.target import model_target
-        from adamas_cli.models.threads import use_threads
+        from adamas_cli.machine.threads import use_threads
         from adamas_cli.terminal.display import Display
 
         shapes = None if self.shapes is None else parse_shapes(self.shapes)
@@ -110,11 +110,11 @@ class Job:
         from adamas_kernels.contract import SparseSettings
         from adamas_kernels.dispatch import load
 
-        from adamas_cli.engine.choice import budget_for
         from adamas_cli.heap import give_back
         from adamas_cli.lab.bench.contention import NOTICEABLE
         from adamas_cli.lab.bench.recorded import RecordedBench
         from adamas_cli.lab.bench.recording import STEPS
+        from adamas_cli.planning.choice import budget_for
         from adamas_cli.terminal.display import Display
 
         with Display(answers=None, notes=sys.stderr) as display:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from adamas_kernels.dispatch import BackendError, pick
 
 from adamas_cli import __version__
-from adamas_cli.errors import UsageError
+from adamas_cli.engine.attention import backends_of
 from adamas_cli.lab.bench.clock import copy_bandwidth_apart
 from adamas_cli.lab.hardware import device_name
 
@@ -43,10 +42,7 @@ class Machine:
     @classmethod
     def of(cls, device: torch.device, backend: str, dtype: torch.dtype) -> Machine:
         """Measures the device. Raises UsageError where the backend cannot run on it."""
-        try:
-            name, _ = pick(backend, device)
-        except BackendError as error:
-            raise UsageError(f"{error}. Use `backend` auto.") from None
+        name, _ = backends_of(device).pick(backend)
         return cls(
             device_name(device),
             _cpu_features() if device.type == "cpu" else (),

@@ -17,8 +17,7 @@ from adamas_cli.models.default import default_name
 from adamas_cli.models.device import choose_device, choose_dtype
 from adamas_cli.models.fetch import is_fetched, local_file
 from adamas_cli.models.folder import CONFIG
-from adamas_cli.models.load import packs
-from adamas_cli.models.quantization import PACKAGES
+from adamas_cli.models.quantization import PACKAGES, packing_obstacle, packs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -98,7 +97,7 @@ def shape_target(name: str, tokens: int, options: ModelSettings) -> Target:
         raise UsageError("`shape` has random weights, which are not quantized: leave out `quantization`")
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
-    packed = packs(options.quantization, options.dtype, device.type)
+    packed = packs(options.quantization, options.dtype, packing_obstacle(device.type))
 
     def load(progress: Progress) -> models.LoadedModel:
         return load_shape(name, tokens, dtype=dtype, device=device, packed=packed, progress=progress)

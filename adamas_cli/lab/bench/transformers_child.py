@@ -24,7 +24,7 @@ def main() -> None:
     from transformers import StoppingCriteria
 
     from adamas_cli.engine.peak import peak_memory
-    from adamas_cli.models.threads import use_threads
+    from adamas_cli.machine.threads import use_threads
 
     class Clock(StoppingCriteria):
         """Never stops; notes when each token was there."""

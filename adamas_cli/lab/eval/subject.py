@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from adamas_kernels.contract import Backend
-from adamas_kernels.dispatch import BackendError, load, pick
+from adamas_kernels.dispatch import load
 
 from adamas_cli import __version__, models
+from adamas_cli.engine.attention import backends_of
 from adamas_cli.errors import OverContextError, UsageError
 from adamas_cli.lab.eval.ledger import Record
 from adamas_cli.lab.hardware import device_name
@@ -44,10 +45,7 @@ class Subject:
         layers is impossible.
         """
         device = choose_device(model.device)
-        try:
-            name, _ = pick(backend, device)
-        except BackendError as error:
-            raise UsageError(f"{error}. Use `backend` auto.") from None
+        name, _ = backends_of(device).pick(backend)
         files = models.resolve(
             model.model, dtype=model.dtype, device=model.device, offline=model.offline, progress=progress
         )

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adamas_cli.errors import OverContextError
-from adamas_cli.planning.memory import Needs
-from adamas_cli.planning.tree import Branch
+from adamas_cli.forecast.tree import Branch
+from adamas_cli.planning.decision import Decision
 
 if TYPE_CHECKING:
     from adamas_cli.prompt.layout import DocumentTokens
@@ -67,22 +67,26 @@ class Plan:
     """
 
     model: str
-    device: str
-    attention: str
+    decision: Decision
     counted: Counted
     kept: int
-    needs: Needs
     available: int
     times: Times | None
     over_budget: OverContextError | None
 
     def as_json(self, tree: Branch | None) -> dict[str, Any]:
         """The plan as JSON."""
-        counted, times = self.counted, self.times
+        counted, times, decision = self.counted, self.times, self.decision
+        attention = decision.attention
         shown: dict[str, Any] = {
             "model": self.model,
-            "device": self.device,
-            "attention": self.attention,
+            "device": decision.device,
+            "dtype": decision.dtype,
+            "quantization": decision.quantization,
+            "attention": attention.kind,
+            "backend": attention.backend,
+            "budget": attention.budget,
+            "prefill_chunk": attention.chunk,
             "documents": [
                 {"path": document.path, "tokens": document.tokens} for document in counted.documents
             ],
@@ -93,7 +97,7 @@ class Plan:
             "fits": counted.fits,
             "parts": counted.parts,
             "kept_tokens": self.kept,
-            "memory": {**self.needs.as_json(), "available_bytes": self.available},
+            "memory": {**decision.bytes.as_json(), "available_bytes": self.available},
             "time": times
             and {
                 "prefill_s": round(times.reading, 3),

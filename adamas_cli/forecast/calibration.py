@@ -15,13 +15,14 @@ from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.events import Done
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.timeline import Timeline
+from adamas_cli.forecast.speed import Decoding, Reading
+from adamas_cli.machine.threads import use_threads
 from adamas_cli.models import LoadedModel, ModelFiles
 from adamas_cli.models.quiet import quiet_transformers
 from adamas_cli.models.shape import WeightCount
-from adamas_cli.models.threads import use_threads
-from adamas_cli.planning.speed import Decoding, Reading
 
 if TYPE_CHECKING:
+    from adamas_cli.planning.decision import Decision
     from adamas_cli.progress import Progress
 
 LAYERS, VOCABULARY = 2, 1024
@@ -31,19 +32,18 @@ _WARM_UP, _CHUNKS, _WARM_UP_STEPS, _STEPS = 64, 2, 2, 16  # tokens, or chunks of
 def calibrate(
     files: ModelFiles,
     count: WeightCount,
+    decision: Decision,
     *,
-    dtype: str,
-    packed: bool,
-    threads: int | None,
     attention: AttentionSettings,
-    chunk: int,
+    threads: int | None,
     progress: Progress,
 ) -> tuple[list[Reading], list[Decoding]]:
-    """Timings of the whole model on this CPU, as those of its few layers let expect."""
+    """Timings of the whole model on this CPU, as those of its few layers let expect. attention: of these."""
     use_threads(threads)
     config = AutoConfig.from_pretrained(files.directory, local_files_only=True).get_text_config()
     layers = config.num_hidden_layers
-    loaded = _few_layers(config, getattr(torch, dtype), packed, progress)
+    loaded = _few_layers(config, getattr(torch, decision.dtype), decision.packed, progress)
+    chunk = decision.attention.chunk
     read = _WARM_UP + _CHUNKS * chunk
     tokens = np.arange(read) % VOCABULARY
     timeline = Timeline(loaded, attention, context=read + _STEPS + 1, prefill_chunk=chunk)

@@ -1,5 +1,5 @@
 """What is chosen where the user leaves it open: tokens that are read at once, when sparse attention gains,
-in which layers, and how many tokens it attends to.
+and how many tokens it attends to.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import math
 # matrix products and attention run at full speed.
 PREFILL_CHUNK = {"cpu": 512, "cuda": 8192}
 OTHER_CHUNK = 2048
-DENSE_LAYERS = 2  # the first layers attend broadly, and stay dense in decode (paper, section 4.1)
 # Contexts from which a sparse decode step is faster than a full one, by backend (docs/performance.md). The
 # reference in plain torch never is: it unpacks all codes at every step. On a GPU a full step takes as long as
 # its keys and values take to read, so there it is a matter of their bytes in a layer, and a sparse one as

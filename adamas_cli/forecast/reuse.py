@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from adamas_cli.planning.memo import Memo
+from adamas_cli.forecast.memo import Memo
 from adamas_cli.store.entries import entries
 from adamas_cli.store.keys import block_tokens, chain_from, first_link, model_facts
 from adamas_cli.store.places import FORMAT, block_file, documents_directory

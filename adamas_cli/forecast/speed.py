@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, field
 
 from adamas_cli.engine.eta import PrefillCost
 from adamas_cli.engine.events import Done
+from adamas_cli.forecast.memo import Memo
 from adamas_cli.machine.cpu import cpu_name
-from adamas_cli.models.threads import physical_cores
-from adamas_cli.planning.memo import Memo
+from adamas_cli.machine.threads import physical_cores
 
 LEAST_SECONDS = 1.0  # of a run that says something; shorter ones measure how a start goes
 LEAST_STEPS = 8  # tokens of an answer that say something

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from adamas_cli.engine.choice import DENSE_LAYERS
 from adamas_cli.machine.gpus import gpus
 from adamas_cli.machine.memory import memory
 from adamas_cli.models.aliases import aliases
@@ -13,6 +12,7 @@ from adamas_cli.models.device import device_kind, dtype_name
 from adamas_cli.models.inventory import find
 from adamas_cli.models.shape import ITEM_BYTES, expected_weights, shape_of
 from adamas_cli.planning.memory import PROGRAM
+from adamas_cli.settings import DENSE_LAYERS
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What a question about documents would take, known before a weight is loaded."""

@@ -1,0 +1,200 @@
+"""From documents and settings to a plan, without a weight of the model in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from adamas_cli.errors import OverContextError, UsageError
+from adamas_cli.forecast.plan import Counted, Plan, Times
+from adamas_cli.forecast.reuse import kept_tokens
+from adamas_cli.forecast.speed import Speed, computing_device, recall, remember, speed_key
+from adamas_cli.models import ModelFiles, resolve
+from adamas_cli.models.resolve import require_here
+from adamas_cli.models.shape import ITEM_BYTES
+from adamas_cli.planning.decision import Decision, Model, decide
+from adamas_cli.planning.facts import config_facts, file_facts, machine_facts
+from adamas_cli.prompt.chat import ChatTemplateFile
+from adamas_cli.prompt.layout import Layout, question_ids
+from adamas_cli.prompt.template import DEFAULT_TEMPLATE, frame, load_template
+from adamas_cli.prompt.tokens import Tokenizer
+
+if TYPE_CHECKING:
+    from adamas_cli.documents import Document
+    from adamas_cli.progress import Progress
+    from adamas_cli.settings import DecodingSettings, ModelSettings, PromptSettings
+    from adamas_cli.store.settings import StoreSettings
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user chose."""
+
+    model: ModelSettings
+    attention: DecodingSettings
+    prompt: PromptSettings
+    store: StoreSettings
+
+
+def forecast(
+    documents: Sequence[Document],
+    questions: Sequence[str],
+    settings: Settings,
+    progress: Progress,
+    *,
+    calibrates: bool | None,
+) -> Plan:
+    """The plan of these questions about these documents. calibrates: time the model's shape now; None does
+    where no timings are known.
+
+    Raises ModelUnavailableError, and UsageError for a wrong template, context, backend or kind of weights.
+    """
+    chosen = settings.model
+    require_here(chosen.model, dtype=chosen.dtype, device=chosen.device)
+    files = resolve(
+        chosen.model, dtype=chosen.dtype, device=chosen.device, offline=chosen.offline, progress=progress
+    )
+    return Forecast(files, settings, progress).plan(documents, questions, calibrates)
+
+
+def _is_whole(known: Speed | None) -> bool:
+    """Whether there are timings of both reading and answering."""
+    return known is not None and bool(known.readings) and bool(known.decodings)
+
+
+class Forecast:
+    """What is known of a model and the way that it will run, before it is loaded."""
+
+    def __init__(self, files: ModelFiles, settings: Settings, progress: Progress) -> None:
+        self.files, self.settings, self.progress = files, settings, progress
+        self.model = file_facts(files)
+        self.machine = machine_facts(settings.model.device)
+
+    def decide(self, tokens: int) -> Decision:
+        """How it will run with so many tokens."""
+        model = self._on_gpu() if self.machine.device == "cuda" else self.model
+        return decide(model, self.machine, self.settings.model, self.settings.attention, tokens)
+
+    def _on_gpu(self) -> Model:
+        """As `ask` counts the weights, which takes torch."""
+        from transformers import AutoConfig
+
+        trusts = self.settings.model.trust_remote_code
+        config = AutoConfig.from_pretrained(
+            self.files.directory, local_files_only=True, trust_remote_code=trusts
+        )
+        return config_facts(config, self.files.directory)
+
+    def plan(self, documents: Sequence[Document], questions: Sequence[str], calibrates: bool | None) -> Plan:
+        """The plan of these questions about these documents; see `forecast`."""
+        layout, counted, asked = self._counted(documents, questions)
+        decision = self.decide(min(counted.total, counted.context))
+        kept = 0
+        if counted.fits and not self.settings.store.off:
+            kept = self._kept(layout, decision)
+        speed = self._speed(decision, calibrates)
+        return Plan(
+            model=self.files.name,
+            decision=decision,
+            counted=counted,
+            kept=kept,
+            available=self.machine.memory,
+            over_budget=self._over_budget(layout, asked),
+            times=None if speed is None else self._times(speed, counted, kept, decision),
+        )
+
+    def _counted(
+        self, documents: Sequence[Document], questions: Sequence[str]
+    ) -> tuple[Layout, Counted, int]:
+        """The documents laid out, all that is counted, and the tokens of the longest question."""
+        prompt = self.settings.prompt
+        if prompt.ctx_size > self.model.shape.context:
+            raise UsageError(
+                f"`ctx_size` {prompt.ctx_size:,} is more than the model's context of "
+                f"{self.model.shape.context:,} tokens"
+            )
+        tokenizer = Tokenizer.from_directory(self.files.directory)
+        template = load_template(prompt.template or DEFAULT_TEMPLATE)
+        around = frame(
+            template,
+            ChatTemplateFile(self.files.directory),
+            system=prompt.system,
+            think=prompt.think,
+            note=self.progress.note,
+        )
+        layout = Layout(tokenizer, around)
+        before = layout.total
+        with self.progress.task("counting tokens", None, "tokens") as advance:
+            for document in documents:
+                layout.add(document, advance)
+        asked = max(len(question_ids(tokenizer, around, text)) for text in questions or [""])
+        context = prompt.ctx_size or self.model.shape.context
+        return layout, Counted(layout.documents, before + asked, prompt.max_tokens, context), asked
+
+    def _over_budget(self, layout: Layout, asked: int) -> OverContextError | None:
+        budget = self.settings.prompt.token_budget
+        if budget is not None:
+            try:
+                layout.keep_budget(asked, budget)
+            except OverContextError as error:
+                return error
+        return None
+
+    def _kept(self, layout: Layout, decision: Decision) -> int:
+        return kept_tokens(
+            self.files,
+            layout.fit(0, 0, layout.total),
+            device=decision.device,
+            dtype=decision.dtype,
+            quantization=decision.quantization,
+            chunk=decision.attention.chunk,
+            kept=self.settings.store.dtype,
+            trust_remote_code=self.settings.model.trust_remote_code,
+        )
+
+    def _speed(self, decision: Decision, calibrates: bool | None) -> Speed | None:
+        """What is known of the speed; on a GPU nothing until a question was asked there, since its kernels
+        compile for longer than a plan may take.
+        """
+        threads = self.settings.model.threads
+        key = speed_key(
+            self.files.fingerprint,
+            dtype=decision.dtype,
+            quantization=decision.quantization,
+            device=computing_device(decision.device, threads),
+            attention=decision.attention.kind,
+        )
+        known = recall(key)
+        if calibrates is False or decision.device != "cpu" or (_is_whole(known) and calibrates is None):
+            return known
+        from adamas_cli.engine.attention import AttentionSettings
+        from adamas_cli.forecast.calibration import calibrate
+
+        # The few layers stand for all of them, which are sparse but for the first ones.
+        attention = AttentionSettings(
+            decision.attention.kind, dense_layers=0, backend=decision.attention.backend or "auto"
+        )
+        with self.progress.task("timing this machine", None, "layers"):
+            readings, decodings = calibrate(
+                self.files,
+                self.model.weights,
+                decision,
+                attention=attention,
+                threads=threads,
+                progress=self.progress,
+            )
+        return remember(key, readings, decodings, calibrated=True)
+
+    def _times(self, speed: Speed, counted: Counted, kept: int, decision: Decision) -> Times | None:
+        shape, attention = self.model.shape, decision.attention
+        pair = 4 * shape.layers * shape.heads * shape.head_dim
+        prompt = min(counted.prompt, counted.context - counted.answer)
+        reading = speed.prefill_seconds(kept, prompt, pair / (2 * max(1, self.model.weights.computing)))
+        item = ITEM_BYTES[decision.dtype]
+        read = shape.code_bytes(1, attention.dense_layers) if attention.sparse else shape.cache_bytes(1, item)
+        step = speed.step_seconds(prompt, read / max(1, decision.bytes.weights))
+        if reading is None or step is None:
+            return None
+        source = "calibration" if speed.calibrated else "earlier runs"
+        return Times(reading, step * counted.answer, 1 / step, source)

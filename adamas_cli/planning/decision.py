@@ -1,0 +1,187 @@
+"""How a model will run, decided once from facts: for the plan that is printed and for the engine.
+
+Knows neither torch nor a device: what they say are facts, gathered in `facts.py` before a weight is loaded,
+and by the engine from what is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from adamas_cli.errors import ModelUnavailableError, UsageError
+from adamas_cli.models.device import number_format
+from adamas_cli.models.quantization import PACKAGES, QUANTIZED_BITS, kept_as, packs, require_quantizable
+from adamas_cli.models.shape import ITEM_BYTES, ModelShape, WeightCount
+from adamas_cli.planning.choice import OTHER_CHUNK, PREFILL_CHUNK, auto_min_context, budget_for
+from adamas_cli.planning.memory import Bytes, cpu_bytes, gpu_bytes
+from adamas_cli.settings import DecodingSettings, ModelSettings
+
+
+@dataclass(frozen=True)
+class Backends:
+    """What can compute sparse steps on a kind of device (`cpu`, `cuda`): every backend, the fastest first,
+    with its obstacle, a few words, or None where it runs.
+    """
+
+    device: str
+    obstacles: Mapping[str, str | None]
+
+    def pick(self, name: str) -> tuple[str, str | None]:
+        """The backend of that name, or for `auto` the fastest that runs, with one line where that is not the
+        first. Raises UsageError where a named one cannot run.
+        """
+        if name != "auto":
+            if reason := self.obstacles[name]:
+                raise UsageError(f"the {name} backend cannot run: {reason}. Use `backend` auto.")
+            return name, None
+        chosen = next(backend for backend, reason in self.obstacles.items() if reason is None)
+        passed = [f"no {other}: {why}" for other, why in self.obstacles.items() if why]
+        if chosen == next(iter(self.obstacles)):
+            return chosen, None
+        return chosen, f"the {chosen} backend computes sparse attention ({'; '.join(passed)})"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A device. bfloat16: whether it multiplies that natively. packing: why weights cannot be packed on it,
+    None where they can. memory: bytes that there are for a model. capability: of a GPU. installed: packages
+    that quantize.
+    """
+
+    backends: Backends
+    bfloat16: bool
+    packing: str | None
+    memory: int
+    capability: tuple[int, int] | None = None
+    installed: frozenset[str] = frozenset()
+
+    @property
+    def device(self) -> str:
+        """Its kind."""
+        return self.backends.device
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the files of a model say. stored: how their weights are quantized, as the config has it.
+    stored_bytes: what these take where they stay so, else None. packed: bytes of files of packed matrices
+    that earlier runs left, by the number format of the rest.
+    """
+
+    shape: ModelShape
+    weights: WeightCount
+    stored: Mapping[str, object] | None
+    stored_bytes: int | None
+    packed: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Attention:
+    """How documents are read and answers decoded. backend: of sparse steps, and `reason`, one line, where it
+    is not the fastest that there is; budget: tokens of a step. Both are None with full attention. chunk:
+    tokens that are read at once.
+    """
+
+    kind: str  # `adamas` or `full`
+    backend: str | None
+    reason: str | None
+    budget: int | None
+    dense_layers: int
+    chunk: int
+
+    @property
+    def sparse(self) -> bool:
+        """Whether answers are decoded sparsely."""
+        return self.kind == "adamas"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """All that is settled before a weight is loaded. quantization: as `LoadedModel` has it. packed: whether
+    its matrices are, for a CPU.
+    """
+
+    device: str
+    dtype: str
+    quantization: str
+    packed: bool
+    attention: Attention
+    bytes: Bytes
+
+
+def decide(
+    model: Model, machine: Machine, loading: ModelSettings, decoding: DecodingSettings, tokens: int
+) -> Decision:
+    """For so many tokens, those of the answer included.
+
+    Raises UsageError where the machine cannot do what is asked for, and ModelUnavailableError where Adamas is
+    asked for and does not serve the model.
+    """
+    dtype = number_format(loading.dtype, machine.bfloat16)
+    if loading.quantization in PACKAGES:
+        require_quantizable(
+            loading.quantization, machine.device, dtype, machine.capability, machine.installed
+        )
+    quantized = model.stored_bytes is not None
+    packed = packs(loading.quantization, loading.dtype, machine.packing) and not quantized
+    shape, item = model.shape, ITEM_BYTES[dtype]
+    attention = decide_attention(
+        decoding, tokens, machine.backends, obstacle=shape.obstacle, token_bytes=shape.token_bytes(item)
+    )
+    coded_from = attention.dense_layers if attention.sparse else None
+    needs = (
+        gpu_bytes(
+            shape,
+            model.weights,
+            tokens=tokens,
+            item=item,
+            coded_from=coded_from,
+            chunk=attention.chunk,
+            bits=QUANTIZED_BITS.get(loading.quantization),
+        )
+        if machine.device == "cuda"
+        else cpu_bytes(
+            shape,
+            model.weights,
+            tokens=tokens,
+            item=item,
+            coded_from=coded_from,
+            packed=packed,
+            packed_file=model.packed.get(dtype),
+        )
+    )
+    if model.stored_bytes is not None:
+        needs = needs.with_weights(model.stored_bytes)
+    return Decision(
+        machine.device,
+        dtype,
+        kept_as(model.stored, loading.quantization, quantized=quantized, packed=packed),
+        packed,
+        attention,
+        needs,
+    )
+
+
+def decide_attention(
+    settings: DecodingSettings, tokens: int, backends: Backends, *, obstacle: str | None, token_bytes: int
+) -> Attention:
+    """The part that depends on nothing but attention. obstacle: why Adamas does not serve the model.
+    token_bytes: of the keys and values of a token in a layer.
+    """
+    chunk = settings.prefill_chunk or PREFILL_CHUNK.get(backends.device, OTHER_CHUNK)
+    full = Attention("full", None, None, None, settings.dense_layers, chunk)
+    if obstacle is not None and settings.attn == "adamas":
+        raise refusal(obstacle)
+    if obstacle is not None or settings.attn == "full":
+        return full
+    backend, reason = backends.pick(settings.backend)
+    budget = settings.budget or budget_for(tokens)
+    if settings.attn == "auto" and tokens < auto_min_context(backend, budget, token_bytes):
+        return full
+    return Attention("adamas", backend, reason, budget, settings.dense_layers, chunk)
+
+
+def refusal(reason: str) -> ModelUnavailableError:
+    """The error for a model whose attention Adamas does not serve."""
+    return ModelUnavailableError(f"Adamas attention does not serve this model: {reason}. Use `attn` full.")

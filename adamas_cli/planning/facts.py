@@ -1,0 +1,82 @@
+"""The facts that a decision is made from, found before a weight is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adamas_cli.errors import ModelUnavailableError
+from adamas_cli.machine.backends import backend_obstacles
+from adamas_cli.machine.gpus import Gpu, gpus
+from adamas_cli.models.device import device_kind, multiplies_bfloat16
+from adamas_cli.models.places import packed_files
+from adamas_cli.models.prequantized import stored_bytes, stored_quantization
+from adamas_cli.models.quantization import installed_packages, packing_obstacle
+from adamas_cli.models.shape import ITEM_BYTES, count_weights, read_shape, shape_from
+from adamas_cli.planning.decision import Backends, Machine, Model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from adamas_cli.models import ModelFiles
+
+
+def machine_facts(device: str) -> Machine:
+    """Of `auto` or a named device, without torch where that can be."""
+    from adamas_cli.machine.memory import memory
+
+    kind = device_kind(device)
+    gpu = _gpu(device) if kind == "cuda" else None
+    available = memory().available if kind != "cuda" else gpu.memory if gpu else 0
+    return Machine(
+        Backends(kind, backend_obstacles(kind, gpu.capability if gpu else None)),
+        bfloat16=multiplies_bfloat16(kind),
+        packing=packing_obstacle(kind),
+        memory=available,
+        capability=gpu.capability if gpu else None,
+        installed=installed_packages(),
+    )
+
+
+def file_facts(files: ModelFiles) -> Model:
+    """Of a model by its files alone, without torch. Raises ModelUnavailableError where they do not tell."""
+    return Model(
+        read_shape(files.directory),
+        count_weights(files.directory),
+        stored_quantization(files.directory),
+        stored_bytes(files.directory),
+        _packed(files.fingerprint),
+    )
+
+
+def config_facts(config: PreTrainedConfig, directory: Path | None) -> Model:
+    """Of a model as transformers builds it from a config, which takes torch; directory: its files, if there
+    are any. Raises ModelUnavailableError where the config does not tell.
+    """
+    from adamas_cli.models.parameters import count_parameters
+
+    text = config.get_text_config()
+    try:
+        shape = shape_from(lambda name: getattr(text, name, None))
+    except KeyError as error:
+        raise ModelUnavailableError(f"the config of the model does not tell its {error}") from error
+    stored = None if directory is None else stored_quantization(directory)
+    size = None if directory is None else stored_bytes(directory)
+    return Model(shape, count_parameters(config), stored, size, {})
+
+
+def _gpu(device: str) -> Gpu | None:
+    """The GPU of torch's name for it; None where there is none."""
+    index = device.partition(":")[2] or "0"
+    there = gpus()
+    return there[int(index)] if index.isdecimal() and int(index) < len(there) else None
+
+
+def _packed(fingerprint: str) -> dict[str, int]:
+    """Bytes of the packed matrices that earlier runs left, by the number format of the rest."""
+    known = {}
+    for dtype in ITEM_BYTES:
+        files = [file for file in packed_files(fingerprint) if f"-{dtype}-" in file.name]
+        if files:
+            known[dtype] = files[-1].stat().st_size
+    return known
