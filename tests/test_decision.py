@@ -141,7 +141,7 @@ def test_the_engine_decides_as_is_planned_on_a_gpu(
 def test_the_memory_that_is_told_before_a_model_is_loaded_on_a_gpu_is_that_of_the_decision(
     files: ModelFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from adamas_cli import runtime
+    from adamas_cli.session import runtime
 
     small = replace(gpu(NEW), memory=10**6)
     opened = runtime.Runtime.resolve(
