@@ -22,10 +22,11 @@ test: .venv/installed-for-development ## fetch the models that tests ask and run
 	$(bin)/adamas models pull qwen2.5-coder-0.5b
 	$(bin)/python -m pytest
 
-check: .venv/installed-for-development ## check format, lint and types
+check: .venv/installed-for-development ## check format, lint, types and layers
 	$(bin)/ruff format --check
 	$(bin)/ruff check
 	$(bin)/mypy
+	$(bin)/lint-imports --no-logo
 
 check-install: ## install the wheel and the source tree into fresh environments and try both
 	.ci/check-install $(PYTHON)

@@ -26,12 +26,13 @@ from adamas_cli.engine.events import Prefill, Token
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.timeline import Timeline
+from adamas_cli.files import appearing, leftovers
 from adamas_cli.models.resolve import ModelFiles
 from adamas_cli.store import blocks, document
 from adamas_cli.store.document import StoredDocument
 from adamas_cli.store.entries import Entry, entries, on_disk, prune, remove, save, stored_files, total_bytes
 from adamas_cli.store.keys import block_tokens, chain, model_facts
-from adamas_cli.store.places import FORMAT, appearing, leftovers
+from adamas_cli.store.places import FORMAT
 from adamas_cli.store.settings import LARGEST_SHARE, LARGEST_STORE, StoreSettings, default_limit
 from adamas_cli.terminal.spelling import spelled
 

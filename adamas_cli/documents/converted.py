@@ -24,8 +24,8 @@ from adamas_cli.documents.formats.omission import Omission
 from adamas_cli.documents.formats.recognize import Format
 from adamas_cli.documents.parts import Part
 from adamas_cli.errors import AdamasError
+from adamas_cli.files import appearing, leftovers, make_folder
 from adamas_cli.folders import cache_directory
-from adamas_cli.store.places import appearing, leftovers, make_folder
 
 FORMAT = 2  # of these files, and of what the readers make of a document
 LIMIT_BYTES = 2**30  # all converted texts together

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adamas_cli.engine.steps.compiled import FAMILY
+from adamas_cli.engine.family import FAMILY
 from adamas_cli.models.quantization import is_plain
 
 Forward = Callable[..., Any]

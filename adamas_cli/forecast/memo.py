@@ -7,8 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from adamas_cli.files import appearing
 from adamas_cli.folders import cache_directory
-from adamas_cli.store.places import appearing
 
 _FORMAT = 1
 _LARGEST = 32  # entries, of which the newest stay

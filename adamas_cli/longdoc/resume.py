@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from adamas_cli.files import appearing
 from adamas_cli.folders import cache_directory
-from adamas_cli.store.places import appearing
 
 FORMAT = 1
 KEPT_SECONDS = 30 * 24 * 3600  # an answer that was not asked for so long is removed

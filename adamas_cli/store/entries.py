@@ -13,16 +13,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from adamas_cli.store.places import (
-    FORMAT,
-    PART,
-    appearing,
-    block_of,
-    blocks_directory,
-    entries_directory,
-    leftovers,
-    removing,
-)
+from adamas_cli.files import PART, appearing, leftovers
+from adamas_cli.store.places import FORMAT, block_of, blocks_directory, entries_directory, removing
 
 ID_DIGITS = 12  # of the key of a document's last block
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from adamas_cli.files import appearing
 from adamas_cli.store.blocks import BlockWriter
-from adamas_cli.store.places import appearing, block_file
+from adamas_cli.store.places import block_file
 from adamas_cli.store.tensors import NAMES, pieces
 
 

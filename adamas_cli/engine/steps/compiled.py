@@ -16,16 +16,13 @@ from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.full import FullLayer
 from adamas_cli.cache.layer import FULL
 from adamas_cli.cache.mode import Mode
+from adamas_cli.engine.family import FAMILY
 from adamas_cli.engine.heads import head_dim
 
 if TYPE_CHECKING:
     from adamas_kernels.cpu.decoder import Decoder, LayerBuffers, LayerWeights, Linear
 
     from adamas_cli.engine.model import Model
-
-# Models whose layers are: RMSNorm, attention with rotated halves, residual, RMSNorm, SiLU-gated MLP,
-# residual.
-FAMILY = ("llama", "mistral", "qwen2", "qwen3")
 
 
 def compiled_obstacle(model: Model, cache: KVCache) -> str | None:

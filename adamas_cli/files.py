@@ -1,0 +1,55 @@
+"""Files that appear whole or not at all, in folders that are their owner's alone."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+FOLDER_MODE, FILE_MODE = 0o700, 0o600
+PART = ".part"  # the suffix of files that are being written
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder, and those above it, for nobody but the user. Raises OSError."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        with suppress(FileExistsError):
+            folder.mkdir(FOLDER_MODE)
+
+
+@contextmanager
+def appearing(file: Path) -> Iterator[BinaryIO]:
+    """A binary file that takes its name when the block ends, whole; where that raises, none is left behind.
+
+    While it is written its part is locked, by which `leftovers` knows those of processes that were killed.
+    """
+    make_folder(file.parent)
+    part = file.with_name(f".{file.name}.{secrets.token_hex(8)}{PART}")
+    with open(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, FILE_MODE), "r+b") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        try:
+            yield stream
+            stream.flush()
+            os.replace(part, file)
+        except BaseException:
+            with suppress(OSError):
+                part.unlink()
+            raise
+
+
+def leftovers(root: Path) -> list[Path]:
+    """Parts that no process is writing any more."""
+    found = []
+    for part in root.glob(f"**/.*{PART}"):
+        with suppress(OSError), part.open("rb") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            found.append(part)
+    return found
