@@ -21,9 +21,7 @@ import triton
 from adamas_kernels import reference as ref
 from adamas_kernels.contract import LayerCache, SparseSettings
 from adamas_kernels.triton.backend import TritonBackend
-from adamas_kernels.triton.dense import DenseStep
 from adamas_kernels.triton.launch import CHAINING_CAPABILITY
-from adamas_kernels.triton.linear import multiply_vector
 from adamas_kernels.triton.prefill import merge_into
 from adamas_kernels.triton.scratch import group_count
 from triton.backends.compiler import GPUTarget
@@ -90,8 +88,10 @@ def launches(
         backend.encode_keys(keys, book, cache.codes, cache.scales)
         backend.decode_step(q, k, k, cache, 0.1, settings, torch.zeros(1, 2, 4096))
         one_q, one_k = q[:, :, :1], k[:, :, :1]
-        DenseStep(chained)(one_q, one_k, one_k, keys, cache.values, cache.value_sum, cache.length, 0.1)
-        multiply_vector(torch.zeros(1, heads * dim, dtype=dtype), torch.zeros(64, heads * dim, dtype=dtype))
+        backend.dense_step(one_q, one_k, one_k, cache, 0.1)
+        if new > 1:
+            backend.dense_step(q, k, k, cache, 0.1)
+        backend.linear(torch.zeros(1, heads * dim, dtype=dtype), torch.zeros(64, heads * dim, dtype=dtype))
         merge_into(out, lse, out, lse)
     finally:
         JITFunction.run = run

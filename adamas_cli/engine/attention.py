@@ -12,9 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from adamas_kernels.contract import SparseSettings
-from adamas_kernels.dispatch import BackendError, load, pick
-from adamas_kernels.torch.prefill import chunk_attention
+from adamas_kernels.contract import Facts, SparseSettings
+from adamas_kernels.dispatch import BackendError, load, pick, serving
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -145,7 +144,7 @@ def attention_forward(
     elif layer.steps_fully(query.shape[2]):
         out = layer.step_fully(query, key, value, scale)
     else:
-        out = chunk_attention(query, key, value, scale)
+        out, _ = serving("prefill", Facts.of(query, key, value)).prefill(query, key, value, scale)
         layer.observe(query)
         if adamas_cache.encodes:
             layer.encode()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import torch
 from adamas_kernels.contract import LARGEST_STEP, SparseSettings
-from adamas_kernels.dispatch import load_dense, obstacle
+from adamas_kernels.dispatch import load, obstacle
 from torch import Tensor
 
 from adamas_cli.engine.attention import AttentionSettings, adamas_attention, refusal, unsupported_reason
@@ -110,7 +110,8 @@ class Engine:
             self._cache = PlainCache(config=config)
         else:
             steps = Steps(torch.zeros(1, dtype=torch.int32, device=self.model.device))
-            steps.dense = load_dense(self.model.device)
+            if obstacle("triton", self.model.device) is None:
+                steps.dense = load("triton")
             self._cache = AdamasCache.for_model(config, self.sparse, attention.dense_layers, steps)
             self._cache.reserve(context, limit)
             if counts:

@@ -33,7 +33,9 @@ class Fused:
     """
 
     def __init__(self, model: Any) -> None:
-        from adamas_kernels.triton.linear import multiply_vector
+        from adamas_kernels.dispatch import load
+
+        multiply_vector = load("triton").linear
 
         self._forwards: dict[nn.Module, Forward] = {}
         for module in model.modules():

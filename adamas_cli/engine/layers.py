@@ -8,20 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from adamas_kernels.contract import Backend, LayerCache, SparseSettings, allocate_codes, fit_codebook
+from adamas_kernels.contract import (
+    Backend,
+    DenseCache,
+    LayerCache,
+    SparseSettings,
+    allocate_codes,
+    fit_codebook,
+)
 from adamas_kernels.reference import Codebook, query_power
 from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import CacheLayerMixin, DynamicSlidingWindowLayer
 
 from adamas_cli.engine.buffers import token_buffer
-
-if TYPE_CHECKING:
-    from adamas_kernels.cpu.decoder import LayerBuffers
-    from adamas_kernels.triton.dense import DenseStep
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 STREAMS = ("keys", "values")  # what of a full-attention layer is stored for every token
@@ -64,7 +67,7 @@ class Steps:
     """
 
     length: Tensor
-    dense: DenseStep | None = None
+    dense: Backend | None = None
     active: bool = False
     version: int = 0
 
@@ -242,9 +245,7 @@ class FullLayer(CacheLayerMixin):
         """
         assert self.steps.dense is not None
         self.make_room(1)
-        out = self.steps.dense(
-            queries, keys, values, self._keys, self._values, self._value_sum, self.steps.length, scaling
-        )
+        out, _ = self.steps.dense.dense_step(queries, keys, values, self._uncoded(), scaling)
         self.length += 1
         return out
 
@@ -262,13 +263,13 @@ class FullLayer(CacheLayerMixin):
         self._encoded = self.length
         return out
 
-    def room_for_one(self) -> LayerBuffers:
-        """The buffers, with room for one more token, which the caller writes and then counts."""
-        from adamas_kernels.cpu.decoder import LayerBuffers
+    def _uncoded(self) -> DenseCache:
+        return DenseCache(self._keys, self._values, self._value_sum, self.steps.length)
 
+    def room_for_one(self) -> DenseCache | LayerCache:
+        """The buffers, with room for one more token, which the caller writes and then counts."""
         self.make_room(1)
-        coded = self._coded if self.decodes_sparsely else None
-        return LayerBuffers(self._keys, self._values, self._value_sum, coded)
+        return self._coded if self.decodes_sparsely and self._coded else self._uncoded()
 
     def count_one(self) -> None:
         """A token is there that was written from outside, codes included where it decodes sparsely."""

@@ -17,7 +17,8 @@ from adamas_cli.engine.layers import FullLayer
 
 if TYPE_CHECKING:
     from adamas_kernels.contract import SparseSettings
-    from adamas_kernels.cpu.decoder import Decoder, LayerWeights, Linear
+    from adamas_kernels.cpu.decoder import Decoder
+    from adamas_kernels.weights import LayerWeights, Linear
 
 # Models whose layers are: RMSNorm, attention with rotated halves, residual, RMSNorm, SiLU-gated MLP,
 # residual.
@@ -68,7 +69,8 @@ _FLOAT = torch.zeros(1)  # asks the rotation for float32
 
 
 def _decoder(model: Any) -> Decoder:
-    from adamas_kernels.cpu.decoder import Decoder, DecoderWeights
+    from adamas_kernels.cpu.decoder import Decoder
+    from adamas_kernels.weights import DecoderWeights
 
     config, inner = model.config, model.model
     dim = head_dim(config)
@@ -88,7 +90,7 @@ def _decoder(model: Any) -> Decoder:
 
 
 def _layer(layer: Any) -> LayerWeights:
-    from adamas_kernels.cpu.decoder import LayerWeights
+    from adamas_kernels.weights import LayerWeights
 
     attention, mlp = layer.self_attn, layer.mlp
     query_norm, key_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
@@ -113,6 +115,6 @@ def _norm(module: Any) -> Tensor:
 
 
 def _linear(module: Any) -> Linear:
-    from adamas_kernels.cpu.decoder import Linear
+    from adamas_kernels.weights import Linear
 
     return Linear(module.packed, module.bias)
