@@ -7,7 +7,7 @@ import torch
 from adamas_kernels.contract import Backend, DenseCache, Facts, LayerCache, SparseSettings
 from adamas_kernels.cpu import CpuBackend
 from adamas_kernels.cpu.records import DENSE_SEGMENT, SEGMENT
-from adamas_kernels.dispatch import obstacles, serving
+from adamas_kernels.dispatch import obstacles
 from adamas_kernels.reference import Codebook
 from adamas_kernels.torch.backend import TorchBackend
 from adamas_kernels.triton.backend import TritonBackend
@@ -233,14 +233,3 @@ def test_unequal_sequences_have_no_common_view():
     with pytest.raises(ValueError, match="5, 6, 7"):
         cache.view()
     assert [part.view().keys.shape[2] for part in cache.sequences()] == [5, 6, 7]
-
-
-def test_a_step_counts_where_one_was_served(backends):
-    """The backend of a dense step on a CPU is the compiled one, which says why another would be faster."""
-    facts = Facts(torch.device("cpu"))
-    assert serving("dense_step", facts).name == "cpu"
-    assert obstacles("dense_step", facts) == {
-        "triton": "the model is on cpu, not on a GPU",
-        "cpu": None,
-        "torch": None,
-    }

@@ -29,7 +29,7 @@ class Layer:
         return len(mine) == len(its) and all(a is b for a, b in zip(mine, its, strict=True))
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Step:
     """What a step is given, and where it writes.
 
@@ -61,8 +61,11 @@ class Step:
     def addresses(self, tally: Tensor | None = None) -> tuple[int, ...]:
         """The fields of a STEP from `query` to `turn`."""
         counted = (0, 0, 0) if tally is None else (tally.data_ptr(), *tally.stride()[:2])
-        where = (number for x in self.inputs for number in (x.data_ptr(), *x.stride()[:3]))
-        return (*where, self.out.data_ptr(), self.lse.data_ptr(), *counted, 0)
+        queries, keys, values = self.inputs
+        return (
+            queries.data_ptr(), *queries.stride()[:3], keys.data_ptr(), *keys.stride()[:3],
+            values.data_ptr(), *values.stride()[:3], self.out.data_ptr(), self.lse.data_ptr(), *counted, 0,
+        )  # fmt: skip
 
 
 def begin(queries: Tensor, keys: Tensor, values: Tensor, cache: AnyCache, layer: Layer) -> Step:

@@ -29,7 +29,8 @@ WARPS = 4
 PROGRAMS_PER_SM = 1
 MOST_SPLITS = 128
 LEAST_ROWS = 16  # of a product on tensor cores, and columns
-MOST_ROWS = 64  # queries of one program, whose sums fit into its registers
+MOST_ROWS = 64  # queries of one program
+QUERY_BYTES = 16384  # of them, whose scores and sums then fit into its registers
 FACTS = tl.constexpr(2)  # numbers before the vector of a part: highest score in powers of two, weight
 
 
@@ -163,7 +164,8 @@ class DenseStep:
         kv_heads, dim_v = keys.shape[1], values.shape[3]
         group, size, dim_v_pad = heads // kv_heads, max(16, next_power(dim)), max(16, next_power(dim_v))
         block = max(16, min(LARGEST_BLOCK, next_power(BLOCK_BYTES // (size * queries.element_size()))))
-        rows = min(MOST_ROWS, max(LEAST_ROWS, next_power(group * new)))
+        most = min(MOST_ROWS, QUERY_BYTES // (max(size, dim_v_pad) * queries.element_size()))
+        rows = max(LEAST_ROWS, min(most, next_power(group * new)))
         splits = self._splits(queries.device, batch * kv_heads, cache.capacity, block)
         parts = self._part(queries, splits, dim_v_pad + FACTS.value)
         chained = chains(queries.device) if self._chained is None else self._chained
