@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
 import pytest
 import torch
 from adamas_kernels import dispatch
@@ -55,6 +59,19 @@ def test_all_obstacles_are_shown_where_nobody_serves(without):
     without("numba")
     with pytest.raises(BackendError, match=r"no backend serves decoder \(no cpu: numba is not installed\)"):
         serving("decoder", Facts(CPU))
+
+
+def test_no_file_of_the_kernels_imports_itself_by_way_of_others():
+    package = Path(dispatch.__file__).parent
+    paths = list(package.rglob("*.py"))
+    files = {".".join(path.relative_to(package.parent).with_suffix("").parts): path for path in paths}
+    imports: dict[str, set[str]] = {}
+    for module, file in files.items():
+        found = [n for n in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(n, ast.ImportFrom)]
+        names = {f"{n.module}.{alias.name}" for n in found for alias in n.names} | {n.module for n in found}
+        imports[module] = names & set(files)
+    assert sum(map(len, imports.values())) > 100
+    assert len(list(TopologicalSorter(imports).static_order())) == len(files)
 
 
 def test_an_unknown_backend_is_an_error():

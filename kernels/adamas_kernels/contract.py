@@ -290,8 +290,8 @@ class TokenDecoder(Protocol):
         """Append one token behind `length` others and return the logits of the next, float32 [vocabulary],
         valid until the next step.
 
-        cos, sin: of the token's position, [turned coordinates]. layers: those with codes attend sparsely, the
-        others fully; the caller has made room and counts the tokens. tally: float32 [1, 2, C], see
+        cos, sin: of the token's position, [rotated coordinates]. layers: those with codes attend sparsely,
+        the others fully; the caller has made room and counts the tokens. tally: float32 [1, 2, C], see
         `Backend.decode_step`; all sparse layers add to it.
         """
 

@@ -22,10 +22,10 @@ from adamas_kernels.cpu.norm_rope import build_norm
 from adamas_kernels.cpu.product import available_forms
 from adamas_kernels.cpu.records import (
     NORM,
+    ROPE,
     SEGMENT,
     STAGES,
     STEP,
-    TURN,
     Arena,
     dense_segments,
     describe_dense,
@@ -90,7 +90,7 @@ class Decoder:
         self,
         layers: Sequence[AnyCache],
         settings: SparseSettings,
-        turned: int,
+        rotated: int,
         tally: Tensor | None,
     ) -> _StepProgram:
         check_whole_budgets(settings)
@@ -123,12 +123,12 @@ class Decoder:
                     (weights.value, self._values),
                 )
             )
-            turn = np.zeros(1, TURN)
-            turn[0] = (
+            rope = np.zeros(1, ROPE)
+            rope[0] = (
                 self._cos.data_ptr(), self._sin.data_ptr(), _address(weights.query_norm),
-                _address(weights.key_norm), turned, self._weights.eps,
+                _address(weights.key_norm), rotated, self._weights.eps,
             )  # fmt: skip
-            self._attention(builder, index, layer, keep(turn), tally)
+            self._attention(builder, index, layer, keep(rope), tally)
             builder.add(product(self._attended, (weights.output, hidden), add=True))
             builder.add(normalize(weights.mlp_norm))
             both = products(
@@ -147,7 +147,7 @@ class Decoder:
         builder: _StepProgram,
         index: int,
         layer: AnyCache,
-        turn: int,
+        rope: int,
         tally: Tensor | None,
     ) -> None:
         """The stages between the products of a layer."""
@@ -156,7 +156,7 @@ class Decoder:
         step = builder.steps[index : index + 1]
         step["batch"], step["new"], step["kv_heads"] = 1, 1, weights.kv_heads
         step["group"], step["dim"], step["dim_v"] = weights.heads // weights.kv_heads, size, size
-        step["size"], step["scaling"], step["turn"] = padded_dim(size), weights.scaling, turn
+        step["size"], step["scaling"], step["rope"] = padded_dim(size), weights.scaling, rope
         for name, vector in (("query", self._queries), ("key", self._keys), ("value", self._values)):
             step[name], step[f"{name}_h"] = vector.data_ptr(), size
         step["out"], step["lse"] = self._attended.data_ptr(), self._lse.data_ptr()

@@ -18,7 +18,7 @@ from adamas_kernels.cpu.build import source_stamp, stage
 from adamas_kernels.cpu.enter import append_tokens
 from adamas_kernels.cpu.floats import Kind, put_float, to_float
 from adamas_kernels.cpu.lanes import LANES, load, multiply_add, splat, store
-from adamas_kernels.cpu.norm_rope import turn_heads
+from adamas_kernels.cpu.norm_rope import rope_heads
 from adamas_kernels.cpu.records import (
     DENSE_SEGMENT,
     floats_at,
@@ -119,8 +119,8 @@ def build_dense(query_kind: Kind, kind: Kind) -> DenseStages:
         steps, layer = steps_at(step_at), layers_at(layer_at)[0]
         b, head = pair // steps[0].kv_heads, pair % steps[0].kv_heads
         step = steps[b]
-        if step.turn:
-            turn_heads(step, head)
+        if step.rope:
+            rope_heads(step, head)
         append_tokens(query_kind, kind, step, layer, b, head)
 
     def attend_task(task, thread, step_at, layer_at, scratch_at):

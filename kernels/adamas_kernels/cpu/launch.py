@@ -59,7 +59,7 @@ class Step:
         return self.shape[2] * self.shape[3]
 
     def addresses(self, tally: Tensor | None = None) -> tuple[int, ...]:
-        """The fields of a STEP from `query` to `turn`."""
+        """The fields of a STEP from `query` to `rope`."""
         counted = (0, 0, 0) if tally is None else (tally.data_ptr(), *tally.stride()[:2])
         queries, keys, values = self.inputs
         return (

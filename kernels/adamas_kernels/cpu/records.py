@@ -35,7 +35,7 @@ def _record(integers: str, reals: str = "") -> np.dtype:
 STEP = _record(
     "batch kv_heads group new dim dim_v size length budget sinks recents manhattan compensated segments "
     "groups room peak_room query query_b query_h query_n key key_b key_h key_n value value_b value_h value_n "
-    "out lse tally tally_b tally_row turn",
+    "out lse tally tally_b tally_row rope",
     "scaling query_edge",
 )
 LAYER = _record(
@@ -43,8 +43,8 @@ LAYER = _record(
     "scales scales_b scales_h value_sum mean edge balance noise"
 )
 # What is done to queries and keys before they are used, in place: RMSNorm of each head where there are
-# weights, and the rotation of the first `turned` coordinates by cos and sin, all float32.
-TURN = _record("cos sin query_norm key_norm turned", "eps")
+# weights, and the rotation of the first `rotated` coordinates by cos and sin, all float32.
+ROPE = _record("cos sin query_norm key_norm rotated", "eps")
 # RMSNorm of a float32 vector.
 NORM = _record("x weight out size", "eps")
 # A chunk of queries [H, new, D] that attend to keys and values [K, past + new, D], all bfloat16, causally;
@@ -279,7 +279,7 @@ def _records_at(record, count=1):
 
 
 steps_at, layers_at, chunks_at = _records_at(STEP, MANY), _records_at(LAYER), _records_at(CHUNK)
-turns_at, norms_at, flashes_at = _records_at(TURN), _records_at(NORM), _records_at(FLASH)
+ropes_at, norms_at, flashes_at = _records_at(ROPE), _records_at(NORM), _records_at(FLASH)
 packings_at, products_at = _records_at(PACKING), _records_at(PRODUCT, MANY)
 programs_at = _records_at(STAGES, MANY)
 scratches_at = _records_at(SCRATCH, MANY)  # one a thread

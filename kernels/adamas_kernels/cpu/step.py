@@ -14,7 +14,7 @@ from adamas_kernels.cpu.candidates import find_threshold, keep_candidates
 from adamas_kernels.cpu.enter import append_tokens, encode_queries, encode_tokens
 from adamas_kernels.cpu.estimate import estimate
 from adamas_kernels.cpu.floats import Kind
-from adamas_kernels.cpu.norm_rope import turn_heads
+from adamas_kernels.cpu.norm_rope import rope_heads
 from adamas_kernels.cpu.product import Form
 from adamas_kernels.cpu.records import floats_at, ints_at, layers_at, queries_of, scratches_at, steps_at
 from adamas_kernels.cpu.select import select
@@ -62,8 +62,8 @@ def build_stages(form: Form, query_kind: Kind, kind: Kind) -> Stages:
         steps, layer, scratch = steps_at(step_at), layers_at(layer_at)[0], scratches_at(scratch_at)[thread]
         b, head = pair // steps[0].kv_heads, pair % steps[0].kv_heads
         step = steps[b]
-        if step.turn:
-            turn_heads(step, head)
+        if step.rope:
+            rope_heads(step, head)
         append_tokens(query_kind, kind, step, layer, b, head)
         encode_tokens(kind, step, layer, scratch, b, head)
         encode_queries(query_kind, step, layer, scratch, b, head)
