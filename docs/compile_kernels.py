@@ -19,20 +19,19 @@ from typing import Any
 import torch
 import triton
 from adamas_kernels import reference as ref
-from adamas_kernels.contract import LayerCache, SparseSettings
+from adamas_kernels.contract import LARGEST_STEP, LayerCache, SparseSettings
 from adamas_kernels.triton.backend import TritonBackend
-from adamas_kernels.triton.dense import DenseStep
 from adamas_kernels.triton.launch import CHAINING_CAPABILITY
-from adamas_kernels.triton.linear import multiply_vector
 from adamas_kernels.triton.prefill import merge_into
 from adamas_kernels.triton.scratch import group_count
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-# Bytes of stack that spilled registers may take. Both are for float32 keys of 256 coordinates, the widest
-# here: a prompt's keys, encoded by whole blocks, and sixteen new tokens, more than a step usually encodes.
-STACK_LIMIT = {"encode_kernel": 7936, "enter_kernel": 416}
+# Bytes of stack that spilled registers may take. All are for float32 keys of 256 coordinates, the widest
+# here: a prompt's keys, encoded by whole blocks, and sixteen new tokens, more than a step usually encodes or
+# attends from.
+STACK_LIMIT = {"encode_kernel": 7936, "enter_kernel": 416, "dense_kernel": 8}
 CAPACITY = 131072  # tokens of a cache, as far as kernels are made for it
 # The one layout of a kernel whose assembly names lanes: number i in lane i, and none moved.
 LANES_IN_ORDER = "#blocked = #ttg.blocked<{sizePerThread = [1], threadsPerWarp = [32]"
@@ -90,8 +89,10 @@ def launches(
         backend.encode_keys(keys, book, cache.codes, cache.scales)
         backend.decode_step(q, k, k, cache, 0.1, settings, torch.zeros(1, 2, 4096))
         one_q, one_k = q[:, :, :1], k[:, :, :1]
-        DenseStep(chained)(one_q, one_k, one_k, keys, cache.values, cache.value_sum, cache.length, 0.1)
-        multiply_vector(torch.zeros(1, heads * dim, dtype=dtype), torch.zeros(64, heads * dim, dtype=dtype))
+        backend.dense_step(one_q, one_k, one_k, cache, 0.1)
+        few_q, few_k = (x[:, :, :1].repeat(1, 1, LARGEST_STEP, 1) for x in (q, k))
+        backend.dense_step(few_q, few_k, few_k, cache, 0.1)
+        backend.linear(torch.zeros(1, heads * dim, dtype=dtype), torch.zeros(64, heads * dim, dtype=dtype))
         merge_into(out, lse, out, lse)
     finally:
         JITFunction.run = run

@@ -86,7 +86,9 @@ def make_cache(
     found = ref.encode_keys(first, book)
     codes[:, :, filled], scales[:, :, filled] = (x[:, :, filled] for x in found)
     total = values[:, :, filled].float().sum(2)
-    return LayerCache(keys, values, codes, scales, total, book, torch.tensor([length], dtype=torch.int32))
+    return LayerCache(
+        keys, values, codes, scales, total, book, torch.full((batch,), length, dtype=torch.int32)
+    )
 
 
 def some_codebook(keys: Tensor, settings: SparseSettings | None = None) -> ref.Codebook:

@@ -4,25 +4,38 @@ from __future__ import annotations
 
 import pytest
 import torch
+from adamas_kernels.contract import Facts
 from adamas_kernels.cpu import prefill as flash
 from adamas_kernels.cpu.features import MULTIPLIES_BFLOAT16
-from adamas_kernels.cpu.prefill import BLOCK, BLOCK_ROWS, RANGE, flash_attention, serves
+from adamas_kernels.cpu.prefill import BLOCK, BLOCK_ROWS, RANGE, flash_attention
 from adamas_kernels.cpu.runner import Runner
-from adamas_kernels.torch.prefill import chunk_attention
+from adamas_kernels.dispatch import serving
 from torch import Tensor
 
 # Not a hidden failure: without the instruction nothing here is compiled, and `serves` says so.
 needs_pairs = pytest.mark.skipif(not MULTIPLIES_BFLOAT16, reason="this CPU has no product of bfloat16 pairs")
 
 
-def exact(queries: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
-    """Causal attention in float64."""
+def exact(queries: Tensor, keys: Tensor, values: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    """Causal attention in float64, with the log-sum-exp."""
     groups = queries.shape[1] // keys.shape[1]
     keys, values = (x.repeat_interleave(groups, 1).double() for x in (keys, values))
     new, size = queries.shape[2], keys.shape[2]
     seen = torch.ones(new, size, dtype=torch.bool).tril(size - new)
     scores = queries.double() @ keys.transpose(-1, -2) * scaling
-    return scores.masked_fill(~seen, -torch.inf).softmax(-1) @ values
+    scores = scores.masked_fill(~seen, -torch.inf)
+    return scores.softmax(-1) @ values, scores.logsumexp(-1)
+
+
+def serves(queries: Tensor, keys: Tensor, values: Tensor) -> bool:
+    """Whether the compiled blocks serve this."""
+    return flash.obstacle(Facts.of(queries, keys, values)) is None
+
+
+def chunk_attention(queries: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+    """What serves a prefill here computes it."""
+    facts = Facts.of(queries, keys, values)
+    return serving("prefill", facts).prefill(queries, keys, values, scaling)[0]
 
 
 def poisoned(heads: int, size: int, dim: int) -> Tensor:
@@ -53,8 +66,9 @@ def test_equal_to_the_definition(heads, kv_heads, dim, dim_v, new, size):
     queries, keys = torch.randn(1, new, heads, dim).bfloat16().transpose(1, 2), poisoned(kv_heads, size, dim)
     values = poisoned(kv_heads, size, dim_v)
     assert serves(queries, keys, values)
-    found = flash_attention(Runner(), queries, keys, values, dim**-0.5)
-    expected = exact(queries, keys, values, dim**-0.5)
+    found, lse = flash_attention(Runner(), queries, keys, values, dim**-0.5)
+    expected, expected_lse = exact(queries, keys, values, dim**-0.5)
+    torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-5, atol=1e-4)
     assert found.shape == expected.shape
     assert (found - expected).norm() <= 4e-3 * expected.norm()
     assert (found - expected).abs().max() <= 0.02
@@ -65,17 +79,17 @@ def test_equal_to_the_definition(heads, kv_heads, dim, dim_v, new, size):
 def test_flat_and_sharp_scores(factor):
     """With all scores equal the output is the mean; with scores far apart exp neither overflows nor fades."""
     queries, keys, values = (torch.randn(1, 2, 700, 64).bfloat16() for _ in range(3))
-    found = flash_attention(Runner(), queries[:, :, -90:], keys, values, factor)
-    expected = exact(queries[:, :, -90:], keys, values, factor)
+    found, _ = flash_attention(Runner(), queries[:, :, -90:], keys, values, factor)
+    expected, _ = exact(queries[:, :, -90:], keys, values, factor)
     assert (found - expected).abs().max() <= 0.04
 
 
 @needs_pairs
 def test_no_token_sees_the_future():
     queries, keys, values = (torch.randn(1, 2, 300, 64).bfloat16() for _ in range(3))
-    before = flash_attention(Runner(), queries, keys, values, 0.125)
+    before, _ = flash_attention(Runner(), queries, keys, values, 0.125)
     keys[:, :, 200:], values[:, :, 200:] = 50, -50
-    after = flash_attention(Runner(), queries, keys, values, 0.125)
+    after, _ = flash_attention(Runner(), queries, keys, values, 0.125)
     assert torch.equal(before[:, :, :200], after[:, :, :200])
     assert not torch.equal(before[:, :, 200:], after[:, :, 200:])
 
@@ -96,6 +110,5 @@ def test_the_prefill_takes_it_and_gives_the_same_as_torch(monkeypatch):
 def test_what_it_does_not_serve():
     queries = torch.randn(1, 4, 8, 64).bfloat16()
     assert not serves(queries.float(), queries, queries)
-    assert not serves(torch.cat([queries, queries]), queries, queries)
     assert not serves(queries, queries, torch.randn(1, 4, 8, 40).bfloat16())
     assert not serves(queries.transpose(2, 3), queries, queries)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from adamas_kernels.contract import SparseSettings
+from adamas_kernels.cpu.backend import FEW_ROWS
 from adamas_kernels.weights import unpack
 from conftest import tiny_architecture
 from safetensors.torch import load_file
@@ -28,7 +29,7 @@ from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.steps.compiled import compiled_obstacle
 from adamas_cli.engine.timeline import Timeline
 from adamas_cli.models.file_rows import StoredRows, leave_in_file
-from adamas_cli.models.packed import FEW_ROWS, PackedLinear, describe, pack_model
+from adamas_cli.models.packed import PackedLinear, describe, pack_model
 from adamas_cli.models.places import packed_directory
 from adamas_cli.progress import Silent
 

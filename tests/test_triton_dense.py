@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from adamas_kernels.triton.dense import DenseStep
-from adamas_kernels.triton.linear import LARGEST_BLOCK, multiply_vector
+from adamas_kernels.contract import DenseCache
+from adamas_kernels.triton.backend import TritonBackend
+from adamas_kernels.triton.linear import LARGEST_BLOCK
 from adamas_kernels.triton.prefill import CUDNN_BLOCK, blocks_of, merge_into
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -46,15 +47,16 @@ def check_step(heads, kv_heads, dim, dim_v, length, dtype, tolerance, batch=2):
     )
     value_sum = torch.randn(batch, kv_heads, dim_v)
     expected_sum = value_sum + v[:, :, 0].float()
-    counted = torch.tensor([length], dtype=torch.int32)
-    out = DenseStep()(q, k, v, keys, values, value_sum, counted, 0.2)
+    cache = DenseCache(keys, values, value_sum, torch.full((batch,), length, dtype=torch.int32))
+    out, lse = TritonBackend().dense_step(q, k, v, cache, 0.2)
     seen = slice(0, length + 1)
     assert torch.equal(keys[:, :, length : length + 1], k)
     assert torch.equal(values[:, :, length : length + 1], v)
     assert torch.equal(value_sum, expected_sum)
     assert keys[:, :, length + 1 :].isnan().all()
-    expected, _ = attention(q, keys[:, :, seen], values[:, :, seen], 0.2)
+    expected, expected_lse = attention(q, keys[:, :, seen], values[:, :, seen], 0.2)
     torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(lse.double(), expected_lse, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +90,7 @@ def test_a_row_times_a_matrix(inputs, dtype, biased):
     bias = torch.randn(37).to(dtype) if biased else None
     expected = torch.nn.functional.linear(x.double(), weight.double(), bias.double() if biased else None)
     tolerance = 2e-5 if dtype == torch.float32 else 2e-3
-    found = multiply_vector(x, weight, bias)
+    found = TritonBackend().linear(x, weight, bias)
     assert found.dtype == dtype
     torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=inputs * tolerance / 10)
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from adamas_kernels.contract import DenseCache, Facts
+from adamas_kernels.dispatch import serving
 from adamas_kernels.reference import query_power
-from adamas_kernels.torch.prefill import chunk_attention
 from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin
 
@@ -96,19 +97,21 @@ class FullLayer(Layer, CacheLayerMixin):
         if mode.sparse is not None and self.codes is not None and self.codes.layer is not None:
             return self._step_sparsely(queries, keys, values, scaling, mode.sparse, mode)
         if mode.dense is not None and mode.answers and new == 1:
-            out = mode.dense(
-                queries, keys, values, self.stored_keys, self.stored_values, self.value_sum,
-                self._extent.lengths, scaling,
-            )  # fmt: skip
+            out, _ = mode.dense.dense_step(queries, keys, values, self.uncoded(), scaling)
             self.length += 1
             return out
         self._append(keys, values)
-        seen = slice(0, self.length)
-        out = chunk_attention(queries, self.stored_keys[:, :, seen], self.stored_values[:, :, seen], scaling)
+        known = (buffer[:, :, : self.length] for buffer in (self.stored_keys, self.stored_values))
+        keys, values = known
+        out, _ = serving("prefill", Facts.of(queries, keys, values)).prefill(queries, keys, values, scaling)
         self._observe(queries)
         if mode.encodes:
             self.encode()
         return out
+
+    def uncoded(self) -> DenseCache:
+        """The layer as the kernels take it without codes."""
+        return DenseCache(self.stored_keys, self.stored_values, self.value_sum, self._extent.lengths)
 
     def _step_sparsely(
         self, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, sparse: Sparse, mode: Mode

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 from adamas_kernels.contract import Backend, SparseSettings
 
 if TYPE_CHECKING:
-    from adamas_kernels.triton.dense import DenseStep
-
     from adamas_cli.cache.tally import Tally
 
 
@@ -26,13 +24,13 @@ class Mode:
     """One pass.
 
     answers: its tokens are an answer's, one after another. sparse: how layers with codes attend then; None
-    attends fully. dense: full attention of one token by a length on the device, where something computes it.
+    attends fully. dense: what attends fully from one token, by a length on the device, where something does.
     tally: where what is attended to is counted. encodes: layers encode their keys in this pass.
     """
 
     answers: bool = False
     sparse: Sparse | None = None
-    dense: DenseStep | None = None
+    dense: Backend | None = None
     tally: Tally | None = None
     encodes: bool = False
 

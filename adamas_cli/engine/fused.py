@@ -30,17 +30,18 @@ def fuse(model: Any) -> None:
     """Let a model on a GPU compute so from now on; weights that belong together are laid side by side, in
     place of where they were.
     """
-    from adamas_kernels.triton.linear import multiply_vector
+    from adamas_kernels.dispatch import load
 
+    multiply = load("triton").linear
     forwards: dict[nn.Module, Forward] = {}
     for module in model.modules():
         if is_plain(module):
-            forwards[module] = _product(module, multiply_vector)
+            forwards[module] = _product(module, multiply)
     for module in model.modules():
         for names in JOINED:
             parts: list[Any] = [getattr(module, name, None) for name in names]
             if all(is_plain(part) for part in parts) and _joinable(parts):
-                joined = _Joined(parts, multiply_vector)
+                joined = _Joined(parts, multiply)
                 for index, part in enumerate(parts):
                     forwards[part] = joined.forward(index)
     if model.config.model_type in FAMILY:

@@ -6,7 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from adamas_kernels.dispatch import load_dense, obstacle
+from adamas_kernels.dispatch import load, obstacle
 from torch import Tensor
 
 from adamas_cli.cache.cache import KVCache
@@ -18,7 +18,7 @@ from adamas_cli.engine.heads import head_dim
 from adamas_cli.engine.interface import Pass, install, under_way
 
 if TYPE_CHECKING:
-    from adamas_kernels.triton.dense import DenseStep
+    from adamas_kernels.contract import Backend
 
     from adamas_cli.models import LoadedModel
 
@@ -30,8 +30,8 @@ class Model:
     """A model with what all timelines over it share.
 
     module: transformers' model; config: of its text part; unserved: why Adamas does not serve its attention,
-    or None where it does; dense: full attention of one token at a length that lies on the device, where
-    something computes it; placement: of keys and values; is_fused: whether it computes by Triton's kernels.
+    or None where it does; dense: what attends fully from one token at a length that lies on the device, where
+    something does; placement: of keys and values; is_fused: whether it computes by Triton's kernels.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
@@ -40,11 +40,11 @@ class Model:
         self.config = self.module.config.get_text_config()
         self.unserved = unserved_reason(self.config)
         self.placement = placement_on(self.device)
-        self.dense: DenseStep | None = None
+        self.is_fused = obstacle("triton", self.device) is None
+        self.dense: Backend | None = None
         if self.unserved is None:
-            self.dense = load_dense(self.device)
+            self.dense = load("triton") if self.is_fused else None
             install(self.module)
-        self.is_fused = self.device.type == "cuda" and obstacle("triton", self.device) is None
         if self.is_fused:
             fuse(self.module)
         self._last_only = "logits_to_keep" in inspect.signature(self.module.forward).parameters

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from adamas_kernels.cpu.linear import BLOCK, linear, multiply_vector, pack
-from adamas_kernels.cpu.runner import Runner
+from adamas_kernels.cpu import CpuBackend
 from adamas_kernels.weights import FORMAT, STRIP, PackedWeight
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -27,28 +26,13 @@ from adamas_cli.progress import Progress
 
 log = logging.getLogger(__name__)
 
-FEW_ROWS = 4  # up to so many, a product for each is faster than unpacking the weight
 HEADER = "weights"  # the metadata that says what the tensors are
 
 
-class Workspace:
-    """What the packed layers of one model share: threads, and a block that weights are unpacked into."""
-
-    def __init__(self, runner: Runner) -> None:
-        self.runner = runner
-        self._blocks: dict[torch.dtype, Tensor] = {}
-
-    def block(self, dtype: torch.dtype) -> Tensor:
-        """A vector of BLOCK numbers, which the next layer overwrites."""
-        if dtype not in self._blocks:
-            self._blocks[dtype] = torch.empty(BLOCK, dtype=dtype)
-        return self._blocks[dtype]
-
-
 class PackedLinear(nn.Module):
-    """`nn.Linear` with a packed weight, for inference."""
+    """`nn.Linear` with a packed weight, for inference. backend: shared by the layers of a model."""
 
-    def __init__(self, weight: PackedWeight, bias: Tensor | None, workspace: Workspace) -> None:
+    def __init__(self, weight: PackedWeight, bias: Tensor | None, backend: CpuBackend) -> None:
         super().__init__()
         self.packed = weight
         self.in_features, self.out_features = weight.columns, weight.rows
@@ -56,48 +40,34 @@ class PackedLinear(nn.Module):
         if bias is not None:
             self.bias = torch.zeros(len(weight.codes) * STRIP)
             self.bias[: weight.rows] = bias
-        self._workspace = workspace
-
-    @property
-    def runner(self) -> Runner:
-        """The threads that it computes on."""
-        return self._workspace.runner
+        self.backend = backend
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] -> [..., out_features] in the same number format."""
-        rows = x.reshape(-1, self.in_features)
-        if len(rows) <= FEW_ROWS:
-            products = [self._multiply(row) for row in rows.float()]
-            out = torch.stack(products).to(x.dtype) if products else x.new_empty(0, self.out_features)
-        else:
-            out = linear(self._workspace.runner, self.packed, rows, self.bias, self._workspace.block(x.dtype))
-        return out.reshape(*x.shape[:-1], self.out_features)
-
-    def _multiply(self, row: Tensor) -> Tensor:
-        return multiply_vector(self._workspace.runner, self.packed, row, self.bias)
+        return self.backend.linear(x, self.packed, self.bias)
 
 
 def pack_model(model: nn.Module, fingerprint: str, progress: Progress) -> None:
     """Replace the linear layers of a model on the CPU by packed ones, from disk where they are known."""
-    workspace = Workspace(Runner(progress.note))
+    backend = CpuBackend(progress.note)
     linears = dict(_linears(model))
     dtype = str(next(iter(linears.values())).weight.dtype).removeprefix("torch.") if linears else ""
     file = packed_directory() / f"{fingerprint[:FINGERPRINT_DIGITS]}-{dtype}-{FORMAT}.safetensors"
     weights = _read(file, linears)
     if weights is None:
-        weights = _pack(linears, workspace.runner, progress)
+        weights = _pack(linears, backend, progress)
         _write(file, weights, progress)
         weights = _read(file, linears) or weights  # mapped memory can be dropped under pressure
-    _replace(model, linears, weights, workspace)
+    _replace(model, linears, weights, backend)
     if log.isEnabledFor(logging.INFO):
         progress.note(describe(model))
 
 
 def pack_in_memory(model: nn.Module, progress: Progress) -> None:
     """The same for a model that has no file: nothing is kept."""
-    workspace = Workspace(Runner(progress.note))
+    backend = CpuBackend(progress.note)
     linears = dict(_linears(model))
-    _replace(model, linears, _pack(linears, workspace.runner, progress), workspace)
+    _replace(model, linears, _pack(linears, backend, progress), backend)
 
 
 def describe(model: nn.Module) -> str:
@@ -118,19 +88,19 @@ def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
 
 
 def _replace(
-    model: nn.Module, linears: dict[str, nn.Linear], weights: dict[str, PackedWeight], workspace: Workspace
+    model: nn.Module, linears: dict[str, nn.Linear], weights: dict[str, PackedWeight], backend: CpuBackend
 ) -> None:
     for name, module in linears.items():
         bias = None if module.bias is None else module.bias.detach()
-        model.set_submodule(name, PackedLinear(weights[name], bias, workspace))
+        model.set_submodule(name, PackedLinear(weights[name], bias, backend))
 
 
-def _pack(linears: dict[str, nn.Linear], runner: Runner, progress: Progress) -> dict[str, PackedWeight]:
+def _pack(linears: dict[str, nn.Linear], backend: CpuBackend, progress: Progress) -> dict[str, PackedWeight]:
     total = sum(module.weight.numel() for module in linears.values())
     packed = {}
     with progress.task("packing weights for this CPU, once", total, "weights") as advance:
         for name, module in linears.items():
-            packed[name] = pack(runner, module.weight.detach())
+            packed[name] = backend.pack(module.weight.detach())
             advance(module.weight.numel())
     return packed
 

@@ -1,4 +1,4 @@
-"""The contract of Adamas decode attention: settings, what a layer keeps, and what a backend does.
+"""The contract: settings, what a layer keeps, and every operation that a backend has.
 
 name, why = dispatch.pick("auto", device)                   # triton, cpu or torch
 backend = dispatch.load(name)
@@ -9,6 +9,7 @@ out, lse = backend.decode_step(q, k, v, cache, scaling, settings)  # new tokens:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from adamas_kernels import reference
 from adamas_kernels.reference import CODES_PER_WORD, Codebook, padded_dim
+from adamas_kernels.weights import DecoderWeights, PackedWeight
 
 SCORERS = ("dot", "manhattan")
 SAMPLED_KEYS = 2048  # that a codebook is fitted to
@@ -99,13 +101,38 @@ class LayerView:
 
 
 @dataclass
+class DenseCache:
+    """The buffers of one layer without codes, longer than what is filled, and how many tokens that is.
+
+    keys, values: [B, K, C, D] of one dtype; value_sum: float32 [B, K, D], the sum of the values so far;
+    length: int32 [B], of each sequence, on the buffers' device, shared by the layers of a model. The last
+    dimension of keys and values is contiguous, value_sum wholly so.
+    """
+
+    keys: Tensor
+    values: Tensor
+    value_sum: Tensor
+    length: Tensor
+
+    @property
+    def capacity(self) -> int:
+        """C, the tokens that there is room for."""
+        return self.keys.shape[2]
+
+    def sequences(self) -> list[DenseCache]:
+        """The caches of the sequences of a batch, as views."""
+        parts = (x.split(1) for x in (self.keys, self.values, self.value_sum, self.length))
+        return [DenseCache(*buffers) for buffers in zip(*parts, strict=True)]
+
+
+@dataclass
 class LayerCache:
     """The buffers of one sparse layer, longer than what is filled, and how many tokens that is.
 
     keys, values: [B, K, S, D] of one dtype; codes: int32 [B, K, C, W], a transposed view: one word
     of many tokens lies side by side; scales: float16 [B, K, C]; value_sum: float32 [B, K, D]; length: int32
-    [1], on the buffers' device, shared by the layers of a model. The last dimension of keys, values and
-    scales is contiguous, value_sum and the codebook wholly so.
+    [B], of each sequence, on the buffers' device, shared by the layers of a model. The last dimension of
+    keys, values and scales is contiguous, value_sum and the codebook wholly so.
     """
 
     keys: Tensor
@@ -121,17 +148,60 @@ class LayerCache:
         """C, the tokens that there is room for."""
         return self.codes.shape[2]
 
+    def sequences(self) -> list[LayerCache]:
+        """The caches of the sequences of a batch, as views."""
+        books = zip(*(x.split(1) for x in vars(self.codebook).values()), strict=True)
+        parts = (self.keys, self.values, self.codes, self.scales, self.value_sum)
+        buffers = zip(*(x.split(1) for x in parts), strict=True)
+        return [
+            LayerCache(keys, values, codes, scales, total, Codebook(*book), length)
+            for (keys, values, codes, scales, total), book, length in zip(
+                buffers, books, self.length.split(1), strict=True
+            )
+        ]
+
     def view(self, tokens: int | None = None) -> LayerView:
-        """The first `tokens`; None is what is filled, and waits for the device."""
-        seen = slice(0, int(self.length) if tokens is None else tokens)
+        """The first `tokens`; None is what is filled, the same in all sequences, and waits for the device."""
+        seen = slice(0, equal_length(self.length) if tokens is None else tokens)
         keys, values, codes, scales = (
             x[:, :, seen] for x in (self.keys, self.values, self.codes, self.scales)
         )
         return LayerView(keys, values, codes, scales, self.value_sum, self.codebook)
 
 
+AnyCache = DenseCache | LayerCache  # what full attention reads
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What decides which backend serves an operation.
+
+    dtype: of queries, keys and values, None where they differ. new: tokens that attend. dim, dim_v: of heads.
+    rows: whether those tensors have contiguous rows. packed: whether weights are packed.
+    """
+
+    device: torch.device
+    dtype: torch.dtype | None = None
+    new: int = 1
+    dim: int = 0
+    dim_v: int = 0
+    rows: bool = True
+    packed: bool = False
+
+    @classmethod
+    def of(cls, queries: Tensor, keys: Tensor, values: Tensor) -> Facts:
+        """The facts about attention from queries [B, H, N, D] over keys and values [B, K, S, D]."""
+        tensors = queries, keys, values
+        dtype = queries.dtype if queries.dtype == keys.dtype == values.dtype else None
+        rows = all(x.stride(-1) == 1 for x in tensors)
+        return cls(queries.device, dtype, queries.shape[2], queries.shape[3], values.shape[3], rows)
+
+
 class Backend(Protocol):
-    """One way to compute what `reference.py` specifies."""
+    """One way to compute what `reference.py` specifies: every operation that there is.
+
+    `dispatch.serving` gives the backend that computes an operation, and says why others do not.
+    """
 
     name: str
 
@@ -139,6 +209,34 @@ class Backend(Protocol):
         """Write the codes of keys [B, K, N, D] to codes int32 [B, K, N, W] and scales float16 [B, K, N].
 
         Both may be strided views into a cache; the last dimension of keys and scales is contiguous.
+        """
+
+    def prefill(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scaling: float,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Causal attention of the newest N tokens, queries [B, H, N, D], over keys and values [B, K, S, D],
+        S >= N, in memory bounded by the chunk.
+
+        lengths: int32 [B], tokens of each sequence before the new ones, whose keys and values follow them;
+        None where that is S - N everywhere. Where they are given, the host waits for them, and where they
+        differ, each sequence is computed on its own.
+        Returns the output [B, H, N, D] in the queries' dtype and the log-sum-exp of its scores, float32 [B,
+        H, N].
+        """
+
+    def dense_step(
+        self, queries: Tensor, keys: Tensor, values: Tensor, cache: AnyCache, scaling: float
+    ) -> tuple[Tensor, Tensor]:
+        """Append keys and values [B, K, N, D] behind `cache.length` tokens and attend to all tokens from
+        queries [B, H, N, D], causally among the new ones, 1 <= N <= LARGEST_STEP.
+
+        Every sequence has its own length. Keys, values and value_sum are updated, not codes; `cache.length`
+        is left to the caller. Returns output and log-sum-exp as `prefill` does.
         """
 
     def decode_step(
@@ -151,14 +249,50 @@ class Backend(Protocol):
         settings: SparseSettings,
         tally: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Append keys and values [B, K, N, D] behind `cache.length` tokens and attend from queries [B, H, N,
-        D], causally among the new ones, 1 <= N <= LARGEST_STEP.
+        """Append keys and values [B, K, N, D] behind `cache.length` tokens and attend sparsely from queries
+        [B, H, N, D], causally among the new ones, 1 <= N <= LARGEST_STEP.
 
-        Keys, codes, scales and value_sum are updated; `cache.length` is left to the caller, who advances it
-        once for all layers. tally: float32 [B, 2, C], to whose two rows every query adds 1 and its softmax
-        weight at each position that it attended to.
+        Every sequence has its own length. Keys, codes, scales and value_sum are updated; `cache.length` is
+        left to the caller, who advances it once for all layers. tally: float32 [B, 2, C], to whose two rows
+        every query adds 1 and its softmax weight at each position that it attended to.
         Returns the output [B, H, N, D] in the queries' dtype and the log-sum-exp of its scores, float32 [B,
         H, N], the compensation included.
+        """
+
+    def linear(self, x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None) -> Tensor:
+        """x [..., inputs] times a weight, [outputs, inputs] or packed, plus bias: [..., outputs] in x's
+        dtype.
+
+        bias: [outputs]; with a packed weight float32, filled up to whole strips, see `Linear`.
+        """
+
+
+class WholeTokens(Protocol):
+    """A backend that also computes all of a token's layers in one call."""
+
+    def decoder(self, weights: DecoderWeights) -> TokenDecoder:
+        """A decoder of a model with these weights."""
+
+
+class TokenDecoder(Protocol):
+    """Decodes one token after another, of one sequence."""
+
+    def step(
+        self,
+        token: int,
+        length: int,
+        cos: Tensor,
+        sin: Tensor,
+        layers: Sequence[AnyCache],
+        settings: SparseSettings,
+        tally: Tensor | None = None,
+    ) -> Tensor:
+        """Append one token behind `length` others and return the logits of the next, float32 [vocabulary],
+        valid until the next step.
+
+        cos, sin: of the token's position, [rotated coordinates]. layers: those with codes attend sparsely,
+        the others fully; the caller has made room and counts the tokens. tally: float32 [1, 2, C], see
+        `Backend.decode_step`; all sparse layers add to it.
         """
 
 
@@ -181,22 +315,32 @@ def fit_codebook(keys: Tensor, power: Tensor, settings: SparseSettings) -> Codeb
     return reference.fit_codebook(sample, settings.edge, settings.centred, used)
 
 
+def equal_length(length: Tensor) -> int:
+    """The one length, int32 [B], that all sequences have; waits for the device. Raises ValueError where they
+    differ.
+    """
+    lengths = set(length.tolist())
+    if len(lengths) > 1:
+        raise ValueError(f"sequences of {sorted(lengths)} tokens have no common view")
+    return lengths.pop()
+
+
 def check_whole_budgets(settings: SparseSettings) -> None:
     """Raises ValueError where a bound on the error is set, for a backend that knows only whole budgets."""
     if settings.error is not None:
         raise ValueError("this backend attends to whole budgets; only plain torch stops at an error")
 
 
-def check_step(queries: Tensor, keys: Tensor, values: Tensor, cache: LayerCache) -> None:
-    """Raises ValueError where the shapes of a decode step do not fit together; reads nothing from the
-    device.
-    """
+def check_step(queries: Tensor, keys: Tensor, values: Tensor, cache: AnyCache) -> None:
+    """Raises ValueError where the shapes of a step do not fit together; reads nothing from the device."""
     batch, heads, new, dim = queries.shape
     kv_heads, capacity = cache.keys.shape[1], cache.capacity
     if heads % kv_heads:
         raise ValueError(f"{heads} query heads do not divide into groups of {kv_heads} KV heads")
     if not 1 <= new <= min(LARGEST_STEP, capacity):
         raise ValueError(f"{new} new tokens; a step takes 1 to {min(LARGEST_STEP, capacity)}")
+    if cache.length.shape != (batch,):
+        raise ValueError(f"{batch} sequences need as many lengths, not {tuple(cache.length.shape)}")
     if keys.shape != (batch, kv_heads, new, dim):
         raise ValueError(f"keys {tuple(keys.shape)} do not fit queries {tuple(queries.shape)}")
     if values.shape != (batch, kv_heads, new, cache.values.shape[3]):

@@ -1,39 +1,59 @@
-"""Which backend computes the sparse steps on a device, and why not a faster one."""
+"""Which backend computes an operation, and why not a faster one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
 import torch
 
-from adamas_kernels.contract import Backend
+from adamas_kernels.contract import Backend, Facts
 
-if TYPE_CHECKING:
-    from adamas_kernels.triton.dense import DenseStep
-
-BACKENDS = ("triton", "cpu", "torch")
 OLDEST_CAPABILITY = (8, 0)  # NVIDIA's Ampere; Triton's own minimum
+
+Obstacle = Callable[[Facts], str | None]  # why a backend cannot serve, in a few words
 
 
 class BackendError(Exception):
-    """A backend was asked for by name and cannot run here; the message says why."""
+    """A backend was asked for by name, or any for an operation, and none can run here; the message says
+    why.
+    """
 
 
-def obstacle(name: str, device: torch.device) -> str | None:
-    """Why this backend cannot run on this device, in a few words, or None where it can."""
-    if name == "torch":
-        return None
-    if name == "cpu":
-        if device.type != "cpu":
-            return f"the model is on {device.type}"
-        return None if find_spec("numba") else "numba is not installed"
-    if name != "triton":
-        raise ValueError(f"backend must be auto or one of {', '.join(BACKENDS)}, not {name!r}")
+@cache
+def _installed(package: str) -> bool:
+    return find_spec(package) is not None
+
+
+def _torch(facts: Facts) -> None:
+    """Plain torch runs everywhere."""
+
+
+def _cpu(facts: Facts) -> str | None:
+    if facts.device.type != "cpu":
+        return f"the model is on {facts.device.type}"
+    return None if _installed("numba") else "numba is not installed"
+
+
+def _cpu_prefill(facts: Facts) -> str | None:
+    reason = _cpu(facts) or _one_token(facts)
+    if reason or facts.dtype != torch.bfloat16:  # the rest would import numba in vain
+        return reason or f"keys are {_name(facts.dtype)}"
+    from adamas_kernels.cpu.prefill import obstacle
+
+    return obstacle(facts)
+
+
+def _cpu_linear(facts: Facts) -> str | None:
+    return _cpu(facts) or (None if facts.packed else "the weights are not packed")
+
+
+@cache
+def _triton_on(device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"the model is on {device.type}, not on a GPU"
-    if find_spec("triton") is None:
+    if not _installed("triton"):
         return "triton is not installed"
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < OLDEST_CAPABILITY:
         found, wanted = (
@@ -43,8 +63,75 @@ def obstacle(name: str, device: torch.device) -> str | None:
     return None
 
 
+def _triton(facts: Facts) -> str | None:
+    return _triton_on(facts.device)
+
+
+def _triton_prefill(facts: Facts) -> str | None:
+    wide = facts.dtype is None or facts.dtype.itemsize != 2
+    return _triton(facts) or _one_token(facts) or (f"keys are {_name(facts.dtype)}" if wide else None)
+
+
+def _triton_linear(facts: Facts) -> str | None:
+    return _triton(facts) or ("the weights are packed" if facts.packed else None)
+
+
+def _one_token(facts: Facts) -> str | None:
+    return "it is one token" if facts.new == 1 else None
+
+
+def _name(dtype: torch.dtype | None) -> str:
+    return "of another number format" if dtype is None else str(dtype).removeprefix("torch.")
+
+
+# By operation of the contract, who can serve, the fastest first.
+CANDIDATES: Mapping[str, Mapping[str, Obstacle]] = {
+    "encode_keys": {"triton": _triton, "cpu": _cpu, "torch": _torch},
+    "prefill": {"triton": _triton_prefill, "cpu": _cpu_prefill, "torch": _torch},
+    "dense_step": {"triton": _triton, "cpu": _cpu, "torch": _torch},
+    "decode_step": {"triton": _triton, "cpu": _cpu, "torch": _torch},
+    "linear": {"triton": _triton_linear, "cpu": _cpu_linear, "torch": _torch},
+    "decoder": {"cpu": _cpu},
+}
+BACKENDS = tuple(CANDIDATES["decode_step"])
+
+
+def obstacles(operation: str, facts: Facts) -> dict[str, str | None]:
+    """By candidate, the fastest first, why it cannot serve an operation, or None where it can."""
+    return {name: why_not(facts) for name, why_not in CANDIDATES[operation].items()}
+
+
+def serving(operation: str, facts: Facts) -> Backend:
+    """The first candidate without an obstacle; it is shared by all callers of this process.
+
+    Raises BackendError, with the obstacles of all, where there is none.
+    """
+    for name, why_not in CANDIDATES[operation].items():
+        if why_not(facts) is None:
+            return _shared(name, torch.get_num_threads())
+    raise BackendError(f"no backend serves {operation} ({_passed(obstacles(operation, facts))})")
+
+
+@cache
+def _shared(name: str, threads: int) -> Backend:
+    """One backend for each number of threads, which it keeps."""
+    return load(name)
+
+
+def _passed(reasons: Mapping[str, str | None]) -> str:
+    return "; ".join(f"no {name}: {why}" for name, why in reasons.items() if why)
+
+
+def obstacle(name: str, device: torch.device) -> str | None:
+    """Why this backend cannot compute sparse steps on this device, in a few words, or None where it can."""
+    if name not in BACKENDS:
+        raise ValueError(f"backend must be auto or one of {', '.join(BACKENDS)}, not {name!r}")
+    return CANDIDATES["decode_step"][name](Facts(device))
+
+
 def pick(name: str, device: torch.device) -> tuple[str, str | None]:
-    """The backend of that name, or for `auto` the fastest that runs on this device; imports none.
+    """The backend of that name, or for `auto` the fastest that computes sparse steps on this device; imports
+    none.
 
     Returns its name with the reason why it is not Triton, one line, None if it is or was chosen by name.
     Raises BackendError where a named backend cannot run, and ValueError for an unknown name.
@@ -54,12 +141,11 @@ def pick(name: str, device: torch.device) -> tuple[str, str | None]:
         if reason:
             raise BackendError(f"the {name} backend cannot run: {reason}")
         return name, None
-    reasons = {candidate: obstacle(candidate, device) for candidate in BACKENDS}
-    chosen = next(candidate for candidate in BACKENDS if reasons[candidate] is None)
+    reasons = obstacles("decode_step", Facts(device))
+    chosen = next(candidate for candidate, why in reasons.items() if why is None)
     if chosen == "triton":
         return chosen, None
-    passed = "; ".join(f"no {other}: {why}" for other, why in reasons.items() if why)
-    return chosen, f"the {chosen} backend computes sparse attention ({passed})"
+    return chosen, f"the {chosen} backend computes sparse attention ({_passed(reasons)})"
 
 
 def load(name: str, announce: Callable[[str], None] | None = None) -> Backend:
@@ -78,12 +164,3 @@ def load(name: str, announce: Callable[[str], None] | None = None) -> Backend:
     from adamas_kernels.torch.backend import TorchBackend
 
     return TorchBackend()
-
-
-def load_dense(device: torch.device) -> DenseStep | None:
-    """Full attention of one token at a length that lies on the device, or None where nothing computes it."""
-    if obstacle("triton", device):
-        return None
-    from adamas_kernels.triton.dense import DenseStep
-
-    return DenseStep()

@@ -1,4 +1,4 @@
-"""Weights of linear layers in 8 or 4 bits, as the CPU's decode step reads them.
+"""Weights of linear layers in 8 or 4 bits, as the CPU's decode step reads them, and the model they make.
 
 Sixteen rows form a strip, so that one row lies in each lane; 32 inputs form a group with one scale for each
 row. Decode reads a weight once for each token and is as fast as memory gives it, so fewer bits are more
@@ -10,6 +10,7 @@ group's values lie on such a grid, the same grid is kept and nothing is lost.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +55,49 @@ class PackedWeight:
         offsets = None if self.offsets is None else self.offsets[part]
         rows = min(self.rows, last * STRIP) - first * STRIP
         return PackedWeight(self.codes[part], self.scales[part], offsets, self.unit, rows, self.columns)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A packed weight, and its bias, float32, filled up to whole strips."""
+
+    weight: PackedWeight
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One layer: norms are float32 [hidden], those of heads [head_dim]."""
+
+    attention_norm: Tensor
+    query: Linear
+    key: Linear
+    value: Linear
+    query_norm: Tensor | None
+    key_norm: Tensor | None
+    output: Linear
+    mlp_norm: Tensor
+    gate: Linear
+    up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True)
+class DecoderWeights:
+    """A model: embedding, from a token to its row [hidden] of any number format; the layers; norm and head
+    behind them.
+    """
+
+    embedding: Callable[[int], Tensor]
+    hidden: int
+    layers: Sequence[LayerWeights]
+    norm: Tensor
+    head: Linear
+    heads: int
+    kv_heads: int
+    head_dim: int
+    eps: float
+    scaling: float
 
 
 def strips_and_groups(rows: int, columns: int) -> tuple[int, int]:

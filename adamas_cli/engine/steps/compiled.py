@@ -20,7 +20,8 @@ from adamas_cli.engine.family import FAMILY
 from adamas_cli.engine.heads import head_dim
 
 if TYPE_CHECKING:
-    from adamas_kernels.cpu.decoder import Decoder, LayerBuffers, LayerWeights, Linear
+    from adamas_kernels.contract import AnyCache, TokenDecoder
+    from adamas_kernels.weights import LayerWeights, Linear
 
     from adamas_cli.engine.model import Model
 
@@ -55,7 +56,7 @@ class CompiledSteps:
         cache.make_room(1)
         length = cache.get_seq_length()
         cos, sin = self._model.model.rotary_emb(_FLOAT, torch.tensor([[length]]))
-        buffers = [_buffers(layer, mode) for layer in cache.kept if isinstance(layer, FullLayer)]
+        buffers = [_as_it_attends(layer, mode) for layer in cache.kept if isinstance(layer, FullLayer)]
         settings = mode.sparse.settings if mode.sparse else SparseSettings()
         counts = None if mode.tally is None or mode.sparse is None else mode.tally.counts
         logits = self._decoder.step(token, length, cos[0, 0], sin[0, 0], buffers, settings, counts)
@@ -64,19 +65,17 @@ class CompiledSteps:
         return logits
 
 
-def _buffers(layer: FullLayer, mode: Mode) -> LayerBuffers:
-    """Where a layer's tokens lie, with room for one more, which the caller writes and then counts."""
-    from adamas_kernels.cpu.decoder import LayerBuffers
-
+def _as_it_attends(layer: FullLayer, mode: Mode) -> AnyCache:
+    """A layer's buffers, with room for one more token, which the caller writes and then counts."""
     coded = layer.codes.layer if mode.sparse is not None and layer.codes is not None else None
-    return LayerBuffers(layer.stored_keys, layer.stored_values, layer.value_sum, coded)
+    return coded or layer.uncoded()
 
 
 _FLOAT = torch.zeros(1)  # asks the rotation for float32
 
 
-def _decoder(model: Any) -> Decoder:
-    from adamas_kernels.cpu.decoder import Decoder, DecoderWeights
+def _decoder(model: Any) -> TokenDecoder:
+    from adamas_kernels.weights import DecoderWeights
 
     config, inner = model.config, model.model
     dim = head_dim(config)
@@ -92,11 +91,12 @@ def _decoder(model: Any) -> Decoder:
         config.rms_norm_eps,
         1 / math.sqrt(dim),
     )
-    return Decoder(model.lm_head.runner, weights)
+    decoder: TokenDecoder = model.lm_head.backend.decoder(weights)
+    return decoder
 
 
 def _layer(layer: Any) -> LayerWeights:
-    from adamas_kernels.cpu.decoder import LayerWeights
+    from adamas_kernels.weights import LayerWeights
 
     attention, mlp = layer.self_attn, layer.mlp
     query_norm, key_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
@@ -121,6 +121,6 @@ def _norm(module: Any) -> Tensor:
 
 
 def _linear(module: Any) -> Linear:
-    from adamas_kernels.cpu.decoder import Linear
+    from adamas_kernels.weights import Linear
 
     return Linear(module.packed, module.bias)

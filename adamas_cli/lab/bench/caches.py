@@ -20,5 +20,5 @@ def coded_cache(
     book = fit_codebook(keys[:, :, seen], query_power(queries, keys.shape[1]), settings)
     backend.encode_keys(keys[:, :, seen], book, codes[:, :, seen], scales[:, :, seen])
     total = values[:, :, seen].sum(2, dtype=torch.float32)
-    tokens = torch.tensor([length], dtype=torch.int32, device=keys.device)
+    tokens = torch.full((len(keys),), length, dtype=torch.int32, device=keys.device)
     return LayerCache(keys, values, codes, scales, total, book, tokens)

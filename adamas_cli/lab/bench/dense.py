@@ -7,9 +7,9 @@ from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
-from adamas_kernels.contract import LayerCache
-from adamas_kernels.dispatch import load_dense
-from adamas_kernels.torch.prefill import chunk_attention
+from adamas_kernels.contract import DenseCache, LayerCache
+from adamas_kernels.dispatch import load, obstacle
+from adamas_kernels.torch.backend import TorchBackend
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -28,20 +28,20 @@ def dense_kernels(queries: Tensor, layers: Sequence[LayerCache], length: int) ->
     else:
         yield "sdpa", lambda: [_sdpa(queries, k, v) for k, v in views]
         scaling = queries.shape[-1] ** -0.5
-        yield "products", lambda: [chunk_attention(queries, k, v, scaling) for k, v in views]
+        yield "products", lambda: [TorchBackend().prefill(queries, k, v, scaling) for k, v in views]
 
 
 def _own(queries: Tensor, layers: Sequence[LayerCache]) -> Iterator[tuple[str, Run]]:
     """The step that the engine takes with full attention, which appends a token as a sparse step does."""
-    step = load_dense(queries.device)
-    if step is None:
+    if obstacle("triton", queries.device):
         return
-    scaling = queries.shape[-1] ** -0.5
-    new = [(x.keys[:, :, :1].clone(), x.values[:, :, :1].clone(), x.value_sum.clone()) for x in layers]
+    backend, scaling = load("triton"), queries.shape[-1] ** -0.5
+    new = [(x.keys[:, :, :1].clone(), x.values[:, :, :1].clone()) for x in layers]
+    caches = [DenseCache(x.keys, x.values, x.value_sum.clone(), x.length) for x in layers]
 
     def run() -> None:
-        for layer, (key, value, total) in zip(layers, new, strict=True):
-            step(queries, key, value, layer.keys, layer.values, total, layer.length, scaling)
+        for cache, (key, value) in zip(caches, new, strict=True):
+            backend.dense_step(queries, key, value, cache, scaling)
 
     yield "adamas full", run
 

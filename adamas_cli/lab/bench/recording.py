@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from adamas_kernels.contract import Backend, LayerCache, SparseSettings
 from adamas_kernels.reference import Codebook
-from adamas_kernels.torch.prefill import chunk_attention
+from adamas_kernels.torch.backend import TorchBackend
 from torch import Tensor
 
 from adamas_cli.cache.cache import layer_types
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 STEPS = 64  # decode steps that are recorded
 
 
-class Recorder:
+class Recorder(TorchBackend):
     """A backend that notes what each layer is given and attends fully, so that what it notes depends on no
     budget.
 
@@ -64,7 +64,8 @@ class Recorder:
         end = start + keys.shape[2]
         cache.keys[:, :, start:end] = keys
         cache.values[:, :, start:end] = values
-        out = chunk_attention(queries, cache.keys[:, :, :end], cache.values[:, :, :end], scaling)
+        seen = cache.keys[:, :, :end], cache.values[:, :, :end]
+        out, _ = self.prefill(queries, *seen, scaling)
         return out, torch.full(queries.shape[:3], torch.nan, device=queries.device)
 
     def traces(self, context: int, numbers: list[int]) -> list[Trace]:

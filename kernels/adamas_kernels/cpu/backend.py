@@ -7,16 +7,32 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from adamas_kernels.contract import LayerCache, SparseSettings, check_step, check_whole_budgets
+from adamas_kernels.contract import AnyCache, LayerCache, SparseSettings, check_whole_budgets
+from adamas_kernels.cpu import linear as products
+from adamas_kernels.cpu import prefill
+from adamas_kernels.cpu.decoder import Decoder
+from adamas_kernels.cpu.dense import DenseStages, build_dense
 from adamas_kernels.cpu.encode import SHARE, build_encode
 from adamas_kernels.cpu.floats import KINDS
+from adamas_kernels.cpu.launch import Layer, Step, begin, readable
 from adamas_kernels.cpu.product import Form, available_forms
-from adamas_kernels.cpu.records import CHUNK, SEGMENT, STEP, Arena, describe_layer, groups_of_segment
+from adamas_kernels.cpu.records import (
+    CHUNK,
+    SEGMENT,
+    Arena,
+    dense_segments,
+    groups_of_segment,
+)
 from adamas_kernels.cpu.runner import Runner
-from adamas_kernels.cpu.step import build_stages, build_tally
+from adamas_kernels.cpu.step import Stages, build_stages, build_tally
 from adamas_kernels.reference import Codebook, padded_dim
+from adamas_kernels.torch.prefill import by_length, joined
+from adamas_kernels.weights import DecoderWeights, PackedWeight
+
+FEW_ROWS = 4  # up to so many, a product for each is faster than unpacking the weight
 
 
 class CpuBackend:
@@ -32,14 +48,15 @@ class CpuBackend:
         self._runner = Runner(announce)
         self._form = available_forms()[0] if form is None else form
         self._arena = Arena(self._runner.threads)
-        self._layers: dict[int, _Layer] = {}
+        self._layers: dict[int, Layer] = {}
+        self._blocks: dict[torch.dtype, Tensor] = {}  # that weights are unpacked into
 
     def encode_keys(self, keys: Tensor, codebook: Codebook, codes: Tensor, scales: Tensor) -> None:
         """See `Backend.encode_keys`."""
         batch, heads, count, dim = keys.shape
         if not count:
             return
-        keys = _readable(keys, keys.dtype if keys.dtype in KINDS else torch.float32)
+        keys = readable(keys, keys.dtype if keys.dtype in KINDS else torch.float32)
         book = [x.contiguous() for x in (codebook.mean, codebook.edge, codebook.balance)]
         chunk = np.zeros(1, CHUNK)
         chunk[0] = (
@@ -49,6 +66,39 @@ class CpuBackend:
         )  # fmt: skip
         stage = self._runner.compiled(build_encode, KINDS[keys.dtype])
         self._runner.run((stage, batch * heads * -(-count // SHARE), chunk.ctypes.data, 0, 0))
+
+    def prefill(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scaling: float,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See `Backend.prefill`. For chunks that `prefill.obstacle` has nothing against."""
+        return by_length(self._flash, queries, keys, values, scaling, lengths)
+
+    def _flash(self, queries: Tensor, keys: Tensor, values: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+        return joined(
+            prefill.flash_attention(self._runner, q, k, v, scaling)
+            for q, k, v in zip(queries.split(1), keys.split(1), values.split(1), strict=True)
+        )
+
+    def dense_step(
+        self, queries: Tensor, keys: Tensor, values: Tensor, cache: AnyCache, scaling: float
+    ) -> tuple[Tensor, Tensor]:
+        """See `Backend.dense_step`."""
+        layer = self._layer(cache)
+        step = begin(queries, keys, values, cache, layer)
+        addresses, room = step.addresses(), dense_segments(step.tokens)
+        for sequence, length in enumerate(step.lengths):
+            segments = dense_segments(length + step.shape[3])
+            layer.steps[sequence] = (
+                *step.shape, length, 0, 0, 0, 0, 0, segments, 0, room, 0, *addresses, scaling, 0,
+            )  # fmt: skip
+        stages = self._runner.compiled(build_dense, KINDS[queries.dtype], KINDS[cache.keys.dtype])
+        self._run(layer, step, stages, room, 0, 0)
+        return step.out, step.lse
 
     def decode_step(
         self,
@@ -61,83 +111,78 @@ class CpuBackend:
         tally: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.decode_step`."""
-        check_step(queries, keys, values, cache)
         check_whole_budgets(settings)
-        layer = self._layers.get(id(cache))
-        if layer is None or not layer.describes(cache):
-            layer = self._describe(cache)
-        batch, heads, new, dim = queries.shape
-        kv_heads, dim_v = values.shape[1], values.shape[3]
-        length = int(layer.length[0])
-        size, tokens = padded_dim(dim), length + new
-        if cache.keys.shape[::3] != (batch, dim):
-            raise ValueError(f"keys {tuple(keys.shape)} do not fit the cache's {tuple(cache.keys.shape)}")
-        if tokens > cache.capacity:
-            raise ValueError(f"{length} + {new} tokens do not fit a cache of {cache.capacity}")
-        queries = _readable(queries, queries.dtype)
-        keys, values = _readable(keys, queries.dtype), _readable(values, queries.dtype)
-        out = torch.empty(batch, heads, new, dim_v, dtype=queries.dtype)
-        lse = torch.empty(batch, heads, new)
-        segments, groups = -(-tokens // SEGMENT), groups_of_segment(settings.budget, tokens)
-        sinks, recents = settings.forced
-        step = layer.step
-        step[0] = (
-            batch, kv_heads, heads // kv_heads, new, dim, dim_v, size, length,
-            min(settings.budget, tokens), sinks, min(recents, settings.budget - sinks),
-            settings.scorer == "manhattan", settings.compensated and settings.budget < tokens,
-            segments, groups, queries.data_ptr(), *queries.stride()[:3], keys.data_ptr(), *keys.stride()[:3],
-            values.data_ptr(), *values.stride()[:3], out.data_ptr(), lse.data_ptr(),
-            *((tally.data_ptr(), *tally.stride()[:2]) if tally is not None else (0, 0, 0)), 0,
-            scaling, -1.0 if settings.edge is None else settings.edge,
-        )  # fmt: skip
-        pairs, places = batch * kv_heads, batch * heads * new
-        self._arena.reserve(
-            places, heads // kv_heads * new, segments, groups, size, max(dim, dim_v),
-            settings.budget,
-        )  # fmt: skip
+        layer = self._layer(cache)
+        step = begin(queries, keys, values, cache, layer)
+        budget, (sinks, recents) = settings.budget, settings.forced
+        recents = min(recents, budget - sinks)
+        tokens = [length + step.shape[3] for length in step.lengths]
+        segments = [-(-count // SEGMENT) for count in tokens]
+        groups = [groups_of_segment(budget, count) for count in tokens]
+        peaks = max(a * b for a, b in zip(segments, groups, strict=True))
+        addresses, edge = step.addresses(tally), -1.0 if settings.edge is None else settings.edge
+        for sequence, count in enumerate(tokens):
+            layer.steps[sequence] = (
+                *step.shape, step.lengths[sequence], min(budget, count), sinks, recents,
+                settings.scorer == "manhattan", settings.compensated and budget < count,
+                segments[sequence], groups[sequence], max(segments), peaks, *addresses, scaling, edge,
+            )  # fmt: skip
         stages = self._runner.compiled(
             build_stages, self._form, KINDS[queries.dtype], KINDS[cache.keys.dtype]
         )
-        tasks = stages.tasks(pairs, places, segments)
+        last = None if tally is None else self._runner.compiled(build_tally)
+        self._run(layer, step, stages, max(segments), peaks, budget, last)
+        return step.out, step.lse
+
+    def linear(self, x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None) -> Tensor:
+        """See `Backend.linear`."""
+        if isinstance(weight, Tensor):
+            return F.linear(x, weight, bias)
+        rows = x.reshape(-1, weight.columns)
+        if len(rows) <= FEW_ROWS:
+            found = [products.multiply_vector(self._runner, weight, row, bias) for row in rows.float()]
+            out = torch.stack(found).to(x.dtype) if found else x.new_empty(0, weight.rows)
+        else:
+            if x.dtype not in self._blocks:
+                self._blocks[x.dtype] = torch.empty(products.BLOCK, dtype=x.dtype)
+            out = products.linear(self._runner, weight, rows, bias, self._blocks[x.dtype])
+        return out.reshape(*x.shape[:-1], weight.rows)
+
+    def pack(self, weight: Tensor) -> PackedWeight:
+        """A weight, [outputs, inputs], in as few bits as lose nothing that can be measured."""
+        return products.pack(self._runner, weight)
+
+    def decoder(self, weights: DecoderWeights) -> Decoder:
+        """See `WholeTokens.decoder`."""
+        return Decoder(self._runner, weights)
+
+    def _run(
+        self,
+        layer: Layer,
+        step: Step,
+        stages: Stages | DenseStages,
+        room: int,
+        peaks: int,
+        budget: int,
+        last: int | None = None,
+    ) -> None:
+        """Run the stages of a step, and behind them a stage of one task. room, peaks: see STEP."""
+        queries, (dim, dim_v, size) = step.pairs * step.per_head, step.shape[4:]
+        self._arena.reserve(
+            queries, step.per_head, -(-step.tokens // SEGMENT), peaks, size, max(dim, dim_v), budget
+        )
         records = (*layer.addresses, self._arena.address)
+        tasks = stages.tasks(step.pairs, queries, room)
         program = [(*stage, *records) for stage in zip(stages, tasks, strict=True)]
-        if tally is not None:
-            program.append((self._runner.compiled(build_tally), 1, *records))
+        if last is not None:
+            program.append((last, 1, *records))
         self._runner.run(*program)
-        return out, lse
 
-    def _describe(self, cache: LayerCache) -> _Layer:
-        """Remember where a cache's buffers are for as long as it lives."""
-        if id(cache) not in self._layers:
-            weakref.finalize(cache, self._layers.pop, id(cache), None)
-        layer = self._layers[id(cache)] = _Layer(cache)
+    def _layer(self, cache: AnyCache) -> Layer:
+        """Where a cache's buffers are, remembered for as long as it lives."""
+        layer = self._layers.get(id(cache))
+        if layer is None or not layer.describes(cache):
+            if layer is None:
+                weakref.finalize(cache, self._layers.pop, id(cache), None)
+            layer = self._layers[id(cache)] = Layer(cache)
         return layer
-
-
-class _Layer:
-    """Where the buffers of one cache are."""
-
-    def __init__(self, cache: LayerCache) -> None:
-        self._tensors = _tensors(cache)
-        self._record = describe_layer(cache)
-        self.step = np.zeros(1, STEP)
-        self.addresses = self.step.ctypes.data, self._record.ctypes.data
-        self.length = cache.length.numpy()
-
-    def describes(self, cache: LayerCache) -> bool:
-        """Whether the cache still has the same tensors."""
-        return all(a is b for a, b in zip(self._tensors, _tensors(cache), strict=True))
-
-
-def _tensors(cache: LayerCache) -> tuple[Tensor, ...]:
-    book = cache.codebook
-    return (
-        cache.keys, cache.values, cache.codes, cache.scales, cache.value_sum, book.mean, book.edge,
-        book.balance, book.noise, cache.length,
-    )  # fmt: skip
-
-
-def _readable(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in this dtype with its last dimension contiguous; itself where it is so already."""
-    x = x if x.dtype == dtype else x.to(dtype)
-    return x if x.stride(-1) == 1 else x.contiguous()

@@ -46,7 +46,7 @@ def find_threshold(step, scratch, place):
     one, have a rank that reaches it. Without so many groups all tokens pass.
     """
     want = max(wanted(step, place % step.new), 1)
-    peaks = floats_at(scratch.peaks + 4 * place * step.segments * step.groups)
+    peaks = floats_at(scratch.peaks + 4 * place * step.peak_room)
     found = kth_largest(peaks, step.segments * step.groups, want, want // SURPLUS)
     floats_at(scratch.facts + 4 * FACTS * place)[THRESHOLD] = found
 
@@ -66,7 +66,7 @@ def keep_candidates(step, scratch, place, segment):
     """
     facts = floats_at(scratch.facts + 4 * FACTS * place)
     threshold, unit = facts[THRESHOLD], splat(facts[UNIT])
-    region = place * step.segments + segment
+    region = place * step.room + segment
     rank = floats_at(scratch.rank + 4 * region * REGION)
     position = ints_at(scratch.position + 4 * region * REGION)
     first, (_, end) = segment * SEGMENT, ranked_range(step, place % step.new)

@@ -6,15 +6,14 @@ tokens nothing but a few numbers changes. Activations are float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from adamas_kernels.contract import LayerCache, SparseSettings, check_whole_budgets
+from adamas_kernels.contract import AnyCache, DenseCache, SparseSettings, check_whole_budgets
 from adamas_kernels.cpu.dense import DenseStages, build_dense
 from adamas_kernels.cpu.floats import KINDS, Float32
 from adamas_kernels.cpu.linear import products
@@ -22,14 +21,14 @@ from adamas_kernels.cpu.multiply import build_gated, build_multiply
 from adamas_kernels.cpu.norm_rope import build_norm
 from adamas_kernels.cpu.product import available_forms
 from adamas_kernels.cpu.records import (
-    LAYER,
     NORM,
+    ROPE,
     SEGMENT,
     STAGES,
     STEP,
-    TURN,
     Arena,
     dense_segments,
+    describe_dense,
     describe_layer,
     groups_of_segment,
 )
@@ -37,75 +36,7 @@ from adamas_kernels.cpu.runner import Runner, Stage
 from adamas_kernels.cpu.step import Stages, build_stages, build_tally
 from adamas_kernels.cpu.tasks import Program
 from adamas_kernels.reference import padded_dim
-from adamas_kernels.weights import GROUP, STRIP, PackedWeight
-
-
-@dataclass(frozen=True)
-class Linear:
-    """A packed weight, and its bias, float32, filled up to whole strips."""
-
-    weight: PackedWeight
-    bias: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class LayerWeights:
-    """One layer: norms are float32 [hidden], those of heads [head_dim]."""
-
-    attention_norm: Tensor
-    query: Linear
-    key: Linear
-    value: Linear
-    query_norm: Tensor | None
-    key_norm: Tensor | None
-    output: Linear
-    mlp_norm: Tensor
-    gate: Linear
-    up: Linear
-    down: Linear
-
-
-@dataclass(frozen=True)
-class DecoderWeights:
-    """A model: embedding, from a token to its row [hidden] of any number format; the layers; norm and head
-    behind them.
-    """
-
-    embedding: Callable[[int], Tensor]
-    hidden: int
-    layers: Sequence[LayerWeights]
-    norm: Tensor
-    head: Linear
-    heads: int
-    kv_heads: int
-    head_dim: int
-    eps: float
-    scaling: float
-
-
-@dataclass(frozen=True)
-class LayerBuffers:
-    """Where one layer's tokens lie.
-
-    keys, values: [1, K, C, D] of one dtype; value_sum: float32 [1, K, D], which grows with each token, or
-    None; coded: the same buffers with codes, where the layer attends sparsely, else None.
-    """
-
-    keys: Tensor
-    values: Tensor
-    value_sum: Tensor | None
-    coded: LayerCache | None
-
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """All that a program knows the addresses of."""
-        coded = self.coded
-        if coded is None:
-            return self.keys, self.values, self.value_sum
-        book = coded.codebook
-        return (
-            self.keys, self.values, self.value_sum, coded.codes, coded.scales, book.mean,
-            book.edge, book.balance, book.noise,
-        )  # fmt: skip
+from adamas_kernels.weights import GROUP, STRIP, DecoderWeights, Linear
 
 
 class Decoder:
@@ -135,24 +66,19 @@ class Decoder:
         length: int,
         cos: Tensor,
         sin: Tensor,
-        buffers: Sequence[LayerBuffers],
+        layers: Sequence[AnyCache],
         settings: SparseSettings,
         tally: Tensor | None = None,
     ) -> Tensor:
-        """Append one token behind `length` others and return the logits of the next, float32 [vocabulary],
-        valid until the next step.
-
-        cos, sin: of the token's position, [turned coordinates]. tally: float32 [1, 2, C], see
-        `Backend.decode_step`; all sparse layers add to it. The caller has made room and counts the tokens.
-        """
-        tensors = (tally, *chain.from_iterable(layer.tensors() for layer in buffers))
+        """See `TokenDecoder.step`."""
+        tensors = (tally, *chain.from_iterable(_tensors(layer) for layer in layers))
         same = len(tensors) == len(self._buffers) and settings == self._settings
         if (
             self._program is None
             or not same
             or any(a is not b for a, b in zip(tensors, self._buffers, strict=True))
         ):
-            self._program = self._build(buffers, settings, len(cos), tally)
+            self._program = self._build(layers, settings, len(cos), tally)
             self._buffers, self._settings = tensors, settings
         self._hidden[: self._weights.hidden] = self._weights.embedding(token)
         self._cos[: len(cos)], self._sin[: len(sin)] = cos, sin
@@ -161,7 +87,11 @@ class Decoder:
         return self._logits[: self._weights.head.weight.rows]
 
     def _build(
-        self, buffers: Sequence[LayerBuffers], settings: SparseSettings, turned: int, tally: Tensor | None
+        self,
+        layers: Sequence[AnyCache],
+        settings: SparseSettings,
+        rotated: int,
+        tally: Tensor | None,
     ) -> _StepProgram:
         check_whole_budgets(settings)
         builder = _StepProgram(self._arena, self._weights, settings)
@@ -183,7 +113,7 @@ class Decoder:
             )
             return multiply, int(records["tasks"].sum()), keep(records), x.data_ptr(), 0
 
-        for index, (weights, layer) in enumerate(zip(self._weights.layers, buffers, strict=True)):
+        for index, (weights, layer) in enumerate(zip(self._weights.layers, layers, strict=True)):
             builder.add(normalize(weights.attention_norm))
             builder.add(
                 product(
@@ -193,12 +123,12 @@ class Decoder:
                     (weights.value, self._values),
                 )
             )
-            turn = np.zeros(1, TURN)
-            turn[0] = (
+            rope = np.zeros(1, ROPE)
+            rope[0] = (
                 self._cos.data_ptr(), self._sin.data_ptr(), _address(weights.query_norm),
-                _address(weights.key_norm), turned, self._weights.eps,
+                _address(weights.key_norm), rotated, self._weights.eps,
             )  # fmt: skip
-            self._attention(builder, index, layer, keep(turn), tally)
+            self._attention(builder, index, layer, keep(rope), tally)
             builder.add(product(self._attended, (weights.output, hidden), add=True))
             builder.add(normalize(weights.mlp_norm))
             both = products(
@@ -213,7 +143,12 @@ class Decoder:
         return builder
 
     def _attention(
-        self, builder: _StepProgram, index: int, layer: LayerBuffers, turn: int, tally: Tensor | None
+        self,
+        builder: _StepProgram,
+        index: int,
+        layer: AnyCache,
+        rope: int,
+        tally: Tensor | None,
     ) -> None:
         """The stages between the products of a layer."""
         weights, size = self._weights, self._weights.head_dim
@@ -221,13 +156,13 @@ class Decoder:
         step = builder.steps[index : index + 1]
         step["batch"], step["new"], step["kv_heads"] = 1, 1, weights.kv_heads
         step["group"], step["dim"], step["dim_v"] = weights.heads // weights.kv_heads, size, size
-        step["size"], step["scaling"], step["turn"] = padded_dim(size), weights.scaling, turn
+        step["size"], step["scaling"], step["rope"] = padded_dim(size), weights.scaling, rope
         for name, vector in (("query", self._queries), ("key", self._keys), ("value", self._values)):
             step[name], step[f"{name}_h"] = vector.data_ptr(), size
         step["out"], step["lse"] = self._attended.data_ptr(), self._lse.data_ptr()
-        if layer.coded is None:
-            dense = self._runner.compiled(build_dense, kind)
-            record = builder.keep(_describe_dense(layer))
+        if isinstance(layer, DenseCache):
+            dense = self._runner.compiled(build_dense, Float32(), kind)
+            record = builder.keep(describe_dense(layer))
             builder.add_attention(index, dense, record)
             return
         settings = builder.settings
@@ -236,7 +171,7 @@ class Decoder:
         step["manhattan"] = settings.scorer == "manhattan"
         step["query_edge"] = -1.0 if settings.edge is None else settings.edge
         sparse = self._runner.compiled(build_stages, available_forms()[0], Float32(), kind)
-        record = builder.keep(describe_layer(layer.coded))
+        record = builder.keep(describe_layer(layer))
         builder.add_attention(index, sparse, record)
         if tally is not None:
             step["tally"], step["tally_b"], step["tally_row"] = tally.data_ptr(), *tally.stride()[:2]
@@ -287,26 +222,17 @@ class _StepProgram:
         segments, dense = -(-tokens // SEGMENT), dense_segments(tokens)
         groups = groups_of_segment(settings.budget, tokens)
         self.steps["length"], self.steps["groups"] = length, groups
-        self.steps["segments"] = np.where(self._sparse, segments, dense)
+        self.steps["segments"] = self.steps["room"] = np.where(self._sparse, segments, dense)
+        self.steps["peak_room"] = segments * groups
         self.steps["budget"] = min(settings.budget, tokens)
         self.steps["compensated"] = settings.compensated and settings.budget < tokens
         for kind, count in ((Stages, segments), (DenseStages, dense)):
             at = np.array(self._attention[kind], int)[:, None] + np.arange(len(kind._fields))
             self.program.records["tasks"][at] = kind.tasks(weights.kv_heads, weights.heads, count)
         self._arena.reserve(
-            weights.heads, weights.heads // weights.kv_heads, segments, groups,
+            weights.heads, weights.heads // weights.kv_heads, segments, segments * groups,
             padded_dim(weights.head_dim), weights.head_dim, settings.budget,
         )  # fmt: skip
-
-
-def _describe_dense(layer: LayerBuffers) -> np.ndarray:
-    """The record of a layer without codes."""
-    record = np.zeros(1, LAYER)
-    for name, x in (("keys", layer.keys), ("values", layer.values)):
-        record[name] = x.data_ptr()
-        record[f"{name}_b"], record[f"{name}_h"], record[f"{name}_n"] = x.stride()[:3]
-    record["value_sum"] = _address(layer.value_sum)
-    return record
 
 
 def _address(x: Tensor | None) -> int:
@@ -316,3 +242,14 @@ def _address(x: Tensor | None) -> int:
 def _filled(size: int) -> Tensor:
     """Float32 zeros, up to a whole number of groups: what products read beyond the end is zero."""
     return torch.zeros(-(-size // GROUP) * GROUP)
+
+
+def _tensors(layer: AnyCache) -> tuple[Tensor, ...]:
+    """All that a program knows the addresses of."""
+    if isinstance(layer, DenseCache):
+        return layer.keys, layer.values, layer.value_sum
+    book = layer.codebook
+    return (
+        layer.keys, layer.values, layer.value_sum, layer.codes, layer.scales, book.mean, book.edge,
+        book.balance, book.noise,
+    )  # fmt: skip

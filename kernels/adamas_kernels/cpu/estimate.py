@@ -148,12 +148,12 @@ def estimate(form, step, layer, scratch, b, head, segment):
     rows = step.group * step.new
     place = (b * step.kv_heads + head) * rows
     query, totals = ints_at(scratch.words + place * step.size), ints_at(scratch.totals + 4 * place)
-    region = place * step.segments + segment
+    region = place * step.room + segment
     rank = floats_at(scratch.rank + 4 * region * REGION)
-    peaks = floats_at(scratch.peaks + 4 * region * step.groups)
+    peaks = floats_at(scratch.peaks + 4 * (place * step.peak_room + segment * step.groups))
     sums = ints_at(scratch.sums)
     manhattan, groups = step.manhattan, step.groups
-    rank_row, peak_row = step.segments * REGION, step.segments * groups
+    rank_row, peak_row = step.room * REGION, step.peak_room
     for row in range(rows):
         for group in range(0, groups, LANES):
             store(peaks, row * peak_row + group, splat(LEAST))

@@ -10,7 +10,7 @@ from numba import njit
 
 from adamas_kernels.cpu.build import source_stamp, stage
 from adamas_kernels.cpu.lanes import LANES, load, multiply_add, splat, store, sum_lanes
-from adamas_kernels.cpu.records import floats_at, norms_at, turns_at
+from adamas_kernels.cpu.records import floats_at, norms_at, ropes_at
 from adamas_kernels.cpu.tasks import STAGE
 
 ZERO, ONE = np.float32(0), np.float32(1)
@@ -35,11 +35,11 @@ def normalize(x, at, size, eps, weight, out, out_at):
 
 
 @njit
-def turn_head(x, at, dim, turn, norm):
+def rope_head(x, at, dim, rope, norm):
     """Normalize one head, by weights at `norm` if that is not 0, and rotate its halves against each other."""
     if norm:
-        normalize(x, at, dim, turn.eps, floats_at(norm), x, at)
-    cos, sin, half = floats_at(turn.cos), floats_at(turn.sin), turn.turned // 2
+        normalize(x, at, dim, rope.eps, floats_at(norm), x, at)
+    cos, sin, half = floats_at(rope.cos), floats_at(rope.sin), rope.rotated // 2
     for i in range(half):
         first, second = x[at + i], x[at + half + i]
         x[at + i] = first * cos[i] - second * sin[i]
@@ -47,13 +47,13 @@ def turn_head(x, at, dim, turn, norm):
 
 
 @njit
-def turn_heads(step, head):
+def rope_heads(step, head):
     """Normalize and rotate the queries of one KV head and its new key, float32, in place."""
-    turn = turns_at(step.turn)[0]
+    rope = ropes_at(step.rope)[0]
     queries, keys = floats_at(step.query), floats_at(step.key)
     for g in range(step.group):
-        turn_head(queries, (head * step.group + g) * step.query_h, step.dim, turn, turn.query_norm)
-    turn_head(keys, head * step.key_h, step.dim, turn, turn.key_norm)
+        rope_head(queries, (head * step.group + g) * step.query_h, step.dim, rope, rope.query_norm)
+    rope_head(keys, head * step.key_h, step.dim, rope, rope.key_norm)
 
 
 @cache

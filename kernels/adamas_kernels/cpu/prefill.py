@@ -17,6 +17,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from adamas_kernels.contract import Facts
 from adamas_kernels.cpu.build import source_stamp, stage
 from adamas_kernels.cpu.features import MULTIPLIES_BFLOAT16
 from adamas_kernels.cpu.floats import Bfloat16, exp, put_float
@@ -215,11 +216,14 @@ def build_flash() -> FlashStages:
     return FlashStages(stage(pack_task, STAGE), stage(attend_task, STAGE))
 
 
-def flash_attention(runner: Runner, queries: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+def flash_attention(
+    runner: Runner, queries: Tensor, keys: Tensor, values: Tensor, scaling: float
+) -> tuple[Tensor, Tensor]:
     """Causal attention of the newest N tokens, queries [1, H, N, D], over keys and values [1, K, S, D], all
     bfloat16.
 
-    Returns bfloat16 [1, H, N, D_v], whose heads lie side by side. See `serves`.
+    Returns bfloat16 [1, H, N, D_v], whose heads lie side by side, and the log-sum-exp float32 [1, H, N]. See
+    `obstacle`.
     """
     heads, new, dim = queries.shape[1:]
     kv_heads, size, dim_v = values.shape[1:]
@@ -227,14 +231,14 @@ def flash_attention(runner: Runner, queries: Tensor, keys: Tensor, values: Tenso
     out = torch.empty(1, new, heads, dim_v, dtype=queries.dtype).transpose(1, 2)
     state = torch.empty(heads * rows * (dim_v + 2))
     packed = torch.empty(kv_heads * RANGE * (dim + dim_v) // 2)
-    sums = state.data_ptr() + 4 * heads * rows
+    sums_at = state.data_ptr() + 4 * heads * rows
     record = np.zeros(1, FLASH)
     record[0] = (
         queries.data_ptr(), *queries.stride()[1:3], keys.data_ptr(), *keys.stride()[1:3],
         values.data_ptr(), *values.stride()[1:3], out.data_ptr(), *out.stride()[1:3],
         kv_heads, heads // kv_heads, new, size - new, dim, dim_v,
         packed.data_ptr(), packed.data_ptr() + 2 * kv_heads * RANGE * dim,
-        0, 0, 0, rows, state.data_ptr(), sums, sums + 4 * heads * rows, scaling,
+        0, 0, 0, rows, state.data_ptr(), sums_at, sums_at + 4 * heads * rows, scaling,
     )  # fmt: skip
     stages = runner.compiled(build_flash)
     tiles, blocks = -(-size // TILE), heads * rows // BLOCK_ROWS
@@ -245,14 +249,16 @@ def flash_attention(runner: Runner, queries: Tensor, keys: Tensor, values: Tenso
             (stages.pack, kv_heads * count, record.ctypes.data, 0, 0),
             (stages.attend, blocks, record.ctypes.data, 0, 0),
         )
-    return out
+    highest, sums = state[: 2 * heads * rows].view(2, heads, rows)[:, :, :new]
+    return out, (highest + sums.log()).unsqueeze(0)
 
 
-def serves(queries: Tensor, keys: Tensor, values: Tensor) -> bool:
-    """Whether `flash_attention` computes this: one sequence in bfloat16, heads of whole lanes, on a CPU that
-    multiplies pairs.
-    """
-    same = {queries.dtype, keys.dtype, values.dtype} == {torch.bfloat16}
-    shape = len(queries) == 1 and queries.shape[3] % 2 == 0 and values.shape[3] % LANES == 0
-    rows = all(x.stride(3) == 1 for x in (queries, keys, values))
-    return MULTIPLIES_BFLOAT16 and queries.device.type == "cpu" and same and shape and rows
+def obstacle(facts: Facts) -> str | None:
+    """Why `flash_attention` does not compute this on a CPU, in a few words, or None where it does."""
+    if facts.dtype != torch.bfloat16:
+        return "queries, keys and values are not all bfloat16"
+    if not MULTIPLIES_BFLOAT16:
+        return "this CPU has no product of bfloat16 pairs"
+    if facts.dim % 2 or facts.dim_v % LANES:
+        return f"heads of {facts.dim} and {facts.dim_v} do not fill its vectors"
+    return None if facts.rows else "rows are not contiguous"

@@ -10,8 +10,9 @@ import torch
 from numba import carray, njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic
+from torch import Tensor
 
-from adamas_kernels.contract import LayerCache
+from adamas_kernels.contract import AnyCache, LayerCache
 from adamas_kernels.cpu.floats import STORED, Float32
 from adamas_kernels.cpu.lanes import LANES
 from adamas_kernels.reference import CODES_PER_WORD
@@ -28,11 +29,13 @@ def _record(integers: str, reals: str = "") -> np.dtype:
     return np.dtype([(n, np.int64) for n in integers.split()] + [(n, np.float64) for n in reals.split()])
 
 
-# Strides count numbers; a tensor's address is that of its first element.
+# One for each sequence of a batch, all with the same tensors. Strides count numbers; a tensor's address is
+# that of its first element. Of the longest sequence are `room`, its segments, and `peak_room`, the most peaks
+# of a query: by these scratch memory is laid out.
 STEP = _record(
     "batch kv_heads group new dim dim_v size length budget sinks recents manhattan compensated segments "
-    "groups query query_b query_h query_n key key_b key_h key_n value value_b value_h value_n "
-    "out lse tally tally_b tally_row turn",
+    "groups room peak_room query query_b query_h query_n key key_b key_h key_n value value_b value_h value_n "
+    "out lse tally tally_b tally_row rope",
     "scaling query_edge",
 )
 LAYER = _record(
@@ -40,8 +43,8 @@ LAYER = _record(
     "scales scales_b scales_h value_sum mean edge balance noise"
 )
 # What is done to queries and keys before they are used, in place: RMSNorm of each head where there are
-# weights, and the rotation of the first `turned` coordinates by cos and sin, all float32.
-TURN = _record("cos sin query_norm key_norm turned", "eps")
+# weights, and the rotation of the first `rotated` coordinates by cos and sin, all float32.
+ROPE = _record("cos sin query_norm key_norm rotated", "eps")
 # RMSNorm of a float32 vector.
 NORM = _record("x weight out size", "eps")
 # A chunk of queries [H, new, D] that attend to keys and values [K, past + new, D], all bfloat16, causally;
@@ -67,28 +70,39 @@ CHUNK = _record(
 )
 
 
-def describe_layer(cache: LayerCache) -> np.ndarray:
-    """The record of a layer's buffers."""
-    book = cache.codebook
-    sums = cache.value_sum, book.mean, book.edge, book.balance, book.noise
-    if any(not x.is_contiguous() or x.dtype != torch.float32 for x in sums):
-        raise ValueError("sums and codebook must be contiguous float32")
-    if cache.values.dtype != cache.keys.dtype or (cache.codes.dtype, cache.scales.dtype) != (
-        torch.int32,
-        torch.float16,
-    ):
-        raise ValueError("keys and values must be of one dtype, codes int32 and scales float16")
-    if cache.codes.stride(2) != 1 or {x.stride(-1) for x in (cache.keys, cache.values, cache.scales)} != {1}:
-        raise ValueError("keys, values and scales must be contiguous rows, and codes contiguous words")
-    keys, values, codes, scales = (
-        (x.data_ptr(), *x.stride()[:2]) for x in (cache.keys, cache.values, cache.codes, cache.scales)
-    )
+def describe_dense(cache: AnyCache) -> np.ndarray:
+    """The record of a layer's buffers, without codes."""
+    if not _plain(cache.value_sum):
+        raise ValueError("the sum of values must be contiguous float32")
+    if cache.values.dtype != cache.keys.dtype or {x.stride(-1) for x in (cache.keys, cache.values)} != {1}:
+        raise ValueError("keys and values must be contiguous rows of one dtype")
     record = np.zeros(1, LAYER)
-    record[0] = (
-        *keys, cache.keys.stride(2), *values, cache.values.stride(2), *codes, cache.codes.stride(3), *scales,
-        *(x.data_ptr() for x in sums),
-    )  # fmt: skip
+    for name, x in (("keys", cache.keys), ("values", cache.values)):
+        record[name] = x.data_ptr()
+        record[f"{name}_b"], record[f"{name}_h"], record[f"{name}_n"] = x.stride()[:3]
+    record["value_sum"] = cache.value_sum.data_ptr()
     return record
+
+
+def describe_layer(cache: LayerCache) -> np.ndarray:
+    """The record of a layer's buffers and codes."""
+    record = describe_dense(cache)
+    if not all(_plain(x) for x in vars(cache.codebook).values()):
+        raise ValueError("a codebook must be contiguous float32")
+    if (cache.codes.dtype, cache.scales.dtype) != (torch.int32, torch.float16):
+        raise ValueError("codes must be int32 and scales float16")
+    if cache.codes.stride(2) != 1 or cache.scales.stride(-1) != 1:
+        raise ValueError("scales must be contiguous rows, and codes contiguous words")
+    record["codes"], record["scales"] = cache.codes.data_ptr(), cache.scales.data_ptr()
+    record["codes_b"], record["codes_h"], record["codes_w"] = (cache.codes.stride(i) for i in (0, 1, 3))
+    record["scales_b"], record["scales_h"] = cache.scales.stride()[:2]
+    for name, x in vars(cache.codebook).items():
+        record[name] = x.data_ptr()
+    return record
+
+
+def _plain(x: Tensor) -> bool:
+    return x.is_contiguous() and x.dtype == torch.float32
 
 
 # What a step writes before it reads. By query: `words` int32 [P / 4] int8 coordinates or W words of codes,
@@ -146,16 +160,18 @@ class Arena:
             self._shape = shape
 
     def _reserve(
-        self, queries: int, per_head: int, segments: int, groups: int, size: int, dim: int, budget: int
+        self, queries: int, per_head: int, segments: int, peaks: int, size: int, dim: int, budget: int
     ) -> None:
-        """R = B H N queries, G N of them per KV head; dim: the greater of D and D_v."""
+        """R = B H N queries, G N of them per KV head; segments, peaks: `room` and `peak_room` of the STEP;
+        dim: the greater of D and D_v.
+        """
         row, block = budget + LANES, max(size, 4) * LANES
         tokens = segments * SEGMENT + 2 * LANES
         regions = queries * segments
         sizes = {
             "words": queries * size // 4, "totals": queries, "facts": queries * FACTS,
             "chosen": queries * row, "scores": queries * row, "rank": regions * REGION,
-            "position": regions * REGION, "peaks": regions * groups, "counts": regions, "masses": regions,
+            "position": regions * REGION, "peaks": queries * peaks, "counts": regions, "masses": regions,
             "block": block, "spare": block, "block_words": block // 4, "lanes": LANES,
             "sums": per_head * LANES, "tail": size // CODES_PER_WORD * LANES,
             "ranked": tokens, "ranked_at": tokens, "vector": dim, "weighted": dim, "plain": dim,
@@ -262,8 +278,14 @@ def _records_at(record, count=1):
     return records
 
 
-steps_at, layers_at, chunks_at = _records_at(STEP), _records_at(LAYER), _records_at(CHUNK)
-turns_at, norms_at, flashes_at = _records_at(TURN), _records_at(NORM), _records_at(FLASH)
+steps_at, layers_at, chunks_at = _records_at(STEP, MANY), _records_at(LAYER), _records_at(CHUNK)
+ropes_at, norms_at, flashes_at = _records_at(ROPE), _records_at(NORM), _records_at(FLASH)
 packings_at, products_at = _records_at(PACKING), _records_at(PRODUCT, MANY)
 programs_at = _records_at(STAGES, MANY)
 scratches_at = _records_at(SCRATCH, MANY)  # one a thread
+
+
+@njit
+def queries_of(step):
+    """How many queries a sequence has."""
+    return step.kv_heads * step.group * step.new

@@ -74,7 +74,7 @@ def mass_below(rank, count, edge, unit):
 @njit
 def gather_candidates(step, scratch, place, ranked, ranked_at):
     """One query's candidates side by side; returns how many."""
-    region = place * step.segments
+    region = place * step.room
     counts = ints_at(scratch.counts + 4 * region)
     total = 0
     for segment in range(step.segments):
@@ -111,7 +111,7 @@ def select(step, scratch, place):
         edge, surplus = take_best(ranked, ranked_at, count, want, chosen, forced)
         if step.compensated and seen > forced + want:
             mass = 0.0
-            masses = floats_at(scratch.masses + 4 * place * step.segments)
+            masses = floats_at(scratch.masses + 4 * place * step.room)
             for segment in range(step.segments):
                 mass += masses[segment]
             mass *= exp_one((facts[THRESHOLD] - edge) * facts[UNIT])

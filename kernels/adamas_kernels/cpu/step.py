@@ -14,9 +14,9 @@ from adamas_kernels.cpu.candidates import find_threshold, keep_candidates
 from adamas_kernels.cpu.enter import append_tokens, encode_queries, encode_tokens
 from adamas_kernels.cpu.estimate import estimate
 from adamas_kernels.cpu.floats import Kind
-from adamas_kernels.cpu.norm_rope import turn_heads
+from adamas_kernels.cpu.norm_rope import rope_heads
 from adamas_kernels.cpu.product import Form
-from adamas_kernels.cpu.records import floats_at, ints_at, layers_at, scratches_at, steps_at
+from adamas_kernels.cpu.records import floats_at, ints_at, layers_at, queries_of, scratches_at, steps_at
 from adamas_kernels.cpu.select import select
 from adamas_kernels.cpu.tasks import STAGE
 
@@ -24,11 +24,12 @@ ONE = np.float32(1)
 
 
 @njit
-def add_to_tally(step, scratch):
-    """Add what the queries attended to; by one thread, as heads of a batch meet at the same tokens."""
-    chosen, scores, tally = ints_at(scratch.chosen), floats_at(scratch.scores), floats_at(step.tally)
-    queries = step.kv_heads * step.group * step.new
-    for place in range(step.batch * queries):
+def add_to_tally(steps, scratch):
+    """Add what the queries attended to; by one thread, as heads of a sequence meet at the same tokens."""
+    queries = queries_of(steps[0])
+    chosen, scores, tally = ints_at(scratch.chosen), floats_at(scratch.scores), floats_at(steps[0].tally)
+    for place in range(steps[0].batch * queries):
+        step = steps[place // queries]
         at = place // queries * step.tally_b
         for i in range(min(step.budget, step.length + place % step.new + 1)):
             position = chosen[place * scratch.row + i]
@@ -58,34 +59,42 @@ def build_stages(form: Form, query_kind: Kind, kind: Kind) -> Stages:
 
     def enter_task(pair, thread, step_at, layer_at, scratch_at):
         _ = stamp
-        step, layer, scratch = steps_at(step_at)[0], layers_at(layer_at)[0], scratches_at(scratch_at)[thread]
-        b, head = pair // step.kv_heads, pair % step.kv_heads
-        if step.turn:
-            turn_heads(step, head)
+        steps, layer, scratch = steps_at(step_at), layers_at(layer_at)[0], scratches_at(scratch_at)[thread]
+        b, head = pair // steps[0].kv_heads, pair % steps[0].kv_heads
+        step = steps[b]
+        if step.rope:
+            rope_heads(step, head)
         append_tokens(query_kind, kind, step, layer, b, head)
         encode_tokens(kind, step, layer, scratch, b, head)
         encode_queries(query_kind, step, layer, scratch, b, head)
 
     def estimate_task(task, thread, step_at, layer_at, scratch_at):
         _ = stamp
-        step, layer, scratch = steps_at(step_at)[0], layers_at(layer_at)[0], scratches_at(scratch_at)[thread]
-        pair, segment = task // step.segments, task % step.segments
-        estimate(form, step, layer, scratch, pair // step.kv_heads, pair % step.kv_heads, segment)
+        steps, layer, scratch = steps_at(step_at), layers_at(layer_at)[0], scratches_at(scratch_at)[thread]
+        pair, segment = task // steps[0].room, task % steps[0].room
+        step = steps[pair // steps[0].kv_heads]
+        if segment < step.segments:
+            estimate(form, step, layer, scratch, pair // step.kv_heads, pair % step.kv_heads, segment)
 
     def threshold_task(place, thread, step_at, layer_at, scratch_at):
         _ = stamp
-        find_threshold(steps_at(step_at)[0], scratches_at(scratch_at)[thread], place)
+        steps = steps_at(step_at)
+        find_threshold(steps[place // queries_of(steps[0])], scratches_at(scratch_at)[thread], place)
 
     def candidates_task(task, thread, step_at, layer_at, scratch_at):
         _ = stamp
-        step, scratch = steps_at(step_at)[0], scratches_at(scratch_at)[thread]
-        keep_candidates(step, scratch, task // step.segments, task % step.segments)
+        steps, scratch = steps_at(step_at), scratches_at(scratch_at)[thread]
+        place, segment = task // steps[0].room, task % steps[0].room
+        step = steps[place // queries_of(steps[0])]
+        if segment < step.segments:
+            keep_candidates(step, scratch, place, segment)
 
     def attend_task(place, thread, step_at, layer_at, scratch_at):
         _ = stamp
-        step, layer, scratch = steps_at(step_at)[0], layers_at(layer_at)[0], scratches_at(scratch_at)[thread]
-        pair = place // (step.group * step.new)
-        b, head = pair // step.kv_heads, pair % step.kv_heads
+        steps, layer, scratch = steps_at(step_at), layers_at(layer_at)[0], scratches_at(scratch_at)[thread]
+        pair = place // (steps[0].group * steps[0].new)
+        b, head = pair // steps[0].kv_heads, pair % steps[0].kv_heads
+        step = steps[b]
         count, log_mass = select(step, scratch, place)
         attend(query_kind, kind, step, layer, scratch, b, head, place, count, log_mass)
 
@@ -100,6 +109,6 @@ def build_tally() -> int:
 
     def tally_task(task, thread, step_at, layer_at, scratch_at):
         _ = stamp
-        add_to_tally(steps_at(step_at)[0], scratches_at(scratch_at)[0])
+        add_to_tally(steps_at(step_at), scratches_at(scratch_at)[0])
 
     return stage(tally_task, STAGE)

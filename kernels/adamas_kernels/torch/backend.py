@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+import torch.nn.functional as F
 from torch import Tensor
 
 from adamas_kernels import reference
-from adamas_kernels.contract import LayerCache, SparseSettings, check_step
+from adamas_kernels.contract import AnyCache, DenseCache, LayerCache, SparseSettings, check_step
 from adamas_kernels.reference import Codebook
+from adamas_kernels.torch.dense import attend_fully
+from adamas_kernels.torch.prefill import by_length, causal_attention, joined
 from adamas_kernels.torch.step import append, attend_newest
+from adamas_kernels.weights import PackedWeight, unpack
+
+C = TypeVar("C", DenseCache, LayerCache)
 
 
 class TorchBackend:
-    """Adamas in plain torch."""
+    """Every operation in plain torch."""
 
     name = "torch"
 
@@ -20,6 +28,28 @@ class TorchBackend:
         found, lengths = reference.encode_keys(keys, codebook)
         codes.copy_(found)
         scales.copy_(lengths)
+
+    def prefill(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scaling: float,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See `Backend.prefill`."""
+        return by_length(causal_attention, queries, keys, values, scaling, lengths)
+
+    def dense_step(
+        self, queries: Tensor, keys: Tensor, values: Tensor, cache: AnyCache, scaling: float
+    ) -> tuple[Tensor, Tensor]:
+        """See `Backend.dense_step`."""
+        check_step(queries, keys, values, cache)
+        uncoded = DenseCache(cache.keys, cache.values, cache.value_sum, cache.length)
+        return joined(
+            attend_fully(queries[part], keys[part], values[part], one, scaling)
+            for part, one in _of_one_length(uncoded)
+        )
 
     def decode_step(
         self,
@@ -33,4 +63,29 @@ class TorchBackend:
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.decode_step`."""
         check_step(queries, keys, values, cache)
-        return attend_newest(queries, append(keys, values, cache), scaling, settings, tally)
+        return joined(
+            attend_newest(
+                queries[part],
+                append(keys[part], values[part], one),
+                scaling,
+                settings,
+                None if tally is None else tally[part],
+            )
+            for part, one in _of_one_length(cache)
+        )
+
+    def linear(self, x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None) -> Tensor:
+        """See `Backend.linear`."""
+        if isinstance(weight, PackedWeight):
+            bias = None if bias is None else bias[: weight.rows].to(x.dtype)
+            weight = unpack(weight).to(x.dtype)
+        return F.linear(x, weight, bias)
+
+
+def _of_one_length(cache: C) -> list[tuple[slice, C]]:
+    """The whole batch, where its sequences are of one length, else each of them: which it is, and its
+    cache.
+    """
+    if len(set(cache.length.tolist())) == 1:
+        return [(slice(None), cache)]
+    return [(slice(b, b + 1), one) for b, one in enumerate(cache.sequences())]

@@ -8,53 +8,56 @@ unmasked parts, so K and V are not repeated for GQA.
 
 from __future__ import annotations
 
-from functools import cache
-from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from adamas_kernels.dispatch import obstacle
 from adamas_kernels.reference import merge
-
-if TYPE_CHECKING:
-    from adamas_kernels.cpu.runner import Runner
 
 # Query rows times keys in one call. Bounds one call to a fraction of a second on a CPU, so that Ctrl-C is
 # heard.
 CPU_BLOCK = 1 << 24
 
 
-def chunk_attention(queries: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
-    """Causal attention of the newest N tokens, queries [B, H, N, D], over keys and values [B, K, S, D], S >=
-    N.
+Attend = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
-    Returns [B, H, N, D] in the queries' dtype.
+
+def by_length(
+    attend: Attend, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, lengths: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`Backend.prefill` by attention of sequences of one length: all at once where they are so, else one by
+    one.
     """
+    if lengths is None:
+        return attend(queries, keys, values, scaling)
+    ends = [length + queries.shape[2] for length in lengths.tolist()]
+    if len(set(ends)) == 1:
+        return attend(queries, keys[:, :, : ends[0]], values[:, :, : ends[0]], scaling)
+    sequences = zip(queries.split(1), keys.split(1), values.split(1), ends, strict=True)
+    return joined(attend(q, k[:, :, :end], v[:, :, :end], scaling) for q, k, v, end in sequences)
+
+
+def joined(results: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Outputs and log-sum-exps of sequences, as those of a batch."""
+    outs, lses = zip(*results, strict=True)
+    return (outs[0], lses[0]) if len(outs) == 1 else (torch.cat(outs), torch.cat(lses))
+
+
+def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    """`Backend.prefill` for sequences of one length."""
     heads, new = queries.shape[1:3]
     kv_heads, size = keys.shape[1:3]
     past = size - new
-    if new > 1 and queries.device.type == "cpu" and queries.dtype == torch.bfloat16 and find_spec("numba"):
-        from adamas_kernels.cpu.prefill import flash_attention, serves
-
-        if serves(queries, keys, values):
-            return flash_attention(_runner(torch.get_num_threads()), queries, keys, values, scaling)
     if new == 1:
         return _one_query(queries, keys, values, scaling)
-    if past == 0:
-        return F.scaled_dot_product_attention(
-            queries, keys, values, is_causal=True, scale=scaling, enable_gqa=heads != kv_heads
-        )
-    if queries.device.type == "cuda" and queries.itemsize == 2 and _triton_runs(queries.device):
-        from adamas_kernels.triton.prefill import split_attention
-
-        return split_attention(queries, keys, values, scaling)
     groups = heads // kv_heads
-    own = slice(past, size)
-    own_keys, own_values = (x[:, :, own].repeat_interleave(groups, 1) for x in (keys, values))
+    own_keys, own_values = keys[:, :, past:], values[:, :, past:]
+    if groups > 1:
+        own_keys, own_values = (x.repeat_interleave(groups, 1) for x in (own_keys, own_values))
     out, lse = attention_with_lse(queries, own_keys, own_values, scaling, is_causal=True)
+    if past == 0:
+        return out, lse.float()
     side_by_side = queries.reshape(queries.shape[0], kv_heads, groups * new, -1)
     out, lse = out.float(), lse.float()
     block = max(256, CPU_BLOCK // (heads * new)) if queries.device.type == "cpu" else past
@@ -64,33 +67,21 @@ def chunk_attention(queries: Tensor, keys: Tensor, values: Tensor, scaling: floa
             side_by_side, keys[:, :, part], values[:, :, part], scaling, is_causal=False
         )
         out, lse = merge(out, lse, earlier.float().reshape(out.shape), earlier_lse.float().reshape(lse.shape))
-    return out.to(queries.dtype)
+    return out.to(queries.dtype), lse
 
 
-@cache
-def _triton_runs(device: torch.device) -> bool:
-    return obstacle("triton", device) is None
-
-
-@cache
-def _runner(threads: int) -> Runner:
-    from adamas_kernels.cpu.runner import Runner
-
-    return Runner()
-
-
-def _one_query(queries: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+def _one_query(queries: Tensor, keys: Tensor, values: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
     """Full attention of one query. On CPUs two matrix products beat SDPA's kernel many times over in
     bfloat16.
     """
-    kv_heads = keys.shape[1]
-    grouped = queries.reshape(queries.shape[0], kv_heads, -1, queries.shape[-1])
+    batch, heads = queries.shape[:2]
+    grouped = queries.reshape(batch, keys.shape[1], -1, queries.shape[-1])
     if queries.device.type == "cpu":
         scores = (grouped @ keys.transpose(-1, -2)).float() * scaling
-        out = scores.softmax(-1).to(queries.dtype) @ values
+        out, lse = scores.softmax(-1).to(queries.dtype) @ values, scores.logsumexp(-1)
     else:
-        out = F.scaled_dot_product_attention(grouped, keys, values, scale=scaling)
-    return out.reshape(queries.shape)
+        out, lse = attention_with_lse(grouped, keys, values, scaling, is_causal=False)
+    return out.reshape(batch, heads, 1, -1), lse.float().reshape(batch, heads, 1)
 
 
 def attention_with_lse(
@@ -99,12 +90,13 @@ def attention_with_lse(
     """Attention and the log-sum-exp [B, H, N] of its scores, by the kernel of torch that returns it on this
     device.
     """
-    if queries.device.type == "cpu":
+    kind = queries.device.type
+    if kind not in ("cpu", "cuda") or queries.shape[-1] != values.shape[-1]:
+        return _by_definition(queries, keys, values, scaling, is_causal)
+    if kind == "cpu":
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             queries, keys, values, 0.0, is_causal, scale=scaling
         )
-    if queries.device.type != "cuda":
-        return _by_definition(queries, keys, values, scaling, is_causal)
     if queries.dtype == torch.float32:
         out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
             queries, keys, values, None, True, 0.0, is_causal, scale=scaling
@@ -119,7 +111,9 @@ def attention_with_lse(
 def _by_definition(
     queries: Tensor, keys: Tensor, values: Tensor, scaling: float, is_causal: bool
 ) -> tuple[Tensor, Tensor]:
-    """The same where torch has no fused kernel: devices that are neither a CPU nor CUDA's."""
+    """The same where torch has no fused kernel: on devices that are neither a CPU nor CUDA's, and for values
+    of another size than keys.
+    """
     scores = queries @ keys.transpose(-1, -2) * scaling
     if is_causal:
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from adamas_kernels import reference
-from adamas_kernels.contract import LayerCache, LayerView, SparseSettings
+from adamas_kernels.contract import LayerCache, LayerView, SparseSettings, equal_length
 
 
 def append(keys: Tensor, values: Tensor, cache: LayerCache) -> LayerView:
     """Append keys and values [B, K, N, D] behind `cache.length` tokens, and see everything up to them."""
-    start = int(cache.length)
+    start = equal_length(cache.length)
     end = start + keys.shape[2]
     new = slice(start, end)
     cache.keys[:, :, new] = keys

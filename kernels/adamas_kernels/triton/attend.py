@@ -157,7 +157,7 @@ def attend_once_kernel(
     kv_head = (head // GROUP).to(tl.int64)
     row = pair * NEW + new
     wide_row = row.to(tl.int64)
-    own = tl.load(length_ptr) + new
+    own = tl.load(length_ptr + batch) + new
     seen = own + 1
     first_sinks, first_recent, forced, want = forced_and_wanted(seen, sinks, recents, budget)
     end = seen - recents
@@ -253,7 +253,7 @@ def attend_kernel(
     kv_head = (head // GROUP).to(tl.int64)
     row = pair * NEW + new
     first = row.to(tl.int64) * budget
-    seen = tl.load(length_ptr) + new + 1
+    seen = tl.load(length_ptr + batch) + new + 1
     first_sinks, first_recent, forced, want = forced_and_wanted(seen, sinks, recents, budget)
     dim, column = tl.arange(0, P), tl.arange(0, D_V_PAD)
     query = query_ptr + batch * query_b + head * query_h + new * query_n
@@ -304,7 +304,7 @@ def merge_kernel(
     batch, head = (pair // (HEADS * GROUP)).to(tl.int64), pair % (HEADS * GROUP)
     kv_head = (head // GROUP).to(tl.int64)
     row = pair * NEW + new
-    own = tl.load(length_ptr) + new
+    own = tl.load(length_ptr + batch) + new
     seen = own + 1
     chosen = tl.minimum(budget, seen)
     split, column = tl.arange(0, SPLITS_PAD), tl.arange(0, D_V_PAD)
@@ -344,12 +344,12 @@ def tally_kernel(
     batch, new token).
     """
     pair, new = tl.program_id(0), tl.program_id(1)
-    row = pair * NEW + new
+    row, batch = pair * NEW + new, (pair // HEADS).to(tl.int64)
     slot = tl.arange(0, BUDGET_PAD)
-    real = slot < tl.minimum(budget, tl.load(length_ptr) + new + 1)
+    real = slot < tl.minimum(budget, tl.load(length_ptr + batch) + new + 1)
     first = row.to(tl.int64) * budget
     at = tl.load(place_ptr + first + slot, mask=real, other=0).to(tl.int64)
     weight = tl.exp(tl.load(score_ptr + first + slot, mask=real, other=LOWEST) - tl.load(lse_ptr + row))
-    tally = tally_ptr + (pair // HEADS).to(tl.int64) * tally_b + at * tally_c
+    tally = tally_ptr + batch * tally_b + at * tally_c
     tl.atomic_add(tally, tl.full((BUDGET_PAD,), 1.0, tl.float32), mask=real, sem="relaxed")
     tl.atomic_add(tally + tally_r, weight, mask=real, sem="relaxed")

@@ -1,5 +1,5 @@
-"""One decode step of a layer in Triton: three launches for a small budget and five for a large one, no
-synchronization, grids that do not depend on the length.
+"""The operations on GPUs, in Triton. A sparse step takes three launches for a small budget and five for a
+large one, no synchronization, and grids that do not depend on the length.
 """
 
 from __future__ import annotations
@@ -7,19 +7,25 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from adamas_kernels.contract import LayerCache, SparseSettings, check_step, check_whole_budgets
+from adamas_kernels.contract import AnyCache, LayerCache, SparseSettings, check_step, check_whole_budgets
 from adamas_kernels.reference import Codebook, padded_dim
+from adamas_kernels.torch.prefill import by_length
 from adamas_kernels.triton import encode
 from adamas_kernels.triton.attend import attend_kernel, attend_once_kernel, merge_kernel, tally_kernel
+from adamas_kernels.triton.dense import DenseStep
 from adamas_kernels.triton.encode import enter_kernel
 from adamas_kernels.triton.estimate import estimate_kernel, estimate_tiles_kernel
 from adamas_kernels.triton.launch import chains, has_ptx, next_power
+from adamas_kernels.triton.linear import multiply_vector
+from adamas_kernels.triton.prefill import split_attention
 from adamas_kernels.triton.scratch import Scratch, group_count, list_size
 from adamas_kernels.triton.select import select_kernel
 from adamas_kernels.triton.tile import QUERIES, TOKENS
+from adamas_kernels.weights import PackedWeight
 
 ESTIMATE_BLOCK = 64  # groups of one estimate program
 ESTIMATE_RANKS = 512  # that such a program holds at a time; fewer groups for many queries
@@ -62,12 +68,37 @@ class TritonBackend:
         self._fast = fast
         self._chained = chained
         self._groups = groups
+        self._dense = DenseStep(chained)
         self._scratch: dict[tuple[int, ...], Scratch] = {}
         self._again: Tensor | None = None
 
     def encode_keys(self, keys: Tensor, codebook: Codebook, codes: Tensor, scales: Tensor) -> None:
         """See `Backend.encode_keys`."""
         encode.encode_keys(keys, codebook, codes, scales)
+
+    def prefill(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scaling: float,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See `Backend.prefill`."""
+        return by_length(split_attention, queries, keys, values, scaling, lengths)
+
+    def dense_step(
+        self, queries: Tensor, keys: Tensor, values: Tensor, cache: AnyCache, scaling: float
+    ) -> tuple[Tensor, Tensor]:
+        """See `Backend.dense_step`."""
+        check_step(queries, keys, values, cache)
+        return self._dense(queries, keys, values, cache, scaling)
+
+    def linear(self, x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None) -> Tensor:
+        """See `Backend.linear`; weights are not packed."""
+        assert isinstance(weight, Tensor)
+        one = x.numel() == weight.shape[1]
+        return multiply_vector(x, weight, bias) if one else F.linear(x, weight, bias)
 
     def scratch(self, queries: Tensor, cache: LayerCache, budget: int) -> Scratch:
         """The buffers for a step of this shape."""

@@ -1,9 +1,9 @@
-"""Full attention of one new token, at the speed at which keys and values can be read.
+"""Full attention of one or few new tokens, at the speed at which keys and values can be read.
 
 Two launches that do not depend on the length, which lies on the device: programs that each attend to a share
-of a KV head's tokens, for all query heads of its group at once, and a merge of their parts by log-sum-exp
-(flash decoding, https://pytorch.org/blog/flash-decoding/). The new token's key and value are stored on the
-way. A step can so be captured in a CUDA graph once and replayed while the context grows.
+of a KV head's tokens, for all new tokens and query heads of its group at once, and a merge of their parts by
+log-sum-exp (flash decoding, https://pytorch.org/blog/flash-decoding/). The new keys and values are stored on
+the way. A step can so be captured in a CUDA graph once and replayed while the context grows.
 """
 
 from __future__ import annotations
@@ -16,57 +16,86 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from adamas_kernels.contract import AnyCache
 from adamas_kernels.triton.coding import LOWEST
 from adamas_kernels.triton.launch import chains, next_power
 
 LOG2_E = math.log2(math.e)
+LN_2 = tl.constexpr(math.log(2))
 BLOCK_BYTES = 16384  # of keys that one program holds at a time
 LARGEST_BLOCK = 64  # tokens; twice as many spill registers on the oldest generation
 STAGES = 3  # blocks on their way to one program
 WARPS = 4
 PROGRAMS_PER_SM = 1
 MOST_SPLITS = 128
-LEAST_ROWS = 16  # of a product on tensor cores
+LEAST_ROWS = 16  # of a product on tensor cores, and columns
+MOST_ROWS = 64  # queries of one program
+QUERY_BYTES = 16384  # of them, whose scores and sums then fit into its registers
 FACTS = tl.constexpr(2)  # numbers before the vector of a part: highest score in powers of two, weight
 
 
 @triton.jit
 def dense_kernel(
     query_ptr, key_ptr, value_ptr, keys_ptr, values_ptr, value_sum_ptr, length_ptr, part_ptr,
-    query_b, query_h, key_b, key_h, value_b, value_h, keys_b, keys_h, keys_n, values_b, values_h, values_n,
+    query_b, query_h, query_n, key_b, key_h, key_n, value_b, value_h, value_n,
+    keys_b, keys_h, keys_n, values_b, values_h, values_n,
     scale, splits,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, P: tl.constexpr,
-    D_V: tl.constexpr, D_V_PAD: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
-    PRECISION: tl.constexpr, CHAINED: tl.constexpr,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, NEW_PAD: tl.constexpr, ROWS: tl.constexpr,
+    D: tl.constexpr, P: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr, BLOCK: tl.constexpr,
+    STAGES: tl.constexpr, PRECISION: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """Program (share of the tokens, KV head of a batch); leaves part [B, H, splits, 2 + D_V_PAD].
+    """Program (share of the tokens, KV head of a batch, ROWS of its queries); leaves part [B, H, N, splits, 2
+    + D_V_PAD].
 
-    The first share begins with the new token, which it also appends to keys, values and value_sum. scale:
-    of scores, in powers of two.
+    The first share begins with the new tokens, which its first rows also append to keys, values and
+    value_sum. scale: of scores, in powers of two.
     """
     split, pair = tl.program_id(0), tl.program_id(1)
     batch, head = (pair // HEADS).to(tl.int64), pair % HEADS
-    row, dim, column = tl.arange(0, ROWS), tl.arange(0, P), tl.arange(0, D_V_PAD)
-    real = row < GROUP
+    row, dim, column = tl.program_id(2) * ROWS + tl.arange(0, ROWS), tl.arange(0, P), tl.arange(0, D_V_PAD)
+    real = row < GROUP * NEW
     keys = keys_ptr + batch * keys_b + head * keys_h
     values = values_ptr + batch * values_b + head * values_h
-    length = tl.load(length_ptr)
-    query = query_ptr + batch * query_b + (head * GROUP + row)[:, None] * query_h + dim[None, :]
-    q = tl.load(query, mask=real[:, None] & (dim < D)[None, :], other=0.0)
+    length = tl.load(length_ptr + batch)
+    query = query_ptr + batch * query_b + (head * GROUP + row // NEW) * query_h + (row % NEW) * query_n
+    q = tl.load(query[:, None] + dim[None, :], mask=real[:, None] & (dim < D)[None, :], other=0.0)
     highest = tl.full((ROWS,), LOWEST, tl.float32)
     weight = tl.zeros((ROWS,), tl.float32)
     weighted = tl.zeros((ROWS, D_V_PAD), tl.float32)
     if split == 0:
-        k = tl.load(key_ptr + batch * key_b + head * key_h + dim, mask=dim < D, other=0.0)
-        v = tl.load(value_ptr + batch * value_b + head * value_h + column, mask=column < D_V, other=0.0)
-        tl.store(keys + length.to(tl.int64) * keys_n + dim, k, mask=dim < D)
-        tl.store(values + length.to(tl.int64) * values_n + column, v, mask=column < D_V)
+        key, value = key_ptr + batch * key_b + head * key_h, value_ptr + batch * value_b + head * value_h
         total = value_sum_ptr + pair * D_V + column
-        summed = tl.load(total, mask=column < D_V, other=0.0) + v.to(tl.float32)
-        tl.store(total, summed, mask=column < D_V)
-        highest = tl.sum(q.to(tl.float32) * k.to(tl.float32)[None, :], axis=1) * scale
-        weight += 1.0
-        weighted += v.to(tl.float32)[None, :]
+        if NEW == 1:
+            k = tl.load(key + dim, mask=dim < D, other=0.0).to(keys_ptr.dtype.element_ty)
+            v = tl.load(value + column, mask=column < D_V, other=0.0).to(values_ptr.dtype.element_ty)
+            if tl.program_id(2) == 0:
+                tl.store(keys + length.to(tl.int64) * keys_n + dim, k, mask=dim < D)
+                tl.store(values + length.to(tl.int64) * values_n + column, v, mask=column < D_V)
+                summed = tl.load(total, mask=column < D_V, other=0.0) + v.to(tl.float32)
+                tl.store(total, summed, mask=column < D_V)
+            highest = tl.sum(q.to(tl.float32) * k.to(tl.float32)[None, :], axis=1) * scale
+            weight += 1.0
+            weighted += v.to(tl.float32)[None, :]
+        else:
+            new = tl.arange(0, NEW_PAD)
+            at = length.to(tl.int64) + new
+            inside = (new < NEW)[:, None] & (dim < D)[None, :]
+            k = tl.load(key + new[:, None] * key_n + dim[None, :], mask=inside, other=0.0)
+            k = k.to(keys_ptr.dtype.element_ty)
+            shown = (new < NEW)[:, None] & (column < D_V)[None, :]
+            v = tl.load(value + new[:, None] * value_n + column[None, :], mask=shown, other=0.0)
+            v = v.to(values_ptr.dtype.element_ty)
+            if tl.program_id(2) == 0:
+                tl.store(keys + at[:, None] * keys_n + dim[None, :], k, mask=inside)
+                tl.store(values + at[:, None] * values_n + column[None, :], v, mask=shown)
+                summed = tl.load(total, mask=column < D_V, other=0.0) + tl.sum(v.to(tl.float32), axis=0)
+                tl.store(total, summed, mask=column < D_V)
+            seen = new[None, :] <= (row % NEW)[:, None]
+            score = tl.where(seen, tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale, LOWEST)
+            highest = tl.max(score, axis=1)
+            p = tl.exp2(score - highest[:, None])
+            weight = tl.sum(p, axis=1)
+            weighted = tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
     share = tl.cdiv(tl.cdiv(length, BLOCK), splits) * BLOCK
     for start in tl.range(split * share, tl.minimum(split * share + share, length), BLOCK, num_stages=STAGES):
         at = start + tl.arange(0, BLOCK)
@@ -88,7 +117,7 @@ def dense_kernel(
         highest = higher
     if CHAINED:
         gdc_launch_dependents()
-    part = part_ptr + ((pair * GROUP + row).to(tl.int64) * splits + split) * (D_V_PAD + FACTS)
+    part = part_ptr + ((pair * (GROUP * NEW) + row).to(tl.int64) * splits + split) * (D_V_PAD + FACTS)
     tl.store(part, highest, mask=real)
     tl.store(part + 1, weight, mask=real)
     tl.store(part[:, None] + FACTS + column[None, :], weighted, mask=real[:, None])
@@ -96,28 +125,28 @@ def dense_kernel(
 
 @triton.jit
 def join_kernel(
-    part_ptr, out_ptr, splits,
+    part_ptr, out_ptr, lse_ptr, splits,
     D_V: tl.constexpr, D_V_PAD: tl.constexpr, SPLITS: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """Join the parts of one query head; program (query head of a batch). CHAINED: started before the launch
-    before it ended.
-    """
-    pair = tl.program_id(0)
+    """Join the parts of one query; program (query). CHAINED: started before the launch before it ended."""
+    row = tl.program_id(0)
     split, column = tl.arange(0, SPLITS), tl.arange(0, D_V_PAD)
     there = split < splits
-    part = part_ptr + (pair.to(tl.int64) * splits + split) * (D_V_PAD + FACTS)
+    part = part_ptr + (row.to(tl.int64) * splits + split) * (D_V_PAD + FACTS)
     if CHAINED:
         gdc_wait()
     highest = tl.load(part, mask=there, other=LOWEST)
-    fade = tl.exp2(highest - tl.max(highest, axis=0))
+    top = tl.max(highest, axis=0)
+    fade = tl.exp2(highest - top)
     weight = tl.sum(tl.load(part + 1, mask=there, other=0.0) * fade, axis=0)
     weighted = tl.load(part[:, None] + FACTS + column[None, :], mask=there[:, None], other=0.0)
     out = tl.sum(weighted * fade[:, None], axis=0) / weight
-    tl.store(out_ptr + pair * D_V + column, out.to(out_ptr.dtype.element_ty), mask=column < D_V)
+    tl.store(out_ptr + row * D_V + column, out.to(out_ptr.dtype.element_ty), mask=column < D_V)
+    tl.store(lse_ptr + row, top * LN_2 + tl.log(weight))
 
 
 class DenseStep:
-    """Appends one token to a layer and attends fully from it. Keeps a buffer for the parts of each shape.
+    """Appends tokens to a layer and attends fully from them. Keeps a buffer for the parts of each shape.
 
     chained: overlap the two launches; chosen by the device where it is None.
     """
@@ -127,52 +156,42 @@ class DenseStep:
         self._parts: dict[tuple[int, ...], Tensor] = {}
 
     def __call__(
-        self,
-        queries: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        cached_keys: Tensor,
-        cached_values: Tensor,
-        value_sum: Tensor,
-        length: Tensor,
-        scaling: float,
-    ) -> Tensor:
-        """Attention from queries [B, H, 1, D] over the first `length` of the cached keys and values [B, K, C,
-        D] and over keys and values [B, K, 1, D], which become those behind them; [B, H, 1, D_V].
-
-        value_sum: float32 [B, K, D_V], to which the values are added. length: int32 [1], on the device, left
-        to the caller.
-        """
+        self, queries: Tensor, keys: Tensor, values: Tensor, cache: AnyCache, scaling: float
+    ) -> tuple[Tensor, Tensor]:
+        """See `Backend.dense_step`."""
         queries, keys, values = (x if x.stride(-1) == 1 else x.contiguous() for x in (queries, keys, values))
-        batch, heads, _, dim = queries.shape
+        batch, heads, new, dim = queries.shape
         kv_heads, dim_v = keys.shape[1], values.shape[3]
         group, size, dim_v_pad = heads // kv_heads, max(16, next_power(dim)), max(16, next_power(dim_v))
         block = max(16, min(LARGEST_BLOCK, next_power(BLOCK_BYTES // (size * queries.element_size()))))
-        splits = self._splits(queries.device, batch * kv_heads, cached_keys.shape[2], block)
+        most = min(MOST_ROWS, QUERY_BYTES // (max(size, dim_v_pad) * queries.element_size()))
+        rows = max(LEAST_ROWS, min(most, next_power(group * new)))
+        splits = self._splits(queries.device, batch * kv_heads, cache.capacity, block)
         parts = self._part(queries, splits, dim_v_pad + FACTS.value)
         chained = chains(queries.device) if self._chained is None else self._chained
-        out = torch.empty(batch, heads, 1, dim_v, dtype=queries.dtype, device=queries.device)
-        dense_kernel[(splits, batch * kv_heads)](
-            queries, keys, values, cached_keys, cached_values, value_sum, length, parts,
-            *queries.stride()[:2], *keys.stride()[:2], *values.stride()[:2],
-            *cached_keys.stride()[:3], *cached_values.stride()[:3],
+        out = torch.empty(batch, heads, new, dim_v, dtype=queries.dtype, device=queries.device)
+        lse = torch.empty(batch, heads, new, dtype=torch.float32, device=queries.device)
+        dense_kernel[(splits, batch * kv_heads, triton.cdiv(group * new, rows))](
+            queries, keys, values, cache.keys, cache.values, cache.value_sum, cache.length, parts,
+            *queries.stride()[:3], *keys.stride()[:3], *values.stride()[:3],
+            *cache.keys.stride()[:3], *cache.values.stride()[:3],
             scaling * LOG2_E, splits,
-            HEADS=kv_heads, GROUP=group, ROWS=max(LEAST_ROWS, next_power(group)), D=dim, P=size, D_V=dim_v,
-            D_V_PAD=dim_v_pad, BLOCK=block, STAGES=STAGES,
+            HEADS=kv_heads, GROUP=group, NEW=new, NEW_PAD=max(LEAST_ROWS, next_power(new)), ROWS=rows, D=dim,
+            P=size, D_V=dim_v, D_V_PAD=dim_v_pad, BLOCK=block, STAGES=STAGES,
             PRECISION="ieee" if queries.dtype == torch.float32 else "tf32", CHAINED=chained,
             num_warps=WARPS,
         )  # fmt: skip
-        join_kernel[(batch * heads,)](
-            parts, out, splits,
+        join_kernel[(batch * heads * new,)](
+            parts, out, lse, splits,
             D_V=dim_v, D_V_PAD=dim_v_pad, SPLITS=next_power(splits), CHAINED=chained,
             num_warps=4, **({"launch_pdl": True} if chained else {}),
         )  # fmt: skip
-        return out
+        return out, lse
 
     def _part(self, queries: Tensor, splits: int, size: int) -> Tensor:
         key = (*queries.shape, splits, size)
         if key not in self._parts:
-            rows = queries.shape[0] * queries.shape[1]
+            rows = queries.shape[0] * queries.shape[1] * queries.shape[2]
             self._parts[key] = torch.empty(rows, splits, size, dtype=torch.float32, device=queries.device)
         return self._parts[key]
 

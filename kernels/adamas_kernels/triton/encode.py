@@ -159,7 +159,7 @@ def enter_kernel(
             codes_ptr + batch * codes_b + part * codes_h, scale_ptr + batch * scale_b + part * scale_h,
             value_sum_ptr + pair * D_V, mean_ptr + pair * P, edge_ptr + pair, balance_ptr + pair * P,
             key_n, value_n, keys_n, values_n, codes_w, codes_n,
-            tl.load(length_ptr).to(tl.int64) + row, row, new, ROWS, D, D_V, D_V_PAD, P, LOG_P,
+            tl.load(length_ptr + batch).to(tl.int64) + row, row, new, ROWS, D, D_V, D_V_PAD, P, LOG_P,
         )  # fmt: skip
     else:
         head = part - HEADS

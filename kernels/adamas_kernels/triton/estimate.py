@@ -58,7 +58,7 @@ def estimate_kernel(
     codes = codes_ptr + batch * codes_b + head * codes_h
     scale = scale_ptr + batch * scale_b + head * scale_h
     group = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    end = tl.load(length_ptr) + new + 1 - recents
+    end = tl.load(length_ptr + batch) + new + 1 - recents
     if CHAINED:
         gdc_launch_dependents()
         if not EARLY:
@@ -167,7 +167,7 @@ def estimate_tiles_kernel(
     scale = scale_ptr + batch * scale_b + head * scale_h
     start = tl.program_id(0) * (TILES * TOKENS)
     group = start + TOKENS * (own // (SHARING // TILES)) + lane // SHARING  # of the first token; 8 further
-    end = tl.load(length_ptr) + new + 1 - recents
+    end = tl.load(length_ptr + batch) + new + 1 - recents
     if CHAINED:
         gdc_launch_dependents()
         if not EARLY:

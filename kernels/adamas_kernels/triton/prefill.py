@@ -63,10 +63,8 @@ def merge_into(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> No
     )  # fmt: skip
 
 
-def split_attention(queries: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
-    """Causal attention of the newest N tokens, 16-bit queries [B, H, N, D], over keys and values [B, K, S,
-    D], 1 < N < S; [B, H, N, D].
-    """
+def split_attention(queries: Tensor, keys: Tensor, values: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    """`Backend.prefill` for sequences of one length."""
     batch, heads, new, dim = queries.shape
     kv_heads, size = keys.shape[1:3]
     past = size - new
@@ -78,12 +76,12 @@ def split_attention(queries: Tensor, keys: Tensor, values: Tensor, scaling: floa
     lse = lse.contiguous()
     # The query heads of one KV head as more rows of one: where all rows see all keys, that is the same.
     rows = queries.reshape(batch, kv_heads, -1, dim)
-    for start, end in blocks_of(past) if cudnn else [(0, past)]:
+    for start, end in blocks_of(past) if cudnn else [(0, past)] if past else []:
         attend = _cudnn if cudnn and (end - start) % CUDNN_BLOCK == 0 else attention_with_lse
         part = slice(start, end)
         other, other_lse = attend(rows, keys[:, :, part], values[:, :, part], scaling, False)
         merge_into(out, lse, other.reshape(out.shape), other_lse.reshape(lse.shape))
-    return out
+    return out, lse
 
 
 def blocks_of(past: int) -> list[tuple[int, int]]:

@@ -399,7 +399,7 @@ def select_kernel(
     kv_head = (head // GROUP).to(tl.int64)
     row = pair * NEW + new
     wide_row = row.to(tl.int64)
-    seen = tl.load(length_ptr) + new + 1
+    seen = tl.load(length_ptr + batch) + new + 1
     _, _, _, want = forced_and_wanted(seen, sinks, recents, budget)
     extra_rank, extra_at = extra_rank_ptr + wide_row * room, extra_at_ptr + wide_row * room
     chosen_at = chosen_at_ptr + wide_row * budget

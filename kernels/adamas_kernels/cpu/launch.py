@@ -1,0 +1,99 @@
+"""What launches of several steps have in common: where a layer's buffers are, and what a step is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adamas_kernels.contract import AnyCache, DenseCache, LayerCache, check_step
+from adamas_kernels.cpu.records import STEP, describe_dense, describe_layer
+from adamas_kernels.reference import padded_dim
+
+
+class Layer:
+    """Where the buffers of one cache are, and the records of its steps, one for each sequence."""
+
+    def __init__(self, cache: AnyCache) -> None:
+        self._tensors = _tensors(cache)
+        self._record = describe_layer(cache) if isinstance(cache, LayerCache) else describe_dense(cache)
+        self.steps = np.zeros(len(cache.length), STEP)
+        self.addresses = self.steps.ctypes.data, self._record.ctypes.data
+        self.lengths = cache.length.numpy()
+
+    def describes(self, cache: AnyCache) -> bool:
+        """Whether the cache still has the same tensors."""
+        mine, its = self._tensors, _tensors(cache)
+        return len(mine) == len(its) and all(a is b for a, b in zip(mine, its, strict=True))
+
+
+@dataclass(slots=True)
+class Step:
+    """What a step is given, and where it writes.
+
+    shape: batch, KV heads, group, new tokens, D, D_v and P; lengths: tokens of each sequence before; inputs:
+    queries, keys and values, which live as long as this.
+    """
+
+    shape: tuple[int, int, int, int, int, int, int]
+    lengths: list[int]
+    inputs: tuple[Tensor, Tensor, Tensor]
+    out: Tensor
+    lse: Tensor
+
+    @property
+    def tokens(self) -> int:
+        """What the longest sequence will have."""
+        return max(self.lengths) + self.shape[3]
+
+    @property
+    def pairs(self) -> int:
+        """KV heads of all sequences."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def per_head(self) -> int:
+        """Queries of a KV head."""
+        return self.shape[2] * self.shape[3]
+
+    def addresses(self, tally: Tensor | None = None) -> tuple[int, ...]:
+        """The fields of a STEP from `query` to `rope`."""
+        counted = (0, 0, 0) if tally is None else (tally.data_ptr(), *tally.stride()[:2])
+        queries, keys, values = self.inputs
+        return (
+            queries.data_ptr(), *queries.stride()[:3], keys.data_ptr(), *keys.stride()[:3],
+            values.data_ptr(), *values.stride()[:3], self.out.data_ptr(), self.lse.data_ptr(), *counted, 0,
+        )  # fmt: skip
+
+
+def begin(queries: Tensor, keys: Tensor, values: Tensor, cache: AnyCache, layer: Layer) -> Step:
+    """The step of these new tokens. Raises ValueError where it does not fit the cache."""
+    check_step(queries, keys, values, cache)
+    batch, heads, new, dim = queries.shape
+    kv_heads, dim_v = values.shape[1], values.shape[3]
+    lengths = layer.lengths.tolist()
+    if cache.keys.shape[::3] != (batch, dim):
+        raise ValueError(f"keys {tuple(keys.shape)} do not fit the cache's {tuple(cache.keys.shape)}")
+    if max(lengths) + new > cache.capacity:
+        raise ValueError(f"{max(lengths)} + {new} tokens do not fit a cache of {cache.capacity}")
+    dtype = queries.dtype
+    inputs = readable(queries, dtype), readable(keys, dtype), readable(values, dtype)
+    out = torch.empty(batch, heads, new, dim_v, dtype=queries.dtype)
+    shape = batch, kv_heads, heads // kv_heads, new, dim, dim_v, padded_dim(dim)
+    return Step(shape, lengths, inputs, out, torch.empty(batch, heads, new))
+
+
+def readable(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in this dtype with its last dimension contiguous; itself where it is so already."""
+    x = x if x.dtype == dtype else x.to(dtype)
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _tensors(cache: AnyCache) -> tuple[Tensor, ...]:
+    buffers = cache.keys, cache.values, cache.value_sum, cache.length
+    if isinstance(cache, DenseCache):
+        return buffers
+    book = cache.codebook
+    return (*buffers, cache.codes, cache.scales, book.mean, book.edge, book.balance, book.noise)
