@@ -18,7 +18,7 @@ from adamas_cli.lab.bench.traffic import step_bytes
 from adamas_cli.models.quantization import PACKAGES
 from adamas_cli.planning.decision import Backends, Machine, decide
 from adamas_cli.planning.facts import config_facts
-from adamas_cli.planning.memory import LIBRARIES
+from adamas_cli.planning.needs import LIBRARIES
 from adamas_cli.settings import DecodingSettings, ModelSettings
 
 CONTEXT, DENSE = 300, 2

@@ -15,8 +15,8 @@ import torch
 from conftest import TINY_CONTEXT
 from test_cli import ADAMAS, Runner, adamas, environment  # noqa: F401 - fixtures
 
+from adamas_cli.cache.geometry import code_bytes, token_bytes
 from adamas_cli.engine.events import Done
-from adamas_cli.engine.heads import code_bytes, token_bytes
 from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.forecast import calibration
 from adamas_cli.forecast.speed import Decoding, Reading, recall, remember, remember_run

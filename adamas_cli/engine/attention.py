@@ -11,8 +11,8 @@ from adamas_kernels.contract import SparseSettings
 from adamas_kernels.dispatch import BACKENDS, load, obstacle
 from transformers import PreTrainedConfig
 
+from adamas_cli.cache.geometry import token_bytes
 from adamas_cli.cache.mode import Sparse
-from adamas_cli.engine.heads import token_bytes
 from adamas_cli.models.shape import attention_obstacle
 from adamas_cli.planning.decision import Attention, Backends, decide_attention
 from adamas_cli.settings import DENSE_LAYERS, AttentionKind, BackendName, DecodingSettings

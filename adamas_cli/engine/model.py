@@ -10,11 +10,11 @@ from adamas_kernels.dispatch import load, obstacle
 from torch import Tensor
 
 from adamas_cli.cache.cache import KVCache
+from adamas_cli.cache.geometry import head_dim
 from adamas_cli.cache.mode import Mode
 from adamas_cli.cache.placement import placement_on
 from adamas_cli.engine.attention import unserved_reason
 from adamas_cli.engine.fused import fuse
-from adamas_cli.engine.heads import head_dim
 from adamas_cli.engine.interface import Pass, install, under_way
 
 if TYPE_CHECKING:

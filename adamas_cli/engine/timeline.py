@@ -26,11 +26,11 @@ from adamas_cli.engine.compiling import announced_compiling
 from adamas_cli.engine.events import Done, Event, Prefill, Token
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.peak import peak_memory
-from adamas_cli.engine.reader import TokenReader
 from adamas_cli.engine.reading import Reader, Stored
 from adamas_cli.engine.sampler import Sampler
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.steps.stepper import Stepper
+from adamas_cli.engine.tokens_to_host import TokenReader
 
 if TYPE_CHECKING:
     from adamas_cli.models import LoadedModel

@@ -80,7 +80,7 @@ def _beginning(
     import torch
     from transformers import AutoConfig
 
-    from adamas_cli.engine.heads import token_bytes
+    from adamas_cli.cache.geometry import token_bytes
 
     number: torch.dtype = getattr(torch, dtype)
     whole = AutoConfig.from_pretrained(

@@ -14,7 +14,7 @@ from adamas_cli.models.device import number_format
 from adamas_cli.models.quantization import PACKAGES, QUANTIZED_BITS, kept_as, packs, require_quantizable
 from adamas_cli.models.shape import ITEM_BYTES, ModelShape, WeightCount
 from adamas_cli.planning.choice import OTHER_CHUNK, PREFILL_CHUNK, auto_min_context, budget_for
-from adamas_cli.planning.memory import Bytes, cpu_bytes, gpu_bytes
+from adamas_cli.planning.needs import Bytes, cpu_bytes, gpu_bytes
 from adamas_cli.settings import DecodingSettings, ModelSettings
 
 

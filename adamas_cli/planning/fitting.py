@@ -11,7 +11,7 @@ from adamas_cli.models.aliases import aliases
 from adamas_cli.models.device import device_kind, dtype_name
 from adamas_cli.models.inventory import find
 from adamas_cli.models.shape import ITEM_BYTES, expected_weights, shape_of
-from adamas_cli.planning.memory import PROGRAM
+from adamas_cli.planning.needs import PROGRAM
 from adamas_cli.settings import DENSE_LAYERS
 
 

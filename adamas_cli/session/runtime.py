@@ -21,7 +21,7 @@ from adamas_cli.prompt.tokens import Tokenizer
 from adamas_cli.settings import OriginSettings
 
 if TYPE_CHECKING:
-    from adamas_cli.planning.memory import Bytes
+    from adamas_cli.planning.needs import Bytes
     from adamas_cli.progress import Progress
     from adamas_cli.settings import DecodingSettings, ModelSettings, PromptSettings
     from adamas_cli.store.settings import StoreSettings

@@ -11,8 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from adamas_cli.cache.cache import KVCache, is_stream, split_name
+from adamas_cli.cache.geometry import token_bytes
 from adamas_cli.cache.placement import Placement, by_head
-from adamas_cli.engine.heads import token_bytes
 from adamas_cli.store.compression import SCALE, compress, decompress
 from adamas_cli.store.entries import Entry, prune, save, total_bytes
 from adamas_cli.store.keeping import Keeper

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from adamas_cli.lab.bench.measurement import Measurement
     from adamas_cli.lab.bench.rivals import Rival
     from adamas_cli.lab.bench.target import Target
-    from adamas_cli.planning.memory import Bytes
+    from adamas_cli.planning.needs import Bytes
     from adamas_cli.settings import DecodingSettings, ModelSettings
     from adamas_cli.terminal.display import Display
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.full import FullLayer
+from adamas_cli.cache.geometry import head_dim
 from adamas_cli.cache.layer import FULL
 from adamas_cli.cache.mode import Mode
 from adamas_cli.engine.family import FAMILY
-from adamas_cli.engine.heads import head_dim
 
 if TYPE_CHECKING:
     from adamas_kernels.contract import AnyCache, TokenDecoder

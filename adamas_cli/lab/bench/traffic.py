@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from adamas_cli.cache.cache import layer_types
+from adamas_cli.cache.geometry import code_bytes, kv_heads, token_bytes
 from adamas_cli.cache.layer import FULL
-from adamas_cli.engine.heads import code_bytes, kv_heads, token_bytes
 
 
 def step_bytes(model: Any, length: int, budget: int | None, dense_layers: int) -> int:
