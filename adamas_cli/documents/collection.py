@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from adamas_cli.documents.document import Document, shown_path
 from adamas_cli.documents.formats import notebook
-from adamas_cli.documents.formats.trouble import Trouble
+from adamas_cli.documents.formats.trouble import EXTRAS, Trouble
 
 _EXAMPLES = 5
 
@@ -30,6 +31,31 @@ class Reason(StrEnum):
     GENERATED = "generated"
     MINIFIED = "minified"
     LOCK = "lock files"
+    LFS_POINTER = "Git LFS pointers (git lfs pull fetches the files)"
+    IMAGE = "pictures"
+
+
+class Unread(str):
+    """The format of what nothing here reads, and what would, such as `.pptx need adamas[office]`."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, suffix: str) -> Unread:
+        """A format that no extra reads either."""
+        return cls(f"{suffix} (not supported)")
+
+
+def suffix_of(path: str) -> str:
+    """The suffix that a format is named by, without that of gzip; `files` where there is none."""
+    stem, suffix = os.path.splitext(path)
+    if suffix.lower() in (".gz", ".bz2", ".xz"):
+        suffix = os.path.splitext(stem)[1]
+    return suffix.lower() or "files"
+
+
+def _agreeing(reason: str, count: int) -> str:
+    return reason.replace(" need ", " needs ") if count == 1 else reason
 
 
 LEFT_OUT = (Reason.VENDORED, Reason.GENERATED, Reason.MINIFIED, Reason.LOCK)  # unless --generated is given
@@ -46,11 +72,13 @@ class Collection:
         default_factory=lambda: defaultdict(list)
     )  # a few paths each
 
-    def add(self, path: str, found: Document | Reason | Trouble, why: str = "") -> None:
+    def add(self, path: str, found: Document | Reason | Trouble | Unread, why: str = "") -> None:
         """Take what was found at `path`: a document, or the reason why there is none, and more about that."""
         if isinstance(found, Document):
             self.documents.append(found)
             return
+        if isinstance(found, Trouble) and found in EXTRAS:
+            found = Unread(f"{suffix_of(path)} {found}")
         self.skipped[found] += 1
         if len(self.examples[found]) < _EXAMPLES:
             shown = shown_path(path)
@@ -62,7 +90,7 @@ class Collection:
             return None
         counts = sorted(self.skipped.items(), key=lambda item: (-item[1], item[0]))
         line = f"skipped {self.skipped.total():,}: " + ", ".join(
-            f"{count:,} {reason}" for reason, count in counts
+            f"{count:,} {_agreeing(reason, count)}" for reason, count in counts
         )
         if any(reason in LEFT_OUT for reason in self.skipped):
             line += "; --generated reads " + " and ".join(

@@ -12,7 +12,7 @@ from adamas_cli.documents.converted import ConvertedText, ConvertedTexts, key_of
 from adamas_cli.documents.formats.reader import Reader
 from adamas_cli.documents.formats.recognize import Format
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
-from adamas_cli.documents.parts import Part
+from adamas_cli.documents.parts import LeftOut, Part
 from adamas_cli.errors import AdamasError
 from adamas_cli.progress import Progress
 
@@ -58,12 +58,13 @@ class Conversion:
 
     def _read(
         self, path: str, kind: Format, before: os.stat_result, advance: Callable[[int], None]
-    ) -> Iterator[Part]:
+    ) -> Iterator[Part | LeftOut]:
         """What the reader says. Raises UnreadableError, also where the file is another than was hashed."""
         words = False
         for part in self._reader.read(kind, path):
-            words = words or bool(part.text.strip())
-            advance(part.section is not None)
+            if isinstance(part, Part):
+                words = words or bool(part.text.strip())
+                advance(part.section is not None)
             yield part
         try:
             unchanged = _identity(before) == _identity(os.stat(path))

@@ -11,30 +11,50 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import xxhash
 
 from adamas_cli.documents.formats.recognize import Format
-from adamas_cli.documents.parts import Part
+from adamas_cli.documents.parts import LeftOut, Part
 from adamas_cli.errors import AdamasError
 from adamas_cli.folders import cache_directory
 from adamas_cli.store.places import appearing, leftovers, make_folder
 
-FORMAT = 1  # of these files, and of what the readers make of a document
+FORMAT = 2  # of these files, and of what the readers make of a document
 LIMIT_BYTES = 2**30  # all converted texts together
 _SUFFIX = ".jsonl"
-_LIBRARIES = {
+# What a mail may hold, which changes with them.
+_ATTACHED = (
+    "pypdfium2",
+    "mammoth",
+    "markdownify",
+    "beautifulsoup4",
+    "odfpy",
+    "striprtf",
+    "python-pptx",
+    "python-calamine",
+)
+_LIBRARIES: dict[Format, tuple[str, ...]] = {
     Format.PDF: ("pypdfium2",),
     Format.EPUB: ("markdownify", "beautifulsoup4"),
     Format.DOCX: ("mammoth", "markdownify", "beautifulsoup4"),
     Format.HTML: ("markdownify", "beautifulsoup4"),
     Format.ODT: ("odfpy",),
     Format.RTF: ("striprtf",),
+    Format.MAIL: _ATTACHED,
+    Format.MBOX: _ATTACHED,
+    Format.MSG: ("python-oxmsg", *_ATTACHED),
+    Format.PPTX: ("python-pptx",),
+    Format.SPREADSHEET: ("python-calamine",),
+    Format.ODP: ("odfpy",),
+    Format.FB2: (),
+    Format.SUBTITLES: ("pysubs2",),
 }
 
 
@@ -53,13 +73,16 @@ class _PassingFolder:
 
 @dataclass(frozen=True)
 class ConvertedText:
-    """The text of one file. `pages` have been looked into, `empty` of them hold no text."""
+    """The text of one file. `pages` have been looked into, `empty` of them hold no text; `left_out` has the
+    counts of what is no text, by its kind.
+    """
 
     file: Path
     characters: int
     pages: int
     empty: int
     folder: _PassingFolder | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def parts(self) -> Iterator[Part]:
         """The parts in order. Raises AdamasError where the file is gone since it was found."""
@@ -106,21 +129,25 @@ class ConvertedTexts:
             if counts["checksum"] != hasher.hexdigest():
                 return None
             numbers = (counts["characters"], counts["pages"], counts["empty"])
-            found = ConvertedText(file, *numbers, self._folder)
+            found = ConvertedText(file, *numbers, self._folder, dict(counts["left_out"]))
             os.utime(file)
         except (OSError, ValueError, TypeError, KeyError):
             return None
         return found
 
-    def keep(self, key: str, parts: Iterable[Part]) -> ConvertedText:
+    def keep(self, key: str, parts: Iterable[Part | LeftOut]) -> ConvertedText:
         """Write the parts under a key, whole or not at all. Sections are the pages that are counted.
 
         Raises OSError, and what `parts` raises.
         """
         characters = pages = empty = 0
+        left_out: Counter[str] = Counter()
         hasher = xxhash.xxh3_128()
         with appearing(self._file(key)) as stream:
             for part in parts:
+                if isinstance(part, LeftOut):
+                    left_out[part.kind] += part.number
+                    continue
                 pages += part.section is not None
                 empty += not part.text
                 characters += len(part.text)
@@ -132,11 +159,12 @@ class ConvertedTexts:
                 "characters": characters,
                 "pages": pages,
                 "empty": empty,
+                "left_out": left_out,
                 "checksum": hasher.hexdigest(),
             }
             stream.write(json.dumps(counts).encode() + b"\n")
         self._grown = True
-        return ConvertedText(self._file(key), characters, pages, empty, self._folder)
+        return ConvertedText(self._file(key), characters, pages, empty, self._folder, left_out)
 
     def close(self) -> None:
         """Keep to the limit, if something was added."""

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
-from adamas_cli.documents.collection import Collection, Reason
+from adamas_cli.documents.collection import Collection, Reason, Unread
 from adamas_cli.documents.conversion import Conversion
 from adamas_cli.documents.decoding import HEAD_BYTES, is_binary
 from adamas_cli.documents.document import Document, File, shown_path
 from adamas_cli.documents.filtering import Selection
-from adamas_cli.documents.formats import notebook
+from adamas_cli.documents.formats import notebook, signs
 from adamas_cli.documents.formats.recognize import Format, recognized
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.generated import Origins
@@ -53,7 +53,7 @@ class Examiner:
         """Add what is found under a normalized path; the document, if it is one."""
         return self.add(path, lambda: self._examined(path, candidate))
 
-    def add(self, path: str, examine: Callable[[], Document | Reason]) -> Document | None:
+    def add(self, path: str, examine: Callable[[], Document | Reason | Unread]) -> Document | None:
         """Add what `examine` finds at a path, or why it raises UnreadableError or OSError."""
         try:
             found = examine()
@@ -78,9 +78,12 @@ class Examiner:
             self._collection.notes.append(note)
         if text.pages and text.empty == text.pages:
             raise UnreadableError(Trouble.SCANNED)
+        if text.left_out:
+            counts = ", ".join(f"{kind} ({count:,})" for kind, count in sorted(text.left_out.items()))
+            self._collection.notes.append(f"{shown}: left out {counts}")
         return Document(shown, size, text)
 
-    def _examined(self, path: str, candidate: Candidate) -> Document | Reason:
+    def _examined(self, path: str, candidate: Candidate) -> Document | Reason | Unread:
         mode, size = candidate.status.st_mode, candidate.status.st_size
         is_notebook = path.lower().endswith(".ipynb")
         if stat.S_ISLNK(mode):
@@ -111,14 +114,16 @@ class Examiner:
         if head.startswith(MAGIC):
             return self.unpacked(path, Gzipped(file, size), limit)
         if is_binary(head):
-            return Reason.BINARY
+            return named_binary(head, path)
+        if signs.is_lfs_pointer(head, size):
+            return Reason.LFS_POINTER
         if candidate.origins is not None:
             reason = candidate.origins.by_head(candidate.below, head)
             if reason is not None:
                 return reason
         return Document(shown_path(path), size, file, is_notebook)
 
-    def unpacked(self, name: str, content: Gzipped, limit: int | None) -> Document | Reason:
+    def unpacked(self, name: str, content: Gzipped, limit: int | None) -> Document | Reason | Unread:
         """What is in a gzip file, of at most `limit` bytes: unpacked once to the end, because damage shows
         only there. Raises UnreadableError, OSError.
         """
@@ -130,7 +135,7 @@ class Examiner:
         head = head[:HEAD_BYTES]
         kind = recognized(head, os.path.splitext(name)[0])
         if kind is None and is_binary(head):
-            return Reason.BINARY
+            return named_binary(head, os.path.splitext(name)[0])
         size = 0
         with tempfile.NamedTemporaryFile() if kind else nullcontext() as copy:
             for block in content.blocks():
@@ -143,6 +148,14 @@ class Examiner:
                 copy.flush()
                 return self.converted(copy.name, name, size, kind)
         return Document(shown_path(name), size, content) if size else Reason.EMPTY
+
+
+def named_binary(head: bytes, path: str) -> Reason | Unread:
+    """What is no text, by the name of its format where that is known."""
+    if signs.is_image(head):
+        return Reason.IMAGE
+    suffix = signs.unread_kind(head, path)
+    return Unread.of(suffix) if suffix else Reason.BINARY
 
 
 def _head(path: str) -> bytes:

@@ -11,3 +11,10 @@ class Part(NamedTuple):
     text: str
     section: str | None = None
     """The section that begins with this text, such as "page 12"; None where the one before goes on."""
+
+
+class LeftOut(NamedTuple):
+    """What a reader does not turn into text, such as 3 "pictures"; it may come anywhere among the parts."""
+
+    kind: str
+    number: int = 1

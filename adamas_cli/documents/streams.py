@@ -8,10 +8,10 @@ import tempfile
 import weakref
 from typing import IO, BinaryIO
 
-from adamas_cli.documents.collection import Reason
+from adamas_cli.documents.collection import Reason, Unread
 from adamas_cli.documents.decoding import HEAD_BYTES, is_binary
 from adamas_cli.documents.document import BLOCK_BYTES, Document, Spool, shown_path
-from adamas_cli.documents.examining import Examiner
+from adamas_cli.documents.examining import Examiner, named_binary
 from adamas_cli.documents.formats.recognize import recognized
 from adamas_cli.documents.gzipped import MAGIC, Gzipped
 from adamas_cli.errors import AdamasError
@@ -39,7 +39,7 @@ def take_stream(path: str, stream: BinaryIO, examiner: Examiner, progress: Progr
     examiner.add(path, lambda: _found(path, stream, examiner, progress))
 
 
-def _found(path: str, stream: BinaryIO, examiner: Examiner, progress: Progress) -> Document | Reason:
+def _found(path: str, stream: BinaryIO, examiner: Examiner, progress: Progress) -> Document | Reason | Unread:
     shown = shown_path(path)
     block = stream.read(BLOCK_BYTES)
     if not block:
@@ -52,7 +52,7 @@ def _found(path: str, stream: BinaryIO, examiner: Examiner, progress: Progress) 
             return examiner.converted(named.name, path, size, kind)
     packed = head.startswith(MAGIC)
     if is_binary(head) and not packed:
-        return Reason.BINARY
+        return named_binary(head, path)
     copy = tempfile.TemporaryFile()  # noqa: SIM115 - the document closes it when it is gone
     size = _copied(shown, block, stream, copy, progress)
     spool = Spool(copy, size)

@@ -15,7 +15,7 @@ from typing import Self
 
 from adamas_cli.documents.formats.recognize import Format
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
-from adamas_cli.documents.parts import Part
+from adamas_cli.documents.parts import LeftOut, Part
 
 SILENCE_SECONDS = 60.0  # until the next part, such as a page of a PDF, or all of a Word document
 TOTAL_SECONDS = 600.0
@@ -43,8 +43,10 @@ class Reader:
     ) -> None:
         self.close()
 
-    def read(self, kind: Format, path: str) -> Iterator[Part]:
-        """The parts of the file. Raises UnreadableError, perhaps after some of them."""
+    def read(self, kind: Format, path: str) -> Iterator[Part | LeftOut]:
+        """The parts of the file, and at its end what was left out. Raises UnreadableError, perhaps after
+        some of them.
+        """
         finished = False
         try:
             child = self._started()
@@ -58,8 +60,9 @@ class Reader:
                 if line.startswith(b"{"):
                     finished = True
                     last = json.loads(line)
-                    if last:
+                    if "failed" in last:
                         raise UnreadableError(Trouble(last["failed"]), last["why"])
+                    yield from map(LeftOut, last["left_out"], last["left_out"].values())
                     return
                 size += len(line)
                 if size > MAX_TEXT_BYTES:

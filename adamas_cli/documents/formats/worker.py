@@ -1,7 +1,8 @@
 """The process that runs the readers: what it is given may hang them, eat memory or crash C code.
 
 It answers each line of stdin, a JSON object with `format` and `path`, with lines on stdout: an array of text
-and section for each part, and an object at the end, with `failed` and `why` where there is trouble.
+and section for each part, and an object at the end, with `failed` and `why` where there is trouble, and with
+the counts of what was `left_out` by its kind.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import json
 import os
 import resource
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import TextIO
 
 from adamas_cli.documents.formats.recognize import Format
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
-from adamas_cli.documents.parts import Part
+from adamas_cli.documents.parts import LeftOut, Part
 
 MEMORY_BYTES = 2 * 2**30
 CPU_SECONDS = 600  # for one file, should the parent be gone that watches the time
@@ -43,9 +45,13 @@ def main() -> None:
 
 
 def _serve(kind: Format, path: str, answers: TextIO) -> None:
-    last: dict[str, str] = {}
+    last: dict[str, object] = {}
+    left_out: Counter[str] = Counter()
     try:
         for part in read(kind, path):
+            if isinstance(part, LeftOut):
+                left_out[part.kind] += part.number
+                continue
             answers.write(json.dumps(part, ensure_ascii=False) + "\n")
             answers.flush()
     except UnreadableError as error:
@@ -56,14 +62,18 @@ def _serve(kind: Format, path: str, answers: TextIO) -> None:
         last = {"failed": Trouble.TOO_DEEP, "why": ""}
     except Exception as error:  # libraries raise anything at all on damaged files
         last = {"failed": Trouble.DAMAGED, "why": f"{type(error).__name__}: {error}"}
-    answers.write(json.dumps(last) + "\n")
+    answers.write(json.dumps({**last, "left_out": left_out}) + "\n")
     answers.flush()
 
 
-def read(kind: Format, path: str) -> Iterator[Part]:
+def read(kind: Format, path: str) -> Iterator[Part | LeftOut]:
     """The parts of a file, each of at most `PIECE` characters, which are printable, tabs or line ends."""
     reader = importlib.import_module(f"adamas_cli.documents.formats.{kind}")
-    for text, section in reader.read(path):
+    for found in reader.read(path):
+        if isinstance(found, LeftOut):
+            yield found
+            continue
+        text, section = found
         clean = text.translate(_UNPRINTED)
         for start in range(0, max(len(clean), 1), PIECE):
             yield Part(clean[start : start + PIECE], section if not start else None)
