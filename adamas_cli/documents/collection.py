@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -12,6 +13,7 @@ from adamas_cli.documents.formats import notebook
 from adamas_cli.documents.formats.trouble import EXTRAS, Trouble
 
 _EXAMPLES = 5
+_EXTRA = re.compile(r"adamas\[\w+\]")
 
 
 class Reason(StrEnum):
@@ -96,4 +98,6 @@ class Collection:
             line += "; --generated reads " + " and ".join(
                 reason for reason, _ in counts if reason in LEFT_OUT
             )
+        for extra in sorted({found[0] for reason in self.skipped if (found := _EXTRA.search(reason))}):
+            line += f"; pip install '{extra}' reads them"
         return line

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from adamas_cli.documents.decoding import HEAD_BYTES, decode, is_binary
 from adamas_cli.documents.formats import signs
 from adamas_cli.documents.formats.recognize import Format, recognized
-from adamas_cli.documents.formats.trouble import UnreadableError
+from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.parts import LeftOut, Part
 
 MAILS = (Format.MAIL, Format.MBOX, Format.MSG)
@@ -94,24 +94,22 @@ def _converted(kind: Format, path: str, name: str, depth: int) -> Iterator[Part 
 
 @contextmanager
 def _as_file(content: bytes) -> Iterator[str]:
-    """A path that leads to the content, for as long as this is open; the file has no name on the disk.
+    """A file of the content, for as long as this is open, in the folder that the reader's parent removes.
 
     Raises UnreadableError where it is too large.
     """
-    from adamas_cli.documents.formats.trouble import Trouble
-
     if len(content) > MAX_BYTES:
         raise UnreadableError(Trouble.TOO_LARGE)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with tempfile.TemporaryFile() as file:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))  # of the process, which else writes nothing
-        try:
-            file.write(content)
-            file.flush()
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        file.seek(0)
-        yield f"/dev/fd/{file.fileno()}"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))  # of the process, which else writes nothing
+    try:
+        file = tempfile.NamedTemporaryFile()  # noqa: SIM115 - it is closed below
+        file.write(content)
+        file.flush()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with file:
+        yield file.name
 
 
 def _size(count: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from email import message_from_bytes, policy
 from email.header import decode_header, make_header
 from email.message import Message
@@ -201,12 +202,10 @@ def _name(part: Message) -> str:
 def _field(mail: Message, name: str) -> str:
     """The values of a field, decoded, on one line."""
     values = []
-    for value in mail.get_all(name, []):
-        try:
-            text = str(make_header(decode_header(value)))
-        except (LookupError, UnicodeError, ValueError):
-            text = str(value)
-        if any("\ud800" <= character <= "\udfff" for character in text):  # bytes without a declaration
-            text = "".join(decode(iter([text.encode("ascii", "surrogateescape")])))
+    for text in (str(value) for field, value in mail.raw_items() if field.lower() == name.lower()):
+        if not text.isascii():  # bytes without a declaration
+            text = "".join(decode(iter([text.encode("utf-8", "surrogateescape")])))
+        with suppress(LookupError, UnicodeError, ValueError):
+            text = str(make_header(decode_header(text)))
         values.append(" ".join(text.split()))
     return ", ".join(filter(None, values))

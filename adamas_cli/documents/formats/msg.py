@@ -32,7 +32,7 @@ def read(path: str, depth: int = 0) -> Iterator[Part | LeftOut]:
         fields[name] = mail.properties.str_prop_value(number)
     if mail.recipients and not fields["To"]:
         fields["To"] = ", ".join(f"{one.name} <{one.email_address}>" for one in mail.recipients)
-    if mail.sent_date is not None:
+    if mail.sent_date is not None and mail.sent_date.year > 1601:  # where the clock of MAPI begins
         fields["Date"] = mail.sent_date.isoformat()
     names = ("From", "To", "Cc", "Bcc", "Date", "Subject")
     head = "\n".join(f"{name}: {' '.join(str(fields[name]).split())}" for name in names if fields.get(name))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -34,6 +36,7 @@ class Reader:
         self._total = total
         self._child: subprocess.Popen[bytes] | None = None
         self._held = bytearray()
+        self._scratch = ""
 
     def __enter__(self) -> Self:
         return self
@@ -84,15 +87,19 @@ class Reader:
             if pipe is not None:
                 with suppress(BrokenPipeError):
                     pipe.close()
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._child is None:
+            # For what is inside of files: removed with the child, however that ends.
+            self._scratch = tempfile.mkdtemp(prefix="adamas-")
             # -P and an explicit path: no module is imported from the folder that the user is in.
             self._child = subprocess.Popen(
                 [sys.executable, "-P", "-c", _START, *filter(None, sys.path)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
+                env={**os.environ, "TMPDIR": self._scratch},
                 start_new_session=True,  # Ctrl-C is the parent's to handle
             )
         return self._child
