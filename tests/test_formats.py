@@ -192,7 +192,7 @@ def test_content_goes_before_the_name() -> None:
     assert recognized(odt(""), "x") is Format.ODT
     assert recognized(docx(LETTER), "stdin") is Format.DOCX
     assert recognized(RTF, "a.doc") is Format.RTF
-    assert recognized(archive({"a.txt": "text"}), "a.zip") is None
+    assert recognized(archive({"a.txt": "text"}), "a.zip") is Format.ARCHIVE
     assert recognized(b"plain text", "a.pdf") is None
 
 

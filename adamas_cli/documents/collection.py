@@ -35,6 +35,7 @@ class Reason(StrEnum):
     LOCK = "lock files"
     LFS_POINTER = "Git LFS pointers (git lfs pull fetches the files)"
     IMAGE = "pictures"
+    ARCHIVE = "archives (name them to read them)"
 
 
 class Unread(str):
@@ -74,7 +75,7 @@ class Collection:
         default_factory=lambda: defaultdict(list)
     )  # a few paths each
 
-    def add(self, path: str, found: Document | Reason | Trouble | Unread, why: str = "") -> None:
+    def add(self, path: str, found: Document | str, why: str = "") -> None:
         """Take what was found at `path`: a document, or the reason why there is none, and more about that."""
         if isinstance(found, Document):
             self.documents.append(found)

@@ -55,6 +55,7 @@ _LIBRARIES: dict[Format, tuple[str, ...]] = {
     Format.ODP: ("odfpy",),
     Format.FB2: (),
     Format.SUBTITLES: ("pysubs2",),
+    Format.ARCHIVE: (),  # never kept
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, Protocol, runtime_checkable
 
 from adamas_cli.documents.decoding import decode
@@ -41,10 +41,14 @@ class Sections(Protocol):
 
 @dataclass(frozen=True)
 class File:
-    """The first `size` bytes of a regular file: a log that grows is read as it was when listed."""
+    """The first `size` bytes of a regular file: a log that grows is read as it was when listed.
+
+    `holder`: what removes the file when nothing holds it any more.
+    """
 
     path: str
     size: int
+    holder: object | None = field(default=None, compare=False)
 
     def blocks(self) -> Iterator[bytes]:
         """Raises AdamasError when the file vanished, shrank or became something else since it was listed."""

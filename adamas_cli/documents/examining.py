@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
+from adamas_cli.documents.archives import Folder
 from adamas_cli.documents.collection import Collection, Reason, Unread
 from adamas_cli.documents.conversion import Conversion
 from adamas_cli.documents.decoding import HEAD_BYTES, is_binary
@@ -18,26 +19,27 @@ from adamas_cli.documents.formats import notebook, signs
 from adamas_cli.documents.formats.recognize import Format, recognized
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.generated import Origins
-from adamas_cli.documents.gzipped import MAGIC, Gzipped
+from adamas_cli.documents.gzipped import Gzipped, compression
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A path that may become a document, and its own status.
 
-    `folder`: the one that the user named, above it; None for a file that the user named itself, which is read
-    whatever its size and origin. `origins`: of the files below that folder, where they count.
+    `folder`: the one that the user named, or an archive, above it; None for a file that the user named
+    itself, which is read whatever its size and origin. `origins`: of the files below that folder, where they
+    count.
     """
 
     path: str
     status: os.stat_result
-    folder: str | None = None
+    folder: Folder | None = None
     origins: Origins | None = None
 
     @property
     def below(self) -> str:
         """What leads to it from `folder`."""
-        return self.path[len(self.folder or "") :].lstrip("/")
+        return self.path[len(self.folder.path if self.folder else "") :].lstrip("/")
 
 
 class Examiner:
@@ -53,8 +55,10 @@ class Examiner:
         """Add what is found under a normalized path; the document, if it is one."""
         return self.add(path, lambda: self._examined(path, candidate))
 
-    def add(self, path: str, examine: Callable[[], Document | Reason | Unread]) -> Document | None:
-        """Add what `examine` finds at a path, or why it raises UnreadableError or OSError."""
+    def add(self, path: str, examine: Callable[[], Document | Reason | Unread | None]) -> Document | None:
+        """Add what `examine` finds at a path, if it has not done so itself, or why it raises UnreadableError
+        or OSError.
+        """
         try:
             found = examine()
         except UnreadableError as error:
@@ -64,6 +68,8 @@ class Examiner:
             found = Reason.VANISHED
         except OSError:
             found = Reason.UNREADABLE
+        if found is None:
+            return None
         if isinstance(found, Document) and self._numbered:
             found = replace(found, numbered=True)
         self._collection.add(path, found)
@@ -102,8 +108,10 @@ class Examiner:
         if is_notebook and size > notebook.MAX_BYTES:
             return Reason.NOTEBOOK_TOO_LARGE
         head = _head(candidate.path)
-        file = File(candidate.path, size)
+        file = File(candidate.path, size, candidate.folder.holder if candidate.folder else None)
         kind = recognized(head, path)
+        if kind is Format.ARCHIVE:
+            return Reason.ARCHIVE
         if kind is not None:
             try:
                 return self.converted(candidate.path, path, size, kind)
@@ -111,8 +119,9 @@ class Examiner:
                 if kind is not Format.HTML:
                     raise
             return Document(shown_path(path), size, file)  # a page of scripts alone is source code
-        if head.startswith(MAGIC):
-            return self.unpacked(path, Gzipped(file, size), limit)
+        packed = compression(head)
+        if packed is not None:
+            return self.unpacked(path, Gzipped(file, size, packed), limit)
         if is_binary(head):
             return named_binary(head, path)
         if signs.is_lfs_pointer(head, size):
@@ -124,8 +133,8 @@ class Examiner:
         return Document(shown_path(path), size, file, is_notebook)
 
     def unpacked(self, name: str, content: Gzipped, limit: int | None) -> Document | Reason | Unread:
-        """What is in a gzip file, of at most `limit` bytes: unpacked once to the end, because damage shows
-        only there. Raises UnreadableError, OSError.
+        """What is in a compressed file, of at most `limit` bytes: unpacked once to the end, because damage
+        shows only there. Raises UnreadableError, OSError.
         """
         head = b""
         for block in content.blocks():
@@ -134,6 +143,8 @@ class Examiner:
                 break
         head = head[:HEAD_BYTES]
         kind = recognized(head, os.path.splitext(name)[0])
+        if kind is Format.ARCHIVE:
+            return Reason.ARCHIVE
         if kind is None and is_binary(head):
             return named_binary(head, os.path.splitext(name)[0])
         size = 0

@@ -6,19 +6,23 @@ import contextlib
 import os
 import tempfile
 import weakref
+from collections.abc import Callable
 from typing import IO, BinaryIO
 
+from adamas_cli.documents.archives import kind_inside
 from adamas_cli.documents.collection import Reason, Unread
 from adamas_cli.documents.decoding import HEAD_BYTES, is_binary
 from adamas_cli.documents.document import BLOCK_BYTES, Document, Spool, shown_path
 from adamas_cli.documents.examining import Examiner, named_binary
-from adamas_cli.documents.formats.recognize import recognized
-from adamas_cli.documents.gzipped import MAGIC, Gzipped
+from adamas_cli.documents.formats.recognize import Format, recognized
+from adamas_cli.documents.gzipped import Gzipped, compression
 from adamas_cli.errors import AdamasError
 from adamas_cli.progress import Progress
 
+TakeArchive = Callable[[str, str], None]
 
-def take_pipe(path: str, examiner: Examiner, progress: Progress) -> None:
+
+def take_pipe(path: str, examiner: Examiner, progress: Progress, take_archive: TakeArchive) -> None:
     """Add the document from a named pipe, `<(command)` or a file of /proc; without a writer it is empty."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # the open must not wait for a writer
@@ -27,19 +31,23 @@ def take_pipe(path: str, examiner: Examiner, progress: Progress) -> None:
         return
     with open(descriptor, "rb") as stream:
         os.set_blocking(descriptor, True)
-        take_stream(path, stream, examiner, progress)
+        take_stream(path, stream, examiner, progress, take_archive)
 
 
-def take_stream(path: str, stream: BinaryIO, examiner: Examiner, progress: Progress) -> None:
+def take_stream(
+    path: str, stream: BinaryIO, examiner: Examiner, progress: Progress, take_archive: TakeArchive
+) -> None:
     """Add the document in `stream`, read to its end; a binary one, which may be endless, only to its first
-    block.
+    block. `take_archive` is given an archive's place and name.
 
     Raises AdamasError when the copy breaks off, such as on a full disk.
     """
-    examiner.add(path, lambda: _found(path, stream, examiner, progress))
+    examiner.add(path, lambda: _found(path, stream, examiner, progress, take_archive))
 
 
-def _found(path: str, stream: BinaryIO, examiner: Examiner, progress: Progress) -> Document | Reason | Unread:
+def _found(
+    path: str, stream: BinaryIO, examiner: Examiner, progress: Progress, take_archive: TakeArchive
+) -> Document | Reason | Unread | None:
     shown = shown_path(path)
     block = stream.read(BLOCK_BYTES)
     if not block:
@@ -49,15 +57,27 @@ def _found(path: str, stream: BinaryIO, examiner: Examiner, progress: Progress) 
     if kind is not None:
         with tempfile.NamedTemporaryFile() as named:
             size = _copied(shown, block, stream, named.file, progress)
+            if kind is Format.ARCHIVE:
+                take_archive(named.name, path)
+                return None
             return examiner.converted(named.name, path, size, kind)
-    packed = head.startswith(MAGIC)
-    if is_binary(head) and not packed:
+    packed = compression(head)
+    if is_binary(head) and packed is None:
         return named_binary(head, path)
     copy = tempfile.TemporaryFile()  # noqa: SIM115 - the document closes it when it is gone
     size = _copied(shown, block, stream, copy, progress)
     spool = Spool(copy, size)
     weakref.finalize(spool, copy.close)
-    return examiner.unpacked(path, Gzipped(spool, size), None) if packed else Document(shown, size, spool)
+    if packed is None:
+        return Document(shown, size, spool)
+    if kind_inside(head, spool, size, path) is Format.ARCHIVE:
+        with tempfile.NamedTemporaryFile() as named:
+            for block in spool.blocks():
+                named.write(block)
+            named.flush()
+            take_archive(named.name, path)
+        return None
+    return examiner.unpacked(path, Gzipped(spool, size, packed), None)
 
 
 def _copied(shown: str, block: bytes, stream: BinaryIO, copy: IO[bytes], progress: Progress) -> int:

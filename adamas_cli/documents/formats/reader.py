@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from adamas_cli.documents.formats.recognize import Format
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
@@ -46,15 +46,15 @@ class Reader:
     ) -> None:
         self.close()
 
-    def read(self, kind: Format, path: str) -> Iterator[Part | LeftOut]:
+    def read(self, kind: Format, path: str, **options: Any) -> Iterator[Part | LeftOut]:
         """The parts of the file, and at its end what was left out. Raises UnreadableError, perhaps after
-        some of them.
+        some of them. options: what the reader of this format takes beside the path.
         """
         finished = False
         try:
             child = self._started()
             assert child.stdin is not None
-            job = json.dumps({"format": kind, "path": os.path.abspath(path)})
+            job = json.dumps({"format": kind, "path": os.path.abspath(path), "options": options})
             with suppress(BrokenPipeError):  # its end is noticed below
                 child.stdin.write(job.encode() + b"\n")
                 child.stdin.flush()

@@ -26,10 +26,12 @@ class Format(StrEnum):
     ODP = "odp"
     FB2 = "fb2"
     SUBTITLES = "subtitles"
+    ARCHIVE = "unpack"  # of files, which are the documents
 
 
 _ZIP = b"PK\x03\x04"
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # what Word wraps an encrypted document in
+_TAR = slice(257, 262)
 _PDF_WITHIN = 1024  # bytes: where readers of PDF look for its mark
 # EPUB and ODT begin with an uncompressed member of this name, which holds their type.
 _MIMETYPE = re.compile(rb"mimetype(?:.{0,64}?)(application/[\w.+-]+)", re.DOTALL)
@@ -86,7 +88,10 @@ def recognized(head: bytes, path: str) -> Format | None:
         mimetype = _MIMETYPE.match(head, 30)
         by_type = _MIMETYPES.get(mimetype[1].split(b"PK", 1)[0]) if mimetype else None
         by_parts = (kind for folder, kind in _OFFICE_FOLDERS if _OFFICE_TYPES in head and folder in head)
-        return by_type or _BY_SUFFIX.get(suffix) or next(by_parts, None)
+        known = by_type or _BY_SUFFIX.get(suffix) or next(by_parts, None)
+        return known or (None if signs.unread_kind(head, path) else Format.ARCHIVE)
+    if head[_TAR] == b"ustar" or (suffix == ".tar" and signs.is_old_tar(head)):
+        return Format.ARCHIVE
     if head.startswith(_OLE):
         by_streams = (kind for name, kind in _OLE_STREAMS if name.encode("utf-16-le") in head)
         return _OLE_SUFFIXES.get(suffix) or next(by_streams, None)

@@ -95,6 +95,16 @@ def is_lfs_pointer(head: bytes, size: int) -> bool:
     return size < 1024 and head.startswith(_LFS) and b"\noid sha256:" in head
 
 
+def is_old_tar(head: bytes) -> bool:
+    """Whether it is a tar file without a signature, as old ones are: by the checksum of its first block."""
+    block = head[:512]
+    try:
+        told = int(block[148:156].strip(b" \0"), 8)
+    except ValueError:
+        return False
+    return len(block) == 512 and told == sum(block) - sum(block[148:156]) + 8 * ord(" ")
+
+
 def unread_kind(head: bytes, path: str) -> str | None:
     """The suffix of a known format that has no reader, for a file that is no text; None for all others."""
     if head[_PALM] == b"BOOKMOBI":

@@ -1,8 +1,8 @@
 """The process that runs the readers: what it is given may hang them, eat memory or crash C code.
 
-It answers each line of stdin, a JSON object with `format` and `path`, with lines on stdout: an array of text
-and section for each part, and an object at the end, with `failed` and `why` where there is trouble, and with
-the counts of what was `left_out` by its kind.
+It answers each line of stdin, a JSON object with `format`, `path` and the reader's `options`, with lines on
+stdout: an array of text and section for each part, and an object at the end, with `failed` and `why` where
+there is trouble, and with the counts of what was `left_out` by its kind.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import TextIO
+from typing import Any, TextIO
 
 from adamas_cli.documents.formats.recognize import Format
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
@@ -41,14 +41,14 @@ def main() -> None:
         job = json.loads(line)
         used = resource.getrusage(resource.RUSAGE_SELF)
         _limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + CPU_SECONDS)
-        _serve(Format(job["format"]), job["path"], answers)
+        _serve(Format(job["format"]), job["path"], job["options"], answers)
 
 
-def _serve(kind: Format, path: str, answers: TextIO) -> None:
+def _serve(kind: Format, path: str, options: dict[str, Any], answers: TextIO) -> None:
     last: dict[str, object] = {}
     left_out: Counter[str] = Counter()
     try:
-        for part in read(kind, path):
+        for part in read(kind, path, **options):
             if isinstance(part, LeftOut):
                 left_out[part.kind] += part.number
                 continue
@@ -66,10 +66,10 @@ def _serve(kind: Format, path: str, answers: TextIO) -> None:
     answers.flush()
 
 
-def read(kind: Format, path: str) -> Iterator[Part | LeftOut]:
+def read(kind: Format, path: str, **options: Any) -> Iterator[Part | LeftOut]:
     """The parts of a file, each of at most `PIECE` characters, which are printable, tabs or line ends."""
     reader = importlib.import_module(f"adamas_cli.documents.formats.{kind}")
-    for found in reader.read(path):
+    for found in reader.read(path, **options):
         if isinstance(found, LeftOut):
             yield found
             continue
