@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
+from adamas_cli.documents import latex
 from adamas_cli.documents.archives import Folder
 from adamas_cli.documents.collection import Collection, Reason, Unread
 from adamas_cli.documents.conversion import Conversion
@@ -130,6 +131,10 @@ class Examiner:
             reason = candidate.origins.by_head(candidate.below, head)
             if reason is not None:
                 return reason
+        if candidate.folder is None and latex.takes_in(candidate.path):
+            expanded = latex.Expanded.of(candidate.path)
+            self._collection.notes += expanded.notes(shown_path(path))
+            return Document(shown_path(path), size, expanded)
         return Document(shown_path(path), size, file, is_notebook)
 
     def unpacked(self, name: str, content: Gzipped, limit: int | None) -> Document | Reason | Unread:

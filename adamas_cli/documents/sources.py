@@ -8,6 +8,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO
 
+from adamas_cli.documents import latex
 from adamas_cli.documents.archives import Archives, Folder, is_archive
 from adamas_cli.documents.collection import Collection, Reason
 from adamas_cli.documents.conversion import Conversion
@@ -64,6 +65,7 @@ def collect(
             for name, candidate in finder.candidates(folder):
                 candidates.setdefault(name, candidate)
                 advance(1)
+    _leave_to_latex(candidates, collection)
     with Conversion(progress, keep=keep_converted) as conversion:
         examiner = Examiner(selection, collection, conversion)
         with progress.task("looking into files", len(candidates), "files") as advance:
@@ -112,6 +114,18 @@ def _status(source: str, collection: Collection) -> os.stat_result | None:
 def _is_stream(status: os.stat_result) -> bool:
     """Whether it has no size before it is read: a pipe, or a file of /proc, which says that it is empty."""
     return stat.S_ISFIFO(status.st_mode) or (stat.S_ISREG(status.st_mode) and not status.st_size)
+
+
+def _leave_to_latex(candidates: dict[str, Candidate], collection: Collection) -> None:
+    """Drop the files that a named LaTeX document takes in: they are read there."""
+    named = [found for found in candidates.values() if found.folder is None and latex.takes_in(found.path)]
+    if not named:
+        return
+    taken = {path for candidate in named for path in latex.Expanded.of(candidate.path).taken}
+    for name, candidate in list(candidates.items()):
+        if os.path.realpath(candidate.path) in taken and not stat.S_ISLNK(candidate.status.st_mode):
+            del candidates[name]
+            collection.add(name, Reason.SAME)
 
 
 def _is_archive(source: str) -> bool:
