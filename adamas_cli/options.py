@@ -216,6 +216,9 @@ class InputOptions:
     generated: Annotated[
         bool, _input("--generated", help="Read generated, vendored, minified and lock files too.")
     ] = False
+    whole_pages: Annotated[
+        bool, _input("--whole-pages", help="Read pages from the web with their menus and comments.")
+    ] = False
     no_tree: Annotated[bool, _input("--no-tree", help="Leave out the list of a folder's files.")] = False
     line_numbers: Annotated[
         bool, _input("--line-numbers", help="Begin each line with its number, for answers that name lines.")

@@ -35,7 +35,7 @@ def command(
         list[str] | None,
         typer.Argument(
             metavar="SOURCES... QUESTION",
-            help="Files, folders or `-` (stdin), then the question, unless -q asks it.",
+            help="Files, folders, addresses or `-` (stdin), then the question, unless -q asks it.",
             show_default=False,
         ),
     ] = None,
@@ -67,7 +67,9 @@ def command(
             origins=origins.wanted and not output.json,
         ) as display,
     ):
-        documents = collect_documents(sources, selection, display, verbose=output.verbose, keep=store.writes)
+        documents = collect_documents(
+            sources, selection, display, verbose=output.verbose, keep=store.writes, offline=model.offline
+        )
         from adamas_cli.engine.sampling import Sampling  # with torch, which a wrong path need not wait for
         from adamas_cli.session import Session
 
@@ -97,8 +99,10 @@ def split_arguments(
         sources = arguments
     elif arguments:
         sources, questions = arguments[:-1], arguments[-1:]
-        if questions[0] == "-" or os.path.exists(questions[0]):
-            if sources and sources[0] != "-" and not os.path.exists(sources[0]):
+        from adamas_cli.documents.remote import is_remote, is_web
+
+        if questions[0] == "-" or os.path.exists(questions[0]) or is_web(questions[0]):
+            if sources and sources[0] != "-" and not os.path.exists(sources[0]) and not is_remote(sources[0]):
                 turned = shlex.join([*arguments[1:], arguments[0]])
                 raise UsageError(f"the question comes last, as in: adamas ask {turned}")
             raise UsageError(

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 Sources = Annotated[
     list[str] | None,
-    typer.Argument(metavar="SOURCES...", help="Files, folders or `-` (stdin).", show_default=False),
+    typer.Argument(
+        metavar="SOURCES...", help="Files, folders, addresses or `-` (stdin).", show_default=False
+    ),
 ]
 
 
@@ -31,12 +33,18 @@ def require_sources(sources: list[str] | None, chosen: InputOptions, example: st
 
 
 def collect_documents(
-    sources: list[str], chosen: InputOptions, display: Display, *, verbose: int, keep: bool = True
+    sources: list[str],
+    chosen: InputOptions,
+    display: Display,
+    *,
+    verbose: int,
+    keep: bool = True,
+    offline: bool = False,
 ) -> list[Document]:
     """The documents in what the user named; what is left out is counted on stderr, with examples by
-    `verbose`. keep: texts of converted documents, for later runs.
+    `verbose`. keep: texts of converted documents, for later runs. offline: fetch nothing.
 
-    Raises UsageError, NothingReadableError.
+    Raises UsageError, NothingReadableError, AdamasError for what cannot be fetched.
     """
     from adamas_cli.documents import DEFAULT_MAX_FILE_SIZE, Selection, collect, read_file_list
 
@@ -57,8 +65,16 @@ def collect_documents(
         generated=chosen.generated,
         tree=not chosen.no_tree,
         line_numbers=chosen.line_numbers,
+        whole_pages=chosen.whole_pages,
     )
-    collection = collect(sources, selection, stdin=sys.stdin.buffer, progress=display, keep_converted=keep)
+    collection = collect(
+        sources,
+        selection,
+        stdin=sys.stdin.buffer,
+        progress=display,
+        keep_converted=keep,
+        offline=offline,
+    )
     for note in collection.notes:
         display.note(note)
     skipped = collection.skipped_line()

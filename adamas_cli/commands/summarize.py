@@ -77,7 +77,12 @@ def command(
         ) as display,
     ):
         documents = collect_documents(
-            sources or [], selection, display, verbose=output.verbose, keep=store.writes
+            sources or [],
+            selection,
+            display,
+            verbose=output.verbose,
+            keep=store.writes,
+            offline=model.offline,
         )
         from adamas_cli.commands.parts import answer_in_parts
         from adamas_cli.engine.sampling import Sampling  # with torch, which a wrong path need not wait for

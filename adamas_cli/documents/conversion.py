@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from adamas_cli.documents.converted import ConvertedText, ConvertedTexts, key_of
 from adamas_cli.documents.formats.reader import Reader
@@ -36,20 +36,20 @@ class Conversion:
         if self._texts is not None:
             self._texts.close()
 
-    def text(self, path: str, shown: str, kind: Format) -> ConvertedText:
-        """The text of the file at `path`, which is called `shown`.
+    def text(self, path: str, shown: str, kind: Format, **options: Any) -> ConvertedText:
+        """The text of the file at `path`, which is called `shown`. options: the reader's.
 
         Raises UnreadableError and OSError for the file, AdamasError where its text cannot be written.
         """
         before = os.stat(path)
         with open(path, "rb") as file:
-            key = key_of(hashlib.file_digest(file, "sha256").hexdigest(), kind)
+            key = key_of(hashlib.file_digest(file, "sha256").hexdigest(), kind, options)
         texts = self._opened()
         found = texts.find(key)
         if found is None:
             with self._progress.task(f"converting {shown}", None, "sections") as advance:
                 try:
-                    found = texts.keep(key, self._read(path, kind, before, advance))
+                    found = texts.keep(key, self._read(path, kind, options, before, advance))
                 except OSError as error:
                     raise AdamasError(
                         f"the text of {shown} cannot be written to {texts.root}: {error.strerror}", path=shown
@@ -57,11 +57,16 @@ class Conversion:
         return found
 
     def _read(
-        self, path: str, kind: Format, before: os.stat_result, advance: Callable[[int], None]
+        self,
+        path: str,
+        kind: Format,
+        options: Mapping[str, Any],
+        before: os.stat_result,
+        advance: Callable[[int], None],
     ) -> Iterator[Part | LeftOut]:
         """What the reader says. Raises UnreadableError, also where the file is another than was hashed."""
         words = False
-        for part in self._reader.read(kind, path):
+        for part in self._reader.read(kind, path, **options):
             if isinstance(part, Part):
                 words = words or bool(part.text.strip())
                 advance(part.section is not None)

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
@@ -55,6 +56,7 @@ _LIBRARIES: dict[Format, tuple[str, ...]] = {
     Format.ODP: ("odfpy",),
     Format.FB2: (),
     Format.SUBTITLES: ("pysubs2",),
+    Format.ARTICLE: ("trafilatura", "markdownify", "beautifulsoup4"),
     Format.ARCHIVE: (),  # never kept
 }
 
@@ -176,10 +178,13 @@ class ConvertedTexts:
         return self.root / key[:2] / f"{key}{_SUFFIX}"
 
 
-def key_of(digest: str, kind: Format) -> str:
-    """What the text of a file is called: by its content, its format and the libraries that read it."""
+def key_of(digest: str, kind: Format, options: Mapping[str, Any] | None = None) -> str:
+    """What the text of a file is called: by its content, its format, the reader's options and the libraries
+    that it uses.
+    """
     versions = [_version(library) for library in _LIBRARIES[kind]]
-    return xxhash.xxh3_128_hexdigest("\0".join([digest, kind, str(FORMAT), *versions]).encode())
+    told = [json.dumps(options, sort_keys=True)] if options else []
+    return xxhash.xxh3_128_hexdigest("\0".join([digest, kind, str(FORMAT), *versions, *told]).encode())
 
 
 def texts_on_disk(root: Path) -> list[tuple[Path, int]]:

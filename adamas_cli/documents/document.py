@@ -134,8 +134,10 @@ class Document:
 
 
 def shown_path(path: str) -> str:
-    """`path` without `./` and doubled slashes, with escapes such as `\\x1b` for what must not be printed."""
-    name = os.path.normpath(path)
+    """`path` with escapes such as `\\x1b` for what must not be printed, and, but for addresses, without `./`
+    and doubled slashes.
+    """
+    name = path if path.startswith(("http://", "https://")) else os.path.normpath(path)
     if name.isprintable():
         return name
     # Bytes that are no UTF-8 arrive from the file system as surrogates, and print as `\xff` does.

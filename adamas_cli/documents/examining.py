@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 from adamas_cli.documents import latex
 from adamas_cli.documents.archives import Folder
@@ -21,6 +22,7 @@ from adamas_cli.documents.formats.recognize import Format, recognized
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.generated import Origins
 from adamas_cli.documents.gzipped import Gzipped, compression
+from adamas_cli.documents.web import Page
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +31,14 @@ class Candidate:
 
     `folder`: the one that the user named, or an archive, above it; None for a file that the user named
     itself, which is read whatever its size and origin. `origins`: of the files below that folder, where they
-    count.
+    count. `holder`: what removes the file when nothing holds it any more.
     """
 
     path: str
     status: os.stat_result
     folder: Folder | None = None
     origins: Origins | None = None
+    holder: object | None = None
 
     @property
     def below(self) -> str:
@@ -76,10 +79,12 @@ class Examiner:
         self._collection.add(path, found)
         return found if isinstance(found, Document) else None
 
-    def converted(self, path: str, name: str, size: int, kind: Format) -> Document:
-        """The file at `path`, which is called `name`, as a document. Raises UnreadableError, OSError."""
+    def converted(self, path: str, name: str, size: int, kind: Format, **options: Any) -> Document:
+        """The file at `path`, which is called `name`, as a document. options: the reader's. Raises
+        UnreadableError, OSError.
+        """
         shown = shown_path(name)
-        text = self._conversion.text(path, shown, kind)
+        text = self._conversion.text(path, shown, kind, **options)
         if text.empty:
             note = f"{shown}: {text.empty:,} of {text.pages:,} pages have no text (scanned?)"
             self._collection.notes.append(note)
@@ -89,6 +94,18 @@ class Examiner:
             counts = ", ".join(f"{kind} ({count:,})" for kind, count in sorted(text.left_out.items()))
             self._collection.notes.append(f"{shown}: left out {counts}")
         return Document(shown, size, text)
+
+    def fetched(self, page: Page, *, whole: bool) -> Document | None:
+        """Add what was fetched from the web; the document, if it is one. whole: pages with their menus."""
+        return self.add(page.address, lambda: self._fetched(page, whole))
+
+    def _fetched(self, page: Page, whole: bool) -> Document | Reason | Unread:
+        status = os.stat(page.path)
+        if page.is_page and status.st_size:
+            options = {"address": page.address, "whole": whole}
+            return self.converted(page.path, page.address, status.st_size, Format.ARTICLE, **options)
+        found = self._examined(page.path, Candidate(page.path, status, holder=page))
+        return replace(found, path=page.address) if isinstance(found, Document) else found
 
     def _examined(self, path: str, candidate: Candidate) -> Document | Reason | Unread:
         mode, size = candidate.status.st_mode, candidate.status.st_size
@@ -109,7 +126,7 @@ class Examiner:
         if is_notebook and size > notebook.MAX_BYTES:
             return Reason.NOTEBOOK_TOO_LARGE
         head = _head(candidate.path)
-        file = File(candidate.path, size, candidate.folder.holder if candidate.folder else None)
+        file = File(candidate.path, size, candidate.holder)
         kind = recognized(head, path)
         if kind is Format.ARCHIVE:
             return Reason.ARCHIVE

@@ -24,7 +24,8 @@ class Selection:
     folder above it) matches `include`, where there is any, and does not match `exclude`. `gitignore=False`
     reads no ignore files. `max_file_size` is in bytes, None for no limit. `generated` takes generated,
     vendored, minified and lock files too. `tree` puts the names of each folder's files before their texts,
-    `line_numbers` a number before each line.
+    `line_numbers` a number before each line. `whole_pages` reads menus and comments
+    of pages from the web too.
     """
 
     include: tuple[str, ...] = ()
@@ -35,6 +36,7 @@ class Selection:
     generated: bool = False
     tree: bool = True
     line_numbers: bool = False
+    whole_pages: bool = False
 
 
 class Choice:

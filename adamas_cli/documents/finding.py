@@ -37,8 +37,10 @@ class Finder:
         """The candidates below a folder, with their names, in no particular order."""
         origins = None if self._generated else Origins.of(folder.path)
         for entry in self._lister.entries(folder.path):
-            name = os.path.normpath(folder.name_of(entry.path))
-            yield name, Candidate(entry.path, entry.status, folder, origins)
+            name = folder.name_of(entry.path)
+            if "://" not in name:
+                name = os.path.normpath(name)
+            yield name, Candidate(entry.path, entry.status, folder, origins, folder.holder)
 
     def _unpacked(self, path: str, name: str, around: Folder | None, depth: int) -> list[Folder]:
         try:

@@ -8,8 +8,9 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO
 
-from adamas_cli.documents import latex
+from adamas_cli.documents import latex, remote
 from adamas_cli.documents.archives import Archives, Folder, is_archive
+from adamas_cli.documents.clones import clone
 from adamas_cli.documents.collection import Collection, Reason
 from adamas_cli.documents.conversion import Conversion
 from adamas_cli.documents.document import Document, shown_path
@@ -19,6 +20,7 @@ from adamas_cli.documents.finding import Finder
 from adamas_cli.documents.formats.trouble import UnreadableError
 from adamas_cli.documents.streams import take_pipe, take_stream
 from adamas_cli.documents.tree import tree
+from adamas_cli.documents.web import WITH_MENUS, Page, fetch, reads_main_text
 from adamas_cli.errors import NothingReadableError, UsageError
 from adamas_cli.progress import Progress
 
@@ -33,16 +35,19 @@ def collect(
     stdin: BinaryIO,
     progress: Progress,
     keep_converted: bool = True,
+    offline: bool = False,
 ) -> Collection:
     """Find the documents in `sources`: files, folders, archives of them, pipes, and `-` for stdin.
 
     Documents come sorted by the bytes of their paths, the same on every machine, so that the prefix they make
     in the model's cache serves again; the trees of folders come first, and streams last, because they change
     most. A file reached twice, by links too, is read once. Files of other formats are converted, and their
-    texts kept on disk if `keep_converted`.
+    texts kept on disk if `keep_converted`. What is elsewhere, web addresses and git repositories, is fetched
+    unless `offline`.
 
-    Raises UsageError for a source that does not exist and for a wrong pattern, NothingReadableError when no
-    document is left, AdamasError when a stream breaks off.
+    Raises UsageError for a source that does not exist, for one elsewhere if `offline` and for a wrong
+    pattern, NothingReadableError when no document is left, AdamasError when a stream breaks off or a source
+    cannot be fetched.
     """
     collection = Collection()
     archives = Archives(selection.max_file_size, collection, progress)
@@ -50,7 +55,21 @@ def collect(
     candidates: dict[str, Candidate] = {}  # by normalized path, so that `src` and `./src/app.py` meet
     folders: list[Folder] = []
     streams: list[str] = []
+    pages: list[Page] = []
     for source in dict.fromkeys(sources):
+        if source != STDIN and remote.is_remote(source):
+            if offline:
+                raise remote.refuse(source)
+            elsewhere = remote.repository(source)
+            if elsewhere is not None:
+                folders.append(Folder(_name_of(elsewhere), clone(elsewhere, progress)))
+                continue
+            page = fetch(source, progress)
+            if _is_archive(page.path):
+                folders += finder.unpacked(page.path, page.address)
+            else:
+                pages.append(page)
+            continue
         status = None if source == STDIN else _status(source, collection)
         if source == STDIN or (status is not None and _is_stream(status)):
             streams.append(source)
@@ -78,6 +97,10 @@ def collect(
                 candidates.update(inside)
                 taken.update(_examine(inside, examiner, collection, lambda _: None))
 
+        for page in pages:
+            if page.is_page and not reads_main_text() and not selection.whole_pages:
+                collection.notes.append(f"{page.address}: {WITH_MENUS}")
+            examiner.fetched(page, whole=selection.whole_pages)
         for source in streams:
             if source == STDIN:
                 take_stream("stdin", stdin, examiner, progress, take_archive)
@@ -114,6 +137,10 @@ def _status(source: str, collection: Collection) -> os.stat_result | None:
 def _is_stream(status: os.stat_result) -> bool:
     """Whether it has no size before it is read: a pipe, or a file of /proc, which says that it is empty."""
     return stat.S_ISFIFO(status.st_mode) or (stat.S_ISREG(status.st_mode) and not status.st_size)
+
+
+def _name_of(repository: remote.Repository) -> str:
+    return os.path.join(repository.name, repository.below).rstrip("/")
 
 
 def _leave_to_latex(candidates: dict[str, Candidate], collection: Collection) -> None:

@@ -26,6 +26,7 @@ class Format(StrEnum):
     ODP = "odp"
     FB2 = "fb2"
     SUBTITLES = "subtitles"
+    ARTICLE = "article"  # a page from the web
     ARCHIVE = "unpack"  # of files, which are the documents
 
 
