@@ -219,6 +219,23 @@ class InputOptions:
     whole_pages: Annotated[
         bool, _input("--whole-pages", help="Read pages from the web with their menus and comments.")
     ] = False
+    ocr: Annotated[
+        Literal["auto", "always", "never"],
+        _input(
+            "--ocr",
+            help="Read pictures of pages: in PDFs and pictures that are named; all pages and pictures; or "
+            "none.",
+        ),
+    ] = "auto"
+    ocr_language: Annotated[
+        str,
+        _input(
+            "--ocr-language",
+            metavar="NAME",
+            help="Of pictures: auto (Latin, Chinese and Japanese scripts), or ru, ko, ar and so on by "
+            "tesseract.",
+        ),
+    ] = "auto"
     no_tree: Annotated[bool, _input("--no-tree", help="Leave out the list of a folder's files.")] = False
     line_numbers: Annotated[
         bool, _input("--line-numbers", help="Begin each line with its number, for answers that name lines.")

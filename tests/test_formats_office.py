@@ -342,7 +342,7 @@ class TestNames:
             ("a.doc", compound({"WordDocument": b"x" * 5000}), "1 .doc (not supported)"),
             ("a.ppt", compound({"PowerPoint Document": b"x" * 5000}), "1 .ppt (not supported)"),
             ("a", b"7z\xbc\xaf\x27\x1c" + bytes(99), "1 .7z (not supported)"),
-            ("a.png", b"\x89PNG\r\n\x1a\n" + bytes(99), "1 pictures"),
+            ("a.png", b"\x89PNG\r\n\x1a\n" + bytes(99), "1 pictures (--ocr always reads their text)"),
             ("a.bin", bytes(99), "1 binary"),
             (
                 "model.bin",

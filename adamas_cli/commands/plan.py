@@ -65,7 +65,13 @@ def command(
 
     with Display(answers=None, notes=sys.stderr, quiet=quiet) as display:
         documents = collect_documents(
-            sources, selection, display, verbose=verbose, keep=store.writes, offline=model.offline
+            sources,
+            selection,
+            display,
+            verbose=verbose,
+            keep=store.writes,
+            offline=model.offline,
+            ocr_sample=True,
         )
         from adamas_cli.planning.foresee import Flags, foresee
         from adamas_cli.planning.tree import grow

@@ -40,9 +40,11 @@ def collect_documents(
     verbose: int,
     keep: bool = True,
     offline: bool = False,
+    ocr_sample: bool = False,
 ) -> list[Document]:
     """The documents in what the user named; what is left out is counted on stderr, with examples by
-    `verbose`. keep: texts of converted documents, for later runs. offline: fetch nothing.
+    `verbose`. keep: texts of converted documents, for later runs. offline: fetch nothing. ocr_sample:
+    read one page of each document by OCR, as an estimate.
 
     Raises UsageError, NothingReadableError, AdamasError for what cannot be fetched.
     """
@@ -66,6 +68,9 @@ def collect_documents(
         tree=not chosen.no_tree,
         line_numbers=chosen.line_numbers,
         whole_pages=chosen.whole_pages,
+        ocr=chosen.ocr,
+        ocr_language=chosen.ocr_language,
+        ocr_sample=ocr_sample,
     )
     collection = collect(
         sources,

@@ -34,7 +34,7 @@ class Reason(StrEnum):
     MINIFIED = "minified"
     LOCK = "lock files"
     LFS_POINTER = "Git LFS pointers (git lfs pull fetches the files)"
-    IMAGE = "pictures"
+    IMAGE = "pictures (--ocr always reads their text)"
     ARCHIVE = "archives (name them to read them)"
 
 

@@ -12,7 +12,7 @@ from adamas_cli.documents.converted import ConvertedText, ConvertedTexts, key_of
 from adamas_cli.documents.formats.reader import Reader
 from adamas_cli.documents.formats.recognize import Format
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
-from adamas_cli.documents.parts import LeftOut, Part
+from adamas_cli.documents.parts import ByOcr, LeftOut, Part
 from adamas_cli.errors import AdamasError
 from adamas_cli.progress import Progress
 
@@ -43,9 +43,13 @@ class Conversion:
         """
         before = os.stat(path)
         with open(path, "rb") as file:
-            key = key_of(hashlib.file_digest(file, "sha256").hexdigest(), kind, options)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        key = key_of(digest, kind, options)
+        whole_key = key_of(digest, kind, {name: value for name, value in options.items() if name != "sample"})
         texts = self._opened()
         found = texts.find(key)
+        if found is None and options.get("sample"):
+            found = texts.find(whole_key)
         if found is None:
             with self._progress.task(f"converting {shown}", None, "sections") as advance:
                 try:
@@ -54,6 +58,8 @@ class Conversion:
                     raise AdamasError(
                         f"the text of {shown} cannot be written to {texts.root}: {error.strerror}", path=shown
                     ) from error
+            if options.get("sample") and not found.by_ocr.pages:
+                texts.keep_too(found, whole_key)  # it is no estimate
         return found
 
     def _read(
@@ -63,7 +69,7 @@ class Conversion:
         options: Mapping[str, Any],
         before: os.stat_result,
         advance: Callable[[int], None],
-    ) -> Iterator[Part | LeftOut]:
+    ) -> Iterator[Part | LeftOut | ByOcr]:
         """What the reader says. Raises UnreadableError, also where the file is another than was hashed."""
         words = False
         for part in self._reader.read(kind, path, **options):
@@ -77,7 +83,7 @@ class Conversion:
             unchanged = False
         if not unchanged:
             raise UnreadableError(Trouble.CHANGED)
-        if not words and kind is not Format.PDF:  # whose empty pages are counted
+        if not words and kind not in (Format.PDF, Format.IMAGE):  # whose empty pages are counted
             raise UnreadableError(Trouble.NO_TEXT)
 
     def _opened(self) -> ConvertedTexts:

@@ -22,7 +22,7 @@ from typing import Any
 import xxhash
 
 from adamas_cli.documents.formats.recognize import Format
-from adamas_cli.documents.parts import LeftOut, Part
+from adamas_cli.documents.parts import ByOcr, LeftOut, Part
 from adamas_cli.errors import AdamasError
 from adamas_cli.folders import cache_directory
 from adamas_cli.store.places import appearing, leftovers, make_folder
@@ -30,6 +30,7 @@ from adamas_cli.store.places import appearing, leftovers, make_folder
 FORMAT = 2  # of these files, and of what the readers make of a document
 LIMIT_BYTES = 2**30  # all converted texts together
 _SUFFIX = ".jsonl"
+_NO_OCR = ByOcr(0, 0.0)
 # What a mail may hold, which changes with them.
 _ATTACHED = (
     "pypdfium2",
@@ -42,7 +43,8 @@ _ATTACHED = (
     "python-calamine",
 )
 _LIBRARIES: dict[Format, tuple[str, ...]] = {
-    Format.PDF: ("pypdfium2",),
+    Format.PDF: ("pypdfium2", "rapidocr"),
+    Format.IMAGE: ("rapidocr", "pillow"),
     Format.EPUB: ("markdownify", "beautifulsoup4"),
     Format.DOCX: ("mammoth", "markdownify", "beautifulsoup4"),
     Format.HTML: ("markdownify", "beautifulsoup4"),
@@ -86,6 +88,7 @@ class ConvertedText:
     empty: int
     folder: _PassingFolder | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
+    by_ocr: ByOcr = _NO_OCR
 
     def parts(self) -> Iterator[Part]:
         """The parts in order. Raises AdamasError where the file is gone since it was found."""
@@ -132,22 +135,27 @@ class ConvertedTexts:
             if counts["checksum"] != hasher.hexdigest():
                 return None
             numbers = (counts["characters"], counts["pages"], counts["empty"])
-            found = ConvertedText(file, *numbers, self._folder, dict(counts["left_out"]))
+            more = (dict(counts["left_out"]), ByOcr(*counts["by_ocr"]))
+            found = ConvertedText(file, *numbers, self._folder, *more)
             os.utime(file)
         except (OSError, ValueError, TypeError, KeyError):
             return None
         return found
 
-    def keep(self, key: str, parts: Iterable[Part | LeftOut]) -> ConvertedText:
+    def keep(self, key: str, parts: Iterable[Part | LeftOut | ByOcr]) -> ConvertedText:
         """Write the parts under a key, whole or not at all. Sections are the pages that are counted.
 
         Raises OSError, and what `parts` raises.
         """
         characters = pages = empty = 0
         left_out: Counter[str] = Counter()
+        by_ocr = _NO_OCR
         hasher = xxhash.xxh3_128()
         with appearing(self._file(key)) as stream:
             for part in parts:
+                if isinstance(part, ByOcr):
+                    by_ocr = part
+                    continue
                 if isinstance(part, LeftOut):
                     left_out[part.kind] += part.number
                     continue
@@ -163,11 +171,19 @@ class ConvertedTexts:
                 "pages": pages,
                 "empty": empty,
                 "left_out": left_out,
+                "by_ocr": by_ocr,
                 "checksum": hasher.hexdigest(),
             }
             stream.write(json.dumps(counts).encode() + b"\n")
         self._grown = True
-        return ConvertedText(self._file(key), characters, pages, empty, self._folder, left_out)
+        return ConvertedText(self._file(key), characters, pages, empty, self._folder, left_out, by_ocr)
+
+    def keep_too(self, text: ConvertedText, key: str) -> None:
+        """Find a text under another key as well."""
+        target = self._file(key)
+        with suppress(OSError):  # it is then made again
+            make_folder(target.parent)
+            os.link(text.file, target)
 
     def close(self) -> None:
         """Keep to the limit, if something was added."""

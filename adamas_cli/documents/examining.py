@@ -12,8 +12,9 @@ from typing import Any
 
 from adamas_cli.documents import latex
 from adamas_cli.documents.archives import Folder
-from adamas_cli.documents.collection import Collection, Reason, Unread
+from adamas_cli.documents.collection import Collection, Reason, Unread, suffix_of
 from adamas_cli.documents.conversion import Conversion
+from adamas_cli.documents.converted import ConvertedText
 from adamas_cli.documents.decoding import HEAD_BYTES, is_binary
 from adamas_cli.documents.document import Document, File, shown_path
 from adamas_cli.documents.filtering import Selection
@@ -22,6 +23,7 @@ from adamas_cli.documents.formats.recognize import Format, recognized
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.generated import Origins
 from adamas_cli.documents.gzipped import Gzipped, compression
+from adamas_cli.documents.ocr_options import ocr_options
 from adamas_cli.documents.web import Page
 
 
@@ -52,6 +54,9 @@ class Examiner:
     def __init__(self, selection: Selection, collection: Collection, conversion: Conversion) -> None:
         self._max_size = selection.max_file_size
         self._numbered = selection.line_numbers
+        self._ocr = ocr_options(selection)
+        self._needs_ocr = selection.ocr != "never" and not self._ocr
+        self._pictures_in_folders = selection.ocr == "always"
         self._collection = collection
         self._conversion = conversion
 
@@ -84,9 +89,15 @@ class Examiner:
         UnreadableError, OSError.
         """
         shown = shown_path(name)
+        if kind in (Format.PDF, Format.IMAGE):
+            options |= self._ocr
         text = self._conversion.text(path, shown, kind, **options)
+        if text.by_ocr.pages:
+            self._collection.notes.append(f"{shown}: {_told(text, sample=self._ocr.get('sample', False))}")
         if text.empty:
             note = f"{shown}: {text.empty:,} of {text.pages:,} pages have no text (scanned?)"
+            if self._needs_ocr:
+                note += "; pip install 'adamas[ocr]' reads scans"
             self._collection.notes.append(note)
         if text.pages and text.empty == text.pages:
             raise UnreadableError(Trouble.SCANNED)
@@ -94,6 +105,14 @@ class Examiner:
             counts = ", ".join(f"{kind} ({count:,})" for kind, count in sorted(text.left_out.items()))
             self._collection.notes.append(f"{shown}: left out {counts}")
         return Document(shown, size, text)
+
+    def picture(self, path: str, *, named: bool) -> Reason | Unread | None:
+        """Why a picture is not read, if it is not. named: by the user."""
+        if not named and not self._pictures_in_folders:
+            return Reason.IMAGE
+        if self._ocr:
+            return None
+        return Unread(f"{suffix_of(path)} {Trouble.NO_OCR}") if self._needs_ocr else Reason.IMAGE
 
     def fetched(self, page: Page, *, whole: bool) -> Document | None:
         """Add what was fetched from the web; the document, if it is one. whole: pages with their menus."""
@@ -130,6 +149,11 @@ class Examiner:
         kind = recognized(head, path)
         if kind is Format.ARCHIVE:
             return Reason.ARCHIVE
+        if (
+            kind is Format.IMAGE
+            and (reason := self.picture(path, named=candidate.folder is None)) is not None
+        ):
+            return reason
         if kind is not None:
             try:
                 return self.converted(candidate.path, path, size, kind)
@@ -167,6 +191,8 @@ class Examiner:
         kind = recognized(head, os.path.splitext(name)[0])
         if kind is Format.ARCHIVE:
             return Reason.ARCHIVE
+        if kind is Format.IMAGE:
+            return Reason.IMAGE
         if kind is None and is_binary(head):
             return named_binary(head, os.path.splitext(name)[0])
         size = 0
@@ -183,10 +209,16 @@ class Examiner:
         return Document(shown_path(name), size, content) if size else Reason.EMPTY
 
 
+def _told(text: ConvertedText, *, sample: bool) -> str:
+    pages, seconds = text.by_ocr
+    if not sample:
+        return f"{pages:,} of {text.pages:,} pages were read by OCR"
+    time = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    return f"OCR of {pages:,} of {text.pages:,} pages will take about {time}; their tokens are an estimate"
+
+
 def named_binary(head: bytes, path: str) -> Reason | Unread:
     """What is no text, by the name of its format where that is known."""
-    if signs.is_image(head):
-        return Reason.IMAGE
     suffix = signs.unread_kind(head, path)
     return Unread.of(suffix) if suffix else Reason.BINARY
 

@@ -25,7 +25,9 @@ class Selection:
     reads no ignore files. `max_file_size` is in bytes, None for no limit. `generated` takes generated,
     vendored, minified and lock files too. `tree` puts the names of each folder's files before their texts,
     `line_numbers` a number before each line. `whole_pages` reads menus and comments
-    of pages from the web too.
+    of pages from the web too. `ocr` reads pictures of pages: "auto" those of a PDF and pictures that are
+    named, "always" everything in PDFs and pictures, "never" none; `ocr_sample` one page of each document
+    alone, as an estimate.
     """
 
     include: tuple[str, ...] = ()
@@ -37,6 +39,9 @@ class Selection:
     tree: bool = True
     line_numbers: bool = False
     whole_pages: bool = False
+    ocr: str = "auto"
+    ocr_language: str = "auto"
+    ocr_sample: bool = False
 
 
 class Choice:

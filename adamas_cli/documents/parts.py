@@ -18,3 +18,12 @@ class LeftOut(NamedTuple):
 
     kind: str
     number: int = 1
+
+
+class ByOcr(NamedTuple):
+    """How many pages of a document were read by OCR, in how many seconds; both are an estimate where only one
+    page was read as a sample.
+    """
+
+    pages: int
+    seconds: float

@@ -60,6 +60,8 @@ def _found(
             if kind is Format.ARCHIVE:
                 take_archive(named.name, path)
                 return None
+            if kind is Format.IMAGE and (reason := examiner.picture(path, named=True)) is not None:
+                return reason
             return examiner.converted(named.name, path, size, kind)
     packed = compression(head)
     if is_binary(head) and packed is None:

@@ -53,7 +53,7 @@ def _read(attachment: Attachment, depth: int) -> Iterator[Part | LeftOut]:
     if not attachment.content:
         yield LeftOut("empty attachments")
         return
-    if kind is None and is_binary(head):
+    if kind is Format.IMAGE or (kind is None and is_binary(head)):
         what = "pictures" if signs.is_image(head) else f"attached {signs.unread_kind(head, name) or 'binary'}"
         yield LeftOut(what)
         return

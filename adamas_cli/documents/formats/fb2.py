@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
+from adamas_cli.documents.formats.markdown_table import table
 from adamas_cli.documents.formats.markup import label
-from adamas_cli.documents.formats.tables import table
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.parts import LeftOut, Part
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from adamas_cli.documents.formats.markdown_table import table
 from adamas_cli.documents.formats.markup import label
 from adamas_cli.documents.formats.odt import refuse_encrypted
-from adamas_cli.documents.formats.tables import table
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.parts import LeftOut, Part
 

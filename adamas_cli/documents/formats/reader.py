@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import select
 import shutil
@@ -17,8 +18,9 @@ from typing import Any, Self
 
 from adamas_cli.documents.formats.recognize import Format
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
-from adamas_cli.documents.parts import LeftOut, Part
+from adamas_cli.documents.parts import ByOcr, LeftOut, Part
 
+OCR_SILENCE_SECONDS = 300.0  # until the next page; there may be any number of them
 SILENCE_SECONDS = 60.0  # until the next part, such as a page of a PDF, or all of a Word document
 TOTAL_SECONDS = 600.0
 MAX_TEXT_BYTES = 256 * 2**20
@@ -46,7 +48,7 @@ class Reader:
     ) -> None:
         self.close()
 
-    def read(self, kind: Format, path: str, **options: Any) -> Iterator[Part | LeftOut]:
+    def read(self, kind: Format, path: str, **options: Any) -> Iterator[Part | LeftOut | ByOcr]:
         """The parts of the file, and at its end what was left out. Raises UnreadableError, perhaps after
         some of them. options: what the reader of this format takes beside the path.
         """
@@ -59,12 +61,14 @@ class Reader:
                 child.stdin.write(job.encode() + b"\n")
                 child.stdin.flush()
             size = 0
-            for line in self._lines(child):
+            for line in self._lines(child, by_ocr=bool(options.get("ocr"))):
                 if line.startswith(b"{"):
                     finished = True
                     last = json.loads(line)
                     if "failed" in last:
                         raise UnreadableError(Trouble(last["failed"]), last["why"])
+                    if "by_ocr" in last:
+                        yield ByOcr(*last["by_ocr"])
                     yield from map(LeftOut, last["left_out"], last["left_out"].values())
                     return
                 size += len(line)
@@ -104,9 +108,10 @@ class Reader:
             )
         return self._child
 
-    def _lines(self, child: subprocess.Popen[bytes]) -> Iterator[bytes]:
+    def _lines(self, child: subprocess.Popen[bytes], *, by_ocr: bool) -> Iterator[bytes]:
         assert child.stdout is not None
-        deadline = time.monotonic() + self._total
+        deadline = math.inf if by_ocr else time.monotonic() + self._total
+        silence = max(self._silence, OCR_SILENCE_SECONDS) if by_ocr else self._silence
         searched = 0
         while True:
             end = self._held.find(b"\n", searched) + 1
@@ -117,7 +122,7 @@ class Reader:
                 yield line
                 continue
             searched = len(self._held)
-            patience = min(self._silence, deadline - time.monotonic())
+            patience = min(silence, deadline - time.monotonic())
             ready, _, _ = select.select([child.stdout], [], [], max(0.0, patience))
             if not ready:
                 raise UnreadableError(Trouble.TOO_SLOW)

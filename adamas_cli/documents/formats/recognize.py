@@ -26,6 +26,7 @@ class Format(StrEnum):
     ODP = "odp"
     FB2 = "fb2"
     SUBTITLES = "subtitles"
+    IMAGE = "image"
     ARTICLE = "article"  # a page from the web
     ARCHIVE = "unpack"  # of files, which are the documents
 
@@ -98,7 +99,7 @@ def recognized(head: bytes, path: str) -> Format | None:
         return _OLE_SUFFIXES.get(suffix) or next(by_streams, None)
     if suffix in _PAGE_SUFFIXES and _WHOLE_PAGE.match(head) and not _TEMPLATE.search(head):
         return Format.HTML
-    return _by_text(head, suffix)
+    return Format.IMAGE if signs.is_image(head) else _by_text(head, suffix)
 
 
 def _by_text(head: bytes, suffix: str) -> Format | None:

@@ -39,15 +39,8 @@ _UNREAD_MAGIC = (
     (b"SQLite format 3\0", ".sqlite"),
     (b"PAR1", ".parquet"),
 )
-_IMAGES = (
-    (b"\x89PNG\r\n\x1a\n", ".png"),
-    (b"\xff\xd8\xff", ".jpg"),
-    (b"GIF87a", ".gif"),
-    (b"GIF89a", ".gif"),
-    (b"II*\0", ".tif"),
-    (b"MM\0*", ".tif"),
-    (b"BM", ".bmp"),
-)
+_IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*")
+_SHORT = (b"GIF87a", b"GIF89a", b"BM")  # words can begin with these
 _LFS = b"version https://git-lfs.github.com/spec/v1\n"
 _PALM = slice(60, 68)  # where Palm databases, of which Kindle's books are one, hold their type
 
@@ -87,7 +80,7 @@ def is_fiction_book(head: bytes) -> bool:
 
 def is_image(head: bytes) -> bool:
     """Whether it is a picture of pixels."""
-    return any(head.startswith(magic) for magic, _ in _IMAGES) or _is_webp(head)
+    return head.startswith(_IMAGES) or _is_webp(head) or (head.startswith(_SHORT) and b"\0" in head[:64])
 
 
 def is_lfs_pointer(head: bytes, size: int) -> bool:

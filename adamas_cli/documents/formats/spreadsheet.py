@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from adamas_cli.documents.formats.archive import open_archive
+from adamas_cli.documents.formats.markdown_table import table
 from adamas_cli.documents.formats.markup import label
-from adamas_cli.documents.formats.tables import table
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.parts import LeftOut, Part
 

@@ -19,10 +19,11 @@ class Trouble(StrEnum):
     TOO_SLOW = "too slow to convert"
     TOO_HUNGRY = "in need of too much memory"
     NO_OFFICE = "need adamas[office]"  # counted by suffix: "3 .pptx need adamas[office]"
+    NO_OCR = "need adamas[ocr]"
     CHANGED = "changed while it was converted"
 
 
-EXTRAS = (Trouble.NO_OFFICE,)  # what an extra would read
+EXTRAS = (Trouble.NO_OFFICE, Trouble.NO_OCR)  # what an extra would read
 
 
 class UnreadableError(AdamasError):

@@ -19,9 +19,10 @@ from typing import Any, TextIO
 
 from adamas_cli.documents.formats.recognize import Format
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
-from adamas_cli.documents.parts import LeftOut, Part
+from adamas_cli.documents.parts import ByOcr, LeftOut, Part
 
 MEMORY_BYTES = 2 * 2**30
+OCR_CPU_SECONDS = 86_400  # each page has its own limit of time
 CPU_SECONDS = 600  # for one file, should the parent be gone that watches the time
 PIECE = 2**18  # characters: at most 1 MiB
 _RECURSION = 5000  # levels of nested elements; each takes several calls
@@ -40,7 +41,7 @@ def main() -> None:
     for line in sys.stdin:
         job = json.loads(line)
         used = resource.getrusage(resource.RUSAGE_SELF)
-        _limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + CPU_SECONDS)
+        _limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + _patience(job["options"]))
         _serve(Format(job["format"]), job["path"], job["options"], answers)
 
 
@@ -51,6 +52,9 @@ def _serve(kind: Format, path: str, options: dict[str, Any], answers: TextIO) ->
         for part in read(kind, path, **options):
             if isinstance(part, LeftOut):
                 left_out[part.kind] += part.number
+                continue
+            if isinstance(part, ByOcr):
+                last["by_ocr"] = part
                 continue
             answers.write(json.dumps(part, ensure_ascii=False) + "\n")
             answers.flush()
@@ -66,17 +70,21 @@ def _serve(kind: Format, path: str, options: dict[str, Any], answers: TextIO) ->
     answers.flush()
 
 
-def read(kind: Format, path: str, **options: Any) -> Iterator[Part | LeftOut]:
+def read(kind: Format, path: str, **options: Any) -> Iterator[Part | LeftOut | ByOcr]:
     """The parts of a file, each of at most `PIECE` characters, which are printable, tabs or line ends."""
     reader = importlib.import_module(f"adamas_cli.documents.formats.{kind}")
     for found in reader.read(path, **options):
-        if isinstance(found, LeftOut):
+        if isinstance(found, LeftOut | ByOcr):
             yield found
             continue
         text, section = found
         clean = text.translate(_UNPRINTED)
         for start in range(0, max(len(clean), 1), PIECE):
             yield Part(clean[start : start + PIECE], section if not start else None)
+
+
+def _patience(options: dict[str, Any]) -> int:
+    return OCR_CPU_SECONDS if options.get("ocr") else CPU_SECONDS
 
 
 def _limit(kind: int, value: int) -> None:
