@@ -47,9 +47,9 @@ class Conversion:
         key = key_of(digest, kind, options)
         whole_key = key_of(digest, kind, {name: value for name, value in options.items() if name != "sample"})
         texts = self._opened()
-        found = texts.find(key)
-        if found is None and options.get("sample"):
-            found = texts.find(whole_key)
+        found = texts.find(whole_key)
+        if found is None and key != whole_key:
+            found = texts.find(key)
         if found is None:
             with self._progress.task(f"converting {shown}", None, "sections") as advance:
                 try:

@@ -149,11 +149,10 @@ class Examiner:
         kind = recognized(head, path)
         if kind is Format.ARCHIVE:
             return Reason.ARCHIVE
-        if (
-            kind is Format.IMAGE
-            and (reason := self.picture(path, named=candidate.folder is None)) is not None
-        ):
-            return reason
+        if kind is Format.IMAGE:
+            unread = self.picture(path, named=candidate.folder is None)
+            if unread is not None:
+                return unread
         if kind is not None:
             try:
                 return self.converted(candidate.path, path, size, kind)

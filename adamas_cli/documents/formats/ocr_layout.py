@@ -6,11 +6,14 @@ The page is cut at its widest gaps, as in the recursive XY cut (Nagy and Seth, 1
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 from statistics import median
 
 _COLUMN_GAP = 1.2  # of a line's height, between columns
 _FILLED = 0.6  # of a column's width, by half of its lines: cells of tables are shorter
 _LEAST_LINES = 3  # of a column
+_LEAST_WIDTH = 8.0  # of a line's height: what is narrower is a column of a table
+_ACROSS = 0.7  # of all columns together, by a line that belongs to none
 _PARAGRAPH_GAP = 0.9  # of a line's height, more than lines have between them
 _CELL_GAP = 2.0  # of a line's height, inside of a line
 
@@ -46,21 +49,34 @@ def text_of(boxes: list[Box]) -> str:
 
 
 def _blocks(boxes: list[Box], unit: float) -> list[list[Box]]:
-    """The boxes of columns and of what stands across them, in reading order."""
+    """The boxes of columns, and of what stands above, between and below them, in reading order."""
     columns = _columns(boxes, unit)
     if columns:
         return [block for column in columns for block in _blocks(column, unit)]
-    bands = _bands(boxes)
-    for at in range(1, len(bands)):  # what stands above columns, such as a title, goes before them
-        below = [box for band in bands[at:] for box in band]
-        if _columns(below, unit):
-            above = [box for band in bands[:at] for box in band]
-            return [above, *_blocks(below, unit)]
-    for at in range(len(bands) - 1, 0, -1):  # and what stands below them behind
-        above = [box for band in bands[:at] for box in band]
-        if _columns(above, unit):
-            return [*_blocks(above, unit), [box for band in bands[at:] for box in band]]
-    return [boxes]
+    width = max(box.right for box in boxes) - min(box.left for box in boxes)
+    blocks: list[list[Box]] = []
+    grows = False  # the last block, by what comes next
+    for _, bands in groupby(_bands(boxes), lambda band: _longest(band, unit) > _ACROSS * width):
+        run = [box for band in bands for box in band]
+        columns = _columns(run, unit)
+        if columns:
+            blocks += [block for column in columns for block in _blocks(column, unit)]
+        elif grows:
+            blocks[-1] += run
+        else:
+            blocks.append(run)
+        grows = not columns
+    return blocks
+
+
+def _longest(band: list[Box], unit: float) -> float:
+    """The width of the longest piece of a line between gaps as wide as those of columns."""
+    longest, start, reached = 0.0, band[0].left, band[0].right
+    for box in band[1:]:
+        if box.left - reached > _COLUMN_GAP * unit:
+            longest, start = max(longest, reached - start), box.left
+        reached = max(reached, box.right)
+    return max(longest, reached - start)
 
 
 def _columns(boxes: list[Box], unit: float) -> list[list[Box]]:
@@ -72,18 +88,18 @@ def _columns(boxes: list[Box], unit: float) -> list[list[Box]]:
             best, at = box.left - reached, n
         reached = max(reached, box.right)
     sides = [ordered[:at], ordered[at:]]
-    if best < _COLUMN_GAP * unit or not all(_is_column(side) for side in sides):
+    if best < _COLUMN_GAP * unit or not all(_is_column(side, unit) for side in sides):
         return []
     return sides
 
 
-def _is_column(boxes: list[Box]) -> bool:
+def _is_column(boxes: list[Box], unit: float) -> bool:
     bands = _bands(boxes)
     if len(bands) < _LEAST_LINES:
         return False
     width = max(box.right for box in boxes) - min(box.left for box in boxes)
     lines = [max(box.right for box in band) - min(box.left for box in band) for band in bands]
-    return median(lines) >= _FILLED * width
+    return width >= _LEAST_WIDTH * unit and median(lines) >= _FILLED * width
 
 
 def _bands(boxes: list[Box]) -> list[list[Box]]:
