@@ -35,9 +35,8 @@ def main() -> None:
     engines = sys.argv[4:] or ["rapidocr", "tesseract"]
     pages = Pages("auto")
     document = pdfium.PdfDocument(path)
-    print(
-        "| page | engine | words found | words right | in order | CPU seconds |\n|---:|---|---:|---:|---:|---:|"
-    )
+    print("| page | engine | words found | words right | in order | CPU seconds |")
+    print("|---:|---|---:|---:|---:|---:|", flush=True)
     for number in range(first, last + 1):
         page = document[number - 1]
         wanted = words(page.get_textpage().get_text_range())

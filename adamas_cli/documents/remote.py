@@ -25,6 +25,11 @@ class Repository:
     ref: str | None = None
     below: str = ""
 
+    @property
+    def shown(self) -> str:
+        """What the paths of its documents begin with."""
+        return f"{self.name}/{self.below}" if self.below else self.name
+
 
 def is_web(source: str) -> bool:
     """Whether it is the address of a page or a file."""

@@ -62,7 +62,7 @@ def collect(
                 raise remote.refuse(source)
             elsewhere = remote.repository(source)
             if elsewhere is not None:
-                folders.append(Folder(_name_of(elsewhere), clone(elsewhere, progress)))
+                folders.append(Folder(elsewhere.shown, clone(elsewhere, progress)))
                 continue
             page = fetch(source, progress)
             if _is_archive(page.path):
@@ -137,10 +137,6 @@ def _status(source: str, collection: Collection) -> os.stat_result | None:
 def _is_stream(status: os.stat_result) -> bool:
     """Whether it has no size before it is read: a pipe, or a file of /proc, which says that it is empty."""
     return stat.S_ISFIFO(status.st_mode) or (stat.S_ISREG(status.st_mode) and not status.st_size)
-
-
-def _name_of(repository: remote.Repository) -> str:
-    return os.path.join(repository.name, repository.below).rstrip("/")
 
 
 def _leave_to_latex(candidates: dict[str, Candidate], collection: Collection) -> None:
