@@ -128,19 +128,22 @@ def test_a_sample_is_an_estimate_until_all_is_read() -> None:
     assert note.endswith("; their tokens are an estimate")
 
 
-def test_a_plan_does_not_read_what_it_plans(run_here: Run, tiny_model: Path) -> None:
-    Path("scan.pdf").write_bytes(saved([picture()] * 3, "PDF"))
+def test_a_plan_does_not_read_what_it_plans(
+    run_here: Run, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ADAMAS_NO_DOC_CACHE")
+    Path("scan.pdf").write_bytes(saved([picture()] * 2, "PDF"))
     Path("text.pdf").write_bytes(pdf(["A page of text."]))
     arguments = ("plan", "scan.pdf", "text.pdf", "Where?", "-m", tiny_model, "--no-calibrate")
     _, _, err = run_here(*arguments)
-    assert "scan.pdf: OCR of 3 of 3 pages will take about" in err
+    assert "scan.pdf: OCR of 2 of 2 pages will take about" in err
     from adamas_cli.documents import Selection, collect
     from adamas_cli.progress import Silent
 
     read = collect(["scan.pdf"], Selection(), stdin=io.BytesIO(), progress=Silent())
-    assert read.notes == ["scan.pdf: 3 of 3 pages were read by OCR"]
+    assert read.notes == ["scan.pdf: 2 of 2 pages were read by OCR"]
     _, _, err = run_here(*arguments)
-    assert "scan.pdf: 3 of 3 pages were read by OCR" in err
+    assert "scan.pdf: 2 of 2 pages were read by OCR" in err
 
 
 def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
