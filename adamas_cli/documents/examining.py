@@ -93,7 +93,7 @@ class Examiner:
             options |= self._ocr
         text = self._conversion.text(path, shown, kind, **options)
         if text.by_ocr.pages:
-            self._collection.notes.append(f"{shown}: {_told(text, sample=self._ocr.get('sample', False))}")
+            self._collection.notes.append(f"{shown}: {_told(text)}")
         if text.empty:
             note = f"{shown}: {text.empty:,} of {text.pages:,} pages have no text (scanned?)"
             if self._needs_ocr:
@@ -208,9 +208,9 @@ class Examiner:
         return Document(shown_path(name), size, content) if size else Reason.EMPTY
 
 
-def _told(text: ConvertedText, *, sample: bool) -> str:
-    pages, seconds = text.by_ocr
-    if not sample:
+def _told(text: ConvertedText) -> str:
+    pages, seconds, sampled = text.by_ocr
+    if not sampled:
         return f"{pages:,} of {text.pages:,} pages were read by OCR"
     time = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
     return f"OCR of {pages:,} of {text.pages:,} pages will take about {time}; their tokens are an estimate"

@@ -21,9 +21,10 @@ class LeftOut(NamedTuple):
 
 
 class ByOcr(NamedTuple):
-    """How many pages of a document were read by OCR, in how many seconds; both are an estimate where only one
-    page was read as a sample.
+    """How many pages of a document were read by OCR, and in how many seconds; or what it will take, judged by
+    the one page that was `sampled`.
     """
 
     pages: int
     seconds: float
+    sampled: bool = False

@@ -32,4 +32,4 @@ def read(path: str, *, ocr: str, language: str, sample: bool = False) -> Iterato
                     yield Part(f"[page {number}]\n{text}\n\n" if text else "", f"page {number}")
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise UnreadableError(Trouble.TOO_LARGE, str(error)) from error
-    yield ByOcr(number, pages.seconds / max(1, pages.pages) * number)
+    yield ByOcr(number, pages.seconds / max(1, pages.pages) * number, sample)

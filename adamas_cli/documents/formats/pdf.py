@@ -45,7 +45,7 @@ def read(
             text = _tidy(text)
             yield Part(f"[{label}]\n{text}\n\n" if text else "", label)
     if scanned.count:
-        yield ByOcr(scanned.count, scanned.seconds)
+        yield ByOcr(scanned.count, scanned.seconds, sample)
 
 
 def _tidy(text: str) -> str:
