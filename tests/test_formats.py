@@ -391,9 +391,9 @@ class TestConvertedTexts:
         paths: list[str] = []
         real = Reader.read
 
-        def counted(self: Reader, kind: Format, path: str) -> Iterator[Part]:
+        def counted(self: Reader, kind: Format, path: str, **options: object) -> Iterator[Part]:
             paths.append(path)
-            return real(self, kind, path)
+            return real(self, kind, path, **options)
 
         monkeypatch.setattr(Reader, "read", counted)
         return paths

@@ -84,8 +84,9 @@ def test_a_picture_that_is_named_is_read(kind: str) -> None:
     assert text_of("a", saved([picture()], kind)) == f"[page 1]\n{LINES[0]}\n{LINES[1]}\n\n"
 
 
-def test_a_picture_that_lies_on_its_side() -> None:
-    text = text_of("a.png", saved([picture().rotate(90, expand=True)], "PNG"))
+@pytest.mark.parametrize("degrees", [90, 180])
+def test_a_picture_that_is_turned(degrees: int) -> None:
+    text = text_of("a.png", saved([picture().rotate(degrees, expand=True)], "PNG"))
     assert text == f"[page 1]\n{LINES[0]}\n{LINES[1]}\n\n"
 
 

@@ -17,6 +17,7 @@ MEMORY_BYTES = 4 * 2**30  # of addresses: twice what a page takes
 TESSERACT_SECONDS = 120
 _DOTS_PER_INCH = 200
 _LONGEST_SIDE = 2600  # pixels; RapidOCR itself looks at no more than 2000
+_DOUBTFUL = 0.85  # of all lines together
 _SURE = 0.5  # of a line: below this it is noise
 # What RapidOCR's model of its wheel reads, in one go: Chinese, Japanese, English and other Latin scripts.
 _NAMES = (
@@ -80,9 +81,10 @@ def _by_rapidocr(image: Any) -> str:
     pixels = np.asarray(image)[:, :, ::-1]  # blue first, as OpenCV has them
     boxes = _boxes(pixels)
     if boxes and sum(box.height > 1.5 * box.width for box in boxes) > len(boxes) / 2:  # it lies on its side
-        boxes = max(
-            (_boxes(np.ascontiguousarray(np.rot90(pixels, turns))) for turns in (1, 3)), key=_sureness
-        )
+        turned = [np.ascontiguousarray(np.rot90(pixels, turns)) for turns in (1, 3)]
+        boxes = max(map(_boxes, turned), key=_sureness)
+    elif boxes and sum(box.score for box in boxes) < _DOUBTFUL * len(boxes):  # it may stand on its head
+        boxes = max(boxes, _boxes(np.ascontiguousarray(pixels[::-1, ::-1])), key=_sureness)
     return text_of(boxes)
 
 
@@ -115,7 +117,8 @@ def _engine() -> Any:
         from rapidocr import RapidOCR
     except ImportError as error:
         raise UnreadableError(Trouble.NO_OCR) from error
-    return RapidOCR(params={"Global.log_level": "critical"})
+    # Its classifier turns single lines that stand upright; here whole pages are turned.
+    return RapidOCR(params={"Global.log_level": "critical", "Global.use_cls": False})
 
 
 def _by_tesseract(image: Any, name: str) -> str:
