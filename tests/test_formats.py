@@ -468,9 +468,9 @@ class TestConvertedTexts:
     def test_a_file_that_changes_meanwhile_is_not_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
         real = Reader.read
 
-        def changing(self: Reader, kind: Format, path: str) -> Iterator[Part]:
+        def changing(self: Reader, kind: Format, path: str, **options: object) -> Iterator[Part]:
             Path(path).write_bytes(pdf(["another text"]))
-            return real(self, kind, path)
+            return real(self, kind, path, **options)
 
         monkeypatch.setattr(Reader, "read", changing)
         Path("a.pdf").write_bytes(pdf(["some text"]))
