@@ -20,6 +20,7 @@ from adamas_cli.prompt.layout import Layout
 from adamas_cli.prompt.template import Frame
 from adamas_cli.prompt.tokens import Tokenizer
 
+PICTURES = "pictures (--ocr always reads their text)"
 NOTEBOOK = {
     "nbformat": 4,
     "nbformat_minor": 5,
@@ -77,7 +78,7 @@ def test_what_is_left_out_and_counted_is_on_stderr(mixed: Path, adamas: Runner) 
     done = adamas("read", "docs")
     notes = done.stderr.decode().splitlines()
     assert notes[0] == "docs/two.pdf: 1 of 3 pages have no text (scanned?)"
-    assert notes[1] == "skipped 1: 1 binary"
+    assert notes[1] == "skipped 1: 1 pictures (--ocr always reads their text)"
     assert notes[2] == f"8 documents, {len(done.stdout.decode()):,} characters"
     assert adamas("read", "docs", "--quiet").stderr == b""
 
@@ -105,8 +106,8 @@ def test_json_tells_what_is_known_of_each_document(mixed: Path, adamas: Runner) 
     assert by_path["docs/closing.md"]["text"].startswith("<\\/document>")
     assert by_path["docs/note.ipynb"]["text"].count("\ufffd") == 1
     assert {document["tokens"] for document in record["documents"]} == {None}
-    assert record["skipped"] == {"binary": 1}
-    assert record["examples"] == {"binary": ["docs/picture.png"]}
+    assert record["skipped"] == {PICTURES: 1}
+    assert record["examples"] == {PICTURES: ["docs/picture.png"]}
     assert record["notes"] == ["docs/two.pdf: 1 of 3 pages have no text (scanned?)"]
 
 
@@ -171,7 +172,7 @@ def test_codes_of_what_cannot_be_read(tmp_path: Path, adamas: Runner) -> None:  
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
     nothing = adamas("read", tmp_path, "--json")
     assert nothing.returncode == 3
-    assert json.loads(nothing.stdout)["error"]["skipped"] == {"binary": 1}
+    assert json.loads(nothing.stdout)["error"]["skipped"] == {PICTURES: 1}
     missing = adamas("read")
     assert missing.returncode == 2
     assert b"give documents, as in: adamas read report.pdf" in missing.stderr

@@ -139,6 +139,18 @@ FLAGS: dict[type, dict[str, Any]] = {
         "secrets": _input("--secrets", help="Read files with keys, passwords and tokens too, such as .env."),
         "max_file_size": _input("--max-file-size", help="Skip larger files found in folders.", **_length),
         "generated": _input("--generated", help="Read generated, vendored, minified and lock files too."),
+        "whole_pages": _input("--whole-pages", help="Read pages from the web with their menus and comments."),
+        "ocr": _input(
+            "--ocr",
+            help="Read pictures of pages: in PDFs and pictures that are named; all pages and pictures; or "
+            "none.",
+        ),
+        "ocr_language": _input(
+            "--ocr-language",
+            metavar="NAME",
+            help="Of pictures: auto (Latin, Chinese and Japanese scripts), or ru, ko, ar and so on by "
+            "tesseract.",
+        ),
         "no_tree": _input("--no-tree", help="Leave out the list of a folder's files."),
         "line_numbers": _input(
             "--line-numbers", help="Begin each line with its number, for answers that name lines."
@@ -232,6 +244,7 @@ DenseLayers = Annotated[int, FLAGS[DecodingSettings]["dense_layers"]]
 Backend = Annotated[BackendName, FLAGS[DecodingSettings]["backend"]]
 System = Annotated[str | None, FLAGS[PromptSettings]["system"]]
 TemplateFile = Annotated[str | None, FLAGS[PromptSettings]["template"]]
+Offline = Annotated[bool, FLAGS[ModelSettings]["offline"]]
 Think = Annotated[bool | None, FLAGS[PromptSettings]["think"]]
 
 # And those that belong to none.

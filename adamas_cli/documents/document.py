@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, Protocol, runtime_checkable
 
 from adamas_cli.documents.decoding import decode
 from adamas_cli.documents.formats.notebook import NotANotebookError, notebook_pieces
 from adamas_cli.documents.numbering import numbered
 from adamas_cli.documents.parts import Part
+from adamas_cli.documents.remark import Remark
 from adamas_cli.errors import AdamasError
 
 BLOCK_BYTES = 256 * 1024
@@ -41,10 +42,14 @@ class Sections(Protocol):
 
 @dataclass(frozen=True)
 class File:
-    """The first `size` bytes of a regular file: a log that grows is read as it was when listed."""
+    """The first `size` bytes of a regular file: a log that grows is read as it was when listed.
+
+    `holder`: what removes the file when nothing holds it any more.
+    """
 
     path: str
     size: int
+    holder: object | None = field(default=None, compare=False)
 
     def blocks(self) -> Iterator[bytes]:
         """Raises AdamasError when the file vanished, shrank or became something else since it was listed."""
@@ -132,8 +137,14 @@ class Document:
     def left_out(self) -> dict[str, int]:
         """What of it has no place in its text, by kind and count."""
         empty: int = getattr(self.content, "empty", 0)
-        others: dict[str, int] = getattr(self.content, "left_out", {})
+        others = {remark.kind: remark.count for remark in self.remarks if remark.left_out}
         return ({"pages without text": empty} if empty else {}) | others
+
+    @property
+    def remarks(self) -> tuple[Remark, ...]:
+        """What its reader says of it."""
+        remarks: tuple[Remark, ...] = getattr(self.content, "remarks", ())
+        return remarks
 
     @property
     def characters(self) -> int:
@@ -159,8 +170,10 @@ class Document:
 
 
 def shown_path(path: str) -> str:
-    """`path` without `./` and doubled slashes, with escapes such as `\\x1b` for what must not be printed."""
-    name = os.path.normpath(path)
+    """`path` with escapes such as `\\x1b` for what must not be printed, and, but for addresses, without `./`
+    and doubled slashes.
+    """
+    name = path if path.startswith(("http://", "https://")) else os.path.normpath(path)
     if name.isprintable():
         return name
     # Bytes that are no UTF-8 arrive from the file system as surrogates, and print as `\xff` does.

@@ -6,20 +6,24 @@ import contextlib
 import os
 import tempfile
 import weakref
+from collections.abc import Callable
 from typing import IO, BinaryIO
 
+from adamas_cli.documents.archives import kind_inside
 from adamas_cli.documents.blank import is_blank
 from adamas_cli.documents.collection import Reason
 from adamas_cli.documents.decoding import HEAD_BYTES, is_binary
 from adamas_cli.documents.document import BLOCK_BYTES, Document, Spool, shown_path
-from adamas_cli.documents.examining import Examiner
-from adamas_cli.documents.formats.recognize import recognized
-from adamas_cli.documents.gzipped import MAGIC, Gzipped
+from adamas_cli.documents.examining import Examiner, Found, named_binary
+from adamas_cli.documents.formats.recognize import Format, recognized
+from adamas_cli.documents.gzipped import Gzipped, compression
 from adamas_cli.errors import AdamasError
 from adamas_cli.progress import Progress
 
+TakeArchive = Callable[[str, str], None]
 
-def take_pipe(path: str, examiner: Examiner, progress: Progress) -> None:
+
+def take_pipe(path: str, examiner: Examiner, progress: Progress, take_archive: TakeArchive) -> None:
     """Add the document from a named pipe, `<(command)` or a file of /proc; without a writer it is empty."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # the open must not wait for a writer
@@ -28,19 +32,23 @@ def take_pipe(path: str, examiner: Examiner, progress: Progress) -> None:
         return
     with open(descriptor, "rb") as stream:
         os.set_blocking(descriptor, True)
-        take_stream(path, stream, examiner, progress)
+        take_stream(path, stream, examiner, progress, take_archive)
 
 
-def take_stream(path: str, stream: BinaryIO, examiner: Examiner, progress: Progress) -> None:
+def take_stream(
+    path: str, stream: BinaryIO, examiner: Examiner, progress: Progress, take_archive: TakeArchive
+) -> None:
     """Add the document in `stream`, read to its end; a binary one, which may be endless, only to its first
-    block.
+    block. `take_archive` is given an archive's place and name.
 
     Raises AdamasError when the copy breaks off, such as on a full disk.
     """
-    examiner.add(path, lambda: _found(path, stream, examiner, progress))
+    examiner.add(path, lambda: _found(path, stream, examiner, progress, take_archive))
 
 
-def _found(path: str, stream: BinaryIO, examiner: Examiner, progress: Progress) -> Document | Reason:
+def _found(
+    path: str, stream: BinaryIO, examiner: Examiner, progress: Progress, take_archive: TakeArchive
+) -> Found | None:
     shown = shown_path(path)
     block = stream.read(BLOCK_BYTES)
     if not block:
@@ -50,18 +58,30 @@ def _found(path: str, stream: BinaryIO, examiner: Examiner, progress: Progress) 
     if kind is not None:
         with tempfile.NamedTemporaryFile() as named:
             size = _copied(shown, block, stream, named.file, progress)
+            if kind is Format.ARCHIVE:
+                take_archive(named.name, path)
+                return None
+            if kind is Format.IMAGE and (reason := examiner.picture(path, named=True)) is not None:
+                return reason
             return examiner.converted(named.name, path, size, kind)
-    packed = head.startswith(MAGIC)
-    if is_binary(head) and not packed:
-        return Reason.BINARY
+    packed = compression(head)
+    if is_binary(head) and packed is None:
+        return named_binary(head, path)
     copy = tempfile.TemporaryFile()  # noqa: SIM115 - the document closes it when it is gone
     size = _copied(shown, block, stream, copy, progress)
     spool = Spool(copy, size)
     weakref.finalize(spool, copy.close)
-    if packed:
-        return examiner.unpacked(path, Gzipped(spool, size), None)
-    document = Document(shown, size, spool)
-    return Reason.BLANK if is_blank(document, head) else document
+    if packed is None:
+        document = Document(shown, size, spool)
+        return Reason.BLANK if is_blank(document, head) else document
+    if kind_inside(head, spool, size, path) is Format.ARCHIVE:
+        with tempfile.NamedTemporaryFile() as archive:
+            for block in spool.blocks():
+                archive.write(block)
+            archive.flush()
+            take_archive(archive.name, path)
+        return None
+    return examiner.unpacked(path, Gzipped(spool, size, packed), None)
 
 
 def _copied(shown: str, block: bytes, stream: BinaryIO, copy: IO[bytes], progress: Progress) -> int:

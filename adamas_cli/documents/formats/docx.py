@@ -16,12 +16,12 @@ from adamas_cli.documents.formats.docx_shapes import unread_drawings, write_boxe
 from adamas_cli.documents.formats.docx_tables import BAR, write_tables
 from adamas_cli.documents.formats.docx_xml import W
 from adamas_cli.documents.formats.markup import headed, markdown
-from adamas_cli.documents.formats.omission import Omission
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.parts import Part
+from adamas_cli.documents.remark import Remark
 
 
-def read(path: str) -> Iterator[Part | Omission]:
+def read(path: str) -> Iterator[Part | Remark]:
     """Markdown, with a section for each heading. Raises UnreadableError, and whatever zipfile, XML parsers
     and mammoth raise for damaged files.
 
@@ -43,7 +43,7 @@ def read(path: str) -> Iterator[Part | Omission]:
             package.changed(), convert_image=mammoth.images.img_element(lambda _: {})
         )
     yield from headed(markdown(page.value).replace(BAR, "\\|"))
-    yield from (Omission(count, kind) for kind, count in left_out.items() if count)
+    yield from (Remark(kind, count) for kind, count in left_out.items() if count)
 
 
 def _prepare(package: Package) -> Counter[str]:

@@ -6,6 +6,8 @@ import os
 import re
 from enum import StrEnum
 
+from adamas_cli.documents.formats import signs
+
 
 class Format(StrEnum):
     """Formats that are converted to text."""
@@ -16,18 +18,56 @@ class Format(StrEnum):
     ODT = "odt"
     RTF = "rtf"
     HTML = "html"
+    MAIL = "mail"
+    MBOX = "mbox"
+    MSG = "msg"
+    PPTX = "pptx"
+    SPREADSHEET = "spreadsheet"
+    ODP = "odp"
+    FB2 = "fb2"
+    SUBTITLES = "subtitles"
+    IMAGE = "image"
+    ARTICLE = "article"  # a page from the web
+    ARCHIVE = "unpack"  # of files, which are the documents
 
 
 _ZIP = b"PK\x03\x04"
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # what Word wraps an encrypted document in
+_TAR = slice(257, 262)
 _PDF_WITHIN = 1024  # bytes: where readers of PDF look for its mark
 # EPUB and ODT begin with an uncompressed member of this name, which holds their type.
 _MIMETYPE = re.compile(rb"mimetype(?:.{0,64}?)(application/[\w.+-]+)", re.DOTALL)
 _MIMETYPES = {
     b"application/epub+zip": Format.EPUB,
     b"application/vnd.oasis.opendocument.text": Format.ODT,
+    b"application/vnd.oasis.opendocument.text-template": Format.ODT,
+    b"application/vnd.oasis.opendocument.presentation": Format.ODP,
+    b"application/vnd.oasis.opendocument.presentation-template": Format.ODP,
+    b"application/vnd.oasis.opendocument.spreadsheet": Format.SPREADSHEET,
+    b"application/vnd.oasis.opendocument.spreadsheet-template": Format.SPREADSHEET,
 }
-_BY_SUFFIX = {".epub": Format.EPUB, ".docx": Format.DOCX, ".odt": Format.ODT}
+_BY_SUFFIX = {
+    ".epub": Format.EPUB,
+    ".docx": Format.DOCX,
+    ".odt": Format.ODT,
+    ".odp": Format.ODP,
+    ".ods": Format.SPREADSHEET,
+    ".pptx": Format.PPTX,
+    ".xlsb": Format.SPREADSHEET,
+    ".xlsx": Format.SPREADSHEET,
+}
+_OFFICE_TYPES = b"[Content_Types].xml"
+_OFFICE_FOLDERS = ((b"word/", Format.DOCX), (b"ppt/", Format.PPTX), (b"xl/", Format.SPREADSHEET))
+# OLE files: by the names of their streams, which are UTF-16 and may stand behind the head, then by suffix.
+_OLE_STREAMS = (("__substg1.0_", Format.MSG), ("Workbook", Format.SPREADSHEET))
+_OLE_SUFFIXES = {
+    ".docx": Format.DOCX,
+    ".msg": Format.MSG,
+    ".pptx": Format.PPTX,
+    ".xls": Format.SPREADSHEET,
+    ".xlsx": Format.SPREADSHEET,
+    ".xlt": Format.SPREADSHEET,
+}
 _PAGE_SUFFIXES = (".html", ".htm", ".xhtml")
 _WHOLE_PAGE = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*|<!--(?:(?!-->).){0,2000}-->\s*)*<(?:!doctype\s+html|html)\b",
@@ -49,9 +89,24 @@ def recognized(head: bytes, path: str) -> Format | None:
     if head.startswith(_ZIP):
         mimetype = _MIMETYPE.match(head, 30)
         by_type = _MIMETYPES.get(mimetype[1].split(b"PK", 1)[0]) if mimetype else None
-        return by_type or _BY_SUFFIX.get(suffix) or (Format.DOCX if b"word/" in head else None)
-    if head.startswith(_OLE) and suffix == ".docx":
-        return Format.DOCX
+        by_parts = (kind for folder, kind in _OFFICE_FOLDERS if _OFFICE_TYPES in head and folder in head)
+        known = by_type or _BY_SUFFIX.get(suffix) or next(by_parts, None)
+        return known or (None if signs.unread_kind(head, path) else Format.ARCHIVE)
+    if head[_TAR] == b"ustar" or (suffix == ".tar" and signs.is_old_tar(head)):
+        return Format.ARCHIVE
+    if head.startswith(_OLE):
+        by_streams = (kind for name, kind in _OLE_STREAMS if name.encode("utf-16-le") in head)
+        return _OLE_SUFFIXES.get(suffix) or next(by_streams, None)
     if suffix in _PAGE_SUFFIXES and _WHOLE_PAGE.match(head) and not _TEMPLATE.search(head):
         return Format.HTML
-    return None
+    return Format.IMAGE if signs.is_image(head) else _by_text(head, suffix)
+
+
+def _by_text(head: bytes, suffix: str) -> Format | None:
+    if signs.is_mail(head, suffix):
+        return Format.MAIL
+    if signs.is_mailbox(head, suffix):
+        return Format.MBOX
+    if signs.is_subtitles(head, suffix):
+        return Format.SUBTITLES
+    return Format.FB2 if signs.is_fiction_book(head) else None
