@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from adamas_cli.documents.document import Document, shown_path
-from adamas_cli.documents.formats import notebook
 from adamas_cli.documents.formats.trouble import Trouble
 
 _EXAMPLES = 5
@@ -18,7 +17,6 @@ class Reason(StrEnum):
 
     BINARY = "binary"
     TOO_LARGE = "over --max-file-size"
-    NOTEBOOK_TOO_LARGE = f"over the {notebook.MAX_BYTES // 2**20} MiB for notebooks"
     UNREADABLE = "unreadable"
     EMPTY = "empty"
     LINK = "symlinked"
@@ -45,6 +43,7 @@ class Collection:
     examples: defaultdict[str, list[str]] = field(
         default_factory=lambda: defaultdict(list)
     )  # a few paths each
+    forceable: bool = False  # whether the user named one of the binary files
 
     def add(self, path: str, found: Document | Reason | Trouble, why: str = "") -> None:
         """Take what was found at `path`: a document, or the reason why there is none, and more about that."""
@@ -68,4 +67,6 @@ class Collection:
             line += "; --generated reads " + " and ".join(
                 reason for reason, _ in counts if reason in LEFT_OUT
             )
+        if self.forceable:
+            line += "; --text reads binary"
         return line

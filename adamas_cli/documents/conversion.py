@@ -12,7 +12,7 @@ from adamas_cli.documents.converted import ConvertedText, ConvertedTexts, key_of
 from adamas_cli.documents.formats.reader import Reader
 from adamas_cli.documents.formats.recognize import Format
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
-from adamas_cli.documents.parts import Part
+from adamas_cli.documents.parts import Note, Part
 from adamas_cli.errors import AdamasError
 from adamas_cli.progress import Progress
 
@@ -36,20 +36,20 @@ class Conversion:
         if self._texts is not None:
             self._texts.close()
 
-    def text(self, path: str, shown: str, kind: Format) -> ConvertedText:
-        """The text of the file at `path`, which is called `shown`.
+    def text(self, path: str, shown: str, kind: Format, encoding: str | None = None) -> ConvertedText:
+        """The text of the file at `path`, which is called `shown`; encoding: the codec that the user names.
 
         Raises UnreadableError and OSError for the file, AdamasError where its text cannot be written.
         """
         before = os.stat(path)
         with open(path, "rb") as file:
-            key = key_of(hashlib.file_digest(file, "sha256").hexdigest(), kind)
+            key = key_of(hashlib.file_digest(file, "sha256").hexdigest(), kind, encoding)
         texts = self._opened()
         found = texts.find(key)
         if found is None:
             with self._progress.task(f"converting {shown}", None, "sections") as advance:
                 try:
-                    found = texts.keep(key, self._read(path, kind, before, advance))
+                    found = texts.keep(key, self._read(path, kind, encoding, before, advance))
                 except OSError as error:
                     raise AdamasError(
                         f"the text of {shown} cannot be written to {texts.root}: {error.strerror}", path=shown
@@ -57,13 +57,19 @@ class Conversion:
         return found
 
     def _read(
-        self, path: str, kind: Format, before: os.stat_result, advance: Callable[[int], None]
-    ) -> Iterator[Part]:
+        self,
+        path: str,
+        kind: Format,
+        encoding: str | None,
+        before: os.stat_result,
+        advance: Callable[[int], None],
+    ) -> Iterator[Part | Note]:
         """What the reader says. Raises UnreadableError, also where the file is another than was hashed."""
         words = False
-        for part in self._reader.read(kind, path):
-            words = words or bool(part.text.strip())
-            advance(part.section is not None)
+        for part in self._reader.read(kind, path, encoding):
+            if isinstance(part, Part):
+                words = words or bool(part.text.strip())
+                advance(part.section is not None)
             yield part
         try:
             unchanged = _identity(before) == _identity(os.stat(path))

@@ -20,12 +20,12 @@ from pathlib import Path
 import xxhash
 
 from adamas_cli.documents.formats.recognize import Format
-from adamas_cli.documents.parts import Part
+from adamas_cli.documents.parts import Note, Part
 from adamas_cli.errors import AdamasError
 from adamas_cli.folders import cache_directory
 from adamas_cli.store.places import appearing, leftovers, make_folder
 
-FORMAT = 1  # of these files, and of what the readers make of a document
+FORMAT = 2  # of these files, and of what the readers make of a document
 LIMIT_BYTES = 2**30  # all converted texts together
 _SUFFIX = ".jsonl"
 _LIBRARIES = {
@@ -33,6 +33,7 @@ _LIBRARIES = {
     Format.EPUB: ("markdownify", "beautifulsoup4"),
     Format.DOCX: ("mammoth", "markdownify", "beautifulsoup4"),
     Format.HTML: ("markdownify", "beautifulsoup4"),
+    Format.NOTEBOOK: ("markdownify", "beautifulsoup4"),
     Format.ODT: ("odfpy",),
     Format.RTF: ("striprtf",),
 }
@@ -60,6 +61,7 @@ class ConvertedText:
     pages: int
     empty: int
     folder: _PassingFolder | None = None
+    notes: tuple[str, ...] = ()
 
     def parts(self) -> Iterator[Part]:
         """The parts in order. Raises AdamasError where the file is gone since it was found."""
@@ -106,21 +108,26 @@ class ConvertedTexts:
             if counts["checksum"] != hasher.hexdigest():
                 return None
             numbers = (counts["characters"], counts["pages"], counts["empty"])
-            found = ConvertedText(file, *numbers, self._folder)
+            notes = tuple(str(note) for note in counts["notes"])
+            found = ConvertedText(file, *numbers, self._folder, notes)
             os.utime(file)
         except (OSError, ValueError, TypeError, KeyError):
             return None
         return found
 
-    def keep(self, key: str, parts: Iterable[Part]) -> ConvertedText:
+    def keep(self, key: str, parts: Iterable[Part | Note]) -> ConvertedText:
         """Write the parts under a key, whole or not at all. Sections are the pages that are counted.
 
         Raises OSError, and what `parts` raises.
         """
         characters = pages = empty = 0
+        notes: list[str] = []
         hasher = xxhash.xxh3_128()
         with appearing(self._file(key)) as stream:
             for part in parts:
+                if isinstance(part, Note):
+                    notes.append(part.note)
+                    continue
                 pages += part.section is not None
                 empty += not part.text
                 characters += len(part.text)
@@ -132,11 +139,12 @@ class ConvertedTexts:
                 "characters": characters,
                 "pages": pages,
                 "empty": empty,
+                "notes": notes,
                 "checksum": hasher.hexdigest(),
             }
             stream.write(json.dumps(counts).encode() + b"\n")
         self._grown = True
-        return ConvertedText(self._file(key), characters, pages, empty, self._folder)
+        return ConvertedText(self._file(key), characters, pages, empty, self._folder, tuple(notes))
 
     def close(self) -> None:
         """Keep to the limit, if something was added."""
@@ -147,10 +155,12 @@ class ConvertedTexts:
         return self.root / key[:2] / f"{key}{_SUFFIX}"
 
 
-def key_of(digest: str, kind: Format) -> str:
-    """What the text of a file is called: by its content, its format and the libraries that read it."""
+def key_of(digest: str, kind: Format, encoding: str | None = None) -> str:
+    """What the text of a file is called: by its content, its format, the libraries that read it and the
+    encoding that the user names.
+    """
     versions = [_version(library) for library in _LIBRARIES[kind]]
-    return xxhash.xxh3_128_hexdigest("\0".join([digest, kind, str(FORMAT), *versions]).encode())
+    return xxhash.xxh3_128_hexdigest("\0".join([digest, kind, str(FORMAT), encoding or "", *versions]).encode())
 
 
 def texts_on_disk(root: Path) -> list[tuple[Path, int]]:

@@ -30,6 +30,7 @@ _MARKS = (
 )
 _WIDE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
 _WIDE_SHARE = 0.98  # of characters that are in use, where a wide encoding is the right one
+_PATTERN_BYTES = 2048  # whose pattern is looked at
 _LEAST_EAST_ASIAN = 16  # characters, without a NUL byte among them
 _EAST_ASIAN = re.compile("[\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7a3\uff00-\uffef]")
 
@@ -116,14 +117,14 @@ def text_of(content: bytes, named: str | None = None) -> tuple[str, Encoding]:
     return "".join(characters([content], encoding)), encoding
 
 
-def find_encoding(blocks: Iterable[bytes], named: str | None = None) -> Encoding:
+def find_encoding(blocks: Iterable[bytes], named: str | None = None, *, keep_utf8: bool = False) -> Encoding:
     """The encoding of `blocks`, of which no more are taken than that needs.
 
-    `named` is a codec that the user names, which a byte order mark of the same kind still goes before.
+    `named` is a codec that the user names; with `keep_utf8` it is that of what is not UTF-8, UTF-16 or UTF-32.
     """
     stream = iter(blocks)
     head = _at_least(HEAD_BYTES, b"", stream)
-    if named is not None:
+    if named is not None and not keep_utf8:
         return _as_named(named, head)
     wide = unicode_by_start(head)
     if wide is not None:
@@ -135,8 +136,11 @@ def find_encoding(blocks: Iterable[bytes], named: str | None = None) -> Encoding
             start = found.start() if found else 0
             before = (before + block[max(0, start - CONTEXT_BYTES) : start])[-CONTEXT_BYTES:]
             rest = _at_least(WINDOW_BYTES, block[start:], stream)
-            return _plausible(head, before, rest[:WINDOW_BYTES])
-        if b"\x1b$" in block or b"\x1b(J" in block:
+            window = rest[:WINDOW_BYTES]
+            if named is not None:
+                return Encoding("utf-8") if _is_mostly_utf8(window) else _as_named(named, head)
+            return _plausible(head, before, window)
+        if b"\x1b" in block:
             mail = _mail_encoding(block)
             if mail is not None:
                 return mail
@@ -195,6 +199,8 @@ def unicode_by_start(head: bytes) -> Encoding | None:
     for mark, codec in _MARKS:
         if head.startswith(mark):
             return Encoding(codec, len(mark), Origin.MARK)
+    if b"\0" not in head and head.isascii():
+        return None
     controls = len(head) - len(head.translate(None, CONTROLS))
     if controls > _CONTROL_SHARE * len(head):
         scores = {codec: _spaces_if_text(head, codec) for codec in _WIDE}
@@ -209,14 +215,14 @@ def _spaces_if_text(head: bytes, codec: str) -> int:
     one.
     """
     try:
-        text = codecs.getincrementaldecoder(codec)().decode(head)
+        text = codecs.getincrementaldecoder(codec)().decode(head[:_PATTERN_BYTES])
     except UnicodeDecodeError:
         return -1
     spaceless = "".join(text.split())
-    printed = sum(map(str.isprintable, spaceless))
-    known = sum(map(str.isascii, text)) + len(_EAST_ASIAN.findall(text))
+    printed = len(spaceless) if spaceless.isprintable() else sum(map(str.isprintable, spaceless))
     if not text or "\0" in text or printed < _WIDE_SHARE * len(spaceless):
         return -1
+    known = sum(map(str.isascii, text)) + len(_EAST_ASIAN.findall(text))
     if b"\0" in head:
         return known if any(map(str.isascii, text)) else -1
     east_asian_only = known == len(spaceless) >= _LEAST_EAST_ASIAN and not head.isascii()

@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Protocol, runtime_checkable
 
-from adamas_cli.documents.decoding import decode
-from adamas_cli.documents.formats.notebook import NotANotebookError, notebook_pieces
+from adamas_cli.documents.decoding import CONTROLS, characters, decode
 from adamas_cli.documents.numbering import numbered
 from adamas_cli.documents.parts import Part
+from adamas_cli.documents.simplifying import simplified
+from adamas_cli.documents.surveying import Reading
 from adamas_cli.errors import AdamasError
 
 BLOCK_BYTES = 256 * 1024
+_CONTROLS = {code: None for code in CONTROLS}
 
 
 class Content(Protocol):
@@ -93,15 +95,14 @@ class Document:
     path: str
     size: int
     content: Content | Sections
-    is_notebook: bool = False
+    reading: Reading | None = None  # of bytes; where there is none, they are looked at as they are read
     numbered: bool = False
 
     def parts(self) -> Iterator[Part]:
-        """The text in parts of at most 1 MiB, decoded as `decode` says; never the whole file in memory.
+        """The text in parts of at most 4 MiB, decoded as `decode` says; never the whole file in memory.
 
-        A section begins with the part that names it, at the beginning of a line. A notebook becomes Markdown;
-        one that is not valid JSON of nbformat 4 is read as the text it is. With `numbered` each line begins
-        with its number. Raises AdamasError when the file has vanished or shrunk since it was listed.
+        A section begins with the part that names it, at the beginning of a line. With `numbered` each line
+        begins with its number. Raises AdamasError when the file has vanished or shrunk since it was listed.
         """
         parts = self._parts()
         return numbered(parts) if self.numbered else parts
@@ -119,14 +120,21 @@ class Document:
         if isinstance(self.content, Sections):
             yield from self.content.parts()
             return
-        if self.is_notebook:
-            try:
-                yield from map(Part, notebook_pieces("".join(decode(self.content.blocks()))))
-            except NotANotebookError:
-                pass
-            else:
-                return
-        yield from map(Part, decode(self.content.blocks()))
+        yield from map(Part, self._texts(self.content.blocks()))
+
+    def _texts(self, blocks: Iterator[bytes]) -> Iterator[str]:
+        reading = self.reading
+        if reading is None:
+            yield from decode(blocks)
+            return
+        texts = (
+            simplified(characters(blocks, reading.encoding), keep_lines=self.numbered)
+            if reading.clutter
+            else decode(blocks, reading.encoding)
+        )
+        for text in texts:
+            if clean := text.translate(_CONTROLS) if reading.controls else text:
+                yield clean
 
 
 def shown_path(path: str) -> str:

@@ -55,7 +55,7 @@ _LABEL = rb"([A-Za-z][\w.:+-]{1,30})"
 _XML = re.compile(rb"\s*<\?xml\b[^>]{0,200}?\bencoding\s*=\s*[\"']" + _LABEL)
 _CSS = re.compile(rb"@charset\s+[\"']" + _LABEL)
 # Also in a fragment, but not where a page quotes such a tag in its text, escaped.
-_META = re.compile(rb"<meta\s[^>]{0,300}?charset\s*=\s*[\"']?\s*" + _LABEL, re.IGNORECASE)
+_META = re.compile(rb"<[mM][eE][tT][aA]\s[^>]{0,300}?charset\s*=\s*[\"']?\s*" + _LABEL, re.IGNORECASE)
 _COMMENT = re.compile(rb"[ \t\f\v]*(?:#|//|/\*|\*|--|;|%|<!--|\"|\.\\\"|@c)[^\n]{0,300}?coding[:=][ \t]*" + _LABEL)
 _TEX = re.compile(rb"^[^%\n]{0,80}\\usepackage\[" + _LABEL + rb"\]\{inputenc\}", re.MULTILINE)
 _GETTEXT = re.compile(rb"^\"Content-Type: text/plain; charset=" + _LABEL, re.MULTILINE)
@@ -130,8 +130,10 @@ def declared(head: bytes) -> str | None:
             found = found or _COMMENT.match(line)
     if found is not None:
         return _UNIX_OR_DOS.sub(b"", found[1]).decode("ascii", "replace")
-    if (found := _TEX.search(head)) is not None:
+    if b"inputenc" in head and (found := _TEX.search(head)) is not None:
         label = found[1].decode("ascii", "replace")
         return _LATEX.get(label, label)
-    found = _META.search(head) or _GETTEXT.search(head)
+    found = _META.search(head) if b"<" in head else None
+    if found is None and b'\n"Content-Type:' in head:
+        found = _GETTEXT.search(head)
     return None if found is None else found[1].decode("ascii", "replace")

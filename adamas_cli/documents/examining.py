@@ -5,20 +5,25 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from adamas_cli.documents.collection import Collection, Reason
 from adamas_cli.documents.conversion import Conversion
-from adamas_cli.documents.decoding import HEAD_BYTES, is_binary
-from adamas_cli.documents.document import Document, File, shown_path
+from adamas_cli.documents.converted import ConvertedText
+from adamas_cli.documents.decoding import HEAD_BYTES, encoding_note, is_binary
+from adamas_cli.documents.document import BLOCK_BYTES, Content, Document, File, shown_path
 from adamas_cli.documents.filtering import Selection
-from adamas_cli.documents.formats import notebook
-from adamas_cli.documents.formats.recognize import Format, recognized
+from adamas_cli.documents.formats.recognize import TEXTUAL, Format, recognized
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.generated import Origins
 from adamas_cli.documents.gzipped import MAGIC, Gzipped
+from adamas_cli.documents.surveying import Reading, survey
+
+# Names of text, in which NUL bytes are flaws even where the user has not named the file.
+_TEXT_SUFFIXES = frozenset([".log", ".txt", ".md", ".csv", ".tsv", ".out", ".err"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,8 @@ class Examiner:
     def __init__(self, selection: Selection, collection: Collection, conversion: Conversion) -> None:
         self._max_size = selection.max_file_size
         self._numbered = selection.line_numbers
+        self._encoding = selection.encoding
+        self._forced = selection.text
         self._collection = collection
         self._conversion = conversion
 
@@ -69,10 +76,33 @@ class Examiner:
         self._collection.add(path, found)
         return found if isinstance(found, Document) else None
 
-    def converted(self, path: str, name: str, size: int, kind: Format) -> Document:
-        """The file at `path`, which is called `name`, as a document. Raises UnreadableError, OSError."""
+    def text(self, name: str, content: Content, size: int, *, named: bool) -> Document:
+        """The text in `content` as a document, after a look at all of it. named: by the user."""
+        return self._read_as(name, content, size, self._reading(name, content.blocks(), named=named))
+
+    def converted(
+        self, path: str, name: str, size: int, kind: Format, content: Content, *, named: bool = True
+    ) -> Document:
+        """The file at `path`, which is called `name` and holds `content`, as a document.
+
+        One that only looked like a format of text is read as the text it is. Raises UnreadableError, OSError.
+        """
         shown = shown_path(name)
-        text = self._conversion.text(path, shown, kind)
+        if kind not in TEXTUAL:
+            return self._sections(shown, size, self._conversion.text(path, shown, kind))
+        reading = self._reading(name, content.blocks(), named=named)
+        try:
+            text = self._conversion.text(path, shown, kind, reading.encoding.codec)
+        except UnreadableError as error:
+            if error.trouble is not Trouble.NO_TEXT:  # a page of scripts alone is source code
+                self._collection.notes.append(f"{shown}: {error.trouble}, so it is read as it is written")
+            return self._read_as(name, content, size, reading)
+        if (note := encoding_note(reading.encoding)) is not None:
+            self._collection.notes.append(f"{shown}: {note}")
+        return self._sections(shown, size, text)
+
+    def _sections(self, shown: str, size: int, text: ConvertedText) -> Document:
+        self._collection.notes.extend(f"{shown}: {note}" for note in text.notes)
         if text.empty:
             note = f"{shown}: {text.empty:,} of {text.pages:,} pages have no text (scanned?)"
             self._collection.notes.append(note)
@@ -80,9 +110,29 @@ class Examiner:
             raise UnreadableError(Trouble.SCANNED)
         return Document(shown, size, text)
 
+    def _reading(self, name: str, blocks: Iterable[bytes], *, named: bool) -> Reading:
+        return survey(blocks, self._encoding, forced=self._forced, keep_utf8=not named)
+
+    def _read_as(self, name: str, content: Content, size: int, reading: Reading) -> Document:
+        shown = shown_path(name)
+        self._collection.notes.extend(f"{shown}: {note}" for note in reading.notes())
+        return Document(shown, size, content, reading)
+
+    def is_binary(self, head: bytes, name: str, *, named: bool) -> bool:
+        """Whether a file is left out for what it begins with. named: by the user, who can force it."""
+        if self._forced:
+            return False
+        suffix = os.path.splitext(name)[1].lower()
+        found = is_binary(head, patient=named or suffix in _TEXT_SUFFIXES)
+        self._collection.forceable |= found and named
+        return found
+
+    def recognized(self, head: bytes, name: str) -> Format | None:
+        """The format to convert from, unless the user forces it to be read as text."""
+        return None if self._forced else recognized(head, name)
+
     def _examined(self, path: str, candidate: Candidate) -> Document | Reason:
         mode, size = candidate.status.st_mode, candidate.status.st_size
-        is_notebook = path.lower().endswith(".ipynb")
         if stat.S_ISLNK(mode):
             return Reason.LINK if os.path.exists(candidate.path) else Reason.BROKEN_LINK
         if not stat.S_ISREG(mode):
@@ -93,32 +143,31 @@ class Examiner:
             reason = candidate.origins.by_path(candidate.below)
             if reason is not None:
                 return reason
-        limit = None if candidate.folder is None else self._max_size
+        named = candidate.folder is None
+        limit = None if named else self._max_size
         if limit is not None and size > limit:
             return Reason.TOO_LARGE
-        if is_notebook and size > notebook.MAX_BYTES:
-            return Reason.NOTEBOOK_TOO_LARGE
-        head = _head(candidate.path)
-        file = File(candidate.path, size)
-        kind = recognized(head, path)
-        if kind is not None:
-            try:
-                return self.converted(candidate.path, path, size, kind)
-            except UnreadableError:
-                if kind is not Format.HTML:
-                    raise
-            return Document(shown_path(path), size, file)  # a page of scripts alone is source code
-        if head.startswith(MAGIC):
-            return self.unpacked(path, Gzipped(file, size), limit)
-        if is_binary(head):
-            return Reason.BINARY
-        if candidate.origins is not None:
-            reason = candidate.origins.by_head(candidate.below, head)
-            if reason is not None:
-                return reason
-        return Document(shown_path(path), size, file, is_notebook)
+        with closing(_blocks(candidate.path, size)) as blocks:
+            first = next(blocks, b"")
+            head = first[:HEAD_BYTES]
+            file = File(candidate.path, size)
+            kind = self.recognized(head, path)
+            if kind is not None:
+                return self.converted(candidate.path, path, size, kind, file, named=named)
+            if head.startswith(MAGIC):
+                return self.unpacked(path, Gzipped(file, size), limit, named=named)
+            if self.is_binary(head, path, named=named):
+                return Reason.BINARY
+            if candidate.origins is not None:
+                reason = candidate.origins.by_head(candidate.below, head)
+                if reason is not None:
+                    return reason
+            reading = self._reading(path, chain([first], blocks), named=named)
+        return self._read_as(path, file, size, reading)
 
-    def unpacked(self, name: str, content: Gzipped, limit: int | None) -> Document | Reason:
+    def unpacked(
+        self, name: str, content: Gzipped, limit: int | None, *, named: bool = True
+    ) -> Document | Reason:
         """What is in a gzip file, of at most `limit` bytes: unpacked once to the end, because damage shows
         only there. Raises UnreadableError, OSError.
         """
@@ -128,8 +177,9 @@ class Examiner:
             if len(head) >= HEAD_BYTES:
                 break
         head = head[:HEAD_BYTES]
-        kind = recognized(head, os.path.splitext(name)[0])
-        if kind is None and is_binary(head):
+        inner = os.path.splitext(name)[0]
+        kind = self.recognized(head, inner)
+        if kind is None and self.is_binary(head, inner, named=named):
             return Reason.BINARY
         size = 0
         with tempfile.NamedTemporaryFile() if kind else nullcontext() as copy:
@@ -141,13 +191,16 @@ class Examiner:
                     copy.write(block)
             if kind is not None and copy is not None:
                 copy.flush()
-                return self.converted(copy.name, name, size, kind)
-        return Document(shown_path(name), size, content) if size else Reason.EMPTY
+                return self.converted(copy.name, name, size, kind, content, named=named)
+        return self.text(name, content, size, named=named) if size else Reason.EMPTY
 
 
-def _head(path: str) -> bytes:
+def _blocks(path: str, size: int) -> Iterator[bytes]:
+    """The first `size` bytes of a file, fewer where it shrinks meanwhile."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # never waits, even if a pipe has taken its place
     try:
-        return os.read(descriptor, HEAD_BYTES)
+        while size and (block := os.read(descriptor, min(size, BLOCK_BYTES))):
+            size -= len(block)
+            yield block
     finally:
         os.close(descriptor)

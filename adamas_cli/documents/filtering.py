@@ -24,7 +24,8 @@ class Selection:
     folder above it) matches `include`, where there is any, and does not match `exclude`. `gitignore=False`
     reads no ignore files. `max_file_size` is in bytes, None for no limit. `generated` takes generated,
     vendored, minified and lock files too. `tree` puts the names of each folder's files before their texts,
-    `line_numbers` a number before each line.
+    `line_numbers` a number before each line. `encoding` is the codec of named files, and of those in folders
+    that are not in Unicode; None finds it. `text` reads every file as text, whatever it is.
     """
 
     include: tuple[str, ...] = ()
@@ -35,6 +36,8 @@ class Selection:
     generated: bool = False
     tree: bool = True
     line_numbers: bool = False
+    encoding: str | None = None
+    text: bool = False
 
 
 class Choice:

@@ -130,7 +130,7 @@ class Origins:
         """Why a file that begins with `head` is left out, though its name does not say so."""
         if self._is_own(path):
             return None
-        if _MARK.search(head, 0, _MARKED_BYTES):
+        if b"generated" in head[:_MARKED_BYTES].lower() and _MARK.search(head, 0, _MARKED_BYTES):
             return Reason.GENERATED
         dense = os.path.splitext(path)[1].lower() in _DENSE_SUFFIXES
         if dense and len(head) > _DENSE_LINE * (head.count(b"\n") + 1):

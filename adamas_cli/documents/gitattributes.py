@@ -30,25 +30,34 @@ class Attributes:
     def __init__(self, top: str, below: str = "") -> None:
         self._top = top
         self._below = below
-        self._folders: dict[str, tuple[_Line, ...]] = {}
+        self._chains: dict[str, tuple[tuple[int, tuple[_Line, ...]], ...]] = {}
 
     def value(self, path: str, name: str) -> bool | None:
         """Whether the attribute `name` is set for a file (True), unset (False), or not spoken of (None)."""
         path = os.path.join(self._below, path)
-        folder = path
-        while folder:
-            folder = os.path.dirname(folder)
-            inner = path[len(folder) + bool(folder) :]
-            for line in reversed(self._lines(folder)):
-                if name in line.values and _matches(line.rule, inner):
+        for prefix, lines in self._chain(os.path.dirname(path)):
+            for line in lines:
+                if name in line.values and _matches(line.rule, path[prefix:]):
                     return line.values[name]
         return None
 
-    def _lines(self, folder: str) -> tuple[_Line, ...]:
-        if folder not in self._folders:
-            lines = file_lines(os.path.join(self._top, folder, _FILE))
-            self._folders[folder] = tuple(filter(None, map(_parsed, lines)))
-        return self._folders[folder]
+    def _chain(self, folder: str) -> tuple[tuple[int, tuple[_Line, ...]], ...]:
+        """The lines in force in `folder`, last and innermost first, with the length of the path to cut for
+        them.
+        """
+        unknown = []
+        while folder not in self._chains:
+            unknown.append(folder)
+            if not folder:
+                break
+            folder = os.path.dirname(folder)
+        chain = self._chains.get(folder, ())
+        for inner in reversed(unknown):  # no recursion: paths can be deeper than Python's stack
+            lines = file_lines(os.path.join(self._top, inner, _FILE))
+            if own := tuple(reversed([found for found in map(_parsed, lines) if found is not None])):
+                chain = ((len(inner) + bool(inner), own), *chain)
+            self._chains[inner] = chain
+        return chain
 
 
 def _parsed(line: str) -> _Line | None:

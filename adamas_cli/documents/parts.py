@@ -11,3 +11,9 @@ class Part(NamedTuple):
     text: str
     section: str | None = None
     """The section that begins with this text, such as "page 12"; None where the one before goes on."""
+
+
+class Note(NamedTuple):
+    """What a reader has to say about a whole document, such as what it left out, by kind and count."""
+
+    note: str

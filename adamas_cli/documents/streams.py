@@ -9,10 +9,9 @@ import weakref
 from typing import IO, BinaryIO
 
 from adamas_cli.documents.collection import Reason
-from adamas_cli.documents.decoding import HEAD_BYTES, is_binary
+from adamas_cli.documents.decoding import HEAD_BYTES
 from adamas_cli.documents.document import BLOCK_BYTES, Document, Spool, shown_path
 from adamas_cli.documents.examining import Examiner
-from adamas_cli.documents.formats.recognize import recognized
 from adamas_cli.documents.gzipped import MAGIC, Gzipped
 from adamas_cli.errors import AdamasError
 from adamas_cli.progress import Progress
@@ -45,19 +44,19 @@ def _found(path: str, stream: BinaryIO, examiner: Examiner, progress: Progress) 
     if not block:
         return Reason.EMPTY
     head = block[:HEAD_BYTES]
-    kind = recognized(head, path)
-    if kind is not None:
-        with tempfile.NamedTemporaryFile() as named:
-            size = _copied(shown, block, stream, named.file, progress)
-            return examiner.converted(named.name, path, size, kind)
+    kind = examiner.recognized(head, path)
     packed = head.startswith(MAGIC)
-    if is_binary(head) and not packed:
+    if kind is None and not packed and examiner.is_binary(head, path, named=True):
         return Reason.BINARY
-    copy = tempfile.TemporaryFile()  # noqa: SIM115 - the document closes it when it is gone
-    size = _copied(shown, block, stream, copy, progress)
-    spool = Spool(copy, size)
+    copy = tempfile.NamedTemporaryFile()  # noqa: SIM115 - the document closes it when it is gone
+    size = _copied(shown, block, stream, copy.file, progress)
+    spool = Spool(copy.file, size)
     weakref.finalize(spool, copy.close)
-    return examiner.unpacked(path, Gzipped(spool, size), None) if packed else Document(shown, size, spool)
+    if kind is not None:
+        return examiner.converted(copy.name, path, size, kind, spool)
+    if packed:
+        return examiner.unpacked(path, Gzipped(spool, size), None)
+    return examiner.text(path, spool, size, named=True)
 
 
 def _copied(shown: str, block: bytes, stream: BinaryIO, copy: IO[bytes], progress: Progress) -> int:

@@ -12,8 +12,8 @@ from adamas_cli.documents.parts import Part
 MAX_BYTES = 32 * 2**20  # a page is parsed as a whole
 
 
-def read(path: str) -> Iterator[Part]:
-    """Markdown, with a section for each heading. Raises UnreadableError."""
+def read(path: str, encoding: str | None) -> Iterator[Part]:
+    """Markdown, with a section for each heading; encoding: the codec. Raises UnreadableError."""
     page = Path(path)
     if page.stat().st_size > MAX_BYTES:
         raise UnreadableError(Trouble.TOO_LARGE)

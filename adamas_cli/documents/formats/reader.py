@@ -15,7 +15,7 @@ from typing import Self
 
 from adamas_cli.documents.formats.recognize import Format
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
-from adamas_cli.documents.parts import Part
+from adamas_cli.documents.parts import Note, Part
 
 SILENCE_SECONDS = 60.0  # until the next part, such as a page of a PDF, or all of a Word document
 TOTAL_SECONDS = 600.0
@@ -43,21 +43,27 @@ class Reader:
     ) -> None:
         self.close()
 
-    def read(self, kind: Format, path: str) -> Iterator[Part]:
-        """The parts of the file. Raises UnreadableError, perhaps after some of them."""
+    def read(self, kind: Format, path: str, encoding: str | None = None) -> Iterator[Part | Note]:
+        """The parts of the file and notes on it; encoding: the codec that the user names.
+
+        Raises UnreadableError, perhaps after some of them.
+        """
         finished = False
         try:
             child = self._started()
             assert child.stdin is not None
-            job = json.dumps({"format": kind, "path": os.path.abspath(path)})
+            job = json.dumps({"format": kind, "path": os.path.abspath(path), "encoding": encoding})
             with suppress(BrokenPipeError):  # its end is noticed below
                 child.stdin.write(job.encode() + b"\n")
                 child.stdin.flush()
             size = 0
             for line in self._lines(child):
                 if line.startswith(b"{"):
-                    finished = True
                     last = json.loads(line)
+                    if "note" in last:
+                        yield Note(last["note"])
+                        continue
+                    finished = True
                     if last:
                         raise UnreadableError(Trouble(last["failed"]), last["why"])
                     return

@@ -1,7 +1,8 @@
 """The process that runs the readers: what it is given may hang them, eat memory or crash C code.
 
 It answers each line of stdin, a JSON object with `format` and `path`, with lines on stdout: an array of text
-and section for each part, and an object at the end, with `failed` and `why` where there is trouble.
+and section for each part, an object with `note` for each note, and one at the end, with `failed` and `why`
+where there is trouble. A line of stdin may have an `encoding`, which the user names.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TextIO
 
-from adamas_cli.documents.formats.recognize import Format
+from adamas_cli.documents.formats.recognize import TEXTUAL, Format
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
-from adamas_cli.documents.parts import Part
+from adamas_cli.documents.parts import Note, Part
 
 MEMORY_BYTES = 2 * 2**30
 CPU_SECONDS = 600  # for one file, should the parent be gone that watches the time
@@ -39,14 +40,15 @@ def main() -> None:
         job = json.loads(line)
         used = resource.getrusage(resource.RUSAGE_SELF)
         _limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + CPU_SECONDS)
-        _serve(Format(job["format"]), job["path"], answers)
+        _serve(Format(job["format"]), job["path"], job.get("encoding"), answers)
 
 
-def _serve(kind: Format, path: str, answers: TextIO) -> None:
+def _serve(kind: Format, path: str, encoding: str | None, answers: TextIO) -> None:
     last: dict[str, str] = {}
     try:
-        for part in read(kind, path):
-            answers.write(json.dumps(part, ensure_ascii=False) + "\n")
+        for part in read(kind, path, encoding):
+            line = {"note": part.note} if isinstance(part, Note) else part
+            answers.write(json.dumps(line, ensure_ascii=False) + "\n")
             answers.flush()
     except UnreadableError as error:
         last = {"failed": error.trouble, "why": error.why}
@@ -60,10 +62,16 @@ def _serve(kind: Format, path: str, answers: TextIO) -> None:
     answers.flush()
 
 
-def read(kind: Format, path: str) -> Iterator[Part]:
-    """The parts of a file, each of at most `PIECE` characters, which are printable, tabs or line ends."""
+def read(kind: Format, path: str, encoding: str | None = None) -> Iterator[Part | Note]:
+    """The parts of a file, each of at most `PIECE` characters, which are printable, tabs or line ends, and
+    notes on it. encoding: the codec that the user names, for formats that are text.
+    """
     reader = importlib.import_module(f"adamas_cli.documents.formats.{kind}")
-    for text, section in reader.read(path):
+    for part in reader.read(path, encoding) if kind in TEXTUAL else reader.read(path):
+        if isinstance(part, Note):
+            yield part
+            continue
+        text, section = part
         clean = text.translate(_UNPRINTED)
         for start in range(0, max(len(clean), 1), PIECE):
             yield Part(clean[start : start + PIECE], section if not start else None)
