@@ -59,7 +59,7 @@ def collect_documents(
         line_numbers=chosen.line_numbers,
     )
     collection = collect(sources, selection, stdin=sys.stdin.buffer, progress=display, keep_converted=keep)
-    for note in collection.notes:
+    for note in collection.note_lines():
         display.note(note)
     skipped = collection.skipped_line()
     if skipped is not None:

@@ -10,6 +10,12 @@ from adamas_cli.documents.document import Document, shown_path
 from adamas_cli.documents.formats.trouble import Trouble
 
 _EXAMPLES = 5
+_LINES = 10  # of documents about which the same is said
+_ADVICE = "--encoding names another"
+
+
+def _counted(kinds: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
 
 
 class Reason(StrEnum):
@@ -43,6 +49,10 @@ class Collection:
     examples: defaultdict[str, list[str]] = field(
         default_factory=lambda: defaultdict(list)
     )  # a few paths each
+    left_out: defaultdict[str, Counter[str]] = field(
+        default_factory=lambda: defaultdict(Counter)
+    )  # by document and kind
+    guessed: dict[str, str] = field(default_factory=dict)  # encodings, by document
     forceable: bool = False  # whether the user named one of the binary files
 
     def add(self, path: str, found: Document | Reason | Trouble, why: str = "") -> None:
@@ -54,6 +64,22 @@ class Collection:
         if len(self.examples[found]) < _EXAMPLES:
             shown = shown_path(path)
             self.examples[found].append(f"{shown} ({why})" if why else shown)
+
+    def note_lines(self) -> list[str]:
+        """The notes, what was left out of documents by kind and count, and the encodings that were guessed:
+        a line for each document, or one for all where there are many.
+        """
+        lines = list(self.notes)
+        if len(self.left_out) <= _LINES:
+            lines += [f"{path}: {_counted(kinds)} left out" for path, kinds in self.left_out.items()]
+        else:
+            total = sum(self.left_out.values(), Counter())
+            lines.append(f"{_counted(total)} left out of {len(self.left_out):,} documents")
+        shown = dict(list(self.guessed.items())[:_LINES])
+        lines += [f"{path}: read as {name}, by a guess; {_ADVICE}" for path, name in shown.items()]
+        if more := Counter(name for path, name in self.guessed.items() if path not in shown):
+            lines.append(f"{more.total():,} more documents: read as {_counted(more)}, by a guess; {_ADVICE}")
+        return lines
 
     def skipped_line(self) -> str | None:
         """Such as `skipped 14: 9 binary, 3 over --max-file-size, 2 unreadable`; None when nothing was."""

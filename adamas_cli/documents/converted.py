@@ -28,12 +28,13 @@ from adamas_cli.store.places import appearing, leftovers, make_folder
 FORMAT = 2  # of these files, and of what the readers make of a document
 LIMIT_BYTES = 2**30  # all converted texts together
 _SUFFIX = ".jsonl"
+_PAGES = ("selectolax", "html-to-markdown")
 _LIBRARIES = {
     Format.PDF: ("pypdfium2",),
-    Format.EPUB: ("markdownify", "beautifulsoup4"),
-    Format.DOCX: ("mammoth", "markdownify", "beautifulsoup4"),
-    Format.HTML: ("markdownify", "beautifulsoup4"),
-    Format.NOTEBOOK: ("markdownify", "beautifulsoup4"),
+    Format.EPUB: (*_PAGES, "beautifulsoup4"),
+    Format.DOCX: ("mammoth", *_PAGES),
+    Format.HTML: _PAGES,
+    Format.NOTEBOOK: _PAGES,
     Format.ODT: ("odfpy",),
     Format.RTF: ("striprtf",),
 }
@@ -61,7 +62,7 @@ class ConvertedText:
     pages: int
     empty: int
     folder: _PassingFolder | None = None
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
     def parts(self) -> Iterator[Part]:
         """The parts in order. Raises AdamasError where the file is gone since it was found."""
@@ -108,7 +109,7 @@ class ConvertedTexts:
             if counts["checksum"] != hasher.hexdigest():
                 return None
             numbers = (counts["characters"], counts["pages"], counts["empty"])
-            notes = tuple(str(note) for note in counts["notes"])
+            notes = tuple(Note(*note) for note in counts["notes"])
             found = ConvertedText(file, *numbers, self._folder, notes)
             os.utime(file)
         except (OSError, ValueError, TypeError, KeyError):
@@ -121,12 +122,12 @@ class ConvertedTexts:
         Raises OSError, and what `parts` raises.
         """
         characters = pages = empty = 0
-        notes: list[str] = []
+        notes: list[Note] = []
         hasher = xxhash.xxh3_128()
         with appearing(self._file(key)) as stream:
             for part in parts:
                 if isinstance(part, Note):
-                    notes.append(part.note)
+                    notes.append(part)
                     continue
                 pages += part.section is not None
                 empty += not part.text

@@ -149,15 +149,6 @@ def find_encoding(blocks: Iterable[bytes], named: str | None = None, *, keep_utf
     return Encoding("utf-8", 0, Origin.ASCII)
 
 
-def encoding_note(encoding: Encoding) -> str | None:
-    """What the user should know about how an encoding was chosen, such as `read as cp866, by a guess`."""
-    if encoding.contrary:
-        return f"it declares {encoding.contrary}, but is {encoding.name}"
-    if encoding.origin is Origin.GUESSED:
-        return f"read as {encoding.name}, which is a guess; --encoding NAME names another"
-    return None
-
-
 def _remembering(head: bytes, stream: Iterator[bytes], held: list[bytes]) -> Iterator[bytes]:
     """The blocks of `stream` after `head`, each of which is put into `held` too."""
     held.append(head)

@@ -13,8 +13,9 @@ from itertools import chain
 from adamas_cli.documents.collection import Collection, Reason
 from adamas_cli.documents.conversion import Conversion
 from adamas_cli.documents.converted import ConvertedText
-from adamas_cli.documents.decoding import HEAD_BYTES, encoding_note, is_binary
+from adamas_cli.documents.decoding import HEAD_BYTES, is_binary
 from adamas_cli.documents.document import BLOCK_BYTES, Content, Document, File, shown_path
+from adamas_cli.documents.encodings import Origin
 from adamas_cli.documents.filtering import Selection
 from adamas_cli.documents.formats.recognize import TEXTUAL, Format, recognized
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
@@ -97,12 +98,15 @@ class Examiner:
             if error.trouble is not Trouble.NO_TEXT:  # a page of scripts alone is source code
                 self._collection.notes.append(f"{shown}: {error.trouble}, so it is read as it is written")
             return self._read_as(name, content, size, reading)
-        if (note := encoding_note(reading.encoding)) is not None:
-            self._collection.notes.append(f"{shown}: {note}")
+        self._say(shown, reading, text=False)
         return self._sections(shown, size, text)
 
     def _sections(self, shown: str, size: int, text: ConvertedText) -> Document:
-        self._collection.notes.extend(f"{shown}: {note}" for note in text.notes)
+        for note, count in text.notes:
+            if count:
+                self._collection.left_out[shown][note] += count
+            else:
+                self._collection.notes.append(f"{shown}: {note}")
         if text.empty:
             note = f"{shown}: {text.empty:,} of {text.pages:,} pages have no text (scanned?)"
             self._collection.notes.append(note)
@@ -115,8 +119,20 @@ class Examiner:
 
     def _read_as(self, name: str, content: Content, size: int, reading: Reading) -> Document:
         shown = shown_path(name)
-        self._collection.notes.extend(f"{shown}: {note}" for note in reading.notes())
+        self._say(shown, reading)
         return Document(shown, size, content, reading)
+
+    def _say(self, shown: str, reading: Reading, *, text: bool = True) -> None:
+        """Note how a document is read; text: as the text it is."""
+        encoding = reading.encoding
+        if encoding.origin is Origin.GUESSED:
+            self._collection.guessed[shown] = encoding.name
+        if encoding.contrary:
+            self._collection.notes.append(f"{shown}: declares {encoding.contrary}, but is in {encoding.name}")
+        if text and reading.codes:
+            self._collection.left_out[shown]["terminal codes"] += reading.codes
+        if text and reading.controls:
+            self._collection.left_out[shown]["control characters"] += reading.controls
 
     def is_binary(self, head: bytes, name: str, *, named: bool) -> bool:
         """Whether a file is left out for what it begins with. named: by the user, who can force it."""

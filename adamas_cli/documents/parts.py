@@ -14,6 +14,7 @@ class Part(NamedTuple):
 
 
 class Note(NamedTuple):
-    """What a reader has to say about a whole document, such as what it left out, by kind and count."""
+    """What a reader has to say about a whole document; with a `count`, how many of these it left out."""
 
     note: str
+    count: int = 0

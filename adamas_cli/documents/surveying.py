@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from operator import eq
 
-from adamas_cli.documents.decoding import CONTROLS, encoding_note, find_encoding
+from adamas_cli.documents.decoding import CONTROLS, find_encoding
 from adamas_cli.documents.encodings import Encoding
 from adamas_cli.documents.simplifying import LEAST_REPEATS
 
@@ -28,15 +28,6 @@ class Reading:
     clutter: bool = False
     codes: int = 0
     controls: int = 0
-
-    def notes(self) -> Iterator[str]:
-        """What the user should know."""
-        if (note := encoding_note(self.encoding)) is not None:
-            yield note
-        if self.codes:
-            yield f"{self.codes:,} terminal codes left out"
-        if self.controls:
-            yield f"{self.controls:,} control characters left out"
 
 
 def survey(

@@ -61,7 +61,7 @@ class Reader:
                 if line.startswith(b"{"):
                     last = json.loads(line)
                     if "note" in last:
-                        yield Note(last["note"])
+                        yield Note(**last)
                         continue
                     finished = True
                     if last:

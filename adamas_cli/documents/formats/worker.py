@@ -47,7 +47,7 @@ def _serve(kind: Format, path: str, encoding: str | None, answers: TextIO) -> No
     last: dict[str, str] = {}
     try:
         for part in read(kind, path, encoding):
-            line = {"note": part.note} if isinstance(part, Note) else part
+            line = part._asdict() if isinstance(part, Note) else part
             answers.write(json.dumps(line, ensure_ascii=False) + "\n")
             answers.flush()
     except UnreadableError as error:
