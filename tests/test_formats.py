@@ -27,6 +27,7 @@ from adamas_cli.documents.formats.recognize import Format, recognized
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.formats.worker import MEMORY_BYTES, read
 from adamas_cli.documents.gzipped import Gzipped
+from adamas_cli.documents.parts import Note
 from adamas_cli.documents.tree import Written
 from adamas_cli.errors import AdamasError, NothingReadableError
 from adamas_cli.progress import Silent
@@ -149,7 +150,7 @@ def test_a_web_page_loses_scripts_and_keeps_outer_links() -> None:
     <h2>A *title*</h2><pre># not a heading</pre><ul><li>one</li></ul>
     <img src="p.png" alt="a picture"></body></html>"""
     first, second, _ = parts_of("p.html", page)
-    assert first == Part("Before inside, [outside](https://example.org/).\n\n")
+    assert first == Part("title: t\n\nBefore inside, [outside](https://example.org/).\n\n")
     assert second.section == "A title"
     assert "# not a heading" in second.text
     assert "- one" in second.text
@@ -391,9 +392,9 @@ class TestConvertedTexts:
         paths: list[str] = []
         real = Reader.read
 
-        def counted(self: Reader, kind: Format, path: str) -> Iterator[Part]:
+        def counted(self: Reader, kind: Format, path: str, encoding: str | None) -> Iterator[Part | Note]:
             paths.append(path)
-            return real(self, kind, path)
+            return real(self, kind, path, encoding)
 
         monkeypatch.setattr(Reader, "read", counted)
         return paths
@@ -468,9 +469,9 @@ class TestConvertedTexts:
     def test_a_file_that_changes_meanwhile_is_not_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
         real = Reader.read
 
-        def changing(self: Reader, kind: Format, path: str) -> Iterator[Part]:
+        def changing(self: Reader, kind: Format, path: str, encoding: str | None) -> Iterator[Part | Note]:
             Path(path).write_bytes(pdf(["another text"]))
-            return real(self, kind, path)
+            return real(self, kind, path, encoding)
 
         monkeypatch.setattr(Reader, "read", changing)
         Path("a.pdf").write_bytes(pdf(["some text"]))

@@ -57,6 +57,8 @@ def collect_documents(
         generated=chosen.generated,
         tree=not chosen.no_tree,
         line_numbers=chosen.line_numbers,
+        encoding=chosen.encoding,
+        text=chosen.text,
     )
     collection = collect(sources, selection, stdin=sys.stdin.buffer, progress=display, keep_converted=keep)
     for note in collection.note_lines():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -11,11 +12,17 @@ from adamas_cli.documents.formats.trouble import Trouble
 
 _EXAMPLES = 5
 _LINES = 10  # of documents about which the same is said
+_PLURAL = re.compile(r"s\b")  # in "hidden elements", "pictures without a description"
 _ADVICE = "--encoding names another"
 
 
+def _names(encodings: Counter[str]) -> str:
+    return ", ".join(f"{name} ({count:,})" for name, count in encodings.most_common())
+
+
 def _counted(kinds: Counter[str]) -> str:
-    return ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+    one = {kind: _PLURAL.sub("", kind, count=1) if count == 1 else kind for kind, count in kinds.items()}
+    return ", ".join(f"{count:,} {one[kind]}" for kind, count in kinds.most_common())
 
 
 class Reason(StrEnum):
@@ -78,7 +85,7 @@ class Collection:
         shown = dict(list(self.guessed.items())[:_LINES])
         lines += [f"{path}: read as {name}, by a guess; {_ADVICE}" for path, name in shown.items()]
         if more := Counter(name for path, name in self.guessed.items() if path not in shown):
-            lines.append(f"{more.total():,} more documents: read as {_counted(more)}, by a guess; {_ADVICE}")
+            lines.append(f"{more.total():,} more documents: read as {_names(more)}, by a guess; {_ADVICE}")
         return lines
 
     def skipped_line(self) -> str | None:

@@ -161,7 +161,9 @@ def key_of(digest: str, kind: Format, encoding: str | None = None) -> str:
     encoding that the user names.
     """
     versions = [_version(library) for library in _LIBRARIES[kind]]
-    return xxhash.xxh3_128_hexdigest("\0".join([digest, kind, str(FORMAT), encoding or "", *versions]).encode())
+    return xxhash.xxh3_128_hexdigest(
+        "\0".join([digest, kind, str(FORMAT), encoding or "", *versions]).encode()
+    )
 
 
 def texts_on_disk(root: Path) -> list[tuple[Path, int]]:

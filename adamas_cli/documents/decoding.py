@@ -1,9 +1,9 @@
 """From bytes of any common encoding to text, in one pass and in bounded memory.
 
 A byte order mark or the pattern of NUL bytes gives UTF-16 and UTF-32 away at the start, escape codes the
-Japanese and Korean encodings of mail. Everything else is ASCII until its first other byte, so the choice waits
-for that byte and looks at what follows it, however far into the file it stands: UTF-8 where that fits, else
-the encoding that the file declares, else the likeliest one.
+Japanese and Korean encodings of mail. Everything else is ASCII until its first other byte, so the choice
+waits for that byte and looks at what follows it, however far into the file it stands: UTF-8 where that fits,
+else the encoding that the file declares, else the likeliest one.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def text_of(content: bytes, named: str | None = None) -> tuple[str, Encoding]:
 def find_encoding(blocks: Iterable[bytes], named: str | None = None, *, keep_utf8: bool = False) -> Encoding:
     """The encoding of `blocks`, of which no more are taken than that needs.
 
-    `named` is a codec that the user names; with `keep_utf8` it is that of what is not UTF-8, UTF-16 or UTF-32.
+    `named` is a codec that the user names, with `keep_utf8` that of what is not UTF-8, UTF-16 or UTF-32.
     """
     stream = iter(blocks)
     head = _at_least(HEAD_BYTES, b"", stream)

@@ -16,7 +16,7 @@ from adamas_cli.documents.surveying import Reading
 from adamas_cli.errors import AdamasError
 
 BLOCK_BYTES = 256 * 1024
-_CONTROLS = {code: None for code in CONTROLS}
+_CONTROLS = dict.fromkeys(CONTROLS)
 
 
 class Content(Protocol):

@@ -56,7 +56,9 @@ _XML = re.compile(rb"\s*<\?xml\b[^>]{0,200}?\bencoding\s*=\s*[\"']" + _LABEL)
 _CSS = re.compile(rb"@charset\s+[\"']" + _LABEL)
 # Also in a fragment, but not where a page quotes such a tag in its text, escaped.
 _META = re.compile(rb"<[mM][eE][tT][aA]\s[^>]{0,300}?charset\s*=\s*[\"']?\s*" + _LABEL, re.IGNORECASE)
-_COMMENT = re.compile(rb"[ \t\f\v]*(?:#|//|/\*|\*|--|;|%|<!--|\"|\.\\\"|@c)[^\n]{0,300}?coding[:=][ \t]*" + _LABEL)
+_COMMENT = re.compile(
+    rb"[ \t\f\v]*(?:#|//|/\*|\*|--|;|%|<!--|\"|\.\\\"|@c)[^\n]{0,300}?coding[:=][ \t]*" + _LABEL
+)
 _TEX = re.compile(rb"^[^%\n]{0,80}\\usepackage\[" + _LABEL + rb"\]\{inputenc\}", re.MULTILINE)
 _GETTEXT = re.compile(rb"^\"Content-Type: text/plain; charset=" + _LABEL, re.MULTILINE)
 _UNIX_OR_DOS = re.compile(rb"-(?:unix|dos|mac)$")  # line ends, in Emacs' names
@@ -100,8 +102,8 @@ def shown_name(codec: str) -> str:
     return f"windows-{name[2:]}" if re.fullmatch(r"cp125\d", name) else name.replace("iso8859", "iso-8859")
 
 
-def codec_of(label: str, *, exact: bool = False) -> str | None:
-    """Python's codec for an encoding's name, the larger one of its users unless `exact`; None if unknown."""
+def codec_of(label: str) -> str | None:
+    """Python's codec for an encoding's name, or the larger one that its users mean; None if unknown."""
     name = label.strip().lower()
     name = _ALIASES.get(name, name)
     try:
@@ -112,7 +114,7 @@ def codec_of(label: str, *, exact: bool = False) -> str | None:
         return None
     if found.name in ("raw_unicode_escape", "undefined", "mbcs", "oem"):
         return None
-    return found.name if exact else _LARGER.get(found.name, found.name)
+    return _LARGER.get(found.name, found.name)
 
 
 def declared(head: bytes) -> str | None:

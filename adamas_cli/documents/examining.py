@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -211,7 +211,7 @@ class Examiner:
         return self.text(name, content, size, named=named) if size else Reason.EMPTY
 
 
-def _blocks(path: str, size: int) -> Iterator[bytes]:
+def _blocks(path: str, size: int) -> Generator[bytes]:
     """The first `size` bytes of a file, fewer where it shrinks meanwhile."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # never waits, even if a pipe has taken its place
     try:

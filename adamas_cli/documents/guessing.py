@@ -13,7 +13,7 @@ from functools import cache
 
 FALLBACK = "cp1252"
 
-# What text files have been written in; chardet knows more, such as EBCDIC, that would only be mistaken for these.
+# What text files have been written in; chardet knows more, such as EBCDIC, that these would be mistaken for.
 _CANDIDATES = (
     *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp1258", "cp874"),
     *("cp932", "euc_jis_2004", "gb18030", "big5hkscs", "cp949", "johab"),
@@ -56,8 +56,10 @@ _LEAST_KANA = 3
 
 
 def guessed(window: bytes) -> str:
-    """The codec for `window`, which holds bytes that are neither ASCII nor UTF-8. It may end in a character."""
-    lines = b"".join(_NOT_ASCII_LINE.findall(window))  # the others say nothing about it, but much about English
+    """The codec for `window`, which holds bytes that are neither ASCII nor UTF-8. It may end within one."""
+    lines = b"".join(
+        _NOT_ASCII_LINE.findall(window)
+    )  # the others say nothing about it, but much about English
     english = _is_english(window)
     if _has_signs_only(lines, english=english) or (_is_english(lines) and _stand_alone(lines)):
         return FALLBACK

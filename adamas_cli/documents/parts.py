@@ -14,7 +14,7 @@ class Part(NamedTuple):
 
 
 class Note(NamedTuple):
-    """What a reader has to say about a whole document; with a `count`, how many of these it left out."""
+    """What a reader has to say about a whole document, or with `left_out` how many of what it left out."""
 
     note: str
-    count: int = 0
+    left_out: int = 0

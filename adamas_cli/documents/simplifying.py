@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 LEAST_REPEATS = 10  # of a line, before they are counted instead
 LEAST_DATA = 120  # characters of a URI; less is read
 LEAST_STATES = 3  # of a line of progress
+_TIMES = "\N{MULTIPLICATION SIGN}"
 _LONGEST_LINE = 2**22  # characters; a longer line is simplified in pieces of this length
 
 _CODE = re.compile(
@@ -22,7 +23,9 @@ _CODE = re.compile(
 _OVERSTRUCK = re.compile(r"[^\n\b]\x08")
 _URI = re.compile(r"data:[a-z]+/[\w.+-]+(?:;[\w.+-]+(?:=[\w.+-]*)?)*,")
 _BASE64 = re.compile(r"(?:[A-Za-z0-9+/=_-]|%[0-9A-Fa-f]{2})*")
-_BASE64_LINE = re.compile(r"[ \t]*([A-Za-z0-9+/]{40,}={0,2}|[A-Za-z0-9+/]*=?=$|[A-Za-z0-9+/]+={0,2}(?=[\"')>]))")
+_BASE64_LINE = re.compile(
+    r"[ \t]*([A-Za-z0-9+/]{40,}={0,2}|[A-Za-z0-9+/]*=?=$|[A-Za-z0-9+/]+={0,2}(?=[\"')>]))"
+)
 _UNQUOTED = re.compile(r"[^\s\"'<>()]*")
 _QUOTED = {'"': re.compile(r'[^"\n]*'), "'": re.compile(r"[^'\n]*")}
 _PROGRESS = re.compile(
@@ -108,7 +111,7 @@ class _Lines:
         self._repeated, self._times = "", 0
         if times >= LEAST_REPEATS and line.strip():
             bare = line.rstrip("\n")
-            yield f"{bare} [× {times:,}]{line[len(bare):]}"
+            yield f"{bare} [{_TIMES} {times:,}]{line[len(bare) :]}"
         else:
             yield line * times
 

@@ -34,6 +34,5 @@ def read(path: str, encoding: str | None) -> Iterator[Part | Note]:
     if page.description and page.description not in text:
         head.append(f"description: {page.description}\n")
     yield from headed("".join(head) + "\n" * bool(head) + text)
-    for kind, count in page.left_out.items():
-        if count:
-            yield Note(kind, count)
+    for kind, count in (+page.left_out).items():
+        yield Note(kind, count)

@@ -20,11 +20,19 @@ MAX_BYTES = 64 * 2**20  # a notebook is parsed as a whole
 
 _INLINE_IMAGE = re.compile(r"data:image/[\w.+-]+;base64,[A-Za-z0-9+/=\s]+")
 _BACKTICKS = re.compile(r"^ {0,3}(`{3,})", re.MULTILINE)
-_HTML = re.compile(r"<(?:table|div|p|ul|ol|dl|h[1-6]|pre)\b", re.IGNORECASE)
 # What IPython writes as the plain text of an object whose output is another of its forms.
-_PLACEHOLDER = re.compile(r"<[\w.]+(?: object(?: at 0x[0-9a-f]+)?| size [^>]*)>|Figure\([^)]*\)|\w+\(children=.*", re.DOTALL)
+_PLACEHOLDER = re.compile(
+    r"<[\w.]+(?: object(?: at 0x[0-9a-f]+)?| size [^>]*)>|Figure\([^)]*\)|\w+\(children=.*", re.DOTALL
+)
+_INTERACTIVE = re.compile(r"widget-view|plotly|bokeh|vega")
 _PLAIN, _JSON, _SVG = "text/plain", "application/json", "image/svg+xml"
-_OLD_KEYS = {"text": _PLAIN, "html": "text/html", "latex": "text/latex", "markdown": "text/markdown", "json": _JSON}
+_OLD_KEYS = {
+    "text": _PLAIN,
+    "html": "text/html",
+    "latex": "text/latex",
+    "markdown": "text/markdown",
+    "json": _JSON,
+}
 _OLD_PICTURES = {"png": "image/png", "jpeg": "image/jpeg", "svg": _SVG, "pdf": "application/pdf"}
 _DRAWN_TEXT = re.compile(r"<(?:text|tspan|title|desc)\b[^>]*>([^<]+)", re.IGNORECASE)
 
@@ -39,7 +47,7 @@ def read(path: str, encoding: str | None) -> Iterator[Part | Note]:
     known = Encoding(encoding) if encoding else None
     written = Notebook("".join(characters([file.read_bytes()], known)).removeprefix("\ufeff"))
     yield from headed("\n\n".join(written.blocks()))
-    for kind, count in written.left_out.items():
+    for kind, count in (+written.left_out).items():
         yield Note(kind, count)
 
 
@@ -79,7 +87,9 @@ class Notebook:
             return
         if source.strip():
             language = cell.get("language")
-            yield fenced(source, _language({"kernelspec": cell}) if isinstance(language, str) else self._language)
+            yield fenced(
+                source, _language({"kernelspec": cell}) if isinstance(language, str) else self._language
+            )
         yield from self._outputs(cell.get("outputs"))
 
     def _outputs(self, outputs: Any) -> Iterator[str]:
@@ -109,7 +119,9 @@ class Notebook:
         if kind in ("error", "pyerr"):
             trace = output.get("traceback")
             lines = [line for line in trace if isinstance(line, str)] if isinstance(trace, list) else []
-            return "\n".join(lines) + "\n" if lines else f"{output.get('ename')}: {output.get('evalue')}\n", True
+            return "\n".join(
+                lines
+            ) + "\n" if lines else f"{output.get('ename')}: {output.get('evalue')}\n", True
         data = output.get("data")
         return self._shown(data if isinstance(data, dict) else _old_data(output))
 
@@ -122,7 +134,7 @@ class Notebook:
         for name in ("text/markdown", "text/latex"):
             if text := _text(data.get(name)):
                 return text, False
-        if html and (empty or _HTML.search(html)) and (text := markdown(html)):
+        if html and (empty or "<table" in html.lower()) and (text := markdown(html)):
             return text, False
         if not empty:
             self._count_pictures(data)
@@ -140,8 +152,9 @@ class Notebook:
     def _count_pictures(self, data: dict[str, Any]) -> bool:
         found = any(isinstance(kind, str) and kind.startswith(("image/", "application/pdf")) for kind in data)
         self.left_out["pictures"] += found
-        others = [kind for kind in data if isinstance(kind, str) and "widget-view" in kind or "plotly" in str(kind)]
-        self.left_out["interactive outputs"] += bool(others)
+        self.left_out["interactive outputs"] += any(
+            _INTERACTIVE.search(str(kind)) is not None for kind in data
+        )
         return found
 
 

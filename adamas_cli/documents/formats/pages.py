@@ -14,29 +14,40 @@ from adamas_cli.documents.formats.tables import plain_tables
 MAX_DEPTH = 2000  # of elements inside each other; the parser's time grows with its square
 _MOST_INLINE = 2000  # bold words and the like in one paragraph; the converter's time grows with its square
 
-_UNREAD = "script, style, noscript, template, head, iframe, object, embed, audio, video, canvas, datalist, dialog:not([open])"
+_UNREAD = (
+    "script, style, noscript, template, head, iframe, object, embed, audio, video, canvas, datalist, "
+    "dialog:not([open])"
+)
 _HIDDEN = "[hidden], [aria-hidden=true], [style]"
-_HIDING = re.compile(r"(?:^|;)\s*(?:display\s*:\s*none|visibility\s*:\s*(?:hidden|collapse))\b", re.IGNORECASE)
+_HIDING = re.compile(
+    r"(?:^|;)\s*(?:display\s*:\s*none|visibility\s*:\s*(?:hidden|collapse))\b", re.IGNORECASE
+)
 _NAVIGATION = "nav, [role=navigation], .nav-panel, .navheader, .navfooter, .sphinxsidebar"
 _PERMALINK = "a.headerlink, a.anchorjs-link, a.permalink"
 _INLINE = "b, strong, i, em, code, tt, kbd, samp, s, del, ins, mark, u, small, cite, var, dfn"
 _DESCRIPTION = "meta[name=description], meta[property='og:description']"
 
 _TAG = re.compile(r"<(/?)([A-Za-z][A-Za-z0-9]*)")
+_EMPTY = (
+    *("area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param", "source"),
+    *("track", "wbr"),
+)
 # Elements without content, those that end where the next one begins, and formatting, which the parser bounds.
 _FLAT = frozenset(
-    "area base br col embed hr img input link meta param source track wbr html head body p li dt dd tr td th "
-    "thead tbody tfoot colgroup option optgroup rt rp "
-    "a b big code em font i nobr s small strike strong tt u".split()
+    [
+        *("html", "head", "body", "p", "li", "dt", "dd", "tr", "td", "th", "thead", "tbody", "tfoot"),
+        *("colgroup", "option", "optgroup", "rt", "rp", "a", "b", "big", "code", "em", "font", "i", "nobr"),
+        *("s", "small", "strike", "strong", "tt", "u"),
+        *_EMPTY,
+    ]
 )
-_EMPTY = frozenset("area base br col embed hr img input link meta param source track wbr".split())
 _XHTML = re.compile(r"\s*<\?xml\b|[^>]*<html[^>]*\bxmlns\s*=", re.IGNORECASE)
 _XML_LINES = re.compile(r"<\?[^>]*\?>")
 _CLOSED = re.compile(r"<([A-Za-z][\w:-]*)((?:\s+[^<>\"']+(?:=\"[^\"]*\"|='[^']*')?)*)\s*/>")
 _CDATA = re.compile(r"<!\[CDATA\[(.*?)\]\]>", re.DOTALL)
 
-_RAISED = str.maketrans("0123456789+-−=()ni", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁼⁽⁾ⁿⁱ")
-_LOWERED = str.maketrans("0123456789+-−=()aeoxhklmnpst", "₀₁₂₃₄₅₆₇₈₉₊₋₋₌₍₎ₐₑₒₓₕₖₗₘₙₚₛₜ")
+_RAISED = str.maketrans("0123456789+-\u2212=()ni", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁼⁽⁾ⁿⁱ")
+_LOWERED = str.maketrans("0123456789+-\u2212=()aeoxhklmnpst", "₀₁₂₃₄₅₆₇₈₉₊₋₋₌₍₎ₐₑₒₓₕₖₗₘₙₚₛₜ")
 _ORDINALS = ("st", "nd", "rd", "th", "e", "er", "re", "o", "a", "º", "ª", "tm", "®", "™")
 
 
@@ -170,7 +181,8 @@ def _outermost(nodes: list[Any]) -> list[Any]:
     known = {node.mem_id for node in nodes}
     found, inside = [], set()
     for node in nodes:
-        parent, path = node.parent, []
+        path: list[Any] = []
+        parent = node.parent
         while parent is not None and parent.mem_id not in known and len(path) < MAX_DEPTH:
             path.append(parent)
             parent = parent.parent

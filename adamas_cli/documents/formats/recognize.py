@@ -39,9 +39,13 @@ _RTF = re.compile(rb"\{\\rtf[1\\]")
 _PDF_OBJECT = re.compile(rb"\d \d+ obj\b")
 # Names of source code and of text, which may begin with a page of HTML and is no page.
 _SOURCE_SUFFIXES = frozenset(
-    "asp aspx cfm c cc cpp cs css csv diff ejs erb go h haml hbs j2 java jinja jinja2 js jsp jsx kt less liquid "
-    "log lua m md mdx mjs mustache njk patch php phtml pl po pot py rb rs rst scala scss sh sql svelte swift "
-    "tmpl tpl ts tsx twig txt vue xml xsl xslt yaml yml".split()
+    [
+        *("asp", "aspx", "cfm", "c", "cc", "cpp", "cs", "css", "csv", "diff", "ejs", "erb", "go", "h"),
+        *("haml", "hbs", "j2", "java", "jinja", "jinja2", "js", "jsp", "jsx", "kt", "less", "liquid"),
+        *("log", "lua", "m", "md", "mdx", "mjs", "mustache", "njk", "patch", "php", "phtml", "pl", "po"),
+        *("pot", "py", "rb", "rs", "rst", "scala", "scss", "sh", "sql", "svelte", "swift", "tmpl", "tpl"),
+        *("ts", "tsx", "twig", "txt", "vue", "xml", "xsl", "xslt", "yaml", "yml"),
+    ]
 )
 _WHOLE_PAGE = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*|<!--(?:(?!-->).){0,2000}-->\s*)*<(?:!doctype\s+html|html)\b",
@@ -63,9 +67,9 @@ def recognized(head: bytes, path: str) -> Format | None:
     A page of HTML is converted if it is whole. Fragments and templates are source code, and stay it.
     """
     suffix = os.path.splitext(path)[1].lower()
-    if b"%PDF-" in head[:_PDF_WITHIN]:
-        if suffix == ".pdf" or (head.startswith(b"%PDF-") and not _is_about_pdf(head)):
-            return Format.PDF
+    by_name = suffix == ".pdf" and b"%PDF-" in head[:_PDF_WITHIN]
+    if by_name or (head.startswith(b"%PDF-") and not _is_about_pdf(head)):
+        return Format.PDF
     if _RTF.match(head):
         return Format.RTF
     if head.startswith(_ZIP):

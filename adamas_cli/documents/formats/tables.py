@@ -8,8 +8,9 @@ from selectolax.lexbor import LexborHTMLParser
 
 _MOST_COLUMNS = 1000  # as in HTML's own rules for colspan
 _MOST_ROWS = 65_534
-_MOST_ADDED = 20  # cells for each cell that there is
+_MOST_ADDED = 20  # cells of the grid for each cell that there is; a table of fewer than this squared is small
 _GROUPS = ("thead", "tbody", "tfoot")
+_SPANS = ("rowspan", "colspan")
 _BLOCKS = "table, h1, h2, h3, h4, h5, h6, pre, blockquote, form, hr"
 
 
@@ -17,14 +18,22 @@ def plain_tables(tree: LexborHTMLParser) -> None:
     """Replace tables that only arrange a page by their cells, and fill the cells that spans cover.
 
     A cell that covers several rows or columns is repeated in each of them; a cell as wide as its table, such
-    as a title between rows, stands once.
+    as a title between rows, stands once. A table whose grid would be far larger than its text is written as
+    lines.
     """
     for table in reversed(tree.css("table")):  # those inside first
         rows = _rows(table)
         if _is_layout(table, rows):
-            _unfold(tree, table, rows)
-        elif any("rowspan" in cell.attributes or "colspan" in cell.attributes for row in rows for cell in _cells(row)):
-            _fill(tree, rows)
+            _unfold(tree, table, [[cell] for row in rows for cell in _cells(row)])
+            continue
+        cells = [_cells(row) for row in rows]
+        if any(name in cell.attributes for row in cells for cell in row for name in _SPANS):
+            if _is_reasonable(sum(_area(cell, len(rows)) for row in cells for cell in row), cells):
+                _fill(tree, cells)
+            cells = [_cells(row) for row in rows]
+            _forget_spans(cells)
+        if not _is_reasonable(max(map(len, cells), default=0) * len(cells), cells):
+            _unfold(tree, table, cells)
 
 
 def _rows(table: Any) -> list[Any]:
@@ -46,68 +55,76 @@ def _is_layout(table: Any, rows: list[Any]) -> bool:
         return True
     if table.css_first("th, caption") is not None:
         return False
-    return table.css_first(_BLOCKS) is not None or all(len(_cells(row)) < 2 for row in rows)
+    if any(block.mem_id != table.mem_id for block in table.css(_BLOCKS)):
+        return True
+    return all(len(_cells(row)) < 2 for row in rows)
 
 
-def _unfold(tree: LexborHTMLParser, table: Any, rows: list[Any]) -> None:
+def _is_reasonable(grid: int, cells: list[list[Any]]) -> bool:
+    return grid <= _MOST_ADDED * (sum(map(len, cells)) + _MOST_ADDED)
+
+
+def _unfold(tree: LexborHTMLParser, table: Any, lines: list[list[Any]]) -> None:
+    """Replace a table by a paragraph for each list of cells."""
     block = tree.create_node("div")
-    for row in rows:
-        for cell in _cells(row):
-            part = tree.create_node("div")
+    for line in lines:
+        part = tree.create_node("div")
+        for index, cell in enumerate(line):
+            if index:
+                part.insert_child(" | ")
             for child in cell.iter(include_text=True):
                 part.insert_child(child)
-            block.insert_child(part)
+        block.insert_child(part)
     table.insert_before(block)
     table.decompose()
 
 
-def _fill(tree: LexborHTMLParser, rows: list[Any]) -> None:
-    cells = [_cells(row) for row in rows]
-    room = _MOST_ADDED * sum(map(len, cells)) + _MOST_ADDED
+def _fill(tree: LexborHTMLParser, cells: list[list[Any]]) -> None:
     width = max((sum(_span(cell, "colspan", _MOST_COLUMNS) for cell in row) for row in cells), default=0)
     below: dict[int, tuple[Any, int]] = {}  # by column: a cell from above, and for how many rows it goes on
     for row in cells:
         column = 0
         for cell in row:
-            column, room = _from_above(tree, below, column, cell, room, before=True)
-            rowspan, colspan = _span(cell, "rowspan", _MOST_ROWS), _span(cell, "colspan", _MOST_COLUMNS)
-            title = colspan >= width and len(row) == 1
-            for extra in range(colspan):
-                if extra and room > 0:
-                    copy = tree.create_node(cell.tag) if title else cell.clone()
-                    cell.insert_after(copy)
-                    room -= 1
-                if rowspan > 1:
-                    below[column] = (cell, rowspan - 1)
+            for above in _from_above(below, column):
+                cell.insert_before(above.clone())
                 column += 1
+            rowspan, colspan = _span(cell, "rowspan", _MOST_ROWS), _span(cell, "colspan", _MOST_COLUMNS)
+            is_title = colspan >= width and len(row) == 1
+            for _ in range(colspan - 1):
+                cell.insert_after(tree.create_node(cell.tag) if is_title else cell.clone())
+            if rowspan > 1:
+                below.update((column + extra, (cell, rowspan - 1)) for extra in range(colspan))
+            column += colspan
         if row:
-            _from_above(tree, below, column, row[-1], room, before=False)
-    for row in rows:
-        for cell in _cells(row):
-            for name in ("rowspan", "colspan"):
+            last = row[-1]
+            while last.next is not None:  # its own copies
+                last = last.next
+            for above in reversed(_from_above(below, column)):
+                last.insert_after(above.clone())
+
+
+def _from_above(below: dict[int, tuple[Any, int]], column: int) -> list[Any]:
+    """The cells that reach down into the columns from `column` on, for this row."""
+    found = []
+    while column in below:
+        cell, rows = below.pop(column)
+        if rows > 1:
+            below[column] = (cell, rows - 1)
+        found.append(cell)
+        column += 1
+    return found
+
+
+def _forget_spans(cells: list[list[Any]]) -> None:
+    for row in cells:
+        for cell in row:
+            for name in _SPANS:
                 if name in cell.attributes:
                     del cell.attrs[name]
 
 
-def _from_above(
-    tree: LexborHTMLParser, below: dict[int, tuple[Any, int]], column: int, cell: Any, room: int, *, before: bool
-) -> tuple[int, int]:
-    """Put copies of the cells that reach down into the columns from `column` on, before or after `cell`."""
-    after = []
-    while column in below:
-        above, rows = below.pop(column)
-        if rows > 1:
-            below[column] = (above, rows - 1)
-        if room > 0:
-            if before:
-                cell.insert_before(above.clone())
-            else:
-                after.append(above)
-            room -= 1
-        column += 1
-    for above in reversed(after):
-        cell.insert_after(above.clone())
-    return column, room
+def _area(cell: Any, rows: int) -> int:
+    return _span(cell, "colspan", _MOST_COLUMNS) * min(_span(cell, "rowspan", _MOST_ROWS), rows)
 
 
 def _span(cell: Any, name: str, most: int) -> int:
