@@ -32,6 +32,11 @@ _WIDE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
 _WIDE_SHARE = 0.98  # of characters that are in use, where a wide encoding is the right one
 _PATTERN_BYTES = 2048  # whose pattern is looked at
 _LEAST_EAST_ASIAN = 16  # characters, without a NUL byte among them
+_ASCII_PAIR = re.compile(
+    "[" + "".join(f"{chr(256 * n + 32)}-{chr(256 * n + 126)}" for n in range(32, 127)) + "]"
+)
+_PAIR_SHARE = 0.75  # of East Asian characters that two bytes of ASCII make up, where the text is ASCII
+_ODD_SHARE = 0.1
 _EAST_ASIAN = re.compile("[\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7a3\uff00-\uffef]")
 
 CONTROLS = bytes({*range(0x20), 0x7F} - set(b"\t\n\f\r\b\x1b"))  # never in text; escape codes are, in logs
@@ -70,13 +75,16 @@ def is_binary(head: bytes, *, patient: bool = False) -> bool:
     """
     if head.startswith(_MAGIC) or _BZIP2.match(head) or _PDF.match(head) or head[_TAR] == b"ustar":
         return True
-    nul = b"\0" in head
-    if nul and not patient and unicode_by_start(head) is None:
-        return True
-    if nul:
+    if unicode_by_start(head) is not None:
+        return False
+    if b"\0" in head:
+        if not patient:
+            return True
         head = _NULS.sub(lambda run: b"\0" if len(run[0]) >= _HOLE else run[0], head)
+    if _KOREAN_MAIL in head:
+        head = head.translate(None, b"\x0e\x0f")  # which shift between its two alphabets
     controls = len(head) - len(head.translate(None, CONTROLS))
-    return controls > _CONTROL_SHARE * len(head) and unicode_by_start(head) is None
+    return controls > _CONTROL_SHARE * len(head)
 
 
 def decode(blocks: Iterable[bytes], encoding: Encoding | None = None) -> Iterator[str]:
@@ -193,7 +201,7 @@ def unicode_by_start(head: bytes) -> Encoding | None:
     if b"\0" not in head and head.isascii():
         return None
     controls = len(head) - len(head.translate(None, CONTROLS))
-    if controls > _CONTROL_SHARE * len(head):
+    if b"\0" in head or controls > _CONTROL_SHARE * len(head):
         scores = {codec: _spaces_if_text(head, codec) for codec in _WIDE}
         codec = max(_WIDE, key=scores.__getitem__)
         if scores[codec] >= 0:
@@ -213,11 +221,16 @@ def _spaces_if_text(head: bytes, codec: str) -> int:
     printed = len(spaceless) if spaceless.isprintable() else sum(map(str.isprintable, spaceless))
     if not text or "\0" in text or printed < _WIDE_SHARE * len(spaceless):
         return -1
-    known = sum(map(str.isascii, text)) + len(_EAST_ASIAN.findall(text))
-    if b"\0" in head:
-        return known if any(map(str.isascii, text)) else -1
-    east_asian_only = known == len(spaceless) >= _LEAST_EAST_ASIAN and not head.isascii()
-    return known if east_asian_only else -1
+    ascii_count, east_asian = sum(map(str.isascii, text)), len(_EAST_ASIAN.findall(text))
+    if len(_ASCII_PAIR.findall(text)) > _PAIR_SHARE * east_asian or _has_odd_nuls(text):
+        return -1
+    only_east_asian = ascii_count + east_asian == len(spaceless) >= _LEAST_EAST_ASIAN
+    return ascii_count + east_asian if only_east_asian or (ascii_count and b"\0" in head) else -1
+
+
+def _has_odd_nuls(text: str) -> bool:
+    """Whether more characters have 0 as their lower byte than the few that do in text (one in Chinese)."""
+    return sum(ord(character) & 0xFF == 0 for character in text) > _ODD_SHARE * len(text) + 1
 
 
 def _mail_encoding(block: bytes) -> Encoding | None:
@@ -275,7 +288,7 @@ def _whole_lines(window: bytes) -> bytes:
 def _is_mostly_utf8(window: bytes) -> bool:
     """Whether whole UTF-8 sequences outnumber stray bytes: by chance they hardly occur in other encodings."""
     try:
-        codecs.getincrementaldecoder("utf-8")().decode(window)
+        codecs.getincrementaldecoder("utf-8")().decode(window, final=len(window) < WINDOW_BYTES)
     except UnicodeDecodeError:
         without, sequences = _MULTIBYTE.subn(b"", window)
         return sequences > len(without) - len(_NOT_ASCII.sub(b"", without))

@@ -60,6 +60,7 @@ class _Lines:
         self._times = 0
         self._begun: str | None = None  # a line up to the data of a URI that goes on in the next line
         self._data = ""
+        self._ended = False  # whether that line had an end
 
     def feed(self, text: str) -> Iterator[str]:
         start = 0
@@ -70,7 +71,7 @@ class _Lines:
 
     def end(self) -> Iterator[str]:
         if self._begun is not None:
-            yield from self._whole(self._begun + _left_out(self._data))
+            yield from self._finished(self._begun + _left_out(self._data), ended=self._ended)
         yield from self._counted()
 
     def _line(self, line: str) -> Iterator[str]:
@@ -81,6 +82,7 @@ class _Lines:
             taken = found.end() if found else 0
             self._data += found[1] if found else ""
             if found and taken == len(line):
+                self._ended = ended
                 return
             line = self._begun + _left_out(self._data) + ("" if found else "\n") + line[taken:]
             self._begun = None
@@ -92,7 +94,11 @@ class _Lines:
         if "data:" in line:
             line = self._without_data(line)
             if self._begun is not None:
+                self._ended = ended
                 return
+        yield from self._finished(line, ended=ended)
+
+    def _finished(self, line: str, *, ended: bool) -> Iterator[str]:
         if "\r" in line:
             line = " ".join(_states(line)) if self._keep_lines else "\n".join(_states(line))
         yield from self._whole(line + "\n" * ended)
