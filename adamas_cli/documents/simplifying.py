@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-LEAST_REPEATS = 10  # of a line, before they are counted instead
+LEAST_REPEATS = 25  # of a line, before they are counted instead
 LEAST_DATA = 120  # characters of a URI; less is read
 LEAST_STATES = 3  # of a line of progress
 _TIMES = "\N{MULTIPLICATION SIGN}"
