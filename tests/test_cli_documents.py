@@ -105,7 +105,7 @@ def test_a_flawed_log_is_read_and_a_binary_is_forced(ask, folder: Path) -> None:
     (folder / "a.log").write_bytes(b"\x1b[31mERROR\x1b[0m disk full\n" * 30 + bytes(64) + b"restart\n")
     done = ask("a.log")
     assert done.returncode == 0, done.stderr
-    assert "a.log: 64 control characters, 60 terminal codes left out\n" in done.stderr.decode()
+    assert "a.log: 64 NUL bytes, 60 terminal codes left out\n" in done.stderr.decode()
     (folder / "b.bin").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
     refused = ask("b.bin")
     assert refused.returncode == 3

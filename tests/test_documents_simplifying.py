@@ -181,7 +181,16 @@ class TestBinary:
         collection = found(tmp_path / name)
         (document,) = collection.documents
         assert "".join(document.pieces()) == self.NUL_LOG.replace(b"\0", b"").decode()
-        assert collection.note_lines() == [f"{tmp_path}/{name}: 63 control characters left out"]
+        assert collection.note_lines() == [f"{tmp_path}/{name}: 63 NUL bytes left out"]
+
+    def test_a_hole_at_the_beginning_of_a_log(self, tmp_path: Path) -> None:
+        (tmp_path / "a.log").write_bytes(bytes(300_000) + b"10:05 restart\n")
+        for source in (tmp_path, tmp_path / "a.log"):
+            collection = found(source)
+            assert "".join(collection.documents[0].pieces()) == "10:05 restart\n"
+            assert collection.note_lines() == [f"{tmp_path}/a.log: 300,000 NUL bytes left out"]
+        (tmp_path / "b.log").write_bytes(bytes(300_000))
+        assert found(tmp_path).skipped_line() == "skipped 1: 1 binary"
 
     def test_in_a_folder_its_name_must_be_that_of_text(self, tmp_path: Path) -> None:
         for name in ("a.log", "b.dat"):

@@ -132,7 +132,8 @@ class Examiner:
         if text and reading.codes:
             self._collection.left_out[shown]["terminal codes"] += reading.codes
         if text and reading.controls:
-            self._collection.left_out[shown]["control characters"] += reading.controls
+            kind = "control characters" if self._forced else "NUL bytes"
+            self._collection.left_out[shown][kind] += reading.controls
 
     def is_binary(self, head: bytes, name: str, *, named: bool) -> bool:
         """Whether a file is left out for what it begins with. named: by the user, who can force it."""
@@ -172,6 +173,8 @@ class Examiner:
                 return self.converted(candidate.path, path, size, kind, file, named=named)
             if head.startswith(MAGIC):
                 return self.unpacked(path, Gzipped(file, size), limit, named=named)
+            if head.count(0) == len(head):
+                head = _head_after_hole(candidate.path, size) or head
             if self.is_binary(head, path, named=named):
                 return Reason.BINARY
             if candidate.origins is not None:
@@ -209,6 +212,14 @@ class Examiner:
                 copy.flush()
                 return self.converted(copy.name, name, size, kind, content, named=named)
         return self.text(name, content, size, named=named) if size else Reason.EMPTY
+
+
+def _head_after_hole(path: str, size: int) -> bytes:
+    """The first bytes after the NUL bytes that a file begins with: a log that was emptied while its program went
+    on writing where the old end was.
+    """
+    with closing(_blocks(path, size)) as blocks:
+        return next((text[:HEAD_BYTES] for block in blocks if (text := block.lstrip(b"\0"))), b"")
 
 
 def _blocks(path: str, size: int) -> Generator[bytes]:
