@@ -215,8 +215,9 @@ class Examiner:
 
 
 def _head_after_hole(path: str, size: int) -> bytes:
-    """The first bytes after the NUL bytes that a file begins with: a log that was emptied while its program went
-    on writing where the old end was.
+    """The first bytes after the NUL bytes that a file begins with.
+
+    A log begins so that was emptied while its program went on writing where the old end was.
     """
     with closing(_blocks(path, size)) as blocks:
         return next((text[:HEAD_BYTES] for block in blocks if (text := block.lstrip(b"\0"))), b"")
