@@ -31,6 +31,7 @@ _MARKS = (
 _WIDE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
 _WIDE_SHARE = 0.98  # of characters that are in use, where a wide encoding is the right one
 _PATTERN_BYTES = 2048  # whose pattern is looked at
+_GLANCE, _GLANCE_SHARE = 64, 0.9  # characters that show most binaries at once
 _LEAST_EAST_ASIAN = 16  # characters, without a NUL byte among them
 _ASCII_PAIR = re.compile(
     "[" + "".join(f"{chr(256 * n + 32)}-{chr(256 * n + 126)}" for n in range(32, 127)) + "]"
@@ -218,6 +219,8 @@ def _spaces_if_text(head: bytes, codec: str) -> int:
     except UnicodeDecodeError:
         return -1
     spaceless = "".join(text.split())
+    if sum(map(str.isprintable, spaceless[:_GLANCE])) < _GLANCE_SHARE * len(spaceless[:_GLANCE]):
+        return -1
     printed = len(spaceless) if spaceless.isprintable() else sum(map(str.isprintable, spaceless))
     if not text or "\0" in text or printed < _WIDE_SHARE * len(spaceless):
         return -1

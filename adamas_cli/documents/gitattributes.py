@@ -34,8 +34,9 @@ class Attributes:
 
     def value(self, path: str, name: str) -> bool | None:
         """Whether the attribute `name` is set for a file (True), unset (False), or not spoken of (None)."""
-        path = os.path.join(self._below, path)
-        for prefix, lines in self._chain(os.path.dirname(path)):
+        if self._below:
+            path = f"{self._below}/{path}"
+        for prefix, lines in self._chain(path.rpartition("/")[0]):
             for line in lines:
                 if name in line.values and _matches(line.rule, path[prefix:]):
                     return line.values[name]
