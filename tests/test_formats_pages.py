@@ -80,6 +80,12 @@ def test_tables_that_only_arrange_a_page_are_unfolded() -> None:
     assert markdown(page) == "left\n\n## Title\n\ntext\n\n| 1 | 2 |\n| --- | --- |\n| 3 | 4 |"
 
 
+def test_a_table_in_a_cell_of_a_table_is_a_line_of_it() -> None:
+    inner = "<table><tr><td>x<td>y<tr><td>z</table>"
+    page = f"<table><tr><td>Item<td>Price of it<tr><td>{inner}<td>one long price<tr><td>Pear<td>2.40</table>"
+    assert markdown(page).splitlines()[2] == "| x, y; z | one long price |"
+
+
 @pytest.mark.parametrize(
     ("html", "want"),
     [

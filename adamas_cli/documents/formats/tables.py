@@ -11,7 +11,8 @@ _MOST_ROWS = 65_534
 _MOST_ADDED = 20  # cells of the grid for each cell that there is; a table of fewer than this squared is small
 _GROUPS = ("thead", "tbody", "tfoot")
 _SPANS = ("rowspan", "colspan")
-_BLOCKS = "table, h1, h2, h3, h4, h5, h6, pre, blockquote, form, hr"
+_BLOCKS = "h1, h2, h3, h4, h5, h6, pre, blockquote, form, hr"
+_INNER_SHARE = 0.5  # of a table's text that is in tables inside it, where it only arranges them
 
 
 def plain_tables(tree: LexborHTMLParser) -> None:
@@ -26,6 +27,9 @@ def plain_tables(tree: LexborHTMLParser) -> None:
         if _is_layout(table, rows):
             _unfold(tree, table, [[cell] for row in rows for cell in _cells(row)])
             continue
+        for inner in reversed(_inner_tables(table)):
+            inner.insert_before(_line(inner))
+            inner.decompose()
         cells = [_cells(row) for row in rows]
         if any(name in cell.attributes for row in cells for cell in row for name in _SPANS):
             if _is_reasonable(sum(_area(cell, len(rows)) for row in cells for cell in row), cells):
@@ -55,9 +59,20 @@ def _is_layout(table: Any, rows: list[Any]) -> bool:
         return True
     if table.css_first("th, caption") is not None:
         return False
-    if any(block.mem_id != table.mem_id for block in table.css(_BLOCKS)):
+    if table.css_first(_BLOCKS) is not None or all(len(_cells(row)) < 2 for row in rows):
         return True
-    return all(len(_cells(row)) < 2 for row in rows)
+    inner = sum(len(_line(found)) for found in _inner_tables(table))
+    return inner > 0 and (len(rows) < 2 or inner > _INNER_SHARE * len(table.text(deep=True)))
+
+
+def _inner_tables(table: Any) -> list[Any]:
+    return [found for found in table.css("table") if found.mem_id != table.mem_id]
+
+
+def _line(table: Any) -> str:
+    """A table in a cell, as one line."""
+    rows = ([" ".join(cell.text(deep=True).split()) for cell in _cells(row)] for row in _rows(table))
+    return "; ".join(", ".join(row) for row in rows)
 
 
 def _is_reasonable(grid: int, cells: list[list[Any]]) -> bool:
