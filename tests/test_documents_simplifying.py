@@ -159,8 +159,8 @@ def test_a_log_as_it_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.log.gz").write_bytes(gzip.compress(log))
     collection = found(tmp_path / "a.log.gz")
     assert "".join(collection.documents[0].pieces()) == "ERROR disk full [× 40]\nINFO done\n"
-    wide = "same\n" * 40
-    assert read(wide.encode("utf-16"))[0] == "same [× 40]\n"
+    wide = "\x1b[1msame\n" * 40
+    assert read(wide.encode("utf-16")) == ("same [× 40]\n", ["stdin: 40 terminal codes left out"])
 
 
 def test_a_late_clutter_is_seen(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ class Document:
     path: str
     size: int
     content: Content | Sections
-    reading: Reading | None = None  # of bytes; where there is none, they are looked at as they are read
+    reading: Reading | None = None  # of text and of formats that are text; else it is looked at as it is read
     numbered: bool = False
 
     def parts(self) -> Iterator[Part]:

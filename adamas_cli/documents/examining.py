@@ -99,7 +99,7 @@ class Examiner:
                 self._collection.notes.append(f"{shown}: {error.trouble}, so it is read as it is written")
             return self._read_as(name, content, size, reading)
         self._say(shown, reading, text=False)
-        return self._sections(shown, size, text)
+        return replace(self._sections(shown, size, text), reading=reading)
 
     def _sections(self, shown: str, size: int, text: ConvertedText) -> Document:
         for note, count in text.notes:

@@ -42,7 +42,7 @@ def survey(
     for _ in stream:
         pass
     if encoding.codec.startswith(_WIDE):  # the bytes are no characters: the text is looked at as it is read
-        return Reading(encoding, clutter=True)
+        return Reading(encoding, clutter=True, codes=counts.wide_escapes)
     # In ISO-2022, escape codes are the encoding.
     codes = 0 if encoding.codec.startswith("iso2022") else counts.escapes
     return Reading(encoding, bool(codes) or counts.clutter, codes, counts.controls)
@@ -52,7 +52,7 @@ class _Counts:
     """What passes by."""
 
     def __init__(self, forced: bool) -> None:
-        self.escapes = self.controls = 0
+        self.escapes = self.wide_escapes = self.controls = 0
         self.clutter = False
         self._forced = forced
 
@@ -61,6 +61,7 @@ class _Counts:
         for block in blocks:
             if b"\x1b" in block:  # a search for one byte costs next to nothing
                 self.escapes += block.count(b"\x1b")
+                self.wide_escapes += max(block.count(b"\x1b\0"), block.count(b"\0\x1b"))
             if self._forced:
                 self.controls += len(block) - len(block.translate(None, CONTROLS))
             elif b"\0" in block:
