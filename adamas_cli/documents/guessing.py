@@ -38,7 +38,6 @@ _ENGLISH = re.compile(
     re.IGNORECASE,
 )
 _WORD = re.compile(rb"[A-Za-z]+")
-_NOT_ASCII_LINE = re.compile(rb"[^\n]*[\x80-\xff][^\n]*\n?")
 _NOT_ASCII_RUN = re.compile(rb"[\x80-\xff]+")
 # Signs of Windows-1252 that are no letters: quotes, dashes, currency, copyright, degree, guillemets.
 _SIGNS = bytes({*range(0x80, 0xC0)} - set(b"\x81\x83\x8a\x8c\x8d\x8e\x8f\x90\x9a\x9c\x9d\x9e\x9f\xaa\xba"))
@@ -57,9 +56,8 @@ _LEAST_KANA = 3
 
 def guessed(window: bytes) -> str:
     """The codec for `window`, which holds bytes that are neither ASCII nor UTF-8. It may end within one."""
-    lines = b"".join(
-        _NOT_ASCII_LINE.findall(window)
-    )  # the others say nothing about it, but much about English
+    # The lines of ASCII alone say nothing about it, but much about English.
+    lines = b"".join(line for line in window.splitlines(keepends=True) if not line.isascii())
     english = _is_english(window)
     if _has_signs_only(lines, english=english) or (_is_english(lines) and _stand_alone(lines)):
         return FALLBACK

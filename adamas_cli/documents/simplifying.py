@@ -12,17 +12,17 @@ LEAST_REPEATS = 25  # of a line, before they are counted instead
 LEAST_DATA = 120  # characters of a URI; less is read
 LEAST_STATES = 3  # of a line of progress
 _TIMES = "\N{MULTIPLICATION SIGN}"
+_LONGEST_STATE = 400  # characters
 _LONGEST_LINE = 2**22  # characters; a longer line is simplified in pieces of this length
 
 _CODE = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]"  # colours and movements
-    r"|[\]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\)?"  # titles and links
+    r"|[\]PX^_][^\x07\x1b\n]{0,2000}(?:\x07|\x1b\\)"  # titles and links
     r"|[ -/]+[0-~]|[0-~])"  # character sets and the rest
     r"|\x1b"
 )
-_OVERSTRUCK = re.compile(r"[^\n\b]\x08")
 _URI = re.compile(r"data:[a-z]+/[\w.+-]+(?:;[\w.+-]+(?:=[\w.+-]*)?)*,")
-_BASE64 = re.compile(r"(?:[A-Za-z0-9+/=_-]|%[0-9A-Fa-f]{2})*")
+_BASE64 = re.compile(r"[A-Za-z0-9+/=_%-]*")
 _BASE64_LINE = re.compile(
     r"[ \t]*([A-Za-z0-9+/]{40,}={0,2}|[A-Za-z0-9+/]*=?=$|[A-Za-z0-9+/]+={0,2}(?=[\"')>]))"
 )
@@ -59,7 +59,7 @@ class _Lines:
         self._repeated = ""  # the line that came last, which may come again
         self._times = 0
         self._begun: str | None = None  # a line up to the data of a URI that goes on in the next line
-        self._data = ""
+        self._data: list[str] = []
         self._ended = False  # whether that line had an end
 
     def feed(self, text: str) -> Iterator[str]:
@@ -71,32 +71,38 @@ class _Lines:
 
     def end(self) -> Iterator[str]:
         if self._begun is not None:
-            yield from self._finished(self._begun + _left_out(self._data), ended=self._ended)
+            yield from self._finished(self._begun + _left_out("".join(self._data)), ended=self._ended)
         yield from self._counted()
 
     def _line(self, line: str) -> Iterator[str]:
         ended = line.endswith("\n")
         line = line.rstrip("\n").rstrip("\r") if ended else line
+        before = ""
         if self._begun is not None:
             found = _BASE64_LINE.match(line)
-            taken = found.end() if found else 0
-            self._data += found[1] if found else ""
-            if found and taken == len(line):
-                self._ended = ended
-                return
-            line = self._begun + _left_out(self._data) + ("" if found else "\n") + line[taken:]
+            if found is not None:
+                self._data.append(found[1])
+                if found.end() == len(line):
+                    self._ended = ended
+                    return
+            before = self._begun + _left_out("".join(self._data))
             self._begun = None
+            if found is None:
+                yield from self._finished(before, ended=True)
+                before = ""
+            else:
+                line = line[found.end() :]
         if "\x1b" in line:
             line = _CODE.sub("", line)
-        while "\b" in line:
-            shorter = _OVERSTRUCK.sub("", line)
-            line = shorter if shorter != line else line.replace("\b", "")
+        if "\b" in line:
+            line = _overstruck(line)
         if "data:" in line:
             line = self._without_data(line)
-            if self._begun is not None:
-                self._ended = ended
-                return
-        yield from self._finished(line, ended=ended)
+        if self._begun is not None:
+            self._begun = before + self._begun
+            self._ended = ended
+        else:
+            yield from self._finished(before + line, ended=ended)
 
     def _finished(self, line: str, *, ended: bool) -> Iterator[str]:
         if "\r" in line:
@@ -133,7 +139,7 @@ class _Lines:
             done.append(line[position : uri.end()])
             position = end
             if goes_on:
-                self._begun, self._data = "".join(done), data
+                self._begun, self._data = "".join(done), [data]
                 return ""
             done.append(_left_out(data))
         return "".join([*done, line[position:]])
@@ -156,6 +162,17 @@ def _left_out(data: str) -> str:
     return data if len(data) < LEAST_DATA else f"[{len(data):,} characters]"
 
 
+def _overstruck(line: str) -> str:
+    """The line without the characters that a backspace and another character went over."""
+    shown: list[str] = []
+    for character in line:
+        if character != "\b":
+            shown.append(character)
+        elif shown:
+            shown.pop()
+    return "".join(shown)
+
+
 def _states(line: str) -> Iterator[str]:
     """The line's states that a terminal would have shown and then overwritten with something else.
 
@@ -165,7 +182,7 @@ def _states(line: str) -> Iterator[str]:
     run = 0
     for index, state in enumerate(states):
         following = states[index + 1] if index + 1 < len(states) else None
-        if following is not None and _PROGRESS.search(state) and _subject(state) == _subject(following):
+        if following is not None and _is_overwritten(state, following):
             run += 1
             continue
         if run + 1 < LEAST_STATES:
@@ -175,6 +192,13 @@ def _states(line: str) -> Iterator[str]:
         else:
             yield f"{state} [after {run:,} earlier states]"
         run = 0
+
+
+def _is_overwritten(state: str, following: str) -> bool:
+    """Whether a state is one of progress that the following one continues."""
+    if len(state) > _LONGEST_STATE or _PROGRESS.search(state) is None:
+        return False
+    return _subject(state) == _subject(following)
 
 
 def _subject(state: str) -> str:

@@ -18,7 +18,7 @@ from adamas_cli.documents.simplifying import simplified
 
 MAX_BYTES = 64 * 2**20  # a notebook is parsed as a whole
 
-_INLINE_IMAGE = re.compile(r"data:image/[\w.+-]+;base64,[A-Za-z0-9+/=\s]+")
+_INLINE_IMAGE = re.compile(r"data:image/[\w.+-]+;base64,[A-Za-z0-9+/=]+(?:\s+[A-Za-z0-9+/=]{40,})*")
 _BACKTICKS = re.compile(r"^ {0,3}(`{3,})", re.MULTILINE)
 # What IPython writes as the plain text of an object whose output is another of its forms.
 _PLACEHOLDER = re.compile(

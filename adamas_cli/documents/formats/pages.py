@@ -42,8 +42,8 @@ _FLAT = frozenset(
     ]
 )
 _XHTML = re.compile(r"\s*<\?xml\b|[^>]*<html[^>]*\bxmlns\s*=", re.IGNORECASE)
-_XML_LINES = re.compile(r"<\?[^>]*\?>")
-_CLOSED = re.compile(r"<([A-Za-z][\w:-]*)((?:\s+[^<>\"']+(?:=\"[^\"]*\"|='[^']*')?)*)\s*/>")
+_XML_LINES = re.compile(r"<\?[^<>]{0,1000}\?>")
+_CLOSED = re.compile(r"<([A-Za-z][\w:-]*)((?:[^<>\"']|\"[^\"<]*\"|'[^'<]*')*)/>")
 _CDATA = re.compile(r"<!\[CDATA\[(.*?)\]\]>", re.DOTALL)
 
 _RAISED = str.maketrans("0123456789+-\u2212=()ni", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁼⁽⁾ⁿⁱ")
