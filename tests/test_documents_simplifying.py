@@ -243,3 +243,21 @@ class TestBinary:
         (tmp_path / "b").mkdir()
         (tmp_path / "b" / "c.dat").write_bytes(b"word\0" * 9)
         assert "".join(found(tmp_path / "b", text=True).documents[0].pieces()) == "word" * 9
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1" * 300_000 + "\r" + "2" * 300_000 + "\n",
+        "a" * 300_000 + "\b" * 300_000 + "\n",
+        "data:a/b;" * 100_000 + "\n",
+        "data:a/b;base64,A\n" * 50_000,
+        "data:a/b;base64," + ("A" * 76 + "\n") * 50_000,
+        "\x1b]" * 100_000 + "\n",
+        "5%\r" * 100_000 + "\n",
+    ],
+    ids=["digits", "backspaces", "beginnings", "URIs", "wrapped data", "titles", "states"],
+)
+@pytest.mark.timeout(30)
+def test_hostile_lines_take_no_longer_than_their_length(text: str) -> None:
+    assert len(simple(text)) <= len(text)
