@@ -59,7 +59,7 @@ class DecodingSettings:
 @dataclass(frozen=True)
 class InputSettings:
     """Which files of the sources are read, and how. max_file_size: bytes. ocr_language: of pictures of pages.
-    files_from: a file that lists paths.
+    encoding: Python's codec, None to find it. files_from: a file that lists paths.
     """
 
     include: list[str] | None = None
@@ -74,6 +74,8 @@ class InputSettings:
     ocr_language: str = "auto"
     no_tree: bool = False
     line_numbers: bool = False
+    encoding: str | None = None
+    text: bool = False
     files_from: str | None = None
     null: bool = False
 

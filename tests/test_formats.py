@@ -162,7 +162,7 @@ def test_a_web_page_loses_scripts_and_keeps_outer_links() -> None:
     <h2>A *title*</h2><pre># not a heading</pre><ul><li>one</li></ul>
     <img src="p.png" alt="a picture"></body></html>"""
     first, second, _ = parts_of("p.html", page)
-    assert first == Part("Before inside, [outside](https://example.org/).\n\n")
+    assert first == Part("title: t\n\nBefore inside, [outside](https://example.org/).\n\n")
     assert second.section == "A title"
     assert "# not a heading" in second.text
     assert "- one" in second.text

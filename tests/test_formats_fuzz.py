@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -68,6 +69,23 @@ def members_of(content: bytes) -> dict[str, bytes]:
         return {name: archived.read(name) for name in archived.namelist()}
 
 
+NOTEBOOK = json.dumps(
+    {
+        "cells": [
+            {"cell_type": "markdown", "source": ["# Title\n", "text"], "attachments": {"a.png": {}}},
+            {
+                "cell_type": "code",
+                "source": "df",
+                "outputs": [
+                    {"output_type": "stream", "text": "5%\r6%\r7%\r8%\n\u001b[1mx"},
+                    {"output_type": "display_data", "data": {"text/html": "<table><tr><td>a<td>b</table>"}},
+                    {"output_type": "pyout", "png": "QUJD", "text": ["<object>"]},
+                ],
+            },
+        ],
+        "nbformat": 4,
+    }
+).encode()
 SAMPLES = {
     Format.PDF: pdf(["A line of text", "", "Another one"]),
     Format.EPUB: epub(CHAPTERS),
@@ -83,6 +101,7 @@ SAMPLES = {
     Format.ODP: archive(ODP, first=ODP_TYPE),
     Format.FB2: FB2,
     Format.SUBTITLES: SUBTITLES,
+    Format.NOTEBOOK: NOTEBOOK,
 }
 PACKED: dict[Format, tuple[Mapping[str, str | bytes], str | None]] = {
     Format.EPUB: (epub_members(CHAPTERS), "application/epub+zip"),
@@ -154,7 +173,8 @@ def check(reader: Reader, kind: Format, content: bytes, path: Path) -> None:
 @pytest.mark.parametrize("kind", SAMPLES)
 def test_the_samples_themselves_are_read(kind: Format, reader: Reader, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(SAMPLES[kind])
-    assert recognized(SAMPLES[kind], f"file.{kind}") is kind
+    name = "stdin" if kind is Format.NOTEBOOK else f"file.{kind}"
+    assert recognized(SAMPLES[kind], name) is kind
     parts = [part for part in reader.read(kind, str(tmp_path / "file")) if isinstance(part, Part)]
     assert any(part.text.strip() for part in parts)
 

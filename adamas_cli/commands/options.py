@@ -37,7 +37,7 @@ _store = partial(typer.Option, rich_help_panel="Kept documents")
 _output = partial(typer.Option, rich_help_panel="Output")
 
 # What belongs to one call and would surprise as a setting for all of them.
-_NOT_SETTINGS = {"files_from", "json", "null", "output"}
+_NOT_SETTINGS = {"encoding", "files_from", "json", "null", "output", "text"}
 
 
 def parse_length(text: str | int) -> int:
@@ -52,6 +52,19 @@ def parse_length(text: str | int) -> int:
     if not digits.isdecimal():
         raise typer.BadParameter(f"{text!r} is not a length such as 32768 or 32k")
     return int(digits) * unit
+
+
+def parse_encoding(name: str) -> str:
+    """The encoding that a name such as `windows-1250`, `koi8-r` or `latin1` means, as Python calls it.
+
+    Raises typer.BadParameter for one that is unknown.
+    """
+    from adamas_cli.documents.encodings import codec_of
+
+    codec = codec_of(name)
+    if codec is None:
+        raise typer.BadParameter(f"{name!r} is not an encoding such as windows-1250, koi8-r or shift_jis")
+    return codec
 
 
 def _short_names(incomplete: str) -> list[str]:
@@ -155,6 +168,15 @@ FLAGS: dict[type, dict[str, Any]] = {
         "line_numbers": _input(
             "--line-numbers", help="Begin each line with its number, for answers that name lines."
         ),
+        "encoding": _input(
+            "--encoding",
+            metavar="NAME",
+            parser=parse_encoding,
+            help="Encoding of named files, and of those in folders that are not in Unicode; by default it is "
+            "found.",
+            show_default=False,
+        ),
+        "text": _input("--text", help="Read every file as the text that it is, even a binary one."),
         "files_from": _input(
             "--files-from", metavar="FILE", help="Read the list of paths from a file or `-`."
         ),

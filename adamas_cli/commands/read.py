@@ -159,7 +159,8 @@ def _described(document: Document) -> dict[str, Any]:
     return {
         "path": document.path,
         "format": document.format,
-        "encoding": document.encoding(),
+        "encoding": document.encoding,
+        "encoding_by": document.reading.encoding.origin if document.reading is not None else None,
         "bytes": document.size,
         "characters": len(text),
         "sections": sections,

@@ -81,6 +81,8 @@ def collect_all(
         ocr=chosen.ocr,
         ocr_language=chosen.ocr_language,
         ocr_sample=ocr_sample,
+        encoding=chosen.encoding,
+        text=chosen.text,
     )
     collection = collect(
         sources,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import chain
 from typing import NamedTuple
 
 from adamas_cli.documents.document import Document, shown_path
-from adamas_cli.documents.formats import notebook
+from adamas_cli.documents.encodings import Origin
 from adamas_cli.documents.formats.trouble import EXTRAS, Trouble
 from adamas_cli.documents.remark import Remark, summed, told
 
@@ -26,7 +26,6 @@ class Reason(StrEnum):
 
     BINARY = "binary"
     TOO_LARGE = "over `max_file_size`"
-    NOTEBOOK_TOO_LARGE = f"over the {notebook.MAX_BYTES // 2**20} MiB for notebooks"
     UNREADABLE = "unreadable"
     EMPTY = "empty"
     BLANK = "blank"
@@ -85,6 +84,8 @@ class Collection:
         default_factory=lambda: defaultdict(list)
     )  # a few paths each
 
+    forceable: bool = False  # whether the user named one of the binary files
+
     def add(self, path: str, found: Document | str, why: str = "") -> None:
         """Take what was found at `path`: a document, or the reason why there is none, and more about that."""
         if isinstance(found, Document):
@@ -113,17 +114,23 @@ class Collection:
             line += "; `hidden` reads hidden ones"
         if any(reason in _SECRET for reason in self.skipped):
             line += "; `secrets` reads secret ones"
+        if self.forceable:
+            line += "; `text` reads binary"
         for extra in sorted({found[0] for reason in self.skipped if (found := _EXTRA.search(reason))}):
             line += f"; pip install '{extra}' reads them"
         return line
 
     def note_lines(self) -> list[str]:
-        """The notes, and the remarks on documents: a line for each, or one for all where there are many."""
-        noted, left_out = {}, {}
+        """The notes, the remarks on documents and the encodings that were guessed: a line for each document,
+        or one for all where there are many.
+        """
+        noted, left_out, guessed = {}, {}, {}
         for document in self.documents:
+            if document.reading is not None and document.reading.encoding.origin is Origin.GUESSED:
+                guessed[document.path] = document.reading.encoding.name
             noted[document.path] = [remark for remark in document.remarks if not remark.left_out]
             left_out[document.path] = [remark for remark in document.remarks if remark.left_out]
-        return [*self.notes, *_lines("", noted), *_lines("left out: ", left_out)]
+        return [*self.notes, *_lines("", noted), *_lines("left out: ", left_out), *_guesses(guessed)]
 
 
 def suffix_of(path: str) -> str:
@@ -136,6 +143,15 @@ def suffix_of(path: str) -> str:
 
 def _agreeing(reason: str, count: int) -> str:
     return reason.replace(" need ", " needs ") if count == 1 else reason
+
+
+def _guesses(encodings: dict[str, str]) -> Iterator[str]:
+    advice = "by a guess; `encoding` names another"
+    paths = list(encodings)
+    yield from (f"{path}: read as {encodings[path]}, {advice}" for path in paths[:_LINES])
+    if more := Counter(encodings[path] for path in paths[_LINES:]):
+        names = ", ".join(f"{name} ({count:,})" for name, count in more.most_common())
+        yield f"{more.total():,} more documents: read as {names}, {advice}"
 
 
 def _lines(intro: str, remarks: dict[str, list[Remark]]) -> Sequence[str]:

@@ -30,7 +30,7 @@ from adamas_cli.store.places import appearing, leftovers, make_folder
 FORMAT = 3  # of these files, and of what the readers make of a document
 LIMIT_BYTES = 2**30  # all converted texts together
 _SUFFIX = ".jsonl"
-_PAGES = ("markdownify", "beautifulsoup4")
+_PAGES = ("selectolax", "html-to-markdown")
 # What a mail may hold, which changes with them.
 _ATTACHED = (
     *("pypdfium2", "pyspellchecker", "mammoth", *_PAGES),
@@ -39,9 +39,10 @@ _ATTACHED = (
 _LIBRARIES: dict[Format, tuple[str, ...]] = {
     Format.PDF: ("pypdfium2", "pyspellchecker", "rapidocr"),
     Format.IMAGE: ("rapidocr", "pillow"),
-    Format.EPUB: _PAGES,
+    Format.EPUB: (*_PAGES, "beautifulsoup4"),
     Format.DOCX: ("mammoth", *_PAGES),
     Format.HTML: _PAGES,
+    Format.NOTEBOOK: _PAGES,
     Format.ODT: ("odfpy",),
     Format.RTF: ("striprtf",),
     Format.MAIL: _ATTACHED,

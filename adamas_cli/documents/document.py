@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO, Protocol, runtime_checkable
 
-from adamas_cli.documents.decoding import decode
-from adamas_cli.documents.formats.notebook import NotANotebookError, notebook_pieces
+from adamas_cli.documents.decoding import CONTROLS, characters, decode
 from adamas_cli.documents.numbering import numbered
 from adamas_cli.documents.parts import Part
 from adamas_cli.documents.remark import Remark
+from adamas_cli.documents.simplifying import simplified
+from adamas_cli.documents.surveying import Reading
 from adamas_cli.errors import AdamasError
 
 BLOCK_BYTES = 256 * 1024
+_CONTROLS = dict.fromkeys(CONTROLS)
 
 
 class Content(Protocol):
@@ -95,43 +97,35 @@ class Spool:
 class Document:
     """A document that is going to be read. `path` is safe to print; `size` is in bytes, before decoding.
 
+    `reading` is known of text and of formats that are text; without it, text is looked at as it is read.
     `converted_from` is the format that its text was made from, empty for text.
     """
 
     path: str
     size: int
     content: Content | Sections
-    is_notebook: bool = False
+    reading: Reading | None = None
     numbered: bool = False
     converted_from: str = ""
 
     def parts(self) -> Iterator[Part]:
-        """The text in parts of at most 1 MiB, decoded as `decode` says; never the whole file in memory.
+        """The text in parts of at most 4 MiB, decoded as `decode` says; never the whole file in memory.
 
-        A section begins with the part that names it, at the beginning of a line. A notebook becomes Markdown;
-        one that is not valid JSON of nbformat 4 is read as the text it is. With `numbered` each line begins
-        with its number. Raises AdamasError when the file has vanished or shrunk since it was listed.
+        A section begins with the part that names it, at the beginning of a line. With `numbered` each line
+        begins with its number. Raises AdamasError when the file has vanished or shrunk since it was listed.
         """
         parts = self._parts()
         return numbered(parts) if self.numbered else parts
 
     @property
     def format(self) -> str:
-        """What it is: `text`, `ipynb`, or the format that it was converted from, such as `pdf`."""
-        return self.converted_from or ("ipynb" if self.is_notebook else "text")
+        """What it is: `text`, or the format that it was converted from, such as `pdf`."""
+        return self.converted_from or "text"
 
+    @property
     def encoding(self) -> str | None:
-        """What its bytes are decoded by, such as `utf-8`; None for a format that says so itself.
-
-        Reads up to the first byte that is not ASCII. Raises AdamasError as `parts` does.
-        """
-        if isinstance(self.content, Sections):
-            return None
-        told: list[str] = []
-        for _ in decode(self.content.blocks(), told.append):
-            if told:
-                break
-        return told[0]
+        """What its bytes are decoded by, such as `windows-1252`; None for a format that says so itself."""
+        return self.reading.encoding.name if self.reading is not None else None
 
     @property
     def left_out(self) -> dict[str, int]:
@@ -142,7 +136,9 @@ class Document:
 
     @property
     def remarks(self) -> tuple[Remark, ...]:
-        """What its reader says of it."""
+        """What its reader says of it; of a text, what is not read of it."""
+        if self.reading is not None and not isinstance(self.content, Sections):
+            return self.reading.remarks
         remarks: tuple[Remark, ...] = getattr(self.content, "remarks", ())
         return remarks
 
@@ -159,14 +155,21 @@ class Document:
         if isinstance(self.content, Sections):
             yield from self.content.parts()
             return
-        if self.is_notebook:
-            try:
-                yield from map(Part, notebook_pieces("".join(decode(self.content.blocks()))))
-            except NotANotebookError:
-                pass
-            else:
-                return
-        yield from map(Part, decode(self.content.blocks()))
+        yield from map(Part, self._texts(self.content.blocks()))
+
+    def _texts(self, blocks: Iterator[bytes]) -> Iterator[str]:
+        reading = self.reading
+        if reading is None:
+            yield from decode(blocks)
+            return
+        texts = (
+            simplified(characters(blocks, reading.encoding), keep_lines=self.numbered)
+            if reading.clutter
+            else decode(blocks, reading.encoding)
+        )
+        for text in texts:
+            if clean := text.translate(_CONTROLS) if reading.controls else text:
+                yield clean
 
 
 def shown_path(path: str) -> str:

@@ -43,6 +43,8 @@ class Selection:
     number before each line. `whole_pages` reads menus and comments of pages from the web too. `ocr` reads
     pictures of pages: "auto" those of a PDF and pictures that are named, "always" everything in PDFs and
     pictures, "never" none; `ocr_sample` one page of each document alone, as an estimate.
+    `encoding` is the codec of named files, and of those in folders that are not in Unicode; None finds it.
+    `text` reads every file as text, whatever it is.
     """
 
     include: tuple[str, ...] = ()
@@ -58,6 +60,8 @@ class Selection:
     ocr: str = "auto"
     ocr_language: str = "auto"
     ocr_sample: bool = False
+    encoding: str | None = None
+    text: bool = False
 
 
 class Choice:

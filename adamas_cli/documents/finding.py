@@ -7,8 +7,8 @@ import stat
 from collections.abc import Callable, Iterator
 
 from adamas_cli.documents.archives import DEEPEST, Archives, Folder, is_archive
+from adamas_cli.documents.candidate import Candidate
 from adamas_cli.documents.collection import Collection, Reason
-from adamas_cli.documents.examining import Candidate
 from adamas_cli.documents.filtering import Choice, Selection
 from adamas_cli.documents.formats.trouble import UnreadableError
 from adamas_cli.documents.generated import Origins

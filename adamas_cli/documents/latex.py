@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from adamas_cli.documents.decoding import HEAD_BYTES, decode, is_binary
+from adamas_cli.documents.decoding import HEAD_BYTES, decode, find_encoding, is_binary
 from adamas_cli.documents.document import File, shown_path
 from adamas_cli.documents.listing import work_tree
 from adamas_cli.documents.parts import Part
@@ -41,11 +41,15 @@ class Expanded:
     characters: int = 0
     _parts: list[Part] = field(default_factory=list)
     _size: int = 0
+    _encoding: str | None = None
 
     @classmethod
-    def of(cls, path: str) -> Expanded:
-        """Read the document at `path`, which holds text. Raises OSError, and AdamasError where it changes."""
-        expanded = cls()
+    def of(cls, path: str, encoding: str | None = None) -> Expanded:
+        """Read the document at `path`, which holds text. encoding: the codec that the user names.
+
+        Raises OSError, and AdamasError where it changes.
+        """
+        expanded = cls(_encoding=encoding)
         folder = os.path.dirname(path)
         real = os.path.realpath(folder or os.curdir)
         expanded._expand(path, path, folder, work_tree(real) or real, (os.path.realpath(path),))
@@ -69,7 +73,7 @@ class Expanded:
 
     def _expand(self, path: str, name: str, root: str, top: str, around: tuple[str, ...]) -> None:
         """Add a file. root: the folder that names in it start at. around: the files that it stands in."""
-        text = "".join(decode(File(path, os.stat(path).st_size).blocks()))
+        text = self._read(path)
         self._size += len(text)
         at = 0
         for found in _INPUT.finditer(text):
@@ -88,7 +92,7 @@ class Expanded:
             self.taken.add(os.path.realpath(place))
             inner = shown_path(place)
             if found["code"] is not None:
-                code = "".join(decode(File(place, os.stat(place).st_size).blocks()))
+                code = self._read(place)
                 self._size += len(code)
                 self._add(code, inner)
             else:
@@ -96,6 +100,10 @@ class Expanded:
                 self._expand(place, inner, below, top, (*around, os.path.realpath(place)))
             at += text.startswith("\n", at)
         self._add(text[at:], name)
+
+    def _read(self, path: str) -> str:
+        blocks = list(File(path, os.stat(path).st_size).blocks())
+        return "".join(decode(blocks, find_encoding(blocks, self._encoding)))
 
     def _found(
         self, target: str, folder: str, path: str, top: str, around: tuple[str, ...], *, code: bool

@@ -10,11 +10,12 @@ from typing import BinaryIO
 
 from adamas_cli.documents import latex, remote
 from adamas_cli.documents.archives import Archives, Folder, is_archive
+from adamas_cli.documents.candidate import Candidate
 from adamas_cli.documents.clones import clone
 from adamas_cli.documents.collection import Collection, Reason
 from adamas_cli.documents.conversion import Conversion
 from adamas_cli.documents.document import Document, shown_path
-from adamas_cli.documents.examining import Candidate, Examiner
+from adamas_cli.documents.examining import Examiner
 from adamas_cli.documents.file_tree import tree
 from adamas_cli.documents.filtering import Selection
 from adamas_cli.documents.finding import Finder
@@ -65,7 +66,7 @@ def collect(
                 folders.append(Folder(elsewhere.shown, clone(elsewhere, progress)))
                 continue
             page = fetch(source, progress)
-            if _is_archive(page.path):
+            if not selection.text and _is_archive(page.path):
                 folders += finder.unpacked(page.path, page.address)
             else:
                 pages.append(page)
@@ -75,7 +76,7 @@ def collect(
             streams.append(source)
         elif status is not None and stat.S_ISDIR(status.st_mode):
             folders.append(Folder(source, source))
-        elif status is not None and _is_archive(source):
+        elif status is not None and not selection.text and _is_archive(source):
             folders += finder.unpacked(source, source)
         elif status is not None:
             candidates[os.path.normpath(source)] = Candidate(source, status)
@@ -84,7 +85,8 @@ def collect(
             for name, candidate in finder.candidates(folder):
                 candidates.setdefault(name, candidate)
                 advance(1)
-    _leave_to_latex(candidates, collection)
+    if not selection.text:
+        _leave_to_latex(candidates, collection)
     with Conversion(progress, keep=keep_converted) as conversion:
         examiner = Examiner(selection, collection, conversion)
         with progress.task("looking into files", len(candidates), "files") as advance:
@@ -100,7 +102,7 @@ def collect(
         for page in pages:
             if page.is_page and not reads_main_text() and not selection.whole_pages:
                 collection.notes.append(f"{page.address}: {WITH_MENUS}")
-            examiner.fetched(page, whole=selection.whole_pages)
+            examiner.fetched(page)
         for source in streams:
             if source == STDIN:
                 take_stream("stdin", stdin, examiner, progress, take_archive)

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from typing import IO, BinaryIO
 
 from adamas_cli.documents.archives import kind_inside
-from adamas_cli.documents.blank import is_blank
 from adamas_cli.documents.collection import Reason
-from adamas_cli.documents.decoding import HEAD_BYTES, is_binary
-from adamas_cli.documents.document import BLOCK_BYTES, Document, Spool, shown_path
-from adamas_cli.documents.examining import Examiner, Found, named_binary
-from adamas_cli.documents.formats.recognize import Format, recognized
+from adamas_cli.documents.decoding import HEAD_BYTES
+from adamas_cli.documents.document import BLOCK_BYTES, Spool, shown_path
+from adamas_cli.documents.examining import Examiner, Found
+from adamas_cli.documents.formats.recognize import Format
 from adamas_cli.documents.gzipped import Gzipped, compression
 from adamas_cli.errors import AdamasError
 from adamas_cli.progress import Progress
@@ -54,34 +53,29 @@ def _found(
     if not block:
         return Reason.EMPTY
     head = block[:HEAD_BYTES]
-    kind = recognized(head, path)
-    if kind is not None:
-        with tempfile.NamedTemporaryFile() as named:
-            size = _copied(shown, block, stream, named.file, progress)
-            if kind is Format.ARCHIVE:
-                take_archive(named.name, path)
-                return None
-            if kind is Format.IMAGE and (reason := examiner.picture(path, named=True)) is not None:
-                return reason
-            return examiner.converted(named.name, path, size, kind)
-    packed = compression(head)
-    if is_binary(head) and packed is None:
-        return named_binary(head, path)
-    copy = tempfile.TemporaryFile()  # noqa: SIM115 - the document closes it when it is gone
-    size = _copied(shown, block, stream, copy, progress)
-    spool = Spool(copy, size)
+    kind = examiner.recognized(head, path)
+    packed = compression(head) if kind is None else None
+    unread = None
+    if kind is Format.IMAGE:
+        unread = examiner.picture(path, named=True)
+    elif kind is None and packed is None:
+        unread = examiner.binary(head, path, named=True)
+    if unread is not None:
+        return unread
+    copy = tempfile.NamedTemporaryFile()  # noqa: SIM115 - the document closes it when it is gone
+    size = _copied(shown, block, stream, copy.file, progress)
+    spool = Spool(copy.file, size)
     weakref.finalize(spool, copy.close)
-    if packed is None:
-        document = Document(shown, size, spool)
-        return Reason.BLANK if is_blank(document, head) else document
-    if kind_inside(head, spool, size, path) is Format.ARCHIVE:
-        with tempfile.NamedTemporaryFile() as archive:
-            for block in spool.blocks():
-                archive.write(block)
-            archive.flush()
-            take_archive(archive.name, path)
+    if packed is not None and examiner.converts:
+        kind = kind_inside(head, spool, size, path)
+    if kind is Format.ARCHIVE:
+        take_archive(copy.name, path)
         return None
-    return examiner.unpacked(path, Gzipped(spool, size, packed), None)
+    if packed is not None:
+        return examiner.unpacked(path, Gzipped(spool, size, packed), None)
+    if kind is not None:
+        return examiner.converted(copy.name, path, size, kind, spool)
+    return examiner.text(path, spool, size, head, named=True)
 
 
 def _copied(shown: str, block: bytes, stream: BinaryIO, copy: IO[bytes], progress: Progress) -> int:

@@ -13,6 +13,7 @@ _LONG = (
     "device",
     "doc_cache_size",
     "dtype",
+    "encoding",
     "exclude",
     "generated",
     "heads",

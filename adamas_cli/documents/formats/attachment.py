@@ -60,7 +60,7 @@ def _read(attachment: Attachment, depth: int) -> Iterator[Part | Remark]:
         return
     yield Part(f"\n[attachment {name}]\n", f"attachment {name}")
     if kind is None:
-        yield from map(Part, decode(iter([attachment.content])))
+        yield from map(Part, decode([attachment.content]))
         yield Part("\n")
         return
     if kind in MAILS and depth >= DEEPEST:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,6 +11,7 @@ from email.message import Message
 from pathlib import Path
 
 from adamas_cli.documents.decoding import decode
+from adamas_cli.documents.encodings import codec_of
 from adamas_cli.documents.formats import attachment
 from adamas_cli.documents.formats.attachment import Attachment
 from adamas_cli.documents.formats.markup import label, markdown
@@ -23,18 +23,6 @@ MAX_BYTES = 256 * 2**20  # a mail is parsed as a whole
 _FIELDS = ("From", "To", "Cc", "Bcc", "Reply-To", "Date", "Subject", "Snapshot-Content-Location")
 _SIGNATURES = ("application/pgp-signature", "application/pkcs7-signature", "application/x-pkcs7-signature")
 _ENCRYPTED = ("application/pgp-encrypted", "application/pkcs7-mime", "application/x-pkcs7-mime")
-# What mails say, and what their writers' programs mean: each is the larger set of the same characters.
-_LARGER = {
-    "us-ascii": "utf-8",
-    "ascii": "utf-8",
-    "iso-8859-1": "cp1252",
-    "latin-1": "cp1252",
-    "gb2312": "gb18030",
-    "gbk": "gb18030",
-    "ks_c_5601-1987": "cp949",
-    "euc-kr": "cp949",
-    "shift_jis": "cp932",
-}
 _FLOWED = re.compile(r"(?<!^--) \n(?![>\n])", re.MULTILINE)
 _MOSTLY_ELSEWHERE = 4  # times the plain text: then that only says that the mail is in HTML
 
@@ -175,14 +163,15 @@ def _text(part: Message) -> str:
     """Its characters, by the declared encoding, or by what the bytes look like where that is none."""
     content = _bytes(part)
     declared = str(part.get_content_charset() or "").strip().lower()
-    encoding = _LARGER.get(declared, declared)
+    encoding = "utf-8" if declared in ("us-ascii", "ascii") else codec_of(declared)
     try:
-        codecs.lookup(encoding)
         if encoding == "utf-8":
             content.decode("utf-8")
-        return content.decode(encoding, "replace").replace("\r\n", "\n")
-    except (LookupError, UnicodeError):
-        return "".join(decode(iter([content])))
+        if encoding is not None:
+            return content.decode(encoding, "replace").replace("\r\n", "\n")
+    except UnicodeError:
+        pass
+    return "".join(decode([content]))
 
 
 def _bytes(part: Message) -> bytes:
@@ -205,7 +194,7 @@ def _field(mail: Message, name: str) -> str:
     values = []
     for text in (str(value) for field, value in mail.raw_items() if field.lower() == name.lower()):
         if not text.isascii():  # bytes without a declaration
-            text = "".join(decode(iter([text.encode("utf-8", "surrogateescape")])))
+            text = "".join(decode([text.encode("utf-8", "surrogateescape")]))
         with suppress(LookupError, UnicodeError, ValueError):
             text = str(make_header(decode_header(text)))
         values.append(" ".join(text.split()))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from adamas_cli.documents.decoding import decode
+from adamas_cli.documents.encodings import Encoding
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.parts import Part
 from adamas_cli.documents.remark import Remark
@@ -18,9 +19,10 @@ _TAGS = re.compile(r"</?[a-zA-Z][^<>]*>|<\d[\d:.]*>|\{\\[^{}]*\}")
 _COMMENT = re.compile(r"^(?:NOTE|STYLE|REGION)(?:[ \t].*)?$(?:\n(?!\n).*)*", re.MULTILINE)
 
 
-def read(path: str) -> Iterator[Part | Remark]:
+def read(path: str, encoding: str | None = None) -> Iterator[Part | Remark]:
     """A line for each cue, `[00:01:02] What is said.`, and a section for every five minutes, "from 00:05:00".
-    What a cue repeats of the one before, as rolling captions do, stands once. Raises UnreadableError.
+    What a cue repeats of the one before, as rolling captions do, stands once. encoding: the codec. Raises
+    UnreadableError.
     """
     import pysubs2
     from pysubs2.time import ms_to_str
@@ -28,8 +30,9 @@ def read(path: str) -> Iterator[Part | Remark]:
     file = Path(path)
     if file.stat().st_size > MAX_BYTES:
         raise UnreadableError(Trouble.TOO_LARGE)
-    text = "".join(decode(iter([file.read_bytes()])))
-    is_vtt = text.lstrip("\ufeff").startswith("WEBVTT")
+    known = Encoding(encoding) if encoding else None
+    text = "".join(decode([file.read_bytes()], known)).removeprefix("\ufeff")
+    is_vtt = text.startswith("WEBVTT")
     if is_vtt:
         text, comments = _COMMENT.subn("", text)
         if comments:

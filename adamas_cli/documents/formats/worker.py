@@ -28,7 +28,10 @@ CPU_SECONDS = 600  # for one file, should the parent be gone that watches the ti
 PIECE = 2**18  # characters: at most 1 MiB
 _RECURSION = 5000  # levels of nested elements; each takes several calls
 # No control character is text but these; NUL and escape codes must not reach a model or a terminal.
-_UNPRINTED = {code: None for code in [*range(0x20), 0x7F, 0xFFFE, 0xFFFF] if chr(code) not in "\t\n"}
+_CLEANED: dict[int, str | None] = {
+    code: None for code in [*range(0x20), 0x7F, 0xFFFE, 0xFFFF] if chr(code) not in "\t\n"
+}
+_CLEANED |= dict.fromkeys(range(0xD800, 0xE000), "\ufffd")  # halves of a pair, which JSON may hold alone
 
 
 def main() -> None:
@@ -78,7 +81,7 @@ def read(kind: Format, path: str, **options: Any) -> Iterator[Part | Remark]:
             yield found
             continue
         text, section = found
-        clean = text.translate(_UNPRINTED)
+        clean = text.translate(_CLEANED)
         for start in range(0, max(len(clean), 1), PIECE):
             yield Part(clean[start : start + PIECE], section if not start else None)
 
