@@ -48,9 +48,9 @@ def mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def given(tokenizer: Tokenizer, *sources: str, **selection: object) -> bytes:
     """The documents of a prompt, from the ids that a model reads."""
     chosen = Selection(**selection)  # type: ignore[arg-type]
-    documents = collect(sources, chosen, stdin=sys.stdin.buffer, progress=Silent()).documents
+    found = collect(sources, chosen, stdin=sys.stdin.buffer, progress=Silent(), keep_converted=False)
     layout = Layout(tokenizer, Frame("", "", ""))
-    for document in documents:
+    for document in found.documents:
         layout.add(document)
     return b"".join(map(tokenizer.token_bytes, layout.fit(0, 0, layout.total).tolist()))
 

@@ -164,7 +164,7 @@ class TestPages:
     def test_other_formats(self, server: str) -> None:
         assert text_of(found(f"{server}/report?id=1")) == "[page 1]\nin the report\n\n"
         assert text_of(found(f"{server}/notes.md")) == "# Notes"
-        assert text_of(found(f"{server}/notebook")) == "prose\n\n"
+        assert text_of(found(f"{server}/notebook")) == "prose\n"
 
     def test_an_archive(self, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
         from test_archives import FILES, tar

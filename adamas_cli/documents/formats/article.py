@@ -26,7 +26,7 @@ def read(path: str, encoding: str | None = None, *, address: str, whole: bool) -
     if file.stat().st_size > MAX_BYTES:
         raise UnreadableError(Trouble.TOO_LARGE)
     html = text_of(file.read_bytes(), encoding)[0].removeprefix("\ufeff")
-    page = Page(html)
+    page = Page(html, navigation=True)
     everything = written(page)
     found = None if whole else _main_text(html, address)
     text, title, about = found if found is not None else ("", label(page.title), "")

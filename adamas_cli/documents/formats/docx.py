@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ from adamas_cli.documents.formats.markup import headed, markdown
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.parts import Part
 from adamas_cli.documents.remark import Remark
+
+_BACKSLASH = "\ue003"  # stands for "\" of equations until the text is Markdown; of private use
+_NUMBER = re.compile(r"^( *\d+)\\([.)])", re.MULTILINE)  # of a paragraph, escaped as no list's
 
 
 def read(path: str) -> Iterator[Part | Remark]:
@@ -42,7 +46,8 @@ def read(path: str) -> Iterator[Part | Remark]:
         page = mammoth.convert_to_html(
             package.changed(), convert_image=mammoth.images.img_element(lambda _: {})
         )
-    yield from headed(markdown(page.value).replace(BAR, "\\|"))
+    text = markdown(page.value.replace("\\", _BACKSLASH)).replace(BAR, "\\|").replace(_BACKSLASH, "\\")
+    yield from headed(_NUMBER.sub(r"\1\2", text))
     yield from (Remark(kind, count) for kind, count in left_out.items() if count)
 
 

@@ -57,7 +57,8 @@ class Page:
     Raises RecursionError for very deep nesting.
     """
 
-    def __init__(self, html: bytes | str) -> None:
+    def __init__(self, html: bytes | str, *, navigation: bool = False) -> None:
+        """navigation: keep it."""
         source = text_of(html)[0] if isinstance(html, bytes) else html
         if "<?xml" in source[:200] or "xmlns" in source[:2000]:
             source = _without_xml(source)
@@ -69,6 +70,8 @@ class Page:
         description = self.tree.css_first(_DESCRIPTION)
         self.description = _squeezed((description.attributes.get("content") or "") if description else "")
         self._prune()
+        if not navigation:
+            self._leave_out_navigation()
         self._rewrite()
 
     @property
@@ -95,6 +98,8 @@ class Page:
         self._leave_out("hidden elements", hidden)
         for node in self.tree.css(_PERMALINK):
             node.decompose()
+
+    def _leave_out_navigation(self) -> None:
         navigation = self.tree.css(_NAVIGATION)
         if navigation:
             words = len(_text(self.tree.body).split())
