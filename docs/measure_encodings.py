@@ -1,4 +1,4 @@
-"""Measures how often an encoding is judged right, for docs/documents-text.md.
+"""Measures how often an encoding is judged right, for docs/documents.md.
 
     python docs/measure_encodings.py DJANGO [DETECTOR ...]
 
