@@ -16,6 +16,7 @@ Quantization = Literal[
 AttentionKind = Literal["auto", "adamas", "full"]
 Scorer = Literal["dot", "manhattan"]
 BackendName = Literal["auto", "triton", "cpu", "torch"]
+Ocr = Literal["auto", "always", "never"]
 OnOverflow = Literal["error", "truncate", "map-reduce"]
 
 
@@ -56,7 +57,9 @@ class DecodingSettings:
 
 @dataclass(frozen=True)
 class InputSettings:
-    """Which files of the sources are read. max_file_size: bytes. files_from: a file that lists paths."""
+    """Which files of the sources are read, and how. max_file_size: bytes. ocr_language: of pictures of pages.
+    encoding: Python's codec, None to find it. files_from: a file that lists paths.
+    """
 
     include: list[str] | None = None
     exclude: list[str] | None = None
@@ -65,8 +68,13 @@ class InputSettings:
     secrets: bool = False
     max_file_size: int | None = None
     generated: bool = False
+    whole_pages: bool = False
+    ocr: Ocr = "auto"
+    ocr_language: str = "auto"
     no_tree: bool = False
     line_numbers: bool = False
+    encoding: str | None = None
+    text: bool = False
     files_from: str | None = None
     null: bool = False
 

@@ -69,7 +69,7 @@ def test_converted_text_is_kept_unless_nothing_is(ask, folder: Path, tmp_path: P
 
 
 def test_line_numbers_are_part_of_the_prompt(ask, folder: Path) -> None:
-    (folder / "a.txt").write_text("x\n" * 20)
+    (folder / "a.txt").write_text("x\ny\n" * 10)
     plain = json.loads(ask("a.txt", "--json").stdout)["documents"][0]["tokens"]
     numbered = json.loads(ask("a.txt", "--json", "--line-numbers").stdout)["documents"][0]["tokens"]
     assert numbered == plain + 9 * len("1| ") + 11 * len("10| ")  # one token a byte
@@ -85,3 +85,36 @@ def test_a_token_budget_ends_with_4_and_both_numbers(ask, folder: Path) -> None:
     assert f"= {needed:,} tokens > --token-budget 400. " in error["message"]
     assert ask("a.txt", "--token-budget", str(needed)).returncode == 0
     assert ask("a.txt", "--token-budget", str(needed - 1)).returncode == 4
+
+
+def test_a_guess_is_said_on_stderr_and_an_encoding_can_be_named(ask, folder: Path) -> None:
+    (folder / "a.txt").write_bytes("Zażółć gęślą jaźń".encode("cp1250"))
+    done = ask("a.txt", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "a.txt: read as windows-1250, by a guess; --encoding names another\n" in done.stderr.decode()
+    named = ask("a.txt", "--json", "--encoding", "Windows-1250")
+    assert named.returncode == 0, named.stderr
+    assert "guess" not in named.stderr.decode()
+    assert json.loads(named.stdout)["documents"] == json.loads(done.stdout)["documents"]
+    wrong = ask("a.txt", "--encoding", "windows-9999")
+    assert (wrong.returncode, wrong.stdout) == (2, b"")
+    assert "'windows-9999' is not an encoding such as windows-1250" in wrong.stderr.decode()
+
+
+def test_a_flawed_log_is_read_and_a_binary_is_forced(ask, folder: Path) -> None:
+    (folder / "a.log").write_bytes(b"\x1b[31mERROR\x1b[0m disk full\n" * 30 + bytes(64) + b"restart\n")
+    done = ask("a.log")
+    assert done.returncode == 0, done.stderr
+    assert "a.log: left out: terminal codes (60), NUL bytes (64)\n" in done.stderr.decode()
+    (folder / "b.bin").write_bytes(b"\x7fELF\2\1\1" + bytes(100))
+    refused = ask("b.bin")
+    assert refused.returncode == 3
+    assert "1 binary; --text reads binary" in refused.stderr.decode()
+    assert ask("b.bin", "--text").returncode == 0
+
+
+@pytest.mark.parametrize("command", ["ask", "chat", "plan", "read", "summarize"])
+def test_every_command_that_reads_takes_both_options(command: str) -> None:
+    shown = installed(command, "--help").stdout.decode()
+    assert "--encoding" in shown
+    assert "--text" in shown

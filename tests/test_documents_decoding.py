@@ -82,9 +82,9 @@ def test_legacy_encodings_are_recognized(encoding: str, text: str, lead: str, ti
     assert text_of(data, 5000) == lead + text * times
 
 
-@given(st.text(st.characters(codec="latin-1", categories=("L", "N", "P")), max_size=40), sizes)
-def test_accents_among_ascii_are_western(word: str, size: int) -> None:
-    text = "".join(f"{character} plain words " for character in word)
+@given(st.text(st.characters(codec="latin-1", categories=("Ll", "Lu")), min_size=1, max_size=40), sizes)
+def test_accents_in_english_are_western(word: str, size: int) -> None:
+    text = "".join(f"The word a{character}e is in the text. " for character in word)
     assert text_of(text.encode("cp1252"), size) == text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -9,14 +10,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adamas_cli.documents.document import Document, File
-from adamas_cli.documents.formats.notebook import NotANotebookError, notebook_pieces
+from adamas_cli.documents import Selection, collect
+from adamas_cli.documents.formats.notebook import Notebook
+from adamas_cli.documents.formats.trouble import UnreadableError
+from adamas_cli.progress import Silent
 
 PYTHON = {"language_info": {"name": "python"}}
 
 
 def markdown(*cells: object, metadata: object = PYTHON) -> str:
-    return "".join(notebook_pieces(json.dumps({"nbformat": 4, "metadata": metadata, "cells": list(cells)})))
+    notebook = Notebook(json.dumps({"nbformat": 4, "metadata": metadata, "cells": list(cells)}))
+    return "\n\n".join(notebook.blocks())
 
 
 def code(source: object, *outputs: object) -> dict[str, object]:
@@ -33,11 +37,11 @@ def test_prose_code_and_outputs_in_order() -> None:
         ),
     )
     assert shown == (
-        "# Title\nSome *prose*.\n\n```python\nx = 1\nx\n```\n\nOutput:\n\n```text\nhello\n1\n```\n\n"
+        "# Title\nSome *prose*.\n\n```python\nx = 1\nx\n```\n\nOutput:\n\n```text\nhello\n1\n```"
     )
 
 
-def test_images_are_left_out() -> None:
+def test_pictures_are_counted() -> None:
     shown = markdown(
         {
             "cell_type": "markdown",
@@ -46,7 +50,7 @@ def test_images_are_left_out() -> None:
         },
         code("plot()", {"output_type": "display_data", "data": {"image/png": "SECRETBASE64"}}),
     )
-    assert shown == "![a](image) ![b](b.png)\n\n```python\nplot()\n```\n\n"
+    assert shown == "![a](image) ![b](b.png)\n\n```python\nplot()\n```\n\nOutput:\n\n[picture]"
 
 
 def test_a_traceback_loses_its_colours() -> None:
@@ -67,14 +71,14 @@ def test_a_fence_inside_a_cell_does_not_end_it() -> None:
 
 def test_empty_cells_vanish_and_the_language_is_the_kernels() -> None:
     assert markdown(code(""), {"cell_type": "markdown", "source": " \n"}) == ""
-    assert markdown(code("1"), metadata={"kernelspec": {"language": "julia"}}) == "```julia\n1\n```\n\n"
-    assert markdown(code("1"), metadata=None) == "```\n1\n```\n\n"
+    assert markdown(code("1"), metadata={"kernelspec": {"language": "julia"}}) == "```julia\n1\n```"
+    assert markdown(code("1"), metadata=None) == "```\n1\n```"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"cells": 3}', '{"worksheets": []}', "[" * 100_000])
-def test_anything_else_is_refused_before_the_first_piece(text: str) -> None:
-    with pytest.raises(NotANotebookError):
-        next(notebook_pieces(text))
+def test_anything_else_is_refused(text: str) -> None:
+    with pytest.raises(UnreadableError):
+        Notebook(text)
 
 
 values = st.recursive(
@@ -103,14 +107,89 @@ def test_strange_cells_never_raise(strange: list[object], metadata: object) -> N
     markdown(*strange, metadata=metadata)
 
 
-def test_a_large_output_comes_in_bounded_pieces() -> None:
-    notebook = json.dumps({"cells": [code("1", {"output_type": "stream", "text": "a" * 3_000_000})]})
-    assert max(map(len, notebook_pieces(notebook))) <= 1024 * 1024
+def read(tmp_path: Path, name: str, content: bytes) -> tuple[str, list[str]]:
+    (tmp_path / name).write_bytes(content)
+    found = collect(
+        [str(tmp_path / name)], Selection(), stdin=io.BytesIO(), progress=Silent(), keep_converted=False
+    )
+    return "".join(found.documents[0].pieces()), found.note_lines()
 
 
 def test_a_malformed_notebook_is_read_as_text(tmp_path: Path) -> None:
-    path = tmp_path / "broken.ipynb"
-    path.write_text('{"cells": [\r\n<<<<<<< HEAD\r\n', newline="")
-    size = path.stat().st_size
-    document = Document("broken.ipynb", size, File(str(path), size), is_notebook=True)
-    assert "".join(document.pieces()) == '{"cells": [\n<<<<<<< HEAD\n'
+    text, notes = read(tmp_path, "broken.ipynb", b'{"cells": [\r\n<<<<<<< HEAD\r\n')
+    assert text == '{"cells": [\n<<<<<<< HEAD\n'
+    assert notes == [f"{tmp_path}/broken.ipynb: damaged, so it is read as it is written"]
+
+
+def test_output_that_has_no_plain_text() -> None:
+    table = "<table><tr><th>city</th><th>pop</th></tr><tr><td>Ulm</td><td>126000</td></tr></table>"
+    frame = {"text/plain": "  city     pop\n0  Ulm  126000", "text/html": f"<style>x</style>{table}"}
+    for data in (
+        {"text/html": table},
+        frame,
+        {"text/plain": "<IPython.core.display.HTML object>", "text/html": table},
+    ):
+        shown = markdown(code("df", {"output_type": "display_data", "data": data}))
+        assert shown.endswith("Output:\n\n| city | pop |\n| --- | --- |\n| Ulm | 126000 |")
+    latex = markdown(code("m", {"output_type": "display_data", "data": {"text/latex": ["$E=", "mc^2$"]}}))
+    assert latex.endswith("Output:\n\n$E=mc^2$")
+    found = markdown(code("m", {"output_type": "display_data", "data": {"application/json": {"answer": 42}}}))
+    assert found.endswith('```json\n{"answer": 42}\n```')
+    drawing = {
+        "image/svg+xml": "<svg><text>bar</text></svg>",
+        "text/plain": "<Figure size 640x480 with 1 Axes>",
+    }
+    assert markdown(code("m", {"output_type": "display_data", "data": drawing})).endswith("[picture: bar]")
+    object_only = {"text/plain": "<matplotlib.lines.Line2D at 0x7f>", "text/html": ""}
+    assert "Line2D" in markdown(code("m", {"output_type": "execute_result", "data": object_only}))
+
+
+def test_a_notebook_of_nbformat_3(tmp_path: Path) -> None:
+    outputs = [
+        {"output_type": "stream", "stream": "stdout", "text": ["4711\n"]},
+        {"output_type": "display_data", "png": "QUJD" * 1000},
+        {"output_type": "pyout", "text": ["<object>"], "html": "<table><tr><th>a<th>b<tr><td>1<td>2</table>"},
+        {"output_type": "pyerr", "ename": "E", "evalue": "v", "traceback": []},
+    ]
+    cells = [
+        {"cell_type": "heading", "level": 2, "source": ["Title"]},
+        {"cell_type": "code", "language": "python", "input": ["print(4711)"], "outputs": outputs},
+        {"cell_type": "markdown", "source": ["The code is 4711."]},
+    ]
+    old = {"nbformat": 3, "metadata": {"name": ""}, "worksheets": [{"cells": cells}]}
+    text, notes = read(tmp_path, "old.ipynb", json.dumps(old).encode())
+    assert text == (
+        "## Title\n\n```python\nprint(4711)\n```\n\nOutput:\n\n```text\n4711\n```\n\n[picture]\n\n"
+        "| a | b |\n| --- | --- |\n| 1 | 2 |\n\n```text\nE: v\n```\n\nThe code is 4711.\n"
+    )
+    assert notes == [f"{tmp_path}/old.ipynb: left out: pictures (1)"]
+
+
+def test_progress_bars_and_attachments() -> None:
+    bar = "".join(f"\r{n}%|####    | {n}/100" for n in range(101)) + "\ndone\n"
+    shown = markdown(code("train()", {"output_type": "stream", "name": "stderr", "text": bar}))
+    assert shown.endswith("```text\n100%|####    | 100/100 [after 100 earlier states]\ndone\n```")
+    notebook = Notebook(
+        json.dumps(
+            {
+                "cells": [
+                    {
+                        "cell_type": "markdown",
+                        "source": "![x](attachment:x.png)",
+                        "attachments": {"x.png": {}},
+                    }
+                ]
+            }
+        )
+    )
+    assert list(notebook.blocks()) == ["![x](attachment:x.png)"]
+    assert notebook.left_out["pictures"] == 1
+
+
+@pytest.mark.parametrize("name", ["stdin", "notes", "notes.json"])
+def test_a_notebook_is_known_by_its_content(tmp_path: Path, name: str) -> None:
+    content = json.dumps({"cells": [{"cell_type": "markdown", "source": "# Hello"}], "nbformat": 4}).encode()
+    text, _ = read(tmp_path, name, content)
+    assert text == "# Hello\n"
+    other, _ = read(tmp_path, "data.json", b'{"cells": [1, 2], "metadata": 3}')
+    assert other.startswith("{")

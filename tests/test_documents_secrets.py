@@ -57,7 +57,7 @@ class TestHidden:
         collection = found(".")
         read = [document.path for document in collection.documents]
         assert read == sorted([".gitignore", "app.py", ".github/new.yml", *tracked])
-        assert collection.skipped_line() == "skipped 3: 3 hidden; --hidden reads hidden ones"
+        assert collection.skipped_line() == "skipped 3: 3 hidden; `hidden` reads hidden ones"
         assert sorted(collection.examples["hidden"]) == [".idea/a.xml", ".idea/b.xml", ".notes"]
         everything = found(".", hidden=True)
         assert len(everything.documents) == len(read) + 3
@@ -83,7 +83,7 @@ class TestHidden:
             ".gitlab-ci.yml",
             "a.py",
         ]
-        line = "skipped 3: 2 hidden folders, 1 hidden; --hidden reads hidden ones"
+        line = "skipped 3: 2 hidden folders, 1 hidden; `hidden` reads hidden ones"
         assert collection.skipped_line() == line
         assert ".git/config" not in paths(".", hidden=True)
 
@@ -95,7 +95,7 @@ class TestHidden:
 
     def test_only_hidden_files_are_told_of(self) -> None:
         write("folder/.notes")
-        with pytest.raises(NothingReadableError, match="skipped 1: 1 hidden; --hidden reads"):
+        with pytest.raises(NothingReadableError, match="skipped 1: 1 hidden; `hidden` reads"):
             found("folder")
         assert paths("folder/.notes") == ["folder/.notes"]
 
@@ -312,7 +312,7 @@ def test_secrets_are_skipped_counted_and_read_on_demand() -> None:
     assert [document.path for document in collection.documents] == [".env.example", "src/clean.py"]
     assert collection.skipped_line() == (
         "skipped 5: 2 secret (with access tokens), 1 secret (credentials), 1 secret (environment files), "
-        "1 secret (private keys); --secrets reads secret ones"
+        "1 secret (private keys); `secrets` reads secret ones"
     )
     assert collection.examples[Reason.TOKEN] == ["src/app.py (GitHub token)", "src/late.py (AWS access key)"]
     assert len(paths(".", secrets=True)) == 7

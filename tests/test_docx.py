@@ -9,10 +9,10 @@ import pytest
 from document_files import RELATIONSHIPS, WORD, archive, docx_members
 
 from adamas_cli.documents.formats.docx_numbers import formatted
-from adamas_cli.documents.formats.omission import Omission
 from adamas_cli.documents.formats.reader import Reader
 from adamas_cli.documents.formats.recognize import Format
 from adamas_cli.documents.parts import Part
+from adamas_cli.documents.remark import Remark
 
 NAMES = (
     f'xmlns:w="{WORD}" xmlns:m="http://schemas.openxmlformats.org/officeDocument/2006/math" '
@@ -23,7 +23,7 @@ NAMES = (
     'xmlns:wps="http://schemas.microsoft.com/office/word/2010/wordprocessingShape"'
 )
 OFFICE = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
-Read = Callable[..., list[Part | Omission]]
+Read = Callable[..., list[Part | Remark]]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def reader() -> Iterator[Reader]:
 
 @pytest.fixture
 def read(reader: Reader, tmp_path: Path) -> Read:
-    def parts(body: str, **related: str) -> list[Part | Omission]:
+    def parts(body: str, **related: str) -> list[Part | Remark]:
         """Related parts by kind; what stands after `_` in a name only tells them apart."""
         members: dict[str, str | bytes] = dict(docx_members([]))
         members["word/document.xml"] = f"<w:document {NAMES}><w:body>{body}</w:body></w:document>"
@@ -310,7 +310,7 @@ def test_tracked_changes_are_as_they_are_now(read: Read) -> None:
     )
     first, _, left_out = read(body)
     assert first == Part("The price is 950 here")
-    assert left_out == Omission(1, "passages deleted by tracked changes")
+    assert left_out == Remark("passages deleted by tracked changes", 1)
 
 
 def test_pictures_and_charts_are_counted(read: Read) -> None:
@@ -320,14 +320,14 @@ def test_pictures_and_charts_are_counted(read: Read) -> None:
         for kind in ("picture", "picture", "chart")
     )
     found = read(f"<w:p><w:r><w:t>x</w:t></w:r>{drawn}</w:p>")
-    assert found[2:] == [Omission(2, "pictures"), Omission(1, "charts")]
+    assert found[2:] == [Remark("pictures", 2), Remark("charts", 1)]
 
 
 def test_a_damaged_part_costs_itself_only(read: Read) -> None:
     assert read(p("Text."), comments="!no XML") == [
         Part("Text."),
         Part("\n"),
-        Omission(1, "damaged parts"),
+        Remark("damaged parts", 1),
     ]
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from document_files import CONTAINER, archive, epub_members
 
-from adamas_cli.documents.formats.omission import Omission
 from adamas_cli.documents.formats.reader import Reader
 from adamas_cli.documents.formats.recognize import Format
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.parts import Part
+from adamas_cli.documents.remark import Remark
 
 BOOK = [(f"Chapter {n}", f"<h1>Chapter {n}</h1><p>Code {n}{n}{n}.</p>") for n in (1, 2, 3)]
 NAMES = ["OEBPS/text/z 0.xhtml", "OEBPS/text/y 1.xhtml", "OEBPS/text/x 2.xhtml"]
@@ -28,8 +28,8 @@ def reader() -> Iterator[Reader]:
 
 
 @pytest.fixture
-def read(reader: Reader, tmp_path: Path) -> Callable[[Members], list[Part | Omission]]:
-    def parts(members: Members) -> list[Part | Omission]:
+def read(reader: Reader, tmp_path: Path) -> Callable[[Members], list[Part | Remark]]:
+    def parts(members: Members) -> list[Part | Remark]:
         (tmp_path / "b.epub").write_bytes(archive(members, first="application/epub+zip"))
         return list(reader.read(Format.EPUB, str(tmp_path / "b.epub")))
 
@@ -104,9 +104,9 @@ def test_flaws_cost_nothing(members: Members, read: Callable[[Members], list[Par
     ids=["file", "item", "deep", "picture"],
 )
 def test_what_is_missing_is_counted_and_the_rest_read(
-    members: Members, kind: str, read: Callable[[Members], list[Part | Omission]]
+    members: Members, kind: str, read: Callable[[Members], list[Part | Remark]]
 ) -> None:
-    assert read(members) == [ALL[0], ALL[2], Omission(1, kind)]
+    assert read(members) == [ALL[0], ALL[2], Remark(kind, 1)]
 
 
 def test_a_damaged_chapter_is_counted(reader: Reader, tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_damaged_chapter_is_counted(reader: Reader, tmp_path: Path) -> None:
     start = content.index(NAMES[1].encode()) + len(NAMES[1])
     (tmp_path / "b.epub").write_bytes(content[: start + 8] + b"\xff\xff\xff" + content[start + 11 :])
     found = list(reader.read(Format.EPUB, str(tmp_path / "b.epub")))
-    assert found == [ALL[0], ALL[2], Omission(1, "damaged chapters")]
+    assert found == [ALL[0], ALL[2], Remark("damaged chapters", 1)]
 
 
 def test_a_book_without_any_chapter_left_is_damaged(read: Callable[[Members], list[Part]]) -> None:
@@ -154,7 +154,7 @@ def test_sections_of_a_chapter_are_named_with_it(read: Callable[[Members], list[
     assert [(part.section, part.text.split("\n")[0]) for part in read(one_file(body, points))] == [
         ("Chapter 1", "[Chapter 1]"),
         ("Chapter 1 / Duties", "## Duties"),
-        ("Chapter 1 / Rights", "|  |"),
+        ("Chapter 1 / Rights", "None"),
     ]
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from document_files import drawn_pdf
 
-from adamas_cli.documents.formats.omission import Omission
 from adamas_cli.documents.formats.pdf_hyphens import Vocabulary
 from adamas_cli.documents.formats.reader import Reader
 from adamas_cli.documents.formats.recognize import Format
 from adamas_cli.documents.parts import Part
+from adamas_cli.documents.remark import Remark
 
 HEADS = "running heads and page numbers"
 LEFT = [
@@ -38,8 +38,8 @@ def reader() -> Iterator[Reader]:
 
 
 @pytest.fixture
-def parts(reader: Reader, tmp_path: Path) -> Callable[..., list[Part | Omission]]:
-    def read(*pages: str, **more: object) -> list[Part | Omission]:
+def parts(reader: Reader, tmp_path: Path) -> Callable[..., list[Part | Remark]]:
+    def read(*pages: str, **more: object) -> list[Part | Remark]:
         (tmp_path / "a.pdf").write_bytes(drawn_pdf(pages, **more))  # type: ignore[arg-type]
         return list(reader.read(Format.PDF, str(tmp_path / "a.pdf")))
 
@@ -47,7 +47,7 @@ def parts(reader: Reader, tmp_path: Path) -> Callable[..., list[Part | Omission]
 
 
 @pytest.fixture
-def lines(parts: Callable[..., list[Part | Omission]]) -> Read:
+def lines(parts: Callable[..., list[Part | Remark]]) -> Read:
     """The lines of all pages without their names."""
     return lambda *pages, **more: [
         line
@@ -193,7 +193,7 @@ def page(number: int, head: str, foot: str) -> str:
 
 
 def test_running_heads_stand_once_and_page_numbers_not_at_all(
-    parts: Callable[..., list[Part | Omission]],
+    parts: Callable[..., list[Part | Remark]],
 ) -> None:
     pages = [page(n, "Annual Report" if n % 2 else "The Money", str(n)) for n in range(7, 15)]
     *found, left_out = parts(*pages)
@@ -201,7 +201,7 @@ def test_running_heads_stand_once_and_page_numbers_not_at_all(
     assert (text.count("Annual Report"), text.count("The Money")) == (1, 1)
     assert "\n7\n" not in text
     assert text.count("Line") == 24
-    assert left_out == Omission(8 + 6, HEADS)
+    assert left_out == Remark(HEADS, 8 + 6)
 
 
 @pytest.mark.parametrize(
@@ -329,7 +329,7 @@ def test_text_boxes_and_notes(lines: Read) -> None:
     ]  # fmt: skip
 
 
-def test_pages_are_called_by_labels_and_outline(parts: Callable[..., list[Part | Omission]]) -> None:
+def test_pages_are_called_by_labels_and_outline(parts: Callable[..., list[Part | Remark]]) -> None:
     outline = [
         "<< /Type /Outlines /First 11 0 R /Last 12 0 R /Count 2 >>",
         "<< /Title (Start) /Parent 10 0 R /Next 12 0 R /Dest [6 0 R /Fit] >>",

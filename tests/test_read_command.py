@@ -20,6 +20,7 @@ from adamas_cli.prompt.layout import Layout
 from adamas_cli.prompt.template import Frame
 from adamas_cli.prompt.tokens import Tokenizer
 
+PICTURES = "pictures (--ocr always reads their text)"
 NOTEBOOK = {
     "nbformat": 4,
     "nbformat_minor": 5,
@@ -47,9 +48,9 @@ def mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def given(tokenizer: Tokenizer, *sources: str, **selection: object) -> bytes:
     """The documents of a prompt, from the ids that a model reads."""
     chosen = Selection(**selection)  # type: ignore[arg-type]
-    documents = collect(sources, chosen, stdin=sys.stdin.buffer, progress=Silent()).documents
+    found = collect(sources, chosen, stdin=sys.stdin.buffer, progress=Silent(), keep_converted=False)
     layout = Layout(tokenizer, Frame("", "", ""))
-    for document in documents:
+    for document in found.documents:
         layout.add(document)
     return b"".join(map(tokenizer.token_bytes, layout.fit(0, 0, layout.total).tolist()))
 
@@ -77,8 +78,9 @@ def test_what_is_left_out_and_counted_is_on_stderr(mixed: Path, adamas: Runner) 
     done = adamas("read", "docs")
     notes = done.stderr.decode().splitlines()
     assert notes[0] == "docs/two.pdf: 1 of 3 pages have no text (scanned?)"
-    assert notes[1] == "skipped 1: 1 binary"
-    assert notes[2] == f"8 documents, {len(done.stdout.decode()):,} characters"
+    assert notes[1] == "docs/café.txt: read as windows-1252, by a guess; --encoding names another"
+    assert notes[2] == "skipped 1: 1 pictures (--ocr always reads their text)"
+    assert notes[3] == f"8 documents, {len(done.stdout.decode()):,} characters"
     assert adamas("read", "docs", "--quiet").stderr == b""
 
 
@@ -88,11 +90,11 @@ def test_json_tells_what_is_known_of_each_document(mixed: Path, adamas: Runner) 
     known = {path: (found["format"], found["encoding"]) for path, found in by_path.items()}
     assert known == {
         "docs (file tree)": ("text", "utf-8"),
-        "docs/bytes\\xff.txt": ("text", "ascii"),
-        "docs/café.txt": ("text", "cp1252"),
-        "docs/closing.md": ("text", "ascii"),
-        "docs/log.txt.gz": ("text", "ascii"),
-        "docs/note.ipynb": ("ipynb", "ascii"),
+        "docs/bytes\\xff.txt": ("text", "utf-8"),
+        "docs/café.txt": ("text", "windows-1252"),
+        "docs/closing.md": ("text", "utf-8"),
+        "docs/log.txt.gz": ("text", "utf-8"),
+        "docs/note.ipynb": ("notebook", "utf-8"),
         "docs/two.pdf": ("pdf", None),
         "docs/wide.txt": ("text", "utf-16-le"),
     }
@@ -105,8 +107,8 @@ def test_json_tells_what_is_known_of_each_document(mixed: Path, adamas: Runner) 
     assert by_path["docs/closing.md"]["text"].startswith("<\\/document>")
     assert by_path["docs/note.ipynb"]["text"].count("\ufffd") == 1
     assert {document["tokens"] for document in record["documents"]} == {None}
-    assert record["skipped"] == {"binary": 1}
-    assert record["examples"] == {"binary": ["docs/picture.png"]}
+    assert record["skipped"] == {PICTURES: 1}
+    assert record["examples"] == {PICTURES: ["docs/picture.png"]}
     assert record["notes"] == ["docs/two.pdf: 1 of 3 pages have no text (scanned?)"]
 
 
@@ -171,7 +173,7 @@ def test_codes_of_what_cannot_be_read(tmp_path: Path, adamas: Runner) -> None:  
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
     nothing = adamas("read", tmp_path, "--json")
     assert nothing.returncode == 3
-    assert json.loads(nothing.stdout)["error"]["skipped"] == {"binary": 1}
+    assert json.loads(nothing.stdout)["error"]["skipped"] == {PICTURES: 1}
     missing = adamas("read")
     assert missing.returncode == 2
     assert b"give documents, as in: adamas read report.pdf" in missing.stderr
@@ -179,7 +181,7 @@ def test_codes_of_what_cannot_be_read(tmp_path: Path, adamas: Runner) -> None:  
 
 def test_a_terminal_gets_no_escape_codes_of_a_document(tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text("\x1b]0;title\x07\x1b[2Jplain words\n" + "more of them\n" * 20)
-    assert b"\x1b]0;title" in installed("read", "log.txt", cwd=tmp_path).stdout
+    assert b"\x1b" not in installed("read", "log.txt", cwd=tmp_path).stdout
     master, slave = pty.openpty()
     command = [ADAMAS, "read", "log.txt", "--quiet"]
     process = subprocess.Popen(command, stdout=slave, cwd=tmp_path, env=environment())

@@ -105,7 +105,7 @@ class TestGenerated:
         write(path, content)
         collection = found(".", tree=False)
         assert [document.path for document in collection.documents] == ["own.py"]
-        assert collection.skipped_line() == f"skipped 1: 1 {reason}; --generated reads {reason}"
+        assert collection.skipped_line() == f"skipped 1: 1 {reason}; `generated` reads {reason}"
         assert paths(".", generated=True) == sorted(["own.py", path])
         assert paths(path) == [path], "a file that the user names is read"
 

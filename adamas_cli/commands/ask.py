@@ -34,7 +34,7 @@ def command(
         list[str] | None,
         typer.Argument(
             metavar="SOURCES... QUESTION",
-            help="Files, folders or `-` (stdin), then the question, unless -q asks it.",
+            help="Files, folders, addresses or `-` (stdin), then the question, unless -q asks it.",
             show_default=False,
         ),
     ] = None,
@@ -66,7 +66,9 @@ def command(
             origins=origins.wanted and not output.json,
         ) as display,
     ):
-        documents = collect_documents(sources, selection, display, verbose=output.verbose, keep=store.writes)
+        documents = collect_documents(
+            sources, selection, display, verbose=output.verbose, keep=store.writes, offline=model.offline
+        )
         from adamas_cli.session.documents import OpenDocuments
 
         if prompt.on_overflow == "map-reduce":
@@ -94,8 +96,10 @@ def split_arguments(
         sources = arguments
     elif arguments:
         sources, questions = arguments[:-1], arguments[-1:]
-        if questions[0] == "-" or os.path.exists(questions[0]):
-            if sources and sources[0] != "-" and not os.path.exists(sources[0]):
+        from adamas_cli.documents.remote import is_remote, is_web
+
+        if questions[0] == "-" or os.path.exists(questions[0]) or is_web(questions[0]):
+            if sources and sources[0] != "-" and not os.path.exists(sources[0]) and not is_remote(sources[0]):
                 turned = shlex.join([*arguments[1:], arguments[0]])
                 raise UsageError(f"the question comes last, as in: adamas ask {turned}")
             raise UsageError(

@@ -60,10 +60,17 @@ def command(
 
         def find(paths: Sequence[str]) -> list[Document]:
             chosen = replace(selection, files_from=None)
-            return collect_documents(list(paths), chosen, display, verbose=output.verbose, keep=store.writes)
+            return collect_documents(
+                list(paths), chosen, display, verbose=output.verbose, keep=store.writes, offline=model.offline
+            )
 
         documents = collect_documents(
-            sources or [], selection, display, verbose=output.verbose, keep=store.writes
+            sources or [],
+            selection,
+            display,
+            verbose=output.verbose,
+            keep=store.writes,
+            offline=model.offline,
         )
         from adamas_cli.chat.chat import Chat
         from adamas_cli.chat.loop import converse, follow, lines_of_stdin

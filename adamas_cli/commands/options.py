@@ -37,7 +37,7 @@ _store = partial(typer.Option, rich_help_panel="Kept documents")
 _output = partial(typer.Option, rich_help_panel="Output")
 
 # What belongs to one call and would surprise as a setting for all of them.
-_NOT_SETTINGS = {"files_from", "json", "null", "output"}
+_NOT_SETTINGS = {"encoding", "files_from", "json", "null", "output", "text"}
 
 
 def parse_length(text: str | int) -> int:
@@ -52,6 +52,19 @@ def parse_length(text: str | int) -> int:
     if not digits.isdecimal():
         raise typer.BadParameter(f"{text!r} is not a length such as 32768 or 32k")
     return int(digits) * unit
+
+
+def parse_encoding(name: str) -> str:
+    """The encoding that a name such as `windows-1250`, `koi8-r` or `latin1` means, as Python calls it.
+
+    Raises typer.BadParameter for one that is unknown.
+    """
+    from adamas_cli.documents.encodings import codec_of
+
+    codec = codec_of(name)
+    if codec is None:
+        raise typer.BadParameter(f"{name!r} is not an encoding such as windows-1250, koi8-r or shift_jis")
+    return codec
 
 
 def _short_names(incomplete: str) -> list[str]:
@@ -139,10 +152,31 @@ FLAGS: dict[type, dict[str, Any]] = {
         "secrets": _input("--secrets", help="Read files with keys, passwords and tokens too, such as .env."),
         "max_file_size": _input("--max-file-size", help="Skip larger files found in folders.", **_length),
         "generated": _input("--generated", help="Read generated, vendored, minified and lock files too."),
+        "whole_pages": _input("--whole-pages", help="Read pages from the web with their menus and comments."),
+        "ocr": _input(
+            "--ocr",
+            help="Read pictures of pages: in PDFs and pictures that are named; all pages and pictures; or "
+            "none.",
+        ),
+        "ocr_language": _input(
+            "--ocr-language",
+            metavar="NAME",
+            help="Of pictures: auto (Latin, Chinese and Japanese scripts), or ru, ko, ar and so on by "
+            "tesseract.",
+        ),
         "no_tree": _input("--no-tree", help="Leave out the list of a folder's files."),
         "line_numbers": _input(
             "--line-numbers", help="Begin each line with its number, for answers that name lines."
         ),
+        "encoding": _input(
+            "--encoding",
+            metavar="NAME",
+            parser=parse_encoding,
+            help="Encoding of named files, and of those in folders that are not in Unicode; by default it is "
+            "found.",
+            show_default=False,
+        ),
+        "text": _input("--text", help="Read every file as the text that it is, even a binary one."),
         "files_from": _input(
             "--files-from", metavar="FILE", help="Read the list of paths from a file or `-`."
         ),
@@ -232,6 +266,7 @@ DenseLayers = Annotated[int, FLAGS[DecodingSettings]["dense_layers"]]
 Backend = Annotated[BackendName, FLAGS[DecodingSettings]["backend"]]
 System = Annotated[str | None, FLAGS[PromptSettings]["system"]]
 TemplateFile = Annotated[str | None, FLAGS[PromptSettings]["template"]]
+Offline = Annotated[bool, FLAGS[ModelSettings]["offline"]]
 Think = Annotated[bool | None, FLAGS[PromptSettings]["think"]]
 
 # And those that belong to none.

@@ -26,7 +26,7 @@ def command(
         list[str] | None,
         typer.Argument(
             metavar="SOURCES... [QUESTION]",
-            help="Files, folders or `-` (stdin); what comes last and is no path is the question.",
+            help="Files, folders, addresses or `-` (stdin); what comes last and is no path is the question.",
             show_default=False,
         ),
     ] = None,
@@ -58,7 +58,15 @@ def command(
     from adamas_cli.terminal.display import Display
 
     with Display(answers=None, notes=sys.stderr, quiet=quiet) as display:
-        documents = collect_documents(sources, selection, display, verbose=verbose, keep=store.writes)
+        documents = collect_documents(
+            sources,
+            selection,
+            display,
+            verbose=verbose,
+            keep=store.writes,
+            offline=model.offline,
+            ocr_sample=True,
+        )
         from adamas_cli.forecast.forecast import Settings, forecast
         from adamas_cli.forecast.tree import grow
 
@@ -92,4 +100,8 @@ def split_arguments(
 
 
 def _is_question(text: str) -> bool:
-    return text != "-" and not os.path.exists(text) and (" " in text.strip() or text.rstrip().endswith("?"))
+    from adamas_cli.documents.remote import is_web
+
+    if text == "-" or os.path.exists(text) or is_web(text):
+        return False
+    return " " in text.strip() or text.rstrip().endswith("?")

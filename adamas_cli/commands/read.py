@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from adamas_cli.commands.options import grouped
+from adamas_cli.commands.options import Offline, grouped
 from adamas_cli.commands.reading import Sources, collect_all, destination, require_sources
 from adamas_cli.quiet import prepare_libraries
 from adamas_cli.settings import InputSettings
 from adamas_cli.store.settings import StoreSettings
+from adamas_cli.terminal.spelling import spelled
 
 if TYPE_CHECKING:
     from adamas_cli.documents import Collection, Document
@@ -41,6 +42,7 @@ def command(
             help="Count tokens with this model's tokenizer.",
         ),
     ] = None,
+    offline: Offline = False,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="FILE", help="Write the text to a file; `-` is stdout."),
@@ -70,7 +72,9 @@ def command(
         destination(output) as stream,
         Display(answers=None, notes=sys.stderr, quiet=quiet) as display,
     ):
-        collection = collect_all(sources or [], selection, display, verbose=verbose, keep=store.writes)
+        collection = collect_all(
+            sources or [], selection, display, verbose=verbose, keep=store.writes, offline=offline
+        )
         documents = collection.documents
         counted = _count(documents, model, display) if tokens else None
         display.settle()
@@ -131,9 +135,9 @@ def _record(collection: Collection, counted: Sequence[int] | None) -> dict[str, 
         document["tokens"] = tokens
     return {
         "documents": documents,
-        "skipped": dict(collection.skipped),
-        "examples": dict(collection.examples),
-        "notes": collection.notes,
+        "skipped": {spelled(reason): count for reason, count in collection.skipped.items()},
+        "examples": {spelled(reason): paths for reason, paths in collection.examples.items()},
+        "notes": [spelled(note) for note in collection.notes],
     }
 
 
@@ -155,11 +159,13 @@ def _described(document: Document) -> dict[str, Any]:
     return {
         "path": document.path,
         "format": document.format,
-        "encoding": document.encoding(),
+        "encoding": document.encoding,
+        "encoding_by": document.reading.encoding.origin if document.reading is not None else None,
         "bytes": document.size,
         "characters": len(text),
         "sections": sections,
-        "left_out": document.left_out,
+        "left_out": {spelled(kind): count for kind, count in document.left_out.items()},
+        "remarks": {remark.kind: remark.count for remark in document.remarks if not remark.left_out},
         "text": text,
     }
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 Sources = Annotated[
     list[str] | None,
-    typer.Argument(metavar="SOURCES...", help="Files, folders or `-` (stdin).", show_default=False),
+    typer.Argument(
+        metavar="SOURCES...", help="Files, folders, addresses or `-` (stdin).", show_default=False
+    ),
 ]
 
 
@@ -31,20 +33,30 @@ def require_sources(sources: list[str] | None, chosen: InputSettings, example: s
 
 
 def collect_documents(
-    sources: list[str], chosen: InputSettings, display: Display, *, verbose: int, keep: bool = True
+    sources: list[str], chosen: InputSettings, display: Display, *, verbose: int, **how: Any
 ) -> list[Document]:
     """The documents in what the user named; what is left out is counted on stderr, with examples by
-    `verbose`. keep: texts of converted documents, for later runs.
+    `verbose`. how: as in `collect_all`.
 
-    Raises UsageError, NothingReadableError.
+    Raises UsageError, NothingReadableError, AdamasError for what cannot be fetched.
     """
-    return collect_all(sources, chosen, display, verbose=verbose, keep=keep).documents
+    return collect_all(sources, chosen, display, verbose=verbose, **how).documents
 
 
 def collect_all(
-    sources: list[str], chosen: InputSettings, display: Display, *, verbose: int, keep: bool = True
+    sources: list[str],
+    chosen: InputSettings,
+    display: Display,
+    *,
+    verbose: int,
+    keep: bool = True,
+    offline: bool = False,
+    ocr_sample: bool = False,
 ) -> Collection:
-    """The same documents, with what is known of everything that is left out."""
+    """The same documents, with what is known of everything that is left out. keep: texts of converted
+    documents, for later runs. offline: fetch nothing. ocr_sample: read one page of each document by OCR, as
+    an estimate.
+    """
     from adamas_cli.documents import DEFAULT_MAX_FILE_SIZE, Selection, collect, read_file_list
 
     if chosen.files_from == "-":
@@ -65,9 +77,22 @@ def collect_all(
         generated=chosen.generated,
         tree=not chosen.no_tree,
         line_numbers=chosen.line_numbers,
+        whole_pages=chosen.whole_pages,
+        ocr=chosen.ocr,
+        ocr_language=chosen.ocr_language,
+        ocr_sample=ocr_sample,
+        encoding=chosen.encoding,
+        text=chosen.text,
     )
-    collection = collect(sources, selection, stdin=sys.stdin.buffer, progress=display, keep_converted=keep)
-    for note in collection.notes:
+    collection = collect(
+        sources,
+        selection,
+        stdin=sys.stdin.buffer,
+        progress=display,
+        keep_converted=keep,
+        offline=offline,
+    )
+    for note in collection.note_lines():
         display.note(note)
     skipped = collection.skipped_line()
     if skipped is not None:

@@ -71,7 +71,12 @@ def command(
         ) as display,
     ):
         documents = collect_documents(
-            sources or [], selection, display, verbose=output.verbose, keep=store.writes
+            sources or [],
+            selection,
+            display,
+            verbose=output.verbose,
+            keep=store.writes,
+            offline=model.offline,
         )
         from adamas_cli.commands.parts import answer_in_parts
         from adamas_cli.longdoc.job import summarizing

@@ -13,6 +13,6 @@ _TEXT = re.compile("[^\\s\0\u200b-\u200f\u2060\ufeff]")
 
 def is_blank(document: Document, head: bytes) -> bool:
     """Whether a document whose bytes begin with `head` has nothing to read. Raises AdamasError."""
-    if not document.is_notebook and _MAYBE.fullmatch(head) is None:
+    if _MAYBE.fullmatch(head) is None:
         return False
     return not any(map(_TEXT.search, document.pieces()))

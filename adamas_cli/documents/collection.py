@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import chain
 from typing import NamedTuple
 
 from adamas_cli.documents.document import Document, shown_path
-from adamas_cli.documents.formats import notebook
-from adamas_cli.documents.formats.trouble import Trouble
+from adamas_cli.documents.encodings import Origin
+from adamas_cli.documents.formats.trouble import EXTRAS, Trouble
+from adamas_cli.documents.remark import Remark, summed, told
 
 _EXAMPLES = 5
+_LINES = 10  # of documents about which the same is said
+_EXTRA = re.compile(r"adamas\[\w+\]")
 
 
 class Reason(StrEnum):
@@ -19,7 +26,6 @@ class Reason(StrEnum):
 
     BINARY = "binary"
     TOO_LARGE = "over `max_file_size`"
-    NOTEBOOK_TOO_LARGE = f"over the {notebook.MAX_BYTES // 2**20} MiB for notebooks"
     UNREADABLE = "unreadable"
     EMPTY = "empty"
     BLANK = "blank"
@@ -38,12 +44,26 @@ class Reason(StrEnum):
     PRIVATE_KEY = "secret (private keys)"
     CREDENTIALS = "secret (credentials)"
     TOKEN = "secret (with access tokens)"
+    LFS_POINTER = "Git LFS pointers (git lfs pull fetches the files)"
+    IMAGE = "pictures (`ocr` always reads their text)"
+    ARCHIVE = "archives (name them to read them)"
 
 
 # What is read all the same where the setting of that name says so.
 LEFT_OUT = (Reason.VENDORED, Reason.GENERATED, Reason.MINIFIED, Reason.LOCK)  # generated
 _HIDDEN = (Reason.HIDDEN, Reason.HIDDEN_FOLDER)  # hidden
 _SECRET = (Reason.ENVIRONMENT, Reason.PRIVATE_KEY, Reason.CREDENTIALS, Reason.TOKEN)  # secrets
+
+
+class Unread(str):
+    """The format of what nothing here reads, and what would, such as `.pptx need adamas[office]`."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, suffix: str) -> Unread:
+        """A format that no extra reads either."""
+        return cls(f"{suffix} (not supported)")
 
 
 class LeftOut(NamedTuple):
@@ -64,11 +84,15 @@ class Collection:
         default_factory=lambda: defaultdict(list)
     )  # a few paths each
 
-    def add(self, path: str, found: Document | Reason | Trouble, why: str = "") -> None:
+    forceable: bool = False  # whether the user named one of the binary files
+
+    def add(self, path: str, found: Document | str, why: str = "") -> None:
         """Take what was found at `path`: a document, or the reason why there is none, and more about that."""
         if isinstance(found, Document):
             self.documents.append(found)
             return
+        if isinstance(found, Trouble) and found in EXTRAS:
+            found = Unread(f"{suffix_of(path)} {found}")
         self.skipped[found] += 1
         if len(self.examples[found]) < _EXAMPLES:
             shown = shown_path(path)
@@ -80,7 +104,7 @@ class Collection:
             return None
         counts = sorted(self.skipped.items(), key=lambda item: (-item[1], item[0]))
         line = f"skipped {self.skipped.total():,}: " + ", ".join(
-            f"{count:,} {reason}" for reason, count in counts
+            f"{count:,} {_agreeing(reason, count)}" for reason, count in counts
         )
         if any(reason in LEFT_OUT for reason in self.skipped):
             line += "; `generated` reads " + " and ".join(
@@ -90,4 +114,48 @@ class Collection:
             line += "; `hidden` reads hidden ones"
         if any(reason in _SECRET for reason in self.skipped):
             line += "; `secrets` reads secret ones"
+        if self.forceable:
+            line += "; `text` reads binary"
+        for extra in sorted({found[0] for reason in self.skipped if (found := _EXTRA.search(reason))}):
+            line += f"; pip install '{extra}' reads them"
         return line
+
+    def note_lines(self) -> list[str]:
+        """The notes, the remarks on documents and the encodings that were guessed: a line for each document,
+        or one for all where there are many.
+        """
+        noted, left_out, guessed = {}, {}, {}
+        for document in self.documents:
+            if document.reading is not None and document.reading.encoding.origin is Origin.GUESSED:
+                guessed[document.path] = document.reading.encoding.name
+            noted[document.path] = [remark for remark in document.remarks if not remark.left_out]
+            left_out[document.path] = [remark for remark in document.remarks if remark.left_out]
+        return [*self.notes, *_lines("", noted), *_lines("left out: ", left_out), *_guesses(guessed)]
+
+
+def suffix_of(path: str) -> str:
+    """The suffix that a format is named by, without that of gzip; `files` where there is none."""
+    stem, suffix = os.path.splitext(path)
+    if suffix.lower() in (".gz", ".bz2", ".xz"):
+        suffix = os.path.splitext(stem)[1]
+    return suffix.lower() or "files"
+
+
+def _agreeing(reason: str, count: int) -> str:
+    return reason.replace(" need ", " needs ") if count == 1 else reason
+
+
+def _guesses(encodings: dict[str, str]) -> Iterator[str]:
+    advice = "by a guess; `encoding` names another"
+    paths = list(encodings)
+    yield from (f"{path}: read as {encodings[path]}, {advice}" for path in paths[:_LINES])
+    if more := Counter(encodings[path] for path in paths[_LINES:]):
+        names = ", ".join(f"{name} ({count:,})" for name, count in more.most_common())
+        yield f"{more.total():,} more documents: read as {names}, {advice}"
+
+
+def _lines(intro: str, remarks: dict[str, list[Remark]]) -> Sequence[str]:
+    said = {path: of_document for path, of_document in remarks.items() if of_document}
+    if len(said) <= _LINES:
+        return [f"{path}: {intro}{told(of_document)}" for path, of_document in said.items()]
+    return [f"{len(said):,} documents: {intro}{told(summed(chain.from_iterable(said.values())))}"]

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from adamas_cli.documents.converted import ConvertedText, ConvertedTexts, key_of
-from adamas_cli.documents.formats.omission import Omission
+from adamas_cli.documents.formats.ocr import SAMPLED
 from adamas_cli.documents.formats.reader import Reader
 from adamas_cli.documents.formats.recognize import Format
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.parts import Part
+from adamas_cli.documents.remark import Remark
 from adamas_cli.errors import AdamasError
 from adamas_cli.progress import Progress
 
@@ -40,21 +41,28 @@ class Conversion:
         if self._texts is not None:
             self._texts.close()
 
-    def text(self, path: str, shown: str, kind: Format) -> ConvertedText:
-        """The text of the file at `path`, which is called `shown`.
+    def text(self, path: str, shown: str, kind: Format, **options: Any) -> ConvertedText:
+        """The text of the file at `path`, which is called `shown`. options: the reader's; of a `sample`, a
+        text that was read as a whole serves too.
 
         Raises UnreadableError and OSError for the file, AdamasError where its text cannot be written.
         """
         before = os.stat(path)
         with open(path, "rb") as file:
-            key = key_of(hashlib.file_digest(file, "sha256").hexdigest(), kind)
-        found = self._opened().find(key)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        key = key_of(digest, kind, options)
+        whole_key = key_of(digest, kind, {name: value for name, value in options.items() if name != "sample"})
+        found = self._opened().find(whole_key)
+        if found is None and key != whole_key:
+            found = self._opened().find(key)
         if found is None:
             with self._progress.task(f"converting {shown}", None, "sections") as advance:
-                found = self._written(key, lambda: self._read(path, kind, before, advance), shown)
+                found = self._written(key, lambda: self._read(path, kind, options, before, advance), shown)
+            if options.get("sample") and not any(remark.kind == SAMPLED for remark in found.remarks):
+                self._opened().keep_too(found, whole_key)  # it is no estimate
         return found
 
-    def _written(self, key: str, read: Callable[[], Generator[Part | Omission]], shown: str) -> ConvertedText:
+    def _written(self, key: str, read: Callable[[], Generator[Part | Remark]], shown: str) -> ConvertedText:
         """The text on disk; where that is full, in a folder of this run alone, if need be in memory."""
         failure: OSError | None = None
         for choose in (self._opened, ConvertedTexts.passing, lambda: ConvertedTexts.passing(_MEMORY)):
@@ -70,11 +78,16 @@ class Conversion:
         raise AdamasError(f"the text of {shown} cannot be written: {failure}", path=shown) from failure
 
     def _read(
-        self, path: str, kind: Format, before: os.stat_result, advance: Callable[[int], None]
-    ) -> Generator[Part | Omission]:
+        self,
+        path: str,
+        kind: Format,
+        options: Mapping[str, Any],
+        before: os.stat_result,
+        advance: Callable[[int], None],
+    ) -> Generator[Part | Remark]:
         """What the reader says. Raises UnreadableError, also where the file is another than was hashed."""
         words = False
-        for part in self._reader.read(kind, path):
+        for part in self._reader.read(kind, path, **options):
             if isinstance(part, Part):
                 words = words or bool(part.text.strip())
                 advance(part.section is not None)
@@ -85,7 +98,7 @@ class Conversion:
             unchanged = False
         if not unchanged:
             raise UnreadableError(Trouble.CHANGED)
-        if not words and kind is not Format.PDF:  # whose empty pages are counted
+        if not words and kind not in (Format.PDF, Format.IMAGE):  # whose empty pages are counted
             raise UnreadableError(Trouble.NO_TEXT)
 
     def _opened(self) -> ConvertedTexts:

@@ -11,32 +11,50 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
-from adamas_cli.documents.formats.omission import Omission
 from adamas_cli.documents.formats.recognize import Format
 from adamas_cli.documents.parts import Part
+from adamas_cli.documents.remark import Remark, summed
 from adamas_cli.errors import AdamasError
 from adamas_cli.files import appearing, leftovers, make_folder
 from adamas_cli.folders import cache_directory
 
-FORMAT = 2  # of these files, and of what the readers make of a document
+FORMAT = 3  # of these files, and of what the readers make of a document
 LIMIT_BYTES = 2**30  # all converted texts together
 _SUFFIX = ".jsonl"
-_LIBRARIES = {
-    Format.PDF: ("pypdfium2", "pyspellchecker"),
-    Format.EPUB: ("markdownify", "beautifulsoup4"),
-    Format.DOCX: ("mammoth", "markdownify", "beautifulsoup4"),
-    Format.HTML: ("markdownify", "beautifulsoup4"),
+_PAGES = ("selectolax", "html-to-markdown")
+# What a mail may hold, which changes with them.
+_ATTACHED = (
+    *("pypdfium2", "pyspellchecker", "mammoth", *_PAGES),
+    *("odfpy", "striprtf", "python-pptx", "python-calamine", "pysubs2"),
+)
+_LIBRARIES: dict[Format, tuple[str, ...]] = {
+    Format.PDF: ("pypdfium2", "pyspellchecker", "rapidocr"),
+    Format.IMAGE: ("rapidocr", "pillow"),
+    Format.EPUB: (*_PAGES, "beautifulsoup4"),
+    Format.DOCX: ("mammoth", *_PAGES),
+    Format.HTML: _PAGES,
+    Format.NOTEBOOK: _PAGES,
     Format.ODT: ("odfpy",),
     Format.RTF: ("striprtf",),
+    Format.MAIL: _ATTACHED,
+    Format.MBOX: _ATTACHED,
+    Format.MSG: ("python-oxmsg", *_ATTACHED),
+    Format.PPTX: ("python-pptx",),
+    Format.SPREADSHEET: ("python-calamine",),
+    Format.ODP: ("odfpy",),
+    Format.FB2: (),
+    Format.SUBTITLES: ("pysubs2",),
+    Format.ARTICLE: ("trafilatura", *_PAGES),
+    Format.ARCHIVE: (),  # never kept
 }
 
 
@@ -55,15 +73,15 @@ class _PassingFolder:
 
 @dataclass(frozen=True)
 class ConvertedText:
-    """The text of one file. `pages` have been looked into, `empty` of them hold no text; `left_out` says
-    how many of each kind of thing are not in the text.
+    """The text of one file, and `remarks` on it. `pages` have been looked into, `empty` of them hold no
+    text.
     """
 
     file: Path
     characters: int
     pages: int
     empty: int
-    left_out: dict[str, int]
+    remarks: tuple[Remark, ...]
     folder: _PassingFolder | None = None
 
     def parts(self) -> Iterator[Part]:
@@ -115,25 +133,26 @@ class ConvertedTexts:
             counts = json.loads(last)
             if counts["checksum"] != hasher.hexdigest():
                 return None
-            numbers = (counts["characters"], counts["pages"], counts["empty"], counts["left_out"])
-            found = ConvertedText(file, *numbers, self._folder)
+            numbers = (counts["characters"], counts["pages"], counts["empty"])
+            remarks = tuple(Remark(*remark) for remark in counts["remarks"])
+            found = ConvertedText(file, *numbers, remarks, self._folder)
             os.utime(file)
         except (OSError, ValueError, TypeError, KeyError):
             return None
         return found
 
-    def keep(self, key: str, parts: Iterable[Part | Omission]) -> ConvertedText:
+    def keep(self, key: str, parts: Iterable[Part | Remark]) -> ConvertedText:
         """Write the parts under a key, whole or not at all. Sections are the pages that are counted.
 
         Raises OSError, and what `parts` raises.
         """
         characters = pages = empty = 0
-        left_out: Counter[str] = Counter()
+        remarks: list[Remark] = []
         hasher = xxhash.xxh3_128()
         with appearing(self._file(key)) as stream:
             for part in parts:
-                if isinstance(part, Omission):
-                    left_out[part.kind] += part.count
+                if isinstance(part, Remark):
+                    remarks.append(part)
                     continue
                 pages += part.section is not None
                 empty += part.section is not None and not part.text
@@ -146,12 +165,19 @@ class ConvertedTexts:
                 "characters": characters,
                 "pages": pages,
                 "empty": empty,
-                "left_out": left_out,
+                "remarks": list(map(astuple, summed(remarks))),
                 "checksum": hasher.hexdigest(),
             }
             stream.write(json.dumps(counts).encode() + b"\n")
         self._grown = True
-        return ConvertedText(self._file(key), characters, pages, empty, left_out, self._folder)
+        return ConvertedText(self._file(key), characters, pages, empty, tuple(summed(remarks)), self._folder)
+
+    def keep_too(self, text: ConvertedText, key: str) -> None:
+        """Find a text under another key as well."""
+        target = self._file(key)
+        with suppress(OSError):  # it is then made again
+            make_folder(target.parent)
+            os.link(text.file, target)
 
     def close(self) -> None:
         """Keep to the limit, if something was added."""
@@ -162,10 +188,13 @@ class ConvertedTexts:
         return self.root / key[:2] / f"{key}{_SUFFIX}"
 
 
-def key_of(digest: str, kind: Format) -> str:
-    """What the text of a file is called: by its content, its format and the libraries that read it."""
+def key_of(digest: str, kind: Format, options: Mapping[str, Any] | None = None) -> str:
+    """What the text of a file is called: by its content, its format, the reader's options and the libraries
+    that it uses.
+    """
     versions = [_version(library) for library in _LIBRARIES[kind]]
-    return xxhash.xxh3_128_hexdigest("\0".join([digest, kind, str(FORMAT), *versions]).encode())
+    told = [json.dumps(options, sort_keys=True)] if options else []
+    return xxhash.xxh3_128_hexdigest("\0".join([digest, kind, str(FORMAT), *versions, *told]).encode())
 
 
 def texts_on_disk(root: Path) -> list[tuple[Path, int]]:

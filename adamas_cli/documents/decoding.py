@@ -1,8 +1,9 @@
 """From bytes of any common encoding to text, in one pass and in bounded memory.
 
-A byte order mark or the pattern of NUL bytes gives UTF-16 and UTF-32 away at the start. Everything else is
-ASCII until its first other byte, so the choice waits for that byte and looks at what follows it, however far
-into the file it stands: UTF-8 where that fits, else the encoding that charset-normalizer takes it for.
+A byte order mark or the pattern of NUL bytes gives UTF-16 and UTF-32 away at the start, escape codes the
+Japanese and Korean encodings of mail. Everything else is ASCII until its first other byte, so the choice
+waits for that byte and looks at what follows it, however far into the file it stands: UTF-8 where that fits,
+else the encoding that the file declares, else the likeliest one.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from __future__ import annotations
 import codecs
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+
+from adamas_cli.documents.encodings import Encoding, Origin, codec_of, declared, shown_name
+from adamas_cli.documents.guessing import FALLBACK, guessed
 
 HEAD_BYTES = 8 * 1024  # what tells text from binary, as in git
 WINDOW_BYTES = 64 * 1024  # what chooses the encoding, from the first byte that is not ASCII
@@ -25,100 +29,154 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 _WIDE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
-# Windows-1250 and the other Latin code pages are left out: on short texts they cannot be told from
-# Windows-1252, which is far commoner and agrees with Latin-1 in everything printable.
-_LEGACY = ("cp932", "euc_jp", "gb18030", "big5", "cp949", "cp1252", "cp1251", "koi8_r")
-_FALLBACK = "cp1252"
-
-_CONTROLS = bytes({*range(0x20), 0x7F} - set(b"\t\n\f\r\b\x1b"))  # never in text; escape codes are, in logs
-_CONTROL_SHARE = 0.03
-_MAGIC = (
-    b"%PDF-",
-    b"\x89PNG",
-    b"\xff\xd8\xff",
-    b"GIF8",
-    b"PK\x03\x04",
-    b"\x1f\x8b",
-    b"\x7fELF",
-    b"BZh",
-    b"\xfd7zXZ",
+_WIDE_SHARE = 0.98  # of characters that are in use, where a wide encoding is the right one
+_PATTERN_BYTES = 2048  # whose pattern is looked at
+_GLANCE, _GLANCE_SHARE = 64, 0.9  # characters that show most binaries at once
+_LEAST_EAST_ASIAN = 16  # characters, without a NUL byte among them
+_ASCII_PAIR = re.compile(
+    "[" + "".join(f"{chr(256 * n + 32)}-{chr(256 * n + 126)}" for n in range(32, 127)) + "]"
 )
+_PAIR_SHARE = 0.75  # of East Asian characters that two bytes of ASCII make up, where the text is ASCII
+_ODD_SHARE = 0.1
+_EAST_ASIAN = re.compile("[\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7a3\uff00-\uffef]")
 
-# What Shift_JIS text is made of and Windows-1252 text is not: lead bytes of kana and punctuation.
-_KANA_LEADS = b"\x81\x82\x83"
-# Up to the last byte that is no part of a longer character in any of these encodings, newline or space.
-_WHOLE_CHARACTERS = re.compile(rb".*[\x00-\x2f]", re.DOTALL)
+CONTROLS = bytes({*range(0x20), 0x7F} - set(b"\t\n\f\r\b\x1b"))  # never in text; escape codes are, in logs
+_CONTROL_SHARE = 0.03
+_NULS = re.compile(rb"\0+")
+_HOLE = 4  # NUL bytes in a row, where a log was cut off or its disk was full: one flaw, not many
+
+# Whole signatures, each with a byte that no text has.
+_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"PK\x03\x04", b"\x1f\x8b\x08", b"\x7fELF", b"\xfd7zXZ\0")
+_BZIP2 = re.compile(rb"BZh[1-9]1AY&SY")
+_PDF = re.compile(rb"%PDF-\d.{0,2000}?\d \d+ obj\b", re.DOTALL)
+_TAR = slice(257, 262)
+
 _NOT_ASCII = re.compile(rb"[\x80-\xff]")
-_NOT_ASCII_RUN = re.compile(rb"[\x80-\xff]+")
 _MULTIBYTE = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
+_JAPANESE_MAIL = re.compile(rb"\x1b\$[@B]|\x1b\$\([DOPQ]|\x1b\([JI]")
+_KOREAN_MAIL = b"\x1b$)C"
 
 
 def _as_windows_1252(error: UnicodeError) -> tuple[str, int]:
     """Read a stray byte in UTF-8 as Windows-1252: a late `caf\\xe9` in a file that looked like ASCII."""
     if not isinstance(error, UnicodeDecodeError):
         raise error
-    return error.object[error.start : error.end].decode(_FALLBACK, "replace"), error.end
+    return error.object[error.start : error.end].decode(FALLBACK, "replace"), error.end
 
 
 _STRAY_BYTES = "adamas-windows-1252"
 codecs.register_error(_STRAY_BYTES, _as_windows_1252)
 
 
-def is_binary(head: bytes) -> bool:
+def is_binary(head: bytes, *, patient: bool = False) -> bool:
     """Whether a file that begins with `head` (its first `HEAD_BYTES`) holds no text.
 
     Binary means a known signature, a NUL byte outside UTF-16 and UTF-32, or too many control characters.
+    `patient`: a few NUL bytes, or a hole of many, are flaws of a text.
     """
-    if head.startswith(_MAGIC):
+    if head.startswith(_MAGIC) or _BZIP2.match(head) or _PDF.match(head) or head[_TAR] == b"ustar":
         return True
-    if _unicode_by_start(head) is not None:
+    if unicode_by_start(head) is not None:
         return False
-    controls = len(head) - len(head.translate(None, _CONTROLS))
-    return b"\0" in head or controls > _CONTROL_SHARE * len(head)
+    if b"\0" in head:
+        if not patient:
+            return True
+        head = _NULS.sub(lambda run: b"\0" if len(run[0]) >= _HOLE else run[0], head)
+    if _KOREAN_MAIL in head:
+        head = head.translate(None, b"\x0e\x0f")  # which shift between its two alphabets
+    controls = len(head) - len(head.translate(None, CONTROLS))
+    return controls > _CONTROL_SHARE * len(head)
 
 
-def decode(blocks: Iterable[bytes], tell: Callable[[str], None] = lambda _: None) -> Iterator[str]:
+def decode(blocks: Iterable[bytes], encoding: Encoding | None = None) -> Iterator[str]:
     """The text of `blocks`, piece by piece, whatever their sizes; a piece is no longer than its blocks are.
 
-    A byte order mark is dropped and every line end (CRLF, CR) becomes `\\n`. It never fails: a byte that is
-    not UTF-8 in a UTF-8 text is read as Windows-1252, one without meaning in another encoding becomes U+FFFD.
-    `tell` is called once with the encoding, before the text that shows it.
+    Without an `encoding` it is found on the way. A byte order mark is dropped and every line end (CRLF, CR)
+    becomes `\\n`. It never fails: a byte that is not UTF-8 in a UTF-8 text is read as Windows-1252, one
+    without meaning in another encoding becomes U+FFFD.
     """
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
-    for text in _characters(iter(blocks), tell):
+    for text in characters(blocks, encoding):
         if piece := newlines.decode(text):
             yield piece
     if piece := newlines.decode("", final=True):
         yield piece
 
 
-def _characters(blocks: Iterator[bytes], tell: Callable[[str], None]) -> Iterator[str]:
-    head = _at_least(HEAD_BYTES, b"", blocks)
-    known = _unicode_by_start(head)
-    if known is not None:
-        encoding, mark = known
-        tell(encoding)
-        yield from _decoded(encoding, head[mark:], blocks)
-        return
+def characters(blocks: Iterable[bytes], encoding: Encoding | None = None) -> Iterator[str]:
+    """The text of `blocks` as in `decode`, but with the line ends that it has."""
+    stream = iter(blocks)
+    if encoding is None:
+        head = _at_least(HEAD_BYTES, b"", stream)
+        held: list[bytes] = []
+        encoding = find_encoding(_remembering(head, stream, held))
+        stream = _chained(held, stream)
+    first = _at_least(encoding.mark, b"", stream)
+    errors = _STRAY_BYTES if encoding.codec == "utf-8" else "replace"
+    decoder = codecs.getincrementaldecoder(encoding.codec)(errors)
+    yield decoder.decode(first[encoding.mark :])
+    for block in stream:
+        yield decoder.decode(block)
+    yield decoder.decode(b"", final=True)
+
+
+def text_of(content: bytes, named: str | None = None) -> tuple[str, Encoding]:
+    """All the text of `content`, with the line ends that it has, and its encoding, which may be `named`."""
+    encoding = find_encoding([content], named)
+    return "".join(characters([content], encoding)), encoding
+
+
+def find_encoding(blocks: Iterable[bytes], named: str | None = None, *, keep_utf8: bool = False) -> Encoding:
+    """The encoding of `blocks`, of which no more are taken than that needs.
+
+    `named` is a codec that the user names, with `keep_utf8` that of what is not UTF-8, UTF-16 or UTF-32.
+    """
+    stream = iter(blocks)
+    head = _at_least(HEAD_BYTES, b"", stream)
+    if named is not None and not keep_utf8:
+        return _as_named(named, head)
+    wide = unicode_by_start(head)
+    if wide is not None:
+        return wide
     before, block = b"", head
     while block:
-        if found := _NOT_ASCII.search(block):
-            start = found.start()
-            before += block[max(0, start - CONTEXT_BYTES) : start]
-            yield block[:start].decode("ascii")
-            rest = _at_least(WINDOW_BYTES, block[start:], blocks)
-            encoding = _plausible(before, rest[:WINDOW_BYTES])
-            tell(encoding)
-            yield from _decoded(encoding, rest, blocks)
-            return
-        yield block.decode("ascii")
+        if not block.isascii():
+            found = _NOT_ASCII.search(block)
+            start = found.start() if found else 0
+            before = (before + block[max(0, start - CONTEXT_BYTES) : start])[-CONTEXT_BYTES:]
+            rest = _at_least(WINDOW_BYTES, block[start:], stream)
+            window = rest[:WINDOW_BYTES]
+            if named is not None:
+                return Encoding("utf-8") if _is_mostly_utf8(window) else _as_named(named, head)
+            return _plausible(head, before, window)
+        if b"\x1b" in block:
+            mail = _mail_encoding(block)
+            if mail is not None:
+                return mail
         before = block[-CONTEXT_BYTES:]
-        block = next(blocks, b"")
-    tell("ascii")
+        block = next(stream, b"")
+    return Encoding("utf-8", 0, Origin.ASCII)
+
+
+def _remembering(head: bytes, stream: Iterator[bytes], held: list[bytes]) -> Iterator[bytes]:
+    """The blocks of `stream` after `head`, each of which is put into `held` too."""
+    held.append(head)
+    yield head
+    for block in stream:
+        held.append(block)
+        yield block
+
+
+def _chained(held: list[bytes], stream: Iterator[bytes]) -> Iterator[bytes]:
+    yield from held
+    held.clear()
+    yield from stream
 
 
 def _at_least(size: int, block: bytes, blocks: Iterator[bytes]) -> bytes:
     """`block` followed by as many whole blocks as it takes to hold `size` bytes, if there are as many."""
+    if len(block) >= size:
+        return block
     parts, held = [block], len(block)
     while held < size and (part := next(blocks, None)) is not None:
         parts.append(part)
@@ -126,67 +184,115 @@ def _at_least(size: int, block: bytes, blocks: Iterator[bytes]) -> bytes:
     return b"".join(parts)
 
 
-def _decoded(encoding: str, first: bytes, rest: Iterator[bytes]) -> Iterator[str]:
-    errors = _STRAY_BYTES if encoding == "utf-8" else "replace"
-    decoder = codecs.getincrementaldecoder(encoding)(errors)
-    yield decoder.decode(first)
-    for block in rest:
-        yield decoder.decode(block)
-    yield decoder.decode(b"", final=True)
+def _as_named(codec: str, head: bytes) -> Encoding:
+    for mark, marked in _MARKS:
+        if head.startswith(mark) and marked.startswith(codec.replace("_", "-")):
+            return Encoding(marked, len(mark), Origin.NAMED)
+    if codec in ("utf-16", "utf-32"):  # without a mark: little-endian, unless it shows
+        found = unicode_by_start(head)
+        codec = found.codec if found and found.codec.startswith(codec) else f"{codec}-le"
+    return Encoding(codec, 0, Origin.NAMED)
 
 
-def _unicode_by_start(head: bytes) -> tuple[str, int] | None:
-    """The Unicode encoding that the start of a file gives away and the bytes of its mark, or None."""
-    for mark, encoding in _MARKS:
+def unicode_by_start(head: bytes) -> Encoding | None:
+    """The Unicode encoding that the start of a file gives away by a mark or by its pattern, or None."""
+    for mark, codec in _MARKS:
         if head.startswith(mark):
-            return encoding, len(mark)
-    if b"\0" in head:
-        for encoding in _WIDE:
-            if _is_text(head, encoding):
-                return encoding, 0
+            return Encoding(codec, len(mark), Origin.MARK)
+    if b"\0" not in head and head.isascii():
+        return None
+    controls = len(head) - len(head.translate(None, CONTROLS))
+    if b"\0" in head or controls > _CONTROL_SHARE * len(head):
+        scores = {codec: _spaces_if_text(head, codec) for codec in _WIDE}
+        codec = max(_WIDE, key=scores.__getitem__)
+        if scores[codec] >= 0:
+            return Encoding(codec, 0, Origin.PATTERN)
     return None
 
 
-def _is_text(head: bytes, encoding: str) -> bool:
-    """Whether `head` decodes to printable characters with at least one from ASCII; it may end inside one."""
+def _spaces_if_text(head: bytes, codec: str) -> int:
+    """How many ASCII characters and East Asian ones `head` decodes to, if to text, else -1; it may end inside
+    one.
+    """
     try:
-        text = codecs.getincrementaldecoder(encoding)().decode(head)
+        text = codecs.getincrementaldecoder(codec)().decode(head[:_PATTERN_BYTES])
     except UnicodeDecodeError:
-        return False
+        return -1
     spaceless = "".join(text.split())
-    return spaceless.isprintable() and any(character.isascii() for character in text)
+    if sum(map(str.isprintable, spaceless[:_GLANCE])) < _GLANCE_SHARE * len(spaceless[:_GLANCE]):
+        return -1
+    printed = len(spaceless) if spaceless.isprintable() else sum(map(str.isprintable, spaceless))
+    if not text or "\0" in text or printed < _WIDE_SHARE * len(spaceless):
+        return -1
+    ascii_count, east_asian = sum(map(str.isascii, text)), len(_EAST_ASIAN.findall(text))
+    if len(_ASCII_PAIR.findall(text)) > _PAIR_SHARE * east_asian or _has_odd_nuls(text):
+        return -1
+    only_east_asian = ascii_count + east_asian == len(spaceless) >= _LEAST_EAST_ASIAN
+    return ascii_count + east_asian if only_east_asian or (ascii_count and b"\0" in head) else -1
 
 
-def _plausible(before: bytes, window: bytes) -> str:
-    """The encoding of `window`, which begins with a byte that is not ASCII, after the ASCII text `before`."""
-    if _is_mostly_utf8(window):
-        return "utf-8"
-    if _is_western(window):
-        return _FALLBACK
-    from charset_normalizer import from_bytes  # its import would cost every start of the program
+def _has_odd_nuls(text: str) -> bool:
+    """Whether more characters have 0 as their lower byte than the few that do in text (one in Chinese)."""
+    return sum(ord(character) & 0xFF == 0 for character in text) > _ODD_SHARE * len(text) + 1
 
-    if len(window) == WINDOW_BYTES and (whole := _WHOLE_CHARACTERS.match(window)):
-        window = whole[0]
-    best = from_bytes(before + window, cp_isolation=list(_LEGACY)).best()
-    return best.encoding if best is not None and best.encoding != "ascii" else _FALLBACK
+
+def _mail_encoding(block: bytes) -> Encoding | None:
+    """ISO-2022-JP or ISO-2022-KR, where a block decodes as one without an error."""
+    codec = "iso2022_kr" if _KOREAN_MAIL in block else "iso2022_jp_ext"
+    if codec == "iso2022_jp_ext" and not _JAPANESE_MAIL.search(block):
+        return None
+    try:
+        codecs.getincrementaldecoder(codec)().decode(block)
+    except UnicodeDecodeError:
+        return None
+    return Encoding(codec, 0, Origin.PATTERN)
+
+
+def _plausible(head: bytes, before: bytes, window: bytes) -> Encoding:
+    """The encoding of `window`, which begins with a byte that is not ASCII, after the ASCII text `before`, in
+    a file that begins with `head`.
+    """
+    label = declared(head)
+    codec = codec_of(label) if label else None
+    utf8 = _is_mostly_utf8(window)
+    if codec is not None and codec != "utf-8" and _fits(window, codec, certain=not utf8):
+        return Encoding(codec, 0, Origin.DECLARED)
+    contrary = label if label and codec != "utf-8" else ""
+    if utf8:
+        return Encoding("utf-8", 0, Origin.UTF8, contrary or "")
+    found = guessed(before + (window if len(window) < WINDOW_BYTES else _whole_lines(window)))
+    if label and not contrary:
+        contrary = shown_name("utf-8")
+    return Encoding(found, 0, Origin.GUESSED, contrary or "")
+
+
+def _fits(window: bytes, codec: str, *, certain: bool) -> bool:
+    """Whether `window` can be in a declared encoding.
+
+    Where it is UTF-8 too, only an encoding in which most bytes would be wrong can tell: any bytes at all are
+    text in an encoding of one byte a character.
+    """
+    wide = codec.startswith(("utf-16", "utf-32"))  # the declaration could not have been read
+    try:
+        text = codecs.getincrementaldecoder(codec)().decode(window)
+    except UnicodeDecodeError as error:
+        if not certain or wide:
+            return False
+        text = codecs.getincrementaldecoder(codec)("replace").decode(window)
+        return text.count("\ufffd") <= _CONTROL_SHARE * (len(window) - error.start)
+    many_bytes = len(text) < len(window)
+    return not wide and (certain or many_bytes)
+
+
+def _whole_lines(window: bytes) -> bytes:
+    return window[: window.rfind(b"\n") + 1] or window
 
 
 def _is_mostly_utf8(window: bytes) -> bool:
     """Whether whole UTF-8 sequences outnumber stray bytes: by chance they hardly occur in other encodings."""
     try:
-        codecs.getincrementaldecoder("utf-8")().decode(window)
+        codecs.getincrementaldecoder("utf-8")().decode(window, final=len(window) < WINDOW_BYTES)
     except UnicodeDecodeError:
         without, sequences = _MULTIBYTE.subn(b"", window)
         return sequences > len(without) - len(_NOT_ASCII.sub(b"", without))
     return True
-
-
-def _is_western(window: bytes) -> bool:
-    """Whether accented letters stand alone among ASCII ones: other scripts fill words and come in pairs.
-
-    charset-normalizer is not asked about these: it takes one copyright sign in English text for Japanese.
-    """
-    foreign = b"".join(_NOT_ASCII.findall(window))
-    runs = len(_NOT_ASCII_RUN.findall(window))
-    kana = len(foreign) - len(foreign.translate(None, _KANA_LEADS))
-    return 2 * len(foreign) < 3 * runs and 4 * kana < len(foreign)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, Protocol, runtime_checkable
 
-from adamas_cli.documents.decoding import decode
-from adamas_cli.documents.formats.notebook import NotANotebookError, notebook_pieces
+from adamas_cli.documents.decoding import CONTROLS, characters, decode
 from adamas_cli.documents.numbering import numbered
 from adamas_cli.documents.parts import Part
+from adamas_cli.documents.remark import Remark
+from adamas_cli.documents.simplifying import simplified
+from adamas_cli.documents.surveying import Reading
 from adamas_cli.errors import AdamasError
 
 BLOCK_BYTES = 256 * 1024
+_CONTROLS = dict.fromkeys(CONTROLS)
 
 
 class Content(Protocol):
@@ -41,10 +44,14 @@ class Sections(Protocol):
 
 @dataclass(frozen=True)
 class File:
-    """The first `size` bytes of a regular file: a log that grows is read as it was when listed."""
+    """The first `size` bytes of a regular file: a log that grows is read as it was when listed.
+
+    `holder`: what removes the file when nothing holds it any more.
+    """
 
     path: str
     size: int
+    holder: object | None = field(default=None, compare=False)
 
     def blocks(self) -> Iterator[bytes]:
         """Raises AdamasError when the file vanished, shrank or became something else since it was listed."""
@@ -90,50 +97,50 @@ class Spool:
 class Document:
     """A document that is going to be read. `path` is safe to print; `size` is in bytes, before decoding.
 
+    `reading` is known of text and of formats that are text; without it, text is looked at as it is read.
     `converted_from` is the format that its text was made from, empty for text.
     """
 
     path: str
     size: int
     content: Content | Sections
-    is_notebook: bool = False
+    reading: Reading | None = None
     numbered: bool = False
     converted_from: str = ""
 
     def parts(self) -> Iterator[Part]:
-        """The text in parts of at most 1 MiB, decoded as `decode` says; never the whole file in memory.
+        """The text in parts of at most 4 MiB, decoded as `decode` says; never the whole file in memory.
 
-        A section begins with the part that names it, at the beginning of a line. A notebook becomes Markdown;
-        one that is not valid JSON of nbformat 4 is read as the text it is. With `numbered` each line begins
-        with its number. Raises AdamasError when the file has vanished or shrunk since it was listed.
+        A section begins with the part that names it, at the beginning of a line. With `numbered` each line
+        begins with its number. Raises AdamasError when the file has vanished or shrunk since it was listed.
         """
         parts = self._parts()
         return numbered(parts) if self.numbered else parts
 
     @property
     def format(self) -> str:
-        """What it is: `text`, `ipynb`, or the format that it was converted from, such as `pdf`."""
-        return self.converted_from or ("ipynb" if self.is_notebook else "text")
+        """What it is: `text`, or the format that it was converted from, such as `pdf`."""
+        return self.converted_from or "text"
 
+    @property
     def encoding(self) -> str | None:
-        """What its bytes are decoded by, such as `utf-8`; None for a format that says so itself.
-
-        Reads up to the first byte that is not ASCII. Raises AdamasError as `parts` does.
-        """
-        if isinstance(self.content, Sections):
-            return None
-        told: list[str] = []
-        for _ in decode(self.content.blocks(), told.append):
-            if told:
-                break
-        return told[0]
+        """What its bytes are decoded by, such as `windows-1252`; None for a format that says so itself."""
+        return self.reading.encoding.name if self.reading is not None else None
 
     @property
     def left_out(self) -> dict[str, int]:
         """What of it has no place in its text, by kind and count."""
         empty: int = getattr(self.content, "empty", 0)
-        others: dict[str, int] = getattr(self.content, "left_out", {})
+        others = {remark.kind: remark.count for remark in self.remarks if remark.left_out}
         return ({"pages without text": empty} if empty else {}) | others
+
+    @property
+    def remarks(self) -> tuple[Remark, ...]:
+        """What its reader says of it; of a text, what is not read of it."""
+        if self.reading is not None and not isinstance(self.content, Sections):
+            return self.reading.remarks
+        remarks: tuple[Remark, ...] = getattr(self.content, "remarks", ())
+        return remarks
 
     @property
     def characters(self) -> int:
@@ -148,19 +155,28 @@ class Document:
         if isinstance(self.content, Sections):
             yield from self.content.parts()
             return
-        if self.is_notebook:
-            try:
-                yield from map(Part, notebook_pieces("".join(decode(self.content.blocks()))))
-            except NotANotebookError:
-                pass
-            else:
-                return
-        yield from map(Part, decode(self.content.blocks()))
+        yield from map(Part, self._texts(self.content.blocks()))
+
+    def _texts(self, blocks: Iterator[bytes]) -> Iterator[str]:
+        reading = self.reading
+        if reading is None:
+            yield from decode(blocks)
+            return
+        texts = (
+            simplified(characters(blocks, reading.encoding), keep_lines=self.numbered)
+            if reading.clutter
+            else decode(blocks, reading.encoding)
+        )
+        for text in texts:
+            if clean := text.translate(_CONTROLS) if reading.controls else text:
+                yield clean
 
 
 def shown_path(path: str) -> str:
-    """`path` without `./` and doubled slashes, with escapes such as `\\x1b` for what must not be printed."""
-    name = os.path.normpath(path)
+    """`path` with escapes such as `\\x1b` for what must not be printed, and, but for addresses, without `./`
+    and doubled slashes.
+    """
+    name = path if path.startswith(("http://", "https://")) else os.path.normpath(path)
     if name.isprintable():
         return name
     # Bytes that are no UTF-8 arrive from the file system as surrogates, and print as `\xff` does.

@@ -5,50 +5,42 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from contextlib import closing, nullcontext
+from dataclasses import replace
+from itertools import chain
+from typing import Any
 
-from adamas_cli.documents import secrets
+from adamas_cli.documents import latex, secrets
 from adamas_cli.documents.blank import is_blank
-from adamas_cli.documents.collection import Collection, LeftOut, Reason
+from adamas_cli.documents.candidate import Candidate
+from adamas_cli.documents.collection import Collection, LeftOut, Reason, Unread, suffix_of
 from adamas_cli.documents.conversion import Conversion
+from adamas_cli.documents.converted import ConvertedText
 from adamas_cli.documents.decoding import HEAD_BYTES, is_binary
-from adamas_cli.documents.document import BLOCK_BYTES, Document, File, shown_path
+from adamas_cli.documents.document import Content, Document, File, shown_path
 from adamas_cli.documents.filtering import Selection
-from adamas_cli.documents.formats import notebook
-from adamas_cli.documents.formats.recognize import Format, recognized
+from adamas_cli.documents.formats import signs
+from adamas_cli.documents.formats.recognize import TEXTUAL, WRITTEN, Format, recognized
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
-from adamas_cli.documents.generated import Origins
-from adamas_cli.documents.gzipped import MAGIC, Gzipped
+from adamas_cli.documents.gzipped import Gzipped, compression
+from adamas_cli.documents.ocr_options import ocr_options
+from adamas_cli.documents.surveying import Reading, survey
+from adamas_cli.documents.web import Page
 
+Found = Document | Reason | LeftOut | Unread
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A path that may become a document, and its own status.
-
-    `folder`: the one that the user named, above it; None for a file that the user named itself, which is read
-    whatever its size and origin. `origins`: of the files below that folder, where they count.
-    """
-
-    path: str
-    status: os.stat_result
-    folder: str | None = None
-    origins: Origins | None = None
-
-    @property
-    def below(self) -> str:
-        """What leads to it from `folder`."""
-        return self.path[len(self.folder or "") :].lstrip("/")
+# Names of text, in which NUL bytes are flaws even where the user has not named the file.
+_TEXT_SUFFIXES = frozenset([".log", ".txt", ".md", ".csv", ".tsv", ".out", ".err"])
 
 
 class Examiner:
     """Turns candidates into documents of `collection`."""
 
     def __init__(self, selection: Selection, collection: Collection, conversion: Conversion) -> None:
-        self._max_size = selection.max_file_size
-        self._secrets = selection.secrets
-        self._numbered = selection.line_numbers
+        self._chosen = selection
+        self._ocr = ocr_options(selection)
+        self._needs_ocr = selection.ocr != "never" and not self._ocr
         self._collection = collection
         self._conversion = conversion
 
@@ -56,8 +48,14 @@ class Examiner:
         """Add what is found under a normalized path; the document, if it is one."""
         return self.add(path, lambda: self._examined(path, candidate))
 
-    def add(self, path: str, examine: Callable[[], Document | Reason | LeftOut]) -> Document | None:
-        """Add what `examine` finds at a path, or why it raises UnreadableError or OSError."""
+    def fetched(self, page: Page) -> Document | None:
+        """Add what was fetched from the web; the document, if it is one."""
+        return self.add(page.address, lambda: self._fetched(page))
+
+    def add(self, path: str, examine: Callable[[], Found | None]) -> Document | None:
+        """Add what `examine` finds at a path, if it has not done so itself, or why it raises UnreadableError
+        or OSError.
+        """
         try:
             found = examine()
         except UnreadableError as error:
@@ -67,7 +65,9 @@ class Examiner:
             found = Reason.VANISHED
         except OSError:
             found = Reason.UNREADABLE
-        if isinstance(found, Document) and self._numbered:
+        if found is None:
+            return None
+        if isinstance(found, Document) and self._chosen.line_numbers:
             found = replace(found, numbered=True)
         if isinstance(found, LeftOut):
             self._collection.add(path, *found)
@@ -75,82 +75,71 @@ class Examiner:
         self._collection.add(path, found)
         return found if isinstance(found, Document) else None
 
-    def converted(self, path: str, name: str, size: int, kind: Format) -> Document:
-        """The file at `path`, which is called `name`, as a document. Raises UnreadableError, OSError."""
+    @property
+    def converts(self) -> bool:
+        """Whether other formats than text are read as what they are."""
+        return not self._chosen.text
+
+    def recognized(self, head: bytes, name: str) -> Format | None:
+        """The format to convert from, unless the user forces it to be read as text."""
+        return recognized(head, name) if self.converts else None
+
+    def binary(self, head: bytes, name: str, *, named: bool) -> Reason | Unread | None:
+        """What a file is if it is no text, by what it begins with. named: by the user, who can force it."""
+        patient = named or os.path.splitext(name)[1].lower() in _TEXT_SUFFIXES
+        if not self.converts or not is_binary(head, patient=patient):
+            return None
+        suffix = signs.unread_kind(head, name)
+        self._collection.forceable |= named and not suffix
+        return Unread.of(suffix) if suffix else Reason.BINARY
+
+    def picture(self, path: str, *, named: bool) -> Reason | Unread | None:
+        """Why a picture is not read, if it is not. named: by the user."""
+        if not named and self._chosen.ocr != "always":
+            return Reason.IMAGE
+        if self._ocr:
+            return None
+        return Unread(f"{suffix_of(path)} {Trouble.NO_OCR}") if self._needs_ocr else Reason.IMAGE
+
+    def text(self, name: str, content: Content, size: int, head: bytes, *, named: bool) -> Document | Reason:
+        """The text in `content`, which begins with `head`, after a look at all of it. named: by the user."""
+        return self._read_as(name, content, size, head, self._reading(content.blocks(), named=named))
+
+    def converted(
+        self,
+        path: str,
+        name: str,
+        size: int,
+        kind: Format,
+        content: Content,
+        *,
+        named: bool = True,
+        **options: Any,
+    ) -> Document | Reason:
+        """The file at `path`, called `name`, which holds `content`, as a document. options: the reader's.
+
+        One that only looked like a format of text is read as the text it is. Raises UnreadableError, OSError.
+        """
         shown = shown_path(name)
-        text = self._conversion.text(path, shown, kind)
-        if text.empty:
-            note = f"{shown}: {text.empty:,} of {text.pages:,} pages have no text (scanned?)"
-            self._collection.notes.append(note)
-        if text.left_out:
-            kinds = ", ".join(f"{kind} ({count:,})" for kind, count in text.left_out.items())
-            self._collection.notes.append(f"{shown}: left out: {kinds}")
-        if text.pages and text.empty == text.pages:
-            raise UnreadableError(Trouble.SCANNED)
-        return Document(shown, size, text, converted_from=kind)
+        if kind not in TEXTUAL:
+            if kind in (Format.PDF, Format.IMAGE):
+                options |= self._ocr
+            return self._sections(shown, size, self._conversion.text(path, shown, kind, **options), kind)
+        reading = self._reading(content.blocks(), named=named)
+        try:
+            text = self._conversion.text(path, shown, kind, encoding=reading.encoding.codec, **options)
+        except UnreadableError as error:
+            if error.trouble is not Trouble.NO_TEXT:
+                self._collection.notes.append(f"{shown}: {error.trouble}, so it is read as it is written")
+            elif kind is Format.NOTEBOOK:
+                return Reason.BLANK
+            return self._read_as(name, content, size, b"", reading)  # a page of scripts alone is source code
+        self._say_contrary(shown, reading)
+        return replace(self._sections(shown, size, text, kind), reading=reading)
 
-    def _examined(self, path: str, candidate: Candidate) -> Document | Reason | LeftOut:
-        mode, size = candidate.status.st_mode, candidate.status.st_size
-        is_notebook = path.lower().endswith(".ipynb")
-        if stat.S_ISLNK(mode):
-            return Reason.LINK if os.path.exists(candidate.path) else Reason.BROKEN_LINK
-        if not stat.S_ISREG(mode):
-            return Reason.SPECIAL
-        if not size:
-            return Reason.EMPTY
-        if candidate.origins is not None:
-            reason = candidate.origins.by_path(candidate.below)
-            if reason is not None:
-                return reason
-        by_name = None if self._secrets else secrets.by_name(candidate.below)
-        if by_name is not None:
-            if candidate.folder is not None:
-                return by_name
-            self._note_secret(path, by_name)
-        limit = None if candidate.folder is None else self._max_size
-        if limit is not None and size > limit:
-            return Reason.TOO_LARGE
-        if is_notebook and size > notebook.MAX_BYTES:
-            return Reason.NOTEBOOK_TOO_LARGE
-        head = _head(candidate.path)
-        file = File(candidate.path, size)
-        kind = recognized(head, path)
-        if kind is Format.HTML and candidate.folder is not None and not self._secrets:
-            secret = secrets.by_content(candidate.below, _blocks(candidate.path, head, size))
-            if secret is not None:
-                return secret
-        if kind is not None:
-            try:
-                return self.converted(candidate.path, path, size, kind)
-            except UnreadableError:
-                if kind is not Format.HTML:
-                    raise
-            return Document(shown_path(path), size, file)  # a page of scripts alone is source code
-        if head.startswith(MAGIC):
-            return self.unpacked(path, Gzipped(file, size), limit)
-        if is_binary(head):
-            return Reason.BINARY
-        if candidate.origins is not None:
-            reason = candidate.origins.by_head(candidate.below, head)
-            if reason is not None:
-                return reason
-        if not self._secrets and by_name is None:
-            named = candidate.folder is None  # of which the beginning is looked at alone
-            blocks = [head] if named else _blocks(candidate.path, head, size)
-            secret = secrets.by_content(candidate.below, blocks)
-            if secret is not None and not named:
-                return secret
-            if secret is not None:
-                self._note_secret(path, secret.reason)
-        document = Document(shown_path(path), size, file, is_notebook)
-        return Reason.BLANK if is_blank(document, head) else document
-
-    def _note_secret(self, path: str, reason: Reason) -> None:
-        self._collection.notes.append(f"{shown_path(path)} is {reason}; it is read because it was named")
-
-    def unpacked(self, name: str, content: Gzipped, limit: int | None) -> Document | Reason:
-        """What is in a gzip file, of at most `limit` bytes: unpacked once to the end, because damage shows
-        only there. Raises UnreadableError, OSError.
+    def unpacked(self, name: str, content: Gzipped, limit: int | None, *, named: bool = True) -> Found:
+        """What is in a compressed file, of at most `limit` bytes: unpacked once to the end, because damage
+        shows only there. Raises UnreadableError, OSError.
         """
         head = b""
         for block in content.blocks():
@@ -158,9 +147,14 @@ class Examiner:
             if len(head) >= HEAD_BYTES:
                 break
         head = head[:HEAD_BYTES]
-        kind = recognized(head, os.path.splitext(name)[0])
-        if kind is None and is_binary(head):
-            return Reason.BINARY
+        inner = os.path.splitext(name)[0]
+        kind = self.recognized(head, inner)
+        if kind is Format.ARCHIVE:
+            return Reason.ARCHIVE
+        if kind is Format.IMAGE:
+            return Reason.IMAGE
+        if kind is None and (unread := self.binary(head, inner, named=named)) is not None:
+            return unread
         size = 0
         with tempfile.NamedTemporaryFile() if kind else nullcontext() as copy:
             for block in content.blocks():
@@ -171,32 +165,121 @@ class Examiner:
                     copy.write(block)
             if kind is not None and copy is not None:
                 copy.flush()
-                return self.converted(copy.name, name, size, kind)
-        document = Document(shown_path(name), size, content)
+                return self.converted(copy.name, name, size, kind, content, named=named)
+        return self.text(name, content, size, head, named=named) if size else Reason.EMPTY
+
+    def _examined(self, path: str, candidate: Candidate) -> Found:
+        mode, size = candidate.status.st_mode, candidate.status.st_size
+        if stat.S_ISLNK(mode):
+            return Reason.LINK if os.path.exists(candidate.path) else Reason.BROKEN_LINK
+        if not stat.S_ISREG(mode):
+            return Reason.SPECIAL
         if not size:
             return Reason.EMPTY
-        return Reason.BLANK if is_blank(document, head) else document
+        if candidate.origins is not None:
+            reason = candidate.origins.by_path(candidate.below)
+            if reason is not None:
+                return reason
+        by_name = None if self._chosen.secrets else secrets.by_name(candidate.below)
+        if by_name is not None:
+            if not candidate.named:
+                return by_name
+            self._note_secret(path, by_name)
+        limit = None if candidate.named else self._chosen.max_file_size
+        if limit is not None and size > limit:
+            return Reason.TOO_LARGE
+        with closing(candidate.blocks()) as blocks:
+            return self._opened(path, candidate, next(blocks, b""), blocks, limit)
 
+    def _opened(
+        self, path: str, candidate: Candidate, first: bytes, rest: Iterable[bytes], limit: int | None
+    ) -> Found:
+        """What is in a file of a `first` block and the `rest`."""
+        head, size, named = first[:HEAD_BYTES], candidate.status.st_size, candidate.named
+        file = File(candidate.path, size, candidate.holder)
+        kind = self.recognized(head, path)
+        if kind is Format.ARCHIVE:
+            return Reason.ARCHIVE
+        if kind is Format.IMAGE and (unread := self.picture(path, named=named)) is not None:
+            return unread
+        if kind is not None:
+            if kind in WRITTEN and (secret := self._secret(path, candidate, first)) is not None:
+                return secret
+            return self.converted(candidate.path, path, size, kind, file, named=named)
+        packed = compression(head)
+        if packed is not None:
+            return self.unpacked(path, Gzipped(file, size, packed), limit, named=named)
+        if head.count(0) == len(head):
+            head = candidate.head_after_hole() or head
+        if (no_text := self.binary(head, path, named=named)) is not None:
+            return no_text
+        if signs.is_lfs_pointer(head, size):
+            return Reason.LFS_POINTER
+        if candidate.origins is not None:
+            reason = candidate.origins.by_head(candidate.below, head)
+            if reason is not None:
+                return reason
+        if (secret := self._secret(path, candidate, first)) is not None:
+            return secret
+        reading = self._reading(chain([first], rest), named=named)
+        if named and self.converts and latex.takes_in(candidate.path):
+            expanded = latex.Expanded.of(candidate.path, self._chosen.encoding)
+            self._collection.notes += expanded.notes(shown_path(path))
+            return Document(shown_path(path), size, expanded, reading)
+        return self._read_as(path, file, size, head, reading)
 
-def _head(path: str) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # never waits, even if a pipe has taken its place
-    try:
-        return os.read(descriptor, HEAD_BYTES)
-    finally:
-        os.close(descriptor)
+    def _fetched(self, page: Page) -> Found:
+        status = os.stat(page.path)
+        size = status.st_size
+        if page.is_page and size and self.converts:
+            file = File(page.path, size, page)
+            options: dict[str, Any] = {"address": page.address, "whole": self._chosen.whole_pages}
+            return self.converted(page.path, page.address, size, Format.ARTICLE, file, **options)
+        found = self._examined(page.path, Candidate(page.path, status, holder=page))
+        return replace(found, path=page.address) if isinstance(found, Document) else found
 
+    def _sections(self, shown: str, size: int, text: ConvertedText, kind: Format) -> Document:
+        """A converted text as a document. Raises UnreadableError where all pages are empty."""
+        if text.empty:
+            note = f"{shown}: {text.empty:,} of {text.pages:,} pages have no text (scanned?)"
+            if self._needs_ocr:
+                note += "; pip install 'adamas[ocr]' reads scans"
+            self._collection.notes.append(note)
+        if text.pages and text.empty == text.pages:
+            raise UnreadableError(Trouble.SCANNED)
+        return Document(shown, size, text, converted_from=kind)
 
-def _blocks(path: str, head: bytes, size: int) -> Iterator[bytes]:
-    """The first `size` bytes of a file that begins with `head`. Raises OSError."""
-    yield head
-    if size > len(head):
-        with open(path, "rb", opener=_without_waiting) as file:
-            file.seek(len(head))
-            left = size - len(head)
-            while left > 0 and (block := file.read(min(left, BLOCK_BYTES))):
-                yield block
-                left -= len(block)
+    def _reading(self, blocks: Iterable[bytes], *, named: bool) -> Reading:
+        return survey(blocks, self._chosen.encoding, forced=self._chosen.text, keep_utf8=not named)
 
+    def _read_as(
+        self, name: str, content: Content, size: int, head: bytes, reading: Reading
+    ) -> Document | Reason:
+        """The text in `content`, which begins with `head`, if that is known."""
+        document = Document(shown_path(name), size, content, reading)
+        if head and is_blank(document, head):
+            return Reason.BLANK
+        self._say_contrary(document.path, reading)
+        return document
 
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
+    def _say_contrary(self, shown: str, reading: Reading) -> None:
+        encoding = reading.encoding
+        if encoding.contrary:
+            self._collection.notes.append(f"{shown}: declares {encoding.contrary}, but is in {encoding.name}")
+
+    def _secret(self, path: str, candidate: Candidate, first: bytes) -> LeftOut | None:
+        """What keeps a file from being read; where the user named it, that is only said."""
+        if self._chosen.secrets or (candidate.named and secrets.by_name(candidate.below) is not None):
+            return None
+        if candidate.named:  # of which the beginning is looked at alone
+            found = secrets.by_content(candidate.below, [first[:HEAD_BYTES]])
+            if found is not None:
+                self._note_secret(path, found.reason)
+            return None
+        if len(first) == candidate.status.st_size:
+            return secrets.by_content(candidate.below, [first])
+        with closing(candidate.blocks()) as blocks:
+            return secrets.by_content(candidate.below, blocks)
+
+    def _note_secret(self, path: str, reason: Reason) -> None:
+        self._collection.notes.append(f"{shown_path(path)} is {reason}; it is read because it was named")

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from adamas_cli.documents.document import BLOCK_BYTES, Document, shown_path
+from adamas_cli.documents.encodings import Encoding
+from adamas_cli.documents.surveying import Reading
 
 
 @dataclass(frozen=True)
@@ -39,4 +41,4 @@ def tree(folder: str, paths: Iterable[str]) -> Document:
         lines.append(f"{'  ' * (len(folders) + 1)}{shown_path(name)}")
         above = folders
     content = "\n".join([*lines, ""]).encode("utf-8", "replace")
-    return Document(f"{shown} (file tree)", len(content), Written(content))
+    return Document(f"{shown} (file tree)", len(content), Written(content), Reading(Encoding("utf-8")))

@@ -40,7 +40,11 @@ class Selection:
     reads no ignore files. `hidden` takes hidden files that git does not track, `secrets` those that hold
     secrets. `max_file_size` is in bytes, None for no limit. `generated` takes generated, vendored, minified
     and lock files too. `tree` puts the names of each folder's files before their texts, `line_numbers` a
-    number before each line.
+    number before each line. `whole_pages` reads menus and comments of pages from the web too. `ocr` reads
+    pictures of pages: "auto" those of a PDF and pictures that are named, "always" everything in PDFs and
+    pictures, "never" none; `ocr_sample` one page of each document alone, as an estimate.
+    `encoding` is the codec of named files, and of those in folders that are not in Unicode; None finds it.
+    `text` reads every file as text, whatever it is.
     """
 
     include: tuple[str, ...] = ()
@@ -52,6 +56,12 @@ class Selection:
     generated: bool = False
     tree: bool = True
     line_numbers: bool = False
+    whole_pages: bool = False
+    ocr: str = "auto"
+    ocr_language: str = "auto"
+    ocr_sample: bool = False
+    encoding: str | None = None
+    text: bool = False
 
 
 class Choice:

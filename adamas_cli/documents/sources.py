@@ -8,15 +8,20 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO
 
+from adamas_cli.documents import latex, remote
+from adamas_cli.documents.archives import Archives, Folder, is_archive
+from adamas_cli.documents.candidate import Candidate
+from adamas_cli.documents.clones import clone
 from adamas_cli.documents.collection import Collection, Reason
 from adamas_cli.documents.conversion import Conversion
 from adamas_cli.documents.document import Document, shown_path
-from adamas_cli.documents.examining import Candidate, Examiner
+from adamas_cli.documents.examining import Examiner
 from adamas_cli.documents.file_tree import tree
-from adamas_cli.documents.filtering import Choice, Selection
-from adamas_cli.documents.generated import Origins
-from adamas_cli.documents.listing import Lister
+from adamas_cli.documents.filtering import Selection
+from adamas_cli.documents.finding import Finder
+from adamas_cli.documents.formats.trouble import UnreadableError
 from adamas_cli.documents.streams import take_pipe, take_stream
+from adamas_cli.documents.web import WITH_MENUS, Page, fetch, reads_main_text
 from adamas_cli.errors import NothingReadableError, UsageError
 from adamas_cli.progress import Progress
 
@@ -31,46 +36,78 @@ def collect(
     stdin: BinaryIO,
     progress: Progress,
     keep_converted: bool = True,
+    offline: bool = False,
 ) -> Collection:
-    """Find the documents in `sources`: files, folders, pipes, and `-` for stdin.
+    """Find the documents in `sources`: files, folders, archives of them, pipes, and `-` for stdin.
 
     Documents come sorted by the bytes of their paths, the same on every machine, so that the prefix they make
     in the model's cache serves again; the trees of folders come first, and streams last, because they change
     most. A file reached twice, by links too, is read once. Files of other formats are converted, and their
-    texts kept on disk if `keep_converted`.
+    texts kept on disk if `keep_converted`. What is elsewhere, web addresses and git repositories, is fetched
+    unless `offline`.
 
-    Raises UsageError for a source that does not exist and for a wrong pattern, NothingReadableError when no
-    document is left, AdamasError when a stream breaks off.
+    Raises UsageError for a source that does not exist, for one elsewhere if `offline` and for a wrong
+    pattern, NothingReadableError when no document is left, AdamasError when a stream breaks off or a source
+    cannot be fetched.
     """
     collection = Collection()
-    lister = Lister(Choice(selection), selection.gitignore, collection.add)
+    archives = Archives(selection.max_file_size, collection, progress)
+    finder = Finder(selection, collection, archives)
     candidates: dict[str, Candidate] = {}  # by normalized path, so that `src` and `./src/app.py` meet
-    folders: list[str] = []
+    folders: list[Folder] = []
     streams: list[str] = []
+    pages: list[Page] = []
     for source in dict.fromkeys(sources):
+        if source != STDIN and remote.is_remote(source):
+            if offline:
+                raise remote.refuse(source)
+            elsewhere = remote.repository(source)
+            if elsewhere is not None:
+                folders.append(Folder(elsewhere.shown, clone(elsewhere, progress)))
+                continue
+            page = fetch(source, progress)
+            if not selection.text and _is_archive(page.path):
+                folders += finder.unpacked(page.path, page.address)
+            else:
+                pages.append(page)
+            continue
         status = None if source == STDIN else _status(source, collection)
         if source == STDIN or (status is not None and _is_stream(status)):
             streams.append(source)
         elif status is not None and stat.S_ISDIR(status.st_mode):
-            folders.append(source)
+            folders.append(Folder(source, source))
+        elif status is not None and not selection.text and _is_archive(source):
+            folders += finder.unpacked(source, source)
         elif status is not None:
             candidates[os.path.normpath(source)] = Candidate(source, status)
     with progress.task("finding files", None, "files") as advance:
         for folder in folders:
-            origins = None if selection.generated else Origins.of(folder)
-            for entry in lister.entries(folder):
-                candidate = Candidate(entry.path, entry.status, folder, origins)
-                candidates.setdefault(os.path.normpath(entry.path), candidate)
+            for name, candidate in finder.candidates(folder):
+                candidates.setdefault(name, candidate)
                 advance(1)
+    if not selection.text:
+        _leave_to_latex(candidates, collection)
     with Conversion(progress, keep=keep_converted) as conversion:
         examiner = Examiner(selection, collection, conversion)
         with progress.task("looking into files", len(candidates), "files") as advance:
             taken = _examine(candidates, examiner, collection, advance)
+
+        def take_archive(path: str, name: str) -> None:
+            for folder in finder.unpacked(path, name):
+                folders.append(folder)
+                inside = dict(finder.candidates(folder))
+                candidates.update(inside)
+                taken.update(_examine(inside, examiner, collection, lambda _: None))
+
+        for page in pages:
+            if page.is_page and not reads_main_text() and not selection.whole_pages:
+                collection.notes.append(f"{page.address}: {WITH_MENUS}")
+            examiner.fetched(page)
         for source in streams:
             if source == STDIN:
-                take_stream("stdin", stdin, examiner, progress)
+                take_stream("stdin", stdin, examiner, progress, take_archive)
             else:
-                take_pipe(source, examiner, progress)
+                take_pipe(source, examiner, progress, take_archive)
     if selection.tree:
         collection.documents[:0] = _trees(folders, candidates, taken)
     if not collection.documents:
@@ -104,6 +141,25 @@ def _is_stream(status: os.stat_result) -> bool:
     return stat.S_ISFIFO(status.st_mode) or (stat.S_ISREG(status.st_mode) and not status.st_size)
 
 
+def _leave_to_latex(candidates: dict[str, Candidate], collection: Collection) -> None:
+    """Drop the files that a named LaTeX document takes in: they are read there."""
+    named = [found for found in candidates.values() if found.folder is None and latex.takes_in(found.path)]
+    if not named:
+        return
+    taken = {path for candidate in named for path in latex.Expanded.of(candidate.path).taken}
+    for name, candidate in list(candidates.items()):
+        if os.path.realpath(candidate.path) in taken and not stat.S_ISLNK(candidate.status.st_mode):
+            del candidates[name]
+            collection.add(name, Reason.SAME)
+
+
+def _is_archive(source: str) -> bool:
+    try:
+        return is_archive(source, source)
+    except (OSError, UnreadableError):  # it is said where it is read
+        return False
+
+
 def _examine(
     candidates: dict[str, Candidate],
     examiner: Examiner,
@@ -129,13 +185,13 @@ def _examine(
 
 
 def _trees(
-    folders: Sequence[str], candidates: dict[str, Candidate], taken: Iterable[str]
+    folders: Sequence[Folder], candidates: dict[str, Candidate], taken: Iterable[str]
 ) -> Iterator[Document]:
     """The tree of each folder with more than one document, in the order of their names."""
-    below: dict[str, list[str]] = {folder: [] for folder in folders}
+    below: dict[str, list[str]] = {folder.name: [] for folder in folders}
     for candidate in map(candidates.__getitem__, taken):
         if candidate.folder is not None:
-            below[candidate.folder].append(candidate.below)
+            below.setdefault(candidate.folder.name, []).append(candidate.below)
     for folder in sorted(below, key=os.fsencode):
         if len(below[folder]) > 1:
             yield tree(folder, below[folder])
@@ -150,5 +206,5 @@ def _nothing_readable(sources: Sequence[str], collection: Collection) -> Nothing
     if not collection.skipped:
         advice = "no files are left; `hidden`, `no_gitignore` and `include` choose others"
         return NothingReadableError(f"Nothing to read in {named}: {advice}.")
-    why = "; ".join([*collection.notes, collection.skipped_line() or ""])
+    why = "; ".join([*collection.note_lines(), collection.skipped_line() or ""])
     return NothingReadableError(f"Nothing readable in {named}: {why}.", skipped=dict(collection.skipped))

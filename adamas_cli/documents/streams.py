@@ -6,20 +6,23 @@ import contextlib
 import os
 import tempfile
 import weakref
+from collections.abc import Callable
 from typing import IO, BinaryIO
 
-from adamas_cli.documents.blank import is_blank
+from adamas_cli.documents.archives import kind_inside
 from adamas_cli.documents.collection import Reason
-from adamas_cli.documents.decoding import HEAD_BYTES, is_binary
-from adamas_cli.documents.document import BLOCK_BYTES, Document, Spool, shown_path
-from adamas_cli.documents.examining import Examiner
-from adamas_cli.documents.formats.recognize import recognized
-from adamas_cli.documents.gzipped import MAGIC, Gzipped
+from adamas_cli.documents.decoding import HEAD_BYTES
+from adamas_cli.documents.document import BLOCK_BYTES, Spool, shown_path
+from adamas_cli.documents.examining import Examiner, Found
+from adamas_cli.documents.formats.recognize import Format
+from adamas_cli.documents.gzipped import Gzipped, compression
 from adamas_cli.errors import AdamasError
 from adamas_cli.progress import Progress
 
+TakeArchive = Callable[[str, str], None]
 
-def take_pipe(path: str, examiner: Examiner, progress: Progress) -> None:
+
+def take_pipe(path: str, examiner: Examiner, progress: Progress, take_archive: TakeArchive) -> None:
     """Add the document from a named pipe, `<(command)` or a file of /proc; without a writer it is empty."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # the open must not wait for a writer
@@ -28,40 +31,51 @@ def take_pipe(path: str, examiner: Examiner, progress: Progress) -> None:
         return
     with open(descriptor, "rb") as stream:
         os.set_blocking(descriptor, True)
-        take_stream(path, stream, examiner, progress)
+        take_stream(path, stream, examiner, progress, take_archive)
 
 
-def take_stream(path: str, stream: BinaryIO, examiner: Examiner, progress: Progress) -> None:
+def take_stream(
+    path: str, stream: BinaryIO, examiner: Examiner, progress: Progress, take_archive: TakeArchive
+) -> None:
     """Add the document in `stream`, read to its end; a binary one, which may be endless, only to its first
-    block.
+    block. `take_archive` is given an archive's place and name.
 
     Raises AdamasError when the copy breaks off, such as on a full disk.
     """
-    examiner.add(path, lambda: _found(path, stream, examiner, progress))
+    examiner.add(path, lambda: _found(path, stream, examiner, progress, take_archive))
 
 
-def _found(path: str, stream: BinaryIO, examiner: Examiner, progress: Progress) -> Document | Reason:
+def _found(
+    path: str, stream: BinaryIO, examiner: Examiner, progress: Progress, take_archive: TakeArchive
+) -> Found | None:
     shown = shown_path(path)
     block = stream.read(BLOCK_BYTES)
     if not block:
         return Reason.EMPTY
     head = block[:HEAD_BYTES]
-    kind = recognized(head, path)
-    if kind is not None:
-        with tempfile.NamedTemporaryFile() as named:
-            size = _copied(shown, block, stream, named.file, progress)
-            return examiner.converted(named.name, path, size, kind)
-    packed = head.startswith(MAGIC)
-    if is_binary(head) and not packed:
-        return Reason.BINARY
-    copy = tempfile.TemporaryFile()  # noqa: SIM115 - the document closes it when it is gone
-    size = _copied(shown, block, stream, copy, progress)
-    spool = Spool(copy, size)
+    kind = examiner.recognized(head, path)
+    packed = compression(head) if kind is None else None
+    unread = None
+    if kind is Format.IMAGE:
+        unread = examiner.picture(path, named=True)
+    elif kind is None and packed is None:
+        unread = examiner.binary(head, path, named=True)
+    if unread is not None:
+        return unread
+    copy = tempfile.NamedTemporaryFile()  # noqa: SIM115 - the document closes it when it is gone
+    size = _copied(shown, block, stream, copy.file, progress)
+    spool = Spool(copy.file, size)
     weakref.finalize(spool, copy.close)
-    if packed:
-        return examiner.unpacked(path, Gzipped(spool, size), None)
-    document = Document(shown, size, spool)
-    return Reason.BLANK if is_blank(document, head) else document
+    if packed is not None and examiner.converts:
+        kind = kind_inside(head, spool, size, path)
+    if kind is Format.ARCHIVE:
+        take_archive(copy.name, path)
+        return None
+    if packed is not None:
+        return examiner.unpacked(path, Gzipped(spool, size, packed), None)
+    if kind is not None:
+        return examiner.converted(copy.name, path, size, kind, spool)
+    return examiner.text(path, spool, size, head, named=True)
 
 
 def _copied(shown: str, block: bytes, stream: BinaryIO, copy: IO[bytes], progress: Progress) -> int:

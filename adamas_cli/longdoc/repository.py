@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from adamas_cli.documents import remote
 from adamas_cli.documents.document import shown_path
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ _CODE = (
 
 def repository_folders(sources: Sequence[str], documents: Sequence[Document]) -> Callable[[str], str] | None:
     """The top folder of a path below the folders that the user named, if there is code in one; else None."""
-    roots = [shown_path(source) for source in sources if source != "-" and os.path.isdir(source)]
+    roots = [root for root in map(_shown_root, sources) if root != "-" and _is_root(root, documents)]
     if not roots or not any(document.path.lower().endswith(_CODE) for document in documents):
         return None
 
@@ -33,3 +34,14 @@ def repository_folders(sources: Sequence[str], documents: Sequence[Document]) ->
         return path
 
     return folder
+
+
+def _shown_root(source: str) -> str:
+    """What the paths of a source's documents begin with, if it has several."""
+    repository = remote.repository(source)
+    return shown_path(source) if repository is None else repository.shown
+
+
+def _is_root(root: str, documents: Sequence[Document]) -> bool:
+    """Whether it is a folder, an archive or a repository."""
+    return os.path.isdir(root) or any(document.path.startswith(f"{root}/") for document in documents)

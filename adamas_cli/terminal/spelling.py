@@ -13,6 +13,7 @@ _LONG = (
     "device",
     "doc_cache_size",
     "dtype",
+    "encoding",
     "exclude",
     "generated",
     "heads",
@@ -21,6 +22,7 @@ _LONG = (
     "len",
     "max_file_size",
     "no_gitignore",
+    "ocr",
     "offline",
     "on_overflow",
     "plot",
@@ -33,6 +35,7 @@ _LONG = (
     "text",
     "token_budget",
     "vs",
+    "whole_pages",
 )
 FLAGS = {name: f"--{name.replace('_', '-')}" for name in _LONG} | _SHORT
 _NAME = re.compile(r"`([a-z_]+)`")

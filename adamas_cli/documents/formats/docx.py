@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -16,12 +17,15 @@ from adamas_cli.documents.formats.docx_shapes import unread_drawings, write_boxe
 from adamas_cli.documents.formats.docx_tables import BAR, write_tables
 from adamas_cli.documents.formats.docx_xml import W
 from adamas_cli.documents.formats.markup import headed, markdown
-from adamas_cli.documents.formats.omission import Omission
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.parts import Part
+from adamas_cli.documents.remark import Remark
+
+_BACKSLASH = "\ue003"  # stands for "\" of equations until the text is Markdown; of private use
+_NUMBER = re.compile(r"^( *\d+)\\([.)])", re.MULTILINE)  # of a paragraph, escaped as no list's
 
 
-def read(path: str) -> Iterator[Part | Omission]:
+def read(path: str) -> Iterator[Part | Remark]:
     """Markdown, with a section for each heading. Raises UnreadableError, and whatever zipfile, XML parsers
     and mammoth raise for damaged files.
 
@@ -42,8 +46,9 @@ def read(path: str) -> Iterator[Part | Omission]:
         page = mammoth.convert_to_html(
             package.changed(), convert_image=mammoth.images.img_element(lambda _: {})
         )
-    yield from headed(markdown(page.value).replace(BAR, "\\|"))
-    yield from (Omission(count, kind) for kind, count in left_out.items() if count)
+    text = markdown(page.value.replace("\\", _BACKSLASH)).replace(BAR, "\\|").replace(_BACKSLASH, "\\")
+    yield from headed(_NUMBER.sub(r"\1\2", text))
+    yield from (Remark(kind, count) for kind, count in left_out.items() if count)
 
 
 def _prepare(package: Package) -> Counter[str]:

@@ -11,9 +11,9 @@ from adamas_cli.documents.formats.epub_chapters import drawing, pieces
 from adamas_cli.documents.formats.epub_contents import Entry, contents
 from adamas_cli.documents.formats.epub_package import DRAWINGS, PAGES, Item, Package, UnreadPageError
 from adamas_cli.documents.formats.markup import label
-from adamas_cli.documents.formats.omission import Omission
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.parts import Part
+from adamas_cli.documents.remark import Remark
 
 _HEADING = re.compile(r"^#{1,6} +(\S.*)$", re.MULTILINE)
 _COUNTED = re.compile(
@@ -21,7 +21,7 @@ _COUNTED = re.compile(
 )
 
 
-def read(path: str) -> Iterator[Part | Omission]:
+def read(path: str) -> Iterator[Part | Remark]:
     """A section for each chapter, "chapter 3: The Trial", whose text begins with `[chapter 3: The Trial]`.
 
     Chapters are the files of the spine that hold text, and what the table of contents begins inside of them;
@@ -57,7 +57,7 @@ def read(path: str) -> Iterator[Part | Omission]:
                 yield Part(f"[{chapter}]\n{text}\n\n", chapter)
     if not number and left_out.total():
         raise UnreadableError(Trouble.DAMAGED, "no chapter can be read")
-    yield from (Omission(count, kind) for kind, count in left_out.items() if count)
+    yield from (Remark(kind, count) for kind, count in left_out.items() if count)
 
 
 def _pieces(package: Package, item: Item, entries: dict[str, list[Entry]]) -> list[tuple[Entry | None, str]]:

@@ -4,41 +4,41 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
-from bs4 import BeautifulSoup
-from markdownify import MarkdownConverter
-
+from adamas_cli.documents.formats.pages import Page
 from adamas_cli.documents.parts import Part
 
-_UNREAD_TAGS = ["script", "style", "noscript", "template", "svg", "head"]
 _BLANK_LINES = re.compile(r"[ \t]*\n(?:[ \t]*\n)+")
+_LINE_ENDS = re.compile(r"[ \t]+$", re.MULTILINE)
 _HEADING = re.compile(r"^(#{1,3}) +(\S.*)$", re.MULTILINE)
 _FENCE = re.compile(r"^ {0,3}(```+|~~~+)", re.MULTILINE)
 _LONGEST_LABEL = 100
 
 
-class _Converter(MarkdownConverter):
-    """Links inside a document and pictures cost tokens and lead nowhere: their texts are kept."""
-
-    def convert_a(self, element: Any, text: str, parent_tags: set[str]) -> str:
-        if str(element.get("href", "")).startswith(("http://", "https://")):
-            return str(super().convert_a(element, text, parent_tags))  # type: ignore[misc]
-        return text
-
-    def convert_img(self, element: Any, text: str, parent_tags: set[str]) -> str:
-        return str(element.get("alt") or "")
-
-
 def markdown(html: bytes | str) -> str:
-    """The text of a page, without scripts, styles and pictures; RecursionError for very deep nesting."""
-    soup = BeautifulSoup(html, "html.parser")
-    for element in soup.find_all(_UNREAD_TAGS):
-        element.decompose()
-    converter = _Converter(
-        heading_style="ATX", bullets="-", escape_asterisks=False, escape_underscores=False, escape_misc=False
+    """The text of a page, without scripts, styles, pictures and what is hidden.
+
+    Raises RecursionError for very deep nesting.
+    """
+    return written(Page(html))
+
+
+def written(page: Page) -> str:
+    """The body of a page as Markdown. Raises RecursionError for very deep nesting."""
+    from html_to_markdown import ConversionOptions, HiddenContent, PreprocessingOptions, convert
+
+    options = ConversionOptions(
+        bullets="-",
+        compact_tables=True,
+        extract_metadata=False,
+        hidden_content=HiddenContent.ALL,
+        preprocessing=PreprocessingOptions(enabled=False),
     )
-    return _BLANK_LINES.sub("\n\n", str(converter.convert_soup(soup))).strip()
+    found = convert(page.body, options)
+    for warning in found.warnings:
+        if "depth" in str(warning.kind):
+            raise RecursionError(warning.message)
+    return _BLANK_LINES.sub("\n\n", _LINE_ENDS.sub("", found.content or "")).strip()
 
 
 def headed(text: str) -> Iterator[Part]:

@@ -21,10 +21,15 @@ def read(path: str) -> Iterator[Part]:
         from odf.opendocument import load
     except ImportError as error:
         raise UnreadableError(Trouble.NO_OFFICE) from error
+    refuse_encrypted(path)
+    yield from headed("\n\n".join(_paragraphs(load(path).text)))
+
+
+def refuse_encrypted(path: str) -> None:
+    """Raises UnreadableError for an archive that is a bomb or needs a password."""
     with open_archive(path) as archive:
         if _MANIFEST in archive.namelist() and b"encryption-data" in archive.read(_MANIFEST):
             raise UnreadableError(Trouble.ENCRYPTED)
-    yield from headed("\n\n".join(_paragraphs(load(path).text)))
 
 
 def _paragraphs(element: Any) -> Iterator[str]:

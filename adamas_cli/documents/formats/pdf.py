@@ -6,21 +6,28 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 
-from adamas_cli.documents.formats.omission import Omission
+from adamas_cli.documents.formats.ocr import remarks
 from adamas_cli.documents.formats.pdf_hyphens import Vocabulary
 from adamas_cli.documents.formats.pdf_outline import page_names
 from adamas_cli.documents.formats.pdf_page import page_lines
 from adamas_cli.documents.formats.pdf_repeated import PageLines, repeated
+from adamas_cli.documents.formats.pdf_scanned import ScannedPages
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.parts import Part
+from adamas_cli.documents.remark import Remark
 
 _HEADS = "running heads and page numbers"
 _SILENCE_SECONDS = 5.0
 
 
-def read(path: str) -> Iterator[Part | Omission]:
+def read(
+    path: str, *, ocr: str = "never", language: str = "auto", sample: bool = False
+) -> Iterator[Part | Remark]:
     """A section for each page, called as `page_names` says, whose text begins with its name: `[page 12]`; an
     empty text where the page has none or is damaged. Raises UnreadableError.
+
+    ocr: "auto" reads pages that are pictures by OCR, "always" all of them, `sample` the first of them alone,
+    as an estimate for the others.
 
     All pages are looked at before the first is given: broken words are judged by the others of the document,
     and running heads by the pages around them. Where that takes long, empty parts show that it goes on.
@@ -34,6 +41,8 @@ def read(path: str) -> Iterator[Part | Omission]:
         encrypted = error.err_code == FPDF_ERR_PASSWORD
         raise UnreadableError(Trouble.ENCRYPTED if encrypted else Trouble.DAMAGED, str(error)) from error
     pages: list[PageLines] = []
+    scanned = ScannedPages(ocr, language, sample=sample)
+    by_ocr: dict[int, str] = {}  # texts of pages, by their index
     spoken = time.monotonic()
     with document:
         with suppress(pdfium.PdfiumError):
@@ -44,10 +53,15 @@ def read(path: str) -> Iterator[Part | Omission]:
         for index in range(len(document)):
             try:
                 page = document[index]
-                pages.append(page_lines(page))
+                found = page_lines(page)
+                own = "\n".join(line.text for line in found.lines)
+                text = scanned.text(page, own)
                 page.close()
             except pdfium.PdfiumError:
-                pages.append(PageLines([], 0.0, 0.0))
+                found, own, text = PageLines([], 0.0, 0.0), "", ""
+            if text != own:
+                by_ocr[index], found = text, PageLines([], 0.0, 0.0)
+            pages.append(found)
             if time.monotonic() - spoken > _SILENCE_SECONDS:
                 spoken = time.monotonic()
                 yield Part("")
@@ -59,9 +73,11 @@ def read(path: str) -> Iterator[Part | Omission]:
     words = Vocabulary()
     for lines in texts:
         words.add(lines)
-    for label, lines in zip(names, texts, strict=True):
-        text = words.text(lines).strip()
+    for index, (label, lines) in enumerate(zip(names, texts, strict=True)):
+        text = by_ocr.get(index) or words.text(lines).strip()
         yield Part(f"[{label}]\n{text}\n\n" if text else "", label)
     for count, kind in ((sum(map(len, heads)), _HEADS), (attached, "attached files"), (dynamic, "XFA forms")):
         if count:
-            yield Omission(count, kind)
+            yield Remark(kind, count)
+    if scanned.count:
+        yield from remarks(scanned.count, scanned.seconds, sample=sample)

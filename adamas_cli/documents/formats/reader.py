@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import select
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from adamas_cli.documents.formats.omission import Omission
 from adamas_cli.documents.formats.recognize import Format
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.parts import Part
+from adamas_cli.documents.remark import Remark
 
+OCR_SILENCE_SECONDS = 300.0  # until the next page; there may be any number of them
 SILENCE_SECONDS = 60.0  # until the next part, such as a page of a PDF, or all of a Word document
 TOTAL_SECONDS = 600.0
 MAX_TEXT_BYTES = 256 * 2**20
@@ -35,6 +39,7 @@ class Reader:
         self._total = total
         self._child: subprocess.Popen[bytes] | None = None
         self._held = bytearray()
+        self._scratch = ""
 
     def __enter__(self) -> Self:
         return self
@@ -44,25 +49,24 @@ class Reader:
     ) -> None:
         self.close()
 
-    def read(self, kind: Format, path: str) -> Iterator[Part | Omission]:
-        """The parts of the file, then what was left out of it. Raises UnreadableError, perhaps after some
-        parts.
+    def read(self, kind: Format, path: str, **options: Any) -> Iterator[Part | Remark]:
+        """The parts of the file, then remarks on it. options: what the reader of this format takes beside
+        the path. Raises UnreadableError, perhaps after some parts.
         """
         finished = False
         try:
             child = self._started()
             assert child.stdin is not None
-            job = json.dumps({"format": kind, "path": os.path.abspath(path)})
+            job = json.dumps({"format": kind, "path": os.path.abspath(path), "options": options})
             with suppress(BrokenPipeError):  # its end is noticed below
                 child.stdin.write(job.encode() + b"\n")
                 child.stdin.flush()
             size = 0
-            for line in self._lines(child):
+            for line in self._lines(child, by_ocr=bool(options.get("ocr"))):
                 if line.startswith(b"{"):
                     finished = True
                     last = json.loads(line)
-                    for omitted, count in last.get("left_out", {}).items():
-                        yield Omission(count, omitted)
+                    yield from (Remark(*remark) for remark in last["remarks"])
                     if "failed" in last:
                         raise UnreadableError(Trouble(last["failed"]), last["why"])
                     return
@@ -86,22 +90,27 @@ class Reader:
             if pipe is not None:
                 with suppress(BrokenPipeError):
                     pipe.close()
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._child is None:
+            # For what is inside of files: removed with the child, however that ends.
+            self._scratch = tempfile.mkdtemp(prefix="adamas-")
             # -P and an explicit path: no module is imported from the folder that the user is in.
             self._child = subprocess.Popen(
                 [sys.executable, "-P", "-c", _START, *filter(None, sys.path)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
+                env={**os.environ, "TMPDIR": self._scratch},
                 start_new_session=True,  # Ctrl-C is the parent's to handle
             )
         return self._child
 
-    def _lines(self, child: subprocess.Popen[bytes]) -> Iterator[bytes]:
+    def _lines(self, child: subprocess.Popen[bytes], *, by_ocr: bool) -> Iterator[bytes]:
         assert child.stdout is not None
-        deadline = time.monotonic() + self._total
+        deadline = math.inf if by_ocr else time.monotonic() + self._total
+        silence = max(self._silence, OCR_SILENCE_SECONDS) if by_ocr else self._silence
         searched = 0
         while True:
             end = self._held.find(b"\n", searched) + 1
@@ -112,7 +121,7 @@ class Reader:
                 yield line
                 continue
             searched = len(self._held)
-            patience = min(self._silence, deadline - time.monotonic())
+            patience = min(silence, deadline - time.monotonic())
             ready, _, _ = select.select([child.stdout], [], [], max(0.0, patience))
             if not ready:
                 raise UnreadableError(Trouble.TOO_SLOW)

@@ -18,8 +18,12 @@ class Trouble(StrEnum):
     TOO_DEEP = "nested too deeply"
     TOO_SLOW = "too slow to convert"
     TOO_HUNGRY = "in need of too much memory"
-    NO_OFFICE = "in RTF or ODT (pip install 'adamas[office]' reads them)"
+    NO_OFFICE = "need adamas[office]"  # counted by suffix: "3 .pptx need adamas[office]"
+    NO_OCR = "need adamas[ocr]"
     CHANGED = "changed while it was converted"
+
+
+EXTRAS = (Trouble.NO_OFFICE, Trouble.NO_OCR)  # what an extra would read
 
 
 class UnreadableError(AdamasError):

@@ -1,8 +1,8 @@
 """The process that runs the readers: what it is given may hang them, eat memory or crash C code.
 
-It answers each line of stdin, a JSON object with `format` and `path`, with lines on stdout: an array of text
-and section for each part, and an object at the end, with `failed` and `why` where there is trouble, and
-`left_out` where something was.
+It answers each line of stdin, a JSON object with `format`, `path` and the reader's `options`, with lines on
+stdout: an array of text and section for each part, and an object at the end, with `failed` and `why` where
+there is trouble, and with `remarks`.
 """
 
 from __future__ import annotations
@@ -12,22 +12,26 @@ import json
 import os
 import resource
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import TextIO
+from dataclasses import astuple
+from typing import Any, TextIO
 
-from adamas_cli.documents.formats.omission import Omission
 from adamas_cli.documents.formats.recognize import Format
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.parts import Part
+from adamas_cli.documents.remark import Remark, summed
 
 MEMORY_BYTES = 2 * 2**30
+OCR_CPU_SECONDS = 86_400  # each page has its own limit of time
 CPU_SECONDS = 600  # for one file, should the parent be gone that watches the time
 PIECE = 2**18  # characters: at most 1 MiB
 _RECURSION = 5000  # levels of nested elements; each takes several calls
 # No control character is text but these; NUL and escape codes must not reach a model or a terminal.
-_UNPRINTED = {code: None for code in [*range(0x20), 0x7F, 0xFFFE, 0xFFFF] if chr(code) not in "\t\n"}
+_CLEANED: dict[int, str | None] = {
+    code: None for code in [*range(0x20), 0x7F, 0xFFFE, 0xFFFF] if chr(code) not in "\t\n"
+}
+_CLEANED |= dict.fromkeys(range(0xD800, 0xE000), "\ufffd")  # halves of a pair, which JSON may hold alone
 
 
 def main() -> None:
@@ -41,21 +45,20 @@ def main() -> None:
     for line in sys.stdin:
         job = json.loads(line)
         used = resource.getrusage(resource.RUSAGE_SELF)
-        _limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + CPU_SECONDS)
-        _serve(Format(job["format"]), job["path"], answers)
+        _limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + _patience(job["options"]))
+        _serve(Format(job["format"]), job["path"], job["options"], answers)
 
 
-def _serve(kind: Format, path: str, answers: TextIO) -> None:
+def _serve(kind: Format, path: str, options: dict[str, Any], answers: TextIO) -> None:
     last: dict[str, object] = {}
-    left_out: Counter[str] = Counter()
+    remarks: list[Remark] = []
     try:
-        for part in read(kind, path):
-            if isinstance(part, Omission):
-                left_out[part.kind] += part.count
+        for part in read(kind, path, **options):
+            if isinstance(part, Remark):
+                remarks.append(part)
                 continue
             answers.write(json.dumps(part, ensure_ascii=False) + "\n")
             answers.flush()
-        last = {"left_out": left_out} if left_out else {}
     except UnreadableError as error:
         last = {"failed": error.trouble, "why": error.why}
     except MemoryError:
@@ -64,23 +67,27 @@ def _serve(kind: Format, path: str, answers: TextIO) -> None:
         last = {"failed": Trouble.TOO_DEEP, "why": ""}
     except Exception as error:  # libraries raise anything at all on damaged files
         last = {"failed": Trouble.DAMAGED, "why": f"{type(error).__name__}: {error}"}
-    answers.write(json.dumps(last) + "\n")
+    answers.write(json.dumps({**last, "remarks": list(map(astuple, summed(remarks)))}) + "\n")
     answers.flush()
 
 
-def read(kind: Format, path: str) -> Iterator[Part | Omission]:
+def read(kind: Format, path: str, **options: Any) -> Iterator[Part | Remark]:
     """The parts of a file, each of at most `PIECE` characters, which are printable, tabs or line ends, and
-    what was left out.
+    remarks on it. options: the reader's.
     """
     reader = importlib.import_module(f"adamas_cli.documents.formats.{kind}")
-    for part in reader.read(path):
-        if isinstance(part, Omission):
-            yield part
+    for found in reader.read(path, **options):
+        if isinstance(found, Remark):
+            yield found
             continue
-        text, section = part
-        clean = text.translate(_UNPRINTED)
+        text, section = found
+        clean = text.translate(_CLEANED)
         for start in range(0, max(len(clean), 1), PIECE):
             yield Part(clean[start : start + PIECE], section if not start else None)
+
+
+def _patience(options: dict[str, Any]) -> int:
+    return OCR_CPU_SECONDS if options.get("ocr") else CPU_SECONDS
 
 
 def _limit(kind: int, value: int) -> None:
