@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
+from adamas_kernels import dispatch
 from conftest import ARCHITECTURES, byte_tokenizer, tiny_architecture
 from test_engine import soft_capped
 from told import raises_told
@@ -32,6 +34,14 @@ from adamas_cli.store.settings import StoreSettings
 UNSERVED = "soft-capped"
 SHORT, LONG = 300, 5000  # tokens below and above those from which a CPU decodes sparsely
 OLD, NEW = (7, 5), (9, 0)  # capabilities of GPUs that Triton does not serve, and that it does
+
+
+@pytest.fixture(autouse=True)
+def forgets_devices() -> Iterator[None]:
+    """What a GPU can do is asked once in a process; here it changes."""
+    dispatch._triton_on.cache_clear()
+    yield
+    dispatch._triton_on.cache_clear()
 
 
 @pytest.fixture(scope="module", params=[*ARCHITECTURES, UNSERVED])

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from adamas_cli.documents.remote import Repository, shown_address
 from adamas_cli.errors import AdamasError
+from adamas_cli.files import make_folder
 from adamas_cli.folders import cache_directory
 from adamas_cli.progress import Progress
-from adamas_cli.store.places import make_folder
 
 MAX_BYTES = 2 * 2**30  # of one repository
 LIMIT_BYTES = 8 * 2**30  # of all that are kept

@@ -12,6 +12,7 @@ from adamas_cli.documents.decoding import HEAD_BYTES, decode, is_binary
 from adamas_cli.documents.formats import signs
 from adamas_cli.documents.formats.recognize import Format, recognized
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
+from adamas_cli.documents.formats.worker import read
 from adamas_cli.documents.parts import Part
 from adamas_cli.documents.remark import Remark
 
@@ -78,15 +79,8 @@ def _read(attachment: Attachment, depth: int) -> Iterator[Part | Remark]:
 
 
 def _converted(kind: Format, path: str, name: str, depth: int) -> Iterator[Part | Remark]:
-    if kind in MAILS:
-        from adamas_cli.documents.formats import mail, mbox, msg
-
-        found = {Format.MAIL: mail, Format.MBOX: mbox, Format.MSG: msg}[kind].read(path, depth + 1)
-    else:
-        from adamas_cli.documents.formats.worker import read
-
-        found = read(kind, path)
-    for part in found:
+    options = {"depth": depth + 1} if kind in MAILS else {}
+    for part in read(kind, path, **options):
         if isinstance(part, Remark) or part.section is None:
             yield part
         else:
