@@ -13,8 +13,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator
 
-from adamas_cli.documents.encodings import Encoding, Origin, codec_of, declared, shown_name
-from adamas_cli.documents.guessing import FALLBACK, guessed
+from adamas_cli.documents.encodings import FALLBACK, Encoding, Origin, codec_of, declared, shown_name
 
 HEAD_BYTES = 8 * 1024  # what tells text from binary, as in git
 WINDOW_BYTES = 64 * 1024  # what chooses the encoding, from the first byte that is not ASCII
@@ -260,6 +259,8 @@ def _plausible(head: bytes, before: bytes, window: bytes) -> Encoding:
     contrary = label if label and codec != "utf-8" else ""
     if utf8:
         return Encoding("utf-8", 0, Origin.UTF8, contrary or "")
+    from adamas_cli.documents.guessing import guessed  # which most texts do not need
+
     found = guessed(before + (window if len(window) < WINDOW_BYTES else _whole_lines(window)))
     if label and not contrary:
         contrary = shown_name("utf-8")

@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import IO, Protocol, runtime_checkable
+from typing import IO, Protocol, TypeGuard, cast
 
 from adamas_cli.documents.decoding import CONTROLS, characters, decode
 from adamas_cli.documents.numbering import numbered
@@ -28,7 +28,6 @@ class Content(Protocol):
         ...
 
 
-@runtime_checkable
 class Sections(Protocol):
     """Text that was made from another format."""
 
@@ -40,6 +39,10 @@ class Sections(Protocol):
     def parts(self) -> Iterator[Part]:
         """The text from its beginning, any number of times."""
         ...
+
+
+def _in_sections(content: Content | Sections) -> TypeGuard[Sections]:
+    return hasattr(content, "parts")
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ class Document:
     @property
     def remarks(self) -> tuple[Remark, ...]:
         """What its reader says of it; of a text, what is not read of it."""
-        if self.reading is not None and not isinstance(self.content, Sections):
+        if self.reading is not None and not _in_sections(self.content):
             return self.reading.remarks
         remarks: tuple[Remark, ...] = getattr(self.content, "remarks", ())
         return remarks
@@ -145,17 +148,17 @@ class Document:
     @property
     def characters(self) -> int:
         """About how many its text has, before it is read."""
-        return self.content.characters if isinstance(self.content, Sections) else self.size
+        return self.content.characters if _in_sections(self.content) else self.size
 
     def pieces(self) -> Iterator[str]:
         """The text of `parts`."""
         return (part.text for part in self.parts())
 
     def _parts(self) -> Iterator[Part]:
-        if isinstance(self.content, Sections):
+        if _in_sections(self.content):
             yield from self.content.parts()
             return
-        yield from map(Part, self._texts(self.content.blocks()))
+        yield from map(Part, self._texts(cast(Content, self.content).blocks()))
 
     def _texts(self, blocks: Iterator[bytes]) -> Iterator[str]:
         reading = self.reading

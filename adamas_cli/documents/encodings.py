@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
+FALLBACK = "cp1252"
 DECLARED_WITHIN = 4096  # bytes; HTML's own rule is 1024, which long comments exceed
 
 # What browsers make of these labels: the larger encoding that the label's users meant.

@@ -11,7 +11,7 @@ import re
 import unicodedata
 from functools import cache
 
-FALLBACK = "cp1252"
+from adamas_cli.documents.encodings import FALLBACK
 
 # What text files have been written in; chardet knows more, such as EBCDIC, that these would be mistaken for.
 _CANDIDATES = (

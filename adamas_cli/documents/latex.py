@@ -7,6 +7,7 @@ import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 
 from adamas_cli.documents.decoding import HEAD_BYTES, decode, find_encoding, is_binary
 from adamas_cli.documents.document import File, shown_path
@@ -17,13 +18,6 @@ SUFFIXES = (".tex", ".ltx", ".latex")
 MAX_FILES = 1000
 MAX_BYTES = 64 * 2**20  # of all of them
 _PIECE = 2**18
-_COMMENT = r"(?<!\\)(?:\\\\)*%.*"
-_INPUT = re.compile(
-    _COMMENT + r"|\\(?:lstinputlisting|verbatiminput|VerbatimInput|inputminted(?:\[[^\]]*\])?\{[^{}]*\})\*?"
-    r"(?:\[[^\]]*\])?\{(?P<code>[^{}\\#]+)\}"
-    r"|\\(?:sub)?(?:import|inputfrom|includefrom)\*?\{(?P<folder>[^{}\\#]*)\}\{(?P<below>[^{}\\#]+)\}"
-    r"|\\(?:input|include|subfile|subfileinclude)(?:\{(?P<braced>[^{}\\#]+)\}|[ \t]+(?P<bare>[\w./-]+))"
-)
 
 
 @dataclass
@@ -76,7 +70,7 @@ class Expanded:
         text = self._read(path)
         self._size += len(text)
         at = 0
-        for found in _INPUT.finditer(text):
+        for found in _inputs().finditer(text):
             target = found["code"] or found["below"] or found["braced"] or found["bare"]
             if target is None:
                 continue  # a comment
@@ -147,7 +141,7 @@ def takes_in(path: str) -> bool:
         return False
     with open(path, "rb") as file:
         text = file.read(MAX_BYTES).decode("latin-1")
-    return any(found.lastgroup for found in _INPUT.finditer(text))
+    return any(found.lastgroup for found in _inputs().finditer(text))
 
 
 def _is_text(path: str) -> bool:
@@ -159,3 +153,16 @@ def _is_text(path: str) -> bool:
             return not is_binary(file.read(HEAD_BYTES))
     except (OSError, ValueError):
         return False
+
+
+@cache
+def _inputs() -> re.Pattern[str]:
+    """What takes in a file, or a comment; compiled when there is LaTeX."""
+    comment = r"(?<!\\)(?:\\\\)*%.*"
+    return re.compile(
+        comment
+        + r"|\\(?:lstinputlisting|verbatiminput|VerbatimInput|inputminted(?:\[[^\]]*\])?\{[^{}]*\})\*?"
+        r"(?:\[[^\]]*\])?\{(?P<code>[^{}\\#]+)\}"
+        r"|\\(?:sub)?(?:import|inputfrom|includefrom)\*?\{(?P<folder>[^{}\\#]*)\}\{(?P<below>[^{}\\#]+)\}"
+        r"|\\(?:input|include|subfile|subfileinclude)(?:\{(?P<braced>[^{}\\#]+)\}|[ \t]+(?P<bare>[\w./-]+))"
+    )

@@ -11,7 +11,6 @@ from typing import BinaryIO
 from adamas_cli.documents import latex, remote
 from adamas_cli.documents.archives import Archives, Folder, is_archive
 from adamas_cli.documents.candidate import Candidate
-from adamas_cli.documents.clones import clone
 from adamas_cli.documents.collection import Collection, Reason
 from adamas_cli.documents.conversion import Conversion
 from adamas_cli.documents.document import Document, shown_path
@@ -63,6 +62,8 @@ def collect(
                 raise remote.refuse(source)
             elsewhere = remote.repository(source)
             if elsewhere is not None:
+                from adamas_cli.documents.clones import clone
+
                 folders.append(Folder(elsewhere.shown, clone(elsewhere, progress)))
                 continue
             page = fetch(source, progress)

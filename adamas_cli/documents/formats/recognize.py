@@ -42,6 +42,7 @@ WRITTEN = TEXTUAL | {Format.MAIL, Format.MBOX, Format.FB2}
 _ZIP = b"PK\x03\x04"
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # what Word wraps an encrypted document in
 _TAR = slice(257, 262)
+_BEFORE_PAGES = b"\xef\xbb\xbf\xff\xfe\0 \t\r\n\f\v"  # marks and white space
 _MARK_BYTES = 8  # in which UTF-16 shows
 _PDF_WITHIN = 1024  # bytes: where readers of PDF look for its mark
 # EPUB and ODT begin with an uncompressed member of this name, which holds their type.
@@ -155,6 +156,8 @@ def _is_notebook(head: bytes) -> bool:
 
 
 def _is_page(head: bytes) -> bool:
+    if not head.lstrip(_BEFORE_PAGES).startswith(b"<"):  # which is quickly looked for
+        return False
     if b"\0" in head[:_MARK_BYTES]:
         found = unicode_by_start(head)
         if found is not None:
