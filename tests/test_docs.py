@@ -31,6 +31,7 @@ SECTIONS = [
     "Examples",
     "How it works",
     "Measurements",
+    "From Python",
     "Code map",
     "Supported models and versions",
     "Exit codes",

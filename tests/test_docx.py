@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from document_files import RELATIONSHIPS, WORD, archive, docx_members
 
-from adamas_cli.documents.formats.docx_numbers import formatted
+from adamas_cli.documents.formats.docx.numbers import formatted
 from adamas_cli.documents.formats.reader import Reader
 from adamas_cli.documents.formats.recognize import Format
 from adamas_cli.documents.parts import Part

@@ -275,7 +275,7 @@ def test_time_grows_with_length(start: str, unit: str) -> None:
         return time.process_time() - begun
 
     seconds(100)
-    assert seconds(10_000) < 20 * max(seconds(1_000), 0.01)  # 100 times, were it quadratic
+    assert seconds(10_000) < 50 * max(seconds(1_000), 0.01)  # 100 times, were it quadratic
 
 
 @pytest.mark.parametrize("tag", ["div", "blockquote", "table><tr><td", "ul><li", "section"])

@@ -16,8 +16,8 @@ from reading import found, note_of, text_of
 
 from adamas_cli.documents import ocr_options
 from adamas_cli.documents.formats import ocr
-from adamas_cli.documents.formats.ocr_layout import Box
-from adamas_cli.documents.formats.ocr_layout import text_of as laid_out
+from adamas_cli.documents.formats.ocr.layout import Box
+from adamas_cli.documents.formats.ocr.layout import text_of as laid_out
 from adamas_cli.documents.formats.recognize import Format, recognized
 from adamas_cli.errors import NothingReadableError, UsageError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from document_files import drawn_pdf
 
-from adamas_cli.documents.formats.pdf_hyphens import Vocabulary
+from adamas_cli.documents.formats.pdf.hyphens import Vocabulary
 from adamas_cli.documents.formats.reader import Reader
 from adamas_cli.documents.formats.recognize import Format
 from adamas_cli.documents.parts import Part

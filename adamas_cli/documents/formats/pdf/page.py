@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from adamas_cli.documents.formats.pdf_annotations import Annotation, annotations_of
-from adamas_cli.documents.formats.pdf_characters import Characters
-from adamas_cli.documents.formats.pdf_layout import read_order
-from adamas_cli.documents.formats.pdf_plain import drawn_lines, is_right_to_left, plain_lines
-from adamas_cli.documents.formats.pdf_repeated import PageLines
-from adamas_cli.documents.formats.pdf_rules import Rules, may_hold_grid, turned_box
-from adamas_cli.documents.formats.pdf_runs import Run, around
-from adamas_cli.documents.formats.pdf_tables import ruled
+from adamas_cli.documents.formats.pdf.annotations import Annotation, annotations_of
+from adamas_cli.documents.formats.pdf.characters import Characters
+from adamas_cli.documents.formats.pdf.layout import read_order
+from adamas_cli.documents.formats.pdf.plain import drawn_lines, is_right_to_left, plain_lines
+from adamas_cli.documents.formats.pdf.repeated import PageLines
+from adamas_cli.documents.formats.pdf.rules import Rules, may_hold_grid, turned_box
+from adamas_cli.documents.formats.pdf.runs import Run, around
+from adamas_cli.documents.formats.pdf.tables import ruled
 
 MAX_RUNS = 10_000  # of a page that gets a layout: more is a drawing made of letters
 _TOUCH = 5.0  # points that a field may overlap its label
@@ -36,7 +36,7 @@ def page_lines(page: Any) -> PageLines:
         plain = plain_lines(characters)
     if plain is not None:
         return PageLines(plain + _notes(beside), edges[1], edges[3])
-    from adamas_cli.documents.formats.pdf_turned import runs_by_turn  # with numpy, which books do without
+    from adamas_cli.documents.formats.pdf.turned import runs_by_turn  # with numpy, which books do without
 
     rules = Rules(page)
     lines: list[Run] = []

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
-from adamas_cli.documents.formats.pdf_runs import (
+from adamas_cli.documents.formats.pdf.runs import (
     GAP,
     LEADER,
     NARROW_GAP,
@@ -17,7 +17,7 @@ from adamas_cli.documents.formats.pdf_runs import (
     is_apart,
     joined,
 )
-from adamas_cli.documents.formats.pdf_tables import borderless, column_bounds
+from adamas_cli.documents.formats.pdf.tables import borderless, column_bounds
 
 _MIN_ROWS = 3  # of columns of prose
 _FILLED = 0.8  # of a column's width: by the lines of prose

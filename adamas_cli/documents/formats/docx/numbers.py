@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from xml.etree.ElementTree import Element
 
-from adamas_cli.documents.formats.docx_xml import W, run, value
+from adamas_cli.documents.formats.docx.markup_xml import W, run, value
 
 _PLACE = re.compile(r"%([1-9])")
 _LEVELS = 9

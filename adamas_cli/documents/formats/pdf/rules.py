@@ -10,7 +10,7 @@ from typing import Any
 
 import pypdfium2.raw as pdfium
 
-from adamas_cli.documents.formats.pdf_characters import quick
+from adamas_cli.documents.formats.pdf.characters import quick
 
 MAX_OBJECTS = 20_000  # of a page: more is a drawing
 MAX_RULES = 2_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 from xml.etree.ElementTree import Element, SubElement
 
-from adamas_cli.documents.formats.docx_xml import W, paragraph, parents, plain_text, replace, value
+from adamas_cli.documents.formats.docx.markup_xml import W, paragraph, parents, plain_text, replace, value
 
 BAR = "\ue002"  # stands for "|" in a cell until the table is Markdown; of private use
 _LONGEST_REPEATED = 200  # characters

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from adamas_cli.documents.formats.ocr import remarks
-from adamas_cli.documents.formats.pdf_hyphens import Vocabulary
-from adamas_cli.documents.formats.pdf_outline import page_names
-from adamas_cli.documents.formats.pdf_page import page_lines
-from adamas_cli.documents.formats.pdf_repeated import PageLines, repeated
-from adamas_cli.documents.formats.pdf_scanned import ScannedPages
+from adamas_cli.documents.formats.pdf.hyphens import Vocabulary
+from adamas_cli.documents.formats.pdf.outline import page_names
+from adamas_cli.documents.formats.pdf.page import page_lines
+from adamas_cli.documents.formats.pdf.repeated import PageLines, repeated
+from adamas_cli.documents.formats.pdf.scanned import ScannedPages
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.parts import Part
 from adamas_cli.documents.remark import Remark

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from adamas_cli.documents.formats.pdf_characters import HYPHEN_MARK, Characters
-from adamas_cli.documents.formats.pdf_runs import (
+from adamas_cli.documents.formats.pdf.characters import HYPHEN_MARK, Characters
+from adamas_cli.documents.formats.pdf.runs import (
     CELLS_APART,
     GAP,
     LEADER,

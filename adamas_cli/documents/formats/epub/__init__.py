@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterator
 
 from adamas_cli.documents.formats.archive import open_archive
-from adamas_cli.documents.formats.epub_chapters import drawing, pieces
-from adamas_cli.documents.formats.epub_contents import Entry, contents
-from adamas_cli.documents.formats.epub_package import DRAWINGS, PAGES, Item, Package, UnreadPageError
+from adamas_cli.documents.formats.epub.chapters import drawing, pieces
+from adamas_cli.documents.formats.epub.contents import Entry, contents
+from adamas_cli.documents.formats.epub.package import DRAWINGS, PAGES, Item, Package, UnreadPageError
 from adamas_cli.documents.formats.markup import label
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.parts import Part

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from xml.etree.ElementTree import Element
 
-from adamas_cli.documents.formats.docx_package import Package
-from adamas_cli.documents.formats.docx_xml import MC, W, paragraph, parents
+from adamas_cli.documents.formats.docx.markup_xml import MC, W, paragraph, parents
+from adamas_cli.documents.formats.docx.package import Package
 
 _A_TEXT = "{http://schemas.openxmlformats.org/drawingml/2006/main}t"
 _A_PARAGRAPH = "{http://schemas.openxmlformats.org/drawingml/2006/main}p"

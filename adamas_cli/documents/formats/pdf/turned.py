@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from adamas_cli.documents.formats.pdf_characters import HYPHEN_MARK, Characters
-from adamas_cli.documents.formats.pdf_rules import Rule, Rules, turned_box
-from adamas_cli.documents.formats.pdf_runs import GAP, NARROW_GAP, SPACE, STOPS, Run, tidy
+from adamas_cli.documents.formats.pdf.characters import HYPHEN_MARK, Characters
+from adamas_cli.documents.formats.pdf.rules import Rule, Rules, turned_box
+from adamas_cli.documents.formats.pdf.runs import GAP, NARROW_GAP, SPACE, STOPS, Run, tidy
 
 _OVERLAP = 0.5  # of the lower height: what shares less stands on different lines
 _QUARTER = math.pi / 2

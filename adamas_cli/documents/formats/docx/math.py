@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from xml.etree.ElementTree import Element
 
-from adamas_cli.documents.formats.docx_xml import M, W, parents, replace, run, value
+from adamas_cli.documents.formats.docx.markup_xml import M, W, parents, replace, run, value
 
 _OPERATORS = {
     "∑": "\\sum", "∏": "\\prod", "∐": "\\coprod", "∫": "\\int", "∬": "\\iint", "∭": "\\iiint",

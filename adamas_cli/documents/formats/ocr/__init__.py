@@ -14,7 +14,7 @@ from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.remark import Remark
 
 if TYPE_CHECKING:
-    from adamas_cli.documents.formats.ocr_layout import Box
+    from adamas_cli.documents.formats.ocr.layout import Box
 
 MEMORY_BYTES = 4 * 2**30  # of addresses: twice what a page takes
 TESSERACT_SECONDS = 120
@@ -92,7 +92,7 @@ class Pages:
 def _by_rapidocr(image: Any) -> str:
     import numpy as np
 
-    from adamas_cli.documents.formats.ocr_layout import text_of
+    from adamas_cli.documents.formats.ocr.layout import text_of
 
     pixels = np.asarray(image)[:, :, ::-1]  # blue first, as OpenCV has them
     boxes = _boxes(pixels)
@@ -116,7 +116,7 @@ def _boxes(pixels: Any) -> list[Box]:
 
 
 def _box(corners: Any, text: str, score: float) -> Box:
-    from adamas_cli.documents.formats.ocr_layout import Box
+    from adamas_cli.documents.formats.ocr.layout import Box
 
     (left, top), (right, bottom) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
     return Box(left, top, right, bottom, text, score)

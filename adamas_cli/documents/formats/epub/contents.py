@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 
 from bs4 import BeautifulSoup, Tag
 
-from adamas_cli.documents.formats.epub_package import Package, UnreadPageError, joined, named
+from adamas_cli.documents.formats.epub.package import Package, UnreadPageError, joined, named
 from adamas_cli.documents.formats.markup import label
 
 

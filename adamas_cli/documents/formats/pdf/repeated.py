@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adamas_cli.documents.formats.pdf_runs import CELLS_APART, Run
+from adamas_cli.documents.formats.pdf.runs import CELLS_APART, Run
 
 _OUTER = 0.14  # of the page's height, above and below: where heads stand
 _LINES = 2  # of each page's top and bottom

@@ -6,8 +6,8 @@ import itertools
 from collections import Counter
 from collections.abc import Sequence
 
-from adamas_cli.documents.formats.pdf_rules import Rule
-from adamas_cli.documents.formats.pdf_runs import Run, around, in_line, joined
+from adamas_cli.documents.formats.pdf.rules import Rule
+from adamas_cli.documents.formats.pdf.runs import Run, around, in_line, joined
 
 _NEAR = 2.5  # points: ends of rules that are to meet
 _LONGEST_CELL = 40  # characters, at the mean, in the second of two columns without rules

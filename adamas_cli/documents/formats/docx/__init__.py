@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from xml.etree.ElementTree import Element
 
 from adamas_cli.documents.formats.archive import open_archive
-from adamas_cli.documents.formats.docx_math import write_equations
-from adamas_cli.documents.formats.docx_notes import write_notes
-from adamas_cli.documents.formats.docx_numbers import Numbers
-from adamas_cli.documents.formats.docx_package import Package
-from adamas_cli.documents.formats.docx_shapes import unread_drawings, write_boxes, write_diagrams
-from adamas_cli.documents.formats.docx_tables import BAR, write_tables
-from adamas_cli.documents.formats.docx_xml import W
+from adamas_cli.documents.formats.docx.markup_xml import W
+from adamas_cli.documents.formats.docx.math import write_equations
+from adamas_cli.documents.formats.docx.notes import write_notes
+from adamas_cli.documents.formats.docx.numbers import Numbers
+from adamas_cli.documents.formats.docx.package import Package
+from adamas_cli.documents.formats.docx.shapes import unread_drawings, write_boxes, write_diagrams
+from adamas_cli.documents.formats.docx.tables import BAR, write_tables
 from adamas_cli.documents.formats.markup import headed, markdown
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.parts import Part

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from xml.etree.ElementTree import Element
 
-from adamas_cli.documents.formats.docx_package import Package
-from adamas_cli.documents.formats.docx_xml import W, paragraph, parents, plain_text, replace, run
+from adamas_cli.documents.formats.docx.markup_xml import W, paragraph, parents, plain_text, replace, run
+from adamas_cli.documents.formats.docx.package import Package
 
 _NUMBERS_ALONE = re.compile(
     r"[\W\d_]*(?:\b(?:page|seite|página|pagina|of|von|de|sur|di|[ivxlc]+)\b[\W\d_]*)*", re.IGNORECASE

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from bs4 import BeautifulSoup, Tag
 
-from adamas_cli.documents.formats.epub_contents import Entry
+from adamas_cli.documents.formats.epub.contents import Entry
 from adamas_cli.documents.formats.markup import markdown
 
 _MARK = re.compile("\ue000(\\d+)\ue001")  # of private use; a page's own are taken out

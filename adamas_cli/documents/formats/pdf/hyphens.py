@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 from importlib.resources import files
 
-from adamas_cli.documents.formats.pdf_characters import HYPHEN_MARK
+from adamas_cli.documents.formats.pdf.characters import HYPHEN_MARK
 
 _TABLE = "| "  # with which lines of a table begin
 _SOFT = "\u00ad"  # which only ever stands where a word may be broken
