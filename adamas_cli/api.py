@@ -103,6 +103,7 @@ class Model:
             stdin=stdin,
             progress=runtime.progress,
             keep_converted=runtime.store.writes,
+            offline=runtime.model.offline,
         ).documents
         around = runtime.frame(runtime.prompt.template or DEFAULT_TEMPLATE)
         layout = count(runtime, around, found, QUESTION_ROOM)

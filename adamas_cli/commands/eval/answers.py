@@ -180,7 +180,10 @@ def _examined(
     from adamas_cli.lab.eval.answers import Examined
     from adamas_cli.lab.eval.asking import Asked
 
-    found = collect([str(path)], Selection(), stdin=sys.stdin.buffer, progress=progress).documents
+    collection = collect([str(path)], Selection(), stdin=sys.stdin.buffer, progress=progress)
+    for note in collection.note_lines():
+        progress.note(note)
+    found = collection.documents
     if not found:
         raise NothingReadableError(f"{path} holds no text")
     digest = hashlib.sha256()
