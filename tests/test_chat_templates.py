@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Template
 
 import pytest
-from adamas_cli.chat.dialogue import Turn
+from adamas_cli.session.dialogue import Turn
 from conftest import CHAT_TEMPLATE, byte_tokenizer
 from test_chat_dialogue import File, dialogue, documents, replied, shown, tokenizer  # noqa: F401 - a fixture
 from test_cli import Runner, adamas, book  # noqa: F401 - fixtures
