@@ -211,7 +211,7 @@ def test_documents_that_do_not_fit_can_be_cut_aloud(chat, book):  # noqa: F811
 
 
 def test_kept_documents_serve_chat_and_ask(adamas, tiny_model, book, tmp_path):  # noqa: F811
-    book.write_text("Mr. Bingley has taken Netherfield Park.\n" * 60)
+    book.write_text("".join(f"{day}. Mr. Bingley has taken Netherfield Park.\n" for day in range(60)))
     store = {"ADAMAS_NO_DOC_CACHE": "0", "ADAMAS_DOC_CACHE": str(tmp_path / "store")}
     options = ("-m", tiny_model, "-n", "4", "--json")
     (cold,) = records(adamas("chat", book, *options, stdin=b"Who?\n", **store))

@@ -8,7 +8,6 @@ from pathlib import Path
 from string import Template
 
 import pytest
-from adamas_cli.session.dialogue import Turn
 from conftest import CHAT_TEMPLATE, byte_tokenizer
 from test_chat_dialogue import File, dialogue, documents, replied, shown, tokenizer  # noqa: F401 - a fixture
 from test_cli import Runner, adamas, book  # noqa: F401 - fixtures
@@ -17,6 +16,7 @@ from adamas_cli.errors import ModelUnavailableError, UsageError
 from adamas_cli.prompt.chat import ChatTemplateFile
 from adamas_cli.prompt.messages import AS_LISTS, NO_SYSTEM, NO_TEMPLATE
 from adamas_cli.prompt.template import frame
+from adamas_cli.session.dialogue import Turn
 
 ASK = Template("$documents\n\n$question")
 END = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

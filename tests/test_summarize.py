@@ -40,6 +40,11 @@ class Result:
 Run = Callable[..., Result]
 
 
+def sentences(count: int) -> str:
+    """No two lines are the same: those are shortened."""
+    return "".join(f"{number}. {SENTENCE}" for number in range(count))
+
+
 @pytest.fixture
 def adamas(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -114,7 +119,7 @@ def test_a_long_text_is_read_in_parts_and_resumed(adamas: Run, book: Path) -> No
 
 
 def test_answers_are_merged_in_as_many_levels_as_needed(adamas: Run, tmp_path: Path) -> None:
-    (tmp_path / "long.txt").write_text(SENTENCE * 60)
+    (tmp_path / "long.txt").write_text(sentences(60))
     done = adamas("summarize", "long.txt", "-n", "400", "--json", "--ctx-size", "768")
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
@@ -147,7 +152,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     adamas: Run, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(work, "PART_TOKENS", PART_TOKENS)  # as in a process of its own
-    (tmp_path / "long.txt").write_text(SENTENCE * 100)
+    (tmp_path / "long.txt").write_text(sentences(100))
     options = ("-n", "8", "-o", "summary.md", "-m", str(tiny_model), "--ctx-size", CONTEXT)
     process = subprocess.Popen(
         [ADAMAS, "summarize", "long.txt", *options],
