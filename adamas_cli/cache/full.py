@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from adamas_kernels.contract import DenseCache, Facts
+from adamas_kernels.contract import DenseCache, Facts, LayerCache
 from adamas_kernels.dispatch import serving
 from adamas_kernels.reference import query_power
 from torch import Tensor, nn
@@ -89,20 +89,28 @@ class FullLayer(Layer, CacheLayerMixin):
         self, module: nn.Module, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None,
         scaling: float, mode: Mode,
     ) -> Tensor:  # fmt: skip
-        """Append keys and values [B, K, N, D] and attend causally from queries [B, H, N, D]."""
+        """Append keys and values [B, K, N, D], for which there is room, and attend causally from queries [B,
+        H, N, D].
+        """
         new = keys.shape[2]
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
-        self.make_room(new)
-        if mode.sparse is not None and self.codes is not None and self.codes.layer is not None:
-            return self._step_sparsely(queries, keys, values, scaling, mode.sparse, mode)
+        coded = self.coded_for(mode)
+        if coded is not None and mode.sparse is not None:
+            counts = None if mode.tally is None else mode.tally.counts
+            sparse = mode.sparse
+            out, _ = sparse.backend.decode_step(
+                queries, keys, values, coded, scaling, sparse.settings, counts
+            )
+            self._count(new, mode)
+            return out
         if mode.dense is not None and mode.answers and new == 1:
             out, _ = mode.dense.dense_step(queries, keys, values, self.uncoded(), scaling)
-            self.length += 1
+            self._count(new, mode)
             return out
         self._append(keys, values)
-        known = (buffer[:, :, : self.length] for buffer in (self.stored_keys, self.stored_values))
-        keys, values = known
+        seen = slice(0, self.length)
+        keys, values = self.stored_keys[:, :, seen], self.stored_values[:, :, seen]
         out, _ = serving("prefill", Facts.of(queries, keys, values)).prefill(queries, keys, values, scaling)
         self._observe(queries)
         if mode.encodes:
@@ -113,18 +121,9 @@ class FullLayer(Layer, CacheLayerMixin):
         """The layer as the kernels take it without codes."""
         return DenseCache(self.stored_keys, self.stored_values, self.value_sum, self._extent.lengths)
 
-    def _step_sparsely(
-        self, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, sparse: Sparse, mode: Mode
-    ) -> Tensor:
-        assert self.codes is not None
-        assert self.codes.layer is not None
-        counts = None if mode.tally is None else mode.tally.counts
-        out, _ = sparse.backend.decode_step(
-            queries, keys, values, self.codes.layer, scaling, sparse.settings, counts
-        )
-        self.length += keys.shape[2]
-        self.codes.encoded = self.length
-        return out
+    def coded_for(self, mode: Mode) -> LayerCache | None:
+        """The layer as the kernels take it with codes, where it attends sparsely in this mode."""
+        return None if mode.sparse is None or self.codes is None else self.codes.layer
 
     def _append(self, keys: Tensor, values: Tensor) -> None:
         start, end = self.length, self.length + keys.shape[2]
@@ -144,8 +143,12 @@ class FullLayer(Layer, CacheLayerMixin):
 
     def count_one(self, mode: Mode) -> None:
         """See `Layer.count_one`; with its codes where the mode is sparse."""
-        self.length += 1
-        if mode.sparse is not None and self.codes is not None and self.codes.layer is not None:
+        self._count(1, mode)
+
+    def _count(self, new: int, mode: Mode) -> None:
+        """Tokens are there that a step wrote, with their codes where it was a sparse one."""
+        self.length += new
+        if self.codes is not None and self.coded_for(mode) is not None:
             self.codes.encoded = self.length
 
     def encode(self) -> None:

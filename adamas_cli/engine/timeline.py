@@ -149,8 +149,7 @@ class Timeline:
 
     def rewind(self, state: State) -> None:
         """Forget every token since `mark` gave this state, which stays good for another time."""
-        self._states = [known for known in self._states if known.tokens <= state.tokens]
-        self._recent = deque((known for known in self._recent if known.tokens <= state.tokens), RECENT)
+        self._forget_states(state.tokens)
         self.cache.rewind(state.mark)
         self.ids = self.ids[: state.tokens]  # last, so that one who is interrupted here does it again
 
@@ -161,10 +160,14 @@ class Timeline:
         """
         if not self.cache.can_truncate(tokens):
             raise ValueError(f"this cache cannot return to {tokens:,} of {self.length:,} tokens")
-        self._states = [known for known in self._states if known.tokens <= tokens]
-        self._recent = deque((known for known in self._recent if known.tokens <= tokens), RECENT)
+        self._forget_states(tokens)
         self.cache.truncate(tokens)
         self.ids = self.ids[:tokens]
+
+    def _forget_states(self, tokens: int) -> None:
+        """Those of more than so many tokens."""
+        self._states = [known for known in self._states if known.tokens <= tokens]
+        self._recent = deque((known for known in self._recent if known.tokens <= tokens), RECENT)
 
     def fork(self) -> Timeline:
         """A timeline with the same tokens, in a cache of its own, that goes on by itself."""

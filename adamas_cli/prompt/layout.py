@@ -58,6 +58,11 @@ class Layout:
         """Tokens that `fit` left out."""
         return len(self._gap)
 
+    @property
+    def dropped_line(self) -> str:
+        """What the user is told of them."""
+        return f"left out {self.dropped:,} of {self.total:,} tokens, from the documents' middle"
+
     def expect(self, documents: Sequence[Document]) -> None:
         """Say which documents will be added, for their tokenizer to choose its way."""
         self._tokenizer.expect(sum(document.characters for document in documents))

@@ -60,8 +60,7 @@ class Conversation:
         self._next = Turn(shelved(layout, layout.fit(around, options.max_tokens, self.context, truncate)))
         self.dropped = layout.dropped
         if self.dropped:
-            left_out = f"left out {layout.dropped:,} of {layout.total:,} tokens, from the documents' middle"
-            runtime.progress.note(left_out)
+            runtime.progress.note(layout.dropped_line)
         needed = len(self._prompt().ids) + options.max_tokens + ROOM_FOR_TURNS
         self._session = Session(runtime, min(needed, self.context), limit=self.context, counts=True)
         self._attended: np.ndarray | None = None  # by the last answer, as long as the documents stay

@@ -59,9 +59,7 @@ class OpenDocuments:
         truncate = runtime.prompt.on_overflow == "truncate"
         self._ids = layout.fit(longest, self.max_tokens, runtime.context, truncate=truncate)
         if layout.dropped:
-            runtime.progress.note(
-                f"left out {layout.dropped:,} of {layout.total:,} tokens, from the documents' middle"
-            )
+            runtime.progress.note(layout.dropped_line)
         needed = len(self._ids) + longest + self.max_tokens
         self._session = Session(runtime, needed, limit=limit, announces=announces)
         self._session.keep(self._ids, [document.path for document in layout.documents])

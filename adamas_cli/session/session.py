@@ -73,18 +73,16 @@ class Session:
         self._stored = None
         if self.runtime.store.off or not self.timeline.keeps_documents:
             return
-        self._stored, self._stored_ids = (
-            StoredDocument(
-                self.runtime.load(),
-                ids,
-                self.timeline.chunk,
-                self.timeline.cache.placement,
-                self.runtime.store,
-                names,
-                self.runtime.progress.note,
-            ),
+        self._stored = StoredDocument(
+            self.runtime.load(),
             ids,
+            self.timeline.chunk,
+            self.timeline.cache.placement,
+            self.runtime.store,
+            names,
+            self.runtime.progress.note,
         )
+        self._stored_ids = ids
 
     def finish(self) -> None:
         """Wait until what is kept is on disk; nothing is kept after it."""

@@ -67,8 +67,7 @@ class CompiledSteps:
 
 def _as_it_attends(layer: FullLayer, mode: Mode) -> AnyCache:
     """A layer's buffers, with room for one more token, which the caller writes and then counts."""
-    coded = layer.codes.layer if mode.sparse is not None and layer.codes is not None else None
-    return coded or layer.uncoded()
+    return layer.coded_for(mode) or layer.uncoded()
 
 
 _FLOAT = torch.zeros(1)  # asks the rotation for float32
