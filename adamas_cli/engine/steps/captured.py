@@ -7,6 +7,8 @@ codebook was replaced (`Extent.version`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -90,7 +92,10 @@ class CapturedSteps:
             own.copy_(token)
             graph = torch.cuda.CUDAGraph()
             pool = next((other.graph.pool() for other in self._graphs.values()), None)
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            with (
+                _left_as_they_were(device),
+                torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),
+            ):
                 logits = self._run(own, mode)
         finally:
             cache.rewind(mark)
@@ -104,3 +109,18 @@ class CapturedSteps:
         logits = self._model.forward(token, self._cache, mode, positions=positions)
         token.copy_(logits.argmax().unsqueeze(0))
         return logits
+
+
+@contextmanager
+def _left_as_they_were(device: torch.device) -> Iterator[None]:
+    """The stream and the random numbers of a device, also where a capture fails: torch leaves its own stream
+    current then, and a generator that waits for the capture's end.
+    """
+    stream = torch.cuda.current_stream(device)
+    generator = torch.cuda.default_generators[stream.device_index]
+    try:
+        yield
+    except BaseException:
+        torch.cuda.set_stream(stream)
+        generator.graphsafe_set_state(generator.clone_state())
+        raise
