@@ -1,8 +1,4 @@
-"""The numbers of a weight in planes, in registers: what every kernel over such a weight reads first.
-
-Codes become floats without a conversion: bits in the mantissa of a power of two are that power plus the code
-(https://arxiv.org/abs/2211.10017). The power is taken off a sum later, once for many codes.
-"""
+"""The numbers of a weight in planes, in registers: what every kernel over such a weight reads first."""
 
 from __future__ import annotations
 
@@ -12,95 +8,80 @@ from torch import Tensor
 
 from adamas_kernels.triton.planes import PlaneWeight
 
-MANTISSA = 23  # bits of a float32's, above which its exponent begins
-ONE = 127  # that exponent in 1.0
-PLACE = 15  # of a pair's first code in the mantissa, where codes have four bits
-
 
 @triton.jit
-def shifted(word, left: tl.constexpr):
-    """Shift to the left, or to the right where that is negative; bits that come in are not defined."""
-    if left >= 0:
-        return word << left
-    else:
-        return word >> -left
+def codes_of(low, high, SECOND: tl.constexpr, HIGH: tl.constexpr):
+    """Four codes of each word, as the bytes of an int32: the first or the second ones of its pairs.
 
-
-@triton.jit
-def code_pair(
-    low, high, table_ptr,
-    PAIR: tl.constexpr, HIGH: tl.constexpr, PLACE: tl.constexpr, POWER: tl.constexpr, TABLE: tl.constexpr,
-):  # fmt: skip
-    """Codes 2 PAIR and 2 PAIR + 1 of each word, as float32, each plus its power of two; or what a table says that
-    they mean. POWER: the bits of the first's power, whose mantissa has that code at PLACE.
+    See `planes._high` for the places of the higher bits.
     """
+    codes = ((low >> 4) if SECOND else low) & 0x0F0F0F0F
+    if HIGH == 1:
+        bits = high.to(tl.int32) & 0xFF
+        # Four copies of the byte that do not touch, each with another bit at the fifth place of a byte.
+        bits = ((bits >> 4) if SECOND else bits) * 0x10080402
+        codes = codes | (bits & 0x10101010)
+    if HIGH == 2:
+        bits = high.to(tl.int32) & 0xFFFF
+        bits = ((bits << 4) | (bits << 14)) if SECOND else (bits | (bits << 18))
+        codes = codes | (bits & 0x30303030)
+    if HIGH == 4:
+        codes = codes | ((high if SECOND else (high << 4)) & -0x0F0F0F10)
+    return codes
+
+
+@triton.jit
+def meaning_of(codes, table_ptr, PAIR: tl.constexpr, LESS: tl.constexpr, TABLE: tl.constexpr):
+    """What the code in byte PAIR means before it is scaled, as float32."""
+    code = (codes >> (8 * PAIR)) & 0xFF
     if TABLE:
-        first = tl.load(table_ptr + (shifted(low, -8 * PAIR) & 15))
-        second = tl.load(table_ptr + (shifted(low, -8 * PAIR - 4) & 15))
-        return first, second
+        return tl.load(table_ptr + code)
     else:
-        moved = shifted(low, PLACE - 8 * PAIR)
-        first = (moved & (15 << PLACE)) | POWER
-        second = (moved & (15 << (PLACE + 4))) | (POWER - (4 << 23))
-        if HIGH > 0:
-            # Where the higher bits of this pair's first code stand, see `planes._high`.
-            begin: tl.constexpr = PAIR if HIGH == 1 else 8 * PAIR if HIGH == 4 else 8 * (PAIR // 2) + PAIR % 2 * 2
-            mask: tl.constexpr = (1 << HIGH) - 1
-            above = shifted(high.to(tl.int32), PLACE + 4 - begin)
-            first = first | (above & (mask << (PLACE + 4)))
-            second = second | (above & (mask << (PLACE + 8)))
-        return first.to(tl.float32, bitcast=True), second.to(tl.float32, bitcast=True)
+        # Bits at the end of a mantissa of 2 ^ 23 are that plus the code, which is quicker than a conversion.
+        return (code | 0x4B000000).to(tl.float32, bitcast=True) - (8388608 + LESS)
 
 
 @triton.jit
 def turned(chunk, PAIR: tl.constexpr):
-    """Which eight numbers of a chunk the pairs of codes PAIR of its words are, see planes.py."""
+    """Which eight numbers of a chunk the pairs PAIR of its words are, see planes.py."""
     return PAIR ^ ((chunk >> 1) & 3)
 
 
 @triton.jit
 def scale_of(
-    scale_ptr, unit_ptr, row, chunk, there,
+    scale_ptr, unit_ptr, step, row, chunk, there,
     PART: tl.constexpr, HALVES: tl.constexpr, PARTS: tl.constexpr, CHUNKS: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
     """One of the numbers that each chunk has in the plane of scales, as float32; row: int64 [R, 1], chunk: [1,
-    G].
+    G]. step: PARTS, but no constant, so that threads load one number each, as they hold codes, not several.
     """
-    # Whatever the format's size, one number a thread: the layout of the codes.
-    place = tl.max_contiguous(scale_ptr + (row * CHUNKS + chunk) * PARTS + PART, [1, 1])
+    place = scale_ptr + (row * CHUNKS + chunk) * step + PART
     scale = tl.load(place, mask=there, other=0.0).to(tl.float32)
     if UNITS:
         supers: tl.constexpr = CHUNKS // 8
         kinds: tl.constexpr = PARTS // HALVES  # scales, and minimums where there are any
         place = unit_ptr + (row * supers + chunk // 8) * kinds + PART // HALVES
-        scale = scale * tl.load(tl.max_contiguous(place, [1, 1]), mask=there, other=0.0).to(tl.float32)
+        scale = scale * tl.load(place, mask=there, other=0.0).to(tl.float32)
     return scale
 
 
 def constants(weight: PlaneWeight) -> dict[str, int | bool]:
-    """What a kernel over this weight is compiled for. LESS, LESS_SECOND: what is taken from the codes of each
-    pair, the power and the kind's offset.
-    """
+    """What a kernel over this weight is compiled for."""
     form = weight.form
-    place = PLACE - form.high  # as low as leaves room for both codes
-    first, second = 1 << (MANTISSA - place), 1 << (MANTISSA - place - 4)
-    if form.table:
-        first = second = 0
     return {
         "CHUNKS": weight.chunks,
         "HIGH": form.high,
         "HALVES": form.halves,
         "MINIMUM": form.minimum,
         "UNITS": form.units,
+        "LESS": form.offset,
         "TABLE": form.table is not None,
-        "PLACE": place,
-        "POWER": (ONE + MANTISSA - place) << MANTISSA,
-        "LESS": first + form.offset,
-        "LESS_SECOND": second + form.offset,
     }
 
 
-def planes(weight: PlaneWeight) -> tuple[Tensor, ...]:
-    """The arguments of such a kernel: low, high, scales, units, table; any tensor where there is none."""
+def planes(weight: PlaneWeight) -> tuple[Tensor | int, ...]:
+    """The arguments of such a kernel: low, high, scales, units, table, any tensor where there is none, and the
+    step of the scales.
+    """
     found = weight.low, weight.high, weight.scales, weight.units, weight.table
-    return tuple(weight.low if plane is None else plane for plane in found)
+    return (*(weight.low if plane is None else plane for plane in found), weight.form.parts)

@@ -1,8 +1,8 @@
 """A weight of a file on a GPU: its blocks split into planes of codes and of scales.
 
 A chunk is 32 numbers of a row; a thread of a kernel holds one. Its four lowest bits a number are 16 bytes, four
-words of eight codes, and the higher bits lie in a plane of their own. Number 8 p + 2 k + s of chunk g, s = 0 or
-1, is code 2 q + s of word k, where q = p ^ TURN(g): threads side by side then read x from different banks.
+words of four pairs of codes, and the higher bits lie in a plane of their own. Numbers 8 p + 2 k and 8 p + 2 k + 1
+of chunk g are pair p ^ (g / 2 % 4) of word k: threads side by side then read x from different banks.
 
 Scales are kept as the file has them, never multiplied out: a number is
     unit * scale * (value of its code) - unit of minimums * minimum
@@ -179,25 +179,29 @@ def _split_part(weight: BlockWeight, device: torch.device) -> PlaneWeight:
 
 
 def _nibbles(codes: Tensor) -> Tensor:
-    """Codes of 4 bits, [rows, chunks, 4 pairs, WORDS, 2], as int32 [rows, chunks, WORDS]."""
+    """Codes of 4 bits, [rows, chunks, 4 pairs, WORDS, 2], as int32 [rows, chunks, WORDS]: a byte for a pair, its
+    first code in the lower bits.
+    """
     pairs = codes[..., 0] | codes[..., 1] << 4
     return pairs.transpose(2, 3).contiguous().view(torch.int32).squeeze(-1)
 
 
-def _high(codes: Tensor, bits: int) -> Tensor | None:
-    """The higher bits of the codes, in a plane of as many bytes as `bits` for each word of lower ones.
+# By the number of higher bits, where those of the first and of the second codes of the four pairs begin.
+_PLACES = {1: ((3, 2, 1, 0), (7, 6, 5, 4)), 2: ((4, 12, 2, 10), (0, 8, 6, 14))}
 
-    The two of a pair stand four bits apart, as their lower bits do, so that one shift moves both.
+
+def _high(codes: Tensor, bits: int) -> Tensor | None:
+    """The higher bits of the codes, in a plane of `bits` bytes for each word of lower ones.
+
+    They stand where few instructions bring them above the lower bits of four codes at once.
     """
     if bits == 0:
         return None
     if bits == 4:
         return _nibbles(codes)
-    pairs = codes[..., 0] | codes[..., 1] << 4  # [rows, chunks, 4 pairs, WORDS]
-    if bits == 1:
-        return pairs[:, :, 0] | pairs[:, :, 1] << 1 | pairs[:, :, 2] << 2 | pairs[:, :, 3] << 3
-    low, high = pairs[:, :, 0] | pairs[:, :, 1] << 2, pairs[:, :, 2] | pairs[:, :, 3] << 2
-    return torch.stack((low, high), -1).view(torch.int16).squeeze(-1)
+    places = torch.tensor(_PLACES[bits], dtype=torch.int32, device=codes.device).T[:, None]  # [4, 1, 2]
+    word = (codes.int() << places).sum((2, 4), dtype=torch.int32)
+    return word.byte() if bits == 1 else word.short()
 
 
 @dataclass
