@@ -10,18 +10,23 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import itertools
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
 from adamas_kernels import reference as ref
+from adamas_kernels.blocks import BlockWeight, row_bytes
 from adamas_kernels.contract import LARGEST_STEP, LayerCache, SparseSettings
 from adamas_kernels.triton.backend import TritonBackend
 from adamas_kernels.triton.launch import CHAINING_CAPABILITY
+from adamas_kernels.triton.planes import PlaneWeight, split
 from adamas_kernels.triton.prefill import merge_into
 from adamas_kernels.triton.scratch import group_count
 from triton.backends.compiler import GPUTarget
@@ -32,12 +37,25 @@ from triton.runtime.jit import JITFunction
 # here: a prompt's keys, encoded by whole blocks, and sixteen new tokens, more than a step usually encodes or
 # attends from.
 STACK_LIMIT = {"encode_kernel": 7936, "enter_kernel": 416, "dense_kernel": 8}
+# Bytes of shared memory that a program can have.
+SHARED_LIMIT = {80: 166912, 90: 232448, 120: 101376}
 CAPACITY = 131072  # tokens of a cache, as far as kernels are made for it
 # The one layout of a kernel whose assembly names lanes: number i in lane i, and none moved.
 LANES_IN_ORDER = "#blocked = #ttg.blocked<{sizePerThread = [1], threadsPerWarp = [32]"
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "launch_pdl")
-TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32"}
+TYPES = {
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.int32: "i32",
+    torch.int16: "i16",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+}
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+# Kinds of weights that have all forms between them, and what kernels over them multiply: outputs, inputs, rows.
+KINDS = ("Q4_0", "Q4_K", "Q5_1", "Q6_K", "Q2_K", "Q8_0", "IQ4_XS")
+PRODUCTS = ((4096, 4096, 1), (1536, 8960, 1), (4096, 4096, 16), (4096, 4096, 64))
 # scorer, dtype, query heads, KV heads, head_dim, new tokens, budget
 CASES = (
     ("dot", torch.float16, 32, 8, 128, 1, 128),
@@ -61,12 +79,6 @@ def launches(
     """What a decode step launches, sparsely and fully, and what a chunk of tokens does to join its parts, as
     (kernel, arguments, options), recorded instead of run.
     """
-    found: list[Launch] = []
-
-    def record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
-        found.append((self, inspect.signature(self.fn).bind(*args, **kwargs).arguments, options))
-
     words = torch.zeros(1, kv_heads, ref.padded_dim(dim) // 16, 4096, dtype=torch.int32)
     keys = torch.zeros(1, kv_heads, 4096, dim, dtype=dtype)
     book = ref.fit_codebook(torch.randn(1, kv_heads, 8, dim), power=torch.ones(1, kv_heads, dim))
@@ -84,8 +96,7 @@ def launches(
     groups = group_count(torch.device("cuda"), settings.budget, CAPACITY)
     backend = TritonBackend(fast=True, chained=chained, groups=groups)
     out, lse = torch.zeros(1, heads, new, dim, dtype=dtype), torch.zeros(1, heads, new)
-    run, JITFunction.run = JITFunction.run, record
-    try:
+    with recorded() as found:
         backend.encode_keys(keys, book, cache.codes, cache.scales)
         backend.decode_step(q, k, k, cache, 0.1, settings, torch.zeros(1, 2, 4096))
         one_q, one_k = q[:, :, :1], k[:, :, :1]
@@ -94,9 +105,38 @@ def launches(
         backend.dense_step(few_q, few_k, few_k, cache, 0.1)
         backend.linear(torch.zeros(1, heads * dim, dtype=dtype), torch.zeros(64, heads * dim, dtype=dtype))
         merge_into(out, lse, out, lse)
+    return found
+
+
+def products(kind: str, outputs: int, inputs: int, rows: int, generation: int) -> list[Launch]:
+    """The same of products with a weight of a kind."""
+    blocks = torch.zeros(outputs, row_bytes(kind, inputs), dtype=torch.uint8)
+    weight = split(BlockWeight(kind, blocks, inputs), torch.device("cpu"))
+    assert isinstance(weight, PlaneWeight)
+    x = torch.zeros(rows, inputs, dtype=torch.bfloat16)
+    backend = TritonBackend(chained=generation >= 10 * CHAINING_CAPABILITY)
+    with recorded() as found:
+        backend.linear(x, weight)
+        if rows == 1:
+            backend.gated(x, weight)
+            backend.linear(x.float(), weight)
+    return found
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Launches are recorded, and nothing is launched."""
+    found: list[Launch] = []
+
+    def record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
+        found.append((self, inspect.signature(self.fn).bind(*args, **kwargs).arguments, options))
+
+    run, JITFunction.run = JITFunction.run, record
+    try:
+        yield found
     finally:
         JITFunction.run = run
-    return found
 
 
 def compiled(launch: Launch, generation: int) -> Any:
@@ -160,6 +200,16 @@ def main() -> int:
                 )
                 spilled |= stack > STACK_LIMIT.get(name, 0)
                 misplaced |= name == "estimate_tiles_kernel" and not lanes_in_order(result)
+    for kind, (outputs, inputs, rows) in itertools.product(KINDS, PRODUCTS):
+        for generation in map(int, options.generations.split(",")):
+            for launch in products(kind, outputs, inputs, rows, generation):
+                result = compiled(launch, generation)
+                name, (registers, stack, shared) = launch[0].fn.__name__, resources(result)
+                shape = f"{kind}, {inputs} to {outputs}, {rows} rows"
+                print(
+                    f"| {name} | {shape} | sm_{generation} | {registers} | {shared} | {stack} |", flush=True
+                )
+                spilled |= stack > STACK_LIMIT.get(name, 0) or shared > SHARED_LIMIT[generation]
     return int(spilled or misplaced)
 
 

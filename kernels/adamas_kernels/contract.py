@@ -18,6 +18,7 @@ from torch import Tensor
 
 from adamas_kernels import reference
 from adamas_kernels.reference import CODES_PER_WORD, Codebook, padded_dim
+from adamas_kernels.triton.planes import PlaneWeight
 from adamas_kernels.weights import DecoderWeights, PackedWeight
 
 SCORERS = ("dot", "manhattan")
@@ -170,6 +171,7 @@ class LayerCache:
 
 
 AnyCache = DenseCache | LayerCache  # what full attention reads
+AnyWeight = Tensor | PackedWeight | PlaneWeight  # what a linear layer multiplies by
 
 
 @dataclass(frozen=True)
@@ -259,9 +261,9 @@ class Backend(Protocol):
         H, N], the compensation included.
         """
 
-    def linear(self, x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None) -> Tensor:
-        """x [..., inputs] times a weight, [outputs, inputs] or packed, plus bias: [..., outputs] in x's
-        dtype.
+    def linear(self, x: Tensor, weight: AnyWeight, bias: Tensor | None = None) -> Tensor:
+        """x [..., inputs] times a weight, [outputs, inputs], packed or in planes, plus bias: [..., outputs]
+        in x's dtype.
 
         bias: [outputs]; with a packed weight float32, filled up to whole strips, see `Linear`.
         """

@@ -10,7 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adamas_kernels.contract import AnyCache, LayerCache, SparseSettings, check_whole_budgets
+from adamas_kernels.contract import (
+    AnyCache,
+    AnyWeight,
+    LayerCache,
+    SparseSettings,
+    check_whole_budgets,
+)
 from adamas_kernels.cpu import linear as products
 from adamas_kernels.cpu import prefill
 from adamas_kernels.cpu.decoder import Decoder
@@ -134,10 +140,11 @@ class CpuBackend:
         self._run(layer, step, stages, max(segments), peaks, budget, last)
         return step.out, step.lse
 
-    def linear(self, x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None) -> Tensor:
+    def linear(self, x: Tensor, weight: AnyWeight, bias: Tensor | None = None) -> Tensor:
         """See `Backend.linear`."""
         if isinstance(weight, Tensor):
             return F.linear(x, weight, bias)
+        assert isinstance(weight, PackedWeight)
         rows = x.reshape(-1, weight.columns)
         if len(rows) <= FEW_ROWS:
             found = [products.multiply_vector(self._runner, weight, row, bias) for row in rows.float()]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adamas_kernels import reference
-from adamas_kernels.contract import AnyCache, DenseCache, LayerCache, SparseSettings, check_step
+from adamas_kernels.contract import AnyCache, AnyWeight, DenseCache, LayerCache, SparseSettings, check_step
 from adamas_kernels.reference import Codebook
 from adamas_kernels.torch.dense import attend_fully
 from adamas_kernels.torch.prefill import by_length, causal_attention, joined
@@ -74,11 +74,12 @@ class TorchBackend:
             for part, one in _of_one_length(cache)
         )
 
-    def linear(self, x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None) -> Tensor:
+    def linear(self, x: Tensor, weight: AnyWeight, bias: Tensor | None = None) -> Tensor:
         """See `Backend.linear`."""
         if isinstance(weight, PackedWeight):
             bias = None if bias is None else bias[: weight.rows].to(x.dtype)
             weight = unpack(weight).to(x.dtype)
+        assert isinstance(weight, Tensor)
         return F.linear(x, weight, bias)
 
 

@@ -11,21 +11,30 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from adamas_kernels.contract import AnyCache, LayerCache, SparseSettings, check_step, check_whole_budgets
+from adamas_kernels.contract import (
+    AnyCache,
+    AnyWeight,
+    LayerCache,
+    SparseSettings,
+    check_step,
+    check_whole_budgets,
+)
 from adamas_kernels.reference import Codebook, padded_dim
 from adamas_kernels.torch.prefill import by_length
-from adamas_kernels.triton import encode
+from adamas_kernels.triton import encode, plane_product
 from adamas_kernels.triton.attend import attend_kernel, attend_once_kernel, merge_kernel, tally_kernel
 from adamas_kernels.triton.dense import DenseStep
 from adamas_kernels.triton.encode import enter_kernel
 from adamas_kernels.triton.estimate import estimate_kernel, estimate_tiles_kernel
 from adamas_kernels.triton.launch import chains, has_ptx, next_power
 from adamas_kernels.triton.linear import multiply_vector
+from adamas_kernels.triton.plane_rows import MOST_ROWS, multiply_rows
+from adamas_kernels.triton.planes import PlaneWeight
 from adamas_kernels.triton.prefill import split_attention
 from adamas_kernels.triton.scratch import Scratch, group_count, list_size
 from adamas_kernels.triton.select import select_kernel
 from adamas_kernels.triton.tile import QUERIES, TOKENS
-from adamas_kernels.weights import PackedWeight
+from adamas_kernels.triton.unpacking import unpack_rows
 
 ESTIMATE_BLOCK = 64  # groups of one estimate program
 ESTIMATE_RANKS = 512  # that such a program holds at a time; fewer groups for many queries
@@ -41,6 +50,7 @@ SPLIT_BYTES = 16384  # of keys that each then holds at a time; less, so that sev
 MERGE_WARPS = 4
 RANK_BLOCK = 256  # tokens that a selection ranks again at a time
 STAGES = 5
+UNPACKED = 1 << 27  # numbers of a weight that are unpacked at a time
 
 
 def attend_block(head_dim: int, itemsize: int, size: int) -> int:
@@ -71,6 +81,7 @@ class TritonBackend:
         self._dense = DenseStep(chained)
         self._scratch: dict[tuple[int, ...], Scratch] = {}
         self._again: Tensor | None = None
+        self._buffers: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def encode_keys(self, keys: Tensor, codebook: Codebook, codes: Tensor, scales: Tensor) -> None:
         """See `Backend.encode_keys`."""
@@ -94,11 +105,38 @@ class TritonBackend:
         check_step(queries, keys, values, cache)
         return self._dense(queries, keys, values, cache, scaling)
 
-    def linear(self, x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None) -> Tensor:
+    def linear(self, x: Tensor, weight: AnyWeight, bias: Tensor | None = None) -> Tensor:
         """See `Backend.linear`; weights are not packed."""
+        rows = x.numel() // x.shape[-1]
+        if isinstance(weight, PlaneWeight):
+            if rows == 1:
+                return plane_product.multiply_vector(x, weight, bias, chained=self._chained)
+            return multiply_rows(x, weight, bias) if rows <= MOST_ROWS else self._unpacked(x, weight, bias)
         assert isinstance(weight, Tensor)
-        one = x.numel() == weight.shape[1]
-        return multiply_vector(x, weight, bias) if one else F.linear(x, weight, bias)
+        return multiply_vector(x, weight, bias) if rows == 1 else F.linear(x, weight, bias)
+
+    def gated(self, x: Tensor, weight: PlaneWeight) -> Tensor:
+        """silu(gate) * up of one row, x [..., columns]: [..., rows / 2]; weight: the gate's rows and then as
+        many of the other's.
+        """
+        return plane_product.multiply_vector(x, weight, gated=True, chained=self._chained)
+
+    def _unpacked(self, x: Tensor, weight: PlaneWeight, bias: Tensor | None) -> Tensor:
+        """A product with many rows, by parts of the weight that are unpacked into one buffer for all
+        layers.
+        """
+        step = min(weight.rows, max(1, UNPACKED // weight.columns))
+        kind = x.device, x.dtype
+        buffer = self._buffers.get(kind)
+        if buffer is None or buffer.numel() < step * weight.columns:
+            buffer = self._buffers[kind] = x.new_empty(step * weight.columns)
+        out = []
+        for start in range(0, weight.rows, step):
+            part = weight.part(start, start + step)
+            numbers = buffer[: part.rows * part.columns].view(part.rows, part.columns)
+            unpack_rows(part, numbers)
+            out.append(F.linear(x, numbers, None if bias is None else bias[start : start + step]))
+        return out[0] if len(out) == 1 else torch.cat(out, -1)
 
     def scratch(self, queries: Tensor, cache: LayerCache, budget: int) -> Scratch:
         """The buffers for a step of this shape."""

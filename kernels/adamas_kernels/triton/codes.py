@@ -36,9 +36,8 @@ def meaning_of(codes, table_ptr, PAIR: tl.constexpr, LESS: tl.constexpr, TABLE: 
     code = (codes >> (8 * PAIR)) & 0xFF
     if TABLE:
         return tl.load(table_ptr + code)
-    else:
-        # Bits at the end of a mantissa of 2 ^ 23 are that plus the code, which is quicker than a conversion.
-        return (code | 0x4B000000).to(tl.float32, bitcast=True) - (8388608 + LESS)
+    # Bits at the end of a mantissa of 2 ^ 23 are that plus the code, which is quicker than a conversion.
+    return (code | 0x4B000000).to(tl.float32, bitcast=True) - (8388608 + LESS)
 
 
 @triton.jit
@@ -52,8 +51,9 @@ def scale_of(
     scale_ptr, unit_ptr, step, row, chunk, there,
     PART: tl.constexpr, HALVES: tl.constexpr, PARTS: tl.constexpr, CHUNKS: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
-    """One of the numbers that each chunk has in the plane of scales, as float32; row: int64 [R, 1], chunk: [1,
-    G]. step: PARTS, but no constant, so that threads load one number each, as they hold codes, not several.
+    """One of the numbers that each chunk has in the plane of scales, as float32; row: int64 [R, 1], chunk:
+    [1, G]. step: PARTS, but no constant, so that threads load one number each, as they hold codes, not
+    several.
     """
     place = scale_ptr + (row * CHUNKS + chunk) * step + PART
     scale = tl.load(place, mask=there, other=0.0).to(tl.float32)
@@ -80,8 +80,8 @@ def constants(weight: PlaneWeight) -> dict[str, int | bool]:
 
 
 def planes(weight: PlaneWeight) -> tuple[Tensor | int, ...]:
-    """The arguments of such a kernel: low, high, scales, units, table, any tensor where there is none, and the
-    step of the scales.
+    """The arguments of such a kernel: low, high, scales, units, table, any tensor where there is none, and
+    the step of the scales.
     """
     found = weight.low, weight.high, weight.scales, weight.units, weight.table
     return (*(weight.low if plane is None else plane for plane in found), weight.form.parts)

@@ -3,9 +3,9 @@
 A thread holds chunks of one place in several rows of the weight, and that place of x, so that x is read and
 prepared once for all of them.
 
-x of 16 bits is rounded to integers of 16 bits, in units of the largest number of its chunk: an error below that
-of the largest one's own rounding to bfloat16. Products with the codes and their sums are then exact, and one
-instruction takes two. Otherwise, and where codes mean what a table says, all is computed in float32.
+x of 16 bits is rounded to integers of 16 bits, in units of the largest number of its chunk: an error below
+that of the largest one's own rounding to bfloat16. Products with the codes and their sums are then exact, and
+one instruction takes two. Otherwise, and where codes mean what a table says, all is computed in float32.
 """
 
 from __future__ import annotations
@@ -40,10 +40,9 @@ def pair_of_x(x_ptr, chunk, word, there, PAIR: tl.constexpr, WHOLE: tl.constexpr
         both = tl.load(x_ptr + at, mask=there, other=0)
         first = (both << 16).to(tl.float32, bitcast=True)
         return first, (both & -65536).to(tl.float32, bitcast=True)
-    else:
-        at = chunk * 32 + turned(chunk, PAIR) * 8 + word * 2
-        first = tl.load(x_ptr + at, mask=there, other=0.0).to(tl.float32)
-        return first, tl.load(x_ptr + at + 1, mask=there, other=0.0).to(tl.float32)
+    at = chunk * 32 + turned(chunk, PAIR) * 8 + word * 2
+    first = tl.load(x_ptr + at, mask=there, other=0.0).to(tl.float32)
+    return first, tl.load(x_ptr + at + 1, mask=there, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -63,9 +62,8 @@ def dot_two(pairs, codes, total, UPPER: tl.constexpr, FAST: tl.constexpr):
             "dp2a.hi.s32.u32 $0, $1, $2, $3;" if UPPER else "dp2a.lo.s32.u32 $0, $1, $2, $3;",
             "=r,r,r,r", [pairs, codes, total], dtype=tl.int32, is_pure=True, pack=1,
         )  # fmt: skip
-    else:
-        bytes = (codes >> 16) if UPPER else codes
-        return total + ((pairs << 16) >> 16) * (bytes & 0xFF) + (pairs >> 16) * ((bytes >> 8) & 0xFF)
+    bytes = (codes >> 16) if UPPER else codes
+    return total + ((pairs << 16) >> 16) * (bytes & 0xFF) + (pairs >> 16) * ((bytes >> 8) & 0xFF)
 
 
 @triton.jit
@@ -112,14 +110,18 @@ def plane_product_kernel(
             high = tl.load(high_ptr + at, mask=there[:, :, None], other=0)
         scale = scale_of(scale_ptr, unit_ptr, step, row, chunk, there, 0, HALVES, parts, CHUNKS, UNITS)
         if HALVES == 2:
-            upper_scale = scale_of(scale_ptr, unit_ptr, step, row, chunk, there, 1, HALVES, parts, CHUNKS, UNITS)
+            upper_scale = scale_of(
+                scale_ptr, unit_ptr, step, row, chunk, there, 1, HALVES, parts, CHUNKS, UNITS
+            )
         if MINIMUM:
-            least = scale_of(scale_ptr, unit_ptr, step, row, chunk, there, HALVES, HALVES, parts, CHUNKS, UNITS)
+            least = scale_of(
+                scale_ptr, unit_ptr, step, row, chunk, there, HALVES, HALVES, parts, CHUNKS, UNITS
+            )
             if HALVES == 2:
                 upper_least = scale_of(
                     scale_ptr, unit_ptr, step, row, chunk, there, 3, HALVES, parts, CHUNKS, UNITS
                 )
-        if CHAINED:
+        if CHAINED:  # noqa: SIM102 - one is known to the compiler
             if begin == 0:
                 gdc_wait()
         firsts, seconds = codes_of(low, high, False, HIGH), codes_of(low, high, True, HIGH)
@@ -140,7 +142,9 @@ def plane_product_kernel(
             upper_seconds = in_sixteen_bits(second_2, second_3, factor)
             ones = tl.full((1, GROUP, 4), 0x01010101, tl.int32)
             none = tl.zeros((1, GROUP, 4), tl.int32)
-            lower_x = dot_two(lower_seconds, ones, dot_two(lower_firsts, ones, none, False, FAST), False, FAST)
+            lower_x = dot_two(
+                lower_seconds, ones, dot_two(lower_firsts, ones, none, False, FAST), False, FAST
+            )
             upper_x = dot_two(upper_seconds, ones, dot_two(upper_firsts, ones, none, True, FAST), True, FAST)
             lower = tl.zeros((ROWS, GROUP, 4), tl.int32)
             lower = dot_two(lower_firsts, firsts, lower, False, FAST)

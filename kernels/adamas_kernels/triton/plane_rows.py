@@ -1,4 +1,4 @@
-"""A few rows times a weight in planes, on tensor cores: each bit of the weight is read once for all of them."""
+"""A few rows times a weight in planes, on tensor cores: each of its bits is read once for all of them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from adamas_kernels.triton.launch import next_power
 from adamas_kernels.triton.planes import PlaneWeight
 
 LEAST_ROWS = 16  # of a product on tensor cores
+MOST_ROWS = 32  # beyond which it is faster to unpack the weight
+STAGES = 2  # groups of chunks on their way to a program
 
 
 @triton.jit
@@ -31,13 +33,13 @@ def plane_rows_kernel(
     x_ptr, low_ptr, high_ptr, scale_ptr, unit_ptr, table_ptr, step, bias_ptr, out_ptr, rows, columns,
     CHUNKS: tl.constexpr, HIGH: tl.constexpr, HALVES: tl.constexpr, MINIMUM: tl.constexpr,
     UNITS: tl.constexpr, LESS: tl.constexpr, TABLE: tl.constexpr, BIAS: tl.constexpr,
-    ROWS: tl.constexpr, GROUP: tl.constexpr, FEW: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, GROUP: tl.constexpr, FEW: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Program (ROWS rows of the weight, FEW rows of x [columns, CHUNKS * 32]): out[m, n] = weight[n] . x[m] +
-    bias[n].
+    bias[n]. WHOLE: x_ptr is of int32, each two numbers of bfloat16.
     """
     parts: tl.constexpr = HALVES * 2 if MINIMUM else HALVES
-    dtype: tl.constexpr = x_ptr.dtype.element_ty
+    numbers: tl.constexpr = 1 if WHOLE else 2  # of the step from a word's numbers in x to the next word's
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     m = tl.program_id(1) * FEW + tl.arange(0, FEW)
     row = tl.minimum(n, rows - 1).to(tl.int64)[:, None]
@@ -55,7 +57,7 @@ def plane_rows_kernel(
         firsts, seconds = codes_of(low, high, False, HIGH), codes_of(low, high, True, HIGH)
         inner_chunk = begin + inner // 4
         known = (inner_chunk < CHUNKS) & (m < columns)[None, :]
-        x_row = x_ptr + m.to(tl.int64)[None, :] * (CHUNKS * 32) + inner_chunk * 32 + inner % 4 * 2
+        x_row = x_ptr + (m.to(tl.int64)[None, :] * (CHUNKS * 16) + inner_chunk * 16 + inner % 4) * numbers
         for h in tl.static_range(HALVES):
             scale = scale_of(scale_ptr, unit_ptr, step, row, chunk, there, h, HALVES, parts, CHUNKS, UNITS)
             least = scale
@@ -64,13 +66,18 @@ def plane_rows_kernel(
                     scale_ptr, unit_ptr, step, row, chunk, there, HALVES + h, HALVES, parts, CHUNKS, UNITS
                 )
             for pair in tl.static_range(h * (4 // HALVES), (h + 1) * (4 // HALVES)):
-                place = x_row + turned(inner_chunk, pair) * 8
+                if WHOLE:
+                    both = tl.load(x_row + turned(inner_chunk, pair) * 4, mask=known, other=0)
+                    first_x = (both & 0xFFFF).to(tl.int16).to(tl.bfloat16, bitcast=True)
+                    second_x = (both >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
+                else:
+                    place = x_row + turned(inner_chunk, pair) * 8
+                    first_x = tl.load(place, mask=known, other=0.0)
+                    second_x = tl.load(place + 1, mask=known, other=0.0)
                 weight = number_of(firsts, scale, least, table_ptr, pair, LESS, TABLE, MINIMUM, ROWS, GROUP)
-                x = tl.load(place, mask=known, other=0.0)
-                total = tl.dot(weight.to(dtype), x, total, input_precision=PRECISION)
+                total = tl.dot(weight.to(first_x.dtype), first_x, total, input_precision=PRECISION)
                 weight = number_of(seconds, scale, least, table_ptr, pair, LESS, TABLE, MINIMUM, ROWS, GROUP)
-                x = tl.load(place + 1, mask=known, other=0.0)
-                total = tl.dot(weight.to(dtype), x, total, input_precision=PRECISION)
+                total = tl.dot(weight.to(second_x.dtype), second_x, total, input_precision=PRECISION)
     if BIAS:
         total += tl.load(bias_ptr + tl.minimum(n, rows - 1)).to(tl.float32)[:, None]
     place = out_ptr + m.to(tl.int64)[None, :] * rows + n[:, None]
@@ -93,10 +100,12 @@ def multiply_rows(
     tiles = tiles or RowsTiling()
     flat = x.reshape(-1, weight.columns).contiguous()
     out = torch.empty(len(flat), weight.rows, dtype=x.dtype, device=x.device)
-    few = max(LEAST_ROWS, min(64, next_power(len(flat))))
+    whole = x.dtype == torch.bfloat16
+    few = max(LEAST_ROWS, min(MOST_ROWS, next_power(len(flat))))
     plane_rows_kernel[(triton.cdiv(weight.rows, tiles.rows), triton.cdiv(len(flat), few))](
-        flat, *planes(weight), flat if bias is None else bias, out, weight.rows, len(flat),
-        **constants(weight), BIAS=bias is not None, ROWS=tiles.rows, GROUP=tiles.group, FEW=few,
-        PRECISION="ieee" if x.dtype == torch.float32 else "tf32", num_warps=tiles.warps,
+        flat.view(torch.int32) if whole else flat, *planes(weight), flat if bias is None else bias, out,
+        weight.rows, len(flat),
+        **constants(weight), BIAS=bias is not None, ROWS=tiles.rows, GROUP=tiles.group, FEW=few, WHOLE=whole,
+        PRECISION="ieee" if x.dtype == torch.float32 else "tf32", num_warps=tiles.warps, num_stages=STAGES,
     )  # fmt: skip
     return out.view(*x.shape[:-1], weight.rows)

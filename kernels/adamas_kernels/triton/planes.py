@@ -1,13 +1,14 @@
 """A weight of a file on a GPU: its blocks split into planes of codes and of scales.
 
-A chunk is 32 numbers of a row; a thread of a kernel holds one. Its four lowest bits a number are 16 bytes, four
-words of four pairs of codes, and the higher bits lie in a plane of their own. Numbers 8 p + 2 k and 8 p + 2 k + 1
-of chunk g are pair p ^ (g / 2 % 4) of word k: threads side by side then read x from different banks.
+A chunk is 32 numbers of a row; a thread of a kernel holds one. Its four lowest bits a number are 16 bytes,
+four words of four pairs of codes, and the higher bits lie in a plane of their own. Numbers 8 p + 2 k and
+8 p + 2 k + 1 of chunk g are pair p ^ (g / 2 % 4) of word k: threads side by side then read x from different
+banks.
 
 Scales are kept as the file has them, never multiplied out: a number is
     unit * scale * (value of its code) - unit of minimums * minimum
-where the K-types have small integers as scales and minimums and a float16 unit for 256 numbers, and the others
-floats of 16 bits and no units. Nothing is rounded.
+where the K-types have small integers as scales and minimums and a float16 unit for 256 numbers, and the
+others floats of 16 bits and no units. Nothing is rounded.
 """
 
 from __future__ import annotations
@@ -179,8 +180,8 @@ def _split_part(weight: BlockWeight, device: torch.device) -> PlaneWeight:
 
 
 def _nibbles(codes: Tensor) -> Tensor:
-    """Codes of 4 bits, [rows, chunks, 4 pairs, WORDS, 2], as int32 [rows, chunks, WORDS]: a byte for a pair, its
-    first code in the lower bits.
+    """Codes of 4 bits, [rows, chunks, 4 pairs, WORDS, 2], as int32 [rows, chunks, WORDS]: a byte for a pair,
+    its first code in the lower bits.
     """
     pairs = codes[..., 0] | codes[..., 1] << 4
     return pairs.transpose(2, 3).contiguous().view(torch.int32).squeeze(-1)

@@ -1,4 +1,4 @@
-"""Rows of a weight in planes as plain numbers: some, for an embedding, or all, before a product of many rows."""
+"""Rows of a weight in planes as plain numbers: some, for an embedding, or all, before a long product."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def unpack_kernel(
 ):  # fmt: skip
     """Program (ROWS rows of the output, GROUP chunks of each).
 
-    CHOSEN: which row of the weight each one is stands at row_ptr. WHOLE: out_ptr is of int32, each two numbers
-    of bfloat16.
+    CHOSEN: which row of the weight each one is stands at row_ptr. WHOLE: out_ptr is of int32, each two
+    numbers of bfloat16.
     """
     parts: tl.constexpr = HALVES * 2 if MINIMUM else HALVES
     output = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -73,11 +73,12 @@ def unpack_kernel(
 
 
 def unpack_rows(weight: PlaneWeight, out: Tensor, rows: Tensor | None = None) -> None:
-    """Write all rows of a weight, or those that are named, int [N], to out [rows or N, columns], contiguous."""
+    """Write all rows of a weight, or those that are named, int [N], to out [rows or N, columns]."""
     group = min(LARGEST_GROUP, next_power(weight.chunks))
     whole = out.dtype == torch.bfloat16
+    target = out.view(torch.int32) if whole else out
     unpack_kernel[(triton.cdiv(len(out), ROWS), triton.cdiv(weight.chunks, group))](
-        weight.low if rows is None else rows, *planes(weight), out.view(torch.int32) if whole else out, len(out),
+        weight.low if rows is None else rows, *planes(weight), target, len(out),
         **constants(weight), CHOSEN=rows is not None, WHOLE=whole, ROWS=ROWS, GROUP=group, num_warps=WARPS,
     )  # fmt: skip
 

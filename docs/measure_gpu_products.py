@@ -1,0 +1,284 @@
+"""Time products with weights in a file's own bits on a GPU, beside a device copy and the same in bfloat16.
+
+    python docs/measure_gpu_products.py --check
+    python docs/measure_gpu_products.py --shapes 8b,1.5b --kinds Q4_K,Q6_K --rows 4,8 --warps 2,4
+    python docs/measure_gpu_products.py --few 2,4,16,32
+    python docs/measure_gpu_products.py --unpack
+
+A time is the least of several replays of a CUDA graph of LAUNCHES products, which cycle through as many
+weights as do not fit into the L2 cache together. --check compares every kernel and kind with the reference in
+float64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import torch
+from adamas_kernels.blocks import BlockWeight, block_size, row_bytes, unpack
+from adamas_kernels.triton import plane_product, plane_rows
+from adamas_kernels.triton.linear import multiply_vector
+from adamas_kernels.triton.plane_product import Tiling
+from adamas_kernels.triton.plane_rows import RowsTiling
+from adamas_kernels.triton.planes import FORMS, PlaneWeight, split
+from adamas_kernels.triton.unpacking import embed, unpack_rows
+from torch import Tensor
+
+# Outputs, inputs, and whether the outputs are a gate's and its other half's.
+SHAPES = {
+    "8b": (
+        (6144, 4096, False),
+        (4096, 4096, False),
+        (28672, 4096, True),
+        (4096, 14336, False),
+        (128256, 4096, False),
+    ),
+    "1.5b": (
+        (2048, 1536, False),
+        (1536, 1536, False),
+        (17920, 1536, True),
+        (1536, 8960, False),
+        (151936, 1536, False),
+    ),
+}
+LAUNCHES = 20
+REPLAYS = 30
+BEYOND_CACHE = 200 << 20  # bytes of all weights that a graph cycles through
+PARTS = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2),
+         "Q6_K": (208,), "MXFP4": ()}  # fmt: skip
+BYTES = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+Shape = tuple[int, int, bool]
+
+
+def some_blocks(kind: str, rows: int, columns: int, seed: int = 0) -> BlockWeight:
+    """Random codes and scales of an ordinary size."""
+    random = np.random.default_rng(seed)
+    raw = random.integers(0, 256, (rows, row_bytes(kind, columns)), dtype=np.uint8)
+    blocks = raw.reshape(rows, -1, block_size(kind)[1])
+    for at in PARTS.get(kind, (0,)):
+        scales = random.normal(0, 0.01, blocks.shape[:2]).astype(np.float16)
+        blocks[..., at : at + 2] = scales[..., None].view(np.uint8)
+    if kind == "MXFP4":
+        blocks[..., 0] = random.integers(115, 125, blocks.shape[:2])
+    return BlockWeight(kind, torch.from_numpy(raw), columns)
+
+
+def some_planes(kind: str, rows: int, columns: int) -> PlaneWeight:
+    """Random bits on the GPU; only their number matters for a time."""
+    form, chunks = FORMS[kind], columns // 32
+
+    def bits(dtype: torch.dtype, *shape: int) -> Tensor:
+        return torch.randint(0, 100, shape, dtype=dtype, device="cuda")
+
+    low = bits(torch.int32, rows, chunks, 4)
+    high = bits(BYTES[form.high], rows, chunks, 4) if form.high else None
+    scales = bits(torch.int8, rows, chunks, form.parts)
+    units = None
+    if form.units:
+        units = torch.rand(rows, chunks // 8, 1 + form.minimum, dtype=torch.float16, device="cuda")
+    else:
+        scales = scales.half()
+    table = torch.rand(16, device="cuda") if form.table else None
+    return PlaneWeight(kind, columns, low, high, scales, units, table)
+
+
+def microseconds(call: Callable[[int], object], launches: int = LAUNCHES) -> float:
+    """Of one of `launches` calls, each told its number, in a CUDA graph; the least of REPLAYS."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        call(0)
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for number in range(launches):
+            call(number)
+    times = []
+    for _ in range(REPLAYS):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end))
+    return min(times) * 1000 / launches
+
+
+def copy_rate() -> float:
+    """Bytes a second that a device copy reads and writes."""
+    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * source.numel() / microseconds(lambda _: target.copy_(source), 4) * 1e6
+
+
+def copies(nbytes: int) -> int:
+    """Weights of so many bytes that a graph cycles through."""
+    return max(1, min(LAUNCHES, -(-BEYOND_CACHE // nbytes)))
+
+
+def compile_one(kind: str, shape: Shape, tiles: Tiling, chained: bool) -> None:
+    """Fill Triton's cache on disk; compiled in a process of its own."""
+    _, columns, gated = shape
+    weight, x = some_planes(kind, 64, columns), torch.randn(1, columns, dtype=torch.bfloat16, device="cuda")
+    plane_product.multiply_vector(x, weight, gated=gated, tiles=tiles, chained=chained)
+    torch.cuda.synchronize()
+
+
+def vectors(options: argparse.Namespace) -> None:
+    """Times of one row, for all shapes, kinds and tilings."""
+    shapes = [shape for name in options.shapes for shape in SHAPES[name]]
+    tilings = [Tiling(rows, warps) for rows in options.rows for warps in options.warps]
+    runs = list(itertools.product(options.kinds, shapes, tilings, options.chained))
+    inputs = {(kind, (64, shape[1], shape[2]), tiles, chained) for kind, shape, tiles, chained in runs}
+    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(compile_one, *zip(*inputs, strict=True)))
+    rate = copy_rate()
+    print(f"{torch.cuda.get_device_name()}: a copy reads and writes {rate / 1e9:,.0f} GB/s\n")
+    print("| shape | kind | rows | warps | chained | us | GB/s | of a copy | times bfloat16 |")
+    print("|---|---|---:|---:|---|---:|---:|---:|---:|")
+    best: dict[tuple[str, Shape], tuple[float, str]] = {}
+    for shape in shapes:
+        rows, columns, gated = shape
+        x = torch.randn(1, columns, dtype=torch.bfloat16, device="cuda")
+        number = copies(2 * rows * columns)
+        plain = [torch.randn(rows, columns, dtype=torch.bfloat16, device="cuda") for _ in range(number)]
+        wide = microseconds(lambda i, x=x, plain=plain: multiply_vector(x, plain[i % len(plain)]))
+        del plain
+        name = f"{columns} to {rows}{' gated' if gated else ''}"
+        print(f"| {name} | bfloat16 |  |  |  | {wide:.2f} | {2 * rows * columns / wide / 1e3:,.0f} | "
+              f"{2e6 * rows * columns / wide / rate:.2f} | 1.00 |", flush=True)  # fmt: skip
+        for kind in options.kinds:
+            first = some_planes(kind, rows, columns)
+            weights = [first] + [some_planes(kind, rows, columns) for _ in range(copies(first.bytes) - 1)]
+            for tiles, chained in itertools.product(tilings, options.chained):
+                us = microseconds(
+                    lambda i, x=x, w=weights, g=gated, t=tiles, c=chained: plane_product.multiply_vector(
+                        x, w[i % len(w)], gated=g, tiles=t, chained=c
+                    )
+                )
+                line = (
+                    f"| {name} | {kind} | {tiles.rows} | {tiles.warps} | {bool(chained)} | "
+                    f"{us:.2f} | {first.bytes / us / 1e3:,.0f} | "
+                    f"{first.bytes * 1e6 / us / rate:.2f} | {wide / us:.2f} |"
+                )
+                print(line, flush=True)
+                best[kind, shape] = min(best.get((kind, shape), (us, line)), (us, line))
+    print("\nThe best of each:\n")
+    for _, line in best.values():
+        print(line)
+
+
+def few_rows(options: argparse.Namespace) -> None:
+    """Times of few rows, beside unpacking and cuBLAS."""
+    tilings = [RowsTiling(*map(int, text.split("x"))) for text in options.tiles]
+    print(
+        "| shape | kind | rows of x | tiles | us | unpacked and cuBLAS, us | GB/s |\n"
+        "|---|---|---:|---|---:|---:|---:|"
+    )
+    for shape in (shape for name in options.shapes for shape in SHAPES[name]):
+        rows, columns, _ = shape
+        buffer = torch.empty(rows, columns, dtype=torch.bfloat16, device="cuda")
+        for kind, few in itertools.product(options.kinds, options.few):
+            first = some_planes(kind, rows, columns)
+            weights = [first] + [some_planes(kind, rows, columns) for _ in range(copies(first.bytes) - 1)]
+            x = torch.randn(few, columns, dtype=torch.bfloat16, device="cuda")
+
+            def unpacked(i: int, w=weights, x=x, buffer=buffer) -> Tensor:
+                unpack_rows(w[i % len(w)], buffer)
+                return torch.nn.functional.linear(x, buffer)
+
+            plain = microseconds(unpacked)
+            for tiles in tilings:
+                us = microseconds(
+                    lambda i, w=weights, x=x, t=tiles: plane_rows.multiply_rows(x, w[i % len(w)], tiles=t)
+                )
+                print(f"| {columns} to {rows} | {kind} | {few} | {tiles} | {us:.2f} | {plain:.2f} | "
+                      f"{first.bytes / us / 1e3:,.0f} |", flush=True)  # fmt: skip
+
+
+def unpacking(options: argparse.Namespace) -> None:
+    """Times of unpacking a weight, which precedes a product of many rows."""
+    rate = copy_rate()
+    print("| shape | kind | us | GB/s | of a copy |\n|---|---|---:|---:|---:|")
+    for shape in (shape for name in options.shapes for shape in SHAPES[name]):
+        rows, columns, _ = shape
+        buffer = torch.empty(rows, columns, dtype=torch.bfloat16, device="cuda")
+        for kind in options.kinds:
+            weight = some_planes(kind, rows, columns)
+            us = microseconds(lambda _, w=weight, b=buffer: unpack_rows(w, b))
+            moved = weight.bytes + buffer.nbytes
+            print(f"| {columns} to {rows} | {kind} | {us:.2f} | {moved / us / 1e3:,.0f} | "
+                  f"{moved * 1e6 / us / rate:.2f} |", flush=True)  # fmt: skip
+
+
+def check() -> None:
+    """Every kernel and kind against float64; raises AssertionError where one is off."""
+    device = torch.device("cuda")
+    for kind, (rows, columns), dtype in itertools.product(
+        FORMS, ((70, 1536), (33, 8960), (64, 4096)), (torch.bfloat16, torch.float16, torch.float32)
+    ):
+        blocks = some_blocks(kind, rows, columns)
+        weight, exact = split(blocks, device), unpack(blocks).double().to(device)
+        epsilon = 2 * torch.finfo(dtype).eps if dtype != torch.float32 else 1e-5
+        x = torch.randn(5, columns, device=device).to(dtype)
+        bias = torch.randn(rows, device=device).to(dtype)
+        expected = x.double() @ exact.T
+        one = expected[:1]
+        gated = torch.nn.functional.silu(one[:, : rows // 2]) * one[:, rows // 2 : rows // 2 * 2]
+        even = weight.part(0, rows // 2 * 2)
+        numbers = torch.full((rows, columns), torch.nan, dtype=dtype, device=device)
+        unpack_rows(weight, numbers)
+        found = {
+            "vector": (plane_product.multiply_vector(x[:1], weight), one),
+            "vector, chained": (plane_product.multiply_vector(x[:1], weight, chained=True), one),
+            "bias": (plane_product.multiply_vector(x[:1], weight, bias), one + bias.double()),
+            "gated": (plane_product.multiply_vector(x[:1], even, gated=True), gated),
+            "few rows": (plane_rows.multiply_rows(x, weight), expected),
+            "unpacked": (numbers, exact),
+            "embedded": (embed(weight, torch.tensor([3, 0], device=device), dtype), exact[[3, 0]]),
+        }
+        for name, (got, want) in found.items():
+            error = ((got.double() - want).abs().max() / want.abs().max()).item()
+            assert error <= epsilon, (kind, rows, columns, dtype, name, error)
+        print(f"{kind} [{rows}, {columns}] {dtype}: right", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--unpack", action="store_true")
+    parser.add_argument("--few", type=numbers, default=())
+    parser.add_argument("--tiles", type=words, default=("16x16x4", "32x16x4", "64x16x4", "32x8x2"))
+    parser.add_argument("--shapes", type=words, default=("8b", "1.5b"))
+    parser.add_argument("--kinds", type=words, default=("Q4_K", "Q6_K", "Q8_0"))
+    parser.add_argument("--rows", type=numbers, default=(2, 4, 8, 16))
+    parser.add_argument("--warps", type=numbers, default=(1, 2, 4, 8))
+    parser.add_argument("--chained", type=numbers, default=(0, 1))
+    parser.add_argument("--processes", type=int, default=12)
+    options = parser.parse_args()
+    if options.check:
+        check()
+    elif options.unpack:
+        unpacking(options)
+    elif options.few:
+        few_rows(options)
+    else:
+        vectors(options)
+
+
+def words(text: str) -> list[str]:
+    """A list with commas."""
+    return text.split(",")
+
+
+def numbers(text: str) -> list[int]:
+    """A list of numbers with commas."""
+    return [int(word) for word in text.split(",")]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""Products with weights in a file's own bits: in Triton's interpreter here, natively with `-m gpu`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from adamas_kernels.blocks import BlockWeight, unpack
+from adamas_kernels.triton import backend, planes
+from adamas_kernels.triton.backend import TritonBackend
+from adamas_kernels.triton.plane_product import LANES, Tiling, multiply_vector
+from adamas_kernels.triton.plane_rows import MOST_ROWS, multiply_rows
+from adamas_kernels.triton.planes import FORMS, PlaneWeight, join, joinable, split
+from adamas_kernels.triton.unpacking import embed, unpack_rows
+from block_weights import some_blocks
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+HALF, BRAIN, FULL = torch.float16, torch.bfloat16, torch.float32
+EPSILON = {HALF: 1e-3, BRAIN: 8e-3, FULL: 2e-6}  # of the largest result; half of it is rounding the result
+# More than one group of chunks for a warp, and a last one that is not full.
+COLUMNS = 32 * LANES + 256
+
+pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
+
+
+@pytest.fixture(autouse=True)
+def _on_the_device():
+    torch.manual_seed(0)
+    with DEVICE:
+        yield
+
+
+def planes_of(kind, rows=7, columns=COLUMNS):
+    """A weight in planes, and its numbers in float64."""
+    blocks = some_blocks(kind, rows, columns)
+    return split(blocks, DEVICE), unpack(blocks).double().to(DEVICE)
+
+
+def assert_near(found, expected, epsilon):
+    assert found.shape == expected.shape
+    assert (found.double() - expected).abs().max() <= epsilon * expected.abs().max()
+
+
+@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize("dtype", [BRAIN, HALF, FULL])
+def test_a_vector_times_a_weight(kind, dtype):
+    weight, exact = planes_of(kind)
+    x = torch.randn(1, 1, COLUMNS).to(dtype)
+    bias = torch.randn(7).to(dtype)
+    expected = x.double() @ exact.T + bias.double()
+    found = multiply_vector(x, weight, bias)
+    assert found.dtype == dtype
+    assert_near(found, expected, EPSILON[dtype])
+
+
+@pytest.mark.parametrize("rows", [2, 4, 8])
+@pytest.mark.parametrize("warps", [1, 2])
+def test_however_a_product_is_dealt_out(rows, warps):
+    weight, exact = planes_of("Q6_K", rows=11)
+    x = torch.randn(1, COLUMNS)
+    assert_near(multiply_vector(x, weight, tiles=Tiling(rows, warps)), x.double() @ exact.T, EPSILON[FULL])
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "Q6_K", "Q8_0"])
+def test_integers_lose_less_than_bfloat16(kind):
+    """Also where one number of a chunk outweighs all others, as some activations of language models do."""
+    weight, exact = planes_of(kind, rows=64)
+    x = torch.randn(1, COLUMNS) / 100  # so that no result is beyond float16
+    x[:, ::97] *= 1000
+    found = multiply_vector(x.to(HALF), weight).double()
+    lost = (found - x.to(HALF).double() @ exact.T).norm()
+    rounding = (x.to(BRAIN).double() @ exact.T - x.double() @ exact.T).norm()
+    assert lost < rounding / 2
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_K"])
+def test_a_vector_of_zeros_is_no_division_by_zero(kind):
+    weight, _ = planes_of(kind)
+    assert torch.equal(multiply_vector(torch.zeros(1, COLUMNS, dtype=HALF), weight), torch.zeros(1, 7).half())
+
+
+@pytest.mark.parametrize("rows", [2, 10])
+@pytest.mark.parametrize("kind", ["Q4_K", "Q8_0"])
+def test_a_gate_and_what_it_lets_through(kind, rows):
+    weight, exact = planes_of(kind, rows)
+    x = torch.randn(1, COLUMNS) / 100
+    gate, up = (x.double() @ exact.T).chunk(2, -1)
+    assert_near(TritonBackend().gated(x, weight), F.silu(gate) * up, 4 * EPSILON[FULL])
+
+
+@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize("dtype", [HALF, FULL])
+def test_few_rows_times_a_weight(kind, dtype):
+    weight, exact = planes_of(kind, rows=19)
+    x = torch.randn(3, COLUMNS).to(dtype)
+    bias = torch.randn(19).to(dtype)
+    found = multiply_rows(x, weight, bias)
+    assert found.dtype == dtype
+    assert_near(found, x.double() @ exact.T + bias.double(), EPSILON[dtype])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", FORMS)
+def test_few_rows_in_bfloat16(kind):  # which the interpreter cannot multiply
+    weight, exact = planes_of(kind, rows=70)
+    x = torch.randn(MOST_ROWS, COLUMNS).to(BRAIN)
+    assert_near(multiply_rows(x, weight), x.double() @ exact.T, EPSILON[BRAIN])
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_unpacked_numbers_are_those_of_the_file(kind):
+    weight, exact = planes_of(kind)
+    out = torch.full((7, COLUMNS), torch.nan)
+    unpack_rows(weight, out)
+    assert_near(out, exact, 1e-7)
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_rows_of_tokens(kind):
+    weight, exact = planes_of(kind)
+    tokens = torch.tensor([[6, 0, 3]])
+    assert_near(embed(weight, tokens, FULL), exact[tokens], 1e-7)
+    assert_near(embed(weight, tokens, BRAIN), exact[tokens], EPSILON[BRAIN])
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_many_rows_are_multiplied_with_unpacked_parts(parts, monkeypatch):
+    weight, exact = planes_of("Q5_K", rows=9)
+    monkeypatch.setattr(backend, "UNPACKED", -(-9 // parts) * COLUMNS)
+    x, bias = torch.randn(2, MOST_ROWS, COLUMNS), torch.randn(9)
+    triton = TritonBackend()
+    expected = x.double() @ exact.T + bias.double()
+    for _ in range(2):
+        assert_near(triton.linear(x, weight, bias), expected, 1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 2, MOST_ROWS + 1])
+def test_every_number_of_rows_has_its_kernel(count):
+    weight, exact = planes_of("Q4_K", rows=5, columns=256)
+    x = torch.randn(1, count, 256)
+    assert_near(TritonBackend().linear(x, weight), x.double() @ exact.T, 1e-5)
+
+
+def test_plain_numbers_stay_plain():
+    for kind, dtype in planes.PLAIN.items():
+        numbers = torch.randn(3, 64, device="cpu").to(dtype)
+        found = split(BlockWeight(kind, numbers.view(torch.uint8), 64), DEVICE)
+        assert torch.equal(found, numbers.to(DEVICE))
+
+
+def test_other_kinds_are_rounded_to_eight_bits():
+    blocks = some_blocks("TQ2_0", 5, 512)
+    weight = split(blocks, DEVICE)
+    assert weight.kind == "Q8_0"
+    out = torch.full((5, 512), torch.nan)
+    unpack_rows(weight, out)
+    exact = unpack(blocks).to(DEVICE)
+    assert_near(out, exact.double(), 1 / 254 + 1e-3)
+    assert (out[exact == 0] == 0).all()
+
+
+def test_a_large_weight_is_split_by_parts(monkeypatch):
+    whole, _ = planes_of("Q6_K")
+    monkeypatch.setattr(planes, "AT_ONCE", 3 * COLUMNS)
+    parts, _ = planes_of("Q6_K")
+    for name, plane in whole.planes.items():
+        assert torch.equal(plane, parts.planes[name])
+
+
+def test_weights_of_one_kind_are_joined():
+    (one, first), (other, second) = planes_of("Q4_K", rows=3), planes_of("Q4_K", rows=5)
+    assert joinable([one, other])
+    assert not joinable([one, planes_of("Q6_K")[0]])
+    joined = join([one, other])
+    x = torch.randn(1, COLUMNS)
+    assert_near(multiply_vector(x, joined), x.double() @ torch.cat((first, second)).T, EPSILON[FULL])
+    assert isinstance(joined.part(3, 8), PlaneWeight)
+    assert_near(multiply_vector(x, joined.part(3, 8)), x.double() @ second.T, EPSILON[FULL])
+
+
+def test_a_weight_takes_the_bits_of_its_file():
+    for kind, bits in {"Q4_K": 4.625, "Q6_K": 6.5625, "Q8_0": 8.5, "Q4_0": 4.5, "IQ4_XS": 4.3125}.items():
+        weight, _ = planes_of(kind)
+        assert weight.bytes * 8 == bits * weight.rows * weight.columns
+
+
+@pytest.mark.gpu
+def test_a_product_is_captured():
+    weight, exact = planes_of("Q4_K", rows=4096)
+    x = torch.randn(1, COLUMNS).to(BRAIN)
+    multiply_vector(x, weight)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = multiply_vector(x, weight)
+    x.copy_(torch.randn(1, COLUMNS))
+    graph.replay()
+    assert_near(out, x.double() @ exact.T, EPSILON[BRAIN])
