@@ -33,10 +33,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-# Bytes of stack that spilled registers may take. All are for float32 keys of 256 coordinates, the widest
+# Bytes of stack that spilled registers may take. Most are for float32 keys of 256 coordinates, the widest
 # here: a prompt's keys, encoded by whole blocks, and sixteen new tokens, more than a step usually encodes or
-# attends from.
-STACK_LIMIT = {"encode_kernel": 7936, "enter_kernel": 416, "dense_kernel": 8}
+# attends from. Products spill with inputs in float32 only.
+STACK_LIMIT = {"encode_kernel": 7936, "enter_kernel": 416, "dense_kernel": 8, "plane_product_kernel": 32}
 # Bytes of shared memory that a program can have.
 SHARED_LIMIT = {80: 166912, 90: 232448, 120: 101376}
 CAPACITY = 131072  # tokens of a cache, as far as kernels are made for it
@@ -53,7 +53,7 @@ TYPES = {
     torch.uint8: "u8",
 }
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-# Kinds of weights that have all forms between them, and what kernels over them multiply: outputs, inputs, rows.
+# Kinds of weights that have all forms between them, and what is multiplied: outputs, inputs, rows.
 KINDS = ("Q4_0", "Q4_K", "Q5_1", "Q6_K", "Q2_K", "Q8_0", "IQ4_XS")
 PRODUCTS = ((4096, 4096, 1), (1536, 8960, 1), (4096, 4096, 16), (4096, 4096, 64))
 # scorer, dtype, query heads, KV heads, head_dim, new tokens, budget

@@ -215,36 +215,39 @@ def unpacking(options: argparse.Namespace) -> None:
                   f"{moved * 1e6 / us / rate:.2f} |", flush=True)  # fmt: skip
 
 
-def check() -> None:
-    """Every kernel and kind against float64; raises AssertionError where one is off."""
+def check(kind: str) -> str:
+    """Every kernel over a kind against float64; raises AssertionError where one is off."""
     device = torch.device("cuda")
-    for kind, (rows, columns), dtype in itertools.product(
-        FORMS, ((70, 1536), (33, 8960), (64, 4096)), (torch.bfloat16, torch.float16, torch.float32)
+    for (rows, columns), dtype in itertools.product(
+        ((70, 1536), (34, 14336)), (torch.bfloat16, torch.float16, torch.float32)
     ):
         blocks = some_blocks(kind, rows, columns)
         weight, exact = split(blocks, device), unpack(blocks).double().to(device)
         epsilon = 2 * torch.finfo(dtype).eps if dtype != torch.float32 else 1e-5
-        x = torch.randn(5, columns, device=device).to(dtype)
+        x = torch.randn(5, columns, device=device).to(dtype) / 16
         bias = torch.randn(rows, device=device).to(dtype)
         expected = x.double() @ exact.T
         one = expected[:1]
-        gated = torch.nn.functional.silu(one[:, : rows // 2]) * one[:, rows // 2 : rows // 2 * 2]
-        even = weight.part(0, rows // 2 * 2)
+        gate, up = one.chunk(2, -1)
         numbers = torch.full((rows, columns), torch.nan, dtype=dtype, device=device)
         unpack_rows(weight, numbers)
         found = {
-            "vector": (plane_product.multiply_vector(x[:1], weight), one),
+            "vector": (plane_product.multiply_vector(x[:1], weight, chained=False), one),
             "vector, chained": (plane_product.multiply_vector(x[:1], weight, chained=True), one),
             "bias": (plane_product.multiply_vector(x[:1], weight, bias), one + bias.double()),
-            "gated": (plane_product.multiply_vector(x[:1], even, gated=True), gated),
+            "gated": (
+                plane_product.multiply_vector(x[:1], weight, gated=True),
+                torch.nn.functional.silu(gate) * up,
+            ),
             "few rows": (plane_rows.multiply_rows(x, weight), expected),
             "unpacked": (numbers, exact),
             "embedded": (embed(weight, torch.tensor([3, 0], device=device), dtype), exact[[3, 0]]),
         }
         for name, (got, want) in found.items():
             error = ((got.double() - want).abs().max() / want.abs().max()).item()
-            assert error <= epsilon, (kind, rows, columns, dtype, name, error)
-        print(f"{kind} [{rows}, {columns}] {dtype}: right", flush=True)
+            limit = 4 * epsilon if name == "gated" else epsilon
+            assert error <= limit, (kind, rows, columns, dtype, name, error)
+    return f"{kind}: right"
 
 
 def main() -> None:
@@ -255,13 +258,15 @@ def main() -> None:
     parser.add_argument("--tiles", type=words, default=("16x16x4", "32x16x4", "64x16x4", "32x8x2"))
     parser.add_argument("--shapes", type=words, default=("8b", "1.5b"))
     parser.add_argument("--kinds", type=words, default=("Q4_K", "Q6_K", "Q8_0"))
-    parser.add_argument("--rows", type=numbers, default=(2, 4, 8, 16))
+    parser.add_argument("--rows", type=numbers, default=(2, 4, 8))
     parser.add_argument("--warps", type=numbers, default=(1, 2, 4, 8))
     parser.add_argument("--chained", type=numbers, default=(0, 1))
     parser.add_argument("--processes", type=int, default=12)
     options = parser.parse_args()
     if options.check:
-        check()
+        with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
+            for line in pool.map(check, FORMS):
+                print(line, flush=True)
     elif options.unpack:
         unpacking(options)
     elif options.few:

@@ -26,7 +26,7 @@ from adamas_kernels.triton.planes import PlaneWeight
 LANES = 32  # of a warp: chunks of a row that it holds at a time, one a lane
 ROWS = 4  # of a program
 WARPS = 4
-WASTE = 0.08  # of the lanes, beyond which fewer warps share a row
+WASTE = 0.4  # of the lanes, beyond which fewer warps share a row
 
 
 @triton.jit
