@@ -13,6 +13,11 @@ from adamas_kernels.triton.plane_rows import MOST_ROWS, multiply_rows
 from adamas_kernels.triton.planes import FORMS, PlaneWeight, join, joinable, split
 from adamas_kernels.triton.unpacking import embed, unpack_rows
 from block_weights import some_blocks
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from adamas_cli.engine.fused import fuse
+from adamas_cli.models.plane_linear import PlaneEmbedding, PlaneLinear, place_on_gpu
+from adamas_cli.progress import Silent
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 HALF, BRAIN, FULL = torch.float16, torch.bfloat16, torch.float32
@@ -195,3 +200,61 @@ def test_a_product_is_captured():
     x.copy_(torch.randn(1, COLUMNS))
     graph.replay()
     assert_near(out, x.double() @ exact.T, EPSILON[BRAIN])
+
+
+VOCABULARY, WIDTH, INNER = 40, 256, 512
+
+
+def llama_and_its_blocks():
+    """A tiny Llama whose weights are random blocks, and those by the names of modules; v_proj and down_proj
+    are of another kind, as in a Q4_K_M file.
+    """
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    blocks = {}
+    for name, module in model.named_modules():
+        if hasattr(module, "weight") and module.weight.dim() == 2:
+            kind = "Q6_K" if name.endswith(("v_proj", "down_proj")) else "Q4_K"
+            blocks[name] = some_blocks(kind, *module.weight.shape, seed=len(blocks))
+            module.weight.data = unpack(blocks[name]).to(DEVICE)
+    return model, blocks
+
+
+def logits_of(model, count):
+    with torch.inference_mode():
+        return model(torch.arange(count)[None] % VOCABULARY).logits
+
+
+@pytest.mark.parametrize("count", [1, 3, MOST_ROWS + 1])
+def test_a_model_computes_from_planes_what_it_does_from_numbers(count):
+    model, blocks = llama_and_its_blocks()
+    expected = logits_of(model, count).double()
+    place_on_gpu(model, blocks, DEVICE, FULL, Silent())
+    assert isinstance(model.model.embed_tokens, PlaneEmbedding)
+    assert sum(isinstance(module, PlaneLinear) for module in model.modules()) == 15
+    assert_near(logits_of(model, count), expected, 1e-4)
+
+
+def test_a_shared_weight_is_uploaded_once():
+    model, blocks = llama_and_its_blocks()
+    blocks["lm_head"] = blocks["model.embed_tokens"]
+    place_on_gpu(model, blocks, DEVICE, FULL, Silent())
+    assert model.lm_head.planes is model.model.embed_tokens.planes
+
+
+LIGERS = [pytest.param(count, marks=pytest.mark.gpu) for count in (1, 300)]  # kernels, for no interpreter
+
+
+@pytest.mark.parametrize("count", [3, *LIGERS])
+def test_a_fused_model_computes_the_same(count):
+    model, blocks = llama_and_its_blocks()
+    expected = logits_of(model, count).double()
+    place_on_gpu(model, blocks, DEVICE, FULL, Silent())
+    fuse(model)
+    assert_near(logits_of(model, count), expected, 1e-4)
+    layer = model.model.layers[0]
+    query, key = layer.self_attn.q_proj.planes, layer.self_attn.k_proj.planes
+    assert query.low.untyped_storage().data_ptr() == key.low.untyped_storage().data_ptr()

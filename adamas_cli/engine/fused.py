@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from adamas_kernels.triton.planes import PlaneWeight, join
 from torch import Tensor, nn
 
 from adamas_cli.engine.family import FAMILY
+from adamas_cli.models.plane_linear import PlaneLinear
 from adamas_cli.models.quantization import is_plain
 
 Forward = Callable[..., Any]
@@ -34,25 +37,25 @@ def fuse(model: Any) -> None:
 
     multiply = load("triton").linear
     forwards: dict[nn.Module, Forward] = {}
+    joined: dict[nn.Module, _Joined] = {}
     for module in model.modules():
         if is_plain(module):
             forwards[module] = _product(module, multiply)
     for module in model.modules():
         for names in JOINED:
-            parts: list[Any] = [getattr(module, name, None) for name in names]
-            if all(is_plain(part) for part in parts) and _joinable(parts):
-                joined = _Joined(parts, multiply)
+            for parts in _side_by_side([getattr(module, name, None) for name in names]):
+                whole = joined[parts[0]] = _Joined(parts, multiply)
                 for index, part in enumerate(parts):
-                    forwards[part] = joined.forward(index)
+                    forwards[part] = whole.forward(index)
     if model.config.model_type in FAMILY:
-        forwards |= _by_liger(model)
+        forwards |= _by_liger(model, joined)
         _rotate_by_liger(sys.modules[type(model).__module__])
     for module, forward in forwards.items():
         module.__dict__["forward"] = forward
 
 
-def _by_liger(model: Any) -> dict[nn.Module, Forward]:
-    """Forwards of norms and gated MLPs."""
+def _by_liger(model: Any, joined: dict[nn.Module, _Joined]) -> dict[nn.Module, Forward]:
+    """Forwards of norms and gated MLPs; joined: by the first of layers that compute together."""
     from liger_kernel.ops import LigerRMSNormFunction, LigerSiLUMulFunction
 
     def norm(module: Any) -> Forward:
@@ -64,7 +67,12 @@ def _by_liger(model: Any) -> dict[nn.Module, Forward]:
         return forward
 
     def gated(module: Any) -> Forward:
+        whole = joined.get(module.gate_proj)
+        planes = whole.planes if whole is not None else None
+
         def forward(x: Tensor) -> Tensor:
+            if planes is not None and x.numel() == planes.columns:
+                return module.down_proj(module.gate_proj.backend.gated(x, planes))
             gate, up = module.gate_proj(x), module.up_proj(x)
             inner = F.silu(gate) * up if _is_short(x) else LigerSiLUMulFunction.apply(gate, up)
             return module.down_proj(inner)
@@ -102,9 +110,21 @@ def _is_short(x: Tensor) -> bool:
     return 1 < x.shape[-2] <= FEW
 
 
-def _joinable(parts: Sequence[nn.Linear]) -> bool:
-    kinds = {(part.in_features, part.weight.dtype, part.bias is None) for part in parts}
-    return len(kinds) == 1
+def _side_by_side(parts: Sequence[Any]) -> list[list[Any]]:
+    """Those of a layer's projections that can be joined: all of them, or, where weights are in planes, each
+    neighbours of one kind.
+    """
+    if not all(is_plain(part) or isinstance(part, PlaneLinear) for part in parts):
+        return []
+    runs = [list(run) for _, run in groupby(parts, _form)]
+    planes = all(isinstance(part, PlaneLinear) for part in parts)
+    return [run for run in runs if len(run) > 1 and (planes or len(run) == len(parts))]
+
+
+def _form(part: Any) -> tuple[Any, ...]:
+    """What projections that are joined have in common."""
+    weight = part.planes.kind if isinstance(part, PlaneLinear) else part.weight.dtype
+    return part.in_features, weight, part.bias is None
 
 
 def _product(module: nn.Linear, multiply: Callable[..., Tensor]) -> Forward:
@@ -119,18 +139,35 @@ def _product(module: nn.Linear, multiply: Callable[..., Tensor]) -> Forward:
 
 
 class _Joined:
-    """Linear layers of the same input, whose weights lie in one matrix, of which theirs are views."""
+    """Linear layers of the same input, whose weights lie in one matrix, of which theirs are views.
 
-    def __init__(self, parts: Sequence[nn.Linear], multiply: Callable[..., Tensor]) -> None:
+    planes: that matrix, where it is in planes and the layers have no bias.
+    """
+
+    def __init__(self, parts: Sequence[Any], multiply: Callable[..., Tensor]) -> None:
         self._plain = [part.forward for part in parts]
         self._multiply = multiply
         self._sizes = [part.out_features for part in parts]
         self._inputs = parts[0].in_features
-        self._weight = self._side_by_side([part.weight for part in parts])
         biases = [part.bias for part in parts]
         self._bias = None if biases[0] is None else self._side_by_side(biases)
+        self.planes: PlaneWeight | None = None
+        if isinstance(parts[0], PlaneLinear):
+            self._weight: Any = self._joined_planes(parts)
+            self._short = multiply
+            self.planes = self._weight if self._bias is None else None
+        else:
+            self._weight = self._side_by_side([part.weight for part in parts])
+            self._short = F.linear
         self._input: Tensor | None = None
         self._outputs: Sequence[Tensor] = ()
+
+    def _joined_planes(self, parts: Sequence[PlaneLinear]) -> PlaneWeight:
+        whole, start = join([part.planes for part in parts]), 0
+        for part, size in zip(parts, self._sizes, strict=True):
+            part.planes = whole.part(start, start + size)
+            start += size
+        return whole
 
     def _side_by_side(self, tensors: Sequence[Tensor]) -> Tensor:
         first = tensors[0].data
@@ -150,7 +187,7 @@ class _Joined:
             if not one and not _is_short(x):
                 return self._plain[index](x)
             if x is not self._input:
-                multiply = self._multiply if one else F.linear
+                multiply = self._multiply if one else self._short
                 self._outputs = multiply(x, self._weight, self._bias).split(self._sizes, -1)
                 self._input = x
             output = self._outputs[index]

@@ -34,7 +34,7 @@ from adamas_kernels.triton.prefill import split_attention
 from adamas_kernels.triton.scratch import Scratch, group_count, list_size
 from adamas_kernels.triton.select import select_kernel
 from adamas_kernels.triton.tile import QUERIES, TOKENS
-from adamas_kernels.triton.unpacking import unpack_rows
+from adamas_kernels.triton.unpacking import embed, unpack_rows
 
 ESTIMATE_BLOCK = 64  # groups of one estimate program
 ESTIMATE_RANKS = 512  # that such a program holds at a time; fewer groups for many queries
@@ -114,6 +114,10 @@ class TritonBackend:
             return multiply_rows(x, weight, bias) if rows <= MOST_ROWS else self._unpacked(x, weight, bias)
         assert isinstance(weight, Tensor)
         return multiply_vector(x, weight, bias) if rows == 1 else F.linear(x, weight, bias)
+
+    def embed(self, tokens: Tensor, weight: PlaneWeight, dtype: torch.dtype) -> Tensor:
+        """The rows of tokens [...] as [..., columns]."""
+        return embed(weight, tokens, dtype)
 
     def gated(self, x: Tensor, weight: PlaneWeight) -> Tensor:
         """silu(gate) * up of one row, x [..., columns]: [..., rows / 2]; weight: the gate's rows and then as
