@@ -24,8 +24,9 @@ from adamas_kernels.triton.launch import chains, has_ptx
 from adamas_kernels.triton.planes import PlaneWeight
 
 LANES = 32  # of a warp: chunks of a row that it holds at a time, one a lane
-ROWS = 4  # of a program
-WARPS = 4
+ROWS = 2  # of a program
+MOST_WARPS = 4
+BUSY = 2000  # warps that keep the memory of the largest GPUs busy
 WASTE = 0.4  # of the lanes, beyond which fewer warps share a row
 
 
@@ -200,10 +201,16 @@ class Tiling:
 
 
 def tiling(weight: PlaneWeight) -> Tiling:
-    """What measured fastest for a weight of this shape."""
-    warps = WARPS
-    while warps > 1 and -weight.chunks % (warps * LANES) > WASTE * weight.chunks:
-        warps //= 2
+    """How a weight of this shape is dealt out: so many warps share a row as there are not rows enough to keep
+    a GPU busy, as measured on an H100 (docs/performance.md).
+    """
+    warps, programs = 1, triton.cdiv(weight.rows, ROWS)
+    while (
+        warps < MOST_WARPS
+        and warps * programs < BUSY
+        and -weight.chunks % (2 * warps * LANES) <= WASTE * weight.chunks
+    ):
+        warps *= 2
     return Tiling(ROWS, warps)
 
 
