@@ -34,7 +34,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def find(name: str | None, *, offline: bool = True) -> ModelFiles:
-    return resolve(name, dtype="float32", device="cpu", offline=offline, progress=Silent())
+    return resolve(name, device="cpu", offline=offline, progress=Silent())
 
 
 def refused(name: str, words: str, *, offline: bool = True) -> None:
@@ -233,7 +233,7 @@ from adamas_cli.models import load, resolve
 from adamas_cli.progress import Silent
 
 try:
-    files = resolve(sys.argv[1], dtype="float32", device="cpu", offline=True, progress=Silent())
+    files = resolve(sys.argv[1], device="cpu", offline=True, progress=Silent())
     from transformers import AutoTokenizer
     AutoTokenizer.from_pretrained(files.directory)
     load(files, device="cpu", dtype="float32", progress=Silent())

@@ -30,6 +30,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Short name, or name o
 def list_models(as_json: AsJson = False) -> None:
     """List the short names, and every model that is on this machine."""
     default = default_name()
+    _tell_freed()
     entries = on_disk()
     if as_json:
         print_json([_as_json(entry, default) for entry in entries])
@@ -66,7 +67,7 @@ def pull(name: Name) -> None:
 
 @app.command("rm")
 def remove_model(name: Name, yes: Yes = False) -> None:
-    """Remove a model's file and unpacked weights from this tool's cache."""
+    """Remove a model's file and settings from this tool's cache."""
     entry = _require(name)
     if not entry.paths:
         raise ModelUnavailableError(f"{name} is not on this machine; there is nothing to remove.")
@@ -81,7 +82,7 @@ def remove_model(name: Name, yes: Yes = False) -> None:
 
 @app.command("show")
 def show(name: Name, as_json: AsJson = False) -> None:
-    """Show where a model comes from, its hash, sizes and licence, and its shape once it was unpacked."""
+    """Show where a model comes from, its hash, sizes and licence, and its shape once it was used."""
     facts = _facts(_require(name))
     if as_json:
         print_json(facts)
@@ -137,8 +138,7 @@ def _as_json(entry: OnDisk, default: str) -> dict[str, Any]:
         "name": entry.name,
         "title": entry.alias.title if entry.alias else None,
         "default": entry.name == default,
-        "fetched": entry.file is not None or (entry.alias is None and bool(entry.weights)),
-        "unpacked": bool(entry.weights),
+        "fetched": entry.file is not None or (entry.alias is None and bool(entry.settings)),
         "bytes_on_disk": entry.bytes,
         "paths": [str(path) for path in entry.paths],
     }
@@ -147,8 +147,15 @@ def _as_json(entry: OnDisk, default: str) -> dict[str, Any]:
 def _state(entry: OnDisk) -> str:
     if not entry.paths:
         return "-"
-    incomplete = entry.partial is not None and entry.file is None and not entry.weights
+    incomplete = entry.partial is not None and entry.file is None and not entry.settings
     return megabytes(entry.bytes) + (" (partial)" if incomplete else "")
+
+
+def _tell_freed() -> None:
+    from adamas_cli.models.earlier import remove_earlier
+
+    with _display() as progress:
+        remove_earlier(progress)
 
 
 def _display() -> Display:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adamas_cli.models.gguf_header import read_header
+from adamas_cli.models.gguf.header import read_header
 from adamas_cli.progress import Progress
 
 if TYPE_CHECKING:

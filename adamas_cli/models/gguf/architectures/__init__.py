@@ -1,0 +1,27 @@
+"""The architectures of GGUF files that transformers has a model for, each by llama.cpp's name for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from adamas_cli.errors import ModelUnavailableError
+from adamas_cli.models.gguf.architectures import gemma, llama, qwen
+from adamas_cli.models.gguf.architectures.architecture import Architecture
+from adamas_cli.models.gguf.file import GgufFile
+
+ARCHITECTURES: Mapping[str, Architecture | Callable[[GgufFile], Architecture]] = {
+    **gemma.ARCHITECTURES,
+    **llama.ARCHITECTURES,
+    **qwen.ARCHITECTURES,
+}
+
+
+def architecture_of(file: GgufFile) -> Architecture:
+    """The architecture of a file's model. Raises ModelUnavailableError for one that is not known here."""
+    found = ARCHITECTURES.get(file.architecture)
+    if found is None:
+        raise ModelUnavailableError(
+            f"cannot use {file.path}: its architecture {file.architecture} is not among those that are read "
+            "from GGUF files here."
+        )
+    return found if isinstance(found, Architecture) else found(file)
