@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Any
 
 from adamas_cli.errors import ModelUnavailableError
@@ -29,15 +29,15 @@ _ONE_IS_NEUTRAL = ("scale", "factor", "step", "interval")
 
 
 class Keys:
-    """The keys of one model under its architecture's name, and the names of its tensors. Each is remembered
-    once it was asked for.
+    """The keys of one model under its architecture's name, each of which is remembered once it was asked for,
+    and the rows of its tensors.
     """
 
-    def __init__(self, values: dict[str, Any], architecture: str, tensors: Collection[str]) -> None:
+    def __init__(self, values: dict[str, Any], architecture: str, rows: Mapping[str, int]) -> None:
         self._values = values
         self._used: set[str] = set()
         self.architecture = architecture
-        self.tensors = frozenset(tensors)
+        self.rows = rows
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value of a key, named without the architecture, or what it is where it is absent."""
@@ -80,7 +80,7 @@ class Keys:
 
     def has(self, tensor: str) -> bool:
         """Whether the file has a tensor."""
-        return tensor in self.tensors
+        return tensor in self.rows
 
     def left(self) -> tuple[list[str], list[str]]:
         """Keys of the model that nobody asked for and that are not neutral: those that the gguf package knows,

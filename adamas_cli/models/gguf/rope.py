@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.models.gguf.keys import Keys
 
 FREQUENCIES = "rope_freqs.weight"
+SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"
 DEFAULT_BASE = 10000.0  # where a file names none
 _LLAMA3_BANDS = (1.0, 4.0)  # low and high frequency factor of every model that scales so
 _TOLERANCE = 1e-4  # of a factor: that of float32 arithmetic on both sides
 
 
-def rope_parameters(keys: Keys, head_dim: int, factors: list[float] | None = None) -> dict[str, Any]:
-    """Of all layers alike. head_dim: numbers of a head. factors: those of the tensor `rope_freqs`, if the
-    file has it.
+def rope_parameters(keys: Keys, head_dim: int, factors: Mapping[str, list[float]]) -> dict[str, Any]:
+    """Of all layers alike. head_dim: numbers of a head. factors: of those tensors among FREQUENCIES, SHORT and
+    LONG that the file has.
     """
     rotated = keys.get("rope.dimension_count", head_dim)
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": keys.get("rope.freq_base", DEFAULT_BASE)}
     if rotated != head_dim:
         rope["partial_rotary_factor"] = rotated / head_dim
     rope |= scaling(keys)
-    if factors is not None:
-        if rope["rope_type"] != "default":
-            raise ModelUnavailableError(f"it scales positions twice, by keys and by {FREQUENCIES}")
-        rope |= _by_frequency(factors, rope["rope_theta"], rotated, keys.need("context_length"))
+    if factors and rope["rope_type"] != "default":
+        raise ModelUnavailableError("it scales positions twice, by keys and by tensors")
+    context = keys.need("context_length")
+    if LONG in factors:
+        original = keys.get("rope.scaling.original_context_length", context)
+        attention = keys.get("rope.scaling.attn_factor", 1.0)
+        rope |= by_factors(factors.get(SHORT, factors[LONG]), factors[LONG], original, attention)
+    elif FREQUENCIES in factors:
+        rope |= _by_frequency(factors[FREQUENCIES], rope["rope_theta"], rotated, context)
     return rope
 
 

@@ -49,7 +49,7 @@ def write_settings(path: Path, sha256: str, progress: Progress) -> Path:
 def config_of(file: GgufFile, progress: Progress) -> dict[str, Any]:
     """The config of a file's model as transformers writes it. Raises ModelUnavailableError."""
     architecture = architecture_of(file)
-    keys = Keys(file.keys, file.architecture, file.entries)
+    keys = Keys(file.keys, file.architecture, {name: shape[0] for name, shape in file.shapes()})
     try:
         config = architecture.config(keys, file)
     except ModelUnavailableError as error:

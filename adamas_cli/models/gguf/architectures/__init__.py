@@ -5,13 +5,41 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from adamas_cli.errors import ModelUnavailableError
-from adamas_cli.models.gguf.architectures import gemma, llama, qwen
+from adamas_cli.models.gguf.architectures import (
+    cohere,
+    deepseek,
+    ernie,
+    exaone,
+    gemma,
+    glm,
+    gpt_oss,
+    granite,
+    liquid,
+    llama,
+    nemotron,
+    older,
+    olmo,
+    phi,
+    qwen,
+)
 from adamas_cli.models.gguf.architectures.architecture import Architecture
 from adamas_cli.models.gguf.file import GgufFile
 
 ARCHITECTURES: Mapping[str, Architecture | Callable[[GgufFile], Architecture]] = {
+    **cohere.ARCHITECTURES,
+    **deepseek.ARCHITECTURES,
+    **ernie.ARCHITECTURES,
+    **exaone.ARCHITECTURES,
     **gemma.ARCHITECTURES,
+    **glm.ARCHITECTURES,
+    **gpt_oss.ARCHITECTURES,
+    **granite.ARCHITECTURES,
+    **liquid.ARCHITECTURES,
     **llama.ARCHITECTURES,
+    **nemotron.ARCHITECTURES,
+    **older.ARCHITECTURES,
+    **olmo.ARCHITECTURES,
+    **phi.ARCHITECTURES,
     **qwen.ARCHITECTURES,
 }
 

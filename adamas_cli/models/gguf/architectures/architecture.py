@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.models.gguf.keys import Keys
-from adamas_cli.models.gguf.rope import FREQUENCIES, rope_parameters
+from adamas_cli.models.gguf.rope import FREQUENCIES, LONG, SHORT, rope_parameters
 
 if TYPE_CHECKING:
     from adamas_cli.models.gguf.file import GgufFile
@@ -27,7 +27,13 @@ class Place:
 
     def __call__(self, name: str, leaf: str | None = None) -> Stored:
         """The tensor of that name in this layer. Raises ModelUnavailableError where there is none."""
-        full = self.full_name(name, leaf)
+        return self._read(self.full_name(name, leaf))
+
+    def bare(self, name: str) -> Stored:
+        """The same of one whose name has no leaf."""
+        return self._read(self.full_name(name).rpartition(".")[0])
+
+    def _read(self, full: str) -> Stored:
         if full not in self.file.entries:
             raise ModelUnavailableError(f"it lacks the tensor {full}")
         return self.file.tensor(full)
@@ -100,7 +106,7 @@ class Architecture:
         return place(found) if isinstance(found, str) else found(place)
 
     def plain_name(self, parameter: str, file: GgufFile) -> str | None:
-        """The name of the tensor that is a parameter as it stands; None where it is made of one, or of more."""
+        """The name of the tensor that is a parameter as it stands; None where something is done to it."""
         found, place = self._find(parameter, file, {})
         return place.full_name(found) if isinstance(found, str) else None
 
@@ -118,7 +124,7 @@ class Architecture:
 
     def surplus(self, file: GgufFile, layers: int) -> list[str]:
         """Names of tensors that were asked for by nobody, without those of layers for guessing ahead."""
-        ignored = [re.compile(pattern) for pattern in (*self.unused, re.escape(FREQUENCIES))]
+        ignored = [re.compile(pattern) for pattern in (*self.unused, r"rope_(freqs|factors_\w+)\.weight")]
         extra = re.compile(r"blk\.(\d+)\.")
         return [
             name
@@ -165,8 +171,6 @@ def common_fields(keys: Keys, file: GgufFile) -> dict[str, Any]:
     return fields
 
 
-def _factors(file: GgufFile) -> list[float] | None:
-    if FREQUENCIES not in file.entries:
-        return None
-    factors: list[float] = file.tensor(FREQUENCIES).numbers().tolist()
-    return factors
+def _factors(file: GgufFile) -> dict[str, list[float]]:
+    names = (FREQUENCIES, SHORT, LONG)
+    return {name: file.tensor(name).numbers().tolist() for name in names if name in file.entries}

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from adamas_cli.models.gguf.architectures.architecture import LAYER, Architecture
+from adamas_cli.models.gguf.architectures.architecture import LAYER, Architecture, Place, Recipe
 from adamas_cli.models.gguf.architectures.rules import (
     ROTATED_BY_HALVES,
     expert_fields,
     experts,
     or_zeros,
+    shared_expert,
 )
 from adamas_cli.models.gguf.file import GgufFile
 from adamas_cli.models.gguf.keys import Keys
+
+if TYPE_CHECKING:
+    from adamas_cli.models.gguf.stored import Stored
 
 _LAYER = {**LAYER, **ROTATED_BY_HALVES, "self_attn.o_proj": or_zeros("attn_output")}
 
@@ -93,6 +97,19 @@ def _llama4(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _inputs_first(*names: str) -> Recipe:
+    """Experts' weights side by side, inputs by outputs."""
+
+    def recipe(place: Place) -> Stored:
+        import torch
+
+        from adamas_cli.models.gguf.stored import stored
+
+        return stored(torch.cat([place(name).numbers() for name in names], 1).transpose(1, 2))
+
+    return recipe
+
+
 LLAMA = Architecture("llama", _llama, _LAYER)
 _MISTRAL = Architecture("mistral", _mistral, _LAYER)
 _MIXTRAL = Architecture("mixtral", _mixtral, {**_LAYER, "mlp.gate": "ffn_gate_inp", **experts()})
@@ -110,6 +127,20 @@ ARCHITECTURES = {
     "minicpm": Architecture("granite", _minicpm, _LAYER),
     "mistral3": Architecture("ministral3", _ministral, _LAYER),
     "smollm3": Architecture("smollm3", _smollm3, _LAYER),
+    "llama4": Architecture(
+        "llama4_text",
+        _llama4,
+        {
+            **_LAYER,
+            "feed_forward.gate_proj": "ffn_gate",
+            "feed_forward.up_proj": "ffn_up",
+            "feed_forward.down_proj": "ffn_down",
+            "feed_forward.router": "ffn_gate_inp",
+            **shared_expert("feed_forward.shared_expert"),
+            "feed_forward.experts.gate_up_proj": _inputs_first("ffn_gate_exps", "ffn_up_exps"),
+            "feed_forward.experts.down_proj": _inputs_first("ffn_down_exps"),
+        },
+    ),
     "arcee": Architecture("arcee", _arcee, _LAYER),
     "seed_oss": Architecture(
         "seed_oss", _seed_oss, {**LAYER, "post_attention_layernorm": "post_attention_norm"}

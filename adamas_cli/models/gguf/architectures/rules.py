@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.models.gguf.architectures.architecture import LAYER, Names, Place, Recipe
 from adamas_cli.models.gguf.keys import Keys
 
@@ -141,3 +142,26 @@ def expert_fields(keys: Keys, count: str = "num_experts") -> dict[str, Any]:
             "expert_feed_forward_length", keys.number("feed_forward_length", 0)
         ),
     }
+
+
+def routed_fields(keys: Keys) -> dict[str, Any]:
+    """The same of those that choose experts as DeepSeek does."""
+    return {
+        **expert_fields(keys, "n_routed_experts"),
+        "n_shared_experts": keys.get("expert_shared_count", 0) or None,
+        "first_k_dense_replace": keys.get("leading_dense_block_count", 0),
+        "n_group": keys.get("expert_group_count", 0) or 1,
+        "topk_group": keys.get("expert_group_used_count", 0) or 1,
+        "routed_scaling_factor": keys.get("expert_weights_scale", 0) or 1.0,
+        "norm_topk_prob": keys.get("expert_weights_norm", False),
+    }
+
+
+SOFTMAX, SIGMOID = 1, 2
+
+
+def require_gating(keys: Keys, expected: int) -> None:
+    """Raise ModelUnavailableError where a file weighs experts by another function than its architecture."""
+    found = keys.get("expert_gating_func", expected)
+    if found not in (0, expected):
+        raise ModelUnavailableError(f"it weighs experts by function {found}, not {expected}")
