@@ -45,6 +45,12 @@ class Keys:
         value = self._values.get(f"{self.architecture}.{name}", default)
         return [_decimal(one) for one in value] if isinstance(value, list) else _decimal(value)
 
+    def outside(self, name: str) -> Any:
+        """The value of a key that is not under the architecture's name. Raises ModelUnavailableError."""
+        if name not in self._values:
+            raise ModelUnavailableError(f"it lacks the key {name}")
+        return self._values[name]
+
     def need(self, name: str) -> Any:
         """The same of one that must be there. Raises ModelUnavailableError."""
         value = self.get(name, _NEEDED)

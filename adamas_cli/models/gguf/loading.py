@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from adamas_cli.errors import ModelUnavailableError
+from adamas_cli.models.folder import CONFIG
 from adamas_cli.models.gguf.architectures import Architecture, architecture_of
 from adamas_cli.models.gguf.file import GgufFile
 from adamas_cli.models.gguf.rows import FileRows
@@ -37,7 +39,8 @@ def build_model(
     config = AutoConfig.from_pretrained(directory, local_files_only=True)
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    _Filling(file, architecture, config.to_dict(), model, dtype, device, put).fill()
+    written = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    _Filling(file, architecture, written, model, dtype, device, put).fill()
     _compute_buffers(model, device)
     return model
 

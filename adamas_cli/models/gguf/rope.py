@@ -21,7 +21,10 @@ def rope_parameters(keys: Keys, head_dim: int, factors: Mapping[str, list[float]
     LONG that the file has.
     """
     rotated = keys.get("rope.dimension_count", head_dim)
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": keys.get("rope.freq_base", DEFAULT_BASE)}
+    base = keys.get("rope.freq_base", DEFAULT_BASE)
+    if keys.get("rope.freq_base_swa", base) != base:
+        raise ModelUnavailableError("its layers with windows turn positions at another rate")
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": base}
     if rotated != head_dim:
         rope["partial_rotary_factor"] = rotated / head_dim
     rope |= scaling(keys)

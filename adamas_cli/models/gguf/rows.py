@@ -38,6 +38,11 @@ class FileRows(nn.Module):
     def __del__(self) -> None:
         os.close(self._descriptor)
 
+    @property
+    def weight(self) -> Tensor:
+        """No numbers: for models that ask on which device and in which format their embeddings are."""
+        return torch.empty(0, dtype=self._dtype)
+
     def forward(self, ids: Tensor) -> Tensor:
         """ids [...] -> rows [..., embedding_dim]. Raises IndexError for an id that is none."""
         tokens, places = torch.unique(ids, return_inverse=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
-from adamas_kernels.blocks import BlockWeight, row_bytes, unpack
+from adamas_kernels.blocks import BlockWeight, block_size, row_bytes, unpack
 from torch import Tensor
 
 
@@ -43,6 +43,19 @@ class Stored:
             return stored(self.numbers()[index])
         data = self.data.view(self.shape[0], -1)[index].flatten()
         return Stored(self.kind, data, (len(index), *self.shape[1:]))
+
+    def pick_columns(self, index: Tensor) -> Stored:
+        """A matrix with its columns in another order: in whole blocks where these stay together, else as
+        numbers.
+        """
+        width, size = block_size(self.kind)
+        blocks = index.view(-1, width)
+        first = blocks[:, :1]
+        if not torch.equal(blocks, first + torch.arange(width)) or bool((first % width).any()):
+            return stored(self.numbers()[:, index])
+        rows, columns = self.shape
+        data = self.data.view(rows, columns // width, size)[:, first.flatten() // width]
+        return Stored(self.kind, data.flatten(), self.shape)
 
     def part(self, first: int, last: int) -> Stored:
         """Some of the first axis, as a view where it has rows."""

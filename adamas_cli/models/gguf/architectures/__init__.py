@@ -21,6 +21,7 @@ from adamas_cli.models.gguf.architectures import (
     olmo,
     phi,
     qwen,
+    qwen_linear,
 )
 from adamas_cli.models.gguf.architectures.architecture import Architecture
 from adamas_cli.models.gguf.file import GgufFile
@@ -40,6 +41,7 @@ ARCHITECTURES: Mapping[str, Architecture | Callable[[GgufFile], Architecture]] =
     **older.ARCHITECTURES,
     **olmo.ARCHITECTURES,
     **phi.ARCHITECTURES,
+    **qwen_linear.ARCHITECTURES,
     **qwen.ARCHITECTURES,
 }
 

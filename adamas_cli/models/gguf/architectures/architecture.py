@@ -77,7 +77,8 @@ def _nothing(_keys: Keys, _common: dict[str, Any]) -> dict[str, Any]:
 class Architecture:
     """model_type: transformers' name. fields: what its config has beyond the common ones, or otherwise.
     layer, ends: from a module's or parameter's name, in a layer or outside, to the file's. layers: what
-    stands before a layer's number. unused: patterns of tensors that transformers' model has no place for.
+    stands before a layer's number. unused: patterns of tensors that transformers' model has no place for;
+    without: common fields that its config refuses. rotates: whether all layers turn positions alike.
     """
 
     model_type: str
@@ -86,19 +87,23 @@ class Architecture:
     ends: Names = field(default_factory=lambda: ENDS)
     layers: str = "model.layers."
     unused: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    rotates: bool = True
 
     def config(self, keys: Keys, file: GgufFile) -> dict[str, Any]:
         """The model's config as transformers writes it. Raises ModelUnavailableError where a key is missing
         or cannot be followed.
         """
         common = common_fields(keys, file)
+        if self.rotates:
+            common["rope_parameters"] = rope_parameters(keys, common["head_dim"], _factors(file))
         config = {"model_type": self.model_type, **common, **self.fields(keys, common)}
         known, _ = keys.left()
         if known:
             raise ModelUnavailableError(
                 f"its key {known[0]} changes the model in a way that is not known here"
             )
-        return config
+        return {name: value for name, value in config.items() if name not in self.without}
 
     def stored(self, parameter: str, file: GgufFile, config: Mapping[str, Any]) -> Stored:
         """The numbers of a parameter of transformers' model. Raises ModelUnavailableError."""
@@ -157,7 +162,6 @@ def common_fields(keys: Keys, file: GgufFile) -> dict[str, Any]:
         "head_dim": head_dim,
         "max_position_embeddings": keys.need("context_length"),
         "tie_word_embeddings": not keys.has("output.weight"),
-        "rope_parameters": rope_parameters(keys, head_dim, _factors(file)),
         "bos_token_id": keys.token("bos"),
         "eos_token_id": keys.token("eos"),
         "pad_token_id": keys.token("padding"),

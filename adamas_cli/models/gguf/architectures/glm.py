@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from adamas_cli.models.gguf.architectures.architecture import LAYER, Architecture
-from adamas_cli.models.gguf.architectures.rules import dense_or_experts, renamed, routed_fields, shared_expert
+from adamas_cli.models.gguf.architectures.rules import (
+    SIGMOID,
+    dense_or_experts,
+    renamed,
+    require_gating,
+    routed_fields,
+    shared_expert,
+)
 from adamas_cli.models.gguf.keys import Keys
 
 _GLM4 = {
@@ -28,6 +35,7 @@ def _glm4(keys: Keys, _: dict[str, Any]) -> dict[str, Any]:
 
 
 def _glm4_moe(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
+    require_gating(keys, SIGMOID)
     return {
         **routed_fields(keys),
         **_glm4(keys, common),

@@ -91,7 +91,7 @@ def _of_activation(name: str) -> Recipe:
 
 
 def _apertus(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
-    numbers = {name: keys.need(f"xielu.{name}") for name in _XIELU}
+    numbers = {name: keys.outside(f"xielu.{name}") for name in _XIELU}
     return {"hidden_act": "xielu", "attention_bias": False, "mlp_bias": False, "xielu": numbers}
 
 

@@ -20,7 +20,7 @@ def _grouped(place: Place) -> Stored:
 
     fused, groups = place("attn_qkv"), place.config["num_key_value_heads"]
     rows = torch.arange(fused.shape[0])
-    width = place.config["head_dim"]
+    width = place.config["hidden_size"] // place.config["num_attention_heads"]
     queries, keys, values = rows.split([place.config["num_attention_heads"] * width] + [groups * width] * 2)
     parts = [part.view(groups, -1) for part in (queries, keys, values)]
     return fused.pick(torch.cat(parts, 1).flatten())
@@ -159,6 +159,7 @@ ARCHITECTURES = {
         {**_FOUR, **_BY_ATTENTION, "ln_attn": "attn_norm_2", "ln_mlp": "attn_norm"},
         _FALCON_ENDS,
         "transformer.h.",
+        without=("head_dim",),
     ),
     "mpt": Architecture(
         "mpt",

@@ -13,6 +13,7 @@ from adamas_cli.models.gguf.architectures.rules import (
 )
 from adamas_cli.models.gguf.file import GgufFile
 from adamas_cli.models.gguf.keys import Keys
+from adamas_cli.models.gguf.rope import DEFAULT_BASE, scaling
 
 _POST_NORMS = {
     **LAYER,
@@ -37,12 +38,18 @@ def _olmoe(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
 
 
 def _olmo3(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
+    """Only layers without a window scale positions."""
+    base = keys.get("rope.freq_base", DEFAULT_BASE)
+    rope = {
+        "full_attention": {"rope_type": "default", "rope_theta": base, **scaling(keys)},
+        "sliding_attention": {"rope_type": "default", "rope_theta": keys.get("rope.freq_base_swa", base)},
+    }
     slides = windows(keys, common["num_hidden_layers"], period=4)
-    return {**slides, "attention_bias": False}
+    return {**slides, "attention_bias": False, "rope_parameters": rope}
 
 
 _OLMO2 = Architecture("olmo2", layer=_POST_NORMS)
-_OLMO3 = Architecture("olmo3", _olmo3, _POST_NORMS)
+_OLMO3 = Architecture("olmo3", _olmo3, _POST_NORMS, rotates=False)
 
 
 def _of_olmo2(file: GgufFile) -> Architecture:
