@@ -140,17 +140,27 @@ def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _compute_buffers(model: PreTrainedModel, device: torch.device) -> None:
-    """Give memory to what a model computes of its config, such as frequencies, and have it computed."""
-    for module in model.modules():
-        pending = {name: buffer for name, buffer in module._buffers.items() if _is_meta(buffer)}
-        for name, buffer in pending.items():
-            module._buffers[name] = torch.empty_like(buffer, device=device)
-        module._is_hf_initialized = not pending
+    """Give memory to what a model computes of its config, such as frequencies, and have it computed.
+
+    Raises ModelUnavailableError for a model that does not do that again.
+    """
     for value in (*model.parameters(), *model.buffers()):
-        value._is_hf_initialized = False
-    for parameter in model.parameters():
-        parameter._is_hf_initialized = True
+        value._is_hf_initialized = True
+    pending = []
+    for name, module in model.named_modules():
+        module._is_hf_initialized = False
+        for leaf in [leaf for leaf, buffer in module._buffers.items() if _is_meta(buffer)]:
+            module._buffers[leaf] = _unset(module._buffers[leaf], device)
+            pending.append((f"{name}.{leaf}", module._buffers, leaf))
     model.initialize_weights()
+    for name, buffers, leaf in pending:
+        if buffers[leaf].is_floating_point() and bool(buffers[leaf].isnan().any()):
+            raise ModelUnavailableError(f"this version of transformers does not compute {name} of the model.")
+
+
+def _unset(buffer: Tensor, device: torch.device) -> Tensor:
+    value = torch.zeros_like(buffer, device=device)
+    return value.fill_(torch.nan) if value.is_floating_point() else value
 
 
 def _is_meta(value: Tensor | None) -> bool:

@@ -24,7 +24,7 @@ class Stored:
     @property
     def block_weight(self) -> BlockWeight:
         """It as a matrix; what is left of the shape is counted as rows."""
-        columns = self.shape[-1]
+        columns = self.shape[-1] if self.shape else 1
         return BlockWeight(self.kind, self.data.view(-1, row_bytes(self.kind, columns)), columns)
 
     def numbers(self) -> Tensor:
@@ -33,7 +33,7 @@ class Stored:
 
     def of_shape(self, *shape: int) -> Stored:
         """The same numbers in another shape. Rows of a quantized one must stay as they are."""
-        if self.kind in ("F32", "F16", "BF16") or shape[-1] == self.shape[-1]:
+        if self.kind in ("F32", "F16", "BF16") or shape[-1:] == self.shape[-1:]:
             return Stored(self.kind, self.data, shape)
         raise ValueError(f"rows of {self.kind} cannot be cut")
 

@@ -155,7 +155,7 @@ def common_fields(keys: Keys, file: GgufFile) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "vocab_size": file.entries["token_embd.weight"][1].shape[0],
         "hidden_size": hidden,
-        "intermediate_size": keys.number("feed_forward_length", 0),
+        "intermediate_size": keys.number("feed_forward_length", 0) or _width(keys),
         "num_hidden_layers": keys.need("block_count") - keys.get("nextn_predict_layers", 0),
         "num_attention_heads": heads,
         "num_key_value_heads": keys.number("attention.head_count_kv", heads),
@@ -173,6 +173,11 @@ def common_fields(keys: Keys, file: GgufFile) -> dict[str, Any]:
         if (value := keys.get(key)) is not None:
             fields[field_name] = value
     return fields
+
+
+def _width(keys: Keys) -> int:
+    """Of MLPs, by the first that there is: some converters write 0 for it."""
+    return next((rows for name, rows in keys.rows.items() if name.endswith(".ffn_up.weight")), 0)
 
 
 def _factors(file: GgufFile) -> dict[str, list[float]]:

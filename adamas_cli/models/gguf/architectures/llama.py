@@ -18,6 +18,9 @@ from adamas_cli.models.gguf.keys import Keys
 if TYPE_CHECKING:
     from adamas_cli.models.gguf.stored import Stored
 
+# The larger Llama 4 alone has no norms of queries and keys, which are without weights; llama.cpp knows it by
+# the same number.
+_EXPERTS_OF_MAVERICK = 128
 _LAYER = {**LAYER, **ROTATED_BY_HALVES, "self_attn.o_proj": or_zeros("attn_output")}
 
 
@@ -131,7 +134,7 @@ ARCHITECTURES = {
         "llama4_text",
         _llama4,
         {
-            **_LAYER,
+            **LAYER,
             "feed_forward.gate_proj": "ffn_gate",
             "feed_forward.up_proj": "ffn_up",
             "feed_forward.down_proj": "ffn_down",
