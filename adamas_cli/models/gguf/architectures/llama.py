@@ -93,9 +93,8 @@ def _llama4(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
         "no_rope_layers": with_rope,
         "attention_chunk_size": chunk,
         "layer_types": ["chunked_attention" if rope else "full_attention" for rope in with_rope],
-        "use_qk_norm": layers
-        == 48,  # of the models that there are, Scout alone has these norms, without weights
-        "attn_temperature_tuning": layers == 48,
+        "use_qk_norm": keys.get("expert_count") != _EXPERTS_OF_MAVERICK,
+        "attn_temperature_tuning": True,
         "attention_bias": False,
     }
 
