@@ -608,6 +608,7 @@ def build(name: str) -> PreTrainedModel:
     common = {} if source.model_type in _OWN_NAMES else COMMON
     config = AutoConfig.for_model(source.model_type, **{**common, **source.fields})
     config.vocab_size = VOCABULARY
+    torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

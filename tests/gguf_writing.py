@@ -38,7 +38,7 @@ def write_source(name: str, model: Any, folder: Path) -> Path:
     path = folder / f"{name}.gguf"
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in (common_keys(config) | FACTS.get(architecture, _nothing)(config)).items():
-        _add(writer, key.format(arch=architecture), value)
+        add(writer, key.format(arch=architecture), value)
     for full, tensor in _tensors(architecture, tensors, config):
         writer.add_tensor(full, tensor.to(torch.float32).contiguous().numpy())
     writer.write_header_to_file()
@@ -48,7 +48,9 @@ def write_source(name: str, model: Any, folder: Path) -> Path:
     return path
 
 
-def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+def add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    """A key of the kind that suits its value, in place of one that is there; None is none."""
+    writer.kv_data[0].pop(key, None)
     if isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, int):
@@ -146,7 +148,10 @@ def _merged_experts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _stacked_altup(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Gemma 3n's projections one after another become one tensor each."""
-    for module, ours in (("altup_projections", "altup_proj"), ("altup_unembed_projections", "altup_unembd_proj")):
+    for module, ours in (
+        ("altup_projections", "altup_proj"),
+        ("altup_unembed_projections", "altup_unembd_proj"),
+    ):
         found = [full for full in sorted(tensors) if f".{module}." in full]
         if found:
             tensors[f"{ours}.weight"] = torch.stack([tensors.pop(full) for full in found])
@@ -312,7 +317,11 @@ def _falcon_h1(full: str, tensor: Tensor, config: Config) -> tuple[str, Tensor]:
 
 def _by_kind(full: str, tensor: Tensor, config: Config) -> tuple[str, Tensor]:
     """Queries, keys and values of each head, or of each group of heads, become all of each kind."""
-    full = re.sub(r"^transformer\.(?=(h|ln_f|word_embeddings_layernorm)\.)", "", full) if "n_head" in config else full
+    full = (
+        re.sub(r"^transformer\.(?=(h|ln_f|word_embeddings_layernorm)\.)", "", full)
+        if "n_head" in config
+        else full
+    )
     if "query_key_value" not in full:
         return full, tensor
     heads = config.get("num_attention_heads") or config["n_head"]
@@ -616,7 +625,9 @@ def _apertus_keys(config: Config) -> dict[str, Any]:
 def _parallel(config: Config) -> dict[str, Any]:
     if config["model_type"] == "gpt_neox":
         config = {**config, "num_key_value_heads": None}
-    heads = _own(attention__head_count_kv=config["num_key_value_heads"]) or _without("attention.head_count_kv")
+    heads = _own(attention__head_count_kv=config["num_key_value_heads"]) or _without(
+        "attention.head_count_kv"
+    )
     return heads | _rotated(config) | _own(use_parallel_residual=config["use_parallel_residual"])
 
 
@@ -671,8 +682,7 @@ FACTS: dict[str, Facts] = {
     "glm4moe": lambda config: _rotated(config) | _routed(config) | _own(expert_gating_func=2),
     "gpt-oss": _window,
     "nemotron": lambda config: (
-        _rotated(config)
-        | _own(attention__layer_norm_epsilon=config["norm_eps"], rope__scaling__type="none")
+        _rotated(config) | _own(attention__layer_norm_epsilon=config["norm_eps"], rope__scaling__type="none")
     ),
     "hunyuan-moe": lambda config: _own(
         expert_used_count=config["moe_topk"],

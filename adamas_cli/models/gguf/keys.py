@@ -11,6 +11,7 @@ from typing import Any
 from adamas_cli.errors import ModelUnavailableError
 
 _NEEDED = object()
+_MOST = 1 << 20  # of anything that is counted: no model has more heads or wider layers
 # What says nothing about the numbers that a model computes, or says it of a tensor that says so itself.
 _HARMLESS = frozenset(
     {
@@ -58,14 +59,14 @@ class Keys:
             raise ModelUnavailableError(f"it lacks the key {self.architecture}.{name}")
         return value
 
-    def number(self, name: str, default: Any = _NEEDED) -> Any:
-        """A number that is one for all layers, though a file may repeat it for each; layers that have none
+    def number(self, name: str, default: Any = _NEEDED) -> int:
+        """A count that is one for all layers, though a file may repeat it for each; layers that have none
         of it, with 0, do not count.
         """
         value = self.need(name) if default is _NEEDED else self.get(name, default)
-        if not isinstance(value, list):
-            return value
-        values = sorted(set(value) - {0})
+        values = sorted(set(value if isinstance(value, list) else [value]) - {0})
+        if any(type(one) is not int or not 0 < one <= _MOST for one in values):
+            raise ModelUnavailableError(f"its key {self.architecture}.{name} is {value!r:.40}")
         if len(values) > 1:
             raise ModelUnavailableError(f"its layers differ in {name}, from {values[0]} to {values[-1]}")
         return values[0] if values else 0

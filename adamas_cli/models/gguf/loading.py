@@ -36,12 +36,21 @@ def build_model(
     Raises ModelUnavailableError where the file lacks a tensor, or has one that the model does not.
     """
     architecture = architecture_of(file)
-    config = AutoConfig.from_pretrained(directory, local_files_only=True)
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model = _without_memory(file, directory, dtype)
     written = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
     _Filling(file, architecture, written, model, dtype, device, put).fill()
     _compute_buffers(model, device)
+    return model
+
+
+def _without_memory(file: GgufFile, directory: Path, dtype: torch.dtype) -> PreTrainedModel:
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except Exception as error:  # whatever a model's code raises for settings that make no sense
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ModelUnavailableError(f"cannot use {file.path}: its keys are no model's: {reason}") from error
     return model
 
 

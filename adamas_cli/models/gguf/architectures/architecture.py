@@ -147,16 +147,19 @@ def common_fields(keys: Keys, file: GgufFile) -> dict[str, Any]:
     if "token_embd.weight" not in file.entries:
         raise ModelUnavailableError("it lacks the tensor token_embd.weight")
     heads = keys.number("attention.head_count")
-    hidden = keys.need("embedding_length")
-    head_dim = keys.get("attention.key_length") or hidden // (heads or 1)
+    rows, hidden = file.entries["token_embd.weight"][1].shape[0], keys.number("embedding_length")
+    layers = keys.number("block_count") - keys.get("nextn_predict_layers", 0)
+    if layers > (there := _layers(file)):
+        raise ModelUnavailableError(f"it has tensors of {there} layers, and its keys name {layers}")
+    head_dim = keys.number("attention.key_length", 0) or hidden // (heads or 1)
     latent = keys.get("attention.kv_lora_rank") is not None
     if keys.get("attention.value_length", head_dim) != head_dim and not latent:
         raise ModelUnavailableError("its values have another length than its keys")
     fields: dict[str, Any] = {
-        "vocab_size": file.entries["token_embd.weight"][1].shape[0],
+        "vocab_size": rows,
         "hidden_size": hidden,
         "intermediate_size": keys.number("feed_forward_length", 0) or _width(keys),
-        "num_hidden_layers": keys.need("block_count") - keys.get("nextn_predict_layers", 0),
+        "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": keys.number("attention.head_count_kv", heads),
         "head_dim": head_dim,
@@ -173,6 +176,11 @@ def common_fields(keys: Keys, file: GgufFile) -> dict[str, Any]:
         if (value := keys.get(key)) is not None:
             fields[field_name] = value
     return fields
+
+
+def _layers(file: GgufFile) -> int:
+    found = (re.match(r"blk\.(\d{1,6})\.", name) for name in file.entries)
+    return max((int(layer[1]) + 1 for layer in found if layer), default=0)
 
 
 def _width(keys: Keys) -> int:

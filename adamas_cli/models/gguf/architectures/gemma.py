@@ -178,7 +178,9 @@ _GEMMA3N = {
 _GEMMA3N_ENDS = {
     **_PER_LAYER_ENDS,
     **{f"model.altup_projections.{index}": _stacked("altup_proj", index) for index in range(8)},
-    **{f"model.altup_unembed_projections.{index}": _stacked("altup_unembd_proj", index) for index in range(8)},
+    **{
+        f"model.altup_unembed_projections.{index}": _stacked("altup_unembd_proj", index) for index in range(8)
+    },
 }
 _GEMMA4 = {**LAYER, **_PLAIN_NORMS, **_PER_LAYER, "layer_scalar": "layer_output_scale"}
 _GEMMA4_ENDS = _PER_LAYER_ENDS

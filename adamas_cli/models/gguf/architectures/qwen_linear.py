@@ -28,7 +28,9 @@ def _fields(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
     layers = common["num_hidden_layers"]
     sections = keys.get("rope.dimension_sections")
     every = keys.get("full_attention_interval", 4)
-    recurrent = keys.get("attention.recurrent_layers") or [(layer + 1) % every != 0 for layer in range(layers)]
+    recurrent = keys.get("attention.recurrent_layers") or [
+        (layer + 1) % every != 0 for layer in range(layers)
+    ]
     heads = keys.need("ssm.time_step_rank")
     rope = dict(common["rope_parameters"])
     if sections:
