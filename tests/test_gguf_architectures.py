@@ -176,7 +176,7 @@ def test_any_part_opens_all(llama: Path, tmp_path: Path, given: int) -> None:
 def test_a_part_that_is_missing_is_named(llama: Path, tmp_path: Path) -> None:
     split = parts(llama, tmp_path / "parts", 3)
     split[1].unlink()
-    with pytest.raises(ModelUnavailableError, match="tiny-00002-of-00003.gguf is missing"):
+    with pytest.raises(ModelUnavailableError, match=r"tiny-00002-of-00003\.gguf is missing"):
         GgufFile(split[2])
 
 

@@ -38,6 +38,6 @@ def fits() -> Iterator[Fit]:
         each = shape.cache_bytes(1, item) + shape.code_bytes(1, DENSE_LAYERS)
         room = max(0, there - weights - PROGRAM) // each
         entry = find(alias.name)
-        present = entry is not None and (entry.file is not None or bool(entry.weights))
+        present = entry is not None and entry.file is not None
         needed = weights + PROGRAM + each * alias.context
         yield Fit(alias.name, present, alias.context, min(alias.context, room), needed)

@@ -57,8 +57,8 @@ class GgufFile:
         expected = self.keys.get("split.tensors.count", len(self.entries))
         if self.keys.get("split.count", 0) > len(self.files):
             raise ModelUnavailableError(
-                f"cannot use {path}: it is one of {self.keys['split.count']} parts, and its name does not say "
-                "where the others are."
+                f"cannot use {path}: it is one of {self.keys['split.count']} parts, and its name does not "
+                "say where the others are."
             )
         if expected != len(self.entries):
             raise ModelUnavailableError(

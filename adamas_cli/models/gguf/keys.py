@@ -90,10 +90,11 @@ class Keys:
         return tensor in self.rows
 
     def left(self) -> tuple[list[str], list[str]]:
-        """Keys of the model that nobody asked for and that are not neutral: those that the gguf package knows,
-        and those that nobody knows.
+        """Keys of the model that nobody asked for and that are not neutral: those that the gguf package
+        knows, and those that nobody knows.
         """
-        known, unknown = [], []
+        known: list[str] = []
+        unknown: list[str] = []
         prefix = f"{self.architecture}."
         for full, value in self._values.items():
             name = full.removeprefix(prefix)

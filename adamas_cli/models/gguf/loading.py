@@ -100,7 +100,8 @@ class _Filling:
             return None
         kind = self._stored(f"{name}.weight", module.weight).kind
         path, start = self._file.place(tensor)
-        return FileRows(path, start, kind, tuple(module.weight.shape), self._dtype, scale)
+        rows, width = module.weight.shape
+        return FileRows(path, start, kind, (rows, width), self._dtype, scale)
 
     def _linear(self, name: str, module: nn.Linear, weight: Stored) -> None:
         bias = None
@@ -116,8 +117,8 @@ class _Filling:
         if tuple(parameter.shape) != stored.shape:
             if parameter.numel() != torch.Size(stored.shape).numel():
                 raise ModelUnavailableError(
-                    f"cannot use {self._file.path}: {name} is {list(stored.shape)} there, and its keys make it "
-                    f"{list(parameter.shape)}."
+                    f"cannot use {self._file.path}: {name} is {list(stored.shape)} there, and its keys make "
+                    f"it {list(parameter.shape)}."
                 )
             stored = stored.of_shape(*parameter.shape)
         return stored

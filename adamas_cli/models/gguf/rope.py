@@ -17,8 +17,8 @@ _TOLERANCE = 1e-4  # of a factor: that of float32 arithmetic on both sides
 
 
 def rope_parameters(keys: Keys, head_dim: int, factors: Mapping[str, list[float]]) -> dict[str, Any]:
-    """Of all layers alike. head_dim: numbers of a head. factors: of those tensors among FREQUENCIES, SHORT and
-    LONG that the file has.
+    """Of all layers alike. head_dim: numbers of a head. factors: of those tensors among FREQUENCIES, SHORT
+    and LONG that the file has.
     """
     rotated = keys.get("rope.dimension_count", head_dim)
     base = keys.get("rope.freq_base", DEFAULT_BASE)

@@ -1,4 +1,4 @@
-"""The settings of a GGUF file's model in Hugging Face's layout, made once and kept: its config and tokenizer."""
+"""The settings of a GGUF file's model in Hugging Face's layout, made once: its config and tokenizer."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def stored(numbers: Tensor) -> Stored:
 
 
 def joined(parts: Sequence[Stored], axis: int = 0) -> Stored:
-    """Tensors side by side along an axis that is not the last, in their blocks where these are of one type."""
+    """Tensors side by side along an axis other than the last, in their blocks where these are of one type."""
     first = parts[0]
     if any(part.kind != first.kind for part in parts) or len(first.shape) == 1:
         return stored(torch.cat([part.numbers() for part in parts], axis))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.models.gguf.architectures import (
     cohere,
@@ -23,10 +21,10 @@ from adamas_cli.models.gguf.architectures import (
     qwen,
     qwen_linear,
 )
-from adamas_cli.models.gguf.architectures.architecture import Architecture
+from adamas_cli.models.gguf.architectures.architecture import Architecture, Known
 from adamas_cli.models.gguf.file import GgufFile
 
-ARCHITECTURES: Mapping[str, Architecture | Callable[[GgufFile], Architecture]] = {
+ARCHITECTURES: Known = {
     **cohere.ARCHITECTURES,
     **deepseek.ARCHITECTURES,
     **ernie.ARCHITECTURES,

@@ -140,6 +140,10 @@ class Architecture:
         ]
 
 
+Known = Mapping[str, "Architecture | Callable[[GgufFile], Architecture]"]
+"""Architectures by llama.cpp's names; what has one name for several models there is chosen by the file."""
+
+
 def common_fields(keys: Keys, file: GgufFile) -> dict[str, Any]:
     """The fields that the configs of most models have, from the keys that most files have."""
     if keys.get("attention.causal", True) is False:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from adamas_cli.models.gguf.architectures.architecture import LAYER, Architecture
+from adamas_cli.models.gguf.architectures.architecture import LAYER, Architecture, Known
 from adamas_cli.models.gguf.architectures.rules import windows
 from adamas_cli.models.gguf.keys import Keys
 
@@ -21,7 +21,7 @@ def _cohere2(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
     return {**_cohere(keys, common), **windows(keys, common["num_hidden_layers"], period=4)}
 
 
-ARCHITECTURES = {
+ARCHITECTURES: Known = {
     "command-r": Architecture("cohere", _cohere, {**LAYER}),
     "cohere2": Architecture("cohere2", _cohere2, {**LAYER}),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from adamas_cli.models.gguf.architectures.architecture import LAYER, Architecture, Place
+from adamas_cli.models.gguf.architectures.architecture import LAYER, Architecture, Known, Names, Place
 from adamas_cli.models.gguf.architectures.rules import (
     SIGMOID,
     SOFTMAX,
@@ -36,7 +36,7 @@ def _keys_and_values(place: Place) -> Stored:
     return stored(torch.cat((keys, values), 1).flatten(0, 1))
 
 
-_LATENT = {
+_LATENT: Names = {
     "self_attn.q_a_proj": "attn_q_a",
     "self_attn.q_a_layernorm": "attn_q_a_norm",
     "self_attn.q_b_proj": "attn_q_b",
@@ -44,7 +44,7 @@ _LATENT = {
     "self_attn.kv_a_layernorm": "attn_kv_a_norm",
     "self_attn.kv_b_proj": _keys_and_values,
 }
-_ROUTED = {
+_ROUTED: Names = {
     **shared_expert("mlp.shared_experts"),
     "mlp.gate.e_score_correction_bias": renamed("exp_probs_b", "bias"),
 }
@@ -111,7 +111,7 @@ def _of_deepseek2(file: GgufFile) -> Architecture:
     return _DEEPSEEK3 if corrects else _DEEPSEEK2
 
 
-ARCHITECTURES = {
+ARCHITECTURES: Known = {
     "deepseek2": _of_deepseek2,
     "minicpm3": Architecture("minicpm3", _minicpm3, {**LAYER, **_LATENT}),
     "dots1": Architecture("dots1", _dots1, dense_or_experts(_ROUTED)),

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from adamas_cli.models.gguf.architectures.architecture import LAYER, Architecture
+from adamas_cli.models.gguf.architectures.architecture import LAYER, Architecture, Known, Names
 from adamas_cli.models.gguf.architectures.rules import dense_or_experts, expert_fields, renamed, shared_expert
 from adamas_cli.models.gguf.keys import Keys
 
-_HUNYUAN = {**LAYER, "self_attn.query_layernorm": "attn_q_norm", "self_attn.key_layernorm": "attn_k_norm"}
+_HUNYUAN: Names = {
+    **LAYER,
+    "self_attn.query_layernorm": "attn_q_norm",
+    "self_attn.key_layernorm": "attn_k_norm",
+}
 
 
 def _ernie(keys: Keys, _: dict[str, Any]) -> dict[str, Any]:
@@ -50,7 +54,7 @@ def _hunyuan_moe(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-ARCHITECTURES = {
+ARCHITECTURES: Known = {
     "ernie4_5": Architecture("ernie4_5", _ernie, {**LAYER}),
     "ernie4_5-moe": Architecture(
         "ernie4_5_moe",

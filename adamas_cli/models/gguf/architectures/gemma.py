@@ -7,14 +7,14 @@ from statistics import NormalDist
 from typing import Any
 
 from adamas_cli.errors import ModelUnavailableError
-from adamas_cli.models.gguf.architectures.architecture import ENDS, LAYER, Architecture, Recipe
+from adamas_cli.models.gguf.architectures.architecture import ENDS, LAYER, Architecture, Known, Names, Recipe
 from adamas_cli.models.gguf.architectures.rules import less_one, windows
 from adamas_cli.models.gguf.file import GgufFile
 from adamas_cli.models.gguf.keys import Keys
 from adamas_cli.models.gguf.rope import DEFAULT_BASE, FREQUENCIES, scaling
 
-_ENDS = {**ENDS, "model.norm": less_one("output_norm")}
-_NORMS = {
+_ENDS: Names = {**ENDS, "model.norm": less_one("output_norm")}
+_NORMS: Names = {
     "input_layernorm": less_one("attn_norm"),
     "post_attention_layernorm": less_one("post_attention_norm"),
     "pre_feedforward_layernorm": less_one("ffn_norm"),
@@ -22,8 +22,8 @@ _NORMS = {
     "self_attn.q_norm": less_one("attn_q_norm"),
     "self_attn.k_norm": less_one("attn_k_norm"),
 }
-# Of the largest model of a generation, by its layers, queries are scaled by the width of a head's share of the
-# hidden size, and not by the length of its keys; llama.cpp knows it by the same number.
+# The largest model of a generation scales queries by a head's share of the hidden size, and not by the length
+# of its keys; llama.cpp knows it by the same number of layers.
 _LAYERS_OF_GEMMA2_27B, _LAYERS_OF_GEMMA3_27B = 46, 62
 
 
@@ -145,24 +145,24 @@ def _stacked(name: str, index: int) -> Recipe:
     return lambda place: place(name).part(index, index + 1)
 
 
-_PLAIN_NORMS = {
+_PLAIN_NORMS: Names = {
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "post_attention_norm",
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
-_PER_LAYER = {
+_PER_LAYER: Names = {
     "per_layer_input_gate": "inp_gate",
     "per_layer_projection": "proj",
     "post_per_layer_input_norm": "post_norm",
 }
-_PER_LAYER_ENDS = {
+_PER_LAYER_ENDS: Names = {
     **ENDS,
     "model.embed_tokens_per_layer": "per_layer_token_embd",
     "model.per_layer_model_projection": "per_layer_model_proj",
     "model.per_layer_projection_norm": "per_layer_proj_norm",
 }
-_GEMMA3N = {
+_GEMMA3N: Names = {
     **LAYER,
     **_PLAIN_NORMS,
     **_PER_LAYER,
@@ -175,18 +175,18 @@ _GEMMA3N = {
     "laurel.linear_right": "laurel_r",
     "laurel.post_laurel_norm": "laurel_post_norm",
 }
-_GEMMA3N_ENDS = {
+_GEMMA3N_ENDS: Names = {
     **_PER_LAYER_ENDS,
     **{f"model.altup_projections.{index}": _stacked("altup_proj", index) for index in range(8)},
     **{
         f"model.altup_unembed_projections.{index}": _stacked("altup_unembd_proj", index) for index in range(8)
     },
 }
-_GEMMA4 = {**LAYER, **_PLAIN_NORMS, **_PER_LAYER, "layer_scalar": "layer_output_scale"}
+_GEMMA4: Names = {**LAYER, **_PLAIN_NORMS, **_PER_LAYER, "layer_scalar": "layer_output_scale"}
 _GEMMA4_ENDS = _PER_LAYER_ENDS
 _SHARED = (r"blk\.\d+\.attn_(k|v|k_norm)\.weight",)  # of layers that use an earlier one's
 
-ARCHITECTURES = {
+ARCHITECTURES: Known = {
     "gemma3n": Architecture("gemma3n_text", _gemma3n, _GEMMA3N, _GEMMA3N_ENDS, rotates=False, unused=_SHARED),
     "gemma4": _gemma4_rope,
     "gemma": Architecture(

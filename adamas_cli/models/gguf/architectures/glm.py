@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from adamas_cli.models.gguf.architectures.architecture import LAYER, Architecture
+from adamas_cli.models.gguf.architectures.architecture import LAYER, Architecture, Known, Names
 from adamas_cli.models.gguf.architectures.rules import (
     SIGMOID,
     dense_or_experts,
@@ -15,13 +15,13 @@ from adamas_cli.models.gguf.architectures.rules import (
 )
 from adamas_cli.models.gguf.keys import Keys
 
-_GLM4 = {
+_GLM4: Names = {
     **LAYER,
     "mlp.gate_up_proj": "ffn_up",
     "post_self_attn_layernorm": "post_attention_norm",
     "post_mlp_layernorm": "post_ffw_norm",
 }
-_GLM4_MOE = dense_or_experts(
+_GLM4_MOE: Names = dense_or_experts(
     {
         "post_attention_layernorm": "post_attention_norm",
         "mlp.gate.e_score_correction_bias": renamed("exp_probs_b", "bias"),
@@ -43,7 +43,7 @@ def _glm4_moe(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-ARCHITECTURES = {
+ARCHITECTURES: Known = {
     "glm4": Architecture("glm4", _glm4, _GLM4),
     "glm4moe": Architecture("glm4_moe", _glm4_moe, _GLM4_MOE),
 }

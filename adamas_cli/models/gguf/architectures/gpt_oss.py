@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from adamas_cli.models.gguf.architectures.architecture import LAYER, Architecture, Place
+from adamas_cli.models.gguf.architectures.architecture import LAYER, Architecture, Known, Place
 from adamas_cli.models.gguf.architectures.rules import computed, expert_fields, renamed, windows
 from adamas_cli.models.gguf.keys import Keys
 
@@ -35,7 +35,7 @@ def _fields(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
     return {**fields, **slides, "rope_parameters": rope, "intermediate_size": width}
 
 
-ARCHITECTURES = {
+ARCHITECTURES: Known = {
     "gpt-oss": Architecture(
         "gpt_oss",
         _fields,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from adamas_cli.models.gguf.architectures.architecture import LAYER, Architecture
+from adamas_cli.models.gguf.architectures.architecture import LAYER, Architecture, Known, Names
 from adamas_cli.models.gguf.architectures.mamba import mamba2
 from adamas_cli.models.gguf.architectures.rules import (
     ROTATED_BY_HALVES,
@@ -16,12 +16,12 @@ from adamas_cli.models.gguf.architectures.rules import (
 from adamas_cli.models.gguf.file import GgufFile
 from adamas_cli.models.gguf.keys import Keys
 
-_LAYER = {**LAYER, **ROTATED_BY_HALVES, "self_attn.o_proj": or_zeros("attn_output")}
-_SHARED = {
+_LAYER: Names = {**LAYER, **ROTATED_BY_HALVES, "self_attn.o_proj": or_zeros("attn_output")}
+_SHARED: Names = {
     "shared_mlp.input_linear": side_by_side("ffn_gate_shexp", "ffn_up_shexp"),
     "shared_mlp.output_linear": "ffn_down_shexp",
 }
-_ROUTED = {"block_sparse_moe.router": "ffn_gate_inp", **experts("block_sparse_moe.experts")}
+_ROUTED: Names = {"block_sparse_moe.router": "ffn_gate_inp", **experts("block_sparse_moe.experts")}
 
 
 def _granite(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
@@ -80,13 +80,13 @@ def _key_heads(keys: Keys, common: dict[str, Any]) -> int:
     return int(rows // common["head_dim"])
 
 
-_DENSE_SHARED = {
+_DENSE_SHARED: Names = {
     "shared_mlp.input_linear": side_by_side("ffn_gate", "ffn_up"),
     "shared_mlp.output_linear": "ffn_down",
 }
 _MOE = Architecture("granitemoe", _granite_moe, {**_LAYER, **_ROUTED})
 _MOE_SHARED = Architecture("granitemoeshared", _granite_moe, {**_LAYER, **_ROUTED, **_SHARED})
-_HYBRID = {**_LAYER, **mamba2("mamba")}
+_HYBRID: Names = {**_LAYER, **mamba2("mamba")}
 
 
 def _of_moe(file: GgufFile) -> Architecture:
@@ -99,7 +99,7 @@ def _of_hybrid(file: GgufFile) -> Architecture:
     return Architecture("granitemoehybrid", _granite_hybrid, {**_HYBRID, **_DENSE_SHARED})
 
 
-ARCHITECTURES = {
+ARCHITECTURES: Known = {
     "granite": Architecture("granite", _granite, _LAYER),
     "granitemoe": _of_moe,
     "granitehybrid": _of_hybrid,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from adamas_cli.models.gguf.architectures.architecture import ENDS, LAYER, Architecture, Place
+from adamas_cli.models.gguf.architectures.architecture import ENDS, LAYER, Architecture, Known, Names, Place
 from adamas_cli.models.gguf.architectures.rules import (
     SIGMOID,
     dense_or_experts,
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from adamas_cli.models.gguf.architectures.architecture import Recipe
     from adamas_cli.models.gguf.stored import Stored
 
-_LFM2 = {
+_LFM2: Names = {
     "conv.conv": "shortconv.conv",
     "conv.in_proj": "shortconv.in_proj",
     "conv.out_proj": "shortconv.out_proj",
@@ -37,13 +37,13 @@ _LFM2 = {
     "self_attn.q_layernorm": "attn_q_norm",
     "self_attn.k_layernorm": "attn_k_norm",
 }
-_LFM2_MOE = {
+_LFM2_MOE: Names = {
     **_LFM2,
     **experts("feed_forward.experts"),
     "feed_forward.gate": "ffn_gate_inp",
     "feed_forward.expert_bias": renamed("exp_probs_b", "bias"),
 }
-_LFM2_ENDS = {**ENDS, "model.embedding_norm": "token_embd_norm"}
+_LFM2_ENDS: Names = {**ENDS, "model.embedding_norm": "token_embd_norm"}
 _XIELU = ("alpha_p", "alpha_n", "beta", "eps")
 
 
@@ -85,6 +85,7 @@ def _of_activation(name: str) -> Recipe:
         from adamas_cli.models.gguf.stored import stored
 
         values = place.config["xielu"][name]
+        assert place.layer is not None  # an activation is one of a layer
         return stored(torch.tensor([values[place.layer] if isinstance(values, list) else values]))
 
     return recipe
@@ -112,7 +113,7 @@ def _jais2(keys: Keys, _: dict[str, Any]) -> dict[str, Any]:
     return {"attention_bias": keys.has("blk.0.attn_q.bias"), "mlp_bias": keys.has("blk.0.ffn_up.bias")}
 
 
-ARCHITECTURES = {
+ARCHITECTURES: Known = {
     "lfm2": Architecture("lfm2", _lfm2, _LFM2, _LFM2_ENDS),
     "lfm2moe": Architecture("lfm2_moe", _lfm2_moe, _LFM2_MOE, _LFM2_ENDS),
     "minimax-m2": Architecture(

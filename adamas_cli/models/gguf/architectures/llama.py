@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from adamas_cli.models.gguf.architectures.architecture import LAYER, Architecture, Place, Recipe
+from adamas_cli.models.gguf.architectures.architecture import LAYER, Architecture, Known, Names, Place, Recipe
 from adamas_cli.models.gguf.architectures.rules import (
     ROTATED_BY_HALVES,
     expert_fields,
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # The larger Llama 4 alone has no norms of queries and keys, which are without weights; llama.cpp knows it by
 # the same number.
 _EXPERTS_OF_MAVERICK = 128
-_LAYER = {**LAYER, **ROTATED_BY_HALVES, "self_attn.o_proj": or_zeros("attn_output")}
+_LAYER: Names = {**LAYER, **ROTATED_BY_HALVES, "self_attn.o_proj": or_zeros("attn_output")}
 
 
 def _llama(keys: Keys, _: dict[str, Any]) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def _of_llama(file: GgufFile) -> Architecture:
     return _MISTRAL if file.keys.get("llama.attention.sliding_window") else LLAMA
 
 
-ARCHITECTURES = {
+ARCHITECTURES: Known = {
     "llama": _of_llama,
     "internlm2": LLAMA,
     "minicpm": Architecture("granite", _minicpm, _LAYER),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from adamas_cli.models.gguf.architectures.architecture import ENDS, LAYER, Architecture, Place
+from adamas_cli.models.gguf.architectures.architecture import ENDS, LAYER, Architecture, Known, Names, Place
 from adamas_cli.models.gguf.architectures.mamba import mamba2
 from adamas_cli.models.gguf.architectures.rules import (
     SIGMOID,
@@ -34,8 +34,8 @@ _EXPERT_KEYS = (
     "expert_weights_norm",
     "expert_weights_scale",
 )
-_ATTENTION = {f"mixer.{name}_proj": f"attn_{name}" for name in "qkv"} | {"mixer.o_proj": "attn_output"}
-_MLP = {"mixer.up_proj": "ffn_up", "mixer.down_proj": "ffn_down"}
+_ATTENTION: Names = {f"mixer.{name}_proj": f"attn_{name}" for name in "qkv"} | {"mixer.o_proj": "attn_output"}
+_MLP: Names = {"mixer.up_proj": "ffn_up", "mixer.down_proj": "ffn_down"}
 
 
 def _nemotron_h(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
@@ -103,10 +103,14 @@ def _bare_norm(place: Place) -> Stored:
     return place("ffn_norm") if place.has("ffn_norm") else place.bare("ffn_norm")
 
 
-_NEMOTRON_H = {"norm": "attn_norm", **mamba2("mixer"), **_ATTENTION, **_MLP}
-_NEMOTRON_H_ENDS = {"model.embeddings": "token_embd", "model.norm_f": "output_norm", "lm_head": "output"}
+_NEMOTRON_H: Names = {"norm": "attn_norm", **mamba2("mixer"), **_ATTENTION, **_MLP}
+_NEMOTRON_H_ENDS: Names = {
+    "model.embeddings": "token_embd",
+    "model.norm_f": "output_norm",
+    "lm_head": "output",
+}
 
-ARCHITECTURES = {
+ARCHITECTURES: Known = {
     "nemotron_h_moe": Architecture(
         "nemotron_h",
         _nemotron_h_moe,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from adamas_cli.models.gguf.architectures.architecture import LAYER, Architecture, Place, Recipe
+from adamas_cli.models.gguf.architectures.architecture import LAYER, Architecture, Known, Names, Place, Recipe
 from adamas_cli.models.gguf.architectures.rules import computed
 from adamas_cli.models.gguf.keys import Keys
 
@@ -105,7 +105,7 @@ def _starcoder2(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-_GPT2 = {
+_GPT2: Names = {
     "ln_1": "attn_norm",
     "ln_2": "ffn_norm",
     "attn.c_attn": _transposed("attn_qkv"),
@@ -113,14 +113,14 @@ _GPT2 = {
     "mlp.c_fc": _transposed("ffn_up"),
     "mlp.c_proj": _transposed("ffn_down"),
 }
-_FOUR = {
+_FOUR: Names = {
     "mlp.dense_h_to_4h": "ffn_up",
     "mlp.dense_4h_to_h": "ffn_down",
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
 }
-_BY_ATTENTION = {"self_attention.query_key_value": _grouped, "self_attention.dense": "attn_output"}
-_MPT = {
+_BY_ATTENTION: Names = {"self_attention.query_key_value": _grouped, "self_attention.dense": "attn_output"}
+_MPT: Names = {
     "norm_1": "attn_norm",
     "norm_2": "ffn_norm",
     "attn.Wqkv": "attn_qkv",
@@ -128,10 +128,10 @@ _MPT = {
     "ffn.up_proj": "ffn_up",
     "ffn.down_proj": "ffn_down",
 }
-_TRANSFORMER = {"transformer.ln_f": "output_norm", "lm_head": "output"}
-_FALCON_ENDS = {**_TRANSFORMER, "transformer.word_embeddings": "token_embd"}
+_TRANSFORMER: Names = {"transformer.ln_f": "output_norm", "lm_head": "output"}
+_FALCON_ENDS: Names = {**_TRANSFORMER, "transformer.word_embeddings": "token_embd"}
 
-ARCHITECTURES = {
+ARCHITECTURES: Known = {
     "gpt2": Architecture(
         "gpt2",
         _gpt2,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from adamas_cli.models.gguf.architectures.architecture import LAYER, Architecture
+from adamas_cli.models.gguf.architectures.architecture import LAYER, Architecture, Known, Names
 from adamas_cli.models.gguf.architectures.rules import (
     ROTATED_BY_HALVES,
     dense_or_experts,
@@ -15,7 +15,7 @@ from adamas_cli.models.gguf.file import GgufFile
 from adamas_cli.models.gguf.keys import Keys
 from adamas_cli.models.gguf.rope import DEFAULT_BASE, scaling
 
-_POST_NORMS = {
+_POST_NORMS: Names = {
     **LAYER,
     "post_attention_layernorm": "post_attention_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
@@ -56,7 +56,7 @@ def _of_olmo2(file: GgufFile) -> Architecture:
     return _OLMO3 if file.keys.get("olmo2.attention.sliding_window") else _OLMO2
 
 
-ARCHITECTURES = {
+ARCHITECTURES: Known = {
     "olmo": Architecture("olmo", _olmo, {**LAYER, **ROTATED_BY_HALVES}),
     "olmo2": _of_olmo2,
     "olmoe": Architecture("olmoe", _olmoe, dense_or_experts({})),

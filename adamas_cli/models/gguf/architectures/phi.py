@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from adamas_cli.models.gguf.architectures.architecture import ENDS, LAYER, Architecture
+from adamas_cli.models.gguf.architectures.architecture import ENDS, LAYER, Architecture, Known, Names
 from adamas_cli.models.gguf.architectures.rules import expert_fields, experts
 from adamas_cli.models.gguf.keys import Keys
 
-_PHI2 = {
+_PHI2: Names = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -17,7 +17,7 @@ _PHI2 = {
     "mlp.fc1": "ffn_up",
     "mlp.fc2": "ffn_down",
 }
-_PHI3 = {**LAYER, "self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
+_PHI3: Names = {**LAYER, "self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
 
 
 def _phi3(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def _phimoe(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-ARCHITECTURES = {
+ARCHITECTURES: Known = {
     "phi2": Architecture("phi", layer=_PHI2, ends={**ENDS, "model.final_layernorm": "output_norm"}),
     "phi3": Architecture("phi3", _phi3, _PHI3),
     "phimoe": Architecture("phimoe", _phimoe, {**LAYER, "mlp.router": "ffn_gate_inp", **experts()}),

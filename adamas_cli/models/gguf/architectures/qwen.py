@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from adamas_cli.models.gguf.architectures.architecture import LAYER, Architecture
+from adamas_cli.models.gguf.architectures.architecture import LAYER, Architecture, Known, Names
 from adamas_cli.models.gguf.architectures.rules import dense_or_experts, expert_fields, shared_expert
 from adamas_cli.models.gguf.keys import Keys
 
-_SHARED = {**shared_expert("mlp.shared_expert"), "mlp.shared_expert_gate": "ffn_gate_inp_shexp"}
+_SHARED: Names = {**shared_expert("mlp.shared_expert"), "mlp.shared_expert_gate": "ffn_gate_inp_shexp"}
 
 
 def _qwen2(keys: Keys, _: dict[str, Any]) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def _qwen3_moe(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-ARCHITECTURES = {
+ARCHITECTURES: Known = {
     "qwen2": Architecture("qwen2", _qwen2, {**LAYER}),
     "qwen2vl": Architecture("qwen2", _qwen2, {**LAYER}),
     "qwen2moe": Architecture("qwen2_moe", _qwen2_moe, dense_or_experts(_SHARED)),

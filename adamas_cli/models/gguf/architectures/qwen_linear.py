@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from adamas_cli.models.gguf.architectures.architecture import ENDS, LAYER, Architecture, Names, Place, Recipe
+from adamas_cli.models.gguf.architectures.architecture import (
+    ENDS,
+    LAYER,
+    Architecture,
+    Known,
+    Names,
+    Place,
+    Recipe,
+)
 from adamas_cli.models.gguf.architectures.rules import (
     dense_or_experts,
     expert_fields,
@@ -152,7 +160,7 @@ _LATER: Names = {
 _EXPERTS: Names = {**shared_expert("mlp.shared_expert"), "mlp.shared_expert_gate": "ffn_gate_inp_shexp"}
 _ENDS: Names = {**ENDS, "model.norm": less_one("output_norm")}
 
-ARCHITECTURES = {
+ARCHITECTURES: Known = {
     "qwen3next": Architecture("qwen3_next", _mixture, dense_or_experts({**_NEXT, **_EXPERTS}), _ENDS),
     "qwen35": Architecture("qwen3_5_text", _fields, {**LAYER, **_LATER}, _ENDS),
     "qwen35moe": Architecture("qwen3_5_moe_text", _mixture, dense_or_experts({**_LATER, **_EXPERTS}), _ENDS),
