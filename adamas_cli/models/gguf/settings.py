@@ -12,11 +12,11 @@ from typing import Any
 from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.models.gguf.architectures import architecture_of
 from adamas_cli.models.gguf.file import GgufFile
-from adamas_cli.models.gguf.header import DamagedGgufError
+from adamas_cli.models.gguf.header import DamagedGgufError, read_header
 from adamas_cli.models.gguf.keys import Keys
-from adamas_cli.models.gguf_tokenizer import tokenizer_from_gguf
 from adamas_cli.models.places import exclusive, settings_directory, unwritable
 from adamas_cli.models.quiet import quiet_transformers
+from adamas_cli.models.vocabulary import ARRAYS, tokenizer_of
 from adamas_cli.progress import Progress
 
 LAYOUT = 1  # grows when what is written changes, so that older folders are made anew
@@ -72,7 +72,7 @@ def _write(path: Path, sha256: str, folder: Path, progress: Progress) -> None:
         unfinished.mkdir()
         (unfinished / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
         with quiet_transformers():
-            tokenizer_from_gguf(file.files[0], progress).save_pretrained(unfinished)
+            tokenizer_of(read_header(file.files[0], ARRAYS).keys, progress).save_pretrained(unfinished)
         (unfinished / ORIGIN).write_text(json.dumps(origin), encoding="utf-8")
         os.replace(unfinished, folder)
     except OSError as error:
