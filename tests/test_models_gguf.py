@@ -19,7 +19,6 @@ from adamas_cli.models import ModelFiles, load, resolve
 from adamas_cli.models.fetch import sha256_of
 from adamas_cli.models.gguf import settings
 from adamas_cli.models.gguf.header import DamagedGgufError, read_header
-from adamas_cli.models.gguf_tokenizer import tokenizer_from_gguf
 from adamas_cli.progress import Silent
 
 NAMES = {
@@ -163,49 +162,6 @@ def test_other_files_versions_and_kinds_are_named(whole: Path, tmp_path: Path) -
         read_header(damaged(tmp_path, b"PK\3\4" * 100))
     with pytest.raises(DamagedGgufError, match="version 99"):
         read_header(damaged(tmp_path, b"GGUF" + struct.pack("<I", 99) + whole.read_bytes()[8:]))
-
-
-# the tokenizer
-
-
-@pytest.mark.parametrize(
-    ("rule", "text", "tokens"),
-    [
-        ("qwen2", "12 e\u0301", ["1", "2", "Ġ", "Ã", "©"]),
-        ("smollm", "12 hello", ["1", "2", "Ġ", "hello"]),
-        ("gpt-2", "12 e\u0301", ["12", "Ġ", "e", "Ì", "ģ"]),
-        ("llama-bpe", "12345", ["12", "3", "4", "5"]),
-    ],
-)
-def test_text_is_split_by_the_rule_that_the_file_names(
-    tmp_path: Path, rule: str, text: str, tokens: list[str]
-) -> None:
-    tokenizer = tokenizer_from_gguf(write_gguf(tmp_path / "tiny.gguf", rule), Silent())
-    assert tokenizer.tokenize(text) == tokens
-    assert tokenizer.decode(tokenizer(text).input_ids) == ("12 \u00e9" if rule == "qwen2" else text)
-
-
-def test_control_tokens_are_special_and_unused_ones_are_left_out(tmp_path: Path) -> None:
-    tokenizer = tokenizer_from_gguf(write_gguf(tmp_path / "tiny.gguf", unused=5), Silent())
-    first = len(vocabulary())
-    assert tokenizer("<|im_end|><tool>").input_ids == [first, first + 2]
-    assert tokenizer.eos_token == CONTROL_TOKENS[0]
-    assert set(CONTROL_TOKENS) <= set(tokenizer.all_special_tokens)
-    assert tokenizer.decode([first, first + 2], skip_special_tokens=True) == "<tool>"
-    assert len(tokenizer) == first + 3
-    assert tokenizer.chat_template == CHAT_TEMPLATE
-
-
-def test_the_first_token_is_added_where_the_file_says_so(tmp_path: Path) -> None:
-    tokenizer = tokenizer_from_gguf(write_gguf(tmp_path / "tiny.gguf", add_bos=True), Silent())
-    assert tokenizer("hello").input_ids == [len(vocabulary()) + 1, vocabulary().index("hello")]
-    assert tokenizer("hello", add_special_tokens=False).input_ids == [vocabulary().index("hello")]
-
-
-def test_an_unknown_rule_is_said(tmp_path: Path) -> None:
-    notes = Notes()
-    tokenizer_from_gguf(write_gguf(tmp_path / "tiny.gguf", rule="of-tomorrow"), notes)
-    assert "'of-tomorrow'" in notes.noted[0]
 
 
 # the model

@@ -25,10 +25,22 @@ END_TOKENS = frozenset(
         "<|return|>",
         "<|endofturn|>",
         "<|END_OF_TURN_TOKEN|>",
+        "<|call|>",
+        "<|calls|>",
+        "<|flush|>",
+        "<end_of_utterance>",
+        "<\uff5cend\u2581of\u2581sentence\uff5c>",
+        "[e~[",
+        "[EOT]",
+        "[EOS]",
+        "<EOT>",
         "</s>",
         "<eos>",
     }
 )
+# Where a model has these, `<|end|>` ends only one of the messages that make up its answer.
+_ENDS_OF_ANSWERS = ({"<|return|>", "<|call|>"}, {"<|flush|>", "<|calls|>"})
+_END_OF_MESSAGE = "<|end|>"
 
 
 def stop_ids(model: PreTrainedModel, directory: Path) -> tuple[int, ...]:
@@ -51,4 +63,7 @@ def _end_tokens(directory: Path) -> list[int]:
     if not path.is_file():
         return []
     added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens", [])
-    return [token["id"] for token in added if token["special"] and token["content"] in END_TOKENS]
+    ends = {token["content"]: token["id"] for token in added if token["special"]}
+    if any(both <= ends.keys() for both in _ENDS_OF_ANSWERS):
+        ends.pop(_END_OF_MESSAGE, None)
+    return [id_ for text, id_ in ends.items() if text in END_TOKENS]

@@ -59,9 +59,9 @@ def tokenizer_of(keys: Mapping[str, Any], progress: Progress) -> PreTrainedToken
         tokenizer = sentencepiece(tokens, space_prefix=flag(keys, "add_space_prefix", True))
         adds_bos = True
     else:
+        named = _REFUSED.get(str(kind), f"a kind {kind!r}")
         raise ModelUnavailableError(
-            f"its vocabulary is of {_REFUSED.get(str(kind), f'an unknown kind, {kind!r}')}, which adamas does "
-            "not read.\nUse a model with another tokenizer."
+            f"its vocabulary is of {named}, which adamas does not read.\nUse a model with another tokenizer."
         )
     _add_tokens(tokenizer, tokens)
     _add_ends(tokenizer, tokens, bos=_adds(keys, "bos", adds_bos), eos=_adds(keys, "eos", False))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from adamas_cli.models.vocabulary import patterns
 from adamas_cli.models.vocabulary.splitting import Splitting
-from adamas_cli.models.vocabulary.tokens import Tokens
+from adamas_cli.models.vocabulary.tokens import Tokens, possible
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer, pre_tokenizers
@@ -18,9 +18,11 @@ def byte_level(tokens: Tokens, splitting: Splitting) -> Tokenizer:
 
     if not tokens.merges:
         raise ValueError("it lists no merges")
-    vocabulary = tokens.vocabulary
-    merges = [(left, right) for left, right in tokens.merges if left + right in vocabulary]
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=splitting.whole_words))
+    tokenizer = Tokenizer(
+        models.BPE(
+            tokens.vocabulary, possible(tokens.merges, tokens.vocabulary), ignore_merges=splitting.whole_words
+        )
+    )
     if splitting.nfc:
         tokenizer.normalizer = normalizers.NFC()
     *first, last = _steps(splitting.patterns)

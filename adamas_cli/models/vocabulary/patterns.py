@@ -33,7 +33,7 @@ def words(
     symbols: str = SYMBOLS,
     blank: str = BLANK,
 ) -> str:
-    """GPT-4's pattern and its relatives: contractions, words, numbers, symbols with line ends, white space."""
+    """GPT-4's pattern and its relatives: contractions, words, numbers, symbols, white space."""
     return f"{contraction}{letters}|{digits}|{symbols}|{blank}"
 
 
@@ -82,7 +82,7 @@ YOUTU = words(
     symbols=_SYMBOLS_WITH_SLASHES,
 )
 _NO_HAN = r"&&[^\p{Han}]"
-KIMI = rf"\p{{Han}}+|" + words(
+KIMI = r"\p{Han}+|" + words(
     UP_TO_THREE_DIGITS,
     contraction="",
     letters=cased_words(f"[{_UPPER}{_NO_HAN}]", f"[{_LOWER}{_NO_HAN}]", f"{CONTRACTION}?"),

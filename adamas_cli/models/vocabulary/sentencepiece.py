@@ -1,4 +1,4 @@
-"""Vocabularies of characters, with `▁` for a space and bytes for what they lack, as SentencePiece makes them."""
+"""SentencePiece's vocabularies of characters, with `▁` for a space and bytes for what they lack."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from adamas_cli.models.vocabulary.tokens import BYTE, NORMAL, USER_DEFINED, Tokens
+from adamas_cli.models.vocabulary.tokens import BYTE, NORMAL, USER_DEFINED, Tokens, possible
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -17,7 +17,7 @@ _ANY_BYTE = 256
 
 
 def sentencepiece(tokens: Tokens, *, space_prefix: bool) -> Tokenizer:
-    """The tokenizer without its added tokens, with merges by the pieces' scores, or those that the file lists.
+    """The tokenizer without its added tokens; its merges are listed, or follow from the pieces' scores.
     space_prefix: whether a text, and what comes after an added token, begins with a space.
 
     Raises ValueError where there are neither scores nor merges.
@@ -32,7 +32,7 @@ def sentencepiece(tokens: Tokens, *, space_prefix: bool) -> Tokenizer:
     tokenizer = Tokenizer(
         models.BPE(
             vocabulary,
-            list(dict.fromkeys(merges)),
+            possible(merges, vocabulary),
             unk_token=unknown,
             fuse_unk=True,
             byte_fallback=len(tokens.of_kind(BYTE)) == _ANY_BYTE,
@@ -48,13 +48,13 @@ def sentencepiece(tokens: Tokens, *, space_prefix: bool) -> Tokenizer:
 
 
 def _written(text: str) -> str:
-    """A token as merges meet it: converters write runs of spaces as such, and the text has blocks for them."""
+    """A token as merges meet it: converters write runs of spaces as such, where text has blocks."""
     return SPACE * len(text) if text.strip(" ") == "" else text
 
 
 def _runs(vocabulary: dict[str, int]) -> Iterator[tuple[str, str]]:
-    """Merges that rebuild tokens such as three line ends, before any other: SentencePiece looks for them first,
-    and no pair has a score for them.
+    """Merges that rebuild tokens such as three line ends, before any other: SentencePiece looks for them
+    first, and no pair has a score for them.
     """
     runs = sorted((text for text in vocabulary if _RUN.fullmatch(text)), key=len)
     for text in (text for text in runs if text[0] in (SPACE, "\n", "\t")):

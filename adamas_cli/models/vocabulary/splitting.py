@@ -86,6 +86,6 @@ _FAMILIES = {
 }
 
 SPLITTINGS = {name: splitting for splitting, names in _FAMILIES.items() for name in names.split()}
-"""By `tokenizer.ggml.pre`. Where llama.cpp only approximates the publisher's pattern, this is the publisher's."""
+"""By `tokenizer.ggml.pre`. The publisher's pattern, also where llama.cpp only approximates it."""
 
 UNKNOWN = _LLAMA3_BY_MERGES  # what most vocabularies of these years do, give or take a detail

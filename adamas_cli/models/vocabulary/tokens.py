@@ -62,7 +62,18 @@ def read_tokens(keys: Mapping[str, Any]) -> Tokens:
         CONTROL if kind == USER_DEFINED and text in END_TOKENS else kind
         for text, kind in zip(texts, kinds, strict=True)
     ]
-    return Tokens(texts, kinds, scores, [_pair(merge) for merge in _list(keys, "merges")], _roles(keys, texts))
+    return Tokens(
+        texts, kinds, scores, [_pair(merge) for merge in _list(keys, "merges")], _roles(keys, texts)
+    )
+
+
+def possible(merges: list[tuple[str, str]], vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
+    """The merges of tokens that there are; each once, since the library refuses all others."""
+    return [
+        (left, right)
+        for left, right in dict.fromkeys(merges)
+        if left in vocabulary and right in vocabulary and left + right in vocabulary
+    ]
 
 
 def end_ids(keys: Mapping[str, Any]) -> list[int]:
