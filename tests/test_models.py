@@ -103,12 +103,6 @@ def test_a_folder_that_lacks_one_shard_is_refused(tiny_model: Path, tmp_path: Pa
     refused(str(copy), "lacks model-00002-of-00002.safetensors")
 
 
-def test_a_folder_of_ggufs_says_which_name_to_give(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "some.gguf").touch()
-    refused(str(tmp_path / "model"), r"-m .*/some\.gguf")
-
-
 def test_names_of_nothing_are_refused(tmp_path: Path) -> None:
     refused("qwen2.5-coder-0.5", r"Did you mean qwen2\.5-coder-0\.5b\?")
     refused("no such model", "Short names are")
@@ -208,11 +202,6 @@ def test_the_bar_of_a_hub_download_ends_at_its_total(
     hub([path.name for path in tiny_model.iterdir()])
     resolve("owner/model", device="cpu", offline=False, progress=Counting())
     assert [sum(counts)] == totals
-
-
-def test_a_repository_of_ggufs_says_what_it_holds(hub: Callable[[list[str]], list[str]]) -> None:
-    hub(["README.md", "model-q4_k_m.gguf"])
-    refused("owner/model", r"holds GGUF files, such as model-q4_k_m\.gguf", offline=False)
 
 
 def test_a_repository_without_safetensors_says_so(hub: Callable[[list[str]], list[str]]) -> None:

@@ -13,6 +13,7 @@ from adamas_cli.errors import ModelUnavailableError, UsageError
 from adamas_cli.models.aliases import Alias, aliases
 from adamas_cli.models.default import default_name, write_default
 from adamas_cli.models.inventory import OnDisk, find, on_disk, remove, shape
+from adamas_cli.models.stores import HUB_CACHE, LLAMA_CPP, LM_STUDIO, OLLAMA
 
 if TYPE_CHECKING:
     from adamas_cli.terminal.display import Display
@@ -22,6 +23,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="List, fetch and remove models.",
 )
+
+_STORES = {
+    HUB_CACHE: "Hugging Face's cache, which other programs share: use `hf cache rm`",
+    OLLAMA: "ollama's store: use `ollama rm`",
+    LM_STUDIO: "LM Studio's folder: remove it there",
+    LLAMA_CPP: "llama.cpp's cache: remove it there",
+}
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Short name, or name on the Hugging Face hub.")]
 
@@ -38,7 +46,9 @@ def list_models(as_json: AsJson = False) -> None:
     rows = [("NAME", "ON DISK", "MODEL")]
     for entry in entries:
         mark = " (default)" if entry.name == default else ""
-        rows.append((entry.name + mark, _state(entry), entry.alias.title if entry.alias else ""))
+        rows.append(
+            (entry.name + mark, _state(entry), entry.alias.title if entry.alias else entry.program or "")
+        )
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     for name, state, title in rows:
         print(f"{name:{widths[0]}}  {state:>{widths[1]}}  {title}".rstrip())
@@ -48,8 +58,7 @@ def list_models(as_json: AsJson = False) -> None:
 def pull(name: Name) -> None:
     """Fetch a model, or check the one that is there and fetch it again if it is damaged."""
     from adamas_cli.models.fetch import fetch, local_file, verify
-    from adamas_cli.models.folder import require_complete
-    from adamas_cli.models.hub import download_snapshot
+    from adamas_cli.models.hub import download
 
     alias = aliases().get(name)
     with _display() as progress:
@@ -60,8 +69,8 @@ def pull(name: Name) -> None:
         elif Path(name).expanduser().exists():
             raise UsageError(f"{name} is already on this machine: pass it to -m as it is.")
         else:
-            path = download_snapshot(name, progress)
-            require_complete(path)
+            repository, _, tag = name.partition(":")
+            path = download(repository, progress, tag)
     print(path)
 
 
@@ -71,8 +80,8 @@ def remove_model(name: Name, yes: Yes = False) -> None:
     entry = _require(name)
     if not entry.paths:
         raise ModelUnavailableError(f"{name} is not on this machine; there is nothing to remove.")
-    if entry.alias is None and "/" in name:
-        raise UsageError(f"{name} is in Hugging Face's cache, which other programs share: use `hf cache rm`.")
+    if entry.program is not None:
+        raise UsageError(f"{name} is in {_STORES.get(entry.program, entry.program)}.")
     if not yes:
         confirm_removal(name, f"Remove {name} ({megabytes(entry.bytes)})?")
     with _display() as progress:
@@ -138,6 +147,7 @@ def _as_json(entry: OnDisk, default: str) -> dict[str, Any]:
         "name": entry.name,
         "title": entry.alias.title if entry.alias else None,
         "default": entry.name == default,
+        "program": entry.program,
         "fetched": entry.file is not None or (entry.alias is None and bool(entry.settings)),
         "bytes_on_disk": entry.bytes,
         "paths": [str(path) for path in entry.paths],

@@ -14,6 +14,7 @@ from adamas_cli.models.fetch import is_fetched, local_file, partial_file
 from adamas_cli.models.folder import CONFIG
 from adamas_cli.models.gguf.settings import ORIGIN
 from adamas_cli.models.places import exclusive, packed_files, settings_directory
+from adamas_cli.models.stores import HUB_CACHE, stored
 from adamas_cli.progress import Progress
 
 
@@ -28,6 +29,7 @@ class OnDisk:
     settings: tuple[Path, ...]  # folders of a GGUF file's settings, or the hub library's folder
     packed: tuple[Path, ...]  # files of weights packed for CPUs
     bytes: int  # all of these together
+    program: str | None = None  # another one, to which they belong
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -40,7 +42,7 @@ class OnDisk:
 
 
 def on_disk() -> list[OnDisk]:
-    """All aliases, fetched or not, then settings of local files, then models of the hub."""
+    """All aliases, fetched or not, settings of local files, then models of the hub and other programs."""
     kept = list(_settings())
     found = [_of_alias(alias, kept) for alias in aliases().values()]
     known = {alias.sha256 for alias in aliases().values()}
@@ -51,7 +53,7 @@ def on_disk() -> list[OnDisk]:
     for sha256, folders in others.items():
         settings = tuple(folder for folder, _ in folders)
         found.append(_entry(folders[0][1], settings=settings, packed=packed_files(sha256)))
-    return found + list(_of_hub())
+    return [*found, *_of_hub(), *_of_programs()]
 
 
 def find(name: str) -> OnDisk | None:
@@ -120,7 +122,12 @@ def _of_hub() -> Iterator[OnDisk]:
             hashes = (revision.commit_hash for revision in repository.revisions)
             packed = tuple(file for commit in hashes for file in packed_files(commit))
             size = repository.size_on_disk + sum(_size(file) for file in packed)
-            yield OnDisk(repository.repo_id, None, None, None, usable, packed, size)
+            yield OnDisk(repository.repo_id, None, None, None, usable, packed, size, HUB_CACHE)
+
+
+def _of_programs() -> Iterator[OnDisk]:
+    for model in stored():
+        yield OnDisk(model.name, None, model.path, None, (), (), model.bytes, model.program)
 
 
 def _entry(

@@ -15,14 +15,15 @@ from adamas_cli.models.aliases import Alias, aliases
 from adamas_cli.models.default import default_name
 from adamas_cli.models.earlier import remove_earlier
 from adamas_cli.models.fetch import fetch, is_fetched, sha256_of
-from adamas_cli.models.folder import fingerprint, require_complete
+from adamas_cli.models.folder import fingerprint, missing, require_complete
 from adamas_cli.models.gguf.file import is_gguf, parts_of
 from adamas_cli.models.gguf.settings import write_settings
-from adamas_cli.models.hub import cached_snapshot, download_snapshot
+from adamas_cli.models.hub import cached_snapshot, download
 from adamas_cli.models.places import models_directory
+from adamas_cli.models.stores import file_in_folder, file_in_hub_cache, find_stored
 from adamas_cli.progress import Progress
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(:(?P<tag>[\w.-]+))?")
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,9 @@ class ModelFiles:
 def resolve(name: str | None, *, device: str = "auto", offline: bool, progress: Progress) -> ModelFiles:
     """The files of the model called `name`, fetched if they are not there.
 
-    `name` is an alias, a folder, a .gguf file or a name on the Hugging Face hub; None is the user's default.
-    Raises ModelUnavailableError if it cannot be had, UsageError for a wrong device.
+    `name` is an alias, a folder, a .gguf file, a model of another program such as `ollama:qwen3:8b`, or a
+    name on the Hugging Face hub, with `:Q4_K_M` where it holds several; None is the user's default.
+    Raises ModelUnavailableError if it cannot be had, UsageError for a wrong device or a name of several.
     """
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when Hugging Face's libraries are first imported
@@ -54,10 +56,14 @@ def resolve(name: str | None, *, device: str = "auto", offline: bool, progress: 
     if is_gguf(path):
         return _from_gguf(name, path, progress)
     if path.is_dir():
+        if missing(path) is not None and (file := file_in_folder(path, name)) is not None:
+            return _from_gguf(name, file, progress)
         require_complete(path)
         return ModelFiles(name, path, fingerprint(path))
-    if _HUB_NAME.fullmatch(name):
-        return _from_hub(name, offline, progress)
+    if (model := find_stored(name)) is not None:
+        return _from_gguf(name, model.path, progress)
+    if named := _HUB_NAME.fullmatch(name):
+        return _from_hub(name, named["repository"], named["tag"] or "", offline, progress)
     raise _unknown(name)
 
 
@@ -69,8 +75,11 @@ def require_here(name: str | None, *, device: str = "auto") -> None:
         here = is_fetched(alias)
     else:
         path = Path(name).expanduser()
-        is_local = is_gguf(path) or path.is_dir() or not _HUB_NAME.fullmatch(name)
-        here = is_local or cached_snapshot(name) is not None
+        named = _HUB_NAME.fullmatch(name)
+        is_local = is_gguf(path) or path.is_dir() or named is None or find_stored(name) is not None
+        here = is_local or (
+            named is not None and _in_cache(named["repository"], named["tag"] or "") is not None
+        )
     if not here:
         raise ModelUnavailableError(
             f"{name} is not on this machine, and nothing is fetched for this.\n"
@@ -84,12 +93,13 @@ def _from_alias(alias: Alias, offline: bool, progress: Progress) -> ModelFiles:
 
 
 def _from_gguf(name: str, path: Path, progress: Progress) -> ModelFiles:
-    for part in parts_of(path.resolve()):
+    path = path.absolute()  # links, as in Hugging Face's cache, have the names of the parts
+    for part in parts_of(path):
         if not part.is_file():
-            beside = "" if part == path.resolve() else f"{path.name} is a part of a split model, and "
+            beside = "" if part == path else f"{path.name} is a part of a split model, and "
             raise ModelUnavailableError(f"{beside}there is no file {part}.")
-    sha256 = _sha256_of_parts(path.resolve(), progress)
-    return ModelFiles(name, write_settings(path.resolve(), sha256, progress), sha256, path.resolve())
+    sha256 = _sha256_of_parts(path, progress)
+    return ModelFiles(name, write_settings(path, sha256, progress), sha256, path)
 
 
 def _sha256_of_parts(path: Path, progress: Progress) -> str:
@@ -98,17 +108,24 @@ def _sha256_of_parts(path: Path, progress: Progress) -> str:
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def _from_hub(name: str, offline: bool, progress: Progress) -> ModelFiles:
-    directory = cached_snapshot(name)
-    if directory is None:
+def _from_hub(name: str, repository: str, tag: str, offline: bool, progress: Progress) -> ModelFiles:
+    found = _in_cache(repository, tag)
+    if found is None:
         if offline:
             raise ModelUnavailableError(
                 f"{name} is not on this machine, and `offline` forbids fetching it.\n"
                 f"Run `adamas models pull {name}` once while online."
             )
-        directory = download_snapshot(name, progress)
-        require_complete(directory)
-    return ModelFiles(name, directory, directory.name)
+        found = download(repository, progress, tag)
+    if is_gguf(found):
+        return _from_gguf(name, found, progress)
+    return ModelFiles(name, found, found.name)
+
+
+def _in_cache(repository: str, tag: str) -> Path | None:
+    """The folder of a model in Hugging Face's cache, or its GGUF file. Raises SeveralFilesError."""
+    folder = None if tag else cached_snapshot(repository)
+    return folder or file_in_hub_cache(repository, tag)
 
 
 def _remembered_sha256(path: Path, progress: Progress) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.models.gguf.header import DamagedGgufError, GgufHeader, TensorEntry, read_header
@@ -16,15 +16,16 @@ if TYPE_CHECKING:
     from adamas_cli.models.gguf.stored import Stored
 
 SUFFIX = ".gguf"
+Name = TypeVar("Name", bound=PurePath)
 _PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})", re.DOTALL)
 
 
-def is_gguf(path: Path) -> bool:
+def is_gguf(path: PurePath) -> bool:
     """Whether a path is that of a GGUF file, by its name."""
     return path.suffix.lower() == SUFFIX
 
 
-def parts_of(path: Path) -> list[Path]:
+def parts_of(path: Name) -> list[Name]:
     """The files of a model, any of which may be given, in their order: one, or those of a split one."""
     name = _PART.fullmatch(path.stem)
     if name is None:
