@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adamas_cli.commands.shared import AsJson, Yes, confirm_removal, megabytes, print_json
+from adamas_cli.commands.shared import AsJson, Yes, confirm_removal, megabytes, print_json, told
 from adamas_cli.errors import ModelUnavailableError, UsageError
 from adamas_cli.models.aliases import Alias, aliases
 from adamas_cli.models.default import default_name, write_default
 from adamas_cli.models.inventory import OnDisk, find, on_disk, remove, shape
+from adamas_cli.models.quantizations import gigabytes
 from adamas_cli.models.stores import HUB_CACHE, LLAMA_CPP, LM_STUDIO, OLLAMA
 
 if TYPE_CHECKING:
+    from adamas_cli.models.recommended import Recommended
+    from adamas_cli.planning.fitting import Fit
     from adamas_cli.terminal.display import Display
 
 app = typer.Typer(
@@ -52,6 +55,26 @@ def list_models(as_json: AsJson = False) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     for name, state, title in rows:
         print(f"{name:{widths[0]}}  {state:>{widths[1]}}  {title}".rstrip())
+
+
+@app.command("recommended")
+def list_recommended(as_json: AsJson = False) -> None:
+    """List models that are good with long documents, and how many tokens of context fit this machine."""
+    from adamas_cli.models.recommended import as_of, recommended
+    from adamas_cli.planning.fitting import recommended_fits
+
+    models = list(zip(recommended(), recommended_fits(), strict=True))
+    if as_json:
+        print_json([_recommended_as_json(model, fit) for model, fit in models])
+        return
+    rows = [("FOR", "SIZE", "CONTEXT", "FITS HERE", "LICENCE", "NAME")]
+    for model, fit in models:
+        size = gigabytes(model.bytes)
+        rows.append((model.memory, size, f"{model.context:,}", told(fit), model.license, model.name))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    for row in rows:
+        print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=False)) + f"  {row[5]}")
+    print(f"\nAs of {as_of()}. Fetch one with `adamas models pull NAME`, and ask it with -m NAME.")
 
 
 @app.command("pull")
@@ -151,6 +174,19 @@ def _as_json(entry: OnDisk, default: str) -> dict[str, Any]:
         "fetched": entry.file is not None or (entry.alias is None and bool(entry.settings)),
         "bytes_on_disk": entry.bytes,
         "paths": [str(path) for path in entry.paths],
+    }
+
+
+def _recommended_as_json(model: Recommended, fit: Fit) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "title": model.title,
+        "for": model.memory,
+        "license": model.license,
+        "bytes": model.bytes,
+        "context": model.context,
+        "fetched": fit.present,
+        "fitting_tokens": fit.largest,
     }
 
 

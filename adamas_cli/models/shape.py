@@ -161,17 +161,6 @@ class WeightCount:
         return int((self.matrices + self.head) * _PACKED_BITS / 8) + self.rest * item
 
 
-def expected_weights(config: dict[str, Any]) -> WeightCount:
-    """The count of a model with tied embeddings and gated MLPs, by its config; biases and norms, which are
-    few, left out.
-    """
-    shape = shape_of(config)
-    attention = 2 * shape.hidden * (shape.heads + shape.kv_heads) * shape.head_dim
-    matrices = shape.layers * (attention + 3 * shape.hidden * config["intermediate_size"])
-    head = shape.vocabulary * shape.hidden
-    return WeightCount(matrices, head, head, 0, tied=True)
-
-
 def count_weights(directory: Path) -> WeightCount:
     """Counts by the headers of a folder's safetensors files. A model without a matrix of its own behind the
     last layer uses its embeddings there. Raises ModelUnavailableError for damaged ones.
