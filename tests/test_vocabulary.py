@@ -248,8 +248,8 @@ PIECES = lines_of_words()
 
 def sentencepiece(**others: Any) -> Any:
     tokens, scores, kinds = PIECES
-    settings = {"merges": None, "scores": scores, "token_type": kinds, "eos_token_id": 2, **others}
-    return tokenizer_of(keys(None, "llama", tokens=tokens, **settings), Notes())
+    own = {"tokens": tokens, "merges": None, "scores": scores, "token_type": kinds, "eos_token_id": 2}
+    return tokenizer_of(keys(None, "llama", **(own | others)), Notes())
 
 
 _without_prefix = sentencepiece(add_space_prefix=False, add_bos_token=False)
@@ -264,6 +264,18 @@ def test_merges_follow_the_scores(text: str) -> None:
 def test_runs_are_single_tokens_wherever_they_stand() -> None:
     assert _without_prefix.tokenize("the\n\n\nthe    ") == ["the", "\n\n\n", "the", "▁▁▁▁"]
     assert _without_prefix.decode(_without_prefix("the\n\n  the é").input_ids) == "the\n\n  the é"
+
+
+def test_runs_that_are_words_like_others_wait_for_their_score() -> None:
+    tokens, scores, kinds = PIECES
+    plain = [1 if token in ("  ", "    ") else kind for token, kind in zip(tokens, kinds, strict=True)]
+    spaces = [token.replace(" ", "▁") for token in tokens]
+    late = [-1e6 if token in ("▁▁", "▁▁▁▁") else score for token, score in zip(spaces, scores, strict=True)]
+    tokenizer = sentencepiece(tokens=spaces, token_type=plain, scores=late)
+    word = next(
+        token for token in spaces if token[0] == "▁" and token[1:].isalpha() and f"▁{token}" not in spaces
+    )
+    assert tokenizer.tokenize(word.replace("▁", " ")) == ["▁", word]
 
 
 def test_a_text_begins_with_a_space_and_the_first_token_unless_the_file_says_otherwise() -> None:

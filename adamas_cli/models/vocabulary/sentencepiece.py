@@ -27,7 +27,8 @@ def sentencepiece(tokens: Tokens, *, space_prefix: bool) -> Tokenizer:
     if not tokens.scores and not tokens.merges:
         raise ValueError("it lists neither scores nor merges")
     vocabulary = {_written(text): id_ for text, id_ in reversed(tokens.vocabulary.items())}
-    merges = [*_runs(vocabulary), *(tokens.merges or _by_score(tokens, vocabulary))]
+    looked_for = set(map(_written, tokens.of_kind(USER_DEFINED)))
+    merges = [*_runs(looked_for, vocabulary), *(tokens.merges or _by_score(tokens, vocabulary))]
     unknown = tokens.named().get("unk_token")
     tokenizer = Tokenizer(
         models.BPE(
@@ -52,11 +53,11 @@ def _written(text: str) -> str:
     return SPACE * len(text) if text.strip(" ") == "" else text
 
 
-def _runs(vocabulary: dict[str, int]) -> Iterator[tuple[str, str]]:
-    """Merges that rebuild tokens such as three line ends, before any other: SentencePiece looks for them
-    first, and no pair has a score for them.
+def _runs(looked_for: set[str], vocabulary: dict[str, int]) -> Iterator[tuple[str, str]]:
+    """Merges that rebuild tokens such as three line ends, before any other: SentencePiece looks for such ones
+    before it merges, and no pair has a score for them.
     """
-    runs = sorted((text for text in vocabulary if _RUN.fullmatch(text)), key=len)
+    runs = sorted((text for text in looked_for if _RUN.fullmatch(text)), key=len)
     for text in (text for text in runs if text[0] in (SPACE, "\n", "\t")):
         for length in range(1, len(text)):
             if text[:length] in vocabulary and text[length:] in vocabulary:
