@@ -316,6 +316,21 @@ def test_answers_end_at_every_end_that_the_model_knows(tmp_path: Path) -> None:
         config=SimpleNamespace(get_text_config=lambda: config),
     )
     assert stop_ids(model, tmp_path) == (2, 3, 5, 6)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [9]}')
+    assert stop_ids(model, tmp_path) == (2, 3, 5, 6, 9)
+
+
+def test_the_end_of_a_message_ends_no_answer_that_has_several(tmp_path: Path) -> None:
+    tokens = {"<|end|>": 5, "<|return|>": 6, "<|call|>": 7}
+    added = [{"id": id_, "content": text, "special": True} for text, id_ in tokens.items()]
+    model: Any = SimpleNamespace(
+        generation_config=None,
+        config=SimpleNamespace(get_text_config=lambda: SimpleNamespace(eos_token_id=6)),
+    )
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    assert stop_ids(model, tmp_path) == (6, 7)
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added[:1]}))
+    assert stop_ids(model, tmp_path) == (5, 6)
 
 
 # the default

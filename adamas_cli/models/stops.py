@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+GENERATION = "generation_config.json"
 
 # How the chat templates and pretraining of the supported families end a turn or a text. Some models'
 # generation settings name only one of theirs, and every settings file that was made from a GGUF does.
@@ -48,6 +50,7 @@ def stop_ids(model: PreTrainedModel, directory: Path) -> tuple[int, ...]:
     named = [
         *_ids(getattr(model.generation_config, "eos_token_id", None)),
         *_ids(model.config.get_text_config().eos_token_id),
+        *_ids(_generation(directory).get("eos_token_id")),
     ]
     return tuple(sorted({*named, *_end_tokens(directory)}))
 
@@ -56,6 +59,15 @@ def _ids(value: int | Iterable[int] | None) -> list[int]:
     if value is None:
         return []
     return [value] if isinstance(value, int) else list(value)
+
+
+def _generation(directory: Path) -> dict[str, Any]:
+    """What the folder says of generation: a model that is made of a GGUF file has no settings of its own."""
+    try:
+        found: dict[str, Any] = json.loads((directory / GENERATION).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # there is none, or transformers has passed over it
+        return {}
+    return found
 
 
 def _end_tokens(directory: Path) -> list[int]:

@@ -16,7 +16,8 @@ from adamas_cli.models.gguf.header import DamagedGgufError, read_header
 from adamas_cli.models.gguf.keys import Keys
 from adamas_cli.models.places import exclusive, settings_directory, unwritable
 from adamas_cli.models.quiet import quiet_transformers
-from adamas_cli.models.vocabulary import ARRAYS, tokenizer_of
+from adamas_cli.models.stops import GENERATION
+from adamas_cli.models.vocabulary import ARRAYS, end_ids, tokenizer_of
 from adamas_cli.progress import Progress
 
 LAYOUT = 1  # grows when what is written changes, so that older folders are made anew
@@ -72,7 +73,10 @@ def _write(path: Path, sha256: str, folder: Path, progress: Progress) -> None:
         unfinished.mkdir()
         (unfinished / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
         with quiet_transformers():
-            tokenizer_of(read_header(file.files[0], ARRAYS).keys, progress).save_pretrained(unfinished)
+            keys = read_header(file.files[0], ARRAYS).keys
+            tokenizer_of(keys, progress).save_pretrained(unfinished)
+        generation = {"eos_token_id": end_ids(keys)}
+        (unfinished / GENERATION).write_text(json.dumps(generation), encoding="utf-8")
         (unfinished / ORIGIN).write_text(json.dumps(origin), encoding="utf-8")
         os.replace(unfinished, folder)
     except OSError as error:
