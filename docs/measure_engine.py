@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
 
-    files = resolve(options.model, dtype=options.dtype, offline=False, progress=Silent())
+    files = resolve(options.model, offline=False, progress=Silent())
     loaded = load(files, dtype=options.dtype, progress=Silent())
     text = options.text.read_text("utf-8")
     ids = Tokenizer.from_directory(files.directory).encode(text)[: options.tokens]

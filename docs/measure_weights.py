@@ -42,7 +42,7 @@ def main(name: str, text: Path, context: int = 4096, scored: int = 256) -> None:
     reference: Tensor | None = None
     print(f"{name}, {text.name}, {context:,} tokens read, {scored} compared\n\n{markdown_head(TITLES)}")
     for way, (dtype, quantization) in WAYS.items():
-        files = models.resolve(name, dtype=dtype, device="cpu", offline=True, progress=Silent())
+        files = models.resolve(name, device="cpu", offline=True, progress=Silent())
         loaded = models.load(files, device="cpu", dtype=dtype, quantization=quantization, progress=Silent())
         tokenizer = Tokenizer.from_directory(files.directory)
         ids = tokenizer.encode(text.read_text("utf-8")[: LONGEST_TOKEN * (context + scored + 1)])

@@ -168,4 +168,4 @@ def smollm2() -> ModelFiles:
     from adamas_cli.models import resolve
     from adamas_cli.progress import Silent
 
-    return resolve("smollm2-135m", dtype="float32", offline=False, progress=Silent())
+    return resolve("smollm2-135m", offline=False, progress=Silent())

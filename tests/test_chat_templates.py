@@ -8,13 +8,14 @@ from pathlib import Path
 from string import Template
 
 import pytest
-from conftest import CHAT_TEMPLATE, byte_tokenizer
+from conftest import CHAT_TEMPLATE, CONTROL_TOKENS, byte_tokenizer
 from test_chat_dialogue import File, dialogue, documents, replied, shown, tokenizer  # noqa: F401 - a fixture
 from test_cli import Runner, adamas, book  # noqa: F401 - fixtures
 
 from adamas_cli.errors import ModelUnavailableError, UsageError
 from adamas_cli.prompt.chat import ChatTemplateFile
 from adamas_cli.prompt.messages import AS_LISTS, NO_SYSTEM, NO_TEMPLATE
+from adamas_cli.prompt.opening import text_start
 from adamas_cli.prompt.template import frame
 from adamas_cli.session.dialogue import Turn
 
@@ -145,6 +146,24 @@ def test_a_conversation_takes_the_same_way(tokenizer, template: str, told: list[
         expected = expected.replace("<|im_start|>user\n", "<|im_start|>user\nBe brief.\n\n", 1)
     assert shown(tokenizer, talk.prompt(turns).ids) == expected
     assert notes == told
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["alone", "in a sequence"])
+def test_without_a_template_texts_begin_with_the_models_first_token(tmp_path: Path, wrapped: bool) -> None:
+    from tokenizers import processors
+
+    end, start = CONTROL_TOKENS[:2]
+    chat = byte_tokenizer()
+    ids = [(token, chat.convert_tokens_to_ids(token)) for token in (end, start)]
+    ends = processors.TemplateProcessing(f"{start} $A {end}", f"{start} $A $B", ids)
+    chat.backend_tokenizer.post_processor = processors.Sequence([ends]) if wrapped else ends
+    chat.chat_template = None
+    chat.save_pretrained(tmp_path)
+    for asked in (chat, ChatTemplateFile(tmp_path)):
+        assert frame(ASK, asked, system="Be brief.").head == f"{start}Be brief.\n\n"
+        assert text_start(asked) == start
+    chat.chat_template = CHAT_TEMPLATE
+    assert frame(ASK, chat).head == "<|im_start|>user\n"
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def find(name: str | None, *, offline: bool = True) -> ModelFiles:
-    return resolve(name, dtype="float32", device="cpu", offline=offline, progress=Silent())
+    return resolve(name, device="cpu", offline=offline, progress=Silent())
 
 
 def refused(name: str, words: str, *, offline: bool = True) -> None:
@@ -101,12 +101,6 @@ def test_a_folder_that_lacks_one_shard_is_refused(tiny_model: Path, tmp_path: Pa
     shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
     refused(str(copy), "lacks model-00002-of-00002.safetensors")
-
-
-def test_a_folder_of_ggufs_says_which_name_to_give(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "some.gguf").touch()
-    refused(str(tmp_path / "model"), r"-m .*/some\.gguf")
 
 
 def test_names_of_nothing_are_refused(tmp_path: Path) -> None:
@@ -210,11 +204,6 @@ def test_the_bar_of_a_hub_download_ends_at_its_total(
     assert [sum(counts)] == totals
 
 
-def test_a_repository_of_ggufs_says_what_it_holds(hub: Callable[[list[str]], list[str]]) -> None:
-    hub(["README.md", "model-q4_k_m.gguf"])
-    refused("owner/model", r"holds GGUF files, such as model-q4_k_m\.gguf", offline=False)
-
-
 def test_a_repository_without_safetensors_says_so(hub: Callable[[list[str]], list[str]]) -> None:
     hub(["config.json", "pytorch_model.bin"])
     refused("owner/model", "holds no safetensors", offline=False)
@@ -233,7 +222,7 @@ from adamas_cli.models import load, resolve
 from adamas_cli.progress import Silent
 
 try:
-    files = resolve(sys.argv[1], dtype="float32", device="cpu", offline=True, progress=Silent())
+    files = resolve(sys.argv[1], device="cpu", offline=True, progress=Silent())
     from transformers import AutoTokenizer
     AutoTokenizer.from_pretrained(files.directory)
     load(files, device="cpu", dtype="float32", progress=Silent())
@@ -327,6 +316,21 @@ def test_answers_end_at_every_end_that_the_model_knows(tmp_path: Path) -> None:
         config=SimpleNamespace(get_text_config=lambda: config),
     )
     assert stop_ids(model, tmp_path) == (2, 3, 5, 6)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [9]}')
+    assert stop_ids(model, tmp_path) == (2, 3, 5, 6, 9)
+
+
+def test_the_end_of_a_message_ends_no_answer_that_has_several(tmp_path: Path) -> None:
+    tokens = {"<|end|>": 5, "<|return|>": 6, "<|call|>": 7}
+    added = [{"id": id_, "content": text, "special": True} for text, id_ in tokens.items()]
+    model: Any = SimpleNamespace(
+        generation_config=None,
+        config=SimpleNamespace(get_text_config=lambda: SimpleNamespace(eos_token_id=6)),
+    )
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    assert stop_ids(model, tmp_path) == (6, 7)
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added[:1]}))
+    assert stop_ids(model, tmp_path) == (5, 6)
 
 
 # the default

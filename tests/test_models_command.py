@@ -10,7 +10,7 @@ import pytest
 from adamas_cli.cli import run
 from adamas_cli.models import aliases
 from adamas_cli.models.fetch import local_file, partial_file
-from adamas_cli.models.gguf import ORIGIN, weights_folder
+from adamas_cli.models.gguf.settings import ORIGIN, settings_folder
 
 ALIAS = aliases.Alias(
     name="tiny", title="Tiny", license="MIT", context=64, file="tiny.gguf", bytes=3, sha256="ab" * 32
@@ -33,8 +33,8 @@ def place(content: bytes = b"abc") -> None:
     local_file(ALIAS).write_bytes(content)
 
 
-def unpack(sha256: str = ALIAS.sha256, file: str = ALIAS.file) -> Path:
-    folder = weights_folder(sha256, "float32")
+def settle(sha256: str = ALIAS.sha256, file: str = ALIAS.file) -> Path:
+    folder = settings_folder(sha256)
     folder.mkdir(parents=True)
     (folder / ORIGIN).write_text(json.dumps({"file": file, "sha256": sha256}))
     (folder / "config.json").write_text(json.dumps({"num_hidden_layers": 4, "num_attention_heads": 2}))
@@ -45,15 +45,14 @@ def test_ls_says_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["models", "ls"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split() == ["tiny", "-", "Tiny"]
     place()
-    unpack()
-    unpack("cd" * 32, "mine.gguf")
+    settle()
+    settle("cd" * 32, "mine.gguf")
     assert run(["models", "ls", "--json"]) == 0
     tiny, mine = json.loads(capsys.readouterr().out)
-    assert (tiny["name"], tiny["fetched"], tiny["unpacked"]) == ("tiny", True, True)
-    assert (mine["name"], mine["unpacked"]) == ("mine.gguf", True)
+    assert (tiny["name"], tiny["fetched"]) == ("tiny", True)
+    assert mine["name"] == "mine.gguf"
     assert tiny["bytes_on_disk"] == sum(
-        path.stat().st_size
-        for path in (local_file(ALIAS), *weights_folder(ALIAS.sha256, "float32").iterdir())
+        path.stat().st_size for path in (local_file(ALIAS), *settings_folder(ALIAS.sha256).iterdir())
     )
 
 
@@ -64,9 +63,9 @@ def test_ls_marks_interrupted_downloads(capsys: pytest.CaptureFixture[str]) -> N
     assert "(partial)" in capsys.readouterr().out
 
 
-def test_rm_removes_the_file_and_the_weights(capsys: pytest.CaptureFixture[str]) -> None:
+def test_rm_removes_the_file_and_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
     place()
-    folder = unpack()
+    folder = settle()
     assert run(["models", "rm", "tiny", "-y"]) == 0
     assert "removed tiny" in capsys.readouterr().out
     assert not local_file(ALIAS).exists()
@@ -83,7 +82,7 @@ def test_rm_without_a_terminal_needs_yes(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_show_gives_the_hash_the_licence_and_the_shape(capsys: pytest.CaptureFixture[str]) -> None:
-    unpack()
+    settle()
     assert run(["models", "show", "tiny", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["sha256"], facts["license"], facts["layers"]) == (ALIAS.sha256, "MIT", 4)

@@ -1,4 +1,4 @@
-"""A GGUF file becomes the same model, tokenizer and settings in Hugging Face's layout, or one clear error."""
+"""A GGUF file becomes the same model, tokenizer and settings, or one clear error."""
 
 from __future__ import annotations
 
@@ -10,18 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
 import pytest
 import torch
 from conftest import CHAT_TEMPLATE, CONTROL_TOKENS, tiny_architecture
 
 from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.models import ModelFiles, load, resolve
-from adamas_cli.models import gguf as unpacking
 from adamas_cli.models.fetch import sha256_of
-from adamas_cli.models.gguf import unpack
-from adamas_cli.models.gguf_header import DamagedGgufError, read_header
-from adamas_cli.models.gguf_tokenizer import tokenizer_from_gguf
+from adamas_cli.models.gguf import settings
+from adamas_cli.models.gguf.header import DamagedGgufError, read_header
 from adamas_cli.progress import Silent
 
 NAMES = {
@@ -111,8 +108,16 @@ def damaged(tmp_path: Path, content: bytes) -> Path:
     return path
 
 
-def convert(path: Path, dtype: torch.dtype = torch.float32) -> Path:
-    return unpack(path, sha256_of(path, Silent()), dtype, Silent())
+def settle(path: Path) -> Path:
+    return settings.write_settings(path, sha256_of(path, Silent()), Silent())
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.noted: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.noted.append(text)
 
 
 # the header
@@ -122,8 +127,17 @@ def test_the_header_agrees_with_the_gguf_package(whole: Path) -> None:
     reader = gguf.GGUFReader(whole)
     arrays = ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type", "tokenizer.ggml.merges")
     header = read_header(whole, arrays)
-    assert header.tensors == len(reader.tensors)
-    assert header.parameters == sum(int(np.prod(tensor.shape)) for tensor in reader.tensors)
+    assert {
+        name: (entry.shape, entry.start, entry.bytes, entry.kind) for name, entry in header.tensors.items()
+    } == {
+        tensor.name: (
+            tuple(int(length) for length in reversed(tensor.shape)),
+            int(tensor.data_offset),
+            int(tensor.n_bytes),
+            tensor.tensor_type.name,
+        )
+        for tensor in reader.tensors
+    }
     assert header.end <= whole.stat().st_size < header.end + 32
     assert header.keys == {
         name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")
@@ -150,92 +164,44 @@ def test_other_files_versions_and_kinds_are_named(whole: Path, tmp_path: Path) -
         read_header(damaged(tmp_path, b"GGUF" + struct.pack("<I", 99) + whole.read_bytes()[8:]))
 
 
-# the tokenizer
+# the model
 
 
-@pytest.mark.parametrize(
-    ("rule", "text", "tokens"),
-    [
-        ("qwen2", "12 e\u0301", ["1", "2", "Ġ", "Ã", "©"]),
-        ("smollm", "12 hello", ["1", "2", "Ġ", "hello"]),
-        ("gpt-2", "12 e\u0301", ["12", "Ġ", "e", "Ì", "ģ"]),
-        ("llama-bpe", "12345", ["12", "3", "4", "5"]),
-    ],
-)
-def test_text_is_split_by_the_rule_that_the_file_names(
-    tmp_path: Path, rule: str, text: str, tokens: list[str]
-) -> None:
-    tokenizer = tokenizer_from_gguf(write_gguf(tmp_path / "tiny.gguf", rule), Silent())
-    assert tokenizer.tokenize(text) == tokens
-    assert tokenizer.decode(tokenizer(text).input_ids) == ("12 \u00e9" if rule == "qwen2" else text)
+def read(path: Path, dtype: str = "float32") -> Any:
+    files = resolve(str(path), device="cpu", offline=True, progress=Silent())
+    return load(files, device="cpu", dtype=dtype, quantization="none", progress=Silent())
 
 
-def test_control_tokens_are_special_and_unused_ones_are_left_out(tmp_path: Path) -> None:
-    tokenizer = tokenizer_from_gguf(write_gguf(tmp_path / "tiny.gguf", unused=5), Silent())
-    first = len(vocabulary())
-    assert tokenizer("<|im_end|><tool>").input_ids == [first, first + 2]
-    assert tokenizer.eos_token == CONTROL_TOKENS[0]
-    assert set(CONTROL_TOKENS) <= set(tokenizer.all_special_tokens)
-    assert tokenizer.decode([first, first + 2], skip_special_tokens=True) == "<tool>"
-    assert len(tokenizer) == first + 3
-    assert tokenizer.chat_template == CHAT_TEMPLATE
-
-
-def test_the_first_token_is_added_where_the_file_says_so(tmp_path: Path) -> None:
-    tokenizer = tokenizer_from_gguf(write_gguf(tmp_path / "tiny.gguf", add_bos=True), Silent())
-    assert tokenizer("hello").input_ids == [len(vocabulary()) + 1, vocabulary().index("hello")]
-    assert tokenizer("hello", add_special_tokens=False).input_ids == [vocabulary().index("hello")]
-
-
-def test_an_unknown_rule_is_said(tmp_path: Path) -> None:
-    notes: list[str] = []
-
-    class Notes(Silent):
-        def note(self, text: str) -> None:
-            notes.append(text)
-
-    tokenizer_from_gguf(write_gguf(tmp_path / "tiny.gguf", rule="of-tomorrow"), Notes())
-    assert "'of-tomorrow'" in notes[0]
-
-
-# the weights
-
-
-def test_the_unpacked_model_is_the_one_that_was_packed(tmp_path: Path) -> None:
+def test_the_model_is_the_one_that_was_written(tmp_path: Path, cache: Path) -> None:
     model = tiny_architecture("qwen2")
-    folder = convert(write_gguf(tmp_path / "tiny.gguf", model=model))
-    loaded = load(ModelFiles("tiny", folder, ""), device="cpu", dtype="float32", progress=Silent())
+    loaded = read(write_gguf(tmp_path / "tiny.gguf", model=model))
     ids = torch.arange(200).reshape(1, -1)
     torch.testing.assert_close(loaded.model(ids).logits, model(ids).logits, rtol=0, atol=1e-5)
     assert loaded.context_length == model.config.max_position_embeddings
     assert loaded.stop_ids == (len(vocabulary()),)
+    assert not list(cache.rglob("*.safetensors"))
 
 
-def test_a_second_unpacking_reads_nothing(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = convert(whole)
-    monkeypatch.setattr(unpacking, "read_header", None)
-    assert convert(whole) == folder
+def test_weights_come_in_the_number_format_that_was_asked_for(whole: Path) -> None:
+    model = read(whole, "bfloat16").model
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model(torch.arange(9)[None]).logits.dtype is torch.bfloat16
+
+
+def test_settings_are_made_once(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = settle(whole)
+    monkeypatch.setattr(settings, "GgufFile", None)
+    assert settle(whole) == folder
     assert json.loads((folder / "adamas.json").read_text())["file"] == "tiny.gguf"
-    assert (folder / "config.json").is_file()
-    assert "quantization_config" not in json.loads((folder / "config.json").read_text())
-
-
-def test_each_number_format_has_its_own_folder(whole: Path) -> None:
-    from safetensors.torch import load_file
-
-    narrow, wide = convert(whole, torch.bfloat16), convert(whole)
-    assert narrow != wide
-    assert {weight.dtype for weight in load_file(narrow / "model.safetensors").values()} == {torch.bfloat16}
-    assert {weight.dtype for weight in load_file(wide / "model.safetensors").values()} == {torch.float32}
+    assert {path.name for path in folder.iterdir()} >= {"config.json", "tokenizer.json"}
 
 
 def test_transformers_is_as_loud_afterwards_as_before(whole: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    from transformers import modeling_gguf_pytorch_utils as reader
     from transformers.utils import logging
 
-    before = (reader.tqdm, logging.get_verbosity(), logging.is_progress_bar_enabled())
-    convert(whole)
-    assert (reader.tqdm, logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+    before = (logging.get_verbosity(), logging.is_progress_bar_enabled())
+    read(whole)
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
     assert capfd.readouterr().err == ""
 
 
@@ -245,45 +211,50 @@ def test_a_cut_file_is_one_clear_error_and_leaves_nothing(
 ) -> None:
     path = damaged(tmp_path, whole.read_bytes()[:-lost])
     with pytest.raises(ModelUnavailableError, match="cut short") as caught:
-        resolve(str(path), dtype="float32", device="cpu", offline=True, progress=Silent())
+        resolve(str(path), device="cpu", offline=True, progress=Silent())
     assert len(caught.value.message.splitlines()) <= 2
-    assert not [path for path in cache.glob("models/weights/*") if path.is_dir()]
+    assert not [path for path in cache.glob("models/settings/*") if path.is_dir()]
 
 
 def test_an_unknown_architecture_is_one_clear_error(tmp_path: Path, cache: Path) -> None:
     path = write_gguf(tmp_path / "tiny.gguf", architecture="of-tomorrow")
     with pytest.raises(ModelUnavailableError, match="of-tomorrow") as caught:
-        convert(path)
+        settle(path)
     assert len(caught.value.message.splitlines()) <= 2
-    assert not [path for path in cache.glob("models/weights/*") if path.is_dir()]
+    assert not [path for path in cache.glob("models/settings/*") if path.is_dir()]
 
 
-def test_a_full_disk_is_noticed_before_unpacking(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = unpacking.shutil.disk_usage(whole.parent)
-    monkeypatch.setattr(unpacking.shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(ModelUnavailableError, match="are free"):
-        convert(whole)
-
-
-def test_what_an_interrupted_unpacking_left_does_not_matter(whole: Path) -> None:
-    folder = unpacking.weights_folder(sha256_of(whole, Silent()), "float32")
+def test_what_an_interrupted_start_left_does_not_matter(whole: Path) -> None:
+    folder = settings.settings_folder(sha256_of(whole, Silent()))
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     unfinished.mkdir(parents=True)
     (unfinished / "config.json").write_text("half of")
-    assert convert(whole) == folder
+    assert settle(whole) == folder
     assert not unfinished.exists()
 
 
-def test_two_at_once_unpack_once(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_at_once_write_once(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    unpack_once = unpacking._unpack
-    monkeypatch.setattr(unpacking, "_unpack", lambda *given: (calls.append(given), unpack_once(*given)))
-    threads = [threading.Thread(target=convert, args=(whole,)) for _ in range(2)]
+    write_once = settings._write
+    monkeypatch.setattr(settings, "_write", lambda *given: (calls.append(given), write_once(*given)))
+    threads = [threading.Thread(target=settle, args=(whole,)) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(calls) == 1
+
+
+def test_weights_that_earlier_versions_unpacked_are_removed_with_a_note(whole: Path, cache: Path) -> None:
+    earlier = cache / "models" / "weights" / "0123456789abcdef-float32-1"
+    earlier.mkdir(parents=True)
+    (earlier / "model.safetensors").write_bytes(bytes(3_000_000))
+    notes = Notes()
+    resolve(str(whole), device="cpu", offline=True, progress=notes)
+    assert "freed 3 MB" in notes.noted[0]
+    assert not earlier.exists()
+    resolve(str(whole), device="cpu", offline=True, progress=notes)
+    assert len(notes.noted) == 1
 
 
 def test_a_local_file_is_hashed_once(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,9 +263,7 @@ def test_a_local_file_is_hashed_once(whole: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(
         module, "sha256_of", lambda path, progress: hashed.append(path) or sha256_of(path, progress)
     )
-    first, second = (
-        resolve(str(whole), dtype="float32", device="cpu", offline=True, progress=Silent()) for _ in range(2)
-    )
+    first, second = (resolve(str(whole), device="cpu", offline=True, progress=Silent()) for _ in range(2))
     assert first == second
     assert first.fingerprint == sha256_of(whole, Silent())
     assert hashed == [whole]

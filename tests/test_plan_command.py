@@ -22,7 +22,7 @@ from adamas_cli.forecast import calibration
 from adamas_cli.forecast.speed import Decoding, Reading, recall, remember, remember_run
 from adamas_cli.forecast.tree import draw, grow
 from adamas_cli.models import ModelFiles
-from adamas_cli.models.shape import count_weights, expected_weights, read_shape, shape_of
+from adamas_cli.models.shape import count_weights, read_shape, shape_of
 from adamas_cli.prompt.chat import ChatTemplateFile
 
 
@@ -243,8 +243,6 @@ def test_the_table_of_models_knows_the_shape_of_a_real_one(smollm2: ModelFiles) 
     alias = aliases()["smollm2-135m"]
     told = alias.shape | {"max_position_embeddings": alias.context}
     assert shape_of(told) == read_shape(smollm2.directory)
-    counted, expected = count_weights(smollm2.directory), expected_weights(told)
-    assert (counted.matrices, counted.head, counted.tied) == (expected.matrices, expected.head, True)
 
 
 CONVERSATIONS = [

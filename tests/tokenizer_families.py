@@ -21,8 +21,8 @@ from tokenizers import (
     trainers,
 )
 
+from adamas_cli.models.vocabulary.patterns import LLAMA3, QWEN2
 from adamas_cli.prompt.hard_sample import HARD_SAMPLE
-from adamas_cli.prompt.pretokenizers import LLAMA3, QWEN2
 
 FAST = ("gpt2", "digits", "qwen2", "llama3")
 PIECEWISE = (*FAST, "gemma")

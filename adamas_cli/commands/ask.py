@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from adamas_cli.commands.better import tell_better
 from adamas_cli.commands.options import Questions, grouped
 from adamas_cli.commands.reading import collect_documents, destination
 from adamas_cli.commands.replies import ask_all, write
@@ -84,6 +85,7 @@ def command(
             ) as opened:
                 replies = ask_all(opened, questions, sampling, display)
         write(replies, stream, as_json=output.json)
+        tell_better(model, display, quiet=output.quiet)
 
 
 def split_arguments(

@@ -32,6 +32,11 @@ _AGES = ((86400, "days"), (3600, "hours"), (60, "minutes"))
 @app.command("ls")
 def list_documents(as_json: AsJson = False) -> None:
     """List documents, the last used first."""
+    from adamas_cli.models.earlier import remove_earlier
+    from adamas_cli.terminal.display import Display
+
+    with Display(answers=None, notes=sys.stderr) as progress:
+        remove_earlier(progress)
     found = on_disk(documents_directory())
     if as_json:
         print_json([_facts(held) for held in found])

@@ -9,14 +9,14 @@ import typer
 
 from adamas_cli.commands.checks import Check, machine_checks
 from adamas_cli.commands.options import setting_names
-from adamas_cli.commands.shared import AsJson, print_json
+from adamas_cli.commands.shared import AsJson, print_json, told
 from adamas_cli.config import read_config
 from adamas_cli.errors import AdamasError
 from adamas_cli.models.aliases import aliases
 from adamas_cli.models.default import default_name
 from adamas_cli.models.folder import missing
 from adamas_cli.models.inventory import find
-from adamas_cli.planning.fitting import Fit, fits
+from adamas_cli.planning.fitting import Fit, best, fits
 from adamas_cli.sanitize import one_line
 from adamas_cli.terminal.spelling import spelled
 
@@ -31,11 +31,13 @@ def command(as_json: AsJson = False) -> None:
         if not as_json:
             print(_line(checks[-1]), flush=True)
     wrong = [check for check in checks if check.state == "wrong"]
+    better = best()
     if as_json:
         shown = {"ok": not wrong, "checks": list(map(asdict, checks)), "models": list(map(asdict, models))}
+        shown["recommended"] = better.name if better is not None else None
         print_json(shown)
     else:
-        print("", *_table(models), "", sep="\n")
+        print("", *_table(models), *_better(better), "", sep="\n")
         for check in wrong:
             print(f"{check.name}: {one_line(check.found)}. {one_line(check.advice)}")
         if not wrong:
@@ -78,23 +80,28 @@ def _other_model(name: str) -> Check:
 
 
 def _line(check: Check) -> str:
-    told = one_line(check.found)
+    found = one_line(check.found)
     if check.state == "note" and check.advice:
-        told += f". {one_line(check.advice)}"
-    return f"{check.state:5}  {check.name:15}  {told}"
+        found += f". {one_line(check.advice)}"
+    return f"{check.state:5}  {check.name:15}  {found}"
+
+
+def _better(better: Fit | None) -> list[str]:
+    if better is None:
+        return []
+    return [f"For long documents: {better.name}. `adamas models recommended` lists others."]
 
 
 def _table(models: list[Fit]) -> list[str]:
     rows = [("MODEL", "HERE", "CONTEXT", "MEMORY", "FITS")]
     for fit in models:
-        whole = fit.largest == fit.context
         rows.append(
             (
                 fit.name,
                 "yes" if fit.present else "no",
                 f"{fit.context:,}",
                 f"{fit.needed / 1e9:.1f} GB",
-                "whole" if whole else f"{fit.largest:,} tokens" if fit.largest else "no",
+                told(fit),
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(5)]

@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adamas_cli.commands.shared import AsJson, Yes, confirm_removal, megabytes, print_json
+from adamas_cli.commands.shared import AsJson, Yes, confirm_removal, megabytes, print_json, told
 from adamas_cli.errors import ModelUnavailableError, UsageError
 from adamas_cli.models.aliases import Alias, aliases
 from adamas_cli.models.default import default_name, write_default
 from adamas_cli.models.inventory import OnDisk, find, on_disk, remove, shape
+from adamas_cli.models.quantizations import gigabytes
+from adamas_cli.models.stores import HUB_CACHE, LLAMA_CPP, LM_STUDIO, OLLAMA
 
 if TYPE_CHECKING:
+    from adamas_cli.models.recommended import Recommended
+    from adamas_cli.planning.fitting import Fit
     from adamas_cli.terminal.display import Display
 
 app = typer.Typer(
@@ -23,6 +27,13 @@ app = typer.Typer(
     help="List, fetch and remove models.",
 )
 
+_STORES = {
+    HUB_CACHE: "Hugging Face's cache, which other programs share: use `hf cache rm`",
+    OLLAMA: "ollama's store: use `ollama rm`",
+    LM_STUDIO: "LM Studio's folder: remove it there",
+    LLAMA_CPP: "llama.cpp's cache: remove it there",
+}
+
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Short name, or name on the Hugging Face hub.")]
 
 
@@ -30,6 +41,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Short name, or name o
 def list_models(as_json: AsJson = False) -> None:
     """List the short names, and every model that is on this machine."""
     default = default_name()
+    _tell_freed()
     entries = on_disk()
     if as_json:
         print_json([_as_json(entry, default) for entry in entries])
@@ -37,18 +49,39 @@ def list_models(as_json: AsJson = False) -> None:
     rows = [("NAME", "ON DISK", "MODEL")]
     for entry in entries:
         mark = " (default)" if entry.name == default else ""
-        rows.append((entry.name + mark, _state(entry), entry.alias.title if entry.alias else ""))
+        rows.append(
+            (entry.name + mark, _state(entry), entry.alias.title if entry.alias else entry.program or "")
+        )
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     for name, state, title in rows:
         print(f"{name:{widths[0]}}  {state:>{widths[1]}}  {title}".rstrip())
+
+
+@app.command("recommended")
+def list_recommended(as_json: AsJson = False) -> None:
+    """List models that are good with long documents, and how many tokens of context fit this machine."""
+    from adamas_cli.models.recommended import as_of, recommended
+    from adamas_cli.planning.fitting import recommended_fits
+
+    models = list(zip(recommended(), recommended_fits(), strict=True))
+    if as_json:
+        print_json([_recommended_as_json(model, fit) for model, fit in models])
+        return
+    rows = [("FOR", "SIZE", "CONTEXT", "FITS HERE", "LICENCE", "NAME")]
+    for model, fit in models:
+        size = gigabytes(model.bytes)
+        rows.append((model.memory, size, f"{model.context:,}", told(fit), model.license, model.name))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    for row in rows:
+        print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=False)) + f"  {row[5]}")
+    print(f"\nAs of {as_of()}. Fetch one with `adamas models pull NAME`, and ask it with -m NAME.")
 
 
 @app.command("pull")
 def pull(name: Name) -> None:
     """Fetch a model, or check the one that is there and fetch it again if it is damaged."""
     from adamas_cli.models.fetch import fetch, local_file, verify
-    from adamas_cli.models.folder import require_complete
-    from adamas_cli.models.hub import download_snapshot
+    from adamas_cli.models.hub import download
 
     alias = aliases().get(name)
     with _display() as progress:
@@ -59,19 +92,19 @@ def pull(name: Name) -> None:
         elif Path(name).expanduser().exists():
             raise UsageError(f"{name} is already on this machine: pass it to -m as it is.")
         else:
-            path = download_snapshot(name, progress)
-            require_complete(path)
+            repository, _, tag = name.partition(":")
+            path = download(repository, progress, tag)
     print(path)
 
 
 @app.command("rm")
 def remove_model(name: Name, yes: Yes = False) -> None:
-    """Remove a model's file and unpacked weights from this tool's cache."""
+    """Remove a model's file and settings from this tool's cache."""
     entry = _require(name)
     if not entry.paths:
         raise ModelUnavailableError(f"{name} is not on this machine; there is nothing to remove.")
-    if entry.alias is None and "/" in name:
-        raise UsageError(f"{name} is in Hugging Face's cache, which other programs share: use `hf cache rm`.")
+    if entry.program is not None:
+        raise UsageError(f"{name} is in {_STORES.get(entry.program, entry.program)}.")
     if not yes:
         confirm_removal(name, f"Remove {name} ({megabytes(entry.bytes)})?")
     with _display() as progress:
@@ -81,7 +114,7 @@ def remove_model(name: Name, yes: Yes = False) -> None:
 
 @app.command("show")
 def show(name: Name, as_json: AsJson = False) -> None:
-    """Show where a model comes from, its hash, sizes and licence, and its shape once it was unpacked."""
+    """Show where a model comes from, its hash, sizes and licence, and its shape once it was used."""
     facts = _facts(_require(name))
     if as_json:
         print_json(facts)
@@ -137,18 +170,38 @@ def _as_json(entry: OnDisk, default: str) -> dict[str, Any]:
         "name": entry.name,
         "title": entry.alias.title if entry.alias else None,
         "default": entry.name == default,
-        "fetched": entry.file is not None or (entry.alias is None and bool(entry.weights)),
-        "unpacked": bool(entry.weights),
+        "program": entry.program,
+        "fetched": entry.file is not None or (entry.alias is None and bool(entry.settings)),
         "bytes_on_disk": entry.bytes,
         "paths": [str(path) for path in entry.paths],
+    }
+
+
+def _recommended_as_json(model: Recommended, fit: Fit) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "title": model.title,
+        "for": model.memory,
+        "license": model.license,
+        "bytes": model.bytes,
+        "context": model.context,
+        "fetched": fit.present,
+        "fitting_tokens": fit.largest,
     }
 
 
 def _state(entry: OnDisk) -> str:
     if not entry.paths:
         return "-"
-    incomplete = entry.partial is not None and entry.file is None and not entry.weights
+    incomplete = entry.partial is not None and entry.file is None and not entry.settings
     return megabytes(entry.bytes) + (" (partial)" if incomplete else "")
+
+
+def _tell_freed() -> None:
+    from adamas_cli.models.earlier import remove_earlier
+
+    with _display() as progress:
+        remove_earlier(progress)
 
 
 def _display() -> Display:

@@ -68,10 +68,12 @@ def parse_encoding(name: str) -> str:
 
 
 def _short_names(incomplete: str) -> list[str]:
-    """The models that a shell offers."""
+    """The models that a shell offers: those with a short name, and other programs'."""
     from adamas_cli.models.aliases import aliases
+    from adamas_cli.models.stores import stored
 
-    return [name for name in aliases() if name.startswith(incomplete)]
+    names = [*aliases(), *(model.name for model in stored())]
+    return [name for name in names if name.startswith(incomplete)]
 
 
 _length: dict[str, Any] = {"parser": parse_length, "metavar": "LENGTH"}
@@ -85,7 +87,7 @@ FLAGS: dict[type, dict[str, Any]] = {
             envvar="ADAMAS_MODEL",
             metavar="NAME",
             autocompletion=_short_names,
-            help="Alias (see `adamas models ls`), Hugging Face id, directory or .gguf file.",
+            help="A name that `adamas models ls` shows, Hugging Face id, directory or .gguf file.",
         ),
         "dtype": _model("--dtype", help="Number format of the weights."),
         "device": _model("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 and so on."),
@@ -313,6 +315,10 @@ def grouped(function: Callable[..., None]) -> Callable[..., None]:
             name: group(**{field.name: values.pop(_name(group, field.name)) for field in fields(group)})
             for name, group in groups.items()
         }
+        if isinstance(model := gathered.get("model"), ModelSettings):
+            from adamas_cli.commands.which import one_file
+
+            gathered["model"] = one_file(model)
         function(**gathered, **values)
 
     command.__name__ = function.__name__

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from adamas_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from adamas_cli.planning.fitting import Fit
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask first.")]
@@ -24,6 +27,13 @@ def confirm_removal(what: str, question: str) -> None:
 def megabytes(count: int) -> str:
     """Bytes as `491 MB`."""
     return f"{count / 1e6:,.0f} MB"
+
+
+def told(fit: Fit) -> str:
+    """How much of a model's context there is memory for."""
+    if fit.largest == fit.context:
+        return "whole"
+    return f"{fit.largest:,} tokens" if fit.largest else "no"
 
 
 def print_json(value: object) -> None:

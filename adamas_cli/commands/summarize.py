@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from adamas_cli.commands.better import tell_better
 from adamas_cli.commands.options import SummaryPromptSettings, grouped
 from adamas_cli.commands.reading import Sources, collect_documents, destination, require_sources
 from adamas_cli.commands.replies import ask_all, write
@@ -97,3 +98,4 @@ def command(
             with OpenDocuments(runtime, around, layout, job.finals, max_tokens=longest) as opened:
                 replies = ask_all(opened, job.finals, sampling, display)
         write(replies, stream, as_json=output.json)
+        tell_better(model, display, quiet=output.quiet)

@@ -52,13 +52,13 @@ def aliases() -> dict[str, Alias]:
         name: Alias(
             name=name, wheels=Wheels(**row["wheels"]) if "wheels" in row else None, **_without_wheels(row)
         )
-        for name, row in _table()["models"].items()
+        for name, row in table()["models"].items()
     }
 
 
 def default_alias(*, cuda: bool) -> str:
     """The short name that is used when nobody names a model, with or without a CUDA GPU."""
-    return str(_table()["default"]["cuda" if cuda else "cpu"])
+    return str(table()["default"]["cuda" if cuda else "cpu"])
 
 
 def _without_wheels(row: dict[str, Any]) -> dict[str, Any]:
@@ -66,6 +66,7 @@ def _without_wheels(row: dict[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def _table() -> dict[str, Any]:
+def table() -> dict[str, Any]:
+    """What `models.toml` says."""
     text = files("adamas_cli.models").joinpath("models.toml").read_text(encoding="utf-8")
     return tomllib.loads(text)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from adamas_cli.errors import ModelUnavailableError
-from adamas_cli.models.folder import missing
+from adamas_cli.models.folder import missing, require_complete
+from adamas_cli.models.gguf.file import parts_of
+from adamas_cli.models.quantizations import models_among, one_of
 from adamas_cli.progress import Progress
 
 TIMEOUT_S = 8.0
@@ -31,16 +33,17 @@ def cached_snapshot(repository: str) -> Path | None:
     return folder if missing(folder) is None else None
 
 
-def download_snapshot(repository: str, progress: Progress) -> Path:
-    """The folder of the newest version of a model, after fetching the files that are not yet in the cache.
+def download(repository: str, progress: Progress, tag: str = "") -> Path:
+    """The folder of the newest version of a model, or its GGUF file where it has no safetensors, after
+    fetching what is not yet in the cache. tag: which GGUF file, such as `Q4_K_M`.
 
-    Raises ModelUnavailableError if there is no such model, it is gated, holds no safetensors, or the hub
-    cannot be reached.
+    Raises ModelUnavailableError if there is no such model, it is gated, holds neither, or the hub cannot be
+    reached, SeveralFilesError where it holds several GGUF files.
     """
     from huggingface_hub import errors
 
     try:
-        return _download(repository, progress)
+        return _download(repository, progress, tag)
     except errors.GatedRepoError as error:
         raise ModelUnavailableError(
             f"{repository} is gated: its owner asks you to accept terms first.\n"
@@ -63,21 +66,26 @@ def download_snapshot(repository: str, progress: Progress) -> Path:
         ) from error
 
 
-def _download(repository: str, progress: Progress) -> Path:
+def _download(repository: str, progress: Progress, tag: str) -> Path:
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.utils import filter_repo_objects
 
     info = HfApi().model_info(repository, files_metadata=True, timeout=TIMEOUT_S)
-    files = list(
-        filter_repo_objects(
-            info.siblings or [],
-            allow_patterns=list(WANTED),
-            ignore_patterns=list(UNWANTED),
-            key=lambda file: file.rfilename,
+    held = info.siblings or []
+    gguf = _gguf(repository, {PurePosixPath(file.rfilename): file.size or 0 for file in held}, tag)
+    if gguf is not None:
+        parts = {part.as_posix() for part in parts_of(gguf)}
+        files = [file for file in held if file.rfilename in parts]
+    else:
+        files = list(
+            filter_repo_objects(
+                held,
+                allow_patterns=list(WANTED),
+                ignore_patterns=list(UNWANTED),
+                key=lambda file: file.rfilename,
+            )
         )
-    )
-    _require_safetensors(repository, [file.rfilename for file in info.siblings or []])
-    folder = Path()
+    paths = []
     with progress.task(f"fetching {repository}", sum(file.size or 0 for file in files), "bytes") as advance:
         for file in files:
             bar = _counting_bar(advance)
@@ -85,18 +93,23 @@ def _download(repository: str, progress: Progress) -> Path:
                 repository, file.rfilename, revision=info.sha, etag_timeout=TIMEOUT_S, tqdm_class=bar
             )
             advance((file.size or 0) - bar.counted)
-            folder = Path(path).parent
-    return folder
+            paths.append(Path(path))
+    if gguf is not None:
+        return paths[0]
+    require_complete(paths[-1].parent)
+    return paths[-1].parent
 
 
-def _require_safetensors(repository: str, names: list[str]) -> None:
-    if any(name.endswith(".safetensors") for name in names):
-        return
-    ggufs = [name for name in names if name.endswith(".gguf")]
-    what = "no safetensors"
-    if ggufs:
-        what = f"GGUF files, such as {ggufs[0]}: fetch one and pass its path with `model`"
-    raise ModelUnavailableError(f"{repository} holds {what}.")
+def _gguf(repository: str, sizes: dict[PurePosixPath, int], tag: str) -> PurePosixPath | None:
+    """The GGUF file that is wanted of a repository; None where it holds a model in safetensors."""
+    if not tag and any(name.suffix == ".safetensors" for name in sizes):
+        return None
+    totals = {model: sum(sizes.get(part, 0) for part in parts_of(model)) for model in models_among(sizes)}
+    found = one_of(repository, tag, totals)
+    if found is None:
+        what = f"no GGUF file called {tag}" if tag else "no safetensors and no GGUF files"
+        raise ModelUnavailableError(f"{repository} holds {what}.")
+    return found
 
 
 def _counting_bar(advance: Any) -> Any:

@@ -12,8 +12,9 @@ from typing import Any
 from adamas_cli.models.aliases import Alias, aliases
 from adamas_cli.models.fetch import is_fetched, local_file, partial_file
 from adamas_cli.models.folder import CONFIG
-from adamas_cli.models.gguf import ORIGIN
-from adamas_cli.models.places import exclusive, packed_files, weights_directory
+from adamas_cli.models.gguf.settings import ORIGIN
+from adamas_cli.models.places import exclusive, packed_files, settings_directory
+from adamas_cli.models.stores import HUB_CACHE, stored
 from adamas_cli.progress import Progress
 
 
@@ -25,31 +26,34 @@ class OnDisk:
     alias: Alias | None
     file: Path | None  # the fetched GGUF file
     partial: Path | None  # the first bytes of an interrupted download
-    weights: tuple[Path, ...]  # folders of unpacked weights, or the hub library's folder
+    settings: tuple[Path, ...]  # folders of a GGUF file's settings, or the hub library's folder
     packed: tuple[Path, ...]  # files of weights packed for CPUs
     bytes: int  # all of these together
+    program: str | None = None  # another one, to which they belong
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """Everything that removing the model removes."""
         return (
-            tuple(path for path in (self.file, self.partial) if path is not None) + self.weights + self.packed
+            tuple(path for path in (self.file, self.partial) if path is not None)
+            + self.settings
+            + self.packed
         )
 
 
 def on_disk() -> list[OnDisk]:
-    """All aliases, fetched or not, then what was unpacked from local files, then models of the hub."""
-    unpacked = list(_unpacked())
-    found = [_of_alias(alias, unpacked) for alias in aliases().values()]
+    """All aliases, fetched or not, settings of local files, then models of the hub and other programs."""
+    kept = list(_settings())
+    found = [_of_alias(alias, kept) for alias in aliases().values()]
     known = {alias.sha256 for alias in aliases().values()}
     others: dict[str, list[tuple[Path, str]]] = {}
-    for folder, sha256, file in unpacked:
+    for folder, sha256, file in kept:
         if sha256 not in known:
             others.setdefault(sha256, []).append((folder, file))
     for sha256, folders in others.items():
-        weights = tuple(folder for folder, _ in folders)
-        found.append(_entry(folders[0][1], weights=weights, packed=packed_files(sha256)))
-    return found + list(_of_hub())
+        settings = tuple(folder for folder, _ in folders)
+        found.append(_entry(folders[0][1], settings=settings, packed=packed_files(sha256)))
+    return [*found, *_of_hub(), *_of_programs()]
 
 
 def find(name: str) -> OnDisk | None:
@@ -72,9 +76,9 @@ def remove(entry: OnDisk, progress: Progress) -> None:
 
 def shape(entry: OnDisk) -> dict[str, Any]:
     """The layers, heads and context of a model whose settings are on disk; empty if they are not."""
-    if not entry.weights:
+    if not entry.settings:
         return {}
-    config = json.loads((entry.weights[0] / CONFIG).read_text(encoding="utf-8"))
+    config = json.loads((entry.settings[0] / CONFIG).read_text(encoding="utf-8"))
     config = config.get("text_config", config)
     names = {
         "architecture": "model_type",
@@ -88,16 +92,16 @@ def shape(entry: OnDisk) -> dict[str, Any]:
     return {name: config[key] for name, key in names.items() if config.get(key) is not None}
 
 
-def _of_alias(alias: Alias, unpacked: list[tuple[Path, str, str]]) -> OnDisk:
-    weights = tuple(folder for folder, sha256, _ in unpacked if sha256 == alias.sha256)
+def _of_alias(alias: Alias, kept: list[tuple[Path, str, str]]) -> OnDisk:
+    settings = tuple(folder for folder, sha256, _ in kept if sha256 == alias.sha256)
     file = local_file(alias) if is_fetched(alias) else None
     partial = partial_file(alias) if partial_file(alias).is_file() else None
-    return _entry(alias.name, alias, file, partial, weights, packed_files(alias.sha256))
+    return _entry(alias.name, alias, file, partial, settings, packed_files(alias.sha256))
 
 
-def _unpacked() -> Iterator[tuple[Path, str, str]]:
-    """Each folder of unpacked weights, with the sha256 and the name of the file it came from."""
-    for path in sorted(weights_directory().glob(f"*/{ORIGIN}")):
+def _settings() -> Iterator[tuple[Path, str, str]]:
+    """Each folder of settings, with the sha256 and the name of the file they are of."""
+    for path in sorted(settings_directory().glob(f"*/{ORIGIN}")):
         if path.parent.suffix != ".unfinished":
             origin = json.loads(path.read_text(encoding="utf-8"))
             yield path.parent, origin["sha256"], origin["file"]
@@ -118,7 +122,12 @@ def _of_hub() -> Iterator[OnDisk]:
             hashes = (revision.commit_hash for revision in repository.revisions)
             packed = tuple(file for commit in hashes for file in packed_files(commit))
             size = repository.size_on_disk + sum(_size(file) for file in packed)
-            yield OnDisk(repository.repo_id, None, None, None, usable, packed, size)
+            yield OnDisk(repository.repo_id, None, None, None, usable, packed, size, HUB_CACHE)
+
+
+def _of_programs() -> Iterator[OnDisk]:
+    for model in stored():
+        yield OnDisk(model.name, None, model.path, None, (), (), model.bytes, model.program)
 
 
 def _entry(
@@ -126,10 +135,10 @@ def _entry(
     alias: Alias | None = None,
     file: Path | None = None,
     partial: Path | None = None,
-    weights: tuple[Path, ...] = (),
+    settings: tuple[Path, ...] = (),
     packed: tuple[Path, ...] = (),
 ) -> OnDisk:
-    entry = OnDisk(name, alias, file, partial, weights, packed, 0)
+    entry = OnDisk(name, alias, file, partial, settings, packed, 0)
     return replace(entry, bytes=sum(_size(path) for path in entry.paths))
 
 

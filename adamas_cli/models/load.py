@@ -7,6 +7,7 @@ import struct
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
@@ -94,6 +95,8 @@ def load(
             torch.cuda.get_device_capability(chosen_device) if chosen_device.type == "cuda" else None,
             installed_packages(),
         )
+    if files.gguf is not None and quantization in PACKAGES:
+        raise UsageError(f"{files.name} comes quantized: leave out `quantization` {quantization}.")
     if (stored := stored_quantization(files.directory)) is not None:
         require_readable(files.name, stored, quantization)
         how, grid = reading(stored, chosen_device, progress), grid_to_dequantize(stored)
@@ -106,7 +109,9 @@ def load(
             progress.note(f"{computing} threads compute, in {str(chosen_dtype).removeprefix('torch.')}")
     with progress.task(f"loading {files.name}", None, "bytes"), quiet_transformers():
         try:
-            if grid is not None:
+            if files.gguf is not None:
+                model = _read_gguf(files, files.gguf, chosen_device, chosen_dtype)
+            elif grid is not None:
                 model = _read_grid(files, chosen_device, chosen_dtype, trust_remote_code, grid)
             else:
                 model = _read(
@@ -174,6 +179,14 @@ def _read(
             raise
         raise _unavailable(files, error) from error
     return model
+
+
+def _read_gguf(files: ModelFiles, gguf: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """A model whose weights are in a GGUF file."""
+    from adamas_cli.models.gguf.file import GgufFile
+    from adamas_cli.models.gguf.loading import build_model, put_numbers
+
+    return build_model(GgufFile(gguf), files.directory, dtype, device, put_numbers(dtype, device))
 
 
 def _read_grid(

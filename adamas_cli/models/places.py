@@ -23,8 +23,13 @@ def files_directory() -> Path:
     return models_directory() / "files"
 
 
+def settings_directory() -> Path:
+    """The folder of the settings of GGUF files, one folder for each file."""
+    return models_directory() / "settings"
+
+
 def weights_directory() -> Path:
-    """The folder of weights unpacked from GGUF files, one folder for each file and number format."""
+    """Where earlier versions kept the weights of GGUF files in full size."""
     return models_directory() / "weights"
 
 

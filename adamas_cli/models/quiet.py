@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-
-from adamas_cli.progress import Progress
 
 
 @contextmanager
@@ -33,26 +31,3 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-@contextmanager
-def unpacking_shown(label: str, tensors: int, progress: Progress) -> Iterator[None]:
-    """Shows the tensors that transformers unpacks from a GGUF file as a task of `progress`.
-
-    Its reader draws a bar of its own that cannot be turned off, so that bar is replaced for the scope.
-    """
-    from transformers import modeling_gguf_pytorch_utils as reader
-
-    drawn = reader.tqdm
-    with progress.task(label, tensors, "tensors") as advance:
-
-        def shown(items: Iterable[Any], **_: object) -> Iterator[Any]:
-            for item in items:
-                yield item
-                advance(1)
-
-        reader.tqdm = shown
-        try:
-            yield
-        finally:
-            reader.tqdm = drawn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import os
 import re
@@ -12,61 +13,73 @@ from pathlib import Path
 from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.models.aliases import Alias, aliases
 from adamas_cli.models.default import default_name
-from adamas_cli.models.device import choose_device, choose_dtype, device_kind, dtype_name
+from adamas_cli.models.earlier import remove_earlier
 from adamas_cli.models.fetch import fetch, is_fetched, sha256_of
-from adamas_cli.models.folder import fingerprint, require_complete
-from adamas_cli.models.gguf import unpack, weights_folder
-from adamas_cli.models.hub import cached_snapshot, download_snapshot
+from adamas_cli.models.folder import fingerprint, missing, require_complete
+from adamas_cli.models.gguf.file import is_gguf, parts_of
+from adamas_cli.models.gguf.settings import write_settings
+from adamas_cli.models.hub import cached_snapshot, download
 from adamas_cli.models.places import models_directory
+from adamas_cli.models.stores import file_in_folder, file_in_hub_cache, find_stored
 from adamas_cli.progress import Progress
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(:(?P<tag>[\w.-]+))?")
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model whose files are on this machine, in Hugging Face's layout."""
+    """A model whose files are on this machine. directory: its settings in Hugging Face's layout, and its
+    weights where `gguf` is None, else they are in that file.
+    """
 
     name: str  # what the user asked for
     directory: Path
     fingerprint: str  # changes with the content: a GGUF file's sha256, a hub revision, or a folder's state
+    gguf: Path | None = None  # of a split one, any part
 
 
-def resolve(
-    name: str | None, *, dtype: str = "auto", device: str = "auto", offline: bool, progress: Progress
-) -> ModelFiles:
-    """The files of the model called `name`, fetched and unpacked if they are not there.
+def resolve(name: str | None, *, device: str = "auto", offline: bool, progress: Progress) -> ModelFiles:
+    """The files of the model called `name`, fetched if they are not there.
 
-    `name` is an alias, a folder, a .gguf file or a name on the Hugging Face hub; None is the user's default.
-    Raises ModelUnavailableError if it cannot be had, UsageError for a wrong device or dtype.
+    `name` is an alias, a folder, a .gguf file, a model of another program such as `ollama:qwen3:8b`, or a
+    name on the Hugging Face hub, with `:Q4_K_M` where it holds several; None is the user's default.
+    Raises ModelUnavailableError if it cannot be had, UsageError for a wrong device or a name of several.
     """
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when Hugging Face's libraries are first imported
+    remove_earlier(progress)
     name = name or default_name(device)
     alias = aliases().get(name)
     if alias is not None:
-        return _from_alias(alias, dtype, device, offline, progress)
+        return _from_alias(alias, offline, progress)
     path = Path(name).expanduser()
-    if path.suffix == ".gguf":
-        return _from_gguf(name, path, dtype, device, progress)
+    if is_gguf(path):
+        return _from_gguf(name, path, progress)
     if path.is_dir():
+        if missing(path) is not None and (file := file_in_folder(path, name)) is not None:
+            return _from_gguf(name, file, progress)
         require_complete(path)
         return ModelFiles(name, path, fingerprint(path))
-    if _HUB_NAME.fullmatch(name):
-        return _from_hub(name, offline, progress)
+    if (model := find_stored(name)) is not None:
+        return _from_gguf(name, model.path, progress)
+    if named := _HUB_NAME.fullmatch(name):
+        return _from_hub(name, named["repository"], named["tag"] or "", offline, progress)
     raise _unknown(name)
 
 
-def require_here(name: str | None, *, dtype: str = "auto", device: str = "auto") -> None:
+def require_here(name: str | None, *, device: str = "auto") -> None:
     """Raise ModelUnavailableError where `resolve` would have to fetch the model."""
     name = name or default_name(device)
     alias = aliases().get(name)
     if alias is not None:
-        here = is_fetched(alias) or _unpacked(alias.sha256, dtype, device).is_dir()
+        here = is_fetched(alias)
     else:
         path = Path(name).expanduser()
-        is_local = path.suffix == ".gguf" or path.is_dir() or not _HUB_NAME.fullmatch(name)
-        here = is_local or cached_snapshot(name) is not None
+        named = _HUB_NAME.fullmatch(name)
+        is_local = is_gguf(path) or path.is_dir() or named is None or find_stored(name) is not None
+        here = is_local or (
+            named is not None and _in_cache(named["repository"], named["tag"] or "") is not None
+        )
     if not here:
         raise ModelUnavailableError(
             f"{name} is not on this machine, and nothing is fetched for this.\n"
@@ -74,41 +87,45 @@ def require_here(name: str | None, *, dtype: str = "auto", device: str = "auto")
         )
 
 
-def _from_alias(alias: Alias, dtype: str, device: str, offline: bool, progress: Progress) -> ModelFiles:
-    unpacked = _unpacked(alias.sha256, dtype, device)
-    if unpacked.is_dir():
-        return ModelFiles(alias.name, unpacked, alias.sha256)
+def _from_alias(alias: Alias, offline: bool, progress: Progress) -> ModelFiles:
     file = fetch(alias, offline=offline, progress=progress)
-    directory = unpack(file, alias.sha256, choose_dtype(dtype, choose_device(device)), progress)
-    return ModelFiles(alias.name, directory, alias.sha256)
+    return ModelFiles(alias.name, write_settings(file, alias.sha256, progress), alias.sha256, file)
 
 
-def _from_gguf(name: str, path: Path, dtype: str, device: str, progress: Progress) -> ModelFiles:
-    if not path.is_file():
-        raise ModelUnavailableError(f"there is no file {path}.")
-    sha256 = _remembered_sha256(path.resolve(), progress)
-    directory = _unpacked(sha256, dtype, device)
-    if not directory.is_dir():
-        directory = unpack(path.resolve(), sha256, choose_dtype(dtype, choose_device(device)), progress)
-    return ModelFiles(name, directory, sha256)
+def _from_gguf(name: str, path: Path, progress: Progress) -> ModelFiles:
+    path = path.absolute()  # links, as in Hugging Face's cache, have the names of the parts
+    for part in parts_of(path):
+        if not part.is_file():
+            beside = "" if part == path else f"{path.name} is a part of a split model, and "
+            raise ModelUnavailableError(f"{beside}there is no file {part}.")
+    sha256 = _sha256_of_parts(path, progress)
+    return ModelFiles(name, write_settings(path, sha256, progress), sha256, path)
 
 
-def _unpacked(sha256: str, dtype: str, device: str) -> Path:
-    """Where the weights of a file are, if they were unpacked before; finds out without torch."""
-    return weights_folder(sha256, dtype_name(dtype, device_kind(device)))
+def _sha256_of_parts(path: Path, progress: Progress) -> str:
+    """The hash of a GGUF file, or of the hashes of all its parts."""
+    hashes = [_remembered_sha256(part, progress) for part in parts_of(path)]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def _from_hub(name: str, offline: bool, progress: Progress) -> ModelFiles:
-    directory = cached_snapshot(name)
-    if directory is None:
+def _from_hub(name: str, repository: str, tag: str, offline: bool, progress: Progress) -> ModelFiles:
+    found = _in_cache(repository, tag)
+    if found is None:
         if offline:
             raise ModelUnavailableError(
                 f"{name} is not on this machine, and `offline` forbids fetching it.\n"
                 f"Run `adamas models pull {name}` once while online."
             )
-        directory = download_snapshot(name, progress)
-        require_complete(directory)
-    return ModelFiles(name, directory, directory.name)
+        found = download(repository, progress, tag)
+    if is_gguf(found):
+        return _from_gguf(name, found, progress)
+    return ModelFiles(name, found, found.name)
+
+
+def _in_cache(repository: str, tag: str) -> Path | None:
+    """The folder of a model in Hugging Face's cache, or its GGUF file. Raises SeveralFilesError."""
+    folder = None if tag else cached_snapshot(repository)
+    return folder or file_in_hub_cache(repository, tag)
 
 
 def _remembered_sha256(path: Path, progress: Progress) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,13 @@ ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _PACKED_BITS = 8.5  # of a weight, its share of a scale included: the most that packing leaves
 _WORDS = ("qweight", "weight_packed")  # the last part of names of weights that are packed into words
 _LARGEST_HEADER = 100_000_000  # bytes; safetensors reads no larger one
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+_EMBEDDINGS = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "word_embeddings.weight",
+    "embed_in.weight",
+    "token_embd.weight",
+)
 
 
 @dataclass(frozen=True)
@@ -155,34 +161,28 @@ class WeightCount:
         return int((self.matrices + self.head) * _PACKED_BITS / 8) + self.rest * item
 
 
-def expected_weights(config: dict[str, Any]) -> WeightCount:
-    """The count of a model with tied embeddings and gated MLPs, by its config; biases and norms, which are
-    few, left out.
-    """
-    shape = shape_of(config)
-    attention = 2 * shape.hidden * (shape.heads + shape.kv_heads) * shape.head_dim
-    matrices = shape.layers * (attention + 3 * shape.hidden * config["intermediate_size"])
-    head = shape.vocabulary * shape.hidden
-    return WeightCount(matrices, head, head, 0, tied=True)
-
-
 def count_weights(directory: Path) -> WeightCount:
     """Counts by the headers of a folder's safetensors files. A model without a matrix of its own behind the
     last layer uses its embeddings there. Raises ModelUnavailableError for damaged ones.
     """
     in_word = numbers_in_word(stored_quantization(directory))
-    matrices = head = embeddings = rest = 0
     try:
         tensors = list(_tensors(directory))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise ModelUnavailableError(
             f"the weights in {directory} are damaged. Fetch the model again."
         ) from error
+    return count_tensors(tensors, in_word)
+
+
+def count_tensors(tensors: Iterable[tuple[str, Sequence[int]]], in_word: int = 1) -> WeightCount:
+    """Counts by names and shapes. in_word: numbers in each word of those that are packed into words."""
+    matrices = head = embeddings = rest = 0
     for name, shape in tensors:
         numbers = math.prod(shape) * (in_word if name.endswith(_WORDS) else 1)
         if name.endswith(_EMBEDDINGS):
             embeddings += numbers
-        elif name.endswith("lm_head.weight"):
+        elif name.endswith("lm_head.weight") or name == "output.weight":
             head += numbers
         elif len(shape) >= 2:
             matrices += numbers

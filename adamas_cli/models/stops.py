@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+GENERATION = "generation_config.json"
 
 # How the chat templates and pretraining of the supported families end a turn or a text. Some models'
 # generation settings name only one of theirs, and every settings file that was made from a GGUF does.
@@ -25,10 +27,22 @@ END_TOKENS = frozenset(
         "<|return|>",
         "<|endofturn|>",
         "<|END_OF_TURN_TOKEN|>",
+        "<|call|>",
+        "<|calls|>",
+        "<|flush|>",
+        "<end_of_utterance>",
+        "<\uff5cend\u2581of\u2581sentence\uff5c>",
+        "[e~[",
+        "[EOT]",
+        "[EOS]",
+        "<EOT>",
         "</s>",
         "<eos>",
     }
 )
+# Where a model has these, `<|end|>` ends only one of the messages that make up its answer.
+_ENDS_OF_ANSWERS = ({"<|return|>", "<|call|>"}, {"<|flush|>", "<|calls|>"})
+_END_OF_MESSAGE = "<|end|>"
 
 
 def stop_ids(model: PreTrainedModel, directory: Path) -> tuple[int, ...]:
@@ -36,6 +50,7 @@ def stop_ids(model: PreTrainedModel, directory: Path) -> tuple[int, ...]:
     named = [
         *_ids(getattr(model.generation_config, "eos_token_id", None)),
         *_ids(model.config.get_text_config().eos_token_id),
+        *_ids(_generation(directory).get("eos_token_id")),
     ]
     return tuple(sorted({*named, *_end_tokens(directory)}))
 
@@ -46,9 +61,21 @@ def _ids(value: int | Iterable[int] | None) -> list[int]:
     return [value] if isinstance(value, int) else list(value)
 
 
+def _generation(directory: Path) -> dict[str, Any]:
+    """What the folder says of generation: a model that is made of a GGUF file has no settings of its own."""
+    try:
+        found: dict[str, Any] = json.loads((directory / GENERATION).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # there is none, or transformers has passed over it
+        return {}
+    return found
+
+
 def _end_tokens(directory: Path) -> list[int]:
     path = directory / "tokenizer.json"
     if not path.is_file():
         return []
     added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens", [])
-    return [token["id"] for token in added if token["special"] and token["content"] in END_TOKENS]
+    ends = {token["content"]: token["id"] for token in added if token["special"]}
+    if any(both <= ends.keys() for both in _ENDS_OF_ANSWERS):
+        ends.pop(_END_OF_MESSAGE, None)
+    return [id_ for text, id_ in ends.items() if text in END_TOKENS]

@@ -12,7 +12,14 @@ from adamas_cli.models.device import device_kind, multiplies_bfloat16
 from adamas_cli.models.places import packed_files
 from adamas_cli.models.prequantized import stored_bytes, stored_quantization
 from adamas_cli.models.quantization import installed_packages, packing_obstacle
-from adamas_cli.models.shape import ITEM_BYTES, count_weights, read_shape, shape_from
+from adamas_cli.models.shape import (
+    ITEM_BYTES,
+    WeightCount,
+    count_tensors,
+    count_weights,
+    read_shape,
+    shape_from,
+)
 from adamas_cli.planning.decision import Backends, Machine, Model
 
 if TYPE_CHECKING:
@@ -42,7 +49,7 @@ def file_facts(files: ModelFiles) -> Model:
     """Of a model by its files alone, without torch. Raises ModelUnavailableError where they do not tell."""
     return Model(
         read_shape(files.directory),
-        count_weights(files.directory),
+        _count(files),
         stored_quantization(files.directory),
         stored_bytes(files.directory),
         _packed(files.fingerprint),
@@ -63,6 +70,14 @@ def config_facts(config: PreTrainedConfig, directory: Path | None) -> Model:
     stored = None if directory is None else stored_quantization(directory)
     size = None if directory is None else stored_bytes(directory)
     return Model(shape, count_parameters(config), stored, size, {})
+
+
+def _count(files: ModelFiles) -> WeightCount:
+    if files.gguf is None:
+        return count_weights(files.directory)
+    from adamas_cli.models.gguf.file import GgufFile
+
+    return count_tensors(GgufFile(files.gguf).shapes())
 
 
 def _gpu(device: str) -> Gpu | None:

@@ -28,6 +28,7 @@ class ChatTemplateFile:
 
     def __init__(self, directory: Path) -> None:
         """Raises ModelUnavailableError where the folder's settings cannot be read."""
+        self.directory = directory
         self._settings = _settings(directory / _CONFIG)
         file = directory / _TEMPLATE
         try:

@@ -6,15 +6,11 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+from adamas_cli.models.vocabulary.patterns import GPT2, LLAMA3, QWEN2
+
 # SmolLM2 and StarCoder isolate each digit first and run GPT-2's pattern on what lies between, so that a run
 # of spaces before a digit ends its text and is not cut before its last space.
 DIGITS_THEN_GPT2 = r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
-LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 
 # Letters in every version of Unicode that a regex engine here may know: Latin, kana, ideographs, Hangul.
 _LETTER = r"[A-Za-z\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fff\uac00-\ud7a3]"

@@ -17,6 +17,7 @@ from xml.sax.saxutils import quoteattr
 
 from adamas_cli.errors import UsageError
 from adamas_cli.prompt.messages import NO_TEMPLATE, ChatTemplate, Message, Messages
+from adamas_cli.prompt.opening import text_start
 
 if TYPE_CHECKING:
     from adamas_cli.documents import Document
@@ -87,7 +88,8 @@ def frame(
     think: bool | None = None,
     note: Callable[[str], None] = lambda _: None,
 ) -> Frame:
-    """The template inside the model's chat template; models without one get the template as it is.
+    """The template inside the model's chat template; models without one get the template as it is,
+    after the token that begins their texts.
 
     think: passed on to chat templates that can switch reasoning on or off (`enable_thinking`). note: is told
     where there is no chat template, or one that takes messages in an unusual way.
@@ -103,7 +105,7 @@ def frame(
         text = messages.filled([Message("user", text)], marks)
     else:
         note(NO_TEMPLATE)
-        text = f"{system}\n\n{text}" if system else text
+        text = text_start(chat) + (f"{system}\n\n{text}" if system else text)
     return Frame(*re.split("|".join(marks), text))
 
 

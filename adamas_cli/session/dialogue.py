@@ -17,6 +17,7 @@ import numpy as np
 
 from adamas_cli.prompt.layout import NO_IDS
 from adamas_cli.prompt.messages import ChatTemplate, Message, Messages
+from adamas_cli.prompt.opening import text_start
 from adamas_cli.prompt.template import frame
 from adamas_cli.reasoning import CLOSE, OPEN, ReasoningSplitter
 from adamas_cli.sanitize import plain
@@ -136,7 +137,7 @@ class Dialogue:
         told = [self._content(number, turn.reply) for number, turn in enumerate(turns) if turn.reply]
         if not self._chat.chat_template:
             text = "\n\n".join(a + b for a, b in zip(asked, [*told, ""], strict=True))
-            return f"{self._system}\n\n{text}" if self._system else text
+            return text_start(self._chat) + (f"{self._system}\n\n{text}" if self._system else text)
         messages = []
         for number, message in enumerate(asked):
             messages.append(Message("user", message))

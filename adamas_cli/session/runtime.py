@@ -62,9 +62,7 @@ class Runtime:
             raise UsageError(
                 "`sources` shows what sparse attention chose to read: leave out `attn` full, or `sources`"
             )
-        files = models.resolve(
-            model.model, dtype=model.dtype, device=model.device, offline=model.offline, progress=progress
-        )
+        files = models.resolve(model.model, device=model.device, offline=model.offline, progress=progress)
         begun = time.perf_counter()
         try:
             chat = PreTrainedTokenizerFast.from_pretrained(files.directory)

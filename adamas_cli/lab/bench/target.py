@@ -60,9 +60,7 @@ def model_target(options: ModelSettings, progress: Progress) -> Target:
     """The model that the settings name. Raises ModelUnavailableError, UsageError."""
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
-    files = models.resolve(
-        options.model, dtype=options.dtype, device=options.device, offline=options.offline, progress=progress
-    )
+    files = models.resolve(options.model, device=options.device, offline=options.offline, progress=progress)
 
     def load(progress: Progress) -> models.LoadedModel:
         return models.load(files, **options.loading, progress=progress)
@@ -83,7 +81,11 @@ def model_target(options: ModelSettings, progress: Progress) -> Target:
         config["vocab_size"],
         config.get("max_position_embeddings"),
         files.directory,
-        {"directory": str(files.directory), "trust_remote_code": options.trust_remote_code},
+        {
+            "directory": str(files.directory),
+            "gguf": None if files.gguf is None else str(files.gguf),
+            "trust_remote_code": options.trust_remote_code,
+        },
         load,
         full_config,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from adamas_cli.quiet import prepare_libraries
@@ -84,6 +85,8 @@ def _load(job: dict[str, Any], device: Any) -> Any:
         from adamas_cli.lab.bench.shapes import random_model
 
         return random_model(job["shape"], job["context"], dtype, device)
+    if job["gguf"] is not None:
+        return _read_gguf(Path(job["gguf"]), Path(job["directory"]), dtype, device)
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
@@ -94,6 +97,15 @@ def _load(job: dict[str, Any], device: Any) -> Any:
         trust_remote_code=job["trust_remote_code"],
     )
     return model.to(device).eval().requires_grad_(False)
+
+
+def _read_gguf(gguf: Path, directory: Path, dtype: Any, device: Any) -> Any:
+    """A GGUF file's model with weights in full size, which is what transformers computes with."""
+    from adamas_cli.models.gguf.file import GgufFile
+    from adamas_cli.models.gguf.loading import build_model, put_numbers
+
+    model = build_model(GgufFile(gguf), directory, dtype, device, put_numbers(dtype, device))
+    return model.eval().requires_grad_(False)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,190 @@
+"""Builds transformers' model over the tensors of an open GGUF file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from adamas_cli.errors import ModelUnavailableError
+from adamas_cli.models.folder import CONFIG
+from adamas_cli.models.gguf.architectures import Architecture, architecture_of
+from adamas_cli.models.gguf.file import GgufFile
+from adamas_cli.models.gguf.rows import FileRows
+from adamas_cli.models.gguf.stored import Stored
+
+if TYPE_CHECKING:
+    from adamas_kernels.blocks import BlockWeight
+    from transformers import PreTrainedModel
+
+Put = Callable[[nn.Module, str, "BlockWeight", Tensor | None], None]
+"""What makes a linear layer of the model, by its name, compute with a weight and a bias."""
+
+
+def build_model(
+    file: GgufFile, directory: Path, dtype: torch.dtype, device: torch.device, put: Put
+) -> PreTrainedModel:
+    """The model in `file`, whose settings are in `directory`. put: takes the weights of linear layers; all
+    others become numbers of `dtype` on `device`.
+
+    Raises ModelUnavailableError where the file lacks a tensor, or has one that the model does not.
+    """
+    architecture = architecture_of(file)
+    model = _without_memory(file, directory, dtype)
+    written = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    _Filling(file, architecture, written, model, dtype, device, put).fill()
+    _compute_buffers(model, device)
+    return model
+
+
+def _without_memory(file: GgufFile, directory: Path, dtype: torch.dtype) -> PreTrainedModel:
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except Exception as error:  # whatever a model's code raises for settings that make no sense
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ModelUnavailableError(f"cannot use {file.path}: its keys are no model's: {reason}") from error
+    return model
+
+
+class _Filling:
+    """One pass over the parameters of a model that has no memory yet."""
+
+    def __init__(
+        self,
+        file: GgufFile,
+        architecture: Architecture,
+        config: Mapping[str, Any],
+        model: PreTrainedModel,
+        dtype: torch.dtype,
+        device: torch.device,
+        put: Put,
+    ) -> None:
+        self._file, self._architecture, self._config = file, architecture, config
+        self._model, self._dtype, self._device, self._put = model, dtype, device, put
+        self._exact = tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+
+    def fill(self) -> None:
+        """Give every parameter its numbers."""
+        head = self._model.get_output_embeddings()
+        tied = self._model.config.get_text_config().tie_word_embeddings
+        embeddings = self._model.get_input_embeddings()
+        table = next(name for name, module in self._model.named_modules() if module is embeddings)
+        for name, module in list(self._model.named_modules()):
+            if module is head and tied:
+                self._linear(name, module, self._stored(f"{table}.weight", module.weight))
+            elif type(module) is nn.Linear:
+                self._linear(name, module, self._stored(f"{name}.weight", module.weight))
+            elif isinstance(module, nn.Embedding) and (rows := self._rows(name, module)) is not None:
+                self._model.set_submodule(name, rows)
+            else:
+                for leaf, parameter in _own(module):
+                    full = f"{name}.{leaf}" if name else leaf
+                    self._set(module, leaf, self._stored(full, parameter).numbers(), full)
+        self._require_all_used()
+
+    def _rows(self, name: str, module: nn.Embedding) -> FileRows | None:
+        """Embeddings that stay in the file, if they can: on a CPU, where nothing was done to them."""
+        tensor = self._architecture.plain_name(f"{name}.weight", self._file)
+        scale = getattr(module, "scalar_embed_scale", None)
+        if self._device.type != "cpu" or not hasattr(os, "pread") or tensor is None:
+            return None
+        if type(module) is not nn.Embedding and scale is None:
+            return None
+        kind = self._stored(f"{name}.weight", module.weight).kind
+        path, start = self._file.place(tensor)
+        rows, width = module.weight.shape
+        return FileRows(path, start, kind, (rows, width), self._dtype, scale)
+
+    def _linear(self, name: str, module: nn.Linear, weight: Stored) -> None:
+        bias = None
+        if module.bias is not None:
+            bias = self._stored(f"{name}.bias", module.bias).numbers()
+        self._put(self._model, name, weight.block_weight, bias)
+
+    def _stored(self, name: str, parameter: Tensor) -> Stored:
+        try:
+            stored = self._architecture.stored(name, self._file, self._config)
+        except ModelUnavailableError as error:
+            raise ModelUnavailableError(f"cannot use {self._file.path}: {error.message}.") from error
+        if tuple(parameter.shape) != stored.shape:
+            if parameter.numel() != torch.Size(stored.shape).numel():
+                raise ModelUnavailableError(
+                    f"cannot use {self._file.path}: {name} is {list(stored.shape)} there, and its keys make "
+                    f"it {list(parameter.shape)}."
+                )
+            stored = stored.of_shape(*parameter.shape)
+        return stored
+
+    def _set(self, module: nn.Module, leaf: str, numbers: Tensor, full: str) -> None:
+        exact = any(part in full for part in self._exact)
+        value = numbers.to(self._device, torch.float32 if exact else self._dtype)
+        if leaf in module._parameters:
+            module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+        else:
+            module._buffers[leaf] = value
+
+    def _require_all_used(self) -> None:
+        layers = self._config["num_hidden_layers"]
+        surplus = self._architecture.surplus(self._file, layers)
+        if surplus:
+            raise ModelUnavailableError(
+                f"cannot use {self._file.path}: it has the tensor {surplus[0]}, which is not known of its "
+                f"architecture {self._file.architecture}."
+            )
+
+
+def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The parameters and saved buffers of a module itself."""
+    yield from ((name, value) for name, value in module._parameters.items() if value is not None)
+    for name, value in module._buffers.items():
+        if value is not None and name not in module._non_persistent_buffers_set:
+            yield name, value
+
+
+def _compute_buffers(model: PreTrainedModel, device: torch.device) -> None:
+    """Give memory to what a model computes of its config, such as frequencies, and have it computed.
+
+    Raises ModelUnavailableError for a model that does not do that again.
+    """
+    for value in (*model.parameters(), *model.buffers()):
+        value._is_hf_initialized = True
+    pending = []
+    for name, module in model.named_modules():
+        module._is_hf_initialized = False
+        for leaf in [leaf for leaf, buffer in module._buffers.items() if _is_meta(buffer)]:
+            module._buffers[leaf] = _unset(module._buffers[leaf], device)
+            pending.append((f"{name}.{leaf}", module._buffers, leaf))
+    model.initialize_weights()
+    for name, buffers, leaf in pending:
+        if buffers[leaf].is_floating_point() and bool(buffers[leaf].isnan().any()):
+            raise ModelUnavailableError(f"this version of transformers does not compute {name} of the model.")
+
+
+def _unset(buffer: Tensor, device: torch.device) -> Tensor:
+    value = torch.zeros_like(buffer, device=device)
+    return value.fill_(torch.nan) if value.is_floating_point() else value
+
+
+def _is_meta(value: Tensor | None) -> bool:
+    return value is not None and value.is_meta
+
+
+def put_numbers(dtype: torch.dtype, device: torch.device) -> Put:
+    """Linear layers as torch has them, with weights in full size."""
+    from adamas_kernels.blocks import unpack
+
+    def put(model: nn.Module, name: str, weight: BlockWeight, bias: Tensor | None) -> None:
+        module = model.get_submodule(name)
+        module.weight = nn.Parameter(unpack(weight).to(device, dtype), requires_grad=False)
+        if bias is not None:
+            module.bias = nn.Parameter(bias.to(device, dtype), requires_grad=False)
+
+    return put
