@@ -21,6 +21,7 @@ from adamas_cli.models.gguf.loading import build_model, put_numbers
 from adamas_cli.models.gguf.rows import FileRows
 from adamas_cli.models.gguf.settings import config_of
 from adamas_cli.models.gguf.stored import Stored, joined
+from adamas_cli.models.shape import count_tensors
 from adamas_cli.progress import Silent
 
 CPU = torch.device("cpu")
@@ -47,6 +48,14 @@ def test_what_is_read_computes_what_was_written(name: str, tmp_path: Path) -> No
     expected = logits(model)
     found = logits(read_back(write_source(name, model, tmp_path)))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * max(1.0, float(expected.abs().max())))
+
+
+@pytest.mark.parametrize("name", ["llama", "llama_tied", "mixtral", "gpt_oss"])
+def test_a_plan_counts_the_numbers_that_the_file_has(name: str, tmp_path: Path) -> None:
+    model = build(name)
+    count = count_tensors(GgufFile(write_source(name, model, tmp_path)).shapes())
+    assert count.tied == bool(model.config.tie_word_embeddings)
+    assert count.bytes(1) == sum(parameter.numel() for parameter in model.parameters())
 
 
 def test_most_architectures_are_among_those_that_are_written_here() -> None:
