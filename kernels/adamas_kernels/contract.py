@@ -39,7 +39,7 @@ class SparseSettings:
         because a Manhattan distance is no estimate of a score.
     balance: even out the coordinates of keys and queries before they are coded, see `reference.balance`.
     error: the estimated share of the softmax below which a token is left to the compensation, though there is
-        room for it in the budget, see `reference.least_rank`; None attends to the whole budget.
+        room for it in the budget, see `reference.reaches_error`; None attends to the whole budget.
     """
 
     budget: int = 128
