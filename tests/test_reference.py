@@ -11,6 +11,7 @@ from adamas_kernels.contract import LayerView, SparseSettings
 from adamas_kernels.torch.backend import TorchBackend
 from adamas_kernels.torch.step import attend_newest
 from layer_caches import make_cache
+from torch import Tensor
 
 
 def view(keys: torch.Tensor, values: torch.Tensor, **codebook) -> LayerView:
@@ -309,7 +310,7 @@ def test_the_exponent_of_a_sum_is_close_to_its_logarithm():
 
 
 def shares_of(rank: Tensor, step: float, scaling: float, error: float, noise: float = 0.0) -> list[bool]:
-    """Whose share is `error` or more, of tokens that are all ranked: queries and keys meet at right angles."""
+    """Whose share is `error` or more, of tokens that are ranked, all: queries meet keys at right angles."""
     query = torch.eye(16)[:1].view(1, 1, 1, 16)  # of length 1
     keys = torch.zeros(1, 1, rank.numel(), 16)
     return ref.reaches_error(

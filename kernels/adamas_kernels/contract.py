@@ -80,6 +80,11 @@ class SparseSettings:
         return self.balance and self.edge is None
 
     @property
+    def least_share(self) -> int:
+        """The exponent of `error`, in the units of `reference`; 0 without one."""
+        return 0 if self.error is None else min(reference.units_of(self.error), -1)
+
+    @property
     def compensated(self) -> bool:
         """Whether the tokens that are not chosen add their estimated share."""
         return self.compensate and self.scorer == "dot"
