@@ -332,12 +332,6 @@ def equal_length(length: Tensor) -> int:
     return lengths.pop()
 
 
-def check_whole_budgets(settings: SparseSettings) -> None:
-    """Raises ValueError where a bound on the error is set, for a backend that knows only whole budgets."""
-    if settings.error is not None:
-        raise ValueError("this backend attends to whole budgets; only plain torch stops at an error")
-
-
 def check_step(queries: Tensor, keys: Tensor, values: Tensor, cache: AnyCache) -> None:
     """Raises ValueError where the shapes of a step do not fit together; reads nothing from the device."""
     batch, heads, new, dim = queries.shape

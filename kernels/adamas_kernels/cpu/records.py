@@ -22,7 +22,8 @@ SEGMENT = 2048  # tokens of one KV head to a task; the tasks of a step run on al
 REGION = SEGMENT + LANES  # from one segment's ranks to the next: powers of two would meet in the L1 cache
 GROUPS_PER_CHOICE = 4  # more let fewer tokens pass the threshold, but it takes longer to find
 # What is kept for each query: score per unit of rank, offset of the score, and the threshold of ranks,
-# float32; of a sum of powers of 2, see `shares.py`, the highest bin, and two sums of sinks and recents, int32.
+# float32; of a sum of powers of 2, see `shares.py`, the highest bin, and two sums over sinks and recents,
+# int32.
 UNIT, OFFSET, THRESHOLD, TOP, HIGH, LOW = range(6)
 FACTS = 6
 MANY = 1 << 40  # the length of an array whose end is the caller's business
@@ -38,8 +39,8 @@ def _record(integers: str, reals: str = "") -> np.dtype:
 # least_share: of an attended token, an exponent in units, 0 where all of a budget are attended to.
 STEP = _record(
     "batch kv_heads group new dim dim_v size length budget sinks recents manhattan compensated least_share "
-    "segments groups room peak_room query query_b query_h query_n key key_b key_h key_n value value_b value_h "
-    "value_n out lse tally tally_b tally_row rope",
+    "segments groups room peak_room query query_b query_h query_n key key_b key_h key_n value value_b "
+    "value_h value_n out lse tally tally_b tally_row rope",
     "scaling query_edge",
 )
 LAYER = _record(
