@@ -17,7 +17,7 @@ from adamas_kernels.triton.select import (
     shortlist,
     sum_of_both,
 )
-from adamas_kernels.triton.shares import SHARES
+from adamas_kernels.triton.shares import SHARES, UNITS_PER_NAT, least_exponent
 from adamas_kernels.triton.shortlist import PLACES
 
 # Numbers before the vectors of a split: maximum and sum, and two that keep the vectors aligned.
@@ -172,6 +172,14 @@ def attend_once_kernel(
     extra_rank, extra_at = extra_rank_ptr + wide_row * room, extra_at_ptr + wide_row * room
     if CHAINED:
         gdc_wait()
+    units, least = 0.0, 0
+    if BOUND:  # before other keys and values take all registers
+        units = tl.load(facts_ptr + row * FACTS) * UNITS_PER_NAT
+        least = least_exponent(
+            facts_ptr + row * FACTS, best_ptr + wide_row * (PLACES * GROUPS),
+            shares_ptr + wide_row * (SHARES * GROUPS), query, keys, keys_n, scaling, least_share,
+            forced, first_sinks, first_recent, GROUPS, FORCED, D, P, LOG_P,
+        )  # fmt: skip
     rank, at, extras, held, low, beyond, reached, masses, top, slope = shortlist(
         codes_ptr + batch * codes_b + kv_head * codes_h, codes_w,
         scale_ptr + batch * scale_b + kv_head * scale_h, words_ptr, facts_ptr + row * FACTS,
@@ -193,12 +201,7 @@ def attend_once_kernel(
         NEW, NEW_PAD, D_V, MASS,
     )  # fmt: skip
     if BOUND:
-        want = bounded_want(
-            facts_ptr + row * FACTS, best_ptr + wide_row * (PLACES * GROUPS),
-            shares_ptr + wide_row * (SHARES * GROUPS), query, keys, keys_n, scaling, least_share,
-            forced, first_sinks, first_recent, rank, extra_rank, held, extras, want,
-            GROUPS, FORCED, D, P, LOG_P,
-        )  # fmt: skip
+        want = bounded_want(least, units, forced, rank, extra_rank, held, extras, want)
         tl.store(attended_ptr + row, forced + want)
     low, last = exact_border(rank, at, extra_rank, extra_at, held, extras, low, beyond, reached, end, want)
     best = reaches(rank, at, low, last) & (rank > LOWEST)

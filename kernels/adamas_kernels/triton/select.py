@@ -363,19 +363,10 @@ def exact_border(rank, at, extra_rank, extra_at, held, extras, low, beyond, reac
 
 
 @triton.jit
-def bounded_want(
-    fact, best, shares, query, keys, keys_n, scaling, least_share, forced, first_sinks, first_recent,
-    rank, extra_rank, held, extras, want,
-    GROUPS: tl.constexpr, FORCED: tl.constexpr, D: tl.constexpr, P: tl.constexpr, LOG_P: tl.constexpr,
-):  # fmt: skip
+def bounded_want(least, units, forced, rank, extra_rank, held, extras, want):
     """How many of the `want` best of the listed tokens, and of the extras from `held` on, are attended to
-    behind `forced` others: those whose share reaches the error, and LEAST_ATTENDED in all.
+    behind `forced` others: those whose exponent is `least` or more, and LEAST_ATTENDED in all.
     """
-    least = least_exponent(
-        fact, best, shares, query, keys, keys_n, scaling, least_share, forced, first_sinks, first_recent,
-        GROUPS, FORCED, D, P, LOG_P,
-    )  # fmt: skip
-    units = tl.load(fact) * UNITS_PER_NAT
     number = tl.sum(reaching(rank, units, least).to(tl.int32), axis=0)
     for start in range(held, extras, EXTRAS):
         more = load_extras(extra_rank, start + tl.arange(0, EXTRAS), extras, LOWEST)
@@ -432,6 +423,16 @@ def select_kernel(
     if CHAINED:
         gdc_launch_dependents()
         gdc_wait()
+    units, least = 0.0, 0
+    if BOUND:
+        units = tl.load(facts_ptr + row * FACTS) * UNITS_PER_NAT
+        least = least_exponent(
+            facts_ptr + row * FACTS, best_ptr + wide_row * (PLACES * GROUPS),
+            shares_ptr + wide_row * (SHARES * GROUPS),
+            query_ptr + batch * query_b + head * query_h + new * query_n,
+            keys_ptr + batch * keys_b + kv_head * keys_h, keys_n, scaling, least_share,
+            forced, first_sinks, first_recent, GROUPS, FORCED, D, P, LOG_P,
+        )  # fmt: skip
     rank, at, extras, held, low, beyond, reached, masses, top, slope = shortlist(
         codes_ptr + batch * codes_b + kv_head * codes_h, codes_w,
         scale_ptr + batch * scale_b + kv_head * scale_h, words_ptr, facts_ptr + row * FACTS,
@@ -442,14 +443,7 @@ def select_kernel(
         GROUPS, LIST, P, BLOCK, MANHATTAN, MASS, FAST,
     )  # fmt: skip
     if BOUND:
-        want = bounded_want(
-            facts_ptr + row * FACTS, best_ptr + wide_row * (PLACES * GROUPS),
-            shares_ptr + wide_row * (SHARES * GROUPS),
-            query_ptr + batch * query_b + head * query_h + new * query_n,
-            keys_ptr + batch * keys_b + kv_head * keys_h, keys_n, scaling, least_share,
-            forced, first_sinks, first_recent, rank, extra_rank, held, extras, want,
-            GROUPS, FORCED, D, P, LOG_P,
-        )  # fmt: skip
+        want = bounded_want(least, units, forced, rank, extra_rank, held, extras, want)
         tl.store(attended_ptr + row, forced + want)
     low, last = exact_border(
         rank, at, extra_rank, extra_at, held, extras, low, beyond, reached, seen - recents, want
