@@ -44,11 +44,13 @@ class ModelSettings:
 @dataclass(frozen=True)
 class DecodingSettings:
     """How documents are read and how answer tokens attend to them. budget: tokens, None to go by the
-    context. prefill_chunk: tokens, None to go by the device.
+    context. error: the share of a head's attention below which a token is left out of the budget, 0 for none.
+    prefill_chunk: tokens, None to go by the device.
     """
 
     attn: AttentionKind = "auto"
     budget: int | None = None
+    error: float = 0.0
     scorer: Scorer = "dot"
     dense_layers: int = DENSE_LAYERS
     backend: BackendName = "auto"

@@ -149,15 +149,21 @@ def double_step(
         rank = ref.rank_by_dot(query, view.codes, view.scales)
     else:
         rank = -ref.manhattan(rotated, view.codes, settings.edge).float()
-    index = ref.select(rank, settings.budget, *settings.forced)
+    reaching = None
+    if settings.error is not None:
+        reaching = ref.reaches_error(
+            queries, view.keys, rank, unit, cache.codebook, scaling, settings.forced, settings.error
+        )
+    index = ref.select(rank, settings.budget, *settings.forced, reaching)
     keys, values = (x.double().repeat_interleave(groups, 1) for x in (view.keys, view.values))
     new, size = rank.shape[-2:]
     own = ref.own_positions(new, size, rank.device)
     visible = torch.arange(size, device=rank.device) <= own
-    chosen = torch.zeros_like(rank, dtype=torch.bool).scatter(-1, index, True) & visible
+    chosen = torch.zeros(*rank.shape[:3], size + 1, dtype=torch.bool, device=rank.device)
+    chosen = chosen.scatter(-1, index, True)[..., :size] & visible
     scores = (queries.double() @ keys.transpose(-1, -2) * scaling).masked_fill(~chosen, -torch.inf)
     out, lse = scores.softmax(-1) @ values, scores.logsumexp(-1)
-    if settings.compensated and settings.budget < size:
+    if settings.compensated and (settings.budget < size or settings.error is not None):
         left = (visible & ~chosen).double()
         mean, noise = (
             x.double().repeat_interleave(groups, 1).unsqueeze(2)

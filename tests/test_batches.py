@@ -160,6 +160,28 @@ def test_a_dense_step(backends, name, lengths, heads, new, dim_v):
     torch.testing.assert_close(together.value_sum, total, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("name", "lengths"), CASES)
+@pytest.mark.parametrize("budget", [40, 160])
+def test_a_step_to_an_error(backends, name, lengths, budget):
+    settings = SparseSettings(budget=budget, error=2**-6)
+    backend, alone = backends[name], sequences(name, lengths, settings)
+    together = batched(alone)
+    q, k, v = new_tokens(together, 4, 2)
+    tally = torch.zeros(3, 2, together.capacity, device=together.keys.device)
+    tallies = tally.clone().split(1)
+    with poisoned_memory():
+        out, lse = backend.decode_step(q, k, v, together, 0.125, settings, tally)
+        one_by_one = [
+            backend.decode_step(*(x[b : b + 1] for x in (q, k, v)), cache, 0.125, settings, tallies[b])
+            for b, cache in enumerate(alone)
+        ]
+    assert_same(out, [out for out, _ in one_by_one])
+    assert_same(lse, [lse for _, lse in one_by_one])
+    assert_same(tally, tallies)
+    assert out.isfinite().all()
+    assert (tally[:, 0].sum(1) <= 8 * budget).all()
+
+
 def attention(queries: Tensor, keys: Tensor, values: Tensor, past: int) -> tuple[Tensor, Tensor]:
     """Causal attention of the newest tokens behind `past` others in float64, with its log-sum-exp."""
     new, group = queries.shape[2], queries.shape[1] // keys.shape[1]

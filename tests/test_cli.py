@@ -111,7 +111,13 @@ def test_json_has_the_documented_names(adamas: Runner, tiny_model: Path, book: P
     }  # fmt: skip
     assert record["question"] == "Who came?"
     assert record["model"] == str(tiny_model)
-    assert record["attention"] == {"kind": "adamas", "backend": "cpu", "scorer": "dot", "budget": 256}
+    assert record["attention"] == {
+        "kind": "adamas",
+        "backend": "cpu",
+        "scorer": "dot",
+        "budget": 256,
+        "error": None,
+    }
     (document,) = record["documents"]
     assert document["path"] == str(book)
     assert document["tokens"] > book.stat().st_size  # one token a byte, and the wrapper

@@ -350,11 +350,45 @@ def test_caches_come_and_go(cpu):
     assert known not in cpu._layers
 
 
-def test_a_bound_on_the_error_is_refused(cpu):
-    settings = SparseSettings(budget=16, error=0.01)
-    cache = make_cache(1, 1, 32, 50, 60, settings)
-    with pytest.raises(ValueError, match="whole budgets"):
-        check_steps(cpu, cache, 1, 1, settings)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "new"), [(1, 1, 64, 1), (6, 2, 80, 3), (8, 1, 128, 1), (3, 3, 16, 16)]
+)
+def test_an_error_chooses_as_the_reference_does(cpu, dtype, heads, kv_heads, dim, new):
+    for error, budget in ((2**-5, 300), (2**-8, 300), (2**-11, 60), (0.5, 20)):
+        for length in (0, 1, 19, 20, 21, budget, 2 * SEGMENT + 100):
+            torch.manual_seed(length)
+            settings = SparseSettings(budget=budget, error=error)
+            cache = make_cache(2, kv_heads, dim, length, length + 2 * new, settings, dtype)
+            check_steps(cpu, cache, heads, new, settings, steps=2, make_queries=large)
+
+
+def large(*shape: int) -> Tensor:
+    """Some heads attend broadly, others to a few tokens."""
+    return torch.randn(shape) * torch.logspace(-1, 1, shape[1])[:, None, None]
+
+
+@pytest.mark.parametrize("make", [*ODD_KEYS, *HOSTILE_KEYS], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make_queries", [torch.randn, zeros])
+def test_an_error_on_odd_keys(cpu, make, make_queries):
+    for error in (2**-3, 2**-7, 2**-13):
+        torch.manual_seed(0)
+        settings = SparseSettings(budget=200, error=error)
+        cache = make_cache(1, 2, 64, 3000, 3010, settings, make=make)
+        check_steps(cpu, cache, 4, 2, settings, steps=2, make=make, make_queries=make_queries)
+
+
+def test_an_error_leaves_out_what_a_budget_would_attend_to(cpu):
+    torch.manual_seed(0)
+    attended = {}
+    for error in (None, 2**-11, 2**-7, 0.5):
+        settings = SparseSettings(budget=400, error=error)
+        cache = make_cache(1, 1, 64, 3000, 3010, settings)
+        q, k, v = 2 * torch.randn(1, 8, 1, 64), torch.randn(1, 1, 1, 64), torch.randn(1, 1, 1, 64)
+        _, _, tally = step(cpu, cache, q, k, v, settings)
+        attended[error] = tally[0, 0].sum() / 8
+    assert attended[None] == 400
+    assert attended[None] >= attended[2**-11] > attended[2**-7] > attended[0.5] == ref.LEAST_ATTENDED
 
 
 def test_a_step_that_does_not_fit_is_refused(cpu):

@@ -118,13 +118,14 @@ def scores(model: nn.Module, attention: AttentionSettings, *, chunk: int = 64) -
     return timeline.score(ids(ANSWER, 1), sparse=attention.kind == "adamas")
 
 
-@pytest.mark.parametrize("attention", ["full", "adamas"])
+@pytest.mark.parametrize("attention", ["full", "adamas", "adamas to an error"])
 @pytest.mark.parametrize("name", NATIVE)
 def test_logits_are_those_of_transformers(pack, name, attention):
     packed, plain = pack(build(name))
     settings = FULL
-    if attention == "adamas":
-        settings = AttentionSettings("adamas", SparseSettings(budget=48), dense_layers=1)
+    if attention != "full":
+        error = 2**-7 if attention == "adamas to an error" else None
+        settings = AttentionSettings("adamas", SparseSettings(budget=48, error=error), dense_layers=1)
     assert obstacle(Timeline(Loaded(packed), settings, context=9)) is None
     found, expected = scores(packed, settings), scores(plain, settings)
     assert found.shape == expected.shape

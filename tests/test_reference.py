@@ -11,6 +11,7 @@ from adamas_kernels.contract import LayerView, SparseSettings
 from adamas_kernels.torch.backend import TorchBackend
 from adamas_kernels.torch.step import attend_newest
 from layer_caches import make_cache
+from torch import Tensor
 
 
 def view(keys: torch.Tensor, values: torch.Tensor, **codebook) -> LayerView:
@@ -273,30 +274,103 @@ def plain_codebook(noise: float = 0.0) -> ref.Codebook:
     return ref.Codebook(zeros, torch.ones(1, 1), ones, torch.full((1, 1), noise))
 
 
-def test_least_rank_by_hand():
+def test_exponents_are_units_from_the_origin():
+    units = torch.tensor([0.0, 1.0, -1.0, 65536.5, 1e30, -1e30, -torch.inf])
+    assert ref.exponents(units).tolist() == [
+        ref.ORIGIN + x for x in (0, 1, -1, 65536, ref.ORIGIN - 64, 64 - ref.ORIGIN, 64 - ref.ORIGIN)
+    ]
+
+
+def octaves(*numbers: float) -> Tensor:
+    return ref.exponents(torch.tensor(numbers) * ref.UNITS)
+
+
+def test_the_exponent_of_a_sum_of_powers():
+    def found(*numbers):
+        return (ref.log_mass(octaves(*numbers)).item() - ref.ORIGIN) / ref.UNITS
+
+    assert found(-40.0) == -40
+    assert found(3.0, 3.0) == 4
+    assert found(0.0, 0.0, 1.0, 2.0) == 3
+    assert found(16.0, *[0.0] * 65536) == 17  # one bin below
+    assert found(16.0, 16.0, *[-1.0] * 65536) == 17  # cut off
+    assert found(15.0, *[-1.0] * 65536) == 16
+    assert found(-1.0, *[-17.0] * 65536) == 0
+    none = ref.log_mass(torch.cat([octaves(5.0), torch.full((9,), -1)]))
+    assert none.item() == octaves(5.0).item()
+
+
+def test_the_exponent_of_a_sum_is_close_to_its_logarithm():
+    torch.manual_seed(0)
+    for spread in (0.1, 1.0, 3.0, 8.0):
+        scores = spread * torch.randn(50, 3000)
+        found = ref.log_mass(ref.exponents(scores * ref.UNITS_PER_NAT)) - ref.ORIGIN
+        error = found / ref.UNITS - scores.logsumexp(-1) / math.log(2)
+        assert error.abs().max() < 0.09
+
+
+def shares_of(rank: Tensor, step: float, scaling: float, error: float, noise: float = 0.0) -> list[bool]:
+    """Whose share is `error` or more, of tokens that are ranked, all: queries meet keys at right angles."""
     query = torch.eye(16)[:1].view(1, 1, 1, 16)  # of length 1
-    rank = torch.tensor([1.0, 2.0, 5.0]).log().view(1, 1, 1, 3)
-    step = torch.ones(1, 1, 1)
-    # shares of 1/8, 2/8 and 5/8
-    least = ref.least_rank(query, rank, step, plain_codebook(), 1.0, 0.25)
-    assert least.item() == pytest.approx(math.log(2), abs=1e-6)
-    # a rank is in units of step x scaling
-    least = ref.least_rank(query, 2 * rank, 2 * step, plain_codebook(), 0.25, 0.25)
-    assert least.item() == pytest.approx(2 * math.log(2), abs=1e-6)
-    # estimates that err with a variance of 2 log 2 make a sum of 8 out of 4: shares of 1/4, 2/4 and 5/4
-    least = ref.least_rank(query, rank, step, plain_codebook(2 * math.log(2)), 1.0, 0.25)
-    assert least.item() == pytest.approx(0, abs=1e-6)
-    assert ref.least_rank(0 * query, rank, 0 * step, plain_codebook(), 1.0, 0.25).item() == -math.inf
+    keys = torch.zeros(1, 1, rank.numel(), 16)
+    return ref.reaches_error(
+        query, keys, rank.view(1, 1, 1, -1), torch.full((1, 1, 1), step), plain_codebook(noise), scaling,
+        (0, 0), error,
+    ).flatten().tolist()  # fmt: skip
 
 
-def test_a_least_rank_leaves_out_what_is_behind_the_first_32():
+def test_shares_by_hand():
+    rank = torch.tensor([1.0, 2.0, 5.0, 8.0]).log()  # shares of 1/16, 2/16, 5/16 and 8/16
+    assert shares_of(rank, 1.0, 1.0, 0.05) == [True] * 4
+    assert shares_of(rank, 1.0, 1.0, 0.1) == [False, True, True, True]
+    assert shares_of(rank, 1.0, 1.0, 0.25) == [False, False, True, True]
+    assert shares_of(2 * rank, 2.0, 0.25, 0.25) == [False, False, True, True]  # units of step x scaling
+    assert shares_of(rank, 1.0, 1.0, 0.7) == [False] * 4
+    assert shares_of(rank, 1.0, 1.0, 0.25, noise=9.0) == [False, False, True, True]  # taken off all alike
+    assert shares_of(rank, 0.0, 1.0, 0.2) == [True] * 4  # a query of zeros: equal shares
+
+
+def test_sinks_and_recents_are_exact_in_the_sum():
+    query = torch.full((1, 1, 1, 16), 0.25)
+    keys = torch.zeros(1, 1, 5, 16)
+    keys[:, :, 0], keys[:, :, 4] = math.log(8) / 4, math.log(4) / 4
+    rank = torch.tensor([50.0, 0.0, 0.0, 0.0, -50.0]).view(1, 1, 1, 5)  # of a sum of 8 + 3 + 4
+    for error, expected in ((0.06, True), (0.08, False)):
+        found = ref.reaches_error(
+            query, keys, rank, torch.ones(1, 1, 1), plain_codebook(), 1.0, (1, 1), error
+        )
+        assert found[..., 1:4].tolist() == [[[[expected] * 3]]]
+
+
+@pytest.mark.parametrize(("new", "size"), [(1, 300), (3, 300), (4, 6), (2, 2)])
+def test_shares_are_those_of_brute_force(new, size):
+    """Wherever a share is not so close to the error that straight logarithms might take it for the other."""
+    torch.manual_seed(size)
+    q, k, v = torch.randn(2, 4, new, 64), torch.randn(2, 2, size, 64), torch.randn(2, 2, size, 64)
+    cache, scaling, (sinks, recents) = view(k, v), 0.5, (2, 5)
+    rotated = ref.rotate_queries(q, cache.codebook)
+    query, step = ref.encode_query(rotated)
+    rank = ref.rank_by_dot(query, cache.codes, cache.scales)
+    estimated = ref.estimated_scores(q, rank * step.unsqueeze(-1), cache.codebook, scaling).double()
+    exact = (q.double() @ k.double().repeat_interleave(2, 1).transpose(-1, -2)) * scaling
+    own, position = ref.own_positions(new, size, q.device), torch.arange(size)
+    always = (position < sinks) | (position > own - recents)
+    scores = torch.where(always, exact, estimated).masked_fill(position > own, -torch.inf)
+    share = (estimated - scores.logsumexp(-1, keepdim=True)).exp()
+    for error in (2**-6, 2**-9):
+        found = ref.reaches_error(q, k, rank, step, cache.codebook, scaling, (sinks, recents), error)
+        clear = (share / error).log2().abs() > 0.1
+        assert torch.equal(found[clear], share[clear] >= error)
+
+
+def test_those_behind_the_first_32_must_reach_the_error():
     scores = torch.arange(40.0, 0, -1).view(1, 1, 1, 40)  # 40 at position 0, 1 at the query's own
-    least = torch.tensor([[[6.5]]])
+    reaching = scores >= 6.5
     # 34 scores are above it, and the own token is forced
-    assert ref.select(scores, 36, 0, 1, least).flatten().tolist() == [*range(34), 39, 40]
-    assert ref.select(scores, 30, 0, 1, least).flatten().tolist() == [*range(29), 39]
-    least = torch.tensor([[[20.0]]])
-    assert ref.select(scores, 36, 0, 1, least).flatten().tolist() == [*range(31), 39, 40, 40, 40, 40]
+    assert ref.select(scores, 36, 0, 1, reaching).flatten().tolist() == [*range(34), 39, 40]
+    assert ref.select(scores, 30, 0, 1, reaching).flatten().tolist() == [*range(29), 39]
+    reaching = scores >= 20
+    assert ref.select(scores, 36, 0, 1, reaching).flatten().tolist() == [*range(31), 39, 40, 40, 40, 40]
 
 
 def test_what_an_error_leaves_out_goes_to_the_compensation():

@@ -75,10 +75,18 @@ def test_overlapped_launches_compute_what_separate_ones_do(scorer, new, budget):
     check_the_same(TritonBackend(chained=False), TritonBackend(chained=chains(DEVICE)), new, settings)
 
 
+@pytest.mark.parametrize("new", [1, 16])
+@pytest.mark.parametrize("budget", [128, 1024])
+def test_overlapped_launches_stop_where_separate_ones_do(new, budget):
+    settings = SparseSettings(budget=budget, error=2**-7)
+    check_the_same(TritonBackend(chained=False), TritonBackend(chained=chains(DEVICE)), new, settings)
+
+
+@pytest.mark.parametrize("error", [None, 2**-6])
 @pytest.mark.parametrize("budget", [16, 300])
-def test_a_graph_computes_what_its_launches_do(budget):
+def test_a_graph_computes_what_its_launches_do(budget, error):
     """The captured length advances by itself, and no grid depends on it."""
-    settings = SparseSettings(budget=budget)
+    settings = SparseSettings(budget=budget, error=error)
     heads, backend = 8, TritonBackend()
     cache = make_cache(1, 2, 128, 1000, 1100, settings, torch.float16)
     captured = copied(cache)
@@ -129,6 +137,26 @@ def test_long_contexts(scorer, heads, kv_heads, dim, dtype, budget):
     settings = SparseSettings(budget=budget, scorer=scorer)
     cache = make_cache(1, kv_heads, dim, LONG, LONG + SPARE, settings, dtype)
     check_steps(TritonBackend(), cache, heads, 1, settings, steps=3)
+
+
+@pytest.mark.parametrize("error", [2**-6, 2**-9, 2**-12])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "dtype", "budget"),
+    [
+        (32, 8, 128, torch.float16, 128),
+        (14, 2, 64, torch.bfloat16, 128),
+        (32, 8, 128, torch.bfloat16, 1024),
+    ],
+)
+def test_an_error_in_a_long_context(heads, kv_heads, dim, dtype, budget, error):
+    """Heads that attend broadly stop at the reference's token, as those do that attend to a few."""
+    settings = SparseSettings(budget=budget, error=error)
+    cache = make_cache(1, kv_heads, dim, LONG, LONG + SPARE, settings, dtype)
+
+    def large(*shape):
+        return torch.randn(shape) * torch.logspace(-1, 1, shape[1])[:, None, None]
+
+    check_steps(TritonBackend(), cache, heads, 1, settings, steps=3, make_queries=large)
 
 
 @pytest.mark.parametrize("dim", [64, 80, 128])

@@ -264,6 +264,52 @@ def test_zero_queries(scorer, size):
     check(make_cache(1, 1, 32, size, 450, settings, HALF), 2, 1, settings, steps=2, make_queries=zeros)
 
 
+def large(*shape):
+    """Some heads attend broadly, others to a few tokens."""
+    return torch.randn(shape) * torch.logspace(-1, 1, shape[1])[:, None, None]
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "dtype", "new", "batch"),
+    [
+        (1, 1, 64, FULL, 1, 1),
+        (6, 2, 80, HALF, 1, 1),
+        (4, 1, 128, BRAIN, 1, 1),
+        (2, 1, 16, FULL, 3, 2),
+        (2, 1, 256, HALF, 1, 1),
+    ],
+)
+@pytest.mark.parametrize(("budget", "error"), [(20, 0.5), (60, 2**-8), (160, 2**-6)])
+def test_an_error_chooses_as_the_reference_does(heads, kv_heads, dim, dtype, new, batch, budget, error):
+    for length in (3, 350):
+        torch.manual_seed(length)
+        settings = SparseSettings(budget=budget, error=error)
+        cache = make_cache(batch, kv_heads, dim, length, 370, settings, dtype)
+        check(cache, heads, new, settings, make_queries=large)
+
+
+@pytest.mark.parametrize("make", ODD_KEYS, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make_queries", [torch.randn, zeros])
+def test_an_error_on_odd_keys(make, make_queries):
+    for budget, error in ((50, 2**-4), (140, 2**-9)):
+        torch.manual_seed(0)
+        settings = SparseSettings(budget=budget, error=error)
+        cache = make_cache(1, 1, 32, 300, 310, settings, make=make)
+        check(cache, 2, 1, settings, make=make, make_queries=make_queries)
+
+
+def test_an_error_where_groups_are_looked_at_again():
+    torch.manual_seed(0)
+    settings = SparseSettings(budget=300, sinks=1, recents=1, error=2**-10)
+    groups, size = 512, 8192
+
+    def large_in_few_groups(*shape):
+        return torch.where((group_of(shape[2], groups) < 60)[:, None], 3, 1) * torch.randn(shape)
+
+    cache = make_cache(1, 1, 16, size - 1, size, settings, make=large_in_few_groups)
+    assert (check(cache, 1, 1, settings, groups=groups, make=torch.randn) > 10).all()
+
+
 @pytest.mark.parametrize("scorer", ["dot", "manhattan"])
 def test_a_cache_that_is_part_of_larger_buffers(scorer):
     torch.manual_seed(0)

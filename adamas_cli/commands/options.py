@@ -115,9 +115,17 @@ FLAGS: dict[type, dict[str, Any]] = {
         "budget": _attention(
             "--budget",
             min=1,
-            help="Tokens that each query head attends to in a sparse layer; by default 4 times the context's "
-            "square root, and at least 256.",
+            help="Tokens that each query head attends to in a sparse layer, at most with --error; by default "
+            "4 times the context's square root, and at least 256.",
             show_default=False,
+        ),
+        "error": _attention(
+            "--error",
+            min=0.0,
+            max=1.0,
+            metavar="SHARE",
+            help="Leave out tokens with less than this estimated share of a head's attention, such as "
+            "0.0005; 0 attends to the whole budget. The default budget is doubled with it.",
         ),
         "scorer": _attention("--scorer", help="How 2-bit codes are compared."),
         "dense_layers": _attention("--dense-layers", min=0, help="First layers that keep full attention."),

@@ -14,8 +14,8 @@ from transformers import PreTrainedConfig
 from adamas_cli.cache.geometry import token_bytes
 from adamas_cli.cache.mode import Sparse
 from adamas_cli.models.shape import attention_obstacle
-from adamas_cli.planning.decision import Attention, Backends, decide_attention
-from adamas_cli.settings import DENSE_LAYERS, AttentionKind, BackendName, DecodingSettings
+from adamas_cli.planning.decision import Attention, Backends, check_error, decide_attention
+from adamas_cli.settings import DENSE_LAYERS, AttentionKind, BackendName, DecodingSettings, Scorer
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class AttentionSettings:
         """Those that a user chose."""
         return cls(
             chosen.attn,
-            SparseSettings(budget=chosen.budget or SparseSettings.budget, scorer=chosen.scorer),
+            sparse_settings(chosen, chosen.budget or SparseSettings.budget),
             chosen.dense_layers,
             chosen.backend,
             budget_by_context=chosen.budget is None,
@@ -49,6 +49,8 @@ class AttentionSettings:
         return DecodingSettings(
             attn=cast(AttentionKind, self.kind),
             budget=None if self.budget_by_context else self.sparse.budget,
+            error=self.sparse.error or 0.0,
+            scorer=cast(Scorer, self.sparse.scorer),
             dense_layers=self.dense_layers,
             backend=cast(BackendName, self.backend),
             prefill_chunk=prefill_chunk,
@@ -62,6 +64,12 @@ class AttentionSettings:
         if decided.backend is None or decided.budget is None:
             return None
         return Sparse(replace(self.sparse, budget=decided.budget), load(decided.backend, announce))
+
+
+def sparse_settings(chosen: DecodingSettings, budget: int) -> SparseSettings:
+    """What a sparse layer does, as a user chose. Raises UsageError for an error that has no meaning."""
+    check_error(chosen)
+    return SparseSettings(budget=budget, scorer=chosen.scorer, error=chosen.error or None)
 
 
 def decide_for(

@@ -18,6 +18,7 @@ AUTO_MIN_CONTEXT = {"cpu": 4096, "torch": math.inf}
 AUTO_MIN_BYTES = {"triton": ((256, 45e6), (768, 110e6), (1536, 200e6), (math.inf, 900e6))}
 # Budgets that keep an answer's distribution close to full attention's at every length (docs/accuracy.md).
 LEAST_BUDGET, BUDGET_STEP, BUDGET_GROWTH = 256, 64, 4
+BOUNDED_BUDGETS = 2  # times as many, where an error leaves out most: what heads that attend broadly need
 
 
 def auto_min_context(backend: str, budget: int, token_bytes: int) -> float:
@@ -29,6 +30,10 @@ def auto_min_context(backend: str, budget: int, token_bytes: int) -> float:
     return next(size for largest, size in AUTO_MIN_BYTES[backend] if budget <= largest) / token_bytes
 
 
-def budget_for(context: int) -> int:
-    """Tokens that each query head attends to in a context of so many: with its square root, in steps."""
-    return max(LEAST_BUDGET, BUDGET_STEP * math.ceil(BUDGET_GROWTH * math.sqrt(context) / BUDGET_STEP))
+def budget_for(context: int, *, bounded: bool = False) -> int:
+    """Tokens that each query head attends to in a context of so many: with its square root, in steps.
+
+    bounded: whether an error leaves out some of them.
+    """
+    whole = max(LEAST_BUDGET, BUDGET_STEP * math.ceil(BUDGET_GROWTH * math.sqrt(context) / BUDGET_STEP))
+    return BOUNDED_BUDGETS * whole if bounded else whole

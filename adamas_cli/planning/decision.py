@@ -175,11 +175,20 @@ def decide_attention(
         raise refusal(obstacle)
     if obstacle is not None or settings.attn == "full":
         return full
+    check_error(settings)
     backend, reason = backends.pick(settings.backend)
-    budget = settings.budget or budget_for(tokens)
+    budget = settings.budget or budget_for(tokens, bounded=settings.error > 0)
     if settings.attn == "auto" and tokens < auto_min_context(backend, budget, token_bytes):
         return full
     return Attention("adamas", backend, reason, budget, settings.dense_layers, chunk)
+
+
+def check_error(settings: DecodingSettings) -> None:
+    """Raises UsageError for an error that has no meaning."""
+    if not 0 <= settings.error < 1:
+        raise UsageError("`error` is a share below 1, such as 0.0005, or 0 for none.")
+    if settings.error > 0 and settings.scorer != "dot":
+        raise UsageError(f"`error` needs `scorer` dot: {settings.scorer} estimates no share.")
 
 
 def refusal(reason: str) -> ModelUnavailableError:

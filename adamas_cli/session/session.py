@@ -148,6 +148,7 @@ class Session:
             "backend": sparse.backend.name if sparse else None,
             "scorer": sparse.settings.scorer if sparse else None,
             "budget": sparse.settings.budget if sparse else None,
+            "error": sparse.settings.error if sparse else None,
         }
         return {"model": self.runtime.files.name, "attention": attention}
 

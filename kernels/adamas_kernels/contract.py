@@ -39,7 +39,7 @@ class SparseSettings:
         because a Manhattan distance is no estimate of a score.
     balance: even out the coordinates of keys and queries before they are coded, see `reference.balance`.
     error: the estimated share of the softmax below which a token is left to the compensation, though there is
-        room for it in the budget, see `reference.least_rank`; None attends to the whole budget.
+        room for it in the budget, see `reference.reaches_error`; None attends to the whole budget.
     """
 
     budget: int = 128
@@ -78,6 +78,11 @@ class SparseSettings:
     def balanced(self) -> bool:
         """Whether keys and queries are balanced: like centring, not with fixed edges."""
         return self.balance and self.edge is None
+
+    @property
+    def least_share(self) -> int:
+        """The exponent of `error`, in the units of `reference`; 0 without one."""
+        return 0 if self.error is None else min(reference.units_of(self.error), -1)
 
     @property
     def compensated(self) -> bool:
@@ -325,12 +330,6 @@ def equal_length(length: Tensor) -> int:
     if len(lengths) > 1:
         raise ValueError(f"sequences of {sorted(lengths)} tokens have no common view")
     return lengths.pop()
-
-
-def check_whole_budgets(settings: SparseSettings) -> None:
-    """Raises ValueError where a bound on the error is set, for a backend that knows only whole budgets."""
-    if settings.error is not None:
-        raise ValueError("this backend attends to whole budgets; only plain torch stops at an error")
 
 
 def check_step(queries: Tensor, keys: Tensor, values: Tensor, cache: AnyCache) -> None:

@@ -22,6 +22,13 @@ FLAT = 1e-6  # share of the mean below which a coordinate's power counts as none
 GAUSSIAN_EDGE = 0.9816  # outer edge, in deviations, of the best 4-level quantizer of a Gaussian (Max 1960)
 QUERY_LEVELS = 127  # int8 range of an encoded query
 LEAST_ATTENDED = 32  # tokens, forced ones included, that a query attends to whatever its error
+# Exponents of 2 are whole numbers of units, UNITS to an octave, counted from ORIGIN octaves below 1; SPAN
+# octaves are a bin.
+UNIT_BITS, SPAN_BITS = 16, 4
+UNITS, SPAN = 1 << UNIT_BITS, 1 << SPAN_BITS
+UNITS_PER_NAT = 94548.0  # UNITS log2 e
+ORIGIN = 1 << 30  # units
+LARGEST_EXPONENT = float(ORIGIN - 64)  # the largest float32 below ORIGIN
 
 
 @dataclass(frozen=True)
@@ -231,13 +238,13 @@ def rank_by_dot(query: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
     return dot(query, codes) * scales.float().repeat_interleave(groups, 1).unsqueeze(2)
 
 
-def select(scores: Tensor, budget: int, sinks: int, recents: int, least: Tensor | None = None) -> Tensor:
+def select(scores: Tensor, budget: int, sinks: int, recents: int, reaching: Tensor | None = None) -> Tensor:
     """The positions of the `budget` tokens of highest score [B, H, N, S]; ties go to the lowest position.
 
     Query n of N stands at position S - N + n and sees nothing later. Its own token, the first `sinks` and
     the last `recents` (its own included) visible tokens are always chosen, within the budget.
-    least: `least_rank` of each query, float32 [B, H, N]: of the tokens behind the first LEAST_ATTENDED those
-    of a lower score are left out.
+    reaching: `reaches_error`, bool [B, H, N, S]: of the tokens behind the first LEAST_ATTENDED the others are
+    left out.
 
     Returns int64 [B, H, N, min(budget, S)], ascending; positions beyond the query's own fill up a row that
     has fewer tokens than the budget and are to be ignored.
@@ -249,8 +256,8 @@ def select(scores: Tensor, budget: int, sinks: int, recents: int, least: Tensor 
     ranking = torch.where(forced, torch.inf, scores).masked_fill(position > own, -torch.inf)
     count = min(budget, size)
     chosen = _best(ranking, count)
-    if least is not None:
-        chosen &= (ranking >= least.unsqueeze(-1)) | _best(ranking, min(LEAST_ATTENDED, count))
+    if reaching is not None:
+        chosen &= forced | reaching | _best(ranking, min(LEAST_ATTENDED, count))
     return torch.where(chosen, position, size).sort(-1).values[..., :count]
 
 
@@ -262,22 +269,83 @@ def _best(ranking: Tensor, count: int) -> Tensor:
     return above | (ties & (ties.cumsum(-1) <= count - above.sum(-1, keepdim=True)))
 
 
-def least_rank(
-    queries: Tensor, rank: Tensor, step: Tensor, codebook: Codebook, scaling: float, error: float
+def reaches_error(
+    queries: Tensor,
+    keys: Tensor,
+    rank: Tensor,
+    step: Tensor,
+    codebook: Codebook,
+    scaling: float,
+    forced: tuple[int, int],
+    error: float,
 ) -> Tensor:
-    """The rank from which a token's estimated share of the softmax is `error` or more: float32 [B, H, N].
+    """Which tokens' estimated share of the softmax is `error` or more: bool [B, H, N, S].
 
     A token that is not attended to leaves an error in proportion to its share p, squared: the mean value
     takes its mass, so only its own deviation is lost. Attending to one more token is worth p^2, whatever the
     head, so the same bound on p everywhere loses least for a number of tokens, where the same bound on all
     that is left out spends too much on heads that attend broadly (docs/accuracy.md).
-    rank, float32 [B, H, N, S], times step, float32 [B, H, N], estimates q (k - mean). The share is exp of the
-    estimated score, as it is, over the estimated sum that compensation needs anyway, see `rest_of_softmax`. A
-    query of zeros has no least rank (-inf).
+    rank, float32 [B, H, N, S], times step, float32 [B, H, N], estimates q (k - mean). The sum that a share is
+    of takes the scores of the `forced` sinks and recents exactly, as they are attended to anyway. It is a sum
+    of whole numbers, so that every backend gets the same one, in whatever order it adds.
     """
-    scores, product = estimated_scores(queries, rank * step.unsqueeze(-1), codebook, scaling)
-    bound = (scores.logsumexp(-1) + math.log(error)) / scaling - product
-    return torch.where(step > 0, bound / step, -torch.inf)
+    new, size = rank.shape[-2:]
+    own = own_positions(new, size, rank.device)
+    position = torch.arange(size, device=rank.device)
+    slope = (step * scaling * UNITS_PER_NAT).unsqueeze(-1)
+    estimated = exponents(rank * slope)
+    offset = score_offset(rotate_queries(queries, codebook), codebook, scaling).unsqueeze(-1)
+    index, exact = exact_scores(queries, keys, scaling, *forced)
+    exact = exponents((exact - offset) * UNITS_PER_NAT)
+    estimated = estimated.masked_fill(position > own, -1)
+    ranked = F.pad(estimated, (0, 1)).scatter(-1, index, -1)[..., :size]
+    mass = log_mass(torch.cat([ranked, torch.where(index < size, exact, -1)], -1))
+    return estimated >= (mass + units_of(error)).unsqueeze(-1)
+
+
+def units_of(share: float) -> int:
+    """The exponent of a share, in units, without ORIGIN."""
+    return round(math.log2(share) * UNITS)
+
+
+def exponents(units: Tensor) -> Tensor:
+    """Exponents of 2, float32 in units from 1 on, as whole numbers from ORIGIN octaves below: int64, not
+    negative.
+    """
+    return units.clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT).long() + ORIGIN
+
+
+def log_mass(exponents: Tensor) -> Tensor:
+    """The exponent of a sum of powers of 2, whose exponents [..., S] are; negative ones are none.
+
+    A power is straight between whole octaves, as the mantissa of a float is, and a logarithm its inverse:
+    together they err by 0.09 octaves at most. What counts is the bin of the largest, and the one below: bits
+    below the two are cut off, so that no order of the terms and no largest one so far matters to the sum.
+    """
+    top = (exponents >> UNIT_BITS + SPAN_BITS).amax(-1, keepdim=True)
+    power = (exponents & (UNITS - 1) | UNITS) << (exponents >> UNIT_BITS & (SPAN - 1))
+    below = top - (exponents >> UNIT_BITS + SPAN_BITS)
+    power = torch.where(below == 0, power, torch.where(below == 1, power >> SPAN, 0))
+    fraction, octave = torch.frexp(power.masked_fill(exponents < 0, 0).sum(-1).double())
+    straight = ((2 * fraction - 1) * UNITS).long() + (octave.long() - 1 - SPAN) * UNITS
+    return straight + (top.squeeze(-1) << UNIT_BITS + SPAN_BITS)
+
+
+def exact_scores(
+    queries: Tensor, keys: Tensor, scaling: float, sinks: int, recents: int
+) -> tuple[Tensor, Tensor]:
+    """Positions of each query's first `sinks` and last `recents` tokens, int64 [B, H, N, sinks + recents],
+    with S in place of those that there are not; and their exact scores in one order of operations, float32.
+    """
+    heads, new, size = queries.shape[1], queries.shape[2], keys.shape[2]
+    own = own_positions(new, size, keys.device)
+    first = torch.arange(sinks, device=keys.device).expand(new, -1)
+    last = own - torch.arange(recents, device=keys.device)
+    index = torch.cat([torch.where(first <= own, first, size), torch.where(last >= sinks, last, size)], -1)
+    index = index.expand(len(queries), heads, -1, -1)
+    products = queries.float().unsqueeze(-2) * gather(keys, index)
+    products = F.pad(products, (0, padded_dim(keys.shape[-1]) - keys.shape[-1]))
+    return index, scaling * tree_sum(products)
 
 
 def own_positions(new: int, size: int, device: torch.device) -> Tensor:
@@ -331,7 +399,7 @@ def rest_of_softmax(
     heads, new = queries.shape[1:3]
     groups = heads // kv_heads
     own = own_positions(new, size, values.device)
-    scores, _ = estimated_scores(queries, estimate, codebook, scaling)
+    scores = estimated_scores(queries, estimate, codebook, scaling)
     rest = F.pad(scores, (0, 1)).scatter(-1, index, -torch.inf)[..., :size]
     # All visible values less the chosen ones: a sum over `budget` rows instead of over the context.
     future = torch.stack([values[:, :, size - new + n + 1 :].float().sum(2) for n in range(new)], 2)
@@ -342,20 +410,23 @@ def rest_of_softmax(
     return (seen - taken) / left.clamp(min=1).unsqueeze(-1), rest.logsumexp(-1)
 
 
-def estimated_scores(
-    queries: Tensor, estimate: Tensor, codebook: Codebook, scaling: float
-) -> tuple[Tensor, Tensor]:
+def estimated_scores(queries: Tensor, estimate: Tensor, codebook: Codebook, scaling: float) -> Tensor:
     """Scores from estimates of q (k - mean), float32 [B, H, N, S], with half of their error's variance taken
-    off and -inf where a query sees nothing; and the product q mean that is in them, float32 [B, H, N].
+    off and -inf where a query sees nothing.
     """
     new, size = estimate.shape[-2:]
-    rotated = rotate_queries(queries, codebook)
-    groups = queries.shape[1] // codebook.mean.shape[1]
-    mean, noise = (x.repeat_interleave(groups, 1).unsqueeze(2) for x in (codebook.mean, codebook.noise))
-    product = (rotated * mean).sum(-1)
-    offset = product - 0.5 * scaling * rotated.square().sum(-1) * noise
+    offset = score_offset(rotate_queries(queries, codebook), codebook, scaling)
     hidden = torch.arange(size, device=estimate.device) > own_positions(new, size, estimate.device)
-    return (scaling * (estimate + offset.unsqueeze(-1))).masked_fill(hidden, -torch.inf), product
+    return (scaling * estimate + offset.unsqueeze(-1)).masked_fill(hidden, -torch.inf)
+
+
+def score_offset(rotated: Tensor, codebook: Codebook, scaling: float) -> Tensor:
+    """What a score is more than scaling times its estimate of q (k - mean), with half of the error's variance
+    taken off, of rotated queries [B, H, N, P]: float32 [B, H, N]. Every backend gets the same bits.
+    """
+    groups = rotated.shape[1] // codebook.mean.shape[1]
+    mean, noise = (x.repeat_interleave(groups, 1).unsqueeze(2) for x in (codebook.mean, codebook.noise))
+    return scaling * (tree_sum(rotated * mean) - 0.5 * scaling * tree_sum(rotated.square()) * noise)
 
 
 def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 GPU_SHAPES, GPU_LENGTHS = "32/32x128,32/8x128", "32k,128k"
 CPU_SHAPES, CPU_LENGTHS = "14/2x64,9/3x64", "4k,8k,16k,32k"
 BUDGET = 128
-TITLES = ("heads", "context", "full, us", "by", "sparse, us", "ratio")
+TITLES = ("heads", "context", "attended", "full, us", "by", "sparse, us", "ratio")
 STAGE_TITLES = ("enter", "estimate", "attend", "codes, GB/s", "of copy")  # where a step is several launches
 
 
@@ -36,10 +36,9 @@ def _prepare(
     shapes: str | None, lengths: str | None, model: ModelSettings, attention: DecodingSettings
 ) -> tuple[KernelBench, list[Shape], list[int]]:
     import torch
-    from adamas_kernels.contract import SparseSettings
     from adamas_kernels.dispatch import load
 
-    from adamas_cli.engine.attention import backends_of
+    from adamas_cli.engine.attention import backends_of, sparse_settings
     from adamas_cli.lab.bench.clock import copy_bandwidth
     from adamas_cli.lab.bench.kernels import KernelBench
     from adamas_cli.lab.hardware import device_name
@@ -58,7 +57,7 @@ def _prepare(
         load(name, say),
         place,
         number,
-        SparseSettings(budget=attention.budget or BUDGET, scorer=attention.scorer),
+        sparse_settings(attention, attention.budget or BUDGET),
         device_name(place),
         copy_bandwidth(place),
     )
@@ -123,6 +122,7 @@ def _cells(row: KernelRow) -> list[str]:
     cells = [
         row.shape,
         f"{row.context:,}",
+        number(row.attended, 0),
         number(row.dense),
         row.dense_kernel,
         number(row.step),

@@ -29,6 +29,7 @@ TITLES = (
     "heads",
     "context",
     "budget",
+    "attended",
     "full, us",
     "by",
     "sparse, us",
@@ -107,9 +108,9 @@ class Job:
     def _rows(
         self, target: Target, machine: Machine, readings: Sequence[_Reading], shapes: Sequence[Shape] | None
     ) -> Iterator[tuple[RecordedRow, list[LayerRow]]]:
-        from adamas_kernels.contract import SparseSettings
         from adamas_kernels.dispatch import load
 
+        from adamas_cli.engine.attention import sparse_settings
         from adamas_cli.heap import give_back
         from adamas_cli.lab.bench.contention import NOTICEABLE
         from adamas_cli.lab.bench.recorded import RecordedBench
@@ -119,11 +120,15 @@ class Job:
 
         with Display(answers=None, notes=sys.stderr) as display:
             loaded = target.load(display)
-        settings = SparseSettings(scorer=self.attention.scorer)
+        settings = sparse_settings(self.attention, BUDGET)
         bench = RecordedBench(load(machine.backend, say), settings, machine.device, self.repeats, say)
         chosen = self.attention.budget
         for reading in readings:
-            budgets = [chosen] if chosen else [BUDGET, budget_for(reading.context + STEPS)]
+            budgets = (
+                [chosen]
+                if chosen
+                else [BUDGET, budget_for(reading.context + STEPS, bounded=settings.error is not None)]
+            )
             for source, traces in self._traces(loaded, bench, reading, shapes):
                 for row, layers in bench.measure(source, traces, budgets):
                     if row.others_cores > NOTICEABLE:
@@ -211,6 +216,7 @@ def _cells(row: RecordedRow) -> list[str]:
         row.shape,
         f"{row.context:,}",
         f"{row.budget:,}",
+        f"{row.attended:,.0f}",
         f"{row.dense:,.1f}",
         row.dense_kernel,
         f"{row.step:,.1f}",

@@ -35,13 +35,17 @@ class Shape:
 
 @dataclass(frozen=True)
 class KernelRow:
-    """One line of the table. Times in microseconds a layer; stages are None where they are not separate."""
+    """One line of the table. Times in microseconds a layer; stages are None where they are not
+    separate. attended: tokens of a query head, on average.
+    """
 
     device: str
     backend: str
     dtype: str
     shape: str
     budget: int
+    error: float | None
+    attended: float
     context: int
     dense: float
     dense_kernel: str
@@ -83,6 +87,8 @@ class KernelBench:
             str(self.dtype).removeprefix("torch."),
             str(shape),
             self.settings.budget,
+            self.settings.error,
+            self._attended(shape, queries, layers),
             length,
             dense,
             kernel,
@@ -138,6 +144,14 @@ class KernelBench:
 
         call()
         return lambda: call(**stages)
+
+    def _attended(self, shape: Shape, queries: torch.Tensor, layers: list[LayerCache]) -> float:
+        """How many tokens a query head attends to, on average."""
+        key, value = (self._random(1, shape.kv_heads, 1, shape.dim) for _ in range(2))
+        tally = torch.zeros(1, 2, layers[0].keys.shape[2], device=self.device)
+        for layer in layers:
+            self.backend.decode_step(queries, key, value, layer, shape.dim**-0.5, self.settings, tally)
+        return float(tally[0, 0].sum()) / (shape.heads * len(layers))
 
     def _stages(self, shape: Shape, queries: torch.Tensor, layers: list[LayerCache]) -> list[float]:
         """Microseconds a layer of the first, the first two and all launches, or only of all."""

@@ -28,11 +28,11 @@ class Source:
 class RecordedRow:
     """All layers of one length at one budget. Times in microseconds a layer.
 
-    layers, steps: recorded ones. dense: the fastest full attention, by `dense_kernel`. step: the mean of all
-    steps, what a token costs; median, worst: of the same steps. random: the mean step on random numbers in
-    their place, random_worst: its worst. ratio: dense / step. to_random: step / random. slower: share of
-    steps that left the ordinary path, None where the backend does not tell. others_cores: that other programs
-    kept busy.
+    attended: tokens of a query head, on average over all steps. layers, steps: recorded ones. dense: the
+    fastest full attention, by `dense_kernel`. step: the mean of all steps, what a token costs; median, worst:
+    of the same steps. random: the mean step on random numbers in their place, random_worst: its worst. ratio:
+    dense / step. to_random: step / random. slower: share of steps that left the ordinary path, None where the
+    backend does not tell. others_cores: that other programs kept busy.
     """
 
     device: str
@@ -43,6 +43,8 @@ class RecordedRow:
     built: str | None
     shape: str
     budget: int
+    error: float | None
+    attended: float
     context: int
     layers: int
     steps: int
@@ -101,17 +103,20 @@ class RecordedBench:
             self.say(f"{about}: replaying at budget {budget:,}")
             settings = replace(self.settings, budget=budget)
             replay = Replay(self.backend, traces, settings)
-            slower = replay.slower()
+            slower, attended = replay.slower(), replay.attended()
             times = replay.microseconds(self.repeats)
             at_random = Replay(self.backend, random, settings).microseconds(self.repeats)
-            row = self._row(source, first, budget, dense, times, at_random, slower, contention.cores())
+            row = self._row(
+                source, first, settings, attended, dense, times, at_random, slower, contention.cores()
+            )
             yield row, _layer_rows(source, traces, budget, times, slower)
 
     def _row(
         self,
         source: Source,
         trace: Trace,
-        budget: int,
+        settings: SparseSettings,
+        attended: float,
         dense: tuple[float, str],
         times: Tensor,
         at_random: Tensor,
@@ -128,7 +133,9 @@ class RecordedBench:
             text=source.text,
             built=source.built,
             shape=str(trace.shape),
-            budget=budget,
+            budget=settings.budget,
+            error=settings.error,
+            attended=attended,
             context=trace.context,
             layers=len(times),
             steps=trace.steps,

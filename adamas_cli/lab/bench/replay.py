@@ -55,17 +55,29 @@ class Replay:
             for buffer, one in zip(buffers, given, strict=True):
                 buffer.copy_(one)
 
-    def take(self, layer: int) -> tuple[Tensor, Tensor]:
+    def take(self, layer: int, tally: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One layer's step, with its output [1, H, 1, D] and log-sum-exp [1, H, 1]."""
         trace = self._traces[layer]
-        return self._backend.decode_step(*self._inputs[layer], trace.cache, trace.scaling, self._settings)
+        return self._backend.decode_step(
+            *self._inputs[layer], trace.cache, trace.scaling, self._settings, tally
+        )
 
-    def run(self) -> Iterator[tuple[int, int, Tensor]]:
+    def run(self, tally: Tensor | None = None) -> Iterator[tuple[int, int, Tensor]]:
         """Every step of every layer once, in order: step, layer and output."""
         for step in range(self.steps):
             self.go_to(step)
             for layer in range(len(self._traces)):
-                yield step, layer, self.take(layer)[0]
+                yield step, layer, self.take(layer, tally)[0]
+
+    def attended(self) -> float:
+        """How many tokens a query head attends to, on average over all steps and layers."""
+        capacity, heads = self._traces[0].cache.capacity, self._traces[0].queries.shape[2]
+        total = 0.0
+        for _, _, _ in self.run(tally := torch.zeros(1, 2, capacity, device=self._length.device)):
+            total += float(tally[0, 0].sum())
+            tally.zero_()
+        self.go_to(0)
+        return total / (self.steps * len(self._traces) * heads)
 
     def microseconds(self, repeats: int) -> Tensor:
         """Of each step, float64 [layers, steps]; the median of so many replays."""

@@ -15,7 +15,6 @@ from adamas_kernels.contract import (
     AnyWeight,
     LayerCache,
     SparseSettings,
-    check_whole_budgets,
 )
 from adamas_kernels.cpu import linear as products
 from adamas_kernels.cpu import prefill
@@ -100,7 +99,7 @@ class CpuBackend:
         for sequence, length in enumerate(step.lengths):
             segments = dense_segments(length + step.shape[3])
             layer.steps[sequence] = (
-                *step.shape, length, 0, 0, 0, 0, 0, segments, 0, room, 0, *addresses, scaling, 0,
+                *step.shape, length, 0, 0, 0, 0, 0, 0, segments, 0, room, 0, *addresses, scaling, 0,
             )  # fmt: skip
         stages = self._runner.compiled(build_dense, KINDS[queries.dtype], KINDS[cache.keys.dtype])
         self._run(layer, step, stages, room, 0, 0)
@@ -117,7 +116,6 @@ class CpuBackend:
         tally: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.decode_step`."""
-        check_whole_budgets(settings)
         layer = self._layer(cache)
         step = begin(queries, keys, values, cache, layer)
         budget, (sinks, recents) = settings.budget, settings.forced
@@ -130,8 +128,10 @@ class CpuBackend:
         for sequence, count in enumerate(tokens):
             layer.steps[sequence] = (
                 *step.shape, step.lengths[sequence], min(budget, count), sinks, recents,
-                settings.scorer == "manhattan", settings.compensated and budget < count,
-                segments[sequence], groups[sequence], max(segments), peaks, *addresses, scaling, edge,
+                settings.scorer == "manhattan",
+                settings.compensated and (budget < count or settings.error is not None),
+                settings.least_share, segments[sequence], groups[sequence], max(segments), peaks, *addresses,
+                scaling, edge,
             )  # fmt: skip
         stages = self._runner.compiled(
             build_stages, self._form, KINDS[queries.dtype], KINDS[cache.keys.dtype]

@@ -20,14 +20,23 @@ from adamas_kernels.cpu.lanes import (
     mask_bits,
     splat,
     store,
+    sum_ints,
     sum_lanes,
     where,
 )
-from adamas_kernels.cpu.largest import kth_largest, ordered, unordered
-from adamas_kernels.cpu.records import FACTS, REGION, SEGMENT, floats_at, ints_at
+from adamas_kernels.cpu.largest import LEAST, kth_largest, ordered, unordered
+from adamas_kernels.cpu.records import (
+    FACTS,
+    REGION,
+    SEGMENT,
+    THRESHOLD,
+    TOP,
+    UNIT,
+    floats_at,
+    ints_at,
+)
+from adamas_kernels.cpu.shares import UNITS_PER_NAT, add_powers, exponents
 
-# What a query's FACTS hold: score per unit of rank, offset of the score, and the threshold of ranks.
-UNIT, OFFSET, THRESHOLD = 0, 1, 2
 SURPLUS = 8  # a threshold that lets one in so many more pass than are wanted is good enough
 ZERO = np.float32(0)
 
@@ -72,11 +81,15 @@ def keep_candidates(step, scratch, place, segment):
     first, (_, end) = segment * SEGMENT, ranked_range(step, place % step.new)
     least, ties = threshold, max(wanted(step, place % step.new), 1)
     count, mass = 0, splat(ZERO)
+    top, slope = ints_at(scratch.facts + 4 * FACTS * place)[TOP], splat(facts[UNIT] * UNITS_PER_NAT)
+    high, low = splat(0), splat(0)
     for at in range(first, min(first + SEGMENT, end), LANES):
         ranks = load(rank, at - first)
         hits = ranks >= splat(least)
         if step.compensated:
             mass = mass + where(hits, splat(ZERO), exp((ranks - splat(threshold)) * unit))
+        if step.least_share:
+            high, low = add_powers(high, low, exponents(ranks * slope), ranks > splat(LEAST), top)
         if mask_bits(hits):
             store(rank, count, compress(ranks, hits))
             store(position, count, compress(lane_numbers() + splat(at), hits))
@@ -86,3 +99,4 @@ def keep_candidates(step, scratch, place, segment):
                 least = above(threshold)
     ints_at(scratch.counts)[region] = count
     floats_at(scratch.masses)[region] = sum_lanes(mass)
+    ints_at(scratch.highs)[region], ints_at(scratch.lows)[region] = sum_ints(high), sum_ints(low)

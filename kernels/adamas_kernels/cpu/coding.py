@@ -13,7 +13,6 @@ from adamas_kernels.cpu.floats import ROUNDER, to_float
 from adamas_kernels.cpu.lanes import (
     LANES,
     load,
-    multiply_add,
     splat,
     store,
     to_floats,
@@ -164,9 +163,8 @@ def square_sum(block, size, spare):
 
 
 @njit
-def product_with(block, size, vector):
+def product_with(block, size, vector, spare):
     """The product of each row with one vector."""
-    total = splat(ZERO)
     for i in range(size):
-        total = multiply_add(load(block, i * LANES), splat(vector[i]), total)
-    return total
+        store(spare, i * LANES, load(block, i * LANES) * splat(vector[i]))
+    return tree_sum(spare, size)

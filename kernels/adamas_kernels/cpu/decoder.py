@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adamas_kernels.contract import AnyCache, DenseCache, SparseSettings, check_whole_budgets
+from adamas_kernels.contract import AnyCache, DenseCache, SparseSettings
 from adamas_kernels.cpu.dense import DenseStages, build_dense
 from adamas_kernels.cpu.floats import KINDS, Float32
 from adamas_kernels.cpu.linear import products
@@ -93,7 +93,6 @@ class Decoder:
         rotated: int,
         tally: Tensor | None,
     ) -> _StepProgram:
-        check_whole_budgets(settings)
         builder = _StepProgram(self._arena, self._weights, settings)
         norm, multiply, gated = (self._runner.compiled(x) for x in (build_norm, build_multiply, build_gated))
         keep = builder.keep
@@ -168,6 +167,7 @@ class Decoder:
         settings = builder.settings
         sinks, recents = settings.forced
         step["sinks"], step["recents"] = sinks, min(recents, settings.budget - sinks)
+        step["least_share"] = settings.least_share
         step["manhattan"] = settings.scorer == "manhattan"
         step["query_edge"] = -1.0 if settings.edge is None else settings.edge
         sparse = self._runner.compiled(build_stages, available_forms()[0], Float32(), kind)
@@ -225,7 +225,9 @@ class _StepProgram:
         self.steps["segments"] = self.steps["room"] = np.where(self._sparse, segments, dense)
         self.steps["peak_room"] = segments * groups
         self.steps["budget"] = min(settings.budget, tokens)
-        self.steps["compensated"] = settings.compensated and settings.budget < tokens
+        self.steps["compensated"] = settings.compensated and (
+            settings.budget < tokens or settings.error is not None
+        )
         for kind, count in ((Stages, segments), (DenseStages, dense)):
             at = np.array(self._attention[kind], int)[:, None] + np.arange(len(kind._fields))
             self.program.records["tasks"][at] = kind.tasks(weights.kv_heads, weights.heads, count)

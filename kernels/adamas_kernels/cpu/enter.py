@@ -7,7 +7,6 @@ import math
 import numpy as np
 from numba import njit
 
-from adamas_kernels.cpu.candidates import OFFSET, UNIT
 from adamas_kernels.cpu.coding import (
     EDGE,
     bucketize_block,
@@ -23,7 +22,7 @@ from adamas_kernels.cpu.encode import encode_rows
 from adamas_kernels.cpu.estimate import codes_of, scales_of
 from adamas_kernels.cpu.floats import put_float, to_float
 from adamas_kernels.cpu.lanes import LANES, load, splat, store
-from adamas_kernels.cpu.records import FACTS, floats_at, ints_at, numbers_at
+from adamas_kernels.cpu.records import FACTS, OFFSET, UNIT, floats_at, ints_at, numbers_at
 from adamas_kernels.reference import CODES_PER_WORD
 
 ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
@@ -102,9 +101,10 @@ def encode_queries(kind, step, layer, scratch, b, head):
             units, totals = quantize_block(block, step.size, words)
             mean = floats_at(layer.mean + 4 * pair * step.size)
             scaling, noise = np.float32(step.scaling), floats_at(layer.noise)[pair]
+            products = product_with(block, step.size, mean, spare)
             store(spare, 0, squares)
             store(spare, LANES, units)
-            store(spare, 2 * LANES, product_with(block, step.size, mean))
+            store(spare, 2 * LANES, products)
             for lane in range(count):
                 place = pair * rows + first + lane
                 facts = floats_at(scratch.facts + 4 * FACTS * place)

@@ -370,6 +370,28 @@ def first_lane(typing_context, floats):
 
 
 @intrinsic
+def first_lane_int(typing_context, ints):
+    """The integer in the first lane."""
+
+    def emit(context, builder, sig, args):
+        return builder.extract_element(args[0], ir.Constant(I32, 0))
+
+    return types.int32(ints), emit
+
+
+@intrinsic
+def sum_ints(typing_context, ints):
+    """The sum of all lanes of integers."""
+
+    def emit(context, builder, sig, args):
+        name = f"llvm.vector.reduce.add.v{LANES}i32"
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(I32, [WORDS]), name)
+        return builder.call(function, args)
+
+    return types.int32(ints), emit
+
+
+@intrinsic
 def max_lanes(typing_context, floats):
     """The greatest of all lanes."""
 

@@ -21,7 +21,11 @@ DENSE_SEGMENT = 512  # the same where a layer attends to all of them
 SEGMENT = 2048  # tokens of one KV head to a task; the tasks of a step run on all threads
 REGION = SEGMENT + LANES  # from one segment's ranks to the next: powers of two would meet in the L1 cache
 GROUPS_PER_CHOICE = 4  # more let fewer tokens pass the threshold, but it takes longer to find
-FACTS = 3  # float32 numbers kept for each query, see `candidates.py`
+# What is kept for each query: score per unit of rank, offset of the score, and the threshold of ranks,
+# float32; of a sum of powers of 2, see `shares.py`, the highest bin, and two sums over sinks and recents,
+# int32.
+UNIT, OFFSET, THRESHOLD, TOP, HIGH, LOW = range(6)
+FACTS = 6
 MANY = 1 << 40  # the length of an array whose end is the caller's business
 
 
@@ -32,10 +36,11 @@ def _record(integers: str, reals: str = "") -> np.dtype:
 # One for each sequence of a batch, all with the same tensors. Strides count numbers; a tensor's address is
 # that of its first element. Of the longest sequence are `room`, its segments, and `peak_room`, the most peaks
 # of a query: by these scratch memory is laid out.
+# least_share: of an attended token, an exponent in units, 0 where all of a budget are attended to.
 STEP = _record(
-    "batch kv_heads group new dim dim_v size length budget sinks recents manhattan compensated segments "
-    "groups room peak_room query query_b query_h query_n key key_b key_h key_n value value_b value_h value_n "
-    "out lse tally tally_b tally_row rope",
+    "batch kv_heads group new dim dim_v size length budget sinks recents manhattan compensated least_share "
+    "segments groups room peak_room query query_b query_h query_n key key_b key_h key_n value value_b "
+    "value_h value_n out lse tally tally_b tally_row rope",
     "scaling query_edge",
 )
 LAYER = _record(
@@ -106,15 +111,16 @@ def _plain(x: Tensor) -> bool:
 
 
 # What a step writes before it reads. By query: `words` int32 [P / 4] int8 coordinates or W words of codes,
-# `totals` int32 the sum of the coordinates, `facts` float32 [FACTS], `chosen` int32 and `scores` float32
-# [row]; by query and segment: `rank` float32 [REGION] of all tokens, in whose place that of candidates comes,
-# and their `position` int32 [REGION], `peaks` float32 [groups] the highest ranks, `counts` int32 of
-# candidates, `masses` float32; by query and DENSE_SEGMENT: `parts` float32 [PART], see `dense.py`. Then by
-# thread: `block` and `spare` float32 [P * LANES] rows to encode, `block_words` int32 [P / 4 * LANES], `lanes`
-# float32 [LANES], `sums` int32 [G N * LANES], `tail` int32 [W * LANES] the last tokens' words, `ranked`
-# float32 and `ranked_at` int32 [tokens] one query's candidates, `vector`, `weighted`, `plain` float32 [D or
-# D_v], `dense` float32 [DENSE_SEGMENT] one query's scores.
-SHARED = "words totals facts chosen scores rank position peaks counts masses parts"
+# `totals` int32 the sum of the coordinates, `facts` [FACTS], `chosen` int32 and `scores` float32 [row],
+# `attended` int32 how many of them; by query and segment: `rank` float32 [REGION] of all tokens, in whose
+# place that of candidates comes, and their `position` int32 [REGION], `peaks` float32 [groups] the highest
+# ranks, `counts` int32 of candidates, `masses` float32, `highs` and `lows` int32, see `shares.py`; by query
+# and DENSE_SEGMENT: `parts` float32 [PART], see `dense.py`. Then by thread: `block` and `spare` float32 [P *
+# LANES] rows to encode, `block_words` int32 [P / 4 * LANES], `lanes` float32 [LANES], `sums` int32 [G N *
+# LANES], `tail` int32 [W * LANES] the last tokens' words, `ranked` float32 and `ranked_at` int32 [tokens] one
+# query's candidates, `vector`, `weighted`, `plain` float32 [D or D_v], `dense` float32 [DENSE_SEGMENT] one
+# query's scores.
+SHARED = "words totals facts chosen attended scores rank position peaks counts masses highs lows parts"
 OWN = "block spare block_words lanes sums tail ranked ranked_at vector weighted plain dense"
 SCRATCH = _record(f"row {SHARED} {OWN}")
 
@@ -170,8 +176,9 @@ class Arena:
         regions = queries * segments
         sizes = {
             "words": queries * size // 4, "totals": queries, "facts": queries * FACTS,
-            "chosen": queries * row, "scores": queries * row, "rank": regions * REGION,
+            "chosen": queries * row, "attended": queries, "scores": queries * row, "rank": regions * REGION,
             "position": regions * REGION, "peaks": queries * peaks, "counts": regions, "masses": regions,
+            "highs": regions, "lows": regions,
             "block": block, "spare": block, "block_words": block // 4, "lanes": LANES,
             "sums": per_head * LANES, "tail": size // CODES_PER_WORD * LANES,
             "ranked": tokens, "ranked_at": tokens, "vector": dim, "weighted": dim, "plain": dim,

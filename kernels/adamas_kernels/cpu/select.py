@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numba import njit
 
-from adamas_kernels.cpu.candidates import OFFSET, THRESHOLD, UNIT, wanted
+from adamas_kernels.cpu.candidates import wanted
 from adamas_kernels.cpu.estimate import ranked_range
 from adamas_kernels.cpu.floats import exp, exp_one
 from adamas_kernels.cpu.lanes import (
@@ -22,7 +22,8 @@ from adamas_kernels.cpu.lanes import (
     where,
 )
 from adamas_kernels.cpu.largest import count_from, extremes, kth_largest, pad
-from adamas_kernels.cpu.records import FACTS, REGION, floats_at, ints_at
+from adamas_kernels.cpu.records import FACTS, OFFSET, REGION, THRESHOLD, UNIT, floats_at, ints_at
+from adamas_kernels.cpu.shares import reaching
 
 ZERO = np.float32(0)
 
@@ -108,6 +109,8 @@ def select(step, scratch, place):
     log_mass = -np.inf
     if count > 0:
         pad(ranked, count)
+        if step.least_share:
+            want = reaching(step, scratch, place, ranked, count, want, forced)
         edge, surplus = take_best(ranked, ranked_at, count, want, chosen, forced)
         if step.compensated and seen > forced + want:
             mass = 0.0
@@ -118,4 +121,5 @@ def select(step, scratch, place):
             mass += mass_below(ranked, count, edge, facts[UNIT]) + surplus
             if mass > 0:
                 log_mass = math.log(mass) + edge * facts[UNIT] + facts[OFFSET]
+    ints_at(scratch.attended)[place] = forced + want
     return forced + want, log_mass

@@ -18,6 +18,7 @@ from adamas_kernels.cpu.norm_rope import rope_heads
 from adamas_kernels.cpu.product import Form
 from adamas_kernels.cpu.records import floats_at, ints_at, layers_at, queries_of, scratches_at, steps_at
 from adamas_kernels.cpu.select import select
+from adamas_kernels.cpu.shares import begin_sums
 from adamas_kernels.cpu.tasks import STAGE
 
 ONE = np.float32(1)
@@ -28,10 +29,11 @@ def add_to_tally(steps, scratch):
     """Add what the queries attended to; by one thread, as heads of a sequence meet at the same tokens."""
     queries = queries_of(steps[0])
     chosen, scores, tally = ints_at(scratch.chosen), floats_at(scratch.scores), floats_at(steps[0].tally)
+    attended = ints_at(scratch.attended)
     for place in range(steps[0].batch * queries):
         step = steps[place // queries]
         at = place // queries * step.tally_b
-        for i in range(min(step.budget, step.length + place % step.new + 1)):
+        for i in range(attended[place]):
             position = chosen[place * scratch.row + i]
             tally[at + position] += ONE
             tally[at + step.tally_row + position] += scores[place * scratch.row + i]
@@ -78,8 +80,11 @@ def build_stages(form: Form, query_kind: Kind, kind: Kind) -> Stages:
 
     def threshold_task(place, thread, step_at, layer_at, scratch_at):
         _ = stamp
-        steps = steps_at(step_at)
-        find_threshold(steps[place // queries_of(steps[0])], scratches_at(scratch_at)[thread], place)
+        steps, layer, scratch = steps_at(step_at), layers_at(layer_at)[0], scratches_at(scratch_at)[thread]
+        step = steps[place // queries_of(steps[0])]
+        find_threshold(step, scratch, place)
+        if step.least_share:
+            begin_sums(query_kind, kind, step, layer, scratch, place)
 
     def candidates_task(task, thread, step_at, layer_at, scratch_at):
         _ = stamp

@@ -52,11 +52,13 @@ def attend_ranked(
 
     Returns the output [B, H, N, D] in the queries' dtype, its log-sum-exp, and the positions of `select`.
     """
-    least = None
+    reaching = None
     _, step = reference.encode_query(reference.rotate_queries(queries, cache.codebook))
     if settings.error is not None:
-        least = reference.least_rank(queries, rank, step, cache.codebook, scaling, settings.error)
-    index = reference.select(rank, settings.budget, *settings.forced, least)
+        reaching = reference.reaches_error(
+            queries, cache.keys, rank, step, cache.codebook, scaling, settings.forced, settings.error
+        )
+    index = reference.select(rank, settings.budget, *settings.forced, reaching)
     out, lse = reference.attend(queries, cache.keys, cache.values, index, scaling)
     if settings.compensated and (settings.budget < cache.keys.shape[2] or settings.error is not None):
         rest, log_mass = reference.rest_of_softmax(

@@ -8,6 +8,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from adamas_kernels.triton.coding import FACTS, LOWEST
 from adamas_kernels.triton.select import (
+    bounded_want,
     exact_border,
     forced_and_wanted,
     load_extras,
@@ -16,6 +17,7 @@ from adamas_kernels.triton.select import (
     shortlist,
     sum_of_both,
 )
+from adamas_kernels.triton.shares import SHARES, UNITS_PER_NAT, least_exponent
 from adamas_kernels.triton.shortlist import PLACES
 
 # Numbers before the vectors of a split: maximum and sum, and two that keep the vectors aligned.
@@ -133,24 +135,25 @@ def sum_of_values(
 
 @triton.jit
 def attend_once_kernel(
-    codes_ptr, scale_ptr, length_ptr, words_ptr, facts_ptr, best_ptr, turns_ptr, masses_ptr,
+    codes_ptr, scale_ptr, length_ptr, words_ptr, facts_ptr, best_ptr, turns_ptr, masses_ptr, shares_ptr,
     sums_ptr, groups_ptr, extra_rank_ptr, extra_at_ptr, list_rank_ptr, list_at_ptr, again_ptr,
     query_ptr, keys_ptr, values_ptr, value_sum_ptr, out_ptr, lse_ptr, place_ptr, score_ptr,
-    codes_b, codes_h, codes_w, scale_b, scale_h,
+    attended_ptr, codes_b, codes_h, codes_w, scale_b, scale_h,
     query_b, query_h, query_n, keys_b, keys_h, keys_n, values_b, values_h, values_n, out_b, out_h, out_n,
-    scaling, sinks, recents, budget, room,
+    scaling, least_share, sinks, recents, budget, room,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, NEW_PAD: tl.constexpr,
     D: tl.constexpr, P: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr,
     GROUPS: tl.constexpr, LIST: tl.constexpr, BLOCK: tl.constexpr, MANHATTAN: tl.constexpr,
     MASS: tl.constexpr, FAST: tl.constexpr, CHAINED: tl.constexpr, TALLY: tl.constexpr,
     WARPS: tl.constexpr, NEAR: tl.constexpr,
+    BOUND: tl.constexpr, FORCED: tl.constexpr, LOG_P: tl.constexpr,
 ):  # fmt: skip
     """Choose tokens and attend to them, where all that are listed can be held at once; program (query head of
     a batch, new token).
 
     The keys and values of all listed tokens arrive while the border of the best among them is sought.
     CHAINED: started before the launch before it ended. TALLY: leave the positions and scores of the chosen
-    tokens in place and score [B, H, N, budget].
+    tokens in place and score [B, H, N, budget]. BOUND, FORCED: as in `select_kernel`.
     """
     pair, new = tl.program_id(0), tl.program_id(1)
     batch, head = (pair // (HEADS * GROUP)).to(tl.int64), pair % (HEADS * GROUP)
@@ -169,6 +172,14 @@ def attend_once_kernel(
     extra_rank, extra_at = extra_rank_ptr + wide_row * room, extra_at_ptr + wide_row * room
     if CHAINED:
         gdc_wait()
+    units, least = 0.0, 0
+    if BOUND:  # before other keys and values take all registers
+        units = tl.load(facts_ptr + row * FACTS) * UNITS_PER_NAT
+        least = least_exponent(
+            facts_ptr + row * FACTS, best_ptr + wide_row * (PLACES * GROUPS),
+            shares_ptr + wide_row * (SHARES * GROUPS), query, keys, keys_n, scaling, least_share,
+            forced, first_sinks, first_recent, GROUPS, FORCED, D, P, LOG_P,
+        )  # fmt: skip
     rank, at, extras, held, low, beyond, reached, masses, top, slope = shortlist(
         codes_ptr + batch * codes_b + kv_head * codes_h, codes_w,
         scale_ptr + batch * scale_b + kv_head * scale_h, words_ptr, facts_ptr + row * FACTS,
@@ -189,6 +200,9 @@ def attend_once_kernel(
         values, values_n, value_sum_ptr + (batch * HEADS + kv_head) * D_V, own, new, column,
         NEW, NEW_PAD, D_V, MASS,
     )  # fmt: skip
+    if BOUND:
+        want = bounded_want(least, units, forced, rank, extra_rank, held, extras, want)
+        tl.store(attended_ptr + row, forced + want)
     low, last = exact_border(rank, at, extra_rank, extra_at, held, extras, low, beyond, reached, end, want)
     best = reaches(rank, at, low, last) & (rank > LOWEST)
     real = best | always
@@ -232,13 +246,14 @@ def attend_once_kernel(
 
 @triton.jit
 def attend_kernel(
-    query_ptr, keys_ptr, values_ptr, length_ptr, chosen_at_ptr, part_ptr, place_ptr, score_ptr,
+    query_ptr, keys_ptr, values_ptr, length_ptr, chosen_at_ptr, part_ptr, place_ptr, score_ptr, attended_ptr,
     query_b, query_h, query_n, keys_b, keys_h, keys_n, values_b, values_h, values_n,
     scaling, sinks, recents, budget,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr,
     D: tl.constexpr, P: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr,
     TOKENS: tl.constexpr, SPLITS: tl.constexpr,
     CHAINED: tl.constexpr, TALLY: tl.constexpr, WARPS: tl.constexpr, NEAR: tl.constexpr,
+    BOUND: tl.constexpr,
 ):  # fmt: skip
     """Attend to some of the tokens that `select_kernel` chose; program (query head of a batch, new token,
     split of the chosen tokens).
@@ -246,7 +261,7 @@ def attend_kernel(
     Leaves its part in part float32 [B, H, N, SPLITS, PART_FACTS + 2 D_V_PAD]: maximum and sum of the softmax,
     weighted sum of the values, and their plain sum.
     CHAINED: started before the launch before it ended, and lets the next one start at once. TALLY: as in
-    `attend_once_kernel`.
+    `attend_once_kernel`. BOUND: there are as many as attended [B, H, N] tells.
     """
     pair, new, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     batch, head = (pair // (HEADS * GROUP)).to(tl.int64), pair % (HEADS * GROUP)
@@ -265,10 +280,12 @@ def attend_kernel(
     weight = tl.zeros((), tl.float32)
     weighted = tl.zeros((WARPS, D_V_PAD // WARPS), tl.float32)
     values_seen = weighted
-    size = tl.cdiv(tl.cdiv(chosen, SPLITS), TOKENS) * TOKENS
     if CHAINED:
         gdc_launch_dependents()
         gdc_wait()
+    if BOUND:
+        chosen = tl.load(attended_ptr + row)
+    size = tl.cdiv(tl.cdiv(chosen, SPLITS), TOKENS) * TOKENS
     for start in range(split * size, tl.minimum(split * size + size, chosen), TOKENS):
         slot = start + tl.arange(0, TOKENS)
         at, real = chosen_positions(slot, chosen, forced, first_sinks, first_recent, chosen_at_ptr + first)
@@ -290,15 +307,15 @@ def attend_kernel(
 
 @triton.jit
 def merge_kernel(
-    part_ptr, rest_ptr, values_ptr, value_sum_ptr, length_ptr, out_ptr, lse_ptr,
+    part_ptr, rest_ptr, values_ptr, value_sum_ptr, length_ptr, out_ptr, lse_ptr, attended_ptr,
     values_b, values_h, values_n, out_b, out_h, out_n, budget,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, NEW_PAD: tl.constexpr,
     D_V: tl.constexpr, D_V_PAD: tl.constexpr, SPLITS: tl.constexpr, SPLITS_PAD: tl.constexpr,
-    MASS: tl.constexpr, CHAINED: tl.constexpr,
+    MASS: tl.constexpr, CHAINED: tl.constexpr, BOUND: tl.constexpr,
 ):  # fmt: skip
     """Join the splits of one query and the rest; program (query head of a batch, new token).
 
-    CHAINED: started before the launch before it ended.
+    CHAINED: started before the launch before it ended. BOUND: as in `attend_kernel`.
     """
     pair, new = tl.program_id(0), tl.program_id(1)
     batch, head = (pair // (HEADS * GROUP)).to(tl.int64), pair % (HEADS * GROUP)
@@ -313,6 +330,8 @@ def merge_kernel(
     columns = part[:, None] + PART_FACTS + column[None, :]
     if CHAINED:
         gdc_wait()
+    if BOUND:
+        chosen = tl.load(attended_ptr + row)
     mass, top = tl.load(rest_ptr + 2 * row), tl.load(rest_ptr + 2 * row + 1)
     value_total = sum_of_values(
         values_ptr + batch * values_b + kv_head * values_h, values_n,
@@ -337,16 +356,20 @@ def merge_kernel(
 
 @triton.jit
 def tally_kernel(
-    place_ptr, score_ptr, lse_ptr, length_ptr, tally_ptr, tally_b, tally_r, tally_c, budget,
-    HEADS: tl.constexpr, NEW: tl.constexpr, BUDGET_PAD: tl.constexpr,
+    place_ptr, score_ptr, lse_ptr, length_ptr, attended_ptr, tally_ptr, tally_b, tally_r, tally_c, budget,
+    HEADS: tl.constexpr, NEW: tl.constexpr, BUDGET_PAD: tl.constexpr, BOUND: tl.constexpr,
 ):  # fmt: skip
     """Add 1 and its softmax weight to tally [B, 2, C] at each chosen position; program (query head of a
-    batch, new token).
+    batch, new token). BOUND: as in `attend_kernel`.
     """
     pair, new = tl.program_id(0), tl.program_id(1)
     row, batch = pair * NEW + new, (pair // HEADS).to(tl.int64)
     slot = tl.arange(0, BUDGET_PAD)
-    real = slot < tl.minimum(budget, tl.load(length_ptr + batch) + new + 1)
+    if BOUND:
+        chosen = tl.load(attended_ptr + row)
+    else:
+        chosen = tl.minimum(budget, tl.load(length_ptr + batch) + new + 1)
+    real = slot < chosen
     first = row.to(tl.int64) * budget
     at = tl.load(place_ptr + first + slot, mask=real, other=0).to(tl.int64)
     weight = tl.exp(tl.load(score_ptr + first + slot, mask=real, other=LOWEST) - tl.load(lse_ptr + row))

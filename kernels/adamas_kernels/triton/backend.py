@@ -17,7 +17,6 @@ from adamas_kernels.contract import (
     LayerCache,
     SparseSettings,
     check_step,
-    check_whole_budgets,
 )
 from adamas_kernels.reference import Codebook, padded_dim
 from adamas_kernels.torch.prefill import by_length
@@ -172,7 +171,6 @@ class TritonBackend:
         (select does the work of the last three for a small budget); fewer only to time them.
         """
         check_step(queries, keys, values, cache)
-        check_whole_budgets(settings)
         queries, keys, values = (x if x.stride(-1) == 1 else x.contiguous() for x in (queries, keys, values))
         batch, heads, new, dim = queries.shape
         kv_heads, capacity = cache.keys.shape[1], cache.capacity
@@ -181,11 +179,12 @@ class TritonBackend:
         scratch = self.scratch(queries, cache, settings.budget)
         self._again = scratch.again
         manhattan = settings.scorer == "manhattan"
-        mass = settings.compensated
+        mass, bound = settings.compensated, settings.error is not None
         fast = has_ptx() if self._fast is None else self._fast
         chained = chains(queries.device) if self._chained is None else self._chained
         chain = {"launch_pdl": True} if chained else {}
         sinks, recents = settings.forced
+        forced = next_power(sinks + recents)
         group = heads // kv_heads
         groups, splits = scratch.best.shape[2], scratch.parts.shape[1]
         new_pad, budget_pad = next_power(new), next_power(settings.budget)
@@ -216,7 +215,7 @@ class TritonBackend:
             return out, lse
         what = (
             cache.codes, cache.scales, cache.length, scratch.words, scratch.facts,
-            scratch.best, scratch.turns, scratch.masses,
+            scratch.best, scratch.turns, scratch.masses, scratch.shares,
         )  # fmt: skip
         where = codes[0], codes[1], codes[3], *cache.scales.stride()[:2]
         early = chained and recents >= new
@@ -227,7 +226,8 @@ class TritonBackend:
             ](
                 *what, *where, capacity, sinks, recents,
                 HEADS=kv_heads, GROUP=group, NEW=new, P=size, GROUPS=groups, TILES=tiles, TURNS=TURNS_AHEAD,
-                MASS=mass, FAST=fast, CHAINED=chained, EARLY=early, num_warps=ESTIMATE_WARPS, **chain,
+                MASS=mass, BOUND=bound, FAST=fast, CHAINED=chained, EARLY=early, num_warps=ESTIMATE_WARPS,
+                **chain,
             )  # fmt: skip
         else:
             query_rows = next_power(max(group, 2) if manhattan else group)
@@ -235,7 +235,7 @@ class TritonBackend:
             estimate_kernel[(groups // block, kv_heads * batch, new)](
                 *what, *where, capacity, sinks, recents,
                 HEADS=kv_heads, GROUP=group, NEW=new, ROWS=query_rows, P=size, GROUPS=groups, BLOCK=block,
-                MANHATTAN=manhattan, MASS=mass, FAST=fast, CHAINED=chained, EARLY=early,
+                MANHATTAN=manhattan, MASS=mass, BOUND=bound, FAST=fast, CHAINED=chained, EARLY=early,
                 HELD=query_rows * size // (16 if manhattan else 4) <= HELD_WORDS,
                 num_warps=ESTIMATE_WARPS, **chain,
             )  # fmt: skip
@@ -248,33 +248,38 @@ class TritonBackend:
         )  # fmt: skip
         choice: dict[str, Any] = dict(
             GROUPS=groups, LIST=list_size(settings.budget), BLOCK=RANK_BLOCK, MANHATTAN=manhattan, MASS=mass,
-            FAST=fast, num_warps=SELECT_WARPS, **chain,
+            FAST=fast, BOUND=bound, FORCED=forced, D=dim, P=size, LOG_P=size.bit_length() - 1,
+            num_warps=SELECT_WARPS, **chain,
         )  # fmt: skip
+        if bound:
+            choice["enable_fp_fusion"] = False  # exact scores are the reference's, bit for bit
         if once:
             attend_once_kernel[(pairs, new)](
                 *what, *scratched, queries, cache.keys, cache.values, cache.value_sum, out, lse,
-                scratch.place, scratch.score, *where,
+                scratch.place, scratch.score, scratch.attended, *where,
                 *queries.stride()[:3], *cache.keys.stride()[:3], *cache.values.stride()[:3],
-                *out.stride()[:3], scaling, sinks, recents, settings.budget, capacity,
-                HEADS=kv_heads, GROUP=group, NEW=new, NEW_PAD=new_pad, D=dim, P=size, D_V=dim_v,
+                *out.stride()[:3], scaling, settings.least_share, sinks, recents, settings.budget, capacity,
+                HEADS=kv_heads, GROUP=group, NEW=new, NEW_PAD=new_pad, D_V=dim_v,
                 D_V_PAD=dim_v_pad, CHAINED=chained, TALLY=tally is not None, WARPS=SELECT_WARPS,
                 NEAR=near_tokens(dim_v_pad, SELECT_WARPS, values.element_size(), choice["LIST"]), **choice,
             )  # fmt: skip
         else:
             select_kernel[(pairs, new)](
-                *what, *scratched, scratch.chosen_at, scratch.rest, *where, sinks, recents, settings.budget,
-                capacity, HEADS=kv_heads, GROUP=group, NEW=new, P=size, CHAINED=chained, **choice,
+                *what, *scratched, scratch.chosen_at, scratch.rest, scratch.attended, queries, cache.keys,
+                *where, *queries.stride()[:3], *cache.keys.stride()[:3], scaling, settings.least_share,
+                sinks, recents, settings.budget, capacity,
+                HEADS=kv_heads, GROUP=group, NEW=new, CHAINED=chained, **choice,
             )  # fmt: skip
             if stages == 3:
                 return out, lse
             attend_kernel[(pairs, new, splits)](
                 queries, cache.keys, cache.values, cache.length, scratch.chosen_at, scratch.parts,
-                scratch.place, scratch.score,
+                scratch.place, scratch.score, scratch.attended,
                 *queries.stride()[:3], *cache.keys.stride()[:3], *cache.values.stride()[:3],
                 scaling, sinks, recents, settings.budget,
                 HEADS=kv_heads, GROUP=group, NEW=new, D=dim, P=size, D_V=dim_v, D_V_PAD=dim_v_pad,
                 TOKENS=split_tokens, SPLITS=splits, CHAINED=chained, TALLY=tally is not None,
-                WARPS=SPLIT_WARPS,
+                WARPS=SPLIT_WARPS, BOUND=bound,
                 NEAR=near_tokens(dim_v_pad, SPLIT_WARPS, values.element_size(), split_tokens),
                 num_warps=SPLIT_WARPS, **chain,
             )  # fmt: skip
@@ -282,15 +287,15 @@ class TritonBackend:
                 return out, lse
             merge_kernel[(pairs, new)](
                 scratch.parts, scratch.rest, cache.values, cache.value_sum, cache.length, out, lse,
-                *cache.values.stride()[:3], *out.stride()[:3], settings.budget,
+                scratch.attended, *cache.values.stride()[:3], *out.stride()[:3], settings.budget,
                 HEADS=kv_heads, GROUP=group, NEW=new, NEW_PAD=new_pad, D_V=dim_v, D_V_PAD=dim_v_pad,
-                SPLITS=splits, SPLITS_PAD=next_power(splits), MASS=mass, CHAINED=chained,
+                SPLITS=splits, SPLITS_PAD=next_power(splits), MASS=mass, CHAINED=chained, BOUND=bound,
                 num_warps=MERGE_WARPS, **chain,
             )  # fmt: skip
         if tally is not None:
             tally_kernel[(pairs, new)](
-                scratch.place, scratch.score, lse, cache.length, tally, *tally.stride(), settings.budget,
-                HEADS=heads, NEW=new, BUDGET_PAD=budget_pad,
+                scratch.place, scratch.score, lse, cache.length, scratch.attended, tally, *tally.stride(),
+                settings.budget, HEADS=heads, NEW=new, BUDGET_PAD=budget_pad, BOUND=bound,
                 num_warps=4,
             )  # fmt: skip
         return out, lse

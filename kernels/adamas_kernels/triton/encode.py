@@ -121,7 +121,7 @@ def encode_queries(
         words = pack_bytes(integers, ROWS, P)
         tl.store(words_ptr + rows[:, None] * (P // 4) + word[None, :], words, mask=real[:, None])
         tl.store(facts, step * scaling, mask=real)
-        product = tl.sum(rotated * tl.load(mean_ptr + dim)[None, :], axis=1)
+        product = tree_sum(rotated * tl.load(mean_ptr + dim)[None, :], ROWS, P, LOG_P)
         tl.store(facts + 1, scaling * (product - 0.5 * scaling * square * noise), mask=real)
         tl.store(facts + 2, tl.sum(integers, axis=1).to(tl.float32), mask=real)
 

@@ -10,6 +10,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from adamas_kernels.triton.coding import FACTS
 from adamas_kernels.triton.ranking import dot4, load_queries, load_words, rank_of, rank_tokens
+from adamas_kernels.triton.shares import UNITS_PER_NAT
 from adamas_kernels.triton.shortlist import LOG2_E, deal, dealt, empty_groups, store_groups
 from adamas_kernels.triton.tile import (
     LANES,
@@ -35,18 +36,18 @@ def within(at, low, end):
 # of 58).
 @triton.jit(do_not_specialize=["codes_b", "codes_h", "codes_w", "scale_b", "scale_h", "capacity"])
 def estimate_kernel(
-    codes_ptr, scale_ptr, length_ptr, words_ptr, facts_ptr, best_ptr, turns_ptr, masses_ptr,
+    codes_ptr, scale_ptr, length_ptr, words_ptr, facts_ptr, best_ptr, turns_ptr, masses_ptr, shares_ptr,
     codes_b, codes_h, codes_w, scale_b, scale_h, capacity, sinks, recents,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, ROWS: tl.constexpr, P: tl.constexpr,
     GROUPS: tl.constexpr, BLOCK: tl.constexpr, MANHATTAN: tl.constexpr, MASS: tl.constexpr,
-    FAST: tl.constexpr, CHAINED: tl.constexpr, EARLY: tl.constexpr, HELD: tl.constexpr,
+    BOUND: tl.constexpr, FAST: tl.constexpr, CHAINED: tl.constexpr, EARLY: tl.constexpr, HELD: tl.constexpr,
 ):  # fmt: skip
     """Program (BLOCK of the groups, KV head of a batch, new token): one token to a lane, in byte products.
 
     A program goes through its groups' tokens with the queries of a whole KV head, so that one read of the
     codes serves all of them, and leaves the groups of each query in best [B, H, N, PLACES, GROUPS], turns and
-    masses [B, H, N, GROUPS]. Tokens that are chosen anyway (sinks, recents) and tokens beyond the query's own
-    take no part.
+    masses [B, H, N, GROUPS], and where an error is a BOUND in shares [B, H, N, SHARES, GROUPS]. Tokens that
+    are chosen anyway (sinks, recents) and tokens beyond the query's own take no part.
     CHAINED: started before the launch before it ended. EARLY: the codes it reads are older than that launch.
     HELD: the queries stay in registers meanwhile.
     """
@@ -69,7 +70,8 @@ def estimate_kernel(
     if EARLY:
         gdc_wait()
     queries = load_queries(words_ptr, rows, P // 16 if MANHATTAN else P // 4, HELD)
-    slope = tl.load(facts_ptr + rows * FACTS)[:, None] * LOG2_E
+    score = tl.load(facts_ptr + rows * FACTS)[:, None]
+    slope, units = score * LOG2_E, score * UNITS_PER_NAT
     total = tl.load(facts_ptr + rows * FACTS + 2)
     groups = empty_groups(tl.zeros((ROWS, BLOCK), tl.int32))
     for turn in range(0, tl.cdiv(end, GROUPS)):
@@ -81,11 +83,12 @@ def estimate_kernel(
             words, scales.to(tl.float32), queries, words_ptr, rows, total,
             ROWS, BLOCK, P, MANHATTAN, FAST, HELD,
         )  # fmt: skip
-        groups = deal(groups, rank, within(at, sinks, end)[None, :], turn, slope, MASS)
+        groups = deal(groups, rank, within(at, sinks, end)[None, :], turn, slope, units, MASS, BOUND)
         words, scales = next_words, next_scales
     store_groups(
-        groups, best_ptr, turns_ptr, masses_ptr, rows[:, None], group[None, :], real[:, None], GROUPS, MASS
-    )
+        groups, best_ptr, turns_ptr, masses_ptr, shares_ptr, rows[:, None], group[None, :], real[:, None],
+        GROUPS, MASS, BOUND,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -138,10 +141,10 @@ def products(
 
 @triton.jit(do_not_specialize=["codes_b", "codes_h", "codes_w", "scale_b", "scale_h", "capacity"])
 def estimate_tiles_kernel(
-    codes_ptr, scale_ptr, length_ptr, words_ptr, facts_ptr, best_ptr, turns_ptr, masses_ptr,
+    codes_ptr, scale_ptr, length_ptr, words_ptr, facts_ptr, best_ptr, turns_ptr, masses_ptr, shares_ptr,
     codes_b, codes_h, codes_w, scale_b, scale_h, capacity, sinks, recents,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, P: tl.constexpr,
-    GROUPS: tl.constexpr, TILES: tl.constexpr, TURNS: tl.constexpr, MASS: tl.constexpr,
+    GROUPS: tl.constexpr, TILES: tl.constexpr, TURNS: tl.constexpr, MASS: tl.constexpr, BOUND: tl.constexpr,
     FAST: tl.constexpr, CHAINED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """`estimate_kernel` on tensor cores; program (TILES times 16 groups, eight queries of a KV head of a
@@ -190,8 +193,9 @@ def estimate_tiles_kernel(
         theirs = part * QUERIES + lane // SHARING
         their_row = first_row + tl.where(theirs < GROUP, theirs, 0) * NEW
         quads = load_tile_queries(words_ptr + their_row * (P // 4), lane, P)
-    even_slope = tl.load(facts_ptr + even_row * FACTS) * LOG2_E
-    odd_slope = tl.load(facts_ptr + odd_row * FACTS) * LOG2_E
+    even_score, odd_score = tl.load(facts_ptr + even_row * FACTS), tl.load(facts_ptr + odd_row * FACTS)
+    even_slope, odd_slope = even_score * LOG2_E, odd_score * LOG2_E
+    even_units, odd_units = even_score * UNITS_PER_NAT, odd_score * UNITS_PER_NAT
     even_total = tl.load(facts_ptr + even_row * FACTS + 2)
     odd_total = tl.load(facts_ptr + odd_row * FACTS + 2)
     evens, odds = empty_groups(lane), empty_groups(lane)
@@ -217,17 +221,45 @@ def estimate_tiles_kernel(
             )  # fmt: skip
             inside = within(first_at, sinks, end)
             weight = scales[ROWS * ahead].to(tl.float32)  # type: ignore[var-annotated]
-            evens = deal(evens, rank_of(sums[0], even_total, weight), inside, turn, even_slope, MASS)
-            odds = deal(odds, rank_of(sums[1], odd_total, weight), inside, turn, odd_slope, MASS)
+            even_rank, odd_rank = rank_of(sums[0], even_total, weight), rank_of(sums[1], odd_total, weight)
+            evens = deal(evens, even_rank, inside, turn, even_slope, even_units, MASS, BOUND)
+            odds = deal(odds, odd_rank, inside, turn, odd_slope, odd_units, MASS, BOUND)
             inside = within(second_at, sinks, end)
             weight = scales[ROWS * ahead + 1].to(tl.float32)
-            later_evens = deal(
-                later_evens, rank_of(sums[2], even_total, weight), inside, turn, even_slope, MASS
-            )
-            later_odds = deal(later_odds, rank_of(sums[3], odd_total, weight), inside, turn, odd_slope, MASS)
+            even_rank, odd_rank = rank_of(sums[2], even_total, weight), rank_of(sums[3], odd_total, weight)
+            later_evens = deal(later_evens, even_rank, inside, turn, even_slope, even_units, MASS, BOUND)
+            later_odds = deal(later_odds, odd_rank, inside, turn, odd_slope, odd_units, MASS, BOUND)
         words, scales = next_words, next_scales
-    store_groups(evens, best_ptr, turns_ptr, masses_ptr, even_row, group, even < GROUP, GROUPS, MASS)
-    store_groups(odds, best_ptr, turns_ptr, masses_ptr, odd_row, group, odd < GROUP, GROUPS, MASS)
+    store_groups(
+        evens, best_ptr, turns_ptr, masses_ptr, shares_ptr, even_row, group, even < GROUP, GROUPS, MASS, BOUND
+    )
+    store_groups(
+        odds, best_ptr, turns_ptr, masses_ptr, shares_ptr, odd_row, group, odd < GROUP, GROUPS, MASS, BOUND
+    )
     group += QUERIES
-    store_groups(later_evens, best_ptr, turns_ptr, masses_ptr, even_row, group, even < GROUP, GROUPS, MASS)
-    store_groups(later_odds, best_ptr, turns_ptr, masses_ptr, odd_row, group, odd < GROUP, GROUPS, MASS)
+    store_groups(
+        later_evens,
+        best_ptr,
+        turns_ptr,
+        masses_ptr,
+        shares_ptr,
+        even_row,
+        group,
+        even < GROUP,
+        GROUPS,
+        MASS,
+        BOUND,
+    )
+    store_groups(
+        later_odds,
+        best_ptr,
+        turns_ptr,
+        masses_ptr,
+        shares_ptr,
+        odd_row,
+        group,
+        odd < GROUP,
+        GROUPS,
+        MASS,
+        BOUND,
+    )

@@ -13,6 +13,7 @@ from adamas_kernels.reference import padded_dim
 from adamas_kernels.triton.attend import PART_FACTS
 from adamas_kernels.triton.coding import FACTS
 from adamas_kernels.triton.launch import next_power
+from adamas_kernels.triton.shares import SHARES
 from adamas_kernels.triton.shortlist import PLACES
 
 LEAST_GROUPS = 2048  # of tokens, of which each keeps its best
@@ -55,6 +56,7 @@ class Scratch:
     best: Tensor  # float32 [rows, PLACES, groups], see `shortlist.py`
     turns: Tensor  # int32 [rows, groups]
     masses: Tensor  # float32 [rows, groups]
+    shares: Tensor  # int32 [rows, SHARES, groups], masses in whole numbers, where an error is bounded
     sums: Tensor  # int32 [rows, groups], of how many in each are listed and are looked at again
     looked_at: Tensor  # int32 [rows, groups], which are looked at again
     extra_rank: Tensor  # float32 [rows, room], of tokens that are no group's first or second
@@ -64,6 +66,7 @@ class Scratch:
     again: Tensor  # int32 [rows], how many groups were looked at again
     chosen_at: Tensor  # int32 [rows, budget]
     rest: Tensor  # float32 [rows, 2], softmax mass of the others and the score that it is relative to
+    attended: Tensor  # int32 [rows], how many tokens, where an error is bounded
     parts: Tensor  # float32 [rows, splits, ...]
     place: Tensor  # int32 [rows, budget], for the tally
     score: Tensor  # float32 [rows, budget]
@@ -84,6 +87,7 @@ class Scratch:
             best=empty(rows, PLACES.value, groups),
             turns=empty(rows, groups, dtype=torch.int32),
             masses=empty(rows, groups),
+            shares=empty(rows, SHARES.value, groups, dtype=torch.int32),
             sums=empty(rows, groups, dtype=torch.int32),
             looked_at=empty(rows, groups, dtype=torch.int32),
             extra_rank=empty(rows, cache.capacity),
@@ -93,6 +97,7 @@ class Scratch:
             again=empty(rows, dtype=torch.int32),
             chosen_at=empty(rows, budget, dtype=torch.int32),
             rest=empty(rows, 2),
+            attended=empty(rows, dtype=torch.int32),
             parts=empty(rows, split_count(budget), part),
             place=empty(rows, budget, dtype=torch.int32),
             score=empty(rows, budget),

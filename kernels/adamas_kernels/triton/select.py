@@ -10,6 +10,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from adamas_kernels.triton.coding import FACTS, LOWEST
 from adamas_kernels.triton.ranking import load_words, rank_tokens
+from adamas_kernels.triton.shares import LEAST_ATTENDED, SHARES, UNITS_PER_NAT, least_exponent, reaching
 from adamas_kernels.triton.shortlist import LOG2_E, PLACES, dealt, position_of_first, position_of_second
 
 GUESSES = tl.constexpr(4)  # rounds of interpolation, before dividing the interval evenly ends a search
@@ -362,6 +363,18 @@ def exact_border(rank, at, extra_rank, extra_at, held, extras, low, beyond, reac
 
 
 @triton.jit
+def bounded_want(least, units, forced, rank, extra_rank, held, extras, want):
+    """How many of the `want` best of the listed tokens, and of the extras from `held` on, are attended to
+    behind `forced` others: those whose exponent is `least` or more, and LEAST_ATTENDED in all.
+    """
+    number = tl.sum(reaching(rank, units, least).to(tl.int32), axis=0)
+    for start in range(held, extras, EXTRAS):
+        more = load_extras(extra_rank, start + tl.arange(0, EXTRAS), extras, LOWEST)
+        number += tl.sum(reaching(more, units, least).to(tl.int32), axis=0)
+    return tl.minimum(want, tl.maximum(number + forced, LEAST_ATTENDED) - forced)
+
+
+@triton.jit
 def mass_of(rank, best, top, slope):
     """The estimated softmax mass of the tokens that are among the best, relative to rank `top`."""
     return tl.where(best, tl.exp2((rank - top) * slope), 0.0)
@@ -379,19 +392,23 @@ def take(rank, at, least, last, chosen_at, taken):
 
 @triton.jit
 def select_kernel(
-    codes_ptr, scale_ptr, length_ptr, words_ptr, facts_ptr, best_ptr, turns_ptr, masses_ptr,
+    codes_ptr, scale_ptr, length_ptr, words_ptr, facts_ptr, best_ptr, turns_ptr, masses_ptr, shares_ptr,
     sums_ptr, groups_ptr, extra_rank_ptr, extra_at_ptr, list_rank_ptr, list_at_ptr, again_ptr,
-    chosen_at_ptr, rest_ptr,
-    codes_b, codes_h, codes_w, scale_b, scale_h, sinks, recents, budget, room,
+    chosen_at_ptr, rest_ptr, attended_ptr, query_ptr, keys_ptr,
+    codes_b, codes_h, codes_w, scale_b, scale_h, query_b, query_h, query_n, keys_b, keys_h, keys_n,
+    scaling, least_share, sinks, recents, budget, room,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, P: tl.constexpr, GROUPS: tl.constexpr,
     LIST: tl.constexpr, BLOCK: tl.constexpr, MANHATTAN: tl.constexpr, MASS: tl.constexpr,
-    FAST: tl.constexpr, CHAINED: tl.constexpr,
+    FAST: tl.constexpr, CHAINED: tl.constexpr, BOUND: tl.constexpr, FORCED: tl.constexpr, D: tl.constexpr,
+    LOG_P: tl.constexpr,
 ):  # fmt: skip
     """Choose tokens to attend to; program (query head of a batch, new token).
 
     Leaves their positions in chosen_at [B, H, N, budget], in an order that repeats, and in rest [B, H, N, 2]
     the estimated softmax mass of the tokens that are not chosen and the score that it is relative to. room:
     for extras of a query.
+    BOUND: choose no more than the error asks for, and leave in attended [B, H, N] how many these are with the
+    sinks and recents, at most FORCED.
     CHAINED: started before the launch before it ended, and lets the next one start at once.
     """
     pair, new = tl.program_id(0), tl.program_id(1)
@@ -400,12 +417,22 @@ def select_kernel(
     row = pair * NEW + new
     wide_row = row.to(tl.int64)
     seen = tl.load(length_ptr + batch) + new + 1
-    _, _, _, want = forced_and_wanted(seen, sinks, recents, budget)
+    first_sinks, first_recent, forced, want = forced_and_wanted(seen, sinks, recents, budget)
     extra_rank, extra_at = extra_rank_ptr + wide_row * room, extra_at_ptr + wide_row * room
     chosen_at = chosen_at_ptr + wide_row * budget
     if CHAINED:
         gdc_launch_dependents()
         gdc_wait()
+    units, least = 0.0, 0
+    if BOUND:
+        units = tl.load(facts_ptr + row * FACTS) * UNITS_PER_NAT
+        least = least_exponent(
+            facts_ptr + row * FACTS, best_ptr + wide_row * (PLACES * GROUPS),
+            shares_ptr + wide_row * (SHARES * GROUPS),
+            query_ptr + batch * query_b + head * query_h + new * query_n,
+            keys_ptr + batch * keys_b + kv_head * keys_h, keys_n, scaling, least_share,
+            forced, first_sinks, first_recent, GROUPS, FORCED, D, P, LOG_P,
+        )  # fmt: skip
     rank, at, extras, held, low, beyond, reached, masses, top, slope = shortlist(
         codes_ptr + batch * codes_b + kv_head * codes_h, codes_w,
         scale_ptr + batch * scale_b + kv_head * scale_h, words_ptr, facts_ptr + row * FACTS,
@@ -415,6 +442,9 @@ def select_kernel(
         again_ptr, row, sinks, seen - recents, 0, want,
         GROUPS, LIST, P, BLOCK, MANHATTAN, MASS, FAST,
     )  # fmt: skip
+    if BOUND:
+        want = bounded_want(least, units, forced, rank, extra_rank, held, extras, want)
+        tl.store(attended_ptr + row, forced + want)
     low, last = exact_border(
         rank, at, extra_rank, extra_at, held, extras, low, beyond, reached, seen - recents, want
     )

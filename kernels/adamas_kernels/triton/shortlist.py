@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from adamas_kernels.triton.coding import LOWEST
+from adamas_kernels.triton.shares import NO_EXPONENT, SHARES, add_share, exponents
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 PLACES = tl.constexpr(3)  # ranks that a group keeps
@@ -34,40 +35,44 @@ def dealt(turn, group, GROUPS: tl.constexpr):
 @triton.jit
 def empty_groups(like):
     """No token yet, in as many groups as int32 `like` has numbers: (best rank, second, third, turn of the
-    best, of the second, mass).
+    best, of the second, mass, and its two whole numbers, see `shares.py`).
     """
     none = tl.zeros_like(like)
     lowest = none.to(tl.float32) + LOWEST
-    return lowest, lowest, lowest, none, none, none.to(tl.float32)
+    return lowest, lowest, lowest, none, none, none.to(tl.float32), none, none
 
 
 @triton.jit
-def deal(groups, rank, inside, turn, slope, MASS: tl.constexpr):
+def deal(groups, rank, inside, turn, slope, units, MASS: tl.constexpr, BOUND: tl.constexpr):
     """The groups after one more token of this rank each, where it is `inside`. slope: of the softmax's
-    exponent over ranks, in powers of two.
+    exponent over ranks, in powers of two; units: the same in units, see `reference.exponents`.
     """
-    first, second, third, first_turn, second_turn, mass = groups
+    first, second, third, first_turn, second_turn, mass, high, low = groups
     rank = tl.where(inside, rank, LOWEST)
     leads = rank > first
     if MASS:  # relative to the best so far, so that one exponential serves, and none overflows
         weight = tl.exp2(-tl.abs(rank - first) * slope)
         mass = tl.where(leads, mass * weight + 1.0, mass + tl.where(inside, weight, 0.0))
+    if BOUND:
+        exponent = tl.where(inside, exponents(rank * units), NO_EXPONENT)
+        high, low = add_share(high, low, exponents(first * units), exponent)
     third = tl.maximum(third, tl.minimum(second, rank))
     second_turn = tl.where(leads, first_turn, tl.where(rank > second, turn, second_turn))
     second = tl.maximum(second, tl.minimum(first, rank))
     first_turn = tl.where(leads, turn, first_turn)
     first = tl.maximum(first, rank)
-    return first, second, third, first_turn, second_turn, mass
+    return first, second, third, first_turn, second_turn, mass, high, low
 
 
 @triton.jit
 def store_groups(
-    groups, best_ptr, turns_ptr, masses_ptr, row, group, mask, GROUPS: tl.constexpr, MASS: tl.constexpr
-):
+    groups, best_ptr, turns_ptr, masses_ptr, shares_ptr, row, group, mask,
+    GROUPS: tl.constexpr, MASS: tl.constexpr, BOUND: tl.constexpr,
+):  # fmt: skip
     """Leave groups of queries, by the numbers of both, in best float32 [rows, PLACES, GROUPS], turns int32
-    and masses float32 [rows, GROUPS].
+    and masses float32 [rows, GROUPS], and shares int32 [rows, SHARES, GROUPS].
     """
-    first, second, third, first_turn, second_turn, mass = groups
+    first, second, third, first_turn, second_turn, mass, high, low = groups
     best = best_ptr + row.to(tl.int64) * (PLACES * GROUPS) + group
     place = row.to(tl.int64) * GROUPS + group
     tl.store(best, first, mask=mask)
@@ -76,6 +81,10 @@ def store_groups(
     tl.store(turns_ptr + place, first_turn | (second_turn << TURN_BITS), mask=mask)
     if MASS:
         tl.store(masses_ptr + place, mass, mask=mask)
+    if BOUND:
+        shares = shares_ptr + row.to(tl.int64) * (SHARES * GROUPS) + group
+        tl.store(shares, high, mask=mask)
+        tl.store(shares + GROUPS, low, mask=mask)
 
 
 @triton.jit
