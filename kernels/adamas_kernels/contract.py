@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from adamas_kernels import reference
+from adamas_kernels.blocks import BlockWeight
 from adamas_kernels.reference import CODES_PER_WORD, Codebook, padded_dim
-from adamas_kernels.weights import DecoderWeights, PackedWeight
+from adamas_kernels.weights import DecoderWeights
 
 SCORERS = ("dot", "manhattan")
 SAMPLED_KEYS = 2048  # that a codebook is fitted to
@@ -259,11 +260,12 @@ class Backend(Protocol):
         H, N], the compensation included.
         """
 
-    def linear(self, x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None) -> Tensor:
-        """x [..., inputs] times a weight, [outputs, inputs] or packed, plus bias: [..., outputs] in x's
+    def linear(self, x: Tensor, weight: Tensor | BlockWeight, bias: Tensor | None = None) -> Tensor:
+        """x [..., inputs] times a weight, [outputs, inputs] or in blocks, plus bias: [..., outputs] in x's
         dtype.
 
-        bias: [outputs]; with a packed weight float32, filled up to whole strips, see `Linear`.
+        bias: [outputs]; with a weight in blocks float32. Such a weight may have columns of zeros behind those
+        that x has.
         """
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
+from adamas_kernels.blocks import BlockWeight
 from adamas_kernels.contract import AnyCache, LayerCache, SparseSettings, check_step, check_whole_budgets
 from adamas_kernels.reference import Codebook, padded_dim
 from adamas_kernels.torch.prefill import by_length
@@ -25,7 +26,6 @@ from adamas_kernels.triton.prefill import split_attention
 from adamas_kernels.triton.scratch import Scratch, group_count, list_size
 from adamas_kernels.triton.select import select_kernel
 from adamas_kernels.triton.tile import QUERIES, TOKENS
-from adamas_kernels.weights import PackedWeight
 
 ESTIMATE_BLOCK = 64  # groups of one estimate program
 ESTIMATE_RANKS = 512  # that such a program holds at a time; fewer groups for many queries
@@ -94,7 +94,7 @@ class TritonBackend:
         check_step(queries, keys, values, cache)
         return self._dense(queries, keys, values, cache, scaling)
 
-    def linear(self, x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None) -> Tensor:
+    def linear(self, x: Tensor, weight: Tensor | BlockWeight, bias: Tensor | None = None) -> Tensor:
         """See `Backend.linear`; weights are not packed."""
         assert isinstance(weight, Tensor)
         one = x.numel() == weight.shape[1]

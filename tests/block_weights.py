@@ -1,0 +1,37 @@
+"""Random weights in the blocks of GGUF's types."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from adamas_kernels.blocks import BlockWeight, block_size, row_bytes
+
+# Where a block has floats of 16 bits; elsewhere any bits are codes or integers.
+FLOATS = {
+    "Q4_0": (0,),
+    "Q4_1": (0, 2),
+    "Q5_0": (0,),
+    "Q5_1": (0, 2),
+    "Q8_0": (0,),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+    "IQ4_NL": (0,),
+    "IQ4_XS": (0,),
+    "TQ2_0": (64,),
+}
+
+
+def some_blocks(kind: str, rows: int, columns: int, seed: int = 0) -> BlockWeight:
+    """Random codes, and scales of an ordinary size."""
+    random = np.random.default_rng(seed)
+    raw = random.integers(0, 256, (rows, row_bytes(kind, columns)), dtype=np.uint8)
+    blocks = raw.reshape(rows, -1, block_size(kind)[1])
+    for at in FLOATS.get(kind, ()):
+        floats = random.normal(0, 0.01, blocks.shape[:2]).astype(np.float16)
+        blocks[..., at : at + 2] = floats[..., None].view(np.uint8)
+    if kind == "MXFP4":
+        blocks[..., 0] = random.integers(110, 125, blocks.shape[:2])
+    return BlockWeight(kind, torch.from_numpy(raw), columns)
