@@ -27,6 +27,8 @@ from adamas_kernels.cpu.records import floats_at, products_at, rows_at
 from adamas_kernels.cpu.tasks import STAGE
 
 ZERO = np.float32(0)
+LINE = 64  # bytes
+AHEAD = 1024  # bytes: rows are short, and where one ends the CPU's own prefetching starts again
 I64, BYTE = ir.IntType(64), ir.IntType(8)
 
 
@@ -51,6 +53,16 @@ def _lanes_of(context, builder, array_type, array, index, vectors=0):
     return value
 
 
+def _fetch_ahead(builder, address, size):
+    """Have the bytes that lie AHEAD of a block brought into the L1 cache."""
+    pointer = BYTE.as_pointer()
+    shape = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
+    function = cgutils.get_or_insert_function(builder.module, shape, "llvm.prefetch.p0")
+    for at in range(0, size, LINE):
+        place = builder.inttoptr(builder.add(address, ir.Constant(I64, AHEAD + at)), pointer)
+        builder.call(function, [place, *(ir.Constant(I32, x) for x in (0, 3, 1))])  # read, keep, data
+
+
 def _block(builder, form, address):
     place = builder.inttoptr(address, BYTE.as_pointer())
     return form.instance_class().block(Reader(builder, place))
@@ -65,6 +77,7 @@ def dot_block(typing_context, form, total, block, x, at, sums, sums_at):
 
     def emit(context, builder, sig, args):
         _, total, address, x, at, sums, sums_at = args
+        _fetch_ahead(builder, address, form.instance_class.size)
         block = _block(builder, form, address)
         for first in range(0, len(block.codes), block.shared):
             part = None
