@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from adamas_kernels.blocks import unpack
 from adamas_kernels.contract import SparseSettings
 from adamas_kernels.cpu.backend import FEW_ROWS
-from adamas_kernels.blocks import unpack
 from conftest import tiny_architecture
 from torch import nn
 from transformers import (
@@ -28,7 +28,7 @@ from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.steps.compiled import compiled_obstacle
 from adamas_cli.engine.timeline import Timeline
 from adamas_cli.models.file_rows import StoredRows, leave_in_file
-from adamas_cli.models.packed import PackedLinear, describe, pack_model
+from adamas_cli.models.packed import PackedLinear, pack_model
 from adamas_cli.progress import Silent
 
 CONTEXT, ANSWER = 700, 24

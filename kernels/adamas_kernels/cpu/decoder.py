@@ -109,9 +109,7 @@ class Decoder:
             return norm, 1, keep(record), 0, 0
 
         def product(x: Tensor, *parts: tuple[Linear, Tensor], add: bool = False) -> Stage:
-            records = products(
-                self._runner, [(part.weight, part.bias, out) for part, out in parts], add=add
-            )
+            records = products(self._runner, [(part.weight, part.bias, out) for part, out in parts], add=add)
             return multiply, int(records["tasks"].sum()), keep(records), x.data_ptr(), 0
 
         for index, (weights, layer) in enumerate(zip(self._weights.layers, layers, strict=True)):

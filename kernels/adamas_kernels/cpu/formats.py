@@ -7,7 +7,9 @@ https://github.com/ggml-org/ggml/blob/master/src/ggml-quants.c unpacks them one 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from llvmlite import ir
@@ -16,6 +18,7 @@ from numba.core import cgutils
 from adamas_kernels.cpu.features import FEATURES
 from adamas_kernels.cpu.lanes import BYTES, F32, I32, LANES, NUMBERS, WORDS, half_to_float, splat_value
 
+Code = Callable[[], Any]  # emits LANES numbers where it is called
 I8, I16 = ir.IntType(8), ir.IntType(16)
 NUMBER = tuple(range(16))  # what a code of four bits means
 CENTRED = tuple(range(-8, 8))
@@ -33,7 +36,7 @@ class Block(NamedTuple):
     added, as many, or None.
     """
 
-    codes: list[Callable[[], Any]]
+    codes: Sequence[Code]
     scales: Any
     shared: int = 1
     offsets: Any = None
@@ -64,7 +67,7 @@ class Reader:
         """A float16 as float32 in each lane."""
         return splat_value(self.builder, self.half(at))
 
-    def every(self, like: Any, number: int) -> Any:
+    def every(self, like: Any, number: float) -> Any:
         """A constant in each lane of a vector of the same type."""
         return ir.Constant(like.type, [number] * like.type.count)
 
@@ -89,6 +92,10 @@ class Reader:
         """LANES int8 as floats."""
         return self.builder.sitofp(self.builder.sext(codes, WORDS), NUMBERS)
 
+    def signed_at(self, at: int) -> Any:
+        """LANES neighbouring int8 as floats."""
+        return self.signed(self.bytes(at))
+
     def unsigned(self, codes: Any) -> Any:
         """LANES uint8 as floats."""
         return self.builder.sitofp(self.builder.zext(codes, WORDS), NUMBERS)
@@ -97,7 +104,7 @@ class Reader:
         """The products of floats."""
         return self.builder.fmul(a, b)
 
-    def nibbles(self, codes: Any, table: tuple[int, ...]) -> list[Callable[[], Any]]:
+    def nibbles(self, codes: Any, table: tuple[int, ...]) -> list[Code]:
         """What the lower and the higher halves of LANES bytes mean, as floats."""
         if PICKS_FLOATS:
             words = self.builder.zext(codes, WORDS)
@@ -133,24 +140,20 @@ class Reader:
             found = self.builder.select(chosen, self.every(codes, value & 255), found)
         return self.signed(found)
 
-    def fifth_bits(
-        self, codes: list[Callable[[], Any]], masks: list[Callable[[], Any]]
-    ) -> list[Callable[[], Any]]:
+    def fifth_bits(self, codes: Sequence[Code], masks: Sequence[Code]) -> list[Code]:
         """The same codes, and 16 more where a mask is set."""
 
-        def added(code: Callable[[], Any], mask: Callable[[], Any]) -> Any:
+        def added(code: Code, mask: Code) -> Any:
             low = code()
             more = self.builder.fadd(low, self.every(low, 16.0))
             return self.builder.select(mask(), more, low)
 
-        return [
-            lambda code=code, mask=mask: added(code, mask) for code, mask in zip(codes, masks, strict=True)
-        ]
+        return [partial(added, *pair) for pair in zip(codes, masks, strict=True)]
 
-    def set_bits(self, at: int) -> list[Callable[[], Any]]:
+    def set_bits(self, at: int) -> list[Code]:
         """The bits of two int16, as masks."""
         flags = ir.VectorType(ir.IntType(1), LANES)
-        return [lambda at=at: self.load(at, flags), lambda at=at: self.load(at + 2, flags)]
+        return [partial(self.load, at, flags), partial(self.load, at + 2, flags)]
 
     def has_bit(self, codes: Any, bit: int) -> Any:
         """Where a bit of a byte is set."""
@@ -192,205 +195,149 @@ def _scales_and_minimums(read: Reader, at: int) -> tuple[Any, Any]:
     return read.unsigned(read.ordered(both, twice)), read.unsigned(read.ordered(both, [i + 8 for i in twice]))
 
 
-class F32_(NamedTuple):
+def _f32(read: Reader) -> Block:
     """Numbers of 32 bits."""
-
-    numbers, size, adds = LANES, 4 * LANES, False
-
-    def block(self, read: Reader) -> Block:
-        """LANES numbers."""
-        return Block([lambda: read.load(0, NUMBERS)], None)
+    return Block([lambda: read.load(0, NUMBERS)], None)
 
 
-class F16(NamedTuple):
+def _f16(read: Reader) -> Block:
     """Numbers of 16 bits."""
-
-    numbers, size, adds = LANES, 2 * LANES, False
-
-    def block(self, read: Reader) -> Block:
-        """LANES numbers."""
-        return Block([lambda: half_to_float(read.builder, read.load(0, ir.VectorType(I16, LANES)))], None)
+    return Block([lambda: half_to_float(read.builder, read.load(0, ir.VectorType(I16, LANES)))], None)
 
 
-class BF16(NamedTuple):
+def _bf16(read: Reader) -> Block:
     """The higher halves of float32."""
 
-    numbers, size, adds = LANES, 2 * LANES, False
+    def numbers() -> Any:
+        words = read.builder.zext(read.load(0, ir.VectorType(I16, LANES)), WORDS)
+        return read.builder.bitcast(read.builder.shl(words, read.every(words, 16)), NUMBERS)
 
-    def block(self, read: Reader) -> Block:
-        """LANES numbers."""
-
-        def numbers() -> Any:
-            words = read.builder.zext(read.load(0, ir.VectorType(I16, LANES)), WORDS)
-            return read.builder.bitcast(read.builder.shl(words, read.every(words, 16)), NUMBERS)
-
-        return Block([numbers], None)
+    return Block([numbers], None)
 
 
-class Q8_0(NamedTuple):
+def _q8_0(read: Reader) -> Block:
     """A scale, and 32 int8."""
-
-    numbers, size, adds = 32, 34, False
-
-    def block(self, read: Reader) -> Block:
-        """One group."""
-        codes = [lambda at=at: read.signed(read.bytes(at)) for at in (2, 2 + LANES)]
-        return Block(codes, read.splat_half(0), 2)
+    codes = [partial(read.signed_at, at) for at in (2, 2 + LANES)]
+    return Block(codes, read.splat_half(0), 2)
 
 
-class Q4_0(NamedTuple):
+def _q4_0(read: Reader) -> Block:
     """A scale, and 32 codes of 4 bits from -8 on."""
-
-    numbers, size, adds = 32, 18, False
-
-    def block(self, read: Reader) -> Block:
-        """One group."""
-        return Block(read.nibbles(read.bytes(2), CENTRED), read.splat_half(0), 2)
+    return Block(read.nibbles(read.bytes(2), CENTRED), read.splat_half(0), 2)
 
 
-class Q4_1(NamedTuple):
+def _q4_1(read: Reader) -> Block:
     """A scale, a least value, and 32 codes of 4 bits."""
-
-    numbers, size, adds = 32, 20, True
-
-    def block(self, read: Reader) -> Block:
-        """One group."""
-        return Block(read.nibbles(read.bytes(4), NUMBER), read.splat_half(0), 2, read.pair(2))
+    return Block(read.nibbles(read.bytes(4), NUMBER), read.splat_half(0), 2, read.pair(2))
 
 
-class Q5_0(NamedTuple):
+def _q5_0(read: Reader) -> Block:
     """A scale, and 32 codes of 5 bits from -16 on, the fifth ones apart."""
-
-    numbers, size, adds = 32, 22, False
-
-    def block(self, read: Reader) -> Block:
-        """One group."""
-        codes = read.fifth_bits(read.nibbles(read.bytes(6), tuple(range(-16, 0))), read.set_bits(2))
-        return Block(codes, read.splat_half(0), 2)
+    codes = read.fifth_bits(read.nibbles(read.bytes(6), tuple(range(-16, 0))), read.set_bits(2))
+    return Block(codes, read.splat_half(0), 2)
 
 
-class Q5_1(NamedTuple):
+def _q5_1(read: Reader) -> Block:
     """A scale, a least value, and 32 codes of 5 bits, the fifth ones apart."""
-
-    numbers, size, adds = 32, 24, True
-
-    def block(self, read: Reader) -> Block:
-        """One group."""
-        codes = read.fifth_bits(read.nibbles(read.bytes(8), NUMBER), read.set_bits(4))
-        return Block(codes, read.splat_half(0), 2, read.pair(2))
+    codes = read.fifth_bits(read.nibbles(read.bytes(8), NUMBER), read.set_bits(4))
+    return Block(codes, read.splat_half(0), 2, read.pair(2))
 
 
-class IQ4_NL(NamedTuple):
+def _iq4_nl(read: Reader) -> Block:
     """A scale, and 32 codes of 4 bits that a table gives their meaning."""
-
-    numbers, size, adds = 32, 18, False
-
-    def block(self, read: Reader) -> Block:
-        """One group."""
-        return Block(read.nibbles(read.bytes(2), LOGARITHMIC), read.splat_half(0), 2)
+    return Block(read.nibbles(read.bytes(2), LOGARITHMIC), read.splat_half(0), 2)
 
 
-class MXFP4(NamedTuple):
-    """A power of two, and 32 floats of 4 bits."""
+def _mxfp4(read: Reader) -> Block:
+    """A power of two, and 32 floats of 4 bits.
 
-    numbers, size, adds = 32, 17, False
-
-    def block(self, read: Reader) -> Block:
-        """One group; the scale is half of the power, since the table has twice the floats."""
-        builder = read.builder
-        power = builder.zext(read.load(0, I8), I32)
-        normal = builder.shl(builder.sub(power, ir.Constant(I32, 1)), ir.Constant(I32, 23))
-        tiny = builder.shl(
-            ir.Constant(I32, 0x00200000), builder.and_(power, ir.Constant(I32, 1))
-        )  # powers 0 and 1 are subnormal
-        is_tiny = builder.icmp_unsigned("<", power, ir.Constant(I32, 2))
-        scale = builder.bitcast(builder.select(is_tiny, tiny, normal), F32)
-        return Block(read.nibbles(read.bytes(1), FLOATS_OF_4), splat_value(builder, scale), 2)
+    One group; the scale is half of the power, since the table has twice the floats.
+    """
+    builder = read.builder
+    power = builder.zext(read.load(0, I8), I32)
+    normal = builder.shl(builder.sub(power, ir.Constant(I32, 1)), ir.Constant(I32, 23))
+    # Powers 0 and 1 are subnormal.
+    tiny = builder.shl(ir.Constant(I32, 0x00200000), builder.and_(power, ir.Constant(I32, 1)))
+    is_tiny = builder.icmp_unsigned("<", power, ir.Constant(I32, 2))
+    scale = builder.bitcast(builder.select(is_tiny, tiny, normal), F32)
+    return Block(read.nibbles(read.bytes(1), FLOATS_OF_4), splat_value(builder, scale), 2)
 
 
-class Q2_K(NamedTuple):
-    """256 codes of 2 bits; each LANES have a scale and a minimum of 4 bits, in units that are floats."""
+def _q2_k(read: Reader) -> Block:
+    """256 codes of 2 bits; each LANES have a scale and a minimum of 4 bits, in units that are floats.
 
-    numbers, size, adds = 256, 84, True
+    Each byte has codes of four neighbouring groups of 32.
+    """
 
-    def block(self, read: Reader) -> Block:
-        """Each byte has codes of four neighbouring groups of 32."""
+    def code(piece: int) -> Any:
+        half, shift, part = piece // 8, piece // 2 % 4, piece % 2
+        codes = read.bytes(16 + 32 * half + LANES * part)
+        return read.unsigned(read.low(codes, 2, 2 * shift))
 
-        def code(piece: int) -> Any:
-            half, shift, part = piece // 8, piece // 2 % 4, piece % 2
-            codes = read.bytes(16 + 32 * half + LANES * part)
-            return read.unsigned(read.low(codes, 2, 2 * shift))
-
-        both = read.bytes(0)
-        scales = read.multiply(read.unsigned(read.low(both, 4)), read.splat_half(80))
-        minimums = read.multiply(read.unsigned(read.low(both, 4, 4)), read.splat_half(82))
-        offsets = read.builder.fsub(ir.Constant(NUMBERS, [0.0] * LANES), minimums)
-        return Block([lambda p=p: code(p) for p in range(16)], scales, 1, offsets)
+    both = read.bytes(0)
+    scales = read.multiply(read.unsigned(read.low(both, 4)), read.splat_half(80))
+    minimums = read.multiply(read.unsigned(read.low(both, 4, 4)), read.splat_half(82))
+    offsets = read.builder.fsub(ir.Constant(NUMBERS, [0.0] * LANES), minimums)
+    return Block([partial(code, piece) for piece in range(16)], scales, 1, offsets)
 
 
-class Q3_K(NamedTuple):
-    """256 codes of 3 bits from -4 on, the third ones apart; each LANES have a scale of 6 bits."""
+def _q3_k(read: Reader) -> Block:
+    """256 codes of 3 bits from -4 on, the third ones apart; each LANES have a scale of 6 bits.
 
-    numbers, size, adds = 256, 110, False
+    Each byte has codes of four neighbouring groups of 32, and third bits of eight.
+    """
 
-    def block(self, read: Reader) -> Block:
-        """Each byte has codes of four neighbouring groups of 32, and third bits of eight."""
+    def code(piece: int) -> Any:
+        group, part = piece // 2, piece % 2
+        codes = read.low(read.bytes(32 + 32 * (group // 4) + LANES * part), 2, 2 * (group % 4))
+        high = read.has_bit(read.bytes(LANES * part), group)
+        less = read.builder.sub(codes, read.every(codes, 4))
+        return read.signed(read.builder.select(high, codes, less))
 
-        def code(piece: int) -> Any:
-            group, part = piece // 2, piece % 2
-            codes = read.low(read.bytes(32 + 32 * (group // 4) + LANES * part), 2, 2 * (group % 4))
-            high = read.has_bit(read.bytes(LANES * part), group)
-            less = read.builder.sub(codes, read.every(codes, 4))
-            return read.signed(read.builder.select(high, codes, less))
-
-        first, second, third = (read.load(96 + 4 * i, I32) for i in range(3))
-        low, two = 0x0F0F0F0F, 0x30303030
-        words = [
-            read.builder.or_(_bits(read, first, low), _bits(read, third, two, -4)),
-            read.builder.or_(_bits(read, second, low), _bits(read, third, two, -2)),
-            read.builder.or_(_bits(read, first, low, 4), _bits(read, third, two)),
-            read.builder.or_(_bits(read, second, low, 4), _bits(read, third, two, 2)),
-        ]
-        scales = _words(read, *words)
-        scales = read.signed(read.builder.sub(scales, read.every(scales, 32)))
-        return Block([lambda p=p: code(p) for p in range(16)], read.multiply(scales, read.splat_half(108)))
+    first, second, third = (read.load(96 + 4 * i, I32) for i in range(3))
+    low, two = 0x0F0F0F0F, 0x30303030
+    words = [
+        read.builder.or_(_bits(read, first, low), _bits(read, third, two, -4)),
+        read.builder.or_(_bits(read, second, low), _bits(read, third, two, -2)),
+        read.builder.or_(_bits(read, first, low, 4), _bits(read, third, two)),
+        read.builder.or_(_bits(read, second, low, 4), _bits(read, third, two, 2)),
+    ]
+    scales = _words(read, *words)
+    scales = read.signed(read.builder.sub(scales, read.every(scales, 32)))
+    return Block([partial(code, piece) for piece in range(16)], read.multiply(scales, read.splat_half(108)))
 
 
-class Q4_K(NamedTuple):
-    """256 codes of 4 bits; each 32 have a scale and a minimum of 6 bits, in units that are floats."""
+def _q4_k(read: Reader) -> Block:
+    """256 codes of 4 bits; each 32 have a scale and a minimum of 6 bits, in units that are floats.
 
-    numbers, size, adds = 256, 144, True
-
-    def block(self, read: Reader) -> Block:
-        """32 bytes have the codes of two groups."""
-        codes: list[Callable[[], Any]] = []
-        for at in range(16, 144, 32):
-            first, second = (read.nibbles(read.bytes(at + part), NUMBER) for part in (0, LANES))
-            codes += [first[0], second[0], first[1], second[1]]
-        return _with_minimums(read, codes)
+    32 bytes have the codes of two groups.
+    """
+    codes: list[Code] = []
+    for at in range(16, 144, 32):
+        first, second = (read.nibbles(read.bytes(at + part), NUMBER) for part in (0, LANES))
+        codes += [first[0], second[0], first[1], second[1]]
+    return _with_minimums(read, codes)
 
 
-class Q5_K(NamedTuple):
-    """The same with codes of 5 bits, the fifth ones apart."""
+def _q5_k(read: Reader) -> Block:
+    """The same with codes of 5 bits, the fifth ones apart.
 
-    numbers, size, adds = 256, 176, True
-
-    def block(self, read: Reader) -> Block:
-        """32 bytes have the codes of two groups, and others the fifth bits of eight."""
-        codes: list[Callable[[], Any]] = []
-        fifth = [read.bytes(16), read.bytes(16 + LANES)]
-        for pair in range(4):
-            low, high = zip(
-                *(read.nibbles(read.bytes(48 + 32 * pair + part), NUMBER) for part in (0, LANES)),
-                strict=True,
-            )
-            for group, four in ((2 * pair, low), (2 * pair + 1, high)):
-                masks = [lambda bits=bits, group=group: read.has_bit(bits, group) for bits in fifth]
-                codes += read.fifth_bits(list(four), masks)
-        return _with_minimums(read, codes)
+    32 bytes have the codes of two groups, and others the fifth bits of eight.
+    """
+    codes: list[Code] = []
+    fifth = [read.bytes(16), read.bytes(16 + LANES)]
+    for pair in range(4):
+        low, high = zip(
+            *(read.nibbles(read.bytes(48 + 32 * pair + part), NUMBER) for part in (0, LANES)),
+            strict=True,
+        )
+        for group, four in ((2 * pair, low), (2 * pair + 1, high)):
+            masks = [partial(read.has_bit, bits, group) for bits in fifth]
+            codes += read.fifth_bits(four, masks)
+    return _with_minimums(read, codes)
 
 
-def _with_minimums(read: Reader, codes: list[Callable[[], Any]]) -> Block:
+def _with_minimums(read: Reader, codes: list[Code]) -> Block:
     """The block of Q4_K and Q5_K, which begin with two units and the scales."""
     scales, minimums = _scales_and_minimums(read, 4)
     unit = read.half(2)
@@ -401,56 +348,71 @@ def _with_minimums(read: Reader, codes: list[Callable[[], Any]]) -> Block:
     )  # fmt: skip
 
 
-class Q6_K(NamedTuple):
-    """256 codes of 6 bits from -32 on, two of them apart; each LANES have an int8 scale."""
+def _q6_k(read: Reader) -> Block:
+    """256 codes of 6 bits from -32 on, two of them apart; each LANES have an int8 scale.
 
-    numbers, size, adds = 256, 210, False
+    In each half of a block 64 bytes have four bits of its codes, and 32 have two.
+    """
 
-    def block(self, read: Reader) -> Block:
-        """In each half of a block 64 bytes have four bits of its codes, and 32 have two."""
+    def code(piece: int) -> Any:
+        half, group, part = piece // 8, piece // 2 % 4, piece % 2
+        four = read.low(read.bytes(64 * half + 32 * (group % 2) + LANES * part), 4, 4 * (group // 2))
+        two = read.low(read.bytes(128 + 32 * half + LANES * part), 2, 2 * group)
+        codes = read.builder.or_(four, read.builder.shl(two, read.every(two, 4)))
+        return read.signed(read.builder.sub(codes, read.every(codes, 32)))
 
-        def code(piece: int) -> Any:
-            half, group, part = piece // 8, piece // 2 % 4, piece % 2
-            four = read.low(read.bytes(64 * half + 32 * (group % 2) + LANES * part), 4, 4 * (group // 2))
-            two = read.low(read.bytes(128 + 32 * half + LANES * part), 2, 2 * group)
-            codes = read.builder.or_(four, read.builder.shl(two, read.every(two, 4)))
-            return read.signed(read.builder.sub(codes, read.every(codes, 32)))
-
-        scales = read.multiply(read.signed(read.bytes(192)), read.splat_half(208))
-        return Block([lambda p=p: code(p) for p in range(16)], scales)
+    scales = read.multiply(read.signed(read.bytes(192)), read.splat_half(208))
+    return Block([partial(code, piece) for piece in range(16)], scales)
 
 
-class IQ4_XS(NamedTuple):
-    """256 codes of 4 bits that a table gives their meaning; each 32 have a scale of 6 bits."""
+def _iq4_xs(read: Reader) -> Block:
+    """256 codes of 4 bits that a table gives their meaning; each 32 have a scale of 6 bits.
 
-    numbers, size, adds = 256, 136, False
-
-    def block(self, read: Reader) -> Block:
-        """Two bits of each scale are apart."""
-        codes: list[Callable[[], Any]] = []
-        for at in range(8, 136, LANES):
-            codes += read.nibbles(read.bytes(at), LOGARITHMIC)
-        groups = [i // 2 for i in range(LANES)]  # of each of `codes`
-        low = read.ordered(read.bytes(4, 4), [g // 2 for g in groups])
-        low = read.builder.lshr(low, ir.Constant(BYTES, [4 * (g % 2) for g in groups]))
-        high = splat_value(read.builder, read.builder.zext(read.load(2, I16), I32))
-        high = read.builder.lshr(high, ir.Constant(WORDS, [2 * g for g in groups]))
-        words = read.builder.or_(
-            read.low(read.builder.zext(low, WORDS), 4),
-            read.builder.shl(read.low(high, 2), read.every(high, 4)),
-        )
-        scales = read.builder.sitofp(read.builder.sub(words, read.every(words, 32)), NUMBERS)
-        return Block(codes, read.multiply(scales, read.splat_half(0)), 2)
+    Two bits of each scale are apart.
+    """
+    codes: list[Code] = []
+    for at in range(8, 136, LANES):
+        codes += read.nibbles(read.bytes(at), LOGARITHMIC)
+    groups = [i // 2 for i in range(LANES)]  # of each of `codes`
+    low = read.ordered(read.bytes(4, 4), [g // 2 for g in groups])
+    low = read.builder.lshr(low, ir.Constant(BYTES, [4 * (g % 2) for g in groups]))
+    high = splat_value(read.builder, read.builder.zext(read.load(2, I16), I32))
+    high = read.builder.lshr(high, ir.Constant(WORDS, [2 * g for g in groups]))
+    words = read.builder.or_(
+        read.low(read.builder.zext(low, WORDS), 4),
+        read.builder.shl(read.low(high, 2), read.every(high, 4)),
+    )
+    scales = read.builder.sitofp(read.builder.sub(words, read.every(words, 32)), NUMBERS)
+    return Block(codes, read.multiply(scales, read.splat_half(0)), 2)
 
 
-Format = (
-    F32_ | F16 | BF16 | Q8_0 | Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q2_K | Q3_K | Q4_K | Q5_K | Q6_K | IQ4_NL | IQ4_XS
-    | MXFP4
-)  # fmt: skip
+@dataclass(frozen=True)
+class Format:
+    """A type. numbers, size: of a block, and its bytes; adds: whether it has offsets."""
+
+    block: Callable[[Reader], Block]
+    numbers: int
+    size: int
+    adds: bool = False
+
+
 # By the type's name. F32, F16 and BF16 are read as if they had blocks of LANES numbers.
-FORMATS: dict[str, Format] = {
-    "F32": F32_(), "F16": F16(), "BF16": BF16(), "Q8_0": Q8_0(), "Q4_0": Q4_0(), "Q4_1": Q4_1(),
-    "Q5_0": Q5_0(), "Q5_1": Q5_1(), "Q2_K": Q2_K(), "Q3_K": Q3_K(), "Q4_K": Q4_K(), "Q5_K": Q5_K(),
-    "Q6_K": Q6_K(), "IQ4_NL": IQ4_NL(), "IQ4_XS": IQ4_XS(), "MXFP4": MXFP4(),
-}  # fmt: skip
+FORMATS = {
+    "F32": Format(_f32, LANES, 4 * LANES),
+    "F16": Format(_f16, LANES, 2 * LANES),
+    "BF16": Format(_bf16, LANES, 2 * LANES),
+    "Q8_0": Format(_q8_0, 32, 34),
+    "Q4_0": Format(_q4_0, 32, 18),
+    "Q4_1": Format(_q4_1, 32, 20, adds=True),
+    "Q5_0": Format(_q5_0, 32, 22),
+    "Q5_1": Format(_q5_1, 32, 24, adds=True),
+    "IQ4_NL": Format(_iq4_nl, 32, 18),
+    "MXFP4": Format(_mxfp4, 32, 17),
+    "Q2_K": Format(_q2_k, 256, 84, adds=True),
+    "Q3_K": Format(_q3_k, 256, 110),
+    "Q4_K": Format(_q4_k, 256, 144, adds=True),
+    "Q5_K": Format(_q5_k, 256, 176, adds=True),
+    "Q6_K": Format(_q6_k, 256, 210),
+    "IQ4_XS": Format(_iq4_xs, 256, 136),
+}
 MOST_NUMBERS = max(form.numbers for form in FORMATS.values())  # of a block

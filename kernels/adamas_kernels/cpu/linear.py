@@ -11,12 +11,11 @@ from adamas_kernels.blocks import BlockWeight, row_bytes, unpack
 from adamas_kernels.cpu.floats import KINDS
 from adamas_kernels.cpu.formats import FORMATS
 from adamas_kernels.cpu.multiply import build_multiply
-from adamas_kernels.cpu.quantize import build_quantize
+from adamas_kernels.cpu.quantize import QUANTIZED, build_quantize
 from adamas_kernels.cpu.records import PRODUCT, ROWS
 from adamas_kernels.cpu.rows import build_product, build_unpack
 from adamas_kernels.cpu.runner import Runner
 
-QUANTIZED = "Q8_0"  # what weights become that compiled functions cannot multiply as they are
 TASKS_PER_THREAD = 8  # so that threads end together
 BLOCK = 1 << 22  # numbers of a weight that are unpacked at a time
 
@@ -25,8 +24,10 @@ def ready(runner: Runner, weight: BlockWeight) -> BlockWeight:
     """The weight as it is where it can be multiplied in place, else in blocks of another type."""
     if weight.kind not in FORMATS or weight.columns % FORMATS[weight.kind].numbers:
         return quantize(runner, unpack(weight))
-    return weight if weight.data.stride(1) == 1 else BlockWeight(
-        weight.kind, weight.data.contiguous(), weight.columns
+    return (
+        weight
+        if weight.data.stride(1) == 1
+        else BlockWeight(weight.kind, weight.data.contiguous(), weight.columns)
     )
 
 
@@ -39,14 +40,16 @@ def quantize(runner: Runner, weight: Tensor) -> BlockWeight:
         weight = weight.float()
     weight = F.pad(weight, (0, -weight.shape[1] % numbers)).contiguous()
     rows, columns = weight.shape
-    packed = BlockWeight(QUANTIZED, torch.empty(rows, row_bytes(QUANTIZED, columns), dtype=torch.uint8), columns)
+    packed = BlockWeight(
+        QUANTIZED, torch.empty(rows, row_bytes(QUANTIZED, columns), dtype=torch.uint8), columns
+    )
     _run_rows(runner, runner.compiled(build_quantize, KINDS[weight.dtype]), packed, weight)
     return packed
 
 
 def unpack_rows(runner: Runner, weight: BlockWeight, out: Tensor) -> None:
     """Write a weight's numbers to `out` [rows, columns], float32 or bfloat16, of contiguous rows."""
-    stage = runner.compiled(build_unpack, FORMATS[weight.kind], KINDS[out.dtype])
+    stage = runner.compiled(build_unpack, weight.kind, KINDS[out.dtype])
     _run_rows(runner, stage, weight, out)
 
 
@@ -73,7 +76,7 @@ def products(
         form = FORMATS[weight.kind]
         share = -(-weight.rows // (TASKS_PER_THREAD * runner.threads))
         share += share % 2  # rows are multiplied two at a time
-        record["function"] = runner.compiled(build_product, form)
+        record["function"] = runner.compiled(build_product, weight.kind)
         record["data"], record["row_bytes"] = weight.data.data_ptr(), weight.data.stride(0)
         record["blocks"], record["columns"] = weight.columns // form.numbers, weight.columns
         record["rows"], record["bias"] = weight.rows, 0 if bias is None else bias.data_ptr()

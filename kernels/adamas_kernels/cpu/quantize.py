@@ -5,14 +5,13 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from llvmlite import ir
 from numba import njit
 from numba.core import types
 from numba.extending import intrinsic
 
 from adamas_kernels.cpu.build import source_stamp, stage
 from adamas_kernels.cpu.floats import Float16, Kind, put_float
-from adamas_kernels.cpu.formats import Q8_0
+from adamas_kernels.cpu.formats import FORMATS
 from adamas_kernels.cpu.lanes import (
     BYTES,
     LANES,
@@ -26,8 +25,9 @@ from adamas_kernels.cpu.lanes import (
 from adamas_kernels.cpu.records import numbers_at, rows_at
 from adamas_kernels.cpu.tasks import STAGE
 
+QUANTIZED = "Q8_0"  # what weights become that compiled functions cannot multiply as they are
 ZERO, HALF, ONE, LARGEST = np.float32(0), np.float32(0.5), np.float32(1), np.float32(127)
-NUMBERS_OF_BLOCK, SIZE = Q8_0.numbers, Q8_0.size
+NUMBERS_OF_BLOCK, SIZE = FORMATS[QUANTIZED].numbers, FORMATS[QUANTIZED].size
 
 
 @intrinsic

@@ -1,4 +1,4 @@
-"""Rows of blocks: their products with a vector, and their numbers, for each of `formats.FORMATS`."""
+"""Rows of blocks: their products with a vector, and their numbers, for each name of `formats.FORMATS`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 
 from adamas_kernels.cpu.build import source_stamp, stage
 from adamas_kernels.cpu.floats import Bfloat16, Float32
-from adamas_kernels.cpu.formats import Format, Reader
+from adamas_kernels.cpu.formats import FORMATS, Reader
 from adamas_kernels.cpu.lanes import (
     FLOATS,
     I32,
@@ -65,10 +65,10 @@ def _fetch_ahead(builder, address, size):
 
 def _block(builder, form, address):
     place = builder.inttoptr(address, BYTE.as_pointer())
-    return form.instance_class().block(Reader(builder, place))
+    return FORMATS[form.literal_value].block(Reader(builder, place))
 
 
-@intrinsic
+@intrinsic(prefer_literal=True)
 def dot_block(typing_context, form, total, block, x, at, sums, sums_at):
     """total plus the products of the numbers of the block at an address with x from x[at] on, in LANES parts.
 
@@ -77,7 +77,7 @@ def dot_block(typing_context, form, total, block, x, at, sums, sums_at):
 
     def emit(context, builder, sig, args):
         _, total, address, x, at, sums, sums_at = args
-        _fetch_ahead(builder, address, form.instance_class.size)
+        _fetch_ahead(builder, address, FORMATS[form.literal_value].size)
         block = _block(builder, form, address)
         for first in range(0, len(block.codes), block.shared):
             part = None
@@ -100,7 +100,7 @@ def dot_block(typing_context, form, total, block, x, at, sums, sums_at):
     return FLOATS(form, total, types.int64, x, types.int64, sums, types.int64), emit
 
 
-@intrinsic
+@intrinsic(prefer_literal=True)
 def unpack_block(typing_context, form, block, out, kind):
     """Write the numbers of the block at an address to another, as float32 or bfloat16."""
 
@@ -131,11 +131,12 @@ def sums_of_lanes(x, columns):
     return sums
 
 
-@lru_cache(maxsize=None, typed=True)  # all formats are equal, being empty
-def build_product(form: Format) -> int:
+@lru_cache(maxsize=None, typed=True)
+def build_product(form: str) -> int:
     """Compile rows(first, last, product, x, out): some rows' products with x, from `out` on; addresses."""
     stamp = source_stamp()
-    numbers, size, adds, pieces = form.numbers, form.size, form.adds, form.numbers // LANES
+    numbers, size, adds = FORMATS[form].numbers, FORMATS[form].size, FORMATS[form].adds
+    pieces = numbers // LANES
 
     def rows(first, last, product_at, x_at, out_at):
         _ = stamp
@@ -157,11 +158,11 @@ def build_product(form: Format) -> int:
     return stage(rows, STAGE)
 
 
-@lru_cache(maxsize=None, typed=True)  # all formats are equal, being empty
-def build_unpack(form: Format, kind: Float32 | Bfloat16) -> int:
+@lru_cache(maxsize=None, typed=True)
+def build_unpack(form: str, kind: Float32 | Bfloat16) -> int:
     """Compile the stage that unpacks rows of blocks, `share` to a task."""
     stamp = source_stamp()
-    numbers, size = form.numbers, form.size
+    numbers, size = FORMATS[form].numbers, FORMATS[form].size
     itemsize = 4 if isinstance(kind, Float32) else 2
 
     def unpack_task(task, thread, rows_address, unused, unused_too):
