@@ -17,7 +17,7 @@ from adamas_kernels.cpu.rows import build_product, build_unpack
 from adamas_kernels.cpu.runner import Runner
 
 TASKS_PER_THREAD = 8  # so that threads end together
-BLOCK = 1 << 22  # numbers of a weight that are unpacked at a time
+BLOCK = 1 << 24  # numbers of a weight that are unpacked at a time; a fourth of it is up to 5 % slower
 
 
 def ready(runner: Runner, weight: BlockWeight) -> BlockWeight:
