@@ -56,7 +56,7 @@ def main(layers: int = 24, context: int = 512) -> None:
     rows = {"transformers": milliseconds(transformers_step(model, ids))}
     for name, settings in {"full": AttentionSettings("full"), "adamas": sparse()}.items():
         rows[f"engine, plain layers, {name}"] = milliseconds(engine_step(model, ids, settings))
-    pack_model(model, "0" * 16, Silent())
+    pack_model(model, Silent())
     for name, settings in {"full": AttentionSettings("full"), "adamas": sparse()}.items():
         rows[f"compiled steps, {name}"] = milliseconds(engine_step(model, ids, settings))
     print(f"{layers} layers of hidden size 64 behind {context} tokens; {device_name(torch.device('cpu'))}\n")

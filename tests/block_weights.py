@@ -23,6 +23,8 @@ FLOATS = {
     "TQ2_0": (64,),
 }
 
+NUMBERS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
 
 def some_blocks(kind: str, rows: int, columns: int, seed: int = 0) -> BlockWeight:
     """Random codes, and scales of an ordinary size."""
@@ -35,3 +37,15 @@ def some_blocks(kind: str, rows: int, columns: int, seed: int = 0) -> BlockWeigh
     if kind == "MXFP4":
         blocks[..., 0] = random.integers(110, 125, blocks.shape[:2])
     return BlockWeight(kind, torch.from_numpy(raw), columns)
+
+
+def some_weight(kind: str, rows: int, columns: int, seed: int = 0) -> BlockWeight:
+    """A random weight of any type, in memory that is followed by NaN."""
+    if kind in NUMBERS:
+        numbers = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+        made = BlockWeight(kind, numbers.to(NUMBERS[kind]).view(torch.uint8), columns)
+    else:
+        made = some_blocks(kind, rows, columns, seed)
+    memory = torch.full((made.bytes + 4096,), 255, dtype=torch.uint8)
+    memory[: made.bytes] = made.data.flatten()
+    return BlockWeight(kind, memory[: made.bytes].view(rows, -1), columns)

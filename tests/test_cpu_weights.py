@@ -1,22 +1,32 @@
-"""Packed weights: what packing loses, and that every way to use them computes with the same numbers."""
+"""Weights in blocks on CPUs: every way to use them computes with the numbers that the type says."""
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from adamas_kernels import weights as spec
+from adamas_kernels.blocks import BlockWeight, block_size, unpack
 from adamas_kernels.cpu import linear as cpu
-from adamas_kernels.cpu.linear import linear, multiply_vector, pack, unpack_columns
+from adamas_kernels.cpu.features import FEATURES
+from adamas_kernels.cpu.formats import FORMATS
+from adamas_kernels.cpu.linear import linear, multiply_vector, quantize, ready, unpack_rows
+from adamas_kernels.cpu.multiply import build_gated, build_multiply
 from adamas_kernels.cpu.records import STAGES
 from adamas_kernels.cpu.runner import Runner
 from adamas_kernels.cpu.tasks import Program
-from adamas_kernels.weights import GROUP, STRIP, PackedWeight, unpack
+from block_weights import NUMBERS, some_blocks, some_weight
+from gguf import GGMLQuantizationType
+from gguf.quants import quantize as ggml_quantize
 from torch import Tensor
 
-SHAPES = [(16, 32), (1, 1), (37, 65), (130, 224), (48, 96)]
+ROWS = (1, 2, 37)
 
 
 @pytest.fixture(scope="module")
@@ -24,134 +34,159 @@ def runner() -> Runner:
     return Runner()
 
 
-def on_grid(rows: int, columns: int, least: int, largest: int, *, centred: bool) -> Tensor:
-    """Weights whose groups of 32 inputs lie on a grid of their own that reaches both ends."""
-    groups = -(-columns // GROUP)
-    codes = torch.randint(least, largest + 1, (rows, groups, GROUP)).float()
-    codes[..., 0], codes[..., 1] = least, largest
-    step = 0.01 * torch.rand(rows, groups, 1) + 0.001
-    offset = 0 if centred else -step * (8 * torch.rand(rows, groups, 1))
-    return (codes * step + offset).flatten(1)[:, :columns]
+def assert_product(found: Tensor, weight: Tensor, x: Tensor, before: Tensor | float = 0.0) -> None:
+    """Off by no more than sums in float32 are."""
+    expected = weight.double() @ x.double() + before
+    scale = weight.abs().double() @ x.abs().double()
+    assert ((found - expected).abs() <= 1e-6 * scale + 1e-6).all()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_format_has_the_sizes_of_its_type(kind):
+    form, (numbers, size) = FORMATS[kind], block_size(kind)
+    assert form.numbers * size == form.size * numbers
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_products_and_unpacked_rows_are_those_of_the_type(runner, kind):
+    for rows in ROWS:
+        for blocks in (1, 2, 5):
+            columns = blocks * FORMATS[kind].numbers
+            packed = some_weight(kind, rows, columns, blocks)
+            weight = unpack(packed)
+            x, bias = torch.randn(columns), torch.randn(rows)
+            assert_product(multiply_vector(runner, packed, x, None), weight, x)
+            assert_product(multiply_vector(runner, packed, x, bias), weight, x, bias)
+            numbers = torch.full((rows, columns), torch.nan)
+            unpack_rows(runner, packed, numbers)
+            torch.testing.assert_close(numbers, weight, rtol=1e-6, atol=1e-6 * float(weight.abs().max()))
+            rounded = torch.full((rows, columns), torch.nan, dtype=torch.bfloat16)
+            unpack_rows(runner, packed, rounded)
+            assert torch.equal(rounded, numbers.bfloat16())
+
+
+@pytest.mark.parametrize("kind", sorted(FORMATS.keys() - NUMBERS.keys()))
+def test_every_code_and_scale_is_read(runner, kind):
+    """Products with the unit vectors give a weight's columns, one after the other."""
+    packed = some_weight(kind, 3, FORMATS[kind].numbers, 7)
+    weight = unpack(packed)
+    for at, unit in enumerate(torch.eye(packed.columns)):
+        found = multiply_vector(runner, packed, unit, None)
+        torch.testing.assert_close(found, weight[:, at], rtol=2e-6, atol=1e-8)
+
+
+def test_scales_of_mxfp4_may_be_as_small_as_numbers_get(runner):
+    packed = some_blocks("MXFP4", 8, 32)
+    packed.data[:, 0] = torch.tensor([0, 1, 2, 3, 127, 200, 250, 130], dtype=torch.uint8)
+    numbers = torch.empty(8, 32)
+    unpack_rows(runner, packed, numbers)
+    assert torch.equal(numbers, unpack(packed))
+
+
+def test_rows_need_not_lie_side_by_side(runner):
+    whole = some_weight("Q4_K", 9, 512)
+    apart = BlockWeight("Q4_K", whole.data[::2], 512)
+    x = torch.randn(512)
+    assert_product(multiply_vector(runner, apart, x, None), unpack(whole)[::2], x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_eight_bits_are_off_by_half_a_step_at_most(runner, dtype, shape):
+@pytest.mark.parametrize("shape", [(1, 32), (37, 96), (130, 224)])
+def test_quantized_weights_are_those_of_ggml(runner, dtype, shape):
     weight = (torch.randn(shape) * torch.logspace(-3, 1, shape[1])).to(dtype)
-    packed = pack(runner, weight)
-    found = unpack(packed)
-    groups = torch.nn.functional.pad(weight.float().abs(), (0, -shape[1] % GROUP)).unflatten(1, (-1, GROUP))
-    step = groups.amax(-1).repeat_interleave(GROUP, 1)[:, : shape[1]] / 127
-    assert found.shape == weight.shape
-    assert ((found - weight.float()).abs() <= 0.502 * step + 1e-9).all()
+    weight[0, :32] = 0
+    expected = ggml_quantize(weight.float().numpy(), GGMLQuantizationType.Q8_0)
+    assert np.array_equal(quantize(runner, weight).data.numpy(), expected)
+
+
+def test_quantized_weights_are_filled_up_with_zeros(runner):
+    weight = torch.randn(5, 70)
+    packed = quantize(runner, weight)
+    assert packed.columns == 96
+    numbers = unpack(packed)
+    assert not numbers[:, 70:].any()
+    assert (numbers[:, :70] - weight).abs().max() <= 0.502 * weight.abs().max() / 127
+    assert_product(
+        multiply_vector(runner, packed, torch.randn(70).fill_(0.5), None),
+        numbers[:, :70],
+        torch.full((70,), 0.5),
+    )
+
+
+@pytest.mark.parametrize(("kind", "columns"), [("TQ2_0", 256), ("F16", 40)])
+def test_types_without_functions_become_eight_bits(runner, kind, columns):
+    packed = some_weight(kind, 6, columns)
+    found = ready(runner, packed)
+    assert found.kind == "Q8_0"
+    numbers, exact = unpack(found)[:, :columns], unpack(packed)
+    assert (numbers - exact).abs().max() <= 0.502 * exact.abs().max() / 127
+
+
+def test_ready_weights_are_left_where_they_are(runner):
+    packed = some_weight("Q5_K", 6, 256)
+    assert ready(runner, packed) is packed
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    ("least", "largest", "centred", "bits"),
-    [(0, 15, False, 4), (-8, 7, True, 4), (-16, 15, True, 8), (-32, 31, True, 8), (-127, 127, True, 8)],
-    ids=["Q4_K", "Q4_0", "Q5_0", "6 bits", "Q8_0"],
-)
-def test_a_grid_of_the_source_is_kept(runner, dtype, least, largest, centred, bits):
-    weight = on_grid(64, 256, least, largest, centred=centred)
-    packed = pack(runner, weight.to(dtype))
-    assert packed.bits == bits
-    lost = (unpack(packed) - weight).norm() / weight.norm()
-    rounded = (weight.to(dtype).float() - weight).norm() / weight.norm()
-    # Float16 scales, and many values together tell where the grid was; 127 steps are as fine as rounding.
-    assert lost <= rounded * (1.3 if largest == 127 else 0.5) + 5e-4
+@pytest.mark.parametrize("block", [512, 5000, 1 << 16])
+@pytest.mark.parametrize("inputs", [512, 500])
+def test_many_rows_in_blocks_of_any_size(runner, dtype, block, inputs):
+    for kind in ("Q4_K", "Q8_0"):
+        packed = some_weight(kind, 100, 512)
+        x, bias = torch.randn(9, inputs).to(dtype), torch.randn(100)
+        found = linear(runner, packed, x, bias, torch.full((block,), torch.nan, dtype=dtype))
+        expected = x.float() @ unpack(packed)[:, :inputs].T + bias
+        assert found.dtype == dtype
+        bound = 1e-5 if dtype == torch.float32 else 1e-2
+        assert (found.float() - expected).norm() <= bound * expected.norm()
 
 
-def test_a_weight_with_few_groups_off_the_grid_is_not_packed_to_four_bits(runner):
-    weight = on_grid(1024, 64, 0, 15, centred=False)
-    weight[-100:] = torch.randn(100, 64)  # behind the strips that are tried first
-    packed = pack(runner, weight)
-    assert packed.bits == 8
-    assert (unpack(packed) - weight).abs().max() < 0.02
+KINDS = ("Q4_K", "Q8_0", "Q5_0", "F16")
 
 
-@pytest.mark.parametrize(
-    "make", [torch.zeros, lambda *s: torch.full(s, 0.25), lambda *s: 1e-30 * torch.ones(s)]
-)
-def test_constant_weights(runner, make):
-    weight = make(20, 40)
-    found = unpack(pack(runner, weight))
-    assert found.isfinite().all()
-    torch.testing.assert_close(found, weight, rtol=2**-8, atol=0)
+@pytest.mark.parametrize("share", [2, 1000])
+def test_a_vector_goes_to_all_tasks_of_weights_of_several_types(runner, monkeypatch, share):
+    monkeypatch.setattr(cpu, "TASKS_PER_THREAD", share)
+    weights = [some_weight(kind, rows, 256) for kind, rows in zip(KINDS, (201, 16, 1, 50), strict=True)]
+    outs = [torch.full((weight.rows + 1,), float(at)) for at, weight in enumerate(weights)]
+    biases = [None, *(torch.randn(weight.rows) for weight in weights[1:])]
+    records = cpu.products(runner, list(zip(weights, biases, outs, strict=True)), add=True)
+    x = torch.randn(256)
+    runner.run((build_multiply(), int(records["tasks"].sum()), records.ctypes.data, x.data_ptr(), 0))
+    for at, (weight, bias, out) in enumerate(zip(weights, biases, outs, strict=True)):
+        before = at if bias is None else bias + at
+        assert_product(out[:-1], unpack(weight), x, before)
+        assert out[-1] == at  # nothing is written behind the rows
 
 
-def packed_both(rows: int, columns: int) -> list[PackedWeight]:
-    """Random packed weights of both kinds; what fills up the last strip and group is not zero."""
-    made = []
-    for bits in (4, 8):
-        packed = spec.allocate(rows, columns, bits, 2.0**-3)
-        packed.codes.random_(0, 256)
-        packed.scales.uniform_(0.5, 2)
-        if packed.offsets is not None:
-            packed.offsets.normal_()
-        made.append(packed)
-    return made
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_products_and_unpacked_columns_are_those_of_the_specification(runner, shape):
-    for packed in packed_both(*shape):
-        weight = unpack(packed)
-        strips, groups = packed.scales.shape[:2]
-        x = torch.randn(shape[1])
-        bias = torch.randn(strips * STRIP)
-        expected = weight.double() @ x.double()
-        scale = weight.abs().double() @ x.abs().double()
-        for added in (None, bias):
-            found = multiply_vector(runner, packed, x, added)
-            total = expected if added is None else expected + added[: shape[0]]
-            assert ((found - total).abs() <= 1e-6 * scale + 1e-6).all()
-        columns = torch.full((groups * GROUP, strips * STRIP), torch.nan)
-        unpack_columns(runner, packed, columns)
-        torch.testing.assert_close(columns[: shape[1], : shape[0]].T, weight, rtol=1e-6, atol=1e-6)
-        rounded = torch.empty(groups * GROUP, strips * STRIP, dtype=torch.bfloat16)
-        unpack_columns(runner, packed, rounded)
-        assert torch.equal(rounded, columns.bfloat16())
-
-
-@pytest.mark.parametrize("block", [GROUP * STRIP, 1 << 12, 1 << 16])
-def test_many_rows_in_blocks_of_any_size(runner, block):
-    for packed in packed_both(100, 70):
-        x, bias = torch.randn(9, 70), torch.randn(112)
-        found = linear(runner, packed, x, bias, torch.full((max(block, 3 * GROUP * STRIP),), torch.nan))
-        expected = x @ unpack(packed).T + bias[:100]
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_a_vector_goes_to_all_tasks_of_several_weights(runner, monkeypatch):
-    monkeypatch.setattr(cpu, "TASKS_PER_THREAD", 1000)  # a strip to a task
-    weights = packed_both(200, 64)
-    outs = [torch.zeros(208), torch.full((208,), 2.0)]
-    records = cpu.products(
-        runner.threads, [(w, None, out) for w, out in zip(weights, outs, strict=True)], add=True
-    )
-    x = torch.randn(64)
-    stage = cpu.build_multiply()
-    runner.run((stage, int(records["tasks"].sum()), records.ctypes.data, x.data_ptr(), 0))
-    assert records["tasks"].tolist() == [13, 13]
-    for weight, out, before in zip(weights, outs, (0.0, 2.0), strict=True):
-        torch.testing.assert_close(out[:200], unpack(weight) @ x + before, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_gated_layer_of_two_types(runner, biased):
+    for rows in (1, 33, 200):
+        gate, up = some_weight("Q6_K", rows, 512), some_weight("Q4_0", rows, 512)
+        biases = [torch.randn(rows) if biased else None for _ in range(2)]
+        out = torch.full((rows + 1,), torch.nan)
+        records = cpu.products(runner, [(gate, biases[0], out), (up, biases[1], out)])
+        x = torch.randn(512)
+        runner.run((build_gated(), int(records["tasks"][0]), records.ctypes.data, x.data_ptr(), 0))
+        a, b = (
+            unpack(w).double() @ x.double() + (0 if bias is None else bias)
+            for w, bias in zip((gate, up), biases, strict=True)
+        )
+        torch.testing.assert_close(out[:-1].double(), torch.nn.functional.silu(a) * b, rtol=1e-4, atol=1e-5)
+        assert out[-1].isnan()
 
 
 def test_stages_run_in_order_and_each_task_once(runner):
     """Every stage adds to what the one before has written; a program runs again as it did before."""
-    weight = spec.allocate(64, 64, 8, 1.0)
-    weight.codes.random_(0, 256)
-    weight.scales.fill_(2.0**-8)
+    weight = quantize(runner, torch.randn(64, 64))
     vectors = [torch.randn(64)] + [torch.zeros(64) for _ in range(40)]
     records, stages = [], []
     for x, out in pairwise(vectors):
-        records.append(cpu.products(8, [(weight, None, out)]))
+        records.append(cpu.products(runner, [(weight, None, out)]))
         stages.append(
-            (cpu.build_multiply(), int(records[-1]["tasks"][0]), records[-1].ctypes.data, x.data_ptr(), 0)
+            (build_multiply(), int(records[-1]["tasks"][0]), records[-1].ctypes.data, x.data_ptr(), 0)
         )
     program = Program(np.array(stages, STAGES))
-    expected = vectors[0]
     for threads in (1, 2, runner.threads, 5):
         for out in vectors[1:]:
             out.zero_()
@@ -161,3 +196,23 @@ def test_stages_run_in_order_and_each_task_once(runner):
             expected = unpack(weight) @ expected
             assert (out - expected).norm() <= 1e-4 * expected.norm()
             expected = out
+
+
+# What older CPUs can do, as LLVM names it: kernels take other ways there, which this CPU runs as well.
+LEVELS = {
+    "haswell": "+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+f16c,+bmi,+bmi2",
+    "x86-64": "+sse2",
+}
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="levels of x86")
+@pytest.mark.parametrize("level", LEVELS)
+def test_cpus_that_can_do_less_compute_the_same(level):
+    lacking = {feature[1:] for feature in LEVELS[level].split(",")} - FEATURES
+    if lacking:
+        pytest.skip(f"this CPU lacks {', '.join(sorted(lacking))}")
+    environment = os.environ | {"NUMBA_CPU_NAME": level, "NUMBA_CPU_FEATURES": LEVELS[level]}
+    program = Path(__file__).with_name("check_formats.py")
+    done = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == list(FORMATS)

@@ -105,19 +105,14 @@ def test_facts_are_those_of_the_tensors():
     assert not Facts.of(queries, keys.transpose(2, 3), keys).rows
 
 
-def test_a_packed_weight_gives_the_same_products_by_every_backend():
+def test_a_weight_in_blocks_gives_the_same_products_by_every_backend():
     torch.manual_seed(0)
     from adamas_kernels.cpu import CpuBackend
-    from adamas_kernels.cpu.linear import pack
-    from adamas_kernels.cpu.runner import Runner
-    from adamas_kernels.weights import STRIP
 
-    packed = pack(Runner(), torch.randn(70, 96))
-    bias = torch.zeros(len(packed.codes) * STRIP)
-    bias[:70] = torch.randn(70)
     cpu = CpuBackend()
+    packed, bias = cpu.quantize(torch.randn(70, 90)), torch.randn(70)
     for rows in (1, 3, 9):
-        x = torch.randn(2, rows, 96)
+        x = torch.randn(2, rows, 90)
         expected = TorchBackend().linear(x, packed, bias)
         assert expected.shape == (2, rows, 70)
         torch.testing.assert_close(cpu.linear(x, packed, bias), expected, rtol=1e-4, atol=1e-4)

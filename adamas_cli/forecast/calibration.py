@@ -77,8 +77,8 @@ def _few_layers(
     with quiet_transformers():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
     if packed:
-        from adamas_cli.models.packed import pack_in_memory
+        from adamas_cli.models.packed import pack_model
 
-        pack_in_memory(model, progress)
+        pack_model(model, progress)
     context = config.max_position_embeddings
     return LoadedModel(model, ModelFiles("", Path(), ""), torch.device("cpu"), dtype, context, ())

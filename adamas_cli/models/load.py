@@ -130,7 +130,7 @@ def load(
         from adamas_cli.models.file_rows import leave_in_file
         from adamas_cli.models.packed import pack_model
 
-        pack_model(model, files.fingerprint, progress)
+        pack_model(model, progress)
         leave_in_file(model, files.directory)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(context, int):

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from adamas_kernels import reference
+from adamas_kernels.blocks import BlockWeight
 from adamas_kernels.reference import CODES_PER_WORD, Codebook, padded_dim
 from adamas_kernels.triton.planes import PlaneWeight
-from adamas_kernels.weights import DecoderWeights, PackedWeight
+from adamas_kernels.weights import DecoderWeights
 
 SCORERS = ("dot", "manhattan")
 SAMPLED_KEYS = 2048  # that a codebook is fitted to
@@ -176,7 +177,7 @@ class LayerCache:
 
 
 AnyCache = DenseCache | LayerCache  # what full attention reads
-AnyWeight = Tensor | PackedWeight | PlaneWeight  # what a linear layer multiplies by
+AnyWeight = Tensor | BlockWeight | PlaneWeight  # what a linear layer multiplies by
 
 
 @dataclass(frozen=True)
@@ -267,10 +268,11 @@ class Backend(Protocol):
         """
 
     def linear(self, x: Tensor, weight: AnyWeight, bias: Tensor | None = None) -> Tensor:
-        """x [..., inputs] times a weight, [outputs, inputs], packed or in planes, plus bias: [..., outputs]
-        in x's dtype.
+        """x [..., inputs] times a weight, [outputs, inputs], in blocks or in planes, plus bias:
+        [..., outputs] in x's dtype.
 
-        bias: [outputs]; with a packed weight float32, filled up to whole strips, see `Linear`.
+        bias: [outputs]; with a weight in blocks float32. Such a weight may have columns of zeros behind those
+        that x has.
         """
 
 

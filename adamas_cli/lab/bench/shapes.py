@@ -81,7 +81,7 @@ def load_shape(
     with progress.task(f"making a random {name}", None, "bytes"):
         model = random_model(name, context, dtype, device)
         if packed:
-            from adamas_cli.models.packed import pack_in_memory
+            from adamas_cli.models.packed import pack_model
 
-            pack_in_memory(model, progress)
+            pack_model(model, progress)
     return LoadedModel(model, ModelFiles(name, Path(), ""), device, dtype, context, ())

@@ -10,12 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adamas_kernels.contract import (
-    AnyCache,
-    AnyWeight,
-    LayerCache,
-    SparseSettings,
-)
+from adamas_kernels.blocks import BlockWeight
+from adamas_kernels.contract import AnyCache, AnyWeight, LayerCache, SparseSettings
 from adamas_kernels.cpu import linear as products
 from adamas_kernels.cpu import prefill
 from adamas_kernels.cpu.decoder import Decoder
@@ -35,7 +31,7 @@ from adamas_kernels.cpu.runner import Runner
 from adamas_kernels.cpu.step import Stages, build_stages, build_tally
 from adamas_kernels.reference import Codebook, padded_dim
 from adamas_kernels.torch.prefill import by_length, joined
-from adamas_kernels.weights import DecoderWeights, PackedWeight
+from adamas_kernels.weights import DecoderWeights
 
 FEW_ROWS = 4  # up to so many, a product for each is faster than unpacking the weight
 
@@ -141,23 +137,33 @@ class CpuBackend:
         return step.out, step.lse
 
     def linear(self, x: Tensor, weight: AnyWeight, bias: Tensor | None = None) -> Tensor:
-        """See `Backend.linear`."""
+        """See `Backend.linear`; weights in blocks must be `ready`."""
         if isinstance(weight, Tensor):
             return F.linear(x, weight, bias)
-        assert isinstance(weight, PackedWeight)
-        rows = x.reshape(-1, weight.columns)
+        assert isinstance(weight, BlockWeight)
+        rows = x.reshape(-1, x.shape[-1])
         if len(rows) <= FEW_ROWS:
             found = [products.multiply_vector(self._runner, weight, row, bias) for row in rows.float()]
-            out = torch.stack(found).to(x.dtype) if found else x.new_empty(0, weight.rows)
+            out = torch.stack(found) if found else rows.new_empty(0, weight.rows)
         else:
-            if x.dtype not in self._blocks:
-                self._blocks[x.dtype] = torch.empty(products.BLOCK, dtype=x.dtype)
-            out = products.linear(self._runner, weight, rows, bias, self._blocks[x.dtype])
-        return out.reshape(*x.shape[:-1], weight.rows)
+            rows = rows if rows.dtype == torch.bfloat16 else rows.float()
+            out = products.linear(self._runner, weight, rows, bias, self._block(rows.dtype, weight.columns))
+        return out.to(x.dtype).reshape(*x.shape[:-1], weight.rows)
 
-    def pack(self, weight: Tensor) -> PackedWeight:
-        """A weight, [outputs, inputs], in as few bits as lose nothing that can be measured."""
-        return products.pack(self._runner, weight)
+    def _block(self, dtype: torch.dtype, columns: int) -> Tensor:
+        """What weights are unpacked into."""
+        block = self._blocks.get(dtype)
+        if block is None or len(block) < columns:
+            block = self._blocks[dtype] = torch.empty(max(products.BLOCK, columns), dtype=dtype)
+        return block
+
+    def ready(self, weight: BlockWeight) -> BlockWeight:
+        """A weight as it is, or, where no compiled function reads its type, in blocks of 8 bits."""
+        return products.ready(self._runner, weight)
+
+    def quantize(self, weight: Tensor) -> BlockWeight:
+        """A weight, [outputs, inputs] of numbers, in blocks of 8 bits."""
+        return products.quantize(self._runner, weight)
 
     def decoder(self, weights: DecoderWeights) -> Decoder:
         """See `WholeTokens.decoder`."""

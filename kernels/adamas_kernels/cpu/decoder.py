@@ -16,6 +16,7 @@ from torch import Tensor
 from adamas_kernels.contract import AnyCache, DenseCache, SparseSettings
 from adamas_kernels.cpu.dense import DenseStages, build_dense
 from adamas_kernels.cpu.floats import KINDS, Float32
+from adamas_kernels.cpu.formats import MOST_NUMBERS
 from adamas_kernels.cpu.linear import products
 from adamas_kernels.cpu.multiply import build_gated, build_multiply
 from adamas_kernels.cpu.norm_rope import build_norm
@@ -36,23 +37,23 @@ from adamas_kernels.cpu.runner import Runner, Stage
 from adamas_kernels.cpu.step import Stages, build_stages, build_tally
 from adamas_kernels.cpu.tasks import Program
 from adamas_kernels.reference import padded_dim
-from adamas_kernels.weights import GROUP, STRIP, DecoderWeights, Linear
+from adamas_kernels.weights import DecoderWeights, Linear
 
 
 class Decoder:
-    """Decodes one token after another with packed weights, of one sequence."""
+    """Decodes one token after another with weights in blocks, of one sequence."""
 
     def __init__(self, runner: Runner, weights: DecoderWeights) -> None:
         self._runner = runner
         self._weights = weights
         size = weights.head_dim
         hidden = weights.hidden
-        widest = max(len(layer.gate.weight.codes) for layer in weights.layers) * STRIP
+        widest = max(layer.gate.weight.rows for layer in weights.layers)
         self._hidden, self._normed = _filled(hidden), _filled(hidden)
         self._queries, self._attended = _filled(weights.heads * size), _filled(weights.heads * size)
         self._keys, self._values = _filled(weights.kv_heads * size), _filled(weights.kv_heads * size)
         self._gated = _filled(widest)
-        self._logits = torch.empty(len(weights.head.weight.codes) * STRIP)
+        self._logits = torch.empty(weights.head.weight.rows)
         self._lse = torch.empty(weights.heads)
         self._cos, self._sin = torch.zeros(size), torch.zeros(size)
         self._arena = Arena(runner.threads)
@@ -84,7 +85,7 @@ class Decoder:
         self._cos[: len(cos)], self._sin[: len(sin)] = cos, sin
         self._program.prepare(length)
         self._runner.run_program(self._program.program)
-        return self._logits[: self._weights.head.weight.rows]
+        return self._logits
 
     def _build(
         self,
@@ -107,9 +108,7 @@ class Decoder:
             return norm, 1, keep(record), 0, 0
 
         def product(x: Tensor, *parts: tuple[Linear, Tensor], add: bool = False) -> Stage:
-            records = products(
-                self._runner.threads, [(part.weight, part.bias, out) for part, out in parts], add=add
-            )
+            records = products(self._runner, [(part.weight, part.bias, out) for part, out in parts], add=add)
             return multiply, int(records["tasks"].sum()), keep(records), x.data_ptr(), 0
 
         for index, (weights, layer) in enumerate(zip(self._weights.layers, layers, strict=True)):
@@ -131,7 +130,7 @@ class Decoder:
             builder.add(product(self._attended, (weights.output, hidden), add=True))
             builder.add(normalize(weights.mlp_norm))
             both = products(
-                self._runner.threads,
+                self._runner,
                 [(part.weight, part.bias, self._gated) for part in (weights.gate, weights.up)],
             )
             builder.add((gated, int(both["tasks"][0]), keep(both), normed.data_ptr(), 0))
@@ -242,8 +241,10 @@ def _address(x: Tensor | None) -> int:
 
 
 def _filled(size: int) -> Tensor:
-    """Float32 zeros, up to a whole number of groups: what products read beyond the end is zero."""
-    return torch.zeros(-(-size // GROUP) * GROUP)
+    """Float32 zeros, up to a whole number of blocks of any type: a weight may have columns of zeros behind
+    the last one.
+    """
+    return torch.zeros(-(-size // MOST_NUMBERS) * MOST_NUMBERS)
 
 
 def _tensors(layer: AnyCache) -> tuple[Tensor, ...]:

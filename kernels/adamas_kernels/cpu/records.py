@@ -63,12 +63,12 @@ FLASH = _record(
 )
 # One stage of a program: `tasks` calls of a function with the addresses of three records, see `tasks.py`.
 STAGES = _record("function tasks first second third")
-# A packed weight, see `weights.py`, and what is done with it: its product with a vector, plus a float32 bias
-# where there is one, is written to or (add) added to out, `share` strips to a task.
-_WEIGHT = "rows columns strips groups codes scales offsets"
-PRODUCT = _record(f"{_WEIGHT} bias out add share tasks", "unit")
-# A weight that is packed from, or unpacked to, rows of numbers; misfits counts groups that lie on no grid.
-PACKING = _record(f"{_WEIGHT} numbers stride misfits", "unit")
+# A weight in blocks, see `rows.py`, and what is done with it: its product with a vector, by the compiled
+# `function` of its type, plus a float32 bias where there is one, is written to or (add) added to out, `share`
+# rows to a task.
+PRODUCT = _record("function data row_bytes blocks columns rows bias out add share tasks")
+# Rows of blocks that are unpacked to rows of numbers, `share` to a task, or quantized from them.
+ROWS = _record("data row_bytes blocks rows numbers stride share")
 CHUNK = _record(
     "batch heads count dim size keys keys_b keys_h keys_n codes codes_b codes_h codes_n codes_w "
     "scales scales_b scales_h mean edge balance"
@@ -287,7 +287,7 @@ def _records_at(record, count=1):
 
 steps_at, layers_at, chunks_at = _records_at(STEP, MANY), _records_at(LAYER), _records_at(CHUNK)
 ropes_at, norms_at, flashes_at = _records_at(ROPE), _records_at(NORM), _records_at(FLASH)
-packings_at, products_at = _records_at(PACKING), _records_at(PRODUCT, MANY)
+rows_at, products_at = _records_at(ROWS), _records_at(PRODUCT, MANY)
 programs_at = _records_at(STAGES, MANY)
 scratches_at = _records_at(SCRATCH, MANY)  # one a thread
 

@@ -30,7 +30,7 @@ TAKEN, DONE, COUNTERS = 0, 64, 128  # bytes: each counter has a cache line of it
 
 
 @intrinsic
-def _call(typing_context, function, task, thread, first, second, third):
+def call(typing_context, function, task, thread, first, second, third):
     """Call the stage at an address."""
 
     def emit(context, builder, sig, args):
@@ -49,7 +49,7 @@ def _work(program, stages, counters, thread):
         counter = counters + at * COUNTERS
         task = fetch_and_add(counter + TAKEN, 1)
         while task < stage.tasks:
-            _call(stage.function, task, thread, stage.first, stage.second, stage.third)
+            call(stage.function, task, thread, stage.first, stage.second, stage.third)
             fetch_and_add(counter + DONE, 1)
             task = fetch_and_add(counter + TAKEN, 1)
         turns = 0

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adamas_kernels import reference
+from adamas_kernels.blocks import BlockWeight, unpack
 from adamas_kernels.contract import AnyCache, AnyWeight, DenseCache, LayerCache, SparseSettings, check_step
 from adamas_kernels.reference import Codebook
 from adamas_kernels.torch.dense import attend_fully
 from adamas_kernels.torch.prefill import by_length, causal_attention, joined
 from adamas_kernels.torch.step import append, attend_newest
-from adamas_kernels.weights import PackedWeight, unpack
 
 C = TypeVar("C", DenseCache, LayerCache)
 
@@ -76,9 +76,9 @@ class TorchBackend:
 
     def linear(self, x: Tensor, weight: AnyWeight, bias: Tensor | None = None) -> Tensor:
         """See `Backend.linear`."""
-        if isinstance(weight, PackedWeight):
-            bias = None if bias is None else bias[: weight.rows].to(x.dtype)
-            weight = unpack(weight).to(x.dtype)
+        if isinstance(weight, BlockWeight):
+            bias = None if bias is None else bias.to(x.dtype)
+            weight = unpack(weight)[:, : x.shape[-1]].to(x.dtype)
         assert isinstance(weight, Tensor)
         return F.linear(x, weight, bias)
 
