@@ -17,7 +17,7 @@ from gguf_writing import add, write_source
 from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.models.gguf.architectures import ARCHITECTURES
 from adamas_cli.models.gguf.file import GgufFile
-from adamas_cli.models.gguf.loading import build_model, put_numbers
+from adamas_cli.models.gguf.loading import Numbers, build_model
 from adamas_cli.models.gguf.rows import FileRows
 from adamas_cli.models.gguf.settings import config_of
 from adamas_cli.models.gguf.stored import Stored, joined
@@ -33,7 +33,7 @@ def read_back(path: Path) -> Any:
     settings = path.parent / "settings"
     settings.mkdir(exist_ok=True)
     (settings / "config.json").write_text(json.dumps(config_of(file, Silent())))
-    return build_model(file, settings, torch.float32, CPU, put_numbers(torch.float32, CPU)).eval()
+    return build_model(file, settings, torch.float32, CPU, Numbers(torch.float32, CPU)).eval()
 
 
 @torch.no_grad()

@@ -16,8 +16,7 @@ from block_weights import some_blocks
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from adamas_cli.engine.fused import fuse
-from adamas_cli.models.plane_linear import PlaneEmbedding, PlaneLinear, place_on_gpu
-from adamas_cli.progress import Silent
+from adamas_cli.models.plane_linear import PlaneEmbedding, PlaneLinear, Planes
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 HALF, BRAIN, FULL = torch.float16, torch.bfloat16, torch.float32
@@ -228,11 +227,21 @@ def logits_of(model, count):
         return model(torch.arange(count)[None] % VOCABULARY).logits
 
 
+def place(model, blocks):
+    planes = Planes(FULL, DEVICE)
+    for name, weight in blocks.items():
+        module = model.get_submodule(name)
+        if isinstance(module, torch.nn.Embedding):
+            assert planes.embedding(model, name, weight)
+        else:
+            planes.linear(model, name, weight, module.bias)
+
+
 @pytest.mark.parametrize("count", [1, 3, MOST_ROWS + 1])
 def test_a_model_computes_from_planes_what_it_does_from_numbers(count):
     model, blocks = llama_and_its_blocks()
     expected = logits_of(model, count).double()
-    place_on_gpu(model, blocks, DEVICE, FULL, Silent())
+    place(model, blocks)
     assert isinstance(model.model.embed_tokens, PlaneEmbedding)
     assert sum(isinstance(module, PlaneLinear) for module in model.modules()) == 15
     assert_near(logits_of(model, count), expected, 1e-4)
@@ -241,7 +250,7 @@ def test_a_model_computes_from_planes_what_it_does_from_numbers(count):
 def test_a_shared_weight_is_uploaded_once():
     model, blocks = llama_and_its_blocks()
     blocks["lm_head"] = blocks["model.embed_tokens"]
-    place_on_gpu(model, blocks, DEVICE, FULL, Silent())
+    place(model, blocks)
     assert model.lm_head.planes is model.model.embed_tokens.planes
 
 
@@ -252,7 +261,7 @@ LIGERS = [pytest.param(count, marks=pytest.mark.gpu) for count in (1, 300)]  # k
 def test_a_fused_model_computes_the_same(count):
     model, blocks = llama_and_its_blocks()
     expected = logits_of(model, count).double()
-    place_on_gpu(model, blocks, DEVICE, FULL, Silent())
+    place(model, blocks)
     fuse(model)
     assert_near(logits_of(model, count), expected, 1e-4)
     layer = model.model.layers[0]

@@ -5,24 +5,24 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from adamas_cli.models.places import weights_directory
+from adamas_cli.models.places import packed_directory, weights_directory
 from adamas_cli.progress import Progress
 
 
 def remove_earlier(progress: Progress) -> None:
-    """Free the disk of weights that earlier versions unpacked, with a note of how much; what cannot be
-    removed stays.
+    """Free the disk of weights that earlier versions unpacked or packed, with a note of how much; what cannot
+    be removed stays.
     """
-    folder = weights_directory()
-    if not folder.is_dir():
-        return
-    before = _bytes(folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    freed = before - (_bytes(folder) if folder.is_dir() else 0)
-    if freed:
-        progress.note(
-            f"freed {freed / 1e6:,.0f} MB in {folder}: weights are read from the model's own file now"
-        )
+    for folder in (weights_directory(), packed_directory()):
+        if not folder.is_dir():
+            continue
+        before = _bytes(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        freed = before - (_bytes(folder) if folder.is_dir() else 0)
+        if freed:
+            progress.note(
+                f"freed {freed / 1e6:,.0f} MB in {folder}: weights are read from the model's own file now"
+            )
 
 
 def _bytes(folder: Path) -> int:

@@ -13,7 +13,7 @@ from adamas_cli.models.aliases import Alias, aliases
 from adamas_cli.models.fetch import is_fetched, local_file, partial_file
 from adamas_cli.models.folder import CONFIG
 from adamas_cli.models.gguf.settings import ORIGIN
-from adamas_cli.models.places import exclusive, packed_files, settings_directory
+from adamas_cli.models.places import exclusive, settings_directory
 from adamas_cli.models.stores import HUB_CACHE, stored
 from adamas_cli.progress import Progress
 
@@ -27,18 +27,13 @@ class OnDisk:
     file: Path | None  # the fetched GGUF file
     partial: Path | None  # the first bytes of an interrupted download
     settings: tuple[Path, ...]  # folders of a GGUF file's settings, or the hub library's folder
-    packed: tuple[Path, ...]  # files of weights packed for CPUs
     bytes: int  # all of these together
     program: str | None = None  # another one, to which they belong
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """Everything that removing the model removes."""
-        return (
-            tuple(path for path in (self.file, self.partial) if path is not None)
-            + self.settings
-            + self.packed
-        )
+        return tuple(path for path in (self.file, self.partial) if path is not None) + self.settings
 
 
 def on_disk() -> list[OnDisk]:
@@ -50,9 +45,9 @@ def on_disk() -> list[OnDisk]:
     for folder, sha256, file in kept:
         if sha256 not in known:
             others.setdefault(sha256, []).append((folder, file))
-    for sha256, folders in others.items():
+    for folders in others.values():
         settings = tuple(folder for folder, _ in folders)
-        found.append(_entry(folders[0][1], settings=settings, packed=packed_files(sha256)))
+        found.append(_entry(folders[0][1], settings=settings))
     return [*found, *_of_hub(), *_of_programs()]
 
 
@@ -96,7 +91,7 @@ def _of_alias(alias: Alias, kept: list[tuple[Path, str, str]]) -> OnDisk:
     settings = tuple(folder for folder, sha256, _ in kept if sha256 == alias.sha256)
     file = local_file(alias) if is_fetched(alias) else None
     partial = partial_file(alias) if partial_file(alias).is_file() else None
-    return _entry(alias.name, alias, file, partial, settings, packed_files(alias.sha256))
+    return _entry(alias.name, alias, file, partial, settings)
 
 
 def _settings() -> Iterator[tuple[Path, str, str]]:
@@ -119,15 +114,13 @@ def _of_hub() -> Iterator[OnDisk]:
         folders = [revision.snapshot_path for revision in repository.revisions]
         usable = tuple(folder for folder in folders if (folder / CONFIG).is_file())
         if repository.repo_type == "model" and usable:
-            hashes = (revision.commit_hash for revision in repository.revisions)
-            packed = tuple(file for commit in hashes for file in packed_files(commit))
-            size = repository.size_on_disk + sum(_size(file) for file in packed)
-            yield OnDisk(repository.repo_id, None, None, None, usable, packed, size, HUB_CACHE)
+            size = repository.size_on_disk
+            yield OnDisk(repository.repo_id, None, None, None, usable, size, HUB_CACHE)
 
 
 def _of_programs() -> Iterator[OnDisk]:
     for model in stored():
-        yield OnDisk(model.name, None, model.path, None, (), (), model.bytes, model.program)
+        yield OnDisk(model.name, None, model.path, None, (), model.bytes, model.program)
 
 
 def _entry(
@@ -136,9 +129,8 @@ def _entry(
     file: Path | None = None,
     partial: Path | None = None,
     settings: tuple[Path, ...] = (),
-    packed: tuple[Path, ...] = (),
 ) -> OnDisk:
-    entry = OnDisk(name, alias, file, partial, settings, packed, 0)
+    entry = OnDisk(name, alias, file, partial, settings, 0)
     return replace(entry, bytes=sum(_size(path) for path in entry.paths))
 
 

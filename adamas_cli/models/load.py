@@ -85,7 +85,13 @@ def load(
 
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)
-    packed = packs(quantization, dtype, packing_obstacle(chosen_device.type))
+    packed = packs(
+        quantization,
+        dtype,
+        chosen_device.type,
+        packing_obstacle(chosen_device.type),
+        in_blocks=files.gguf is not None,
+    )
     how = grid = None
     if quantization in PACKAGES:
         require_quantizable(
@@ -110,7 +116,7 @@ def load(
     with progress.task(f"loading {files.name}", None, "bytes"), quiet_transformers():
         try:
             if files.gguf is not None:
-                model = _read_gguf(files, files.gguf, chosen_device, chosen_dtype)
+                model = _read_gguf(files, files.gguf, chosen_device, chosen_dtype, packed, progress)
             elif grid is not None:
                 model = _read_grid(files, chosen_device, chosen_dtype, trust_remote_code, grid)
             else:
@@ -126,7 +132,7 @@ def load(
     if quantized and quantization == PACKED:
         raise UsageError(f"{files.name} comes quantized and stays so: leave out `quantization` packed.")
     packed = packed and not quantized
-    if packed:
+    if packed and files.gguf is None:
         from adamas_cli.models.file_rows import leave_in_file
         from adamas_cli.models.packed import pack_model
 
@@ -181,12 +187,33 @@ def _read(
     return model
 
 
-def _read_gguf(files: ModelFiles, gguf: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """A model whose weights are in a GGUF file."""
+def _read_gguf(
+    files: ModelFiles,
+    gguf: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    packed: bool,
+    progress: Progress,
+) -> PreTrainedModel:
+    """A model whose weights are in a GGUF file, which stay as they are there where they are packed."""
     from adamas_cli.models.gguf.file import GgufFile
-    from adamas_cli.models.gguf.loading import build_model, put_numbers
+    from adamas_cli.models.gguf.loading import Numbers, Placing, build_model
 
-    return build_model(GgufFile(gguf), files.directory, dtype, device, put_numbers(dtype, device))
+    placing: Placing = Numbers(dtype, device)
+    if packed and device.type == "cpu":
+        from adamas_cli.models.packed import Blocks
+
+        placing = Blocks(progress)
+    elif packed:
+        from adamas_cli.models.plane_linear import Planes
+
+        placing = Planes(dtype, device)
+    model = build_model(GgufFile(gguf), files.directory, dtype, device, placing)
+    if packed and device.type == "cpu" and log.isEnabledFor(logging.INFO):
+        from adamas_cli.models.packed import describe
+
+        progress.note(describe(model))
+    return model
 
 
 def _read_grid(

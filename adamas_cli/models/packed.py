@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
 
 from adamas_kernels.blocks import BlockWeight
 from adamas_kernels.cpu import CpuBackend
@@ -36,15 +35,19 @@ class PackedLinear(nn.Module):
         return self.backend.linear(x, self.packed, self.bias)
 
 
-def put_blocks(backend: CpuBackend) -> Callable[[nn.Module, str, BlockWeight, Tensor | None], None]:
-    """What makes a linear layer of a model, by its name, compute with a weight and a bias as files hold
-    them.
-    """
+class Blocks:
+    """How weights of a GGUF file are kept for a CPU: where they are, in the mapped file."""
 
-    def put(model: nn.Module, name: str, weight: BlockWeight, bias: Tensor | None) -> None:
-        model.set_submodule(name, PackedLinear(weight, bias, backend))
+    def __init__(self, progress: Progress) -> None:
+        self._backend = CpuBackend(progress.note)
 
-    return put
+    def linear(self, model: nn.Module, name: str, weight: BlockWeight, bias: Tensor | None) -> None:
+        """Let a linear layer of a model, by its name, compute with a weight and a bias."""
+        model.set_submodule(name, PackedLinear(weight, bias, self._backend))
+
+    def embedding(self, model: nn.Module, name: str, weight: BlockWeight) -> bool:
+        """Embeddings that are not read from the file become numbers."""
+        return False
 
 
 def pack_model(model: nn.Module, progress: Progress) -> None:

@@ -10,8 +10,6 @@ from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.folders import cache_directory
 from adamas_cli.progress import Progress
 
-FINGERPRINT_DIGITS = 16  # that name a packed file
-
 
 def models_directory() -> Path:
     """The folder of this tool's models: under `ADAMAS_CACHE_DIR`, or in the user's cache directory."""
@@ -34,13 +32,8 @@ def weights_directory() -> Path:
 
 
 def packed_directory() -> Path:
-    """The folder of weights packed for CPUs, one file for each model and number format."""
+    """Where earlier versions kept weights packed for CPUs."""
     return models_directory() / "packed"
-
-
-def packed_files(fingerprint: str) -> tuple[Path, ...]:
-    """What is packed of the model with this fingerprint."""
-    return tuple(sorted(packed_directory().glob(f"{fingerprint[:FINGERPRINT_DIGITS]}-*.safetensors")))
 
 
 @contextmanager

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from adamas_kernels.blocks import BlockWeight
 from adamas_kernels.triton.planes import PlaneWeight, split
 from torch import Tensor, nn
-
-from adamas_cli.progress import Progress
 
 if TYPE_CHECKING:
     from adamas_kernels.triton.backend import TritonBackend
@@ -46,41 +43,41 @@ class PlaneEmbedding(nn.Module):
         return self.backend.embed(tokens, self.planes, self.dtype)
 
 
-def place_on_gpu(
-    model: nn.Module,
-    weights: Mapping[str, BlockWeight],
-    device: torch.device,
-    dtype: torch.dtype,
-    progress: Progress,
-) -> None:
-    """Give the linear layers and embeddings of these names their weights, in planes on a device.
+class Planes:
+    """How weights of a GGUF file are kept on a GPU; one that several modules share is uploaded once.
 
-    dtype: of what embeddings give, and of weights that are plain numbers in the file. A weight that several
-    modules share is uploaded once. Biases and all other tensors are left as they are.
+    dtype: of what embeddings give, of biases, and of weights that are plain numbers in the file.
     """
-    from adamas_kernels.triton.backend import TritonBackend
 
-    backend = TritonBackend()
-    placed: dict[int, PlaneWeight | Tensor] = {}
-    total = sum(weight.bytes for weight in weights.values())
-    with progress.task("loading weights onto the GPU", total, "bytes") as advance:
-        for name, blocks in weights.items():
-            place = blocks.data.data_ptr()
-            if place not in placed:
-                placed[place] = split(blocks, device)
-            model.set_submodule(name, _module(model.get_submodule(name), placed[place], dtype, backend))
-            advance(blocks.bytes)
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        from adamas_kernels.triton.backend import TritonBackend
 
+        self._backend = TritonBackend()
+        self._dtype, self._device = dtype, device
+        self._placed: dict[int, PlaneWeight | Tensor] = {}
 
-def _module(
-    old: nn.Module, weight: PlaneWeight | Tensor, dtype: torch.dtype, backend: TritonBackend
-) -> nn.Module:
-    """What takes the place of a linear layer or an embedding; one that does more keeps its class."""
-    if isinstance(weight, PlaneWeight):
-        if type(old) is nn.Linear:
-            return PlaneLinear(weight, old.bias, backend)
-        if type(old) is nn.Embedding:
-            return PlaneEmbedding(weight, dtype, backend)
-        weight = backend.embed(torch.arange(weight.rows, device=weight.device), weight, dtype)
-    old.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
-    return old
+    def linear(self, model: nn.Module, name: str, weight: BlockWeight, bias: Tensor | None) -> None:
+        """Let a linear layer of a model, by its name, compute with a weight and a bias."""
+        kept = self._kept(weight)
+        bias = None if bias is None else bias.to(self._device, self._dtype)
+        if isinstance(kept, PlaneWeight):
+            model.set_submodule(name, PlaneLinear(kept, bias, self._backend))
+            return
+        module = model.get_submodule(name)
+        module.weight = nn.Parameter(kept.to(self._dtype), requires_grad=False)
+        if bias is not None:
+            module.bias = nn.Parameter(bias, requires_grad=False)
+
+    def embedding(self, model: nn.Module, name: str, weight: BlockWeight) -> bool:
+        """Let embeddings give rows of a weight; False where they are to be numbers."""
+        kept = self._kept(weight)
+        if isinstance(kept, PlaneWeight):
+            model.set_submodule(name, PlaneEmbedding(kept, self._dtype, self._backend))
+            return True
+        return False
+
+    def _kept(self, weight: BlockWeight) -> PlaneWeight | Tensor:
+        place = weight.data.data_ptr()
+        if place not in self._placed:
+            self._placed[place] = split(weight, self._device)
+        return self._placed[place]

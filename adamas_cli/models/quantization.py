@@ -14,7 +14,7 @@ from adamas_cli.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-PACKED = "packed"  # in 8 or 4 bits, by Adamas itself
+PACKED = "packed"  # as the file has them, or in 8 bits, by Adamas itself
 # Bits of a weight with its share of a scale.
 QUANTIZED_BITS = {"bnb-4bit": 4.5, "bnb-8bit": 8.0, "torchao-int8": 8.0, "torchao-int4": 4.5, "fp8": 8.0}
 # Each way with the package that it needs and the extra that installs it.
@@ -31,24 +31,26 @@ INT4_GROUP = 64  # weights that share a scale: divides the layers of all common 
 
 
 def packing_obstacle(device: str) -> str | None:
-    """Why weights cannot be packed on a kind of device, in a few words, or None where they can."""
-    if device != "cpu":
+    """Why weights cannot be in few bits on a kind of device, in a few words, or None where they can."""
+    needed = {"cpu": "numba", "cuda": "triton"}.get(device)
+    if needed is None:
         return f"the model is on {device}"
-    return "numba is not installed" if find_spec("numba") is None else None
+    return f"{needed} is not installed" if find_spec(needed) is None else None
 
 
-def packs(quantization: str, dtype: str, obstacle: str | None) -> bool:
-    """Whether weights are packed: with `auto` wherever nothing stands against it, unless a number format was
-    asked for.
+def packs(quantization: str, dtype: str, device: str, obstacle: str | None, *, in_blocks: bool) -> bool:
+    """Whether weights are in few bits in memory: with `auto` wherever nothing stands against it, unless a
+    number format was asked for. in_blocks: whether they are in the model's file, as those of GGUF files are.
 
-    Decoding reads each weight once a token, so fewer bytes are faster on every CPU (docs/performance.md);
-    which products are used is up to its features. Raises UsageError where `packed` is asked for and cannot
-    be.
+    Decoding reads each weight once a token, so fewer bytes are faster on every device (docs/performance.md).
+    Raises UsageError where `packed` is asked for and cannot be.
     """
     if quantization == "none":
         return False
+    if obstacle is None and device != "cpu" and not in_blocks:
+        obstacle = f"the model is on {device}"
     if quantization == PACKED and obstacle:
-        raise UsageError(f"`quantization` packed serves CPUs: {obstacle}.")
+        raise UsageError(f"`quantization` packed serves CPUs and GGUF files: {obstacle}.")
     return obstacle is None and (quantization == PACKED or dtype == "auto")
 
 

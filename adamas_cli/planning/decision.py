@@ -65,15 +65,15 @@ class Machine:
 @dataclass(frozen=True)
 class Model:
     """What the files of a model say. stored: how their weights are quantized, as the config has it.
-    stored_bytes: what these take where they stay so, else None. packed: bytes of files of packed matrices
-    that earlier runs left, by the number format of the rest.
+    stored_bytes: what these take where they stay so, else None. blocks: bytes of the tensors of a GGUF file,
+    None for other models.
     """
 
     shape: ModelShape
     weights: WeightCount
     stored: Mapping[str, object] | None
     stored_bytes: int | None
-    packed: Mapping[str, int]
+    blocks: int | None
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Attention:
 @dataclass(frozen=True)
 class Decision:
     """All that is settled before a weight is loaded. quantization: as `LoadedModel` has it. packed: whether
-    its matrices are, for a CPU.
+    its matrices are in few bits, as the file has them or for a CPU.
     """
 
     device: str
@@ -124,7 +124,13 @@ def decide(
             loading.quantization, machine.device, dtype, machine.capability, machine.installed
         )
     quantized = model.stored_bytes is not None
-    packed = packs(loading.quantization, loading.dtype, machine.packing) and not quantized
+    packed = not quantized and packs(
+        loading.quantization,
+        loading.dtype,
+        machine.device,
+        machine.packing,
+        in_blocks=model.blocks is not None,
+    )
     shape, item = model.shape, ITEM_BYTES[dtype]
     attention = decide_attention(
         decoding, tokens, machine.backends, obstacle=shape.obstacle, token_bytes=shape.token_bytes(item)
@@ -139,6 +145,7 @@ def decide(
             coded_from=coded_from,
             chunk=attention.chunk,
             bits=QUANTIZED_BITS.get(loading.quantization),
+            blocks=model.blocks if packed else None,
         )
         if machine.device == "cuda"
         else cpu_bytes(
@@ -148,7 +155,7 @@ def decide(
             item=item,
             coded_from=coded_from,
             packed=packed,
-            packed_file=model.packed.get(dtype),
+            blocks=model.blocks,
         )
     )
     if model.stored_bytes is not None:

@@ -9,11 +9,10 @@ from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.machine.backends import backend_obstacles
 from adamas_cli.machine.gpus import Gpu, gpus
 from adamas_cli.models.device import device_kind, multiplies_bfloat16
-from adamas_cli.models.places import packed_files
+from adamas_cli.models.gguf.file import GgufFile
 from adamas_cli.models.prequantized import stored_bytes, stored_quantization
 from adamas_cli.models.quantization import installed_packages, packing_obstacle
 from adamas_cli.models.shape import (
-    ITEM_BYTES,
     WeightCount,
     count_tensors,
     count_weights,
@@ -52,7 +51,7 @@ def file_facts(files: ModelFiles) -> Model:
         _count(files),
         stored_quantization(files.directory),
         stored_bytes(files.directory),
-        _packed(files.fingerprint),
+        None if files.gguf is None else GgufFile(files.gguf).bytes,
     )
 
 
@@ -69,14 +68,12 @@ def config_facts(config: PreTrainedConfig, directory: Path | None) -> Model:
         raise ModelUnavailableError(f"the config of the model does not tell its {error}") from error
     stored = None if directory is None else stored_quantization(directory)
     size = None if directory is None else stored_bytes(directory)
-    return Model(shape, count_parameters(config), stored, size, {})
+    return Model(shape, count_parameters(config), stored, size, None)
 
 
 def _count(files: ModelFiles) -> WeightCount:
     if files.gguf is None:
         return count_weights(files.directory)
-    from adamas_cli.models.gguf.file import GgufFile
-
     return count_tensors(GgufFile(files.gguf).shapes())
 
 
@@ -85,13 +82,3 @@ def _gpu(device: str) -> Gpu | None:
     index = device.partition(":")[2] or "0"
     there = gpus()
     return there[int(index)] if index.isdecimal() and int(index) < len(there) else None
-
-
-def _packed(fingerprint: str) -> dict[str, int]:
-    """Bytes of the packed matrices that earlier runs left, by the number format of the rest."""
-    known = {}
-    for dtype in ITEM_BYTES:
-        files = [file for file in packed_files(fingerprint) if f"-{dtype}-" in file.name]
-        if files:
-            known[dtype] = files[-1].stat().st_size
-    return known

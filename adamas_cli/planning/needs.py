@@ -13,6 +13,8 @@ PROGRAM = 850_000_000
 # residual, its norm and the output; gate, up and their product.
 HIDDEN_ALIVE, INNER_ALIVE = 3, 3
 LIBRARIES = 150_000_000  # workspaces of cuBLAS and cuDNN, and a captured step
+PLANES = 1.03  # of the bytes of blocks: their planes, with scales as integers of 8 bits
+UNPACKED = 1 << 27  # numbers of a weight that are unpacked at a time, at most
 LISTED_BYTES = 8  # rank and position of a token that a selection may have to list, for each query head
 
 
@@ -71,13 +73,14 @@ def cpu_bytes(
     item: int,
     coded_from: int | None,
     packed: bool,
-    packed_file: int | None,
+    blocks: int | None,
 ) -> Bytes:
     """On a CPU. item: bytes of a number. coded_from: the first layer with codes, None without any. packed:
-    whether the weights' matrices are; packed_file: their bytes where they were packed before.
+    whether the weights' matrices are in few bits; blocks: bytes of a GGUF file's tensors, which then are
+    mapped as they are.
     """
-    if packed and packed_file is not None:
-        weights = packed_file + count.rest * item
+    if packed and blocks is not None:
+        weights = blocks
     else:
         weights = count.packed_bytes(item) if packed else count.bytes(item)
     return Bytes(
@@ -85,7 +88,7 @@ def cpu_bytes(
         cache=shape.cache_bytes(tokens, item),
         codes=0 if coded_from is None else shape.code_bytes(tokens, coded_from),
         work=PROGRAM,
-        exact=not packed or packed_file is not None,
+        exact=not packed or blocks is not None,
     )
 
 
@@ -98,15 +101,24 @@ def gpu_bytes(
     coded_from: int | None,
     chunk: int,
     bits: float | None,
+    blocks: int | None,
 ) -> Bytes:
-    """On a GPU, as `cpu_bytes`. chunk: tokens that are read at once. bits: of a quantized weight."""
+    """On a GPU, as `cpu_bytes`. chunk: tokens that are read at once. bits: of a quantized weight. blocks:
+    bytes of a GGUF file's tensors, where they stay in few bits.
+    """
     alive = HIDDEN_ALIVE * shape.hidden + INNER_ALIVE * shape.inner
     selection = 0 if coded_from is None else shape.heads * tokens * LISTED_BYTES
+    weights = count.bytes(item) if bits is None else count.quantized_bytes(item, bits)
+    if blocks is not None:
+        weights = int(blocks * PLANES)
     return Bytes(
-        weights=count.bytes(item) if bits is None else count.quantized_bytes(item, bits),
+        weights=weights,
         cache=shape.cache_bytes(tokens, item),
         codes=0 if coded_from is None else shape.code_bytes(tokens, coded_from),
-        work=min(chunk, tokens) * alive * item + selection + LIBRARIES,
+        work=min(chunk, tokens) * alive * item
+        + selection
+        + LIBRARIES
+        + (0 if blocks is None else item * UNPACKED),
     )
 
 

@@ -99,7 +99,9 @@ def shape_target(name: str, tokens: int, options: ModelSettings) -> Target:
         raise UsageError("`shape` has random weights, which are not quantized: leave out `quantization`")
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
-    packed = packs(options.quantization, options.dtype, packing_obstacle(device.type))
+    packed = packs(
+        options.quantization, options.dtype, device.type, packing_obstacle(device.type), in_blocks=False
+    )
 
     def load(progress: Progress) -> models.LoadedModel:
         return load_shape(name, tokens, dtype=dtype, device=device, packed=packed, progress=progress)

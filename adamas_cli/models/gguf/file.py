@@ -78,6 +78,11 @@ class GgufFile:
         """Names and shapes of all tensors."""
         return [(name, entry.shape) for name, (_, entry) in self.entries.items()]
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(entry.bytes for _, entry in self.entries.values())
+
     @cached_property
     def _mapped(self) -> list[Tensor]:
         import torch

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from adamas_kernels.blocks import BlockWeight, unpack
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -20,25 +21,31 @@ from adamas_cli.models.gguf.rows import FileRows
 from adamas_cli.models.gguf.stored import Stored
 
 if TYPE_CHECKING:
-    from adamas_kernels.blocks import BlockWeight
     from transformers import PreTrainedModel
 
-Put = Callable[[nn.Module, str, "BlockWeight", Tensor | None], None]
-"""What makes a linear layer of the model, by its name, compute with a weight and a bias."""
+
+class Placing(Protocol):
+    """How the weights of matrices are kept in memory."""
+
+    def linear(self, model: nn.Module, name: str, weight: BlockWeight, bias: Tensor | None) -> None:
+        """Let a linear layer of a model, by its name, compute with a weight and a bias."""
+
+    def embedding(self, model: nn.Module, name: str, weight: BlockWeight) -> bool:
+        """Let embeddings give rows of a weight; False where they are to be numbers."""
 
 
 def build_model(
-    file: GgufFile, directory: Path, dtype: torch.dtype, device: torch.device, put: Put
+    file: GgufFile, directory: Path, dtype: torch.dtype, device: torch.device, placing: Placing
 ) -> PreTrainedModel:
-    """The model in `file`, whose settings are in `directory`. put: takes the weights of linear layers; all
-    others become numbers of `dtype` on `device`.
+    """The model in `file`, whose settings are in `directory`. placing: takes the weights of linear layers and
+    embeddings; all others become numbers of `dtype` on `device`.
 
     Raises ModelUnavailableError where the file lacks a tensor, or has one that the model does not.
     """
     architecture = architecture_of(file)
     model = _without_memory(file, directory, dtype)
     written = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    _Filling(file, architecture, written, model, dtype, device, put).fill()
+    _Filling(file, architecture, written, model, dtype, device, placing).fill()
     _compute_buffers(model, device)
     return model
 
@@ -65,10 +72,10 @@ class _Filling:
         model: PreTrainedModel,
         dtype: torch.dtype,
         device: torch.device,
-        put: Put,
+        placing: Placing,
     ) -> None:
         self._file, self._architecture, self._config = file, architecture, config
-        self._model, self._dtype, self._device, self._put = model, dtype, device, put
+        self._model, self._dtype, self._device, self._placing = model, dtype, device, placing
         self._exact = tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
 
     def fill(self) -> None:
@@ -82,32 +89,36 @@ class _Filling:
                 self._linear(name, module, self._stored(f"{table}.weight", module.weight))
             elif type(module) is nn.Linear:
                 self._linear(name, module, self._stored(f"{name}.weight", module.weight))
-            elif isinstance(module, nn.Embedding) and (rows := self._rows(name, module)) is not None:
-                self._model.set_submodule(name, rows)
+            elif isinstance(module, nn.Embedding) and self._embeds(name, module):
+                pass
             else:
                 for leaf, parameter in _own(module):
                     full = f"{name}.{leaf}" if name else leaf
                     self._set(module, leaf, self._stored(full, parameter).numbers(), full)
         self._require_all_used()
 
-    def _rows(self, name: str, module: nn.Embedding) -> FileRows | None:
-        """Embeddings that stay in the file, if they can: on a CPU, where nothing was done to them."""
+    def _embeds(self, name: str, module: nn.Embedding) -> bool:
+        """Keep embeddings in few bits, where nothing was done to them: in the file on a CPU."""
         tensor = self._architecture.plain_name(f"{name}.weight", self._file)
         scale = getattr(module, "scalar_embed_scale", None)
-        if self._device.type != "cpu" or not hasattr(os, "pread") or tensor is None:
-            return None
-        if type(module) is not nn.Embedding and scale is None:
-            return None
-        kind = self._stored(f"{name}.weight", module.weight).kind
+        if tensor is None or (type(module) is not nn.Embedding and scale is None):
+            return False
+        stored = self._stored(f"{name}.weight", module.weight)
+        if self._device.type != "cpu":
+            plain = type(module) is nn.Embedding
+            return plain and self._placing.embedding(self._model, name, stored.block_weight)
+        if not hasattr(os, "pread"):
+            return False
         path, start = self._file.place(tensor)
-        rows, width = module.weight.shape
-        return FileRows(path, start, kind, (rows, width), self._dtype, scale)
+        shape = module.num_embeddings, module.embedding_dim
+        self._model.set_submodule(name, FileRows(path, start, stored.kind, shape, self._dtype, scale))
+        return True
 
     def _linear(self, name: str, module: nn.Linear, weight: Stored) -> None:
         bias = None
         if module.bias is not None:
             bias = self._stored(f"{name}.bias", module.bias).numbers()
-        self._put(self._model, name, weight.block_weight, bias)
+        self._placing.linear(self._model, name, weight.block_weight, bias)
 
     def _stored(self, name: str, parameter: Tensor) -> Stored:
         try:
@@ -177,14 +188,22 @@ def _is_meta(value: Tensor | None) -> bool:
     return value is not None and value.is_meta
 
 
-def put_numbers(dtype: torch.dtype, device: torch.device) -> Put:
+class Numbers:
     """Linear layers as torch has them, with weights in full size."""
-    from adamas_kernels.blocks import unpack
 
-    def put(model: nn.Module, name: str, weight: BlockWeight, bias: Tensor | None) -> None:
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._dtype, self._device = dtype, device
+
+    def linear(self, model: nn.Module, name: str, weight: BlockWeight, bias: Tensor | None) -> None:
+        """See `Placing.linear`."""
         module = model.get_submodule(name)
-        module.weight = nn.Parameter(unpack(weight).to(device, dtype), requires_grad=False)
+        module.weight = self._parameter(unpack(weight))
         if bias is not None:
-            module.bias = nn.Parameter(bias.to(device, dtype), requires_grad=False)
+            module.bias = self._parameter(bias)
 
-    return put
+    def embedding(self, model: nn.Module, name: str, weight: BlockWeight) -> bool:
+        """They are numbers."""
+        return False
+
+    def _parameter(self, numbers: Tensor) -> nn.Parameter:
+        return nn.Parameter(numbers.to(self._device, self._dtype), requires_grad=False)
