@@ -270,9 +270,9 @@ def _q2_k(read: Reader) -> Block:
     """
 
     def code(piece: int) -> Any:
-        half, shift, part = piece // 8, piece // 2 % 4, piece % 2
-        codes = read.bytes(16 + 32 * half + LANES * part)
-        return read.unsigned(read.low(codes, 2, 2 * shift))
+        half, shift = piece // 8, piece // 2 % 4
+        codes = read.low(read.bytes(16 + 32 * half, 32), 2, 2 * shift)
+        return read.unsigned(read.part(codes, LANES * (piece % 2)))
 
     both = read.bytes(0)
     scales = read.multiply(read.unsigned(read.low(both, 4)), read.splat_half(80))
@@ -288,11 +288,11 @@ def _q3_k(read: Reader) -> Block:
     """
 
     def code(piece: int) -> Any:
-        group, part = piece // 2, piece % 2
-        codes = read.low(read.bytes(32 + 32 * (group // 4) + LANES * part), 2, 2 * (group % 4))
-        high = read.has_bit(read.bytes(LANES * part), group)
+        group = piece // 2
+        codes = read.low(read.bytes(32 + 32 * (group // 4), 32), 2, 2 * (group % 4))
         less = read.builder.sub(codes, read.every(codes, 4))
-        return read.signed(read.builder.select(high, codes, less))
+        codes = read.builder.select(read.has_bit(read.bytes(0, 32), group), codes, less)
+        return read.signed(read.part(codes, LANES * (piece % 2)))
 
     first, second, third = (read.load(96 + 4 * i, I32) for i in range(3))
     low, two = 0x0F0F0F0F, 0x30303030
@@ -355,11 +355,12 @@ def _q6_k(read: Reader) -> Block:
     """
 
     def code(piece: int) -> Any:
-        half, group, part = piece // 8, piece // 2 % 4, piece % 2
-        four = read.low(read.bytes(64 * half + 32 * (group % 2) + LANES * part), 4, 4 * (group // 2))
-        two = read.low(read.bytes(128 + 32 * half + LANES * part), 2, 2 * group)
+        half, group = piece // 8, piece // 2 % 4
+        four = read.low(read.bytes(64 * half + 32 * (group % 2), 32), 4, 4 * (group // 2))
+        two = read.low(read.bytes(128 + 32 * half, 32), 2, 2 * group)
         codes = read.builder.or_(four, read.builder.shl(two, read.every(two, 4)))
-        return read.signed(read.builder.sub(codes, read.every(codes, 32)))
+        codes = read.builder.sub(codes, read.every(codes, 32))
+        return read.signed(read.part(codes, LANES * (piece % 2)))
 
     scales = read.multiply(read.signed(read.bytes(192)), read.splat_half(208))
     return Block([partial(code, piece) for piece in range(16)], scales)

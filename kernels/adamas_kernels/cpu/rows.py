@@ -28,7 +28,7 @@ from adamas_kernels.cpu.tasks import STAGE
 
 ZERO = np.float32(0)
 LINE = 64  # bytes
-AHEAD = 1024  # bytes: rows are short, and where one ends the CPU's own prefetching starts again
+AHEAD = 8192  # bytes: rows are short, and behind each the CPU would begin anew to see what comes next
 I64, BYTE = ir.IntType(64), ir.IntType(8)
 
 
