@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from os import environ
 
 import numpy as np
 import torch
@@ -42,7 +40,6 @@ class Loaded:
 def main(layers: int = 24, context: int = 512) -> None:
     """Print the table."""
     use_threads(None)
-    environ["ADAMAS_CACHE_DIR"] = tempfile.mkdtemp()
     config = Qwen2Config(
         vocab_size=256,
         hidden_size=64,
