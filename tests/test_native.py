@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
-from adamas_kernels.blocks import unpack
+from adamas_kernels.blocks import BlockWeight, unpack
 from adamas_kernels.contract import SparseSettings
+from adamas_kernels.cpu import CpuBackend
 from adamas_kernels.cpu.backend import FEW_ROWS
 from conftest import tiny_architecture
+from gguf import GGMLQuantizationType
+from gguf.quants import quantize
 from torch import nn
 from transformers import (
     LlamaConfig,
@@ -238,3 +242,22 @@ def test_a_packed_layer_is_a_linear_layer(pack, rows, dtype):
     assert found.shape == expected.shape
     if rows:
         assert (found - expected).norm() <= (1e-5 if dtype == torch.float32 else 1e-2) * expected.norm()
+
+
+@pytest.mark.parametrize("attention", ["full", "adamas"])
+def test_layers_of_several_types_decode_as_their_numbers_do(attention):
+    sizes = COMMON | {"hidden_size": 96, "intermediate_size": 128}
+    packed = randomized(LlamaForCausalLM(LlamaConfig(**sizes, mlp_bias=True)))
+    plain, backend = copy.deepcopy(packed), CpuBackend()
+    linears = [name for name, module in packed.named_modules() if type(module) is nn.Linear]
+    kinds = ("Q4_0", "Q5_1", "Q8_0", "F16", "Q4_1", "BF16", "Q5_0", "F32")  # a layer has seven linear ones
+    for name, kind in zip(linears, itertools.cycle(kinds)):
+        twin = plain.get_submodule(name)
+        data = quantize(twin.weight.numpy(), GGMLQuantizationType[kind]).view(np.uint8)
+        weight = BlockWeight(kind, torch.from_numpy(data), twin.in_features)
+        packed.set_submodule(name, PackedLinear(weight, twin.bias, backend))
+        twin.weight = nn.Parameter(unpack(weight), requires_grad=False)
+    everything = AttentionSettings(attention, SparseSettings(budget=2000))
+    assert obstacle(Timeline(Loaded(packed), everything, context=9)) is None
+    found, expected = scores(packed, everything), scores(plain, FULL)
+    assert (found - expected).abs().max() < 1e-3 * expected.abs().max()
