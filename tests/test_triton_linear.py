@@ -254,6 +254,17 @@ def test_a_shared_weight_is_uploaded_once():
     assert model.lm_head.planes is model.model.embed_tokens.planes
 
 
+def test_weights_that_lay_at_one_place_one_after_the_other_are_told_apart():
+    model, blocks = llama_and_its_blocks()
+    planes, place_of_both = Planes(FULL, DEVICE), blocks["model.layers.0.self_attn.q_proj"].data
+    for name in ("q_proj", "k_proj"):
+        name = f"model.layers.0.self_attn.{name}"
+        weight = blocks[name]
+        place_of_both[: weight.rows] = weight.data.clone()  # as memory that was freed and is given again
+        planes.linear(model, name, BlockWeight(weight.kind, place_of_both[: weight.rows], WIDTH), None)
+    assert model.model.layers[0].self_attn.k_proj.out_features == WIDTH // 2
+
+
 LIGERS = [pytest.param(count, marks=pytest.mark.gpu) for count in (1, 300)]  # kernels, for no interpreter
 
 

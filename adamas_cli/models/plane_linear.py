@@ -44,7 +44,7 @@ class PlaneEmbedding(nn.Module):
 
 
 class Planes:
-    """How weights of a GGUF file are kept on a GPU; one that several modules share is uploaded once.
+    """How weights of a GGUF file are kept on a GPU; embeddings that are the head as well are uploaded once.
 
     dtype: of what embeddings give, of biases, and of weights that are plain numbers in the file.
     """
@@ -54,11 +54,11 @@ class Planes:
 
         self._backend = TritonBackend()
         self._dtype, self._device = dtype, device
-        self._placed: dict[int, PlaneWeight | Tensor] = {}
+        self._embeddings: dict[int, PlaneWeight] = {}  # by their place in the mapped file
 
     def linear(self, model: nn.Module, name: str, weight: BlockWeight, bias: Tensor | None) -> None:
         """Let a linear layer of a model, by its name, compute with a weight and a bias."""
-        kept = self._kept(weight)
+        kept = self._embeddings.get(weight.data.data_ptr()) or split(weight, self._device)
         bias = None if bias is None else bias.to(self._device, self._dtype)
         if isinstance(kept, PlaneWeight):
             model.set_submodule(name, PlaneLinear(kept, bias, self._backend))
@@ -70,14 +70,9 @@ class Planes:
 
     def embedding(self, model: nn.Module, name: str, weight: BlockWeight) -> bool:
         """Let embeddings give rows of a weight; False where they are to be numbers."""
-        kept = self._kept(weight)
+        kept = split(weight, self._device)
         if isinstance(kept, PlaneWeight):
+            self._embeddings[weight.data.data_ptr()] = kept
             model.set_submodule(name, PlaneEmbedding(kept, self._dtype, self._backend))
             return True
         return False
-
-    def _kept(self, weight: BlockWeight) -> PlaneWeight | Tensor:
-        place = weight.data.data_ptr()
-        if place not in self._placed:
-            self._placed[place] = split(weight, self._device)
-        return self._placed[place]
