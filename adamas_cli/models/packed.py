@@ -51,7 +51,9 @@ class Blocks:
 
 
 def pack_model(model: nn.Module, progress: Progress) -> None:
-    """Quantize the linear layers of a model on the CPU that still have numbers as weights."""
+    """Quantize the linear layers and experts of a model on the CPU that still have numbers as weights."""
+    from adamas_cli.models.packed_experts import can_pack, quantize_experts  # made of packed layers
+
     backend = CpuBackend(progress.note)
     # Not those of a subclass, which compute something else.
     linears = {
@@ -59,13 +61,20 @@ def pack_model(model: nn.Module, progress: Progress) -> None:
         for name, module in model.named_modules()
         if type(module) is nn.Linear and module.weight.is_floating_point()
     }
+    experts = {name: module for name, module in model.named_modules() if can_pack(module)}
     total = sum(module.weight.numel() for module in linears.values())
+    total += sum(weight.numel() for module in experts.values() for weight in module.parameters())
     with progress.task("packing weights for this CPU", total, "weights") as advance:
         while linears:  # each is let go when it is packed
             name, module = linears.popitem()
             weight = backend.quantize(module.weight.detach())
             model.set_submodule(name, PackedLinear(weight, module.bias, backend, module.in_features))
             advance(module.weight.numel())
+        while experts:
+            name, source = experts.popitem()
+            size = sum(weight.numel() for weight in source.parameters())
+            model.set_submodule(name, quantize_experts(source, backend))
+            advance(size)
     if log.isEnabledFor(logging.INFO):
         progress.note(describe(model))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -156,6 +156,14 @@ class CpuBackend:
         if block is None or len(block) < columns:
             block = self._blocks[dtype] = torch.empty(max(products.BLOCK, columns), dtype=dtype)
         return block
+
+    def multiply_each(self, x: Tensor, weights: Sequence[BlockWeight]) -> Tensor:
+        """The products of weights of as many columns with one vector, one behind the other: float32."""
+        return products.multiply_each(self._runner, weights, x)
+
+    def add_products(self, rows: Tensor, weights: Sequence[BlockWeight]) -> Tensor:
+        """The sum of the products of weights, all of one shape, with a row each: float32 [outputs]."""
+        return products.add_products(self._runner, weights, rows)
 
     def ready(self, weight: BlockWeight) -> BlockWeight:
         """A weight as it is, or, where no compiled function reads its type, in blocks of 8 bits."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -62,6 +64,33 @@ def multiply_vector(runner: Runner, weight: BlockWeight, x: Tensor, bias: Tensor
     records = products(runner, [(weight, bias, out)])
     stage = runner.compiled(build_multiply)
     runner.run((stage, int(records["tasks"].sum()), records.ctypes.data, vector.data_ptr(), 0))
+    return out
+
+
+def multiply_each(runner: Runner, weights: Sequence[BlockWeight], x: Tensor) -> Tensor:
+    """The products of weights of as many columns with one vector, one behind the other: float32."""
+    vector, out = torch.zeros(weights[0].columns), torch.empty(sum(weight.rows for weight in weights))
+    vector[: len(x)] = x
+    parts = out.split([weight.rows for weight in weights])
+    records = products(runner, [(weight, None, part) for weight, part in zip(weights, parts, strict=True)])
+    stage = runner.compiled(build_multiply)
+    runner.run((stage, int(records["tasks"].sum()), records.ctypes.data, vector.data_ptr(), 0))
+    return out
+
+
+def add_products(runner: Runner, weights: Sequence[BlockWeight], rows: Tensor) -> Tensor:
+    """The sum of the products of weights, all of one shape, with a row each: float32 [outputs]."""
+    vectors = torch.zeros(len(rows), weights[0].columns)
+    vectors[:, : rows.shape[1]] = rows
+    out = torch.zeros(weights[0].rows)
+    records = products(runner, [(weight, None, out) for weight in weights], add=True)
+    stage = runner.compiled(build_multiply)
+    runner.run(
+        *(
+            (stage, int(records["tasks"][at]), records[at:].ctypes.data, vector.data_ptr(), 0)
+            for at, vector in enumerate(vectors)
+        )
+    )
     return out
 
 
