@@ -17,10 +17,12 @@ from gguf_writing import add, write_source
 from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.models.gguf.architectures import ARCHITECTURES
 from adamas_cli.models.gguf.file import GgufFile
-from adamas_cli.models.gguf.loading import Numbers, build_model
+from adamas_cli.models.gguf.loading import Numbers, Placing, build_model
 from adamas_cli.models.gguf.rows import FileRows
 from adamas_cli.models.gguf.settings import config_of
 from adamas_cli.models.gguf.stored import Stored, joined
+from adamas_cli.models.packed import Blocks
+from adamas_cli.models.packed_experts import PackedExperts
 from adamas_cli.models.shape import count_tensors
 from adamas_cli.progress import Silent
 
@@ -28,12 +30,12 @@ CPU = torch.device("cpu")
 TOKENS = 90  # more than any window, and than any context that positions are scaled from
 
 
-def read_back(path: Path) -> Any:
+def read_back(path: Path, placing: Placing | None = None) -> Any:
     file = GgufFile(path)
     settings = path.parent / "settings"
     settings.mkdir(exist_ok=True)
     (settings / "config.json").write_text(json.dumps(config_of(file, Silent())))
-    return build_model(file, settings, torch.float32, CPU, Numbers(torch.float32, CPU)).eval()
+    return build_model(file, settings, torch.float32, CPU, placing or Numbers(torch.float32, CPU)).eval()
 
 
 @torch.no_grad()
@@ -48,6 +50,18 @@ def test_what_is_read_computes_what_was_written(name: str, tmp_path: Path) -> No
     expected = logits(model)
     found = logits(read_back(write_source(name, model, tmp_path)))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * max(1.0, float(expected.abs().max())))
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe", "qwen3_next", "gpt_oss"])
+def test_experts_in_their_blocks_compute_what_was_written(name: str, tmp_path: Path) -> None:
+    model = build(name)
+    expected = logits(model)
+    found = read_back(write_source(name, model, tmp_path), Blocks(Silent()))
+    assert any(isinstance(module, PackedExperts) for module in found.modules())
+    assert not any(parameter.is_meta for parameter in found.parameters())
+    torch.testing.assert_close(
+        logits(found), expected, rtol=0, atol=1e-4 * max(1.0, float(expected.abs().max()))
+    )
 
 
 @pytest.mark.parametrize("name", ["llama", "llama_tied", "mixtral", "gpt_oss"])

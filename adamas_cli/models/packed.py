@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 
 from adamas_kernels.blocks import BlockWeight
 from adamas_kernels.cpu import CpuBackend
@@ -48,6 +49,18 @@ class Blocks:
     def embedding(self, model: nn.Module, name: str, weight: BlockWeight) -> bool:
         """Embeddings that are not read from the file become numbers."""
         return False
+
+    def experts(
+        self, model: nn.Module, name: str, gate_up: Sequence[BlockWeight], down: BlockWeight
+    ) -> bool:
+        """Let experts, by their name, compute with weights; False where they cannot."""
+        from adamas_cli.models.packed_experts import PackedExperts, can_pack
+
+        source = model.get_submodule(name)
+        if not can_pack(source):
+            return False
+        model.set_submodule(name, PackedExperts(source, gate_up, down, self._backend))
+        return True
 
 
 def pack_model(model: nn.Module, progress: Progress) -> None:

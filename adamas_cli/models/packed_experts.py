@@ -21,7 +21,7 @@ from adamas_cli.models.packed import PackedLinear
 class PackedExperts(nn.Module):
     """The experts of a layer, for inference."""
 
-    def __init__(self, source: Any, gate_up: Sequence[BlockWeight], down: BlockWeight, backend: CpuBackend):
+    def __init__(self, source: Any, gate_up: Sequence[BlockWeight], down: BlockWeight, backend: CpuBackend) -> None:
         """source: the module that is replaced, which gives up its weights and goes on to gate; its biases
         must be numbers.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -75,4 +76,10 @@ class Planes:
             self._embeddings[weight.data.data_ptr()] = kept
             model.set_submodule(name, PlaneEmbedding(kept, self._dtype, self._backend))
             return True
+        return False
+
+    def experts(
+        self, model: nn.Module, name: str, gate_up: Sequence[BlockWeight], down: BlockWeight
+    ) -> bool:
+        """They are numbers."""
         return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+PARTS = ("gate_up_proj", "down_proj")  # of experts, as transformers calls them
+
+
 class Placing(Protocol):
     """How the weights of matrices are kept in memory."""
 
@@ -32,6 +35,11 @@ class Placing(Protocol):
 
     def embedding(self, model: nn.Module, name: str, weight: BlockWeight) -> bool:
         """Let embeddings give rows of a weight; False where they are to be numbers."""
+
+    def experts(
+        self, model: nn.Module, name: str, gate_up: Sequence[BlockWeight], down: BlockWeight
+    ) -> bool:
+        """Let experts whose biases are there compute with weights; False where these are to be numbers."""
 
 
 def build_model(
@@ -91,11 +99,27 @@ class _Filling:
                 self._linear(name, module, self._stored(f"{name}.weight", module.weight))
             elif isinstance(module, nn.Embedding) and self._embeds(name, module):
                 pass
+            elif hasattr(module, "has_gate") and self._mixes(name, module):
+                pass
             else:
-                for leaf, parameter in _own(module):
-                    full = f"{name}.{leaf}" if name else leaf
-                    self._set(module, leaf, self._stored(full, parameter).numbers(), full)
+                self._numbers(name, module)
         self._require_all_used()
+
+    def _numbers(self, name: str, module: nn.Module, without: Sequence[str] = ()) -> None:
+        """Make numbers of a module's own parameters."""
+        for leaf, parameter in _own(module):
+            if leaf not in without:
+                full = f"{name}.{leaf}" if name else leaf
+                self._set(module, leaf, self._stored(full, parameter).numbers(), full)
+
+    def _mixes(self, name: str, module: nn.Module) -> bool:
+        """Keep a layer's stacked experts in their blocks, where the file has them in the usual tensors."""
+        parts = self._architecture.expert_tensors(name, self._file)
+        if parts is None or not set(PARTS) <= set(module._parameters):
+            return False
+        gate, up, down = (self._file.tensor(part).block_weight for part in parts)
+        self._numbers(name, module, without=PARTS)
+        return self._placing.experts(self._model, name, (gate, up), down)
 
     def _embeds(self, name: str, module: nn.Embedding) -> bool:
         """Keep embeddings in few bits, where nothing was done to them: in the file on a CPU."""
@@ -202,6 +226,12 @@ class Numbers:
             module.bias = self._parameter(bias)
 
     def embedding(self, model: nn.Module, name: str, weight: BlockWeight) -> bool:
+        """They are numbers."""
+        return False
+
+    def experts(
+        self, model: nn.Module, name: str, gate_up: Sequence[BlockWeight], down: BlockWeight
+    ) -> bool:
         """They are numbers."""
         return False
 

@@ -115,6 +115,16 @@ class Architecture:
         found, place = self._find(parameter, file, {})
         return place.full_name(found) if isinstance(found, str) else None
 
+    def expert_tensors(self, module: str, file: GgufFile) -> list[str] | None:
+        """The file's names of the weights of a layer's experts: gates, their others, and those of outputs;
+        None where they are stored otherwise.
+        """
+        if not module.startswith(self.layers):
+            return None
+        layer = module.removeprefix(self.layers).partition(".")[0]
+        names = [f"blk.{layer}.ffn_{part}_exps.weight" for part in ("gate", "up", "down")]
+        return names if all(name in file.entries for name in names) else None
+
     def _find(self, parameter: str, file: GgufFile, config: Mapping[str, Any]) -> tuple[str | Recipe, Place]:
         layer, local, names = None, parameter, self.ends
         if parameter.startswith(self.layers):
