@@ -15,7 +15,7 @@ from adamas_cli.models import grids, prequantized
 from adamas_cli.models.folder import INDEX, WEIGHTS
 from adamas_cli.models.grids import Grid, dequantized, stored_grid
 from adamas_cli.models.load import load
-from adamas_cli.models.packed import PackedLinear
+from adamas_cli.models.packed_linear import PackedLinear
 from adamas_cli.models.prequantized import grid_to_dequantize, reading, stored_bytes
 from adamas_cli.models.resolve import ModelFiles
 from adamas_cli.models.shape import count_weights

@@ -32,7 +32,8 @@ from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.steps.compiled import compiled_obstacle
 from adamas_cli.engine.timeline import Timeline
 from adamas_cli.models.file_rows import StoredRows, leave_in_file
-from adamas_cli.models.packed import PackedLinear, pack_model
+from adamas_cli.models.packed import pack_model
+from adamas_cli.models.packed_linear import PackedLinear
 from adamas_cli.progress import Silent
 
 CONTEXT, ANSWER = 700, 24

@@ -98,13 +98,17 @@ def test_a_mixture_is_packed_as_a_whole(name):
     assert off.median() < 0.05
 
 
-@pytest.mark.parametrize("kinds", [("Q4_K", "Q4_K", "Q6_K"), ("Q5_0", "MXFP4", "Q8_0"), ("Q4_0", "Q3_K", "BF16")])
+@pytest.mark.parametrize(
+    "kinds", [("Q4_K", "Q4_K", "Q6_K"), ("Q5_0", "MXFP4", "Q8_0"), ("Q4_0", "Q3_K", "BF16")]
+)
 @pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])
 @pytest.mark.parametrize("tokens", [1, 17])
 def test_gates_and_others_may_come_in_two_weights_of_different_types(name, kinds, tokens):
     plain = experts_of(build(name, hidden_size=HIDDEN, moe_intermediate_size=INNER, intermediate_size=INNER))
     shapes = (EXPERTS * INNER, HIDDEN), (EXPERTS * INNER, HIDDEN), (EXPERTS * HIDDEN, INNER)
-    gate, up, down = (blocks(kind, *shape, seed) for seed, (kind, shape) in enumerate(zip(kinds, shapes)))
+    gate, up, down = (
+        blocks(kind, *shape, seed) for seed, (kind, shape) in enumerate(zip(kinds, shapes, strict=True))
+    )
     packed = PackedExperts(copy.deepcopy(plain), [gate, up], down, CpuBackend())
     parts = [unpack(weight).unflatten(0, (EXPERTS, -1)) for weight in (gate, up)]
     both = torch.cat(parts, 1) if plain.is_concatenated else torch.stack(parts, 2).flatten(1, 2)

@@ -19,7 +19,7 @@ from adamas_cli.lab.bench.traffic import step_bytes
 from adamas_cli.models import quantization
 from adamas_cli.models.folder import CONFIG, WEIGHTS
 from adamas_cli.models.load import load
-from adamas_cli.models.packed import PackedLinear
+from adamas_cli.models.packed_linear import PackedLinear
 from adamas_cli.models.prequantized import (
     NEEDED,
     holds_quantized,

@@ -1,4 +1,4 @@
-"""Linear layers over weights in blocks, for CPUs: those of a GGUF file as they are, others in 8 bits.
+"""Models over weights in blocks, for CPUs: those of a GGUF file as they are, others in 8 bits.
 
 Embeddings and norms stay as they are.
 """
@@ -13,27 +13,11 @@ from adamas_kernels.blocks import BlockWeight
 from adamas_kernels.cpu import CpuBackend
 from torch import Tensor, nn
 
+from adamas_cli.models.packed_experts import PackedExperts, can_pack, quantize_experts
+from adamas_cli.models.packed_linear import PackedLinear
 from adamas_cli.progress import Progress
 
 log = logging.getLogger(__name__)
-
-
-class PackedLinear(nn.Module):
-    """`nn.Linear` with a weight in blocks, for inference. backend: shared by the layers of a model."""
-
-    def __init__(
-        self, weight: BlockWeight, bias: Tensor | None, backend: CpuBackend, inputs: int | None = None
-    ) -> None:
-        """inputs: of the layer, where the weight has columns of zeros behind them."""
-        super().__init__()
-        self.packed = backend.ready(weight)
-        self.in_features, self.out_features = weight.columns if inputs is None else inputs, weight.rows
-        self.bias = None if bias is None else bias.detach().float().contiguous()
-        self.backend = backend
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., in_features] -> [..., out_features] in the same number format."""
-        return self.backend.linear(x, self.packed, self.bias)
 
 
 class Blocks:
@@ -50,12 +34,8 @@ class Blocks:
         """Embeddings that are not read from the file become numbers."""
         return False
 
-    def experts(
-        self, model: nn.Module, name: str, gate_up: Sequence[BlockWeight], down: BlockWeight
-    ) -> bool:
+    def experts(self, model: nn.Module, name: str, gate_up: Sequence[BlockWeight], down: BlockWeight) -> bool:
         """Let experts, by their name, compute with weights; False where they cannot."""
-        from adamas_cli.models.packed_experts import PackedExperts, can_pack
-
         source = model.get_submodule(name)
         if not can_pack(source):
             return False
@@ -65,8 +45,6 @@ class Blocks:
 
 def pack_model(model: nn.Module, progress: Progress) -> None:
     """Quantize the linear layers and experts of a model on the CPU that still have numbers as weights."""
-    from adamas_cli.models.packed_experts import can_pack, quantize_experts  # made of packed layers
-
     backend = CpuBackend(progress.note)
     # Not those of a subclass, which compute something else.
     linears = {

@@ -15,13 +15,15 @@ from adamas_kernels.cpu import CpuBackend
 from adamas_kernels.cpu.backend import FEW_ROWS
 from torch import Tensor, nn
 
-from adamas_cli.models.packed import PackedLinear
+from adamas_cli.models.packed_linear import PackedLinear
 
 
 class PackedExperts(nn.Module):
     """The experts of a layer, for inference."""
 
-    def __init__(self, source: Any, gate_up: Sequence[BlockWeight], down: BlockWeight, backend: CpuBackend) -> None:
+    def __init__(
+        self, source: Any, gate_up: Sequence[BlockWeight], down: BlockWeight, backend: CpuBackend
+    ) -> None:
         """source: the module that is replaced, which gives up its weights and goes on to gate; its biases
         must be numbers.
 

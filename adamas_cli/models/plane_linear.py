@@ -78,8 +78,6 @@ class Planes:
             return True
         return False
 
-    def experts(
-        self, model: nn.Module, name: str, gate_up: Sequence[BlockWeight], down: BlockWeight
-    ) -> bool:
+    def experts(self, model: nn.Module, name: str, gate_up: Sequence[BlockWeight], down: BlockWeight) -> bool:
         """They are numbers."""
         return False

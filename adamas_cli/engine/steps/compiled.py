@@ -37,7 +37,7 @@ def compiled_obstacle(model: Model, cache: KVCache) -> str | None:
         return "some layers attend to a window"
     if getattr(model.config, "hidden_act", None) != "silu":
         return f"no compiled steps for {model.config.hidden_act}"
-    from adamas_cli.models.packed import PackedLinear
+    from adamas_cli.models.packed_linear import PackedLinear
 
     return None if isinstance(model.module.lm_head, PackedLinear) else "the weights are not packed"
 

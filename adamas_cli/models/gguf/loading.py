@@ -36,9 +36,7 @@ class Placing(Protocol):
     def embedding(self, model: nn.Module, name: str, weight: BlockWeight) -> bool:
         """Let embeddings give rows of a weight; False where they are to be numbers."""
 
-    def experts(
-        self, model: nn.Module, name: str, gate_up: Sequence[BlockWeight], down: BlockWeight
-    ) -> bool:
+    def experts(self, model: nn.Module, name: str, gate_up: Sequence[BlockWeight], down: BlockWeight) -> bool:
         """Let experts whose biases are there compute with weights; False where these are to be numbers."""
 
 
@@ -97,11 +95,7 @@ class _Filling:
                 self._linear(name, module, self._stored(f"{table}.weight", module.weight))
             elif type(module) is nn.Linear:
                 self._linear(name, module, self._stored(f"{name}.weight", module.weight))
-            elif isinstance(module, nn.Embedding) and self._embeds(name, module):
-                pass
-            elif hasattr(module, "has_gate") and self._mixes(name, module):
-                pass
-            else:
+            elif not (self._embeds(name, module) or self._mixes(name, module)):
                 self._numbers(name, module)
         self._require_all_used()
 
@@ -114,15 +108,19 @@ class _Filling:
 
     def _mixes(self, name: str, module: nn.Module) -> bool:
         """Keep a layer's stacked experts in their blocks, where the file has them in the usual tensors."""
+        if not set(PARTS) <= set(module._parameters):
+            return False
         parts = self._architecture.expert_tensors(name, self._file)
-        if parts is None or not set(PARTS) <= set(module._parameters):
+        if parts is None:
             return False
         gate, up, down = (self._file.tensor(part).block_weight for part in parts)
         self._numbers(name, module, without=PARTS)
         return self._placing.experts(self._model, name, (gate, up), down)
 
-    def _embeds(self, name: str, module: nn.Embedding) -> bool:
+    def _embeds(self, name: str, module: nn.Module) -> bool:
         """Keep embeddings in few bits, where nothing was done to them: in the file on a CPU."""
+        if not isinstance(module, nn.Embedding):
+            return False
         tensor = self._architecture.plain_name(f"{name}.weight", self._file)
         scale = getattr(module, "scalar_embed_scale", None)
         if tensor is None or (type(module) is not nn.Embedding and scale is None):
@@ -229,9 +227,7 @@ class Numbers:
         """They are numbers."""
         return False
 
-    def experts(
-        self, model: nn.Module, name: str, gate_up: Sequence[BlockWeight], down: BlockWeight
-    ) -> bool:
+    def experts(self, model: nn.Module, name: str, gate_up: Sequence[BlockWeight], down: BlockWeight) -> bool:
         """They are numbers."""
         return False
 

@@ -1,0 +1,25 @@
+"""Linear layers over weights in blocks, for CPUs."""
+
+from __future__ import annotations
+
+from adamas_kernels.blocks import BlockWeight
+from adamas_kernels.cpu import CpuBackend
+from torch import Tensor, nn
+
+
+class PackedLinear(nn.Module):
+    """`nn.Linear` with a weight in blocks, for inference. backend: shared by the layers of a model."""
+
+    def __init__(
+        self, weight: BlockWeight, bias: Tensor | None, backend: CpuBackend, inputs: int | None = None
+    ) -> None:
+        """inputs: of the layer, where the weight has columns of zeros behind them."""
+        super().__init__()
+        self.packed = backend.ready(weight)
+        self.in_features, self.out_features = weight.columns if inputs is None else inputs, weight.rows
+        self.bias = None if bias is None else bias.detach().float().contiguous()
+        self.backend = backend
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in_features] -> [..., out_features] in the same number format."""
+        return self.backend.linear(x, self.packed, self.bias)
