@@ -20,7 +20,7 @@ ask: .venv/installed ## install, fetch the default model and answer QUESTION abo
 test: .venv/installed-for-development ## fetch the models that tests ask and run the whole test suite
 	$(bin)/adamas models pull smollm2-135m
 	$(bin)/adamas models pull qwen2.5-coder-0.5b
-	$(bin)/python -m pytest
+	$(bin)/python -m pytest -n 2 --dist worksteal
 
 check: .venv/installed-for-development ## check format, lint, types and layers
 	$(bin)/ruff format --check

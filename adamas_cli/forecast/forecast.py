@@ -82,7 +82,7 @@ class Forecast:
         config = AutoConfig.from_pretrained(
             self.files.directory, local_files_only=True, trust_remote_code=trusts
         )
-        return config_facts(config, self.files.directory)
+        return config_facts(config, self.files.directory, self.files.gguf)
 
     def plan(self, documents: Sequence[Document], questions: Sequence[str], calibrates: bool | None) -> Plan:
         """The plan of these questions about these documents; see `forecast`."""

@@ -51,13 +51,13 @@ def file_facts(files: ModelFiles) -> Model:
         _count(files),
         stored_quantization(files.directory),
         stored_bytes(files.directory),
-        None if files.gguf is None else GgufFile(files.gguf).bytes,
+        _blocks(files.gguf),
     )
 
 
-def config_facts(config: PreTrainedConfig, directory: Path | None) -> Model:
+def config_facts(config: PreTrainedConfig, directory: Path | None, gguf: Path | None = None) -> Model:
     """Of a model as transformers builds it from a config, which takes torch; directory: its files, if there
-    are any. Raises ModelUnavailableError where the config does not tell.
+    are any; gguf: that of its weights. Raises ModelUnavailableError where the config does not tell.
     """
     from adamas_cli.models.parameters import count_parameters
 
@@ -68,7 +68,11 @@ def config_facts(config: PreTrainedConfig, directory: Path | None) -> Model:
         raise ModelUnavailableError(f"the config of the model does not tell its {error}") from error
     stored = None if directory is None else stored_quantization(directory)
     size = None if directory is None else stored_bytes(directory)
-    return Model(shape, count_parameters(config), stored, size, None)
+    return Model(shape, count_parameters(config), stored, size, _blocks(gguf))
+
+
+def _blocks(gguf: Path | None) -> int | None:
+    return None if gguf is None else GgufFile(gguf).bytes
 
 
 def _count(files: ModelFiles) -> WeightCount:

@@ -131,7 +131,8 @@ class Runtime:
         config = AutoConfig.from_pretrained(
             self.files.directory, local_files_only=True, trust_remote_code=self.model.trust_remote_code
         )
-        machine, model = machine_facts(self.model.device), config_facts(config, self.files.directory)
+        machine = machine_facts(self.model.device)
+        model = config_facts(config, self.files.directory, self.files.gguf)
         tokens = min(context, model.shape.context)
         needs = decide(model, machine, self.model, self._asked, tokens).bytes
         advice = "Use a smaller model, `quantization`, fewer documents or `device` cpu."

@@ -130,7 +130,7 @@ class Job:
         from adamas_cli.planning.facts import config_facts, machine_facts
 
         machine = machine_facts(str(target.device))
-        facts = config_facts(target.config(), target.directory)
+        facts = config_facts(target.config(), target.directory, target.gguf)
         needs = decide(
             facts, machine, model, _compared(attention), tokens_needed(lengths[-1], self.generated)
         ).bytes

@@ -45,6 +45,12 @@ class Target:
     load: Load
     config: Callable[[], PreTrainedConfig]
 
+    @property
+    def gguf(self) -> Path | None:
+        """The GGUF file of its weights, if they are in one."""
+        file = self.origin.get("gguf")
+        return None if file is None else Path(file)
+
     def require(self, tokens: int, what: str) -> None:
         """Raises OverContextError where `what` needs more tokens than the model can read."""
         if self.context is not None and tokens > self.context:
