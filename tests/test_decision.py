@@ -22,11 +22,12 @@ from adamas_cli.errors import ModelUnavailableError, OutOfMemoryError, UsageErro
 from adamas_cli.machine.backends import backend_obstacles
 from adamas_cli.models import ModelFiles, load
 from adamas_cli.models.device import choose_dtype
-from adamas_cli.models.quantization import PACKAGES
+from adamas_cli.models.quantization import PACKAGES, packing_obstacle
 from adamas_cli.models.shape import read_shape
 from adamas_cli.planning.choice import PREFILL_CHUNK, budget_for
 from adamas_cli.planning.decision import Backends, Machine, decide
 from adamas_cli.planning.facts import config_facts, file_facts, machine_facts
+from adamas_cli.planning.needs import PLANES
 from adamas_cli.progress import Silent
 from adamas_cli.settings import DecodingSettings, ModelSettings, OriginSettings, PromptSettings
 from adamas_cli.store.settings import StoreSettings
@@ -58,7 +59,7 @@ def gpu(capability: tuple[int, int]) -> Machine:
     """A GPU that is not there."""
     backends = Backends("cuda", backend_obstacles("cuda", capability))
     packages = frozenset(package for package, _ in PACKAGES.values())
-    return Machine(backends, True, "the model is on cuda", 80 * 10**9, capability, packages)
+    return Machine(backends, True, packing_obstacle("cuda"), 80 * 10**9, capability, packages)
 
 
 WAYS = [
@@ -114,6 +115,14 @@ def test_auto_is_sparse_where_that_gains_and_the_model_is_served(files: ModelFil
         for tokens in (SHORT, LONG)
     ]
     assert kinds == ["full", "full" if files.name == UNSERVED else "adamas"]
+
+
+def test_a_gguf_file_takes_the_bytes_of_its_own_bits_on_a_gpu(files: ModelFiles) -> None:
+    model = replace(file_facts(files), blocks=10**9)
+    few = decide(model, gpu(NEW), ModelSettings(), DecodingSettings(), SHORT)
+    assert (few.packed, few.bytes.weights) == (True, int(10**9 * PLANES))
+    full = decide(model, gpu(NEW), ModelSettings(quantization="none"), DecodingSettings(), SHORT)
+    assert (full.packed, full.bytes.weights) == (False, model.weights.bytes(2))
 
 
 @pytest.mark.parametrize("capability", [OLD, NEW])
