@@ -160,8 +160,8 @@ def test_a_dense_step(backends, name, lengths, heads, new, dim_v):
     torch.testing.assert_close(together.value_sum, total, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "lengths"), CASES)
-@pytest.mark.parametrize("budget", [40, 160])
+@pytest.mark.parametrize(("name", "lengths"), CASES[::2])  # the lengths themselves are tested above
+@pytest.mark.parametrize("budget", [40, 160] if ON_GPU else [40])
 def test_a_step_to_an_error(backends, name, lengths, budget):
     settings = SparseSettings(budget=budget, error=2**-6)
     backend, alone = backends[name], sequences(name, lengths, settings)

@@ -44,7 +44,7 @@ def test_the_table_is_markdown_and_ends_with_the_break_even():
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert "manhattan, budget 128, float32" in lines[0]
-    assert [len(line.split("|")) for line in lines[2:6]] == [8] * 4
+    assert [len(line.split("|")) for line in lines[2:6]] == [9] * 4
     assert lines[-1].startswith("4/2x64: a sparse step is faster ")
 
 

@@ -362,7 +362,7 @@ def test_the_tables_are_markdown(bench, tiny_model, texts):
     assert f"{STEPS} teacher-forced steps" in about
     assert (blank, gap) == ("", "")
     assert head.startswith(
-        "| text | heads | context | budget | full, us | by | sparse, us | ratio | median |"
+        "| text | heads | context | budget | attended | full, us | by | sparse, us | ratio | median |"
     )
     assert [row.split(" | ")[0] for row in (first, second)] == ["| one.txt", "| two.txt"]
     assert first.split(" | ")[-1] == "- |"

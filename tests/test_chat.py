@@ -61,8 +61,12 @@ def test_a_turn_reads_only_what_is_new(chat):
 
 
 def test_the_first_turn_counts_what_was_read_for_it(chat):
-    first, second = records(chat("Who came?", "Where to?", options=JSON))
-    assert first["timings"]["prefill_s"] > second["timings"]["prefill_s"]
+    for _ in range(3):  # on a machine that does other things too, one may have had to wait
+        first, second = records(chat("Who came?", "Where to?", options=JSON))
+        if first["timings"]["prefill_s"] > second["timings"]["prefill_s"]:
+            break
+    else:
+        pytest.fail("the first turn never counted what was read for it")
     assert first["usage"]["prompt_tokens"] > first["documents"][0]["tokens"]
 
 
