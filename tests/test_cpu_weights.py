@@ -105,7 +105,8 @@ def test_quantized_weights_are_filled_up_with_zeros(runner):
     assert packed.columns == 96
     numbers = unpack(packed)
     assert not numbers[:, 70:].any()
-    assert (numbers[:, :70] - weight).abs().max() <= 0.502 * weight.abs().max() / 127
+    # Half a step, and 127 times what rounding the scale to float16 takes.
+    assert (numbers[:, :70] - weight).abs().max() <= 0.57 * weight.abs().max() / 127
     assert_product(
         multiply_vector(runner, packed, torch.randn(70).fill_(0.5), None),
         numbers[:, :70],
@@ -119,7 +120,7 @@ def test_types_without_functions_become_eight_bits(runner, kind, columns):
     found = ready(runner, packed)
     assert found.kind == "Q8_0"
     numbers, exact = unpack(found)[:, :columns], unpack(packed)
-    assert (numbers - exact).abs().max() <= 0.502 * exact.abs().max() / 127
+    assert (numbers - exact).abs().max() <= 0.57 * exact.abs().max() / 127
 
 
 def test_ready_weights_are_left_where_they_are(runner):

@@ -85,6 +85,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
     "cache path": {"du -sh $(adamas cache path)": "what the folder takes"},
     "models ls": {"adamas models ls": "the short names and what is on this machine"},
     "models pull": {"adamas models pull qwen2.5-coder-1.5b": "fetch a model before it is needed"},
+    "models recommended": {"adamas models recommended": "good models for long documents, and what fits here"},
     "models rm": {"adamas models rm smollm2-135m -y": "free its room without asking"},
     "models show": {"adamas models show smollm2-135m --json": "sizes, hash, licence and shape as JSON"},
     "models default": {
