@@ -27,7 +27,7 @@ from adamas_cli.models.shape import read_shape
 from adamas_cli.planning.choice import PREFILL_CHUNK, budget_for
 from adamas_cli.planning.decision import Backends, Machine, decide
 from adamas_cli.planning.facts import config_facts, file_facts, machine_facts
-from adamas_cli.planning.needs import PLANES
+from adamas_cli.planning.needs import PLANES, UNPACKED
 from adamas_cli.progress import Silent
 from adamas_cli.settings import DecodingSettings, ModelSettings, OriginSettings, PromptSettings
 from adamas_cli.store.settings import StoreSettings
@@ -123,6 +123,12 @@ def test_a_gguf_file_takes_the_bytes_of_its_own_bits_on_a_gpu(files: ModelFiles)
     assert (few.packed, few.bytes.weights) == (True, int(10**9 * PLANES))
     full = decide(model, gpu(NEW), ModelSettings(quantization="none"), DecodingSettings(), SHORT)
     assert (full.packed, full.bytes.weights) == (False, model.weights.bytes(2))
+
+
+def test_the_buffer_that_is_planned_is_the_one_that_weights_are_unpacked_into() -> None:
+    from adamas_kernels.triton import backend  # which takes torch, as plans must not
+
+    assert backend.UNPACKED == UNPACKED
 
 
 @pytest.mark.parametrize("capability", [OLD, NEW])

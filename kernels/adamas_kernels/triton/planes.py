@@ -24,7 +24,6 @@ from adamas_kernels.blocks import BlockWeight, block_size, unpack
 
 CHUNK = 32  # numbers that a thread holds
 WORDS = 4  # of a chunk's lowest four bits
-SUPER = 8  # chunks that share a unit
 AT_ONCE = 1 << 26  # numbers that are split at a time, which bounds the memory beside the planes
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
