@@ -290,8 +290,7 @@ class TokenDecoder(Protocol):
         self,
         token: int,
         length: int,
-        cos: Tensor,
-        sin: Tensor,
+        rotations: Sequence[tuple[Tensor, Tensor]],
         layers: Sequence[AnyCache],
         settings: SparseSettings,
         tally: Tensor | None = None,
@@ -299,9 +298,10 @@ class TokenDecoder(Protocol):
         """Append one token behind `length` others and return the logits of the next, float32 [vocabulary],
         valid until the next step.
 
-        cos, sin: of the token's position, [rotated coordinates]. layers: those with codes attend sparsely,
-        the others fully; the caller has made room and counts the tokens. tally: float32 [1, 2, C], see
-        `Backend.decode_step`; all sparse layers add to it.
+        rotations: cosines and sines of the token's position, [half of the rotated coordinates], for each kind
+        of rotation that layers name. layers: those with codes attend sparsely, the others fully; the caller
+        has made room and counts the tokens. tally: float32 [1, 2, C], see `Backend.decode_step`; all sparse
+        layers add to it.
         """
 
 

@@ -1,0 +1,264 @@
+"""A model's modules as the data that a compiled decoder takes: how its layers are made, and their weights.
+
+What is described is checked: norms and activations by what they compute, and every weight of a layer must
+belong to something that is described.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from adamas_kernels.weights import (
+    Activation,
+    AttentionWeights,
+    DecoderWeights,
+    LayerWeights,
+    Linear,
+    Mlp,
+    Norm,
+    RowOrder,
+)
+from torch import Tensor, nn
+
+from adamas_cli.cache.cache import layer_types
+from adamas_cli.engine.steps.families import FAMILIES, Family
+
+if TYPE_CHECKING:
+    from adamas_cli.engine.model import Model
+
+T = TypeVar("T")
+BODIES = ("model.language_model", "model", "gpt_neox")  # where a model's layers are
+EMBEDDINGS = ("embed_tokens", "embed_in")
+LAST_NORMS = ("norm", "final_layernorm", "final_layer_norm")
+ATTENTION = ("self_attn", "attention")
+OUTPUTS = ("o_proj", "dense")
+# Names of the products that queries, keys and values come from, and whether each head has its own together.
+INPUTS = ((("q_proj", "k_proj", "v_proj"), False), (("qkv_proj",), False), (("query_key_value",), True))
+HEAD_NORMS = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"), ("query_layernorm", "key_layernorm"))
+MLPS = ("mlp", "block_sparse_moe")
+# Names of the products of an MLP, the last one last, and what the others give.
+PRODUCTS: tuple[tuple[tuple[str, ...], RowOrder], ...] = (
+    (("gate_proj", "up_proj", "down_proj"), "apart"),
+    (("gate_up_proj", "down_proj"), "halves"),
+    (("up_proj", "down_proj"), "plain"),
+    (("fc1", "fc2"), "plain"),
+    (("c_fc", "c_proj"), "plain"),
+    (("dense_h_to_4h", "dense_4h_to_h"), "plain"),
+)
+FUNCTIONS = ("act_fn", "activation_fn", "act")
+ACTIVATIONS: tuple[tuple[Activation, Callable[[Tensor], Tensor]], ...] = (
+    (Activation("swish"), nn.functional.silu),
+    (Activation("swish", alpha=1.702), lambda x: x * torch.sigmoid(1.702 * x)),
+    (Activation("gelu"), nn.functional.gelu),
+    (Activation("gelu_tanh"), lambda x: nn.functional.gelu(x, approximate="tanh")),
+    (Activation("relu"), nn.functional.relu),
+    (Activation("relu_squared"), lambda x: nn.functional.relu(x).square()),
+)
+_PROBE = torch.linspace(-5, 5, 41)  # where activations are compared
+_CLOSE = 2e-5  # the two common forms of gelu are further apart
+_LAYER_NORM_EPS = 1e-5  # torch's, of a norm that does not say
+
+
+class NoCompiledForm(Exception):
+    """Something of a model is not described; says what, in a few words."""
+
+
+def describe(model: Model) -> DecoderWeights:
+    """The model with its packed weights. Raises NoCompiledForm."""
+    config, module = model.config, model.module
+    if config.model_type not in FAMILIES:
+        raise NoCompiledForm(f"no compiled steps for models of type {config.model_type}")
+    body = body_of(module)
+    embedding = _one_of(body, EMBEDDINGS, "embeddings")
+    multiplier = getattr(body, "embedding_multiplier", 1.0)
+    kinds = rotation_kinds(module, config)
+    layers = body.layers[: config.num_hidden_layers]
+    family = FAMILIES[config.model_type]
+    return DecoderWeights(
+        lambda token: embedding(torch.tensor(token)) * multiplier,
+        config.hidden_size,
+        [
+            _Layer(layer, family, config, 0 if len(kinds) == 1 else kinds.index(kind)).described()
+            for layer, kind in zip(layers, layer_types(config), strict=True)
+        ],
+        norm_of(_one_of(body, LAST_NORMS, "last norm"), config.hidden_size),
+        linear_of(module.lm_head),
+        factor=getattr(module, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0),
+        softcap=getattr(config, "final_logit_softcapping", None),
+    )
+
+
+def body_of(module: Any) -> Any:
+    """The part of a model that has its layers. Raises NoCompiledForm."""
+    for path in BODIES:
+        found = module
+        for name in path.split("."):
+            found = getattr(found, name, None)
+        if hasattr(found, "layers"):
+            return found
+    raise NoCompiledForm(f"no compiled form of {type(module).__name__}")
+
+
+def rotation_kinds(module: Any, config: Any) -> list[str]:
+    """The kinds of layers that have a rotation of their own, all in one where they share it."""
+    rotary = body_of(module).rotary_emb
+    by_kind = "layer_type" in inspect.signature(rotary.forward).parameters
+    return sorted(set(layer_types(config))) if by_kind else [""]
+
+
+class _Layer:
+    """One layer, and which of its modules are already described."""
+
+    def __init__(self, layer: Any, family: Family, config: Any, rotation: int) -> None:
+        self._layer, self._family, self._config, self._rotation = layer, family, config, rotation
+        self._described: set[nn.Module] = set()
+
+    def described(self) -> LayerWeights:
+        """The whole layer. Raises NoCompiledForm."""
+        layer, family = self._layer, self._family
+        parallel = family.parallel
+        if isinstance(parallel, str):
+            parallel = bool(getattr(layer, parallel))
+        weights = LayerWeights(
+            before_attention=self._norm(layer, family.before_attention),
+            attention=self._attention(_one_of(layer, ATTENTION, "attention")),
+            after_attention=self._norm(layer, family.after_attention),
+            before_mlp=self._norm(layer, family.before_mlp),
+            mlp=self._mlp(_one_of(layer, MLPS, "MLP")),
+            after_mlp=self._norm(layer, family.after_mlp),
+            parallel=parallel,
+            factor=getattr(layer, "residual_multiplier", 1.0),
+        )
+        for name, module in layer.named_modules():
+            if _has_weights(module) and module not in self._described:
+                raise NoCompiledForm(f"its layers have a {name} that has no compiled form")
+        return weights
+
+    def _attention(self, module: Any) -> AttentionWeights:
+        names, by_head = _present(module, INPUTS, "attention")
+        inputs = [self._linear(getattr(module, name)) for name in names]
+        output = _one_of(module, OUTPUTS, "attention")
+        dim = _one_of(module, ("head_dim", "head_size"), "attention")
+        heads = output.in_features // dim
+        norms = next((pair for pair in HEAD_NORMS if getattr(module, pair[0], None) is not None), None)
+        query_norm, key_norm = (None, None) if norms is None else (self._norm(module, name) for name in norms)
+        if getattr(module, "attn_logit_softcapping", None):
+            raise NoCompiledForm("its attention scores are soft-capped")
+        return AttentionWeights(
+            inputs=inputs,
+            output=self._linear(output),
+            heads=heads,
+            kv_heads=(sum(part.weight.rows for part in inputs) // dim - heads) // 2,
+            head_dim=dim,
+            scaling=module.scaling,
+            by_head=by_head,
+            query_norm=query_norm,
+            key_norm=key_norm,
+            norms_last=self._family.norms_last,
+            rotation=self._rotation if self._family.rotates(module) else None,
+            pairs=self._family.pairs,
+            clip=getattr(self._config, "clip_qkv", None),
+        )
+
+    def _mlp(self, module: Any) -> Mlp:
+        names, order = _present(module, PRODUCTS, "MLP")
+        *first, down = (self._linear(getattr(module, name)) for name in names)
+        return Mlp(
+            first=first,
+            order=order,
+            inner=getattr(module, names[-1]).in_features,
+            down=down,
+            activation=activation_of(_one_of(module, FUNCTIONS, "activation")),
+        )
+
+    def _linear(self, module: Any) -> Linear:
+        self._described.add(module)
+        return linear_of(module)
+
+    def _norm(self, owner: Any, name: str | None) -> Norm | None:
+        """A norm by its name, or one for each head; None where there is none."""
+        module = None if name is None else getattr(owner, name, None)
+        if module is None:
+            return None
+        each = getattr(module, "norms", None)
+        parts = [module] if each is None else list(each)
+        self._described.update(parts)
+        norms = [norm_of(part, self._config.hidden_size) for part in parts]
+        return norms[0] if each is None else _stacked(norms)
+
+
+def linear_of(module: Any) -> Linear:
+    """A linear layer over weights in blocks. Raises NoCompiledForm where it is another."""
+    from adamas_cli.models.packed_linear import PackedLinear
+
+    if not isinstance(module, PackedLinear):
+        raise NoCompiledForm("the weights are not packed")
+    return Linear(module.packed, module.bias)
+
+
+def norm_of(module: Any, size: int) -> Norm:
+    """The norm that a module computes, which has this size where it has no weight. Raises NoCompiledForm."""
+    kept, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    weight = torch.ones(size) if kept is None else kept.detach().float()
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", _LAYER_NORM_EPS))
+    bias = None if bias is None else bias.detach().float().contiguous()
+    probe = torch.linspace(-1, 2, weight.shape[-1]).sin().expand(weight.shape)
+    dtype = torch.float32 if kept is None else kept.dtype
+    expected = module(probe.to(dtype)).float()
+    bound = 4 * torch.finfo(dtype).eps * expected.abs().max()
+    for centred in (False, True):
+        for whole in (weight, weight + 1):
+            norm = Norm(whole.contiguous(), eps, bias, centred)
+            if (_normalized(norm, probe.to(dtype).float()) - expected).abs().max() <= bound:
+                return norm
+    raise NoCompiledForm(f"its norms have no compiled form: {type(module).__name__}")
+
+
+def activation_of(function: Callable[[Tensor], Tensor]) -> Activation:
+    """The activation that a function computes. Raises NoCompiledForm."""
+    found = function(_PROBE)
+    for activation, known in ACTIVATIONS:
+        if (found - known(_PROBE)).abs().max() <= _CLOSE:
+            return activation
+    name = getattr(function, "__name__", type(function).__name__)
+    raise NoCompiledForm(f"its activation has no compiled form: {name}")
+
+
+def _normalized(norm: Norm, x: Tensor) -> Tensor:
+    """What a norm is said to compute."""
+    x = x - x.mean(-1, keepdim=True) if norm.centred else x
+    out = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.eps) * norm.weight
+    return out if norm.bias is None else out + norm.bias
+
+
+def _stacked(norms: Sequence[Norm]) -> Norm:
+    """Norms of one kind, one for each head."""
+    first, biases = norms[0], [norm.bias for norm in norms if norm.bias is not None]
+    bias = torch.stack(biases) if biases else None
+    return Norm(torch.stack([norm.weight for norm in norms]), first.eps, bias, first.centred)
+
+
+def _has_weights(module: nn.Module) -> bool:
+    """Whether a module has weights of its own, not only those of modules in it."""
+    return hasattr(module, "packed") or any(True for _ in module.parameters(recurse=False))
+
+
+def _one_of(owner: Any, names: Sequence[str], what: str) -> Any:
+    """The first attribute of these names that is there. Raises NoCompiledForm."""
+    for name in names:
+        if getattr(owner, name, None) is not None:
+            return getattr(owner, name)
+    raise NoCompiledForm(f"its {what} has no compiled form: {type(owner).__name__}")
+
+
+def _present(
+    owner: Any, rows: Sequence[tuple[tuple[str, ...], T]], what: str
+) -> tuple[tuple[str, ...], T]:
+    """The first row all of whose names are there. Raises NoCompiledForm."""
+    for row in rows:
+        if all(getattr(owner, name, None) is not None for name in row[0]):
+            return row
+    raise NoCompiledForm(f"its {what} has no compiled form: {type(owner).__name__}")
