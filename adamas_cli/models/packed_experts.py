@@ -19,7 +19,10 @@ from adamas_cli.models.packed_linear import PackedLinear
 
 
 class PackedExperts(nn.Module):
-    """The experts of a layer, for inference."""
+    """The experts of a layer, for inference.
+
+    alternating: whether the outputs of the first products are a gate, what it multiplies, and so on in turn.
+    """
 
     def __init__(
         self, source: Any, gate_up: Sequence[BlockWeight], down: BlockWeight, backend: CpuBackend
@@ -36,11 +39,23 @@ class PackedExperts(nn.Module):
         self.gate_up = nn.ModuleList(PackedLinear(weight, None, backend, hidden) for weight in gate_up)
         self.down = PackedLinear(down, None, backend, inner)
         self.gate_up_bias, self.down_bias = (_bias(source, name) for name in ("gate_up_proj", "down_proj"))
-        self._alternating = not source.is_concatenated
+        self.alternating = not source.is_concatenated
         for name in WEIGHTS:
             delattr(source, name)
         self._source = [source]  # in a list, so that it is no part of the model
         self.backend = backend
+
+    @property
+    def source(self) -> Any:
+        """The module that was replaced, without its weights."""
+        return self._source[0]
+
+    def first_biases(self) -> list[Tensor | None]:
+        """The biases of each of `gate_up`, [experts, outputs], in its order."""
+        bias = self.gate_up_bias
+        if bias is None or len(self.gate_up) == 1:
+            return [bias] * len(self.gate_up)
+        return [bias[:, ::2], bias[:, 1::2]] if self.alternating else list(bias.chunk(2, -1))
 
     def forward(self, hidden_states: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
         """hidden_states [tokens, hidden] -> the sum of each token's chosen experts [tokens, choices], times
@@ -81,10 +96,10 @@ class PackedExperts(nn.Module):
         """Outputs in the source's order."""
         if len(parts) == 1:
             return parts[0]
-        return torch.stack(parts, -1).flatten(-2) if self._alternating else torch.cat(parts, -1)
+        return torch.stack(parts, -1).flatten(-2) if self.alternating else torch.cat(parts, -1)
 
     def _gated(self, inner: Tensor) -> Tensor:
-        gated: Tensor = self._source[0]._apply_gate(inner)
+        gated: Tensor = self.source._apply_gate(inner)
         return gated
 
     def _rows(self, layer: Any, expert: int) -> BlockWeight:

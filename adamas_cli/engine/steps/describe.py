@@ -17,8 +17,10 @@ from adamas_kernels.weights import (
     DecoderWeights,
     LayerWeights,
     Linear,
+    Mixture,
     Mlp,
     Norm,
+    Router,
     RowOrder,
 )
 from torch import Tensor, nn
@@ -27,6 +29,8 @@ from adamas_cli.cache.cache import layer_types
 from adamas_cli.engine.steps.families import FAMILIES, Family
 
 if TYPE_CHECKING:
+    from adamas_kernels.cpu import CpuBackend
+
     from adamas_cli.engine.model import Model
 
 T = TypeVar("T")
@@ -48,6 +52,8 @@ PRODUCTS: tuple[tuple[tuple[str, ...], RowOrder], ...] = (
     (("c_fc", "c_proj"), "plain"),
     (("dense_h_to_4h", "dense_4h_to_h"), "plain"),
 )
+ROUTERS = ("gate", "router")
+SHARED = ("shared_expert", "shared_experts", "shared_mlp")
 FUNCTIONS = ("act_fn", "activation_fn", "act")
 ACTIVATIONS: tuple[tuple[Activation, Callable[[Tensor], Tensor]], ...] = (
     (Activation("swish"), nn.functional.silu),
@@ -163,7 +169,12 @@ class _Layer:
             clip=getattr(self._config, "clip_qkv", None),
         )
 
-    def _mlp(self, module: Any) -> Mlp:
+    def _mlp(self, module: Any) -> Mlp | Mixture:
+        if (experts := getattr(module, "experts", None)) is not None:
+            return self._mixture(module, experts)
+        return self._plain_mlp(module)
+
+    def _plain_mlp(self, module: Any) -> Mlp:
         names, order = _present(module, PRODUCTS, "MLP")
         *first, down = (self._linear(getattr(module, name)) for name in names)
         return Mlp(
@@ -172,6 +183,61 @@ class _Layer:
             inner=getattr(module, names[-1]).in_features,
             down=down,
             activation=activation_of(_one_of(module, FUNCTIONS, "activation")),
+        )
+
+    def _mixture(self, module: Any, experts: Any) -> Mixture:
+        shared = next((getattr(module, name) for name in SHARED if getattr(module, name, None)), None)
+        gate = getattr(module, "shared_expert_gate", None)
+        return Mixture(
+            experts=self._experts(experts),
+            router=self._router(_one_of(module, ROUTERS, "router"), module, experts.backend),
+            shared=None if shared is None else self._plain_mlp(shared),
+            shared_gate=None if gate is None else self._linear(gate),
+        )
+
+    def _router(self, gate: Any, owner: Any, backend: CpuBackend) -> Router:
+        product = getattr(gate, "wg", gate)
+        self._described.add(product)
+        if hasattr(product, "packed"):
+            logits = linear_of(product)
+        else:
+            logits = Linear(backend.as_blocks(product.weight.detach()), _float(getattr(product, "bias", None)))
+        correction = None
+        for place in (gate, getattr(gate, "moe_statics", None), owner):
+            if (found := getattr(place, "e_score_correction_bias", None)) is not None:
+                self._described.add(place)
+                correction = found.detach().float().flatten()
+        config = self._config
+        return Router(
+            logits=logits,
+            choices=gate.top_k,
+            scoring=self._family.scoring,
+            normalized=getattr(gate, "norm_topk_prob", True),
+            factor=getattr(gate, "routed_scaling_factor", 1.0),
+            correction=correction,
+            groups=getattr(config, "n_group", None) or 1,
+            kept_groups=getattr(config, "topk_group", None) or 1,
+            tolerance=2 * getattr(gate, "router_jitter_noise", 0.0),
+        )
+
+    def _experts(self, module: Any) -> Mlp:
+        from adamas_cli.models.packed_experts import PackedExperts
+
+        if not isinstance(module, PackedExperts):
+            raise NoCompiledForm("the weights are not packed")
+        self._described.update((module, *module.modules()))
+        order: RowOrder = "halves"
+        if len(module.gate_up) > 1:
+            order = "apart"
+        elif module.alternating:
+            order = "alternating"
+        biases = module.first_biases()
+        return Mlp(
+            first=[Linear(part.packed, _float(bias)) for part, bias in zip(module.gate_up, biases, strict=True)],
+            order=order,
+            inner=module.down.in_features,
+            down=Linear(module.down.packed, _float(module.down_bias)),
+            activation=gate_of(module),
         )
 
     def _linear(self, module: Any) -> Linear:
@@ -204,7 +270,7 @@ def norm_of(module: Any, size: int) -> Norm:
     kept, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     weight = torch.ones(size) if kept is None else kept.detach().float()
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", _LAYER_NORM_EPS))
-    bias = None if bias is None else bias.detach().float().contiguous()
+    bias = _float(bias)
     probe = torch.linspace(-1, 2, weight.shape[-1]).sin().expand(weight.shape)
     dtype = torch.float32 if kept is None else kept.dtype
     expected = module(probe.to(dtype)).float()
@@ -225,6 +291,34 @@ def activation_of(function: Callable[[Tensor], Tensor]) -> Activation:
             return activation
     name = getattr(function, "__name__", type(function).__name__)
     raise NoCompiledForm(f"its activation has no compiled form: {name}")
+
+
+def gate_of(experts: Any) -> Activation:
+    """What experts do between their products. Raises NoCompiledForm."""
+    source = experts.source
+    if hasattr(source, "act_fn"):
+        activation = activation_of(source.act_fn)
+    else:
+        activation = Activation("swish", alpha=source.alpha, limit=source.limit, shift=1.0)
+    gate, up = _PROBE * 2, _PROBE.flip(0) * 2
+    both = torch.stack((gate, up), -1).flatten() if experts.alternating else torch.cat((gate, up))
+    if (source._apply_gate(both) - _gated(activation, gate, up)).abs().max() > _CLOSE * up.abs().max() ** 2:
+        raise NoCompiledForm(f"its experts have no compiled form: {type(source).__name__}")
+    return activation
+
+
+def _gated(activation: Activation, gate: Tensor, up: Tensor) -> Tensor:
+    """What an activation with gates is said to compute."""
+    if activation.limit is not None:
+        gate, up = gate.clamp(max=activation.limit), up.clamp(-activation.limit, activation.limit)
+    functions = {known.kind: function for known, function in ACTIVATIONS}
+    if activation.kind == "swish":
+        return gate * torch.sigmoid(activation.alpha * gate) * (up + activation.shift)
+    return functions[activation.kind](gate) * (up + activation.shift)
+
+
+def _float(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.detach().float().contiguous()
 
 
 def _normalized(norm: Norm, x: Tensor) -> Tensor:

@@ -173,6 +173,10 @@ class CpuBackend:
         """A weight, [outputs, inputs] of numbers, in blocks of 8 bits."""
         return products.quantize(self._runner, weight)
 
+    def as_blocks(self, weight: Tensor) -> BlockWeight:
+        """A weight, [outputs, inputs] of numbers, in blocks of the same numbers."""
+        return products.as_blocks(weight)
+
     def decoder(self, weights: DecoderWeights) -> Decoder:
         """See `WholeTokens.decoder`."""
         return Decoder(self._runner, weights)

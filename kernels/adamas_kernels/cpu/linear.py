@@ -19,6 +19,7 @@ from adamas_kernels.cpu.rows import build_product, build_unpack
 from adamas_kernels.cpu.runner import Runner
 
 TASKS_PER_THREAD = 8  # so that threads end together
+NUMBERS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # types that are not packed
 BLOCK = 1 << 24  # numbers of a weight that are unpacked at a time; a fourth of it is up to 5 % slower
 
 
@@ -47,6 +48,15 @@ def quantize(runner: Runner, weight: Tensor) -> BlockWeight:
     )
     _run_rows(runner, runner.compiled(build_quantize, KINDS[weight.dtype]), packed, weight)
     return packed
+
+
+def as_blocks(weight: Tensor) -> BlockWeight:
+    """A weight [rows, columns], float32, bfloat16 or float16, as it is, filled up with columns of zeros to
+    whole blocks.
+    """
+    kind = NUMBERS[weight.dtype]
+    weight = F.pad(weight, (0, -weight.shape[1] % FORMATS[kind].numbers)).contiguous()
+    return BlockWeight(kind, weight.view(torch.uint8), weight.shape[1])
 
 
 def unpack_rows(runner: Runner, weight: BlockWeight, out: Tensor) -> None:
