@@ -37,11 +37,13 @@ def _record(integers: str, reals: str = "") -> np.dtype:
 # that of its first element. Of the longest sequence are `room`, its segments, and `peak_room`, the most peaks
 # of a query: by these scratch memory is laid out.
 # least_share: of an attended token, an exponent in units, 0 where all of a budget are attended to.
+# window: see `Softmax`, 0 without; ring: rows of the layer's buffers, after the last of which the first comes
+# again; 0 where they end there. sink_scores: learned sinks, float32 [H], or 0.
 STEP = _record(
     "batch kv_heads group new dim dim_v size length budget sinks recents manhattan compensated least_share "
     "segments groups room peak_room query query_b query_h query_n key key_b key_h key_n value value_b "
-    "value_h value_n out lse tally tally_b tally_row rope",
-    "scaling query_edge",
+    "value_h value_n out lse tally tally_b tally_row rope window ring sink_scores",
+    "scaling query_edge softcap",
 )
 LAYER = _record(
     "keys keys_b keys_h keys_n values values_b values_h values_n codes codes_b codes_h codes_w "
@@ -58,11 +60,11 @@ ROPE = _record("cos sin query_norm key_norm norms_last rotated pairs", "clip")
 # A chunk of queries [H, new, D] that attend to keys and values [K, past + new, D], all bfloat16, causally;
 # see `prefill.py`. This much of the keys: `count` tiles from tile `first` on, packed to `packed_keys` and
 # `packed_values`; then `last` is set where no more follow. highest, sums: float32 [H, rows], sum: float32 [H,
-# rows, D_v], so far.
+# rows, D_v], so far. window: as of a STEP.
 FLASH = _record(
     "query query_h query_n key key_h key_n value value_h value_n out out_h out_n kv_heads group new past "
-    "dim dim_v packed_keys packed_values first count last rows highest sums sum",
-    "scaling",
+    "dim dim_v packed_keys packed_values first count last rows highest sums sum window",
+    "scaling softcap",
 )
 # One stage of a program: `tasks` calls of a function with the addresses of three records, see `tasks.py`.
 STAGES = _record("function tasks first second third")
@@ -97,7 +99,7 @@ CHUNK = _record(
 
 def describe_dense(cache: AnyCache) -> np.ndarray:
     """The record of a layer's buffers, without codes."""
-    if not _plain(cache.value_sum):
+    if cache.value_sum is not None and not _plain(cache.value_sum):
         raise ValueError("the sum of values must be contiguous float32")
     if cache.values.dtype != cache.keys.dtype or {x.stride(-1) for x in (cache.keys, cache.values)} != {1}:
         raise ValueError("keys and values must be contiguous rows of one dtype")
@@ -105,7 +107,7 @@ def describe_dense(cache: AnyCache) -> np.ndarray:
     for name, x in (("keys", cache.keys), ("values", cache.values)):
         record[name] = x.data_ptr()
         record[f"{name}_b"], record[f"{name}_h"], record[f"{name}_n"] = x.stride()[:3]
-    record["value_sum"] = cache.value_sum.data_ptr()
+    record["value_sum"] = 0 if cache.value_sum is None else cache.value_sum.data_ptr()
     return record
 
 
@@ -311,6 +313,18 @@ rows_at, products_at = _records_at(ROWS), _records_at(PRODUCT, MANY)
 inners_at, mixtures_at, routes_at = _records_at(INNER, MANY), _records_at(MIXTURE), _records_at(ROUTE)
 programs_at = _records_at(STAGES, MANY)
 scratches_at = _records_at(SCRATCH, MANY)  # one a thread
+
+
+@njit
+def row_of(step, token):
+    """The row of a layer's buffers in which a token lies."""
+    return token % step.ring if step.ring else token
+
+
+@njit
+def first_seen(window, length):
+    """The first token that one behind `length` others sees."""
+    return max(0, length + 1 - window) if window else 0
 
 
 @njit
