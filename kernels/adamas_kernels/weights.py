@@ -12,6 +12,7 @@ from typing import Literal
 from torch import Tensor
 
 from adamas_kernels.blocks import BlockWeight
+from adamas_kernels.softmax import PLAIN, Softmax
 
 # silu and its kin are `swish`: x sigmoid(alpha x).
 ActivationKind = Literal["swish", "gelu", "gelu_tanh", "relu", "relu_squared"]
@@ -109,7 +110,7 @@ class AttentionWeights:
     or, `by_head`, those of each head side by side. query_norm, key_norm: of each head, [head_dim], or of the
     whole vector; before the rotation or, norms_last, after it. rotation: which of those that a step is given,
     None for none; pairs: whether neighbours are rotated against each other, instead of halves. clip: what all
-    inputs are limited to, before the rotation.
+    inputs are limited to, before the rotation. softmax: its sinks are float32.
     """
 
     inputs: Sequence[Linear]
@@ -125,6 +126,7 @@ class AttentionWeights:
     rotation: int | None = 0
     pairs: bool = False
     clip: float | None = None
+    softmax: Softmax = PLAIN
 
     @property
     def step(self) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from adamas_kernels.softmax import Softmax
 from adamas_kernels.weights import (
     Activation,
     AttentionWeights,
@@ -26,6 +27,7 @@ from adamas_kernels.weights import (
 from torch import Tensor, nn
 
 from adamas_cli.cache.cache import layer_types
+from adamas_cli.cache.layer import SLIDING
 from adamas_cli.engine.steps.families import FAMILIES, Family
 
 if TYPE_CHECKING:
@@ -87,7 +89,7 @@ def describe(model: Model) -> DecoderWeights:
         lambda token: embedding(torch.tensor(token)) * multiplier,
         config.hidden_size,
         [
-            _Layer(layer, family, config, 0 if len(kinds) == 1 else kinds.index(kind)).described()
+            _Layer(layer, family, config, kind, 0 if len(kinds) == 1 else kinds.index(kind)).described()
             for layer, kind in zip(layers, layer_types(config), strict=True)
         ],
         norm_of(_one_of(body, LAST_NORMS, "last norm"), config.hidden_size),
@@ -118,8 +120,10 @@ def rotation_kinds(module: Any, config: Any) -> list[str]:
 class _Layer:
     """One layer, and which of its modules are already described."""
 
-    def __init__(self, layer: Any, family: Family, config: Any, rotation: int) -> None:
-        self._layer, self._family, self._config, self._rotation = layer, family, config, rotation
+    def __init__(self, layer: Any, family: Family, config: Any, kind: str, rotation: int) -> None:
+        """kind: of its attention; rotation: which of `rotation_kinds` is its own."""
+        self._layer, self._family, self._config = layer, family, config
+        self._kind, self._rotation = kind, rotation
         self._described: set[nn.Module] = set()
 
     def described(self) -> LayerWeights:
@@ -151,8 +155,6 @@ class _Layer:
         heads = output.in_features // dim
         norms = next((pair for pair in HEAD_NORMS if getattr(module, pair[0], None) is not None), None)
         query_norm, key_norm = (None, None) if norms is None else (self._norm(module, name) for name in norms)
-        if getattr(module, "attn_logit_softcapping", None):
-            raise NoCompiledForm("its attention scores are soft-capped")
         return AttentionWeights(
             inputs=inputs,
             output=self._linear(output),
@@ -167,6 +169,18 @@ class _Layer:
             rotation=self._rotation if self._family.rotates(module) else None,
             pairs=self._family.pairs,
             clip=getattr(self._config, "clip_qkv", None),
+            softmax=self._softmax(module),
+        )
+
+    def _softmax(self, module: Any) -> Softmax:
+        own = dict(module.named_parameters(recurse=False))
+        sinks = _float(own.pop("sinks", None))
+        if not own:
+            self._described.add(module)
+        return Softmax(
+            window=self._config.sliding_window if self._kind == SLIDING else None,
+            softcap=getattr(module, "attn_logit_softcapping", None) or 0.0,
+            sinks=sinks,
         )
 
     def _mlp(self, module: Any) -> Mlp | Mixture:

@@ -24,6 +24,7 @@ from adamas_kernels.cpu.records import ROPE, Arena, describe_dense, describe_lay
 from adamas_kernels.cpu.runner import Runner
 from adamas_kernels.cpu.step import build_stages, build_tally
 from adamas_kernels.reference import padded_dim
+from adamas_kernels.softmax import Softmax
 from adamas_kernels.weights import AttentionWeights, DecoderWeights, LayerWeights, Mixture, Mlp, Norm
 
 Rotation = tuple[Tensor, Tensor]
@@ -189,7 +190,11 @@ class Decoder:
         for name, vector in (("query", query), ("key", key), ("value", value)):
             step[name], step[f"{name}_h"] = vector.data_ptr(), weights.step
         step["out"], step["lse"] = attended.data_ptr(), self._lse.data_ptr()
-        self._attend(program, index, layer, tally)
+        softmax = weights.softmax
+        step["softcap"], step["window"] = softmax.softcap, softmax.window or 0
+        step["ring"] = 0 if softmax.window is None else layer.capacity
+        step["sink_scores"] = 0 if softmax.sinks is None else softmax.sinks.data_ptr()
+        self._attend(program, index, layer, softmax, tally)
         return attended
 
     def _rope(self, program: StepProgram, weights: AttentionWeights, query: Tensor, key: Tensor) -> int:
@@ -209,14 +214,16 @@ class Decoder:
         )  # fmt: skip
         return program.keep(record)
 
-    def _attend(self, program: StepProgram, index: int, layer: AnyCache, tally: Tensor | None) -> None:
+    def _attend(
+        self, program: StepProgram, index: int, layer: AnyCache, softmax: Softmax, tally: Tensor | None
+    ) -> None:
         """The stages of a layer's attention."""
         kind, step = KINDS[layer.keys.dtype], program.steps[index : index + 1]
         if isinstance(layer, DenseCache):
             dense = self._runner.compiled(build_dense, Float32(), kind)
             program.attend(index, dense, program.keep(describe_dense(layer)))
             return
-        settings = program.settings
+        settings = program.settings.under(softmax)
         sinks, recents = settings.forced
         step["sinks"], step["recents"] = sinks, min(recents, settings.budget - sinks)
         step["least_share"] = settings.least_share
@@ -240,7 +247,7 @@ class Decoder:
         return self._vectors[key]
 
 
-def _tensors(layer: AnyCache) -> tuple[Tensor, ...]:
+def _tensors(layer: AnyCache) -> tuple[Tensor | None, ...]:
     """All that a program knows the addresses of."""
     if isinstance(layer, DenseCache):
         return layer.keys, layer.values, layer.value_sum

@@ -49,9 +49,9 @@ class StepProgram:
         self.steps = np.zeros(len(attention), STEP)
         self._runner, self._arena = runner, arena
         self._layers = attention
-        self._sparse = np.zeros(len(attention), bool)
-        # By kind, KV heads and heads, the places of the first stage of each layer's attention.
-        self._attention: dict[tuple[type[Stages | DenseStages], int, int], list[int]] = {}
+        # Of layers that attend alike, by their stages, KV heads, heads and window: the index of each, and the
+        # place of its first stage.
+        self._alike: dict[tuple[type[Stages | DenseStages], int, int, int | None], list[tuple[int, int]]] = {}
         self._stages: list[Stage] = []
         self._records: list[np.ndarray] = []  # an address stays valid as long as its record lives
 
@@ -146,9 +146,9 @@ class StepProgram:
     def attend(self, index: int, stages: Stages | DenseStages, layer: int) -> None:
         """The stages of one layer's attention, whose tasks depend on the tokens. layer: address of a LAYER."""
         records = self.steps[index:].ctypes.data, layer, self._arena.address
-        self._sparse[index] = isinstance(stages, Stages)
-        kind = type(stages), self._layers[index].kv_heads, self._layers[index].heads
-        self._attention.setdefault(kind, []).append(len(self._stages))
+        weights = self._layers[index]
+        kind = type(stages), weights.kv_heads, weights.heads, weights.softmax.window
+        self._alike.setdefault(kind, []).append((index, len(self._stages)))
         for function in stages:
             self.add((function, 0, *records))
 
@@ -159,10 +159,11 @@ class StepProgram:
     def finish(self) -> None:
         """All stages are there."""
         self.program = Program(np.array(self._stages, STAGES))
-        self._places = [
-            (*kind, np.array(found)[:, None] + np.arange(len(kind[0]._fields)))
-            for kind, found in self._attention.items()
-        ]
+        self._groups = []
+        for kind, found in self._alike.items():
+            layers, first = np.array(found).T
+            self._groups.append((*kind, layers, first[:, None] + np.arange(len(kind[0]._fields))))
+        self._capped = np.array([layer.softmax.softcap > 0 for layer in self._layers])
         self._heads = max(layer.heads for layer in self._layers)
         self._group = max(layer.heads // layer.kv_heads for layer in self._layers)
         self._head_dim = max(layer.head_dim for layer in self._layers)
@@ -170,17 +171,17 @@ class StepProgram:
     def prepare(self, length: int) -> None:
         """Set what depends on the tokens in the cache."""
         tokens, settings = length + 1, self.settings
-        segments, dense = -(-tokens // SEGMENT), dense_segments(tokens)
-        groups = groups_of_segment(settings.budget, tokens)
+        segments, groups = -(-tokens // SEGMENT), groups_of_segment(settings.budget, tokens)
         self.steps["length"], self.steps["groups"] = length, groups
-        self.steps["segments"] = self.steps["room"] = np.where(self._sparse, segments, dense)
         self.steps["peak_room"] = segments * groups
         self.steps["budget"] = min(settings.budget, tokens)
-        self.steps["compensated"] = settings.compensated and (
-            settings.budget < tokens or settings.error is not None
-        )
-        for kind, kv_heads, heads, places in self._places:
-            count = segments if kind is Stages else dense
+        chosen = settings.budget < tokens
+        by_error = settings.error is not None
+        self.steps["compensated"] = settings.compensated and (chosen | (by_error & ~self._capped))
+        for kind, kv_heads, heads, window, layers, places in self._groups:
+            seen = tokens if window is None else min(tokens, window)
+            count = -(-seen // SEGMENT) if kind is Stages else dense_segments(seen)
+            self.steps["segments"][layers] = self.steps["room"][layers] = count
             self.program.records["tasks"][places] = kind.tasks(kv_heads, heads, count)
         self._arena.reserve(
             self._heads, self._group, segments, segments * groups, padded_dim(self._head_dim), self._head_dim,
