@@ -62,7 +62,7 @@ FAMILIES: dict[str, Family] = {
     ),
     **dict.fromkeys(("ernie4_5", "ernie4_5_moe", "glm", "helium"), PAIRS),
     **dict.fromkeys(("dots1", "glm4_moe", "minimax_m2"), SIGMOID),
-    **dict.fromkeys(("hunyuan_v1_dense", "hunyuan_v1_moe"), ROTATED_FIRST),
+    **dict.fromkeys(("hunyuan_v1_dense",), ROTATED_FIRST),
     **dict.fromkeys(("flex_olmo", "olmo2", "olmo3"), AFTERWARDS),
     **dict.fromkeys(("gemma2", "gemma3_text"), SANDWICH),
     "cohere": replace(PARALLEL, pairs=True),
