@@ -42,8 +42,9 @@ class CompiledSteps:
             raise NoCompiledForm(f"the model is on {model.device.type}")
         if cache.kinds != {FULL}:
             raise NoCompiledForm("some layers attend to a window")
+        weights = describe(model)
         self._cache = cache
-        self._decoder: TokenDecoder = model.module.lm_head.backend.decoder(describe(model))
+        self._decoder: TokenDecoder = model.module.lm_head.backend.decoder(weights)
         self._rotary = body_of(model.module).rotary_emb
         self._kinds = rotation_kinds(model.module, model.config)
         self._parts = [_half_of(self._rotation(kind, _PROBED)[0]) for kind in self._kinds]
