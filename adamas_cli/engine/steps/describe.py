@@ -215,7 +215,9 @@ class _Layer:
         if hasattr(product, "packed"):
             logits = linear_of(product)
         else:
-            logits = Linear(backend.as_blocks(product.weight.detach()), _float(getattr(product, "bias", None)))
+            logits = Linear(
+                backend.as_blocks(product.weight.detach()), _float(getattr(product, "bias", None))
+            )
         correction = None
         for place in (gate, getattr(gate, "moe_statics", None), owner):
             if (found := getattr(place, "e_score_correction_bias", None)) is not None:
@@ -247,7 +249,9 @@ class _Layer:
             order = "alternating"
         biases = module.first_biases()
         return Mlp(
-            first=[Linear(part.packed, _float(bias)) for part, bias in zip(module.gate_up, biases, strict=True)],
+            first=[
+                Linear(part.packed, _float(bias)) for part, bias in zip(module.gate_up, biases, strict=True)
+            ],
             order=order,
             inner=module.down.in_features,
             down=Linear(module.down.packed, _float(module.down_bias)),
@@ -362,9 +366,7 @@ def _one_of(owner: Any, names: Sequence[str], what: str) -> Any:
     raise NoCompiledForm(f"its {what} has no compiled form: {type(owner).__name__}")
 
 
-def _present(
-    owner: Any, rows: Sequence[tuple[tuple[str, ...], T]], what: str
-) -> tuple[tuple[str, ...], T]:
+def _present(owner: Any, rows: Sequence[tuple[tuple[str, ...], T]], what: str) -> tuple[tuple[str, ...], T]:
     """The first row all of whose names are there. Raises NoCompiledForm."""
     for row in rows:
         if all(getattr(owner, name, None) is not None for name in row[0]):
