@@ -57,7 +57,7 @@ class KVCache(DynamicCache):
         kept: list[Layer] = []
         for index, kind in enumerate(layer_types(config)):
             if kind == SLIDING:
-                kept.append(SlidingLayer(config.sliding_window))
+                kept.append(SlidingLayer(config.sliding_window, extent, placement))
             elif kind == FULL:
                 kept.append(FullLayer(extent, placement, sparse if index >= dense_layers else None))
             else:

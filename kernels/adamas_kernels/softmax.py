@@ -12,9 +12,9 @@ from torch import Tensor
 class Softmax:
     """How the scores of one layer become weights.
 
-    window: of how many tokens, its own included, a query sees the last ones; None sees all. softcap: a score s
-    becomes softcap * tanh(s / softcap); 0 leaves it as it is. sinks: [H], of each query head a score without a
-    key and a value, which takes its share of the softmax.
+    window: the last tokens that a query sees, its own included; None sees all. softcap: a score s becomes
+    softcap * tanh(s / softcap); 0 leaves it as it is. sinks: [H], of each query head a score without a key
+    and a value, which takes its share of the softmax.
     """
 
     window: int | None = None

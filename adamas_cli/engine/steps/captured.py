@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from adamas_cli.cache.cache import KVCache
-from adamas_cli.cache.layer import FULL
+from adamas_cli.cache.layer import FULL, SLIDING
 from adamas_cli.cache.mode import Mode, Sparse
 from adamas_cli.engine.model import Model
 
@@ -27,8 +27,8 @@ def graph_obstacle(model: Model, cache: KVCache, sparse: Sparse | None) -> str |
     """Why a step of this model is no CUDA graph, in a few words, or None where one can be tried."""
     if model.device.type != "cuda":
         return f"the model is on {model.device.type}"
-    if cache.kinds != {FULL}:
-        return "some layers attend to a window or keep their own attention"
+    if not cache.kinds <= {FULL, SLIDING}:
+        return "some layers keep their own attention"
     if model.dense is None:
         return "Triton does not run here"
     if sparse is not None and sparse.backend.name != "triton":
