@@ -122,12 +122,8 @@ def attention_obstacle(get: Get) -> str | None:
     others = sorted(set(layer_kinds(get, get("num_hidden_layers") or 0)) - {FULL, SLIDING})
     if others:
         return f"it has {' and '.join(others)} layers"
-    if get("attn_logit_softcapping"):
-        return "its attention scores are soft-capped"
     if get("kv_lora_rank"):
         return "it has multi-head latent attention"
-    if get("model_type") == "gpt_oss":
-        return "its attention has learned sinks"
     return None
 
 

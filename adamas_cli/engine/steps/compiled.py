@@ -6,7 +6,7 @@ Everything else, and every step that takes more than one token, goes through tra
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from adamas_kernels.contract import SparseSettings
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.full import FullLayer
-from adamas_cli.cache.layer import FULL
+from adamas_cli.cache.layer import FULL, SLIDING
 from adamas_cli.cache.mode import Mode
 from adamas_cli.engine.steps.describe import NoCompiledForm, body_of, describe, rotation_kinds
 
@@ -40,8 +40,8 @@ class CompiledSteps:
         """Raises NoCompiledForm."""
         if model.device.type != "cpu":
             raise NoCompiledForm(f"the model is on {model.device.type}")
-        if cache.kinds != {FULL}:
-            raise NoCompiledForm("some layers attend to a window")
+        if not cache.kinds <= {FULL, SLIDING}:
+            raise NoCompiledForm("some layers keep their own attention")
         weights = describe(model)
         self._cache = cache
         self._decoder: TokenDecoder = model.module.lm_head.backend.decoder(weights)
@@ -59,7 +59,7 @@ class CompiledSteps:
             for part, kind in zip(self._parts, self._kinds, strict=True)
             for cos, sin in (self._rotation(kind, length),)
         ]
-        buffers = [_as_it_attends(layer, mode) for layer in cache.kept if isinstance(layer, FullLayer)]
+        buffers = [_as_it_attends(layer, mode) for layer in cache.kept]
         settings = mode.sparse.settings if mode.sparse else SparseSettings()
         counts = None if mode.tally is None or mode.sparse is None else mode.tally.counts
         logits = self._decoder.step(token, length, rotations, buffers, settings, counts)
@@ -77,9 +77,10 @@ _FLOAT = torch.zeros(1)  # asks the rotation for float32
 _PROBED = 1  # a position at which frequencies differ
 
 
-def _as_it_attends(layer: FullLayer, mode: Mode) -> AnyCache:
+def _as_it_attends(layer: Any, mode: Mode) -> AnyCache:
     """A layer's buffers, with room for one more token, which the caller writes and then counts."""
-    return layer.coded_for(mode) or layer.uncoded()
+    coded: AnyCache | None = layer.coded_for(mode) if isinstance(layer, FullLayer) else None
+    return layer.uncoded() if coded is None else coded
 
 
 def _half_of(cos: Tensor) -> Callable[[Tensor], Tensor]:
