@@ -16,7 +16,7 @@ from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.full import FullLayer
 from adamas_cli.cache.layer import FULL, SLIDING
 from adamas_cli.cache.mode import Mode
-from adamas_cli.engine.steps.describe import NoCompiledForm, body_of, describe, rotation_kinds
+from adamas_cli.engine.steps.describe import NoCompiledFormError, body_of, describe, rotation_kinds
 
 if TYPE_CHECKING:
     from adamas_kernels.contract import AnyCache, TokenDecoder
@@ -28,7 +28,7 @@ def compiled_obstacle(model: Model, cache: KVCache) -> str | None:
     """Why a model does not decode in compiled steps, in a few words, or None where it does."""
     try:
         CompiledSteps(model, cache)
-    except NoCompiledForm as reason:
+    except NoCompiledFormError as reason:
         return str(reason)
     return None
 
@@ -37,11 +37,11 @@ class CompiledSteps:
     """The steps of one model with one cache, one token at a time, with the model's packed weights."""
 
     def __init__(self, model: Model, cache: KVCache) -> None:
-        """Raises NoCompiledForm."""
+        """Raises NoCompiledFormError."""
         if model.device.type != "cpu":
-            raise NoCompiledForm(f"the model is on {model.device.type}")
+            raise NoCompiledFormError(f"the model is on {model.device.type}")
         if not cache.kinds <= {FULL, SLIDING}:
-            raise NoCompiledForm("some layers keep their own attention")
+            raise NoCompiledFormError("some layers keep their own attention")
         weights = describe(model)
         self._cache = cache
         self._decoder: TokenDecoder = model.module.lm_head.backend.decoder(weights)

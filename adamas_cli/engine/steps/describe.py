@@ -70,15 +70,15 @@ _CLOSE = 2e-5  # the two common forms of gelu are further apart
 _LAYER_NORM_EPS = 1e-5  # torch's, of a norm that does not say
 
 
-class NoCompiledForm(Exception):
+class NoCompiledFormError(Exception):
     """Something of a model is not described; says what, in a few words."""
 
 
 def describe(model: Model) -> DecoderWeights:
-    """The model with its packed weights. Raises NoCompiledForm."""
+    """The model with its packed weights. Raises NoCompiledFormError."""
     config, module = model.config, model.module
     if config.model_type not in FAMILIES:
-        raise NoCompiledForm(f"no compiled steps for models of type {config.model_type}")
+        raise NoCompiledFormError(f"no compiled steps for models of type {config.model_type}")
     body = body_of(module)
     embedding = _one_of(body, EMBEDDINGS, "embeddings")
     multiplier = getattr(body, "embedding_multiplier", 1.0)
@@ -100,14 +100,14 @@ def describe(model: Model) -> DecoderWeights:
 
 
 def body_of(module: Any) -> Any:
-    """The part of a model that has its layers. Raises NoCompiledForm."""
+    """The part of a model that has its layers. Raises NoCompiledFormError."""
     for path in BODIES:
         found = module
         for name in path.split("."):
             found = getattr(found, name, None)
         if hasattr(found, "layers"):
             return found
-    raise NoCompiledForm(f"no compiled form of {type(module).__name__}")
+    raise NoCompiledFormError(f"no compiled form of {type(module).__name__}")
 
 
 def rotation_kinds(module: Any, config: Any) -> list[str]:
@@ -127,7 +127,7 @@ class _Layer:
         self._described: set[nn.Module] = set()
 
     def described(self) -> LayerWeights:
-        """The whole layer. Raises NoCompiledForm."""
+        """The whole layer. Raises NoCompiledFormError."""
         layer, family = self._layer, self._family
         parallel = family.parallel
         if isinstance(parallel, str):
@@ -144,7 +144,7 @@ class _Layer:
         )
         for name, module in layer.named_modules():
             if _has_weights(module) and module not in self._described:
-                raise NoCompiledForm(f"its layers have a {name} that has no compiled form")
+                raise NoCompiledFormError(f"its layers have a {name} that has no compiled form")
         return weights
 
     def _attention(self, module: Any) -> AttentionWeights:
@@ -219,10 +219,10 @@ class _Layer:
                 backend.as_blocks(product.weight.detach()), _float(getattr(product, "bias", None))
             )
         correction = None
-        for place in (gate, getattr(gate, "moe_statics", None), owner):
+        for place in (gate, getattr(gate, "moe_statics", gate), owner):
             if (found := getattr(place, "e_score_correction_bias", None)) is not None:
                 self._described.add(place)
-                correction = found.detach().float().flatten()
+                correction = _float(found.flatten())
         config = self._config
         return Router(
             logits=logits,
@@ -240,7 +240,7 @@ class _Layer:
         from adamas_cli.models.packed_experts import PackedExperts
 
         if not isinstance(module, PackedExperts):
-            raise NoCompiledForm("the weights are not packed")
+            raise NoCompiledFormError("the weights are not packed")
         self._described.update((module, *module.modules()))
         order: RowOrder = "halves"
         if len(module.gate_up) > 1:
@@ -250,7 +250,8 @@ class _Layer:
         biases = module.first_biases()
         return Mlp(
             first=[
-                Linear(part.packed, _float(bias)) for part, bias in zip(module.gate_up, biases, strict=True)
+                Linear(linear_of(part).weight, _float(bias))
+                for part, bias in zip(module.gate_up, biases, strict=True)
             ],
             order=order,
             inner=module.down.in_features,
@@ -275,16 +276,16 @@ class _Layer:
 
 
 def linear_of(module: Any) -> Linear:
-    """A linear layer over weights in blocks. Raises NoCompiledForm where it is another."""
+    """A linear layer over weights in blocks. Raises NoCompiledFormError where it is another."""
     from adamas_cli.models.packed_linear import PackedLinear
 
     if not isinstance(module, PackedLinear):
-        raise NoCompiledForm("the weights are not packed")
+        raise NoCompiledFormError("the weights are not packed")
     return Linear(module.packed, module.bias)
 
 
 def norm_of(module: Any, size: int) -> Norm:
-    """The norm that a module computes, which has this size where it has no weight. Raises NoCompiledForm."""
+    """The norm that a module computes, which has this size where it has no weight. Raises NoCompiledFormError."""
     kept, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     weight = torch.ones(size) if kept is None else kept.detach().float()
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", _LAYER_NORM_EPS))
@@ -298,21 +299,21 @@ def norm_of(module: Any, size: int) -> Norm:
             norm = Norm(whole.contiguous(), eps, bias, centred)
             if (_normalized(norm, probe.to(dtype).float()) - expected).abs().max() <= bound:
                 return norm
-    raise NoCompiledForm(f"its norms have no compiled form: {type(module).__name__}")
+    raise NoCompiledFormError(f"its norms have no compiled form: {type(module).__name__}")
 
 
 def activation_of(function: Callable[[Tensor], Tensor]) -> Activation:
-    """The activation that a function computes. Raises NoCompiledForm."""
+    """The activation that a function computes. Raises NoCompiledFormError."""
     found = function(_PROBE)
     for activation, known in ACTIVATIONS:
         if (found - known(_PROBE)).abs().max() <= _CLOSE:
             return activation
     name = getattr(function, "__name__", type(function).__name__)
-    raise NoCompiledForm(f"its activation has no compiled form: {name}")
+    raise NoCompiledFormError(f"its activation has no compiled form: {name}")
 
 
 def gate_of(experts: Any) -> Activation:
-    """What experts do between their products. Raises NoCompiledForm."""
+    """What experts do between their products. Raises NoCompiledFormError."""
     source = experts.source
     if hasattr(source, "act_fn"):
         activation = activation_of(source.act_fn)
@@ -321,7 +322,7 @@ def gate_of(experts: Any) -> Activation:
     gate, up = _PROBE * 2, _PROBE.flip(0) * 2
     both = torch.stack((gate, up), -1).flatten() if experts.alternating else torch.cat((gate, up))
     if (source._apply_gate(both) - _gated(activation, gate, up)).abs().max() > _CLOSE * up.abs().max() ** 2:
-        raise NoCompiledForm(f"its experts have no compiled form: {type(source).__name__}")
+        raise NoCompiledFormError(f"its experts have no compiled form: {type(source).__name__}")
     return activation
 
 
@@ -359,16 +360,16 @@ def _has_weights(module: nn.Module) -> bool:
 
 
 def _one_of(owner: Any, names: Sequence[str], what: str) -> Any:
-    """The first attribute of these names that is there. Raises NoCompiledForm."""
+    """The first attribute of these names that is there. Raises NoCompiledFormError."""
     for name in names:
         if getattr(owner, name, None) is not None:
             return getattr(owner, name)
-    raise NoCompiledForm(f"its {what} has no compiled form: {type(owner).__name__}")
+    raise NoCompiledFormError(f"its {what} has no compiled form: {type(owner).__name__}")
 
 
 def _present(owner: Any, rows: Sequence[tuple[tuple[str, ...], T]], what: str) -> tuple[tuple[str, ...], T]:
-    """The first row all of whose names are there. Raises NoCompiledForm."""
+    """The first row all of whose names are there. Raises NoCompiledFormError."""
     for row in rows:
         if all(getattr(owner, name, None) is not None for name in row[0]):
             return row
-    raise NoCompiledForm(f"its {what} has no compiled form: {type(owner).__name__}")
+    raise NoCompiledFormError(f"its {what} has no compiled form: {type(owner).__name__}")

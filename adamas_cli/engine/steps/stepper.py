@@ -12,7 +12,7 @@ from adamas_cli.cache.mode import Mode, Sparse
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.steps.captured import CapturedSteps, graph_obstacle
 from adamas_cli.engine.steps.compiled import CompiledSteps
-from adamas_cli.engine.steps.describe import NoCompiledForm
+from adamas_cli.engine.steps.describe import NoCompiledFormError
 
 
 class Stepper:
@@ -43,7 +43,7 @@ class Stepper:
         else:
             try:
                 self._compiled = CompiledSteps(model, cache)
-            except NoCompiledForm as obstacle:
+            except NoCompiledFormError as obstacle:
                 self.reason = f"each token goes through transformers' forward ({obstacle})"
 
     @property

@@ -1,4 +1,4 @@
-"""What of an MLP comes before its last product: the first ones, gated or not, of one network or of experts."""
+"""What of an MLP comes before its last product: the first ones, with or without gates, also of experts."""
 
 from __future__ import annotations
 

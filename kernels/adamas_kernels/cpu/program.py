@@ -97,7 +97,7 @@ class StepProgram:
     def inner_record(
         self, mlp: Mlp, out: Tensor, *, chosen: Tensor | None = None, scale: Tensor | None = None
     ) -> np.ndarray:
-        """See INNER. out: float32 [slots, padded], one row for each of the `chosen` experts, int32 [slots]."""
+        """See INNER. out: float32 [slots, padded], a row for each of the `chosen` experts, int32 [slots]."""
         slots = len(out)
         first = self._products([(part, out) for part in mlp.first])
         gate = self.keep(first)
@@ -144,7 +144,7 @@ class StepProgram:
         self.add((stage, -(-rows // share), self.keep(record), 0, 0))
 
     def attend(self, index: int, stages: Stages | DenseStages, layer: int) -> None:
-        """The stages of one layer's attention, whose tasks depend on the tokens. layer: address of a LAYER."""
+        """The stages of one layer's attention, whose tasks depend on the tokens. layer: of a LAYER."""
         records = self.steps[index:].ctypes.data, layer, self._arena.address
         weights = self._layers[index]
         kind = type(stages), weights.kv_heads, weights.heads, weights.softmax.window
