@@ -45,14 +45,18 @@ WINDOWS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_wind
 # What shows the most of a family: forms that its config knows beside the common one.
 FORMS: list[tuple[str, dict[str, Any]]] = [
     ("arcee", {}),
+    ("aria_text", {}),
     ("cohere", {"logit_scale": 0.3}),
     ("cohere", {"use_qk_norm": True}),
     ("cohere2", WINDOWS),
+    ("cwm", {**WINDOWS, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": [2]}),
     ("dots1", {"n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
                "routed_scaling_factor": 1.5}),
     ("ernie4_5", {"use_bias": True}),
     ("ernie4_5_moe", {"moe_layer_start_index": 1}),
     ("exaone4", WINDOWS),
+    ("exaone_moe", {**WINDOWS, "n_group": 1, "topk_group": 1, "num_shared_experts": 1,
+                    "first_k_dense_replace": 1}),
     ("flex_olmo", {}),
     ("gemma", {}),
     ("gemma2", {**WINDOWS, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
@@ -65,10 +69,12 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("gpt_oss", WINDOWS),
     ("granite", {"residual_multiplier": 0.3, "embedding_multiplier": 2.0, "logits_scaling": 3.0,
                  "attention_multiplier": 0.2}),
+    ("granite_swa", WINDOWS),
     ("granitemoe", {"residual_multiplier": 0.3}),
     ("helium", {}),
     ("hunyuan_v1_dense", {}),
     ("llama", {"attention_bias": True, "mlp_bias": True}),
+    ("mellum", WINDOWS),
     ("minimax_m2", {}),
     ("ministral", WINDOWS),
     ("mistral", {"sliding_window": 16}),
@@ -87,9 +93,11 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("qwen3_moe", {"norm_topk_prob": True}),
     ("seed_oss", {}),
     ("smollm3", {"no_rope_layers": [1, 0]}),
+    ("solar_open", {"n_group": 1, "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1}),
     ("stablelm", {"use_qkv_bias": True}),
     ("stablelm", {"qk_layernorm": True, "use_parallel_residual": True}),
     ("starcoder2", {}),
+    ("vaultgemma", WINDOWS),
 ]  # fmt: skip
 
 

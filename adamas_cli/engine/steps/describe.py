@@ -285,7 +285,7 @@ def linear_of(module: Any) -> Linear:
 
 
 def norm_of(module: Any, size: int) -> Norm:
-    """The norm that a module computes, which has this size where it has no weight. Raises NoCompiledFormError."""
+    """The norm that a module computes, of this size where it has no weight. Raises NoCompiledFormError."""
     kept, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     weight = torch.ones(size) if kept is None else kept.detach().float()
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", _LAYER_NORM_EPS))

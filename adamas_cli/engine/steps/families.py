@@ -40,56 +40,47 @@ class Family:
 
 
 PLAIN = Family()
-PAIRS = Family(pairs=True)
-SIGMOID = Family(scoring="sigmoid")
-ROTATED_FIRST = Family(norms_last=True)
 AFTERWARDS = Family(None, "post_attention_layernorm", None, "post_feedforward_layernorm")
-SANDWICH = Family(
-    after_attention="post_attention_layernorm",
-    before_mlp="pre_feedforward_layernorm",
-    after_mlp="post_feedforward_layernorm",
-)
 PARALLEL = Family(before_mlp=None, parallel=True)
 
-FAMILIES: dict[str, Family] = {
-    **dict.fromkeys(
-        (
-            "arcee",
-            "gemma",
-            "gpt_oss",
-            "granite",
-            "granitemoe",
-            "llama",
-            "ministral",
-            "mistral",
-            "mixtral",
-            "nemotron",
-            "olmo",
-            "olmoe",
-            "phi3",
-            "qwen2",
-            "qwen2_moe",
-            "qwen3",
-            "qwen3_moe",
-            "seed_oss",
-            "starcoder2",
-        ),
+
+def _rotates_in_windows(attention: Any) -> bool:
+    """EXAONE's rule: where some layers have a window, only those rotate."""
+    return attention.sliding_window is None or attention.is_sliding
+
+
+_ROWS = (
+    (
         PLAIN,
+        "arcee aria_text cwm gemma gpt_oss granite granite_swa granitemoe llama mellum ministral mistral mixtral "
+        "nemotron olmo olmoe phi3 qwen2 qwen2_moe qwen3 qwen3_moe seed_oss starcoder2",
     ),
-    **dict.fromkeys(("ernie4_5", "ernie4_5_moe", "glm", "helium"), PAIRS),
-    **dict.fromkeys(("dots1", "glm4_moe", "minimax_m2"), SIGMOID),
-    **dict.fromkeys(("hunyuan_v1_dense",), ROTATED_FIRST),
-    **dict.fromkeys(("flex_olmo", "olmo2", "olmo3"), AFTERWARDS),
-    **dict.fromkeys(("gemma2", "gemma3_text"), SANDWICH),
-    "cohere": replace(PARALLEL, pairs=True),
-    "cohere2": replace(PARALLEL, pairs=True, rotates=lambda attention: attention.sliding_window is not None),
-    "exaone4": replace(
-        AFTERWARDS, rotates=lambda attention: attention.sliding_window is None or attention.is_sliding
+    (replace(PLAIN, pairs=True), "ernie4_5 ernie4_5_moe glm helium"),
+    (replace(PLAIN, scoring="sigmoid"), "dots1 glm4_moe minimax_m2 solar_open"),
+    (replace(PLAIN, scoring="sparsemixer"), "phimoe"),
+    (replace(PLAIN, norms_last=True), "hunyuan_v1_dense"),
+    (replace(PLAIN, parallel="use_parallel_residual"), "gpt_neox stablelm"),
+    (replace(PLAIN, rotates=lambda attention: bool(attention.use_rope)), "smollm3"),
+    (replace(PLAIN, before_mlp="pre_feedforward_layernorm"), "vaultgemma"),
+    (replace(PLAIN, scoring="sigmoid", rotates=_rotates_in_windows), "exaone_moe"),
+    (
+        replace(
+            PLAIN, after_attention="post_self_attn_layernorm", after_mlp="post_mlp_layernorm", pairs=True
+        ),
+        "glm4",
     ),
-    "glm4": Family(after_attention="post_self_attn_layernorm", after_mlp="post_mlp_layernorm", pairs=True),
-    "gpt_neox": Family(parallel="use_parallel_residual"),
-    "phi": PARALLEL,
-    "phimoe": Family(scoring="sparsemixer"),
-    "smollm3": Family(rotates=lambda attention: bool(attention.use_rope)),
-    "stablelm": Family(parallel="use_parallel_residual"),
-}
+    (
+        Family(
+            after_attention="post_attention_layernorm",
+            before_mlp="pre_feedforward_layernorm",
+            after_mlp="post_feedforward_layernorm",
+        ),
+        "gemma2 gemma3_text",
+    ),
+    (AFTERWARDS, "flex_olmo olmo2 olmo3"),
+    (replace(AFTERWARDS, rotates=_rotates_in_windows), "exaone4"),
+    (PARALLEL, "phi"),
+    (replace(PARALLEL, pairs=True), "cohere"),
+    (replace(PARALLEL, pairs=True, rotates=lambda attention: attention.sliding_window is not None), "cohere2"),
+)
+FAMILIES = {name: family for family, names in _ROWS for name in names.split()}

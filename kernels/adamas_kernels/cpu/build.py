@@ -21,7 +21,7 @@ def source_stamp() -> int:
 
     A function closes over it so that numba's cache, which looks at that function's own file only, is renewed.
     """
-    files = [Path(module.__file__) for module in (contract, reference, weights)]
+    files = [Path(contract.__file__), Path(reference.__file__), Path(weights.__file__)]
     files += sorted(Path(__file__).parent.glob("*.py"))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).digest()
     return int.from_bytes(digest[:7])
