@@ -19,6 +19,7 @@ from adamas_kernels.contract import (
     check_step,
 )
 from adamas_kernels.reference import Codebook, padded_dim
+from adamas_kernels.softmax import PLAIN, Softmax
 from adamas_kernels.torch.prefill import by_length
 from adamas_kernels.triton import encode, plane_product
 from adamas_kernels.triton.attend import attend_kernel, attend_once_kernel, merge_kernel, tally_kernel
@@ -29,7 +30,7 @@ from adamas_kernels.triton.launch import chains, has_ptx, next_power
 from adamas_kernels.triton.linear import multiply_vector
 from adamas_kernels.triton.plane_rows import MOST_ROWS, multiply_rows
 from adamas_kernels.triton.planes import PlaneWeight
-from adamas_kernels.triton.prefill import split_attention
+from adamas_kernels.triton.prefill import causal_attention
 from adamas_kernels.triton.scratch import Scratch, group_count, list_size
 from adamas_kernels.triton.select import select_kernel
 from adamas_kernels.triton.tile import QUERIES, TOKENS
@@ -93,16 +94,23 @@ class TritonBackend:
         values: Tensor,
         scaling: float,
         lengths: Tensor | None = None,
+        softmax: Softmax = PLAIN,
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.prefill`."""
-        return by_length(split_attention, queries, keys, values, scaling, lengths)
+        return by_length(causal_attention, queries, keys, values, scaling, lengths, softmax)
 
     def dense_step(
-        self, queries: Tensor, keys: Tensor, values: Tensor, cache: AnyCache, scaling: float
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        cache: AnyCache,
+        scaling: float,
+        softmax: Softmax = PLAIN,
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.dense_step`."""
-        check_step(queries, keys, values, cache)
-        return self._dense(queries, keys, values, cache, scaling)
+        check_step(queries, keys, values, cache, softmax)
+        return self._dense(queries, keys, values, cache, scaling, softmax)
 
     def linear(self, x: Tensor, weight: AnyWeight, bias: Tensor | None = None) -> Tensor:
         """See `Backend.linear`; weights are not packed."""
