@@ -110,7 +110,7 @@ def test_a_dense_step_in_a_ring(backend, softmax, new):
     [
         SparseSettings(budget=24),
         SparseSettings(budget=24, scorer="manhattan"),
-        SparseSettings(budget=200, error=0.01),
+        SparseSettings(budget=140, error=0.01),  # in Triton by several programs
     ],
     ids=["compensated", "by distance", "to an error"],
 )
@@ -119,9 +119,9 @@ def test_a_sparse_step(backend, case, settings):
     torch.manual_seed(1)
     device, softmax = on(backend, CASES[case])
     with torch.device("cpu"):
-        cache = make_cache(2, 2, 64, 300, 340, settings)
+        cache = make_cache(1, 1, 64, 170, 180, settings)
     plain = Softmax(None, softmax.softcap, None if softmax.sinks is None else softmax.sinks.cpu())
-    check_steps(backend, cache, 4, 2, settings, steps=2, device=device, softmax=plain)
+    check_steps(backend, cache, 4, 1, settings, device=device, softmax=plain)
 
 
 def test_whole_budgets_are_full_attention_with_sinks_and_caps():

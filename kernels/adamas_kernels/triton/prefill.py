@@ -139,7 +139,7 @@ def banded_attention(
         *out.stride()[:3], *scales_of(scaling, softmax), softmax.window or 0, keys.shape[2] - new, new,
         HEADS=heads, GROUP=heads // keys.shape[1], D=dim, P=size, D_V=dim_v, D_V_PAD=dim_v_pad, ROWS=rows,
         BLOCK=block, STAGES=BANDED_STAGES, CAPPED=softmax.softcap > 0, WINDOWED=softmax.window is not None,
-        num_warps=8 if rows * widest >= BANDED_NUMBERS and rows == MOST_ROWS else 4,
+        num_warps=8 if rows == MOST_ROWS else 4,
     )  # fmt: skip
     return out, lse
 
