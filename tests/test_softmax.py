@@ -106,22 +106,22 @@ def test_a_dense_step_in_a_ring(backend, softmax, new):
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("softmax", "settings"),
     [
-        SparseSettings(budget=24),
-        SparseSettings(budget=24, scorer="manhattan"),
-        SparseSettings(budget=140, error=0.01),  # in Triton by several programs
+        (Softmax(sinks=SINKS), SparseSettings(budget=24, scorer="manhattan")),
+        (Softmax(softcap=2.0, sinks=SINKS), SparseSettings(budget=24)),
+        (
+            Softmax(softcap=2.0, sinks=SINKS),
+            SparseSettings(budget=140, error=0.01),
+        ),  # in Triton by several programs
     ],
-    ids=["compensated", "by distance", "to an error"],
 )
-@pytest.mark.parametrize("case", ["sinks", "a soft cap"])
-def test_a_sparse_step(backend, case, settings):
+def test_a_sparse_step(backend, softmax, settings):
     torch.manual_seed(1)
-    device, softmax = on(backend, CASES[case])
+    device, _ = on(backend, softmax)
     with torch.device("cpu"):
         cache = make_cache(1, 1, 64, 170, 180, settings)
-    plain = Softmax(None, softmax.softcap, None if softmax.sinks is None else softmax.sinks.cpu())
-    check_steps(backend, cache, 4, 1, settings, device=device, softmax=plain)
+    check_steps(backend, cache, 4, 1, settings, device=device, softmax=softmax)
 
 
 def test_whole_budgets_are_full_attention_with_sinks_and_caps():

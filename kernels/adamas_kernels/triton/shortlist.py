@@ -73,9 +73,8 @@ def weight_of(rank, top, curve, CAPPED: tl.constexpr):
 @triton.jit
 def base_of(fact, top, cap, CAPPED: tl.constexpr):
     """The score that weights are relative to, see `weight_of`."""
-    if CAPPED:
-        base = tl.maximum(cap - HEADROOM / LOG2_E, 0.0)
-    else:
+    base = tl.maximum(cap - HEADROOM / LOG2_E, 0.0)
+    if not CAPPED:
         base = tl.load(fact + 1) + tl.load(fact) * top
     return base
 
