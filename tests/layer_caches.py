@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from adamas_kernels import reference as ref
@@ -241,6 +242,8 @@ def check_steps(
     batch, kv_heads, _, dim = cache.keys.shape
     dtype, scaling = cache.keys.dtype, dim**-0.5
     other = copied(cache, device)
+    sinks = None if softmax.sinks is None else softmax.sinks.to(other.keys.device)
+    there = replace(softmax, sinks=sinks)
 
     def rows(make: Make, count: int, columns: int) -> Tensor:
         """[B, count, N, columns], laid out as a model's projections leave them."""
@@ -256,7 +259,7 @@ def check_steps(
         truth = double_step(q, cache, scaling, settings, softmax)
         moved = (x.to(other.keys.device) for x in (q, k, v))
         with poisoned_memory():
-            found = [x.to(q.device) for x in step(backend, other, *moved, settings, scaling, softmax)]
+            found = [x.to(q.device) for x in step(backend, other, *moved, settings, scaling, there)]
         assert_same_contents(copied(other, q.device), cache)
         assert torch.equal(found[2][:, 0], plain[2][:, 0])  # the chosen positions
         torch.testing.assert_close(found[2][:, 1], plain[2][:, 1], rtol=1e-4, atol=1e-5)

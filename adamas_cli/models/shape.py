@@ -32,7 +32,8 @@ _EMBEDDINGS = (
 @dataclass(frozen=True)
 class ModelShape:
     """Dimensions of a decoder. inner: of its MLPs. windows: tokens that each layer keeps, None where it keeps
-    all. obstacle: why Adamas attention would be wrong for it, None where it is right.
+    all. obstacle: why Adamas attention would be wrong for it, None where it is right. dense: why it would
+    attend fully all the same, or None.
     """
 
     context: int
@@ -44,6 +45,7 @@ class ModelShape:
     vocabulary: int
     windows: tuple[int | None, ...]
     obstacle: str | None = None
+    dense: str | None = None
 
     @property
     def layers(self) -> int:
@@ -92,6 +94,7 @@ def shape_from(get: Get) -> ModelShape:
         return found
 
     layers, heads, window = need("num_hidden_layers"), need("num_attention_heads"), get("sliding_window")
+    kinds = layer_kinds(get, layers)
     return ModelShape(
         context=need("max_position_embeddings"),
         hidden=need("hidden_size"),
@@ -100,21 +103,28 @@ def shape_from(get: Get) -> ModelShape:
         kv_heads=get("num_key_value_heads") or heads,
         head_dim=get("head_dim") or need("hidden_size") // heads,
         vocabulary=need("vocab_size"),
-        windows=tuple(window if kind == SLIDING else None for kind in layer_kinds(get, layers)),
+        windows=tuple(window if kind == SLIDING else None for kind in kinds),
         obstacle=attention_obstacle(get),
+        dense=sparse_obstacle(kinds),
     )
 
 
 def layer_kinds(get: Get, layers: int) -> list[str]:
-    """The kind of each layer by the names of transformers."""
-    kinds = get("layer_types")
+    """The kind of each layer by the names of transformers. A window as long as the context is none."""
+    kinds, window = get("layer_types"), get("sliding_window")
+    wide = bool(window) and window >= (get("max_position_embeddings") or math.inf)
     if kinds is not None:
-        return list(kinds)
-    if not get("sliding_window") or get("use_sliding_window") is False:
+        return [FULL if wide and kind == SLIDING else kind for kind in kinds]
+    if not window or wide or get("use_sliding_window") is False:
         return [FULL] * layers
     if pattern := get("sliding_window_pattern"):  # as older files of Gemma 3 have it
         return [SLIDING if (index + 1) % pattern else FULL for index in range(layers)]
     return [SLIDING] * layers
+
+
+def sparse_obstacle(kinds: Iterable[str]) -> str | None:
+    """Why no layer of these kinds attends sparsely, or None where some do."""
+    return "every layer attends to a window" if set(kinds) == {SLIDING} else None
 
 
 def attention_obstacle(get: Get) -> str | None:

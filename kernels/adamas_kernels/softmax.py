@@ -27,10 +27,9 @@ class Softmax:
         if self.softcap < 0:
             raise ValueError(f"a soft cap is positive, not {self.softcap}")
 
-    @property
-    def banded(self) -> bool:
-        """Whether single scores are not what the fused kernels of torch take them for."""
-        return self.window is not None or self.softcap > 0
+    def banded(self, tokens: int) -> bool:
+        """Whether the fused kernels of torch do not compute attention over this many tokens."""
+        return self.softcap > 0 or (self.window is not None and tokens > self.window)
 
     def first_seen(self, length: int) -> int:
         """The first token that one behind `length` others sees."""

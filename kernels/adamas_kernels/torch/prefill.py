@@ -56,7 +56,7 @@ def causal_attention(
     queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softmax: Softmax = PLAIN
 ) -> tuple[Tensor, Tensor]:
     """`Backend.prefill` for sequences of one length."""
-    attend = _banded if softmax.banded else _in_parts
+    attend = _banded if softmax.banded(keys.shape[2]) else _in_parts
     return softmax.with_sinks(
         *attend(queries, *within_window(keys, values, queries, softmax), scaling, softmax)
     )
