@@ -77,6 +77,8 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("mellum", WINDOWS),
     ("minimax_m2", {}),
     ("ministral", WINDOWS),
+    ("ministral3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "llama_4_scaling_beta": 0.5,
+                                        "original_max_position_embeddings": 21}}),
     ("mistral", {"sliding_window": 16}),
     ("mixtral", {}),
     ("nemotron", {}),

@@ -45,18 +45,6 @@ class PackedExperts(nn.Module):
         self._source = [source]  # in a list, so that it is no part of the model
         self.backend = backend
 
-    @property
-    def source(self) -> Any:
-        """The module that was replaced, without its weights."""
-        return self._source[0]
-
-    def first_biases(self) -> list[Tensor | None]:
-        """The biases of each of `gate_up`, [experts, outputs], in its order."""
-        bias = self.gate_up_bias
-        if bias is None or len(self.gate_up) == 1:
-            return [bias] * len(self.gate_up)
-        return [bias[:, ::2], bias[:, 1::2]] if self.alternating else list(bias.chunk(2, -1))
-
     def forward(self, hidden_states: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
         """hidden_states [tokens, hidden] -> the sum of each token's chosen experts [tokens, choices], times
         their shares.
@@ -79,7 +67,7 @@ class PackedExperts(nn.Module):
         inner = self._joined(list(found))
         if self.gate_up_bias is not None:
             inner = inner + self.gate_up_bias[experts].float()
-        inner = self._gated(inner) * shares[:, None]
+        inner = self.gated(inner) * shares[:, None]
         total = self.backend.add_products(inner, [self._rows(self.down, expert) for expert in experts])
         return total if self.down_bias is None else total + shares @ self.down_bias[experts].float()
 
@@ -90,7 +78,7 @@ class PackedExperts(nn.Module):
         if self.gate_up_bias is not None:
             inner = inner + self.gate_up_bias[expert].to(x.dtype)
         bias = None if self.down_bias is None else self.down_bias[expert].float()
-        return self.backend.linear(self._gated(inner), self._rows(self.down, expert), bias)
+        return self.backend.linear(self.gated(inner), self._rows(self.down, expert), bias)
 
     def _joined(self, parts: list[Tensor]) -> Tensor:
         """Outputs in the source's order."""
@@ -98,8 +86,9 @@ class PackedExperts(nn.Module):
             return parts[0]
         return torch.stack(parts, -1).flatten(-2) if self.alternating else torch.cat(parts, -1)
 
-    def _gated(self, inner: Tensor) -> Tensor:
-        gated: Tensor = self.source._apply_gate(inner)
+    def gated(self, inner: Tensor) -> Tensor:
+        """What the source's gates let through, [..., 2 n] as it has them: [..., n]."""
+        gated: Tensor = self._source[0]._apply_gate(inner)
         return gated
 
     def _rows(self, layer: Any, expert: int) -> BlockWeight:

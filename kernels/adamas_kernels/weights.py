@@ -5,6 +5,7 @@ Vectors are float32. A layer adds two branches to its hidden state, attention an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -110,7 +111,8 @@ class AttentionWeights:
     or, `by_head`, those of each head side by side. query_norm, key_norm: of each head, [head_dim], or of the
     whole vector; before the rotation or, norms_last, after it. rotation: which of those that a step is given,
     None for none; pairs: whether neighbours are rotated against each other, instead of halves. clip: what all
-    inputs are limited to, before the rotation. softmax: its sinks are float32.
+    inputs are limited to, before the rotation. softmax: its sinks are float32. growth: (a, n), by which
+    the scaling of a token behind m others grows, 1 + a log(1 + floor(m / n)) times.
     """
 
     inputs: Sequence[Linear]
@@ -127,6 +129,14 @@ class AttentionWeights:
     pairs: bool = False
     clip: float | None = None
     softmax: Softmax = PLAIN
+    growth: tuple[float, int] | None = None
+
+    def scaling_at(self, length: int) -> float:
+        """The scaling of scores of a token behind `length` others."""
+        if self.growth is None:
+            return self.scaling
+        rate, tokens = self.growth
+        return self.scaling * (1 + rate * math.log(1 + length // tokens))
 
     @property
     def step(self) -> int:

@@ -16,6 +16,7 @@ from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.full import FullLayer
 from adamas_cli.cache.layer import FULL, SLIDING
 from adamas_cli.cache.mode import Mode
+from adamas_cli.engine.interface import Pass, under_way
 from adamas_cli.engine.steps.describe import NoCompiledFormError, body_of, describe, rotation_kinds
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class CompiledSteps:
             raise NoCompiledFormError("some layers keep their own attention")
         weights = describe(model)
         self._cache = cache
-        self._decoder: TokenDecoder = model.module.lm_head.backend.decoder(weights)
+        self._decoder: TokenDecoder = model.module.get_output_embeddings().backend.decoder(weights)
         self._rotary = body_of(model.module).rotary_emb
         self._kinds = rotation_kinds(model.module, model.config)
         self._parts = [_half_of(self._rotation(kind, _PROBED)[0]) for kind in self._kinds]
@@ -54,11 +55,12 @@ class CompiledSteps:
         cache = self._cache
         cache.make_room(1)
         length = cache.get_seq_length()
-        rotations = [
-            (part(cos), part(sin))
-            for part, kind in zip(self._parts, self._kinds, strict=True)
-            for cos, sin in (self._rotation(kind, length),)
-        ]
+        with under_way(Pass(cache, mode)):
+            rotations = [
+                (part(cos), part(sin))
+                for part, kind in zip(self._parts, self._kinds, strict=True)
+                for cos, sin in (self._rotation(kind, length),)
+            ]
         buffers = [_as_it_attends(layer, mode) for layer in cache.kept]
         settings = mode.sparse.settings if mode.sparse else SparseSettings()
         counts = None if mode.tally is None or mode.sparse is None else mode.tally.counts

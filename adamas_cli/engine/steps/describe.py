@@ -66,7 +66,7 @@ ACTIVATIONS: tuple[tuple[Activation, Callable[[Tensor], Tensor]], ...] = (
     (Activation("relu_squared"), lambda x: nn.functional.relu(x).square()),
 )
 _PROBE = torch.linspace(-5, 5, 41)  # where activations are compared
-_CLOSE = 2e-5  # the two common forms of gelu are further apart
+_CLOSE = 2e-5  # what two ways to compute the same may differ by; the two forms of gelu are further apart
 _LAYER_NORM_EPS = 1e-5  # torch's, of a norm that does not say
 
 
@@ -85,15 +85,20 @@ def describe(model: Model) -> DecoderWeights:
     kinds = rotation_kinds(module, config)
     layers = body.layers[: config.num_hidden_layers]
     family = FAMILIES[config.model_type]
+
+    def embedded(token: int) -> Tensor:
+        row: Tensor = embedding(torch.tensor(token))
+        return row if multiplier == 1.0 else row * multiplier
+
     return DecoderWeights(
-        lambda token: embedding(torch.tensor(token)) * multiplier,
+        embedded,
         config.hidden_size,
         [
             _Layer(layer, family, config, kind, 0 if len(kinds) == 1 else kinds.index(kind)).described()
             for layer, kind in zip(layers, layer_types(config), strict=True)
         ],
         norm_of(_one_of(body, LAST_NORMS, "last norm"), config.hidden_size),
-        linear_of(module.lm_head),
+        linear_of(module.get_output_embeddings()),
         factor=getattr(module, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0),
         softcap=getattr(config, "final_logit_softcapping", None),
     )
@@ -170,6 +175,7 @@ class _Layer:
             pairs=self._family.pairs,
             clip=getattr(self._config, "clip_qkv", None),
             softmax=self._softmax(module),
+            growth=growth_of(self._config),
         )
 
     def _softmax(self, module: Any) -> Softmax:
@@ -247,7 +253,7 @@ class _Layer:
             order = "apart"
         elif module.alternating:
             order = "alternating"
-        biases = module.first_biases()
+        biases = first_biases(module)
         return Mlp(
             first=[
                 Linear(linear_of(part).weight, _float(bias))
@@ -256,7 +262,7 @@ class _Layer:
             order=order,
             inner=module.down.in_features,
             down=Linear(module.down.packed, _float(module.down_bias)),
-            activation=gate_of(module),
+            activation=gate_of(module, self._config),
         )
 
     def _linear(self, module: Any) -> Linear:
@@ -280,7 +286,9 @@ def linear_of(module: Any) -> Linear:
     from adamas_cli.models.packed_linear import PackedLinear
 
     if not isinstance(module, PackedLinear):
-        raise NoCompiledFormError("the weights are not packed")
+        kind = type(module)
+        reason = "the weights are not packed" if kind is nn.Linear else f"no compiled form of {kind.__name__}"
+        raise NoCompiledFormError(reason)
     return Linear(module.packed, module.bias)
 
 
@@ -293,7 +301,7 @@ def norm_of(module: Any, size: int) -> Norm:
     probe = torch.linspace(-1, 2, weight.shape[-1]).sin().expand(weight.shape)
     dtype = torch.float32 if kept is None else kept.dtype
     expected = module(probe.to(dtype)).float()
-    bound = 4 * torch.finfo(dtype).eps * expected.abs().max()
+    bound = max(_CLOSE, 4 * torch.finfo(dtype).eps) * expected.abs().max()
     for centred in (False, True):
         for whole in (weight, weight + 1):
             norm = Norm(whole.contiguous(), eps, bias, centred)
@@ -312,18 +320,33 @@ def activation_of(function: Callable[[Tensor], Tensor]) -> Activation:
     raise NoCompiledFormError(f"its activation has no compiled form: {name}")
 
 
-def gate_of(experts: Any) -> Activation:
+def growth_of(config: Any) -> tuple[float, int] | None:
+    """By which queries grow with their position, as Llama 4's do; see `AttentionWeights`."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    rate = rope.get("llama_4_scaling_beta")
+    return None if rate is None else (rate, rope["original_max_position_embeddings"])
+
+
+def gate_of(experts: Any, config: Any) -> Activation:
     """What experts do between their products. Raises NoCompiledFormError."""
-    source = experts.source
-    if hasattr(source, "act_fn"):
-        activation = activation_of(source.act_fn)
-    else:
-        activation = Activation("swish", alpha=source.alpha, limit=source.limit, shift=1.0)
-    gate, up = _PROBE * 2, _PROBE.flip(0) * 2
+    gate, up = 2 * _PROBE, 2 * _PROBE.flip(0)
     both = torch.stack((gate, up), -1).flatten() if experts.alternating else torch.cat((gate, up))
-    if (source._apply_gate(both) - _gated(activation, gate, up)).abs().max() > _CLOSE * up.abs().max() ** 2:
-        raise NoCompiledFormError(f"its experts have no compiled form: {type(source).__name__}")
-    return activation
+    found = experts.gated(both)
+    limited = Activation(
+        "swish", getattr(config, "swiglu_alpha", 1.0), getattr(config, "swiglu_limit", None), shift=1.0
+    )
+    for activation in (*(known for known, _ in ACTIVATIONS), limited):
+        if (found - _gated(activation, gate, up)).abs().max() <= _CLOSE * up.abs().max():
+            return activation
+    raise NoCompiledFormError("its experts have no compiled form")
+
+
+def first_biases(experts: Any) -> list[Tensor | None]:
+    """The biases of each of an experts' first products, [experts, outputs]."""
+    bias, count = experts.gate_up_bias, len(experts.gate_up)
+    if bias is None or count == 1:
+        return [bias] * count
+    return [bias[:, ::2], bias[:, 1::2]] if experts.alternating else list(bias.chunk(2, -1))
 
 
 def _gated(activation: Activation, gate: Tensor, up: Tensor) -> Tensor:

@@ -163,6 +163,7 @@ class StepProgram:
         for kind, found in self._alike.items():
             layers, first = np.array(found).T
             self._groups.append((*kind, layers, first[:, None] + np.arange(len(kind[0]._fields))))
+        self._growing = [index for index, layer in enumerate(self._layers) if layer.growth is not None]
         self._capped = np.array([layer.softmax.softcap > 0 for layer in self._layers])
         self._heads = max(layer.heads for layer in self._layers)
         self._group = max(layer.heads // layer.kv_heads for layer in self._layers)
@@ -178,6 +179,8 @@ class StepProgram:
         chosen = settings.budget < tokens
         by_error = settings.error is not None
         self.steps["compensated"] = settings.compensated and (chosen | (by_error & ~self._capped))
+        for index in self._growing:
+            self.steps["scaling"][index] = self._layers[index].scaling_at(length)
         for kind, kv_heads, heads, window, layers, places in self._groups:
             seen = tokens if window is None else min(tokens, window)
             count = -(-seen // SEGMENT) if kind is Stages else dense_segments(seen)
