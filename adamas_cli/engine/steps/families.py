@@ -52,8 +52,8 @@ def _rotates_in_windows(attention: Any) -> bool:
 _ROWS = (
     (
         PLAIN,
-        "arcee aria_text cwm gemma gpt_oss granite granite_swa granitemoe llama mellum ministral ministral3 mistral "
-        "mixtral nemotron olmo olmoe phi3 qwen2 qwen2_moe qwen3 qwen3_moe seed_oss starcoder2",
+        "arcee aria_text cwm gemma gpt_oss granite granite_swa granitemoe llama mellum ministral ministral3 "
+        "mistral mixtral nemotron olmo olmoe phi3 qwen2 qwen2_moe qwen3 qwen3_moe seed_oss starcoder2",
     ),
     (replace(PLAIN, pairs=True), "ernie4_5 ernie4_5_moe glm helium"),
     (replace(PLAIN, scoring="sigmoid"), "dots1 glm4_moe minimax_m2 solar_open"),
