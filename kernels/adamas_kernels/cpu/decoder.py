@@ -247,7 +247,7 @@ def _filled(size: int) -> Tensor:
     return torch.zeros(-(-size // MOST_NUMBERS) * MOST_NUMBERS)
 
 
-def _tensors(layer: AnyCache) -> tuple[Tensor, ...]:
+def _tensors(layer: AnyCache) -> tuple[Tensor | None, ...]:
     """All that a program knows the addresses of."""
     if isinstance(layer, DenseCache):
         return layer.keys, layer.values, layer.value_sum
