@@ -11,6 +11,7 @@ from adamas_kernels.triton.backend import TritonBackend
 from adamas_kernels.triton.plane_product import LANES, Tiling, multiply_vector
 from adamas_kernels.triton.plane_rows import MOST_ROWS, multiply_rows
 from adamas_kernels.triton.planes import FORMS, PlaneWeight, join, joinable, split
+from adamas_kernels.triton.rounding import norm_vector
 from adamas_kernels.triton.unpacking import embed, unpack_rows
 from block_weights import some_blocks
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -57,12 +58,13 @@ def test_a_vector_times_a_weight(kind, dtype):
     assert_near(found, expected, EPSILON[dtype])
 
 
-@pytest.mark.parametrize("rows", [2, 4, 8])
-@pytest.mark.parametrize("warps", [1, 2])
-def test_however_a_product_is_dealt_out(rows, warps):
+@pytest.mark.parametrize(
+    "tiles", [Tiling(1, 1), Tiling(4, 1), Tiling(2, 2), Tiling(1, 2, 2), Tiling(2, 1, 4)]
+)
+def test_however_a_product_is_dealt_out(tiles):
     weight, exact = planes_of("Q6_K", rows=11)
     x = torch.randn(1, COLUMNS)
-    assert_near(multiply_vector(x, weight, tiles=Tiling(rows, warps)), x.double() @ exact.T, EPSILON[FULL])
+    assert_near(multiply_vector(x, weight, tiles=tiles), x.double() @ exact.T, EPSILON[FULL])
 
 
 @pytest.mark.parametrize("kind", ["Q4_K", "Q6_K", "Q8_0"])
@@ -81,6 +83,18 @@ def test_integers_lose_less_than_bfloat16(kind):
 def test_a_vector_of_zeros_is_no_division_by_zero(kind):
     weight, _ = planes_of(kind)
     assert torch.equal(multiply_vector(torch.zeros(1, COLUMNS, dtype=HALF), weight), torch.zeros(1, 7).half())
+
+
+@pytest.mark.parametrize("dtype", [BRAIN, HALF])
+def test_a_norm_brings_what_products_need(dtype):
+    weight, exact = planes_of("Q6_K")
+    x, scale = torch.randn(1, 1, COLUMNS).to(dtype), 1 + torch.randn(COLUMNS).to(dtype) / 4
+    normed = norm_vector(x, scale, 1e-3)
+    expected = F.rms_norm(x.double(), (COLUMNS,), scale.double(), 1e-3)
+    assert normed.dtype == dtype
+    assert_near(normed, expected, EPSILON[dtype])
+    assert_near(multiply_vector(normed, weight), expected @ exact.T, EPSILON[dtype])
+    assert_near(multiply_vector(normed.clone(), weight), normed.double() @ exact.T, EPSILON[dtype])
 
 
 @pytest.mark.parametrize("rows", [2, 10])
@@ -227,8 +241,8 @@ def logits_of(model, count):
         return model(torch.arange(count)[None] % VOCABULARY).logits
 
 
-def place(model, blocks):
-    planes = Planes(FULL, DEVICE)
+def place(model, blocks, dtype=FULL):
+    planes = Planes(dtype, DEVICE)
     for name, weight in blocks.items():
         module = model.get_submodule(name)
         if isinstance(module, torch.nn.Embedding):
@@ -268,13 +282,15 @@ def test_weights_that_lay_at_one_place_one_after_the_other_are_told_apart():
 LIGERS = [pytest.param(count, marks=pytest.mark.gpu) for count in (1, 300)]  # kernels, for no interpreter
 
 
+@pytest.mark.parametrize("dtype", [FULL, BRAIN])
 @pytest.mark.parametrize("count", [3, *LIGERS])
-def test_a_fused_model_computes_the_same(count):
+def test_a_fused_model_computes_the_same(count, dtype):
     model, blocks = llama_and_its_blocks()
     expected = logits_of(model, count).double()
-    place(model, blocks)
+    model.to(dtype)
+    place(model, blocks, dtype)
     fuse(model)
-    assert_near(logits_of(model, count), expected, 1e-4)
+    assert_near(logits_of(model, count), expected, 1e-4 if dtype == FULL else 4e-2)
     layer = model.model.layers[0]
     query, key = layer.self_attn.q_proj.planes, layer.self_attn.k_proj.planes
     assert query.low.untyped_storage().data_ptr() == key.low.untyped_storage().data_ptr()
