@@ -282,7 +282,7 @@ def test_weights_that_lay_at_one_place_one_after_the_other_are_told_apart():
 LIGERS = [pytest.param(count, marks=pytest.mark.gpu) for count in (1, 300)]  # kernels, for no interpreter
 
 
-@pytest.mark.parametrize("dtype", [FULL, BRAIN])
+@pytest.mark.parametrize("dtype", [FULL, HALF])
 @pytest.mark.parametrize("count", [3, *LIGERS])
 def test_a_fused_model_computes_the_same(count, dtype):
     model, blocks = llama_and_its_blocks()
