@@ -279,11 +279,11 @@ def test_weights_that_lay_at_one_place_one_after_the_other_are_told_apart():
     assert model.model.layers[0].self_attn.k_proj.out_features == WIDTH // 2
 
 
-LIGERS = [pytest.param(count, marks=pytest.mark.gpu) for count in (1, 300)]  # kernels, for no interpreter
+# Liger's kernels, and sums of bfloat16, for no interpreter.
+NATIVE = [pytest.param(*case, marks=pytest.mark.gpu) for case in ((1, FULL), (300, FULL), (1, BRAIN))]
 
 
-@pytest.mark.parametrize("dtype", [FULL, HALF])
-@pytest.mark.parametrize("count", [3, *LIGERS])
+@pytest.mark.parametrize(("count", "dtype"), [(3, FULL), *NATIVE])
 def test_a_fused_model_computes_the_same(count, dtype):
     model, blocks = llama_and_its_blocks()
     expected = logits_of(model, count).double()
