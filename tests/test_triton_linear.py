@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from adamas_kernels.blocks import BlockWeight, unpack
 from adamas_kernels.triton import backend, planes
 from adamas_kernels.triton.backend import TritonBackend
+from adamas_kernels.triton.largest import largest
 from adamas_kernels.triton.plane_product import LANES, Tiling, multiply_vector
 from adamas_kernels.triton.plane_rows import MOST_ROWS, multiply_rows
 from adamas_kernels.triton.planes import FORMS, PlaneWeight, join, joinable, split
@@ -85,16 +86,19 @@ def test_a_vector_of_zeros_is_no_division_by_zero(kind):
     assert torch.equal(multiply_vector(torch.zeros(1, COLUMNS, dtype=HALF), weight), torch.zeros(1, 7).half())
 
 
+@pytest.mark.parametrize("kind", ["Q4_K", "Q6_K"])
 @pytest.mark.parametrize("dtype", [BRAIN, HALF])
-def test_a_norm_brings_what_products_need(dtype):
-    weight, exact = planes_of("Q6_K")
+def test_a_norm_is_divided_out_by_the_products_that_it_is_for(kind, dtype):
+    weight, exact = planes_of(kind, rows=6)
     x, scale = torch.randn(1, 1, COLUMNS).to(dtype), 1 + torch.randn(COLUMNS).to(dtype) / 4
     normed = norm_vector(x, scale, 1e-3)
-    expected = F.rms_norm(x.double(), (COLUMNS,), scale.double(), 1e-3)
-    assert normed.dtype == dtype
-    assert_near(normed, expected, EPSILON[dtype])
-    assert_near(multiply_vector(normed, weight), expected @ exact.T, EPSILON[dtype])
-    assert_near(multiply_vector(normed.clone(), weight), normed.double() @ exact.T, EPSILON[dtype])
+    assert (normed.shape, normed.dtype, normed.device.type) == (x.shape, dtype, "meta")
+    expected = F.rms_norm(x.double(), (COLUMNS,), scale.double(), 1e-3) @ exact.T
+    bias = torch.randn(6).to(dtype)
+    assert_near(multiply_vector(normed, weight, bias), expected + bias.double(), EPSILON[dtype])
+    gate, up = (expected / 100).chunk(2, -1)  # so that not all gates are open or shut
+    normed = norm_vector(x, scale / 100, 1e-3)
+    assert_near(multiply_vector(normed, weight, gated=True), F.silu(gate) * up, 4 * EPSILON[dtype])
 
 
 @pytest.mark.parametrize("rows", [2, 10])
@@ -104,6 +108,12 @@ def test_a_gate_and_what_it_lets_through(kind, rows):
     x = torch.randn(1, COLUMNS) / 100
     gate, up = (x.double() @ exact.T).chunk(2, -1)
     assert_near(TritonBackend().gated(x, weight), F.silu(gate) * up, 4 * EPSILON[FULL])
+
+
+@pytest.mark.parametrize("count", [1, 1000, 5000])
+def test_the_first_of_the_largest_numbers_is_found(count):
+    x = torch.randint(-9, 9, (count,)).to(HALF)
+    assert largest(x).tolist() == [x.tolist().index(x.max())]
 
 
 @pytest.mark.parametrize("kind", FORMS)

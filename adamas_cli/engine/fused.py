@@ -26,7 +26,8 @@ Forward = Callable[..., Any]
 # Projections that a layer applies one after another to the same input.
 JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 MLP = ("gate_proj", "up_proj", "down_proj")
-NORMS = ("input_layernorm", "post_attention_layernorm")
+# What reads the output of a layer's norms, and nothing else does.
+NORMED = {"input_layernorm": ("self_attn", JOINED[0]), "post_attention_layernorm": ("mlp", JOINED[1])}
 FEW = 256  # tokens of a chunk that is launched for longer than it computes
 
 
@@ -97,15 +98,19 @@ def _by_planes(model: Any, forwards: dict[nn.Module, Forward]) -> dict[nn.Module
     """
     found: dict[nn.Module, Forward] = {}
     for layer in model.modules():
-        if not all(hasattr(layer, name) for name in ("self_attn", "mlp", *NORMS)):
+        if not all(hasattr(layer, name) for name in ("self_attn", "mlp", *NORMED)):
             continue
-        parts = layer.self_attn.o_proj, layer.mlp.down_proj
-        if all(isinstance(part, PlaneLinear) and part.bias is None for part in parts):
-            adding = [_Adding(part) for part in parts]
-            found |= {part: one.forward for part, one in zip(parts, adding, strict=True)}
+        last = layer.self_attn.o_proj, layer.mlp.down_proj
+        if all(isinstance(part, PlaneLinear) and part.bias is None for part in last):
+            adding = [_Adding(part) for part in last]
+            found |= {part: one.forward for part, one in zip(last, adding, strict=True)}
             found[layer] = _adding_layer(layer, *adding)
-            for norm in (getattr(layer, name) for name in NORMS):
-                found[norm] = _rounding_norm(norm, parts[0].backend, forwards[norm])
+        for name, (block, parts) in NORMED.items():
+            norm, readers = getattr(layer, name), [getattr(getattr(layer, block), part) for part in parts]
+            if all(
+                isinstance(part, PlaneLinear) and part.takes_integers(norm.weight.dtype) for part in readers
+            ):
+                found[norm] = _rounding_norm(norm, readers[0].backend, forwards[norm])
     return found
 
 

@@ -126,7 +126,7 @@ class TritonBackend:
         return plane_product.multiply_vector(x, weight, gated=True, chained=self._chained)
 
     def norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        """RMSNorm of one row, x [..., n], for products with weights in planes."""
+        """RMSNorm of one row, x [..., n], for products with weights in planes alone, see `norm_vector`."""
         return norm_vector(x, weight, epsilon, self._chained)
 
     def _unpacked(self, x: Tensor, weight: PlaneWeight, bias: Tensor | None) -> Tensor:

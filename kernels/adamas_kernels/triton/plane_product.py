@@ -20,9 +20,9 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from adamas_kernels.triton.codes import codes_of, constants, meaning_of
-from adamas_kernels.triton.launch import chains, has_ptx
+from adamas_kernels.triton.launch import chains, has_ptx, next_power
 from adamas_kernels.triton.planes import PlaneWeight
-from adamas_kernels.triton.rounding import SUMS, UNIT, pair_of_x, rounded
+from adamas_kernels.triton.rounding import PLANES, SHARED, SUMS, UNIT, Rounded, pair_of_x, rounded
 
 LANES = 32  # of a warp: chunks of a row that it holds at a time, one a lane
 MOST_WARPS = 4  # that share a row
@@ -65,25 +65,28 @@ def scale_in(
     if UNITS:
         number = ((scales.to(tl.int32) << (24 - 8 * PART)) >> 24).to(tl.float32)
         half = (units.to(tl.int32) >> (16 * (PART // HALVES))).to(tl.int16)
-        return number * half.to(tl.float16, bitcast=True).to(tl.float32)
-    half = (scales.to(tl.int32) >> (16 * PART)).to(tl.int16)
-    if BRAIN:
-        return half.to(tl.bfloat16, bitcast=True).to(tl.float32)
-    return half.to(tl.float16, bitcast=True).to(tl.float32)
+        number *= half.to(tl.float16, bitcast=True).to(tl.float32)
+    elif BRAIN:
+        number = (scales.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    else:
+        half = (scales.to(tl.int32) >> (16 * PART)).to(tl.int16)
+        number = half.to(tl.float16, bitcast=True).to(tl.float32)
+    return number
 
 
 @triton.jit
 def plane_product_kernel(
-    x_ptr, low_ptr, high_ptr, scale_ptr, unit_ptr, table_ptr, bias_ptr, out_ptr, rows,
+    x_ptr, low_ptr, high_ptr, scale_ptr, unit_ptr, table_ptr, bias_ptr, out_ptr, rows, epsilon,
     CHUNKS: tl.constexpr, HIGH: tl.constexpr, HALVES: tl.constexpr, MINIMUM: tl.constexpr,
     UNITS: tl.constexpr, LESS: tl.constexpr, TABLE: tl.constexpr, BIAS: tl.constexpr, GATED: tl.constexpr,
     BRAIN: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr, INTEGERS: tl.constexpr, FAST: tl.constexpr,
-    CHAINED: tl.constexpr,
+    SHARES: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Program (ROWS rows of the weight): out[n] = weight[n] . x + bias[n].
 
     GATED: the weight is two, one behind the other, out[n] = silu(first[n] . x) * (second[n] . x) for rows / 2
-    outputs, and ROWS is of both. INTEGERS: x_ptr is of `rounding.rounded`.
+    outputs, and ROWS is of both. INTEGERS: x_ptr is of `Rounded.bits`, SHARES
+    and epsilon are of it as well.
     """
     half: tl.constexpr = ROWS // 2
     here = tl.arange(0, ROWS)
@@ -159,6 +162,11 @@ def plane_product_kernel(
                 found -= scale_in(scales, units, 3, HALVES, UNITS, BRAIN) * upper_sum.to(tl.float32)
         total += unit * found
     result = tl.sum(total, axis=1)
+    if SHARES > 0:
+        share = tl.arange(0, SHARES)
+        squares = tl.load(x_ptr + CHUNKS * PLANES + share, mask=share * SHARED < CHUNKS, other=0)
+        squares = tl.sum(squares.to(tl.float32, bitcast=True), axis=0)
+        result *= tl.rsqrt(squares / (CHUNKS * 32) + epsilon)
     if BIAS:
         result += tl.load(bias_ptr + n).to(tl.float32)
     if GATED:
@@ -199,6 +207,11 @@ def tiling(weight: PlaneWeight) -> Tiling:
     return Tiling(rows, warps)
 
 
+def takes_integers(dtype: torch.dtype, weight: PlaneWeight) -> bool:
+    """Whether a vector of this number format is rounded to integers for a weight."""
+    return dtype.itemsize == 2 and weight.table is None
+
+
 def multiply_vector(
     x: Tensor,
     weight: PlaneWeight,
@@ -213,17 +226,19 @@ def multiply_vector(
     tiles, chained: None is the best that is known for this weight and device.
     """
     tiles = tiles or tiling(weight)
-    chained = chains(x.device) if chained is None else chained
+    chained = chains(weight.device) if chained is None else chained
     outputs = weight.rows // 2 if gated else weight.rows
-    out = torch.empty(*x.shape[:-1], outputs, dtype=x.dtype, device=x.device)
-    integers = x.dtype.itemsize == 2 and weight.table is None
+    out = torch.empty(*x.shape[:-1], outputs, dtype=x.dtype, device=weight.device)
+    integers = takes_integers(x.dtype, weight)
+    vector = rounded(x, chained) if integers else Rounded(x.contiguous())
     chain: dict[str, Any] = {"launch_pdl": True} if chained else {}
     rows = max(tiles.rows * tiles.beside, 2 if gated else 1)
     plane_product_kernel[(triton.cdiv(weight.rows, rows),)](
-        rounded(x, chained) if integers else x.contiguous(), weight.low, *_words(weight),
-        out if bias is None else bias, out, weight.rows,
+        vector.bits, weight.low, *_words(weight), out if bias is None else bias, out, weight.rows,
+        vector.epsilon,
         **constants(weight), BIAS=bias is not None, GATED=gated, BRAIN=weight.scales.dtype == torch.bfloat16,
-        ROWS=rows, GROUP=tiles.sharing * LANES, INTEGERS=integers, FAST=has_ptx(), CHAINED=chained,
+        ROWS=rows, GROUP=tiles.sharing * LANES, INTEGERS=integers, FAST=has_ptx(),
+        SHARES=next_power(vector.shares) if vector.shares else 0, CHAINED=chained,
         num_warps=tiles.sharing * tiles.beside, **chain,
     )  # fmt: skip
     return out

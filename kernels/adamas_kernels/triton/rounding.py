@@ -2,10 +2,14 @@
 
 The numbers of a chunk are in units of its largest one, which loses less than that one's own rounding to
 bfloat16. What a thread of a product needs of a chunk lies so that threads side by side read side by side.
+
+RMSNorm needs no kernel of its own: numbers are rounded after they were multiplied with its weight, and the
+product divides by the root of the mean square, of which each program here leaves its share.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,14 +19,13 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from adamas_kernels.triton.codes import turned
-from adamas_kernels.triton.launch import chains, next_power
+from adamas_kernels.triton.launch import chains
 from adamas_kernels.triton.planes import CHUNK, WORDS
 
 # For each chunk: 16 pairs of integers, its unit as float32, and the sums of the integers of both halves.
 UNIT, SUMS = tl.constexpr(16), tl.constexpr(17)
-PLANES = 19
-GROUP = 32  # chunks of a program, where they do not depend on each other
-MOST_WARPS = 16
+PLANES = tl.constexpr(19)
+SHARED = tl.constexpr(32)  # chunks of a program, and of a share of the sum of squares
 
 
 @triton.jit
@@ -63,24 +66,14 @@ def sum_of(pairs):
 
 
 @triton.jit
-def store_normed(x_ptr, chunk, word, there, first, second, PAIR: tl.constexpr):
-    """Store the numbers of a pair at their places in x."""
-    at = chunk * 32 + turned(chunk, PAIR) * 8 + word * 2
-    tl.store(x_ptr + at, first.to(x_ptr.dtype.element_ty), mask=there)
-    tl.store(x_ptr + at + 1, second.to(x_ptr.dtype.element_ty), mask=there)
-
-
-@triton.jit
 def round_kernel(
-    x_ptr, weight_ptr, epsilon, normed_ptr, out_ptr,
-    CHUNKS: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr, CHAINED: tl.constexpr,
+    x_ptr, weight_ptr, out_ptr,
+    CHUNKS: tl.constexpr, NORM: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """Program (GROUP chunks): out = x in 16 bits; NORM: its RMSNorm, which is stored as well, by one
-    program.
-    """
+    """Program (SHARED chunks): out = x in 16 bits, NORM: times a weight, with the sum of the squares of x."""
     if CHAINED:
         gdc_launch_dependents()
-    chunk = (tl.program_id(0) * GROUP + tl.arange(0, GROUP))[:, None]
+    chunk = (tl.program_id(0) * SHARED + tl.arange(0, SHARED))[:, None]
     word = tl.arange(0, 4)[None, :]
     there = (chunk < CHUNKS) & (word < 4)
     if NORM:
@@ -97,15 +90,11 @@ def round_kernel(
     if NORM:
         squares = first_0 * first_0 + second_0 * second_0 + first_1 * first_1 + second_1 * second_1
         squares += first_2 * first_2 + second_2 * second_2 + first_3 * first_3 + second_3 * second_3
-        scale = tl.rsqrt(tl.sum(squares) / (CHUNKS * 32) + epsilon)
-        first_0, second_0 = first_0 * scale * weight_0, second_0 * scale * other_0
-        first_1, second_1 = first_1 * scale * weight_1, second_1 * scale * other_1
-        first_2, second_2 = first_2 * scale * weight_2, second_2 * scale * other_2
-        first_3, second_3 = first_3 * scale * weight_3, second_3 * scale * other_3
-        store_normed(normed_ptr, chunk, word, there, first_0, second_0, 0)
-        store_normed(normed_ptr, chunk, word, there, first_1, second_1, 1)
-        store_normed(normed_ptr, chunk, word, there, first_2, second_2, 2)
-        store_normed(normed_ptr, chunk, word, there, first_3, second_3, 3)
+        tl.store(out_ptr + CHUNKS * PLANES + tl.program_id(0), tl.sum(squares).to(tl.int32, bitcast=True))
+        first_0, second_0 = first_0 * weight_0, second_0 * other_0
+        first_1, second_1 = first_1 * weight_1, second_1 * other_1
+        first_2, second_2 = first_2 * weight_2, second_2 * other_2
+        first_3, second_3 = first_3 * weight_3, second_3 * other_3
     most = tl.maximum(larger(first_0, second_0), larger(first_1, second_1))
     most = tl.maximum(most, tl.maximum(larger(first_2, second_2), larger(first_3, second_3)))
     most = tl.max(most, axis=1)
@@ -119,7 +108,7 @@ def round_kernel(
     tl.store(place + CHUNKS * 4, lower_seconds, mask=there)
     tl.store(place + CHUNKS * 8, upper_firsts, mask=there)
     tl.store(place + CHUNKS * 12, upper_seconds, mask=there)
-    own = tl.program_id(0) * GROUP + tl.arange(0, GROUP)
+    own = tl.program_id(0) * SHARED + tl.arange(0, SHARED)
     known = own < CHUNKS
     tl.store(out_ptr + CHUNKS * UNIT + own, (most / 32767.0).to(tl.int32, bitcast=True), mask=known)
     lower_sum = tl.sum(sum_of(lower_firsts) + sum_of(lower_seconds), axis=1)
@@ -128,39 +117,50 @@ def round_kernel(
     tl.store(out_ptr + CHUNKS * (SUMS + 1) + own, upper_sum, mask=known)
 
 
-def rounded(x: Tensor, chained: bool) -> Tensor:
-    """x, of some multiple of 32 numbers, in 16 bits as products take it, int32: what `norm_vector` left with
-    it, or made here.
+@dataclass(frozen=True)
+class Rounded:
+    """A vector as products take it. bits: int32, PLANES for each chunk, then `shares` float32 sums of squares
+    where it is to be divided by the root of their mean, `epsilon` added.
     """
-    known: Tensor | None = getattr(x, _ROUNDED, None)
-    return _launch(x.contiguous(), None, 0.0, x, chained) if known is None else known
+
+    bits: Tensor
+    shares: int = 0
+    epsilon: float = 0.0
+
+
+def rounded(x: Tensor, chained: bool) -> Rounded:
+    """x, of some multiple of 32 numbers: what `norm_vector` left with it, or made here."""
+    known: Rounded | None = getattr(x, _ROUNDED, None)
+    return Rounded(_launch(x.contiguous(), None, chained)) if known is None else known
 
 
 def norm_vector(x: Tensor, weight: Tensor, epsilon: float, chained: bool | None = None) -> Tensor:
-    """RMSNorm of x [..., n], one row of some multiple of 32 numbers, in its number format.
+    """RMSNorm of x [..., n], one row of some multiple of 32 numbers, for products with codes alone.
 
-    It brings its 16 bits along for the products that it is for, which get it from a model as it is. chained:
-    None is by the device.
+    What is returned has x's shape and no numbers (it is on the meta device): a model hands it to products,
+    which find in it what was rounded. chained: None is by the device.
     """
     chained = chains(x.device) if chained is None else chained
-    x = x.contiguous()
-    normed = torch.empty_like(x)
-    setattr(normed, _ROUNDED, _launch(x, weight, epsilon, normed, chained))
-    return normed
+    bits = _launch(x.contiguous(), weight, chained)
+    stand_in = torch.empty_like(x, device="meta")
+    setattr(stand_in, _ROUNDED, Rounded(bits, _programs(x.numel() // CHUNK), epsilon))
+    return stand_in
 
 
 _ROUNDED = "adamas_rounded"  # the name of that attribute
 
 
-def _launch(x: Tensor, weight: Tensor | None, epsilon: float, normed: Tensor, chained: bool) -> Tensor:
-    chunks = x.numel() // CHUNK
-    out = torch.empty(PLANES * chunks, dtype=torch.int32, device=x.device)
-    norm = weight is not None
-    group = next_power(chunks) if norm else GROUP
+def _programs(chunks: int) -> int:
+    return triton.cdiv(chunks, SHARED.value)
+
+
+def _launch(x: Tensor, weight: Tensor | None, chained: bool) -> Tensor:
+    chunks, norm = x.numel() // CHUNK, weight is not None
+    programs = _programs(chunks)
+    out = torch.empty(PLANES.value * chunks + programs, dtype=torch.int32, device=x.device)
     chain: dict[str, Any] = {"launch_pdl": True} if chained else {}
-    round_kernel[(triton.cdiv(chunks, group),)](
-        x, weight if norm else x, epsilon, normed, out,
-        CHUNKS=chunks, GROUP=group, NORM=norm, CHAINED=chained,
-        num_warps=max(1, min(MOST_WARPS, group * WORDS // 32)), **chain,
+    round_kernel[(programs,)](
+        x, weight if norm else x, out, CHUNKS=chunks, NORM=norm, CHAINED=chained,
+        num_warps=SHARED.value * WORDS // 32, **chain,
     )  # fmt: skip
     return out
