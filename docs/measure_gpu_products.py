@@ -6,8 +6,8 @@
     python docs/measure_gpu_products.py --unpack
 
 A time is the least of several replays of a CUDA graph of LAUNCHES products, which cycle through as many
-weights as do not fit into the L2 cache together. --check compares every kernel and kind with the reference in
-float64.
+weights as do not fit into the L2 cache together. That of one row has the rounding of x in it. --check
+compares every kernel and kind with the reference in float64.
 """
 
 from __future__ import annotations
@@ -131,15 +131,18 @@ def compile_one(kind: str, shape: Shape, tiles: Tiling, chained: bool) -> None:
 def vectors(options: argparse.Namespace) -> None:
     """Times of one row, for all shapes, kinds and tilings."""
     shapes = [shape for name in options.shapes for shape in SHAPES[name]]
-    tilings = [Tiling(rows, warps) for rows in options.rows for warps in options.warps]
+    tilings = [
+        Tiling(rows, sharing, beside)
+        for rows, sharing, beside in itertools.product(options.rows, options.warps, options.beside)
+    ]
     runs = list(itertools.product(options.kinds, shapes, tilings, options.chained))
     inputs = {(kind, (64, shape[1], shape[2]), tiles, chained) for kind, shape, tiles, chained in runs}
     with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
         list(pool.map(compile_one, *zip(*inputs, strict=True)))
     rate = copy_rate()
     print(f"{torch.cuda.get_device_name()}: a copy reads and writes {rate / 1e9:,.0f} GB/s\n")
-    print("| shape | kind | rows | warps | chained | us | GB/s | of a copy | times bfloat16 |")
-    print("|---|---|---:|---:|---|---:|---:|---:|---:|")
+    print("| shape | kind | rows | warps | beside | chained | us | GB/s | of a copy | times bfloat16 |")
+    print("|---|---|---:|---:|---:|---|---:|---:|---:|---:|")
     best: dict[tuple[str, Shape], tuple[float, str]] = {}
     for shape in shapes:
         rows, columns, gated = shape
@@ -149,7 +152,7 @@ def vectors(options: argparse.Namespace) -> None:
         wide = microseconds(lambda i, x=x, plain=plain: multiply_vector(x, plain[i % len(plain)]))
         del plain
         name = f"{columns} to {rows}{' gated' if gated else ''}"
-        print(f"| {name} | bfloat16 |  |  |  | {wide:.2f} | {2 * rows * columns / wide / 1e3:,.0f} | "
+        print(f"| {name} | bfloat16 |  |  |  |  | {wide:.2f} | {2 * rows * columns / wide / 1e3:,.0f} | "
               f"{2e6 * rows * columns / wide / rate:.2f} | 1.00 |", flush=True)  # fmt: skip
         for kind in options.kinds:
             first = some_planes(kind, rows, columns)
@@ -161,7 +164,8 @@ def vectors(options: argparse.Namespace) -> None:
                     )
                 )
                 line = (
-                    f"| {name} | {kind} | {tiles.rows} | {tiles.warps} | {bool(chained)} | "
+                    f"| {name} | {kind} | {tiles.rows} | {tiles.sharing} | {tiles.beside} | "
+                    f"{bool(chained)} | "
                     f"{us:.2f} | {first.bytes / us / 1e3:,.0f} | "
                     f"{first.bytes * 1e6 / us / rate:.2f} | {wide / us:.2f} |"
                 )
@@ -258,8 +262,9 @@ def main() -> None:
     parser.add_argument("--tiles", type=words, default=("16x16x4", "32x16x4", "64x16x4", "32x8x2"))
     parser.add_argument("--shapes", type=words, default=("8b", "1.5b"))
     parser.add_argument("--kinds", type=words, default=("Q4_K", "Q6_K", "Q8_0"))
-    parser.add_argument("--rows", type=numbers, default=(2, 4, 8))
-    parser.add_argument("--warps", type=numbers, default=(1, 2, 4, 8))
+    parser.add_argument("--rows", type=numbers, default=(1, 2, 4))
+    parser.add_argument("--warps", type=numbers, default=(1, 2, 4))
+    parser.add_argument("--beside", type=numbers, default=(1, 2))
     parser.add_argument("--chained", type=numbers, default=(0, 1))
     parser.add_argument("--processes", type=int, default=12)
     options = parser.parse_args()

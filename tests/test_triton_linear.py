@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from adamas_kernels.blocks import BlockWeight, unpack
 from adamas_kernels.triton import backend, planes
 from adamas_kernels.triton.backend import TritonBackend
+from adamas_kernels.triton.largest import largest
 from adamas_kernels.triton.plane_product import LANES, Tiling, multiply_vector
 from adamas_kernels.triton.plane_rows import MOST_ROWS, multiply_rows
 from adamas_kernels.triton.planes import FORMS, PlaneWeight, join, joinable, split
+from adamas_kernels.triton.rounding import norm_vector
 from adamas_kernels.triton.unpacking import embed, unpack_rows
 from block_weights import some_blocks
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -57,12 +59,13 @@ def test_a_vector_times_a_weight(kind, dtype):
     assert_near(found, expected, EPSILON[dtype])
 
 
-@pytest.mark.parametrize("rows", [2, 4, 8])
-@pytest.mark.parametrize("warps", [1, 2])
-def test_however_a_product_is_dealt_out(rows, warps):
+@pytest.mark.parametrize(
+    "tiles", [Tiling(1, 1), Tiling(4, 1), Tiling(2, 2), Tiling(1, 2, 2), Tiling(2, 1, 4)]
+)
+def test_however_a_product_is_dealt_out(tiles):
     weight, exact = planes_of("Q6_K", rows=11)
     x = torch.randn(1, COLUMNS)
-    assert_near(multiply_vector(x, weight, tiles=Tiling(rows, warps)), x.double() @ exact.T, EPSILON[FULL])
+    assert_near(multiply_vector(x, weight, tiles=tiles), x.double() @ exact.T, EPSILON[FULL])
 
 
 @pytest.mark.parametrize("kind", ["Q4_K", "Q6_K", "Q8_0"])
@@ -83,6 +86,21 @@ def test_a_vector_of_zeros_is_no_division_by_zero(kind):
     assert torch.equal(multiply_vector(torch.zeros(1, COLUMNS, dtype=HALF), weight), torch.zeros(1, 7).half())
 
 
+@pytest.mark.parametrize("kind", ["Q4_K", "Q6_K"])
+@pytest.mark.parametrize("dtype", [BRAIN, HALF])
+def test_a_norm_is_divided_out_by_the_products_that_it_is_for(kind, dtype):
+    weight, exact = planes_of(kind, rows=6)
+    x, scale = torch.randn(1, 1, COLUMNS).to(dtype), 1 + torch.randn(COLUMNS).to(dtype) / 4
+    normed = norm_vector(x, scale, 1e-3)
+    assert (normed.shape, normed.dtype, normed.device.type) == (x.shape, dtype, "meta")
+    expected = F.rms_norm(x.double(), (COLUMNS,), scale.double(), 1e-3) @ exact.T
+    bias = torch.randn(6).to(dtype)
+    assert_near(multiply_vector(normed, weight, bias), expected + bias.double(), EPSILON[dtype])
+    gate, up = (expected / 100).chunk(2, -1)  # so that not all gates are open or shut
+    normed = norm_vector(x, scale / 100, 1e-3)
+    assert_near(multiply_vector(normed, weight, gated=True), F.silu(gate) * up, 4 * EPSILON[dtype])
+
+
 @pytest.mark.parametrize("rows", [2, 10])
 @pytest.mark.parametrize("kind", ["Q4_K", "Q8_0"])
 def test_a_gate_and_what_it_lets_through(kind, rows):
@@ -90,6 +108,12 @@ def test_a_gate_and_what_it_lets_through(kind, rows):
     x = torch.randn(1, COLUMNS) / 100
     gate, up = (x.double() @ exact.T).chunk(2, -1)
     assert_near(TritonBackend().gated(x, weight), F.silu(gate) * up, 4 * EPSILON[FULL])
+
+
+@pytest.mark.parametrize("count", [1, 1000, 5000])
+def test_the_first_of_the_largest_numbers_is_found(count):
+    x = torch.randint(-9, 9, (count,)).to(HALF)
+    assert largest(x).tolist() == [x.tolist().index(x.max())]
 
 
 @pytest.mark.parametrize("kind", FORMS)
@@ -227,8 +251,8 @@ def logits_of(model, count):
         return model(torch.arange(count)[None] % VOCABULARY).logits
 
 
-def place(model, blocks):
-    planes = Planes(FULL, DEVICE)
+def place(model, blocks, dtype=FULL):
+    planes = Planes(dtype, DEVICE)
     for name, weight in blocks.items():
         module = model.get_submodule(name)
         if isinstance(module, torch.nn.Embedding):
@@ -265,16 +289,18 @@ def test_weights_that_lay_at_one_place_one_after_the_other_are_told_apart():
     assert model.model.layers[0].self_attn.k_proj.out_features == WIDTH // 2
 
 
-LIGERS = [pytest.param(count, marks=pytest.mark.gpu) for count in (1, 300)]  # kernels, for no interpreter
+# Liger's kernels, and sums of bfloat16, for no interpreter.
+NATIVE = [pytest.param(*case, marks=pytest.mark.gpu) for case in ((1, FULL), (300, FULL), (1, BRAIN))]
 
 
-@pytest.mark.parametrize("count", [3, *LIGERS])
-def test_a_fused_model_computes_the_same(count):
+@pytest.mark.parametrize(("count", "dtype"), [(3, FULL), *NATIVE])
+def test_a_fused_model_computes_the_same(count, dtype):
     model, blocks = llama_and_its_blocks()
     expected = logits_of(model, count).double()
-    place(model, blocks)
+    model.to(dtype)
+    place(model, blocks, dtype)
     fuse(model)
-    assert_near(logits_of(model, count), expected, 1e-4)
+    assert_near(logits_of(model, count), expected, 1e-4 if dtype == FULL else 4e-2)
     layer = model.model.layers[0]
     query, key = layer.self_attn.q_proj.planes, layer.self_attn.k_proj.planes
     assert query.low.untyped_storage().data_ptr() == key.low.untyped_storage().data_ptr()

@@ -91,12 +91,10 @@ class SlidingLayer(Layer, CacheLayerMixin):
             out, _ = mode.dense.dense_step(queries, keys, values, self.uncoded(), scaling, softmax)
             self._count(1)
             return out
-        seen = [
-            torch.cat([known, new], 2)
-            for known, new in zip(self._last(self.length), (keys, values), strict=True)
-        ]
-        backend = serving("prefill", Facts.of(queries, *seen))
-        out, _ = backend.prefill(queries, *seen, scaling, softmax=softmax)
+        known_keys, known_values = self._last(self.length)
+        all_keys, all_values = torch.cat([known_keys, keys], 2), torch.cat([known_values, values], 2)
+        backend = serving("prefill", Facts.of(queries, all_keys, all_values))
+        out, _ = backend.prefill(queries, all_keys, all_values, scaling, softmax=softmax)
         self._put((keys, values), self.length + keys.shape[2])
         self._count(keys.shape[2])
         return out
@@ -143,11 +141,16 @@ class SlidingLayer(Layer, CacheLayerMixin):
         """Rows for this many tokens, as far as a window takes them. No token has taken another's place before
         there are as many.
         """
-        if not self.is_initialized:
+        if not self.is_initialized or min(tokens, self._most) <= self.rows:
             return
-        moved = [buffer.grow(min(tokens, self._most), self.length) for buffer in self._buffers.values()]
-        if any(moved):
-            self._extent.version += 1
+        rows = min(max(tokens, self.rows + self.rows // 2), self._most)
+        larger = {
+            name: self._placement.buffer(ring, rows) for name, ring in zip(STREAMS, self.rings, strict=True)
+        }
+        for name, ring in zip(STREAMS, self.rings, strict=True):
+            larger[name].tensor[:, :, : self.length] = ring[:, :, : self.length]
+        self._buffers = larger
+        self._extent.version += 1
 
     def mark(self) -> Window:
         """See `Layer.mark`."""

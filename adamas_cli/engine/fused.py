@@ -2,8 +2,8 @@
 
 In steps of one token, projections of the same input become one product; RMSNorm, RoPE and SwiGLU are
 liger-kernel's. A question of a few tokens takes as long as launching its kernels from Python does, where
-torch's own are quicker; its projections are joined too. No forward of an attention or decoder layer is
-rewritten: only what those call is replaced.
+torch's own are quicker; its projections are joined too. No forward of attention is rewritten: only what it
+calls is replaced. A layer over weights in planes has a forward for one token, whose products add.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ Forward = Callable[..., Any]
 # Projections that a layer applies one after another to the same input.
 JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 MLP = ("gate_proj", "up_proj", "down_proj")
+# What reads the output of a layer's norms, and nothing else does.
+NORMED = {"input_layernorm": ("self_attn", JOINED[0]), "post_attention_layernorm": ("mlp", JOINED[1])}
 FEW = 256  # tokens of a chunk that is launched for longer than it computes
 
 
@@ -49,6 +51,7 @@ def fuse(model: Any) -> None:
                     forwards[part] = whole.forward(index)
     if model.config.model_type in FAMILY:
         forwards |= _by_liger(model, joined)
+        forwards |= _by_planes(model, forwards)
         _rotate_by_liger(sys.modules[type(model).__module__])
     for module, forward in forwards.items():
         module.__dict__["forward"] = forward
@@ -89,6 +92,63 @@ def _by_liger(model: Any, joined: dict[nn.Module, _Joined]) -> dict[nn.Module, F
     return forwards
 
 
+def _by_planes(model: Any, forwards: dict[nn.Module, Forward]) -> dict[nn.Module, Forward]:
+    """Forwards of norms and whole layers for steps of one token through weights in planes: a norm rounds for
+    the products that follow it, and a product adds to what came before it. forwards: of all other cases.
+    """
+    found: dict[nn.Module, Forward] = {}
+    for layer in model.modules():
+        if not all(hasattr(layer, name) for name in ("self_attn", "mlp", *NORMED)):
+            continue
+        last = layer.self_attn.o_proj, layer.mlp.down_proj
+        if all(isinstance(part, PlaneLinear) and part.bias is None for part in last):
+            adding = [_Adding(part) for part in last]
+            found |= {part: one.forward for part, one in zip(last, adding, strict=True)}
+            found[layer] = _adding_layer(layer, *adding)
+        for name, (block, parts) in NORMED.items():
+            norm, readers = getattr(layer, name), [getattr(getattr(layer, block), part) for part in parts]
+            if all(
+                isinstance(part, PlaneLinear) and part.takes_integers(norm.weight.dtype) for part in readers
+            ):
+                found[norm] = _rounding_norm(norm, readers[0].backend, forwards[norm])
+    return found
+
+
+class _Adding:
+    """A projection that adds its output to `addend`, once, where there is one."""
+
+    def __init__(self, module: PlaneLinear) -> None:
+        self._module = module
+        self.addend: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        addend, self.addend = self.addend, None
+        module = self._module
+        return module.backend.linear(x, module.planes, None if addend is None else addend.flatten())
+
+
+def _adding_layer(layer: Any, attention: _Adding, mlp: _Adding) -> Forward:
+    plain = layer.forward
+
+    def forward(hidden_states: Tensor, **options: Any) -> Any:
+        attention.addend = mlp.addend = None  # an interruption may have left one
+        if not _is_one(hidden_states):
+            return plain(hidden_states, **options)
+        attention.addend = hidden_states
+        hidden_states, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **options)
+        mlp.addend = hidden_states
+        return layer.mlp(layer.post_attention_layernorm(hidden_states))
+
+    return forward
+
+
+def _rounding_norm(norm: Any, backend: Any, otherwise: Forward) -> Forward:
+    def forward(x: Tensor) -> Tensor:
+        return backend.norm(x, norm.weight, norm.variance_epsilon) if _is_one(x) else otherwise(x)
+
+    return forward
+
+
 def _rotate_by_liger(place: Any) -> None:
     """Let the model classes of a module rotate on a GPU by liger-kernel's RoPE; elsewhere by their own."""
     from liger_kernel.ops import LigerRopeFunction
@@ -103,6 +163,11 @@ def _rotate_by_liger(place: Any) -> None:
 
     rotate.on_gpu = True  # type: ignore[attr-defined]
     place.apply_rotary_pos_emb = rotate
+
+
+def _is_one(x: Tensor) -> bool:
+    """Whether activations [..., D] are of one token."""
+    return x.numel() == x.shape[-1]
 
 
 def _is_short(x: Tensor) -> bool:

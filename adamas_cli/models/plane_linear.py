@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from adamas_kernels.blocks import BlockWeight
+from adamas_kernels.triton.plane_product import takes_integers
 from adamas_kernels.triton.planes import PlaneWeight, split
 from torch import Tensor, nn
 
@@ -23,6 +24,10 @@ class PlaneLinear(nn.Module):
         self.in_features, self.out_features = weight.columns, weight.rows
         self.bias = bias
         self.backend = backend
+
+    def takes_integers(self, dtype: torch.dtype) -> bool:
+        """Whether a vector of this number format is rounded for it, as the norm before it may do."""
+        return takes_integers(dtype, self.planes)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] -> [..., out_features] in the same number format."""

@@ -32,6 +32,7 @@ from adamas_kernels.triton.linear import multiply_vector
 from adamas_kernels.triton.plane_rows import MOST_ROWS, multiply_rows
 from adamas_kernels.triton.planes import PlaneWeight
 from adamas_kernels.triton.prefill import causal_attention
+from adamas_kernels.triton.rounding import norm_vector
 from adamas_kernels.triton.scratch import Scratch, group_count, list_size
 from adamas_kernels.triton.select import select_kernel
 from adamas_kernels.triton.tile import QUERIES, TOKENS
@@ -132,6 +133,10 @@ class TritonBackend:
         many of the other's.
         """
         return plane_product.multiply_vector(x, weight, gated=True, chained=self._chained)
+
+    def norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        """RMSNorm of one row, x [..., n], for products with weights in planes alone, see `norm_vector`."""
+        return norm_vector(x, weight, epsilon, self._chained)
 
     def _unpacked(self, x: Tensor, weight: PlaneWeight, bias: Tensor | None) -> Tensor:
         """A product with many rows, by parts of the weight that are unpacked into one buffer for all

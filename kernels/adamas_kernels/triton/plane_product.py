@@ -1,11 +1,11 @@
 """One row times a weight in planes, at the speed at which its bits can be read.
 
-A thread holds chunks of one place in several rows of the weight, and that place of x, so that x is read and
-prepared once for all of them.
+A thread holds chunks of one place in several rows of the weight, and that place of x, so that x is read once
+for all of them.
 
-x of 16 bits is rounded to integers of 16 bits, in units of the largest number of its chunk: an error below
-that of the largest one's own rounding to bfloat16. Products with the codes and their sums are then exact, and
-one instruction takes two. Otherwise, and where codes mean what a table says, all is computed in float32.
+x of 16 bits is rounded to integers before (`rounding.py`). Products with the codes and their sums are then
+exact, and one instruction takes two. Otherwise, and where codes mean what a table says, all is computed in
+float32.
 """
 
 from __future__ import annotations
@@ -19,37 +19,17 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from adamas_kernels.triton.codes import codes_of, constants, meaning_of, planes, scale_of, turned
-from adamas_kernels.triton.launch import chains, has_ptx
+from adamas_kernels.triton.codes import codes_of, constants, meaning_of
+from adamas_kernels.triton.launch import chains, has_ptx, next_power
 from adamas_kernels.triton.planes import PlaneWeight
+from adamas_kernels.triton.rounding import PLANES, SHARED, SUMS, UNIT, Rounded, pair_of_x, rounded
 
 LANES = 32  # of a warp: chunks of a row that it holds at a time, one a lane
-ROWS = 2  # of a program
-MOST_WARPS = 4
+MOST_WARPS = 4  # that share a row
 BUSY = 2000  # warps that keep the memory of the largest GPUs busy
 WASTE = 0.4  # of the lanes, beyond which fewer warps share a row
-
-
-@triton.jit
-def pair_of_x(x_ptr, chunk, word, there, PAIR: tl.constexpr, WHOLE: tl.constexpr):
-    """The numbers of x that pair PAIR of the codes of each word is for, [1, G, 4], as float32.
-
-    WHOLE: x_ptr is of int32, each two numbers of bfloat16.
-    """
-    if WHOLE:
-        at = chunk * 16 + turned(chunk, PAIR) * 4 + word
-        both = tl.load(x_ptr + at, mask=there, other=0)
-        first = (both << 16).to(tl.float32, bitcast=True)
-        return first, (both & -65536).to(tl.float32, bitcast=True)
-    at = chunk * 32 + turned(chunk, PAIR) * 8 + word * 2
-    first = tl.load(x_ptr + at, mask=there, other=0.0).to(tl.float32)
-    return first, tl.load(x_ptr + at + 1, mask=there, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def larger(first, second):
-    """The larger magnitude of two."""
-    return tl.maximum(tl.abs(first), tl.abs(second))
+SHORT, LONG = 64, 256  # chunks of a row: up to SHORT a warp takes more rows, from LONG on fewer
+MANY = 4096  # rows of a weight
 
 
 @triton.jit
@@ -68,28 +48,46 @@ def dot_two(pairs, codes, total, UPPER: tl.constexpr, FAST: tl.constexpr):
 
 
 @triton.jit
-def in_sixteen_bits(first, second, factor):
-    """Two numbers, times a factor that leaves them below 2 ^ 15, rounded to the halves of an int32."""
-    # 1.5 * 2 ^ 23 leaves a number's integer part at the end of the mantissa.
-    lower = (first * factor + 12582912.0).to(tl.int32, bitcast=True)
-    upper = (second * factor + 12582912.0).to(tl.int32, bitcast=True)
-    return (lower & 0xFFFF) | (upper << 16)
+def scales_of(scale_ptr, unit_ptr, row, chunk, there, CHUNKS: tl.constexpr, UNITS: tl.constexpr):
+    """What each chunk has in the plane of scales, and in that of units, as one word each: a load for all."""
+    scales = tl.load(scale_ptr + row * CHUNKS + chunk, mask=there, other=0)
+    units = scales
+    if UNITS:
+        units = tl.load(unit_ptr + row * (CHUNKS // 8) + chunk // 8, mask=there, other=0)
+    return scales, units
 
 
-@triton.jit(do_not_specialize=["step"])
+@triton.jit
+def scale_in(
+    scales, units, PART: tl.constexpr, HALVES: tl.constexpr, UNITS: tl.constexpr, BRAIN: tl.constexpr
+):
+    """One of the scales in words of `scales_of`, as float32. BRAIN: they are bfloat16."""
+    if UNITS:
+        number = ((scales.to(tl.int32) << (24 - 8 * PART)) >> 24).to(tl.float32)
+        half = (units.to(tl.int32) >> (16 * (PART // HALVES))).to(tl.int16)
+        number *= half.to(tl.float16, bitcast=True).to(tl.float32)
+    elif BRAIN:
+        number = (scales.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    else:
+        half = (scales.to(tl.int32) >> (16 * PART)).to(tl.int16)
+        number = half.to(tl.float16, bitcast=True).to(tl.float32)
+    return number
+
+
+@triton.jit
 def plane_product_kernel(
-    x_ptr, low_ptr, high_ptr, scale_ptr, unit_ptr, table_ptr, step, bias_ptr, out_ptr, rows,
+    x_ptr, low_ptr, high_ptr, scale_ptr, unit_ptr, table_ptr, bias_ptr, out_ptr, rows, epsilon,
     CHUNKS: tl.constexpr, HIGH: tl.constexpr, HALVES: tl.constexpr, MINIMUM: tl.constexpr,
     UNITS: tl.constexpr, LESS: tl.constexpr, TABLE: tl.constexpr, BIAS: tl.constexpr, GATED: tl.constexpr,
-    ROWS: tl.constexpr, GROUP: tl.constexpr, WHOLE: tl.constexpr, INTEGERS: tl.constexpr, FAST: tl.constexpr,
-    CHAINED: tl.constexpr,
+    BRAIN: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr, INTEGERS: tl.constexpr, FAST: tl.constexpr,
+    SHARES: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Program (ROWS rows of the weight): out[n] = weight[n] . x + bias[n].
 
     GATED: the weight is two, one behind the other, out[n] = silu(first[n] . x) * (second[n] . x) for rows / 2
-    outputs, and ROWS is of both. INTEGERS: x is rounded to 16 bits, relative to the largest of each chunk.
+    outputs, and ROWS is of both. INTEGERS: x_ptr is of `Rounded.bits`, SHARES
+    and epsilon are of it as well.
     """
-    parts: tl.constexpr = HALVES * 2 if MINIMUM else HALVES
     half: tl.constexpr = ROWS // 2
     here = tl.arange(0, ROWS)
     if GATED:
@@ -101,6 +99,8 @@ def plane_product_kernel(
     row = n.to(tl.int64)[:, None]
     word = tl.arange(0, 4)[None, None, :]
     total = tl.zeros((ROWS, GROUP), tl.float32)
+    if CHAINED:
+        gdc_launch_dependents()  # what comes after waits for the end of this all the same
     for begin in tl.range(0, CHUNKS, GROUP):
         chunk = (begin + tl.arange(0, GROUP))[None, :]
         there = chunk < CHUNKS
@@ -109,44 +109,21 @@ def plane_product_kernel(
         high = low
         if HIGH > 0:
             high = tl.load(high_ptr + at, mask=there[:, :, None], other=0)
-        scale = scale_of(scale_ptr, unit_ptr, step, row, chunk, there, 0, HALVES, parts, CHUNKS, UNITS)
-        if HALVES == 2:
-            upper_scale = scale_of(
-                scale_ptr, unit_ptr, step, row, chunk, there, 1, HALVES, parts, CHUNKS, UNITS
-            )
-        if MINIMUM:
-            least = scale_of(
-                scale_ptr, unit_ptr, step, row, chunk, there, HALVES, HALVES, parts, CHUNKS, UNITS
-            )
-            if HALVES == 2:
-                upper_least = scale_of(
-                    scale_ptr, unit_ptr, step, row, chunk, there, 3, HALVES, parts, CHUNKS, UNITS
-                )
+        scales, units = scales_of(scale_ptr, unit_ptr, row, chunk, there, CHUNKS, UNITS)
         if CHAINED:  # noqa: SIM102 - one is known to the compiler
             if begin == 0:
                 gdc_wait()
         firsts, seconds = codes_of(low, high, False, HIGH), codes_of(low, high, True, HIGH)
         at_x, there_x = chunk[:, :, None], there[:, :, None]
-        first_0, second_0 = pair_of_x(x_ptr, at_x, word, there_x, 0, WHOLE)
-        first_1, second_1 = pair_of_x(x_ptr, at_x, word, there_x, 1, WHOLE)
-        first_2, second_2 = pair_of_x(x_ptr, at_x, word, there_x, 2, WHOLE)
-        first_3, second_3 = pair_of_x(x_ptr, at_x, word, there_x, 3, WHOLE)
         if INTEGERS:
-            most = tl.maximum(larger(first_0, second_0), larger(first_1, second_1))
-            most = tl.maximum(most, tl.maximum(larger(first_2, second_2), larger(first_3, second_3)))
-            most = tl.max(most, axis=2)
-            unit = most / 32767.0
-            factor = (32767.0 / tl.maximum(most, 1e-30))[:, :, None]
-            lower_firsts = in_sixteen_bits(first_0, first_1, factor)
-            upper_firsts = in_sixteen_bits(first_2, first_3, factor)
-            lower_seconds = in_sixteen_bits(second_0, second_1, factor)
-            upper_seconds = in_sixteen_bits(second_2, second_3, factor)
-            ones = tl.full((1, GROUP, 4), 0x01010101, tl.int32)
-            none = tl.zeros((1, GROUP, 4), tl.int32)
-            lower_x = dot_two(
-                lower_seconds, ones, dot_two(lower_firsts, ones, none, False, FAST), False, FAST
-            )
-            upper_x = dot_two(upper_seconds, ones, dot_two(upper_firsts, ones, none, True, FAST), True, FAST)
+            place = x_ptr + at_x * 4 + word
+            lower_firsts = tl.load(place, mask=there_x, other=0)
+            lower_seconds = tl.load(place + CHUNKS * 4, mask=there_x, other=0)
+            upper_firsts = tl.load(place + CHUNKS * 8, mask=there_x, other=0)
+            upper_seconds = tl.load(place + CHUNKS * 12, mask=there_x, other=0)
+            unit = tl.load(x_ptr + CHUNKS * UNIT + chunk, mask=there, other=0).to(tl.float32, bitcast=True)
+            lower_sum = tl.load(x_ptr + CHUNKS * SUMS + chunk, mask=there, other=0)
+            upper_sum = tl.load(x_ptr + CHUNKS * (SUMS + 1) + chunk, mask=there, other=0)
             lower = tl.zeros((ROWS, GROUP, 4), tl.int32)
             lower = dot_two(lower_firsts, firsts, lower, False, FAST)
             lower = dot_two(lower_seconds, seconds, lower, False, FAST)
@@ -155,8 +132,12 @@ def plane_product_kernel(
             upper = dot_two(upper_seconds, seconds, upper, True, FAST)
         else:
             unit = 1.0
-            lower_x = first_0 + second_0 + first_1 + second_1
-            upper_x = first_2 + second_2 + first_3 + second_3
+            first_0, second_0 = pair_of_x(x_ptr, at_x, word, there_x, 0, False)
+            first_1, second_1 = pair_of_x(x_ptr, at_x, word, there_x, 1, False)
+            first_2, second_2 = pair_of_x(x_ptr, at_x, word, there_x, 2, False)
+            first_3, second_3 = pair_of_x(x_ptr, at_x, word, there_x, 3, False)
+            lower_sum = tl.sum(first_0 + second_0 + first_1 + second_1, axis=2)
+            upper_sum = tl.sum(first_2 + second_2 + first_3 + second_3, axis=2)
             lower = meaning_of(firsts, table_ptr, 0, 0, TABLE) * first_0
             lower += meaning_of(seconds, table_ptr, 0, 0, TABLE) * second_0
             lower += meaning_of(firsts, table_ptr, 1, 0, TABLE) * first_1
@@ -166,21 +147,26 @@ def plane_product_kernel(
             upper += meaning_of(seconds, table_ptr, 2, 0, TABLE) * second_2
             upper += meaning_of(firsts, table_ptr, 3, 0, TABLE) * first_3
             upper += meaning_of(seconds, table_ptr, 3, 0, TABLE) * second_3
+        scale = scale_in(scales, units, 0, HALVES, UNITS, BRAIN)
         if HALVES == 1:
-            sum_x = tl.sum(lower_x + upper_x, axis=2)
+            sum_x = lower_sum + upper_sum
             found = scale * (tl.sum(upper, axis=2) - LESS * sum_x).to(tl.float32)
             if MINIMUM:
-                found -= least * sum_x.to(tl.float32)
+                found -= scale_in(scales, units, 1, HALVES, UNITS, BRAIN) * sum_x.to(tl.float32)
         else:
-            lower_sum, upper_sum = tl.sum(lower_x, axis=2), tl.sum(upper_x, axis=2)
+            upper_scale = scale_in(scales, units, 1, HALVES, UNITS, BRAIN)
             found = scale * (tl.sum(lower, axis=2) - LESS * lower_sum).to(tl.float32)
             found += upper_scale * (tl.sum(upper, axis=2) - LESS * upper_sum).to(tl.float32)
             if MINIMUM:
-                found -= least * lower_sum.to(tl.float32) + upper_least * upper_sum.to(tl.float32)
+                found -= scale_in(scales, units, 2, HALVES, UNITS, BRAIN) * lower_sum.to(tl.float32)
+                found -= scale_in(scales, units, 3, HALVES, UNITS, BRAIN) * upper_sum.to(tl.float32)
         total += unit * found
-    if CHAINED:
-        gdc_launch_dependents()
     result = tl.sum(total, axis=1)
+    if SHARES > 0:
+        share = tl.arange(0, SHARES)
+        squares = tl.load(x_ptr + CHUNKS * PLANES + share, mask=share * SHARED < CHUNKS, other=0)
+        squares = tl.sum(squares.to(tl.float32, bitcast=True), axis=0)
+        result *= tl.rsqrt(squares / (CHUNKS * 32) + epsilon)
     if BIAS:
         result += tl.load(bias_ptr + n).to(tl.float32)
     if GATED:
@@ -194,24 +180,36 @@ def plane_product_kernel(
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a product is dealt out. rows: of the weight, for a program; warps: that share each row."""
+    """How a product is dealt out. rows: of the weight, for a warp; sharing: warps that share each row;
+    beside: warps of a program that have rows of their own.
+    """
 
     rows: int
-    warps: int
+    sharing: int
+    beside: int = 1
 
 
 def tiling(weight: PlaneWeight) -> Tiling:
-    """How a weight of this shape is dealt out: so many warps share a row as there are not rows enough to keep
-    a GPU busy, as measured on an H100 (docs/performance.md).
+    """How a weight of this shape is dealt out, as measured on an H100 (docs/performance.md): so many warps
+    share a row as there are not rows enough to keep a GPU busy.
     """
-    warps, programs = 1, triton.cdiv(weight.rows, ROWS)
+    if weight.rows >= MANY and weight.chunks <= SHORT:
+        return Tiling(4, 1)
+    if weight.rows >= MANY and weight.chunks >= LONG:
+        return Tiling(1, 2)
+    rows, warps = 2, 1
     while (
         warps < MOST_WARPS
-        and warps * programs < BUSY
+        and warps * triton.cdiv(weight.rows, rows) < BUSY
         and -weight.chunks % (2 * warps * LANES) <= WASTE * weight.chunks
     ):
         warps *= 2
-    return Tiling(ROWS, warps)
+    return Tiling(rows, warps)
+
+
+def takes_integers(dtype: torch.dtype, weight: PlaneWeight) -> bool:
+    """Whether a vector of this number format is rounded to integers for a weight."""
+    return dtype.itemsize == 2 and weight.table is None
 
 
 def multiply_vector(
@@ -228,16 +226,37 @@ def multiply_vector(
     tiles, chained: None is the best that is known for this weight and device.
     """
     tiles = tiles or tiling(weight)
-    chained = chains(x.device) if chained is None else chained
-    x = x.contiguous()
+    chained = chains(weight.device) if chained is None else chained
     outputs = weight.rows // 2 if gated else weight.rows
-    out = torch.empty(*x.shape[:-1], outputs, dtype=x.dtype, device=x.device)
-    whole = x.dtype == torch.bfloat16 and x.data_ptr() % 16 == 0
-    integers = x.dtype.itemsize == 2 and weight.table is None
+    out = torch.empty(*x.shape[:-1], outputs, dtype=x.dtype, device=weight.device)
+    integers = takes_integers(x.dtype, weight)
+    vector = rounded(x, chained) if integers else Rounded(x.contiguous())
     chain: dict[str, Any] = {"launch_pdl": True} if chained else {}
-    plane_product_kernel[(triton.cdiv(weight.rows, tiles.rows),)](
-        x.view(torch.int32) if whole else x, *planes(weight), x if bias is None else bias, out, weight.rows,
-        **constants(weight), BIAS=bias is not None, GATED=gated, ROWS=tiles.rows, GROUP=tiles.warps * LANES,
-        WHOLE=whole, INTEGERS=integers, FAST=has_ptx(), CHAINED=chained, num_warps=tiles.warps, **chain,
+    rows = max(tiles.rows * tiles.beside, 2 if gated else 1)
+    plane_product_kernel[(triton.cdiv(weight.rows, rows),)](
+        vector.bits, weight.low, *_words(weight), out if bias is None else bias, out, weight.rows,
+        vector.epsilon,
+        **constants(weight), BIAS=bias is not None, GATED=gated, BRAIN=weight.scales.dtype == torch.bfloat16,
+        ROWS=rows, GROUP=tiles.sharing * LANES, INTEGERS=integers, FAST=has_ptx(),
+        SHARES=next_power(vector.shares) if vector.shares else 0, CHAINED=chained,
+        num_warps=tiles.sharing * tiles.beside, **chain,
     )  # fmt: skip
     return out
+
+
+_WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32}
+
+
+def _words(weight: PlaneWeight) -> tuple[Tensor, ...]:
+    """The planes of higher bits, scales and units, and the table, any tensor where there is none. All parts
+    of a chunk's scales are one word, and all of a super block's units.
+    """
+    low, scales, units = weight.low, weight.scales, weight.units
+    scales = scales.view(_WORDS[scales.shape[-1] * scales.itemsize])
+    units = low if units is None else units.view(_WORDS[units.shape[-1] * units.itemsize])
+    return (
+        low if weight.high is None else weight.high,
+        scales,
+        units,
+        low if weight.table is None else weight.table,
+    )
