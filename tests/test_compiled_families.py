@@ -42,6 +42,7 @@ COMMON = {
 }
 # Shorter than the context, so that its ring has come round.
 WINDOWS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16}
+UNSCALED = {"rope_type": "default", "rope_theta": 1e4}
 # What shows the most of a family: forms that its config knows beside the common one.
 FORMS: list[tuple[str, dict[str, Any]]] = [
     ("arcee", {}),
@@ -77,9 +78,9 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("mellum", WINDOWS),
     ("minimax_m2", {}),
     ("ministral", WINDOWS),
-    ("ministral3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4,
-                                        "llama_4_scaling_beta": 0.5, "original_max_position_embeddings": 21}}),
-    ("mistral", {"sliding_window": 16}),
+    ("ministral3", {"rope_parameters": {**UNSCALED, "llama_4_scaling_beta": 0.5,
+                                        "original_max_position_embeddings": 21}}),
+    ("mistral", {}),
     ("mixtral", {}),
     ("nemotron", {}),
     ("olmo", {"clip_qkv": 0.5}),
