@@ -171,11 +171,11 @@ def test_a_weight_that_nothing_describes_is_named():
 
 
 def test_a_norm_is_told_by_what_it_computes():
-    class Doubled(nn.LayerNorm):
+    class Tripled(nn.LayerNorm):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return 2 * super().forward(x)
+            return 3 * super().forward(x)
 
     model = build("starcoder2")
-    model.model.layers[0].input_layernorm = Doubled(64)
+    model.model.layers[0].input_layernorm = Tripled(64)
     timeline = Timeline(Loaded(model), AttentionSettings("full"), context=9)
-    assert "Doubled" in (compiled_obstacle(timeline.model, timeline.cache) or "")
+    assert "Tripled" in (compiled_obstacle(timeline.model, timeline.cache) or "")

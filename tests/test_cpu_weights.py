@@ -190,23 +190,28 @@ def test_a_gated_layer_of_two_types(runner, biased):
         torch.testing.assert_close(found[0].double(), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("order", ["plain", "halves", "alternating"])
+@pytest.mark.parametrize("order", ["plain", "apart", "halves", "alternating"])
 @pytest.mark.parametrize("share", [2, 1000])
 def test_experts_that_are_chosen(runner, monkeypatch, order, share):
-    """Those of one weight, with limits and a shift, as GPT-OSS has them."""
+    """Those of one weight or of two, with limits and a shift, as GPT-OSS has them."""
     monkeypatch.setattr(cpu, "TASKS_PER_THREAD", share)
-    rows, experts = 33, 5
-    weight = some_weight("Q8_0", experts * rows * (1 if order == "plain" else 2), 64)
-    bias, x = torch.randn(weight.rows), torch.randn(64)
+    rows, experts, x = 33, 5, torch.randn(64)
+    outputs = experts * rows * (2 if order in ("halves", "alternating") else 1)
+    weights = [some_weight("Q8_0", outputs, 64) for _ in range(2 if order == "apart" else 1)]
+    parts = [Linear(weight, torch.randn(outputs)) for weight in weights]
     chosen = torch.tensor([4, 0, 2], dtype=torch.int32)
     activation = Activation("swish", alpha=1.5, limit=0.7, shift=1.0)
-    part = Linear(weight, bias)
-    found = first_products(runner, Mlp([part], order, rows, part, activation), x, 3, chosen)
-    whole = (unpack(weight) @ x + bias).view(experts, -1)[chosen.long()]
+    found = first_products(runner, Mlp(parts, order, rows, parts[0], activation), x, 3, chosen)
+    whole = [
+        (unpack(part.weight) @ x + part.bias).view(experts, -1)[chosen.long()]
+        for part in parts
+        if part.bias is not None
+    ]
     if order == "plain":
-        expected = whole * torch.sigmoid(1.5 * whole)
+        expected = whole[0] * torch.sigmoid(1.5 * whole[0])
     else:
-        gate, up = (whole[:, ::2], whole[:, 1::2]) if order == "alternating" else whole.chunk(2, -1)
+        in_turn = whole[0][:, ::2], whole[0][:, 1::2]
+        gate, up = {"apart": whole, "halves": whole[0].chunk(2, -1), "alternating": in_turn}[order]
         gate, up = gate.clamp(max=0.7), up.clamp(-0.7, 0.7)
         expected = gate * torch.sigmoid(1.5 * gate) * (up + 1)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
