@@ -11,6 +11,7 @@ from adamas_cli.forecast.plan import Counted, Plan, Times
 from adamas_cli.forecast.reuse import kept_tokens
 from adamas_cli.forecast.speed import Speed, computing_device, recall, remember, speed_key
 from adamas_cli.models import ModelFiles, resolve
+from adamas_cli.models.configs import read_config, require_known_code
 from adamas_cli.models.resolve import require_here
 from adamas_cli.models.shape import ITEM_BYTES
 from adamas_cli.planning.decision import Decision, Model, decide
@@ -66,6 +67,7 @@ class Forecast:
 
     def __init__(self, files: ModelFiles, settings: Settings, progress: Progress) -> None:
         self.files, self.settings, self.progress = files, settings, progress
+        require_known_code(files.directory, trust_remote_code=settings.model.trust_remote_code)
         self.model = file_facts(files)
         self.machine = machine_facts(settings.model.device)
 
@@ -76,12 +78,8 @@ class Forecast:
 
     def _on_gpu(self) -> Model:
         """As `ask` counts the weights, which takes torch."""
-        from transformers import AutoConfig
-
         trusts = self.settings.model.trust_remote_code
-        config = AutoConfig.from_pretrained(
-            self.files.directory, local_files_only=True, trust_remote_code=trusts
-        )
+        config = read_config(self.files.directory, trust_remote_code=trusts)
         return config_facts(config, self.files.directory, self.files.gguf)
 
     def plan(self, documents: Sequence[Document], questions: Sequence[str], calibrates: bool | None) -> Plan:
@@ -180,6 +178,7 @@ class Forecast:
                 decision,
                 attention=attention,
                 threads=threads,
+                trust_remote_code=self.settings.model.trust_remote_code,
                 progress=self.progress,
             )
         return remember(key, readings, decodings, calibrated=True)

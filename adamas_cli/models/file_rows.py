@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from adamas_cli.models.folder import INDEX, WEIGHTS
+from adamas_cli.models.folder import weight_files
 
 FORMATS = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}  # as safetensors calls them
 
@@ -62,16 +62,14 @@ def leave_in_file(model: nn.Module, directory: Path) -> None:
 
 
 def _find(directory: Path, name: str, weight: Tensor) -> StoredRows | None:
-    file = directory / WEIGHTS
-    if (directory / INDEX).is_file():
-        places = json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        file = directory / places.get(name, WEIGHTS)
-    if not file.is_file():
-        return None
-    with open(file, "rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        entry = json.loads(stream.read(length)).get(name)
-    if entry is None or entry["dtype"] != FORMATS.get(weight.dtype) or entry["shape"] != list(weight.shape):
-        return None
-    rows, width = weight.shape
-    return StoredRows(file, 8 + length + entry["data_offsets"][0], (rows, width), weight.dtype)
+    for file in weight_files(directory):
+        with open(file, "rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            entry = json.loads(stream.read(length)).get(name)
+        if entry is None:
+            continue
+        if entry["dtype"] != FORMATS.get(weight.dtype) or entry["shape"] != list(weight.shape):
+            return None
+        rows, width = weight.shape
+        return StoredRows(file, 8 + length + entry["data_offsets"][0], (rows, width), weight.dtype)
+    return None

@@ -6,11 +6,12 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from transformers import AutoConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from adamas_cli import models
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.errors import ModelUnavailableError, UsageError
+from adamas_cli.models.configs import read_config, require_known_code
 from adamas_cli.models.device import choose_device, wants_cuda
 from adamas_cli.planning.decision import decide
 from adamas_cli.planning.facts import config_facts, machine_facts
@@ -63,6 +64,7 @@ class Runtime:
                 "`sources` shows what sparse attention chose to read: leave out `attn` full, or `sources`"
             )
         files = models.resolve(model.model, device=model.device, offline=model.offline, progress=progress)
+        require_known_code(files.directory, trust_remote_code=model.trust_remote_code)
         begun = time.perf_counter()
         try:
             chat = PreTrainedTokenizerFast.from_pretrained(files.directory)
@@ -128,9 +130,7 @@ class Runtime:
 
     def memory(self, context: int) -> Bytes:
         """What a GPU will hold with so many tokens. Raises OutOfMemoryError where it has less."""
-        config = AutoConfig.from_pretrained(
-            self.files.directory, local_files_only=True, trust_remote_code=self.model.trust_remote_code
-        )
+        config = read_config(self.files.directory, trust_remote_code=self.model.trust_remote_code)
         machine = machine_facts(self.model.device)
         model = config_facts(config, self.files.directory, self.files.gguf)
         tokens = min(context, model.shape.context)

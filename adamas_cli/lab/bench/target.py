@@ -13,6 +13,7 @@ import torch
 from adamas_cli import models
 from adamas_cli.errors import OverContextError, UsageError
 from adamas_cli.models.aliases import aliases
+from adamas_cli.models.configs import read_config
 from adamas_cli.models.default import default_name
 from adamas_cli.models.device import choose_device, choose_dtype
 from adamas_cli.models.fetch import is_fetched, local_file
@@ -72,11 +73,7 @@ def model_target(options: ModelSettings, progress: Progress) -> Target:
         return models.load(files, **options.loading, progress=progress)
 
     def full_config() -> PreTrainedConfig:
-        from transformers import AutoConfig
-
-        return AutoConfig.from_pretrained(
-            files.directory, local_files_only=True, trust_remote_code=options.trust_remote_code
-        )
+        return read_config(files.directory, trust_remote_code=options.trust_remote_code)
 
     config: dict[str, Any] = json.loads((files.directory / CONFIG).read_text(encoding="utf-8"))
     config = config.get("text_config", config)
