@@ -6,17 +6,15 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerFast
-
 from adamas_cli import models
 from adamas_cli.engine.attention import AttentionSettings
-from adamas_cli.errors import ModelUnavailableError, UsageError
+from adamas_cli.errors import UsageError
 from adamas_cli.models.configs import read_config, require_known_code
 from adamas_cli.models.device import choose_device, wants_cuda
 from adamas_cli.planning.decision import decide
 from adamas_cli.planning.facts import config_facts, machine_facts
+from adamas_cli.prompt.chat import ChatTemplateFile
 from adamas_cli.prompt.layout import Layout
-from adamas_cli.prompt.messages import unusable
 from adamas_cli.prompt.template import Frame, frame, load_template
 from adamas_cli.prompt.tokens import Tokenizer
 from adamas_cli.settings import OriginSettings
@@ -34,7 +32,7 @@ class Runtime:
 
     files: models.ModelFiles
     tokenizer: Tokenizer
-    chat: PreTrainedTokenizerFast
+    chat: ChatTemplateFile
     model: ModelSettings
     attention: DecodingSettings
     prompt: PromptSettings
@@ -66,10 +64,7 @@ class Runtime:
         files = models.resolve(model.model, device=model.device, offline=model.offline, progress=progress)
         require_known_code(files.directory, trust_remote_code=model.trust_remote_code)
         begun = time.perf_counter()
-        try:
-            chat = PreTrainedTokenizerFast.from_pretrained(files.directory)
-        except (KeyError, TypeError, ValueError) as error:  # what its settings make of the library
-            raise ModelUnavailableError(unusable(error, "tokenizer settings")) from error
+        chat = ChatTemplateFile(files.directory)
         tokenizer = Tokenizer.from_directory(files.directory)
         seconds = time.perf_counter() - begun
         return cls(files, tokenizer, chat, model, attention, prompt, store, progress, origins, seconds)
@@ -91,9 +86,9 @@ class Runtime:
             self._noted.add(text)
             self.progress.note(text)
 
-    def layout(self, around: Frame) -> Layout:
-        """An empty prompt, for documents to be laid out in."""
-        return Layout(self.tokenizer, around)
+    def layout(self, around: Frame, *, before: str | None = None) -> Layout:
+        """An empty prompt, for documents to be laid out in; before: see `Layout`."""
+        return Layout(self.tokenizer, around, before=before)
 
     @property
     def wants_cuda(self) -> bool:
