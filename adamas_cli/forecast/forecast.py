@@ -110,11 +110,11 @@ class Forecast:
                 f"`ctx_size` {prompt.ctx_size:,} is more than the model's context of "
                 f"{self.model.shape.context:,} tokens"
             )
-        tokenizer = Tokenizer.from_directory(self.files.directory)
+        tokenizer = Tokenizer.of(self.files)
         template = load_template(prompt.template or DEFAULT_TEMPLATE)
         around = frame(
             template,
-            ChatTemplateFile(self.files.directory),
+            ChatTemplateFile(self.files.texts),
             system=prompt.system,
             think=prompt.think,
             note=self.progress.note,

@@ -90,6 +90,14 @@ def classes(directory: Path) -> list[str]:
     return [str(name) for name in found] if isinstance(found, list) else []
 
 
+def vocabulary_size(directory: Path) -> int | None:
+    """How many rows a model's embeddings have by its config; None where it does not say."""
+    config = _json(directory / CONFIG)
+    text = config.get("text_config")
+    rows = (text if isinstance(text, dict) else config).get("vocab_size")
+    return rows if isinstance(rows, int) else None
+
+
 def require_complete(directory: Path) -> None:
     """Raise ModelUnavailableError, with what to do, unless `directory` is a usable model."""
     lack = missing(directory)

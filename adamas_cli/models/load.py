@@ -137,7 +137,7 @@ def load(
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(context, int):
         raise ModelUnavailableError(f"{files.name} does not say how many tokens it can read.")
-    ending = stop_ids(model, files.directory)
+    ending = stop_ids(model, files.directory, files.texts)
     if stored is not None:
         chosen_dtype = model.dtype  # some kinds compute in one number format only
     kept = kept_as(stored, quantization, quantized=quantized, packed=packed)

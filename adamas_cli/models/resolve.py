@@ -15,12 +15,13 @@ from adamas_cli.models.aliases import Alias, aliases
 from adamas_cli.models.default import default_name
 from adamas_cli.models.earlier import remove_earlier
 from adamas_cli.models.fetch import fetch, is_fetched, sha256_of
-from adamas_cli.models.folder import fingerprint, missing, require_complete
+from adamas_cli.models.folder import fingerprint, missing, require_complete, vocabulary_size
 from adamas_cli.models.gguf.file import is_gguf, parts_of
 from adamas_cli.models.gguf.settings import write_settings
 from adamas_cli.models.hub import cached_snapshot, download
 from adamas_cli.models.places import models_directory
 from adamas_cli.models.stores import file_in_folder, file_in_hub_cache, find_stored
+from adamas_cli.models.vocabulary.files import tokenizer_folder
 from adamas_cli.progress import Progress
 
 _HUB_NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(:(?P<tag>[\w.-]+))?")
@@ -36,6 +37,17 @@ class ModelFiles:
     directory: Path
     fingerprint: str  # changes with the content: a GGUF file's sha256, a hub revision, or a folder's state
     gguf: Path | None = None  # of a split one, any part
+    made: Path | None = None  # the folder of its tokenizer, where `directory` has none in the usual form
+
+    @property
+    def texts(self) -> Path:
+        """The folder of its tokenizer and chat template."""
+        return self.made or self.directory
+
+    @property
+    def rows(self) -> int | None:
+        """How many tokens its config says there are; None where it does not."""
+        return vocabulary_size(self.directory)
 
 
 def resolve(name: str | None, *, device: str = "auto", offline: bool, progress: Progress) -> ModelFiles:
@@ -59,7 +71,7 @@ def resolve(name: str | None, *, device: str = "auto", offline: bool, progress: 
         if missing(path) is not None and (file := file_in_folder(path, name)) is not None:
             return _from_gguf(name, file, progress)
         require_complete(path)
-        return ModelFiles(name, path, fingerprint(path))
+        return _from_folder(name, path, fingerprint(path), progress)
     if (model := find_stored(name)) is not None:
         return _from_gguf(name, model.path, progress)
     if named := _HUB_NAME.fullmatch(name):
@@ -119,7 +131,12 @@ def _from_hub(name: str, repository: str, tag: str, offline: bool, progress: Pro
         found = download(repository, progress, tag)
     if is_gguf(found):
         return _from_gguf(name, found, progress)
-    return ModelFiles(name, found, found.name)
+    return _from_folder(name, found, found.name, progress)
+
+
+def _from_folder(name: str, folder: Path, version: str, progress: Progress) -> ModelFiles:
+    texts = tokenizer_folder(folder, progress)
+    return ModelFiles(name, folder, version, made=None if texts == folder else texts)
 
 
 def _in_cache(repository: str, tag: str) -> Path | None:

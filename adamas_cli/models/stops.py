@@ -45,14 +45,16 @@ _ENDS_OF_ANSWERS = ({"<|return|>", "<|call|>"}, {"<|flush|>", "<|calls|>"})
 _END_OF_MESSAGE = "<|end|>"
 
 
-def stop_ids(model: PreTrainedModel, directory: Path) -> tuple[int, ...]:
-    """The ids of all tokens that end an answer: those the model's settings name, and END_TOKENS it has."""
+def stop_ids(model: PreTrainedModel, directory: Path, texts: Path | None = None) -> tuple[int, ...]:
+    """The ids of all tokens that end an answer: those the model's settings name, and END_TOKENS it has.
+    texts: the folder of its tokenizer, by default its `directory`.
+    """
     named = [
         *_ids(getattr(model.generation_config, "eos_token_id", None)),
         *_ids(model.config.get_text_config().eos_token_id),
         *_ids(_generation(directory).get("eos_token_id")),
     ]
-    return tuple(sorted({*named, *_end_tokens(directory)}))
+    return tuple(sorted({*named, *_end_tokens(texts or directory)}))
 
 
 def _ids(value: int | Iterable[int] | None) -> list[int]:

@@ -24,6 +24,8 @@ from adamas_cli.prompt.template import without_surrogates
 if TYPE_CHECKING:
     import tokenizers
 
+    from adamas_cli.models import ModelFiles
+
 # Building the fast path takes as long as the model's tokenizer takes for about so many characters. Whoever
 # changes over at that point never spends more than twice the time of the better choice, however long the
 # text turns out.
@@ -42,8 +44,12 @@ class Tokenizer:
     begins: whether a piece of a prompt has the space that the tokenizer puts before a text, see `begins`.
     """
 
-    def __init__(self, tokenizer_json: Path) -> None:
-        """Read `tokenizer_json`; ModelUnavailableError if it is absent or damaged."""
+    def __init__(self, tokenizer_json: Path, rows: int | None = None) -> None:
+        """Read `tokenizer_json`. rows: of the model's embeddings, where they are known: text with a token
+        that has none is refused.
+
+        Raises ModelUnavailableError for that, and where the file is absent or damaged.
+        """
         import tokenizers
 
         if not tokenizer_json.is_file():
@@ -58,7 +64,7 @@ class Tokenizer:
             ) from error
         self._template.no_truncation()
         self._template.no_padding()
-        self._path = tokenizer_json
+        self._path, self._rows = tokenizer_json, rows
         self._beginning, self.control_tokens = _without_control_tokens(self._template)
         self._control_ids = frozenset(self.control_tokens.values())
         self._added_ids = frozenset(self._template.get_added_tokens_decoder())
@@ -69,6 +75,11 @@ class Tokenizer:
         self._byte_level = "ByteLevel" in str(_config(self._template.decoder))
         self._characters = 0  # encoded so far
         self._fast_lock = threading.Lock()
+
+    @classmethod
+    def of(cls, files: ModelFiles) -> Tokenizer:
+        """The tokenizer of a model on this machine."""
+        return cls(files.texts / "tokenizer.json", files.rows)
 
     @classmethod
     def from_directory(cls, directory: Path) -> Tokenizer:
@@ -115,7 +126,7 @@ class Tokenizer:
         """
         for block in blocks(map(without_surrogates, pieces), self._seam):
             self._characters += len(block)
-            yield self._encode_block(block, begins)
+            yield self._with_rows(self._encode_block(block, begins))
             begins = False
 
     def encode_template(self, text: str, *, begins: bool = False) -> np.ndarray:
@@ -123,7 +134,7 @@ class Tokenizer:
         text = without_surrogates(text)
         encoding = self._template.encode(text, add_special_tokens=False)
         if begins or self._prefix is None:
-            return np.array(encoding.ids, dtype=np.int32)
+            return self._with_rows(np.array(encoding.ids, dtype=np.int32))
         added = (
             start
             for id_, (start, _) in zip(encoding.ids, encoding.offsets, strict=True)
@@ -132,7 +143,7 @@ class Tokenizer:
         start = next(added, len(text))
         rest = self._template.encode(text[start:], add_special_tokens=False)
         first = self._plain.encode(text[:start], add_special_tokens=False)
-        return np.array([*first.ids, *rest.ids], dtype=np.int32)
+        return self._with_rows(np.array([*first.ids, *rest.ids], dtype=np.int32))
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for: no bytes for a control token or an id outside the vocabulary."""
@@ -171,6 +182,16 @@ class Tokenizer:
             return FastPath(self._path, self._plain, pattern)
         except NotEquivalentError as error:
             return str(error)
+
+    def _with_rows(self, ids: np.ndarray) -> np.ndarray:
+        """The ids, each of which the model has a row for."""
+        if self._rows is not None and ids.size and (largest := int(ids.max())) >= self._rows:
+            token = self._template.id_to_token(largest)
+            raise ModelUnavailableError(
+                f"the tokenizer in {self._path.parent} does not belong to its model: {token!r} is token "
+                f"{largest:,}, and the model knows {self._rows:,}.\nFetch the model again."
+            )
+        return ids
 
     def _encode_block(self, text: str, begins: bool) -> np.ndarray:
         plain = self._beginning if begins else self._plain

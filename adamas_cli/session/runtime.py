@@ -64,8 +64,8 @@ class Runtime:
         files = models.resolve(model.model, device=model.device, offline=model.offline, progress=progress)
         require_known_code(files.directory, trust_remote_code=model.trust_remote_code)
         begun = time.perf_counter()
-        chat = ChatTemplateFile(files.directory)
-        tokenizer = Tokenizer.from_directory(files.directory)
+        chat = ChatTemplateFile(files.texts)
+        tokenizer = Tokenizer.of(files)
         seconds = time.perf_counter() - begun
         return cls(files, tokenizer, chat, model, attention, prompt, store, progress, origins, seconds)
 

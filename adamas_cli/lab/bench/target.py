@@ -32,8 +32,8 @@ Load = Callable[["Progress"], models.LoadedModel]
 @dataclass(frozen=True)
 class Target:
     """A model. context: tokens, None where it takes as many as are asked. directory: its files, None for
-    random weights. origin: what another process needs to load it again, as JSON. config: as transformers
-    describes it.
+    random weights. texts: those of its tokenizer. origin: what another process needs to load it again, as
+    JSON. config: as transformers describes it.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Target:
     vocabulary: int
     context: int | None
     directory: Path | None
+    texts: Path | None
     origin: dict[str, Any]
     load: Load
     config: Callable[[], PreTrainedConfig]
@@ -84,6 +85,7 @@ def model_target(options: ModelSettings, progress: Progress) -> Target:
         config["vocab_size"],
         config.get("max_position_embeddings"),
         files.directory,
+        files.texts,
         {
             "directory": str(files.directory),
             "gguf": None if files.gguf is None else str(files.gguf),
@@ -112,7 +114,7 @@ def shape_target(name: str, tokens: int, options: ModelSettings) -> Target:
     origin = {"shape": name, "context": tokens}
     vocabulary = shape_fields(name)["vocab_size"]
     return Target(
-        name, device, dtype, vocabulary, None, None, origin, load, lambda: shape_config(name, tokens)
+        name, device, dtype, vocabulary, None, None, None, origin, load, lambda: shape_config(name, tokens)
     )
 
 

@@ -41,7 +41,7 @@ class Prompting:
     ) -> Prompting:
         """The prompt of `ask` for a model. Raises UsageError for a wrong template."""
         text = load_template(template or DEFAULT_TEMPLATE)
-        chat = ChatTemplateFile(subject.files.directory)
+        chat = ChatTemplateFile(subject.files.texts)
         return cls(subject.tokenizer, frame(text, chat, system=system, think=think))
 
     @property
