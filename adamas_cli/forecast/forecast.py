@@ -52,8 +52,14 @@ def forecast(
     Raises ModelUnavailableError, and UsageError for a wrong template, context, backend or kind of weights.
     """
     chosen = settings.model
-    require_here(chosen.model, device=chosen.device)
-    files = resolve(chosen.model, device=chosen.device, offline=chosen.offline, progress=progress)
+    require_here(chosen.model, device=chosen.device, adapter=chosen.adapter)
+    files = resolve(
+        chosen.model,
+        device=chosen.device,
+        offline=chosen.offline,
+        adapter=chosen.adapter,
+        progress=progress,
+    )
     return Forecast(files, settings, progress).plan(documents, questions, calibrates)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -47,14 +48,14 @@ class StoredRows(nn.Module):
         return rows[: len(tokens) * self.embedding_dim].reshape(*ids.shape, self.embedding_dim)
 
 
-def leave_in_file(model: nn.Module, directory: Path) -> None:
+def leave_in_file(model: nn.Module, directory: Path, changed: Collection[str] = ()) -> None:
     """Replace the embeddings of a model on the CPU whose rows lie in its file as they are; leave others
-    alone.
+    alone, such as those that were changed, by their names.
     """
     if not hasattr(os, "pread"):
         return
     for name, module in list(model.named_modules()):
-        if type(module) is not nn.Embedding:
+        if type(module) is not nn.Embedding or name in changed:
             continue
         stored = _find(directory, f"{name}.weight", module.weight)
         if stored is not None:

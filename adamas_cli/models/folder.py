@@ -43,7 +43,7 @@ def missing(directory: Path) -> str | None:
         return f"has no {CONFIG}"
     if (task := _other_task(directory)) is not None:
         return task
-    if not any(any(directory.glob(name)) for name in TOKENIZERS):
+    if not has_tokenizer(directory):
         return "has no tokenizer"
     try:
         absent = [file.name for file in weight_files(directory) if not file.is_file()]
@@ -57,6 +57,11 @@ def missing(directory: Path) -> str | None:
     if pickle is not None:
         return f"has no safetensors weights, and {pickle} is a pickle, which may run code when it is read"
     return "has no safetensors weights"
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a folder holds a vocabulary in any form."""
+    return any(any(directory.glob(name)) for name in TOKENIZERS)
 
 
 def weight_files(directory: Path) -> list[Path]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from adamas_cli.errors import AdamasError, ModelUnavailableError, OutOfMemoryError, UsageError
 from adamas_cli.machine.threads import use_threads
+from adamas_cli.models.adapters import Adapter, merge
 from adamas_cli.models.completeness import require_all
 from adamas_cli.models.configs import read_config, reason, require_known_code
 from adamas_cli.models.device import choose_device, choose_dtype
@@ -109,10 +110,13 @@ def load(
         computing = use_threads(threads)
         if log.isEnabledFor(logging.INFO):
             progress.note(f"{computing} threads compute, in {str(chosen_dtype).removeprefix('torch.')}")
+    adapter = None if files.adapter is None else Adapter(files.adapter)
+    if adapter is not None and quantization in PACKAGES:
+        raise UsageError(f"an adapter is merged into numbers: leave out `quantization` {quantization}.")
     with progress.task(f"loading {files.name}", None, "bytes"), quiet_transformers():
         try:
             if files.gguf is not None:
-                model = _read_gguf(files, files.gguf, chosen_device, chosen_dtype, packed, progress)
+                model = _read_gguf(files, files.gguf, chosen_device, chosen_dtype, packed, adapter, progress)
             elif grid is not None:
                 model, loading = _read_grid(files, chosen_device, chosen_dtype, trust_remote_code, grid)
             else:
@@ -124,6 +128,9 @@ def load(
     if files.gguf is None:
         require_all(files.name, loading, classes(files.directory), progress)
     model.eval().requires_grad_(False)
+    changed: frozenset[str] = frozenset()
+    if adapter is not None and files.gguf is None:
+        changed = merge(model, adapter)
     quantized = stored is not None and holds_quantized(model)
     if quantized and quantization == PACKED:
         raise UsageError(f"{files.name} comes quantized and stays so: leave out `quantization` packed.")
@@ -133,7 +140,7 @@ def load(
         from adamas_cli.models.packed import pack_model
 
         pack_model(model, progress)
-        leave_in_file(model, files.directory)
+        leave_in_file(model, files.directory, changed)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(context, int):
         raise ModelUnavailableError(f"{files.name} does not say how many tokens it can read.")
@@ -182,6 +189,7 @@ def _read_gguf(
     device: torch.device,
     dtype: torch.dtype,
     packed: bool,
+    adapter: Adapter | None,
     progress: Progress,
 ) -> PreTrainedModel:
     """A model whose weights are in a GGUF file, which stay as they are there where they are packed."""
@@ -197,7 +205,14 @@ def _read_gguf(
         from adamas_cli.models.plane_linear import Planes
 
         placing = Planes(dtype, device)
-    model = build_model(GgufFile(gguf), files.directory, dtype, device, placing)
+    if adapter is None:
+        model = build_model(GgufFile(gguf), files.directory, dtype, device, placing)
+    else:
+        from adamas_cli.models.gguf.merging import Merging
+
+        merging = Merging(placing, adapter, exact=not packed)
+        model = build_model(GgufFile(gguf), files.directory, dtype, device, merging)
+        merging.require_all_merged()
     if packed and device.type == "cpu" and log.isEnabledFor(logging.INFO):
         from adamas_cli.models.packed import describe
 

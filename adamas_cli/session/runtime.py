@@ -61,7 +61,13 @@ class Runtime:
             raise UsageError(
                 "`sources` shows what sparse attention chose to read: leave out `attn` full, or `sources`"
             )
-        files = models.resolve(model.model, device=model.device, offline=model.offline, progress=progress)
+        files = models.resolve(
+            model.model,
+            device=model.device,
+            offline=model.offline,
+            adapter=model.adapter,
+            progress=progress,
+        )
         require_known_code(files.directory, trust_remote_code=model.trust_remote_code)
         begun = time.perf_counter()
         chat = ChatTemplateFile(files.texts)

@@ -46,7 +46,13 @@ class Subject:
         """
         device = choose_device(model.device)
         name, _ = backends_of(device).pick(backend)
-        files = models.resolve(model.model, device=model.device, offline=model.offline, progress=progress)
+        files = models.resolve(
+            model.model,
+            device=model.device,
+            offline=model.offline,
+            adapter=model.adapter,
+            progress=progress,
+        )
         tokenizer = Tokenizer.of(files)
         dtype = choose_dtype(model.dtype, device)
         found = cls(files, tokenizer, device, dtype, name, dense_layers, model)
