@@ -107,7 +107,9 @@ class Adapter:
                 raise ModelUnavailableError(f"the adapter {self.directory} has {stored}, which is not known.")
             name = next((name for name in _spellings(named, model) if name in there), None)
             if name is None:
-                raise self.unfit(f"the model has no {named}")
+                modules = {name for name, _ in model.named_modules()}
+                kept = any(name.rpartition(".")[0] in modules for name in _spellings(named, model))
+                raise self.unfit(f"{named} {'is not kept as numbers' if kept else 'is not in it'}")
             owner = model.get_submodule(name.rpartition(".")[0])
             turned = isinstance(owner, nn.Embedding) or type(owner).__name__ == "Conv1D"
             found.setdefault(name, {}).update({part: tensor, **scale, "transposed": turned})
