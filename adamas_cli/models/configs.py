@@ -55,6 +55,8 @@ def require_known_code(directory: Path, *, trust_remote_code: bool) -> None:
 
 def reason(error: Exception) -> str:
     """What a library says first of what it could not do, in one line."""
+    if isinstance(error, KeyError):
+        return f"{error} is not known"
     lines = [line.strip() for line in str(error).strip().splitlines()]
     while len(lines) > 1 and lines[0].endswith(":"):
         lines[:2] = [" ".join(lines[:2])]

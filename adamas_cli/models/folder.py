@@ -41,6 +41,8 @@ def missing(directory: Path) -> str | None:
     """What keeps `directory` from being a usable model, as half a sentence; None if nothing does."""
     if not (directory / CONFIG).is_file():
         return f"has no {CONFIG}"
+    if not read_object(directory / CONFIG):
+        return f"has a damaged {CONFIG}"
     if (task := _other_task(directory)) is not None:
         return task
     if not has_tokenizer(directory):
@@ -91,13 +93,13 @@ def is_usual(directory: Path) -> bool:
 
 def classes(directory: Path) -> list[str]:
     """The classes that a model's files were written by, as its config says; none where it does not."""
-    found = _json(directory / CONFIG).get("architectures") or []
+    found = read_object(directory / CONFIG).get("architectures") or []
     return [str(name) for name in found] if isinstance(found, list) else []
 
 
 def vocabulary_size(directory: Path) -> int | None:
     """How many rows a model's embeddings have by its config; None where it does not say."""
-    config = _json(directory / CONFIG)
+    config = read_object(directory / CONFIG)
     text = config.get("text_config")
     rows = (text if isinstance(text, dict) else config).get("vocab_size")
     return rows if isinstance(rows, int) else None
@@ -109,7 +111,7 @@ def require_complete(directory: Path) -> None:
     if lack is None:
         return
     if (directory / ADAPTER_CONFIG).is_file():
-        base = _json(directory / ADAPTER_CONFIG).get("base_model_name_or_path") or "its base model"
+        base = read_object(directory / ADAPTER_CONFIG).get("base_model_name_or_path") or "its base model"
         raise ModelUnavailableError(
             f"{directory} is an adapter of {base} and no model of its own.\n"
             f"Use both: `model` {base} `adapter` {directory}"
@@ -137,13 +139,13 @@ def _other_task(directory: Path) -> str | None:
         for end, kind in _OTHER_TASKS.items():
             if name.endswith(end):
                 return f"is {kind} ({name})"
-    if _json(directory / CONFIG).get("is_encoder_decoder"):
+    if read_object(directory / CONFIG).get("is_encoder_decoder"):
         return "is an encoder with a decoder, which adamas does not serve"
     return None
 
 
-def _json(file: Path) -> dict[str, Any]:
-    """The object in a file; an empty one where there is none."""
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file; an empty one where there is none."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
