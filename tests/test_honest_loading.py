@@ -155,6 +155,34 @@ def test_configs_that_cannot_be_served_are_refused(folder: Make, config: dict[st
     refused(folder(**config), words)
 
 
+def test_a_model_of_embeddings_is_refused(folder: Make) -> None:
+    path = folder()
+    steps = [{"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]
+    (path / "modules.json").write_text(json.dumps(steps))
+    refused(path, "is a model of embeddings")
+
+
+@pytest.mark.parametrize("config", ["{", "[]", "null"])
+def test_a_config_that_is_none_is_told(folder: Make, config: str) -> None:
+    path = folder()
+    (path / "config.json").write_text(config)
+    refused(path, r"has a damaged config\.json")
+
+
+@pytest.mark.parametrize("settings", ['{"eos_token_id": ["x", 7]}', '{"eos_token_id": "x"}', "[", "{}"])
+def test_settings_of_generation_may_be_damaged(folder: Make, settings: str) -> None:
+    path = folder()
+    (path / "generation_config.json").write_text(settings)
+    assert loaded(path).stop_ids == ((7, 256) if "7" in settings else (256,))
+
+
+def test_a_plan_refuses_kinds_of_weights_as_ask_does(run_here: Run, folder: Make, document: Path) -> None:
+    path = folder(quantization_config={"quant_method": "strange"})
+    code, out, told = run_here("plan", document, "-m", path)
+    assert (code, out) == (5, "")
+    assert "comes quantized (strange)" in told
+
+
 REMOTE = {"AutoConfig": "configuration_foo.FooConfig", "AutoModelForCausalLM": "modeling_foo.FooLM"}
 
 

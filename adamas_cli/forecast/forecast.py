@@ -12,6 +12,7 @@ from adamas_cli.forecast.reuse import kept_tokens
 from adamas_cli.forecast.speed import Speed, computing_device, recall, remember, speed_key
 from adamas_cli.models import ModelFiles, resolve
 from adamas_cli.models.configs import read_config, require_known_code
+from adamas_cli.models.prequantized import require_readable, stored_quantization
 from adamas_cli.models.resolve import require_here
 from adamas_cli.models.shape import ITEM_BYTES
 from adamas_cli.planning.decision import Decision, Model, decide
@@ -74,6 +75,8 @@ class Forecast:
     def __init__(self, files: ModelFiles, settings: Settings, progress: Progress) -> None:
         self.files, self.settings, self.progress = files, settings, progress
         require_known_code(files.directory, trust_remote_code=settings.model.trust_remote_code)
+        if (stored := stored_quantization(files.directory)) is not None:
+            require_readable(files.name, stored, settings.model.quantization)
         self.model = file_facts(files)
         self.machine = machine_facts(settings.model.device)
 

@@ -36,6 +36,8 @@ _OTHER_TASKS = {
     "RewardModel": "a reward model",
 }
 
+_POOLING = "sentence_transformers.models.Pooling"  # in the list of steps of a model that makes embeddings
+
 
 def missing(directory: Path) -> str | None:
     """What keeps `directory` from being a usable model, as half a sentence; None if nothing does."""
@@ -139,9 +141,16 @@ def _other_task(directory: Path) -> str | None:
         for end, kind in _OTHER_TASKS.items():
             if name.endswith(end):
                 return f"is {kind} ({name})"
+    if _POOLING in _text(directory / "modules.json"):
+        return "is a model of embeddings"
     if read_object(directory / CONFIG).get("is_encoder_decoder"):
         return "is an encoder with a decoder, which adamas does not serve"
     return None
+
+
+def _text(file: Path) -> str:
+    """What a file says; nothing where it is not there."""
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
 
 
 def read_object(file: Path) -> dict[str, Any]:
