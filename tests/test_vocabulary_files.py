@@ -127,6 +127,23 @@ def test_sentencepiece_without_a_prefix_has_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, ["</s>", "▁the"]),
+        ({"legacy": False}, ["</s>", "t", "he"]),
+        ({"add_prefix_space": False}, ["</s>", "t", "he"]),
+    ],
+)
+def test_what_follows_a_control_token(tmp_path: Path, settings: dict[str, Any], expected: list[str]) -> None:
+    directory = folder(tmp_path, tokenizer__model=spm(), tokenizer_config__json=settings)
+    tokenizer = made(directory)
+    reference = Reference.from_file(str(tokenizer_folder(directory, Silent()) / "tokenizer.json"))
+    assert [reference.id_to_token(id_) for id_ in tokenizer.encode_template("</s>the")] == expected
+    start = ["t", "he"] if "add_prefix_space" in settings else ["▁the"]
+    assert spelled(tokenizer, directory, "the", begins=True) == start
+
+
+@pytest.mark.parametrize(
     ("settings", "first"),
     [({}, "<s>"), ({"add_bos_token": False}, ""), ({"add_bos_token": None}, "<s>")],
 )

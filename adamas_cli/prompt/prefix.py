@@ -23,8 +23,10 @@ def prefix_places(normalizer: Config | None, pre_tokenizer: Config | None) -> Pl
 
 
 def without_prefix(component: Config | None) -> Config | None:
-    """A normalizer or pre-tokenizer that does the same and never puts a space; None where nothing is left."""
-    if component is None or component["type"] == "Prepend":
+    """A normalizer or pre-tokenizer that does the same but nothing to the ends of a text; None where nothing
+    is left.
+    """
+    if component is None or component["type"] in ("Prepend", "Strip"):
         return None
     changed = deepcopy(component)
     match component["type"]:

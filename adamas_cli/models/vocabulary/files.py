@@ -145,8 +145,11 @@ def _read(vocabulary: Path, settings: _Settings, progress: Progress) -> tuple[To
         tokenizer = byte_level(tokens, SPLITTINGS[_SPLITTING.get(settings.kind, "gpt-2")])
     elif vocabulary.name == "tokenizer.model" and not _is_ranks(data):
         spm = read_spm_file(data)
-        spm = replace(spm, tokens=with_added(spm.tokens, added))
-        tokens, tokenizer, begins = spm.tokens, spm.tokenizer(), "bos" in spm.tokens.roles
+        prefix = spm.space_prefix and settings.all.get("add_prefix_space") is not False
+        spm = replace(spm, tokens=with_added(spm.tokens, added), space_prefix=prefix)
+        tokens, begins = spm.tokens, "bos" in spm.tokens.roles
+        # As transformers calls what it did before it left out the space behind control tokens.
+        tokenizer = spm.tokenizer(after_control=settings.all.get("legacy") is not False)
     else:
         rule = ranks.RULES.get(vocabulary.name)
         if rule is None:

@@ -38,9 +38,11 @@ class SpmFile:
     space_prefix: bool
     squeezes: bool
 
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer without its added tokens. Raises ValueError for a damaged vocabulary."""
-        from tokenizers import Regex, normalizers
+    def tokenizer(self, *, after_control: bool = True) -> Tokenizer:
+        """The tokenizer without its added tokens. after_control: whether what follows an added token begins
+        with a space as a text does. Raises ValueError for a damaged vocabulary.
+        """
+        from tokenizers import Regex, normalizers, pre_tokenizers
 
         built = self._of_scores() if self.unigram else sentencepiece(self.tokens, space_prefix=False)
         steps: list[normalizers.Normalizer] = []
@@ -48,10 +50,12 @@ class SpmFile:
             steps.append(normalizers.Precompiled(self.charsmap))
         if self.squeezes:
             steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
-        if self.space_prefix:
-            steps.append(normalizers.Prepend(SPACE))
-        steps.append(normalizers.Replace(" ", SPACE))
-        built.normalizer = normalizers.Sequence(steps) if len(steps) > 1 else steps[0]
+        if self.space_prefix and not after_control:
+            built.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=False)
+        else:
+            steps += [normalizers.Prepend(SPACE)] if self.space_prefix else []
+            steps.append(normalizers.Replace(" ", SPACE))
+        built.normalizer = normalizers.Sequence(steps) if len(steps) > 1 else next(iter(steps), None)
         return built
 
     def _of_scores(self) -> Tokenizer:
