@@ -154,6 +154,23 @@ def test_base_models_begin_as_their_settings_say(
     assert text_start(ChatTemplateFile(tokenizer_folder(directory, Silent()))) == first
 
 
+@pytest.mark.parametrize(
+    ("settings", "first"),
+    [
+        ({}, ""),
+        ({"add_bos_token": True}, "<s>"),
+        ({"tokenizer_class": "LlamaTokenizerFast"}, "<s>"),
+        ({"tokenizer_class": "LlamaTokenizer", "add_bos_token": False}, ""),
+    ],
+)
+def test_settings_beside_a_tokenizer_that_begins_with_nothing(
+    tmp_path: Path, settings: dict[str, Any], first: str
+) -> None:
+    directory = folder(tmp_path, tokenizer__json={}, tokenizer_config__json={"bos_token": "<s>"} | settings)
+    Reference(models.BPE()).save(str(directory / "tokenizer.json"))
+    assert text_start(ChatTemplateFile(directory)) == first
+
+
 def test_added_tokens_take_the_ids_that_the_settings_name(tmp_path: Path) -> None:
     last = 270 + 10
     added = {
