@@ -22,11 +22,12 @@ OnOverflow = Literal["error", "truncate", "map-reduce"]
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which model answers, and how it is loaded. model: None for the default. threads: None for all physical
-    cores.
+    """Which model answers, and how it is loaded. model: None for the default, or that which the adapter, a
+    folder, was made for. threads: None for all physical cores.
     """
 
     model: str | None = None
+    adapter: str | None = None
     dtype: DType = "auto"
     device: str = "auto"
     quantization: Quantization = "auto"

@@ -222,7 +222,7 @@ def test_a_config_without_its_weights_is_no_fault_of_ours(tiny_model, tmp_path):
     directory = tmp_path / "bitnet"
     shutil.copytree(tiny_model, directory)
     say(directory, {"quant_method": "bitnet"})
-    with pytest.raises(ModelUnavailableError, match="cannot load a model: "):
+    with pytest.raises(ModelUnavailableError, match="a model does not fit its config: "):
         loaded(directory)
 
 

@@ -89,6 +89,11 @@ FLAGS: dict[type, dict[str, Any]] = {
             autocompletion=_short_names,
             help="A name that `adamas models ls` shows, Hugging Face id, directory or .gguf file.",
         ),
+        "adapter": _model(
+            "--adapter",
+            metavar="DIR",
+            help="A LoRA adapter's folder, as PEFT writes it; without -m, of the model that it was made for.",
+        ),
         "dtype": _model("--dtype", help="Number format of the weights."),
         "device": _model("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 and so on."),
         "quantization": _model(

@@ -11,6 +11,8 @@ from adamas_cli.forecast.plan import Counted, Plan, Times
 from adamas_cli.forecast.reuse import kept_tokens
 from adamas_cli.forecast.speed import Speed, computing_device, recall, remember, speed_key
 from adamas_cli.models import ModelFiles, resolve
+from adamas_cli.models.configs import read_config, require_known_code
+from adamas_cli.models.prequantized import require_readable, stored_quantization
 from adamas_cli.models.resolve import require_here
 from adamas_cli.models.shape import ITEM_BYTES
 from adamas_cli.planning.decision import Decision, Model, decide
@@ -51,8 +53,14 @@ def forecast(
     Raises ModelUnavailableError, and UsageError for a wrong template, context, backend or kind of weights.
     """
     chosen = settings.model
-    require_here(chosen.model, device=chosen.device)
-    files = resolve(chosen.model, device=chosen.device, offline=chosen.offline, progress=progress)
+    require_here(chosen.model, device=chosen.device, adapter=chosen.adapter)
+    files = resolve(
+        chosen.model,
+        device=chosen.device,
+        offline=chosen.offline,
+        adapter=chosen.adapter,
+        progress=progress,
+    )
     return Forecast(files, settings, progress).plan(documents, questions, calibrates)
 
 
@@ -66,6 +74,9 @@ class Forecast:
 
     def __init__(self, files: ModelFiles, settings: Settings, progress: Progress) -> None:
         self.files, self.settings, self.progress = files, settings, progress
+        require_known_code(files.directory, trust_remote_code=settings.model.trust_remote_code)
+        if (stored := stored_quantization(files.directory)) is not None:
+            require_readable(files.name, stored, settings.model.quantization)
         self.model = file_facts(files)
         self.machine = machine_facts(settings.model.device)
 
@@ -76,12 +87,8 @@ class Forecast:
 
     def _on_gpu(self) -> Model:
         """As `ask` counts the weights, which takes torch."""
-        from transformers import AutoConfig
-
         trusts = self.settings.model.trust_remote_code
-        config = AutoConfig.from_pretrained(
-            self.files.directory, local_files_only=True, trust_remote_code=trusts
-        )
+        config = read_config(self.files.directory, trust_remote_code=trusts)
         return config_facts(config, self.files.directory, self.files.gguf)
 
     def plan(self, documents: Sequence[Document], questions: Sequence[str], calibrates: bool | None) -> Plan:
@@ -112,11 +119,11 @@ class Forecast:
                 f"`ctx_size` {prompt.ctx_size:,} is more than the model's context of "
                 f"{self.model.shape.context:,} tokens"
             )
-        tokenizer = Tokenizer.from_directory(self.files.directory)
+        tokenizer = Tokenizer.of(self.files)
         template = load_template(prompt.template or DEFAULT_TEMPLATE)
         around = frame(
             template,
-            ChatTemplateFile(self.files.directory),
+            ChatTemplateFile(self.files.texts),
             system=prompt.system,
             think=prompt.think,
             note=self.progress.note,
@@ -180,6 +187,7 @@ class Forecast:
                 decision,
                 attention=attention,
                 threads=threads,
+                trust_remote_code=self.settings.model.trust_remote_code,
                 progress=self.progress,
             )
         return remember(key, readings, decodings, calibrated=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from adamas_cli.forecast.memo import Memo
+from adamas_cli.models.configs import read_config
 from adamas_cli.store.entries import entries
 from adamas_cli.store.keys import block_tokens, chain_from, first_link, model_facts
 from adamas_cli.store.places import FORMAT, block_file, documents_directory
@@ -78,14 +79,11 @@ def _beginning(
 ) -> tuple[bytes, int]:
     """The first link of the keys, and the tokens of a block."""
     import torch
-    from transformers import AutoConfig
 
     from adamas_cli.cache.geometry import token_bytes
 
     number: torch.dtype = getattr(torch, dtype)
-    whole = AutoConfig.from_pretrained(
-        files.directory, local_files_only=True, trust_remote_code=trust_remote_code, dtype=number
-    )
+    whole = read_config(files.directory, trust_remote_code=trust_remote_code, dtype=number)
     config = whole.get_text_config()
     block = block_tokens(chunk, token_bytes(config, number) * config.num_hidden_layers)
     facts = model_facts(

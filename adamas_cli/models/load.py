@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-import struct
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-
-from adamas_cli.errors import ModelUnavailableError, OutOfMemoryError, UsageError
+from adamas_cli.errors import AdamasError, ModelUnavailableError, OutOfMemoryError, UsageError
 from adamas_cli.machine.threads import use_threads
+from adamas_cli.models.adapters import Adapter, merge
+from adamas_cli.models.completeness import require_all
+from adamas_cli.models.configs import read_config, reason, require_known_code
 from adamas_cli.models.device import choose_device, choose_dtype
+from adamas_cli.models.folder import classes, is_usual, weight_files
 from adamas_cli.models.grids import Grid, read_weights
 from adamas_cli.models.prequantized import (
     grid_to_dequantize,
@@ -44,10 +46,6 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
-
-# What transformers says of files that it cannot load, and what only a quantizer says of weights.
-_UNREADABLE = (ValueError, KeyError, OSError, ImportError, SafetensorError, struct.error)
-_UNCONVERTIBLE = (RuntimeError, AssertionError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -108,26 +106,31 @@ def load(
         how, grid = reading(stored, chosen_device, progress), grid_to_dequantize(stored)
     elif quantization in PACKAGES:
         how = quantization_config(quantization, chosen_dtype)
-    quantizing = stored is not None or how is not None
     if chosen_device.type == "cpu":
         computing = use_threads(threads)
         if log.isEnabledFor(logging.INFO):
             progress.note(f"{computing} threads compute, in {str(chosen_dtype).removeprefix('torch.')}")
+    adapter = None if files.adapter is None else Adapter(files.adapter)
+    if adapter is not None and quantization in PACKAGES:
+        raise UsageError(f"an adapter is merged into numbers: leave out `quantization` {quantization}.")
     with progress.task(f"loading {files.name}", None, "bytes"), quiet_transformers():
         try:
             if files.gguf is not None:
-                model = _read_gguf(files, files.gguf, chosen_device, chosen_dtype, packed, progress)
+                model = _read_gguf(files, files.gguf, chosen_device, chosen_dtype, packed, adapter, progress)
             elif grid is not None:
-                model = _read_grid(files, chosen_device, chosen_dtype, trust_remote_code, grid)
+                model, loading = _read_grid(files, chosen_device, chosen_dtype, trust_remote_code, grid)
             else:
-                model = _read(
-                    files, chosen_device, chosen_dtype, trust_remote_code, how, quantizing=quantizing
-                )
+                model, loading = _read(files, chosen_device, chosen_dtype, trust_remote_code, how)
         except torch.OutOfMemoryError as error:
             raise OutOfMemoryError(
                 f"{files.name} does not fit {chosen_device}.\nUse a smaller model, or `device` cpu."
             ) from error
+    if files.gguf is None:
+        require_all(files.name, loading, classes(files.directory), progress)
     model.eval().requires_grad_(False)
+    changed: frozenset[str] = frozenset()
+    if adapter is not None and files.gguf is None:
+        changed = merge(model, adapter)
     quantized = stored is not None and holds_quantized(model)
     if quantized and quantization == PACKED:
         raise UsageError(f"{files.name} comes quantized and stays so: leave out `quantization` packed.")
@@ -137,11 +140,11 @@ def load(
         from adamas_cli.models.packed import pack_model
 
         pack_model(model, progress)
-        leave_in_file(model, files.directory)
+        leave_in_file(model, files.directory, changed)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(context, int):
         raise ModelUnavailableError(f"{files.name} does not say how many tokens it can read.")
-    ending = stop_ids(model, files.directory)
+    ending = stop_ids(model, files.directory, files.texts)
     if stored is not None:
         chosen_dtype = model.dtype  # some kinds compute in one number format only
     kept = kept_as(stored, quantization, quantized=quantized, packed=packed)
@@ -149,42 +152,35 @@ def load(
 
 
 def _read(
-    files: ModelFiles,
-    device: torch.device,
-    dtype: torch.dtype,
-    trust_remote_code: bool,
-    how: Any,
-    *,
-    quantizing: bool,
-) -> PreTrainedModel:
-    """how: what transformers takes as `quantization_config`, or None. quantizing: whether a quantizer is at
-    work, by that or by the files.
+    files: ModelFiles, device: torch.device, dtype: torch.dtype, trust_remote_code: bool, how: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model, and what `from_pretrained` reports of its tensors. how: what it takes as
+    `quantization_config`, or None.
     """
-    import torch
     from transformers import AutoModelForCausalLM
 
     options = _placement(device)
     if how is not None:  # a None would overrule what the files say
         options["quantization_config"] = how
-    try:
-        with warnings.catch_warnings():
-            # How a model that comes quantized is to be read goes beside its own config, not instead of it.
-            warnings.filterwarnings("ignore", "You passed `quantization_config`")
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                files.directory,
-                dtype=dtype,
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=trust_remote_code,
-                **options,
-            )
-    except _UNREADABLE as error:
-        raise _unavailable(files, error) from error
-    except _UNCONVERTIBLE as error:
-        if not quantizing or isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise _unavailable(files, error) from error
-    return model
+    require_known_code(files.directory, trust_remote_code=trust_remote_code)
+    with _unavailable_unless_read(files), warnings.catch_warnings():
+        # How a model that comes quantized is to be read goes beside its own config, not instead of it.
+        warnings.filterwarnings("ignore", "You passed `quantization_config`")
+        if not is_usual(files.directory):
+            config = read_config(files.directory, trust_remote_code=trust_remote_code)
+            return _of_tensors(files, config, _by_name(files.directory), dtype, trust_remote_code, options)
+        model: PreTrainedModel
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            files.directory,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told, which is better than an error about the option
+            **options,
+        )
+    return model, loading
 
 
 def _read_gguf(
@@ -193,6 +189,7 @@ def _read_gguf(
     device: torch.device,
     dtype: torch.dtype,
     packed: bool,
+    adapter: Adapter | None,
     progress: Progress,
 ) -> PreTrainedModel:
     """A model whose weights are in a GGUF file, which stay as they are there where they are packed."""
@@ -208,7 +205,14 @@ def _read_gguf(
         from adamas_cli.models.plane_linear import Planes
 
         placing = Planes(dtype, device)
-    model = build_model(GgufFile(gguf), files.directory, dtype, device, placing)
+    if adapter is None:
+        model = build_model(GgufFile(gguf), files.directory, dtype, device, placing)
+    else:
+        from adamas_cli.models.gguf.merging import Merging
+
+        merging = Merging(placing, adapter, exact=not packed)
+        model = build_model(GgufFile(gguf), files.directory, dtype, device, merging)
+        merging.require_all_merged()
     if packed and device.type == "cpu" and log.isEnabledFor(logging.INFO):
         from adamas_cli.models.packed import describe
 
@@ -218,39 +222,53 @@ def _read_gguf(
 
 def _read_grid(
     files: ModelFiles, device: torch.device, dtype: torch.dtype, trust_remote_code: bool, grid: Grid
-) -> PreTrainedModel:
-    """A model that comes as AWQ or GPTQ, with numbers as weights."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
-
-    try:
-        config = AutoConfig.from_pretrained(
-            files.directory, local_files_only=True, trust_remote_code=trust_remote_code
-        )
-        for part in (config, config.get_text_config()):
-            if hasattr(part, "quantization_config"):
-                del part.quantization_config
-        with torch.device("meta"):  # for its class, which alone takes weights that are no files
-            blank = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A model that comes as AWQ or GPTQ, with numbers as weights, and what is reported of its tensors."""
+    config = read_config(files.directory, trust_remote_code=trust_remote_code)
+    for part in (config, config.get_text_config()):
+        if hasattr(part, "quantization_config"):
+            del part.quantization_config
+    with _unavailable_unless_read(files):
         weights = read_weights(files.directory, grid, dtype, device)
-        model: PreTrainedModel
-        model, loading = type(blank).from_pretrained(
-            None,
-            config=blank.config,
-            state_dict=weights,
-            dtype=dtype,
-            output_loading_info=True,
-            **_placement(device),
-        )
-        if absent := sorted(loading["missing_keys"]):
-            raise ValueError(f"its files lack {absent[0]}")
-        with suppress(OSError):  # a model need not have one
-            model.generation_config = GenerationConfig.from_pretrained(files.directory, local_files_only=True)
-    except torch.OutOfMemoryError:
-        raise
-    except (*_UNREADABLE, *_UNCONVERTIBLE) as error:
-        raise _unavailable(files, error) from error
-    return model
+        return _of_tensors(files, config, weights, dtype, trust_remote_code, _placement(device))
+
+
+def _of_tensors(
+    files: ModelFiles,
+    config: Any,
+    weights: dict[str, torch.Tensor],
+    dtype: torch.dtype,
+    trust_remote_code: bool,
+    options: dict[str, Any],
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A model of tensors in memory by their names, and what is reported of them. options: of
+    `from_pretrained`.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    with torch.device("meta"):  # for its class, which alone takes weights that are no files
+        blank = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    model: PreTrainedModel
+    model, loading = type(blank).from_pretrained(
+        None,
+        config=blank.config,
+        state_dict=weights,
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **options,
+    )
+    with suppress(OSError):  # a model need not have one
+        model.generation_config = GenerationConfig.from_pretrained(files.directory, local_files_only=True)
+    return model, loading
+
+
+def _by_name(directory: Path) -> dict[str, torch.Tensor]:
+    """The tensors of files that no index lists, mapped into memory."""
+    from safetensors.torch import load_file
+
+    return {name: tensor for file in weight_files(directory) for name, tensor in load_file(file).items()}
 
 
 def _placement(device: torch.device) -> dict[str, Any]:
@@ -258,6 +276,18 @@ def _placement(device: torch.device) -> dict[str, Any]:
     return {} if device.type == "cpu" else {"device_map": {"": device}}
 
 
-def _unavailable(files: ModelFiles, error: Exception) -> ModelUnavailableError:
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    return ModelUnavailableError(f"cannot load {files.name}: {reason}")
+@contextmanager
+def _unavailable_unless_read(files: ModelFiles) -> Iterator[None]:
+    """Raise ModelUnavailableError for whatever a library raises of files that it cannot make a model of; a
+    lack of memory is passed on.
+    """
+    import torch
+
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError, AdamasError):
+        raise
+    except Exception as error:
+        if "DefaultCPUAllocator" in str(error):  # which has no exception type of its own
+            raise
+        raise ModelUnavailableError(f"cannot load {files.name}: {reason(error)}") from error

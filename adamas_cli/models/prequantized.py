@@ -14,6 +14,7 @@ from adamas_cli.errors import ModelUnavailableError, UsageError
 from adamas_cli.models.folder import CONFIG
 from adamas_cli.models.grids import Grid, stored_grid
 from adamas_cli.models.quantization import FP8_CAPABILITY, PACKAGES, is_installed, is_plain
+from adamas_cli.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +48,8 @@ def stored_quantization(directory: Path) -> dict[str, Any] | None:
     stored = config.get("quantization_config") or text.get("quantization_config")
     if not stored:
         return None
+    if not isinstance(stored, dict):
+        return {"quant_method": str(stored)}
     if not stored.get("quant_method") and (stored.get("load_in_8bit") or stored.get("load_in_4bit")):
         return {**stored, "quant_method": BITSANDBYTES}  # as earlier versions of transformers wrote it
     return dict(stored)
@@ -72,7 +75,9 @@ def require_readable(name: str, stored: dict[str, Any], quantization: str) -> No
         raise UsageError(f"{name} comes quantized ({method}): leave out `quantization` {quantization}.")
     from transformers.quantizers import AutoHfQuantizer
 
-    if not method or not AutoHfQuantizer.supports_quant_method(stored):
+    with quiet_transformers():
+        known = bool(method) and AutoHfQuantizer.supports_quant_method(stored)
+    if not method or not known:
         kind = method or "without a quant_method"
         raise ModelUnavailableError(
             f"{name} comes quantized ({kind}), and this version of transformers does not know how."

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adamas_cli.errors import ModelUnavailableError
-from adamas_cli.models.folder import CONFIG
+from adamas_cli.models.folder import CONFIG, weight_files
 from adamas_cli.models.prequantized import numbers_in_word, stored_quantization
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -198,7 +198,7 @@ def count_tensors(tensors: Iterable[tuple[str, Sequence[int]]], in_word: int = 1
 
 
 def _tensors(directory: Path) -> Iterator[tuple[str, list[int]]]:
-    for file in sorted(directory.glob("*.safetensors")):
+    for file in weight_files(directory):
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             if length > _LARGEST_HEADER:

@@ -19,12 +19,12 @@ AS_LISTS = "the model's chat template wants lists of parts, so each message is g
 _PRINTED_LIST = ("'type': 'text'", '"type": "text"')
 
 
-def unusable(failure: Exception | None, what: str = "chat template") -> str:
+def unusable(failure: Exception | None) -> str:
     """What a user is told of a chat template that raises this, or loses what it is given."""
     why = "it leaves out or repeats what it is given"
     if failure is not None:
         why = next(iter(str(failure).strip().splitlines()), type(failure).__name__)
-    return f"the model's {what} cannot be used: {why}\nfetch the model again, or take another one"
+    return f"the model's chat template cannot be used: {why}\nfetch the model again, or take another one"
 
 
 class ChatTemplate(Protocol):

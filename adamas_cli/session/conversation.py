@@ -53,7 +53,7 @@ class Conversation:
         self.turns: list[Turn] = []
         self._next = Turn()  # without a question yet
         around = len(self._prompt().ids)
-        layout = count(runtime, _BARE, documents, around, room=ROOM_FOR_TURNS)
+        layout = count(runtime, _BARE, documents, around, room=ROOM_FOR_TURNS, before=self._dialogue.head)
         self.context = runtime.context
         around += LONGEST_FIRST_QUESTION
         truncate = options.on_overflow == "truncate"
@@ -152,7 +152,7 @@ class Conversation:
         for document in documents:
             if document.path in known:
                 raise UsageError(f"{document.path} is there already; /drop it first to read it anew")
-        layout = self.runtime.layout(_BARE)
+        layout = self.runtime.layout(_BARE, before=self._dialogue.head)
         with Counting(layout, documents, self.runtime.progress) as counting:
             counting.wait()
         answer, free = self.runtime.prompt.max_tokens, self.context - self.total

@@ -88,6 +88,7 @@ class Dialogue:
         note: Callable[[str], None] = lambda _: None,
     ) -> None:
         around = frame(template, chat, system=system, think=think, note=note)
+        self.head = around.head  # what stands before the first documents
         self.starts_thinking = around.tail.rstrip().endswith(OPEN)
         self._template, self._chat, self._tokenizer = template, chat, tokenizer
         self._system = system
@@ -100,12 +101,13 @@ class Dialogue:
         parts, documents, before, end = _Parts(), [], 0, 0
         for mark in _MARK.finditer(text):
             if fixed := text[end : mark.start()]:
-                parts.add(self._encode_fixed(fixed))
+                parts.add(self._encode_fixed(fixed, begins=end == 0))
             end = mark.end()
+            begins = bool(fixed or not parts.length) and self._tokenizer.begins(fixed)
             turn, kind = turns[int(mark[1])], mark[2]
             if kind == "question":
                 before = before if turn.documents else parts.length
-                parts.add(self._tokenizer.encode(turn.question))
+                parts.add(self._tokenizer.encode(turn.question, begins=begins))
             elif kind == "documents":
                 for document in turn.documents:
                     documents.append((parts.length, document))
@@ -113,7 +115,7 @@ class Dialogue:
                 before = parts.length
             else:
                 assert turn.reply is not None
-                parts.add(self._replied(turn.reply, kind))
+                parts.add(self._replied(turn.reply, kind, begins))
         if text[end:]:
             parts.add(self._encode_fixed(text[end:]))
         return Prompt(np.concatenate([NO_IDS, *parts.ids]), before, tuple(documents))
@@ -162,10 +164,10 @@ class Dialogue:
             return _mark(number, "reply")
         return f"{OPEN}{_mark(number, 'thought')}{CLOSE}{_mark(number, 'answer')}"
 
-    def _replied(self, reply: Reply, kind: str) -> np.ndarray:
+    def _replied(self, reply: Reply, kind: str, begins: bool) -> np.ndarray:
         if kind == "reply":
             return reply.ids
-        return self._tokenizer.encode(reply.thought if kind == "thought" else reply.text)
+        return self._tokenizer.encode(reply.thought if kind == "thought" else reply.text, begins=begins)
 
 
 def _mark(number: int, kind: str) -> str:

@@ -166,16 +166,22 @@ def longest_question(runtime: Runtime, around: Frame, questions: Sequence[str]) 
 
 
 def count(
-    runtime: Runtime, around: Frame, documents: Sequence[Document], question: int, *, room: int = 0
+    runtime: Runtime,
+    around: Frame,
+    documents: Sequence[Document],
+    question: int,
+    *,
+    room: int = 0,
+    before: str | None = None,
 ) -> Layout:
     """Lay the documents out in a thread while the model's weights load; on a GPU, which has only so much
     memory, they are loaded once it is known how much will be needed, and with a token budget once it is known
     to do. Raises OverContextError where that does not.
 
     question: tokens that come on top, as far as the budget is concerned. room: and those that are reserved
-    for more, as far as memory is.
+    for more, as far as memory is. before: see `Layout`.
     """
-    with Counting(runtime.layout(around), documents, runtime.progress) as counting:
+    with Counting(runtime.layout(around, before=before), documents, runtime.progress) as counting:
         if runtime.prompt.token_budget is not None:
             counting.wait().keep_budget(question, runtime.prompt.token_budget)
         if runtime.wants_cuda:

@@ -6,6 +6,7 @@ import re
 
 _SHORT = {"model": "-m", "max_tokens": "-n", "output": "-o"}
 _LONG = (
+    "adapter",
     "attn",
     "backend",
     "ctx_size",
@@ -36,6 +37,7 @@ _LONG = (
     "tasks",
     "text",
     "token_budget",
+    "trust_remote_code",
     "vs",
     "whole_pages",
 )

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from adamas_kernels.contract import Backend
-from transformers import PreTrainedTokenizerFast
 
 from adamas_cli.documents import Document
 from adamas_cli.engine.events import Event, Token
@@ -19,6 +18,7 @@ from adamas_cli.lab.eval.subject import Subject
 from adamas_cli.lab.eval.workload import Workload
 from adamas_cli.models import LoadedModel
 from adamas_cli.progress import Progress
+from adamas_cli.prompt.chat import ChatTemplateFile
 from adamas_cli.prompt.layout import Layout, question_ids
 from adamas_cli.prompt.template import DEFAULT_TEMPLATE, Frame, frame, load_template
 from adamas_cli.prompt.tokens import Tokenizer
@@ -41,7 +41,7 @@ class Prompting:
     ) -> Prompting:
         """The prompt of `ask` for a model. Raises UsageError for a wrong template."""
         text = load_template(template or DEFAULT_TEMPLATE)
-        chat = PreTrainedTokenizerFast.from_pretrained(subject.files.directory)
+        chat = ChatTemplateFile(subject.files.texts)
         return cls(subject.tokenizer, frame(text, chat, system=system, think=think))
 
     @property
