@@ -56,9 +56,8 @@ def mode(request) -> Iterator[Mode]:
     return request.param
 
 
-@pytest.mark.parametrize("tokens_first", [False, True])
-@pytest.mark.parametrize("reserved", [0, 20, 1000])
-def test_chunks_and_steps_see_their_window(mode, tokens_first, reserved):
+@pytest.mark.parametrize(("reserved", "tokens_first"), [(0, False), (20, True), (1000, False)])
+def test_chunks_and_steps_see_their_window(mode, reserved, tokens_first):
     layer, tokens = new_layer(tokens_first), Tokens(0)
     layer.reserve(reserved, 0)
     for new in CHUNKS:
