@@ -134,7 +134,9 @@ def mixtures(generation: int) -> list[Launch]:
     count, hidden, inner, choices, many = 8, 512, 256, 2, 512
     weights = [
         split(
-            BlockWeight("Q4_K", torch.zeros(count * rows, row_bytes("Q4_K", columns), dtype=torch.uint8), columns),
+            BlockWeight(
+                "Q4_K", torch.zeros(count * rows, row_bytes("Q4_K", columns), dtype=torch.uint8), columns
+            ),
             torch.device("cpu"),
         )
         for rows, columns in ((2 * inner, hidden), (hidden, inner))

@@ -1,8 +1,7 @@
-"""Experts in planes, against the numbers of their blocks: in Triton's interpreter here, natively with `-m gpu`."""
+"""Experts in planes, against their numbers: in Triton's interpreter here, natively with `-m gpu`."""
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from gguf import GGMLQuantizationType
 from gguf_sources import VOCABULARY, build
 from gguf_writing import write_source
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from adamas_cli.models.gguf.file import GgufFile
 from adamas_cli.models.gguf.loading import Numbers, Placing, build_model
@@ -78,7 +76,10 @@ def example(kind, gate, dtype=FULL, bias=True, other_kind=None):
         part, numbers = weights_of(kind, 2 * INNER, HIDDEN)
         parts = [part]
     else:
-        (one, first), (other, second) = weights_of(kind, INNER, HIDDEN), weights_of(other_kind, INNER, HIDDEN, 1)
+        (one, first), (other, second) = (
+            weights_of(kind, INNER, HIDDEN),
+            weights_of(other_kind, INNER, HIDDEN, 1),
+        )
         parts, numbers = [one, other], torch.stack((first, second), 2).flatten(1, 2)
     biases = [torch.randn(COUNT, rows).to(dtype) * bias for rows in (2 * INNER, OUT)]
     experts = Experts(COUNT, parts, down, *(biases if bias else (None, None)), gate)
@@ -91,7 +92,9 @@ def check(experts, gate_up, down, biases, tokens, dtype, add):
     shares = torch.rand(tokens, 2).to(dtype)
     found = add(x, experts, chosen, shares)
     assert found.dtype == dtype
-    assert_near(found, expected_of(x, gate_up, down, biases, experts.gate, chosen, shares), 4 * EPSILON[dtype])
+    assert_near(
+        found, expected_of(x, gate_up, down, biases, experts.gate, chosen, shares), 4 * EPSILON[dtype]
+    )
 
 
 def few(x, experts, chosen, shares):

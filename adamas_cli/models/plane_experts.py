@@ -1,4 +1,4 @@
-"""Experts of mixture models on an NVIDIA GPU whose weights stay in their file's own bits, split into planes."""
+"""Experts of mixture models on an NVIDIA GPU whose weights stay in their file's own bits, in planes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adamas_cli.models.stacked_experts import StackedExperts
 if TYPE_CHECKING:
     from adamas_kernels.triton.backend import TritonBackend
 
-# Of the numbers that `Gate` takes: what transformers' classes call them, and what they are where they are not.
+# What transformers' classes call the numbers that a `Gate` takes, and what the last of them can be.
 LIMITS, SLOPES, SHIFTS = ("limit", "swiglu_limit"), ("alpha", "swiglu_alpha"), (0.0, 1.0)
 TRIED = (-8.0, -2.0, -0.4, 0.3, 1.0, 7.0)  # gates and others that tell whether a gate is such a one
 

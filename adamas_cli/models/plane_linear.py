@@ -101,6 +101,12 @@ class Planes:
         source = model.get_submodule(name)
         if not can_pack(source) or any(weight.kind in PLAIN for weight in (*gate_up, down)):
             return False
-        *parts, outputs = (split(weight, self._device) for weight in (*gate_up, down))
-        model.set_submodule(name, PlaneExperts(source, parts, outputs, self._backend))
+        parts = [self._planes(weight) for weight in gate_up]
+        model.set_submodule(name, PlaneExperts(source, parts, self._planes(down), self._backend))
         return True
+
+    def _planes(self, weight: BlockWeight) -> PlaneWeight:
+        """Of a weight that is in blocks."""
+        planes = split(weight, self._device)
+        assert isinstance(planes, PlaneWeight)
+        return planes

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
@@ -46,6 +45,9 @@ class Gate:
         return gate * torch.sigmoid(self.slope * gate) * (other + self.shift)
 
 
+Product = Callable[[PlaneWeight, Tensor | None, Gate | None], Tensor]
+
+
 @dataclass(frozen=True)
 class Experts:
     """The experts of a layer.
@@ -67,12 +69,17 @@ class Experts:
         """The gate, where it is computed where the products are."""
         return self.gate if isinstance(self.gate, Gate) and len(self.gate_up) == 1 else None
 
-    def gated(self, parts: Sequence[Tensor], bias: Tensor | None = None) -> Tensor:
-        """What gates let through, of the products [..., rows] with each of `gate_up`; bias: what they lack
-        yet, [..., rows] in turn.
+    def inner(self, product: Product, of: Tensor) -> Tensor:
+        """What gates let through, [..., columns of down]. product: with one of `gate_up`, its bias, and the
+        gate where it is to be computed as well. of: the expert of each of its results, int [...].
         """
-        inner = parts[0] if len(parts) == 1 else torch.stack(tuple(parts), -1).flatten(-2)
-        return self.gate(inner if bias is None else inner + bias.to(inner.dtype))
+        if len(self.gate_up) == 1:
+            fused = self.fused
+            found = product(self.gate_up[0], self.gate_up_bias, fused)
+            return found if fused is not None else self.gate(found).contiguous()
+        found = torch.stack([product(part, None, None) for part in self.gate_up], -1).flatten(-2)
+        bias = self.gate_up_bias
+        return self.gate(found if bias is None else found + bias[of].to(found.dtype)).contiguous()
 
 
 @triton.jit
@@ -177,12 +184,12 @@ def add_chosen(
     """
     chained = chains(x.device) if chained is None else chained
     x, chosen, shares = x.contiguous(), chosen.contiguous(), shares.float().contiguous()
-    fused, bias, left = experts.fused, experts.gate_up_bias, None
-    if bias is not None and len(experts.gate_up) > 1:
-        bias, left = None, bias[chosen]
-    parts = [_products(x, experts.count, part, bias, chosen, fused, chained) for part in experts.gate_up]
-    inner = parts[0] if fused is not None else experts.gated(parts, left)
-    return _added(inner.contiguous(), experts, chosen, shares, chained)
+
+    def product(weight: PlaneWeight, bias: Tensor | None, gate: Gate | None) -> Tensor:
+        return _products(x, experts.count, weight, bias, chosen, gate, chained)
+
+    inner = experts.inner(product, chosen)
+    return _added(inner, experts, chosen, shares, chained)
 
 
 def _products(

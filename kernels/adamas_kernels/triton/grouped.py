@@ -1,13 +1,14 @@
 """The experts of a mixture for many tokens, sorted by expert, on tensor cores.
 
-Weights are unpacked for some experts at a time, into one buffer. Which tile of the tokens is whose is found on
-the device from where the tokens of each expert end, so the host waits for nothing.
+Weights are unpacked for some experts at a time, into one buffer. Which tile of the tokens is whose is found
+on the device, from where the tokens of each expert end, so the host waits for nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,10 +33,11 @@ Buffer = Callable[[int], Tensor]  # so many numbers, which are overwritten by th
 class Grouping:
     """Choices of tokens sorted by their experts.
 
-    order: int64 [lines], which choice of all [tokens * choices] each line is. line: int64, the way back. ends:
-    int32 [experts], where the lines of each expert end.
+    experts: int [lines], whose each line is. order: int64, which choice of all [tokens * choices] it is.
+    line: int64, the way back. ends: int32 [experts], where the lines of each expert end.
     """
 
+    experts: Tensor
     order: Tensor
     line: Tensor
     ends: Tensor
@@ -47,7 +49,7 @@ class Grouping:
         numbers = torch.arange(max(experts, order.numel()), device=chosen.device)
         line = torch.empty_like(order).scatter_(0, order, numbers[: order.numel()])
         ends = torch.searchsorted(by_line, numbers[:experts].to(by_line.dtype), right=True, out_int32=True)
-        return cls(order, line, ends)
+        return cls(by_line, order, line, ends)
 
 
 @triton.jit(do_not_specialize=["choices", "first", "last"])
@@ -58,8 +60,8 @@ def grouped_kernel(
     BIAS: tl.constexpr, GATED: tl.constexpr, LINES: tl.constexpr, OUTPUTS: tl.constexpr, INNER: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Program (LINES lines of one expert of first to last, OUTPUTS of its rows): out[line, n] = weight[expert -
-    first, n] . x + bias[expert, n]. x: of the line where it is SORTED, else of the token.
+    """Program (LINES lines of one expert of first to last, OUTPUTS of its rows): out[line, n] =
+    weight[expert - first, n] . x + bias[expert, n]. x: of the line where it is SORTED, else of the token.
 
     GATED: rows are gates and others in turn, and an output is what a pair of them lets through.
     """
@@ -128,17 +130,15 @@ def add_grouped(
 ) -> Tensor:
     """See `experts.add_chosen`. most: numbers of a weight that are unpacked at a time."""
     grouping = Grouping.of(chosen, experts.count)
-    fused, bias, left = experts.fused, experts.gate_up_bias, None
-    if bias is not None and len(experts.gate_up) > 1:
-        bias, left = None, bias[chosen.flatten()[grouping.order]]
     x, shares = x.contiguous(), shares.contiguous()
-    parts = [
-        _products(x, experts.count, part, bias, fused, grouping, chosen.shape[1], buffer, most)
-        for part in experts.gate_up
-    ]
-    inner = parts[0] if fused is not None else experts.gated(parts, left).contiguous()
-    del parts
-    found = _products(inner, experts.count, experts.down, experts.down_bias, None, grouping, 0, buffer, most)
+
+    def product(
+        x: Tensor, choices: int, weight: PlaneWeight, bias: Tensor | None, gate: Gate | None
+    ) -> Tensor:
+        return _products(x, experts.count, weight, bias, gate, grouping, choices, buffer, most)
+
+    inner = experts.inner(partial(product, x, chosen.shape[1]), grouping.experts)
+    found = product(inner, 0, experts.down, experts.down_bias, None)
     out = x.new_empty(len(x), found.shape[1])
     block = min(SUM_BLOCK, next_power(found.shape[1]))
     sum_kernel[(len(x), triton.cdiv(found.shape[1], block))](

@@ -148,7 +148,9 @@ def halves(weight: PlaneWeight, parts: int) -> list[PlaneWeight]:
 def take_turns(weights: Sequence[PlaneWeight]) -> PlaneWeight:
     """One weight with a row of each in turn; they are joinable and have as many rows each."""
     planes = [weight.planes for weight in weights]
-    return weights[0]._with({name: torch.stack([x[name] for x in planes], 1).flatten(0, 1) for name in planes[0]})
+    return weights[0]._with(
+        {name: torch.stack([x[name] for x in planes], 1).flatten(0, 1) for name in planes[0]}
+    )
 
 
 def split(weight: BlockWeight, device: torch.device) -> PlaneWeight | Tensor:
