@@ -56,9 +56,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Mixture:
-    """Widths of a layer's experts, how many there are, how many a token chooses, and how many layers the model
-    has.
-    """
+    """Widths of a layer's experts, how many there are, and how many a token chooses; layers of the model."""
 
     hidden: int
     inner: int
@@ -251,10 +249,10 @@ def mixtures(options: argparse.Namespace) -> None:
     """
     rate, backend = copy_rate(), TritonBackend()
     print(f"{torch.cuda.get_device_name()}: a copy reads and writes {rate / 1e9:,.0f} GB/s\n")
-    print("| experts of | kind | tokens | us a layer | by choice, us | by expert, us | TFLOP/s | "
-          "GB/s | of a copy | all layers, ms |\n|---|---|---:|---:|---:|---:|---:|---:|---:|---:|")  # fmt: skip
+    print("| experts of | kind | tokens | us a layer | by choice, us | by expert, us | TFLOP/s | GB/s "
+          "| of a copy | all layers, ms |\n|---|---|---:|---:|---:|---:|---:|---:|---:|---:|")  # fmt: skip
     for (name, shape), kind in itertools.product(MIXTURES.items(), options.kinds):
-        numbers = 3 * shape.inner * shape.hidden
+        flops = 6 * shape.inner * shape.hidden * shape.choices  # of a token
         if FORMS[kind].units and (shape.hidden % 256 or shape.inner % 256):
             continue  # files have other kinds there
         gate_up = some_planes(kind, shape.count * 2 * shape.inner, shape.hidden)
@@ -279,7 +277,7 @@ def mixtures(options: argparse.Namespace) -> None:
             read = each * (shape.choices if tokens == 1 else min(shape.count, tokens * shape.choices))
             print(
                 f"| {name} | {kind} | {tokens} | {us['mix']:.2f} | {us.get('choice', float('nan')):.2f} | "
-                f"{us['expert']:.2f} | {2 * numbers * tokens * shape.choices / us['mix'] / 1e6:.1f} | "
+                f"{us['expert']:.2f} | {flops * tokens / us['mix'] / 1e6:.1f} | "
                 f"{read / us['mix'] / 1e3:,.0f} | {read * 1e6 / us['mix'] / rate:.2f} | "
                 f"{us['mix'] * shape.layers / 1e3:.2f} |",
                 flush=True,

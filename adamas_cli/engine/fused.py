@@ -117,9 +117,10 @@ def _mlp_kind(module: Any, model: Any) -> Make | None:
     """What makes the forward of MLPs of a module's class that are gated by SiLU; None where it computes
     something else.
     """
-    gate, up, down = parts = [getattr(module, name, None) for name in MLP]
+    parts: list[Any] = [getattr(module, name, None) for name in MLP]
     if not all(hasattr(part, "in_features") for part in parts) or not _takes_one(module):
         return None
+    gate, up, down = parts
     x = torch.linspace(-1, 1, gate.in_features, device=model.device, dtype=model.dtype).unsqueeze(0)
     x *= FAR / gate(x).abs().max()
     return _gated if _are_near(_outcome(module, x), down(F.silu(gate(x)) * up(x))) else None
