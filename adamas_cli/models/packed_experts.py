@@ -12,7 +12,7 @@ from adamas_kernels.cpu.backend import FEW_ROWS
 from torch import Tensor, nn
 
 from adamas_cli.models.packed_linear import PackedLinear
-from adamas_cli.models.stacked_experts import WEIGHTS, StackedExperts
+from adamas_cli.models.stacked_experts import WEIGHTS, StackedExperts, widths
 
 
 class PackedExperts(StackedExperts):
@@ -24,7 +24,7 @@ class PackedExperts(StackedExperts):
         """gate_up: one weight with the rows of all experts, an expert's in the source's order, or two, with
         gates and the others. down: with the rows of all experts' outputs.
         """
-        hidden, inner = _widths(source)
+        hidden, inner = widths(source)
         super().__init__(source)
         self.gate_up = nn.ModuleList(PackedLinear(weight, None, backend, hidden) for weight in gate_up)
         self.down = PackedLinear(down, None, backend, inner)
@@ -85,9 +85,3 @@ def quantize_experts(source: Any, backend: CpuBackend) -> PackedExperts:
         rows = weight.transpose(1, 2) if source.is_transposed else weight
         weights.append(backend.quantize(rows.flatten(0, 1)))
     return PackedExperts(source, weights[:1], weights[1], backend)
-
-
-def _widths(source: Any) -> tuple[int, int]:
-    """Inputs of the experts, and of their second products."""
-    axis = 1 if source.is_transposed else 2
-    return source.gate_up_proj.shape[axis], source.down_proj.shape[axis]

@@ -25,6 +25,11 @@ class PackedLinear(nn.Module):
         """Numbers in its weight."""
         return self.in_features * self.out_features
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of its weight."""
+        return self.packed.bytes
+
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] -> [..., out_features] in the same number format."""
         return self.backend.linear(x, self.packed, self.bias)

@@ -42,7 +42,16 @@ class PlaneExperts(StackedExperts):
     @property
     def weight_count(self) -> int:
         """Numbers in its weights."""
-        return sum(weight.count for weight in (*self.experts.gate_up, self.experts.down))
+        return sum(weight.count for weight in self._weights)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of its weights."""
+        return sum(weight.bytes for weight in self._weights)
+
+    @property
+    def _weights(self) -> list[PlaneWeight]:
+        return [*self.experts.gate_up, self.experts.down]
 
     def forward(self, hidden_states: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
         """hidden_states [tokens, hidden] -> the sum of each token's chosen experts [tokens, choices], times

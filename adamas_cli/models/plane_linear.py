@@ -33,6 +33,11 @@ class PlaneLinear(nn.Module):
         """Numbers in its weight."""
         return self.planes.count
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of its weight."""
+        return self.planes.bytes
+
     def takes_integers(self, dtype: torch.dtype) -> bool:
         """Whether a vector of this number format is rounded for it, as the norm before it may do."""
         return takes_integers(dtype, self.planes)

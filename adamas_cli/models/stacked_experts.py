@@ -44,5 +44,11 @@ def can_pack(module: nn.Module) -> bool:
     )
 
 
+def widths(source: Any) -> tuple[int, int]:
+    """Inputs of experts with stacked weights, and of their second products."""
+    axis = 1 if source.is_transposed else 2
+    return source.gate_up_proj.shape[axis], source.down_proj.shape[axis]
+
+
 def _bias(source: Any, name: str) -> Tensor | None:
     return getattr(source, f"{name}_bias").detach() if source.has_bias else None
