@@ -30,6 +30,7 @@ from adamas_kernels.triton.launch import CHAINING_CAPABILITY
 from adamas_kernels.triton.planes import PlaneWeight, split
 from adamas_kernels.triton.prefill import merge_into
 from adamas_kernels.triton.scratch import group_count
+from adamas_kernels.triton.unpacking import unpack_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
@@ -150,7 +151,7 @@ def mixtures(generation: int) -> list[Launch]:
             chosen = torch.zeros(tokens, choices, dtype=torch.int64)
             shares = torch.zeros(tokens, choices, dtype=torch.bfloat16)
             backend.mix(torch.zeros(tokens, hidden, dtype=torch.bfloat16), experts, chosen, shares)
-    return found
+    return [launch for launch in found if launch[0] is not unpack_kernel]  # products have that too
 
 
 @contextmanager

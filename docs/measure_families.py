@@ -3,9 +3,9 @@
     python docs/measure_families.py [FAMILY ...] [--len 4k,16k] [-n 128] [--layers N] [--json]
 
 A family is a name of FAMILIES; without any, all are measured. Nothing is downloaded: weights are random,
-those of `bits` in their planes, and tokens are random too. A row is tokens/s of answers behind a document, and
-the share of a device copy's speed at which a token reads what it cannot do without. Where a model has fewer
-layers than the family's, the rate of all is told from two models that differ by a period of layers.
+those of `bits` in their planes, and tokens are random too. A row is tokens/s of answers behind a document,
+and the share of a device copy's speed at which a token reads what it cannot do without. Where a model has
+fewer layers than the family's, the rate of all is told from two models that differ by a period of layers.
 """
 
 from __future__ import annotations

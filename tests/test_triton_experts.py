@@ -14,7 +14,7 @@ from adamas_kernels.triton import plane_product, unpacking
 from adamas_kernels.triton.backend import FEW_READS, TritonBackend
 from adamas_kernels.triton.experts import Experts, Gate, add_chosen
 from adamas_kernels.triton.grouped import Grouping, add_grouped
-from adamas_kernels.triton.planes import PlaneWeight, halves, split, take_turns
+from adamas_kernels.triton.planes import FORMS, PlaneWeight, halves, split, take_turns
 from block_weights import some_blocks
 from gguf import GGMLQuantizationType
 from gguf_sources import VOCABULARY, build
@@ -32,7 +32,7 @@ from adamas_cli.progress import Silent
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 HALF, BRAIN, FULL = torch.float16, torch.bfloat16, torch.float32
 EPSILON = {HALF: 2e-3, BRAIN: 1.6e-2, FULL: 2e-6}
-COUNT, HIDDEN, INNER, OUT = 3, 256, 256, 19  # widths that every kind fills with whole blocks
+COUNT, OUT = 3, 19
 CLAMPED = Gate(limit=0.5, slope=1.702, shift=1.0)
 
 pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
@@ -69,25 +69,30 @@ def assert_near(found, expected, epsilon):
     assert (found.double() - expected).abs().max() <= epsilon * expected.abs().max()
 
 
+def width_of(kind: str) -> int:
+    """Of inputs and inner numbers: little that whole blocks fill."""
+    return 256 if FORMS[kind].units else 64
+
+
 def example(kind, gate, dtype=FULL, bias=True, other_kind=None):
     """Experts, and their numbers with gates and others in turn: the experts, numbers and biases."""
-    down, down_numbers = weights_of(kind, OUT, INNER, seed=2)
+    width = width_of(kind)
+    down, down_numbers = weights_of(kind, OUT, width, seed=2)
     if other_kind is None:
-        part, numbers = weights_of(kind, 2 * INNER, HIDDEN)
+        part, numbers = weights_of(kind, 2 * width, width)
         parts = [part]
     else:
         (one, first), (other, second) = (
-            weights_of(kind, INNER, HIDDEN),
-            weights_of(other_kind, INNER, HIDDEN, 1),
+            weights_of(each, width, width, seed) for seed, each in enumerate((kind, other_kind))
         )
         parts, numbers = [one, other], torch.stack((first, second), 2).flatten(1, 2)
-    biases = [torch.randn(COUNT, rows).to(dtype) * bias for rows in (2 * INNER, OUT)]
+    biases = [torch.randn(COUNT, rows).to(dtype) * bias for rows in (2 * width, OUT)]
     experts = Experts(COUNT, parts, down, *(biases if bias else (None, None)), gate)
     return experts, numbers, down_numbers, biases
 
 
 def check(experts, gate_up, down, biases, tokens, dtype, add):
-    x = (torch.randn(tokens, HIDDEN) / 100).to(dtype)
+    x = (torch.randn(tokens, experts.down.columns) / 100).to(dtype)
     chosen = torch.stack([torch.randperm(COUNT)[:2] for _ in range(tokens)])
     shares = torch.rand(tokens, 2).to(dtype)
     found = add(x, experts, chosen, shares)
@@ -130,7 +135,7 @@ def test_experts_in_bfloat16(tokens, add):  # which the interpreter cannot multi
 
 def test_experts_are_unpacked_by_parts():
     experts, *numbers = example("Q8_0", Gate())
-    check(experts, *numbers, 20, FULL, lambda *arguments: many(*arguments, most=4 * HIDDEN * INNER))
+    check(experts, *numbers, 20, FULL, lambda *arguments: many(*arguments, most=4 * 64 * 64))
 
 
 @pytest.mark.parametrize("chosen", [[[2, 2]], [[0, 1], [0, 1], [1, 0]], [[5, 0]] * 40])
@@ -145,7 +150,7 @@ def test_choices_are_sorted_by_their_expert(chosen):
 
 def test_experts_that_nobody_chose_leave_no_trace():
     experts, *numbers = example("Q8_0", Gate(), bias=False)
-    x, shares = torch.randn(40, HIDDEN) / 100, torch.rand(40, 1)
+    x, shares = torch.randn(40, 64) / 100, torch.rand(40, 1)
     chosen = torch.full((40, 1), COUNT - 1)
     expected = expected_of(x, *numbers, experts.gate, chosen, shares)
     for found in (many(x, experts, chosen, shares), few(x[:1], experts, chosen[:1], shares[:1])):
@@ -159,7 +164,7 @@ def test_how_often_experts_are_read_decides_how(monkeypatch):
     experts, *_ = example("Q8_0", Gate())
     for tokens in (1, FEW_READS * COUNT // 2, FEW_READS * COUNT // 2 + 1):
         choices = torch.zeros(tokens, 2)
-        TritonBackend().mix(torch.zeros(tokens, HIDDEN), experts, choices.long(), choices)
+        TritonBackend().mix(torch.zeros(tokens, 64), experts, choices.long(), choices)
     assert taken == ["add_chosen", "add_chosen", "add_grouped"]
 
 
@@ -175,14 +180,14 @@ def test_halves_of_an_experts_rows_take_turns():
 @pytest.mark.gpu
 def test_a_mixture_of_one_token_is_captured():
     experts, *numbers = example("Q4_K", Gate(), BRAIN)
-    x = torch.zeros(1, HIDDEN, dtype=BRAIN)
+    x = torch.zeros(1, 256, dtype=BRAIN)
     chosen, shares = torch.tensor([[0, 1]]), torch.rand(1, 2)
     add_chosen(x, experts, chosen, shares)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out = add_chosen(x, experts, chosen, shares)
     for choice in ([2, 0], [1, 2]):
-        x.copy_(torch.randn(1, HIDDEN) / 100)
+        x.copy_(torch.randn(1, 256) / 100)
         chosen.copy_(torch.tensor([choice]))
         graph.replay()
         expected = expected_of(x, *numbers, experts.gate, chosen, shares)
@@ -230,6 +235,16 @@ def kind_of(name: str) -> GGMLQuantizationType | None:
     return None
 
 
+def biases_of(mixtures: list[PlaneExperts]) -> int:
+    """Numbers in biases, which are no parameters."""
+    return sum(
+        bias.numel()
+        for module in mixtures
+        for bias in (module.experts.gate_up_bias, module.experts.down_bias)
+        if bias is not None
+    )
+
+
 @pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])
 def test_a_file_computes_from_planes_what_it_does_from_numbers(name, tmp_path):
     path = write_source(name, build(name), tmp_path, kind_of)
@@ -237,6 +252,10 @@ def test_a_file_computes_from_planes_what_it_does_from_numbers(name, tmp_path):
     mixtures = [module for module in model.modules() if isinstance(module, PlaneExperts)]
     assert mixtures
     assert all(module.experts.fused for module in mixtures)
+    numbers = sum(parameter.numel() for parameter in plain.parameters())
+    held = sum(module.weight_count for module in mixtures)
+    assert held + sum(parameter.numel() for parameter in model.parameters()) == numbers - biases_of(mixtures)
+    assert all(module.weight_bytes < module.weight_count for module in mixtures)
     for tokens in (1, 12):
         ids = torch.arange(tokens)[None] % VOCABULARY
         with torch.no_grad():
