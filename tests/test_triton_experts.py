@@ -10,10 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from adamas_kernels.blocks import unpack
-from adamas_kernels.triton import plane_product, unpacking
+from adamas_kernels.triton import unpacking
 from adamas_kernels.triton.backend import FEW_READS, TritonBackend
 from adamas_kernels.triton.experts import Experts, Gate, add_chosen
 from adamas_kernels.triton.grouped import Grouping, add_grouped
+from adamas_kernels.triton.plane_product import Tiling
 from adamas_kernels.triton.planes import FORMS, PlaneWeight, halves, split, take_turns
 from block_weights import some_blocks
 from gguf import GGMLQuantizationType
@@ -42,7 +43,7 @@ pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
 def _on_the_device(monkeypatch):
     torch.manual_seed(0)
     if DEVICE.type == "cpu":  # the interpreter takes long for a program, whatever it holds
-        monkeypatch.setattr(plane_product, "ROWS", 256)
+        monkeypatch.setattr("adamas_kernels.triton.experts.tiling", lambda rows, chunks: Tiling(256, 1))
         monkeypatch.setattr(unpacking, "ROWS", 256)
     with DEVICE:
         yield

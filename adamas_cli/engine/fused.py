@@ -3,8 +3,8 @@
 In steps of one token, projections of the same input become one product; RMSNorm, RoPE and SwiGLU are
 liger-kernel's. A question of a few tokens takes as long as launching its kernels from Python does, where
 torch's own are quicker; its projections are joined too. No forward of attention is rewritten: only what it
-calls is replaced, where a class computes what the kernel does for a few numbers. A layer over weights in planes
-has a forward for one token, whose products add.
+calls is replaced, where a class computes what the kernel does for a few numbers. A layer over weights in
+planes has a forward for one token, whose products add.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -95,8 +96,8 @@ def chosen_kernel(
     rows, choices, limit, slope, shift,
     CHUNKS: tl.constexpr, HIGH: tl.constexpr, HALVES: tl.constexpr, MINIMUM: tl.constexpr,
     UNITS: tl.constexpr, LESS: tl.constexpr, TABLE: tl.constexpr, BRAIN: tl.constexpr, BIAS: tl.constexpr,
-    GATED: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr, WHOLE: tl.constexpr, INTEGERS: tl.constexpr, FAST: tl.constexpr,
-    CHAINED: tl.constexpr,
+    GATED: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr, WHOLE: tl.constexpr, INTEGERS: tl.constexpr,
+    FAST: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Program (ROWS of an expert's rows, a choice of a token): out[choice, n] = expert[n] . x + bias[n].
 
@@ -138,8 +139,8 @@ def added_kernel(
     rows,
     CHUNKS: tl.constexpr, HIGH: tl.constexpr, HALVES: tl.constexpr, MINIMUM: tl.constexpr,
     UNITS: tl.constexpr, LESS: tl.constexpr, TABLE: tl.constexpr, BRAIN: tl.constexpr, BIAS: tl.constexpr,
-    CHOICES: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr, WHOLE: tl.constexpr, INTEGERS: tl.constexpr, FAST: tl.constexpr,
-    CHAINED: tl.constexpr,
+    CHOICES: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr, WHOLE: tl.constexpr,
+    INTEGERS: tl.constexpr, FAST: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Program (ROWS outputs, a token): out[n] = sum over its choices of share * (expert[n] . x + bias[n]).
 
@@ -206,9 +207,9 @@ def _products(
     out = x.new_empty(*chosen.shape, rows if gate is None else rows // 2)
     tiles = tiling(rows * chosen.numel(), weight.chunks)
     each = max(2, tiles.rows * tiles.beside)  # a gate and what it lets through, at least
-    gate_ = Gate() if gate is None else gate
+    used = Gate() if gate is None else gate
     chosen_kernel[(triton.cdiv(rows, each), chosen.numel())](
-        *_operands(x, weight, bias), chosen, out, rows, chosen.shape[1], gate_.limit, gate_.slope, gate_.shift,
+        *_operands(x, weight, bias), chosen, out, rows, chosen.shape[1], used.limit, used.slope, used.shift,
         **forms(weight), BIAS=bias is not None, GATED=gate is not None, ROWS=each,
         **_ways(x, weight, tiles, chained),
     )  # fmt: skip

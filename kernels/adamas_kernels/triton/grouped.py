@@ -166,7 +166,7 @@ def _products(
     size = max(LEAST_LINES, min(MOST_LINES, next_power(lines // count)))
     programs = (triton.cdiv(lines, size) + min(count, lines)) * triton.cdiv(rows, OUTPUTS)
     step = triton.cdiv(count, triton.cdiv(count, max(1, most // (rows * columns))))
-    gate_ = Gate() if gate is None else gate
+    used = Gate() if gate is None else gate
     for first in range(0, count, step):
         last = min(first + step, count)
         part = weight.part(first * rows, last * rows)
@@ -174,7 +174,7 @@ def _products(
         unpack_rows(part, numbers)
         grouped_kernel[(programs,)](
             x, grouping.order, grouping.ends, numbers, x if bias is None else bias, out, rows, choices,
-            first, last, gate_.limit, gate_.slope, gate_.shift,
+            first, last, used.limit, used.slope, used.shift,
             EXPERTS=count, EXPERTS_PAD=next_power(count), COLUMNS=columns, SORTED=choices == 0,
             BIAS=bias is not None, GATED=gate is not None, LINES=size, OUTPUTS=OUTPUTS,
             **_tiling(x, columns, size),

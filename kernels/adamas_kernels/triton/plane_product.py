@@ -281,7 +281,8 @@ def multiply_vector(
     plane_product_kernel[(triton.cdiv(weight.rows, rows),)](
         vector.bits, weight.low, *words(weight), out if bias is None else bias, out, weight.rows,
         vector.epsilon,
-        **forms(weight), BIAS=bias is not None, GATED=gated, ROWS=rows, GROUP=tiles.sharing * LANES, INTEGERS=integers, FAST=has_ptx(),
+        **forms(weight), BIAS=bias is not None, GATED=gated, ROWS=rows, GROUP=tiles.sharing * LANES,
+        INTEGERS=integers, FAST=has_ptx(),
         SHARES=next_power(vector.shares) if vector.shares else 0, CHAINED=chained,
         num_warps=tiles.sharing * tiles.beside, **chain,
     )  # fmt: skip
