@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,11 @@ from gguf_sources import VOCABULARY, build
 from gguf_writing import write_source
 from torch import Tensor
 
+from adamas_cli.engine.attention import AttentionSettings
+from adamas_cli.engine.events import Token
+from adamas_cli.engine.sampling import Sampling
+from adamas_cli.engine.timeline import Timeline
+from adamas_cli.models import LoadedModel, ModelFiles
 from adamas_cli.models.gguf.file import GgufFile
 from adamas_cli.models.gguf.loading import Numbers, Placing, build_model
 from adamas_cli.models.gguf.settings import config_of
@@ -273,3 +279,18 @@ def test_experts_that_are_numbers_in_the_file_stay_numbers(kind, tmp_path):
     model = read_back(path, Planes(FULL, DEVICE))
     assert not any(isinstance(module, PlaneExperts) for module in model.modules())
     assert not any(parameter.is_meta for parameter in model.parameters())
+
+
+def answer(model: Any, folder: Path, *, graphs: bool) -> list[int]:
+    """Greedy tokens behind a few, each step captured or launched."""
+    loaded = LoadedModel(model, ModelFiles("tiny", folder, ""), DEVICE, FULL, 512, ())
+    timeline = Timeline(loaded, AttentionSettings("full"), context=64, graphs=graphs)
+    events = list(timeline.answer(np.arange(20, dtype=np.int32), Sampling(), 8, ()))
+    assert timeline.step_reason is None
+    return [event.id for event in events if isinstance(event, Token)]
+
+
+@pytest.mark.gpu
+def test_steps_of_a_mixture_are_captured(tmp_path):
+    model = read_back(write_source("qwen3_moe", build("qwen3_moe"), tmp_path, kind_of), Planes(FULL, DEVICE))
+    assert answer(model, tmp_path, graphs=True) == answer(model, tmp_path, graphs=False)

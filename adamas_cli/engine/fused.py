@@ -160,7 +160,7 @@ def _by_planes(model: Any, forwards: dict[nn.Module, Forward]) -> dict[nn.Module
             if all(
                 isinstance(part, PlaneLinear) and part.takes_integers(norm.weight.dtype) for part in readers
             ):
-                found[norm] = _rounding_norm(norm, readers[0].backend, forwards[norm])
+                found[norm] = _rounding_norm(norm, readers[0].backend, forwards.get(norm, norm.forward))
     return found
 
 
