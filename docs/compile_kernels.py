@@ -27,10 +27,12 @@ from adamas_kernels.blocks import BlockWeight, row_bytes
 from adamas_kernels.contract import LARGEST_STEP, LayerCache, SparseSettings
 from adamas_kernels.softmax import PLAIN, Softmax
 from adamas_kernels.triton.backend import TritonBackend
+from adamas_kernels.triton.experts import Experts, Gate
 from adamas_kernels.triton.launch import CHAINING_CAPABILITY
 from adamas_kernels.triton.planes import PlaneWeight, split
 from adamas_kernels.triton.prefill import banded_attention, merge_into
 from adamas_kernels.triton.scratch import group_count
+from adamas_kernels.triton.unpacking import unpack_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
@@ -49,6 +51,7 @@ TYPES = {
     torch.float32: "fp32",
     torch.float16: "fp16",
     torch.bfloat16: "bf16",
+    torch.int64: "i64",
     torch.int32: "i32",
     torch.int16: "i16",
     torch.int8: "i8",
@@ -138,6 +141,30 @@ def products(kind: str, outputs: int, inputs: int, rows: int, generation: int) -
     return found
 
 
+def mixtures(generation: int) -> list[Launch]:
+    """The same of the experts of a layer, for one token and for many."""
+    count, hidden, inner, choices, many = 8, 512, 256, 2, 512
+    weights = [
+        split(
+            BlockWeight(
+                "Q4_K", torch.zeros(count * rows, row_bytes("Q4_K", columns), dtype=torch.uint8), columns
+            ),
+            torch.device("cpu"),
+        )
+        for rows, columns in ((2 * inner, hidden), (hidden, inner))
+    ]
+    gate_up, down = (weight for weight in weights if isinstance(weight, PlaneWeight))
+    biases = (torch.zeros(count, rows, dtype=torch.bfloat16) for rows in (2 * inner, hidden))
+    experts = Experts(count, [gate_up], down, *biases, Gate())
+    backend = TritonBackend(chained=generation >= 10 * CHAINING_CAPABILITY)
+    with recorded() as found:
+        for tokens in (1, many):
+            chosen = torch.zeros(tokens, choices, dtype=torch.int64)
+            shares = torch.zeros(tokens, choices, dtype=torch.bfloat16)
+            backend.mix(torch.zeros(tokens, hidden, dtype=torch.bfloat16), experts, chosen, shares)
+    return [launch for launch in found if launch[0] is not unpack_kernel]  # products have that too
+
+
 @contextmanager
 def recorded() -> Iterator[list[Launch]]:
     """Launches are recorded, and nothing is launched."""
@@ -195,6 +222,22 @@ def lanes_in_order(result: Any) -> bool:
     return LANES_IN_ORDER in text and text.count(" = #ttg.") == 1 and "convert_layout" not in text
 
 
+def all_launches(generation: int) -> Iterator[tuple[str, Launch]]:
+    """Every launch to compile, with what it is for."""
+    for scorer, dtype, heads, kv_heads, dim, new, budget, error, softmax in CASES:
+        settings = SparseSettings(budget=budget, scorer=scorer, error=error)
+        shape = f"{scorer}, {heads}/{kv_heads} heads of {dim}, {new} new, {TYPES[dtype]}"
+        shape += ", to an error" if error else ""
+        shape += ", with sinks" if softmax.sinks is not None else ", capped" if softmax.softcap else ""
+        for launch in launches(dtype, heads, kv_heads, dim, new, settings, softmax, generation):
+            yield shape, launch
+    for kind, (outputs, inputs, rows) in itertools.product(KINDS, PRODUCTS):
+        for launch in products(kind, outputs, inputs, rows, generation):
+            yield f"{kind}, {inputs} to {outputs}, {rows} rows", launch
+    for launch in mixtures(generation):
+        yield "experts in Q4_K", launch
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--generations", default="80,90,120")
@@ -202,31 +245,13 @@ def main() -> int:
     spilled = misplaced = False
     print("| kernel | for | generation | registers | shared bytes | stack bytes |")
     print("|---|---|---:|---:|---:|---:|")
-    for scorer, dtype, heads, kv_heads, dim, new, budget, error, softmax in CASES:
-        settings = SparseSettings(budget=budget, scorer=scorer, error=error)
-        shape = f"{scorer}, {heads}/{kv_heads} heads of {dim}, {new} new, {TYPES[dtype]}"
-        shape += ", to an error" if error else ""
-        shape += ", with sinks" if softmax.sinks is not None else ", capped" if softmax.softcap else ""
-        for generation in map(int, options.generations.split(",")):
-            for launch in launches(dtype, heads, kv_heads, dim, new, settings, softmax, generation):
-                name = launch[0].fn.__name__
-                result = compiled(launch, generation)
-                registers, stack, shared = resources(result)
-                print(
-                    f"| {name} | {shape} | sm_{generation} | {registers} | {shared} | {stack} |", flush=True
-                )
-                spilled |= stack > STACK_LIMIT.get(name, 0)
-                misplaced |= name == "estimate_tiles_kernel" and not lanes_in_order(result)
-    for kind, (outputs, inputs, rows) in itertools.product(KINDS, PRODUCTS):
-        for generation in map(int, options.generations.split(",")):
-            for launch in products(kind, outputs, inputs, rows, generation):
-                result = compiled(launch, generation)
-                name, (registers, stack, shared) = launch[0].fn.__name__, resources(result)
-                shape = f"{kind}, {inputs} to {outputs}, {rows} rows"
-                print(
-                    f"| {name} | {shape} | sm_{generation} | {registers} | {shared} | {stack} |", flush=True
-                )
-                spilled |= stack > STACK_LIMIT.get(name, 0) or shared > SHARED_LIMIT[generation]
+    for generation in map(int, options.generations.split(",")):
+        for shape, launch in all_launches(generation):
+            result = compiled(launch, generation)
+            name, (registers, stack, shared) = launch[0].fn.__name__, resources(result)
+            print(f"| {name} | {shape} | sm_{generation} | {registers} | {shared} | {stack} |", flush=True)
+            spilled |= stack > STACK_LIMIT.get(name, 0) or shared > SHARED_LIMIT[generation]
+            misplaced |= name == "estimate_tiles_kernel" and not lanes_in_order(result)
     return int(spilled or misplaced)
 
 

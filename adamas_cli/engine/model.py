@@ -90,8 +90,6 @@ class Model:
         return output.logits[0] if every else output.logits[0, -1]
 
     def _parameters(self) -> int:
-        """Numbers in its weights, those of packed layers included."""
-        packed = [module for module in self.module.modules() if hasattr(module, "packed")]
-        return sum(x.numel() for x in self.module.parameters()) + sum(
-            module.in_features * module.out_features for module in packed
-        )
+        """Numbers in its weights, those in few bits included."""
+        few = sum(getattr(module, "weight_count", 0) for module in self.module.modules())
+        return few + sum(x.numel() for x in self.module.parameters())

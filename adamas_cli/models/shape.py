@@ -20,6 +20,7 @@ ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _PACKED_BITS = 8.5  # of a weight, its share of a scale included: the most that packing leaves
 _WORDS = ("qweight", "weight_packed")  # the last part of names of weights that are packed into words
 _LARGEST_HEADER = 100_000_000  # bytes; safetensors reads no larger one
+_CHOICES = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts")  # as configs call `choices`
 _EMBEDDINGS = (
     "embed_tokens.weight",
     "wte.weight",
@@ -33,7 +34,8 @@ _EMBEDDINGS = (
 class ModelShape:
     """Dimensions of a decoder. inner: of its MLPs. windows: tokens that each layer keeps, None where it keeps
     all. obstacle: why Adamas attention would be wrong for it, None where it is right. dense: why it would
-    attend fully all the same, or None.
+    attend fully all the same, or None. choices: experts of a layer that a token chooses, 0 where it is no
+    mixture; expert_inner: of theirs.
     """
 
     context: int
@@ -46,6 +48,8 @@ class ModelShape:
     windows: tuple[int | None, ...]
     obstacle: str | None = None
     dense: str | None = None
+    choices: int = 0
+    expert_inner: int = 0
 
     @property
     def layers(self) -> int:
@@ -93,12 +97,14 @@ def shape_from(get: Get) -> ModelShape:
             raise KeyError(name)
         return found
 
+    choices = max((_largest(get(name)) for name in _CHOICES), default=0)
+    inner = _largest(get("intermediate_size"))
     layers, heads, window = need("num_hidden_layers"), need("num_attention_heads"), get("sliding_window")
     kinds = layer_kinds(get, layers)
     return ModelShape(
         context=need("max_position_embeddings"),
         hidden=need("hidden_size"),
-        inner=get("intermediate_size") or 0,
+        inner=inner,
         heads=heads,
         kv_heads=get("num_key_value_heads") or heads,
         head_dim=get("head_dim") or need("hidden_size") // heads,
@@ -106,7 +112,14 @@ def shape_from(get: Get) -> ModelShape:
         windows=tuple(window if kind == SLIDING else None for kind in kinds),
         obstacle=attention_obstacle(get),
         dense=sparse_obstacle(kinds),
+        choices=choices,
+        expert_inner=(_largest(get("moe_intermediate_size")) or inner) if choices else 0,
     )
+
+
+def _largest(value: int | Sequence[int] | None) -> int:
+    """Of a field that may tell each layer's; 0 where it is absent."""
+    return max(value, default=0) if isinstance(value, Sequence) else value or 0
 
 
 def layer_kinds(get: Get, layers: int) -> list[str]:

@@ -52,7 +52,7 @@ def build_model(
     model = _without_memory(file, directory, dtype)
     written = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
     _Filling(file, architecture, written, model, dtype, device, placing).fill()
-    _compute_buffers(model, device)
+    compute_buffers(model, device)
     return model
 
 
@@ -182,7 +182,7 @@ def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, value
 
 
-def _compute_buffers(model: PreTrainedModel, device: torch.device) -> None:
+def compute_buffers(model: PreTrainedModel, device: torch.device) -> None:
     """Give memory to what a model computes of its config, such as frequencies, and have it computed.
 
     Raises ModelUnavailableError for a model that does not do that again.

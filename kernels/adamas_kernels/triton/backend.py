@@ -27,6 +27,8 @@ from adamas_kernels.triton.attend import attend_kernel, attend_once_kernel, merg
 from adamas_kernels.triton.dense import DenseStep
 from adamas_kernels.triton.encode import enter_kernel
 from adamas_kernels.triton.estimate import estimate_kernel, estimate_tiles_kernel
+from adamas_kernels.triton.experts import Experts, add_chosen
+from adamas_kernels.triton.grouped import add_grouped
 from adamas_kernels.triton.launch import chains, has_ptx, next_power
 from adamas_kernels.triton.linear import multiply_vector
 from adamas_kernels.triton.plane_rows import MOST_ROWS, multiply_rows
@@ -53,6 +55,8 @@ MERGE_WARPS = 4
 RANK_BLOCK = 256  # tokens that a selection ranks again at a time
 STAGES = 5
 UNPACKED = 1 << 27  # numbers of a weight that are unpacked at a time
+# Times that few tokens may read the bits of experts, in units of all of them: unpacking takes as long.
+FEW_READS = 4
 
 
 def attend_block(head_dim: int, itemsize: int, size: int) -> int:
@@ -138,19 +142,29 @@ class TritonBackend:
         """RMSNorm of one row, x [..., n], for products with weights in planes alone, see `norm_vector`."""
         return norm_vector(x, weight, epsilon, self._chained)
 
-    def _unpacked(self, x: Tensor, weight: PlaneWeight, bias: Tensor | None) -> Tensor:
-        """A product with many rows, by parts of the weight that are unpacked into one buffer for all
-        layers.
+    def mix(self, x: Tensor, experts: Experts, chosen: Tensor, shares: Tensor) -> Tensor:
+        """The sum of each token's chosen experts times their shares, [tokens, hidden] in x's dtype. x:
+        [tokens, hidden]; chosen: int [tokens, choices]; shares: [tokens, choices].
         """
-        step = min(weight.rows, max(1, UNPACKED // weight.columns))
+        if chosen.numel() <= FEW_READS * experts.count:
+            return add_chosen(x, experts, chosen, shares, self._chained)
+        return add_grouped(x, experts, chosen, shares, lambda count: self._buffer(x, count), UNPACKED)
+
+    def _buffer(self, x: Tensor, count: int) -> Tensor:
+        """So many numbers like those of x, in one buffer for all weights that are unpacked."""
         kind = x.device, x.dtype
         buffer = self._buffers.get(kind)
-        if buffer is None or buffer.numel() < step * weight.columns:
-            buffer = self._buffers[kind] = x.new_empty(step * weight.columns)
+        if buffer is None or buffer.numel() < count:
+            buffer = self._buffers[kind] = x.new_empty(count)
+        return buffer[:count]
+
+    def _unpacked(self, x: Tensor, weight: PlaneWeight, bias: Tensor | None) -> Tensor:
+        """A product with many rows, by parts of the weight that are unpacked."""
+        step = min(weight.rows, max(1, UNPACKED // weight.columns))
         out = []
         for start in range(0, weight.rows, step):
             part = weight.part(start, start + step)
-            numbers = buffer[: part.rows * part.columns].view(part.rows, part.columns)
+            numbers = self._buffer(x, part.rows * part.columns).view(part.rows, part.columns)
             unpack_rows(part, numbers)
             out.append(F.linear(x, numbers, None if bias is None else bias[start : start + step]))
         return out[0] if len(out) == 1 else torch.cat(out, -1)
