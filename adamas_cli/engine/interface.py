@@ -20,6 +20,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from adamas_cli.cache.cache import KVCache
+from adamas_cli.cache.layer import FULL
 from adamas_cli.cache.mode import Mode
 from adamas_cli.planning.decision import refusal
 
@@ -46,6 +47,11 @@ def install(model: PreTrainedModel) -> None:
     model.set_attn_implementation(NAME)
 
 
+def now() -> Pass | None:
+    """The pass that is under way; None in a call of a model that is none."""
+    return _UNDER_WAY.get()
+
+
 @contextmanager
 def under_way(one: Pass) -> Iterator[None]:
     """While one call of a model runs."""
@@ -60,15 +66,18 @@ def attention_mask(
     *args: Any, local_size: int | None = None, use_vmap: bool = False, **kwargs: Any
 ) -> Tensor | None:
     """The mask of sliding-window layers, as SDPA takes it. In a pass full layers need none: `FullLayer` is
-    causal.
+    causal, and a window that is as long as the context masks nothing else.
 
     Raises ModelUnavailableError where the model adds rules of its own to the causal mask.
     """
-    if _UNDER_WAY.get() is None:
+    one = now()
+    if one is None:
         return sdpa_mask(*args, local_size=local_size, use_vmap=use_vmap, **kwargs)
     if use_vmap:
         raise refusal("its attention mask is not plainly causal")
-    return None if local_size is None else sdpa_mask(*args, local_size=local_size, **kwargs)
+    if local_size is None or one.cache.kinds == {FULL}:
+        return None
+    return sdpa_mask(*args, local_size=local_size, **kwargs)
 
 
 def attention_forward(
@@ -84,13 +93,13 @@ def attention_forward(
 
     query [B, H, N, D]; key and value as the cache's `update` returned them; returns [B, N, H, D].
     """
-    now = _UNDER_WAY.get()
-    if now is None:
+    one = now()
+    if one is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     for extra in SCORE_EXTRAS:
         if kwargs.get(extra) is not None:
             raise refusal(f"its attention uses {extra}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    layer = now.cache.kept[module.layer_idx]
-    out = layer.attend(module, query, key, value, attention_mask, scale, now.mode)
+    layer = one.cache.kept[module.layer_idx]
+    out = layer.attend(module, query, key, value, attention_mask, scale, one.mode)
     return out.transpose(1, 2), None

@@ -61,7 +61,8 @@ class Timeline:
     they are valid until the next one. answered: tokens of the last answer, with the stop token that ended it.
 
     context: the tokens that will be in the cache, by which `auto` chooses between sparse and full attention;
-    the cache is allocated for this many, and may grow to `limit` without being copied. announce: told before
+    the cache is allocated for this many, and may grow to `limit` without being copied. reach: the length by
+    which positions turn, where that is less than the context at first. announce: told before
     a backend compiles for seconds. graphs: replay steps on a GPU as CUDA graphs, where that can be. counts:
     keep a tally of what answers attend to. Raises ModelUnavailableError if Adamas is asked for and does not
     serve the model, and UsageError if a backend is and does not run.
@@ -79,6 +80,7 @@ class Timeline:
         *,
         context: int,
         limit: int = 0,
+        reach: int | None = None,
         prefill_chunk: int | None = None,
         announce: Callable[[str], None] | None = None,
         graphs: bool = True,
@@ -103,6 +105,7 @@ class Timeline:
             device=self.model.device,
         )
         self.cache.reserve(context, limit)
+        self.cache.extent.reach = self.model.rotation.reach(context if reach is None else reach) or 0
         if counts:
             self.cache.count_attention()
         self.answered: list[int] = []
@@ -137,6 +140,26 @@ class Timeline:
     def keeps_documents(self) -> bool:
         """Whether what it reads can be stored and restored."""
         return self.cache.storable
+
+    @property
+    def turned(self) -> int | None:
+        """The length by which positions turn, see `LengthScaling.reach`; None where they do so at any."""
+        return self.cache.extent.reach if self.model.rotation.scalings else None
+
+    def reach(self, tokens: int) -> bool:
+        """Have positions turn as in a text of this length, if it is longer than what they turn for now; then
+        every token is forgotten, and this returns True.
+        """
+        if not self.outgrows(tokens):
+            return False
+        self.rewind(self._states[0])
+        self.cache.extent.reach = self.model.rotation.reach(tokens) or 0
+        self.cache.extent.version += 1
+        return True
+
+    def outgrows(self, tokens: int) -> bool:
+        """Whether positions turn otherwise in a text of this length, so that all is to be read again."""
+        return (self.model.rotation.reach(tokens) or 0) > self.cache.extent.reach
 
     @property
     def length(self) -> int:
@@ -321,6 +344,7 @@ class Timeline:
         keep: bool = True,
     ) -> Generator[Event]:
         """Answer a whole prompt, int [n] with n >= 1, of which only what is new is read; see `answer`."""
+        self.reach(len(ids) + max_tokens)
         known = self.return_to(ids[:-1])
         yield from self.answer(ids[known:], sampling, max_tokens, stop_ids, keep=keep)
 

@@ -90,7 +90,7 @@ class Forecast:
         decision = self.decide(min(counted.total, counted.context))
         kept = 0
         if counted.fits and not self.settings.store.off:
-            kept = self._kept(layout, decision)
+            kept = self._kept(layout, decision, counted.total)
         speed = self._speed(decision, calibrates)
         return Plan(
             model=self.files.name,
@@ -139,7 +139,7 @@ class Forecast:
                 return error
         return None
 
-    def _kept(self, layout: Layout, decision: Decision) -> int:
+    def _kept(self, layout: Layout, decision: Decision, tokens: int) -> int:
         return kept_tokens(
             self.files,
             layout.fit(0, 0, layout.total),
@@ -149,6 +149,7 @@ class Forecast:
             chunk=decision.attention.chunk,
             kept=self.settings.store.dtype,
             trust_remote_code=self.settings.model.trust_remote_code,
+            turned=self.model.shape.rotation.reach(tokens),
         )
 
     def _speed(self, decision: Decision, calibrates: bool | None) -> Speed | None:

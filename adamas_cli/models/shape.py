@@ -6,13 +6,14 @@ import json
 import math
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.models.folder import CONFIG
 from adamas_cli.models.prequantized import numbers_in_word, stored_quantization
+from adamas_cli.models.rotary import Rotation, context_of, rotation_of
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 Get = Callable[[str], Any]
@@ -32,7 +33,7 @@ _EMBEDDINGS = (
 @dataclass(frozen=True)
 class ModelShape:
     """Dimensions of a decoder. inner: of its MLPs. windows: tokens that each layer keeps, None where it keeps
-    all. obstacle: why Adamas attention would be wrong for it, None where it is right.
+    all. obstacle: why Adamas attention would be wrong for it, None where it is right. rotation: of positions.
     """
 
     context: int
@@ -44,6 +45,7 @@ class ModelShape:
     vocabulary: int
     windows: tuple[int | None, ...]
     obstacle: str | None = None
+    rotation: Rotation = field(default_factory=Rotation)
 
     @property
     def layers(self) -> int:
@@ -93,7 +95,7 @@ def shape_from(get: Get) -> ModelShape:
 
     layers, heads, window = need("num_hidden_layers"), need("num_attention_heads"), get("sliding_window")
     return ModelShape(
-        context=need("max_position_embeddings"),
+        context=context_of(get) or need("max_position_embeddings"),
         hidden=need("hidden_size"),
         inner=get("intermediate_size") or 0,
         heads=heads,
@@ -102,15 +104,18 @@ def shape_from(get: Get) -> ModelShape:
         vocabulary=need("vocab_size"),
         windows=tuple(window if kind == SLIDING else None for kind in layer_kinds(get, layers)),
         obstacle=attention_obstacle(get),
+        rotation=rotation_of(get),
     )
 
 
 def layer_kinds(get: Get, layers: int) -> list[str]:
-    """The kind of each layer by the names of transformers."""
-    kinds = get("layer_types")
+    """The kind of each layer by the names of transformers. A window that is at least the context is none."""
+    kinds, window = get("layer_types"), get("sliding_window")
+    if window and window >= (context_of(get) or math.inf):
+        kinds, window = kinds and [FULL if kind == SLIDING else kind for kind in kinds], None
     if kinds is not None:
         return list(kinds)
-    if not get("sliding_window") or get("use_sliding_window") is False:
+    if not window or get("use_sliding_window") is False:
         return [FULL] * layers
     if pattern := get("sliding_window_pattern"):  # as older files of Gemma 3 have it
         return [SLIDING if (index + 1) % pattern else FULL for index in range(layers)]

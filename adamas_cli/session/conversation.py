@@ -61,8 +61,9 @@ class Conversation:
         self.dropped = layout.dropped
         if self.dropped:
             runtime.progress.note(layout.dropped_line)
-        needed = len(self._prompt().ids) + options.max_tokens + ROOM_FOR_TURNS
-        self._session = Session(runtime, min(needed, self.context), limit=self.context, counts=True)
+        reach = len(self._prompt().ids) + options.max_tokens
+        context = min(reach + ROOM_FOR_TURNS, self.context)
+        self._session = Session(runtime, context, limit=self.context, reach=reach, counts=True)
         self._attended: np.ndarray | None = None  # by the last answer, as long as the documents stay
         self._unread = True  # until what comes before the next question is in the cache
 
@@ -110,10 +111,11 @@ class Conversation:
         A reply that was stopped stays as far as it came, and a question without any is forgotten. Raises
         OverContextError where the question does not fit.
         """
-        if self._unread:
-            yield from self.read()
         turn = replace(self._next, question=question)
         prompt = self._prompt(turn)
+        whole = min(len(prompt.ids) + self.runtime.prompt.max_tokens, self.context)
+        if self._session.reach(whole) or self._unread:
+            yield from self.read()
         longest = min(self.runtime.prompt.max_tokens, self.context - len(prompt.ids))
         if longest < min(SHORTEST_REPLY, self.runtime.prompt.max_tokens):
             raise self._full(len(prompt.ids))

@@ -131,6 +131,7 @@ class OpenDocuments:
     def _events(self, question: np.ndarray, sampling: Sampling) -> Iterator[Event]:
         session = self._session
         prompt = np.concatenate([self._ids, question])
+        session.reach(len(prompt) + self.max_tokens)
         if session.timeline.length < len(self._ids):
             yield from session.sync(self._ids, len(prompt))
         reading = session.reading

@@ -18,6 +18,7 @@ from adamas_cli.cache.geometry import head_dim
 from adamas_cli.cache.layer import FULL
 from adamas_cli.cache.mode import Mode
 from adamas_cli.engine.family import FAMILY
+from adamas_cli.engine.interface import Pass, under_way
 
 if TYPE_CHECKING:
     from adamas_kernels.contract import AnyCache, TokenDecoder
@@ -55,7 +56,8 @@ class CompiledSteps:
         cache = self._cache
         cache.make_room(1)
         length = cache.get_seq_length()
-        cos, sin = self._model.model.rotary_emb(_FLOAT, torch.tensor([[length]]))
+        with under_way(Pass(cache, mode)):
+            cos, sin = self._model.model.rotary_emb(_FLOAT, torch.tensor([[length]]))
         buffers = [_as_it_attends(layer, mode) for layer in cache.kept if isinstance(layer, FullLayer)]
         settings = mode.sparse.settings if mode.sparse else SparseSettings()
         counts = None if mode.tally is None or mode.sparse is None else mode.tally.counts
