@@ -105,6 +105,20 @@ def _overwrite(chat: Chat, argument: str) -> None:
     chat.display.note(f"saved {argument}, {len(chat.conversation.turns):,} turns")
 
 
+_WISHES = {"on": True, "off": False, "": None}
+
+
+def _think(chat: Chat, argument: str) -> None:
+    if argument not in _WISHES and not argument.isdecimal():
+        raise UsageError("say on, off, or how many tokens a thought may take, as in: /think 500")
+    wanted = _WISHES.get(argument, True)
+    chat.conversation.think(wanted, int(argument) if argument.isdecimal() else None)
+    told = (
+        "as the model does by itself" if wanted is None else "before it answers" if wanted else "not at all"
+    )
+    chat.display.note(f"from the next question on the model thinks {told}")
+
+
 def _clear(chat: Chat, argument: str) -> None:
     chat.conversation.clear()
     unread = chat.conversation.unread
@@ -137,6 +151,7 @@ COMMANDS = {
         Command("drop", "PATH...", "take documents out", _drop),
         Command("tokens", "", "what takes how much of the context", _tokens),
         Command("sources", "[N]", "the passages that the last answer attended to", _sources),
+        Command("think", "[on|off|N]", "have the model think first, or not, or for N tokens at most", _think),
         Command("save", "FILE", "write the conversation as Markdown", _save),
         Command("save!", "FILE", "the same, over a file that is there", _overwrite),
         Command("clear", "", "forget the conversation, keep the documents", _clear),

@@ -10,7 +10,7 @@ import copy
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
@@ -39,6 +39,10 @@ REHEARSED_FROM = 2048  # tokens of a document
 RECENT = 2  # states of the last answers to return to: before the last question, and before its answer
 
 log = logging.getLogger(__name__)
+
+Steer = Callable[[int], Sequence[int]]
+"""Told each token of an answer once it is reported; tokens that it returns are said next, whatever the model
+would say."""
 
 SparseFrom = Literal["question", "answer", "never"]
 """The first token that attends sparsely, where the timeline is to decode sparsely at all."""
@@ -289,6 +293,7 @@ class Timeline:
         *,
         sparse_from: SparseFrom = "answer",
         keep: bool = False,
+        steer: Steer | None = None,
     ) -> Generator[Event]:
         """Read the question's tokens, int [n] with n >= 1, with full attention; then decode until a stop
         token.
@@ -297,7 +302,7 @@ class Timeline:
         was. sparse_from: `question` feeds the question's tokens one by one, as if they were an answer's;
         `never` decodes with full attention. keep: afterwards the question's tokens are in the cache and,
         after them, those of `answered` that the model was fed; an interruption within a step forgets the
-        answer's.
+        answer's. steer: see `Steer`.
         """
         start = time.perf_counter()
         reused = self.length
@@ -324,7 +329,8 @@ class Timeline:
             with self._compiling_announced():
                 self.cache.begin_answer(mode)
             times = start, prefilled, reused
-            yield from self._announced(self._decode(mode, sampling, max_tokens, stop_ids, *times))
+            decoding = self._decode(mode, sampling, max_tokens, stop_ids, steer, *times)
+            yield from self._announced(decoding)
             back = None if keep else back
         except GeneratorExit:  # between two steps
             back = None if keep else back
@@ -342,11 +348,12 @@ class Timeline:
         stop_ids: Collection[int],
         *,
         keep: bool = True,
+        steer: Steer | None = None,
     ) -> Generator[Event]:
         """Answer a whole prompt, int [n] with n >= 1, of which only what is new is read; see `answer`."""
         self.reach(len(ids) + max_tokens)
         known = self.return_to(ids[:-1])
-        yield from self.answer(ids[known:], sampling, max_tokens, stop_ids, keep=keep)
+        yield from self.answer(ids[known:], sampling, max_tokens, stop_ids, keep=keep, steer=steer)
 
     def score(self, ids: np.ndarray, *, sparse: bool) -> Tensor:
         """Feed tokens, int [n], and return the logits after each of them, [n, vocabulary].
@@ -400,6 +407,7 @@ class Timeline:
         sampling: Sampling,
         max_tokens: int,
         stop_ids: Collection[int],
+        steer: Steer | None,
         start: float,
         prefilled: float,
         reused: int,
@@ -412,6 +420,7 @@ class Timeline:
         ahead = self.model.device.type == "cuda"
         count, reason = 0, "length"
         first = last = prefilled
+        forced: deque[int] = deque()
         token = sampler.next(self.logits)
         while count < max_tokens:
             reader.send(token)
@@ -432,6 +441,10 @@ class Timeline:
             count += 1
             if more and not early:
                 token = self._next(token, mode, sampler)
+            if steer is not None:
+                forced.extend(steer(value))
+            if forced:  # in place of one that no step was given yet
+                token = self._on_device(np.array([forced.popleft()]))
         yield Done(
             reason,
             prompt,

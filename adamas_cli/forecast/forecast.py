@@ -18,6 +18,7 @@ from adamas_cli.planning.facts import config_facts, file_facts, machine_facts
 from adamas_cli.prompt.chat import ChatTemplateFile
 from adamas_cli.prompt.layout import Layout, question_ids
 from adamas_cli.prompt.template import DEFAULT_TEMPLATE, frame, load_template
+from adamas_cli.prompt.thinking import Thinking
 from adamas_cli.prompt.tokens import Tokenizer
 
 if TYPE_CHECKING:
@@ -114,11 +115,14 @@ class Forecast:
             )
         tokenizer = Tokenizer.from_directory(self.files.directory)
         template = load_template(prompt.template or DEFAULT_TEMPLATE)
+        chat = ChatTemplateFile(self.files.directory)
         around = frame(
             template,
-            ChatTemplateFile(self.files.directory),
+            chat,
             system=prompt.system,
-            think=prompt.think,
+            thinking=Thinking.of(
+                chat, tokenizer.control_tokens, wanted=prompt.think, tokens=prompt.think_tokens
+            ),
             note=self.progress.note,
         )
         layout = Layout(tokenizer, around)

@@ -41,7 +41,7 @@ END_TOKENS = frozenset(
     }
 )
 # Where a model has these, `<|end|>` ends only one of the messages that make up its answer.
-_ENDS_OF_ANSWERS = ({"<|return|>", "<|call|>"}, {"<|flush|>", "<|calls|>"})
+_OF_MESSAGES = ({"<|channel|>", "<|message|>"}, {"<|return|>", "<|call|>"}, {"<|flush|>", "<|calls|>"})
 _END_OF_MESSAGE = "<|end|>"
 
 
@@ -52,7 +52,12 @@ def stop_ids(model: PreTrainedModel, directory: Path) -> tuple[int, ...]:
         *_ids(model.config.get_text_config().eos_token_id),
         *_ids(_generation(directory).get("eos_token_id")),
     ]
-    return tuple(sorted({*named, *_end_tokens(directory)}))
+    added = _added_tokens(directory)
+    known = (added[text] for text in END_TOKENS & added.keys())
+    ends = {*named, *(token["id"] for token in known if token["special"])}
+    if _END_OF_MESSAGE in added and any(marks <= added.keys() for marks in _OF_MESSAGES):
+        ends.discard(added[_END_OF_MESSAGE]["id"])
+    return tuple(sorted(ends))
 
 
 def _ids(value: int | Iterable[int] | None) -> list[int]:
@@ -70,12 +75,10 @@ def _generation(directory: Path) -> dict[str, Any]:
     return found
 
 
-def _end_tokens(directory: Path) -> list[int]:
+def _added_tokens(directory: Path) -> dict[str, dict[str, Any]]:
+    """Those of the tokenizer, by their texts."""
     path = directory / "tokenizer.json"
     if not path.is_file():
-        return []
+        return {}
     added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens", [])
-    ends = {token["content"]: token["id"] for token in added if token["special"]}
-    if any(both <= ends.keys() for both in _ENDS_OF_ANSWERS):
-        ends.pop(_END_OF_MESSAGE, None)
-    return [id_ for text, id_ in ends.items() if text in END_TOKENS]
+    return {token["content"]: token for token in added}

@@ -13,7 +13,7 @@ import numpy as np
 
 from adamas_cli.engine.events import Done, Event, Prefill
 from adamas_cli.engine.sampling import Sampling
-from adamas_cli.engine.timeline import Timeline
+from adamas_cli.engine.timeline import Steer, Timeline
 from adamas_cli.heap import give_back
 from adamas_cli.session.runtime import Runtime
 from adamas_cli.sources.passages import Sources, find_sources
@@ -139,16 +139,23 @@ class Session:
             self._newly_read += self.timeline.length - reused
 
     def answer(
-        self, ids: np.ndarray, sampling: Sampling, max_tokens: int, *, keep: bool = False
+        self,
+        ids: np.ndarray,
+        sampling: Sampling,
+        max_tokens: int,
+        *,
+        keep: bool = False,
+        steer: Steer | None = None,
     ) -> Generator[Event]:
         """Answer a prompt, int [n], of which only what is new is read. keep: the question and the answer
-        stay in the timeline.
+        stay in the timeline. steer: see `Timeline.answer`.
 
         The figures of Done are those since the last answer, what `sync` read included.
         """
         stop_ids = self.runtime.load().stop_ids
         try:
-            with closing(self.timeline.go_on(ids, sampling, max_tokens, stop_ids, keep=keep)) as events:
+            answering = self.timeline.go_on(ids, sampling, max_tokens, stop_ids, keep=keep, steer=steer)
+            with closing(answering) as events:
                 for event in events:
                     yield self._with_reading(event) if isinstance(event, Done) else event
         finally:

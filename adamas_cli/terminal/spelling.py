@@ -35,6 +35,7 @@ _LONG = (
     "sources",
     "tasks",
     "text",
+    "think_tokens",
     "token_budget",
     "vs",
     "whole_pages",
