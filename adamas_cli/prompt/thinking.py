@@ -46,11 +46,13 @@ class Thinking:
     ) -> Self:
         """control: the model's control tokens, text to id. No tokens at all are as good as no thinking."""
         wanted = False if tokens == 0 else wanted
-        marks = marks_of(control, chat.chat_template or "")
+        # Broken settings hold something else, which is told where the template is filled in.
+        template = chat.chat_template if isinstance(chat.chat_template, str) else ""
+        marks = marks_of(control, template)
         options: dict[str, object] = {}
         told = False
-        if wanted is not None and chat.chat_template:
-            options, told = _switched(chat, wanted)
+        if wanted is not None and template:
+            options, told = _switched(chat, template, wanted)
         return cls(marks, wanted, tokens, options, told)
 
     def completed(self, prompt: str, note: Callable[[str], None] = lambda _: None) -> str:
@@ -73,7 +75,7 @@ class Thinking:
         return half if self.tokens is None else min(self.tokens, max(1, max_tokens - 1))
 
 
-def _switched(chat: ChatTemplate, wanted: bool) -> tuple[dict[str, object], bool]:
+def _switched(chat: ChatTemplate, template: str, wanted: bool) -> tuple[dict[str, object], bool]:
     """The variable that says so to a chat template, and whether it says it all; nothing where it has none."""
     for name, on, off in SWITCHES:
         given = {key: {} if key is None else {name: key} for key in (on, off)}
@@ -83,7 +85,6 @@ def _switched(chat: ChatTemplate, wanted: bool) -> tuple[dict[str, object], bool
         return {}, False
     if wanted:
         return {_EFFORT: _MOST}, True
-    template = chat.chat_template or ""
     knows_none = f"'{_NONE}'" in template or f'"{_NONE}"' in template
     return {_EFFORT: _NONE if knows_none else _LEAST}, knows_none
 
