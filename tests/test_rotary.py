@@ -16,6 +16,7 @@ from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.events import Token
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.timeline import Timeline
+from adamas_cli.models.gguf.rope import by_factors
 from adamas_cli.models.resolve import ModelFiles
 from adamas_cli.models.rotary import context_of, rotation_of
 from adamas_cli.models.shape import read_shape, shape_of
@@ -166,6 +167,8 @@ def test_dynamic_scaling_goes_by_the_length_that_is_reached():
         one = read(loaded, ids[:length], 50, length).logits
         expected = at_once(tiny("llama", rope, ORIGINAL), ids[:length])
         torch.testing.assert_close(one, expected, rtol=1e-4, atol=1e-4)
+    read(loaded, ids, 50, 240)
+    torch.testing.assert_close(at_once(loaded, ids[:120]), at_once(tiny("llama", rope, ORIGINAL), ids[:120]))
     rotation = rotation_of(lambda name: getattr(loaded.model.config, name, None))
     assert [rotation.reach(tokens) for tokens in (96, 97, 120, 121)] == [0, 120, 120, 144]
     assert context_of(lambda name: getattr(loaded.model.config, name, None)) == 4 * ORIGINAL
@@ -253,6 +256,13 @@ def test_a_window_as_long_as_the_context_is_none(tmp_path):
     assert read_shape(tmp_path).windows == (None, None)
     fields = loaded.model.config.to_dict()
     assert shape_of(fields | {"sliding_window": CONTEXT - 1}).windows == (CONTEXT - 1,) * 2
+
+
+def test_factors_of_a_gguf_file_are_those_for_the_length():
+    keys = {"rope_parameters": by_factors(SHORT, LONG, ORIGINAL, 1.0), "max_position_embeddings": CONTEXT}
+    assert rotation_of(keys.get).reach(CONTEXT) == ORIGINAL + 1
+    same = keys | {"rope_parameters": by_factors(LONG, LONG, ORIGINAL, 1.0)}
+    assert rotation_of(same.get).reach(CONTEXT) is None
 
 
 def test_plan_says_which_factors_are_used(tmp_path):

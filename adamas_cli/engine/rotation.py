@@ -15,7 +15,9 @@ from torch import Tensor
 from adamas_cli.engine.interface import now
 from adamas_cli.models.rotary import BY_LENGTH
 
-_LENGTHS_SEEN = "max_seq_len_cached"  # of transformers' modules, with the kind of layer before it
+# What transformers' modules remember of lengths, and the frequencies that go with them; a kind of layer may
+# stand before.
+_LENGTH_SEEN, _FREQUENCIES = "max_seq_len_cached", "inv_freq"
 
 
 def foresee(model: Any) -> None:
@@ -28,19 +30,26 @@ def foresee(model: Any) -> None:
 
 
 def _foreseeing(module: Any, own: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
-    seen = [name for name in vars(module) if name.endswith(_LENGTHS_SEEN)]
+    lengths = [name for name in vars(module) if name.endswith(_LENGTH_SEEN)]
+    remembered = [*lengths, *(name for name, _ in module.named_buffers() if name.endswith(_FREQUENCIES))]
 
     def forward(x: Tensor, position_ids: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, ...]:
         under_way = now()
         if under_way is None:
             return own(x, position_ids, *rest, **named)
-        for name in seen:  # what other timelines came to is none of this one's
-            setattr(module, name, 0)
         reach = under_way.cache.extent.reach
-        if not reach:
-            return own(x, position_ids, *rest, **named)
-        last = torch.full_like(position_ids[..., :1], reach - 1)
-        turned = own(x, torch.cat([position_ids, last], -1), *rest, **named)
-        return tuple(part[..., :-1, :] for part in turned)
+        # What other timelines came to is none of this one's, nor is its reach that of any other call.
+        before = {name: getattr(module, name) for name in remembered}
+        for name in lengths:
+            setattr(module, name, 0)
+        try:
+            if not reach:
+                return own(x, position_ids, *rest, **named)
+            last = torch.full_like(position_ids[..., :1], reach - 1)
+            turned = own(x, torch.cat([position_ids, last], -1), *rest, **named)
+            return tuple(part[..., :-1, :] for part in turned)
+        finally:
+            for name, value in before.items():
+                setattr(module, name, value)
 
     return forward

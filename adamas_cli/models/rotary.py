@@ -62,6 +62,7 @@ def rotation_of(get: Get) -> Rotation:
         LengthScaling(kind, original)
         for rope in _ropes(get)
         if (kind := _kind(rope, get)) in BY_LENGTH and (original := _original(kind, rope, get))
+        if not _is_alike(rope)
     }
     return Rotation(tuple(sorted(found, key=lambda scaling: (scaling.kind, scaling.original))))
 
@@ -90,6 +91,12 @@ def _ropes(get: Get) -> Iterator[Mapping[str, Any]]:
         if isinstance(rope, Mapping):
             yield rope
             yield from (value for value in rope.values() if isinstance(value, Mapping))
+
+
+def _is_alike(rope: Mapping[str, Any]) -> bool:
+    """Whether the factors for short and for long texts are the same, as those of GGUF files may be."""
+    pairs = [(rope.get(f"short_{name}"), rope.get(f"long_{name}")) for name in ("factor", "mscale")]
+    return pairs[0][0] is not None and all(short == long for short, long in pairs)
 
 
 def _kind(rope: Mapping[str, Any], get: Get) -> str:
