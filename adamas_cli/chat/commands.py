@@ -105,18 +105,23 @@ def _overwrite(chat: Chat, argument: str) -> None:
     chat.display.note(f"saved {argument}, {len(chat.conversation.turns):,} turns")
 
 
-_WISHES = {"on": True, "off": False, "": None}
+_WISHES = {
+    "": (None, "the model thinks as it does by itself"),
+    "on": (True, "the model thinks first"),
+    "off": (False, "the model answers at once"),
+}
 
 
 def _think(chat: Chat, argument: str) -> None:
-    if argument not in _WISHES and not argument.isdecimal():
-        raise UsageError("say on, off, or how many tokens a thought may take, as in: /think 500")
-    wanted = _WISHES.get(argument, True)
-    chat.conversation.think(wanted, int(argument) if argument.isdecimal() else None)
-    told = (
-        "as the model does by itself" if wanted is None else "before it answers" if wanted else "not at all"
-    )
-    chat.display.note(f"from the next question on the model thinks {told}")
+    if argument in _WISHES:
+        wanted, told = _WISHES[argument]
+        chat.conversation.think(wanted)
+    elif argument.isdecimal() and int(argument):
+        told = f"the model thinks for {int(argument):,} tokens at most"
+        chat.conversation.think(True, int(argument))
+    else:
+        raise UsageError("say on, off, or how many tokens thoughts may take, as in: /think 500")
+    chat.display.note(f"from the next question on {told}")
 
 
 def _clear(chat: Chat, argument: str) -> None:
