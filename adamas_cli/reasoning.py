@@ -39,14 +39,15 @@ _ANSWERS = (*_BEGINNINGS, State.ANSWER)
 @dataclass(frozen=True)
 class Form:
     """How a family of models marks thoughts. turn: what ends a thought and begins the answer. empty: what
-    stands for having thought nothing. messages: further marks, wherever they are, and what comes behind them,
-    of families whose replies are several messages.
+    stands for having thought nothing. behind: what comes behind a thought. messages: further marks, wherever
+    they are, and what comes behind them.
     """
 
     opens: str
     closes: str
     turn: str = ""
     empty: str = ""
+    behind: State = State.LED
     messages: tuple[tuple[str, State], ...] = ()
 
     @property
@@ -65,7 +66,7 @@ FORMS = (
     Form("[THINK]", "[/THINK]", turn="[/THINK]", empty="[THINK][/THINK]"),
     Form("◁think▷", "◁/think▷"),
     Form("<seed:think>", "</seed:think>"),
-    Form("<|START_THINKING|>", "<|END_THINKING|>", turn="<|END_THINKING|><|START_RESPONSE|>"),
+    Form("<|START_THINKING|>", "<|END_THINKING|>", turn="<|END_THINKING|>"),
     Form("<thought>", "</thought>"),
     Form("<longcat_think>", "</longcat_think>"),
     Form("<|begin_of_thought|>", "<|end_of_thought|>"),
@@ -73,10 +74,16 @@ FORMS = (
     Form("<|channel>thought", "<channel|>", turn="\n<channel|>", empty="<|channel>thought\n<channel|>"),
     Form("Here is my thought process:", "Here is my response:"),
     Form(
+        "Here are my reasoning steps:",
+        "[BEGIN FINAL RESPONSE]",
+        messages=(("[END FINAL RESPONSE]", State.BETWEEN),),
+    ),
+    Form(
         "<|channel|>analysis<|message|>",
         "<|end|>",
         turn="<|end|><|start|>assistant<|channel|>final<|message|>",
         empty="<|channel|>final<|message|>",
+        behind=State.BETWEEN,
         messages=(
             ("<|channel|>analysis", State.THOUGHT),
             ("<|channel|>final<|message|>", State.ANSWER),
@@ -92,6 +99,7 @@ FORMS = (
         "<|end|>",
         turn="<|end|><|begin|>assistant<|content|>",
         empty="<|content|>",
+        behind=State.BETWEEN,
         messages=(
             ("<|content|>", State.ANSWER),
             ("<|tool_calls|>", State.CALL),
@@ -105,6 +113,7 @@ ENCLOSING = (
     ("<answer>", "</answer>"),
     ("<response>", "</response>"),
     ("<|START_RESPONSE|>", "<|END_RESPONSE|>"),
+    ("<|START_TEXT|>", "<|END_TEXT|>"),
     ("<|begin_of_solution|>", "<|end_of_solution|>"),
 )
 # And around the call of a tool; nothing where the call is the rest of the reply.
@@ -149,30 +158,28 @@ def marks_of(control: Mapping[str, int], template: str) -> Marks:
     """Those that a model has among its control tokens (text to id) or that its chat template writes; where it
     has none, `<think>` as text at the beginning of a reply is taken for one.
     """
-    spelling = _Spelling(control)
-    present = [form for form in FORMS if spelling.has_token(form.opens) or form.opens in template]
+    spelling = _Spelling(control, template)
+    present = [form for form in FORMS if spelling.has_form(form)]
     present.sort(key=lambda form: form.opens not in template)
     rules: dict[State, dict[str, State]] = {state: {} for state in State}
     ends: dict[str, State] = {}
     for form in present or FORMS[:1]:
         _allow(rules, spelling, form.opens, State.THOUGHT)
-        rules[State.THOUGHT][spelling.spelled(form.closes)] = State.LED
+        rules[State.THOUGHT][spelling.spelled(form.closes)] = form.behind
         ends |= {form.opens: State.THOUGHT, form.closes: State.LED}
         for mark, state in form.messages:
             ends[mark] = State.START if state is State.BETWEEN else state
             for known in State:
                 rules[known].setdefault(spelling.spelled(mark), state)
-        if form.messages:
-            rules[State.THOUGHT][spelling.spelled(form.closes)] = State.BETWEEN
     for opens, closes in ENCLOSING:
-        if spelling.has_token(opens) or (present and not spelling.has_token(opens)):
+        if present or spelling.has_token(opens):
             rules[State.LED][spelling.spelled(opens)] = State.ENCLOSED
             rules[State.ENCLOSED][spelling.spelled(closes)] = State.ANSWER
             if spelling.has_token(opens):
                 _allow(rules, spelling, opens, State.ENCLOSED)
                 ends[opens] = State.ENCLOSED
     for opens, closes in CALLS:
-        if spelling.has_token(opens) or opens in template:
+        if spelling.is_known(opens):
             _allow(rules, spelling, opens, State.CALL)
             if closes:
                 rules[State.CALL][spelling.spelled(closes)] = State.ANSWER
@@ -189,14 +196,22 @@ def _allow(rules: dict[State, dict[str, State]], spelling: _Spelling, mark: str,
 
 
 class _Spelling:
-    """Marks as streams have them. control: the model's control tokens."""
+    """Marks as streams have them. control: the model's control tokens. template: for its chats."""
 
-    def __init__(self, control: Iterable[str]) -> None:
+    def __init__(self, control: Iterable[str], template: str) -> None:
+        self._template = template
         longest_first = sorted(filter(None, control), key=len, reverse=True)
         self._token = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     def has_token(self, mark: str) -> bool:
         return self._token.search(mark) is not None
+
+    def is_known(self, mark: str) -> bool:
+        return self.has_token(mark) or mark in self._template
+
+    def has_form(self, form: Form) -> bool:
+        """Whether a model thinks so; where an opening mark is a token, the other one is too."""
+        return self.is_known(form.opens) and self.has_token(form.opens) <= self.has_token(form.closes)
 
     def spelled(self, mark: str) -> str:
         return self._token.sub(lambda found: TOKEN.format(found[0]), mark)

@@ -97,7 +97,7 @@ FAMILIES: dict[str, tuple[str, list[str], str, str, str]] = {
     ),
     "Gemma 4": (
         "<|turn>model\n",
-        ["<|channel>", "<channel|>"],
+        ["<|channel>", "<channel|>", "<|think|>"],
         "<|channel>thought\nHm.\n<channel|>Anna.",
         "Hm.",
         "Anna.",
@@ -118,7 +118,7 @@ FAMILIES: dict[str, tuple[str, list[str], str, str, str]] = {
     ),
     "gpt-oss, at once": ("<|start|>assistant<|channel|>final<|message|>", HARMONY, "Anna.", "", "Anna."),
     "Solar": (
-        "<|begin|>assistant",
+        "<|begin|>assistant<|think|><|end|><|begin|>assistant",
         ["<|think|>", "<|end|>", "<|begin|>", "<|content|>", "<|flush|>"],
         "<|think|>Hm.<|end|><|begin|>assistant<|content|>Anna.",
         "Hm.",
@@ -178,6 +178,17 @@ def test_the_call_of_a_tool_is_no_text_and_is_said_once(family, tmp_path):
     assert heard(listener, tokenizer.encode_template(said).tolist())[1] == answer
     assert notes == [CALLED]
     assert listener.called
+
+
+def test_sentences_are_marks_where_the_template_has_them():
+    template = "Here are my reasoning steps:\n{{ thought }}[BEGIN FINAL RESPONSE]{{ answer }}"
+    marks = marks_of({}, template)
+    splitter = ReasoningSplitter(
+        marks, state=marks.state_behind("<|assistant|>\nHere are my reasoning steps:\n")
+    )
+    parts = splitter.feed("Hm.\n[BEGIN FINAL RESPONSE]\nAnna.[END FINAL RESPONSE]") + splitter.flush()
+    assert parts == [(True, "Hm.\n"), (False, "Anna.")]
+    assert marks_of({}, "").form is None
 
 
 def test_marks_come_through_in_any_pieces():

@@ -16,6 +16,7 @@ SWITCHES: tuple[tuple[str, Any, Any], ...] = (
     ("enable_thinking", True, False),
     ("thinking", True, False),
     ("reasoning", True, False),
+    ("thinking_mode", "enabled", "disabled"),
     ("thinking_budget", None, 0),
 )
 _EFFORT, _MOST, _NONE, _LEAST = "reasoning_effort", "high", "none", "low"
