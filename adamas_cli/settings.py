@@ -85,7 +85,8 @@ class InputSettings:
 @dataclass(frozen=True)
 class PromptSettings:
     """What is asked, and how many tokens the prompt and the answer may take. ctx_size: 0 for as many as are
-    needed, up to the model's. token_budget: most that documents and question may be.
+    needed, up to the model's. token_budget: most that documents and question may be. think_tokens: most of
+    an answer's that may be thoughts, None for half of them.
     """
 
     system: str | None = None
@@ -95,6 +96,7 @@ class PromptSettings:
     on_overflow: OnOverflow = "error"
     token_budget: int | None = None
     think: bool | None = None
+    think_tokens: int | None = None
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ class KVCache(DynamicCache):
 
     def fork(self) -> KVCache:
         """A copy that goes on by itself."""
-        extent = Extent(self.extent.lengths.clone())
+        extent = self.extent.fork()
         other = KVCache([layer.fork(extent) for layer in self.kept], extent, self.placement, self._sparse)
         if self.tally is not None:
             other.count_attention()

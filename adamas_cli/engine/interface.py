@@ -48,6 +48,11 @@ def install(model: PreTrainedModel) -> None:
     model.set_attn_implementation(NAME)
 
 
+def now() -> Pass | None:
+    """The pass that is under way; None in a call of a model that is none."""
+    return _UNDER_WAY.get()
+
+
 @contextmanager
 def under_way(one: Pass) -> Iterator[None]:
     """While one call of a model runs."""
@@ -65,7 +70,8 @@ def attention_mask(
 
     Raises ModelUnavailableError where the model adds rules of its own to the causal mask.
     """
-    if _UNDER_WAY.get() is None:
+    one = now()
+    if one is None:
         return sdpa_mask(*args, local_size=local_size, use_vmap=use_vmap, **kwargs)
     if use_vmap:
         raise refusal("its attention mask is not plainly causal")
@@ -88,18 +94,18 @@ def attention_forward(
     query [B, H, N, D]; key and value as the cache's `update` returned them; softcap: of scores; s_aux:
     learned sinks, [H]; returns [B, N, H, D].
     """
-    now = _UNDER_WAY.get()
+    one = now()
     softmax = Softmax(softcap=softcap or 0.0, sinks=s_aux) if softcap or s_aux is not None else PLAIN
-    if now is None and softmax is PLAIN:
+    if one is None and softmax is PLAIN:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if now is None:
+    if one is None:
         return _by_definition(query, key, value, attention_mask, scale, softmax).transpose(1, 2), None
     for extra in SCORE_EXTRAS:
         if kwargs.get(extra) is not None:
             raise refusal(f"its attention uses {extra}")
-    layer = now.cache.kept[module.layer_idx]
-    out = layer.attend(query, key, value, scale, softmax, now.mode)
+    layer = one.cache.kept[module.layer_idx]
+    out = layer.attend(query, key, value, scale, softmax, one.mode)
     return out.transpose(1, 2), None
 
 

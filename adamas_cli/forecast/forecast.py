@@ -20,6 +20,7 @@ from adamas_cli.planning.facts import config_facts, file_facts, machine_facts
 from adamas_cli.prompt.chat import ChatTemplateFile
 from adamas_cli.prompt.layout import Layout, question_ids
 from adamas_cli.prompt.template import DEFAULT_TEMPLATE, frame, load_template
+from adamas_cli.prompt.thinking import Thinking
 from adamas_cli.prompt.tokens import Tokenizer
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class Forecast:
         decision = self.decide(min(counted.total, counted.context))
         kept = 0
         if counted.fits and not self.settings.store.off:
-            kept = self._kept(layout, decision)
+            kept = self._kept(layout, decision, counted.total)
         speed = self._speed(decision, calibrates)
         return Plan(
             model=self.files.name,
@@ -121,11 +122,14 @@ class Forecast:
             )
         tokenizer = Tokenizer.of(self.files)
         template = load_template(prompt.template or DEFAULT_TEMPLATE)
+        chat = ChatTemplateFile(self.files.texts)
         around = frame(
             template,
-            ChatTemplateFile(self.files.texts),
+            chat,
             system=prompt.system,
-            think=prompt.think,
+            thinking=Thinking.of(
+                chat, tokenizer.control_tokens, wanted=prompt.think, tokens=prompt.think_tokens
+            ),
             note=self.progress.note,
         )
         layout = Layout(tokenizer, around)
@@ -146,7 +150,7 @@ class Forecast:
                 return error
         return None
 
-    def _kept(self, layout: Layout, decision: Decision) -> int:
+    def _kept(self, layout: Layout, decision: Decision, tokens: int) -> int:
         return kept_tokens(
             self.files,
             layout.fit(0, 0, layout.total),
@@ -156,6 +160,7 @@ class Forecast:
             chunk=decision.attention.chunk,
             kept=self.settings.store.dtype,
             trust_remote_code=self.settings.model.trust_remote_code,
+            turned=self.model.shape.rotation.reach(tokens),
         )
 
     def _speed(self, decision: Decision, calibrates: bool | None) -> Speed | None:

@@ -29,8 +29,10 @@ def kept_tokens(
     chunk: int,
     kept: str,
     trust_remote_code: bool,
+    turned: int | None,
 ) -> int:
-    """How many of the tokens, int [n], a model that is loaded so need not read again.
+    """How many of the tokens, int [n], a model that is loaded so need not read again. turned: see
+    `model_facts`.
 
     What their keys begin with depends on the config as transformers reads it, whose import takes seconds: it
     is remembered, and asked for only where something was kept in this way at all.
@@ -49,12 +51,20 @@ def kept_tokens(
             kept,
             version("transformers"),
             str(FORMAT),
+            str(turned),
         ]
     )
     known = _LINKS.get(way)
     if known is None:
         link, block = _beginning(
-            files, device, dtype, quantization, chunk=chunk, kept=kept, trust_remote_code=trust_remote_code
+            files,
+            device,
+            dtype,
+            quantization,
+            chunk=chunk,
+            kept=kept,
+            trust_remote_code=trust_remote_code,
+            turned=turned,
         )
         _LINKS.put(way, {"link": link.hex(), "block": block})
     else:
@@ -76,6 +86,7 @@ def _beginning(
     chunk: int,
     kept: str,
     trust_remote_code: bool,
+    turned: int | None,
 ) -> tuple[bytes, int]:
     """The first link of the keys, and the tokens of a block."""
     import torch
@@ -94,5 +105,6 @@ def _beginning(
         device=device,
         block=block,
         kept=kept,
+        turned=turned,
     )
     return first_link(facts), block

@@ -37,6 +37,7 @@ from adamas_cli.models.quantization import (
 )
 from adamas_cli.models.quiet import quiet_transformers
 from adamas_cli.models.resolve import ModelFiles
+from adamas_cli.models.rotary import context_of
 from adamas_cli.models.stops import stop_ids
 from adamas_cli.progress import Progress
 
@@ -141,8 +142,9 @@ def load(
 
         pack_model(model, progress)
         leave_in_file(model, files.directory, changed)
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(context, int):
+    text = model.config.get_text_config()
+    context = context_of(lambda name: getattr(text, name, None))
+    if context is None:
         raise ModelUnavailableError(f"{files.name} does not say how many tokens it can read.")
     ending = stop_ids(model, files.directory, files.texts)
     if stored is not None:

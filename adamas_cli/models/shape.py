@@ -6,13 +6,14 @@ import json
 import math
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.models.folder import CONFIG, weight_files
 from adamas_cli.models.prequantized import numbers_in_word, stored_quantization
+from adamas_cli.models.rotary import Rotation, context_of, rotation_of
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 Get = Callable[[str], Any]
@@ -35,7 +36,7 @@ class ModelShape:
     """Dimensions of a decoder. inner: of its MLPs. windows: tokens that each layer keeps, None where it keeps
     all. obstacle: why Adamas attention would be wrong for it, None where it is right. dense: why it would
     attend fully all the same, or None. choices: experts of a layer that a token chooses, 0 where it is no
-    mixture; expert_inner: of theirs.
+    mixture; expert_inner: of theirs. rotation: of positions.
     """
 
     context: int
@@ -50,6 +51,7 @@ class ModelShape:
     dense: str | None = None
     choices: int = 0
     expert_inner: int = 0
+    rotation: Rotation = field(default_factory=Rotation)
 
     @property
     def layers(self) -> int:
@@ -102,7 +104,7 @@ def shape_from(get: Get) -> ModelShape:
     layers, heads, window = need("num_hidden_layers"), need("num_attention_heads"), get("sliding_window")
     kinds = layer_kinds(get, layers)
     return ModelShape(
-        context=need("max_position_embeddings"),
+        context=context_of(get) or need("max_position_embeddings"),
         hidden=need("hidden_size"),
         inner=inner,
         heads=heads,
@@ -114,6 +116,7 @@ def shape_from(get: Get) -> ModelShape:
         dense=sparse_obstacle(kinds),
         choices=choices,
         expert_inner=(_largest(get("moe_intermediate_size")) or inner) if choices else 0,
+        rotation=rotation_of(get),
     )
 
 
@@ -123,12 +126,13 @@ def _largest(value: int | Sequence[int] | None) -> int:
 
 
 def layer_kinds(get: Get, layers: int) -> list[str]:
-    """The kind of each layer by the names of transformers. A window as long as the context is none."""
+    """The kind of each layer by the names of transformers. A window that is at least the context is none."""
     kinds, window = get("layer_types"), get("sliding_window")
-    wide = bool(window) and window >= (get("max_position_embeddings") or math.inf)
+    if window and window >= (context_of(get) or math.inf):
+        kinds, window = kinds and [FULL if kind == SLIDING else kind for kind in kinds], None
     if kinds is not None:
-        return [FULL if wide and kind == SLIDING else kind for kind in kinds]
-    if not window or wide or get("use_sliding_window") is False:
+        return list(kinds)
+    if not window or get("use_sliding_window") is False:
         return [FULL] * layers
     if pattern := get("sliding_window_pattern"):  # as older files of Gemma 3 have it
         return [SLIDING if (index + 1) % pattern else FULL for index in range(layers)]

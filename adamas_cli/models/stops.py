@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adamas_cli.models.folder import read_object
 
@@ -42,7 +42,7 @@ END_TOKENS = frozenset(
     }
 )
 # Where a model has these, `<|end|>` ends only one of the messages that make up its answer.
-_ENDS_OF_ANSWERS = ({"<|return|>", "<|call|>"}, {"<|flush|>", "<|calls|>"})
+_OF_MESSAGES = ({"<|channel|>", "<|message|>"}, {"<|return|>", "<|call|>"}, {"<|flush|>", "<|calls|>"})
 _END_OF_MESSAGE = "<|end|>"
 
 
@@ -56,7 +56,12 @@ def stop_ids(model: PreTrainedModel, directory: Path, texts: Path | None = None)
         # A model that is made of a GGUF file has no such settings of its own.
         *_ids(read_object(directory / GENERATION).get("eos_token_id")),
     ]
-    return tuple(sorted({*named, *_end_tokens(texts or directory)}))
+    added = _added_tokens(texts or directory)
+    known = (added[text] for text in END_TOKENS & added.keys())
+    ends = {*named, *(token["id"] for token in known if token["special"])}
+    if _END_OF_MESSAGE in added and any(marks <= added.keys() for marks in _OF_MESSAGES):
+        ends.discard(added[_END_OF_MESSAGE]["id"])
+    return tuple(sorted(ends))
 
 
 def _ids(value: object) -> list[int]:
@@ -65,12 +70,10 @@ def _ids(value: object) -> list[int]:
     return [id_ for id_ in values if isinstance(id_, int)]
 
 
-def _end_tokens(directory: Path) -> list[int]:
+def _added_tokens(directory: Path) -> dict[str, dict[str, Any]]:
+    """Those of the tokenizer, by their texts."""
     path = directory / "tokenizer.json"
     if not path.is_file():
-        return []
+        return {}
     added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens", [])
-    ends = {token["content"]: token["id"] for token in added if token["special"]}
-    if any(both <= ends.keys() for both in _ENDS_OF_ANSWERS):
-        ends.pop(_END_OF_MESSAGE, None)
-    return [id_ for text, id_ in ends.items() if text in END_TOKENS]
+    return {token["content"]: token for token in added}

@@ -99,7 +99,8 @@ class Attention:
 @dataclass(frozen=True)
 class Decision:
     """All that is settled before a weight is loaded. quantization: as `LoadedModel` has it. packed: whether
-    its matrices are in few bits, as the file has them or for a CPU.
+    its matrices are in few bits, as the file has them or for a CPU. positions: one line on how they turn,
+    where that goes by the length of the text.
     """
 
     device: str
@@ -108,6 +109,7 @@ class Decision:
     packed: bool
     attention: Attention
     bytes: Bytes
+    positions: str | None = None
 
 
 def decide(
@@ -172,6 +174,7 @@ def decide(
         packed,
         attention,
         needs,
+        shape.rotation.line(tokens),
     )
 
 

@@ -6,7 +6,7 @@ until one brings everything into the prompt, and a way that is not the usual one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import NamedTuple, Protocol
 
@@ -52,19 +52,21 @@ class _Way(NamedTuple):
 
 
 class Messages:
-    """Fills in one chat template, which there must be. note: is told of a way that is not the usual one."""
+    """Fills in one chat template, which there must be. options: variables of it. note: is told of a way that
+    is not the usual one.
+    """
 
     def __init__(
         self,
         chat: ChatTemplate,
         *,
         system: str | None,
-        think: bool | None,
+        options: Mapping[str, object] | None = None,
         note: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._chat = chat
         self._system = system
-        self._options = {} if think is None else {"enable_thinking": think}
+        self._options = options or {}
         self._note = note
         self._way: _Way | None = None
 

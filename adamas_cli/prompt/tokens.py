@@ -7,7 +7,7 @@ import json
 import re
 import threading
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,9 +156,11 @@ class Tokenizer:
             return bytes.fromhex(byte[1])
         return token.replace("▁", " ").encode()
 
-    def decoder(self) -> Decoder:
-        """A new decoder for one stream of tokens."""
-        return Decoder(self)
+    def decoder(self, marks: Mapping[int, str] | None = None) -> Decoder:
+        """A new decoder for one stream of tokens. marks: what to show of those that stand for no text, by
+        their ids.
+        """
+        return Decoder(self, marks or {})
 
     @cached_property
     def _seam(self) -> re.Pattern[str] | None:
@@ -212,17 +214,21 @@ class Tokenizer:
 class Decoder:
     """Tokens to text as they arrive, in whole characters only."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, marks: Mapping[int, str]) -> None:
+        self._tokenizer, self._marks = tokenizer, marks
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def feed(self, token_id: int) -> str:
         """The characters that `token_id` completes; bytes of an unfinished character are held back."""
+        if mark := self._marks.get(token_id):
+            return self.flush() + mark
         return self._utf8.decode(self._tokenizer.token_bytes(token_id))
 
     def flush(self) -> str:
         """What is held back, as U+FFFD, at the end of the stream."""
-        return self._utf8.decode(b"", final=True)
+        rest = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        return rest
 
 
 _NO_IDS = np.empty(0, dtype=np.int32)

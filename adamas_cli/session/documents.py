@@ -14,8 +14,8 @@ from adamas_cli.forecast.speed import computing_device, remember_run, speed_key
 from adamas_cli.prompt.counting import Counting
 from adamas_cli.prompt.layout import Layout, question_ids
 from adamas_cli.prompt.template import DEFAULT_TEMPLATE, Frame
-from adamas_cli.reasoning import OPEN
 from adamas_cli.session.answer import Origins, Text, Told, narrate
+from adamas_cli.session.listener import Listener
 from adamas_cli.session.runtime import Runtime
 from adamas_cli.session.session import Session
 from adamas_cli.sources.passages import Sources
@@ -96,10 +96,9 @@ class OpenDocuments:
         from, if that is wanted.
         """
         ids = question_ids(self.runtime.tokenizer, self._frame, asked(self.runtime, question))
-        thinking = self._frame.tail.rstrip().endswith(OPEN)
-        decoder = self.runtime.tokenizer.decoder()
+        listener = self.runtime.listener(self._frame.tail, self.max_tokens)
         said: list[str] = []
-        for event in narrate(self._events(ids, sampling), decoder, thinking=thinking):
+        for event in narrate(self._events(ids, sampling, listener), listener):
             if isinstance(event, Text) and not event.reasoning:
                 said.append(event.text)
             if isinstance(event, Done) and self.runtime.origins.wanted:
@@ -128,13 +127,14 @@ class OpenDocuments:
             tuple(check(answer, self.layout, self._ids, self.runtime.tokenizer)) if wanted.cite else None,
         )
 
-    def _events(self, question: np.ndarray, sampling: Sampling) -> Iterator[Event]:
+    def _events(self, question: np.ndarray, sampling: Sampling, listener: Listener) -> Iterator[Event]:
         session = self._session
         prompt = np.concatenate([self._ids, question])
+        session.reach(len(prompt) + self.max_tokens)
         if session.timeline.length < len(self._ids):
             yield from session.sync(self._ids, len(prompt))
         reading = session.reading
-        for event in session.answer(prompt, sampling, self.max_tokens):
+        for event in session.answer(prompt, sampling, self.max_tokens, steer=listener.steer):
             if isinstance(event, Done):
                 event = replace(event, first_token_seconds=event.first_token_seconds + reading)
                 if not session.compiled:

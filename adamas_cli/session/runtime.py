@@ -16,7 +16,9 @@ from adamas_cli.planning.facts import config_facts, machine_facts
 from adamas_cli.prompt.chat import ChatTemplateFile
 from adamas_cli.prompt.layout import Layout
 from adamas_cli.prompt.template import Frame, frame, load_template
+from adamas_cli.prompt.thinking import Thinking
 from adamas_cli.prompt.tokens import Tokenizer
+from adamas_cli.session.listener import Listener
 from adamas_cli.settings import OriginSettings
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class Runtime:
     origins: OriginSettings = field(default_factory=OriginSettings)
     load_seconds: float = 0.0  # from the model's name to weights in memory, a download not included
     _loaded: models.LoadedModel | None = None
+    _thinking: Thinking | None = None
     _noted: set[str] = field(default_factory=set)
 
     @classmethod
@@ -82,9 +85,25 @@ class Runtime:
             load_template(template),
             self.chat,
             system=options.system,
-            think=options.think,
+            thinking=self.thinking,
             note=self.note_once,
         )
+
+    @property
+    def thinking(self) -> Thinking:
+        """What the user wants of thoughts, as this model can be told."""
+        if self._thinking is None:
+            options = self.prompt
+            control = self.tokenizer.control_tokens
+            self._thinking = Thinking.of(
+                self.chat, control, wanted=options.think, tokens=options.think_tokens
+            )
+        return self._thinking
+
+    def listener(self, prompt: str, max_tokens: int) -> Listener:
+        """For a reply of so many tokens to a prompt that ends so."""
+        state = self.thinking.marks.state_behind(prompt)
+        return Listener(self.tokenizer, self.thinking, state, max_tokens, self.note_once)
 
     def note_once(self, text: str) -> None:
         """A line that the user should read, however often it is noted."""

@@ -36,6 +36,7 @@ _LONG = (
     "sources",
     "tasks",
     "text",
+    "think_tokens",
     "token_budget",
     "trust_remote_code",
     "vs",
