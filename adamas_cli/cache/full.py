@@ -230,9 +230,13 @@ class FullLayer(Layer, CacheLayerMixin):
         if self.codes is not None:
             self.codes.truncate(tokens)
 
+    def empty_fork(self, extent: Extent) -> FullLayer:
+        """A layer of the same kind without tokens."""
+        return FullLayer(extent, self._placement, None if self.codes is None else self.codes.sparse)
+
     def fork(self, extent: Extent) -> FullLayer:
         """See `Layer.fork`."""
-        other = FullLayer(extent, self._placement, None if self.codes is None else self.codes.sparse)
+        other = self.empty_fork(extent)
         other.capacity, other._limit = self.capacity, self._limit
         if not self.is_initialized:
             return other

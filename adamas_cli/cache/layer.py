@@ -9,15 +9,19 @@ from torch import Tensor, nn
 
 from adamas_cli.cache.extent import Extent
 from adamas_cli.cache.mode import Mode, Sparse
+from adamas_cli.models.shape import FULL as FULL
+from adamas_cli.models.shape import HYBRID as HYBRID
+from adamas_cli.models.shape import RECURRENT as RECURRENT
+from adamas_cli.models.shape import SLIDING as SLIDING
+from adamas_cli.models.shape import STATELESS as STATELESS
 
-FULL, SLIDING = "full_attention", "sliding_attention"
 STREAMS = ("keys", "values")  # what the store keeps of every token of a layer that attends to all
 
 
 class Layer:
     """One layer. Methods that change it say so; what a kind of layer has no need for does nothing here.
 
-    kind: `FULL`, `SLIDING`, or what transformers calls it. storable: whether `stored` and `restored` tell all
+    kind: by the names of `models.shape`, or what transformers calls it. storable: whether `stored` and `restored` tell all
     that there is of it.
     """
 

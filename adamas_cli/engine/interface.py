@@ -91,6 +91,6 @@ def attention_forward(
         if kwargs.get(extra) is not None:
             raise refusal(f"its attention uses {extra}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    layer = now.cache.kept[module.layer_idx]
+    layer = now.cache.attending(module)
     out = layer.attend(module, query, key, value, attention_mask, scale, now.mode)
     return out.transpose(1, 2), None

@@ -14,7 +14,11 @@ from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.models.folder import CONFIG, weight_files
 from adamas_cli.models.prequantized import numbers_in_word, stored_quantization
 
-FULL, SLIDING = "full_attention", "sliding_attention"
+FULL, SLIDING, HYBRID = "full_attention", "sliding_attention", "hybrid"
+RECURRENT = ("linear_attention", "conv")  # whose layers have a state of fixed size
+STATELESS = ("mlp", "moe")
+SERVED = {FULL, SLIDING, HYBRID, *RECURRENT, *STATELESS}  # the kinds of layers that the cache has
+_OLDER_KINDS = {"attention": FULL, "mamba": RECURRENT[0]}
 Get = Callable[[str], Any]
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _PACKED_BITS = 8.5  # of a weight, its share of a scale included: the most that packing leaves
@@ -107,9 +111,9 @@ def shape_from(get: Get) -> ModelShape:
 
 def layer_kinds(get: Get, layers: int) -> list[str]:
     """The kind of each layer by the names of transformers."""
-    kinds = get("layer_types")
+    kinds = get("layer_types") or get("layers_block_type")
     if kinds is not None:
-        return list(kinds)
+        return [_OLDER_KINDS.get(kind, kind) for kind in kinds]
     if not get("sliding_window") or get("use_sliding_window") is False:
         return [FULL] * layers
     if pattern := get("sliding_window_pattern"):  # as older files of Gemma 3 have it
@@ -119,9 +123,11 @@ def layer_kinds(get: Get, layers: int) -> list[str]:
 
 def attention_obstacle(get: Get) -> str | None:
     """Why Adamas attention would be wrong for a text model's config, or None where it is right."""
-    others = sorted(set(layer_kinds(get, get("num_hidden_layers") or 0)) - {FULL, SLIDING})
-    if others:
+    kinds = set(layer_kinds(get, get("num_hidden_layers") or 0))
+    if others := sorted(kinds - SERVED):
         return f"it has {' and '.join(others)} layers"
+    if kinds and not kinds & {FULL, SLIDING, HYBRID}:
+        return "it has no attention layers"
     if get("attn_logit_softcapping"):
         return "its attention scores are soft-capped"
     if get("kv_lora_rank"):

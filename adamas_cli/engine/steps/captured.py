@@ -15,19 +15,21 @@ import torch
 from torch import Tensor
 
 from adamas_cli.cache.cache import KVCache
-from adamas_cli.cache.layer import FULL
+from adamas_cli.cache.layer import FULL, HYBRID, RECURRENT, STATELESS
 from adamas_cli.cache.mode import Mode, Sparse
 from adamas_cli.engine.model import Model
 
 # Kinds of RoPE that look at the positions on the host, and so stop the device at each step.
 HOST_ROPE = ("dynamic", "longrope")
+# Layers that read and write only what lies where it lay at the step before.
+IN_PLACE = {FULL, HYBRID, *RECURRENT, *STATELESS}
 
 
 def graph_obstacle(model: Model, cache: KVCache, sparse: Sparse | None) -> str | None:
     """Why a step of this model is no CUDA graph, in a few words, or None where one can be tried."""
     if model.device.type != "cuda":
         return f"the model is on {model.device.type}"
-    if cache.kinds != {FULL}:
+    if not cache.kinds <= IN_PLACE:
         return "some layers attend to a window or keep their own attention"
     if model.dense is None:
         return "Triton does not run here"
