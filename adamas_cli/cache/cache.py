@@ -13,8 +13,9 @@ from transformers.cache_utils import Cache, DynamicCache
 from adamas_cli.cache.extent import Extent
 from adamas_cli.cache.foreign import ForeignLayer
 from adamas_cli.cache.full import FullLayer
-from adamas_cli.cache.layer import FULL, HYBRID, RECURRENT, SLIDING, STATELESS, STREAMS, Layer
+from adamas_cli.cache.layer import FULL, HYBRID, RECURRENT, SLIDING, STATELESS, Layer
 from adamas_cli.cache.mode import Mode, Sparse
+from adamas_cli.cache.names import split_name
 from adamas_cli.cache.placement import Placement
 from adamas_cli.cache.recurrent import HybridLayer, RecurrentLayer
 from adamas_cli.cache.sliding import SlidingLayer
@@ -257,19 +258,6 @@ class KVCache(DynamicCache):
 def layer_types(config: PreTrainedConfig) -> list[str]:
     """The kind of each layer by the names transformers uses; models that name none have full attention."""
     return layer_kinds(lambda name: getattr(config, name, None), config.num_hidden_layers)
-
-
-def is_stream(name: str) -> bool:
-    """Whether a name of `KVCache.stored` is of something that every token has, which `place` has a place for;
-    the others are states at the last token.
-    """
-    return split_name(name)[1] in STREAMS
-
-
-def split_name(name: str) -> tuple[int, str]:
-    """The layer and the part that a name of `KVCache.stored` is of."""
-    index, _, part = name.partition(".")
-    return int(index), part
 
 
 def _by_layer(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:

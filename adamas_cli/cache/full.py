@@ -16,8 +16,9 @@ from transformers.cache_utils import CacheLayerMixin
 from adamas_cli.cache.codes import Codes, CodesMark
 from adamas_cli.cache.extent import Extent
 from adamas_cli.cache.growing import TokenBuffer
-from adamas_cli.cache.layer import FULL, STREAMS, Layer
+from adamas_cli.cache.layer import FULL, Layer
 from adamas_cli.cache.mode import Mode, Sparse
+from adamas_cli.cache.names import STREAMS
 from adamas_cli.cache.placement import Placement
 
 QUERY_STRIDE = 8  # of which one query is looked at, for the mean square of coordinates

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from adamas_kernels.reference import CODES_PER_WORD, padded_dim
 
+from adamas_cli.models.shape import ATTENTION, layer_kinds
+
 WORD_BYTES, SCALE_BYTES = 4, 2  # of a word of codes, and of a key's scale
 
 
@@ -25,6 +27,12 @@ def kv_heads(config: Any) -> int:
 def token_bytes(config: Any, dtype: torch.dtype) -> int:
     """Bytes of one token's keys and values in one layer."""
     return 2 * kv_heads(config) * head_dim(config) * dtype.itemsize
+
+
+def stored_token_bytes(config: Any, dtype: torch.dtype) -> int:
+    """Bytes of one token's keys and values in all layers that have any."""
+    kinds = layer_kinds(lambda name: getattr(config, name, None), config.num_hidden_layers)
+    return token_bytes(config, dtype) * sum(kind in ATTENTION for kind in kinds)
 
 
 def code_bytes(config: Any) -> int:

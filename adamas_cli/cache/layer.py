@@ -15,8 +15,6 @@ from adamas_cli.models.shape import RECURRENT as RECURRENT
 from adamas_cli.models.shape import SLIDING as SLIDING
 from adamas_cli.models.shape import STATELESS as STATELESS
 
-STREAMS = ("keys", "values")  # what the store keeps of every token of a layer that attends to all
-
 
 class Layer:
     """One layer. Methods that change it say so; what a kind of layer has no need for does nothing here.

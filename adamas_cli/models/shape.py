@@ -17,7 +17,8 @@ from adamas_cli.models.prequantized import numbers_in_word, stored_quantization
 FULL, SLIDING, HYBRID = "full_attention", "sliding_attention", "hybrid"
 RECURRENT = ("linear_attention", "conv")  # whose layers have a state of fixed size
 STATELESS = ("mlp", "moe")
-SERVED = {FULL, SLIDING, HYBRID, *RECURRENT, *STATELESS}  # the kinds of layers that the cache has
+ATTENTION = (FULL, SLIDING, HYBRID)  # whose layers have keys and values of tokens
+SERVED = {*ATTENTION, *RECURRENT, *STATELESS}  # the kinds of layers that the cache has
 _OLDER_KINDS = {"attention": FULL, "mamba": RECURRENT[0]}
 Get = Callable[[str], Any]
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -126,7 +127,7 @@ def attention_obstacle(get: Get) -> str | None:
     kinds = set(layer_kinds(get, get("num_hidden_layers") or 0))
     if others := sorted(kinds - SERVED):
         return f"it has {' and '.join(others)} layers"
-    if kinds and not kinds & {FULL, SLIDING, HYBRID}:
+    if kinds and not kinds & set(ATTENTION):
         return "it has no attention layers"
     if get("attn_logit_softcapping"):
         return "its attention scores are soft-capped"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from adamas_cli.files import appearing
-from adamas_cli.store.blocks import BlockWriter
+from adamas_cli.store.blocks import BlockWriter, tensor_names
 from adamas_cli.store.places import block_file
 from adamas_cli.store.tensors import NAMES, pieces
 
@@ -66,7 +66,7 @@ class Keeper:
         try:
             self._begin()
             while (order := self._orders.get()) is not None:
-                if not block_file(self._root, order.key).exists():
+                if not set(order.tensors) <= tensor_names(block_file(self._root, order.key)):
                     self._write(order)
                 del order
         except OSError as error:
