@@ -13,6 +13,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from adamas_cli.cache.extent import Extent
 from adamas_cli.cache.foreign import ForeignLayer
 from adamas_cli.cache.full import FullLayer
+from adamas_cli.cache.latent import LatentLayer
 from adamas_cli.cache.layer import FULL, HYBRID, RECURRENT, SLIDING, STATELESS, Layer
 from adamas_cli.cache.mode import Mode, Sparse
 from adamas_cli.cache.names import split_name
@@ -65,6 +66,8 @@ class KVCache(DynamicCache):
             chooses = sparse if index >= dense_layers else None
             if kind == SLIDING:
                 kept.append(SlidingLayer(config.sliding_window))
+            elif kind == FULL and (rank := getattr(config, "kv_lora_rank", None)):
+                kept.append(LatentLayer(rank, extent, placement, chooses))
             elif kind == FULL:
                 kept.append(FullLayer(extent, placement, chooses))
             elif kind == HYBRID:

@@ -26,7 +26,13 @@ def kv_heads(config: Any) -> int:
 
 def token_bytes(config: Any, dtype: torch.dtype) -> int:
     """Bytes of one token's keys and values in one layer."""
-    return 2 * kv_heads(config) * head_dim(config) * dtype.itemsize
+    return (latent_dim(config) or 2 * kv_heads(config) * head_dim(config)) * dtype.itemsize
+
+
+def latent_dim(config: Any) -> int:
+    """Numbers that latent attention keeps of a token in one layer; 0 where heads are kept."""
+    rank: int = getattr(config, "kv_lora_rank", None) or 0
+    return rank and rank + int(config.qk_rope_head_dim)
 
 
 def stored_token_bytes(config: Any, dtype: torch.dtype) -> int:
@@ -37,4 +43,6 @@ def stored_token_bytes(config: Any, dtype: torch.dtype) -> int:
 
 def code_bytes(config: Any) -> int:
     """Bytes of the codes and scales of one token's keys in one layer."""
-    return kv_heads(config) * (padded_dim(head_dim(config)) // CODES_PER_WORD * WORD_BYTES + SCALE_BYTES)
+    latent = latent_dim(config)
+    heads, dim = (1, latent) if latent else (kv_heads(config), head_dim(config))
+    return heads * (padded_dim(dim) // CODES_PER_WORD * WORD_BYTES + SCALE_BYTES)

@@ -9,18 +9,18 @@ from torch import Tensor, nn
 
 from adamas_cli.cache.extent import Extent
 from adamas_cli.cache.mode import Mode, Sparse
-from adamas_cli.models.shape import FULL as FULL
-from adamas_cli.models.shape import HYBRID as HYBRID
-from adamas_cli.models.shape import RECURRENT as RECURRENT
-from adamas_cli.models.shape import SLIDING as SLIDING
-from adamas_cli.models.shape import STATELESS as STATELESS
+from adamas_cli.models.recurrent import FULL as FULL
+from adamas_cli.models.recurrent import HYBRID as HYBRID
+from adamas_cli.models.recurrent import RECURRENT as RECURRENT
+from adamas_cli.models.recurrent import SLIDING as SLIDING
+from adamas_cli.models.recurrent import STATELESS as STATELESS
 
 
 class Layer:
     """One layer. Methods that change it say so; what a kind of layer has no need for does nothing here.
 
-    kind: by the names of `models.shape`, or what transformers calls it. storable: whether `stored` and `restored` tell all
-    that there is of it.
+    kind: by the names of `models.shape`, or what transformers calls it. storable: whether `stored` and
+    `restored` tell all that there is of it.
     """
 
     kind: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,23 @@ from typing import Any
 from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.models.folder import CONFIG, weight_files
 from adamas_cli.models.prequantized import numbers_in_word, stored_quantization
+from adamas_cli.models.recurrent import (
+    FULL,
+    HYBRID,
+    LINEAR,
+    RECURRENT,
+    SLIDING,
+    STATELESS,
+    Get,
+    StateSize,
+    kinds_by_pattern,
+    state_size,
+)
 
-FULL, SLIDING, HYBRID = "full_attention", "sliding_attention", "hybrid"
-RECURRENT = ("linear_attention", "conv")  # whose layers have a state of fixed size
-STATELESS = ("mlp", "moe")
 ATTENTION = (FULL, SLIDING, HYBRID)  # whose layers have keys and values of tokens
 SERVED = {*ATTENTION, *RECURRENT, *STATELESS}  # the kinds of layers that the cache has
-_OLDER_KINDS = {"attention": FULL, "mamba": RECURRENT[0]}
-Get = Callable[[str], Any]
+_OLDER_KINDS = {"attention": FULL, "mamba": LINEAR}
+STATES = 5  # copies of recurrent states in memory: the present one, and those that a timeline returns to
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _PACKED_BITS = 8.5  # of a weight, its share of a scale included: the most that packing leaves
 _WORDS = ("qweight", "weight_packed")  # the last part of names of weights that are packed into words
@@ -37,7 +46,8 @@ _EMBEDDINGS = (
 @dataclass(frozen=True)
 class ModelShape:
     """Dimensions of a decoder. inner: of its MLPs. windows: tokens that each layer keeps, None where it keeps
-    all. obstacle: why Adamas attention would be wrong for it, None where it is right.
+    all. latent: numbers that are kept of a token instead of heads, 0 where heads are. recurrent: layers with
+    a state, of this size each. obstacle: why Adamas attention would be wrong for it, None where it is right.
     """
 
     context: int
@@ -48,6 +58,9 @@ class ModelShape:
     head_dim: int
     vocabulary: int
     windows: tuple[int | None, ...]
+    latent: int = 0
+    recurrent: int = 0
+    state: StateSize = StateSize()
     obstacle: str | None = None
 
     @property
@@ -57,19 +70,20 @@ class ModelShape:
 
     def token_bytes(self, item: int) -> int:
         """Of the keys and values of one token in one layer; item: bytes of a number."""
-        return 2 * self.kv_heads * self.head_dim * item
+        return (self.latent or 2 * self.kv_heads * self.head_dim) * item
 
     def cache_bytes(self, tokens: int, item: int) -> int:
-        """Of the keys and values of so many tokens in all layers."""
-        return sum(min(tokens, window or tokens) for window in self.windows) * self.token_bytes(item)
+        """Of the keys and values of so many tokens in all layers, and of the states beside them."""
+        kept = sum(tokens if window is None else min(tokens, window) for window in self.windows)
+        return kept * self.token_bytes(item) + STATES * self.recurrent * self.state.bytes(item)
 
     def code_bytes(self, tokens: int, dense_layers: int) -> int:
         """Of the codes of so many keys, 2 bits for each coordinate and a scale for each key, in the layers
         that have any.
         """
         coded = sum(window is None for window in self.windows[dense_layers:])
-        words = max(16, 1 << (self.head_dim - 1).bit_length()) // 16
-        return coded * tokens * self.kv_heads * (4 * words + 2)
+        words = max(16, 1 << ((self.latent or self.head_dim) - 1).bit_length()) // 16
+        return coded * tokens * (1 if self.latent else self.kv_heads) * (4 * words + 2)
 
 
 def read_shape(directory: Path) -> ModelShape:
@@ -96,7 +110,10 @@ def shape_from(get: Get) -> ModelShape:
             raise KeyError(name)
         return found
 
-    layers, heads, window = need("num_hidden_layers"), need("num_attention_heads"), get("sliding_window")
+    layers, heads = need("num_hidden_layers"), need("num_attention_heads")
+    kinds = layer_kinds(get, layers)
+    windows = dict.fromkeys(kinds, 0) | {FULL: None, HYBRID: None, SLIDING: get("sliding_window")}
+    rank = get("kv_lora_rank")
     return ModelShape(
         context=need("max_position_embeddings"),
         hidden=need("hidden_size"),
@@ -105,7 +122,10 @@ def shape_from(get: Get) -> ModelShape:
         kv_heads=get("num_key_value_heads") or heads,
         head_dim=get("head_dim") or need("hidden_size") // heads,
         vocabulary=need("vocab_size"),
-        windows=tuple(window if kind == SLIDING else None for kind in layer_kinds(get, layers)),
+        windows=tuple(windows[kind] for kind in kinds),
+        latent=rank + need("qk_rope_head_dim") if rank else 0,
+        recurrent=sum(kind in (*RECURRENT, HYBRID) for kind in kinds),
+        state=state_size(get),
         obstacle=attention_obstacle(get),
     )
 
@@ -115,6 +135,8 @@ def layer_kinds(get: Get, layers: int) -> list[str]:
     kinds = get("layer_types") or get("layers_block_type")
     if kinds is not None:
         return [_OLDER_KINDS.get(kind, kind) for kind in kinds]
+    if (kinds := kinds_by_pattern(get, layers)) is not None:
+        return kinds
     if not get("sliding_window") or get("use_sliding_window") is False:
         return [FULL] * layers
     if pattern := get("sliding_window_pattern"):  # as older files of Gemma 3 have it
@@ -131,8 +153,6 @@ def attention_obstacle(get: Get) -> str | None:
         return "it has no attention layers"
     if get("attn_logit_softcapping"):
         return "its attention scores are soft-capped"
-    if get("kv_lora_rank"):
-        return "it has multi-head latent attention"
     if get("model_type") == "gpt_oss":
         return "its attention has learned sinks"
     return None
