@@ -102,7 +102,7 @@ RECURRENT: dict[str, dict[str, Any]] = {
         "use_mem_rope": True,
         "num_key_value_heads": 4,
     },
-    "olmo_hybrid": dict(DELTA, head_dim=None),
+    "olmo_hybrid": {name: value for name, value in DELTA.items() if name != "head_dim"},
 }
 LATENT_ATTENTION: dict[str, dict[str, Any]] = {
     "kimi_linear": dict(

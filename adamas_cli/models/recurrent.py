@@ -1,4 +1,4 @@
-"""Hybrid models by the fields of their configs: which layers are recurrent, and how large their states are."""
+"""Hybrid models by the fields of their configs: which layers are recurrent, and how large a state is."""
 
 from __future__ import annotations
 
@@ -52,6 +52,8 @@ class StateSize:
         return self.recurrent * RECURRENT_BYTES + self.window * item
 
 
+NO_STATE = StateSize()
+
 # Names of: heads, their width, the width of a state, groups that share its projections, the convolution.
 _STATE_SPACES = (
     ("mamba_n_heads", "mamba_d_head", "mamba_d_state", "mamba_n_groups", "mamba_d_conv"),
@@ -81,4 +83,4 @@ def state_size(get: Get) -> StateSize:
         return StateSize(inner * state, inner * get("mamba_d_conv"))
     if kernel := get("conv_L_cache"):
         return StateSize(0, get("hidden_size") * kernel)
-    return StateSize()
+    return NO_STATE

@@ -17,6 +17,7 @@ from adamas_cli.models.recurrent import (
     FULL,
     HYBRID,
     LINEAR,
+    NO_STATE,
     RECURRENT,
     SLIDING,
     STATELESS,
@@ -60,7 +61,7 @@ class ModelShape:
     windows: tuple[int | None, ...]
     latent: int = 0
     recurrent: int = 0
-    state: StateSize = StateSize()
+    state: StateSize = NO_STATE
     obstacle: str | None = None
 
     @property
@@ -112,7 +113,7 @@ def shape_from(get: Get) -> ModelShape:
 
     layers, heads = need("num_hidden_layers"), need("num_attention_heads")
     kinds = layer_kinds(get, layers)
-    windows = dict.fromkeys(kinds, 0) | {FULL: None, HYBRID: None, SLIDING: get("sliding_window")}
+    windows = {SLIDING: get("sliding_window")} | dict.fromkeys((*RECURRENT, *STATELESS), 0)
     rank = get("kv_lora_rank")
     return ModelShape(
         context=need("max_position_embeddings"),
@@ -122,7 +123,7 @@ def shape_from(get: Get) -> ModelShape:
         kv_heads=get("num_key_value_heads") or heads,
         head_dim=get("head_dim") or need("hidden_size") // heads,
         vocabulary=need("vocab_size"),
-        windows=tuple(windows[kind] for kind in kinds),
+        windows=tuple(windows.get(kind) for kind in kinds),
         latent=rank + need("qk_rope_head_dim") if rank else 0,
         recurrent=sum(kind in (*RECURRENT, HYBRID) for kind in kinds),
         state=state_size(get),
