@@ -111,17 +111,19 @@ def shape_from(get: Get) -> ModelShape:
             raise KeyError(name)
         return found
 
-    layers, heads = need("num_hidden_layers"), need("num_attention_heads")
-    kinds = layer_kinds(get, layers)
+    heads = need("num_attention_heads")
+    kinds = layer_kinds(get, get("num_hidden_layers") or 0)
+    if not kinds:  # a list of them tells how many there are
+        raise KeyError("num_hidden_layers")
     windows = {SLIDING: get("sliding_window")} | dict.fromkeys((*RECURRENT, *STATELESS), 0)
     rank = get("kv_lora_rank")
     return ModelShape(
-        context=need("max_position_embeddings"),
+        context=get("max_position_embeddings") or need("model_max_length"),
         hidden=need("hidden_size"),
         inner=get("intermediate_size") or 0,
         heads=heads,
         kv_heads=get("num_key_value_heads") or heads,
-        head_dim=get("head_dim") or need("hidden_size") // heads,
+        head_dim=get("head_dim") or get("attention_head_dim") or need("hidden_size") // heads,
         vocabulary=need("vocab_size"),
         windows=tuple(windows.get(kind) for kind in kinds),
         latent=rank + need("qk_rope_head_dim") if rank else 0,
