@@ -153,7 +153,8 @@ def test_what_is_planned_is_what_is_kept(name):
     assert stored_token_bytes(config, torch.float32) * DOCUMENT == streams
     for shape in (shape_of(config.to_dict()), shape_from(lambda field: getattr(config, field, None))):
         assert shape.obstacle is None
-        assert shape.cache_bytes(DOCUMENT, 4) == streams + STATES * states
+        assert shape.cache_bytes(DOCUMENT, 4) == streams
+        assert shape.state_bytes(4) == STATES * states
     held = [layer.codes.layer for layer in timeline.cache.kept if layer.coded]
     per_token = sum((x.codes.nbytes + x.scales.nbytes) // x.capacity for x in held)
     assert shape.code_bytes(DOCUMENT, 0) == per_token * DOCUMENT

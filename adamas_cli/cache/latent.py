@@ -9,11 +9,12 @@ https://arxiv.org/abs/2405.04434). Codes are of those keys.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from adamas_kernels.contract import Facts
 from adamas_kernels.dispatch import serving
 from torch import Tensor, nn
@@ -85,6 +86,7 @@ class LatentLayer(FullLayer):
     latents.
     """
 
+    kind = "latent"
     streams = ("keys",)
 
     def __init__(self, rank: int, extent: Extent, placement: Placement, sparse: Sparse | None = None) -> None:
@@ -122,7 +124,8 @@ class LatentLayer(FullLayer):
         expansion = Expansion.of(module, latents)
         if mode.answers or not expansion.pays(queries.shape[2]):
             absorbed = expansion.of_queries(queries)
-            out = super().attend(module, absorbed, new, latents, mask, scaling, mode)
+            # Triton's kernels for one token are made for heads that fit into registers.
+            out = super().attend(module, absorbed, new, latents, mask, scaling, replace(mode, dense=None))
             return expansion.of_outputs(out)
         if not self.is_initialized:
             self.lazy_initialization(new, latents)
@@ -134,17 +137,20 @@ class LatentLayer(FullLayer):
         return out
 
     def _attend_to_heads(self, expansion: Expansion, queries: Tensor, scaling: float) -> Tensor:
-        """Causal attention of the newest tokens, queries [B, H, N, D + P], to heads made of all latents."""
-        kept = self.stored_keys[:, :, : self.length]
-        wide = queries.shape[-1] + expansion.values.shape[1]
-        step = max(1, EXPANDED_BYTES // (kept.shape[0] * kept.shape[2] * wide * kept.element_size()))
+        """Causal attention of the newest tokens, queries [B, H, N, D + P], to heads made of all latents.
+
+        Fused kernels want keys and values of one width, so the narrower ones end in zeros.
+        """
+        kept, narrow = self.stored_keys[:, :, : self.length], expansion.values.shape[1]
+        width = max(queries.shape[-1], narrow)
+        step = max(1, EXPANDED_BYTES // (kept.shape[0] * kept.shape[2] * 2 * width * kept.element_size()))
         outs = []
         for start in range(0, queries.shape[1], step):
             which = slice(start, start + step)
-            keys, values = expansion.heads(kept, which)
-            part = queries[:, which]
-            out, _ = serving("prefill", Facts.of(part, keys, values)).prefill(part, keys, values, scaling)
-            outs.append(out)
+            parts = queries[:, which], *expansion.heads(kept, which)
+            q, k, v = (F.pad(part, (0, width - part.shape[-1])) for part in parts)
+            out, _ = serving("prefill", Facts.of(q, k, v)).prefill(q, k, v, scaling)
+            outs.append(out[..., :narrow])
         return outs[0] if len(outs) == 1 else torch.cat(outs, 1)
 
     def open(self, empty: Mapping[str, Tensor], tokens: int) -> None:

@@ -11,9 +11,9 @@ from adamas_kernels.contract import SparseSettings
 from adamas_kernels.dispatch import BACKENDS, load, obstacle
 from transformers import PreTrainedConfig
 
-from adamas_cli.cache.geometry import token_bytes
+from adamas_cli.cache.geometry import latent_dim, token_bytes
 from adamas_cli.cache.mode import Sparse
-from adamas_cli.models.shape import attention_obstacle
+from adamas_cli.models.shape import attention_obstacle, latent_obstacle
 from adamas_cli.planning.decision import Attention, Backends, check_error, decide_attention
 from adamas_cli.settings import DENSE_LAYERS, AttentionKind, BackendName, DecodingSettings, Scorer
 
@@ -83,7 +83,7 @@ def decide_for(
     a named backend cannot run, and ModelUnavailableError where Adamas is asked for and does not serve the
     model.
     """
-    unserved = unserved_reason(config)
+    unserved = unserved_reason(config) or latent_obstacle(bool(latent_dim(config)), device.type)
     return decide_attention(
         asked,
         context,

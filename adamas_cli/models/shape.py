@@ -74,9 +74,17 @@ class ModelShape:
         return (self.latent or 2 * self.kv_heads * self.head_dim) * item
 
     def cache_bytes(self, tokens: int, item: int) -> int:
-        """Of the keys and values of so many tokens in all layers, and of the states beside them."""
+        """Of the keys and values of so many tokens in all layers."""
         kept = sum(tokens if window is None else min(tokens, window) for window in self.windows)
-        return kept * self.token_bytes(item) + STATES * self.recurrent * self.state.bytes(item)
+        return kept * self.token_bytes(item)
+
+    def state_bytes(self, item: int) -> int:
+        """Of recurrent states, however many tokens there are: the present ones and those to return to."""
+        return STATES * self.recurrent * self.state.bytes(item)
+
+    def sparse_obstacle(self, device: str) -> str | None:
+        """Why its answers cannot attend sparsely on a kind of device, or None where they can."""
+        return self.obstacle or latent_obstacle(bool(self.latent), device)
 
     def code_bytes(self, tokens: int, dense_layers: int) -> int:
         """Of the codes of so many keys, 2 bits for each coordinate and a scale for each key, in the layers
@@ -159,6 +167,11 @@ def attention_obstacle(get: Get) -> str | None:
     if get("model_type") == "gpt_oss":
         return "its attention has learned sinks"
     return None
+
+
+def latent_obstacle(latent: bool, device: str) -> str | None:
+    """Why answers attend fully to latents, which is right everywhere, or None where they need not."""
+    return "there are no sparse steps over latents on a GPU" if latent and device == "cuda" else None
 
 
 @dataclass(frozen=True)

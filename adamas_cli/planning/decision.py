@@ -133,7 +133,11 @@ def decide(
     )
     shape, item = model.shape, ITEM_BYTES[dtype]
     attention = decide_attention(
-        decoding, tokens, machine.backends, obstacle=shape.obstacle, token_bytes=shape.token_bytes(item)
+        decoding,
+        tokens,
+        machine.backends,
+        obstacle=shape.sparse_obstacle(machine.device),
+        token_bytes=shape.token_bytes(item),
     )
     coded_from = attention.dense_layers if attention.sparse else None
     needs = (

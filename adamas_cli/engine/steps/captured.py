@@ -30,7 +30,7 @@ def graph_obstacle(model: Model, cache: KVCache, sparse: Sparse | None) -> str |
     if model.device.type != "cuda":
         return f"the model is on {model.device.type}"
     if not cache.kinds <= IN_PLACE:
-        return "some layers attend to a window or keep their own attention"
+        return f"it has layers of kind {' and '.join(sorted(cache.kinds - IN_PLACE))}"
     if model.dense is None:
         return "Triton does not run here"
     if sparse is not None and sparse.backend.name != "triton":
