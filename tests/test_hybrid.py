@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,7 +13,8 @@ import torch
 from adamas_kernels.contract import SparseSettings
 from hybrid_models import HYBRIDS, hybrid_model
 
-from adamas_cli.cache.geometry import stored_token_bytes
+from adamas_cli.cache.geometry import state_bytes, stored_token_bytes
+from adamas_cli.cache.latent import Expansion
 from adamas_cli.cache.names import is_stream
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.events import Token
@@ -151,6 +153,7 @@ def test_what_is_planned_is_what_is_kept(name):
     )
     config = model.config.get_text_config()
     assert stored_token_bytes(config, torch.float32) * DOCUMENT == streams
+    assert state_bytes(config, torch.float32) == states
     for shape in (shape_of(config.to_dict()), shape_from(lambda field: getattr(config, field, None))):
         assert shape.obstacle is None
         assert shape.cache_bytes(DOCUMENT, 4) == streams
@@ -185,3 +188,17 @@ def test_states_stay_where_they_lie(name):
     assert before
     assert places() == before
     assert timeline.cache.extent.version == version
+
+
+def test_heads_are_made_as_the_model_makes_them():
+    """Also of a projection whose weight is packed, which only multiplies."""
+    attention = copy.deepcopy(hybrid_model("deepseek_v3").model.layers[0].self_attn)
+    latents, rotary = torch.randn(1, 1, 7, 24), torch.randn(1, 1, 7, 8)
+    expected = attention.expand_kv(latents, rotary)
+    for _ in range(2):
+        expansion = Expansion.of(attention, latents)
+        made = expansion.heads(torch.cat((latents, rotary), -1), slice(None))
+        for one, other in zip(made, expected, strict=True):
+            torch.testing.assert_close(one, other)
+        attention = copy.deepcopy(attention)
+        attention.kv_b_proj = torch.nn.Sequential(attention.kv_b_proj)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from adamas_kernels.reference import CODES_PER_WORD, padded_dim
 
+from adamas_cli.models.recurrent import HYBRID, RECURRENT, state_size
 from adamas_cli.models.shape import ATTENTION, layer_kinds
 
 WORD_BYTES, SCALE_BYTES = 4, 2  # of a word of codes, and of a key's scale
@@ -39,6 +40,16 @@ def stored_token_bytes(config: Any, dtype: torch.dtype) -> int:
     """Bytes of one token's keys and values in all layers that have any."""
     kinds = layer_kinds(lambda name: getattr(config, name, None), config.num_hidden_layers)
     return token_bytes(config, dtype) * sum(kind in ATTENTION for kind in kinds)
+
+
+def state_bytes(config: Any, dtype: torch.dtype) -> int:
+    """Bytes of the recurrent states of all layers at one token."""
+
+    def get(name: str) -> Any:
+        return getattr(config, name, None)
+
+    kinds = layer_kinds(get, config.num_hidden_layers)
+    return state_size(get).bytes(dtype.itemsize) * sum(kind in (*RECURRENT, HYBRID) for kind in kinds)
 
 
 def code_bytes(config: Any) -> int:

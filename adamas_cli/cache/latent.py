@@ -47,10 +47,11 @@ class Expansion:
     @classmethod
     def _made(cls, module: Any, latents: Tensor) -> Self:
         rank = latents.shape[-1]
-        if type(module.kv_b_proj) is nn.Linear:
-            weight = module.kv_b_proj.weight.detach()
+        projection = module.kv_b_proj
+        if type(projection) is nn.Linear and type(projection.weight.data) is Tensor:
+            weight = projection.weight.detach()
         else:
-            weight = module.kv_b_proj(torch.eye(rank, dtype=latents.dtype, device=latents.device)).T
+            weight = projection(torch.eye(rank, dtype=latents.dtype, device=latents.device)).T
         by_head = weight.view(-1, module.qk_nope_head_dim + module.v_head_dim, rank)
         return cls(*by_head.split((module.qk_nope_head_dim, module.v_head_dim), 1))
 

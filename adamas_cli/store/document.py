@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from adamas_cli.cache.cache import KVCache
-from adamas_cli.cache.geometry import stored_token_bytes
+from adamas_cli.cache.geometry import state_bytes, stored_token_bytes
 from adamas_cli.cache.names import is_stream, split_name
 from adamas_cli.cache.placement import Placement, by_head
 from adamas_cli.store.compression import compress, decompress
@@ -61,7 +61,10 @@ class StoredDocument:
         )
         self._keys = chain(facts, ids, self.block)
         self._tokens = len(ids)
-        self._bytes = self._each * len(ids) // (2 if self.alters else 1)
+        state = state_bytes(config, loaded.dtype)
+        streams = self._each * len(ids)
+        states = state + min(streams, state * len(self._keys))  # see `keeps_states`
+        self._bytes = streams // (2 if self.alters else 1) + states
         now = time.time()
         dtype = facts["dtype"] if settings.dtype == "auto" else settings.dtype
         self._entry = Entry(
