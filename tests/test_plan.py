@@ -55,7 +55,8 @@ def test_weights_are_those_of_the_model(name, dtype):
 
 def test_the_cache_is_what_a_cache_allocates():
     from adamas_kernels.contract import SparseSettings
-    from adamas_kernels.torch.backend import TorchBackend
+    from adamas_kernels.softmax import PLAIN
+from adamas_kernels.torch.backend import TorchBackend
 
     model = tiny_architecture("llama")
     cache = KVCache.for_model(
@@ -70,7 +71,7 @@ def test_the_cache_is_what_a_cache_allocates():
     for layer in cache.layers:
         heads = model.config.num_key_value_heads
         rows = torch.randn(1, heads, 10, model.config.hidden_size // model.config.num_attention_heads)
-        layer.attend(None, rows, rows, rows, None, 1.0, READING)
+        layer.attend(None, rows, rows, rows, 1.0, PLAIN, READING)
     cache.encode()
     held = [layer.codes.layer for layer in cache.layers if layer.codes is not None]
     told = plan(model.config, dtype=torch.float32)

@@ -34,7 +34,7 @@ class Tokens:
         layer._extent.lengths.fill_(start)
         layer.make_room(new)
         one = (x[:, :, start:end] for x in (self.queries, self.keys, self.values))
-        return layer.attend(*one, 0.2, PLAIN, mode)
+        return layer.attend(None, *one, 0.2, PLAIN, mode)
 
     def check(self, layer: SlidingLayer, new: int, mode: Mode) -> None:
         out, end = self.read(layer, new, mode), layer.length

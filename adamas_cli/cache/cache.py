@@ -13,10 +13,14 @@ from transformers.cache_utils import Cache, DynamicCache
 from adamas_cli.cache.extent import Extent
 from adamas_cli.cache.foreign import ForeignLayer
 from adamas_cli.cache.full import FullLayer
-from adamas_cli.cache.layer import FULL, SLIDING, STREAMS, Layer
+from adamas_cli.cache.latent import LatentLayer
+from adamas_cli.cache.layer import FULL, HYBRID, RECURRENT, SLIDING, STATELESS, Layer
 from adamas_cli.cache.mode import Mode, Sparse
+from adamas_cli.cache.names import split_name
 from adamas_cli.cache.placement import Placement
+from adamas_cli.cache.recurrent import HybridLayer, RecurrentLayer
 from adamas_cli.cache.sliding import SlidingLayer
+from adamas_cli.cache.stateless import StatelessLayer
 from adamas_cli.cache.tally import Tally
 from adamas_cli.models.shape import layer_kinds
 
@@ -36,6 +40,7 @@ class KVCache(DynamicCache):
         self.placement = placement
         self.tally: Tally | None = None
         self._sparse = sparse
+        self._updated: Layer | None = None
 
     @classmethod
     def for_model(
@@ -56,14 +61,38 @@ class KVCache(DynamicCache):
             inner = DynamicCache(config=config).layers
             return cls([ForeignLayer("foreign", layer) for layer in inner], extent, placement, None)
         kept: list[Layer] = []
+        states = getattr(config, "number_of_conv_states", 1)
         for index, kind in enumerate(layer_types(config)):
+            chooses = sparse if index >= dense_layers else None
             if kind == SLIDING:
                 kept.append(SlidingLayer(config.sliding_window, extent, placement))
+            elif kind == FULL and (rank := getattr(config, "kv_lora_rank", None)):
+                kept.append(LatentLayer(rank, extent, placement, chooses))
             elif kind == FULL:
-                kept.append(FullLayer(extent, placement, sparse if index >= dense_layers else None))
+                kept.append(FullLayer(extent, placement, chooses))
+            elif kind == HYBRID:
+                kept.append(HybridLayer(states, extent, placement, chooses))
+            elif kind in RECURRENT:
+                kept.append(RecurrentLayer(kind, states, extent))
+            elif kind in STATELESS:
+                kept.append(StatelessLayer(kind))
             else:
                 raise ValueError(f"layer {index} is of kind {kind}")
         return cls(kept, extent, placement, sparse)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """As transformers' models call it before a layer attends; see `attending`."""
+        self._updated = self.kept[layer_idx]
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def attending(self, module: Any) -> Layer:
+        """The layer that attends now: the one that was updated since another attended, else that of the
+        model's module. A module may serve several layers, and then knows the number of none.
+        """
+        layer, self._updated = self._updated, None
+        return self.kept[module.layer_idx] if layer is None else layer
 
     @property
     def kinds(self) -> set[str]:
@@ -198,7 +227,7 @@ class KVCache(DynamicCache):
         """Changes: this many tokens are in their places, with these states at the last one."""
         by_layer = _by_layer(states)
         for index, layer in enumerate(self.kept):
-            layer.restored(length, by_layer[index])
+            layer.restored(length, by_layer.get(index, {}))
         self.extent.lengths.fill_(length)
 
     @property
@@ -232,19 +261,6 @@ class KVCache(DynamicCache):
 def layer_types(config: PreTrainedConfig) -> list[str]:
     """The kind of each layer by the names transformers uses; models that name none have full attention."""
     return layer_kinds(lambda name: getattr(config, name, None), config.num_hidden_layers)
-
-
-def is_stream(name: str) -> bool:
-    """Whether a name of `KVCache.stored` is of something that every token has, which `place` has a place for;
-    the others are states at the last token.
-    """
-    return split_name(name)[1] in STREAMS
-
-
-def split_name(name: str) -> tuple[int, str]:
-    """The layer and the part that a name of `KVCache.stored` is of."""
-    index, _, part = name.partition(".")
-    return int(index), part
 
 
 def _by_layer(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:

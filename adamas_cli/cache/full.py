@@ -11,14 +11,15 @@ from adamas_kernels.contract import DenseCache, Facts, LayerCache
 from adamas_kernels.dispatch import serving
 from adamas_kernels.reference import query_power
 from adamas_kernels.softmax import Softmax
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin
 
 from adamas_cli.cache.codes import Codes, CodesMark
 from adamas_cli.cache.extent import Extent
 from adamas_cli.cache.growing import TokenBuffer
-from adamas_cli.cache.layer import FULL, STREAMS, Layer
+from adamas_cli.cache.layer import FULL, Layer
 from adamas_cli.cache.mode import Mode, Sparse
+from adamas_cli.cache.names import STREAMS
 from adamas_cli.cache.placement import Placement
 
 QUERY_STRIDE = 8  # of which one query is looked at, for the mean square of coordinates
@@ -37,12 +38,14 @@ class FullMark:
 class FullLayer(Layer, CacheLayerMixin):
     """K and V of one full-attention layer, [B, K, S, D], and their codes if `sparse` says how to choose.
 
-    K and V grow where they lie, if their placement can; codes are copied into larger buffers.
+    K and V grow where they lie, if their placement can; codes are copied into larger buffers. streams: those
+    of `STREAMS` that have buffers of their own.
     """
 
     kind = FULL
     storable = True
     is_sliding = False
+    streams: tuple[str, ...] = STREAMS
 
     def __init__(self, extent: Extent, placement: Placement, sparse: Sparse | None = None) -> None:
         super().__init__()
@@ -58,7 +61,7 @@ class FullLayer(Layer, CacheLayerMixin):
         """Allocate for the first chunk, [B, K, N, D], or for what `reserve` asked."""
         self.dtype, self.device = key_states.dtype, key_states.device
         self.capacity = max(self.capacity, key_states.shape[2])
-        for name, states in zip(STREAMS, (key_states, value_states), strict=True):
+        for name, states in zip(self.streams, (key_states, value_states), strict=False):
             self._buffers[name] = self._placement.buffer(states, self.capacity, self._limit)
         batch, heads, _, dim = value_states.shape
         self.value_sum = value_states.new_zeros(batch, heads, dim, dtype=torch.float32)
@@ -87,8 +90,9 @@ class FullLayer(Layer, CacheLayerMixin):
         return key_states, value_states
 
     def attend(
-        self, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softmax: Softmax, mode: Mode
-    ) -> Tensor:
+        self, module: nn.Module, queries: Tensor, keys: Tensor, values: Tensor, scaling: float,
+        softmax: Softmax, mode: Mode,
+    ) -> Tensor:  # fmt: skip
         """Append keys and values [B, K, N, D], for which there is room, and attend causally from queries [B,
         H, N, D].
         """
@@ -113,7 +117,7 @@ class FullLayer(Layer, CacheLayerMixin):
         keys, values = self.stored_keys[:, :, seen], self.stored_values[:, :, seen]
         backend = serving("prefill", Facts.of(queries, keys, values))
         out, _ = backend.prefill(queries, keys, values, scaling, softmax=softmax)
-        self._observe(queries)
+        self._observe(queries[:, :, ::QUERY_STRIDE], new)
         if mode.encodes:
             self.encode()
         return out
@@ -133,13 +137,13 @@ class FullLayer(Layer, CacheLayerMixin):
         self.value_sum += values.sum(2, dtype=torch.float32)
         self.length = end
 
-    def _observe(self, queries: Tensor) -> None:
-        """Note which coordinates the queries [B, H, N, D] of a chunk are large in, for the codebook.
+    def _observe(self, queries: Tensor, of: int) -> None:
+        """Note which coordinates queries [B, H, N, D] are large in, for the codebook: a sample of this many.
 
         Also where this layer keeps no codes: a document that is stored serves those that do.
         """
         kv_heads = self.stored_keys.shape[1]
-        power = query_power(queries[:, :, ::QUERY_STRIDE], kv_heads) * queries.shape[2]
+        power = query_power(queries, kv_heads) * of
         self._power = power if self._power is None else self._power + power
 
     def count_one(self, mode: Mode) -> None:
@@ -183,15 +187,15 @@ class FullLayer(Layer, CacheLayerMixin):
         """Memory for the keys and values of this many tokens, once it is known what they look like."""
         if not self.is_initialized:
             return
-        before = self.stored_keys, self.stored_values
+        before = [buffer.tensor for buffer in self._buffers.values()]
         try:
             for buffer in self._buffers.values():
                 buffer.grow(tokens, self.length)
         finally:  # one may have moved before there was no memory for the other
-            after = self.stored_keys, self.stored_values
-            if before[0] is not after[0] or before[1] is not after[1]:
+            after = [buffer.tensor for buffer in self._buffers.values()]
+            if any(one is not other for one, other in zip(before, after, strict=True)):
                 if self.codes is not None:
-                    self.codes.follow(*after)
+                    self.codes.follow(self.stored_keys, self.stored_values)
                 self._extent.version += 1
 
     def _widen(self, capacity: int) -> None:
@@ -231,9 +235,13 @@ class FullLayer(Layer, CacheLayerMixin):
         if self.codes is not None:
             self.codes.truncate(tokens)
 
+    def empty_fork(self, extent: Extent) -> FullLayer:
+        """A layer of the same kind without tokens."""
+        return FullLayer(extent, self._placement, None if self.codes is None else self.codes.sparse)
+
     def fork(self, extent: Extent) -> FullLayer:
         """See `Layer.fork`."""
-        other = FullLayer(extent, self._placement, None if self.codes is None else self.codes.sparse)
+        other = self.empty_fork(extent)
         other.capacity, other._limit = self.capacity, self._limit
         if not self.is_initialized:
             return other
@@ -252,7 +260,7 @@ class FullLayer(Layer, CacheLayerMixin):
     def stored(self, start: int, end: int) -> dict[str, Tensor]:
         """Keys and values where they lie, and copies of what was summed over all tokens so far, [K, D]."""
         parts = {
-            **{name: self.place(name, start, end) for name in STREAMS},
+            **{name: self.place(name, start, end) for name in self.streams},
             "value_sum": self.value_sum[0].clone(),
         }
         return parts if self._power is None else parts | {"power": self._power[0]}

@@ -6,20 +6,22 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from adamas_kernels.softmax import Softmax
-from torch import Tensor
+from torch import Tensor, nn
 
 from adamas_cli.cache.extent import Extent
 from adamas_cli.cache.mode import Mode, Sparse
-
-FULL, SLIDING = "full_attention", "sliding_attention"
-STREAMS = ("keys", "values")  # what the store keeps of every token of a layer that attends to all
+from adamas_cli.models.recurrent import FULL as FULL
+from adamas_cli.models.recurrent import HYBRID as HYBRID
+from adamas_cli.models.recurrent import RECURRENT as RECURRENT
+from adamas_cli.models.recurrent import SLIDING as SLIDING
+from adamas_cli.models.recurrent import STATELESS as STATELESS
 
 
 class Layer:
     """One layer. Methods that change it say so; what a kind of layer has no need for does nothing here.
 
-    kind: `FULL`, `SLIDING`, or what transformers calls it. storable: whether `stored` and `restored` tell all
-    that there is of it.
+    kind: by the names of `models.shape`, or what transformers calls it. storable: whether `stored` and
+    `restored` tell all that there is of it.
     """
 
     kind: str
@@ -37,11 +39,12 @@ class Layer:
         return self
 
     def attend(
-        self, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softmax: Softmax, mode: Mode
-    ) -> Tensor:
+        self, module: nn.Module, queries: Tensor, keys: Tensor, values: Tensor, scaling: float,
+        softmax: Softmax, mode: Mode,
+    ) -> Tensor:  # fmt: skip
         """Attention of new tokens, queries [B, H, N, D], to all that there are, new ones included: [B, H, N,
-        D]. keys, values: as the layer's `update` returned them. softmax: as the model asks for it; a window
-        is the layer's. May append them.
+        D]. module: whose attention it is. keys, values: as the layer's `update` returned them. softmax: as the
+        model asks for it; a window is the layer's. May append them.
         """
         raise NotImplementedError
 

@@ -12,13 +12,14 @@ import torch
 from adamas_kernels.contract import LARGEST_STEP, DenseCache, Facts, ring_rows
 from adamas_kernels.dispatch import serving
 from adamas_kernels.softmax import Softmax
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin
 
 from adamas_cli.cache.extent import Extent
 from adamas_cli.cache.growing import TokenBuffer
-from adamas_cli.cache.layer import SLIDING, STREAMS, Layer
+from adamas_cli.cache.layer import SLIDING, Layer
 from adamas_cli.cache.mode import Mode
+from adamas_cli.cache.names import STREAMS
 from adamas_cli.cache.placement import Placement
 
 
@@ -79,8 +80,9 @@ class SlidingLayer(Layer, CacheLayerMixin):
         return key_states, value_states
 
     def attend(
-        self, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softmax: Softmax, mode: Mode
-    ) -> Tensor:
+        self, module: nn.Module, queries: Tensor, keys: Tensor, values: Tensor, scaling: float,
+        softmax: Softmax, mode: Mode,
+    ) -> Tensor:  # fmt: skip
         """Append keys and values [B, K, N, D] and attend causally from queries [B, H, N, D], each to its
         window.
         """

@@ -11,9 +11,9 @@ from adamas_kernels.contract import SparseSettings
 from adamas_kernels.dispatch import BACKENDS, load, obstacle
 from transformers import PreTrainedConfig
 
-from adamas_cli.cache.geometry import token_bytes
+from adamas_cli.cache.geometry import latent_dim, token_bytes
 from adamas_cli.cache.mode import Sparse
-from adamas_cli.models.shape import attention_obstacle, layer_kinds, sparse_obstacle
+from adamas_cli.models.shape import attention_obstacle, latent_obstacle, layer_kinds, sparse_obstacle
 from adamas_cli.planning.decision import Attention, Backends, check_error, decide_attention
 from adamas_cli.settings import DENSE_LAYERS, AttentionKind, BackendName, DecodingSettings, Scorer
 
@@ -90,7 +90,7 @@ def decide_for(
         context,
         backends_of(device),
         obstacle=unserved,
-        dense=sparse_obstacle(kinds),
+        dense=sparse_obstacle(kinds) or latent_obstacle(bool(latent_dim(config)), device.type),
         token_bytes=0 if unserved else token_bytes(config, dtype),
     )
 

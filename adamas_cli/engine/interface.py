@@ -104,8 +104,8 @@ def attention_forward(
     for extra in SCORE_EXTRAS:
         if kwargs.get(extra) is not None:
             raise refusal(f"its attention uses {extra}")
-    layer = one.cache.kept[module.layer_idx]
-    out = layer.attend(query, key, value, scale, softmax, one.mode)
+    layer = one.cache.attending(module)
+    out = layer.attend(module, query, key, value, scale, softmax, one.mode)
     return out.transpose(1, 2), None
 
 

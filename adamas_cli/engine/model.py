@@ -53,7 +53,8 @@ class Model:
         self.rotation = rotation_of(lambda name: getattr(self.config, name, None))
         if self.rotation.scalings:
             foresee(self.module)
-        self._last_only = "logits_to_keep" in inspect.signature(self.module.forward).parameters
+        takes = inspect.signature(self.module.forward).parameters
+        self._last_only, self._positioned = "logits_to_keep" in takes, "position_ids" in takes
 
     @classmethod
     def of(cls, loaded: LoadedModel) -> Self:
@@ -88,6 +89,9 @@ class Model:
         """
         cache.make_room(len(tokens))
         extra: dict[str, Any] = {"logits_to_keep": 1} if self._last_only and not every else {}
+        if positions is None and self._positioned:  # some models begin at zero in every pass
+            start = cache.get_seq_length()
+            positions = torch.arange(start, start + len(tokens), device=tokens.device).unsqueeze(0)
         if positions is not None:
             extra["position_ids"] = positions
         with under_way(Pass(cache, mode)):

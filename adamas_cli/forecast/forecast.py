@@ -178,6 +178,8 @@ class Forecast:
         known = recall(key)
         if calibrates is False or decision.device != "cpu" or (_is_whole(known) and calibrates is None):
             return known
+        if self.model.shape.recurrent:  # a few layers do not stand for those of several kinds
+            return known
         from adamas_cli.engine.attention import AttentionSettings
         from adamas_cli.forecast.calibration import calibrate
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
+from itertools import takewhile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from adamas_cli.forecast.memo import Memo
 from adamas_cli.models.configs import read_config
+from adamas_cli.store.blocks import has_states
 from adamas_cli.store.entries import entries
 from adamas_cli.store.keys import block_tokens, chain_from, first_link, model_facts
 from adamas_cli.store.places import FORMAT, block_file, documents_directory
@@ -69,12 +73,14 @@ def kept_tokens(
         _LINKS.put(way, {"link": link.hex(), "block": block})
     else:
         link, block = bytes.fromhex(known["link"]), known["block"]
-    whole_blocks = 0
-    for key in chain_from(link, ids, block):
-        if not block_file(root, key).is_file():
-            break
-        whole_blocks += 1
-    return min(len(ids), whole_blocks * block)
+    there = list(takewhile(lambda file: file.is_file(), _files(root, chain_from(link, ids, block))))
+    while there and not has_states(there[-1]):
+        there.pop()
+    return min(len(ids), len(there) * block)
+
+
+def _files(root: Path, keys: Sequence[str]) -> Iterator[Path]:
+    return (block_file(root, key) for key in keys)
 
 
 def _beginning(
@@ -91,12 +97,12 @@ def _beginning(
     """The first link of the keys, and the tokens of a block."""
     import torch
 
-    from adamas_cli.cache.geometry import token_bytes
+    from adamas_cli.cache.geometry import stored_token_bytes
 
     number: torch.dtype = getattr(torch, dtype)
     whole = read_config(files.directory, trust_remote_code=trust_remote_code, dtype=number)
     config = whole.get_text_config()
-    block = block_tokens(chunk, token_bytes(config, number) * config.num_hidden_layers)
+    block = block_tokens(chunk, stored_token_bytes(config, number))
     facts = model_facts(
         config,
         fingerprint=files.fingerprint,

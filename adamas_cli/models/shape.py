@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,25 @@ from typing import Any
 from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.models.folder import CONFIG, weight_files
 from adamas_cli.models.prequantized import numbers_in_word, stored_quantization
+from adamas_cli.models.recurrent import (
+    FULL,
+    HYBRID,
+    LINEAR,
+    NO_STATE,
+    RECURRENT,
+    SLIDING,
+    STATELESS,
+    Get,
+    StateSize,
+    kinds_by_pattern,
+    state_size,
+)
 from adamas_cli.models.rotary import Rotation, context_of, rotation_of
 
-FULL, SLIDING = "full_attention", "sliding_attention"
-Get = Callable[[str], Any]
+ATTENTION = (FULL, SLIDING, HYBRID)  # whose layers have keys and values of tokens
+SERVED = {*ATTENTION, *RECURRENT, *STATELESS}  # the kinds of layers that the cache has
+_OLDER_KINDS = {"attention": FULL, "mamba": LINEAR}
+STATES = 5  # copies of recurrent states in memory: the present one, and those that a timeline returns to
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _PACKED_BITS = 8.5  # of a weight, its share of a scale included: the most that packing leaves
 _WORDS = ("qweight", "weight_packed")  # the last part of names of weights that are packed into words
@@ -36,7 +51,8 @@ class ModelShape:
     """Dimensions of a decoder. inner: of its MLPs. windows: tokens that each layer keeps, None where it keeps
     all. obstacle: why Adamas attention would be wrong for it, None where it is right. dense: why it would
     attend fully all the same, or None. choices: experts of a layer that a token chooses, 0 where it is no
-    mixture; expert_inner: of theirs. rotation: of positions.
+    mixture; expert_inner: of theirs. rotation: of positions. latent: numbers that are kept of a token instead
+    of heads, 0 where heads are. recurrent: layers with a state, of this size each.
     """
 
     context: int
@@ -47,6 +63,9 @@ class ModelShape:
     head_dim: int
     vocabulary: int
     windows: tuple[int | None, ...]
+    latent: int = 0
+    recurrent: int = 0
+    state: StateSize = NO_STATE
     obstacle: str | None = None
     dense: str | None = None
     choices: int = 0
@@ -60,19 +79,28 @@ class ModelShape:
 
     def token_bytes(self, item: int) -> int:
         """Of the keys and values of one token in one layer; item: bytes of a number."""
-        return 2 * self.kv_heads * self.head_dim * item
+        return (self.latent or 2 * self.kv_heads * self.head_dim) * item
 
     def cache_bytes(self, tokens: int, item: int) -> int:
         """Of the keys and values of so many tokens in all layers."""
-        return sum(min(tokens, window or tokens) for window in self.windows) * self.token_bytes(item)
+        kept = sum(tokens if window is None else min(tokens, window) for window in self.windows)
+        return kept * self.token_bytes(item)
+
+    def state_bytes(self, item: int) -> int:
+        """Of recurrent states, however many tokens there are: the present ones and those to return to."""
+        return STATES * self.recurrent * self.state.bytes(item)
+
+    def dense_on(self, device: str) -> str | None:
+        """Why its answers attend fully on a kind of device where nothing else hinders, or None."""
+        return self.dense or latent_obstacle(bool(self.latent), device)
 
     def code_bytes(self, tokens: int, dense_layers: int) -> int:
         """Of the codes of so many keys, 2 bits for each coordinate and a scale for each key, in the layers
         that have any.
         """
         coded = sum(window is None for window in self.windows[dense_layers:])
-        words = max(16, 1 << (self.head_dim - 1).bit_length()) // 16
-        return coded * tokens * self.kv_heads * (4 * words + 2)
+        words = max(16, 1 << ((self.latent or self.head_dim) - 1).bit_length()) // 16
+        return coded * tokens * (1 if self.latent else self.kv_heads) * (4 * words + 2)
 
 
 def read_shape(directory: Path) -> ModelShape:
@@ -101,17 +129,24 @@ def shape_from(get: Get) -> ModelShape:
 
     choices = max((_largest(get(name)) for name in _CHOICES), default=0)
     inner = _largest(get("intermediate_size"))
-    layers, heads, window = need("num_hidden_layers"), need("num_attention_heads"), get("sliding_window")
-    kinds = layer_kinds(get, layers)
+    heads = need("num_attention_heads")
+    kinds = layer_kinds(get, get("num_hidden_layers") or 0)
+    if not kinds:  # a list of them tells how many there are
+        raise KeyError("num_hidden_layers")
+    windows = {SLIDING: get("sliding_window")} | dict.fromkeys((*RECURRENT, *STATELESS), 0)
+    rank = get("kv_lora_rank")
     return ModelShape(
-        context=context_of(get) or need("max_position_embeddings"),
+        context=context_of(get) or need("model_max_length"),
         hidden=need("hidden_size"),
         inner=inner,
         heads=heads,
         kv_heads=get("num_key_value_heads") or heads,
-        head_dim=get("head_dim") or need("hidden_size") // heads,
+        head_dim=get("head_dim") or get("attention_head_dim") or need("hidden_size") // heads,
         vocabulary=need("vocab_size"),
-        windows=tuple(window if kind == SLIDING else None for kind in kinds),
+        windows=tuple(windows.get(kind) for kind in kinds),
+        latent=rank + need("qk_rope_head_dim") if rank else 0,
+        recurrent=sum(kind in (*RECURRENT, HYBRID) for kind in kinds),
+        state=state_size(get),
         obstacle=attention_obstacle(get),
         dense=sparse_obstacle(kinds),
         choices=choices,
@@ -127,11 +162,13 @@ def _largest(value: int | Sequence[int] | None) -> int:
 
 def layer_kinds(get: Get, layers: int) -> list[str]:
     """The kind of each layer by the names of transformers. A window that is at least the context is none."""
-    kinds, window = get("layer_types"), get("sliding_window")
+    kinds, window = get("layer_types") or get("layers_block_type"), get("sliding_window")
     if window and window >= (context_of(get) or math.inf):
         kinds, window = kinds and [FULL if kind == SLIDING else kind for kind in kinds], None
     if kinds is not None:
-        return list(kinds)
+        return [_OLDER_KINDS.get(kind, kind) for kind in kinds]
+    if (kinds := kinds_by_pattern(get, layers)) is not None:
+        return kinds
     if not window or get("use_sliding_window") is False:
         return [FULL] * layers
     if pattern := get("sliding_window_pattern"):  # as older files of Gemma 3 have it
@@ -146,12 +183,17 @@ def sparse_obstacle(kinds: Iterable[str]) -> str | None:
 
 def attention_obstacle(get: Get) -> str | None:
     """Why Adamas attention would be wrong for a text model's config, or None where it is right."""
-    others = sorted(set(layer_kinds(get, get("num_hidden_layers") or 0)) - {FULL, SLIDING})
-    if others:
+    kinds = set(layer_kinds(get, get("num_hidden_layers") or 0))
+    if others := sorted(kinds - SERVED):
         return f"it has {' and '.join(others)} layers"
-    if get("kv_lora_rank"):
-        return "it has multi-head latent attention"
+    if kinds and not kinds & set(ATTENTION):
+        return "it has no attention layers"
     return None
+
+
+def latent_obstacle(latent: bool, device: str) -> str | None:
+    """Why answers attend fully to latents, which is right everywhere, or None where they need not."""
+    return "there are no sparse steps over latents on a GPU" if latent and device == "cuda" else None
 
 
 @dataclass(frozen=True)

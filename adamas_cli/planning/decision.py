@@ -139,7 +139,7 @@ def decide(
         tokens,
         machine.backends,
         obstacle=shape.obstacle,
-        dense=shape.dense,
+        dense=shape.dense_on(machine.device),
         token_bytes=shape.token_bytes(item),
     )
     coded_from = attention.dense_layers if attention.sparse else None

@@ -61,7 +61,7 @@ def _fit(name: str, model: Alias | Recommended, kind: str, there: int, *, presen
     item = ITEM_BYTES[dtype_name("auto", kind)]
     shape = shape_of(model.shape | {"max_position_embeddings": model.context})
     each = shape.cache_bytes(1, item) + shape.code_bytes(1, DENSE_LAYERS)
-    taken = model.bytes + PROGRAM  # weights stay as they are in the file
+    taken = model.bytes + PROGRAM + shape.state_bytes(item)  # weights stay as they are in the file
     room = max(0, there - taken) // each
     return Fit(name, present, model.context, min(model.context, room), taken + each * model.context)
 

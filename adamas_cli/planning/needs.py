@@ -88,7 +88,7 @@ def cpu_bytes(
         weights = count.packed_bytes(item) if packed else count.bytes(item)
     return Bytes(
         weights=weights,
-        cache=shape.cache_bytes(tokens, item),
+        cache=shape.cache_bytes(tokens, item) + shape.state_bytes(item),
         codes=0 if coded_from is None else shape.code_bytes(tokens, coded_from),
         work=PROGRAM,
         exact=not packed or blocks is not None,
@@ -119,7 +119,7 @@ def gpu_bytes(
         weights = int(blocks * PLANES)
     return Bytes(
         weights=weights,
-        cache=shape.cache_bytes(tokens, item),
+        cache=shape.cache_bytes(tokens, item) + shape.state_bytes(item),
         codes=0 if coded_from is None else shape.code_bytes(tokens, coded_from),
         work=min(chunk, tokens) * alive * item
         + selection

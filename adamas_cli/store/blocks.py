@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 import xxhash
 
+from adamas_cli.store.parts import state_names
 from adamas_cli.store.places import FORMAT
 
 LENGTH_BYTES = 8
@@ -142,6 +143,25 @@ def read_tensor(descriptor: int, stored: Stored, pieces: Sequence[Any]) -> None:
         checksum.update(piece)
     if checksum.hexdigest() != stored.checksum:
         raise DamagedError("a checksum differs")
+
+
+def has_states(file: Path) -> bool:
+    """Whether a document can be taken up behind this block; damaged ones are none of it."""
+    return bool(state_names(tensor_names(file)))
+
+
+def tensor_names(file: Path) -> set[str]:
+    """What is in a block; nothing in one that cannot be read."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return set()
+    try:
+        return set(read_header(descriptor).tensors)
+    except (DamagedError, OSError):
+        return set()
+    finally:
+        os.close(descriptor)
 
 
 def verify(file: Path, key: str) -> str | None:

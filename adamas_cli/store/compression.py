@@ -6,7 +6,6 @@ https://arxiv.org/abs/2402.02750), so these are the directions in which one scal
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +13,6 @@ from torch import Tensor
 
 KEY_GROUP = 64  # tokens that share the scale of a channel
 LARGEST = 127
-SCALE = "_scale"  # behind the name of the tensor that is scaled
 
 
 @dataclass(frozen=True)
@@ -44,12 +42,6 @@ def decompress(stored: Compressed, dtype: torch.dtype) -> Tensor:
     count = stored.numbers.shape[1]
     scale = stored.scale if stored.scale.shape[2] == 1 else _by_token(stored.scale, count)
     return (stored.numbers * scale).to(dtype)
-
-
-def compressed_names(names: Iterable[str]) -> Mapping[str, tuple[str, str]]:
-    """The tensors of a block that are compressed, each with the names of its two parts."""
-    known = set(names)
-    return {name: (name, name + SCALE) for name in known if name + SCALE in known}
 
 
 def _by_token(scale: Tensor, count: int) -> Tensor:

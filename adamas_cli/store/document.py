@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
-from adamas_cli.cache.cache import KVCache, is_stream, split_name
-from adamas_cli.cache.geometry import token_bytes
+from adamas_cli.cache.cache import KVCache
+from adamas_cli.cache.geometry import state_bytes, stored_token_bytes
+from adamas_cli.cache.names import is_stream, split_name
 from adamas_cli.cache.placement import Placement, by_head
-from adamas_cli.store.compression import SCALE, compress, decompress
+from adamas_cli.store.compression import compress, decompress
 from adamas_cli.store.entries import Entry, prune, save, total_bytes
 from adamas_cli.store.keeping import Keeper
 from adamas_cli.store.keys import block_tokens, chain, codes_key, model_facts
+from adamas_cli.store.parts import SCALE, keeps_states
 from adamas_cli.store.places import block_file, documents_directory
 from adamas_cli.store.restoring import Restorer
 from adamas_cli.store.settings import StoreSettings, default_limit
@@ -45,8 +47,8 @@ class StoredDocument:
         turned: int | None = None,
     ) -> None:
         config = loaded.model.config.get_text_config()
-        each = token_bytes(config, loaded.dtype) * config.num_hidden_layers
-        self.block = block_tokens(chunk, each)
+        self._each = stored_token_bytes(config, loaded.dtype)
+        self.block = block_tokens(chunk, self._each)
         self._root, self._settings, self._note = documents_directory(), settings, note
         self._placement = placement
         self.alters = settings.dtype == "int8"
@@ -62,7 +64,10 @@ class StoredDocument:
         )
         self._keys = chain(facts, ids, self.block)
         self._tokens = len(ids)
-        self._bytes = each * len(ids) // (2 if self.alters else 1)
+        state = state_bytes(config, loaded.dtype)
+        streams = self._each * len(ids)
+        states = state + min(streams, state * len(self._keys))  # see `keeps_states`
+        self._bytes = streams // (2 if self.alters else 1) + states
         now = time.time()
         dtype = facts["dtype"] if settings.dtype == "auto" else settings.dtype
         self._entry = Entry(
@@ -89,6 +94,8 @@ class StoredDocument:
         With compression the cache holds from here on what another process will restore.
         """
         tensors = cache.stored(start, end)
+        if end < self._tokens and not self._keeps_states(tensors, start // self.block):
+            tensors = {name: tensor for name, tensor in tensors.items() if is_stream(name)}
         if self.alters:
             tensors = self._compressed(tensors)
         if self._keeper is not None:
@@ -135,6 +142,16 @@ class StoredDocument:
 
     def _give_up(self, reason: str) -> None:
         self._note(f"the document is not kept for later questions: {reason}")
+
+    def _keeps_states(self, tensors: Mapping[str, Tensor], index: int) -> bool:
+        """Whether the states of a block, the one of this index, are kept with it."""
+        streams = states = 0
+        for name, tensor in tensors.items():
+            if is_stream(name):
+                streams += tensor.nbytes
+            else:
+                states += tensor.nbytes
+        return keeps_states(index, states, streams or self.block * self._each)
 
     def _compressed(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         parts = {}

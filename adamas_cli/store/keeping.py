@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from adamas_cli.files import appearing
-from adamas_cli.store.blocks import BlockWriter
+from adamas_cli.store.blocks import BlockWriter, tensor_names
 from adamas_cli.store.places import block_file
 from adamas_cli.store.tensors import NAMES, pieces
 
@@ -66,13 +66,20 @@ class Keeper:
         try:
             self._begin()
             while (order := self._orders.get()) is not None:
-                if not block_file(self._root, order.key).exists():
+                if not self._is_there(order):
                     self._write(order)
                 del order
         except OSError as error:
             self._fail(error.strerror or str(error))
         except RuntimeError as error:  # torch's, such as no memory to bring a block to the host
             self._fail(str(error).partition("\n")[0])
+
+    def _is_there(self, order: _Order) -> bool:
+        """Whether a block has all of this already, or its place is taken by what is no file."""
+        file = block_file(self._root, order.key)
+        if not file.is_file():
+            return file.exists()
+        return set(order.tensors) <= tensor_names(file)
 
     def _write(self, order: _Order) -> None:
         shapes = {name: (NAMES[x.dtype], tuple(x.shape)) for name, x in order.tensors.items()}

@@ -18,10 +18,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adamas_cli.cache.cache import KVCache, is_stream
+from adamas_cli.cache.cache import KVCache
+from adamas_cli.cache.names import is_stream
 from adamas_cli.cache.placement import Placement, by_head
 from adamas_cli.store.blocks import DamagedError, Header, read_header, read_tensor
-from adamas_cli.store.compression import Compressed, compressed_names, decompress
+from adamas_cli.store.compression import Compressed, decompress
+from adamas_cli.store.parts import compressed_names, state_names
 from adamas_cli.store.places import block_file
 from adamas_cli.store.tensors import DTYPES, pieces
 from adamas_cli.store.transfer import Transfer
@@ -81,27 +83,30 @@ class Restorer:
         """Fill the cache, which must be empty. What is damaged ends the beginning that is restored."""
         with ExitStack() as files:
             blocks: list[_Block] = []
-            problem = ""
+            damage: tuple[int, str] | None = None  # the first block that is of no use, and why
             for found in self._open(files):
                 if isinstance(found, str):
-                    problem = found
+                    damage = len(blocks), found
                     break
                 blocks.append(found)
-            if not blocks:
-                return self._restored(0, 0, problem)
-            cache.open(self._shapes(blocks[0].header), blocks[-1].end, self._device)
-            whole, reason = self._read_all(cache, blocks)
-            problem = reason or problem
-            while whole:
-                last = blocks[whole - 1]
+            _end_with_states(blocks, len(blocks))
+            if blocks:
+                cache.open(self._shapes(blocks[0].header), blocks[-1].end, self._device)
+                whole, reason = self._read_all(cache, blocks)
+                if reason:
+                    damage = whole, reason
+                    _end_with_states(blocks, whole)
+            while blocks:
+                last = blocks[-1]
                 try:
-                    states = {name: self._state(last, name) for name in _states(last.header)}
+                    states = {name: self._state(last, name) for name in state_names(last.header.tensors)}
                 except (DamagedError, OSError) as error:
-                    whole, problem = whole - 1, str(error)
+                    damage = len(blocks) - 1, str(error)
+                    _end_with_states(blocks, len(blocks) - 1)
                     continue
                 cache.restored(last.end, states)
-                return self._restored(whole, last.end, problem)
-            return self._restored(0, 0, problem)
+                return self._restored(last.end, damage)
+            return self._restored(0, damage)
 
     def restore_codes(self, cache: KVCache, key: str, tokens: int) -> str | None:
         """Fill in the codes of all tokens in the cache; why that cannot be, empty where there are none, or
@@ -123,8 +128,8 @@ class Restorer:
             cache.restored_codes(tensors)
         return None
 
-    def _restored(self, whole: int, tokens: int, problem: str) -> Restored:
-        return Restored(tokens, self._keys[whole] if problem else None, problem)
+    def _restored(self, tokens: int, damage: tuple[int, str] | None) -> Restored:
+        return Restored(tokens) if damage is None else Restored(tokens, self._keys[damage[0]], damage[1])
 
     def _open(self, files: ExitStack) -> Iterator[_Block | str]:
         """The blocks that are there, in order; what is wrong with the first unusable one, and no more."""
@@ -264,10 +269,11 @@ class Restorer:
         return host.to(self._device)
 
 
-def _states(header: Header) -> list[str]:
-    """The tensors that are states at a block's last token."""
-    parts = {part for both in compressed_names(header.tensors).values() for part in both}
-    return [name for name in header.tensors if name not in parts and not is_stream(name)]
+def _end_with_states(blocks: list[_Block], most: int) -> None:
+    """Leave at most so many blocks, of which the last one has states."""
+    del blocks[most:]
+    while blocks and not state_names(blocks[-1].header.tensors):
+        blocks.pop()
 
 
 def _tasks(header: Header) -> Iterator[list[str]]:

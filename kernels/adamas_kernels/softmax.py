@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,6 +26,10 @@ class Softmax:
             raise ValueError(f"a window has at least 1 token, not {self.window}")
         if self.softcap < 0:
             raise ValueError(f"a soft cap is positive, not {self.softcap}")
+
+    def of_heads(self, which: slice) -> Softmax:
+        """Of some query heads."""
+        return self if self.sinks is None else replace(self, sinks=self.sinks[which])
 
     def banded(self, tokens: int) -> bool:
         """Whether the fused kernels of torch do not compute attention over this many tokens."""

@@ -15,20 +15,22 @@ import torch
 from torch import Tensor
 
 from adamas_cli.cache.cache import KVCache
-from adamas_cli.cache.layer import FULL, SLIDING
+from adamas_cli.cache.layer import FULL, HYBRID, RECURRENT, SLIDING, STATELESS
 from adamas_cli.cache.mode import Mode, Sparse
 from adamas_cli.engine.model import Model
 
 # The kind of RoPE that looks at the positions on the host, and so stops the device at each step.
 HOST_ROPE = "dynamic"
+# Layers that read and write only what lies where it lay at the step before.
+IN_PLACE = {FULL, SLIDING, HYBRID, *RECURRENT, *STATELESS}
 
 
 def graph_obstacle(model: Model, cache: KVCache, sparse: Sparse | None) -> str | None:
     """Why a step of this model is no CUDA graph, in a few words, or None where one can be tried."""
     if model.device.type != "cuda":
         return f"the model is on {model.device.type}"
-    if not cache.kinds <= {FULL, SLIDING}:
-        return "some layers keep their own attention"
+    if not cache.kinds <= IN_PLACE:
+        return f"it has layers of kind {' and '.join(sorted(cache.kinds - IN_PLACE))}"
     if model.dense is None:
         return "Triton does not run here"
     if sparse is not None and sparse.backend.name != "triton":

@@ -61,7 +61,7 @@ class Stepper:
         """
         if self._compiled is not None and self.runs_compiled(mode):
             return self._compiled.step(int(token), mode), None
-        if self._captured is not None:
+        if self._captured is not None and self._cache.get_seq_length():  # the first token makes the buffers
             try:
                 return self._captured.step(token, mode)
             except torch.OutOfMemoryError:

@@ -13,7 +13,7 @@ from adamas_kernels.torch.backend import TorchBackend
 from torch import Tensor
 
 from adamas_cli.cache.cache import layer_types
-from adamas_cli.cache.layer import FULL
+from adamas_cli.cache.layer import FULL, HYBRID
 from adamas_cli.cache.mode import Sparse
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.timeline import Timeline
@@ -110,5 +110,6 @@ def record(
     timeline.score(ids[context:], sparse=True)
     kinds = layer_types(loaded.model.config.get_text_config())
     return recorder.traces(
-        context, [index for index, kind in enumerate(kinds) if kind == FULL and index >= dense_layers]
+        context,
+        [index for index, kind in enumerate(kinds) if kind in (FULL, HYBRID) and index >= dense_layers],
     )

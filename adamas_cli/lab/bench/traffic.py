@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from adamas_cli.cache.cache import layer_types
-from adamas_cli.cache.geometry import code_bytes, kv_heads, token_bytes
-from adamas_cli.cache.layer import FULL, SLIDING
+from adamas_cli.cache.geometry import code_bytes, kv_heads, latent_dim, token_bytes
+from adamas_cli.cache.layer import HYBRID, RECURRENT, SLIDING, STATELESS
+from adamas_cli.models.recurrent import state_size
 from adamas_cli.models.shape import shape_from
 from adamas_cli.models.stacked_experts import StackedExperts, can_pack
 
@@ -17,18 +18,22 @@ def step_bytes(model: Any, length: int, budget: int | None, dense_layers: int) -
     """
     config = model.config.get_text_config()
     token = token_bytes(config, model.dtype)
-    row = token // kv_heads(config)  # a key and its value
+    heads = 1 if latent_dim(config) else kv_heads(config)
+    row = token // heads  # a key and its value
+    state = state_size(lambda name: getattr(config, name, None)).bytes(model.dtype.itemsize)
     total = _weights(model)
     for index, kind in enumerate(layer_types(config)):
+        if kind in (*RECURRENT, HYBRID):
+            total += 2 * state  # read and written
+        if kind in (*RECURRENT, *STATELESS):
+            continue
         if kind == SLIDING:
             total += min(length, config.sliding_window) * token
-        elif kind != FULL:
-            continue  # its state is small
         elif budget is None or index < dense_layers:
             total += length * token
         else:
             # Query heads of a group may choose the same tokens; what none of them shares is the upper bound.
-            chosen = min(budget * config.num_attention_heads, length * kv_heads(config))
+            chosen = min(budget * config.num_attention_heads, length * heads)
             total += length * code_bytes(config) + chosen * row
     return total
 

@@ -1,0 +1,43 @@
+"""A layer that keeps nothing: a multilayer perceptron or a mixture of experts that counts as a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from transformers.cache_utils import DummyLayer
+
+from adamas_cli.cache.extent import Extent
+from adamas_cli.cache.layer import Layer
+
+
+class StatelessLayer(Layer, DummyLayer):
+    """Nothing is known of the tokens, so every state is the same one."""
+
+    storable = True
+
+    def __init__(self, kind: str) -> None:
+        DummyLayer.__init__(self)
+        self.kind = kind
+
+    def mark(self) -> Any:
+        """See `Layer.mark`."""
+        return None
+
+    def rewind(self, mark: Any) -> None:
+        """See `Layer.rewind`."""
+
+    def can_truncate(self, tokens: int) -> bool:
+        """See `Layer.can_truncate`."""
+        return True
+
+    def truncate(self, tokens: int) -> None:
+        """See `Layer.truncate`."""
+
+    def fork(self, extent: Extent) -> StatelessLayer:
+        """See `Layer.fork`."""
+        return StatelessLayer(self.kind)
+
+    def restored(self, tokens: int, states: Mapping[str, Tensor]) -> None:
+        """See `Layer.restored`."""
