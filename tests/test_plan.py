@@ -56,7 +56,7 @@ def test_weights_are_those_of_the_model(name, dtype):
 def test_the_cache_is_what_a_cache_allocates():
     from adamas_kernels.contract import SparseSettings
     from adamas_kernels.softmax import PLAIN
-from adamas_kernels.torch.backend import TorchBackend
+    from adamas_kernels.torch.backend import TorchBackend
 
     model = tiny_architecture("llama")
     cache = KVCache.for_model(

@@ -43,8 +43,8 @@ class Layer:
         softmax: Softmax, mode: Mode,
     ) -> Tensor:  # fmt: skip
         """Attention of new tokens, queries [B, H, N, D], to all that there are, new ones included: [B, H, N,
-        D]. module: whose attention it is. keys, values: as the layer's `update` returned them. softmax: as the
-        model asks for it; a window is the layer's. May append them.
+        D]. module: whose attention it is. keys, values: as the layer's `update` returned them. softmax: as
+        the model asks for it; a window is the layer's. May append them.
         """
         raise NotImplementedError
 
