@@ -49,7 +49,7 @@ SHAPES = {
 LAUNCHES = 20
 REPLAYS = 30
 BEYOND_CACHE = 200 << 20  # bytes of all weights that a graph cycles through
-PARTS = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2),
+PARTS = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_1": (0, 2), "Q8_M": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2),
          "Q6_K": (208,), "MXFP4": ()}  # fmt: skip
 BYTES = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 Shape = tuple[int, int, bool]
@@ -63,6 +63,8 @@ def some_blocks(kind: str, rows: int, columns: int, seed: int = 0) -> BlockWeigh
     for at in PARTS.get(kind, (0,)):
         scales = random.normal(0, 0.01, blocks.shape[:2]).astype(np.float16)
         blocks[..., at : at + 2] = scales[..., None].view(np.uint8)
+    if kind == "F8":  # without the two codes that are no number
+        blocks[..., 2:] = np.where(blocks[..., 2:] & 127 == 127, 5, blocks[..., 2:])
     if kind == "MXFP4":
         blocks[..., 0] = random.integers(115, 125, blocks.shape[:2])
     return BlockWeight(kind, torch.from_numpy(raw), columns)
