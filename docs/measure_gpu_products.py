@@ -49,8 +49,8 @@ SHAPES = {
 LAUNCHES = 20
 REPLAYS = 30
 BEYOND_CACHE = 200 << 20  # bytes of all weights that a graph cycles through
-PARTS = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_1": (0, 2), "Q8_M": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2),
-         "Q6_K": (208,), "MXFP4": ()}  # fmt: skip
+PARTS = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_1": (0, 2), "Q5_1": (0, 2), "Q8_M": (0, 2), "Q4_K": (0, 2),
+         "Q5_K": (0, 2), "Q6_K": (208,), "MXFP4": ()}  # fmt: skip
 BYTES = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 Shape = tuple[int, int, bool]
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from adamas_cli.models.grids import Grid, dequantized, stored_grid
 from conftest import byte_tokenizer, tiny_architecture
 from safetensors.torch import load_file, save_file
 from test_prequantized import Noting, loaded, say
@@ -13,7 +14,6 @@ from test_prequantized import Noting, loaded, say
 from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.models import grids, prequantized
 from adamas_cli.models.folder import INDEX, WEIGHTS
-from adamas_cli.models.grids import Grid, dequantized, stored_grid
 from adamas_cli.models.load import load
 from adamas_cli.models.packed_linear import PackedLinear
 from adamas_cli.models.prequantized import grid_to_dequantize, reading, stored_bytes

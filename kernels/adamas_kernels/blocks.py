@@ -15,6 +15,9 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from torch import Tensor
 
+# Numbers as they are, in blocks of one.
+PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
 
 @dataclass(frozen=True)
 class BlockWeight:
@@ -48,8 +51,8 @@ class BlockWeight:
 
 @dataclass(frozen=True)
 class OwnKind:
-    """A type that GGUF does not have. numbers, size: of a block, and its bytes. unpack: blocks uint8 [N, size]
-    to float32 [N, numbers].
+    """A type that GGUF does not have. numbers, size: of a block, and its bytes. unpack: from blocks uint8
+    [N, size] to float32 [N, numbers].
     """
 
     numbers: int
@@ -94,6 +97,8 @@ def row_bytes(kind: str, columns: int) -> int:
 
 def unpack(weight: BlockWeight) -> Tensor:
     """The weight as float32 [rows, columns], on the CPU: what every backend computes with."""
+    if weight.kind in PLAIN:
+        return weight.data.cpu().view(PLAIN[weight.kind]).float()
     if weight.kind in OWN:
         own = OWN[weight.kind]
         return own.unpack(weight.data.cpu().reshape(-1, own.size)).view(weight.rows, weight.columns)

@@ -38,7 +38,10 @@ def compiled_obstacle(model: Model, cache: KVCache) -> str | None:
     if getattr(model.config, "hidden_act", None) != "silu":
         return f"no compiled steps for {model.config.hidden_act}"
     from adamas_cli.models.packed_linear import PackedLinear
+    from adamas_cli.models.reordered import Reordered
 
+    if any(isinstance(module, Reordered) for module in model.module.modules()):
+        return "layers take their inputs in an order of their own"
     return None if isinstance(model.module.lm_head, PackedLinear) else "the weights are not packed"
 
 

@@ -20,12 +20,11 @@ import torch
 from gguf.quants import IQ4_NL, MXFP4
 from torch import Tensor
 
-from adamas_kernels.blocks import BlockWeight, block_size, unpack
+from adamas_kernels.blocks import PLAIN, BlockWeight, block_size, unpack
 
 CHUNK = 32  # numbers that a thread holds
 WORDS = 4  # of a chunk's lowest four bits
 AT_ONCE = 1 << 26  # numbers that are split at a time, which bounds the memory beside the planes
-PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
