@@ -70,8 +70,9 @@ def load(
     """The model of `files` on `device`; weights in their own number format are mapped, not read.
 
     `quantization` is `packed`, `none` or `auto`, see `packs`, or a way of `quantization.PACKAGES`. `threads`
-    compute on a CPU, by default its physical cores. Raises UsageError where weights cannot be packed or quantized so, ModelUnavailableError if
-    this version of transformers cannot load the model, OutOfMemoryError if it does not fit the device.
+    compute on a CPU, by default its physical cores. Raises UsageError where weights cannot be packed or
+    quantized so, ModelUnavailableError if this version of transformers cannot load the model,
+    OutOfMemoryError if it does not fit the device.
     """
     import torch
 

@@ -66,7 +66,7 @@ def _halves(blocks: Tensor, at: int) -> Tensor:
 
 
 def _q8_m(blocks: Tensor) -> Tensor:
-    return _halves(blocks, 0) * blocks[:, 4:].float() + _halves(blocks, 2)
+    return _halves(blocks, 0) * blocks[:, 4:].contiguous().view(torch.int8).float() + _halves(blocks, 2)
 
 
 def _f8(blocks: Tensor) -> Tensor:
@@ -74,7 +74,8 @@ def _f8(blocks: Tensor) -> Tensor:
     return _halves(blocks, 0) * ((codes & 128) << 8 | (codes & 127) << 7).short().view(torch.float16).float()
 
 
-# Q8_M: Q4_1 with 8 bits: float16 scale and minimum, and 32 codes; scale * code + minimum.
+# Q8_M: Q8_0 with a middle: a float16 scale, another one to add, and 32 int8; where zero points are near the
+# middle of codes, that is small, and its rounding matters less than that of a minimum.
 # F8: a float16 scale, and 32 floats of 8 bits (E4M3). One of these, moved 7 bits up, is the float16 of a
 # 256th of it, and the scale is of those: 256 times the one that models have, which would often be subnormal.
 OWN = {"Q8_M": OwnKind(32, 36, _q8_m), "F8": OwnKind(32, 34, _f8)}

@@ -1,9 +1,10 @@
 """Weights of few bits as checkpoints have them, and the blocks that hold them.
 
-Each is exact in its blocks but for its scales, and minimums, which blocks have in float16: off by 2 ^ -12 of
-themselves at most, scales of float16 and nearly all of bfloat16 not at all. A minimum of 4 bits may so be off
-by a 270th of the step between two codes, one of 8 bits by a 16th. What blocks cannot hold, as groups of other
-sizes than multiples of 32 inputs, becomes plain numbers.
+Each is exact in its blocks but for what these have as float16: scales, which are off by 2 ^ -11 of themselves
+at most, those of float16 and nearly all of bfloat16 not at all, and what is added to the scaled codes. With 4
+bits that is the least number, off by at most a 136th of the step between two codes; with 8 bits the middle
+one, off by a 16th at most and by nothing where zero points are in the middle. What blocks cannot hold, as
+groups of other sizes than multiples of 32 inputs, becomes plain numbers.
 """
 
 from __future__ import annotations
@@ -54,16 +55,20 @@ class Integers:
 
     def stored(self) -> Stored:
         """See `Quantized`."""
-        scales, minimums = (_halves(x, self.codes) for x in (self.scales, self.minimums))
-        if scales is None or minimums is None:
-            return stored(self.numbers())
         small, centre = self.bits <= 4, 1 << self.bits - 1
-        if torch.equal(self.minimums, -centre * self.scales):
-            kind, parts, shift = ("Q4_0", [scales], 8 - centre) if small else ("Q8_0", [scales], -centre)
+        middles = self.minimums + centre * self.scales
+        centred = not bool(middles.any())
+        added = None if centred else self.minimums if small else middles
+        parts = [_halves(x, self.codes) for x in (self.scales, added) if x is not None]
+        floats = [part for part in parts if part is not None]
+        if len(floats) < len(parts):
+            return stored(self.numbers())
+        if small:
+            kind, shift = ("Q4_0", 8 - centre) if centred else ("Q4_1", 0)
         else:
-            kind, parts, shift = ("Q4_1" if small else "Q8_M"), [scales, minimums], 0
+            kind, shift = "Q8_0" if centred else "Q8_M", -centre
         codes = (self.codes + shift % 256).unflatten(1, (-1, BLOCK))
-        return _blocks(kind, [*parts, _nibbles(codes) if small else codes], self.order)
+        return _blocks(kind, [*floats, _nibbles(codes) if small else codes], self.order)
 
 
 @dataclass(frozen=True)

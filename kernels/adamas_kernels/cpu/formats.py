@@ -223,12 +223,9 @@ def _q8_0(read: Reader) -> Block:
 
 
 def _q8_m(read: Reader) -> Block:
-    """A scale, a least value, and 32 codes of 8 bits."""
-
-    def code(at: int) -> Any:
-        return read.unsigned(read.bytes(at))
-
-    return Block([partial(code, at) for at in (4, 4 + LANES)], read.splat_half(0), 2, read.pair(2))
+    """A scale, a middle, and 32 int8."""
+    codes = [partial(read.signed_at, at) for at in (4, 4 + LANES)]
+    return Block(codes, read.splat_half(0), 2, read.pair(2))
 
 
 def _f8(read: Reader) -> Block:

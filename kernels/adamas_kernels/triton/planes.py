@@ -60,7 +60,7 @@ FORMS = {
     "Q5_0": Form(high=1, offset=16),
     "Q5_1": Form(high=1, minimum=True),
     "Q8_0": Form(high=4, offset=128),
-    "Q8_M": Form(high=4, minimum=True),
+    "Q8_M": Form(high=4, minimum=True, offset=128),
     "F8": Form(high=4, floats=True),
     "Q2_K": Form(halves=2, minimum=True, units=True),
     "Q3_K": Form(halves=2, units=True, offset=4),
@@ -268,7 +268,7 @@ def _q8_0(blocks: Tensor) -> _Content:
 
 
 def _q8_m(blocks: Tensor) -> _Content:
-    return _Content(blocks[..., 4:], _halves(blocks, 0, 2), -_halves(blocks, 2, 4))
+    return _Content(blocks[..., 4:] ^ 128, _halves(blocks, 0, 2), -_halves(blocks, 2, 4))
 
 
 def _f8(blocks: Tensor) -> _Content:
