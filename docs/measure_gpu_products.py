@@ -2,12 +2,14 @@
 
     python docs/measure_gpu_products.py --check
     python docs/measure_gpu_products.py --shapes 8b,1.5b --kinds Q4_K,Q6_K --rows 4,8 --warps 2,4
+    python docs/measure_gpu_products.py --shapes 8b --kinds Q4_0,Q4_1,Q4_K --torch 128,32
     python docs/measure_gpu_products.py --few 2,4,16,32
     python docs/measure_gpu_products.py --unpack
 
 A time is the least of several replays of a CUDA graph of LAUNCHES products, which cycle through as many
-weights as do not fit into the L2 cache together. That of one row has the rounding of x in it. --check
-compares every kernel and kind with the reference in float64.
+weights as do not fit into the L2 cache together. That of one row has the rounding of x in it. --torch: torch's
+own 4-bit product, tinygemm, beside them, with groups of so many inputs. --check compares every kernel and kind
+with the reference in float64.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ REPLAYS = 30
 BEYOND_CACHE = 200 << 20  # bytes of all weights that a graph cycles through
 PARTS = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_1": (0, 2), "Q5_1": (0, 2), "Q8_M": (0, 2), "Q4_K": (0, 2),
          "Q5_K": (0, 2), "Q6_K": (208,), "MXFP4": ()}  # fmt: skip
+INNER_TILES = 8  # of 16 inputs, which lie together in tinygemm's weights
 BYTES = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 Shape = tuple[int, int, bool]
 
@@ -156,6 +159,10 @@ def vectors(options: argparse.Namespace) -> None:
         name = f"{columns} to {rows}{' gated' if gated else ''}"
         print(f"| {name} | bfloat16 |  |  |  |  | {wide:.2f} | {2 * rows * columns / wide / 1e3:,.0f} | "
               f"{2e6 * rows * columns / wide / rate:.2f} | 1.00 |", flush=True)  # fmt: skip
+        for group in options.torch:
+            us, size = tinygemm(x, rows, columns, group)
+            print(f"| {name} | torch, groups of {group} |  |  |  |  | {us:.2f} | {size / us / 1e3:,.0f} | "
+                  f"{size * 1e6 / us / rate:.2f} | {wide / us:.2f} |", flush=True)  # fmt: skip
         for kind in options.kinds:
             first = some_planes(kind, rows, columns)
             weights = [first] + [some_planes(kind, rows, columns) for _ in range(copies(first.bytes) - 1)]
@@ -176,6 +183,26 @@ def vectors(options: argparse.Namespace) -> None:
     print("\nThe best of each:\n")
     for _, line in best.values():
         print(line)
+
+
+def tinygemm(x: Tensor, rows: int, columns: int, group: int) -> tuple[float, int]:
+    """Microseconds of torch's 4-bit product of one row, and the bytes that it reads of a weight."""
+
+    def packed() -> tuple[Tensor, Tensor]:
+        codes = torch.randint(0, 256, (rows, columns // 2), dtype=torch.uint8, device="cuda")
+        scales = torch.rand(columns // group, rows, 2, dtype=torch.bfloat16, device="cuda")
+        return torch.ops.aten._convert_weight_to_int4pack(codes, INNER_TILES), scales
+
+    first = packed()
+    size = sum(part.nbytes for part in first)
+    weights = [first] + [packed() for _ in range(copies(size) - 1)]
+
+    def product(i: int) -> Tensor:
+        weight, scales = weights[i % len(weights)]
+        found: Tensor = torch.ops.aten._weight_int4pack_mm(x, weight, group, scales)
+        return found
+
+    return microseconds(product), size
 
 
 def few_rows(options: argparse.Namespace) -> None:
@@ -260,6 +287,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--unpack", action="store_true")
+    parser.add_argument("--torch", type=numbers, default=())
     parser.add_argument("--few", type=numbers, default=())
     parser.add_argument("--tiles", type=words, default=("16x16x4", "32x16x4", "64x16x4", "32x8x2"))
     parser.add_argument("--shapes", type=words, default=("8b", "1.5b"))

@@ -67,7 +67,7 @@ def read_headers(directory: Path) -> dict[str, Entry]:
 
 
 class Tensors:
-    """A folder's tensors, mapped into memory."""
+    """A folder's tensors."""
 
     def __init__(self, directory: Path) -> None:
         """Raises ModelUnavailableError for damaged files."""
@@ -83,20 +83,20 @@ class Tensors:
             for file in {entry.file for entry in self.entries.values()}
         }
 
-    def bytes(self, name: str) -> Tensor:
-        """A tensor's bytes, uint8."""
+    def mapped(self, name: str) -> Tensor:
+        """The bytes of a tensor that stays where it is, uint8."""
         entry = self.entries[name]
         return self._mapped[entry.file][entry.start : entry.start + entry.bytes]
 
-    def __getitem__(self, name: str) -> Tensor:
-        """A tensor. Raises ModelUnavailableError for a number format that is not known."""
+    def read(self, name: str) -> Tensor:
+        """A tensor that becomes another one: what is mapped would count as memory beside it. Raises
+        ModelUnavailableError for a number format that is not known.
+        """
+        import numpy as np
         import torch
 
         entry = self.entries[name]
         if entry.dtype not in DTYPES:
             raise ModelUnavailableError(f"cannot load {self.path}: {name} is of {entry.dtype}.")
-        dtype = getattr(torch, DTYPES[entry.dtype])
-        found = self.bytes(name)
-        if found.data_ptr() % dtype.itemsize:
-            found = found.clone()
-        return found.view(dtype).view(entry.shape)
+        found = torch.from_numpy(np.fromfile(entry.file, np.uint8, entry.bytes, offset=entry.start))
+        return found.view(getattr(torch, DTYPES[entry.dtype])).view(entry.shape)

@@ -139,7 +139,7 @@ class CheckpointSource:
         return BlockWeight(first.kind, torch.cat([block.data for block in blocks]), blocks[0].columns)
 
     def _quantized(self, layer: Layer) -> Quantized:
-        parts = {end: self._tensors[name].to(self._device) for end, name in layer.tensors.items()}
+        parts = {end: self._tensors.read(name).to(self._device) for end, name in layer.tensors.items()}
         try:
             return READERS[layer.form](parts, layer.told)
         except (RuntimeError, ValueError, IndexError) as error:
@@ -151,18 +151,18 @@ class CheckpointSource:
         """Of a tensor or a quantized weight, as the model has them."""
         layer = self._layers.get(name)
         if layer is None:
-            return self._tensors[name].to(self._device)
+            return self._tensors.read(name).to(self._device)
         numbers = self._quantized(layer).numbers().to(self._dtype)
         if layer.transposed:
-            experts = len(self._tensors[next(iter(layer.tensors.values()))])
+            experts = self._tensors.entries[next(iter(layer.tensors.values()))].shape[0]
             numbers = numbers.unflatten(0, (experts, -1)).transpose(1, 2)
         return numbers
 
     def _as_it_is(self, name: str) -> Stored:
         entry = self._tensors.entries[name]
         if entry.dtype in PLAIN:
-            return Stored(entry.dtype, self._tensors.bytes(name), entry.shape)
-        return stored(self._tensors[name])
+            return Stored(entry.dtype, self._tensors.mapped(name), entry.shape)
+        return stored(self._tensors.read(name))
 
 
 def _plain(numbers: Tensor) -> Stored:
