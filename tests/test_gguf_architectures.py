@@ -20,8 +20,8 @@ from adamas_cli.models.gguf.architectures import ARCHITECTURES
 from adamas_cli.models.gguf.file import GgufFile
 from adamas_cli.models.gguf.rows import FileRows
 from adamas_cli.models.gguf.settings import config_of
-from adamas_cli.models.gguf.source import build_model
 from adamas_cli.models.gguf.stored import Stored, joined
+from adamas_cli.models.gguf_model import build_model
 from adamas_cli.models.packed import Blocks
 from adamas_cli.models.packed_experts import PackedExperts
 from adamas_cli.models.shape import count_tensors

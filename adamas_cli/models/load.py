@@ -191,7 +191,7 @@ def _read_gguf(
     """A model whose weights are in a GGUF file, which stay as they are there where they are packed."""
     from adamas_cli.models.filling import Numbers
     from adamas_cli.models.gguf.file import GgufFile
-    from adamas_cli.models.gguf.source import build_model
+    from adamas_cli.models.gguf_model import build_model
 
     placing = _placing(dtype, device, progress, rounds=False) if packed else Numbers(dtype, device)
     model = build_model(GgufFile(gguf), files.directory, dtype, device, placing)
