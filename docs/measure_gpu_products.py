@@ -7,9 +7,9 @@
     python docs/measure_gpu_products.py --unpack
 
 A time is the least of several replays of a CUDA graph of LAUNCHES products, which cycle through as many
-weights as do not fit into the L2 cache together. That of one row has the rounding of x in it. --torch: torch's
-own 4-bit product, tinygemm, beside them, with groups of so many inputs. --check compares every kernel and kind
-with the reference in float64.
+weights as do not fit into the L2 cache together. That of one row has the rounding of x in it. --torch:
+torch's own 4-bit product, tinygemm, beside them, with groups of so many inputs. --check compares every kernel
+and kind with the reference in float64.
 """
 
 from __future__ import annotations

@@ -18,11 +18,14 @@ from adamas_cli.models.checkpoint.layers import held_bytes, layers_of
 from adamas_cli.models.checkpoint.quantized import Floats, Integers
 from adamas_cli.models.checkpoint.readers import READERS
 from adamas_cli.models.folder import INDEX, WEIGHTS
+from adamas_cli.models.load import load
 from adamas_cli.models.packed_experts import PackedExperts
 from adamas_cli.models.packed_linear import PackedLinear
 from adamas_cli.models.plane_linear import PlaneEmbedding, PlaneLinear, Planes
 from adamas_cli.models.reordered import Reordered
+from adamas_cli.models.resolve import ModelFiles
 from adamas_cli.models.shape import count_weights
+from adamas_cli.progress import Silent
 
 CPU = torch.device("cpu")
 UP = "model.layers.1.mlp.up_proj"
@@ -134,6 +137,21 @@ def test_a_gpu_gets_planes_of_the_same_bits(tmp_path):
     torch.testing.assert_close(found.model.embed_tokens(tokens), rows, rtol=1e-6, atol=1e-6)
     on_cpu = loaded(tmp_path).model.model.embed_tokens
     torch.testing.assert_close(on_cpu(tokens).float(), rows, rtol=2**-8, atol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "name", ["awq", "gptq, shuffled", "gptq, uneven", "int8, asymmetric", "fp8", "mxfp4"]
+)
+def test_a_gpu_computes_with_the_bits_of_its_files(name, tmp_path):
+    model = tiny_architecture("qwen2")
+    numbers = write(tmp_path, model, KINDS[name])
+    files = ModelFiles("a model", tmp_path, "")
+    found = load(files, device="cuda", quantization="packed", dtype="float32", progress=Silent()).model
+    with torch.inference_mode():
+        got = found.model(IDS.cuda()).last_hidden_state.float().cpu()
+    expected = hidden(exact(model, numbers))
+    assert (got - expected).abs().max() <= 2e-3 * expected.abs().max()
 
 
 def tiny_mixture(kind):
