@@ -53,7 +53,6 @@ def test_weights_are_read_as_their_format_says(kind):
     elif isinstance(weight, Integers):  # what is added is off by so much of a step
         steps = weight.scales.amax(1, keepdim=True)
         assert (lost <= steps / (136 if weight.bits <= 4 else 16)).all()
-        assert lost.any()
     else:
         assert (lost <= 2**-11 * 1.01 * numbers.abs()).all()
 
