@@ -22,11 +22,12 @@ OnOverflow = Literal["error", "truncate", "map-reduce"]
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which model answers, and how it is loaded. model: None for the default. threads: None for all physical
-    cores.
+    """Which model answers, and how it is loaded. model: None for the default, or that which the adapter, a
+    folder, was made for. threads: None for all physical cores.
     """
 
     model: str | None = None
+    adapter: str | None = None
     dtype: DType = "auto"
     device: str = "auto"
     quantization: Quantization = "auto"
@@ -84,7 +85,8 @@ class InputSettings:
 @dataclass(frozen=True)
 class PromptSettings:
     """What is asked, and how many tokens the prompt and the answer may take. ctx_size: 0 for as many as are
-    needed, up to the model's. token_budget: most that documents and question may be.
+    needed, up to the model's. token_budget: most that documents and question may be. think_tokens: most of
+    an answer's that may be thoughts, None for half of them.
     """
 
     system: str | None = None
@@ -94,6 +96,7 @@ class PromptSettings:
     on_overflow: OnOverflow = "error"
     token_budget: int | None = None
     think: bool | None = None
+    think_tokens: int | None = None
 
 
 @dataclass(frozen=True)

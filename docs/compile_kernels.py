@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,14 @@ import triton
 from adamas_kernels import reference as ref
 from adamas_kernels.blocks import BlockWeight, row_bytes
 from adamas_kernels.contract import LARGEST_STEP, LayerCache, SparseSettings
+from adamas_kernels.softmax import PLAIN, Softmax
 from adamas_kernels.triton.backend import TritonBackend
+from adamas_kernels.triton.experts import Experts, Gate
 from adamas_kernels.triton.launch import CHAINING_CAPABILITY
 from adamas_kernels.triton.planes import PlaneWeight, split
-from adamas_kernels.triton.prefill import merge_into
+from adamas_kernels.triton.prefill import banded_attention, merge_into
 from adamas_kernels.triton.scratch import group_count
+from adamas_kernels.triton.unpacking import unpack_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
@@ -47,6 +51,7 @@ TYPES = {
     torch.float32: "fp32",
     torch.float16: "fp16",
     torch.bfloat16: "bf16",
+    torch.int64: "i64",
     torch.int32: "i32",
     torch.int16: "i16",
     torch.int8: "i8",
@@ -57,16 +62,20 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuob
 KINDS = ("Q4_0", "Q4_K", "Q5_1", "Q6_K", "Q2_K", "Q8_0", "IQ4_XS")
 PRODUCTS = ((4096, 4096, 1), (1536, 8960, 1), (4096, 4096, 16), (4096, 4096, 64))
 ERROR = 2.0**-11
-# scorer, dtype, query heads, KV heads, head_dim, new tokens, budget, error
+# As gpt-oss and Gemma 2 have them, besides windows.
+WITH_SINKS, CAPPED = Softmax(sinks=torch.zeros(64, dtype=torch.bfloat16)), Softmax(softcap=50.0)
+# scorer, dtype, query heads, KV heads, head_dim, new tokens, budget, error, softmax
 CASES = (
-    ("dot", torch.float16, 32, 8, 128, 1, 128, None),
-    ("dot", torch.float16, 32, 32, 128, 1, 128, None),
-    ("dot", torch.float16, 32, 32, 128, 1, 128, ERROR),
-    ("dot", torch.bfloat16, 32, 8, 128, 1, 1472, None),
-    ("dot", torch.bfloat16, 32, 8, 128, 1, 1472, ERROR),
-    ("manhattan", torch.bfloat16, 14, 2, 64, 1, 64, None),
-    ("dot", torch.float32, 4, 1, 256, 16, 1024, None),
-    ("dot", torch.float32, 4, 1, 256, 16, 1024, ERROR),
+    ("dot", torch.float16, 32, 8, 128, 1, 128, None, PLAIN),
+    ("dot", torch.float16, 32, 32, 128, 1, 128, None, PLAIN),
+    ("dot", torch.float16, 32, 32, 128, 1, 128, ERROR, PLAIN),
+    ("dot", torch.bfloat16, 32, 8, 128, 1, 1472, None, PLAIN),
+    ("dot", torch.bfloat16, 32, 8, 128, 1, 1472, ERROR, PLAIN),
+    ("manhattan", torch.bfloat16, 14, 2, 64, 1, 64, None, PLAIN),
+    ("dot", torch.float32, 4, 1, 256, 16, 1024, None, PLAIN),
+    ("dot", torch.float32, 4, 1, 256, 16, 1024, ERROR, PLAIN),
+    ("dot", torch.bfloat16, 64, 8, 64, 1, 128, None, WITH_SINKS),
+    ("dot", torch.bfloat16, 8, 4, 256, 1, 1472, None, CAPPED),
 )
 Launch = tuple[JITFunction, dict[str, Any], dict[str, Any]]
 
@@ -78,6 +87,7 @@ def launches(
     dim: int,
     new: int,
     settings: SparseSettings,
+    softmax: Softmax,
     generation: int,
 ) -> list[Launch]:
     """What a decode step launches, sparsely and fully, and what a chunk of tokens does to join its parts, as
@@ -102,11 +112,15 @@ def launches(
     out, lse = torch.zeros(1, heads, new, dim, dtype=dtype), torch.zeros(1, heads, new)
     with recorded() as found:
         backend.encode_keys(keys, book, cache.codes, cache.scales)
-        backend.decode_step(q, k, k, cache, 0.1, settings, torch.zeros(1, 2, 4096))
+        backend.decode_step(q, k, k, cache, 0.1, settings, torch.zeros(1, 2, 4096), softmax)
         one_q, one_k = q[:, :, :1], k[:, :, :1]
-        backend.dense_step(one_q, one_k, one_k, cache, 0.1)
+        backend.dense_step(one_q, one_k, one_k, cache, 0.1, softmax)
         few_q, few_k = (x[:, :, :1].repeat(1, 1, LARGEST_STEP, 1) for x in (q, k))
-        backend.dense_step(few_q, few_k, few_k, cache, 0.1)
+        backend.dense_step(few_q, few_k, few_k, cache, 0.1, softmax)
+        if softmax is not PLAIN:
+            banded = replace(softmax, window=1024)
+            backend.dense_step(one_q, one_k, one_k, cache, 0.1, banded)
+            banded_attention(few_q, keys, keys, 0.1, banded)
         backend.linear(torch.zeros(1, heads * dim, dtype=dtype), torch.zeros(64, heads * dim, dtype=dtype))
         merge_into(out, lse, out, lse)
     return found
@@ -125,6 +139,30 @@ def products(kind: str, outputs: int, inputs: int, rows: int, generation: int) -
             backend.gated(x, weight)
             backend.linear(x.float(), weight)
     return found
+
+
+def mixtures(generation: int) -> list[Launch]:
+    """The same of the experts of a layer, for one token and for many."""
+    count, hidden, inner, choices, many = 8, 512, 256, 2, 512
+    weights = [
+        split(
+            BlockWeight(
+                "Q4_K", torch.zeros(count * rows, row_bytes("Q4_K", columns), dtype=torch.uint8), columns
+            ),
+            torch.device("cpu"),
+        )
+        for rows, columns in ((2 * inner, hidden), (hidden, inner))
+    ]
+    gate_up, down = (weight for weight in weights if isinstance(weight, PlaneWeight))
+    biases = (torch.zeros(count, rows, dtype=torch.bfloat16) for rows in (2 * inner, hidden))
+    experts = Experts(count, [gate_up], down, *biases, Gate())
+    backend = TritonBackend(chained=generation >= 10 * CHAINING_CAPABILITY)
+    with recorded() as found:
+        for tokens in (1, many):
+            chosen = torch.zeros(tokens, choices, dtype=torch.int64)
+            shares = torch.zeros(tokens, choices, dtype=torch.bfloat16)
+            backend.mix(torch.zeros(tokens, hidden, dtype=torch.bfloat16), experts, chosen, shares)
+    return [launch for launch in found if launch[0] is not unpack_kernel]  # products have that too
 
 
 @contextmanager
@@ -184,6 +222,22 @@ def lanes_in_order(result: Any) -> bool:
     return LANES_IN_ORDER in text and text.count(" = #ttg.") == 1 and "convert_layout" not in text
 
 
+def all_launches(generation: int) -> Iterator[tuple[str, Launch]]:
+    """Every launch to compile, with what it is for."""
+    for scorer, dtype, heads, kv_heads, dim, new, budget, error, softmax in CASES:
+        settings = SparseSettings(budget=budget, scorer=scorer, error=error)
+        shape = f"{scorer}, {heads}/{kv_heads} heads of {dim}, {new} new, {TYPES[dtype]}"
+        shape += ", to an error" if error else ""
+        shape += ", with sinks" if softmax.sinks is not None else ", capped" if softmax.softcap else ""
+        for launch in launches(dtype, heads, kv_heads, dim, new, settings, softmax, generation):
+            yield shape, launch
+    for kind, (outputs, inputs, rows) in itertools.product(KINDS, PRODUCTS):
+        for launch in products(kind, outputs, inputs, rows, generation):
+            yield f"{kind}, {inputs} to {outputs}, {rows} rows", launch
+    for launch in mixtures(generation):
+        yield "experts in Q4_K", launch
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--generations", default="80,90,120")
@@ -191,30 +245,13 @@ def main() -> int:
     spilled = misplaced = False
     print("| kernel | for | generation | registers | shared bytes | stack bytes |")
     print("|---|---|---:|---:|---:|---:|")
-    for scorer, dtype, heads, kv_heads, dim, new, budget, error in CASES:
-        settings = SparseSettings(budget=budget, scorer=scorer, error=error)
-        shape = f"{scorer}, {heads}/{kv_heads} heads of {dim}, {new} new, {TYPES[dtype]}"
-        shape += ", to an error" if error else ""
-        for generation in map(int, options.generations.split(",")):
-            for launch in launches(dtype, heads, kv_heads, dim, new, settings, generation):
-                name = launch[0].fn.__name__
-                result = compiled(launch, generation)
-                registers, stack, shared = resources(result)
-                print(
-                    f"| {name} | {shape} | sm_{generation} | {registers} | {shared} | {stack} |", flush=True
-                )
-                spilled |= stack > STACK_LIMIT.get(name, 0)
-                misplaced |= name == "estimate_tiles_kernel" and not lanes_in_order(result)
-    for kind, (outputs, inputs, rows) in itertools.product(KINDS, PRODUCTS):
-        for generation in map(int, options.generations.split(",")):
-            for launch in products(kind, outputs, inputs, rows, generation):
-                result = compiled(launch, generation)
-                name, (registers, stack, shared) = launch[0].fn.__name__, resources(result)
-                shape = f"{kind}, {inputs} to {outputs}, {rows} rows"
-                print(
-                    f"| {name} | {shape} | sm_{generation} | {registers} | {shared} | {stack} |", flush=True
-                )
-                spilled |= stack > STACK_LIMIT.get(name, 0) or shared > SHARED_LIMIT[generation]
+    for generation in map(int, options.generations.split(",")):
+        for shape, launch in all_launches(generation):
+            result = compiled(launch, generation)
+            name, (registers, stack, shared) = launch[0].fn.__name__, resources(result)
+            print(f"| {name} | {shape} | sm_{generation} | {registers} | {shared} | {stack} |", flush=True)
+            spilled |= stack > STACK_LIMIT.get(name, 0) or shared > SHARED_LIMIT[generation]
+            misplaced |= name == "estimate_tiles_kernel" and not lanes_in_order(result)
     return int(spilled or misplaced)
 
 

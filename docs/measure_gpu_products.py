@@ -5,11 +5,13 @@
     python docs/measure_gpu_products.py --shapes 8b --kinds Q4_0,Q4_1,Q4_K --torch 128,32
     python docs/measure_gpu_products.py --few 2,4,16,32
     python docs/measure_gpu_products.py --unpack
+    python docs/measure_gpu_products.py --experts 1,8,64,512,4096 --kinds Q4_K,MXFP4
 
 A time is the least of several replays of a CUDA graph of LAUNCHES products, which cycle through as many
 weights as do not fit into the L2 cache together. That of one row has the rounding of x in it. --torch:
-torch's own 4-bit product, tinygemm, beside them, with groups of so many inputs. --check compares every kernel
-and kind with the reference in float64.
+torch's own 4-bit product, tinygemm, beside them, with groups of so many inputs. --experts times the experts
+of one layer of MIXTURES for so many tokens, which choose at random. --check compares every kernel and kind
+with the reference in float64.
 """
 
 from __future__ import annotations
@@ -19,11 +21,15 @@ import itertools
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from adamas_kernels.blocks import BlockWeight, block_size, row_bytes, unpack
 from adamas_kernels.triton import plane_product, plane_rows
+from adamas_kernels.triton.backend import TritonBackend
+from adamas_kernels.triton.experts import Experts, Gate, add_chosen
+from adamas_kernels.triton.grouped import add_grouped
 from adamas_kernels.triton.linear import multiply_vector
 from adamas_kernels.triton.plane_product import Tiling
 from adamas_kernels.triton.plane_rows import RowsTiling
@@ -47,6 +53,24 @@ SHAPES = {
         (1536, 8960, False),
         (151936, 1536, False),
     ),
+}
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Widths of a layer's experts, how many there are, and how many a token chooses; layers of the model."""
+
+    hidden: int
+    inner: int
+    count: int
+    choices: int
+    layers: int
+
+
+MIXTURES = {
+    "qwen3-30b-a3b": Mixture(2048, 768, 128, 8, 48),
+    "gpt-oss-20b": Mixture(2880, 2880, 32, 4, 24),
+    "mixtral-8x7b": Mixture(4096, 14336, 8, 2, 32),
 }
 LAUNCHES = 20
 REPLAYS = 30
@@ -248,9 +272,76 @@ def unpacking(options: argparse.Namespace) -> None:
                   f"{moved * 1e6 / us / rate:.2f} |", flush=True)  # fmt: skip
 
 
+def mixtures(options: argparse.Namespace) -> None:
+    """Times of the experts of one layer, as they are computed and by each of the two ways, where the first
+    reads the bits of each choice, and the share of a copy that those bits take.
+    """
+    rate, backend = copy_rate(), TritonBackend()
+    print(f"{torch.cuda.get_device_name()}: a copy reads and writes {rate / 1e9:,.0f} GB/s\n")
+    print("| experts of | kind | tokens | us a layer | by choice, us | by expert, us | TFLOP/s | GB/s "
+          "| of a copy | all layers, ms |\n|---|---|---:|---:|---:|---:|---:|---:|---:|---:|")  # fmt: skip
+    for (name, shape), kind in itertools.product(MIXTURES.items(), options.kinds):
+        flops = 6 * shape.inner * shape.hidden * shape.choices  # of a token
+        if FORMS[kind].units and (shape.hidden % 256 or shape.inner % 256):
+            continue  # files have other kinds there
+        gate_up = some_planes(kind, shape.count * 2 * shape.inner, shape.hidden)
+        down = some_planes(kind, shape.count * shape.hidden, shape.inner)
+        experts = Experts(shape.count, [gate_up], down, None, None, Gate())
+        each = (gate_up.bytes + down.bytes) / shape.count
+        for tokens in options.experts:
+            x = torch.randn(tokens, shape.hidden, dtype=torch.bfloat16, device="cuda") / 100
+            launches = LAUNCHES if tokens <= 64 else 4
+            chosen = torch.rand(launches, tokens, shape.count, device="cuda").topk(shape.choices).indices
+            shares = torch.rand(tokens, shape.choices, device="cuda").bfloat16()
+            calls: dict[str, Callable[[int], Tensor]] = {
+                "mix": lambda i, x=x, e=experts, c=chosen, s=shares: backend.mix(x, e, c[i], s),
+                "choice": lambda i, x=x, e=experts, c=chosen, s=shares: add_chosen(x, e, c[i], s),
+                "expert": lambda i, x=x, e=experts, c=chosen, s=shares: add_grouped(
+                    x, e, c[i], s, lambda n: backend._buffer(x, n), options.unpacked
+                ),
+            }
+            if tokens * shape.choices > 64 * shape.count:
+                del calls["choice"]  # takes too long
+            us = {way: microseconds(call, launches) for way, call in calls.items()}
+            read = each * (shape.choices if tokens == 1 else min(shape.count, tokens * shape.choices))
+            print(
+                f"| {name} | {kind} | {tokens} | {us['mix']:.2f} | {us.get('choice', float('nan')):.2f} | "
+                f"{us['expert']:.2f} | {flops * tokens / us['mix'] / 1e6:.1f} | "
+                f"{read / us['mix'] / 1e3:,.0f} | {read * 1e6 / us['mix'] / rate:.2f} | "
+                f"{us['mix'] * shape.layers / 1e3:.2f} |",
+                flush=True,
+            )
+        del experts, gate_up, down
+
+
+def check_experts(kind: str) -> None:
+    """Both ways to compute experts against float64; raises AssertionError where one is off."""
+    count, hidden, inner, device = 5, 512, 256, torch.device("cuda")
+    blocks = [
+        some_blocks(kind, count * rows, width) for rows, width in ((2 * inner, hidden), (hidden, inner))
+    ]
+    planes = [split(weight, device) for weight in blocks]
+    gate_up, down = (unpack(weight).double().to(device).unflatten(0, (count, -1)) for weight in blocks)
+    gate = Gate(limit=2.0, slope=1.7, shift=1.0)
+    experts = Experts(count, planes[:1], planes[1], None, None, gate)
+    for tokens, dtype in itertools.product((1, 3, 700), (torch.bfloat16, torch.float16)):
+        x = (torch.randn(tokens, hidden, device=device) / 16).to(dtype)
+        chosen = torch.rand(tokens, count, device=device).topk(2).indices
+        shares = torch.rand(tokens, 2, device=device).to(dtype)
+        middle = gate(torch.einsum("tckh,th->tck", gate_up[chosen], x.double()))
+        expected = torch.einsum("tcok,tck,tc->to", down[chosen], middle, shares.double())
+        for found in (
+            add_chosen(x, experts, chosen, shares),
+            add_grouped(x, experts, chosen, shares, lambda n, x=x: x.new_full((n,), torch.nan), 1 << 18),
+        ):
+            error = ((found.double() - expected).abs().max() / expected.abs().max()).item()
+            assert error <= 4 * torch.finfo(dtype).eps, (kind, "experts", tokens, dtype, error)
+
+
 def check(kind: str) -> str:
     """Every kernel over a kind against float64; raises AssertionError where one is off."""
     device = torch.device("cuda")
+    check_experts(kind)
     for (rows, columns), dtype in itertools.product(
         ((70, 1536), (34, 14336)), (torch.bfloat16, torch.float16, torch.float32)
     ):
@@ -288,6 +379,8 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--unpack", action="store_true")
     parser.add_argument("--torch", type=numbers, default=())
+    parser.add_argument("--experts", type=numbers, default=())
+    parser.add_argument("--unpacked", type=int, default=1 << 27, help="numbers of experts at a time")
     parser.add_argument("--few", type=numbers, default=())
     parser.add_argument("--tiles", type=words, default=("16x16x4", "32x16x4", "64x16x4", "32x8x2"))
     parser.add_argument("--shapes", type=words, default=("8b", "1.5b"))
@@ -304,6 +397,8 @@ def main() -> None:
                 print(line, flush=True)
     elif options.unpack:
         unpacking(options)
+    elif options.experts:
+        mixtures(options)
     elif options.few:
         few_rows(options)
     else:

@@ -21,12 +21,15 @@ from torch import Tensor
 
 Config = dict[str, Any]
 Facts = Callable[[Config], dict[str, Any]]
+Kind = Callable[[str], gguf.GGMLQuantizationType | None]
 Rule = Callable[[str, Tensor, Config], tuple[str, Tensor] | list[tuple[str, Tensor]]]
 EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(\w+)\.weight")
 
 
-def write_source(name: str, model: Any, folder: Path) -> Path:
-    """The file of `model`, the source called `name`, in `folder`."""
+def write_source(name: str, model: Any, folder: Path, kind: Kind = lambda _: None) -> Path:
+    """The file of `model`, the source called `name`, in `folder`. kind: of a tensor by its name in the file,
+    None for float32.
+    """
     architecture = SOURCES[name].architecture
     model.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
@@ -40,7 +43,11 @@ def write_source(name: str, model: Any, folder: Path) -> Path:
     for key, value in (common_keys(config) | FACTS.get(architecture, _nothing)(config)).items():
         add(writer, key.format(arch=architecture), value)
     for full, tensor in _tensors(architecture, tensors, config):
-        writer.add_tensor(full, tensor.to(torch.float32).contiguous().numpy())
+        numbers, chosen = tensor.to(torch.float32).contiguous().numpy(), kind(full)
+        if chosen is None:
+            writer.add_tensor(full, numbers)
+        else:
+            writer.add_tensor(full, gguf.quants.quantize(numbers, chosen), raw_dtype=chosen)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

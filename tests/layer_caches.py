@@ -6,10 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from adamas_kernels import reference as ref
 from adamas_kernels.contract import Backend, LayerCache, SparseSettings, allocate_codes, fit_codebook
+from adamas_kernels.softmax import PLAIN, Softmax
 from adamas_kernels.torch.backend import TorchBackend
 from torch import Tensor
 
@@ -137,11 +139,32 @@ def poisoned_memory() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
+def double_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softmax: Softmax = PLAIN
+) -> tuple[Tensor, Tensor]:
+    """Attention of the newest tokens, queries [B, H, N, D], to all, [B, K, S, D], by its definition in
+    float64: outputs and log-sum-exps.
+    """
+    groups, (new, size) = queries.shape[1] // keys.shape[1], (queries.shape[2], keys.shape[2])
+    keys, values = (x.double().repeat_interleave(groups, 1) for x in (keys, values))
+    scores = queries.double() @ keys.transpose(-1, -2) * scaling
+    if softmax.softcap:
+        scores = softmax.softcap * torch.tanh(scores / softmax.softcap)
+    own, position = ref.own_positions(new, size, keys.device), torch.arange(size, device=keys.device)
+    hidden = (position > own) | (position <= own - (softmax.window or size))
+    scores = scores.masked_fill(hidden, -torch.inf)
+    if softmax.sinks is not None:  # one more token, whose value is zero
+        sinks = softmax.sinks.double()[:, None, None].expand(len(scores), -1, new, -1)
+        scores = torch.cat([scores, sinks], -1)
+        values = torch.cat([values, torch.zeros_like(values[:, :, :1])], 2)
+    return scores.softmax(-1) @ values, scores.logsumexp(-1)
+
+
 def double_step(
-    queries: Tensor, cache: LayerCache, scaling: float, settings: SparseSettings
+    queries: Tensor, cache: LayerCache, scaling: float, settings: SparseSettings, softmax: Softmax = PLAIN
 ) -> tuple[Tensor, Tensor]:
     """The step in float64 with the reference's ranks and selection, after the new tokens have entered."""
-    view = cache.view()
+    view, settings = cache.view(), settings.under(softmax)
     groups = queries.shape[1] // view.keys.shape[1]
     rotated = ref.rotate_queries(queries, cache.codebook)
     if settings.scorer == "dot":
@@ -161,7 +184,8 @@ def double_step(
     visible = torch.arange(size, device=rank.device) <= own
     chosen = torch.zeros(*rank.shape[:3], size + 1, dtype=torch.bool, device=rank.device)
     chosen = chosen.scatter(-1, index, True)[..., :size] & visible
-    scores = (queries.double() @ keys.transpose(-1, -2) * scaling).masked_fill(~chosen, -torch.inf)
+    scores = softmax.capped(queries.double() @ keys.transpose(-1, -2) * scaling)
+    scores = scores.masked_fill(~chosen, -torch.inf)
     out, lse = scores.softmax(-1) @ values, scores.logsumexp(-1)
     if settings.compensated and (settings.budget < size or settings.error is not None):
         left = (visible & ~chosen).double()
@@ -172,9 +196,13 @@ def double_step(
         offset = (rotated.double() * mean).sum(-1, keepdim=True)
         variance = scaling**2 * rotated.double().square().sum(-1, keepdim=True) * noise.unsqueeze(-1)
         estimate = scaling * (rank.double() * unit.double().unsqueeze(-1) + offset) - variance / 2
+        estimate = softmax.capped(estimate)
         mass = estimate.masked_fill(left == 0, -torch.inf).logsumexp(-1)
         rest = left @ values / left.sum(-1, keepdim=True).clamp(min=1)
         out, lse = ref.merge(out, lse, rest, mass)
+    if softmax.sinks is not None:
+        sinks = softmax.sinks.double()[None, :, None].expand_as(lse)
+        out, lse = ref.merge(out, lse, torch.zeros_like(out), sinks)
     return out, lse
 
 
@@ -187,11 +215,11 @@ def assert_no_worse(found: Tensor, plain: Tensor, truth: Tensor) -> None:
 
 def step(
     backend: Backend, cache: LayerCache, q: Tensor, k: Tensor, v: Tensor,
-    settings: SparseSettings, scaling: float = 0.125,
+    settings: SparseSettings, scaling: float = 0.125, softmax: Softmax = PLAIN,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """One step, with the length advanced: output, log-sum-exp and tally."""
     tally = torch.zeros(len(q), 2, cache.keys.shape[2], device=q.device)
-    out, lse = backend.decode_step(q, k, v, cache, scaling, settings, tally)
+    out, lse = backend.decode_step(q, k, v, cache, scaling, settings, tally, softmax)
     cache.length += k.shape[2]
     return out, lse, tally
 
@@ -206,6 +234,7 @@ def check_steps(
     make: Make = torch.randn,
     make_queries: Make = torch.randn,
     device: torch.device | str | None = None,
+    softmax: Softmax = PLAIN,
 ) -> LayerCache:
     """Some steps of plain torch, from this cache, and of a backend, from a copy of it on `device`: the same
     selection and the same contents, and errors no larger. Returns the copy.
@@ -213,6 +242,8 @@ def check_steps(
     batch, kv_heads, _, dim = cache.keys.shape
     dtype, scaling = cache.keys.dtype, dim**-0.5
     other = copied(cache, device)
+    sinks = None if softmax.sinks is None else softmax.sinks.to(other.keys.device)
+    there = replace(softmax, sinks=sinks)
 
     def rows(make: Make, count: int, columns: int) -> Tensor:
         """[B, count, N, columns], laid out as a model's projections leave them."""
@@ -224,11 +255,11 @@ def check_steps(
             rows(make, kv_heads, dim),
             rows(torch.randn, kv_heads, cache.values.shape[3]),
         )
-        plain = step(TorchBackend(), cache, q, k, v, settings, scaling)
-        truth = double_step(q, cache, scaling, settings)
+        plain = step(TorchBackend(), cache, q, k, v, settings, scaling, softmax)
+        truth = double_step(q, cache, scaling, settings, softmax)
         moved = (x.to(other.keys.device) for x in (q, k, v))
         with poisoned_memory():
-            found = [x.to(q.device) for x in step(backend, other, *moved, settings, scaling)]
+            found = [x.to(q.device) for x in step(backend, other, *moved, settings, scaling, there)]
         assert_same_contents(copied(other, q.device), cache)
         assert torch.equal(found[2][:, 0], plain[2][:, 0])  # the chosen positions
         torch.testing.assert_close(found[2][:, 1], plain[2][:, 1], rtol=1e-4, atol=1e-5)

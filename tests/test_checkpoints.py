@@ -125,7 +125,9 @@ def test_a_gpu_gets_planes_of_the_same_bits(tmp_path):
     numbers = write(tmp_path, model, KINDS["mlx"], ends=("proj", "embed_tokens", "lm_head"))
     scheme = scheme_of(MLX)
     planes = Planes(torch.float32, CPU)  # as the interpreter computes with them
-    found = build_model(tmp_path, scheme, torch.float32, CPU, planes, trust_remote_code=False)
+    found = build_model(
+        tmp_path, model.config, scheme, torch.float32, CPU, planes, trust_remote_code=False, in_blocks=True
+    )
     assert isinstance(found.model.embed_tokens, PlaneEmbedding)
     assert sum(isinstance(module, PlaneLinear) for module in found.modules()) == 4 * 7 + 1
     x = torch.randn(1, 64)

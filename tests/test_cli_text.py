@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adamas_cli.commands.options import parse_length
-from adamas_cli.reasoning import ReasoningSplitter
+from adamas_cli.reasoning import ReasoningSplitter, State
 from adamas_cli.sanitize import Sanitizer, one_line, plain
 from adamas_cli.settings import DecodingSettings
 from adamas_cli.terminal.markdown import BlockStream
@@ -54,7 +54,7 @@ def test_ordinary_text_is_passed_on_at_once(text: str) -> None:
 
 
 def split(pieces: list[str], *, thinking: bool = False) -> tuple[str, str]:
-    splitter = ReasoningSplitter(thinking=thinking)
+    splitter = ReasoningSplitter(state=State.THOUGHT if thinking else State.START)
     parts = [part for piece in pieces for part in splitter.feed(piece)] + splitter.flush()
     assert all(text for _, text in parts)
     thought, said = ("".join(text for kind, text in parts if kind is wanted) for wanted in (True, False))

@@ -13,14 +13,18 @@ import numpy as np
 import pytest
 import torch
 from adamas_kernels.blocks import BlockWeight, block_size, unpack
+from adamas_kernels.contract import SparseSettings
 from adamas_kernels.cpu import linear as cpu
 from adamas_kernels.cpu.features import FEATURES
 from adamas_kernels.cpu.formats import FORMATS
+from adamas_kernels.cpu.inner import build_inner
 from adamas_kernels.cpu.linear import linear, multiply_vector, quantize, ready, unpack_rows
-from adamas_kernels.cpu.multiply import build_gated, build_multiply
-from adamas_kernels.cpu.records import STAGES
+from adamas_kernels.cpu.multiply import build_multiply
+from adamas_kernels.cpu.program import StepProgram
+from adamas_kernels.cpu.records import STAGES, Arena
 from adamas_kernels.cpu.runner import Runner
 from adamas_kernels.cpu.tasks import Program
+from adamas_kernels.weights import Activation, Linear, Mlp
 from block_weights import NUMBERS, some_blocks, some_weight
 from gguf import GGMLQuantizationType
 from gguf.quants import quantize as ggml_quantize
@@ -160,21 +164,76 @@ def test_a_vector_goes_to_all_tasks_of_weights_of_several_types(runner, monkeypa
         assert out[-1] == at  # nothing is written behind the rows
 
 
+def first_products(runner, mlp, x, slots, chosen=None):
+    """What an MLP's stage writes, [slots, rows], and nothing behind."""
+    out = torch.full((slots, mlp.inner + 1), torch.nan)
+    program = StepProgram(runner, Arena(runner.threads), [], SparseSettings())
+    record = program.inner_record(mlp, out, chosen=chosen)
+    runner.run((build_inner(), int(record["tasks"][0]), record.ctypes.data, x.data_ptr(), 0))
+    assert out[:, -1].isnan().all()
+    return out[:, :-1]
+
+
 @pytest.mark.parametrize("biased", [False, True])
 def test_a_gated_layer_of_two_types(runner, biased):
     for rows in (1, 33, 200):
         gate, up = some_weight("Q6_K", rows, 512), some_weight("Q4_0", rows, 512)
         biases = [torch.randn(rows) if biased else None for _ in range(2)]
-        out = torch.full((rows + 1,), torch.nan)
-        records = cpu.products(runner, [(gate, biases[0], out), (up, biases[1], out)])
+        parts = [Linear(weight, bias) for weight, bias in zip((gate, up), biases, strict=True)]
         x = torch.randn(512)
-        runner.run((build_gated(), int(records["tasks"][0]), records.ctypes.data, x.data_ptr(), 0))
+        found = first_products(runner, Mlp(parts, "apart", rows, parts[0], Activation("swish")), x, 1)
         a, b = (
             unpack(w).double() @ x.double() + (0 if bias is None else bias)
             for w, bias in zip((gate, up), biases, strict=True)
         )
-        torch.testing.assert_close(out[:-1].double(), torch.nn.functional.silu(a) * b, rtol=1e-4, atol=1e-5)
-        assert out[-1].isnan()
+        expected = torch.nn.functional.silu(a) * b
+        torch.testing.assert_close(found[0].double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", ["plain", "apart", "halves", "alternating"])
+@pytest.mark.parametrize("share", [2, 1000])
+def test_experts_that_are_chosen(runner, monkeypatch, order, share):
+    """Those of one weight or of two, with limits and a shift, as GPT-OSS has them."""
+    monkeypatch.setattr(cpu, "TASKS_PER_THREAD", share)
+    rows, experts, x = 33, 5, torch.randn(64)
+    outputs = experts * rows * (2 if order in ("halves", "alternating") else 1)
+    weights = [some_weight("Q8_0", outputs, 64) for _ in range(2 if order == "apart" else 1)]
+    parts = [Linear(weight, torch.randn(outputs)) for weight in weights]
+    chosen = torch.tensor([4, 0, 2], dtype=torch.int32)
+    activation = Activation("swish", alpha=1.5, limit=0.7, shift=1.0)
+    found = first_products(runner, Mlp(parts, order, rows, parts[0], activation), x, 3, chosen)
+    whole = [
+        (unpack(part.weight) @ x + part.bias).view(experts, -1)[chosen.long()]
+        for part in parts
+        if part.bias is not None
+    ]
+    if order == "plain":
+        expected = whole[0] * torch.sigmoid(1.5 * whole[0])
+    else:
+        in_turn = whole[0][:, ::2], whole[0][:, 1::2]
+        gate, up = {"apart": whole, "halves": whole[0].chunk(2, -1), "alternating": in_turn}[order]
+        gate, up = gate.clamp(max=0.7), up.clamp(-0.7, 0.7)
+        expected = gate * torch.sigmoid(1.5 * gate) * (up + 1)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "function"),
+    [
+        ("gelu", torch.nn.functional.gelu),
+        ("gelu_tanh", lambda x: torch.nn.functional.gelu(x, approximate="tanh")),
+        ("relu", torch.relu),
+        ("relu_squared", lambda x: torch.relu(x).square()),
+    ],
+)
+def test_activations_are_those_of_torch(runner, kind, function):
+    x = torch.cat((torch.linspace(-12, 12, 299), torch.tensor([0.0, 1e15, -1e15])))
+    rows = torch.cat((x[:, None], torch.zeros(len(x), 15)), 1)
+    part = Linear(cpu.as_blocks(rows))
+    mlp = Mlp([part], "plain", len(x), part, Activation(kind))
+    one = torch.cat((torch.ones(1), torch.zeros(15)))
+    found = first_products(runner, mlp, one, 1)[0].double()
+    torch.testing.assert_close(found, function(x.double()), rtol=1e-5, atol=2e-6)
 
 
 def test_stages_run_in_order_and_each_task_once(runner):

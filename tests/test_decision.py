@@ -13,7 +13,7 @@ import pytest
 import torch
 from adamas_kernels import dispatch
 from conftest import ARCHITECTURES, byte_tokenizer, tiny_architecture
-from test_engine import soft_capped
+from test_engine import unserved
 from told import raises_told
 
 from adamas_cli.engine.attention import AttentionSettings, backends_of, decide_for
@@ -32,7 +32,7 @@ from adamas_cli.progress import Silent
 from adamas_cli.settings import DecodingSettings, ModelSettings, OriginSettings, PromptSettings
 from adamas_cli.store.settings import StoreSettings
 
-UNSERVED = "soft-capped"
+UNSERVED = "unserved"
 SHORT, LONG = 300, 5000  # tokens below and above those from which a CPU decodes sparsely
 OLD, NEW = (7, 5), (9, 0)  # capabilities of GPUs that Triton does not serve, and that it does
 
@@ -49,7 +49,7 @@ def forgets_devices() -> Iterator[None]:
 def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
     """A tiny model of each kind."""
     directory = tmp_path_factory.mktemp(request.param)
-    model = soft_capped() if request.param == UNSERVED else tiny_architecture(request.param)
+    model = unserved() if request.param == UNSERVED else tiny_architecture(request.param)
     model.save_pretrained(directory)
     byte_tokenizer().save_pretrained(directory)
     return ModelFiles(request.param, directory, f"decided-{request.param}")

@@ -294,17 +294,48 @@ def test_backends_give_the_same_answer(name, scorer):
 
 
 def soft_capped() -> torch.nn.Module:
+    """A Gemma 2 of windows and full layers in turn."""
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     torch.manual_seed(0)
-    shape = {"vocab_size": 258, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    shape = {"vocab_size": 258, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 16}
-    return Gemma2ForCausalLM(Gemma2Config(**shape, **heads)).eval()
+    config = Gemma2Config(**shape, **heads, query_pre_attn_scalar=1, attn_logit_softcapping=2.0)
+    return spread(Gemma2ForCausalLM(config))
+
+
+def with_sinks() -> torch.nn.Module:
+    """A gpt-oss of windows and full layers in turn."""
+    from transformers import GptOssConfig, GptOssForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"vocab_size": 258, "hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 4}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 16}
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "eos_token_id": None, "pad_token_id": None}
+    model = spread(GptOssForCausalLM(GptOssConfig(**shape, **heads, **experts)))
+    for layer in model.model.layers:
+        torch.nn.init.normal_(layer.self_attn.sinks, std=2)
+    return model
+
+
+def spread(model: torch.nn.Module) -> torch.nn.Module:
+    """The model with weights so large that attention is far from uniform."""
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.15)
+    return model.eval()
+
+
+def unserved() -> torch.nn.Module:
+    """A model whose config tells of attention that Adamas does not serve."""
+    model = tiny_architecture("llama")
+    model.config.kv_lora_rank = 8
+    return model
 
 
 def test_models_with_other_attention_are_refused_by_name_but_run_with_full():
-    model = soft_capped()
-    with raises_told(ModelUnavailableError, match=r"soft-capped\. Use --attn full"):
+    model = unserved()
+    with raises_told(ModelUnavailableError, match=r"latent attention\. Use --attn full"):
         Timeline(Loaded(model), sparse(64), context=100)
     ids = prompt(90)
     timeline = Timeline(Loaded(model), AttentionSettings("auto"), context=10**6, prefill_chunk=32)
@@ -313,6 +344,35 @@ def test_models_with_other_attention_are_refused_by_name_but_run_with_full():
     assert first == generated(model, ids, 10)
     again = [e.id for e in timeline.answer(ids[80:], GREEDY, 10, ()) if isinstance(e, Token)]
     assert again == first
+
+
+@pytest.mark.parametrize("make", [soft_capped, with_sinks])
+def test_soft_caps_and_learned_sinks_answer_as_generate_does(make):
+    model, ids = make(), prompt(90)
+    expected = generated(model, ids, 10)  # before the model attends through the engine
+    for settings in (FULL, sparse(256)):
+        timeline = Timeline(Loaded(model), settings, context=120, prefill_chunk=32)
+        assert answer(timeline, ids[:80], ids[80:], 10) == expected
+        again = [e.id for e in timeline.answer(ids[80:], GREEDY, 10, ()) if isinstance(e, Token)]
+        assert again == expected
+    assert timeline.attention_kind == "adamas"
+    assert timeline.cache.kinds == {"full_attention", "sliding_attention"}
+    assert generated(model, ids, 10) == expected  # and when it is called by others
+
+
+def test_models_whose_layers_all_have_windows_attend_fully_and_say_so():
+    from transformers import MistralConfig, MistralForCausalLM
+
+    common = {"vocab_size": 258, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
+    common |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096}
+    windowed = Loaded(MistralForCausalLM(MistralConfig(**common, sliding_window=16)).eval())
+    timeline = Timeline(windowed, AttentionSettings("auto"), context=4000)
+    assert timeline.attention_kind == "full"
+    assert "every layer attends to a window" in timeline.backend_reason
+    with raises_told(ModelUnavailableError, match="every layer attends to a window"):
+        Timeline(windowed, sparse(64), context=100)
+    wide = Loaded(MistralForCausalLM(MistralConfig(**common, sliding_window=4096)).eval())
+    assert Timeline(wide, sparse(64), context=100).cache.kinds == {"full_attention"}
 
 
 def test_the_default_budget_grows_with_the_context():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from adamas_kernels.contract import SparseSettings
 from conftest import ARCHITECTURES, tiny_architecture
-from test_engine import FULL, Loaded, answer, generated, prompt, sparse
+from test_engine import FULL, Loaded, answer, generated, prompt, soft_capped, sparse, with_sinks
 
 from adamas_cli.engine.events import Token
 from adamas_cli.engine.sampling import Sampling
@@ -18,7 +18,6 @@ from adamas_cli.engine.timeline import REHEARSED_FROM, Timeline
 
 pytestmark = pytest.mark.gpu
 
-GRAPHED = ("llama", "qwen2")  # of the tiny architectures; gemma3 attends to windows
 SPARSE = sparse(24)
 CONTEXT = 400
 
@@ -31,7 +30,7 @@ def engine_of(loaded: Loaded, settings, **options) -> Timeline:
     return Timeline(loaded, settings, context=CONTEXT, prefill_chunk=64, **options)
 
 
-@pytest.mark.parametrize("name", GRAPHED)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("settings", [FULL, SPARSE])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_graph_gives_the_tokens_of_its_launches(name, settings, dtype):
@@ -115,9 +114,18 @@ def test_an_answer_ends_at_a_stop_token():
     assert timeline.length == 280
 
 
-def test_windows_are_launched_one_by_one_and_said():
-    timeline = engine_of(on_gpu("gemma3"), sparse(24))
-    assert "window" in timeline.step_reason
+@pytest.mark.parametrize("make", [soft_capped, with_sinks])
+@pytest.mark.parametrize("settings", [FULL, SPARSE, sparse(512)], ids=["full", "sparse", "all"])
+def test_windows_soft_caps_and_sinks_are_captured(make, settings):
+    loaded, ids = Loaded(make().to("cuda")), prompt(300)
+    graphed, launched = engine_of(loaded, settings), engine_of(loaded, settings, graphs=False)
+    found = answer(graphed, ids[:280], ids[280:], tokens=60)
+    assert graphed.step_reason is None
+    assert found == answer(launched, ids[:280], ids[280:], tokens=60)
+    if settings is not SPARSE:
+        assert found == generated(make(), ids, tokens=60)
+    again = [e.id for e in graphed.answer(ids[280:], Sampling(), 60, ()) if isinstance(e, Token)]
+    assert again == found  # the rings are what they were
 
 
 def test_a_step_that_cannot_be_captured_is_launched():

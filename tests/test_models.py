@@ -271,7 +271,7 @@ def test_weights_are_mapped_not_read(tiny_model: Path) -> None:
     ("name", "content", "words"),
     [
         ("config.json", '{"model_type": "of-tomorrow"}', "of-tomorrow"),
-        ("config.json", "{", "cannot load"),
+        ("config.json", "{", "has a damaged config.json"),
         ("model.safetensors", "not safetensors at all", "cannot load"),
     ],
 )

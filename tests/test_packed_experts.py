@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from adamas_cli.models.packed import pack_model
-from adamas_cli.models.packed_experts import PackedExperts, can_pack, quantize_experts
+from adamas_cli.models.packed_experts import PackedExperts, quantize_experts
+from adamas_cli.models.stacked_experts import can_pack
 from adamas_cli.progress import Silent
 
 COMMON = {

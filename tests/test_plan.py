@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import tiny_architecture
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.mode import READING, Sparse
@@ -113,6 +113,32 @@ def test_work_grows_with_the_chunk_and_not_beyond_the_context():
     small, large, whole = (plan(config, chunk=chunk, sparse=False).work for chunk in (10, 20, 10**6))
     assert large - small == 10 * (3 * 64 + 3 * 96) * 2
     assert whole - LIBRARIES == CONTEXT * (3 * 64 + 3 * 96) * 2
+
+
+MIXTURE = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "moe_intermediate_size": 32,
+    "num_experts": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 2,
+    "vocab_size": 32,
+}
+
+
+def test_the_work_of_a_mixture_grows_with_what_tokens_choose():
+    two, four = (AutoConfig.for_model("qwen3_moe", num_experts_per_tok=n, **MIXTURE) for n in (2, 4))
+    grown = [plan(config, chunk=20, sparse=False).work - LIBRARIES for config in (two, four)]
+    assert grown == [20 * (3 * 64 + choices * 3 * (64 + 32)) * 2 for choices in (2, 4)]
+
+
+def test_a_step_reads_the_experts_that_its_token_chose():
+    config = AutoConfig.for_model("qwen3_moe", num_experts_per_tok=2, **MIXTURE)
+    model = AutoModelForCausalLM.from_config(config)
+    all_of_them = sum(p.nbytes for p in model.parameters()) - model.get_input_embeddings().weight.nbytes
+    expert = 3 * 64 * 32 * 4
+    assert step_bytes(model, 0, None, DENSE) == all_of_them - 2 * (8 - 2) * expert
 
 
 def test_the_work_of_a_selection_grows_with_the_context_as_what_a_step_allocates():

@@ -34,7 +34,7 @@ def masked(q, k, v, scaling):
 @pytest.mark.parametrize(("new", "past"), [(1, 0), (1, 77), (5, 0), (5, 1), (64, 300), (33, 1000)])
 @pytest.mark.parametrize("block", [1 << 24, 1])
 def test_equals_attention_with_a_mask(heads, kv_heads, dim, new, past, block, monkeypatch):
-    monkeypatch.setattr(prefill, "CPU_BLOCK", block)
+    monkeypatch.setattr(prefill, "BLOCK", block)
     torch.manual_seed(0)
     q = torch.randn(2, heads, new, dim)
     k, v = torch.randn(2, kv_heads, new + past, dim), torch.randn(2, kv_heads, new + past, dim)

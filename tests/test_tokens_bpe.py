@@ -52,7 +52,7 @@ def lose_a_continuation_byte(config: Json) -> None:
         (whole_words_without_every_split, "do not list every split"),
         (lose_a_continuation_byte, "lacks the byte 0x80"),
         (lambda config: config.update(normalizer={"type": "Lowercase"}), "its normalizer"),
-        (lambda config: config["pre_tokenizer"].update(add_prefix_space=True), "its pre-tokenizer"),
+        (lambda config: config["pre_tokenizer"].update(use_regex=False), "its pre-tokenizer"),
         (lambda config: config["model"].update(unk_token="<|im_end|>"), "not a plain byte-level BPE"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,8 +17,9 @@ from adamas_kernels.triton.planes import FORMS, PlaneWeight, join, joinable, spl
 from adamas_kernels.triton.rounding import norm_vector
 from adamas_kernels.triton.unpacking import embed, unpack_rows
 from block_weights import some_blocks
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from adamas_cli.engine import fused
 from adamas_cli.engine.fused import fuse
 from adamas_cli.models.plane_linear import PlaneEmbedding, PlaneLinear, Planes
 
@@ -304,3 +307,26 @@ def test_a_fused_model_computes_the_same(count, dtype):
     layer = model.model.layers[0]
     query, key = layer.self_attn.q_proj.planes, layer.self_attn.k_proj.planes
     assert query.low.untyped_storage().data_ptr() == key.low.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("name", "norms", "mlps", "rotates"),
+    [
+        ("llama", 1, 1, True),
+        ("qwen3_moe", 1, 1, True),
+        ("gemma", 1, 0, True),  # gated by GELU
+        ("gpt_oss", 1, 0, False),  # its cosines are half as wide
+        ("cohere", 0, 1, False),  # LayerNorm; neighbours are rotated
+        ("arcee", 1, 0, True),  # without gates
+    ],
+)
+def test_kernels_take_the_place_of_what_computes_the_same(name, norms, mlps, rotates):
+    config = AutoConfig.for_model(
+        name, vocab_size=16, hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, pad_token_id=None, mlp_only_layers=[0],
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
+    kinds = {type(module): module for module in model.modules()}.values()
+    assert sum(fused._norm_kind(module) is not None for module in kinds) == norms
+    assert sum(fused._mlp_kind(module, model) is not None for module in kinds) == mlps
+    assert fused._rotates_halves(sys.modules[type(model).__module__].apply_rotary_pos_emb) == rotates

@@ -18,6 +18,7 @@ from adamas_cli.cache.mode import Mode, Sparse
 from adamas_cli.cache.placement import Placement
 from adamas_cli.cache.sliding import SlidingLayer
 from adamas_cli.cache.tally import Tally
+from adamas_cli.models.shape import layer_kinds
 
 
 class KVCache(DynamicCache):
@@ -57,7 +58,7 @@ class KVCache(DynamicCache):
         kept: list[Layer] = []
         for index, kind in enumerate(layer_types(config)):
             if kind == SLIDING:
-                kept.append(SlidingLayer(config.sliding_window))
+                kept.append(SlidingLayer(config.sliding_window, extent, placement))
             elif kind == FULL:
                 kept.append(FullLayer(extent, placement, sparse if index >= dense_layers else None))
             else:
@@ -153,7 +154,7 @@ class KVCache(DynamicCache):
 
     def fork(self) -> KVCache:
         """A copy that goes on by itself."""
-        extent = Extent(self.extent.lengths.clone())
+        extent = self.extent.fork()
         other = KVCache([layer.fork(extent) for layer in self.kept], extent, self.placement, self._sparse)
         if self.tally is not None:
             other.count_attention()
@@ -230,11 +231,7 @@ class KVCache(DynamicCache):
 
 def layer_types(config: PreTrainedConfig) -> list[str]:
     """The kind of each layer by the names transformers uses; models that name none have full attention."""
-    kinds = getattr(config, "layer_types", None)
-    if kinds is None:
-        sliding = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-        kinds = [SLIDING if sliding else FULL] * config.num_hidden_layers
-    return list(kinds)
+    return layer_kinds(lambda name: getattr(config, name, None), config.num_hidden_layers)
 
 
 def is_stream(name: str) -> bool:

@@ -10,7 +10,8 @@ import torch
 from adamas_kernels.contract import DenseCache, Facts, LayerCache
 from adamas_kernels.dispatch import serving
 from adamas_kernels.reference import query_power
-from torch import Tensor, nn
+from adamas_kernels.softmax import Softmax
+from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from adamas_cli.cache.codes import Codes, CodesMark
@@ -86,9 +87,8 @@ class FullLayer(Layer, CacheLayerMixin):
         return key_states, value_states
 
     def attend(
-        self, module: nn.Module, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None,
-        scaling: float, mode: Mode,
-    ) -> Tensor:  # fmt: skip
+        self, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softmax: Softmax, mode: Mode
+    ) -> Tensor:
         """Append keys and values [B, K, N, D], for which there is room, and attend causally from queries [B,
         H, N, D].
         """
@@ -100,18 +100,19 @@ class FullLayer(Layer, CacheLayerMixin):
             counts = None if mode.tally is None else mode.tally.counts
             sparse = mode.sparse
             out, _ = sparse.backend.decode_step(
-                queries, keys, values, coded, scaling, sparse.settings, counts
+                queries, keys, values, coded, scaling, sparse.settings, counts, softmax
             )
             self._count(new, mode)
             return out
         if mode.dense is not None and mode.answers and new == 1:
-            out, _ = mode.dense.dense_step(queries, keys, values, self.uncoded(), scaling)
+            out, _ = mode.dense.dense_step(queries, keys, values, self.uncoded(), scaling, softmax)
             self._count(new, mode)
             return out
         self._append(keys, values)
         seen = slice(0, self.length)
         keys, values = self.stored_keys[:, :, seen], self.stored_values[:, :, seen]
-        out, _ = serving("prefill", Facts.of(queries, keys, values)).prefill(queries, keys, values, scaling)
+        backend = serving("prefill", Facts.of(queries, keys, values))
+        out, _ = backend.prefill(queries, keys, values, scaling, softmax=softmax)
         self._observe(queries)
         if mode.encodes:
             self.encode()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Self
 
-from torch import Tensor, nn
+from adamas_kernels.softmax import Softmax
+from torch import Tensor
 
 from adamas_cli.cache.extent import Extent
 from adamas_cli.cache.mode import Mode, Sparse
@@ -36,11 +37,11 @@ class Layer:
         return self
 
     def attend(
-        self, module: nn.Module, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None,
-        scaling: float, mode: Mode,
-    ) -> Tensor:  # fmt: skip
+        self, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softmax: Softmax, mode: Mode
+    ) -> Tensor:
         """Attention of new tokens, queries [B, H, N, D], to all that there are, new ones included: [B, H, N,
-        D]. keys, values: as the layer's `update` returned them. May append them.
+        D]. keys, values: as the layer's `update` returned them. softmax: as the model asks for it; a window
+        is the layer's. May append them.
         """
         raise NotImplementedError
 

@@ -1,66 +1,218 @@
-"""A layer that attends to a window of the last tokens."""
+"""A layer that attends to a window of the last tokens, which lie in a ring: the next one takes the place of
+one that no query will see.
+"""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
-from torch import Tensor, nn
-from transformers.cache_utils import DynamicSlidingWindowLayer
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+import torch
+from adamas_kernels.contract import LARGEST_STEP, DenseCache, Facts, ring_rows
+from adamas_kernels.dispatch import serving
+from adamas_kernels.softmax import Softmax
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
 
 from adamas_cli.cache.extent import Extent
-from adamas_cli.cache.layer import SLIDING, Layer
+from adamas_cli.cache.growing import TokenBuffer
+from adamas_cli.cache.layer import SLIDING, STREAMS, Layer
 from adamas_cli.cache.mode import Mode
+from adamas_cli.cache.placement import Placement
 
-Window = tuple[Tensor | None, Tensor | None, int]
+
+@dataclass(frozen=True)
+class Window:
+    """A SlidingLayer at `length` tokens: copies of the keys and values that the next one sees, [B, K, n, D],
+    None before there were any.
+    """
+
+    length: int
+    states: tuple[Tensor, ...] | None
 
 
-class SlidingLayer(Layer, DynamicSlidingWindowLayer):
-    """The last window. Its tensors are never written in place, so marks and copies are cheap."""
+class SlidingLayer(Layer, CacheLayerMixin):
+    """K and V of the last tokens, [B, K, C, D], where token t lies in row t mod C, see `DenseCache`.
+
+    The buffers grow with the tokens to what a window takes, and stay where they are from then on.
+    """
 
     kind = SLIDING
     storable = True
+    is_sliding = True
+
+    def __init__(self, window: int, extent: Extent, placement: Placement) -> None:
+        super().__init__()
+        self.window = window
+        self.length = 0
+        self._most = window + LARGEST_STEP - 1  # rows that serve any number of tokens
+        self._reserved = 0  # tokens that there is to be room for, as far as a window keeps them
+        self._oldest = 0  # the first token that no other has taken the place of
+        self._extent, self._placement = extent, placement
+        self._buffers: dict[str, TokenBuffer] = {}
+        self._mark: Window | None = None  # of the present state, where there is one
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate for the first chunk, [B, K, N, D], or for what `reserve` asked."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        rows = min(max(self._reserved, key_states.shape[2]), self._most)
+        for name, states in zip(STREAMS, (key_states, value_states), strict=True):
+            self._buffers[name] = self._placement.buffer(states, rows)
+        self.is_initialized = True
+        self._extent.version += 1
+
+    @property
+    def rings(self) -> tuple[Tensor, Tensor]:
+        """The whole buffers of keys and of values."""
+        return self._buffers["keys"].tensor, self._buffers["values"].tensor
+
+    @property
+    def rows(self) -> int:
+        """Of a ring."""
+        return self._buffers["keys"].room
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """As transformers' models call it before they attend; `attend` appends."""
+        return key_states, value_states
 
     def attend(
-        self, module: nn.Module, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None,
-        scaling: float, mode: Mode,
-    ) -> Tensor:  # fmt: skip
-        """Attention within the window; `update` has appended."""
-        out, _ = sdpa_attention_forward(module, queries, keys, values, mask, scaling=scaling)
-        return out.transpose(1, 2)
+        self, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softmax: Softmax, mode: Mode
+    ) -> Tensor:
+        """Append keys and values [B, K, N, D] and attend causally from queries [B, H, N, D], each to its
+        window.
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+        softmax = replace(softmax, window=self.window)
+        if mode.dense is not None and mode.answers and keys.shape[2] == 1:
+            out, _ = mode.dense.dense_step(queries, keys, values, self.uncoded(), scaling, softmax)
+            self._count(1)
+            return out
+        known_keys, known_values = self._last(self.length)
+        all_keys, all_values = torch.cat([known_keys, keys], 2), torch.cat([known_values, values], 2)
+        backend = serving("prefill", Facts.of(queries, all_keys, all_values))
+        out, _ = backend.prefill(queries, all_keys, all_values, scaling, softmax=softmax)
+        self._put((keys, values), self.length + keys.shape[2])
+        self._count(keys.shape[2])
+        return out
+
+    def uncoded(self) -> DenseCache:
+        """The layer as the kernels take it."""
+        return DenseCache(*self.rings, None, self._extent.lengths)
+
+    def _last(self, length: int) -> list[Tensor]:
+        """Keys and values, [B, K, n, D], of those of the first tokens that the one behind them sees."""
+        seen = ring_rows(self._first_seen(length), length, self.rows)
+        return [ring[:, :, seen] for ring in self.rings]
+
+    def _first_seen(self, length: int) -> int:
+        return Softmax(window=self.window).first_seen(length)
+
+    def _put(self, states: tuple[Tensor, ...], end: int) -> None:
+        """Keys and values [B, K, n, D] of the tokens before `end`, as far as there are rows for them."""
+        count = min(states[0].shape[2], self.rows)
+        rows = ring_rows(end - count, end, self.rows)
+        for ring, new in zip(self.rings, states, strict=True):
+            ring[:, :, rows] = new[:, :, new.shape[2] - count :]
+
+    def _count(self, new: int) -> None:
+        """Tokens are there that were written."""
+        self.length += new
+        self._oldest = max(self._oldest, self.length - self.rows)
+        self._mark = None
+
+    def count_one(self, mode: Mode) -> None:
+        """See `Layer.count_one`."""
+        self._count(1)
+
+    def reserve(self, capacity: int, limit: int) -> None:
+        """See `Layer.reserve`; no more than a window takes."""
+        self._reserved = max(self._reserved, capacity)
+        self._grow(capacity)
+
+    def make_room(self, new: int) -> None:
+        """See `Layer.make_room`."""
+        self._grow(self.length + new)
+
+    def _grow(self, tokens: int) -> None:
+        """Rows for this many tokens, as far as a window takes them. No token has taken another's place before
+        there are as many.
+        """
+        if not self.is_initialized or min(tokens, self._most) <= self.rows:
+            return
+        rows = min(max(tokens, self.rows + self.rows // 2), self._most)
+        larger = {
+            name: self._placement.buffer(ring, rows) for name, ring in zip(STREAMS, self.rings, strict=True)
+        }
+        for name, ring in zip(STREAMS, self.rings, strict=True):
+            larger[name].tensor[:, :, : self.length] = ring[:, :, : self.length]
+        self._buffers = larger
+        self._extent.version += 1
 
     def mark(self) -> Window:
         """See `Layer.mark`."""
-        return self.keys, self.values, self.cumulative_length
+        if self._mark is None:
+            states = None
+            if self.is_initialized:
+                last = self._last(self.length)
+                states = tuple(x.clone(memory_format=torch.contiguous_format) for x in last)
+            self._mark = Window(self.length, states)
+        return self._mark
 
     def rewind(self, mark: Window) -> None:
         """See `Layer.rewind`."""
-        self.keys, self.values, self.cumulative_length = mark
-        self.is_initialized = self.keys is not None
+        if mark is self._mark:
+            return
+        if mark.states is not None:
+            self._put(mark.states, mark.length)
+        self.length, self._oldest, self._mark = mark.length, self._first_seen(mark.length), mark
 
     def can_truncate(self, tokens: int) -> bool:
-        """Where nothing has left the window since."""
-        return tokens <= self.cumulative_length < self.sliding_window
+        """Where all that the next token sees is still there."""
+        return tokens <= self.length and self._first_seen(tokens) >= self._oldest
 
     def truncate(self, tokens: int) -> None:
         """See `Layer.truncate`."""
-        if self.keys is not None and self.values is not None:
-            self.keys, self.values = self.keys[:, :, :tokens], self.values[:, :, :tokens]
-        self.cumulative_length = min(self.cumulative_length, tokens)
+        self.length, self._mark = min(self.length, tokens), None
 
     def fork(self, extent: Extent) -> SlidingLayer:
         """See `Layer.fork`."""
-        return copy.copy(self)
+        other = SlidingLayer(self.window, extent, self._placement)
+        other._reserved = self._reserved
+        mark = self.mark()
+        if mark.states is not None:
+            other.lazy_initialization(*mark.states)
+            other._grow(mark.length)
+        other.rewind(mark)
+        return other
 
     def stored(self, start: int, end: int) -> dict[str, Tensor]:
-        """The window at `end` tokens, [K, n, D]."""
-        assert self.keys is not None
-        assert self.values is not None
-        return {"window_keys": self.keys[0], "window_values": self.values[0]}
+        """What the token behind `end` tokens sees before it, [K, n, D]."""
+        states = self.mark().states
+        assert states is not None
+        return {f"window_{name}": part[0] for name, part in zip(STREAMS, states, strict=True)}
 
     def restored(self, tokens: int, states: Mapping[str, Tensor]) -> None:
         """See `Layer.restored`."""
-        keys, values = (states[name].unsqueeze(0) for name in ("window_keys", "window_values"))
-        self.lazy_initialization(keys, values)
-        self.keys, self.values, self.cumulative_length = keys, values, tokens
+        keys, values = (states[f"window_{name}"].unsqueeze(0) for name in STREAMS)
+        self._reserved = max(self._reserved, tokens)
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+        self._grow(tokens)
+        self.rewind(Window(tokens, (keys, values)))
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of the keys that a mask for `query_length` new tokens spans."""
+        first = self._first_seen(self.length)
+        return self.length - first + query_length, first
+
+    def get_seq_length(self) -> int:
+        """Tokens so far."""
+        return self.length
+
+    def get_max_length(self) -> int:
+        """The window."""
+        return self.window

@@ -43,11 +43,11 @@ class Chat:
         """Have a question answered."""
         conversation = self.conversation
         try:
-            with closing(conversation.ask(question, self.sampling)) as events:
-                told = narrate(
-                    events, conversation.runtime.tokenizer.decoder(), thinking=conversation.starts_thinking
-                )
-                answer = listen(question, told, self.display.show)
+            listener = conversation.listener()
+            with closing(conversation.ask(question, self.sampling, listener.steer)) as events:
+                answer = listen(question, narrate(events, listener), self.display.show)
+            if answer.lack is not None:
+                self.display.note(answer.lack.message)
         finally:
             if self.file is not None:
                 transcript.save(self.file, conversation)

@@ -105,6 +105,25 @@ def _overwrite(chat: Chat, argument: str) -> None:
     chat.display.note(f"saved {argument}, {len(chat.conversation.turns):,} turns")
 
 
+_WISHES = {
+    "": (None, "the model thinks as it does by itself"),
+    "on": (True, "the model thinks first"),
+    "off": (False, "the model answers at once"),
+}
+
+
+def _think(chat: Chat, argument: str) -> None:
+    if argument in _WISHES:
+        wanted, told = _WISHES[argument]
+        chat.conversation.think(wanted)
+    elif argument.isdecimal() and int(argument):
+        told = f"the model thinks for {int(argument):,} tokens at most"
+        chat.conversation.think(True, int(argument))
+    else:
+        raise UsageError("say on, off, or how many tokens thoughts may take, as in: /think 500")
+    chat.display.note(f"from the next question on {told}")
+
+
 def _clear(chat: Chat, argument: str) -> None:
     chat.conversation.clear()
     unread = chat.conversation.unread
@@ -137,6 +156,7 @@ COMMANDS = {
         Command("drop", "PATH...", "take documents out", _drop),
         Command("tokens", "", "what takes how much of the context", _tokens),
         Command("sources", "[N]", "the passages that the last answer attended to", _sources),
+        Command("think", "[on|off|N]", "have the model think first, or not, or for N tokens at most", _think),
         Command("save", "FILE", "write the conversation as Markdown", _save),
         Command("save!", "FILE", "the same, over a file that is there", _overwrite),
         Command("clear", "", "forget the conversation, keep the documents", _clear),

@@ -12,7 +12,7 @@ import typer
 from adamas_cli.commands.better import tell_better
 from adamas_cli.commands.options import Questions, grouped
 from adamas_cli.commands.reading import collect_documents, destination
-from adamas_cli.commands.replies import ask_all, write
+from adamas_cli.commands.replies import ask_all, require_answers, write
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.errors import UsageError
 from adamas_cli.quiet import prepare_libraries
@@ -86,6 +86,7 @@ def command(
                 replies = ask_all(opened, questions, sampling, display)
         write(replies, stream, as_json=output.json)
         tell_better(model, display, quiet=output.quiet)
+        require_answers(replies, display, as_json=output.json)
 
 
 def split_arguments(

@@ -89,6 +89,11 @@ FLAGS: dict[type, dict[str, Any]] = {
             autocompletion=_short_names,
             help="A name that `adamas models ls` shows, Hugging Face id, directory or .gguf file.",
         ),
+        "adapter": _model(
+            "--adapter",
+            metavar="DIR",
+            help="A LoRA adapter's folder, as PEFT writes it; without -m, of the model that it was made for.",
+        ),
         "dtype": _model("--dtype", help="Number format of the weights."),
         "device": _model("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 and so on."),
         "quantization": _model(
@@ -213,6 +218,13 @@ FLAGS: dict[type, dict[str, Any]] = {
             **_length,
         ),
         "think": _prompt("--think/--no-think", help="Ask a thinking model to think, or not to."),
+        "think_tokens": _prompt(
+            "--think-tokens",
+            help="Most tokens of an answer that may be thoughts; then the answer begins. By default half of "
+            "them.",
+            show_default=False,
+            **_length,
+        ),
     },
     OriginSettings: {
         "sources": _origin(
@@ -278,6 +290,7 @@ System = Annotated[str | None, FLAGS[PromptSettings]["system"]]
 TemplateFile = Annotated[str | None, FLAGS[PromptSettings]["template"]]
 Offline = Annotated[bool, FLAGS[ModelSettings]["offline"]]
 Think = Annotated[bool | None, FLAGS[PromptSettings]["think"]]
+ThinkTokens = Annotated[int | None, FLAGS[PromptSettings]["think_tokens"]]
 
 # And those that belong to none.
 Questions = Annotated[

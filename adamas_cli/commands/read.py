@@ -105,7 +105,7 @@ def _count(documents: Sequence[Document], name: str | None, progress: Progress) 
 
     require_here(name)
     files = resolve(name, offline=True, progress=progress)
-    layout = Layout(Tokenizer.from_directory(files.directory), Frame("", "", ""))
+    layout = Layout(Tokenizer.of(files), Frame("", "", ""))
     with progress.task("counting tokens", None, "tokens") as advance:
         layout.expect(documents)
         for document in documents:

@@ -54,3 +54,16 @@ def write(replies: Sequence[Reply], stream: TextIO, *, as_json: bool) -> None:
         stream.write("\n")
     elif stream is not sys.stdout:
         stream.write("\n".join(f"{reply.answer.text}\n" for reply in replies))
+
+
+def require_answers(replies: Sequence[Reply], display: Display, *, as_json: bool) -> None:
+    """Raises AdamasError for a reply without an answer; with JSON, whose object says so too, typer.Exit."""
+    lacking = [reply.answer.lack for reply in replies if reply.answer.lack is not None]
+    if not lacking:
+        return
+    if not as_json:
+        raise lacking[0]
+    import typer
+
+    display.note(lacking[0].message)
+    raise typer.Exit(lacking[0].exit_code)

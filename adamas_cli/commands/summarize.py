@@ -10,7 +10,7 @@ import typer
 from adamas_cli.commands.better import tell_better
 from adamas_cli.commands.options import SummaryPromptSettings, grouped
 from adamas_cli.commands.reading import Sources, collect_documents, destination, require_sources
-from adamas_cli.commands.replies import ask_all, write
+from adamas_cli.commands.replies import ask_all, require_answers, write
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.quiet import prepare_libraries
 from adamas_cli.settings import DecodingSettings, InputSettings, ModelSettings, OutputSettings
@@ -99,3 +99,4 @@ def command(
                 replies = ask_all(opened, job.finals, sampling, display)
         write(replies, stream, as_json=output.json)
         tell_better(model, display, quiet=output.quiet)
+        require_answers(replies, display, as_json=output.json)

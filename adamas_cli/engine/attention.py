@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 
 from adamas_cli.cache.geometry import token_bytes
 from adamas_cli.cache.mode import Sparse
-from adamas_cli.models.shape import attention_obstacle
+from adamas_cli.models.shape import attention_obstacle, layer_kinds, sparse_obstacle
 from adamas_cli.planning.decision import Attention, Backends, check_error, decide_attention
 from adamas_cli.settings import DENSE_LAYERS, AttentionKind, BackendName, DecodingSettings, Scorer
 
@@ -84,11 +84,13 @@ def decide_for(
     model.
     """
     unserved = unserved_reason(config)
+    kinds = layer_kinds(lambda name: getattr(config, name, None), config.num_hidden_layers)
     return decide_attention(
         asked,
         context,
         backends_of(device),
         obstacle=unserved,
+        dense=sparse_obstacle(kinds),
         token_bytes=0 if unserved else token_bytes(config, dtype),
     )
 

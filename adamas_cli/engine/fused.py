@@ -3,13 +3,17 @@
 In steps of one token, projections of the same input become one product; RMSNorm, RoPE and SwiGLU are
 liger-kernel's. A question of a few tokens takes as long as launching its kernels from Python does, where
 torch's own are quicker; its projections are joined too. No forward of attention is rewritten: only what it
-calls is replaced. A layer over weights in planes has a forward for one token, whose products add.
+calls is replaced, where a class computes what the kernel does for a few numbers. A layer over weights in
+planes has a forward for one token, whose products add.
 """
 
 from __future__ import annotations
 
+import inspect
+import logging
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -22,15 +26,21 @@ from adamas_cli.engine.family import FAMILY
 from adamas_cli.models.plane_linear import PlaneLinear
 from adamas_cli.models.quantization import is_plain
 
+log = logging.getLogger(__name__)
+
 Forward = Callable[..., Any]
+Make = Callable[[Any, "dict[nn.Module, _Joined]"], Forward]  # from a module and what is joined
 # Projections that a layer applies one after another to the same input.
 JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 MLP = ("gate_proj", "up_proj", "down_proj")
 # What reads the output of a layer's norms, and nothing else does.
 NORMED = {"input_layernorm": ("self_attn", JOINED[0]), "post_attention_layernorm": ("mlp", JOINED[1])}
+EPSILONS = ("variance_epsilon", "eps")  # as RMSNorms call theirs
+FAR = 4.0  # what the largest gate is made, so that functions differ which are alike near zero
 FEW = 256  # tokens of a chunk that is launched for longer than it computes
 
 
+@torch.no_grad()
 def fuse(model: Any) -> None:
     """Let a model on a GPU compute so from now on; weights that belong together are laid side by side, in
     place of where they were.
@@ -49,47 +59,87 @@ def fuse(model: Any) -> None:
                 whole = joined[parts[0]] = _Joined(parts, multiply)
                 for index, part in enumerate(parts):
                     forwards[part] = whole.forward(index)
+    forwards |= _by_liger(model, joined)
     if model.config.model_type in FAMILY:
-        forwards |= _by_liger(model, joined)
         forwards |= _by_planes(model, forwards)
-        _rotate_by_liger(sys.modules[type(model).__module__])
+    _rotate_by_liger(sys.modules[type(model).__module__])
     for module, forward in forwards.items():
         module.__dict__["forward"] = forward
 
 
 def _by_liger(model: Any, joined: dict[nn.Module, _Joined]) -> dict[nn.Module, Forward]:
     """Forwards of norms and gated MLPs; joined: by the first of layers that compute together."""
-    from liger_kernel.ops import LigerRMSNormFunction, LigerSiLUMulFunction
-
-    def norm(module: Any) -> Forward:
-        def forward(x: Tensor) -> Tensor:
-            if _is_short(x):
-                return F.rms_norm(x, x.shape[-1:], module.weight, module.variance_epsilon)
-            return LigerRMSNormFunction.apply(x, module.weight, module.variance_epsilon, 0.0, "llama", False)
-
-        return forward
-
-    def gated(module: Any) -> Forward:
-        whole = joined.get(module.gate_proj)
-        planes = whole.planes if whole is not None else None
-
-        def forward(x: Tensor) -> Tensor:
-            if planes is not None and x.numel() == planes.columns:
-                return module.down_proj(module.gate_proj.backend.gated(x, planes))
-            gate, up = module.gate_proj(x), module.up_proj(x)
-            inner = F.silu(gate) * up if _is_short(x) else LigerSiLUMulFunction.apply(gate, up)
-            return module.down_proj(inner)
-
-        return forward
-
-    silu = model.config.hidden_act == "silu"
+    kinds: dict[type, Make | None] = {}
     forwards: dict[nn.Module, Forward] = {}
     for module in model.modules():
-        if hasattr(module, "variance_epsilon") and hasattr(module, "weight"):
-            forwards[module] = norm(module)
-        elif silu and all(hasattr(module, name) for name in MLP):
-            forwards[module] = gated(module)
+        kind = type(module)
+        if kind not in kinds:
+            kinds[kind] = _norm_kind(module) or _mlp_kind(module, model)
+        make = kinds[kind]
+        if make is not None:
+            forwards[module] = make(module, joined)
     return forwards
+
+
+def _norm_kind(module: Any) -> Make | None:
+    """What makes the forward of RMSNorms of a module's class, with its weight or with one plus that; None
+    where it computes something else.
+    """
+    weight, eps = getattr(module, "weight", None), _epsilon(module)
+    if not isinstance(weight, Tensor) or weight.dim() != 1 or eps is None or not _takes_one(module):
+        return None
+    x = torch.linspace(-2, 3, 2 * len(weight), device=weight.device).view(2, -1)
+    found = _outcome(module, x)
+    for offset in (0.0, 1.0):
+        if _are_near(found, F.rms_norm(x, x.shape[-1:], weight.float() + offset, eps)):
+            return partial(_norm, offset)
+    return None
+
+
+def _norm(offset: float, module: Any, joined: object) -> Forward:
+    from liger_kernel.ops import LigerRMSNormFunction
+
+    eps, casting = _epsilon(module), "gemma" if offset else "llama"
+
+    def forward(x: Tensor) -> Tensor:
+        if offset == 0 and _is_short(x):
+            return F.rms_norm(x, x.shape[-1:], module.weight, eps)
+        return LigerRMSNormFunction.apply(x, module.weight, eps, offset, casting, False)
+
+    return forward
+
+
+def _epsilon(module: Any) -> float | None:
+    return next((getattr(module, name) for name in EPSILONS if hasattr(module, name)), None)
+
+
+def _mlp_kind(module: Any, model: Any) -> Make | None:
+    """What makes the forward of MLPs of a module's class that are gated by SiLU; None where it computes
+    something else.
+    """
+    parts: list[Any] = [getattr(module, name, None) for name in MLP]
+    if not all(hasattr(part, "in_features") for part in parts) or not _takes_one(module):
+        return None
+    gate, up, down = parts
+    x = torch.linspace(-1, 1, gate.in_features, device=model.device, dtype=model.dtype).unsqueeze(0)
+    x *= FAR / gate(x).abs().max()
+    return _gated if _are_near(_outcome(module, x), down(F.silu(gate(x)) * up(x))) else None
+
+
+def _gated(module: Any, joined: dict[nn.Module, _Joined]) -> Forward:
+    from liger_kernel.ops import LigerSiLUMulFunction
+
+    whole = joined.get(module.gate_proj)
+    planes = whole.planes if whole is not None else None
+
+    def forward(x: Tensor) -> Tensor:
+        if planes is not None and x.numel() == planes.columns:
+            return module.down_proj(module.gate_proj.backend.gated(x, planes))
+        gate, up = module.gate_proj(x), module.up_proj(x)
+        inner = F.silu(gate) * up if _is_short(x) else LigerSiLUMulFunction.apply(gate, up)
+        return module.down_proj(inner)
+
+    return forward
 
 
 def _by_planes(model: Any, forwards: dict[nn.Module, Forward]) -> dict[nn.Module, Forward]:
@@ -110,7 +160,7 @@ def _by_planes(model: Any, forwards: dict[nn.Module, Forward]) -> dict[nn.Module
             if all(
                 isinstance(part, PlaneLinear) and part.takes_integers(norm.weight.dtype) for part in readers
             ):
-                found[norm] = _rounding_norm(norm, readers[0].backend, forwards[norm])
+                found[norm] = _rounding_norm(norm, readers[0].backend, forwards.get(norm, norm.forward))
     return found
 
 
@@ -150,19 +200,63 @@ def _rounding_norm(norm: Any, backend: Any, otherwise: Forward) -> Forward:
 
 
 def _rotate_by_liger(place: Any) -> None:
-    """Let the model classes of a module rotate on a GPU by liger-kernel's RoPE; elsewhere by their own."""
+    """Let the model classes of a module that rotate halves of heads do so on a GPU by liger-kernel's RoPE;
+    elsewhere, and where only a part of a head is rotated, by their own.
+    """
     from liger_kernel.ops import LigerRopeFunction
 
-    own = place.apply_rotary_pos_emb
-    if hasattr(own, "on_gpu"):  # another model of this family came first
-        return
+    own = getattr(place, "apply_rotary_pos_emb", None)
+    if own is None or hasattr(own, "on_gpu") or not _rotates_halves(own):
+        return  # `on_gpu`: another model of this kind came first
 
-    def rotate(queries: Tensor, *arguments: Any, **options: Any) -> Any:
-        rope = LigerRopeFunction.apply if queries.is_cuda and not _is_short(queries) else own
-        return rope(queries, *arguments, **options)
+    def rotate(queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor, *others: Any, **options: Any) -> Any:
+        plain = not others and not options and cos.shape[-1] == queries.shape[-1] == keys.shape[-1]
+        if plain and queries.is_cuda and not _is_short(queries):
+            return LigerRopeFunction.apply(queries, keys, cos, sin)
+        return own(queries, keys, cos, sin, *others, **options)
 
     rotate.on_gpu = True  # type: ignore[attr-defined]
     place.apply_rotary_pos_emb = rotate
+
+
+def _rotates_halves(rope: Forward) -> bool:
+    """Whether a function rotates so queries and keys [B, heads, N, D] by cos and sin [B, N, D]."""
+    queries, keys = torch.linspace(-2, 3, 48, device="cpu").view(2, 1, 2, 3, 4)
+    cos, sin = torch.linspace(-1, 1, 24, device="cpu").view(2, 1, 3, 4)
+
+    def rotated(x: Tensor) -> Tensor:
+        first, second = x.chunk(2, -1)
+        return x * cos + torch.cat((-second, first), -1) * sin
+
+    found = _outcome(rope, queries, keys, cos, sin)
+    return (
+        isinstance(found, tuple)
+        and len(found) == 2
+        and _are_near(found[0], rotated(queries))
+        and _are_near(found[1], rotated(keys))
+    )
+
+
+def _takes_one(module: nn.Module) -> bool:
+    """Whether a module's forward is told one thing."""
+    return len(inspect.signature(module.forward).parameters) == 1
+
+
+def _outcome(function: Callable[..., Any], *arguments: Tensor) -> Any:
+    """What a function gives; None where it cannot take these arguments."""
+    try:
+        return function(*arguments)
+    except Exception as error:  # whatever a model's own code raises
+        log.debug("%s: %s", type(function).__name__, error)
+        return None
+
+
+def _are_near(found: Any, expected: Tensor) -> bool:
+    """Up to rounding."""
+    if not isinstance(found, Tensor) or found.shape != expected.shape:
+        return False
+    limit = max(1e-4, 4 * torch.finfo(expected.dtype).eps) * expected.abs().max().item()
+    return (found - expected).abs().max().item() <= limit
 
 
 def _is_one(x: Tensor) -> bool:

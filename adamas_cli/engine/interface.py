@@ -13,6 +13,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from adamas_kernels.softmax import PLAIN, Softmax
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -24,8 +26,8 @@ from adamas_cli.cache.mode import Mode
 from adamas_cli.planning.decision import refusal
 
 NAME = "adamas"
-# What some models pass to change the scores or the softmax; ignoring one would be silently wrong.
-SCORE_EXTRAS = ("softcap", "s_aux", "position_bias", "head_mask")
+# What some models pass to change scores, and no kernel knows; ignoring one would be silently wrong.
+SCORE_EXTRAS = ("position_bias", "head_mask")
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ def install(model: PreTrainedModel) -> None:
     model.set_attn_implementation(NAME)
 
 
+def now() -> Pass | None:
+    """The pass that is under way; None in a call of a model that is none."""
+    return _UNDER_WAY.get()
+
+
 @contextmanager
 def under_way(one: Pass) -> Iterator[None]:
     """While one call of a model runs."""
@@ -59,16 +66,16 @@ def under_way(one: Pass) -> Iterator[None]:
 def attention_mask(
     *args: Any, local_size: int | None = None, use_vmap: bool = False, **kwargs: Any
 ) -> Tensor | None:
-    """The mask of sliding-window layers, as SDPA takes it. In a pass full layers need none: `FullLayer` is
-    causal.
+    """The mask as SDPA takes it. In a pass there is none: layers are causal, and know their windows.
 
     Raises ModelUnavailableError where the model adds rules of its own to the causal mask.
     """
-    if _UNDER_WAY.get() is None:
+    one = now()
+    if one is None:
         return sdpa_mask(*args, local_size=local_size, use_vmap=use_vmap, **kwargs)
     if use_vmap:
         raise refusal("its attention mask is not plainly causal")
-    return None if local_size is None else sdpa_mask(*args, local_size=local_size, **kwargs)
+    return None
 
 
 def attention_forward(
@@ -78,19 +85,42 @@ def attention_forward(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one layer, in the form of transformers' AttentionInterface.
 
-    query [B, H, N, D]; key and value as the cache's `update` returned them; returns [B, N, H, D].
+    query [B, H, N, D]; key and value as the cache's `update` returned them; softcap: of scores; s_aux:
+    learned sinks, [H]; returns [B, N, H, D].
     """
-    now = _UNDER_WAY.get()
-    if now is None:
+    one = now()
+    softmax = Softmax(softcap=softcap or 0.0, sinks=s_aux) if softcap or s_aux is not None else PLAIN
+    if one is None and softmax is PLAIN:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if one is None:
+        return _by_definition(query, key, value, attention_mask, scale, softmax).transpose(1, 2), None
     for extra in SCORE_EXTRAS:
         if kwargs.get(extra) is not None:
             raise refusal(f"its attention uses {extra}")
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    layer = now.cache.kept[module.layer_idx]
-    out = layer.attend(module, query, key, value, attention_mask, scale, now.mode)
+    layer = one.cache.kept[module.layer_idx]
+    out = layer.attend(query, key, value, scale, softmax, one.mode)
     return out.transpose(1, 2), None
+
+
+def _by_definition(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float, softmax: Softmax
+) -> Tensor:
+    """Attention outside of a pass, [B, H, N, D]: what SDPA does, where it does not know the softmax. mask:
+    bool, or None for a causal one.
+    """
+    groups = queries.shape[1] // keys.shape[1]
+    keys, values = (x.repeat_interleave(groups, 1) for x in (keys, values))
+    scores = softmax.capped((queries @ keys.transpose(-1, -2)).float() * scaling)
+    if mask is None:
+        new, size = scores.shape[-2:]
+        mask = torch.ones(new, size, dtype=torch.bool, device=scores.device).tril(size - new)
+    scores = scores.masked_fill(~mask, -torch.inf)
+    out = scores.softmax(-1).to(values.dtype) @ values
+    return softmax.with_sinks(out, scores.logsumexp(-1))[0]

@@ -16,6 +16,8 @@ from adamas_cli.cache.placement import placement_on
 from adamas_cli.engine.attention import unserved_reason
 from adamas_cli.engine.fused import fuse
 from adamas_cli.engine.interface import Pass, install, under_way
+from adamas_cli.engine.rotation import foresee
+from adamas_cli.models.rotary import rotation_of
 
 if TYPE_CHECKING:
     from adamas_kernels.contract import Backend
@@ -31,7 +33,8 @@ class Model:
 
     module: transformers' model; config: of its text part; unserved: why Adamas does not serve its attention,
     or None where it does; dense: what attends fully from one token at a length that lies on the device, where
-    something does; placement: of keys and values; is_fused: whether it computes by Triton's kernels.
+    something does; placement: of keys and values; is_fused: whether it computes by Triton's kernels;
+    rotation: how positions turn, as far as that goes by the length of a text.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
@@ -47,6 +50,9 @@ class Model:
             install(self.module)
         if self.is_fused:
             fuse(self.module)
+        self.rotation = rotation_of(lambda name: getattr(self.config, name, None))
+        if self.rotation.scalings:
+            foresee(self.module)
         self._last_only = "logits_to_keep" in inspect.signature(self.module.forward).parameters
 
     @classmethod
@@ -90,8 +96,6 @@ class Model:
         return output.logits[0] if every else output.logits[0, -1]
 
     def _parameters(self) -> int:
-        """Numbers in its weights, those of packed layers included."""
-        packed = [module for module in self.module.modules() if hasattr(module, "packed")]
-        return sum(x.numel() for x in self.module.parameters()) + sum(
-            module.in_features * module.out_features for module in packed
-        )
+        """Numbers in its weights, those in few bits included."""
+        few = sum(getattr(module, "weight_count", 0) for module in self.module.modules())
+        return few + sum(x.numel() for x in self.module.parameters())

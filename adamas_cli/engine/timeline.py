@@ -10,7 +10,7 @@ import copy
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
@@ -40,6 +40,10 @@ RECENT = 2  # states of the last answers to return to: before the last question,
 
 log = logging.getLogger(__name__)
 
+Steer = Callable[[int], Sequence[int]]
+"""Told each token of an answer once it is reported; tokens that it returns are said next, whatever the model
+would say."""
+
 SparseFrom = Literal["question", "answer", "never"]
 """The first token that attends sparsely, where the timeline is to decode sparsely at all."""
 
@@ -61,7 +65,8 @@ class Timeline:
     they are valid until the next one. answered: tokens of the last answer, with the stop token that ended it.
 
     context: the tokens that will be in the cache, by which `auto` chooses between sparse and full attention;
-    the cache is allocated for this many, and may grow to `limit` without being copied. announce: told before
+    the cache is allocated for this many, and may grow to `limit` without being copied. reach: the length by
+    which positions turn, where that is less than the context at first. announce: told before
     a backend compiles for seconds. graphs: replay steps on a GPU as CUDA graphs, where that can be. counts:
     keep a tally of what answers attend to. Raises ModelUnavailableError if Adamas is asked for and does not
     serve the model, and UsageError if a backend is and does not run.
@@ -79,6 +84,7 @@ class Timeline:
         *,
         context: int,
         limit: int = 0,
+        reach: int | None = None,
         prefill_chunk: int | None = None,
         announce: Callable[[str], None] | None = None,
         graphs: bool = True,
@@ -103,6 +109,7 @@ class Timeline:
             device=self.model.device,
         )
         self.cache.reserve(context, limit)
+        self.cache.extent.reach = self.model.rotation.reach(context if reach is None else reach) or 0
         if counts:
             self.cache.count_attention()
         self.answered: list[int] = []
@@ -137,6 +144,26 @@ class Timeline:
     def keeps_documents(self) -> bool:
         """Whether what it reads can be stored and restored."""
         return self.cache.storable
+
+    @property
+    def turned(self) -> int | None:
+        """The length by which positions turn, see `LengthScaling.reach`; None where they do so at any."""
+        return self.cache.extent.reach if self.model.rotation.scalings else None
+
+    def reach(self, tokens: int) -> bool:
+        """Have positions turn as in a text of this length, if it is longer than what they turn for now; then
+        every token is forgotten, and this returns True.
+        """
+        if not self.outgrows(tokens):
+            return False
+        self.rewind(self._states[0])
+        self.cache.extent.reach = self.model.rotation.reach(tokens) or 0
+        self.cache.extent.version += 1
+        return True
+
+    def outgrows(self, tokens: int) -> bool:
+        """Whether positions turn otherwise in a text of this length, so that all is to be read again."""
+        return (self.model.rotation.reach(tokens) or 0) > self.cache.extent.reach
 
     @property
     def length(self) -> int:
@@ -266,6 +293,7 @@ class Timeline:
         *,
         sparse_from: SparseFrom = "answer",
         keep: bool = False,
+        steer: Steer | None = None,
     ) -> Generator[Event]:
         """Read the question's tokens, int [n] with n >= 1, with full attention; then decode until a stop
         token.
@@ -274,7 +302,7 @@ class Timeline:
         was. sparse_from: `question` feeds the question's tokens one by one, as if they were an answer's;
         `never` decodes with full attention. keep: afterwards the question's tokens are in the cache and,
         after them, those of `answered` that the model was fed; an interruption within a step forgets the
-        answer's.
+        answer's. steer: see `Steer`.
         """
         start = time.perf_counter()
         reused = self.length
@@ -301,7 +329,8 @@ class Timeline:
             with self._compiling_announced():
                 self.cache.begin_answer(mode)
             times = start, prefilled, reused
-            yield from self._announced(self._decode(mode, sampling, max_tokens, stop_ids, *times))
+            decoding = self._decode(mode, sampling, max_tokens, stop_ids, steer, *times)
+            yield from self._announced(decoding)
             back = None if keep else back
         except GeneratorExit:  # between two steps
             back = None if keep else back
@@ -319,10 +348,12 @@ class Timeline:
         stop_ids: Collection[int],
         *,
         keep: bool = True,
+        steer: Steer | None = None,
     ) -> Generator[Event]:
         """Answer a whole prompt, int [n] with n >= 1, of which only what is new is read; see `answer`."""
+        self.reach(len(ids) + max_tokens)
         known = self.return_to(ids[:-1])
-        yield from self.answer(ids[known:], sampling, max_tokens, stop_ids, keep=keep)
+        yield from self.answer(ids[known:], sampling, max_tokens, stop_ids, keep=keep, steer=steer)
 
     def score(self, ids: np.ndarray, *, sparse: bool) -> Tensor:
         """Feed tokens, int [n], and return the logits after each of them, [n, vocabulary].
@@ -376,6 +407,7 @@ class Timeline:
         sampling: Sampling,
         max_tokens: int,
         stop_ids: Collection[int],
+        steer: Steer | None,
         start: float,
         prefilled: float,
         reused: int,
@@ -388,6 +420,7 @@ class Timeline:
         ahead = self.model.device.type == "cuda"
         count, reason = 0, "length"
         first = last = prefilled
+        forced: deque[int] = deque()
         token = sampler.next(self.logits)
         while count < max_tokens:
             reader.send(token)
@@ -408,6 +441,10 @@ class Timeline:
             count += 1
             if more and not early:
                 token = self._next(token, mode, sampler)
+            if steer is not None:
+                forced.extend(steer(value))
+            if forced:  # in place of one that no step was given yet
+                token = self._on_device(np.array([forced.popleft()]))
         yield Done(
             reason,
             prompt,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.events import Done
@@ -18,6 +18,7 @@ from adamas_cli.engine.timeline import Timeline
 from adamas_cli.forecast.speed import Decoding, Reading
 from adamas_cli.machine.threads import use_threads
 from adamas_cli.models import LoadedModel, ModelFiles
+from adamas_cli.models.configs import read_config
 from adamas_cli.models.quiet import quiet_transformers
 from adamas_cli.models.shape import WeightCount
 
@@ -36,11 +37,12 @@ def calibrate(
     *,
     attention: AttentionSettings,
     threads: int | None,
+    trust_remote_code: bool,
     progress: Progress,
 ) -> tuple[list[Reading], list[Decoding]]:
     """Timings of the whole model on this CPU, as those of its few layers let expect. attention: of these."""
     use_threads(threads)
-    config = AutoConfig.from_pretrained(files.directory, local_files_only=True).get_text_config()
+    config = read_config(files.directory, trust_remote_code=trust_remote_code).get_text_config()
     layers = config.num_hidden_layers
     loaded = _few_layers(config, getattr(torch, decision.dtype), decision.packed, progress)
     chunk = decision.attention.chunk

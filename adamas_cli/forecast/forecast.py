@@ -11,6 +11,8 @@ from adamas_cli.forecast.plan import Counted, Plan, Times
 from adamas_cli.forecast.reuse import kept_tokens
 from adamas_cli.forecast.speed import Speed, computing_device, recall, remember, speed_key
 from adamas_cli.models import ModelFiles, resolve
+from adamas_cli.models.configs import read_config, require_known_code
+from adamas_cli.models.prequantized import require_readable, stored_quantization
 from adamas_cli.models.resolve import require_here
 from adamas_cli.models.shape import ITEM_BYTES
 from adamas_cli.planning.decision import Decision, Model, decide
@@ -18,6 +20,7 @@ from adamas_cli.planning.facts import config_facts, file_facts, machine_facts
 from adamas_cli.prompt.chat import ChatTemplateFile
 from adamas_cli.prompt.layout import Layout, question_ids
 from adamas_cli.prompt.template import DEFAULT_TEMPLATE, frame, load_template
+from adamas_cli.prompt.thinking import Thinking
 from adamas_cli.prompt.tokens import Tokenizer
 
 if TYPE_CHECKING:
@@ -51,8 +54,14 @@ def forecast(
     Raises ModelUnavailableError, and UsageError for a wrong template, context, backend or kind of weights.
     """
     chosen = settings.model
-    require_here(chosen.model, device=chosen.device)
-    files = resolve(chosen.model, device=chosen.device, offline=chosen.offline, progress=progress)
+    require_here(chosen.model, device=chosen.device, adapter=chosen.adapter)
+    files = resolve(
+        chosen.model,
+        device=chosen.device,
+        offline=chosen.offline,
+        adapter=chosen.adapter,
+        progress=progress,
+    )
     return Forecast(files, settings, progress).plan(documents, questions, calibrates)
 
 
@@ -66,8 +75,11 @@ class Forecast:
 
     def __init__(self, files: ModelFiles, settings: Settings, progress: Progress) -> None:
         self.files, self.settings, self.progress = files, settings, progress
-        self.model = file_facts(files)
+        require_known_code(files.directory, trust_remote_code=settings.model.trust_remote_code)
         self.machine = machine_facts(settings.model.device)
+        if (stored := stored_quantization(files.directory)) is not None:
+            require_readable(files.name, stored, settings.model.quantization, self.machine.device)
+        self.model = file_facts(files)
 
     def decide(self, tokens: int) -> Decision:
         """How it will run with so many tokens."""
@@ -76,12 +88,8 @@ class Forecast:
 
     def _on_gpu(self) -> Model:
         """As `ask` counts the weights, which takes torch."""
-        from transformers import AutoConfig
-
         trusts = self.settings.model.trust_remote_code
-        config = AutoConfig.from_pretrained(
-            self.files.directory, local_files_only=True, trust_remote_code=trusts
-        )
+        config = read_config(self.files.directory, trust_remote_code=trusts)
         return config_facts(config, self.files.directory, self.files.gguf)
 
     def plan(self, documents: Sequence[Document], questions: Sequence[str], calibrates: bool | None) -> Plan:
@@ -90,7 +98,7 @@ class Forecast:
         decision = self.decide(min(counted.total, counted.context))
         kept = 0
         if counted.fits and not self.settings.store.off:
-            kept = self._kept(layout, decision)
+            kept = self._kept(layout, decision, counted.total)
         speed = self._speed(decision, calibrates)
         return Plan(
             model=self.files.name,
@@ -112,13 +120,16 @@ class Forecast:
                 f"`ctx_size` {prompt.ctx_size:,} is more than the model's context of "
                 f"{self.model.shape.context:,} tokens"
             )
-        tokenizer = Tokenizer.from_directory(self.files.directory)
+        tokenizer = Tokenizer.of(self.files)
         template = load_template(prompt.template or DEFAULT_TEMPLATE)
+        chat = ChatTemplateFile(self.files.texts)
         around = frame(
             template,
-            ChatTemplateFile(self.files.directory),
+            chat,
             system=prompt.system,
-            think=prompt.think,
+            thinking=Thinking.of(
+                chat, tokenizer.control_tokens, wanted=prompt.think, tokens=prompt.think_tokens
+            ),
             note=self.progress.note,
         )
         layout = Layout(tokenizer, around)
@@ -139,7 +150,7 @@ class Forecast:
                 return error
         return None
 
-    def _kept(self, layout: Layout, decision: Decision) -> int:
+    def _kept(self, layout: Layout, decision: Decision, tokens: int) -> int:
         return kept_tokens(
             self.files,
             layout.fit(0, 0, layout.total),
@@ -149,6 +160,7 @@ class Forecast:
             chunk=decision.attention.chunk,
             kept=self.settings.store.dtype,
             trust_remote_code=self.settings.model.trust_remote_code,
+            turned=self.model.shape.rotation.reach(tokens),
         )
 
     def _speed(self, decision: Decision, calibrates: bool | None) -> Speed | None:
@@ -180,6 +192,7 @@ class Forecast:
                 decision,
                 attention=attention,
                 threads=threads,
+                trust_remote_code=self.settings.model.trust_remote_code,
                 progress=self.progress,
             )
         return remember(key, readings, decodings, calibrated=True)

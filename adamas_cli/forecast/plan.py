@@ -87,6 +87,7 @@ class Plan:
             "backend": attention.backend,
             "budget": attention.budget,
             "prefill_chunk": attention.chunk,
+            "positions": decision.positions,
             "documents": [
                 {"path": document.path, "tokens": document.tokens} for document in counted.documents
             ],

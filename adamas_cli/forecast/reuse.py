@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from adamas_cli.forecast.memo import Memo
+from adamas_cli.models.configs import read_config
 from adamas_cli.store.entries import entries
 from adamas_cli.store.keys import block_tokens, chain_from, first_link, model_facts
 from adamas_cli.store.places import FORMAT, block_file, documents_directory
@@ -28,8 +29,10 @@ def kept_tokens(
     chunk: int,
     kept: str,
     trust_remote_code: bool,
+    turned: int | None,
 ) -> int:
-    """How many of the tokens, int [n], a model that is loaded so need not read again.
+    """How many of the tokens, int [n], a model that is loaded so need not read again. turned: see
+    `model_facts`.
 
     What their keys begin with depends on the config as transformers reads it, whose import takes seconds: it
     is remembered, and asked for only where something was kept in this way at all.
@@ -48,12 +51,20 @@ def kept_tokens(
             kept,
             version("transformers"),
             str(FORMAT),
+            str(turned),
         ]
     )
     known = _LINKS.get(way)
     if known is None:
         link, block = _beginning(
-            files, device, dtype, quantization, chunk=chunk, kept=kept, trust_remote_code=trust_remote_code
+            files,
+            device,
+            dtype,
+            quantization,
+            chunk=chunk,
+            kept=kept,
+            trust_remote_code=trust_remote_code,
+            turned=turned,
         )
         _LINKS.put(way, {"link": link.hex(), "block": block})
     else:
@@ -75,17 +86,15 @@ def _beginning(
     chunk: int,
     kept: str,
     trust_remote_code: bool,
+    turned: int | None,
 ) -> tuple[bytes, int]:
     """The first link of the keys, and the tokens of a block."""
     import torch
-    from transformers import AutoConfig
 
     from adamas_cli.cache.geometry import token_bytes
 
     number: torch.dtype = getattr(torch, dtype)
-    whole = AutoConfig.from_pretrained(
-        files.directory, local_files_only=True, trust_remote_code=trust_remote_code, dtype=number
-    )
+    whole = read_config(files.directory, trust_remote_code=trust_remote_code, dtype=number)
     config = whole.get_text_config()
     block = block_tokens(chunk, token_bytes(config, number) * config.num_hidden_layers)
     facts = model_facts(
@@ -96,5 +105,6 @@ def _beginning(
         device=device,
         block=block,
         kept=kept,
+        turned=turned,
     )
     return first_link(facts), block

@@ -96,8 +96,8 @@ class Measure:
 
     def wrapper(self, label: str) -> int:
         """Tokens before and behind the text of a document of this name."""
-        around = opening(Excerpt.of(label, "")), closing()
-        return sum(len(self._tokenizer.encode(text)) for text in around)
+        before = self._tokenizer.encode(opening(Excerpt.of(label, "")), begins=True)
+        return len(before) + len(self._tokenizer.encode(closing()))
 
     def excerpt(self, label: str, text: str) -> int:
         """Tokens of a document in the prompt."""

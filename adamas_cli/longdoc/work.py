@@ -15,7 +15,7 @@ from adamas_cli.longdoc.notes import as_notes
 from adamas_cli.longdoc.parts import Excerpt, Measure, Passage, cut
 from adamas_cli.longdoc.resume import Partials
 from adamas_cli.prompt.layout import question_ids
-from adamas_cli.session.answer import Text, Told
+from adamas_cli.session.answer import Text, Told, without_answer
 from adamas_cli.session.documents import OpenDocuments
 from adamas_cli.settings import OriginSettings
 
@@ -179,6 +179,7 @@ class Work:
         with self._opened(frame, self._layout(frame, excerpts), texts, self._bound) as opened:
             for number, text in zip(open_questions, texts, strict=True):
                 pieces: list[str] = []
+                thought = False
                 for event in opened.ask(text, self._sampling):
                     if isinstance(event, (Prefill, Token)):
                         yield Working(event)
@@ -187,6 +188,10 @@ class Work:
                         ended.append(event)
                     elif isinstance(event, Text) and not event.reasoning:
                         pieces.append(event.text)
+                    elif isinstance(event, Text):
+                        thought = True
+                if thought and not pieces:
+                    self._runtime.note_once(f"{prompt.label}: {without_answer(ended[-1])}")
                 said[number] = as_notes("".join(pieces), cut=ended[-1].finish_reason == "length")
                 self._partials.keep(prompt.keys[numbers.index(number)], said[number])
         yield Finished(
@@ -276,6 +281,7 @@ def _partials(runtime: Runtime, sampling: Sampling, answer: int) -> Partials:
         "attention": vars(runtime.attention),
         "sampling": vars(sampling),
         "answer": answer,
+        "think_tokens": runtime.prompt.think_tokens,
     }
     repeats = not sampling.temperature or sampling.seed is not None
     store = runtime.store

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import os
 import struct
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from adamas_cli.models.folder import INDEX, WEIGHTS
+from adamas_cli.models.folder import weight_files
 
 FORMATS = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}  # as safetensors calls them
 
@@ -47,14 +48,14 @@ class StoredRows(nn.Module):
         return rows[: len(tokens) * self.embedding_dim].reshape(*ids.shape, self.embedding_dim)
 
 
-def leave_in_file(model: nn.Module, directory: Path) -> None:
+def leave_in_file(model: nn.Module, directory: Path, changed: Collection[str] = ()) -> None:
     """Replace the embeddings of a model on the CPU whose rows lie in its file as they are; leave others
-    alone.
+    alone, such as those that were changed, by their names.
     """
     if not hasattr(os, "pread"):
         return
     for name, module in list(model.named_modules()):
-        if type(module) is not nn.Embedding:
+        if type(module) is not nn.Embedding or name in changed:
             continue
         stored = _find(directory, f"{name}.weight", module.weight)
         if stored is not None:
@@ -62,16 +63,14 @@ def leave_in_file(model: nn.Module, directory: Path) -> None:
 
 
 def _find(directory: Path, name: str, weight: Tensor) -> StoredRows | None:
-    file = directory / WEIGHTS
-    if (directory / INDEX).is_file():
-        places = json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        file = directory / places.get(name, WEIGHTS)
-    if not file.is_file():
-        return None
-    with open(file, "rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        entry = json.loads(stream.read(length)).get(name)
-    if entry is None or entry["dtype"] != FORMATS.get(weight.dtype) or entry["shape"] != list(weight.shape):
-        return None
-    rows, width = weight.shape
-    return StoredRows(file, 8 + length + entry["data_offsets"][0], (rows, width), weight.dtype)
+    for file in weight_files(directory):
+        with open(file, "rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            entry = json.loads(stream.read(length)).get(name)
+        if entry is None:
+            continue
+        if entry["dtype"] != FORMATS.get(weight.dtype) or entry["shape"] != list(weight.shape):
+            return None
+        rows, width = weight.shape
+        return StoredRows(file, 8 + length + entry["data_offsets"][0], (rows, width), weight.dtype)
+    return None

@@ -65,7 +65,7 @@ def fill(
     Raises ModelUnavailableError where the source lacks a tensor, or has one that the model does not.
     """
     _Filling(source, model, dtype, device, placing).fill()
-    _compute_buffers(model, device)
+    compute_buffers(model, device)
 
 
 def without_memory(build: Callable[[], PreTrainedModel], path: Path, what: str) -> PreTrainedModel:
@@ -192,7 +192,7 @@ def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, value
 
 
-def _compute_buffers(model: PreTrainedModel, device: torch.device) -> None:
+def compute_buffers(model: PreTrainedModel, device: torch.device) -> None:
     """Give memory to what a model computes of its config, such as frequencies, and have it computed.
 
     Raises ModelUnavailableError for a model that does not do that again.

@@ -11,7 +11,7 @@ from typing import Any
 
 from adamas_cli.models.aliases import Alias, aliases
 from adamas_cli.models.fetch import is_fetched, local_file, partial_file
-from adamas_cli.models.folder import CONFIG
+from adamas_cli.models.folder import CONFIG, read_object
 from adamas_cli.models.gguf.settings import ORIGIN
 from adamas_cli.models.places import exclusive, settings_directory
 from adamas_cli.models.stores import HUB_CACHE, stored
@@ -73,8 +73,9 @@ def shape(entry: OnDisk) -> dict[str, Any]:
     """The layers, heads and context of a model whose settings are on disk; empty if they are not."""
     if not entry.settings:
         return {}
-    config = json.loads((entry.settings[0] / CONFIG).read_text(encoding="utf-8"))
-    config = config.get("text_config", config)
+    config = read_object(entry.settings[0] / CONFIG)
+    text = config.get("text_config")
+    config = text if isinstance(text, dict) else config
     names = {
         "architecture": "model_type",
         "context": "max_position_embeddings",

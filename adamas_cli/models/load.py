@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
-import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-
-from adamas_cli.errors import ModelUnavailableError, OutOfMemoryError, UsageError
+from adamas_cli.errors import AdamasError, ModelUnavailableError, OutOfMemoryError, UsageError
 from adamas_cli.machine.threads import use_threads
+from adamas_cli.models.adapters import Adapter, merge
 from adamas_cli.models.checkpoint.forms import Scheme, scheme_of
+from adamas_cli.models.completeness import require_all
+from adamas_cli.models.configs import read_config, reason, require_known_code
 from adamas_cli.models.device import choose_device, choose_dtype
+from adamas_cli.models.folder import classes, is_usual, weight_files
 from adamas_cli.models.prequantized import holds_quantized, require_readable, stored_quantization
 from adamas_cli.models.quantization import (
     PACKAGES,
@@ -28,6 +31,7 @@ from adamas_cli.models.quantization import (
 )
 from adamas_cli.models.quiet import quiet_transformers
 from adamas_cli.models.resolve import ModelFiles
+from adamas_cli.models.rotary import context_of
 from adamas_cli.models.stops import stop_ids
 from adamas_cli.progress import Progress
 
@@ -38,10 +42,6 @@ if TYPE_CHECKING:
     from adamas_cli.models.filling import Placing
 
 log = logging.getLogger(__name__)
-
-# What transformers says of files that it cannot load, and what only a quantizer says of weights.
-_UNREADABLE = (ValueError, KeyError, OSError, ImportError, SafetensorError, struct.error)
-_UNCONVERTIBLE = (RuntimeError, AssertionError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -99,28 +99,33 @@ def load(
         require_readable(files.name, stored, quantization, chosen_device.type)
     elif quantization in PACKAGES:
         how = quantization_config(quantization, chosen_dtype)
-    quantizing = stored is not None or how is not None
     if chosen_device.type == "cpu":
         computing = use_threads(threads)
         if log.isEnabledFor(logging.INFO):
             progress.note(f"{computing} threads compute, in {str(chosen_dtype).removeprefix('torch.')}")
+    adapter = None if files.adapter is None else Adapter(files.adapter)
+    if adapter is not None and quantization in PACKAGES:
+        raise UsageError(f"an adapter is merged into numbers: leave out `quantization` {quantization}.")
     with progress.task(f"loading {files.name}", None, "bytes"), quiet_transformers():
         try:
             if files.gguf is not None:
-                model = _read_gguf(files, files.gguf, chosen_device, chosen_dtype, packed, progress)
+                model = _read_gguf(files, files.gguf, chosen_device, chosen_dtype, packed, adapter, progress)
             elif scheme is not None:
                 model = _read_scheme(
-                    files, scheme, chosen_device, chosen_dtype, packed, trust_remote_code, progress
+                    files, scheme, chosen_device, chosen_dtype, packed, trust_remote_code, adapter, progress
                 )
             else:
-                model = _read(
-                    files, chosen_device, chosen_dtype, trust_remote_code, how, quantizing=quantizing
-                )
+                model, loading = _read(files, chosen_device, chosen_dtype, trust_remote_code, how)
         except torch.OutOfMemoryError as error:
             raise OutOfMemoryError(
                 f"{files.name} does not fit {chosen_device}.\nUse a smaller model, or `device` cpu."
             ) from error
+    if not in_blocks:
+        require_all(files.name, loading, classes(files.directory), progress)
     model.eval().requires_grad_(False)
+    changed: frozenset[str] = frozenset()
+    if adapter is not None and not in_blocks:
+        changed = merge(model, adapter)
     quantized = stored is not None and scheme is None and holds_quantized(model)
     if quantized and quantization == PACKED:
         raise UsageError(f"{files.name} comes quantized and stays so: leave out `quantization` packed.")
@@ -130,11 +135,12 @@ def load(
         from adamas_cli.models.packed import pack_model
 
         pack_model(model, progress)
-        leave_in_file(model, files.directory)
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(context, int):
+        leave_in_file(model, files.directory, changed)
+    text = model.config.get_text_config()
+    context = context_of(lambda name: getattr(text, name, None))
+    if context is None:
         raise ModelUnavailableError(f"{files.name} does not say how many tokens it can read.")
-    ending = stop_ids(model, files.directory)
+    ending = stop_ids(model, files.directory, files.texts)
     if quantized:
         chosen_dtype = model.dtype  # some kinds compute in one number format only
     kept = kept_as(stored, quantization, quantized=quantized, packed=packed)
@@ -142,42 +148,35 @@ def load(
 
 
 def _read(
-    files: ModelFiles,
-    device: torch.device,
-    dtype: torch.dtype,
-    trust_remote_code: bool,
-    how: Any,
-    *,
-    quantizing: bool,
-) -> PreTrainedModel:
-    """how: what transformers takes as `quantization_config`, or None. quantizing: whether a quantizer is at
-    work, by that or by the files.
+    files: ModelFiles, device: torch.device, dtype: torch.dtype, trust_remote_code: bool, how: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model, and what `from_pretrained` reports of its tensors. how: what it takes as
+    `quantization_config`, or None.
     """
-    import torch
     from transformers import AutoModelForCausalLM
 
     options = _placement(device)
     if how is not None:  # a None would overrule what the files say
         options["quantization_config"] = how
-    try:
-        with warnings.catch_warnings():
-            # How a model that comes quantized is to be read goes beside its own config, not instead of it.
-            warnings.filterwarnings("ignore", "You passed `quantization_config`")
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                files.directory,
-                dtype=dtype,
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=trust_remote_code,
-                **options,
-            )
-    except _UNREADABLE as error:
-        raise _unavailable(files, error) from error
-    except _UNCONVERTIBLE as error:
-        if not quantizing or isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise _unavailable(files, error) from error
-    return model
+    require_known_code(files.directory, trust_remote_code=trust_remote_code)
+    with _unavailable_unless_read(files), warnings.catch_warnings():
+        # How a model that comes quantized is to be read goes beside its own config, not instead of it.
+        warnings.filterwarnings("ignore", "You passed `quantization_config`")
+        if not is_usual(files.directory):
+            config = read_config(files.directory, trust_remote_code=trust_remote_code)
+            return _of_tensors(files, config, _by_name(files.directory), dtype, trust_remote_code, options)
+        model: PreTrainedModel
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            files.directory,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told, which is better than an error about the option
+            **options,
+        )
+    return model, loading
 
 
 def _read_gguf(
@@ -186,6 +185,7 @@ def _read_gguf(
     device: torch.device,
     dtype: torch.dtype,
     packed: bool,
+    adapter: Adapter | None,
     progress: Progress,
 ) -> PreTrainedModel:
     """A model whose weights are in a GGUF file, which stay as they are there where they are packed."""
@@ -194,7 +194,8 @@ def _read_gguf(
     from adamas_cli.models.gguf_model import build_model
 
     placing = _placing(dtype, device, progress, rounds=False) if packed else Numbers(dtype, device)
-    model = build_model(GgufFile(gguf), files.directory, dtype, device, placing)
+    with _merging(placing, adapter, exact=not packed) as merging:
+        model = build_model(GgufFile(gguf), files.directory, dtype, device, merging)
     if packed:
         _tell(model, progress)
     return model
@@ -207,25 +208,40 @@ def _read_scheme(
     dtype: torch.dtype,
     packed: bool,
     trust_remote_code: bool,
+    adapter: Adapter | None,
     progress: Progress,
 ) -> PreTrainedModel:
     """A model that comes quantized, whose weights stay in few bits where they are packed."""
-    import torch
-
     from adamas_cli.models.checkpoint.source import build_model
+    from adamas_cli.models.filling import Numbers
 
-    placing = _placing(dtype, device, progress, rounds=True) if packed else None
-    try:
+    require_known_code(files.directory, trust_remote_code=trust_remote_code)
+    placing = _placing(dtype, device, progress, rounds=True) if packed else Numbers(dtype, device)
+    config = read_config(files.directory, trust_remote_code=trust_remote_code)
+    with (
+        _unavailable_unless_read(files),
+        _merging(placing, adapter, exact=not packed) as merging,
+    ):
         model = build_model(
-            files.directory, scheme, dtype, device, placing, trust_remote_code=trust_remote_code
-        )
-    except torch.OutOfMemoryError:
-        raise
-    except (*_UNREADABLE, *_UNCONVERTIBLE) as error:
-        raise _unavailable(files, error) from error
+            files.directory, config, scheme, dtype, device, merging,
+            trust_remote_code=trust_remote_code, in_blocks=packed, in_order=adapter is not None,
+        )  # fmt: skip
     if packed:
         _tell(model, progress)
     return model
+
+
+@contextmanager
+def _merging(placing: Placing, adapter: Adapter | None, *, exact: bool) -> Iterator[Placing]:
+    """A placing that merges an adapter, if there is one, all of which must be merged in the end."""
+    if adapter is None:
+        yield placing
+        return
+    from adamas_cli.models.merging import Merging
+
+    merging = Merging(placing, adapter, exact=exact)
+    yield merging
+    merging.require_all_merged()
 
 
 def _placing(dtype: torch.dtype, device: torch.device, progress: Progress, *, rounds: bool) -> Placing:
@@ -247,11 +263,61 @@ def _tell(model: PreTrainedModel, progress: Progress) -> None:
         progress.note(describe(model))
 
 
+def _of_tensors(
+    files: ModelFiles,
+    config: Any,
+    weights: dict[str, torch.Tensor],
+    dtype: torch.dtype,
+    trust_remote_code: bool,
+    options: dict[str, Any],
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A model of tensors in memory by their names, and what is reported of them. options: of
+    `from_pretrained`.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    with torch.device("meta"):  # for its class, which alone takes weights that are no files
+        blank = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    model: PreTrainedModel
+    model, loading = type(blank).from_pretrained(
+        None,
+        config=blank.config,
+        state_dict=weights,
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **options,
+    )
+    with suppress(OSError):  # a model need not have one
+        model.generation_config = GenerationConfig.from_pretrained(files.directory, local_files_only=True)
+    return model, loading
+
+
+def _by_name(directory: Path) -> dict[str, torch.Tensor]:
+    """The tensors of files that no index lists, mapped into memory."""
+    from safetensors.torch import load_file
+
+    return {name: tensor for file in weight_files(directory) for name, tensor in load_file(file).items()}
+
+
 def _placement(device: torch.device) -> dict[str, Any]:
     """What `from_pretrained` takes to put a model on a device."""
     return {} if device.type == "cpu" else {"device_map": {"": device}}
 
 
-def _unavailable(files: ModelFiles, error: Exception) -> ModelUnavailableError:
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    return ModelUnavailableError(f"cannot load {files.name}: {reason}")
+@contextmanager
+def _unavailable_unless_read(files: ModelFiles) -> Iterator[None]:
+    """Raise ModelUnavailableError for whatever a library raises of files that it cannot make a model of; a
+    lack of memory is passed on.
+    """
+    import torch
+
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError, AdamasError):
+        raise
+    except Exception as error:
+        if "DefaultCPUAllocator" in str(error):  # which has no exception type of its own
+            raise
+        raise ModelUnavailableError(f"cannot load {files.name}: {reason(error)}") from error

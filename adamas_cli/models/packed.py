@@ -14,8 +14,9 @@ from adamas_kernels.cpu import CpuBackend
 from torch import Tensor, nn
 
 from adamas_cli.models.held import describe
-from adamas_cli.models.packed_experts import PackedExperts, can_pack, quantize_experts
+from adamas_cli.models.packed_experts import PackedExperts, quantize_experts
 from adamas_cli.models.packed_linear import PackedLinear
+from adamas_cli.models.stacked_experts import can_pack
 from adamas_cli.progress import Progress
 
 log = logging.getLogger(__name__)

@@ -1,8 +1,4 @@
-"""Experts of mixture models over weights in blocks, for CPUs: a token reads only those that it chose.
-
-They stand for every class that transformers' `use_experts_implementation` serves, but for those without gates
-and those with a norm behind each expert.
-"""
+"""Experts of mixture models over weights in blocks, for CPUs: a token reads only those that it chose."""
 
 from __future__ import annotations
 
@@ -16,30 +12,22 @@ from adamas_kernels.cpu.backend import FEW_ROWS
 from torch import Tensor, nn
 
 from adamas_cli.models.packed_linear import PackedLinear
+from adamas_cli.models.stacked_experts import WEIGHTS, StackedExperts, widths
 
 
-class PackedExperts(nn.Module):
-    """The experts of a layer, for inference."""
+class PackedExperts(StackedExperts):
+    """The experts of a layer."""
 
     def __init__(
         self, source: Any, gate_up: Sequence[BlockWeight], down: BlockWeight, backend: CpuBackend
     ) -> None:
-        """source: the module that is replaced, which gives up its weights and goes on to gate; its biases
-        must be numbers.
-
-        gate_up: one weight with the rows of all experts, an expert's in the source's order, or two, with
+        """gate_up: one weight with the rows of all experts, an expert's in the source's order, or two, with
         gates and the others. down: with the rows of all experts' outputs.
         """
-        super().__init__()
-        self.num_experts = source.num_experts
-        hidden, inner = _widths(source)
+        hidden, inner = widths(source)
+        super().__init__(source)
         self.gate_up = nn.ModuleList(PackedLinear(weight, None, backend, hidden) for weight in gate_up)
         self.down = PackedLinear(down, None, backend, inner)
-        self.gate_up_bias, self.down_bias = (_bias(source, name) for name in ("gate_up_proj", "down_proj"))
-        self._alternating = not source.is_concatenated
-        for name in WEIGHTS:
-            delattr(source, name)
-        self._source = [source]  # in a list, so that it is no part of the model
         self.backend = backend
 
     def forward(self, hidden_states: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
@@ -64,7 +52,7 @@ class PackedExperts(nn.Module):
         inner = self._joined(list(found))
         if self.gate_up_bias is not None:
             inner = inner + self.gate_up_bias[experts].float()
-        inner = self._gated(inner) * shares[:, None]
+        inner = self.gated(inner) * shares[:, None]
         total = self.backend.add_products(inner, [self._rows(self.down, expert) for expert in experts])
         return total if self.down_bias is None else total + shares @ self.down_bias[experts].float()
 
@@ -75,35 +63,18 @@ class PackedExperts(nn.Module):
         if self.gate_up_bias is not None:
             inner = inner + self.gate_up_bias[expert].to(x.dtype)
         bias = None if self.down_bias is None else self.down_bias[expert].float()
-        return self.backend.linear(self._gated(inner), self._rows(self.down, expert), bias)
+        return self.backend.linear(self.gated(inner), self._rows(self.down, expert), bias)
 
     def _joined(self, parts: list[Tensor]) -> Tensor:
         """Outputs in the source's order."""
         if len(parts) == 1:
             return parts[0]
-        return torch.stack(parts, -1).flatten(-2) if self._alternating else torch.cat(parts, -1)
-
-    def _gated(self, inner: Tensor) -> Tensor:
-        gated: Tensor = self._source[0]._apply_gate(inner)
-        return gated
+        return torch.stack(parts, -1).flatten(-2) if self.alternating else torch.cat(parts, -1)
 
     def _rows(self, layer: Any, expert: int) -> BlockWeight:
         rows = layer.out_features // self.num_experts
         weight: BlockWeight = layer.packed
         return weight.part(expert * rows, (expert + 1) * rows)
-
-
-WEIGHTS = ("gate_up_proj", "down_proj")
-
-
-def can_pack(module: nn.Module) -> bool:
-    """Whether a module is experts that `PackedExperts` stands for, with numbers as weights or none yet."""
-    parts = [getattr(module, name, None) for name in WEIGHTS]
-    return (
-        bool(getattr(module, "has_gate", False))
-        and not getattr(module, "has_post_expert_norm", False)
-        and all(isinstance(part, nn.Parameter) and part.is_floating_point() for part in parts)
-    )
 
 
 def quantize_experts(source: Any, backend: CpuBackend) -> PackedExperts:
@@ -114,13 +85,3 @@ def quantize_experts(source: Any, backend: CpuBackend) -> PackedExperts:
         rows = weight.transpose(1, 2) if source.is_transposed else weight
         weights.append(backend.quantize(rows.flatten(0, 1)))
     return PackedExperts(source, weights[:1], weights[1], backend)
-
-
-def _widths(source: Any) -> tuple[int, int]:
-    """Inputs of the experts, and of their second products."""
-    axis = 1 if source.is_transposed else 2
-    return source.gate_up_proj.shape[axis], source.down_proj.shape[axis]
-
-
-def _bias(source: Any, name: str) -> Tensor | None:
-    return getattr(source, f"{name}_bias").detach() if source.has_bias else None

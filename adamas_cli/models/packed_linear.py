@@ -20,6 +20,16 @@ class PackedLinear(nn.Module):
         self.bias = None if bias is None else bias.detach().float().contiguous()
         self.backend = backend
 
+    @property
+    def weight_count(self) -> int:
+        """Numbers in its weight."""
+        return self.in_features * self.out_features
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of its weight."""
+        return self.packed.bytes
+
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] -> [..., out_features] in the same number format."""
         return self.backend.linear(x, self.packed, self.bias)

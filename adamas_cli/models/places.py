@@ -26,6 +26,11 @@ def settings_directory() -> Path:
     return models_directory() / "settings"
 
 
+def vocabularies_directory() -> Path:
+    """The folder of the tokenizers of model folders that have none in the usual form."""
+    return models_directory() / "vocabularies"
+
+
 def weights_directory() -> Path:
     """Where earlier versions kept the weights of GGUF files in full size."""
     return models_directory() / "weights"

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from adamas_kernels.blocks import BlockWeight
 from adamas_kernels.triton.plane_product import takes_integers
-from adamas_kernels.triton.planes import PlaneWeight, split
+from adamas_kernels.triton.planes import PLAIN, PlaneWeight, split
 from torch import Tensor, nn
+
+from adamas_cli.models.plane_experts import PlaneExperts
+from adamas_cli.models.stacked_experts import can_pack
 
 if TYPE_CHECKING:
     from adamas_kernels.triton.backend import TritonBackend
@@ -24,6 +27,16 @@ class PlaneLinear(nn.Module):
         self.in_features, self.out_features = weight.columns, weight.rows
         self.bias = bias
         self.backend = backend
+
+    @property
+    def weight_count(self) -> int:
+        """Numbers in its weight."""
+        return self.planes.count
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of its weight."""
+        return self.planes.bytes
 
     def takes_integers(self, dtype: torch.dtype) -> bool:
         """Whether a vector of this number format is rounded for it, as the norm before it may do."""
@@ -43,6 +56,11 @@ class PlaneEmbedding(nn.Module):
         self.num_embeddings, self.embedding_dim = weight.rows, weight.columns
         self.dtype = dtype
         self.backend = backend
+
+    @property
+    def weight_count(self) -> int:
+        """Numbers in its weight."""
+        return self.planes.count
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens [...] -> [..., embedding_dim]."""
@@ -85,5 +103,16 @@ class Planes:
         return False
 
     def experts(self, model: nn.Module, name: str, gate_up: Sequence[BlockWeight], down: BlockWeight) -> bool:
-        """They are numbers."""
-        return False
+        """Let experts, by their name, compute with weights; False where these are to be numbers."""
+        source = model.get_submodule(name)
+        if not can_pack(source) or any(weight.kind in PLAIN for weight in (*gate_up, down)):
+            return False
+        parts = [self._planes(weight) for weight in gate_up]
+        model.set_submodule(name, PlaneExperts(source, parts, self._planes(down), self._backend))
+        return True
+
+    def _planes(self, weight: BlockWeight) -> PlaneWeight:
+        """Of a weight that is in blocks."""
+        planes = split(weight, self._device)
+        assert isinstance(planes, PlaneWeight)
+        return planes

@@ -38,6 +38,8 @@ def stored_quantization(directory: Path) -> dict[str, Any] | None:
     stored = config.get("quantization_config") or text.get("quantization_config")
     if not stored:
         return _by_others(directory, config)
+    if not isinstance(stored, dict):
+        return {"quant_method": str(stored)}
     if stored.get("quant_method"):
         return dict(stored)
     if stored.get("load_in_8bit") or stored.get(

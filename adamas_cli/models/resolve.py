@@ -7,20 +7,22 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adamas_cli.errors import ModelUnavailableError
+from adamas_cli.models.adapters import read_adapter_config
 from adamas_cli.models.aliases import Alias, aliases
 from adamas_cli.models.default import default_name
 from adamas_cli.models.earlier import remove_earlier
 from adamas_cli.models.fetch import fetch, is_fetched, sha256_of
-from adamas_cli.models.folder import fingerprint, missing, require_complete
+from adamas_cli.models.folder import fingerprint, has_tokenizer, missing, require_complete, vocabulary_size
 from adamas_cli.models.gguf.file import is_gguf, parts_of
 from adamas_cli.models.gguf.settings import write_settings
 from adamas_cli.models.hub import cached_snapshot, download
 from adamas_cli.models.places import models_directory
 from adamas_cli.models.stores import file_in_folder, file_in_hub_cache, find_stored
+from adamas_cli.models.vocabulary.files import tokenizer_folder
 from adamas_cli.progress import Progress
 
 _HUB_NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(:(?P<tag>[\w.-]+))?")
@@ -36,18 +38,40 @@ class ModelFiles:
     directory: Path
     fingerprint: str  # changes with the content: a GGUF file's sha256, a hub revision, or a folder's state
     gguf: Path | None = None  # of a split one, any part
+    adapter: Path | None = None  # the folder of one that is merged into its weights
+    made: Path | None = None  # the folder of its tokenizer, where `directory` has none in the usual form
+
+    @property
+    def texts(self) -> Path:
+        """The folder of its tokenizer and chat template."""
+        return self.made or self.directory
+
+    @property
+    def rows(self) -> int | None:
+        """How many tokens its config says there are; None where it does not."""
+        return vocabulary_size(self.directory)
 
 
-def resolve(name: str | None, *, device: str = "auto", offline: bool, progress: Progress) -> ModelFiles:
+def resolve(
+    name: str | None,
+    *,
+    device: str = "auto",
+    offline: bool,
+    adapter: str | None = None,
+    progress: Progress,
+) -> ModelFiles:
     """The files of the model called `name`, fetched if they are not there.
 
     `name` is an alias, a folder, a .gguf file, a model of another program such as `ollama:qwen3:8b`, or a
-    name on the Hugging Face hub, with `:Q4_K_M` where it holds several; None is the user's default.
+    name on the Hugging Face hub, with `:Q4_K_M` where it holds several; None is the user's default. adapter:
+    a folder of PEFT's; without a `name`, the model that it was made for is meant.
     Raises ModelUnavailableError if it cannot be had, UsageError for a wrong device or a name of several.
     """
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when Hugging Face's libraries are first imported
     remove_earlier(progress)
+    if adapter is not None:
+        return _adapted(adapter, name, device=device, offline=offline, progress=progress)
     name = name or default_name(device)
     alias = aliases().get(name)
     if alias is not None:
@@ -59,7 +83,7 @@ def resolve(name: str | None, *, device: str = "auto", offline: bool, progress: 
         if missing(path) is not None and (file := file_in_folder(path, name)) is not None:
             return _from_gguf(name, file, progress)
         require_complete(path)
-        return ModelFiles(name, path, fingerprint(path))
+        return _from_folder(name, path, fingerprint(path), progress)
     if (model := find_stored(name)) is not None:
         return _from_gguf(name, model.path, progress)
     if named := _HUB_NAME.fullmatch(name):
@@ -67,8 +91,10 @@ def resolve(name: str | None, *, device: str = "auto", offline: bool, progress: 
     raise _unknown(name)
 
 
-def require_here(name: str | None, *, device: str = "auto") -> None:
+def require_here(name: str | None, *, device: str = "auto", adapter: str | None = None) -> None:
     """Raise ModelUnavailableError where `resolve` would have to fetch the model."""
+    if name is None and adapter is not None:
+        name = _base(Path(adapter).expanduser())
     name = name or default_name(device)
     alias = aliases().get(name)
     if alias is not None:
@@ -119,7 +145,30 @@ def _from_hub(name: str, repository: str, tag: str, offline: bool, progress: Pro
         found = download(repository, progress, tag)
     if is_gguf(found):
         return _from_gguf(name, found, progress)
-    return ModelFiles(name, found, found.name)
+    return _from_folder(name, found, found.name, progress)
+
+
+def _adapted(adapter: str, name: str | None, *, device: str, offline: bool, progress: Progress) -> ModelFiles:
+    """A model with an adapter, which may bring a tokenizer and chat template of its own."""
+    folder = Path(adapter).expanduser()
+    files = resolve(name or _base(folder), device=device, offline=offline, progress=progress)
+    read_adapter_config(folder)
+    both = hashlib.sha256(f"{files.fingerprint} {fingerprint(folder)}".encode()).hexdigest()
+    texts = tokenizer_folder(folder, progress) if has_tokenizer(folder) else files.made
+    return replace(files, name=f"{files.name} + {folder.name}", fingerprint=both, adapter=folder, made=texts)
+
+
+def _base(adapter: Path) -> str:
+    """The model that an adapter was made for."""
+    base = read_adapter_config(adapter).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise ModelUnavailableError(f"{adapter} does not say which model it is for: name it with `model`.")
+    return base
+
+
+def _from_folder(name: str, folder: Path, version: str, progress: Progress) -> ModelFiles:
+    texts = tokenizer_folder(folder, progress)
+    return ModelFiles(name, folder, version, made=None if texts == folder else texts)
 
 
 def _in_cache(repository: str, tag: str) -> Path | None:

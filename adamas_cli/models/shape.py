@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from adamas_cli.models.checkpoint.forms import scheme_of
 from adamas_cli.models.checkpoint.layers import tensors_of
 from adamas_cli.models.folder import CONFIG
 from adamas_cli.models.prequantized import stored_quantization
+from adamas_cli.models.rotary import Rotation, context_of, rotation_of
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 Get = Callable[[str], Any]
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _PACKED_BITS = 8.5  # of a weight, its share of a scale included: the most that packing leaves
+_CHOICES = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts")  # as configs call `choices`
 _EMBEDDINGS = (
     "embed_tokens.weight",
     "wte.weight",
@@ -31,7 +33,9 @@ _EMBEDDINGS = (
 @dataclass(frozen=True)
 class ModelShape:
     """Dimensions of a decoder. inner: of its MLPs. windows: tokens that each layer keeps, None where it keeps
-    all. obstacle: why Adamas attention would be wrong for it, None where it is right.
+    all. obstacle: why Adamas attention would be wrong for it, None where it is right. dense: why it would
+    attend fully all the same, or None. choices: experts of a layer that a token chooses, 0 where it is no
+    mixture; expert_inner: of theirs. rotation: of positions.
     """
 
     context: int
@@ -43,6 +47,10 @@ class ModelShape:
     vocabulary: int
     windows: tuple[int | None, ...]
     obstacle: str | None = None
+    dense: str | None = None
+    choices: int = 0
+    expert_inner: int = 0
+    rotation: Rotation = field(default_factory=Rotation)
 
     @property
     def layers(self) -> int:
@@ -90,30 +98,49 @@ def shape_from(get: Get) -> ModelShape:
             raise KeyError(name)
         return found
 
+    choices = max((_largest(get(name)) for name in _CHOICES), default=0)
+    inner = _largest(get("intermediate_size"))
     layers, heads, window = need("num_hidden_layers"), need("num_attention_heads"), get("sliding_window")
+    kinds = layer_kinds(get, layers)
     return ModelShape(
-        context=need("max_position_embeddings"),
+        context=context_of(get) or need("max_position_embeddings"),
         hidden=need("hidden_size"),
-        inner=get("intermediate_size") or 0,
+        inner=inner,
         heads=heads,
         kv_heads=get("num_key_value_heads") or heads,
         head_dim=get("head_dim") or need("hidden_size") // heads,
         vocabulary=need("vocab_size"),
-        windows=tuple(window if kind == SLIDING else None for kind in layer_kinds(get, layers)),
+        windows=tuple(window if kind == SLIDING else None for kind in kinds),
         obstacle=attention_obstacle(get),
+        dense=sparse_obstacle(kinds),
+        choices=choices,
+        expert_inner=(_largest(get("moe_intermediate_size")) or inner) if choices else 0,
+        rotation=rotation_of(get),
     )
 
 
+def _largest(value: int | Sequence[int] | None) -> int:
+    """Of a field that may tell each layer's; 0 where it is absent."""
+    return max(value, default=0) if isinstance(value, Sequence) else value or 0
+
+
 def layer_kinds(get: Get, layers: int) -> list[str]:
-    """The kind of each layer by the names of transformers."""
-    kinds = get("layer_types")
+    """The kind of each layer by the names of transformers. A window that is at least the context is none."""
+    kinds, window = get("layer_types"), get("sliding_window")
+    if window and window >= (context_of(get) or math.inf):
+        kinds, window = kinds and [FULL if kind == SLIDING else kind for kind in kinds], None
     if kinds is not None:
         return list(kinds)
-    if not get("sliding_window") or get("use_sliding_window") is False:
+    if not window or get("use_sliding_window") is False:
         return [FULL] * layers
     if pattern := get("sliding_window_pattern"):  # as older files of Gemma 3 have it
         return [SLIDING if (index + 1) % pattern else FULL for index in range(layers)]
     return [SLIDING] * layers
+
+
+def sparse_obstacle(kinds: Iterable[str]) -> str | None:
+    """Why no layer of these kinds attends sparsely, or None where some do."""
+    return "every layer attends to a window" if set(kinds) == {SLIDING} else None
 
 
 def attention_obstacle(get: Get) -> str | None:
@@ -121,12 +148,8 @@ def attention_obstacle(get: Get) -> str | None:
     others = sorted(set(layer_kinds(get, get("num_hidden_layers") or 0)) - {FULL, SLIDING})
     if others:
         return f"it has {' and '.join(others)} layers"
-    if get("attn_logit_softcapping"):
-        return "its attention scores are soft-capped"
     if get("kv_lora_rank"):
         return "it has multi-head latent attention"
-    if get("model_type") == "gpt_oss":
-        return "its attention has learned sinks"
     return None
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from adamas_cli.models.folder import read_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,41 +42,38 @@ END_TOKENS = frozenset(
     }
 )
 # Where a model has these, `<|end|>` ends only one of the messages that make up its answer.
-_ENDS_OF_ANSWERS = ({"<|return|>", "<|call|>"}, {"<|flush|>", "<|calls|>"})
+_OF_MESSAGES = ({"<|channel|>", "<|message|>"}, {"<|return|>", "<|call|>"}, {"<|flush|>", "<|calls|>"})
 _END_OF_MESSAGE = "<|end|>"
 
 
-def stop_ids(model: PreTrainedModel, directory: Path) -> tuple[int, ...]:
-    """The ids of all tokens that end an answer: those the model's settings name, and END_TOKENS it has."""
+def stop_ids(model: PreTrainedModel, directory: Path, texts: Path | None = None) -> tuple[int, ...]:
+    """The ids of all tokens that end an answer: those the model's settings name, and END_TOKENS it has.
+    texts: the folder of its tokenizer, by default its `directory`.
+    """
     named = [
         *_ids(getattr(model.generation_config, "eos_token_id", None)),
         *_ids(model.config.get_text_config().eos_token_id),
-        *_ids(_generation(directory).get("eos_token_id")),
+        # A model that is made of a GGUF file has no such settings of its own.
+        *_ids(read_object(directory / GENERATION).get("eos_token_id")),
     ]
-    return tuple(sorted({*named, *_end_tokens(directory)}))
+    added = _added_tokens(texts or directory)
+    known = (added[text] for text in END_TOKENS & added.keys())
+    ends = {*named, *(token["id"] for token in known if token["special"])}
+    if _END_OF_MESSAGE in added and any(marks <= added.keys() for marks in _OF_MESSAGES):
+        ends.discard(added[_END_OF_MESSAGE]["id"])
+    return tuple(sorted(ends))
 
 
-def _ids(value: int | Iterable[int] | None) -> list[int]:
-    if value is None:
-        return []
-    return [value] if isinstance(value, int) else list(value)
+def _ids(value: object) -> list[int]:
+    """The ids in a setting, which is one of them, a list, or damaged."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return [id_ for id_ in values if isinstance(id_, int)]
 
 
-def _generation(directory: Path) -> dict[str, Any]:
-    """What the folder says of generation: a model that is made of a GGUF file has no settings of its own."""
-    try:
-        found: dict[str, Any] = json.loads((directory / GENERATION).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # there is none, or transformers has passed over it
-        return {}
-    return found
-
-
-def _end_tokens(directory: Path) -> list[int]:
+def _added_tokens(directory: Path) -> dict[str, dict[str, Any]]:
+    """Those of the tokenizer, by their texts."""
     path = directory / "tokenizer.json"
     if not path.is_file():
-        return []
+        return {}
     added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens", [])
-    ends = {token["content"]: token["id"] for token in added if token["special"]}
-    if any(both <= ends.keys() for both in _ENDS_OF_ANSWERS):
-        ends.pop(_END_OF_MESSAGE, None)
-    return [id_ for text, id_ in ends.items() if text in END_TOKENS]
+    return {token["content"]: token for token in added}

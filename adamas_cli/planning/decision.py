@@ -7,7 +7,7 @@ and by the engine from what is there.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adamas_cli.errors import ModelUnavailableError, UsageError
 from adamas_cli.models.device import number_format
@@ -78,9 +78,9 @@ class Model:
 
 @dataclass(frozen=True)
 class Attention:
-    """How documents are read and answers decoded. backend: of sparse steps, and `reason`, one line, where it
-    is not the fastest that there is; budget: tokens of a step. Both are None with full attention. chunk:
-    tokens that are read at once.
+    """How documents are read and answers decoded. backend: of sparse steps; budget: tokens of a step; both
+    are None with full attention. reason: one line where the backend is not the fastest that there is, or
+    where no layer would attend sparsely. chunk: tokens that are read at once.
     """
 
     kind: str  # `adamas` or `full`
@@ -99,7 +99,8 @@ class Attention:
 @dataclass(frozen=True)
 class Decision:
     """All that is settled before a weight is loaded. quantization: as `LoadedModel` has it. packed: whether
-    its matrices are in few bits, as the file has them or for a CPU.
+    its matrices are in few bits, as the file has them or for a CPU. positions: one line on how they turn,
+    where that goes by the length of the text.
     """
 
     device: str
@@ -108,6 +109,7 @@ class Decision:
     packed: bool
     attention: Attention
     bytes: Bytes
+    positions: str | None = None
 
 
 def decide(
@@ -133,7 +135,12 @@ def decide(
     )
     shape, item = model.shape, ITEM_BYTES[dtype]
     attention = decide_attention(
-        decoding, tokens, machine.backends, obstacle=shape.obstacle, token_bytes=shape.token_bytes(item)
+        decoding,
+        tokens,
+        machine.backends,
+        obstacle=shape.obstacle,
+        dense=shape.dense,
+        token_bytes=shape.token_bytes(item),
     )
     coded_from = attention.dense_layers if attention.sparse else None
     needs = (
@@ -167,21 +174,31 @@ def decide(
         packed,
         attention,
         needs,
+        shape.rotation.line(tokens),
     )
 
 
 def decide_attention(
-    settings: DecodingSettings, tokens: int, backends: Backends, *, obstacle: str | None, token_bytes: int
+    settings: DecodingSettings,
+    tokens: int,
+    backends: Backends,
+    *,
+    obstacle: str | None,
+    token_bytes: int,
+    dense: str | None = None,
 ) -> Attention:
-    """The part that depends on nothing but attention. obstacle: why Adamas does not serve the model.
-    token_bytes: of the keys and values of a token in a layer.
+    """The part that depends on nothing but attention. obstacle: why Adamas does not serve the model; dense:
+    why none of its layers would attend sparsely. token_bytes: of the keys and values of a token in a layer.
     """
     chunk = settings.prefill_chunk or PREFILL_CHUNK.get(backends.device, OTHER_CHUNK)
     full = Attention("full", None, None, None, settings.dense_layers, chunk)
-    if obstacle is not None and settings.attn == "adamas":
-        raise refusal(obstacle)
+    reason = obstacle or dense
+    if reason is not None and settings.attn == "adamas":
+        raise refusal(reason)
     if obstacle is not None or settings.attn == "full":
         return full
+    if dense is not None:
+        return replace(full, reason=f"full attention: {dense}")
     check_error(settings)
     backend, reason = backends.pick(settings.backend)
     budget = settings.budget or budget_for(tokens, bounded=settings.error > 0)

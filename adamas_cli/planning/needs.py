@@ -12,6 +12,9 @@ PROGRAM = 850_000_000
 # What is alive at once on a GPU where a chunk is in an MLP, in units of its hidden and its inner size: the
 # residual, its norm and the output; gate, up and their product.
 HIDDEN_ALIVE, INNER_ALIVE = 3, 3
+# The same where it is in a mixture's experts, for each that a token chooses: sorted inputs, outputs and their
+# shares with weights that are numbers, and outputs alone with those in few bits.
+CHOICES_ALIVE, FEW_BITS_CHOICES_ALIVE = 3, 1
 LIBRARIES = 150_000_000  # workspaces of cuBLAS and cuDNN, and a captured step
 PLANES = 1.03  # of the bytes of blocks: their planes, with scales as integers of 8 bits
 UNPACKED = 1 << 27  # numbers of a weight that are unpacked at a time, at most
@@ -106,7 +109,10 @@ def gpu_bytes(
     """On a GPU, as `cpu_bytes`. chunk: tokens that are read at once. bits: of a quantized weight. blocks:
     bytes of a GGUF file's tensors, where they stay in few bits.
     """
-    alive = HIDDEN_ALIVE * shape.hidden + INNER_ALIVE * shape.inner
+    each = CHOICES_ALIVE if blocks is None else FEW_BITS_CHOICES_ALIVE
+    mixed = shape.choices * each * (shape.hidden + shape.expert_inner)
+    alive = HIDDEN_ALIVE * shape.hidden + max(INNER_ALIVE * shape.inner, mixed)
+    unpacked = max(UNPACKED, 2 * shape.expert_inner * shape.hidden)  # an expert is not divided
     selection = 0 if coded_from is None else shape.heads * tokens * LISTED_BYTES
     weights = count.bytes(item) if bits is None else count.quantized_bytes(item, bits)
     if blocks is not None:
@@ -118,7 +124,7 @@ def gpu_bytes(
         work=min(chunk, tokens) * alive * item
         + selection
         + LIBRARIES
-        + (0 if blocks is None else item * UNPACKED),
+        + (0 if blocks is None else item * unpacked),
     )
 
 

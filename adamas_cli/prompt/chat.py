@@ -21,6 +21,7 @@ from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.prompt.messages import unusable
 
 _CONFIG, _TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
+_EARLIER_TEMPLATE, _SPECIAL = "chat_template.json", "special_tokens_map.json"  # of older folders
 
 
 class ChatTemplateFile:
@@ -29,13 +30,14 @@ class ChatTemplateFile:
     def __init__(self, directory: Path) -> None:
         """Raises ModelUnavailableError where the folder's settings cannot be read."""
         self.directory = directory
-        self._settings = _settings(directory / _CONFIG)
+        settings = (_SPECIAL, _EARLIER_TEMPLATE, _CONFIG)  # the last one is asked first
+        self.settings = {name: v for file in settings for name, v in _settings(directory / file).items()}
         file = directory / _TEMPLATE
         try:
             self.chat_template: str | None = (
                 file.read_text(encoding="utf-8")
                 if file.is_file()
-                else _chosen(self._settings.get("chat_template"))
+                else _chosen(self.settings.get("chat_template"))
             )
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise ModelUnavailableError(unusable(error)) from error
@@ -46,12 +48,13 @@ class ChatTemplateFile:
         conversation.
         """
         variables = {name: value for name, value in options.items() if name != "tokenize"}
-        variables = {"tools": None, "documents": None, **self._special_tokens, **variables}
+        variables = {"tools": None, "documents": None, **self.special_tokens, **variables}
         return self._compiled.render(messages=conversation, **variables)
 
     @property
-    def _special_tokens(self) -> dict[str, str]:
-        named = {name: value for name, value in self._settings.items() if name.endswith("_token")}
+    def special_tokens(self) -> dict[str, str]:
+        """The texts of tokens with a role by names such as `bos_token`."""
+        named = {name: value for name, value in self.settings.items() if name.endswith("_token")}
         texts = {
             name: value.get("content") if isinstance(value, dict) else value for name, value in named.items()
         }
@@ -86,6 +89,8 @@ def _settings(file: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelUnavailableError(f"{file} is not JSON: {error}. Fetch the model again.") from error
+    if not isinstance(found, dict):
+        raise ModelUnavailableError(f"{file} holds no settings. Fetch the model again.")
     return found
 
 

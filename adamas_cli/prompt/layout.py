@@ -39,14 +39,18 @@ class Layout:
     input.
     """
 
-    def __init__(self, tokenizer: Tokenizer, frame: Frame, limit: int = KEPT_TOKENS) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, frame: Frame, limit: int = KEPT_TOKENS, *, before: str | None = None
+    ) -> None:
+        """before: the text that the first document will follow, by default the frame's head."""
         self.documents: list[DocumentTokens] = []
         self._tokenizer = tokenizer
         self._ends = _Ends(limit)
         self._lines = LineMap(tokenizer.token_bytes)
         self._gap = range(0)  # positions of the whole prompt that `fit` left out
         self._note = 0  # tokens that stand in their place
-        self._fixed(tokenizer.encode_template(frame.head))
+        self._begins = tokenizer.begins(frame.head if before is None else before)  # the next document
+        self._fixed(tokenizer.encode_template(frame.head, begins=True))
 
     @property
     def total(self) -> int:
@@ -70,7 +74,8 @@ class Layout:
     def add(self, document: Document, advance: Callable[[int], None] = lambda _: None) -> None:
         """Lay out one document; calls `advance` with the number of tokens of each block."""
         before = self.total
-        self._fixed(self._tokenizer.encode(opening(document)))
+        self._fixed(self._tokenizer.encode(opening(document), begins=self._begins))
+        self._begins = False
         self._lines.begin(document.path)
         for ids in self._tokenizer.stream(escaped(self._text(document))):
             self._lines.add(ids)
@@ -168,7 +173,7 @@ def question_ids(tokenizer: Tokenizer, frame: Frame, question: str) -> np.ndarra
     """The prompt from behind the documents to where the answer begins, int32 [n]."""
     parts: Sequence[np.ndarray] = (
         tokenizer.encode_template(frame.middle),
-        tokenizer.encode(question),
+        tokenizer.encode(question, begins=tokenizer.begins(frame.middle)),
         tokenizer.encode_template(frame.tail),
     )
     return np.concatenate(parts)

@@ -6,7 +6,7 @@ until one brings everything into the prompt, and a way that is not the usual one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import NamedTuple, Protocol
 
@@ -19,12 +19,12 @@ AS_LISTS = "the model's chat template wants lists of parts, so each message is g
 _PRINTED_LIST = ("'type': 'text'", '"type": "text"')
 
 
-def unusable(failure: Exception | None, what: str = "chat template") -> str:
+def unusable(failure: Exception | None) -> str:
     """What a user is told of a chat template that raises this, or loses what it is given."""
     why = "it leaves out or repeats what it is given"
     if failure is not None:
         why = next(iter(str(failure).strip().splitlines()), type(failure).__name__)
-    return f"the model's {what} cannot be used: {why}\nfetch the model again, or take another one"
+    return f"the model's chat template cannot be used: {why}\nfetch the model again, or take another one"
 
 
 class ChatTemplate(Protocol):
@@ -52,19 +52,21 @@ class _Way(NamedTuple):
 
 
 class Messages:
-    """Fills in one chat template, which there must be. note: is told of a way that is not the usual one."""
+    """Fills in one chat template, which there must be. options: variables of it. note: is told of a way that
+    is not the usual one.
+    """
 
     def __init__(
         self,
         chat: ChatTemplate,
         *,
         system: str | None,
-        think: bool | None,
+        options: Mapping[str, object] | None = None,
         note: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._chat = chat
         self._system = system
-        self._options = {} if think is None else {"enable_thinking": think}
+        self._options = options or {}
         self._note = note
         self._way: _Way | None = None
 

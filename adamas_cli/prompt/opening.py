@@ -6,21 +6,35 @@ import json
 from pathlib import Path
 from typing import Any
 
+from adamas_cli.prompt.chat import ChatTemplateFile
+
+# Classes whose texts begin with a token although no file says so.
+_BEGINNING = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "CohereTokenizer")
 Processor = dict[str, Any]  # `post_processor` of tokenizer.json
 
 
 def text_start(chat: object) -> str:
     """Of a `ChatTemplateFile` or a transformers tokenizer, as text; empty for models that need none."""
-    directory = getattr(chat, "directory", None)
-    if isinstance(directory, Path):
-        return _first_tokens(_stored(directory / "tokenizer.json"))
+    if isinstance(chat, ChatTemplateFile):
+        stored = _post_processor(chat.directory)
+        return _first_tokens(stored) or _named_start(chat, templated="TemplateProcessing" in str(stored))
     processor = getattr(getattr(chat, "backend_tokenizer", None), "post_processor", None)
     return _first_tokens(json.loads(processor.__getstate__()) if processor is not None else None)
 
 
-def _stored(tokenizer_json: Path) -> Processor | None:
+def _named_start(chat: ChatTemplateFile, *, templated: bool) -> str:
+    """The token that the settings name, where they or their class say that texts begin with it. templated:
+    whether the tokenizer itself says how texts begin, which a class does not overrule.
+    """
+    kind = str(chat.settings.get("tokenizer_class")).removesuffix("Fast")
+    adds = chat.settings.get("add_bos_token", kind in _BEGINNING and not templated)
+    return chat.special_tokens.get("bos_token", "") if adds else ""
+
+
+def _post_processor(directory: Path) -> Processor | None:
     try:
-        found: Processor | None = json.loads(tokenizer_json.read_text(encoding="utf-8"))["post_processor"]
+        stored = (directory / "tokenizer.json").read_text(encoding="utf-8")
+        found: Processor | None = json.loads(stored)["post_processor"]
     except (OSError, ValueError, KeyError):  # told where the tokenizer is read
         return None
     return found

@@ -67,6 +67,8 @@ def seam(
         return PATTERN_SEAM if normalizer in (None, {"type": "NFC"}) else None
     if normalizer == _SPACES_TO_BLOCKS and (pre_tokenizer is None or _splits_spaces(pre_tokenizer)):
         return _line_seam(vocabulary())
+    if normalizer is None and (pre_tokenizer or {}).get("type") == "Metaspace":
+        return _line_seam(vocabulary())
     return None
 
 

@@ -18,6 +18,7 @@ from xml.sax.saxutils import quoteattr
 from adamas_cli.errors import UsageError
 from adamas_cli.prompt.messages import NO_TEMPLATE, ChatTemplate, Message, Messages
 from adamas_cli.prompt.opening import text_start
+from adamas_cli.prompt.thinking import Thinking
 
 if TYPE_CHECKING:
     from adamas_cli.documents import Document
@@ -85,14 +86,14 @@ def frame(
     chat: ChatTemplate,
     *,
     system: str | None = None,
-    think: bool | None = None,
+    thinking: Thinking | None = None,
     note: Callable[[str], None] = lambda _: None,
 ) -> Frame:
     """The template inside the model's chat template; models without one get the template as it is,
     after the token that begins their texts.
 
-    think: passed on to chat templates that can switch reasoning on or off (`enable_thinking`). note: is told
-    where there is no chat template, or one that takes messages in an unusual way.
+    thinking: what the model is told of that, by its chat template or behind it. note: is told where there is
+    no chat template, or one that takes messages in an unusual way.
     Raises UsageError if the documents do not come before the question, each once, ModelUnavailableError where
     the chat template cannot be used.
     """
@@ -101,8 +102,9 @@ def frame(
     if [text.count(mark) for mark in marks] != [1, 1] or text.index(marks[0]) > text.index(marks[1]):
         raise UsageError("a template needs $documents once, and behind it $question once")
     if chat.chat_template:
-        messages = Messages(chat, system=system, think=think, note=note)
-        text = messages.filled([Message("user", text)], marks)
+        thinking = thinking or Thinking()
+        messages = Messages(chat, system=system, options=thinking.options, note=note)
+        text = thinking.completed(messages.filled([Message("user", text)], marks), note)
     else:
         note(NO_TEMPLATE)
         text = text_start(chat) + (f"{system}\n\n{text}" if system else text)

@@ -7,7 +7,7 @@ import json
 import re
 import threading
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,14 @@ import numpy as np
 from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.prompt.blocks import blocks
 from adamas_cli.prompt.bpe import FastPath, NotEquivalentError, alphabet_bytes
+from adamas_cli.prompt.prefix import prefix_places, without_prefix
 from adamas_cli.prompt.pretokenizers import seam, tiktoken_pattern
 from adamas_cli.prompt.template import without_surrogates
 
 if TYPE_CHECKING:
     import tokenizers
+
+    from adamas_cli.models import ModelFiles
 
 # Building the fast path takes as long as the model's tokenizer takes for about so many characters. Whoever
 # changes over at that point never spends more than twice the time of the better choice, however long the
@@ -38,10 +41,15 @@ class Tokenizer:
     A document's text never becomes a control token. Control tokens are the added tokens that are marked
     special, and those that the model's merges do not spell by themselves, such as Qwen's `<tool_call>`:
     text that looks like one is tokenized as the plain characters it is. Lone surrogates count as U+FFFD.
+    begins: whether a piece of a prompt has the space that the tokenizer puts before a text, see `begins`.
     """
 
-    def __init__(self, tokenizer_json: Path) -> None:
-        """Read `tokenizer_json`; ModelUnavailableError if it is absent or damaged."""
+    def __init__(self, tokenizer_json: Path, rows: int | None = None) -> None:
+        """Read `tokenizer_json`. rows: of the model's embeddings, where they are known: text with a token
+        that has none is refused.
+
+        Raises ModelUnavailableError for that, and where the file is absent or damaged.
+        """
         import tokenizers
 
         if not tokenizer_json.is_file():
@@ -56,12 +64,22 @@ class Tokenizer:
             ) from error
         self._template.no_truncation()
         self._template.no_padding()
-        self._path = tokenizer_json
-        self._plain, self.control_tokens = _without_control_tokens(self._template)
+        self._path, self._rows = tokenizer_json, rows
+        self._beginning, self.control_tokens = _without_control_tokens(self._template)
         self._control_ids = frozenset(self.control_tokens.values())
+        self._added_ids = frozenset(self._template.get_added_tokens_decoder())
+        self._prefix = prefix_places(
+            _config(self._template.normalizer), _config(self._template.pre_tokenizer)
+        )
+        self._plain = _without_prefix(self._beginning) if self._prefix else self._beginning
         self._byte_level = "ByteLevel" in str(_config(self._template.decoder))
         self._characters = 0  # encoded so far
         self._fast_lock = threading.Lock()
+
+    @classmethod
+    def of(cls, files: ModelFiles) -> Tokenizer:
+        """The tokenizer of a model on this machine."""
+        return cls(files.texts / "tokenizer.json", files.rows)
 
     @classmethod
     def from_directory(cls, directory: Path) -> Tokenizer:
@@ -88,11 +106,18 @@ class Tokenizer:
         """Whether long text is tokenized in blocks; where not, it must fit in memory several times over."""
         return self._seam is not None
 
-    def encode(self, text: str) -> np.ndarray:
-        """The ids (int32 [n]) of a document or a question, without control tokens and without BOS."""
-        return np.concatenate([_NO_IDS, *self.stream([text])])
+    def begins(self, before: str) -> bool:
+        """Whether the tokenizer puts a space before what follows this text of a template."""
+        if not before or self._prefix != "sections":
+            return not before and self._prefix is not None
+        last = self._template.encode(without_surrogates(before), add_special_tokens=False).ids[-1:]
+        return bool(last) and last[0] in self._added_ids
 
-    def stream(self, pieces: Iterable[str]) -> Iterator[np.ndarray]:
+    def encode(self, text: str, *, begins: bool = False) -> np.ndarray:
+        """The ids (int32 [n]) of a document or a question, without control tokens and without BOS."""
+        return np.concatenate([_NO_IDS, *self.stream([text], begins=begins)])
+
+    def stream(self, pieces: Iterable[str], *, begins: bool = False) -> Iterator[np.ndarray]:
         """The ids of the concatenated pieces, equal to those of `encode`, in blocks (int32 [n]).
 
         Pieces may be cut anywhere. Memory does not grow with the text where the tokenizer is `piecewise`.
@@ -101,13 +126,24 @@ class Tokenizer:
         """
         for block in blocks(map(without_surrogates, pieces), self._seam):
             self._characters += len(block)
-            yield self._encode_block(block)
+            yield self._with_rows(self._encode_block(block, begins))
+            begins = False
 
-    def encode_template(self, text: str) -> np.ndarray:
+    def encode_template(self, text: str, *, begins: bool = False) -> np.ndarray:
         """The ids (int32 [n]) of chat template text: control tokens are recognised, nothing is added."""
-        return np.array(
-            self._template.encode(without_surrogates(text), add_special_tokens=False).ids, dtype=np.int32
+        text = without_surrogates(text)
+        encoding = self._template.encode(text, add_special_tokens=False)
+        if begins or self._prefix is None:
+            return self._with_rows(np.array(encoding.ids, dtype=np.int32))
+        added = (
+            start
+            for id_, (start, _) in zip(encoding.ids, encoding.offsets, strict=True)
+            if id_ in self._added_ids
         )
+        start = next(added, len(text))
+        rest = self._template.encode(text[start:], add_special_tokens=False)
+        first = self._plain.encode(text[:start], add_special_tokens=False)
+        return self._with_rows(np.array([*first.ids, *rest.ids], dtype=np.int32))
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for: no bytes for a control token or an id outside the vocabulary."""
@@ -120,9 +156,11 @@ class Tokenizer:
             return bytes.fromhex(byte[1])
         return token.replace("▁", " ").encode()
 
-    def decoder(self) -> Decoder:
-        """A new decoder for one stream of tokens."""
-        return Decoder(self)
+    def decoder(self, marks: Mapping[int, str] | None = None) -> Decoder:
+        """A new decoder for one stream of tokens. marks: what to show of those that stand for no text, by
+        their ids.
+        """
+        return Decoder(self, marks or {})
 
     @cached_property
     def _seam(self) -> re.Pattern[str] | None:
@@ -147,31 +185,50 @@ class Tokenizer:
         except NotEquivalentError as error:
             return str(error)
 
-    def _encode_block(self, text: str) -> np.ndarray:
-        if self._characters >= FAST_FROM and isinstance(fast := self._fast_path, FastPath):
+    def _with_rows(self, ids: np.ndarray) -> np.ndarray:
+        """The ids, each of which the model has a row for."""
+        if self._rows is not None and ids.size and (largest := int(ids.max())) >= self._rows:
+            token = self._template.id_to_token(largest)
+            raise ModelUnavailableError(
+                f"the tokenizer in {self._path.parent} does not belong to its model: {token!r} is token "
+                f"{largest:,}, and the model knows {self._rows:,}.\nFetch the model again."
+            )
+        return ids
+
+    def _encode_block(self, text: str, begins: bool) -> np.ndarray:
+        plain = self._beginning if begins else self._plain
+        if (
+            plain is self._plain
+            and self._characters >= FAST_FROM
+            and isinstance(fast := self._fast_path, FastPath)
+        ):
             normalized = text
             if self._plain.normalizer and not unicodedata.is_normalized("NFC", text):
                 normalized = self._plain.normalizer.normalize_str(text)
             if fast.serves(normalized):
                 return fast.encode(normalized)
-        (encoding,) = self._plain.encode_batch_fast([text], add_special_tokens=False)
+        (encoding,) = plain.encode_batch_fast([text], add_special_tokens=False)
         return np.array(encoding.ids, dtype=np.int32)
 
 
 class Decoder:
     """Tokens to text as they arrive, in whole characters only."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, marks: Mapping[int, str]) -> None:
+        self._tokenizer, self._marks = tokenizer, marks
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def feed(self, token_id: int) -> str:
         """The characters that `token_id` completes; bytes of an unfinished character are held back."""
+        if mark := self._marks.get(token_id):
+            return self.flush() + mark
         return self._utf8.decode(self._tokenizer.token_bytes(token_id))
 
     def flush(self) -> str:
         """What is held back, as U+FFFD, at the end of the stream."""
-        return self._utf8.decode(b"", final=True)
+        rest = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        return rest
 
 
 _NO_IDS = np.empty(0, dtype=np.int32)
@@ -183,6 +240,25 @@ def _config(component: Any) -> dict[str, Any] | None:
         return None
     config: dict[str, Any] = json.loads(component.__getstate__())
     return config
+
+
+def _without_prefix(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """The same tokenizer, which puts no space before a text."""
+    import tokenizers
+
+    changed = tokenizers.Tokenizer(tokenizer.model)
+    if normalizer := without_prefix(_config(tokenizer.normalizer)):
+        changed.normalizer = _component(tokenizers.normalizers.NFC(), normalizer)
+    if pre_tokenizer := without_prefix(_config(tokenizer.pre_tokenizer)):
+        changed.pre_tokenizer = _component(tokenizers.pre_tokenizers.ByteLevel(), pre_tokenizer)
+    changed.add_tokens(list(tokenizer.get_added_tokens_decoder().values()))
+    return changed
+
+
+def _component(blank: Any, config: dict[str, Any]) -> Any:
+    """A normalizer or pre-tokenizer by its JSON; blank: any of its sort."""
+    blank.__setstate__(json.dumps(config).encode())
+    return blank
 
 
 def _without_control_tokens(full: tokenizers.Tokenizer) -> tuple[tokenizers.Tokenizer, dict[str, int]]:

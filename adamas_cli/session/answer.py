@@ -4,25 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 from adamas_cli.engine.events import Done, Event, Token
-from adamas_cli.reasoning import ReasoningSplitter
-from adamas_cli.sanitize import Sanitizer
+from adamas_cli.errors import AdamasError
+from adamas_cli.session.listener import Listener
 from adamas_cli.sources.passages import Sources
 from adamas_cli.sources.quotes import Quote
-
-
-class Decoder(Protocol):
-    """Turns token ids into text and never gives half a character."""
-
-    def feed(self, token_id: int) -> str:
-        """The text that is complete with this token."""
-        ...
-
-    def flush(self) -> str:
-        """What was held back."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -46,25 +33,26 @@ class Step:
     """Anything else that happens before an answer begins."""
 
 
-Told = Event | Text | Origins | Step
+@dataclass(frozen=True)
+class Called:
+    """The model has called a tool, of which it has none; comes before the answer's Done."""
+
+
+Told = Event | Text | Called | Origins | Step
 """What happens while a question is answered."""
 
 
-def narrate(events: Iterable[Event], decoder: Decoder, *, thinking: bool = False) -> Iterator[Event | Text]:
-    """The events with a Text after each token that completes one; what is held back comes before Done.
-
-    `thinking`: the prompt ended inside a thought.
-    """
-    sanitizer = Sanitizer()
-    splitter = ReasoningSplitter(thinking=thinking)
+def narrate(events: Iterable[Event], listener: Listener) -> Iterator[Event | Text | Called]:
+    """The events with a Text after each token that completes one; what is held back comes before Done."""
     for event in events:
         if isinstance(event, Done):
-            rest = sanitizer.feed(decoder.flush()) + sanitizer.flush()
-            for reasoning, text in [*splitter.feed(rest), *splitter.flush()]:
+            for reasoning, text in listener.flush():
                 yield Text(text, reasoning)
+            if listener.called:
+                yield Called()
         yield event
         if isinstance(event, Token):
-            for reasoning, text in splitter.feed(sanitizer.feed(decoder.feed(event.id))):
+            for reasoning, text in listener.feed(event.id):
                 yield Text(text, reasoning)
 
 
@@ -77,6 +65,14 @@ class Answer:
     reasoning: str
     done: Done
     origins: Origins | None = None
+    called: bool = False  # a tool, instead of answering or besides
+
+    @property
+    def lack(self) -> AdamasError | None:
+        """What to say of an answer that is none: the model has only thought, or called a tool."""
+        if self.text or not (self.reasoning or self.called):
+            return None
+        return AdamasError(without_answer(self.done, called=self.called))
 
     def as_json(self, load_seconds: float) -> dict[str, object]:
         """The part of the JSON object that belongs to this answer, with the time that loading took."""
@@ -84,6 +80,8 @@ class Answer:
         record: dict[str, object] = {"question": self.question, "answer": self.text}
         if self.reasoning:
             record["reasoning"] = self.reasoning
+        if self.lack is not None:
+            record["error"] = self.lack.as_json()
         if self.origins is not None and self.origins.sources is not None:
             record["sources"] = [passage.as_json() for passage in self.origins.sources.passages]
         if self.origins is not None and self.origins.quotes is not None:
@@ -107,6 +105,18 @@ class Answer:
         }
 
 
+def without_answer(done: Done, *, called: bool = False) -> str:
+    """What a user is told of a reply that is no answer."""
+    if called:
+        return "there is no answer: the model called a tool instead, and has none"
+    if done.finish_reason == "length":
+        return (
+            "there is no answer: the model was still thinking at the last of `max_tokens`; raise it, lower "
+            "`think_tokens`, or turn thinking off"
+        )
+    return "there is no answer: the model thought, and ended there; ask again, or turn thinking off"
+
+
 def rate(tokens: int, seconds: float) -> float | None:
     """Tokens per second to two decimals; None where nothing was timed."""
     return round(tokens / seconds, 2) if tokens > 0 and seconds > 0 else None
@@ -116,12 +126,16 @@ def listen(question: str, events: Iterable[Told], show: Callable[[Told], None]) 
     """Pass each event to `show` and gather the answer; the stream must end with Done."""
     said: dict[bool, list[str]] = {False: [], True: []}
     origins: Origins | None = None
+    called = False
     for event in events:
         show(event)
         if isinstance(event, Text):
             said[event.reasoning].append(event.text)
         elif isinstance(event, Origins):
             origins = event
+        elif isinstance(event, Called):
+            called = True
         elif isinstance(event, Done):
             done = event
-    return Answer(question, "".join(said[False]).rstrip(), "".join(said[True]).rstrip(), done, origins)
+    text, reasoning = ("".join(said[kind]).rstrip() for kind in (False, True))
+    return Answer(question, text, reasoning, done, origins, called)

@@ -12,13 +12,16 @@ import numpy as np
 from adamas_cli.documents import Document
 from adamas_cli.engine.events import Done, Event, Prefill, Token
 from adamas_cli.engine.sampling import Sampling
+from adamas_cli.engine.timeline import Steer
 from adamas_cli.errors import OverContextError, UsageError
 from adamas_cli.prompt.counting import Counting
 from adamas_cli.prompt.linemap import Location
 from adamas_cli.prompt.template import DEFAULT_TEMPLATE, Frame, load_template
+from adamas_cli.prompt.thinking import Thinking
 from adamas_cli.session.chat_documents import ChatDocument, locate, shelved, tokens
 from adamas_cli.session.dialogue import Dialogue, Prompt, Turn
 from adamas_cli.session.documents import count
+from adamas_cli.session.listener import Listener
 from adamas_cli.session.runtime import Runtime
 from adamas_cli.session.session import Session
 from adamas_cli.sources.passages import Sources
@@ -42,18 +45,11 @@ class Conversation:
         """
         self.runtime = runtime
         options = runtime.prompt
-        self._dialogue = Dialogue(
-            load_template(options.template or DEFAULT_TEMPLATE),
-            runtime.chat,
-            runtime.tokenizer,
-            system=options.system,
-            think=options.think,
-            note=runtime.note_once,
-        )
+        self._dialogue = self._opened(runtime.thinking)
         self.turns: list[Turn] = []
         self._next = Turn()  # without a question yet
         around = len(self._prompt().ids)
-        layout = count(runtime, _BARE, documents, around, room=ROOM_FOR_TURNS)
+        layout = count(runtime, _BARE, documents, around, room=ROOM_FOR_TURNS, before=self._dialogue.head)
         self.context = runtime.context
         around += LONGEST_FIRST_QUESTION
         truncate = options.on_overflow == "truncate"
@@ -61,8 +57,9 @@ class Conversation:
         self.dropped = layout.dropped
         if self.dropped:
             runtime.progress.note(layout.dropped_line)
-        needed = len(self._prompt().ids) + options.max_tokens + ROOM_FOR_TURNS
-        self._session = Session(runtime, min(needed, self.context), limit=self.context, counts=True)
+        reach = len(self._prompt().ids) + options.max_tokens
+        context = min(reach + ROOM_FOR_TURNS, self.context)
+        self._session = Session(runtime, context, limit=self.context, reach=reach, counts=True)
         self._attended: np.ndarray | None = None  # by the last answer, as long as the documents stay
         self._unread = True  # until what comes before the next question is in the cache
 
@@ -77,10 +74,30 @@ class Conversation:
         """All of them, in the order in which they are read."""
         return [document for turn in [*self.turns, self._next] for document in turn.documents]
 
-    @property
-    def starts_thinking(self) -> bool:
-        """Whether the chat template begins each reply inside a thought."""
-        return self._dialogue.starts_thinking
+    def think(self, wanted: bool | None, tokens: int | None = None) -> None:
+        """From here on, have the model think before it answers, or not; None for what it does by itself.
+        tokens: most that a thought may take.
+        """
+        prompt = replace(self.runtime.prompt, think=wanted, think_tokens=tokens)
+        self.runtime = replace(self.runtime, prompt=prompt, _thinking=None)
+        self._dialogue, self._unread = self._opened(self.runtime.thinking), True
+
+    def listener(self) -> Listener:
+        """For the next reply."""
+        runtime = self.runtime
+        most = runtime.prompt.max_tokens
+        return Listener(runtime.tokenizer, runtime.thinking, self._dialogue.state, most, runtime.note_once)
+
+    def _opened(self, thinking: Thinking) -> Dialogue:
+        options = self.runtime.prompt
+        return Dialogue(
+            load_template(options.template or DEFAULT_TEMPLATE),
+            self.runtime.chat,
+            self.runtime.tokenizer,
+            system=options.system,
+            thinking=thinking,
+            note=self.runtime.note_once,
+        )
 
     @property
     def total(self) -> int:
@@ -104,16 +121,18 @@ class Conversation:
         yield from self._session.sync(ids)
         self._unread = False
 
-    def ask(self, question: str, sampling: Sampling) -> Generator[Event]:
-        """What happens while a question is answered; ends with Done unless it is closed earlier.
+    def ask(self, question: str, sampling: Sampling, steer: Steer | None = None) -> Generator[Event]:
+        """What happens while a question is answered; ends with Done unless it is closed earlier. steer: see
+        `Timeline.answer`.
 
         A reply that was stopped stays as far as it came, and a question without any is forgotten. Raises
         OverContextError where the question does not fit.
         """
-        if self._unread:
-            yield from self.read()
         turn = replace(self._next, question=question)
         prompt = self._prompt(turn)
+        whole = min(len(prompt.ids) + self.runtime.prompt.max_tokens, self.context)
+        if self._session.reach(whole) or self._unread:
+            yield from self.read()
         longest = min(self.runtime.prompt.max_tokens, self.context - len(prompt.ids))
         if longest < min(SHORTEST_REPLY, self.runtime.prompt.max_tokens):
             raise self._full(len(prompt.ids))
@@ -128,7 +147,8 @@ class Conversation:
         said: list[int] = []
         done: Done | None = None
         try:
-            with closing(self._session.answer(prompt.ids, sampling, longest, keep=True)) as events:
+            answering = self._session.answer(prompt.ids, sampling, longest, keep=True, steer=steer)
+            with closing(answering) as events:
                 for event in events:
                     if isinstance(event, Token):
                         said.append(event.id)
@@ -152,7 +172,7 @@ class Conversation:
         for document in documents:
             if document.path in known:
                 raise UsageError(f"{document.path} is there already; /drop it first to read it anew")
-        layout = self.runtime.layout(_BARE)
+        layout = self.runtime.layout(_BARE, before=self._dialogue.head)
         with Counting(layout, documents, self.runtime.progress) as counting:
             counting.wait()
         answer, free = self.runtime.prompt.max_tokens, self.context - self.total

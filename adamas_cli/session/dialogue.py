@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain
 from string import Template
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,9 @@ from adamas_cli.prompt.layout import NO_IDS
 from adamas_cli.prompt.messages import ChatTemplate, Message, Messages
 from adamas_cli.prompt.opening import text_start
 from adamas_cli.prompt.template import frame
-from adamas_cli.reasoning import CLOSE, OPEN, ReasoningSplitter
-from adamas_cli.sanitize import plain
+from adamas_cli.prompt.thinking import Thinking
+from adamas_cli.reasoning import FORMS, State
+from adamas_cli.session.listener import Listener
 
 if TYPE_CHECKING:
     from adamas_cli.prompt.tokens import Tokenizer
@@ -38,6 +40,7 @@ class Reply:
     text: str  # without the thought
     thought: str
     stopped: bool = False  # by the user
+    several: bool = False  # messages, or other marks than those around a thought
 
 
 @dataclass(frozen=True)
@@ -84,14 +87,16 @@ class Dialogue:
         tokenizer: Tokenizer,
         *,
         system: str | None = None,
-        think: bool | None = None,
+        thinking: Thinking | None = None,
         note: Callable[[str], None] = lambda _: None,
     ) -> None:
-        around = frame(template, chat, system=system, think=think, note=note)
-        self.starts_thinking = around.tail.rstrip().endswith(OPEN)
+        self._thinking = thinking or Thinking()
+        around = frame(template, chat, system=system, thinking=thinking, note=note)
+        self.head = around.head  # what stands before the first documents
+        self.state = self._thinking.marks.state_behind(around.tail)
         self._template, self._chat, self._tokenizer = template, chat, tokenizer
         self._system = system
-        self._messages = Messages(chat, system=system, think=think)
+        self._messages = Messages(chat, system=system, options=self._thinking.options)
         self._encode_fixed = lru_cache(maxsize=None)(tokenizer.encode_template)
 
     def prompt(self, turns: Sequence[Turn]) -> Prompt:
@@ -100,12 +105,13 @@ class Dialogue:
         parts, documents, before, end = _Parts(), [], 0, 0
         for mark in _MARK.finditer(text):
             if fixed := text[end : mark.start()]:
-                parts.add(self._encode_fixed(fixed))
+                parts.add(self._encode_fixed(fixed, begins=end == 0))
             end = mark.end()
+            begins = bool(fixed or not parts.length) and self._tokenizer.begins(fixed)
             turn, kind = turns[int(mark[1])], mark[2]
             if kind == "question":
                 before = before if turn.documents else parts.length
-                parts.add(self._tokenizer.encode(turn.question))
+                parts.add(self._tokenizer.encode(turn.question, begins=begins))
             elif kind == "documents":
                 for document in turn.documents:
                     documents.append((parts.length, document))
@@ -113,23 +119,24 @@ class Dialogue:
                 before = parts.length
             else:
                 assert turn.reply is not None
-                parts.add(self._replied(turn.reply, kind))
+                parts.add(self._replied(turn.reply, kind, begins))
         if text[end:]:
             parts.add(self._encode_fixed(text[end:]))
         return Prompt(np.concatenate([NO_IDS, *parts.ids]), before, tuple(documents))
 
     def reply(self, ids: Sequence[int], *, stopped: bool = False) -> Reply:
         """What the model said with these tokens, int [n]."""
-        text = plain(self._decoded(ids))
-        splitter = ReasoningSplitter(thinking=self.starts_thinking)
+        listener = Listener(self._tokenizer, self._thinking, self.state)
         said = {False: "", True: ""}
-        for reasoning, part in [*splitter.feed(text), *splitter.flush()]:
+        for reasoning, part in [*chain.from_iterable(map(listener.feed, ids)), *listener.flush()]:
             said[reasoning] += part
-        return Reply(np.array(ids, np.int32), said[False].rstrip(), said[True].rstrip(), stopped)
+        answer, thought = said[False].rstrip(), said[True].rstrip()
+        return Reply(np.array(ids, np.int32), answer, thought, stopped, listener.several)
 
-    def _decoded(self, ids: Sequence[int]) -> str:
-        decoder = self._tokenizer.decoder()
-        return "".join(map(decoder.feed, ids)) + decoder.flush()
+    @property
+    def starts_thinking(self) -> bool:
+        """Whether each reply begins inside a thought."""
+        return self.state is State.THOUGHT
 
     def _filled(self, turns: Sequence[Turn]) -> str:
         """The conversation in the chat template, with marks for all that is not the templates' own text."""
@@ -146,9 +153,10 @@ class Dialogue:
         text = self._messages.filled(messages, [_mark(len(turns) - 1, "question")])
         for number, turn in enumerate(turns):
             # A template that has left a thought as it was has left the whole reply.
-            if turn.reply and turn.reply.thought and turn.reply.text and not self.starts_thinking:
-                text = text.replace(self._content(number, turn.reply), _mark(number, "reply"))
-        return text
+            reply = turn.reply
+            if reply and reply.thought and reply.text and not reply.several and not self.starts_thinking:
+                text = text.replace(self._content(number, reply), _mark(number, "reply"))
+        return self._thinking.completed(text)
 
     def _message(self, number: int, turn: Turn) -> str:
         question = _mark(number, "question")
@@ -157,15 +165,20 @@ class Dialogue:
         return self._template.substitute(documents=_mark(number, "documents"), question=question)
 
     def _content(self, number: int, reply: Reply) -> str:
-        """The reply as the chat template gets it, which may want to leave out the thought."""
+        """The reply as the chat template gets it, which may want to leave out the thought; where it writes
+        marks of messages itself, only the answer.
+        """
+        if reply.several:
+            return _mark(number, "answer")
         if not reply.thought:
             return _mark(number, "reply")
-        return f"{OPEN}{_mark(number, 'thought')}{CLOSE}{_mark(number, 'answer')}"
+        form = self._thinking.marks.form or FORMS[0]
+        return f"{form.opens}{_mark(number, 'thought')}{form.closes}{_mark(number, 'answer')}"
 
-    def _replied(self, reply: Reply, kind: str) -> np.ndarray:
+    def _replied(self, reply: Reply, kind: str, begins: bool) -> np.ndarray:
         if kind == "reply":
             return reply.ids
-        return self._tokenizer.encode(reply.thought if kind == "thought" else reply.text)
+        return self._tokenizer.encode(reply.thought if kind == "thought" else reply.text, begins=begins)
 
 
 def _mark(number: int, kind: str) -> str:

@@ -14,8 +14,8 @@ from adamas_cli.forecast.speed import computing_device, remember_run, speed_key
 from adamas_cli.prompt.counting import Counting
 from adamas_cli.prompt.layout import Layout, question_ids
 from adamas_cli.prompt.template import DEFAULT_TEMPLATE, Frame
-from adamas_cli.reasoning import OPEN
 from adamas_cli.session.answer import Origins, Text, Told, narrate
+from adamas_cli.session.listener import Listener
 from adamas_cli.session.runtime import Runtime
 from adamas_cli.session.session import Session
 from adamas_cli.sources.passages import Sources
@@ -96,10 +96,9 @@ class OpenDocuments:
         from, if that is wanted.
         """
         ids = question_ids(self.runtime.tokenizer, self._frame, asked(self.runtime, question))
-        thinking = self._frame.tail.rstrip().endswith(OPEN)
-        decoder = self.runtime.tokenizer.decoder()
+        listener = self.runtime.listener(self._frame.tail, self.max_tokens)
         said: list[str] = []
-        for event in narrate(self._events(ids, sampling), decoder, thinking=thinking):
+        for event in narrate(self._events(ids, sampling, listener), listener):
             if isinstance(event, Text) and not event.reasoning:
                 said.append(event.text)
             if isinstance(event, Done) and self.runtime.origins.wanted:
@@ -128,13 +127,14 @@ class OpenDocuments:
             tuple(check(answer, self.layout, self._ids, self.runtime.tokenizer)) if wanted.cite else None,
         )
 
-    def _events(self, question: np.ndarray, sampling: Sampling) -> Iterator[Event]:
+    def _events(self, question: np.ndarray, sampling: Sampling, listener: Listener) -> Iterator[Event]:
         session = self._session
         prompt = np.concatenate([self._ids, question])
+        session.reach(len(prompt) + self.max_tokens)
         if session.timeline.length < len(self._ids):
             yield from session.sync(self._ids, len(prompt))
         reading = session.reading
-        for event in session.answer(prompt, sampling, self.max_tokens):
+        for event in session.answer(prompt, sampling, self.max_tokens, steer=listener.steer):
             if isinstance(event, Done):
                 event = replace(event, first_token_seconds=event.first_token_seconds + reading)
                 if not session.compiled:
@@ -166,16 +166,22 @@ def longest_question(runtime: Runtime, around: Frame, questions: Sequence[str]) 
 
 
 def count(
-    runtime: Runtime, around: Frame, documents: Sequence[Document], question: int, *, room: int = 0
+    runtime: Runtime,
+    around: Frame,
+    documents: Sequence[Document],
+    question: int,
+    *,
+    room: int = 0,
+    before: str | None = None,
 ) -> Layout:
     """Lay the documents out in a thread while the model's weights load; on a GPU, which has only so much
     memory, they are loaded once it is known how much will be needed, and with a token budget once it is known
     to do. Raises OverContextError where that does not.
 
     question: tokens that come on top, as far as the budget is concerned. room: and those that are reserved
-    for more, as far as memory is.
+    for more, as far as memory is. before: see `Layout`.
     """
-    with Counting(runtime.layout(around), documents, runtime.progress) as counting:
+    with Counting(runtime.layout(around, before=before), documents, runtime.progress) as counting:
         if runtime.prompt.token_budget is not None:
             counting.wait().keep_budget(question, runtime.prompt.token_budget)
         if runtime.wants_cuda:

@@ -6,18 +6,19 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from transformers import AutoConfig, PreTrainedTokenizerFast
-
 from adamas_cli import models
 from adamas_cli.engine.attention import AttentionSettings
-from adamas_cli.errors import ModelUnavailableError, UsageError
+from adamas_cli.errors import UsageError
+from adamas_cli.models.configs import read_config, require_known_code
 from adamas_cli.models.device import choose_device, wants_cuda
 from adamas_cli.planning.decision import decide
 from adamas_cli.planning.facts import config_facts, machine_facts
+from adamas_cli.prompt.chat import ChatTemplateFile
 from adamas_cli.prompt.layout import Layout
-from adamas_cli.prompt.messages import unusable
 from adamas_cli.prompt.template import Frame, frame, load_template
+from adamas_cli.prompt.thinking import Thinking
 from adamas_cli.prompt.tokens import Tokenizer
+from adamas_cli.session.listener import Listener
 from adamas_cli.settings import OriginSettings
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Runtime:
 
     files: models.ModelFiles
     tokenizer: Tokenizer
-    chat: PreTrainedTokenizerFast
+    chat: ChatTemplateFile
     model: ModelSettings
     attention: DecodingSettings
     prompt: PromptSettings
@@ -42,6 +43,7 @@ class Runtime:
     origins: OriginSettings = field(default_factory=OriginSettings)
     load_seconds: float = 0.0  # from the model's name to weights in memory, a download not included
     _loaded: models.LoadedModel | None = None
+    _thinking: Thinking | None = None
     _noted: set[str] = field(default_factory=set)
 
     @classmethod
@@ -62,13 +64,17 @@ class Runtime:
             raise UsageError(
                 "`sources` shows what sparse attention chose to read: leave out `attn` full, or `sources`"
             )
-        files = models.resolve(model.model, device=model.device, offline=model.offline, progress=progress)
+        files = models.resolve(
+            model.model,
+            device=model.device,
+            offline=model.offline,
+            adapter=model.adapter,
+            progress=progress,
+        )
+        require_known_code(files.directory, trust_remote_code=model.trust_remote_code)
         begun = time.perf_counter()
-        try:
-            chat = PreTrainedTokenizerFast.from_pretrained(files.directory)
-        except (KeyError, TypeError, ValueError) as error:  # what its settings make of the library
-            raise ModelUnavailableError(unusable(error, "tokenizer settings")) from error
-        tokenizer = Tokenizer.from_directory(files.directory)
+        chat = ChatTemplateFile(files.texts)
+        tokenizer = Tokenizer.of(files)
         seconds = time.perf_counter() - begun
         return cls(files, tokenizer, chat, model, attention, prompt, store, progress, origins, seconds)
 
@@ -79,9 +85,25 @@ class Runtime:
             load_template(template),
             self.chat,
             system=options.system,
-            think=options.think,
+            thinking=self.thinking,
             note=self.note_once,
         )
+
+    @property
+    def thinking(self) -> Thinking:
+        """What the user wants of thoughts, as this model can be told."""
+        if self._thinking is None:
+            options = self.prompt
+            control = self.tokenizer.control_tokens
+            self._thinking = Thinking.of(
+                self.chat, control, wanted=options.think, tokens=options.think_tokens
+            )
+        return self._thinking
+
+    def listener(self, prompt: str, max_tokens: int) -> Listener:
+        """For a reply of so many tokens to a prompt that ends so."""
+        state = self.thinking.marks.state_behind(prompt)
+        return Listener(self.tokenizer, self.thinking, state, max_tokens, self.note_once)
 
     def note_once(self, text: str) -> None:
         """A line that the user should read, however often it is noted."""
@@ -89,9 +111,9 @@ class Runtime:
             self._noted.add(text)
             self.progress.note(text)
 
-    def layout(self, around: Frame) -> Layout:
-        """An empty prompt, for documents to be laid out in."""
-        return Layout(self.tokenizer, around)
+    def layout(self, around: Frame, *, before: str | None = None) -> Layout:
+        """An empty prompt, for documents to be laid out in; before: see `Layout`."""
+        return Layout(self.tokenizer, around, before=before)
 
     @property
     def wants_cuda(self) -> bool:
@@ -128,9 +150,7 @@ class Runtime:
 
     def memory(self, context: int) -> Bytes:
         """What a GPU will hold with so many tokens. Raises OutOfMemoryError where it has less."""
-        config = AutoConfig.from_pretrained(
-            self.files.directory, local_files_only=True, trust_remote_code=self.model.trust_remote_code
-        )
+        config = read_config(self.files.directory, trust_remote_code=self.model.trust_remote_code)
         machine = machine_facts(self.model.device)
         model = config_facts(config, self.files.directory, self.files.gguf)
         tokens = min(context, model.shape.context)

@@ -13,7 +13,7 @@ import numpy as np
 
 from adamas_cli.engine.events import Done, Event, Prefill
 from adamas_cli.engine.sampling import Sampling
-from adamas_cli.engine.timeline import Timeline
+from adamas_cli.engine.timeline import Steer, Timeline
 from adamas_cli.heap import give_back
 from adamas_cli.session.runtime import Runtime
 from adamas_cli.sources.passages import Sources, find_sources
@@ -28,16 +28,24 @@ log = logging.getLogger(__name__)
 class Session:
     """One timeline of a runtime. A context manager; leaving it waits for the store.
 
-    context: tokens that there is room for. limit: tokens that there may come to be. counts: keep a tally of
-    what is attended to wherever that is sparse, also unasked. announces: notes how many tokens were read
-    before. However a generator of `sync` or `answer` ends, the next one goes on from what was read and said.
+    context: tokens that there is room for. reach: by how many of them positions turn at first, None for all.
+    limit: tokens that there may come to be. counts: keep a tally of what is attended to wherever that is
+    sparse, also unasked. announces: notes how many tokens were read before. However a generator of `sync` or
+    `answer` ends, the next one goes on from what was read and said.
 
     reading: seconds of reading since the last answer. compiled: the lines by which the timeline said that it
     compiles, which spoils timings.
     """
 
     def __init__(
-        self, runtime: Runtime, context: int, *, limit: int = 0, counts: bool = False, announces: bool = True
+        self,
+        runtime: Runtime,
+        context: int,
+        *,
+        limit: int = 0,
+        reach: int | None = None,
+        counts: bool = False,
+        announces: bool = True,
     ) -> None:
         self.runtime = runtime
         self.reading = 0.0
@@ -46,18 +54,21 @@ class Session:
         self._newly_read = 0  # tokens since the last answer
         self._stored: StoredDocument | None = None
         self._stored_ids = np.empty(0, np.int32)
+        self._stored_names: Sequence[str] = ()
         self.timeline = Timeline(
             runtime.load(),
             runtime.decoding,
             context=context,
             limit=limit,
+            reach=reach,
             prefill_chunk=runtime.attention.prefill_chunk,
             announce=self._note_compiling,
             counts=counts or runtime.origins.counts,
         )
         give_back()  # reading needs it for other sizes
         if log.isEnabledFor(logging.INFO):
-            for reason in filter(None, (self.timeline.backend_reason, self.timeline.step_reason)):
+            turning = self.timeline.model.rotation.line(context if reach is None else reach)
+            for reason in filter(None, (self.timeline.backend_reason, self.timeline.step_reason, turning)):
                 runtime.progress.note(reason)
 
     def __enter__(self) -> Session:
@@ -81,8 +92,24 @@ class Session:
             self.runtime.store,
             names,
             self.runtime.progress.note,
+            self.timeline.turned,
         )
-        self._stored_ids = ids
+        self._stored_ids, self._stored_names = ids, names
+
+    def reach(self, tokens: int) -> bool:
+        """Be ready for a sequence of so many tokens: where positions turn otherwise in one that is so long,
+        what was read is forgotten, and this returns True.
+        """
+        if not self.timeline.outgrows(tokens):
+            return False
+        self.finish()  # which reads the cache where it lies
+        if read := self.timeline.length:
+            line = self.timeline.model.rotation.line(tokens)
+            self.runtime.progress.note(f"{line}: {read:,} tokens are read again")
+        self.timeline.reach(tokens)
+        if len(self._stored_ids):
+            self.keep(self._stored_ids, self._stored_names)
+        return True
 
     def finish(self) -> None:
         """Wait until what is kept is on disk; nothing is kept after it."""
@@ -112,16 +139,23 @@ class Session:
             self._newly_read += self.timeline.length - reused
 
     def answer(
-        self, ids: np.ndarray, sampling: Sampling, max_tokens: int, *, keep: bool = False
+        self,
+        ids: np.ndarray,
+        sampling: Sampling,
+        max_tokens: int,
+        *,
+        keep: bool = False,
+        steer: Steer | None = None,
     ) -> Generator[Event]:
         """Answer a prompt, int [n], of which only what is new is read. keep: the question and the answer
-        stay in the timeline.
+        stay in the timeline. steer: see `Timeline.answer`.
 
         The figures of Done are those since the last answer, what `sync` read included.
         """
         stop_ids = self.runtime.load().stop_ids
         try:
-            with closing(self.timeline.go_on(ids, sampling, max_tokens, stop_ids, keep=keep)) as events:
+            answering = self.timeline.go_on(ids, sampling, max_tokens, stop_ids, keep=keep, steer=steer)
+            with closing(answering) as events:
                 for event in events:
                     yield self._with_reading(event) if isinstance(event, Done) else event
         finally:

@@ -30,6 +30,7 @@ class StoredDocument:
 
     chunk: tokens that are read at once. placement: of the cache's keys and values. names: of the documents,
     for the user. note: told in one line what is damaged or cannot be written; nothing is raised for that.
+    turned: see `model_facts`.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class StoredDocument:
         settings: StoreSettings,
         names: Sequence[str],
         note: Callable[[str], None],
+        turned: int | None = None,
     ) -> None:
         config = loaded.model.config.get_text_config()
         each = token_bytes(config, loaded.dtype) * config.num_hidden_layers
@@ -56,6 +58,7 @@ class StoredDocument:
             device=loaded.device.type,
             block=self.block,
             kept=settings.dtype,
+            turned=turned,
         )
         self._keys = chain(facts, ids, self.block)
         self._tokens = len(ids)

@@ -35,15 +35,17 @@ def model_facts(
     device: str,
     block: int,
     kept: str,
+    turned: int | None = None,
 ) -> dict[str, Any]:
     """What the keys and values of a token depend on, besides the tokens up to it; none of it needs weights.
 
-    config: the text model's. dtype, device: by torch's names, and kept: as `StoreSettings` says.
+    config: the text model's. dtype, device: by torch's names, and kept: as `StoreSettings` says. turned: the
+    length by which positions turn, where they do not do so alike at any.
     The tokenizer and the chat template only decide about the tokens, which are hashed themselves. The
     attention of decode steps is not among these: prefill is always exact.
     """
     fields = {name: value for name, value in config.to_dict().items() if name not in _ASIDE}
-    return {
+    facts = {
         "format": FORMAT,
         "weights": fingerprint,
         "quantization": quantization,
@@ -53,6 +55,7 @@ def model_facts(
         "block": block,
         "kept": kept,
     }
+    return facts if turned is None else facts | {"turned": turned}
 
 
 def block_tokens(chunk: int, token_bytes: int) -> int:

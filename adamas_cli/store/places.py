@@ -14,7 +14,7 @@ from pathlib import Path
 from adamas_cli.files import FILE_MODE
 from adamas_cli.folders import cache_directory
 
-FORMAT = 2  # of blocks and manifests, and of what their keys hash; another one is another store
+FORMAT = 3  # of blocks and manifests, and of what their keys hash; another one is another store
 
 
 def documents_directory() -> Path:

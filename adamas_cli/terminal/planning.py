@@ -33,6 +33,8 @@ def shown(plan: Plan, tree: Branch | None, width: int | None) -> Iterator[str]:
         ("memory", _memory(plan)),
         ("time", _time(plan)),
     ]
+    if plan.decision.positions:
+        facts.insert(2, ("rotary", plan.decision.positions))
     if not counted.fits:
         facts = [fact for fact in facts if fact[0] != "kept"]
     for label, text in facts:

@@ -6,6 +6,7 @@ import re
 
 _SHORT = {"model": "-m", "max_tokens": "-n", "output": "-o"}
 _LONG = (
+    "adapter",
     "attn",
     "backend",
     "ctx_size",
@@ -35,7 +36,9 @@ _LONG = (
     "sources",
     "tasks",
     "text",
+    "think_tokens",
     "token_budget",
+    "trust_remote_code",
     "vs",
     "whole_pages",
 )

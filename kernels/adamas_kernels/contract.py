@@ -10,7 +10,7 @@ out, lse = backend.decode_step(q, k, v, cache, scaling, settings)  # new tokens:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from adamas_kernels import reference
 from adamas_kernels.blocks import BlockWeight
 from adamas_kernels.reference import CODES_PER_WORD, Codebook, padded_dim
+from adamas_kernels.softmax import PLAIN, Softmax
 from adamas_kernels.triton.planes import PlaneWeight
 from adamas_kernels.weights import DecoderWeights
 
@@ -90,6 +91,12 @@ class SparseSettings:
         """Whether the tokens that are not chosen add their estimated share."""
         return self.compensate and self.scorer == "dot"
 
+    def under(self, softmax: Softmax) -> SparseSettings:
+        """These, as a layer with this softmax follows them: of scores that are soft-capped no share is
+        estimated in whole numbers, so all of the budget is attended to.
+        """
+        return replace(self, error=None) if softmax.softcap and self.error is not None else self
+
 
 @dataclass(frozen=True)
 class LayerView:
@@ -111,14 +118,16 @@ class LayerView:
 class DenseCache:
     """The buffers of one layer without codes, longer than what is filled, and how many tokens that is.
 
-    keys, values: [B, K, C, D] of one dtype; value_sum: float32 [B, K, D], the sum of the values so far;
-    length: int32 [B], of each sequence, on the buffers' device, shared by the layers of a model. The last
-    dimension of keys and values is contiguous, value_sum wholly so.
+    keys, values: [B, K, C, D] of one dtype; value_sum: float32 [B, K, D], the sum of the values so far, None
+    where nothing needs it; length: int32 [B], of each sequence, on the buffers' device, shared by the layers
+    of a model. The last dimension of keys and values is contiguous, value_sum wholly so.
+    A layer with a window may keep a ring: token t lies in row t mod C, and C is the window and all but one of
+    a step's new tokens at the least, or all tokens.
     """
 
     keys: Tensor
     values: Tensor
-    value_sum: Tensor
+    value_sum: Tensor | None
     length: Tensor
 
     @property
@@ -128,7 +137,9 @@ class DenseCache:
 
     def sequences(self) -> list[DenseCache]:
         """The caches of the sequences of a batch, as views."""
-        parts = (x.split(1) for x in (self.keys, self.values, self.value_sum, self.length))
+        count = len(self.length)
+        sums = [None] * count if self.value_sum is None else self.value_sum.split(1)
+        parts = self.keys.split(1), self.values.split(1), sums, self.length.split(1)
         return [DenseCache(*buffers) for buffers in zip(*parts, strict=True)]
 
 
@@ -226,6 +237,7 @@ class Backend(Protocol):
         values: Tensor,
         scaling: float,
         lengths: Tensor | None = None,
+        softmax: Softmax = PLAIN,
     ) -> tuple[Tensor, Tensor]:
         """Causal attention of the newest N tokens, queries [B, H, N, D], over keys and values [B, K, S, D],
         S >= N, in memory bounded by the chunk.
@@ -233,12 +245,18 @@ class Backend(Protocol):
         lengths: int32 [B], tokens of each sequence before the new ones, whose keys and values follow them;
         None where that is S - N everywhere. Where they are given, the host waits for them, and where they
         differ, each sequence is computed on its own.
-        Returns the output [B, H, N, D] in the queries' dtype and the log-sum-exp of its scores, float32 [B,
-        H, N].
+        Returns the output [B, H, N, D] in the queries' dtype and the log-sum-exp of its scores, learned sinks
+        included, float32 [B, H, N].
         """
 
     def dense_step(
-        self, queries: Tensor, keys: Tensor, values: Tensor, cache: AnyCache, scaling: float
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        cache: AnyCache,
+        scaling: float,
+        softmax: Softmax = PLAIN,
     ) -> tuple[Tensor, Tensor]:
         """Append keys and values [B, K, N, D] behind `cache.length` tokens and attend to all tokens from
         queries [B, H, N, D], causally among the new ones, 1 <= N <= LARGEST_STEP.
@@ -256,15 +274,17 @@ class Backend(Protocol):
         scaling: float,
         settings: SparseSettings,
         tally: Tensor | None = None,
+        softmax: Softmax = PLAIN,
     ) -> tuple[Tensor, Tensor]:
         """Append keys and values [B, K, N, D] behind `cache.length` tokens and attend sparsely from queries
         [B, H, N, D], causally among the new ones, 1 <= N <= LARGEST_STEP.
 
         Every sequence has its own length. Keys, codes, scales and value_sum are updated; `cache.length` is
         left to the caller, who advances it once for all layers. tally: float32 [B, 2, C], to whose two rows
-        every query adds 1 and its softmax weight at each position that it attended to.
+        every query adds 1 and its softmax weight at each position that it attended to. A window is not
+        served: there is little to choose from.
         Returns the output [B, H, N, D] in the queries' dtype and the log-sum-exp of its scores, float32 [B,
-        H, N], the compensation included.
+        H, N], the compensation and learned sinks included.
         """
 
     def linear(self, x: Tensor, weight: AnyWeight, bias: Tensor | None = None) -> Tensor:
@@ -290,8 +310,7 @@ class TokenDecoder(Protocol):
         self,
         token: int,
         length: int,
-        cos: Tensor,
-        sin: Tensor,
+        rotations: Sequence[tuple[Tensor, Tensor]],
         layers: Sequence[AnyCache],
         settings: SparseSettings,
         tally: Tensor | None = None,
@@ -299,9 +318,10 @@ class TokenDecoder(Protocol):
         """Append one token behind `length` others and return the logits of the next, float32 [vocabulary],
         valid until the next step.
 
-        cos, sin: of the token's position, [rotated coordinates]. layers: those with codes attend sparsely,
-        the others fully; the caller has made room and counts the tokens. tally: float32 [1, 2, C], see
-        `Backend.decode_step`; all sparse layers add to it.
+        rotations: cosines and sines of the token's position, [half of the rotated coordinates], for each kind
+        of rotation that layers name. layers: those with codes attend sparsely, the others fully; the caller
+        has made room and counts the tokens. tally: float32 [1, 2, C], see `Backend.decode_step`; all sparse
+        layers add to it.
         """
 
 
@@ -334,7 +354,14 @@ def equal_length(length: Tensor) -> int:
     return lengths.pop()
 
 
-def check_step(queries: Tensor, keys: Tensor, values: Tensor, cache: AnyCache) -> None:
+def ring_rows(start: int, end: int, capacity: int) -> slice | Tensor:
+    """Where tokens [start, end) lie in a buffer of so many rows, see `DenseCache`: an index of them."""
+    return slice(start, end) if end <= capacity else torch.arange(start, end) % capacity
+
+
+def check_step(
+    queries: Tensor, keys: Tensor, values: Tensor, cache: AnyCache, softmax: Softmax = PLAIN
+) -> None:
     """Raises ValueError where the shapes of a step do not fit together; reads nothing from the device."""
     batch, heads, new, dim = queries.shape
     kv_heads, capacity = cache.keys.shape[1], cache.capacity
@@ -348,3 +375,18 @@ def check_step(queries: Tensor, keys: Tensor, values: Tensor, cache: AnyCache) -
         raise ValueError(f"keys {tuple(keys.shape)} do not fit queries {tuple(queries.shape)}")
     if values.shape != (batch, kv_heads, new, cache.values.shape[3]):
         raise ValueError(f"values {tuple(values.shape)} do not fit the cache's {tuple(cache.values.shape)}")
+    if softmax.sinks is not None and softmax.sinks.shape != (heads,):
+        raise ValueError(f"{heads} query heads need as many sinks, not {tuple(softmax.sinks.shape)}")
+
+
+def check_unbounded(softmax: Softmax) -> None:
+    """Raises ValueError for a window in a sparse step."""
+    if softmax.window is not None:
+        raise ValueError("a layer with a window attends to all of it")
+
+
+def check_room(tokens: int, new: int, cache: AnyCache, softmax: Softmax) -> None:
+    """Raises ValueError where a cache has no room for this many tokens, the new ones included."""
+    window = softmax.window
+    if tokens > cache.capacity and (window is None or cache.capacity < window + new - 1):
+        raise ValueError(f"{tokens} tokens do not fit a cache of {cache.capacity}")

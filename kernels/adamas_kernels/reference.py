@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adamas_kernels.softmax import PLAIN, Softmax
+
 CODES_PER_WORD = 16
 FLAT = 1e-6  # share of the mean below which a coordinate's power counts as none
 GAUSSIAN_EDGE = 0.9816  # outer edge, in deviations, of the best 4-level quantizer of a Gaussian (Max 1960)
@@ -364,13 +366,20 @@ def gather(rows: Tensor, index: Tensor) -> Tensor:
 
 
 def attend(
-    queries: Tensor, keys: Tensor, values: Tensor, index: Tensor, scaling: float
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    index: Tensor,
+    scaling: float,
+    softmax: Softmax = PLAIN,
 ) -> tuple[Tensor, Tensor]:
-    """Exact attention of queries [B, H, N, D] over keys and values [B, K, S, D] at the positions of `select`.
+    """Exact attention of queries [B, H, N, D] over keys and values [B, K, S, D] at the positions of `select`,
+    without learned sinks, which a softmax in parts counts once, at its end.
 
     Returns the output float32 [B, H, N, D] and the log-sum-exp of its scores, float32 [B, H, N].
     """
     scores = (gather(keys, index) @ queries.float().unsqueeze(-1)).squeeze(-1) * scaling
+    scores = softmax.capped(scores)
     own = own_positions(queries.shape[2], keys.shape[2], keys.device)
     scores = scores.masked_fill(index > own, -torch.inf)
     out = scores.softmax(-1).unsqueeze(-2) @ gather(values, index)
@@ -385,6 +394,7 @@ def rest_of_softmax(
     values: Tensor,
     value_sum: Tensor,
     scaling: float,
+    softmax: Softmax = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """What the tokens that were not chosen would have added: their mean value and the logarithm of their
     softmax mass.
@@ -392,14 +402,14 @@ def rest_of_softmax(
     The idea is SparQ's (arXiv 2312.04985, section 4): the mass comes from the estimated scores, and the mean
     of all values not chosen takes it. `value_sum` is the cache's running sum of values, float32 [B, K, D].
     The exponential of an estimate that errs with variance v is too large by e^(v/2) on average, which is
-    taken off.
+    taken off. Where scores are soft-capped, so are the estimates, after that.
     Returns mean value float32 [B, H, N, D] and log mass float32 [B, H, N] (-inf where nothing is left).
     """
     kv_heads, size = values.shape[1:3]
     heads, new = queries.shape[1:3]
     groups = heads // kv_heads
     own = own_positions(new, size, values.device)
-    scores = estimated_scores(queries, estimate, codebook, scaling)
+    scores = estimated_scores(queries, estimate, codebook, scaling, softmax)
     rest = F.pad(scores, (0, 1)).scatter(-1, index, -torch.inf)[..., :size]
     # All visible values less the chosen ones: a sum over `budget` rows instead of over the context.
     future = torch.stack([values[:, :, size - new + n + 1 :].float().sum(2) for n in range(new)], 2)
@@ -410,14 +420,16 @@ def rest_of_softmax(
     return (seen - taken) / left.clamp(min=1).unsqueeze(-1), rest.logsumexp(-1)
 
 
-def estimated_scores(queries: Tensor, estimate: Tensor, codebook: Codebook, scaling: float) -> Tensor:
+def estimated_scores(
+    queries: Tensor, estimate: Tensor, codebook: Codebook, scaling: float, softmax: Softmax = PLAIN
+) -> Tensor:
     """Scores from estimates of q (k - mean), float32 [B, H, N, S], with half of their error's variance taken
-    off and -inf where a query sees nothing.
+    off, soft-capped, and -inf where a query sees nothing.
     """
     new, size = estimate.shape[-2:]
     offset = score_offset(rotate_queries(queries, codebook), codebook, scaling)
     hidden = torch.arange(size, device=estimate.device) > own_positions(new, size, estimate.device)
-    return (scaling * estimate + offset.unsqueeze(-1)).masked_fill(hidden, -torch.inf)
+    return softmax.capped(scaling * estimate + offset.unsqueeze(-1)).masked_fill(hidden, -torch.inf)
 
 
 def score_offset(rotated: Tensor, codebook: Codebook, scaling: float) -> Tensor:

@@ -87,9 +87,9 @@ class Job:
         else:
             target = model_target(model, display)
         target.require(needed, f"--len {longest:,} with a question and an answer of {self.generated:,}")
-        if self.text is None or target.directory is None:
+        if self.text is None or target.texts is None:
             return target, random_document(target.vocabulary, needed)
-        return target, text_document(self.text, target.directory, needed)
+        return target, text_document(self.text, target.texts, needed)
 
     def _measurements(
         self,

@@ -200,14 +200,14 @@ class _Reading:
         from adamas_cli.lab.bench.document import text_documents
         from adamas_cli.lab.bench.recording import STEPS
 
-        assert target.directory is not None
+        assert target.texts is not None
         count, read = len(texts), context
         if shapes is None:
             target.require(context + STEPS, f"--len {context:,} with {STEPS} steps")
         elif target.context is not None:
             read = min(context, target.context - STEPS)
             count = max(count, documents_needed(context, read))
-        return cls(context, text_documents(texts, target.directory, read + STEPS, count))
+        return cls(context, text_documents(texts, target.texts, read + STEPS, count))
 
 
 def _cells(row: RecordedRow) -> list[str]:

@@ -23,6 +23,7 @@ from adamas_cli.commands.options import (
     System,
     TemplateFile,
     Think,
+    ThinkTokens,
     grouped,
     parse_length,
 )
@@ -68,6 +69,7 @@ def command(
     system: System = None,
     template: TemplateFile = None,
     think: Think = None,
+    think_tokens: ThinkTokens = None,
     *,
     model: ModelSettings,
     report: ReportOptions,
@@ -95,7 +97,9 @@ def command(
     ways = all_ways(names(methods, "--methods", METHODS), sizes, ["dense"])
     with showing(report, COLUMNS) as (told, display):
         subject = Subject.find(model, backend, dense_layers, display)
-        prompting = Prompting.of(subject, system=system, template=template, think=think)
+        prompting = Prompting.of(
+            subject, system=system, template=template, think=think, think_tokens=think_tokens
+        )
         examined = [_examined(path, asked, prompting, max_tokens, display) for path, asked in wanted.items()]
         for one in examined:
             subject.require(one.context + max_tokens, f"{one.name}, its question and -n {max_tokens:,}")

@@ -17,7 +17,15 @@ from adamas_cli.commands.eval.shared import (
     showing,
     tell,
 )
-from adamas_cli.commands.options import Backend, DenseLayers, System, TemplateFile, Think, grouped
+from adamas_cli.commands.options import (
+    Backend,
+    DenseLayers,
+    System,
+    TemplateFile,
+    Think,
+    ThinkTokens,
+    grouped,
+)
 from adamas_cli.quiet import prepare_libraries
 from adamas_cli.settings import DecodingSettings, ModelSettings
 
@@ -51,6 +59,7 @@ def command(
     system: System = None,
     template: TemplateFile = None,
     think: Think = None,
+    think_tokens: ThinkTokens = None,
     *,
     model: ModelSettings,
     report: ReportOptions,
@@ -84,7 +93,9 @@ def command(
         subject = Subject.find(model, backend, dense_layers, display)
         answer = max(task.max_tokens for task in chosen)
         subject.require(max(contexts) + answer, f"--len {max(contexts):,} and an answer of {answer}")
-        prompting = Prompting.of(subject, system=system, template=template, think=think)
+        prompting = Prompting.of(
+            subject, system=system, template=template, think=think, think_tokens=think_tokens
+        )
         haystack = Haystack(prose, lambda piece: len(subject.tokenizer.encode(piece)))
         settings = {
             "eval": "retrieval",

@@ -15,29 +15,26 @@ import torch
 from torch import Tensor
 
 from adamas_cli.cache.cache import KVCache
-from adamas_cli.cache.layer import FULL
+from adamas_cli.cache.layer import FULL, SLIDING
 from adamas_cli.cache.mode import Mode, Sparse
 from adamas_cli.engine.model import Model
 
-# Kinds of RoPE that look at the positions on the host, and so stop the device at each step.
-HOST_ROPE = ("dynamic", "longrope")
+# The kind of RoPE that looks at the positions on the host, and so stops the device at each step.
+HOST_ROPE = "dynamic"
 
 
 def graph_obstacle(model: Model, cache: KVCache, sparse: Sparse | None) -> str | None:
     """Why a step of this model is no CUDA graph, in a few words, or None where one can be tried."""
     if model.device.type != "cuda":
         return f"the model is on {model.device.type}"
-    if cache.kinds != {FULL}:
-        return "some layers attend to a window or keep their own attention"
+    if not cache.kinds <= {FULL, SLIDING}:
+        return "some layers keep their own attention"
     if model.dense is None:
         return "Triton does not run here"
     if sparse is not None and sparse.backend.name != "triton":
         return f"the {sparse.backend.name} backend computes sparse steps"
-    rope = getattr(model.config, "rope_parameters", None) or {}
-    kinds = {value.get("rope_type") for value in (rope, *rope.values()) if isinstance(value, dict)}
-    for kind in HOST_ROPE:
-        if kind in kinds:
-            return f"its positions are of kind {kind}"
+    if any(scaling.kind == HOST_ROPE for scaling in model.rotation.scalings):
+        return f"its positions are of kind {HOST_ROPE}"
     return None
 
 

@@ -11,7 +11,8 @@ from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.mode import Mode, Sparse
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.steps.captured import CapturedSteps, graph_obstacle
-from adamas_cli.engine.steps.compiled import CompiledSteps, compiled_obstacle
+from adamas_cli.engine.steps.compiled import CompiledSteps
+from adamas_cli.engine.steps.describe import NoCompiledFormError
 
 
 class Stepper:
@@ -33,16 +34,17 @@ class Stepper:
         self._model, self._cache, self._announce = model, cache, announce
         self._compiled: CompiledSteps | None = None
         self._captured: CapturedSteps | None = None
+        self.reason: str | None = None
         if model.device.type == "cuda":
             obstacle = graph_obstacle(model, cache, sparse)
             self.reason = obstacle and f"no CUDA graph: {obstacle}"
             if obstacle is None and captures:
                 self._captured = CapturedSteps(model, cache)
         else:
-            obstacle = compiled_obstacle(model, cache)
-            self.reason = obstacle and f"each token goes through transformers' forward ({obstacle})"
-            if obstacle is None:
+            try:
                 self._compiled = CompiledSteps(model, cache)
+            except NoCompiledFormError as obstacle:
+                self.reason = f"each token goes through transformers' forward ({obstacle})"
 
     @property
     def captures(self) -> bool:

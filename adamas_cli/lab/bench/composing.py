@@ -98,7 +98,8 @@ class Composer:
             self._fill(buffers[0][0, head], buffers[1][0, head], place, context)
         seen = queries[:, 0].transpose(0, 2)  # [1, H, T, D]
         cache = coded_cache(buffers[0], buffers[1], context, seen, backend, settings)
-        return Trace(number, cache, context, queries, keys, values, self._documents[0][0].scaling)
+        like = self._documents[0][0]
+        return Trace(number, cache, context, queries, keys, values, like.scaling, like.softmax)
 
     def _source(self, place: int) -> tuple[int, int, int, int]:
         """Of the KV head at a place among all that are built: the document, layer and KV head it is taken

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from adamas_kernels.contract import Backend, LayerCache, SparseSettings
 from adamas_kernels.reference import Codebook
+from adamas_kernels.softmax import PLAIN, Softmax
 from adamas_kernels.torch.backend import TorchBackend
 from torch import Tensor
 
@@ -37,7 +38,7 @@ class Recorder(TorchBackend):
     def __init__(self, coder: Backend) -> None:
         self._coder = coder
         self._given: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}
-        self._layers: list[tuple[LayerCache, float]] = []
+        self._layers: list[tuple[LayerCache, float, Softmax]] = []
 
     def encode_keys(self, keys: Tensor, codebook: Codebook, codes: Tensor, scales: Tensor) -> None:
         """See `Backend.encode_keys`; as the backend that replays encodes."""
@@ -52,27 +53,28 @@ class Recorder(TorchBackend):
         scaling: float,
         settings: SparseSettings,
         tally: Tensor | None = None,
+        softmax: Softmax = PLAIN,
     ) -> tuple[Tensor, Tensor]:
         """Keys and values are appended, their codes and their sum are not; the log-sum-exp is not computed,
         and all NaN.
         """
         if id(cache) not in self._given:
             self._given[id(cache)] = []
-            self._layers.append((cache, scaling))
+            self._layers.append((cache, scaling, softmax))
         self._given[id(cache)].append((queries.clone(), keys.clone(), values.clone()))
         start = int(cache.length)
         end = start + keys.shape[2]
         cache.keys[:, :, start:end] = keys
         cache.values[:, :, start:end] = values
         seen = cache.keys[:, :, :end], cache.values[:, :, :end]
-        out, _ = self.prefill(queries, *seen, scaling)
+        out, _ = self.prefill(queries, *seen, scaling, softmax=softmax)
         return out, torch.full(queries.shape[:3], torch.nan, device=queries.device)
 
     def traces(self, context: int, numbers: list[int]) -> list[Trace]:
         """What was noted behind `context` tokens, layer by layer; numbers: of the layers in the model."""
         return [
-            Trace(number, cache, context, *self._steps(cache), scaling)
-            for number, (cache, scaling) in zip(numbers, self._layers, strict=True)
+            Trace(number, cache, context, *self._steps(cache), scaling, softmax)
+            for number, (cache, scaling, softmax) in zip(numbers, self._layers, strict=True)
         ]
 
     def _steps(self, cache: LayerCache) -> tuple[Tensor, Tensor, Tensor]:

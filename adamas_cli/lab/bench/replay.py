@@ -59,7 +59,7 @@ class Replay:
         """One layer's step, with its output [1, H, 1, D] and log-sum-exp [1, H, 1]."""
         trace = self._traces[layer]
         return self._backend.decode_step(
-            *self._inputs[layer], trace.cache, trace.scaling, self._settings, tally
+            *self._inputs[layer], trace.cache, trace.scaling, self._settings, tally, trace.softmax
         )
 
     def run(self, tally: Tensor | None = None) -> Iterator[tuple[int, int, Tensor]]:

@@ -13,6 +13,7 @@ import torch
 from adamas_cli import models
 from adamas_cli.errors import OverContextError, UsageError
 from adamas_cli.models.aliases import aliases
+from adamas_cli.models.configs import read_config
 from adamas_cli.models.default import default_name
 from adamas_cli.models.device import choose_device, choose_dtype
 from adamas_cli.models.fetch import is_fetched, local_file
@@ -31,8 +32,8 @@ Load = Callable[["Progress"], models.LoadedModel]
 @dataclass(frozen=True)
 class Target:
     """A model. context: tokens, None where it takes as many as are asked. directory: its files, None for
-    random weights. origin: what another process needs to load it again, as JSON. config: as transformers
-    describes it.
+    random weights. texts: those of its tokenizer. origin: what another process needs to load it again, as
+    JSON. config: as transformers describes it.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Target:
     vocabulary: int
     context: int | None
     directory: Path | None
+    texts: Path | None
     origin: dict[str, Any]
     load: Load
     config: Callable[[], PreTrainedConfig]
@@ -66,17 +68,19 @@ def model_target(options: ModelSettings, progress: Progress) -> Target:
     """The model that the settings name. Raises ModelUnavailableError, UsageError."""
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
-    files = models.resolve(options.model, device=options.device, offline=options.offline, progress=progress)
+    files = models.resolve(
+        options.model,
+        device=options.device,
+        offline=options.offline,
+        adapter=options.adapter,
+        progress=progress,
+    )
 
     def load(progress: Progress) -> models.LoadedModel:
         return models.load(files, **options.loading, progress=progress)
 
     def full_config() -> PreTrainedConfig:
-        from transformers import AutoConfig
-
-        return AutoConfig.from_pretrained(
-            files.directory, local_files_only=True, trust_remote_code=options.trust_remote_code
-        )
+        return read_config(files.directory, trust_remote_code=options.trust_remote_code)
 
     config: dict[str, Any] = json.loads((files.directory / CONFIG).read_text(encoding="utf-8"))
     config = config.get("text_config", config)
@@ -87,6 +91,7 @@ def model_target(options: ModelSettings, progress: Progress) -> Target:
         config["vocab_size"],
         config.get("max_position_embeddings"),
         files.directory,
+        files.texts,
         {
             "directory": str(files.directory),
             "gguf": None if files.gguf is None else str(files.gguf),
@@ -115,7 +120,7 @@ def shape_target(name: str, tokens: int, options: ModelSettings) -> Target:
     origin = {"shape": name, "context": tokens}
     vocabulary = shape_fields(name)["vocab_size"]
     return Target(
-        name, device, dtype, vocabulary, None, None, origin, load, lambda: shape_config(name, tokens)
+        name, device, dtype, vocabulary, None, None, None, origin, load, lambda: shape_config(name, tokens)
     )
 
 

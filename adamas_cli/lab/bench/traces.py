@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from adamas_kernels.contract import Backend, LayerCache, SparseSettings
+from adamas_kernels.softmax import PLAIN, Softmax
 from torch import Tensor
 
 from adamas_cli.cache.placement import placement_on
@@ -28,6 +29,7 @@ class Trace:
     keys: Tensor
     values: Tensor
     scaling: float
+    softmax: Softmax = PLAIN
 
     @property
     def steps(self) -> int:
@@ -61,4 +63,4 @@ def _random_trace(like: Trace, backend: Backend, settings: SparseSettings) -> Tr
     buffers = [place.buffer(one[0], room).tensor.normal_() for one in (keys, values)]
     seen = queries[:, 0].transpose(0, 2)  # [1, H, T, D]
     cache = coded_cache(buffers[0], buffers[1], like.context, seen, backend, settings)
-    return Trace(like.layer, cache, like.context, queries, keys, values, like.scaling)
+    return Trace(like.layer, cache, like.context, queries, keys, values, like.scaling, like.softmax)

@@ -6,7 +6,9 @@ from typing import Any
 
 from adamas_cli.cache.cache import layer_types
 from adamas_cli.cache.geometry import code_bytes, kv_heads, token_bytes
-from adamas_cli.cache.layer import FULL
+from adamas_cli.cache.layer import FULL, SLIDING
+from adamas_cli.models.shape import shape_from
+from adamas_cli.models.stacked_experts import StackedExperts, can_pack
 
 
 def step_bytes(model: Any, length: int, budget: int | None, dense_layers: int) -> int:
@@ -18,8 +20,10 @@ def step_bytes(model: Any, length: int, budget: int | None, dense_layers: int) -
     row = token // kv_heads(config)  # a key and its value
     total = _weights(model)
     for index, kind in enumerate(layer_types(config)):
-        if kind != FULL:
+        if kind == SLIDING:
             total += min(length, config.sliding_window) * token
+        elif kind != FULL:
+            continue  # its state is small
         elif budget is None or index < dense_layers:
             total += length * token
         else:
@@ -30,12 +34,24 @@ def step_bytes(model: Any, length: int, budget: int | None, dense_layers: int) -
 
 
 def _weights(model: Any) -> int:
-    """Bytes of all weights but the embedding's, unless it is the head's too: a step reads one row of it."""
-    held = sum(_held(parameter) for parameter in model.parameters())
-    packed = sum(module.packed.bytes for module in model.modules() if hasattr(module, "packed"))
+    """Bytes of all weights but the embedding's, unless it is the head's too: a step reads one row of it. Of
+    experts it reads those that the token chose.
+    """
+    choices = shape_from(lambda name: getattr(model.config.get_text_config(), name, None)).choices
+    unread = sum(
+        _bytes(module) * max(0, module.num_experts - choices) // module.num_experts
+        for module in model.modules()
+        if isinstance(module, StackedExperts) or can_pack(module)
+    )
     embedding = getattr(model.get_input_embeddings(), "weight", None)  # None where rows stay in the file
     tied = getattr(model.get_output_embeddings(), "weight", None) is embedding
-    return held + packed - (0 if embedding is None or tied else embedding.nbytes)
+    return _bytes(model) - unread - (0 if embedding is None or tied else int(embedding.nbytes))
+
+
+def _bytes(module: Any) -> int:
+    """Of all weights of a module, but of embeddings in few bits."""
+    held = sum(_held(parameter) for parameter in module.parameters())
+    return held + sum(getattr(part, "weight_bytes", 0) for part in module.modules())
 
 
 def _held(tensor: Any) -> int:

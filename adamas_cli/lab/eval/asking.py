@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from adamas_kernels.contract import Backend
-from transformers import PreTrainedTokenizerFast
 
 from adamas_cli.documents import Document
 from adamas_cli.engine.events import Event, Token
@@ -19,11 +18,13 @@ from adamas_cli.lab.eval.subject import Subject
 from adamas_cli.lab.eval.workload import Workload
 from adamas_cli.models import LoadedModel
 from adamas_cli.progress import Progress
+from adamas_cli.prompt.chat import ChatTemplateFile
 from adamas_cli.prompt.layout import Layout, question_ids
 from adamas_cli.prompt.template import DEFAULT_TEMPLATE, Frame, frame, load_template
+from adamas_cli.prompt.thinking import Thinking
 from adamas_cli.prompt.tokens import Tokenizer
-from adamas_cli.reasoning import OPEN
 from adamas_cli.session.answer import listen, narrate
+from adamas_cli.session.listener import Listener
 
 PRODUCT = ("dot", "manhattan")  # the scorers that `ask` offers, and so what its own backends run
 
@@ -34,15 +35,24 @@ class Prompting:
 
     tokenizer: Tokenizer
     frame: Frame
+    thinking: Thinking = field(default_factory=Thinking)
 
     @classmethod
     def of(
-        cls, subject: Subject, *, system: str | None, template: str | None, think: bool | None
+        cls,
+        subject: Subject,
+        *,
+        system: str | None,
+        template: str | None,
+        think: bool | None,
+        think_tokens: int | None,
     ) -> Prompting:
         """The prompt of `ask` for a model. Raises UsageError for a wrong template."""
         text = load_template(template or DEFAULT_TEMPLATE)
-        chat = PreTrainedTokenizerFast.from_pretrained(subject.files.directory)
-        return cls(subject.tokenizer, frame(text, chat, system=system, think=think))
+        chat = ChatTemplateFile(subject.files.texts)
+        control = subject.tokenizer.control_tokens
+        thinking = Thinking.of(chat, control, wanted=think, tokens=think_tokens)
+        return cls(subject.tokenizer, frame(text, chat, system=system, thinking=thinking), thinking)
 
     @property
     def sha256(self) -> str:
@@ -61,7 +71,12 @@ class Prompting:
         """What is read behind the documents, int32 [n]."""
         return question_ids(self.tokenizer, self.frame, text)
 
-    def said(self, question: str, events: Iterable[Event]) -> Said:
+    def listener(self, max_tokens: int) -> Listener:
+        """For an answer of so many tokens."""
+        state = self.thinking.marks.state_behind(self.frame.tail)
+        return Listener(self.tokenizer, self.thinking, state, max_tokens)
+
+    def said(self, question: str, events: Iterable[Event], listener: Listener) -> Said:
         """The answer in a stream of events."""
         tokens: list[int] = []
 
@@ -71,9 +86,7 @@ class Prompting:
                     tokens.append(event.id)
                 yield event
 
-        thinking = self.frame.tail.rstrip().endswith(OPEN)
-        told = narrate(noted(), self.tokenizer.decoder(), thinking=thinking)
-        return Said(listen(question, told, lambda _: None).text, tokens)
+        return Said(listen(question, narrate(noted(), listener), lambda _: None).text, tokens)
 
 
 @dataclass(frozen=True)
@@ -133,8 +146,9 @@ class Asker:
                 reading.use(method, way.budget, backend)
             for one in questions:
                 with self.workload.steps(way.method, one.max_tokens, len(document)):
-                    events = reading.answer(one.ids, one.max_tokens, way.sparse_from)
-                    said = self.prompting.said(one.text, events)
+                    listener = self.prompting.listener(one.max_tokens)
+                    events = reading.answer(one.ids, one.max_tokens, way.sparse_from, listener.steer)
+                    said = self.prompting.said(one.text, events, listener)
                 yield way, one, said
 
 

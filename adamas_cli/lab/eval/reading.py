@@ -13,7 +13,7 @@ from adamas_cli.cache.mode import Sparse
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.events import Event, Prefill
 from adamas_cli.engine.sampling import Sampling
-from adamas_cli.engine.timeline import SparseFrom, Timeline
+from adamas_cli.engine.timeline import SparseFrom, Steer, Timeline
 from adamas_cli.lab.eval.ledger import Record
 from adamas_cli.lab.eval.methods import METHODS, Method
 from adamas_cli.models import LoadedModel
@@ -72,9 +72,13 @@ class Reading:
         """Choose tokens by `method` from here on; the keys are coded anew by its settings."""
         self._timeline.use(Sparse(method.at(budget), backend))
 
-    def answer(self, ids: np.ndarray, max_tokens: int, sparse_from: SparseFrom) -> Iterator[Event]:
-        """The greedy answer to a question's tokens, int [n]."""
-        return self._timeline.answer(ids, Sampling(), max_tokens, self._stop_ids, sparse_from=sparse_from)
+    def answer(
+        self, ids: np.ndarray, max_tokens: int, sparse_from: SparseFrom, steer: Steer | None = None
+    ) -> Iterator[Event]:
+        """The greedy answer to a question's tokens, int [n]. steer: see `Timeline.answer`."""
+        return self._timeline.answer(
+            ids, Sampling(), max_tokens, self._stop_ids, sparse_from=sparse_from, steer=steer
+        )
 
     def score(self, ids: np.ndarray, *, sparse: bool) -> Tensor:
         """Logits [n, vocabulary] behind each of the tokens, int [n]."""

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from adamas_kernels import reference
 from adamas_kernels.contract import LayerCache, LayerView, SparseSettings
+from adamas_kernels.softmax import PLAIN, Softmax
 from adamas_kernels.torch.backend import TorchBackend
 from adamas_kernels.torch.step import append, attend_ranked
 from torch import Tensor
@@ -49,21 +50,29 @@ class StudyBackend(TorchBackend):
         scaling: float,
         settings: SparseSettings,
         tally: Tensor | None = None,
+        softmax: Softmax = PLAIN,
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.decode_step`; there is no tally."""
         view = append(keys, values, cache)
         rank = self.method.rank(queries, view, settings)
-        out, lse, index = attend_ranked(queries, view, rank, scaling, settings)
-        self._count(cache, queries, view, index, scaling)
+        out, lse, index = attend_ranked(queries, view, rank, scaling, settings, softmax)
+        self._count(cache, queries, view, index, scaling, softmax)
         return out, lse
 
     def _count(
-        self, cache: LayerCache, queries: Tensor, view: LayerView, index: Tensor, scaling: float
+        self,
+        cache: LayerCache,
+        queries: Tensor,
+        view: LayerView,
+        index: Tensor,
+        scaling: float,
+        softmax: Softmax,
     ) -> None:
         new, size = queries.shape[2], view.keys.shape[2]
         own = reference.own_positions(new, size, queries.device)
         future = torch.arange(size, device=queries.device) > own
-        weights = (true_scores(queries, view.keys) * scaling).masked_fill(future, -torch.inf).softmax(-1)
+        scores = softmax.capped(true_scores(queries, view.keys) * scaling)
+        weights = scores.masked_fill(future, -torch.inf).softmax(-1)
         best = weights.topk(index.shape[-1])
         chosen = torch.zeros_like(weights, dtype=torch.bool)
         chosen = F.pad(chosen, (0, 1)).scatter_(-1, index, True)[..., :size] & ~future

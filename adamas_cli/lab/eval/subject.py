@@ -46,8 +46,14 @@ class Subject:
         """
         device = choose_device(model.device)
         name, _ = backends_of(device).pick(backend)
-        files = models.resolve(model.model, device=model.device, offline=model.offline, progress=progress)
-        tokenizer = Tokenizer.from_directory(files.directory)
+        files = models.resolve(
+            model.model,
+            device=model.device,
+            offline=model.offline,
+            adapter=model.adapter,
+            progress=progress,
+        )
+        tokenizer = Tokenizer.of(files)
         dtype = choose_dtype(model.dtype, device)
         found = cls(files, tokenizer, device, dtype, name, dense_layers, model)
         layers = found._config.get("num_hidden_layers")

@@ -22,35 +22,34 @@ from adamas_cli.models.filling import PARTS, Placing, fill, without_memory
 from adamas_cli.models.gguf.stored import Stored, stored
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 KINDS = {dtype: kind for kind, dtype in PLAIN.items()}
 
 
 def build_model(
     directory: Path,
+    config: PreTrainedConfig,
     scheme: Scheme,
     dtype: torch.dtype,
     device: torch.device,
-    placing: Placing | None,
+    placing: Placing,
     *,
     trust_remote_code: bool,
+    in_blocks: bool,
+    in_order: bool = False,
 ) -> PreTrainedModel:
-    """The model in `directory`, see `fill`; with `placing` None its weights become numbers.
+    """The model in `directory`, see `fill`. in_blocks, in_order: see `CheckpointSource`.
 
     Raises ModelUnavailableError where it lacks a tensor.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
-    from adamas_cli.models.filling import Numbers
+    for part in (config, config.get_text_config()):
+        if hasattr(part, "quantization_config"):
+            del part.quantization_config
 
     def build() -> PreTrainedModel:
-        config = AutoConfig.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=trust_remote_code
-        )
-        for part in (config, config.get_text_config()):
-            if hasattr(part, "quantization_config"):
-                del part.quantization_config
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, dtype=dtype, trust_remote_code=trust_remote_code
         )
@@ -59,13 +58,17 @@ def build_model(
     model = without_memory(build, directory, "settings")
     with suppress(OSError):  # a model need not have one
         model.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
-    source = CheckpointSource(directory, scheme, model, dtype, device, in_blocks=placing is not None)
-    fill(model, source, dtype, device, placing or Numbers(dtype, device))
+    source = CheckpointSource(directory, scheme, model, dtype, device, in_blocks=in_blocks, in_order=in_order)
+    fill(model, source, dtype, device, placing)
     return model
 
 
 class CheckpointSource:
-    """See `filling.Source`. Weights are computed on `device`, in blocks or as numbers of `dtype`."""
+    """See `filling.Source`. Weights are computed on `device`.
+
+    in_blocks: whether they stay in few bits; else they are numbers of `dtype`. in_order: whether those are
+    numbers whose columns are in another order than inputs.
+    """
 
     def __init__(
         self,
@@ -76,10 +79,12 @@ class CheckpointSource:
         device: torch.device,
         *,
         in_blocks: bool,
+        in_order: bool,
     ) -> None:
         self.path = directory
         self._tensors, self._model = Tensors(directory), model
-        self._dtype, self._device, self._in_blocks = dtype, device, in_blocks
+        self._dtype, self._device = dtype, device
+        self._in_blocks, self._in_order = in_blocks, in_order
         self._layers, plain = layers_of(scheme, self._tensors.entries, directory)
         self._origins = origins(model, [*self._layers, *plain])
 
@@ -94,7 +99,8 @@ class CheckpointSource:
             return self._as_it_is(only)
         if layer.transposed or not self._in_blocks:
             return _plain(self._numbers(only))
-        return self._quantized(layer).stored()
+        weight = self._quantized(layer).stored()
+        return stored(weight.numbers()) if self._in_order and weight.order is not None else weight
 
     def place(self, name: str) -> tuple[Path, int] | None:
         """See `Source.place`."""

@@ -52,6 +52,8 @@ def tokenizer_of(keys: Mapping[str, Any], progress: Progress) -> PreTrainedToken
         tokenizer = sentencepiece(tokens, space_prefix=False)
         adds_bos = rule != "sarvam-moe"
     elif kind == _BYTE_LEVEL:
+        if not tokens.merges:
+            raise ValueError("it lists no merges")
         splitting = _splitting(rule, progress)
         tokenizer, adds_bos = byte_level(tokens, splitting), splitting.bos
     elif kind == _SENTENCEPIECE:
@@ -63,8 +65,8 @@ def tokenizer_of(keys: Mapping[str, Any], progress: Progress) -> PreTrainedToken
         raise ModelUnavailableError(
             f"its vocabulary is of {named}, which adamas does not read.\nUse a model with another tokenizer."
         )
-    _add_tokens(tokenizer, tokens)
-    _add_ends(tokenizer, tokens, bos=_adds(keys, "bos", adds_bos), eos=_adds(keys, "eos", False))
+    add_tokens(tokenizer, tokens)
+    add_ends(tokenizer, tokens, bos=_adds(keys, "bos", adds_bos), eos=_adds(keys, "eos", False))
     options: dict[str, Any] = {"tokenizer_object": tokenizer, **tokens.named()}
     built = PreTrainedTokenizerFast(clean_up_tokenization_spaces=False, **options)
     built.chat_template = chat_template(keys)
@@ -86,7 +88,7 @@ def _adds(keys: Mapping[str, Any], role: str, otherwise: bool) -> bool:
     return flag(keys, f"add_{role}_token", otherwise)
 
 
-def _add_tokens(tokenizer: Tokenizer, tokens: Tokens) -> None:
+def add_tokens(tokenizer: Tokenizer, tokens: Tokens) -> None:
     """Tell which tokens are found in text before it is split."""
     from tokenizers import AddedToken
 
@@ -99,7 +101,7 @@ def _add_tokens(tokenizer: Tokenizer, tokens: Tokens) -> None:
     )
 
 
-def _add_ends(tokenizer: Tokenizer, tokens: Tokens, *, bos: bool, eos: bool) -> None:
+def add_ends(tokenizer: Tokenizer, tokens: Tokens, *, bos: bool, eos: bool) -> None:
     """Begin and end every text with the tokens that the model was trained to see there."""
     from tokenizers import processors
 

@@ -13,11 +13,9 @@ if TYPE_CHECKING:
 
 
 def byte_level(tokens: Tokens, splitting: Splitting) -> Tokenizer:
-    """The tokenizer without its added tokens. Raises ValueError where there are no merges."""
+    """The tokenizer without its added tokens."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    if not tokens.merges:
-        raise ValueError("it lists no merges")
     tokenizer = Tokenizer(
         models.BPE(
             tokens.vocabulary, possible(tokens.merges, tokens.vocabulary), ignore_merges=splitting.whole_words

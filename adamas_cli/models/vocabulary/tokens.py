@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -62,9 +62,7 @@ def read_tokens(keys: Mapping[str, Any]) -> Tokens:
         CONTROL if kind == USER_DEFINED and text in END_TOKENS else kind
         for text, kind in zip(texts, kinds, strict=True)
     ]
-    return Tokens(
-        texts, kinds, scores, [_pair(merge) for merge in _list(keys, "merges")], _roles(keys, texts)
-    )
+    return Tokens(texts, kinds, scores, [pair(merge) for merge in _list(keys, "merges")], _roles(keys, texts))
 
 
 def possible(merges: list[tuple[str, str]], vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
@@ -74,6 +72,20 @@ def possible(merges: list[tuple[str, str]], vocabulary: Mapping[str, int]) -> li
         for left, right in dict.fromkeys(merges)
         if left in vocabulary and right in vocabulary and left + right in vocabulary
     ]
+
+
+def with_added(tokens: Tokens, added: Mapping[int, tuple[str, bool]]) -> Tokens:
+    """A vocabulary with other tokens: texts, and whether they are control tokens, by the ids that they have
+    or take over. Ids that nobody names are reserved.
+    """
+    texts, kinds = list(tokens.texts), list(tokens.kinds)
+    for id_ in range(len(texts), max(added, default=-1) + 1):
+        texts.append(f"<|reserved_token_{id_}|>")
+        kinds.append(CONTROL)
+    for id_, (text, is_control) in added.items():
+        texts[id_], kinds[id_] = text, CONTROL if is_control else USER_DEFINED
+    scores = tokens.scores and [*tokens.scores, *[0.0] * (len(texts) - len(tokens.scores))]
+    return replace(tokens, texts=texts, kinds=kinds, scores=scores)
 
 
 def end_ids(keys: Mapping[str, Any]) -> list[int]:
@@ -94,7 +106,8 @@ def _list(keys: Mapping[str, Any], name: str) -> list[Any]:
     return found
 
 
-def _pair(merge: str) -> tuple[str, str]:
+def pair(merge: str) -> tuple[str, str]:
+    """The parts of a merge. Raises ValueError for a line that is none."""
     middle = merge.find(" ", 1)  # the left part may begin with a space
     if middle < 0:
         raise ValueError(f"its merge {merge!r} is no pair")

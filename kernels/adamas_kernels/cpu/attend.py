@@ -10,7 +10,7 @@ from numba import njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from adamas_kernels.cpu.floats import exp, put_float, to_float
+from adamas_kernels.cpu.floats import capped, capped_one, exp, put_float, to_float
 from adamas_kernels.cpu.lanes import LANES, load, multiply_add, splat, store, sum_lanes
 from adamas_kernels.cpu.records import floats_at, ints_at, numbers_at
 
@@ -68,6 +68,13 @@ def score(step, query, keys, keys_n, values, values_n, chosen, count, scores):
         scores[i] = found
         highest = max(highest, found)
     return highest
+
+
+@njit
+def cap_scores(scores, count, cap):
+    """Scores -> soft-capped scores, in place. Writes up to the next block of lanes."""
+    for i in range(0, count, LANES):
+        store(scores, i, capped(load(scores, i), cap))
 
 
 @njit
@@ -130,6 +137,18 @@ def add_rest(step, layer, values, pair, seen, left, weighted, plain, lse, log_ma
 
 
 @njit
+def add_sink(step, query_head, lse, weighted):
+    """Merge the learned sink of a query head, which has no value; returns the log-sum-exp with it."""
+    sink = floats_at(step.sink_scores)[query_head]
+    both = max(np.float32(lse), sink)
+    both += np.float32(math.log(math.exp(lse - both) + math.exp(sink - both)))
+    own = np.float32(math.exp(lse - both))
+    for i in range(step.dim_v):
+        weighted[i] *= own
+    return both
+
+
+@njit
 def attend(query_kind, kind, step, layer, scratch, b, head, place, count, log_mass):
     """Attend from one query to its `count` chosen tokens, merge the others, and write both results."""
     n = place % step.new
@@ -144,6 +163,10 @@ def attend(query_kind, kind, step, layer, scratch, b, head, place, count, log_ma
     for i in range(step.dim):
         query[i] = to_float(queries[at + i])
     highest = score(step, query, keys, layer.keys_n, values, layer.values_n, chosen, count, scores)
+    if step.softcap:
+        cap = np.float32(step.softcap)
+        cap_scores(scores, count, cap)
+        highest = capped_one(highest, cap)
     found = softmax(scores, count, highest)
     sum_values(values, layer.values_n, step.dim_v, chosen, count, scores, weighted, plain)
     total = found
@@ -151,6 +174,8 @@ def attend(query_kind, kind, step, layer, scratch, b, head, place, count, log_ma
         seen = step.length + n + 1
         pair = b * step.kv_heads + head
         total = add_rest(step, layer, values, pair, seen, seen - count, weighted, plain, found, log_mass)
+    if step.sink_scores:
+        total = add_sink(step, query_head, total, weighted)
     out, lse = numbers_at(step.out, query_kind), floats_at(step.lse)
     lse[place] = np.float32(total)
     for i in range(step.dim_v):

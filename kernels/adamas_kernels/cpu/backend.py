@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adamas_kernels.blocks import BlockWeight
-from adamas_kernels.contract import AnyCache, AnyWeight, LayerCache, SparseSettings
+from adamas_kernels.contract import AnyCache, AnyWeight, LayerCache, SparseSettings, check_unbounded
 from adamas_kernels.cpu import linear as products
 from adamas_kernels.cpu import prefill
 from adamas_kernels.cpu.decoder import Decoder
@@ -30,7 +30,8 @@ from adamas_kernels.cpu.records import (
 from adamas_kernels.cpu.runner import Runner
 from adamas_kernels.cpu.step import Stages, build_stages, build_tally
 from adamas_kernels.reference import Codebook, padded_dim
-from adamas_kernels.torch.prefill import by_length, joined
+from adamas_kernels.softmax import PLAIN, Softmax
+from adamas_kernels.torch.prefill import by_length, joined, within_window
 from adamas_kernels.weights import DecoderWeights
 
 FEW_ROWS = 4  # up to so many, a product for each is faster than unpacking the weight
@@ -75,27 +76,40 @@ class CpuBackend:
         values: Tensor,
         scaling: float,
         lengths: Tensor | None = None,
+        softmax: Softmax = PLAIN,
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.prefill`. For chunks that `prefill.obstacle` has nothing against."""
-        return by_length(self._flash, queries, keys, values, scaling, lengths)
+        return by_length(self._flash, queries, keys, values, scaling, lengths, softmax)
 
-    def _flash(self, queries: Tensor, keys: Tensor, values: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-        return joined(
-            prefill.flash_attention(self._runner, q, k, v, scaling)
+    def _flash(
+        self, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softmax: Softmax
+    ) -> tuple[Tensor, Tensor]:
+        keys, values = within_window(keys, values, queries, softmax)
+        out, lse = joined(
+            prefill.flash_attention(self._runner, q, k, v, scaling, softmax)
             for q, k, v in zip(queries.split(1), keys.split(1), values.split(1), strict=True)
         )
+        return softmax.with_sinks(out, lse)
 
     def dense_step(
-        self, queries: Tensor, keys: Tensor, values: Tensor, cache: AnyCache, scaling: float
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        cache: AnyCache,
+        scaling: float,
+        softmax: Softmax = PLAIN,
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.dense_step`."""
         layer = self._layer(cache)
-        step = begin(queries, keys, values, cache, layer)
-        addresses, room = step.addresses(), dense_segments(step.tokens)
+        step = begin(queries, keys, values, cache, layer, softmax)
+        addresses, new = step.addresses(), step.shape[3]
+        segments = [dense_segments(length + new - softmax.first_seen(length)) for length in step.lengths]
+        room = max(segments)
         for sequence, length in enumerate(step.lengths):
-            segments = dense_segments(length + step.shape[3])
             layer.steps[sequence] = (
-                *step.shape, length, 0, 0, 0, 0, 0, 0, segments, 0, room, 0, *addresses, scaling, 0,
+                *step.shape, length, 0, 0, 0, 0, 0, 0, segments[sequence], 0, room, 0, *addresses, scaling, 0,
+                step.softcap,
             )  # fmt: skip
         stages = self._runner.compiled(build_dense, KINDS[queries.dtype], KINDS[cache.keys.dtype])
         self._run(layer, step, stages, room, 0, 0)
@@ -110,10 +124,13 @@ class CpuBackend:
         scaling: float,
         settings: SparseSettings,
         tally: Tensor | None = None,
+        softmax: Softmax = PLAIN,
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.decode_step`."""
+        check_unbounded(softmax)
+        settings = settings.under(softmax)
         layer = self._layer(cache)
-        step = begin(queries, keys, values, cache, layer)
+        step = begin(queries, keys, values, cache, layer, softmax)
         budget, (sinks, recents) = settings.budget, settings.forced
         recents = min(recents, budget - sinks)
         tokens = [length + step.shape[3] for length in step.lengths]
@@ -127,7 +144,7 @@ class CpuBackend:
                 settings.scorer == "manhattan",
                 settings.compensated and (budget < count or settings.error is not None),
                 settings.least_share, segments[sequence], groups[sequence], max(segments), peaks, *addresses,
-                scaling, edge,
+                scaling, edge, step.softcap,
             )  # fmt: skip
         stages = self._runner.compiled(
             build_stages, self._form, KINDS[queries.dtype], KINDS[cache.keys.dtype]
@@ -172,6 +189,10 @@ class CpuBackend:
     def quantize(self, weight: Tensor) -> BlockWeight:
         """A weight, [outputs, inputs] of numbers, in blocks of 8 bits."""
         return products.quantize(self._runner, weight)
+
+    def as_blocks(self, weight: Tensor) -> BlockWeight:
+        """A weight, [outputs, inputs] of numbers, in blocks of the same numbers."""
+        return products.as_blocks(weight)
 
     def decoder(self, weights: DecoderWeights) -> Decoder:
         """See `WholeTokens.decoder`."""

@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit
 
 from adamas_kernels.cpu.estimate import ranked_range
-from adamas_kernels.cpu.floats import exp
+from adamas_kernels.cpu.floats import capped, capped_one, exp
 from adamas_kernels.cpu.lanes import (
     LANES,
     compress,
@@ -27,6 +27,7 @@ from adamas_kernels.cpu.lanes import (
 from adamas_kernels.cpu.largest import LEAST, kth_largest, ordered, unordered
 from adamas_kernels.cpu.records import (
     FACTS,
+    OFFSET,
     REGION,
     SEGMENT,
     THRESHOLD,
@@ -67,6 +68,24 @@ def above(x):
 
 
 @njit
+def estimated(step, facts, rank):
+    """The estimated score of a token of one query with this rank."""
+    score = rank * facts[UNIT] + facts[OFFSET]
+    return capped_one(score, np.float32(step.softcap)) if step.softcap else score
+
+
+@njit
+def weights_of(step, facts, ranks, base):
+    """exp(score - score of rank `base`) of LANES ranks, by their estimates; 0 where there is no token."""
+    unit = splat(facts[UNIT])
+    if step.softcap:
+        scores = capped(ranks * unit + splat(facts[OFFSET]), np.float32(step.softcap))
+        weights = exp(scores - splat(estimated(step, facts, base)))
+        return where(ranks > splat(LEAST), weights, splat(ZERO))
+    return exp((ranks - splat(base)) * unit)
+
+
+@njit
 def keep_candidates(step, scratch, place, segment):
     """Move the ranks of one segment that reach one query's threshold to the front, and write their positions.
 
@@ -74,7 +93,7 @@ def keep_candidates(step, scratch, place, segment):
     many there are. Leaves their count, and the mass of all others relative to the threshold.
     """
     facts = floats_at(scratch.facts + 4 * FACTS * place)
-    threshold, unit = facts[THRESHOLD], splat(facts[UNIT])
+    threshold = facts[THRESHOLD]
     region = place * step.room + segment
     rank = floats_at(scratch.rank + 4 * region * REGION)
     position = ints_at(scratch.position + 4 * region * REGION)
@@ -87,7 +106,7 @@ def keep_candidates(step, scratch, place, segment):
         ranks = load(rank, at - first)
         hits = ranks >= splat(least)
         if step.compensated:
-            mass = mass + where(hits, splat(ZERO), exp((ranks - splat(threshold)) * unit))
+            mass = mass + where(hits, splat(ZERO), weights_of(step, facts, ranks, threshold))
         if step.least_share:
             high, low = add_powers(high, low, exponents(ranks * slope), ranks > splat(LEAST), top)
         if mask_bits(hits):

@@ -13,18 +13,20 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from adamas_kernels.cpu.attend import product, weigh
+from adamas_kernels.cpu.attend import cap_scores, product, weigh
 from adamas_kernels.cpu.build import source_stamp, stage
 from adamas_kernels.cpu.enter import append_tokens
-from adamas_kernels.cpu.floats import Kind, put_float, to_float
+from adamas_kernels.cpu.floats import Kind, capped_one, put_float, to_float
 from adamas_kernels.cpu.lanes import LANES, load, multiply_add, splat, store
 from adamas_kernels.cpu.norm_rope import rope_heads
 from adamas_kernels.cpu.records import (
     DENSE_SEGMENT,
+    first_seen,
     floats_at,
     layers_at,
     numbers_at,
     queries_of,
+    row_of,
     scratches_at,
     steps_at,
 )
@@ -34,18 +36,28 @@ ZERO, LEAST = np.float32(0), np.float32(-np.inf)
 
 
 @njit
-def sum_rows(values, at, stride, dim, count, weights, out):
-    """The sum of `count` rows of values from values[at], with their weights, float32 [dim]."""
+def score_rows(query, keys, at, stride, dim, scaling, count, scores, first):
+    """Scores of `count` keys from keys[at], to scores[first:]; returns the highest."""
+    highest = LEAST
+    for token in range(count):
+        found = product(query, keys, at + token * stride, dim) * scaling
+        scores[first + token] = found
+        highest = max(highest, found)
+    return highest
+
+
+@njit
+def add_rows(values, at, stride, dim, count, weights, first, out):
+    """Add `count` rows of values from values[at], with weights[first:], to out, float32 [dim]."""
     whole = dim // LANES * LANES
     for i in range(0, whole, LANES):
-        total = splat(ZERO)
+        total = load(out, i)
         for token in range(count):
-            total = multiply_add(load(values, at + token * stride + i), splat(weights[token]), total)
+            total = multiply_add(load(values, at + token * stride + i), splat(weights[first + token]), total)
         store(out, i, total)
     for i in range(whole, dim):
-        out[i] = ZERO
         for token in range(count):
-            out[i] += weights[token] * to_float(values[at + token * stride + i])
+            out[i] += weights[first + token] * to_float(values[at + token * stride + i])
 
 
 @njit
@@ -53,26 +65,39 @@ def attend_segment(query_kind, kind, step, layer, scratch, b, head, segment):
     """What one segment gives each query of a KV head: the output, not divided, the maximum and the sum."""
     queries, query = numbers_at(step.query, query_kind), floats_at(scratch.vector)
     keys, values = numbers_at(layer.keys, kind), numbers_at(layer.values, kind)
-    first = segment * DENSE_SEGMENT
-    keys_at = b * layer.keys_b + head * layer.keys_h + first * layer.keys_n
-    values_at = b * layer.values_b + head * layer.values_h + first * layer.values_n
-    scores = floats_at(scratch.dense)
+    first = first_seen(step.window, step.length) + segment * DENSE_SEGMENT
+    keys_at = b * layer.keys_b + head * layer.keys_h
+    values_at = b * layer.values_b + head * layer.values_h
+    scores, scaling = floats_at(scratch.dense), np.float32(step.scaling)
     part, rows = step.dim_v + LANES, step.group * step.new
     for row in range(rows):
         g, n = row // step.new, row % step.new
         query_at = b * step.query_b + (head * step.group + g) * step.query_h + n * step.query_n
         for i in range(step.dim):
             query[i] = to_float(queries[query_at + i])
-        count = max(0, min(DENSE_SEGMENT, step.length + n + 1 - first))
-        highest = LEAST
-        for token in range(count):
-            found = product(query, keys, keys_at + token * layer.keys_n, step.dim) * np.float32(step.scaling)
-            scores[token] = found
-            highest = max(highest, found)
+        start = max(first, first_seen(step.window, step.length + n))
+        count = max(0, min(first + DENSE_SEGMENT, step.length + n + 1) - start)
+        # A ring's rows may end among these tokens: then the others lie from its first row on.
+        at = row_of(step, start)
+        before = min(count, step.ring - at) if step.ring else count
+        highest = score_rows(
+            query, keys, keys_at + at * layer.keys_n, layer.keys_n, step.dim, scaling, before, scores, 0
+        )
+        later = score_rows(
+            query, keys, keys_at, layer.keys_n, step.dim, scaling, count - before, scores, before
+        )
+        highest = max(highest, later)
+        if step.softcap:
+            cap = np.float32(step.softcap)
+            cap_scores(scores, count, cap)
+            highest = capped_one(highest, cap)
         place = (b * step.kv_heads + head) * rows + row
         out = floats_at(scratch.parts + 4 * part * (place * step.room + segment))
         out[step.dim_v], out[step.dim_v + 1] = highest, weigh(scores, count, highest)
-        sum_rows(values, values_at, layer.values_n, step.dim_v, count, scores, out)
+        for i in range(step.dim_v):
+            out[i] = ZERO
+        add_rows(values, values_at + at * layer.values_n, layer.values_n, step.dim_v, before, scores, 0, out)
+        add_rows(values, values_at, layer.values_n, step.dim_v, count - before, scores, before, out)
 
 
 @njit
@@ -84,6 +109,10 @@ def merge_segments(query_kind, step, scratch, place):
     highest, whole = LEAST, ZERO
     for segment in range(step.segments):
         highest = max(highest, parts[segment * part + step.dim_v])
+    if step.sink_scores:
+        sink = floats_at(step.sink_scores)[place // step.new % (step.kv_heads * step.group)]
+        highest = max(highest, sink)
+        whole = np.float32(math.exp(sink - highest))
     for i in range(step.dim_v):
         total[i] = ZERO
     for segment in range(step.segments):

@@ -22,7 +22,7 @@ from adamas_kernels.cpu.encode import encode_rows
 from adamas_kernels.cpu.estimate import codes_of, scales_of
 from adamas_kernels.cpu.floats import put_float, to_float
 from adamas_kernels.cpu.lanes import LANES, load, splat, store
-from adamas_kernels.cpu.records import FACTS, OFFSET, UNIT, floats_at, ints_at, numbers_at
+from adamas_kernels.cpu.records import FACTS, OFFSET, UNIT, floats_at, ints_at, numbers_at, row_of
 from adamas_kernels.reference import CODES_PER_WORD
 
 ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
@@ -35,23 +35,23 @@ def append_tokens(new_kind, kind, step, layer, b, head):
     new_keys, new_values = numbers_at(step.key, new_kind), numbers_at(step.value, new_kind)
     keys, values = numbers_at(layer.keys, kind), numbers_at(layer.values, kind)
     key_at, value_at = b * step.key_b + head * step.key_h, b * step.value_b + head * step.value_h
-    keys_at = b * layer.keys_b + head * layer.keys_h + step.length * layer.keys_n
-    values_at = b * layer.values_b + head * layer.values_h + step.length * layer.values_n
     for row in range(step.new):
+        place = row_of(step, step.length + row)
+        keys_at = b * layer.keys_b + head * layer.keys_h + place * layer.keys_n
+        values_at = b * layer.values_b + head * layer.values_h + place * layer.values_n
         for i in range(step.dim):
-            put_float(
-                keys, keys_at + row * layer.keys_n + i, to_float(new_keys[key_at + row * step.key_n + i])
-            )
+            put_float(keys, keys_at + i, to_float(new_keys[key_at + row * step.key_n + i]))
         for i in range(step.dim_v):
-            value = to_float(new_values[value_at + row * step.value_n + i])
-            put_float(values, values_at + row * layer.values_n + i, value)
+            put_float(values, values_at + i, to_float(new_values[value_at + row * step.value_n + i]))
     if not layer.value_sum:
         return
     sums = floats_at(layer.value_sum + 4 * pair * step.dim_v)
     for i in range(step.dim_v):
         total = ZERO
         for row in range(step.new):
-            total += to_float(values[values_at + row * layer.values_n + i])
+            place = row_of(step, step.length + row)
+            at = b * layer.values_b + head * layer.values_h + place * layer.values_n
+            total += to_float(values[at + i])
         sums[i] += total
 
 

@@ -176,6 +176,19 @@ def exp(x):
 
 
 @njit
+def capped(x, cap):
+    """cap tanh(x / cap) of LANES floats, see `Softmax`."""
+    one, two = splat(np.float32(1)), np.float32(2)
+    return splat(cap) - splat(two * cap) / (exp(x * splat(two / cap)) + one)
+
+
+@njit
+def capped_one(x, cap):
+    """`capped` of one float32."""
+    return first_lane(capped(splat(x), cap))
+
+
+@njit
 def exp_one(x):
     """`exp` of one float32."""
     return first_lane(exp(splat(x)))

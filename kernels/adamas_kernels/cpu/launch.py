@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adamas_kernels.contract import AnyCache, DenseCache, LayerCache, check_step
+from adamas_kernels.contract import AnyCache, DenseCache, LayerCache, check_room, check_step
 from adamas_kernels.cpu.records import STEP, describe_dense, describe_layer
 from adamas_kernels.reference import padded_dim
+from adamas_kernels.softmax import Softmax
 
 
 class Layer:
@@ -34,7 +35,8 @@ class Step:
     """What a step is given, and where it writes.
 
     shape: batch, KV heads, group, new tokens, D, D_v and P; lengths: tokens of each sequence before; inputs:
-    queries, keys and values, which live as long as this.
+    queries, keys and values, and sinks: learned ones, float32 [H], which live as long as this. window, ring,
+    softcap: see STEP.
     """
 
     shape: tuple[int, int, int, int, int, int, int]
@@ -42,6 +44,10 @@ class Step:
     inputs: tuple[Tensor, Tensor, Tensor]
     out: Tensor
     lse: Tensor
+    window: int
+    ring: int
+    softcap: float
+    sinks: Tensor | None
 
     @property
     def tokens(self) -> int:
@@ -59,30 +65,36 @@ class Step:
         return self.shape[2] * self.shape[3]
 
     def addresses(self, tally: Tensor | None = None) -> tuple[int, ...]:
-        """The fields of a STEP from `query` to `rope`."""
+        """The fields of a STEP from `query` to `sink_scores`."""
         counted = (0, 0, 0) if tally is None else (tally.data_ptr(), *tally.stride()[:2])
         queries, keys, values = self.inputs
         return (
             queries.data_ptr(), *queries.stride()[:3], keys.data_ptr(), *keys.stride()[:3],
             values.data_ptr(), *values.stride()[:3], self.out.data_ptr(), self.lse.data_ptr(), *counted, 0,
+            self.window, self.ring, 0 if self.sinks is None else self.sinks.data_ptr(),
         )  # fmt: skip
 
 
-def begin(queries: Tensor, keys: Tensor, values: Tensor, cache: AnyCache, layer: Layer) -> Step:
+def begin(
+    queries: Tensor, keys: Tensor, values: Tensor, cache: AnyCache, layer: Layer, softmax: Softmax
+) -> Step:
     """The step of these new tokens. Raises ValueError where it does not fit the cache."""
-    check_step(queries, keys, values, cache)
+    check_step(queries, keys, values, cache, softmax)
     batch, heads, new, dim = queries.shape
     kv_heads, dim_v = values.shape[1], values.shape[3]
     lengths = layer.lengths.tolist()
     if cache.keys.shape[::3] != (batch, dim):
         raise ValueError(f"keys {tuple(keys.shape)} do not fit the cache's {tuple(cache.keys.shape)}")
-    if max(lengths) + new > cache.capacity:
-        raise ValueError(f"{max(lengths)} + {new} tokens do not fit a cache of {cache.capacity}")
+    check_room(max(lengths) + new, new, cache, softmax)
     dtype = queries.dtype
     inputs = readable(queries, dtype), readable(keys, dtype), readable(values, dtype)
     out = torch.empty(batch, heads, new, dim_v, dtype=queries.dtype)
     shape = batch, kv_heads, heads // kv_heads, new, dim, dim_v, padded_dim(dim)
-    return Step(shape, lengths, inputs, out, torch.empty(batch, heads, new))
+    window, sinks = softmax.window or 0, softmax.sinks
+    return Step(
+        shape, lengths, inputs, out, torch.empty(batch, heads, new), window, cache.capacity if window else 0,
+        softmax.softcap, None if sinks is None else readable(sinks, torch.float32),
+    )  # fmt: skip
 
 
 def readable(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -91,7 +103,7 @@ def readable(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _tensors(cache: AnyCache) -> tuple[Tensor, ...]:
+def _tensors(cache: AnyCache) -> tuple[Tensor | None, ...]:
     buffers = cache.keys, cache.values, cache.value_sum, cache.length
     if isinstance(cache, DenseCache):
         return buffers

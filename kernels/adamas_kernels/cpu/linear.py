@@ -19,6 +19,7 @@ from adamas_kernels.cpu.rows import build_product, build_unpack
 from adamas_kernels.cpu.runner import Runner
 
 TASKS_PER_THREAD = 8  # so that threads end together
+NUMBERS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # types that are not packed
 BLOCK = 1 << 24  # numbers of a weight that are unpacked at a time; a fourth of it is up to 5 % slower
 
 
@@ -47,6 +48,15 @@ def quantize(runner: Runner, weight: Tensor) -> BlockWeight:
     )
     _run_rows(runner, runner.compiled(build_quantize, KINDS[weight.dtype]), packed, weight)
     return packed
+
+
+def as_blocks(weight: Tensor) -> BlockWeight:
+    """A weight [rows, columns], float32, bfloat16 or float16, as it is, filled up with columns of zeros to
+    whole blocks.
+    """
+    kind = NUMBERS[weight.dtype]
+    weight = F.pad(weight, (0, -weight.shape[1] % FORMATS[kind].numbers)).contiguous()
+    return BlockWeight(kind, weight.view(torch.uint8), weight.shape[1])
 
 
 def unpack_rows(runner: Runner, weight: BlockWeight, out: Tensor) -> None:
@@ -95,23 +105,32 @@ def add_products(runner: Runner, weights: Sequence[BlockWeight], rows: Tensor) -
 
 
 def products(
-    runner: Runner, parts: list[tuple[BlockWeight, Tensor | None, Tensor]], *, add: bool = False
+    runner: Runner,
+    parts: Sequence[tuple[BlockWeight, Tensor | None, Tensor]],
+    *,
+    add: bool = False,
+    factor: float = 1.0,
 ) -> np.ndarray:
     """Records of products with one vector: (weight, bias or None, out) each, but for the weight all float32
-    [rows].
+    [rows]. They are multiplied by a factor and written to out, or added to it.
     """
     records = np.zeros(len(parts), PRODUCT)
     for record, (weight, bias, out) in zip(records, parts, strict=True):
         form = FORMATS[weight.kind]
-        share = -(-weight.rows // (TASKS_PER_THREAD * runner.threads))
-        share += share % 2  # rows are multiplied two at a time
+        share = rows_of_task(runner, weight.rows)
         record["function"] = runner.compiled(build_product, weight.kind)
         record["data"], record["row_bytes"] = weight.data.data_ptr(), weight.data.stride(0)
         record["blocks"], record["columns"] = weight.columns // form.numbers, weight.columns
         record["rows"], record["bias"] = weight.rows, 0 if bias is None else bias.data_ptr()
-        record["out"], record["add"] = out.data_ptr(), add
+        record["out"], record["add"], record["factor"] = out.data_ptr(), add, factor
         record["share"], record["tasks"] = share, -(-weight.rows // share)
     return records
+
+
+def rows_of_task(runner: Runner, rows: int, slots: int = 1) -> int:
+    """Rows of a weight that one task multiplies, where `slots` weights are multiplied at a time."""
+    share = -(-rows * slots // (TASKS_PER_THREAD * runner.threads))
+    return min(share + share % 2, rows)  # they are multiplied two at a time
 
 
 def linear(runner: Runner, weight: BlockWeight, x: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What stands between a layer's matrix products: RMSNorm, and queries and keys rotated by position."""
+"""What stands between a layer's matrix products: norms, and queries and keys rotated by position."""
 
 from __future__ import annotations
 
@@ -17,53 +17,101 @@ ZERO, ONE = np.float32(0), np.float32(1)
 
 
 @njit
-def normalize(x, at, size, eps, weight, out, out_at):
-    """RMSNorm of `size` numbers from x[at], to out[out_at]; both may be the same."""
+def mean_of(x, at, size):
+    """The mean of `size` numbers from x[at]."""
     whole = size // LANES * LANES
-    squares = splat(ZERO)
+    sums = splat(ZERO)
     for i in range(0, whole, LANES):
-        part = load(x, at + i)
-        squares = multiply_add(part, part, squares)
-    total = sum_lanes(squares)
+        sums = sums + load(x, at + i)
+    total = sum_lanes(sums)
     for i in range(whole, size):
-        total += x[at + i] * x[at + i]
-    factor = ONE / np.float32(math.sqrt(total / np.float32(size) + np.float32(eps)))
-    for i in range(0, whole, LANES):
-        store(out, out_at + i, load(x, at + i) * splat(factor) * load(weight, i))
-    for i in range(whole, size):
-        out[out_at + i] = x[at + i] * factor * weight[i]
+        total += x[at + i]
+    return total / np.float32(size)
 
 
 @njit
-def rope_head(x, at, dim, rope, norm):
-    """Normalize one head, by weights at `norm` if that is not 0, and rotate its halves against each other."""
-    if norm:
-        normalize(x, at, dim, rope.eps, floats_at(norm), x, at)
+def normalize(x, at, norm, row, out, out_at):
+    """The norm of `norm.size` numbers from x[at], to out[out_at]; both may be the same. row: of the weight,
+    where it has several.
+    """
+    size = norm.size
+    weight, whole = floats_at(norm.weight + 4 * row * norm.step), size // LANES * LANES
+    mean = mean_of(x, at, size) if norm.centred else ZERO
+    squares = splat(ZERO)
+    for i in range(0, whole, LANES):
+        part = load(x, at + i) - splat(mean)
+        squares = multiply_add(part, part, squares)
+    total = sum_lanes(squares)
+    for i in range(whole, size):
+        total += (x[at + i] - mean) * (x[at + i] - mean)
+    factor = ONE / np.float32(math.sqrt(total / np.float32(size) + np.float32(norm.eps)))
+    for i in range(0, whole, LANES):
+        store(out, out_at + i, (load(x, at + i) - splat(mean)) * splat(factor) * load(weight, i))
+    for i in range(whole, size):
+        out[out_at + i] = (x[at + i] - mean) * factor * weight[i]
+    if norm.bias:
+        bias = floats_at(norm.bias + 4 * row * norm.step)
+        for i in range(size):
+            out[out_at + i] += bias[i]
+
+
+@njit
+def clip(x, at, size, limit):
+    """Limit numbers to +-limit, in place."""
+    for i in range(size):
+        x[at + i] = min(max(x[at + i], -limit), limit)
+
+
+@njit
+def rotate_head(x, at, rope):
+    """Rotate the first coordinates of one head, in place."""
     cos, sin, half = floats_at(rope.cos), floats_at(rope.sin), rope.rotated // 2
+    step, apart = (2, 1) if rope.pairs else (1, half)
     for i in range(half):
-        first, second = x[at + i], x[at + half + i]
-        x[at + i] = first * cos[i] - second * sin[i]
-        x[at + half + i] = second * cos[half + i] + first * sin[half + i]
+        place = at + i * step
+        first, second = x[place], x[place + apart]
+        x[place] = first * cos[i] - second * sin[i]
+        x[place + apart] = second * cos[i] + first * sin[i]
+
+
+@njit
+def enter_head(x, at, dim, head, rope, norm):
+    """Limit, normalize and rotate one head, in place; norm: the address of a NORM, or 0."""
+    if rope.clip:
+        clip(x, at, dim, np.float32(rope.clip))
+    if norm and not rope.norms_last:
+        normalize(x, at, norms_at(norm)[0], head, x, at)
+    rotate_head(x, at, rope)
+    if norm and rope.norms_last:
+        normalize(x, at, norms_at(norm)[0], head, x, at)
 
 
 @njit
 def rope_heads(step, head):
-    """Normalize and rotate the queries of one KV head and its new key, float32, in place."""
+    """Make the queries of one KV head and its new key and value ready, float32, in place."""
     rope = ropes_at(step.rope)[0]
     queries, keys = floats_at(step.query), floats_at(step.key)
     for g in range(step.group):
-        rope_head(queries, (head * step.group + g) * step.query_h, step.dim, rope, rope.query_norm)
-    rope_head(keys, head * step.key_h, step.dim, rope, rope.key_norm)
+        place = head * step.group + g
+        enter_head(queries, place * step.query_h, step.dim, place, rope, rope.query_norm)
+    enter_head(keys, head * step.key_h, step.dim, head, rope, rope.key_norm)
+    if rope.clip:
+        clip(floats_at(step.value), head * step.value_h, step.dim_v, np.float32(rope.clip))
 
 
 @cache
 def build_norm() -> int:
-    """Compile the stage of one task that normalizes a vector; its record: a NORM."""
+    """Compile the stage that normalizes a vector with each task; its records: NORMs."""
     stamp = source_stamp()
 
     def norm_task(task, thread, norm_at, unused, unused_too):
         _ = stamp
-        norm = norms_at(norm_at)[0]
-        normalize(floats_at(norm.x), 0, norm.size, norm.eps, floats_at(norm.weight), floats_at(norm.out), 0)
+        norm = norms_at(norm_at)[task]
+        out = floats_at(norm.out)
+        normalize(floats_at(norm.x), 0, norm, 0, out, 0)
+        if norm.sum:
+            sums = floats_at(norm.sum)
+            for i in range(norm.size):
+                sums[i] += out[i]
 
     return stage(norm_task, STAGE)

@@ -20,7 +20,7 @@ from torch import Tensor
 from adamas_kernels.contract import Facts
 from adamas_kernels.cpu.build import source_stamp, stage
 from adamas_kernels.cpu.features import MULTIPLIES_BFLOAT16
-from adamas_kernels.cpu.floats import Bfloat16, exp, put_float
+from adamas_kernels.cpu.floats import Bfloat16, capped, exp, put_float
 from adamas_kernels.cpu.lanes import (
     LANES,
     first_lane,
@@ -33,10 +33,11 @@ from adamas_kernels.cpu.lanes import (
     sum_lanes,
     where,
 )
-from adamas_kernels.cpu.records import FLASH, flashes_at, floats_at, ints_at, numbers_at
+from adamas_kernels.cpu.records import FLASH, first_seen, flashes_at, floats_at, ints_at, numbers_at
 from adamas_kernels.cpu.runner import Runner
 from adamas_kernels.cpu.tasks import STAGE
 from adamas_kernels.cpu.tile import ROWS, multiply_narrow, multiply_wide
+from adamas_kernels.softmax import PLAIN, Softmax
 
 TILE = 64  # keys side by side in a packed panel
 BLOCK = 4 * TILE  # keys whose scores are kept at a time
@@ -76,6 +77,20 @@ def pack_tile(flash, head, tile):
 
 
 @njit
+def cap_scores(scores, at, count, scaling, cap):
+    """Products -> soft-capped scores, in place. Writes up to the next block of lanes."""
+    for i in range(0, count, LANES):
+        store(scores, at + i, capped(load(scores, at + i) * splat(scaling), cap))
+
+
+@njit
+def hide_before(scores, at, hidden):
+    """No weight for the first scores, `hidden` of them."""
+    for i in range(hidden):
+        scores[at + i] = LEAST
+
+
+@njit
 def weigh_row(scores, at, weights, scaling, seen, highest, sums, row, sum_row, dim_v):
     """Scores of one query -> its weights, bfloat16; its maximum, its sum and what it has summed up are
     brought along.
@@ -102,7 +117,7 @@ def weigh_row(scores, at, weights, scaling, seen, highest, sums, row, sum_row, d
         sums[row] *= factor
         for i in range(0, dim_v, LANES):
             store(sum_row, i, load(sum_row, i) * splat(factor))
-    base = splat(-highest[row] if seen > 0 else ZERO)
+    base = splat(-highest[row] if highest[row] > LEAST else ZERO)
     total = splat(ZERO)
     for i in range(0, BLOCK, LANES):
         weight = exp(multiply_add(load(scores, at + i), splat(scaling), base))
@@ -146,7 +161,7 @@ def attend_block(flash, head, block):
         for i in range(BLOCK_ROWS * flash.dim_v):
             floats[i] = ZERO
     tiles = (head // flash.group) * (RANGE // TILE)
-    scaling = np.float32(flash.scaling)
+    scaling, cap = np.float32(flash.scaling), np.float32(flash.softcap)
     for start in range(0, flash.count * TILE, BLOCK):
         key = flash.first * TILE + start
         tile = tiles + start // TILE
@@ -156,6 +171,8 @@ def attend_block(flash, head, block):
         for top in range(0, count, ROWS):
             if key > flash.past + first_row + top + ROWS - 1:
                 continue
+            if key + panels * TILE <= first_seen(flash.window, flash.past + first_row + top):
+                continue  # before the windows of all these rows
             for panel in range(panels):
                 multiply_wide(
                     query.ctypes.data + 2 * top * flash.dim, 2 * flash.dim,
@@ -163,13 +180,19 @@ def attend_block(flash, head, block):
                     scores.ctypes.data + 4 * panel * TILE, 4 * BLOCK, flash.dim // 2, 0,
                 )  # fmt: skip
             for row in range(ROWS):
-                seen = max(0, min(panels * TILE, flash.past + first_row + top + row + 1 - key))
+                own = flash.past + first_row + top + row
+                seen = max(0, min(panels * TILE, own + 1 - key))
+                if cap:
+                    cap_scores(scores, row * BLOCK, seen, scaling, cap)
+                hidden = first_seen(flash.window, own) - key
+                if hidden > 0:
+                    hide_before(scores, row * BLOCK, min(hidden, seen))
                 sum_row = floats_at(summed + 4 * (top + row) * flash.dim_v)
                 weigh_row(
                     scores,
                     row * BLOCK,
                     weights,
-                    scaling,
+                    ONE if cap else scaling,
                     seen,
                     highest,
                     sums,
@@ -217,10 +240,10 @@ def build_flash() -> FlashStages:
 
 
 def flash_attention(
-    runner: Runner, queries: Tensor, keys: Tensor, values: Tensor, scaling: float
+    runner: Runner, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softmax: Softmax = PLAIN
 ) -> tuple[Tensor, Tensor]:
     """Causal attention of the newest N tokens, queries [1, H, N, D], over keys and values [1, K, S, D], all
-    bfloat16.
+    bfloat16; without learned sinks.
 
     Returns bfloat16 [1, H, N, D_v], whose heads lie side by side, and the log-sum-exp float32 [1, H, N]. See
     `obstacle`.
@@ -238,7 +261,8 @@ def flash_attention(
         values.data_ptr(), *values.stride()[1:3], out.data_ptr(), *out.stride()[1:3],
         kv_heads, heads // kv_heads, new, size - new, dim, dim_v,
         packed.data_ptr(), packed.data_ptr() + 2 * kv_heads * RANGE * dim,
-        0, 0, 0, rows, state.data_ptr(), sums_at, sums_at + 4 * heads * rows, scaling,
+        0, 0, 0, rows, state.data_ptr(), sums_at, sums_at + 4 * heads * rows, softmax.window or 0, scaling,
+        softmax.softcap,
     )  # fmt: skip
     stages = runner.compiled(build_flash)
     tiles, blocks = -(-size // TILE), heads * rows // BLOCK_ROWS

@@ -37,36 +37,58 @@ def _record(integers: str, reals: str = "") -> np.dtype:
 # that of its first element. Of the longest sequence are `room`, its segments, and `peak_room`, the most peaks
 # of a query: by these scratch memory is laid out.
 # least_share: of an attended token, an exponent in units, 0 where all of a budget are attended to.
+# window: see `Softmax`, 0 without; ring: rows of the layer's buffers, after the last of which the first comes
+# again; 0 where they end there. sink_scores: learned sinks, float32 [H], or 0.
 STEP = _record(
     "batch kv_heads group new dim dim_v size length budget sinks recents manhattan compensated least_share "
     "segments groups room peak_room query query_b query_h query_n key key_b key_h key_n value value_b "
-    "value_h value_n out lse tally tally_b tally_row rope",
-    "scaling query_edge",
+    "value_h value_n out lse tally tally_b tally_row rope window ring sink_scores",
+    "scaling query_edge softcap",
 )
 LAYER = _record(
     "keys keys_b keys_h keys_n values values_b values_h values_n codes codes_b codes_h codes_w "
     "scales scales_b scales_h value_sum mean edge balance noise"
 )
-# What is done to queries and keys before they are used, in place: RMSNorm of each head where there are
-# weights, and the rotation of the first `rotated` coordinates by cos and sin, all float32.
-ROPE = _record("cos sin query_norm key_norm rotated", "eps")
-# RMSNorm of a float32 vector.
-NORM = _record("x weight out size", "eps")
+# A norm of a float32 vector, written to `out` and, where `sum` is an address, added to what is there. The
+# weight and bias of a head: `step` numbers behind the one before. centred: a LayerNorm.
+NORM = _record("x weight bias step out sum size centred", "eps")
+# What is done to queries and keys before they are used, in place: limited to `clip` unless that is 0, as
+# values are; norms of each head, the addresses of a NORM or 0, before the rotation or, norms_last, after it;
+# rotation of the first `rotated` coordinates by cos and sin, float32, one number for two coordinates, which
+# are a half of them apart or, pairs, neighbours.
+ROPE = _record("cos sin query_norm key_norm norms_last rotated pairs", "clip")
 # A chunk of queries [H, new, D] that attend to keys and values [K, past + new, D], all bfloat16, causally;
 # see `prefill.py`. This much of the keys: `count` tiles from tile `first` on, packed to `packed_keys` and
 # `packed_values`; then `last` is set where no more follow. highest, sums: float32 [H, rows], sum: float32 [H,
-# rows, D_v], so far.
+# rows, D_v], so far. window: as of a STEP.
 FLASH = _record(
     "query query_h query_n key key_h key_n value value_h value_n out out_h out_n kv_heads group new past "
-    "dim dim_v packed_keys packed_values first count last rows highest sums sum",
-    "scaling",
+    "dim dim_v packed_keys packed_values first count last rows highest sums sum window",
+    "scaling softcap",
 )
 # One stage of a program: `tasks` calls of a function with the addresses of three records, see `tasks.py`.
 STAGES = _record("function tasks first second third")
 # A weight in blocks, see `rows.py`, and what is done with it: its product with a vector, by the compiled
-# `function` of its type, plus a float32 bias where there is one, is written to or (add) added to out, `share`
-# rows to a task.
-PRODUCT = _record("function data row_bytes blocks columns rows bias out add share tasks")
+# `function` of its type, plus a float32 bias where there is one, times `factor`, is written to or (add) added
+# to out, `share` rows to a task.
+PRODUCT = _record("function data row_bytes blocks columns rows bias out add share tasks", "factor")
+# What of an MLP comes before its last product, for each of `slots` experts: out, float32 [slots, out_step],
+# of which `rows` are written, `share` to a task. gate, up: addresses of PRODUCTs, gate 0 where there is none;
+# an expert's rows begin `step` behind those of the one before, and up's `up_at` behind the gate's, unless
+# they are alternating. chosen: int32 [slots], the experts, or 0 for the first alone; scale: of a float32
+# that multiplies all, or 0. kind, alpha, limit, shift: see `inner.py`.
+INNER = _record(
+    "gate up up_at step alternating rows out out_step chosen scale kind slots share tasks",
+    "alpha limit shift",
+)
+# The last products of chosen experts, summed with their shares: `rows` outputs, `share` to a task.
+MIXTURE = _record("product rows chosen shares slots inner inner_step out add share", "factor")
+# From a router's logits to the chosen experts, int32, and their shares, float32, see `mixture.py`. gate:
+# of a logit whose sigmoid is written to `scale`, or 0.
+ROUTE = _record(
+    "logits correction experts slots scoring normalized groups kept_groups chosen shares gate scale",
+    "factor tolerance",
+)
 # Rows of blocks that are unpacked to rows of numbers, `share` to a task, or quantized from them.
 ROWS = _record("data row_bytes blocks rows numbers stride share")
 CHUNK = _record(
@@ -77,7 +99,7 @@ CHUNK = _record(
 
 def describe_dense(cache: AnyCache) -> np.ndarray:
     """The record of a layer's buffers, without codes."""
-    if not _plain(cache.value_sum):
+    if cache.value_sum is not None and not _plain(cache.value_sum):
         raise ValueError("the sum of values must be contiguous float32")
     if cache.values.dtype != cache.keys.dtype or {x.stride(-1) for x in (cache.keys, cache.values)} != {1}:
         raise ValueError("keys and values must be contiguous rows of one dtype")
@@ -85,7 +107,7 @@ def describe_dense(cache: AnyCache) -> np.ndarray:
     for name, x in (("keys", cache.keys), ("values", cache.values)):
         record[name] = x.data_ptr()
         record[f"{name}_b"], record[f"{name}_h"], record[f"{name}_n"] = x.stride()[:3]
-    record["value_sum"] = cache.value_sum.data_ptr()
+    record["value_sum"] = 0 if cache.value_sum is None else cache.value_sum.data_ptr()
     return record
 
 
@@ -286,10 +308,23 @@ def _records_at(record, count=1):
 
 
 steps_at, layers_at, chunks_at = _records_at(STEP, MANY), _records_at(LAYER), _records_at(CHUNK)
-ropes_at, norms_at, flashes_at = _records_at(ROPE), _records_at(NORM), _records_at(FLASH)
+ropes_at, norms_at, flashes_at = _records_at(ROPE), _records_at(NORM, MANY), _records_at(FLASH)
 rows_at, products_at = _records_at(ROWS), _records_at(PRODUCT, MANY)
+inners_at, mixtures_at, routes_at = _records_at(INNER, MANY), _records_at(MIXTURE), _records_at(ROUTE)
 programs_at = _records_at(STAGES, MANY)
 scratches_at = _records_at(SCRATCH, MANY)  # one a thread
+
+
+@njit
+def row_of(step, token):
+    """The row of a layer's buffers in which a token lies."""
+    return token % step.ring if step.ring else token
+
+
+@njit
+def first_seen(window, length):
+    """The first token that one behind `length` others sees."""
+    return max(0, length + 1 - window) if window else 0
 
 
 @njit

@@ -7,12 +7,12 @@ import math
 import numpy as np
 from numba import njit
 
-from adamas_kernels.cpu.candidates import wanted
+from adamas_kernels.cpu.candidates import estimated, wanted, weights_of
 from adamas_kernels.cpu.estimate import ranked_range
-from adamas_kernels.cpu.floats import exp, exp_one
 from adamas_kernels.cpu.lanes import (
     LANES,
     count_bits,
+    first_lane,
     load,
     lowest_bit,
     mask_bits,
@@ -22,7 +22,7 @@ from adamas_kernels.cpu.lanes import (
     where,
 )
 from adamas_kernels.cpu.largest import count_from, extremes, kth_largest, pad
-from adamas_kernels.cpu.records import FACTS, OFFSET, REGION, THRESHOLD, UNIT, floats_at, ints_at
+from adamas_kernels.cpu.records import FACTS, REGION, THRESHOLD, floats_at, ints_at
 from adamas_kernels.cpu.shares import reaching
 
 ZERO = np.float32(0)
@@ -62,12 +62,12 @@ def take_best(rank, position, count, want, chosen, chosen_at):
 
 
 @njit
-def mass_below(rank, count, edge, unit):
-    """Softmax mass of the ranks below `edge`, relative to it."""
+def mass_below(step, facts, rank, count, edge):
+    """Softmax mass of one query's ranks below `edge`, relative to it."""
     mass = splat(ZERO)
     for i in range(0, count, LANES):
         ranks = load(rank, i)
-        weight = exp((ranks - splat(edge)) * splat(unit))
+        weight = weights_of(step, facts, ranks, edge)
         mass = mass + where(ranks < splat(edge), weight, splat(ZERO))
     return sum_lanes(mass)
 
@@ -117,9 +117,9 @@ def select(step, scratch, place):
             masses = floats_at(scratch.masses + 4 * place * step.room)
             for segment in range(step.segments):
                 mass += masses[segment]
-            mass *= exp_one((facts[THRESHOLD] - edge) * facts[UNIT])
-            mass += mass_below(ranked, count, edge, facts[UNIT]) + surplus
+            mass *= first_lane(weights_of(step, facts, splat(facts[THRESHOLD]), edge))
+            mass += mass_below(step, facts, ranked, count, edge) + surplus
             if mass > 0:
-                log_mass = math.log(mass) + edge * facts[UNIT] + facts[OFFSET]
+                log_mass = math.log(mass) + estimated(step, facts, edge)
     ints_at(scratch.attended)[place] = forced + want
     return forced + want, log_mass

@@ -9,8 +9,17 @@ from torch import Tensor
 
 from adamas_kernels import reference
 from adamas_kernels.blocks import BlockWeight, unpack
-from adamas_kernels.contract import AnyCache, AnyWeight, DenseCache, LayerCache, SparseSettings, check_step
+from adamas_kernels.contract import (
+    AnyCache,
+    AnyWeight,
+    DenseCache,
+    LayerCache,
+    SparseSettings,
+    check_step,
+    check_unbounded,
+)
 from adamas_kernels.reference import Codebook
+from adamas_kernels.softmax import PLAIN, Softmax
 from adamas_kernels.torch.dense import attend_fully
 from adamas_kernels.torch.prefill import by_length, causal_attention, joined
 from adamas_kernels.torch.step import append, attend_newest
@@ -36,18 +45,25 @@ class TorchBackend:
         values: Tensor,
         scaling: float,
         lengths: Tensor | None = None,
+        softmax: Softmax = PLAIN,
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.prefill`."""
-        return by_length(causal_attention, queries, keys, values, scaling, lengths)
+        return by_length(causal_attention, queries, keys, values, scaling, lengths, softmax)
 
     def dense_step(
-        self, queries: Tensor, keys: Tensor, values: Tensor, cache: AnyCache, scaling: float
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        cache: AnyCache,
+        scaling: float,
+        softmax: Softmax = PLAIN,
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.dense_step`."""
-        check_step(queries, keys, values, cache)
+        check_step(queries, keys, values, cache, softmax)
         uncoded = DenseCache(cache.keys, cache.values, cache.value_sum, cache.length)
         return joined(
-            attend_fully(queries[part], keys[part], values[part], one, scaling)
+            attend_fully(queries[part], keys[part], values[part], one, scaling, softmax)
             for part, one in _of_one_length(uncoded)
         )
 
@@ -60,9 +76,11 @@ class TorchBackend:
         scaling: float,
         settings: SparseSettings,
         tally: Tensor | None = None,
+        softmax: Softmax = PLAIN,
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.decode_step`."""
-        check_step(queries, keys, values, cache)
+        check_step(queries, keys, values, cache, softmax)
+        check_unbounded(softmax)
         return joined(
             attend_newest(
                 queries[part],
@@ -70,6 +88,7 @@ class TorchBackend:
                 scaling,
                 settings,
                 None if tally is None else tally[part],
+                softmax,
             )
             for part, one in _of_one_length(cache)
         )

@@ -3,7 +3,8 @@
 A causal mask over (chunk, context) would be the one thing in prefill that grows with both. Here the chunk
 attends to blocks of earlier keys without a mask, and to itself with the square causal mask that every fast
 kernel has; the parts are merged by their log-sum-exp. The query heads of one KV head lie side by side in the
-unmasked parts, so K and V are not repeated for GQA.
+unmasked parts, so K and V are not repeated for GQA. Windows and soft caps, which those kernels do not know,
+go by their definition, some queries at a time.
 """
 
 from __future__ import annotations
@@ -14,28 +15,35 @@ import torch
 from torch import Tensor
 
 from adamas_kernels.reference import merge
+from adamas_kernels.softmax import PLAIN, Softmax
 
 # Query rows times keys in one call. Bounds one call to a fraction of a second on a CPU, so that Ctrl-C is
-# heard.
-CPU_BLOCK = 1 << 24
+# heard; and, on all devices, the memory of scores that are kept.
+BLOCK = 1 << 24
 
 
-Attend = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+Attend = Callable[[Tensor, Tensor, Tensor, float, Softmax], tuple[Tensor, Tensor]]
 
 
 def by_length(
-    attend: Attend, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, lengths: Tensor | None
+    attend: Attend,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scaling: float,
+    lengths: Tensor | None,
+    softmax: Softmax,
 ) -> tuple[Tensor, Tensor]:
     """`Backend.prefill` by attention of sequences of one length: all at once where they are so, else one by
     one.
     """
     if lengths is None:
-        return attend(queries, keys, values, scaling)
+        return attend(queries, keys, values, scaling, softmax)
     ends = [length + queries.shape[2] for length in lengths.tolist()]
     if len(set(ends)) == 1:
-        return attend(queries, keys[:, :, : ends[0]], values[:, :, : ends[0]], scaling)
+        return attend(queries, keys[:, :, : ends[0]], values[:, :, : ends[0]], scaling, softmax)
     sequences = zip(queries.split(1), keys.split(1), values.split(1), ends, strict=True)
-    return joined(attend(q, k[:, :, :end], v[:, :, :end], scaling) for q, k, v, end in sequences)
+    return joined(attend(q, k[:, :, :end], v[:, :, :end], scaling, softmax) for q, k, v, end in sequences)
 
 
 def joined(results: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -44,8 +52,51 @@ def joined(results: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return (outs[0], lses[0]) if len(outs) == 1 else (torch.cat(outs), torch.cat(lses))
 
 
-def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+def causal_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softmax: Softmax = PLAIN
+) -> tuple[Tensor, Tensor]:
     """`Backend.prefill` for sequences of one length."""
+    attend = _banded if softmax.banded(keys.shape[2]) else _in_parts
+    return softmax.with_sinks(
+        *attend(queries, *within_window(keys, values, queries, softmax), scaling, softmax)
+    )
+
+
+def within_window(keys: Tensor, values: Tensor, queries: Tensor, softmax: Softmax) -> tuple[Tensor, Tensor]:
+    """Of keys and values, [B, K, S, D], those that any of the newest tokens, queries [B, H, N, D], sees."""
+    first = softmax.first_seen(keys.shape[2] - queries.shape[2])
+    return keys[:, :, first:], values[:, :, first:]
+
+
+def _banded(
+    queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softmax: Softmax
+) -> tuple[Tensor, Tensor]:
+    """Attention by its definition, some queries at a time, each over what they see."""
+    batch, heads, new = queries.shape[:3]
+    kv_heads, size = keys.shape[1:3]
+    past = size - new
+    count = max(1, BLOCK // (heads * min(size, softmax.window or size)))
+    outs, lses = [], []
+    for start in range(0, new, count):
+        part = queries[:, :, start : start + count]
+        first, end = softmax.first_seen(past + start), past + start + part.shape[2]
+        rows = part.reshape(batch, kv_heads, -1, part.shape[-1])
+        scores = (rows @ keys[:, :, first:end].transpose(-1, -2)).float() * scaling
+        scores = softmax.capped(scores).view(batch, heads, part.shape[2], -1)
+        distance = torch.arange(past + start, end, device=keys.device).unsqueeze(1)
+        distance = distance - torch.arange(first, end, device=keys.device)
+        hidden = (distance < 0) | (distance >= (softmax.window or size))
+        scores = scores.masked_fill(hidden, -torch.inf)
+        weights = scores.softmax(-1).to(values.dtype).view(batch, kv_heads, -1, end - first)
+        outs.append((weights @ values[:, :, first:end]).view(batch, heads, part.shape[2], -1))
+        lses.append(scores.logsumexp(-1))
+    return torch.cat(outs, 2), torch.cat(lses, 2)
+
+
+def _in_parts(
+    queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softmax: Softmax
+) -> tuple[Tensor, Tensor]:
+    """Attention to all tokens by the fused kernels of torch."""
     heads, new = queries.shape[1:3]
     kv_heads, size = keys.shape[1:3]
     past = size - new
@@ -60,7 +111,7 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, scaling: flo
         return out, lse.float()
     side_by_side = queries.reshape(queries.shape[0], kv_heads, groups * new, -1)
     out, lse = out.float(), lse.float()
-    block = max(256, CPU_BLOCK // (heads * new)) if queries.device.type == "cpu" else past
+    block = max(256, BLOCK // (heads * new)) if queries.device.type == "cpu" else past
     for start in range(0, past, block):
         part = slice(start, min(start + block, past))
         earlier, earlier_lse = attention_with_lse(

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from adamas_kernels import reference
 from adamas_kernels.contract import LayerCache, LayerView, SparseSettings, equal_length
+from adamas_kernels.softmax import PLAIN, Softmax
 
 
 def append(keys: Tensor, values: Tensor, cache: LayerCache) -> LayerView:
@@ -22,7 +23,12 @@ def append(keys: Tensor, values: Tensor, cache: LayerCache) -> LayerView:
 
 
 def attend_newest(
-    queries: Tensor, cache: LayerView, scaling: float, settings: SparseSettings, tally: Tensor | None = None
+    queries: Tensor,
+    cache: LayerView,
+    scaling: float,
+    settings: SparseSettings,
+    tally: Tensor | None = None,
+    softmax: Softmax = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """Attend from the newest N tokens, queries [B, H, N, D], whose keys are already in the cache.
 
@@ -30,9 +36,9 @@ def attend_newest(
     >= S` this is full attention.
     """
     rank = rank_by_codes(queries, cache, settings)
-    out, lse, index = attend_ranked(queries, cache, rank, scaling, settings)
+    out, lse, index = attend_ranked(queries, cache, rank, scaling, settings, softmax)
     if tally is not None:
-        _count(queries, cache.keys, index, scaling, lse, tally)
+        _count(queries, cache.keys, index, scaling, softmax, lse, tally)
     return out, lse
 
 
@@ -46,31 +52,47 @@ def rank_by_codes(queries: Tensor, cache: LayerView, settings: SparseSettings) -
 
 
 def attend_ranked(
-    queries: Tensor, cache: LayerView, rank: Tensor, scaling: float, settings: SparseSettings
+    queries: Tensor,
+    cache: LayerView,
+    rank: Tensor,
+    scaling: float,
+    settings: SparseSettings,
+    softmax: Softmax = PLAIN,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attend to the tokens of highest rank, float32 [B, H, N, S], and compensate for the others.
 
     Returns the output [B, H, N, D] in the queries' dtype, its log-sum-exp, and the positions of `select`.
     """
-    reaching = None
+    reaching, settings = None, settings.under(softmax)
     _, step = reference.encode_query(reference.rotate_queries(queries, cache.codebook))
     if settings.error is not None:
         reaching = reference.reaches_error(
             queries, cache.keys, rank, step, cache.codebook, scaling, settings.forced, settings.error
         )
     index = reference.select(rank, settings.budget, *settings.forced, reaching)
-    out, lse = reference.attend(queries, cache.keys, cache.values, index, scaling)
+    out, lse = reference.attend(queries, cache.keys, cache.values, index, scaling, softmax)
     if settings.compensated and (settings.budget < cache.keys.shape[2] or settings.error is not None):
         rest, log_mass = reference.rest_of_softmax(
-            queries, rank * step.unsqueeze(-1), index, cache.codebook, cache.values, cache.value_sum, scaling
-        )
+            queries, rank * step.unsqueeze(-1), index, cache.codebook, cache.values, cache.value_sum, scaling,
+            softmax,
+        )  # fmt: skip
         out, lse = reference.merge(out, lse, rest, log_mass)
+    out, lse = softmax.with_sinks(out, lse)
     return out.to(queries.dtype), lse, index
 
 
-def _count(queries: Tensor, keys: Tensor, index: Tensor, scaling: float, lse: Tensor, tally: Tensor) -> None:
+def _count(
+    queries: Tensor,
+    keys: Tensor,
+    index: Tensor,
+    scaling: float,
+    softmax: Softmax,
+    lse: Tensor,
+    tally: Tensor,
+) -> None:
     """Add 1 and the softmax weight at the positions of `index` [B, H, N, k] to tally float32 [B, 2, C]."""
     scores = (reference.gather(keys, index) @ queries.float().unsqueeze(-1)).squeeze(-1) * scaling
+    scores = softmax.capped(scores)
     visible = index <= reference.own_positions(queries.shape[2], keys.shape[2], keys.device)
     weight = torch.where(visible, (scores - lse.unsqueeze(-1)).exp(), 0)
     flat = torch.where(visible, index, 0).flatten(1)

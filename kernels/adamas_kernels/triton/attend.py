@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from adamas_kernels.triton.coding import FACTS, LOWEST
+from adamas_kernels.triton.coding import FACTS, LOWEST, soft_capped
 from adamas_kernels.triton.select import (
     bounded_want,
     exact_border,
@@ -18,7 +18,7 @@ from adamas_kernels.triton.select import (
     sum_of_both,
 )
 from adamas_kernels.triton.shares import SHARES, UNITS_PER_NAT, least_exponent
-from adamas_kernels.triton.shortlist import PLACES
+from adamas_kernels.triton.shortlist import PLACES, base_of
 
 # Numbers before the vectors of a split: maximum and sum, and two that keep the vectors aligned.
 PART_FACTS = tl.constexpr(4)
@@ -75,9 +75,9 @@ def sum_values(factor, v, NEAR: tl.constexpr):
 
 
 @triton.jit
-def score_of(k, q, real):
+def score_of(k, q, real, cap, CAPPED: tl.constexpr):
     """Exact scores float32 [TOKENS] of keys [TOKENS, P], LOWEST where there is no token."""
-    return tl.where(real, tl.sum(k.to(tl.float32) * q[None, :], axis=1), LOWEST)
+    return tl.where(real, soft_capped(tl.sum(k.to(tl.float32) * q[None, :], axis=1), cap, CAPPED), LOWEST)
 
 
 @triton.jit
@@ -103,14 +103,21 @@ def note_scores(at, real, score, place_ptr, score_ptr, noted):
 
 
 @triton.jit
-def join_rest(highest, weight, rest, top):
+def join_rest(highest, weight, rest, top, sink_ptr, SINKS: tl.constexpr):
     """The share of the tokens that were not chosen in the whole softmax mass, what the weights of the chosen
-    are to be multiplied with, and the logarithm of that mass.
+    are to be multiplied with, and the logarithm of that mass. Where there are SINKS, it has the one at
+    sink_ptr, too.
     """
     greatest = tl.where(rest > 0, tl.maximum(highest, top), highest)
+    sink = greatest
+    if SINKS:
+        sink = tl.load(sink_ptr).to(tl.float32)
+        greatest = tl.maximum(greatest, sink)
     fade = tl.exp(highest - greatest)
     others = tl.where(rest > 0, rest * tl.exp(top - greatest), 0.0)
     total = weight * fade + others
+    if SINKS:
+        total += tl.exp(sink - greatest)
     return others / total, fade / total, greatest + tl.log(total)
 
 
@@ -138,15 +145,16 @@ def attend_once_kernel(
     codes_ptr, scale_ptr, length_ptr, words_ptr, facts_ptr, best_ptr, turns_ptr, masses_ptr, shares_ptr,
     sums_ptr, groups_ptr, extra_rank_ptr, extra_at_ptr, list_rank_ptr, list_at_ptr, again_ptr,
     query_ptr, keys_ptr, values_ptr, value_sum_ptr, out_ptr, lse_ptr, place_ptr, score_ptr,
-    attended_ptr, codes_b, codes_h, codes_w, scale_b, scale_h,
+    attended_ptr, sink_ptr, codes_b, codes_h, codes_w, scale_b, scale_h,
     query_b, query_h, query_n, keys_b, keys_h, keys_n, values_b, values_h, values_n, out_b, out_h, out_n,
-    scaling, least_share, sinks, recents, budget, room,
+    scaling, cap, least_share, sinks, recents, budget, room,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, NEW_PAD: tl.constexpr,
     D: tl.constexpr, P: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr,
     GROUPS: tl.constexpr, LIST: tl.constexpr, BLOCK: tl.constexpr, MANHATTAN: tl.constexpr,
     MASS: tl.constexpr, FAST: tl.constexpr, CHAINED: tl.constexpr, TALLY: tl.constexpr,
     WARPS: tl.constexpr, NEAR: tl.constexpr,
-    BOUND: tl.constexpr, FORCED: tl.constexpr, LOG_P: tl.constexpr,
+    BOUND: tl.constexpr, FORCED: tl.constexpr, LOG_P: tl.constexpr, CAPPED: tl.constexpr,
+    SINKS: tl.constexpr,
 ):  # fmt: skip
     """Choose tokens and attend to them, where all that are listed can be held at once; program (query head of
     a batch, new token).
@@ -180,14 +188,14 @@ def attend_once_kernel(
             shares_ptr + wide_row * (SHARES * GROUPS), query, keys, keys_n, scaling, least_share,
             forced, first_sinks, first_recent, GROUPS, FORCED, D, P, LOG_P,
         )  # fmt: skip
-    rank, at, extras, held, low, beyond, reached, masses, top, slope = shortlist(
+    rank, at, extras, held, low, beyond, reached, masses, top, curve = shortlist(
         codes_ptr + batch * codes_b + kv_head * codes_h, codes_w,
         scale_ptr + batch * scale_b + kv_head * scale_h, words_ptr, facts_ptr + row * FACTS,
         best_ptr + wide_row * (PLACES * GROUPS), turns_ptr + wide_row * GROUPS,
         masses_ptr + wide_row * GROUPS, sums_ptr + wide_row * GROUPS, groups_ptr + wide_row * GROUPS,
         extra_rank, extra_at, list_rank_ptr + wide_row * LIST, list_at_ptr + wide_row * LIST,
-        again_ptr, row, sinks, end, forced, want,
-        GROUPS, LIST, P, BLOCK, MANHATTAN, MASS, FAST,
+        again_ptr, row, sinks, end, forced, want, cap,
+        GROUPS, LIST, P, BLOCK, MANHATTAN, MASS, FAST, CAPPED,
     )  # fmt: skip
     always = slot < forced
     place = tl.where(always, tl.where(slot < first_sinks, slot, first_recent + slot - first_sinks), at)
@@ -195,7 +203,7 @@ def attend_once_kernel(
     k = load_keys(place, there, keys, keys_n, dim, D)
     v = load_values(place, there, values, values_n, D_V, D_V_PAD, WARPS, NEAR)
     q = tl.load(query + dim, mask=dim < D, other=0.0).to(tl.float32) * scaling
-    unit, offset = tl.load(facts_ptr + row * FACTS), tl.load(facts_ptr + row * FACTS + 1)
+    base = base_of(facts_ptr + row * FACTS, top, cap, CAPPED)
     value_total = sum_of_values(
         values, values_n, value_sum_ptr + (batch * HEADS + kv_head) * D_V, own, new, column,
         NEW, NEW_PAD, D_V, MASS,
@@ -206,7 +214,7 @@ def attend_once_kernel(
     low, last = exact_border(rank, at, extra_rank, extra_at, held, extras, low, beyond, reached, end, want)
     best = reaches(rank, at, low, last) & (rank > LOWEST)
     real = best | always
-    score = score_of(k, q, real)
+    score = score_of(k, q, real, cap, CAPPED)
     noted = tl.zeros((), tl.int32)
     if TALLY:
         place_ptr += wide_row * budget
@@ -214,7 +222,7 @@ def attend_once_kernel(
         noted = note_scores(place, real, score, place_ptr, score_ptr, noted)
     listed_highest = tl.max(score, axis=0)
     p = tl.where(real, tl.exp(score - listed_highest), 0.0)
-    weight, mass = tl.reduce((p, masses - mass_of(rank, best, top, slope)), 0, sum_of_both)
+    weight, mass = tl.reduce((p, masses - mass_of(rank, best, top, curve, CAPPED)), 0, sum_of_both)
     highest = listed_highest
     weighted = tl.zeros((WARPS, D_V_PAD // WARPS), tl.float32)
     values_seen = weighted
@@ -223,17 +231,19 @@ def attend_once_kernel(
         more = load_extras(extra_rank, extra, extras, LOWEST)
         more_at = load_extras(extra_at, extra, extras, 0)
         more_best = reaches(more, more_at, low, last) & (extra < extras)
-        mass -= tl.sum(mass_of(more, more_best, top, slope), axis=0)
+        mass -= tl.sum(mass_of(more, more_best, top, curve, CAPPED), axis=0)
         more_k = load_keys(more_at, more_best, keys, keys_n, dim, D)
         more_v = load_values(more_at, more_best, values, values_n, D_V, D_V_PAD, WARPS, more_near)
-        more_score = score_of(more_k, q, more_best)
+        more_score = score_of(more_k, q, more_best, cap, CAPPED)
         if TALLY:
             noted = note_scores(more_at, more_best, more_score, place_ptr, score_ptr, noted)
         highest, weight, weighted, values_seen = attend_to(
             highest, weight, weighted, values_seen, more_score, more_best, more_v, more_near
         )
     left = seen - forced - want
-    share, factor, lse = join_rest(highest, weight, tl.where(left > 0, mass, 0.0), offset + unit * top)
+    share, factor, lse = join_rest(
+        highest, weight, tl.where(left > 0, mass, 0.0), base, sink_ptr + head, SINKS
+    )
     others = share / tl.maximum(left, 1).to(tl.float32)
     # The mean of the others is what all values add up to less the chosen ones: one sum does for both.
     of_each = tl.where(real, p * (tl.exp(listed_highest - highest) * factor) - others, 0.0)
@@ -248,12 +258,12 @@ def attend_once_kernel(
 def attend_kernel(
     query_ptr, keys_ptr, values_ptr, length_ptr, chosen_at_ptr, part_ptr, place_ptr, score_ptr, attended_ptr,
     query_b, query_h, query_n, keys_b, keys_h, keys_n, values_b, values_h, values_n,
-    scaling, sinks, recents, budget,
+    scaling, cap, sinks, recents, budget,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr,
     D: tl.constexpr, P: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr,
     TOKENS: tl.constexpr, SPLITS: tl.constexpr,
     CHAINED: tl.constexpr, TALLY: tl.constexpr, WARPS: tl.constexpr, NEAR: tl.constexpr,
-    BOUND: tl.constexpr,
+    BOUND: tl.constexpr, CAPPED: tl.constexpr,
 ):  # fmt: skip
     """Attend to some of the tokens that `select_kernel` chose; program (query head of a batch, new token,
     split of the chosen tokens).
@@ -291,7 +301,7 @@ def attend_kernel(
         at, real = chosen_positions(slot, chosen, forced, first_sinks, first_recent, chosen_at_ptr + first)
         k = load_keys(at, real, keys, keys_n, dim, D)
         v = load_values(at, real, values, values_n, D_V, D_V_PAD, WARPS, NEAR)
-        score = score_of(k, q, real)
+        score = score_of(k, q, real, cap, CAPPED)
         if TALLY:
             tl.store(place_ptr + first + slot, at, mask=real)
             tl.store(score_ptr + first + slot, score, mask=real)
@@ -307,11 +317,11 @@ def attend_kernel(
 
 @triton.jit
 def merge_kernel(
-    part_ptr, rest_ptr, values_ptr, value_sum_ptr, length_ptr, out_ptr, lse_ptr, attended_ptr,
+    part_ptr, rest_ptr, values_ptr, value_sum_ptr, length_ptr, out_ptr, lse_ptr, attended_ptr, sink_ptr,
     values_b, values_h, values_n, out_b, out_h, out_n, budget,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, NEW_PAD: tl.constexpr,
     D_V: tl.constexpr, D_V_PAD: tl.constexpr, SPLITS: tl.constexpr, SPLITS_PAD: tl.constexpr,
-    MASS: tl.constexpr, CHAINED: tl.constexpr, BOUND: tl.constexpr,
+    MASS: tl.constexpr, CHAINED: tl.constexpr, BOUND: tl.constexpr, SINKS: tl.constexpr,
 ):  # fmt: skip
     """Join the splits of one query and the rest; program (query head of a batch, new token).
 
@@ -345,7 +355,9 @@ def merge_kernel(
     weighted = tl.sum(tl.load(columns, mask=real[:, None], other=0.0) * fade[:, None], axis=0)
     values_seen = tl.sum(tl.load(columns + D_V_PAD, mask=real[:, None], other=0.0), axis=0)
     left = seen - chosen
-    share, factor, lse = join_rest(highest, weight, tl.where(left > 0, mass, 0.0), top)
+    share, factor, lse = join_rest(
+        highest, weight, tl.where(left > 0, mass, 0.0), top, sink_ptr + head, SINKS
+    )
     # The mean of the others is what all values add up to less the chosen ones.
     others = share / tl.maximum(left, 1).to(tl.float32)
     result = weighted * factor + (value_total - values_seen) * others

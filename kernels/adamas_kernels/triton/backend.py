@@ -17,19 +17,23 @@ from adamas_kernels.contract import (
     LayerCache,
     SparseSettings,
     check_step,
+    check_unbounded,
 )
 from adamas_kernels.reference import Codebook, padded_dim
+from adamas_kernels.softmax import PLAIN, Softmax
 from adamas_kernels.torch.prefill import by_length
 from adamas_kernels.triton import encode, plane_product
 from adamas_kernels.triton.attend import attend_kernel, attend_once_kernel, merge_kernel, tally_kernel
 from adamas_kernels.triton.dense import DenseStep
 from adamas_kernels.triton.encode import enter_kernel
 from adamas_kernels.triton.estimate import estimate_kernel, estimate_tiles_kernel
+from adamas_kernels.triton.experts import Experts, add_chosen
+from adamas_kernels.triton.grouped import add_grouped
 from adamas_kernels.triton.launch import chains, has_ptx, next_power
 from adamas_kernels.triton.linear import multiply_vector
 from adamas_kernels.triton.plane_rows import MOST_ROWS, multiply_rows
 from adamas_kernels.triton.planes import PlaneWeight
-from adamas_kernels.triton.prefill import split_attention
+from adamas_kernels.triton.prefill import causal_attention
 from adamas_kernels.triton.rounding import norm_vector
 from adamas_kernels.triton.scratch import Scratch, group_count, list_size
 from adamas_kernels.triton.select import select_kernel
@@ -51,6 +55,8 @@ MERGE_WARPS = 4
 RANK_BLOCK = 256  # tokens that a selection ranks again at a time
 STAGES = 5
 UNPACKED = 1 << 27  # numbers of a weight that are unpacked at a time
+# Times that few tokens may read the bits of experts, in units of all of them: unpacking takes as long.
+FEW_READS = 4
 
 
 def attend_block(head_dim: int, itemsize: int, size: int) -> int:
@@ -94,16 +100,23 @@ class TritonBackend:
         values: Tensor,
         scaling: float,
         lengths: Tensor | None = None,
+        softmax: Softmax = PLAIN,
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.prefill`."""
-        return by_length(split_attention, queries, keys, values, scaling, lengths)
+        return by_length(causal_attention, queries, keys, values, scaling, lengths, softmax)
 
     def dense_step(
-        self, queries: Tensor, keys: Tensor, values: Tensor, cache: AnyCache, scaling: float
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        cache: AnyCache,
+        scaling: float,
+        softmax: Softmax = PLAIN,
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.dense_step`."""
-        check_step(queries, keys, values, cache)
-        return self._dense(queries, keys, values, cache, scaling)
+        check_step(queries, keys, values, cache, softmax)
+        return self._dense(queries, keys, values, cache, scaling, softmax)
 
     def linear(self, x: Tensor, weight: AnyWeight, bias: Tensor | None = None) -> Tensor:
         """See `Backend.linear`; weights are not packed."""
@@ -129,19 +142,29 @@ class TritonBackend:
         """RMSNorm of one row, x [..., n], for products with weights in planes alone, see `norm_vector`."""
         return norm_vector(x, weight, epsilon, self._chained)
 
-    def _unpacked(self, x: Tensor, weight: PlaneWeight, bias: Tensor | None) -> Tensor:
-        """A product with many rows, by parts of the weight that are unpacked into one buffer for all
-        layers.
+    def mix(self, x: Tensor, experts: Experts, chosen: Tensor, shares: Tensor) -> Tensor:
+        """The sum of each token's chosen experts times their shares, [tokens, hidden] in x's dtype. x:
+        [tokens, hidden]; chosen: int [tokens, choices]; shares: [tokens, choices].
         """
-        step = min(weight.rows, max(1, UNPACKED // weight.columns))
+        if chosen.numel() <= FEW_READS * experts.count:
+            return add_chosen(x, experts, chosen, shares, self._chained)
+        return add_grouped(x, experts, chosen, shares, lambda count: self._buffer(x, count), UNPACKED)
+
+    def _buffer(self, x: Tensor, count: int) -> Tensor:
+        """So many numbers like those of x, in one buffer for all weights that are unpacked."""
         kind = x.device, x.dtype
         buffer = self._buffers.get(kind)
-        if buffer is None or buffer.numel() < step * weight.columns:
-            buffer = self._buffers[kind] = x.new_empty(step * weight.columns)
+        if buffer is None or buffer.numel() < count:
+            buffer = self._buffers[kind] = x.new_empty(count)
+        return buffer[:count]
+
+    def _unpacked(self, x: Tensor, weight: PlaneWeight, bias: Tensor | None) -> Tensor:
+        """A product with many rows, by parts of the weight that are unpacked."""
+        step = min(weight.rows, max(1, UNPACKED // weight.columns))
         out = []
         for start in range(0, weight.rows, step):
             part = weight.part(start, start + step)
-            numbers = buffer[: part.rows * part.columns].view(part.rows, part.columns)
+            numbers = self._buffer(x, part.rows * part.columns).view(part.rows, part.columns)
             unpack_rows(part, numbers)
             out.append(F.linear(x, numbers, None if bias is None else bias[start : start + step]))
         return out[0] if len(out) == 1 else torch.cat(out, -1)
@@ -170,12 +193,15 @@ class TritonBackend:
         scaling: float,
         settings: SparseSettings,
         tally: Tensor | None = None,
+        softmax: Softmax = PLAIN,
         stages: int = STAGES,
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.decode_step`. stages: how many of enter, estimate, select, attend and merge to launch
         (select does the work of the last three for a small budget); fewer only to time them.
         """
-        check_step(queries, keys, values, cache)
+        check_step(queries, keys, values, cache, softmax)
+        check_unbounded(softmax)
+        settings, cap, capped = settings.under(softmax), softmax.softcap, softmax.softcap > 0
         queries, keys, values = (x if x.stride(-1) == 1 else x.contiguous() for x in (queries, keys, values))
         batch, heads, new, dim = queries.shape
         kv_heads, capacity = cache.keys.shape[1], cache.capacity
@@ -200,6 +226,7 @@ class TritonBackend:
         dim_v_pad = max(16, next_power(dim_v))
         out = torch.empty(batch, heads, new, dim_v, dtype=queries.dtype, device=queries.device)
         lse = torch.empty(batch, heads, new, dtype=torch.float32, device=queries.device)
+        learned, sinks_at = softmax.sinks is not None, lse if softmax.sinks is None else softmax.sinks
         codes, book = cache.codes.stride(), cache.codebook
         enter_kernel[(kv_heads + heads, batch)](
             queries, keys, values,
@@ -229,20 +256,21 @@ class TritonBackend:
             estimate_tiles_kernel[
                 (groups // (tiles * TOKENS.value), kv_heads * batch * triton.cdiv(group, QUERIES.value), new)
             ](
-                *what, *where, capacity, sinks, recents,
+                *what, *where, capacity, sinks, recents, cap,
                 HEADS=kv_heads, GROUP=group, NEW=new, P=size, GROUPS=groups, TILES=tiles, TURNS=TURNS_AHEAD,
-                MASS=mass, BOUND=bound, FAST=fast, CHAINED=chained, EARLY=early, num_warps=ESTIMATE_WARPS,
+                MASS=mass, BOUND=bound, FAST=fast, CHAINED=chained, EARLY=early, CAPPED=capped,
+                num_warps=ESTIMATE_WARPS,
                 **chain,
             )  # fmt: skip
         else:
             query_rows = next_power(max(group, 2) if manhattan else group)
             block = max(32, min(ESTIMATE_BLOCK, ESTIMATE_RANKS // query_rows))
             estimate_kernel[(groups // block, kv_heads * batch, new)](
-                *what, *where, capacity, sinks, recents,
+                *what, *where, capacity, sinks, recents, cap,
                 HEADS=kv_heads, GROUP=group, NEW=new, ROWS=query_rows, P=size, GROUPS=groups, BLOCK=block,
                 MANHATTAN=manhattan, MASS=mass, BOUND=bound, FAST=fast, CHAINED=chained, EARLY=early,
                 HELD=query_rows * size // (16 if manhattan else 4) <= HELD_WORDS,
-                num_warps=ESTIMATE_WARPS, **chain,
+                CAPPED=capped, num_warps=ESTIMATE_WARPS, **chain,
             )  # fmt: skip
         if stages == 2:
             return out, lse
@@ -253,7 +281,7 @@ class TritonBackend:
         )  # fmt: skip
         choice: dict[str, Any] = dict(
             GROUPS=groups, LIST=list_size(settings.budget), BLOCK=RANK_BLOCK, MANHATTAN=manhattan, MASS=mass,
-            FAST=fast, BOUND=bound, FORCED=forced, D=dim, P=size, LOG_P=size.bit_length() - 1,
+            FAST=fast, BOUND=bound, FORCED=forced, D=dim, P=size, LOG_P=size.bit_length() - 1, CAPPED=capped,
             num_warps=SELECT_WARPS, **chain,
         )  # fmt: skip
         if bound:
@@ -261,17 +289,18 @@ class TritonBackend:
         if once:
             attend_once_kernel[(pairs, new)](
                 *what, *scratched, queries, cache.keys, cache.values, cache.value_sum, out, lse,
-                scratch.place, scratch.score, scratch.attended, *where,
+                scratch.place, scratch.score, scratch.attended, sinks_at, *where,
                 *queries.stride()[:3], *cache.keys.stride()[:3], *cache.values.stride()[:3],
-                *out.stride()[:3], scaling, settings.least_share, sinks, recents, settings.budget, capacity,
-                HEADS=kv_heads, GROUP=group, NEW=new, NEW_PAD=new_pad, D_V=dim_v,
+                *out.stride()[:3], scaling, cap, settings.least_share, sinks, recents, settings.budget,
+                capacity, HEADS=kv_heads, GROUP=group, NEW=new, NEW_PAD=new_pad, D_V=dim_v,
                 D_V_PAD=dim_v_pad, CHAINED=chained, TALLY=tally is not None, WARPS=SELECT_WARPS,
+                SINKS=learned,
                 NEAR=near_tokens(dim_v_pad, SELECT_WARPS, values.element_size(), choice["LIST"]), **choice,
             )  # fmt: skip
         else:
             select_kernel[(pairs, new)](
                 *what, *scratched, scratch.chosen_at, scratch.rest, scratch.attended, queries, cache.keys,
-                *where, *queries.stride()[:3], *cache.keys.stride()[:3], scaling, settings.least_share,
+                *where, *queries.stride()[:3], *cache.keys.stride()[:3], scaling, cap, settings.least_share,
                 sinks, recents, settings.budget, capacity,
                 HEADS=kv_heads, GROUP=group, NEW=new, CHAINED=chained, **choice,
             )  # fmt: skip
@@ -281,10 +310,10 @@ class TritonBackend:
                 queries, cache.keys, cache.values, cache.length, scratch.chosen_at, scratch.parts,
                 scratch.place, scratch.score, scratch.attended,
                 *queries.stride()[:3], *cache.keys.stride()[:3], *cache.values.stride()[:3],
-                scaling, sinks, recents, settings.budget,
+                scaling, cap, sinks, recents, settings.budget,
                 HEADS=kv_heads, GROUP=group, NEW=new, D=dim, P=size, D_V=dim_v, D_V_PAD=dim_v_pad,
                 TOKENS=split_tokens, SPLITS=splits, CHAINED=chained, TALLY=tally is not None,
-                WARPS=SPLIT_WARPS, BOUND=bound,
+                WARPS=SPLIT_WARPS, BOUND=bound, CAPPED=capped,
                 NEAR=near_tokens(dim_v_pad, SPLIT_WARPS, values.element_size(), split_tokens),
                 num_warps=SPLIT_WARPS, **chain,
             )  # fmt: skip
@@ -292,10 +321,10 @@ class TritonBackend:
                 return out, lse
             merge_kernel[(pairs, new)](
                 scratch.parts, scratch.rest, cache.values, cache.value_sum, cache.length, out, lse,
-                scratch.attended, *cache.values.stride()[:3], *out.stride()[:3], settings.budget,
+                scratch.attended, sinks_at, *cache.values.stride()[:3], *out.stride()[:3], settings.budget,
                 HEADS=kv_heads, GROUP=group, NEW=new, NEW_PAD=new_pad, D_V=dim_v, D_V_PAD=dim_v_pad,
                 SPLITS=splits, SPLITS_PAD=next_power(splits), MASS=mass, CHAINED=chained, BOUND=bound,
-                num_warps=MERGE_WARPS, **chain,
+                SINKS=learned, num_warps=MERGE_WARPS, **chain,
             )  # fmt: skip
         if tally is not None:
             tally_kernel[(pairs, new)](

@@ -31,6 +31,14 @@ def rotate(x, ROWS: tl.constexpr, P: tl.constexpr, LOG_P: tl.constexpr):
 
 
 @triton.jit
+def soft_capped(score, cap, CAPPED: tl.constexpr):
+    """Scores as they are, or `cap` tanh(score / cap)."""
+    if CAPPED:
+        score = cap - 2 * cap / (tl.exp(score * (2 / cap)) + 1)
+    return score
+
+
+@triton.jit
 def tree_sum(x, ROWS: tl.constexpr, P: tl.constexpr, LOG_P: tl.constexpr):
     """Sum float32 [ROWS, P] over its columns by adding halves; the order makes the result the reference's."""
     for stage in tl.static_range(LOG_P):

@@ -17,10 +17,11 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from adamas_kernels.contract import AnyCache
+from adamas_kernels.softmax import Softmax
 from adamas_kernels.triton.coding import LOWEST
 from adamas_kernels.triton.launch import chains, next_power
 
-LOG2_E = math.log2(math.e)
+LOG2_E = tl.constexpr(math.log2(math.e))
 LN_2 = tl.constexpr(math.log(2))
 BLOCK_BYTES = 16384  # of keys that one program holds at a time
 LARGEST_BLOCK = 64  # tokens; twice as many spill registers on the oldest generation
@@ -35,20 +36,38 @@ FACTS = tl.constexpr(2)  # numbers before the vector of a part: highest score in
 
 
 @triton.jit
+def scaled(product, scale, cap, CAPPED: tl.constexpr):
+    """Scores in powers of two from products of queries and keys, see `scales_of`."""
+    score = product * scale
+    if CAPPED:
+        score = cap - 2 * cap / (tl.exp2(score) + 1)
+    return score
+
+
+def scales_of(scaling: float, softmax: Softmax) -> tuple[float, float]:
+    """What `scaled` multiplies products with, and the cap: c tanh(x / c) is c - 2 c / (e^(2 x / c) + 1)."""
+    if not softmax.softcap:
+        return scaling * LOG2_E.value, 0.0
+    return 2 * scaling / softmax.softcap * LOG2_E.value, softmax.softcap * LOG2_E.value
+
+
+@triton.jit
 def dense_kernel(
     query_ptr, key_ptr, value_ptr, keys_ptr, values_ptr, value_sum_ptr, length_ptr, part_ptr,
     query_b, query_h, query_n, key_b, key_h, key_n, value_b, value_h, value_n,
     keys_b, keys_h, keys_n, values_b, values_h, values_n,
-    scale, splits,
+    scale, cap, window, capacity, splits,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, NEW_PAD: tl.constexpr, ROWS: tl.constexpr,
     D: tl.constexpr, P: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr, BLOCK: tl.constexpr,
     STAGES: tl.constexpr, PRECISION: tl.constexpr, CHAINED: tl.constexpr,
+    CAPPED: tl.constexpr, WINDOWED: tl.constexpr, SUMMED: tl.constexpr,
 ):  # fmt: skip
     """Program (share of the tokens, KV head of a batch, ROWS of its queries); leaves part [B, H, N, splits, 2
     + D_V_PAD].
 
-    The first share begins with the new tokens, which its first rows also append to keys, values and
-    value_sum. scale: of scores, in powers of two.
+    The first share begins with the new tokens, which its first rows also append to keys, values and, where
+    they are SUMMED, value_sum. scale, cap: see `scaled`. WINDOWED: the last tokens count, `window` of them,
+    and keys and values are rings of `capacity` rows.
     """
     split, pair = tl.program_id(0), tl.program_id(1)
     batch, head = (pair // HEADS).to(tl.int64), pair % HEADS
@@ -69,16 +88,20 @@ def dense_kernel(
             k = tl.load(key + dim, mask=dim < D, other=0.0).to(keys_ptr.dtype.element_ty)
             v = tl.load(value + column, mask=column < D_V, other=0.0).to(values_ptr.dtype.element_ty)
             if tl.program_id(2) == 0:
-                tl.store(keys + length.to(tl.int64) * keys_n + dim, k, mask=dim < D)
-                tl.store(values + length.to(tl.int64) * values_n + column, v, mask=column < D_V)
-                summed = tl.load(total, mask=column < D_V, other=0.0) + v.to(tl.float32)
-                tl.store(total, summed, mask=column < D_V)
-            highest = tl.sum(q.to(tl.float32) * k.to(tl.float32)[None, :], axis=1) * scale
+                place = (length % capacity if WINDOWED else length).to(tl.int64)
+                tl.store(keys + place * keys_n + dim, k, mask=dim < D)
+                tl.store(values + place * values_n + column, v, mask=column < D_V)
+                if SUMMED:
+                    summed = tl.load(total, mask=column < D_V, other=0.0) + v.to(tl.float32)
+                    tl.store(total, summed, mask=column < D_V)
+            product = tl.sum(q.to(tl.float32) * k.to(tl.float32)[None, :], axis=1)
+            highest = scaled(product, scale, cap, CAPPED)
             weight += 1.0
             weighted += v.to(tl.float32)[None, :]
         else:
             new = tl.arange(0, NEW_PAD)
-            at = length.to(tl.int64) + new
+            at = length + new
+            at = (at % capacity if WINDOWED else at).to(tl.int64)
             inside = (new < NEW)[:, None] & (dim < D)[None, :]
             k = tl.load(key + new[:, None] * key_n + dim[None, :], mask=inside, other=0.0)
             k = k.to(keys_ptr.dtype.element_ty)
@@ -88,18 +111,30 @@ def dense_kernel(
             if tl.program_id(2) == 0:
                 tl.store(keys + at[:, None] * keys_n + dim[None, :], k, mask=inside)
                 tl.store(values + at[:, None] * values_n + column[None, :], v, mask=shown)
-                summed = tl.load(total, mask=column < D_V, other=0.0) + tl.sum(v.to(tl.float32), axis=0)
-                tl.store(total, summed, mask=column < D_V)
+                if SUMMED:
+                    summed = tl.load(total, mask=column < D_V, other=0.0) + tl.sum(v.to(tl.float32), axis=0)
+                    tl.store(total, summed, mask=column < D_V)
             seen = new[None, :] <= (row % NEW)[:, None]
-            score = tl.where(seen, tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale, LOWEST)
+            if WINDOWED:
+                seen &= new[None, :] + window > (row % NEW)[:, None]
+            product = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+            score = tl.where(seen, scaled(product, scale, cap, CAPPED), LOWEST)
             highest = tl.max(score, axis=1)
             p = tl.exp2(score - highest[:, None])
             weight = tl.sum(p, axis=1)
             weighted = tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
-    share = tl.cdiv(tl.cdiv(length, BLOCK), splits) * BLOCK
-    for start in tl.range(split * share, tl.minimum(split * share + share, length), BLOCK, num_stages=STAGES):
+    first = tl.maximum(length + 1 - window, 0) if WINDOWED else 0
+    count = length - first
+    share = tl.cdiv(tl.cdiv(count, BLOCK), splits) * BLOCK
+    for start in tl.range(split * share, tl.minimum(split * share + share, count), BLOCK, num_stages=STAGES):
         at = start + tl.arange(0, BLOCK)
-        there = at < length
+        there = at < count
+        seen = there[None, :]
+        if WINDOWED:
+            if NEW > 1:  # later ones see less
+                seen &= (first + at)[None, :] + window > (length + row % NEW)[:, None]
+            at += first % capacity
+            at = tl.where(at < capacity, at, at - capacity)
         at = at.to(tl.int64)
         k = tl.load(
             keys + at[None, :] * keys_n + dim[:, None], mask=there[None, :] & (dim < D)[:, None], other=0.0
@@ -108,7 +143,8 @@ def dense_kernel(
             values + at[:, None] * values_n + column[None, :],
             mask=there[:, None] & (column < D_V)[None, :], other=0.0,
         )  # fmt: skip
-        score = tl.where(there[None, :], tl.dot(q, k, input_precision=PRECISION) * scale, LOWEST)
+        product = tl.dot(q, k, input_precision=PRECISION)
+        score = tl.where(seen, scaled(product, scale, cap, CAPPED), LOWEST)
         higher = tl.maximum(highest, tl.max(score, axis=1))
         p = tl.exp2(score - higher[:, None])
         fade = tl.exp2(highest - higher)
@@ -125,10 +161,13 @@ def dense_kernel(
 
 @triton.jit
 def join_kernel(
-    part_ptr, out_ptr, lse_ptr, splits,
-    D_V: tl.constexpr, D_V_PAD: tl.constexpr, SPLITS: tl.constexpr, CHAINED: tl.constexpr,
+    part_ptr, out_ptr, lse_ptr, sink_ptr, splits,
+    HEADS: tl.constexpr, NEW: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr, SPLITS: tl.constexpr,
+    SINKS: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """Join the parts of one query; program (query). CHAINED: started before the launch before it ended."""
+    """Join the parts of one query, and the learned sink of its head where there are SINKS; program (query).
+    CHAINED: started before the launch before it ended.
+    """
     row = tl.program_id(0)
     split, column = tl.arange(0, SPLITS), tl.arange(0, D_V_PAD)
     there = split < splits
@@ -137,8 +176,14 @@ def join_kernel(
         gdc_wait()
     highest = tl.load(part, mask=there, other=LOWEST)
     top = tl.max(highest, axis=0)
+    sink = top
+    if SINKS:
+        sink = tl.load(sink_ptr + row // NEW % HEADS).to(tl.float32) * LOG2_E
+        top = tl.maximum(top, sink)
     fade = tl.exp2(highest - top)
     weight = tl.sum(tl.load(part + 1, mask=there, other=0.0) * fade, axis=0)
+    if SINKS:
+        weight += tl.exp2(sink - top)
     weighted = tl.load(part[:, None] + FACTS + column[None, :], mask=there[:, None], other=0.0)
     out = tl.sum(weighted * fade[:, None], axis=0) / weight
     tl.store(out_ptr + row * D_V + column, out.to(out_ptr.dtype.element_ty), mask=column < D_V)
@@ -156,7 +201,13 @@ class DenseStep:
         self._parts: dict[tuple[int, ...], Tensor] = {}
 
     def __call__(
-        self, queries: Tensor, keys: Tensor, values: Tensor, cache: AnyCache, scaling: float
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        cache: AnyCache,
+        scaling: float,
+        softmax: Softmax,
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.dense_step`."""
         queries, keys, values = (x if x.stride(-1) == 1 else x.contiguous() for x in (queries, keys, values))
@@ -166,24 +217,29 @@ class DenseStep:
         block = max(16, min(LARGEST_BLOCK, next_power(BLOCK_BYTES // (size * queries.element_size()))))
         most = min(MOST_ROWS, QUERY_BYTES // (max(size, dim_v_pad) * queries.element_size()))
         rows = max(LEAST_ROWS, min(most, next_power(group * new)))
-        splits = self._splits(queries.device, batch * kv_heads, cache.capacity, block)
+        window, sinks = softmax.window, softmax.sinks
+        seen = cache.capacity if window is None else min(cache.capacity, window)
+        splits = self._splits(queries.device, batch * kv_heads, seen, block)
         parts = self._part(queries, splits, dim_v_pad + FACTS.value)
         chained = chains(queries.device) if self._chained is None else self._chained
         out = torch.empty(batch, heads, new, dim_v, dtype=queries.dtype, device=queries.device)
         lse = torch.empty(batch, heads, new, dtype=torch.float32, device=queries.device)
         dense_kernel[(splits, batch * kv_heads, triton.cdiv(group * new, rows))](
-            queries, keys, values, cache.keys, cache.values, cache.value_sum, cache.length, parts,
+            queries, keys, values, cache.keys, cache.values,
+            parts if cache.value_sum is None else cache.value_sum, cache.length, parts,
             *queries.stride()[:3], *keys.stride()[:3], *values.stride()[:3],
             *cache.keys.stride()[:3], *cache.values.stride()[:3],
-            scaling * LOG2_E, splits,
+            *scales_of(scaling, softmax), window or 0, cache.capacity, splits,
             HEADS=kv_heads, GROUP=group, NEW=new, NEW_PAD=max(LEAST_ROWS, next_power(new)), ROWS=rows, D=dim,
             P=size, D_V=dim_v, D_V_PAD=dim_v_pad, BLOCK=block, STAGES=STAGES,
             PRECISION="ieee" if queries.dtype == torch.float32 else "tf32", CHAINED=chained,
+            CAPPED=softmax.softcap > 0, WINDOWED=window is not None, SUMMED=cache.value_sum is not None,
             num_warps=WARPS,
         )  # fmt: skip
         join_kernel[(batch * heads * new,)](
-            parts, out, lse, splits,
-            D_V=dim_v, D_V_PAD=dim_v_pad, SPLITS=next_power(splits), CHAINED=chained,
+            parts, out, lse, lse if sinks is None else sinks, splits,
+            HEADS=heads, NEW=new, D_V=dim_v, D_V_PAD=dim_v_pad, SPLITS=next_power(splits),
+            SINKS=sinks is not None, CHAINED=chained,
             num_warps=4, **({"launch_pdl": True} if chained else {}),
         )  # fmt: skip
         return out, lse

@@ -11,7 +11,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from adamas_kernels.triton.coding import FACTS
 from adamas_kernels.triton.ranking import dot4, load_queries, load_words, rank_of, rank_tokens
 from adamas_kernels.triton.shares import UNITS_PER_NAT
-from adamas_kernels.triton.shortlist import LOG2_E, deal, dealt, empty_groups, store_groups
+from adamas_kernels.triton.shortlist import curve_of, deal, dealt, empty_groups, store_groups
 from adamas_kernels.triton.tile import (
     LANES,
     QUERIES,
@@ -37,10 +37,11 @@ def within(at, low, end):
 @triton.jit(do_not_specialize=["codes_b", "codes_h", "codes_w", "scale_b", "scale_h", "capacity"])
 def estimate_kernel(
     codes_ptr, scale_ptr, length_ptr, words_ptr, facts_ptr, best_ptr, turns_ptr, masses_ptr, shares_ptr,
-    codes_b, codes_h, codes_w, scale_b, scale_h, capacity, sinks, recents,
+    codes_b, codes_h, codes_w, scale_b, scale_h, capacity, sinks, recents, cap,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, ROWS: tl.constexpr, P: tl.constexpr,
     GROUPS: tl.constexpr, BLOCK: tl.constexpr, MANHATTAN: tl.constexpr, MASS: tl.constexpr,
     BOUND: tl.constexpr, FAST: tl.constexpr, CHAINED: tl.constexpr, EARLY: tl.constexpr, HELD: tl.constexpr,
+    CAPPED: tl.constexpr,
 ):  # fmt: skip
     """Program (BLOCK of the groups, KV head of a batch, new token): one token to a lane, in byte products.
 
@@ -70,8 +71,8 @@ def estimate_kernel(
     if EARLY:
         gdc_wait()
     queries = load_queries(words_ptr, rows, P // 16 if MANHATTAN else P // 4, HELD)
-    score = tl.load(facts_ptr + rows * FACTS)[:, None]
-    slope, units = score * LOG2_E, score * UNITS_PER_NAT
+    curve = curve_of(facts_ptr + rows[:, None] * FACTS, cap, CAPPED)
+    units = tl.load(facts_ptr + rows * FACTS)[:, None] * UNITS_PER_NAT
     total = tl.load(facts_ptr + rows * FACTS + 2)
     groups = empty_groups(tl.zeros((ROWS, BLOCK), tl.int32))
     for turn in range(0, tl.cdiv(end, GROUPS)):
@@ -83,7 +84,7 @@ def estimate_kernel(
             words, scales.to(tl.float32), queries, words_ptr, rows, total,
             ROWS, BLOCK, P, MANHATTAN, FAST, HELD,
         )  # fmt: skip
-        groups = deal(groups, rank, within(at, sinks, end)[None, :], turn, slope, units, MASS, BOUND)
+        groups = deal(groups, rank, within(at, sinks, end)[None, :], turn, curve, units, MASS, BOUND, CAPPED)
         words, scales = next_words, next_scales
     store_groups(
         groups, best_ptr, turns_ptr, masses_ptr, shares_ptr, rows[:, None], group[None, :], real[:, None],
@@ -142,10 +143,10 @@ def products(
 @triton.jit(do_not_specialize=["codes_b", "codes_h", "codes_w", "scale_b", "scale_h", "capacity"])
 def estimate_tiles_kernel(
     codes_ptr, scale_ptr, length_ptr, words_ptr, facts_ptr, best_ptr, turns_ptr, masses_ptr, shares_ptr,
-    codes_b, codes_h, codes_w, scale_b, scale_h, capacity, sinks, recents,
+    codes_b, codes_h, codes_w, scale_b, scale_h, capacity, sinks, recents, cap,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, P: tl.constexpr,
     GROUPS: tl.constexpr, TILES: tl.constexpr, TURNS: tl.constexpr, MASS: tl.constexpr, BOUND: tl.constexpr,
-    FAST: tl.constexpr, CHAINED: tl.constexpr, EARLY: tl.constexpr,
+    FAST: tl.constexpr, CHAINED: tl.constexpr, EARLY: tl.constexpr, CAPPED: tl.constexpr,
 ):  # fmt: skip
     """`estimate_kernel` on tensor cores; program (TILES times 16 groups, eight queries of a KV head of a
     batch, new token), of one warp.
@@ -194,7 +195,8 @@ def estimate_tiles_kernel(
         their_row = first_row + tl.where(theirs < GROUP, theirs, 0) * NEW
         quads = load_tile_queries(words_ptr + their_row * (P // 4), lane, P)
     even_score, odd_score = tl.load(facts_ptr + even_row * FACTS), tl.load(facts_ptr + odd_row * FACTS)
-    even_slope, odd_slope = even_score * LOG2_E, odd_score * LOG2_E
+    even_curve = curve_of(facts_ptr + even_row * FACTS, cap, CAPPED)
+    odd_curve = curve_of(facts_ptr + odd_row * FACTS, cap, CAPPED)
     even_units, odd_units = even_score * UNITS_PER_NAT, odd_score * UNITS_PER_NAT
     even_total = tl.load(facts_ptr + even_row * FACTS + 2)
     odd_total = tl.load(facts_ptr + odd_row * FACTS + 2)
@@ -222,13 +224,15 @@ def estimate_tiles_kernel(
             inside = within(first_at, sinks, end)
             weight = scales[ROWS * ahead].to(tl.float32)  # type: ignore[var-annotated]
             even_rank, odd_rank = rank_of(sums[0], even_total, weight), rank_of(sums[1], odd_total, weight)
-            evens = deal(evens, even_rank, inside, turn, even_slope, even_units, MASS, BOUND)
-            odds = deal(odds, odd_rank, inside, turn, odd_slope, odd_units, MASS, BOUND)
+            evens = deal(evens, even_rank, inside, turn, even_curve, even_units, MASS, BOUND, CAPPED)
+            odds = deal(odds, odd_rank, inside, turn, odd_curve, odd_units, MASS, BOUND, CAPPED)
             inside = within(second_at, sinks, end)
             weight = scales[ROWS * ahead + 1].to(tl.float32)
             even_rank, odd_rank = rank_of(sums[2], even_total, weight), rank_of(sums[3], odd_total, weight)
-            later_evens = deal(later_evens, even_rank, inside, turn, even_slope, even_units, MASS, BOUND)
-            later_odds = deal(later_odds, odd_rank, inside, turn, odd_slope, odd_units, MASS, BOUND)
+            later_evens = deal(
+                later_evens, even_rank, inside, turn, even_curve, even_units, MASS, BOUND, CAPPED
+            )
+            later_odds = deal(later_odds, odd_rank, inside, turn, odd_curve, odd_units, MASS, BOUND, CAPPED)
         words, scales = next_words, next_scales
     store_groups(
         evens, best_ptr, turns_ptr, masses_ptr, shares_ptr, even_row, group, even < GROUP, GROUPS, MASS, BOUND

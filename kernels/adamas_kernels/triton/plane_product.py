@@ -22,7 +22,18 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from adamas_kernels.triton.codes import codes_of, constants, meaning_of
 from adamas_kernels.triton.launch import chains, has_ptx, next_power
 from adamas_kernels.triton.planes import PlaneWeight
-from adamas_kernels.triton.rounding import PLANES, SHARED, SUMS, UNIT, Rounded, pair_of_x, rounded
+from adamas_kernels.triton.rounding import (
+    PLANES,
+    SHARED,
+    SUMS,
+    UNIT,
+    Rounded,
+    in_sixteen_bits,
+    larger,
+    pair_of_x,
+    rounded,
+    sum_of,
+)
 
 LANES = 32  # of a warp: chunks of a row that it holds at a time, one a lane
 MOST_WARPS = 4  # that share a row
@@ -75,6 +86,94 @@ def scale_in(
 
 
 @triton.jit
+def product_of_chunks(
+    x_ptr, low_ptr, high_ptr, scale_ptr, unit_ptr, table_ptr, row, chunk, there, first,
+    CHUNKS: tl.constexpr, HIGH: tl.constexpr, HALVES: tl.constexpr, MINIMUM: tl.constexpr,
+    UNITS: tl.constexpr, LESS: tl.constexpr, TABLE: tl.constexpr, BRAIN: tl.constexpr, ROWS: tl.constexpr,
+    GROUP: tl.constexpr, INTEGERS: tl.constexpr, ROUNDED: tl.constexpr, WHOLE: tl.constexpr,
+    FAST: tl.constexpr, CHAINED: tl.constexpr,
+):  # fmt: skip
+    """Products of GROUP chunks of ROWS rows with the same chunks of x, float32 [ROWS, GROUP].
+
+    row: int64 [ROWS, 1] or [ROWS, GROUP]; chunk and there: [1, GROUP]; x_ptr: where x begins, for all chunks
+    or for each, [1, GROUP, 1]. INTEGERS: x is in 16 bits, ROUNDED: by `Rounded.bits`, else here. WHOLE: see
+    `pair_of_x`. CHAINED: x is awaited when the weights are on their way, for the first chunks.
+    """
+    word = tl.arange(0, 4)[None, None, :]
+    at = (row * CHUNKS + chunk)[:, :, None] * 4 + word
+    low = tl.load(low_ptr + at, mask=there[:, :, None], other=0)
+    high = low
+    if HIGH > 0:
+        high = tl.load(high_ptr + at, mask=there[:, :, None], other=0)
+    scales, units = scales_of(scale_ptr, unit_ptr, row, chunk, there, CHUNKS, UNITS)
+    if CHAINED:  # noqa: SIM102 - one is known to the compiler
+        if first:
+            gdc_wait()
+    firsts, seconds = codes_of(low, high, False, HIGH), codes_of(low, high, True, HIGH)
+    at_x, there_x = chunk[:, :, None], there[:, :, None]
+    if ROUNDED:
+        place = x_ptr + at_x * 4 + word
+        lower_firsts = tl.load(place, mask=there_x, other=0)
+        lower_seconds = tl.load(place + CHUNKS * 4, mask=there_x, other=0)
+        upper_firsts = tl.load(place + CHUNKS * 8, mask=there_x, other=0)
+        upper_seconds = tl.load(place + CHUNKS * 12, mask=there_x, other=0)
+        unit = tl.load(x_ptr + CHUNKS * UNIT + chunk, mask=there, other=0).to(tl.float32, bitcast=True)
+        lower_sum = tl.load(x_ptr + CHUNKS * SUMS + chunk, mask=there, other=0)
+        upper_sum = tl.load(x_ptr + CHUNKS * (SUMS + 1) + chunk, mask=there, other=0)
+    else:
+        first_0, second_0 = pair_of_x(x_ptr, at_x, word, there_x, 0, WHOLE)
+        first_1, second_1 = pair_of_x(x_ptr, at_x, word, there_x, 1, WHOLE)
+        first_2, second_2 = pair_of_x(x_ptr, at_x, word, there_x, 2, WHOLE)
+        first_3, second_3 = pair_of_x(x_ptr, at_x, word, there_x, 3, WHOLE)
+    if INTEGERS:
+        if not ROUNDED:
+            most = tl.maximum(larger(first_0, second_0), larger(first_1, second_1))
+            most = tl.maximum(most, tl.maximum(larger(first_2, second_2), larger(first_3, second_3)))
+            most = tl.max(most, axis=2)
+            unit = most / 32767.0
+            factor = (32767.0 / tl.maximum(most, 1e-30))[:, :, None]
+            lower_firsts = in_sixteen_bits(first_0, first_1, factor)
+            upper_firsts = in_sixteen_bits(first_2, first_3, factor)
+            lower_seconds = in_sixteen_bits(second_0, second_1, factor)
+            upper_seconds = in_sixteen_bits(second_2, second_3, factor)
+            lower_sum = tl.sum(sum_of(lower_firsts) + sum_of(lower_seconds), axis=2)
+            upper_sum = tl.sum(sum_of(upper_firsts) + sum_of(upper_seconds), axis=2)
+        lower = tl.zeros((ROWS, GROUP, 4), tl.int32)
+        lower = dot_two(lower_firsts, firsts, lower, False, FAST)
+        lower = dot_two(lower_seconds, seconds, lower, False, FAST)
+        upper = lower if HALVES == 1 else tl.zeros((ROWS, GROUP, 4), tl.int32)
+        upper = dot_two(upper_firsts, firsts, upper, True, FAST)
+        upper = dot_two(upper_seconds, seconds, upper, True, FAST)
+    else:
+        unit = 1.0
+        lower_sum = tl.sum(first_0 + second_0 + first_1 + second_1, axis=2)
+        upper_sum = tl.sum(first_2 + second_2 + first_3 + second_3, axis=2)
+        lower = meaning_of(firsts, table_ptr, 0, 0, TABLE) * first_0
+        lower += meaning_of(seconds, table_ptr, 0, 0, TABLE) * second_0
+        lower += meaning_of(firsts, table_ptr, 1, 0, TABLE) * first_1
+        lower += meaning_of(seconds, table_ptr, 1, 0, TABLE) * second_1
+        upper = lower if HALVES == 1 else tl.zeros((ROWS, GROUP, 4), tl.float32)
+        upper += meaning_of(firsts, table_ptr, 2, 0, TABLE) * first_2
+        upper += meaning_of(seconds, table_ptr, 2, 0, TABLE) * second_2
+        upper += meaning_of(firsts, table_ptr, 3, 0, TABLE) * first_3
+        upper += meaning_of(seconds, table_ptr, 3, 0, TABLE) * second_3
+    scale = scale_in(scales, units, 0, HALVES, UNITS, BRAIN)
+    if HALVES == 1:
+        sum_x = lower_sum + upper_sum
+        found = scale * (tl.sum(upper, axis=2) - LESS * sum_x).to(tl.float32)
+        if MINIMUM:
+            found -= scale_in(scales, units, 1, HALVES, UNITS, BRAIN) * sum_x.to(tl.float32)
+    else:
+        upper_scale = scale_in(scales, units, 1, HALVES, UNITS, BRAIN)
+        found = scale * (tl.sum(lower, axis=2) - LESS * lower_sum).to(tl.float32)
+        found += upper_scale * (tl.sum(upper, axis=2) - LESS * upper_sum).to(tl.float32)
+        if MINIMUM:
+            found -= scale_in(scales, units, 2, HALVES, UNITS, BRAIN) * lower_sum.to(tl.float32)
+            found -= scale_in(scales, units, 3, HALVES, UNITS, BRAIN) * upper_sum.to(tl.float32)
+    return unit * found
+
+
+@triton.jit
 def plane_product_kernel(
     x_ptr, low_ptr, high_ptr, scale_ptr, unit_ptr, table_ptr, bias_ptr, out_ptr, rows, epsilon,
     CHUNKS: tl.constexpr, HIGH: tl.constexpr, HALVES: tl.constexpr, MINIMUM: tl.constexpr,
@@ -97,70 +196,16 @@ def plane_product_kernel(
         output = tl.program_id(0) * ROWS + here
         n = tl.minimum(output, rows - 1)
     row = n.to(tl.int64)[:, None]
-    word = tl.arange(0, 4)[None, None, :]
     total = tl.zeros((ROWS, GROUP), tl.float32)
     if CHAINED:
         gdc_launch_dependents()  # what comes after waits for the end of this all the same
     for begin in tl.range(0, CHUNKS, GROUP):
         chunk = (begin + tl.arange(0, GROUP))[None, :]
-        there = chunk < CHUNKS
-        at = (row * CHUNKS + chunk)[:, :, None] * 4 + word
-        low = tl.load(low_ptr + at, mask=there[:, :, None], other=0)
-        high = low
-        if HIGH > 0:
-            high = tl.load(high_ptr + at, mask=there[:, :, None], other=0)
-        scales, units = scales_of(scale_ptr, unit_ptr, row, chunk, there, CHUNKS, UNITS)
-        if CHAINED:  # noqa: SIM102 - one is known to the compiler
-            if begin == 0:
-                gdc_wait()
-        firsts, seconds = codes_of(low, high, False, HIGH), codes_of(low, high, True, HIGH)
-        at_x, there_x = chunk[:, :, None], there[:, :, None]
-        if INTEGERS:
-            place = x_ptr + at_x * 4 + word
-            lower_firsts = tl.load(place, mask=there_x, other=0)
-            lower_seconds = tl.load(place + CHUNKS * 4, mask=there_x, other=0)
-            upper_firsts = tl.load(place + CHUNKS * 8, mask=there_x, other=0)
-            upper_seconds = tl.load(place + CHUNKS * 12, mask=there_x, other=0)
-            unit = tl.load(x_ptr + CHUNKS * UNIT + chunk, mask=there, other=0).to(tl.float32, bitcast=True)
-            lower_sum = tl.load(x_ptr + CHUNKS * SUMS + chunk, mask=there, other=0)
-            upper_sum = tl.load(x_ptr + CHUNKS * (SUMS + 1) + chunk, mask=there, other=0)
-            lower = tl.zeros((ROWS, GROUP, 4), tl.int32)
-            lower = dot_two(lower_firsts, firsts, lower, False, FAST)
-            lower = dot_two(lower_seconds, seconds, lower, False, FAST)
-            upper = lower if HALVES == 1 else tl.zeros((ROWS, GROUP, 4), tl.int32)
-            upper = dot_two(upper_firsts, firsts, upper, True, FAST)
-            upper = dot_two(upper_seconds, seconds, upper, True, FAST)
-        else:
-            unit = 1.0
-            first_0, second_0 = pair_of_x(x_ptr, at_x, word, there_x, 0, False)
-            first_1, second_1 = pair_of_x(x_ptr, at_x, word, there_x, 1, False)
-            first_2, second_2 = pair_of_x(x_ptr, at_x, word, there_x, 2, False)
-            first_3, second_3 = pair_of_x(x_ptr, at_x, word, there_x, 3, False)
-            lower_sum = tl.sum(first_0 + second_0 + first_1 + second_1, axis=2)
-            upper_sum = tl.sum(first_2 + second_2 + first_3 + second_3, axis=2)
-            lower = meaning_of(firsts, table_ptr, 0, 0, TABLE) * first_0
-            lower += meaning_of(seconds, table_ptr, 0, 0, TABLE) * second_0
-            lower += meaning_of(firsts, table_ptr, 1, 0, TABLE) * first_1
-            lower += meaning_of(seconds, table_ptr, 1, 0, TABLE) * second_1
-            upper = lower if HALVES == 1 else tl.zeros((ROWS, GROUP, 4), tl.float32)
-            upper += meaning_of(firsts, table_ptr, 2, 0, TABLE) * first_2
-            upper += meaning_of(seconds, table_ptr, 2, 0, TABLE) * second_2
-            upper += meaning_of(firsts, table_ptr, 3, 0, TABLE) * first_3
-            upper += meaning_of(seconds, table_ptr, 3, 0, TABLE) * second_3
-        scale = scale_in(scales, units, 0, HALVES, UNITS, BRAIN)
-        if HALVES == 1:
-            sum_x = lower_sum + upper_sum
-            found = scale * (tl.sum(upper, axis=2) - LESS * sum_x).to(tl.float32)
-            if MINIMUM:
-                found -= scale_in(scales, units, 1, HALVES, UNITS, BRAIN) * sum_x.to(tl.float32)
-        else:
-            upper_scale = scale_in(scales, units, 1, HALVES, UNITS, BRAIN)
-            found = scale * (tl.sum(lower, axis=2) - LESS * lower_sum).to(tl.float32)
-            found += upper_scale * (tl.sum(upper, axis=2) - LESS * upper_sum).to(tl.float32)
-            if MINIMUM:
-                found -= scale_in(scales, units, 2, HALVES, UNITS, BRAIN) * lower_sum.to(tl.float32)
-                found -= scale_in(scales, units, 3, HALVES, UNITS, BRAIN) * upper_sum.to(tl.float32)
-        total += unit * found
+        total += product_of_chunks(
+            x_ptr, low_ptr, high_ptr, scale_ptr, unit_ptr, table_ptr, row, chunk, chunk < CHUNKS, begin == 0,
+            CHUNKS, HIGH, HALVES, MINIMUM, UNITS, LESS, TABLE, BRAIN, ROWS, GROUP, INTEGERS, INTEGERS, False,
+            FAST, CHAINED,
+        )  # fmt: skip
     result = tl.sum(total, axis=1)
     if SHARES > 0:
         share = tl.arange(0, SHARES)
@@ -189,22 +234,22 @@ class Tiling:
     beside: int = 1
 
 
-def tiling(weight: PlaneWeight) -> Tiling:
-    """How a weight of this shape is dealt out, as measured on an H100 (docs/performance.md): so many warps
-    share a row as there are not rows enough to keep a GPU busy.
+def tiling(rows: int, chunks: int) -> Tiling:
+    """How a product with so many rows of so many chunks is dealt out, as measured on an H100
+    (docs/performance.md): so many warps share a row as there are not rows enough to keep a GPU busy.
     """
-    if weight.rows >= MANY and weight.chunks <= SHORT:
+    if rows >= MANY and chunks <= SHORT:
         return Tiling(4, 1)
-    if weight.rows >= MANY and weight.chunks >= LONG:
+    if rows >= MANY and chunks >= LONG:
         return Tiling(1, 2)
-    rows, warps = 2, 1
+    each, warps = 2, 1
     while (
         warps < MOST_WARPS
-        and warps * triton.cdiv(weight.rows, rows) < BUSY
-        and -weight.chunks % (2 * warps * LANES) <= WASTE * weight.chunks
+        and warps * triton.cdiv(rows, each) < BUSY
+        and -chunks % (2 * warps * LANES) <= WASTE * chunks
     ):
         warps *= 2
-    return Tiling(rows, warps)
+    return Tiling(each, warps)
 
 
 def takes_integers(dtype: torch.dtype, weight: PlaneWeight) -> bool:
@@ -225,7 +270,7 @@ def multiply_vector(
     gated: the weight is a gate's and another one of as many rows behind it; the result is silu(gate) * other.
     tiles, chained: None is the best that is known for this weight and device.
     """
-    tiles = tiles or tiling(weight)
+    tiles = tiles or tiling(weight.rows, weight.chunks)
     chained = chains(weight.device) if chained is None else chained
     outputs = weight.rows // 2 if gated else weight.rows
     out = torch.empty(*x.shape[:-1], outputs, dtype=x.dtype, device=weight.device)
@@ -234,10 +279,10 @@ def multiply_vector(
     chain: dict[str, Any] = {"launch_pdl": True} if chained else {}
     rows = max(tiles.rows * tiles.beside, 2 if gated else 1)
     plane_product_kernel[(triton.cdiv(weight.rows, rows),)](
-        vector.bits, weight.low, *_words(weight), out if bias is None else bias, out, weight.rows,
+        vector.bits, weight.low, *words(weight), out if bias is None else bias, out, weight.rows,
         vector.epsilon,
-        **constants(weight), BIAS=bias is not None, GATED=gated, BRAIN=weight.scales.dtype == torch.bfloat16,
-        ROWS=rows, GROUP=tiles.sharing * LANES, INTEGERS=integers, FAST=has_ptx(),
+        **forms(weight), BIAS=bias is not None, GATED=gated, ROWS=rows, GROUP=tiles.sharing * LANES,
+        INTEGERS=integers, FAST=has_ptx(),
         SHARES=next_power(vector.shares) if vector.shares else 0, CHAINED=chained,
         num_warps=tiles.sharing * tiles.beside, **chain,
     )  # fmt: skip
@@ -247,7 +292,7 @@ def multiply_vector(
 _WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32}
 
 
-def _words(weight: PlaneWeight) -> tuple[Tensor, ...]:
+def words(weight: PlaneWeight) -> tuple[Tensor, ...]:
     """The planes of higher bits, scales and units, and the table, any tensor where there is none. All parts
     of a chunk's scales are one word, and all of a super block's units.
     """
@@ -260,3 +305,8 @@ def _words(weight: PlaneWeight) -> tuple[Tensor, ...]:
         units,
         low if weight.table is None else weight.table,
     )
+
+
+def forms(weight: PlaneWeight) -> dict[str, int | bool]:
+    """What kernels that read `words` are compiled for."""
+    return {**constants(weight), "BRAIN": weight.scales.dtype == torch.bfloat16}

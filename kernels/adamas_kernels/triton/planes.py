@@ -101,6 +101,11 @@ class PlaneWeight:
         return self.low.shape[1]
 
     @property
+    def count(self) -> int:
+        """Numbers in it."""
+        return self.rows * self.columns
+
+    @property
     def form(self) -> Form:
         """How kernels read it."""
         return FORMS[self.kind]
@@ -140,6 +145,20 @@ def join(weights: Sequence[PlaneWeight]) -> PlaneWeight:
     """One weight with the rows of all, which are joinable."""
     names = weights[0].planes
     return weights[0]._with({name: torch.cat([weight.planes[name] for weight in weights]) for name in names})
+
+
+def halves(weight: PlaneWeight, parts: int) -> list[PlaneWeight]:
+    """Two weights, of the first and of the second halves of each of so many parts of the rows."""
+    named = {name: plane.unflatten(0, (parts, 2, -1)) for name, plane in weight.planes.items()}
+    return [weight._with({name: x[:, half].flatten(0, 1) for name, x in named.items()}) for half in (0, 1)]
+
+
+def take_turns(weights: Sequence[PlaneWeight]) -> PlaneWeight:
+    """One weight with a row of each in turn; they are joinable and have as many rows each."""
+    planes = [weight.planes for weight in weights]
+    return weights[0]._with(
+        {name: torch.stack([x[name] for x in planes], 1).flatten(0, 1) for name in planes[0]}
+    )
 
 
 def split(weight: BlockWeight, device: torch.device) -> PlaneWeight | Tensor:

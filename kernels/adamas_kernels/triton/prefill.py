@@ -1,5 +1,5 @@
 """Attention of a chunk of new tokens on a GPU: the fastest library kernel for each part, and one of our own
-that joins them.
+that joins them; windows and soft caps, which those do not know, in a kernel of our own.
 
 A lower-right causal mask takes cuDNN's attention off its fast path. Without a mask over earlier keys, and
 with the square causal one over the chunk itself, both parts stay on it (docs/performance.md).
@@ -12,7 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adamas_kernels.torch.prefill import attention_with_lse
+from adamas_kernels.softmax import Softmax
+from adamas_kernels.torch.prefill import attention_with_lse, within_window
+from adamas_kernels.triton.coding import LOWEST
+from adamas_kernels.triton.dense import LN_2, scaled, scales_of
+from adamas_kernels.triton.launch import next_power
 
 CUDNN_CAPABILITY = (9, 0)  # NVIDIA GPUs from Hopper on, where cuDNN is faster than flash attention
 CUDNN_LARGEST_DIM = 128
@@ -20,6 +24,10 @@ CUDNN_LARGEST_DIM = 128
 # tokens, and earlier ones in as few sizes as do: each a power of two times this.
 CUDNN_BLOCK = 2048
 MERGE_ROWS = 16
+# Of a banded program: numbers of queries, and of keys at a time, and at most how many of each.
+BANDED_NUMBERS, BANDED_KEYS = 16384, 8192
+MOST_ROWS, MOST_KEYS = 128, 64
+BANDED_STAGES = 2
 
 
 @triton.jit
@@ -63,8 +71,93 @@ def merge_into(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> No
     )  # fmt: skip
 
 
-def split_attention(queries: Tensor, keys: Tensor, values: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+@triton.jit
+def banded_kernel(
+    query_ptr, key_ptr, value_ptr, out_ptr, lse_ptr, query_b, query_h, query_n, key_b, key_h, key_n,
+    value_b, value_h, value_n, out_b, out_h, out_n, scale, cap, window, past, new,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, P: tl.constexpr, D_V: tl.constexpr,
+    D_V_PAD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+    CAPPED: tl.constexpr, WINDOWED: tl.constexpr,
+):  # fmt: skip
+    """Attention from ROWS new tokens of one query head to what they see (FlashAttention, arXiv 2205.14135);
+    program (block of new tokens, query head of a batch). scale, cap: see `scaled`; past: tokens before the
+    new ones.
+    """
+    pair = tl.program_id(1)
+    batch, head = (pair // HEADS).to(tl.int64), (pair % HEADS).to(tl.int64)
+    begin = tl.program_id(0) * ROWS
+    row, dim, column = begin + tl.arange(0, ROWS), tl.arange(0, P), tl.arange(0, D_V_PAD)
+    real, own = row < new, past + row
+    query = query_ptr + batch * query_b + head * query_h + row.to(tl.int64)[:, None] * query_n
+    q = tl.load(query + dim[None, :], mask=real[:, None] & (dim < D)[None, :], other=0.0)
+    keys, values = key_ptr + batch * key_b + head // GROUP * key_h, value_ptr + batch * value_b
+    values += head // GROUP * value_h
+    highest = tl.full((ROWS,), LOWEST, tl.float32)
+    weight = tl.zeros((ROWS,), tl.float32)
+    weighted = tl.zeros((ROWS, D_V_PAD), tl.float32)
+    first = tl.maximum(past + begin + 1 - window, 0) if WINDOWED else 0
+    end = past + tl.minimum(begin + ROWS, new)
+    for start in tl.range(first, end, BLOCK, num_stages=STAGES):
+        at = start + tl.arange(0, BLOCK)
+        seen = at[None, :] <= own[:, None]
+        if WINDOWED:
+            seen &= at[None, :] + window > own[:, None]
+        there, place = at < end, at.to(tl.int64)
+        k = tl.load(
+            keys + place[None, :] * key_n + dim[:, None], mask=there[None, :] & (dim < D)[:, None], other=0.0
+        )
+        v = tl.load(
+            values + place[:, None] * value_n + column[None, :],
+            mask=there[:, None] & (column < D_V)[None, :], other=0.0,
+        )  # fmt: skip
+        # A row that has seen nothing yet has some weight until it does: then all of it fades away.
+        score = tl.where(seen, scaled(tl.dot(q, k), scale, cap, CAPPED), LOWEST)
+        higher = tl.maximum(highest, tl.max(score, axis=1))
+        p = tl.exp2(score - higher[:, None])
+        fade = tl.exp2(highest - higher)
+        weight = weight * fade + tl.sum(p, axis=1)
+        weighted = tl.dot(p.to(v.dtype), v, weighted * fade[:, None])
+        highest = higher
+    out = out_ptr + batch * out_b + head * out_h + row.to(tl.int64)[:, None] * out_n + column[None, :]
+    result = (weighted / weight[:, None]).to(out_ptr.dtype.element_ty)
+    tl.store(out, result, mask=real[:, None] & (column < D_V)[None, :])
+    tl.store(lse_ptr + pair.to(tl.int64) * new + row, highest * LN_2 + tl.log(weight), mask=real)
+
+
+def banded_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softmax: Softmax
+) -> tuple[Tensor, Tensor]:
+    """`Backend.prefill` for sequences of one length, without learned sinks."""
+    batch, heads, new, dim = queries.shape
+    dim_v, size, dim_v_pad = values.shape[3], max(16, next_power(dim)), max(16, next_power(values.shape[3]))
+    widest = max(size, dim_v_pad)
+    rows, block = min(MOST_ROWS, BANDED_NUMBERS // widest), min(MOST_KEYS, BANDED_KEYS // widest)
+    out = queries.new_empty(batch, new, heads, dim_v).transpose(1, 2)
+    lse = torch.empty(batch, heads, new, dtype=torch.float32, device=queries.device)
+    banded_kernel[(triton.cdiv(new, rows), batch * heads)](
+        queries, keys, values, out, lse, *queries.stride()[:3], *keys.stride()[:3], *values.stride()[:3],
+        *out.stride()[:3], *scales_of(scaling, softmax), softmax.window or 0, keys.shape[2] - new, new,
+        HEADS=heads, GROUP=heads // keys.shape[1], D=dim, P=size, D_V=dim_v, D_V_PAD=dim_v_pad, ROWS=rows,
+        BLOCK=block, STAGES=BANDED_STAGES, CAPPED=softmax.softcap > 0, WINDOWED=softmax.window is not None,
+        num_warps=8 if rows == MOST_ROWS else 4,
+    )  # fmt: skip
+    return out, lse
+
+
+def causal_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softmax: Softmax
+) -> tuple[Tensor, Tensor]:
     """`Backend.prefill` for sequences of one length."""
+    keys, values = within_window(keys, values, queries, softmax)
+    if softmax.banded(keys.shape[2]):
+        out, lse = banded_attention(queries, keys, values, scaling, softmax)
+    else:
+        out, lse = split_attention(queries, keys, values, scaling)
+    return softmax.with_sinks(out, lse)
+
+
+def split_attention(queries: Tensor, keys: Tensor, values: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    """Attention to all tokens, of sequences of one length."""
     batch, heads, new, dim = queries.shape
     kv_heads, size = keys.shape[1:3]
     past = size - new

@@ -11,7 +11,15 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from adamas_kernels.triton.coding import FACTS, LOWEST
 from adamas_kernels.triton.ranking import load_words, rank_tokens
 from adamas_kernels.triton.shares import LEAST_ATTENDED, SHARES, UNITS_PER_NAT, least_exponent, reaching
-from adamas_kernels.triton.shortlist import LOG2_E, PLACES, dealt, position_of_first, position_of_second
+from adamas_kernels.triton.shortlist import (
+    PLACES,
+    base_of,
+    curve_of,
+    dealt,
+    position_of_first,
+    position_of_second,
+    weight_of,
+)
 
 GUESSES = tl.constexpr(4)  # rounds of interpolation, before dividing the interval evenly ends a search
 COUNT_BITS = tl.constexpr(16)  # of one of two counts in an int32
@@ -273,14 +281,14 @@ def list_reaching(
 @triton.jit
 def shortlist(
     codes, codes_w, scale, words_ptr, fact, best, turns_ptr, masses, sums_ptr, groups_ptr,
-    extra_rank, extra_at, list_rank, list_at, again_ptr, row, sinks, end, forced, want,
+    extra_rank, extra_at, list_rank, list_at, again_ptr, row, sinks, end, forced, want, cap,
     GROUPS: tl.constexpr, LIST: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
-    MANHATTAN: tl.constexpr, MASS: tl.constexpr, FAST: tl.constexpr,
+    MANHATTAN: tl.constexpr, MASS: tl.constexpr, FAST: tl.constexpr, CAPPED: tl.constexpr,
 ):  # fmt: skip
     """List somewhat more than `want` of a query's tokens, the best of all. Returns ranks and positions [LIST]
     as `list_reaching` does, how many extras there are and how many of them it listed; a rank that all listed
     reach, one that none does, and how many reach the former, for `exact_border`; the softmax mass of all
-    tokens in LIST parts, the rank that it is relative to, and its slope.
+    tokens in LIST parts, the rank that it is relative to, and how scores go by ranks, see `curve_of`.
 
     A border that this many of the groups' firsts and seconds reach is found, and what reaches it is listed;
     of groups whose third does, too, all that reach it are extras.
@@ -296,14 +304,16 @@ def shortlist(
     mass = first
     if MASS:
         mass = tl.load(masses + group)
-    slope = tl.load(fact) * LOG2_E
+    curve = curve_of(fact, cap, CAPPED)
     total = tl.load(fact + 2)
     key = ordered(first)
     highest, not_lowest = tl.reduce((key, ~tl.where(first > LOWEST, key, 0x7FFFFFFF)), 0, larger_of_both)
     top, beyond = unordered(highest), unordered(highest + 1)
     masses_left = tl.zeros((LIST,), tl.float32)
     if MASS:
-        weight = mass * tl.exp2((first - top) * slope)
+        weight = mass
+        if not CAPPED:
+            weight *= weight_of(first, top, curve, CAPPED)
         weight = tl.where(first > LOWEST, weight, 0.0)
         masses_left = tl.sum(tl.reshape(weight, (GROUPS // LIST, LIST), can_reorder=True), axis=0)
     none, extras, count = tl.zeros((), tl.int32), tl.zeros((), tl.int32), tl.zeros((), tl.int32)
@@ -345,7 +355,7 @@ def shortlist(
         GROUPS, LIST,
     )  # fmt: skip
     held = tl.minimum(extras, LIST - forced - listed)
-    return rank, at, extras, held, low, beyond, listed + extras, masses_left, top, slope
+    return rank, at, extras, held, low, beyond, listed + extras, masses_left, top, curve
 
 
 @triton.jit
@@ -375,9 +385,9 @@ def bounded_want(least, units, forced, rank, extra_rank, held, extras, want):
 
 
 @triton.jit
-def mass_of(rank, best, top, slope):
-    """The estimated softmax mass of the tokens that are among the best, relative to rank `top`."""
-    return tl.where(best, tl.exp2((rank - top) * slope), 0.0)
+def mass_of(rank, best, top, curve, CAPPED: tl.constexpr):
+    """The estimated softmax mass of the tokens that are among the best, see `weight_of`."""
+    return tl.where(best, weight_of(rank, top, curve, CAPPED), 0.0)
 
 
 @triton.jit
@@ -396,11 +406,11 @@ def select_kernel(
     sums_ptr, groups_ptr, extra_rank_ptr, extra_at_ptr, list_rank_ptr, list_at_ptr, again_ptr,
     chosen_at_ptr, rest_ptr, attended_ptr, query_ptr, keys_ptr,
     codes_b, codes_h, codes_w, scale_b, scale_h, query_b, query_h, query_n, keys_b, keys_h, keys_n,
-    scaling, least_share, sinks, recents, budget, room,
+    scaling, cap, least_share, sinks, recents, budget, room,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, P: tl.constexpr, GROUPS: tl.constexpr,
     LIST: tl.constexpr, BLOCK: tl.constexpr, MANHATTAN: tl.constexpr, MASS: tl.constexpr,
     FAST: tl.constexpr, CHAINED: tl.constexpr, BOUND: tl.constexpr, FORCED: tl.constexpr, D: tl.constexpr,
-    LOG_P: tl.constexpr,
+    LOG_P: tl.constexpr, CAPPED: tl.constexpr,
 ):  # fmt: skip
     """Choose tokens to attend to; program (query head of a batch, new token).
 
@@ -433,14 +443,14 @@ def select_kernel(
             keys_ptr + batch * keys_b + kv_head * keys_h, keys_n, scaling, least_share,
             forced, first_sinks, first_recent, GROUPS, FORCED, D, P, LOG_P,
         )  # fmt: skip
-    rank, at, extras, held, low, beyond, reached, masses, top, slope = shortlist(
+    rank, at, extras, held, low, beyond, reached, masses, top, curve = shortlist(
         codes_ptr + batch * codes_b + kv_head * codes_h, codes_w,
         scale_ptr + batch * scale_b + kv_head * scale_h, words_ptr, facts_ptr + row * FACTS,
         best_ptr + wide_row * (PLACES * GROUPS), turns_ptr + wide_row * GROUPS,
         masses_ptr + wide_row * GROUPS, sums_ptr + wide_row * GROUPS, groups_ptr + wide_row * GROUPS,
         extra_rank, extra_at, list_rank_ptr + wide_row * LIST, list_at_ptr + wide_row * LIST,
-        again_ptr, row, sinks, seen - recents, 0, want,
-        GROUPS, LIST, P, BLOCK, MANHATTAN, MASS, FAST,
+        again_ptr, row, sinks, seen - recents, 0, want, cap,
+        GROUPS, LIST, P, BLOCK, MANHATTAN, MASS, FAST, CAPPED,
     )  # fmt: skip
     if BOUND:
         want = bounded_want(least, units, forced, rank, extra_rank, held, extras, want)
@@ -449,7 +459,7 @@ def select_kernel(
         rank, at, extra_rank, extra_at, held, extras, low, beyond, reached, seen - recents, want
     )
     best = take(rank, at, low, last, chosen_at, 0)
-    mass = tl.sum(masses - mass_of(rank, best, top, slope), axis=0)
+    mass = tl.sum(masses - mass_of(rank, best, top, curve, CAPPED), axis=0)
     if extras > held:
         taken = tl.sum(best.to(tl.int32), axis=0)
         for start in range(held, extras, EXTRAS):
@@ -457,8 +467,7 @@ def select_kernel(
             more = load_extras(extra_rank, slot, extras, LOWEST)
             more_at = load_extras(extra_at, slot, extras, 0)
             more_best = take(more, more_at, low, last, chosen_at, taken)
-            mass -= tl.sum(mass_of(more, more_best, top, slope), axis=0)
+            mass -= tl.sum(mass_of(more, more_best, top, curve, CAPPED), axis=0)
             taken += tl.sum(more_best.to(tl.int32), axis=0)
     tl.store(rest_ptr + 2 * row, tl.maximum(mass, 0.0))
-    unit, offset = tl.load(facts_ptr + row * FACTS), tl.load(facts_ptr + row * FACTS + 1)
-    tl.store(rest_ptr + 2 * row + 1, offset + unit * top)
+    tl.store(rest_ptr + 2 * row + 1, base_of(facts_ptr + row * FACTS, top, cap, CAPPED))

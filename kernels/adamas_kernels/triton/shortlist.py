@@ -2,7 +2,8 @@
 for all data.
 
 Tokens are dealt to GROUPS groups, one to each in a turn, see `dealt`. Each group keeps the ranks of its three
-best tokens, the turns of the first two, and its softmax mass relative to the best. Ties go to earlier turns,
+best tokens, the turns of the first two, and its softmax mass relative to the best (soft-capped scores are so
+near each other that all masses are relative to one score). Ties go to earlier turns,
 which are lower positions. The `want` best of all tokens are then among the groups' first and second, but for
 groups whose third is as good as the last of these: those are looked at again (`select.py`). Neighbours are in
 different groups, so that a passage that matters as a whole fills none; and so are tokens a fixed distance
@@ -18,6 +19,7 @@ from adamas_kernels.triton.coding import LOWEST
 from adamas_kernels.triton.shares import NO_EXPONENT, SHARES, add_share, exponents
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+HEADROOM = tl.constexpr(90.0)  # octaves from the weight that is 1 up: sums of millions stay finite
 PLACES = tl.constexpr(3)  # ranks that a group keeps
 TURN_BITS = tl.constexpr(16)  # of the turn of a group's best; the second best's come above
 TWIST = tl.constexpr(0x9E5)  # odd, so that turns take all orders in turn
@@ -43,15 +45,54 @@ def empty_groups(like):
 
 
 @triton.jit
-def deal(groups, rank, inside, turn, slope, units, MASS: tl.constexpr, BOUND: tl.constexpr):
-    """The groups after one more token of this rank each, where it is `inside`. slope: of the softmax's
-    exponent over ranks, in powers of two; units: the same in units, see `reference.exponents`.
+def curve_of(fact, cap, CAPPED: tl.constexpr):
+    """How scores go by ranks, in powers of two, of queries whose facts are at these pointers: slope, offset
+    and soft cap. Only CAPPED scores need the last two: of others the differences count.
+    """
+    slope = tl.load(fact) * LOG2_E
+    offset = slope
+    if CAPPED:
+        offset = tl.load(fact + 1) * LOG2_E
+    return slope, offset, cap * LOG2_E
+
+
+@triton.jit
+def weight_of(rank, top, curve, CAPPED: tl.constexpr):
+    """The softmax weight of tokens by their ranks: relative to rank `top`, or, CAPPED, to the score that
+    `base_of` tells, from which none is far.
+    """
+    slope, offset, cap = curve
+    if CAPPED:
+        score = cap - 2 * cap / (tl.exp2((rank * slope + offset) * (2 * LOG2_E / cap)) + 1)
+        exponent = score - tl.maximum(cap - HEADROOM, 0.0)
+    else:
+        exponent = (rank - top) * slope
+    return tl.exp2(exponent)
+
+
+@triton.jit
+def base_of(fact, top, cap, CAPPED: tl.constexpr):
+    """The score that weights are relative to, see `weight_of`."""
+    base = tl.maximum(cap - HEADROOM / LOG2_E, 0.0)
+    if not CAPPED:
+        base = tl.load(fact + 1) + tl.load(fact) * top
+    return base
+
+
+@triton.jit
+def deal(
+    groups, rank, inside, turn, curve, units, MASS: tl.constexpr, BOUND: tl.constexpr, CAPPED: tl.constexpr
+):
+    """The groups after one more token of this rank each, where it is `inside`. curve: see `curve_of`; units:
+    its slope in units, see `reference.exponents`.
     """
     first, second, third, first_turn, second_turn, mass, high, low = groups
     rank = tl.where(inside, rank, LOWEST)
     leads = rank > first
-    if MASS:  # relative to the best so far, so that one exponential serves, and none overflows
-        weight = tl.exp2(-tl.abs(rank - first) * slope)
+    if MASS and CAPPED:
+        mass += tl.where(inside, weight_of(rank, first, curve, CAPPED), 0.0)
+    elif MASS:  # relative to the best so far, so that one exponential serves, and none overflows
+        weight = tl.exp2(-tl.abs(rank - first) * curve[0])
         mass = tl.where(leads, mass * weight + 1.0, mass + tl.where(inside, weight, 0.0))
     if BOUND:
         exponent = tl.where(inside, exponents(rank * units), NO_EXPONENT)

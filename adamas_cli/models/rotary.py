@@ -1,0 +1,113 @@
+"""Rotary scaling that goes by the length of the text: how positions turn must be known before the first token
+is read, since keys that were turned otherwise cannot be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Get = Callable[[str], Any]
+BY_LENGTH = ("longrope", "dynamic")  # kinds of scaling; all others turn positions alike at any length
+_ALSO_LONGROPE = ("su", "yarn")  # what older files of Phi 3 call it
+# Lengths that turn alike with dynamic scaling end at multiples of this share of the original context. By the
+# very token, no document that is kept would serve another question.
+_DYNAMIC_STEPS = 4
+
+
+@dataclass(frozen=True)
+class LengthScaling:
+    """Scaling of one kind. original: tokens of the context up to which positions turn as they first did."""
+
+    kind: str
+    original: int
+
+    def reach(self, tokens: int) -> int:
+        """The length that stands for all that turn like this one; 0 for those within the original context."""
+        if tokens <= self.original:
+            return 0
+        if self.kind == "longrope":
+            return self.original + 1
+        step = max(1, self.original // _DYNAMIC_STEPS)
+        return -(-tokens // step) * step
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """How the positions of a model turn, as far as that goes by the length of the text."""
+
+    scalings: tuple[LengthScaling, ...] = ()
+
+    def reach(self, tokens: int) -> int | None:
+        """See `LengthScaling.reach`; None where positions turn alike at any length."""
+        return max((scaling.reach(tokens) for scaling in self.scalings), default=None)
+
+    def line(self, tokens: int) -> str | None:
+        """One line about a text of this length; None where there is nothing to choose."""
+        if not self.scalings:
+            return None
+        original = max(scaling.original for scaling in self.scalings)
+        reach = self.reach(tokens)
+        kind = self.scalings[0].kind
+        if not reach:
+            return f"{kind} positions: short factors, for up to {original:,} tokens"
+        how = "long factors" if kind == "longrope" else f"factors for {reach:,} tokens"
+        return f"{kind} positions: {how}, beyond {original:,} tokens"
+
+
+def rotation_of(get: Get) -> Rotation:
+    """That of a text model's config. get: one of its fields by name, None where there is none."""
+    found = {
+        LengthScaling(kind, original)
+        for rope in _ropes(get)
+        if (kind := _kind(rope, get)) in BY_LENGTH and (original := _original(kind, rope, get))
+        if not _is_alike(rope)
+    }
+    return Rotation(tuple(sorted(found, key=lambda scaling: (scaling.kind, scaling.original))))
+
+
+def context_of(get: Get) -> int | None:
+    """Tokens that a text model reads: those of its config, times the factor by which it scales beyond them
+    where the config says how many that factor is of. None where it does not say.
+    """
+    stated = get("max_position_embeddings")
+    if not isinstance(stated, int):
+        return None
+    scaled = [
+        int(rope["factor"] * original)
+        for rope in _ropes(get)
+        if _kind(rope, get) in ("dynamic", "yarn")
+        and isinstance(rope.get("factor"), int | float)
+        and (original := _original(_kind(rope, get), rope, get))
+    ]
+    return max([stated, *scaled])
+
+
+def _ropes(get: Get) -> Iterator[Mapping[str, Any]]:
+    """The scaling of all layers alike, or that of each kind of layer; in the spelling of old files too."""
+    for name in ("rope_parameters", "rope_scaling"):
+        rope = get(name)
+        if isinstance(rope, Mapping):
+            yield rope
+            yield from (value for value in rope.values() if isinstance(value, Mapping))
+
+
+def _is_alike(rope: Mapping[str, Any]) -> bool:
+    """Whether the factors for short and for long texts are the same, as those of GGUF files may be."""
+    pairs = [(rope.get(f"short_{name}"), rope.get(f"long_{name}")) for name in ("factor", "mscale")]
+    return pairs[0][0] is not None and all(short == long for short, long in pairs)
+
+
+def _kind(rope: Mapping[str, Any], get: Get) -> str:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind in _ALSO_LONGROPE and str(get("model_type")).startswith("phi3"):
+        return "longrope"
+    return "longrope" if kind == "su" else str(kind)
+
+
+def _original(kind: str, rope: Mapping[str, Any], get: Get) -> int | None:
+    if kind == "dynamic":  # which transformers counts from the config's own context
+        return get("max_position_embeddings")
+    given = get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
+    return given or get("max_position_embeddings")

@@ -1,0 +1,70 @@
+"""What a model says, token by token, as text: thoughts apart from answers, and no longer than they may be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from adamas_cli.prompt.thinking import Thinking
+from adamas_cli.prompt.tokens import Tokenizer
+from adamas_cli.reasoning import ReasoningSplitter, State
+from adamas_cli.sanitize import Sanitizer
+
+CALLED = "the model called a tool, of which it has none here; the call is not shown"
+
+
+class Listener:
+    """One reply. state: where it begins, see `Marks.state_behind`. max_tokens: of the reply, None where it is
+    only listened to. note: told once of what is left out, and of a thought that is ended.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        thinking: Thinking,
+        state: State = State.START,
+        max_tokens: int | None = None,
+        note: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._decoder = tokenizer.decoder(thinking.marks.tokens)
+        self._sanitizer = Sanitizer()
+        self._splitter = ReasoningSplitter(thinking.marks, state=state)
+        self._note = note
+        self._thoughts = 0  # tokens
+        self._most: int | None = None
+        self._ending: list[int] = []
+        if max_tokens is not None and (form := thinking.marks.form) is not None:
+            self._most = thinking.most(max_tokens)
+            self._ending = tokenizer.encode_template(form.ending).tolist()
+
+    @property
+    def called(self) -> bool:
+        """Whether the model has called a tool."""
+        return self._splitter.called
+
+    @property
+    def several(self) -> bool:
+        """Whether the reply is more than at most a thought and then an answer."""
+        return self._splitter.several
+
+    def feed(self, token: int) -> list[tuple[bool, str]]:
+        """Pairs of (is it reasoning, text) that are certain with this token; safe for a terminal."""
+        called = self.called
+        parts = self._splitter.feed(self._sanitizer.feed(self._decoder.feed(token)))
+        if self.called and not called:
+            self._note(CALLED)
+        return parts
+
+    def flush(self) -> list[tuple[bool, str]]:
+        """What was held back, at the end of the reply."""
+        rest = self._sanitizer.feed(self._decoder.flush()) + self._sanitizer.flush()
+        return [*self._splitter.feed(rest), *self._splitter.flush()]
+
+    def steer(self, token: int) -> Sequence[int]:
+        """The tokens that end a thought, once this one, which was fed, is the last that it may have."""
+        if self._most is None or not self._splitter.thinking:
+            return ()
+        self._thoughts += 1
+        if self._thoughts != self._most:
+            return ()
+        self._note(f"thinking was ended after {self._most:,} tokens: `think_tokens`")
+        return self._ending

@@ -1,0 +1,53 @@
+"""What a model's attention does besides scaling its scores: windows, soft caps and learned sinks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Softmax:
+    """How the scores of one layer become weights.
+
+    window: the last tokens that a query sees, its own included; None sees all. softcap: a score s becomes
+    softcap * tanh(s / softcap); 0 leaves it as it is. sinks: [H], of each query head a score without a key
+    and a value, which takes its share of the softmax.
+    """
+
+    window: int | None = None
+    softcap: float = 0.0
+    sinks: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"a window has at least 1 token, not {self.window}")
+        if self.softcap < 0:
+            raise ValueError(f"a soft cap is positive, not {self.softcap}")
+
+    def banded(self, tokens: int) -> bool:
+        """Whether the fused kernels of torch do not compute attention over this many tokens."""
+        return self.softcap > 0 or (self.window is not None and tokens > self.window)
+
+    def first_seen(self, length: int) -> int:
+        """The first token that one behind `length` others sees."""
+        return 0 if self.window is None else max(0, length + 1 - self.window)
+
+    def capped(self, scores: Tensor) -> Tensor:
+        """Scaled scores, soft-capped."""
+        return self.softcap * (scores / self.softcap).tanh() if self.softcap else scores
+
+    def with_sinks(self, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+        """Attention without the sinks, outputs [B, H, N, D] and log-sum-exps [B, H, N], made that with
+        them.
+        """
+        if self.sinks is None:
+            return out, lse
+        excess = lse - self.sinks.to(lse.dtype)[:, None]
+        share = excess.sigmoid().unsqueeze(-1)  # of the tokens
+        return out * share.to(out.dtype), lse + torch.nn.functional.softplus(-excess)
+
+
+PLAIN = Softmax()
