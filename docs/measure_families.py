@@ -36,7 +36,7 @@ from adamas_cli.lab.bench.model import ModelBench, tokens_needed
 from adamas_cli.lab.bench.table import markdown_head, markdown_row
 from adamas_cli.lab.hardware import device_name
 from adamas_cli.models import LoadedModel, ModelFiles
-from adamas_cli.models.gguf.loading import compute_buffers
+from adamas_cli.models.filling import compute_buffers
 from adamas_cli.models.plane_experts import PlaneExperts
 from adamas_cli.models.plane_linear import PlaneLinear
 from adamas_cli.models.stacked_experts import WEIGHTS, can_pack, widths

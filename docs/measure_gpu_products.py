@@ -2,14 +2,16 @@
 
     python docs/measure_gpu_products.py --check
     python docs/measure_gpu_products.py --shapes 8b,1.5b --kinds Q4_K,Q6_K --rows 4,8 --warps 2,4
+    python docs/measure_gpu_products.py --shapes 8b --kinds Q4_0,Q4_1,Q4_K --torch 128,32
     python docs/measure_gpu_products.py --few 2,4,16,32
     python docs/measure_gpu_products.py --unpack
     python docs/measure_gpu_products.py --experts 1,8,64,512,4096 --kinds Q4_K,MXFP4
 
 A time is the least of several replays of a CUDA graph of LAUNCHES products, which cycle through as many
-weights as do not fit into the L2 cache together. That of one row has the rounding of x in it. --experts times
-the experts of one layer of MIXTURES for so many tokens, which choose at random. --check compares every kernel
-and kind with the reference in float64.
+weights as do not fit into the L2 cache together. That of one row has the rounding of x in it. --torch:
+torch's own 4-bit product, tinygemm, beside them, with groups of so many inputs. --experts times the experts
+of one layer of MIXTURES for so many tokens, which choose at random. --check compares every kernel and kind
+with the reference in float64.
 """
 
 from __future__ import annotations
@@ -73,8 +75,9 @@ MIXTURES = {
 LAUNCHES = 20
 REPLAYS = 30
 BEYOND_CACHE = 200 << 20  # bytes of all weights that a graph cycles through
-PARTS = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2),
-         "Q6_K": (208,), "MXFP4": ()}  # fmt: skip
+PARTS = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_1": (0, 2), "Q5_1": (0, 2), "Q8_M": (0, 2), "Q4_K": (0, 2),
+         "Q5_K": (0, 2), "Q6_K": (208,), "MXFP4": ()}  # fmt: skip
+INNER_TILES = 8  # of 16 inputs, which lie together in tinygemm's weights
 BYTES = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 Shape = tuple[int, int, bool]
 
@@ -87,6 +90,8 @@ def some_blocks(kind: str, rows: int, columns: int, seed: int = 0) -> BlockWeigh
     for at in PARTS.get(kind, (0,)):
         scales = random.normal(0, 0.01, blocks.shape[:2]).astype(np.float16)
         blocks[..., at : at + 2] = scales[..., None].view(np.uint8)
+    if kind == "F8":  # without the two codes that are no number
+        blocks[..., 2:] = np.where(blocks[..., 2:] & 127 == 127, 5, blocks[..., 2:])
     if kind == "MXFP4":
         blocks[..., 0] = random.integers(115, 125, blocks.shape[:2])
     return BlockWeight(kind, torch.from_numpy(raw), columns)
@@ -178,6 +183,10 @@ def vectors(options: argparse.Namespace) -> None:
         name = f"{columns} to {rows}{' gated' if gated else ''}"
         print(f"| {name} | bfloat16 |  |  |  |  | {wide:.2f} | {2 * rows * columns / wide / 1e3:,.0f} | "
               f"{2e6 * rows * columns / wide / rate:.2f} | 1.00 |", flush=True)  # fmt: skip
+        for group in options.torch:
+            us, size = tinygemm(x, rows, columns, group)
+            print(f"| {name} | torch, groups of {group} |  |  |  |  | {us:.2f} | {size / us / 1e3:,.0f} | "
+                  f"{size * 1e6 / us / rate:.2f} | {wide / us:.2f} |", flush=True)  # fmt: skip
         for kind in options.kinds:
             first = some_planes(kind, rows, columns)
             weights = [first] + [some_planes(kind, rows, columns) for _ in range(copies(first.bytes) - 1)]
@@ -198,6 +207,26 @@ def vectors(options: argparse.Namespace) -> None:
     print("\nThe best of each:\n")
     for _, line in best.values():
         print(line)
+
+
+def tinygemm(x: Tensor, rows: int, columns: int, group: int) -> tuple[float, int]:
+    """Microseconds of torch's 4-bit product of one row, and the bytes that it reads of a weight."""
+
+    def packed() -> tuple[Tensor, Tensor]:
+        codes = torch.randint(0, 256, (rows, columns // 2), dtype=torch.uint8, device="cuda")
+        scales = torch.rand(columns // group, rows, 2, dtype=torch.bfloat16, device="cuda")
+        return torch.ops.aten._convert_weight_to_int4pack(codes, INNER_TILES), scales
+
+    first = packed()
+    size = sum(part.nbytes for part in first)
+    weights = [first] + [packed() for _ in range(copies(size) - 1)]
+
+    def product(i: int) -> Tensor:
+        weight, scales = weights[i % len(weights)]
+        found: Tensor = torch.ops.aten._weight_int4pack_mm(x, weight, group, scales)
+        return found
+
+    return microseconds(product), size
 
 
 def few_rows(options: argparse.Namespace) -> None:
@@ -349,6 +378,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--unpack", action="store_true")
+    parser.add_argument("--torch", type=numbers, default=())
     parser.add_argument("--experts", type=numbers, default=())
     parser.add_argument("--unpacked", type=int, default=1 << 27, help="numbers of experts at a time")
     parser.add_argument("--few", type=numbers, default=())

@@ -13,6 +13,8 @@ FLOATS = {
     "Q5_0": (0,),
     "Q5_1": (0, 2),
     "Q8_0": (0,),
+    "Q8_M": (0, 2),
+    "F8": (0,),
     "Q2_K": (80, 82),
     "Q3_K": (108,),
     "Q4_K": (0, 2),
@@ -34,6 +36,8 @@ def some_blocks(kind: str, rows: int, columns: int, seed: int = 0) -> BlockWeigh
     for at in FLOATS.get(kind, ()):
         floats = random.normal(0, 0.01, blocks.shape[:2]).astype(np.float16)
         blocks[..., at : at + 2] = floats[..., None].view(np.uint8)
+    if kind == "F8":  # without the two codes that are no number
+        blocks[..., 2:] = np.where(blocks[..., 2:] & 127 == 127, 5, blocks[..., 2:])
     if kind == "MXFP4":
         blocks[..., 0] = random.integers(110, 125, blocks.shape[:2])
     return BlockWeight(kind, torch.from_numpy(raw), columns)

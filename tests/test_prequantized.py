@@ -1,15 +1,13 @@
-"""Models that come quantized: what is refused with what advice, and what those that load compute with."""
+"""Models that come quantized: what is refused with what advice, and what libraries multiply on their own."""
 
 from __future__ import annotations
 
 import json
-import shutil
-from importlib.machinery import ModuleSpec
 
 import pytest
 import torch
+from checkpoints import FP8, KINDS, say, write
 from conftest import byte_tokenizer, tiny_architecture
-from safetensors.torch import load_file, save_file
 from told import raises_told
 from torch import nn
 
@@ -21,10 +19,10 @@ from adamas_cli.models.folder import CONFIG, WEIGHTS
 from adamas_cli.models.load import load
 from adamas_cli.models.packed_linear import PackedLinear
 from adamas_cli.models.prequantized import (
-    NEEDED,
+    KEPT,
+    MODELOPT,
+    block_bytes,
     holds_quantized,
-    numbers_in_word,
-    reading,
     require_readable,
     stored_bytes,
     stored_quantization,
@@ -35,58 +33,12 @@ from adamas_cli.progress import Silent
 from adamas_cli.settings import DecodingSettings, ModelSettings, PromptSettings
 from adamas_cli.store.settings import StoreSettings
 
-GPU, CPU = torch.device("cuda"), torch.device("cpu")
-BLOCK = 32
 PROJECTION = "model.layers.{}.mlp.up_proj"
-FLOAT8 = {"config_groups": {"a": {"weights": {"type": "float", "num_bits": 8, "strategy": "channel"}}}}
 
 
-class Noting(Silent):
-    """Keeps what it is told."""
-
-    def __init__(self):
-        self.notes = []
-
-    def note(self, text):
-        self.notes.append(text)
-
-
-def say(directory, stored, **more):
-    """Write into a config that the weights beside it are quantized."""
-    config = json.loads((directory / CONFIG).read_text()) if (directory / CONFIG).exists() else {}
-    (directory / CONFIG).write_text(json.dumps({**config, "quantization_config": stored, **more}))
-
-
-def loaded(directory, quantization="auto"):
+def loaded(directory, quantization="auto", dtype="auto"):
     files = ModelFiles("a model", directory, directory.name)
-    return load(files, device="cpu", quantization=quantization, progress=Silent())
-
-
-@pytest.fixture(scope="module")
-def fp8_model(tmp_path_factory):
-    """A tiny Llama in blocks of FP8, but for its first layer; and what its weights stand for."""
-    directory = tmp_path_factory.mktemp("tiny-fp8")
-    tiny_architecture("llama").bfloat16().save_pretrained(directory)
-    byte_tokenizer().save_pretrained(directory)
-    stored, expected = {}, {}
-    for name, weight in load_file(directory / WEIGHTS).items():
-        stored[name] = expected[name] = weight
-        if not name.endswith("proj.weight") or ".layers.0." in name:
-            continue
-        rows, columns = (size // BLOCK for size in weight.shape)
-        blocks = weight.float().reshape(rows, BLOCK, columns, BLOCK)
-        scale = blocks.abs().amax((1, 3), keepdim=True) / torch.finfo(torch.float8_e4m3fn).max
-        codes = (blocks / scale).to(torch.float8_e4m3fn)
-        stored[name] = codes.reshape(weight.shape)
-        stored[f"{name}_scale_inv"] = scale.reshape(rows, columns)
-        expected[name] = (codes.float() * scale).reshape(weight.shape).bfloat16()
-    save_file(stored, directory / WEIGHTS, metadata={"format": "pt"})
-    kept = [f"model.layers.0.{part}" for part in ("self_attn", "mlp")]
-    say(
-        directory,
-        {"quant_method": "fp8", "weight_block_size": [BLOCK, BLOCK], "modules_to_not_convert": kept},
-    )
-    return directory, expected
+    return load(files, device="cpu", dtype=dtype, quantization=quantization, progress=Silent())
 
 
 def test_the_config_says_how_weights_are_stored(tmp_path):
@@ -103,34 +55,59 @@ def test_the_config_says_how_weights_are_stored(tmp_path):
     assert stored_quantization(tmp_path) == {"load_in_4bit": True, "quant_method": "bitsandbytes"}
 
 
-def test_words_hold_as_many_numbers_as_the_config_says():
-    assert numbers_in_word(None) == numbers_in_word({"quant_method": "fp8"}) == 1
-    assert numbers_in_word({"bits": 4}) == 8
-    assert numbers_in_word({"w_bit": 8}) == 4
-    assert numbers_in_word(FLOAT8) == 4
-    for groups in ({"a": {}}, {"a": {"weights": None}}, {"W8A8": ["Linear"]}):
-        assert numbers_in_word({"bits": "four" if "a" in groups else None, "config_groups": groups}) == 1
+def test_other_programs_say_it_elsewhere(tmp_path):
+    mlx = {"group_size": 64, "bits": 4}
+    for config in ({"quantization": mlx}, {"quantization": mlx, "quantization_config": mlx}):
+        (tmp_path / CONFIG).write_text(json.dumps(config))
+        assert stored_quantization(tmp_path) == {**mlx, "quant_method": "mlx"}
+    (tmp_path / CONFIG).write_text("{}")
+    (tmp_path / MODELOPT).write_text(json.dumps({"quantization": {"quant_algo": "FP8"}}))
+    assert stored_quantization(tmp_path) == {"quant_algo": "FP8", "quant_method": "modelopt"}
 
 
 @pytest.mark.parametrize("name", PACKAGES)
 def test_what_comes_quantized_is_not_quantized_once_more(name):
     with raises_told(UsageError, match=rf"comes quantized \(awq\): leave out --quantization {name}"):
-        require_readable("a model", {"quant_method": "awq"}, name)
+        require_readable("a model", {"quant_method": "awq"}, name, "cuda")
 
 
-@pytest.mark.parametrize(("stored", "kind"), [({"quant_method": "exl9"}, "exl9"), ({"bits": 4}, "without")])
-def test_kinds_that_transformers_would_read_as_plain_numbers_are_refused(stored, kind):
-    with pytest.raises(ModelUnavailableError, match=rf"comes quantized \({kind}.*does not know how"):
-        require_readable("a model", stored, "auto")
-
-
-@pytest.mark.parametrize("method", NEEDED)
-def test_missing_packages_are_named(method, monkeypatch, tmp_path):
-    monkeypatch.setattr(quantization, "find_spec", lambda module: None)
-    say(tmp_path, {"quant_method": method, "load_in_4bit": method == "bitsandbytes"})
-    packages = " ".join(NEEDED[method].values()).replace("[", r"\[")
-    with pytest.raises(ModelUnavailableError, match=rf"\({method}\) and needs more: pip install {packages}"):
+@pytest.mark.parametrize(
+    ("stored", "kind"),
+    [
+        ({"quant_method": "hqq"}, "hqq"),
+        ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "awq"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "modelopt, NVFP4"),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "format": "nvfp4-pack-quantized",
+                "config_groups": {"a": {}},
+            },
+            "compressed-tensors, nvfp4-pack-quantized",
+        ),
+        ({"bits": 4}, "without a quant_method"),
+    ],
+)
+def test_forms_that_are_not_read_are_refused_before_a_weight_is(stored, kind, tmp_path):
+    say(tmp_path, stored)
+    with pytest.raises(
+        ModelUnavailableError, match=rf"comes quantized \({kind}\), in a form that is not read"
+    ):
         loaded(tmp_path)
+
+
+def test_bitsandbytes_needs_a_gpu():
+    stored = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    with pytest.raises(ModelUnavailableError, match="which only GPUs compute with"):
+        require_readable("a model", stored, "auto", "cpu")
+
+
+@pytest.mark.parametrize("method", KEPT)
+def test_missing_packages_are_named(method, monkeypatch):
+    monkeypatch.setattr(quantization, "find_spec", lambda module: None)
+    extra = KEPT[method][1].replace("[", r"\[")
+    with pytest.raises(ModelUnavailableError, match=rf"\({method}\) and needs more: pip install {extra}"):
+        require_readable("a model", {"quant_method": method}, "auto", "cuda")
 
 
 def test_the_extras_that_are_named_are_there():
@@ -138,26 +115,9 @@ def test_the_extras_that_are_named_are_there():
     from pathlib import Path
 
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
-    named = {package for packages in NEEDED.values() for package in packages.values() if "[" in package}
-    extras = {package.partition("[")[2].rstrip("]'") for package in named}
+    extras = {extra.partition("[")[2].rstrip("]'") for _, extra, _ in KEPT.values()}
     assert extras
     assert extras <= project["project"]["optional-dependencies"].keys()
-
-
-def test_fp8_is_dequantized_on_a_cpu(fp8_model):
-    directory, expected = fp8_model
-    found = loaded(directory, "none")
-    assert found.quantization == "fp8, dequantized"
-    weights = found.model.state_dict()
-    assert weights.keys() == expected.keys()
-    for name, weight in expected.items():
-        torch.testing.assert_close(weights[name], weight, rtol=2**-7, atol=0)
-
-
-def test_what_was_dequantized_is_packed(fp8_model):
-    found = loaded(fp8_model[0])
-    assert found.quantization == "fp8, dequantized, packed"
-    assert isinstance(found.model.get_submodule(PROJECTION.format(1)), PackedLinear)
 
 
 def test_what_stays_quantized_is_not_packed(tiny_model, tmp_path):
@@ -182,8 +142,7 @@ def test_what_stays_quantized_is_not_packed(tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize(("preset", "tolerance"), [("W4A16", 0.1), ("W8A8", 0.01), ("FP8_DYNAMIC", 0.04)])
-def test_compressed_tensors_are_dequantized_at_once(preset, tolerance, tmp_path):
-    """Left to transformers they are so in the first pass, when the engine has looked at the layers."""
+def test_what_compressed_tensors_writes_is_read(preset, tolerance, tmp_path):
     from compressed_tensors import quantization
     from compressed_tensors.compressors import ModelCompressor
     from compressed_tensors.quantization.utils import calculate_qparams
@@ -213,17 +172,7 @@ def test_compressed_tensors_are_dequantized_at_once(preset, tolerance, tmp_path)
         name = f"{PROJECTION.format(layer)}.weight"
         lost = found.model.get_parameter(name) - plain[name]
         assert 0 < lost.norm() / plain[name].norm() < tolerance
-    assert loaded(tmp_path).quantization == "compressed-tensors, dequantized, packed"
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # torch's own, by bitnet
-def test_a_config_without_its_weights_is_no_fault_of_ours(tiny_model, tmp_path):
-    """Weights of another kind than the config says: transformers raises many kinds of exceptions."""
-    directory = tmp_path / "bitnet"
-    shutil.copytree(tiny_model, directory)
-    say(directory, {"quant_method": "bitnet"})
-    with pytest.raises(ModelUnavailableError, match="a model does not fit its config: "):
-        loaded(directory)
+    assert loaded(tmp_path).quantization == "compressed-tensors, packed"
 
 
 def altered(weight):
@@ -251,42 +200,20 @@ def test_quantized_layers_are_told_from_plain_ones(layer):
     assert is_plain(nn.Linear(4, 4))
 
 
-def test_fp8_in_blocks_says_what_keeps_it_from_a_gpu(monkeypatch):
-    from transformers.integrations import finegrained_fp8
-
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    stored = {"quant_method": "fp8", "modules_to_not_convert": ["a"]}
-    monkeypatch.setattr(quantization, "find_spec", lambda module: None)
-    progress = Noting()
-    config = reading(stored, GPU, progress)
-    assert (config.dequantize, config.modules_to_not_convert) == (True, ["a"])
-    assert "twice as large: pip install kernels" in progress.notes[0]
-
-    def refuse():
-        raise OSError("the hub cannot be reached\nand more")
-
-    monkeypatch.setattr(quantization, "find_spec", lambda module: ModuleSpec(module, None, origin="file"))
-    monkeypatch.setattr(finegrained_fp8, "load_finegrained_fp8_kernel", refuse)
-    assert reading(stored, GPU, progress).dequantize
-    assert progress.notes[1].endswith("twice as large: the hub cannot be reached")
-    monkeypatch.setattr(finegrained_fp8, "load_finegrained_fp8_kernel", lambda: None)
-    assert reading(stored, GPU, progress) is None
-    assert len(progress.notes) == 2
-
-
-def test_bytes_that_stay_in_memory_are_those_of_the_files(tmp_path):
+def test_bytes_that_a_library_multiplies_are_those_of_the_files(tmp_path):
     (tmp_path / WEIGHTS).write_bytes(bytes(123))
     assert stored_bytes(tmp_path) is None
-    say(tmp_path, {"quant_method": "awq"})
+    assert block_bytes(tmp_path) is None
+    say(tmp_path, {"quant_method": "torchao"})
     assert stored_bytes(tmp_path) == 123
-    say(tmp_path, {"quant_method": "fp8"})
+    say(tmp_path, FP8)
     assert stored_bytes(tmp_path) is None
 
 
 @pytest.mark.parametrize("quantization", ["auto", "none"])
-def test_a_plan_knows_timings_by_what_loading_makes_of_the_weights(fp8_model, quantization):
-    directory, _ = fp8_model
+def test_a_plan_knows_timings_by_what_loading_makes_of_the_weights(quantization, tmp_path):
+    write(tmp_path, tiny_architecture("llama"), KINDS["fp8"])
     model = ModelSettings(device="cpu", quantization=quantization)
     settings = Settings(model, DecodingSettings(), PromptSettings(), StoreSettings())
-    planned = Forecast(ModelFiles("a model", directory, directory.name), settings, Silent()).decide(100)
-    assert planned.quantization == loaded(directory, quantization).quantization
+    planned = Forecast(ModelFiles("a model", tmp_path, tmp_path.name), settings, Silent()).decide(100)
+    assert planned.quantization == loaded(tmp_path, quantization).quantization

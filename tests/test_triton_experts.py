@@ -28,9 +28,10 @@ from adamas_cli.engine.events import Token
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.timeline import Timeline
 from adamas_cli.models import LoadedModel, ModelFiles
+from adamas_cli.models.filling import Numbers, Placing
 from adamas_cli.models.gguf.file import GgufFile
-from adamas_cli.models.gguf.loading import Numbers, Placing, build_model
 from adamas_cli.models.gguf.settings import config_of
+from adamas_cli.models.gguf_model import build_model
 from adamas_cli.models.plane_experts import PlaneExperts, known_gate
 from adamas_cli.models.plane_linear import Planes
 from adamas_cli.models.stacked_experts import can_pack

@@ -76,10 +76,10 @@ class Forecast:
     def __init__(self, files: ModelFiles, settings: Settings, progress: Progress) -> None:
         self.files, self.settings, self.progress = files, settings, progress
         require_known_code(files.directory, trust_remote_code=settings.model.trust_remote_code)
-        if (stored := stored_quantization(files.directory)) is not None:
-            require_readable(files.name, stored, settings.model.quantization)
-        self.model = file_facts(files)
         self.machine = machine_facts(settings.model.device)
+        if (stored := stored_quantization(files.directory)) is not None:
+            require_readable(files.name, stored, settings.model.quantization, self.machine.device)
+        self.model = file_facts(files)
 
     def decide(self, tokens: int) -> Decision:
         """How it will run with so many tokens."""

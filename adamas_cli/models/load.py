@@ -13,18 +13,12 @@ from typing import TYPE_CHECKING, Any
 from adamas_cli.errors import AdamasError, ModelUnavailableError, OutOfMemoryError, UsageError
 from adamas_cli.machine.threads import use_threads
 from adamas_cli.models.adapters import Adapter, merge
+from adamas_cli.models.checkpoint.forms import Scheme, scheme_of
 from adamas_cli.models.completeness import require_all
 from adamas_cli.models.configs import read_config, reason, require_known_code
 from adamas_cli.models.device import choose_device, choose_dtype
 from adamas_cli.models.folder import classes, is_usual, weight_files
-from adamas_cli.models.grids import Grid, read_weights
-from adamas_cli.models.prequantized import (
-    grid_to_dequantize,
-    holds_quantized,
-    reading,
-    require_readable,
-    stored_quantization,
-)
+from adamas_cli.models.prequantized import holds_quantized, require_readable, stored_quantization
 from adamas_cli.models.quantization import (
     PACKAGES,
     PACKED,
@@ -45,6 +39,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from adamas_cli.models.filling import Placing
 
 log = logging.getLogger(__name__)
 
@@ -72,26 +67,24 @@ def load(
     trust_remote_code: bool = False,
     progress: Progress,
 ) -> LoadedModel:
-    """The model of `files` on `device`; weights in their own number format are mapped, not read,
-    but for those on a grid.
+    """The model of `files` on `device`; weights in their own number format are mapped, not read.
 
-    `quantization` is `packed`, `none` or `auto`, see `packs`, or a way of `quantization.PACKAGES`; a model
-    that comes quantized is packed where it could be dequantized. `threads` compute on a CPU, by default its
-    physical cores. Raises UsageError where weights cannot be packed or quantized so, ModelUnavailableError if
-    this version of transformers cannot load the model, OutOfMemoryError if it does not fit the device.
+    `quantization` is `packed`, `none` or `auto`, see `packs`, or a way of `quantization.PACKAGES`. `threads`
+    compute on a CPU, by default its physical cores. Raises UsageError where weights cannot be packed or
+    quantized so, ModelUnavailableError if this version of transformers cannot load the model,
+    OutOfMemoryError if it does not fit the device.
     """
     import torch
 
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)
+    stored = stored_quantization(files.directory)
+    scheme = None if stored is None else scheme_of(stored)
+    in_blocks = files.gguf is not None or scheme is not None
     packed = packs(
-        quantization,
-        dtype,
-        chosen_device.type,
-        packing_obstacle(chosen_device.type),
-        in_blocks=files.gguf is not None,
+        quantization, dtype, chosen_device.type, packing_obstacle(chosen_device.type), in_blocks=in_blocks
     )
-    how = grid = None
+    how = None
     if quantization in PACKAGES:
         require_quantizable(
             quantization,
@@ -102,9 +95,8 @@ def load(
         )
     if files.gguf is not None and quantization in PACKAGES:
         raise UsageError(f"{files.name} comes quantized: leave out `quantization` {quantization}.")
-    if (stored := stored_quantization(files.directory)) is not None:
-        require_readable(files.name, stored, quantization)
-        how, grid = reading(stored, chosen_device, progress), grid_to_dequantize(stored)
+    if stored is not None:
+        require_readable(files.name, stored, quantization, chosen_device.type)
     elif quantization in PACKAGES:
         how = quantization_config(quantization, chosen_dtype)
     if chosen_device.type == "cpu":
@@ -118,25 +110,27 @@ def load(
         try:
             if files.gguf is not None:
                 model = _read_gguf(files, files.gguf, chosen_device, chosen_dtype, packed, adapter, progress)
-            elif grid is not None:
-                model, loading = _read_grid(files, chosen_device, chosen_dtype, trust_remote_code, grid)
+            elif scheme is not None:
+                model = _read_scheme(
+                    files, scheme, chosen_device, chosen_dtype, packed, trust_remote_code, adapter, progress
+                )
             else:
                 model, loading = _read(files, chosen_device, chosen_dtype, trust_remote_code, how)
         except torch.OutOfMemoryError as error:
             raise OutOfMemoryError(
                 f"{files.name} does not fit {chosen_device}.\nUse a smaller model, or `device` cpu."
             ) from error
-    if files.gguf is None:
+    if not in_blocks:
         require_all(files.name, loading, classes(files.directory), progress)
     model.eval().requires_grad_(False)
     changed: frozenset[str] = frozenset()
-    if adapter is not None and files.gguf is None:
+    if adapter is not None and not in_blocks:
         changed = merge(model, adapter)
-    quantized = stored is not None and holds_quantized(model)
+    quantized = stored is not None and scheme is None and holds_quantized(model)
     if quantized and quantization == PACKED:
         raise UsageError(f"{files.name} comes quantized and stays so: leave out `quantization` packed.")
     packed = packed and not quantized
-    if packed and files.gguf is None:
+    if packed and not in_blocks:
         from adamas_cli.models.file_rows import leave_in_file
         from adamas_cli.models.packed import pack_model
 
@@ -147,7 +141,7 @@ def load(
     if context is None:
         raise ModelUnavailableError(f"{files.name} does not say how many tokens it can read.")
     ending = stop_ids(model, files.directory, files.texts)
-    if stored is not None:
+    if quantized:
         chosen_dtype = model.dtype  # some kinds compute in one number format only
     kept = kept_as(stored, quantization, quantized=quantized, packed=packed)
     return LoadedModel(model, files, chosen_device, chosen_dtype, context, ending, kept)
@@ -195,44 +189,78 @@ def _read_gguf(
     progress: Progress,
 ) -> PreTrainedModel:
     """A model whose weights are in a GGUF file, which stay as they are there where they are packed."""
+    from adamas_cli.models.filling import Numbers
     from adamas_cli.models.gguf.file import GgufFile
-    from adamas_cli.models.gguf.loading import Numbers, Placing, build_model
+    from adamas_cli.models.gguf_model import build_model
 
-    placing: Placing = Numbers(dtype, device)
-    if packed and device.type == "cpu":
-        from adamas_cli.models.packed import Blocks
-
-        placing = Blocks(progress)
-    elif packed:
-        from adamas_cli.models.plane_linear import Planes
-
-        placing = Planes(dtype, device)
-    if adapter is None:
-        model = build_model(GgufFile(gguf), files.directory, dtype, device, placing)
-    else:
-        from adamas_cli.models.gguf.merging import Merging
-
-        merging = Merging(placing, adapter, exact=not packed)
+    placing = _placing(dtype, device, progress, rounds=False) if packed else Numbers(dtype, device)
+    with _merging(placing, adapter, exact=not packed) as merging:
         model = build_model(GgufFile(gguf), files.directory, dtype, device, merging)
-        merging.require_all_merged()
-    if packed and device.type == "cpu" and log.isEnabledFor(logging.INFO):
-        from adamas_cli.models.packed import describe
-
-        progress.note(describe(model))
+    if packed:
+        _tell(model, progress)
     return model
 
 
-def _read_grid(
-    files: ModelFiles, device: torch.device, dtype: torch.dtype, trust_remote_code: bool, grid: Grid
-) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """A model that comes as AWQ or GPTQ, with numbers as weights, and what is reported of its tensors."""
+def _read_scheme(
+    files: ModelFiles,
+    scheme: Scheme,
+    device: torch.device,
+    dtype: torch.dtype,
+    packed: bool,
+    trust_remote_code: bool,
+    adapter: Adapter | None,
+    progress: Progress,
+) -> PreTrainedModel:
+    """A model that comes quantized, whose weights stay in few bits where they are packed."""
+    from adamas_cli.models.checkpoint.source import build_model
+    from adamas_cli.models.filling import Numbers
+
+    require_known_code(files.directory, trust_remote_code=trust_remote_code)
+    placing = _placing(dtype, device, progress, rounds=True) if packed else Numbers(dtype, device)
     config = read_config(files.directory, trust_remote_code=trust_remote_code)
-    for part in (config, config.get_text_config()):
-        if hasattr(part, "quantization_config"):
-            del part.quantization_config
-    with _unavailable_unless_read(files):
-        weights = read_weights(files.directory, grid, dtype, device)
-        return _of_tensors(files, config, weights, dtype, trust_remote_code, _placement(device))
+    with (
+        _unavailable_unless_read(files),
+        _merging(placing, adapter, exact=not packed) as merging,
+    ):
+        model = build_model(
+            files.directory, config, scheme, dtype, device, merging,
+            trust_remote_code=trust_remote_code, in_blocks=packed, in_order=adapter is not None,
+        )  # fmt: skip
+    if packed:
+        _tell(model, progress)
+    return model
+
+
+@contextmanager
+def _merging(placing: Placing, adapter: Adapter | None, *, exact: bool) -> Iterator[Placing]:
+    """A placing that merges an adapter, if there is one, all of which must be merged in the end."""
+    if adapter is None:
+        yield placing
+        return
+    from adamas_cli.models.merging import Merging
+
+    merging = Merging(placing, adapter, exact=exact)
+    yield merging
+    merging.require_all_merged()
+
+
+def _placing(dtype: torch.dtype, device: torch.device, progress: Progress, *, rounds: bool) -> Placing:
+    """How weights in blocks are kept on a device. rounds: see `Blocks`."""
+    if device.type == "cpu":
+        from adamas_cli.models.packed import Blocks
+
+        return Blocks(progress, rounds=rounds)
+    from adamas_cli.models.plane_linear import Planes
+
+    return Planes(dtype, device)
+
+
+def _tell(model: PreTrainedModel, progress: Progress) -> None:
+    """Say with `-v` in which blocks a model's weights are."""
+    if log.isEnabledFor(logging.INFO):
+        from adamas_cli.models.held import describe
+
+        progress.note(describe(model))
 
 
 def _of_tensors(

@@ -6,13 +6,14 @@ Embeddings and norms stay as they are.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 
-from adamas_kernels.blocks import BlockWeight
+import torch
+from adamas_kernels.blocks import PLAIN, BlockWeight, unpack
 from adamas_kernels.cpu import CpuBackend
 from torch import Tensor, nn
 
+from adamas_cli.models.held import describe
 from adamas_cli.models.packed_experts import PackedExperts, quantize_experts
 from adamas_cli.models.packed_linear import PackedLinear
 from adamas_cli.models.stacked_experts import can_pack
@@ -22,18 +23,28 @@ log = logging.getLogger(__name__)
 
 
 class Blocks:
-    """How weights of a GGUF file are kept for a CPU: where they are, in the mapped file."""
+    """How weights in blocks are kept for a CPU: as they are, those of a GGUF file where they are in it.
 
-    def __init__(self, progress: Progress) -> None:
-        self._backend = CpuBackend(progress.note)
+    rounds: whether weights that are plain numbers are rounded to 8 bits, as those of other models are.
+    """
+
+    def __init__(self, progress: Progress, *, rounds: bool) -> None:
+        self._backend, self._rounds = CpuBackend(progress.note), rounds
 
     def linear(self, model: nn.Module, name: str, weight: BlockWeight, bias: Tensor | None) -> None:
         """Let a linear layer of a model, by its name, compute with a weight and a bias."""
-        model.set_submodule(name, PackedLinear(weight, bias, self._backend))
+        inputs = weight.columns
+        if self._rounds and weight.kind in PLAIN:
+            weight = self._backend.quantize(weight.data.view(PLAIN[weight.kind]))
+        model.set_submodule(name, PackedLinear(weight, bias, self._backend, inputs))
 
     def embedding(self, model: nn.Module, name: str, weight: BlockWeight) -> bool:
-        """Embeddings that are not read from the file become numbers."""
-        return False
+        """Let embeddings give rows of a weight; those of plain numbers become numbers."""
+        if weight.kind in PLAIN:
+            return False
+        dtype = model.get_parameter(f"{name}.weight").dtype
+        model.set_submodule(name, PackedEmbedding(weight, dtype))
+        return True
 
     def experts(self, model: nn.Module, name: str, gate_up: Sequence[BlockWeight], down: BlockWeight) -> bool:
         """Let experts, by their name, compute with weights; False where they cannot."""
@@ -42,6 +53,26 @@ class Blocks:
             return False
         model.set_submodule(name, PackedExperts(source, gate_up, down, self._backend))
         return True
+
+
+class PackedEmbedding(nn.Module):
+    """`nn.Embedding` over a weight in blocks, for inference: rows are unpacked when a token asks for them."""
+
+    def __init__(self, weight: BlockWeight, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._rows, self._dtype = weight, dtype
+        self.num_embeddings, self.embedding_dim = weight.rows, weight.columns
+
+    @property
+    def weight(self) -> Tensor:
+        """No numbers: for models that ask on which device and in which format their embeddings are."""
+        return torch.empty(0, dtype=self._dtype)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids [...] -> rows [..., embedding_dim]."""
+        tokens, places = torch.unique(ids, return_inverse=True)
+        rows = BlockWeight(self._rows.kind, self._rows.data[tokens], self._rows.columns)
+        return unpack(rows).to(self._dtype)[places]
 
 
 def pack_model(model: nn.Module, progress: Progress) -> None:
@@ -69,16 +100,3 @@ def pack_model(model: nn.Module, progress: Progress) -> None:
             advance(size)
     if log.isEnabledFor(logging.INFO):
         progress.note(describe(model))
-
-
-def describe(model: nn.Module) -> str:
-    """One line about the weights of a model that are in blocks, or that there are none."""
-    sizes: Counter[str] = Counter()
-    for module in model.modules():
-        if isinstance(module, PackedLinear):
-            sizes[module.packed.kind] += module.packed.bytes
-    if not sizes:
-        return "weights as they are in the model's files"
-    total = sizes.total()
-    shares = ", ".join(f"{size / total:.0%} {kind}" for kind, size in sizes.most_common())
-    return f"weights in blocks: {total / 1e6:,.0f} MB, {shares}"

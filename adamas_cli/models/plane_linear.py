@@ -68,7 +68,7 @@ class PlaneEmbedding(nn.Module):
 
 
 class Planes:
-    """How weights of a GGUF file are kept on a GPU; embeddings that are the head as well are uploaded once.
+    """How weights in blocks are kept on a GPU; embeddings that are the head as well are uploaded once.
 
     dtype: of what embeddings give, of biases, and of weights that are plain numbers in the file.
     """
@@ -78,11 +78,12 @@ class Planes:
 
         self._backend = TritonBackend()
         self._dtype, self._device = dtype, device
-        self._embeddings: dict[int, PlaneWeight] = {}  # by their place in the mapped file
+        # By their place in memory, which is theirs for as long as their blocks are kept.
+        self._embeddings: dict[int, tuple[BlockWeight, PlaneWeight]] = {}
 
     def linear(self, model: nn.Module, name: str, weight: BlockWeight, bias: Tensor | None) -> None:
         """Let a linear layer of a model, by its name, compute with a weight and a bias."""
-        kept = self._embeddings.get(weight.data.data_ptr()) or split(weight, self._device)
+        _, kept = self._embeddings.get(weight.data.data_ptr()) or (weight, split(weight, self._device))
         bias = None if bias is None else bias.to(self._device, self._dtype)
         if isinstance(kept, PlaneWeight):
             model.set_submodule(name, PlaneLinear(kept, bias, self._backend))
@@ -96,7 +97,7 @@ class Planes:
         """Let embeddings give rows of a weight; False where they are to be numbers."""
         kept = split(weight, self._device)
         if isinstance(kept, PlaneWeight):
-            self._embeddings[weight.data.data_ptr()] = kept
+            self._embeddings[weight.data.data_ptr()] = weight, kept
             model.set_submodule(name, PlaneEmbedding(kept, self._dtype, self._backend))
             return True
         return False

@@ -1,7 +1,7 @@
-"""Models that come quantized: what their config says, which packages they need, and how they are read here.
+"""Models that come quantized: what their config says, and who reads them.
 
-transformers reads them, or `grids.py`. Where weights are kept compressed only until they are first used, or
-nothing here multiplies them, they are turned back into numbers while they are read.
+What `checkpoint/` knows stays in its bits, in blocks that the kernels of this project multiply. transformers
+reads what the libraries of KEPT multiply themselves; all else is refused before a weight is loaded.
 """
 
 from __future__ import annotations
@@ -11,125 +11,83 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adamas_cli.errors import ModelUnavailableError, UsageError
+from adamas_cli.models.checkpoint.forms import scheme_of
+from adamas_cli.models.checkpoint.layers import held_bytes
 from adamas_cli.models.folder import CONFIG
-from adamas_cli.models.grids import Grid, stored_grid
-from adamas_cli.models.quantization import FP8_CAPABILITY, PACKAGES, is_installed, is_plain
-from adamas_cli.models.quiet import quiet_transformers
+from adamas_cli.models.quantization import PACKAGES, is_installed, is_plain
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
-    from adamas_cli.progress import Progress
-
 BITSANDBYTES = "bitsandbytes"
-COMPRESSED_TENSORS = "compressed-tensors"
-FP8 = "fp8"
-# What pip installs for the common kinds, by the name of the module; of the others transformers says so.
-NEEDED = {
-    "awq": {"gptqmodel": "gptqmodel"},
-    "gptq": {"gptqmodel": "gptqmodel", "optimum": "optimum"},
-    BITSANDBYTES: {"bitsandbytes": "'adamas[bnb]'"},
-    COMPRESSED_TENSORS: {"compressed_tensors": "'adamas[compressed-tensors]'"},
-    "torchao": {"torchao": "'adamas[torchao]'"},
+MODELOPT = "hf_quant_config.json"  # where NVIDIA's ModelOpt says how weights are quantized
+# Kinds that libraries multiply on their own: what pip installs for them, and on which devices they compute.
+KEPT = {
+    BITSANDBYTES: ("bitsandbytes", "'adamas[bnb]'", ("cuda",)),
+    "torchao": ("torchao", "'adamas[torchao]'", ("cuda", "cpu")),
 }
-DEQUANTIZED = (COMPRESSED_TENSORS, FP8)  # kinds that may be, see `reading`
+READ = "AWQ, GPTQ, compressed-tensors, FP8, MXFP4 and MLX's"
 
 
 def stored_quantization(directory: Path) -> dict[str, Any] | None:
     """What the config in `directory` says about quantized weights, with its `quant_method`; None where they
     are numbers as they are, or the config cannot be read, of which transformers says more.
     """
-    try:
-        config: dict[str, Any] = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    config = _read(directory / CONFIG)
     text: dict[str, Any] = config.get("text_config") or {}
     stored = config.get("quantization_config") or text.get("quantization_config")
     if not stored:
-        return None
+        return _by_others(directory, config)
     if not isinstance(stored, dict):
         return {"quant_method": str(stored)}
-    if not stored.get("quant_method") and (stored.get("load_in_8bit") or stored.get("load_in_4bit")):
-        return {**stored, "quant_method": BITSANDBYTES}  # as earlier versions of transformers wrote it
-    return dict(stored)
+    if stored.get("quant_method"):
+        return dict(stored)
+    if stored.get("load_in_8bit") or stored.get(
+        "load_in_4bit"
+    ):  # as earlier versions of transformers wrote it
+        return {**stored, "quant_method": BITSANDBYTES}
+    return _by_others(directory, config) or dict(stored)
 
 
-def numbers_in_word(stored: dict[str, Any] | None) -> int:
-    """Integers in each 32-bit word of a model's packed weights; 1 where none are packed into words."""
-    stored = stored or {}
-    groups = stored.get("config_groups") or {}
-    weights = [group.get("weights") or {} for group in groups.values() if isinstance(group, dict)]
-    told = [weight.get("num_bits") for weight in weights]
-    bits = stored.get("bits") or stored.get("w_bit") or next(iter(told), None)
-    return 32 // bits if isinstance(bits, int) and 0 < bits <= 32 else 1
+def _by_others(directory: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+    """What a config says that is not of transformers' making: MLX's, or ModelOpt's beside it."""
+    mlx = config.get("quantization")
+    if isinstance(mlx, dict) and mlx.get("group_size"):
+        return {**mlx, "quant_method": "mlx"}
+    modelopt = _read(directory / MODELOPT).get("quantization") or {}
+    return {**modelopt, "quant_method": "modelopt"} if modelopt.get("quant_algo") else None
 
 
-def require_readable(name: str, stored: dict[str, Any], quantization: str) -> None:
+def _read(file: Path) -> dict[str, Any]:
+    """What a file of JSON says; nothing where it cannot be read."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def require_readable(name: str, stored: dict[str, Any], quantization: str, device: str) -> None:
     """Raises UsageError where the model called `name` is to be quantized once more, ModelUnavailableError
-    where transformers does not know the kind, or a package is missing without which it is not read, with what
-    to install.
+    where it is of a kind that is not read here on a kind of device, or needs a package, with what to do.
     """
-    method = stored.get("quant_method")
+    method = str(stored.get("quant_method") or "without a quant_method")
     if quantization in PACKAGES:
         raise UsageError(f"{name} comes quantized ({method}): leave out `quantization` {quantization}.")
-    from transformers.quantizers import AutoHfQuantizer
-
-    with quiet_transformers():
-        known = bool(method) and AutoHfQuantizer.supports_quant_method(stored)
-    if not method or not known:
-        kind = method or "without a quant_method"
+    if scheme_of(stored) is not None:
+        return
+    if method not in KEPT:
+        algorithm = stored.get("quant_algo") or stored.get("format") or stored.get("checkpoint_format")
+        told = f"{method}, {algorithm}" if algorithm else method
         raise ModelUnavailableError(
-            f"{name} comes quantized ({kind}), and this version of transformers does not know how."
+            f"{name} comes quantized ({told}), in a form that is not read here.\n"
+            f"Take another form of it: GGUF, {READ} usual ones are read."
         )
-    missing = _missing(method)
-    if missing and stored_grid(stored) is None:
-        raise ModelUnavailableError(
-            f"{name} comes quantized ({method}) and needs more: pip install {' '.join(missing)}"
-        )
-
-
-def grid_to_dequantize(stored: dict[str, Any]) -> Grid | None:
-    """The grid of a model whose weights are dequantized by `grids.py`; None where transformers reads them.
-
-    It does where the packages are there that multiply them as they are.
-    """
-    return stored_grid(stored) if _missing(str(stored.get("quant_method"))) else None
-
-
-def reading(stored: dict[str, Any], device: torch.device, progress: Progress) -> Any:
-    """What `from_pretrained` takes as `quantization_config` for a model that comes quantized, or None.
-
-    compressed-tensors: transformers keeps weights compressed until the first pass through the model and then
-    dequantizes them all, so that it saves no memory and layers change while they are in use; they are
-    dequantized at once. FP8 in blocks is multiplied by a kernel that the package `kernels` fetches from the
-    hub, on GPUs.
-    """
-    method = stored["quant_method"]
-    if (grid := grid_to_dequantize(stored)) is not None:
-        if device.type == "cuda":
-            larger = f"{16 // grid.bits} times as large"
-            packages = " ".join(_missing(method))
-            progress.note(
-                f"its {method} weights are dequantized, {larger}: pip install {packages} to keep them"
-            )
-        return None
-    if method == COMPRESSED_TENSORS:
-        from transformers import CompressedTensorsConfig
-
-        return CompressedTensorsConfig(dequantize=True)
-    if method == FP8:
-        obstacle = _fp8_obstacle(device)
-        if obstacle is None:
-            return None
-        from transformers import FineGrainedFP8Config
-
-        if device.type == "cuda":
-            progress.note(f"its FP8 weights are dequantized, twice as large: {obstacle}")
-        # Of a config that is passed, transformers takes these two from here and not from the files.
-        kept = stored.get("modules_to_not_convert") or stored.get("ignored_layers")
-        return FineGrainedFP8Config(dequantize=True, modules_to_not_convert=kept)
-    return None
+    package, extra, devices = KEPT[method]
+    if device not in devices:
+        raise ModelUnavailableError(f"{name} comes quantized ({method}), which only GPUs compute with.")
+    if not is_installed(package):
+        raise ModelUnavailableError(f"{name} comes quantized ({method}) and needs more: pip install {extra}")
 
 
 def holds_quantized(model: nn.Module) -> bool:
@@ -138,34 +96,15 @@ def holds_quantized(model: nn.Module) -> bool:
 
 
 def stored_bytes(directory: Path) -> int | None:
-    """Bytes of quantized weights that stay so in memory; None where weights are numbers as they are."""
+    """Bytes of weights that a library multiplies as they are; None for all others."""
     stored = stored_quantization(directory)
-    if stored is None or stored.get("quant_method") in DEQUANTIZED or grid_to_dequantize(stored):
+    if stored is None or scheme_of(stored) is not None:
         return None
     return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
 
 
-def _missing(method: str) -> list[str]:
-    """What pip would have to install for a kind."""
-    return [package for module, package in NEEDED.get(method, {}).items() if not is_installed(module)]
-
-
-def _multiplies_fp8(device: torch.device) -> bool:
-    import torch
-
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
-
-
-def _fp8_obstacle(device: torch.device) -> str | None:
-    """Why blocks of FP8 are not multiplied here, or None where they are."""
-    if not _multiplies_fp8(device):
-        return f"{device.type} does not multiply them"
-    if not is_installed("kernels"):
-        return "pip install kernels to keep them"
-    from transformers.integrations.finegrained_fp8 import load_finegrained_fp8_kernel
-
-    try:
-        load_finegrained_fp8_kernel()
-    except (ImportError, OSError, ValueError, RuntimeError) as error:
-        return str(error).strip().partition("\n")[0] or type(error).__name__
-    return None
+def block_bytes(directory: Path) -> int | None:
+    """Bytes of weights that are kept in blocks, at most; None for a model that does not come quantized so."""
+    stored = stored_quantization(directory)
+    scheme = None if stored is None else scheme_of(stored)
+    return None if scheme is None else held_bytes(scheme, directory)

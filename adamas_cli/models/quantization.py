@@ -40,7 +40,7 @@ def packing_obstacle(device: str) -> str | None:
 
 def packs(quantization: str, dtype: str, device: str, obstacle: str | None, *, in_blocks: bool) -> bool:
     """Whether weights are in few bits in memory: with `auto` wherever nothing stands against it, unless a
-    number format was asked for. in_blocks: whether they are in the model's file, as those of GGUF files are.
+    number format was asked for. in_blocks: whether they are in the model's files.
 
     Decoding reads each weight once a token, so fewer bytes are faster on every device (docs/performance.md).
     Raises UsageError where `packed` is asked for and cannot be.
@@ -50,14 +50,15 @@ def packs(quantization: str, dtype: str, device: str, obstacle: str | None, *, i
     if obstacle is None and device != "cpu" and not in_blocks:
         obstacle = f"the model is on {device}"
     if quantization == PACKED and obstacle:
-        raise UsageError(f"`quantization` packed serves CPUs and GGUF files: {obstacle}.")
+        serves = "CPUs, GGUF files and models that come quantized"
+        raise UsageError(f"`quantization` packed serves {serves}: {obstacle}.")
     return obstacle is None and (quantization == PACKED or dtype == "auto")
 
 
 def kept_as(stored: Mapping[str, Any] | None, quantization: str, *, quantized: bool, packed: bool) -> str:
     """`LoadedModel.quantization`. stored: what the files say; quantized: whether it stays so in memory."""
     ways = [] if stored is None else [str(stored.get("quant_method"))]
-    if ways and not quantized:
+    if ways and not quantized and not packed:
         ways.append("dequantized")
     if packed:
         ways.append(PACKED)

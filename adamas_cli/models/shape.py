@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from adamas_cli.errors import ModelUnavailableError
-from adamas_cli.models.folder import CONFIG, weight_files
-from adamas_cli.models.prequantized import numbers_in_word, stored_quantization
+from adamas_cli.models.checkpoint.forms import scheme_of
+from adamas_cli.models.checkpoint.layers import tensors_of
+from adamas_cli.models.folder import CONFIG
+from adamas_cli.models.prequantized import stored_quantization
 from adamas_cli.models.recurrent import (
     FULL,
     HYBRID,
@@ -34,8 +35,6 @@ _OLDER_KINDS = {"attention": FULL, "mamba": LINEAR}
 STATES = 5  # copies of recurrent states in memory: the present one, and those that a timeline returns to
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _PACKED_BITS = 8.5  # of a weight, its share of a scale included: the most that packing leaves
-_WORDS = ("qweight", "weight_packed")  # the last part of names of weights that are packed into words
-_LARGEST_HEADER = 100_000_000  # bytes; safetensors reads no larger one
 _CHOICES = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts")  # as configs call `choices`
 _EMBEDDINGS = (
     "embed_tokens.weight",
@@ -230,21 +229,15 @@ def count_weights(directory: Path) -> WeightCount:
     """Counts by the headers of a folder's safetensors files. A model without a matrix of its own behind the
     last layer uses its embeddings there. Raises ModelUnavailableError for damaged ones.
     """
-    in_word = numbers_in_word(stored_quantization(directory))
-    try:
-        tensors = list(_tensors(directory))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise ModelUnavailableError(
-            f"the weights in {directory} are damaged. Fetch the model again."
-        ) from error
-    return count_tensors(tensors, in_word)
+    stored = stored_quantization(directory)
+    return count_tensors(tensors_of(None if stored is None else scheme_of(stored), directory))
 
 
-def count_tensors(tensors: Iterable[tuple[str, Sequence[int]]], in_word: int = 1) -> WeightCount:
-    """Counts by names and shapes. in_word: numbers in each word of those that are packed into words."""
+def count_tensors(tensors: Iterable[tuple[str, Sequence[int]]]) -> WeightCount:
+    """Counts by names and shapes."""
     matrices = head = embeddings = rest = 0
     for name, shape in tensors:
-        numbers = math.prod(shape) * (in_word if name.endswith(_WORDS) else 1)
+        numbers = math.prod(shape)
         if name.endswith(_EMBEDDINGS):
             embeddings += numbers
         elif name.endswith("lm_head.weight") or name == "output.weight":
@@ -254,15 +247,3 @@ def count_tensors(tensors: Iterable[tuple[str, Sequence[int]]], in_word: int = 1
         else:
             rest += numbers
     return WeightCount(matrices, head or embeddings, embeddings, rest, tied=not head)
-
-
-def _tensors(directory: Path) -> Iterator[tuple[str, list[int]]]:
-    for file in weight_files(directory):
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > _LARGEST_HEADER:
-                raise ValueError(f"a header of {length:,} bytes")
-            header = json.loads(stream.read(length))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                yield name, entry["shape"]

@@ -65,8 +65,8 @@ class Machine:
 @dataclass(frozen=True)
 class Model:
     """What the files of a model say. stored: how their weights are quantized, as the config has it.
-    stored_bytes: what these take where they stay so, else None. blocks: bytes of the tensors of a GGUF file,
-    None for other models.
+    stored_bytes: what these take where a library multiplies them, else None. blocks: bytes that weights take
+    in the blocks that their files have, None where these have numbers.
     """
 
     shape: ModelShape

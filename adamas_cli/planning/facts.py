@@ -10,7 +10,7 @@ from adamas_cli.machine.backends import backend_obstacles
 from adamas_cli.machine.gpus import Gpu, gpus
 from adamas_cli.models.device import device_kind, multiplies_bfloat16
 from adamas_cli.models.gguf.file import GgufFile
-from adamas_cli.models.prequantized import stored_bytes, stored_quantization
+from adamas_cli.models.prequantized import block_bytes, stored_bytes, stored_quantization
 from adamas_cli.models.quantization import installed_packages, packing_obstacle
 from adamas_cli.models.shape import (
     WeightCount,
@@ -51,7 +51,7 @@ def file_facts(files: ModelFiles) -> Model:
         _count(files),
         stored_quantization(files.directory),
         stored_bytes(files.directory),
-        _blocks(files.gguf),
+        _blocks(files.directory, files.gguf),
     )
 
 
@@ -68,11 +68,13 @@ def config_facts(config: PreTrainedConfig, directory: Path | None, gguf: Path | 
         raise ModelUnavailableError(f"the config of the model does not tell its {error}") from error
     stored = None if directory is None else stored_quantization(directory)
     size = None if directory is None else stored_bytes(directory)
-    return Model(shape, count_parameters(config), stored, size, _blocks(gguf))
+    return Model(shape, count_parameters(config), stored, size, _blocks(directory, gguf))
 
 
-def _blocks(gguf: Path | None) -> int | None:
-    return None if gguf is None else GgufFile(gguf).bytes
+def _blocks(directory: Path | None, gguf: Path | None) -> int | None:
+    if gguf is not None:
+        return GgufFile(gguf).bytes
+    return None if directory is None else block_bytes(directory)
 
 
 def _count(files: ModelFiles) -> WeightCount:

@@ -1,10 +1,12 @@
-"""Weights as files hold them: rows of blocks, each with its codes and scales, in one of GGUF's types.
+"""Weights as files hold them: rows of blocks, each with its codes and scales, in one of GGUF's types or, for
+what other files hold and none of those does, in one of OWN.
 
-The types and their layouts: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
+GGUF's types and their layouts: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +15,15 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from torch import Tensor
 
+# Numbers as they are, in blocks of one.
+PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
 
 @dataclass(frozen=True)
 class BlockWeight:
     """A weight [rows, columns] as rows of blocks.
 
-    kind: a GGUF type's name, such as "Q4_K". data: uint8 [rows, bytes of a row], which may be a mapped file;
+    kind: a type's name, such as "Q4_K". data: uint8 [rows, bytes of a row], which may be a mapped file;
     each row is contiguous and holds whole blocks, columns numbers in all.
     """
 
@@ -44,8 +49,42 @@ class BlockWeight:
         return BlockWeight(self.kind, self.data[first:last], self.columns)
 
 
+@dataclass(frozen=True)
+class OwnKind:
+    """A type that GGUF does not have. numbers, size: of a block, and its bytes. unpack: from blocks uint8
+    [N, size] to float32 [N, numbers].
+    """
+
+    numbers: int
+    size: int
+    unpack: Callable[[Tensor], Tensor]
+
+
+def _halves(blocks: Tensor, at: int) -> Tensor:
+    """The float16 at a byte of each block, as float32 [N, 1]."""
+    return blocks[:, at : at + 2].contiguous().view(torch.float16).float()
+
+
+def _q8_m(blocks: Tensor) -> Tensor:
+    return _halves(blocks, 0) * blocks[:, 4:].contiguous().view(torch.int8).float() + _halves(blocks, 2)
+
+
+def _f8(blocks: Tensor) -> Tensor:
+    codes = blocks[:, 2:].int()
+    return _halves(blocks, 0) * ((codes & 128) << 8 | (codes & 127) << 7).short().view(torch.float16).float()
+
+
+# Q8_M: Q8_0 with a middle: a float16 scale, another one to add, and 32 int8; where zero points are near the
+# middle of codes, that is small, and its rounding matters less than that of a minimum.
+# F8: a float16 scale, and 32 floats of 8 bits (E4M3). One of these, moved 7 bits up, is the float16 of a
+# 256th of it, and the scale is of those: 256 times the one that models have, which would often be subnormal.
+OWN = {"Q8_M": OwnKind(32, 36, _q8_m), "F8": OwnKind(32, 34, _f8)}
+
+
 def block_size(kind: str) -> tuple[int, int]:
-    """Numbers in a block of this kind, and its bytes. Raises KeyError for a kind that GGUF does not have."""
+    """Numbers in a block of this kind, and its bytes. Raises KeyError for a kind that is none."""
+    if kind in OWN:
+        return OWN[kind].numbers, OWN[kind].size
     return GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
 
 
@@ -59,6 +98,11 @@ def row_bytes(kind: str, columns: int) -> int:
 
 def unpack(weight: BlockWeight) -> Tensor:
     """The weight as float32 [rows, columns], on the CPU: what every backend computes with."""
+    if weight.kind in PLAIN:
+        return weight.data.cpu().view(PLAIN[weight.kind]).float()
+    if weight.kind in OWN:
+        own = OWN[weight.kind]
+        return own.unpack(weight.data.cpu().reshape(-1, own.size)).view(weight.rows, weight.columns)
     raw = np.ascontiguousarray(weight.data.cpu().numpy())
     numbers = dequantize(raw.reshape(-1), GGMLQuantizationType[weight.kind])
     return torch.from_numpy(np.ascontiguousarray(numbers, np.float32)).view(weight.rows, weight.columns)

@@ -101,8 +101,9 @@ def _load(job: dict[str, Any], device: Any) -> Any:
 
 def _read_gguf(gguf: Path, directory: Path, dtype: Any, device: Any) -> Any:
     """A GGUF file's model with weights in full size, which is what transformers computes with."""
+    from adamas_cli.models.filling import Numbers
     from adamas_cli.models.gguf.file import GgufFile
-    from adamas_cli.models.gguf.loading import Numbers, build_model
+    from adamas_cli.models.gguf_model import build_model
 
     model = build_model(GgufFile(gguf), directory, dtype, device, Numbers(dtype, device))
     return model.eval().requires_grad_(False)

@@ -7,19 +7,21 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
-from adamas_kernels.blocks import BlockWeight, block_size, row_bytes, unpack
+from adamas_kernels.blocks import PLAIN, BlockWeight, block_size, row_bytes, unpack
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Rows of blocks. kind: a GGUF type's name. data: uint8, row after row, often of a mapped file; shape: of
-    the numbers, those of a row last.
+    """Rows of blocks. kind: of `BlockWeight`. data: uint8, row after row, often of a mapped file; shape: of
+    the numbers, those of a row last. order: of a linear layer's weight, the input that each column is for;
+    None where they are in a row.
     """
 
     kind: str
     data: Tensor
     shape: tuple[int, ...]
+    order: Tensor | None = None
 
     @property
     def block_weight(self) -> BlockWeight:
@@ -28,12 +30,13 @@ class Stored:
         return BlockWeight(self.kind, self.data.view(-1, row_bytes(self.kind, columns)), columns)
 
     def numbers(self) -> Tensor:
-        """Its numbers as float32, in its shape."""
-        return unpack(self.block_weight).view(self.shape)
+        """Its numbers as float32, in its shape, with columns in the order of inputs."""
+        numbers = unpack(self.block_weight).view(self.shape)
+        return numbers if self.order is None else numbers[:, self.order.cpu().argsort()]
 
     def of_shape(self, *shape: int) -> Stored:
         """The same numbers in another shape. Rows of a quantized one must stay as they are."""
-        if self.kind in ("F32", "F16", "BF16") or shape[-1:] == self.shape[-1:]:
+        if self.kind in PLAIN or shape[-1:] == self.shape[-1:]:
             return Stored(self.kind, self.data, shape)
         raise ValueError(f"rows of {self.kind} cannot be cut")
 

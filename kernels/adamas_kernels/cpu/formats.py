@@ -1,7 +1,8 @@
-"""How the numbers of a block are read, for each of GGUF's types that compiled functions multiply in place.
+"""How the numbers of a block are read, for each type that compiled functions multiply in place.
 
 A description is Python that emits LLVM's code, without loops: a block's codes as lanes of LANES floats, one
-factor for each of them and, for some types, something to add. Types and layouts are those of ggml-common.h;
+factor for each of them and, for some types, something to add. Types and layouts are those of ggml-common.h
+and of `blocks.OWN`;
 https://github.com/ggml-org/ggml/blob/master/src/ggml-quants.c unpacks them one number at a time.
 """
 
@@ -221,6 +222,24 @@ def _q8_0(read: Reader) -> Block:
     return Block(codes, read.splat_half(0), 2)
 
 
+def _q8_m(read: Reader) -> Block:
+    """A scale, a middle, and 32 int8."""
+    codes = [partial(read.signed_at, at) for at in (4, 4 + LANES)]
+    return Block(codes, read.splat_half(0), 2, read.pair(2))
+
+
+def _f8(read: Reader) -> Block:
+    """A scale, and 32 floats of 8 bits, see `blocks.OWN`."""
+
+    def code(at: int) -> Any:
+        wide = read.builder.zext(read.bytes(at), ir.VectorType(I16, LANES))
+        sign = read.builder.shl(read.builder.and_(wide, read.every(wide, 128)), read.every(wide, 8))
+        rest = read.builder.shl(read.low(wide, 7), read.every(wide, 7))
+        return half_to_float(read.builder, read.builder.or_(sign, rest))
+
+    return Block([partial(code, at) for at in (2, 2 + LANES)], read.splat_half(0), 2)
+
+
 def _q4_0(read: Reader) -> Block:
     """A scale, and 32 codes of 4 bits from -8 on."""
     return Block(read.nibbles(read.bytes(2), CENTRED), read.splat_half(0), 2)
@@ -403,6 +422,8 @@ FORMATS = {
     "F16": Format(_f16, LANES, 2 * LANES),
     "BF16": Format(_bf16, LANES, 2 * LANES),
     "Q8_0": Format(_q8_0, 32, 34),
+    "Q8_M": Format(_q8_m, 32, 36, adds=True),
+    "F8": Format(_f8, 32, 34),
     "Q4_0": Format(_q4_0, 32, 18),
     "Q4_1": Format(_q4_1, 32, 20, adds=True),
     "Q5_0": Format(_q5_0, 32, 22),

@@ -32,10 +32,13 @@ def codes_of(low, high, SECOND: tl.constexpr, HIGH: tl.constexpr):
 
 @triton.jit
 def meaning_of(codes, table_ptr, PAIR: tl.constexpr, LESS: tl.constexpr, TABLE: tl.constexpr):
-    """What the code in byte PAIR means before it is scaled, as float32."""
+    """What the code in byte PAIR means before it is scaled, as float32. TABLE: see `constants`."""
     code = (codes >> (8 * PAIR)) & 0xFF
-    if TABLE:
+    if TABLE == 1:
         return tl.load(table_ptr + code)
+    if TABLE == 2:  # see `blocks.OWN`
+        half = ((code & 0x80) << 8) | ((code & 0x7F) << 7)
+        return half.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
     # Bits at the end of a mantissa of 2 ^ 23 are that plus the code, which is quicker than a conversion.
     return (code | 0x4B000000).to(tl.float32, bitcast=True) - (8388608 + LESS)
 
@@ -66,7 +69,9 @@ def scale_of(
 
 
 def constants(weight: PlaneWeight) -> dict[str, int | bool]:
-    """What a kernel over this weight is compiled for."""
+    """What a kernel over this weight is compiled for. TABLE: 0 where codes mean themselves, 1 where a table
+    tells, 2 where they are floats of 8 bits.
+    """
     form = weight.form
     return {
         "CHUNKS": weight.chunks,
@@ -75,7 +80,7 @@ def constants(weight: PlaneWeight) -> dict[str, int | bool]:
         "MINIMUM": form.minimum,
         "UNITS": form.units,
         "LESS": form.offset,
-        "TABLE": form.table is not None,
+        "TABLE": 2 if form.floats else int(form.table is not None),
     }
 
 

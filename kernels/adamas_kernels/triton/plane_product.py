@@ -254,7 +254,7 @@ def tiling(rows: int, chunks: int) -> Tiling:
 
 def takes_integers(dtype: torch.dtype, weight: PlaneWeight) -> bool:
     """Whether a vector of this number format is rounded to integers for a weight."""
-    return dtype.itemsize == 2 and weight.table is None
+    return dtype.itemsize == 2 and weight.form.integers
 
 
 def multiply_vector(

@@ -20,19 +20,19 @@ import torch
 from gguf.quants import IQ4_NL, MXFP4
 from torch import Tensor
 
-from adamas_kernels.blocks import BlockWeight, block_size, unpack
+from adamas_kernels.blocks import PLAIN, BlockWeight, block_size, unpack
 
 CHUNK = 32  # numbers that a thread holds
 WORDS = 4  # of a chunk's lowest four bits
 AT_ONCE = 1 << 26  # numbers that are split at a time, which bounds the memory beside the planes
-PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Form:
     """How kernels read a kind. high: bits of a code beyond four. halves: scales of a chunk. minimum: whether
     each comes with a minimum. units: whether those are integers with units. offset: what is taken from a
-    code. table: what the sixteen codes mean, where that is not themselves.
+    code. table: what the sixteen codes mean, where that is not themselves. floats: whether codes of 8 bits
+    are floats, E4M3.
     """
 
     high: int = 0
@@ -41,6 +41,12 @@ class Form:
     units: bool = False
     offset: int = 0
     table: tuple[int, ...] | None = None
+    floats: bool = False
+
+    @property
+    def integers(self) -> bool:
+        """Whether codes mean themselves."""
+        return self.table is None and not self.floats
 
     @property
     def parts(self) -> int:
@@ -54,6 +60,8 @@ FORMS = {
     "Q5_0": Form(high=1, offset=16),
     "Q5_1": Form(high=1, minimum=True),
     "Q8_0": Form(high=4, offset=128),
+    "Q8_M": Form(high=4, minimum=True, offset=128),
+    "F8": Form(high=4, floats=True),
     "Q2_K": Form(halves=2, minimum=True, units=True),
     "Q3_K": Form(halves=2, units=True, offset=4),
     "Q4_K": Form(minimum=True, units=True),
@@ -278,6 +286,14 @@ def _q8_0(blocks: Tensor) -> _Content:
     return _Content(blocks[..., 2:] ^ 128, _halves(blocks, 0, 2))
 
 
+def _q8_m(blocks: Tensor) -> _Content:
+    return _Content(blocks[..., 4:] ^ 128, _halves(blocks, 0, 2), -_halves(blocks, 2, 4))
+
+
+def _f8(blocks: Tensor) -> _Content:
+    return _Content(blocks[..., 2:], _halves(blocks, 0, 2))
+
+
 def _q2_k(blocks: Tensor) -> _Content:
     scales = blocks[..., :16]
     codes = _in_runs(blocks[..., 16:80], 2, 32)
@@ -341,6 +357,8 @@ _READERS: dict[str, Callable[[Tensor], _Content]] = {
     "Q5_0": _q5_0,
     "Q5_1": _q5_1,
     "Q8_0": _q8_0,
+    "Q8_M": _q8_m,
+    "F8": _f8,
     "Q2_K": _q2_k,
     "Q3_K": _q3_k,
     "Q4_K": _q4_k,

@@ -9,7 +9,7 @@ from adamas_kernels.blocks import BlockWeight, unpack
 from torch import Tensor, nn
 
 from adamas_cli.models.adapters import Adapter, Change, applied
-from adamas_cli.models.gguf.loading import Placing
+from adamas_cli.models.filling import Placing
 from adamas_cli.models.gguf.stored import stored
 
 _BLOCK, _LARGEST = 32, 127  # numbers that share a scale, and the largest integer

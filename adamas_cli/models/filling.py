@@ -1,24 +1,20 @@
-"""Builds transformers' model over the tensors of an open GGUF file."""
+"""Builds transformers' model over weights that stay in few bits: of a GGUF file or a quantized checkpoint."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from adamas_kernels.blocks import BlockWeight, unpack
+from adamas_kernels.blocks import PLAIN, BlockWeight, unpack
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from adamas_cli.errors import ModelUnavailableError
-from adamas_cli.models.folder import CONFIG
-from adamas_cli.models.gguf.architectures import Architecture, architecture_of
-from adamas_cli.models.gguf.file import GgufFile
 from adamas_cli.models.gguf.rows import FileRows
 from adamas_cli.models.gguf.stored import Stored
+from adamas_cli.models.reordered import reorder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,31 +36,48 @@ class Placing(Protocol):
         """Let experts whose biases are there compute with weights; False where these are to be numbers."""
 
 
-def build_model(
-    file: GgufFile, directory: Path, dtype: torch.dtype, device: torch.device, placing: Placing
-) -> PreTrainedModel:
-    """The model in `file`, whose settings are in `directory`. placing: takes the weights of linear layers and
-    embeddings; all others become numbers of `dtype` on `device`.
+class Source(Protocol):
+    """Where the numbers of a model's parameters are. path: what errors name."""
 
-    Raises ModelUnavailableError where the file lacks a tensor, or has one that the model does not.
+    path: Path
+
+    def stored(self, name: str) -> Stored:
+        """A parameter by its name, in few bits where it is. Raises ModelUnavailableError."""
+
+    def place(self, name: str) -> tuple[Path, int] | None:
+        """The file that a parameter lies in as `stored` has it, and its first byte there; None where more is
+        to be done.
+        """
+
+    def experts(self, module: str) -> tuple[Sequence[BlockWeight], BlockWeight] | None:
+        """What `Placing.experts` takes of a layer's stacked experts; None where that is not there."""
+
+    def require_all_used(self) -> None:
+        """Raises ModelUnavailableError for a tensor that is nobody's."""
+
+
+def fill(
+    model: PreTrainedModel, source: Source, dtype: torch.dtype, device: torch.device, placing: Placing
+) -> None:
+    """Give memory to a model that has none. placing: takes the weights of linear layers, embeddings and
+    experts; all others become numbers of `dtype` on `device`.
+
+    Raises ModelUnavailableError where the source lacks a tensor, or has one that the model does not.
     """
-    architecture = architecture_of(file)
-    model = _without_memory(file, directory, dtype)
-    written = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    _Filling(file, architecture, written, model, dtype, device, placing).fill()
+    _Filling(source, model, dtype, device, placing).fill()
     compute_buffers(model, device)
-    return model
 
 
-def _without_memory(file: GgufFile, directory: Path, dtype: torch.dtype) -> PreTrainedModel:
+def without_memory(build: Callable[[], PreTrainedModel], path: Path, what: str) -> PreTrainedModel:
+    """What `build` makes, without numbers. Raises ModelUnavailableError for settings that are no model's;
+    what: those of `path`.
+    """
     try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True)
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            return build()
     except Exception as error:  # whatever a model's code raises for settings that make no sense
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ModelUnavailableError(f"cannot use {file.path}: its keys are no model's: {reason}") from error
-    return model
+        raise ModelUnavailableError(f"cannot use {path}: its {what} are no model's: {reason}") from error
 
 
 class _Filling:
@@ -72,16 +85,15 @@ class _Filling:
 
     def __init__(
         self,
-        file: GgufFile,
-        architecture: Architecture,
-        config: Mapping[str, Any],
+        source: Source,
         model: PreTrainedModel,
         dtype: torch.dtype,
         device: torch.device,
         placing: Placing,
     ) -> None:
-        self._file, self._architecture, self._config = file, architecture, config
-        self._model, self._dtype, self._device, self._placing = model, dtype, device, placing
+        self._source, self._model, self._placing = source, model, placing
+        self._dtype, self._device = dtype, device
+        self._table: Stored | None = None  # of the embeddings, which may be the head as well
         self._exact = tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
 
     def fill(self) -> None:
@@ -92,12 +104,22 @@ class _Filling:
         table = next(name for name, module in self._model.named_modules() if module is embeddings)
         for name, module in list(self._model.named_modules()):
             if module is head and tied:
-                self._linear(name, module, self._stored(f"{table}.weight", module.weight))
+                if not self._shares(module, embeddings):
+                    found = self._table or self._stored(f"{table}.weight", module.weight)
+                    self._linear(name, module, found)
             elif type(module) is nn.Linear:
                 self._linear(name, module, self._stored(f"{name}.weight", module.weight))
             elif not (self._embeds(name, module) or self._mixes(name, module)):
                 self._numbers(name, module)
-        self._require_all_used()
+        self._source.require_all_used()
+
+    def _shares(self, head: nn.Module, embeddings: nn.Module) -> bool:
+        """Let a head on a GPU be embeddings that are numbers there."""
+        weight = getattr(embeddings, "weight", None)
+        if not isinstance(weight, nn.Parameter) or weight.device.type in ("cpu", "meta"):
+            return False
+        head.weight = weight
+        return True
 
     def _numbers(self, name: str, module: nn.Module, without: Sequence[str] = ()) -> None:
         """Make numbers of a module's own parameters."""
@@ -110,28 +132,26 @@ class _Filling:
         """Keep a layer's stacked experts in their blocks, where the file has them in the usual tensors."""
         if not set(PARTS) <= set(module._parameters):
             return False
-        parts = self._architecture.expert_tensors(name, self._file)
-        if parts is None:
+        weights = self._source.experts(name)
+        if weights is None:
             return False
-        gate, up, down = (self._file.tensor(part).block_weight for part in parts)
         self._numbers(name, module, without=PARTS)
-        return self._placing.experts(self._model, name, (gate, up), down)
+        return self._placing.experts(self._model, name, *weights)
 
     def _embeds(self, name: str, module: nn.Module) -> bool:
         """Keep embeddings in few bits, where nothing was done to them: in the file on a CPU."""
         if not isinstance(module, nn.Embedding):
             return False
-        tensor = self._architecture.plain_name(f"{name}.weight", self._file)
-        scale = getattr(module, "scalar_embed_scale", None)
-        if tensor is None or (type(module) is not nn.Embedding and scale is None):
+        scale, plain = getattr(module, "scalar_embed_scale", None), type(module) is nn.Embedding
+        if not plain and scale is None:
             return False
         stored = self._stored(f"{name}.weight", module.weight)
-        if self._device.type != "cpu":
-            plain = type(module) is nn.Embedding
+        if module is self._model.get_input_embeddings():
+            self._table = stored
+        place = self._source.place(f"{name}.weight")
+        if place is None or self._device.type != "cpu" or not hasattr(os, "pread"):
             return plain and self._placing.embedding(self._model, name, stored.block_weight)
-        if not hasattr(os, "pread"):
-            return False
-        path, start = self._file.place(tensor)
+        path, start = place
         shape = module.num_embeddings, module.embedding_dim
         self._model.set_submodule(name, FileRows(path, start, stored.kind, shape, self._dtype, scale))
         return True
@@ -141,17 +161,16 @@ class _Filling:
         if module.bias is not None:
             bias = self._stored(f"{name}.bias", module.bias).numbers()
         self._placing.linear(self._model, name, weight.block_weight, bias)
+        if weight.order is not None:
+            reorder(self._model, name, weight.order.to(self._device))
 
     def _stored(self, name: str, parameter: Tensor) -> Stored:
-        try:
-            stored = self._architecture.stored(name, self._file, self._config)
-        except ModelUnavailableError as error:
-            raise ModelUnavailableError(f"cannot use {self._file.path}: {error.message}.") from error
+        stored = self._source.stored(name)
         if tuple(parameter.shape) != stored.shape:
             if parameter.numel() != torch.Size(stored.shape).numel():
                 raise ModelUnavailableError(
-                    f"cannot use {self._file.path}: {name} is {list(stored.shape)} there, and its keys make "
-                    f"it {list(parameter.shape)}."
+                    f"cannot use {self._source.path}: {name} is {list(stored.shape)} there, and its settings "
+                    f"make it {list(parameter.shape)}."
                 )
             stored = stored.of_shape(*parameter.shape)
         return stored
@@ -163,15 +182,6 @@ class _Filling:
             module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
         else:
             module._buffers[leaf] = value
-
-    def _require_all_used(self) -> None:
-        layers = self._config["num_hidden_layers"]
-        surplus = self._architecture.surplus(self._file, layers)
-        if surplus:
-            raise ModelUnavailableError(
-                f"cannot use {self._file.path}: it has the tensor {surplus[0]}, which is not known of its "
-                f"architecture {self._file.architecture}."
-            )
 
 
 def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -219,7 +229,8 @@ class Numbers:
     def linear(self, model: nn.Module, name: str, weight: BlockWeight, bias: Tensor | None) -> None:
         """See `Placing.linear`."""
         module = model.get_submodule(name)
-        module.weight = self._parameter(unpack(weight))
+        plain = PLAIN.get(weight.kind)
+        module.weight = self._parameter(unpack(weight) if plain is None else weight.data.view(plain))
         if bias is not None:
             module.bias = self._parameter(bias)
 

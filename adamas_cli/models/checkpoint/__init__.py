@@ -1,0 +1,1 @@
+"""Safetensors whose weights come quantized: read tensor by tensor into blocks."""
