@@ -6,20 +6,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from transformers.cache_utils import DummyLayer
 
 from adamas_cli.cache.extent import Extent
 from adamas_cli.cache.layer import Layer
 
 
-class StatelessLayer(Layer, DummyLayer):
+class StatelessLayer(Layer):
     """Nothing is known of the tokens, so every state is the same one."""
 
     storable = True
+    # What transformers asks of each layer of a cache.
+    is_compileable = is_initialized = True
+    is_sliding = False
+    keys = values = None
 
     def __init__(self, kind: str) -> None:
-        DummyLayer.__init__(self)
         self.kind = kind
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
 
     def mark(self) -> Any:
         """See `Layer.mark`."""
