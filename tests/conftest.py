@@ -145,6 +145,17 @@ def run_here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     return run_command
 
 
+@pytest.fixture(autouse=True)
+def _offline_stays_in_its_test() -> Iterator[None]:
+    """What `offline` sets for Hugging Face's libraries ends with the test that asked for it."""
+    before = os.environ.get("HF_HUB_OFFLINE")
+    yield
+    if before is None:
+        os.environ.pop("HF_HUB_OFFLINE", None)
+    else:
+        os.environ["HF_HUB_OFFLINE"] = before
+
+
 @pytest.fixture
 def evaluate(run_here: Run) -> Run:
     """`adamas eval` in this process."""

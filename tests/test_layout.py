@@ -18,8 +18,11 @@ FRAME = Frame("[head]", "[middle]", "[tail]")
 class Bytes:
     """The interface of Tokenizer with bytes for tokens."""
 
-    def encode(self, text: str) -> np.ndarray:
+    def encode(self, text: str, *, begins: bool = False) -> np.ndarray:
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+
+    def begins(self, before: str) -> bool:
+        return False
 
     encode_template = encode
 

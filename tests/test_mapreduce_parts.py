@@ -21,14 +21,14 @@ from adamas_cli.longdoc.parts import Excerpt, Measure, Part, cut
 class Bytes:
     """The interface of Tokenizer with bytes for tokens."""
 
-    def encode(self, text: str) -> np.ndarray:
+    def encode(self, text: str, *, begins: bool = False) -> np.ndarray:
         return np.frombuffer(text.encode("utf-8", "replace"), np.uint8).astype(np.int32)
 
 
 class Words(Bytes):
     """Whole words and runs of spaces and line feeds are tokens: a text costs less than its lines."""
 
-    def encode(self, text: str) -> np.ndarray:
+    def encode(self, text: str, *, begins: bool = False) -> np.ndarray:
         return np.zeros(len(re.findall(r"\s+|\w+|[^\s\w]", text)), np.int32)
 
 
