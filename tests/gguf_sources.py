@@ -610,7 +610,7 @@ def build(name: str) -> PreTrainedModel:
     config.vocab_size = VOCABULARY
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(1)
     with torch.no_grad():
         for full, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)

@@ -301,6 +301,7 @@ def soft_capped() -> torch.nn.Module:
     shape = {"vocab_size": 258, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 16}
     config = Gemma2Config(**shape, **heads, query_pre_attn_scalar=1, attn_logit_softcapping=2.0)
+    config._attn_implementation = "eager"  # torch's kernel knows no soft caps
     return spread(Gemma2ForCausalLM(config))
 
 
