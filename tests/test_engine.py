@@ -328,15 +328,17 @@ def spread(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def unserved() -> torch.nn.Module:
-    """A model whose config tells of attention that Adamas does not serve."""
-    model = tiny_architecture("llama")
-    model.config.kv_lora_rank = 8
-    return model
+    """A model whose attention does not go through transformers' interface."""
+    from transformers import GPTJConfig, GPTJForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"n_embd": 64, "n_layer": 3, "n_head": 4, "rotary_dim": 8, "n_positions": 4096, "vocab_size": 258}
+    return GPTJForCausalLM(GPTJConfig(**sizes, bos_token_id=None, eos_token_id=256)).eval()
 
 
 def test_models_with_other_attention_are_refused_by_name_but_run_with_full():
     model = unserved()
-    with raises_told(ModelUnavailableError, match=r"latent attention\. Use --attn full"):
+    with raises_told(ModelUnavailableError, match=r"transformers' interface\. Use --attn full"):
         Timeline(Loaded(model), sparse(64), context=100)
     ids = prompt(90)
     timeline = Timeline(Loaded(model), AttentionSettings("auto"), context=10**6, prefill_chunk=32)

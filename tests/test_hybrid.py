@@ -13,7 +13,6 @@ import torch
 from adamas_kernels.contract import SparseSettings
 from hybrid_models import HYBRIDS, hybrid_model
 
-from adamas_cli.cache.geometry import state_bytes, stored_token_bytes
 from adamas_cli.cache.latent import Expansion
 from adamas_cli.cache.names import is_stream
 from adamas_cli.engine.attention import AttentionSettings
@@ -22,7 +21,7 @@ from adamas_cli.engine.model import Model
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.timeline import Timeline
 from adamas_cli.models.resolve import ModelFiles
-from adamas_cli.models.shape import STATES, shape_from, shape_of
+from adamas_cli.models.shape import STATES, shape_of, shape_of_config
 from adamas_cli.store import document
 from adamas_cli.store.document import StoredDocument
 from adamas_cli.store.parts import keeps_states
@@ -152,12 +151,10 @@ def test_what_is_planned_is_what_is_kept(name):
         part.nbytes for label, part in parts.items() if label.partition(".")[2].startswith(STATES_OF)
     )
     config = model.config.get_text_config()
-    assert stored_token_bytes(config, torch.float32) * DOCUMENT == streams
-    assert state_bytes(config, torch.float32) == states
-    for shape in (shape_of(config.to_dict()), shape_from(lambda field: getattr(config, field, None))):
+    for shape in (shape_of(config.to_dict()), shape_of_config(config)):
         assert shape.obstacle is None
         assert shape.cache_bytes(DOCUMENT, 4) == streams
-        assert shape.state_bytes(4) == STATES * states
+        assert shape.state_bytes(4) == STATES * shape.kept_state_bytes(4) == STATES * states
     held = [layer.codes.layer for layer in timeline.cache.kept if layer.coded]
     per_token = sum((x.codes.nbytes + x.scales.nbytes) // x.capacity for x in held)
     assert shape.code_bytes(DOCUMENT, 0) == per_token * DOCUMENT

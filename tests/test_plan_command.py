@@ -8,14 +8,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
+from adamas_kernels.reference import CODES_PER_WORD, padded_dim
 from conftest import TINY_CONTEXT
 from test_cli import ADAMAS, Runner, adamas, environment  # noqa: F401 - fixtures
 
-from adamas_cli.cache.geometry import code_bytes, token_bytes
 from adamas_cli.engine.events import Done
 from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.forecast import calibration
@@ -216,9 +214,11 @@ def test_the_shape_is_what_the_engine_computes_with(tiny_model: Path) -> None:
         {"num_attention_heads": 4, "num_key_value_heads": None, "head_dim": None},
     ):
         config = {"hidden_size": 512, "num_hidden_layers": 5, "vocab_size": 9, "max_position_embeddings": 64}
-        shape, plain = shape_of(config | fields), SimpleNamespace(**config, **fields)
-        assert shape.cache_bytes(7, 2) == 7 * 5 * token_bytes(plain, torch.bfloat16)
-        assert shape.code_bytes(7, 2) == 7 * 3 * code_bytes(plain)
+        shape, heads = shape_of(config | fields), fields["num_attention_heads"]
+        kv_heads, dim = fields["num_key_value_heads"] or heads, fields["head_dim"] or 512 // heads
+        codes = padded_dim(dim) // CODES_PER_WORD * 4
+        assert shape.cache_bytes(7, 2) == 7 * 5 * 2 * kv_heads * dim * 2
+        assert shape.code_bytes(7, 2) == 7 * 3 * kv_heads * (codes + 2)
     window = shape_of(
         {**config, **fields, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"] * 2}
     )

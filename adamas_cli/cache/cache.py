@@ -19,10 +19,11 @@ from adamas_cli.cache.mode import Mode, Sparse
 from adamas_cli.cache.names import split_name
 from adamas_cli.cache.placement import Placement
 from adamas_cli.cache.recurrent import HybridLayer, RecurrentLayer
+from adamas_cli.cache.shared import SharedLayer
 from adamas_cli.cache.sliding import SlidingLayer
 from adamas_cli.cache.stateless import StatelessLayer
 from adamas_cli.cache.tally import Tally
-from adamas_cli.models.shape import layer_kinds
+from adamas_cli.models.shape import shape_of_config
 
 
 class KVCache(DynamicCache):
@@ -34,8 +35,11 @@ class KVCache(DynamicCache):
     def __init__(
         self, kept: Sequence[Layer], extent: Extent, placement: Placement, sparse: Sparse | None
     ) -> None:
-        Cache.__init__(self, layers=[layer.shown for layer in kept])
         self.kept = list(kept)
+        for layer in kept:
+            if isinstance(layer, SharedLayer):
+                layer.follow(kept)
+        Cache.__init__(self, layers=[layer.shown for layer in kept])
         self.extent = extent
         self.placement = placement
         self.tally: Tally | None = None
@@ -62,12 +66,14 @@ class KVCache(DynamicCache):
             return cls([ForeignLayer("foreign", layer) for layer in inner], extent, placement, None)
         kept: list[Layer] = []
         states = getattr(config, "number_of_conv_states", 1)
-        for index, kind in enumerate(layer_types(config)):
-            chooses = sparse if index >= dense_layers else None
-            if kind == SLIDING:
-                kept.append(SlidingLayer(config.sliding_window, extent, placement))
-            elif kind == FULL and (rank := getattr(config, "kv_lora_rank", None)):
-                kept.append(LatentLayer(rank, extent, placement, chooses))
+        for index, shape in enumerate(shape_of_config(config).by_layer):
+            kind, chooses = shape.kind, sparse if index >= dense_layers else None
+            if shape.shares is not None:
+                kept.append(SharedLayer(kind, shape.shares))
+            elif kind == SLIDING and shape.window is not None:
+                kept.append(SlidingLayer(shape.window, extent, placement))
+            elif kind == FULL and shape.latent:
+                kept.append(LatentLayer(config.kv_lora_rank, extent, placement, chooses))
             elif kind == FULL:
                 kept.append(FullLayer(extent, placement, chooses))
             elif kind == HYBRID:
@@ -93,6 +99,11 @@ class KVCache(DynamicCache):
         """
         layer, self._updated = self._updated, None
         return self.kept[module.layer_idx] if layer is None else layer
+
+    @property
+    def is_dummy(self) -> list[bool]:
+        """Which layers keep nothing: newer versions of transformers look for lengths in the others."""
+        return [layer.kind in STATELESS for layer in self.kept]
 
     @property
     def kinds(self) -> set[str]:
@@ -260,7 +271,7 @@ class KVCache(DynamicCache):
 
 def layer_types(config: PreTrainedConfig) -> list[str]:
     """The kind of each layer by the names transformers uses; models that name none have full attention."""
-    return layer_kinds(lambda name: getattr(config, name, None), config.num_hidden_layers)
+    return [layer.kind for layer in shape_of_config(config).by_layer]
 
 
 def _by_layer(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -113,13 +113,40 @@ class FullLayer(Layer, CacheLayerMixin):
             self._count(new, mode)
             return out
         self._append(keys, values)
+        out = self._attend_to_all(queries, scaling, softmax)
+        self._observe(queries[:, :, ::QUERY_STRIDE], new)
+        if mode.encodes:
+            self.encode()
+        return out
+
+    def attend_again(
+        self, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softmax: Softmax, mode: Mode
+    ) -> Tensor:
+        """Attention from another layer's queries [B, H, N, D] to the tokens that are there, whose last ones
+        `attend` has appended in this pass: keys and values [B, K, N, D].
+        """
+        new = keys.shape[2]
+        # A step writes its token where it lies already, and must add it to the sum of those before it.
+        before = self.value_sum - values.sum(2, dtype=torch.float32)
+        coded = self.coded_for(mode)
+        if coded is not None and mode.sparse is not None:
+            counts = None if mode.tally is None else mode.tally.counts
+            sparse, coded = mode.sparse, replace(coded, value_sum=before)
+            out, _ = sparse.backend.decode_step(
+                queries, keys, values, coded, scaling, sparse.settings, counts, softmax
+            )
+            return out
+        if mode.dense is not None and mode.answers and new == 1:
+            uncoded = replace(self.uncoded(), value_sum=before)
+            return mode.dense.dense_step(queries, keys, values, uncoded, scaling, softmax)[0]
+        return self._attend_to_all(queries, scaling, softmax)
+
+    def _attend_to_all(self, queries: Tensor, scaling: float, softmax: Softmax) -> Tensor:
+        """Causal attention of the last tokens to all that are there."""
         seen = slice(0, self.length)
         keys, values = self.stored_keys[:, :, seen], self.stored_values[:, :, seen]
         backend = serving("prefill", Facts.of(queries, keys, values))
         out, _ = backend.prefill(queries, keys, values, scaling, softmax=softmax)
-        self._observe(queries[:, :, ::QUERY_STRIDE], new)
-        if mode.encodes:
-            self.encode()
         return out
 
     def uncoded(self) -> DenseCache:

@@ -26,6 +26,7 @@ class Layer:
 
     kind: str
     storable = False
+    is_shared = False  # whether other layers attend to its tokens
     capacity = 0  # tokens that there is room for, where that is known
 
     @property

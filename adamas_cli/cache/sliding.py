@@ -52,6 +52,9 @@ class SlidingLayer(Layer, CacheLayerMixin):
         self._oldest = 0  # the first token that no other has taken the place of
         self._extent, self._placement = extent, placement
         self._buffers: dict[str, TokenBuffer] = {}
+        # Keys and values that the last pass attended to, where another layer does too: its tokens may have
+        # taken the place of some.
+        self._seen: tuple[Tensor, Tensor] | None = None
         self._mark: Window | None = None  # of the present state, where there is one
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -94,12 +97,24 @@ class SlidingLayer(Layer, CacheLayerMixin):
             self._count(1)
             return out
         known_keys, known_values = self._last(self.length)
-        all_keys, all_values = torch.cat([known_keys, keys], 2), torch.cat([known_values, values], 2)
-        backend = serving("prefill", Facts.of(queries, all_keys, all_values))
-        out, _ = backend.prefill(queries, all_keys, all_values, scaling, softmax=softmax)
+        seen = torch.cat([known_keys, keys], 2), torch.cat([known_values, values], 2)
+        out = _attend_to(seen, queries, scaling, softmax)
+        self._seen = seen if self.is_shared else None
         self._put((keys, values), self.length + keys.shape[2])
         self._count(keys.shape[2])
         return out
+
+    def attend_again(
+        self, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softmax: Softmax, mode: Mode
+    ) -> Tensor:
+        """Attention from another layer's queries to what `attend` has attended to in this pass; see
+        `FullLayer.attend_again`.
+        """
+        softmax = replace(softmax, window=self.window)
+        if mode.dense is not None and mode.answers and keys.shape[2] == 1:  # writes where its token lies
+            return mode.dense.dense_step(queries, keys, values, self.uncoded(), scaling, softmax)[0]
+        assert self._seen is not None
+        return _attend_to(self._seen, queries, scaling, softmax)
 
     def uncoded(self) -> DenseCache:
         """The layer as the kernels take it."""
@@ -218,3 +233,9 @@ class SlidingLayer(Layer, CacheLayerMixin):
     def get_max_length(self) -> int:
         """The window."""
         return self.window
+
+
+def _attend_to(seen: tuple[Tensor, Tensor], queries: Tensor, scaling: float, softmax: Softmax) -> Tensor:
+    """Causal attention from the last tokens' queries to keys and values, [B, K, n, D]."""
+    out, _ = serving("prefill", Facts.of(queries, *seen)).prefill(queries, *seen, scaling, softmax=softmax)
+    return out

@@ -11,9 +11,8 @@ from adamas_kernels.contract import SparseSettings
 from adamas_kernels.dispatch import BACKENDS, load, obstacle
 from transformers import PreTrainedConfig
 
-from adamas_cli.cache.geometry import latent_dim, token_bytes
 from adamas_cli.cache.mode import Sparse
-from adamas_cli.models.shape import attention_obstacle, latent_obstacle, layer_kinds, sparse_obstacle
+from adamas_cli.models.shape import attention_obstacle, of_config, shape_of_config
 from adamas_cli.planning.decision import Attention, Backends, check_error, decide_attention
 from adamas_cli.settings import DENSE_LAYERS, AttentionKind, BackendName, DecodingSettings, Scorer
 
@@ -78,20 +77,22 @@ def decide_for(
     device: torch.device,
     asked: DecodingSettings,
     context: int,
+    unserved: str | None = None,
 ) -> Attention:
-    """What is decided about a text model's config, with so many tokens, on a device. Raises UsageError where
+    """What is decided about a text model's config, with so many tokens, on a device. unserved: why
+    Adamas does not serve it, where that was found out otherwise. Raises UsageError where
     a named backend cannot run, and ModelUnavailableError where Adamas is asked for and does not serve the
     model.
     """
-    unserved = unserved_reason(config)
-    kinds = layer_kinds(lambda name: getattr(config, name, None), config.num_hidden_layers)
+    unserved = unserved or unserved_reason(config)
+    shape = shape_of_config(config)
     return decide_attention(
         asked,
         context,
         backends_of(device),
         obstacle=unserved,
-        dense=sparse_obstacle(kinds) or latent_obstacle(bool(latent_dim(config)), device.type),
-        token_bytes=0 if unserved else token_bytes(config, dtype),
+        dense=shape.dense_on(device.type),
+        token_bytes=shape.token_bytes(dtype.itemsize),
     )
 
 
@@ -102,4 +103,4 @@ def backends_of(device: torch.device) -> Backends:
 
 def unserved_reason(config: PreTrainedConfig) -> str | None:
     """Why this module's attention would be wrong for a text model's config, or None where it is right."""
-    return attention_obstacle(lambda name: getattr(config, name, None))
+    return attention_obstacle(of_config(config))

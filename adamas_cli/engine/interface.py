@@ -23,11 +23,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.mode import Mode
-from adamas_cli.planning.decision import refusal
+from adamas_cli.planning.decision import UnservedError
 
 NAME = "adamas"
 # What some models pass to change scores, and no kernel knows; ignoring one would be silently wrong.
 SCORE_EXTRAS = ("position_bias", "head_mask")
+_OWN_MASK = "its attention mask is not plainly causal"
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,13 @@ class Pass:
 _UNDER_WAY: ContextVar[Pass | None] = ContextVar("adamas_pass", default=None)
 
 
-def install(model: PreTrainedModel) -> None:
-    """Let a model's layers attend through this module from now on."""
+def install(model: PreTrainedModel) -> str:
+    """Let a model's layers attend through this module from now on. Returns the name of how they did."""
     ALL_ATTENTION_FUNCTIONS.register(NAME, attention_forward)
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, attention_mask)
+    before: str = model.config._attn_implementation
     model.set_attn_implementation(NAME)
+    return before
 
 
 def now() -> Pass | None:
@@ -68,13 +71,13 @@ def attention_mask(
 ) -> Tensor | None:
     """The mask as SDPA takes it. In a pass there is none: layers are causal, and know their windows.
 
-    Raises ModelUnavailableError where the model adds rules of its own to the causal mask.
+    Raises UnservedError where the model adds rules of its own to the causal mask.
     """
     one = now()
     if one is None:
         return sdpa_mask(*args, local_size=local_size, use_vmap=use_vmap, **kwargs)
     if use_vmap:
-        raise refusal("its attention mask is not plainly causal")
+        raise UnservedError(_OWN_MASK)
     return None
 
 
@@ -92,7 +95,8 @@ def attention_forward(
     """Attention of one layer, in the form of transformers' AttentionInterface.
 
     query [B, H, N, D]; key and value as the cache's `update` returned them; softcap: of scores; s_aux:
-    learned sinks, [H]; returns [B, N, H, D].
+    learned sinks, [H]; returns [B, N, H, D]. Raises UnservedError where the model changes scores otherwise
+    or adds a mask of its own.
     """
     one = now()
     softmax = Softmax(softcap=softcap or 0.0, sinks=s_aux) if softcap or s_aux is not None else PLAIN
@@ -103,10 +107,12 @@ def attention_forward(
         return _by_definition(query, key, value, attention_mask, scale, softmax).transpose(1, 2), None
     for extra in SCORE_EXTRAS:
         if kwargs.get(extra) is not None:
-            raise refusal(f"its attention uses {extra}")
+            raise UnservedError(f"its attention uses {extra}")
+    if attention_mask is not None:
+        raise UnservedError(_OWN_MASK)
     layer = one.cache.attending(module)
     out = layer.attend(module, query, key, value, scale, softmax, one.mode)
-    return out.transpose(1, 2), None
+    return out.transpose(1, 2).contiguous(), None
 
 
 def _by_definition(

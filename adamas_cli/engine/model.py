@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -10,14 +11,18 @@ from adamas_kernels.dispatch import load, obstacle
 from torch import Tensor
 
 from adamas_cli.cache.cache import KVCache
-from adamas_cli.cache.geometry import head_dim
-from adamas_cli.cache.mode import Mode
-from adamas_cli.cache.placement import placement_on
+from adamas_cli.cache.full import FullLayer
+from adamas_cli.cache.mode import READING, Mode
+from adamas_cli.cache.placement import Allocated, placement_on
+from adamas_cli.cache.sliding import SlidingLayer
 from adamas_cli.engine.attention import unserved_reason
 from adamas_cli.engine.fused import fuse
 from adamas_cli.engine.interface import Pass, install, under_way
 from adamas_cli.engine.rotation import foresee
+from adamas_cli.models.families import RESTARTING
 from adamas_cli.models.rotary import rotation_of
+from adamas_cli.models.shape import of_config, shape_of_config
+from adamas_cli.planning.decision import UnservedError
 
 if TYPE_CHECKING:
     from adamas_kernels.contract import Backend
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
     from adamas_cli.models import LoadedModel
 
 
+CACHE_NAMES = "past_key_values", "cache_params"  # of the cache among a model's arguments
 _NAME = "adamas_model"  # of transformers' module, under which it is remembered
 
 
@@ -45,16 +51,22 @@ class Model:
         self.placement = placement_on(self.device)
         self.is_fused = obstacle("triton", self.device) is None
         self.dense: Backend | None = None
+        self.shape = shape_of_config(self.config)
+        parameters = inspect.signature(self.module.forward).parameters
+        self._last_only, self._placed = ("logits_to_keep" in parameters), ("position_ids" in parameters)
+        self._restarts = self.config.model_type in RESTARTING
+        self._cache_name = next((name for name in CACHE_NAMES if name in parameters), CACHE_NAMES[0])
         if self.unserved is None:
-            self.dense = load("triton") if self.is_fused else None
-            install(self.module)
+            before = install(self.module)
+            self.unserved = self._obstacle()
+            if self.unserved is not None:
+                self.module.set_attn_implementation(before)
         if self.is_fused:
             fuse(self.module)
-        self.rotation = rotation_of(lambda name: getattr(self.config, name, None))
+            self.dense = load("triton") if self.unserved is None else None
+        self.rotation = rotation_of(of_config(self.config))
         if self.rotation.scalings:
             foresee(self.module)
-        takes = inspect.signature(self.module.forward).parameters
-        self._last_only, self._positioned = "logits_to_keep" in takes, "position_ids" in takes
 
     @classmethod
     def of(cls, loaded: LoadedModel) -> Self:
@@ -68,10 +80,8 @@ class Model:
     @property
     def attention_share(self) -> float:
         """Arithmetic of one query-key pair over that of a token's matrix products: 4 L H D / 2 parameters."""
-        config = self.config
-        pair = 4 * config.num_hidden_layers * config.num_attention_heads * head_dim(config)
-        embedding = config.vocab_size * config.hidden_size
-        return pair / (2 * max(1, self._parameters() - embedding))
+        embedding = self.shape.vocabulary * self.shape.hidden
+        return self.shape.pair_operations / (2 * max(1, self._parameters() - embedding))
 
     @torch.no_grad()
     def forward(
@@ -87,17 +97,43 @@ class Model:
         [vocabulary], or after every one, [n, vocabulary]. positions: int64 [1, n] on the device, where they
         are not to come from the host.
         """
+        if self._restarts and len(tokens) > 1 and cache.get_seq_length():
+            return self._one_by_one(tokens, cache, mode, every=every)
         cache.make_room(len(tokens))
         extra: dict[str, Any] = {"logits_to_keep": 1} if self._last_only and not every else {}
-        if positions is None and self._positioned:  # some models begin at zero in every pass
+        if positions is None and self._placed:  # not every model counts what is in the cache
             start = cache.get_seq_length()
-            positions = torch.arange(start, start + len(tokens), device=tokens.device).unsqueeze(0)
+            positions = torch.arange(start, start + len(tokens), device=self.device).unsqueeze(0)
         if positions is not None:
             extra["position_ids"] = positions
+        extra[self._cache_name] = cache
         with under_way(Pass(cache, mode)):
-            output = self.module(tokens.unsqueeze(0), past_key_values=cache, use_cache=True, **extra)
+            output = self.module(tokens.unsqueeze(0), use_cache=True, **extra)
         cache.advance(len(tokens), mode)
         return output.logits[0] if every else output.logits[0, -1]
+
+    def _one_by_one(self, tokens: Tensor, cache: KVCache, mode: Mode, *, every: bool) -> Tensor:
+        """`forward` of several tokens, each in a pass of its own."""
+        *before, last = tokens.split(1)
+        each = [self.forward(token, cache, replace(mode, encodes=False)) for token in before]
+        each.append(self.forward(last, cache, mode))
+        return torch.stack(each) if every else each[-1]
+
+    def _obstacle(self) -> str | None:
+        """Why the model's attention is not served, as one token through it shows, or None where it is."""
+        cache = KVCache.for_model(
+            self.config, served=True, sparse=None, dense_layers=0, placement=Allocated(), device=self.device
+        )
+        try:
+            self.forward(torch.zeros(1, dtype=torch.int64, device=self.device), cache, READING)
+        except UnservedError as error:
+            return error.reason
+        lengths = {layer.length for layer in cache.kept if isinstance(layer, FullLayer | SlidingLayer)}
+        if lengths <= {1}:
+            return None
+        if 0 in lengths:
+            return "its attention does not go through transformers' interface"
+        return "each of its layers attends several times to the same tokens"
 
     def _parameters(self) -> int:
         """Numbers in its weights, those in few bits included."""

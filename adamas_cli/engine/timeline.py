@@ -96,7 +96,12 @@ class Timeline:
         self._said: set[str] = set()
         self._captures = graphs
         decided = decide_for(
-            self.model.config, loaded.model.dtype, self.model.device, attention.asked(prefill_chunk), context
+            self.model.config,
+            loaded.model.dtype,
+            self.model.device,
+            attention.asked(prefill_chunk),
+            context,
+            self.model.unserved,
         )
         self.backend_reason = decided.reason
         self.sparse = attention.resolve(decided, announce)

@@ -20,13 +20,15 @@ from adamas_cli.machine.threads import use_threads
 from adamas_cli.models import LoadedModel, ModelFiles
 from adamas_cli.models.configs import read_config
 from adamas_cli.models.quiet import quiet_transformers
-from adamas_cli.models.shape import WeightCount
+from adamas_cli.models.shape import WeightCount, shape_of_config
 
 if TYPE_CHECKING:
     from adamas_cli.planning.decision import Decision
     from adamas_cli.progress import Progress
 
 LAYERS, VOCABULARY = 2, 1024
+# What transformers raises where fields of a config no longer fit each other.
+_UNCUT = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 _WARM_UP, _CHUNKS, _WARM_UP_STEPS, _STEPS = 64, 2, 2, 16  # tokens, or chunks of them
 
 
@@ -39,12 +41,19 @@ def calibrate(
     threads: int | None,
     trust_remote_code: bool,
     progress: Progress,
-) -> tuple[list[Reading], list[Decoding]]:
-    """Timings of the whole model on this CPU, as those of its few layers let expect. attention: of these."""
+) -> tuple[list[Reading], list[Decoding]] | None:
+    """Timings of the whole model on this CPU, as those of its few layers let expect, or None where its config
+    cannot be cut to so few, which is noted. attention: of these.
+    """
     use_threads(threads)
     config = read_config(files.directory, trust_remote_code=trust_remote_code).get_text_config()
     layers = config.num_hidden_layers
-    loaded = _few_layers(config, getattr(torch, decision.dtype), decision.packed, progress)
+    try:
+        loaded = _few_layers(config, getattr(torch, decision.dtype), decision.packed, progress)
+    except _UNCUT as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        progress.note(f"no times before the first answer: {LAYERS} layers do not make a model ({reason})")
+        return None
     chunk = decision.attention.chunk
     read = _WARM_UP + _CHUNKS * chunk
     tokens = np.arange(read) % VOCABULARY
@@ -82,5 +91,5 @@ def _few_layers(
         from adamas_cli.models.packed import pack_model
 
         pack_model(model, progress)
-    context = config.max_position_embeddings
+    context = shape_of_config(config).context
     return LoadedModel(model, ModelFiles("", Path(), ""), torch.device("cpu"), dtype, context, ())

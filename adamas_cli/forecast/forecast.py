@@ -79,7 +79,7 @@ class Forecast:
         self.machine = machine_facts(settings.model.device)
         if (stored := stored_quantization(files.directory)) is not None:
             require_readable(files.name, stored, settings.model.quantization, self.machine.device)
-        self.model = file_facts(files)
+        self.model = file_facts(files, trusts=settings.model.trust_remote_code)
 
     def decide(self, tokens: int) -> Decision:
         """How it will run with so many tokens."""
@@ -188,7 +188,7 @@ class Forecast:
             decision.attention.kind, dense_layers=0, backend=decision.attention.backend or "auto"
         )
         with self.progress.task("timing this machine", None, "layers"):
-            readings, decodings = calibrate(
+            timed = calibrate(
                 self.files,
                 self.model.weights,
                 decision,
@@ -197,13 +197,14 @@ class Forecast:
                 trust_remote_code=self.settings.model.trust_remote_code,
                 progress=self.progress,
             )
-        return remember(key, readings, decodings, calibrated=True)
+        return known if timed is None else remember(key, *timed, calibrated=True)
 
     def _times(self, speed: Speed, counted: Counted, kept: int, decision: Decision) -> Times | None:
         shape, attention = self.model.shape, decision.attention
-        pair = 4 * shape.layers * shape.heads * shape.head_dim
         prompt = min(counted.prompt, counted.context - counted.answer)
-        reading = speed.prefill_seconds(kept, prompt, pair / (2 * max(1, self.model.weights.computing)))
+        reading = speed.prefill_seconds(
+            kept, prompt, shape.pair_operations / (2 * max(1, self.model.weights.computing))
+        )
         item = ITEM_BYTES[decision.dtype]
         read = shape.code_bytes(1, attention.dense_layers) if attention.sparse else shape.cache_bytes(1, item)
         step = speed.step_seconds(prompt, read / max(1, decision.bytes.weights))

@@ -97,12 +97,12 @@ def _beginning(
     """The first link of the keys, and the tokens of a block."""
     import torch
 
-    from adamas_cli.cache.geometry import stored_token_bytes
+    from adamas_cli.models.shape import shape_of_config
 
     number: torch.dtype = getattr(torch, dtype)
     whole = read_config(files.directory, trust_remote_code=trust_remote_code, dtype=number)
     config = whole.get_text_config()
-    block = block_tokens(chunk, stored_token_bytes(config, number))
+    block = block_tokens(chunk, shape_of_config(config).cache_bytes(1, number.itemsize))
     facts = model_facts(
         config,
         fingerprint=files.fingerprint,

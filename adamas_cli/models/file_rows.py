@@ -12,6 +12,7 @@ import struct
 from collections.abc import Collection
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,9 +29,16 @@ class StoredRows(nn.Module):
 
     def __init__(self, file: Path, offset: int, shape: tuple[int, int], dtype: torch.dtype) -> None:
         super().__init__()
-        self._descriptor = os.open(file, os.O_RDONLY)
+        self._file, self._descriptor = file, os.open(file, os.O_RDONLY)
         self._offset, self._dtype = offset, dtype
         self.num_embeddings, self.embedding_dim = shape
+
+    @property
+    def weight(self) -> Tensor:
+        """All rows, mapped: for models that ask where they are, or compute with them."""
+        size = self.num_embeddings * self.embedding_dim * self._dtype.itemsize
+        mapped = np.memmap(self._file, np.uint8, mode="c", offset=self._offset, shape=size)
+        return torch.from_numpy(mapped).view(self._dtype).view(self.num_embeddings, self.embedding_dim)
 
     def __del__(self) -> None:
         os.close(self._descriptor)

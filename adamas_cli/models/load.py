@@ -17,6 +17,7 @@ from adamas_cli.models.checkpoint.forms import Scheme, scheme_of
 from adamas_cli.models.completeness import require_all
 from adamas_cli.models.configs import read_config, reason, require_known_code
 from adamas_cli.models.device import choose_device, choose_dtype
+from adamas_cli.models.families import auto_class, leave_only_text, model_type, require_answering
 from adamas_cli.models.folder import classes, is_usual, weight_files
 from adamas_cli.models.prequantized import holds_quantized, require_readable, stored_quantization
 from adamas_cli.models.quantization import (
@@ -31,7 +32,7 @@ from adamas_cli.models.quantization import (
 )
 from adamas_cli.models.quiet import quiet_transformers
 from adamas_cli.models.resolve import ModelFiles
-from adamas_cli.models.rotary import context_of
+from adamas_cli.models.shape import read_shape
 from adamas_cli.models.stops import stop_ids
 from adamas_cli.progress import Progress
 
@@ -76,6 +77,8 @@ def load(
     """
     import torch
 
+    require_answering(files.name, files.directory)
+    context = read_shape(files.directory, trusts=trust_remote_code).context
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)
     stored = stored_quantization(files.directory)
@@ -122,6 +125,7 @@ def load(
             ) from error
     if not in_blocks:
         require_all(files.name, loading, classes(files.directory), progress)
+    leave_only_text(model)
     model.eval().requires_grad_(False)
     changed: frozenset[str] = frozenset()
     if adapter is not None and not in_blocks:
@@ -136,10 +140,8 @@ def load(
 
         pack_model(model, progress)
         leave_in_file(model, files.directory, changed)
-    text = model.config.get_text_config()
-    context = context_of(lambda name: getattr(text, name, None))
-    if context is None:
-        raise ModelUnavailableError(f"{files.name} does not say how many tokens it can read.")
+        if next(model.parameters(), None) is None:  # which transformers asks for the device and the format
+            model.register_parameter("none_left", torch.nn.Parameter(torch.empty(0, dtype=chosen_dtype)))
     ending = stop_ids(model, files.directory, files.texts)
     if quantized:
         chosen_dtype = model.dtype  # some kinds compute in one number format only
@@ -153,8 +155,9 @@ def _read(
     """The model, and what `from_pretrained` reports of its tensors. how: what it takes as
     `quantization_config`, or None.
     """
-    from transformers import AutoModelForCausalLM
+    import transformers
 
+    loader = getattr(transformers, auto_class(model_type(files.directory)))
     options = _placement(device)
     if how is not None:  # a None would overrule what the files say
         options["quantization_config"] = how
@@ -166,7 +169,7 @@ def _read(
             config = read_config(files.directory, trust_remote_code=trust_remote_code)
             return _of_tensors(files, config, _by_name(files.directory), dtype, trust_remote_code, options)
         model: PreTrainedModel
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        model, loading = loader.from_pretrained(
             files.directory,
             dtype=dtype,
             local_files_only=True,

@@ -33,10 +33,11 @@ class Blocks:
 
     def linear(self, model: nn.Module, name: str, weight: BlockWeight, bias: Tensor | None) -> None:
         """Let a linear layer of a model, by its name, compute with a weight and a bias."""
-        inputs = weight.columns
+        inputs, source = weight.columns, model.get_submodule(name)
         if self._rounds and weight.kind in PLAIN:
             weight = self._backend.quantize(weight.data.view(PLAIN[weight.kind]))
-        model.set_submodule(name, PackedLinear(weight, bias, self._backend, inputs))
+        dtype = source.weight.dtype if isinstance(source.weight, Tensor) else torch.float32
+        model.set_submodule(name, PackedLinear(weight, bias, self._backend, inputs, dtype))
 
     def embedding(self, model: nn.Module, name: str, weight: BlockWeight) -> bool:
         """Let embeddings give rows of a weight; those of plain numbers become numbers."""
@@ -91,7 +92,8 @@ def pack_model(model: nn.Module, progress: Progress) -> None:
         while linears:  # each is let go when it is packed
             name, module = linears.popitem()
             weight = backend.quantize(module.weight.detach())
-            model.set_submodule(name, PackedLinear(weight, module.bias, backend, module.in_features))
+            packed = PackedLinear(weight, module.bias, backend, module.in_features, module.weight.dtype)
+            model.set_submodule(name, packed)
             advance(module.weight.numel())
         while experts:
             name, source = experts.popitem()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from adamas_kernels.blocks import BlockWeight
+import torch
+from adamas_kernels.blocks import BlockWeight, unpack
 from adamas_kernels.cpu import CpuBackend
 from torch import Tensor, nn
 
@@ -11,14 +12,28 @@ class PackedLinear(nn.Module):
     """`nn.Linear` with a weight in blocks, for inference. backend: shared by the layers of a model."""
 
     def __init__(
-        self, weight: BlockWeight, bias: Tensor | None, backend: CpuBackend, inputs: int | None = None
+        self,
+        weight: BlockWeight,
+        bias: Tensor | None,
+        backend: CpuBackend,
+        inputs: int | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        """inputs: of the layer, where the weight has columns of zeros behind them."""
+        """inputs: of the layer, where the weight has columns of zeros behind them. dtype: that the model
+        computes in.
+        """
         super().__init__()
         self.packed = backend.ready(weight)
         self.in_features, self.out_features = weight.columns if inputs is None else inputs, weight.rows
         self.bias = None if bias is None else bias.detach().float().contiguous()
-        self.backend = backend
+        self.backend, self._dtype = backend, dtype
+
+    @property
+    def weight(self) -> Tensor:
+        """Its numbers, [out_features, in_features], unpacked anew: for layers of a model that
+        compute with them otherwise than by calling this one.
+        """
+        return unpack(self.packed)[:, : self.in_features].to(self._dtype)
 
     @property
     def weight_count(self) -> int:

@@ -7,11 +7,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.models.checkpoint.forms import scheme_of
 from adamas_cli.models.checkpoint.layers import tensors_of
+from adamas_cli.models.families import OWN_ATTENTION
 from adamas_cli.models.folder import CONFIG
 from adamas_cli.models.prequantized import stored_quantization
 from adamas_cli.models.recurrent import (
@@ -22,7 +23,6 @@ from adamas_cli.models.recurrent import (
     RECURRENT,
     SLIDING,
     STATELESS,
-    Get,
     StateSize,
     kinds_by_pattern,
     state_size,
@@ -32,6 +32,21 @@ from adamas_cli.models.rotary import Rotation, context_of, rotation_of
 ATTENTION = (FULL, SLIDING, HYBRID)  # whose layers have keys and values of tokens
 SERVED = {*ATTENTION, *RECURRENT, *STATELESS}  # the kinds of layers that the cache has
 _OLDER_KINDS = {"attention": FULL, "mamba": LINEAR}
+# Kinds of layers that keep keys and values of tokens, with the fields of a config that bound how many, by the
+# names of transformers; other kinds keep a state of one size, or nothing.
+KEEPING: dict[str, tuple[str, ...]] = {
+    FULL: (),
+    SLIDING: ("sliding_window", "local_attention", "window_size"),
+    HYBRID: (),
+    "chunked_attention": ("attention_chunk_size",),
+    "indexed_attention": (),
+    "compressed_sparse_attention": (),
+    "heavily_compressed_attention": (),
+    "hybrid_sliding": ("sliding_window_size", "sliding_window"),
+}
+# Fields that tell how many tokens a model can read, where a config has no `max_position_embeddings`.
+OTHER_CONTEXT = ("model_max_length", "max_seq_len", "seq_length")
+CODED = (FULL, HYBRID)  # kinds of layers that may attend sparsely
 STATES = 5  # copies of recurrent states in memory: the present one, and those that a timeline returns to
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _PACKED_BITS = 8.5  # of a weight, its share of a scale included: the most that packing leaves
@@ -43,26 +58,81 @@ _EMBEDDINGS = (
     "embed_in.weight",
     "token_embd.weight",
 )
+# Fields that a file of one of these types must have for it to tell its whole shape. What a file leaves out
+# has the value of a class of transformers, so other types are read through those, which takes seconds.
+_TOLD: dict[str, tuple[str, ...]] = {
+    "llama": (),
+    "mistral": ("num_key_value_heads", "sliding_window"),
+    "qwen2": ("num_key_value_heads",),
+    "qwen3": ("num_key_value_heads", "head_dim"),
+}
+_NEEDED = (
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_size",
+    "vocab_size",
+    "max_position_embeddings",
+)
+
+
+class Get(Protocol):
+    """A field of a text model's config by its name, of one layer where that is given; None where it has
+    none.
+    """
+
+    def __call__(self, name: str, layer: int | None = None) -> Any: ...
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What a layer keeps of a token. kind: as transformers calls it. key_dim, value_dim: numbers in a head's
+    key and value. window: tokens that it keeps, None where it keeps all. shares: the layer whose keys and
+    values it attends to instead of its own, None where it has its own.
+    latent: whether one latent is kept instead of heads.
+    """
+
+    kind: str
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    window: int | None = None
+    shares: int | None = None
+    latent: bool = False
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it has keys and values of its own."""
+        return self.kind in KEEPING and self.shares is None
+
+    def token_bytes(self, item: int) -> int:
+        """Of a token's keys and values; item: bytes of a number."""
+        return self.kv_heads * (self.key_dim + self.value_dim) * item if self.keeps else 0
+
+    def cache_bytes(self, tokens: int, item: int) -> int:
+        """Of the keys and values of so many tokens."""
+        return min(tokens, self.window or tokens) * self.token_bytes(item)
+
+    @property
+    def code_bytes(self) -> int:
+        """Of the codes of a token's keys, 2 bits for each coordinate and a scale for each key."""
+        words = max(16, 1 << (self.key_dim - 1).bit_length()) // 16
+        return self.kv_heads * (4 * words + 2)
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Dimensions of a decoder. inner: of its MLPs. windows: tokens that each layer keeps, None where it keeps
-    all. obstacle: why Adamas attention would be wrong for it, None where it is right. dense: why it would
-    attend fully all the same, or None. choices: experts of a layer that a token chooses, 0 where it is no
-    mixture; expert_inner: of theirs. rotation: of positions. latent: numbers that are kept of a token instead
-    of heads, 0 where heads are. recurrent: layers with a state, of this size each.
+    """Dimensions of a decoder. inner: of its MLPs. by_layer: what each layer keeps. obstacle: why Adamas
+    attention would be wrong for it, None where it is right. dense: why it would attend fully all the same, or
+    None. choices: experts of a layer that a token chooses, 0 where it is no mixture; expert_inner: of theirs.
+    rotation: of positions. recurrent: layers with a state, of this size each.
     """
 
     context: int
     hidden: int
     inner: int
     heads: int
-    kv_heads: int
-    head_dim: int
     vocabulary: int
-    windows: tuple[int | None, ...]
-    latent: int = 0
+    by_layer: tuple[LayerShape, ...]
     recurrent: int = 0
     state: StateSize = NO_STATE
     obstacle: str | None = None
@@ -74,51 +144,100 @@ class ModelShape:
     @property
     def layers(self) -> int:
         """How many."""
-        return len(self.windows)
+        return len(self.by_layer)
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """Tokens that each layer keeps, None where it keeps all."""
+        return tuple(layer.window for layer in self.by_layer)
+
+    @property
+    def pair_operations(self) -> int:
+        """Arithmetic of one query with one key, in all layers and heads."""
+        return sum(
+            2 * self.heads * (layer.key_dim + layer.value_dim)
+            for layer in self.by_layer
+            if layer.kind in KEEPING
+        )
 
     def token_bytes(self, item: int) -> int:
-        """Of the keys and values of one token in one layer; item: bytes of a number."""
-        return (self.latent or 2 * self.kv_heads * self.head_dim) * item
+        """Of the keys and values of one token, in the layer where they are largest; item: bytes of a
+        number.
+        """
+        return max((layer.token_bytes(item) for layer in self.by_layer), default=0)
 
     def cache_bytes(self, tokens: int, item: int) -> int:
         """Of the keys and values of so many tokens in all layers."""
-        kept = sum(tokens if window is None else min(tokens, window) for window in self.windows)
-        return kept * self.token_bytes(item)
+        return sum(layer.cache_bytes(tokens, item) for layer in self.by_layer)
+
+    def kept_state_bytes(self, item: int) -> int:
+        """Of the recurrent states of all layers at one token."""
+        return self.recurrent * self.state.bytes(item)
 
     def state_bytes(self, item: int) -> int:
         """Of recurrent states, however many tokens there are: the present ones and those to return to."""
-        return STATES * self.recurrent * self.state.bytes(item)
+        return STATES * self.kept_state_bytes(item)
 
     def dense_on(self, device: str) -> str | None:
         """Why its answers attend fully on a kind of device where nothing else hinders, or None."""
-        return self.dense or latent_obstacle(bool(self.latent), device)
+        return self.dense or latent_obstacle(any(layer.latent for layer in self.by_layer), device)
 
     def code_bytes(self, tokens: int, dense_layers: int) -> int:
-        """Of the codes of so many keys, 2 bits for each coordinate and a scale for each key, in the layers
-        that have any.
-        """
-        coded = sum(window is None for window in self.windows[dense_layers:])
-        words = max(16, 1 << ((self.latent or self.head_dim) - 1).bit_length()) // 16
-        return coded * tokens * (1 if self.latent else self.kv_heads) * (4 * words + 2)
+        """Of the codes of so many keys, in the layers that have any."""
+        coded = (layer for layer in self.by_layer[dense_layers:] if layer.kind in CODED and layer.keeps)
+        return sum(layer.code_bytes for layer in coded) * tokens
 
 
-def read_shape(directory: Path) -> ModelShape:
-    """The shape of a model folder. Raises ModelUnavailableError where its config does not tell it."""
+def read_shape(directory: Path, *, trusts: bool = False) -> ModelShape:
+    """The shape of a model folder. trusts: code in the folder. Raises ModelUnavailableError where its config
+    does not tell it.
+    """
     try:
         config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-        return shape_of(config.get("text_config", config))
+        if tells_all(config):
+            return shape_of(config)
+        return shape_of_config(_through_transformers(directory, trusts=trusts))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error).strip().partition("\n")[0]
         raise ModelUnavailableError(f"{directory / CONFIG} does not describe a model: {reason}") from error
+
+
+def tells_all(config: dict[str, Any]) -> bool:
+    """Whether a file has everything that its model's shape depends on, without a class of transformers."""
+    told = _TOLD.get(str(config.get("model_type")))
+    return told is not None and all(name in config for name in (*_NEEDED, *told))
+
+
+def _through_transformers(directory: Path, *, trusts: bool) -> Any:
+    from adamas_cli.models.configs import read_config
+
+    return read_config(directory, trust_remote_code=trusts).get_text_config(decoder=True)
+
+
+def of_config(config: Any) -> Get:
+    """The fields of a text model's config as transformers reads it."""
+
+    def get(name: str, layer: int | None = None) -> Any:
+        # What varies by layer has no value for the whole.
+        if not getattr(config, "is_heterogeneous", False) or name not in (config.per_layer_attributes or ()):
+            return getattr(config, name, None)
+        return getattr(config.per_layer_config[layer or 0], name, None)
+
+    return get
+
+
+def shape_of_config(config: Any) -> ModelShape:
+    """The shape in the config of a text model as transformers reads it. Raises KeyError."""
+    return shape_from(of_config(config))
 
 
 def shape_of(config: dict[str, Any]) -> ModelShape:
     """The shape in the config of a text model, as transformers writes it. Raises KeyError."""
-    return shape_from(config.get)
+    return shape_from(lambda name, layer=None: config.get(name))
 
 
 def shape_from(get: Get) -> ModelShape:
-    """The same by its fields. get: one of them by its name, None where there is none. Raises KeyError."""
+    """The same by its fields. Raises KeyError."""
 
     def need(name: str) -> Any:
         found = get(name)
@@ -128,22 +247,18 @@ def shape_from(get: Get) -> ModelShape:
 
     choices = max((_largest(get(name)) for name in _CHOICES), default=0)
     inner = _largest(get("intermediate_size"))
-    heads = need("num_attention_heads")
+    context = context_of(get) or next((found for name in OTHER_CONTEXT if (found := get(name))), None)
     kinds = layer_kinds(get, get("num_hidden_layers") or 0)
     if not kinds:  # a list of them tells how many there are
         raise KeyError("num_hidden_layers")
-    windows = {SLIDING: get("sliding_window")} | dict.fromkeys((*RECURRENT, *STATELESS), 0)
-    rank = get("kv_lora_rank")
+    keeping = any(kind in KEEPING for kind in kinds)
     return ModelShape(
-        context=context_of(get) or need("model_max_length"),
+        context=context or need("max_position_embeddings"),
         hidden=need("hidden_size"),
         inner=inner,
-        heads=heads,
-        kv_heads=get("num_key_value_heads") or heads,
-        head_dim=get("head_dim") or get("attention_head_dim") or need("hidden_size") // heads,
+        heads=need("num_attention_heads") if keeping else 0,
         vocabulary=need("vocab_size"),
-        windows=tuple(windows.get(kind) for kind in kinds),
-        latent=rank + need("qk_rope_head_dim") if rank else 0,
+        by_layer=tuple(_layer(get, index, kinds) for index in range(len(kinds))),
         recurrent=sum(kind in (*RECURRENT, HYBRID) for kind in kinds),
         state=state_size(get),
         obstacle=attention_obstacle(get),
@@ -157,6 +272,37 @@ def shape_from(get: Get) -> ModelShape:
 def _largest(value: int | Sequence[int] | None) -> int:
     """Of a field that may tell each layer's; 0 where it is absent."""
     return max(value, default=0) if isinstance(value, Sequence) else value or 0
+
+
+def _layer(get: Get, index: int, kinds: Sequence[str]) -> LayerShape:
+    """One layer of a model whose layers are of these kinds."""
+    kind = kinds[index]
+    if kind not in KEEPING:
+        return LayerShape(kind, 0, 0, 0)
+    heads = get("num_attention_heads", index)
+    shared = _shares(get, index, kinds)
+    rank, rotated = get("kv_lora_rank"), get("qk_rope_head_dim")
+    if rank and kind == FULL:  # its key, of which the value is the first part
+        return LayerShape(kind, 1, rank + rotated, 0, None, shared, latent=True)
+    key_dim = get("head_dim", index) or get("attention_head_dim") or get("hidden_size") // heads
+    value_dim = get("v_head_dim", index) or key_dim
+    if rotated and (plain := get("qk_nope_head_dim")):  # all heads that are made of latents
+        key_dim, kv_heads = plain + rotated, heads
+    else:
+        kv_heads = _first(get, ("num_key_value_heads", "num_kv_heads"), index) or heads
+    return LayerShape(kind, kv_heads, key_dim, value_dim, _first(get, KEEPING[kind], index), shared)
+
+
+def _first(get: Get, names: Sequence[str], layer: int) -> int | None:
+    return next((found for name in names if (found := get(name, layer))), None)
+
+
+def _shares(get: Get, index: int, kinds: Sequence[str]) -> int | None:
+    """The layer whose keys and values a layer attends to: the last one of its kind that has its own."""
+    own = len(kinds) - (get("num_kv_shared_layers") or 0)
+    if index < own:
+        return None
+    return max(before for before in range(own) if kinds[before] == kinds[index])
 
 
 def layer_kinds(get: Get, layers: int) -> list[str]:
@@ -182,6 +328,8 @@ def sparse_obstacle(kinds: Iterable[str]) -> str | None:
 
 def attention_obstacle(get: Get) -> str | None:
     """Why Adamas attention would be wrong for a text model's config, or None where it is right."""
+    if known := OWN_ATTENTION.get(str(get("model_type"))):
+        return known
     kinds = set(layer_kinds(get, get("num_hidden_layers") or 0))
     if others := sorted(kinds - SERVED):
         return f"it has {' and '.join(others)} layers"

@@ -194,7 +194,7 @@ def decide_attention(
     full = Attention("full", None, None, None, settings.dense_layers, chunk)
     reason = obstacle or dense
     if reason is not None and settings.attn == "adamas":
-        raise refusal(reason)
+        raise UnservedError(reason)
     if obstacle is not None or settings.attn == "full":
         return full
     if dense is not None:
@@ -215,6 +215,9 @@ def check_error(settings: DecodingSettings) -> None:
         raise UsageError(f"`error` needs `scorer` dot: {settings.scorer} estimates no share.")
 
 
-def refusal(reason: str) -> ModelUnavailableError:
-    """The error for a model whose attention Adamas does not serve."""
-    return ModelUnavailableError(f"Adamas attention does not serve this model: {reason}. Use `attn` full.")
+class UnservedError(ModelUnavailableError):
+    """Adamas does not serve the attention of a model, for this reason."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"Adamas attention does not serve this model: {reason}. Use `attn` full.")
+        self.reason = reason

@@ -9,6 +9,7 @@ from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.machine.backends import backend_obstacles
 from adamas_cli.machine.gpus import Gpu, gpus
 from adamas_cli.models.device import device_kind, multiplies_bfloat16
+from adamas_cli.models.families import require_answering
 from adamas_cli.models.gguf.file import GgufFile
 from adamas_cli.models.prequantized import block_bytes, stored_bytes, stored_quantization
 from adamas_cli.models.quantization import installed_packages, packing_obstacle
@@ -17,7 +18,7 @@ from adamas_cli.models.shape import (
     count_tensors,
     count_weights,
     read_shape,
-    shape_from,
+    shape_of_config,
 )
 from adamas_cli.planning.decision import Backends, Machine, Model
 
@@ -44,10 +45,13 @@ def machine_facts(device: str) -> Machine:
     )
 
 
-def file_facts(files: ModelFiles) -> Model:
-    """Of a model by its files alone, without torch. Raises ModelUnavailableError where they do not tell."""
+def file_facts(files: ModelFiles, *, trusts: bool = False) -> Model:
+    """Of a model by its files alone, without torch where they tell everything. trusts: code in its folder.
+    Raises ModelUnavailableError where they do not, and for a model that cannot answer.
+    """
+    require_answering(files.name, files.directory)
     return Model(
-        read_shape(files.directory),
+        read_shape(files.directory, trusts=trusts),
         _count(files),
         stored_quantization(files.directory),
         stored_bytes(files.directory),
@@ -63,7 +67,7 @@ def config_facts(config: PreTrainedConfig, directory: Path | None, gguf: Path | 
 
     text = config.get_text_config()
     try:
-        shape = shape_from(lambda name: getattr(text, name, None))
+        shape = shape_of_config(text)
     except KeyError as error:
         raise ModelUnavailableError(f"the config of the model does not tell its {error}") from error
     stored = None if directory is None else stored_quantization(directory)

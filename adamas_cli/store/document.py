@@ -11,9 +11,9 @@ import numpy as np
 from torch import Tensor
 
 from adamas_cli.cache.cache import KVCache
-from adamas_cli.cache.geometry import state_bytes, stored_token_bytes
 from adamas_cli.cache.names import is_stream, split_name
 from adamas_cli.cache.placement import Placement, by_head
+from adamas_cli.models.shape import shape_of_config
 from adamas_cli.store.compression import compress, decompress
 from adamas_cli.store.entries import Entry, prune, save, total_bytes
 from adamas_cli.store.keeping import Keeper
@@ -47,7 +47,8 @@ class StoredDocument:
         turned: int | None = None,
     ) -> None:
         config = loaded.model.config.get_text_config()
-        self._each = stored_token_bytes(config, loaded.dtype)
+        shape, item = shape_of_config(config), loaded.dtype.itemsize
+        self._each = shape.cache_bytes(1, item)
         self.block = block_tokens(chunk, self._each)
         self._root, self._settings, self._note = documents_directory(), settings, note
         self._placement = placement
@@ -64,7 +65,7 @@ class StoredDocument:
         )
         self._keys = chain(facts, ids, self.block)
         self._tokens = len(ids)
-        state = state_bytes(config, loaded.dtype)
+        state = shape.kept_state_bytes(item)
         streams = self._each * len(ids)
         states = state + min(streams, state * len(self._keys))  # see `keeps_states`
         self._bytes = streams // (2 if self.alters else 1) + states

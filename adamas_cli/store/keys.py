@@ -63,7 +63,7 @@ def block_tokens(chunk: int, token_bytes: int) -> int:
 
     token_bytes: of one token's keys and values in all layers.
     """
-    return chunk * math.ceil(LEAST_BLOCK_BYTES / (chunk * token_bytes))
+    return chunk * math.ceil(LEAST_BLOCK_BYTES / (chunk * max(1, token_bytes)))
 
 
 def first_link(facts: Mapping[str, Any]) -> bytes:

@@ -12,12 +12,12 @@ from adamas_kernels.softmax import PLAIN, Softmax
 from adamas_kernels.torch.backend import TorchBackend
 from torch import Tensor
 
-from adamas_cli.cache.cache import layer_types
 from adamas_cli.cache.layer import FULL, HYBRID
 from adamas_cli.cache.mode import Sparse
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.timeline import Timeline
 from adamas_cli.lab.bench.traces import Trace
+from adamas_cli.models.shape import shape_of_config
 
 if TYPE_CHECKING:
     from adamas_cli.lab.bench.pulse import Pulse
@@ -108,8 +108,12 @@ def record(
     for event in timeline.read(ids[:context]):
         pulse.beat("reading", event.done, event.total)
     timeline.score(ids[context:], sparse=True)
-    kinds = layer_types(loaded.model.config.get_text_config())
+    layers = shape_of_config(loaded.model.config.get_text_config()).by_layer
     return recorder.traces(
         context,
-        [index for index, kind in enumerate(kinds) if kind in (FULL, HYBRID) and index >= dense_layers],
+        [
+            index
+            for index, layer in enumerate(layers)
+            if layer.kind in (FULL, HYBRID) and layer.shares is None and index >= dense_layers
+        ],
     )

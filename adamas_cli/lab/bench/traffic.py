@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from adamas_cli.cache.cache import layer_types
-from adamas_cli.cache.geometry import code_bytes, kv_heads, latent_dim, token_bytes
-from adamas_cli.cache.layer import HYBRID, RECURRENT, SLIDING, STATELESS
-from adamas_cli.models.recurrent import state_size
-from adamas_cli.models.shape import shape_from
+from adamas_cli.cache.layer import SLIDING
+from adamas_cli.models.shape import shape_of_config
 from adamas_cli.models.stacked_experts import StackedExperts, can_pack
 
 
@@ -17,24 +14,18 @@ def step_bytes(model: Any, length: int, budget: int | None, dense_layers: int) -
     the first layers.
     """
     config = model.config.get_text_config()
-    token = token_bytes(config, model.dtype)
-    heads = 1 if latent_dim(config) else kv_heads(config)
-    row = token // heads  # a key and its value
-    state = state_size(lambda name: getattr(config, name, None)).bytes(model.dtype.itemsize)
-    total = _weights(model)
-    for index, kind in enumerate(layer_types(config)):
-        if kind in (*RECURRENT, HYBRID):
-            total += 2 * state  # read and written
-        if kind in (*RECURRENT, *STATELESS):
+    shape, item = shape_of_config(config), model.dtype.itemsize
+    total = _weights(model) + 2 * shape.kept_state_bytes(item)  # read and written
+    for index, layer in enumerate(shape.by_layer):
+        read = layer if layer.shares is None else shape.by_layer[layer.shares]
+        if not read.keeps:
             continue
-        if kind == SLIDING:
-            total += min(length, config.sliding_window) * token
-        elif budget is None or index < dense_layers:
-            total += length * token
+        if layer.kind == SLIDING or budget is None or index < dense_layers:
+            total += read.cache_bytes(length, item)
         else:
             # Query heads of a group may choose the same tokens; what none of them shares is the upper bound.
-            chosen = min(budget * config.num_attention_heads, length * heads)
-            total += length * code_bytes(config) + chosen * row
+            chosen = min(budget * shape.heads, length * read.kv_heads)
+            total += length * read.code_bytes + chosen * read.token_bytes(item) // read.kv_heads
     return total
 
 
@@ -42,14 +33,14 @@ def _weights(model: Any) -> int:
     """Bytes of all weights but the embedding's, unless it is the head's too: a step reads one row of it. Of
     experts it reads those that the token chose.
     """
-    choices = shape_from(lambda name: getattr(model.config.get_text_config(), name, None)).choices
+    choices = shape_of_config(model.config.get_text_config()).choices
     unread = sum(
         _bytes(module) * max(0, module.num_experts - choices) // module.num_experts
         for module in model.modules()
         if isinstance(module, StackedExperts) or can_pack(module)
     )
-    embedding = getattr(model.get_input_embeddings(), "weight", None)  # None where rows stay in the file
-    tied = getattr(model.get_output_embeddings(), "weight", None) is embedding
+    embedding = _parameter(model.get_input_embeddings())  # None where rows stay in the file
+    tied = _parameter(model.get_output_embeddings()) is embedding
     return _bytes(model) - unread - (0 if embedding is None or tied else int(embedding.nbytes))
 
 
@@ -57,6 +48,11 @@ def _bytes(module: Any) -> int:
     """Of all weights of a module, but of embeddings in few bits."""
     held = sum(_held(parameter) for parameter in module.parameters())
     return held + sum(getattr(part, "weight_bytes", 0) for part in module.modules())
+
+
+def _parameter(module: Any) -> Any:
+    """The weight that a module holds as numbers, or None."""
+    return None if module is None else module._parameters.get("weight")
 
 
 def _held(tensor: Any) -> int:

@@ -1,0 +1,123 @@
+"""What is known of families of models by their type in transformers, before a weight is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adamas_cli.errors import ModelUnavailableError
+from adamas_cli.models.folder import CONFIG
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_OWN = "its attention does not go through transformers' interface"
+_TWICE = "each of its layers attends several times to the same tokens"
+# Families whose attention Adamas does not serve, with the reason; each runs with its own, full attention.
+# What a config tells by itself, such as soft caps, is not here. The engine looks at every model as it runs
+# and finds the same of families that are not here; this table is for plans.
+OWN_ATTENTION: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            "bloom",
+            "codegen",
+            "ctrl",
+            "falcon",
+            "gpt_neo",
+            "gpt_neox_japanese",
+            "gptj",
+            "mpt",
+            "xglm",
+        ),
+        _OWN,
+    ),
+    "diffllama": _TWICE,
+    "hrm_text": _TWICE,
+    "doge": "its attention mask is not plainly causal",
+}
+# Families whose recurrent layers begin anew in each pass of several tokens, whatever came before; in passes
+# of one token they go on.
+RESTARTING = frozenset({"jamba", "zamba"})
+
+_ENCODER = "it is an encoder, which reads text and does not write it"
+_ENCODER_DECODER = "it is one half of an encoder and a decoder"
+_NO_CACHE = "it keeps no cache of what it has read in the form of transformers"
+_AT_ONCE = "it reads a text all at once, and not in chunks"
+_NO_TEXT = "it does not answer text with text"
+_LISTED: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (
+        _ENCODER,
+        (
+            "bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie",
+            "megatron-bert", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm",
+            "xlm-roberta", "xlm-roberta-xl", "xmod",
+        ),
+    ),
+    (
+        _ENCODER_DECODER,
+        (
+            "bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "marian", "mbart", "mvp", "pegasus",
+            "plbart", "prophetnet", "trocr", "whisper",
+        ),
+    ),
+    (_AT_ONCE, ("recurrent_gemma",)),
+    (_NO_CACHE, ("cpmant", "minimax", "openai-gpt", "reformer", "rwkv", "xlnet", "xlstm")),
+    (
+        _NO_TEXT,
+        (
+            "blt", "gemma4_assistant", "gemma4_unified_assistant", "git", "mllama", "moshi",
+            "moss_transcribe_diarize", "musicgen", "musicgen_melody",
+        ),
+    ),
+)  # fmt: skip
+# Families of `AutoModelForCausalLM` that answer no questions, with the reason.
+UNANSWERING = {kind: reason for reason, kinds in _LISTED for kind in kinds}
+
+
+def model_type(directory: Path) -> str:
+    """What a folder's config says that its model is, empty where it cannot be read."""
+    try:
+        config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+        return str(config.get("model_type"))
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
+def require_answering(name: str, directory: Path) -> None:
+    """Raises ModelUnavailableError, before weights are loaded, for a model of a type that cannot answer."""
+    if reason := UNANSWERING.get(model_type(directory)):
+        raise ModelUnavailableError(f"{name} cannot answer questions: {reason}.")
+
+
+def auto_class(kind: str) -> str:
+    """The class of transformers that loads models of a type, with whatever they see and hear besides text."""
+    from transformers.models.auto import modeling_auto as auto
+
+    def has(mapping: str) -> Iterable[str]:
+        found: Iterable[str] = getattr(auto, mapping, {})
+        return found
+
+    if kind not in has("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"):
+        for mapping, name in _BESIDES_TEXT:
+            if kind in has(mapping):
+                return name
+    return "AutoModelForCausalLM"
+
+
+def leave_only_text(model: PreTrainedModel) -> None:
+    """Let go of the parts of a model that see and hear; text goes past them."""
+    from transformers import PreTrainedModel
+
+    whole = model.base_model
+    decoder = model.get_decoder()
+    for name, part in list(whole.named_children()):
+        if isinstance(part, PreTrainedModel) and part is not decoder and decoder is not whole:
+            setattr(whole, name, None)
+
+
+_BESIDES_TEXT = (
+    ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES", "AutoModelForImageTextToText"),
+    ("MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES", "AutoModelForMultimodalLM"),
+)
