@@ -104,37 +104,28 @@ def test_the_extras_are_those_of_the_package():
         assert any(requirement.startswith(package) for requirement in extras[extra])
 
 
-@pytest.mark.parametrize("fault", [RuntimeError, AssertionError, TypeError, AttributeError])
-@pytest.mark.parametrize("quantizing", [True, False])
-def test_weights_that_cannot_be_converted_are_no_fault_of_ours(fault, quantizing, tmp_path, monkeypatch):
+def read_refused(folder, monkeypatch, fault):
+    """Read a folder whose weights transformers does not convert."""
     from transformers import AutoModelForCausalLM
 
     def refuse(*arguments, **options):
-        raise fault("issues during automatic conversion of the weights")
+        raise fault
 
+    (folder / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    (folder / "model.safetensors").touch()
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
-    files = ModelFiles("a model", tmp_path, "")
-    expected = ModelUnavailableError if quantizing else fault
-    with pytest.raises(expected, match="automatic conversion"):
-        _read(files, torch.device("cpu"), torch.float32, False, None, quantizing=quantizing)
+    _read(ModelFiles("a model", folder, ""), torch.device("cpu"), torch.float32, False, None)
+
+
+@pytest.mark.parametrize("fault", [RuntimeError, AssertionError, TypeError, AttributeError])
+def test_weights_that_cannot_be_converted_are_no_fault_of_ours(fault, tmp_path, monkeypatch):
+    with pytest.raises(ModelUnavailableError, match="automatic conversion"):
+        read_refused(tmp_path, monkeypatch, fault("issues during automatic conversion of the weights"))
 
 
 def test_memory_that_ran_out_is_not_taken_for_weights_that_cannot_be_converted(tmp_path, monkeypatch):
-    from transformers import AutoModelForCausalLM
-
-    def refuse(*arguments, **options):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
     with pytest.raises(torch.OutOfMemoryError):
-        _read(
-            ModelFiles("a model", tmp_path, ""),
-            torch.device("cpu"),
-            torch.float32,
-            False,
-            None,
-            quantizing=True,
-        )
+        read_refused(tmp_path, monkeypatch, torch.OutOfMemoryError("CUDA out of memory"))
 
 
 @pytest.mark.parametrize("name", ["bitsandbytes.autograd._functions", "torchao", "torch.utils._pytree"])

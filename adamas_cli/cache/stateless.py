@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
+from transformers import cache_utils
 
 from adamas_cli.cache.extent import Extent
 from adamas_cli.cache.layer import Layer
 
+# Versions of transformers that have a class for such layers know them by it.
+_Known: type = getattr(cache_utils, "DummyLayer", object)
 
-class StatelessLayer(Layer):
+
+class StatelessLayer(Layer, _Known):
     """Nothing is known of the tokens, so every state is the same one."""
 
     storable = True

@@ -71,7 +71,7 @@ def leave_in_file(model: nn.Module, directory: Path, changed: Collection[str] = 
 
 
 def _find(directory: Path, name: str, weight: Tensor) -> StoredRows | None:
-    for file in weight_files(directory):
+    for file in filter(Path.is_file, weight_files(directory)):  # there may be no weights of a folder's own
         with open(file, "rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             entry = json.loads(stream.read(length)).get(name)
