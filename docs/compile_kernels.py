@@ -1,6 +1,6 @@
 """Compile every Triton kernel for the supported NVIDIA generations, on any machine, and print what it takes.
 
-    python docs/compile_kernels.py [--generations 80,90,120]
+    python docs/compile_kernels.py [--generations 80,90,120] [--kinds Q4_K,Q6_K]
 
 Exits with 1 if a kernel spills more registers to its stack than the limit recorded here, or if numbers do not
 lie in the lanes that the assembly of tile.py expects.
@@ -14,7 +14,7 @@ import itertools
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -222,8 +222,8 @@ def lanes_in_order(result: Any) -> bool:
     return LANES_IN_ORDER in text and text.count(" = #ttg.") == 1 and "convert_layout" not in text
 
 
-def all_launches(generation: int) -> Iterator[tuple[str, Launch]]:
-    """Every launch to compile, with what it is for."""
+def all_launches(generation: int, kinds: Sequence[str]) -> Iterator[tuple[str, Launch]]:
+    """Every launch to compile, with what it is for. kinds: of weights in products."""
     for scorer, dtype, heads, kv_heads, dim, new, budget, error, softmax in CASES:
         settings = SparseSettings(budget=budget, scorer=scorer, error=error)
         shape = f"{scorer}, {heads}/{kv_heads} heads of {dim}, {new} new, {TYPES[dtype]}"
@@ -231,7 +231,7 @@ def all_launches(generation: int) -> Iterator[tuple[str, Launch]]:
         shape += ", with sinks" if softmax.sinks is not None else ", capped" if softmax.softcap else ""
         for launch in launches(dtype, heads, kv_heads, dim, new, settings, softmax, generation):
             yield shape, launch
-    for kind, (outputs, inputs, rows) in itertools.product(KINDS, PRODUCTS):
+    for kind, (outputs, inputs, rows) in itertools.product(kinds, PRODUCTS):
         for launch in products(kind, outputs, inputs, rows, generation):
             yield f"{kind}, {inputs} to {outputs}, {rows} rows", launch
     for launch in mixtures(generation):
@@ -241,12 +241,13 @@ def all_launches(generation: int) -> Iterator[tuple[str, Launch]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--generations", default="80,90,120")
+    parser.add_argument("--kinds", default=",".join(KINDS))
     options = parser.parse_args()
     spilled = misplaced = False
     print("| kernel | for | generation | registers | shared bytes | stack bytes |")
     print("|---|---|---:|---:|---:|---:|")
     for generation in map(int, options.generations.split(",")):
-        for shape, launch in all_launches(generation):
+        for shape, launch in all_launches(generation, options.kinds.split(",")):
             result = compiled(launch, generation)
             name, (registers, stack, shared) = launch[0].fn.__name__, resources(result)
             print(f"| {name} | {shape} | sm_{generation} | {registers} | {shared} | {stack} |", flush=True)
