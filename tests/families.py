@@ -87,8 +87,8 @@ SMALL: dict[str, Any] = {
 class Family:
     """A row. reason: why Adamas does not serve it, a part of the sentence, None where it does. refused:
     whether it cannot even run with full attention. fields: of its config, besides `SMALL`. deep: whether all
-    checks run, since it differs in kind from those that do, and test_hybrid.py does not run them. text: the row of its text part, where that is all
-    that is looked at.
+    checks run, since it differs in kind from those that do, and test_hybrid.py does not run them. text: the
+    row of its text part, where that is all that is looked at.
     """
 
     text: str | None = None
