@@ -40,7 +40,13 @@ from triton.runtime.jit import JITFunction
 # Bytes of stack that spilled registers may take. Most are for float32 keys of 256 coordinates, the widest
 # here: a prompt's keys, encoded by whole blocks, and sixteen new tokens, more than a step usually encodes or
 # attends from. Products spill with inputs in float32 only.
-STACK_LIMIT = {"encode_kernel": 7936, "enter_kernel": 752, "dense_kernel": 8, "plane_product_kernel": 32}
+STACK_LIMIT = {
+    "encode_kernel": 7936,
+    "enter_kernel": 792,
+    "dense_kernel": 8,
+    "banded_kernel": 8,
+    "plane_product_kernel": 32,
+}
 # Bytes of shared memory that a program can have.
 SHARED_LIMIT = {80: 166912, 90: 232448, 120: 101376}
 CAPACITY = 131072  # tokens of a cache, as far as kernels are made for it

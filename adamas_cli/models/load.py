@@ -78,7 +78,6 @@ def load(
     import torch
 
     require_answering(files.name, files.directory)
-    context = read_shape(files.directory, trusts=trust_remote_code).context
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)
     stored = stored_quantization(files.directory)
@@ -102,6 +101,7 @@ def load(
         require_readable(files.name, stored, quantization, chosen_device.type)
     elif quantization in PACKAGES:
         how = quantization_config(quantization, chosen_dtype)
+    context = read_shape(files.directory, trusts=trust_remote_code).context
     if chosen_device.type == "cpu":
         computing = use_threads(threads)
         if log.isEnabledFor(logging.INFO):

@@ -248,7 +248,10 @@ def shape_from(get: Get) -> ModelShape:
     choices = max((_largest(get(name)) for name in _CHOICES), default=0)
     inner = _largest(get("intermediate_size"))
     context = context_of(get) or next((found for name in OTHER_CONTEXT if (found := get(name))), None)
-    kinds = layer_kinds(get, get("num_hidden_layers") or 0)
+    layers = get("num_hidden_layers") or 0
+    if not isinstance(layers, int):
+        raise TypeError(f"`num_hidden_layers` is {layers!r}")
+    kinds = layer_kinds(get, layers)
     if not kinds:  # a list of them tells how many there are
         raise KeyError("num_hidden_layers")
     keeping = any(kind in KEEPING for kind in kinds)
