@@ -27,7 +27,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from adamas_cli.commands.bench.shared import parse_lengths
-from adamas_cli.engine.attention import AttentionSettings, unserved_reason
+from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.timeline import Timeline
 from adamas_cli.lab.bench.clock import copy_bandwidth_apart
 from adamas_cli.lab.bench.document import random_document
@@ -39,6 +39,7 @@ from adamas_cli.models import LoadedModel, ModelFiles
 from adamas_cli.models.filling import compute_buffers
 from adamas_cli.models.plane_experts import PlaneExperts
 from adamas_cli.models.plane_linear import PlaneLinear
+from adamas_cli.models.shape import shape_of_config
 from adamas_cli.models.stacked_experts import WEIGHTS, can_pack, widths
 
 DEVICE, DTYPE = torch.device("cuda"), torch.bfloat16
@@ -201,7 +202,7 @@ def decodes(
     context = tokens_needed(max(lengths), generated) + SPARE
     loaded = random_model(family, layers, context)
     config = loaded.model.config.get_text_config()
-    kind = "full" if unserved_reason(config) else "adamas"
+    kind = "full" if shape_of_config(config).obstacle else "adamas"
     attention = AttentionSettings(kind, budget_by_context=True)
     reason = Timeline(loaded, attention, context=context).step_reason
     say(f"{family.model_type}, {layers} layers: {reason or 'steps are captured'}")

@@ -23,7 +23,7 @@ from adamas_cli.machine.backends import backend_obstacles
 from adamas_cli.models import ModelFiles, load
 from adamas_cli.models.device import choose_dtype
 from adamas_cli.models.quantization import PACKAGES, packing_obstacle
-from adamas_cli.models.shape import read_shape
+from adamas_cli.models.shape import read_shape, shape_of_config
 from adamas_cli.planning.choice import PREFILL_CHUNK, budget_for
 from adamas_cli.planning.decision import Backends, Machine, decide
 from adamas_cli.planning.facts import config_facts, file_facts, machine_facts
@@ -148,11 +148,11 @@ def test_the_engine_decides_as_is_planned_on_a_gpu(
         asked = AttentionSettings.of(chosen).asked(chosen.prefill_chunk)
         if files.name == UNSERVED and chosen.attn == "adamas":
             with pytest.raises(ModelUnavailableError):
-                decide_for(config, dtype, device, asked, tokens)
+                decide_for(shape_of_config(config), dtype, device, asked, tokens)
             with pytest.raises(ModelUnavailableError):
                 decide(models[0], machine, ModelSettings(), chosen, tokens)
             continue
-        run = decide_for(config, dtype, device, asked, tokens)
+        run = decide_for(shape_of_config(config), dtype, device, asked, tokens)
         for model in models:
             decision = decide(model, machine, ModelSettings(), chosen, tokens)
             assert decision.attention == run

@@ -9,10 +9,9 @@ from typing import cast
 import torch
 from adamas_kernels.contract import SparseSettings
 from adamas_kernels.dispatch import BACKENDS, load, obstacle
-from transformers import PreTrainedConfig
 
 from adamas_cli.cache.mode import Sparse
-from adamas_cli.models.shape import attention_obstacle, of_config, shape_of_config
+from adamas_cli.models.shape import ModelShape
 from adamas_cli.planning.decision import Attention, Backends, check_error, decide_attention
 from adamas_cli.settings import DENSE_LAYERS, AttentionKind, BackendName, DecodingSettings, Scorer
 
@@ -72,25 +71,24 @@ def sparse_settings(chosen: DecodingSettings, budget: int) -> SparseSettings:
 
 
 def decide_for(
-    config: PreTrainedConfig,
+    shape: ModelShape,
     dtype: torch.dtype,
     device: torch.device,
     asked: DecodingSettings,
     context: int,
     unserved: str | None = None,
 ) -> Attention:
-    """What is decided about a text model's config, with so many tokens, on a device. unserved: why
-    Adamas does not serve it, where that was found out otherwise. Raises UsageError where
-    a named backend cannot run, and ModelUnavailableError where Adamas is asked for and does not serve the
-    model.
+    """What is decided about a model of this shape, with so many tokens, on a device. unserved: why Adamas
+    does not serve it, where its shape does not tell.
+
+    Raises UsageError where a named backend cannot run, and ModelUnavailableError where Adamas is asked for
+    and does not serve the model.
     """
-    unserved = unserved or unserved_reason(config)
-    shape = shape_of_config(config)
     return decide_attention(
         asked,
         context,
         backends_of(device),
-        obstacle=unserved,
+        obstacle=unserved or shape.obstacle,
         dense=shape.dense_on(device.type),
         token_bytes=shape.token_bytes(dtype.itemsize),
     )
@@ -99,8 +97,3 @@ def decide_for(
 def backends_of(device: torch.device) -> Backends:
     """What computes sparse steps on a device, and what cannot."""
     return Backends(device.type, {name: obstacle(name, device) for name in BACKENDS})
-
-
-def unserved_reason(config: PreTrainedConfig) -> str | None:
-    """Why this module's attention would be wrong for a text model's config, or None where it is right."""
-    return attention_obstacle(of_config(config))

@@ -15,13 +15,11 @@ from adamas_cli.cache.full import FullLayer
 from adamas_cli.cache.mode import READING, Mode
 from adamas_cli.cache.placement import Allocated, placement_on
 from adamas_cli.cache.sliding import SlidingLayer
-from adamas_cli.engine.attention import unserved_reason
 from adamas_cli.engine.fused import fuse
 from adamas_cli.engine.interface import Pass, install, under_way
 from adamas_cli.engine.rotation import foresee
 from adamas_cli.models.families import RESTARTING
-from adamas_cli.models.rotary import rotation_of
-from adamas_cli.models.shape import of_config, shape_of_config
+from adamas_cli.models.shape import shape_of_config
 from adamas_cli.planning.decision import UnservedError
 
 if TYPE_CHECKING:
@@ -47,11 +45,11 @@ class Model:
         self.module = loaded.model
         self.device: torch.device = self.module.device
         self.config = self.module.config.get_text_config()
-        self.unserved = unserved_reason(self.config)
+        self.shape = shape_of_config(self.config)
+        self.unserved = self.shape.obstacle
         self.placement = placement_on(self.device)
         self.is_fused = obstacle("triton", self.device) is None
         self.dense: Backend | None = None
-        self.shape = shape_of_config(self.config)
         parameters = inspect.signature(self.module.forward).parameters
         self._last_only, self._placed = ("logits_to_keep" in parameters), ("position_ids" in parameters)
         self._restarts = self.config.model_type in RESTARTING
@@ -64,7 +62,7 @@ class Model:
         if self.is_fused:
             fuse(self.module)
             self.dense = load("triton") if self.unserved is None else None
-        self.rotation = rotation_of(of_config(self.config))
+        self.rotation = self.shape.rotation
         if self.rotation.scalings:
             foresee(self.module)
 

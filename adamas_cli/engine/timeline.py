@@ -96,7 +96,7 @@ class Timeline:
         self._said: set[str] = set()
         self._captures = graphs
         decided = decide_for(
-            self.model.config,
+            self.model.shape,
             loaded.model.dtype,
             self.model.device,
             attention.asked(prefill_chunk),

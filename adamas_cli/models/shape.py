@@ -87,8 +87,8 @@ class Get(Protocol):
 class LayerShape:
     """What a layer keeps of a token. kind: as transformers calls it. key_dim, value_dim: numbers in a head's
     key and value. window: tokens that it keeps, None where it keeps all. shares: the layer whose keys and
-    values it attends to instead of its own, None where it has its own.
-    latent: whether one latent is kept instead of heads.
+    values it attends to instead of its own, None where it has its own. latent: whether one latent is kept
+    instead of heads.
     """
 
     kind: str
