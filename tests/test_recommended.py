@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 import pytest
 from conftest import Run
 from test_stores import in_hub_cache
+from told import Notes
 
 from adamas_cli.cli import run
 from adamas_cli.commands.better import tell_better
@@ -17,7 +18,6 @@ from adamas_cli.machine.memory import Memory
 from adamas_cli.models.quantizations import models_among, one_of, quantization
 from adamas_cli.models.recommended import as_of, recommended
 from adamas_cli.planning import fitting
-from adamas_cli.progress import Silent
 from adamas_cli.settings import ModelSettings
 
 GIB = 1 << 30
@@ -106,22 +106,14 @@ def test_the_command_lists_them_with_what_fits(tmp_path: Path, capsys: pytest.Ca
     assert told[-1]["fitting_tokens"] == 0
 
 
-class Notes(Silent):
-    def __init__(self) -> None:
-        self.told: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.told.append(text)
-
-
 def test_the_default_model_says_once_what_would_be_better(tmp_path: Path) -> None:
     notes = Notes()
     tell_better(ModelSettings(), notes, quiet=True)
     tell_better(ModelSettings("smollm2-135m"), notes, quiet=False)
-    assert notes.told == []
+    assert notes.lines == []
     tell_better(ModelSettings(), notes, quiet=False)
     tell_better(ModelSettings(), notes, quiet=False)
-    (told,) = notes.told
+    (told,) = notes.lines
     assert "adamas models pull bartowski/Qwen_Qwen3-4B-Instruct-2507-GGUF:Q4_K_M" in told
 
 
@@ -129,7 +121,7 @@ def test_nothing_is_said_where_nothing_better_fits(monkeypatch: pytest.MonkeyPat
     on_cpu(monkeypatch, GIB)
     notes = Notes()
     tell_better(ModelSettings(), notes, quiet=False)
-    assert notes.told == []
+    assert notes.lines == []
     assert not (tmp_path / "cache/models").exists()
 
 

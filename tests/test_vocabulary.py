@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizer_families import build, prose
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+from told import Notes
 
 from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.models.vocabulary import end_ids, tokenizer_of
@@ -186,19 +187,11 @@ def test_text_is_prepared_as_transformers_own_class_does(rule: str, module: str,
     assert ours.pre_tokenizer.pre_tokenize_str(text) == theirs.pre_tokenizer.pre_tokenize_str(text)
 
 
-class Notes(Silent):
-    def __init__(self) -> None:
-        self.told: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.told.append(text)
-
-
 @pytest.mark.parametrize("rule", [*sorted(SPLITTINGS), None, "of-tomorrow"])
 def test_a_note_comes_only_where_splitting_may_be_off(rule: str | None) -> None:
     notes = Notes()
     tokenizer_of(keys(rule), notes)
-    assert len(notes.told) == (rule not in SPLITTINGS)
+    assert len(notes.lines) == (rule not in SPLITTINGS)
 
 
 # SentencePiece

@@ -1,4 +1,4 @@
-"""What a user is told by an error: settings are named as the command line spells them."""
+"""What a user is told, by notes and by errors: settings are named as the command line spells them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ from contextlib import contextmanager
 import pytest
 
 from adamas_cli.errors import AdamasError
+from adamas_cli.progress import Silent
 from adamas_cli.terminal.spelling import spelled
+
+
+class Notes(Silent):
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
 
 
 @contextmanager

@@ -55,13 +55,7 @@ def forecast(
     """
     chosen = settings.model
     require_here(chosen.model, device=chosen.device, adapter=chosen.adapter)
-    files = resolve(
-        chosen.model,
-        device=chosen.device,
-        offline=chosen.offline,
-        adapter=chosen.adapter,
-        progress=progress,
-    )
+    files = resolve(chosen.model, **chosen.finding, progress=progress)
     return Forecast(files, settings, progress).plan(documents, questions, calibrates)
 
 

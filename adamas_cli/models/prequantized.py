@@ -6,14 +6,13 @@ reads what the libraries of KEPT multiply themselves; all else is refused before
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adamas_cli.errors import ModelUnavailableError, UsageError
 from adamas_cli.models.checkpoint.forms import scheme_of
 from adamas_cli.models.checkpoint.layers import held_bytes
-from adamas_cli.models.folder import CONFIG
+from adamas_cli.models.folder import CONFIG, read_object
 from adamas_cli.models.quantization import PACKAGES, is_installed, is_plain
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ def stored_quantization(directory: Path) -> dict[str, Any] | None:
     """What the config in `directory` says about quantized weights, with its `quant_method`; None where they
     are numbers as they are, or the config cannot be read, of which transformers says more.
     """
-    config = _read(directory / CONFIG)
+    config = read_object(directory / CONFIG)
     text: dict[str, Any] = config.get("text_config") or {}
     stored = config.get("quantization_config") or text.get("quantization_config")
     if not stored:
@@ -54,17 +53,8 @@ def _by_others(directory: Path, config: dict[str, Any]) -> dict[str, Any] | None
     mlx = config.get("quantization")
     if isinstance(mlx, dict) and mlx.get("group_size"):
         return {**mlx, "quant_method": "mlx"}
-    modelopt = _read(directory / MODELOPT).get("quantization") or {}
+    modelopt = read_object(directory / MODELOPT).get("quantization") or {}
     return {**modelopt, "quant_method": "modelopt"} if modelopt.get("quant_algo") else None
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """What a file of JSON says; nothing where it cannot be read."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def require_readable(name: str, stored: dict[str, Any], quantization: str, device: str) -> None:

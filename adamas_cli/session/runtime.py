@@ -64,13 +64,7 @@ class Runtime:
             raise UsageError(
                 "`sources` shows what sparse attention chose to read: leave out `attn` full, or `sources`"
             )
-        files = models.resolve(
-            model.model,
-            device=model.device,
-            offline=model.offline,
-            adapter=model.adapter,
-            progress=progress,
-        )
+        files = models.resolve(model.model, **model.finding, progress=progress)
         require_known_code(files.directory, trust_remote_code=model.trust_remote_code)
         begun = time.perf_counter()
         chat = ChatTemplateFile(files.texts)

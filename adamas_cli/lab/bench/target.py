@@ -68,13 +68,7 @@ def model_target(options: ModelSettings, progress: Progress) -> Target:
     """The model that the settings name. Raises ModelUnavailableError, UsageError."""
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
-    files = models.resolve(
-        options.model,
-        device=options.device,
-        offline=options.offline,
-        adapter=options.adapter,
-        progress=progress,
-    )
+    files = models.resolve(options.model, **options.finding, progress=progress)
 
     def load(progress: Progress) -> models.LoadedModel:
         return models.load(files, **options.loading, progress=progress)

@@ -46,13 +46,7 @@ class Subject:
         """
         device = choose_device(model.device)
         name, _ = backends_of(device).pick(backend)
-        files = models.resolve(
-            model.model,
-            device=model.device,
-            offline=model.offline,
-            adapter=model.adapter,
-            progress=progress,
-        )
+        files = models.resolve(model.model, **model.finding, progress=progress)
         tokenizer = Tokenizer.of(files)
         dtype = choose_dtype(model.dtype, device)
         found = cls(files, tokenizer, device, dtype, name, dense_layers, model)
