@@ -25,7 +25,7 @@ from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.forecast.calibration import calibrate
 from adamas_cli.models import LoadedModel, ModelFiles, load
 from adamas_cli.planning.decision import decide
-from adamas_cli.planning.facts import file_facts, machine_facts
+from adamas_cli.planning.facts import config_facts, file_facts, machine_facts
 from adamas_cli.progress import Silent
 from adamas_cli.settings import DecodingSettings, ModelSettings
 from adamas_cli.store import document as stored_document
@@ -226,7 +226,10 @@ def test_a_model_that_sees_answers_by_its_text_part(name: str, tmp_path: Path) -
     assert_near(read(opened(model, FULL)).score(IDS[DOCUMENT:], sparse=False), expected)
     sparse = read(opened(model, WHOLE))
     assert_near(sparse.score(IDS[DOCUMENT:], sparse=True), expected)
-    assert file_facts(model.files).shape == Model.of(model).shape
+    facts, built = file_facts(model.files), config_facts(config, tmp_path)
+    assert facts.shape == Model.of(model).shape
+    numbers = sum(parameter.numel() for parameter in model.model.parameters())
+    assert facts.weights.bytes(1) == built.weights.bytes(1) == numbers
 
 
 @pytest.mark.parametrize("name", ["deepseek_v32", "llama4_text", "nanochat"])
