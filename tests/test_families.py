@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from adamas_kernels.contract import SparseSettings
-from families import FAMILIES, SMALL, VOCABULARY, Family, fields_of, tiny_config, tiny_family
+from families import FAMILIES, SEEING, VOCABULARY, Family, seeing_config, tiny_config, tiny_family
 from safetensors.torch import save_file
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -174,49 +174,9 @@ def test_a_family_that_cannot_answer_is_refused_before_weights_are_loaded(name: 
     assert raised.value.message == told.value.message
 
 
-MROPE = {
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
-    "sliding_window": None,
-}
-SEEING: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "gemma3": (
-        "gemma3_text",
-        {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
-        {},
-    ),
-    "mistral3": (
-        "mistral",
-        {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
-        {},
-    ),
-    "qwen2_5_vl": ("qwen2", {"depth": 1, "hidden_size": 32, "num_heads": 2, "out_hidden_size": 64}, MROPE),
-    "qwen3_vl": (
-        "qwen3",
-        {
-            "depth": 1,
-            "hidden_size": 32,
-            "num_heads": 2,
-            "out_hidden_size": 64,
-            "deepstack_visual_indexes": [0],
-        },
-        MROPE,
-    ),
-}  # of its text, and fields of what it sees with and of its text
-
-
 @pytest.mark.parametrize("name", SEEING)
 def test_a_model_that_sees_answers_by_its_text_part(name: str, tmp_path: Path) -> None:
-    row, sight, extra = SEEING[name]
-    text = {field: value for field, value in SMALL.items() if field in fields_of(CONFIG_MAPPING[row])}
-    if row == "mistral":
-        text["model_type"] = row
-    config = CONFIG_MAPPING[name](
-        text_config=text | FAMILIES[row].fields | extra,
-        vision_config=sight,
-        image_token_id=0,
-        video_token_id=1,
-        tie_word_embeddings=False,
-    )
+    config = seeing_config(name)
     torch.manual_seed(0)
     module = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
     module.save_pretrained(tmp_path)
