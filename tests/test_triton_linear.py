@@ -320,10 +320,10 @@ def seeing_and_its_blocks(name):
     return with_blocks(from_config(config).eval())
 
 
-@pytest.mark.parametrize("name", ["mistral3", "qwen3_vl"])
-def test_a_model_that_sees_is_fused_in_its_text_part(name):
-    model, blocks = seeing_and_its_blocks(name)
-    place(model, blocks)
+def test_a_model_that_sees_is_fused_in_its_text_part():
+    model, blocks = seeing_and_its_blocks("qwen3_vl")
+    last = "language_model.layers.0.self_attn.o_proj", "language_model.layers.0.mlp.down_proj"
+    place(model, {part: blocks[part] for part in blocks if part.endswith(last)})
     fuse(model)
     text = model.get_decoder()
     assert "forward" in vars(text.layers[0])

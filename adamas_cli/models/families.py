@@ -123,7 +123,9 @@ def from_config(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
     """The model that transformers builds for a config, with random weights, as far as it answers with text."""
     import transformers
 
-    model: PreTrainedModel = getattr(transformers, auto_class(config.model_type)).from_config(config, **options)
+    model: PreTrainedModel = getattr(transformers, auto_class(config.model_type)).from_config(
+        config, **options
+    )
     leave_only_text(model)
     return model
 
