@@ -344,7 +344,7 @@ FAMILIES: dict[str, Family] = {
 
 @dataclass(frozen=True)
 class Seeing:
-    """A model that also sees. row: the family that its text part is like; text, sight: fields of its parts."""
+    """One that also sees. row: the family that its text part is like; sight, text: fields of its parts."""
 
     row: str
     sight: dict[str, Any]

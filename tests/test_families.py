@@ -24,6 +24,7 @@ from adamas_cli.engine.timeline import Timeline
 from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.forecast.calibration import calibrate
 from adamas_cli.models import LoadedModel, ModelFiles, load
+from adamas_cli.models.families import RESTARTING
 from adamas_cli.planning.decision import decide
 from adamas_cli.planning.facts import config_facts, file_facts, machine_facts
 from adamas_cli.progress import Silent
@@ -140,6 +141,15 @@ def kept_and_restored(
         kept.finish()
         assert first.reused == known
         assert_near(timeline.score(IDS[DOCUMENT:], sparse=False), cold.score(IDS[DOCUMENT:], sparse=False))
+
+
+@pytest.mark.parametrize("name", sorted(RESTARTING))
+def test_a_chunk_is_one_pass_where_transformers_would_begin_anew(name: str, tmp_path: Path) -> None:
+    model, passes = loaded(tiny_family(name), tmp_path), []
+    timeline = opened(model, FULL)
+    model.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    read(timeline)
+    assert len(passes) == -(-DOCUMENT // CHUNK)
 
 
 def as_is_planned(family: Family, model: LoadedModel) -> None:

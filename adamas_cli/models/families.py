@@ -37,8 +37,8 @@ OWN_ATTENTION: dict[str, str] = {
     "hrm_text": _TWICE,
     "doge": "its attention mask is not plainly causal",
 }
-# Families whose recurrent layers begin anew in each pass of several tokens, whatever came before; in passes
-# of one token they go on.
+# Families whose recurrent layers begin anew in each pass of several tokens in transformers, whatever came
+# before; in passes of one token they go on.
 RESTARTING = frozenset({"jamba", "zamba"})
 # Parts of models by their names among tensors, which see, hear or foretell; answering with text does without.
 UNREAD = frozenset(
@@ -120,7 +120,7 @@ def is_read(name: str) -> bool:
 
 
 def from_config(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
-    """The model that transformers builds for a config, with random weights, as far as it answers with text."""
+    """What transformers builds for a config, with random weights, as far as it answers with text."""
     import transformers
 
     model: PreTrainedModel = getattr(transformers, auto_class(config.model_type)).from_config(
