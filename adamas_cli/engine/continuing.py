@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 SCAN = "mamba_selective_scan"  # transformers' function, which begins with nothing
@@ -53,30 +54,21 @@ def _starting(mixer: Any, own: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _continued(own: Callable[..., Any]) -> Callable[..., Any]:
+    """A scan that begins with the next of the states of its mixer, where there is one."""
+
     def scan(
-        hidden_states: Tensor,
-        dt: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None = None,
-        z: Tensor | None = None,
-        delta_bias: Tensor | None = None,
-        delta_softplus: bool = False,
-        return_last_state: bool = False,
-        **options: Any,
+        inputs: Tensor, dt: Tensor, rates: Tensor, writers: Tensor, readers: Tensor, **options: Any
     ) -> Any:
+        out, last = own(inputs, dt, rates, writers, readers, **{**options, "return_last_state": True})
         state = next(_STATES.get() or iter(()), None)
-        out, last = own(
-            hidden_states, dt, A, B, C, D, z, delta_bias, delta_softplus, return_last_state=True, **options
-        )
         if state is not None:
-            steps = dt.float() if delta_bias is None else dt.float() + delta_bias.float()[:, None]
-            steps = torch.nn.functional.softplus(steps) if delta_softplus else steps
-            read, left = carried(state, steps, A, C)
-            out = out + (read if z is None else read * torch.nn.functional.silu(z)).to(out.dtype)
+            bias, gate = options.get("delta_bias"), options.get("z")
+            steps = dt.float() if bias is None else dt.float() + bias.float()[:, None]
+            steps = F.softplus(steps) if options.get("delta_softplus") else steps
+            read, left = carried(state, steps, rates, readers)
+            out = out + (read if gate is None else read * F.silu(gate)).to(out.dtype)
             last = last + left.to(last.dtype)
-        return (out, last) if return_last_state else out
+        return (out, last) if options.get("return_last_state") else out
 
     scan.carries_on = True  # type: ignore[attr-defined]
     return scan
