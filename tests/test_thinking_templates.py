@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -96,6 +98,14 @@ def test_prompts_end_as_the_model_is_to_go_on(folder: Path) -> None:
     row = THINKERS[folder.name]
     assert framed(folder).tail.endswith(row.tail)
     assert framed(folder, wanted=False).tail.endswith(row.without)
+
+
+def test_what_stands_before_documents_is_the_same_all_year(folder: Path) -> None:
+    head = framed(folder).head
+    told = re.findall(r"date: (.+)", head, re.IGNORECASE)
+    assert bool(told) == ("strftime_now" in THINKERS[folder.name].template)
+    year = date.today().year
+    assert set(told) <= {f"{year}-01-01", f"01 January {year}"}
 
 
 def heard(folder: Path, said: str, wanted: bool | None = None) -> tuple[str, str]:
