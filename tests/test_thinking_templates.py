@@ -1,4 +1,4 @@
-"""Thinking models through the whole command: their own templates, and a script played in place of the model."""
+"""Thinking models through the whole command: their own templates, with a script in place of the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chat templates of thinking models, cut down to what they do about thoughts: their marks, switches and ends."""
+"""Chat templates of thinking models, cut down to what they do about thoughts: marks, switches and ends."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ R1 = (
     "{% for message in messages %}{% if message['role'] == 'user' %}"
     "{{ '<\uff5cUser\uff5c>' + message['content'] }}{% elif message['role'] == 'assistant' %}"
     "{{ '<\uff5cAssistant\uff5c>' + message['content'].split('</think>')[-1] + eos_token }}"
-    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<\uff5cAssistant\uff5c><think>\\n' }}{% endif %}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<\uff5cAssistant\uff5c><think>\\n' }}{% endif %}"
 )
 MAGISTRAL = (
     "{%- set default = 'First think, as in [THINK]a draft[/THINK]then answer.' %}{{- bos_token }}"
@@ -78,7 +79,8 @@ GLM = (
     "{{- m.content.split('</think>')[-1].strip() }}\n"
     "{%- else -%}<|system|>\n{{ m.content }}{%- endif -%}{%- endfor -%}\n"
     "{%- if add_generation_prompt -%}<|assistant|>"
-    "{{- '\\n<think></think>' if (enable_thinking is defined and not enable_thinking) else '' -}}{%- endif -%}"
+    "{{- '\\n<think></think>' if (enable_thinking is defined and not enable_thinking) else '' -}}"
+    "{%- endif -%}"
 )
 KIMI = (
     "{%- if messages[0]['role'] != 'system' -%}<|im_system|>system<|im_middle|>You are a model.<|im_end|>"

@@ -72,8 +72,8 @@ class ChatTemplateFile:
 
 
 def _this_year(form: str) -> str:
-    """The date that templates tell a model: the first day of the year. It stands before the documents, so with
-    the day itself all that is kept would be read again on the next.
+    """The date that templates tell a model: the first day of the year. It stands before the documents, so
+    with the day itself all that is kept would be read again on the next.
     """
     return date(date.today().year, 1, 1).strftime(form)
 
