@@ -163,9 +163,11 @@ def as_is_planned(family: Family, model: LoadedModel) -> None:
     planned = decide(facts, machine, loading, DecodingSettings(), LONG).attention
     run = Timeline(model, AttentionSettings.of(DecodingSettings()), context=LONG)
     assert (planned.kind, planned.chunk) == (run.attention_kind, run.chunk)
-    assert planned.kind == ("adamas" if family.reason is None else "full")
-    if family.reason is not None:
-        asked = DecodingSettings(attn="adamas")
+    assert planned.kind == ("adamas" if family.reason is None and not facts.shape.latent else "full")
+    asked = DecodingSettings(attn="adamas")
+    if family.reason is None:
+        assert decide(facts, machine, loading, asked, LONG).attention.kind == "adamas"
+    else:
         with pytest.raises(ModelUnavailableError, match=family.reason) as told:
             decide(facts, machine, loading, asked, LONG)
         with pytest.raises(ModelUnavailableError) as raised:
