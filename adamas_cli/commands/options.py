@@ -92,8 +92,9 @@ FLAGS: dict[type, dict[str, Any]] = {
         ),
         "adapter": _model(
             "--adapter",
-            metavar="DIR",
-            help="A LoRA adapter's folder, as PEFT writes it; without -m, of the model that it was made for.",
+            metavar="NAME",
+            help="A LoRA adapter, as PEFT writes it: its folder or Hugging Face id; without -m, of the model "
+            "that it was made for.",
         ),
         "dtype": _model("--dtype", help="Number format of the weights."),
         "device": _model("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 and so on."),
