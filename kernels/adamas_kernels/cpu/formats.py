@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 
 from llvmlite import ir
 
+from adamas_kernels.cpu.features import FEATURES
 from adamas_kernels.cpu.lanes import BYTES, F32, I32, LANES, NUMBERS, WORDS, half_to_float, splat_value
 from adamas_kernels.cpu.vectors import in_order, joined, part, pick_bytes
 
 Code = Callable[[], Any]  # emits numbers where it is called
 I8, I16 = ir.IntType(8), ir.IntType(16)
 PIECE = 64  # codes that are emitted together, or as many as the block has
+HAS_MASKS = "avx512bw" in FEATURES  # registers with a bit for each byte of a vector
 LOGARITHMIC = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # IQ4_NL, IQ4_XS
 FLOATS_OF_4 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # MXFP4: twice an E2M1
 
@@ -121,14 +123,17 @@ class Reader:
         return self.field(in_order(self.builder, codes, order), 4, [0, 4] * len(groups))
 
     def with_bits(self, codes: Any, flags: Any, bit: int) -> Any:
-        """The codes, with this bit set where there is a flag."""
-        return self.builder.or_(
-            codes, self.builder.select(flags, self.every(codes, 1 << bit), self.every(codes, 0))
-        )
+        """The codes, without this bit, with it set where there is a flag."""
+        more = self.builder.select(flags, self.every(codes, 1 << bit), self.every(codes, 0))
+        return self.builder.add(codes, more)  # AVX-512 adds bytes under a mask in one instruction
 
     def flags(self, at: int) -> Any:
         """The bits of an int32 of each block."""
-        return self.each(at, ir.VectorType(ir.IntType(1), 32))
+        if HAS_MASKS:
+            return self.each(at, ir.VectorType(ir.IntType(1), 32))
+        flags = self.bytes(at, 4)
+        flags = in_order(self.builder, flags, [i // 8 for i in range(8 * flags.type.count)])
+        return self.has_bits(flags, [i % 8 for i in range(flags.type.count)])
 
     def has_bits(self, codes: Any, bits: Sequence[int]) -> Any:
         """Where a bit of a byte is set, another one in each part of the vector."""

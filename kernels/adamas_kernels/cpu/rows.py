@@ -211,6 +211,7 @@ def _product_of_codes(form: str) -> int:
     stamp = source_stamp()
     numbers, size = FORMATS[form].numbers, FORMATS[form].size
     together = max(1, PIECE // numbers)  # blocks that fill a piece
+    shift = (ROUNDED_NUMBERS // numbers).bit_length() - 1
 
     def rows(first, last, product_at, x_at, out_at):
         _ = stamp
@@ -222,14 +223,12 @@ def _product_of_codes(form: str) -> int:
             other = block + step if row + 1 < last else block
             a = b = splat(ZERO)
             for at in range(0, whole, together):
-                x = x_at + at * numbers // ROUNDED_NUMBERS * SIZE
-                within = at * numbers % ROUNDED_NUMBERS
+                x, within = x_at + (at >> shift) * SIZE, at * numbers & ROUNDED_NUMBERS - 1
                 a = dot_codes(form, together, a, block + at * size, x, within)
                 b = dot_codes(form, together, b, other + at * size, x, within)
             if together > 1:
                 for at in range(whole, product.blocks):
-                    x = x_at + at * numbers // ROUNDED_NUMBERS * SIZE
-                    within = at * numbers % ROUNDED_NUMBERS
+                    x, within = x_at + (at >> shift) * SIZE, at * numbers & ROUNDED_NUMBERS - 1
                     a = dot_codes(form, 1, a, block + at * size, x, within)
                     b = dot_codes(form, 1, b, other + at * size, x, within)
             out[row - first] = sum_lanes(a)
