@@ -21,7 +21,6 @@ from adamas_kernels.cpu.vectors import in_order, joined, part, pick_bytes
 
 Code = Callable[[], Any]  # emits numbers where it is called
 I8, I16 = ir.IntType(8), ir.IntType(16)
-PIECE = 64  # codes that are emitted together, or as many as the block has
 HAS_MASKS = "avx512bw" in FEATURES  # registers with a bit for each byte of a vector
 LOGARITHMIC = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # IQ4_NL, IQ4_XS
 FLOATS_OF_4 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # MXFP4: twice an E2M1
@@ -41,8 +40,8 @@ class Floats(NamedTuple):
 class Codes(NamedTuple):
     """The code that reads one block of codes, or several that lie side by side.
 
-    pieces: for each PIECE codes in turn, what emits them as bytes. scales, minimums: float32, one for each
-    LANES codes; minimums are added, None where there are none.
+    pieces: for parts of the codes in turn, what emits them as bytes, a power of two of them. scales, minimums:
+    float32, one for each LANES codes; minimums are added, None where there are none.
     """
 
     pieces: Sequence[Code]

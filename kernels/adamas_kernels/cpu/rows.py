@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 
 from adamas_kernels.cpu.build import source_stamp, stage
 from adamas_kernels.cpu.floats import Bfloat16, Float32
-from adamas_kernels.cpu.formats import FORMATS, PIECE, CodeFormat, FloatFormat, Reader
+from adamas_kernels.cpu.formats import FORMATS, CodeFormat, FloatFormat, Reader
 from adamas_kernels.cpu.lanes import F32, FLOATS, I32, LANES, NUMBERS, round_to_bfloat16, splat, sum_lanes
 from adamas_kernels.cpu.records import floats_at, products_at, rows_at
 from adamas_kernels.cpu.rounding import NUMBERS as ROUNDED_NUMBERS
@@ -23,6 +23,7 @@ from adamas_kernels.cpu.vectors import dot_bytes, filled_up, in_order, part
 ZERO = np.float32(0)
 LINE = 64  # bytes
 AHEAD = 8192  # bytes: rows are short, and behind each the CPU would begin anew to see what comes next
+TOGETHER = 128  # numbers of short blocks that are read together, whose scales are then one vector
 I64, BYTE = ir.IntType(64), ir.IntType(8)
 
 
@@ -119,7 +120,9 @@ def dot_codes(typing_context, form, blocks, total, address, x, at):
             sums = dot_bytes(builder, codes, numbers, signed=kind.least is None)
             sums = builder.sitofp(sums, ir.VectorType(F32, size // 4))
             factors = _spread(builder, scales, at_code // LANES, size // LANES, LANES // 4)
-            total = _fused(builder, *(filled_up(builder, x, LANES) for x in (sums, factors)), total)
+            for first in range(0, size // 4, LANES):
+                pair = (part(builder, x, first, min(LANES, size // 4)) for x in (sums, factors))
+                total = _fused(builder, *(filled_up(builder, x, LANES) for x in pair), total)
             at_code += size
         added = _added(builder, kind, block, block.scales)
         if added is not None:
@@ -210,7 +213,7 @@ def _product_of_floats(form: str) -> int:
 def _product_of_codes(form: str) -> int:
     stamp = source_stamp()
     numbers, size = FORMATS[form].numbers, FORMATS[form].size
-    together = max(1, PIECE // numbers)  # blocks that fill a piece
+    together = max(1, TOGETHER // numbers)
     shift = (ROUNDED_NUMBERS // numbers).bit_length() - 1
 
     def rows(first, last, product_at, x_at, out_at):
