@@ -410,14 +410,16 @@ class FloatFormat:
 
 @dataclass(frozen=True)
 class CodeFormat:
-    """A type that holds codes. numbers, size: of a block, and its bytes. least: what a code of 0 means, where
-    codes are at most 63; None where they are int8.
+    """A type that holds codes. numbers, size: of a block, and its bytes. most: the largest code, at most 63,
+    and least: what a code of 0 means; None where codes are int8. adds: whether there are minimums.
     """
 
     block: Callable[[Reader], Codes]
     numbers: int
     size: int
-    least: int | None = 0
+    most: int | None = None
+    least: int = 0
+    adds: bool = False
 
 
 # By the type's name. F32, F16 and BF16 are read as if they had blocks of LANES numbers.
@@ -426,19 +428,19 @@ FORMATS: dict[str, FloatFormat | CodeFormat] = {
     "F16": FloatFormat(_f16, LANES, 2 * LANES),
     "BF16": FloatFormat(_bf16, LANES, 2 * LANES),
     "F8": FloatFormat(_f8, 32, 34),
-    "Q8_0": CodeFormat(_q8_0, 32, 34, None),
-    "Q8_M": CodeFormat(_q8_m, 32, 36, None),
-    "Q4_0": CodeFormat(_q4_0, 32, 18, -8),
-    "Q4_1": CodeFormat(_q4_1, 32, 20),
-    "Q5_0": CodeFormat(_q5_0, 32, 22, -16),
-    "Q5_1": CodeFormat(_q5_1, 32, 24),
-    "IQ4_NL": CodeFormat(_iq4_nl, 32, 18, None),
-    "MXFP4": CodeFormat(_mxfp4, 32, 17, None),
-    "Q2_K": CodeFormat(_q2_k, 256, 84),
-    "Q3_K": CodeFormat(_q3_k, 256, 110, -4),
-    "Q4_K": CodeFormat(_q4_k, 256, 144),
-    "Q5_K": CodeFormat(_q5_k, 256, 176),
-    "Q6_K": CodeFormat(_q6_k, 256, 210, -32),
-    "IQ4_XS": CodeFormat(_iq4_xs, 256, 136, None),
+    "Q8_0": CodeFormat(_q8_0, 32, 34),
+    "Q8_M": CodeFormat(_q8_m, 32, 36, adds=True),
+    "Q4_0": CodeFormat(_q4_0, 32, 18, 15, -8),
+    "Q4_1": CodeFormat(_q4_1, 32, 20, 15, adds=True),
+    "Q5_0": CodeFormat(_q5_0, 32, 22, 31, -16),
+    "Q5_1": CodeFormat(_q5_1, 32, 24, 31, adds=True),
+    "IQ4_NL": CodeFormat(_iq4_nl, 32, 18),
+    "MXFP4": CodeFormat(_mxfp4, 32, 17),
+    "Q2_K": CodeFormat(_q2_k, 256, 84, 3, adds=True),
+    "Q3_K": CodeFormat(_q3_k, 256, 110, 7, -4),
+    "Q4_K": CodeFormat(_q4_k, 256, 144, 15, adds=True),
+    "Q5_K": CodeFormat(_q5_k, 256, 176, 31, adds=True),
+    "Q6_K": CodeFormat(_q6_k, 256, 210, 63, -32),
+    "IQ4_XS": CodeFormat(_iq4_xs, 256, 136),
 }
 MOST_NUMBERS = max(form.numbers for form in FORMATS.values())  # of a block
