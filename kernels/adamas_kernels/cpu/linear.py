@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adamas_kernels.blocks import BlockWeight, row_bytes, unpack
-from adamas_kernels.cpu.floats import KINDS
 from adamas_kernels.cpu import rounding
+from adamas_kernels.cpu.floats import KINDS
 from adamas_kernels.cpu.formats import FORMATS, MOST_NUMBERS, CodeFormat
 from adamas_kernels.cpu.lanes import LANES
 from adamas_kernels.cpu.multiply import build_multiply
@@ -123,9 +123,7 @@ class Inputs:
         return self.rows[row].data_ptr(), self.rounded[row].data_ptr()
 
 
-def _multiply(
-    runner: Runner, x: Tensor, parts: Sequence[tuple[BlockWeight, Tensor | None, Tensor]]
-) -> None:
+def _multiply(runner: Runner, x: Tensor, parts: Sequence[tuple[BlockWeight, Tensor | None, Tensor]]) -> None:
     """Products with one vector, see `products`."""
     inputs, records = Inputs(runner, x[None]), products(runner, parts)
     stage = runner.compiled(build_multiply)
@@ -186,7 +184,8 @@ def multiply_codes(runner: Runner, weight: BlockWeight, x: Tensor, bias: Tensor 
     record = np.zeros(1, STRIPS)
     record[0] = (
         weight.data.data_ptr(), weight.data.stride(0), weight.columns // FORMATS[weight.kind].numbers,
-        weight.rows, inputs.rounded.data_ptr(), inputs.rounded.stride(0), len(x), out.data_ptr(), out.stride(0),
+        weight.rows, inputs.rounded.data_ptr(), inputs.rounded.stride(0), len(x), out.data_ptr(),
+        out.stride(0),
     )  # fmt: skip
     stage = runner.compiled(build_strips, weight.kind)
     runner.run(inputs.stage, (stage, -(-weight.rows // LANES), record.ctypes.data, 0, 0))

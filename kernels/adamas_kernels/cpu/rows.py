@@ -6,7 +6,6 @@ from functools import lru_cache
 
 import numpy as np
 from llvmlite import ir
-from numba import njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
@@ -65,7 +64,7 @@ def reader(builder, address, size, blocks=1):
 
 @intrinsic(prefer_literal=True)
 def dot_floats(typing_context, form, total, address, x, at):
-    """total plus the products of the floats of the block at an address with x from x[at] on, in LANES parts."""
+    """total plus the products of the block of floats at an address with x from x[at] on, in LANES parts."""
 
     def emit(context, builder, sig, args):
         _, total, address, x, at = args

@@ -1,8 +1,8 @@
 """Products of weights of codes with many rounded rows, for CPUs that multiply bytes faster than floats.
 
-A strip is LANES rows of a weight. Its codes are laid out so that a vector holds four neighbouring codes of each
-row: LANES codes of all rows make a cell, after which sums of integers become floats, once for all of them. A
-task does one strip: it lays it out in memory of its own and multiplies all vectors with it.
+A strip is LANES rows of a weight. Its codes are laid out so that a vector holds four neighbouring codes of
+each row: LANES codes of all rows make a cell, after which sums of integers become floats, once for all of
+them. A task does one strip: it lays it out in memory of its own and multiplies all vectors with it.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ def dot_cell(typing_context, form, total, cell, codes, floats):
 
         columns = [vector_at(builder, cell, 4 * LANES * at, BYTE, 4 * LANES) for at in range(COLUMNS)]
         numbers = [
-            builder.bitcast(every(codes, 4 * at, I32), ir.VectorType(BYTE, 4 * LANES)) for at in range(COLUMNS)
+            builder.bitcast(every(codes, 4 * at, I32), ir.VectorType(BYTE, 4 * LANES))
+            for at in range(COLUMNS)
         ]
         sums = dot_columns(builder, columns, numbers, kind.most or 255)
         assert sums.type == WORDS

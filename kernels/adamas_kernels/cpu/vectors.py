@@ -175,13 +175,11 @@ MOVING_SIGNS = (
 
 def _move_signs(builder: Any, numbers: Any, codes: Any) -> Any:
     zeros = ir.Constant(codes.type, [0] * codes.type.count)
-    return builder.select(
-        builder.icmp_signed("<", codes, zeros), builder.sub(zeros, numbers), numbers
-    )
+    return builder.select(builder.icmp_signed("<", codes, zeros), builder.sub(zeros, numbers), numbers)
 
 
 HAS_SIGNED_DOTS = "dotprod" in FEATURES
-HAS_DOTS = HAS_SIGNED_DOTS or {"avx512vnni", "avxvnni"} & FEATURES
+HAS_DOTS = HAS_SIGNED_DOTS or not FEATURES.isdisjoint({"avx512vnni", "avxvnni"})
 HAS_PAIRS = not HAS_DOTS and "avx2" in FEATURES
 LARGEST_PAIR = 2 * 127  # times a code: a sum of two products
 
@@ -189,15 +187,16 @@ LARGEST_PAIR = 2 * 127  # times a code: a sum of two products
 def dot_columns(builder: Any, columns: Sequence[Any], numbers: Sequence[Any], most: int) -> Any:
     """The sums of `dot_bytes` of several vectors of codes, of at most `most`, each with its numbers."""
     if not HAS_PAIRS:
-        found = [
-            dot_bytes(builder, *pair, signed=False) for pair in zip(columns, numbers, strict=True)
-        ]
+        found = [dot_bytes(builder, *pair, signed=False) for pair in zip(columns, numbers, strict=True)]
         return _sum(builder, found)
     count = columns[0].type.count
     shorts, words = ir.VectorType(I16, count // 2), ir.VectorType(I32, count // 4)
     pairs = [
         _in_parts(
-            builder, 32, lambda b, c, n: call(b, "llvm.x86.avx2.pmadd.ub.sw", ir.VectorType(I16, 16), c, n), *pair
+            builder,
+            32,
+            lambda b, c, n: call(b, "llvm.x86.avx2.pmadd.ub.sw", ir.VectorType(I16, 16), c, n),
+            *pair,
         )
         for pair in zip(columns, numbers, strict=True)
     ]
@@ -206,8 +205,11 @@ def dot_columns(builder: Any, columns: Sequence[Any], numbers: Sequence[Any], mo
     ones = ir.Constant(shorts, [1] * shorts.count)
     found = [
         _in_parts(
-            builder, 16, lambda b, s, o: call(b, "llvm.x86.avx2.pmadd.wd", ir.VectorType(I32, 8), s, o),
-            _sum(builder, pairs[at : at + together]), ones,
+            builder,
+            16,
+            lambda b, s, o: call(b, "llvm.x86.avx2.pmadd.wd", ir.VectorType(I32, 8), s, o),
+            _sum(builder, pairs[at : at + together]),
+            ones,
         )
         for at in range(0, len(pairs), together)
     ]
