@@ -332,9 +332,11 @@ def _q4_k(read: Reader) -> Codes:
 
     32 bytes have the codes of two groups.
     """
-    return _with_minimums(
-        read, [lambda at=at: read.nibbles(read.bytes(at, 32), 32) for at in range(16, 144, 32)]
-    )
+
+    def codes(at: int) -> Any:
+        return read.nibbles(read.bytes(at, 32), 32)
+
+    return _with_minimums(read, [partial(codes, at) for at in range(16, 144, 32)])
 
 
 def _q5_k(read: Reader) -> Codes:
