@@ -134,6 +134,7 @@ def test_tensors_that_are_not_used_are_noted(folder: Make, tiny_model: Path) -> 
         ({"architectures": ["BertForMaskedLM"]}, "is a model that fills gaps"),
         ({"is_encoder_decoder": True}, "is an encoder with a decoder"),
         ({"quantization_config": {"quant_method": "strange"}}, r"comes quantized \(strange\)"),
+        ({"quantization_config": {"quant_method": "fp8", "weight_block_size": ["x"]}}, r"quantized \(fp8\)"),
         ({"quantization_config": "int4"}, r"comes quantized \(int4\)"),
         ({"num_attention_heads": 3}, "not a multiple of the number of attention heads"),
         ({"num_hidden_layers": "many"}, "num_hidden_layers"),
