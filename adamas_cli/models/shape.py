@@ -253,20 +253,18 @@ def shape_from(get: Get) -> ModelShape:
         found = get(name)
         if found is None:
             raise KeyError(name)
-        return found
+        return _count_of(name, found)
 
     choices = max((_largest(get(name)) for name in _CHOICES), default=0)
     inner = _largest(get("intermediate_size"))
     context = context_of(get) or next((found for name in OTHER_CONTEXT if (found := get(name))), None)
-    layers = get("num_hidden_layers") or 0
-    if not isinstance(layers, int):
-        raise TypeError(f"`num_hidden_layers` is {layers!r}")
+    layers = _count_of("num_hidden_layers", get("num_hidden_layers") or 0)
     kinds = layer_kinds(get, layers)
     if not kinds:  # a list of them tells how many there are
         raise KeyError("num_hidden_layers")
     keeping = any(kind in KEEPING for kind in kinds)
     return ModelShape(
-        context=context or need("max_position_embeddings"),
+        context=_count_of("max_position_embeddings", context or need("max_position_embeddings")),
         hidden=need("hidden_size"),
         inner=inner,
         heads=need("num_attention_heads") if keeping else 0,
@@ -280,6 +278,15 @@ def shape_from(get: Get) -> ModelShape:
         expert_inner=(_largest(get("moe_intermediate_size")) or inner) if choices else 0,
         rotation=rotation_of(get),
     )
+
+
+def _count_of(name: str, found: Any) -> int:
+    """A field that counts something. Raises TypeError and ValueError for one that does not."""
+    if not isinstance(found, int):
+        raise TypeError(f"`{name}` is {found!r}")
+    if found < 0:
+        raise ValueError(f"`{name}` is {found}")
+    return found
 
 
 def _largest(value: int | Sequence[int] | None) -> int:

@@ -190,7 +190,8 @@ def decide_attention(
     unmeasured: str | None = None,
 ) -> Attention:
     """The part that depends on nothing but attention. obstacle: why Adamas does not serve the model; dense:
-    why none of its layers would attend sparsely; unmeasured: why they do so only on demand. token_bytes: of the keys and values of a token in a layer.
+    why none of its layers would attend sparsely; unmeasured: why they do so only on demand. token_bytes: of
+    the keys and values of a token in a layer.
     """
     chunk = settings.prefill_chunk or PREFILL_CHUNK.get(backends.device, OTHER_CHUNK)
     full = Attention("full", None, None, None, settings.dense_layers, chunk)
