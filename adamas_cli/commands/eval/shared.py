@@ -31,6 +31,15 @@ Budgets = Annotated[
 Methods = Annotated[
     str, typer.Option("--methods", metavar="LIST", help="Which ways to choose tokens are compared.")
 ]
+Reads = Annotated[
+    str,
+    typer.Option(
+        "--read",
+        metavar="LIST",
+        help="How the document is read: of dense and sparse. Everything is compared with full attention after "
+        "dense reading.",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -114,6 +123,11 @@ def names(text: str, flag: str, known: Collection[str]) -> list[str]:
         if name not in known:
             raise UsageError(f"{flag} {name}: choose from {', '.join(known)}")
     return list(dict.fromkeys(found))
+
+
+def densely_read(rows: Iterable[Record]) -> list[Record]:
+    """The rows that pictures are drawn of."""
+    return [row for row in rows if row["read"] is None]
 
 
 @contextmanager
