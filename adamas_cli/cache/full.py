@@ -37,8 +37,8 @@ class FullMark:
 
 
 class FullLayer(Layer, CacheLayerMixin):
-    """K and V of one full-attention layer, [B, K, S, D], their codes if `sparse` says how to choose, and means
-    of their blocks if it reads sparsely.
+    """K and V of one full-attention layer, [B, K, S, D]; their codes if `sparse` says how to choose, and the
+    means of their blocks if it reads sparsely.
 
     K and V grow where they lie, if their placement can; codes are copied into larger buffers. streams: those
     of `STREAMS` that have buffers of their own.
@@ -149,9 +149,7 @@ class FullLayer(Layer, CacheLayerMixin):
             return mode.dense.dense_step(queries, keys, values, uncoded, scaling, softmax)[0]
         return self._attend_to_all(queries, scaling, softmax)
 
-    def _read_sparsely(
-        self, queries: Tensor, scaling: float, means: Means, read: SparseReading
-    ) -> Tensor:
+    def _read_sparsely(self, queries: Tensor, scaling: float, means: Means, read: SparseReading) -> Tensor:
         """The same without blocks that hold little of the softmax."""
         keys, values = self._seen()
         blocks = means.over(keys, values, self.capacity)

@@ -145,7 +145,7 @@ class Timeline:
 
     @property
     def read_kind(self) -> str:
-        """`sparse` where a token in the cache was read sparsely, or one of a document will be; else `dense`."""
+        """`sparse` where tokens in the cache were read sparsely, or those of a document will be; or `dense`."""
         known = self.cache.dense_tokens == self.length > 0
         return "dense" if known or not self._reads_sparsely else "sparse"
 

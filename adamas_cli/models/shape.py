@@ -128,8 +128,9 @@ class LayerShape:
 class ModelShape:
     """Dimensions of a decoder. inner: of its MLPs. by_layer: what each layer keeps. obstacle: why Adamas
     attention would be wrong for it, None where it is right. dense: why it would attend fully all the same, or
-    None. dense_reading: why its documents are read densely, or None where they may be read sparsely. choices: experts of a layer that a token chooses, 0 where it is no mixture; expert_inner: of theirs.
-    rotation: of positions. recurrent: layers with a state, of this size each.
+    None. dense_reading: why its documents are read densely, or None where they may be read sparsely. choices:
+    experts of a layer that a token chooses, 0 where it is no mixture; expert_inner: of theirs. rotation: of
+    positions. recurrent: layers with a state, of this size each.
     """
 
     context: int

@@ -224,7 +224,9 @@ def decide_reading(settings: DecodingSettings, tokens: int, device: str, obstacl
     does not read sparsely. Raises ModelUnavailableError where it is to do so all the same.
     """
     if settings.read == "sparse" and obstacle is not None:
-        raise ModelUnavailableError(f"sparse reading does not serve this model: {obstacle}. Use `read` dense.")
+        raise ModelUnavailableError(
+            f"sparse reading does not serve this model: {obstacle}. Use `read` dense."
+        )
     if settings.read != "auto":
         return settings.read
     gains = tokens >= SPARSE_READING_FROM.get(device, math.inf)

@@ -1,7 +1,7 @@
 """The keys of a document's blocks: a chain of hashes over the tokens, and over how they were read.
 
-A document may be read densely up to a point and sparsely after it. The key of a block tells that of itself and
-of all blocks before it, so a sparsely read block is never found where a dense one is looked for.
+A document may be read densely up to a point and sparsely after it. The key of a block tells that of itself
+and of all blocks before it, so a sparsely read block is never found where a dense one is looked for.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Chain:
         return [*map(_key, self._dense[1 : start + 1]), *self._sparse_keys(start)]
 
     def longest(self, is_there: Callable[[str], bool]) -> Beginning:
-        """The longest beginning whose blocks are all there, with the most dense ones where there are several."""
+        """The longest beginning whose blocks are all there; of several, the one with the most dense blocks."""
         dense = _leading(is_there, map(_key, self._dense[1:]))
         starts = [] if self._sparsely is None else range(dense, -1, -1)
         mixed = (Beginning(start + _leading(is_there, self._sparse_keys(start)), start) for start in starts)

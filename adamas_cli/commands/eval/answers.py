@@ -124,7 +124,9 @@ def command(
         if report.plot is not None:
             from adamas_cli.lab.eval.plots import draw_answers
 
-            display.note(f"drew {len(draw_answers(densely_read(rows), report.plot))} pictures in {report.plot}")
+            display.note(
+                f"drew {len(draw_answers(densely_read(rows), report.plot))} pictures in {report.plot}"
+            )
 
 
 def _wanted(document: Path | None, asked: list[str], file: Path | None) -> Wanted:

@@ -84,7 +84,9 @@ def command(
         if report.plot is not None:
             from adamas_cli.lab.eval.plots import draw_perplexity
 
-            display.note(f"drew {len(draw_perplexity(densely_read(rows), report.plot))} pictures in {report.plot}")
+            display.note(
+                f"drew {len(draw_perplexity(densely_read(rows), report.plot))} pictures in {report.plot}"
+            )
 
 
 def _passages(path: Path, tokenizer: Tokenizer, contexts: list[int], scored: int) -> list[Passage]:

@@ -80,8 +80,8 @@ def command(
     ledger = report.ledger()
 
     from adamas_cli.lab.eval.asking import Asker, Prompting
-    from adamas_cli.lab.eval.haystack import Haystack
     from adamas_cli.lab.eval.columns import with_readings
+    from adamas_cli.lab.eval.haystack import Haystack
     from adamas_cli.lab.eval.methods import METHODS
     from adamas_cli.lab.eval.reading import all_ways
     from adamas_cli.lab.eval.readings import DENSE, READINGS
@@ -121,4 +121,6 @@ def command(
         if report.plot is not None:
             from adamas_cli.lab.eval.plots import draw_retrieval
 
-            display.note(f"drew {len(draw_retrieval(densely_read(rows), report.plot))} pictures in {report.plot}")
+            display.note(
+                f"drew {len(draw_retrieval(densely_read(rows), report.plot))} pictures in {report.plot}"
+            )

@@ -36,8 +36,8 @@ Reads = Annotated[
     typer.Option(
         "--read",
         metavar="LIST",
-        help="How the document is read: of dense and sparse. Everything is compared with full attention after "
-        "dense reading.",
+        help="How the document is read: of dense and sparse. All is compared with full attention after dense "
+        "reading.",
     ),
 ]
 

@@ -87,9 +87,7 @@ class ModelBench:
         self._warm_up(warm)
         return warm.read_kind
 
-    def _read(
-        self, tokens: int, length: int, read: str, pulse: Pulse | None
-    ) -> tuple[Timeline, float]:
+    def _read(self, tokens: int, length: int, read: str, pulse: Pulse | None) -> tuple[Timeline, float]:
         """A new engine with room for `length` tokens and so many of the document in its cache, codes
         included, and the seconds that took. read: see `AttentionSettings`.
         """

@@ -14,8 +14,8 @@ from adamas_cli.lab.eval.asking import Asked, Asker, backend_name, plan
 from adamas_cli.lab.eval.columns import Column, decimals, unless_zero
 from adamas_cli.lab.eval.divergence import interval
 from adamas_cli.lab.eval.ledger import Ledger, Record
-from adamas_cli.lab.eval.readings import DENSE
 from adamas_cli.lab.eval.reading import FULL, Way
+from adamas_cli.lab.eval.readings import DENSE
 from adamas_cli.lab.eval.squad import contains, exact_match, f1, leading, word_f1
 from adamas_cli.lab.eval.workload import Workload
 
