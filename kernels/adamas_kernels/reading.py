@@ -44,8 +44,8 @@ class ReadSettings:
 class BlockMeans:
     """Means of the keys and values of one layer, in their number format, longer than what is filled.
 
-    keys, values: [B, K, C, D] of each whole block; parts: [B, K, C * KEY_BLOCK / KEY_PART, D] of each KEY_PART keys.
-    The last dimension is contiguous.
+    keys, values: [B, K, C, D] of each whole block; parts: [B, K, C * KEY_BLOCK / KEY_PART, D] of each KEY_PART
+    keys. The last dimension is contiguous.
     """
 
     keys: Tensor
@@ -66,6 +66,11 @@ class BlockMeans:
     def blocks(self) -> int:
         """C, the blocks that there is room for."""
         return self.keys.shape[2]
+
+    def sequences(self) -> list[BlockMeans]:
+        """The means of the sequences of a batch, as views."""
+        parts = self.keys.split(1), self.values.split(1), self.parts.split(1)
+        return [BlockMeans(*tensors) for tensors in zip(*parts, strict=True)]
 
 
 def summarize(keys: Tensor, values: Tensor, means: BlockMeans, start: int) -> None:
@@ -117,14 +122,14 @@ def block_losses(
     queries: Tensor, keys: Tensor, means: BlockMeans, scaling: float, softmax: Softmax = PLAIN
 ) -> Tensor:
     """What a block of queries, the newest n <= QUERY_BLOCK tokens, [B, H, n, D], of keys [B, K, S, D], is
-    estimated to lose where a block of keys is left to its mean: float32 [B, H, near - 1], of the blocks from 1
-    to before `near_block`.
+    estimated to lose where a block of keys is left to its mean: float32 [B, H, near - 1], of the blocks from
+    1 to before `near_block`.
 
     Means of QUERY_PART queries stand for them, and means of KEY_PART keys for these. The scores of the two
-    estimate which share of the softmax a block has, and the mean of its scores the share that the block's mean
-    would take. The loss is the difference: a block whose keys all score alike loses nothing, whatever its
-    share. What counts is the largest loss among the means of queries. The sum that the shares are of takes
-    the tokens that are always read as they are.
+    estimate which share of the softmax a block has, and the mean of its scores the share that the block's
+    mean would take. The loss is the difference: a block whose keys all score alike loses nothing, whatever
+    its share. What counts is the largest loss among the means of queries. The sum that the shares are of
+    takes the tokens that are always read as they are.
     """
     near = near_block(keys.shape[2] - queries.shape[2])
     parts = KEY_BLOCK // KEY_PART
