@@ -44,8 +44,8 @@ class ReadSettings:
 class BlockMeans:
     """Means of the keys and values of one layer, in their number format, longer than what is filled.
 
-    keys, values: [B, K, C, D] of each whole block; parts: [B, K, C * KEY_BLOCK / KEY_PART, D] of each KEY_PART
-    keys. The last dimension is contiguous.
+    keys, values: [B, K, C, D] of each whole block; parts: [B, K, C * KEY_BLOCK / KEY_PART, D] of each
+    KEY_PART keys. The last dimension is contiguous.
     """
 
     keys: Tensor

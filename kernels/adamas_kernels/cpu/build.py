@@ -21,7 +21,7 @@ def source_stamp() -> int:
 
     A function closes over it so that numba's cache, which looks at that function's own file only, is renewed.
     """
-    files = [Path(module.__file__) for module in (contract, reading, reference, weights)]
+    files = [Path(str(module.__file__)) for module in (contract, reading, reference, weights)]
     files += sorted(Path(__file__).parent.glob("*.py"))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).digest()
     return int.from_bytes(digest[:7])

@@ -72,7 +72,8 @@ POOLED_ROOM = -(-POOLED // ROWS) * ROWS
 PARTS = KEY_BLOCK // KEY_PART
 PANELS = BLOCK // TILE
 AT_ONCE = 4  # keys whose scores are summed side by side, to hide how long one addition takes
-assert KEY_BLOCK == TILE and POOLED == LANES  # a panel holds a block, and a vector the means of one
+assert KEY_BLOCK == TILE  # a panel holds a block
+assert POOLED == LANES  # and a vector the means of a block of queries
 
 _near_block, _blocks_of = njit(near_block), njit(blocks_of)
 
@@ -315,7 +316,7 @@ def attend_to_means(flash, means, read, head, block):
 
 @njit
 def attend_to_chosen(flash, read, head, block):
-    """Attend from a block of queries to the blocks of the range of keys that is packed which it has chosen."""
+    """Attend from a block of queries to what it has chosen of the range of keys that is packed."""
     first, count = rows_of(flash, block)
     chosen = bytes_at(read.chosen + (head * read.query_blocks + block) * read.blocks + flash.first)
     tiles, found = np.empty(RANGE // TILE, np.int64), 0
@@ -339,8 +340,8 @@ def attend_to_chosen(flash, read, head, block):
 
 @njit
 def attend_to_tiles(flash, head, first, count, chosen, highest, sums, summed):
-    """Attend from queries of a head, `count` from the first on, to packed tiles, by their number in the range,
-    causally.
+    """Attend from queries of a head, `count` from the first on, causally to packed tiles, by their numbers in
+    the range.
     """
     rows = rows_as_stored(flash, head, first, count)
     scores, weights = np.empty(ROWS * BLOCK, np.float32), np.empty(ROWS * BLOCK, np.uint16)
