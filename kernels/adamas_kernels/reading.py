@@ -22,7 +22,7 @@ from adamas_kernels.softmax import PLAIN, Softmax
 
 KEY_BLOCK = 64
 QUERY_BLOCK = 128
-KEY_PART, QUERY_PART = 8, 8  # keys and queries that one mean stands for where losses are estimated
+KEY_PART, QUERY_PART = 16, 8  # keys and queries that one mean stands for where losses are estimated
 NEAR = 1  # blocks of keys before those that a block of queries reaches into
 
 
@@ -44,8 +44,8 @@ class ReadSettings:
 class BlockMeans:
     """Means of the keys and values of one layer, in their number format, longer than what is filled.
 
-    keys, values: [B, K, C, D] of each whole block; parts: [B, K, C * KEY_BLOCK / KEY_PART, D] of each KEY_PART keys.
-    The last dimension is contiguous.
+    keys, values: [B, K, C, D] of each whole block; parts: [B, K, C * KEY_BLOCK / KEY_PART, D] of each
+    KEY_PART keys. The last dimension is contiguous.
     """
 
     keys: Tensor
@@ -66,6 +66,11 @@ class BlockMeans:
     def blocks(self) -> int:
         """C, the blocks that there is room for."""
         return self.keys.shape[2]
+
+    def sequences(self) -> list[BlockMeans]:
+        """The means of the sequences of a batch, as views."""
+        parts = self.keys.split(1), self.values.split(1), self.parts.split(1)
+        return [BlockMeans(*tensors) for tensors in zip(*parts, strict=True)]
 
 
 def summarize(keys: Tensor, values: Tensor, means: BlockMeans, start: int) -> None:
@@ -106,7 +111,9 @@ def choose_blocks(
         end, near = past + start + rows.shape[2], near_block(past + start)
         block = torch.arange(count, device=keys.device) < blocks_of(end)
         block = block.repeat(batch, heads, 1)
-        block[..., 1:near] = block_losses(rows, keys[:, :, :end], means, scaling, softmax) > settings.tolerance
+        block[..., 1:near] = (
+            block_losses(rows, keys[:, :, :end], means, scaling, softmax) > settings.tolerance
+        )
         chosen.append(block)
     return torch.stack(chosen, 2)
 
@@ -115,24 +122,25 @@ def block_losses(
     queries: Tensor, keys: Tensor, means: BlockMeans, scaling: float, softmax: Softmax = PLAIN
 ) -> Tensor:
     """What a block of queries, the newest n <= QUERY_BLOCK tokens, [B, H, n, D], of keys [B, K, S, D], is
-    estimated to lose where a block of keys is left to its mean: float32 [B, H, near - 1], of the blocks from 1
-    to before `near_block`.
+    estimated to lose where a block of keys is left to its mean: float32 [B, H, near - 1], of the blocks from
+    1 to before `near_block`.
 
-    Means of QUERY_PART queries stand for them. Their scores with means of KEY_PART keys estimate which share
-    of the softmax a block has, and their score with the block's mean the share that its mean would take. The
-    loss is the difference: a block whose keys all score alike loses nothing, whatever its share. What counts
-    is the largest loss among the means of queries. The sum that the shares are of takes the tokens that are
-    always read as they are.
+    Means of QUERY_PART queries stand for them, and means of KEY_PART keys for these. The scores of the two
+    estimate which share of the softmax a block has, and the mean of its scores the share that the block's
+    mean would take. The loss is the difference: a block whose keys all score alike loses nothing, whatever
+    its share. What counts is the largest loss among the means of queries. The sum that the shares are of
+    takes the tokens that are always read as they are.
     """
     near = near_block(keys.shape[2] - queries.shape[2])
     parts = KEY_BLOCK // KEY_PART
     pooled = pool(queries)
     of_parts = scores(pooled, means.parts[:, :, parts : near * parts], scaling, softmax)
-    of_blocks = scores(pooled, means.keys[:, :, 1:near], scaling, softmax) + math.log(KEY_BLOCK)
-    mass = of_parts.unflatten(-1, (near - 1, parts)).logsumexp(-1) + math.log(KEY_PART)
+    of_parts = of_parts.unflatten(-1, (near - 1, parts))
+    mass = of_parts.logsumexp(-1) + math.log(KEY_PART)
+    of_means = of_parts.mean(-1) + math.log(KEY_BLOCK)
     always = _scores_of_always(pooled, keys, queries.shape[2], near, scaling, softmax)
     total = torch.cat([mass, always], -1).logsumexp(-1, keepdim=True)
-    return ((mass - total).exp() - (of_blocks - total).exp()).amax(2)
+    return ((mass - total).exp() - (of_means - total).exp()).amax(2)
 
 
 def _scores_of_always(
@@ -182,7 +190,9 @@ def prefill_sparsely(
         rows = queries[:, :, start : start + QUERY_BLOCK]
         end = size - new + start + rows.shape[2]
         read = chosen[:, :, block, : blocks_of(end)]
-        parts.append(attend_to_blocks(rows, keys[:, :, :end], values[:, :, :end], means, read, scaling, softmax))
+        parts.append(
+            attend_to_blocks(rows, keys[:, :, :end], values[:, :, :end], means, read, scaling, softmax)
+        )
     outs, lses = zip(*parts, strict=True)
     return softmax.with_sinks(torch.cat(outs, 2).to(queries.dtype), torch.cat(lses, 2))
 
