@@ -65,11 +65,12 @@ def _told(settings: Mapping[str, object], *left_out: str) -> str:
 def all_ways(
     methods: Sequence[str], budgets: Sequence[int], questions: Sequence[str], reads: Sequence[str] = (DENSE,)
 ) -> list[Way]:
-    """Full attention after dense reading first, then after each reading full attention and each method at
-    each budget.
+    """Full attention after dense reading first, then after each reading, dense ones first, full attention and
+    each method at each budget.
     """
     answers = [(FULL, 0, "dense"), *product(methods, budgets, questions)]
-    return list(dict.fromkeys([Way(FULL, 0), *(Way(*one, read) for read in reads for one in answers)]))
+    ordered = sorted(reads, key=lambda read: read != DENSE)
+    return list(dict.fromkeys([Way(FULL, 0), *(Way(*one, read) for read in ordered for one in answers)]))
 
 
 def by_reading(ways: Iterable[Way]) -> dict[str, list[Way]]:
