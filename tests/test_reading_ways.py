@@ -185,6 +185,13 @@ def test_models_that_read_sparsely(changes, why):
             decide_reading(DecodingSettings(read="sparse"), 1, "cpu", obstacle)
 
 
+def test_a_plan_counts_the_means_that_layers_keep(sparse):
+    shape = sparse.model.shape
+    kept = [layer.means.over(*layer._seen(), LENGTH) for layer in sparse.cache.kept[DENSE_LAYERS:]]
+    held = sum(part.nbytes for means in kept for part in vars(means).values())
+    assert shape.means_bytes(LENGTH, 4) == held
+
+
 def test_a_chain_goes_on_from_the_longest_beginning_that_may_serve():
     ids = text(4 * 8)
     chain, dense_only = (Chain(b"link", ids, 8, mark) for mark in (b"mark", None))
@@ -291,16 +298,35 @@ def test_questions_plans_and_the_list_of_documents_tell_it(
     assert sorted(line.split()[2] for line in out.splitlines()[1:]) == ["dense", "sparse"]
 
 
-def test_rows_of_both_readings_are_beside_full_attention_after_dense_reading(loaded, monkeypatch):
-    monkeypatch.setitem(readings.READINGS, "sparse", LOOSE)
-    ways = all_ways(["dot"], [48], ["dense"], ["sparse", "dense"])
+def test_rows_of_both_readings_are_beside_full_attention_after_dense_reading(loaded):
+    ways = all_ways(["dot"], [48], ["dense"], ["means", "dense"])
     assert [(way.method, way.read) for way in ways] == [
-        ("full", "dense"), ("dot", "dense"), ("full", "sparse"), ("dot", "sparse"),
+        ("full", "dense"), ("dot", "dense"), ("full", "means"), ("dot", "means"),
     ]  # fmt: skip
     ids = text(LENGTH + 9)
     rows = list(measure(loaded, Passage("t", "", ids, LENGTH, 8), ways, dense_layers=1))
     found = dict(zip(ways, rows, strict=True))
     assert found[Way("full", 0)].kl == 0
-    assert found[Way("full", 0, read="sparse")].kl > 0
-    assert found[Way("dot", 48, read="sparse")].kl > 0
+    assert found[Way("full", 0, read="means")].kl > 0
+    assert found[Way("dot", 48, read="means")].kl > 0
     assert [row.blocks_computed is None for row in rows] == [way.read == "dense" for way in ways]
+
+
+def test_estimates_by_hand():
+    """Of four blocks of one key each, repeated, that score 0, 2, 0 and 1."""
+    keys = torch.tensor([0.0, 2.0, 0.0, 1.0]).repeat_interleave(KEY_BLOCK).view(1, 1, -1, 1)
+    queries = torch.ones(1, 1, 8, 1)
+    scores = torch.tensor([0.0, 2.0, 0.0, 1.0])
+    for estimate in (readings.by_mass, readings.by_means, readings.by_antidiagonals):
+        mass = estimate(queries, keys, None, 1.0)[0, 0]
+        assert torch.allclose(mass / mass.sum(), scores.softmax(-1), atol=0.02), estimate
+
+
+def test_the_fewest_blocks_that_hold_the_share_are_chosen():
+    mass = torch.tensor([[[0.01, 0.3, 0.04, 0.5, 0.06, 0.02, 0.07]]])
+    study = readings.StudyReading(lambda *arguments: mass, share=0.8)
+    keys, queries = torch.zeros(1, 1, 7 * KEY_BLOCK, 1), torch.zeros(1, 1, KEY_BLOCK, 1)
+    # The first, the one before the last and the last are always read.
+    assert study._chosen(queries, keys, None, 1.0).tolist() == [
+        [[True, True, False, True, False, True, True]]
+    ]

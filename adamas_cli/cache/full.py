@@ -153,7 +153,7 @@ class FullLayer(Layer, CacheLayerMixin):
         """The same without blocks that hold little of the softmax."""
         keys, values = self._seen()
         blocks = means.over(keys, values, self.capacity)
-        backend = serving("prefill_sparsely", Facts.of(queries, keys, values))
+        backend = read.backend or serving("prefill_sparsely", Facts.of(queries, keys, values))
         out, _ = backend.prefill_sparsely(
             queries, keys, values, blocks, scaling, read.settings, computed=read.computed
         )

@@ -27,11 +27,12 @@ class Sparse:
 @dataclass(frozen=True)
 class SparseReading:
     """How layers with means leave out blocks of tokens. computed: int64 [2] on the device, to which blocks
-    that are computed and all blocks are added.
+    that are computed and all blocks are added. backend: what computes it; None for the fastest that serves.
     """
 
     settings: ReadSettings
     computed: Tensor
+    backend: Backend | None = None
 
 
 def reading_facts(settings: ReadSettings) -> dict[str, Any]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
+from dataclasses import replace
 from typing import Protocol
 
 import torch
+from adamas_kernels.contract import Backend
 from adamas_kernels.reading import ReadSettings
 from torch import Tensor
 
@@ -62,6 +64,11 @@ class Reader:
         if sparsely is not None:
             computed = torch.zeros(2, dtype=torch.int64, device=model.device)
             self._sparse = SparseReading(sparsely, computed)
+
+    def read_by(self, backend: Backend) -> None:
+        """Have sparse reading computed by this from here on."""
+        if self._sparse is not None:
+            self._sparse = replace(self._sparse, backend=backend)
 
     @property
     def computed(self) -> float | None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from adamas_kernels.contract import LARGEST_STEP
+from adamas_kernels.contract import LARGEST_STEP, Backend
 from adamas_kernels.reading import ReadSettings
 from torch import Tensor
 
@@ -145,7 +145,7 @@ class Timeline:
 
     @property
     def read_kind(self) -> str:
-        """`sparse` where tokens in the cache were read sparsely, or those of a document will be; or `dense`."""
+        """`sparse` where tokens in the cache were read sparsely, or a document's will be, or else `dense`."""
         known = self.cache.dense_tokens == self.length > 0
         return "dense" if known or not self._reads_sparsely else "sparse"
 
@@ -413,6 +413,10 @@ class Timeline:
         """Choose tokens so from here on; the keys in the cache are encoded anew by these settings."""
         self.sparse = sparse
         self.cache.encode_again(sparse)
+
+    def read_by(self, backend: Backend) -> None:
+        """Have sparse reading computed by this backend from here on."""
+        self._reader.read_by(backend)
 
     def _answering(self, *, sparse: bool) -> Mode:
         """How an answer's tokens attend."""

@@ -49,6 +49,8 @@ KEEPING: dict[str, tuple[str, ...]] = {
 OTHER_CONTEXT = ("model_max_length", "max_seq_len", "seq_length")
 CODED = (FULL, HYBRID)  # kinds of layers that may attend sparsely
 STATES = 5  # copies of recurrent states in memory: the present one, and those that a timeline returns to
+# Means that sparse reading keeps of the keys and of the values of so many tokens (`adamas_kernels.reading`).
+KEY_MEANS, VALUE_MEANS, MEAN_TOKENS = 5, 1, 64
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _PACKED_BITS = 8.5  # of a weight, its share of a scale included: the most that packing leaves
 _CHOICES = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts")  # as configs call `choices`
@@ -116,6 +118,10 @@ class LayerShape:
     def cache_bytes(self, tokens: int, item: int) -> int:
         """Of the keys and values of so many tokens."""
         return min(tokens, self.window or tokens) * self.token_bytes(item)
+
+    def means_bytes(self, item: int) -> int:
+        """Of the means of MEAN_TOKENS tokens, where it reads sparsely."""
+        return self.kv_heads * (KEY_MEANS * self.key_dim + VALUE_MEANS * self.value_dim) * item
 
     @property
     def code_bytes(self) -> int:
@@ -193,6 +199,11 @@ class ModelShape:
         """Of the codes of so many keys, in the layers that have any."""
         coded = (layer for layer in self.by_layer[dense_layers:] if layer.kind in CODED and layer.keeps)
         return sum(layer.code_bytes for layer in coded) * tokens
+
+    def means_bytes(self, tokens: int, item: int) -> int:
+        """Of the means of so many tokens' keys and values, in the layers that read sparsely."""
+        reading = (layer for layer in self.by_layer[DENSE_LAYERS:] if layer.reads_sparsely())
+        return sum(layer.means_bytes(item) for layer in reading) * (tokens // MEAN_TOKENS)
 
 
 def read_shape(directory: Path, *, trusts: bool = False) -> ModelShape:

@@ -159,6 +159,7 @@ def decide(
             tokens=tokens,
             item=item,
             coded_from=coded_from,
+            reads_sparsely=attention.read == "sparse",
             chunk=attention.chunk,
             bits=QUANTIZED_BITS.get(loading.quantization),
             blocks=model.blocks if packed else None,
@@ -170,6 +171,7 @@ def decide(
             tokens=tokens,
             item=item,
             coded_from=coded_from,
+            reads_sparsely=attention.read == "sparse",
             packed=packed,
             blocks=model.blocks,
         )

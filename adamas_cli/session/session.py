@@ -141,6 +141,9 @@ class Session:
         finally:
             self.reading += time.perf_counter() - begun
             self._newly_read += self.timeline.length - reused
+        computed = self.timeline.computed
+        if computed is not None and log.isEnabledFor(logging.INFO):
+            self.runtime.progress.note(f"read sparsely: {computed:.0%} of attention's blocks were computed")
 
     def answer(
         self,

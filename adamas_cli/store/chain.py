@@ -46,7 +46,7 @@ class Chain:
         return [*map(_key, self._dense[1 : start + 1]), *self._sparse_keys(start)]
 
     def longest(self, is_there: Callable[[str], bool]) -> Beginning:
-        """The longest beginning whose blocks are all there; of several, the one with the most dense blocks."""
+        """The longest beginning whose blocks are all there; of several, that with the most dense blocks."""
         dense = _leading(is_there, map(_key, self._dense[1:]))
         starts = [] if self._sparsely is None else range(dense, -1, -1)
         mixed = (Beginning(start + _leading(is_there, self._sparse_keys(start)), start) for start in starts)

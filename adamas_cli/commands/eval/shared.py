@@ -36,8 +36,8 @@ Reads = Annotated[
     typer.Option(
         "--read",
         metavar="LIST",
-        help="How the document is read: of dense and sparse. All is compared with full attention after dense "
-        "reading.",
+        help="How the document is read: of dense, sparse, and mass, means and antidiagonals, by which others "
+        "read sparsely. All is compared with full attention after dense reading.",
     ),
 ]
 

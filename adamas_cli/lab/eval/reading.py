@@ -17,7 +17,7 @@ from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.timeline import SparseFrom, Steer, Timeline
 from adamas_cli.lab.eval.ledger import Record
 from adamas_cli.lab.eval.methods import METHODS, Method
-from adamas_cli.lab.eval.readings import DENSE, READINGS
+from adamas_cli.lab.eval.readings import DENSE, READINGS, StudyReading
 from adamas_cli.models import LoadedModel
 
 FULL = "full"
@@ -46,9 +46,7 @@ class Way:
         settings = {} if self.method == FULL else asdict(METHODS[self.method].at(self.budget))
         told = {"method": self.method, "budget": self.budget, "settings": _told(settings, "budget")}
         reading = READINGS[self.read]
-        if reading is None:
-            return told | {"read": None, "reading": None}
-        return told | {"read": self.read, "reading": _told(asdict(reading))}
+        return told | {"read": None if reading is None else self.read, "reading": reading and str(reading)}
 
     @property
     def sparse_from(self) -> SparseFrom:
@@ -89,8 +87,10 @@ class Reading:
         settings = AttentionSettings("adamas", dense_layers=dense_layers, backend="torch")
         reading = READINGS[how]
         if reading is not None:
-            settings = replace(settings, read="sparse", reading=reading)
+            settings = replace(settings, read="sparse")
         self._timeline = Timeline(loaded, settings, context=context)
+        if isinstance(reading, StudyReading):
+            self._timeline.read_by(reading)
 
     def read(self, ids: np.ndarray) -> Iterator[Prefill]:
         """Read the document's tokens, int [n]."""
