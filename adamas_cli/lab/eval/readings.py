@@ -27,10 +27,8 @@ Estimate = Callable[[Tensor, Tensor, BlockMeans, float], Tensor]
 def by_mass(queries: Tensor, keys: Tensor, means: BlockMeans, scaling: float) -> Tensor:
     """The true mass of each block, over all queries; nobody knows it before all keys are read."""
     new, size = queries.shape[2], keys.shape[2]
-    scores = reading.scores(queries, keys, scaling)
-    scores = scores.masked_fill(
-        torch.arange(size, device=keys.device) > own_positions(new, size, keys.device), -torch.inf
-    )
+    hidden = torch.arange(size, device=keys.device) > own_positions(new, size, keys.device)
+    scores = reading.scores(queries, keys, scaling).masked_fill(hidden, -torch.inf)
     return _by_block(scores.softmax(-1)).sum(2)
 
 
@@ -44,17 +42,18 @@ def by_means(queries: Tensor, keys: Tensor, means: BlockMeans, scaling: float) -
 
 def by_antidiagonals(queries: Tensor, keys: Tensor, means: BlockMeans, scaling: float) -> Tensor:
     """XAttention: sums of every STRIDE-th antidiagonal of the scores, as one product of longer rows."""
-    rows = torch.nn.functional.pad(queries, (0, 0, 0, -queries.shape[2] % STRIDE)).float()
-    columns = torch.nn.functional.pad(keys, (0, 0, 0, -keys.shape[2] % STRIDE)).float()
-    rows = rows.unflatten(2, (-1, STRIDE)).flip(3).flatten(3)
-    scores = reading.scores(rows, columns.unflatten(2, (-1, STRIDE)).flatten(3), scaling / STRIDE)
-    last = (
-        torch.arange(scores.shape[2], device=keys.device).unsqueeze(1) * STRIDE
-        + keys.shape[2]
-        - queries.shape[2]
-    )
-    hidden = torch.arange(scores.shape[3], device=keys.device) * STRIDE > last + STRIDE - 1
+    past = keys.shape[2] - queries.shape[2]
+    rows, columns = (_strided(x) for x in (queries, keys))
+    scores = reading.scores(rows.flip(3).flatten(3), columns.flatten(3), scaling / STRIDE)
+    last = past + STRIDE * torch.arange(1, scores.shape[2] + 1, device=keys.device).unsqueeze(1)
+    hidden = torch.arange(scores.shape[3], device=keys.device) * STRIDE >= last
     return _by_block(scores.masked_fill(hidden, -torch.inf).softmax(-1), KEY_BLOCK // STRIDE).sum(2)
+
+
+def _strided(rows: Tensor) -> Tensor:
+    """Rows [B, H, n, D] in groups of STRIDE, the last filled up with zeros: float32 [B, H, m, STRIDE, D]."""
+    padded = torch.nn.functional.pad(rows, (0, 0, 0, -rows.shape[2] % STRIDE))
+    return padded.float().unflatten(2, (-1, STRIDE))
 
 
 def _by_block(weights: Tensor, each: int = KEY_BLOCK) -> Tensor:
@@ -97,9 +96,8 @@ class StudyReading(TorchBackend):
             chosen = self._chosen(rows, keys[:, :, :end], means, scaling)
             if computed is not None:
                 computed += torch.stack([chosen.sum(), torch.tensor(chosen.numel(), device=keys.device)])
-            parts.append(
-                reading.attend_to_blocks(rows, keys[:, :, :end], values[:, :, :end], means, chosen, scaling)
-            )
+            seen = keys[:, :, :end], values[:, :, :end]
+            parts.append(reading.attend_to_blocks(rows, *seen, means, chosen, scaling))
         outs, lses = zip(*parts, strict=True)
         return torch.cat(outs, 2).to(queries.dtype), torch.cat(lses, 2)
 
