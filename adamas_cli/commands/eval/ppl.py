@@ -59,7 +59,7 @@ def command(
 
     from adamas_cli.lab.eval.columns import with_readings
     from adamas_cli.lab.eval.methods import METHODS as KNOWN
-    from adamas_cli.lab.eval.perplexity import COLUMNS, Perplexity
+    from adamas_cli.lab.eval.perplexity import BLOCKS, COLUMNS, Perplexity
     from adamas_cli.lab.eval.reading import all_ways
     from adamas_cli.lab.eval.readings import DENSE, READINGS
     from adamas_cli.lab.eval.subject import Subject
@@ -67,7 +67,7 @@ def command(
 
     reads = names(read, "--read", READINGS)
     ways = all_ways(names(methods, "--methods", KNOWN), sizes, ["dense"], reads)
-    columns = COLUMNS if reads == [DENSE] else with_readings(COLUMNS)
+    columns = COLUMNS if reads == [DENSE] else with_readings(COLUMNS, BLOCKS)
     with showing(report, columns) as (told, display):
         subject = Subject.find(model, "auto", dense_layers, display)
         needed = max(contexts) + scored + 1

@@ -33,10 +33,10 @@ class Column:
         return one_line(self.write(value))
 
 
-def with_readings(columns: Sequence[Column]) -> list[Column]:
-    """The columns of rows that do not all tell of densely read documents."""
+def with_readings(columns: Sequence[Column], *more: Column) -> list[Column]:
+    """The columns of rows that do not all tell of densely read documents. more: about reading."""
     place = next(index for index, column in enumerate(columns) if column.key == "method")
-    return [*columns[:place], Column("read", "read", missing="dense"), *columns[place:]]
+    return [*columns[:place], Column("read", "read", missing="dense"), *more, *columns[place:]]
 
 
 def decimals(digits: int) -> Callable[[float], str]:

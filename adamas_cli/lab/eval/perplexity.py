@@ -37,6 +37,7 @@ COLUMNS = (
     Column("mass kept", "mass_kept", decimals(3)),
     Column("recall", "recall", decimals(3)),
 )
+BLOCKS = Column("blocks", "blocks_computed", decimals(3))
 
 
 @dataclass(frozen=True)
