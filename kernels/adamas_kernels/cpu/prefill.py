@@ -95,23 +95,23 @@ def hide_before(scores, at, hidden):
 
 
 @njit
-def weigh_row(scores, at, weights, scaling, seen, highest, sums, row, sum_row, dim_v):
+def weigh_row(scores, at, weights, scaling, seen, width, highest, sums, row, sum_row, dim_v):
     """Scores of one query -> its weights, bfloat16; its maximum, its sum and what it has summed up are
     brought along.
 
-    seen: how many of the block's keys the query attends to.
+    seen: how many of the `width` keys, whole vectors of them, the query attends to.
     """
     top = splat(LEAST)
-    whole = min(seen, BLOCK) // LANES * LANES
+    whole = min(seen, width) // LANES * LANES
     for i in range(0, whole, LANES):
         part = load(scores, at + i)
         top = where(part > top, part, top)
-    if whole < min(seen, BLOCK):
+    if whole < min(seen, width):
         inside = lane_numbers() < splat(seen - whole)
         part = where(inside, load(scores, at + whole), splat(LEAST))
         store(scores, at + whole, part)
         top = where(part > top, part, top)
-    for i in range(max(0, -(-min(seen, BLOCK) // LANES) * LANES), BLOCK, LANES):
+    for i in range(max(0, -(-min(seen, width) // LANES) * LANES), width, LANES):
         store(scores, at + i, splat(LEAST))
     found = max_lanes(top) * scaling
     before = highest[row]
@@ -123,7 +123,7 @@ def weigh_row(scores, at, weights, scaling, seen, highest, sums, row, sum_row, d
             store(sum_row, i, load(sum_row, i) * splat(factor))
     base = splat(-highest[row] if highest[row] > LEAST else ZERO)
     total = splat(ZERO)
-    for i in range(0, BLOCK, LANES):
+    for i in range(0, width, LANES):
         weight = exp(multiply_add(load(scores, at + i), splat(scaling), base))
         total = total + weight
         store(weights, at + i, weight)
@@ -198,6 +198,7 @@ def attend_block(flash, head, block):
                     weights,
                     ONE if cap else scaling,
                     seen,
+                    BLOCK,
                     highest,
                     sums,
                     top + row,

@@ -32,7 +32,6 @@ from adamas_kernels.cpu.prefill import (
     BLOCK,
     LEAST,
     ONE,
-    RANGE,
     TILE,
     ZERO,
     add_values,
@@ -71,6 +70,7 @@ POOLED = QUERY_BLOCK // QUERY_PART  # means of a block of queries
 POOLED_ROOM = -(-POOLED // ROWS) * ROWS
 PARTS = KEY_BLOCK // KEY_PART
 PANELS = BLOCK // TILE
+RANGE = 32 * BLOCK  # keys that are repacked at a time, so many that those chosen of them fill blocks
 AT_ONCE = 4  # keys whose scores are summed side by side, to hide how long one addition takes
 assert KEY_BLOCK == TILE  # a panel holds a block
 assert POOLED == LANES  # and a vector the means of a block of queries
@@ -308,8 +308,9 @@ def attend_to_means(flash, means, read, head, block):
                 for i in range(0, panels * TILE, LANES):
                     store(scores, at + i, load(scores, at + i) + load(shift, i))
                 sum_row = floats_at(summed + 4 * (top + row) * flash.dim_v)
+                width = panels * TILE
                 weigh_row(
-                    scores, at, weights, unit, panels * TILE, highest, sums, top + row, sum_row, flash.dim_v
+                    scores, at, weights, unit, width, width, highest, sums, top + row, sum_row, flash.dim_v
                 )
             add_panels(means, weights, tiles, panels, summed + 4 * top * flash.dim_v)
 
@@ -368,6 +369,7 @@ def attend_to_tiles(flash, head, first, count, chosen, highest, sums, summed):
                     at,
                     weights,
                     ONE if cap else scaling,
+                    panels * TILE,
                     panels * TILE,
                     highest,
                     sums,
