@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from adamas_kernels.reading import KEY_BLOCK, BlockMeans, summarize
+from adamas_kernels.contract import Facts
+from adamas_kernels.dispatch import serving
+from adamas_kernels.reading import KEY_BLOCK, BlockMeans
 from torch import Tensor
 
 
@@ -20,7 +22,8 @@ class Means:
         room = max(capacity, keys.shape[2]) // KEY_BLOCK
         if self._of is None or self._of.blocks < room:
             self._of, self._blocks = BlockMeans.empty(keys, values, room), 0
-        summarize(keys, values, self._of, self._blocks * KEY_BLOCK)
+        backend = serving("summarize", Facts.of(keys, keys, values))
+        backend.summarize(keys, values, self._of, self._blocks * KEY_BLOCK)
         self._blocks = keys.shape[2] // KEY_BLOCK
         return self._of
 
