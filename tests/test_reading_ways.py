@@ -274,11 +274,11 @@ def test_other_settings_of_sparse_reading_serve_not_each_other(kept):
 def test_questions_plans_and_the_list_of_documents_tell_it(
     run_here: Run, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv("ADAMAS_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("ADAMAS_DOC_CACHE", str(tmp_path / "store"))
     monkeypatch.delenv("ADAMAS_NO_DOC_CACHE")
     book = tmp_path / "book.txt"
     book.write_text("".join(f"Keeper {number} is Tobias Wren.\n" for number in range(20)))
-    common = [book, "Who keeps it?", "-m", tiny_model, "--json"]
+    common = [book, "Who keeps it?", "-m", tiny_model, "--dtype", "float32", "--json"]
 
     def told(*arguments: str | Path) -> dict:
         code, out, err = run_here(*arguments)

@@ -100,7 +100,7 @@ def command(
     from adamas_cli.lab.eval.workload import Workload
 
     reads = names(read, "--read", READINGS)
-    ways = all_ways(names(methods, "--methods", METHODS), sizes, ["dense"], reads)
+    ways = all_ways(names(methods, "--methods", METHODS) if methods else [], sizes, ["dense"], reads)
     columns = COLUMNS if reads == [DENSE] else with_readings(COLUMNS)
     with showing(report, columns) as (told, display):
         subject = Subject.find(model, backend, dense_layers, display)

@@ -66,7 +66,7 @@ def command(
     from adamas_cli.lab.eval.workload import Workload
 
     reads = names(read, "--read", READINGS)
-    ways = all_ways(names(methods, "--methods", KNOWN), sizes, ["dense"], reads)
+    ways = all_ways(names(methods, "--methods", KNOWN) if methods else [], sizes, ["dense"], reads)
     columns = COLUMNS if reads == [DENSE] else with_readings(COLUMNS, BLOCKS)
     with showing(report, columns) as (told, display):
         subject = Subject.find(model, "auto", dense_layers, display)

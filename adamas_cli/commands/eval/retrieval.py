@@ -92,7 +92,7 @@ def command(
     from adamas_cli.lab.texts import read_text
 
     reads = names(read, "--read", READINGS)
-    ways = all_ways(names(methods, "--methods", METHODS), sizes, kinds, reads)
+    ways = all_ways(names(methods, "--methods", METHODS) if methods else [], sizes, kinds, reads)
     chosen = [TASKS[name] for name in names(tasks, "--tasks", TASKS)]
     prose, sha256 = read_text(text)
     columns = COLUMNS if reads == [DENSE] else with_readings(COLUMNS)

@@ -29,7 +29,12 @@ Budgets = Annotated[
     str, typer.Option("--budgets", metavar="LIST", help="Tokens that each query head attends to.")
 ]
 Methods = Annotated[
-    str, typer.Option("--methods", metavar="LIST", help="Which ways to choose tokens are compared.")
+    str,
+    typer.Option(
+        "--methods",
+        metavar="LIST",
+        help="Which ways to choose tokens are compared; an empty list is for full attention alone.",
+    ),
 ]
 Reads = Annotated[
     str,
