@@ -81,16 +81,17 @@ ADAMAS = [command for command in COMMANDS if command.of("adamas")]
 
 @cache
 def help_of(*subcommand: str) -> str:
-    """What `adamas SUBCOMMAND --help` prints, without colour and wide enough for every flag."""
-    plain = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+    """What the whole help of a command prints, without colour and wide enough for every flag."""
+    short = printed_help(*subcommand, "--help")
+    return printed_help(*subcommand, "--help-all") if "--help-all" in short else short
+
+
+def printed_help(*arguments: str, columns: int = 200) -> str:
+    plain = {**os.environ, "COLUMNS": str(columns), "NO_COLOR": "1", "TERM": "dumb"}
     done = subprocess.run(
-        [sys.executable, "-m", "adamas_cli", *subcommand, "--help"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=plain,
+        [sys.executable, "-m", "adamas_cli", *arguments], capture_output=True, text=True, cwd=ROOT, env=plain
     )
-    assert done.returncode == 0, f"adamas {' '.join(subcommand)} --help: {done.stderr}"
+    assert done.returncode == 0, f"adamas {' '.join(arguments)}: {done.stderr}"
     return done.stdout
 
 

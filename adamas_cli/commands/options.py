@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
+from adamas_cli.commands.folding import HelpAll
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.settings import (
     DEFAULT_SOURCES,
@@ -91,14 +92,15 @@ FLAGS: dict[type, dict[str, Any]] = {
         ),
         "adapter": _model(
             "--adapter",
-            metavar="DIR",
-            help="A LoRA adapter's folder, as PEFT writes it; without -m, of the model that it was made for.",
+            metavar="NAME",
+            help="A LoRA adapter, as PEFT writes it: its folder or Hugging Face id; without -m, of the model "
+            "that it was made for.",
         ),
         "dtype": _model("--dtype", help="Number format of the weights."),
         "device": _model("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 and so on."),
         "quantization": _model(
             "--quantization",
-            help="packed: 8 or 4 bits on a CPU, as few as lose nothing that counts; none: as in the files; "
+            help="packed: the lowest width without measurable loss, on a CPU; none: as in the files; "
             "auto: packed on a CPU unless --dtype is given. The others serve GPUs.",
         ),
         "threads": _model(
@@ -237,8 +239,7 @@ FLAGS: dict[type, dict[str, Any]] = {
             min=1,
             max=MOST_SOURCES,
             metavar="[N]",
-            help="Show the N passages that the answer attended to most: where the model looked, which is no "
-            f"proof; {DEFAULT_SOURCES} without a number.",
+            help=f"Show the N most-attended passages (not evidence); {DEFAULT_SOURCES} without a number.",
             show_default=False,
         ),
         "cite": _origin(
@@ -319,13 +320,20 @@ class SummaryPromptSettings(PromptSettings):
     on_overflow: OnOverflow = "map-reduce"
 
 
+def all_names() -> frozenset[str]:
+    """The names of the flags of all groups, such as `max_tokens`."""
+    return frozenset(flag.name for group in FLAGS for flag in flags(group))
+
+
 def setting_names() -> frozenset[str]:
-    """The names that the configuration file may set, such as `max_tokens`."""
-    return frozenset(flag.name for group in FLAGS for flag in flags(group)) - _NOT_SETTINGS
+    """Those that the configuration file may set."""
+    return all_names() - _NOT_SETTINGS
 
 
 def grouped(function: Callable[..., None]) -> Callable[..., None]:
-    """A command for typer whose parameters that are groups of settings are spread into their flags."""
+    """A command for typer whose parameters that are groups of settings are spread into their flags, and whose
+    help has two lengths.
+    """
     hints = get_type_hints(function, include_extras=True)
     groups: dict[str, Any] = {}
     flat: list[inspect.Parameter] = []
@@ -335,8 +343,11 @@ def grouped(function: Callable[..., None]) -> Callable[..., None]:
             flat.extend(flags(hints[name]))
         else:
             flat.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
+    flat.append(
+        inspect.Parameter("help_all", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=HelpAll)
+    )
 
-    def command(**values: Any) -> None:
+    def command(*, help_all: bool, **values: Any) -> None:
         gathered = {
             name: group(**{field.name: values.pop(_name(group, field.name)) for field in fields(group)})
             for name, group in groups.items()

@@ -104,6 +104,7 @@ def decide_for(
         obstacle=unserved or shape.obstacle,
         dense=shape.dense_on(device.type),
         dense_reading=shape.dense_reading,
+        unmeasured=shape.unmeasured,
         token_bytes=shape.token_bytes(dtype.itemsize),
     )
 

@@ -149,6 +149,7 @@ def decide(
         obstacle=shape.obstacle,
         dense=shape.dense_on(machine.device),
         dense_reading=shape.dense_reading,
+        unmeasured=shape.unmeasured,
         token_bytes=shape.token_bytes(item),
     )
     coded_from = attention.dense_layers if attention.sparse else None
@@ -198,10 +199,11 @@ def decide_attention(
     token_bytes: int,
     dense: str | None = None,
     dense_reading: str | None = None,
+    unmeasured: str | None = None,
 ) -> Attention:
     """The part that depends on nothing but attention. obstacle: why Adamas does not serve the model; dense:
-    why none of its layers would attend sparsely; dense_reading: why none would read sparsely. token_bytes: of
-    the keys and values of a token in a layer.
+    why none of its layers would attend sparsely; unmeasured: why they do so only on demand; dense_reading:
+    why none would read sparsely. token_bytes: of the keys and values of a token in a layer.
     """
     chunk = settings.prefill_chunk or PREFILL_CHUNK.get(backends.device, OTHER_CHUNK)
     read = decide_reading(settings, tokens, backends.device, obstacle or dense_reading)
@@ -218,6 +220,8 @@ def decide_attention(
     budget = settings.budget or budget_for(tokens, bounded=settings.error > 0)
     if settings.attn == "auto" and tokens < auto_min_context(backend, budget, token_bytes):
         return full
+    if settings.attn == "auto" and unmeasured is not None:
+        return replace(full, reason=f"full attention: {unmeasured}")
     return Attention("adamas", backend, reason, budget, settings.dense_layers, chunk, read)
 
 
