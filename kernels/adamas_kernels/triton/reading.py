@@ -14,7 +14,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adamas_kernels.reading import KEY_BLOCK, NEAR, PART, QUERY_BLOCK, BlockMeans, ReadSettings
+from adamas_kernels.reading import (
+    KEY_BLOCK,
+    KEY_PART,
+    NEAR,
+    QUERY_BLOCK,
+    QUERY_PART,
+    BlockMeans,
+    ReadSettings,
+)
 from adamas_kernels.softmax import Softmax
 from adamas_kernels.triton.coding import LOWEST
 from adamas_kernels.triton.dense import scaled, scales_of
@@ -24,11 +32,13 @@ WORD = 64  # blocks whose bits are one word
 # Highest score of a row that has seen none: below every real one, and so far above LOWEST, scaled or not,
 # that what is hidden has no weight.
 NONE_YET = tl.constexpr(-1e20)
-LARGEST = tl.constexpr(100.0)  # exponent of a share of what is always read
-MEAN_ROWS = 128  # means of queries in a program
+LARGEST = tl.constexpr(50.0)  # exponent that a share is held to: sums and products stay finite
+# Of a program: numbers of means of queries, and at most how many of them.
+MEAN_NUMBERS, MOST_MEANS = 16384, 128
 PARTS_AT_ONCE = 64
 CHOOSE_STAGES = 3
 CHOOSE_WARPS = 8
+OPTIONS = {}
 LOSSES = 1 << 26  # that are kept at a time
 
 
@@ -38,18 +48,18 @@ def summarize_kernel(
     key_b, key_h, key_n, value_b, value_h, value_n, key_mean_b, key_mean_h, key_mean_n,
     value_mean_b, value_mean_h, value_mean_n, part_b, part_h, part_n, first,
     HEADS: tl.constexpr, D: tl.constexpr, P: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr,
-    KEY_BLOCK: tl.constexpr, PART: tl.constexpr,
+    KEY_BLOCK: tl.constexpr, KEY_PART: tl.constexpr,
 ):  # fmt: skip
     """Means of one block, the one number `first` and those after it; program (block, KV head of a batch)."""
     pair = tl.program_id(1)
     batch, head = (pair // HEADS).to(tl.int64), (pair % HEADS).to(tl.int64)
     block = (first + tl.program_id(0)).to(tl.int64)
-    PARTS: tl.constexpr = KEY_BLOCK // PART
+    PARTS: tl.constexpr = KEY_BLOCK // KEY_PART
     token, part = block * KEY_BLOCK + tl.arange(0, KEY_BLOCK), block * PARTS + tl.arange(0, PARTS)
     dim, column = tl.arange(0, P), tl.arange(0, D_V_PAD)
     key = key_ptr + batch * key_b + head * key_h + token[:, None] * key_n + dim[None, :]
     k = tl.load(key, mask=(dim < D)[None, :], other=0.0).to(tl.float32)
-    of_parts = tl.sum(tl.reshape(k, (PARTS, PART, P)), axis=1) / PART
+    of_parts = tl.sum(tl.reshape(k, (PARTS, KEY_PART, P)), axis=1) / KEY_PART
     parts = part_ptr + batch * part_b + head * part_h + part[:, None] * part_n + dim[None, :]
     tl.store(parts, of_parts.to(part_ptr.dtype.element_ty), mask=(dim < D)[None, :])
     mean = tl.sum(of_parts, axis=0) / PARTS
@@ -73,7 +83,7 @@ def summarize(keys: Tensor, values: Tensor, means: BlockMeans, start: int) -> No
         keys, values, means.keys, means.values, means.parts, *keys.stride()[:3], *values.stride()[:3],
         *means.keys.stride()[:3], *means.values.stride()[:3], *means.parts.stride()[:3], first,
         HEADS=heads, D=dim, P=next_power(dim), D_V=dim_v, D_V_PAD=next_power(dim_v), KEY_BLOCK=KEY_BLOCK,
-        PART=PART, num_warps=4,
+        KEY_PART=KEY_PART, num_warps=4,
     )  # fmt: skip
 
 
@@ -81,20 +91,20 @@ def summarize(keys: Tensor, values: Tensor, means: BlockMeans, start: int) -> No
 def choose_kernel(
     query_ptr, key_ptr, part_ptr, loss_ptr, bits_ptr, list_ptr, count_ptr,
     query_b, query_h, query_n, key_b, key_h, key_n, part_b, part_h, part_n,
-    scale, cap, tolerance, past, new, tiles, pitch, first_head, heads,
+    scale, cap, tolerance, past, new, tiles, pitch, first_head,
     HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr,
-    PARTS: tl.constexpr, QUERY_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr, PART: tl.constexpr,
-    NEAR: tl.constexpr, WORD: tl.constexpr, STAGES: tl.constexpr, CAPPED: tl.constexpr,
+    PARTS: tl.constexpr, QUERY_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr, KEY_PART: tl.constexpr,
+    QUERY_PART: tl.constexpr, NEAR: tl.constexpr, WORD: tl.constexpr, STAGES: tl.constexpr, CAPPED: tl.constexpr,
 ):  # fmt: skip
     """Blocks for ROWS means of queries of one head; program (those means, last first; query head of a batch,
-    of the `heads` from `first_head` on).
+    from `first_head` on).
 
     Leaves, for `tiles` blocks of queries each, bits: int64 [B, H, tiles, pitch / WORD], ones for what does
     not count by its mean, list: int32 [B, H, tiles, pitch], the chosen blocks wholly before the tile, and
     count: int32 [B, H, tiles], of them. loss: bfloat16 [programs, pitch, ROWS], to use.
     """
-    SHARE: tl.constexpr = KEY_BLOCK // PART  # parts of a block
-    MEANS: tl.constexpr = QUERY_BLOCK // PART  # means of a block of queries
+    SHARE: tl.constexpr = KEY_BLOCK // KEY_PART  # parts of a block
+    MEANS: tl.constexpr = QUERY_BLOCK // QUERY_PART  # means of a block of queries
     TILES: tl.constexpr = ROWS // MEANS
     BLOCKS: tl.constexpr = PARTS // SHARE
     line = first_head + tl.program_id(1)
@@ -104,16 +114,14 @@ def choose_kernel(
     mean, dim = begin * MEANS + tl.arange(0, ROWS), tl.arange(0, P)
     query = query_ptr + batch * query_b + head * query_h + dim[None, :]
     summed = tl.zeros((ROWS, P), tl.float32)
-    for turn in tl.range(PART, num_stages=1):
-        row = mean * PART + turn
+    for turn in tl.range(QUERY_PART, num_stages=1):
+        row = mean * QUERY_PART + turn
         inside = (row < new)[:, None] & (dim < D)[None, :]
         summed += tl.load(query + row.to(tl.int64)[:, None] * query_n, mask=inside, other=0.0).to(tl.float32)
-    present = tl.maximum(tl.minimum(new - mean * PART, PART), 1)
+    present = tl.maximum(tl.minimum(new - mean * QUERY_PART, QUERY_PART), 1)
     q = (summed / present[:, None]).to(part_ptr.dtype.element_ty)
-    # Where each row's block of queries begins and ends, and what it always reads.
-    position = past + mean // MEANS * QUERY_BLOCK
-    end = tl.minimum(position + QUERY_BLOCK, past + new)
-    near = tl.maximum(position // KEY_BLOCK - NEAR, 1)
+    near = tl.maximum((past + mean // MEANS * QUERY_BLOCK) // KEY_BLOCK - NEAR, 1)
+    own = past + tl.minimum(mean * QUERY_PART + QUERY_PART, new) - 1
     factor = 1.0 if CAPPED else scale
     keys = key_ptr + batch * key_b + head // GROUP * key_h
     at = tl.arange(0, KEY_BLOCK)
@@ -131,7 +139,7 @@ def choose_kernel(
         score = tl.dot(q, k)
         if CAPPED:
             score = scaled(score, scale, cap, CAPPED)
-        seen = ((block == 0) | (block >= near))[:, None] & (token[None, :] < end[:, None])
+        seen = ((block == 0) | (block >= near))[:, None] & (token[None, :] <= own[:, None])
         score = tl.where(seen, score, LOWEST)
         higher = tl.maximum(highest, tl.max(score, axis=1) * factor)
         always = always * tl.exp2(highest - higher) + tl.sum(tl.exp2(score * factor - higher[:, None]), axis=1)
@@ -145,8 +153,8 @@ def choose_kernel(
     row, one = tl.arange(0, ROWS), tl.arange(0, BLOCKS)
     program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
     losses = loss_ptr + program.to(tl.int64) * pitch * ROWS
-    until = tl.maximum((past + (begin + TILES - 1) * QUERY_BLOCK) // KEY_BLOCK - NEAR, 1)
-    until = tl.minimum(until, tl.cdiv(past + new, KEY_BLOCK))
+    behind = tl.minimum(begin + TILES, tiles) - 1
+    until = tl.maximum((past + behind * QUERY_BLOCK) // KEY_BLOCK - NEAR, 1)
     for start in tl.range(0, until, BLOCKS, num_stages=STAGES):
         place = start * SHARE + lane
         k = tl.load(
@@ -154,9 +162,9 @@ def choose_kernel(
             mask=(place < until * SHARE)[None, :] & (dim < D)[:, None], other=0.0,
         )  # fmt: skip
         score = tl.reshape(tl.dot(q, k), (ROWS, SHARE, BLOCKS))
-        centre = tl.sum(score, axis=1) * (1.0 / SHARE)
         if CAPPED:
-            score, centre = scaled(score, scale, cap, CAPPED), scaled(centre, scale, cap, CAPPED)
+            score = scaled(score, scale, cap, CAPPED)
+        centre = tl.sum(score, axis=1) / SHARE
         ratio = tl.sum(tl.exp2(tl.minimum((score - centre[:, None, :]) * factor, LARGEST)), axis=1) / SHARE
         block = start + one
         share = tl.exp2(tl.minimum(centre * factor + (math.log2(KEY_BLOCK) - usual[:, None]), LARGEST))
@@ -210,17 +218,18 @@ def choose_blocks(
     bits = torch.empty(batch, heads, tiles, pitch // WORD, dtype=torch.int64, device=keys.device)
     lists = torch.empty(batch, heads, tiles, pitch, dtype=torch.int32, device=keys.device)
     counts = torch.empty(batch, heads, tiles, dtype=torch.int32, device=keys.device)
-    rows = MEAN_ROWS
-    programs = triton.cdiv(tiles, rows // (QUERY_BLOCK // PART))
+    columns = max(16, next_power(dim))
+    rows = min(MOST_MEANS, MEAN_NUMBERS // columns)
+    programs = triton.cdiv(tiles, rows // (QUERY_BLOCK // QUERY_PART))
     most = min(batch * heads, max(1, LOSSES // (programs * pitch * rows)))
     losses = torch.empty(most, programs, pitch, rows, dtype=torch.bfloat16, device=keys.device)
     for first in range(0, batch * heads, most):
         choose_kernel[(programs, min(most, batch * heads - first))](
             queries, keys, means.parts, losses, bits, lists, counts, *queries.stride()[:3],
             *keys.stride()[:3], *means.parts.stride()[:3], *scales_of(scaling, softmax), settings.tolerance,
-            size - new, new, tiles, pitch, first, batch * heads,
-            HEADS=kv_heads, GROUP=heads // kv_heads, D=dim, P=max(16, next_power(dim)), ROWS=rows,
-            PARTS=PARTS_AT_ONCE, QUERY_BLOCK=QUERY_BLOCK, KEY_BLOCK=KEY_BLOCK, PART=PART, NEAR=NEAR,
-            WORD=WORD, STAGES=CHOOSE_STAGES, CAPPED=softmax.softcap > 0, num_warps=CHOOSE_WARPS,
+            size - new, new, tiles, pitch, first,
+            HEADS=kv_heads, GROUP=heads // kv_heads, D=dim, P=columns, ROWS=rows,
+            PARTS=PARTS_AT_ONCE, QUERY_BLOCK=QUERY_BLOCK, KEY_BLOCK=KEY_BLOCK, KEY_PART=KEY_PART,
+            QUERY_PART=QUERY_PART, NEAR=NEAR, WORD=WORD, STAGES=CHOOSE_STAGES, CAPPED=softmax.softcap > 0, num_warps=CHOOSE_WARPS, **OPTIONS,
         )  # fmt: skip
     return bits, lists, counts

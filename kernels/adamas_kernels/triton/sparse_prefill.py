@@ -1,31 +1,56 @@
 """Attention of a chunk of new tokens to chosen blocks of keys, and to the means of all others.
 
-A query tile's chosen blocks come as a list, so work and memory traffic follow the number chosen. The means
-of all blocks before the tile are read too, 1/64 of the keys, and count for the blocks that are left out.
+A tile of queries has its blocks as a list, so work and memory traffic follow how many there are. It reads the
+means of all blocks before it too, 1/64 of the keys, for the blocks that are left out. torch's flex_attention
+knows no means, and took longer for the chosen blocks alone (docs/performance.md).
 """
 
 from __future__ import annotations
 
 import math
+from contextvars import copy_context
+from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from adamas_kernels.softmax import Softmax
+from adamas_kernels.contract import check_unbounded
+from adamas_kernels.reading import KEY_BLOCK, QUERY_BLOCK, BlockMeans, ReadSettings, blocks_of
+from adamas_kernels.softmax import PLAIN, Softmax
 from adamas_kernels.triton.coding import LOWEST
 from adamas_kernels.triton.dense import LN_2, scaled, scales_of
 from adamas_kernels.triton.launch import next_power
+from adamas_kernels.triton.reading import NONE_YET, WORD, choose_blocks
 
-# Highest score of a row that has seen none: below every real one, and so far above LOWEST, scaled or not,
-# that what is hidden has no weight.
-NONE_YET = tl.constexpr(-1e20)
+HOPPER = 9  # NVIDIA's generation with a unit that copies tiles, from addresses that are aligned
+ALIGNMENT = 16  # bytes
+# Of a program: numbers of queries, and of keys at a time, and at most how many of each.
+QUERY_NUMBERS, KEY_NUMBERS = 16384, 8192
+MOST_ROWS, MOST_KEYS = 128, 64
+STAGES = 2
+WARPS = 8
+# Two programs then fit a multiprocessor of a Hopper, and one multiplies while the other has its softmax; a
+# few registers spill, which takes less.
+HOPPER_REGISTERS = 128
+
+
+@triton.jit
+def load_rows(rows, stride, start, end, column, D: tl.constexpr, BLOCK: tl.constexpr, COPIED: tl.constexpr):
+    """Rows from `start` on of a matrix [end, D], zeros behind it: [BLOCK, columns]."""
+    if COPIED:
+        return rows.load([start, 0])
+    else:
+        at = start + tl.arange(0, BLOCK)
+        inside = (at < end)[:, None] & (column < D)[None, :]
+        return tl.load(rows + at.to(tl.int64)[:, None] * stride + column[None, :], mask=inside, other=0.0)
 
 
 @triton.jit
 def absorb(highest, weight, weighted, score, v, factor, extra):
-    """The softmax so far, joined by scores [ROWS, BLOCK], which are times `factor` plus `extra` in powers of
-    two, of values v [BLOCK, D_V].
+    """Highest score, weight and weighted values [ROWS, D_V] of a softmax, joined by scores [ROWS, BLOCK] of
+    values v [BLOCK, D_V]; scores are times `factor` plus `extra` in powers of two.
     """
     higher = tl.maximum(highest, tl.max(score, axis=1) * factor + extra)
     p = tl.exp2(score * factor - (higher - extra)[:, None])
@@ -36,102 +61,166 @@ def absorb(highest, weight, weighted, score, v, factor, extra):
 
 @triton.jit
 def sparse_prefill_kernel(
-    query_ptr, key_ptr, value_ptr, key_mean_ptr, value_mean_ptr, chosen_ptr, list_ptr, count_ptr,
-    out_ptr, lse_ptr,
+    query_ptr, key_ptr, value_ptr, key_mean_ptr, value_mean_ptr, bits_ptr, list_ptr, count_ptr, out_ptr, lse_ptr,
     query_b, query_h, query_n, key_b, key_h, key_n, value_b, value_h, value_n,
     key_mean_b, key_mean_h, key_mean_n, value_mean_b, value_mean_h, value_mean_n, out_b, out_h, out_n,
-    scale, cap, past, new, tiles, blocks,
+    scale, cap, past, new, tiles, pitch,
     HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, P: tl.constexpr, D_V: tl.constexpr,
     D_V_PAD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr,
-    QUERY_BLOCK: tl.constexpr, STAGES: tl.constexpr, CAPPED: tl.constexpr, TMA: tl.constexpr,
+    QUERY_BLOCK: tl.constexpr, WORD: tl.constexpr, STAGES: tl.constexpr, CAPPED: tl.constexpr,
+    COPIED: tl.constexpr,
 ):  # fmt: skip
     """Attention from ROWS new tokens of one query head; program (those tokens, last first, and query head of
-    a group; KV head of a batch).
-
-    chosen: int8 [B, H, tiles, blocks], what is not 0 was chosen, list: int32 of that shape, the chosen ones,
-    and count: int32 [B, H, tiles], all among blocks that lie wholly before the tile.
+    a group; KV head of a batch). bits, list, count, pitch: see `choose_kernel`; scale, cap: see `scaled`.
+    COPIED: rows are copied by the GPU's own unit for it.
     """
     pair = tl.program_id(1)
     batch, kv_head = (pair // HEADS).to(tl.int64), (pair % HEADS).to(tl.int64)
     head = kv_head * GROUP + tl.program_id(0) % GROUP
-    part = tl.cdiv(new, ROWS) - 1 - tl.program_id(0) // GROUP
-    begin = part * ROWS
+    begin = (tl.cdiv(new, ROWS) - 1 - tl.program_id(0) // GROUP) * ROWS
     tile = begin // QUERY_BLOCK
     row, dim, column = begin + tl.arange(0, ROWS), tl.arange(0, P), tl.arange(0, D_V_PAD)
     at = tl.arange(0, BLOCK)
     real, own = row < new, past + row
     query = query_ptr + batch * query_b + head * query_h + row.to(tl.int64)[:, None] * query_n
     q = tl.load(query + dim[None, :], mask=real[:, None] & (dim < D)[None, :], other=0.0)
+    whole = (past + tile * QUERY_BLOCK) // KEY_BLOCK  # blocks before the tile
+    end = past + tl.minimum(begin + ROWS, new)
     keys, values = key_ptr + batch * key_b + kv_head * key_h, value_ptr + batch * value_b + kv_head * value_h
     key_means = key_mean_ptr + batch * key_mean_b + kv_head * key_mean_h
     value_means = value_mean_ptr + batch * value_mean_b + kv_head * value_mean_h
+    if COPIED:
+        keys = tl.make_tensor_descriptor(keys, [end, D], [key_n, 1], [BLOCK, P])
+        values = tl.make_tensor_descriptor(values, [end, D_V], [value_n, 1], [BLOCK, D_V_PAD])
+        some = tl.maximum(whole, 1)
+        key_means = tl.make_tensor_descriptor(key_means, [some, D], [key_mean_n, 1], [BLOCK, P])
+        value_means = tl.make_tensor_descriptor(value_means, [some, D_V], [value_mean_n, 1], [BLOCK, D_V_PAD])
     line = (batch * (HEADS * GROUP) + head) * tiles + tile
-    chosen, listed = chosen_ptr + line * blocks, list_ptr + line * blocks
+    bits, listed = bits_ptr + line * (pitch // WORD), list_ptr + line * pitch
     count = tl.load(count_ptr + line)
-    whole = (past + tile * QUERY_BLOCK) // KEY_BLOCK  # blocks before the tile
     factor = 1.0 if CAPPED else scale
     highest = tl.full((ROWS,), NONE_YET, tl.float32)
     weight = tl.zeros((ROWS,), tl.float32)
     weighted = tl.zeros((ROWS, D_V_PAD), tl.float32)
     for start in tl.range(0, whole, BLOCK, num_stages=STAGES):
-        block = start + at
-        there = block < whole
-        place = block.to(tl.int64)
-        k = tl.load(
-            key_means + place[None, :] * key_mean_n + dim[:, None],
-            mask=there[None, :] & (dim < D)[:, None], other=0.0,
-        )  # fmt: skip
-        v = tl.load(
-            value_means + place[:, None] * value_mean_n + column[None, :],
-            mask=there[:, None] & (column < D_V)[None, :], other=0.0,
-        )  # fmt: skip
-        left = tl.load(chosen + block, mask=there, other=1) == 0
-        score = tl.dot(q, k)
+        k = load_rows(key_means, key_mean_n, start, whole, dim, D, BLOCK, COPIED)
+        v = load_rows(value_means, value_mean_n, start, whole, column, D_V, BLOCK, COPIED)
+        left = (tl.load(bits + start // WORD) >> (start % WORD + at).to(tl.int64)) & 1 == 0
+        score = tl.dot(q, tl.trans(k))
         if CAPPED:
             score = scaled(score, scale, cap, CAPPED)
         score = tl.where(left[None, :], score, LOWEST)
-        highest, weight, weighted = absorb(
-            highest, weight, weighted, score, v, factor, math.log2(KEY_BLOCK)
-        )
+        highest, weight, weighted = absorb(highest, weight, weighted, score, v, factor, math.log2(KEY_BLOCK))
     PARTS: tl.constexpr = KEY_BLOCK // BLOCK
-    if TMA:
-        key_rows = tl.make_tensor_descriptor(keys, [past + new, D], [key_n, 1], [BLOCK, P])
-        value_rows = tl.make_tensor_descriptor(values, [past + new, D_V], [value_n, 1], [BLOCK, D_V_PAD])
     block = tl.load(listed)
     for step in tl.range(0, count * PARTS, num_stages=STAGES):
         start = block * KEY_BLOCK + step % PARTS * BLOCK
         block = tl.load(listed + (step + 1) // PARTS, mask=step + 1 < count * PARTS, other=0)
-        if TMA:
-            k = tl.trans(key_rows.load([start, 0]))
-            v = value_rows.load([start, 0])
-        else:
-            place = (start + at).to(tl.int64)
-            k = tl.load(keys + place[None, :] * key_n + dim[:, None], mask=(dim < D)[:, None], other=0.0)
-            v = tl.load(
-                values + place[:, None] * value_n + column[None, :], mask=(column < D_V)[None, :], other=0.0
-            )
-        score = tl.dot(q, k)
+        k = load_rows(keys, key_n, start, end, dim, D, BLOCK, COPIED)
+        v = load_rows(values, value_n, start, end, column, D_V, BLOCK, COPIED)
+        score = tl.dot(q, tl.trans(k))
         if CAPPED:
             score = scaled(score, scale, cap, CAPPED)
         highest, weight, weighted = absorb(highest, weight, weighted, score, v, factor, 0.0)
-    end = past + tl.minimum(begin + ROWS, new)
-    for start in tl.range(whole * KEY_BLOCK, end, BLOCK, num_stages=1):
-        place = (start + at).to(tl.int64)
-        there = place < end
-        k = tl.load(
-            keys + place[None, :] * key_n + dim[:, None], mask=there[None, :] & (dim < D)[:, None], other=0.0
-        )
-        v = tl.load(
-            values + place[:, None] * value_n + column[None, :],
-            mask=there[:, None] & (column < D_V)[None, :], other=0.0,
-        )  # fmt: skip
-        score = tl.dot(q, k)
+    for start in tl.range(whole * KEY_BLOCK, end, BLOCK, num_stages=STAGES):
+        k = load_rows(keys, key_n, start, end, dim, D, BLOCK, COPIED)
+        v = load_rows(values, value_n, start, end, column, D_V, BLOCK, COPIED)
+        score = tl.dot(q, tl.trans(k))
         if CAPPED:
             score = scaled(score, scale, cap, CAPPED)
-        score = tl.where(place[None, :] <= own[:, None], score, LOWEST)
+        score = tl.where((start + at)[None, :] <= own[:, None], score, LOWEST)
         highest, weight, weighted = absorb(highest, weight, weighted, score, v, factor, 0.0)
     out = out_ptr + batch * out_b + head * out_h + row.to(tl.int64)[:, None] * out_n + column[None, :]
     result = (weighted / weight[:, None]).to(out_ptr.dtype.element_ty)
     tl.store(out, result, mask=real[:, None] & (column < D_V)[None, :])
-    lse = lse_ptr + (batch * (HEADS * GROUP) + head) * new + row
-    tl.store(lse, highest * LN_2 + tl.log(weight), mask=real)
+    tl.store(lse_ptr + (batch * (HEADS * GROUP) + head) * new + row, highest * LN_2 + tl.log(weight), mask=real)
+
+
+def attend_to_blocks(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    means: BlockMeans,
+    chosen: tuple[Tensor, Tensor, Tensor],
+    scaling: float,
+    softmax: Softmax = PLAIN,
+    hopper: bool | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Causal attention of the newest N tokens, queries [B, H, N, D], over the chosen blocks, see
+    `choose_kernel`, of keys and values [B, K, S, D], and over the means of the others.
+
+    hopper: whether to launch as on a GPU of that generation; None asks the device. Returns output and
+    log-sum-exp as `Backend.prefill` does, without learned sinks.
+    """
+    batch, heads, new, dim = queries.shape
+    kv_heads, dim_v = keys.shape[1], values.shape[3]
+    size, dim_v_pad = max(16, next_power(dim)), max(16, next_power(dim_v))
+    widest = max(size, dim_v_pad)
+    rows, block = min(MOST_ROWS, QUERY_NUMBERS // widest), min(MOST_KEYS, KEY_NUMBERS // widest)
+    out = queries.new_empty(batch, new, heads, dim_v).transpose(1, 2)
+    lse = torch.empty(batch, heads, new, dtype=torch.float32, device=queries.device)
+    bits, lists, counts = chosen
+    sources = keys, values, means.keys, means.values
+    hopper = on_hopper(queries.device) if hopper is None else hopper
+    copied = hopper and aligned(*sources)
+    options: dict[str, Any] = {"maxnreg": HOPPER_REGISTERS} if hopper else {}
+
+    def launch() -> None:
+        if copied:
+            triton.set_allocator(_workspace)
+        sparse_prefill_kernel[(triton.cdiv(new, rows) * (heads // kv_heads), batch * kv_heads)](
+            queries, *sources, bits, lists, counts, out, lse, *queries.stride()[:3],
+            *(stride for source in sources for stride in source.stride()[:3]), *out.stride()[:3],
+            *scales_of(scaling, softmax), keys.shape[2] - new, new, counts.shape[2], lists.shape[3],
+            HEADS=kv_heads, GROUP=heads // kv_heads, D=dim, P=size, D_V=dim_v, D_V_PAD=dim_v_pad, ROWS=rows,
+            BLOCK=block, KEY_BLOCK=KEY_BLOCK, QUERY_BLOCK=QUERY_BLOCK, WORD=WORD, STAGES=STAGES,
+            CAPPED=softmax.softcap > 0, COPIED=copied, num_warps=WARPS, **options,
+        )  # fmt: skip
+
+    copy_context().run(launch)  # the allocator is set for this launch alone
+    return out, lse
+
+
+def _workspace(size: int, alignment: int, stream: int | None) -> Tensor:
+    return torch.empty(size, dtype=torch.int8, device="cuda")
+
+
+def aligned(*sources: Tensor) -> bool:
+    """Whether every row of these begins where a tile may that is copied."""
+    steps = (step * x.element_size() for x in sources for step in x.stride()[:3])
+    return all(step % ALIGNMENT == 0 for step in (*steps, *(x.data_ptr() for x in sources)))
+
+
+def on_hopper(device: torch.device) -> bool:
+    """Whether a device is an NVIDIA GPU of that generation."""
+    nvidia = device.type == "cuda" and torch.version.hip is None
+    return nvidia and torch.cuda.get_device_capability(device)[0] == HOPPER
+
+
+def prefill_sparsely(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    means: BlockMeans,
+    scaling: float,
+    settings: ReadSettings,
+    softmax: Softmax = PLAIN,
+    computed: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See `Backend.prefill_sparsely`."""
+    check_unbounded(softmax)
+    queries, keys, values = (x if x.stride(-1) == 1 else x.contiguous() for x in (queries, keys, values))
+    chosen = choose_blocks(queries, keys, means, scaling, settings, softmax)
+    if computed is not None:
+        count_blocks(chosen[2], queries.shape[2], keys.shape[2], computed)
+    return softmax.with_sinks(*attend_to_blocks(queries, keys, values, means, chosen, scaling, softmax))
+
+
+def count_blocks(counts: Tensor, new: int, size: int, computed: Tensor) -> None:
+    """`reading.count_blocks` by counts int32 [B, H, R] of chosen blocks before the tiles."""
+    past, lines = size - new, counts.shape[0] * counts.shape[1]
+    starts = range(0, new, QUERY_BLOCK)
+    reached = sum(blocks_of(past + min(start + QUERY_BLOCK, new)) for start in starts)
+    own = reached - sum((past + start) // KEY_BLOCK for start in starts)
+    computed[0] += counts.sum() + own * lines
+    computed[1] += reached * lines
