@@ -145,7 +145,7 @@ def choose_kernel(
         always = always * tl.exp2(highest - higher) + tl.sum(tl.exp2(score * factor - higher[:, None]), axis=1)
         highest = higher
     usual = highest + tl.log2(always)
-    total = tl.full((ROWS,), 1.0, tl.float32)  # in units of what is always read
+    shares = tl.zeros((ROWS, BLOCKS), tl.float32)  # of blocks, in units of what is always read
     # Parts of a block lie apart in a product, so that one thread holds all of them.
     lane = tl.arange(0, PARTS)
     lane = lane % BLOCKS * SHARE + lane // BLOCKS
@@ -169,14 +169,14 @@ def choose_kernel(
         block = start + one
         share = tl.exp2(tl.minimum(centre * factor + (math.log2(KEY_BLOCK) - usual[:, None]), LARGEST))
         hidden = (block == 0)[None, :] | (block[None, :] >= near[:, None])
-        total += tl.sum(tl.where(hidden, 0.0, share * ratio), axis=1)
+        shares += tl.where(hidden, 0.0, share * ratio)
         loss = share * (ratio - 1)
         tl.store(
             losses + block.to(tl.int64)[None, :] * ROWS + row[:, None], loss.to(tl.bfloat16),
             mask=(block < until)[None, :],
         )  # fmt: skip
     tl.debug_barrier()
-    inverse = 1 / total
+    inverse = 1 / (1 + tl.sum(shares, axis=1))
     tile = begin + tl.arange(0, TILES)
     position = past + tile * QUERY_BLOCK
     near, whole = tl.maximum(position // KEY_BLOCK - NEAR, 1), position // KEY_BLOCK
