@@ -49,6 +49,7 @@ STACK_LIMIT = {
     "dense_kernel": 8,
     "banded_kernel": 8,
     "plane_product_kernel": 32,
+    "sparse_prefill_kernel": 40,
 }
 # Bytes of shared memory that a program can have.
 SHARED_LIMIT = {80: 166912, 90: 232448, 120: 101376}

@@ -80,7 +80,9 @@ def flex_run(
     return lambda: attend(queries, keys, values, block_mask=mask, enable_gqa=True, return_lse=True), scores
 
 
-def measure(heads: int, kv_heads: int, dim: int, new: int, size: int, densities: list[float], flex: bool) -> None:
+def measure(
+    heads: int, kv_heads: int, dim: int, new: int, size: int, densities: list[float], flex: bool
+) -> None:
     """Print the rows of one length."""
     queries = torch.randn(1, new, heads, dim, dtype=torch.bfloat16, device=DEVICE).transpose(1, 2)
     keys, values = (
@@ -100,7 +102,9 @@ def measure(heads: int, kv_heads: int, dim: int, new: int, size: int, densities:
         scores += heads * new * (QUERY_BLOCK / 2 + (size - new / 2) / KEY_BLOCK * (1 - density))
         speed = 4 * dim * scores / sparse / 1e9
         whole = sparse + choice + kept
-        row = f"| {new:,} of {size:,} | {density:.0%} | {dense:.2f} | {sparse:.2f} ({speed:.0f}) | {choice:.2f}"
+        row = (
+            f"| {new:,} of {size:,} | {density:.0%} | {dense:.2f} | {sparse:.2f} ({speed:.0f}) | {choice:.2f}"
+        )
         row += f" ({choice / sparse:.0%}) | {kept:.2f} | {whole:.2f} | {dense / whole:.2f}x |"
         if flex:
             run, scores = flex_run(queries, keys, values, density)

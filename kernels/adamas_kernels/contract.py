@@ -250,6 +250,11 @@ class Backend(Protocol):
         included, float32 [B, H, N].
         """
 
+    def summarize(self, keys: Tensor, values: Tensor, means: BlockMeans, start: int) -> None:
+        """Write the means of the whole blocks of keys and values that `start` tokens did not fill, see
+        `reading.summarize`.
+        """
+
     def prefill_sparsely(
         self,
         queries: Tensor,

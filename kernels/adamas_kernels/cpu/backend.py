@@ -29,7 +29,7 @@ from adamas_kernels.cpu.records import (
 )
 from adamas_kernels.cpu.runner import Runner
 from adamas_kernels.cpu.step import Stages, build_stages, build_tally
-from adamas_kernels.reading import BlockMeans, ReadSettings
+from adamas_kernels.reading import BlockMeans, ReadSettings, summarize
 from adamas_kernels.reference import Codebook, padded_dim
 from adamas_kernels.softmax import PLAIN, Softmax
 from adamas_kernels.torch.prefill import by_length, joined, within_window
@@ -91,6 +91,10 @@ class CpuBackend:
             for q, k, v in zip(queries.split(1), keys.split(1), values.split(1), strict=True)
         )
         return softmax.with_sinks(out, lse)
+
+    def summarize(self, keys: Tensor, values: Tensor, means: BlockMeans, start: int) -> None:
+        """See `Backend.summarize`."""
+        summarize(keys, values, means, start)
 
     def prefill_sparsely(
         self,

@@ -51,6 +51,10 @@ class TorchBackend:
         """See `Backend.prefill`."""
         return by_length(causal_attention, queries, keys, values, scaling, lengths, softmax)
 
+    def summarize(self, keys: Tensor, values: Tensor, means: BlockMeans, start: int) -> None:
+        """See `Backend.summarize`."""
+        reading.summarize(keys, values, means, start)
+
     def prefill_sparsely(
         self,
         queries: Tensor,

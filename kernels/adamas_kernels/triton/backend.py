@@ -35,6 +35,7 @@ from adamas_kernels.triton.linear import multiply_vector
 from adamas_kernels.triton.plane_rows import MOST_ROWS, multiply_rows
 from adamas_kernels.triton.planes import PlaneWeight
 from adamas_kernels.triton.prefill import causal_attention
+from adamas_kernels.triton.reading import summarize
 from adamas_kernels.triton.rounding import norm_vector
 from adamas_kernels.triton.scratch import Scratch, group_count, list_size
 from adamas_kernels.triton.select import select_kernel
@@ -106,6 +107,10 @@ class TritonBackend:
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.prefill`."""
         return by_length(causal_attention, queries, keys, values, scaling, lengths, softmax)
+
+    def summarize(self, keys: Tensor, values: Tensor, means: BlockMeans, start: int) -> None:
+        """See `Backend.summarize`."""
+        summarize(keys, values, means, start)
 
     def prefill_sparsely(
         self,

@@ -33,12 +33,11 @@ WORD = 64  # blocks whose bits are one word
 # that what is hidden has no weight.
 NONE_YET = tl.constexpr(-1e20)
 LARGEST = tl.constexpr(50.0)  # exponent that a share is held to: sums and products stay finite
-# Of a program: numbers of means of queries, and at most how many of them.
-MEAN_NUMBERS, MOST_MEANS = 16384, 128
-PARTS_AT_ONCE = 64
+# Of a program: numbers of means of queries, and of parts at a time, and at most how many of each.
+MEAN_NUMBERS, PART_NUMBERS = 16384, 8192
+MOST_MEANS, MOST_PARTS = 128, 64
 CHOOSE_STAGES = 3
 CHOOSE_WARPS = 8
-OPTIONS = {}
 LOSSES = 1 << 26  # that are kept at a time
 
 
@@ -54,15 +53,15 @@ def summarize_kernel(
     pair = tl.program_id(1)
     batch, head = (pair // HEADS).to(tl.int64), (pair % HEADS).to(tl.int64)
     block = (first + tl.program_id(0)).to(tl.int64)
-    PARTS: tl.constexpr = KEY_BLOCK // KEY_PART
-    token, part = block * KEY_BLOCK + tl.arange(0, KEY_BLOCK), block * PARTS + tl.arange(0, PARTS)
+    part_count: tl.constexpr = KEY_BLOCK // KEY_PART
+    token, part = block * KEY_BLOCK + tl.arange(0, KEY_BLOCK), block * part_count + tl.arange(0, part_count)
     dim, column = tl.arange(0, P), tl.arange(0, D_V_PAD)
     key = key_ptr + batch * key_b + head * key_h + token[:, None] * key_n + dim[None, :]
     k = tl.load(key, mask=(dim < D)[None, :], other=0.0).to(tl.float32)
-    of_parts = tl.sum(tl.reshape(k, (PARTS, KEY_PART, P)), axis=1) / KEY_PART
+    of_parts = tl.sum(tl.reshape(k, (part_count, KEY_PART, P)), axis=1) / KEY_PART
     parts = part_ptr + batch * part_b + head * part_h + part[:, None] * part_n + dim[None, :]
     tl.store(parts, of_parts.to(part_ptr.dtype.element_ty), mask=(dim < D)[None, :])
-    mean = tl.sum(of_parts, axis=0) / PARTS
+    mean = tl.sum(of_parts, axis=0) / part_count
     key_mean = key_mean_ptr + batch * key_mean_b + head * key_mean_h + block * key_mean_n + dim
     tl.store(key_mean, mean.to(key_mean_ptr.dtype.element_ty), mask=dim < D)
     value = value_ptr + batch * value_b + head * value_h + token[:, None] * value_n + column[None, :]
@@ -103,15 +102,15 @@ def choose_kernel(
     not count by its mean, list: int32 [B, H, tiles, pitch], the chosen blocks wholly before the tile, and
     count: int32 [B, H, tiles], of them. loss: bfloat16 [programs, pitch, ROWS], to use.
     """
-    SHARE: tl.constexpr = KEY_BLOCK // KEY_PART  # parts of a block
-    MEANS: tl.constexpr = QUERY_BLOCK // QUERY_PART  # means of a block of queries
-    TILES: tl.constexpr = ROWS // MEANS
-    BLOCKS: tl.constexpr = PARTS // SHARE
+    parts_each: tl.constexpr = KEY_BLOCK // KEY_PART  # parts of a block
+    means_each: tl.constexpr = QUERY_BLOCK // QUERY_PART  # means of a block of queries
+    tile_count: tl.constexpr = ROWS // means_each
+    block_count: tl.constexpr = PARTS // parts_each
     line = first_head + tl.program_id(1)
     batch, head = (line // (HEADS * GROUP)).to(tl.int64), (line % (HEADS * GROUP)).to(tl.int64)
     part_of = tl.num_programs(0) - 1 - tl.program_id(0)
-    begin = part_of * TILES
-    mean, dim = begin * MEANS + tl.arange(0, ROWS), tl.arange(0, P)
+    begin = part_of * tile_count
+    mean, dim = begin * means_each + tl.arange(0, ROWS), tl.arange(0, P)
     query = query_ptr + batch * query_b + head * query_h + dim[None, :]
     summed = tl.zeros((ROWS, P), tl.float32)
     for turn in tl.range(QUERY_PART, num_stages=1):
@@ -120,7 +119,7 @@ def choose_kernel(
         summed += tl.load(query + row.to(tl.int64)[:, None] * query_n, mask=inside, other=0.0).to(tl.float32)
     present = tl.maximum(tl.minimum(new - mean * QUERY_PART, QUERY_PART), 1)
     q = (summed / present[:, None]).to(part_ptr.dtype.element_ty)
-    near = tl.maximum((past + mean // MEANS * QUERY_BLOCK) // KEY_BLOCK - NEAR, 1)
+    near = tl.maximum((past + mean // means_each * QUERY_BLOCK) // KEY_BLOCK - NEAR, 1)
     own = past + tl.minimum(mean * QUERY_PART + QUERY_PART, new) - 1
     factor = 1.0 if CAPPED else scale
     keys = key_ptr + batch * key_b + head // GROUP * key_h
@@ -128,7 +127,7 @@ def choose_kernel(
     highest = tl.full((ROWS,), NONE_YET, tl.float32)
     always = tl.zeros((ROWS,), tl.float32)
     start_near = tl.maximum((past + begin * QUERY_BLOCK) // KEY_BLOCK - NEAR, 1)
-    last = tl.minimum(past + (begin + TILES) * QUERY_BLOCK, past + new)
+    last = tl.minimum(past + (begin + tile_count) * QUERY_BLOCK, past + new)
     for step in tl.range(start_near - 1, tl.cdiv(last, KEY_BLOCK), num_stages=2):
         block = tl.where(step < start_near, 0, step)  # the first one, and then the near ones
         token = block * KEY_BLOCK + at
@@ -142,30 +141,34 @@ def choose_kernel(
         seen = ((block == 0) | (block >= near))[:, None] & (token[None, :] <= own[:, None])
         score = tl.where(seen, score, LOWEST)
         higher = tl.maximum(highest, tl.max(score, axis=1) * factor)
-        always = always * tl.exp2(highest - higher) + tl.sum(tl.exp2(score * factor - higher[:, None]), axis=1)
+        always = always * tl.exp2(highest - higher) + tl.sum(
+            tl.exp2(score * factor - higher[:, None]), axis=1
+        )
         highest = higher
     usual = highest + tl.log2(always)
-    shares = tl.zeros((ROWS, BLOCKS), tl.float32)  # of blocks, in units of what is always read
+    shares = tl.zeros((ROWS, block_count), tl.float32)  # of blocks, in units of what is always read
     # Parts of a block lie apart in a product, so that one thread holds all of them.
     lane = tl.arange(0, PARTS)
-    lane = lane % BLOCKS * SHARE + lane // BLOCKS
+    lane = lane % block_count * parts_each + lane // block_count
     parts = part_ptr + batch * part_b + head // GROUP * part_h + dim[:, None]
-    row, one = tl.arange(0, ROWS), tl.arange(0, BLOCKS)
+    row, one = tl.arange(0, ROWS), tl.arange(0, block_count)
     program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
     losses = loss_ptr + program.to(tl.int64) * pitch * ROWS
-    behind = tl.minimum(begin + TILES, tiles) - 1
+    behind = tl.minimum(begin + tile_count, tiles) - 1
     until = tl.maximum((past + behind * QUERY_BLOCK) // KEY_BLOCK - NEAR, 1)
-    for start in tl.range(0, until, BLOCKS, num_stages=STAGES):
-        place = start * SHARE + lane
+    for start in tl.range(0, until, block_count, num_stages=STAGES):
+        place = start * parts_each + lane
         k = tl.load(
             parts + place.to(tl.int64)[None, :] * part_n,
-            mask=(place < until * SHARE)[None, :] & (dim < D)[:, None], other=0.0,
+            mask=(place < until * parts_each)[None, :] & (dim < D)[:, None], other=0.0,
         )  # fmt: skip
-        score = tl.reshape(tl.dot(q, k), (ROWS, SHARE, BLOCKS))
+        score = tl.reshape(tl.dot(q, k), (ROWS, parts_each, block_count))
         if CAPPED:
             score = scaled(score, scale, cap, CAPPED)
-        centre = tl.sum(score, axis=1) / SHARE
-        ratio = tl.sum(tl.exp2(tl.minimum((score - centre[:, None, :]) * factor, LARGEST)), axis=1) / SHARE
+        centre = tl.sum(score, axis=1) / parts_each
+        ratio = (
+            tl.sum(tl.exp2(tl.minimum((score - centre[:, None, :]) * factor, LARGEST)), axis=1) / parts_each
+        )
         block = start + one
         share = tl.exp2(tl.minimum(centre * factor + (math.log2(KEY_BLOCK) - usual[:, None]), LARGEST))
         hidden = (block == 0)[None, :] | (block[None, :] >= near[:, None])
@@ -177,12 +180,12 @@ def choose_kernel(
         )  # fmt: skip
     tl.debug_barrier()
     inverse = 1 / (1 + tl.sum(shares, axis=1))
-    tile = begin + tl.arange(0, TILES)
+    tile = begin + tl.arange(0, tile_count)
     position = past + tile * QUERY_BLOCK
     near, whole = tl.maximum(position // KEY_BLOCK - NEAR, 1), position // KEY_BLOCK
     there = tile < tiles
     out = (batch * (HEADS * GROUP) + head) * tiles + tile
-    count = tl.zeros((TILES,), tl.int32)
+    count = tl.zeros((tile_count,), tl.int32)
     wide = tl.arange(0, WORD)
     for start in tl.range(0, pitch, WORD, num_stages=1):
         block = start + wide
@@ -190,7 +193,9 @@ def choose_kernel(
             losses + block.to(tl.int64)[None, :] * ROWS + row[:, None], mask=(block < until)[None, :],
             other=0.0,
         )  # fmt: skip
-        loss = tl.max(tl.reshape(loss.to(tl.float32) * inverse[:, None], (TILES, MEANS, WORD)), axis=1)
+        loss = tl.max(
+            tl.reshape(loss.to(tl.float32) * inverse[:, None], (tile_count, means_each, WORD)), axis=1
+        )
         always_read = (block == 0)[None, :] | (block[None, :] >= near[:, None])
         chosen = always_read | (loss > tolerance)
         word = tl.sum(tl.where(chosen, tl.full((1, WORD), 1, tl.int64) << wide[None, :], 0), axis=1)
@@ -198,7 +203,7 @@ def choose_kernel(
         listed = chosen & (block[None, :] < whole[:, None])
         place = count[:, None] + tl.cumsum(listed.to(tl.int32), axis=1) - 1
         to = list_ptr + out[:, None] * pitch + place
-        tl.store(to, tl.broadcast_to(block[None, :], (TILES, WORD)), mask=listed & there[:, None])
+        tl.store(to, tl.broadcast_to(block[None, :], (tile_count, WORD)), mask=listed & there[:, None])
         count += tl.sum(listed.to(tl.int32), axis=1)
     tl.store(count_ptr + out, count, mask=there)
 
@@ -219,7 +224,7 @@ def choose_blocks(
     lists = torch.empty(batch, heads, tiles, pitch, dtype=torch.int32, device=keys.device)
     counts = torch.empty(batch, heads, tiles, dtype=torch.int32, device=keys.device)
     columns = max(16, next_power(dim))
-    rows = min(MOST_MEANS, MEAN_NUMBERS // columns)
+    rows, parts = min(MOST_MEANS, MEAN_NUMBERS // columns), min(MOST_PARTS, PART_NUMBERS // columns)
     programs = triton.cdiv(tiles, rows // (QUERY_BLOCK // QUERY_PART))
     most = min(batch * heads, max(1, LOSSES // (programs * pitch * rows)))
     losses = torch.empty(most, programs, pitch, rows, dtype=torch.bfloat16, device=keys.device)
@@ -228,8 +233,8 @@ def choose_blocks(
             queries, keys, means.parts, losses, bits, lists, counts, *queries.stride()[:3],
             *keys.stride()[:3], *means.parts.stride()[:3], *scales_of(scaling, softmax), settings.tolerance,
             size - new, new, tiles, pitch, first,
-            HEADS=kv_heads, GROUP=heads // kv_heads, D=dim, P=columns, ROWS=rows,
-            PARTS=PARTS_AT_ONCE, QUERY_BLOCK=QUERY_BLOCK, KEY_BLOCK=KEY_BLOCK, KEY_PART=KEY_PART,
-            QUERY_PART=QUERY_PART, NEAR=NEAR, WORD=WORD, STAGES=CHOOSE_STAGES, CAPPED=softmax.softcap > 0, num_warps=CHOOSE_WARPS, **OPTIONS,
+            HEADS=kv_heads, GROUP=heads // kv_heads, D=dim, P=columns, ROWS=rows, PARTS=parts,
+            QUERY_BLOCK=QUERY_BLOCK, KEY_BLOCK=KEY_BLOCK, KEY_PART=KEY_PART, QUERY_PART=QUERY_PART, NEAR=NEAR,
+            WORD=WORD, STAGES=CHOOSE_STAGES, CAPPED=softmax.softcap > 0, num_warps=CHOOSE_WARPS,
         )  # fmt: skip
     return bits, lists, counts

@@ -41,16 +41,26 @@ def load_rows(rows, stride, start, end, column, D: tl.constexpr, BLOCK: tl.const
     """Rows from `start` on of a matrix [end, D], zeros behind it: [BLOCK, columns]."""
     if COPIED:
         return rows.load([start, 0])
-    else:
-        at = start + tl.arange(0, BLOCK)
-        inside = (at < end)[:, None] & (column < D)[None, :]
-        return tl.load(rows + at.to(tl.int64)[:, None] * stride + column[None, :], mask=inside, other=0.0)
+    at = start + tl.arange(0, BLOCK)
+    inside = (at < end)[:, None] & (column < D)[None, :]
+    return tl.load(rows + at.to(tl.int64)[:, None] * stride + column[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def scores_of(q, k, scale, cap, CAPPED: tl.constexpr):
+    """Scores of queries [ROWS, P] with keys [BLOCK, P]: in powers of two where they are CAPPED, see `scaled`,
+    else still to be scaled.
+    """
+    score = tl.dot(q, tl.trans(k))
+    if CAPPED:
+        score = scaled(score, scale, cap, CAPPED)
+    return score
 
 
 @triton.jit
 def absorb(highest, weight, weighted, score, v, factor, extra):
-    """Highest score, weight and weighted values [ROWS, D_V] of a softmax, joined by scores [ROWS, BLOCK] of
-    values v [BLOCK, D_V]; scores are times `factor` plus `extra` in powers of two.
+    """Highest score, weight and weighted values [ROWS, D_V] of a softmax that scores [ROWS, BLOCK] of values
+    v [BLOCK, D_V] join; a score times `factor` plus `extra` is one in powers of two.
     """
     higher = tl.maximum(highest, tl.max(score, axis=1) * factor + extra)
     p = tl.exp2(score * factor - (higher - extra)[:, None])
@@ -61,7 +71,8 @@ def absorb(highest, weight, weighted, score, v, factor, extra):
 
 @triton.jit
 def sparse_prefill_kernel(
-    query_ptr, key_ptr, value_ptr, key_mean_ptr, value_mean_ptr, bits_ptr, list_ptr, count_ptr, out_ptr, lse_ptr,
+    query_ptr, key_ptr, value_ptr, key_mean_ptr, value_mean_ptr, bits_ptr, list_ptr, count_ptr, order_ptr,
+    out_ptr, lse_ptr,
     query_b, query_h, query_n, key_b, key_h, key_n, value_b, value_h, value_n,
     key_mean_b, key_mean_h, key_mean_n, value_mean_b, value_mean_h, value_mean_n, out_b, out_h, out_n,
     scale, cap, past, new, tiles, pitch,
@@ -70,15 +81,16 @@ def sparse_prefill_kernel(
     QUERY_BLOCK: tl.constexpr, WORD: tl.constexpr, STAGES: tl.constexpr, CAPPED: tl.constexpr,
     COPIED: tl.constexpr,
 ):  # fmt: skip
-    """Attention from ROWS new tokens of one query head; program (those tokens, last first, and query head of
-    a group; KV head of a batch). bits, list, count, pitch: see `choose_kernel`; scale, cap: see `scaled`.
-    COPIED: rows are copied by the GPU's own unit for it.
+    """Attention from ROWS new tokens of one query head; program (those tokens, tile by tile in an order, see
+    `heaviest_first`). bits, list, count, pitch: see `choose_kernel`; scale, cap: see `scaled`. COPIED: rows
+    are copied by the GPU's own unit for it.
     """
-    pair = tl.program_id(1)
-    batch, kv_head = (pair // HEADS).to(tl.int64), (pair % HEADS).to(tl.int64)
-    head = kv_head * GROUP + tl.program_id(0) % GROUP
-    begin = (tl.cdiv(new, ROWS) - 1 - tl.program_id(0) // GROUP) * ROWS
-    tile = begin // QUERY_BLOCK
+    programs_each: tl.constexpr = QUERY_BLOCK // ROWS
+    line = tl.load(order_ptr + tl.program_id(0) // programs_each)
+    tile = (line % tiles).to(tl.int32)
+    begin = tile * QUERY_BLOCK + tl.program_id(0) % programs_each * ROWS
+    batch, head = line // tiles // (HEADS * GROUP), line // tiles % (HEADS * GROUP)
+    kv_head = head // GROUP
     row, dim, column = begin + tl.arange(0, ROWS), tl.arange(0, P), tl.arange(0, D_V_PAD)
     at = tl.arange(0, BLOCK)
     real, own = row < new, past + row
@@ -95,45 +107,42 @@ def sparse_prefill_kernel(
         some = tl.maximum(whole, 1)
         key_means = tl.make_tensor_descriptor(key_means, [some, D], [key_mean_n, 1], [BLOCK, P])
         value_means = tl.make_tensor_descriptor(value_means, [some, D_V], [value_mean_n, 1], [BLOCK, D_V_PAD])
-    line = (batch * (HEADS * GROUP) + head) * tiles + tile
     bits, listed = bits_ptr + line * (pitch // WORD), list_ptr + line * pitch
     count = tl.load(count_ptr + line)
     factor = 1.0 if CAPPED else scale
     highest = tl.full((ROWS,), NONE_YET, tl.float32)
     weight = tl.zeros((ROWS,), tl.float32)
     weighted = tl.zeros((ROWS, D_V_PAD), tl.float32)
-    for start in tl.range(0, whole, BLOCK, num_stages=STAGES):
-        k = load_rows(key_means, key_mean_n, start, whole, dim, D, BLOCK, COPIED)
-        v = load_rows(value_means, value_mean_n, start, whole, column, D_V, BLOCK, COPIED)
-        left = (tl.load(bits + start // WORD) >> (start % WORD + at).to(tl.int64)) & 1 == 0
-        score = tl.dot(q, tl.trans(k))
-        if CAPPED:
-            score = scaled(score, scale, cap, CAPPED)
-        score = tl.where(left[None, :], score, LOWEST)
-        highest, weight, weighted = absorb(highest, weight, weighted, score, v, factor, math.log2(KEY_BLOCK))
-    PARTS: tl.constexpr = KEY_BLOCK // BLOCK
+    turns: tl.constexpr = KEY_BLOCK // BLOCK
     block = tl.load(listed)
-    for step in tl.range(0, count * PARTS, num_stages=STAGES):
-        start = block * KEY_BLOCK + step % PARTS * BLOCK
-        block = tl.load(listed + (step + 1) // PARTS, mask=step + 1 < count * PARTS, other=0)
+    for step in tl.range(0, count * turns, num_stages=STAGES):
+        start = block * KEY_BLOCK + step % turns * BLOCK
+        block = tl.load(listed + (step + 1) // turns, mask=step + 1 < count * turns, other=0)
         k = load_rows(keys, key_n, start, end, dim, D, BLOCK, COPIED)
         v = load_rows(values, value_n, start, end, column, D_V, BLOCK, COPIED)
-        score = tl.dot(q, tl.trans(k))
-        if CAPPED:
-            score = scaled(score, scale, cap, CAPPED)
+        score = scores_of(q, k, scale, cap, CAPPED)
         highest, weight, weighted = absorb(highest, weight, weighted, score, v, factor, 0.0)
     for start in tl.range(whole * KEY_BLOCK, end, BLOCK, num_stages=STAGES):
         k = load_rows(keys, key_n, start, end, dim, D, BLOCK, COPIED)
         v = load_rows(values, value_n, start, end, column, D_V, BLOCK, COPIED)
-        score = tl.dot(q, tl.trans(k))
-        if CAPPED:
-            score = scaled(score, scale, cap, CAPPED)
+        score = scores_of(q, k, scale, cap, CAPPED)
         score = tl.where((start + at)[None, :] <= own[:, None], score, LOWEST)
         highest, weight, weighted = absorb(highest, weight, weighted, score, v, factor, 0.0)
+    word = tl.load(bits)
+    for start in tl.range(0, whole, BLOCK, num_stages=STAGES):
+        k = load_rows(key_means, key_mean_n, start, whole, dim, D, BLOCK, COPIED)
+        v = load_rows(value_means, value_mean_n, start, whole, column, D_V, BLOCK, COPIED)
+        left = (word >> (start % WORD + at).to(tl.int64)) & 1 == 0
+        word = tl.load(bits + (start + BLOCK) // WORD, mask=start + BLOCK < whole, other=0)
+        score = scores_of(q, k, scale, cap, CAPPED)
+        score = tl.where(left[None, :], score, LOWEST)
+        highest, weight, weighted = absorb(highest, weight, weighted, score, v, factor, math.log2(KEY_BLOCK))
     out = out_ptr + batch * out_b + head * out_h + row.to(tl.int64)[:, None] * out_n + column[None, :]
     result = (weighted / weight[:, None]).to(out_ptr.dtype.element_ty)
     tl.store(out, result, mask=real[:, None] & (column < D_V)[None, :])
-    tl.store(lse_ptr + (batch * (HEADS * GROUP) + head) * new + row, highest * LN_2 + tl.log(weight), mask=real)
+    tl.store(
+        lse_ptr + (batch * (HEADS * GROUP) + head) * new + row, highest * LN_2 + tl.log(weight), mask=real
+    )
 
 
 def attend_to_blocks(
@@ -160,6 +169,7 @@ def attend_to_blocks(
     out = queries.new_empty(batch, new, heads, dim_v).transpose(1, 2)
     lse = torch.empty(batch, heads, new, dtype=torch.float32, device=queries.device)
     bits, lists, counts = chosen
+    order = heaviest_first(counts, kv_heads)
     sources = keys, values, means.keys, means.values
     hopper = on_hopper(queries.device) if hopper is None else hopper
     copied = hopper and aligned(*sources)
@@ -168,8 +178,8 @@ def attend_to_blocks(
     def launch() -> None:
         if copied:
             triton.set_allocator(_workspace)
-        sparse_prefill_kernel[(triton.cdiv(new, rows) * (heads // kv_heads), batch * kv_heads)](
-            queries, *sources, bits, lists, counts, out, lse, *queries.stride()[:3],
+        sparse_prefill_kernel[(counts.numel() * (QUERY_BLOCK // rows),)](
+            queries, *sources, bits, lists, counts, order, out, lse, *queries.stride()[:3],
             *(stride for source in sources for stride in source.stride()[:3]), *out.stride()[:3],
             *scales_of(scaling, softmax), keys.shape[2] - new, new, counts.shape[2], lists.shape[3],
             HEADS=kv_heads, GROUP=heads // kv_heads, D=dim, P=size, D_V=dim_v, D_V_PAD=dim_v_pad, ROWS=rows,
@@ -179,6 +189,19 @@ def attend_to_blocks(
 
     copy_context().run(launch)  # the allocator is set for this launch alone
     return out, lse
+
+
+def heaviest_first(counts: Tensor, kv_heads: int) -> Tensor:
+    """In which order to attend from tiles, of counts [B, H, R] of their blocks: int64 [B H R], places in
+    `counts`.
+
+    The tiles of one KV head come together, since they share what they read, and those with most blocks first,
+    so that no long one begins when others end.
+    """
+    of_heads = counts.view(counts.shape[0] * kv_heads, -1)
+    sorted_counts, order = of_heads.sort(dim=1, descending=True)
+    order += torch.arange(len(of_heads), device=counts.device).unsqueeze(1) * of_heads.shape[1]
+    return order[sorted_counts[:, 0].argsort(descending=True)].flatten()
 
 
 def _workspace(size: int, alignment: int, stream: int | None) -> Tensor:
