@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from adamas_kernels.reading import KEY_BLOCK, QUERY_BLOCK, BlockMeans, ReadSettings, blocks_of, near_block
@@ -92,12 +93,12 @@ def measure(
     scaling, settings = dim**-0.5, ReadSettings()
     means = BlockMeans.empty(keys, values, blocks_of(size))
     summarize(keys, values, means, 0)
-    dense = milliseconds(lambda: causal_attention(queries, keys, values, scaling, PLAIN))
-    kept = milliseconds(lambda: summarize(keys, values, means, size - new))
-    choice = milliseconds(lambda: choose_blocks(queries, keys, means, scaling, settings, PLAIN))
+    dense = milliseconds(partial(causal_attention, queries, keys, values, scaling, PLAIN))
+    kept = milliseconds(partial(summarize, keys, values, means, size - new))
+    choice = milliseconds(partial(choose_blocks, queries, keys, means, scaling, settings, PLAIN))
     for density in densities:
         chosen = random_choice(heads, new, size, density)
-        sparse = milliseconds(lambda: attend_to_blocks(queries, keys, values, means, chosen, scaling))
+        sparse = milliseconds(partial(attend_to_blocks, queries, keys, values, means, chosen, scaling))
         scores = float(chosen[2].sum()) * QUERY_BLOCK * KEY_BLOCK
         scores += heads * new * (QUERY_BLOCK / 2 + (size - new / 2) / KEY_BLOCK * (1 - density))
         speed = 4 * dim * scores / sparse / 1e9

@@ -1,4 +1,4 @@
-"""The means of blocks of keys and values, and which blocks each block of queries reads: `reading.py` on a GPU.
+"""The means of blocks of keys and values, and which blocks of keys each block of queries reads, on a GPU.
 
 The choice is one launch. A program takes means of queries, multiplies them with all means of parts, keeps
 every block's loss against what is always read (the sum over all is known at the end only), and then reads
@@ -93,7 +93,8 @@ def choose_kernel(
     scale, cap, tolerance, past, new, tiles, pitch, first_head,
     HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr,
     PARTS: tl.constexpr, QUERY_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr, KEY_PART: tl.constexpr,
-    QUERY_PART: tl.constexpr, NEAR: tl.constexpr, WORD: tl.constexpr, STAGES: tl.constexpr, CAPPED: tl.constexpr,
+    QUERY_PART: tl.constexpr, NEAR: tl.constexpr, WORD: tl.constexpr, STAGES: tl.constexpr,
+    CAPPED: tl.constexpr,
 ):  # fmt: skip
     """Blocks for ROWS means of queries of one head; program (those means, last first; query head of a batch,
     from `first_head` on).
