@@ -40,10 +40,12 @@ HOPPER_REGISTERS = 128
 def load_rows(rows, stride, start, end, column, D: tl.constexpr, BLOCK: tl.constexpr, COPIED: tl.constexpr):
     """Rows from `start` on of a matrix [end, D], zeros behind it: [BLOCK, columns]."""
     if COPIED:
-        return rows.load([start, 0])
-    at = start + tl.arange(0, BLOCK)
-    inside = (at < end)[:, None] & (column < D)[None, :]
-    return tl.load(rows + at.to(tl.int64)[:, None] * stride + column[None, :], mask=inside, other=0.0)
+        found = rows.load([start, 0])
+    else:
+        at = start + tl.arange(0, BLOCK)
+        inside = (at < end)[:, None] & (column < D)[None, :]
+        found = tl.load(rows + at.to(tl.int64)[:, None] * stride + column[None, :], mask=inside, other=0.0)
+    return found
 
 
 @triton.jit
