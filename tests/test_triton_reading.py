@@ -163,9 +163,9 @@ def test_a_chunk_with_learned_sinks_is_read_as_by_torch():
         TritonBackend().prefill_sparsely(queries, keys, values, means, 0.125, SETTINGS, Softmax(window=9))
 
 
-def test_tiles_with_most_blocks_come_first_and_heads_stay_together():
-    counts = torch.tensor([[[1, 2], [3, 0], [9, 1], [4, 8]]], dtype=torch.int32)
-    assert sparse_prefill.heaviest_first(counts, 2).tolist() == [4, 7, 6, 5, 2, 1, 0, 3]
+def test_tiles_with_most_blocks_come_first_and_others_as_they_lie():
+    counts = torch.tensor([[[100, 0, 30], [40, 105, 29], [400, 3, 30]]], dtype=torch.int32, device=DEVICE)
+    assert sparse_prefill.heaviest_first(counts).tolist() == [6, 0, 4, 3, 2, 5, 8, 7, 1]
 
 
 @pytest.mark.gpu

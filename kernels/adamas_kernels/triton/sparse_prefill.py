@@ -31,6 +31,10 @@ QUERY_NUMBERS, KEY_NUMBERS = 16384, 8192
 MOST_ROWS, MOST_KEYS = 128, 64
 STAGES = 2
 WARPS = 8
+<<<<<<< HEAD
+=======
+ORDER_BLOCK = 64  # tiles whose places in the order are found at a time
+>>>>>>> readgpu
 # Two programs then fit a multiprocessor of a Hopper, and one multiplies while the other has its softmax; a
 # few registers spill, which takes less.
 HOPPER_REGISTERS = 128
@@ -88,7 +92,11 @@ def sparse_prefill_kernel(
     are copied by the GPU's own unit for it.
     """
     programs_each: tl.constexpr = QUERY_BLOCK // ROWS
+<<<<<<< HEAD
     line = tl.load(order_ptr + tl.program_id(0) // programs_each)
+=======
+    line = tl.load(order_ptr + tl.program_id(0) // programs_each).to(tl.int64)
+>>>>>>> readgpu
     tile = (line % tiles).to(tl.int32)
     begin = tile * QUERY_BLOCK + tl.program_id(0) % programs_each * ROWS
     batch, head = line // tiles // (HEADS * GROUP), line // tiles % (HEADS * GROUP)
@@ -171,7 +179,11 @@ def attend_to_blocks(
     out = queries.new_empty(batch, new, heads, dim_v).transpose(1, 2)
     lse = torch.empty(batch, heads, new, dtype=torch.float32, device=queries.device)
     bits, lists, counts = chosen
+<<<<<<< HEAD
     order = heaviest_first(counts, kv_heads)
+=======
+    order = heaviest_first(counts)
+>>>>>>> readgpu
     sources = keys, values, means.keys, means.values
     hopper = on_hopper(queries.device) if hopper is None else hopper
     copied = hopper and aligned(*sources)
@@ -193,6 +205,7 @@ def attend_to_blocks(
     return out, lse
 
 
+<<<<<<< HEAD
 def heaviest_first(counts: Tensor, kv_heads: int) -> Tensor:
     """In which order to attend from tiles, of counts [B, H, R] of their blocks: int64 [B H R], places in
     `counts`.
@@ -204,6 +217,41 @@ def heaviest_first(counts: Tensor, kv_heads: int) -> Tensor:
     sorted_counts, order = of_heads.sort(dim=1, descending=True)
     order += torch.arange(len(of_heads), device=counts.device).unsqueeze(1) * of_heads.shape[1]
     return order[sorted_counts[:, 0].argsort(descending=True)].flatten()
+=======
+@triton.jit
+def level_of(count):
+    """Of numbers of blocks: they are alike where they differ by less than the square root of two."""
+    return (2 * tl.log2((count + 1).to(tl.float32))).to(tl.int32)
+
+
+@triton.jit
+def order_kernel(count_ptr, order_ptr, lines, BLOCK: tl.constexpr):
+    """order: int32 [lines], places in `count` by falling levels; program (places)."""
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    level = level_of(tl.load(count_ptr + place, mask=place < lines, other=0))
+    rank = tl.zeros((BLOCK,), tl.int32)
+    for start in tl.range(0, lines, BLOCK):
+        other = start + tl.arange(0, BLOCK)
+        there = other < lines
+        levels = level_of(tl.load(count_ptr + other, mask=there, other=0))
+        sooner = (levels[None, :] == level[:, None]) & (other[None, :] < place[:, None])
+        rank += tl.sum((there[None, :] & (sooner | (levels[None, :] > level[:, None]))).to(tl.int32), axis=1)
+    tl.store(order_ptr + rank, place, mask=place < lines)
+
+
+def heaviest_first(counts: Tensor) -> Tensor:
+    """In which order to attend from tiles, of counts [B, H, R] of their blocks: int32 [B H R], places in
+    `counts`.
+
+    Those with most blocks come first, so that no long one begins when others end; those with about as many
+    in the order of their heads, since the heads of a group share what they read.
+    """
+    order = torch.empty(counts.numel(), dtype=torch.int32, device=counts.device)
+    order_kernel[(triton.cdiv(counts.numel(), ORDER_BLOCK),)](
+        counts, order, counts.numel(), BLOCK=ORDER_BLOCK, num_warps=4
+    )
+    return order
+>>>>>>> readgpu
 
 
 def _workspace(size: int, alignment: int, stream: int | None) -> Tensor:
