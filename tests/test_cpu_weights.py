@@ -104,9 +104,7 @@ def test_quantized_weights_are_filled_up_with_zeros(runner):
     assert not numbers[:, 70:].any()
     # Half a step, and 127 times what rounding the scale to float16 takes.
     assert (numbers[:, :70] - weight).abs().max() <= 0.57 * weight.abs().max() / 127
-    assert_product(
-        multiply_vector(runner, packed, torch.full((70,), 0.5), None), packed, torch.full((70,), 0.5)
-    )
+    assert_product(multiply_vector(runner, packed, torch.full((70,), 0.5), None), packed, torch.full((70,), 0.5))
 
 
 @pytest.mark.parametrize(("kind", "columns"), [("TQ2_0", 256), ("F16", 40)])
@@ -163,9 +161,7 @@ def first_products(runner, mlp, x, slots, chosen=None):
     program = StepProgram(runner, Arena(runner.threads), [], SparseSettings())
     record = program.inner_record(mlp, out, chosen=chosen)
     inputs = cpu.Inputs(runner, x[None])
-    runner.run(
-        inputs.stage, (build_inner(), int(record["tasks"][0]), record.ctypes.data, *inputs.addresses())
-    )
+    runner.run(inputs.stage, (build_inner(), int(record["tasks"][0]), record.ctypes.data, *inputs.addresses()))
     assert out[:, -1].isnan().all()
     return out[:, :-1]
 

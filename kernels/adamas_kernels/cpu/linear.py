@@ -121,7 +121,9 @@ class Inputs:
         return self.rows[row].data_ptr(), self.rounded[row].data_ptr()
 
 
-def _multiply(runner: Runner, x: Tensor, parts: Sequence[tuple[BlockWeight, Tensor | None, Tensor]]) -> None:
+def _multiply(
+    runner: Runner, x: Tensor, parts: Sequence[tuple[BlockWeight, Tensor | None, Tensor]]
+) -> None:
     """Products with one vector, see `products`."""
     inputs, records = Inputs(runner, x[None]), products(runner, parts)
     stage = runner.compiled(build_multiply)

@@ -31,10 +31,7 @@ QUERY_NUMBERS, KEY_NUMBERS = 16384, 8192
 MOST_ROWS, MOST_KEYS = 128, 64
 STAGES = 2
 WARPS = 8
-<<<<<<< HEAD
-=======
 ORDER_BLOCK = 64  # tiles whose places in the order are found at a time
->>>>>>> readgpu
 # Two programs then fit a multiprocessor of a Hopper, and one multiplies while the other has its softmax; a
 # few registers spill, which takes less.
 HOPPER_REGISTERS = 128
@@ -92,11 +89,7 @@ def sparse_prefill_kernel(
     are copied by the GPU's own unit for it.
     """
     programs_each: tl.constexpr = QUERY_BLOCK // ROWS
-<<<<<<< HEAD
-    line = tl.load(order_ptr + tl.program_id(0) // programs_each)
-=======
     line = tl.load(order_ptr + tl.program_id(0) // programs_each).to(tl.int64)
->>>>>>> readgpu
     tile = (line % tiles).to(tl.int32)
     begin = tile * QUERY_BLOCK + tl.program_id(0) % programs_each * ROWS
     batch, head = line // tiles // (HEADS * GROUP), line // tiles % (HEADS * GROUP)
@@ -179,11 +172,7 @@ def attend_to_blocks(
     out = queries.new_empty(batch, new, heads, dim_v).transpose(1, 2)
     lse = torch.empty(batch, heads, new, dtype=torch.float32, device=queries.device)
     bits, lists, counts = chosen
-<<<<<<< HEAD
-    order = heaviest_first(counts, kv_heads)
-=======
     order = heaviest_first(counts)
->>>>>>> readgpu
     sources = keys, values, means.keys, means.values
     hopper = on_hopper(queries.device) if hopper is None else hopper
     copied = hopper and aligned(*sources)
@@ -205,19 +194,6 @@ def attend_to_blocks(
     return out, lse
 
 
-<<<<<<< HEAD
-def heaviest_first(counts: Tensor, kv_heads: int) -> Tensor:
-    """In which order to attend from tiles, of counts [B, H, R] of their blocks: int64 [B H R], places in
-    `counts`.
-
-    The tiles of one KV head come together, since they share what they read, and those with most blocks first,
-    so that no long one begins when others end.
-    """
-    of_heads = counts.view(counts.shape[0] * kv_heads, -1)
-    sorted_counts, order = of_heads.sort(dim=1, descending=True)
-    order += torch.arange(len(of_heads), device=counts.device).unsqueeze(1) * of_heads.shape[1]
-    return order[sorted_counts[:, 0].argsort(descending=True)].flatten()
-=======
 @triton.jit
 def level_of(count):
     """Of numbers of blocks: they are alike where they differ by less than the square root of two."""
@@ -251,7 +227,6 @@ def heaviest_first(counts: Tensor) -> Tensor:
         counts, order, counts.numel(), BLOCK=ORDER_BLOCK, num_warps=4
     )
     return order
->>>>>>> readgpu
 
 
 def _workspace(size: int, alignment: int, stream: int | None) -> Tensor:
