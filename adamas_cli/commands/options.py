@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from adamas_cli.commands.folding import HelpAll
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.settings import (
     DEFAULT_SOURCES,
@@ -331,9 +330,7 @@ def setting_names() -> frozenset[str]:
 
 
 def grouped(function: Callable[..., None]) -> Callable[..., None]:
-    """A command for typer whose parameters that are groups of settings are spread into their flags, and whose
-    help has two lengths.
-    """
+    """A command for typer whose parameters that are groups of settings are spread into their flags."""
     hints = get_type_hints(function, include_extras=True)
     groups: dict[str, Any] = {}
     flat: list[inspect.Parameter] = []
@@ -343,11 +340,8 @@ def grouped(function: Callable[..., None]) -> Callable[..., None]:
             flat.extend(flags(hints[name]))
         else:
             flat.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
-    flat.append(
-        inspect.Parameter("help_all", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=HelpAll)
-    )
 
-    def command(*, help_all: bool, **values: Any) -> None:
+    def command(**values: Any) -> None:
         gathered = {
             name: group(**{field.name: values.pop(_name(group, field.name)) for field in fields(group)})
             for name, group in groups.items()
