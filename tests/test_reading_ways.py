@@ -126,7 +126,7 @@ def test_what_is_to_be_read_densely_comes_to_no_sparse_kernel(loaded, attention,
     short = engine_reading.LEAST_SPARSELY - 1
     timeline = after(loaded, attention, text(LENGTH if attention.read != "sparse" else short))
     assert timeline.read_kind == "dense"
-    answer(timeline)
+    assert len(answer(timeline)) == 8
 
 
 def test_a_question_reads_everything(sparse, monkeypatch):
@@ -141,7 +141,7 @@ def test_a_cache_that_forgot_and_one_that_was_copied_read_on_as_a_new_one(loaded
     beginning, other = text()[: 2 * CHUNK], text(3 * CHUNK, seed=2)
     new = after(loaded, SPARSE, np.concatenate([beginning, other]))
     marked = opened(loaded, SPARSE, context=CHUNK)  # whose room for means grows
-    list(marked.read(beginning))
+    assert all(event.sparsely for event in marked.read(beginning))
     fork, mark = marked.fork(), marked.mark()
     list(marked.read(text(3 * CHUNK, seed=3)))
     truncated = marked.fork()

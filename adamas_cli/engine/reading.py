@@ -99,7 +99,8 @@ class Reader:
         while True:
             remaining = cost.remaining(base + done, base + total)
             seconds = time.perf_counter() - start
-            yield Prefill(base + done, base + total, base, seconds, remaining, self.chunk)
+            sparse = read is not None
+            yield Prefill(base + done, base + total, base, seconds, remaining, self.chunk, sparse)
             if done == total:
                 return
             step = time.perf_counter()
