@@ -141,8 +141,7 @@ class Session:
         finally:
             self.reading += time.perf_counter() - begun
             self._newly_read += self.timeline.length - reused
-        computed = self.timeline.computed
-        if computed is not None and log.isEnabledFor(logging.INFO):
+        if log.isEnabledFor(logging.INFO) and (computed := self.timeline.computed) is not None:
             self.runtime.progress.note(f"read sparsely: {computed:.0%} of attention's blocks were computed")
 
     def answer(
