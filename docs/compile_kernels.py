@@ -90,10 +90,6 @@ CASES = (
 # Reading sparsely: dtype, query heads, KV heads, head_dim, softmax
 READINGS = (
     (torch.bfloat16, 32, 8, 128, PLAIN),
-<<<<<<< HEAD
-    (torch.float16, 14, 2, 64, PLAIN),
-=======
->>>>>>> readgpu
     (torch.bfloat16, 8, 4, 256, CAPPED),
 )
 Launch = tuple[JITFunction, dict[str, Any], dict[str, Any]]
