@@ -37,10 +37,7 @@ class SparseReading:
 
 def reading_facts(settings: ReadSettings) -> dict[str, Any]:
     """What the keys and values of sparsely read tokens depend on besides those of densely read ones."""
-    sizes = {
-        name: getattr(reading, name)
-        for name in ("KEY_BLOCK", "QUERY_BLOCK", "KEY_PART", "QUERY_PART", "NEAR")
-    }
+    sizes = {name: value for name, value in vars(reading).items() if isinstance(value, int | float)}
     return asdict(settings) | sizes | {"dense_layers": DENSE_LAYERS}
 
 
