@@ -9,18 +9,17 @@ repeated.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numba import njit
-from numba.extending import overload
 from torch import Tensor
 
 from adamas_kernels.contract import Facts
 from adamas_kernels.cpu.build import source_stamp, stage
-from adamas_kernels.cpu.floats import KINDS, Kind, capped, exp, put_float, to_float
+from adamas_kernels.cpu.floats import KINDS, Kind, capped, exp, put_float
 from adamas_kernels.cpu.lanes import (
     LANES,
     first_lane,
@@ -33,7 +32,7 @@ from adamas_kernels.cpu.lanes import (
     sum_lanes,
     where,
 )
-from adamas_kernels.cpu.records import FLASH, first_seen, flashes_at, floats_at, ints_at, numbers_at
+from adamas_kernels.cpu.records import FLASH, first_seen, flashes_at, floats_at, numbers_at
 from adamas_kernels.cpu.runner import Runner
 from adamas_kernels.cpu.tasks import STAGE
 from adamas_kernels.cpu.tile import (
@@ -43,7 +42,10 @@ from adamas_kernels.cpu.tile import (
     form_of,
     multiply_panel,
     per_word,
+    put_number,
     weights_for,
+    word_of,
+    words_at,
     zero_numbers,
 )
 from adamas_kernels.softmax import PLAIN, Softmax
@@ -55,78 +57,41 @@ RANGE = 4 * BLOCK  # keys that are repacked at a time
 BLOCK_ROWS = 8 * ROWS  # queries of one head to a task
 LEAST = np.float32(-np.inf)
 ZERO, ONE = np.float32(0), np.float32(1)
-
-
-def pack_tile(kind, form, flash, head, tile):
-    """Repack TILE keys and values of one KV head: coordinates of a key, and neighbouring values, to words."""
-    raise NotImplementedError
-
-
-@overload(pack_tile)
-def _pack_tile(kind, form, flash, head, tile):
-    pack = _pack_pairs if form.instance_class is Pairs else _pack_singles
-    return lambda kind, form, flash, head, tile: pack(kind, flash, head, tile)
+ZERO_BITS = np.uint16(0)  # of a bfloat16
 
 
 @njit
-def _pack_singles(kind, flash, head, tile):
-    first, total = (flash.first + tile) * TILE, flash.past + flash.new
-    keys, values = numbers_at(flash.key, kind), numbers_at(flash.value, kind)
-    place = head * (RANGE // TILE) + tile
-    key_words = floats_at(flash.packed_keys + 4 * place * TILE * flash.dim)
-    value_words = floats_at(flash.packed_values + 4 * place * TILE * flash.dim_v)
-    for i in range(TILE):
-        at, out = head * flash.key_h + (first + i) * flash.key_n, i * flash.dim_v
-        for d in range(flash.dim):
-            key_words[d * TILE + i] = to_float(keys[at + d]) if first + i < total else ZERO
-        at = head * flash.value_h + (first + i) * flash.value_n
-        for d in range(flash.dim_v):
-            value_words[out + d] = to_float(values[at + d]) if first + i < total else ZERO
-
-
-@njit
-def _pack_pairs(kind, flash, head, tile):
-    first, total = (flash.first + tile) * TILE, flash.past + flash.new
-    keys, values = numbers_at(flash.key, kind), numbers_at(flash.value, kind)
-    place = head * (RANGE // TILE) + tile
-    key_words = ints_at(flash.packed_keys + 4 * place * TILE * (flash.dim // 2))
-    value_words = ints_at(flash.packed_values + 4 * place * (TILE // 2) * flash.dim_v)
+def pack_keys(kind, form, flash, head, tile):
+    """Repack TILE keys of one KV head: coordinates of a key to words, keys side by side."""
+    first, total, words = (flash.first + tile) * TILE, flash.past + flash.new, flash.dim // per_word(form)
+    keys = numbers_at(flash.key, kind)
+    packed = words_at(form, flash.packed_keys + 4 * (head * flash.room + tile) * TILE * words)
     for i in range(TILE):
         at = head * flash.key_h + (first + i) * flash.key_n
-        for d in range(flash.dim // 2):
-            word = np.int32(0)
+        for word in range(words):
             if first + i < total:
-                word = np.int32(keys[at + 2 * d]) | np.int32(keys[at + 2 * d + 1]) << np.int32(16)
-            key_words[d * TILE + i] = word
-    for i in range(0, TILE, 2):
-        at = head * flash.value_h + (first + i) * flash.value_n
-        out = i // 2 * flash.dim_v
-        if first + i + 1 < total:
+                place = at + word * per_word(form)
+                packed[word * TILE + i] = word_of(form, keys[place], keys[place + per_word(form) - 1])
+            else:
+                packed[word * TILE + i] = 0
+
+
+@njit
+def pack_values(kind, form, flash, head, tile):
+    """Repack TILE values of one KV head: neighbours to words."""
+    first, total, words = (flash.first + tile) * TILE, flash.past + flash.new, TILE // per_word(form)
+    values = numbers_at(flash.value, kind)
+    packed = words_at(form, flash.packed_values + 4 * (head * flash.room + tile) * words * flash.dim_v)
+    for word in range(words):
+        token = first + word * per_word(form)
+        at, out = head * flash.value_h + token * flash.value_n, word * flash.dim_v
+        upper = at + (per_word(form) - 1) * flash.value_n
+        if token + per_word(form) <= total:
             for d in range(flash.dim_v):
-                upper = np.int32(values[at + flash.value_n + d]) << np.int32(16)
-                value_words[out + d] = np.int32(values[at + d]) | upper
+                packed[out + d] = word_of(form, values[at + d], values[upper + d])
         else:
             for d in range(flash.dim_v):
-                value_words[out + d] = np.int32(values[at + d]) if first + i < total else np.int32(0)
-
-
-def put_number(array, index, stored):
-    """Write a number as another array holds it."""
-    raise NotImplementedError
-
-
-@overload(put_number)
-def _put_number(array, index, stored):
-    if array.dtype == stored:
-
-        def put(array, index, stored):
-            array[index] = stored
-    else:
-
-        def put(array, index, stored):
-            array[index] = to_float(stored)
-
-    return put
+                packed[out + d] = word_of(form, values[at + d], ZERO_BITS) if token < total else 0
 
 
 @njit
@@ -144,11 +109,11 @@ def hide_before(scores, at, hidden):
 
 
 @njit
-def weigh_row(scores, at, weights, scaling, seen, end, highest, sums, row, sum_row, dim_v):
+def weigh_row(scores, at, weights, scaling, seen, width, highest, sums, row, sum_row, dim_v):
     """Scores of one query -> its weights, in the format of words; its maximum, its sum and what it has summed
     up are brought along.
 
-    seen: how many of the keys the query attends to; weights up to `end`, a multiple of LANES, are written.
+    seen: how many of the `width` keys, whole vectors of them, the query attends to.
     """
     top = splat(LEAST)
     whole = seen // LANES * LANES
@@ -160,7 +125,7 @@ def weigh_row(scores, at, weights, scaling, seen, end, highest, sums, row, sum_r
         part = where(inside, load(scores, at + whole), splat(LEAST))
         store(scores, at + whole, part)
         top = where(part > top, part, top)
-    for i in range(-(-seen // LANES) * LANES, end, LANES):
+    for i in range(-(-seen // LANES) * LANES, width, LANES):
         store(scores, at + i, splat(LEAST))
     found = max_lanes(top) * scaling
     before = highest[row]
@@ -172,7 +137,7 @@ def weigh_row(scores, at, weights, scaling, seen, end, highest, sums, row, sum_r
             store(sum_row, i, load(sum_row, i) * splat(factor))
     base = splat(-highest[row] if highest[row] > LEAST else ZERO)
     total = splat(ZERO)
-    for i in range(0, end, LANES):
+    for i in range(0, width, LANES):
         weight = exp(multiply_add(load(scores, at + i), splat(scaling), base))
         total = total + weight
         store(weights, at + i, weight)
@@ -236,7 +201,7 @@ def attend_block(kind, form, flash, head, block):
         floats = floats_at(summed)
         for i in range(BLOCK_ROWS * flash.dim_v):
             floats[i] = ZERO
-    tiles = (head // flash.group) * (RANGE // TILE)
+    tiles = (head // flash.group) * flash.room
     for start in range(0, flash.count * TILE, BLOCK):
         key = flash.first * TILE + start
         if key > flash.past + first_row + count - 1:
@@ -279,7 +244,7 @@ class FlashStages(NamedTuple):
     attend: int
 
 
-@cache
+@lru_cache(maxsize=None, typed=True)  # the marks are empty tuples: only their types differ
 def build_flash(kind: Kind, form: Form) -> FlashStages:
     """Compile the stages for numbers of a kind, multiplied in a form."""
     stamp = source_stamp()
@@ -287,7 +252,8 @@ def build_flash(kind: Kind, form: Form) -> FlashStages:
     def pack_task(task, thread, flash_at, unused, unused_too):
         _ = stamp
         flash = flashes_at(flash_at)[0]
-        pack_tile(kind, form, flash, task // flash.count, task % flash.count)
+        pack_keys(kind, form, flash, task // flash.count, task % flash.count)
+        pack_values(kind, form, flash, task // flash.count, task % flash.count)
 
     def attend_task(task, thread, flash_at, unused, unused_too):
         _ = stamp
@@ -324,8 +290,8 @@ def flash_attention(
         values.data_ptr(), *values.stride()[1:3], out.data_ptr(), *out.stride()[1:3],
         kv_heads, heads // kv_heads, new, size - new, dim, dim_v,
         packed.data_ptr(), packed.data_ptr() + 4 * kv_heads * RANGE * dim // word,
-        0, 0, 0, rows, state.data_ptr(), sums_at, sums_at + 4 * heads * rows, softmax.window or 0, scaling,
-        softmax.softcap,
+        RANGE // TILE, 0, 0, 0, rows, state.data_ptr(), sums_at, sums_at + 4 * heads * rows,
+        softmax.window or 0, scaling, softmax.softcap,
     )  # fmt: skip
     stages = runner.compiled(build_flash, kind, form)
     tiles, blocks = -(-size // TILE), heads * rows // BLOCK_ROWS

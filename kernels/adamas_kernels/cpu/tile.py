@@ -16,8 +16,9 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic, overload
 
 from adamas_kernels.cpu.features import FEATURES, MULTIPLIES_BFLOAT16
-from adamas_kernels.cpu.floats import Bfloat16, Kind
+from adamas_kernels.cpu.floats import Bfloat16, Kind, to_float
 from adamas_kernels.cpu.lanes import F32, I32, LANES, NUMBERS, WORDS, splat_value
+from adamas_kernels.cpu.records import floats_at, ints_at
 
 ROWS = 6
 # Vectors of LANES numbers side by side. AVX-512 has 32 registers for 6 x 4 sums, a panel's words and a row's
@@ -76,6 +77,49 @@ def _zero_numbers(form, count):
     if form.instance_class is Pairs:
         return lambda form, count: np.zeros(count, np.uint16)
     return lambda form, count: np.zeros(count, np.float32)
+
+
+def put_number(array, index, stored):
+    """Write a number as another array holds it."""
+    raise NotImplementedError
+
+
+@overload(put_number)
+def _put_number(array, index, stored):
+    if array.dtype == stored:
+
+        def put(array, index, stored):
+            array[index] = stored
+    else:
+
+        def put(array, index, stored):
+            array[index] = to_float(stored)
+
+    return put
+
+
+def words_at(form, address):
+    """The words from an address on."""
+    raise NotImplementedError
+
+
+@overload(words_at)
+def _words_at(form, address):
+    if form.instance_class is Pairs:
+        return lambda form, address: ints_at(address)
+    return lambda form, address: floats_at(address)
+
+
+def word_of(form, first, last):
+    """The word of two neighbours, or of one number, which is the first."""
+    raise NotImplementedError
+
+
+@overload(word_of)
+def _word_of(form, first, last):
+    if form.instance_class is Pairs:
+        return lambda form, first, last: np.int32(first) | np.int32(last) << np.int32(16)
+    return lambda form, first, last: to_float(first)
 
 
 def weights_for(form, scores):
