@@ -62,10 +62,10 @@ from adamas_kernels.cpu.tile import (
     zero_numbers,
 )
 from adamas_kernels.reading import (
+    DEVIATIONS,
     KEY_BLOCK,
-    KEY_PART,
     QUERY_BLOCK,
-    QUERY_PART,
+    QUERY_STRIDE,
     BlockMeans,
     ReadSettings,
     blocks_of,
@@ -75,14 +75,14 @@ from adamas_kernels.reading import (
 from adamas_kernels.softmax import PLAIN, Softmax
 
 ROOM = -(-QUERY_BLOCK // ROWS) * ROWS  # rows of a block of queries, whole tiles
-POOLED = QUERY_BLOCK // QUERY_PART  # means of a block of queries
-POOLED_ROOM = -(-POOLED // ROWS) * ROWS
-PARTS = KEY_BLOCK // KEY_PART
+SAMPLED = QUERY_BLOCK // QUERY_STRIDE  # queries of a block that are looked at to choose
+SAMPLED_ROOM = -(-SAMPLED // ROWS) * ROWS
+FLASH_BYTES = FLASH.itemsize  # from what is kept of keys as means to what is kept as spreads
 PANELS = BLOCK // TILE
 RANGE = 32 * BLOCK  # keys that are repacked at a time, so many that those chosen of them fill blocks
 AT_ONCE = 4  # keys whose scores are summed side by side, to hide how long one addition takes
 assert KEY_BLOCK == TILE  # a panel holds a block
-assert POOLED == LANES  # and a vector the means of a block of queries
+assert SAMPLED == LANES  # and a vector the sampled queries of one
 
 _near_block, _blocks_of = njit(near_block), njit(blocks_of)
 
@@ -95,134 +95,123 @@ def rows_of(flash, block):
 
 
 @njit
-def pool_queries(kind, flash, head, first, count):
-    """The means of each QUERY_PART queries, zeros behind the last: float32 [D, POOLED], a vector for each
+def sample_queries(kind, flash, head, first, count):
+    """Every QUERY_STRIDE-th query of a block, zeros behind the last: float32 [D, SAMPLED], a vector for each
     coordinate.
     """
-    source, means = numbers_at(flash.query, kind), np.zeros(POOLED * flash.dim, np.float32)
-    for row in range(count):
-        at, mean = head * flash.query_h + (first + row) * flash.query_n, row // QUERY_PART
-        share = ONE / np.float32(min(QUERY_PART, count - mean * QUERY_PART))
+    source, sampled = numbers_at(flash.query, kind), np.zeros(SAMPLED * flash.dim, np.float32)
+    for row in range(0, count, QUERY_STRIDE):
+        at = head * flash.query_h + (first + row) * flash.query_n
         for d in range(flash.dim):
-            means[d * POOLED + mean] += to_float(source[at + d]) * share
-    return means
+            sampled[d * SAMPLED + row // QUERY_STRIDE] = to_float(source[at + d])
+    return sampled
 
 
 @njit
-def multiply_keys(kind, flash, means, kv_head, key, scores, at):
-    """Scores of AT_ONCE keys, from one on, with all means of queries, each a vector."""
+def multiply_keys(kind, flash, sampled, kv_head, key, scores, at):
+    """Scores of AT_ONCE keys, from one on, with all sampled queries, each a vector."""
     keys = numbers_at(flash.key, kind)
     place, step = kv_head * flash.key_h + key * flash.key_n, flash.key_n
     a, b, c, e = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
     for d in range(flash.dim):
-        mean = load(means, d * POOLED)
-        a = multiply_add(splat(to_float(keys[place + d])), mean, a)
-        b = multiply_add(splat(to_float(keys[place + step + d])), mean, b)
-        c = multiply_add(splat(to_float(keys[place + 2 * step + d])), mean, c)
-        e = multiply_add(splat(to_float(keys[place + 3 * step + d])), mean, e)
+        query = load(sampled, d * SAMPLED)
+        a = multiply_add(splat(to_float(keys[place + d])), query, a)
+        b = multiply_add(splat(to_float(keys[place + step + d])), query, b)
+        c = multiply_add(splat(to_float(keys[place + 2 * step + d])), query, c)
+        e = multiply_add(splat(to_float(keys[place + 3 * step + d])), query, e)
     store(scores, at, a)
-    store(scores, at + POOLED, b)
-    store(scores, at + 2 * POOLED, c)
-    store(scores, at + 3 * POOLED, e)
+    store(scores, at + SAMPLED, b)
+    store(scores, at + 2 * SAMPLED, c)
+    store(scores, at + 3 * SAMPLED, e)
 
 
 @njit
-def score_always(kind, flash, means, kv_head, first, count, near, tops):
-    """The scores of means of queries with the keys that are always read: of each mean the largest, float32
-    [POOLED], to tops; returned is the sum of the exponentials relative to that.
+def score_always(kind, flash, sampled, kv_head, first, count, near, tops):
+    """The scores of sampled queries with the keys that are always read: of each query the largest, float32
+    [SAMPLED], to tops; returned is the sum of the exponentials relative to that.
     """
     end, start = flash.past + first + count, near * KEY_BLOCK
-    found = np.empty((KEY_BLOCK + end - start + AT_ONCE) * POOLED, np.float32)
+    found = np.empty((KEY_BLOCK + end - start + AT_ONCE) * SAMPLED, np.float32)
     for key in range(0, KEY_BLOCK, AT_ONCE):
-        multiply_keys(kind, flash, means, kv_head, key, found, key * POOLED)
+        multiply_keys(kind, flash, sampled, kv_head, key, found, key * SAMPLED)
     # The last keys that fill a group are before the others: what lies behind the end is nobody's.
     for key in range(start, end, AT_ONCE):
         key = min(key, end - AT_ONCE)
-        multiply_keys(kind, flash, means, kv_head, key, found, (KEY_BLOCK + key - start) * POOLED)
+        multiply_keys(kind, flash, sampled, kv_head, key, found, (KEY_BLOCK + key - start) * SAMPLED)
     total = KEY_BLOCK + end - start
     scaling, cap = np.float32(flash.scaling), np.float32(flash.softcap)
     if cap:
-        cap_scores(found, 0, total * POOLED, scaling, cap)
+        cap_scores(found, 0, total * SAMPLED, scaling, cap)
     unit, top = ONE if cap else scaling, splat(LEAST)
     for i in range(total):
-        score = load(found, i * POOLED) * splat(unit)
-        if i >= KEY_BLOCK:  # the last query of a mean sees its own token and those before it
+        score = load(found, i * SAMPLED) * splat(unit)
+        if i >= KEY_BLOCK:  # a query sees its own token and those before it
             key = start + i - KEY_BLOCK - flash.past - first
-            score = where(lane_numbers() < splat(key // QUERY_PART), splat(LEAST), score)
-        store(found, i * POOLED, score)
+            score = where(lane_numbers() * splat(QUERY_STRIDE) < splat(key), splat(LEAST), score)
+        store(found, i * SAMPLED, score)
         top = where(score > top, score, top)
     store(tops, 0, top)
     sums = splat(ZERO)
     for i in range(total):
-        sums = sums + exp(load(found, i * POOLED) - top)
+        sums = sums + exp(load(found, i * SAMPLED) - top)
     store(found, 0, sums)
-    return found[:POOLED]
+    return found[:SAMPLED]
 
 
 @njit
-def score_parts(form, flash, planes, means, kv_head, tiles):
-    """Scores of means of queries with the means of parts of blocks, float32 [POOLED_ROOM, PARTS, tiles *
-    TILE].
+def multiply_sampled(form, flash, sampled, squared, kept, kv_head, tiles):
+    """Products of sampled queries, or of their squares, with what is kept of blocks: float32 [SAMPLED_ROOM,
+    tiles * TILE].
     """
-    rows, width, words = (
-        zero_numbers(form, POOLED_ROOM * flash.dim),
-        tiles * TILE,
-        flash.dim // per_word(form),
-    )
-    for row in range(POOLED):
+    rows, words = zero_numbers(form, SAMPLED_ROOM * flash.dim), flash.dim // per_word(form)
+    for row in range(SAMPLED):
         for d in range(flash.dim):
-            put_float(rows, row * flash.dim + d, means[d * POOLED + row])
-    found = np.empty(POOLED_ROOM * PARTS * width, np.float32)
-    for part in range(PARTS):
-        place = (kv_head * PARTS + part) * planes.room
-        for tile in range(tiles):
-            panel = planes.packed_keys + 4 * (place + tile) * TILE * words
-            for top in range(0, POOLED_ROOM, ROWS):
-                multiply_panel(
-                    form, rows.ctypes.data + 4 * top * words, 4 * words, panel, 4 * TILE,
-                    found.ctypes.data + 4 * ((top * PARTS + part) * width + tile * TILE),
-                    4 * PARTS * width, words, TILE, 0,
-                )  # fmt: skip
+            number = sampled[d * SAMPLED + row]
+            put_float(rows, row * flash.dim + d, number * number if squared else number)
+    found = np.empty(SAMPLED_ROOM * tiles * TILE, np.float32)
+    for tile in range(tiles):
+        panel = kept.packed_keys + 4 * (kv_head * kept.room + tile) * TILE * words
+        for top in range(0, SAMPLED_ROOM, ROWS):
+            multiply_panel(
+                form, rows.ctypes.data + 4 * top * words, 4 * words, panel, 4 * TILE,
+                found.ctypes.data + 4 * (top * tiles + tile) * TILE, 4 * tiles * TILE, words, TILE, 0,
+            )  # fmt: skip
     return found
 
 
 @njit
-def lose(scores, at, width, near, unit, top, always, losses):
-    """Bring along the largest losses of blocks by the scores of one mean of queries with their parts, [PARTS,
-    width] from `at` on. top, always: the largest score with what is always read, and the sum of exponentials
-    relative to it.
-    """
-    for part in range(PARTS):
-        scores[at + part * width] = LEAST
-        for i in range(near, -(-near // LANES) * LANES):
-            scores[at + part * width + i] = LEAST
-    highest = splat(LEAST)
-    for part in range(PARTS):
-        for i in range(0, near, LANES):
-            score = load(scores, at + part * width + i)
-            highest = where(score > highest, score, highest)
-    base = max(top, max_lanes(highest) * unit)
-    total = always * exp_one(top - base)
-    masses = splat(ZERO)
-    for i in range(0, near, LANES):
-        mass, score = splat(ZERO), splat(ZERO)
-        for part in range(PARTS):
-            one = load(scores, at + part * width + i)
-            mass = mass + exp(multiply_add(one, splat(unit), splat(-base)))
-            score = score + one
-        mass = mass * splat(np.float32(KEY_PART))
-        of_mean = exp(multiply_add(score, splat(unit / np.float32(PARTS)), splat(-base)))
-        store(scores, at + i, mass - of_mean * splat(np.float32(KEY_BLOCK)))
-        masses = masses + mass
-    share = ONE / (total + sum_lanes(masses))
-    for i in range(0, near, LANES):
-        loss = load(scores, at + i) * splat(share)
-        before = load(losses, i)
-        store(losses, i, where(loss > before, loss, before))
+def add_spread(products, spreads, at, near):
+    """Of one query the largest products that keys of blocks are taken to have, in place."""
+    for i in range(at, at + near):
+        products[i] += np.float32(DEVIATIONS) * np.sqrt(max(spreads[i], ZERO))
 
 
 @njit
-def choose(kind, form, flash, planes, read, head, block):
+def share(scores, at, near, unit, top, always, shares):
+    """Bring along the largest shares of blocks by one query's scores from `at` on. top, always: its largest
+    score with what is always read, and the sum of exponentials relative to it.
+    """
+    scores[at] = LEAST  # the first block, and what lies behind the last, are not among them
+    for i in range(near, -(-near // LANES) * LANES):
+        scores[at + i] = LEAST
+    highest = splat(LEAST)
+    for i in range(0, near, LANES):
+        score = load(scores, at + i)
+        highest = where(score > highest, score, highest)
+    base = max(top, max_lanes(highest) * unit)
+    total = splat(ZERO)
+    for i in range(0, near, LANES):
+        weight = exp(multiply_add(load(scores, at + i), splat(unit), splat(-base)))
+        store(scores, at + i, weight)
+        total = total + weight
+    factor = splat(ONE / (always * exp_one(top - base) + sum_lanes(total)))
+    for i in range(0, near, LANES):
+        found, before = load(scores, at + i) * factor, load(shares, i)
+        store(shares, i, where(found > before, found, before))
+
+
+@njit
+def choose(kind, form, flash, means, spreads, read, head, block):
     """Write which blocks of keys a block of queries reads, see `reading.choose_blocks`."""
     first, count = rows_of(flash, block)
     near, end = _near_block(flash.past + first), _blocks_of(flash.past + first + count)
@@ -231,19 +220,21 @@ def choose(kind, form, flash, planes, read, head, block):
         chosen[i] = i < end
     if near == 1:
         return
-    means, tops = pool_queries(kind, flash, head, first, count), np.empty(POOLED, np.float32)
-    always = score_always(kind, flash, means, head // flash.group, first, count, near, tops)
-    tiles = -(-near // TILE)
-    width, scores = tiles * TILE, score_parts(form, flash, planes, means, head // flash.group, tiles)
-    losses = np.zeros(width, np.float32)
+    kv_head, tiles = head // flash.group, -(-near // TILE)
+    sampled, tops = sample_queries(kind, flash, head, first, count), np.empty(SAMPLED, np.float32)
+    always = score_always(kind, flash, sampled, kv_head, first, count, near, tops)
+    scores = multiply_sampled(form, flash, sampled, False, means, kv_head, tiles)
+    of_spreads = multiply_sampled(form, flash, sampled, True, spreads, kv_head, tiles)
+    shares = np.zeros(tiles * TILE, np.float32)
     cap, unit = np.float32(flash.softcap), np.float32(flash.scaling)
-    for row in range(-(-count // QUERY_PART)):
-        at = row * PARTS * width
+    for row in range(-(-count // QUERY_STRIDE)):
+        at = row * tiles * TILE
+        add_spread(scores, of_spreads, at, near)
         if cap:
-            cap_scores(scores, at, PARTS * width, unit, cap)
-        lose(scores, at, width, near, ONE if cap else unit, tops[row], always[row], losses)
+            cap_scores(scores, at, near, unit, cap)
+        share(scores, at, near, ONE if cap else unit, tops[row], always[row], shares)
     for i in range(1, near):
-        chosen[i] = losses[i] > np.float32(read.tolerance)
+        chosen[i] = shares[i] > np.float32(read.tolerance)
 
 
 @njit
@@ -429,11 +420,11 @@ def build_reading(kind: Kind, form: Form) -> ReadStages:
         pack_keys(kind, form, flash, task // flash.count, task % flash.count)
         pack_values(kind, form, flash, task // flash.count, task % flash.count)
 
-    def choose_task(task, thread, flash_at, planes_at, read_at):
+    def choose_task(task, thread, flash_at, kept_at, read_at):
         _ = stamp
-        read = reads_at(read_at)[0]
+        read, spreads_at = reads_at(read_at)[0], kept_at + FLASH_BYTES
         choose(
-            kind, form, flashes_at(flash_at)[0], flashes_at(planes_at)[0], read,
+            kind, form, flashes_at(flash_at)[0], flashes_at(kept_at)[0], flashes_at(spreads_at)[0], read,
             task // read.query_blocks, task % read.query_blocks,
         )  # fmt: skip
 
@@ -502,21 +493,21 @@ def read_sparsely(
         )  # fmt: skip
         return found, packed
 
-    parts = means.parts[:, :, : whole * PARTS].unflatten(2, (-1, PARTS)).transpose(2, 3).flatten(1, 2)
     tiles, tiles_of_means = blocks_of(size), -(-whole // TILE)
     flash, _packed = record(keys, values, size - new, new, RANGE // TILE)
-    planes, _packed_parts = record(parts, parts, 0, whole, tiles_of_means)
     left, _packed_means = record(means.keys, means.values, 0, whole, tiles_of_means)
+    spreads, _packed_spreads = record(means.spreads, means.values, 0, whole, tiles_of_means)
+    kept = np.concatenate([left, spreads])
     read = np.zeros(1, READ)
     read[0] = (chosen.data_ptr(), query_blocks, tiles, settings.tolerance)
-    flash_at, planes_at, left_at, read_at = (x.ctypes.data for x in (flash, planes, left, read))
+    flash_at, kept_at, read_at = (x.ctypes.data for x in (flash, kept, read))
     stages = runner.compiled(build_reading, kind, form)
     blocks = heads * query_blocks
     runner.run(
-        (stages.pack_keys, kv_heads * PARTS * tiles_of_means, planes_at, 0, 0),
-        (stages.choose, blocks, flash_at, planes_at, read_at),
-        (stages.pack, kv_heads * tiles_of_means, left_at, 0, 0),
-        (stages.attend_to_means, blocks, flash_at, left_at, read_at),
+        (stages.pack, kv_heads * tiles_of_means, kept_at, 0, 0),
+        (stages.pack_keys, kv_heads * tiles_of_means, kept_at + FLASH_BYTES, 0, 0),
+        (stages.choose, blocks, flash_at, kept_at, read_at),
+        (stages.attend_to_means, blocks, flash_at, kept_at, read_at),
     )
     for first in range(0, tiles, RANGE // TILE):
         count = min(RANGE // TILE, tiles - first)
@@ -527,5 +518,7 @@ def read_sparsely(
         )
     if computed is not None:
         count_blocks(chosen, new, size, computed)
-    of_rows = (highest + sums.log()).view(heads, query_blocks, ROOM)[:, :, :QUERY_BLOCK]
-    return out, of_rows.flatten(1)[:, :new].unsqueeze(0)
+    highest, sums = (
+        x.view(heads, query_blocks, ROOM)[:, :, :QUERY_BLOCK].flatten(1)[:, :new] for x in (highest, sums)
+    )
+    return out, (highest + sums.log()).unsqueeze(0)
