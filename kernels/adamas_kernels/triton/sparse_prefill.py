@@ -194,8 +194,8 @@ def attend_to_blocks(
             *(stride for source in sources for stride in source.stride()[:3]), *out.stride()[:3],
             *scales_of(scaling, softmax), keys.shape[2] - new, new, counts.shape[2], lists.shape[3],
             HEADS=kv_heads, GROUP=heads // kv_heads, D=dim, P=size, D_V=dim_v, D_V_PAD=dim_v_pad,
-            ROWS=tile.rows, BLOCK=tile.keys, KEY_BLOCK=KEY_BLOCK, QUERY_BLOCK=QUERY_BLOCK, WORD=WORD, STAGES=STAGES,
-            CAPPED=softmax.softcap > 0, COPIED=copied, num_warps=tile.warps, **tile.options,
+            ROWS=tile.rows, BLOCK=tile.keys, KEY_BLOCK=KEY_BLOCK, QUERY_BLOCK=QUERY_BLOCK, WORD=WORD,
+            STAGES=STAGES, CAPPED=softmax.softcap > 0, COPIED=copied, num_warps=tile.warps, **tile.options,
         )  # fmt: skip
 
     copy_context().run(launch)  # the allocator is set for this launch alone
