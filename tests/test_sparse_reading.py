@@ -6,9 +6,8 @@ import math
 
 import pytest
 import torch
-from adamas_kernels.contract import Facts
 from adamas_kernels.cpu import CpuBackend
-from adamas_kernels.dispatch import load, obstacles
+from adamas_kernels.dispatch import load
 from adamas_kernels.reading import (
     KEY_BLOCK,
     KEY_PART,
@@ -26,10 +25,6 @@ from adamas_kernels.softmax import Softmax
 from torch import Tensor
 
 TORCH = load("torch")
-needs_pairs = pytest.mark.skipif(
-    bool(obstacles("prefill_sparsely", Facts(torch.device("cpu"), torch.bfloat16, 2, 64, 64))["cpu"]),
-    reason="nothing is compiled for this CPU",
-)
 
 
 def means_of(keys: Tensor, values: Tensor) -> BlockMeans:
@@ -142,7 +137,7 @@ def test_what_it_does_not_serve():
             ReadSettings(tolerance)
 
 
-@needs_pairs
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim", "new", "size"),
     [
@@ -154,10 +149,10 @@ def test_what_it_does_not_serve():
     ],
 )
 @pytest.mark.parametrize("softmax", [Softmax(), Softmax(softcap=4.0)], ids=["plain", "capped"])
-def test_compiled_stages_choose_and_attend_as_specified(heads, kv_heads, dim, new, size, softmax):
+def test_compiled_stages_choose_and_attend_as_specified(heads, kv_heads, dim, new, size, softmax, dtype):
     torch.manual_seed(size)
     batch = 1 + (size < 1000)
-    queries, keys, values = (x.bfloat16() for x in topics(kv_heads, size, dim, heads, new, batch))
+    queries, keys, values = (x.to(dtype) for x in topics(kv_heads, size, dim, heads, new, batch))
     if heads == 3:
         softmax = Softmax(softcap=softmax.softcap, sinks=torch.randn(heads))
     means, scaling, cpu = means_of(keys, values), dim**-0.5, CpuBackend()

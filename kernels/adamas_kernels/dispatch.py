@@ -38,8 +38,8 @@ def _cpu(facts: Facts) -> str | None:
 
 def _cpu_prefill(facts: Facts) -> str | None:
     reason = _cpu(facts) or _one_token(facts)
-    if reason or facts.dtype != torch.bfloat16:  # the rest would import numba in vain
-        return reason or f"keys are {_name(facts.dtype)}"
+    if reason:  # the rest would import numba in vain
+        return reason
     from adamas_kernels.cpu.prefill import obstacle
 
     return obstacle(facts)

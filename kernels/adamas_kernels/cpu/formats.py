@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 from numba.core import cgutils
 
-from adamas_kernels.cpu.features import FEATURES
+from adamas_kernels.cpu.features import PICKS_BYTES, PICKS_FLOATS
 from adamas_kernels.cpu.lanes import BYTES, F32, I32, LANES, NUMBERS, WORDS, half_to_float, splat_value
 
 Code = Callable[[], Any]  # emits LANES numbers where it is called
@@ -25,8 +25,6 @@ NUMBER = tuple(range(16))  # what a code of four bits means
 CENTRED = tuple(range(-8, 8))
 LOGARITHMIC = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # IQ4_NL, IQ4_XS
 FLOATS_OF_4 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # MXFP4: twice an E2M1
-PICKS_BYTES = "ssse3" in FEATURES  # chooses among 16 bytes by codes, in one instruction
-PICKS_FLOATS = "avx512f" in FEATURES  # the same among 16 floats
 
 
 class Block(NamedTuple):

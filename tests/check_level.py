@@ -1,0 +1,68 @@
+"""Checks, at the level of ADAMAS_CPU, products and unpacked rows of the types that are named, and what else
+takes another way at some level; prints what the libraries were told.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from adamas_kernels.cpu.features import FEATURES  # before torch: it tells torch of the level
+
+import numba  # isort: skip
+import numpy as np
+import torch
+from adamas_kernels.blocks import unpack
+from adamas_kernels.cpu.lanes import LANES, compress, load, splat, store
+from adamas_kernels.cpu.linear import multiply_vector, unpack_rows
+from adamas_kernels.cpu.product import available_forms, dot4
+from adamas_kernels.cpu.runner import Runner
+from block_weights import some_weight
+
+
+def check(runner: Runner, kind: str) -> None:
+    """Raises AssertionError where a product or a number is wrong."""
+    packed = some_weight(kind, 5, 512)
+    weight, x = unpack(packed), torch.randn(512)
+    found = multiply_vector(runner, packed, x, None)
+    scale = weight.abs().double() @ x.abs().double()
+    assert ((found - weight.double() @ x.double()).abs() <= 1e-6 * scale + 1e-6).all(), kind
+    numbers = torch.full(weight.shape, torch.nan)
+    unpack_rows(runner, packed, numbers)
+    torch.testing.assert_close(numbers, weight, rtol=1e-6, atol=1e-6 * float(weight.abs().max()))
+
+
+def check_lanes() -> None:
+    """Raises AssertionError where a product of bytes, or a vector moved together, is wrong."""
+    words = np.random.default_rng(0).integers(-(2**31), 2**31, (2, LANES)).astype(np.int32)
+    words[0] &= 0x03030303
+
+    @numba.njit
+    def multiply(form, words, sums):
+        store(sums, 0, dot4(form, splat(5), load(words, 0), load(words, LANES)))
+
+    @numba.njit
+    def move(words, front):
+        store(front, 0, compress(load(words, LANES), load(words, LANES) > splat(0)))
+
+    expected = 5 + (words.view(np.int8).reshape(2, LANES, 4).astype(np.int32)).prod(0).sum(-1)
+    for form in available_forms():
+        sums = np.zeros(LANES, np.int32)
+        multiply(form, words.ravel(), sums)
+        assert np.array_equal(sums, expected), form
+    front, kept = np.zeros(LANES, np.int32), words[1][words[1] > 0]
+    move(words.ravel(), front)
+    assert np.array_equal(front[: len(kept)], kept)
+
+
+if __name__ == "__main__":
+    runner = Runner()
+    for kind in sys.argv[1:]:
+        check(runner, kind)
+    check_lanes()
+    told = {
+        "features": sorted(FEATURES),
+        "forms": [type(form).__name__ for form in available_forms()],
+        "torch": torch.backends.cpu.get_cpu_capability(),
+    }
+    print(json.dumps(told))
