@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from adamas_kernels.cpu import CpuBackend
+from adamas_kernels.cpu.reading import RANGE
 from adamas_kernels.dispatch import load
 from adamas_kernels.reading import (
     DEVIATIONS,
@@ -140,22 +141,20 @@ def test_what_it_does_not_serve():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "dim", "new", "size"),
+    ("heads", "kv_heads", "dim", "new", "size", "cap"),
     [
-        (14, 2, 64, 300, 1500),  # as in the default model
-        (3, 3, 128, 130, 130),  # nothing to leave out
-        (4, 1, 80, 5, 3000),  # more means of blocks than a panel holds, few queries
-        (2, 1, 96, QUERY_BLOCK, 10 * KEY_BLOCK),
-        (2, 2, 64, 2 * QUERY_BLOCK - 1, 1025 + 64 * 64),  # more keys than a range holds
+        (14, 2, 64, 300, 1500, 0.0),  # as in the default model
+        (3, 3, 128, 130, 130, 4.0),  # nothing to leave out, learned sinks
+        (4, 1, 80, 5, 3000, 4.0),  # few queries
+        (2, 1, 96, QUERY_BLOCK, 10 * KEY_BLOCK, 0.0),  # two sequences
+        (2, 2, 64, QUERY_BLOCK + 1, RANGE + 65, 0.0),  # more keys than are repacked at a time
     ],
 )
-@pytest.mark.parametrize("softmax", [Softmax(), Softmax(softcap=4.0)], ids=["plain", "capped"])
-def test_compiled_stages_choose_and_attend_as_specified(heads, kv_heads, dim, new, size, softmax, dtype):
+def test_compiled_stages_choose_and_attend_as_specified(heads, kv_heads, dim, new, size, cap, dtype):
     torch.manual_seed(size)
     batch = 1 + (size < 1000)
     queries, keys, values = (x.to(dtype) for x in topics(kv_heads, size, dim, heads, new, batch))
-    if heads == 3:
-        softmax = Softmax(softcap=softmax.softcap, sinks=torch.randn(heads))
+    softmax = Softmax(softcap=cap, sinks=torch.randn(heads) if heads == 3 else None)
     means, scaling, cpu = means_of(keys, values), dim**-0.5, CpuBackend()
     for tolerance in (0.999, 0.02, 0.0):
         arguments = queries, keys, values, means, scaling, ReadSettings(tolerance), softmax
