@@ -34,7 +34,7 @@ LARGEST = tl.constexpr(50.0)  # exponent that a share is held to: sums and produ
 # Of a program: numbers of queries, and of means of blocks at a time, and at most how many of each.
 QUERY_NUMBERS, MEAN_NUMBERS = 16384, 4096
 MOST_QUERIES, MOST_MEANS = 128, 64
-CHOOSE_STAGES = 3
+CHOOSE_STAGES = 2  # with three, two programs would not fit a multiprocessor, nor one the smallest
 CHOOSE_WARPS = 8
 SHARES = 1 << 26  # that are kept at a time
 
@@ -110,7 +110,9 @@ def choose_kernel(
     query = query_ptr + batch * query_b + head * query_h + dim[None, :]
     inside = (sample < new)[:, None] & (dim < D)[None, :]
     q = tl.load(query + sample.to(tl.int64)[:, None] * query_n, mask=inside, other=0.0)
-    squares = (q.to(tl.float32) * q.to(tl.float32)).to(q.dtype)
+    root: tl.constexpr = P**0.5
+    small = q.to(tl.float32) / root  # whose squares float16 holds
+    squares = (small * small).to(q.dtype)
     near = tl.maximum((past + sample // QUERY_BLOCK * QUERY_BLOCK) // KEY_BLOCK - NEAR, 1)
     own = past + tl.minimum(sample, new - 1)
     factor = 1.0 if CAPPED else scale
@@ -151,7 +153,8 @@ def choose_kernel(
         there = (block < until)[None, :] & (dim < D)[:, None]
         mean = tl.load(means + block.to(tl.int64)[None, :] * mean_n, mask=there, other=0.0)
         spread = tl.load(spreads + block.to(tl.int64)[None, :] * spread_n, mask=there, other=0.0)
-        score = tl.dot(q, mean) + DEVIATIONS * tl.sqrt(tl.maximum(tl.dot(squares, spread), 0.0))
+        deviation = root * tl.sqrt(tl.maximum(tl.dot(squares, spread), 0.0))
+        score = tl.dot(q, mean) + DEVIATIONS * deviation
         if CAPPED:
             score = scaled(score, scale, cap, CAPPED)
         share = tl.exp2(tl.minimum(score * factor - usual[:, None], LARGEST))
