@@ -98,14 +98,17 @@ def emit(code: str, triple: str) -> bytes:
     return machine.emit_object(module)
 
 
+def tell(code: str) -> dict[str, object]:
+    """What is printed of a module. Both systems have the same instructions, so macOS gets stages alone."""
+    name = re.search(r"ModuleID = '(.*)'", code)[1]
+    triples = TRIPLES if "_task" in name else TRIPLES[:1]
+    return {
+        "name": name,
+        "named": sorted(set(NAMED.findall(code))),
+        "objects": [emit(code, triple)[:4].hex() for triple in triples],
+    }
+
+
 if __name__ == "__main__":
     compile_all(sys.argv[1:])
-    told = [
-        {
-            "name": re.search(r"ModuleID = '(.*)'", code)[1],
-            "named": sorted(set(NAMED.findall(code))),
-            "objects": [emit(code, triple)[:4].hex() for triple in TRIPLES],
-        }
-        for code in _modules
-    ]
-    print(json.dumps(told))
+    print(json.dumps([tell(code) for code in _modules]))
