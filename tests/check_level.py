@@ -4,6 +4,7 @@ takes another way at some level; prints what the libraries were told.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 
@@ -13,23 +14,25 @@ import numba  # isort: skip
 import numpy as np
 import torch
 from adamas_kernels.blocks import unpack
+from adamas_kernels.cpu.formats import FORMATS
 from adamas_kernels.cpu.lanes import LANES, compress, load, splat, store
 from adamas_kernels.cpu.linear import multiply_vector, unpack_rows
 from adamas_kernels.cpu.product import available_forms, dot4
 from adamas_kernels.cpu.runner import Runner
-from block_weights import some_weight
+from block_weights import assert_product, some_weight
 
 
-def check(runner: Runner, kind: str) -> None:
-    """Raises AssertionError where a product or a number is wrong."""
-    packed = some_weight(kind, 5, 512)
-    weight, x = unpack(packed), torch.randn(512)
+def check(runner: Runner, kind: str) -> str:
+    """The digest of a product's bits. Raises AssertionError where a product or a number is wrong."""
+    columns = 512 if FORMATS[kind].numbers == 256 else 544  # whole blocks, also one by one
+    packed = some_weight(kind, 5, columns)
+    weight, x = unpack(packed), torch.randn(columns, generator=torch.Generator().manual_seed(1))
     found = multiply_vector(runner, packed, x, None)
-    scale = weight.abs().double() @ x.abs().double()
-    assert ((found - weight.double() @ x.double()).abs() <= 1e-6 * scale + 1e-6).all(), kind
+    assert_product(found, packed, x)
     numbers = torch.full(weight.shape, torch.nan)
     unpack_rows(runner, packed, numbers)
     torch.testing.assert_close(numbers, weight, rtol=1e-6, atol=1e-6 * float(weight.abs().max()))
+    return hashlib.sha256(found.numpy().tobytes()).hexdigest()
 
 
 def check_lanes() -> None:
@@ -57,12 +60,12 @@ def check_lanes() -> None:
 
 if __name__ == "__main__":
     runner = Runner()
-    for kind in sys.argv[1:]:
-        check(runner, kind)
+    bits = {kind: check(runner, kind) for kind in sys.argv[1:]}
     check_lanes()
     told = {
         "features": sorted(FEATURES),
         "forms": [type(form).__name__ for form in available_forms()],
+        "bits": bits,
         "torch": torch.backends.cpu.get_cpu_capability(),
     }
     print(json.dumps(told))

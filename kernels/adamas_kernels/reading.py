@@ -35,7 +35,7 @@ class ReadSettings:
     `block_shares`.
     """
 
-    tolerance: float = 0.01
+    tolerance: float = 0.004
 
     def __post_init__(self) -> None:
         if not 0 <= self.tolerance < 1:

@@ -48,6 +48,8 @@ class CompiledSteps:
         self._decoder: TokenDecoder = model.module.get_output_embeddings().backend.decoder(weights)
         self._rotary = body_of(model.module).rotary_emb
         self._kinds = rotation_kinds(model.module, model.config)
+        rope = getattr(model.config, "rope_parameters", None) or {}
+        self._axes = (3, 1, 1) if "mrope_section" in rope else (1, 1)  # time, height and width of pictures
         self._parts = [_half_of(self._rotation(kind, _PROBED)[0]) for kind in self._kinds]
 
     def step(self, token: int, mode: Mode) -> Tensor:
@@ -70,9 +72,10 @@ class CompiledSteps:
         return logits
 
     def _rotation(self, kind: str, position: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of a position, as the model makes them."""
-        cos, sin = self._rotary(_FLOAT, torch.tensor([[position]]), *([kind] if kind else []))
-        return cos[0, 0], sin[0, 0]
+        """Cosines and sines of a position, as the model makes them; of text it has the same on every axis."""
+        positions = torch.full(self._axes, position)
+        cos, sin = self._rotary(_FLOAT, positions, *([kind] if kind else []))
+        return cos.flatten(0, -2)[0], sin.flatten(0, -2)[0]
 
 
 _FLOAT = torch.zeros(1)  # asks the rotation for float32

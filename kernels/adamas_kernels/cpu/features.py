@@ -26,6 +26,4 @@ IS_ARM = platform.machine() in levels.ARM
 CONVERTS_HALVES = not IS_X86 or "f16c" in FEATURES
 MULTIPLIES_BFLOAT16 = "avx512bf16" in FEATURES  # pairs of bfloat16, into float32 sums
 COMPRESSES = "avx512f" in FEATURES  # moves chosen lanes of a vector together in one instruction
-PICKS_BYTES = "ssse3" in FEATURES  # chooses among 16 bytes by codes, in one instruction
-PICKS_FLOATS = "avx512f" in FEATURES  # the same among 16 floats
 DOT_BYTES = "dotprod" in FEATURES  # sums products of four signed bytes each, in one instruction of Arm's

@@ -16,13 +16,14 @@ RECORD = PRODUCT.itemsize
 
 
 @njit
-def multiply_rows(address, first, count, x):
-    """Rows of the product at an address, `count` from the first on, times x, plus their bias: as many and up
-    to LANES - 1 more, which mean nothing.
+def multiply_rows(address, first, count, x, rounded):
+    """Rows of the product at an address, `count` from the first on, times x or what it is rounded to, plus
+    their bias: as many and up to LANES - 1 more, which mean nothing.
     """
     product = products_at(address)[0]
     found = np.zeros(-(-count // LANES) * LANES, np.float32)
-    call(product.function, first, first + count, address, x, found.ctypes.data)
+    vector = rounded if product.rounded else x
+    call(product.function, first, first + count, address, vector, found.ctypes.data)
     if product.bias:
         bias = floats_at(product.bias)
         for row in range(count):
@@ -39,17 +40,19 @@ def share_of(task, share, rows):
 
 @cache
 def build_multiply() -> int:
-    """Compile the stage that multiplies weights of the same input; its records: products, the input."""
+    """Compile the stage that multiplies weights of the same input; its records: products, the input, and the
+    input rounded.
+    """
     stamp = source_stamp()
 
-    def multiply_task(task, thread, address, x, unused):
+    def multiply_task(task, thread, address, x, rounded):
         _ = stamp
         while task >= products_at(address)[0].tasks:
             task -= products_at(address)[0].tasks
             address += RECORD
         product = products_at(address)[0]
         first, count = share_of(task, product.share, product.rows)
-        found = multiply_rows(address, first, count, x)
+        found = multiply_rows(address, first, count, x, rounded)
         out, factor = floats_at(product.out), np.float32(product.factor)
         for row in range(count):
             total = found[row] * factor

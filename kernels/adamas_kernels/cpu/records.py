@@ -72,8 +72,10 @@ READ = _record("chosen query_blocks blocks", "tolerance")
 STAGES = _record("function tasks first second third")
 # A weight in blocks, see `rows.py`, and what is done with it: its product with a vector, by the compiled
 # `function` of its type, plus a float32 bias where there is one, times `factor`, is written to or (add) added
-# to out, `share` rows to a task.
-PRODUCT = _record("function data row_bytes blocks columns rows bias out add share tasks", "factor")
+# to out, `share` rows to a task. rounded: whether the function takes a rounded vector.
+PRODUCT = _record("function data row_bytes blocks rounded rows bias out add share tasks", "factor")
+# Rows of float32 that are rounded, see `rounding.py`, `blocks` of each, which `tasks` do.
+ROUNDING = _record("x x_step out out_step blocks tasks")
 # What of an MLP comes before its last product, for each of `slots` experts: out, float32 [slots, out_step],
 # of which `rows` are written, `share` to a task. gate, up: addresses of PRODUCTs, gate 0 where there is none;
 # an expert's rows begin `step` behind those of the one before, and up's `up_at` behind the gate's, unless
@@ -84,7 +86,9 @@ INNER = _record(
     "alpha limit shift",
 )
 # The last products of chosen experts, summed with their shares: `rows` outputs, `share` to a task.
-MIXTURE = _record("product rows chosen shares slots inner inner_step out add share", "factor")
+MIXTURE = _record(
+    "product rows chosen shares slots inner inner_step rounded rounded_step out add share", "factor"
+)
 # From a router's logits to the chosen experts, int32, and their shares, float32, see `mixture.py`. gate:
 # of a logit whose sigmoid is written to `scale`, or 0.
 ROUTE = _record(
@@ -313,6 +317,7 @@ steps_at, layers_at, chunks_at = _records_at(STEP, MANY), _records_at(LAYER), _r
 reads_at = _records_at(READ)
 ropes_at, norms_at, flashes_at = _records_at(ROPE), _records_at(NORM, MANY), _records_at(FLASH)
 rows_at, products_at = _records_at(ROWS), _records_at(PRODUCT, MANY)
+roundings_at = _records_at(ROUNDING)
 inners_at, mixtures_at, routes_at = _records_at(INNER, MANY), _records_at(MIXTURE), _records_at(ROUTE)
 programs_at = _records_at(STAGES, MANY)
 scratches_at = _records_at(SCRATCH, MANY)  # one a thread

@@ -12,23 +12,18 @@ from numba.extending import intrinsic
 
 from adamas_kernels.cpu.build import source_stamp, stage
 from adamas_kernels.cpu.floats import Bfloat16, Float32
-from adamas_kernels.cpu.formats import FORMATS, Reader
-from adamas_kernels.cpu.lanes import (
-    FLOATS,
-    I32,
-    LANES,
-    NUMBERS,
-    load,
-    round_to_bfloat16,
-    splat,
-    sum_lanes,
-)
+from adamas_kernels.cpu.formats import FORMATS, CodeFormat, FloatFormat, Reader
+from adamas_kernels.cpu.lanes import F32, FLOATS, I32, LANES, NUMBERS, round_to_bfloat16, splat, sum_lanes
 from adamas_kernels.cpu.records import floats_at, products_at, rows_at
+from adamas_kernels.cpu.rounding import NUMBERS as ROUNDED_NUMBERS
+from adamas_kernels.cpu.rounding import SCALES_AT, SIZE, SUMS_AT
 from adamas_kernels.cpu.tasks import STAGE
+from adamas_kernels.cpu.vectors import dot_bytes, filled_up, in_order, part
 
 ZERO = np.float32(0)
 LINE = 64  # bytes
 AHEAD = 8192  # bytes: rows are short, and behind each the CPU would begin anew to see what comes next
+TOGETHER = 128  # numbers of short blocks that are read together, whose scales are then one vector
 I64, BYTE = ir.IntType(64), ir.IntType(8)
 
 
@@ -39,9 +34,9 @@ def _fused(builder, a, b, c):
     return builder.call(function, [a, b, c])
 
 
-def _splat_lane(builder, vector, lane):
-    order = ir.Constant(ir.VectorType(I32, LANES), [lane] * LANES)
-    return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), order)
+def _spread(builder, vector, first, count, times):
+    """So many neighbouring lanes, each repeated so many times."""
+    return in_order(builder, vector, [first + i // times for i in range(count * times)])
 
 
 def _lanes_of(context, builder, array_type, array, index, vectors=0):
@@ -63,41 +58,102 @@ def _fetch_ahead(builder, address, size):
         builder.call(function, [place, *(ir.Constant(I32, x) for x in (0, 3, 1))])  # read, keep, data
 
 
-def _block(builder, form, address):
-    place = builder.inttoptr(address, BYTE.as_pointer())
-    return FORMATS[form.literal_value].block(Reader(builder, place))
+def _reader(builder, address, size, blocks=1):
+    places = (builder.add(address, ir.Constant(I64, size * at)) for at in range(blocks))
+    return Reader(builder, *(builder.inttoptr(place, BYTE.as_pointer()) for place in places))
 
 
 @intrinsic(prefer_literal=True)
-def dot_block(typing_context, form, total, block, x, at, sums, sums_at):
-    """total plus the products of the numbers of the block at an address with x from x[at] on, in LANES parts.
+def dot_floats(typing_context, form, total, address, x, at):
+    """total plus the products of the floats of the block at an address with x from x[at] on, in LANES parts."""
 
-    sums: of each LANES numbers of x, which belong to the block from sums[sums_at] on.
+    def emit(context, builder, sig, args):
+        _, total, address, x, at = args
+        kind = FORMATS[form.literal_value]
+        _fetch_ahead(builder, address, kind.size)
+        block = kind.block(_reader(builder, address, kind.size))
+        found = total if block.scale is None else ir.Constant(NUMBERS, [0.0] * LANES)
+        for piece, numbers in enumerate(block.numbers):
+            found = _fused(builder, numbers(), _lanes_of(context, builder, sig.args[3], x, at, piece), found)
+        return found if block.scale is None else _fused(builder, found, block.scale, total)
+
+    return FLOATS(form, total, types.int64, x, types.int64), emit
+
+
+def _vector_at(builder, address, at, element, count):
+    """The vector that lies some bytes behind an address."""
+    place = builder.add(address, ir.Constant(I64, at))
+    value = builder.load(builder.inttoptr(place, ir.VectorType(element, count).as_pointer()))
+    value.align = 1
+    return value
+
+
+def _added(builder, kind, block, scales):
+    """What is added to each LANES codes times their scales, or None."""
+    if not kind.least:
+        return block.minimums
+    lowest = builder.fmul(scales, ir.Constant(scales.type, [float(kind.least)] * scales.type.count))
+    return lowest if block.minimums is None else builder.fadd(lowest, block.minimums)
+
+
+@intrinsic(prefer_literal=True)
+def dot_codes(typing_context, form, blocks, total, address, x, at):
+    """total plus the products of so many neighbouring blocks, the first one at an address, with numbers of a
+    rounded vector, in LANES parts: those from number `at` on of its block at the address x.
     """
 
     def emit(context, builder, sig, args):
-        _, total, address, x, at, sums, sums_at = args
-        _fetch_ahead(builder, address, FORMATS[form.literal_value].size)
-        block = _block(builder, form, address)
-        for first in range(0, len(block.codes), block.shared):
-            part = None
-            for piece in range(first, first + block.shared):
-                numbers = _lanes_of(context, builder, sig.args[3], x, at, piece)
-                codes = block.codes[piece]()
-                if block.scales is None:
-                    total = _fused(builder, codes, numbers, total)
-                elif part is None:
-                    part = builder.fmul(codes, numbers)
-                else:
-                    part = _fused(builder, codes, numbers, part)
-            if part is not None:
-                total = _fused(builder, part, _splat_lane(builder, block.scales, first), total)
-        if block.offsets is not None:
-            numbers = _lanes_of(context, builder, sig.args[5], sums, sums_at)
-            total = _fused(builder, block.offsets, numbers, total)
+        _, _, total, address, x, at = args
+        kind, count = FORMATS[form.literal_value], blocks.literal_value
+        _fetch_ahead(builder, address, kind.size * count)
+        block = kind.block(_reader(builder, address, kind.size, count))
+        groups = kind.numbers * count // LANES
+        codes_at = builder.add(x, at)
+        # A group of LANES bytes has a float of 4.
+        floats_at = builder.add(x, builder.lshr(at, ir.Constant(I64, 2)))
+        scales = builder.fmul(block.scales, _vector_at(builder, floats_at, SCALES_AT, F32, groups))
+        at_code = 0
+        for piece in block.pieces:
+            codes = piece()
+            size = codes.type.count
+            numbers = _vector_at(builder, codes_at, at_code, BYTE, size)
+            sums = dot_bytes(builder, codes, numbers, signed=kind.least is None)
+            sums = builder.sitofp(sums, ir.VectorType(F32, size // 4))
+            factors = _spread(builder, scales, at_code // LANES, size // LANES, LANES // 4)
+            for first in range(0, size // 4, LANES):
+                pair = (part(builder, x, first, min(LANES, size // 4)) for x in (sums, factors))
+                total = _fused(builder, *(filled_up(builder, x, LANES) for x in pair), total)
+            at_code += size
+        added = _added(builder, kind, block, block.scales)
+        if added is not None:
+            sums = _vector_at(builder, floats_at, SUMS_AT, F32, groups)
+            total = _fused(builder, *(filled_up(builder, x, LANES) for x in (added, sums)), total)
         return total
 
-    return FLOATS(form, total, types.int64, x, types.int64, sums, types.int64), emit
+    return FLOATS(form, blocks, total, types.int64, types.int64, types.int64), emit
+
+
+def _numbers_of_floats(builder, block):
+    """Emits the numbers of a block of floats, LANES at a time."""
+    for numbers in block.numbers:
+        yield numbers() if block.scale is None else builder.fmul(numbers(), block.scale)
+
+
+def _numbers_of_codes(builder, read, kind, block):
+    """Emits the numbers of a block of codes, LANES at a time."""
+    group = 0
+    for piece in block.pieces:
+        codes = piece()
+        if kind.least:
+            codes = builder.add(codes, ir.Constant(codes.type, [kind.least & 255] * codes.type.count))
+        for first in range(0, codes.type.count, LANES):
+            numbers = read.signed(part(builder, codes, first, LANES))
+            scale = _spread(builder, block.scales, group, 1, LANES)
+            if block.minimums is None:
+                yield builder.fmul(numbers, scale)
+            else:
+                yield _fused(builder, numbers, scale, _spread(builder, block.minimums, group, 1, LANES))
+            group += 1
 
 
 @intrinsic(prefer_literal=True)
@@ -105,14 +161,14 @@ def unpack_block(typing_context, form, block, out, kind):
     """Write the numbers of the block at an address to another, as float32 or bfloat16."""
 
     def emit(context, builder, sig, args):
-        read = _block(builder, form, args[1])
-        for at, code in enumerate(read.codes):
-            numbers = code()
-            if read.offsets is not None:
-                scale, offset = (_splat_lane(builder, x, at) for x in (read.scales, read.offsets))
-                numbers = _fused(builder, numbers, scale, offset)
-            elif read.scales is not None:
-                numbers = builder.fmul(numbers, _splat_lane(builder, read.scales, at))
+        described = FORMATS[form.literal_value]
+        read = _reader(builder, args[1], described.size)
+        block = described.block(read)
+        if isinstance(described, FloatFormat):
+            found = _numbers_of_floats(builder, block)
+        else:
+            found = _numbers_of_codes(builder, read, described, block)
+        for at, numbers in enumerate(found):
             if kind.instance_class is Bfloat16:
                 numbers = round_to_bfloat16(builder, numbers)
             place = builder.inttoptr(args[2], numbers.type.as_pointer())
@@ -122,35 +178,62 @@ def unpack_block(typing_context, form, block, out, kind):
     return types.void(form, types.int64, types.int64, kind), emit
 
 
-@njit
-def sums_of_lanes(x, columns):
-    """The sum of each LANES numbers of x, and zeros for as many more: a block may have fewer than LANES."""
-    sums = np.zeros(columns // LANES + LANES, np.float32)
-    for at in range(columns // LANES):
-        sums[at] = sum_lanes(load(x, at * LANES))
-    return sums
-
-
 @lru_cache(maxsize=None, typed=True)
 def build_product(form: str) -> int:
-    """Compile rows(first, last, product, x, out): some rows' products with x, from `out` on; addresses."""
+    """Compile rows(first, last, product, x, out): some rows' products with x, from `out` on; addresses.
+
+    x: a rounded vector where the type has codes, else float32.
+    """
+    return _product_of_codes(form) if isinstance(FORMATS[form], CodeFormat) else _product_of_floats(form)
+
+
+def _product_of_floats(form: str) -> int:
     stamp = source_stamp()
-    numbers, size, adds = FORMATS[form].numbers, FORMATS[form].size, FORMATS[form].adds
-    pieces = numbers // LANES
+    numbers, size = FORMATS[form].numbers, FORMATS[form].size
 
     def rows(first, last, product_at, x_at, out_at):
         _ = stamp
         product = products_at(product_at)[0]
         x, out = floats_at(x_at), floats_at(out_at)
-        sums = sums_of_lanes(x, product.columns if adds else 0)
         step = product.row_bytes
         for row in range(first, last, 2):  # two at a time, which share what is read of x
             block = product.data + row * step
             other = block + step if row + 1 < last else block
             a = b = splat(ZERO)
             for at in range(product.blocks):
-                a = dot_block(form, a, block + at * size, x, at * numbers, sums, at * pieces)
-                b = dot_block(form, b, other + at * size, x, at * numbers, sums, at * pieces)
+                a = dot_floats(form, a, block + at * size, x, at * numbers)
+                b = dot_floats(form, b, other + at * size, x, at * numbers)
+            out[row - first] = sum_lanes(a)
+            if row + 1 < last:
+                out[row + 1 - first] = sum_lanes(b)
+
+    return stage(rows, STAGE)
+
+
+def _product_of_codes(form: str) -> int:
+    stamp = source_stamp()
+    numbers, size = FORMATS[form].numbers, FORMATS[form].size
+    together = max(1, TOGETHER // numbers)
+    shift = (ROUNDED_NUMBERS // numbers).bit_length() - 1
+
+    def rows(first, last, product_at, x_at, out_at):
+        _ = stamp
+        product = products_at(product_at)[0]
+        out, step = floats_at(out_at), product.row_bytes
+        whole = product.blocks // together * together
+        for row in range(first, last, 2):  # two at a time, which share what is read of x
+            block = product.data + row * step
+            other = block + step if row + 1 < last else block
+            a = b = splat(ZERO)
+            for at in range(0, whole, together):
+                x, within = x_at + (at >> shift) * SIZE, at * numbers & ROUNDED_NUMBERS - 1
+                a = dot_codes(form, together, a, block + at * size, x, within)
+                b = dot_codes(form, together, b, other + at * size, x, within)
+            if together > 1:
+                for at in range(whole, product.blocks):
+                    x, within = x_at + (at >> shift) * SIZE, at * numbers & ROUNDED_NUMBERS - 1
+                    a = dot_codes(form, 1, a, block + at * size, x, within)
+                    b = dot_codes(form, 1, b, other + at * size, x, within)
             out[row - first] = sum_lanes(a)
             if row + 1 < last:
                 out[row + 1 - first] = sum_lanes(b)
