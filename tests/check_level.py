@@ -16,10 +16,14 @@ import torch
 from adamas_kernels.blocks import unpack
 from adamas_kernels.cpu.formats import FORMATS
 from adamas_kernels.cpu.lanes import LANES, compress, load, splat, store
-from adamas_kernels.cpu.linear import multiply_vector, unpack_rows
+from adamas_kernels.cpu.linear import multiply_codes, multiply_vector, unpack_rows
 from adamas_kernels.cpu.product import available_forms, dot4
 from adamas_kernels.cpu.runner import Runner
+from adamas_kernels.cpu.strips import multiplies
 from block_weights import assert_product, some_weight
+
+# Of 16 bits, how many sums of two products hold differs by the largest code.
+STRIPS = "Q4_K", "Q5_0", "Q6_K"
 
 
 def check(runner: Runner, kind: str) -> str:
@@ -32,6 +36,8 @@ def check(runner: Runner, kind: str) -> str:
     numbers = torch.full(weight.shape, torch.nan)
     unpack_rows(runner, packed, numbers)
     torch.testing.assert_close(numbers, weight, rtol=1e-6, atol=1e-6 * float(weight.abs().max()))
+    if kind in STRIPS and multiplies(kind):
+        assert_product(multiply_codes(runner, packed, x[None], None)[0], packed, x)
     return hashlib.sha256(found.numpy().tobytes()).hexdigest()
 
 

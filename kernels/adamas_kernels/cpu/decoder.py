@@ -1,7 +1,7 @@
 """A whole decode step in one call: from a token to the logits of the next, for layers that `weights.py`
 describes.
 
-A layer of the plainest kind is nine stages, or eleven with sparse attention, each with its tasks on all
+A layer of the plainest kind is 13 stages, or 15 with sparse attention, each with its tasks on all
 threads; between two tokens nothing but a few numbers changes. Activations are float32.
 """
 

@@ -82,8 +82,8 @@ class StepProgram:
             self.add((self._runner.compiled(build_norm), len(norms), self.keep(records), 0, 0))
 
     def inputs(self, x: Tensor) -> Inputs:
-        """Vectors as they are now, [rows, numbers] or one of them, which weights are to be multiplied with: of
-        whole blocks. They are rounded once for all these products.
+        """Vectors as they are now, [rows, numbers] or one of them, of whole blocks, which weights are to be
+        multiplied with. They are rounded once for all these products.
         """
         inputs = Inputs(self._runner, x.view(-1, x.shape[-1]))
         assert inputs.rows.data_ptr() == x.data_ptr()

@@ -6,7 +6,6 @@ from functools import lru_cache
 
 import numpy as np
 from llvmlite import ir
-from numba import njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
@@ -27,7 +26,7 @@ TOGETHER = 128  # numbers of short blocks that are read together, whose scales a
 I64, BYTE = ir.IntType(64), ir.IntType(8)
 
 
-def _fused(builder, a, b, c):
+def fused(builder, a, b, c):
     """a b + c of LANES floats."""
     shape = ir.FunctionType(NUMBERS, [NUMBERS] * 3)
     function = cgutils.get_or_insert_function(builder.module, shape, f"llvm.fmuladd.v{LANES}f32")
@@ -58,29 +57,29 @@ def _fetch_ahead(builder, address, size):
         builder.call(function, [place, *(ir.Constant(I32, x) for x in (0, 3, 1))])  # read, keep, data
 
 
-def _reader(builder, address, size, blocks=1):
+def reader(builder, address, size, blocks=1):
     places = (builder.add(address, ir.Constant(I64, size * at)) for at in range(blocks))
     return Reader(builder, *(builder.inttoptr(place, BYTE.as_pointer()) for place in places))
 
 
 @intrinsic(prefer_literal=True)
 def dot_floats(typing_context, form, total, address, x, at):
-    """total plus the products of the floats of the block at an address with x from x[at] on, in LANES parts."""
+    """total plus the products of the block of floats at an address with x from x[at] on, in LANES parts."""
 
     def emit(context, builder, sig, args):
         _, total, address, x, at = args
         kind = FORMATS[form.literal_value]
         _fetch_ahead(builder, address, kind.size)
-        block = kind.block(_reader(builder, address, kind.size))
+        block = kind.block(reader(builder, address, kind.size))
         found = total if block.scale is None else ir.Constant(NUMBERS, [0.0] * LANES)
         for piece, numbers in enumerate(block.numbers):
-            found = _fused(builder, numbers(), _lanes_of(context, builder, sig.args[3], x, at, piece), found)
-        return found if block.scale is None else _fused(builder, found, block.scale, total)
+            found = fused(builder, numbers(), _lanes_of(context, builder, sig.args[3], x, at, piece), found)
+        return found if block.scale is None else fused(builder, found, block.scale, total)
 
     return FLOATS(form, total, types.int64, x, types.int64), emit
 
 
-def _vector_at(builder, address, at, element, count):
+def vector_at(builder, address, at, element, count):
     """The vector that lies some bytes behind an address."""
     place = builder.add(address, ir.Constant(I64, at))
     value = builder.load(builder.inttoptr(place, ir.VectorType(element, count).as_pointer()))
@@ -88,11 +87,12 @@ def _vector_at(builder, address, at, element, count):
     return value
 
 
-def _added(builder, kind, block, scales):
-    """What is added to each LANES codes times their scales, or None."""
-    if not kind.least:
+def added_to_codes(builder, kind, block, more=0):
+    """What is added to each LANES codes times their scales, where codes are `more` than they should be."""
+    least = float(kind.least - more)
+    if not least:
         return block.minimums
-    lowest = builder.fmul(scales, ir.Constant(scales.type, [float(kind.least)] * scales.type.count))
+    lowest = builder.fmul(block.scales, ir.Constant(block.scales.type, [least] * block.scales.type.count))
     return lowest if block.minimums is None else builder.fadd(lowest, block.minimums)
 
 
@@ -106,28 +106,28 @@ def dot_codes(typing_context, form, blocks, total, address, x, at):
         _, _, total, address, x, at = args
         kind, count = FORMATS[form.literal_value], blocks.literal_value
         _fetch_ahead(builder, address, kind.size * count)
-        block = kind.block(_reader(builder, address, kind.size, count))
+        block = kind.block(reader(builder, address, kind.size, count))
         groups = kind.numbers * count // LANES
         codes_at = builder.add(x, at)
         # A group of LANES bytes has a float of 4.
         floats_at = builder.add(x, builder.lshr(at, ir.Constant(I64, 2)))
-        scales = builder.fmul(block.scales, _vector_at(builder, floats_at, SCALES_AT, F32, groups))
+        scales = builder.fmul(block.scales, vector_at(builder, floats_at, SCALES_AT, F32, groups))
         at_code = 0
         for piece in block.pieces:
             codes = piece()
             size = codes.type.count
-            numbers = _vector_at(builder, codes_at, at_code, BYTE, size)
-            sums = dot_bytes(builder, codes, numbers, signed=kind.least is None)
+            numbers = vector_at(builder, codes_at, at_code, BYTE, size)
+            sums = dot_bytes(builder, codes, numbers, signed=kind.most is None)
             sums = builder.sitofp(sums, ir.VectorType(F32, size // 4))
             factors = _spread(builder, scales, at_code // LANES, size // LANES, LANES // 4)
             for first in range(0, size // 4, LANES):
                 pair = (part(builder, x, first, min(LANES, size // 4)) for x in (sums, factors))
-                total = _fused(builder, *(filled_up(builder, x, LANES) for x in pair), total)
+                total = fused(builder, *(filled_up(builder, x, LANES) for x in pair), total)
             at_code += size
-        added = _added(builder, kind, block, block.scales)
+        added = added_to_codes(builder, kind, block)
         if added is not None:
-            sums = _vector_at(builder, floats_at, SUMS_AT, F32, groups)
-            total = _fused(builder, *(filled_up(builder, x, LANES) for x in (added, sums)), total)
+            sums = vector_at(builder, floats_at, SUMS_AT, F32, groups)
+            total = fused(builder, *(filled_up(builder, x, LANES) for x in (added, sums)), total)
         return total
 
     return FLOATS(form, blocks, total, types.int64, types.int64, types.int64), emit
@@ -152,7 +152,7 @@ def _numbers_of_codes(builder, read, kind, block):
             if block.minimums is None:
                 yield builder.fmul(numbers, scale)
             else:
-                yield _fused(builder, numbers, scale, _spread(builder, block.minimums, group, 1, LANES))
+                yield fused(builder, numbers, scale, _spread(builder, block.minimums, group, 1, LANES))
             group += 1
 
 
@@ -162,7 +162,7 @@ def unpack_block(typing_context, form, block, out, kind):
 
     def emit(context, builder, sig, args):
         described = FORMATS[form.literal_value]
-        read = _reader(builder, args[1], described.size)
+        read = reader(builder, args[1], described.size)
         block = described.block(read)
         if isinstance(described, FloatFormat):
             found = _numbers_of_floats(builder, block)
