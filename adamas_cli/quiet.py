@@ -6,6 +6,8 @@ import logging
 import os
 import warnings
 
+from adamas_cli.machine.cpu import limit_cpu
+
 # How long an idle OpenMP thread spins before it sleeps. The default never lets go, and beside one other busy
 # process decoding slows down twentyfold; this costs nothing on an idle machine (docs/performance.md).
 SPIN_COUNT = "10000"
@@ -29,7 +31,10 @@ def prepare_libraries(*, verbose: int, offline: bool) -> None:
 
 
 def prepare_environment(*, silent: bool, offline: bool) -> None:
-    """The part of it that a program of somebody else's can bear: no filter of its warnings."""
+    """The part of it that a program of somebody else's can bear: no filter of its warnings. Raises UsageError
+    for a level of the CPU that there is not.
+    """
+    limit_cpu()
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
     if "OMP_WAIT_POLICY" not in os.environ:

@@ -6,14 +6,13 @@ import pytest
 import torch
 from adamas_kernels.contract import Facts
 from adamas_kernels.cpu import prefill as flash
-from adamas_kernels.cpu.features import MULTIPLIES_BFLOAT16
 from adamas_kernels.cpu.prefill import BLOCK, BLOCK_ROWS, RANGE, flash_attention
 from adamas_kernels.cpu.runner import Runner
+from adamas_kernels.cpu.tile import Singles
 from adamas_kernels.dispatch import serving
+from adamas_kernels.softmax import PLAIN, Softmax
+from adamas_kernels.torch.prefill import causal_attention
 from torch import Tensor
-
-# Not a hidden failure: without the instruction nothing here is compiled, and `serves` says so.
-needs_pairs = pytest.mark.skipif(not MULTIPLIES_BFLOAT16, reason="this CPU has no product of bfloat16 pairs")
 
 
 def exact(queries: Tensor, keys: Tensor, values: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
@@ -38,14 +37,13 @@ def chunk_attention(queries: Tensor, keys: Tensor, values: Tensor, scaling: floa
     return serving("prefill", facts).prefill(queries, keys, values, scaling)[0]
 
 
-def poisoned(heads: int, size: int, dim: int) -> Tensor:
-    """bfloat16 [1, heads, size, dim], a view into a buffer that holds NaN elsewhere."""
-    buffer = torch.full((1, heads, size + 70, dim), torch.nan, dtype=torch.bfloat16)
+def poisoned(heads: int, size: int, dim: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """[1, heads, size, dim], a view into a buffer that holds NaN elsewhere."""
+    buffer = torch.full((1, heads, size + 70, dim), torch.nan, dtype=dtype)
     buffer[:, :, :size] = torch.randn(1, heads, size, dim)
     return buffer[:, :, :size]
 
 
-@needs_pairs
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim", "dim_v"), [(2, 1, 64, 64), (3, 3, 128, 128), (2, 2, 80, 80), (4, 1, 32, 48)]
 )
@@ -74,7 +72,29 @@ def test_equal_to_the_definition(heads, kv_heads, dim, dim_v, new, size):
     assert (found - expected).abs().max() <= 0.02
 
 
-@needs_pairs
+@pytest.mark.parametrize("softmax", [PLAIN, Softmax(window=100, softcap=5.0)], ids=["plain", "a window"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dim", "dim_v", "new", "size"), [(64, 64, 130, RANGE + 77), (80, 48, 61, BLOCK - 1)]
+)
+def test_products_of_float32_are_as_exact_as_torch_in_float32(
+    monkeypatch, softmax, dtype, dim, dim_v, new, size
+):
+    """Numbers of 16 bits, too, where there is no product of their pairs."""
+    monkeypatch.setattr(flash, "form_of", lambda kind: Singles())
+    queries = torch.randn(1, new, 4, dim).to(dtype).transpose(1, 2)
+    keys, values = poisoned(2, size, dim, dtype), poisoned(2, size, dim_v, dtype)
+    assert serves(queries, keys, values)
+    found = flash_attention(Runner(), queries, keys, values, dim**-0.5, softmax)
+    exact, theirs = (
+        causal_attention(*(x.to(high) for x in (queries, keys, values)), dim**-0.5, softmax)
+        for high in (torch.float64, torch.float32)
+    )
+    rounding = torch.finfo(dtype).eps / 2 * exact[0].abs() if dtype != torch.float32 else 0.0
+    for mine, true, other, more in zip(found, exact, theirs, (rounding, 0.0), strict=True):
+        assert ((mine - true).abs() <= 2 * (other - true).abs().max() + 1e-6 + more).all()
+
+
 @pytest.mark.parametrize("factor", [0.0, 1e-3, 30.0])
 def test_flat_and_sharp_scores(factor):
     """With all scores equal the output is the mean; with scores far apart exp neither overflows nor fades."""
@@ -84,7 +104,6 @@ def test_flat_and_sharp_scores(factor):
     assert (found - expected).abs().max() <= 0.04
 
 
-@needs_pairs
 def test_no_token_sees_the_future():
     queries, keys, values = (torch.randn(1, 2, 300, 64).bfloat16() for _ in range(3))
     before, _ = flash_attention(Runner(), queries, keys, values, 0.125)
@@ -94,7 +113,6 @@ def test_no_token_sees_the_future():
     assert not torch.equal(before[:, :, 200:], after[:, :, 200:])
 
 
-@needs_pairs
 def test_the_prefill_takes_it_and_gives_the_same_as_torch(monkeypatch):
     queries, keys, values = (torch.randn(1, h, n, 64).bfloat16() for h, n in ((4, 33), (2, 500), (2, 500)))
     calls = []
@@ -102,13 +120,12 @@ def test_the_prefill_takes_it_and_gives_the_same_as_torch(monkeypatch):
     monkeypatch.setattr(flash, "flash_attention", lambda *args: calls.append(args) or original(*args))
     found = chunk_attention(queries, keys, values, 0.125)
     assert len(calls) == 1
-    monkeypatch.setattr(flash, "MULTIPLIES_BFLOAT16", False)
-    torch.testing.assert_close(chunk_attention(queries, keys, values, 0.125), found, rtol=0.02, atol=0.01)
-    assert len(calls) == 1
+    torch.testing.assert_close(causal_attention(queries, keys, values, 0.125)[0], found, rtol=0.02, atol=0.01)
 
 
 def test_what_it_does_not_serve():
     queries = torch.randn(1, 4, 8, 64).bfloat16()
     assert not serves(queries.float(), queries, queries)
+    assert not serves(*[queries.double()] * 3)
     assert not serves(queries, queries, torch.randn(1, 4, 8, 40).bfloat16())
     assert not serves(queries.transpose(2, 3), queries, queries)

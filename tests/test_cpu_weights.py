@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +11,6 @@ from adamas_kernels.blocks import BlockWeight, block_size, unpack
 from adamas_kernels.contract import SparseSettings
 from adamas_kernels.cpu import CpuBackend
 from adamas_kernels.cpu import linear as cpu
-from adamas_kernels.cpu.features import FEATURES
 from adamas_kernels.cpu.formats import FORMATS
 from adamas_kernels.cpu.inner import build_inner
 from adamas_kernels.cpu.linear import linear, multiply_codes, multiply_vector, quantize, ready, unpack_rows
@@ -28,7 +22,6 @@ from adamas_kernels.cpu.strips import multiplies
 from adamas_kernels.cpu.tasks import Program
 from adamas_kernels.weights import Activation, Linear, Mlp
 from block_weights import NUMBERS, assert_product, rounded, some_blocks, some_weight
-from check_formats import check
 from gguf import GGMLQuantizationType
 from gguf.quants import quantize as ggml_quantize
 
@@ -273,26 +266,3 @@ def test_stages_run_in_order_and_each_task_once(runner):
             expected = unpack(weight) @ expected
             assert (out - expected).norm() <= 1e-4 * expected.norm()
             expected = out
-
-
-# What older CPUs can do, as LLVM names it: kernels take other ways there, which this CPU runs as well.
-LEVELS = {
-    "haswell": "+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+f16c,+bmi,+bmi2",
-    "x86-64": "+sse2",
-}
-
-
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="levels of x86")
-@pytest.mark.parametrize("level", LEVELS)
-def test_cpus_that_can_do_less_compute_the_same(runner, level):
-    lacking = {feature[1:] for feature in LEVELS[level].split(",")} - FEATURES
-    if lacking:
-        pytest.skip(f"this CPU lacks {', '.join(sorted(lacking))}")
-    environment = os.environ | {"NUMBA_CPU_NAME": level, "NUMBA_CPU_FEATURES": LEVELS[level]}
-    program = Path(__file__).with_name("check_formats.py")
-    done = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    lines = [line.split() for line in done.stdout.splitlines()]
-    assert [kind for kind, _ in lines] == list(FORMATS)
-    if "+fma" in LEVELS[level]:  # elsewhere products of floats are rounded before they are added
-        assert [bits for _, bits in lines] == [check(runner, kind) for kind in FORMATS]

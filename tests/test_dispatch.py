@@ -84,7 +84,7 @@ def test_what_a_prefill_depends_on():
         return obstacles("prefill", Facts(CPU, **facts))[name]
 
     chunk = {"new": 8, "dim": 64, "dim_v": 64}
-    assert why_not("cpu", dtype=torch.float32, **chunk) == "keys are float32"
+    assert why_not("cpu", dtype=torch.float64, **chunk).startswith("queries, keys and values are not")
     assert why_not("cpu", dtype=torch.bfloat16, **(chunk | {"new": 1})) == "it is one token"
     assert why_not("triton", dtype=torch.bfloat16, **chunk) == "the model is on cpu, not on a GPU"
     assert why_not("torch", **chunk) is None

@@ -298,11 +298,11 @@ def test_devices_and_number_formats_are_checked() -> None:
         device.choose_dtype("int3", cpu)
 
 
-@pytest.mark.parametrize(("native", "chosen"), [(True, "torch.bfloat16"), (False, "torch.float32")])
+@pytest.mark.parametrize(("flag", "chosen"), [("avx512_bf16", "torch.bfloat16"), ("avx2", "torch.float32")])
 def test_bfloat16_is_chosen_where_the_cpu_multiplies_it(
-    monkeypatch: pytest.MonkeyPatch, native: bool, chosen: str
+    monkeypatch: pytest.MonkeyPatch, flag: str, chosen: str
 ) -> None:
-    monkeypatch.setattr(device, "_cpu_multiplies_bfloat16", lambda: native)
+    monkeypatch.setattr(device, "cpu_flags", lambda: frozenset({flag}))
     assert str(device.choose_dtype("auto", device.choose_device("cpu"))) == chosen
 
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from adamas_kernels.contract import Backend, DenseCache, SparseSettings
 from adamas_kernels.cpu import CpuBackend
-from adamas_kernels.cpu.features import MULTIPLIES_BFLOAT16
 from adamas_kernels.softmax import Softmax
 from adamas_kernels.torch import prefill
 from adamas_kernels.torch.backend import TorchBackend
@@ -58,8 +57,6 @@ def test_a_cap_and_a_sink_by_hand():
 
 
 def test_a_chunk(backend, softmax, monkeypatch):
-    if backend.name == "cpu" and not MULTIPLIES_BFLOAT16:
-        pytest.skip("this CPU has no product of bfloat16 pairs")
     monkeypatch.setattr(prefill, "BLOCK", 1 << 13)  # so that torch takes several
     device, softmax = on(backend, softmax)
     dtype = torch.bfloat16 if backend.name == "cpu" else torch.float16

@@ -20,7 +20,7 @@ from adamas_cli.models.device import has_cuda_gpu
 
 DEVICE = torch.device("cuda" if has_cuda_gpu() else "cpu")
 SETTINGS = ReadSettings(0.01)
-CLOSE = 0.03  # of a loss: made of means of queries in the keys' number format, and kept in bfloat16
+CLOSE = 0.03  # of a share: squares are rounded to the number format of keys, and shares are kept in bfloat16
 CAPPED = Softmax(softcap=20.0)
 # batch, heads, KV heads, head_dim, new tokens, tokens before them, softmax
 CASES = {

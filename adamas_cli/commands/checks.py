@@ -13,7 +13,7 @@ from typing import Literal
 from adamas_cli.config import config_path, read_config
 from adamas_cli.errors import AdamasError
 from adamas_cli.folders import cache_directory
-from adamas_cli.machine.cpu import cpu_features, cpu_flags, cpu_name
+from adamas_cli.machine.cpu import cpu_features, cpu_flags, cpu_level, cpu_name
 from adamas_cli.machine.gpus import cuda_of_driver, driver_version, gpus
 from adamas_cli.machine.memory import memory
 from adamas_cli.machine.threads import physical_cores
@@ -112,6 +112,7 @@ def _triton() -> Check:
 def _cpu() -> Check:
     features = cpu_features()
     found = f"{cpu_name()}, {physical_cores()} threads" + (f", {' '.join(features)}" if features else "")
+    found += f" (level {cpu_level()})"
     try:
         version("numba")
     except PackageNotFoundError:

@@ -12,7 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from adamas_cli import __version__
-from adamas_cli.machine.cpu import cpu_features, cpu_name
+from adamas_cli.errors import UsageError
+from adamas_cli.machine.cpu import cpu_features, cpu_level, cpu_name
 from adamas_cli.machine.gpus import cuda_of_driver, driver_version, gpus
 from adamas_cli.machine.threads import physical_cores
 
@@ -32,7 +33,7 @@ PACKAGES = (
 )
 HIDDEN = "(hidden)"
 _RELEVANT = re.compile(
-    r"(ADAMAS|HF|HUGGINGFACE|TRANSFORMERS|TOKENIZERS|CUDA|NVIDIA|TRITON|TORCH|PYTORCH|NUMBA|OMP|GOMP|KMP|MKL|XDG)_"
+    r"(ADAMAS|HF|HUGGINGFACE|TRANSFORMERS|TOKENIZERS|CUDA|NVIDIA|TRITON|TORCH|PYTORCH|NUMBA|ATEN|ONEDNN|OMP|GOMP|KMP|MKL|XDG)_"
     r"|(NO_COLOR|FORCE_COLOR|TERM|COLUMNS|LANG|LC_ALL|PYTHONUTF8|DO_NOT_TRACK|https?_proxy)$",
     re.IGNORECASE,
 )
@@ -52,8 +53,8 @@ def versions() -> dict[str, str]:
     found["CUDA of the driver"] = cuda_of_driver() or "none"
     found["driver"] = driver_version() or "none"
     found["GPU"] = "; ".join(f"{gpu.name}, {gpu.memory / 1e9:.0f} GB" for gpu in gpus()) or "none"
-    features = " ".join(cpu_features())
-    found["CPU"] = f"{cpu_name()}, {physical_cores()} cores" + (f", {features}" if features else "")
+    found["CPU"] = f"{cpu_name()}, {physical_cores()} cores"
+    found["CPU level"] = _level()
     return found
 
 
@@ -73,6 +74,14 @@ def cuda_of_torch() -> str | None:
         return None
     found = re.search(r"^cuda\b.*=\s*'([\d.]+)'", text, re.MULTILINE)
     return found.group(1) if found else None
+
+
+def _level() -> str:
+    """The level in use with its features, or what is wrong with ADAMAS_CPU."""
+    try:
+        return f"{cpu_level()}: {' '.join(cpu_features())}"
+    except UsageError as error:
+        return error.message
 
 
 def _version(package: str) -> str:

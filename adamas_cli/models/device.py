@@ -7,6 +7,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
+from adamas_kernels.levels import allows
+
 from adamas_cli.errors import UsageError
 from adamas_cli.machine.cpu import cpu_flags
 from adamas_cli.machine.gpus import gpus
@@ -51,10 +53,14 @@ def number_format(dtype: str, bfloat16: bool) -> str:
 
 def multiplies_bfloat16(kind: str) -> bool:
     """Whether a kind of device does so natively; without importing torch where that can be."""
+    if kind != "cpu":
+        return kind == "cuda"
     flags = cpu_flags()
-    if kind == "cpu" and not flags:
-        return _cpu_multiplies_bfloat16()
-    return kind == "cuda" or (kind == "cpu" and not flags.isdisjoint(("avx512_bf16", "amx_tile")))
+    if flags or not allows("avx512_bf16"):
+        return not flags.isdisjoint(("avx512_bf16", "amx_tile"))
+    import torch
+
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def dtype_name(dtype: str, kind: str) -> str:
@@ -90,16 +96,9 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """
     import torch
 
-    native = device.type == "cuda" or (device.type == "cpu" and _cpu_multiplies_bfloat16())
-    name = number_format(dtype, native)
+    name = dtype_name(dtype, device.type)
     if name not in DTYPES:
         raise UsageError(f"`dtype` {dtype}: choose auto, {', '.join(DTYPES)}.")
     chosen = getattr(torch, name)
     assert isinstance(chosen, torch.dtype)
     return chosen
-
-
-def _cpu_multiplies_bfloat16() -> bool:
-    import torch
-
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adamas_cli.errors import AdamasError, ModelUnavailableError, OutOfMemoryError, UsageError
+from adamas_cli.machine.cpu import cpu_level
 from adamas_cli.machine.threads import use_threads
 from adamas_cli.models.adapters import Adapter, merge
 from adamas_cli.models.checkpoint.forms import Scheme, scheme_of
@@ -111,7 +112,8 @@ def load(
     if chosen_device.type == "cpu":
         computing = use_threads(threads)
         if log.isEnabledFor(logging.INFO):
-            progress.note(f"{computing} threads compute, in {str(chosen_dtype).removeprefix('torch.')}")
+            dtype_text = str(chosen_dtype).removeprefix("torch.")
+            progress.note(f"{computing} threads compute, in {dtype_text} (CPU level {cpu_level()})")
     adapter = None if files.adapter is None else Adapter(files.adapter)
     if adapter is not None and quantization in PACKAGES:
         raise UsageError(f"an adapter is merged into numbers: leave out `quantization` {quantization}.")

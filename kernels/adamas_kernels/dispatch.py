@@ -38,8 +38,8 @@ def _cpu(facts: Facts) -> str | None:
 
 def _cpu_prefill(facts: Facts) -> str | None:
     reason = _cpu(facts) or _one_token(facts)
-    if reason or facts.dtype != torch.bfloat16:  # the rest would import numba in vain
-        return reason or f"keys are {_name(facts.dtype)}"
+    if reason:  # the rest would import numba in vain
+        return reason
     from adamas_kernels.cpu.prefill import obstacle
 
     return obstacle(facts)
@@ -88,7 +88,7 @@ def _name(dtype: torch.dtype | None) -> str:
 CANDIDATES: Mapping[str, Mapping[str, Obstacle]] = {
     "encode_keys": {"triton": _triton, "cpu": _cpu, "torch": _torch},
     "prefill": {"triton": _triton_prefill, "cpu": _cpu_prefill, "torch": _torch},
-    "summarize": {"triton": _triton, "torch": _torch},
+    "summarize": {"triton": _triton, "cpu": _cpu, "torch": _torch},
     "prefill_sparsely": {"triton": _triton_prefill, "cpu": _cpu_prefill, "torch": _torch},
     "dense_step": {"triton": _triton, "cpu": _cpu, "torch": _torch},
     "decode_step": {"triton": _triton, "cpu": _cpu, "torch": _torch},

@@ -3,7 +3,7 @@ block's softmax are left to their means.
 
 Queries come in blocks of QUERY_BLOCK, counted from the first of a chunk, keys in blocks of KEY_BLOCK, counted
 from the first of the document. The first block of keys, those that a block of queries reaches into and the
-NEAR ones before them are always multiplied; every other one only where its estimated loss is more than
+NEAR ones before them are always multiplied; every other one only where its estimated share is more than
 `ReadSettings.tolerance`. One that is left out enters the softmax as KEY_BLOCK exp(q mean(k)) mean(v).
 
 Shapes: as in `reference.py`; `C` blocks of keys that there is room for, `R` blocks of queries.
@@ -22,7 +22,8 @@ from adamas_kernels.softmax import PLAIN, Softmax
 
 KEY_BLOCK = 64
 QUERY_BLOCK = 128
-KEY_PART, QUERY_PART = 16, 8  # keys and queries that one mean stands for where losses are estimated
+QUERY_STRIDE = 8  # of which one query is looked at, to choose blocks
+DEVIATIONS = 2.0  # above the mean, where the scores of a block's keys that matter are taken to be
 NEAR = 1  # blocks of keys before those that a block of queries reaches into
 
 
@@ -30,10 +31,11 @@ NEAR = 1  # blocks of keys before those that a block of queries reaches into
 class ReadSettings:
     """What one layer leaves out while it reads.
 
-    tolerance: the largest estimated loss, see `block_losses`, of a block that is left to its mean.
+    tolerance: the largest estimated share of a query's softmax that a block is left to its mean with, see
+    `block_shares`.
     """
 
-    tolerance: float = 0.001
+    tolerance: float = 0.004
 
     def __post_init__(self) -> None:
         if not 0 <= self.tolerance < 1:
@@ -42,25 +44,22 @@ class ReadSettings:
 
 @dataclass
 class BlockMeans:
-    """Means of the keys and values of one layer, in their number format, longer than what is filled.
+    """What is kept of each whole block of one layer's keys and values, in their number format, longer than
+    what is filled: [B, K, C, D] each, the last dimension contiguous.
 
-    keys, values: [B, K, C, D] of each whole block; parts: [B, K, C * KEY_BLOCK / KEY_PART, D] of each
-    KEY_PART keys. The last dimension is contiguous.
+    keys, values: means. spreads: the variance of each coordinate of the keys.
     """
 
     keys: Tensor
     values: Tensor
-    parts: Tensor
+    spreads: Tensor
 
     @classmethod
     def empty(cls, keys: Tensor, values: Tensor, blocks: int) -> BlockMeans:
         """Room for so many blocks of keys and values like [B, K, N, D]."""
-        batch, heads, _, dim = keys.shape
-        return cls(
-            keys.new_empty(batch, heads, blocks, dim),
-            values.new_empty(batch, heads, blocks, values.shape[-1]),
-            keys.new_empty(batch, heads, blocks * (KEY_BLOCK // KEY_PART), dim),
-        )
+        shape = (*keys.shape[:2], blocks)
+        means, spreads = (keys.new_empty(*shape, keys.shape[-1]) for _ in range(2))
+        return cls(means, values.new_empty(*shape, values.shape[-1]), spreads)
 
     @property
     def blocks(self) -> int:
@@ -69,22 +68,21 @@ class BlockMeans:
 
     def sequences(self) -> list[BlockMeans]:
         """The means of the sequences of a batch, as views."""
-        parts = self.keys.split(1), self.values.split(1), self.parts.split(1)
+        parts = self.keys.split(1), self.values.split(1), self.spreads.split(1)
         return [BlockMeans(*tensors) for tensors in zip(*parts, strict=True)]
 
 
 def summarize(keys: Tensor, values: Tensor, means: BlockMeans, start: int) -> None:
-    """Write the means of all whole blocks of keys and values, [B, K, S, D], that end behind the first `start`
-    tokens.
+    """Write what is kept of all whole blocks of keys and values, [B, K, S, D], that end behind the first
+    `start` tokens.
     """
     first, last = start // KEY_BLOCK, keys.shape[2] // KEY_BLOCK
-    parts = KEY_BLOCK // KEY_PART
     tokens = slice(first * KEY_BLOCK, last * KEY_BLOCK)
-    of_parts = keys[:, :, tokens].unflatten(2, (-1, KEY_PART)).mean(3, dtype=torch.float32)
-    means.parts[:, :, first * parts : last * parts] = of_parts
-    means.keys[:, :, first:last] = of_parts.unflatten(2, (-1, parts)).mean(3)
-    of_values = values[:, :, tokens].unflatten(2, (-1, KEY_BLOCK)).mean(3, dtype=torch.float32)
-    means.values[:, :, first:last] = of_values
+    of_keys, of_values = (x[:, :, tokens].unflatten(2, (-1, KEY_BLOCK)).float() for x in (keys, values))
+    mean = of_keys.mean(3)
+    means.keys[:, :, first:last] = mean
+    means.spreads[:, :, first:last] = (of_keys - mean.unsqueeze(3)).square().mean(3)
+    means.values[:, :, first:last] = of_values.mean(3)
 
 
 def near_block(position: int) -> int:
@@ -112,62 +110,59 @@ def choose_blocks(
         block = torch.arange(count, device=keys.device) < blocks_of(end)
         block = block.repeat(batch, heads, 1)
         block[..., 1:near] = (
-            block_losses(rows, keys[:, :, :end], means, scaling, softmax) > settings.tolerance
+            block_shares(rows, keys[:, :, :end], means, scaling, softmax) > settings.tolerance
         )
         chosen.append(block)
     return torch.stack(chosen, 2)
 
 
-def block_losses(
+def block_shares(
     queries: Tensor, keys: Tensor, means: BlockMeans, scaling: float, softmax: Softmax = PLAIN
 ) -> Tensor:
-    """What a block of queries, the newest n <= QUERY_BLOCK tokens, [B, H, n, D], of keys [B, K, S, D], is
-    estimated to lose where a block of keys is left to its mean: float32 [B, H, near - 1], of the blocks from
-    1 to before `near_block`.
+    """Which share of the softmax a block of queries, the newest n <= QUERY_BLOCK tokens, [B, H, n, D], of
+    keys [B, K, S, D], is estimated to give to a block of keys at most: float32 [B, H, near - 1], of the
+    blocks from 1 to before `near_block`.
 
-    Means of QUERY_PART queries stand for them, and means of KEY_PART keys for these. The scores of the two
-    estimate which share of the softmax a block has, and the mean of its scores the share that the block's
-    mean would take. The loss is the difference: a block whose keys all score alike loses nothing, whatever
-    its share. What counts is the largest loss among the means of queries. The sum that the shares are of
-    takes the tokens that are always read as they are.
+    Few keys of a block hold most of its share, and its mean does not show them: rotary embeddings average to
+    nothing over a block. The variance of the keys' coordinates says how far their scores with a query spread,
+    were the coordinates independent, and DEVIATIONS of that above the mean lies about the largest. Every
+    QUERY_STRIDE-th query is looked at. The sum that a share is of takes the tokens that are always read as
+    they are.
     """
     near = near_block(keys.shape[2] - queries.shape[2])
-    parts = KEY_BLOCK // KEY_PART
-    pooled = pool(queries)
-    of_parts = scores(pooled, means.parts[:, :, parts : near * parts], scaling, softmax)
-    of_parts = of_parts.unflatten(-1, (near - 1, parts))
-    mass = of_parts.logsumexp(-1) + math.log(KEY_PART)
-    of_means = of_parts.mean(-1) + math.log(KEY_BLOCK)
-    always = _scores_of_always(pooled, keys, queries.shape[2], near, scaling, softmax)
-    total = torch.cat([mass, always], -1).logsumexp(-1, keepdim=True)
-    return ((mass - total).exp() - (of_means - total).exp()).amax(2)
+    sampled = queries[:, :, ::QUERY_STRIDE].float()
+    spread = products(sampled.square(), means.spreads[:, :, 1:near]).sqrt()
+    largest = products(sampled, means.keys[:, :, 1:near]) + DEVIATIONS * spread
+    largest = softmax.capped(largest * scaling)
+    always = _scores_of_always(sampled, keys, queries.shape[2], near, scaling, softmax)
+    total = torch.cat([largest, always], -1).logsumexp(-1, keepdim=True)
+    return (largest - total).exp().amax(2)
 
 
 def _scores_of_always(
-    pooled: Tensor, keys: Tensor, new: int, near: int, scaling: float, softmax: Softmax
+    sampled: Tensor, keys: Tensor, new: int, near: int, scaling: float, softmax: Softmax
 ) -> Tensor:
-    """Scores of the means of the newest `new` queries, [B, H, n, D], with the keys [B, K, S, D] that are
-    always read, as seen by the last query of each mean: float32 [B, H, n, m].
+    """Scores of every QUERY_STRIDE-th of the newest `new` queries, [B, H, n, D], with the keys [B, K, S, D]
+    that are always read: float32 [B, H, n, m].
     """
     size = keys.shape[2]
     position = torch.arange(size, device=keys.device)
     always = (position < KEY_BLOCK) | (position >= near * KEY_BLOCK)
-    own = torch.arange(pooled.shape[2], device=keys.device).unsqueeze(-1) * QUERY_PART + QUERY_PART - 1
-    hidden = position[always] > own + size - new
-    return scores(pooled, keys[:, :, always], scaling, softmax).masked_fill(hidden, -torch.inf)
+    own = own_positions(new, size, keys.device)[::QUERY_STRIDE]
+    found = scores(sampled, keys[:, :, always], scaling, softmax)
+    return found.masked_fill(position[always] > own, -torch.inf)
 
 
-def pool(queries: Tensor) -> Tensor:
-    """The mean of each QUERY_PART of queries [B, H, n, D], the last of fewer: float32 [B, H, m, D]."""
-    return torch.stack([part.mean(2, dtype=torch.float32) for part in queries.split(QUERY_PART, 2)], 2)
+def products(queries: Tensor, keys: Tensor) -> Tensor:
+    """Products of queries [B, H, n, D] with keys [B, K, m, D]: float32 [B, H, n, m]."""
+    batch, heads, count, dim = queries.shape
+    rows = queries.float().reshape(batch, keys.shape[1], -1, dim)
+    return (rows @ keys.float().transpose(-1, -2)).view(batch, heads, count, -1)
 
 
 def scores(queries: Tensor, keys: Tensor, scaling: float, softmax: Softmax = PLAIN) -> Tensor:
     """Scores of queries [B, H, n, D] with keys [B, K, m, D], soft-capped: float32 [B, H, n, m]."""
-    batch, heads, count, dim = queries.shape
-    rows = queries.float().reshape(batch, keys.shape[1], -1, dim)
-    products = rows @ keys.float().transpose(-1, -2) * scaling
-    return softmax.capped(products).view(batch, heads, count, -1)
+    return softmax.capped(products(queries, keys) * scaling)
 
 
 def prefill_sparsely(

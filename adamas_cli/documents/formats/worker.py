@@ -13,10 +13,10 @@ import os
 import resource
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import astuple
 from typing import Any, TextIO
 
+from adamas_cli.documents.formats.limits import limit
 from adamas_cli.documents.formats.recognize import Format
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.parts import Part
@@ -39,13 +39,13 @@ def main() -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors="replace")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
     sys.setrecursionlimit(_RECURSION)
-    _limit(resource.RLIMIT_AS, MEMORY_BYTES)
-    _limit(resource.RLIMIT_FSIZE, 0)
-    _limit(resource.RLIMIT_CORE, 0)
+    limit(resource.RLIMIT_AS, MEMORY_BYTES)
+    limit(resource.RLIMIT_FSIZE, 0)
+    limit(resource.RLIMIT_CORE, 0)
     for line in sys.stdin:
         job = json.loads(line)
         used = resource.getrusage(resource.RUSAGE_SELF)
-        _limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + _patience(job["options"]))
+        limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + _patience(job["options"]))
         _serve(Format(job["format"]), job["path"], job["options"], answers)
 
 
@@ -88,11 +88,6 @@ def read(kind: Format, path: str, **options: Any) -> Iterator[Part | Remark]:
 
 def _patience(options: dict[str, Any]) -> int:
     return OCR_CPU_SECONDS if options.get("ocr") else CPU_SECONDS
-
-
-def _limit(kind: int, value: int) -> None:
-    with suppress(OSError, ValueError):  # not every system has each of them
-        resource.setrlimit(kind, (value, resource.getrlimit(kind)[1]))
 
 
 if __name__ == "__main__":

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import platform
 import sys
 
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from adamas_kernels.cpu.features import IS_ARM, IS_X86
+
 I64 = ir.IntType(64)
 I32 = ir.IntType(32)
-IS_X86 = platform.machine() in ("x86_64", "AMD64")
-IS_ARM = platform.machine() in ("aarch64", "arm64")
 ARM_YIELD = 1  # the number of that hint
 YIELDS = sys.platform != "win32"
 

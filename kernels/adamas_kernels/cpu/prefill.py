@@ -1,4 +1,4 @@
-"""Attention of a chunk of queries over all keys before it, at the speed of bfloat16 matrix products.
+"""Attention of a chunk of queries over all keys before it, at the speed of matrix products.
 
 Blocks of queries meet blocks of keys; scores, maxima and sums are float32 and leave the cache for no longer
 than a block (FlashAttention, arXiv 2205.14135). Keys and values are repacked once per chunk, not once per
@@ -9,7 +9,7 @@ repeated.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +19,7 @@ from torch import Tensor
 
 from adamas_kernels.contract import Facts
 from adamas_kernels.cpu.build import source_stamp, stage
-from adamas_kernels.cpu.features import MULTIPLIES_BFLOAT16
-from adamas_kernels.cpu.floats import Bfloat16, capped, exp, put_float
+from adamas_kernels.cpu.floats import KINDS, Kind, capped, exp, put_float
 from adamas_kernels.cpu.lanes import (
     LANES,
     first_lane,
@@ -33,51 +32,66 @@ from adamas_kernels.cpu.lanes import (
     sum_lanes,
     where,
 )
-from adamas_kernels.cpu.records import FLASH, first_seen, flashes_at, floats_at, ints_at, numbers_at
+from adamas_kernels.cpu.records import FLASH, first_seen, flashes_at, floats_at, numbers_at
 from adamas_kernels.cpu.runner import Runner
 from adamas_kernels.cpu.tasks import STAGE
-from adamas_kernels.cpu.tile import ROWS, multiply_narrow, multiply_wide
+from adamas_kernels.cpu.tile import (
+    ROWS,
+    Form,
+    Pairs,
+    form_of,
+    multiply_panel,
+    per_word,
+    put_number,
+    weights_for,
+    word_of,
+    words_at,
+    zero_numbers,
+)
 from adamas_kernels.softmax import PLAIN, Softmax
 
 TILE = 64  # keys side by side in a packed panel
 BLOCK = 4 * TILE  # keys whose scores are kept at a time
+SCORES = BLOCK + LANES  # from one query's scores to the next's: powers of two would meet in the L1 cache
 RANGE = 4 * BLOCK  # keys that are repacked at a time
 BLOCK_ROWS = 8 * ROWS  # queries of one head to a task
 LEAST = np.float32(-np.inf)
 ZERO, ONE = np.float32(0), np.float32(1)
+ZERO_BITS = np.uint16(0)  # of a bfloat16
 
 
 @njit
-def pack_keys(flash, head, tile):
-    """Repack TILE keys of one KV head: pairs of coordinates of a key to a word."""
-    first, total = (flash.first + tile) * TILE, flash.past + flash.new
-    keys = numbers_at(flash.key, Bfloat16())
-    key_words = ints_at(flash.packed_keys + 4 * (head * flash.room + tile) * TILE * (flash.dim // 2))
+def pack_keys(kind, form, flash, head, tile):
+    """Repack TILE keys of one KV head: coordinates of a key to words, keys side by side."""
+    first, total, words = (flash.first + tile) * TILE, flash.past + flash.new, flash.dim // per_word(form)
+    keys = numbers_at(flash.key, kind)
+    packed = words_at(form, flash.packed_keys + 4 * (head * flash.room + tile) * TILE * words)
     for i in range(TILE):
         at = head * flash.key_h + (first + i) * flash.key_n
-        for d in range(flash.dim // 2):
-            word = np.int32(0)
+        for word in range(words):
             if first + i < total:
-                word = np.int32(keys[at + 2 * d]) | np.int32(keys[at + 2 * d + 1]) << np.int32(16)
-            key_words[d * TILE + i] = word
+                place = at + word * per_word(form)
+                packed[word * TILE + i] = word_of(form, keys[place], keys[place + per_word(form) - 1])
+            else:
+                packed[word * TILE + i] = 0
 
 
 @njit
-def pack_values(flash, head, tile):
-    """Repack TILE values of one KV head: pairs of values to a word."""
-    first, total = (flash.first + tile) * TILE, flash.past + flash.new
-    values = numbers_at(flash.value, Bfloat16())
-    value_words = ints_at(flash.packed_values + 4 * (head * flash.room + tile) * (TILE // 2) * flash.dim_v)
-    for i in range(0, TILE, 2):
-        at = head * flash.value_h + (first + i) * flash.value_n
-        out = i // 2 * flash.dim_v
-        if first + i + 1 < total:
+def pack_values(kind, form, flash, head, tile):
+    """Repack TILE values of one KV head: neighbours to words."""
+    first, total, words = (flash.first + tile) * TILE, flash.past + flash.new, TILE // per_word(form)
+    values = numbers_at(flash.value, kind)
+    packed = words_at(form, flash.packed_values + 4 * (head * flash.room + tile) * words * flash.dim_v)
+    for word in range(words):
+        token = first + word * per_word(form)
+        at, out = head * flash.value_h + token * flash.value_n, word * flash.dim_v
+        upper = at + (per_word(form) - 1) * flash.value_n
+        if token + per_word(form) <= total:
             for d in range(flash.dim_v):
-                upper = np.int32(values[at + flash.value_n + d]) << np.int32(16)
-                value_words[out + d] = np.int32(values[at + d]) | upper
+                packed[out + d] = word_of(form, values[at + d], values[upper + d])
         else:
             for d in range(flash.dim_v):
-                value_words[out + d] = np.int32(values[at + d]) if first + i < total else np.int32(0)
+                packed[out + d] = word_of(form, values[at + d], ZERO_BITS) if token < total else 0
 
 
 @njit
@@ -96,22 +110,22 @@ def hide_before(scores, at, hidden):
 
 @njit
 def weigh_row(scores, at, weights, scaling, seen, width, highest, sums, row, sum_row, dim_v):
-    """Scores of one query -> its weights, bfloat16; its maximum, its sum and what it has summed up are
-    brought along.
+    """Scores of one query -> its weights, in the format of words; its maximum, its sum and what it has summed
+    up are brought along.
 
     seen: how many of the `width` keys, whole vectors of them, the query attends to.
     """
     top = splat(LEAST)
-    whole = min(seen, width) // LANES * LANES
+    whole = seen // LANES * LANES
     for i in range(0, whole, LANES):
         part = load(scores, at + i)
         top = where(part > top, part, top)
-    if whole < min(seen, width):
+    if whole < seen:
         inside = lane_numbers() < splat(seen - whole)
         part = where(inside, load(scores, at + whole), splat(LEAST))
         store(scores, at + whole, part)
         top = where(part > top, part, top)
-    for i in range(max(0, -(-min(seen, width) // LANES) * LANES), width, LANES):
+    for i in range(-(-seen // LANES) * LANES, width, LANES):
         store(scores, at + i, splat(LEAST))
     found = max_lanes(top) * scaling
     before = highest[row]
@@ -131,30 +145,53 @@ def weigh_row(scores, at, weights, scaling, seen, width, highest, sums, row, sum
 
 
 @njit
-def add_values(flash, weights, tile, summed, panels):
-    """Add the values of some tiles with their weights, ROWS queries at a time, to what has been summed."""
-    row_n, pairs = 4 * flash.dim_v, panels * TILE // 2
-    values = flash.packed_values + 2 * tile * TILE * flash.dim_v
-    if flash.dim_v % TILE == 0:
-        for at in range(0, row_n, 4 * TILE):
-            multiply_wide(weights, 2 * BLOCK, values + at, row_n, summed + at, row_n, pairs, 1)
-    else:
-        for at in range(0, row_n, 4 * LANES):
-            multiply_narrow(weights, 2 * BLOCK, values + at, row_n, summed + at, row_n, pairs, 1)
+def meet(flash, row, key, count):
+    """Whether any of ROWS queries, from one on, sees any of `count` keys from one on."""
+    first = flash.past + row
+    return key <= first + ROWS - 1 and key + count > first_seen(flash.window, first)
 
 
 @njit
-def attend_block(flash, head, block):
-    """Attend from BLOCK_ROWS queries of one head to the range of keys that is packed."""
+def weigh_rows(flash, scores, weights, first_row, rows, key, panels, highest, sums, summed):
+    """`weigh_row` for some queries and `panels` tiles of keys from `key` on."""
+    scaling, cap = np.float32(flash.scaling), np.float32(flash.softcap)
+    for top in range(0, rows, ROWS):
+        if not meet(flash, first_row + top, key, panels * TILE):
+            continue
+        last = flash.past + first_row + top + ROWS - 1
+        end = min(panels, (last - key) // TILE + 1) * TILE
+        for row in range(top, top + ROWS):
+            own = flash.past + first_row + row
+            seen = max(0, min(end, own + 1 - key))
+            if cap:
+                cap_scores(scores, row * SCORES, seen, scaling, cap)
+            hidden = first_seen(flash.window, own) - key
+            if hidden > 0:
+                hide_before(scores, row * SCORES, min(hidden, seen))
+            factor, sum_row = ONE if cap else scaling, floats_at(summed + 4 * row * flash.dim_v)
+            weigh_row(
+                scores, row * SCORES, weights, factor, seen, end, highest, sums, row, sum_row, flash.dim_v
+            )  # fmt: skip
+
+
+@njit
+def attend_block(kind, form, flash, head, block):
+    """Attend from BLOCK_ROWS queries of one head to the range of keys that is packed.
+
+    A tile of keys or values stays in the L1 cache while it meets all these queries.
+    """
     first_row = block * BLOCK_ROWS
     count = min(BLOCK_ROWS, flash.new - first_row)
-    query = np.zeros(BLOCK_ROWS * flash.dim, np.uint16)
-    scores, weights = np.empty(ROWS * BLOCK, np.float32), np.empty(ROWS * BLOCK, np.uint16)
-    source = numbers_at(flash.query, Bfloat16())
+    words, value_words = flash.dim // per_word(form), TILE // per_word(form)
+    value_n = 4 * flash.dim_v
+    query = zero_numbers(form, BLOCK_ROWS * flash.dim)
+    scores = np.empty(BLOCK_ROWS * SCORES, np.float32)
+    weights = weights_for(form, scores)
+    source = numbers_at(flash.query, kind)
     for row in range(count):
         at = head * flash.query_h + (first_row + row) * flash.query_n
         for d in range(flash.dim):
-            query[row * flash.dim + d] = source[at + d]
+            put_number(query, row * flash.dim + d, source[at + d])
     place = head * flash.rows + first_row
     highest, sums = floats_at(flash.highest + 4 * place), floats_at(flash.sums + 4 * place)
     summed = flash.sum + 4 * place * flash.dim_v
@@ -165,49 +202,32 @@ def attend_block(flash, head, block):
         for i in range(BLOCK_ROWS * flash.dim_v):
             floats[i] = ZERO
     tiles = (head // flash.group) * flash.room
-    scaling, cap = np.float32(flash.scaling), np.float32(flash.softcap)
     for start in range(0, flash.count * TILE, BLOCK):
         key = flash.first * TILE + start
-        tile = tiles + start // TILE
         if key > flash.past + first_row + count - 1:
             break
+        tile = tiles + start // TILE
         panels = min(BLOCK, flash.count * TILE - start) // TILE
-        for top in range(0, count, ROWS):
-            if key > flash.past + first_row + top + ROWS - 1:
-                continue
-            if key + panels * TILE <= first_seen(flash.window, flash.past + first_row + top):
-                continue  # before the windows of all these rows
-            for panel in range(panels):
-                multiply_wide(
-                    query.ctypes.data + 2 * top * flash.dim, 2 * flash.dim,
-                    flash.packed_keys + 4 * (tile + panel) * TILE * (flash.dim // 2), 4 * TILE,
-                    scores.ctypes.data + 4 * panel * TILE, 4 * BLOCK, flash.dim // 2, 0,
-                )  # fmt: skip
-            for row in range(ROWS):
-                own = flash.past + first_row + top + row
-                seen = max(0, min(panels * TILE, own + 1 - key))
-                if cap:
-                    cap_scores(scores, row * BLOCK, seen, scaling, cap)
-                hidden = first_seen(flash.window, own) - key
-                if hidden > 0:
-                    hide_before(scores, row * BLOCK, min(hidden, seen))
-                sum_row = floats_at(summed + 4 * (top + row) * flash.dim_v)
-                weigh_row(
-                    scores,
-                    row * BLOCK,
-                    weights,
-                    ONE if cap else scaling,
-                    seen,
-                    BLOCK,
-                    highest,
-                    sums,
-                    top + row,
-                    sum_row,
-                    flash.dim_v,
-                )
-            add_values(flash, weights.ctypes.data, tile, summed + 4 * top * flash.dim_v, panels)
+        for panel in range(panels):
+            keys = flash.packed_keys + 4 * (tile + panel) * words * TILE
+            for top in range(0, count, ROWS):
+                if meet(flash, first_row + top, key + panel * TILE, TILE):
+                    multiply_panel(
+                        form, query.ctypes.data + 4 * top * words, 4 * words, keys, 4 * TILE,
+                        scores.ctypes.data + 4 * (top * SCORES + panel * TILE), 4 * SCORES, words, TILE, 0,
+                    )  # fmt: skip
+        weigh_rows(flash, scores, weights, first_row, count, key, panels, highest, sums, summed)
+        for panel in range(panels):
+            values = flash.packed_values + (tile + panel) * value_words * value_n
+            for top in range(0, count, ROWS):
+                if meet(flash, first_row + top, key + panel * TILE, TILE):
+                    place = (top * SCORES + panel * TILE) // per_word(form)
+                    multiply_panel(
+                        form, weights.ctypes.data + 4 * place, 4 * SCORES // per_word(form), values, value_n,
+                        summed + top * value_n, value_n, value_words, flash.dim_v, 1,
+                    )  # fmt: skip
     if flash.last:
-        out, floats = numbers_at(flash.out, Bfloat16()), floats_at(summed)
+        out, floats = numbers_at(flash.out, kind), floats_at(summed)
         for row in range(count):
             at = head * flash.out_h + (first_row + row) * flash.out_n
             factor = ONE / sums[row]
@@ -224,23 +244,23 @@ class FlashStages(NamedTuple):
     attend: int
 
 
-@cache
-def build_flash() -> FlashStages:
-    """Compile the stages."""
+@lru_cache(maxsize=None, typed=True)  # the marks are empty tuples: only their types differ
+def build_flash(kind: Kind, form: Form) -> FlashStages:
+    """Compile the stages for numbers of a kind, multiplied in a form."""
     stamp = source_stamp()
 
     def pack_task(task, thread, flash_at, unused, unused_too):
         _ = stamp
         flash = flashes_at(flash_at)[0]
-        pack_keys(flash, task // flash.count, task % flash.count)
-        pack_values(flash, task // flash.count, task % flash.count)
+        pack_keys(kind, form, flash, task // flash.count, task % flash.count)
+        pack_values(kind, form, flash, task // flash.count, task % flash.count)
 
     def attend_task(task, thread, flash_at, unused, unused_too):
         _ = stamp
         flash = flashes_at(flash_at)[0]
         blocks = -(-flash.new // BLOCK_ROWS)
         # The last blocks see most keys: begin with them, so that threads end together.
-        attend_block(flash, task // blocks, blocks - 1 - task % blocks)
+        attend_block(kind, form, flash, task // blocks, blocks - 1 - task % blocks)
 
     return FlashStages(stage(pack_task, STAGE), stage(attend_task, STAGE))
 
@@ -249,28 +269,31 @@ def flash_attention(
     runner: Runner, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softmax: Softmax = PLAIN
 ) -> tuple[Tensor, Tensor]:
     """Causal attention of the newest N tokens, queries [1, H, N, D], over keys and values [1, K, S, D], all
-    bfloat16; without learned sinks.
+    of one number format; without learned sinks.
 
-    Returns bfloat16 [1, H, N, D_v], whose heads lie side by side, and the log-sum-exp float32 [1, H, N]. See
-    `obstacle`.
+    Returns [1, H, N, D_v] in that format, whose heads lie side by side, and the log-sum-exp float32
+    [1, H, N]. See `obstacle`.
     """
+    kind = KINDS[queries.dtype]
+    form = form_of(kind)
+    word = 2 if isinstance(form, Pairs) else 1
     heads, new, dim = queries.shape[1:]
     kv_heads, size, dim_v = values.shape[1:]
     rows = -(-new // BLOCK_ROWS) * BLOCK_ROWS
     out = torch.empty(1, new, heads, dim_v, dtype=queries.dtype).transpose(1, 2)
     state = torch.empty(heads * rows * (dim_v + 2))
-    packed = torch.empty(kv_heads * RANGE * (dim + dim_v) // 2)
+    packed = torch.empty(kv_heads * RANGE * (dim + dim_v) // word)
     sums_at = state.data_ptr() + 4 * heads * rows
     record = np.zeros(1, FLASH)
     record[0] = (
         queries.data_ptr(), *queries.stride()[1:3], keys.data_ptr(), *keys.stride()[1:3],
         values.data_ptr(), *values.stride()[1:3], out.data_ptr(), *out.stride()[1:3],
         kv_heads, heads // kv_heads, new, size - new, dim, dim_v,
-        packed.data_ptr(), packed.data_ptr() + 2 * kv_heads * RANGE * dim,
+        packed.data_ptr(), packed.data_ptr() + 4 * kv_heads * RANGE * dim // word,
         RANGE // TILE, 0, 0, 0, rows, state.data_ptr(), sums_at, sums_at + 4 * heads * rows,
         softmax.window or 0, scaling, softmax.softcap,
     )  # fmt: skip
-    stages = runner.compiled(build_flash)
+    stages = runner.compiled(build_flash, kind, form)
     tiles, blocks = -(-size // TILE), heads * rows // BLOCK_ROWS
     for first in range(0, tiles, RANGE // TILE):
         count = min(RANGE // TILE, tiles - first)
@@ -285,10 +308,8 @@ def flash_attention(
 
 def obstacle(facts: Facts) -> str | None:
     """Why `flash_attention` does not compute this on a CPU, in a few words, or None where it does."""
-    if facts.dtype != torch.bfloat16:
-        return "queries, keys and values are not all bfloat16"
-    if not MULTIPLIES_BFLOAT16:
-        return "this CPU has no product of bfloat16 pairs"
+    if facts.dtype not in KINDS:
+        return "queries, keys and values are not of one number format, of 16 or 32 bits"
     if facts.dim % 2 or facts.dim_v % LANES:
         return f"heads of {facts.dim} and {facts.dim_v} do not fill its vectors"
     return None if facts.rows else "rows are not contiguous"

@@ -11,8 +11,8 @@ from llvmlite import ir
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from adamas_kernels.cpu.features import FEATURES
-from adamas_kernels.cpu.lanes import I32, INTS, LANES, WORDS, splat_value
+from adamas_kernels.cpu.features import DOT_BYTES, FEATURES
+from adamas_kernels.cpu.lanes import I32, INTS, LANES, splat_value
 
 
 class Avx512Vnni(NamedTuple):
@@ -23,11 +23,15 @@ class AvxVnni(NamedTuple):
     """VPDPBUSD on 256 bits."""
 
 
+class Neon(NamedTuple):
+    """SDOT on 128 bits."""
+
+
 class Plain(NamedTuple):
     """Ordinary multiplications."""
 
 
-Form = Avx512Vnni | AvxVnni | Plain
+Form = Avx512Vnni | AvxVnni | Neon | Plain
 
 
 def _byte_product(builder, lanes, total, codes, query):
@@ -38,15 +42,27 @@ def _byte_product(builder, lanes, total, codes, query):
     return builder.call(function, [total, codes, query])
 
 
-def _two_byte_products(builder, *args):
-    """The same with 256-bit registers, in two halves."""
-    half = LANES // 2
-    order = ir.VectorType(I32, half)
+def _neon_byte_product(builder, lanes, total, codes, query):
+    """NEON's SDOT over `lanes` words; codes are small enough to be signed bytes, too."""
+    vector, in_bytes = ir.VectorType(I32, lanes), ir.VectorType(ir.IntType(8), 4 * lanes)
+    name = f"llvm.aarch64.neon.sdot.v{lanes}i32.v{4 * lanes}i8"
+    shape = ir.FunctionType(vector, [vector, in_bytes, in_bytes])
+    function = cgutils.get_or_insert_function(builder.module, shape, name)
+    return builder.call(function, [total, *(builder.bitcast(x, in_bytes) for x in (codes, query))])
+
+
+def _in_parts(builder, product, lanes, *args):
+    """The product with shorter registers, `lanes` words at a time."""
+    order = ir.VectorType(I32, lanes)
     parts = []
-    for at in (0, half):
-        lanes = ir.Constant(order, list(range(at, at + half)))
-        parts.append(_byte_product(builder, half, *(builder.shuffle_vector(x, x, lanes) for x in args)))
-    return builder.shuffle_vector(*parts, ir.Constant(WORDS, list(range(LANES))))
+    for at in range(0, LANES, lanes):
+        chosen = ir.Constant(order, list(range(at, at + lanes)))
+        parts.append(product(builder, lanes, *(builder.shuffle_vector(x, x, chosen) for x in args)))
+    while len(parts) > 1:
+        both = ir.Constant(ir.VectorType(I32, 2 * lanes), list(range(2 * lanes)))
+        parts = [builder.shuffle_vector(a, b, both) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+        lanes *= 2
+    return parts[0]
 
 
 def _multiplications(builder, total, codes, query):
@@ -71,7 +87,9 @@ def dot4(typing_context, form, total, codes, query):
         if chosen is Avx512Vnni:
             return _byte_product(builder, LANES, *args[1:])
         if chosen is AvxVnni:
-            return _two_byte_products(builder, *args[1:])
+            return _in_parts(builder, _byte_product, 8, *args[1:])
+        if chosen is Neon:
+            return _in_parts(builder, _neon_byte_product, 4, *args[1:])
         return _multiplications(builder, *args[1:])
 
     return INTS(form, total, codes, query), emit
@@ -82,6 +100,8 @@ def available_forms() -> list[Form]:
     forms: list[Form] = [Plain()]
     if "avxvnni" in FEATURES or {"avx512vnni", "avx512vl"} <= FEATURES:
         forms.insert(0, AvxVnni())
+    if DOT_BYTES:
+        forms.insert(0, Neon())
     if "avx512vnni" in FEATURES:
         forms.insert(0, Avx512Vnni())
     return forms

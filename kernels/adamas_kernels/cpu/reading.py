@@ -6,7 +6,7 @@ keys of their own, and at last, a range of keys after the other, to what it has 
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from math import log
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from numba import njit
 from torch import Tensor
 
 from adamas_kernels.cpu.build import source_stamp, stage
-from adamas_kernels.cpu.floats import Bfloat16, exp, exp_one, put_float, to_float
+from adamas_kernels.cpu.floats import KINDS, Kind, exp, exp_one, put_float, to_float
 from adamas_kernels.cpu.lanes import (
     LANES,
     lane_numbers,
@@ -34,7 +34,6 @@ from adamas_kernels.cpu.prefill import (
     ONE,
     TILE,
     ZERO,
-    add_values,
     cap_scores,
     pack_keys,
     pack_values,
@@ -51,12 +50,22 @@ from adamas_kernels.cpu.records import (
 )
 from adamas_kernels.cpu.runner import Runner
 from adamas_kernels.cpu.tasks import STAGE
-from adamas_kernels.cpu.tile import ROWS, multiply_wide
+from adamas_kernels.cpu.tile import (
+    ROWS,
+    Form,
+    Pairs,
+    form_of,
+    multiply_panel,
+    per_word,
+    put_number,
+    weights_for,
+    zero_numbers,
+)
 from adamas_kernels.reading import (
+    DEVIATIONS,
     KEY_BLOCK,
-    KEY_PART,
     QUERY_BLOCK,
-    QUERY_PART,
+    QUERY_STRIDE,
     BlockMeans,
     ReadSettings,
     blocks_of,
@@ -66,14 +75,14 @@ from adamas_kernels.reading import (
 from adamas_kernels.softmax import PLAIN, Softmax
 
 ROOM = -(-QUERY_BLOCK // ROWS) * ROWS  # rows of a block of queries, whole tiles
-POOLED = QUERY_BLOCK // QUERY_PART  # means of a block of queries
-POOLED_ROOM = -(-POOLED // ROWS) * ROWS
-PARTS = KEY_BLOCK // KEY_PART
+SAMPLED = QUERY_BLOCK // QUERY_STRIDE  # queries of a block that are looked at to choose
+SAMPLED_ROOM = -(-SAMPLED // ROWS) * ROWS
+FLASH_BYTES = FLASH.itemsize  # from what is kept of keys as means to what is kept as spreads
 PANELS = BLOCK // TILE
 RANGE = 32 * BLOCK  # keys that are repacked at a time, so many that those chosen of them fill blocks
 AT_ONCE = 4  # keys whose scores are summed side by side, to hide how long one addition takes
 assert KEY_BLOCK == TILE  # a panel holds a block
-assert POOLED == LANES  # and a vector the means of a block of queries
+assert SAMPLED == LANES  # and a vector the sampled queries of one
 
 _near_block, _blocks_of = njit(near_block), njit(blocks_of)
 
@@ -86,130 +95,123 @@ def rows_of(flash, block):
 
 
 @njit
-def pool_queries(flash, head, first, count):
-    """The means of each QUERY_PART queries, zeros behind the last: float32 [D, POOLED], a vector for each
+def sample_queries(kind, flash, head, first, count):
+    """Every QUERY_STRIDE-th query of a block, zeros behind the last: float32 [D, SAMPLED], a vector for each
     coordinate.
     """
-    source, means = numbers_at(flash.query, Bfloat16()), np.zeros(POOLED * flash.dim, np.float32)
-    for row in range(count):
-        at, mean = head * flash.query_h + (first + row) * flash.query_n, row // QUERY_PART
-        share = ONE / np.float32(min(QUERY_PART, count - mean * QUERY_PART))
+    source, sampled = numbers_at(flash.query, kind), np.zeros(SAMPLED * flash.dim, np.float32)
+    for row in range(0, count, QUERY_STRIDE):
+        at = head * flash.query_h + (first + row) * flash.query_n
         for d in range(flash.dim):
-            means[d * POOLED + mean] += to_float(source[at + d]) * share
-    return means
+            sampled[d * SAMPLED + row // QUERY_STRIDE] = to_float(source[at + d])
+    return sampled
 
 
 @njit
-def multiply_keys(flash, means, kv_head, key, scores, at):
-    """Scores of AT_ONCE keys, from one on, with all means of queries, each a vector."""
-    keys = numbers_at(flash.key, Bfloat16())
+def multiply_keys(kind, flash, sampled, kv_head, key, scores, at):
+    """Scores of AT_ONCE keys, from one on, with all sampled queries, each a vector."""
+    keys = numbers_at(flash.key, kind)
     place, step = kv_head * flash.key_h + key * flash.key_n, flash.key_n
     a, b, c, e = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
     for d in range(flash.dim):
-        mean = load(means, d * POOLED)
-        a = multiply_add(splat(to_float(keys[place + d])), mean, a)
-        b = multiply_add(splat(to_float(keys[place + step + d])), mean, b)
-        c = multiply_add(splat(to_float(keys[place + 2 * step + d])), mean, c)
-        e = multiply_add(splat(to_float(keys[place + 3 * step + d])), mean, e)
+        query = load(sampled, d * SAMPLED)
+        a = multiply_add(splat(to_float(keys[place + d])), query, a)
+        b = multiply_add(splat(to_float(keys[place + step + d])), query, b)
+        c = multiply_add(splat(to_float(keys[place + 2 * step + d])), query, c)
+        e = multiply_add(splat(to_float(keys[place + 3 * step + d])), query, e)
     store(scores, at, a)
-    store(scores, at + POOLED, b)
-    store(scores, at + 2 * POOLED, c)
-    store(scores, at + 3 * POOLED, e)
+    store(scores, at + SAMPLED, b)
+    store(scores, at + 2 * SAMPLED, c)
+    store(scores, at + 3 * SAMPLED, e)
 
 
 @njit
-def score_always(flash, means, kv_head, first, count, near, tops):
-    """The scores of means of queries with the keys that are always read: of each mean the largest, float32
-    [POOLED], to tops; returned is the sum of the exponentials relative to that.
+def score_always(kind, flash, sampled, kv_head, first, count, near, tops):
+    """The scores of sampled queries with the keys that are always read: of each query the largest, float32
+    [SAMPLED], to tops; returned is the sum of the exponentials relative to that.
     """
     end, start = flash.past + first + count, near * KEY_BLOCK
-    found = np.empty((KEY_BLOCK + end - start + AT_ONCE) * POOLED, np.float32)
+    found = np.empty((KEY_BLOCK + end - start + AT_ONCE) * SAMPLED, np.float32)
     for key in range(0, KEY_BLOCK, AT_ONCE):
-        multiply_keys(flash, means, kv_head, key, found, key * POOLED)
+        multiply_keys(kind, flash, sampled, kv_head, key, found, key * SAMPLED)
     # The last keys that fill a group are before the others: what lies behind the end is nobody's.
     for key in range(start, end, AT_ONCE):
         key = min(key, end - AT_ONCE)
-        multiply_keys(flash, means, kv_head, key, found, (KEY_BLOCK + key - start) * POOLED)
+        multiply_keys(kind, flash, sampled, kv_head, key, found, (KEY_BLOCK + key - start) * SAMPLED)
     total = KEY_BLOCK + end - start
     scaling, cap = np.float32(flash.scaling), np.float32(flash.softcap)
     if cap:
-        cap_scores(found, 0, total * POOLED, scaling, cap)
+        cap_scores(found, 0, total * SAMPLED, scaling, cap)
     unit, top = ONE if cap else scaling, splat(LEAST)
     for i in range(total):
-        score = load(found, i * POOLED) * splat(unit)
-        if i >= KEY_BLOCK:  # the last query of a mean sees its own token and those before it
+        score = load(found, i * SAMPLED) * splat(unit)
+        if i >= KEY_BLOCK:  # a query sees its own token and those before it
             key = start + i - KEY_BLOCK - flash.past - first
-            score = where(lane_numbers() < splat(key // QUERY_PART), splat(LEAST), score)
-        store(found, i * POOLED, score)
+            score = where(lane_numbers() * splat(QUERY_STRIDE) < splat(key), splat(LEAST), score)
+        store(found, i * SAMPLED, score)
         top = where(score > top, score, top)
     store(tops, 0, top)
     sums = splat(ZERO)
     for i in range(total):
-        sums = sums + exp(load(found, i * POOLED) - top)
+        sums = sums + exp(load(found, i * SAMPLED) - top)
     store(found, 0, sums)
-    return found[:POOLED]
+    return found[:SAMPLED]
 
 
 @njit
-def score_parts(flash, planes, means, kv_head, tiles):
-    """Scores of means of queries with the means of parts of blocks, float32 [POOLED_ROOM, PARTS, tiles *
-    TILE].
+def multiply_sampled(form, flash, sampled, squared, kept, kv_head, tiles):
+    """Products of sampled queries, or of their squares, with what is kept of blocks: float32 [SAMPLED_ROOM,
+    tiles * TILE].
     """
-    rows, width = np.zeros(POOLED_ROOM * flash.dim, np.uint16), tiles * TILE
-    for row in range(POOLED):
+    rows, words = zero_numbers(form, SAMPLED_ROOM * flash.dim), flash.dim // per_word(form)
+    for row in range(SAMPLED):
         for d in range(flash.dim):
-            put_float(rows, row * flash.dim + d, means[d * POOLED + row])
-    found = np.empty(POOLED_ROOM * PARTS * width, np.float32)
-    for part in range(PARTS):
-        place = (kv_head * PARTS + part) * planes.room
-        for tile in range(tiles):
-            panel = planes.packed_keys + 4 * (place + tile) * TILE * (flash.dim // 2)
-            for top in range(0, POOLED_ROOM, ROWS):
-                multiply_wide(
-                    rows.ctypes.data + 2 * top * flash.dim, 2 * flash.dim, panel, 4 * TILE,
-                    found.ctypes.data + 4 * ((top * PARTS + part) * width + tile * TILE),
-                    4 * PARTS * width, flash.dim // 2, 0,
-                )  # fmt: skip
+            number = sampled[d * SAMPLED + row]
+            put_float(rows, row * flash.dim + d, number * number if squared else number)
+    found = np.empty(SAMPLED_ROOM * tiles * TILE, np.float32)
+    for tile in range(tiles):
+        panel = kept.packed_keys + 4 * (kv_head * kept.room + tile) * TILE * words
+        for top in range(0, SAMPLED_ROOM, ROWS):
+            multiply_panel(
+                form, rows.ctypes.data + 4 * top * words, 4 * words, panel, 4 * TILE,
+                found.ctypes.data + 4 * (top * tiles + tile) * TILE, 4 * tiles * TILE, words, TILE, 0,
+            )  # fmt: skip
     return found
 
 
 @njit
-def lose(scores, at, width, near, unit, top, always, losses):
-    """Bring along the largest losses of blocks by the scores of one mean of queries with their parts, [PARTS,
-    width] from `at` on. top, always: the largest score with what is always read, and the sum of exponentials
-    relative to it.
-    """
-    for part in range(PARTS):
-        scores[at + part * width] = LEAST
-        for i in range(near, -(-near // LANES) * LANES):
-            scores[at + part * width + i] = LEAST
-    highest = splat(LEAST)
-    for part in range(PARTS):
-        for i in range(0, near, LANES):
-            score = load(scores, at + part * width + i)
-            highest = where(score > highest, score, highest)
-    base = max(top, max_lanes(highest) * unit)
-    total = always * exp_one(top - base)
-    masses = splat(ZERO)
-    for i in range(0, near, LANES):
-        mass, score = splat(ZERO), splat(ZERO)
-        for part in range(PARTS):
-            one = load(scores, at + part * width + i)
-            mass = mass + exp(multiply_add(one, splat(unit), splat(-base)))
-            score = score + one
-        mass = mass * splat(np.float32(KEY_PART))
-        of_mean = exp(multiply_add(score, splat(unit / np.float32(PARTS)), splat(-base)))
-        store(scores, at + i, mass - of_mean * splat(np.float32(KEY_BLOCK)))
-        masses = masses + mass
-    share = ONE / (total + sum_lanes(masses))
-    for i in range(0, near, LANES):
-        loss = load(scores, at + i) * splat(share)
-        before = load(losses, i)
-        store(losses, i, where(loss > before, loss, before))
+def add_spread(products, spreads, at, near):
+    """Of one query the largest products that keys of blocks are taken to have, in place."""
+    for i in range(at, at + near):
+        products[i] += np.float32(DEVIATIONS) * np.sqrt(max(spreads[i], ZERO))
 
 
 @njit
-def choose(flash, planes, read, head, block):
+def share(scores, at, near, unit, top, always, shares):
+    """Bring along the largest shares of blocks by one query's scores from `at` on. top, always: its largest
+    score with what is always read, and the sum of exponentials relative to it.
+    """
+    scores[at] = LEAST  # the first block, and what lies behind the last, are not among them
+    for i in range(near, -(-near // LANES) * LANES):
+        scores[at + i] = LEAST
+    highest = splat(LEAST)
+    for i in range(0, near, LANES):
+        score = load(scores, at + i)
+        highest = where(score > highest, score, highest)
+    base = max(top, max_lanes(highest) * unit)
+    total = splat(ZERO)
+    for i in range(0, near, LANES):
+        weight = exp(multiply_add(load(scores, at + i), splat(unit), splat(-base)))
+        store(scores, at + i, weight)
+        total = total + weight
+    factor = splat(ONE / (always * exp_one(top - base) + sum_lanes(total)))
+    for i in range(0, near, LANES):
+        found, before = load(scores, at + i) * factor, load(shares, i)
+        store(shares, i, where(found > before, found, before))
+
+
+@njit
+def choose(kind, form, flash, means, spreads, read, head, block):
     """Write which blocks of keys a block of queries reads, see `reading.choose_blocks`."""
     first, count = rows_of(flash, block)
     near, end = _near_block(flash.past + first), _blocks_of(flash.past + first + count)
@@ -218,57 +220,65 @@ def choose(flash, planes, read, head, block):
         chosen[i] = i < end
     if near == 1:
         return
-    means, tops = pool_queries(flash, head, first, count), np.empty(POOLED, np.float32)
-    always = score_always(flash, means, head // flash.group, first, count, near, tops)
-    tiles = -(-near // TILE)
-    width, scores = tiles * TILE, score_parts(flash, planes, means, head // flash.group, tiles)
-    losses = np.zeros(width, np.float32)
+    kv_head, tiles = head // flash.group, -(-near // TILE)
+    sampled, tops = sample_queries(kind, flash, head, first, count), np.empty(SAMPLED, np.float32)
+    always = score_always(kind, flash, sampled, kv_head, first, count, near, tops)
+    scores = multiply_sampled(form, flash, sampled, False, means, kv_head, tiles)
+    of_spreads = multiply_sampled(form, flash, sampled, True, spreads, kv_head, tiles)
+    shares = np.zeros(tiles * TILE, np.float32)
     cap, unit = np.float32(flash.softcap), np.float32(flash.scaling)
-    for row in range(-(-count // QUERY_PART)):
-        at = row * PARTS * width
+    for row in range(-(-count // QUERY_STRIDE)):
+        at = row * tiles * TILE
+        add_spread(scores, of_spreads, at, near)
         if cap:
-            cap_scores(scores, at, PARTS * width, unit, cap)
-        lose(scores, at, width, near, ONE if cap else unit, tops[row], always[row], losses)
+            cap_scores(scores, at, near, unit, cap)
+        share(scores, at, near, ONE if cap else unit, tops[row], always[row], shares)
     for i in range(1, near):
-        chosen[i] = losses[i] > np.float32(read.tolerance)
+        chosen[i] = shares[i] > np.float32(read.tolerance)
 
 
 @njit
-def rows_as_stored(flash, head, first, count):
-    """Queries of a block, side by side, zeros behind the last: bfloat16 [ROOM, D]."""
-    rows, source = np.zeros(ROOM * flash.dim, np.uint16), numbers_at(flash.query, Bfloat16())
+def query_rows(kind, form, flash, head, first, count):
+    """Queries of a block, side by side in the format of words, zeros behind the last: [ROOM, D]."""
+    rows, source = zero_numbers(form, ROOM * flash.dim), numbers_at(flash.query, kind)
     for row in range(count):
         at = head * flash.query_h + (first + row) * flash.query_n
         for d in range(flash.dim):
-            rows[row * flash.dim + d] = source[at + d]
+            put_number(rows, row * flash.dim + d, source[at + d])
     return rows
 
 
 @njit
-def multiply_panels(flash, rows, top, tiles, panels, scores):
+def multiply_panels(form, flash, rows, top, tiles, panels, scores):
     """Products of ROWS queries, from `top` on, with the keys of packed tiles: float32 [ROWS, BLOCK]."""
+    words = flash.dim // per_word(form)
     for panel in range(panels):
-        multiply_wide(
-            rows.ctypes.data + 2 * top * flash.dim, 2 * flash.dim,
-            flash.packed_keys + 4 * tiles[panel] * TILE * (flash.dim // 2), 4 * TILE,
-            scores.ctypes.data + 4 * panel * TILE, 4 * BLOCK, flash.dim // 2, 0,
+        multiply_panel(
+            form, rows.ctypes.data + 4 * top * words, 4 * words,
+            flash.packed_keys + 4 * tiles[panel] * TILE * words, 4 * TILE,
+            scores.ctypes.data + 4 * panel * TILE, 4 * BLOCK, words, TILE, 0,
         )  # fmt: skip
 
 
 @njit
-def add_panels(flash, weights, tiles, panels, summed):
+def add_panels(form, flash, weights, tiles, panels, summed):
     """Add the values of packed tiles with their weights to what ROWS queries have summed up."""
+    words, value_n = TILE // per_word(form), 4 * flash.dim_v
     panel = 0
     while panel < panels:
         end = panel + 1
         while end < panels and tiles[end] == tiles[end - 1] + 1:
             end += 1
-        add_values(flash, weights.ctypes.data + 2 * panel * TILE, tiles[panel], summed, end - panel)
+        multiply_panel(
+            form, weights.ctypes.data + 4 * panel * words, 4 * BLOCK // per_word(form),
+            flash.packed_values + tiles[panel] * words * value_n, value_n,
+            summed, value_n, (end - panel) * words, flash.dim_v, 1,
+        )  # fmt: skip
         panel = end
 
 
 @njit
-def attend_to_means(flash, means, read, head, block):
+def attend_to_means(kind, form, flash, means, read, head, block):
     """Attend from a block of queries to the means of the blocks that it leaves out, as the first that it
     attends to.
     """
@@ -285,8 +295,9 @@ def attend_to_means(flash, means, read, head, block):
     chosen = bytes_at(read.chosen + (head * read.query_blocks + block) * read.blocks)
     scaling, cap = np.float32(flash.scaling), np.float32(flash.softcap)
     unit = ONE if cap else scaling
-    rows = rows_as_stored(flash, head, first, count)
-    scores, weights = np.empty(ROWS * BLOCK, np.float32), np.empty(ROWS * BLOCK, np.uint16)
+    rows = query_rows(kind, form, flash, head, first, count)
+    scores = np.empty(ROWS * BLOCK, np.float32)
+    weights = weights_for(form, scores)
     shift, tiles = np.empty(BLOCK, np.float32), np.empty(PANELS, np.int64)
     for start in range(0, near, BLOCK):
         left = 0
@@ -300,7 +311,7 @@ def attend_to_means(flash, means, read, head, block):
         for panel in range(panels):
             tiles[panel] = (head // flash.group) * means.room + start // TILE + panel
         for top in range(0, count, ROWS):
-            multiply_panels(means, rows, top, tiles, panels, scores)
+            multiply_panels(form, means, rows, top, tiles, panels, scores)
             for row in range(ROWS):
                 at = row * BLOCK
                 if cap:
@@ -312,11 +323,11 @@ def attend_to_means(flash, means, read, head, block):
                 weigh_row(
                     scores, at, weights, unit, width, width, highest, sums, top + row, sum_row, flash.dim_v
                 )
-            add_panels(means, weights, tiles, panels, summed + 4 * top * flash.dim_v)
+            add_panels(form, means, weights, tiles, panels, summed + 4 * top * flash.dim_v)
 
 
 @njit
-def attend_to_chosen(flash, read, head, block):
+def attend_to_chosen(kind, form, flash, read, head, block):
     """Attend from a block of queries to what it has chosen of the range of keys that is packed."""
     first, count = rows_of(flash, block)
     chosen = bytes_at(read.chosen + (head * read.query_blocks + block) * read.blocks + flash.first)
@@ -329,9 +340,9 @@ def attend_to_chosen(flash, read, head, block):
     highest, sums = floats_at(flash.highest + 4 * place), floats_at(flash.sums + 4 * place)
     summed = flash.sum + 4 * place * flash.dim_v
     if found:
-        attend_to_tiles(flash, head, first, count, tiles[:found], highest, sums, summed)
+        attend_to_tiles(kind, form, flash, head, first, count, tiles[:found], highest, sums, summed)
     if flash.last:
-        out, floats = numbers_at(flash.out, Bfloat16()), floats_at(summed)
+        out, floats = numbers_at(flash.out, kind), floats_at(summed)
         for row in range(count):
             at = head * flash.out_h + (first + row) * flash.out_n
             factor = ONE / sums[row]
@@ -340,12 +351,13 @@ def attend_to_chosen(flash, read, head, block):
 
 
 @njit
-def attend_to_tiles(flash, head, first, count, chosen, highest, sums, summed):
+def attend_to_tiles(kind, form, flash, head, first, count, chosen, highest, sums, summed):
     """Attend from queries of a head, `count` from the first on, causally to packed tiles, by their numbers in
     the range.
     """
-    rows = rows_as_stored(flash, head, first, count)
-    scores, weights = np.empty(ROWS * BLOCK, np.float32), np.empty(ROWS * BLOCK, np.uint16)
+    rows = query_rows(kind, form, flash, head, first, count)
+    scores = np.empty(ROWS * BLOCK, np.float32)
+    weights = weights_for(form, scores)
     scaling, cap = np.float32(flash.scaling), np.float32(flash.softcap)
     tiles = (head // flash.group) * flash.room + chosen
     for start in range(0, len(tiles), PANELS):
@@ -354,7 +366,7 @@ def attend_to_tiles(flash, head, first, count, chosen, highest, sums, summed):
             own = flash.past + first + top
             if (flash.first + chosen[start]) * TILE > own + ROWS - 1:
                 continue
-            multiply_panels(flash, rows, top, tiles[start:], panels, scores)
+            multiply_panels(form, flash, rows, top, tiles[start:], panels, scores)
             for row in range(ROWS):
                 at = row * BLOCK
                 if cap:
@@ -377,7 +389,7 @@ def attend_to_tiles(flash, head, first, count, chosen, highest, sums, summed):
                     sum_row,
                     flash.dim_v,
                 )
-            add_panels(flash, weights, tiles[start:], panels, summed + 4 * top * flash.dim_v)
+            add_panels(form, flash, weights, tiles[start:], panels, summed + 4 * top * flash.dim_v)
 
 
 class ReadStages(NamedTuple):
@@ -392,27 +404,27 @@ class ReadStages(NamedTuple):
     attend_to_chosen: int
 
 
-@cache
-def build_reading() -> ReadStages:
-    """Compile the stages."""
+@lru_cache(maxsize=None, typed=True)  # the marks are empty tuples: only their types differ
+def build_reading(kind: Kind, form: Form) -> ReadStages:
+    """Compile the stages for numbers of a kind, multiplied in a form."""
     stamp = source_stamp()
 
     def pack_keys_task(task, thread, flash_at, unused, unused_too):
         _ = stamp
         flash = flashes_at(flash_at)[0]
-        pack_keys(flash, task // flash.count, task % flash.count)
+        pack_keys(kind, form, flash, task // flash.count, task % flash.count)
 
     def pack_task(task, thread, flash_at, unused, unused_too):
         _ = stamp
         flash = flashes_at(flash_at)[0]
-        pack_keys(flash, task // flash.count, task % flash.count)
-        pack_values(flash, task // flash.count, task % flash.count)
+        pack_keys(kind, form, flash, task // flash.count, task % flash.count)
+        pack_values(kind, form, flash, task // flash.count, task % flash.count)
 
-    def choose_task(task, thread, flash_at, planes_at, read_at):
+    def choose_task(task, thread, flash_at, kept_at, read_at):
         _ = stamp
-        read = reads_at(read_at)[0]
+        read, spreads_at = reads_at(read_at)[0], kept_at + FLASH_BYTES
         choose(
-            flashes_at(flash_at)[0], flashes_at(planes_at)[0], read,
+            kind, form, flashes_at(flash_at)[0], flashes_at(kept_at)[0], flashes_at(spreads_at)[0], read,
             task // read.query_blocks, task % read.query_blocks,
         )  # fmt: skip
 
@@ -420,14 +432,17 @@ def build_reading() -> ReadStages:
         _ = stamp
         read = reads_at(read_at)[0]
         attend_to_means(
-            flashes_at(flash_at)[0], flashes_at(means_at)[0], read,
+            kind, form, flashes_at(flash_at)[0], flashes_at(means_at)[0], read,
             task // read.query_blocks, task % read.query_blocks,
         )  # fmt: skip
 
     def chosen_task(task, thread, flash_at, read_at, unused):
         _ = stamp
         read = reads_at(read_at)[0]
-        attend_to_chosen(flashes_at(flash_at)[0], read, task // read.query_blocks, task % read.query_blocks)
+        attend_to_chosen(
+            kind, form, flashes_at(flash_at)[0], read,
+            task // read.query_blocks, task % read.query_blocks,
+        )  # fmt: skip
 
     tasks = pack_keys_task, pack_task, choose_task, means_task, chosen_task
     return ReadStages(*(stage(task, STAGE) for task in tasks))
@@ -444,13 +459,17 @@ def read_sparsely(
     softmax: Softmax = PLAIN,
     computed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`Backend.prefill_sparsely` of one sequence, all bfloat16, without learned sinks; for chunks that
-    `prefill.obstacle` has nothing against.
+    """`Backend.prefill_sparsely` of one sequence, all of one number format, without learned sinks; for chunks
+    that `prefill.obstacle` has nothing against.
 
-    Returns bfloat16 [1, H, N, D_v], whose heads lie side by side, and the log-sum-exp float32 [1, H, N].
+    Returns [1, H, N, D_v] in that format, whose heads lie side by side, and the log-sum-exp float32
+    [1, H, N].
     """
     heads, new, dim = queries.shape[1:]
     kv_heads, size, dim_v = values.shape[1:]
+    kind = KINDS[queries.dtype]
+    form = form_of(kind)
+    word = 2 if isinstance(form, Pairs) else 1
     query_blocks, whole = -(-new // QUERY_BLOCK), size // KEY_BLOCK
     out = torch.empty(1, new, heads, dim_v, dtype=queries.dtype).transpose(1, 2)
     chosen = torch.empty(1, heads, query_blocks, blocks_of(size), dtype=torch.uint8)
@@ -463,32 +482,32 @@ def read_sparsely(
 
     def record(keys: Tensor, values: Tensor, past: int, new: int, room: int) -> tuple[np.ndarray, Tensor]:
         """What attends to these keys and values, in packed tiles, for which there is room in the tensor."""
-        packed = torch.empty(len(keys[0]) * room * TILE * (dim + dim_v) // 2)
+        packed = torch.empty(len(keys[0]) * room * TILE * (dim + dim_v) // word)
         found = np.zeros(1, FLASH)
         found[0] = (
             queries.data_ptr(), *queries.stride()[1:3], keys.data_ptr(), *keys.stride()[1:3],
             values.data_ptr(), *values.stride()[1:3], out.data_ptr(), *out.stride()[1:3],
             kv_heads, heads // kv_heads, new, past, dim, dim_v,
-            packed.data_ptr(), packed.data_ptr() + 2 * len(keys[0]) * room * TILE * dim,
+            packed.data_ptr(), packed.data_ptr() + 4 * len(keys[0]) * room * TILE * dim // word,
             room, 0, room, 0, *shared,
         )  # fmt: skip
         return found, packed
 
-    parts = means.parts[:, :, : whole * PARTS].unflatten(2, (-1, PARTS)).transpose(2, 3).flatten(1, 2)
     tiles, tiles_of_means = blocks_of(size), -(-whole // TILE)
     flash, _packed = record(keys, values, size - new, new, RANGE // TILE)
-    planes, _packed_parts = record(parts, parts, 0, whole, tiles_of_means)
     left, _packed_means = record(means.keys, means.values, 0, whole, tiles_of_means)
+    spreads, _packed_spreads = record(means.spreads, means.values, 0, whole, tiles_of_means)
+    kept = np.concatenate([left, spreads])
     read = np.zeros(1, READ)
     read[0] = (chosen.data_ptr(), query_blocks, tiles, settings.tolerance)
-    flash_at, planes_at, left_at, read_at = (x.ctypes.data for x in (flash, planes, left, read))
-    stages = runner.compiled(build_reading)
+    flash_at, kept_at, read_at = (x.ctypes.data for x in (flash, kept, read))
+    stages = runner.compiled(build_reading, kind, form)
     blocks = heads * query_blocks
     runner.run(
-        (stages.pack_keys, kv_heads * PARTS * tiles_of_means, planes_at, 0, 0),
-        (stages.choose, blocks, flash_at, planes_at, read_at),
-        (stages.pack, kv_heads * tiles_of_means, left_at, 0, 0),
-        (stages.attend_to_means, blocks, flash_at, left_at, read_at),
+        (stages.pack, kv_heads * tiles_of_means, kept_at, 0, 0),
+        (stages.pack_keys, kv_heads * tiles_of_means, kept_at + FLASH_BYTES, 0, 0),
+        (stages.choose, blocks, flash_at, kept_at, read_at),
+        (stages.attend_to_means, blocks, flash_at, kept_at, read_at),
     )
     for first in range(0, tiles, RANGE // TILE):
         count = min(RANGE // TILE, tiles - first)
@@ -499,5 +518,7 @@ def read_sparsely(
         )
     if computed is not None:
         count_blocks(chosen, new, size, computed)
-    of_rows = (highest + sums.log()).view(heads, query_blocks, ROOM)[:, :, :QUERY_BLOCK]
-    return out, of_rows.flatten(1)[:, :new].unsqueeze(0)
+    highest, sums = (
+        x.view(heads, query_blocks, ROOM)[:, :, :QUERY_BLOCK].flatten(1)[:, :new] for x in (highest, sums)
+    )
+    return out, (highest + sums.log()).unsqueeze(0)

@@ -57,7 +57,7 @@ NORM = _record("x weight bias step out sum size centred", "eps")
 # rotation of the first `rotated` coordinates by cos and sin, float32, one number for two coordinates, which
 # are a half of them apart or, pairs, neighbours.
 ROPE = _record("cos sin query_norm key_norm norms_last rotated pairs", "clip")
-# A chunk of queries [H, new, D] that attend to keys and values [K, past + new, D], all bfloat16, causally;
+# A chunk of queries [H, new, D] that attend to keys and values [K, past + new, D], causally;
 # see `prefill.py`. This much of the keys: `count` tiles from tile `first` on, packed to `packed_keys` and
 # `packed_values`, `room` tiles to a KV head; then `last` is set where no more follow. highest, sums: float32
 # [H, rows], sum: float32 [H, rows, D_v], so far. window: as of a STEP.

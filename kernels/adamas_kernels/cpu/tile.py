@@ -1,19 +1,46 @@
-"""The product of a few rows with a panel of columns, in registers: bfloat16 pairs, float32 sums.
+"""The product of a few rows with a panel of columns, in registers, in float32 sums.
 
-Two neighbours along the dimension that is summed over lie in one 32-bit word. A word of a row meets sixteen
-words of the panel in one instruction (VDPBF16PS), and ROWS * 4 sums stay in registers for the whole length.
+What is summed over comes in words of 32 bits: a pair of bfloat16 neighbours, or one float32. A word of a row
+meets as many words of the panel as a register holds in one instruction, and all sums stay in registers for
+the whole length.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import numpy as np
 from llvmlite import ir
+from numba import njit
 from numba.core import cgutils, types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
-from adamas_kernels.cpu.lanes import I32, LANES, NUMBERS, WORDS, splat_value
+from adamas_kernels.cpu.features import FEATURES, MULTIPLIES_BFLOAT16
+from adamas_kernels.cpu.floats import Bfloat16, Kind, to_float
+from adamas_kernels.cpu.lanes import F32, I32, LANES, NUMBERS, WORDS, splat_value
+from adamas_kernels.cpu.records import floats_at, ints_at
 
-ROWS = 6  # with 4 vectors 24 sums; 32 registers hold them, the panel's words and one row's word
+ROWS = 6
+# Vectors of LANES numbers side by side. AVX-512 has 32 registers for 6 x 4 sums, a panel's words and a row's
+# word; AVX2's 16 registers of half the size, and NEON's 32 of a quarter, hold 6 x 1.
+WIDE = 4 if "avx512f" in FEATURES else 1
 I64 = ir.IntType(64)
+
+
+class Pairs(NamedTuple):
+    """Words are pairs of bfloat16, and meet by VDPBF16PS."""
+
+
+class Singles(NamedTuple):
+    """Words are float32."""
+
+
+Form = Pairs | Singles
+
+
+def form_of(kind: Kind) -> Form:
+    """How numbers that are stored so are multiplied on this CPU."""
+    return Pairs() if isinstance(kind, Bfloat16) and MULTIPLIES_BFLOAT16 else Singles()
 
 
 class _Bfloat(ir.types._BaseFloatType):
@@ -27,26 +54,112 @@ class _Bfloat(ir.types._BaseFloatType):
 
 
 _Bfloat._create_instance()
-PAIRS = ir.VectorType(_Bfloat(), 2 * LANES)
+BFLOATS = ir.VectorType(_Bfloat(), 2 * LANES)
 
 
-def _multiply_pairs(builder, total, row, panel):
+def per_word(form):
+    """Numbers in a word."""
+    raise NotImplementedError
+
+
+@overload(per_word)
+def _per_word(form):
+    return (lambda form: 2) if form.instance_class is Pairs else (lambda form: 1)
+
+
+def zero_numbers(form, count):
+    """So many zeros in the format of words, one after another."""
+    raise NotImplementedError
+
+
+@overload(zero_numbers)
+def _zero_numbers(form, count):
+    if form.instance_class is Pairs:
+        return lambda form, count: np.zeros(count, np.uint16)
+    return lambda form, count: np.zeros(count, np.float32)
+
+
+def put_number(array, index, stored):
+    """Write a number as another array holds it."""
+    raise NotImplementedError
+
+
+@overload(put_number)
+def _put_number(array, index, stored):
+    if array.dtype == stored:
+
+        def put(array, index, stored):
+            array[index] = stored
+    else:
+
+        def put(array, index, stored):
+            array[index] = to_float(stored)
+
+    return put
+
+
+def words_at(form, address):
+    """The words from an address on."""
+    raise NotImplementedError
+
+
+@overload(words_at)
+def _words_at(form, address):
+    if form.instance_class is Pairs:
+        return lambda form, address: ints_at(address)
+    return lambda form, address: floats_at(address)
+
+
+def word_of(form, first, last):
+    """The word of two neighbours, or of one number, which is the first."""
+    raise NotImplementedError
+
+
+@overload(word_of)
+def _word_of(form, first, last):
+    if form.instance_class is Pairs:
+        return lambda form, first, last: np.int32(first) | np.int32(last) << np.int32(16)
+    return lambda form, first, last: to_float(first)
+
+
+def weights_for(form, scores):
+    """Where the weights of scores go, in the format of words: to the scores' own place where they fit it."""
+    raise NotImplementedError
+
+
+@overload(weights_for)
+def _weights_for(form, scores):
+    if form.instance_class is Pairs:
+        return lambda form, scores: np.empty(len(scores), np.uint16)
+    return lambda form, scores: scores
+
+
+def _meet_pairs(builder, total, row, panel):
+    """total + row panel, of words that are pairs."""
     name = "llvm.x86.avx512bf16.dpbf16ps.512"
-    shape = ir.FunctionType(NUMBERS, [NUMBERS, PAIRS, PAIRS])
-    return builder.call(cgutils.get_or_insert_function(builder.module, shape, name), [total, row, panel])
+    shape = ir.FunctionType(NUMBERS, [NUMBERS, BFLOATS, BFLOATS])
+    function = cgutils.get_or_insert_function(builder.module, shape, name)
+    row = builder.bitcast(splat_value(builder, row), BFLOATS)
+    return builder.call(function, [total, row, builder.bitcast(panel, BFLOATS)])
+
+
+def _meet_singles(builder, total, row, panel):
+    """total + row panel, of words that are float32."""
+    name = f"llvm.fmuladd.v{LANES}f32"
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(NUMBERS, [NUMBERS] * 3), name)
+    row = splat_value(builder, builder.bitcast(row, F32))
+    return builder.call(function, [row, builder.bitcast(panel, NUMBERS), total])
 
 
 def _tile(count):
-    """multiply(row, row_n, panel, panel_n, out, out_n, pairs, add): out = rows panel, or (add) out + rows
-    panel.
+    """multiply(form, row, row_n, panel, panel_n, out, out_n, words, add): out = rows panel, or (add) out +
+    rows panel.
 
-    row: address of ROWS rows of `pairs` words, row_n bytes apart; panel: of `pairs` rows of 16 * count words,
-    panel_n bytes apart; out: of float32 rows, out_n bytes apart.
+    row: address of ROWS rows of `words` words, row_n bytes apart; panel: of `words` rows of LANES * count
+    words, panel_n bytes apart; out: of float32 rows, out_n bytes apart.
     """
 
-    def emit(context, builder, sig, args):
-        row, row_n, panel, panel_n, out, out_n, pairs, add = args
-
+    def emit(meet, context, builder, row, row_n, panel, panel_n, out, out_n, words, add):
         def at(address, offset, kind):
             return builder.inttoptr(builder.add(address, offset), kind.as_pointer())
 
@@ -67,32 +180,48 @@ def _tile(count):
                 for r in range(ROWS):
                     for v in range(count):
                         builder.store(zero, sums[r][v])
-        with cgutils.for_range(builder, pairs) as loop:
-            words = []
+        with cgutils.for_range(builder, words) as loop:
+            columns = []
             for v in range(count):
                 offset = builder.add(builder.mul(loop.index, panel_n), I64(4 * LANES * v))
-                word = builder.load(at(panel, offset, WORDS))
-                word.align = 4
-                words.append(builder.bitcast(word, PAIRS))
+                column = builder.load(at(panel, offset, WORDS))
+                column.align = 4
+                columns.append(column)
             for r in range(ROWS):
                 offset = builder.add(builder.mul(row_n, I64(r)), builder.mul(loop.index, I64(4)))
-                one = builder.load(at(row, offset, I32))
-                one.align = 2
-                pair = builder.bitcast(splat_value(builder, one), PAIRS)
+                word = builder.load(at(row, offset, I32))
+                word.align = 2
                 for v in range(count):
                     total = builder.load(sums[r][v])
-                    builder.store(_multiply_pairs(builder, total, pair, words[v]), sums[r][v])
+                    builder.store(meet(builder, total, word, columns[v]), sums[r][v])
         for r in range(ROWS):
             for v in range(count):
                 builder.store(builder.load(sums[r][v]), place(r, v)).align = 4
-        return context.get_dummy_value()
 
     @intrinsic
-    def multiply(typing_context, row, row_n, panel, panel_n, out, out_n, pairs, add):
-        return types.void(*[types.int64] * 8), emit
+    def multiply(typing_context, form, row, row_n, panel, panel_n, out, out_n, words, add):
+        meet = _meet_pairs if form.instance_class is Pairs else _meet_singles
+
+        def emit_for(context, builder, sig, args):
+            emit(meet, context, builder, *args[1:])
+            return context.get_dummy_value()
+
+        return types.void(form, *[types.int64] * 8), emit_for
 
     return multiply
 
 
-multiply_wide = _tile(4)  # panels of 64 columns
-multiply_narrow = _tile(1)  # of 16
+_multiply_wide = _tile(WIDE)
+_multiply_narrow = _tile(1)
+
+
+@njit
+def multiply_panel(form, row, row_n, panel, panel_n, out, out_n, words, columns, add):
+    """ROWS rows times a panel of `columns` words, a multiple of LANES; the rest as above."""
+    step = 4 * LANES * WIDE
+    if columns % (LANES * WIDE) == 0:
+        for at in range(0, 4 * columns, step):
+            _multiply_wide(form, row, row_n, panel + at, panel_n, out + at, out_n, words, add)
+    else:
+        for at in range(0, 4 * columns, 4 * LANES):
+            _multiply_narrow(form, row, row_n, panel + at, panel_n, out + at, out_n, words, add)

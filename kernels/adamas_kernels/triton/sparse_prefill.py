@@ -2,14 +2,15 @@
 
 A tile of queries has its blocks as a list, so work and memory traffic follow how many there are. It reads the
 means of all blocks before it too, 1/64 of the keys, for the blocks that are left out. torch's flex_attention
-knows no means, and took longer for the chosen blocks alone (docs/performance.md).
+knows no means, and takes longer for the chosen blocks alone (docs/performance.md).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextvars import copy_context
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 import triton
@@ -26,15 +27,24 @@ from adamas_kernels.triton.reading import NONE_YET, WORD, choose_blocks
 
 HOPPER = 9  # NVIDIA's generation with a unit that copies tiles, from addresses that are aligned
 ALIGNMENT = 16  # bytes
-# Of a program: numbers of queries, and of keys at a time, and at most how many of each.
-QUERY_NUMBERS, KEY_NUMBERS = 16384, 8192
-MOST_ROWS, MOST_KEYS = 128, 64
 STAGES = 2
-WARPS = 8
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How many rows of queries a program has, how many keys at a time, and what it runs on."""
+
+    rows: int
+    keys: int
+    warps: int
+    options: Mapping[str, int] = field(default_factory=dict)
+
+
+# By padded head_dim, as they were fastest. For 128, two programs fit a multiprocessor with so few registers,
+# and one multiplies while the other has its softmax; a few registers spill, which takes less.
+HOPPER_TILES = {64: Tile(128, 64, 4), 128: Tile(128, 64, 8, {"maxnreg": 128}), 256: Tile(128, 64, 8)}
+QUERY_NUMBERS, KEY_NUMBERS = 16384, 8192  # of a tile elsewhere: what fits the smallest GPUs
 ORDER_BLOCK = 64  # tiles whose places in the order are found at a time
-# Two programs then fit a multiprocessor of a Hopper, and one multiplies while the other has its softmax; a
-# few registers spill, which takes less.
-HOPPER_REGISTERS = 128
 
 
 @triton.jit
@@ -167,27 +177,25 @@ def attend_to_blocks(
     batch, heads, new, dim = queries.shape
     kv_heads, dim_v = keys.shape[1], values.shape[3]
     size, dim_v_pad = max(16, next_power(dim)), max(16, next_power(dim_v))
-    widest = max(size, dim_v_pad)
-    rows, block = min(MOST_ROWS, QUERY_NUMBERS // widest), min(MOST_KEYS, KEY_NUMBERS // widest)
+    hopper = on_hopper(queries.device) if hopper is None else hopper
+    tile = tile_of(max(size, dim_v_pad), hopper)
     out = queries.new_empty(batch, new, heads, dim_v).transpose(1, 2)
     lse = torch.empty(batch, heads, new, dtype=torch.float32, device=queries.device)
     bits, lists, counts = chosen
     order = heaviest_first(counts)
     sources = keys, values, means.keys, means.values
-    hopper = on_hopper(queries.device) if hopper is None else hopper
     copied = hopper and aligned(*sources)
-    options: dict[str, Any] = {"maxnreg": HOPPER_REGISTERS} if hopper else {}
 
     def launch() -> None:
         if copied:
             triton.set_allocator(_workspace)
-        sparse_prefill_kernel[(counts.numel() * (QUERY_BLOCK // rows),)](
+        sparse_prefill_kernel[(counts.numel() * (QUERY_BLOCK // tile.rows),)](
             queries, *sources, bits, lists, counts, order, out, lse, *queries.stride()[:3],
             *(stride for source in sources for stride in source.stride()[:3]), *out.stride()[:3],
             *scales_of(scaling, softmax), keys.shape[2] - new, new, counts.shape[2], lists.shape[3],
-            HEADS=kv_heads, GROUP=heads // kv_heads, D=dim, P=size, D_V=dim_v, D_V_PAD=dim_v_pad, ROWS=rows,
-            BLOCK=block, KEY_BLOCK=KEY_BLOCK, QUERY_BLOCK=QUERY_BLOCK, WORD=WORD, STAGES=STAGES,
-            CAPPED=softmax.softcap > 0, COPIED=copied, num_warps=WARPS, **options,
+            HEADS=kv_heads, GROUP=heads // kv_heads, D=dim, P=size, D_V=dim_v, D_V_PAD=dim_v_pad,
+            ROWS=tile.rows, BLOCK=tile.keys, KEY_BLOCK=KEY_BLOCK, QUERY_BLOCK=QUERY_BLOCK, WORD=WORD,
+            STAGES=STAGES, CAPPED=softmax.softcap > 0, COPIED=copied, num_warps=tile.warps, **tile.options,
         )  # fmt: skip
 
     copy_context().run(launch)  # the allocator is set for this launch alone
@@ -231,6 +239,12 @@ def heaviest_first(counts: Tensor) -> Tensor:
 
 def _workspace(size: int, alignment: int, stream: int | None) -> Tensor:
     return torch.empty(size, dtype=torch.int8, device="cuda")
+
+
+def tile_of(size: int, hopper: bool) -> Tile:
+    """The tile for heads of this padded dimension."""
+    small = Tile(min(QUERY_BLOCK, QUERY_NUMBERS // size), min(KEY_BLOCK, KEY_NUMBERS // size), 8)
+    return HOPPER_TILES.get(size, small) if hopper else small
 
 
 def aligned(*sources: Tensor) -> bool:

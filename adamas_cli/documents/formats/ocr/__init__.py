@@ -10,6 +10,7 @@ import time
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from adamas_cli.documents.formats.limits import limit
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.remark import Remark
 
@@ -129,8 +130,7 @@ def _sureness(boxes: list[Box]) -> float:
 @cache
 def _engine() -> Any:
     """Loaded once; its models are files of its wheel. Raises UnreadableError."""
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, hard))
+    limit(resource.RLIMIT_AS, MEMORY_BYTES)
     try:
         from rapidocr import RapidOCR
     except ImportError as error:
