@@ -106,11 +106,11 @@ class FullLayer(Layer, CacheLayerMixin):
             out, _ = sparse.backend.decode_step(
                 queries, keys, values, coded, scaling, sparse.settings, counts, softmax
             )
-            self._count(new, mode)
+            self.count(new, mode)
             return out
         if mode.dense is not None and mode.answers and new == 1:
             out, _ = mode.dense.dense_step(queries, keys, values, self.uncoded(), scaling, softmax)
-            self._count(new, mode)
+            self.count(new, mode)
             return out
         self._append(keys, values)
         out = self._attend_to_all(queries, scaling, softmax)
@@ -173,12 +173,8 @@ class FullLayer(Layer, CacheLayerMixin):
         power = query_power(queries, kv_heads) * of
         self._power = power if self._power is None else self._power + power
 
-    def count_one(self, mode: Mode) -> None:
-        """See `Layer.count_one`; with its codes where the mode is sparse."""
-        self._count(1, mode)
-
-    def _count(self, new: int, mode: Mode) -> None:
-        """Tokens are there that a step wrote, with their codes where it was a sparse one."""
+    def count(self, new: int, mode: Mode) -> None:
+        """See `Layer.count`; with their codes where the mode is sparse."""
         self.length += new
         if self.codes is not None and self.coded_for(mode) is not None:
             self.codes.encoded = self.length
@@ -259,6 +255,22 @@ class FullLayer(Layer, CacheLayerMixin):
             gone = self.stored_values[:, :, tokens : self.length]
             self.value_sum -= gone.sum(2, dtype=torch.float32)
         self.length = min(self.length, tokens)
+        if self.codes is not None:
+            self.codes.truncate(tokens)
+
+    def before_step(self) -> tuple[int, Tensor]:
+        """See `Layer.before_step`: the number of tokens and the sum of their values."""
+        return self.length, self.value_sum.clone()
+
+    def retract(self, tokens: int, before: tuple[int, Tensor]) -> None:
+        """See `Layer.retract`. The sum of values is what it was, plus one value after the other."""
+        if tokens == self.length:
+            return
+        start, value_sum = before
+        self.value_sum.copy_(value_sum)
+        for value in self.stored_values[:, :, start:tokens].unbind(2):
+            self.value_sum += value
+        self.length = tokens
         if self.codes is not None:
             self.codes.truncate(tokens)
 

@@ -72,7 +72,7 @@ class CapturedSteps:
         if token is not graph.token:
             graph.token.copy_(token)
         graph.graph.replay()
-        self._cache.count_one(mode)
+        self._cache.count(1, mode)
         return graph.logits, graph.token
 
     def _capture(self, token: Tensor, mode: Mode) -> _Graph:

@@ -60,7 +60,7 @@ class Stepper:
         until the next step, and the greedy token, int64 [1], where the step tells it.
         """
         if self._compiled is not None and self.runs_compiled(mode):
-            return self._compiled.step(int(token), mode), None
+            return self._compiled.step([int(token)], mode)[0], None
         if self._captured is not None and self._cache.get_seq_length():  # the first token makes the buffers
             try:
                 return self._captured.step(token, mode)

@@ -15,7 +15,7 @@ from adamas_kernels.cpu.formats import FORMATS
 from adamas_kernels.cpu.multiply import build_multiply
 from adamas_kernels.cpu.quantize import QUANTIZED, build_quantize
 from adamas_kernels.cpu.records import PRODUCT, ROWS
-from adamas_kernels.cpu.rows import build_product, build_unpack
+from adamas_kernels.cpu.rows import build_product, build_products, build_unpack
 from adamas_kernels.cpu.runner import Runner
 
 TASKS_PER_THREAD = 8  # so that threads end together
@@ -110,9 +110,12 @@ def products(
     *,
     add: bool = False,
     factor: float = 1.0,
+    vectors: int = 1,
+    x_step: int = 0,
 ) -> np.ndarray:
     """Records of products with one vector: (weight, bias or None, out) each, but for the weight all float32
-    [rows]. They are multiplied by a factor and written to out, or added to it.
+    [rows]. They are multiplied by a factor and written to out, or added to it. Or with several vectors, x_step
+    numbers apart, of which there are a whole number of TILEs in memory; then out is [vectors, rows].
     """
     records = np.zeros(len(parts), PRODUCT)
     for record, (weight, bias, out) in zip(records, parts, strict=True):
@@ -123,6 +126,10 @@ def products(
         record["blocks"], record["columns"] = weight.columns // form.numbers, weight.columns
         record["rows"], record["bias"] = weight.rows, 0 if bias is None else bias.data_ptr()
         record["out"], record["add"], record["factor"] = out.data_ptr(), add, factor
+        record["vectors"], record["x_step"] = vectors, x_step * out.itemsize
+        if vectors > 1:
+            record["several"] = runner.compiled(build_products, weight.kind)
+            record["out_step"] = out.stride(0) * out.itemsize
         record["share"], record["tasks"] = share, -(-weight.rows // share)
     return records
 

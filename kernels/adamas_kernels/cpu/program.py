@@ -1,4 +1,4 @@
-"""The program of one decode step: the stages of all layers, and what of their records changes with the
+"""The program of a decode step of one token or a few: the stages of all layers, and what of their records changes with the
 length.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from adamas_kernels.contract import SparseSettings
+from adamas_kernels.contract import LARGEST_STEP, SparseSettings
 from adamas_kernels.cpu.dense import DenseStages
 from adamas_kernels.cpu.inner import KINDS as ACTIVATIONS
 from adamas_kernels.cpu.inner import build_inner
@@ -36,16 +36,26 @@ from adamas_kernels.reference import padded_dim
 from adamas_kernels.weights import AttentionWeights, Linear, Mixture, Mlp, Norm, Router
 
 
+RANK_BYTES = 8  # that a query has of each token in scratch memory
+MOST_SCRATCH = 1 << 28  # bytes of that, where a step could take fewer tokens
+
+
 class StepProgram:
     """Stages are added in order; after `finish` they run as `program`, each time `prepare`d for a length.
 
+    Vectors of its `rows` tokens are [rows, padded], and their memory goes on to a whole number of TILEs.
     steps: a STEP for each layer. Tensors that are named here must live as long as this.
     """
 
     def __init__(
-        self, runner: Runner, arena: Arena, attention: Sequence[AttentionWeights], settings: SparseSettings
+        self,
+        runner: Runner,
+        arena: Arena,
+        attention: Sequence[AttentionWeights],
+        settings: SparseSettings,
+        rows: int = 1,
     ) -> None:
-        self.settings = settings
+        self.settings, self.rows = settings, rows
         self.steps = np.zeros(len(attention), STEP)
         self._runner, self._arena = runner, arena
         self._layers = attention
@@ -75,16 +85,26 @@ class StepProgram:
         return record
 
     def normalize(self, *norms: tuple[Norm, Tensor, Tensor], total: Tensor | None = None) -> None:
-        """Norms of vectors: (norm, x, out) each; x and out may be the same. total: where they are added."""
+        """Norms of vectors, one of each token: (norm, x, out) each; x and out may be the same. total: where
+        they are added.
+        """
         if norms:
-            records = np.concatenate([self.norm_record(*norm, total) for norm in norms])
-            self.add((self._runner.compiled(build_norm), len(norms), self.keep(records), 0, 0))
+            records = np.concatenate(
+                [
+                    self.norm_record(norm, x[row], out[row], None if total is None else total[row])
+                    for norm, x, out in norms
+                    for row in range(self.rows)
+                ]
+            )
+            self.add((self._runner.compiled(build_norm), len(records), self.keep(records), 0, 0))
 
     def multiply(
         self, x: Tensor, parts: Sequence[tuple[Linear, Tensor]], *, add: bool = False, factor: float = 1.0
     ) -> None:
-        """Products of linear layers with x, written to or added to a vector each."""
-        records = self._products(parts, add=add, factor=factor)
+        """Products of linear layers with x, one vector or one of each token, written to or added to as many
+        each.
+        """
+        records = self._products(parts, x, add=add, factor=factor)
         tasks = int(records["tasks"].sum())
         self.add((self._runner.compiled(build_multiply), tasks, self.keep(records), x.data_ptr(), 0))
 
@@ -95,11 +115,20 @@ class StepProgram:
         self.add((self._runner.compiled(build_inner), tasks, self.keep(joined), x.data_ptr(), 0))
 
     def inner_record(
-        self, mlp: Mlp, out: Tensor, *, chosen: Tensor | None = None, scale: Tensor | None = None
+        self,
+        mlp: Mlp,
+        x: Tensor,
+        out: Tensor,
+        *,
+        chosen: Tensor | None = None,
+        scale: Tensor | None = None,
     ) -> np.ndarray:
-        """See INNER. out: float32 [slots, padded], a row for each of the `chosen` experts, int32 [slots]."""
-        slots = len(out)
-        first = self._products([(part, out) for part in mlp.first])
+        """See INNER. out: float32 [slots, padded], a row for each of the `chosen` experts, int32 [slots], or
+        for each vector of x.
+        """
+        first = self._products([(part, out) for part in mlp.first], x)
+        vectors = int(first["vectors"][0])
+        slots = len(out) // vectors
         gate = self.keep(first)
         up = gate + first.nbytes - first.itemsize
         share, act = rows_of_task(self._runner, mlp.inner, slots), mlp.activation
@@ -107,8 +136,8 @@ class StepProgram:
         record = np.zeros(1, INNER)
         record[0] = (
             0 if plain else gate, up, mlp.inner if mlp.order == "halves" else 0,
-            2 * mlp.inner if joined else mlp.inner, mlp.order == "alternating", mlp.inner, out.data_ptr(),
-            out.stride(0), _address(chosen), _address(scale), ACTIVATIONS.index(act.kind), slots, share,
+            2 * mlp.inner if joined else mlp.inner, mlp.order == "alternating", mlp.inner, vectors,
+            out.data_ptr(), out.stride(0), _address(chosen), _address(scale), ACTIVATIONS.index(act.kind), slots, share,
             slots * -(-mlp.inner // share), act.alpha, act.limit or 0, act.shift,
         )  # fmt: skip
         return record
@@ -137,7 +166,7 @@ class StepProgram:
         share = rows_of_task(self._runner, rows)
         record = np.zeros(1, MIXTURE)
         record[0] = (
-            self.keep(self._products([(down, out)])), rows, chosen.data_ptr(), shares.data_ptr(), slots,
+            self.keep(self._products([(down, out)], out)), rows, chosen.data_ptr(), shares.data_ptr(), slots,
             inner.data_ptr(), inner.stride(0), out.data_ptr(), add, share, factor,
         )  # fmt: skip
         stage = self._runner.compiled(build_mixture)
@@ -169,9 +198,23 @@ class StepProgram:
         self._group = max(layer.heads // layer.kv_heads for layer in self._layers)
         self._head_dim = max(layer.head_dim for layer in self._layers)
 
+    def most(self, length: int) -> int:
+        """How many tokens behind so many in the cache one program may take, so that each is computed as it
+        would be alone, with the same scaling and as many groups of ranks, and scratch memory is small.
+        """
+        budget, ranks = self.settings.budget, RANK_BYTES * self._heads * (length + LARGEST_STEP)
+        most = min(LARGEST_STEP, max(1, MOST_SCRATCH // ranks))
+        for index in self._growing:
+            _, tokens = self._layers[index].growth
+            most = min(most, tokens - length % tokens)
+        groups = groups_of_segment(budget, length + 1)
+        while groups_of_segment(budget, length + most) != groups:
+            most -= 1
+        return most
+
     def prepare(self, length: int) -> None:
         """Set what depends on the tokens in the cache."""
-        tokens, settings = length + 1, self.settings
+        tokens, settings = length + self.rows, self.settings
         segments, groups = -(-tokens // SEGMENT), groups_of_segment(settings.budget, tokens)
         self.steps["length"], self.steps["groups"] = length, groups
         self.steps["peak_room"] = segments * groups
@@ -182,20 +225,21 @@ class StepProgram:
         for index in self._growing:
             self.steps["scaling"][index] = self._layers[index].scaling_at(length)
         for kind, kv_heads, heads, window, layers, places in self._groups:
-            seen = tokens if window is None else min(tokens, window)
-            count = -(-seen // SEGMENT) if kind is Stages else dense_segments(seen)
+            first = 0 if window is None else max(0, length + 1 - window)
+            count = -(-tokens // SEGMENT) if kind is Stages else dense_segments(tokens, first)
             self.steps["segments"][layers] = self.steps["room"][layers] = count
-            self.program.records["tasks"][places] = kind.tasks(kv_heads, heads, count)
+            self.program.records["tasks"][places] = kind.tasks(kv_heads, heads * self.rows, count)
         self._arena.reserve(
-            self._heads, self._group, segments, segments * groups, padded_dim(self._head_dim), self._head_dim,
+            self._heads * self.rows, self._group * self.rows, segments, segments * groups, padded_dim(self._head_dim), self._head_dim,
             settings.budget,
         )  # fmt: skip
 
     def _products(
-        self, parts: Sequence[tuple[Linear, Tensor]], *, add: bool = False, factor: float = 1.0
+        self, parts: Sequence[tuple[Linear, Tensor]], x: Tensor, *, add: bool = False, factor: float = 1.0
     ) -> np.ndarray:
         weights = [(linear.weight, linear.bias, out) for linear, out in parts]
-        return products(self._runner, weights, add=add, factor=factor)
+        vectors, step = (1, 0) if x.ndim == 1 else (len(x), x.stride(0))
+        return products(self._runner, weights, add=add, factor=factor, vectors=vectors, x_step=step)
 
 
 def _address(x: Tensor | None) -> int:

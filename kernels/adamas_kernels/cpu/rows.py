@@ -28,6 +28,7 @@ from adamas_kernels.cpu.tasks import STAGE
 
 ZERO = np.float32(0)
 LINE = 64  # bytes
+TILE = 4  # vectors that a block is read once for
 AHEAD = 8192  # bytes: rows are short, and behind each the CPU would begin anew to see what comes next
 I64, BYTE = ir.IntType(64), ir.IntType(8)
 
@@ -69,35 +70,43 @@ def _block(builder, form, address):
 
 
 @intrinsic(prefer_literal=True)
-def dot_block(typing_context, form, total, block, x, at, sums, sums_at):
-    """total plus the products of the numbers of the block at an address with x from x[at] on, in LANES parts.
+def dot_block(typing_context, form, totals, block, x, at, step, sums, sums_at, sums_step):
+    """Each of the totals plus the products of the numbers of the block at an address with x from x[at] on, in
+    LANES parts, and for the next total with x from x[at + step] on: all of them as one alone would be.
 
-    sums: of each LANES numbers of x, which belong to the block from sums[sums_at] on.
+    sums: of each LANES numbers of x, which belong to the block from sums[sums_at] on, then sums_step further.
     """
 
     def emit(context, builder, sig, args):
-        _, total, address, x, at, sums, sums_at = args
+        _, totals, address, x, at, step, sums, sums_at, sums_step = args
+        totals = cgutils.unpack_tuple(builder, totals)
         _fetch_ahead(builder, address, FORMATS[form.literal_value].size)
         block = _block(builder, form, address)
         for first in range(0, len(block.codes), block.shared):
-            part = None
+            parts = [None] * len(totals)
             for piece in range(first, first + block.shared):
-                numbers = _lanes_of(context, builder, sig.args[3], x, at, piece)
-                codes = block.codes[piece]()
-                if block.scales is None:
-                    total = _fused(builder, codes, numbers, total)
-                elif part is None:
-                    part = builder.fmul(codes, numbers)
-                else:
-                    part = _fused(builder, codes, numbers, part)
-            if part is not None:
-                total = _fused(builder, part, _splat_lane(builder, block.scales, first), total)
+                codes, place = block.codes[piece](), at
+                for i, total in enumerate(totals):
+                    numbers = _lanes_of(context, builder, sig.args[3], x, place, piece)
+                    if block.scales is None:
+                        totals[i] = _fused(builder, codes, numbers, total)
+                    elif parts[i] is None:
+                        parts[i] = builder.fmul(codes, numbers)
+                    else:
+                        parts[i] = _fused(builder, codes, numbers, parts[i])
+                    place = builder.add(place, step)
+            if block.scales is not None:
+                scale = _splat_lane(builder, block.scales, first)
+                totals = [_fused(builder, part, scale, x) for part, x in zip(parts, totals, strict=True)]
         if block.offsets is not None:
-            numbers = _lanes_of(context, builder, sig.args[5], sums, sums_at)
-            total = _fused(builder, block.offsets, numbers, total)
-        return total
+            for i, total in enumerate(totals):
+                numbers = _lanes_of(context, builder, sig.args[6], sums, sums_at)
+                totals[i] = _fused(builder, block.offsets, numbers, total)
+                sums_at = builder.add(sums_at, sums_step)
+        return context.make_tuple(builder, sig.return_type, totals)
 
-    return FLOATS(form, total, types.int64, x, types.int64, sums, types.int64), emit
+    place = types.int64
+    return totals(form, totals, place, x, place, place, sums, place, place), emit
 
 
 @intrinsic(prefer_literal=True)
@@ -120,6 +129,12 @@ def unpack_block(typing_context, form, block, out, kind):
         return context.get_dummy_value()
 
     return types.void(form, types.int64, types.int64, kind), emit
+
+
+@njit
+def whole_lanes(count):
+    """The least whole number of LANES that is not less."""
+    return -(-count // LANES) * LANES
 
 
 @njit
@@ -147,13 +162,45 @@ def build_product(form: str) -> int:
         for row in range(first, last, 2):  # two at a time, which share what is read of x
             block = product.data + row * step
             other = block + step if row + 1 < last else block
-            a = b = splat(ZERO)
+            a = b = (splat(ZERO),)
             for at in range(product.blocks):
-                a = dot_block(form, a, block + at * size, x, at * numbers, sums, at * pieces)
-                b = dot_block(form, b, other + at * size, x, at * numbers, sums, at * pieces)
-            out[row - first] = sum_lanes(a)
+                a = dot_block(form, a, block + at * size, x, at * numbers, 0, sums, at * pieces, 0)
+                b = dot_block(form, b, other + at * size, x, at * numbers, 0, sums, at * pieces, 0)
+            out[row - first] = sum_lanes(a[0])
             if row + 1 < last:
-                out[row + 1 - first] = sum_lanes(b)
+                out[row + 1 - first] = sum_lanes(b[0])
+
+    return stage(rows, STAGE)
+
+
+@lru_cache(maxsize=None, typed=True)
+def build_products(form: str) -> int:
+    """Compile the same for TILE vectors, `product.x_step` bytes apart from x on: out is [TILE, rows, up to a
+    whole number of LANES].
+    """
+    stamp = source_stamp()
+    numbers, size, adds = FORMATS[form].numbers, FORMATS[form].size, FORMATS[form].adds
+    pieces = numbers // LANES
+
+    def rows(first, last, product_at, x_at, out_at):
+        _ = stamp
+        product = products_at(product_at)[0]
+        x, out = floats_at(x_at), floats_at(out_at)
+        step, width = product.x_step // 4, whole_lanes(last - first)
+        sums_step = product.columns // LANES + LANES if adds else 0
+        sums = np.zeros(TILE * sums_step, np.float32)
+        if adds:
+            for i in range(TILE):
+                sums[i * sums_step : (i + 1) * sums_step] = sums_of_lanes(x[i * step :], product.columns)
+        for row in range(first, last):
+            block = product.data + row * product.row_bytes
+            totals = (splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO))
+            for at in range(product.blocks):
+                totals = dot_block(
+                    form, totals, block + at * size, x, at * numbers, step, sums, at * pieces, sums_step
+                )
+            for i in range(TILE):
+                out[i * width + row - first] = sum_lanes(totals[i])
 
     return stage(rows, STAGE)
 
