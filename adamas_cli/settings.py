@@ -16,6 +16,7 @@ Quantization = Literal[
 AttentionKind = Literal["auto", "adamas", "full"]
 Scorer = Literal["dot", "manhattan"]
 BackendName = Literal["auto", "triton", "cpu", "torch"]
+DraftKind = Literal["auto", "off", "text"]
 Ocr = Literal["auto", "always", "never"]
 OnOverflow = Literal["error", "truncate", "map-reduce"]
 
@@ -51,7 +52,8 @@ class ModelSettings:
 class DecodingSettings:
     """How documents are read and how answer tokens attend to them. budget: tokens, None to go by the
     context. error: the share of a head's attention below which a token is left out of the budget, 0 for none.
-    prefill_chunk: tokens, None to go by the device.
+    prefill_chunk: tokens, None to go by the device. draft: what an answer says next is looked up in the text
+    and checked, several tokens at a time: where that is expected to be faster, never, or always.
     """
 
     attn: AttentionKind = "auto"
@@ -61,6 +63,7 @@ class DecodingSettings:
     dense_layers: int = DENSE_LAYERS
     backend: BackendName = "auto"
     prefill_chunk: int | None = None
+    draft: DraftKind = "auto"
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ def first_products(runner, mlp, x, slots, chosen=None):
     """What an MLP's stage writes, [slots, rows], and nothing behind."""
     out = torch.full((slots, mlp.inner + 1), torch.nan)
     program = StepProgram(runner, Arena(runner.threads), [], SparseSettings())
-    record = program.inner_record(mlp, out, chosen=chosen)
+    record = program.inner_record(mlp, x, out, chosen=chosen)
     runner.run((build_inner(), int(record["tasks"][0]), record.ctypes.data, x.data_ptr(), 0))
     assert out[:, -1].isnan().all()
     return out[:, :-1]

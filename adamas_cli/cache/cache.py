@@ -25,7 +25,6 @@ from adamas_cli.cache.stateless import StatelessLayer
 from adamas_cli.cache.tally import Tally
 from adamas_cli.models.shape import shape_of_config
 
-
 RETRACTING = {FULL, SLIDING}  # kinds of layers that forget their last tokens at little cost
 
 

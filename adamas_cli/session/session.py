@@ -64,6 +64,7 @@ class Session:
             prefill_chunk=runtime.attention.prefill_chunk,
             announce=self._note_compiling,
             counts=counts or runtime.origins.counts,
+            drafts=runtime.attention.draft,
         )
         give_back()  # reading needs it for other sizes
         if log.isEnabledFor(logging.INFO):

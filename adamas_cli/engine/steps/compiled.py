@@ -1,5 +1,5 @@
-"""One token, or a few, in one call of compiled functions, on a CPU; see `describe.py` for the models that have
-them. Everything else goes through transformers' own forward.
+"""One token, or a few, in one call of compiled functions, on a CPU; see `describe.py` for the models that
+have them. Everything else goes through transformers' own forward.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class CompiledSteps:
         return logits
 
     def most(self) -> int:
-        """How many tokens the next step should take at most, so that each is computed as it would be alone."""
+        """How many tokens the next step should take at most, each to be computed as it would be alone."""
         return self._decoder.most(self._cache.get_seq_length())
 
     def _rotation(self, kind: str, positions: Tensor) -> tuple[Tensor, Tensor]:

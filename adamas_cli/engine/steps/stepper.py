@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -54,6 +54,22 @@ class Stepper:
     def runs_compiled(self, mode: Mode) -> bool:
         """Whether a step of this mode is one call of compiled functions."""
         return self._compiled is not None and (mode.sparse is None or mode.sparse.backend.name == "cpu")
+
+    def checks(self, mode: Mode) -> bool:
+        """Whether steps of this mode take several tokens for less than as many steps, and give them back."""
+        return self.runs_compiled(mode) and self._cache.retracts
+
+    def most(self, mode: Mode) -> int:
+        """How many tokens the next of the `steps` should take at most, where it `checks`."""
+        assert self._compiled is not None
+        return self._compiled.most()
+
+    def steps(self, tokens: Sequence[int], mode: Mode) -> Tensor:
+        """Append tokens as an answer's, where it `checks`: the logits after each, [n, vocabulary], valid
+        until the next step.
+        """
+        assert self._compiled is not None
+        return self._compiled.step(tokens, mode)
 
     def step(self, token: Tensor, mode: Mode) -> tuple[Tensor, Tensor | None]:
         """Append one token, int64 [1], as an answer's tokens attend: the logits after it, [vocabulary], valid

@@ -114,8 +114,8 @@ def products(
     x_step: int = 0,
 ) -> np.ndarray:
     """Records of products with one vector: (weight, bias or None, out) each, but for the weight all float32
-    [rows]. They are multiplied by a factor and written to out, or added to it. Or with several vectors, x_step
-    numbers apart, of which there are a whole number of TILEs in memory; then out is [vectors, rows].
+    [rows]. They are multiplied by a factor and written to out, or added to it. Or with several vectors,
+    x_step numbers apart, of which there are a whole number of TILEs in memory; then out is [vectors, rows].
     """
     records = np.zeros(len(parts), PRODUCT)
     for record, (weight, bias, out) in zip(records, parts, strict=True):

@@ -1,5 +1,5 @@
-"""The program of a decode step of one token or a few: the stages of all layers, and what of their records changes with the
-length.
+"""The program of a decode step of one token or a few: the stages of all layers, and what of their records
+changes with the length.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from adamas_kernels.cpu.step import Stages
 from adamas_kernels.cpu.tasks import Program
 from adamas_kernels.reference import padded_dim
 from adamas_kernels.weights import AttentionWeights, Linear, Mixture, Mlp, Norm, Router
-
 
 RANK_BYTES = 8  # that a query has of each token in scratch memory
 MOST_SCRATCH = 1 << 28  # bytes of that, where a step could take fewer tokens
@@ -137,8 +136,8 @@ class StepProgram:
         record[0] = (
             0 if plain else gate, up, mlp.inner if mlp.order == "halves" else 0,
             2 * mlp.inner if joined else mlp.inner, mlp.order == "alternating", mlp.inner, vectors,
-            out.data_ptr(), out.stride(0), _address(chosen), _address(scale), ACTIVATIONS.index(act.kind), slots, share,
-            slots * -(-mlp.inner // share), act.alpha, act.limit or 0, act.shift,
+            out.data_ptr(), out.stride(0), _address(chosen), _address(scale), ACTIVATIONS.index(act.kind),
+            slots, share, slots * -(-mlp.inner // share), act.alpha, act.limit or 0, act.shift,
         )  # fmt: skip
         return record
 
@@ -230,8 +229,8 @@ class StepProgram:
             self.steps["segments"][layers] = self.steps["room"][layers] = count
             self.program.records["tasks"][places] = kind.tasks(kv_heads, heads * self.rows, count)
         self._arena.reserve(
-            self._heads * self.rows, self._group * self.rows, segments, segments * groups, padded_dim(self._head_dim), self._head_dim,
-            settings.budget,
+            self._heads * self.rows, self._group * self.rows, segments, segments * groups,
+            padded_dim(self._head_dim), self._head_dim, settings.budget,
         )  # fmt: skip
 
     def _products(

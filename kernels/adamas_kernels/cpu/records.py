@@ -70,18 +70,19 @@ FLASH = _record(
 # One stage of a program: `tasks` calls of a function with the addresses of three records, see `tasks.py`.
 STAGES = _record("function tasks first second third")
 # A weight in blocks, see `rows.py`, and what is done with it: its products with `vectors`, `x_step` bytes
-# apart, by the compiled `function` of its type, or by `several` with TILE at a time, plus a float32 bias where
-# there is one, times `factor`, are written to or (add) added to out, `out_step` bytes apart, `share` rows to a
-# task.
+# apart, by the compiled `function` of its type, or by `several` with TILE at a time, plus a float32 bias
+# where there is one, times `factor`, are written to or (add) added to out, `out_step` bytes apart, `share`
+# rows to a task.
 PRODUCT = _record(
     "function several data row_bytes blocks columns rows bias vectors x_step out out_step add share tasks",
     "factor",
 )
 # What of an MLP comes before its last product, for each of `slots` experts, or for each of `vectors` of one:
-# out, float32 [slots or vectors, out_step], of which `rows` are written, `share` to a task. gate, up: addresses of PRODUCTs, gate 0 where there is none;
-# an expert's rows begin `step` behind those of the one before, and up's `up_at` behind the gate's, unless
-# they are alternating. chosen: int32 [slots], the experts, or 0 for the first alone; scale: of a float32
-# that multiplies all, or 0. kind, alpha, limit, shift: see `inner.py`.
+# out, float32 [slots or vectors, out_step], of which `rows` are written, `share` to a task. gate, up:
+# addresses of PRODUCTs, gate 0 where there is none; an expert's rows begin `step` behind those of the one
+# before, and up's `up_at` behind the gate's, unless they are alternating. chosen: int32 [slots], the experts,
+# or 0 for the first alone; scale: of a float32 that multiplies all, or 0. kind, alpha, limit, shift: see
+# `inner.py`.
 INNER = _record(
     "gate up up_at step alternating rows vectors out out_step chosen scale kind slots share tasks",
     "alpha limit shift",

@@ -14,7 +14,6 @@ from adamas_kernels.cpu.build import source_stamp, stage
 from adamas_kernels.cpu.floats import Bfloat16, Float32
 from adamas_kernels.cpu.formats import FORMATS, Reader
 from adamas_kernels.cpu.lanes import (
-    FLOATS,
     I32,
     LANES,
     NUMBERS,
