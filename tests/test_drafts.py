@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -11,17 +10,20 @@ import pytest
 import torch
 from adamas_kernels.contract import LARGEST_STEP, SparseSettings
 from conftest import tiny_architecture
-from torch import nn
+from torch import Tensor, nn
 
+from adamas_cli.cache.mode import Mode
 from adamas_cli.engine.attention import AttentionSettings
+from adamas_cli.engine.decoding import Checked
 from adamas_cli.engine.drafts import ORDER, SIZES, Costs, Drafter, TextIndex
 from adamas_cli.engine.events import Token
+from adamas_cli.engine.sampler import Sampler
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.timeline import Timeline
 from adamas_cli.models.packed import pack_model
 from adamas_cli.progress import Silent
 
-CONTEXT, ANSWER, DRAWN = 600, 60, 300
+CONTEXT, ANSWER, DRAWN = 300, 48, 6000
 GREEDY = Sampling()
 FULL = AttentionSettings("full")
 SPARSE = AttentionSettings("adamas", SparseSettings(budget=48), dense_layers=1)
@@ -93,11 +95,11 @@ def test_drafts_are_as_long_as_pays():
 def test_where_repetitions_mislead_nothing_is_proposed_after_a_while():
     phrase, other = numbers(ORDER, 1, 1000).tolist(), (numbers(2500, 2, 1000) + 1000).tolist()
     parts = [[*phrase, *other[at : at + 5]] for at in range(0, len(other), 5)]
-    known = np.array(sum(parts[:300], []))
+    known, rest = np.array(parts[:300]).ravel(), np.array(parts[300:]).ravel().tolist()
     drafter = Drafter(known, Costs("cpu"))
-    assert not any(sizes_of(drafter, sum(parts[300:], []))[-400:])
+    assert not any(sizes_of(drafter, rest)[-400:])
     always = Drafter(known, Costs("cpu"), always=True)
-    assert any(sizes_of(always, sum(parts[300:], []))[-400:])
+    assert any(sizes_of(always, rest)[-400:])
 
 
 @dataclass
@@ -130,16 +132,18 @@ def answer(timeline: Timeline, sampling: Sampling = GREEDY, stop_ids: tuple[int,
     return [event.id for event in events if isinstance(event, Token)], done
 
 
-@pytest.mark.parametrize("attention", [FULL, SPARSE], ids=["full", "sparse"])
-@pytest.mark.parametrize("name", ["qwen2", "gemma3"])
-@pytest.mark.parametrize("temperature", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("name", "attention", "temperature"),
+    [("qwen2", FULL, 0.0), ("qwen2", SPARSE, 0.0), ("qwen2", SPARSE, 0.3), ("gemma3", SPARSE, 0.0)],
+)
 def test_answers_are_those_without_drafts(models, name, attention, temperature):
     sampling = Sampling(temperature=temperature, seed=3)
     one, other = opened(models[name], attention, "off"), opened(models[name], attention, "text")
     expected, plain = answer(one, sampling, keep=True)
     found, done = answer(other, sampling, keep=True)
     assert found == expected
-    assert done.drafted.proposed > done.drafted.accepted > 0
+    assert done.drafted.proposed >= done.drafted.accepted > 0
+    assert done.drafted.proposed > done.drafted.accepted or name == "gemma3"  # which goes in small circles
     assert done.drafted.passes + done.drafted.accepted == plain.drafted.passes == ANSWER - 1
     assert (other.length, other.answered) == (one.length, one.answered)
     assert np.array_equal(other.ids, one.ids)
@@ -161,10 +165,10 @@ def test_answers_that_end_early_leave_what_was_said(models, drafts):
     prompt = timeline.length + 9
     with closing(timeline.answer(numbers(9, 1), GREEDY, ANSWER, (), keep=True)) as events:
         for event in events:
-            if isinstance(event, Token) and event.index == 41:
+            if isinstance(event, Token) and event.index == 31:
                 break
-    assert timeline.length == prompt + 41
-    assert timeline.ids[prompt:].tolist() == whole[:41]
+    assert timeline.length == prompt + 31
+    assert timeline.ids[prompt:].tolist() == whole[:31]
     timeline.truncate(CONTEXT)
     stop = next(token for at, token in enumerate(whole) if at > 3 and token not in whole[:at])
     found, done = answer(timeline, stop_ids=(stop,), keep=True)
@@ -175,29 +179,53 @@ def test_answers_that_end_early_leave_what_was_said(models, drafts):
 def test_a_thought_is_ended_within_a_draft(models):
     def steer(token: int) -> list[int]:
         said.append(token)
-        return [7, 8] if len(said) == 40 else []
+        return [7, 8] if len(said) == 30 else []
 
     found = []
     for drafts in ("off", "text"):
         said: list[int] = []
         found.append(answer(opened(models["qwen2"], FULL, drafts), steer=steer)[0])
     assert found[0] == found[1]
-    assert found[0][40:42] == [7, 8]
+    assert found[0][30:32] == [7, 8]
 
 
-def test_drawn_tokens_are_distributed_as_without_drafts(models):
-    """The second token of many answers, behind a first one that nearly always is what a draft says."""
-    timeline = opened(models["qwen2"], FULL, "text")
-    counts: dict[str, Counter[int]] = {}
-    for drafts, seed in (("off", 0), ("text", 1000)):
-        timeline.drafts = drafts
-        drawn = [
-            tuple(
-                event.id
-                for event in timeline.answer(timeline.ids[-9:], Sampling(0.6, seed=seed + turn), 5, ())
-                if isinstance(event, Token)
-            )
-            for turn in range(DRAWN)
-        ]
-        counts[drafts] = Counter(drawn)
-    print(counts)
+class Chain:
+    """In place of a model's steps and its cache: logits behind a token are the same wherever it stands."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits, self.length, self.taken_back = logits, 0, 0
+
+    def most(self, mode: Mode) -> int:
+        return LARGEST_STEP
+
+    def steps(self, tokens: list[int], mode: Mode) -> Tensor:
+        self.length += len(tokens)
+        return self.logits[tokens]
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def before_step(self) -> list[int]:
+        return []
+
+    def retract(self, tokens: int, before: list[int]) -> None:
+        self.taken_back += self.length - tokens
+        self.length = tokens
+
+
+def test_drawn_tokens_are_distributed_as_the_model_says():
+    """Each behind its predecessor, drafted or not: chi-square of 12 degrees of freedom."""
+    torch.manual_seed(0)
+    chain, sampler = Chain(2 * torch.randn(4, 4)), Sampler(Sampling(0.8, seed=5), torch.device("cpu"))
+    drafter = Drafter(numbers(200, below=4), Costs("cpu"), always=True)
+    saying = Checked(chain, chain, Mode(), sampler, drafter, chain.logits[0])
+    said = []
+    for _ in range(DRAWN):
+        said.append(saying.next(LARGEST_STEP))
+        saying.feed(LARGEST_STEP)
+    assert saying.drafted.accepted > DRAWN / 4
+    assert chain.taken_back > DRAWN / 4
+    seen = np.zeros((4, 4))
+    np.add.at(seen, (said[:-1], said[1:]), 1)
+    expected = (chain.logits / 0.8).softmax(-1).numpy() * seen.sum(1, keepdims=True)
+    assert ((seen - expected) ** 2 / expected).sum() < 32.9  # more once in a thousand times

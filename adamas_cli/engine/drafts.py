@@ -56,7 +56,7 @@ class TextIndex:
         return int(self._ids[place])
 
     def behind(self, place: int, count: int) -> list[int]:
-        """So many tokens from a place on; where the text ends, they begin anew, as what goes in circles does."""
+        """So many tokens from a place on; where the text ends they begin anew, as circles do."""
         known = self._ids[place : min(place + count, self._length)].tolist()
         return [known[at % len(known)] for at in range(count)]
 
@@ -177,8 +177,8 @@ class Drafter:
             self._place, self._shared = text.repeated()
 
     def propose(self, most: int) -> list[int]:
-        """What may come next, to be checked in a pass with the last token, of one of the SIZES and at most this
-        many tokens; empty where none is expected to pay.
+        """What may come next, to be checked in a pass with the last token, of one of the SIZES and at most
+        this many tokens; empty where none is expected to pay.
         """
         sizes = [size for size in SIZES if size <= most]
         if not self._shared or not sizes:
