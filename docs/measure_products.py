@@ -2,7 +2,7 @@
 
     python docs/measure_products.py [KIND ...]
 
-Prints the fastest of many runs over far more weights than caches hold, each run so short that another process
+The vector is rounded before. Prints the fastest of many runs over far more weights than caches hold, each run so short that another process
 seldom falls into it: microseconds, GB/s of the file's bytes, and weights a second.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from adamas_kernels.blocks import BlockWeight, row_bytes
 from adamas_kernels.cpu.formats import FORMATS
-from adamas_kernels.cpu.linear import products
+from adamas_kernels.cpu.linear import Inputs, products
 from adamas_kernels.cpu.multiply import build_multiply
 from adamas_kernels.cpu.records import STAGES
 from adamas_kernels.cpu.runner import Runner
@@ -54,7 +54,8 @@ def fastest(runner: Runner, kind: str, rows: int, columns: int) -> float:
         BlockWeight(kind, torch.randint(0, 256, (rows, size // rows), dtype=torch.uint8), columns)
         for _ in range(int(MEMORY / size))
     ]
-    x, out = torch.randn(columns), torch.empty(rows)
+    inputs, out = Inputs(runner, torch.randn(1, columns)), torch.empty(rows)
+    runner.run(inputs.stage)
     records = [products(runner, [(weight, None, out)]) for weight in weights]
     function = runner.compiled(build_multiply)
     each = max(1, int(RUN / size))
@@ -62,7 +63,7 @@ def fastest(runner: Runner, kind: str, rows: int, columns: int) -> float:
         Program(
             np.array(
                 [
-                    (function, int(record["tasks"][0]), record.ctypes.data, x.data_ptr(), 0)
+                    (function, int(record["tasks"][0]), record.ctypes.data, *inputs.addresses())
                     for record in records[at : at + each]
                 ],
                 STAGES,

@@ -1,10 +1,13 @@
-"""Random weights in the blocks of GGUF's types."""
+"""Random weights in the blocks of GGUF's types, and what their products with a vector must be."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from adamas_kernels.blocks import BlockWeight, block_size, row_bytes
+from adamas_kernels.blocks import BlockWeight, block_size, row_bytes, unpack
+from adamas_kernels.cpu.formats import FORMATS, CodeFormat
+from adamas_kernels.cpu.lanes import LANES
+from torch import Tensor
 
 # Where a block has floats of 16 bits; elsewhere any bits are codes or integers.
 FLOATS = {
@@ -53,3 +56,28 @@ def some_weight(kind: str, rows: int, columns: int, seed: int = 0) -> BlockWeigh
     memory = torch.full((made.bytes + 4096,), 255, dtype=torch.uint8)
     memory[: made.bytes] = made.data.flatten()
     return BlockWeight(kind, memory[: made.bytes].view(rows, -1), columns)
+
+
+def assert_product(found: Tensor, packed: BlockWeight, x: Tensor, before: Tensor | float = 0.0) -> None:
+    """Off by no more than sums in float32 are from the product with the rounded vector, where there are codes,
+    and by no more than half a step of each number from the product with the vector itself.
+    """
+    weight = unpack(packed)[:, : len(x)].double()
+    used, loss = x.double(), torch.zeros_like(x).double()
+    if isinstance(FORMATS[packed.kind], CodeFormat):
+        used, loss = rounded(x)
+    # A code's least value and a minimum are added on their own: each may be as large as the largest weight.
+    terms = (weight.abs() + weight.abs().amax(1, keepdim=True)) @ used.abs()
+    bound = 1e-6 * terms + 1e-6
+    assert ((found - weight @ used - before).abs() <= bound).all()
+    assert ((found - weight @ x.double() - before).abs() <= weight.abs() @ loss + bound).all()
+
+
+def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
+    """A vector as weights of codes meet it, and how far each number may be from what it was, float64."""
+    groups = torch.nn.functional.pad(x, (0, -len(x) % LANES)).view(-1, LANES)
+    size = groups.abs().amax(1, keepdim=True)
+    codes = (groups * torch.where(size > 0, 127 / size, 0)).round()
+    steps = (size / 127).double().expand_as(groups)
+    found, half = (codes * steps).flatten()[: len(x)], steps.flatten()[: len(x)] / 2
+    return found, half * (1 + 1e-5)

@@ -19,6 +19,7 @@ from adamas_kernels.contract import AnyCache, DenseCache, SparseSettings
 from adamas_kernels.cpu.dense import build_dense
 from adamas_kernels.cpu.floats import KINDS, Float32
 from adamas_kernels.cpu.formats import MOST_NUMBERS
+from adamas_kernels.cpu.linear import Inputs
 from adamas_kernels.cpu.product import available_forms
 from adamas_kernels.cpu.program import StepProgram
 from adamas_kernels.cpu.records import ROPE, Arena, describe_dense, describe_layer
@@ -118,28 +119,28 @@ class _Steps:
             self._layer(program, index, weights, layer, tally)
         normed = self._normalized(program, self._weights.norm, "normed")
         parts = [(self._weights.head, self._logits)]
-        program.multiply(normed, parts, factor=self._weights.factor)
+        program.multiply(program.inputs(normed), parts, factor=self._weights.factor)
         program.finish()
         return program
 
     def _layer(
         self, program: StepProgram, index: int, weights: LayerWeights, layer: AnyCache, tally: Tensor | None
     ) -> None:
-        x = self._normalized(program, weights.before_attention, "normed")
-        own = x
+        x = own = program.inputs(self._normalized(program, weights.before_attention, "normed"))
         if weights.parallel and weights.before_mlp is not None:
-            own = self._normalized(program, weights.before_mlp, "also normed")
+            own = program.inputs(self._normalized(program, weights.before_mlp, "also normed"))
         attended = self._attended(program, index, weights.attention, x, layer, tally)
         out, add = self._target(weights.after_attention)
         parts = [(weights.attention.output, out)]
-        program.multiply(attended, parts, add=add, factor=weights.factor)
+        program.multiply(program.inputs(attended), parts, add=add, factor=weights.factor)
         self._add_normalized(program, weights.after_attention, out)
         if not weights.parallel:
-            own = self._normalized(program, weights.before_mlp, "normed")
+            own = program.inputs(self._normalized(program, weights.before_mlp, "normed"))
         out, add = self._target(weights.after_mlp)
         if isinstance(weights.mlp, Mixture):
-            for one, its in zip(own, out, strict=True):  # each token has experts of its own
-                self._mixture(program, weights.mlp, one, its, add=add, factor=weights.factor)
+            for row, its in enumerate(out):  # each token has experts of its own
+                one = own.only(row)
+                self._mixture(program, weights.mlp, one, its[None], add=add, factor=weights.factor)
         else:
             self._mlp(program, weights.mlp, own, out, add=add, factor=weights.factor)
         self._add_normalized(program, weights.after_mlp, out)
@@ -164,14 +165,14 @@ class _Steps:
             program.normalize((after, branch, branch), total=self._hidden)
 
     def _mlp(
-        self, program: StepProgram, mlp: Mlp, x: Tensor, out: Tensor, *, add: bool, factor: float
+        self, program: StepProgram, mlp: Mlp, x: Inputs, out: Tensor, *, add: bool, factor: float
     ) -> None:
         inner = self._vector("inner", mlp.inner)
         program.first_products(x, [program.inner_record(mlp, x, inner)])
-        program.multiply(inner, [(mlp.down, out)], add=add, factor=factor)
+        program.multiply(program.inputs(inner), [(mlp.down, out)], add=add, factor=factor)
 
     def _mixture(
-        self, program: StepProgram, mixture: Mixture, x: Tensor, out: Tensor, *, add: bool, factor: float
+        self, program: StepProgram, mixture: Mixture, x: Inputs, out: Tensor, *, add: bool, factor: float
     ) -> None:
         router, shared = mixture.router, mixture.shared
         (logits,) = self._vector("router", router.logits.weight.rows, 1)
@@ -190,16 +191,16 @@ class _Steps:
             also = self._vector("shared", shared.inner, 1)
             records.append(program.inner_record(shared, x, also, scale=scale))
         program.first_products(x, records)
-        program.mix(mixture, inner, chosen, shares, out, add=add, factor=factor)
+        program.mix(mixture, program.inputs(inner), chosen, shares, out, add=add, factor=factor)
         if shared is not None:
-            program.multiply(also[0], [(shared.down, out)], add=True, factor=factor)
+            program.multiply(program.inputs(also), [(shared.down, out)], add=True, factor=factor)
 
     def _attended(
         self,
         program: StepProgram,
         index: int,
         weights: AttentionWeights,
-        x: Tensor,
+        x: Inputs,
         layer: AnyCache,
         tally: Tensor | None,
     ) -> Tensor:

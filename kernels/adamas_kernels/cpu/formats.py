@@ -1,8 +1,8 @@
 """How the numbers of a block are read, for each type that compiled functions multiply in place.
 
-A description is Python that emits LLVM's code, without loops: a block's codes as lanes of LANES floats, one
-factor for each of them and, for some types, something to add. Types and layouts are those of ggml-common.h
-and of `blocks.OWN`;
+A description is Python that emits LLVM's code, without loops. Types that hold floats give lanes of LANES
+floats; the others give their codes as bytes, with a factor and, for some types, something to add for each
+LANES of them. Types and layouts are those of ggml-common.h and of `blocks.OWN`;
 https://github.com/ggml-org/ggml/blob/master/src/ggml-quants.c unpacks them one number at a time.
 """
 
@@ -14,51 +14,74 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from llvmlite import ir
-from numba.core import cgutils
 
 from adamas_kernels.cpu.features import FEATURES
 from adamas_kernels.cpu.lanes import BYTES, F32, I32, LANES, NUMBERS, WORDS, half_to_float, splat_value
+from adamas_kernels.cpu.vectors import in_order, joined, part, pick_bytes
 
-Code = Callable[[], Any]  # emits LANES numbers where it is called
+Code = Callable[[], Any]  # emits numbers where it is called
 I8, I16 = ir.IntType(8), ir.IntType(16)
-NUMBER = tuple(range(16))  # what a code of four bits means
-CENTRED = tuple(range(-8, 8))
+HAS_MASKS = "avx512bw" in FEATURES  # registers with a bit for each byte of a vector
 LOGARITHMIC = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # IQ4_NL, IQ4_XS
 FLOATS_OF_4 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # MXFP4: twice an E2M1
-PICKS_BYTES = "ssse3" in FEATURES  # chooses among 16 bytes by codes, in one instruction
-PICKS_FLOATS = "avx512f" in FEATURES  # the same among 16 floats
 
 
-class Block(NamedTuple):
-    """The code that reads one block.
+class Floats(NamedTuple):
+    """The code that reads one block of floats.
 
-    codes: for each LANES numbers in turn, what emits them as floats, not yet scaled. scales: one factor for
-    each of `codes`, in LANES lanes, or None for 1; `shared` neighbours have the same. offsets: what is to be
-    added, as many, or None.
+    numbers: for each LANES of them in turn, what emits them, not yet scaled. scale: in LANES lanes, or None
+    for 1.
     """
 
-    codes: Sequence[Code]
+    numbers: Sequence[Code]
+    scale: Any = None
+
+
+class Codes(NamedTuple):
+    """The code that reads one block of codes, or several that lie side by side.
+
+    pieces: for parts of the codes in turn, what emits them as bytes, a power of two of them. scales, minimums:
+    float32, one for each LANES codes; minimums are added, None where there are none.
+    """
+
+    pieces: Sequence[Code]
     scales: Any
-    shared: int = 1
-    offsets: Any = None
+    minimums: Any = None
 
 
 class Reader:
-    """Emits loads from one block, at places in bytes, and what is done to the values."""
+    """Emits loads from blocks, at places in bytes, and what is done to the values. What it loads of several
+    blocks is one vector.
+    """
 
-    def __init__(self, builder: Any, block: Any) -> None:
-        self.builder, self._block = builder, block
+    def __init__(self, builder: Any, *blocks: Any) -> None:
+        self.builder, self._blocks = builder, blocks
 
     def load(self, at: int, kind: ir.Type) -> Any:
-        """A value of any type."""
-        place = self.builder.gep(self._block, [ir.Constant(ir.IntType(64), at)])
+        """A value of any type, of the first block."""
+        return self._load(self._blocks[0], at, kind)
+
+    def _load(self, block: Any, at: int, kind: ir.Type) -> Any:
+        place = self.builder.gep(block, [ir.Constant(ir.IntType(64), at)])
         value = self.builder.load(self.builder.bitcast(place, kind.as_pointer()))
         value.align = 1
         return value
 
+    def each(self, at: int, kind: ir.VectorType) -> Any:
+        """A vector of each block."""
+        return joined(self.builder, [self._load(block, at, kind) for block in self._blocks])
+
     def bytes(self, at: int, count: int = LANES) -> Any:
-        """So many neighbouring bytes."""
-        return self.load(at, ir.VectorType(I8, count))
+        """So many neighbouring bytes of each block."""
+        return self.each(at, ir.VectorType(I8, count))
+
+    def halves(self, at: int) -> Any:
+        """A float16 of each block as float32, once for each LANES of its 32 codes."""
+        return self.twice(half_to_float(self.builder, self.each(at, ir.VectorType(I16, 1))))
+
+    def twice(self, vector: Any) -> Any:
+        """Each lane and behind it the same again."""
+        return in_order(self.builder, vector, [i // 2 for i in range(2 * vector.type.count)])
 
     def half(self, at: int) -> Any:
         """A float16 as float32."""
@@ -78,94 +101,61 @@ class Reader:
             codes = self.builder.lshr(codes, self.every(codes, shift))
         return self.builder.and_(codes, self.every(codes, (1 << bits) - 1))
 
-    def part(self, vector: Any, first: int, count: int = LANES) -> Any:
-        """Some neighbouring lanes."""
-        order = ir.Constant(ir.VectorType(I32, count), list(range(first, first + count)))
-        return self.builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), order)
+    def field(self, codes: Any, bits: int, shifts: Sequence[int], to: int = 0) -> Any:
+        """`bits` bits of each byte, from another bit on in each of as many parts of the vector as there are
+        `shifts`, moved to bit `to`.
+        """
+        moves = [shift - to for shift in shifts]
+        words = ir.VectorType(I32, codes.type.count // 4)
+        lanes = [abs(moves[i * len(moves) // words.count]) for i in range(words.count)]
+        # Bits that come over from a neighbouring byte are not among those that are kept.
+        move = self.builder.lshr if min(moves) >= 0 else self.builder.shl
+        assert min(moves) >= 0 or max(moves) <= 0
+        moved = move(self.builder.bitcast(codes, words), ir.Constant(words, lanes))
+        mask = self.every(codes, ((1 << bits) - 1) << to)
+        return self.builder.and_(self.builder.bitcast(moved, codes.type), mask)
 
-    def ordered(self, vector: Any, order: list[int], other: Any = None) -> Any:
-        """Lanes of one or two vectors in this order."""
-        lanes = ir.Constant(ir.VectorType(I32, len(order)), order)
-        other = ir.Constant(vector.type, ir.Undefined) if other is None else other
-        return self.builder.shuffle_vector(vector, other, lanes)
+    def nibbles(self, codes: Any, width: int = LANES) -> Any:
+        """Of each `width` bytes the lower halves and, behind them, the higher ones."""
+        groups = range(0, codes.type.count, width)
+        order = [i for first in groups for _ in range(2) for i in range(first, first + width)]
+        return self.field(in_order(self.builder, codes, order), 4, [0, 4] * len(groups))
+
+    def with_bits(self, codes: Any, flags: Any, bit: int) -> Any:
+        """The codes, without this bit, with it set where there is a flag."""
+        more = self.builder.select(flags, self.every(codes, 1 << bit), self.every(codes, 0))
+        return self.builder.add(codes, more)  # AVX-512 adds bytes under a mask in one instruction
+
+    def flags(self, at: int) -> Any:
+        """The bits of an int32 of each block."""
+        if HAS_MASKS:
+            return self.each(at, ir.VectorType(ir.IntType(1), 32))
+        flags = self.bytes(at, 4)
+        flags = in_order(self.builder, flags, [i // 8 for i in range(8 * flags.type.count)])
+        return self.has_bits(flags, [i % 8 for i in range(flags.type.count)])
+
+    def has_bits(self, codes: Any, bits: Sequence[int]) -> Any:
+        """Where a bit of a byte is set, another one in each part of the vector."""
+        count = codes.type.count
+        mask = ir.Constant(codes.type, [1 << bits[i * len(bits) // count] for i in range(count)])
+        return self.builder.icmp_unsigned("!=", self.builder.and_(codes, mask), self.every(codes, 0))
 
     def signed(self, codes: Any) -> Any:
-        """LANES int8 as floats."""
-        return self.builder.sitofp(self.builder.sext(codes, WORDS), NUMBERS)
-
-    def signed_at(self, at: int) -> Any:
-        """LANES neighbouring int8 as floats."""
-        return self.signed(self.bytes(at))
+        """int8 as floats."""
+        return self._floats(self.builder.sext, codes)
 
     def unsigned(self, codes: Any) -> Any:
-        """LANES uint8 as floats."""
-        return self.builder.sitofp(self.builder.zext(codes, WORDS), NUMBERS)
+        """uint8 as floats."""
+        return self._floats(self.builder.zext, codes)
+
+    def _floats(self, widen: Any, codes: Any) -> Any:
+        count = codes.type.count
+        words = widen(codes, ir.VectorType(I32, count))
+        return self.builder.sitofp(words, ir.VectorType(F32, count))
 
     def multiply(self, a: Any, b: Any) -> Any:
         """The products of floats."""
         return self.builder.fmul(a, b)
-
-    def nibbles(self, codes: Any, table: tuple[int, ...]) -> list[Code]:
-        """What the lower and the higher halves of LANES bytes mean, as floats."""
-        if PICKS_FLOATS:
-            words = self.builder.zext(codes, WORDS)
-            high = self.builder.lshr(words, self.every(words, 4))
-            return [lambda: self._pick_floats(table, words), lambda: self._pick_floats(table, high)]
-        return [
-            lambda: self._pick_bytes(table, self.low(codes, 4)),
-            lambda: self._pick_bytes(table, self.low(codes, 4, 4)),
-        ]
-
-    def _pick_floats(self, table: tuple[int, ...], words: Any) -> Any:
-        """Only four bits of each word count."""
-        name = "llvm.x86.avx512.permvar.sf.512"
-        shape = ir.FunctionType(NUMBERS, [NUMBERS, WORDS])
-        function = cgutils.get_or_insert_function(self.builder.module, shape, name)
-        return self.builder.call(function, [ir.Constant(NUMBERS, [float(x) for x in table]), words])
-
-    def _pick_bytes(self, table: tuple[int, ...], codes: Any) -> Any:
-        if table == NUMBER:
-            return self.unsigned(codes)
-        if table == CENTRED:
-            return self.signed(self.builder.sub(codes, self.every(codes, 8)))
-        values = ir.Constant(BYTES, [x & 255 for x in table])
-        if PICKS_BYTES:
-            shape = ir.FunctionType(BYTES, [BYTES, BYTES])
-            function = cgutils.get_or_insert_function(
-                self.builder.module, shape, "llvm.x86.ssse3.pshuf.b.128"
-            )
-            return self.signed(self.builder.call(function, [values, codes]))
-        found = ir.Constant(BYTES, [0] * LANES)
-        for code, value in enumerate(table):
-            chosen = self.builder.icmp_unsigned("==", codes, self.every(codes, code))
-            found = self.builder.select(chosen, self.every(codes, value & 255), found)
-        return self.signed(found)
-
-    def fifth_bits(self, codes: Sequence[Code], masks: Sequence[Code]) -> list[Code]:
-        """The same codes, and 16 more where a mask is set."""
-
-        def added(code: Code, mask: Code) -> Any:
-            low = code()
-            more = self.builder.fadd(low, self.every(low, 16.0))
-            return self.builder.select(mask(), more, low)
-
-        return [partial(added, *pair) for pair in zip(codes, masks, strict=True)]
-
-    def set_bits(self, at: int) -> list[Code]:
-        """The bits of two int16, as masks."""
-        flags = ir.VectorType(ir.IntType(1), LANES)
-        return [partial(self.load, at, flags), partial(self.load, at + 2, flags)]
-
-    def has_bit(self, codes: Any, bit: int) -> Any:
-        """Where a bit of a byte is set."""
-        return self.builder.icmp_unsigned(
-            "!=", self.builder.and_(codes, self.every(codes, 1 << bit)), self.every(codes, 0)
-        )
-
-    def pair(self, at: int) -> Any:
-        """A float16 in the first two lanes, as float32, and zeros behind them."""
-        zeros = ir.Constant(NUMBERS, [0.0] * LANES)
-        return self.ordered(self.splat_half(at), [0, 1, *range(LANES + 2, 2 * LANES)], zeros)
 
 
 def _words(read: Reader, *words: Any) -> Any:
@@ -192,126 +182,137 @@ def _scales_and_minimums(read: Reader, at: int) -> tuple[Any, Any]:
     scales = _bits(read, first, six), or_(_bits(read, third, low), _bits(read, first, high, 2))
     minimums = _bits(read, second, six), or_(_bits(read, third, low, 4), _bits(read, second, high, 2))
     both = _words(read, *scales, *minimums)
-    twice = [i // 2 for i in range(LANES)]
-    return read.unsigned(read.ordered(both, twice)), read.unsigned(read.ordered(both, [i + 8 for i in twice]))
+    first_half, second_half = (part(read.builder, both, at, 8) for at in (0, 8))
+    return read.unsigned(read.twice(first_half)), read.unsigned(read.twice(second_half))
 
 
-def _f32(read: Reader) -> Block:
+def _f32(read: Reader) -> Floats:
     """Numbers of 32 bits."""
-    return Block([lambda: read.load(0, NUMBERS)], None)
+    return Floats([lambda: read.load(0, NUMBERS)])
 
 
-def _f16(read: Reader) -> Block:
+def _f16(read: Reader) -> Floats:
     """Numbers of 16 bits."""
-    return Block([lambda: half_to_float(read.builder, read.load(0, ir.VectorType(I16, LANES)))], None)
+    return Floats([lambda: half_to_float(read.builder, read.load(0, ir.VectorType(I16, LANES)))])
 
 
-def _bf16(read: Reader) -> Block:
+def _bf16(read: Reader) -> Floats:
     """The higher halves of float32."""
 
     def numbers() -> Any:
         words = read.builder.zext(read.load(0, ir.VectorType(I16, LANES)), WORDS)
         return read.builder.bitcast(read.builder.shl(words, read.every(words, 16)), NUMBERS)
 
-    return Block([numbers], None)
+    return Floats([numbers])
 
 
-def _q8_0(read: Reader) -> Block:
-    """A scale, and 32 int8."""
-    codes = [partial(read.signed_at, at) for at in (2, 2 + LANES)]
-    return Block(codes, read.splat_half(0), 2)
-
-
-def _q8_m(read: Reader) -> Block:
-    """A scale, a middle, and 32 int8."""
-    codes = [partial(read.signed_at, at) for at in (4, 4 + LANES)]
-    return Block(codes, read.splat_half(0), 2, read.pair(2))
-
-
-def _f8(read: Reader) -> Block:
+def _f8(read: Reader) -> Floats:
     """A scale, and 32 floats of 8 bits, see `blocks.OWN`."""
 
-    def code(at: int) -> Any:
+    def numbers(at: int) -> Any:
         wide = read.builder.zext(read.bytes(at), ir.VectorType(I16, LANES))
         sign = read.builder.shl(read.builder.and_(wide, read.every(wide, 128)), read.every(wide, 8))
         rest = read.builder.shl(read.low(wide, 7), read.every(wide, 7))
         return half_to_float(read.builder, read.builder.or_(sign, rest))
 
-    return Block([partial(code, at) for at in (2, 2 + LANES)], read.splat_half(0), 2)
+    return Floats([partial(numbers, at) for at in (2, 2 + LANES)], read.splat_half(0))
 
 
-def _q4_0(read: Reader) -> Block:
+def _q8_0(read: Reader) -> Codes:
+    """A scale, and 32 int8."""
+    return Codes([lambda: read.bytes(2, 32)], read.halves(0))
+
+
+def _q8_m(read: Reader) -> Codes:
+    """A scale, a middle, and 32 int8."""
+    return Codes([lambda: read.bytes(4, 32)], read.halves(0), read.halves(2))
+
+
+def _q4_0(read: Reader) -> Codes:
     """A scale, and 32 codes of 4 bits from -8 on."""
-    return Block(read.nibbles(read.bytes(2), CENTRED), read.splat_half(0), 2)
+    return Codes([lambda: read.nibbles(read.bytes(2))], read.halves(0))
 
 
-def _q4_1(read: Reader) -> Block:
+def _q4_1(read: Reader) -> Codes:
     """A scale, a least value, and 32 codes of 4 bits."""
-    return Block(read.nibbles(read.bytes(4), NUMBER), read.splat_half(0), 2, read.pair(2))
+    return Codes([lambda: read.nibbles(read.bytes(4))], read.halves(0), read.halves(2))
 
 
-def _q5_0(read: Reader) -> Block:
+def _q5_0(read: Reader) -> Codes:
     """A scale, and 32 codes of 5 bits from -16 on, the fifth ones apart."""
-    codes = read.fifth_bits(read.nibbles(read.bytes(6), tuple(range(-16, 0))), read.set_bits(2))
-    return Block(codes, read.splat_half(0), 2)
+    codes = [lambda: read.with_bits(read.nibbles(read.bytes(6)), read.flags(2), 4)]
+    return Codes(codes, read.halves(0))
 
 
-def _q5_1(read: Reader) -> Block:
+def _q5_1(read: Reader) -> Codes:
     """A scale, a least value, and 32 codes of 5 bits, the fifth ones apart."""
-    codes = read.fifth_bits(read.nibbles(read.bytes(8), NUMBER), read.set_bits(4))
-    return Block(codes, read.splat_half(0), 2, read.pair(2))
+    codes = [lambda: read.with_bits(read.nibbles(read.bytes(8)), read.flags(4), 4)]
+    return Codes(codes, read.halves(0), read.halves(2))
 
 
-def _iq4_nl(read: Reader) -> Block:
+def _iq4_nl(read: Reader) -> Codes:
     """A scale, and 32 codes of 4 bits that a table gives their meaning."""
-    return Block(read.nibbles(read.bytes(2), LOGARITHMIC), read.splat_half(0), 2)
+    codes = [lambda: pick_bytes(read.builder, LOGARITHMIC, read.nibbles(read.bytes(2)))]
+    return Codes(codes, read.halves(0))
 
 
-def _mxfp4(read: Reader) -> Block:
+def _mxfp4(read: Reader) -> Codes:
     """A power of two, and 32 floats of 4 bits.
 
-    One group; the scale is half of the power, since the table has twice the floats.
+    The scale is half of the power, since the table has twice the floats.
     """
     builder = read.builder
-    power = builder.zext(read.load(0, I8), I32)
-    normal = builder.shl(builder.sub(power, ir.Constant(I32, 1)), ir.Constant(I32, 23))
+    powers = read.each(0, ir.VectorType(I8, 1))
+    powers = builder.zext(powers, ir.VectorType(I32, powers.type.count))
+    normal = builder.shl(builder.sub(powers, read.every(powers, 1)), read.every(powers, 23))
     # Powers 0 and 1 are subnormal.
-    tiny = builder.shl(ir.Constant(I32, 0x00200000), builder.and_(power, ir.Constant(I32, 1)))
-    is_tiny = builder.icmp_unsigned("<", power, ir.Constant(I32, 2))
-    scale = builder.bitcast(builder.select(is_tiny, tiny, normal), F32)
-    return Block(read.nibbles(read.bytes(1), FLOATS_OF_4), splat_value(builder, scale), 2)
+    tiny = builder.shl(read.every(powers, 0x00200000), builder.and_(powers, read.every(powers, 1)))
+    is_tiny = builder.icmp_unsigned("<", powers, read.every(powers, 2))
+    scales = builder.bitcast(builder.select(is_tiny, tiny, normal), ir.VectorType(F32, powers.type.count))
+    codes = [lambda: pick_bytes(builder, FLOATS_OF_4, read.nibbles(read.bytes(1)))]
+    return Codes(codes, read.twice(scales))
 
 
-def _q2_k(read: Reader) -> Block:
+def _q2_k(read: Reader) -> Codes:
     """256 codes of 2 bits; each LANES have a scale and a minimum of 4 bits, in units that are floats.
 
     Each byte has codes of four neighbouring groups of 32.
     """
 
-    def code(piece: int) -> Any:
-        half, shift = piece // 8, piece // 2 % 4
-        codes = read.low(read.bytes(16 + 32 * half, 32), 2, 2 * shift)
-        return read.unsigned(read.part(codes, LANES * (piece % 2)))
+    def codes(piece: int) -> Any:
+        both = _groups(read, 16 + 32 * (piece // 2))
+        return read.field(both, 2, _shifts(piece))
 
     both = read.bytes(0)
     scales = read.multiply(read.unsigned(read.low(both, 4)), read.splat_half(80))
     minimums = read.multiply(read.unsigned(read.low(both, 4, 4)), read.splat_half(82))
-    offsets = read.builder.fsub(ir.Constant(NUMBERS, [0.0] * LANES), minimums)
-    return Block([partial(code, piece) for piece in range(16)], scales, 1, offsets)
+    return Codes([partial(codes, piece) for piece in range(4)], scales, _negative(read, minimums))
 
 
-def _q3_k(read: Reader) -> Block:
+def _groups(read: Reader, at: int) -> Any:
+    """32 bytes twice, for two groups of codes that have their bits there."""
+    codes = read.bytes(at, 32)
+    return joined(read.builder, [codes, codes])
+
+
+def _shifts(piece: int) -> tuple[int, int]:
+    """The first bits of a piece's two groups, where a byte has two bits of each of four groups."""
+    return 4 * (piece % 2), 4 * (piece % 2) + 2
+
+
+def _negative(read: Reader, floats: Any) -> Any:
+    return read.builder.fsub(read.every(floats, -0.0), floats)
+
+
+def _q3_k(read: Reader) -> Codes:
     """256 codes of 3 bits from -4 on, the third ones apart; each LANES have a scale of 6 bits.
 
     Each byte has codes of four neighbouring groups of 32, and third bits of eight.
     """
 
-    def code(piece: int) -> Any:
-        group = piece // 2
-        codes = read.low(read.bytes(32 + 32 * (group // 4), 32), 2, 2 * (group % 4))
-        less = read.builder.sub(codes, read.every(codes, 4))
-        codes = read.builder.select(read.has_bit(read.bytes(0, 32), group), codes, less)
-        return read.signed(read.part(codes, LANES * (piece % 2)))
+    def codes(piece: int) -> Any:
+        two = read.field(_groups(read, 32 + 32 * (piece // 2)), 2, _shifts(piece))
+        return read.with_bits(two, read.has_bits(_groups(read, 0), (2 * piece, 2 * piece + 1)), 2)
 
     first, second, third = (read.load(96 + 4 * i, I32) for i in range(3))
     low, two = 0x0F0F0F0F, 0x30303030
@@ -323,78 +324,66 @@ def _q3_k(read: Reader) -> Block:
     ]
     scales = _words(read, *words)
     scales = read.signed(read.builder.sub(scales, read.every(scales, 32)))
-    return Block([partial(code, piece) for piece in range(16)], read.multiply(scales, read.splat_half(108)))
+    return Codes([partial(codes, piece) for piece in range(4)], read.multiply(scales, read.splat_half(108)))
 
 
-def _q4_k(read: Reader) -> Block:
+def _q4_k(read: Reader) -> Codes:
     """256 codes of 4 bits; each 32 have a scale and a minimum of 6 bits, in units that are floats.
 
     32 bytes have the codes of two groups.
     """
-    codes: list[Code] = []
-    for at in range(16, 144, 32):
-        first, second = (read.nibbles(read.bytes(at + part), NUMBER) for part in (0, LANES))
-        codes += [first[0], second[0], first[1], second[1]]
-    return _with_minimums(read, codes)
+    return _with_minimums(
+        read, [lambda at=at: read.nibbles(read.bytes(at, 32), 32) for at in range(16, 144, 32)]
+    )
 
 
-def _q5_k(read: Reader) -> Block:
+def _q5_k(read: Reader) -> Codes:
     """The same with codes of 5 bits, the fifth ones apart.
 
     32 bytes have the codes of two groups, and others the fifth bits of eight.
     """
-    codes: list[Code] = []
-    fifth = [read.bytes(16), read.bytes(16 + LANES)]
-    for pair in range(4):
-        low, high = zip(
-            *(read.nibbles(read.bytes(48 + 32 * pair + part), NUMBER) for part in (0, LANES)),
-            strict=True,
-        )
-        for group, four in ((2 * pair, low), (2 * pair + 1, high)):
-            masks = [partial(read.has_bit, bits, group) for bits in fifth]
-            codes += read.fifth_bits(four, masks)
-    return _with_minimums(read, codes)
+
+    def codes(piece: int) -> Any:
+        fifth = read.has_bits(_groups(read, 16), (2 * piece, 2 * piece + 1))
+        return read.with_bits(read.nibbles(read.bytes(48 + 32 * piece, 32), 32), fifth, 4)
+
+    return _with_minimums(read, [partial(codes, piece) for piece in range(4)])
 
 
-def _with_minimums(read: Reader, codes: list[Code]) -> Block:
+def _with_minimums(read: Reader, codes: list[Code]) -> Codes:
     """The block of Q4_K and Q5_K, which begin with two units and the scales."""
     scales, minimums = _scales_and_minimums(read, 4)
-    unit = read.half(2)
-    negative = read.builder.fsub(ir.Constant(F32, -0.0), unit)
-    return Block(
-        codes, read.multiply(scales, read.splat_half(0)), 2,
-        read.multiply(minimums, splat_value(read.builder, negative)),
-    )  # fmt: skip
+    units = read.splat_half(0), _negative(read, read.splat_half(2))
+    return Codes(codes, read.multiply(scales, units[0]), read.multiply(minimums, units[1]))
 
 
-def _q6_k(read: Reader) -> Block:
+def _q6_k(read: Reader) -> Codes:
     """256 codes of 6 bits from -32 on, two of them apart; each LANES have an int8 scale.
 
     In each half of a block 64 bytes have four bits of its codes, and 32 have two.
     """
 
-    def code(piece: int) -> Any:
-        half, group = piece // 8, piece // 2 % 4
-        four = read.low(read.bytes(64 * half + 32 * (group % 2), 32), 4, 4 * (group // 2))
-        two = read.low(read.bytes(128 + 32 * half, 32), 2, 2 * group)
-        codes = read.builder.or_(four, read.builder.shl(two, read.every(two, 4)))
-        codes = read.builder.sub(codes, read.every(codes, 32))
-        return read.signed(read.part(codes, LANES * (piece % 2)))
+    def codes(piece: int) -> Any:
+        half, high = piece // 2, piece % 2
+        four = read.field(read.bytes(64 * half, 64), 4, [4 * high])
+        two = read.field(_groups(read, 128 + 32 * half), 2, _shifts(piece), 4)
+        return read.builder.or_(four, two)
 
     scales = read.multiply(read.signed(read.bytes(192)), read.splat_half(208))
-    return Block([partial(code, piece) for piece in range(16)], scales)
+    return Codes([partial(codes, piece) for piece in range(4)], scales)
 
 
-def _iq4_xs(read: Reader) -> Block:
+def _iq4_xs(read: Reader) -> Codes:
     """256 codes of 4 bits that a table gives their meaning; each 32 have a scale of 6 bits.
 
     Two bits of each scale are apart.
     """
-    codes: list[Code] = []
-    for at in range(8, 136, LANES):
-        codes += read.nibbles(read.bytes(at), LOGARITHMIC)
-    groups = [i // 2 for i in range(LANES)]  # of each of `codes`
-    low = read.ordered(read.bytes(4, 4), [g // 2 for g in groups])
+
+    def codes(at: int) -> Any:
+        return pick_bytes(read.builder, LOGARITHMIC, read.nibbles(read.bytes(at, 32)))
+
+    groups = [i // 2 for i in range(LANES)]  # of each LANES codes
+    low = in_order(read.builder, read.bytes(4, 4), [g // 2 for g in groups])
     low = read.builder.lshr(low, ir.Constant(BYTES, [4 * (g % 2) for g in groups]))
     high = splat_value(read.builder, read.builder.zext(read.load(2, I16), I32))
     high = read.builder.lshr(high, ir.Constant(WORDS, [2 * g for g in groups]))
@@ -403,38 +392,49 @@ def _iq4_xs(read: Reader) -> Block:
         read.builder.shl(read.low(high, 2), read.every(high, 4)),
     )
     scales = read.builder.sitofp(read.builder.sub(words, read.every(words, 32)), NUMBERS)
-    return Block(codes, read.multiply(scales, read.splat_half(0)), 2)
+    return Codes([partial(codes, at) for at in range(8, 136, 32)], read.multiply(scales, read.splat_half(0)))
 
 
 @dataclass(frozen=True)
-class Format:
-    """A type. numbers, size: of a block, and its bytes; adds: whether it has offsets."""
+class FloatFormat:
+    """A type that holds floats. numbers, size: of a block, and its bytes."""
 
-    block: Callable[[Reader], Block]
+    block: Callable[[Reader], Floats]
     numbers: int
     size: int
-    adds: bool = False
+
+
+@dataclass(frozen=True)
+class CodeFormat:
+    """A type that holds codes. numbers, size: of a block, and its bytes. least: what a code of 0 means, where
+    codes are at most 63; None where they are int8.
+    """
+
+    block: Callable[[Reader], Codes]
+    numbers: int
+    size: int
+    least: int | None = 0
 
 
 # By the type's name. F32, F16 and BF16 are read as if they had blocks of LANES numbers.
-FORMATS = {
-    "F32": Format(_f32, LANES, 4 * LANES),
-    "F16": Format(_f16, LANES, 2 * LANES),
-    "BF16": Format(_bf16, LANES, 2 * LANES),
-    "Q8_0": Format(_q8_0, 32, 34),
-    "Q8_M": Format(_q8_m, 32, 36, adds=True),
-    "F8": Format(_f8, 32, 34),
-    "Q4_0": Format(_q4_0, 32, 18),
-    "Q4_1": Format(_q4_1, 32, 20, adds=True),
-    "Q5_0": Format(_q5_0, 32, 22),
-    "Q5_1": Format(_q5_1, 32, 24, adds=True),
-    "IQ4_NL": Format(_iq4_nl, 32, 18),
-    "MXFP4": Format(_mxfp4, 32, 17),
-    "Q2_K": Format(_q2_k, 256, 84, adds=True),
-    "Q3_K": Format(_q3_k, 256, 110),
-    "Q4_K": Format(_q4_k, 256, 144, adds=True),
-    "Q5_K": Format(_q5_k, 256, 176, adds=True),
-    "Q6_K": Format(_q6_k, 256, 210),
-    "IQ4_XS": Format(_iq4_xs, 256, 136),
+FORMATS: dict[str, FloatFormat | CodeFormat] = {
+    "F32": FloatFormat(_f32, LANES, 4 * LANES),
+    "F16": FloatFormat(_f16, LANES, 2 * LANES),
+    "BF16": FloatFormat(_bf16, LANES, 2 * LANES),
+    "F8": FloatFormat(_f8, 32, 34),
+    "Q8_0": CodeFormat(_q8_0, 32, 34, None),
+    "Q8_M": CodeFormat(_q8_m, 32, 36, None),
+    "Q4_0": CodeFormat(_q4_0, 32, 18, -8),
+    "Q4_1": CodeFormat(_q4_1, 32, 20),
+    "Q5_0": CodeFormat(_q5_0, 32, 22, -16),
+    "Q5_1": CodeFormat(_q5_1, 32, 24),
+    "IQ4_NL": CodeFormat(_iq4_nl, 32, 18, None),
+    "MXFP4": CodeFormat(_mxfp4, 32, 17, None),
+    "Q2_K": CodeFormat(_q2_k, 256, 84),
+    "Q3_K": CodeFormat(_q3_k, 256, 110, -4),
+    "Q4_K": CodeFormat(_q4_k, 256, 144),
+    "Q5_K": CodeFormat(_q5_k, 256, 176),
+    "Q6_K": CodeFormat(_q6_k, 256, 210, -32),
+    "IQ4_XS": CodeFormat(_iq4_xs, 256, 136, None),
 }
 MOST_NUMBERS = max(form.numbers for form in FORMATS.values())  # of a block

@@ -84,13 +84,13 @@ def activate_rows(inner, x):
 
 
 @njit
-def inner_rows(inner, expert, first, count, x):
+def inner_rows(inner, expert, first, count, x, rounded):
     """Rows of what comes before the last product of an expert, for each vector: as many and up to LANES - 1
     more.
     """
     row = expert * inner.step
     if inner.alternating:
-        both = multiply_rows(inner.gate, row + 2 * first, 2 * count, x)
+        both = multiply_rows(inner.gate, row + 2 * first, 2 * count, x, rounded)
         width, apart = whole_lanes(count), whole_lanes(2 * count)
         opening = np.zeros(inner.vectors * width, np.float32)
         others = np.zeros(inner.vectors * width, np.float32)
@@ -100,21 +100,23 @@ def inner_rows(inner, expert, first, count, x):
                 opening[vector * width + at], others[vector * width + at] = both[place], both[place + 1]
         gate_rows(inner, opening, others)
         return opening
-    others = multiply_rows(inner.up, row + inner.up_at + first, count, x)
+    others = multiply_rows(inner.up, row + inner.up_at + first, count, x, rounded)
     if not inner.gate:
         activate_rows(inner, others)
         return others
-    opening = multiply_rows(inner.gate, row + first, count, x)
+    opening = multiply_rows(inner.gate, row + first, count, x, rounded)
     gate_rows(inner, opening, others)
     return opening
 
 
 @cache
 def build_inner() -> int:
-    """Compile the stage of the first products of MLPs of the same input; its records: INNERs, the input."""
+    """Compile the stage of the first products of MLPs of the same input; its records: INNERs, the input, and
+    the input rounded.
+    """
     stamp = source_stamp()
 
-    def inner_task(task, thread, address, x, unused):
+    def inner_task(task, thread, address, x, rounded):
         _ = stamp
         while task >= inners_at(address)[0].tasks:
             task -= inners_at(address)[0].tasks
@@ -124,7 +126,7 @@ def build_inner() -> int:
         slot = task // tasks
         expert = ints_at(inner.chosen)[slot] if inner.chosen else 0
         first, count = share_of(task % tasks, inner.share, inner.rows)
-        found = inner_rows(inner, expert, first, count, x)
+        found = inner_rows(inner, expert, first, count, x, rounded)
         scale = floats_at(inner.scale)[0] if inner.scale else ONE
         for vector in range(inner.vectors):
             out = floats_at(inner.out + 4 * (slot + vector) * inner.out_step)

@@ -202,6 +202,18 @@ def store(typing_context, array, index, value):
 
 
 @intrinsic
+def store_bytes(typing_context, address, ints):
+    """Write the low byte of each int32 to an address."""
+
+    def emit(context, builder, sig, args):
+        place = builder.inttoptr(args[0], BYTES.as_pointer())
+        builder.store(builder.trunc(args[1], BYTES), place).align = 1
+        return context.get_dummy_value()
+
+    return types.void(types.int64, ints), emit
+
+
+@intrinsic
 def splat(typing_context, value):
     """A float32 in every lane, or the low 32 bits of an integer."""
     is_float = isinstance(value, types.Float)

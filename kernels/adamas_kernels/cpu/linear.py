@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,13 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adamas_kernels.blocks import BlockWeight, row_bytes, unpack
+from adamas_kernels.cpu import rounding
 from adamas_kernels.cpu.floats import KINDS
-from adamas_kernels.cpu.formats import FORMATS
+from adamas_kernels.cpu.formats import FORMATS, MOST_NUMBERS, CodeFormat
 from adamas_kernels.cpu.multiply import build_multiply
 from adamas_kernels.cpu.quantize import QUANTIZED, build_quantize
-from adamas_kernels.cpu.records import PRODUCT, ROWS
-from adamas_kernels.cpu.rows import build_product, build_products, build_unpack
-from adamas_kernels.cpu.runner import Runner
+from adamas_kernels.cpu.records import PRODUCT, ROUNDING, ROWS
+from adamas_kernels.cpu.rounding import build_round, rounded_bytes
+from adamas_kernels.cpu.rows import TILE, build_product, build_products, build_unpack
+from adamas_kernels.cpu.runner import Runner, Stage
 
 TASKS_PER_THREAD = 8  # so that threads end together
 NUMBERS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # types that are not packed
@@ -69,39 +72,75 @@ def multiply_vector(runner: Runner, weight: BlockWeight, x: Tensor, bias: Tensor
     """weight @ x + bias: float32 [rows], for a vector as long as the weight's rows, or shorter where the rest
     of them is zero. bias: float32 [rows].
     """
-    vector, out = torch.zeros(weight.columns), torch.empty(weight.rows)
-    vector[: len(x)] = x
-    records = products(runner, [(weight, bias, out)])
-    stage = runner.compiled(build_multiply)
-    runner.run((stage, int(records["tasks"].sum()), records.ctypes.data, vector.data_ptr(), 0))
+    out = torch.empty(weight.rows)
+    _multiply(runner, x, [(weight, bias, out)])
     return out
 
 
 def multiply_each(runner: Runner, weights: Sequence[BlockWeight], x: Tensor) -> Tensor:
     """The products of weights of as many columns with one vector, one behind the other: float32."""
-    vector, out = torch.zeros(weights[0].columns), torch.empty(sum(weight.rows for weight in weights))
-    vector[: len(x)] = x
+    out = torch.empty(sum(weight.rows for weight in weights))
     parts = out.split([weight.rows for weight in weights])
-    records = products(runner, [(weight, None, part) for weight, part in zip(weights, parts, strict=True)])
-    stage = runner.compiled(build_multiply)
-    runner.run((stage, int(records["tasks"].sum()), records.ctypes.data, vector.data_ptr(), 0))
+    _multiply(runner, x, [(weight, None, part) for weight, part in zip(weights, parts, strict=True)])
     return out
 
 
 def add_products(runner: Runner, weights: Sequence[BlockWeight], rows: Tensor) -> Tensor:
     """The sum of the products of weights, all of one shape, with a row each: float32 [outputs]."""
-    vectors = torch.zeros(len(rows), weights[0].columns)
-    vectors[:, : rows.shape[1]] = rows
+    inputs = Inputs(runner, rows)
     out = torch.zeros(weights[0].rows)
     records = products(runner, [(weight, None, out) for weight in weights], add=True)
     stage = runner.compiled(build_multiply)
-    runner.run(
-        *(
-            (stage, int(records["tasks"][at]), records[at:].ctypes.data, vector.data_ptr(), 0)
-            for at, vector in enumerate(vectors)
-        )
-    )
+    each = [
+        (stage, int(records["tasks"][at]), records[at:].ctypes.data, *inputs.addresses(at))
+        for at in range(len(rows))
+    ]
+    runner.run(*([inputs.stage] if records["rounded"].any() else []), *each)
     return out
+
+
+class Inputs:
+    """Vectors that weights are multiplied with, float32 [rows, numbers], rounded as well, once `stage` has
+    run. They are kept where they are where their rows are whole blocks of any type, filled up with zeros.
+    The memory of several goes on to a whole number of TILEs.
+    """
+
+    def __init__(self, runner: Runner, rows: Tensor) -> None:
+        if rows.shape[1] % MOST_NUMBERS or rows.dtype != torch.float32 or not rows.is_contiguous():
+            rows = F.pad(rows.float(), (0, -rows.shape[1] % MOST_NUMBERS)).contiguous()
+        self.rows, count = rows, len(rows)
+        whole = torch.zeros(-(-count // TILE) * TILE, rounded_bytes(rows.shape[1]), dtype=torch.uint8)
+        self.rounded = whole[:count]
+        blocks = rows.shape[1] // rounding.NUMBERS
+        tasks = -(-blocks // rounding.BLOCKS_OF_TASK)
+        self._record = np.zeros(1, ROUNDING)
+        self._record[0] = (
+            rows.data_ptr(), rows.stride(0), self.rounded.data_ptr(), self.rounded.stride(0), blocks, tasks,
+        )  # fmt: skip
+        self.stage: Stage = (runner.compiled(build_round), count * tasks, self._record.ctypes.data, 0, 0)
+
+    def addresses(self, row: int = 0) -> tuple[int, int]:
+        """Of a row, and of what it is rounded to."""
+        return self.rows[row].data_ptr(), self.rounded[row].data_ptr()
+
+    def step(self, *, rounded: bool) -> int:
+        """Bytes from a row to the next."""
+        rows = self.rounded if rounded else self.rows
+        return rows.stride(0) * rows.itemsize
+
+    def only(self, row: int) -> Inputs:
+        """One of them, which `stage` rounds with the others."""
+        one = copy.copy(self)
+        one.rows, one.rounded = self.rows[row : row + 1], self.rounded[row : row + 1]
+        return one
+
+
+def _multiply(runner: Runner, x: Tensor, parts: Sequence[tuple[BlockWeight, Tensor | None, Tensor]]) -> None:
+    """Products with one vector, see `products`."""
+    inputs, records = Inputs(runner, x[None]), products(runner, parts)
+    stage = runner.compiled(build_multiply)
+    product = stage, int(records["tasks"].sum()), records.ctypes.data, *inputs.addresses()
+    runner.run(*([inputs.stage] if records["rounded"].any() else []), product)
 
 
 def products(
@@ -110,12 +149,11 @@ def products(
     *,
     add: bool = False,
     factor: float = 1.0,
-    vectors: int = 1,
-    x_step: int = 0,
+    inputs: Inputs | None = None,
 ) -> np.ndarray:
     """Records of products with one vector: (weight, bias or None, out) each, but for the weight all float32
-    [rows]. They are multiplied by a factor and written to out, or added to it. Or with several vectors,
-    x_step numbers apart, of which there are a whole number of TILEs in memory; then out is [vectors, rows].
+    [rows]. They are multiplied by a factor and written to out, or added to it. inputs: where it is all of
+    these vectors, and each out is [vectors, rows].
     """
     records = np.zeros(len(parts), PRODUCT)
     for record, (weight, bias, out) in zip(records, parts, strict=True):
@@ -123,12 +161,13 @@ def products(
         share = rows_of_task(runner, weight.rows)
         record["function"] = runner.compiled(build_product, weight.kind)
         record["data"], record["row_bytes"] = weight.data.data_ptr(), weight.data.stride(0)
-        record["blocks"], record["columns"] = weight.columns // form.numbers, weight.columns
+        record["blocks"], record["rounded"] = weight.columns // form.numbers, isinstance(form, CodeFormat)
         record["rows"], record["bias"] = weight.rows, 0 if bias is None else bias.data_ptr()
         record["out"], record["add"], record["factor"] = out.data_ptr(), add, factor
-        record["vectors"], record["x_step"] = vectors, x_step * out.itemsize
-        if vectors > 1:
+        record["vectors"] = 1 if inputs is None else len(inputs.rows)
+        if inputs is not None and len(inputs.rows) > 1:
             record["several"] = runner.compiled(build_products, weight.kind)
+            record["x_step"] = inputs.step(rounded=isinstance(form, CodeFormat))
             record["out_step"] = out.stride(0) * out.itemsize
         record["share"], record["tasks"] = share, -(-weight.rows // share)
     return records

@@ -146,7 +146,9 @@ def build_mixture() -> int:
         total = np.zeros(count, np.float32)
         for slot in range(mixture.slots):
             inner = mixture.inner + 4 * slot * mixture.inner_step
-            found = multiply_rows(mixture.product, chosen[slot] * mixture.rows + first, count, inner)
+            rounded = mixture.rounded + slot * mixture.rounded_step
+            row = chosen[slot] * mixture.rows + first
+            found = multiply_rows(mixture.product, row, count, inner, rounded)
             for row in range(count):
                 total[row] += shares[slot] * found[row]
         factor = np.float32(mixture.factor)

@@ -16,15 +16,17 @@ RECORD = PRODUCT.itemsize
 
 
 @njit
-def multiply_rows(address, first, count, x):
+def multiply_rows(address, first, count, x, rounded):
     """Rows of the product at an address, `count` from the first on, times each of its vectors, which lie from
-    x on, plus their bias: float32 [vectors or more, count and up to LANES - 1 more, which mean nothing].
+    x on, or what they are rounded to, plus their bias: float32 [vectors or more, count and up to LANES - 1
+    more, which mean nothing].
     """
     product, width = products_at(address)[0], whole_lanes(count)
     found = np.zeros((product.vectors + TILE - 1) * width, np.float32)
+    source = rounded if product.rounded else x
     vector = 0
     while vector < product.vectors:
-        place, out = x + vector * product.x_step, found.ctypes.data + 4 * vector * width
+        place, out = source + vector * product.x_step, found.ctypes.data + 4 * vector * width
         if product.several and product.vectors - vector > 1:
             call(product.several, first, first + count, address, place, out)
             vector += TILE
@@ -48,17 +50,19 @@ def share_of(task, share, rows):
 
 @cache
 def build_multiply() -> int:
-    """Compile the stage that multiplies weights of the same input; its records: products, the input."""
+    """Compile the stage that multiplies weights of the same input; its records: products, the input, and the
+    input rounded.
+    """
     stamp = source_stamp()
 
-    def multiply_task(task, thread, address, x, unused):
+    def multiply_task(task, thread, address, x, rounded):
         _ = stamp
         while task >= products_at(address)[0].tasks:
             task -= products_at(address)[0].tasks
             address += RECORD
         product = products_at(address)[0]
         first, count = share_of(task, product.share, product.rows)
-        found = multiply_rows(address, first, count, x)
+        found = multiply_rows(address, first, count, x, rounded)
         factor, width = np.float32(product.factor), whole_lanes(count)
         for vector in range(product.vectors):
             out = floats_at(product.out + vector * product.out_step)

@@ -13,7 +13,7 @@ from adamas_kernels.contract import LARGEST_STEP, SparseSettings
 from adamas_kernels.cpu.dense import DenseStages
 from adamas_kernels.cpu.inner import KINDS as ACTIVATIONS
 from adamas_kernels.cpu.inner import build_inner
-from adamas_kernels.cpu.linear import products, rows_of_task
+from adamas_kernels.cpu.linear import Inputs, products, rows_of_task
 from adamas_kernels.cpu.mixture import SCORINGS, build_mixture, build_route
 from adamas_kernels.cpu.multiply import build_multiply
 from adamas_kernels.cpu.norm_rope import build_norm
@@ -63,6 +63,7 @@ class StepProgram:
         self._alike: dict[tuple[type[Stages | DenseStages], int, int, int | None], list[tuple[int, int]]] = {}
         self._stages: list[Stage] = []
         self._records: list[np.ndarray] = []  # an address stays valid as long as its record lives
+        self._inputs: list[Inputs] = []
 
     def keep(self, record: np.ndarray) -> int:
         """The address of a record, which lives as long as the program."""
@@ -97,36 +98,46 @@ class StepProgram:
             )
             self.add((self._runner.compiled(build_norm), len(records), self.keep(records), 0, 0))
 
+    def inputs(self, x: Tensor) -> Inputs:
+        """Vectors as they are now, [rows, numbers], which weights are to be multiplied with: of whole blocks.
+        They are rounded once for all these products.
+        """
+        inputs = Inputs(self._runner, x.view(-1, x.shape[-1]))
+        assert inputs.rows.data_ptr() == x.data_ptr()
+        self._inputs.append(inputs)
+        self.add(inputs.stage)
+        return inputs
+
     def multiply(
-        self, x: Tensor, parts: Sequence[tuple[Linear, Tensor]], *, add: bool = False, factor: float = 1.0
+        self, x: Inputs, parts: Sequence[tuple[Linear, Tensor]], *, add: bool = False, factor: float = 1.0
     ) -> None:
         """Products of linear layers with x, one vector or one of each token, written to or added to as many
         each.
         """
         records = self._products(parts, x, add=add, factor=factor)
         tasks = int(records["tasks"].sum())
-        self.add((self._runner.compiled(build_multiply), tasks, self.keep(records), x.data_ptr(), 0))
+        self.add((self._runner.compiled(build_multiply), tasks, self.keep(records), *x.addresses()))
 
-    def first_products(self, x: Tensor, records: Sequence[np.ndarray]) -> None:
+    def first_products(self, x: Inputs, records: Sequence[np.ndarray]) -> None:
         """What comes before the last products of MLPs, see `inner_record`."""
         joined = np.concatenate(records)
         tasks = int(joined["tasks"].sum())
-        self.add((self._runner.compiled(build_inner), tasks, self.keep(joined), x.data_ptr(), 0))
+        self.add((self._runner.compiled(build_inner), tasks, self.keep(joined), *x.addresses()))
 
     def inner_record(
         self,
         mlp: Mlp,
-        x: Tensor,
+        x: Inputs,
         out: Tensor,
         *,
         chosen: Tensor | None = None,
         scale: Tensor | None = None,
     ) -> np.ndarray:
         """See INNER. out: float32 [slots, padded], a row for each of the `chosen` experts, int32 [slots], or
-        for each vector of x.
+        for each row of x.
         """
         first = self._products([(part, out) for part in mlp.first], x)
-        vectors = int(first["vectors"][0])
+        vectors = len(x.rows)
         slots = len(out) // vectors
         gate = self.keep(first)
         up = gate + first.nbytes - first.itemsize
@@ -156,17 +167,18 @@ class StepProgram:
         self.add((self._runner.compiled(build_route), 1, self.keep(record), 0, 0))
 
     def mix(
-        self, mixture: Mixture, inner: Tensor, chosen: Tensor, shares: Tensor, out: Tensor,
+        self, mixture: Mixture, inner: Inputs, chosen: Tensor, shares: Tensor, out: Tensor,
         *, add: bool, factor: float,
     ) -> None:  # fmt: skip
-        """Sum what the chosen experts give, see MIXTURE; inner: float32 [slots, padded]."""
+        """Sum what the chosen experts give, see MIXTURE; inner: a row for each of them."""
         down, slots = mixture.experts.down, len(chosen)
         rows = down.weight.rows // mixture.router.logits.weight.rows
         share = rows_of_task(self._runner, rows)
         record = np.zeros(1, MIXTURE)
         record[0] = (
-            self.keep(self._products([(down, out)], out)), rows, chosen.data_ptr(), shares.data_ptr(), slots,
-            inner.data_ptr(), inner.stride(0), out.data_ptr(), add, share, factor,
+            self.keep(self._products([(down, out)])), rows, chosen.data_ptr(), shares.data_ptr(), slots,
+            inner.rows.data_ptr(), inner.rows.stride(0), inner.rounded.data_ptr(), inner.rounded.stride(0),
+            out.data_ptr(), add, share, factor,
         )  # fmt: skip
         stage = self._runner.compiled(build_mixture)
         self.add((stage, -(-rows // share), self.keep(record), 0, 0))
@@ -234,11 +246,15 @@ class StepProgram:
         )  # fmt: skip
 
     def _products(
-        self, parts: Sequence[tuple[Linear, Tensor]], x: Tensor, *, add: bool = False, factor: float = 1.0
+        self,
+        parts: Sequence[tuple[Linear, Tensor]],
+        inputs: Inputs | None = None,
+        *,
+        add: bool = False,
+        factor: float = 1.0,
     ) -> np.ndarray:
         weights = [(linear.weight, linear.bias, out) for linear, out in parts]
-        vectors, step = (1, 0) if x.ndim == 1 else (len(x), x.stride(0))
-        return products(self._runner, weights, add=add, factor=factor, vectors=vectors, x_step=step)
+        return products(self._runner, weights, add=add, factor=factor, inputs=inputs)
 
 
 def _address(x: Tensor | None) -> int:

@@ -6,18 +6,16 @@ from functools import lru_cache
 
 import numpy as np
 from numba import njit
-from numba.core import types
-from numba.extending import intrinsic
 
 from adamas_kernels.cpu.build import source_stamp, stage
 from adamas_kernels.cpu.floats import Float16, Kind, put_float
 from adamas_kernels.cpu.formats import FORMATS
 from adamas_kernels.cpu.lanes import (
-    BYTES,
     LANES,
     load,
     max_lanes,
     splat,
+    store_bytes,
     to_floats,
     to_ints,
     where,
@@ -28,18 +26,6 @@ from adamas_kernels.cpu.tasks import STAGE
 QUANTIZED = "Q8_0"  # what weights become that compiled functions cannot multiply as they are
 ZERO, HALF, ONE, LARGEST = np.float32(0), np.float32(0.5), np.float32(1), np.float32(127)
 NUMBERS_OF_BLOCK, SIZE = FORMATS[QUANTIZED].numbers, FORMATS[QUANTIZED].size
-
-
-@intrinsic
-def _store_bytes(typing_context, address, ints):
-    """Write the low byte of LANES int32."""
-
-    def emit(context, builder, sig, args):
-        place = builder.inttoptr(args[0], BYTES.as_pointer())
-        builder.store(builder.trunc(args[1], BYTES), place).align = 1
-        return context.get_dummy_value()
-
-    return types.void(types.int64, ints), emit
 
 
 @njit
@@ -64,8 +50,8 @@ def quantize_block(numbers, at, block):
     scale = max_lanes(where(first > second, first, second)) / LARGEST
     put_float(numbers_at(block, Float16()), 0, scale)
     factor = splat(ONE / scale if scale else ZERO)
-    _store_bytes(block + 2, _rounded(low * factor))
-    _store_bytes(block + 2 + LANES, _rounded(high * factor))
+    store_bytes(block + 2, _rounded(low * factor))
+    store_bytes(block + 2 + LANES, _rounded(high * factor))
 
 
 @lru_cache(maxsize=None, typed=True)

@@ -72,11 +72,13 @@ STAGES = _record("function tasks first second third")
 # A weight in blocks, see `rows.py`, and what is done with it: its products with `vectors`, `x_step` bytes
 # apart, by the compiled `function` of its type, or by `several` with TILE at a time, plus a float32 bias
 # where there is one, times `factor`, are written to or (add) added to out, `out_step` bytes apart, `share`
-# rows to a task.
+# rows to a task. rounded: whether the functions take rounded vectors.
 PRODUCT = _record(
-    "function several data row_bytes blocks columns rows bias vectors x_step out out_step add share tasks",
+    "function several data row_bytes blocks rounded rows bias vectors x_step out out_step add share tasks",
     "factor",
 )
+# Rows of float32 that are rounded, see `rounding.py`, `blocks` of each, which `tasks` do.
+ROUNDING = _record("x x_step out out_step blocks tasks")
 # What of an MLP comes before its last product, for each of `slots` experts, or for each of `vectors` of one:
 # out, float32 [slots or vectors, out_step], of which `rows` are written, `share` to a task. gate, up:
 # addresses of PRODUCTs, gate 0 where there is none; an expert's rows begin `step` behind those of the one
@@ -88,7 +90,9 @@ INNER = _record(
     "alpha limit shift",
 )
 # The last products of chosen experts, summed with their shares: `rows` outputs, `share` to a task.
-MIXTURE = _record("product rows chosen shares slots inner inner_step out add share", "factor")
+MIXTURE = _record(
+    "product rows chosen shares slots inner inner_step rounded rounded_step out add share", "factor"
+)
 # From a router's logits to the chosen experts, int32, and their shares, float32, see `mixture.py`. gate:
 # of a logit whose sigmoid is written to `scale`, or 0.
 ROUTE = _record(
@@ -317,6 +321,7 @@ def _records_at(record, count=1):
 steps_at, layers_at, chunks_at = _records_at(STEP, MANY), _records_at(LAYER), _records_at(CHUNK)
 ropes_at, norms_at, flashes_at = _records_at(ROPE), _records_at(NORM, MANY), _records_at(FLASH)
 rows_at, products_at = _records_at(ROWS), _records_at(PRODUCT, MANY)
+roundings_at = _records_at(ROUNDING)
 inners_at, mixtures_at, routes_at = _records_at(INNER, MANY), _records_at(MIXTURE), _records_at(ROUTE)
 programs_at = _records_at(STAGES, MANY)
 scratches_at = _records_at(SCRATCH, MANY)  # one a thread

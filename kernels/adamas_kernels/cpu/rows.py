@@ -1,4 +1,4 @@
-"""Rows of blocks: their products with a vector, and their numbers, for each name of `formats.FORMATS`."""
+"""Rows of blocks: their products with one vector or a few, and their numbers, for each of `formats.FORMATS`."""
 
 from __future__ import annotations
 
@@ -12,23 +12,19 @@ from numba.extending import intrinsic
 
 from adamas_kernels.cpu.build import source_stamp, stage
 from adamas_kernels.cpu.floats import Bfloat16, Float32
-from adamas_kernels.cpu.formats import FORMATS, Reader
-from adamas_kernels.cpu.lanes import (
-    I32,
-    LANES,
-    NUMBERS,
-    load,
-    round_to_bfloat16,
-    splat,
-    sum_lanes,
-)
+from adamas_kernels.cpu.formats import FORMATS, CodeFormat, FloatFormat, Reader
+from adamas_kernels.cpu.lanes import F32, I32, LANES, NUMBERS, round_to_bfloat16, splat, sum_lanes
 from adamas_kernels.cpu.records import floats_at, products_at, rows_at
+from adamas_kernels.cpu.rounding import NUMBERS as ROUNDED_NUMBERS
+from adamas_kernels.cpu.rounding import SCALES_AT, SIZE, SUMS_AT
 from adamas_kernels.cpu.tasks import STAGE
+from adamas_kernels.cpu.vectors import dot_bytes, filled_up, in_order, part
 
 ZERO = np.float32(0)
 LINE = 64  # bytes
 TILE = 4  # vectors that a block is read once for
 AHEAD = 8192  # bytes: rows are short, and behind each the CPU would begin anew to see what comes next
+TOGETHER = 128  # numbers of short blocks that are read together, whose scales are then one vector
 I64, BYTE = ir.IntType(64), ir.IntType(8)
 
 
@@ -39,9 +35,9 @@ def _fused(builder, a, b, c):
     return builder.call(function, [a, b, c])
 
 
-def _splat_lane(builder, vector, lane):
-    order = ir.Constant(ir.VectorType(I32, LANES), [lane] * LANES)
-    return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), order)
+def _spread(builder, vector, first, count, times):
+    """So many neighbouring lanes, each repeated so many times."""
+    return in_order(builder, vector, [first + i // times for i in range(count * times)])
 
 
 def _lanes_of(context, builder, array_type, array, index, vectors=0):
@@ -63,49 +59,146 @@ def _fetch_ahead(builder, address, size):
         builder.call(function, [place, *(ir.Constant(I32, x) for x in (0, 3, 1))])  # read, keep, data
 
 
-def _block(builder, form, address):
-    place = builder.inttoptr(address, BYTE.as_pointer())
-    return FORMATS[form.literal_value].block(Reader(builder, place))
+def _reader(builder, address, size, blocks=1):
+    places = (builder.add(address, ir.Constant(I64, size * at)) for at in range(blocks))
+    return Reader(builder, *(builder.inttoptr(place, BYTE.as_pointer()) for place in places))
 
 
 @intrinsic(prefer_literal=True)
-def dot_block(typing_context, form, totals, block, x, at, step, sums, sums_at, sums_step):
-    """Each of the totals plus the products of the numbers of the block at an address with x from x[at] on, in
-    LANES parts, and for the next total with x from x[at + step] on: all of them as one alone would be.
-
-    sums: of each LANES numbers of x, which belong to the block from sums[sums_at] on, then sums_step further.
+def dot_floats(typing_context, form, totals, address, x, at, step):
+    """Each of the totals plus the products of the floats of the block at an address with x from x[at] on, in
+    LANES parts; for the next total x is `step` numbers further.
     """
 
     def emit(context, builder, sig, args):
-        _, totals, address, x, at, step, sums, sums_at, sums_step = args
+        _, totals, address, x, at, step = args
         totals = cgutils.unpack_tuple(builder, totals)
-        _fetch_ahead(builder, address, FORMATS[form.literal_value].size)
-        block = _block(builder, form, address)
-        for first in range(0, len(block.codes), block.shared):
-            parts = [None] * len(totals)
-            for piece in range(first, first + block.shared):
-                codes, place = block.codes[piece](), at
-                for i, total in enumerate(totals):
-                    numbers = _lanes_of(context, builder, sig.args[3], x, place, piece)
-                    if block.scales is None:
-                        totals[i] = _fused(builder, codes, numbers, total)
-                    elif parts[i] is None:
-                        parts[i] = builder.fmul(codes, numbers)
-                    else:
-                        parts[i] = _fused(builder, codes, numbers, parts[i])
-                    place = builder.add(place, step)
-            if block.scales is not None:
-                scale = _splat_lane(builder, block.scales, first)
-                totals = [_fused(builder, part, scale, x) for part, x in zip(parts, totals, strict=True)]
-        if block.offsets is not None:
-            for i, total in enumerate(totals):
-                numbers = _lanes_of(context, builder, sig.args[6], sums, sums_at)
-                totals[i] = _fused(builder, block.offsets, numbers, total)
-                sums_at = builder.add(sums_at, sums_step)
+        kind = FORMATS[form.literal_value]
+        _fetch_ahead(builder, address, kind.size)
+        block = kind.block(_reader(builder, address, kind.size))
+        none = ir.Constant(NUMBERS, [0.0] * LANES)
+        found = list(totals) if block.scale is None else [none] * len(totals)
+        for piece, numbers in enumerate(block.numbers):
+            read, place = numbers(), at
+            for i, total in enumerate(found):
+                found[i] = _fused(
+                    builder, read, _lanes_of(context, builder, sig.args[3], x, place, piece), total
+                )
+                place = builder.add(place, step)
+        if block.scale is not None:
+            found = [_fused(builder, x, block.scale, total) for x, total in zip(found, totals, strict=True)]
+        return context.make_tuple(builder, sig.return_type, found)
+
+    return totals(form, totals, types.int64, x, types.int64, types.int64), emit
+
+
+def _vector_at(builder, address, at, element, count):
+    """The vector that lies some bytes behind an address."""
+    place = builder.add(address, ir.Constant(I64, at))
+    value = builder.load(builder.inttoptr(place, ir.VectorType(element, count).as_pointer()))
+    value.align = 1
+    return value
+
+
+def _added(builder, kind, block, scales):
+    """What is added to each LANES codes times their scales, or None."""
+    if not kind.least:
+        return block.minimums
+    lowest = builder.fmul(scales, ir.Constant(scales.type, [float(kind.least)] * scales.type.count))
+    return lowest if block.minimums is None else builder.fadd(lowest, block.minimums)
+
+
+class _Rounded:
+    """A rounded vector from number `at` on of its block at an address: emits its numbers."""
+
+    def __init__(self, builder, address, at, groups):
+        self._builder, self._codes_at, self._groups = builder, builder.add(address, at), groups
+        # A group of LANES bytes has a float of 4.
+        self._floats_at = builder.add(address, builder.lshr(at, ir.Constant(I64, 2)))
+
+    def codes(self, at, count):
+        """So many codes from one on."""
+        return _vector_at(self._builder, self._codes_at, at, BYTE, count)
+
+    @property
+    def scales(self):
+        """Of each LANES numbers."""
+        return _vector_at(self._builder, self._floats_at, SCALES_AT, F32, self._groups)
+
+    @property
+    def sums(self):
+        """Of each LANES numbers."""
+        return _vector_at(self._builder, self._floats_at, SUMS_AT, F32, self._groups)
+
+
+def _add_piece(builder, kind, codes, vector, scales, at, total):
+    """total plus the products of codes, of which `at` come before in their block, with a rounded vector."""
+    size = codes.type.count
+    sums = dot_bytes(builder, codes, vector.codes(at, size), signed=kind.least is None)
+    sums = builder.sitofp(sums, ir.VectorType(F32, size // 4))
+    factors = _spread(builder, scales, at // LANES, size // LANES, LANES // 4)
+    for first in range(0, size // 4, LANES):
+        pair = (part(builder, x, first, min(LANES, size // 4)) for x in (sums, factors))
+        total = _fused(builder, *(filled_up(builder, x, LANES) for x in pair), total)
+    return total
+
+
+@intrinsic(prefer_literal=True)
+def dot_codes(typing_context, form, blocks, totals, address, x, at, step):
+    """Each of the totals plus the products of so many neighbouring blocks, the first one at an address, with
+    numbers of a rounded vector, in LANES parts: those from number `at` on of its block at the address x; for
+    the next total x is `step` bytes further.
+    """
+
+    def emit(context, builder, sig, args):
+        _, _, totals, address, x, at, step = args
+        totals = cgutils.unpack_tuple(builder, totals)
+        kind, count = FORMATS[form.literal_value], blocks.literal_value
+        _fetch_ahead(builder, address, kind.size * count)
+        block = kind.block(_reader(builder, address, kind.size, count))
+        vectors = [_Rounded(builder, x, at, kind.numbers * count // LANES)]
+        for _ in totals[1:]:
+            x = builder.add(x, step)
+            vectors.append(_Rounded(builder, x, at, kind.numbers * count // LANES))
+        scales = [builder.fmul(block.scales, vector.scales) for vector in vectors]
+        at_code = 0
+        for piece in block.pieces:
+            codes = piece()
+            for i, vector in enumerate(vectors):
+                totals[i] = _add_piece(builder, kind, codes, vector, scales[i], at_code, totals[i])
+            at_code += codes.type.count
+        added = _added(builder, kind, block, block.scales)
+        if added is not None:
+            for i, vector in enumerate(vectors):
+                pair = (filled_up(builder, x, LANES) for x in (added, vector.sums))
+                totals[i] = _fused(builder, *pair, totals[i])
         return context.make_tuple(builder, sig.return_type, totals)
 
     place = types.int64
-    return totals(form, totals, place, x, place, place, sums, place, place), emit
+    return totals(form, blocks, totals, place, place, place, place), emit
+
+
+def _numbers_of_floats(builder, block):
+    """Emits the numbers of a block of floats, LANES at a time."""
+    for numbers in block.numbers:
+        yield numbers() if block.scale is None else builder.fmul(numbers(), block.scale)
+
+
+def _numbers_of_codes(builder, read, kind, block):
+    """Emits the numbers of a block of codes, LANES at a time."""
+    group = 0
+    for piece in block.pieces:
+        codes = piece()
+        if kind.least:
+            codes = builder.add(codes, ir.Constant(codes.type, [kind.least & 255] * codes.type.count))
+        for first in range(0, codes.type.count, LANES):
+            numbers = read.signed(part(builder, codes, first, LANES))
+            scale = _spread(builder, block.scales, group, 1, LANES)
+            if block.minimums is None:
+                yield builder.fmul(numbers, scale)
+            else:
+                yield _fused(builder, numbers, scale, _spread(builder, block.minimums, group, 1, LANES))
+            group += 1
 
 
 @intrinsic(prefer_literal=True)
@@ -113,14 +206,14 @@ def unpack_block(typing_context, form, block, out, kind):
     """Write the numbers of the block at an address to another, as float32 or bfloat16."""
 
     def emit(context, builder, sig, args):
-        read = _block(builder, form, args[1])
-        for at, code in enumerate(read.codes):
-            numbers = code()
-            if read.offsets is not None:
-                scale, offset = (_splat_lane(builder, x, at) for x in (read.scales, read.offsets))
-                numbers = _fused(builder, numbers, scale, offset)
-            elif read.scales is not None:
-                numbers = builder.fmul(numbers, _splat_lane(builder, read.scales, at))
+        described = FORMATS[form.literal_value]
+        read = _reader(builder, args[1], described.size)
+        block = described.block(read)
+        if isinstance(described, FloatFormat):
+            found = _numbers_of_floats(builder, block)
+        else:
+            found = _numbers_of_codes(builder, read, described, block)
+        for at, numbers in enumerate(found):
             if kind.instance_class is Bfloat16:
                 numbers = round_to_bfloat16(builder, numbers)
             place = builder.inttoptr(args[2], numbers.type.as_pointer())
@@ -136,35 +229,23 @@ def whole_lanes(count):
     return -(-count // LANES) * LANES
 
 
-@njit
-def sums_of_lanes(x, columns):
-    """The sum of each LANES numbers of x, and zeros for as many more: a block may have fewer than LANES."""
-    sums = np.zeros(columns // LANES + LANES, np.float32)
-    for at in range(columns // LANES):
-        sums[at] = sum_lanes(load(x, at * LANES))
-    return sums
-
-
 @lru_cache(maxsize=None, typed=True)
 def build_product(form: str) -> int:
-    """Compile rows(first, last, product, x, out): some rows' products with x, from `out` on; addresses."""
-    stamp = source_stamp()
-    numbers, size, adds = FORMATS[form].numbers, FORMATS[form].size, FORMATS[form].adds
-    pieces = numbers // LANES
+    """Compile rows(first, last, product, x, out): some rows' products with x, from `out` on; addresses.
 
-    def rows(first, last, product_at, x_at, out_at):
+    x: a rounded vector where the type has codes, else float32.
+    """
+    stamp = source_stamp()
+    add_blocks = _adds_blocks(form)
+
+    def rows(first, last, product_at, x, out_at):
         _ = stamp
-        product = products_at(product_at)[0]
-        x, out = floats_at(x_at), floats_at(out_at)
-        sums = sums_of_lanes(x, product.columns if adds else 0)
+        product, out = products_at(product_at)[0], floats_at(out_at)
         step = product.row_bytes
         for row in range(first, last, 2):  # two at a time, which share what is read of x
             block = product.data + row * step
             other = block + step if row + 1 < last else block
-            a = b = (splat(ZERO),)
-            for at in range(product.blocks):
-                a = dot_block(form, a, block + at * size, x, at * numbers, 0, sums, at * pieces, 0)
-                b = dot_block(form, b, other + at * size, x, at * numbers, 0, sums, at * pieces, 0)
+            a, b = add_blocks((splat(ZERO),), (splat(ZERO),), block, other, product.blocks, x, 0)
             out[row - first] = sum_lanes(a[0])
             if row + 1 < last:
                 out[row + 1 - first] = sum_lanes(b[0])
@@ -174,34 +255,70 @@ def build_product(form: str) -> int:
 
 @lru_cache(maxsize=None, typed=True)
 def build_products(form: str) -> int:
-    """Compile the same for TILE vectors, `product.x_step` bytes apart from x on: out is [TILE, rows, up to a
-    whole number of LANES].
+    """Compile the same for TILE vectors, `product.x_step` bytes apart from x on, each multiplied as it would
+    be alone: out is [TILE, rows, up to a whole number of LANES].
     """
     stamp = source_stamp()
-    numbers, size, adds = FORMATS[form].numbers, FORMATS[form].size, FORMATS[form].adds
-    pieces = numbers // LANES
+    add_blocks = _adds_blocks(form)
 
-    def rows(first, last, product_at, x_at, out_at):
+    def rows(first, last, product_at, x, out_at):
         _ = stamp
-        product = products_at(product_at)[0]
-        x, out = floats_at(x_at), floats_at(out_at)
-        step, width = product.x_step // 4, whole_lanes(last - first)
-        sums_step = product.columns // LANES + LANES if adds else 0
-        sums = np.zeros(TILE * sums_step, np.float32)
-        if adds:
-            for i in range(TILE):
-                sums[i * sums_step : (i + 1) * sums_step] = sums_of_lanes(x[i * step :], product.columns)
-        for row in range(first, last):
+        product, out = products_at(product_at)[0], floats_at(out_at)
+        width, none = whole_lanes(last - first), splat(ZERO)
+        for row in range(first, last, 2):
             block = product.data + row * product.row_bytes
-            totals = (splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO))
-            for at in range(product.blocks):
-                totals = dot_block(
-                    form, totals, block + at * size, x, at * numbers, step, sums, at * pieces, sums_step
-                )
+            other = block + product.row_bytes if row + 1 < last else block
+            zeros = (none, none, none, none)
+            a, b = add_blocks(zeros, zeros, block, other, product.blocks, x, product.x_step)
             for i in range(TILE):
-                out[i * width + row - first] = sum_lanes(totals[i])
+                out[i * width + row - first] = sum_lanes(a[i])
+                if row + 1 < last:
+                    out[i * width + row + 1 - first] = sum_lanes(b[i])
 
     return stage(rows, STAGE)
+
+
+def _adds_blocks(form: str):
+    """A compiled function of (a, b, block, other, blocks, x, step): a and b, LANES parts for each of some
+    vectors, plus the products of the blocks of two rows with vectors at the address x, `step` bytes apart.
+    """
+    return _adds_codes(form) if isinstance(FORMATS[form], CodeFormat) else _adds_floats(form)
+
+
+def _adds_floats(form: str):
+    numbers, size = FORMATS[form].numbers, FORMATS[form].size
+
+    @njit
+    def add_blocks(a, b, block, other, blocks, x_at, step):
+        x = floats_at(x_at)
+        for at in range(blocks):
+            a = dot_floats(form, a, block + at * size, x, at * numbers, step // 4)
+            b = dot_floats(form, b, other + at * size, x, at * numbers, step // 4)
+        return a, b
+
+    return add_blocks
+
+
+def _adds_codes(form: str):
+    numbers, size = FORMATS[form].numbers, FORMATS[form].size
+    together = max(1, TOGETHER // numbers)
+    shift = (ROUNDED_NUMBERS // numbers).bit_length() - 1
+
+    @njit
+    def add_blocks(a, b, block, other, blocks, x_at, step):
+        whole = blocks // together * together
+        for at in range(0, whole, together):
+            x, within = x_at + (at >> shift) * SIZE, at * numbers & ROUNDED_NUMBERS - 1
+            a = dot_codes(form, together, a, block + at * size, x, within, step)
+            b = dot_codes(form, together, b, other + at * size, x, within, step)
+        if together > 1:
+            for at in range(whole, blocks):
+                x, within = x_at + (at >> shift) * SIZE, at * numbers & ROUNDED_NUMBERS - 1
+                a = dot_codes(form, 1, a, block + at * size, x, within, step)
+                b = dot_codes(form, 1, b, other + at * size, x, within, step)
+        return a, b
+
+    return add_blocks
 
 
 @lru_cache(maxsize=None, typed=True)

@@ -1,0 +1,190 @@
+"""Vectors of bytes in LLVM's code: shuffles, choices from a table, and products of four neighbours each, by
+what this CPU has for them.
+
+Every way gives the same integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+from numba.core import cgutils
+
+from adamas_kernels.cpu.features import FEATURES
+from adamas_kernels.cpu.lanes import I32
+
+I8, I16 = ir.IntType(8), ir.IntType(16)
+
+
+def in_order(builder: Any, vector: Any, order: Sequence[int]) -> Any:
+    """Lanes of a vector in this order."""
+    lanes = ir.Constant(ir.VectorType(I32, len(order)), list(order))
+    return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), lanes)
+
+
+def part(builder: Any, vector: Any, first: int, count: int) -> Any:
+    """Some neighbouring lanes."""
+    return in_order(builder, vector, range(first, first + count))
+
+
+def joined(builder: Any, vectors: Sequence[Any]) -> Any:
+    """Vectors of one type, a power of two of them, side by side."""
+    while len(vectors) > 1:
+        count = 2 * vectors[0].type.count
+        lanes = ir.Constant(ir.VectorType(I32, count), list(range(count)))
+        vectors = [
+            builder.shuffle_vector(a, b, lanes) for a, b in zip(vectors[::2], vectors[1::2], strict=True)
+        ]
+    return vectors[0]
+
+
+def filled_up(builder: Any, vector: Any, count: int) -> Any:
+    """The vector with lanes of zeros behind it, `count` in all."""
+    have = vector.type.count
+    if have == count:
+        return vector
+    zeros = ir.Constant(vector.type, [0] * have)
+    lanes = ir.Constant(ir.VectorType(I32, count), [min(i, have) for i in range(count)])
+    return builder.shuffle_vector(vector, zeros, lanes)
+
+
+def call(builder: Any, name: str, result: ir.Type, *arguments: Any) -> Any:
+    """Call one of LLVM's intrinsic functions."""
+    shape = ir.FunctionType(result, [argument.type for argument in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, shape, name), arguments)
+
+
+def _in_parts(builder: Any, width: int, emit: Callable[..., Any], *vectors: Any) -> Any:
+    """What `emit` makes of each `width` lanes of the vectors, side by side."""
+    count = vectors[0].type.count
+    found = [
+        emit(builder, *(part(builder, vector, first, width) for vector in vectors))
+        for first in range(0, count, width)
+    ]
+    return joined(builder, found)
+
+
+class Way(NamedTuple):
+    """How to do something with vectors of `width` bytes, on CPUs with some features, as LLVM names them."""
+
+    features: set[str]
+    width: int
+    emit: Callable[..., Any]
+
+
+def _by_best(ways: Sequence[Way], builder: Any, *vectors: Any) -> Any:
+    """By the first of the ways that this CPU has and that is not wider than the vectors."""
+    count = vectors[0].type.count
+    way = next(way for way in ways if way.features <= FEATURES and way.width <= count)
+    return _in_parts(builder, way.width, way.emit, *vectors)
+
+
+def _picks(name: str) -> Callable[..., Any]:
+    return lambda builder, table, codes: call(builder, name, codes.type, table, codes)
+
+
+def _pick_by_comparing(builder: Any, table: Any, codes: Any) -> Any:
+    found = ir.Constant(codes.type, [0] * codes.type.count)
+    for code in range(16):
+        every = ir.Constant(codes.type, [code] * codes.type.count)
+        value = in_order(builder, table, [code] * codes.type.count)
+        found = builder.select(builder.icmp_unsigned("==", codes, every), value, found)
+    return found
+
+
+PICKING = (
+    Way({"avx512bw"}, 64, _picks("llvm.x86.avx512.pshuf.b.512")),
+    Way({"avx2"}, 32, _picks("llvm.x86.avx2.pshuf.b")),
+    Way({"ssse3"}, 16, _picks("llvm.x86.ssse3.pshuf.b.128")),
+    Way(set(), 16, _pick_by_comparing),
+)
+
+
+def pick_bytes(builder: Any, table: Sequence[int], codes: Any) -> Any:
+    """The int8 of a table of 16 that each code stands for; codes have the values 0 to 15."""
+    count = codes.type.count
+    values = ir.Constant(codes.type, [x & 255 for x in table] * (count // 16))
+    return _by_best(PICKING, builder, values, codes)
+
+
+def _dots(lanes: int) -> Callable[..., Any]:
+    """VPDPBUSD."""
+    words = ir.VectorType(I32, lanes)
+
+    def emit(builder: Any, codes: Any, numbers: Any) -> Any:
+        codes, numbers = builder.bitcast(codes, words), builder.bitcast(numbers, words)
+        zeros = ir.Constant(words, [0] * lanes)
+        return call(builder, f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", words, zeros, codes, numbers)
+
+    return emit
+
+
+def _pairs(bytes_name: str, shorts_name: str) -> Callable[..., Any]:
+    """PMADDUBSW and PMADDWD: sums of two products, which 16 bits must hold, and of two such sums."""
+
+    def emit(builder: Any, codes: Any, numbers: Any) -> Any:
+        count = codes.type.count
+        shorts = ir.VectorType(I16, count // 2)
+        sums = call(builder, bytes_name, shorts, codes, numbers)
+        ones = ir.Constant(shorts, [1] * (count // 2))
+        return call(builder, shorts_name, ir.VectorType(I32, count // 4), sums, ones)
+
+    return emit
+
+
+def _signed_dots(builder: Any, codes: Any, numbers: Any) -> Any:
+    """SDOT."""
+    words = ir.VectorType(I32, 4)
+    zeros = ir.Constant(words, [0] * 4)
+    return call(builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", words, zeros, codes, numbers)
+
+
+def _multiplications(builder: Any, codes: Any, numbers: Any) -> Any:
+    """One multiplication for each byte."""
+    count = codes.type.count
+    wide = ir.VectorType(I32, count)
+    products = builder.mul(builder.sext(codes, wide), builder.sext(numbers, wide))
+    for _ in range(2):
+        count //= 2
+        even, odd = (in_order(builder, products, range(at, 2 * count, 2)) for at in (0, 1))
+        products = builder.add(even, odd)
+    return products
+
+
+# Where the first factors have no signs. SDOT and multiplications take signs as they come.
+SIGNED = (
+    Way({"dotprod"}, 16, _signed_dots),
+    Way(set(), 16, _multiplications),
+)
+UNSIGNED = (
+    Way({"avx512vnni"}, 64, _dots(16)),
+    Way({"avx512vnni", "avx512vl"}, 32, _dots(8)),
+    Way({"avxvnni"}, 32, _dots(8)),
+    Way({"avx2"}, 32, _pairs("llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd")),
+    Way({"ssse3"}, 16, _pairs("llvm.x86.ssse3.pmadd.ub.sw.128", "llvm.x86.sse2.pmadd.wd")),
+    *SIGNED,
+)
+MOVING_SIGNS = (
+    Way({"avx512bw"}, 64, lambda builder, *pair: _move_signs(builder, *pair)),
+    Way({"avx2"}, 32, _picks("llvm.x86.avx2.psign.b")),
+    Way({"ssse3"}, 16, _picks("llvm.x86.ssse3.psign.b.128")),
+)
+
+
+def _move_signs(builder: Any, numbers: Any, codes: Any) -> Any:
+    zeros = ir.Constant(codes.type, [0] * codes.type.count)
+    return builder.select(builder.icmp_signed("<", codes, zeros), builder.sub(zeros, numbers), numbers)
+
+
+def dot_bytes(builder: Any, codes: Any, numbers: Any, *, signed: bool) -> Any:
+    """The sums of four neighbouring products each, int32, of codes and numbers of at most 127 and at least
+    -127. Codes are 0 to 63 or, signed, any int8.
+    """
+    if not signed:
+        return _by_best(UNSIGNED, builder, codes, numbers)
+    if "ssse3" not in FEATURES:
+        return _by_best(SIGNED, builder, codes, numbers)
+    size = call(builder, f"llvm.abs.v{codes.type.count}i8", codes.type, codes, ir.Constant(ir.IntType(1), 0))
+    return _by_best(UNSIGNED, builder, size, _by_best(MOVING_SIGNS, builder, numbers, codes))
