@@ -198,9 +198,9 @@ class Chain:
     def most(self, mode: Mode) -> int:
         return LARGEST_STEP
 
-    def steps(self, tokens: list[int], mode: Mode) -> Tensor:
+    def steps(self, tokens: Tensor, mode: Mode) -> tuple[Tensor, None]:
         self.length += len(tokens)
-        return self.logits[tokens]
+        return self.logits[tokens], None
 
     def get_seq_length(self) -> int:
         return self.length

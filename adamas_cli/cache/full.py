@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from adamas_kernels.contract import DenseCache, Facts, LayerCache
+from adamas_kernels.contract import LARGEST_STEP, DenseCache, Facts, LayerCache
 from adamas_kernels.dispatch import serving
 from adamas_kernels.reference import query_power
 from adamas_kernels.softmax import Softmax
@@ -108,7 +108,7 @@ class FullLayer(Layer, CacheLayerMixin):
             )
             self.count(new, mode)
             return out
-        if mode.dense is not None and mode.answers and new == 1:
+        if mode.dense is not None and mode.answers and new <= LARGEST_STEP:
             out, _ = mode.dense.dense_step(queries, keys, values, self.uncoded(), scaling, softmax)
             self.count(new, mode)
             return out
@@ -136,7 +136,7 @@ class FullLayer(Layer, CacheLayerMixin):
                 queries, keys, values, coded, scaling, sparse.settings, counts, softmax
             )
             return out
-        if mode.dense is not None and mode.answers and new == 1:
+        if mode.dense is not None and mode.answers and new <= LARGEST_STEP:
             uncoded = replace(self.uncoded(), value_sum=before)
             return mode.dense.dense_step(queries, keys, values, uncoded, scaling, softmax)[0]
         return self._attend_to_all(queries, scaling, softmax)
@@ -268,8 +268,12 @@ class FullLayer(Layer, CacheLayerMixin):
             return
         start, value_sum = before
         self.value_sum.copy_(value_sum)
-        for value in self.stored_values[:, :, start:tokens].unbind(2):
-            self.value_sum += value
+        stayed = self.stored_values[:, :, start:tokens]
+        if stayed.is_cuda:  # where a launch for each would take long, and steps add them in another order
+            self.value_sum += stayed.sum(2, dtype=torch.float32)
+        else:
+            for value in stayed.unbind(2):
+                self.value_sum += value
         self.length = tokens
         if self.codes is not None:
             self.codes.truncate(tokens)

@@ -92,9 +92,9 @@ class SlidingLayer(Layer, CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
         softmax = replace(softmax, window=self.window)
-        if mode.dense is not None and mode.answers and keys.shape[2] == 1:
+        if mode.dense is not None and mode.answers and keys.shape[2] <= LARGEST_STEP:
             out, _ = mode.dense.dense_step(queries, keys, values, self.uncoded(), scaling, softmax)
-            self.count(1, mode)
+            self.count(keys.shape[2], mode)
             return out
         known_keys, known_values = self._last(self.length)
         seen = torch.cat([known_keys, keys], 2), torch.cat([known_values, values], 2)
@@ -111,7 +111,9 @@ class SlidingLayer(Layer, CacheLayerMixin):
         `FullLayer.attend_again`.
         """
         softmax = replace(softmax, window=self.window)
-        if mode.dense is not None and mode.answers and keys.shape[2] == 1:  # writes where its token lies
+        if (
+            mode.dense is not None and mode.answers and keys.shape[2] <= LARGEST_STEP
+        ):  # writes where its token lies
             return mode.dense.dense_step(queries, keys, values, self.uncoded(), scaling, softmax)[0]
         assert self._seen is not None
         return _attend_to(self._seen, queries, scaling, softmax)

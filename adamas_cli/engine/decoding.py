@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -113,7 +113,7 @@ class Checked:
         self._sampler, self._drafter = sampler, drafter
         self._coming = deque([int(sampler.next(logits))])  # all but the last are in the cache
         self._said = 0  # the last token
-        self._start, self._before = cache.get_seq_length(), cache.before_step()  # before the last pass
+        self._start, self._before = cache.get_seq_length(), list[Any]()  # before the last pass
         self._proposed = self._accepted = self._passes = 0
 
     @property
@@ -134,14 +134,14 @@ class Checked:
         self._settle()
         draft = self._drafter.propose(min(left, self._stepper.most(self._mode)))
         begun, cache = time.perf_counter(), self._cache
-        self._start, self._before = cache.get_seq_length(), cache.before_step()
-        logits = self._stepper.steps([self._said, *draft], self._mode)
-        for at, proposed in enumerate([*draft, None]):
-            self.logits = logits[at]
-            token = int(self._sampler.next(self.logits))
+        self._start, self._before = cache.get_seq_length(), cache.before_step() if draft else []
+        tokens = torch.tensor([self._said, *draft], device=self.logits.device)
+        logits, _ = self._stepper.steps(tokens, self._mode)
+        for token, proposed in zip(self._sampler.each(logits), [*draft, None], strict=True):
             self._coming.append(token)
             if token != proposed:
                 break
+        self.logits = logits[len(self._coming) - 1]
         self._retract(self._start + len(self._coming))
         self._drafter.costs.took(1 + len(draft), time.perf_counter() - begun)
         self._passes += 1

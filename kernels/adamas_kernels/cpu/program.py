@@ -203,6 +203,7 @@ class StepProgram:
         for kind, found in self._alike.items():
             layers, first = np.array(found).T
             self._groups.append((*kind, layers, first[:, None] + np.arange(len(kind[0]._fields))))
+        self._growths = {layer.growth[1] for layer in self._layers if layer.growth is not None}
         self._growing = [index for index, layer in enumerate(self._layers) if layer.growth is not None]
         self._capped = np.array([layer.softmax.softcap > 0 for layer in self._layers])
         self._heads = max(layer.heads for layer in self._layers)
@@ -215,9 +216,8 @@ class StepProgram:
         """
         budget, ranks = self.settings.budget, RANK_BYTES * self._heads * (length + LARGEST_STEP)
         most = min(LARGEST_STEP, max(1, MOST_SCRATCH // ranks))
-        for index in self._growing:
-            _, tokens = self._layers[index].growth
-            most = min(most, tokens - length % tokens)
+        for growth in self._growths:
+            most = min(most, growth - length % growth)
         groups = groups_of_segment(budget, length + 1)
         while groups_of_segment(budget, length + most) != groups:
             most -= 1

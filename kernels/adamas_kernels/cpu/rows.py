@@ -1,4 +1,4 @@
-"""Rows of blocks: their products with one vector or a few, and their numbers, for each of `formats.FORMATS`."""
+"""Rows of blocks: their products with one vector or a few, and their numbers, for `formats.FORMATS`."""
 
 from __future__ import annotations
 
