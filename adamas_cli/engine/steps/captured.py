@@ -1,5 +1,5 @@
-"""One decode step, from a token's embedding to the greedy token behind it, as a CUDA graph; or a step of a few
-tokens, to the logits behind each.
+"""One decode step, from a token's embedding to the greedy token behind it, as a CUDA graph; or one of a
+few tokens, to the logits behind each.
 
 Nothing in a step depends on the host: the length lies on the device and no grid changes with it. So one graph
 for each way to attend serves every length and every question; it is captured anew only after a buffer or
@@ -43,7 +43,7 @@ def graph_obstacle(model: Model, cache: KVCache, sparse: Sparse | None) -> str |
 
 @dataclass
 class _Graph:
-    """A captured step. tokens: int64 [n], which it reads; one alone is then the greedy token; logits: [n, V]."""
+    """A captured step. tokens: int64 [n], which it reads; one is then the greedy token; logits: [n, V]."""
 
     version: int
     graph: torch.cuda.CUDAGraph
