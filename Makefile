@@ -9,7 +9,7 @@ bin := .venv/bin
 quoted = '$(subst ','\'',$(1))'
 
 .DEFAULT_GOAL := help
-.PHONY: help ask test check check-install format clean
+.PHONY: help ask test check check-install docs format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s%s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,9 @@ check: .venv/installed-for-development ## check format, lint, types and layers
 check-install: ## install the wheel and the source tree into fresh environments and try both
 	.ci/check-install $(PYTHON)
 
+docs: .venv/installed-for-development ## build the manual in build/site; broken links fail
+	NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --quiet
+
 format: .venv/installed-for-development ## format the sources and repair what lint can repair
 	$(bin)/ruff check --fix
 	$(bin)/ruff format
@@ -45,5 +48,5 @@ clean: ## remove .venv and everything that was built or cached here
 	@touch $@
 
 .venv/installed-for-development: .venv/installed
-	$(bin)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test,check]'
+	$(bin)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test,check,docs]'
 	@touch $@

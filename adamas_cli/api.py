@@ -6,7 +6,7 @@
     with model.open("book.txt") as book:
         print(book.ask("Who is Mr. Darcy?").text)
 
-Everything here is what `adamas ask` uses. `README.md` shows more.
+Everything here is what `adamas ask` uses. `docs/scripting.md` shows more.
 """
 
 from __future__ import annotations

@@ -342,6 +342,50 @@ FAMILIES: dict[str, Family] = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Seeing:
+    """One that also sees. row: the family that its text part is like; sight, text: fields of its parts."""
+
+    row: str
+    sight: dict[str, Any]
+    text: dict[str, Any] = field(default_factory=dict)
+
+
+EYES = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+QWEN_EYES = {"depth": 1, "hidden_size": 32, "num_heads": 2, "out_hidden_size": 64, "intermediate_size": 32}
+MROPE = {
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
+    "sliding_window": None,
+}
+HALF_ROPE = MROPE["rope_parameters"] | {"mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}
+SEEING: dict[str, Seeing] = {
+    "gemma3": Seeing("gemma3_text", EYES),
+    "glm4v": Seeing("glm4", QWEN_EYES, MROPE),
+    "glm4v_moe": Seeing("glm4_moe", QWEN_EYES, {"rope_parameters": HALF_ROPE}),
+    "llava": Seeing("llama", EYES, {"model_type": "llama"}),
+    "mistral3": Seeing("mistral", EYES, {"model_type": "mistral"}),
+    "qwen2_vl": Seeing("qwen2", QWEN_EYES | {"embed_dim": 32, "hidden_size": 64}, MROPE),
+    "qwen2_5_vl": Seeing("qwen2", QWEN_EYES, MROPE),
+    "qwen3_vl": Seeing("qwen3", QWEN_EYES | {"deepstack_visual_indexes": [0]}, MROPE),
+    "qwen3_vl_moe": Seeing("qwen3_moe", QWEN_EYES | {"deepstack_visual_indexes": [0]}, MROPE),
+}
+
+
+def seeing_config(name: str, **common: Any) -> PreTrainedConfig:
+    """Of a row of SEEING. common: fields of text parts instead of `SMALL`, for those that have them."""
+    row = SEEING[name]
+    taken = fields_of(CONFIG_MAPPING[row.row])
+    fields = {name: value for name, value in (common or SMALL).items() if name in taken}
+    config: PreTrainedConfig = CONFIG_MAPPING[name](
+        text_config=fields | FAMILIES[row.row].fields | row.text,
+        vision_config=row.sight,
+        image_token_id=0,
+        video_token_id=1,
+        tie_word_embeddings=False,
+    )
+    return config
+
+
 def tiny_config(name: str) -> PreTrainedConfig:
     """A family's config with the fields of its row."""
     kind: Any = CONFIG_MAPPING[name]

@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from adamas_cli.models.filling import Numbers
 from adamas_cli.models.merging import Merging, in_8_bits
 from adamas_cli.models.packed import Blocks
 from adamas_cli.models.packed_linear import PackedLinear
+from adamas_cli.models.resolve import require_here
 from adamas_cli.progress import Silent
 
 RANK, ALPHA = 4, 16
@@ -261,6 +263,41 @@ def test_commands_take_it(run_here: Run, tiny_model: Path, tmp_path: Path) -> No
         f"adamas: {adapter} is an adapter of {tiny_model} and no model of its own.",
         f"Use both: -m {tiny_model} --adapter {adapter}",
     ]
+
+
+HUB_NAME = "owner/lora"
+
+
+def test_the_hub_has_adapters_too(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fetched once, without a merged model beside it; then found in the cache."""
+    theirs = written(tmp_path / "theirs", BOTH, tiny_model)
+    snapshot = tmp_path / "hub" / "models--owner--lora" / "snapshots" / ("c" * 40)
+    fetched = []
+
+    def fetch(repository: str, name: str, **_: object) -> str:
+        snapshot.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).write_bytes((theirs / name).read_bytes())
+        fetched.append(name)
+        return str(snapshot / name)
+
+    held = [*(path.name for path in theirs.iterdir()), "model.safetensors", "README.md"]
+    info = SimpleNamespace(sha="c" * 40, siblings=[SimpleNamespace(rfilename=n, size=1) for n in held])
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: info)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    with raises_told(ModelUnavailableError, "the adapter owner/lora is not on this machine"):
+        found(None, HUB_NAME)
+    with raises_told(ModelUnavailableError, "models pull owner/lora"):
+        require_here(None, adapter=HUB_NAME)
+    files = resolve(None, device="cpu", offline=False, adapter=HUB_NAME, progress=Silent())
+    assert sorted(fetched) == sorted(path.name for path in theirs.iterdir())
+    assert (files.directory, files.adapter) == (tiny_model, snapshot)
+    assert files.name == f"{tiny_model} + {HUB_NAME}"
+    refs = snapshot.parents[1] / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("c" * 40)
+    require_here(None, adapter=HUB_NAME)
+    assert found(None, HUB_NAME).fingerprint == files.fingerprint
 
 
 # what is refused

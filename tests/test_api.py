@@ -1,4 +1,4 @@
-"""The Python interface, as the README shows it."""
+"""The Python interface, as the manual shows it."""
 
 from __future__ import annotations
 
@@ -106,7 +106,9 @@ def test_the_readme_shows_what_runs(
     tiny_model: Path, tmp_path: Path, fable: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ADAMAS_CACHE_DIR", str(tmp_path / "cache"))
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (block,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "scripting.md").read_text(encoding="utf-8"), re.DOTALL
+    )
     monkeypatch.chdir(tmp_path)
     fable.rename(tmp_path / "book.txt")
     assert '"qwen2.5-coder-0.5b"' in block

@@ -115,6 +115,6 @@ def test_a_flawed_log_is_read_and_a_binary_is_forced(ask, folder: Path) -> None:
 
 @pytest.mark.parametrize("command", ["ask", "chat", "plan", "read", "summarize"])
 def test_every_command_that_reads_takes_both_options(command: str) -> None:
-    shown = installed(command, "--help").stdout.decode()
+    shown = installed(command, "--help-all").stdout.decode()
     assert "--encoding" in shown
     assert "--text" in shown

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 from adamas_kernels.contract import SparseSettings
+from families import SEEING, seeing_config
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, PreTrainedConfig
 
 from adamas_cli.cache.mode import Mode
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.steps.compiled import compiled_obstacle
 from adamas_cli.engine.steps.families import FAMILIES
 from adamas_cli.engine.timeline import Timeline
+from adamas_cli.models.families import from_config
 from adamas_cli.models.packed import pack_model
 from adamas_cli.progress import Silent
 
@@ -111,8 +113,12 @@ class Loaded:
 
 def build(name: str, **changes: Any) -> nn.Module:
     """A model whose norms, biases and corrections are not those that leave everything as it is."""
+    return packed(AutoConfig.for_model(name, **{**COMMON, **changes}))
+
+
+def packed(config: PreTrainedConfig) -> nn.Module:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **{**COMMON, **changes}))
+    model = from_config(config)
     for key, parameter in model.named_parameters():
         nn.init.normal_(parameter, mean=1.0 if "norm" in key else 0.0, std=0.2)
     for key, buffer in model.named_buffers():
@@ -136,7 +142,18 @@ def after_reading(model: nn.Module, attention: AttentionSettings) -> Timeline:
 
 @pytest.mark.parametrize(("name", "changes"), FORMS, ids=lambda form: form if isinstance(form, str) else "")
 def test_logits_are_those_of_the_forward(name, changes):
-    model = build(name, **changes)
+    assert_as_the_forward(build(name, **changes))
+
+
+@pytest.mark.parametrize("name", SEEING)
+def test_a_model_that_sees_is_compiled_as_its_text_part(name, caplog):
+    model = packed(seeing_config(name))
+    assert model.config.get_text_config().model_type in FAMILIES
+    assert_as_the_forward(model)
+    assert not caplog.records
+
+
+def assert_as_the_forward(model: nn.Module) -> None:
     timeline = after_reading(model, AttentionSettings("full"))
     found = timeline.score(ids(TOKENS, 1), sparse=False)
     new = torch.from_numpy(ids(TOKENS, 1)).long()
@@ -148,7 +165,8 @@ def test_logits_are_those_of_the_forward(name, changes):
 
 
 def test_every_family_has_a_form():
-    assert {name for name, _ in FORMS} == set(FAMILIES)
+    seeing = {seeing_config(name).get_text_config().model_type for name in SEEING}
+    assert {name for name, _ in FORMS} | seeing == set(FAMILIES)
 
 
 @pytest.mark.parametrize(

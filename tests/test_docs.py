@@ -1,4 +1,6 @@
-"""README.md against the program. docs/development.md tells the conventions that make a page testable."""
+"""README.md and the pages of docs/ against the program. docs/development.md tells the conventions that make a
+page testable.
+"""
 
 from __future__ import annotations
 
@@ -26,18 +28,10 @@ ARCHITECTURE = ROOT / "docs" / "architecture.md"
 BIN = Path(sys.executable).parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-SECTIONS = [
-    "Quick start",
-    "Examples",
-    "How it works",
-    "Measurements",
-    "From Python",
-    "Code map",
-    "Supported models and versions",
-    "Exit codes",
-    "Limits",
-    "Licence",
-]
+SECTIONS = ["Install", "Examples", "How fast", "How good", "Why not…", "Documentation", "Licence"]
+FRONT_LINES, FRONT_COLUMNS = 150, 100  # what a front page may take, but for tables and commands
+MANUAL = [ROOT / "README.md", *ROOT.glob("docs/*.md")]
+FIGURES = {"performance.md", "accuracy.md"}  # which also show flags of other programs and of the past
 
 
 @dataclass(frozen=True)
@@ -87,16 +81,17 @@ ADAMAS = [command for command in COMMANDS if command.of("adamas")]
 
 @cache
 def help_of(*subcommand: str) -> str:
-    """What `adamas SUBCOMMAND --help` prints, without colour and wide enough for every flag."""
-    plain = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+    """What the whole help of a command prints, without colour and wide enough for every flag."""
+    short = printed_help(*subcommand, "--help")
+    return printed_help(*subcommand, "--help-all") if "--help-all" in short else short
+
+
+def printed_help(*arguments: str, columns: int = 200) -> str:
+    plain = {**os.environ, "COLUMNS": str(columns), "NO_COLOR": "1", "TERM": "dumb"}
     done = subprocess.run(
-        [sys.executable, "-m", "adamas_cli", *subcommand, "--help"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=plain,
+        [sys.executable, "-m", "adamas_cli", *arguments], capture_output=True, text=True, cwd=ROOT, env=plain
     )
-    assert done.returncode == 0, f"adamas {' '.join(subcommand)} --help: {done.stderr}"
+    assert done.returncode == 0, f"adamas {' '.join(arguments)}: {done.stderr}"
     return done.stdout
 
 
@@ -134,9 +129,10 @@ def all_flags() -> frozenset[str]:
     return frozenset(flags)
 
 
-def section(title: str) -> str:
-    """The text of one of README.md's sections."""
-    return README.split(f"\n## {title}\n", 1)[1].split("\n## ", 1)[0]
+def section(page: str, title: str) -> str:
+    """The text of a section of a page of docs/."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    return text.split(f"\n## {title}\n", 1)[1].split("\n## ", 1)[0]
 
 
 def rows(text: str) -> list[list[str]]:
@@ -154,6 +150,18 @@ def test_the_readme_has_its_sections_in_order() -> None:
     assert re.findall(r"^## (.*)$", README, re.MULTILINE) == SECTIONS
 
 
+def test_the_readme_is_a_front_page() -> None:
+    lines = README.splitlines()
+    assert len(lines) <= FRONT_LINES
+    text = [line for line in lines if not line.startswith(("|", "$ "))]
+    assert [line for line in text if len(line) > FRONT_COLUMNS] == []
+
+
+def test_the_readme_links_each_page_of_the_manual() -> None:
+    linked = {ROOT / target for target in re.findall(r"\]\(([^)#\s]+)", README)}
+    assert [page.name for page in MANUAL[1:] if page not in linked] == []
+
+
 @pytest.mark.parametrize("command", ADAMAS, ids=str)
 def test_each_command_line_names_a_command_and_flags_that_exist(command: Command) -> None:
     for arguments in command.of("adamas"):
@@ -163,15 +171,19 @@ def test_each_command_line_names_a_command_and_flags_that_exist(command: Command
 
 
 def test_each_command_has_an_example() -> None:
-    """A command that the README never calls is one that nobody finds."""
+    """A command that the manual never calls is one that nobody finds."""
     listed = re.findall(r"^│ ([a-z]+)\b", help_of()[help_of().index("Commands") :], re.MULTILINE)
-    shown = {arguments[0] for command in commands(ROOT / "README.md") for arguments in command.of("adamas")}
+    shown = {arguments[0] for command in ADAMAS for arguments in command.of("adamas") if arguments}
     assert listed
     assert not set(listed) - shown
 
 
-def test_each_flag_in_the_text_exists() -> None:
-    flags = {flag for code in code_in(README) if code.startswith("-") for flag in flags_in(code)}
+@pytest.mark.parametrize(
+    "page", [page for page in MANUAL if page.name not in FIGURES], ids=lambda page: page.name
+)
+def test_each_flag_in_the_text_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    flags = {flag for code in code_in(text) if code.startswith("-") for flag in flags_in(code)}
     assert not flags - all_flags()
 
 
@@ -186,7 +198,7 @@ def test_each_make_command_names_a_target() -> None:
     assert not named - targets
 
 
-def test_the_readme_marks_commands_to_run() -> None:
+def test_the_manual_marks_commands_to_run() -> None:
     assert [command for command in ADAMAS if command.runs]
 
 
@@ -228,7 +240,7 @@ def test_the_exit_codes_are_those_of_the_program() -> None:
         kind for module in (errors, failures) for kind in vars(module).values() if isinstance(kind, type)
     ]
     raised = {kind.exit_code: kind.kind for kind in kinds if issubclass(kind, errors.AdamasError)}
-    documented = {int(code): kind.strip("`") for code, kind, _ in rows(section("Exit codes"))}
+    documented = {int(code): kind.strip("`") for code, kind, _ in rows(section("scripting.md", "Exit codes"))}
     assert documented == {0: "", **raised}
     assert raised[errors.INTERRUPTED] == "interrupted"
 
@@ -262,9 +274,8 @@ def folders() -> set[Path]:
     return {path.parent for path in files}
 
 
-def test_the_pictures_name_only_what_exists() -> None:
-    for page, heading in ((ROOT / "README.md", "## Code map"), (ARCHITECTURE, "# Architecture")):
-        assert [str(path) for path in picture_of(page, heading) if not path.exists()] == []
+def test_the_picture_names_only_what_exists() -> None:
+    assert [str(path) for path in picture_of(ARCHITECTURE, "# Architecture") if not path.exists()] == []
 
 
 def test_the_picture_names_every_folder() -> None:
@@ -281,7 +292,7 @@ def test_the_supported_versions_are_those_of_the_metadata() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = [line.split(";")[0] for line in project["dependencies"]]
     declared.append(f"Python{project['requires-python']}")
-    text = section("Supported models and versions")
+    text = section("models.md", "Supported models and versions")
     for name in ("Python", "torch", "triton", "transformers"):
         (line,) = [line for line in declared if re.match(rf"{name}\b", line)]
         assert f"{name} >= {line.split('>=')[1]}" in text
@@ -289,13 +300,14 @@ def test_the_supported_versions_are_those_of_the_metadata() -> None:
 
 def test_the_built_in_names_are_those_of_the_table_of_models() -> None:
     table = tomllib.loads((ROOT / "adamas_cli" / "models" / "models.toml").read_text(encoding="utf-8"))
-    text = section("Supported models and versions")
+    text = section("models.md", "Supported models and versions")
     assert [name for name in table["models"] if f"`{name}`" not in text] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_relative_links_lead_to_a_file(page: Path) -> None:
-    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+    text = page.read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)#\s]+)", text) + re.findall(r'src(?:set)?="([^"]+)"', text)
     local = [target for target in targets if "://" not in target]
     assert [target for target in local if not (page.parent / target).exists()] == []
 

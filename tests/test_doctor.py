@@ -55,9 +55,9 @@ def test_nothing_is_wrong_where_everything_works(doctor) -> None:
     assert "smollm2-135m" in shown
 
 
-def test_the_readme_shows_what_is_checked(doctor) -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    shown = readme.split("$ adamas doctor\n", 1)[1].split("\n\n", 1)[0].splitlines()
+def test_the_manual_shows_what_is_checked(doctor) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "setup.md").read_text(encoding="utf-8")
+    shown = page.split("$ adamas doctor\n", 1)[1].split("\n\n", 1)[0].splitlines()
     printed = doctor().stdout.decode().split("\n\n", 1)[0].splitlines()
     assert [line[7:22] for line in printed] == [line[7:22] for line in shown]
 

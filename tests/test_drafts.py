@@ -23,7 +23,7 @@ from adamas_cli.engine.timeline import Timeline
 from adamas_cli.models.packed import pack_model
 from adamas_cli.progress import Silent
 
-CONTEXT, ANSWER, DRAWN = 300, 48, 6000
+CONTEXT, ANSWER, DRAWN = 300, 48, 3000
 GREEDY = Sampling()
 FULL = AttentionSettings("full")
 SPARSE = AttentionSettings("adamas", SparseSettings(budget=48), dense_layers=1)

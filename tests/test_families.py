@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from adamas_kernels.contract import SparseSettings
-from families import FAMILIES, SMALL, VOCABULARY, Family, fields_of, tiny_config, tiny_family
+from families import FAMILIES, SEEING, VOCABULARY, Family, seeing_config, tiny_config, tiny_family
 from safetensors.torch import save_file
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -24,8 +24,9 @@ from adamas_cli.engine.timeline import Timeline
 from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.forecast.calibration import calibrate
 from adamas_cli.models import LoadedModel, ModelFiles, load
+from adamas_cli.models.families import RESTARTING
 from adamas_cli.planning.decision import decide
-from adamas_cli.planning.facts import file_facts, machine_facts
+from adamas_cli.planning.facts import config_facts, file_facts, machine_facts
 from adamas_cli.progress import Silent
 from adamas_cli.settings import DecodingSettings, ModelSettings
 from adamas_cli.store import document as stored_document
@@ -142,6 +143,15 @@ def kept_and_restored(
         assert_near(timeline.score(IDS[DOCUMENT:], sparse=False), cold.score(IDS[DOCUMENT:], sparse=False))
 
 
+@pytest.mark.parametrize("name", sorted(RESTARTING))
+def test_a_chunk_is_one_pass_where_transformers_would_begin_anew(name: str, tmp_path: Path) -> None:
+    model, passes = loaded(tiny_family(name), tmp_path), []
+    timeline = opened(model, FULL)
+    model.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    read(timeline)
+    assert len(passes) == -(-DOCUMENT // CHUNK)
+
+
 def as_is_planned(family: Family, model: LoadedModel) -> None:
     """The engine runs what is planned from the config's file alone, without weights."""
     directory = model.files.directory
@@ -153,9 +163,11 @@ def as_is_planned(family: Family, model: LoadedModel) -> None:
     planned = decide(facts, machine, loading, DecodingSettings(), LONG).attention
     run = Timeline(model, AttentionSettings.of(DecodingSettings()), context=LONG)
     assert (planned.kind, planned.chunk) == (run.attention_kind, run.chunk)
-    assert planned.kind == ("adamas" if family.reason is None else "full")
-    if family.reason is not None:
-        asked = DecodingSettings(attn="adamas")
+    assert planned.kind == ("adamas" if family.reason is None and not facts.shape.latent else "full")
+    asked = DecodingSettings(attn="adamas")
+    if family.reason is None:
+        assert decide(facts, machine, loading, asked, LONG).attention.kind == "adamas"
+    else:
         with pytest.raises(ModelUnavailableError, match=family.reason) as told:
             decide(facts, machine, loading, asked, LONG)
         with pytest.raises(ModelUnavailableError) as raised:
@@ -174,49 +186,9 @@ def test_a_family_that_cannot_answer_is_refused_before_weights_are_loaded(name: 
     assert raised.value.message == told.value.message
 
 
-MROPE = {
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
-    "sliding_window": None,
-}
-SEEING: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "gemma3": (
-        "gemma3_text",
-        {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
-        {},
-    ),
-    "mistral3": (
-        "mistral",
-        {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
-        {},
-    ),
-    "qwen2_5_vl": ("qwen2", {"depth": 1, "hidden_size": 32, "num_heads": 2, "out_hidden_size": 64}, MROPE),
-    "qwen3_vl": (
-        "qwen3",
-        {
-            "depth": 1,
-            "hidden_size": 32,
-            "num_heads": 2,
-            "out_hidden_size": 64,
-            "deepstack_visual_indexes": [0],
-        },
-        MROPE,
-    ),
-}  # of its text, and fields of what it sees with and of its text
-
-
 @pytest.mark.parametrize("name", SEEING)
 def test_a_model_that_sees_answers_by_its_text_part(name: str, tmp_path: Path) -> None:
-    row, sight, extra = SEEING[name]
-    text = {field: value for field, value in SMALL.items() if field in fields_of(CONFIG_MAPPING[row])}
-    if row == "mistral":
-        text["model_type"] = row
-    config = CONFIG_MAPPING[name](
-        text_config=text | FAMILIES[row].fields | extra,
-        vision_config=sight,
-        image_token_id=0,
-        video_token_id=1,
-        tie_word_embeddings=False,
-    )
+    config = seeing_config(name)
     torch.manual_seed(0)
     module = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
     module.save_pretrained(tmp_path)
@@ -226,7 +198,10 @@ def test_a_model_that_sees_answers_by_its_text_part(name: str, tmp_path: Path) -
     assert_near(read(opened(model, FULL)).score(IDS[DOCUMENT:], sparse=False), expected)
     sparse = read(opened(model, WHOLE))
     assert_near(sparse.score(IDS[DOCUMENT:], sparse=True), expected)
-    assert file_facts(model.files).shape == Model.of(model).shape
+    facts, built = file_facts(model.files), config_facts(config, tmp_path)
+    assert facts.shape == Model.of(model).shape
+    numbers = sum(parameter.numel() for parameter in model.model.parameters())
+    assert facts.weights.bytes(1) == built.weights.bytes(1) == numbers
 
 
 @pytest.mark.parametrize("name", ["deepseek_v32", "llama4_text", "nanochat"])

@@ -187,14 +187,14 @@ def test_the_installed_command_on_a_narrow_terminal(tiny_model: Path, folder: Pa
     assert max(map(len, shown)) <= 48
 
 
-def test_the_readme_shows_what_it_prints(
+def test_the_manual_shows_what_it_prints(
     adamas: Runner,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """But for what changes from machine to machine: memory and time."""
     root = Path(__file__).parents[1]
-    readme = (root / "README.md").read_text(encoding="utf-8")
-    shown = readme.split("$ adamas plan pride", 1)[1].split("```", 1)[0].splitlines()
+    page = (root / "docs" / "asking.md").read_text(encoding="utf-8")
+    shown = page.split("$ adamas plan pride", 1)[1].split("```", 1)[0].splitlines()
     arguments = shlex.split("pride" + shown[0])
     monkeypatch.chdir(root / "docs" / "examples")
     done = adamas("plan", *arguments, "--no-calibrate")

@@ -1,4 +1,4 @@
-"""What README.md says that the default model answers, against what it answers."""
+"""What the manual says that the default model answers, against what it answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from test_docs import BIN, README, ROOT
+from test_docs import BIN, PAGES, ROOT
 
 from adamas_cli.models import ModelFiles, resolve
 from adamas_cli.progress import Silent
@@ -28,7 +28,8 @@ class Shown:
 
 def shown() -> list[Shown]:
     found: list[Shown] = []
-    for block in re.findall(r"^```console answers\n(.*?)^```$", README, re.DOTALL | re.MULTILINE):
+    manual = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    for block in re.findall(r"^```console answers\n(.*?)^```$", manual, re.DOTALL | re.MULTILINE):
         folder = ROOT
         for line in block.splitlines():
             if line.startswith("$ cd "):

@@ -207,7 +207,7 @@ def test_passages_fit_a_narrow_terminal(laid_out, tokenizer):
     assert wide[1] == " 100%  notes.txt:4  and somebody counts the boats."
     assert narrow[1:] == [" 100%  notes.txt:4", "       and somebody counts the boats."]
     assert all(len(line) <= 40 for line in narrow[1:])
-    assert "no proof" in wide[0]
+    assert "not evidence" in wide[0]
 
 
 # --- Quotations.
@@ -264,7 +264,7 @@ def test_sources_are_in_json_and_on_stderr(adamas: Runner, tiny_model: Path, tmp
     assert record["quotes"] == []
     shown = adamas(*asked, "--sources")
     assert shown.returncode == 0, shown.stderr
-    assert b"no proof" in shown.stderr
+    assert b"not evidence" in shown.stderr
     assert b"book.txt:" in shown.stderr
     assert b"book.txt:" not in shown.stdout
     plain = json.loads(adamas(*asked, "--json").stdout)

@@ -233,7 +233,8 @@ def read_back(path: Path, placing: Placing) -> Any:
     settings = path.parent / "settings"
     settings.mkdir(exist_ok=True)
     (settings / "config.json").write_text(json.dumps(config_of(file, Silent())))
-    return build_model(file, settings, FULL, DEVICE, placing).eval()
+    with torch.device("cpu"):  # as programs read files: what a model is made of goes to its device afterwards
+        return build_model(file, settings, FULL, DEVICE, placing).eval()
 
 
 def kind_of(name: str) -> GGMLQuantizationType | None:

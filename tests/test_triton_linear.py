@@ -17,10 +17,12 @@ from adamas_kernels.triton.planes import FORMS, PlaneWeight, join, joinable, spl
 from adamas_kernels.triton.rounding import norm_vector
 from adamas_kernels.triton.unpacking import embed, unpack_rows
 from block_weights import some_blocks
+from families import SMALL, seeing_config
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from adamas_cli.engine import fused
 from adamas_cli.engine.fused import fuse
+from adamas_cli.models.families import from_config
 from adamas_cli.models.plane_linear import PlaneEmbedding, PlaneLinear, Planes
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -239,10 +241,13 @@ def llama_and_its_blocks():
         vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=1,
         num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False,
     )  # fmt: skip
-    model = LlamaForCausalLM(config).eval()
+    return with_blocks(LlamaForCausalLM(config).eval())
+
+
+def with_blocks(model):
     blocks = {}
     for name, module in model.named_modules():
-        if hasattr(module, "weight") and module.weight.dim() == 2:
+        if hasattr(module, "weight") and module.weight.dim() == 2 and module.weight.shape[1] % WIDTH == 0:
             kind = "Q6_K" if name.endswith(("v_proj", "down_proj")) else "Q4_K"
             blocks[name] = some_blocks(kind, *module.weight.shape, seed=len(blocks))
             module.weight.data = unpack(blocks[name]).to(DEVICE)
@@ -307,6 +312,33 @@ def test_a_fused_model_computes_the_same(count, dtype):
     layer = model.model.layers[0]
     query, key = layer.self_attn.q_proj.planes, layer.self_attn.k_proj.planes
     assert query.low.untyped_storage().data_ptr() == key.low.untyped_storage().data_ptr()
+
+
+def seeing_and_its_blocks(name):
+    sizes = {"hidden_size": WIDTH, "intermediate_size": INNER, "head_dim": WIDTH // 4, "num_hidden_layers": 1}
+    config = seeing_config(name, **(SMALL | sizes | {"vocab_size": VOCABULARY}))
+    return with_blocks(from_config(config).eval())
+
+
+def test_a_model_that_sees_is_fused_in_its_text_part():
+    model, blocks = seeing_and_its_blocks("qwen3_vl")
+    last = "language_model.layers.0.self_attn.o_proj", "language_model.layers.0.mlp.down_proj"
+    place(model, {part: blocks[part] for part in blocks if part.endswith(last)})
+    fuse(model)
+    text = model.get_decoder()
+    assert "forward" in vars(text.layers[0])
+    assert hasattr(sys.modules[type(text).__module__].apply_rotary_pos_emb, "on_gpu")
+
+
+@pytest.mark.parametrize(("count", "dtype"), NATIVE)
+@pytest.mark.parametrize("name", ["mistral3", "qwen3_vl"])
+def test_a_fused_model_that_sees_computes_the_same(name, count, dtype):
+    model, blocks = seeing_and_its_blocks(name)
+    expected = logits_of(model, count).double()
+    model.to(dtype)
+    place(model, blocks, dtype)
+    fuse(model)
+    assert_near(logits_of(model, count), expected, 1e-4 if dtype == FULL else 4e-2)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import typer
 EXAMPLES: dict[str, dict[str, str]] = {
     "": {
         'adamas ask book.txt "Who is Mr. Darcy?"': "ask a question about a book",
-        "adamas COMMAND --help": "what a command can do",
+        "adamas summarize src/": "what a repository is, how it is built up and how to run it",
+        "adamas chat report.pdf": "talk about a report",
     },
     "chat": {
         "adamas chat book.txt": "talk about a book; /help lists what else can be typed",

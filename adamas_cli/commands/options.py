@@ -91,14 +91,15 @@ FLAGS: dict[type, dict[str, Any]] = {
         ),
         "adapter": _model(
             "--adapter",
-            metavar="DIR",
-            help="A LoRA adapter's folder, as PEFT writes it; without -m, of the model that it was made for.",
+            metavar="NAME",
+            help="A LoRA adapter, as PEFT writes it: its folder or Hugging Face id; without -m, of the model "
+            "that it was made for.",
         ),
         "dtype": _model("--dtype", help="Number format of the weights."),
         "device": _model("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 and so on."),
         "quantization": _model(
             "--quantization",
-            help="packed: 8 or 4 bits on a CPU, as few as lose nothing that counts; none: as in the files; "
+            help="packed: the lowest width without measurable loss, on a CPU; none: as in the files; "
             "auto: packed on a CPU unless --dtype is given. The others serve GPUs.",
         ),
         "threads": _model(
@@ -237,8 +238,7 @@ FLAGS: dict[type, dict[str, Any]] = {
             min=1,
             max=MOST_SOURCES,
             metavar="[N]",
-            help="Show the N passages that the answer attended to most: where the model looked, which is no "
-            f"proof; {DEFAULT_SOURCES} without a number.",
+            help=f"Show the N most-attended passages (not evidence); {DEFAULT_SOURCES} without a number.",
             show_default=False,
         ),
         "cite": _origin(
@@ -319,9 +319,14 @@ class SummaryPromptSettings(PromptSettings):
     on_overflow: OnOverflow = "map-reduce"
 
 
+def all_names() -> frozenset[str]:
+    """The names of the flags of all groups, such as `max_tokens`."""
+    return frozenset(flag.name for group in FLAGS for flag in flags(group))
+
+
 def setting_names() -> frozenset[str]:
-    """The names that the configuration file may set, such as `max_tokens`."""
-    return frozenset(flag.name for group in FLAGS for flag in flags(group)) - _NOT_SETTINGS
+    """Those that the configuration file may set."""
+    return all_names() - _NOT_SETTINGS
 
 
 def grouped(function: Callable[..., None]) -> Callable[..., None]:

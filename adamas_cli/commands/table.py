@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from adamas_cli.commands.examples import attach
+from adamas_cli.commands.folding import register
 
 # What the list of commands says about each; a test holds it to the command's own help.
 SUMMARIES = {
@@ -54,6 +55,6 @@ def build(name: str) -> Any:
     if hasattr(module, "app"):
         above.add_typer(module.app, name=name)
     else:
-        above.command(name)(module.command)
+        register(above, name, module.command)
     attach(above)
     return typer.main.get_group(above).commands[name]

@@ -90,6 +90,7 @@ def decide_for(
         backends_of(device),
         obstacle=unserved or shape.obstacle,
         dense=shape.dense_on(device.type),
+        unmeasured=shape.unmeasured,
         token_bytes=shape.token_bytes(dtype.itemsize),
     )
 

@@ -14,11 +14,9 @@ ORDER = 3  # last tokens that a place in the text must share with its end
 PLACES = 16  # that share them, which are compared, the last ones
 COMPARED = 32  # tokens before each
 SIZES = (4, 8, LARGEST_STEP)  # tokens of passes that check drafts
-# Seconds of such a pass over those of one token, before they were measured: see docs/performance.md.
-COSTS: Mapping[str, Mapping[int, float]] = {
-    "cpu": {4: 1.6, 8: 2.8, 16: 5.2},
-    "cuda": {4: 1.15, 8: 1.25, 16: 1.45},
-}
+# Seconds of such a pass over those of one token, before they were measured in an answer: on devices where they
+# are known drafts are made unasked (docs/performance.md).
+COSTS: Mapping[str, Mapping[int, float]] = {"cpu": {4: 1.6, 8: 2.8, 16: 5.2}}
 LEAST_GAIN = 1.1  # tokens for the time of one, below which there is no draft
 # For places that share at least so many tokens with the end of the text: how often the next token is the same
 # there, before it was seen in this answer.

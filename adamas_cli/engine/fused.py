@@ -60,9 +60,9 @@ def fuse(model: Any) -> None:
                 for index, part in enumerate(parts):
                     forwards[part] = whole.forward(index)
     forwards |= _by_liger(model, joined)
-    if model.config.model_type in FAMILY:
+    if model.config.get_text_config().model_type in FAMILY:
         forwards |= _by_planes(model, forwards)
-    _rotate_by_liger(sys.modules[type(model).__module__])
+    _rotate_by_liger(sys.modules[type(model.get_decoder()).__module__])
     for module, forward in forwards.items():
         module.__dict__["forward"] = forward
 

@@ -23,6 +23,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.mode import Mode
+from adamas_cli.models.quiet import quiet_transformers
 from adamas_cli.planning.decision import UnservedError
 
 NAME = "adamas"
@@ -47,7 +48,8 @@ def install(model: PreTrainedModel) -> str:
     ALL_ATTENTION_FUNCTIONS.register(NAME, attention_forward)
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, attention_mask)
     before: str = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
+    with quiet_transformers():  # which misses the parts that see, of a model that they were left out of
+        model.set_attn_implementation(NAME)
     return before
 
 

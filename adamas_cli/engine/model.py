@@ -15,6 +15,7 @@ from adamas_cli.cache.full import FullLayer
 from adamas_cli.cache.mode import READING, Mode
 from adamas_cli.cache.placement import Allocated, placement_on
 from adamas_cli.cache.sliding import SlidingLayer
+from adamas_cli.engine.continuing import carry_on
 from adamas_cli.engine.fused import fuse
 from adamas_cli.engine.interface import Pass, install, under_way
 from adamas_cli.engine.rotation import foresee
@@ -52,7 +53,7 @@ class Model:
         self.dense: Backend | None = None
         parameters = inspect.signature(self.module.forward).parameters
         self._last_only, self._placed = ("logits_to_keep" in parameters), ("position_ids" in parameters)
-        self._restarts = self.config.model_type in RESTARTING
+        self._restarts = self.config.model_type in RESTARTING and not carry_on(self.module)
         self._cache_name = next((name for name in CACHE_NAMES if name in parameters), CACHE_NAMES[0])
         if self.unserved is None:
             before = install(self.module)

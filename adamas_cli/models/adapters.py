@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adamas_cli.errors import ModelUnavailableError
-from adamas_cli.models.folder import ADAPTER_CONFIG
+from adamas_cli.models.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-WEIGHTS = "adapter_model.safetensors"
 _NAME = re.compile(
     r"base_model\.model\.(?P<layer>.+)\.(?:lora_(?:embedding_)?(?P<part>A|B|magnitude_vector))"
     r"(?:\.default)?(?:\.weight)?"
@@ -80,12 +79,12 @@ class Adapter:
 
         self.directory = directory
         self.config = read_adapter_config(directory)
-        if not (directory / WEIGHTS).is_file():
-            raise ModelUnavailableError(f"the adapter {directory} has no {WEIGHTS}.")
+        if not (directory / ADAPTER_WEIGHTS).is_file():
+            raise ModelUnavailableError(f"the adapter {directory} has no {ADAPTER_WEIGHTS}.")
         try:
-            self._tensors = load_file(directory / WEIGHTS)
+            self._tensors = load_file(directory / ADAPTER_WEIGHTS)
         except (OSError, SafetensorError) as error:
-            raise ModelUnavailableError(f"{directory / WEIGHTS} is damaged: {error}.") from error
+            raise ModelUnavailableError(f"{directory / ADAPTER_WEIGHTS} is damaged: {error}.") from error
 
     def changes(self, model: nn.Module) -> dict[str, Change]:
         """By the names of the model's parameters. Raises ModelUnavailableError for a layer that it does not

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.models.folder import CONFIG
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 _OWN = "its attention does not go through transformers' interface"
 _TWICE = "each of its layers attends several times to the same tokens"
@@ -37,9 +37,17 @@ OWN_ATTENTION: dict[str, str] = {
     "hrm_text": _TWICE,
     "doge": "its attention mask is not plainly causal",
 }
-# Families whose recurrent layers begin anew in each pass of several tokens, whatever came before; in passes
-# of one token they go on.
+# Families whose recurrent layers begin anew in each pass of several tokens in transformers, whatever came
+# before; in passes of one token they go on.
 RESTARTING = frozenset({"jamba", "zamba"})
+# Parts of models by their names among tensors, which see, hear or foretell; answering with text does without.
+UNREAD = frozenset(
+    (
+        "acoustic_tokenizer_encoder", "audio_model", "audio_tower", "high_res_vision_model", "image_tower",
+        "mtp", "qformer", "semantic_tokenizer_encoder", "video_tower", "vision_encoder", "vision_model",
+        "vision_tower", "visual", "vqmodel",
+    )
+)  # fmt: skip
 
 _ENCODER = "it is an encoder, which reads text and does not write it"
 _ENCODER_DECODER = "it is one half of an encoder and a decoder"
@@ -104,6 +112,22 @@ def auto_class(kind: str) -> str:
             if kind in has(mapping):
                 return name
     return "AutoModelForCausalLM"
+
+
+def is_read(name: str) -> bool:
+    """Whether a tensor of a checkpoint is of a part that answering with text takes."""
+    return UNREAD.isdisjoint(name.split("."))
+
+
+def from_config(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
+    """What transformers builds for a config, with random weights, as far as it answers with text."""
+    import transformers
+
+    model: PreTrainedModel = getattr(transformers, auto_class(config.model_type)).from_config(
+        config, **options
+    )
+    leave_only_text(model)
+    return model
 
 
 def leave_only_text(model: PreTrainedModel) -> None:

@@ -13,7 +13,7 @@ from adamas_cli.errors import ModelUnavailableError
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = ADAPTER_FILES = "adapter_config.json", "adapter_model.safetensors"
 # What vocabularies are in. The first needs nothing else, see vocabulary/files.py of the others.
 TOKENIZERS = (
     "tokenizer.json",

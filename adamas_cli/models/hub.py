@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from adamas_cli.errors import ModelUnavailableError
-from adamas_cli.models.folder import missing, require_complete
+from adamas_cli.models.folder import ADAPTER_CONFIG, ADAPTER_FILES, missing, require_complete
 from adamas_cli.models.gguf.file import parts_of
 from adamas_cli.models.quantizations import models_among, one_of
 from adamas_cli.progress import Progress
@@ -14,6 +15,7 @@ from adamas_cli.progress import Progress
 TIMEOUT_S = 8.0
 WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py")
 UNWANTED = ("*/*", "*consolidated*", "*.onnx*", "training_args*")
+OF_ADAPTERS = ("adapter_*.safetensors", *WANTED[1:-1])  # beside which a repository may have a merged model
 
 
 def cached_snapshot(repository: str) -> Path | None:
@@ -21,21 +23,33 @@ def cached_snapshot(repository: str) -> Path | None:
 
     Raises ModelUnavailableError if `repository` cannot be a name on the hub.
     """
+    folder = _snapshot(repository, WANTED)
+    return folder if folder is not None and missing(folder) is None else None
+
+
+def cached_adapter(repository: str) -> Path | None:
+    """The folder of a complete adapter, as `cached_snapshot`."""
+    folder = _snapshot(repository, OF_ADAPTERS)
+    whole = folder is not None and all((folder / name).is_file() for name in ADAPTER_FILES)
+    return folder if whole else None
+
+
+def _snapshot(repository: str, wanted: Sequence[str]) -> Path | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(repository, local_files_only=True, allow_patterns=list(WANTED)))
+        return Path(snapshot_download(repository, local_files_only=True, allow_patterns=list(wanted)))
     except LocalEntryNotFoundError:
         return None
     except HFValidationError as error:
         raise ModelUnavailableError(f"{repository} is no model name: {error}") from error
-    return folder if missing(folder) is None else None
 
 
-def download(repository: str, progress: Progress, tag: str = "") -> Path:
+def download(repository: str, progress: Progress, tag: str = "", wanted: Sequence[str] = WANTED) -> Path:
     """The folder of the newest version of a model, or its GGUF file where it has no safetensors, after
-    fetching what is not yet in the cache. tag: which GGUF file, such as `Q4_K_M`.
+    fetching what is not yet in the cache. tag: which GGUF file, such as `Q4_K_M`. wanted: files of the
+    folder.
 
     Raises ModelUnavailableError if there is no such model, it is gated, holds neither, or the hub cannot be
     reached, SeveralFilesError where it holds several GGUF files.
@@ -43,7 +57,7 @@ def download(repository: str, progress: Progress, tag: str = "") -> Path:
     from huggingface_hub import errors
 
     try:
-        return _download(repository, progress, tag)
+        return _download(repository, progress, tag, wanted)
     except errors.GatedRepoError as error:
         raise ModelUnavailableError(
             f"{repository} is gated: its owner asks you to accept terms first.\n"
@@ -66,7 +80,7 @@ def download(repository: str, progress: Progress, tag: str = "") -> Path:
         ) from error
 
 
-def _download(repository: str, progress: Progress, tag: str) -> Path:
+def _download(repository: str, progress: Progress, tag: str, wanted: Sequence[str]) -> Path:
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.utils import filter_repo_objects
 
@@ -80,7 +94,7 @@ def _download(repository: str, progress: Progress, tag: str) -> Path:
         files = list(
             filter_repo_objects(
                 held,
-                allow_patterns=list(WANTED),
+                allow_patterns=list(wanted),
                 ignore_patterns=list(UNWANTED),
                 key=lambda file: file.rfilename,
             )
@@ -96,8 +110,10 @@ def _download(repository: str, progress: Progress, tag: str) -> Path:
             paths.append(Path(path))
     if gguf is not None:
         return paths[0]
-    require_complete(paths[-1].parent)
-    return paths[-1].parent
+    folder = paths[-1].parent
+    if not (folder / ADAPTER_CONFIG).is_file():
+        require_complete(folder)
+    return folder
 
 
 def _gguf(repository: str, sizes: dict[PurePosixPath, int], tag: str) -> PurePosixPath | None:

@@ -17,7 +17,13 @@ from adamas_cli.models.checkpoint.forms import Scheme, scheme_of
 from adamas_cli.models.completeness import require_all
 from adamas_cli.models.configs import read_config, reason, require_known_code
 from adamas_cli.models.device import choose_device, choose_dtype
-from adamas_cli.models.families import auto_class, leave_only_text, model_type, require_answering
+from adamas_cli.models.families import (
+    auto_class,
+    from_config,
+    leave_only_text,
+    model_type,
+    require_answering,
+)
 from adamas_cli.models.folder import classes, is_usual, weight_files
 from adamas_cli.models.prequantized import holds_quantized, require_readable, stored_quantization
 from adamas_cli.models.quantization import (
@@ -278,10 +284,10 @@ def _of_tensors(
     `from_pretrained`.
     """
     import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
 
     with torch.device("meta"):  # for its class, which alone takes weights that are no files
-        blank = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        blank = from_config(config, trust_remote_code=trust_remote_code)
     model: PreTrainedModel
     model, loading = type(blank).from_pretrained(
         None,

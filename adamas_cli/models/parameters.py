@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 
+from adamas_cli.models.families import from_config
 from adamas_cli.models.shape import WeightCount
 
 
@@ -14,7 +15,7 @@ def count_parameters(config: PreTrainedConfig) -> WeightCount:
     that libraries quantize; all others are in the rest.
     """
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = from_config(config)
     last = model.get_output_embeddings()
     embeddings = model.get_input_embeddings().weight
     head = embeddings if last is None else last.weight

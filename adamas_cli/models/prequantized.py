@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adamas_cli.errors import ModelUnavailableError, UsageError
+from adamas_cli.models.checkpoint.files import read_headers
 from adamas_cli.models.checkpoint.forms import scheme_of
 from adamas_cli.models.checkpoint.layers import held_bytes
 from adamas_cli.models.folder import CONFIG, read_object
@@ -86,11 +87,13 @@ def holds_quantized(model: nn.Module) -> bool:
 
 
 def stored_bytes(directory: Path) -> int | None:
-    """Bytes of weights that a library multiplies as they are; None for all others."""
+    """Bytes of weights that a library multiplies as they are; None for all others. Raises
+    ModelUnavailableError for damaged ones.
+    """
     stored = stored_quantization(directory)
     if stored is None or scheme_of(stored) is not None:
         return None
-    return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+    return sum(entry.bytes for entry in read_headers(directory).values())
 
 
 def block_bytes(directory: Path) -> int | None:

@@ -19,7 +19,7 @@ from adamas_cli.models.fetch import fetch, is_fetched, sha256_of
 from adamas_cli.models.folder import fingerprint, has_tokenizer, missing, require_complete, vocabulary_size
 from adamas_cli.models.gguf.file import is_gguf, parts_of
 from adamas_cli.models.gguf.settings import write_settings
-from adamas_cli.models.hub import cached_snapshot, download
+from adamas_cli.models.hub import OF_ADAPTERS, cached_adapter, cached_snapshot, download
 from adamas_cli.models.places import models_directory
 from adamas_cli.models.stores import file_in_folder, file_in_hub_cache, find_stored
 from adamas_cli.models.vocabulary.files import tokenizer_folder
@@ -64,7 +64,7 @@ def resolve(
 
     `name` is an alias, a folder, a .gguf file, a model of another program such as `ollama:qwen3:8b`, or a
     name on the Hugging Face hub, with `:Q4_K_M` where it holds several; None is the user's default. adapter:
-    a folder of PEFT's; without a `name`, the model that it was made for is meant.
+    a folder of PEFT's, or its name on the hub; without a `name`, the model that it was made for is meant.
     Raises ModelUnavailableError if it cannot be had, UsageError for a wrong device or a name of several.
     """
     if offline:
@@ -93,8 +93,14 @@ def resolve(
 
 def require_here(name: str | None, *, device: str = "auto", adapter: str | None = None) -> None:
     """Raise ModelUnavailableError where `resolve` would have to fetch the model."""
-    if name is None and adapter is not None:
-        name = _base(Path(adapter).expanduser())
+    if adapter is not None:
+        folder = _adapter_here(adapter)
+        if folder is None:
+            raise ModelUnavailableError(
+                f"the adapter {adapter} is not on this machine, and nothing is fetched for this.\n"
+                f"Run `adamas models pull {adapter}` once."
+            )
+        name = name or _base(folder)
     name = name or default_name(device)
     alias = aliases().get(name)
     if alias is not None:
@@ -145,17 +151,33 @@ def _from_hub(name: str, repository: str, tag: str, offline: bool, progress: Pro
         found = download(repository, progress, tag)
     if is_gguf(found):
         return _from_gguf(name, found, progress)
+    require_complete(found)
     return _from_folder(name, found, found.name, progress)
 
 
 def _adapted(adapter: str, name: str | None, *, device: str, offline: bool, progress: Progress) -> ModelFiles:
     """A model with an adapter, which may bring a tokenizer and chat template of its own."""
-    folder = Path(adapter).expanduser()
+    folder = _adapter_here(adapter)
+    if folder is None and offline:
+        raise ModelUnavailableError(
+            f"the adapter {adapter} is not on this machine, and `offline` forbids fetching it.\n"
+            f"Run `adamas models pull {adapter}` once while online."
+        )
+    folder = folder or download(adapter, progress, wanted=OF_ADAPTERS)
     files = resolve(name or _base(folder), device=device, offline=offline, progress=progress)
     read_adapter_config(folder)
     both = hashlib.sha256(f"{files.fingerprint} {fingerprint(folder)}".encode()).hexdigest()
     texts = tokenizer_folder(folder, progress) if has_tokenizer(folder) else files.made
-    return replace(files, name=f"{files.name} + {folder.name}", fingerprint=both, adapter=folder, made=texts)
+    called = adapter if _HUB_NAME.fullmatch(adapter) else folder.name
+    return replace(files, name=f"{files.name} + {called}", fingerprint=both, adapter=folder, made=texts)
+
+
+def _adapter_here(adapter: str) -> Path | None:
+    """The folder of an adapter; None where it is a name on the hub, and not in the cache."""
+    folder = Path(adapter).expanduser()
+    if folder.exists() or not _HUB_NAME.fullmatch(adapter):
+        return folder
+    return cached_adapter(adapter)
 
 
 def _base(adapter: Path) -> str:

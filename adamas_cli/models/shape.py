@@ -180,7 +180,17 @@ class ModelShape:
 
     def dense_on(self, device: str) -> str | None:
         """Why its answers attend fully on a kind of device where nothing else hinders, or None."""
-        return self.dense or latent_obstacle(any(layer.latent for layer in self.by_layer), device)
+        return self.dense or latent_obstacle(self.latent, device)
+
+    @property
+    def latent(self) -> bool:
+        """Whether a layer keeps latents."""
+        return any(layer.latent for layer in self.by_layer)
+
+    @property
+    def unmeasured(self) -> str | None:
+        """Why its answers attend fully where that is free to choose, or None."""
+        return "how near sparse steps over latents come to it was not measured" if self.latent else None
 
     def code_bytes(self, tokens: int, dense_layers: int) -> int:
         """Of the codes of so many keys, in the layers that have any."""

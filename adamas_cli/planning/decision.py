@@ -140,6 +140,7 @@ def decide(
         machine.backends,
         obstacle=shape.obstacle,
         dense=shape.dense_on(machine.device),
+        unmeasured=shape.unmeasured,
         token_bytes=shape.token_bytes(item),
     )
     coded_from = attention.dense_layers if attention.sparse else None
@@ -186,9 +187,10 @@ def decide_attention(
     obstacle: str | None,
     token_bytes: int,
     dense: str | None = None,
+    unmeasured: str | None = None,
 ) -> Attention:
     """The part that depends on nothing but attention. obstacle: why Adamas does not serve the model; dense:
-    why none of its layers would attend sparsely. token_bytes: of the keys and values of a token in a layer.
+    why none of its layers would attend sparsely; unmeasured: why they do so only on demand. token_bytes: of the keys and values of a token in a layer.
     """
     chunk = settings.prefill_chunk or PREFILL_CHUNK.get(backends.device, OTHER_CHUNK)
     full = Attention("full", None, None, None, settings.dense_layers, chunk)
@@ -204,6 +206,8 @@ def decide_attention(
     budget = settings.budget or budget_for(tokens, bounded=settings.error > 0)
     if settings.attn == "auto" and tokens < auto_min_context(backend, budget, token_bytes):
         return full
+    if settings.attn == "auto" and unmeasured is not None:
+        return replace(full, reason=f"full attention: {unmeasured}")
     return Attention("adamas", backend, reason, budget, settings.dense_layers, chunk)
 
 

@@ -6,7 +6,7 @@ The environment is the one that chat templates are written for: a sandbox, since
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
@@ -67,8 +67,15 @@ class ChatTemplateFile:
         )
         environment.filters["tojson"] = _as_json
         environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        environment.globals["strftime_now"] = _this_year
         return environment.from_string(self.chat_template or "")
+
+
+def _this_year(form: str) -> str:
+    """The date that templates tell a model: the first day of the year. It stands before the documents, so
+    with the day itself all that is kept would be read again on the next.
+    """
+    return date(date.today().year, 1, 1).strftime(form)
 
 
 class _Generation(Extension):

@@ -1,7 +1,7 @@
 """From the attention that an answer paid to each token to the passages of the documents that it paid most to.
 
 What sparse attention does for every token of an answer, choosing the few tokens to read, is counted while it
-does so. The counts show where the model looked. They are no proof that what it says stands there.
+does so. The counts show where the model looked; they are not evidence for what it says.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from adamas_cli.sanitize import one_line
 from adamas_cli.sources.passages import Passage, Sources
 from adamas_cli.sources.quotes import Quote
 
-NOTICE = "where the answer looked: attention, which is no proof"
+NOTICE = "most-attended passages (not evidence)"
 HEIGHTS = " ▁▂▃▄▅▆▇█"
 LONGEST_STRIP = 100  # columns
 NARROW = 60  # columns of a terminal on which an excerpt gets a line of its own

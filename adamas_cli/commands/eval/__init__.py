@@ -5,12 +5,13 @@ from __future__ import annotations
 import typer
 
 from adamas_cli.commands.eval import answers, ppl, retrieval
+from adamas_cli.commands.folding import register
 
 app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Compare sparse with full attention on a model and text of yours.",
 )
-app.command("ppl")(ppl.command)
-app.command("retrieval")(retrieval.command)
-app.command("answers")(answers.command)
+register(app, "ppl", ppl.command)
+register(app, "retrieval", retrieval.command)
+register(app, "answers", answers.command)

@@ -47,15 +47,16 @@ class CompiledSteps:
         self._decoder: TokenDecoder = model.module.get_output_embeddings().backend.decoder(weights)
         self._rotary = body_of(model.module).rotary_emb
         self._kinds = rotation_kinds(model.module, model.config)
+        rope = getattr(model.config, "rope_parameters", None) or {}
+        self._axes = (3, 1, 1) if "mrope_section" in rope else (1, 1)  # time, height and width of pictures
         self._parts = [_half_of(self._rotation(kind, _PROBED)[0][0]) for kind in self._kinds]
-        self._tallies: Tensor | None = None
 
     def step(self, tokens: Sequence[int], mode: Mode) -> Tensor:
         """Append tokens; the logits after each, float32 [n, vocabulary], are valid until the next step."""
         cache, new = self._cache, len(tokens)
         cache.make_room(new)
         length = cache.get_seq_length()
-        positions = torch.arange(length, length + new).unsqueeze(0)
+        positions = torch.arange(length, length + new)
         with under_way(Pass(cache, mode)):
             rotations = [
                 (part(cos), part(sin))
@@ -76,13 +77,16 @@ class CompiledSteps:
         return self._decoder.most(self._cache.get_seq_length())
 
     def _rotation(self, kind: str, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of positions, int64 [1, n], as the model makes them: [n, ...]."""
-        cos, sin = self._rotary(_FLOAT, positions, *([kind] if kind else []))
-        return cos[0], sin[0]
+        """Cosines and sines of positions, int64 [n], as the model makes them, [n, ...]; of text it has the same
+        on every axis.
+        """
+        placed = positions.expand(*self._axes[:-1], -1)
+        cos, sin = self._rotary(_FLOAT, placed, *([kind] if kind else []))
+        return cos.reshape(-1, *cos.shape[-2:])[0], sin.reshape(-1, *sin.shape[-2:])[0]
 
 
 _FLOAT = torch.zeros(1)  # asks the rotation for float32
-_PROBED = torch.ones(1, 1, dtype=torch.int64)  # a position at which frequencies differ
+_PROBED = torch.ones(1, dtype=torch.int64)  # a position at which frequencies differ
 
 
 def _as_it_attends(layer: Any, mode: Mode) -> AnyCache:

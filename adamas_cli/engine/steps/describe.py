@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from adamas_cli.engine.model import Model
 
 T = TypeVar("T")
-BODIES = ("model.language_model", "model", "gpt_neox")  # where a model's layers are
 EMBEDDINGS = ("embed_tokens", "embed_in")
 LAST_NORMS = ("norm", "final_layernorm", "final_layer_norm")
 ATTENTION = ("self_attn", "attention")
@@ -105,13 +104,10 @@ def describe(model: Model) -> DecoderWeights:
 
 
 def body_of(module: Any) -> Any:
-    """The part of a model that has its layers. Raises NoCompiledFormError."""
-    for path in BODIES:
-        found = module
-        for name in path.split("."):
-            found = getattr(found, name, None)
-        if hasattr(found, "layers"):
-            return found
+    """The part of a model that has the layers of its text part. Raises NoCompiledFormError."""
+    found = module.get_decoder()
+    if hasattr(found, "layers"):
+        return found
     raise NoCompiledFormError(f"no compiled form of {type(module).__name__}")
 
 

@@ -53,10 +53,11 @@ _ROWS = (
     (
         PLAIN,
         "arcee aria_text cwm gemma gpt_oss granite granite_swa granitemoe llama mellum ministral ministral3 "
-        "mistral mixtral nemotron olmo olmoe phi3 qwen2 qwen2_moe qwen3 qwen3_moe seed_oss starcoder2",
+        "mistral mixtral nemotron olmo olmoe phi3 qwen2 qwen2_5_vl_text qwen2_moe qwen2_vl_text qwen3 "
+        "qwen3_moe qwen3_vl_moe_text qwen3_vl_text seed_oss starcoder2",
     ),
     (replace(PLAIN, pairs=True), "ernie4_5 ernie4_5_moe glm helium"),
-    (replace(PLAIN, scoring="sigmoid"), "dots1 glm4_moe minimax_m2 solar_open"),
+    (replace(PLAIN, scoring="sigmoid"), "dots1 glm4_moe glm4v_moe_text minimax_m2 solar_open"),
     (replace(PLAIN, scoring="sparsemixer"), "phimoe"),
     (replace(PLAIN, norms_last=True), "hunyuan_v1_dense"),
     (replace(PLAIN, parallel="use_parallel_residual"), "gpt_neox stablelm"),
@@ -67,7 +68,7 @@ _ROWS = (
         replace(
             PLAIN, after_attention="post_self_attn_layernorm", after_mlp="post_mlp_layernorm", pairs=True
         ),
-        "glm4",
+        "glm4 glm4v_text",
     ),
     (
         Family(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adamas_cli.errors import ModelUnavailableError
+from adamas_cli.models.families import is_read
 from adamas_cli.models.folder import weight_files
 
 if TYPE_CHECKING:
@@ -57,9 +58,12 @@ def read_header(file: Path) -> dict[str, Entry]:
 
 
 def read_headers(directory: Path) -> dict[str, Entry]:
-    """The tensors in a folder's files. Raises ModelUnavailableError for damaged ones."""
+    """The tensors in a folder's files that answering with text takes. Raises ModelUnavailableError for
+    damaged ones.
+    """
     try:
-        return {name: entry for file in weight_files(directory) for name, entry in read_header(file).items()}
+        found = (entry for file in weight_files(directory) for entry in read_header(file).items())
+        return {name: entry for name, entry in found if is_read(name)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise ModelUnavailableError(
             f"cannot load {directory}: its weights are damaged ({error}). Fetch the model again."

@@ -18,6 +18,7 @@ from adamas_cli.models.checkpoint.layers import Layer, layers_of
 from adamas_cli.models.checkpoint.names import Origin, origins
 from adamas_cli.models.checkpoint.quantized import Quantized
 from adamas_cli.models.checkpoint.readers import READERS
+from adamas_cli.models.families import from_config
 from adamas_cli.models.filling import PARTS, Placing, fill, without_memory
 from adamas_cli.models.gguf.stored import Stored, stored
 
@@ -43,17 +44,14 @@ def build_model(
 
     Raises ModelUnavailableError where it lacks a tensor.
     """
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
 
     for part in (config, config.get_text_config()):
         if hasattr(part, "quantization_config"):
             del part.quantization_config
 
     def build() -> PreTrainedModel:
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, trust_remote_code=trust_remote_code
-        )
-        return model
+        return from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
 
     model = without_memory(build, directory, "settings")
     with suppress(OSError):  # a model need not have one
