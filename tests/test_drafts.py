@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from adamas_kernels.contract import LARGEST_STEP, SparseSettings
+from adamas_kernels.torch.backend import TorchBackend
 from conftest import tiny_architecture
 from torch import Tensor, nn
 
@@ -229,3 +230,30 @@ def test_drawn_tokens_are_distributed_as_the_model_says():
     np.add.at(seen, (said[:-1], said[1:]), 1)
     expected = (chain.logits / 0.8).softmax(-1).numpy() * seen.sum(1, keepdims=True)
     assert ((seen - expected) ** 2 / expected).sum() < 32.9  # more once in a thousand times
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_a_pass_of_the_forward_gives_back_what_was_wrong(name):
+    """As on GPUs, where full attention of a step is a backend's."""
+    timeline = Timeline(Loaded(tiny_architecture(name)), FULL, context=400)
+    list(timeline.read(numbers(100)))
+    mode, new = Mode(answers=True, dense=TorchBackend()), torch.from_numpy(numbers(12, 1)).long()
+    start, cache, forward = timeline.mark(), timeline.cache, timeline.model.forward
+    cache.begin_answer(mode)
+    expected = torch.stack([forward(token, cache, mode) for token in new.split(1)])
+    timeline.rewind(start)
+    before = cache.before_step()
+    found = forward(torch.cat((new[:5], new[:5])), cache, mode, every=True)
+    torch.testing.assert_close(found[:5], expected[:5], rtol=1e-4, atol=1e-4)
+    cache.retract(105, before)
+    assert cache.extent.lengths.tolist() == [105]
+    found = forward(new[5:], cache, mode, every=True)
+    torch.testing.assert_close(found, expected[5:], rtol=1e-4, atol=1e-4)
+
+
+def test_why_there_are_no_drafts_is_said(models):
+    assert opened(models["qwen2"], FULL, "auto").draft_reason is None
+    assert opened(tiny_architecture("qwen2"), FULL, "off").draft_reason is None
+    timeline = opened(tiny_architecture("qwen2"), FULL, "text")
+    assert "one token at a time" in (timeline.draft_reason or "")
+    assert answer(timeline)[1].drafted.proposed == 0

@@ -14,8 +14,8 @@ ORDER = 3  # last tokens that a place in the text must share with its end
 PLACES = 16  # that share them, which are compared, the last ones
 COMPARED = 32  # tokens before each
 SIZES = (4, 8, LARGEST_STEP)  # tokens of passes that check drafts
-# Seconds of such a pass over those of one token, before they were measured in an answer: on devices where they
-# are known drafts are made unasked (docs/performance.md).
+# Seconds of such a pass over those of one token, before they were measured in an answer. Drafts are made
+# unasked on devices where they are known (docs/performance.md).
 COSTS: Mapping[str, Mapping[int, float]] = {"cpu": {4: 1.6, 8: 2.8, 16: 5.2}}
 LEAST_GAIN = 1.1  # tokens for the time of one, below which there is no draft
 # For places that share at least so many tokens with the end of the text: how often the next token is the same

@@ -77,8 +77,8 @@ class CompiledSteps:
         return self._decoder.most(self._cache.get_seq_length())
 
     def _rotation(self, kind: str, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of positions, int64 [n], as the model makes them, [n, ...]; of text it has the same
-        on every axis.
+        """Cosines and sines of positions, int64 [n], as the model makes them, [n, ...]; text has the same on
+        every axis.
         """
         placed = positions.expand(*self._axes[:-1], -1)
         cos, sin = self._rotary(_FLOAT, placed, *([kind] if kind else []))
