@@ -36,7 +36,7 @@ from adamas_kernels.reference import padded_dim
 from adamas_kernels.weights import AttentionWeights, Linear, Mixture, Mlp, Norm, Router
 
 RANK_BYTES = 8  # that a query has of each token in scratch memory
-MOST_SCRATCH = 1 << 28  # bytes of that, where a step could take fewer tokens
+MOST_SCRATCH = 1 << 27  # bytes of that, where a step could take fewer tokens
 
 
 class StepProgram:
