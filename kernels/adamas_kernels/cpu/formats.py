@@ -268,7 +268,9 @@ def _mxfp4(read: Reader) -> Codes:
     # Powers 0 and 1 are subnormal.
     tiny = builder.shl(read.every(powers, 0x00200000), builder.and_(powers, read.every(powers, 1)))
     is_tiny = builder.icmp_unsigned("<", powers, read.every(powers, 2))
-    scales = builder.bitcast(builder.select(is_tiny, tiny, normal), ir.VectorType(F32, powers.type.count))
+    scales = builder.bitcast(
+        builder.select(is_tiny, tiny, normal), ir.VectorType(F32, powers.type.count)
+    )
     codes = [lambda: pick_bytes(builder, FLOATS_OF_4, read.nibbles(read.bytes(1)))]
     return Codes(codes, read.twice(scales))
 
@@ -392,7 +394,9 @@ def _iq4_xs(read: Reader) -> Codes:
         read.builder.shl(read.low(high, 2), read.every(high, 4)),
     )
     scales = read.builder.sitofp(read.builder.sub(words, read.every(words, 32)), NUMBERS)
-    return Codes([partial(codes, at) for at in range(8, 136, 32)], read.multiply(scales, read.splat_half(0)))
+    return Codes(
+        [partial(codes, at) for at in range(8, 136, 32)], read.multiply(scales, read.splat_half(0))
+    )
 
 
 @dataclass(frozen=True)

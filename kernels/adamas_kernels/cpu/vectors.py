@@ -175,7 +175,9 @@ MOVING_SIGNS = (
 
 def _move_signs(builder: Any, numbers: Any, codes: Any) -> Any:
     zeros = ir.Constant(codes.type, [0] * codes.type.count)
-    return builder.select(builder.icmp_signed("<", codes, zeros), builder.sub(zeros, numbers), numbers)
+    return builder.select(
+        builder.icmp_signed("<", codes, zeros), builder.sub(zeros, numbers), numbers
+    )
 
 
 def dot_bytes(builder: Any, codes: Any, numbers: Any, *, signed: bool) -> Any:
