@@ -2,8 +2,9 @@
 
     python docs/measure_products.py [KIND ...]
 
-The vector is rounded before. Prints the fastest of many runs over far more weights than caches hold, each run so short that another process
-seldom falls into it: microseconds, GB/s of the file's bytes, and weights a second.
+Prints the fastest of many runs over far more weights than caches hold, each run so short that another process
+seldom falls into it: microseconds, GB/s of the file's bytes, and weights a second. The vector is rounded
+before.
 """
 
 from __future__ import annotations

@@ -59,8 +59,8 @@ def some_weight(kind: str, rows: int, columns: int, seed: int = 0) -> BlockWeigh
 
 
 def assert_product(found: Tensor, packed: BlockWeight, x: Tensor, before: Tensor | float = 0.0) -> None:
-    """Off by no more than sums in float32 are from the product with the rounded vector, where there are codes,
-    and by no more than half a step of each number from the product with the vector itself.
+    """Off by no more than sums in float32 are from the product with the vector as it is rounded, where there
+    are codes, and by no more than half a step of each number from the product with the vector itself.
     """
     weight = unpack(packed)[:, : len(x)].double()
     used, loss = x.double(), torch.zeros_like(x).double()

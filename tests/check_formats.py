@@ -9,9 +9,16 @@ import hashlib
 import torch
 from adamas_kernels.blocks import unpack
 from adamas_kernels.cpu.formats import FORMATS
-from adamas_kernels.cpu.linear import multiply_vector, unpack_rows
+from adamas_kernels.cpu.linear import multiply_codes, multiply_vector, unpack_rows
 from adamas_kernels.cpu.runner import Runner
+from adamas_kernels.cpu.strips import multiplies
 from block_weights import assert_product, some_weight
+
+STRIPS = (
+    "Q4_K",
+    "Q5_0",
+    "Q6_K",
+)  # of 16 bits, how many sums of two products hold differs by the largest code
 
 
 def check(runner: Runner, kind: str) -> str:
@@ -24,6 +31,8 @@ def check(runner: Runner, kind: str) -> str:
     numbers = torch.full(weight.shape, torch.nan)
     unpack_rows(runner, packed, numbers)
     torch.testing.assert_close(numbers, weight, rtol=1e-6, atol=1e-6 * float(weight.abs().max()))
+    if kind in STRIPS and multiplies(kind):
+        assert_product(multiply_codes(runner, packed, x[None], None)[0], packed, x)
     return hashlib.sha256(found.numpy().tobytes()).hexdigest()
 
 

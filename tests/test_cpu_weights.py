@@ -14,15 +14,17 @@ import pytest
 import torch
 from adamas_kernels.blocks import BlockWeight, block_size, unpack
 from adamas_kernels.contract import SparseSettings
+from adamas_kernels.cpu import CpuBackend
 from adamas_kernels.cpu import linear as cpu
 from adamas_kernels.cpu.features import FEATURES
 from adamas_kernels.cpu.formats import FORMATS
 from adamas_kernels.cpu.inner import build_inner
-from adamas_kernels.cpu.linear import linear, multiply_vector, quantize, ready, unpack_rows
+from adamas_kernels.cpu.linear import linear, multiply_codes, multiply_vector, quantize, ready, unpack_rows
 from adamas_kernels.cpu.multiply import build_multiply
 from adamas_kernels.cpu.program import StepProgram
 from adamas_kernels.cpu.records import STAGES, Arena
 from adamas_kernels.cpu.runner import Runner
+from adamas_kernels.cpu.strips import multiplies
 from adamas_kernels.cpu.tasks import Program
 from adamas_kernels.weights import Activation, Linear, Mlp
 from block_weights import NUMBERS, assert_product, rounded, some_blocks, some_weight
@@ -135,6 +137,25 @@ def test_many_rows_in_blocks_of_any_size(runner, dtype, block, inputs):
         assert found.dtype == dtype
         bound = 1e-5 if dtype == torch.float32 else 1e-2
         assert (found.float() - expected).norm() <= bound * expected.norm()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if multiplies(kind)])
+def test_strips_of_codes_meet_every_row(runner, kind):
+    """Numbers of outputs, rows and blocks that fill no strip, no four rows and no rounded block."""
+    for outputs, rows, blocks in ((1, 1, 1), (37, 7, 3)):
+        packed = some_weight(kind, outputs, blocks * FORMATS[kind].numbers)
+        x, bias = torch.randn(rows, packed.columns), torch.randn(outputs)
+        found = multiply_codes(runner, packed, x, bias)
+        for row, out in zip(x, found, strict=True):
+            assert_product(out, packed, row, bias)
+
+
+@pytest.mark.parametrize("rounds", [False, True])
+def test_many_rows_are_rounded_where_that_is_faster(rounds):
+    packed, x = some_weight("Q4_K", 20, 512), torch.randn(9, 512)
+    found = CpuBackend(rounds=rounds).linear(x, packed)
+    off = (found - x @ unpack(packed).T).norm() / found.norm()
+    assert (1e-4 < off < 0.02) == (rounds and multiplies("Q4_K"))
 
 
 KINDS = ("Q4_K", "Q8_0", "Q5_0", "F16")

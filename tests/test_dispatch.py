@@ -108,6 +108,7 @@ def test_facts_are_those_of_the_tensors():
 def test_a_weight_in_blocks_gives_the_same_products_by_every_backend():
     torch.manual_seed(0)
     from adamas_kernels.cpu import CpuBackend
+    from adamas_kernels.cpu.backend import FEW_ROWS
 
     cpu = CpuBackend()
     packed, bias = cpu.quantize(torch.randn(70, 90)), torch.randn(70)
@@ -115,4 +116,5 @@ def test_a_weight_in_blocks_gives_the_same_products_by_every_backend():
         x = torch.randn(2, rows, 90)
         expected = TorchBackend().linear(x, packed, bias)
         assert expected.shape == (2, rows, 70)
-        torch.testing.assert_close(cpu.linear(x, packed, bias), expected, rtol=1e-4, atol=1e-4)
+        found = cpu.linear(x, packed, bias)
+        assert (found - expected).norm() < (0.02 if 2 * rows <= FEW_ROWS else 1e-5) * expected.norm()

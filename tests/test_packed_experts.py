@@ -59,6 +59,9 @@ def twin(packed: PackedExperts, plain: Any) -> Any:
     return plain
 
 
+ROUNDED = 0.03  # of the outputs' size: what weights and few rows lose by being rounded to 8 bits
+
+
 def unpacked(layer: Any) -> Tensor:
     return unpack(layer.packed)[:, : layer.in_features]
 
@@ -71,16 +74,19 @@ def choices(tokens: int, experts: int = EXPERTS, each: int = 3) -> tuple[Tensor,
 
 @pytest.mark.parametrize("tokens", [1, FEW_ROWS, FEW_ROWS + 1, 40])
 @pytest.mark.parametrize("name", MODELS)
-def test_experts_compute_what_those_of_transformers_do(name, tokens):
+def test_experts_compute_what_those_of_transformers_do(monkeypatch, name, tokens):
     source = experts_of(build(name))
     plain = copy.deepcopy(source)
     packed = quantize_experts(source, CpuBackend())
     x, (chosen, shares) = torch.randn(tokens, COMMON["hidden_size"]), choices(tokens)
     before = plain(x, chosen, shares)
-    expected = twin(packed, plain)(x, chosen, shares)
     found = packed(x, chosen, shares)
+    assert (found - before).norm() < ROUNDED * before.norm()
+    monkeypatch.setattr(CpuBackend, "quantize", CpuBackend.as_blocks)
+    exact = quantize_experts(plain, CpuBackend())
+    expected = twin(exact, plain)(x, chosen, shares)
+    found = exact(x, chosen, shares)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
-    assert (found - before).norm() < 0.02 * before.norm()
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -120,7 +126,9 @@ def test_gates_and_others_may_come_in_two_weights_of_different_types(name, kinds
     x, (chosen, shares) = torch.randn(tokens, HIDDEN), choices(tokens)
     expected = plain(x, chosen, shares)
     found = packed(x, chosen, shares)
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+    if tokens > FEW_ROWS:
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+    assert (found - expected).norm() < ROUNDED * expected.norm()
 
 
 def blocks(kind: str, rows: int, columns: int, seed: int) -> BlockWeight:

@@ -17,6 +17,7 @@ from adamas_kernels.cpu import prefill
 from adamas_kernels.cpu.decoder import Decoder
 from adamas_kernels.cpu.dense import DenseStages, build_dense
 from adamas_kernels.cpu.encode import SHARE, build_encode
+from adamas_kernels.cpu.features import MULTIPLIES_BFLOAT16
 from adamas_kernels.cpu.floats import KINDS
 from adamas_kernels.cpu.launch import Layer, Step, begin, readable
 from adamas_kernels.cpu.product import Form, available_forms
@@ -29,6 +30,7 @@ from adamas_kernels.cpu.records import (
 )
 from adamas_kernels.cpu.runner import Runner
 from adamas_kernels.cpu.step import Stages, build_stages, build_tally
+from adamas_kernels.cpu.strips import multiplies
 from adamas_kernels.reference import Codebook, padded_dim
 from adamas_kernels.softmax import PLAIN, Softmax
 from adamas_kernels.torch.prefill import by_length, joined, within_window
@@ -41,14 +43,23 @@ class CpuBackend:
     """Adamas in functions that numba compiles for this CPU.
 
     announce: told, in one line, before anything is compiled; what an earlier process compiled is on disk.
-    form: the byte product to use, see `product.py`; None takes the fastest.
+    form: the byte product to use, see `product.py`; None takes the fastest. rounds: whether many rows of
+    float32 are rounded to 8 bits for weights of codes, as a few always are: where this CPU does not multiply
+    bfloat16, that is faster than products of float32.
     """
 
     name = "cpu"
 
-    def __init__(self, announce: Callable[[str], None] | None = None, form: Form | None = None) -> None:
+    def __init__(
+        self,
+        announce: Callable[[str], None] | None = None,
+        form: Form | None = None,
+        *,
+        rounds: bool = not MULTIPLIES_BFLOAT16,
+    ) -> None:
         self._runner = Runner(announce)
         self._form = available_forms()[0] if form is None else form
+        self._rounds = rounds
         self._arena = Arena(self._runner.threads)
         self._layers: dict[int, Layer] = {}
         self._blocks: dict[torch.dtype, Tensor] = {}  # that weights are unpacked into
@@ -162,6 +173,8 @@ class CpuBackend:
         if len(rows) <= FEW_ROWS:
             found = [products.multiply_vector(self._runner, weight, row, bias) for row in rows.float()]
             out = torch.stack(found) if found else rows.new_empty(0, weight.rows)
+        elif self._rounds and rows.dtype != torch.bfloat16 and multiplies(weight.kind):
+            out = products.multiply_codes(self._runner, weight, rows, bias)
         else:
             rows = rows if rows.dtype == torch.bfloat16 else rows.float()
             out = products.linear(self._runner, weight, rows, bias, self._block(rows.dtype, weight.columns))

@@ -1,7 +1,7 @@
 """A whole decode step in one call: from one token, or a few, to the logits behind each, for layers that
 `weights.py` describes.
 
-A layer of the plainest kind is nine stages, or eleven with sparse attention, each with its tasks on all
+A layer of the plainest kind is 13 stages, or 15 with sparse attention, each with its tasks on all
 threads; between two steps nothing but a few numbers changes. Activations are float32. Each of several tokens
 is computed as it would be alone, and weights are read once for all of them.
 """

@@ -40,8 +40,8 @@ class Floats(NamedTuple):
 class Codes(NamedTuple):
     """The code that reads one block of codes, or several that lie side by side.
 
-    pieces: for parts of the codes in turn, what emits them as bytes, a power of two of them. scales, minimums:
-    float32, one for each LANES codes; minimums are added, None where there are none.
+    pieces: for parts of the codes in turn, what emits them as bytes, a power of two of them. scales,
+    minimums: float32, one for each LANES codes; minimums are added, None where there are none.
     """
 
     pieces: Sequence[Code]
@@ -268,9 +268,7 @@ def _mxfp4(read: Reader) -> Codes:
     # Powers 0 and 1 are subnormal.
     tiny = builder.shl(read.every(powers, 0x00200000), builder.and_(powers, read.every(powers, 1)))
     is_tiny = builder.icmp_unsigned("<", powers, read.every(powers, 2))
-    scales = builder.bitcast(
-        builder.select(is_tiny, tiny, normal), ir.VectorType(F32, powers.type.count)
-    )
+    scales = builder.bitcast(builder.select(is_tiny, tiny, normal), ir.VectorType(F32, powers.type.count))
     codes = [lambda: pick_bytes(builder, FLOATS_OF_4, read.nibbles(read.bytes(1)))]
     return Codes(codes, read.twice(scales))
 
@@ -334,9 +332,11 @@ def _q4_k(read: Reader) -> Codes:
 
     32 bytes have the codes of two groups.
     """
-    return _with_minimums(
-        read, [lambda at=at: read.nibbles(read.bytes(at, 32), 32) for at in range(16, 144, 32)]
-    )
+
+    def codes(at: int) -> Any:
+        return read.nibbles(read.bytes(at, 32), 32)
+
+    return _with_minimums(read, [partial(codes, at) for at in range(16, 144, 32)])
 
 
 def _q5_k(read: Reader) -> Codes:
@@ -394,9 +394,7 @@ def _iq4_xs(read: Reader) -> Codes:
         read.builder.shl(read.low(high, 2), read.every(high, 4)),
     )
     scales = read.builder.sitofp(read.builder.sub(words, read.every(words, 32)), NUMBERS)
-    return Codes(
-        [partial(codes, at) for at in range(8, 136, 32)], read.multiply(scales, read.splat_half(0))
-    )
+    return Codes([partial(codes, at) for at in range(8, 136, 32)], read.multiply(scales, read.splat_half(0)))
 
 
 @dataclass(frozen=True)
@@ -410,14 +408,16 @@ class FloatFormat:
 
 @dataclass(frozen=True)
 class CodeFormat:
-    """A type that holds codes. numbers, size: of a block, and its bytes. least: what a code of 0 means, where
-    codes are at most 63; None where they are int8.
+    """A type that holds codes. numbers, size: of a block, and its bytes. most: the largest code, at most 63,
+    and least: what a code of 0 means; None where codes are int8. adds: whether there are minimums.
     """
 
     block: Callable[[Reader], Codes]
     numbers: int
     size: int
-    least: int | None = 0
+    most: int | None = None
+    least: int = 0
+    adds: bool = False
 
 
 # By the type's name. F32, F16 and BF16 are read as if they had blocks of LANES numbers.
@@ -426,19 +426,19 @@ FORMATS: dict[str, FloatFormat | CodeFormat] = {
     "F16": FloatFormat(_f16, LANES, 2 * LANES),
     "BF16": FloatFormat(_bf16, LANES, 2 * LANES),
     "F8": FloatFormat(_f8, 32, 34),
-    "Q8_0": CodeFormat(_q8_0, 32, 34, None),
-    "Q8_M": CodeFormat(_q8_m, 32, 36, None),
-    "Q4_0": CodeFormat(_q4_0, 32, 18, -8),
-    "Q4_1": CodeFormat(_q4_1, 32, 20),
-    "Q5_0": CodeFormat(_q5_0, 32, 22, -16),
-    "Q5_1": CodeFormat(_q5_1, 32, 24),
-    "IQ4_NL": CodeFormat(_iq4_nl, 32, 18, None),
-    "MXFP4": CodeFormat(_mxfp4, 32, 17, None),
-    "Q2_K": CodeFormat(_q2_k, 256, 84),
-    "Q3_K": CodeFormat(_q3_k, 256, 110, -4),
-    "Q4_K": CodeFormat(_q4_k, 256, 144),
-    "Q5_K": CodeFormat(_q5_k, 256, 176),
-    "Q6_K": CodeFormat(_q6_k, 256, 210, -32),
-    "IQ4_XS": CodeFormat(_iq4_xs, 256, 136, None),
+    "Q8_0": CodeFormat(_q8_0, 32, 34),
+    "Q8_M": CodeFormat(_q8_m, 32, 36, adds=True),
+    "Q4_0": CodeFormat(_q4_0, 32, 18, 15, -8),
+    "Q4_1": CodeFormat(_q4_1, 32, 20, 15, adds=True),
+    "Q5_0": CodeFormat(_q5_0, 32, 22, 31, -16),
+    "Q5_1": CodeFormat(_q5_1, 32, 24, 31, adds=True),
+    "IQ4_NL": CodeFormat(_iq4_nl, 32, 18),
+    "MXFP4": CodeFormat(_mxfp4, 32, 17),
+    "Q2_K": CodeFormat(_q2_k, 256, 84, 3, adds=True),
+    "Q3_K": CodeFormat(_q3_k, 256, 110, 7, -4),
+    "Q4_K": CodeFormat(_q4_k, 256, 144, 15, adds=True),
+    "Q5_K": CodeFormat(_q5_k, 256, 176, 31, adds=True),
+    "Q6_K": CodeFormat(_q6_k, 256, 210, 63, -32),
+    "IQ4_XS": CodeFormat(_iq4_xs, 256, 136),
 }
 MOST_NUMBERS = max(form.numbers for form in FORMATS.values())  # of a block

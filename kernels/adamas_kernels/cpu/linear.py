@@ -14,12 +14,14 @@ from adamas_kernels.blocks import BlockWeight, row_bytes, unpack
 from adamas_kernels.cpu import rounding
 from adamas_kernels.cpu.floats import KINDS
 from adamas_kernels.cpu.formats import FORMATS, MOST_NUMBERS, CodeFormat
+from adamas_kernels.cpu.lanes import LANES
 from adamas_kernels.cpu.multiply import build_multiply
 from adamas_kernels.cpu.quantize import QUANTIZED, build_quantize
-from adamas_kernels.cpu.records import PRODUCT, ROUNDING, ROWS
+from adamas_kernels.cpu.records import PRODUCT, ROUNDING, ROWS, STRIPS
 from adamas_kernels.cpu.rounding import build_round, rounded_bytes
 from adamas_kernels.cpu.rows import TILE, build_product, build_products, build_unpack
 from adamas_kernels.cpu.runner import Runner, Stage
+from adamas_kernels.cpu.strips import build_strips
 
 TASKS_PER_THREAD = 8  # so that threads end together
 NUMBERS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # types that are not packed
@@ -194,6 +196,20 @@ def linear(runner: Runner, weight: BlockWeight, x: Tensor, bias: Tensor | None, 
             torch.mm(x, wanted, out=out)
         else:
             out[:, first : first + part.rows] = x @ wanted
+    return out if bias is None else out.add_(bias)
+
+
+def multiply_codes(runner: Runner, weight: BlockWeight, x: Tensor, bias: Tensor | None) -> Tensor:
+    """x weight^T + bias for many rows x [N, columns or fewer], which are rounded: float32 [N, rows]."""
+    inputs, out = Inputs(runner, x), torch.empty(len(x), weight.rows)
+    record = np.zeros(1, STRIPS)
+    record[0] = (
+        weight.data.data_ptr(), weight.data.stride(0), weight.columns // FORMATS[weight.kind].numbers,
+        weight.rows, inputs.rounded.data_ptr(), inputs.rounded.stride(0), len(x), out.data_ptr(),
+        out.stride(0),
+    )  # fmt: skip
+    stage = runner.compiled(build_strips, weight.kind)
+    runner.run(inputs.stage, (stage, -(-weight.rows // LANES), record.ctypes.data, 0, 0))
     return out if bias is None else out.add_(bias)
 
 

@@ -101,6 +101,9 @@ ROUTE = _record(
 )
 # Rows of blocks that are unpacked to rows of numbers, `share` to a task, or quantized from them.
 ROWS = _record("data row_bytes blocks rows numbers stride share")
+# A weight in blocks, [outputs, blocks of its type], and `rows` rounded rows that it is multiplied with, see
+# `strips.py`: out, float32 [rows, outputs].
+STRIPS = _record("data row_bytes blocks outputs rounded rounded_step rows out out_step")
 CHUNK = _record(
     "batch heads count dim size keys keys_b keys_h keys_n codes codes_b codes_h codes_n codes_w "
     "scales scales_b scales_h mean edge balance"
@@ -321,7 +324,7 @@ def _records_at(record, count=1):
 steps_at, layers_at, chunks_at = _records_at(STEP, MANY), _records_at(LAYER), _records_at(CHUNK)
 ropes_at, norms_at, flashes_at = _records_at(ROPE), _records_at(NORM, MANY), _records_at(FLASH)
 rows_at, products_at = _records_at(ROWS), _records_at(PRODUCT, MANY)
-roundings_at = _records_at(ROUNDING)
+roundings_at, strips_at = _records_at(ROUNDING), _records_at(STRIPS)
 inners_at, mixtures_at, routes_at = _records_at(INNER, MANY), _records_at(MIXTURE), _records_at(ROUTE)
 programs_at = _records_at(STAGES, MANY)
 scratches_at = _records_at(SCRATCH, MANY)  # one a thread

@@ -28,7 +28,7 @@ TOGETHER = 128  # numbers of short blocks that are read together, whose scales a
 I64, BYTE = ir.IntType(64), ir.IntType(8)
 
 
-def _fused(builder, a, b, c):
+def fused(builder, a, b, c):
     """a b + c of LANES floats."""
     shape = ir.FunctionType(NUMBERS, [NUMBERS] * 3)
     function = cgutils.get_or_insert_function(builder.module, shape, f"llvm.fmuladd.v{LANES}f32")
@@ -59,7 +59,7 @@ def _fetch_ahead(builder, address, size):
         builder.call(function, [place, *(ir.Constant(I32, x) for x in (0, 3, 1))])  # read, keep, data
 
 
-def _reader(builder, address, size, blocks=1):
+def reader(builder, address, size, blocks=1):
     places = (builder.add(address, ir.Constant(I64, size * at)) for at in range(blocks))
     return Reader(builder, *(builder.inttoptr(place, BYTE.as_pointer()) for place in places))
 
@@ -75,24 +75,24 @@ def dot_floats(typing_context, form, totals, address, x, at, step):
         totals = cgutils.unpack_tuple(builder, totals)
         kind = FORMATS[form.literal_value]
         _fetch_ahead(builder, address, kind.size)
-        block = kind.block(_reader(builder, address, kind.size))
+        block = kind.block(reader(builder, address, kind.size))
         none = ir.Constant(NUMBERS, [0.0] * LANES)
         found = list(totals) if block.scale is None else [none] * len(totals)
         for piece, numbers in enumerate(block.numbers):
             read, place = numbers(), at
             for i, total in enumerate(found):
-                found[i] = _fused(
+                found[i] = fused(
                     builder, read, _lanes_of(context, builder, sig.args[3], x, place, piece), total
                 )
                 place = builder.add(place, step)
         if block.scale is not None:
-            found = [_fused(builder, x, block.scale, total) for x, total in zip(found, totals, strict=True)]
+            found = [fused(builder, x, block.scale, total) for x, total in zip(found, totals, strict=True)]
         return context.make_tuple(builder, sig.return_type, found)
 
     return totals(form, totals, types.int64, x, types.int64, types.int64), emit
 
 
-def _vector_at(builder, address, at, element, count):
+def vector_at(builder, address, at, element, count):
     """The vector that lies some bytes behind an address."""
     place = builder.add(address, ir.Constant(I64, at))
     value = builder.load(builder.inttoptr(place, ir.VectorType(element, count).as_pointer()))
@@ -100,11 +100,12 @@ def _vector_at(builder, address, at, element, count):
     return value
 
 
-def _added(builder, kind, block, scales):
-    """What is added to each LANES codes times their scales, or None."""
-    if not kind.least:
+def added_to_codes(builder, kind, block, more=0):
+    """What is added to each LANES codes times their scales, where codes are `more` than they should be."""
+    least = float(kind.least - more)
+    if not least:
         return block.minimums
-    lowest = builder.fmul(scales, ir.Constant(scales.type, [float(kind.least)] * scales.type.count))
+    lowest = builder.fmul(block.scales, ir.Constant(block.scales.type, [least] * block.scales.type.count))
     return lowest if block.minimums is None else builder.fadd(lowest, block.minimums)
 
 
@@ -118,28 +119,28 @@ class _Rounded:
 
     def codes(self, at, count):
         """So many codes from one on."""
-        return _vector_at(self._builder, self._codes_at, at, BYTE, count)
+        return vector_at(self._builder, self._codes_at, at, BYTE, count)
 
     @property
     def scales(self):
         """Of each LANES numbers."""
-        return _vector_at(self._builder, self._floats_at, SCALES_AT, F32, self._groups)
+        return vector_at(self._builder, self._floats_at, SCALES_AT, F32, self._groups)
 
     @property
     def sums(self):
         """Of each LANES numbers."""
-        return _vector_at(self._builder, self._floats_at, SUMS_AT, F32, self._groups)
+        return vector_at(self._builder, self._floats_at, SUMS_AT, F32, self._groups)
 
 
 def _add_piece(builder, kind, codes, vector, scales, at, total):
     """total plus the products of codes, of which `at` come before in their block, with a rounded vector."""
     size = codes.type.count
-    sums = dot_bytes(builder, codes, vector.codes(at, size), signed=kind.least is None)
+    sums = dot_bytes(builder, codes, vector.codes(at, size), signed=kind.most is None)
     sums = builder.sitofp(sums, ir.VectorType(F32, size // 4))
     factors = _spread(builder, scales, at // LANES, size // LANES, LANES // 4)
     for first in range(0, size // 4, LANES):
         pair = (part(builder, x, first, min(LANES, size // 4)) for x in (sums, factors))
-        total = _fused(builder, *(filled_up(builder, x, LANES) for x in pair), total)
+        total = fused(builder, *(filled_up(builder, x, LANES) for x in pair), total)
     return total
 
 
@@ -155,7 +156,7 @@ def dot_codes(typing_context, form, blocks, totals, address, x, at, step):
         totals = cgutils.unpack_tuple(builder, totals)
         kind, count = FORMATS[form.literal_value], blocks.literal_value
         _fetch_ahead(builder, address, kind.size * count)
-        block = kind.block(_reader(builder, address, kind.size, count))
+        block = kind.block(reader(builder, address, kind.size, count))
         vectors = [_Rounded(builder, x, at, kind.numbers * count // LANES)]
         for _ in totals[1:]:
             x = builder.add(x, step)
@@ -167,11 +168,11 @@ def dot_codes(typing_context, form, blocks, totals, address, x, at, step):
             for i, vector in enumerate(vectors):
                 totals[i] = _add_piece(builder, kind, codes, vector, scales[i], at_code, totals[i])
             at_code += codes.type.count
-        added = _added(builder, kind, block, block.scales)
+        added = added_to_codes(builder, kind, block)
         if added is not None:
             for i, vector in enumerate(vectors):
                 pair = (filled_up(builder, x, LANES) for x in (added, vector.sums))
-                totals[i] = _fused(builder, *pair, totals[i])
+                totals[i] = fused(builder, *pair, totals[i])
         return context.make_tuple(builder, sig.return_type, totals)
 
     place = types.int64
@@ -197,7 +198,7 @@ def _numbers_of_codes(builder, read, kind, block):
             if block.minimums is None:
                 yield builder.fmul(numbers, scale)
             else:
-                yield _fused(builder, numbers, scale, _spread(builder, block.minimums, group, 1, LANES))
+                yield fused(builder, numbers, scale, _spread(builder, block.minimums, group, 1, LANES))
             group += 1
 
 
@@ -207,7 +208,7 @@ def unpack_block(typing_context, form, block, out, kind):
 
     def emit(context, builder, sig, args):
         described = FORMATS[form.literal_value]
-        read = _reader(builder, args[1], described.size)
+        read = reader(builder, args[1], described.size)
         block = described.block(read)
         if isinstance(described, FloatFormat):
             found = _numbers_of_floats(builder, block)

@@ -175,9 +175,53 @@ MOVING_SIGNS = (
 
 def _move_signs(builder: Any, numbers: Any, codes: Any) -> Any:
     zeros = ir.Constant(codes.type, [0] * codes.type.count)
-    return builder.select(
-        builder.icmp_signed("<", codes, zeros), builder.sub(zeros, numbers), numbers
-    )
+    return builder.select(builder.icmp_signed("<", codes, zeros), builder.sub(zeros, numbers), numbers)
+
+
+HAS_SIGNED_DOTS = "dotprod" in FEATURES
+HAS_DOTS = HAS_SIGNED_DOTS or not FEATURES.isdisjoint({"avx512vnni", "avxvnni"})
+HAS_PAIRS = not HAS_DOTS and "avx2" in FEATURES
+LARGEST_PAIR = 2 * 127  # times a code: a sum of two products
+
+
+def dot_columns(builder: Any, columns: Sequence[Any], numbers: Sequence[Any], most: int) -> Any:
+    """The sums of `dot_bytes` of several vectors of codes, of at most `most`, each with its numbers."""
+    if not HAS_PAIRS:
+        found = [dot_bytes(builder, *pair, signed=False) for pair in zip(columns, numbers, strict=True)]
+        return _sum(builder, found)
+    count = columns[0].type.count
+    shorts, words = ir.VectorType(I16, count // 2), ir.VectorType(I32, count // 4)
+    pairs = [
+        _in_parts(
+            builder,
+            32,
+            lambda b, c, n: call(b, "llvm.x86.avx2.pmadd.ub.sw", ir.VectorType(I16, 16), c, n),
+            *pair,
+        )
+        for pair in zip(columns, numbers, strict=True)
+    ]
+    # So many sums of two products as 16 bits hold are added before they become 32 bits.
+    together = min(len(pairs), 32767 // (LARGEST_PAIR * most))
+    ones = ir.Constant(shorts, [1] * shorts.count)
+    found = [
+        _in_parts(
+            builder,
+            16,
+            lambda b, s, o: call(b, "llvm.x86.avx2.pmadd.wd", ir.VectorType(I32, 8), s, o),
+            _sum(builder, pairs[at : at + together]),
+            ones,
+        )
+        for at in range(0, len(pairs), together)
+    ]
+    assert found[0].type == words
+    return _sum(builder, found)
+
+
+def _sum(builder: Any, vectors: Sequence[Any]) -> Any:
+    total = vectors[0]
+    for vector in vectors[1:]:
+        total = builder.add(total, vector)
+    return total
 
 
 def dot_bytes(builder: Any, codes: Any, numbers: Any, *, signed: bool) -> Any:
