@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 DEFAULT_SOURCES, MOST_SOURCES = 3, 50  # passages that are shown of an answer
-DENSE_LAYERS = 2  # the first layers attend broadly, and stay dense in decode (paper, section 4.1)
+DENSE_LAYERS = 2  # the first layers attend broadly, and stay dense (paper, section 4.1; docs/accuracy.md)
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal[
     "auto", "packed", "none", "bnb-4bit", "bnb-8bit", "torchao-int8", "torchao-int4", "fp8"
 ]
 AttentionKind = Literal["auto", "adamas", "full"]
+ReadKind = Literal["auto", "dense", "sparse"]
 Scorer = Literal["dot", "manhattan"]
 BackendName = Literal["auto", "triton", "cpu", "torch"]
 DraftKind = Literal["auto", "off", "text"]
@@ -50,13 +51,15 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class DecodingSettings:
-    """How documents are read and how answer tokens attend to them. budget: tokens, None to go by the
-    context. error: the share of a head's attention below which a token is left out of the budget, 0 for none.
-    prefill_chunk: tokens, None to go by the device. draft: what an answer says next is looked up in the text
-    and checked, several tokens at a time: where that is expected to be faster, never, or always.
+    """How documents are read and how answer tokens attend to them. read: whether the tokens of a document
+    attend to all tokens before them, or leave out blocks with little attention. budget: tokens, None to go by
+    the context. error: the share of a head's attention below which a token is left out of the budget, 0 for
+    none. prefill_chunk: tokens, None to go by the device. draft: what an answer says next is looked up in the
+    text and checked, several tokens at a time: where that is expected to be faster, never, or always.
     """
 
     attn: AttentionKind = "auto"
+    read: ReadKind = "auto"
     budget: int | None = None
     error: float = 0.0
     scorer: Scorer = "dot"

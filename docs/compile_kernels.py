@@ -25,13 +25,16 @@ import triton
 from adamas_kernels import reference as ref
 from adamas_kernels.blocks import BlockWeight, row_bytes
 from adamas_kernels.contract import LARGEST_STEP, LayerCache, SparseSettings
+from adamas_kernels.reading import BlockMeans, ReadSettings, blocks_of
 from adamas_kernels.softmax import PLAIN, Softmax
 from adamas_kernels.triton.backend import TritonBackend
 from adamas_kernels.triton.experts import Experts, Gate
 from adamas_kernels.triton.launch import CHAINING_CAPABILITY
 from adamas_kernels.triton.planes import PlaneWeight, split
 from adamas_kernels.triton.prefill import banded_attention, merge_into
+from adamas_kernels.triton.reading import choose_blocks, summarize
 from adamas_kernels.triton.scratch import group_count
+from adamas_kernels.triton.sparse_prefill import attend_to_blocks
 from adamas_kernels.triton.unpacking import unpack_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -46,13 +49,14 @@ STACK_LIMIT = {
     "dense_kernel": 8,
     "banded_kernel": 8,
     "plane_product_kernel": 32,
+    "sparse_prefill_kernel": 40,
 }
 # Bytes of shared memory that a program can have.
 SHARED_LIMIT = {80: 166912, 90: 232448, 120: 101376}
 CAPACITY = 131072  # tokens of a cache, as far as kernels are made for it
 # The one layout of a kernel whose assembly names lanes: number i in lane i, and none moved.
 LANES_IN_ORDER = "#blocked = #ttg.blocked<{sizePerThread = [1], threadsPerWarp = [32]"
-OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "launch_pdl")
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "launch_pdl", "maxnreg")
 TYPES = {
     torch.float32: "fp32",
     torch.float16: "fp16",
@@ -82,6 +86,11 @@ CASES = (
     ("dot", torch.float32, 4, 1, 256, 16, 1024, ERROR, PLAIN),
     ("dot", torch.bfloat16, 64, 8, 64, 1, 128, None, WITH_SINKS),
     ("dot", torch.bfloat16, 8, 4, 256, 1, 1472, None, CAPPED),
+)
+# Reading sparsely: dtype, query heads, KV heads, head_dim, softmax
+READINGS = (
+    (torch.bfloat16, 32, 8, 128, PLAIN),
+    (torch.bfloat16, 8, 4, 256, CAPPED),
 )
 Launch = tuple[JITFunction, dict[str, Any], dict[str, Any]]
 
@@ -129,6 +138,21 @@ def launches(
             banded_attention(few_q, keys, keys, 0.1, banded)
         backend.linear(torch.zeros(1, heads * dim, dtype=dtype), torch.zeros(64, heads * dim, dtype=dtype))
         merge_into(out, lse, out, lse)
+    return found
+
+
+def readings(
+    dtype: torch.dtype, heads: int, kv_heads: int, dim: int, softmax: Softmax, generation: int
+) -> list[Launch]:
+    """The same of reading a chunk sparsely."""
+    new, size = 2048, 4096
+    queries = torch.zeros(1, heads, new, dim, dtype=dtype)
+    keys = torch.zeros(1, kv_heads, size, dim, dtype=dtype)
+    means = BlockMeans.empty(keys, keys, blocks_of(size))
+    with recorded() as found:
+        summarize(keys, keys, means, 0)
+        chosen = choose_blocks(queries, keys, means, 0.1, ReadSettings(), softmax)
+        attend_to_blocks(queries, keys, keys, means, chosen, 0.1, softmax, generation == 90)
     return found
 
 
@@ -237,6 +261,9 @@ def all_launches(generation: int, kinds: Sequence[str]) -> Iterator[tuple[str, L
         shape += ", with sinks" if softmax.sinks is not None else ", capped" if softmax.softcap else ""
         for launch in launches(dtype, heads, kv_heads, dim, new, settings, softmax, generation):
             yield shape, launch
+    for dtype, heads, kv_heads, dim, softmax in READINGS:
+        for launch in readings(dtype, heads, kv_heads, dim, softmax, generation):
+            yield f"reading, {heads}/{kv_heads} heads of {dim}, {TYPES[dtype]}", launch
     for kind, (outputs, inputs, rows) in itertools.product(kinds, PRODUCTS):
         for launch in products(kind, outputs, inputs, rows, generation):
             yield f"{kind}, {inputs} to {outputs}, {rows} rows", launch

@@ -80,6 +80,22 @@ def test_rows_have_the_names_of_llama_bench(bench):
     assert "200 tokens: decoding" in err
 
 
+def test_a_sparse_prefill_stands_beside_a_dense_one(bench, monkeypatch):
+    monkeypatch.setattr("adamas_cli.engine.reading.LEAST_SPARSELY", 128)
+    code, out, err = bench("--shape", "tiny", "--len", "200", *SMALL, "--read", "sparse", "--format", "jsonl")
+    assert code == 0, err
+    _, (dense, sparse, *decodes) = json_lines(out)
+    assert [(row["test"], row["attention"]) for row in (dense, sparse)] == [
+        ("pp200", "full"),
+        ("pp200", "sparse"),
+    ]
+    assert sparse["ratio"] == pytest.approx(sparse["avg_ts"] / dense["avg_ts"])
+    assert 0 < sparse["blocks_computed"] <= 1
+    assert dense["blocks_computed"] is None
+    assert [row["attention"] for row in decodes] == ["full", "adamas"]
+    assert "200 tokens: reading sparsely" in err
+
+
 def test_the_table_is_markdown_under_a_line_about_the_machine(bench):
     code, out, err = bench("--shape", "tiny", "--len", "70", *SMALL)
     assert code == 0, err

@@ -134,9 +134,13 @@ def test_tensors_that_are_not_used_are_noted(folder: Make, tiny_model: Path) -> 
         ({"architectures": ["BertForMaskedLM"]}, "is a model that fills gaps"),
         ({"is_encoder_decoder": True}, "is an encoder with a decoder"),
         ({"quantization_config": {"quant_method": "strange"}}, r"comes quantized \(strange\)"),
+        ({"quantization_config": {"quant_method": "fp8", "weight_block_size": ["x"]}}, r"quantized \(fp8\)"),
         ({"quantization_config": "int4"}, r"comes quantized \(int4\)"),
         ({"num_attention_heads": 3}, "not a multiple of the number of attention heads"),
         ({"num_hidden_layers": "many"}, "num_hidden_layers"),
+        ({"max_position_embeddings": "2k"}, "`max_position_embeddings` is '2k'"),
+        ({"num_attention_heads": -4}, "`num_attention_heads` is -4"),
+        ({"text_config": "none"}, "cannot|does not"),
         ({"hidden_size": 32}, "does not fit its config"),
         ({"model_type": "unheard_of"}, "`unheard_of`"),
     ],
@@ -152,7 +156,7 @@ def test_a_model_of_embeddings_is_refused(folder: Make) -> None:
     refused(path, "is a model of embeddings")
 
 
-@pytest.mark.parametrize("config", ["{", "[]", "null"])
+@pytest.mark.parametrize("config", ["{", "[]", "null", "[" * 100_000])
 def test_a_config_that_is_none_is_told(folder: Make, config: str) -> None:
     path = folder()
     (path / "config.json").write_text(config)

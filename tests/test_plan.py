@@ -32,6 +32,7 @@ def plan(
     context=CONTEXT,
     chunk=64,
     sparse=True,
+    read="dense",
     weights=None,
 ):
     """The bytes on a GPU that Triton serves."""
@@ -41,7 +42,8 @@ def plan(
         Backends("cuda", {"triton": None}), bfloat16=True, packing="on cuda", memory=0, installed=installed
     )
     loading = ModelSettings(dtype=str(dtype).removeprefix("torch."), quantization=quantization)
-    decoding = DecodingSettings(attn="adamas" if sparse else "full", dense_layers=DENSE, prefill_chunk=chunk)
+    attn = "adamas" if sparse else "full"
+    decoding = DecodingSettings(attn=attn, read=read, dense_layers=DENSE, prefill_chunk=chunk)
     return decide(model, machine, loading, decoding, context).bytes
 
 
@@ -83,6 +85,8 @@ def test_the_cache_is_what_a_cache_allocates():
 def test_codes_are_a_small_part_of_the_cache():
     told = plan(shape_config("llama-3.1-8b", 32768), context=32768)
     assert told.codes <= 0.07 * told.cache
+    with_means = plan(shape_config("llama-3.1-8b", 32768), context=32768, read="auto")
+    assert told.codes < with_means.codes <= 0.12 * told.cache
     assert told.cache == 32 * 8 * 32768 * 2 * 128 * 2
     assert told.total == told.weights + told.cache + told.codes + told.work
     assert f"{told.weights / 1e9:.1f} GB weights + {told.cache / 1e9:.1f} GB cache" in told.line

@@ -29,9 +29,10 @@ from adamas_cli.engine.timeline import Timeline
 from adamas_cli.files import appearing, leftovers
 from adamas_cli.models.resolve import ModelFiles
 from adamas_cli.store import blocks, document
+from adamas_cli.store.chain import Chain
 from adamas_cli.store.document import StoredDocument
 from adamas_cli.store.entries import Entry, entries, on_disk, prune, remove, save, stored_files, total_bytes
-from adamas_cli.store.keys import block_tokens, chain, model_facts
+from adamas_cli.store.keys import block_tokens, first_link, model_facts
 from adamas_cli.store.places import FORMAT
 from adamas_cli.store.settings import LARGEST_SHARE, LARGEST_STORE, StoreSettings, default_limit
 from adamas_cli.terminal.spelling import spelled
@@ -211,7 +212,7 @@ def test_nothing_is_reused_of_what_was_computed_otherwise():
         other,
         loaded("qwen2"),
     ):
-        assert chain(facts(model), ids, BLOCK)[0] not in {
+        assert Chain(first_link(facts(model)), ids, BLOCK).keys()[0] not in {
             file.stem for file in stored_files(document.documents_directory())
         }
     assert ask(loaded(), ids, chunk=CHUNK).reused == DOCUMENT
@@ -257,7 +258,7 @@ def test_only_the_user_may_read(root):
 
 
 def first_block(root: Path, ids: np.ndarray, index: int = 1) -> Path:
-    key = chain(facts(loaded()), ids, BLOCK)[index]
+    key = Chain(first_link(facts(loaded())), ids, BLOCK).keys()[index]
     return next(file for file in stored_files(root) if file.stem == key)
 
 

@@ -24,6 +24,7 @@ from adamas_cli.cache.sliding import SlidingLayer
 from adamas_cli.cache.stateless import StatelessLayer
 from adamas_cli.cache.tally import Tally
 from adamas_cli.models.shape import shape_of_config
+from adamas_cli.settings import DENSE_LAYERS
 
 RETRACTING = {FULL, SLIDING}  # kinds of layers that forget their last tokens at little cost
 
@@ -31,8 +32,11 @@ RETRACTING = {FULL, SLIDING}  # kinds of layers that forget their last tokens at
 class KVCache(DynamicCache):
     """One object for each layer of the model. transformers sees them as `layers`, timelines as `kept`.
 
-    extent: the tokens in it, as the device knows them. placement: of keys and values.
+    extent: the tokens in it, as the device knows them. placement: of keys and values. sparse_from: the first
+    token that was read sparsely; None where none was.
     """
+
+    sparse_from: int | None = None
 
     def __init__(
         self, kept: Sequence[Layer], extent: Extent, placement: Placement, sparse: Sparse | None
@@ -58,9 +62,11 @@ class KVCache(DynamicCache):
         dense_layers: int,
         placement: Placement,
         device: torch.device,
+        reads: bool = False,
     ) -> Self:
         """The cache for a text model's config. served: whether its layers attend through this module's; if
         not, transformers keeps all of them. sparse: how all but the first `dense_layers` may choose tokens.
+        reads: whether all but the first DENSE_LAYERS may read sparsely.
         """
         extent = Extent(torch.zeros(1, dtype=torch.int32, device=device))
         if not served:
@@ -70,6 +76,7 @@ class KVCache(DynamicCache):
         states = getattr(config, "number_of_conv_states", 1)
         for index, shape in enumerate(shape_of_config(config).by_layer):
             kind, chooses = shape.kind, sparse if index >= dense_layers else None
+            skips = reads and index >= DENSE_LAYERS
             if shape.shares is not None:
                 kept.append(SharedLayer(kind, shape.shares))
             elif kind == SLIDING and shape.window is not None:
@@ -77,9 +84,9 @@ class KVCache(DynamicCache):
             elif kind == FULL and shape.latent:
                 kept.append(LatentLayer(config.kv_lora_rank, extent, placement, chooses))
             elif kind == FULL:
-                kept.append(FullLayer(extent, placement, chooses))
+                kept.append(FullLayer(extent, placement, chooses, reads=skips))
             elif kind == HYBRID:
-                kept.append(HybridLayer(states, extent, placement, chooses))
+                kept.append(HybridLayer(states, extent, placement, chooses, reads=skips))
             elif kind in RECURRENT:
                 kept.append(RecurrentLayer(kind, states, extent))
             elif kind in STATELESS:
@@ -122,6 +129,12 @@ class KVCache(DynamicCache):
         """Tokens that there is room for, in layers that know."""
         return max((layer.capacity for layer in self.kept), default=0)
 
+    @property
+    def dense_tokens(self) -> int:
+        """Tokens at its beginning that were read densely, as all tokens before them were."""
+        length = self.get_seq_length()
+        return length if self.sparse_from is None else min(length, self.sparse_from)
+
     def begin_answer(self, mode: Mode) -> None:
         """Changes: what a mode of answering needs is there, codes of all tokens and an empty tally."""
         if mode.sparse is not None:
@@ -131,7 +144,11 @@ class KVCache(DynamicCache):
         self.extent.lengths.fill_(self.get_seq_length())
 
     def advance(self, tokens: int, mode: Mode) -> None:
-        """Changes: the device counts the tokens of a pass that is through all layers."""
+        """Changes: the tokens of a pass that is through all layers are counted, on the device too, and it is
+        noted how they were read.
+        """
+        if mode.read is not None and self.sparse_from is None:
+            self.sparse_from = self.get_seq_length() - tokens
         if mode.answers:
             self.extent.lengths += tokens
 
@@ -217,12 +234,15 @@ class KVCache(DynamicCache):
         """A copy that goes on by itself."""
         extent = self.extent.fork()
         other = KVCache([layer.fork(extent) for layer in self.kept], extent, self.placement, self._sparse)
+        other.sparse_from = self.sparse_from
         if self.tally is not None:
             other.count_attention()
         return other
 
     def _show(self) -> None:
-        """Let transformers and the device see what the layers are now."""
+        """Let transformers and the device see what the layers are now, which have forgotten tokens."""
+        if self.dense_tokens == self.get_seq_length():
+            self.sparse_from = None
         self.layers[:] = [layer.shown for layer in self.kept]
         self.extent.lengths.fill_(self.get_seq_length())
 

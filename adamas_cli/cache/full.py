@@ -10,7 +10,7 @@ import torch
 from adamas_kernels.contract import LARGEST_STEP, DenseCache, Facts, LayerCache
 from adamas_kernels.dispatch import serving
 from adamas_kernels.reference import query_power
-from adamas_kernels.softmax import Softmax
+from adamas_kernels.softmax import PLAIN, Softmax
 from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin
 
@@ -18,7 +18,8 @@ from adamas_cli.cache.codes import Codes, CodesMark
 from adamas_cli.cache.extent import Extent
 from adamas_cli.cache.growing import TokenBuffer
 from adamas_cli.cache.layer import FULL, Layer
-from adamas_cli.cache.mode import Mode, Sparse
+from adamas_cli.cache.means import Means
+from adamas_cli.cache.mode import Mode, Sparse, SparseReading
 from adamas_cli.cache.names import STREAMS
 from adamas_cli.cache.placement import Placement
 
@@ -36,7 +37,8 @@ class FullMark:
 
 
 class FullLayer(Layer, CacheLayerMixin):
-    """K and V of one full-attention layer, [B, K, S, D], and their codes if `sparse` says how to choose.
+    """K and V of one full-attention layer, [B, K, S, D]; their codes if `sparse` says how to choose, and the
+    means of their blocks if it reads sparsely.
 
     K and V grow where they lie, if their placement can; codes are copied into larger buffers. streams: those
     of `STREAMS` that have buffers of their own.
@@ -47,11 +49,14 @@ class FullLayer(Layer, CacheLayerMixin):
     is_sliding = False
     streams: tuple[str, ...] = STREAMS
 
-    def __init__(self, extent: Extent, placement: Placement, sparse: Sparse | None = None) -> None:
+    def __init__(
+        self, extent: Extent, placement: Placement, sparse: Sparse | None = None, *, reads: bool = False
+    ) -> None:
         super().__init__()
         self.length = 0
         self.capacity = 0  # tokens that there is room for in all that is not K and V
         self.codes = None if sparse is None else Codes(sparse, extent)
+        self.means = Means() if reads else None
         self._extent, self._placement = extent, placement
         self._limit = 0  # tokens that there may come to be
         self._buffers: dict[str, TokenBuffer] = {}
@@ -113,7 +118,10 @@ class FullLayer(Layer, CacheLayerMixin):
             self.count(new, mode)
             return out
         self._append(keys, values)
-        out = self._attend_to_all(queries, scaling, softmax)
+        if mode.read is not None and self.means is not None and softmax is PLAIN:
+            out = self._read_sparsely(queries, scaling, self.means, mode.read)
+        else:
+            out = self._attend_to_all(queries, scaling, softmax)
         self._observe(queries[:, :, ::QUERY_STRIDE], new)
         if mode.encodes:
             self.encode()
@@ -141,10 +149,24 @@ class FullLayer(Layer, CacheLayerMixin):
             return mode.dense.dense_step(queries, keys, values, uncoded, scaling, softmax)[0]
         return self._attend_to_all(queries, scaling, softmax)
 
+    def _read_sparsely(self, queries: Tensor, scaling: float, means: Means, read: SparseReading) -> Tensor:
+        """The same without blocks that hold little of the softmax."""
+        keys, values = self._seen()
+        blocks = means.over(keys, values, self.capacity)
+        backend = read.backend or serving("prefill_sparsely", Facts.of(queries, keys, values))
+        out, _ = backend.prefill_sparsely(
+            queries, keys, values, blocks, scaling, read.settings, computed=read.computed
+        )
+        return out
+
+    def _seen(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of all tokens."""
+        seen = slice(0, self.length)
+        return self.stored_keys[:, :, seen], self.stored_values[:, :, seen]
+
     def _attend_to_all(self, queries: Tensor, scaling: float, softmax: Softmax) -> Tensor:
         """Causal attention of the last tokens to all that are there."""
-        seen = slice(0, self.length)
-        keys, values = self.stored_keys[:, :, seen], self.stored_values[:, :, seen]
+        keys, values = self._seen()
         backend = serving("prefill", Facts.of(queries, keys, values))
         out, _ = backend.prefill(queries, keys, values, scaling, softmax=softmax)
         return out
@@ -236,6 +258,7 @@ class FullLayer(Layer, CacheLayerMixin):
     def rewind(self, mark: FullMark) -> None:
         """See `Layer.rewind`."""
         self.length, self._power = mark.length, mark.power
+        self._forget_means()
         if mark.value_sum is not None:
             self.value_sum.copy_(mark.value_sum)
         elif self.is_initialized:
@@ -255,6 +278,7 @@ class FullLayer(Layer, CacheLayerMixin):
             gone = self.stored_values[:, :, tokens : self.length]
             self.value_sum -= gone.sum(2, dtype=torch.float32)
         self.length = min(self.length, tokens)
+        self._forget_means()
         if self.codes is not None:
             self.codes.truncate(tokens)
 
@@ -277,10 +301,17 @@ class FullLayer(Layer, CacheLayerMixin):
         self.length = tokens
         if self.codes is not None:
             self.codes.truncate(tokens)
+        self._forget_means()
+
+    def _forget_means(self) -> None:
+        """Of what is no longer there."""
+        if self.means is not None:
+            self.means.truncate(self.length)
 
     def empty_fork(self, extent: Extent) -> FullLayer:
         """A layer of the same kind without tokens."""
-        return FullLayer(extent, self._placement, None if self.codes is None else self.codes.sparse)
+        sparse = None if self.codes is None else self.codes.sparse
+        return FullLayer(extent, self._placement, sparse, reads=self.means is not None)
 
     def fork(self, extent: Extent) -> FullLayer:
         """See `Layer.fork`."""
@@ -288,8 +319,7 @@ class FullLayer(Layer, CacheLayerMixin):
         other.capacity, other._limit = self.capacity, self._limit
         if not self.is_initialized:
             return other
-        seen = slice(0, self.length)
-        keys, values = self.stored_keys[:, :, seen], self.stored_values[:, :, seen]
+        keys, values = self._seen()
         other.lazy_initialization(keys, values)
         other._append(keys, values)
         other.value_sum.copy_(self.value_sum)

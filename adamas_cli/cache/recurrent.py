@@ -76,9 +76,15 @@ class HybridLayer(FullLayer, LinearAttentionLayer):
     kind = HYBRID
 
     def __init__(
-        self, number_of_states: int, extent: Extent, placement: Placement, sparse: Sparse | None = None
+        self,
+        number_of_states: int,
+        extent: Extent,
+        placement: Placement,
+        sparse: Sparse | None = None,
+        *,
+        reads: bool = False,
     ) -> None:
-        FullLayer.__init__(self, extent, placement, sparse)
+        FullLayer.__init__(self, extent, placement, sparse, reads=reads)
         LinearAttentionLayer.__init__(self, number_of_states)
 
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
@@ -105,7 +111,8 @@ class HybridLayer(FullLayer, LinearAttentionLayer):
     def empty_fork(self, extent: Extent) -> HybridLayer:
         """See `FullLayer.empty_fork`."""
         sparse = None if self.codes is None else self.codes.sparse
-        return HybridLayer(self.number_of_states, extent, self._placement, sparse)
+        reads = self.means is not None
+        return HybridLayer(self.number_of_states, extent, self._placement, sparse, reads=reads)
 
     def fork(self, extent: Extent) -> FullLayer:
         """See `Layer.fork`."""

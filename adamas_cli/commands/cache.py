@@ -50,16 +50,17 @@ def list_documents(as_json: AsJson = False) -> None:
     if not found:
         print("no document is kept yet", file=sys.stderr)
         return
-    rows = [("ID", "TOKENS", "SIZE", "LAST USED", "MODEL", "DOCUMENTS")]
+    rows = [("ID", "TOKENS", "READ", "SIZE", "LAST USED", "MODEL", "DOCUMENTS")]
     for held in found:
         entry = held.entry
         used = _age(time.time() - entry.used)
         tokens, names = _tokens(held), _names(entry.documents)
-        rows.append((entry.id, tokens, megabytes(held.bytes), used, one_line(entry.model), names))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    for id, tokens, size, used, model, names in rows:
-        left = f"{id:{widths[0]}}  {tokens:>{widths[1]}}  {size:>{widths[2]}}"
-        print(f"{left}  {used:{widths[3]}}  {model:{widths[4]}}  {names}")
+        size, model = megabytes(held.bytes), one_line(entry.model)
+        rows.append((entry.id, tokens, entry.read, size, used, model, names))
+    widths = [max(len(row[column]) for row in rows) for column in range(6)]
+    for id, tokens, read, size, used, model, names in rows:
+        left = f"{id:{widths[0]}}  {tokens:>{widths[1]}}  {read:{widths[2]}}  {size:>{widths[3]}}"
+        print(f"{left}  {used:{widths[4]}}  {model:{widths[5]}}  {names}")
 
 
 @app.command("info")
@@ -193,6 +194,7 @@ def _facts(held: OnDisk) -> dict[str, Any]:
         "device": entry.device,
         "tokens": entry.tokens,
         "tokens_kept": held.tokens,
+        "read": entry.read,
         "bytes": held.bytes,
         "blocks": len(entry.blocks),
         "blocks_kept": held.whole,

@@ -118,6 +118,11 @@ FLAGS: dict[type, dict[str, Any]] = {
         "attn": _attention(
             "--attn", help="Sparse, full, or sparse as soon as the context is long enough to gain."
         ),
+        "read": _attention(
+            "--read",
+            help="How documents are read: densely, sparsely (blocks of tokens with little attention are left "
+            "out), or sparsely as soon as they are long enough to gain.",
+        ),
         "budget": _attention(
             "--budget",
             min=1,

@@ -9,18 +9,27 @@ from typing import cast
 import torch
 from adamas_kernels.contract import SparseSettings
 from adamas_kernels.dispatch import BACKENDS, load, obstacle
+from adamas_kernels.reading import ReadSettings
 
 from adamas_cli.cache.mode import Sparse
 from adamas_cli.models.shape import ModelShape
 from adamas_cli.planning.decision import Attention, Backends, check_error, decide_attention
-from adamas_cli.settings import DENSE_LAYERS, AttentionKind, BackendName, DecodingSettings, Scorer
+from adamas_cli.settings import (
+    DENSE_LAYERS,
+    AttentionKind,
+    BackendName,
+    DecodingSettings,
+    ReadKind,
+    Scorer,
+)
 
 
 @dataclass(frozen=True)
 class AttentionSettings:
-    """How answer tokens attend.
+    """How documents are read, and how answer tokens attend.
 
-    kind: `adamas`, `full`, or `auto` to choose by the length of the context. sparse: its budget is replaced
+    kind: `adamas`, `full`, or `auto` to choose by the length of the context. read: `sparse`, `dense`, or
+    `auto` in the same way; reading: what sparse reading leaves out. sparse: its budget is replaced
     by one for the context where `budget_by_context` is set. backend: what computes sparse steps:
     `triton`, `cpu`, `torch`, or `auto` for the fastest that runs.
     """
@@ -30,6 +39,8 @@ class AttentionSettings:
     dense_layers: int = DENSE_LAYERS
     backend: str = "auto"
     budget_by_context: bool = False
+    read: str = "dense"
+    reading: ReadSettings = field(default_factory=ReadSettings)
 
     @classmethod
     def of(cls, chosen: DecodingSettings) -> AttentionSettings:
@@ -40,12 +51,14 @@ class AttentionSettings:
             chosen.dense_layers,
             chosen.backend,
             budget_by_context=chosen.budget is None,
+            read=chosen.read,
         )
 
     def asked(self, prefill_chunk: int | None = None) -> DecodingSettings:
         """What a decision is made from; prefill_chunk: tokens, None to go by the device."""
         return DecodingSettings(
             attn=cast(AttentionKind, self.kind),
+            read=cast(ReadKind, self.read),
             budget=None if self.budget_by_context else self.sparse.budget,
             error=self.sparse.error or 0.0,
             scorer=cast(Scorer, self.sparse.scorer),
@@ -90,6 +103,7 @@ def decide_for(
         backends_of(device),
         obstacle=unserved or shape.obstacle,
         dense=shape.dense_on(device.type),
+        dense_reading=shape.dense_reading,
         unmeasured=shape.unmeasured,
         token_bytes=shape.token_bytes(dtype.itemsize),
     )

@@ -19,6 +19,7 @@ class Prefill:
         float | None
     )  # None until one chunk has been timed; accounts for growing attention cost
     chunk: int  # tokens per step, smaller after an out-of-memory
+    sparsely: bool = False  # whether blocks of tokens with little attention are left out
 
 
 @dataclass(frozen=True)

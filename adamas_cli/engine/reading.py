@@ -1,22 +1,27 @@
-"""Reading: chunks of many tokens, with full attention, as small as memory demands."""
+"""Reading: chunks of many tokens, with full attention or sparsely, as small as memory demands."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Generator
+from dataclasses import replace
 from typing import Protocol
 
 import torch
+from adamas_kernels.contract import Backend
+from adamas_kernels.reading import ReadSettings
 from torch import Tensor
 
 from adamas_cli.cache.cache import KVCache
-from adamas_cli.cache.mode import READING, READING_AND_ENCODING
+from adamas_cli.cache.mode import Mode, SparseReading
 from adamas_cli.engine.eta import PrefillCost
 from adamas_cli.engine.events import Prefill
 from adamas_cli.engine.model import Model
 from adamas_cli.errors import OutOfMemoryError
+from adamas_cli.planning.choice import SPARSE_PAIR_COST
 
 SMALLEST_CHUNK = 64
+LEAST_SPARSELY = 512  # tokens; fewer gain nothing, and are read densely
 
 
 class Stored(Protocol):
@@ -45,38 +50,64 @@ class Stored(Protocol):
 class Reader:
     """Reads into one cache.
 
-    chunk: tokens that are read at once. logits: after the last token, [vocabulary].
+    chunk: tokens that are read at once. sparsely: what is left out where that is asked for; None where it
+    never is. logits: after the last token, [vocabulary].
     """
 
     logits: Tensor
 
-    def __init__(self, model: Model, cache: KVCache, chunk: int) -> None:
+    def __init__(self, model: Model, cache: KVCache, chunk: int, sparsely: ReadSettings | None) -> None:
         self.chunk = chunk
         self._model, self._cache = model, cache
         self._attention_share = model.attention_share
+        self._sparse: SparseReading | None = None
+        if sparsely is not None:
+            computed = torch.zeros(2, dtype=torch.int64, device=model.device)
+            self._sparse = SparseReading(sparsely, computed)
+
+    def read_by(self, backend: Backend) -> None:
+        """Have sparse reading computed by this from here on."""
+        if self._sparse is not None:
+            self._sparse = replace(self._sparse, backend=backend)
+
+    @property
+    def computed(self) -> float | None:
+        """The share of blocks that was computed where it read sparsely; None where it did not."""
+        if self._sparse is None:
+            return None
+        computed, blocks = self._sparse.computed.tolist()
+        return computed / blocks if blocks else None
 
     def read(
-        self, tokens: Tensor, start: float, stored: Stored | None = None, *, encode: bool
+        self,
+        tokens: Tensor,
+        start: float,
+        stored: Stored | None = None,
+        *,
+        encode: bool,
+        sparsely: bool = False,
     ) -> Generator[Prefill]:
         """Read tokens, int64 [n], in chunks none of which reaches into two blocks of `stored`. start: when
-        the clock began.
+        the clock began. sparsely: where this reader may, and there are enough of them.
 
         encode: make the codes in the pass of the last chunk, layer by layer. There all keys are known that a
         codebook is to be fitted to, and while the device computes, the host has time for it.
         """
         base, total, done = self._cache.get_seq_length(), len(tokens), 0
-        cost = PrefillCost(self._attention_share)
+        read = self._sparse if sparsely and total >= LEAST_SPARSELY else None
+        cost = PrefillCost(self._attention_share * (1.0 if read is None else SPARSE_PAIR_COST))
         while True:
             remaining = cost.remaining(base + done, base + total)
             seconds = time.perf_counter() - start
-            yield Prefill(base + done, base + total, base, seconds, remaining, self.chunk)
+            sparse = read is not None
+            yield Prefill(base + done, base + total, base, seconds, remaining, self.chunk, sparse)
             if done == total:
                 return
             step = time.perf_counter()
             size = self.chunk
             if stored is not None:
                 size = min(size, stored.block - (base + done) % stored.block)
-            size = self._read_chunk(tokens[done:], size, encode)
+            size = self._read_chunk(tokens[done:], size, encode, read)
             cost.add(base + done, base + done + size, time.perf_counter() - step)
             done += size
             end = base + done
@@ -88,14 +119,14 @@ class Reader:
         if self._model.device.type == "cuda":
             torch.cuda.current_stream(self._model.device).synchronize()
 
-    def _read_chunk(self, rest: Tensor, size: int, encode: bool) -> int:
+    def _read_chunk(self, rest: Tensor, size: int, encode: bool, read: SparseReading | None) -> int:
         """Read the first of the tokens that are left, at most this many, fewer if memory runs out, and return
-        how many; none where it raises. encode: see `read`.
+        how many; none where it raises. encode: see `read`; read: see `Mode`.
         """
         while True:
             tokens = rest[:size]
             mark = self._cache.mark()
-            mode = READING_AND_ENCODING if encode and len(tokens) == len(rest) else READING
+            mode = Mode(encodes=encode and len(tokens) == len(rest), read=read)
             try:
                 self.logits = self._model.forward(tokens, self._cache, mode)
                 self.wait()

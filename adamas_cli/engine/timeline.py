@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from adamas_kernels.contract import LARGEST_STEP
+from adamas_kernels.contract import LARGEST_STEP, Backend
+from adamas_kernels.reading import ReadSettings
 from torch import Tensor
 
 from adamas_cli.cache.cache import KVCache
@@ -110,6 +111,7 @@ class Timeline:
         )
         self.backend_reason = decided.reason
         self.sparse = attention.resolve(decided, announce)
+        self._reads_sparsely = decided.read == "sparse"
         self.cache = KVCache.for_model(
             self.model.config,
             served=self.model.unserved is None,
@@ -117,6 +119,7 @@ class Timeline:
             dense_layers=attention.dense_layers,
             placement=self.model.placement,
             device=self.model.device,
+            reads=self._reads_sparsely,
         )
         self.cache.reserve(context, limit)
         self.cache.extent.reach = self.model.rotation.reach(context if reach is None else reach) or 0
@@ -130,7 +133,7 @@ class Timeline:
 
     def _attach(self, chunk: int) -> None:
         """What reads into the cache and steps with it."""
-        self._reader = Reader(self.model, self.cache, chunk)
+        self._reader = Reader(self.model, self.cache, chunk, self.reading)
         self._stepper = Stepper(
             self.model, self.cache, self.sparse, captures=self._captures, announce=self._announce
         )
@@ -139,6 +142,22 @@ class Timeline:
     def attention_kind(self) -> str:
         """`adamas` where answer tokens attend sparsely, else `full`."""
         return "full" if self.sparse is None else "adamas"
+
+    @property
+    def reading(self) -> ReadSettings | None:
+        """What is left out where documents are read; None where they are read densely."""
+        return self.attention.reading if self._reads_sparsely else None
+
+    @property
+    def read_kind(self) -> str:
+        """`sparse` where tokens in the cache were read sparsely, or a document's will be, or else `dense`."""
+        known = self.cache.dense_tokens == self.length > 0
+        return "dense" if known or not self._reads_sparsely else "sparse"
+
+    @property
+    def computed(self) -> float | None:
+        """The share of blocks of attention that was computed in sparse reading; None without any."""
+        return self._reader.computed
 
     @property
     def chunk(self) -> int:
@@ -242,7 +261,7 @@ class Timeline:
         return [*self._states, *self._recent]
 
     def read(self, ids: np.ndarray, stored: Stored | None = None) -> Iterator[Prefill]:
-        """Read tokens, int [n], after those that are there.
+        """Read tokens, int [n], after those that are there, sparsely where that was decided.
 
         stored: the tokens of the whole cache in a store. What is there is not read again, if nothing was read
         yet, and what is read goes there. Interrupted, it leaves a whole number of chunks.
@@ -254,7 +273,8 @@ class Timeline:
                 known = self._restore(stored)
             encode = stored is None or not stored.alters
             tokens = self._on_device(ids[known:])
-            yield from self._announced(self._reader.read(tokens, start, stored, encode=encode))
+            reading = self._reader.read(tokens, start, stored, encode=encode, sparsely=True)
+            yield from self._announced(reading)
             if len(tokens):
                 self.logits = self._reader.logits
             with self._compiling_announced():
@@ -407,6 +427,10 @@ class Timeline:
         """Choose tokens so from here on; the keys in the cache are encoded anew by these settings."""
         self.sparse = sparse
         self.cache.encode_again(sparse)
+
+    def read_by(self, backend: Backend) -> None:
+        """Have sparse reading computed by this backend from here on."""
+        self._reader.read_by(backend)
 
     def _answering(self, *, sparse: bool) -> Mode:
         """How an answer's tokens attend."""

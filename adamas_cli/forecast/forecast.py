@@ -15,6 +15,7 @@ from adamas_cli.models.configs import read_config, require_known_code
 from adamas_cli.models.prequantized import require_readable, stored_quantization
 from adamas_cli.models.resolve import require_here
 from adamas_cli.models.shape import ITEM_BYTES
+from adamas_cli.planning.choice import SPARSE_PAIR_COST
 from adamas_cli.planning.decision import Decision, Model, decide
 from adamas_cli.planning.facts import config_facts, file_facts, machine_facts
 from adamas_cli.prompt.chat import ChatTemplateFile
@@ -155,6 +156,7 @@ class Forecast:
             kept=self.settings.store.dtype,
             trust_remote_code=self.settings.model.trust_remote_code,
             turned=self.model.shape.rotation.reach(tokens),
+            sparsely=decision.attention.read == "sparse",
         )
 
     def _speed(self, decision: Decision, calibrates: bool | None) -> Speed | None:
@@ -168,6 +170,7 @@ class Forecast:
             quantization=decision.quantization,
             device=computing_device(decision.device, threads),
             attention=decision.attention.kind,
+            read=decision.attention.read,
         )
         known = recall(key)
         if calibrates is False or decision.device != "cpu" or (_is_whole(known) and calibrates is None):
@@ -196,8 +199,9 @@ class Forecast:
     def _times(self, speed: Speed, counted: Counted, kept: int, decision: Decision) -> Times | None:
         shape, attention = self.model.shape, decision.attention
         prompt = min(counted.prompt, counted.context - counted.answer)
+        pair = shape.pair_operations / (2 * max(1, self.model.weights.computing))
         reading = speed.prefill_seconds(
-            kept, prompt, shape.pair_operations / (2 * max(1, self.model.weights.computing))
+            kept, prompt, pair * (SPARSE_PAIR_COST if attention.read == "sparse" else 1.0)
         )
         item = ITEM_BYTES[decision.dtype]
         read = shape.code_bytes(1, attention.dense_layers) if attention.sparse else shape.cache_bytes(1, item)

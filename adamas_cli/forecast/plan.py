@@ -86,6 +86,7 @@ class Plan:
             "attention": attention.kind,
             "backend": attention.backend,
             "budget": attention.budget,
+            "read": attention.read,
             "prefill_chunk": attention.chunk,
             "positions": decision.positions,
             "documents": [

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from importlib.metadata import version
-from itertools import takewhile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from adamas_cli import __version__
 from adamas_cli.forecast.memo import Memo
 from adamas_cli.models.configs import read_config
 from adamas_cli.store.blocks import has_states
+from adamas_cli.store.chain import Chain
 from adamas_cli.store.entries import entries
-from adamas_cli.store.keys import block_tokens, chain_from, first_link, model_facts
+from adamas_cli.store.keys import block_tokens, first_link, model_facts, sparse_mark
 from adamas_cli.store.places import FORMAT, block_file, documents_directory
 
 if TYPE_CHECKING:
@@ -34,9 +33,10 @@ def kept_tokens(
     kept: str,
     trust_remote_code: bool,
     turned: int | None,
+    sparsely: bool,
 ) -> int:
     """How many of the tokens, int [n], a model that is loaded so need not read again. turned: see
-    `model_facts`.
+    `model_facts`. sparsely: whether tokens that were read sparsely serve too.
 
     What their keys begin with depends on the config as transformers reads it, whose import takes seconds: it
     is remembered, and asked for only where something was kept in this way at all.
@@ -55,12 +55,13 @@ def kept_tokens(
             kept,
             version("transformers"),
             str(FORMAT),
+            __version__,
             str(turned),
         ]
     )
     known = _LINKS.get(way)
     if known is None:
-        link, block = _beginning(
+        link, block, mark = _beginning(
             files,
             device,
             dtype,
@@ -70,17 +71,15 @@ def kept_tokens(
             trust_remote_code=trust_remote_code,
             turned=turned,
         )
-        _LINKS.put(way, {"link": link.hex(), "block": block})
+        _LINKS.put(way, {"link": link.hex(), "block": block, "mark": mark.hex()})
     else:
-        link, block = bytes.fromhex(known["link"]), known["block"]
-    there = list(takewhile(lambda file: file.is_file(), _files(root, chain_from(link, ids, block))))
-    while there and not has_states(there[-1]):
+        link, block, mark = bytes.fromhex(known["link"]), known["block"], bytes.fromhex(known["mark"])
+    chain = Chain(link, ids, block, mark if sparsely else None)
+    found = chain.longest(lambda key: block_file(root, key).is_file())
+    there = chain.keys(found.dense)[: found.blocks]
+    while there and not has_states(block_file(root, there[-1])):
         there.pop()
     return min(len(ids), len(there) * block)
-
-
-def _files(root: Path, keys: Sequence[str]) -> Iterator[Path]:
-    return (block_file(root, key) for key in keys)
 
 
 def _beginning(
@@ -93,10 +92,12 @@ def _beginning(
     kept: str,
     trust_remote_code: bool,
     turned: int | None,
-) -> tuple[bytes, int]:
-    """The first link of the keys, and the tokens of a block."""
+) -> tuple[bytes, int, bytes]:
+    """The first link of the keys, the tokens of a block, and what marks sparsely read ones."""
     import torch
+    from adamas_kernels.reading import ReadSettings
 
+    from adamas_cli.cache.mode import reading_facts
     from adamas_cli.models.shape import shape_of_config
 
     number: torch.dtype = getattr(torch, dtype)
@@ -113,4 +114,4 @@ def _beginning(
         kept=kept,
         turned=turned,
     )
-    return first_link(facts), block
+    return first_link(facts), block, sparse_mark(reading_facts(ReadSettings()))

@@ -82,9 +82,12 @@ def computing_device(kind: str, threads: int | None) -> str:
     return f"{cpu_name()}, {computing} threads"
 
 
-def speed_key(fingerprint: str, *, dtype: str, quantization: str, device: str, attention: str) -> str:
-    """What timings hold for. device: its name, with the threads that compute."""
-    return " ".join([fingerprint[:16], dtype, quantization, attention, device])
+def speed_key(
+    fingerprint: str, *, dtype: str, quantization: str, device: str, attention: str, read: str
+) -> str:
+    """What timings hold for. device: its name, with the threads that compute. read: `dense` or `sparse`."""
+    ways = [attention] if read == "dense" else [attention, read]
+    return " ".join([fingerprint[:16], dtype, quantization, *ways, device])
 
 
 def recall(key: str) -> Speed | None:

@@ -72,7 +72,7 @@ class Work:
         self._findings: list[list[Finding]] = [[] for _ in job.questions]  # of the parts, for each question
         self._levels = [0] * len(job.questions)  # of merges
         self._spent: list[list[Done]] = [[] for _ in job.questions]
-        self._about: dict[str, object] = {"model": runtime.files.name, "attention": None}
+        self._about: dict[str, object] = {"model": runtime.files.name, "attention": None, "read": None}
         final = min(self._room(self._merge, text, max_tokens) for text in job.finals)
         if final < _LEAST_MERGED * self._bound:
             raise OverContextError(
@@ -240,7 +240,7 @@ class Work:
     def _opened(self, frame: Frame, layout: Layout, questions: Sequence[str], answer: int) -> OpenDocuments:
         opened = OpenDocuments(self._runtime, frame, layout, questions, max_tokens=answer, announces=False)
         about = opened.as_json()
-        self._about = {name: about[name] for name in ("model", "attention")}
+        self._about = {name: about[name] for name in ("model", "attention", "read")}
         return opened
 
     def _room(self, frame: Frame, question: str, answer: int) -> int:

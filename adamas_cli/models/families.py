@@ -37,6 +37,13 @@ OWN_ATTENTION: dict[str, str] = {
     "hrm_text": _TWICE,
     "doge": "its attention mask is not plainly causal",
 }
+# Families whose softmax has learned sinks, which no field of a config tells.
+LEARNED_SINKS = frozenset(
+    {
+        "deepseek_v4", "flint", "gpt_oss", "granite_swa", "granitemoe_swa", "hy_v4", "mimo_v2_flash",
+        "openai_privacy_filter",
+    }
+)  # fmt: skip
 # Families whose recurrent layers begin anew in each pass of several tokens in transformers, whatever came
 # before; in passes of one token they go on.
 RESTARTING = frozenset({"jamba", "zamba"})

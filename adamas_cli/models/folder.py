@@ -102,9 +102,14 @@ def classes(directory: Path) -> list[str]:
 def vocabulary_size(directory: Path) -> int | None:
     """How many rows a model's embeddings have by its config; None where it does not say."""
     config = read_object(directory / CONFIG)
-    text = config.get("text_config")
-    rows = (text if isinstance(text, dict) else config).get("vocab_size")
+    rows = text_part(config).get("vocab_size")
     return rows if isinstance(rows, int) else None
+
+
+def text_part(config: dict[str, Any]) -> dict[str, Any]:
+    """What a model's config says of the part that answers with text."""
+    text = config.get("text_config")
+    return text if isinstance(text, dict) else config
 
 
 def require_complete(directory: Path) -> None:
@@ -157,6 +162,6 @@ def read_object(file: Path) -> dict[str, Any]:
     """The JSON object in a file; an empty one where there is none."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):  # of one that is nested without end
         return {}
     return found if isinstance(found, dict) else {}

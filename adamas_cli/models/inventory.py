@@ -11,7 +11,7 @@ from typing import Any
 
 from adamas_cli.models.aliases import Alias, aliases
 from adamas_cli.models.fetch import is_fetched, local_file, partial_file
-from adamas_cli.models.folder import CONFIG, read_object
+from adamas_cli.models.folder import CONFIG, read_object, text_part
 from adamas_cli.models.gguf.settings import ORIGIN
 from adamas_cli.models.places import exclusive, settings_directory
 from adamas_cli.models.stores import HUB_CACHE, stored
@@ -73,9 +73,7 @@ def shape(entry: OnDisk) -> dict[str, Any]:
     """The layers, heads and context of a model whose settings are on disk; empty if they are not."""
     if not entry.settings:
         return {}
-    config = read_object(entry.settings[0] / CONFIG)
-    text = config.get("text_config")
-    config = text if isinstance(text, dict) else config
+    config = text_part(read_object(entry.settings[0] / CONFIG))
     names = {
         "architecture": "model_type",
         "context": "max_position_embeddings",

@@ -13,7 +13,7 @@ from adamas_cli.errors import ModelUnavailableError, UsageError
 from adamas_cli.models.checkpoint.files import read_headers
 from adamas_cli.models.checkpoint.forms import scheme_of
 from adamas_cli.models.checkpoint.layers import held_bytes
-from adamas_cli.models.folder import CONFIG, read_object
+from adamas_cli.models.folder import CONFIG, read_object, text_part
 from adamas_cli.models.quantization import PACKAGES, is_installed, is_plain
 
 if TYPE_CHECKING:
@@ -34,8 +34,7 @@ def stored_quantization(directory: Path) -> dict[str, Any] | None:
     are numbers as they are, or the config cannot be read, of which transformers says more.
     """
     config = read_object(directory / CONFIG)
-    text: dict[str, Any] = config.get("text_config") or {}
-    stored = config.get("quantization_config") or text.get("quantization_config")
+    stored = config.get("quantization_config") or text_part(config).get("quantization_config")
     if not stored:
         return _by_others(directory, config)
     if not isinstance(stored, dict):

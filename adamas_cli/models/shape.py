@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.models.checkpoint.forms import scheme_of
 from adamas_cli.models.checkpoint.layers import tensors_of
-from adamas_cli.models.families import OWN_ATTENTION
+from adamas_cli.models.families import LEARNED_SINKS, OWN_ATTENTION
 from adamas_cli.models.folder import CONFIG
 from adamas_cli.models.prequantized import stored_quantization
 from adamas_cli.models.recurrent import (
@@ -28,6 +28,7 @@ from adamas_cli.models.recurrent import (
     state_size,
 )
 from adamas_cli.models.rotary import Rotation, context_of, rotation_of
+from adamas_cli.settings import DENSE_LAYERS
 
 ATTENTION = (FULL, SLIDING, HYBRID)  # whose layers have keys and values of tokens
 SERVED = {*ATTENTION, *RECURRENT, *STATELESS}  # the kinds of layers that the cache has
@@ -48,6 +49,8 @@ KEEPING: dict[str, tuple[str, ...]] = {
 OTHER_CONTEXT = ("model_max_length", "max_seq_len", "seq_length")
 CODED = (FULL, HYBRID)  # kinds of layers that may attend sparsely
 STATES = 5  # copies of recurrent states in memory: the present one, and those that a timeline returns to
+# Means that sparse reading keeps of the keys and of the values of so many tokens (`adamas_kernels.reading`).
+KEY_MEANS, VALUE_MEANS, MEAN_TOKENS = 5, 1, 64
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _PACKED_BITS = 8.5  # of a weight, its share of a scale included: the most that packing leaves
 _CHOICES = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts")  # as configs call `choices`
@@ -104,6 +107,10 @@ class LayerShape:
         """Whether it has keys and values of its own."""
         return self.kind in KEEPING and self.shares is None
 
+    def reads_sparsely(self) -> bool:
+        """Whether it may leave out blocks of the tokens before those that it reads."""
+        return self.kind in CODED and self.keeps and not self.latent
+
     def token_bytes(self, item: int) -> int:
         """Of a token's keys and values; item: bytes of a number."""
         return self.kv_heads * (self.key_dim + self.value_dim) * item if self.keeps else 0
@@ -111,6 +118,10 @@ class LayerShape:
     def cache_bytes(self, tokens: int, item: int) -> int:
         """Of the keys and values of so many tokens."""
         return min(tokens, self.window or tokens) * self.token_bytes(item)
+
+    def means_bytes(self, item: int) -> int:
+        """Of the means of MEAN_TOKENS tokens, where it reads sparsely."""
+        return self.kv_heads * (KEY_MEANS * self.key_dim + VALUE_MEANS * self.value_dim) * item
 
     @property
     def code_bytes(self) -> int:
@@ -123,8 +134,9 @@ class LayerShape:
 class ModelShape:
     """Dimensions of a decoder. inner: of its MLPs. by_layer: what each layer keeps. obstacle: why Adamas
     attention would be wrong for it, None where it is right. dense: why it would attend fully all the same, or
-    None. choices: experts of a layer that a token chooses, 0 where it is no mixture; expert_inner: of theirs.
-    rotation: of positions. recurrent: layers with a state, of this size each.
+    None. dense_reading: why its documents are read densely, or None where they may be read sparsely. choices:
+    experts of a layer that a token chooses, 0 where it is no mixture; expert_inner: of theirs. rotation: of
+    positions. recurrent: layers with a state, of this size each.
     """
 
     context: int
@@ -137,6 +149,7 @@ class ModelShape:
     state: StateSize = NO_STATE
     obstacle: str | None = None
     dense: str | None = None
+    dense_reading: str | None = None
     choices: int = 0
     expert_inner: int = 0
     rotation: Rotation = field(default_factory=Rotation)
@@ -197,6 +210,11 @@ class ModelShape:
         coded = (layer for layer in self.by_layer[dense_layers:] if layer.kind in CODED and layer.keeps)
         return sum(layer.code_bytes for layer in coded) * tokens
 
+    def means_bytes(self, tokens: int, item: int) -> int:
+        """Of the means of so many tokens' keys and values, in the layers that read sparsely."""
+        reading = (layer for layer in self.by_layer[DENSE_LAYERS:] if layer.reads_sparsely())
+        return sum(layer.means_bytes(item) for layer in reading) * (tokens // MEAN_TOKENS)
+
 
 def read_shape(directory: Path, *, trusts: bool = False) -> ModelShape:
     """The shape of a model folder. trusts: code in the folder. Raises ModelUnavailableError where its config
@@ -253,33 +271,42 @@ def shape_from(get: Get) -> ModelShape:
         found = get(name)
         if found is None:
             raise KeyError(name)
-        return found
+        return _count_of(name, found)
 
     choices = max((_largest(get(name)) for name in _CHOICES), default=0)
     inner = _largest(get("intermediate_size"))
     context = context_of(get) or next((found for name in OTHER_CONTEXT if (found := get(name))), None)
-    layers = get("num_hidden_layers") or 0
-    if not isinstance(layers, int):
-        raise TypeError(f"`num_hidden_layers` is {layers!r}")
+    layers = _count_of("num_hidden_layers", get("num_hidden_layers") or 0)
     kinds = layer_kinds(get, layers)
     if not kinds:  # a list of them tells how many there are
         raise KeyError("num_hidden_layers")
     keeping = any(kind in KEEPING for kind in kinds)
+    by_layer = tuple(_layer(get, index, kinds) for index in range(len(kinds)))
     return ModelShape(
-        context=context or need("max_position_embeddings"),
+        context=_count_of("max_position_embeddings", context or need("max_position_embeddings")),
         hidden=need("hidden_size"),
         inner=inner,
         heads=need("num_attention_heads") if keeping else 0,
         vocabulary=need("vocab_size"),
-        by_layer=tuple(_layer(get, index, kinds) for index in range(len(kinds))),
+        by_layer=by_layer,
         recurrent=sum(kind in (*RECURRENT, HYBRID) for kind in kinds),
         state=state_size(get),
         obstacle=attention_obstacle(get),
         dense=sparse_obstacle(kinds),
+        dense_reading=reading_obstacle(get, by_layer),
         choices=choices,
         expert_inner=(_largest(get("moe_intermediate_size")) or inner) if choices else 0,
         rotation=rotation_of(get),
     )
+
+
+def _count_of(name: str, found: Any) -> int:
+    """A field that counts something. Raises TypeError and ValueError for one that does not."""
+    if not isinstance(found, int):
+        raise TypeError(f"`{name}` is {found!r}")
+    if found < 0:
+        raise ValueError(f"`{name}` is {found}")
+    return found
 
 
 def _largest(value: int | Sequence[int] | None) -> int:
@@ -337,6 +364,17 @@ def layer_kinds(get: Get, layers: int) -> list[str]:
 def sparse_obstacle(kinds: Iterable[str]) -> str | None:
     """Why no layer of these kinds attends sparsely, or None where some do."""
     return "every layer attends to a window" if set(kinds) == {SLIDING} else None
+
+
+def reading_obstacle(get: Get, by_layer: Sequence[LayerShape]) -> str | None:
+    """Why a model reads densely, or None where layers of it may read sparsely: those with a plain causal
+    softmax over keys of their own, for which docs/accuracy.md has the evidence.
+    """
+    if get("attn_logit_softcapping"):
+        return "its attention caps scores"
+    if get("model_type") in LEARNED_SINKS:
+        return "its attention has learned sinks"
+    return None if any(map(LayerShape.reads_sparsely, by_layer[DENSE_LAYERS:])) else "no layer gains by it"
 
 
 def attention_obstacle(get: Get) -> str | None:

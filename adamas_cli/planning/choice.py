@@ -1,5 +1,5 @@
-"""What is chosen where the user leaves it open: tokens that are read at once, when sparse attention gains,
-and how many tokens it attends to.
+"""What is chosen where the user leaves it open: tokens that are read at once, when sparse reading and sparse
+attention gain, and how many tokens the latter attends to.
 """
 
 from __future__ import annotations
@@ -10,6 +10,10 @@ import math
 # matrix products and attention run at full speed.
 PREFILL_CHUNK = {"cpu": 512, "cuda": 8192}
 OTHER_CHUNK = 2048
+# Contexts from which `auto` reads documents sparsely, by kind of device; others read densely. Not measured
+# yet: attention is most of the work of reading from about these lengths.
+SPARSE_READING_FROM = {"cpu": 16 * 1024, "cuda": 30 * 1024}
+SPARSE_PAIR_COST = 0.3  # of a query with a key, where most blocks are left out; until some are timed
 # Contexts from which a sparse decode step is faster than a full one, by backend (docs/performance.md). The
 # reference in plain torch never is: it unpacks all codes at every step. On a GPU a full step takes as long as
 # its keys and values take to read, so there it is a matter of their bytes in a layer, and a sparse one as

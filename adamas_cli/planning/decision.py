@@ -6,6 +6,7 @@ and by the engine from what is there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -13,7 +14,13 @@ from adamas_cli.errors import ModelUnavailableError, UsageError
 from adamas_cli.models.device import number_format
 from adamas_cli.models.quantization import PACKAGES, QUANTIZED_BITS, kept_as, packs, require_quantizable
 from adamas_cli.models.shape import ITEM_BYTES, ModelShape, WeightCount
-from adamas_cli.planning.choice import OTHER_CHUNK, PREFILL_CHUNK, auto_min_context, budget_for
+from adamas_cli.planning.choice import (
+    OTHER_CHUNK,
+    PREFILL_CHUNK,
+    SPARSE_READING_FROM,
+    auto_min_context,
+    budget_for,
+)
 from adamas_cli.planning.needs import Bytes, cpu_bytes, gpu_bytes
 from adamas_cli.settings import DecodingSettings, ModelSettings
 
@@ -80,7 +87,7 @@ class Model:
 class Attention:
     """How documents are read and answers decoded. backend: of sparse steps; budget: tokens of a step; both
     are None with full attention. reason: one line where the backend is not the fastest that there is, or
-    where no layer would attend sparsely. chunk: tokens that are read at once.
+    where no layer would attend sparsely. chunk: tokens that are read at once. read: `dense` or `sparse`.
     """
 
     kind: str  # `adamas` or `full`
@@ -89,6 +96,7 @@ class Attention:
     budget: int | None
     dense_layers: int
     chunk: int
+    read: str = "dense"
 
     @property
     def sparse(self) -> bool:
@@ -140,6 +148,7 @@ def decide(
         machine.backends,
         obstacle=shape.obstacle,
         dense=shape.dense_on(machine.device),
+        dense_reading=shape.dense_reading,
         unmeasured=shape.unmeasured,
         token_bytes=shape.token_bytes(item),
     )
@@ -151,6 +160,7 @@ def decide(
             tokens=tokens,
             item=item,
             coded_from=coded_from,
+            reads_sparsely=attention.read == "sparse",
             chunk=attention.chunk,
             bits=QUANTIZED_BITS.get(loading.quantization),
             blocks=model.blocks if packed else None,
@@ -162,6 +172,7 @@ def decide(
             tokens=tokens,
             item=item,
             coded_from=coded_from,
+            reads_sparsely=attention.read == "sparse",
             packed=packed,
             blocks=model.blocks,
         )
@@ -187,13 +198,16 @@ def decide_attention(
     obstacle: str | None,
     token_bytes: int,
     dense: str | None = None,
+    dense_reading: str | None = None,
     unmeasured: str | None = None,
 ) -> Attention:
     """The part that depends on nothing but attention. obstacle: why Adamas does not serve the model; dense:
-    why none of its layers would attend sparsely; unmeasured: why they do so only on demand. token_bytes: of the keys and values of a token in a layer.
+    why none of its layers would attend sparsely; unmeasured: why they do so only on demand; dense_reading:
+    why none would read sparsely. token_bytes: of the keys and values of a token in a layer.
     """
     chunk = settings.prefill_chunk or PREFILL_CHUNK.get(backends.device, OTHER_CHUNK)
-    full = Attention("full", None, None, None, settings.dense_layers, chunk)
+    read = decide_reading(settings, tokens, backends.device, obstacle or dense_reading)
+    full = Attention("full", None, None, None, settings.dense_layers, chunk, read)
     reason = obstacle or dense
     if reason is not None and settings.attn == "adamas":
         raise UnservedError(reason)
@@ -208,7 +222,21 @@ def decide_attention(
         return full
     if settings.attn == "auto" and unmeasured is not None:
         return replace(full, reason=f"full attention: {unmeasured}")
-    return Attention("adamas", backend, reason, budget, settings.dense_layers, chunk)
+    return Attention("adamas", backend, reason, budget, settings.dense_layers, chunk, read)
+
+
+def decide_reading(settings: DecodingSettings, tokens: int, device: str, obstacle: str | None) -> str:
+    """How a document is read in a context of this many tokens, `dense` or `sparse`. obstacle: why the model
+    does not read sparsely. Raises ModelUnavailableError where it is to do so all the same.
+    """
+    if settings.read == "sparse" and obstacle is not None:
+        raise ModelUnavailableError(
+            f"sparse reading does not serve this model: {obstacle}. Use `read` dense."
+        )
+    if settings.read != "auto":
+        return settings.read
+    gains = tokens >= SPARSE_READING_FROM.get(device, math.inf)
+    return "sparse" if gains and obstacle is None else "dense"
 
 
 def check_error(settings: DecodingSettings) -> None:

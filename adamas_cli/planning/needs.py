@@ -23,8 +23,9 @@ LISTED_BYTES = 8  # rank and position of a token that a selection may have to li
 
 @dataclass(frozen=True)
 class Bytes:
-    """Bytes. cache: keys and values. codes: of the keys. work: on a CPU the program, on a GPU what reading a
-    chunk takes for a while. exact: whether the weights' are those of weights as they will be loaded.
+    """Bytes. cache: keys and values. codes: of the keys, and means of blocks of both. work: on a CPU the
+    program, on a GPU what reading a chunk takes for a while. exact: whether the weights' are those of weights
+    as they will be loaded.
     """
 
     weights: int
@@ -75,6 +76,7 @@ def cpu_bytes(
     tokens: int,
     item: int,
     coded_from: int | None,
+    reads_sparsely: bool = False,
     packed: bool,
     blocks: int | None,
 ) -> Bytes:
@@ -89,10 +91,16 @@ def cpu_bytes(
     return Bytes(
         weights=weights,
         cache=shape.cache_bytes(tokens, item) + shape.state_bytes(item),
-        codes=0 if coded_from is None else shape.code_bytes(tokens, coded_from),
+        codes=_codes(shape, tokens, item, coded_from, reads_sparsely),
         work=PROGRAM,
         exact=not packed or blocks is not None,
     )
+
+
+def _codes(shape: ModelShape, tokens: int, item: int, coded_from: int | None, reads_sparsely: bool) -> int:
+    """Of what stands for keys and values where attention is sparse."""
+    codes = 0 if coded_from is None else shape.code_bytes(tokens, coded_from)
+    return codes + (shape.means_bytes(tokens, item) if reads_sparsely else 0)
 
 
 def gpu_bytes(
@@ -102,6 +110,7 @@ def gpu_bytes(
     tokens: int,
     item: int,
     coded_from: int | None,
+    reads_sparsely: bool = False,
     chunk: int,
     bits: float | None,
     blocks: int | None,
@@ -120,7 +129,7 @@ def gpu_bytes(
     return Bytes(
         weights=weights,
         cache=shape.cache_bytes(tokens, item) + shape.state_bytes(item),
-        codes=0 if coded_from is None else shape.code_bytes(tokens, coded_from),
+        codes=_codes(shape, tokens, item, coded_from, reads_sparsely),
         work=min(chunk, tokens) * alive * item
         + selection
         + LIBRARIES

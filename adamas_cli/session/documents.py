@@ -152,6 +152,7 @@ class OpenDocuments:
             quantization=loaded.quantization,
             device=computing_device(loaded.device.type, self.runtime.model.threads),
             attention=self._session.timeline.attention_kind,
+            read=self._session.timeline.read_kind,
         )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from adamas_cli.cache.mode import reading_facts
 from adamas_cli.engine.events import Done, Drafted, Event, Prefill
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.timeline import Steer, Timeline
@@ -18,6 +19,7 @@ from adamas_cli.heap import give_back
 from adamas_cli.session.runtime import Runtime
 from adamas_cli.sources.passages import Sources, find_sources
 from adamas_cli.store.document import StoredDocument
+from adamas_cli.store.keys import sparse_mark
 
 if TYPE_CHECKING:
     from adamas_cli.prompt.linemap import Location
@@ -91,6 +93,7 @@ class Session:
         self._stored = None
         if self.runtime.store.off or not self.timeline.keeps_documents:
             return
+        reading = self.timeline.reading
         self._stored = StoredDocument(
             self.runtime.load(),
             ids,
@@ -100,6 +103,7 @@ class Session:
             names,
             self.runtime.progress.note,
             self.timeline.turned,
+            None if reading is None else sparse_mark(reading_facts(reading)),
         )
         self._stored_ids, self._stored_names = ids, names
 
@@ -144,6 +148,8 @@ class Session:
         finally:
             self.reading += time.perf_counter() - begun
             self._newly_read += self.timeline.length - reused
+        if log.isEnabledFor(logging.INFO) and (computed := self.timeline.computed) is not None:
+            self.runtime.progress.note(f"read sparsely: {computed:.0%} of attention's blocks were computed")
 
     def answer(
         self,
@@ -185,7 +191,9 @@ class Session:
         return None if weights is None else find_sources(weights, locate, ids, self.runtime.tokenizer, count)
 
     def as_json(self) -> dict[str, object]:
-        """The model, and how its answers attend."""
+        """The model, how its answers attend, and how documents were read, sparsely with the share of blocks
+        that was computed.
+        """
         sparse = self.timeline.sparse
         attention = {
             "kind": self.timeline.attention_kind,
@@ -194,7 +202,13 @@ class Session:
             "budget": sparse.settings.budget if sparse else None,
             "error": sparse.settings.error if sparse else None,
         }
-        return {"model": self.runtime.files.name, "attention": attention}
+        computed = self.timeline.computed
+        return {
+            "model": self.runtime.files.name,
+            "attention": attention,
+            "read": self.timeline.read_kind,
+            "blocks_computed": None if computed is None else round(computed, 4),
+        }
 
     def _with_reading(self, done: Done) -> Done:
         reused, seconds = done.reused_tokens - self._newly_read, done.prefill_seconds + self.reading

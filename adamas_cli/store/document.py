@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,10 +15,11 @@ from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.names import is_stream, split_name
 from adamas_cli.cache.placement import Placement, by_head
 from adamas_cli.models.shape import shape_of_config
+from adamas_cli.store.chain import Chain
 from adamas_cli.store.compression import compress, decompress
 from adamas_cli.store.entries import Entry, prune, save, total_bytes
 from adamas_cli.store.keeping import Keeper
-from adamas_cli.store.keys import block_tokens, chain, codes_key, model_facts
+from adamas_cli.store.keys import block_tokens, codes_key, first_link, model_facts
 from adamas_cli.store.parts import SCALE, keeps_states
 from adamas_cli.store.places import block_file, documents_directory
 from adamas_cli.store.restoring import Restorer
@@ -32,7 +34,7 @@ class StoredDocument:
 
     chunk: tokens that are read at once. placement: of the cache's keys and values. names: of the documents,
     for the user. note: told in one line what is damaged or cannot be written; nothing is raised for that.
-    turned: see `model_facts`.
+    turned: see `model_facts`. sparsely: see `Chain`; None takes up what was read densely, and no more.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class StoredDocument:
         names: Sequence[str],
         note: Callable[[str], None],
         turned: int | None = None,
+        sparsely: bytes | None = None,
     ) -> None:
         config = loaded.model.config.get_text_config()
         shape, item = shape_of_config(config), loaded.dtype.itemsize
@@ -63,7 +66,10 @@ class StoredDocument:
             kept=settings.dtype,
             turned=turned,
         )
-        self._keys = chain(facts, ids, self.block)
+        self._chain = Chain(first_link(facts), ids, self.block, sparsely)
+        found = self._chain.longest(lambda key: block_file(self._root, key).is_file())
+        self._dense = len(self._chain) if sparsely is None else found.dense  # blocks; what follows is sparse
+        self._keys = self._chain.keys(self._dense)
         self._tokens = len(ids)
         state = shape.kept_state_bytes(item)
         streams = self._each * len(ids)
@@ -71,9 +77,8 @@ class StoredDocument:
         self._bytes = streams // (2 if self.alters else 1) + states
         now = time.time()
         dtype = facts["dtype"] if settings.dtype == "auto" else settings.dtype
-        self._entry = Entry(
-            loaded.files.name, dtype, loaded.device.type, list(names), len(ids), self.block, self._keys, now
-        )
+        about = loaded.files.name, dtype, loaded.device.type, list(names), len(ids), self.block
+        self._entry = Entry(*about, self._keys, now, dense=self._dense)
         self._restorer = Restorer(self._root, self._keys, self.block, loaded.device, loaded.dtype, placement)
         self._keeper: Keeper | None = None
         if not settings.read_only and self._keys:
@@ -87,6 +92,8 @@ class StoredDocument:
         if found.tokens and self._keeper is not None:
             with suppress(OSError):
                 save(self._root, self._entry)
+        if found.tokens > (dense := self._dense * self.block):
+            cache.sparse_from = dense
         return found.tokens
 
     def keep(self, cache: KVCache, start: int, end: int) -> None:
@@ -94,6 +101,8 @@ class StoredDocument:
 
         With compression the cache holds from here on what another process will restore.
         """
+        dense = end <= cache.dense_tokens
+        self._follow(len(self._chain) if dense else cache.dense_tokens // self.block)
         tensors = cache.stored(start, end)
         if end < self._tokens and not self._keeps_states(tensors, start // self.block):
             tensors = {name: tensor for name, tensor in tensors.items() if is_stream(name)}
@@ -101,6 +110,12 @@ class StoredDocument:
             tensors = self._compressed(tensors)
         if self._keeper is not None:
             self._keeper.put(self._keys[start // self.block], start, end - start, tensors)
+
+    def _follow(self, dense: int) -> None:
+        """The first `dense` blocks are read densely, the others sparsely."""
+        if dense != self._dense:
+            self._dense, self._keys = dense, self._chain.keys(dense)
+            self._entry = replace(self._entry, blocks=self._keys, dense=dense)
 
     def restore_codes(self, cache: KVCache) -> bool:
         """Fill in the codes of the whole document, which is in the cache; whether they are there now."""

@@ -21,7 +21,9 @@ ID_DIGITS = 12  # of the key of a document's last block
 
 @dataclass(frozen=True)
 class Entry:
-    """One document, or several that were read together, as one model has read them."""
+    """One document, or several that were read together, as one model has read them. dense: blocks at its
+    beginning that were read densely, the others sparsely; None where all were.
+    """
 
     model: str
     dtype: str
@@ -31,12 +33,20 @@ class Entry:
     block_tokens: int
     blocks: list[str]  # keys
     created: float = 0.0  # seconds since 1970, like `used`
+    dense: int | None = None
     used: float = field(default=0.0, compare=False)
 
     @property
     def id(self) -> str:
         """What the user calls it: changes with the content, not with the documents' names."""
         return self.blocks[-1][:ID_DIGITS]
+
+    @property
+    def read(self) -> str:
+        """How it was read: `dense`, `sparse`, or densely up to a token."""
+        if self.dense is None or self.dense >= len(self.blocks):
+            return "dense"
+        return f"sparse from {self.dense * self.block_tokens:,}" if self.dense else "sparse"
 
 
 @dataclass(frozen=True)

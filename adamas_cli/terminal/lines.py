@@ -85,7 +85,8 @@ def prefill_line(event: Prefill, waited: float, width: int) -> RenderableType:
     facts.append(f"{count(event.done)} of {count(event.total)} tokens")
     if event.reused:
         facts.append(f"{count(event.reused)} reused")
-    return bar("reading", event.done, event.total, facts, width)
+    label = "reading sparsely" if event.sparsely else "reading"
+    return bar(label, event.done, event.total, facts, width)
 
 
 def status_line(event: Token, width: int) -> RenderableType:

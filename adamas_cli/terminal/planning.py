@@ -116,8 +116,9 @@ def _time(plan: Plan) -> str:
     if times is None:
         return "unknown until a first question was asked on this machine"
     told = "" if plan.counted.fits else "for as much as fits: "
+    reading = "reading sparsely" if plan.decision.attention.read == "sparse" else "reading"
     return (
-        f"{told}reading {duration(times.reading)}, then {times.tokens_per_s:,.0f} tokens/s with "
+        f"{told}{reading} {duration(times.reading)}, then {times.tokens_per_s:,.0f} tokens/s with "
         f"{plan.decision.attention.kind} attention, at most {duration(times.answer)}; by {times.source} on "
         "this machine"
     )

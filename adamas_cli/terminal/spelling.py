@@ -30,6 +30,7 @@ _LONG = (
     "plot",
     "prefill_chunk",
     "quantization",
+    "read",
     "scorer",
     "secrets",
     "shape",

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from adamas_kernels import reference
 from adamas_kernels.blocks import BlockWeight
+from adamas_kernels.reading import BlockMeans, ReadSettings
 from adamas_kernels.reference import CODES_PER_WORD, Codebook, padded_dim
 from adamas_kernels.softmax import PLAIN, Softmax
 from adamas_kernels.triton.planes import PlaneWeight
@@ -249,6 +250,30 @@ class Backend(Protocol):
         included, float32 [B, H, N].
         """
 
+    def summarize(self, keys: Tensor, values: Tensor, means: BlockMeans, start: int) -> None:
+        """Write the means of the whole blocks of keys and values that `start` tokens did not fill, see
+        `reading.summarize`.
+        """
+
+    def prefill_sparsely(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        means: BlockMeans,
+        scaling: float,
+        settings: ReadSettings,
+        softmax: Softmax = PLAIN,
+        computed: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`prefill`, but the blocks of keys that a block of queries would lose little of are left to their
+        means, see `reading.py`. A window is not served.
+
+        means: of all whole blocks of the keys, the new ones included. computed: int64 [2] on the device, to
+        which blocks that were multiplied are added, and those that dense reading multiplies, a query head's
+        each.
+        """
+
     def dense_step(
         self,
         queries: Tensor,
@@ -384,7 +409,7 @@ def check_step(
 
 
 def check_unbounded(softmax: Softmax) -> None:
-    """Raises ValueError for a window in a sparse step."""
+    """Raises ValueError for a window where attention is sparse."""
     if softmax.window is not None:
         raise ValueError("a layer with a window attends to all of it")
 

@@ -88,6 +88,8 @@ def _name(dtype: torch.dtype | None) -> str:
 CANDIDATES: Mapping[str, Mapping[str, Obstacle]] = {
     "encode_keys": {"triton": _triton, "cpu": _cpu, "torch": _torch},
     "prefill": {"triton": _triton_prefill, "cpu": _cpu_prefill, "torch": _torch},
+    "summarize": {"triton": _triton, "torch": _torch},
+    "prefill_sparsely": {"triton": _triton_prefill, "cpu": _cpu_prefill, "torch": _torch},
     "dense_step": {"triton": _triton, "cpu": _cpu, "torch": _torch},
     "decode_step": {"triton": _triton, "cpu": _cpu, "torch": _torch},
     "linear": {"triton": _triton_linear, "cpu": _cpu_linear, "torch": _torch},

@@ -11,7 +11,9 @@ import typer
 from adamas_cli.commands.eval.shared import (
     Budgets,
     Methods,
+    Reads,
     ReportOptions,
+    densely_read,
     names,
     numbers,
     showing,
@@ -60,6 +62,7 @@ def command(
     ] = None,
     budgets: Budgets = "64,128,256",
     methods: Methods = "dot",
+    read: Reads = "dense",
     dense_layers: DenseLayers = DecodingSettings.dense_layers,
     backend: Backend = DecodingSettings.backend,
     max_tokens: Annotated[
@@ -89,13 +92,17 @@ def command(
 
     from adamas_cli.lab.eval.answers import COLUMNS, Answers
     from adamas_cli.lab.eval.asking import Asker, Prompting
+    from adamas_cli.lab.eval.columns import with_readings
     from adamas_cli.lab.eval.methods import METHODS
     from adamas_cli.lab.eval.reading import all_ways
+    from adamas_cli.lab.eval.readings import DENSE, READINGS
     from adamas_cli.lab.eval.subject import Subject
     from adamas_cli.lab.eval.workload import Workload
 
-    ways = all_ways(names(methods, "--methods", METHODS), sizes, ["dense"])
-    with showing(report, COLUMNS) as (told, display):
+    reads = names(read, "--read", READINGS)
+    ways = all_ways(names(methods, "--methods", METHODS) if methods else [], sizes, ["dense"], reads)
+    columns = COLUMNS if reads == [DENSE] else with_readings(COLUMNS)
+    with showing(report, columns) as (told, display):
         subject = Subject.find(model, backend, dense_layers, display)
         prompting = Prompting.of(
             subject, system=system, template=template, think=think, think_tokens=think_tokens
@@ -117,7 +124,9 @@ def command(
         if report.plot is not None:
             from adamas_cli.lab.eval.plots import draw_answers
 
-            display.note(f"drew {len(draw_answers(rows, report.plot))} pictures in {report.plot}")
+            display.note(
+                f"drew {len(draw_answers(densely_read(rows), report.plot))} pictures in {report.plot}"
+            )
 
 
 def _wanted(document: Path | None, asked: list[str], file: Path | None) -> Wanted:

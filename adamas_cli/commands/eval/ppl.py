@@ -12,7 +12,9 @@ from adamas_cli.commands.eval.shared import (
     Budgets,
     Lengths,
     Methods,
+    Reads,
     ReportOptions,
+    densely_read,
     names,
     numbers,
     showing,
@@ -36,6 +38,7 @@ def command(
     lengths: Lengths = "4k",
     budgets: Budgets = "64,128,256",
     methods: Methods = METHODS,
+    read: Reads = "dense",
     scored: Annotated[
         int, typer.Option("--scored", min=1, help="Tokens behind those, over which is compared.")
     ] = 256,
@@ -54,14 +57,18 @@ def command(
     contexts, sizes = numbers(lengths, "--len"), numbers(budgets, "--budgets")
     ledger = report.ledger()
 
+    from adamas_cli.lab.eval.columns import with_readings
     from adamas_cli.lab.eval.methods import METHODS as KNOWN
-    from adamas_cli.lab.eval.perplexity import COLUMNS, Perplexity
+    from adamas_cli.lab.eval.perplexity import BLOCKS, COLUMNS, Perplexity
     from adamas_cli.lab.eval.reading import all_ways
+    from adamas_cli.lab.eval.readings import DENSE, READINGS
     from adamas_cli.lab.eval.subject import Subject
     from adamas_cli.lab.eval.workload import Workload
 
-    ways = all_ways(names(methods, "--methods", KNOWN), sizes, ["dense"])
-    with showing(report, COLUMNS) as (told, display):
+    reads = names(read, "--read", READINGS)
+    ways = all_ways(names(methods, "--methods", KNOWN) if methods else [], sizes, ["dense"], reads)
+    columns = COLUMNS if reads == [DENSE] else with_readings(COLUMNS, BLOCKS)
+    with showing(report, columns) as (told, display):
         subject = Subject.find(model, "auto", dense_layers, display)
         needed = max(contexts) + scored + 1
         subject.require(needed, f"--len {max(contexts):,} and --scored {scored:,}")
@@ -77,7 +84,9 @@ def command(
         if report.plot is not None:
             from adamas_cli.lab.eval.plots import draw_perplexity
 
-            display.note(f"drew {len(draw_perplexity(rows, report.plot))} pictures in {report.plot}")
+            display.note(
+                f"drew {len(draw_perplexity(densely_read(rows), report.plot))} pictures in {report.plot}"
+            )
 
 
 def _passages(path: Path, tokenizer: Tokenizer, contexts: list[int], scored: int) -> list[Passage]:

@@ -11,7 +11,9 @@ from adamas_cli.commands.eval.shared import (
     Budgets,
     Lengths,
     Methods,
+    Reads,
     ReportOptions,
+    densely_read,
     names,
     numbers,
     showing,
@@ -54,6 +56,7 @@ def command(
     ] = "dense",
     budgets: Budgets = "128",
     methods: Methods = "dot",
+    read: Reads = "dense",
     dense_layers: DenseLayers = DecodingSettings.dense_layers,
     backend: Backend = DecodingSettings.backend,
     system: System = None,
@@ -77,19 +80,23 @@ def command(
     ledger = report.ledger()
 
     from adamas_cli.lab.eval.asking import Asker, Prompting
+    from adamas_cli.lab.eval.columns import with_readings
     from adamas_cli.lab.eval.haystack import Haystack
     from adamas_cli.lab.eval.methods import METHODS
     from adamas_cli.lab.eval.reading import all_ways
+    from adamas_cli.lab.eval.readings import DENSE, READINGS
     from adamas_cli.lab.eval.retrieval import COLUMNS, Design, Retrieval
     from adamas_cli.lab.eval.subject import Subject
     from adamas_cli.lab.eval.tasks import TASKS
     from adamas_cli.lab.eval.workload import Workload
     from adamas_cli.lab.texts import read_text
 
-    ways = all_ways(names(methods, "--methods", METHODS), sizes, kinds)
+    reads = names(read, "--read", READINGS)
+    ways = all_ways(names(methods, "--methods", METHODS) if methods else [], sizes, kinds, reads)
     chosen = [TASKS[name] for name in names(tasks, "--tasks", TASKS)]
     prose, sha256 = read_text(text)
-    with showing(report, COLUMNS) as (told, display):
+    columns = COLUMNS if reads == [DENSE] else with_readings(COLUMNS)
+    with showing(report, columns) as (told, display):
         subject = Subject.find(model, backend, dense_layers, display)
         answer = max(task.max_tokens for task in chosen)
         subject.require(max(contexts) + answer, f"--len {max(contexts):,} and an answer of {answer}")
@@ -114,4 +121,6 @@ def command(
         if report.plot is not None:
             from adamas_cli.lab.eval.plots import draw_retrieval
 
-            display.note(f"drew {len(draw_retrieval(rows, report.plot))} pictures in {report.plot}")
+            display.note(
+                f"drew {len(draw_retrieval(densely_read(rows), report.plot))} pictures in {report.plot}"
+            )

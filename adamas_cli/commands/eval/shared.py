@@ -29,7 +29,21 @@ Budgets = Annotated[
     str, typer.Option("--budgets", metavar="LIST", help="Tokens that each query head attends to.")
 ]
 Methods = Annotated[
-    str, typer.Option("--methods", metavar="LIST", help="Which ways to choose tokens are compared.")
+    str,
+    typer.Option(
+        "--methods",
+        metavar="LIST",
+        help="Which ways to choose tokens are compared; an empty list is for full attention alone.",
+    ),
+]
+Reads = Annotated[
+    str,
+    typer.Option(
+        "--read",
+        metavar="LIST",
+        help="How the document is read: of dense, sparse, and mass, means and antidiagonals, by which others "
+        "read sparsely. All is compared with full attention after dense reading.",
+    ),
 ]
 
 
@@ -114,6 +128,11 @@ def names(text: str, flag: str, known: Collection[str]) -> list[str]:
         if name not in known:
             raise UsageError(f"{flag} {name}: choose from {', '.join(known)}")
     return list(dict.fromkeys(found))
+
+
+def densely_read(rows: Iterable[Record]) -> list[Record]:
+    """The rows that pictures are drawn of."""
+    return [row for row in rows if row["read"] is None]
 
 
 @contextmanager

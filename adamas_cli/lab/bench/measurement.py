@@ -18,7 +18,8 @@ class Measurement:
 
     seconds: of each repeat. generated: 0 for a prefill. first_token_seconds: from a question behind the
     document to the answer's first token. agreement: share of the tokens that full attention gave too.
-    step_bytes: what a token's step has to read at least.
+    step_bytes: what a token's step has to read at least. attention: of a decode `full` or `adamas`, of a
+    prefill `full` or `sparse`; blocks_computed: the share of blocks that the latter computed.
     """
 
     engine: str
@@ -32,6 +33,7 @@ class Measurement:
     first_token_seconds: float | None = None
     agreement: float | None = None
     step_bytes: int | None = None
+    blocks_computed: float | None = None
 
     @property
     def test(self) -> str:
@@ -69,6 +71,7 @@ class Rows:
         """
         self._rates[measured.engine, measured.attention, measured.test] = measured.rate
         ours = measured.engine == OURS
+        compared = measured.generated or measured.attention != "full"
         rates = measured.rates
         floor = measured.step_bytes / self._copy if measured.step_bytes else None
         return {
@@ -83,10 +86,11 @@ class Rows:
             "avg_ts": measured.rate,
             "stddev_ts": statistics.stdev(rates) if len(rates) > 1 else 0.0,
             "samples_ts": rates,
-            "ratio": self._against(OURS, measured) if ours and measured.generated else None,
+            "ratio": self._against(OURS, measured) if ours and compared else None,
             **{_key(name): self._against(name, measured) if ours else None for name in self._others},
             "ttft_s": measured.first_token_seconds,
             "agreement": measured.agreement,
+            "blocks_computed": measured.blocks_computed,
             "copy_floor_s": floor,
             "copy_share": None if floor is None else floor * measured.rate,
             "peak_memory_bytes": measured.peak_memory_bytes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -37,8 +37,8 @@ def tokens_needed(length: int, generated: int) -> int:
 class ModelBench:
     """Measures one loaded model. generated: tokens of a decode. say: told what is going on, in lines.
 
-    A document is read once with full attention, as always, and then answered in turn with full attention and
-    with Adamas; with a `kind` of `full`, only with full attention.
+    A document is read densely, and sparsely too where `ask` would read it so. Then it is answered in turn
+    with full attention and with Adamas; with a `kind` of `full`, only with full attention.
     """
 
     loaded: LoadedModel
@@ -57,27 +57,43 @@ class ModelBench:
     def _at(self, length: int) -> Iterator[Measurement]:
         pulse = Pulse(self.say, f"{length:,} tokens")
         pulse.beat("warming up", 0, 1)  # at each length: on a GPU its budget has kernels of its own
-        few = WARM_UP_READ.get(self.loaded.device.type, max(WARM_UP_READ.values()))
-        warm, _ = self._read(min(few, length), length, None)
-        self._warm_up(warm)
-        del warm
-        seconds: list[float] = []
+        reads = ["dense"] if self._warmed(self.attention.read, length) == "dense" else ["dense", "sparse"]
+        if "sparse" in reads:
+            self._warmed("dense", length)
         timeline = None
-        while not seconds or (len(seconds) < self.repeats and seconds[0] < QUICK_SECONDS):
-            timeline = None  # before the next one: there is never room for two caches
-            timeline, last = self._read(length, length, pulse)
-            seconds.append(last)
+        for read in reads:
+            seconds: list[float] = []
+            while not seconds or (len(seconds) < self.repeats and seconds[0] < QUICK_SECONDS):
+                timeline = None  # before the next one: there is never room for two caches
+                timeline, last = self._read(length, length, read, pulse)
+                seconds.append(last)
+            assert timeline is not None
+            yield Measurement(
+                OURS,
+                "full" if read == "dense" else read,
+                length,
+                0,
+                seconds,
+                peak_memory(self.loaded.device),
+                blocks_computed=timeline.computed,
+            )
         assert timeline is not None
-        yield Measurement(OURS, "full", length, 0, seconds, peak_memory(self.loaded.device))
         yield from self._decode(timeline, length, pulse)
 
-    def _read(self, tokens: int, length: int, pulse: Pulse | None) -> tuple[Timeline, float]:
+    def _warmed(self, read: str, length: int) -> str:
+        """Read and answer for a moment what makes kernels compile; how documents of this length are read."""
+        few = WARM_UP_READ.get(self.loaded.device.type, max(WARM_UP_READ.values()))
+        warm, _ = self._read(min(few, length), length, read, None)
+        self._warm_up(warm)
+        return warm.read_kind
+
+    def _read(self, tokens: int, length: int, read: str, pulse: Pulse | None) -> tuple[Timeline, float]:
         """A new engine with room for `length` tokens and so many of the document in its cache, codes
-        included, and the seconds that took.
+        included, and the seconds that took. read: see `AttentionSettings`.
         """
         timeline = Timeline(
             self.loaded,
-            self.attention,
+            replace(self.attention, read=read),
             context=tokens_needed(length, self.generated),
             prefill_chunk=self.chunk,
             announce=self.say,
@@ -86,7 +102,7 @@ class ModelBench:
         start = time.perf_counter()
         for event in timeline.read(self.document.ids[:tokens]):
             if pulse is not None:
-                pulse.beat("reading", event.done, event.total)
+                pulse.beat("reading" if read == "dense" else "reading sparsely", event.done, event.total)
         return timeline, time.perf_counter() - start
 
     def _decode(self, timeline: Timeline, length: int, pulse: Pulse) -> Iterator[Measurement]:

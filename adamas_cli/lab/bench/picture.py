@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adamas_cli.errors import UsageError
 from adamas_cli.lab.bench.measurement import OURS, Record
@@ -47,8 +47,10 @@ def draw(rows: Sequence[Record], path: Path) -> None:
         token.set_title("time of a token; dotted: copying what it reads", fontsize="medium")
         _token_times(token, decoded, names)
         figure.suptitle(f"{rows[0]['model']}, {rows[0]['device']}", fontsize="medium", wrap=True)
-        handles, labels = decode.get_legend_handles_labels()  # every line has a decode
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+        lines: dict[str, Any] = {}  # by name: some have a prefill alone, others a decode
+        for axes in (read, decode):
+            lines |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+        figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=4, frameon=False)
         figure.savefig(path, dpi=DPI, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 

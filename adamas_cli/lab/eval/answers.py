@@ -15,6 +15,7 @@ from adamas_cli.lab.eval.columns import Column, decimals, unless_zero
 from adamas_cli.lab.eval.divergence import interval
 from adamas_cli.lab.eval.ledger import Ledger, Record
 from adamas_cli.lab.eval.reading import FULL, Way
+from adamas_cli.lab.eval.readings import DENSE
 from adamas_cli.lab.eval.squad import contains, exact_match, f1, leading, word_f1
 from adamas_cli.lab.eval.workload import Workload
 
@@ -175,4 +176,5 @@ def judge(answer: str, known: Sequence[str]) -> Record:
 
 
 def _way(record: Record) -> Way:
-    return Way(record["method"], record["budget"]) if record["method"] != FULL else Way(FULL, 0)
+    budget = 0 if record["method"] == FULL else record["budget"]
+    return Way(record["method"], budget, read=record["read"] or DENSE)

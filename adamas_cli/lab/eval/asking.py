@@ -12,7 +12,7 @@ from adamas_kernels.contract import Backend
 from adamas_cli.documents import Document
 from adamas_cli.engine.events import Event, Token
 from adamas_cli.lab.eval.methods import METHODS
-from adamas_cli.lab.eval.reading import FULL, Reading, Way
+from adamas_cli.lab.eval.reading import FULL, Reading, Way, by_reading
 from adamas_cli.lab.eval.study import StudyBackend
 from adamas_cli.lab.eval.subject import Subject
 from adamas_cli.lab.eval.workload import Workload
@@ -133,19 +133,29 @@ class Asker:
     def answers(
         self, document: np.ndarray, asked: Mapping[Way, Sequence[Asked]]
     ) -> Iterator[tuple[Way, Asked, Said]]:
-        """Read a document's tokens, int32 [n], and ask; each answer as it is complete."""
+        """Read a document's tokens, int32 [n], in each way, and ask; each answer as it is complete."""
         if not asked:
             return
         room = max(len(one.ids) + one.max_tokens for each in asked.values() for one in each)
-        reading = Reading(self.loaded, context=len(document) + room, dense_layers=self.dense_layers)
-        self.workload.read(len(document), reading.read(document))
+        for read, ways in by_reading(asked).items():
+            reading = Reading(
+                self.loaded, context=len(document) + room, dense_layers=self.dense_layers, how=read
+            )
+            self.workload.read(len(document), reading.read(document), read)
+            yield from self._answers(reading, len(document), {way: asked[way] for way in ways})
+            del reading  # there is never room for two caches
+
+    def _answers(
+        self, reading: Reading, tokens: int, asked: Mapping[Way, Sequence[Asked]]
+    ) -> Iterator[tuple[Way, Asked, Said]]:
+        """The answers about a document of so many tokens that was read in one way."""
         for way, questions in asked.items():
             if way.method != FULL:
                 method = METHODS[way.method]
                 backend = self.product if way.method in PRODUCT else StudyBackend(method)
                 reading.use(method, way.budget, backend)
             for one in questions:
-                with self.workload.steps(way.method, one.max_tokens, len(document)):
+                with self.workload.steps(way.method, one.max_tokens, tokens):
                     listener = self.prompting.listener(one.max_tokens)
                     events = reading.answer(one.ids, one.max_tokens, way.sparse_from, listener.steer)
                     said = self.prompting.said(one.text, events, listener)
@@ -156,9 +166,8 @@ def plan(
     workload: Workload, tokens: int, asked: Mapping[Way, Sequence[Asked]] | Mapping[Way, Sequence[int]]
 ) -> None:
     """Count the work of one document of so many tokens and its questions, or the lengths of the answers."""
-    if not asked:
-        return
-    workload.plan_reading(tokens)
+    for read in by_reading(asked):
+        workload.plan_reading(tokens, read)
     for way, questions in asked.items():
         for one in questions:
             workload.plan_steps(way.method, one.max_tokens if isinstance(one, Asked) else one, tokens)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,12 @@ class Column:
             low, high = (record[f"{self.key}_{end}"] for end in ("low", "high"))
             return f"{self.write(value)} ({self.write(low)} to {self.write(high)})"
         return one_line(self.write(value))
+
+
+def with_readings(columns: Sequence[Column], *more: Column) -> list[Column]:
+    """The columns of rows that do not all tell of densely read documents. more: about reading."""
+    place = next(index for index, column in enumerate(columns) if column.key == "method")
+    return [*columns[:place], Column("read", "read", missing="dense"), *more, *columns[place:]]
 
 
 def decimals(digits: int) -> Callable[[float], str]:

@@ -1,8 +1,9 @@
 """Teacher-forced comparison with full attention on real text: `adamas eval ppl`.
 
-A text's first tokens are read with full attention, as `ask` reads a document. The tokens after them are fed
+A text's first tokens are read as `ask` reads a document, densely or sparsely. The tokens after them are fed
 one after the other as they stand, once with full attention and once for each method and budget with sparse
-attention, and the distributions of the next token are compared.
+attention, and the distributions of the next token are compared with those of full attention after dense
+reading.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from adamas_cli.lab.eval.columns import Column, decimals, unless_zero
 from adamas_cli.lab.eval.divergence import Divergence, diverge, interval
 from adamas_cli.lab.eval.ledger import Ledger, Record
 from adamas_cli.lab.eval.methods import METHODS
-from adamas_cli.lab.eval.reading import FULL, Reading, Way
+from adamas_cli.lab.eval.reading import FULL, Reading, Way, by_reading
 from adamas_cli.lab.eval.study import StudyBackend, Worth
 from adamas_cli.lab.eval.workload import Workload
 from adamas_cli.models import LoadedModel
@@ -36,13 +37,15 @@ COLUMNS = (
     Column("mass kept", "mass_kept", decimals(3)),
     Column("recall", "recall", decimals(3)),
 )
+BLOCKS = Column("blocks", "blocks_computed", decimals(3))
 
 
 @dataclass(frozen=True)
 class Row:
     """One method at one budget and length. Divergences in nats; the intervals are 95 % bootstrap.
 
-    tokens: attended to, on average over the heads and positions of all sparse layers.
+    tokens: attended to, on average over the heads and positions of all sparse layers. blocks_computed: the
+    share in reading; None in dense reading.
     """
 
     text: str
@@ -72,6 +75,7 @@ class Row:
     recall_high: float
     mass_kept_by_layer: list[float]
     recall_by_layer: list[float]
+    blocks_computed: float | None
 
 
 @dataclass(frozen=True)
@@ -102,10 +106,11 @@ class Perplexity:
         """Count what is still to be measured."""
         for passage in self.passages:
             missing = self._missing(passage)
-            if missing:
-                workload.plan_reading(passage.context)
-            for way in dict.fromkeys([self.ways[0], *missing] if missing else []):
-                workload.plan_steps(way.method, passage.scored, passage.context)
+            needed = by_reading(dict.fromkeys([self.ways[0], *missing] if missing else []))
+            for read, ways in needed.items():
+                workload.plan_reading(passage.context, read)
+                for way in ways:
+                    workload.plan_steps(way.method, passage.scored, passage.context)
 
     def measure(self, loaded: LoadedModel | None, workload: Workload) -> Iterator[Record]:
         """The rows, found in the ledger or measured now; loaded may be None where all are found."""
@@ -157,28 +162,39 @@ def measure(
     seed: int = 0,
     workload: Workload | None = None,
 ) -> Iterator[Row]:
-    """Read a passage and compare its next tokens, in each of the ways with full attention."""
+    """Read a passage, for each reading anew, and compare its next tokens with those of full attention after
+    dense reading. ways: those of one reading one after another.
+    """
     work = workload or Workload()
     context, scored, ids = passage.context, passage.scored, passage.ids
-    reading = Reading(loaded, context=context + scored, dense_layers=dense_layers)
-    work.read(context, reading.read(ids[:context]))
     fed = ids[context : context + scored]
     targets = torch.from_numpy(ids[context + 1 : context + scored + 1].astype(np.int64))
-    with work.steps(FULL, scored, context):
-        full = reading.score(fed, sparse=False)
-    for way in ways:
-        if way.method == FULL:
-            yield _row(passage, way, diverge(full, full, targets), [], seed)
-            continue
-        method = METHODS[way.method]
-        backend = StudyBackend(method)
-        reading.use(method, way.budget, backend)
-        with work.steps(way.method, scored, context):
-            found = diverge(full, reading.score(fed, sparse=True), targets)
-        yield _row(passage, way, found, backend.worth, seed)
+    reference = Way(FULL, 0)
+    for read, same in by_reading([reference, *ways]).items():
+        reading = Reading(loaded, context=context + scored, dense_layers=dense_layers, how=read)
+        work.read(context, reading.read(ids[:context]), read)
+        for way in dict.fromkeys(same):
+            backend = None if way.method == FULL else StudyBackend(METHODS[way.method])
+            if backend is not None:
+                reading.use(backend.method, way.budget, backend)
+            with work.steps(way.method, scored, context):
+                logits = reading.score(fed, sparse=backend is not None)
+            if way == reference:
+                full = logits
+            if way in ways:
+                worth = [] if backend is None else backend.worth
+                yield _row(passage, way, diverge(full, logits, targets), worth, reading.computed, seed)
+        del reading  # there is never room for two caches
 
 
-def _row(passage: Passage, way: Way, found: Divergence, worth: Sequence[Worth], seed: int) -> Row:
+def _row(
+    passage: Passage,
+    way: Way,
+    found: Divergence,
+    worth: Sequence[Worth],
+    computed: float | None,
+    seed: int,
+) -> Row:
     # By layer and position; full attention keeps everything.
     nothing_lost = np.ones((0 if worth else 1, len(found.kl)))
     kept = np.array([*nothing_lost, *(layer.mass for layer in worth)])
@@ -206,6 +222,7 @@ def _row(passage: Passage, way: Way, found: Divergence, worth: Sequence[Worth], 
         *interval(recall.mean(0), seed),
         kept.mean(1).tolist() if worth else [],
         recall.mean(1).tolist() if worth else [],
+        computed,
     )
 
 

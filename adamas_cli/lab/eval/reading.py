@@ -1,9 +1,10 @@
-"""One document in front of a model: read once with full attention, then answered by any method."""
+"""One document in front of a model: read in one way, then answered by any method."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 
 import numpy as np
 from adamas_kernels.contract import Backend
@@ -16,6 +17,7 @@ from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.timeline import SparseFrom, Steer, Timeline
 from adamas_cli.lab.eval.ledger import Record
 from adamas_cli.lab.eval.methods import METHODS, Method
+from adamas_cli.lab.eval.readings import DENSE, READINGS, StudyReading
 from adamas_cli.models import LoadedModel
 
 FULL = "full"
@@ -23,7 +25,8 @@ FULL = "full"
 
 @dataclass(frozen=True)
 class Way:
-    """One way to answer. method: a name of METHODS, or `full`, whose budget is 0.
+    """One way to read and to answer. method: a name of METHODS, or `full`, whose budget is 0. read: a name of
+    READINGS.
 
     question: `dense` where the question is read with full attention, as `ask` does, and `sparse` where its
     tokens attend as the answer's do.
@@ -32,15 +35,18 @@ class Way:
     method: str
     budget: int
     question: str = "dense"
+    read: str = DENSE
 
     @property
     def identity(self) -> Record:
-        """What a row says about how tokens were chosen: all settings, so that a later default is not taken
-        for an earlier one.
+        """What a row says about how the document was read and how tokens were chosen: all settings, so that a
+        later default is not taken for an earlier one. Of dense reading, which rows of earlier versions do not
+        name, nothing is said.
         """
         settings = {} if self.method == FULL else asdict(METHODS[self.method].at(self.budget))
-        told = " ".join(f"{name}={value}" for name, value in settings.items() if name != "budget")
-        return {"method": self.method, "budget": self.budget, "settings": told}
+        told = {"method": self.method, "budget": self.budget, "settings": _told(settings, "budget")}
+        reading = READINGS[self.read]
+        return told | {"read": None if reading is None else self.read, "reading": reading and str(reading)}
 
     @property
     def sparse_from(self) -> SparseFrom:
@@ -50,23 +56,50 @@ class Way:
         return "question" if self.question == "sparse" else "answer"
 
 
-def all_ways(methods: Sequence[str], budgets: Sequence[int], questions: Sequence[str]) -> list[Way]:
-    """Full attention first, then each method at each budget."""
-    sparse = [Way(method, budget, kind) for method in methods for budget in budgets for kind in questions]
-    return [Way(FULL, 0), *sparse]
+def _told(settings: Mapping[str, object], *left_out: str) -> str:
+    return " ".join(f"{name}={value}" for name, value in settings.items() if name not in left_out)
+
+
+def all_ways(
+    methods: Sequence[str], budgets: Sequence[int], questions: Sequence[str], reads: Sequence[str] = (DENSE,)
+) -> list[Way]:
+    """Full attention after dense reading first, then after each reading, dense ones first, full attention and
+    each method at each budget.
+    """
+    answers = [(FULL, 0, "dense"), *product(methods, budgets, questions)]
+    ordered = sorted(reads, key=lambda read: read != DENSE)
+    return list(dict.fromkeys([Way(FULL, 0), *(Way(*one, read) for read in ordered for one in answers)]))
+
+
+def by_reading(ways: Iterable[Way]) -> dict[str, list[Way]]:
+    """The ways that one reading serves, in their order."""
+    found: dict[str, list[Way]] = {}
+    for way in ways:
+        found.setdefault(way.read, []).append(way)
+    return found
 
 
 class Reading:
-    """One document in a cache of its own, with room for `context` tokens."""
+    """One document in a cache of its own, with room for `context` tokens. how: a name of READINGS."""
 
-    def __init__(self, loaded: LoadedModel, *, context: int, dense_layers: int) -> None:
+    def __init__(self, loaded: LoadedModel, *, context: int, dense_layers: int, how: str = DENSE) -> None:
         self._stop_ids = loaded.stop_ids
         settings = AttentionSettings("adamas", dense_layers=dense_layers, backend="torch")
+        reading = READINGS[how]
+        if reading is not None:
+            settings = replace(settings, read="sparse")
         self._timeline = Timeline(loaded, settings, context=context)
+        if isinstance(reading, StudyReading):
+            self._timeline.read_by(reading)
 
     def read(self, ids: np.ndarray) -> Iterator[Prefill]:
         """Read the document's tokens, int [n]."""
         return self._timeline.read(ids)
+
+    @property
+    def computed(self) -> float | None:
+        """The share of blocks that was computed; None in dense reading."""
+        return self._timeline.computed
 
     def use(self, method: Method, budget: int, backend: Backend) -> None:
         """Choose tokens by `method` from here on; the keys are coded anew by its settings."""

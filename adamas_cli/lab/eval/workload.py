@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from adamas_cli.engine.eta import PrefillCost
 from adamas_cli.engine.events import Prefill
+from adamas_cli.lab.eval.readings import DENSE
 
 PAIR_COST = 1e-4  # of one token's, until readings of different depth are timed
 STEP_COST = 20.0  # tokens read in the time of one decode step, until a step is timed
@@ -23,15 +24,15 @@ class Workload:
     def __init__(self) -> None:
         self.total = 0
         self.advance: Callable[[int], None] = lambda _: None
-        self._cost = PrefillCost(PAIR_COST)
-        self._readings: Counter[int] = Counter()  # by length
+        self._costs: defaultdict[str, PrefillCost] = defaultdict(lambda: PrefillCost(PAIR_COST))  # by kind
+        self._readings: Counter[tuple[str, int]] = Counter()  # by kind and length
         self._left: defaultdict[str, float] = defaultdict(float)  # steps x context, by kind
         self._timed: dict[str, tuple[float, float]] = {}  # the same that is done, and seconds
         self._estimate: tuple[float, float] | None = None  # seconds left, and when that was known
 
-    def plan_reading(self, tokens: int) -> None:
-        """A document of so many tokens has to be read."""
-        self._readings[tokens] += 1
+    def plan_reading(self, tokens: int, kind: str = DENSE) -> None:
+        """A document of so many tokens has to be read, in a way of that name."""
+        self._readings[kind, tokens] += 1
         self.total += tokens
 
     def plan_steps(self, kind: str, tokens: int, context: int) -> None:
@@ -39,17 +40,18 @@ class Workload:
         self._left[kind] += tokens * context
         self.total += tokens
 
-    def read(self, tokens: int, events: Iterable[Prefill]) -> None:
+    def read(self, tokens: int, events: Iterable[Prefill], kind: str = DENSE) -> None:
         """Read a planned document to its end."""
         done, began = 0, time.perf_counter()
-        self._readings[tokens] -= 1
+        self._readings[kind, tokens] -= 1
+        cost = self._costs[kind]
         for event in events:
             now = time.perf_counter()
             if event.done > done:
-                self._cost.add(done, event.done, now - began)
+                cost.add(done, event.done, now - began)
                 self.advance(event.done - done)
                 done, began = event.done, now
-                self._estimated(self._cost.remaining(done, event.total) or 0.0)
+                self._estimated(cost.remaining(done, event.total) or 0.0)
 
     @contextmanager
     def steps(self, kind: str, tokens: int, context: int) -> Iterator[None]:
@@ -72,12 +74,17 @@ class Workload:
     def _estimated(self, present: float) -> None:
         """Sum up what is left, `present` seconds of it in the document that is being read."""
         seconds = present
-        for tokens, times in self._readings.items():
-            seconds += times * (self._cost.remaining(0, tokens) or 0.0)
+        for (kind, tokens), times in self._readings.items():
+            seconds += times * (self._reading(kind, tokens) or 0.0)
         timed = [sum(column) for column in zip(*self._timed.values(), strict=True)]
         # A document of 1024 tokens stands for all while no step is timed.
-        guess = timed[1] / timed[0] if timed else STEP_COST * (self._cost.remaining(0, 1024) or 0.0) / 1024**2
+        guess = timed[1] / timed[0] if timed else STEP_COST * (self._reading(DENSE, 1024) or 0.0) / 1024**2
         for kind, left in self._left.items():
             work, spent = self._timed.get(kind, (0.0, 0.0))
             seconds += left * (spent / work if work else guess)
         self._estimate = seconds, time.perf_counter()
+
+    def _reading(self, kind: str, tokens: int) -> float | None:
+        """Seconds to read so many tokens; as long as in another way where this one was not timed."""
+        ways = (self._costs[kind], *self._costs.values())
+        return next(filter(None, (cost.remaining(0, tokens) for cost in ways)), None)

@@ -76,10 +76,15 @@ class Scheme:
 
 
 def scheme_of(stored: Mapping[str, Any]) -> Scheme | None:
-    """What a config's `quantization_config` describes; None where it is nothing that is read here."""
+    """What a config's `quantization_config` describes; None where it is nothing that is read here, or makes
+    no sense.
+    """
     method = str(stored.get("quant_method"))
     find = _METHODS.get(method)
-    return find(stored) if find is not None else None
+    try:
+        return find(stored) if find is not None else None
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError):
+        return None
 
 
 def _awq_scheme(stored: Mapping[str, Any]) -> Scheme | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from adamas_kernels.blocks import BlockWeight
 from adamas_kernels.contract import AnyCache, AnyWeight, LayerCache, SparseSettings, check_unbounded
 from adamas_kernels.cpu import linear as products
-from adamas_kernels.cpu import prefill
+from adamas_kernels.cpu import prefill, reading
 from adamas_kernels.cpu.decoder import Decoder
 from adamas_kernels.cpu.dense import DenseStages, build_dense
 from adamas_kernels.cpu.encode import SHARE, build_encode
@@ -31,6 +31,7 @@ from adamas_kernels.cpu.records import (
 from adamas_kernels.cpu.runner import Runner
 from adamas_kernels.cpu.step import Stages, build_stages, build_tally
 from adamas_kernels.cpu.strips import multiplies
+from adamas_kernels.reading import BlockMeans, ReadSettings, summarize
 from adamas_kernels.reference import Codebook, padded_dim
 from adamas_kernels.softmax import PLAIN, Softmax
 from adamas_kernels.torch.prefill import by_length, joined, within_window
@@ -99,6 +100,30 @@ class CpuBackend:
         out, lse = joined(
             prefill.flash_attention(self._runner, q, k, v, scaling, softmax)
             for q, k, v in zip(queries.split(1), keys.split(1), values.split(1), strict=True)
+        )
+        return softmax.with_sinks(out, lse)
+
+    def summarize(self, keys: Tensor, values: Tensor, means: BlockMeans, start: int) -> None:
+        """See `Backend.summarize`."""
+        summarize(keys, values, means, start)
+
+    def prefill_sparsely(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        means: BlockMeans,
+        scaling: float,
+        settings: ReadSettings,
+        softmax: Softmax = PLAIN,
+        computed: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See `Backend.prefill_sparsely`. For chunks that `prefill.obstacle` has nothing against."""
+        check_unbounded(softmax)
+        sequences = zip(queries.split(1), keys.split(1), values.split(1), means.sequences(), strict=True)
+        out, lse = joined(
+            reading.read_sparsely(self._runner, q, k, v, m, scaling, settings, softmax, computed)
+            for q, k, v, m in sequences
         )
         return softmax.with_sinks(out, lse)
 

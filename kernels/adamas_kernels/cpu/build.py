@@ -11,7 +11,7 @@ from typing import Any
 from numba import cfunc, njit
 from numba.core.event import Event, Listener, install_listener
 
-from adamas_kernels import contract, reference, weights
+from adamas_kernels import contract, reading, reference, weights
 
 NOTICE = "compiling CPU kernels, which are kept for the next time"
 
@@ -21,7 +21,7 @@ def source_stamp() -> int:
 
     A function closes over it so that numba's cache, which looks at that function's own file only, is renewed.
     """
-    files = [Path(contract.__file__), Path(reference.__file__), Path(weights.__file__)]
+    files = [Path(str(module.__file__)) for module in (contract, reading, reference, weights)]
     files += sorted(Path(__file__).parent.glob("*.py"))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).digest()
     return int.from_bytes(digest[:7])

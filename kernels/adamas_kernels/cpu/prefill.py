@@ -48,15 +48,11 @@ ZERO, ONE = np.float32(0), np.float32(1)
 
 
 @njit
-def pack_tile(flash, head, tile):
-    """Repack TILE keys and values of one KV head: pairs of coordinates of a key, and pairs of values, to a
-    word.
-    """
+def pack_keys(flash, head, tile):
+    """Repack TILE keys of one KV head: pairs of coordinates of a key to a word."""
     first, total = (flash.first + tile) * TILE, flash.past + flash.new
-    keys, values = numbers_at(flash.key, Bfloat16()), numbers_at(flash.value, Bfloat16())
-    place = head * (RANGE // TILE) + tile
-    key_words = ints_at(flash.packed_keys + 4 * place * TILE * (flash.dim // 2))
-    value_words = ints_at(flash.packed_values + 4 * place * (TILE // 2) * flash.dim_v)
+    keys = numbers_at(flash.key, Bfloat16())
+    key_words = ints_at(flash.packed_keys + 4 * (head * flash.room + tile) * TILE * (flash.dim // 2))
     for i in range(TILE):
         at = head * flash.key_h + (first + i) * flash.key_n
         for d in range(flash.dim // 2):
@@ -64,6 +60,14 @@ def pack_tile(flash, head, tile):
             if first + i < total:
                 word = np.int32(keys[at + 2 * d]) | np.int32(keys[at + 2 * d + 1]) << np.int32(16)
             key_words[d * TILE + i] = word
+
+
+@njit
+def pack_values(flash, head, tile):
+    """Repack TILE values of one KV head: pairs of values to a word."""
+    first, total = (flash.first + tile) * TILE, flash.past + flash.new
+    values = numbers_at(flash.value, Bfloat16())
+    value_words = ints_at(flash.packed_values + 4 * (head * flash.room + tile) * (TILE // 2) * flash.dim_v)
     for i in range(0, TILE, 2):
         at = head * flash.value_h + (first + i) * flash.value_n
         out = i // 2 * flash.dim_v
@@ -91,23 +95,23 @@ def hide_before(scores, at, hidden):
 
 
 @njit
-def weigh_row(scores, at, weights, scaling, seen, highest, sums, row, sum_row, dim_v):
+def weigh_row(scores, at, weights, scaling, seen, width, highest, sums, row, sum_row, dim_v):
     """Scores of one query -> its weights, bfloat16; its maximum, its sum and what it has summed up are
     brought along.
 
-    seen: how many of the block's keys the query attends to.
+    seen: how many of the `width` keys, whole vectors of them, the query attends to.
     """
     top = splat(LEAST)
-    whole = min(seen, BLOCK) // LANES * LANES
+    whole = min(seen, width) // LANES * LANES
     for i in range(0, whole, LANES):
         part = load(scores, at + i)
         top = where(part > top, part, top)
-    if whole < min(seen, BLOCK):
+    if whole < min(seen, width):
         inside = lane_numbers() < splat(seen - whole)
         part = where(inside, load(scores, at + whole), splat(LEAST))
         store(scores, at + whole, part)
         top = where(part > top, part, top)
-    for i in range(max(0, -(-min(seen, BLOCK) // LANES) * LANES), BLOCK, LANES):
+    for i in range(max(0, -(-min(seen, width) // LANES) * LANES), width, LANES):
         store(scores, at + i, splat(LEAST))
     found = max_lanes(top) * scaling
     before = highest[row]
@@ -119,7 +123,7 @@ def weigh_row(scores, at, weights, scaling, seen, highest, sums, row, sum_row, d
             store(sum_row, i, load(sum_row, i) * splat(factor))
     base = splat(-highest[row] if highest[row] > LEAST else ZERO)
     total = splat(ZERO)
-    for i in range(0, BLOCK, LANES):
+    for i in range(0, width, LANES):
         weight = exp(multiply_add(load(scores, at + i), splat(scaling), base))
         total = total + weight
         store(weights, at + i, weight)
@@ -160,7 +164,7 @@ def attend_block(flash, head, block):
         floats = floats_at(summed)
         for i in range(BLOCK_ROWS * flash.dim_v):
             floats[i] = ZERO
-    tiles = (head // flash.group) * (RANGE // TILE)
+    tiles = (head // flash.group) * flash.room
     scaling, cap = np.float32(flash.scaling), np.float32(flash.softcap)
     for start in range(0, flash.count * TILE, BLOCK):
         key = flash.first * TILE + start
@@ -194,6 +198,7 @@ def attend_block(flash, head, block):
                     weights,
                     ONE if cap else scaling,
                     seen,
+                    BLOCK,
                     highest,
                     sums,
                     top + row,
@@ -227,7 +232,8 @@ def build_flash() -> FlashStages:
     def pack_task(task, thread, flash_at, unused, unused_too):
         _ = stamp
         flash = flashes_at(flash_at)[0]
-        pack_tile(flash, task // flash.count, task % flash.count)
+        pack_keys(flash, task // flash.count, task % flash.count)
+        pack_values(flash, task // flash.count, task % flash.count)
 
     def attend_task(task, thread, flash_at, unused, unused_too):
         _ = stamp
@@ -261,8 +267,8 @@ def flash_attention(
         values.data_ptr(), *values.stride()[1:3], out.data_ptr(), *out.stride()[1:3],
         kv_heads, heads // kv_heads, new, size - new, dim, dim_v,
         packed.data_ptr(), packed.data_ptr() + 2 * kv_heads * RANGE * dim,
-        0, 0, 0, rows, state.data_ptr(), sums_at, sums_at + 4 * heads * rows, softmax.window or 0, scaling,
-        softmax.softcap,
+        RANGE // TILE, 0, 0, 0, rows, state.data_ptr(), sums_at, sums_at + 4 * heads * rows,
+        softmax.window or 0, scaling, softmax.softcap,
     )  # fmt: skip
     stages = runner.compiled(build_flash)
     tiles, blocks = -(-size // TILE), heads * rows // BLOCK_ROWS

@@ -60,13 +60,15 @@ NORM = _record("x weight bias step out sum size centred", "eps")
 ROPE = _record("cos sin step query_norm key_norm norms_last rotated pairs", "clip")
 # A chunk of queries [H, new, D] that attend to keys and values [K, past + new, D], all bfloat16, causally;
 # see `prefill.py`. This much of the keys: `count` tiles from tile `first` on, packed to `packed_keys` and
-# `packed_values`; then `last` is set where no more follow. highest, sums: float32 [H, rows], sum: float32 [H,
-# rows, D_v], so far. window: as of a STEP.
+# `packed_values`, `room` tiles to a KV head; then `last` is set where no more follow. highest, sums: float32
+# [H, rows], sum: float32 [H, rows, D_v], so far. window: as of a STEP.
 FLASH = _record(
     "query query_h query_n key key_h key_n value value_h value_n out out_h out_n kv_heads group new past "
-    "dim dim_v packed_keys packed_values first count last rows highest sums sum window",
+    "dim dim_v packed_keys packed_values room first count last rows highest sums sum window",
     "scaling softcap",
 )
+# What a chunk's blocks of queries read, see `reading.py`: chosen, bytes [H, query_blocks, blocks].
+READ = _record("chosen query_blocks blocks", "tolerance")
 # One stage of a program: `tasks` calls of a function with the addresses of three records, see `tasks.py`.
 STAGES = _record("function tasks first second third")
 # A weight in blocks, see `rows.py`, and what is done with it: its products with `vectors`, `x_step` bytes
@@ -322,6 +324,7 @@ def _records_at(record, count=1):
 
 
 steps_at, layers_at, chunks_at = _records_at(STEP, MANY), _records_at(LAYER), _records_at(CHUNK)
+reads_at = _records_at(READ)
 ropes_at, norms_at, flashes_at = _records_at(ROPE), _records_at(NORM, MANY), _records_at(FLASH)
 rows_at, products_at = _records_at(ROWS), _records_at(PRODUCT, MANY)
 roundings_at, strips_at = _records_at(ROUNDING), _records_at(STRIPS)

@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from adamas_kernels import reference
+from adamas_kernels import reading, reference
 from adamas_kernels.blocks import BlockWeight, unpack
 from adamas_kernels.contract import (
     AnyCache,
@@ -18,6 +18,7 @@ from adamas_kernels.contract import (
     check_step,
     check_unbounded,
 )
+from adamas_kernels.reading import BlockMeans, ReadSettings
 from adamas_kernels.reference import Codebook
 from adamas_kernels.softmax import PLAIN, Softmax
 from adamas_kernels.torch.dense import attend_fully
@@ -49,6 +50,25 @@ class TorchBackend:
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.prefill`."""
         return by_length(causal_attention, queries, keys, values, scaling, lengths, softmax)
+
+    def summarize(self, keys: Tensor, values: Tensor, means: BlockMeans, start: int) -> None:
+        """See `Backend.summarize`."""
+        reading.summarize(keys, values, means, start)
+
+    def prefill_sparsely(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        means: BlockMeans,
+        scaling: float,
+        settings: ReadSettings,
+        softmax: Softmax = PLAIN,
+        computed: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See `Backend.prefill_sparsely`."""
+        check_unbounded(softmax)
+        return reading.prefill_sparsely(queries, keys, values, means, scaling, settings, softmax, computed)
 
     def dense_step(
         self,

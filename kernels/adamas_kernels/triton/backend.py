@@ -19,6 +19,7 @@ from adamas_kernels.contract import (
     check_step,
     check_unbounded,
 )
+from adamas_kernels.reading import BlockMeans, ReadSettings
 from adamas_kernels.reference import Codebook, padded_dim
 from adamas_kernels.softmax import PLAIN, Softmax
 from adamas_kernels.torch.prefill import by_length
@@ -34,9 +35,11 @@ from adamas_kernels.triton.linear import multiply_vector
 from adamas_kernels.triton.plane_rows import MOST_ROWS, multiply_rows
 from adamas_kernels.triton.planes import PlaneWeight
 from adamas_kernels.triton.prefill import causal_attention
+from adamas_kernels.triton.reading import summarize
 from adamas_kernels.triton.rounding import norm_vector
 from adamas_kernels.triton.scratch import Scratch, group_count, list_size
 from adamas_kernels.triton.select import select_kernel
+from adamas_kernels.triton.sparse_prefill import prefill_sparsely
 from adamas_kernels.triton.tile import QUERIES, TOKENS
 from adamas_kernels.triton.unpacking import embed, unpack_rows
 
@@ -104,6 +107,24 @@ class TritonBackend:
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.prefill`."""
         return by_length(causal_attention, queries, keys, values, scaling, lengths, softmax)
+
+    def summarize(self, keys: Tensor, values: Tensor, means: BlockMeans, start: int) -> None:
+        """See `Backend.summarize`."""
+        summarize(keys, values, means, start)
+
+    def prefill_sparsely(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        means: BlockMeans,
+        scaling: float,
+        settings: ReadSettings,
+        softmax: Softmax = PLAIN,
+        computed: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See `Backend.prefill_sparsely`."""
+        return prefill_sparsely(queries, keys, values, means, scaling, settings, softmax, computed)
 
     def dense_step(
         self,

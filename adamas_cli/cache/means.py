@@ -1,0 +1,32 @@
+"""The means of one layer's blocks of keys and values, for chunks that are read sparsely."""
+
+from __future__ import annotations
+
+from adamas_kernels.contract import Facts
+from adamas_kernels.dispatch import serving
+from adamas_kernels.reading import KEY_BLOCK, BlockMeans
+from torch import Tensor
+
+
+class Means:
+    """Made of keys and values that lie elsewhere, whenever a chunk needs them: of whole blocks, once each."""
+
+    def __init__(self) -> None:
+        self._of: BlockMeans | None = None
+        self._blocks = 0  # whose means are there
+
+    def over(self, keys: Tensor, values: Tensor, capacity: int) -> BlockMeans:
+        """Those of all whole blocks of keys and values, [B, K, S, D]. capacity: tokens that there is to be
+        room for.
+        """
+        room = max(capacity, keys.shape[2]) // KEY_BLOCK
+        if self._of is None or self._of.blocks < room:
+            self._of, self._blocks = BlockMeans.empty(keys, values, room), 0
+        backend = serving("summarize", Facts.of(keys, keys, values))
+        backend.summarize(keys, values, self._of, self._blocks * KEY_BLOCK)
+        self._blocks = keys.shape[2] // KEY_BLOCK
+        return self._of
+
+    def truncate(self, tokens: int) -> None:
+        """Of blocks that reach beyond so many tokens nothing is known any more."""
+        self._blocks = min(self._blocks, tokens // KEY_BLOCK)

@@ -1,0 +1,238 @@
+"""The specification of sparse reading, in plain torch: blocks of keys that hold next to nothing of a query
+block's softmax are left to their means.
+
+Queries come in blocks of QUERY_BLOCK, counted from the first of a chunk, keys in blocks of KEY_BLOCK, counted
+from the first of the document. The first block of keys, those that a block of queries reaches into and the
+NEAR ones before them are always multiplied; every other one only where its estimated loss is more than
+`ReadSettings.tolerance`. One that is left out enters the softmax as KEY_BLOCK exp(q mean(k)) mean(v).
+
+Shapes: as in `reference.py`; `C` blocks of keys that there is room for, `R` blocks of queries.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adamas_kernels.reference import own_positions
+from adamas_kernels.softmax import PLAIN, Softmax
+
+KEY_BLOCK = 64
+QUERY_BLOCK = 128
+KEY_PART, QUERY_PART = 16, 8  # keys and queries that one mean stands for where losses are estimated
+NEAR = 1  # blocks of keys before those that a block of queries reaches into
+
+
+@dataclass(frozen=True)
+class ReadSettings:
+    """What one layer leaves out while it reads.
+
+    tolerance: the largest estimated loss, see `block_losses`, of a block that is left to its mean.
+    """
+
+    tolerance: float = 0.001
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tolerance < 1:
+            raise ValueError(f"tolerance must be at least 0 and less than 1, not {self.tolerance}")
+
+
+@dataclass
+class BlockMeans:
+    """Means of the keys and values of one layer, in their number format, longer than what is filled.
+
+    keys, values: [B, K, C, D] of each whole block; parts: [B, K, C * KEY_BLOCK / KEY_PART, D] of each
+    KEY_PART keys. The last dimension is contiguous.
+    """
+
+    keys: Tensor
+    values: Tensor
+    parts: Tensor
+
+    @classmethod
+    def empty(cls, keys: Tensor, values: Tensor, blocks: int) -> BlockMeans:
+        """Room for so many blocks of keys and values like [B, K, N, D]."""
+        batch, heads, _, dim = keys.shape
+        return cls(
+            keys.new_empty(batch, heads, blocks, dim),
+            values.new_empty(batch, heads, blocks, values.shape[-1]),
+            keys.new_empty(batch, heads, blocks * (KEY_BLOCK // KEY_PART), dim),
+        )
+
+    @property
+    def blocks(self) -> int:
+        """C, the blocks that there is room for."""
+        return self.keys.shape[2]
+
+    def sequences(self) -> list[BlockMeans]:
+        """The means of the sequences of a batch, as views."""
+        parts = self.keys.split(1), self.values.split(1), self.parts.split(1)
+        return [BlockMeans(*tensors) for tensors in zip(*parts, strict=True)]
+
+
+def summarize(keys: Tensor, values: Tensor, means: BlockMeans, start: int) -> None:
+    """Write the means of all whole blocks of keys and values, [B, K, S, D], that end behind the first `start`
+    tokens.
+    """
+    first, last = start // KEY_BLOCK, keys.shape[2] // KEY_BLOCK
+    parts = KEY_BLOCK // KEY_PART
+    tokens = slice(first * KEY_BLOCK, last * KEY_BLOCK)
+    of_parts = keys[:, :, tokens].unflatten(2, (-1, KEY_PART)).mean(3, dtype=torch.float32)
+    means.parts[:, :, first * parts : last * parts] = of_parts
+    means.keys[:, :, first:last] = of_parts.unflatten(2, (-1, parts)).mean(3)
+    of_values = values[:, :, tokens].unflatten(2, (-1, KEY_BLOCK)).mean(3, dtype=torch.float32)
+    means.values[:, :, first:last] = of_values
+
+
+def near_block(position: int) -> int:
+    """The first of the last blocks of keys that queries from this position on always read."""
+    return max(1, position // KEY_BLOCK - NEAR)
+
+
+def choose_blocks(
+    queries: Tensor,
+    keys: Tensor,
+    means: BlockMeans,
+    scaling: float,
+    settings: ReadSettings,
+    softmax: Softmax = PLAIN,
+) -> Tensor:
+    """Which blocks of keys [B, K, S, D] the newest N tokens, queries [B, H, N, D], read: bool [B, H, R,
+    ceil(S / KEY_BLOCK)], False where all of a block lies in the future.
+    """
+    batch, heads, new = queries.shape[:3]
+    past, count = keys.shape[2] - new, blocks_of(keys.shape[2])
+    chosen = []
+    for start in range(0, new, QUERY_BLOCK):
+        rows = queries[:, :, start : start + QUERY_BLOCK]
+        end, near = past + start + rows.shape[2], near_block(past + start)
+        block = torch.arange(count, device=keys.device) < blocks_of(end)
+        block = block.repeat(batch, heads, 1)
+        block[..., 1:near] = (
+            block_losses(rows, keys[:, :, :end], means, scaling, softmax) > settings.tolerance
+        )
+        chosen.append(block)
+    return torch.stack(chosen, 2)
+
+
+def block_losses(
+    queries: Tensor, keys: Tensor, means: BlockMeans, scaling: float, softmax: Softmax = PLAIN
+) -> Tensor:
+    """What a block of queries, the newest n <= QUERY_BLOCK tokens, [B, H, n, D], of keys [B, K, S, D], is
+    estimated to lose where a block of keys is left to its mean: float32 [B, H, near - 1], of the blocks from
+    1 to before `near_block`.
+
+    Means of QUERY_PART queries stand for them, and means of KEY_PART keys for these. The scores of the two
+    estimate which share of the softmax a block has, and the mean of its scores the share that the block's
+    mean would take. The loss is the difference: a block whose keys all score alike loses nothing, whatever
+    its share. What counts is the largest loss among the means of queries. The sum that the shares are of
+    takes the tokens that are always read as they are.
+    """
+    near = near_block(keys.shape[2] - queries.shape[2])
+    parts = KEY_BLOCK // KEY_PART
+    pooled = pool(queries)
+    of_parts = scores(pooled, means.parts[:, :, parts : near * parts], scaling, softmax)
+    of_parts = of_parts.unflatten(-1, (near - 1, parts))
+    mass = of_parts.logsumexp(-1) + math.log(KEY_PART)
+    of_means = of_parts.mean(-1) + math.log(KEY_BLOCK)
+    always = _scores_of_always(pooled, keys, queries.shape[2], near, scaling, softmax)
+    total = torch.cat([mass, always], -1).logsumexp(-1, keepdim=True)
+    return ((mass - total).exp() - (of_means - total).exp()).amax(2)
+
+
+def _scores_of_always(
+    pooled: Tensor, keys: Tensor, new: int, near: int, scaling: float, softmax: Softmax
+) -> Tensor:
+    """Scores of the means of the newest `new` queries, [B, H, n, D], with the keys [B, K, S, D] that are
+    always read, as seen by the last query of each mean: float32 [B, H, n, m].
+    """
+    size = keys.shape[2]
+    position = torch.arange(size, device=keys.device)
+    always = (position < KEY_BLOCK) | (position >= near * KEY_BLOCK)
+    own = torch.arange(pooled.shape[2], device=keys.device).unsqueeze(-1) * QUERY_PART + QUERY_PART - 1
+    hidden = position[always] > own + size - new
+    return scores(pooled, keys[:, :, always], scaling, softmax).masked_fill(hidden, -torch.inf)
+
+
+def pool(queries: Tensor) -> Tensor:
+    """The mean of each QUERY_PART of queries [B, H, n, D], the last of fewer: float32 [B, H, m, D]."""
+    return torch.stack([part.mean(2, dtype=torch.float32) for part in queries.split(QUERY_PART, 2)], 2)
+
+
+def scores(queries: Tensor, keys: Tensor, scaling: float, softmax: Softmax = PLAIN) -> Tensor:
+    """Scores of queries [B, H, n, D] with keys [B, K, m, D], soft-capped: float32 [B, H, n, m]."""
+    batch, heads, count, dim = queries.shape
+    rows = queries.float().reshape(batch, keys.shape[1], -1, dim)
+    products = rows @ keys.float().transpose(-1, -2) * scaling
+    return softmax.capped(products).view(batch, heads, count, -1)
+
+
+def prefill_sparsely(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    means: BlockMeans,
+    scaling: float,
+    settings: ReadSettings,
+    softmax: Softmax = PLAIN,
+    computed: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See `Backend.prefill_sparsely`."""
+    new, size = queries.shape[2], keys.shape[2]
+    chosen = choose_blocks(queries, keys, means, scaling, settings, softmax)
+    if computed is not None:
+        count_blocks(chosen, new, size, computed)
+    parts = []
+    for block, start in enumerate(range(0, new, QUERY_BLOCK)):
+        rows = queries[:, :, start : start + QUERY_BLOCK]
+        end = size - new + start + rows.shape[2]
+        read = chosen[:, :, block, : blocks_of(end)]
+        parts.append(
+            attend_to_blocks(rows, keys[:, :, :end], values[:, :, :end], means, read, scaling, softmax)
+        )
+    outs, lses = zip(*parts, strict=True)
+    return softmax.with_sinks(torch.cat(outs, 2).to(queries.dtype), torch.cat(lses, 2))
+
+
+def attend_to_blocks(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    means: BlockMeans,
+    chosen: Tensor,
+    scaling: float,
+    softmax: Softmax = PLAIN,
+) -> tuple[Tensor, Tensor]:
+    """Causal attention of one block of queries, the newest tokens, [B, H, n, D], over the chosen blocks, bool
+    [B, H, ceil(S / KEY_BLOCK)], of keys and values [B, K, S, D], and over the means of the others.
+
+    Returns the output float32 [B, H, n, D] and the log-sum-exp float32 [B, H, n], without learned sinks.
+    """
+    new, size = queries.shape[2], keys.shape[2]
+    near = near_block(size - new)
+    read = chosen.repeat_interleave(KEY_BLOCK, -1)[..., :size].unsqueeze(2)
+    hidden = torch.arange(size, device=keys.device) > own_positions(new, size, keys.device)
+    exact = scores(queries, keys, scaling, softmax).masked_fill(hidden | ~read, -torch.inf)
+    left = scores(queries, means.keys[:, :, 1:near], scaling, softmax) + math.log(KEY_BLOCK)
+    left = left.masked_fill(chosen[..., 1:near].unsqueeze(2), -torch.inf)
+    joint = torch.cat([exact, left], -1)
+    weights = joint.softmax(-1).reshape(len(keys), keys.shape[1], -1, joint.shape[-1])
+    out = weights[..., :size] @ values.float() + weights[..., size:] @ means.values[:, :, 1:near].float()
+    return out.view(*queries.shape[:3], -1), joint.logsumexp(-1)
+
+
+def count_blocks(chosen: Tensor, new: int, size: int, computed: Tensor) -> None:
+    """Add to `computed`, int64 [2], how many blocks were chosen, see `choose_blocks`, and how many dense
+    reading of the newest tokens of this many would compute.
+    """
+    ends = (min(start + QUERY_BLOCK, new) + size - new for start in range(0, new, QUERY_BLOCK))
+    computed[0] += chosen.sum()
+    computed[1] += sum(map(blocks_of, ends)) * chosen.shape[0] * chosen.shape[1]
+
+
+def blocks_of(tokens: int) -> int:
+    """How many blocks of keys so many tokens reach into."""
+    return -(-tokens // KEY_BLOCK)
