@@ -17,6 +17,7 @@ AttentionKind = Literal["auto", "adamas", "full"]
 ReadKind = Literal["auto", "dense", "sparse"]
 Scorer = Literal["dot", "manhattan"]
 BackendName = Literal["auto", "triton", "cpu", "torch"]
+DraftKind = Literal["auto", "off", "text"]
 Ocr = Literal["auto", "always", "never"]
 OnOverflow = Literal["error", "truncate", "map-reduce"]
 
@@ -53,7 +54,8 @@ class DecodingSettings:
     """How documents are read and how answer tokens attend to them. read: whether the tokens of a document
     attend to all tokens before them, or leave out blocks with little attention. budget: tokens, None to go by
     the context. error: the share of a head's attention below which a token is left out of the budget, 0 for
-    none. prefill_chunk: tokens, None to go by the device.
+    none. prefill_chunk: tokens, None to go by the device. draft: what an answer says next is looked up in the
+    text and checked, several tokens at a time: where that is expected to be faster, never, or always.
     """
 
     attn: AttentionKind = "auto"
@@ -64,6 +66,7 @@ class DecodingSettings:
     dense_layers: int = DENSE_LAYERS
     backend: BackendName = "auto"
     prefill_chunk: int | None = None
+    draft: DraftKind = "auto"
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def test_json_has_the_documented_names(adamas: Runner, tiny_model: Path, book: P
     done = adamas("ask", book, "Who came?", "-m", tiny_model, "-n", "5", "--json", "--attn", "adamas")
     record = json.loads(done.stdout)
     assert set(record) == {
-        "question", "answer", "finish_reason", "usage", "timings",
+        "question", "answer", "finish_reason", "usage", "timings", "drafts",
         "model", "attention", "documents", "truncated", "tokens_dropped",
     }  # fmt: skip
     assert record["question"] == "Who came?"
@@ -130,6 +130,7 @@ def test_json_has_the_documented_names(adamas: Runner, tiny_model: Path, book: P
         "load_s", "prefill_s", "ttft_s", "decode_s",
         "prefill_tokens_per_s", "decode_tokens_per_s", "peak_memory_bytes",
     }  # fmt: skip
+    assert set(record["drafts"]) == {"proposed", "accepted", "tokens_per_pass"}
 
 
 def test_several_questions_read_the_documents_once(adamas: Runner, tiny_model: Path, book: Path) -> None:

@@ -147,6 +147,16 @@ def after_reading(model: nn.Module, attention: AttentionSettings) -> Timeline:
     return timeline
 
 
+def assert_at_once(timeline: Timeline, new: torch.Tensor, expected: torch.Tensor, mode: Mode) -> None:
+    """As many of the tokens as a step takes give, bit for bit, the logits of a step of each."""
+    start, count = timeline.mark(), min(len(new), timeline._stepper.most(mode))
+    assert count > 1
+    timeline.cache.begin_answer(mode)
+    found, _ = timeline._stepper.steps(new[:count], mode)
+    assert torch.equal(found, expected[:count])
+    timeline.rewind(start)
+
+
 @pytest.mark.parametrize(("name", "changes"), FORMS, ids=lambda form: form if isinstance(form, str) else "")
 def test_logits_are_those_of_the_forward(plain_numbers, name, changes):
     assert_as_the_forward(build(name, **changes))
@@ -164,10 +174,13 @@ def assert_as_the_forward(model: nn.Module) -> None:
     timeline = after_reading(model, AttentionSettings("full"))
     found = timeline.score(ids(TOKENS, 1), sparse=False)
     new = torch.from_numpy(ids(TOKENS, 1)).long()
+    assert_at_once(timeline, new, found, Mode(answers=True))
     expected = timeline.model.forward(new, timeline.cache, Mode(), every=True)
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
     everything = AttentionSettings("adamas", SparseSettings(budget=2 * CONTEXT), dense_layers=1)
-    sparse = after_reading(model, everything).score(ids(TOKENS, 1), sparse=True)
+    timeline = after_reading(model, everything)
+    sparse = timeline.score(ids(TOKENS, 1), sparse=True)
+    assert_at_once(timeline, new, sparse, Mode(answers=True, sparse=timeline.sparse))
     assert (sparse - found).abs().max() < 1e-4 * expected.abs().max()
 
 

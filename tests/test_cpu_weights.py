@@ -171,12 +171,26 @@ def test_a_vector_goes_to_all_tasks_of_weights_of_several_types(runner, monkeypa
         assert out[-1] == at  # nothing is written behind the rows
 
 
+@pytest.mark.parametrize("count", [2, 6])
+def test_several_vectors_are_multiplied_as_each_alone(runner, count):
+    for kind in KINDS:
+        weight, bias, x = some_weight(kind, 37, 512), torch.randn(37), torch.zeros(8, 512)
+        x[:count] = torch.randn(count, 512)
+        inputs, out = cpu.Inputs(runner, x[:count]), torch.ones(count, 40)
+        records = cpu.products(runner, [(weight, bias, out)], add=True, inputs=inputs)
+        stage = build_multiply(), int(records["tasks"].sum()), records.ctypes.data, *inputs.addresses()
+        runner.run(inputs.stage, stage)
+        alone = torch.stack([multiply_vector(runner, weight, one, bias) for one in x[:count]])
+        assert torch.equal(out[:, :37], alone + 1)
+        assert (out[:, 37:] == 1).all()
+
+
 def first_products(runner, mlp, x, slots, chosen=None):
     """What an MLP's stage writes, [slots, rows], and nothing behind."""
     out = torch.full((slots, mlp.inner + 1), torch.nan)
     program = StepProgram(runner, Arena(runner.threads), [], SparseSettings())
-    record = program.inner_record(mlp, out, chosen=chosen)
     inputs = cpu.Inputs(runner, x[None])
+    record = program.inner_record(mlp, inputs, out, chosen=chosen)
     runner.run(
         inputs.stage, (build_inner(), int(record["tasks"][0]), record.ctypes.data, *inputs.addresses())
     )

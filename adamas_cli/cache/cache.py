@@ -26,6 +26,8 @@ from adamas_cli.cache.tally import Tally
 from adamas_cli.models.shape import shape_of_config
 from adamas_cli.settings import DENSE_LAYERS
 
+RETRACTING = {FULL, SLIDING}  # kinds of layers that forget their last tokens at little cost
+
 
 class KVCache(DynamicCache):
     """One object for each layer of the model. transformers sees them as `layers`, timelines as `kept`.
@@ -184,10 +186,29 @@ class KVCache(DynamicCache):
         if self.tally is not None and self.tally.widen(self.capacity):
             self.extent.version += 1
 
-    def count_one(self, mode: Mode) -> None:
-        """Changes: a token is there that a step wrote without a call of these layers."""
+    def count(self, new: int, mode: Mode) -> None:
+        """Changes: this many tokens more are there, which a step wrote without a call of these layers."""
         for layer in self.kept:
-            layer.count_one(mode)
+            layer.count(new, mode)
+
+    @property
+    def retracts(self) -> bool:
+        """Whether tokens of the last step can be taken back at little cost."""
+        return self.kinds <= RETRACTING
+
+    def before_step(self) -> list[Any]:
+        """What `retract` needs to take back tokens of the step that comes next."""
+        return [layer.before_step() for layer in self.kept]
+
+    def retract(self, tokens: int, before: list[Any]) -> None:
+        """Changes: of the tokens of the last step only the first ones stay, up to this many in all, and it is
+        as if the others had never come, where it `retracts`.
+        """
+        if tokens == self.get_seq_length():
+            return
+        for layer, its in zip(self.kept, before, strict=True):
+            layer.retract(tokens, its)
+        self.extent.lengths.fill_(tokens)
 
     def mark(self) -> list[Any]:
         """The present state, to `rewind` to, any number of times."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from adamas_kernels.contract import DenseCache, Facts, LayerCache
+from adamas_kernels.contract import LARGEST_STEP, DenseCache, Facts, LayerCache
 from adamas_kernels.dispatch import serving
 from adamas_kernels.reference import query_power
 from adamas_kernels.softmax import PLAIN, Softmax
@@ -111,11 +111,11 @@ class FullLayer(Layer, CacheLayerMixin):
             out, _ = sparse.backend.decode_step(
                 queries, keys, values, coded, scaling, sparse.settings, counts, softmax
             )
-            self._count(new, mode)
+            self.count(new, mode)
             return out
-        if mode.dense is not None and mode.answers and new == 1:
+        if mode.dense is not None and mode.answers and new <= LARGEST_STEP:
             out, _ = mode.dense.dense_step(queries, keys, values, self.uncoded(), scaling, softmax)
-            self._count(new, mode)
+            self.count(new, mode)
             return out
         self._append(keys, values)
         if mode.read is not None and self.means is not None and softmax is PLAIN:
@@ -144,7 +144,7 @@ class FullLayer(Layer, CacheLayerMixin):
                 queries, keys, values, coded, scaling, sparse.settings, counts, softmax
             )
             return out
-        if mode.dense is not None and mode.answers and new == 1:
+        if mode.dense is not None and mode.answers and new <= LARGEST_STEP:
             uncoded = replace(self.uncoded(), value_sum=before)
             return mode.dense.dense_step(queries, keys, values, uncoded, scaling, softmax)[0]
         return self._attend_to_all(queries, scaling, softmax)
@@ -195,12 +195,8 @@ class FullLayer(Layer, CacheLayerMixin):
         power = query_power(queries, kv_heads) * of
         self._power = power if self._power is None else self._power + power
 
-    def count_one(self, mode: Mode) -> None:
-        """See `Layer.count_one`; with its codes where the mode is sparse."""
-        self._count(1, mode)
-
-    def _count(self, new: int, mode: Mode) -> None:
-        """Tokens are there that a step wrote, with their codes where it was a sparse one."""
+    def count(self, new: int, mode: Mode) -> None:
+        """See `Layer.count`; with their codes where the mode is sparse."""
         self.length += new
         if self.codes is not None and self.coded_for(mode) is not None:
             self.codes.encoded = self.length
@@ -285,6 +281,27 @@ class FullLayer(Layer, CacheLayerMixin):
         self._forget_means()
         if self.codes is not None:
             self.codes.truncate(tokens)
+
+    def before_step(self) -> tuple[int, Tensor]:
+        """See `Layer.before_step`: the number of tokens and the sum of their values."""
+        return self.length, self.value_sum.clone()
+
+    def retract(self, tokens: int, before: tuple[int, Tensor]) -> None:
+        """See `Layer.retract`. The sum of values is what it was, plus one value after the other."""
+        if tokens == self.length:
+            return
+        start, value_sum = before
+        self.value_sum.copy_(value_sum)
+        stayed = self.stored_values[:, :, start:tokens]
+        if stayed.is_cuda:  # where a launch for each would take long, and steps add them in another order
+            self.value_sum += stayed.sum(2, dtype=torch.float32)
+        else:
+            for value in stayed.unbind(2):
+                self.value_sum += value
+        self.length = tokens
+        if self.codes is not None:
+            self.codes.truncate(tokens)
+        self._forget_means()
 
     def _forget_means(self) -> None:
         """Of what is no longer there."""

@@ -55,8 +55,17 @@ class Layer:
     def make_room(self, new: int) -> None:
         """Changes: room for this many tokens after those that are there."""
 
-    def count_one(self, mode: Mode) -> None:
-        """Changes: a token is there that was written from outside."""
+    def count(self, new: int, mode: Mode) -> None:
+        """Changes: this many tokens more are there, which were written from outside."""
+
+    def before_step(self) -> Any:
+        """What `retract` needs to take back tokens of the step that comes next. Changes nothing."""
+
+    def retract(self, tokens: int, before: Any) -> None:
+        """Changes: of the tokens of the last step only the first ones stay, up to this many in all, and it is
+        as if the others had never come, where `can_truncate`.
+        """
+        self.truncate(tokens)
 
     def encode(self) -> None:
         """Changes: codes of the tokens that have none yet."""

@@ -92,16 +92,16 @@ class SlidingLayer(Layer, CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
         softmax = replace(softmax, window=self.window)
-        if mode.dense is not None and mode.answers and keys.shape[2] == 1:
+        if mode.dense is not None and mode.answers and keys.shape[2] <= LARGEST_STEP:
             out, _ = mode.dense.dense_step(queries, keys, values, self.uncoded(), scaling, softmax)
-            self._count(1)
+            self.count(keys.shape[2], mode)
             return out
         known_keys, known_values = self._last(self.length)
         seen = torch.cat([known_keys, keys], 2), torch.cat([known_values, values], 2)
         out = _attend_to(seen, queries, scaling, softmax)
         self._seen = seen if self.is_shared else None
         self._put((keys, values), self.length + keys.shape[2])
-        self._count(keys.shape[2])
+        self.count(keys.shape[2], mode)
         return out
 
     def attend_again(
@@ -111,7 +111,9 @@ class SlidingLayer(Layer, CacheLayerMixin):
         `FullLayer.attend_again`.
         """
         softmax = replace(softmax, window=self.window)
-        if mode.dense is not None and mode.answers and keys.shape[2] == 1:  # writes where its token lies
+        if (
+            mode.dense is not None and mode.answers and keys.shape[2] <= LARGEST_STEP
+        ):  # writes where its token lies
             return mode.dense.dense_step(queries, keys, values, self.uncoded(), scaling, softmax)[0]
         assert self._seen is not None
         return _attend_to(self._seen, queries, scaling, softmax)
@@ -135,15 +137,11 @@ class SlidingLayer(Layer, CacheLayerMixin):
         for ring, new in zip(self.rings, states, strict=True):
             ring[:, :, rows] = new[:, :, new.shape[2] - count :]
 
-    def _count(self, new: int) -> None:
-        """Tokens are there that were written."""
+    def count(self, new: int, mode: Mode) -> None:
+        """See `Layer.count`."""
         self.length += new
         self._oldest = max(self._oldest, self.length - self.rows)
         self._mark = None
-
-    def count_one(self, mode: Mode) -> None:
-        """See `Layer.count_one`."""
-        self._count(1)
 
     def reserve(self, capacity: int, limit: int) -> None:
         """See `Layer.reserve`; no more than a window takes."""

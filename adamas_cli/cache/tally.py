@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from adamas_kernels.contract import LARGEST_STEP
 from torch import Tensor
 
 
@@ -15,6 +16,29 @@ class Tally:
 
     def __init__(self, capacity: int, device: torch.device) -> None:
         self.counts = torch.zeros(1, 2, capacity, device=device)
+        self._each: dict[int, Tensor] = {}  # of steps of several tokens, by how many: parts of one memory
+        self._open: Tensor | None = None  # that of the last step, until it is settled
+
+    def of_step(self, new: int) -> Tensor:
+        """Where a step of this many tokens counts, float32 [new, 2, C]: several of them each apart, until
+        `settle`.
+        """
+        self._open = None
+        if new == 1:
+            return self.counts
+        if new not in self._each:
+            most = self._each.get(LARGEST_STEP)
+            if most is None:
+                most = self._each[LARGEST_STEP] = self.counts.new_empty(LARGEST_STEP, *self.counts.shape[1:])
+            self._each[new] = most[:new]
+        self._open = self._each[new].zero_()
+        return self._open
+
+    def settle(self, kept: int) -> None:
+        """Of the last step's tokens, if there were several, count the first ones, which stay."""
+        if self._open is not None:
+            self.counts += self._open[:kept].sum(0)
+            self._open = None
 
     def widen(self, capacity: int) -> bool:
         """Room for this many tokens; whether `counts` is another tensor now."""
@@ -23,6 +47,7 @@ class Tally:
             return False
         self.counts = torch.zeros(1, 2, capacity, device=known.device)
         self.counts[:, :, : known.shape[2]] = known
+        self._each.clear()
         return True
 
     def weights(self, tokens: int) -> Tensor:

@@ -149,6 +149,11 @@ FLAGS: dict[type, dict[str, Any]] = {
             show_default=False,
             **_length,
         ),
+        "draft": _attention(
+            "--draft",
+            help="Look up in the text what comes next and check several tokens at once, for the same answer: "
+            "where that is faster, never, or at each repetition.",
+        ),
     },
     Sampling: {
         "temperature": _sampling("--temp", min=0.0, help="0 takes the likeliest token."),

@@ -35,6 +35,25 @@ class Token:
 
 
 @dataclass(frozen=True)
+class Drafted:
+    """What became of drafts. proposed, accepted: tokens; passes: of the model, also those of one token."""
+
+    proposed: int = 0
+    accepted: int = 0
+    passes: int = 0
+
+    @property
+    def tokens_per_pass(self) -> float | None:
+        """Tokens that passes gave, one and what was accepted, to two decimals; None without a pass."""
+        return round(1 + self.accepted / self.passes, 2) if self.passes else None
+
+    def __add__(self, other: Drafted) -> Drafted:
+        return Drafted(
+            self.proposed + other.proposed, self.accepted + other.accepted, self.passes + other.passes
+        )
+
+
+@dataclass(frozen=True)
 class Done:
     """The answer is complete."""
 
@@ -46,6 +65,7 @@ class Done:
     first_token_seconds: float  # from the start of the prefill to the first token of the answer
     decode_seconds: float  # from the first token to the last
     peak_memory_bytes: int
+    drafted: Drafted = Drafted()
 
 
 Event = Prefill | Token | Done

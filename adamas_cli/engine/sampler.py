@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -36,6 +38,16 @@ class Sampler:
             self._generator.seed()
         else:
             self._generator.manual_seed(sampling.seed)
+
+    def each(self, logits: Tensor) -> Iterator[int]:
+        """The next token's id behind each of several, from their logits [n, vocabulary], drawn as it is asked
+        for.
+        """
+        if self.greedy:
+            yield from logits.argmax(-1).tolist()
+            return
+        for one in logits:
+            yield int(self.next(one))
 
     def next(self, logits: Tensor) -> Tensor:
         """The next token's id, int64 [1], from the last position's logits [vocabulary]; waits for nothing."""

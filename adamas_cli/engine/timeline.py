@@ -24,6 +24,8 @@ from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.mode import Mode, Sparse
 from adamas_cli.engine.attention import AttentionSettings, decide_for
 from adamas_cli.engine.compiling import announced_compiling
+from adamas_cli.engine.decoding import Checked, OneByOne, Saying
+from adamas_cli.engine.drafts import COSTS, Costs, Drafter
 from adamas_cli.engine.events import Done, Event, Prefill, Token
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.peak import peak_memory
@@ -31,7 +33,7 @@ from adamas_cli.engine.reading import Reader, Stored
 from adamas_cli.engine.sampler import Sampler
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.steps.stepper import Stepper
-from adamas_cli.engine.tokens_to_host import TokenReader
+from adamas_cli.settings import DraftKind
 
 if TYPE_CHECKING:
     from adamas_cli.models import LoadedModel
@@ -69,8 +71,8 @@ class Timeline:
     the cache is allocated for this many, and may grow to `limit` without being copied. reach: the length by
     which positions turn, where that is less than the context at first. announce: told before
     a backend compiles for seconds. graphs: replay steps on a GPU as CUDA graphs, where that can be. counts:
-    keep a tally of what answers attend to. Raises ModelUnavailableError if Adamas is asked for and does not
-    serve the model, and UsageError if a backend is and does not run.
+    keep a tally of what answers attend to. drafts: see `DecodingSettings.draft`. Raises ModelUnavailableError
+    if Adamas is asked for and does not serve the model, and UsageError if a backend is and does not run.
 
     A return goes to a state that is known: empty, after each `sync`, or around the last kept answer. Layers
     with a sliding window have forgotten all others.
@@ -90,8 +92,11 @@ class Timeline:
         announce: Callable[[str], None] | None = None,
         graphs: bool = True,
         counts: bool = False,
+        drafts: DraftKind = "off",
     ) -> None:
         self.model = Model.of(loaded)
+        self.drafts = drafts
+        self._costs = Costs(self.model.device.type)
         self.attention = attention
         self._announce = announce or log.info
         self._said: set[str] = set()
@@ -163,6 +168,15 @@ class Timeline:
     def step_reason(self) -> str | None:
         """One line about why steps do not run in the fastest way, or None where they do."""
         return self._stepper.reason
+
+    @property
+    def draft_reason(self) -> str | None:
+        """One line about why there are no drafts, or None where there are, or none are asked for."""
+        if self.drafts == "off" or self._drafts(self._answering(sparse=True)):
+            return None
+        if self.drafts == "auto" and self.model.device.type not in COSTS:
+            return f"no drafts on {self.model.device.type}, where it is not known that they pay: `draft` text"
+        return "no drafts: steps take one token at a time, or layers do not give the last ones back"
 
     @property
     def keeps_documents(self) -> bool:
@@ -354,7 +368,7 @@ class Timeline:
             with self._compiling_announced():
                 self.cache.begin_answer(mode)
             times = start, prefilled, reused
-            decoding = self._decode(mode, sampling, max_tokens, stop_ids, steer, *times)
+            decoding = self._decode(prompt, mode, sampling, max_tokens, stop_ids, steer, *times)
             yield from self._announced(decoding)
             back = None if keep else back
         except GeneratorExit:  # between two steps
@@ -432,6 +446,7 @@ class Timeline:
 
     def _decode(
         self,
+        tokens: np.ndarray,
         mode: Mode,
         sampling: Sampling,
         max_tokens: int,
@@ -441,23 +456,14 @@ class Timeline:
         prefilled: float,
         reused: int,
     ) -> Generator[Token | Done]:
-        sampler, reader = Sampler(sampling, self.model.device), TokenReader(self.model.device)
         prompt = self.length
         budget = mode.sparse.settings.budget if mode.sparse else prompt + max_tokens
-        # A GPU gets the next step before the host knows the token that it starts from, and so one too many
-        # at the end; a CPU would lose that step's time.
-        ahead = self.model.device.type == "cuda"
         count, reason = 0, "length"
         first = last = prefilled
         forced: deque[int] = deque()
-        token = sampler.next(self.logits)
+        saying = self._saying(tokens, mode, Sampler(sampling, self.model.device))
         while count < max_tokens:
-            reader.send(token)
-            more = count + 1 < max_tokens
-            early = more and ahead and count > 0  # nothing, compiling least of all, delays the first token
-            if early:
-                token = self._next(token, mode, sampler)
-            value = reader.receive()
+            value = saying.next(max_tokens - count)
             self.answered.append(value)
             last = time.perf_counter()
             if value in stop_ids:
@@ -466,14 +472,20 @@ class Timeline:
             first = last if count == 0 else first
             context = prompt + count
             attended = context if count == 0 else min(budget, context)
-            yield Token(value, count, context, attended, last - first, peak_memory(self.model.device))
+            try:
+                yield Token(value, count, context, attended, last - first, peak_memory(self.model.device))
+            except GeneratorExit:
+                saying.end(prompt + count)
+                raise
             count += 1
-            if more and not early:
-                token = self._next(token, mode, sampler)
+            if count < max_tokens:
+                saying.feed(max_tokens - count)
             if steer is not None:
                 forced.extend(steer(value))
-            if forced:  # in place of one that no step was given yet
-                token = self._on_device(np.array([forced.popleft()]))
+            if forced:
+                saying.say(forced.popleft())
+        saying.end(prompt + count)
+        self.logits = saying.logits
         yield Done(
             reason,
             prompt,
@@ -483,12 +495,20 @@ class Timeline:
             first - start,
             last - first,
             peak_memory(self.model.device),
+            saying.drafted,
         )
 
-    def _next(self, token: Tensor, mode: Mode, sampler: Sampler) -> Tensor:
-        """The token after a token, int64 [1], which is appended."""
-        self.logits, greedy = self._stepper.step(token, mode)
-        return greedy if sampler.greedy and greedy is not None else sampler.next(self.logits)
+    def _drafts(self, mode: Mode) -> bool:
+        """Whether drafts of answers in this mode are checked."""
+        asked = self.drafts == "text" or (self.drafts == "auto" and self.model.device.type in COSTS)
+        return asked and self._stepper.checks(mode)
+
+    def _saying(self, ids: np.ndarray, mode: Mode, sampler: Sampler) -> Saying:
+        """The tokens of an answer behind a prompt, int [n]."""
+        if not self._drafts(mode):
+            return OneByOne(self._stepper, mode, sampler, self.logits)
+        drafter = Drafter(ids, self._costs, always=self.drafts == "text")
+        return Checked(self._stepper, self.cache, mode, sampler, drafter, self.logits)
 
     def _on_device(self, ids: np.ndarray) -> Tensor:
         """Token ids, int [n], as the model takes them: int64 [n]."""

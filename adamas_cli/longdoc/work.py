@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from adamas_cli.engine.events import Done, Prefill, Token
+from adamas_cli.engine.events import Done, Drafted, Prefill, Token
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.errors import AdamasError, OverContextError
 from adamas_cli.longdoc.events import Finished, Planned, Started, Step, Working
@@ -265,6 +265,7 @@ class Work:
             before + last.first_token_seconds,
             sum(done.decode_seconds for done in spent),
             max(done.peak_memory_bytes for done in spent),
+            sum((done.drafted for done in spent), Drafted()),
         )
 
 

@@ -102,6 +102,11 @@ class Answer:
                 "decode_tokens_per_s": rate(done.completion_tokens - 1, done.decode_seconds),
                 "peak_memory_bytes": done.peak_memory_bytes,
             },
+            "drafts": {
+                "proposed": done.drafted.proposed,
+                "accepted": done.drafted.accepted,
+                "tokens_per_pass": done.drafted.tokens_per_pass,
+            },
         }
 
 

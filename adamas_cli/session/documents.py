@@ -137,7 +137,7 @@ class OpenDocuments:
         for event in session.answer(prompt, sampling, self.max_tokens, steer=listener.steer):
             if isinstance(event, Done):
                 event = replace(event, first_token_seconds=event.first_token_seconds + reading)
-                if not session.compiled:
+                if not (session.compiled or event.drafted.accepted):  # which says little of other answers
                     remember_run(self._speed_key, event)
                 session.compiled.clear()
             yield event

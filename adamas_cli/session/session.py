@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from adamas_cli.cache.mode import reading_facts
-from adamas_cli.engine.events import Done, Event, Prefill
+from adamas_cli.engine.events import Done, Drafted, Event, Prefill
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.timeline import Steer, Timeline
 from adamas_cli.heap import give_back
@@ -66,11 +66,18 @@ class Session:
             prefill_chunk=runtime.attention.prefill_chunk,
             announce=self._note_compiling,
             counts=counts or runtime.origins.counts,
+            drafts=runtime.attention.draft,
         )
         give_back()  # reading needs it for other sizes
         if log.isEnabledFor(logging.INFO):
             turning = self.timeline.model.rotation.line(context if reach is None else reach)
-            for reason in filter(None, (self.timeline.backend_reason, self.timeline.step_reason, turning)):
+            reasons = (
+                self.timeline.backend_reason,
+                self.timeline.step_reason,
+                self.timeline.draft_reason,
+                turning,
+            )
+            for reason in filter(None, reasons):
                 runtime.progress.note(reason)
 
     def __enter__(self) -> Session:
@@ -163,7 +170,10 @@ class Session:
             answering = self.timeline.go_on(ids, sampling, max_tokens, stop_ids, keep=keep, steer=steer)
             with closing(answering) as events:
                 for event in events:
-                    yield self._with_reading(event) if isinstance(event, Done) else event
+                    if isinstance(event, Done):
+                        self._tell_of(event.drafted)
+                        event = self._with_reading(event)
+                    yield event
         finally:
             if self.timeline.answered:
                 self.reading, self._newly_read = 0.0, 0
@@ -203,6 +213,13 @@ class Session:
     def _with_reading(self, done: Done) -> Done:
         reused, seconds = done.reused_tokens - self._newly_read, done.prefill_seconds + self.reading
         return replace(done, reused_tokens=max(0, reused), prefill_seconds=seconds)
+
+    def _tell_of(self, drafted: Drafted) -> None:
+        if drafted.proposed and log.isEnabledFor(logging.INFO):
+            self.runtime.progress.note(
+                f"drafts from the text: {drafted.accepted:,} of {drafted.proposed:,} tokens were right, "
+                f"{drafted.tokens_per_pass} tokens a pass"
+            )
 
     def _note_compiling(self, line: str) -> None:
         self.compiled.append(line)

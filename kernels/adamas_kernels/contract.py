@@ -329,25 +329,29 @@ class WholeTokens(Protocol):
 
 
 class TokenDecoder(Protocol):
-    """Decodes one token after another, of one sequence."""
+    """Decodes tokens of one sequence, one after another or a few at once."""
 
     def step(
         self,
-        token: int,
+        tokens: Sequence[int],
         length: int,
         rotations: Sequence[tuple[Tensor, Tensor]],
         layers: Sequence[AnyCache],
         settings: SparseSettings,
         tally: Tensor | None = None,
     ) -> Tensor:
-        """Append one token behind `length` others and return the logits of the next, float32 [vocabulary],
-        valid until the next step.
+        """Append N tokens behind `length` others, 1 <= N <= LARGEST_STEP, and return the logits behind each,
+        float32 [N, vocabulary], valid until the next step. Behind each they are those of a step of its own,
+        bit for bit, where N is at most `most(length)`.
 
-        rotations: cosines and sines of the token's position, [half of the rotated coordinates], for each kind
-        of rotation that layers name. layers: those with codes attend sparsely, the others fully; the caller
-        has made room and counts the tokens. tally: float32 [1, 2, C], see `Backend.decode_step`; all sparse
-        layers add to it.
+        rotations: cosines and sines of the tokens' positions, [N, half of the rotated coordinates], for each
+        kind of rotation that layers name. layers: those with codes attend sparsely, the others fully; the
+        caller has made room and counts the tokens. tally: float32 [N, 2, C], see `Backend.decode_step`; all
+        sparse layers add to it, for each token to its own.
         """
+
+    def most(self, length: int) -> int:
+        """How many tokens behind so many others a step should take at most, as far as one was taken."""
 
 
 def allocate_codes(keys: Tensor, capacity: int) -> tuple[Tensor, Tensor]:

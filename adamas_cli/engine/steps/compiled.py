@@ -1,11 +1,10 @@
-"""One token in one call of compiled functions, on a CPU; see `describe.py` for the models that have them.
-
-Everything else, and every step that takes more than one token, goes through transformers' own forward.
+"""One token, or a few, in one call of compiled functions, on a CPU; see `describe.py` for the models that
+have them. Everything else goes through transformers' own forward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,7 +34,7 @@ def compiled_obstacle(model: Model, cache: KVCache) -> str | None:
 
 
 class CompiledSteps:
-    """The steps of one model with one cache, one token at a time, with the model's packed weights."""
+    """The steps of one model with one cache, with the model's packed weights."""
 
     def __init__(self, model: Model, cache: KVCache) -> None:
         """Raises NoCompiledFormError."""
@@ -50,40 +49,48 @@ class CompiledSteps:
         self._kinds = rotation_kinds(model.module, model.config)
         rope = getattr(model.config, "rope_parameters", None) or {}
         self._axes = (3, 1, 1) if "mrope_section" in rope else (1, 1)  # time, height and width of pictures
-        self._parts = [_half_of(self._rotation(kind, _PROBED)[0]) for kind in self._kinds]
+        self._parts = [_half_of(self._rotation(kind, _PROBED)[0][0]) for kind in self._kinds]
 
-    def step(self, token: int, mode: Mode) -> Tensor:
-        """Append one token; the logits after it, float32 [vocabulary], are valid until the next step."""
-        cache = self._cache
-        cache.make_room(1)
+    def step(self, tokens: Sequence[int], mode: Mode) -> Tensor:
+        """Append tokens; the logits after each, float32 [n, vocabulary], are valid until the next step."""
+        cache, new = self._cache, len(tokens)
+        cache.make_room(new)
         length = cache.get_seq_length()
+        positions = torch.arange(length, length + new)
         with under_way(Pass(cache, mode)):
             rotations = [
                 (part(cos), part(sin))
                 for part, kind in zip(self._parts, self._kinds, strict=True)
-                for cos, sin in (self._rotation(kind, length),)
+                for cos, sin in (self._rotation(kind, positions),)
             ]
         buffers = [_as_it_attends(layer, mode) for layer in cache.kept]
         settings = mode.sparse.settings if mode.sparse else SparseSettings()
-        counts = None if mode.tally is None or mode.sparse is None else mode.tally.counts
-        logits = self._decoder.step(token, length, rotations, buffers, settings, counts)
-        cache.count_one(mode)
-        cache.advance(1, mode)
+        tally = mode.tally if mode.sparse is not None else None
+        counts = None if tally is None else tally.of_step(new)
+        logits = self._decoder.step(tokens, length, rotations, buffers, settings, counts)
+        cache.count(new, mode)
+        cache.advance(new, mode)
         return logits
 
-    def _rotation(self, kind: str, position: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of a position, as the model makes them; of text it has the same on every axis."""
-        positions = torch.full(self._axes, position)
-        cos, sin = self._rotary(_FLOAT, positions, *([kind] if kind else []))
-        return cos.flatten(0, -2)[0], sin.flatten(0, -2)[0]
+    def most(self) -> int:
+        """How many tokens the next step should take at most, each to be computed as it would be alone."""
+        return self._decoder.most(self._cache.get_seq_length())
+
+    def _rotation(self, kind: str, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of positions, int64 [n], as the model makes them, [n, ...]; text has the same on
+        every axis.
+        """
+        placed = positions.expand(*self._axes[:-1], -1)
+        cos, sin = self._rotary(_FLOAT, placed, *([kind] if kind else []))
+        return cos.reshape(-1, *cos.shape[-2:])[0], sin.reshape(-1, *sin.shape[-2:])[0]
 
 
 _FLOAT = torch.zeros(1)  # asks the rotation for float32
-_PROBED = 1  # a position at which frequencies differ
+_PROBED = torch.ones(1, dtype=torch.int64)  # a position at which frequencies differ
 
 
 def _as_it_attends(layer: Any, mode: Mode) -> AnyCache:
-    """A layer's buffers, with room for one more token, which the caller writes and then counts."""
+    """A layer's buffers, with room for more tokens, which the caller writes and then counts."""
     coded: AnyCache | None = layer.coded_for(mode) if isinstance(layer, FullLayer) else None
     return layer.uncoded() if coded is None else coded
 
@@ -94,7 +101,7 @@ def _half_of(cos: Tensor) -> Callable[[Tensor], Tensor]:
     """
     half = len(cos) // 2
     if torch.equal(cos[:half], cos[half:]):
-        return lambda x: x[:half]
+        return lambda x: x[..., :half]
     if torch.equal(cos[::2], cos[1::2]):
-        return lambda x: x[::2]
+        return lambda x: x[..., ::2]
     return lambda x: x

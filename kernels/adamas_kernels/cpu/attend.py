@@ -119,19 +119,16 @@ def sum_values(values, stride, dim, chosen, count, weights, weighted, plain):
 
 
 @njit
-def add_rest(step, layer, values, pair, seen, left, weighted, plain, lse, log_mass):
+def add_rest(step, totals, left, weighted, plain, lse, log_mass):
     """Merge the mean value of the `left` tokens that were not chosen, of softmax mass exp(log_mass).
 
-    Takes it from the sum of all values, less those that the query does not see and the chosen ones.
+    Takes it from the sum of all values that the query sees, less the chosen ones.
     """
-    totals = floats_at(layer.value_sum + 4 * pair * step.dim_v)
     both = max(lse, log_mass)
     both += math.log(math.exp(lse - both) + math.exp(log_mass - both))
     own, others = np.float32(math.exp(lse - both)), np.float32(math.exp(log_mass - both))
     for i in range(step.dim_v):
         rest = totals[i] - plain[i]
-        for at in range(seen, step.length + step.new):
-            rest -= to_float(values[at * layer.values_n + i])
         weighted[i] = weighted[i] * own + rest / np.float32(left) * others
     return both
 
@@ -173,13 +170,15 @@ def attend(query_kind, kind, step, layer, scratch, b, head, place, count, log_ma
     if log_mass > -np.inf:
         seen = step.length + n + 1
         pair = b * step.kv_heads + head
-        total = add_rest(step, layer, values, pair, seen, seen - count, weighted, plain, found, log_mass)
+        totals = floats_at(scratch.sums + 4 * (pair * step.new + n) * step.dim_v)
+        total = add_rest(step, totals, seen - count, weighted, plain, found, log_mass)
     if step.sink_scores:
         total = add_sink(step, query_head, total, weighted)
     out, lse = numbers_at(step.out, query_kind), floats_at(step.lse)
     lse[place] = np.float32(total)
+    out_at = b * step.out_b + query_head * step.out_h + n * step.out_n
     for i in range(step.dim_v):
-        put_float(out, place * step.dim_v + i, weighted[i])
+        put_float(out, out_at + i, weighted[i])
     if step.tally:
         share = np.float32(math.exp(found - total))
         for i in range(count):

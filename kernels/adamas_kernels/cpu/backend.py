@@ -140,7 +140,7 @@ class CpuBackend:
         layer = self._layer(cache)
         step = begin(queries, keys, values, cache, layer, softmax)
         addresses, new = step.addresses(), step.shape[3]
-        segments = [dense_segments(length + new - softmax.first_seen(length)) for length in step.lengths]
+        segments = [dense_segments(length + new, softmax.first_seen(length)) for length in step.lengths]
         room = max(segments)
         for sequence, length in enumerate(step.lengths):
             layer.steps[sequence] = (

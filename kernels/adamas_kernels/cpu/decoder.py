@@ -1,8 +1,9 @@
-"""A whole decode step in one call: from a token to the logits of the next, for layers that `weights.py`
-describes.
+"""A whole decode step in one call: from one token, or a few, to the logits behind each, for layers that
+`weights.py` describes.
 
 A layer of the plainest kind is 13 stages, or 15 with sparse attention, each with its tasks on all
-threads; between two tokens nothing but a few numbers changes. Activations are float32.
+threads; between two steps nothing but a few numbers changes. Activations are float32. Each of several tokens
+is computed as it would be alone, and weights are read once for all of them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from adamas_kernels.cpu.linear import Inputs
 from adamas_kernels.cpu.product import available_forms
 from adamas_kernels.cpu.program import StepProgram
 from adamas_kernels.cpu.records import ROPE, Arena, describe_dense, describe_layer
+from adamas_kernels.cpu.rows import TILE
 from adamas_kernels.cpu.runner import Runner
 from adamas_kernels.cpu.step import build_stages, build_tally
 from adamas_kernels.reference import padded_dim
@@ -32,24 +34,16 @@ Rotation = tuple[Tensor, Tensor]
 
 
 class Decoder:
-    """Decodes one token after another with weights in blocks, of one sequence."""
+    """Decodes with weights in blocks, a few tokens of one sequence at a time."""
 
     def __init__(self, runner: Runner, weights: DecoderWeights) -> None:
-        self._runner = runner
-        self._weights = weights
+        self._runner, self._weights = runner, weights
         self._arena = Arena(runner.threads)
-        self._vectors: dict[tuple[str, tuple[int, ...]], Tensor] = {}
-        self._hidden = self._vector("hidden", weights.hidden)
-        self._logits = torch.empty(weights.head.weight.rows)
-        self._lse = torch.empty(max(layer.attention.heads for layer in weights.layers))
-        self._rotations: list[Rotation] = []
-        self._buffers: tuple[Tensor | None, ...] = ()
-        self._settings: SparseSettings | None = None
-        self._program: StepProgram | None = None
+        self._steps: dict[int, _Steps] = {}  # by how many tokens they take
 
     def step(
         self,
-        token: int,
+        tokens: Sequence[int],
         length: int,
         rotations: Sequence[Rotation],
         layers: Sequence[AnyCache],
@@ -57,8 +51,42 @@ class Decoder:
         tally: Tensor | None = None,
     ) -> Tensor:
         """See `TokenDecoder.step`."""
+        rows = len(tokens)
+        if rows not in self._steps:
+            self._steps[rows] = _Steps(self._runner, self._arena, self._weights, rows)
+        return self._steps[rows].run(tokens, length, rotations, layers, settings, tally)
+
+    def most(self, length: int) -> int:
+        """See `TokenDecoder.most`."""
+        return min((steps.most(length) for steps in self._steps.values()), default=1)
+
+
+class _Steps:
+    """The steps of so many tokens, `rows`."""
+
+    def __init__(self, runner: Runner, arena: Arena, weights: DecoderWeights, rows: int) -> None:
+        self._runner, self._arena, self._weights, self._rows = runner, arena, weights, rows
+        self._vectors: dict[tuple[str, int, int], Tensor] = {}
+        self._hidden = self._vector("hidden", weights.hidden)
+        self._logits = torch.empty(rows, weights.head.weight.rows)
+        self._lse = torch.empty(rows * max(layer.attention.heads for layer in weights.layers))
+        self._rotations: list[Rotation] = []
+        self._buffers: tuple[Tensor | None, ...] = ()
+        self._settings: SparseSettings | None = None
+        self._program: StepProgram | None = None
+
+    def run(
+        self,
+        tokens: Sequence[int],
+        length: int,
+        rotations: Sequence[Rotation],
+        layers: Sequence[AnyCache],
+        settings: SparseSettings,
+        tally: Tensor | None,
+    ) -> Tensor:
+        """See `TokenDecoder.step`."""
         if not self._rotations:
-            self._rotations = [(cos.clone(), sin.clone()) for cos, sin in rotations]
+            self._rotations = [(cos.contiguous().clone(), sin.contiguous().clone()) for cos, sin in rotations]
         for kept, new in zip(self._rotations, rotations, strict=True):
             for mine, its in zip(kept, new, strict=True):
                 mine.copy_(its)
@@ -71,17 +99,22 @@ class Decoder:
         ):
             self._program = self._build(layers, settings, tally)
             self._buffers, self._settings = tensors, settings
-        self._hidden[: self._weights.hidden] = self._weights.embedding(token)
+        for row, token in zip(self._hidden, tokens, strict=True):
+            row[: self._weights.hidden] = self._weights.embedding(token)
         self._program.prepare(length)
         self._runner.run_program(self._program.program)
         cap = self._weights.softcap
         return self._logits if cap is None else self._logits.div_(cap).tanh_().mul_(cap)
 
+    def most(self, length: int) -> int:
+        """See `TokenDecoder.most`."""
+        return 1 if self._program is None else self._program.most(length)
+
     def _build(
         self, layers: Sequence[AnyCache], settings: SparseSettings, tally: Tensor | None
     ) -> StepProgram:
         attention = [layer.attention for layer in self._weights.layers]
-        program = StepProgram(self._runner, self._arena, attention, settings)
+        program = StepProgram(self._runner, self._arena, attention, settings, self._rows)
         for index, (weights, layer) in enumerate(zip(self._weights.layers, layers, strict=True)):
             self._layer(program, index, weights, layer, tally)
         normed = self._normalized(program, self._weights.norm, "normed")
@@ -105,7 +138,9 @@ class Decoder:
             own = program.inputs(self._normalized(program, weights.before_mlp, "normed"))
         out, add = self._target(weights.after_mlp)
         if isinstance(weights.mlp, Mixture):
-            self._mixture(program, weights.mlp, own, out, add=add, factor=weights.factor)
+            for row, its in enumerate(out):  # each token has experts of its own
+                one = own.only(row)
+                self._mixture(program, weights.mlp, one, its[None], add=add, factor=weights.factor)
         else:
             self._mlp(program, weights.mlp, own, out, add=add, factor=weights.factor)
         self._add_normalized(program, weights.after_mlp, out)
@@ -132,29 +167,29 @@ class Decoder:
     def _mlp(
         self, program: StepProgram, mlp: Mlp, x: Inputs, out: Tensor, *, add: bool, factor: float
     ) -> None:
-        inner = self._vector("inner", 1, mlp.inner)
-        program.first_products(x, [program.inner_record(mlp, inner)])
+        inner = self._vector("inner", mlp.inner)
+        program.first_products(x, [program.inner_record(mlp, x, inner)])
         program.multiply(program.inputs(inner), [(mlp.down, out)], add=add, factor=factor)
 
     def _mixture(
         self, program: StepProgram, mixture: Mixture, x: Inputs, out: Tensor, *, add: bool, factor: float
     ) -> None:
         router, shared = mixture.router, mixture.shared
-        logits = self._vector("router", router.logits.weight.rows)
-        shares = self._vector("shares", router.choices)
-        chosen = self._vector("chosen", router.choices)[: router.choices].view(torch.int32)
+        (logits,) = self._vector("router", router.logits.weight.rows, 1)
+        (shares,) = self._vector("shares", router.choices, 1)
+        chosen = self._vector("chosen", router.choices, 1)[0, : router.choices].view(torch.int32)
         gate = scale = None
         parts = [(router.logits, logits)]
         if mixture.shared_gate is not None:
-            gate, scale = self._vector("shared gate", 1), self._vector("scale", 1)
+            (gate,), (scale,) = self._vector("shared gate", 1, 1), self._vector("scale", 1, 1)
             parts.append((mixture.shared_gate, gate))
         program.multiply(x, parts)
         program.route(router, logits, chosen, shares, gate, scale)
-        inner = self._vector("experts", router.choices, mixture.experts.inner)
-        records = [program.inner_record(mixture.experts, inner, chosen=chosen)]
+        inner = self._vector("experts", mixture.experts.inner, router.choices)
+        records = [program.inner_record(mixture.experts, x, inner, chosen=chosen)]
         if shared is not None:
-            also = self._vector("shared", 1, shared.inner)
-            records.append(program.inner_record(shared, also, scale=scale))
+            also = self._vector("shared", shared.inner, 1)
+            records.append(program.inner_record(shared, x, also, scale=scale))
         program.first_products(x, records)
         program.mix(mixture, program.inputs(inner), chosen, shares, out, add=add, factor=factor)
         if shared is not None:
@@ -172,9 +207,9 @@ class Decoder:
         """The stages from a layer's queries, keys and values to what it attended to."""
         ends = list(accumulate(part.weight.rows for part in weights.inputs))
         inputs = self._vector("inputs", ends[-1])
-        starts = [inputs[end - part.weight.rows :] for part, end in zip(weights.inputs, ends, strict=True)]
+        starts = [inputs[:, end - part.weight.rows :] for part, end in zip(weights.inputs, ends, strict=True)]
         program.multiply(x, list(zip(weights.inputs, starts, strict=True)))
-        query, key, value = (inputs[place:] for place in weights.places)
+        query, key, value = (inputs[:, place:] for place in weights.places)
         whole = [
             (norm, vector, vector)
             for norm, vector in ((weights.query_norm, query), (weights.key_norm, key))
@@ -183,13 +218,15 @@ class Decoder:
         program.normalize(*whole)
         attended = self._vector("attended", weights.heads * weights.head_dim)
         size, step = weights.head_dim, program.steps[index : index + 1]
-        step["batch"], step["new"], step["kv_heads"] = 1, 1, weights.kv_heads
+        step["batch"], step["new"], step["kv_heads"] = 1, self._rows, weights.kv_heads
         step["group"], step["dim"], step["dim_v"] = weights.heads // weights.kv_heads, size, size
         step["size"], step["scaling"] = padded_dim(size), weights.scaling
         step["rope"] = self._rope(program, weights, query, key)
         for name, vector in (("query", query), ("key", key), ("value", value)):
             step[name], step[f"{name}_h"] = vector.data_ptr(), weights.step
+            step[f"{name}_n"] = vector.stride(0)
         step["out"], step["lse"] = attended.data_ptr(), self._lse.data_ptr()
+        step["out_h"], step["out_n"] = size, attended.stride(0)
         softmax = weights.softmax
         step["softcap"], step["window"] = softmax.softcap, softmax.window or 0
         step["ring"] = 0 if softmax.window is None else layer.capacity
@@ -205,11 +242,12 @@ class Decoder:
             else 0
             for norm, vector in ((weights.query_norm, query), (weights.key_norm, key))
         ]
-        empty = self._hidden[:0]
+        empty = self._hidden[:, :0]
         cos, sin = (empty, empty) if weights.rotation is None else self._rotations[weights.rotation]
         record = np.zeros(1, ROPE)
         record[0] = (
-            cos.data_ptr(), sin.data_ptr(), *norms, weights.norms_last, 2 * len(cos), weights.pairs,
+            cos.data_ptr(), sin.data_ptr(), cos.shape[-1], *norms, weights.norms_last, 2 * cos.shape[-1],
+            weights.pairs,
             weights.clip or 0,
         )  # fmt: skip
         return program.keep(record)
@@ -233,17 +271,18 @@ class Decoder:
         record = program.keep(describe_layer(layer))
         program.attend(index, sparse, record)
         if tally is not None:
-            step["tally"], step["tally_b"], step["tally_row"] = tally.data_ptr(), *tally.stride()[:2]
+            step["tally"], (step["tally_n"], step["tally_row"]) = tally.data_ptr(), tally.stride()[:2]
             program.tally(index, self._runner.compiled(build_tally), record)
 
-    def _vector(self, name: str, *shape: int) -> Tensor:
-        """Float32 zeros of a name and shape, which layers share; rows go up to a whole number of blocks of
-        any type: a weight may have columns of zeros behind the last one.
+    def _vector(self, name: str, size: int, rows: int | None = None) -> Tensor:
+        """Float32 zeros of a name and size, which layers share, for each token or [rows, size]. Rows go up to
+        a whole number of blocks of any type: a weight may have columns of zeros behind the last one.
         """
-        key = name, shape
+        rows = self._rows if rows is None else rows
+        key = name, size, rows
         if key not in self._vectors:
-            *others, size = shape
-            self._vectors[key] = torch.zeros(*others, -(-size // MOST_NUMBERS) * MOST_NUMBERS)
+            columns = -(-size // MOST_NUMBERS) * MOST_NUMBERS
+            self._vectors[key] = torch.zeros(-(-rows // TILE) * TILE, columns)[:rows]
         return self._vectors[key]
 
 

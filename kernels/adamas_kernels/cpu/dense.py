@@ -65,7 +65,7 @@ def attend_segment(query_kind, kind, step, layer, scratch, b, head, segment):
     """What one segment gives each query of a KV head: the output, not divided, the maximum and the sum."""
     queries, query = numbers_at(step.query, query_kind), floats_at(scratch.vector)
     keys, values = numbers_at(layer.keys, kind), numbers_at(layer.values, kind)
-    first = first_seen(step.window, step.length) + segment * DENSE_SEGMENT
+    first = (first_seen(step.window, step.length) // DENSE_SEGMENT + segment) * DENSE_SEGMENT
     keys_at = b * layer.keys_b + head * layer.keys_h
     values_at = b * layer.values_b + head * layer.values_h
     scores, scaling = floats_at(scratch.dense), np.float32(step.scaling)
@@ -120,8 +120,11 @@ def merge_segments(query_kind, step, scratch, place):
         whole += share * parts[segment * part + step.dim_v + 1]
         for i in range(step.dim_v):
             total[i] += share * parts[segment * part + i]
+    heads = step.kv_heads * step.group
+    query_head, n = place // step.new, place % step.new
+    out_at = query_head // heads * step.out_b + query_head % heads * step.out_h + n * step.out_n
     for i in range(step.dim_v):
-        put_float(out, place * step.dim_v + i, total[i] / whole)
+        put_float(out, out_at + i, total[i] / whole)
     floats_at(step.lse)[place] = highest + np.float32(math.log(whole))
 
 
@@ -145,12 +148,12 @@ def build_dense(query_kind: Kind, kind: Kind) -> DenseStages:
 
     def enter_task(pair, thread, step_at, layer_at, scratch_at):
         _ = stamp
-        steps, layer = steps_at(step_at), layers_at(layer_at)[0]
+        steps, layer, scratch = steps_at(step_at), layers_at(layer_at)[0], scratches_at(scratch_at)[thread]
         b, head = pair // steps[0].kv_heads, pair % steps[0].kv_heads
         step = steps[b]
         if step.rope:
             rope_heads(step, head)
-        append_tokens(query_kind, kind, step, layer, b, head)
+        append_tokens(query_kind, kind, step, layer, scratch, b, head)
 
     def attend_task(task, thread, step_at, layer_at, scratch_at):
         _ = stamp

@@ -29,8 +29,10 @@ ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
 
 
 @njit
-def append_tokens(new_kind, kind, step, layer, b, head):
-    """Append the new tokens of one KV head: keys, values, and the sum of values where it is kept."""
+def append_tokens(new_kind, kind, step, layer, scratch, b, head):
+    """Append the new tokens of one KV head: keys, values, and the sum of values where it is kept, which is
+    that after one token at a time.
+    """
     pair = b * step.kv_heads + head
     new_keys, new_values = numbers_at(step.key, new_kind), numbers_at(step.value, new_kind)
     keys, values = numbers_at(layer.keys, kind), numbers_at(layer.values, kind)
@@ -45,14 +47,14 @@ def append_tokens(new_kind, kind, step, layer, b, head):
             put_float(values, values_at + i, to_float(new_values[value_at + row * step.value_n + i]))
     if not layer.value_sum:
         return
-    sums = floats_at(layer.value_sum + 4 * pair * step.dim_v)
-    for i in range(step.dim_v):
-        total = ZERO
-        for row in range(step.new):
-            place = row_of(step, step.length + row)
-            at = b * layer.values_b + head * layer.values_h + place * layer.values_n
-            total += to_float(values[at + i])
-        sums[i] += total
+    sums, through = floats_at(layer.value_sum + 4 * pair * step.dim_v), floats_at(scratch.sums)
+    for row in range(step.new):
+        place = row_of(step, step.length + row)
+        at = b * layer.values_b + head * layer.values_h + place * layer.values_n
+        sums_at = (pair * step.new + row) * step.dim_v
+        for i in range(step.dim_v):
+            sums[i] += to_float(values[at + i])
+            through[sums_at + i] = sums[i]
 
 
 @njit

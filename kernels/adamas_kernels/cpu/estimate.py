@@ -96,11 +96,11 @@ def rank_of(found, total, scale, manhattan):
 
 @njit
 def compare_tokens(form, step, codes, codes_w, scales, at, query, rows, scratch):
-    """`compare_block` of LANES tokens from `at` on into scratch.sums; returns their scales, one to a lane.
+    """`compare_block` of LANES tokens from `at` on into scratch.found; returns their scales, one to a lane.
 
     codes, scales: of one KV head. Behind the last token zeros take the place of what lies in the cache.
     """
-    sums, planes = ints_at(scratch.sums), ints_at(scratch.block)
+    sums, planes = ints_at(scratch.found), ints_at(scratch.block)
     words, left = step.size // CODES_PER_WORD, step.length + step.new - at
     if left >= LANES:
         compare_block(form, codes, at, codes_w, words, query, 0, rows, sums, planes, step.manhattan)
@@ -151,7 +151,7 @@ def estimate(form, step, layer, scratch, b, head, segment):
     region = place * step.room + segment
     rank = floats_at(scratch.rank + 4 * region * REGION)
     peaks = floats_at(scratch.peaks + 4 * (place * step.peak_room + segment * step.groups))
-    sums = ints_at(scratch.sums)
+    sums = ints_at(scratch.found)
     manhattan, groups = step.manhattan, step.groups
     rank_row, peak_row = step.room * REGION, step.peak_room
     for row in range(rows):

@@ -13,6 +13,7 @@ from adamas_kernels.cpu.floats import exp
 from adamas_kernels.cpu.lanes import LANES, load, multiply_add, splat, store, where
 from adamas_kernels.cpu.multiply import multiply_rows, share_of
 from adamas_kernels.cpu.records import INNER, floats_at, inners_at, ints_at
+from adamas_kernels.cpu.rows import whole_lanes
 from adamas_kernels.cpu.tasks import STAGE
 from adamas_kernels.weights import ActivationKind
 
@@ -84,14 +85,19 @@ def activate_rows(inner, x):
 
 @njit
 def inner_rows(inner, expert, first, count, x, rounded):
-    """Rows of what comes before the last product of an expert: as many and up to LANES - 1 more."""
+    """Rows of what comes before the last product of an expert, for each vector: as many and up to LANES - 1
+    more.
+    """
     row = expert * inner.step
     if inner.alternating:
         both = multiply_rows(inner.gate, row + 2 * first, 2 * count, x, rounded)
-        opening = np.zeros(-(-count // LANES) * LANES, np.float32)
-        others = np.zeros(-(-count // LANES) * LANES, np.float32)
-        for at in range(count):
-            opening[at], others[at] = both[2 * at], both[2 * at + 1]
+        width, apart = whole_lanes(count), whole_lanes(2 * count)
+        opening = np.zeros(inner.vectors * width, np.float32)
+        others = np.zeros(inner.vectors * width, np.float32)
+        for vector in range(inner.vectors):
+            for at in range(count):
+                place = vector * apart + 2 * at
+                opening[vector * width + at], others[vector * width + at] = both[place], both[place + 1]
         gate_rows(inner, opening, others)
         return opening
     others = multiply_rows(inner.up, row + inner.up_at + first, count, x, rounded)
@@ -122,8 +128,10 @@ def build_inner() -> int:
         first, count = share_of(task % tasks, inner.share, inner.rows)
         found = inner_rows(inner, expert, first, count, x, rounded)
         scale = floats_at(inner.scale)[0] if inner.scale else ONE
-        out = floats_at(inner.out + 4 * slot * inner.out_step)
-        for row in range(count):
-            out[first + row] = found[row] * scale
+        for vector in range(inner.vectors):
+            out = floats_at(inner.out + 4 * (slot + vector) * inner.out_step)
+            at = vector * whole_lanes(count)
+            for row in range(count):
+                out[first + row] = found[at + row] * scale
 
     return stage(inner_task, STAGE)

@@ -66,11 +66,12 @@ class Step:
 
     def addresses(self, tally: Tensor | None = None) -> tuple[int, ...]:
         """The fields of a STEP from `query` to `sink_scores`."""
-        counted = (0, 0, 0) if tally is None else (tally.data_ptr(), *tally.stride()[:2])
+        counted = (0, 0, 0, 0) if tally is None else (tally.data_ptr(), *tally.stride()[:2], 0)
         queries, keys, values = self.inputs
         return (
             queries.data_ptr(), *queries.stride()[:3], keys.data_ptr(), *keys.stride()[:3],
-            values.data_ptr(), *values.stride()[:3], self.out.data_ptr(), self.lse.data_ptr(), *counted, 0,
+            values.data_ptr(), *values.stride()[:3], self.out.data_ptr(), *self.out.stride()[:3],
+            self.lse.data_ptr(), *counted, 0,
             self.window, self.ring, 0 if self.sinks is None else self.sinks.data_ptr(),
         )  # fmt: skip
 

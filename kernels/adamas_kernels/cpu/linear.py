@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,7 +19,7 @@ from adamas_kernels.cpu.multiply import build_multiply
 from adamas_kernels.cpu.quantize import QUANTIZED, build_quantize
 from adamas_kernels.cpu.records import PRODUCT, ROUNDING, ROWS, STRIPS
 from adamas_kernels.cpu.rounding import build_round, rounded_bytes
-from adamas_kernels.cpu.rows import build_product, build_unpack
+from adamas_kernels.cpu.rows import TILE, build_product, build_products, build_unpack
 from adamas_kernels.cpu.runner import Runner, Stage
 from adamas_kernels.cpu.strips import build_strips
 
@@ -103,13 +104,15 @@ def add_products(runner: Runner, weights: Sequence[BlockWeight], rows: Tensor) -
 class Inputs:
     """Vectors that weights are multiplied with, float32 [rows, numbers], rounded as well, once `stage` has
     run. They are kept where they are where their rows are whole blocks of any type, filled up with zeros.
+    The memory of several goes on to a whole number of TILEs.
     """
 
     def __init__(self, runner: Runner, rows: Tensor) -> None:
         if rows.shape[1] % MOST_NUMBERS or rows.dtype != torch.float32 or not rows.is_contiguous():
             rows = F.pad(rows.float(), (0, -rows.shape[1] % MOST_NUMBERS)).contiguous()
         self.rows, count = rows, len(rows)
-        self.rounded = torch.empty(count, rounded_bytes(rows.shape[1]), dtype=torch.uint8)
+        whole = torch.zeros(-(-count // TILE) * TILE, rounded_bytes(rows.shape[1]), dtype=torch.uint8)
+        self.rounded = whole[:count]
         blocks = rows.shape[1] // rounding.NUMBERS
         tasks = -(-blocks // rounding.BLOCKS_OF_TASK)
         self._record = np.zeros(1, ROUNDING)
@@ -121,6 +124,17 @@ class Inputs:
     def addresses(self, row: int = 0) -> tuple[int, int]:
         """Of a row, and of what it is rounded to."""
         return self.rows[row].data_ptr(), self.rounded[row].data_ptr()
+
+    def step(self, *, rounded: bool) -> int:
+        """Bytes from a row to the next."""
+        rows = self.rounded if rounded else self.rows
+        return rows.stride(0) * rows.itemsize
+
+    def only(self, row: int) -> Inputs:
+        """One of them, which `stage` rounds with the others."""
+        one = copy.copy(self)
+        one.rows, one.rounded = self.rows[row : row + 1], self.rounded[row : row + 1]
+        return one
 
 
 def _multiply(runner: Runner, x: Tensor, parts: Sequence[tuple[BlockWeight, Tensor | None, Tensor]]) -> None:
@@ -137,9 +151,11 @@ def products(
     *,
     add: bool = False,
     factor: float = 1.0,
+    inputs: Inputs | None = None,
 ) -> np.ndarray:
     """Records of products with one vector: (weight, bias or None, out) each, but for the weight all float32
-    [rows]. They are multiplied by a factor and written to out, or added to it.
+    [rows]. They are multiplied by a factor and written to out, or added to it. inputs: where it is all of
+    these vectors, and each out is [vectors, rows].
     """
     records = np.zeros(len(parts), PRODUCT)
     for record, (weight, bias, out) in zip(records, parts, strict=True):
@@ -150,6 +166,11 @@ def products(
         record["blocks"], record["rounded"] = weight.columns // form.numbers, isinstance(form, CodeFormat)
         record["rows"], record["bias"] = weight.rows, 0 if bias is None else bias.data_ptr()
         record["out"], record["add"], record["factor"] = out.data_ptr(), add, factor
+        record["vectors"] = 1 if inputs is None else len(inputs.rows)
+        if inputs is not None and len(inputs.rows) > 1:
+            record["several"] = runner.compiled(build_products, weight.kind)
+            record["x_step"] = inputs.step(rounded=isinstance(form, CodeFormat))
+            record["out_step"] = out.stride(0) * out.itemsize
         record["share"], record["tasks"] = share, -(-weight.rows // share)
     return records
 

@@ -1,4 +1,4 @@
-"""Products of weights in blocks with one vector: most of a decode step that is not attention."""
+"""Products of weights in blocks with one vector or a few: most of a decode step that is not attention."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 from numba import njit
 
 from adamas_kernels.cpu.build import source_stamp, stage
-from adamas_kernels.cpu.lanes import LANES
 from adamas_kernels.cpu.records import PRODUCT, floats_at, products_at
+from adamas_kernels.cpu.rows import TILE, whole_lanes
 from adamas_kernels.cpu.tasks import STAGE, call
 
 RECORD = PRODUCT.itemsize
@@ -17,17 +17,27 @@ RECORD = PRODUCT.itemsize
 
 @njit
 def multiply_rows(address, first, count, x, rounded):
-    """Rows of the product at an address, `count` from the first on, times x or what it is rounded to, plus
-    their bias: as many and up to LANES - 1 more, which mean nothing.
+    """Rows of the product at an address, `count` from the first on, times each of its vectors, which lie from
+    x on, or what they are rounded to, plus their bias: float32 [vectors or more, count and up to LANES - 1
+    more, which mean nothing].
     """
-    product = products_at(address)[0]
-    found = np.zeros(-(-count // LANES) * LANES, np.float32)
-    vector = rounded if product.rounded else x
-    call(product.function, first, first + count, address, vector, found.ctypes.data)
+    product, width = products_at(address)[0], whole_lanes(count)
+    found = np.zeros((product.vectors + TILE - 1) * width, np.float32)
+    source = rounded if product.rounded else x
+    vector = 0
+    while vector < product.vectors:
+        place, out = source + vector * product.x_step, found.ctypes.data + 4 * vector * width
+        if product.several and product.vectors - vector > 1:
+            call(product.several, first, first + count, address, place, out)
+            vector += TILE
+        else:
+            call(product.function, first, first + count, address, place, out)
+            vector += 1
     if product.bias:
         bias = floats_at(product.bias)
-        for row in range(count):
-            found[row] += bias[first + row]
+        for vector in range(product.vectors):
+            for row in range(count):
+                found[vector * width + row] += bias[first + row]
     return found
 
 
@@ -53,9 +63,11 @@ def build_multiply() -> int:
         product = products_at(address)[0]
         first, count = share_of(task, product.share, product.rows)
         found = multiply_rows(address, first, count, x, rounded)
-        out, factor = floats_at(product.out), np.float32(product.factor)
-        for row in range(count):
-            total = found[row] * factor
-            out[first + row] = total + out[first + row] if product.add else total
+        factor, width = np.float32(product.factor), whole_lanes(count)
+        for vector in range(product.vectors):
+            out = floats_at(product.out + vector * product.out_step)
+            for row in range(count):
+                total = found[vector * width + row] * factor
+                out[first + row] = total + out[first + row] if product.add else total
 
     return stage(multiply_task, STAGE)

@@ -63,9 +63,10 @@ def clip(x, at, size, limit):
 
 
 @njit
-def rotate_head(x, at, rope):
-    """Rotate the first coordinates of one head, in place."""
-    cos, sin, half = floats_at(rope.cos), floats_at(rope.sin), rope.rotated // 2
+def rotate_head(x, at, rope, n):
+    """Rotate the first coordinates of one head of new token n, in place."""
+    skipped, half = 4 * n * rope.step, rope.rotated // 2
+    cos, sin = floats_at(rope.cos + skipped), floats_at(rope.sin + skipped)
     step, apart = (2, 1) if rope.pairs else (1, half)
     for i in range(half):
         place = at + i * step
@@ -75,28 +76,31 @@ def rotate_head(x, at, rope):
 
 
 @njit
-def enter_head(x, at, dim, head, rope, norm):
-    """Limit, normalize and rotate one head, in place; norm: the address of a NORM, or 0."""
+def enter_head(x, at, dim, head, rope, norm, n):
+    """Limit, normalize and rotate one head of new token n, in place; norm: the address of a NORM, or 0."""
     if rope.clip:
         clip(x, at, dim, np.float32(rope.clip))
     if norm and not rope.norms_last:
         normalize(x, at, norms_at(norm)[0], head, x, at)
-    rotate_head(x, at, rope)
+    rotate_head(x, at, rope, n)
     if norm and rope.norms_last:
         normalize(x, at, norms_at(norm)[0], head, x, at)
 
 
 @njit
 def rope_heads(step, head):
-    """Make the queries of one KV head and its new key and value ready, float32, in place."""
+    """Make the queries of one KV head and its new keys and values ready, float32, in place."""
     rope = ropes_at(step.rope)[0]
     queries, keys = floats_at(step.query), floats_at(step.key)
-    for g in range(step.group):
-        place = head * step.group + g
-        enter_head(queries, place * step.query_h, step.dim, place, rope, rope.query_norm)
-    enter_head(keys, head * step.key_h, step.dim, head, rope, rope.key_norm)
-    if rope.clip:
-        clip(floats_at(step.value), head * step.value_h, step.dim_v, np.float32(rope.clip))
+    for n in range(step.new):
+        for g in range(step.group):
+            place = head * step.group + g
+            at = place * step.query_h + n * step.query_n
+            enter_head(queries, at, step.dim, place, rope, rope.query_norm, n)
+        enter_head(keys, head * step.key_h + n * step.key_n, step.dim, head, rope, rope.key_norm, n)
+        if rope.clip:
+            at = head * step.value_h + n * step.value_n
+            clip(floats_at(step.value), at, step.dim_v, np.float32(rope.clip))
 
 
 @cache

@@ -1,5 +1,5 @@
-"""The program of one decode step: the stages of all layers, and what of their records changes with the
-length.
+"""The program of a decode step of one token or a few: the stages of all layers, and what of their records
+changes with the length.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from adamas_kernels.contract import SparseSettings
+from adamas_kernels.contract import LARGEST_STEP, SparseSettings
 from adamas_kernels.cpu.dense import DenseStages
 from adamas_kernels.cpu.inner import KINDS as ACTIVATIONS
 from adamas_kernels.cpu.inner import build_inner
@@ -35,17 +35,26 @@ from adamas_kernels.cpu.tasks import Program
 from adamas_kernels.reference import padded_dim
 from adamas_kernels.weights import AttentionWeights, Linear, Mixture, Mlp, Norm, Router
 
+RANK_BYTES = 8  # that a query has of each token in scratch memory
+MOST_SCRATCH = 1 << 27  # bytes of that, where a step could take fewer tokens
+
 
 class StepProgram:
     """Stages are added in order; after `finish` they run as `program`, each time `prepare`d for a length.
 
+    Vectors of its `rows` tokens are [rows, padded], and their memory goes on to a whole number of TILEs.
     steps: a STEP for each layer. Tensors that are named here must live as long as this.
     """
 
     def __init__(
-        self, runner: Runner, arena: Arena, attention: Sequence[AttentionWeights], settings: SparseSettings
+        self,
+        runner: Runner,
+        arena: Arena,
+        attention: Sequence[AttentionWeights],
+        settings: SparseSettings,
+        rows: int = 1,
     ) -> None:
-        self.settings = settings
+        self.settings, self.rows = settings, rows
         self.steps = np.zeros(len(attention), STEP)
         self._runner, self._arena = runner, arena
         self._layers = attention
@@ -76,14 +85,22 @@ class StepProgram:
         return record
 
     def normalize(self, *norms: tuple[Norm, Tensor, Tensor], total: Tensor | None = None) -> None:
-        """Norms of vectors: (norm, x, out) each; x and out may be the same. total: where they are added."""
+        """Norms of vectors, one of each token: (norm, x, out) each; x and out may be the same. total: where
+        they are added.
+        """
         if norms:
-            records = np.concatenate([self.norm_record(*norm, total) for norm in norms])
-            self.add((self._runner.compiled(build_norm), len(norms), self.keep(records), 0, 0))
+            records = np.concatenate(
+                [
+                    self.norm_record(norm, x[row], out[row], None if total is None else total[row])
+                    for norm, x, out in norms
+                    for row in range(self.rows)
+                ]
+            )
+            self.add((self._runner.compiled(build_norm), len(records), self.keep(records), 0, 0))
 
     def inputs(self, x: Tensor) -> Inputs:
-        """Vectors as they are now, [rows, numbers] or one of them, of whole blocks, which weights are to be
-        multiplied with. They are rounded once for all these products.
+        """Vectors as they are now, [rows, numbers], which weights are to be multiplied with: of whole blocks.
+        They are rounded once for all these products.
         """
         inputs = Inputs(self._runner, x.view(-1, x.shape[-1]))
         assert inputs.rows.data_ptr() == x.data_ptr()
@@ -94,8 +111,10 @@ class StepProgram:
     def multiply(
         self, x: Inputs, parts: Sequence[tuple[Linear, Tensor]], *, add: bool = False, factor: float = 1.0
     ) -> None:
-        """Products of linear layers with x, written to or added to a vector each."""
-        records = self._products(parts, add=add, factor=factor)
+        """Products of linear layers with x, one vector or one of each token, written to or added to as many
+        each.
+        """
+        records = self._products(parts, x, add=add, factor=factor)
         tasks = int(records["tasks"].sum())
         self.add((self._runner.compiled(build_multiply), tasks, self.keep(records), *x.addresses()))
 
@@ -106,11 +125,20 @@ class StepProgram:
         self.add((self._runner.compiled(build_inner), tasks, self.keep(joined), *x.addresses()))
 
     def inner_record(
-        self, mlp: Mlp, out: Tensor, *, chosen: Tensor | None = None, scale: Tensor | None = None
+        self,
+        mlp: Mlp,
+        x: Inputs,
+        out: Tensor,
+        *,
+        chosen: Tensor | None = None,
+        scale: Tensor | None = None,
     ) -> np.ndarray:
-        """See INNER. out: float32 [slots, padded], a row for each of the `chosen` experts, int32 [slots]."""
-        slots = len(out)
-        first = self._products([(part, out) for part in mlp.first])
+        """See INNER. out: float32 [slots, padded], a row for each of the `chosen` experts, int32 [slots], or
+        for each row of x.
+        """
+        first = self._products([(part, out) for part in mlp.first], x)
+        vectors = len(x.rows)
+        slots = len(out) // vectors
         gate = self.keep(first)
         up = gate + first.nbytes - first.itemsize
         share, act = rows_of_task(self._runner, mlp.inner, slots), mlp.activation
@@ -118,9 +146,9 @@ class StepProgram:
         record = np.zeros(1, INNER)
         record[0] = (
             0 if plain else gate, up, mlp.inner if mlp.order == "halves" else 0,
-            2 * mlp.inner if joined else mlp.inner, mlp.order == "alternating", mlp.inner, out.data_ptr(),
-            out.stride(0), _address(chosen), _address(scale), ACTIVATIONS.index(act.kind), slots, share,
-            slots * -(-mlp.inner // share), act.alpha, act.limit or 0, act.shift,
+            2 * mlp.inner if joined else mlp.inner, mlp.order == "alternating", mlp.inner, vectors,
+            out.data_ptr(), out.stride(0), _address(chosen), _address(scale), ACTIVATIONS.index(act.kind),
+            slots, share, slots * -(-mlp.inner // share), act.alpha, act.limit or 0, act.shift,
         )  # fmt: skip
         return record
 
@@ -175,15 +203,29 @@ class StepProgram:
         for kind, found in self._alike.items():
             layers, first = np.array(found).T
             self._groups.append((*kind, layers, first[:, None] + np.arange(len(kind[0]._fields))))
+        self._growths = {layer.growth[1] for layer in self._layers if layer.growth is not None}
         self._growing = [index for index, layer in enumerate(self._layers) if layer.growth is not None]
         self._capped = np.array([layer.softmax.softcap > 0 for layer in self._layers])
         self._heads = max(layer.heads for layer in self._layers)
         self._group = max(layer.heads // layer.kv_heads for layer in self._layers)
         self._head_dim = max(layer.head_dim for layer in self._layers)
 
+    def most(self, length: int) -> int:
+        """How many tokens behind so many in the cache one program may take, so that each is computed as it
+        would be alone, with the same scaling and as many groups of ranks, and scratch memory is small.
+        """
+        budget, ranks = self.settings.budget, RANK_BYTES * self._heads * (length + LARGEST_STEP)
+        most = min(LARGEST_STEP, max(1, MOST_SCRATCH // ranks))
+        for growth in self._growths:
+            most = min(most, growth - length % growth)
+        groups = groups_of_segment(budget, length + 1)
+        while groups_of_segment(budget, length + most) != groups:
+            most -= 1
+        return most
+
     def prepare(self, length: int) -> None:
         """Set what depends on the tokens in the cache."""
-        tokens, settings = length + 1, self.settings
+        tokens, settings = length + self.rows, self.settings
         segments, groups = -(-tokens // SEGMENT), groups_of_segment(settings.budget, tokens)
         self.steps["length"], self.steps["groups"] = length, groups
         self.steps["peak_room"] = segments * groups
@@ -194,20 +236,25 @@ class StepProgram:
         for index in self._growing:
             self.steps["scaling"][index] = self._layers[index].scaling_at(length)
         for kind, kv_heads, heads, window, layers, places in self._groups:
-            seen = tokens if window is None else min(tokens, window)
-            count = -(-seen // SEGMENT) if kind is Stages else dense_segments(seen)
+            first = 0 if window is None else max(0, length + 1 - window)
+            count = -(-tokens // SEGMENT) if kind is Stages else dense_segments(tokens, first)
             self.steps["segments"][layers] = self.steps["room"][layers] = count
-            self.program.records["tasks"][places] = kind.tasks(kv_heads, heads, count)
+            self.program.records["tasks"][places] = kind.tasks(kv_heads, heads * self.rows, count)
         self._arena.reserve(
-            self._heads, self._group, segments, segments * groups, padded_dim(self._head_dim), self._head_dim,
-            settings.budget,
+            self._heads * self.rows, self._group * self.rows, segments, segments * groups,
+            padded_dim(self._head_dim), self._head_dim, settings.budget,
         )  # fmt: skip
 
     def _products(
-        self, parts: Sequence[tuple[Linear, Tensor]], *, add: bool = False, factor: float = 1.0
+        self,
+        parts: Sequence[tuple[Linear, Tensor]],
+        inputs: Inputs | None = None,
+        *,
+        add: bool = False,
+        factor: float = 1.0,
     ) -> np.ndarray:
         weights = [(linear.weight, linear.bias, out) for linear, out in parts]
-        return products(self._runner, weights, add=add, factor=factor)
+        return products(self._runner, weights, add=add, factor=factor, inputs=inputs)
 
 
 def _address(x: Tensor | None) -> int:

@@ -35,14 +35,15 @@ def _record(integers: str, reals: str = "") -> np.dtype:
 
 # One for each sequence of a batch, all with the same tensors. Strides count numbers; a tensor's address is
 # that of its first element. Of the longest sequence are `room`, its segments, and `peak_room`, the most peaks
-# of a query: by these scratch memory is laid out.
+# of a query: by these scratch memory is laid out. tally_n: from one new token's tally to the next, 0 where
+# all share one.
 # least_share: of an attended token, an exponent in units, 0 where all of a budget are attended to.
 # window: see `Softmax`, 0 without; ring: rows of the layer's buffers, after the last of which the first comes
 # again; 0 where they end there. sink_scores: learned sinks, float32 [H], or 0.
 STEP = _record(
     "batch kv_heads group new dim dim_v size length budget sinks recents manhattan compensated least_share "
     "segments groups room peak_room query query_b query_h query_n key key_b key_h key_n value value_b "
-    "value_h value_n out lse tally tally_b tally_row rope window ring sink_scores",
+    "value_h value_n out out_b out_h out_n lse tally tally_b tally_row tally_n rope window ring sink_scores",
     "scaling query_edge softcap",
 )
 LAYER = _record(
@@ -54,9 +55,9 @@ LAYER = _record(
 NORM = _record("x weight bias step out sum size centred", "eps")
 # What is done to queries and keys before they are used, in place: limited to `clip` unless that is 0, as
 # values are; norms of each head, the addresses of a NORM or 0, before the rotation or, norms_last, after it;
-# rotation of the first `rotated` coordinates by cos and sin, float32, one number for two coordinates, which
-# are a half of them apart or, pairs, neighbours.
-ROPE = _record("cos sin query_norm key_norm norms_last rotated pairs", "clip")
+# rotation of the first `rotated` coordinates by cos and sin, float32 [new, step], one number for two
+# coordinates, which are a half of them apart or, pairs, neighbours.
+ROPE = _record("cos sin step query_norm key_norm norms_last rotated pairs", "clip")
 # A chunk of queries [H, new, D] that attend to keys and values [K, past + new, D], causally;
 # see `prefill.py`. This much of the keys: `count` tiles from tile `first` on, packed to `packed_keys` and
 # `packed_values`, `room` tiles to a KV head; then `last` is set where no more follow. highest, sums: float32
@@ -70,19 +71,24 @@ FLASH = _record(
 READ = _record("chosen query_blocks blocks", "tolerance")
 # One stage of a program: `tasks` calls of a function with the addresses of three records, see `tasks.py`.
 STAGES = _record("function tasks first second third")
-# A weight in blocks, see `rows.py`, and what is done with it: its product with a vector, by the compiled
-# `function` of its type, plus a float32 bias where there is one, times `factor`, is written to or (add) added
-# to out, `share` rows to a task. rounded: whether the function takes a rounded vector.
-PRODUCT = _record("function data row_bytes blocks rounded rows bias out add share tasks", "factor")
+# A weight in blocks, see `rows.py`, and what is done with it: its products with `vectors`, `x_step` bytes
+# apart, by the compiled `function` of its type, or by `several` with TILE at a time, plus a float32 bias
+# where there is one, times `factor`, are written to or (add) added to out, `out_step` bytes apart, `share`
+# rows to a task. rounded: whether the functions take rounded vectors.
+PRODUCT = _record(
+    "function several data row_bytes blocks rounded rows bias vectors x_step out out_step add share tasks",
+    "factor",
+)
 # Rows of float32 that are rounded, see `rounding.py`, `blocks` of each, which `tasks` do.
 ROUNDING = _record("x x_step out out_step blocks tasks")
-# What of an MLP comes before its last product, for each of `slots` experts: out, float32 [slots, out_step],
-# of which `rows` are written, `share` to a task. gate, up: addresses of PRODUCTs, gate 0 where there is none;
-# an expert's rows begin `step` behind those of the one before, and up's `up_at` behind the gate's, unless
-# they are alternating. chosen: int32 [slots], the experts, or 0 for the first alone; scale: of a float32
-# that multiplies all, or 0. kind, alpha, limit, shift: see `inner.py`.
+# What of an MLP comes before its last product, for each of `slots` experts, or for each of `vectors` of one:
+# out, float32 [slots or vectors, out_step], of which `rows` are written, `share` to a task. gate, up:
+# addresses of PRODUCTs, gate 0 where there is none; an expert's rows begin `step` behind those of the one
+# before, and up's `up_at` behind the gate's, unless they are alternating. chosen: int32 [slots], the experts,
+# or 0 for the first alone; scale: of a float32 that multiplies all, or 0. kind, alpha, limit, shift: see
+# `inner.py`.
 INNER = _record(
-    "gate up up_at step alternating rows out out_step chosen scale kind slots share tasks",
+    "gate up up_at step alternating rows vectors out out_step chosen scale kind slots share tasks",
     "alpha limit shift",
 )
 # The last products of chosen experts, summed with their shares: `rows` outputs, `share` to a task.
@@ -141,18 +147,19 @@ def _plain(x: Tensor) -> bool:
     return x.is_contiguous() and x.dtype == torch.float32
 
 
-# What a step writes before it reads. By query: `words` int32 [P / 4] int8 coordinates or W words of codes,
+# What a step writes before it reads. By KV head and new token: `sums` float32 [D_v] of the values up to it.
+# By query: `words` int32 [P / 4] int8 coordinates or W words of codes,
 # `totals` int32 the sum of the coordinates, `facts` [FACTS], `chosen` int32 and `scores` float32 [row],
 # `attended` int32 how many of them; by query and segment: `rank` float32 [REGION] of all tokens, in whose
 # place that of candidates comes, and their `position` int32 [REGION], `peaks` float32 [groups] the highest
 # ranks, `counts` int32 of candidates, `masses` float32, `highs` and `lows` int32, see `shares.py`; by query
 # and DENSE_SEGMENT: `parts` float32 [PART], see `dense.py`. Then by thread: `block` and `spare` float32 [P *
-# LANES] rows to encode, `block_words` int32 [P / 4 * LANES], `lanes` float32 [LANES], `sums` int32 [G N *
+# LANES] rows to encode, `block_words` int32 [P / 4 * LANES], `lanes` float32 [LANES], `found` int32 [G N *
 # LANES], `tail` int32 [W * LANES] the last tokens' words, `ranked` float32 and `ranked_at` int32 [tokens] one
 # query's candidates, `vector`, `weighted`, `plain` float32 [D or D_v], `dense` float32 [DENSE_SEGMENT] one
 # query's scores.
-SHARED = "words totals facts chosen attended scores rank position peaks counts masses highs lows parts"
-OWN = "block spare block_words lanes sums tail ranked ranked_at vector weighted plain dense"
+SHARED = "sums words totals facts chosen attended scores rank position peaks counts masses highs lows parts"
+OWN = "block spare block_words lanes found tail ranked ranked_at vector weighted plain dense"
 SCRATCH = _record(f"row {SHARED} {OWN}")
 
 
@@ -167,9 +174,9 @@ def groups_of_segment(budget: int, tokens: int) -> int:
     return groups
 
 
-def dense_segments(tokens: int) -> int:
-    """Tasks of one KV head where a layer attends to all tokens."""
-    return -(-tokens // DENSE_SEGMENT)
+def dense_segments(tokens: int, first: int = 0) -> int:
+    """Tasks of one KV head where a layer attends to all of these tokens from the first on."""
+    return -(-tokens // DENSE_SEGMENT) - first // DENSE_SEGMENT
 
 
 def part_size(dim: int) -> int:
@@ -206,12 +213,12 @@ class Arena:
         tokens = segments * SEGMENT + 2 * LANES
         regions = queries * segments
         sizes = {
-            "words": queries * size // 4, "totals": queries, "facts": queries * FACTS,
+            "sums": queries * dim, "words": queries * size // 4, "totals": queries, "facts": queries * FACTS,
             "chosen": queries * row, "attended": queries, "scores": queries * row, "rank": regions * REGION,
             "position": regions * REGION, "peaks": queries * peaks, "counts": regions, "masses": regions,
             "highs": regions, "lows": regions,
             "block": block, "spare": block, "block_words": block // 4, "lanes": LANES,
-            "sums": per_head * LANES, "tail": size // CODES_PER_WORD * LANES,
+            "found": per_head * LANES, "tail": size // CODES_PER_WORD * LANES,
             "ranked": tokens, "ranked_at": tokens, "vector": dim, "weighted": dim, "plain": dim,
             "parts": queries * dense_segments(segments * SEGMENT) * part_size(dim),
             "dense": DENSE_SEGMENT + LANES,

@@ -1,4 +1,4 @@
-"""Rows of blocks: their products with a vector, and their numbers, for each name of `formats.FORMATS`."""
+"""Rows of blocks: their products with one vector or a few, and their numbers, for `formats.FORMATS`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from functools import lru_cache
 
 import numpy as np
 from llvmlite import ir
+from numba import njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from adamas_kernels.cpu.build import source_stamp, stage
 from adamas_kernels.cpu.floats import Bfloat16, Float32
 from adamas_kernels.cpu.formats import FORMATS, CodeFormat, FloatFormat, Reader
-from adamas_kernels.cpu.lanes import F32, FLOATS, I32, LANES, NUMBERS, round_to_bfloat16, splat, sum_lanes
+from adamas_kernels.cpu.lanes import F32, I32, LANES, NUMBERS, round_to_bfloat16, splat, sum_lanes
 from adamas_kernels.cpu.records import floats_at, products_at, rows_at
 from adamas_kernels.cpu.rounding import NUMBERS as ROUNDED_NUMBERS
 from adamas_kernels.cpu.rounding import SCALES_AT, SIZE, SUMS_AT
@@ -21,6 +22,7 @@ from adamas_kernels.cpu.vectors import dot_bytes, filled_up, in_order, part
 
 ZERO = np.float32(0)
 LINE = 64  # bytes
+TILE = 4  # vectors that a block is read once for
 AHEAD = 8192  # bytes: rows are short, and behind each the CPU would begin anew to see what comes next
 TOGETHER = 128  # numbers of short blocks that are read together, whose scales are then one vector
 I64, BYTE = ir.IntType(64), ir.IntType(8)
@@ -63,20 +65,31 @@ def reader(builder, address, size, blocks=1):
 
 
 @intrinsic(prefer_literal=True)
-def dot_floats(typing_context, form, total, address, x, at):
-    """total plus the products of the block of floats at an address with x from x[at] on, in LANES parts."""
+def dot_floats(typing_context, form, totals, address, x, at, step):
+    """Each of the totals plus the products of the floats of the block at an address with x from x[at] on, in
+    LANES parts; for the next total x is `step` numbers further.
+    """
 
     def emit(context, builder, sig, args):
-        _, total, address, x, at = args
+        _, totals, address, x, at, step = args
+        totals = cgutils.unpack_tuple(builder, totals)
         kind = FORMATS[form.literal_value]
         _fetch_ahead(builder, address, kind.size)
         block = kind.block(reader(builder, address, kind.size))
-        found = total if block.scale is None else ir.Constant(NUMBERS, [0.0] * LANES)
+        none = ir.Constant(NUMBERS, [0.0] * LANES)
+        found = list(totals) if block.scale is None else [none] * len(totals)
         for piece, numbers in enumerate(block.numbers):
-            found = fused(builder, numbers(), _lanes_of(context, builder, sig.args[3], x, at, piece), found)
-        return found if block.scale is None else fused(builder, found, block.scale, total)
+            read, place = numbers(), at
+            for i, total in enumerate(found):
+                found[i] = fused(
+                    builder, read, _lanes_of(context, builder, sig.args[3], x, place, piece), total
+                )
+                place = builder.add(place, step)
+        if block.scale is not None:
+            found = [fused(builder, x, block.scale, total) for x, total in zip(found, totals, strict=True)]
+        return context.make_tuple(builder, sig.return_type, found)
 
-    return FLOATS(form, total, types.int64, x, types.int64), emit
+    return totals(form, totals, types.int64, x, types.int64, types.int64), emit
 
 
 def vector_at(builder, address, at, element, count):
@@ -96,41 +109,74 @@ def added_to_codes(builder, kind, block, more=0):
     return lowest if block.minimums is None else builder.fadd(lowest, block.minimums)
 
 
+class _Rounded:
+    """A rounded vector from number `at` on of its block at an address: emits its numbers."""
+
+    def __init__(self, builder, address, at, groups):
+        self._builder, self._codes_at, self._groups = builder, builder.add(address, at), groups
+        # A group of LANES bytes has a float of 4.
+        self._floats_at = builder.add(address, builder.lshr(at, ir.Constant(I64, 2)))
+
+    def codes(self, at, count):
+        """So many codes from one on."""
+        return vector_at(self._builder, self._codes_at, at, BYTE, count)
+
+    @property
+    def scales(self):
+        """Of each LANES numbers."""
+        return vector_at(self._builder, self._floats_at, SCALES_AT, F32, self._groups)
+
+    @property
+    def sums(self):
+        """Of each LANES numbers."""
+        return vector_at(self._builder, self._floats_at, SUMS_AT, F32, self._groups)
+
+
+def _add_piece(builder, kind, codes, vector, scales, at, total):
+    """total plus the products of codes, of which `at` come before in their block, with a rounded vector."""
+    size = codes.type.count
+    sums = dot_bytes(builder, codes, vector.codes(at, size), signed=kind.most is None)
+    sums = builder.sitofp(sums, ir.VectorType(F32, size // 4))
+    factors = _spread(builder, scales, at // LANES, size // LANES, LANES // 4)
+    for first in range(0, size // 4, LANES):
+        pair = (part(builder, x, first, min(LANES, size // 4)) for x in (sums, factors))
+        total = fused(builder, *(filled_up(builder, x, LANES) for x in pair), total)
+    return total
+
+
 @intrinsic(prefer_literal=True)
-def dot_codes(typing_context, form, blocks, total, address, x, at):
-    """total plus the products of so many neighbouring blocks, the first one at an address, with numbers of a
-    rounded vector, in LANES parts: those from number `at` on of its block at the address x.
+def dot_codes(typing_context, form, blocks, totals, address, x, at, step):
+    """Each of the totals plus the products of so many neighbouring blocks, the first one at an address, with
+    numbers of a rounded vector, in LANES parts: those from number `at` on of its block at the address x; for
+    the next total x is `step` bytes further.
     """
 
     def emit(context, builder, sig, args):
-        _, _, total, address, x, at = args
+        _, _, totals, address, x, at, step = args
+        totals = cgutils.unpack_tuple(builder, totals)
         kind, count = FORMATS[form.literal_value], blocks.literal_value
         _fetch_ahead(builder, address, kind.size * count)
         block = kind.block(reader(builder, address, kind.size, count))
-        groups = kind.numbers * count // LANES
-        codes_at = builder.add(x, at)
-        # A group of LANES bytes has a float of 4.
-        floats_at = builder.add(x, builder.lshr(at, ir.Constant(I64, 2)))
-        scales = builder.fmul(block.scales, vector_at(builder, floats_at, SCALES_AT, F32, groups))
+        vectors = [_Rounded(builder, x, at, kind.numbers * count // LANES)]
+        for _ in totals[1:]:
+            x = builder.add(x, step)
+            vectors.append(_Rounded(builder, x, at, kind.numbers * count // LANES))
+        scales = [builder.fmul(block.scales, vector.scales) for vector in vectors]
         at_code = 0
         for piece in block.pieces:
             codes = piece()
-            size = codes.type.count
-            numbers = vector_at(builder, codes_at, at_code, BYTE, size)
-            sums = dot_bytes(builder, codes, numbers, signed=kind.most is None)
-            sums = builder.sitofp(sums, ir.VectorType(F32, size // 4))
-            factors = _spread(builder, scales, at_code // LANES, size // LANES, LANES // 4)
-            for first in range(0, size // 4, LANES):
-                pair = (part(builder, x, first, min(LANES, size // 4)) for x in (sums, factors))
-                total = fused(builder, *(filled_up(builder, x, LANES) for x in pair), total)
-            at_code += size
+            for i, vector in enumerate(vectors):
+                totals[i] = _add_piece(builder, kind, codes, vector, scales[i], at_code, totals[i])
+            at_code += codes.type.count
         added = added_to_codes(builder, kind, block)
         if added is not None:
-            sums = vector_at(builder, floats_at, SUMS_AT, F32, groups)
-            total = fused(builder, *(filled_up(builder, x, LANES) for x in (added, sums)), total)
-        return total
+            for i, vector in enumerate(vectors):
+                pair = (filled_up(builder, x, LANES) for x in (added, vector.sums))
+                totals[i] = fused(builder, *pair, totals[i])
+        return context.make_tuple(builder, sig.return_type, totals)
 
-    return FLOATS(form, blocks, total, types.int64, types.int64, types.int64), emit
+    place = types.int64
+    return totals(form, blocks, totals, place, place, place, place), emit
 
 
 def _numbers_of_floats(builder, block):
@@ -178,67 +224,102 @@ def unpack_block(typing_context, form, block, out, kind):
     return types.void(form, types.int64, types.int64, kind), emit
 
 
+@njit
+def whole_lanes(count):
+    """The least whole number of LANES that is not less."""
+    return -(-count // LANES) * LANES
+
+
 @lru_cache(maxsize=None, typed=True)
 def build_product(form: str) -> int:
     """Compile rows(first, last, product, x, out): some rows' products with x, from `out` on; addresses.
 
     x: a rounded vector where the type has codes, else float32.
     """
-    return _product_of_codes(form) if isinstance(FORMATS[form], CodeFormat) else _product_of_floats(form)
-
-
-def _product_of_floats(form: str) -> int:
     stamp = source_stamp()
-    numbers, size = FORMATS[form].numbers, FORMATS[form].size
+    add_blocks = _adds_blocks(form)
 
-    def rows(first, last, product_at, x_at, out_at):
+    def rows(first, last, product_at, x, out_at):
         _ = stamp
-        product = products_at(product_at)[0]
-        x, out = floats_at(x_at), floats_at(out_at)
+        product, out = products_at(product_at)[0], floats_at(out_at)
         step = product.row_bytes
         for row in range(first, last, 2):  # two at a time, which share what is read of x
             block = product.data + row * step
             other = block + step if row + 1 < last else block
-            a = b = splat(ZERO)
-            for at in range(product.blocks):
-                a = dot_floats(form, a, block + at * size, x, at * numbers)
-                b = dot_floats(form, b, other + at * size, x, at * numbers)
-            out[row - first] = sum_lanes(a)
+            a, b = add_blocks((splat(ZERO),), (splat(ZERO),), block, other, product.blocks, x, 0)
+            out[row - first] = sum_lanes(a[0])
             if row + 1 < last:
-                out[row + 1 - first] = sum_lanes(b)
+                out[row + 1 - first] = sum_lanes(b[0])
 
     return stage(rows, STAGE)
 
 
-def _product_of_codes(form: str) -> int:
+@lru_cache(maxsize=None, typed=True)
+def build_products(form: str) -> int:
+    """Compile the same for TILE vectors, `product.x_step` bytes apart from x on, each multiplied as it would
+    be alone: out is [TILE, rows, up to a whole number of LANES].
+    """
     stamp = source_stamp()
+    add_blocks = _adds_blocks(form)
+
+    def rows(first, last, product_at, x, out_at):
+        _ = stamp
+        product, out = products_at(product_at)[0], floats_at(out_at)
+        width, none = whole_lanes(last - first), splat(ZERO)
+        for row in range(first, last, 2):
+            block = product.data + row * product.row_bytes
+            other = block + product.row_bytes if row + 1 < last else block
+            zeros = (none, none, none, none)
+            a, b = add_blocks(zeros, zeros, block, other, product.blocks, x, product.x_step)
+            for i in range(TILE):
+                out[i * width + row - first] = sum_lanes(a[i])
+                if row + 1 < last:
+                    out[i * width + row + 1 - first] = sum_lanes(b[i])
+
+    return stage(rows, STAGE)
+
+
+def _adds_blocks(form: str):
+    """A compiled function of (a, b, block, other, blocks, x, step): a and b, LANES parts for each of some
+    vectors, plus the products of the blocks of two rows with vectors at the address x, `step` bytes apart.
+    """
+    return _adds_codes(form) if isinstance(FORMATS[form], CodeFormat) else _adds_floats(form)
+
+
+def _adds_floats(form: str):
+    numbers, size = FORMATS[form].numbers, FORMATS[form].size
+
+    @njit
+    def add_blocks(a, b, block, other, blocks, x_at, step):
+        x = floats_at(x_at)
+        for at in range(blocks):
+            a = dot_floats(form, a, block + at * size, x, at * numbers, step // 4)
+            b = dot_floats(form, b, other + at * size, x, at * numbers, step // 4)
+        return a, b
+
+    return add_blocks
+
+
+def _adds_codes(form: str):
     numbers, size = FORMATS[form].numbers, FORMATS[form].size
     together = max(1, TOGETHER // numbers)
     shift = (ROUNDED_NUMBERS // numbers).bit_length() - 1
 
-    def rows(first, last, product_at, x_at, out_at):
-        _ = stamp
-        product = products_at(product_at)[0]
-        out, step = floats_at(out_at), product.row_bytes
-        whole = product.blocks // together * together
-        for row in range(first, last, 2):  # two at a time, which share what is read of x
-            block = product.data + row * step
-            other = block + step if row + 1 < last else block
-            a = b = splat(ZERO)
-            for at in range(0, whole, together):
+    @njit
+    def add_blocks(a, b, block, other, blocks, x_at, step):
+        whole = blocks // together * together
+        for at in range(0, whole, together):
+            x, within = x_at + (at >> shift) * SIZE, at * numbers & ROUNDED_NUMBERS - 1
+            a = dot_codes(form, together, a, block + at * size, x, within, step)
+            b = dot_codes(form, together, b, other + at * size, x, within, step)
+        if together > 1:
+            for at in range(whole, blocks):
                 x, within = x_at + (at >> shift) * SIZE, at * numbers & ROUNDED_NUMBERS - 1
-                a = dot_codes(form, together, a, block + at * size, x, within)
-                b = dot_codes(form, together, b, other + at * size, x, within)
-            if together > 1:
-                for at in range(whole, product.blocks):
-                    x, within = x_at + (at >> shift) * SIZE, at * numbers & ROUNDED_NUMBERS - 1
-                    a = dot_codes(form, 1, a, block + at * size, x, within)
-                    b = dot_codes(form, 1, b, other + at * size, x, within)
-            out[row - first] = sum_lanes(a)
-            if row + 1 < last:
-                out[row + 1 - first] = sum_lanes(b)
+                a = dot_codes(form, 1, a, block + at * size, x, within, step)
+                b = dot_codes(form, 1, b, other + at * size, x, within, step)
+        return a, b
 
-    return stage(rows, STAGE)
+    return add_blocks
 
 
 @lru_cache(maxsize=None, typed=True)

@@ -32,7 +32,7 @@ def add_to_tally(steps, scratch):
     attended = ints_at(scratch.attended)
     for place in range(steps[0].batch * queries):
         step = steps[place // queries]
-        at = place // queries * step.tally_b
+        at = place // queries * step.tally_b + place % step.new * step.tally_n
         for i in range(attended[place]):
             position = chosen[place * scratch.row + i]
             tally[at + position] += ONE
@@ -66,7 +66,7 @@ def build_stages(form: Form, query_kind: Kind, kind: Kind) -> Stages:
         step = steps[b]
         if step.rope:
             rope_heads(step, head)
-        append_tokens(query_kind, kind, step, layer, b, head)
+        append_tokens(query_kind, kind, step, layer, scratch, b, head)
         encode_tokens(kind, step, layer, scratch, b, head)
         encode_queries(query_kind, step, layer, scratch, b, head)
 
