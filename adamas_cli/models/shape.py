@@ -50,7 +50,7 @@ OTHER_CONTEXT = ("model_max_length", "max_seq_len", "seq_length")
 CODED = (FULL, HYBRID)  # kinds of layers that may attend sparsely
 STATES = 5  # copies of recurrent states in memory: the present one, and those that a timeline returns to
 # Means that sparse reading keeps of the keys and of the values of so many tokens (`adamas_kernels.reading`).
-KEY_MEANS, VALUE_MEANS, MEAN_TOKENS = 5, 1, 64
+KEY_MEANS, VALUE_MEANS, MEAN_TOKENS = 2, 1, 64
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _PACKED_BITS = 8.5  # of a weight, its share of a scale included: the most that packing leaves
 _CHOICES = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts")  # as configs call `choices`
