@@ -78,7 +78,7 @@ def sizes_of(drafter: Drafter, tokens: list[int]) -> list[int]:
 
 def test_drafts_are_as_long_as_pays():
     text = numbers(300, below=10_000)
-    drafter = Drafter(text, Costs("cpu"))
+    drafter = Drafter(text, Costs())
     assert drafter.propose(LARGEST_STEP) == []
     sizes = sizes_of(drafter, text[100:200].tolist())
     assert sizes[: ORDER - 1] == [0] * (ORDER - 1)
@@ -97,9 +97,9 @@ def test_where_repetitions_mislead_nothing_is_proposed_after_a_while():
     phrase, other = numbers(ORDER, 1, 1000).tolist(), (numbers(2500, 2, 1000) + 1000).tolist()
     parts = [[*phrase, *other[at : at + 5]] for at in range(0, len(other), 5)]
     known, rest = np.array(parts[:300]).ravel(), np.array(parts[300:]).ravel().tolist()
-    drafter = Drafter(known, Costs("cpu"))
+    drafter = Drafter(known, Costs())
     assert not any(sizes_of(drafter, rest)[-400:])
-    always = Drafter(known, Costs("cpu"), always=True)
+    always = Drafter(known, Costs(), always=True)
     assert any(sizes_of(always, rest)[-400:])
 
 
@@ -218,7 +218,7 @@ def test_drawn_tokens_are_distributed_as_the_model_says():
     """Each behind its predecessor, drafted or not: chi-square of 12 degrees of freedom."""
     torch.manual_seed(0)
     chain, sampler = Chain(2 * torch.randn(4, 4)), Sampler(Sampling(0.8, seed=5), torch.device("cpu"))
-    drafter = Drafter(numbers(200, below=4), Costs("cpu"), always=True)
+    drafter = Drafter(numbers(200, below=4), Costs(), always=True)
     saying = Checked(chain, chain, Mode(), sampler, drafter, chain.logits[0])
     said = []
     for _ in range(DRAWN):

@@ -14,9 +14,8 @@ ORDER = 3  # last tokens that a place in the text must share with its end
 PLACES = 16  # that share them, which are compared, the last ones
 COMPARED = 32  # tokens before each
 SIZES = (4, 8, LARGEST_STEP)  # tokens of passes that check drafts
-# Seconds of such a pass over those of one token, before they were measured in an answer. Drafts are made
-# unasked on devices where they are known (docs/performance.md).
-COSTS: Mapping[str, Mapping[int, float]] = {"cpu": {4: 1.6, 8: 2.8, 16: 5.2}}
+# Seconds of such a pass over those of one token, before they were measured in an answer (docs/performance.md).
+COSTS: Mapping[int, float] = {4: 1.6, 8: 2.8, 16: 5.2}
 LEAST_GAIN = 1.1  # tokens for the time of one, below which there is no draft
 # For places that share at least so many tokens with the end of the text: how often the next token is the same
 # there, before it was seen in this answer.
@@ -133,8 +132,7 @@ class Costs:
     what else runs on a machine only adds to them.
     """
 
-    def __init__(self, device: str) -> None:
-        self._guess = COSTS.get(device, COSTS["cpu"])
+    def __init__(self) -> None:
         self._seconds = {size: deque[float](maxlen=8) for size in (1, *SIZES)}
         self._begun: set[int] = set()
 
@@ -149,7 +147,7 @@ class Costs:
     def of(self, size: int) -> float:
         """A pass of so many tokens, over one of one."""
         one, known = self._seconds[1], self._seconds[size]
-        return min(known) / min(one) if one and known else self._guess[size]
+        return min(known) / min(one) if one and known else COSTS[size]
 
 
 class Drafter:

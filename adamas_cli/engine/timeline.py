@@ -25,7 +25,7 @@ from adamas_cli.cache.mode import Mode, Sparse
 from adamas_cli.engine.attention import AttentionSettings, decide_for
 from adamas_cli.engine.compiling import announced_compiling
 from adamas_cli.engine.decoding import Checked, OneByOne, Saying
-from adamas_cli.engine.drafts import COSTS, Costs, Drafter
+from adamas_cli.engine.drafts import Costs, Drafter
 from adamas_cli.engine.events import Done, Event, Prefill, Token
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.peak import peak_memory
@@ -96,7 +96,7 @@ class Timeline:
     ) -> None:
         self.model = Model.of(loaded)
         self.drafts = drafts
-        self._costs = Costs(self.model.device.type)
+        self._costs = Costs()
         self.attention = attention
         self._announce = announce or log.info
         self._said: set[str] = set()
@@ -174,8 +174,6 @@ class Timeline:
         """One line about why there are no drafts, or None where there are, or none are asked for."""
         if self.drafts == "off" or self._drafts(self._answering(sparse=True)):
             return None
-        if self.drafts == "auto" and self.model.device.type not in COSTS:
-            return f"no drafts on {self.model.device.type}, where it is not known that they pay: `draft` text"
         return "no drafts: steps take one token at a time, or layers do not give the last ones back"
 
     @property
@@ -500,8 +498,7 @@ class Timeline:
 
     def _drafts(self, mode: Mode) -> bool:
         """Whether drafts of answers in this mode are checked."""
-        asked = self.drafts == "text" or (self.drafts == "auto" and self.model.device.type in COSTS)
-        return asked and self._stepper.checks(mode)
+        return self.drafts != "off" and self._stepper.checks(mode)
 
     def _saying(self, ids: np.ndarray, mode: Mode, sampler: Sampler) -> Saying:
         """The tokens of an answer behind a prompt, int [n]."""

@@ -35,7 +35,7 @@ class ReadSettings:
     `block_shares`.
     """
 
-    tolerance: float = 0.004
+    tolerance: float = 0.001
 
     def __post_init__(self) -> None:
         if not 0 <= self.tolerance < 1:

@@ -1,5 +1,4 @@
-"""One decode step, from a token's embedding to the greedy token behind it, as a CUDA graph; or one of a
-few tokens, to the logits behind each.
+"""One decode step, from a token's embedding to the greedy token behind it, as a CUDA graph.
 
 Nothing in a step depends on the host: the length lies on the device and no grid changes with it. So one graph
 for each way to attend serves every length and every question; it is captured anew only after a buffer or
@@ -43,11 +42,11 @@ def graph_obstacle(model: Model, cache: KVCache, sparse: Sparse | None) -> str |
 
 @dataclass
 class _Graph:
-    """A captured step. tokens: int64 [n], which it reads; one is then the greedy token; logits: [n, V]."""
+    """A captured step. token: int64 [1], which it reads, and then holds the greedy token; logits: [V]."""
 
     version: int
     graph: torch.cuda.CUDAGraph
-    tokens: Tensor
+    token: Tensor
     logits: Tensor
 
 
@@ -57,30 +56,28 @@ class CapturedSteps:
     def __init__(self, model: Model, cache: KVCache) -> None:
         self._model = model
         self._cache = cache
-        self._graphs: dict[tuple[Mode, int], _Graph] = {}
+        self._graphs: dict[Mode, _Graph] = {}
 
-    def step(self, tokens: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:
-        """Append tokens, int64 [n]; the logits after each, [n, V], and, with one token, the greedy one, int64
-        [1].
+    def step(self, token: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:
+        """Append a token, int64 [1]; the logits after it, [V], and the greedy token, int64 [1].
 
         Both are valid until the next step. Raises RuntimeError where a step cannot be captured; then the
         cache is as it was.
         """
-        new = len(tokens)
-        self._cache.make_room(new)
-        graph = self._graphs.get((mode, new))
+        self._cache.make_room(1)
+        graph = self._graphs.get(mode)
         if graph is None or graph.version != self._cache.extent.version:
-            self._graphs.pop((mode, new), None)
-            graph = self._graphs[mode, new] = self._capture(tokens, mode)
-        if tokens is not graph.tokens:
-            graph.tokens.copy_(tokens)
+            self._graphs.pop(mode, None)
+            graph = self._graphs[mode] = self._capture(token, mode)
+        if token is not graph.token:
+            graph.token.copy_(token)
         graph.graph.replay()
-        self._cache.count(new, mode)
-        return graph.logits, graph.tokens
+        self._cache.count(1, mode)
+        return graph.logits, graph.token
 
-    def _capture(self, tokens: Tensor, mode: Mode) -> _Graph:
-        cache, device = self._cache, tokens.device
-        own = tokens.clone()
+    def _capture(self, token: Tensor, mode: Mode) -> _Graph:
+        cache, device = self._cache, token.device
+        own = token.clone()
         mark, counted = cache.mark(), None if mode.tally is None else mode.tally.counts.clone()
         version = cache.extent.version
         try:
@@ -91,7 +88,7 @@ class CapturedSteps:
                 self._run(own, mode)
             torch.cuda.current_stream(device).wait_stream(stream)
             cache.rewind(mark)
-            own.copy_(tokens)
+            own.copy_(token)
             graph = torch.cuda.CUDAGraph()
             pool = next((other.graph.pool() for other in self._graphs.values()), None)
             with (
@@ -106,16 +103,13 @@ class CapturedSteps:
         assert cache.extent.version == version, "a step replaced its own buffers"
         return _Graph(version, graph, own, logits)
 
-    def _run(self, tokens: Tensor, mode: Mode) -> Tensor:
+    def _run(self, token: Tensor, mode: Mode) -> Tensor:
         from adamas_kernels.triton.largest import largest  # Triton is nowhere else needed
 
         positions = self._cache.extent.lengths.long().unsqueeze(0)
-        if len(tokens) > 1:
-            positions = positions + torch.arange(len(tokens), device=tokens.device)
-            return self._model.forward(tokens, self._cache, mode, every=True, positions=positions)
-        logits = self._model.forward(tokens, self._cache, mode, positions=positions)
-        tokens.copy_(largest(logits))
-        return logits.unsqueeze(0)
+        logits = self._model.forward(token, self._cache, mode, positions=positions)
+        token.copy_(largest(logits))
+        return logits
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from adamas_kernels.contract import LARGEST_STEP
 from torch import Tensor
 
 from adamas_cli.cache.cache import KVCache
@@ -58,15 +57,11 @@ class Stepper:
 
     def checks(self, mode: Mode) -> bool:
         """Whether steps of this mode take several tokens for less than as many steps, and give them back."""
-        counts = mode.tally is not None and mode.sparse is not None
-        captured = self._captured is not None and not counts  # captured steps count all of their tokens
-        return (self.runs_compiled(mode) or captured) and self._cache.retracts
+        return self.runs_compiled(mode) and self._cache.retracts
 
     def most(self, mode: Mode) -> int:
         """How many tokens the next of the `steps` should take at most, where it `checks`."""
-        if self._compiled is not None and self.runs_compiled(mode):
-            return self._compiled.most()
-        return LARGEST_STEP if self._captured is not None else 1
+        return self._compiled.most() if self._compiled is not None and self.runs_compiled(mode) else 1
 
     def step(self, token: Tensor, mode: Mode) -> tuple[Tensor, Tensor | None]:
         """Append one token, int64 [1], as an answer's tokens attend: the logits after it, [vocabulary], valid
@@ -77,13 +72,14 @@ class Stepper:
 
     def steps(self, tokens: Tensor, mode: Mode) -> tuple[Tensor, Tensor | None]:
         """The same with several tokens, int64 [n], where it `checks`: the logits after each, [n, vocabulary],
-        and None.
+        and None. A captured step takes one.
         """
         if self._compiled is not None and self.runs_compiled(mode):
             return self._compiled.step(tokens.tolist(), mode), None
         if self._captured is not None and self._cache.get_seq_length():  # the first token makes the buffers
             try:
-                return self._captured.step(tokens, mode)
+                logits, greedy = self._captured.step(tokens, mode)
+                return logits.unsqueeze(0), greedy
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
