@@ -14,7 +14,7 @@ ORDER = 3  # last tokens that a place in the text must share with its end
 PLACES = 16  # that share them, which are compared, the last ones
 COMPARED = 32  # tokens before each
 SIZES = (4, 8, LARGEST_STEP)  # tokens of passes that check drafts
-# Seconds of such a pass over those of one token, before they were measured in an answer (docs/performance.md).
+# Seconds of such a pass over those of one token, before an answer has measured them (docs/performance.md).
 COSTS: Mapping[int, float] = {4: 1.6, 8: 2.8, 16: 5.2}
 LEAST_GAIN = 1.1  # tokens for the time of one, below which there is no draft
 # For places that share at least so many tokens with the end of the text: how often the next token is the same
