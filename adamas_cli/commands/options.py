@@ -121,7 +121,7 @@ FLAGS: dict[type, dict[str, Any]] = {
         "read": _attention(
             "--read",
             help="How documents are read: densely, sparsely (blocks of tokens with little attention are left "
-            "out), or sparsely as soon as they are long enough to gain.",
+            "out), or as measurements say: densely so far.",
         ),
         "budget": _attention(
             "--budget",

@@ -10,9 +10,9 @@ import math
 # matrix products and attention run at full speed.
 PREFILL_CHUNK = {"cpu": 512, "cuda": 8192}
 OTHER_CHUNK = 2048
-# Contexts from which `auto` reads documents sparsely, by kind of device; others read densely. Not measured
-# yet: attention is most of the work of reading from about these lengths.
-SPARSE_READING_FROM = {"cpu": 16 * 1024, "cuda": 30 * 1024}
+# Contexts from which `auto` reads documents sparsely, by kind of device; others read densely. None so far:
+# what it does to answers was not measured (docs/accuracy.md).
+SPARSE_READING_FROM: dict[str, int] = {}
 SPARSE_PAIR_COST = 0.3  # of a query with a key, where most blocks are left out; until some are timed
 # Contexts from which a sparse decode step is faster than a full one, by backend (docs/performance.md). The
 # reference in plain torch never is: it unpacks all codes at every step. On a GPU a full step takes as long as
