@@ -321,7 +321,7 @@ def test_a_closed_pipe_ends_quietly(tiny_model: Path, book: Path) -> None:
     os.close(writer)
     _, stderr = process.communicate()
     assert process.returncode == CLOSED_PIPE
-    assert stderr == b""
+    assert [line for line in stderr.splitlines() if not line.startswith(b"compiling")] == []
 
 
 @pytest.mark.parametrize("delay", [0.5, 2.0, 5.0])

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from adamas_kernels.contract import SparseSettings
-from adamas_kernels.cpu import CpuBackend
 from families import SEEING, seeing_config
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
@@ -128,12 +127,6 @@ def packed(config: PreTrainedConfig) -> nn.Module:
     model = model.eval().requires_grad_(False)
     pack_model(model, Silent())
     return model
-
-
-@pytest.fixture
-def plain_numbers(monkeypatch):
-    """Weights are not rounded: with codes, what differs in its last bit may be rounded to another integer."""
-    monkeypatch.setattr(CpuBackend, "quantize", CpuBackend.as_blocks)
 
 
 def ids(count: int, seed: int = 0) -> np.ndarray:

@@ -200,8 +200,9 @@ def test_a_model_that_sees_answers_by_its_text_part(name: str, tmp_path: Path) -
     assert_near(sparse.score(IDS[DOCUMENT:], sparse=True), expected)
     facts, built = file_facts(model.files), config_facts(config, tmp_path)
     assert facts.shape == Model.of(model).shape
-    numbers = sum(parameter.numel() for parameter in model.model.parameters())
-    assert facts.weights.bytes(1) == built.weights.bytes(1) == numbers
+    assert built.weights.bytes(1) == sum(parameter.numel() for parameter in model.model.parameters())
+    # A file also has buffers, such as the corrections of a router.
+    assert facts.weights.bytes(1) == sum(numbers.numel() for numbers in model.model.state_dict().values())
 
 
 @pytest.mark.parametrize("name", ["deepseek_v32", "llama4_text", "nanochat"])

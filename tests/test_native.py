@@ -126,7 +126,7 @@ def scores(model: nn.Module, attention: AttentionSettings, *, chunk: int = 64) -
 
 @pytest.mark.parametrize("attention", ["full", "adamas", "adamas to an error"])
 @pytest.mark.parametrize("name", NATIVE)
-def test_logits_are_those_of_transformers(pack, name, attention):
+def test_logits_are_those_of_transformers(plain_numbers, pack, name, attention):
     packed, plain = pack(build(name))
     settings = FULL
     if attention != "full":
@@ -148,7 +148,7 @@ def test_a_budget_of_all_tokens_is_full_attention(pack, scorer):
     torch.testing.assert_close(scores(packed, everything), scores(packed, FULL), rtol=1e-3, atol=1e-3)
 
 
-def test_a_cache_in_bfloat16(pack):
+def test_a_cache_in_bfloat16(plain_numbers, pack):
     packed, plain = pack(build("llama").bfloat16())
     found, expected = scores(packed, FULL), scores(plain.float(), FULL)
     assert (found - expected).norm() < 0.03 * expected.norm()
@@ -244,7 +244,8 @@ def test_a_packed_layer_is_a_linear_layer(pack, rows, dtype):
     assert found.dtype == dtype
     assert found.shape == expected.shape
     if rows:
-        assert (found - expected).norm() <= (1e-5 if dtype == torch.float32 else 1e-2) * expected.norm()
+        rounded = rows <= FEW_ROWS or dtype == torch.bfloat16  # to 8 bits in groups, or to bfloat16
+        assert (found - expected).norm() <= (1e-2 if rounded else 1e-5) * expected.norm()
 
 
 @pytest.mark.parametrize("attention", ["full", "adamas"])
@@ -263,4 +264,4 @@ def test_layers_of_several_types_decode_as_their_numbers_do(attention):
     everything = AttentionSettings(attention, SparseSettings(budget=2000))
     assert obstacle(Timeline(Loaded(packed), everything, context=9)) is None
     found, expected = scores(packed, everything), scores(plain, FULL)
-    assert (found - expected).abs().max() < 1e-3 * expected.abs().max()
+    assert (found - expected).norm() < 0.03 * expected.norm()  # vectors are rounded to 8 bits in groups

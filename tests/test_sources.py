@@ -123,7 +123,7 @@ def test_every_answer_is_counted_anew():
     np.testing.assert_allclose(again[1], first[1], rtol=1e-5, atol=1e-6)
 
 
-def test_compiled_steps_count_as_launched_ones_do(pack):  # noqa: F811
+def test_compiled_steps_count_as_launched_ones_do(plain_numbers, pack):  # noqa: F811
     packed, plain = pack(tiny_architecture("llama").requires_grad_(False))
     found, expected = (counted(Loaded(model), sparse(BUDGET)) for model in (packed, plain))
     assert found[0] == expected[0]
