@@ -28,6 +28,10 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "adamas summarize book.txt --style bullets --max-words 200": "a book of any length, in a few points",
         "adamas summarize src/": "what a repository is, how it is built up and how to run it",
     },
+    "serve": {
+        "adamas serve book.txt": "a page for questions, and OpenAI's interface, at http://127.0.0.1:8000",
+        "ADAMAS_API_KEY=secret adamas serve src/ --host 0.0.0.0 --port 80": "for others, who need the key",
+    },
     "bench": {
         "adamas bench --len 4k,16k --text book.txt": "how fast this machine reads and answers",
         "adamas bench --kernels": "one sparse step of a layer beside full attention",
