@@ -102,3 +102,200 @@ def test_an_answer_is_the_one_that_the_command_gives(
     assert usage["prompt_tokens"] == expected.done.prompt_tokens
     assert usage["completion_tokens"] == expected.done.completion_tokens
     assert usage["prompt_tokens_details"]["cached_tokens"] >= len(FABLE) * 4
+
+
+def test_responses_say_the_same(client: TestClient) -> None:
+    expected = text_of(chat(client, QUESTION))
+    answer = client.post("/v1/responses", json={"input": QUESTION}).json()
+    (message,) = answer["output"]
+    assert message["content"][0]["text"] == expected
+    assert answer["usage"]["output_tokens"] == TOKENS
+    assert answer["status"] == "incomplete"
+    assert answer["incomplete_details"] == {"reason": "max_output_tokens"}
+
+
+def streamed(client: TestClient, path: str, **body: Any) -> list[dict[str, Any]]:
+    response = client.post(path, json={"stream": True, **body})
+    assert response.headers["content-type"].startswith("text/event-stream")
+    data = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
+    return [json.loads(line) for line in data if line != "[DONE]"]
+
+
+def test_chunks_of_a_stream_make_the_answer(client: TestClient) -> None:
+    expected = chat(client, QUESTION)
+    messages = [{"role": "user", "content": QUESTION}]
+    options = {"include_usage": True, "include_progress": True}
+    *chunks, last = streamed(client, "/v1/chat/completions", messages=messages, stream_options=options)
+    said = [chunk["choices"][0]["delta"].get("content", "") for chunk in chunks if chunk["choices"]]
+    assert "".join(said).rstrip() == text_of(expected)
+    assert len(said) > 3
+    read = [chunk["progress"] for chunk in chunks if "progress" in chunk]
+    assert read[-1]["read"] == read[-1]["total"] == expected["usage"]["prompt_tokens"]
+    assert last["usage"]["total_tokens"] == expected["usage"]["total_tokens"]
+
+
+def test_events_of_a_response_make_it(client: TestClient) -> None:
+    events = streamed(client, "/v1/responses", input=QUESTION)
+    said = "".join(event["delta"] for event in events if event["type"] == "response.output_text.delta")
+    assert said.rstrip() == text_of(chat(client, QUESTION))
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert events[-1]["type"] == "response.incomplete"
+
+
+def test_a_conversation_goes_on_from_what_was_read_and_said(client: TestClient) -> None:
+    first = chat(client, "Who was there?")
+    second = chat(client, "Who was there?", text_of(first), "And what then?")
+    counts = second["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert counts >= first["usage"]["prompt_tokens"]
+    assert text_of(chat(client, "Who was there?", text_of(first), "And what then?")) == text_of(second)
+
+
+def test_an_answer_ends_at_a_stop_text_that_it_does_not_hold(client: TestClient) -> None:
+    whole = text_of(chat(client, QUESTION))
+    stop = whole[3:5]
+    answer = chat(client, QUESTION, stop=stop)
+    assert text_of(answer) == whole[: whole.index(stop)].rstrip()
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["usage"]["completion_tokens"] < TOKENS
+    assert text_of(chat(client, QUESTION)) == whole
+
+
+def test_a_seed_makes_drawn_answers_repeat(client: TestClient) -> None:
+    drawn = [text_of(chat(client, QUESTION, temperature=1.5, seed=seed)) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_clients_at_once_get_the_answers_of_one(client: TestClient) -> None:
+    questions = [f"What happens in sentence {number}?" for number in range(6)]
+    expected = [text_of(chat(client, question, max_tokens=6)) for question in questions]
+    found: dict[str, str] = {}
+
+    def ask(question: str) -> None:
+        found[question] = text_of(chat(client, question, max_tokens=6))
+
+    threads = [threading.Thread(target=ask, args=(question,)) for question in questions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[question] for question in questions] == expected
+
+
+def upload(client: TestClient, name: str, data: bytes) -> Any:
+    return client.post("/v1/files", files={"file": (name, data)}, data={"purpose": "user_data"})
+
+
+def test_an_upload_is_asked_about_by_its_id_alone(
+    client: TestClient, alone: adamas_cli.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "A crow dropped stones into a jug until the water rose.\n" * 3
+    (tmp_path / "crow.txt").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    file = upload(client, "/etc/crow.txt", text.encode()).json()
+    assert (file["filename"], file["bytes"]) == ("crow.txt", len(text))
+    with alone.open("crow.txt") as expected:
+        answer = chat(client, QUESTION, files=[file["id"]])
+        assert text_of(answer) == expected.ask(QUESTION).text
+    part = {"type": "file", "file": {"file_id": file["id"]}}
+    content = [part, {"type": "text", "text": QUESTION}]
+    body = {"messages": [{"role": "user", "content": content}]}
+    assert text_of(client.post("/v1/chat/completions", json=body).json()) == text_of(answer)
+    assert client.get(f"/v1/files/{file['id']}/content").text == text
+    assert client.delete(f"/v1/files/{file['id']}").json()["deleted"]
+    assert client.get(f"/v1/files/{file['id']}").status_code == 404
+    assert client.delete(f"/v1/files/{client.get('/v1/files').json()['data'][0]['id']}").status_code == 400
+
+
+def test_no_upload_brings_in_what_is_not_in_it(client: TestClient, folder: Path) -> None:
+    (folder / ".git").mkdir(exist_ok=True)  # what LaTeX takes for its own repository
+    (folder / "secret.tex").write_text("the password")
+    file = upload(client, "paper.tex", b"\\documentclass{article}\n\\input{../../../secret}\n").json()
+    assert "password" not in client.get(f"/v1/files/{file['id']}/content").text
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../../secret.tex", "file-000000000000000000000000", "%2e%2e"])
+def test_only_ids_of_files_lead_to_files(client: TestClient, name: str) -> None:
+    assert client.get(f"/v1/files/{name}/content").status_code == 404
+    body = {"messages": [{"role": "user", "content": "?"}], "files": [name]}
+    assert client.post("/v1/chat/completions", json=body).status_code == 404
+
+
+def test_passages_behind_an_answer_are_lines_of_a_file(client: TestClient, fable: Path) -> None:
+    (file, *_) = client.get("/v1/files").json()["data"]
+    sources = chat(client, QUESTION, sources=2)["sources"]
+    assert sources
+    for passage in sources:
+        assert passage["path"] in file["documents"]
+        lines = client.get(f"/v1/files/{file['id']}/content").text.splitlines()
+        assert passage["excerpt"].strip(" …")[:20] in " ".join(
+            lines[passage["first_line"] - 1 : passage["last_line"]]
+        )
+
+
+ASKED = {"messages": [{"role": "user", "content": "Why?"}]}
+WRONG = {
+    "no messages": ({}, 400, "invalid_value"),
+    "an answer last": ({"messages": [{"role": "assistant", "content": "x"}]}, 400, "invalid_value"),
+    "an empty question": ({"messages": [{"role": "user", "content": " "}]}, 400, "invalid_value"),
+    "a role": ({"messages": [{"role": "tool", "content": "x"}]}, 400, "unsupported_parameter"),
+    "an image": (
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        400,
+        "unsupported_parameter",
+    ),
+    "tools": (ASKED | {"tools": [{}]}, 400, "unsupported_parameter"),
+    "several answers": (ASKED | {"n": 2}, 400, "unsupported_parameter"),
+    "a temperature": (ASKED | {"temperature": "hot"}, 400, "invalid_value"),
+    "a limit": (ASKED | {"max_tokens": 0}, 400, "invalid_value"),
+    "a model": (ASKED | {"model": "gpt-7"}, 404, "model_not_found"),
+    "too much": ({"messages": [{"role": "user", "content": "x" * 5000}]}, 400, "context_length_exceeded"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_requests_are_refused(client: TestClient, name: str) -> None:
+    body, status, code = WRONG[name]
+    response = client.post("/v1/chat/completions", json=body)
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+
+
+def test_a_body_must_say_that_it_is_json(client: TestClient) -> None:
+    plain = {"content-type": "text/plain"}
+    assert client.post("/v1/chat/completions", content=json.dumps(ASKED), headers=plain).status_code == 415
+    typed = {"content-type": "application/json"}
+    assert client.post("/v1/responses", content="{", headers=typed).status_code == 400
+    assert upload(client, "large.txt", b"x" * 10_001).status_code == 413
+    assert upload(client, "empty.bin", bytes(100)).status_code == 400
+
+
+def test_pages_of_other_sites_are_refused(client: TestClient) -> None:
+    assert client.get("/v1/files", headers={"host": "evil.example"}).status_code == 403
+    assert client.get("/v1/files", headers={"origin": "http://evil.example"}).status_code == 403
+    assert client.get("/v1/files", headers={"origin": BASE}).status_code == 200
+
+
+def test_without_the_key_nothing_is_told(tiny_model: Path) -> None:
+    server = make_server(tiny_model, [], key="secret")
+    client = TestClient(server.application, base_url="http://anywhere")
+    assert client.get("/health").status_code == 200
+    assert client.get("/").status_code == 200
+    for path in ("/v1/models", "/v1/files", "/metrics", "/nothing"):
+        assert client.get(path).json()["error"]["code"] == "invalid_api_key"
+        assert client.get(path, headers={"authorization": "Bearer secreT"}).status_code == 401
+    told = client.get("/v1/files", headers={"authorization": "Bearer secret"})
+    assert told.status_code == 200
+
+
+def test_counts_are_told(client: TestClient) -> None:
+    chat(client, QUESTION)
+    text = client.get("/metrics").text
+    assert 'adamas_requests_total{path="/v1/chat/completions",status="200"}' in text
+    assert 'adamas_tokens_total{kind="generated"}' in text
+    assert "adamas_answers_active 0.0" in text
+
+
+def test_the_page_asks_nobody_else(client: TestClient) -> None:
+    page = client.get("/")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "http://" not in page.text
+    assert "https://" not in page.text
