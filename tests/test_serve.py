@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,9 +58,7 @@ def make_server(model: Path, paths: list[Path], key: str | None = None, **limits
 
 
 @pytest.fixture(scope="module")
-def server(
-    tiny_model: Path, fable: Path, folder: Path
-) -> Iterator[Server]:
+def server(tiny_model: Path, fable: Path, folder: Path) -> Iterator[Server]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADAMAS_CACHE_DIR", str(folder / "cache"))
         with make_server(tiny_model, [fable], upload=10_000) as server:
@@ -213,7 +214,9 @@ def test_no_upload_brings_in_what_is_not_in_it(client: TestClient, folder: Path)
     assert "password" not in client.get(f"/v1/files/{file['id']}/content").text
 
 
-@pytest.mark.parametrize("name", ["/etc/passwd", "../../secret.tex", "file-000000000000000000000000", "%2e%2e"])
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../../secret.tex", "file-000000000000000000000000", "%2e%2e"]
+)
 def test_only_ids_of_files_lead_to_files(client: TestClient, name: str) -> None:
     assert client.get(f"/v1/files/{name}/content").status_code == 404
     body = {"messages": [{"role": "user", "content": "?"}], "files": [name]}
@@ -299,3 +302,99 @@ def test_the_page_asks_nobody_else(client: TestClient) -> None:
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert "http://" not in page.text
     assert "https://" not in page.text
+
+
+def test_an_upload_is_known_after_a_restart_and_not_read_again(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADAMAS_CACHE_DIR", str(tmp_path))
+    file = ""
+    for again in (False, True):
+        with make_server(tiny_model, []) as server:
+            server.open(lambda event: None)
+            client = TestClient(server.application, base_url=BASE)
+            file = file or upload(client, "fable.txt", FABLE.encode() * 4).json()["id"]
+            assert [entry["id"] for entry in client.get("/v1/files").json()["data"]] == [file]
+            usage = chat(client, QUESTION, files=[file], max_tokens=2)["usage"]
+            server.worker.call(server.answering.close)
+        assert (usage["prompt_tokens_details"]["cached_tokens"] > 0) == again
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_ends_when_its_client_leaves(server: Server, stream: bool) -> None:
+    body = json.dumps(
+        {"messages": [{"role": "user", "content": "Go on."}], "max_tokens": 1500, "stream": stream}
+    )
+    headers = {"host": "localhost", "content-type": "application/json"}
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "query_string": b"",
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+    }
+    arrived = iter([{"type": "http.request", "body": body.encode()}])
+
+    async def receive() -> Any:
+        if (message := next(arrived, None)) is not None:
+            return message
+        while not server.worker.active:
+            await asyncio.sleep(0.01)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        pass
+
+    async def scene() -> None:
+        await server.application(scope, receive, send)
+        while server.worker.active:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(scene(), 30))
+
+
+def test_the_real_client_over_a_real_socket_and_a_stop_that_is_no_failure(
+    tiny_model: Path, fable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openai = pytest.importorskip("openai")
+    monkeypatch.setenv("ADAMAS_CACHE_DIR", str(tmp_path))
+    seen: dict[str, Any] = {}
+
+    def use(address: str) -> None:
+        try:
+            with openai.OpenAI(base_url=f"{address}v1", api_key="secret", max_retries=0) as client:
+                (model,) = client.models.list().data
+                messages = [{"role": "user", "content": QUESTION}]
+                whole = client.chat.completions.create(model=model.id, messages=messages)
+                seen["whole"] = whole.choices[0].message.content
+                with client.chat.completions.create(model=model.id, messages=messages, stream=True) as chunks:
+                    seen["chunks"] = "".join(c.choices[0].delta.content or "" for c in chunks).rstrip()
+                seen["response"] = client.responses.create(model=model.id, input=QUESTION).output_text
+                with client.responses.create(model=model.id, input=QUESTION, stream=True) as events:
+                    seen["events"] = "".join(e.delta for e in events if "text.delta" in e.type).rstrip()
+                file = client.files.create(file=("crow.txt", b"A crow."), purpose="user_data")
+                seen["content"] = client.files.content(file.id).text
+                with pytest.raises(openai.NotFoundError):
+                    client.chat.completions.create(model="another", messages=messages)
+        except BaseException as error:
+            seen["error"] = error
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with make_server(tiny_model, [fable], key="secret") as server:
+        server.open(lambda event: None)
+        thread = threading.Thread(target=lambda: use(seen["address"]))
+
+        def begin(address: str) -> None:
+            seen["address"] = address
+            thread.start()
+
+        server.run("127.0.0.1", 0, begin)
+        thread.join()
+    assert signal.getsignal(signal.SIGINT) is before
+    assert "error" not in seen, seen["error"]
+    assert seen["whole"] == seen["chunks"] == seen["response"] == seen["events"]
+    assert seen["content"] == "A crow."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -16,12 +17,7 @@ from adamas_cli.quiet import prepare_libraries
 from adamas_cli.settings import DecodingSettings, InputSettings, ModelSettings, PromptSettings
 from adamas_cli.store.settings import StoreSettings
 
-_PANEL = "Server"
-
-
-def _option(*names: str, **more: object) -> typer.models.OptionInfo:
-    option: typer.models.OptionInfo = typer.Option(*names, rich_help_panel=_PANEL, **more)  # type: ignore[call-overload]
-    return option
+_option = partial(typer.Option, rich_help_panel="Server")
 
 
 @grouped
@@ -41,7 +37,8 @@ def command(
         _option("--api-key", envvar="ADAMAS_API_KEY", metavar="KEY", help="What clients must send."),
     ] = None,
     parallel: Annotated[
-        int, _option("--parallel", min=1, metavar="N", help="Answers under way at once, a token each in turn.")
+        int,
+        _option("--parallel", min=1, metavar="N", help="Answers under way at once, a token each in turn."),
     ] = 4,
     waiting: Annotated[
         int, _option("--waiting", min=0, metavar="N", help="Most requests that may wait; more are refused.")

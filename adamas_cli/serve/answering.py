@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -123,11 +123,14 @@ class Answering:
     def _turns(self, asked: Asked, dialogue: Dialogue, system: str | None) -> tuple[list[Turn], str]:
         """The conversation, and the name of it."""
         first = asked.files if asked.names_files else self.library.served
-        digest, turns = hashlib.sha256(repr(system).encode()), []
+        digest = hashlib.sha256(repr(system).encode())
+        turns: list[Turn] = []
         for index, message in enumerate(asked.messages):
             if message.role == "assistant":
                 reply = self._replies.get(_key(digest.hexdigest(), message.text))
-                turns[-1] = Turn(turns[-1].documents, turns[-1].question, reply or self._encoded(message.text))
+                turns[-1] = Turn(
+                    turns[-1].documents, turns[-1].question, reply or self._encoded(message.text)
+                )
                 digest.update(repr(message.text.strip()).encode())
                 continue
             files = (*(first or ()), *message.files) if index == 0 else message.files
@@ -170,7 +173,7 @@ class Answering:
         finally:
             self._reading.discard(name)
 
-    def _answered(self, session: Session, prepared: Prepared, listener: Listener) -> Iterator[Event]:
+    def _answered(self, session: Session, prepared: Prepared, listener: Listener) -> Generator[Event]:
         """The answer's tokens, which are remembered as the model said them."""
         asked, said = prepared.asked, list[int]()
         answering = session.answer(

@@ -213,7 +213,7 @@ def application(service: Service, key: str | None) -> Starlette:
     return Starlette(
         routes=[Route(path, _endpoint(handler), methods=[method]) for method, path, handler in routes],
         middleware=[Middleware(Guard, key=key, largest=largest, count=service.metrics.count_request)],
-        exception_handlers={kind: _told for kind in (ApiError, AdamasError, HTTPException, Exception)},
+        exception_handlers=dict.fromkeys((ApiError, AdamasError, HTTPException, Exception), _told),
     )
 
 

@@ -76,7 +76,11 @@ def chat_completion(body: Json, sampling: Sampling) -> Asked:
     limit = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
     stop = body.get("stop")
     stops = [stop] if isinstance(stop, str) else stop or []
-    if not isinstance(stops, list) or len(stops) > MOST_STOPS or not all(isinstance(x, str) and x for x in stops):
+    if (
+        not isinstance(stops, list)
+        or len(stops) > MOST_STOPS
+        or not all(isinstance(x, str) and x for x in stops)
+    ):
         raise wrong(f"stop is a text or a list of up to {MOST_STOPS}", "stop")
     form = _object(body, "response_format")
     return _asked(

@@ -40,7 +40,12 @@ class Server:
     """A model with documents, ready to answer. A context manager, within which its worker runs."""
 
     def __init__(
-        self, runtime: Runtime, documents: Sequence[Document], sampling: Sampling, limits: Limits, key: str | None
+        self,
+        runtime: Runtime,
+        documents: Sequence[Document],
+        sampling: Sampling,
+        limits: Limits,
+        key: str | None,
     ) -> None:
         self._limits = limits
         self.worker = Worker(limits.parallel, limits.waiting)

@@ -117,7 +117,7 @@ class Worker:
         return future.result()
 
     def submit(self, begin: Callable[[], Iterator[T]]) -> Job[T]:
-        """Have a job done. Raises BusyError where too many wait, StoppingError where none is taken any more."""
+        """Have a job done. Raises BusyError where too many wait, StoppingError at the end."""
         job = Job(begin, self._forget)
         with self._changed:
             if self._stopping:
