@@ -2,10 +2,10 @@
 
     python docs/measure_serve.py DOCUMENT [-m MODEL] [--clients 32] [--seconds 300] [--leave 0.2]
 
-Each client asks questions over a real socket, streamed, and may leave in the middle of an answer. Every whole
-answer must be the one that the same question gets alone, through the Python interface. Prints answers, refusals,
-departures and faults, tokens a second, and the resident memory after each tenth of the time; exits with 1 where
-an answer differs, an error is not meant, or memory grows.
+Each client asks questions over a real socket, streamed, and may leave in the middle of an answer. Every
+whole answer must be the one that the same question gets alone, through the Python interface. Prints answers,
+refusals, departures and faults, tokens a second, and the resident memory after each tenth of the time; exits
+with 1 where an answer differs, an error is not meant, or memory grows.
 """
 
 from __future__ import annotations
