@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -24,6 +24,7 @@ from adamas_cli.session.chat_documents import ChatDocument, locate, shelved
 from adamas_cli.session.dialogue import Dialogue, Prompt, Reply, Turn
 from adamas_cli.session.listener import Listener
 from adamas_cli.session.runtime import Runtime
+from adamas_cli.session.schema import Schema
 from adamas_cli.session.session import Session
 
 REMEMBERED = 1000  # replies, whose tokens are taken as the model said them
@@ -35,7 +36,7 @@ _BARE = Frame("", "", "")  # of documents without what stands before them
 @dataclass(frozen=True)
 class Prepared:
     """A request as tokens. history: names the conversation up to the reply. documents: tokens up to the end
-    of the last document; 0 where there is none.
+    of the last document; 0 where there is none. schema: that the answer satisfies.
     """
 
     asked: Asked
@@ -44,6 +45,7 @@ class Prepared:
     history: str
     documents: int
     max_tokens: int
+    schema: Schema | None
 
 
 class Answering:
@@ -71,6 +73,9 @@ class Answering:
                 note=runtime.note_once,
             )
             turns, history = self._turns(asked, dialogue, system)
+            schema = None if asked.schema is None else Schema(asked.schema, runtime.grammars)
+            if schema is not None:
+                turns[-1] = replace(turns[-1], question=schema.asked(turns[-1].question))
             prompt = dialogue.prompt(turns)
         wanted = asked.max_tokens or runtime.prompt.max_tokens
         room = runtime.context - len(prompt.ids)
@@ -82,7 +87,7 @@ class Answering:
                 n_ctx=runtime.context,
             )
         end = max((start + len(document.ids) for start, document in prompt.documents), default=0)
-        return Prepared(asked, dialogue, prompt, history, end, min(wanted, room))
+        return Prepared(asked, dialogue, prompt, history, end, min(wanted, room), schema)
 
     def answer(self, prepared: Prepared) -> Iterator[Told]:
         """What happens while it is answered, in the model's thread; where it came from before Done, if that
@@ -175,9 +180,11 @@ class Answering:
 
     def _answered(self, session: Session, prepared: Prepared, listener: Listener) -> Generator[Event]:
         """The answer's tokens, which are remembered as the model said them."""
-        asked, said = prepared.asked, list[int]()
+        sampling, said = prepared.asked.sampling, list[int]()
+        if prepared.schema is not None:
+            sampling = prepared.schema.constrained(sampling, listener)
         answering = session.answer(
-            prepared.prompt.ids, asked.sampling, prepared.max_tokens, keep=True, steer=listener.steer
+            prepared.prompt.ids, sampling, prepared.max_tokens, keep=True, steer=listener.steer
         )
         with closing(answering) as events:
             for event in events:
