@@ -19,7 +19,8 @@ from adamas_cli.documents import collect
 from adamas_cli.documents.filtering import Selection
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.progress import Silent
-from adamas_cli.serve.running import Limits, Server
+from adamas_cli.serve.opening import Limits
+from adamas_cli.serve.running import Server
 from adamas_cli.session.runtime import Runtime
 from adamas_cli.settings import DecodingSettings, ModelSettings, PromptSettings
 from adamas_cli.store.settings import StoreSettings

@@ -32,6 +32,10 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "adamas serve book.txt": "a page for questions, and OpenAI's interface, at http://127.0.0.1:8000",
         "ADAMAS_API_KEY=secret adamas serve src/ --host 0.0.0.0 --port 80": "for others, who need the key",
     },
+    "mcp": {
+        "adamas mcp report.pdf": "the tools ask, find_passages and summarize, for a program that starts this",
+        "claude mcp add book -- adamas mcp book.txt": "have such a program start it",
+    },
     "bench": {
         "adamas bench --len 4k,16k --text book.txt": "how fast this machine reads and answers",
         "adamas bench --kernels": "one sparse step of a layer beside full attention",

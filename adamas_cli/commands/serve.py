@@ -65,7 +65,8 @@ def command(
     prepare_libraries(verbose=verbose, offline=model.offline)
 
     from adamas_cli.serve.guard import is_local
-    from adamas_cli.serve.running import Limits, Server
+    from adamas_cli.serve.opening import Limits
+    from adamas_cli.serve.running import Server
     from adamas_cli.session.runtime import Runtime
     from adamas_cli.terminal.display import Display
 
