@@ -49,7 +49,7 @@ def command(
             "--schema",
             metavar="FILE",
             rich_help_panel="Question and answer",
-            help="Answer with JSON that satisfies the JSON schema in this file.",
+            help="Answer with JSON by a JSON schema.",
             show_default=False,
         ),
     ] = None,

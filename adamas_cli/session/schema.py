@@ -16,13 +16,14 @@ from adamas_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
+    from llguidance._lib import JsonCompileOptions
 
     from adamas_cli.prompt.tokens import Tokenizer
     from adamas_cli.session.listener import Listener
 
 REQUEST = "Answer with JSON alone, which satisfies this schema:"
 # As models write it: a space behind each comma and colon, no line breaks.
-_FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_FORM: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 class Schema:
