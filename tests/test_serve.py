@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Run
 from starlette.testclient import TestClient
 
 import adamas_cli
@@ -288,6 +289,48 @@ def test_without_the_key_nothing_is_told(tiny_model: Path) -> None:
         assert client.get(path, headers={"authorization": "Bearer secreT"}).status_code == 401
     told = client.get("/v1/files", headers={"authorization": "Bearer secret"})
     assert told.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--host", "0.0.0.0"], "--api-key"),
+        (["--on-overflow", "map-reduce"], "--on-overflow"),
+        (["nowhere.txt"], "nowhere.txt"),
+    ],
+)
+def test_the_command_refuses_what_it_cannot_serve(run_here: Run, arguments: list[str], told: str) -> None:
+    code, out, err = run_here("serve", *arguments)
+    assert (code, out) == (2, "")
+    assert told in err
+
+
+def test_the_command_names_the_packages_that_are_missing(
+    run_here: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from adamas_cli.commands import extras
+
+    monkeypatch.setattr(extras, "find_spec", lambda module: None)
+    for command in ("serve", "mcp"):
+        code, _, err = run_here(command, "book.txt")
+        assert code == 2
+        assert f"adamas[{command}]" in err
+
+
+def test_an_answer_that_takes_too_long_is_ended(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADAMAS_CACHE_DIR", str(tmp_path))
+    with make_server(tiny_model, [], timeout=0.05) as server:
+        server.open(lambda event: None)
+        client = TestClient(server.application, base_url=BASE)
+        body = ASKED | {"max_tokens": 3000}
+        late = client.post("/v1/chat/completions", json=body)
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "timeout")
+        *_, last = streamed(client, "/v1/chat/completions", **body)
+        assert last["error"]["code"] == "timeout"
+        *_, last = streamed(client, "/v1/responses", input="Why?", max_output_tokens=3000)
+        assert (last["type"], last["code"]) == ("error", "timeout")
 
 
 def test_counts_are_told(client: TestClient) -> None:

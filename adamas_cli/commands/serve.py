@@ -72,6 +72,8 @@ def command(
 
     if not (is_local(host) or api_key):
         raise UsageError(f"to serve on {host}, which others can reach, give --api-key, or set ADAMAS_API_KEY")
+    if prompt.on_overflow == "map-reduce":
+        raise UsageError("a server does not read documents part by part: leave out `on_overflow` map-reduce")
     limits = Limits(parallel, waiting, timeout, upload=max_upload)
     with Display(answers=None, notes=sys.stderr) as display:
         found = []

@@ -15,6 +15,7 @@ import numpy as np
 from adamas_cli.engine.events import Done, Event, Prefill, Token
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.errors import OverContextError
+from adamas_cli.prompt.layout import Layout
 from adamas_cli.prompt.template import DEFAULT_TEMPLATE, Frame, load_template
 from adamas_cli.serve.lanes import Lanes
 from adamas_cli.serve.library import Library
@@ -29,6 +30,7 @@ from adamas_cli.session.session import Session
 
 REMEMBERED = 1000  # replies, whose tokens are taken as the model said them
 LAID_OUT = 32  # sets of documents whose tokens are remembered
+LONGEST_QUESTION = 256  # tokens that documents leave free where they are cut
 SHORTEST_REPLY = 16  # tokens; with less room left a conversation is full
 _BARE = Frame("", "", "")  # of documents without what stands before them
 
@@ -154,10 +156,20 @@ class Answering:
             layout.expect(documents)
             for document in documents:
                 layout.add(document)
-            self._laid_out[key] = shelved(layout, layout.fit(0, SHORTEST_REPLY, self.runtime.context))
+            self._laid_out[key] = shelved(layout, self._fitted(layout, dialogue))
             _forget(self._laid_out, LAID_OUT)
         self._laid_out.move_to_end(key)
         return self._laid_out[key]
+
+    def _fitted(self, layout: Layout, dialogue: Dialogue) -> np.ndarray:
+        """The documents as `on_overflow` wants them; whether a question fits besides is known later."""
+        options, context = self.runtime.prompt, self.runtime.context
+        if options.token_budget is not None:
+            layout.keep_budget(0, options.token_budget)
+        if options.on_overflow != "truncate":
+            return layout.fit(0, SHORTEST_REPLY, context)
+        around = len(dialogue.prompt([Turn()]).ids) + LONGEST_QUESTION
+        return layout.fit(around, options.max_tokens, context, truncate=True)
 
     def _encoded(self, text: str) -> Reply:
         return Reply(self.runtime.tokenizer.encode(text), text, "")

@@ -150,17 +150,13 @@ class Service:
         with self._limited(job, reply):
             try:
                 async for event in shape.events(reply, reply.follow(job.events())):
-                    if event is None:
-                        yield ": reading\n\n"
-                        continue
-                    kind = f"event: {event['type']}\n" if "type" in event else ""
-                    yield f"{kind}data: {json.dumps(event, ensure_ascii=False)}\n\n"
+                    yield _sent(event)
             except Exception as error:
                 _log(error)
                 told = as_api_error(error).as_json()
                 if isinstance(shape, Responses):
-                    told = {"type": "error", **told["error"]}  # type: ignore[dict-item]
-                yield f"data: {json.dumps(told)}\n\n"
+                    told = {**told["error"], "type": "error"}  # type: ignore[dict-item]
+                yield _sent(told)
             if isinstance(shape, ChatCompletions):
                 yield "data: [DONE]\n\n"
 
@@ -223,6 +219,14 @@ def _endpoint(handler: Callable[[Request], Any]) -> Callable[[Request], Any]:
         return response
 
     return endpoint
+
+
+def _sent(event: dict[str, object] | None) -> str:
+    """An event as the server sends it; a comment for none."""
+    if event is None:
+        return ": reading\n\n"
+    kind = f"event: {event['type']}\n" if "type" in event else ""
+    return f"{kind}data: {json.dumps(event, ensure_ascii=False)}\n\n"
 
 
 async def _body(request: Request) -> requests.Json:

@@ -100,10 +100,6 @@ class Library:
         chosen = dict.fromkeys(identities)
         return [document for identity in chosen for document in self[identity].documents]
 
-    def with_path(self, path: str) -> Entry | None:
-        """The file that the document of this path belongs to."""
-        return next((e for e in self.entries() if any(d.path == path for d in e.documents)), None)
-
     def add(self, name: str, data: bytes, purpose: str) -> Entry:
         """Keep an upload. Raises ApiError for one that is too large, AdamasError where it holds no text."""
         if len(data) > self.largest:
