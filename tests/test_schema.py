@@ -70,6 +70,7 @@ def test_the_command_answers_with_json(run_here: Run, tiny_model: Path, tmp_path
     code, out, _ = run_here(*ask, "-n", "60")
     assert code == 0
     assert set(json.loads(out)) == {"animal", "count"}
+    assert run_here(*ask, "-n", "60", "--draft", "text")[1] == out
     code, _, err = run_here(*ask[:-3], "--schema", schema, "-n", "8")
     assert code == 1
     assert "--max-tokens" in err
