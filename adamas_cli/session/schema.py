@@ -41,7 +41,7 @@ class Schema:
     def constrained(self, sampling: Sampling, listener: Listener) -> ConstrainedSampling:
         """Sampling of answers that satisfy it. Raises UsageError where the listener expects a thought."""
         if listener.thinking:
-            raise UsageError("this model begins each answer with a thought, which no schema allows: `think`")
+            raise UsageError("this model begins each answer with a thought, which no schema allows")
         return ConstrainedSampling(**asdict(sampling), begin=self._begin)
 
     def asked(self, question: str) -> str:
