@@ -10,6 +10,7 @@ from conftest import Run, byte_tokenizer
 from starlette.testclient import TestClient
 from test_serve import BASE, chat, make_server
 
+import adamas_cli
 from adamas_cli.engine.sampler import Sampler
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.errors import UsageError
@@ -17,6 +18,7 @@ from adamas_cli.prompt.thinking import Thinking
 from adamas_cli.prompt.tokens import Tokenizer
 from adamas_cli.session.listener import Listener
 from adamas_cli.session.schema import Grammars, Schema
+from adamas_cli.store.settings import StoreSettings
 
 ENUM = {
     "type": "object",
@@ -76,6 +78,13 @@ def test_the_command_answers_with_json(run_here: Run, tiny_model: Path, tmp_path
     assert "--max-tokens" in err
     schema.write_text("[]")
     assert run_here(*ask)[0] == 2
+
+
+def test_the_interface_answers_with_json(tiny_model: Path) -> None:
+    off = StoreSettings(off=True)
+    model = adamas_cli.load(str(tiny_model), store=off, schema=ENUM, device="cpu", max_tokens=60)
+    with model.open(text="A fox.") as opened:
+        assert set(json.loads(opened.ask("Who?").text)) == {"animal", "count"}
 
 
 def test_the_server_answers_with_json(
