@@ -122,9 +122,9 @@ def load(
     """A model by its short name, file, folder or name on the Hugging Face hub; None for the default.
 
     chosen: any field of `ModelSettings`, `DecodingSettings` and `PromptSettings`, such as device="cpu",
-    attn="full" or max_tokens=200. progress: told what takes long; nobody is where it is None. schema: of JSON,
-    which all answers satisfy. Raises ModelUnavailableError, UsageError, and TypeError for a field that there
-    is not.
+    attn="full" or max_tokens=200. progress: told what takes long; nobody is where it is None. schema: of
+    JSON, that all answers satisfy. Raises ModelUnavailableError, UsageError, and TypeError for a field that
+    there is not.
     """
     groups = (ModelSettings, DecodingSettings, PromptSettings)
     known = {field.name: group for group in groups for field in fields(group)}

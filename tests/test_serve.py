@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import signal
+import tarfile
 import threading
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +21,13 @@ from starlette.testclient import TestClient
 import adamas_cli
 from adamas_cli.documents import collect
 from adamas_cli.documents.filtering import Selection
+from adamas_cli.engine.events import Done, Prefill, Token
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.progress import Silent
 from adamas_cli.serve.opening import Limits
+from adamas_cli.serve.requests import Asked, Message
 from adamas_cli.serve.running import Server
+from adamas_cli.session.answer import Step, Told
 from adamas_cli.session.runtime import Runtime
 from adamas_cli.settings import DecodingSettings, ModelSettings, PromptSettings
 from adamas_cli.store.settings import StoreSettings
@@ -63,7 +69,7 @@ def make_server(model: Path, paths: list[Path], key: str | None = None, **limits
 def server(tiny_model: Path, fable: Path, folder: Path) -> Iterator[Server]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADAMAS_CACHE_DIR", str(folder / "cache"))
-        with make_server(tiny_model, [fable], upload=10_000) as server:
+        with make_server(tiny_model, [fable], upload=20_000) as server:
             server.open(lambda event: None)
             yield server
 
@@ -209,11 +215,42 @@ def test_an_upload_is_asked_about_by_its_id_alone(
     assert client.delete(f"/v1/files/{client.get('/v1/files').json()['data'][0]['id']}").status_code == 400
 
 
-def test_no_upload_brings_in_what_is_not_in_it(client: TestClient, folder: Path) -> None:
+LATEX = b"\\documentclass{article}\n\\input{../../../secret}\n\\input{/etc/passwd}\nText.\n"
+
+
+def archive_with_latex() -> bytes:
+    """A ZIP file with a document that takes in what lies above it."""
+    with io.BytesIO() as stream:
+        with zipfile.ZipFile(stream, "w") as archive:
+            archive.writestr("a/paper.tex", LATEX)
+        return stream.getvalue()
+
+
+def archive_with_link() -> bytes:
+    """A tar file with a link to a file of the machine, and a text."""
+    with io.BytesIO() as stream:
+        with tarfile.open(fileobj=stream, mode="w") as archive:
+            link, text = tarfile.TarInfo("link.txt"), tarfile.TarInfo("text.txt")
+            link.type, link.linkname, text.size = tarfile.SYMTYPE, "/etc/passwd", 5
+            archive.addfile(link)
+            archive.addfile(text, io.BytesIO(b"hello"))
+        return stream.getvalue()
+
+
+INTRUDING = {"paper.tex": lambda: LATEX, "paper.zip": archive_with_latex, "files.tar": archive_with_link}
+
+
+@pytest.mark.parametrize("name", INTRUDING)
+def test_no_upload_brings_in_what_is_not_in_it(client: TestClient, folder: Path, name: str) -> None:
     (folder / ".git").mkdir(exist_ok=True)  # what LaTeX takes for its own repository
     (folder / "secret.tex").write_text("the password")
-    file = upload(client, "paper.tex", b"\\documentclass{article}\n\\input{../../../secret}\n").json()
-    assert "password" not in client.get(f"/v1/files/{file['id']}/content").text
+    file = upload(client, name, INTRUDING[name]()).json()
+    for document in file["documents"]:
+        assert document.startswith(name)
+        text = client.get(f"/v1/files/{file['id']}/content", params={"document": document}).text
+        assert text.strip()
+        assert "password" not in text
+        assert "root:" not in text
 
 
 @pytest.mark.parametrize(
@@ -269,8 +306,10 @@ def test_a_body_must_say_that_it_is_json(client: TestClient) -> None:
     assert client.post("/v1/chat/completions", content=json.dumps(ASKED), headers=plain).status_code == 415
     typed = {"content-type": "application/json"}
     assert client.post("/v1/responses", content="{", headers=typed).status_code == 400
-    assert upload(client, "large.txt", b"x" * 10_001).status_code == 413
-    assert upload(client, "empty.bin", bytes(100)).status_code == 400
+    assert upload(client, "large.txt", b"x" * 20_001).status_code == 413
+    binary = upload(client, "empty.bin", bytes(100))
+    assert (binary.status_code, binary.json()["error"]["code"]) == (400, "unreadable_file")
+    assert "Nothing readable in empty.bin" in binary.json()["error"]["message"]
 
 
 def test_pages_of_other_sites_are_refused(client: TestClient) -> None:
@@ -442,3 +481,25 @@ def test_the_real_client_over_a_real_socket_and_a_stop_that_is_no_failure(
     assert "error" not in seen, seen["error"]
     assert seen["whole"] == seen["chunks"] == seen["response"] == seen["events"]
     assert seen["content"] == "A crow."
+
+
+def test_one_reading_of_a_document_does_for_answers_that_begin_meanwhile(
+    client: TestClient, server: Server
+) -> None:
+    file = upload(client, "owl.txt", b"An owl slept by day.\n" * 9).json()["id"]
+    answering = server.answering
+    asked = Asked((Message("user", "Who?"),), Sampling(), files=(file,), max_tokens=2)
+    prepared = answering.prepare(asked)
+
+    def begin_together() -> tuple[list[Told], list[Told]]:
+        first, second = answering.answer(prepared), answering.answer(prepared)
+        begun = [next(first), next(second)]
+        assert isinstance(begun[0], Prefill)
+        assert type(begun[1]) is Step
+        return [begun[0], *first], list(second)
+
+    one, other = server.worker.call(begin_together)
+    assert [event.id for event in one if isinstance(event, Token)] == [
+        event.id for event in other if isinstance(event, Token)
+    ]
+    assert isinstance(other[-1], Done)

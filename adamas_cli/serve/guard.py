@@ -63,7 +63,8 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != host:
             raise ApiError(403, "pages of other sites may not ask here", "wrong_origin")
-        if int(headers.get("content-length", "0")) > self._largest:
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > self._largest:
             raise self._too_large()
         given = headers.get("authorization", "").removeprefix("Bearer ")
         if self._key is None or path in OPEN:

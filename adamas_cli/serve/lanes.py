@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from adamas_cli.errors import OutOfMemoryError
 from adamas_cli.session.runtime import Runtime
 from adamas_cli.session.session import Session
 
@@ -40,8 +41,10 @@ class Lanes:
         lane.busy = True
         try:
             yield lane.session
-        except Exception:
+        except Exception as error:
             self._lanes.remove(lane)
+            if isinstance(error, OutOfMemoryError):  # the next one shall find more
+                self._lanes = [other for other in self._lanes if other.busy]
             raise
         finally:
             lane.busy = False

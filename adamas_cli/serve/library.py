@@ -101,7 +101,7 @@ class Library:
         return [document for identity in chosen for document in self[identity].documents]
 
     def add(self, name: str, data: bytes, purpose: str) -> Entry:
-        """Keep an upload. Raises ApiError for one that is too large, AdamasError where it holds no text."""
+        """Keep an upload. Raises ApiError for one that is too large or holds no text."""
         if len(data) > self.largest:
             message = f"the file has {len(data):,} bytes; at most {self.largest:,} are taken"
             raise ApiError(413, message, "file_too_large", param="file")
@@ -118,8 +118,11 @@ class Library:
                 entry = Entry(facts, _read(place, name), "uploaded")
                 with appearing(place / _FACTS) as stream:
                     stream.write(json.dumps(asdict(facts)).encode())
-            except BaseException:
+            except BaseException as error:
                 shutil.rmtree(place, ignore_errors=True)
+                if isinstance(error, AdamasError):
+                    message = error.message.replace(shown_path(str(_file(place, name))), name)
+                    raise ApiError(400, message, "unreadable_file", param="file") from error
                 raise
             self._entries[identity] = entry
             return entry

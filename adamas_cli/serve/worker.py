@@ -51,30 +51,29 @@ class Job(Generic[T]):
                 raise event
             yield event  # type: ignore[misc]
 
-    def step(self) -> bool:
-        """Take one step, in the worker's thread; whether there may be another one."""
+    def step(self) -> object | None:
+        """Take one step, in the worker's thread; what the events are to end with, if it was the last one."""
         try:
             if self._cancelled.is_set():
                 self.close()
-                return False
+                return _END
             if self._steps is None:
                 self._steps = self._begin()
-            self._tell(next(self._steps))
-            return True
+            self.tell(next(self._steps))
+            return None
         except StopIteration:
-            self._tell(_END)
+            return _END
         except Exception as error:
-            self._tell(error)
-        return False
+            return error
 
-    def close(self, error: BaseException | None = None) -> None:
-        """End it where it is, and tell why."""
+    def close(self) -> None:
+        """End it where it is."""
         if self._steps is not None:
             with suppress(Exception):
                 self._steps.close()  # type: ignore[attr-defined]
-        self._tell(error or _END)
 
-    def _tell(self, event: object) -> None:
+    def tell(self, event: object) -> None:
+        """An event, or what they end with."""
         with suppress(RuntimeError):  # the loop has ended, so nobody listens
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
@@ -143,11 +142,13 @@ class Worker:
     def _work(self) -> None:
         while self._ready():
             for job in list(self._active):
-                if not job.step():
-                    with self._changed:
+                if (end := job.step()) is not None:
+                    with self._changed:  # before it is told, so that its client may ask again
                         self._active.remove(job)
+                    job.tell(end)
         for job in [*self._active, *self._waiting]:
-            job.close(StoppingError())
+            job.close()
+            job.tell(StoppingError())
 
     def _ready(self) -> bool:
         """Wait until there is a job under way; False once there is to be none any more."""
