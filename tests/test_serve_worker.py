@@ -48,11 +48,16 @@ def within(worker: Worker, scene: Callable[[], Awaitable[None]]) -> None:
 def test_jobs_take_turns_step_by_step() -> None:
     worker, steps = Worker(2, 2), list[str]()
     a, b = Gate("a", steps), Gate("b", steps)
-    hold = threading.Event()
+    held, hold = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        held.set()
+        hold.wait(DEADLINE)
 
     async def scene() -> None:
-        blocked = threading.Thread(target=worker.call, args=(lambda: hold.wait(DEADLINE),))
+        blocked = threading.Thread(target=worker.call, args=(wait,))
         blocked.start()
+        held.wait(DEADLINE)
         jobs = [worker.submit(a), worker.submit(b)]
         a.open(4)
         b.open(4)
@@ -135,6 +140,7 @@ def test_what_is_under_way_is_told_when_the_worker_stops() -> None:
     async def scene() -> None:
         jobs = worker.submit(gate), worker.submit(other)
         gate.open()
+        assert await anext(jobs[0].events()) == 0
         stopping = asyncio.get_running_loop().run_in_executor(None, worker.stop)
         gate.open()
         for job in jobs:
