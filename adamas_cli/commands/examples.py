@@ -34,7 +34,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
     },
     "mcp": {
         "adamas mcp report.pdf": "the tools ask, find_passages and summarize, for a program that starts this",
-        "claude mcp add book -- adamas mcp book.txt": "have such a program start it",
+        "adamas mcp src/ README.md -m qwen2.5-coder-1.5b": "a repository, with a larger model",
     },
     "bench": {
         "adamas bench --len 4k,16k --text book.txt": "how fast this machine reads and answers",
