@@ -12,7 +12,7 @@ Everything here is what `adamas ask` uses. `docs/scripting.md` shows more.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
@@ -116,13 +116,15 @@ def load(
     store: StoreSettings | None = None,
     origins: OriginSettings | None = None,
     progress: Progress | None = None,
+    schema: Mapping[str, Any] | None = None,
     **chosen: Any,
 ) -> Model:
     """A model by its short name, file, folder or name on the Hugging Face hub; None for the default.
 
     chosen: any field of `ModelSettings`, `DecodingSettings` and `PromptSettings`, such as device="cpu",
-    attn="full" or max_tokens=200. progress: told what takes long; nobody is where it is None. Raises
-    ModelUnavailableError, UsageError, and TypeError for a field that there is not.
+    attn="full" or max_tokens=200. progress: told what takes long; nobody is where it is None. schema: of
+    JSON, that all answers satisfy. Raises ModelUnavailableError, UsageError, and TypeError for a field that
+    there is not.
     """
     groups = (ModelSettings, DecodingSettings, PromptSettings)
     known = {field.name: group for group in groups for field in fields(group)}
@@ -142,6 +144,7 @@ def load(
         store or StoreSettings(),
         progress or Silent(),
         origins,
+        schema,
     )
     runtime.load()
     return Model(runtime)

@@ -92,7 +92,7 @@ def test_completion_imports_nothing_heavy() -> None:
         "import sys\nfrom adamas_cli.cli import run\n"
         "try:\n    run([])\nexcept SystemExit:\n    print([*sys.modules])"
     )
-    asking = {"_ADAMAS_COMPLETE": "complete_bash", "COMP_WORDS": "adamas ask --sc", "COMP_CWORD": "2"}
+    asking = {"_ADAMAS_COMPLETE": "complete_bash", "COMP_WORDS": "adamas ask --sco", "COMP_CWORD": "2"}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment(**asking), check=True
     )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
-from typing import Annotated
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -14,7 +17,7 @@ from adamas_cli.commands.options import Questions, grouped
 from adamas_cli.commands.reading import collect_documents, destination
 from adamas_cli.commands.replies import ask_all, require_answers, write
 from adamas_cli.engine.sampling import Sampling
-from adamas_cli.errors import UsageError
+from adamas_cli.errors import AdamasError, UsageError
 from adamas_cli.quiet import prepare_libraries
 from adamas_cli.settings import (
     DecodingSettings,
@@ -40,6 +43,16 @@ def command(
         ),
     ] = None,
     question: Questions = None,
+    schema: Annotated[
+        Path | None,
+        typer.Option(
+            "--schema",
+            metavar="FILE",
+            rich_help_panel="Question and answer",
+            help="Answer with JSON by a JSON schema.",
+            show_default=False,
+        ),
+    ] = None,
     *,
     model: ModelSettings,
     attention: DecodingSettings,
@@ -53,6 +66,13 @@ def command(
     """Answer questions about documents: adamas ask book.txt "Who is Mr. Darcy?" """
     prepare_libraries(verbose=output.verbose, offline=model.offline)
     sources, questions = split_arguments(arguments or [], question or [], selection.files_from)
+    form = None
+    if schema is not None:
+        form, prompt = read_schema(schema), replace(prompt, think=prompt.think or False)
+        if prompt.on_overflow == "map-reduce":
+            raise UsageError(
+                "--schema cannot be met by answers that are merged: leave out `on_overflow` map-reduce"
+            )
 
     from adamas_cli.terminal.display import Display
 
@@ -81,12 +101,26 @@ def command(
             replies = answer_in_parts(runtime, documents, asking(questions), sampling, display)
         else:
             with OpenDocuments.open(
-                documents, questions, model, attention, prompt, store, display, origins
+                documents, questions, model, attention, prompt, store, display, origins, form
             ) as opened:
                 replies = ask_all(opened, questions, sampling, display)
         write(replies, stream, as_json=output.json)
         tell_better(model, display, quiet=output.quiet)
         require_answers(replies, display, as_json=output.json)
+        if form is not None and any(reply.answer.done.finish_reason == "length" for reply in replies):
+            display.note("an answer ended at `max_tokens`, so it is not whole JSON; raise it")
+            raise typer.Exit(AdamasError.exit_code)
+
+
+def read_schema(file: Path) -> dict[str, Any]:
+    """The JSON schema in a file. Raises UsageError where there is none."""
+    try:
+        schema = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--schema {file} cannot be read as JSON: {error}") from error
+    if not isinstance(schema, dict):
+        raise UsageError(f"--schema {file} is not a JSON object")
+    return schema
 
 
 def split_arguments(

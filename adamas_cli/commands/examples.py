@@ -28,6 +28,14 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "adamas summarize book.txt --style bullets --max-words 200": "a book of any length, in a few points",
         "adamas summarize src/": "what a repository is, how it is built up and how to run it",
     },
+    "serve": {
+        "adamas serve book.txt": "a page for questions, and OpenAI's interface, at http://127.0.0.1:8000",
+        "ADAMAS_API_KEY=secret adamas serve src/ --host 0.0.0.0 --port 80": "for others, who need the key",
+    },
+    "mcp": {
+        "adamas mcp report.pdf": "the tools ask, find_passages and summarize, for a program that starts this",
+        "adamas mcp src/ README.md -m qwen2.5-coder-1.5b": "a repository, with a larger model",
+    },
     "bench": {
         "adamas bench --len 4k,16k --text book.txt": "how fast this machine reads and answers",
         "adamas bench --kernels": "one sparse step of a layer beside full attention",

@@ -17,6 +17,8 @@ SUMMARIES = {
     "summarize": "Summarize documents and repositories of any length: "
     "adamas summarize book.txt --style bullets",
     "chat": "Talk about documents: adamas chat book.txt",
+    "serve": "Answer programs and browsers, as OpenAI's interface has it: adamas serve book.txt",
+    "mcp": "Offer documents to another program as tools, over stdin and stdout: adamas mcp book.txt",
     "plan": "Count tokens, memory and time before a question is asked: adamas plan src/ --tree",
     "read": "Print the text that a model would be given: adamas read report.pdf",
     "bench": "Measure this machine: adamas bench --len 4k,16k, or adamas bench --kernels",

@@ -11,7 +11,9 @@ from adamas_cli.engine.sampling import Sampling
 
 
 class Sampler:
-    """Draws tokens by one `Sampling`; with a seed, the same logits give the same tokens."""
+    """Draws the tokens of one answer; with a seed, the same logits give the same tokens. greedy: whether each
+    is the likeliest of all.
+    """
 
     def __init__(self, sampling: Sampling, device: torch.device) -> None:
         from transformers import (
@@ -22,9 +24,11 @@ class Sampler:
             TopPLogitsWarper,
         )
 
-        self.greedy = sampling.temperature == 0
+        self._constraint = sampling.constraint()
+        self._takes_likeliest = sampling.temperature == 0
+        self.greedy = self._takes_likeliest and self._constraint is None
         self._warpers = LogitsProcessorList()
-        if self.greedy:
+        if self._takes_likeliest:
             return
         self._warpers.append(TemperatureLogitsWarper(sampling.temperature))
         if sampling.top_k:
@@ -50,8 +54,18 @@ class Sampler:
             yield int(self.next(one))
 
     def next(self, logits: Tensor) -> Tensor:
-        """The next token's id, int64 [1], from the last position's logits [vocabulary]; waits for nothing."""
-        if self.greedy:
+        """The next token's id, int64 [1], from the last position's logits [vocabulary]. Without a constraint
+        it waits for nothing.
+        """
+        if self._constraint is None:
+            return self._drawn(logits)
+        allowed = torch.from_numpy(self._constraint.allowed(len(logits))).to(logits.device)
+        token = self._drawn(logits.float().masked_fill(~allowed, -torch.inf))
+        self._constraint.take(int(token))
+        return token
+
+    def _drawn(self, logits: Tensor) -> Tensor:
+        if self._takes_likeliest:
             return logits.argmax().unsqueeze(0)
         scores = self._warpers(None, logits.float().unsqueeze(0))
         return torch.multinomial(scores.softmax(-1), 1, generator=self._generator)[0]

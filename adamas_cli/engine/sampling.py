@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class Constraint(Protocol):
+    """Which tokens may come next in one answer."""
+
+    def allowed(self, vocabulary: int) -> np.ndarray:
+        """Whether each token may, bool [vocabulary]; at least one may."""
+        ...
+
+    def take(self, token: int) -> None:
+        """This one does, which was allowed."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -14,3 +31,18 @@ class Sampling:
     top_k: int = 0
     min_p: float = 0.0
     seed: int | None = None
+
+    def constraint(self) -> Constraint | None:
+        """A new constraint, for one answer; None where every token may come."""
+        return None
+
+
+@dataclass(frozen=True)
+class ConstrainedSampling(Sampling):
+    """Sampling of answers that begin with a constraint of their own each."""
+
+    begin: Callable[[], Constraint] = field(kw_only=True)
+
+    def constraint(self) -> Constraint:
+        """See `Sampling.constraint`."""
+        return self.begin()

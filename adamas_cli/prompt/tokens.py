@@ -145,6 +145,11 @@ class Tokenizer:
         first = self._plain.encode(text[:start], add_special_tokens=False)
         return self._with_rows(np.array([*first.ids, *rest.ids], dtype=np.int32))
 
+    @property
+    def size(self) -> int:
+        """One more than the largest id."""
+        return max(self._template.get_vocab(with_added_tokens=True).values()) + 1
+
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for: no bytes for a control token or an id outside the vocabulary."""
         token = self._template.id_to_token(token_id)

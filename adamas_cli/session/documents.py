@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -75,12 +75,13 @@ class OpenDocuments:
         store: StoreSettings,
         progress: Progress,
         origins: OriginSettings | None = None,
+        schema: Mapping[str, Any] | None = None,
     ) -> OpenDocuments:
         """Load the model and, meanwhile, count the documents; nothing runs before it is known to fit.
 
         Raises ModelUnavailableError, OverContextError, and UsageError for a wrong template or `ctx_size`.
         """
-        runtime = Runtime.resolve(model, attention, prompt, store, progress, origins)
+        runtime = Runtime.resolve(model, attention, prompt, store, progress, origins, schema)
         around = runtime.frame(prompt.template or DEFAULT_TEMPLATE)
         layout = count(runtime, around, documents, longest_question(runtime, around, questions))
         return cls(runtime, around, layout, questions)
@@ -97,6 +98,8 @@ class OpenDocuments:
         """
         ids = question_ids(self.runtime.tokenizer, self._frame, asked(self.runtime, question))
         listener = self.runtime.listener(self._frame.tail, self.max_tokens)
+        if schema := self.runtime.schema:
+            sampling = schema.constrained(sampling, listener)
         said: list[str] = []
         for event in narrate(self._events(ids, sampling, listener), listener):
             if isinstance(event, Text) and not event.reasoning:
@@ -157,8 +160,10 @@ class OpenDocuments:
 
 
 def asked(runtime: Runtime, question: str) -> str:
-    """A question as the model gets it: with the request for quotations, if they are wanted."""
-    return f"{question}\n\n{REQUEST}" if runtime.origins.cite else question
+    """A question as the model gets it: with the requests for quotations and for JSON, if they are wanted."""
+    if runtime.origins.cite:
+        question = f"{question}\n\n{REQUEST}"
+    return runtime.schema.asked(question) if runtime.schema else question
 
 
 def longest_question(runtime: Runtime, around: Frame, questions: Sequence[str]) -> int:

@@ -37,6 +37,11 @@ class Listener:
             self._ending = tokenizer.encode_template(form.ending).tolist()
 
     @property
+    def thinking(self) -> bool:
+        """Whether what comes next is part of a thought."""
+        return self._splitter.thinking
+
+    @property
     def called(self) -> bool:
         """Whether the model has called a tool."""
         return self._splitter.called

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adamas_cli import models
 from adamas_cli.engine.attention import AttentionSettings
@@ -19,9 +19,12 @@ from adamas_cli.prompt.template import Frame, frame, load_template
 from adamas_cli.prompt.thinking import Thinking
 from adamas_cli.prompt.tokens import Tokenizer
 from adamas_cli.session.listener import Listener
+from adamas_cli.session.schema import Grammars, Schema
 from adamas_cli.settings import OriginSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from adamas_cli.planning.needs import Bytes
     from adamas_cli.progress import Progress
     from adamas_cli.settings import DecodingSettings, ModelSettings, PromptSettings
@@ -42,8 +45,10 @@ class Runtime:
     progress: Progress
     origins: OriginSettings = field(default_factory=OriginSettings)
     load_seconds: float = 0.0  # from the model's name to weights in memory, a download not included
+    schema: Schema | None = None  # that answers satisfy
     _loaded: models.LoadedModel | None = None
     _thinking: Thinking | None = None
+    _grammars: Grammars | None = None
     _noted: set[str] = field(default_factory=set)
 
     @classmethod
@@ -55,9 +60,11 @@ class Runtime:
         store: StoreSettings,
         progress: Progress,
         origins: OriginSettings | None = None,
+        schema: Mapping[str, Any] | None = None,
     ) -> Runtime:
-        """Find the model's files, downloading them if need be, and read its tokenizer. Raises
-        ModelUnavailableError, and UsageError where attention is to be counted that is not sparse.
+        """Find the model's files, downloading them if need be, and read its tokenizer. schema: of JSON, for
+        all answers. Raises ModelUnavailableError, and UsageError where attention is to be counted that is not
+        sparse, or a schema cannot be held to.
         """
         origins = origins or OriginSettings()
         if origins.counts and attention.attn == "full":
@@ -70,7 +77,16 @@ class Runtime:
         chat = ChatTemplateFile(files.texts)
         tokenizer = Tokenizer.of(files)
         seconds = time.perf_counter() - begun
-        return cls(files, tokenizer, chat, model, attention, prompt, store, progress, origins, seconds)
+        found = cls(files, tokenizer, chat, model, attention, prompt, store, progress, origins, seconds)
+        found.schema = None if schema is None else Schema(schema, found.grammars)
+        return found
+
+    @property
+    def grammars(self) -> Grammars:
+        """What schemas for this model's answers are made with. Raises UsageError."""
+        if self._grammars is None:
+            self._grammars = Grammars(self.tokenizer, lambda: self.load().stop_ids)
+        return self._grammars
 
     def frame(self, template: str) -> Frame:
         """A template, by its name or file, in the model's chat template. Raises UsageError."""

@@ -1,0 +1,81 @@
+"""Answers in the form of OpenAI's /v1/chat/completions."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator
+
+from adamas_cli.engine.events import Prefill
+from adamas_cli.serve.reply import Reply, Said
+
+Json = dict[str, object]
+
+
+class ChatCompletions:
+    """One answer. model: its name."""
+
+    def __init__(self, model: str) -> None:
+        self._head: Json = {
+            "id": f"chatcmpl-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": model,
+        }
+
+    def whole(self, reply: Reply) -> Json:
+        """The answer as one object."""
+        message: Json = {"role": "assistant", "content": reply.text.rstrip(), "refusal": None}
+        if reply.reasoning:
+            message["reasoning_content"] = reply.reasoning.rstrip()
+        choice = {"index": 0, "message": message, "finish_reason": reply.reason, "logprobs": None}
+        return self._head | {
+            "object": "chat.completion",
+            "choices": [choice],
+            "usage": usage(reply),
+            **_more(reply),
+        }
+
+    async def events(self, reply: Reply, pieces: AsyncIterator[Said | Prefill]) -> AsyncIterator[Json | None]:
+        """The answer as chunks; None where there is nothing to send while the prompt is read."""
+        asked = reply.prepared.asked
+        yield self._chunk({"role": "assistant", "content": ""})
+        async for piece in pieces:
+            if isinstance(piece, Prefill):
+                yield self._chunk(None) | {"progress": progress(piece)} if asked.progress else None
+            else:
+                yield self._chunk({"reasoning_content" if piece.reasoning else "content": piece.text})
+        yield self._chunk({}, reply.reason) | _more(reply)
+        if asked.usage:
+            yield self._chunk(None) | {"usage": usage(reply)}
+
+    def _chunk(self, delta: Json | None, reason: str | None = None) -> Json:
+        choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
+        return self._head | {
+            "object": "chat.completion.chunk",
+            "choices": [] if delta is None else [choice],
+        }
+
+
+def usage(reply: Reply) -> Json:
+    """Tokens, as OpenAI counts them."""
+    return {
+        "prompt_tokens": reply.prompt_tokens,
+        "completion_tokens": reply.tokens,
+        "total_tokens": reply.prompt_tokens + reply.tokens,
+        "prompt_tokens_details": {"cached_tokens": reply.cached},
+    }
+
+
+def progress(event: Prefill) -> Json:
+    """How far a prompt is read, in tokens."""
+    return {"read": event.done, "total": event.total, "remaining_seconds": event.remaining_seconds}
+
+
+def _more(reply: Reply) -> Json:
+    """What OpenAI's form has no place for."""
+    more: Json = {}
+    if (sources := reply.sources()) is not None:
+        more["sources"] = sources
+    if reply.notes:
+        more["notes"] = reply.notes
+    return more

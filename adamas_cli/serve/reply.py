@@ -1,0 +1,91 @@
+"""An answer as it comes about: text up to a stop text, and the counts that clients are told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from adamas_cli.engine.events import Done, Prefill, Token
+from adamas_cli.serve.stops import Stops
+from adamas_cli.session.answer import Called, Origins, Text, Told, without_answer
+from adamas_cli.session.listener import CALLED
+
+if TYPE_CHECKING:
+    from adamas_cli.serve.answering import Prepared
+
+
+@dataclass(frozen=True)
+class Said:
+    """A piece of the answer, or of the thought before it."""
+
+    text: str
+    reasoning: bool
+
+
+@dataclass
+class Reply:
+    """What is known of an answer so far. reason: why it ended, `stop` or `length`. first: seconds until its
+    first token.
+    """
+
+    prepared: Prepared
+    begun: float = field(default_factory=time.perf_counter)
+    text: str = ""
+    reasoning: str = ""
+    tokens: int = 0
+    cached: int = 0
+    reason: str = "stop"
+    first: float | None = None
+    origins: Origins | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt, those included that were read before."""
+        return len(self.prepared.prompt.ids)
+
+    async def follow(self, events: AsyncIterator[Told]) -> AsyncIterator[Said | Prefill]:
+        """What a client may see of the events, each piece once it is counted here. After a stop text no more
+        of them are taken.
+        """
+        stops = Stops(self.prepared.asked.stop)
+        cached: int | None = None
+        async for event in events:
+            if isinstance(event, Prefill):
+                cached = event.reused if cached is None else cached
+                self.cached = cached
+                yield event
+            elif isinstance(event, Token):
+                self.tokens += 1
+                self.first = self.first or time.perf_counter() - self.begun
+            elif isinstance(event, Text):
+                text = event.text if event.reasoning else stops.feed(event.text)
+                if text:
+                    yield self._said(text, event.reasoning)
+                if stops.found:
+                    return
+            elif isinstance(event, Called):
+                self.notes.append(CALLED)
+            elif isinstance(event, Origins):
+                self.origins = event
+            elif isinstance(event, Done):
+                self.reason = event.finish_reason
+                if rest := stops.flush():
+                    yield self._said(rest, False)
+                if not self.text and (self.reasoning or self.notes):
+                    self.notes.append(without_answer(event, called=bool(self.notes)))
+
+    def sources(self) -> list[dict[str, object]] | None:
+        """The passages behind the answer, where they were asked for and attention was counted."""
+        if self.origins is None or self.origins.sources is None:
+            return None
+        return [passage.as_json() for passage in self.origins.sources.passages]
+
+    def _said(self, text: str, reasoning: bool) -> Said:
+        if reasoning:
+            self.reasoning += text
+        else:
+            self.text += text
+        return Said(text, reasoning)

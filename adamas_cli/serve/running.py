@@ -1,0 +1,69 @@
+"""The server over HTTP, from its settings to its end."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import uvicorn
+
+from adamas_cli.documents import Document
+from adamas_cli.engine.sampling import Sampling
+from adamas_cli.errors import AdamasError
+from adamas_cli.serve.application import Service, application
+from adamas_cli.serve.metrics import Metrics
+from adamas_cli.serve.opening import Limits, Opened
+from adamas_cli.session.runtime import Runtime
+
+
+class Server(Opened):
+    """What answers over HTTP. key: see `Guard`."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        documents: Sequence[Document],
+        sampling: Sampling,
+        limits: Limits,
+        key: str | None,
+    ) -> None:
+        super().__init__(runtime, documents, limits)
+        metrics, now = Metrics(self.worker), int(time.time())
+        service = Service(self.answering, self.worker, metrics, sampling, limits.timeout, now)
+        self.application = application(service, key)
+
+    def run(self, host: str, port: int, ready: Callable[[str], None]) -> None:
+        """Serve until SIGINT or SIGTERM; what is under way then has `stopping` seconds. ready: told the
+        address. Raises AdamasError where it cannot be bound to.
+        """
+        config = uvicorn.Config(
+            self.application,
+            host,
+            port,
+            log_level=logging.getLogger("adamas_cli").getEffectiveLevel(),
+            access_log=logging.getLogger(__name__).isEnabledFor(logging.INFO),
+            timeout_graceful_shutdown=int(self.limits.stopping),
+            lifespan="off",
+        )
+        try:
+            socket = config.bind_socket()
+        except SystemExit:
+            raise AdamasError(f"cannot serve on {host} port {port}; choose another port") from None
+        name = f"[{host}]" if ":" in host else host
+        ready(f"http://{name}:{socket.getsockname()[1]}/")
+        with socket, _ended_by_signals():
+            uvicorn.Server(config).run([socket])
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """A scope in which SIGINT and SIGTERM do nothing but end uvicorn, which raises them once more then."""
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,173 @@
+"""The thread that takes a step of each answer in turn, with jobs that need no model; and stop texts."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+
+from adamas_cli.serve.errors import BusyError, StoppingError
+from adamas_cli.serve.stops import Stops
+from adamas_cli.serve.worker import Job, Worker
+
+DEADLINE = 20  # seconds that no test comes near
+
+
+class Gate:
+    """Counts from 0 as often as it is opened, and writes down its steps."""
+
+    def __init__(self, name: str, steps: list[str]) -> None:
+        self.name, self.closed, self._steps = name, False, steps
+        self._opened = threading.Semaphore(0)
+
+    def open(self, times: int = 1) -> None:
+        self._opened.release(times)
+
+    def __call__(self) -> Iterator[int]:
+        try:
+            for number in range(4):
+                assert self._opened.acquire(timeout=DEADLINE)
+                self._steps.append(self.name)
+                yield number
+        finally:
+            self.closed = True
+
+
+async def gathered(job: Job) -> list[Any]:
+    return [event async for event in job.events()]
+
+
+def within(worker: Worker, scene: Callable[[], Awaitable[None]]) -> None:
+    with worker:
+        asyncio.run(asyncio.wait_for(scene(), DEADLINE))
+
+
+def test_jobs_take_turns_step_by_step() -> None:
+    worker, steps = Worker(2, 2), list[str]()
+    a, b = Gate("a", steps), Gate("b", steps)
+    held, hold = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        held.set()
+        hold.wait(DEADLINE)
+
+    async def scene() -> None:
+        blocked = threading.Thread(target=worker.call, args=(wait,))
+        blocked.start()
+        held.wait(DEADLINE)
+        jobs = [worker.submit(a), worker.submit(b)]
+        a.open(4)
+        b.open(4)
+        hold.set()
+        assert await asyncio.gather(*map(gathered, jobs)) == [[0, 1, 2, 3]] * 2
+        blocked.join()
+
+    within(worker, scene)
+    assert steps == ["a", "b"] * 4
+
+
+def test_more_than_may_wait_is_refused_until_one_leaves() -> None:
+    worker, steps = Worker(1, 1), list[str]()
+    first, second, third = (Gate(name, steps) for name in "abc")
+
+    async def scene() -> None:
+        running = worker.submit(first)
+        waiting = worker.submit(second)
+        with pytest.raises(BusyError) as refused:
+            worker.submit(third)
+        assert refused.value.status == 429
+        assert int(refused.value.headers["Retry-After"]) > 0
+        waiting.cancel()
+        assert await gathered(waiting) == []
+        last = worker.submit(third)
+        first.open(4)
+        third.open(4)
+        assert len(await gathered(running)) == len(await gathered(last)) == 4
+
+    within(worker, scene)
+    assert "b" not in steps
+
+
+def test_a_cancelled_job_takes_no_further_step() -> None:
+    worker, steps = Worker(1, 0), list[str]()
+    gate, other = Gate("a", steps), Gate("b", steps)
+
+    async def scene() -> None:
+        job = worker.submit(gate)
+        gate.open()
+        async for event in job.events():
+            assert event == 0
+            job.cancel(ValueError("late"))
+            gate.open()  # the step that may be under way
+            break
+        with pytest.raises(ValueError, match="late"):
+            await gathered(job)
+        while worker.active:
+            await asyncio.sleep(0.01)
+        other.open(4)
+        assert await gathered(worker.submit(other)) == [0, 1, 2, 3]
+
+    within(worker, scene)
+    assert gate.closed
+    assert steps.count("a") <= 2
+
+
+def test_an_error_ends_its_own_job_alone() -> None:
+    worker, steps = Worker(2, 0), list[str]()
+    gate = Gate("a", steps)
+
+    def fail() -> Iterator[int]:
+        yield 1
+        raise OSError("broken")
+
+    async def scene() -> None:
+        good, bad = worker.submit(gate), worker.submit(fail)
+        gate.open(4)
+        with pytest.raises(OSError, match="broken"):
+            await gathered(bad)
+        assert len(await gathered(good)) == 4
+
+    within(worker, scene)
+
+
+def test_what_is_under_way_is_told_when_the_worker_stops() -> None:
+    worker, steps = Worker(1, 1), list[str]()
+    gate, other = Gate("a", steps), Gate("b", steps)
+
+    async def scene() -> None:
+        jobs = worker.submit(gate), worker.submit(other)
+        gate.open()
+        assert await anext(jobs[0].events()) == 0
+        stopping = asyncio.get_running_loop().run_in_executor(None, worker.stop)
+        gate.open()
+        for job in jobs:
+            with pytest.raises(StoppingError):
+                await gathered(job)
+        await stopping
+        with pytest.raises(StoppingError):
+            worker.submit(gate)
+
+    within(worker, scene)
+    assert gate.closed
+
+
+@pytest.mark.parametrize(
+    ("pieces", "stops", "passed"),
+    [
+        (["one two", " three"], ["two"], "one "),
+        (["one t", "w", "o three"], ["two"], "one "),
+        (["one tw", "ist"], ["two"], "one twist"),
+        (["ababc"], ["abc"], "ab"),
+        (["aab", "aab", "c"], ["aabaabc"], ""),
+        (["x\ny"], ["y", "\n"], "x"),
+        (["one"], [], "one"),
+    ],
+)
+def test_text_passes_up_to_the_first_stop_text(pieces: list[str], stops: list[str], passed: str) -> None:
+    watch = Stops(stops)
+    told = [watch.feed(piece) for piece in pieces]
+    assert "".join([*told, watch.flush()]) == passed
+    assert watch.found == (passed not in ("one", "one twist"))
