@@ -107,8 +107,9 @@ def test_json_has_the_documented_names(adamas: Runner, tiny_model: Path, book: P
     record = json.loads(done.stdout)
     assert set(record) == {
         "question", "answer", "finish_reason", "usage", "timings", "drafts",
-        "model", "attention", "documents", "truncated", "tokens_dropped",
+        "model", "attention", "read", "blocks_computed", "documents", "truncated", "tokens_dropped",
     }  # fmt: skip
+    assert (record["read"], record["blocks_computed"]) == ("dense", None)
     assert record["question"] == "Who came?"
     assert record["model"] == str(tiny_model)
     assert record["attention"] == {
@@ -219,8 +220,9 @@ def test_exit_codes(code: int, line: str, kind: str | None, folder: Path) -> Non
     assert done.returncode == code, message
     if code:
         assert done.stdout == b""
-        assert message.startswith("adamas: ")
-        assert 1 <= message.count("\n") <= 2, message
+        lines = [line for line in message.splitlines() if not line.startswith("compiling")]  # once a machine
+        assert lines[0].startswith("adamas: ")
+        assert len(lines) <= 2, message
 
 
 @pytest.mark.parametrize(("code", "line", "kind"), [case for case in CODES if case[2] != "failure"][1:])

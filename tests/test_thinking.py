@@ -286,6 +286,9 @@ class Script:
     def next(self, logits: torch.Tensor) -> torch.Tensor:
         return torch.tensor([next(self._ids, 65)])
 
+    def each(self, logits: torch.Tensor) -> Iterator[int]:
+        return (int(self.next(one)) for one in logits)
+
 
 Play = Callable[[str], None]
 
