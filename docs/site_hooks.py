@@ -11,7 +11,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-ELSEWHERE = ("LICENSE", "CHANGELOG.md")  # that README.md links and no page is made of
+ELSEWHERE = ("LICENSE", "CHANGELOG.md", "CONTRIBUTING.md")  # that README.md links and no page is made of
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
