@@ -24,7 +24,7 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def appearing(file: Path) -> Iterator[BinaryIO]:
-    """A binary file that takes its name when the block ends, whole; where that raises, none is left behind.
+    """A binary file that takes its name when the block ends, whole; where that raises, none is left.
 
     While it is written its part is locked, by which `leftovers` knows those of processes that were killed.
     """

@@ -39,8 +39,8 @@ _ANSWERS = (*_BEGINNINGS, State.ANSWER)
 @dataclass(frozen=True)
 class Form:
     """How a family of models marks thoughts. turn: what ends a thought and begins the answer. empty: what
-    stands for having thought nothing. behind: what comes behind a thought. messages: further marks, wherever
-    they are, and what comes behind them.
+    stands for having thought nothing. after: what comes after a thought. messages: further marks, wherever
+    they are, and what comes after them.
     """
 
     opens: str

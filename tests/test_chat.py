@@ -106,7 +106,7 @@ def test_a_document_that_is_dropped_was_never_there(chat):
     assert answers(done) == answers(alone)
     assert b"dropped book.txt, " in done.stderr
     later = chat("What does he own?", "/drop book.txt", "And who?", options=JSON, sources=both)
-    assert b" tokens behind are read again\n" in later.stderr
+    assert b" later tokens are re-read\n" in later.stderr
     assert [document["path"] for document in records(later)[1]["documents"]] == ["more.txt"]
 
 

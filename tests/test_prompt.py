@@ -51,7 +51,7 @@ def test_a_model_without_chat_template_gets_the_plain_text():
         ("$documents only", r"\$question is missing"),
         ("$question only", r"\$documents is missing"),
         ("$documents $question costs 5$", "write \\$\\$ for a dollar sign"),
-        ("$question $documents", r"needs \$documents once, and behind it \$question once"),
+        ("$question $documents", r"needs \$documents once, and after it \$question once"),
         ("$documents $question $question", r"needs \$documents once"),
     ],
 )

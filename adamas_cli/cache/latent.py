@@ -57,7 +57,7 @@ class Expansion:
         return cls(*by_head.split((module.qk_nope_head_dim, module.v_head_dim), 1))
 
     def pays(self, new: int) -> bool:
-        """Whether heads of all latents take less arithmetic than so many queries of the latents' width."""
+        """Whether heads of all latents take less arithmetic than this many queries of the latents' width."""
         rank, made = self.keys.shape[2], self.keys.shape[1] + self.values.shape[1]
         return new * (2 * rank - made) > rank * made
 

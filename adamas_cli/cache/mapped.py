@@ -1,7 +1,7 @@
 """A range of a GPU's addresses, of which a growing first part has memory.
 
 torch's allocator cannot make a tensor longer where it lies. CUDA's virtual memory management can: addresses
-cost nothing, and memory is put behind them in steps of 2 MiB
+cost nothing, and memory is mapped to them in steps of 2 MiB
 (https://docs.nvidia.com/cuda/cuda-driver-api/group__CUDA__VA.html). So keys and values stay where they are,
 and with them the captured steps that read them.
 """

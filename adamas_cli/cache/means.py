@@ -28,5 +28,5 @@ class Means:
         return self._of
 
     def truncate(self, tokens: int) -> None:
-        """Of blocks that reach beyond so many tokens nothing is known any more."""
+        """Of blocks that reach beyond this many tokens nothing is known any more."""
         self._blocks = min(self._blocks, tokens // KEY_BLOCK)

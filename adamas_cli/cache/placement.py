@@ -54,7 +54,7 @@ class Paged(Allocated):
 
 @dataclass(frozen=True)
 class Mapped(Allocated):
-    """Memory of an NVIDIA GPU behind addresses that are there before it."""
+    """Memory of an NVIDIA GPU, mapped to addresses that are there before it."""
 
     tokens_first: bool = True
 

@@ -123,7 +123,7 @@ class SlidingLayer(Layer, CacheLayerMixin):
         return DenseCache(*self.rings, None, self._extent.lengths)
 
     def _last(self, length: int) -> list[Tensor]:
-        """Keys and values, [B, K, n, D], of those of the first tokens that the one behind them sees."""
+        """Keys and values, [B, K, n, D], of those of the first tokens that the one after them sees."""
         seen = ring_rows(self._first_seen(length), length, self.rows)
         return [ring[:, :, seen] for ring in self.rings]
 
@@ -205,7 +205,7 @@ class SlidingLayer(Layer, CacheLayerMixin):
         return other
 
     def stored(self, start: int, end: int) -> dict[str, Tensor]:
-        """What the token behind `end` tokens sees before it, [K, n, D]."""
+        """What the token after `end` tokens sees before it, [K, n, D]."""
         states = self.mark().states
         assert states is not None
         return {f"window_{name}": part[0] for name, part in zip(STREAMS, states, strict=True)}

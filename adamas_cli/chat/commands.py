@@ -18,7 +18,7 @@ from adamas_cli.settings import DEFAULT_SOURCES
 
 @dataclass(frozen=True)
 class Command:
-    """One command; `run` gets what stands behind its name."""
+    """One command; `run` gets what stands after its name."""
 
     name: str
     argument: str  # as it is shown in /help
@@ -65,7 +65,7 @@ def _drop(chat: Chat, argument: str) -> None:
         named = dropped[0].path if len(dropped) == 1 else f"{len(dropped):,} documents"
         chat.display.note(f"dropped {named}, {tokens(dropped):,} tokens")
     if conversation.unread:
-        chat.display.note(f"{conversation.unread:,} tokens behind are read again")
+        chat.display.note(f"{conversation.unread:,} later tokens are re-read")
     chat.read()
 
 

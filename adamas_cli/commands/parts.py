@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from adamas_cli.session.runtime import Runtime
     from adamas_cli.terminal.display import Display
 
-_NAMED_SOURCES = 12  # lines behind an answer
+_NAMED_SOURCES = 12  # lines after an answer
 
 
 def answer_in_parts(

@@ -19,7 +19,7 @@ from adamas_cli.documents.remark import Remark
 from adamas_cli.errors import AdamasError
 from adamas_cli.progress import Progress
 
-_MEMORY = "/dev/shm"  # a folder of Linux's that no disk is behind
+_MEMORY = "/dev/shm"  # a folder of Linux's that is in memory
 
 
 class Conversion:

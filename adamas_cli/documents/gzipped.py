@@ -66,7 +66,7 @@ class Gzipped:
                 while block or pending:
                     if inflate.eof:
                         if not block.strip(b"\0"):
-                            break  # padding behind the last member
+                            break  # padding after the last member
                         inflate = _UNPACKERS[self.compression]()
                     text = _unpacked(inflate, block)
                     # Only zlib gives back what it has not taken yet; the others hold it themselves.

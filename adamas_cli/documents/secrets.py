@@ -60,7 +60,7 @@ _FILLED_IN_LATER = re.compile(
     re.IGNORECASE,
 )
 
-# What tokens have in common, each behind a character that is looked for at the speed of memory. The whole
+# What tokens have in common, each after a character that is looked for at the speed of memory. The whole
 # shapes are tried around what is found, and nowhere else.
 _SIGNS = (
     re.compile(

@@ -91,7 +91,7 @@ def decide_for(
     context: int,
     unserved: str | None = None,
 ) -> Attention:
-    """What is decided about a model of this shape, with so many tokens, on a device. unserved: why Adamas
+    """What is decided about a model of this shape, with this many tokens, on a device. unserved: why Adamas
     does not serve it, where its shape does not tell.
 
     Raises UsageError where a named backend cannot run, and ModelUnavailableError where Adamas is asked for

@@ -44,7 +44,7 @@ class Saying(Protocol):
         ...
 
     def end(self, tokens: int) -> None:
-        """The answer ends: have no more than so many tokens in the cache."""
+        """The answer ends: have no more than this many tokens in the cache."""
         ...
 
 
@@ -100,7 +100,7 @@ class OneByOne:
 class Checked:
     """Passes over the last token and a draft of what comes after it, as far as one pays.
 
-    Behind each token of the draft the sampler draws as it would without; the first one that it draws
+    After each token of the draft the sampler draws as it would without; the first one that it draws
     otherwise is what is said, and the rest of the draft is taken back. So tokens are those that would be said
     without drafts, and drawn ones are so with any temperature: each comes from the model's own distribution.
     """
@@ -159,7 +159,7 @@ class Checked:
         self._settle()
 
     def _retract(self, tokens: int) -> None:
-        """Of the last pass, have no more than so many tokens in the cache."""
+        """Of the last pass, have no more than this many tokens in the cache."""
         if tokens < self._cache.get_seq_length():
             self._cache.retract(tokens, self._before)
 

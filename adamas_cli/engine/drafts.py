@@ -17,8 +17,8 @@ SIZES = (4, 8, LARGEST_STEP)  # tokens of passes that check drafts
 # Seconds of such a pass over those of one token, before an answer has measured them (docs/performance.md).
 COSTS: Mapping[int, float] = {4: 1.6, 8: 2.8, 16: 5.2}
 LEAST_GAIN = 1.1  # tokens for the time of one, below which there is no draft
-# For places that share at least so many tokens with the end of the text: how often the next token is the same
-# there, before it was seen in this answer.
+# For places that share at least this many tokens with the end of the text: how often the next token is the
+# same there, before this answer has shown it.
 EXPECTED = ((3, 0.45), (4, 0.55), (6, 0.7), (9, 0.82), (16, 0.92))
 WEIGHT = 6.0  # of that, in tokens; those of the answer lose weight with each further one
 FADING = 0.97
@@ -69,7 +69,7 @@ class TextIndex:
             self._before[place], self._table[found] = self._table[found], place
 
     def repeated(self) -> tuple[int, int]:
-        """The place behind the earlier tokens that share most with the end of the text, of several the last
+        """The place after the earlier tokens that share most with the end of the text, of several the last
         one, and how many they share, up to COMPARED; 0 where they are less than ORDER.
         """
         end = self._length
@@ -137,7 +137,7 @@ class Costs:
         self._begun: set[int] = set()
 
     def took(self, size: int, seconds: float) -> None:
-        """Changes: a pass of so many tokens took so long. The first one of a size prepares others, and does
+        """Changes: a pass of this many tokens took so long. The first one of a size prepares others, and does
         not count.
         """
         if size in self._begun:
@@ -145,7 +145,7 @@ class Costs:
         self._begun.add(size)
 
     def of(self, size: int) -> float:
-        """A pass of so many tokens, over one of one."""
+        """A pass of this many tokens, over one of one."""
         one, known = self._seconds[1], self._seconds[size]
         return min(known) / min(one) if one and known else COSTS[size]
 

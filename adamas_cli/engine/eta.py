@@ -19,7 +19,7 @@ class PrefillCost:
     _chunks: list[tuple[float, float, float]] = field(default_factory=list)
 
     def add(self, start: int, end: int, seconds: float) -> None:
-        """A chunk of the positions start to end took so many seconds."""
+        """A chunk of the positions start to end took this many seconds."""
         self._chunks.append((end - start, _pairs(start, end), seconds))
 
     def remaining(self, start: int, end: int) -> float | None:

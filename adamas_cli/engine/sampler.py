@@ -44,7 +44,7 @@ class Sampler:
             self._generator.manual_seed(sampling.seed)
 
     def each(self, logits: Tensor) -> Iterator[int]:
-        """The next token's id behind each of several, from their logits [n, vocabulary], drawn as it is asked
+        """The next token's id after each of several, from their logits [n, vocabulary], drawn as it is asked
         for.
         """
         if self.greedy:

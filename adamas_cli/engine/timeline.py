@@ -228,7 +228,7 @@ class Timeline:
         self.ids = self.ids[:tokens]
 
     def _forget_states(self, tokens: int) -> None:
-        """Those of more than so many tokens."""
+        """Those of more than this many tokens."""
         self._states = [known for known in self._states if known.tokens <= tokens]
         self._recent = deque((known for known in self._recent if known.tokens <= tokens), RECENT)
 
@@ -501,7 +501,7 @@ class Timeline:
         return self.drafts != "off" and self._stepper.checks(mode)
 
     def _saying(self, ids: np.ndarray, mode: Mode, sampler: Sampler) -> Saying:
-        """The tokens of an answer behind a prompt, int [n]."""
+        """The tokens of an answer after a prompt, int [n]."""
         if not self._drafts(mode):
             return OneByOne(self._stepper, mode, sampler, self.logits)
         drafter = Drafter(ids, self._costs, always=self.drafts == "text")

@@ -70,7 +70,7 @@ def calibrate(
     for steps in (_WARM_UP_STEPS, _STEPS):
         *_, done = timeline.answer(tokens[:1], Sampling(), steps, ())
     assert isinstance(done, Done)
-    # Decoding goes by the bytes of weights: the matrix behind the last layer is one more of its kind.
+    # Decoding goes by the bytes of weights: the matrix after the last layer is one more of its kind.
     behind = 1 + count.head / max(1, count.matrices)
     return readings, [Decoding(read, _STEPS - 1, done.decode_seconds * scale * behind)]
 

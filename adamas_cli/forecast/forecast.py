@@ -77,7 +77,7 @@ class Forecast:
         self.model = file_facts(files, trusts=settings.model.trust_remote_code)
 
     def decide(self, tokens: int) -> Decision:
-        """How it will run with so many tokens."""
+        """How it will run with this many tokens."""
         model = self._on_gpu() if self.machine.device == "cuda" else self.model
         return decide(model, self.machine, self.settings.model, self.settings.attention, tokens)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Counted:
-    """Tokens. around: of the template before the documents and, with the question, behind them."""
+    """Tokens. around: of the template before the documents and, with the question, after them."""
 
     documents: list[DocumentTokens]
     around: int

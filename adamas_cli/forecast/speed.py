@@ -24,7 +24,7 @@ _SPEEDS = Memo("speeds.json")
 
 @dataclass(frozen=True)
 class Reading:
-    """The positions start to end of a prompt were read in so many seconds."""
+    """The positions start to end of a prompt were read in this many seconds."""
 
     start: int
     end: int
@@ -33,7 +33,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Decoding:
-    """So many tokens of an answer behind `context` others, one after another, in so many seconds."""
+    """So many tokens of an answer after `context` others, one after another, in this many seconds."""
 
     context: int
     tokens: int
@@ -61,7 +61,7 @@ class Speed:
         return sorted(filter(None, guesses))[(len(guesses) - 1) // 2] if guesses else None
 
     def step_seconds(self, context: int, token_share: float) -> float | None:
-        """For one token of an answer behind so many others.
+        """For one token of an answer after so many others.
 
         token_share: cost of one more token of context in units of all that does not depend on it.
         """

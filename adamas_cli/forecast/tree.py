@@ -51,8 +51,8 @@ def grow(tokens: Mapping[str, int]) -> Branch:
 
 
 def draw(root: Branch, largest: int, least: int) -> Iterator[Line]:
-    """The tree line by line; of each folder at most so many branches, each with so many tokens, and how many
-    more there are.
+    """The tree line by line; of each folder at most `largest` branches of at least `least` tokens, and how
+    many more there are.
     """
     return _draw(root, "", largest, least)
 

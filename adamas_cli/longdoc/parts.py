@@ -16,10 +16,10 @@ from adamas_cli.prompt.template import closing, escaped, opening
 if TYPE_CHECKING:
     from adamas_cli.prompt.tokens import Tokenizer
 
-# A part is cut at the best border behind this share of the room. More than half, so that no two neighbours
+# A part is cut at the best border after this share of the room. More than half, so that no two neighbours
 # fit together; not much more, so that most parts end where a file, a chapter or a paragraph does.
 LEAST_SHARE = 5 / 8
-# Of the room: so many tokens at most does the cut of a line without any border leave unused.
+# Of the room: this many tokens at most does the cut of a line without any border leave unused.
 _UNIT_SHARE = 1 / 32
 
 
@@ -95,7 +95,7 @@ class Measure:
         return len(self._tokenizer.encode("".join(escaped([text]))))
 
     def wrapper(self, label: str) -> int:
-        """Tokens before and behind the text of a document of this name."""
+        """Tokens before and after the text of a document of this name."""
         before = self._tokenizer.encode(opening(Excerpt.of(label, "")), begins=True)
         return len(before) + len(self._tokenizer.encode(closing()))
 
@@ -175,7 +175,7 @@ def _cut_off(pending: list[Unit], costs: list[int], measure: Measure, room: int)
 
 
 def _part(taken: Sequence[Unit], following: Unit | None, measure: Measure) -> Part:
-    """The units as a part; `following` is the one behind them."""
+    """The units as a part; `following` is the one after them."""
     passages, texts, tokens = [], [], 0
     for document, group in groupby(taken, key=lambda unit: unit.document):
         own = list(group)

@@ -19,7 +19,7 @@ class PackedLinear(nn.Module):
         inputs: int | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """inputs: of the layer, where the weight has columns of zeros behind them. dtype: that the model
+        """inputs: of the layer, where the weight has columns of zeros after them. dtype: that the model
         computes in.
         """
         super().__init__()

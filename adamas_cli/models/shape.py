@@ -49,7 +49,7 @@ KEEPING: dict[str, tuple[str, ...]] = {
 OTHER_CONTEXT = ("model_max_length", "max_seq_len", "seq_length")
 CODED = (FULL, HYBRID)  # kinds of layers that may attend sparsely
 STATES = 5  # copies of recurrent states in memory: the present one, and those that a timeline returns to
-# Means that sparse reading keeps of the keys and of the values of so many tokens (`adamas_kernels.reading`).
+# Means that sparse reading keeps of the keys and values of MEAN_TOKENS tokens (`adamas_kernels.reading`).
 KEY_MEANS, VALUE_MEANS, MEAN_TOKENS = 2, 1, 64
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _PACKED_BITS = 8.5  # of a weight, its share of a scale included: the most that packing leaves
@@ -116,7 +116,7 @@ class LayerShape:
         return self.kv_heads * (self.key_dim + self.value_dim) * item if self.keeps else 0
 
     def cache_bytes(self, tokens: int, item: int) -> int:
-        """Of the keys and values of so many tokens."""
+        """Of the keys and values of this many tokens."""
         return min(tokens, self.window or tokens) * self.token_bytes(item)
 
     def means_bytes(self, item: int) -> int:
@@ -180,7 +180,7 @@ class ModelShape:
         return max((layer.token_bytes(item) for layer in self.by_layer), default=0)
 
     def cache_bytes(self, tokens: int, item: int) -> int:
-        """Of the keys and values of so many tokens in all layers."""
+        """Of the keys and values of this many tokens in all layers."""
         return sum(layer.cache_bytes(tokens, item) for layer in self.by_layer)
 
     def kept_state_bytes(self, item: int) -> int:
@@ -211,7 +211,7 @@ class ModelShape:
         return sum(layer.code_bytes for layer in coded) * tokens
 
     def means_bytes(self, tokens: int, item: int) -> int:
-        """Of the means of so many tokens' keys and values, in the layers that read sparsely."""
+        """Of the means of this many tokens' keys and values, in the layers that read sparsely."""
         reading = (layer for layer in self.by_layer[DENSE_LAYERS:] if layer.reads_sparsely())
         return sum(layer.means_bytes(item) for layer in reading) * (tokens // MEAN_TOKENS)
 
@@ -396,7 +396,7 @@ def latent_obstacle(latent: bool, device: str) -> str | None:
 
 @dataclass(frozen=True)
 class WeightCount:
-    """Numbers in a model's weights: of the layers' matrices, of the one behind the last layer, of the
+    """Numbers in a model's weights: of the layers' matrices, of the one after the last layer, of the
     embeddings, and of all the rest. tied: whether the last matrix is the embeddings.
     """
 
@@ -425,7 +425,7 @@ class WeightCount:
 
 
 def count_weights(directory: Path) -> WeightCount:
-    """Counts by the headers of a folder's safetensors files. A model without a matrix of its own behind the
+    """Counts by the headers of a folder's safetensors files. A model without a matrix of its own after the
     last layer uses its embeddings there. Raises ModelUnavailableError for damaged ones.
     """
     stored = stored_quantization(directory)

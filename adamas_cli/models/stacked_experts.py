@@ -1,7 +1,7 @@
 """What experts of mixture models over weights that are no numbers have in common, on every device.
 
 They stand for every class that transformers' `use_experts_implementation` serves, but for those without gates
-and those with a norm behind each expert.
+and those with a norm after each expert.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ BOUNDED_BUDGETS = 2  # times as many, where an error leaves out most: what heads
 
 
 def auto_min_context(backend: str, budget: int, token_bytes: int) -> float:
-    """The context from which `auto` decodes sparsely with a budget, for keys and values of so many bytes a
+    """The context from which `auto` decodes sparsely with a budget, for keys and values of this many bytes a
     token and layer.
     """
     if backend not in AUTO_MIN_BYTES:

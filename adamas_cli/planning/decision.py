@@ -123,7 +123,7 @@ class Decision:
 def decide(
     model: Model, machine: Machine, loading: ModelSettings, decoding: DecodingSettings, tokens: int
 ) -> Decision:
-    """For so many tokens, those of the answer included.
+    """For this many tokens, those of the answer included.
 
     Raises UsageError where the machine cannot do what is asked for, and ModelUnavailableError where Adamas is
     asked for and does not serve the model.

@@ -1,4 +1,4 @@
-"""The memory that a model takes with so many tokens in its cache."""
+"""The memory that a model takes with this many tokens in its cache."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Bytes:
         return f"{told} = {_gigabytes(self.total)}"
 
     def with_weights(self, weights: int) -> Bytes:
-        """The same with weights of so many bytes, which are known."""
+        """The same with weights of this many bytes, which are known."""
         return replace(self, weights=weights, exact=True)
 
     def as_json(self) -> dict[str, object]:

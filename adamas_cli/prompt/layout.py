@@ -170,7 +170,7 @@ class Layout:
 
 
 def question_ids(tokenizer: Tokenizer, frame: Frame, question: str) -> np.ndarray:
-    """The prompt from behind the documents to where the answer begins, int32 [n]."""
+    """The prompt from after the documents to where the answer begins, int32 [n]."""
     parts: Sequence[np.ndarray] = (
         tokenizer.encode_template(frame.middle),
         tokenizer.encode(question, begins=tokenizer.begins(frame.middle)),

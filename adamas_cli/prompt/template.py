@@ -92,7 +92,7 @@ def frame(
     """The template inside the model's chat template; models without one get the template as it is,
     after the token that begins their texts.
 
-    thinking: what the model is told of that, by its chat template or behind it. note: is told where there is
+    thinking: what the model is told of that, by its chat template or after it. note: is told where there is
     no chat template, or one that takes messages in an unusual way.
     Raises UsageError if the documents do not come before the question, each once, ModelUnavailableError where
     the chat template cannot be used.
@@ -100,7 +100,7 @@ def frame(
     text = template.substitute(documents=DOCUMENTS_MARK, question=QUESTION_MARK)
     marks = (DOCUMENTS_MARK, QUESTION_MARK)
     if [text.count(mark) for mark in marks] != [1, 1] or text.index(marks[0]) > text.index(marks[1]):
-        raise UsageError("a template needs $documents once, and behind it $question once")
+        raise UsageError("a template needs $documents once, and after it $question once")
     if chat.chat_template:
         thinking = thinking or Thinking()
         messages = Messages(chat, system=system, options=thinking.options, note=note)
@@ -117,7 +117,7 @@ def opening(document: Document) -> str:
 
 
 def closing() -> str:
-    """The line behind a document's text."""
+    """The line after a document's text."""
     return f"\n{CLOSING_TAG}\n"
 
 

@@ -71,7 +71,7 @@ class Thinking:
         return prompt.rstrip() + form.ending if thinks else prompt + form.nothing
 
     def most(self, max_tokens: int) -> int:
-        """Tokens that the thoughts of an answer of so many tokens may take."""
+        """Tokens that the thoughts of an answer of this many tokens may take."""
         half = max(1, max_tokens // 2)
         return half if self.tokens is None else min(self.tokens, max(1, max_tokens - 1))
 

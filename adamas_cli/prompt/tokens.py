@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from adamas_cli.models import ModelFiles
 
-# Building the fast path takes as long as the model's tokenizer takes for about so many characters. Whoever
+# Building the fast path takes as long as the model's tokenizer takes for about this many characters. Whoever
 # changes over at that point never spends more than twice the time of the better choice, however long the
 # text turns out.
 FAST_FROM = 1_000_000

@@ -78,7 +78,7 @@ class Reply:
                     self.notes.append(without_answer(event, called=bool(self.notes)))
 
     def sources(self) -> list[dict[str, object]] | None:
-        """The passages behind the answer, where they were asked for and attention was counted."""
+        """The most-attended passages, where they were asked for and attention was counted."""
         if self.origins is None or self.origins.sources is None:
             return None
         return [passage.as_json() for passage in self.origins.sources.passages]

@@ -26,7 +26,7 @@ from adamas_cli.session.runtime import Runtime
 from adamas_cli.session.session import Session
 from adamas_cli.sources.passages import Sources
 
-ROOM_FOR_TURNS = 4096  # tokens reserved behind the documents; the cache grows beyond
+ROOM_FOR_TURNS = 4096  # tokens reserved after the documents; the cache grows beyond
 LONGEST_FIRST_QUESTION = 256  # tokens that documents leave free for it
 SHORTEST_REPLY = 16  # tokens; with less room left the conversation is full
 _BARE = Frame("", "", "")  # of documents without what stands before them
@@ -165,7 +165,7 @@ class Conversation:
                 self._session.timeline.return_to(self._known())
 
     def add(self, documents: Sequence[Document]) -> None:
-        """Have documents in the next message, behind everything so far. Raises UsageError for one that is
+        """Have documents in the next message, after everything so far. Raises UsageError for one that is
         there already, OverContextError where they do not fit.
         """
         known = {document.path for document in self.documents}

@@ -111,7 +111,7 @@ class Runtime:
         return self._thinking
 
     def listener(self, prompt: str, max_tokens: int) -> Listener:
-        """For a reply of so many tokens to a prompt that ends so."""
+        """For a reply of this many tokens to a prompt that ends so."""
         state = self.thinking.marks.state_behind(prompt)
         return Listener(self.tokenizer, self.thinking, state, max_tokens, self.note_once)
 
@@ -159,7 +159,7 @@ class Runtime:
         return AttentionSettings.of(self._asked)
 
     def memory(self, context: int) -> Bytes:
-        """What a GPU will hold with so many tokens. Raises OutOfMemoryError where it has less."""
+        """What a GPU will hold with this many tokens. Raises OutOfMemoryError where it has less."""
         config = read_config(self.files.directory, trust_remote_code=self.model.trust_remote_code)
         machine = machine_facts(self.model.device)
         model = config_facts(config, self.files.directory, self.files.gguf)

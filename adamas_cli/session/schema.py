@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from adamas_cli.session.listener import Listener
 
 REQUEST = "Answer with JSON alone, which satisfies this schema:"
-# As models write it: a space behind each comma and colon, no line breaks.
+# As models write it: a space after each comma and colon, no line breaks.
 _FORM: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 

@@ -108,7 +108,7 @@ class Session:
         self._stored_ids, self._stored_names = ids, names
 
     def reach(self, tokens: int) -> bool:
-        """Be ready for a sequence of so many tokens: where positions turn otherwise in one that is so long,
+        """Be ready for a sequence of this many tokens: where positions turn otherwise in one that is so long,
         what was read is forgotten, and this returns True.
         """
         if not self.timeline.outgrows(tokens):

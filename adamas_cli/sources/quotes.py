@@ -53,7 +53,7 @@ class Quote:
 
 
 def quotations(answer: str) -> list[str]:
-    """The quotations in an answer: lines behind `>`, and at least LEAST_WORDS words in quotation marks."""
+    """The quotations in an answer: lines after `>`, and at least LEAST_WORDS words in quotation marks."""
     blocks = [re.sub(r"\n[ \t]*>[ \t]?", "\n", match[1]) for match in _BLOCK.finditer(answer)]
     rest = _BLOCK.sub("", answer)
     marked = (next(filter(None, match.groups())) for match in _MARKED.finditer(rest))

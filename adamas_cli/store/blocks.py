@@ -146,7 +146,7 @@ def read_tensor(descriptor: int, stored: Stored, pieces: Sequence[Any]) -> None:
 
 
 def has_states(file: Path) -> bool:
-    """Whether a document can be taken up behind this block; damaged ones are none of it."""
+    """Whether a document can be taken up after this block; damaged ones are none of it."""
     return bool(state_names(tensor_names(file)))
 
 

@@ -53,13 +53,13 @@ class Chain:
         return max([Beginning(dense, dense), *mixed], key=lambda found: found.blocks)
 
     def _sparse_keys(self, start: int) -> Iterator[str]:
-        """Of the blocks from `start` on, read sparsely behind dense ones."""
+        """Of the blocks from `start` on, read sparsely after dense ones."""
         if self._sparsely is not None:
             yield from map(_key, _links(self._dense[start], self._sparsely, self._blocks[start:]))
 
 
 def _links(link: bytes, mark: bytes, blocks: Sequence[bytes]) -> Iterator[bytes]:
-    """The links behind a link, of blocks with this mark."""
+    """The links after a link, of blocks with this mark."""
     for tokens in blocks:
         link = hashlib.sha256(link + mark + tokens).digest()
         yield link

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from adamas_cli.cache.names import is_stream
 
-SCALE = "_scale"  # behind the name of the tensor that is scaled
+SCALE = "_scale"  # after the name of the tensor that is scaled
 
 
 def compressed_names(names: Iterable[str]) -> Mapping[str, tuple[str, str]]:
@@ -16,7 +16,7 @@ def compressed_names(names: Iterable[str]) -> Mapping[str, tuple[str, str]]:
 
 
 def state_names(names: Iterable[str]) -> list[str]:
-    """The tensors of a block that are states at its last token. A document is taken up only behind a block
+    """The tensors of a block that are states at its last token. A document is taken up only after a block
     that has some.
     """
     known = list(names)
@@ -26,7 +26,7 @@ def state_names(names: Iterable[str]) -> list[str]:
 
 def keeps_states(index: int, states: int, streams: int) -> bool:
     """Whether the states at the end of a block are kept with it, the last block of a document aside, which
-    always has them: where they are as large as many blocks, only behind as many, so that they take no more
+    always has them: where they are as large as many blocks, only after as many, so that they take no more
     than the rest. index: of the block in its document; bytes of its states, and of its tokens' parts.
 
     The number of blocks between two states is a power of two, so where states grow with the tokens, as

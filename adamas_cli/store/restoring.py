@@ -202,7 +202,7 @@ class Restorer:
 
     @contextmanager
     def _threads_at_work(self, blocks: Sequence[_Block]) -> Iterator[ThreadPoolExecutor]:
-        """Threads that bring bytes to where they belong; behind it, what they brought is there for whatever
+        """Threads that bring bytes to where they belong; after it, what they brought is there for whatever
         the device is told.
         """
         self._open_transfers(blocks)
@@ -270,7 +270,7 @@ class Restorer:
 
 
 def _end_with_states(blocks: list[_Block], most: int) -> None:
-    """Leave at most so many blocks, of which the last one has states."""
+    """Leave at most this many blocks, of which the last one has states."""
     del blocks[most:]
     while blocks and not state_names(blocks[-1].header.tensors):
         blocks.pop()

@@ -30,11 +30,11 @@ class Transfer:
         self._sent = torch.cuda.Event()
 
     def begin(self) -> None:
-        """What is carried from here on comes behind everything that the current stream has been told."""
+        """What is carried from here on comes after everything that the current stream has been told."""
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
 
     def end(self) -> None:
-        """The current stream goes on only behind everything that was carried."""
+        """The current stream goes on only after everything that was carried."""
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
     def scope(self) -> AbstractContextManager[object]:

@@ -204,7 +204,7 @@ class Display:
             self._print_note(line + "\n", style="dim")
 
     def _finish(self) -> None:
-        """Print what is still unfinished, and leave nothing behind that would be redrawn."""
+        """Print what is still unfinished, and leave nothing that would be redrawn."""
         with self._lock:
             self._prefill = self._token = None
             self._leave_tree()

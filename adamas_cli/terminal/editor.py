@@ -25,7 +25,7 @@ Words = Callable[[], Iterable[str]]
 class LineEditor:
     """Reads lines on the terminal and shows them on stderr.
 
-    completions: for each command, such as `/add`, what may stand behind it: words, or None for a path.
+    completions: for each command, such as `/add`, what may stand after it: words, or None for a path.
     history: a file that only its owner may read; None keeps the history in memory.
     """
 
@@ -86,7 +86,7 @@ def _history(path: Path | None) -> History:
 
 
 class _CommandCompleter(Completer):
-    """Completes the name of a command, and what stands behind it."""
+    """Completes the name of a command, and what stands after it."""
 
     def __init__(self, completions: Mapping[str, Words | None]) -> None:
         self._completions = completions

@@ -101,7 +101,7 @@ class Job:
         from adamas_cli.lab.bench.recording import STEPS
 
         return (
-            f"{target.name}, {STEPS} teacher-forced steps behind each text; {machine.about}; "
+            f"{target.name}, {STEPS} teacher-forced steps after each text; {machine.about}; "
             f"{self.attention.scorer}"
         )
 

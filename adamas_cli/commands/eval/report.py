@@ -63,7 +63,7 @@ class Report:
             self.detail(record)
 
     def detail(self, record: Record) -> None:
-        """What is behind the rows, such as a single answer: only in `jsonl`."""
+        """What is after the rows, such as a single answer: only in `jsonl`."""
         if self._form == "jsonl":
             self._say(json_line(record))
 

@@ -43,7 +43,7 @@ def listed(attachments: list[Attachment]) -> str:
 
 
 def read_all(attachments: list[Attachment], depth: int) -> Iterator[Part | Remark]:
-    """The text of those that are readable, each behind its name; `depth` mails are around them."""
+    """The text of those that are readable, each after its name; `depth` mails are around them."""
     for attachment in attachments:
         yield from _read(attachment, depth)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 def table(rows: Iterable[Sequence[str]]) -> Iterator[str]:
     """The lines of a table, whose head is the first row; rows without any text are left out, and cells
-    behind the last of a row's that has one.
+    after the last of a row's that has one.
     """
     wide = 0
     for row in rows:

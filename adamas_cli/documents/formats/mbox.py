@@ -1,4 +1,4 @@
-"""Mailboxes: mails one behind the other, each after a line that begins with `From `.
+"""Mailboxes: mails one after the other, each after a line that begins with `From `.
 
 The standard library's `mailbox.mbox` takes every such line for a new mail, also in the middle of a sentence.
 """

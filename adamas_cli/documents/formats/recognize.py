@@ -68,7 +68,7 @@ _BY_SUFFIX = {
 }
 _OFFICE_TYPES = b"[Content_Types].xml"
 _OFFICE_FOLDERS = ((b"word/", Format.DOCX), (b"ppt/", Format.PPTX), (b"xl/", Format.SPREADSHEET))
-# OLE files: by the names of their streams, which are UTF-16 and may stand behind the head, then by suffix.
+# OLE files: by the names of their streams, which are UTF-16 and may stand after the head, then by suffix.
 _OLE_STREAMS = (("__substg1.0_", Format.MSG), ("Workbook", Format.SPREADSHEET))
 _OLE_SUFFIXES = {
     ".docx": Format.DOCX,

@@ -56,7 +56,7 @@ def is_mail(head: bytes, suffix: str) -> bool:
 
 
 def is_mailbox(head: bytes, suffix: str) -> bool:
-    """Whether mails follow each other in it, each behind a line that begins with `From `."""
+    """Whether mails follow each other in it, each after a line that begins with `From `."""
     first, _, rest = head.partition(b"\n")
     if suffix in _PATCHES or not _POSTMARK.match(first):
         return False

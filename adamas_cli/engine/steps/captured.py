@@ -1,4 +1,4 @@
-"""One decode step, from a token's embedding to the greedy token behind it, as a CUDA graph.
+"""One decode step, from a token's embedding to the greedy token after it, as a CUDA graph.
 
 Nothing in a step depends on the host: the length lies on the device and no grid changes with it. So one graph
 for each way to attend serves every length and every question; it is captured anew only after a buffer or

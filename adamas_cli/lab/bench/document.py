@@ -41,7 +41,7 @@ def text_document(path: Path, directory: Path, tokens: int, remedy: str = "Give 
 
 
 def text_documents(paths: Sequence[Path], directory: Path, tokens: int, count: int) -> list[Document]:
-    """So many documents of so many tokens: the beginnings of the texts in turn, then what follows in each.
+    """Documents of this many tokens: the beginnings of the texts in turn, then what follows in each.
 
     Raises UsageError as `text_document` does.
     """

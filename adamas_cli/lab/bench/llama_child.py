@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 WARM_UP = 4  # tokens
-ROOM = 64  # tokens behind the last one
+ROOM = 64  # tokens after the last one
 STEP = 256  # n_ctx is a multiple
 BATCH = 512
 QUICK_SECONDS = 5.0  # what takes longer is not repeated
@@ -26,7 +26,7 @@ def peak_bytes() -> int:
 
 
 def main() -> None:
-    """Read each length behind the one before it, and decode there; what is fed is what comes next."""
+    """Read each length after the one before it, and decode there; what is fed is what comes next."""
     job: dict[str, Any] = json.load(sys.stdin)
     # This script's folder holds modules with common names, which llama_cpp must not import for its own.
     sys.path[:] = [folder for folder in sys.path if folder != os.path.dirname(os.path.abspath(__file__))]

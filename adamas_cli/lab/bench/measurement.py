@@ -14,9 +14,9 @@ NOTHING = "-"
 
 @dataclass(frozen=True)
 class Measurement:
-    """The repeats of one test. A prefill reads `length` tokens; a decode generates `generated` behind them.
+    """The repeats of one test. A prefill reads `length` tokens; a decode generates `generated` after them.
 
-    seconds: of each repeat. generated: 0 for a prefill. first_token_seconds: from a question behind the
+    seconds: of each repeat. generated: 0 for a prefill. first_token_seconds: from a question after the
     document to the answer's first token. agreement: share of the tokens that full attention gave too.
     step_bytes: what a token's step has to read at least. attention: of a decode `full` or `adamas`, of a
     prefill `full` or `sparse`; blocks_computed: the share of blocks that the latter computed.

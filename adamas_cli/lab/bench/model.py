@@ -20,7 +20,7 @@ from adamas_cli.lab.bench.pulse import Pulse
 from adamas_cli.lab.bench.traffic import step_bytes
 from adamas_cli.models import LoadedModel
 
-QUESTION = 16  # tokens, those behind the document
+QUESTION = 16  # tokens, those after the document
 WARM_UP = 4  # tokens of an answer
 # Tokens: more than one chunk on a CPU, and enough on a GPU that a step is rehearsed after them.
 WARM_UP_READ = {"cpu": 600, "cuda": 2 * REHEARSED_FROM}
@@ -143,7 +143,7 @@ class ModelBench:
         return ways
 
     def _answer(self, timeline: Timeline, length: int, way: str, tokens: int) -> tuple[list[int], Done]:
-        """The greedy tokens behind a question, and how long they took."""
+        """The greedy tokens after a question, and how long they took."""
         question = self.document.ids[length : length + QUESTION]
         ids = []
         for event in timeline.answer(question, Sampling(), tokens, (), sparse_from=WAYS[way]):

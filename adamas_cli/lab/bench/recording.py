@@ -71,7 +71,7 @@ class Recorder(TorchBackend):
         return out, torch.full(queries.shape[:3], torch.nan, device=queries.device)
 
     def traces(self, context: int, numbers: list[int]) -> list[Trace]:
-        """What was noted behind `context` tokens, layer by layer; numbers: of the layers in the model."""
+        """What was noted after `context` tokens, layer by layer; numbers: of the layers in the model."""
         return [
             Trace(number, cache, context, *self._steps(cache), scaling, softmax)
             for number, (cache, scaling, softmax) in zip(numbers, self._layers, strict=True)

@@ -80,7 +80,7 @@ class Replay:
         return total / (self.steps * len(self._traces) * heads)
 
     def microseconds(self, repeats: int) -> Tensor:
-        """Of each step, float64 [layers, steps]; the median of so many replays."""
+        """Of each step, float64 [layers, steps]; the median of this many replays."""
         takes: list[Callable[[], object]] = [partial(self.take, layer) for layer in range(len(self._traces))]
         try:
             return turn_microseconds(self.go_to, takes, self.steps, repeats, self._length.device)

@@ -56,7 +56,7 @@ def shape_fields(name: str) -> dict[str, Any]:
 
 
 def shape_config(name: str, context: int) -> PreTrainedConfig:
-    """The config of a model of this shape with a context of so many tokens."""
+    """The config of a model of this shape with a context of this many tokens."""
     fields = {**shape_fields(name), "max_position_embeddings": context}
     return AutoConfig.for_model(
         **fields, rms_norm_eps=1e-6, bos_token_id=None, eos_token_id=None, pad_token_id=None
@@ -64,7 +64,7 @@ def shape_config(name: str, context: int) -> PreTrainedConfig:
 
 
 def random_model(name: str, context: int, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """A model of this shape with a context of so many tokens, on `device`; its weights are always the same
+    """A model of this shape with a context of this many tokens, on `device`; its weights are always the same
     on one kind of device.
     """
     config = shape_config(name, context)

@@ -10,7 +10,7 @@ from adamas_cli.models.stacked_experts import StackedExperts, can_pack
 
 
 def step_bytes(model: Any, length: int, budget: int | None, dense_layers: int) -> int:
-    """Of a step behind `length` tokens: fully attending, or to `budget` tokens of each query head in all but
+    """Of a step after `length` tokens: fully attending, or to `budget` tokens of each query head in all but
     the first layers.
     """
     config = model.config.get_text_config()

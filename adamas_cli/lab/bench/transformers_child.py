@@ -45,7 +45,7 @@ def main() -> None:
     generated = job["generated"]
 
     def generate(tokens: int) -> tuple[float, float]:
-        """Seconds of reading so many tokens, and of the decode behind them."""
+        """Seconds of reading this many tokens, and of the decode after them."""
         inputs = torch.tensor([job["ids"][:tokens]], device=device)
         clock = Clock()
         start = time.perf_counter()

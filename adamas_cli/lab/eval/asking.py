@@ -68,11 +68,11 @@ class Prompting:
         return layout.fit(0, 0, layout.total)
 
     def question(self, text: str) -> np.ndarray:
-        """What is read behind the documents, int32 [n]."""
+        """What is read after the documents, int32 [n]."""
         return question_ids(self.tokenizer, self.frame, text)
 
     def listener(self, max_tokens: int) -> Listener:
-        """For an answer of so many tokens."""
+        """For an answer of this many tokens."""
         state = self.thinking.marks.state_behind(self.frame.tail)
         return Listener(self.tokenizer, self.thinking, state, max_tokens)
 
@@ -165,7 +165,7 @@ class Asker:
 def plan(
     workload: Workload, tokens: int, asked: Mapping[Way, Sequence[Asked]] | Mapping[Way, Sequence[int]]
 ) -> None:
-    """Count the work of one document of so many tokens and its questions, or the lengths of the answers."""
+    """Count the work of one document of this many tokens and its questions, or the lengths of the answers."""
     for read in by_reading(asked):
         workload.plan_reading(tokens, read)
     for way, questions in asked.items():

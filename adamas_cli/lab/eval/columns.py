@@ -40,7 +40,7 @@ def with_readings(columns: Sequence[Column], *more: Column) -> list[Column]:
 
 
 def decimals(digits: int) -> Callable[[float], str]:
-    """Writes a number with so many digits behind the point."""
+    """Writes a number with this many digits after the point."""
     return lambda value: f"{value:,.{digits}f}"
 
 

@@ -54,7 +54,7 @@ class Haystack:
         return text.rstrip()
 
     def _pieces(self, start: int, characters: int) -> tuple[list[str], list[float]]:
-        """Sentences that make up so many characters, and the tokens of each."""
+        """Sentences that make up this many characters, and the tokens of each."""
         pieces: list[str] = []
         counts: list[float] = []
         index = start

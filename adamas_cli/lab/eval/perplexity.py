@@ -81,7 +81,7 @@ class Row:
 @dataclass(frozen=True)
 class Passage:
     """The beginning of a text, int [at least context + scored + 1]. context: tokens that are read; scored:
-    tokens behind those, over which is compared.
+    tokens after those, over which is compared.
     """
 
     name: str

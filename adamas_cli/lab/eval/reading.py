@@ -114,5 +114,5 @@ class Reading:
         )
 
     def score(self, ids: np.ndarray, *, sparse: bool) -> Tensor:
-        """Logits [n, vocabulary] behind each of the tokens, int [n]."""
+        """Logits [n, vocabulary] after each of the tokens, int [n]."""
         return self._timeline.score(ids, sparse=sparse)

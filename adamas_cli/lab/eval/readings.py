@@ -57,7 +57,7 @@ def _strided(rows: Tensor) -> Tensor:
 
 
 def _by_block(weights: Tensor, each: int = KEY_BLOCK) -> Tensor:
-    """Sums over blocks of so many columns, the last of fewer: [..., m] becomes [..., ceil(m / each)]."""
+    """Sums over blocks of this many columns, the last of fewer: [..., m] becomes [..., ceil(m / each)]."""
     return torch.nn.functional.pad(weights, (0, -weights.shape[-1] % each)).unflatten(-1, (-1, each)).sum(-1)
 
 

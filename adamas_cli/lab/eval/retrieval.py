@@ -116,7 +116,7 @@ class Retrieval:
             plan(workload, length, lengths)
 
     def measure(self, asker: Asker | None) -> Iterator[Record]:
-        """Each answer, found in the ledger or given now; behind those to a task at a length its rows.
+        """Each answer, found in the ledger or given now; after those to a task at a length its rows.
 
         asker: may be None where all are found.
         """

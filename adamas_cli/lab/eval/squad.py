@@ -27,7 +27,7 @@ def word_f1(answer: str, known: Sequence[str]) -> float:
 
 
 def contains(answer: str, known: Sequence[str]) -> float:
-    """1 where a known answer's words stand in the answer, one behind the other, else 0: models answer in
+    """1 where a known answer's words stand in the answer, one after the other, else 0: models answer in
     sentences.
     """
     return _best(lambda one: float(f" {normalized(one)} " in f" {normalized(answer)} "), known)

@@ -68,7 +68,7 @@ class Subject:
         }
 
     def require(self, tokens: int, what: str) -> None:
-        """Raises OverContextError where the model's context is shorter than what needs so many tokens."""
+        """Raises OverContextError where the model's context is shorter than what needs this many tokens."""
         room = self._config.get("max_position_embeddings")
         if isinstance(room, int) and tokens > room:
             raise OverContextError(

@@ -25,7 +25,7 @@ ADJECTIVES, NOUNS = (
     )
 )
 TOKENS_PER_DISTRACTOR = 256  # so that they take about a tenth of the document
-HOPS = 4  # RULER, table 5: a chain of four assignments behind the first one
+HOPS = 4  # RULER, table 5: a chain of four assignments after the first one
 COMMON_WORDS, COMMON_TIMES, RARE_TIMES = 10, 30, 3  # RULER, table 5
 _WORD = re.compile(r"[^\W\d_]{4,12}")
 
@@ -174,7 +174,7 @@ def _hidden(random: Random, haystack: Haystack, hidden: list[Needle], asked: lis
 
 
 def _numbers(random: Random, haystack: Haystack, count: int, digits: int) -> list[str]:
-    """Different numbers of so many digits, none of which the text holds."""
+    """Different numbers of this many digits, none of which the text holds."""
     found: list[str] = []
     while len(found) < count:
         number = str(random.randrange(10 ** (digits - 1), 10**digits))

@@ -31,12 +31,12 @@ class Workload:
         self._estimate: tuple[float, float] | None = None  # seconds left, and when that was known
 
     def plan_reading(self, tokens: int, kind: str = DENSE) -> None:
-        """A document of so many tokens has to be read, in a way of that name."""
+        """A document of this many tokens has to be read, in a way of that name."""
         self._readings[kind, tokens] += 1
         self.total += tokens
 
     def plan_steps(self, kind: str, tokens: int, context: int) -> None:
-        """At most so many tokens have to be fed behind `context` others."""
+        """At most this many tokens have to be fed after `context` others."""
         self._left[kind] += tokens * context
         self.total += tokens
 
@@ -85,6 +85,6 @@ class Workload:
         self._estimate = seconds, time.perf_counter()
 
     def _reading(self, kind: str, tokens: int) -> float | None:
-        """Seconds to read so many tokens; as long as in another way where this one was not timed."""
+        """Seconds to read this many tokens; as long as in another way where this one was not timed."""
         ways = (self._costs[kind], *self._costs.values())
         return next(filter(None, (cost.remaining(0, tokens) for cost in ways)), None)

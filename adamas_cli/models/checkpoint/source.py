@@ -134,7 +134,7 @@ class CheckpointSource:
         return [block for side in sides if (block := self._joined(side)) is not None] or None
 
     def _joined(self, names: Sequence[str]) -> BlockWeight | None:
-        """Weights one behind the other; None where they are not in blocks of one kind."""
+        """Weights one after the other; None where they are not in blocks of one kind."""
         parts = [self._quantized(self._layers[name]).stored() for name in names]
         first = parts[0]
         if first.kind in PLAIN or any(part.kind != first.kind or part.order is not None for part in parts):

@@ -148,7 +148,7 @@ def _read(vocabulary: Path, settings: _Settings, progress: Progress) -> tuple[To
         prefix = spm.space_prefix and settings.all.get("add_prefix_space") is not False
         spm = replace(spm, tokens=with_added(spm.tokens, added), space_prefix=prefix)
         tokens, begins = spm.tokens, "bos" in spm.tokens.roles
-        # As transformers calls what it did before it left out the space behind control tokens.
+        # As transformers calls what it did before it left out the space after control tokens.
         tokenizer = spm.tokenizer(after_control=settings.all.get("legacy") is not False)
     else:
         rule = ranks.RULES.get(vocabulary.name)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Rule:
     """How the publisher of a tiktoken file splits text, by a name of SPLITTINGS, and the control tokens that
-    its code adds behind the file's, where the model's settings do not list them.
+    its code adds after the file's, where the model's settings do not list them.
     """
 
     splitting: str

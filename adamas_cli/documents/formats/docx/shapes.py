@@ -16,7 +16,7 @@ _PICTURES = ("/picture", "/chart", "/diagram", "/ink")
 
 
 def write_boxes(root: Element) -> None:
-    """Move what stands in text boxes behind the paragraphs that hold them, once where it is given twice."""
+    """Move what stands in text boxes after the paragraphs that hold them, once where it is given twice."""
     _choose(root)
     above = parents(root)
     for box in list(root.iter(_BOX)):
@@ -36,7 +36,7 @@ def write_boxes(root: Element) -> None:
 
 
 def write_diagrams(root: Element, package: Package) -> None:
-    """Put the words of diagrams (SmartArt) behind the text, a paragraph for each of theirs."""
+    """Put the words of diagrams (SmartArt) after the text, a paragraph for each of theirs."""
     body = root.find(f"{W}body")
     for diagram in package.related("diagramData") if body is not None else ():
         for node in diagram.iter(_A_PARAGRAPH):

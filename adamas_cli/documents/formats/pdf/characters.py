@@ -28,7 +28,7 @@ _unicode = quick(pdfium.FPDFText_GetUnicode, _POINTER, _INT)
 
 
 class Gap(NamedTuple):
-    """White in a line: the indices of its first space and of the character behind, and from where to where
+    """White in a line: the indices of its first space and of the character after, and from where to where
     it goes. `width`: of the narrower character beside it.
     """
 

@@ -55,7 +55,7 @@ def page_lines(page: Any) -> PageLines:
 
 
 def _place(value: Run, runs: list[Run]) -> None:
-    """Put the value of a field among the runs: behind the label before it, if there is one."""
+    """Put the value of a field among the runs: after the label before it, if there is one."""
     before = [
         at
         for at, run in enumerate(runs)

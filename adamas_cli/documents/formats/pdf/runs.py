@@ -10,7 +10,7 @@ from dataclasses import dataclass
 GAP = 1.0  # heights of a line: what is farther apart is another cell or column
 SPACE = 1.15  # widths of a character: a space between characters of one width is narrower than this
 _STOP_GAP = 1.5
-STOPS = (".", ",", ";", ":", "!", "?", "…")  # behind which printers leave more white than between words
+STOPS = (".", ",", ";", ":", "!", "?", "…")  # after which printers leave more white than between words
 NARROW_GAP = 0.5  # what is farther apart may be another cell, if the lines around have the same gap
 _WORD_GAP = 0.18  # below it, what PDFium took for two pieces is one word
 CELLS_APART = "   "
