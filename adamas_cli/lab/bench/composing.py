@@ -75,7 +75,7 @@ class Composer:
         return "; ".join(parts)
 
     def layers(self, count: int, context: int, backend: Backend, settings: SparseSettings) -> list[Trace]:
-        """Layers with a context of this many tokens. `documents_needed` says how many documents that takes."""
+        """Layers with a context of this many tokens; `documents_needed` says how many documents it takes."""
         assert documents_needed(context, self._read) <= len(self._documents)
         return with_one_length([self._layer(number, context, backend, settings) for number in range(count)])
 
