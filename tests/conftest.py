@@ -22,6 +22,10 @@ if not has_cuda_gpu():
     # Read when Triton's kernels are defined: without a GPU they run in its interpreter.
     os.environ["TRITON_INTERPRET"] = "1"
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Several of these processes share the cores: threads of one would wait for those of the others.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 os.environ["ADAMAS_NO_DOC_CACHE"] = "1"  # what a test has read is news to the others
 

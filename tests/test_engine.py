@@ -12,7 +12,7 @@ from conftest import ARCHITECTURES, tiny_architecture
 from told import raises_told
 from transformers import DynamicCache
 
-from adamas_cli.cache.mode import READING
+from adamas_cli.cache.mode import Mode
 from adamas_cli.engine import reading
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.events import Done, Prefill, Token
@@ -427,7 +427,7 @@ def test_codes_made_in_the_pass_are_those_made_behind_it(name, most, monkeypatch
             if in_the_pass:
                 patch.setattr(timeline.cache, "encode", lambda: None)
             else:
-                patch.setattr(reading, "READING_AND_ENCODING", READING)
+                patch.setattr(reading, "Mode", lambda encodes, read: Mode(read=read))
             list(timeline.read(prompt(700)))
         found.append(coded(timeline))
     assert found[0]
