@@ -234,7 +234,7 @@ def test_drawn_tokens_are_distributed_as_the_model_says():
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_a_pass_of_the_forward_gives_back_what_was_wrong(name):
-    """As on GPUs, where full attention of a step is a backend's."""
+    """Full attention of a pass may be a backend's, whose layers give tokens back as compiled steps do."""
     timeline = Timeline(Loaded(tiny_architecture(name)), FULL, context=400)
     list(timeline.read(numbers(100)))
     mode, new = Mode(answers=True, dense=TorchBackend()), torch.from_numpy(numbers(12, 1)).long()

@@ -245,8 +245,8 @@ class FlashStages(NamedTuple):
 
 
 @lru_cache(maxsize=None, typed=True)  # the marks are empty tuples: only their types differ
-def build_flash(kind: Kind, form: Form) -> FlashStages:
-    """Compile the stages for numbers of a kind, multiplied in a form."""
+def build_pack(kind: Kind, form: Form) -> int:
+    """Compile the stage that packs a range of keys and their values; tasks are tiles of a KV head."""
     stamp = source_stamp()
 
     def pack_task(task, thread, flash_at, unused, unused_too):
@@ -255,6 +255,14 @@ def build_flash(kind: Kind, form: Form) -> FlashStages:
         pack_keys(kind, form, flash, task // flash.count, task % flash.count)
         pack_values(kind, form, flash, task // flash.count, task % flash.count)
 
+    return stage(pack_task, STAGE)
+
+
+@lru_cache(maxsize=None, typed=True)
+def build_flash(kind: Kind, form: Form) -> FlashStages:
+    """Compile the stages for numbers of a kind, multiplied in a form."""
+    stamp = source_stamp()
+
     def attend_task(task, thread, flash_at, unused, unused_too):
         _ = stamp
         flash = flashes_at(flash_at)[0]
@@ -262,7 +270,7 @@ def build_flash(kind: Kind, form: Form) -> FlashStages:
         # The last blocks see most keys: begin with them, so that threads end together.
         attend_block(kind, form, flash, task // blocks, blocks - 1 - task % blocks)
 
-    return FlashStages(stage(pack_task, STAGE), stage(attend_task, STAGE))
+    return FlashStages(build_pack(kind, form), stage(attend_task, STAGE))
 
 
 def flash_attention(

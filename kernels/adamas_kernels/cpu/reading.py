@@ -34,9 +34,9 @@ from adamas_kernels.cpu.prefill import (
     ONE,
     TILE,
     ZERO,
+    build_pack,
     cap_scores,
     pack_keys,
-    pack_values,
     weigh_row,
 )
 from adamas_kernels.cpu.records import (
@@ -414,12 +414,6 @@ def build_reading(kind: Kind, form: Form) -> ReadStages:
         flash = flashes_at(flash_at)[0]
         pack_keys(kind, form, flash, task // flash.count, task % flash.count)
 
-    def pack_task(task, thread, flash_at, unused, unused_too):
-        _ = stamp
-        flash = flashes_at(flash_at)[0]
-        pack_keys(kind, form, flash, task // flash.count, task % flash.count)
-        pack_values(kind, form, flash, task // flash.count, task % flash.count)
-
     def choose_task(task, thread, flash_at, kept_at, read_at):
         _ = stamp
         read, spreads_at = reads_at(read_at)[0], kept_at + FLASH_BYTES
@@ -444,8 +438,10 @@ def build_reading(kind: Kind, form: Form) -> ReadStages:
             task // read.query_blocks, task % read.query_blocks,
         )  # fmt: skip
 
-    tasks = pack_keys_task, pack_task, choose_task, means_task, chosen_task
-    return ReadStages(*(stage(task, STAGE) for task in tasks))
+    tasks = choose_task, means_task, chosen_task
+    return ReadStages(
+        stage(pack_keys_task, STAGE), build_pack(kind, form), *(stage(task, STAGE) for task in tasks)
+    )
 
 
 def read_sparsely(
