@@ -240,5 +240,5 @@ def test_settings_that_hold_no_template_are_one_clear_error(
     assert (done.returncode, done.stdout) == (5, b"")
     told = done.stderr.decode()
     assert "fetch the model again, or take another one" in told
-    assert "fault in adamas" not in told
+    assert "bug in adamas" not in told
     assert len(told.splitlines()) == 2
