@@ -63,7 +63,7 @@ def test_what_is_wrong_with_a_template_is_named(tmp_path, text, message):
 
 
 def test_a_template_that_does_not_exist():
-    with pytest.raises(UsageError, match="there is no template 'nonsense': give a file, or one of ask"):
+    with pytest.raises(UsageError, match="unknown template 'nonsense': give a file, or one of ask"):
         load_template("nonsense")
 
 

@@ -79,7 +79,7 @@ def _write(directory: Path, vocabulary: Path, folder: Path, progress: Progress) 
         os.replace(unfinished, folder)
     except OSError as error:
         raise unwritable(folder.parent, error) from error
-    except Exception as error:  # the library raises Exception itself for whatever it cannot read
+    except Exception as error:  # the library raises plain Exception for files that it cannot read
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ModelUnavailableError(
             f"{vocabulary} cannot be read: {reason}.\nFetch the model again."
