@@ -109,7 +109,7 @@ def test_names_of_nothing_are_refused(tmp_path: Path) -> None:
     refused(str(tmp_path / "absent.gguf"), "there is no file")
     refused("owner/model", "--offline forbids")
     refused("smollm2-135m", "--offline forbids")
-    refused("owner/--", "is no model name")
+    refused("owner/--", "is not a model name")
 
 
 # the hub

@@ -47,7 +47,7 @@ def test_a_model_without_chat_template_gets_the_plain_text():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("$documents $question $date", r"\$date is not known; it may use \$documents and \$question"),
+        ("$documents $question $date", r"unknown variable \$date; it may use \$documents and \$question"),
         ("$documents only", r"\$question is missing"),
         ("$question only", r"\$documents is missing"),
         ("$documents $question costs 5$", "write \\$\\$ for a dollar sign"),

@@ -17,7 +17,7 @@ class Trouble(StrEnum):
     TOO_LARGE = "too large when unpacked"
     TOO_DEEP = "nested too deeply"
     TOO_SLOW = "too slow to convert"
-    TOO_HUNGRY = "in need of too much memory"
+    TOO_HUNGRY = "using too much memory"
     NO_OFFICE = "need adamas[office]"  # counted by suffix: "3 .pptx need adamas[office]"
     NO_OCR = "need adamas[ocr]"
     CHANGED = "changed while it was converted"
