@@ -205,7 +205,7 @@ def test_white_space_alone_is_nothing_to_talk_about(chat, book):  # noqa: F811
     assert chat("/add blank.txt").returncode == 3
 
 
-def test_documents_that_do_not_fit_can_be_cut_aloud(chat, book):  # noqa: F811
+def test_documents_that_do_not_fit_can_be_cut_with_a_notice(chat, book):  # noqa: F811
     book.write_text("A sentence about nothing. " * 1000)
     assert chat("Who?").returncode == 4
     done = chat("Who?", options=(*JSON, "--on-overflow", "truncate"))

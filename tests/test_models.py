@@ -1,4 +1,4 @@
-"""A name becomes files, files become a model, and what cannot be had is said in two lines, exit code 5."""
+"""A name becomes files, files become a model, and what is missing is reported in two lines, exit code 5."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Messages in a model's own chat template, in the form that the template accepts.
 
 Some refuse a system role or drop it, some want a message's content as a list of parts. Each way is tried
-until one brings everything into the prompt, and a way that is not the usual one is said.
+until one brings everything into the prompt, and an unusual way is reported.
 """
 
 from __future__ import annotations

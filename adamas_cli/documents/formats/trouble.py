@@ -8,7 +8,7 @@ from adamas_cli.errors import AdamasError
 
 
 class Trouble(StrEnum):
-    """What is counted aloud in the file's place."""
+    """What is reported in the file's place."""
 
     DAMAGED = "damaged"
     ENCRYPTED = "encrypted"
