@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from adamas_cli.session.listener import Listener
 
 REQUEST = "Answer with JSON alone, which satisfies this schema:"
-# As models write it: a space after each comma and colon, no line breaks.
+# The form that models write: a space after each comma and colon, no line breaks.
 _FORM: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 class Schema:
-    """A JSON schema for the answers of one model. Raises UsageError for one that cannot be held to."""
+    """A JSON schema for the answers of one model. Raises UsageError if it cannot be enforced."""
 
     def __init__(self, schema: Mapping[str, Any], grammars: Grammars) -> None:
         from llguidance import LLMatcher
@@ -36,16 +36,16 @@ class Schema:
         self.request = f"{REQUEST}\n{json.dumps(schema, ensure_ascii=False)}"
         self._grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_FORM)
         if problem := LLMatcher.validate_grammar(self._grammar):
-            raise UsageError(f"answers cannot be held to this schema: {problem}")
+            raise UsageError(f"this schema cannot be enforced: {problem}")
 
     def constrained(self, sampling: Sampling, listener: Listener) -> ConstrainedSampling:
         """Sampling of answers that satisfy it. Raises UsageError where the listener expects a thought."""
         if listener.thinking:
-            raise UsageError("this model begins each answer with a thought, which no schema allows")
+            raise UsageError("this model begins each answer with a thought, which a schema does not allow")
         return ConstrainedSampling(**asdict(sampling), begin=self._begin)
 
     def asked(self, question: str) -> str:
-        """A question that tells the model of it."""
+        """The question with the schema in its text."""
         return f"{question}\n\n{self.request}"
 
     def _begin(self) -> _Constraint:
@@ -83,7 +83,7 @@ class _Vocabulary:
     def __init__(self, tokenizer: Tokenizer, end: int) -> None:
         self._tokenizer, self.eos_token_id = tokenizer, end
         self.tokens = [tokenizer.token_bytes(token) for token in range(tokenizer.size)]
-        # What stands for no text is never a part of JSON.
+        # Tokens without text are never part of JSON.
         self.special_token_ids = [token for token, text in enumerate(self.tokens) if not text]
 
     def __call__(self, text: bytes | str) -> list[int]:
