@@ -118,8 +118,8 @@ FLAGS: dict[type, dict[str, Any]] = {
         ),
         "read": _attention(
             "--read",
-            help="How documents are read: densely, or sparsely (blocks with little attention are left "
-            "out); auto is dense so far.",
+            help="How documents are read: densely, sparsely (blocks with little attention are left out), or "
+            "(auto) sparsely from the length at which it is faster.",
         ),
         "budget": _attention(
             "--budget",
