@@ -12,7 +12,8 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from conftest import Run
@@ -21,9 +22,11 @@ from starlette.testclient import TestClient
 import adamas_cli
 from adamas_cli.documents import collect
 from adamas_cli.documents.filtering import Selection
-from adamas_cli.engine.events import Done, Prefill, Token
+from adamas_cli.engine.events import Done, Likelihood, Prefill, Token
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.progress import Silent
+from adamas_cli.prompt.tokens import Tokenizer
+from adamas_cli.serve.likelihoods import Spelling
 from adamas_cli.serve.opening import Limits
 from adamas_cli.serve.requests import Asked, Message
 from adamas_cli.serve.running import Server
@@ -167,6 +170,52 @@ def test_an_answer_ends_at_a_stop_text_that_it_does_not_hold(client: TestClient)
     assert answer["choices"][0]["finish_reason"] == "stop"
     assert answer["usage"]["completion_tokens"] < TOKENS
     assert text_of(chat(client, QUESTION)) == whole
+
+
+def test_tokens_of_all_forms_of_an_answer_are_told_alike(client: TestClient) -> None:
+    messages, more = [{"role": "user", "content": QUESTION}], {"top_logprobs": 2}
+    plain = chat(client, QUESTION)
+    assert plain["choices"][0]["logprobs"] is None
+    whole = chat(client, QUESTION, logprobs=True, **more)
+    expected = whole["choices"][0]["logprobs"]["content"]
+    assert len(expected) == whole["usage"]["completion_tokens"]
+    assert text_of(whole) == text_of(plain)
+    said = b"".join(bytes(entry["bytes"]) for entry in expected)
+    assert said.decode("utf-8", "replace").rstrip() == text_of(plain)
+    for entry in expected:
+        likeliest, second = entry["top_logprobs"]
+        assert likeliest == {name: entry[name] for name in ("token", "logprob", "bytes")}
+        assert second["logprob"] <= likeliest["logprob"] < 0
+    chunks = streamed(client, "/v1/chat/completions", messages=messages, logprobs=True, **more)
+    told = [chunk["choices"][0]["logprobs"] or {"content": []} for chunk in chunks]
+    assert [entry for one in told for entry in one["content"]] == expected
+    included = {"input": QUESTION, "include": ["message.output_text.logprobs"], **more}
+    (message,) = client.post("/v1/responses", json=included).json()["output"]
+    assert message["content"][0]["logprobs"] == expected
+    events = streamed(client, "/v1/responses", **included)
+    deltas = [event["logprobs"] for event in events if event["type"] == "response.output_text.delta"]
+    assert sum(deltas, []) == expected
+
+
+@pytest.mark.parametrize(
+    ("tokens", "pieces", "expected"),
+    [
+        ("one| two", "one| two", "one| two"),
+        ("on|e tw|o", "one |two", "on,e tw|o"),  # held back, as a stop text's beginning is
+        ("<|t|>| x|y", "x|y", " x|y"),  # marks and white space before the answer
+        ("a|b", "a", "a"),  # up to a stop text
+        ("caf|\xc3|\xa9|!", "caf|\xe9|!", "caf|\xc3,\xa9|!"),
+    ],
+)
+def test_tokens_go_with_the_text_that_begins_in_them(tokens: str, pieces: str, expected: str) -> None:
+    words = [word.encode("latin-1") for word in tokens.split("|")]
+    names = SimpleNamespace(control_tokens={}, token_bytes=words.__getitem__)
+    spelling = Spelling(cast("Tokenizer", names))
+    for index in range(len(words)):
+        spelling.feed(Token(index, index, 0, 0, 0.0, 0, Likelihood(-1.0)))
+    told = [spelling.spell(piece) for piece in pieces.split("|")]
+    found = "|".join(",".join(token.text.decode("latin-1") for token in one) for one in told)
+    assert found == expected
 
 
 def test_a_seed_makes_drawn_answers_repeat(client: TestClient) -> None:

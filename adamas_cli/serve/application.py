@@ -28,6 +28,7 @@ from adamas_cli.serve.answering import Answering
 from adamas_cli.serve.chat_completions import ChatCompletions
 from adamas_cli.serve.errors import ApiError, as_api_error, wrong
 from adamas_cli.serve.guard import Guard
+from adamas_cli.serve.likelihoods import Spelling
 from adamas_cli.serve.metrics import Metrics
 from adamas_cli.serve.reply import Reply
 from adamas_cli.serve.requests import Asked
@@ -128,7 +129,7 @@ class Service:
         if asked.model is not None:
             self._require_model(asked.model)
         prepared = await run_in_threadpool(self.answering.prepare, asked)
-        reply, shape = Reply(prepared), form(self.model)
+        reply, shape = Reply(prepared, self._spelling(asked)), form(self.model)
         job = self.worker.submit(partial(self.answering.answer, prepared))
         if asked.stream:
             headers = {"Cache-Control": "no-store"}
@@ -171,6 +172,11 @@ class Service:
             timer.cancel()
             job.cancel()
             self.metrics.count_reply(reply)
+
+    def _spelling(self, asked: Asked) -> Spelling | None:
+        """What finds the tokens of an answer, where their log-probabilities are asked for."""
+        asks = asked.sampling.alternatives() is not None
+        return Spelling(self.answering.runtime.tokenizer) if asks else None
 
     def _described(self) -> dict[str, object]:
         return {

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import cached_property
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adamas_cli.engine.sampling import ConstrainedSampling, Sampling
+from adamas_cli.engine.sampling import GuidedSampling, Sampling
 from adamas_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,11 +37,11 @@ class Schema:
         if problem := LLMatcher.validate_grammar(self._grammar):
             raise UsageError(f"answers cannot be held to this schema: {problem}")
 
-    def constrained(self, sampling: Sampling, listener: Listener) -> ConstrainedSampling:
+    def constrained(self, sampling: Sampling, listener: Listener) -> GuidedSampling:
         """Sampling of answers that satisfy it. Raises UsageError where the listener expects a thought."""
         if listener.thinking:
             raise UsageError("this model begins each answer with a thought, which no schema allows")
-        return ConstrainedSampling(**asdict(sampling), begin=self._begin)
+        return GuidedSampling.of(sampling, begin=self._begin)
 
     def asked(self, question: str) -> str:
         """A question that tells the model of it."""
