@@ -193,8 +193,8 @@ def test_tokens_of_all_forms_of_an_answer_are_told_alike(client: TestClient) -> 
     (message,) = client.post("/v1/responses", json=included).json()["output"]
     assert message["content"][0]["logprobs"] == expected
     events = streamed(client, "/v1/responses", **included)
-    deltas = [event["logprobs"] for event in events if event["type"] == "response.output_text.delta"]
-    assert sum(deltas, []) == expected
+    deltas = [event for event in events if event["type"] == "response.output_text.delta"]
+    assert [entry for delta in deltas for entry in delta["logprobs"]] == expected
 
 
 @pytest.mark.parametrize(
