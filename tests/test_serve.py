@@ -10,12 +10,14 @@ import signal
 import tarfile
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import httpx2
 import pytest
+from click.testing import CliRunner
 from conftest import Run
 from starlette.testclient import TestClient
 
@@ -487,6 +489,30 @@ def test_an_answer_ends_when_its_client_leaves(server: Server, stream: bool) -> 
     asyncio.run(asyncio.wait_for(scene(), 30))
 
 
+def beside(server: Server, use: Callable[[str], None]) -> None:
+    """Serve over a real socket while a client uses its address in a thread; then end as by Ctrl-C."""
+    failed: list[BaseException] = []
+
+    def run(address: str) -> None:
+        try:
+            use(address)
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    threads: list[threading.Thread] = []
+
+    def begin(address: str) -> None:
+        threads.append(threading.Thread(target=run, args=(address,)))
+        threads[0].start()
+
+    server.run("127.0.0.1", 0, begin)
+    threads[0].join()
+    if failed:
+        raise failed[0]
+
+
 def test_the_real_client_over_a_real_socket_and_a_stop_that_is_no_failure(
     tiny_model: Path, fable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -495,41 +521,61 @@ def test_the_real_client_over_a_real_socket_and_a_stop_that_is_no_failure(
     seen: dict[str, Any] = {}
 
     def use(address: str) -> None:
-        try:
-            with openai.OpenAI(base_url=f"{address}v1", api_key="secret", max_retries=0) as client:
-                (model,) = client.models.list().data
-                messages = [{"role": "user", "content": QUESTION}]
-                whole = client.chat.completions.create(model=model.id, messages=messages)
-                seen["whole"] = whole.choices[0].message.content
-                with client.chat.completions.create(model=model.id, messages=messages, stream=True) as chunks:
-                    seen["chunks"] = "".join(c.choices[0].delta.content or "" for c in chunks).rstrip()
-                seen["response"] = client.responses.create(model=model.id, input=QUESTION).output_text
-                with client.responses.create(model=model.id, input=QUESTION, stream=True) as events:
-                    seen["events"] = "".join(e.delta for e in events if "text.delta" in e.type).rstrip()
-                file = client.files.create(file=("crow.txt", b"A crow."), purpose="user_data")
-                seen["content"] = client.files.content(file.id).text
-                with pytest.raises(openai.NotFoundError):
-                    client.chat.completions.create(model="another", messages=messages)
-        except BaseException as error:
-            seen["error"] = error
-        finally:
-            os.kill(os.getpid(), signal.SIGINT)
+        with openai.OpenAI(base_url=f"{address}v1", api_key="secret", max_retries=0) as client:
+            (model,) = client.models.list()
+            messages = [{"role": "user", "content": QUESTION}]
+            whole = client.chat.completions.create(model=model.id, messages=messages, logprobs=True)
+            seen["whole"] = whole.choices[0].message.content
+            assert whole.choices[0].logprobs.content[0].logprob < 0
+            with client.chat.completions.create(model=model.id, messages=messages, stream=True) as chunks:
+                seen["chunks"] = "".join(c.choices[0].delta.content or "" for c in chunks).rstrip()
+            seen["response"] = client.responses.create(model=model.id, input=QUESTION).output_text
+            with client.responses.create(model=model.id, input=QUESTION, stream=True) as events:
+                seen["events"] = "".join(e.delta for e in events if "text.delta" in e.type).rstrip()
+            file = client.files.create(file=("crow.txt", b"A crow."), purpose="user_data")
+            seen["content"] = client.files.content(file.id).text
+            with pytest.raises(openai.NotFoundError):
+                client.chat.completions.create(model="another", messages=messages)
+            with pytest.raises(openai.BadRequestError, match="no parameter 'zeal'") as refused:
+                client.chat.completions.create(model=model.id, messages=messages, extra_body={"zeal": 1})
+            assert refused.value.param == "zeal"
 
     before = signal.getsignal(signal.SIGINT)
     with make_server(tiny_model, [fable], key="secret") as server:
         server.open(lambda event: None)
-        thread = threading.Thread(target=lambda: use(seen["address"]))
-
-        def begin(address: str) -> None:
-            seen["address"] = address
-            thread.start()
-
-        server.run("127.0.0.1", 0, begin)
-        thread.join()
+        beside(server, use)
     assert signal.getsignal(signal.SIGINT) is before
-    assert "error" not in seen, seen["error"]
     assert seen["whole"] == seen["chunks"] == seen["response"] == seen["events"]
     assert seen["content"] == "A crow."
+
+
+def test_the_client_llm_asks_in_a_stream_and_goes_on(
+    tiny_model: Path, fable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli = pytest.importorskip("llm.cli")
+    monkeypatch.setenv("ADAMAS_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("LLM_USER_PATH", str(tmp_path))
+
+    def use(address: str) -> None:
+        entry = {"model_id": "documents", "model_name": "tiny-llama0"}
+        models = [entry | {"api_base": f"{address}v1", "api_key_name": "documents"}]
+        (tmp_path / "extra-openai-models.yaml").write_text(json.dumps(models))
+        (tmp_path / "keys.json").write_text(json.dumps({"documents": "secret"}))
+        runner = CliRunner()
+        answers = [
+            runner.invoke(cli.cli, words, catch_exceptions=False).stdout
+            for words in (["-m", "documents", QUESTION], ["-c", "And then?"])
+        ]
+        first = expected(address, QUESTION)
+        assert answers == [f"{first}\n", f"{expected(address, QUESTION, first, 'And then?')}\n"]
+
+    def expected(address: str, *said: str) -> str:
+        with httpx2.Client(base_url=address, headers={"authorization": "Bearer secret"}) as client:
+            return text_of(chat(cast("TestClient", client), *said))
+
+    with make_server(tiny_model, [fable], key="secret") as server:
+        server.open(lambda event: None)
+        beside(server, use)
 
 
 def test_one_reading_of_a_document_does_for_answers_that_begin_meanwhile(

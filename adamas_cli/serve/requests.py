@@ -81,6 +81,7 @@ def chat_completion(body: Json, sampling: Sampling) -> Asked:
         stop=tuple(stops),
         schema=_schema(form, _object(form, "json_schema"), "response_format"),
         logprobs=_flag(body, "logprobs"),
+        param="messages",
     )
 
 
@@ -107,6 +108,7 @@ def response(body: Json, sampling: Sampling) -> Asked:
         stop=(),
         schema=_schema(form, form, "text"),
         logprobs=bool(include),
+        param="input",
     )
 
 
@@ -120,13 +122,14 @@ def _asked(
     stop: tuple[str, ...],
     schema: Json | None,
     logprobs: bool,
+    param: str,
 ) -> Asked:
     system = [*instructions, *(m.text for m in messages if m.role in _INSTRUCTING)]
     spoken = tuple(_joined([m for m in messages if m.role in _SPEAKING]))
     if not spoken or spoken[0].role != "user" or spoken[-1].role != "user":
-        raise wrong("the first and the last message must be the user's", "messages")
+        raise wrong("the first and the last message must be the user's", param)
     if not spoken[-1].text.strip():
-        raise wrong("the question is empty", "messages")
+        raise wrong("the question is empty", param)
     files = body.get("files")
     if files is not None and not (isinstance(files, list) and all(isinstance(x, str) for x in files)):
         raise wrong("files is a list of ids", "files")
