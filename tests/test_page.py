@@ -56,12 +56,16 @@ def test_a_person_asks_about_documents(folder: Path, tiny_model: Path) -> None:
         beside(server, use)
 
 
+def wait_for_documents(page: Page, count: int) -> None:
+    page.locator("#documents input").nth(count - 1).wait_for()
+
+
 def picked(page: Page) -> list[str]:
     return sorted(page.locator("#documents label:has(:checked)").all_inner_texts(), reverse=True)
 
 
 def asks_about_a_picked_document(page: Page) -> None:
-    page.wait_for_function("document.querySelectorAll('#documents input').length === 2")
+    wait_for_documents(page, 2)
     assert picked(page) == ["fable.txt", LONG_NAME]
     page.get_by_label(LONG_NAME).uncheck()
     page.get_by_role("textbox").fill("What does the fox want?")
@@ -78,7 +82,7 @@ def asks_about_a_picked_document(page: Page) -> None:
 def keeps_the_conversation(page: Page) -> None:
     said = page.locator("#talk .answer").inner_text()
     page.reload()
-    page.wait_for_function("document.querySelectorAll('#documents input').length === 2")
+    wait_for_documents(page, 2)
     assert page.locator("#talk .answer").inner_text() == said
     assert picked(page) == ["fable.txt"]
     page.get_by_role("button", name="Begin anew").click()
@@ -90,7 +94,7 @@ def reads_an_upload(page: Page, folder: Path) -> None:
     upload = folder / "long.txt"
     upload.write_text(FABLE * 30)
     page.set_input_files("#upload", upload)
-    page.wait_for_function("document.querySelectorAll('#documents input').length === 3")
+    wait_for_documents(page, 3)
     page.evaluate(
         """() => {
             window.shown = [];
@@ -100,9 +104,10 @@ def reads_an_upload(page: Page, folder: Path) -> None:
     )
     page.get_by_role("textbox").fill("Who?")
     page.keyboard.press("Enter")
-    page.wait_for_function("window.shown.some((line) => /reading [\\d,]+ of [\\d,]+ tokens/.test(line))")
+    while not any("reading" in line and "tokens" in line for line in page.evaluate("window.shown")):
+        page.wait_for_timeout(20)  # until the test's own timeout
     page.reload()
-    page.wait_for_function("document.querySelectorAll('#documents input').length === 3")
+    wait_for_documents(page, 3)
     assert page.get_by_role("textbox").input_value() == "Who?"
 
 

@@ -94,7 +94,10 @@ QUOTING = {
     ("schema", "place"),
     [
         ({"properties": {"a": {"items": {"type": "strin"}}}}, "properties/a/items"),
-        ({"$defs": {"b": {"anyOf": [{}, {"pattern": "("}]}}, "$ref": "#/$defs/b"}, "$defs/b/anyOf/1"),
+        (
+            {"$defs": {"b": {"anyOf": [{"type": "null"}, {"type": "strin"}]}}, "$ref": "#/$defs/b"},
+            "$defs/b/anyOf/1",
+        ),
         ({"properties": {"a": {"$ref": "#/$defs/none"}}}, "properties/a"),
     ],
 )
@@ -160,6 +163,10 @@ def test_the_server_answers_with_json(
         answer = chat(client, "Who?", response_format=form, max_tokens=60)["choices"][0]
         assert set(json.loads(answer["message"]["content"])) == {"animal", "count"}
         assert answer["finish_reason"] == "stop"
-        body = {"input": "Who?", "text": {"format": {"type": "json_schema", "schema": {"type": "nonsense"}}}}
+        text = {"format": {"type": "json_schema", "name": "animal", "schema": ENUM}}
+        body = {"input": "Who?", "text": text, "max_output_tokens": 60}
+        (message,) = client.post("/v1/responses", json=body).json()["output"]
+        assert message["content"][0]["text"] == answer["message"]["content"]
+        body["text"] = {"format": {"type": "json_schema", "schema": {"type": "nonsense"}}}
         refused = client.post("/v1/responses", json=body)
-        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "usage")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_schema")

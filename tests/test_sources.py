@@ -240,7 +240,7 @@ def test_quotations_are_looked_up_word_for_word(laid_out, tokenizer):
 def test_what_stands_between_documents_is_no_quotation(laid_out, tokenizer):
     layout, ids = laid_out
     (quote,) = check(["document path= notes.txt"], layout, ids, tokenizer)
-    (wrapper,) = check("> <document path=", layout, ids, tokenizer)
+    (wrapper,) = check(quotations("> <document path="), layout, ids, tokenizer)
     assert not quote.verified
     assert not wrapper.verified
 
