@@ -61,6 +61,7 @@ class Server(Opened):
             socket = config.bind_socket()
         except SystemExit:
             raise AdamasError(f"cannot serve on {host} port {port}; choose another port") from None
+        socket.listen(config.backlog)  # so that whoever is told the address may connect at once
         name = f"[{host}]" if ":" in host else host
         ready(f"http://{name}:{socket.getsockname()[1]}/")
         with socket, _ended_by_signals():
