@@ -338,6 +338,10 @@ WRONG = {
     ),
     "tools": (ASKED | {"tools": [{}]}, 400, "unsupported_parameter"),
     "several answers": (ASKED | {"n": 2}, 400, "unsupported_parameter"),
+    "a parameter": (ASKED | {"zeal": 1}, 400, "unknown_parameter"),
+    "alternatives alone": (ASKED | {"top_logprobs": 2}, 400, "invalid_value"),
+    "too many alternatives": (ASKED | {"logprobs": True, "top_logprobs": 21}, 400, "invalid_value"),
+    "a seed": (ASKED | {"seed": 10**30}, 400, "invalid_value"),
     "a temperature": (ASKED | {"temperature": "hot"}, 400, "invalid_value"),
     "a limit": (ASKED | {"max_tokens": 0}, 400, "invalid_value"),
     "a model": (ASKED | {"model": "gpt-7"}, 404, "model_not_found"),
@@ -350,6 +354,18 @@ def test_wrong_requests_are_refused(client: TestClient, name: str) -> None:
     body, status, code = WRONG[name]
     response = client.post("/v1/chat/completions", json=body)
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+
+
+def test_what_asks_for_nothing_more_is_accepted(client: TestClient) -> None:
+    nothing = {"n": 1, "tools": [], "tool_choice": "none", "logit_bias": {}, "user": "me", "store": False}
+    assert text_of(chat(client, QUESTION, **nothing, foo=None)) == text_of(chat(client, QUESTION))
+
+
+def test_a_model_is_not_called_by_its_place(client: TestClient, tiny_model: Path) -> None:
+    (model,) = client.get("/v1/models").json()["data"]
+    assert model["id"] == tiny_model.name
+    assert str(tiny_model) not in chat(client, QUESTION, model=model["id"]).values()
+    assert client.put("/v1/models").json()["error"]["code"] == "method_not_allowed"
 
 
 def test_a_body_must_say_that_it_is_json(client: TestClient) -> None:
