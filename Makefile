@@ -2,6 +2,7 @@
 # Everything is installed into .venv, and a second run repeats nothing that is already there.
 
 PYTHON ?= python3
+PYTHONS ?= $(PYTHON)
 DOCUMENT ?= docs/examples/pride-and-prejudice-1-4.txt
 QUESTION ?= What is the name of the gentleman who has taken Netherfield Park?
 
@@ -9,7 +10,7 @@ bin := .venv/bin
 quoted = '$(subst ','\'',$(1))'
 
 .DEFAULT_GOAL := help
-.PHONY: help ask test test-browser check check-install docs format clean
+.PHONY: help ask test test-browser check check-install release-check docs format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s%s\n", $$1, $$2 }' Makefile
@@ -34,6 +35,9 @@ check: .venv/installed-for-development ## check format, lint, types and layers
 
 check-install: ## install the wheel and the source tree into fresh environments and try both
 	.ci/check-install $(PYTHON)
+
+release-check: ## build and check the sdist and the wheel, and install it with pipx under each of PYTHONS
+	.ci/check-release $(PYTHONS)
 
 docs: .venv/installed-for-development ## build the manual in build/site; broken links fail
 	NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --quiet

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from adamas_cli.engine.sampling import Sampling
     from adamas_cli.session.answer import Answer, Text
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 __all__ = ["Answer", "Documents", "Done", "Model", "Prefill", "Sampling", "Text", "Token", "load"]
 
 # The public names, imported when one is used: most of them bring torch, which takes a second.

@@ -16,7 +16,7 @@ from adamas_cli.errors import UsageError
 
 
 def config_path() -> Path:
-    """Where the configuration file is, whether or not it exists."""
+    """The path of the configuration file, whether or not it exists."""
     chosen = os.environ.get("ADAMAS_CONFIG")
     if chosen:
         return Path(chosen).expanduser()
@@ -47,9 +47,7 @@ def read_config(known: Collection[str] | None = None) -> dict[str, str | list[st
     if unknown:
         near = get_close_matches(unknown[0], sorted(known or ()), 1, cutoff=0.5)
         advice = f"; did you mean {near[0]}?" if near else ""
-        raise UsageError(
-            f"the configuration file {path} sets {', '.join(unknown)}, which no flag is called{advice}"
-        )
+        raise UsageError(f"the configuration file {path} sets {', '.join(unknown)}: unknown setting{advice}")
     return {name: _as_text(name, value, path) for name, value in named.items()}
 
 
@@ -60,4 +58,6 @@ def _as_text(name: str, value: object, path: Path) -> str | list[str]:
         return value
     if isinstance(value, bool | int | float):
         return str(value)
-    raise UsageError(f"the configuration file {path} sets {name} to {value!r}, which no flag takes")
+    raise UsageError(
+        f"the configuration file {path} sets {name} to {value!r}: no value of that kind is allowed"
+    )

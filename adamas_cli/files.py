@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, in folders that are their owner's alone."""
+"""Files written completely or not at all, in folders that only their owner can read."""
 
 from __future__ import annotations
 

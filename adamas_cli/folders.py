@@ -1,4 +1,4 @@
-"""Where this tool keeps what it would otherwise fetch or compute again, and what it remembers."""
+"""The folders of this tool: its cache and its state."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def cache_directory() -> Path:
 
 
 def state_directory() -> Path:
-    """The user's state directory: what is no cache and no setting, such as a history of lines."""
+    """The user's state directory, such as for the history of a chat."""
     from platformdirs import user_state_path
 
     return user_state_path("adamas")

@@ -1,4 +1,4 @@
-"""Gives memory that this process has freed back to the system."""
+"""Returns freed memory of this process to the system."""
 
 from __future__ import annotations
 

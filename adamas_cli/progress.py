@@ -1,4 +1,4 @@
-"""How long-running work reports what it does, without knowing who draws it."""
+"""Progress reports of long-running work, independent of how they are drawn."""
 
 from __future__ import annotations
 
@@ -43,5 +43,5 @@ class Silent:
         unit: str,
         remaining: Callable[[], float | None] | None = None,
     ) -> Iterator[Callable[[int], None]]:
-        """Count for nobody."""
+        """Count nothing."""
         yield lambda _: None

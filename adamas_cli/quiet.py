@@ -1,4 +1,4 @@
-"""What libraries are told before they are imported: no telemetry, silence, and threads that let go."""
+"""Settings for libraries before they are imported: no telemetry, no output, idle threads that sleep."""
 
 from __future__ import annotations
 

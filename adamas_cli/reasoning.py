@@ -1,4 +1,4 @@
-"""Tells what a thinking model thinks from what it answers, by the marks that its family writes around both.
+"""Separates a thinking model's thoughts from its answer by the marks that its family writes.
 
 A mark is a token of its own in one model and plain text in another. Streams of text hold a mark that is a
 token as `TOKEN` has it, which no text holds; so both are found in one way, and text that only looks like such
@@ -52,12 +52,12 @@ class Form:
 
     @property
     def ending(self) -> str:
-        """What ends a thought and begins the answer."""
+        """The text that ends a thought and begins the answer."""
         return self.turn or f"\n{self.closes}\n\n"
 
     @property
     def nothing(self) -> str:
-        """What stands for having thought nothing."""
+        """The text of an empty thought."""
         return self.empty or f"{self.opens}\n\n{self.closes}\n\n"
 
 
@@ -108,7 +108,7 @@ FORMS = (
         ),
     ),
 )
-# What some families write around an answer that follows a thought.
+# Marks of some families around an answer after a thought.
 ENCLOSING = (
     ("<answer>", "</answer>"),
     ("<response>", "</response>"),
@@ -116,7 +116,7 @@ ENCLOSING = (
     ("<|START_TEXT|>", "<|END_TEXT|>"),
     ("<|begin_of_solution|>", "<|end_of_solution|>"),
 )
-# And around the call of a tool; nothing where the call is the rest of the reply.
+# Marks around a tool call; an empty end if the call is the rest of the reply.
 CALLS = (
     ("<tool_call>", "</tool_call>"),
     ("<|tool_call|>", "<|/tool_call|>"),
@@ -253,7 +253,7 @@ class ReasoningSplitter:
         return parts
 
     def flush(self) -> list[tuple[bool, str]]:
-        """What was held back, at the end of the answer."""
+        """The text held back, at the end of the answer."""
         parts: list[tuple[bool, str]] = []
         self._say(parts, len(self._held))
         return parts

@@ -1,4 +1,4 @@
-"""Text that a terminal may print: without the escape codes and control characters that would steer it."""
+"""Text that is safe for a terminal: without escape codes and control characters."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Sanitizer:
         self._held = ""
 
     def feed(self, text: str) -> str:
-        """What of the text so far may be printed now."""
+        """The part of the text that may be printed now."""
         text = _ESCAPE.sub("", self._held + text)
         start = re.search(r"[\x1b\x9b\x9d\x90\x98\x9e\x9f]", text)
         cut = len(text) if start is None or len(text) - start.start() > _LONGEST_ESCAPE else start.start()
@@ -39,6 +39,6 @@ class Sanitizer:
         return _CONTROL.sub("", text[:cut])
 
     def flush(self) -> str:
-        """What was held back, at the end of the text."""
+        """The text held back, at the end."""
         held, self._held = self._held, ""
         return plain(held)

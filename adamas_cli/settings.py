@@ -1,4 +1,4 @@
-"""What a user may choose: plain names, types and defaults, which know no command line."""
+"""The user's settings: names, types and defaults, independent of the command line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-DEFAULT_SOURCES, MOST_SOURCES = 3, 50  # passages that are shown of an answer
+DEFAULT_SOURCES, MOST_SOURCES = 3, 50  # passages shown for an answer
 DENSE_LAYERS = 2  # the first layers attend broadly, and stay dense (paper, section 4.1; docs/accuracy.md)
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -39,12 +39,12 @@ class ModelSettings:
 
     @property
     def finding(self) -> dict[str, Any]:
-        """What `models.resolve` is told of these, besides the name."""
+        """The arguments of `models.resolve` from these, besides the name."""
         return {name: getattr(self, name) for name in ("device", "offline", "adapter")}
 
     @property
     def loading(self) -> dict[str, Any]:
-        """What `models.load` is told of these."""
+        """The arguments of `models.load` from these."""
         names = ("device", "dtype", "quantization", "threads", "trust_remote_code")
         return {name: getattr(self, name) for name in names}
 
@@ -71,7 +71,7 @@ class DecodingSettings:
 
 @dataclass(frozen=True)
 class InputSettings:
-    """Which files of the sources are read, and how. max_file_size: bytes. ocr_language: of pictures of pages.
+    """Which files are read, and how. max_file_size: bytes. ocr_language: of pictures of pages.
     encoding: Python's codec, None to find it. files_from: a file that lists paths.
     """
 
@@ -121,7 +121,7 @@ class OriginSettings:
 
     @property
     def counts(self) -> bool:
-        """Whether attention is counted."""
+        """Whether attention is collected."""
         return self.sources is not None
 
     @property
@@ -132,7 +132,7 @@ class OriginSettings:
 
 @dataclass(frozen=True)
 class OutputSettings:
-    """Where the answer goes and what is shown beside it."""
+    """Where the answer goes, and what is shown besides it."""
 
     output: Path | None = None
     json: bool = False

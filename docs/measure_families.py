@@ -3,7 +3,7 @@
     python docs/measure_families.py [FAMILY ...] [--len 4k,16k] [-n 128] [--layers N] [--json]
 
 A family is a name of FAMILIES; without any, all are measured. Nothing is downloaded: weights are random,
-those of `bits` in their planes, and tokens are random too. A row is tokens/s of answers behind a document,
+those of `bits` in their planes, and tokens are random too. A row is tokens/s of answers after a document,
 and the share of a device copy's speed at which a token reads what it cannot do without. Where a model has
 fewer layers than the family's, the rate of all is told from two models that differ by a period of layers.
 """
@@ -198,7 +198,7 @@ def fill(model: nn.Module, without: Collection[str] = ()) -> None:
 def decodes(
     family: Family, layers: int, lengths: Sequence[int], generated: int
 ) -> dict[tuple[int, str], Measurement]:
-    """Answers of so many layers, by the length of the document and how they attend."""
+    """Answers of this many layers, by the length of the document and how they attend."""
     context = tokens_needed(max(lengths), generated) + SPARE
     loaded = random_model(family, layers, context)
     config = loaded.model.config.get_text_config()

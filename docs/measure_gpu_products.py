@@ -9,8 +9,8 @@
 
 A time is the least of several replays of a CUDA graph of LAUNCHES products, which cycle through as many
 weights as do not fit into the L2 cache together. That of one row has the rounding of x in it. --torch:
-torch's own 4-bit product, tinygemm, beside them, with groups of so many inputs. --experts times the experts
-of one layer of MIXTURES for so many tokens, which choose at random. --check compares every kernel and kind
+torch's own 4-bit product, tinygemm, beside them, with groups of this many inputs. --experts times the experts
+of one layer of MIXTURES for this many tokens, which choose at random. --check compares every kernel and kind
 with the reference in float64.
 """
 
@@ -145,7 +145,7 @@ def copy_rate() -> float:
 
 
 def copies(nbytes: int) -> int:
-    """Weights of so many bytes that a graph cycles through."""
+    """Weights of this many bytes that a graph cycles through."""
     return max(1, min(LAUNCHES, -(-BEYOND_CACHE // nbytes)))
 
 

@@ -2,7 +2,7 @@
 
     python docs/measure_growing.py [--shape llama-3.1-8b] [--len 32768] [--more 8192] [--rounds 3]
 
-Reads random tokens into a cache that was reserved for so many, and again as many as --more behind them, as
+Reads random tokens into a cache that was reserved for this many, and again as many as --more after them, as
 `/add` in `adamas chat` does; once in a cache that may be copied, and once in one that grows where it lies.
 Prints a Markdown row for each: milliseconds until there is room for the second part, time from there to the
 first token of an answer, peak of what was allocated, and what the GPU no longer has for others then, which

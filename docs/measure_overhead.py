@@ -56,7 +56,7 @@ def main(layers: int = 24, context: int = 512) -> None:
     pack_model(model, Silent())
     for name, settings in {"full": AttentionSettings("full"), "adamas": sparse()}.items():
         rows[f"compiled steps, {name}"] = milliseconds(engine_step(model, ids, settings))
-    print(f"{layers} layers of hidden size 64 behind {context} tokens; {device_name(torch.device('cpu'))}\n")
+    print(f"{layers} layers of hidden size 64 after {context} tokens; {device_name(torch.device('cpu'))}\n")
     print(markdown_head(("step", "ms a token")))
     for name, found in rows.items():
         print(markdown_row((name, f"{found:.2f}")))

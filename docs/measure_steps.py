@@ -87,7 +87,7 @@ def build(name: str, context: int, dtype: torch.dtype) -> Family:
 
 
 def ways(family: Family, tokens: int) -> Iterator[tuple[str, Step]]:
-    """Steps behind so many tokens, by what computes them."""
+    """Steps after this many tokens, by what computes them."""
     document = np.random.default_rng(0).integers(0, VOCABULARY, tokens)
     sparse = Timeline(family.packed, AttentionSettings("adamas"), context=tokens + SPARE)
     list(sparse.read(document))

@@ -20,7 +20,7 @@ FLOATS_OF_4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -
 
 
 def words(numbers: Tensor, bits: int) -> Tensor:
-    """Integers [rows, columns] in words of 32 bits along the columns, one behind the other."""
+    """Integers [rows, columns] in words of 32 bits along the columns, one after the other."""
     each = (numbers.numpy()[..., None] >> np.arange(bits)) & 1
     packed = np.packbits(each.reshape(len(numbers), -1).astype(np.uint8), 1, bitorder="little")
     return torch.from_numpy(packed.view("<i4").copy())

@@ -119,7 +119,7 @@ def refused(reason: str, **fields: Any) -> Family:
 
 
 ENCODER, HALF = "an encoder", "one half"
-CACHE, TEXT = "keeps no cache", "does not answer text"
+CACHE, TEXT = "does not keep its cache", "does not generate text from text"
 OWN, TWICE, MASK = "transformers' interface", "several times", "mask is not plainly causal"
 
 FAMILIES: dict[str, Family] = {

@@ -34,7 +34,7 @@ def sections_of(name: str, content: bytes) -> list[str]:
 
 
 def note_of(name: str, content: bytes) -> str:
-    """The one line that is said about a file of this name and content."""
+    """The one note about a file of this name and content."""
     Path(name).write_bytes(content)
     (note,) = found(name).note_lines()
     return note

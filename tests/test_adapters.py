@@ -336,10 +336,10 @@ def test_other_kinds_are_refused(
         ({f"{Q}.lora_A.weight": torch.ones(RANK, 64)}, "one half of a change"),
         (
             {f"{Q}.lora_A.weight": torch.ones(RANK, 64), f"{Q}.lora_B.weight": torch.ones(64, 3)},
-            "of rank 3 and 4",
+            "rank 3 and 4",
         ),
         ({f"{HEAD}.weight": torch.ones(300, 64)}, r"\[300, 64\], and they are \[258, 64\]"),
-        ({f"{Q}.lora_unheard_of": torch.ones(1)}, "lora_unheard_of, which is not known"),
+        ({f"{Q}.lora_unheard_of": torch.ones(1)}, "an unknown tensor, .*lora_unheard_of"),
     ],
 )
 def test_what_does_not_fit_is_told(

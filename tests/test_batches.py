@@ -83,7 +83,7 @@ def assert_same(found: Tensor, alone: list[Tensor]) -> None:
 
 
 def assert_same_caches(found: LayerCache, alone: list[LayerCache]) -> None:
-    """All that is in the buffers, also behind the last token."""
+    """All that is in the buffers, also after the last token."""
     expected = batched(alone)
     for part in ("keys", "values", "codes", "scales", "value_sum"):
         a, b = getattr(found, part), getattr(expected, part)
@@ -183,7 +183,7 @@ def test_a_step_to_an_error(backends, name, lengths, budget):
 
 
 def attention(queries: Tensor, keys: Tensor, values: Tensor, past: int) -> tuple[Tensor, Tensor]:
-    """Causal attention of the newest tokens behind `past` others in float64, with its log-sum-exp."""
+    """Causal attention of the newest tokens after `past` others in float64, with its log-sum-exp."""
     new, group = queries.shape[2], queries.shape[1] // keys.shape[1]
     keys, values = (x[:, :, : past + new].double().repeat_interleave(group, 1) for x in (keys, values))
     seen = torch.ones(new, past + new, dtype=torch.bool, device=keys.device).tril(past)

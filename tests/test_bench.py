@@ -57,7 +57,7 @@ def test_csv_has_one_line_for_each_row():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "say what to measure, as in: adamas bench --kernels"),
+        ([], "name what to measure, for example: adamas bench --kernels"),
         (["--kernels", "--heads", "5/2x64"], "5 is not a multiple of 2"),
         (["--kernels", "--heads", "5"], "such as 32/8x128"),
         (["--kernels", "--len", "many"], "'many' is not a length"),

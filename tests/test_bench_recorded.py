@@ -291,8 +291,8 @@ def test_built_layers_take_recorded_heads_whole_and_in_turn():
 def test_longer_contexts_are_put_together_of_documents():
     documents = [numbered(0), numbered(1), numbered(2)]
     layer = Composer(documents, Shape(3, 1, 16)).layers(2, 80, TorchBackend(), SETTINGS)[1]
-    # Its own document is the second, without its first 16 tokens, behind the first document without them,
-    # behind as much of the third's beginning as there is room for.
+    # Its own document is the second, without its first 16 tokens, after the first document without them,
+    # after as much of the third's beginning as there is room for.
     own = 10**6 + 10**5
     expected = [own + 10**6 + token for token in range(32)]
     expected += [own - 10**6 + token for token in range(16, 40)]

@@ -57,7 +57,7 @@ def test_the_store_can_be_left_out_or_only_read(asked) -> None:
 
 def test_listing_and_removing(asked) -> None:
     empty = asked.run("ls")
-    assert (empty.stdout, empty.stderr) == (b"", b"no document is kept yet\n")
+    assert (empty.stdout, empty.stderr) == (b"", b"no documents are kept yet\n")
     assert json.loads(asked.run("ls", "--json").stdout) == []
     record = asked.json()
     (held,) = json.loads(asked.run("ls", "--json").stdout)

@@ -138,14 +138,14 @@ def test_two_slashes_send_one(chat):
 @pytest.mark.parametrize(
     ("line", "hint"),
     [
-        ("/tokns", "there is no command /tokns; did you mean /tokens?"),
+        ("/tokns", "unknown command /tokns; did you mean /tokens?"),
         ("/etc/passwd", "to send it as text: //etc/passwd"),
-        ("/clear!", "there is no command /clear!"),
+        ("/clear!", "unknown command /clear!"),
         ("/add", "as in: /add chapter2.txt"),
-        ("/add -", "stdin is where the questions come from"),
+        ("/add -", "stdin holds the questions"),
         ("/add absent.txt", "no file or folder 'absent.txt'"),
-        ("/add book.txt", "book.txt is there already"),
-        ("/drop absent.txt", "there is no document absent.txt; there are: book.txt"),
+        ("/add book.txt", "book.txt is already in the conversation"),
+        ("/drop absent.txt", "no document absent.txt; the conversation has: book.txt"),
         ("/save", "name a file"),
         ("/add ~nobody-here/a.txt", "no file or folder '~nobody-here/a.txt'"),
         ("/save ~nobody-here/a.txt", "cannot write ~nobody-here/a.txt"),
@@ -205,7 +205,7 @@ def test_white_space_alone_is_nothing_to_talk_about(chat, book):  # noqa: F811
     assert chat("/add blank.txt").returncode == 3
 
 
-def test_documents_that_do_not_fit_can_be_cut_aloud(chat, book):  # noqa: F811
+def test_documents_that_do_not_fit_can_be_cut_with_a_notice(chat, book):  # noqa: F811
     book.write_text("A sentence about nothing. " * 1000)
     assert chat("Who?").returncode == 4
     done = chat("Who?", options=(*JSON, "--on-overflow", "truncate"))
@@ -232,4 +232,4 @@ def test_a_source_is_needed_and_stdin_is_not_both(chat):
     assert b"give documents, as in: adamas chat book.txt" in chat(sources=()).stderr
     taken = chat("Who?", sources=("-",))
     assert taken.returncode == 2
-    assert b"stdin is taken" in taken.stderr
+    assert b"stdin holds a document" in taken.stderr

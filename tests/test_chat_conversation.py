@@ -50,7 +50,7 @@ def documents(path: Path) -> list:
 
 
 def say(conversation: Conversation, question: str, *, tokens: int = 99) -> list:
-    """What happens until so many tokens are there, at which the answer is stopped."""
+    """What happens until this many tokens are there, at which the answer is stopped."""
     events: list = []
     with closing(conversation.ask(question, GREEDY)) as happening:
         for event in happening:

@@ -126,7 +126,7 @@ def test_a_broken_template_is_one_clear_error(chat_of, kind: str) -> None:
         first, second = caught.value.message.splitlines()
         assert first.startswith("the model's chat template cannot be used: ")
         assert len(first) > len("the model's chat template cannot be used: ")
-        assert second == "fetch the model again, or take another one"
+        assert second == "fetch the model again, or use another one"
 
 
 def test_what_is_wrong_with_the_users_own_template_is_not_blamed_on_the_model(chat_of) -> None:
@@ -201,7 +201,7 @@ def test_a_broken_template_ends_with_5(adamas: Runner, model, book: Path, comman
     lines = [line for line in done.stderr.decode().splitlines() if "compil" not in line]
     assert lines == [
         "adamas: the model's chat template cannot be used: 'format_chat' is undefined",
-        "fetch the model again, or take another one",
+        "fetch the model again, or use another one",
     ]
     if command == "ask":
         told = json.loads(adamas(command, book, *question, "-m", model("{%"), "--json").stdout)["error"]
@@ -239,6 +239,6 @@ def test_settings_that_hold_no_template_are_one_clear_error(
     done = adamas(command, book, "Who came?", "-m", folder)
     assert (done.returncode, done.stdout) == (5, b"")
     told = done.stderr.decode()
-    assert "fetch the model again, or take another one" in told
-    assert "fault in adamas" not in told
+    assert "fetch the model again, or use another one" in told
+    assert "bug in adamas" not in told
     assert len(told.splitlines()) == 2

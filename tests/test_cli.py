@@ -171,7 +171,7 @@ def test_skipped_files_are_counted_on_stderr(adamas: Runner, tiny_model: Path, b
     assert adamas("ask", book.parent, "Who?", "-m", tiny_model, "-n", "3", "--quiet").stderr == b""
 
 
-def test_too_long_input_can_be_truncated_aloud(adamas: Runner, tiny_model: Path, book: Path) -> None:
+def test_too_long_input_can_be_truncated_with_a_notice(adamas: Runner, tiny_model: Path, book: Path) -> None:
     book.write_text("A sentence about nothing. " * 1000)
     done = adamas("ask", book, "Who?", "-m", tiny_model, "-n", "8", "--json", "--on-overflow", "truncate")
     record = json.loads(done.stdout)

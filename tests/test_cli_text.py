@@ -120,7 +120,7 @@ def test_a_full_disk_is_no_fault_of_the_program():
 
     full = as_user_error(OSError(ENOSPC, "No space left on device"))
     assert full.message == "No space left on device"
-    assert "fault in adamas" in as_user_error(OSError(EINVAL, "Invalid argument")).message
+    assert "bug in adamas" in as_user_error(OSError(EINVAL, "Invalid argument")).message
 
 
 def test_arguments_the_wrong_way_round_are_turned(tmp_path):

@@ -45,7 +45,7 @@ def test_each_setting_says_where_it_comes_from(config, file: Path) -> None:
 
 def test_without_a_file_everything_is_a_default_and_it_says_how_to_make_one(config, file: Path) -> None:
     done = config("show")
-    assert f"there is no file {file} yet: `adamas config init` writes one\n" == done.stderr.decode()
+    assert f"{file} does not exist: `adamas config init` writes it\n" == done.stderr.decode()
     assert config("path").stdout.decode() == f"{file}\n"
     assert not file.exists()
 
@@ -59,7 +59,7 @@ def test_init_writes_every_setting_as_a_comment_and_never_over_a_file(config, fi
     file.write_text("seed = 5\n")
     refused = config("init")
     assert refused.returncode == 2
-    assert b"--force writes over it" in refused.stderr
+    assert b"--force overwrites it" in refused.stderr
     assert file.read_text() == "seed = 5\n"
     assert config("init", "--force").returncode == 0
     assert file.read_text() == text

@@ -1,4 +1,4 @@
-"""Who serves an operation, and what is said where nobody does."""
+"""Who serves an operation, and the message where nobody does."""
 
 from __future__ import annotations
 

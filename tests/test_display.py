@@ -216,7 +216,7 @@ def test_wide_characters_wrap_within_the_screen() -> None:
         columns=21,
     )
     terminal.finish()
-    # pyte leaves an empty cell behind each wide character
+    # pyte leaves an empty cell after each wide character
     assert "".join(line.strip() for line in terminal.lines()) == CHINESE
 
 

@@ -8,6 +8,7 @@ import ast
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -315,3 +316,12 @@ def test_relative_links_lead_to_a_file(page: Path) -> None:
 def test_the_changelog_knows_this_version() -> None:
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.search(rf"^## {re.escape(adamas_cli.__version__)}\b", changelog, re.MULTILINE)
+
+
+def test_the_plots_show_the_figures_of_the_tables(tmp_path: Path) -> None:
+    draw_plots = runpy.run_path(str(ROOT / "docs" / "draw_plots.py"))
+    draw_plots["main"](str(tmp_path))
+    drawn = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
+    assert len(drawn) == len(draw_plots["PLOTS"])
+    kept = {name: (ROOT / "docs" / "plots" / name).read_text(encoding="utf-8") for name in drawn}
+    assert [name for name in drawn if drawn[name] != kept[name]] == []  # else run docs/draw_plots.py

@@ -50,7 +50,7 @@ def wrong(done) -> dict[str, str]:
 def test_nothing_is_wrong_where_everything_works(doctor) -> None:
     assert wrong(doctor("--json")) == {}
     shown = doctor().stdout.decode()
-    assert shown.endswith("Everything that adamas needs works.\n")
+    assert shown.endswith("Everything works.\n")
     assert "note   GPU" in shown
     assert "smollm2-135m" in shown
 

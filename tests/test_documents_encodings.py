@@ -1,4 +1,4 @@
-"""Encodings: what a file declares is followed, what it does not is judged well, and each guess is said."""
+"""Encodings: declarations are followed, others are judged well, and each guess is reported."""
 
 from __future__ import annotations
 

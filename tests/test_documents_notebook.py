@@ -118,7 +118,7 @@ def read(tmp_path: Path, name: str, content: bytes) -> tuple[str, list[str]]:
 def test_a_malformed_notebook_is_read_as_text(tmp_path: Path) -> None:
     text, notes = read(tmp_path, "broken.ipynb", b'{"cells": [\r\n<<<<<<< HEAD\r\n')
     assert text == '{"cells": [\n<<<<<<< HEAD\n'
-    assert notes == [f"{tmp_path}/broken.ipynb: damaged, so it is read as it is written"]
+    assert notes == [f"{tmp_path}/broken.ipynb: damaged, so its source is read"]
 
 
 def test_output_that_has_no_plain_text() -> None:

@@ -67,7 +67,7 @@ def test_a_killed_run_continued_gives_the_same_rows(evaluate, tiny_model, tmp_pa
     path.write_text("\n".join([foreign, *kept, whole.splitlines()[3][:90]]))
     code, out, err = evaluate(*some, "-o", path, "--resume")
     assert (code, out) == (0, whole)
-    assert "1 rows of other settings stay in the file" in err
+    assert "1 rows with other settings stay in the file" in err
     lines = path.read_text().splitlines()
     assert lines[0] == foreign
     assert sorted(lines[1:]) == sorted(whole.splitlines())

@@ -1,4 +1,4 @@
-"""Every family of decoders in transformers: what is served is right, and what is not is said in time."""
+"""Every family of decoders in transformers: what is served is right, and what is not is refused in time."""
 
 from __future__ import annotations
 

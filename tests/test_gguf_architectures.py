@@ -121,8 +121,8 @@ def rewritten(
         ("llama.attention.head_count", "four", "is 'four'"),
         ("llama.attention.head_count", 1 << 30, "is 1073741824"),
         ("llama.block_count", 9, "tensors of 4 layers"),
-        ("llama.rope.freq_base", "ten", "no model's"),
-        ("llama.attention.layer_norm_rms_epsilon", "small", "no model's"),
+        ("llama.rope.freq_base", "ten", "no valid model"),
+        ("llama.attention.layer_norm_rms_epsilon", "small", "no valid model"),
     ],
 )
 def test_a_key_that_changes_the_model_and_cannot_be_followed_refuses_the_file(
@@ -146,7 +146,7 @@ def test_a_key_that_nobody_knows_is_named_where_everything_is(
     assert notes == []
     with caplog.at_level(logging.INFO, "adamas_cli.models.gguf.settings"):
         config_of(GgufFile(path), Notes())
-    assert notes == ["other.gguf: keys that are not understood: llama.of_tomorrow"]
+    assert notes == ["other.gguf: unknown keys: llama.of_tomorrow"]
 
 
 def test_tensors_that_lack_or_are_too_many_are_named(llama: Path, tmp_path: Path) -> None:

@@ -188,8 +188,8 @@ def test_code_that_comes_with_a_model_is_not_run(
     code, out, told = run_here(command, document, "Who came?", "-m", path)
     assert (code, out) == (5, "")
     assert told.splitlines() == [
-        f"adamas: {path} is a FooLM, which transformers has no class for: it comes with code of its own.",
-        "Add --trust-remote-code to run that code, if you trust where it is from.",
+        f"adamas: {path} is a FooLM, for which transformers has no class: it brings its own code.",
+        "Add --trust-remote-code to run that code, if you trust its source.",
     ]
 
 

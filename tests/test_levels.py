@@ -1,4 +1,4 @@
-"""Levels of CPU features: what each allows, what is said of it, and that every level computes the same."""
+"""Levels of CPU features: what each allows, how it is reported, and that every level computes the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A name becomes files, files become a model, and what cannot be had is said in two lines, exit code 5."""
+"""A name becomes files, files become a model, and what is missing is reported in two lines, exit code 5."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_names_of_nothing_are_refused(tmp_path: Path) -> None:
     refused(str(tmp_path / "absent.gguf"), "there is no file")
     refused("owner/model", "--offline forbids")
     refused("smollm2-135m", "--offline forbids")
-    refused("owner/--", "is no model name")
+    refused("owner/--", "is not a model name")
 
 
 # the hub

@@ -118,7 +118,7 @@ def ids(count: int, seed: int = 0) -> np.ndarray:
 
 
 def scores(model: nn.Module, attention: AttentionSettings, *, chunk: int = 64) -> torch.Tensor:
-    """Logits behind each of some tokens that are fed behind a document."""
+    """Logits after each of some tokens that are fed after a document."""
     timeline = Timeline(Loaded(model), attention, context=100, prefill_chunk=chunk)  # and grows
     list(timeline.read(ids(CONTEXT)))
     return timeline.score(ids(ANSWER, 1), sparse=attention.kind == "adamas")
@@ -155,7 +155,7 @@ def test_a_cache_in_bfloat16(plain_numbers, pack):
 
 
 def answers(model: nn.Module, attention: AttentionSettings, questions: int) -> list[list[int]]:
-    """Answers to questions behind one document, each asked alone from the same place."""
+    """Answers to questions after one document, each asked alone from the same place."""
     timeline = Timeline(Loaded(model), attention, context=100)
     list(timeline.read(ids(CONTEXT)))
     return [

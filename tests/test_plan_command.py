@@ -74,7 +74,7 @@ def test_what_ask_has_kept_need_not_be_read_again(
     assert kept("--no-doc-cache") == kept("--doc-cache-dtype", "int8") == kept("--dtype", "float32") == 0
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "transformers", None)  # what was found out with it is remembered
-        assert b"need not be read again" in plan(folder, "Who?", "--no-calibrate", **store).stdout
+        assert b"are kept and not read again" in plan(folder, "Who?", "--no-calibrate", **store).stdout
     (folder / "deep" / "est" / "middle.txt").write_text("Another beginning.\n" * 20)
     assert kept() == 0
 
@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_told_in_parts(plan, folder: Path) -> None:
     room = 1024 - 100 - around
     assert planned["parts"] == -(-planned["n_document_tokens"] // room) > 1
     shown = plan(*arguments).stdout.decode()
-    assert f"{planned['parts']} of them: --on-overflow map-reduce" in shown
+    assert f"It would take {planned['parts']} parts: --on-overflow map-reduce" in shown
     hopeless = plan(folder, "--no-calibrate", "--ctx-size", "1k", "-n", "1k")
     assert hopeless.returncode == 0
     assert b"lower -n" in hopeless.stdout

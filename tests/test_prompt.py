@@ -47,7 +47,7 @@ def test_a_model_without_chat_template_gets_the_plain_text():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("$documents $question $date", r"\$date is not known; it may use \$documents and \$question"),
+        ("$documents $question $date", r"unknown variable \$date; it may use \$documents and \$question"),
         ("$documents only", r"\$question is missing"),
         ("$question only", r"\$documents is missing"),
         ("$documents $question costs 5$", "write \\$\\$ for a dollar sign"),
@@ -63,7 +63,7 @@ def test_what_is_wrong_with_a_template_is_named(tmp_path, text, message):
 
 
 def test_a_template_that_does_not_exist():
-    with pytest.raises(UsageError, match="there is no template 'nonsense': give a file, or one of ask"):
+    with pytest.raises(UsageError, match="unknown template 'nonsense': give a file, or one of ask"):
         load_template("nonsense")
 
 

@@ -154,7 +154,7 @@ class TestPages:
 
     def test_redirections_are_followed_so_far(self, server: str) -> None:
         assert "The ship number 7" in text_of(found(f"{server}/moved"))
-        with pytest.raises(AdamasError, match="it leads on and on"):
+        with pytest.raises(AdamasError, match="too many redirects"):
             found(f"{server}/again")
 
     @pytest.mark.parametrize("page", ["latin", "plain"])
@@ -183,7 +183,7 @@ class TestPages:
         with pytest.raises(AdamasError, match=r"could not be fetched: .*onnect"):
             found("http://127.0.0.1:9/")
         monkeypatch.setattr(web, "SILENCE_SECONDS", 0.3)
-        with pytest.raises(AdamasError, match="the server is silent"):
+        with pytest.raises(AdamasError, match="the server does not answer"):
             found(f"{server}/silent")
 
     def test_limits_hold_for_what_is_unpacked(self, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,7 +380,7 @@ def test_offline_nothing_is_fetched(source: str, command: str, run_here: Run) ->
     question = [] if command == "summarize" else ["What?"]
     code, out, err = run_here(command, source, *question, "--offline")
     assert (code, out) == (2, "")
-    assert err == f"adamas: {source} is not on this machine, and --offline forbids to fetch it.\n"
+    assert err == f"adamas: {source} is not on this machine, and --offline forbids fetching it.\n"
 
 
 def test_an_address_is_no_question(server: str, run_here: Run) -> None:

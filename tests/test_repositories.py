@@ -211,6 +211,6 @@ class TestLineNumbers:
         text = "".join(pieces)
         lines = text.split("\n")
         want = "\n".join(f"{n}| {line}" for n, line in enumerate(lines, start=1))
-        if not lines[-1]:  # nothing stands behind the last line end
+        if not lines[-1]:  # nothing stands after the last line end
             want = want[: -len(f"{len(lines)}| ")]
         assert "".join(part.text for part in numbered(map(Part, pieces))) == want

@@ -106,7 +106,7 @@ def test_the_place_of_what_is_wrong_in_a_schema_is_named(
 ) -> None:
     with pytest.raises(UsageError) as refused:
         Schema(schema, Grammars(tokenizer, lambda: [0]))
-    assert f"schema at {place}: " in refused.value.message
+    assert f"enforced at {place}: " in refused.value.message
 
 
 def test_quotations_in_json_are_checked_for_each_question(

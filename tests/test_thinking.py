@@ -352,6 +352,6 @@ def test_a_chat_is_told_to_think_or_not(thinker: Path, play: Play, run_here: Run
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(lines))
     code, out, err = run_here("chat", thinker / "book.txt", "-m", thinker, "-n", 40)
     assert out.split() == ["Anna.", "Bob."]
-    assert "the model answers at once" in err
-    assert "as in: /think 500" in err
+    assert "the model answers without thinking" in err
+    assert "for example: /think 500" in err
     assert code == 2

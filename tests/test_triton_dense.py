@@ -33,7 +33,7 @@ def attention(queries, keys, values, scaling):
 
 
 def filled(batch, kv_heads, length, dim, dtype=torch.float32):
-    """A buffer of `length` rows, and NaN behind them."""
+    """A buffer of `length` rows, and NaN after them."""
     rows = torch.randn(batch, kv_heads, length + SPARE, dim).to(dtype)
     rows[:, :, length:] = torch.nan
     return rows

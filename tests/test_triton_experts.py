@@ -284,7 +284,7 @@ def test_experts_that_are_numbers_in_the_file_stay_numbers(kind, tmp_path):
 
 
 def answer(model: Any, folder: Path, *, graphs: bool) -> list[int]:
-    """Greedy tokens behind a few, each step captured or launched."""
+    """Greedy tokens after a few, each step captured or launched."""
     loaded = LoadedModel(model, ModelFiles("tiny", folder, ""), DEVICE, FULL, 512, ())
     timeline = Timeline(loaded, AttentionSettings("full"), context=64, graphs=graphs)
     events = list(timeline.answer(np.arange(20, dtype=np.int32), Sampling(), 8, ()))

@@ -124,7 +124,7 @@ def test_a_context_of_many_turns(scorer, heads):
 
 
 def group_of(tokens, groups):
-    """The group that each of so many tokens is dealt to."""
+    """The group that each of this many tokens is dealt to."""
     position = torch.arange(tokens)
     return (position % groups) ^ ((position // groups * TWIST.value) & (groups - 1))
 

@@ -359,9 +359,9 @@ def test_other_kinds_are_refused_by_name(model: str, named: str) -> None:
     [
         ({"token_type": [1, 3]}, "different lengths"),
         ({"merges": None}, "no merges"),
-        ({"merges": ["the"]}, "no pair"),
+        ({"merges": ["the"]}, "not a pair"),
         ({"tokens": [], "token_type": None, "eos_token_id": None}, "no tokens"),
-        ({"tokens": 5, "token_type": None, "eos_token_id": None}, "no list"),
+        ({"tokens": 5, "token_type": None, "eos_token_id": None}, "not a list"),
     ],
 )
 def test_damaged_lists_are_told(broken: dict[str, Any], told: str) -> None:

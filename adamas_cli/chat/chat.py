@@ -1,4 +1,4 @@
-"""What the commands of a chat work on: the conversation, the show, and the user's choices."""
+"""The state of a chat: the conversation, the display, and the user's choices."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class Chat:
     over: bool = False
 
     def read(self) -> None:
-        """Read the documents that are not read yet."""
+        """Read the documents that have not been read."""
         with closing(self.conversation.read()) as events:
             for event in events:
                 self.display.show(event)
 
     def ask(self, question: str) -> None:
-        """Have a question answered."""
+        """Answer a question."""
         conversation = self.conversation
         try:
             listener = conversation.listener()

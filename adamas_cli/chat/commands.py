@@ -18,22 +18,22 @@ from adamas_cli.settings import DEFAULT_SOURCES
 
 @dataclass(frozen=True)
 class Command:
-    """One command; `run` gets what stands after its name."""
+    """One command; `run` gets the text after its name."""
 
     name: str
-    argument: str  # as it is shown in /help
+    argument: str  # as shown by /help
     help: str
     run: Callable[[Chat, str], None]
 
 
 def obey(chat: Chat, line: str) -> None:
-    """Do what a line says that begins with a slash. Raises UsageError for one that says nothing known."""
+    """Run a line that begins with a slash. Raises UsageError for an unknown command."""
     name, _, argument = line[1:].partition(" ")
     command = COMMANDS.get(name)
     if command is None:
         near = get_close_matches(name, COMMANDS, 1)
         advice = f"did you mean /{near[0]}?" if near else "/help lists the commands"
-        raise UsageError(f"there is no command /{name}; {advice}\nto send it as text: /{line}")
+        raise UsageError(f"unknown command /{name}; {advice}\nto send it as text: /{line}")
     command.run(chat, argument.strip())
 
 
@@ -42,15 +42,13 @@ def _help(chat: Chat, argument: str) -> None:
     width = max(len(left) for left, _ in shown)
     for left, right in shown:
         chat.display.note(f"{left:{width}}  {right}")
-    chat.display.note(
-        "Ctrl-C stops an answer, Ctrl-D leaves. Text that begins with a slash is sent with two: //"
-    )
+    chat.display.note("Ctrl-C stops an answer, Ctrl-D leaves. Type // to send text that begins with a slash.")
 
 
 def _add(chat: Chat, argument: str) -> None:
     paths = _paths(argument, "/add chapter2.txt")
     if "-" in paths:
-        raise UsageError("/add takes files and folders; stdin is where the questions come from")
+        raise UsageError("/add takes files and folders; stdin holds the questions")
     documents = chat.find(paths)
     chat.conversation.add(documents)
     named = documents[0].path if len(documents) == 1 else f"{len(documents):,} documents"
@@ -82,12 +80,12 @@ def _tokens(chat: Chat, argument: str) -> None:
 
 def _sources(chat: Chat, argument: str) -> None:
     if argument and not argument.isdecimal():
-        raise UsageError("name how many passages, as in: /sources 5")
+        raise UsageError("give the number of passages, for example: /sources 5")
     found = chat.conversation.sources(int(argument or DEFAULT_SOURCES))
     if found is None:
         raise UsageError(
-            "nothing was counted: ask something first\n"
-            "with full attention nothing is; adamas chat --attn adamas attends sparsely at any length"
+            "no attention was collected: ask a question first\n"
+            "full attention collects none; adamas chat --attn adamas attends sparsely at any length"
         )
     chat.display.tell_sources(found)
 
@@ -100,15 +98,15 @@ def _save(chat: Chat, argument: str) -> None:
 
 def _overwrite(chat: Chat, argument: str) -> None:
     if not argument:
-        raise UsageError("name a file, as in: /save talk.md")
+        raise UsageError("name a file, for example: /save talk.md")
     transcript.save(Path(os.path.expanduser(argument)), chat.conversation)
     chat.display.note(f"saved {argument}, {len(chat.conversation.turns):,} turns")
 
 
 _WISHES = {
-    "": (None, "the model thinks as it does by itself"),
+    "": (None, "the model thinks by its own default"),
     "on": (True, "the model thinks first"),
-    "off": (False, "the model answers at once"),
+    "off": (False, "the model answers without thinking"),
 }
 
 
@@ -117,10 +115,10 @@ def _think(chat: Chat, argument: str) -> None:
         wanted, told = _WISHES[argument]
         chat.conversation.think(wanted)
     elif argument.isdecimal() and int(argument):
-        told = f"the model thinks for {int(argument):,} tokens at most"
+        told = f"the model thinks for at most {int(argument):,} tokens"
         chat.conversation.think(True, int(argument))
     else:
-        raise UsageError("say on, off, or how many tokens thoughts may take, as in: /think 500")
+        raise UsageError("give on, off, or a number of tokens, for example: /think 500")
     chat.display.note(f"from the next question on {told}")
 
 
@@ -128,7 +126,7 @@ def _clear(chat: Chat, argument: str) -> None:
     chat.conversation.clear()
     unread = chat.conversation.unread
     stay = f"{tokens(chat.conversation.documents):,} tokens of documents stay"
-    again = f", and {unread:,} tokens are read again" if unread else ""
+    again = f", and {unread:,} tokens are re-read" if unread else ""
     chat.display.note(f"the conversation is forgotten; {stay}{again}")
     chat.read()
 
@@ -152,13 +150,13 @@ COMMANDS = {
     command.name: command
     for command in (
         Command("help", "", "these lines", _help),
-        Command("add", "PATH...", "read more documents", _add),
-        Command("drop", "PATH...", "take documents out", _drop),
-        Command("tokens", "", "what takes how much of the context", _tokens),
-        Command("sources", "[N]", "the passages that the last answer attended to", _sources),
-        Command("think", "[on|off|N]", "have the model think first, or not, or for N tokens at most", _think),
+        Command("add", "PATH...", "add documents", _add),
+        Command("drop", "PATH...", "remove documents", _drop),
+        Command("tokens", "", "tokens used and free", _tokens),
+        Command("sources", "[N]", "passages that the last answer attended to", _sources),
+        Command("think", "[on|off|N]", "let the model think first, or not, or for at most N tokens", _think),
         Command("save", "FILE", "write the conversation as Markdown", _save),
-        Command("save!", "FILE", "the same, over a file that is there", _overwrite),
+        Command("save!", "FILE", "the same, overwriting an existing file", _overwrite),
         Command("clear", "", "forget the conversation, keep the documents", _clear),
         Command("exit", "", "leave", _exit),
     )

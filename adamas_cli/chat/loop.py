@@ -1,4 +1,4 @@
-"""Line after line: a question or a command, from a terminal or from a stream."""
+"""Reads lines, each a question or a command, from a terminal or a stream."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from adamas_cli.errors import AdamasError
 if TYPE_CHECKING:
     from adamas_cli.terminal.editor import LineEditor
 
-AT_ONCE = 2.0  # seconds between two Ctrl-C that mean it
+AT_ONCE = 2.0  # seconds within which a second Ctrl-C leaves
 
 
 def follow(chat: Chat, lines: Iterable[str]) -> None:
-    """Do what each line of a stream says; what a line raises ends that."""
+    """Run each line of a stream, until one raises an error."""
     chat.read()
     for line in lines:
         if line.strip():
@@ -45,12 +45,12 @@ def converse(chat: Chat, editor: LineEditor, report: Callable[[AdamasError], obj
         except EOFError:
             return
         except KeyboardInterrupt:
-            if editor.abandoned:  # text, which is gone now
+            if editor.abandoned:  # discarded text
                 continue
             if time.monotonic() - interrupted < AT_ONCE:
                 raise
             interrupted = time.monotonic()
-            chat.display.note("Ctrl-D leaves the chat, and so does Ctrl-C once more")
+            chat.display.note("Ctrl-D or another Ctrl-C leaves the chat")
             continue
         if line:
             _stoppable(chat, editor, report, partial(_follow_line, chat, line))
@@ -73,7 +73,7 @@ def _stoppable(
     except KeyboardInterrupt:
         chat.display.settle()
         unread = chat.conversation.unread
-        chat.display.note(f"stopped; {unread:,} tokens are not read yet" if unread else "stopped")
+        chat.display.note(f"stopped; {unread:,} tokens are still unread" if unread else "stopped")
     except AdamasError as error:
         chat.display.settle()
         report(error)
@@ -81,7 +81,7 @@ def _stoppable(
 
 @contextmanager
 def _one_interrupt() -> Iterator[None]:
-    """The first Ctrl-C raises KeyboardInterrupt; others must not disturb how that is cleaned up after."""
+    """The first Ctrl-C raises KeyboardInterrupt; later ones do not disturb the clean-up."""
     came = False
 
     def interrupt(number: int, frame: FrameType | None) -> None:

@@ -31,7 +31,7 @@ def markdown(model: str, documents: Sequence[str], turns: Sequence[Turn]) -> str
 
 
 def save(path: Path, conversation: Conversation) -> None:
-    """Write the whole conversation to a file, whole or not at all. Raises UsageError."""
+    """Write the conversation to a file, completely or not at all. Raises UsageError."""
     documents = [document.path for document in conversation.documents]
     with replacing(path) as stream:
         stream.write(markdown(conversation.runtime.files.name, documents, conversation.turns))

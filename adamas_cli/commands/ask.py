@@ -70,9 +70,7 @@ def command(
     if schema is not None:
         form, prompt = read_schema(schema), replace(prompt, think=prompt.think or False)
         if prompt.on_overflow == "map-reduce":
-            raise UsageError(
-                "--schema cannot be met by answers that are merged: leave out `on_overflow` map-reduce"
-            )
+            raise UsageError("--schema does not work with merged answers: leave out `on_overflow` map-reduce")
 
     from adamas_cli.terminal.display import Display
 
@@ -108,7 +106,7 @@ def command(
         tell_better(model, display, quiet=output.quiet)
         require_answers(replies, display, as_json=output.json)
         if form is not None and any(reply.answer.done.finish_reason == "length" for reply in replies):
-            display.note("an answer ended at `max_tokens`, so it is not whole JSON; raise it")
+            display.note("an answer was cut at `max_tokens` and is not complete JSON: raise it")
             raise typer.Exit(AdamasError.exit_code)
 
 

@@ -1,4 +1,4 @@
-"""Says once, after the first answer of the default model, which better one this machine could run."""
+"""A note after the first answer of the default model: a better model that this machine can run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from adamas_cli.settings import ModelSettings
 
 
 def tell_better(model: ModelSettings, progress: Progress, *, quiet: bool) -> None:
-    """Nothing where the user has chosen a model, wants no notes, or was told before."""
+    """Nothing if the user has chosen a model, wants no notes, or has seen the note."""
     told = models_directory() / "recommended.told"
     if model.model is not None or quiet or told.exists():
         return
@@ -19,10 +19,10 @@ def tell_better(model: ModelSettings, progress: Progress, *, quiet: bool) -> Non
     better = best()
     if better is None:
         return
-    with suppress(OSError):  # then it is said again
+    with suppress(OSError):  # so the note is shown again
         told.parent.mkdir(parents=True, exist_ok=True)
         told.touch()
     progress.note(
-        f"this machine could run {better.name}, which is better with long documents: "
+        f"this machine can run {better.name}, which is better with long documents: "
         f"`adamas models pull {better.name}`, then `model`. `adamas models recommended` lists others."
     )

@@ -1,4 +1,4 @@
-"""`adamas cache`: the documents that are kept on disk as models have read them."""
+"""`adamas cache`: the documents kept on disk, as models have read them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ app = typer.Typer(
     help="List, check and remove documents that were read before.",
 )
 
-Which = Annotated[str, typer.Argument(metavar="DOCUMENT", help="Its id, the beginning of it, or its path.")]
+Which = Annotated[
+    str, typer.Argument(metavar="DOCUMENT", help="Its ID, the first characters of it, or its path.")
+]
 
 _SHOWN_DOCUMENTS = 3
 _AGES = ((86400, "days"), (3600, "hours"), (60, "minutes"))
@@ -31,7 +33,7 @@ _AGES = ((86400, "days"), (3600, "hours"), (60, "minutes"))
 
 @app.command("ls")
 def list_documents(as_json: AsJson = False) -> None:
-    """List documents, the last used first."""
+    """List documents, most recently used first."""
     from adamas_cli.models.earlier import remove_earlier
     from adamas_cli.terminal.display import Display
 
@@ -46,9 +48,9 @@ def list_documents(as_json: AsJson = False) -> None:
     texts = texts_on_disk(converted_directory())
     if texts:
         size = megabytes(sum(bytes for _, bytes in texts))
-        print(f"beside these, {size} of text from {len(texts):,} converted files", file=sys.stderr)
+        print(f"also {size} of text from {len(texts):,} converted files", file=sys.stderr)
     if not found:
-        print("no document is kept yet", file=sys.stderr)
+        print("no documents are kept yet", file=sys.stderr)
         return
     rows = [("ID", "TOKENS", "READ", "SIZE", "LAST USED", "MODEL", "DOCUMENTS")]
     for held in found:
@@ -82,7 +84,8 @@ def info(document: Which, as_json: AsJson = False) -> None:
 @app.command("rm")
 def remove_documents(
     documents: Annotated[
-        list[str] | None, typer.Argument(metavar="DOCUMENTS...", help="Ids, beginnings of them, or paths.")
+        list[str] | None,
+        typer.Argument(metavar="DOCUMENTS...", help="IDs, their first characters, or paths."),
     ] = None,
     everything: Annotated[
         bool,
@@ -91,7 +94,7 @@ def remove_documents(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove documents from the store; the files that they were read from stay."""
+    """Remove documents from the store; the original files stay."""
     root = documents_directory()
     if bool(documents) == everything:
         raise UsageError("name the documents to remove, or pass --all")
@@ -112,9 +115,7 @@ def remove_documents(
 def prune_documents(
     max_size: Annotated[
         int,
-        typer.Option(
-            "--max-size", metavar="LENGTH", parser=parse_length, help="Bytes that may stay, such as 20g."
-        ),
+        typer.Option("--max-size", metavar="LENGTH", parser=parse_length, help="Bytes to keep, such as 20g."),
     ],
     as_json: AsJson = False,
 ) -> None:
@@ -130,7 +131,7 @@ def prune_documents(
 
 @app.command("verify")
 def verify_documents(as_json: AsJson = False) -> None:
-    """Read everything that is kept, and compare its checksums."""
+    """Read all kept documents and compare their checksums."""
     from adamas_cli.store.blocks import verify
 
     root = documents_directory()
@@ -167,7 +168,7 @@ def path(as_json: AsJson = False) -> None:
 
 
 def _prune_converted(limit: int) -> int:
-    """Leave at most `limit` bytes of converted texts; the bytes freed."""
+    """Keep at most `limit` bytes of converted texts; returns the bytes freed."""
     from adamas_cli.documents.converted import converted_directory, prune
 
     return prune(converted_directory(), limit)
@@ -212,7 +213,7 @@ def _tell_removed(ids: Sequence[str], freed: int, as_json: bool) -> None:
 
 @contextmanager
 def _writing() -> Iterator[None]:
-    """Says in one line why the store cannot be changed."""
+    """Say in one line why the store cannot be changed."""
     try:
         yield
     except OSError as error:

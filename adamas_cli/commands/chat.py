@@ -88,10 +88,12 @@ def command(
 
 
 def _asks_on_terminal(sources: list[str], files_from: str | None) -> bool:
-    """Whether questions are typed; raises UsageError where stdin is taken and there is no terminal."""
+    """Whether questions are typed. Raises UsageError if stdin holds a document and there is no terminal."""
     if not sys.stderr.isatty():
         if "-" in sources or files_from == "-":
-            raise UsageError("stdin is taken, so questions need a terminal; give the document as a file")
+            raise UsageError(
+                "stdin holds a document, so questions need a terminal; give the document as a file"
+            )
         return False
     return sys.stdin.isatty() or "-" in sources or files_from == "-"
 

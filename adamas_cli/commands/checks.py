@@ -1,4 +1,4 @@
-"""What `adamas doctor` looks at: each check tells what it found, and what to do where that is wrong."""
+"""The checks of `adamas doctor`: what each found, and how to fix what is wrong."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def _gpu() -> Check:
             return Check("GPU", "note", "hidden by CUDA_VISIBLE_DEVICES", "Models run on the CPU.")
         driver = driver_version()
         if driver is not None:
-            advice = "`nvidia-smi` may tell why; after an update of the driver, restart the machine."
-            return Check("GPU", "wrong", f"driver {driver} is there, but CUDA does not start", advice)
+            advice = "`nvidia-smi` may show why; restart the machine after a driver update."
+            return Check("GPU", "wrong", f"driver {driver} is installed, but CUDA does not start", advice)
         return Check("GPU", "note", "none from NVIDIA", "Models run on the CPU.")
     names = ", ".join(f"{gpu.name} with {gpu.memory / 1e9:.0f} GB" for gpu in there)
     found = f"{names}; driver {driver_version() or 'unknown'}, CUDA {served}"
@@ -104,9 +104,9 @@ def _triton() -> Check:
         done = "compiles and runs a kernel" if trial.ran else "compiles a kernel"
         return Check("Triton", "ok", f"{done}, in {trial.seconds:.1f} s with its start")
     if gpus():
-        advice = "Install triton again, and a C compiler (gcc); until then: `backend` torch"
+        advice = "Reinstall triton and a C compiler (gcc); until then: `backend` torch"
         return Check("Triton", "wrong", trial.problem, advice)
-    return Check("Triton", "note", trial.problem, "Only GPUs need it.")
+    return Check("Triton", "note", trial.problem, "Only needed on GPUs.")
 
 
 def _cpu() -> Check:
@@ -116,10 +116,10 @@ def _cpu() -> Check:
     try:
         version("numba")
     except PackageNotFoundError:
-        advice = "Install numba: without it no kernels are compiled for this CPU."
+        advice = "Install numba: it compiles the kernels for this CPU."
         return Check("CPU", "wrong" if not gpus() else "note", found, advice)
     if cpu_flags() and cpu_flags().isdisjoint(("avx512_bf16", "amx_bf16")):
-        advice = "It has no products of bfloat16: documents are read in float32, which takes longer."
+        advice = "It has no bfloat16 products: documents are read in float32, which is slower."
         return Check("CPU", "note", found, advice)
     return Check("CPU", "ok", found)
 

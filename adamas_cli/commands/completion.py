@@ -1,4 +1,4 @@
-"""`adamas completion`: what a shell needs to complete commands, flags and their values."""
+"""`adamas completion`: scripts that complete commands, flags and their values in a shell."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 import typer
 
-_VARIABLE = "_ADAMAS_COMPLETE"  # by which those scripts ask the command itself
+_VARIABLE = "_ADAMAS_COMPLETE"  # with which those scripts call the command
 
 
 def command(
-    shell: Annotated[Literal["bash", "zsh", "fish"], typer.Argument(help="The shell that will read it.")],
+    shell: Annotated[Literal["bash", "zsh", "fish"], typer.Argument(help="The shell that will run it.")],
 ) -> None:
     """Print the script that completes commands, flags and their values in a shell."""
     from typer.completion import get_completion_script
@@ -20,7 +20,7 @@ def command(
 
 
 def prepare(environment: Mapping[str, str]) -> None:
-    """Be ready to answer a shell, if one asks."""
+    """Answer a shell's request for completions, if there is one."""
     if _VARIABLE in environment:
         from typer.completion import completion_init
 

@@ -26,7 +26,7 @@ _WIDTH = 100  # columns of the file's comments
 
 @app.command("show")
 def show(as_json: AsJson = False) -> None:
-    """Show every setting, and whether its default, the file or the environment decides about it."""
+    """Show every setting, and whether its default, the file or the environment sets it."""
     found = settings()
     path = config_path()
     if as_json:
@@ -43,25 +43,25 @@ def show(as_json: AsJson = False) -> None:
     for name, value, source in rows:
         print(f"{name:{widths[0]}}  {value:{widths[1]}}  {source}")
     if not path.exists():
-        print(f"there is no file {path} yet: `adamas config init` writes one", file=sys.stderr)
+        print(f"{path} does not exist: `adamas config init` writes it", file=sys.stderr)
 
 
 @app.command("path")
 def path() -> None:
-    """Print where the configuration file is, or would be."""
+    """Print the path of the configuration file."""
     print(config_path())
 
 
 @app.command("init")
 def init(
-    force: Annotated[bool, typer.Option("--force", help="Write over the file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Write a configuration file that holds every setting as a comment."""
     from adamas_cli.output import replacing
 
     path = config_path()
     if path.exists() and not force:
-        raise UsageError(f"{path} is there already; --force writes over it")
+        raise UsageError(f"{path} exists; --force overwrites it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -77,8 +77,8 @@ def _source(setting: Setting) -> str:
 
 def _template() -> str:
     lines = [
-        "# Settings of adamas. A flag goes before the environment, and that before this file.",
-        "# Take the # from a line that begins with a name to set it; `adamas config show` tells what is set.",
+        "# Settings of adamas. Flags override the environment, which overrides this file.",
+        "# Remove the # before a name to set it. `adamas config show` lists the settings in effect.",
     ]
     for group, members in groupby(settings(configured=False), key=lambda setting: setting.group):
         lines += ["", f"## {group}"]

@@ -1,4 +1,4 @@
-"""`adamas doctor`: what this machine can do, and what keeps adamas from working on it."""
+"""`adamas doctor`: what this machine can do, and what prevents adamas from working."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from adamas_cli.terminal.spelling import spelled
 
 
 def command(as_json: AsJson = False) -> None:
-    """Check this machine, and say what to do about each thing that is wrong; then exit with 1."""
+    """Check this machine and say how to fix what is wrong; exit with 1 if anything is."""
     checks: list[Check] = []
     models = list(fits())
     for look in [*machine_checks(setting_names()), lambda: _default_model(models)]:
@@ -41,7 +41,7 @@ def command(as_json: AsJson = False) -> None:
         for check in wrong:
             print(f"{check.name}: {one_line(check.found)}. {one_line(check.advice)}")
         if not wrong:
-            print("Everything that adamas needs works.")
+            print("Everything works.")
     if wrong:
         raise typer.Exit(AdamasError.exit_code)
 
@@ -50,8 +50,8 @@ def _default_model(models: list[Fit]) -> Check:
     try:
         read_config(setting_names())
         name = default_name()
-    except AdamasError:  # told by the check of the configuration
-        return Check("default model", "note", "unknown while the configuration is wrong")
+    except AdamasError:  # reported by the check of the configuration
+        return Check("default model", "note", "unknown until the configuration is correct")
     fit = next((fit for fit in models if fit.name == name), None)
     if fit is None:
         return _other_model(name)

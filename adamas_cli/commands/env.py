@@ -1,4 +1,4 @@
-"""`adamas env`: what a bug report should hold."""
+"""`adamas env`: the facts that a bug report needs."""
 
 from __future__ import annotations
 

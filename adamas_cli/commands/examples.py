@@ -10,7 +10,7 @@ import typer
 EXAMPLES: dict[str, dict[str, str]] = {
     "": {
         'adamas ask book.txt "Who is Mr. Darcy?"': "ask a question about a book",
-        "adamas summarize src/": "what a repository is, how it is built up and how to run it",
+        "adamas summarize src/": "what a repository does, and how to run it",
         "adamas chat report.pdf": "talk about a report",
     },
     "chat": {
@@ -22,11 +22,11 @@ EXAMPLES: dict[str, dict[str, str]] = {
         'adamas ask src/ README.md "How is a request routed?" -e "test_*"': "a repository without its tests",
         'adamas ask book.txt -q "Who is Mr. Darcy?" -q "Where does he live?"': "read once, answer twice",
         'git diff | adamas ask - "What could break?" --json': "a document from a pipe, the answer as JSON",
-        'adamas ask report.pdf "What was decided?" --sources --cite': "and show where the answer came from",
+        'adamas ask report.pdf "What was decided?" --sources --cite': "show where the answer came from",
     },
     "summarize": {
-        "adamas summarize book.txt --style bullets --max-words 200": "a book of any length, in a few points",
-        "adamas summarize src/": "what a repository is, how it is built up and how to run it",
+        "adamas summarize book.txt --style bullets --max-words 200": "a book of any length, in bullet points",
+        "adamas summarize src/": "what a repository does, and how to run it",
     },
     "serve": {
         "adamas serve book.txt": "a page for questions, and OpenAI's interface, at http://127.0.0.1:8000",
@@ -43,13 +43,13 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "adamas bench --len 4k --vs llama.cpp --format jsonl > rows.jsonl": "beside llama.cpp, into a file",
     },
     "eval ppl": {
-        "adamas eval ppl --text book.txt --len 4k --budgets 64,256": "how far sparse is from full",
+        "adamas eval ppl --text book.txt --len 4k --budgets 64,256": "how far sparse is from full attention",
     },
     "eval retrieval": {
         "adamas eval retrieval --text book.txt --tasks multikey --len 2k,4k": "numbers hidden in a text",
     },
     "eval answers": {
-        'adamas eval answers --document book.txt -q "Who is Mr. Darcy?"': "your own question, both ways",
+        'adamas eval answers --document book.txt -q "Who is Mr. Darcy?"': "your question, full and sparse",
     },
     "completion": {
         "adamas completion bash > ~/.local/share/bash-completion/completions/adamas": "for bash",
@@ -63,26 +63,26 @@ EXAMPLES: dict[str, dict[str, str]] = {
     "config path": {"$EDITOR $(adamas config path)": "change the settings"},
     "config init": {
         "adamas config init": "a file with every setting, all commented out",
-        "adamas config init --force": "the same in place of the one that is there",
+        "adamas config init --force": "the same, overwriting an existing file",
     },
     "doctor": {
-        "adamas doctor": "what this machine can do, and what keeps it from working",
+        "adamas doctor": "what this machine can do, and what prevents adamas from working",
         "adamas doctor --json": "the same as JSON",
     },
-    "env": {"adamas env": "what a bug report should hold"},
+    "env": {"adamas env": "the facts that a bug report needs"},
     "plan": {
-        'adamas plan book.txt "Who is Mr. Darcy?"': "whether it fits, what it takes and how long",
-        "adamas plan src/ --tree": "which folders take the room",
-        "adamas plan . --token-budget 30k --json": "exit code 4 where it is more",
+        'adamas plan book.txt "Who is Mr. Darcy?"': "whether it fits, and its memory and time",
+        "adamas plan src/ --tree": "tokens by folder",
+        "adamas plan . --token-budget 30k --json": "exit with code 4 if it is more",
     },
     "read": {
-        "adamas read report.pdf": "what of a report a model gets to see",
+        "adamas read report.pdf": "the text of a report that a model would be given",
         "adamas read src/ --json --tokens": "each file's format, encoding, sections and tokens",
         "adamas read book.epub -o book.txt": "the text in a file",
     },
-    "cache ls": {"adamas cache ls": "the documents that need not be read again"},
+    "cache ls": {"adamas cache ls": "the kept documents"},
     "cache info": {
-        "adamas cache info book.txt": "what is kept of one document",
+        "adamas cache info book.txt": "details of one kept document",
         "adamas cache info 3f311f36 --json": "the same by its ID, as JSON",
     },
     "cache rm": {
@@ -90,22 +90,22 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "adamas cache rm --all -y": "remove all without asking",
     },
     "cache prune": {"adamas cache prune --max-size 5g": "remove the least recently used above 5 GiB"},
-    "cache verify": {"adamas cache verify": "read everything and check it"},
-    "cache path": {"du -sh $(adamas cache path)": "what the folder takes"},
+    "cache verify": {"adamas cache verify": "check all kept documents"},
+    "cache path": {"du -sh $(adamas cache path)": "the folder's size"},
     "models ls": {"adamas models ls": "the short names and what is on this machine"},
     "models pull": {"adamas models pull qwen2.5-coder-1.5b": "fetch a model before it is needed"},
     "models recommended": {"adamas models recommended": "good models for long documents, and what fits here"},
-    "models rm": {"adamas models rm smollm2-135m -y": "free its room without asking"},
+    "models rm": {"adamas models rm smollm2-135m -y": "remove a model without asking"},
     "models show": {"adamas models show smollm2-135m --json": "sizes, hash, licence and shape as JSON"},
     "models default": {
-        "adamas models default": "which model answers when none is named",
+        "adamas models default": "the model used when -m is not given",
         "adamas models default qwen2.5-coder-1.5b": "choose another one",
     },
 }
 
 
 def attach(app: typer.Typer) -> None:
-    """Let the help of every command of `app` that has examples end with them."""
+    """Append its examples to the help of every command of `app` that has some."""
     if app.registered_callback is not None and "" in EXAMPLES:
         app.registered_callback.epilog = epilog("")
     for path, command in _commands(app):

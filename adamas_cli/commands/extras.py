@@ -8,6 +8,6 @@ from adamas_cli.errors import UsageError
 
 
 def require_extra(extra: str, *modules: str) -> None:
-    """Raises UsageError where one of the modules is not installed that an extra of adamas brings."""
+    """Raises UsageError if a module that an extra of adamas installs is missing."""
     if any(find_spec(module) is None for module in modules):
         raise UsageError(f"this needs more packages: pip install 'adamas[{extra}]'")

@@ -13,7 +13,7 @@ from adamas_cli.errors import INTERRUPTED, AdamasError, OutOfMemoryError
 from adamas_cli.sanitize import plain
 from adamas_cli.terminal.spelling import spelled
 
-# Errors of a disk or of permissions, which are no fault of the program.
+# Errors of a disk or of permissions, not of the program.
 _OF_THE_MACHINE = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -46,7 +46,7 @@ def as_user_error(error: Exception) -> AdamasError:
         where = f" ({plain(str(error.filename))})" if error.filename else ""
         return AdamasError(f"{error.strerror}{where}")
     return AdamasError(
-        f"{type(error).__name__}: {_first_line(error)}\nthis is a fault in adamas; -vv shows where"
+        f"{type(error).__name__}: {_first_line(error)}\nthis is a bug in adamas; -vv shows where"
     )
 
 
@@ -62,7 +62,7 @@ def report(error: AdamasError, *, as_json: bool = False) -> int:
 
 
 def abandon_stdout() -> int:
-    """Let the interpreter end without a complaint about a pipe that the reader has closed; the exit code."""
+    """Make the interpreter end quietly after the reader closed the pipe; returns the exit code."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return CLOSED_PIPE
 

@@ -1,4 +1,4 @@
-"""Help in two lengths: `--help` shows the flags that most questions need, `--help-all` all of them."""
+"""Help in two lengths: `--help` shows the common flags, `--help-all` all of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COMMON = frozenset(
         "include", "exclude", "sources", "cite", "no_doc_cache", "output", "json", "quiet", "verbose",
     }
 )  # fmt: skip
-_ALL = f"{__name__}.all"  # in a context: that nothing is folded
+_ALL = f"{__name__}.all"  # key in a context: show every flag
 
 
 class FoldedCommand(TyperCommand):

@@ -20,7 +20,7 @@ from adamas_cli.settings import (
 from adamas_cli.store.settings import StoreSettings
 
 EXAMPLE = "adamas mcp book.txt"
-LISTED = 20  # documents that a program is told by name
+LISTED = 20  # documents listed by name
 
 
 @grouped
@@ -48,7 +48,7 @@ def command(
         found = collect_documents(
             sources or [], selection, display, verbose=0, keep=store.writes, offline=model.offline
         )
-        # Passages are what was attended to, which is counted where attention is sparse.
+        # Passages come from attention weights, which only sparse attention collects.
         origins = OriginSettings(sources=DEFAULT_SOURCES)
         runtime = Runtime.resolve(model, attention, prompt, store, display, origins)
         with Opened(runtime, found, Limits()) as opened:

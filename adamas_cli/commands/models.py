@@ -1,4 +1,4 @@
-"""`adamas models`: which models there are, what they take on disk, and which one answers by default."""
+"""`adamas models`: models, their size on disk, and the default one."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ _STORES = {
     LLAMA_CPP: "llama.cpp's cache: remove it there",
 }
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Short name, or name on the Hugging Face hub.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Short name or Hugging Face ID.")]
 
 
 @app.command("ls")
 def list_models(as_json: AsJson = False) -> None:
-    """List the short names, and every model that is on this machine."""
+    """List the short names and all models on this machine."""
     default = default_name()
     _tell_freed()
     entries = on_disk()
@@ -59,7 +59,7 @@ def list_models(as_json: AsJson = False) -> None:
 
 @app.command("recommended")
 def list_recommended(as_json: AsJson = False) -> None:
-    """List models that are good with long documents, and how many tokens of context fit this machine."""
+    """List good models for long documents, and the context that fits this machine."""
     from adamas_cli.models.recommended import as_of, recommended
     from adamas_cli.planning.fitting import recommended_fits
 
@@ -79,7 +79,7 @@ def list_recommended(as_json: AsJson = False) -> None:
 
 @app.command("pull")
 def pull(name: Name) -> None:
-    """Fetch a model, or check the one that is there and fetch it again if it is damaged."""
+    """Fetch a model; one that is here is checked, and fetched again if damaged."""
     from adamas_cli.models.fetch import fetch, local_file, verify
     from adamas_cli.models.hub import download
 
@@ -90,7 +90,7 @@ def pull(name: Name) -> None:
                 fetch(alias, offline=False, progress=progress)
             path = local_file(alias)
         elif Path(name).expanduser().exists():
-            raise UsageError(f"{name} is already on this machine: pass it to -m as it is.")
+            raise UsageError(f"{name} is already on this machine: pass its name to -m.")
         else:
             repository, _, tag = name.partition(":")
             path = download(repository, progress, tag)
@@ -102,7 +102,7 @@ def remove_model(name: Name, yes: Yes = False) -> None:
     """Remove a model's file and settings from this tool's cache."""
     entry = _require(name)
     if not entry.paths:
-        raise ModelUnavailableError(f"{name} is not on this machine; there is nothing to remove.")
+        raise ModelUnavailableError(f"{name} is not on this machine: nothing to remove.")
     if entry.program is not None:
         raise UsageError(f"{name} is in {_STORES.get(entry.program, entry.program)}.")
     if not yes:
@@ -114,7 +114,7 @@ def remove_model(name: Name, yes: Yes = False) -> None:
 
 @app.command("show")
 def show(name: Name, as_json: AsJson = False) -> None:
-    """Show where a model comes from, its hash, sizes and licence, and its shape once it was used."""
+    """Show a model's source, hash, sizes and licence, and its shape once it was used."""
     facts = _facts(_require(name))
     if as_json:
         print_json(facts)
@@ -131,7 +131,7 @@ def default(
         str | None, typer.Argument(metavar="[NAME]", help="The model to use from now on.")
     ] = None,
 ) -> None:
-    """Print the model that answers when none is named, or choose it."""
+    """Print or set the default model."""
     if name is not None:
         write_default(name)
     print(default_name())
@@ -140,9 +140,7 @@ def default(
 def _require(name: str) -> OnDisk:
     entry = find(name)
     if entry is None:
-        raise ModelUnavailableError(
-            f"there is no model {name} here; `adamas models ls` lists those there are."
-        )
+        raise ModelUnavailableError(f"unknown model {name}; `adamas models ls` lists the models.")
     return entry
 
 

@@ -36,7 +36,7 @@ _origin = partial(typer.Option, rich_help_panel="Where the answer came from")
 _store = partial(typer.Option, rich_help_panel="Kept documents")
 _output = partial(typer.Option, rich_help_panel="Output")
 
-# What belongs to one call and would surprise as a setting for all of them.
+# Flags of a single call that would surprise as permanent settings.
 _NOT_SETTINGS = {"encoding", "files_from", "json", "null", "output", "text"}
 
 
@@ -57,7 +57,7 @@ def parse_length(text: str | int) -> int:
 def parse_encoding(name: str) -> str:
     """The encoding that a name such as `windows-1250`, `koi8-r` or `latin1` means, as Python calls it.
 
-    Raises typer.BadParameter for one that is unknown.
+    Raises typer.BadParameter if it is unknown.
     """
     from adamas_cli.documents.encodings import codec_of
 
@@ -68,7 +68,7 @@ def parse_encoding(name: str) -> str:
 
 
 def _short_names(incomplete: str) -> list[str]:
-    """The models that a shell offers: those with a short name, and other programs'."""
+    """The models that a shell completes: those with a short name, and other programs'."""
     from adamas_cli.models.aliases import aliases
     from adamas_cli.models.stores import stored
 
@@ -87,13 +87,13 @@ FLAGS: dict[type, dict[str, Any]] = {
             envvar="ADAMAS_MODEL",
             metavar="NAME",
             autocompletion=_short_names,
-            help="A name that `adamas models ls` shows, Hugging Face id, directory or .gguf file.",
+            help="Name from `adamas models ls`, Hugging Face ID, directory or .gguf file.",
         ),
         "adapter": _model(
             "--adapter",
             metavar="NAME",
-            help="A LoRA adapter, as PEFT writes it: its folder or Hugging Face id; without -m, of the model "
-            "that it was made for.",
+            help="A LoRA adapter in PEFT's format: folder or Hugging Face ID; without -m, the model "
+            "that it was made for is used.",
         ),
         "dtype": _model("--dtype", help="Number format of the weights."),
         "device": _model("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 and so on."),
@@ -106,22 +106,20 @@ FLAGS: dict[type, dict[str, Any]] = {
             "--threads",
             min=1,
             metavar="N",
-            help="Threads that compute on a CPU; by default its physical cores.",
+            help="CPU threads; by default the number of physical cores.",
             show_default=False,
         ),
-        "trust_remote_code": _model(
-            "--trust-remote-code", help="Run model code that comes with the model's files."
-        ),
-        "offline": _model("--offline", help="Make no network call at all."),
+        "trust_remote_code": _model("--trust-remote-code", help="Run code that the model's files contain."),
+        "offline": _model("--offline", help="Make no network calls."),
     },
     DecodingSettings: {
         "attn": _attention(
-            "--attn", help="Sparse, full, or sparse as soon as the context is long enough to gain."
+            "--attn", help="Sparse, full, or (auto) sparse from the context length at which it is faster."
         ),
         "read": _attention(
             "--read",
-            help="How documents are read: densely, sparsely (blocks of tokens with little attention are left "
-            "out), or as measurements say: densely so far.",
+            help="How documents are read: densely, or sparsely (blocks with little attention are left "
+            "out); auto is dense so far.",
         ),
         "budget": _attention(
             "--budget",
@@ -135,13 +133,13 @@ FLAGS: dict[type, dict[str, Any]] = {
             min=0.0,
             max=1.0,
             metavar="SHARE",
-            help="Leave out tokens with less than this estimated share of a head's attention, such as "
-            "0.0005; 0 attends to the whole budget. The default budget is doubled with it.",
+            help="Skip tokens below this estimated share of a head's attention, such as "
+            "0.0005; 0 attends to the whole budget. Doubles the default budget.",
         ),
         "scorer": _attention("--scorer", help="How 2-bit codes are compared."),
         "dense_layers": _attention("--dense-layers", min=0, help="First layers that keep full attention."),
         "backend": _attention(
-            "--backend", help="What computes sparse attention; auto takes the fastest that runs."
+            "--backend", help="Implementation of sparse attention; auto takes the fastest that runs."
         ),
         "prefill_chunk": _attention(
             "--prefill-chunk",
@@ -151,25 +149,32 @@ FLAGS: dict[type, dict[str, Any]] = {
         ),
         "draft": _attention(
             "--draft",
-            help="Look up in the text what comes next and check several tokens at once, for the same answer: "
-            "where that is faster, never, or at each repetition.",
+            help="Look up the next tokens in the text and check several at once; answers stay the same. "
+            "Where that is faster, never, or at each repetition.",
         ),
     },
     Sampling: {
-        "temperature": _sampling("--temp", min=0.0, help="0 takes the likeliest token."),
-        "top_p": _sampling(
-            "--top-p", min=0.0, max=1.0, help="Likeliest tokens that make up this probability."
+        "temperature": _sampling(
+            "--temp", min=0.0, help="Sampling temperature; 0 takes the likeliest token."
         ),
-        "top_k": _sampling("--top-k", min=0, help="Likeliest tokens kept; 0 keeps all."),
-        "min_p": _sampling("--min-p", min=0.0, max=1.0, help="Least probability, relative to the likeliest."),
-        "seed": _sampling("--seed", help="Makes drawn answers repeat."),
+        "top_p": _sampling(
+            "--top-p",
+            min=0.0,
+            max=1.0,
+            help="Sample from the likeliest tokens that make up this probability.",
+        ),
+        "top_k": _sampling("--top-k", min=0, help="Sample from this many likeliest tokens; 0 is all."),
+        "min_p": _sampling(
+            "--min-p", min=0.0, max=1.0, help="Least probability, relative to the likeliest token's."
+        ),
+        "seed": _sampling("--seed", help="Seed; makes sampled answers repeatable."),
     },
     InputSettings: {
         "include": _input(
             "-i", "--include", metavar="PATTERN", help="Only these files (gitignore syntax; repeatable)."
         ),
         "exclude": _input(
-            "-e", "--exclude", metavar="PATTERN", help="Not these files (gitignore syntax; repeatable)."
+            "-e", "--exclude", metavar="PATTERN", help="Skip these files (gitignore syntax; repeatable)."
         ),
         "no_gitignore": _input("--no-gitignore", help="Read ignored files too."),
         "hidden": _input(
@@ -178,7 +183,7 @@ FLAGS: dict[type, dict[str, Any]] = {
         "secrets": _input("--secrets", help="Read files with keys, passwords and tokens too, such as .env."),
         "max_file_size": _input("--max-file-size", help="Skip larger files found in folders.", **_length),
         "generated": _input("--generated", help="Read generated, vendored, minified and lock files too."),
-        "whole_pages": _input("--whole-pages", help="Read pages from the web with their menus and comments."),
+        "whole_pages": _input("--whole-pages", help="Read web pages with their menus and comments."),
         "ocr": _input(
             "--ocr",
             help="Read pictures of pages: in PDFs and pictures that are named; all pages and pictures; or "
@@ -191,9 +196,7 @@ FLAGS: dict[type, dict[str, Any]] = {
             "tesseract.",
         ),
         "no_tree": _input("--no-tree", help="Leave out the list of a folder's files."),
-        "line_numbers": _input(
-            "--line-numbers", help="Begin each line with its number, for answers that name lines."
-        ),
+        "line_numbers": _input("--line-numbers", help="Number the lines, so that answers can name them."),
         "encoding": _input(
             "--encoding",
             metavar="NAME",
@@ -202,37 +205,35 @@ FLAGS: dict[type, dict[str, Any]] = {
             "found.",
             show_default=False,
         ),
-        "text": _input("--text", help="Read every file as the text that it is, even a binary one."),
+        "text": _input("--text", help="Read every file as text, even a binary one."),
         "files_from": _input(
-            "--files-from", metavar="FILE", help="Read the list of paths from a file or `-`."
+            "--files-from", metavar="FILE", help="Read a list of paths from a file or `-` (stdin)."
         ),
-        "null": _input("-0", "--null", help="Paths in that list end with NUL."),
+        "null": _input("-0", "--null", help="The paths in that list end with NUL."),
     },
     PromptSettings: {
-        "system": _prompt("-s", "--system", metavar="TEXT", help="System prompt in place of the default."),
+        "system": _prompt("-s", "--system", metavar="TEXT", help="System prompt instead of the default."),
         "template": _prompt(
-            "-t", "--template", metavar="FILE", help="Prompt template in place of the default."
+            "-t", "--template", metavar="FILE", help="Prompt template instead of the default."
         ),
-        "max_tokens": _prompt("-n", "--max-tokens", help="Longest answer, in tokens.", **_length),
+        "max_tokens": _prompt("-n", "--max-tokens", help="Maximum answer length, in tokens.", **_length),
         "ctx_size": _prompt(
-            "--ctx-size", help="Context in tokens; 0 is as much as needed, up to the model's.", **_length
+            "--ctx-size", help="Context size in tokens; 0 is as much as needed, up to the model's.", **_length
         ),
         "on_overflow": _prompt(
             "--on-overflow",
-            help="Over-long input: stop, keep its head and tail, or read it part by part and merge the "
-            "answers.",
+            help="Too long input: stop, keep head and tail, or read it in parts and merge the answers.",
         ),
         "token_budget": _prompt(
             "--token-budget",
-            help="Stop if documents and question are more tokens than this.",
+            help="Stop if the prompt has more tokens than this.",
             show_default=False,
             **_length,
         ),
         "think": _prompt("--think/--no-think", help="Ask a thinking model to think, or not to."),
         "think_tokens": _prompt(
             "--think-tokens",
-            help="Most tokens of an answer that may be thoughts; then the answer begins. By default half of "
-            "them.",
+            help="Maximum number of thinking tokens before the answer begins. By default half of -n.",
             show_default=False,
             **_length,
         ),
@@ -247,26 +248,26 @@ FLAGS: dict[type, dict[str, Any]] = {
             show_default=False,
         ),
         "cite": _origin(
-            "--cite", help="Ask for quotations, and look each one up, word for word, in the documents."
+            "--cite", help="Ask for quotations and look each one up, word for word, in the documents."
         ),
     },
     StoreSettings: {
         "off": _store(
             "--no-doc-cache",
             envvar="ADAMAS_NO_DOC_CACHE",
-            help="Neither use documents that were read before nor keep these.",
+            help="Neither use kept documents nor keep these.",
         ),
-        "read_only": _store("--doc-cache-ro", help="Use documents that were read before, but keep none."),
+        "read_only": _store("--doc-cache-ro", help="Use kept documents, but keep no new ones."),
         "limit": _store(
             "--doc-cache-size",
-            help="Most that all kept documents take, in bytes such as 20g; by default 20g, or 10 % of the "
+            help="Maximum size of all kept documents, in bytes such as 20g; by default 20g, or 10 % of the "
             "free disk if that is less.",
             show_default=False,
             **_length,
         ),
         "dtype": _store(
             "--doc-cache-dtype",
-            help="Keep as computed, or in half the bytes, which changes answers a little.",
+            help="Keep documents as computed, or in half the bytes, which changes answers slightly.",
         ),
     },
     OutputSettings: {
@@ -274,12 +275,12 @@ FLAGS: dict[type, dict[str, Any]] = {
             "-o", "--output", metavar="FILE", help="Write the answer to a file; `-` is stdout."
         ),
         "json": _output("--json", help="Print JSON."),
-        "hide_reasoning": _output("-R", "--hide-reasoning", help="Do not show what a thinking model thinks."),
+        "hide_reasoning": _output("-R", "--hide-reasoning", help="Hide a thinking model's thoughts."),
         "usage": _output(
-            "-u", "--usage/--no-usage", help="Token counts and rates; shown on a terminal by default."
+            "-u", "--usage/--no-usage", help="Show token counts and rates; the default on a terminal."
         ),
-        "quiet": _output("--quiet", help="Show nothing but the answer and errors."),
-        "verbose": _output("-v", "--verbose", count=True, help="Say more; -vv adds tracebacks."),
+        "quiet": _output("--quiet", help="Show only the answer and errors."),
+        "verbose": _output("-v", "--verbose", count=True, help="Show more notes; -vv adds tracebacks."),
     },
 }
 
@@ -309,7 +310,7 @@ Questions = Annotated[
         "-q",
         "--question",
         metavar="TEXT",
-        help="A question (repeatable: the documents are read once); then all arguments are sources.",
+        help="A question (repeatable); all arguments are then documents.",
     ),
 ]
 Format = Annotated[

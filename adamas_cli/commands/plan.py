@@ -26,7 +26,7 @@ def command(
         list[str] | None,
         typer.Argument(
             metavar="SOURCES... [QUESTION]",
-            help="Files, folders, addresses or `-` (stdin); what comes last and is no path is the question.",
+            help="Files, folders, addresses or `-` (stdin); a last argument that is no path is the question.",
             show_default=False,
         ),
     ] = None,
@@ -36,13 +36,13 @@ def command(
         bool | None,
         typer.Option(
             "--calibrate/--no-calibrate",
-            help="Time this machine now, or not at all; by default where no earlier run tells its speed.",
+            help="Time this machine now, or never; by default if no earlier run timed it.",
         ),
     ] = None,
     as_json: AsJson = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Show nothing but the plan and errors.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show only the plan and errors.")] = False,
     verbose: Annotated[
-        int, typer.Option("-v", "--verbose", count=True, help="Say more; -vv adds tracebacks.")
+        int, typer.Option("-v", "--verbose", count=True, help="Show more notes; -vv adds tracebacks.")
     ] = 0,
     *,
     model: ModelSettings,

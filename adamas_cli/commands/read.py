@@ -50,9 +50,9 @@ def command(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON: each document's text and what is known of it.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Show nothing but the text and errors.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show only the text and errors.")] = False,
     verbose: Annotated[
-        int, typer.Option("-v", "--verbose", count=True, help="Say more; -vv adds tracebacks.")
+        int, typer.Option("-v", "--verbose", count=True, help="Show more notes; -vv adds tracebacks.")
     ] = 0,
     *,
     selection: InputSettings,
@@ -90,7 +90,7 @@ def command(
 
 
 def _on_command_line(context: typer.Context, name: str) -> bool:
-    """Whether the user typed a flag; one of the environment or the configuration is meant for answers."""
+    """Whether the user typed a flag; the environment's and the configuration's are for answers."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 

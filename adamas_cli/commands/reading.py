@@ -1,4 +1,4 @@
-"""What commands that read documents have in common: their documents, and where the answer goes."""
+"""What commands that read documents share: their documents, and where the answer goes."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def collect_all(
 
 @contextmanager
 def destination(path: Path | None) -> Iterator[TextIO]:
-    """Where the answer goes: stdout, or a file that is written whole or not at all."""
+    """The stream for the answer: stdout, or a file that is written completely or not at all."""
     if path is None or str(path) == "-":
         yield sys.stdout
         return

@@ -1,4 +1,4 @@
-"""Answers as a command gives them: asked one by one, then printed, written to a file or as JSON."""
+"""Answers of a command: asked one by one, then printed, written to a file or as JSON."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Reply:
 def ask_all(
     documents: OpenDocuments, questions: Sequence[str], sampling: Sampling, display: Display
 ) -> list[Reply]:
-    """Ask one after the other, shown as they are answered."""
+    """Ask one after the other; show answers as they come."""
     answers = listen_to_all(questions, (documents.ask(text, sampling) for text in questions), display)
     about = documents.as_json()
     return [Reply(answer, answer.as_json(documents.runtime.load_seconds) | about) for answer in answers]

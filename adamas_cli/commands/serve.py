@@ -26,25 +26,29 @@ def command(
         list[str] | None,
         typer.Argument(
             metavar="SOURCES...",
-            help="Files, folders or addresses that every question is about, unless it names others.",
+            help="Files, folders or addresses that questions are about, unless they name others.",
             show_default=False,
         ),
     ] = None,
-    host: Annotated[str, _option("--host", help="Address to bind to; another needs a key.")] = "127.0.0.1",
-    port: Annotated[int, _option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
+    host: Annotated[
+        str, _option("--host", help="Address to bind to; one that others can reach needs a key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, _option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     api_key: Annotated[
         str | None,
-        _option("--api-key", envvar="ADAMAS_API_KEY", metavar="KEY", help="What clients must send."),
+        _option("--api-key", envvar="ADAMAS_API_KEY", metavar="KEY", help="Key that clients must send."),
     ] = None,
     parallel: Annotated[
         int,
-        _option("--parallel", min=1, metavar="N", help="Answers under way at once, a token each in turn."),
+        _option(
+            "--parallel", min=1, metavar="N", help="Answers computed at the same time, a token each in turn."
+        ),
     ] = 4,
     waiting: Annotated[
-        int, _option("--waiting", min=0, metavar="N", help="Most requests that may wait; more are refused.")
+        int, _option("--waiting", min=0, metavar="N", help="Requests that may wait; more are refused.")
     ] = 32,
     timeout: Annotated[
-        float, _option("--timeout", min=1, metavar="SECONDS", help="Longest that a request may take.")
+        float, _option("--timeout", min=1, metavar="SECONDS", help="Time limit of a request, in seconds.")
     ] = 600,
     max_upload: Annotated[
         int, _option("--max-upload", parser=parse_length, metavar="LENGTH", help="Largest upload, in bytes.")
@@ -60,7 +64,7 @@ def command(
     prompt: PromptSettings,
     store: StoreSettings,
 ) -> None:
-    """Answer programs and browsers, as OpenAI's interface has it: adamas serve book.txt"""
+    """Answer programs (OpenAI's interface) and browsers: adamas serve book.txt"""
     require_extra("serve", "starlette", "uvicorn", "python_multipart", "prometheus_client")
     prepare_libraries(verbose=verbose, offline=model.offline)
 

@@ -1,4 +1,4 @@
-"""The settings of all commands with where each comes from, told by the parser that the commands use too."""
+"""The settings of all commands and the source of each, from the parser that the commands use."""
 
 from __future__ import annotations
 

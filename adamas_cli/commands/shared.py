@@ -1,4 +1,4 @@
-"""What the commands about files on disk have in common: JSON, sizes, and asking before removal."""
+"""What the commands about files on disk share: JSON, sizes, and asking before removal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`adamas summarize`: what documents say, however long they are."""
+"""`adamas summarize`: a summary of documents of any length."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adamas_cli.settings import DecodingSettings, InputSettings, ModelSettings, 
 from adamas_cli.store.settings import StoreSettings
 
 EXAMPLE = "adamas summarize book.txt --style bullets"
-_TOKENS_PER_WORD = 2  # more than English takes, so that a summary of so many words is not cut
+_TOKENS_PER_WORD = 2  # more than English needs, so that a summary of that many words is not cut
 
 
 @grouped
@@ -33,7 +33,7 @@ def command(
             "--focus",
             metavar="TEXT",
             rich_help_panel="Question and answer",
-            help="What it should tell about above all.",
+            help="The subject to concentrate on.",
         ),
     ] = None,
     max_words: Annotated[
@@ -43,7 +43,7 @@ def command(
             min=1,
             metavar="N",
             rich_help_panel="Question and answer",
-            help="Ask for at most so many words, and stop at twice as many tokens.",
+            help="Ask for at most this many words, and stop at twice as many tokens.",
         ),
     ] = None,
     *,

@@ -17,17 +17,17 @@ SUMMARIES = {
     "summarize": "Summarize documents and repositories of any length: "
     "adamas summarize book.txt --style bullets",
     "chat": "Talk about documents: adamas chat book.txt",
-    "serve": "Answer programs and browsers, as OpenAI's interface has it: adamas serve book.txt",
+    "serve": "Answer programs (OpenAI's interface) and browsers: adamas serve book.txt",
     "mcp": "Offer documents to another program as tools, over stdin and stdout: adamas mcp book.txt",
     "plan": "Count tokens, memory and time before a question is asked: adamas plan src/ --tree",
     "read": "Print the text that a model would be given: adamas read report.pdf",
     "bench": "Measure this machine: adamas bench --len 4k,16k, or adamas bench --kernels",
-    "eval": "Compare sparse with full attention on a model and text of yours.",
+    "eval": "Compare sparse with full attention on your model and text.",
     "models": "List, fetch and remove models.",
     "cache": "List, check and remove documents that were read before.",
     "config": "Show and change the settings that every command starts with.",
     "completion": "Print the script that completes commands, flags and their values in a shell.",
-    "doctor": "Check this machine, and say what to do about each thing that is wrong; then exit with 1.",
+    "doctor": "Check this machine and say how to fix what is wrong; exit with 1 if anything is.",
     "env": "Print versions, devices and variables for a bug report; tokens and passwords are hidden.",
 }
 

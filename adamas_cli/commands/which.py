@@ -1,4 +1,4 @@
-"""Asks, on a terminal, which file of several is meant by a model's name."""
+"""Ask, on a terminal, which of a model's several files to use."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def _git(folder: Path, *arguments: str, advance: Callable[[int], None] | None = 
                 env=environment,
             )
         except OSError as error:
-            raise AdamasError("git is not installed, which fetches repositories.") from error
+            raise AdamasError("git is not installed; it is needed to fetch repositories.") from error
         try:
             why = _watch(process, folder, advance)
         finally:

@@ -130,7 +130,7 @@ class Examiner:
             text = self._conversion.text(path, shown, kind, encoding=reading.encoding.codec, **options)
         except UnreadableError as error:
             if error.trouble is not Trouble.NO_TEXT:
-                self._collection.notes.append(f"{shown}: {error.trouble}, so it is read as it is written")
+                self._collection.notes.append(f"{shown}: {error.trouble}, so its source is read")
             elif kind is Format.NOTEBOOK:
                 return Reason.BLANK
             return self._read_as(name, content, size, b"", reading)  # a page of scripts alone is source code

@@ -69,5 +69,5 @@ class Finder:
 def _is_archive(entry: Entry) -> bool:
     try:
         return stat.S_ISREG(entry.status.st_mode) and is_archive(entry.path, entry.path)
-    except (OSError, UnreadableError):  # it is said where it is read
+    except (OSError, UnreadableError):  # reported when it is read
         return False

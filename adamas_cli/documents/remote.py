@@ -67,8 +67,8 @@ def is_remote(source: str) -> bool:
 
 
 def refuse(source: str) -> UsageError:
-    """What is said where the network must not be used."""
-    return UsageError(f"{shown_address(source)} is not on this machine, and `offline` forbids to fetch it.")
+    """The error where the network must not be used."""
+    return UsageError(f"{shown_address(source)} is not on this machine, and `offline` forbids fetching it.")
 
 
 def shown_address(address: str) -> str:

@@ -157,7 +157,7 @@ def _leave_to_latex(candidates: dict[str, Candidate], collection: Collection) ->
 def _is_archive(source: str) -> bool:
     try:
         return is_archive(source, source)
-    except (OSError, UnreadableError):  # it is said where it is read
+    except (OSError, UnreadableError):  # reported when it is read
         return False
 
 

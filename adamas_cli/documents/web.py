@@ -17,7 +17,7 @@ from adamas_cli.progress import Progress
 
 MAX_BYTES = 256 * 2**20
 MAX_REDIRECTS = 5
-WITH_MENUS = "read with its menus; pip install 'adamas[web]' finds the main text"
+WITH_MENUS = "read with its menus; pip install 'adamas[web]' extracts the main text"
 SECONDS = 600.0  # for all of it
 SILENCE_SECONDS = 30.0
 _PAGES = ("text/html", "application/xhtml+xml")
@@ -68,9 +68,9 @@ def fetch(address: str, progress: Progress) -> Page:
             charset = response.charset_encoding if media_type.startswith("text/") else None
             _save(response, page, shown, charset, progress)
     except httpx2.TooManyRedirects as error:
-        raise AdamasError(f"{shown} could not be fetched: it leads on and on.") from error
+        raise AdamasError(f"{shown} could not be fetched: too many redirects.") from error
     except httpx2.TimeoutException as error:
-        raise AdamasError(f"{shown} could not be fetched: the server is silent.") from error
+        raise AdamasError(f"{shown} could not be fetched: the server does not answer.") from error
     except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:
         raise AdamasError(f"{shown} could not be fetched: {error or type(error).__name__}.") from error
     return page

@@ -1,1 +1,1 @@
-"""What a question about documents would take, known before a weight is loaded."""
+"""The memory and time of a question about documents, known before a weight is loaded."""

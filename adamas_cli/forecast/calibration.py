@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from adamas_cli.progress import Progress
 
 LAYERS, VOCABULARY = 2, 1024
-# What transformers raises where fields of a config no longer fit each other.
+# What transformers raises if fields of a config contradict each other.
 _UNCUT = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 _WARM_UP, _CHUNKS, _WARM_UP_STEPS, _STEPS = 64, 2, 2, 16  # tokens, or chunks of them
 
@@ -52,7 +52,9 @@ def calibrate(
         loaded = _few_layers(config, getattr(torch, decision.dtype), decision.packed, progress)
     except _UNCUT as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        progress.note(f"no times before the first answer: {LAYERS} layers do not make a model ({reason})")
+        progress.note(
+            f"no times before the first answer: a model of {LAYERS} layers cannot be built ({reason})"
+        )
         return None
     chunk = decision.attention.chunk
     read = _WARM_UP + _CHUNKS * chunk

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user chose."""
+    """The user's choices."""
 
     model: ModelSettings
     attention: DecodingSettings
@@ -66,7 +66,7 @@ def _is_whole(known: Speed | None) -> bool:
 
 
 class Forecast:
-    """What is known of a model and the way that it will run, before it is loaded."""
+    """Facts about a model and how it will run, before it is loaded."""
 
     def __init__(self, files: ModelFiles, settings: Settings, progress: Progress) -> None:
         self.files, self.settings, self.progress = files, settings, progress
@@ -77,12 +77,12 @@ class Forecast:
         self.model = file_facts(files, trusts=settings.model.trust_remote_code)
 
     def decide(self, tokens: int) -> Decision:
-        """How it will run with this many tokens."""
+        """How the model will run with this many tokens."""
         model = self._on_gpu() if self.machine.device == "cuda" else self.model
         return decide(model, self.machine, self.settings.model, self.settings.attention, tokens)
 
     def _on_gpu(self) -> Model:
-        """As `ask` counts the weights, which takes torch."""
+        """The weights' bytes as `ask` counts them; imports torch."""
         trusts = self.settings.model.trust_remote_code
         config = read_config(self.files.directory, trust_remote_code=trusts)
         return config_facts(config, self.files.directory, self.files.gguf)
@@ -108,7 +108,7 @@ class Forecast:
     def _counted(
         self, documents: Sequence[Document], questions: Sequence[str]
     ) -> tuple[Layout, Counted, int]:
-        """The documents laid out, all that is counted, and the tokens of the longest question."""
+        """The documents laid out, all counts, and the tokens of the longest question."""
         prompt = self.settings.prompt
         if prompt.ctx_size > self.model.shape.context:
             raise UsageError(
@@ -175,12 +175,12 @@ class Forecast:
         known = recall(key)
         if calibrates is False or decision.device != "cpu" or (_is_whole(known) and calibrates is None):
             return known
-        if self.model.shape.recurrent:  # a few layers do not stand for those of several kinds
+        if self.model.shape.recurrent:  # a few layers do not represent layers of several kinds
             return known
         from adamas_cli.engine.attention import AttentionSettings
         from adamas_cli.forecast.calibration import calibrate
 
-        # The few layers stand for all of them, which are sparse but for the first ones.
+        # The few layers represent all, which are sparse except the first ones.
         attention = AttentionSettings(
             decision.attention.kind, dense_layers=0, backend=decision.attention.backend or "auto"
         )

@@ -1,4 +1,4 @@
-"""Small JSON files in the cache directory that hold what would take seconds to find out again."""
+"""Small JSON files in the cache directory for results that take seconds to compute."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _LARGEST = 32  # entries, of which the newest stay
 
 
 class Memo:
-    """One such file. Damaged ones hold nothing, and a disk that takes nothing is no reason to stop."""
+    """One such file. A damaged file counts as empty, and write errors are ignored."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def get(self, key: str) -> Any:
-        """What was put last for a key; None for nothing."""
+        """The last value of a key; None if there is none."""
         return self._read().get(key)
 
     def put(self, key: str, value: Any) -> None:
-        """Keep a JSON value, in place of the one that was there."""
+        """Store a JSON value, replacing an earlier one."""
         entries = self._read()
         entries.pop(key, None)
         entries[key] = value  # the last one is the newest

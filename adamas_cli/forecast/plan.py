@@ -1,4 +1,4 @@
-"""The plan of a question: what is counted, what it needs, and how long it may take."""
+"""The plan of a question: token counts, memory, and time."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ class Counted:
 
     @property
     def prompt(self) -> int:
-        """What the model reads."""
+        """The tokens that the model reads."""
         return self.in_documents + self.around
 
     @property
     def total(self) -> int:
-        """What must fit the context."""
+        """The tokens that must fit the context."""
         return self.prompt + self.answer
 
     @property
     def fits(self) -> bool:
-        """Whether it does."""
+        """Whether they fit."""
         return self.total <= self.context
 
     @property
     def parts(self) -> int | None:
-        """How many parts the documents make that each fit; None where none would."""
+        """The number of parts that fit the context; None if none would fit."""
         room = self.context - self.around - self.answer
         return max(1, math.ceil(self.in_documents / room)) if room > 0 else None
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds. reading: of what is not kept. answer: of the longest one. source: where they come from."""
+    """Seconds. reading: of tokens not kept. answer: of the longest answer. source: of the timings."""
 
     reading: float
     answer: float

@@ -1,4 +1,4 @@
-"""How much of a prompt is kept on disk, found by the keys of its blocks."""
+"""The tokens of a prompt that are kept on disk, found by the keys of its blocks."""
 
 from __future__ import annotations
 

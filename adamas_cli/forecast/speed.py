@@ -16,8 +16,8 @@ from adamas_cli.forecast.memo import Memo
 from adamas_cli.machine.cpu import cpu_name
 from adamas_cli.machine.threads import physical_cores
 
-LEAST_SECONDS = 1.0  # of a run that says something; shorter ones measure how a start goes
-LEAST_STEPS = 8  # tokens of an answer that say something
+LEAST_SECONDS = 1.0  # least tokens of a run; shorter ones measure the start
+LEAST_STEPS = 8  # least tokens of an answer
 _ALIKE, _KEPT_TIMINGS = 3, 8
 _SPEEDS = Memo("speeds.json")
 
@@ -33,7 +33,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Decoding:
-    """So many tokens of an answer after `context` others, one after another, in this many seconds."""
+    """This many answer tokens after `context` others took this many seconds."""
 
     context: int
     tokens: int
@@ -42,7 +42,7 @@ class Decoding:
 
 @dataclass
 class Speed:
-    """What was timed of one model on this machine. calibrated: on a few layers of random weights."""
+    """Timings of one model on this machine. calibrated: taken on a few layers of random weights."""
 
     calibrated: bool = False
     readings: list[Reading] = field(default_factory=list)
@@ -61,7 +61,7 @@ class Speed:
         return sorted(filter(None, guesses))[(len(guesses) - 1) // 2] if guesses else None
 
     def step_seconds(self, context: int, token_share: float) -> float | None:
-        """For one token of an answer after so many others.
+        """For one token of an answer after this many others.
 
         token_share: cost of one more token of context in units of all that does not depend on it.
         """
@@ -85,13 +85,13 @@ def computing_device(kind: str, threads: int | None) -> str:
 def speed_key(
     fingerprint: str, *, dtype: str, quantization: str, device: str, attention: str, read: str
 ) -> str:
-    """What timings hold for. device: its name, with the threads that compute. read: `dense` or `sparse`."""
+    """The scope of timings. device: its name and number of threads. read: `dense` or `sparse`."""
     ways = [attention] if read == "dense" else [attention, read]
     return " ".join([fingerprint[:16], dtype, quantization, *ways, device])
 
 
 def recall(key: str) -> Speed | None:
-    """What is known; None if nothing is."""
+    """The known timings; None if there are none."""
     known = _SPEEDS.get(key)
     if known is None:
         return None
@@ -124,7 +124,7 @@ def remember(
 
 
 def remember_run(key: str, done: Done) -> None:
-    """Add what an answer tells, if it took long enough to tell something."""
+    """Add an answer's timings, if it was long enough."""
     read = Reading(done.reused_tokens, done.prompt_tokens, done.prefill_seconds)
     readings = [read] if read.seconds >= LEAST_SECONDS and read.end > read.start else []
     steps = Decoding(done.prompt_tokens, done.completion_tokens - 1, done.decode_seconds)

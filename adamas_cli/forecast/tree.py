@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Branch:
-    """A file, or a folder with all that is in it."""
+    """A file, or a folder with its contents."""
 
     name: str
     tokens: int = 0
@@ -16,18 +16,18 @@ class Branch:
     below: dict[str, Branch] = field(default_factory=dict)
 
     def sorted(self) -> list[Branch]:
-        """What is in it, the largest first."""
+        """Its branches, the largest first."""
         return sorted(self.below.values(), key=lambda branch: (-branch.tokens, branch.name))
 
     def as_json(self) -> dict[str, object]:
-        """The branch with all that is below it."""
+        """The branch with everything below it."""
         shown: dict[str, object] = {"name": self.name, "tokens": self.tokens, "files": self.files}
         return shown | ({"below": [branch.as_json() for branch in self.sorted()]} if self.below else {})
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a drawn tree: a branch, or all those that are not shown."""
+    """One line of a drawn tree: a branch, or the hidden ones together."""
 
     indent: str
     name: str

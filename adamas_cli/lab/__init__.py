@@ -1,1 +1,1 @@
-"""Measurements that users make: how fast this machine is, and how good sparse answers are."""
+"""Measurements for users: the speed of this machine, and the quality of sparse answers."""

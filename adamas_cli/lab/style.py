@@ -1,5 +1,5 @@
-"""How lines look in every picture. Colours are Okabe and Ito's, which are told apart with any kind of colour
-vision; lines differ in marker and dashes as well.
+"""The style of lines in every picture. Okabe and Ito's colours suit any kind of colour vision; lines also
+differ in marker and dashes.
 """
 
 from __future__ import annotations

@@ -16,5 +16,5 @@ def read_text(path: Path) -> tuple[str, str]:
         data = path.read_bytes()
         return data.decode("utf-8"), hashlib.sha256(data).hexdigest()[:DIGITS]
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UsageError(f"`text` {path}: {reason}") from None

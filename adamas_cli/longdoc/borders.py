@@ -1,4 +1,4 @@
-"""Where a text may be cut: documents as a stream of lines, each with the kind of border before it."""
+"""Places to cut a text: documents as a stream of lines, each with the kind of border before it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from adamas_cli.documents.parts import Part
 
 _MARKDOWN = (".md", ".markdown", ".mdx")
 _HEADING = re.compile(r"(#{1,6})\s+(\S.*)")
-# Alone on its line, as novels and reports print it: `CHAPTER XII`, `Part 2. The Return`, `VOLUME I`.
+# On a line of its own, as in novels and reports: `CHAPTER XII`, `Part 2. The Return`, `VOLUME I`.
 _CHAPTER = re.compile(
     r"\s*((?:chapter|part|book|volume|section|letter|act|appendix)\s+(?:[ivxlcdm]+|\d+)\b.{0,60}?)[\s_*]*",
     re.IGNORECASE,
 )
-_PAGE = "page "  # how sections that only paper made are called
-_LONGEST_SECTION = 60  # characters of a heading that are kept to name the place
+_PAGE = "page "  # names of sections that are only pages of paper
+_LONGEST_SECTION = 60  # characters of a heading kept to name the place
 
 
 class Border(IntEnum):
-    """What a cut would fall between, the best place last."""
+    """Kinds of border, the best place for a cut last."""
 
     CHARACTER = 0
     WORD = 1
@@ -35,26 +35,26 @@ class Border(IntEnum):
 
 
 class Source(Protocol):
-    """What is cut: a document, or a stand-in for one."""
+    """Something to cut: a document, or a stand-in for one."""
 
     @property
     def path(self) -> str: ...
 
     def parts(self) -> Iterator[Part]:
-        """The text, cut anywhere, and where its sections begin."""
+        """The text in pieces of any length, and where its sections begin."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A line, or a piece of a long one, that is not cut any further."""
+    """A line, or a piece of a long one; never cut further."""
 
     document: int  # its index in the documents
     path: str
     text: str
     line: int  # 1 for the document's first
-    section: str | None  # the heading that it stands under
-    border: Border  # between it and the unit before
+    section: str | None  # the heading above it
+    border: Border  # border between it and the unit before
 
 
 def units(
@@ -99,7 +99,7 @@ def _document_units(index: int, document: Source, longest: int) -> Iterator[Unit
 
 
 def _heading(line: str, markdown: bool) -> tuple[Border, str] | None:
-    """The border that a heading makes, and its text; None for any other line."""
+    """The border and text of a heading; None for other lines."""
     if markdown and (match := _HEADING.match(line)):
         border = Border.CHAPTER if len(match[1]) == 1 else Border.SECTION
         return border, match[2].strip(" #\n")[:_LONGEST_SECTION]

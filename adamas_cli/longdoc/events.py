@@ -1,4 +1,4 @@
-"""What a reading in parts reports while it works, beside the engine's events of the final answer."""
+"""Events of a reading in parts, besides the engine's events of the final answer."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from adamas_cli.session.answer import Step
 
 @dataclass(frozen=True)
 class Planned(Step):
-    """The prompts of the next level, all of which will be answered before the level above begins."""
+    """The prompts of the next level; all are answered before the level above begins."""
 
     level: int  # 0 for the parts, 1 for the first merges, and so on
-    labels: tuple[str, ...]  # what each prompt holds
+    labels: tuple[str, ...]  # label of each prompt's content
     tokens: tuple[int, ...]  # of the documents in each
-    resumed: frozenset[int]  # those that were answered in an earlier run
+    resumed: frozenset[int]  # prompts answered in an earlier run
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Finished(Step):
     """A prompt of the level is answered."""
 
     index: int
-    knows: bool  # whether the answer says anything
-    reused: int  # tokens that were not read again
+    knows: bool  # whether the answer holds information
+    reused: int  # tokens reused
     written: int  # tokens
     read_seconds: float
     write_seconds: float

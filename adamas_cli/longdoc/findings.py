@@ -1,4 +1,4 @@
-"""What parts and merges said, and how answers are put together for the next merge."""
+"""The answers of parts and merges, and how they are grouped for the next merge."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import chain
 
 from adamas_cli.longdoc.parts import Passage
 
-_NAMED = 3  # passages that a label names
+_NAMED = 3  # most passages in a label
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ def merged_passages(findings: Sequence[Finding]) -> tuple[Passage, ...]:
 
 
 def label(passages: Sequence[Passage]) -> str:
-    """What a prompt calls them: `book.txt:1-480`, or a few of many files and the number of the others."""
+    """Their name in a prompt: `book.txt:1-480`, or a few of many files and the number of others."""
     named = ", ".join(passage.label for passage in passages[:_NAMED])
     more = len(passages) - _NAMED
     return f"{named} and {more} more" if more > 0 else named
 
 
 def grouped(sizes: Sequence[int], room: int) -> list[range]:
-    """Neighbours taken together as long as they fit into `room`; what does not fit alone stays alone."""
+    """Groups of neighbours that fit into `room`; one that is too long forms its own group."""
     groups: list[range] = []
     start, filled = 0, 0
     for index, size in enumerate(sizes):

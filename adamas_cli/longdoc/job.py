@@ -1,4 +1,4 @@
-"""What is asked of each part, of each merge and at the end."""
+"""The questions for each part, for each merge and for the final answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STYLES: dict[Style, str] = {
 }
 _NOTHING = re.compile(
     r"\W*(?:NOTHING\b|(?i:nothing)\W*$"
-    # What small models say instead.
+    # how small models say it
     r"|(?i:the (?:text|document|passage)s? (?:above )?do(?:es)? not "
     r"(?:tell|say|mention|state|provide|contain)\b))"
 )
@@ -29,7 +29,7 @@ class Job:
     questions: asked of every part and of the merges between; finals: of the last merge; equally many.
     """
 
-    whole: str  # where everything fits
+    whole: str  # template if everything fits
     part: str
     merge: str
     questions: tuple[str, ...]
@@ -38,14 +38,14 @@ class Job:
     folder: Callable[[str], str] = lambda _: ""  # the group that a path belongs to
 
     def knows(self, answer: str) -> bool:
-        """Whether the answer of a part says anything."""
+        """Whether the answer of a part holds information."""
         if not answer.strip():
             return False
         return not (self.may_know_nothing and _NOTHING.match(answer))
 
 
 def asking(questions: list[str]) -> Job:
-    """Questions, to be answered from whichever parts know something."""
+    """Questions, answered from the parts that hold something about them."""
     asked = tuple(questions)
     return Job("ask", "ask-part", "ask-merge", asked, asked, may_know_nothing=True)
 

@@ -1,4 +1,4 @@
-"""How far a reading in parts is: the levels with their prompts, built from the steps it reports."""
+"""Progress of a reading in parts: the levels with their prompts, built from its events."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from adamas_cli.longdoc.events import Finished, Planned, Started, Step, Working
 
 @dataclass
 class Branch:
-    """One prompt and what has become of it."""
+    """One prompt and its state."""
 
     label: str
     tokens: int
@@ -37,12 +37,12 @@ class Level:
 
     @property
     def done(self) -> int:
-        """Prompts that are answered, in whichever run."""
+        """The number of answered prompts, of any run."""
         return len(self.finished) + sum(branch.resumed for branch in self.branches)
 
     @property
     def seconds(self) -> float:
-        """What this run has spent on it."""
+        """The seconds that this run has spent on it."""
         ended = (self.branches[index].finished for index in self.finished)
         return sum(done.read_seconds + done.write_seconds for done in ended if done is not None)
 
@@ -60,7 +60,7 @@ class Tree:
     levels: list[Level] = field(default_factory=list)
 
     def update(self, step: Step) -> None:
-        """Take in what has happened."""
+        """Update the state with an event."""
         if isinstance(step, Planned):
             branches = [
                 Branch(label, tokens, index in step.resumed)

@@ -1,4 +1,4 @@
-"""The answer of a part as notes for the next merge: whole sentences, each said once."""
+"""The answer of a part as notes for the next merge: complete sentences, each once."""
 
 from __future__ import annotations
 

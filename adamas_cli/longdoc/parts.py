@@ -1,4 +1,4 @@
-"""Documents of any size cut into parts that fill the context, at the best borders, while they stream by."""
+"""Cuts documents of any size, as a stream, into parts that fill the context, at the best borders."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # A part is cut at the best border after this share of the room. More than half, so that no two neighbours
 # fit together; not much more, so that most parts end where a file, a chapter or a paragraph does.
 LEAST_SHARE = 5 / 8
-# Of the room: this many tokens at most does the cut of a line without any border leave unused.
+# Most tokens of the room left unused by a cut within a line.
 _UNIT_SHARE = 1 / 32
 
 
@@ -30,7 +30,7 @@ class Passage:
     path: str
     first_line: int
     last_line: int
-    section: str | None  # the heading that its beginning stands under
+    section: str | None  # the heading above its first line
     whole: bool  # it is the whole document
 
     @property
@@ -46,7 +46,7 @@ class Passage:
 
 @dataclass(frozen=True)
 class _Held:
-    """Text that is in memory already, as a document's content."""
+    """Text in memory, as a document's content."""
 
     text: str
 
@@ -85,7 +85,7 @@ class Part:
 
 
 class Measure:
-    """Counts what a prompt's documents take, exactly."""
+    """Counts the tokens of a prompt's documents exactly."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -113,7 +113,7 @@ def cut(
     """Documents in parts of at most `room` tokens; holds no more than one part in memory.
 
     Each part but the last is so long that its neighbours do not fit into it, and ends at the best border
-    that allows this. folder: see `units`. Raises OverContextError where `room` is too small for anything.
+    that allows this. folder: see `units`. Raises OverContextError if `room` is too small for any text.
     """
     pending: list[Unit] = []
     costs: list[int] = []  # of each pending unit alone, its wrapper included where it needs one of its own
@@ -123,7 +123,7 @@ def cut(
         costs.append(_cost(pending, measure))
         estimate += costs[-1]
         while estimate > room:
-            # Units cost more one by one than together, so this is where a part is nearly full.
+            # Units take more tokens one by one than together, so the part is nearly full here.
             estimate = _part(pending, None, measure).tokens
             if estimate > room:
                 yield _cut_off(pending, costs, measure, room)
@@ -151,7 +151,7 @@ def _cut_off(pending: list[Unit], costs: list[int], measure: Measure, room: int)
     filled = list(accumulate(costs))
 
     def preference(k: int) -> tuple[int, int, int]:
-        """Among long enough parts the best border counts, then the length; among the others the length."""
+        """Order of cuts: for long enough parts the best border, then the length; else the length."""
         full = filled[k - 1] >= LEAST_SHARE * room
         return full, int(pending[k].border) if full else 0, k
 
@@ -168,7 +168,7 @@ def _cut_off(pending: list[Unit], costs: list[int], measure: Measure, room: int)
         too_long = k
     label = pending[0].path
     raise OverContextError(
-        f"{label}: no part of it fits into {room:,} tokens beside the question and the answer. "
+        f"{label}: {room:,} tokens beside the question and the answer are too few for a part of it. "
         "Raise `ctx_size` or lower `max_tokens`.",
         n_ctx=room,
     )

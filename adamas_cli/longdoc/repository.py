@@ -1,4 +1,4 @@
-"""Whether what the user named is a repository, and which of its folders a file belongs to."""
+"""Whether the user named a repository, and the folder that a file belongs to."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def repository_folders(sources: Sequence[str], documents: Sequence[Document]) ->
 
 
 def _shown_root(source: str) -> str:
-    """What the paths of a source's documents begin with, if it has several."""
+    """The common start of the paths of a source with several documents."""
     repository = remote.repository(source)
     return shown_path(source) if repository is None else repository.shown
 

@@ -1,4 +1,4 @@
-"""Answers of parts on disk, so that a run that was interrupted goes on where it stopped.
+"""Answers of parts on disk, so that an interrupted run continues where it stopped.
 
 An answer is found by a hash over all that it depends on: the model, how it computes and draws, and the ids of
 the whole prompt, which hold the text, the template and the question. So what has the right name has the right
@@ -23,7 +23,7 @@ from adamas_cli.files import appearing
 from adamas_cli.folders import cache_directory
 
 FORMAT = 1
-KEPT_SECONDS = 30 * 24 * 3600  # an answer that was not asked for so long is removed
+KEPT_SECONDS = 30 * 24 * 3600  # age at which an unused answer is removed
 
 
 def partials_directory() -> Path:
@@ -68,7 +68,7 @@ class Partials:
         return digest.hexdigest()
 
     def find(self, key: str) -> str | None:
-        """The answer; None where there is none, or a damaged one."""
+        """The answer; None if it is missing or damaged."""
         if not self._reads:
             return None
         file = self._file(key)
@@ -83,7 +83,7 @@ class Partials:
         return answer
 
     def keep(self, key: str, answer: str) -> None:
-        """Keep an answer, whole or not at all; a full or unwritable disk costs only the way back."""
+        """Keep an answer, completely or not at all. On a full or read-only disk it is not kept."""
         if self._writes:
             with suppress(OSError), appearing(self._file(key)) as stream:
                 stream.write(json.dumps({"answer": answer}).encode())

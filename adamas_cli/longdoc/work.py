@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 # Of the answer of a part or of a merge that is merged again: some 280 words, which is what a page of notes on
 # a chapter takes. In a small context less, so that several of them fit one merge.
 PART_TOKENS = 384
-_LEAST_MERGED = 3  # answers of parts that fit one merge
+_LEAST_MERGED = 3  # least number of answers that must fit one merge
 _UNKNOWN = "None of the {} parts says anything about this."
 
 
 @dataclass(frozen=True)
 class _Prompt:
-    """What one answer is made from; of a part that has been read, the text may be gone."""
+    """The prompt of one answer; the text of a part that has been read may be gone."""
 
     label: str
     passages: tuple[Passage, ...]
@@ -94,7 +94,7 @@ class Work:
                 )
                 advance(1)
         yield self._planned(0, prompts)
-        # The same cut again, because the parts of a long text are not held in memory together.
+        # Cut again, because the parts of a long text are not all held in memory.
         parts = cut(self._documents, self._measure, room, self._job.folder)
         for index, (prompt, part) in enumerate(zip(prompts, parts, strict=True)):
             if prompt.passages != part.passages:
@@ -112,7 +112,7 @@ class Work:
         while len(findings) > 1 and sum(map(self._size, findings)) > room:
             findings = yield from self._merged(number, findings)
         if self._job.may_know_nothing and len(findings) <= 1:
-            # What one part alone knows needs no merge, which could only lose some of it.
+            # A single finding needs no merge, which could only lose some of it.
             unknown = _UNKNOWN.format(len(self._findings[number]))
             yield Text(findings[0].answer if findings else unknown, reasoning=False)
             yield self._total(number, Done("stop", 0, 0, 0, 0.0, 0.0, 0.0, 0))
@@ -124,11 +124,11 @@ class Work:
                 yield self._total(number, event) if isinstance(event, Done) else event
 
     def sources(self, number: int) -> list[str]:
-        """The passages that the parts with something to say were read from."""
+        """The passages of the parts that held information."""
         return [label(finding.passages) for finding in self._findings[number] if finding.knows]
 
     def as_json(self, number: int) -> dict[str, object]:
-        """What the JSON record holds beside the answer."""
+        """The fields of the JSON record besides the answer."""
         parts = [finding.as_json() for finding in self._findings[number]]
         return self._about | {"parts": parts, "levels": self._levels[number]}
 
@@ -144,7 +144,7 @@ class Work:
             )
         self._levels[number] += 1
         members = [[findings[index] for index in group] for group in groups]
-        # One that is left alone goes up as it is.
+        # A single one is passed up unchanged.
         merges = [several for several in members if len(several) > 1]
         prompts = []
         for several in merges:
@@ -197,7 +197,7 @@ class Work:
         yield Finished(
             index,
             any(self._job.knows(answer) for answer in said.values()),
-            min(prompt.tokens, ended[0].reused_tokens),  # without what stands before them
+            min(prompt.tokens, ended[0].reused_tokens),  # without the tokens before them
             sum(done.completion_tokens for done in ended),
             sum(done.prefill_seconds for done in ended),
             sum(done.decode_seconds for done in ended),
@@ -244,7 +244,7 @@ class Work:
         return opened
 
     def _room(self, frame: Frame, question: str, answer: int) -> int:
-        """Tokens of the documents that fit beside everything else."""
+        """The tokens of documents that fit beside everything else."""
         around = self._runtime.layout(frame).total
         return self._context - around - len(question_ids(self._runtime.tokenizer, frame, question)) - answer
 
@@ -253,7 +253,7 @@ class Work:
         return self._measure.excerpt(excerpt.path, excerpt.text)
 
     def _total(self, number: int, last: Done) -> Done:
-        """The last answer's end with the figures of all that was done for the question."""
+        """The Done of the last answer, with the figures of all work for the question."""
         spent = [*self._spent[number], last]
         before = sum(done.prefill_seconds + done.decode_seconds for done in spent[:-1])
         return Done(
@@ -274,7 +274,7 @@ def _excerpt(finding: Finding) -> Excerpt:
 
 
 def _partials(runtime: Runtime, sampling: Sampling, answer: int) -> Partials:
-    """Where answers are kept; drawn ones only if a seed makes them repeat."""
+    """The store of answers; sampled ones are kept only with a seed, which makes them repeatable."""
     loading = {name: value for name, value in runtime.model.loading.items() if name != "threads"}
     facts = {
         "weights": runtime.files.fingerprint,

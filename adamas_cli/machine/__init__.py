@@ -1,1 +1,1 @@
-"""What this machine is and has, told without torch."""
+"""Facts about this machine, found without torch."""

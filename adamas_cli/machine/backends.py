@@ -1,4 +1,4 @@
-"""Which backends of `adamas_kernels` run on a kind of device, told without importing torch."""
+"""The backends of `adamas_kernels` that run on a kind of device, found without importing torch."""
 
 from __future__ import annotations
 

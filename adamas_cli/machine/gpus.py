@@ -1,4 +1,4 @@
-"""NVIDIA's GPUs, asked of the driver itself."""
+"""NVIDIA GPUs, as the driver lists them."""
 
 from __future__ import annotations
 

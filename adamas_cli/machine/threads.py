@@ -1,4 +1,4 @@
-"""How many threads compute on a CPU."""
+"""The number of threads that compute on a CPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def physical_cores() -> int:
 
 
 def use_threads(threads: int | None) -> int:
-    """Let torch and the compiled kernels use so many threads; None is what the user's environment says
+    """Let torch and the compiled kernels use this many threads; None is what the user's environment says
     (OMP_NUM_THREADS), else all physical cores. Returns how many.
     """
     import torch

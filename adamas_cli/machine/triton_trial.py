@@ -10,12 +10,12 @@ import sys
 import time
 from dataclasses import dataclass
 
-SECONDS = 60.0  # that the trial may take
+SECONDS = 60.0  # seconds that the trial may take
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of it; problem: why not, in one line, None if it went well."""
+    """The result. problem: in one line, None on success."""
 
     seconds: float
     ran: bool  # on a GPU, with the right result

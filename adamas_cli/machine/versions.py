@@ -1,4 +1,4 @@
-"""Versions and settings for bug reports, from metadata alone; what is secret stays hidden."""
+"""Versions and settings for bug reports, from metadata alone; secrets stay hidden."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _SECRET_PART = re.compile(r"hf_\w{8,}|(?<=://)[^/@\s]+(?=@)")
 
 
 def versions() -> dict[str, str]:
-    """What runs here, by name; a package that is missing says so."""
+    """The versions by name; a missing package is marked."""
     found = {
         "adamas": __version__,
         "python": f"{platform.python_version()} ({platform.python_implementation()}), {sys.executable}",
@@ -59,7 +59,7 @@ def versions() -> dict[str, str]:
 
 
 def environment(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The variables that may change what adamas does, in order, without what is secret."""
+    """The environment variables that affect adamas, in order, without secrets."""
     return dict(sorted(_relevant(variables)))
 
 

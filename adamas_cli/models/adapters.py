@@ -52,13 +52,13 @@ class Change:
         if self.a is None and self.b is None:
             return merged
         if self.a is None or self.b is None:
-            raise ValueError("it has one half of a change")
+            raise ValueError("it has only one half of a change")
         if self.b.shape[-1] != self.a.shape[0]:
-            raise ValueError(f"its halves are of rank {self.b.shape[-1]} and {self.a.shape[0]}")
+            raise ValueError(f"its halves have rank {self.b.shape[-1]} and {self.a.shape[0]}")
         added = self.scale * (self.b.float() @ self.a.float())
         merged = merged + self._fitting(added.T if self.transposed else added, weight)
         if self.magnitude is not None and self.transposed:
-            raise ValueError("it has DoRA's magnitudes of a weight that is the other way round")
+            raise ValueError("it has DoRA magnitudes for a transposed weight")
         if self.magnitude is not None:
             merged *= (self.magnitude.float() / merged.norm(dim=1)).unsqueeze(1)
         return merged
@@ -103,7 +103,7 @@ class Adapter:
             elif whole := _WHOLE.fullmatch(stored):
                 named, part, scale = _WRAPPED.sub("", whole["name"]), "whole", {}
             else:
-                raise ModelUnavailableError(f"the adapter {self.directory} has {stored}, which is not known.")
+                raise ModelUnavailableError(f"the adapter {self.directory} has an unknown tensor, {stored}.")
             name = next((name for name in _spellings(named, model) if name in there), None)
             if name is None:
                 modules = {name for name, _ in model.named_modules()}
@@ -148,7 +148,7 @@ def read_adapter_config(directory: Path) -> dict[str, Any]:
     if kind != "LORA":
         other = f"of the kind {kind}"
     elif begun.startswith(_CHANGES_BASE):
-        other = f"begun by {begun}, which changes the model itself"
+        other = f"initialized by {begun}, which changes the model itself"
     if other is not None:
         raise ModelUnavailableError(f"the adapter {directory} is {other}, and adamas merges plain LoRA only.")
     found: dict[str, Any] = config
@@ -170,7 +170,7 @@ def merge(model: nn.Module, adapter: Adapter) -> frozenset[str]:
         if weight is None or not weight.is_floating_point() or weight.dtype.itemsize < 2:
             raise ModelUnavailableError(
                 f"the adapter {adapter.directory} cannot be merged: {owner} is quantized.\n"
-                "Take the model in full size, and leave out `quantization`."
+                "Use the unquantized model, and leave out `quantization`."
             )
         numbers = applied(adapter, name, change, weight.detach())
         # A parameter of its own: a head that shares its weight with the embeddings leaves these alone.

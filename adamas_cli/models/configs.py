@@ -48,8 +48,8 @@ def require_known_code(directory: Path, *, trust_remote_code: bool) -> None:
     if config.get("model_type") not in CONFIG_MAPPING:
         kind = (config.get("architectures") or [config.get("model_type")])[0]
         raise ModelUnavailableError(
-            f"{directory} is a {kind}, which transformers has no class for: it comes with code of its own.\n"
-            "Add `trust_remote_code` to run that code, if you trust where it is from."
+            f"{directory} is a {kind}, for which transformers has no class: it brings its own code.\n"
+            "Add `trust_remote_code` to run that code, if you trust its source."
         )
 
 

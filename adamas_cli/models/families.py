@@ -56,11 +56,11 @@ UNREAD = frozenset(
     )
 )  # fmt: skip
 
-_ENCODER = "it is an encoder, which reads text and does not write it"
+_ENCODER = "it is an encoder, which does not generate text"
 _ENCODER_DECODER = "it is one half of an encoder and a decoder"
-_NO_CACHE = "it keeps no cache of what it has read in the form of transformers"
-_AT_ONCE = "it reads a text all at once, and not in chunks"
-_NO_TEXT = "it does not answer text with text"
+_NO_CACHE = "it does not keep its cache in transformers' form"
+_AT_ONCE = "it cannot read a text in chunks"
+_NO_TEXT = "it does not generate text from text"
 _LISTED: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         _ENCODER,

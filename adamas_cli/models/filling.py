@@ -77,7 +77,9 @@ def without_memory(build: Callable[[], PreTrainedModel], path: Path, what: str) 
             return build()
     except Exception as error:  # whatever a model's code raises for settings that make no sense
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ModelUnavailableError(f"cannot use {path}: its {what} are no model's: {reason}") from error
+        raise ModelUnavailableError(
+            f"cannot use {path}: its {what} describe no valid model: {reason}"
+        ) from error
 
 
 class _Filling:
@@ -208,7 +210,7 @@ def compute_buffers(model: PreTrainedModel, device: torch.device) -> None:
     model.initialize_weights()
     for name, buffers, leaf in pending:
         if buffers[leaf].is_floating_point() and bool(buffers[leaf].isnan().any()):
-            raise ModelUnavailableError(f"this version of transformers does not compute {name} of the model.")
+            raise ModelUnavailableError(f"this version of transformers does not support the model's {name}.")
 
 
 def _unset(buffer: Tensor, device: torch.device) -> Tensor:

@@ -75,6 +75,6 @@ class GgufSource:
         surplus = self._architecture.surplus(self._file, self._config["num_hidden_layers"])
         if surplus:
             raise ModelUnavailableError(
-                f"cannot use {self.path}: it has the tensor {surplus[0]}, which is not known of its "
+                f"cannot use {self.path}: it has the tensor {surplus[0]}, unknown for its "
                 f"architecture {self._file.architecture}."
             )

@@ -25,5 +25,5 @@ def describe(model: nn.Module) -> str:
         return "weights as they are in the model's files"
     total = sizes.total()
     shares = ", ".join(f"{size / total:.0%} {kind}" for kind, size in sizes.most_common())
-    inputs = f"; {reordered} layers take their inputs in an order of their own" if reordered else ""
+    inputs = f"; {reordered} layers reorder their inputs" if reordered else ""
     return f"weights in blocks: {total / 1e6:,.0f} MB, {shares}{inputs}"

@@ -43,7 +43,7 @@ def _snapshot(repository: str, wanted: Sequence[str]) -> Path | None:
     except LocalEntryNotFoundError:
         return None
     except HFValidationError as error:
-        raise ModelUnavailableError(f"{repository} is no model name: {error}") from error
+        raise ModelUnavailableError(f"{repository} is not a model name: {error}") from error
 
 
 def download(repository: str, progress: Progress, tag: str = "", wanted: Sequence[str] = WANTED) -> Path:

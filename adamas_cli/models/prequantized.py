@@ -70,7 +70,7 @@ def require_readable(name: str, stored: dict[str, Any], quantization: str, devic
         algorithm = stored.get("quant_algo") or stored.get("format") or stored.get("checkpoint_format")
         told = f"{method}, {algorithm}" if algorithm else method
         raise ModelUnavailableError(
-            f"{name} comes quantized ({told}), in a form that is not read here.\n"
+            f"{name} comes quantized ({told}), in an unsupported form.\n"
             f"Take another form of it: GGUF, {READ} usual ones are read."
         )
     package, extra, devices = KEPT[method]

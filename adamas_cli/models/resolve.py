@@ -223,6 +223,5 @@ def _unknown(name: str) -> ModelUnavailableError:
     close = difflib.get_close_matches(name, aliases(), n=1)
     advice = f"Did you mean {close[0]}?" if close else f"Short names are {', '.join(aliases())}."
     return ModelUnavailableError(
-        f"there is no model {name}: it is no short name, folder, .gguf file or hub name (owner/model).\n"
-        f"{advice}"
+        f"unknown model {name}: not a short name, folder, .gguf file or hub name (owner/model).\n{advice}"
     )

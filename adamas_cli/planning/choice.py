@@ -11,7 +11,7 @@ import math
 PREFILL_CHUNK = {"cpu": 512, "cuda": 8192}
 OTHER_CHUNK = 2048
 # Contexts from which `auto` reads documents sparsely, by kind of device; others read densely. None so far:
-# what it does to answers was not measured (docs/accuracy.md).
+# its effect on answers was not measured (docs/accuracy.md).
 SPARSE_READING_FROM: dict[str, int] = {}
 SPARSE_PAIR_COST = 0.3  # of a query with a key, where most blocks are left out; until some are timed
 # Contexts from which a sparse decode step is faster than a full one, by backend (docs/performance.md). The
@@ -22,7 +22,7 @@ AUTO_MIN_CONTEXT = {"cpu": 4096, "torch": math.inf}
 AUTO_MIN_BYTES = {"triton": ((256, 45e6), (768, 110e6), (1536, 200e6), (math.inf, 900e6))}
 # Budgets that keep an answer's distribution close to full attention's at every length (docs/accuracy.md).
 LEAST_BUDGET, BUDGET_STEP, BUDGET_GROWTH = 256, 64, 4
-BOUNDED_BUDGETS = 2  # times as many, where an error leaves out most: what heads that attend broadly need
+BOUNDED_BUDGETS = 2  # factor with an error bound, which leaves out most tokens: for heads that attend broadly
 
 
 def auto_min_context(backend: str, budget: int, token_bytes: int) -> float:
@@ -35,7 +35,7 @@ def auto_min_context(backend: str, budget: int, token_bytes: int) -> float:
 
 
 def budget_for(context: int, *, bounded: bool = False) -> int:
-    """Tokens that each query head attends to in a context of so many: with its square root, in steps.
+    """Tokens that each query head attends to in a context of this many: its square root, in steps.
 
     bounded: whether an error leaves out some of them.
     """

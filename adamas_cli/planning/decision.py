@@ -1,4 +1,4 @@
-"""How a model will run, decided once from facts: for the plan that is printed and for the engine.
+"""How a model will run, decided once from facts, for the printed plan and for the engine.
 
 Knows neither torch nor a device: what they say are facts, gathered in `facts.py` before a weight is loaded,
 and by the engine from what is there.
@@ -100,7 +100,7 @@ class Attention:
 
     @property
     def sparse(self) -> bool:
-        """Whether answers are decoded sparsely."""
+        """Whether answers are decoded with sparse attention."""
         return self.kind == "adamas"
 
 
@@ -240,11 +240,11 @@ def decide_reading(settings: DecodingSettings, tokens: int, device: str, obstacl
 
 
 def check_error(settings: DecodingSettings) -> None:
-    """Raises UsageError for an error that has no meaning."""
+    """Raises UsageError if the error bound is invalid."""
     if not 0 <= settings.error < 1:
-        raise UsageError("`error` is a share below 1, such as 0.0005, or 0 for none.")
+        raise UsageError("`error` must be a share below 1, such as 0.0005, or 0 for none.")
     if settings.error > 0 and settings.scorer != "dot":
-        raise UsageError(f"`error` needs `scorer` dot: {settings.scorer} estimates no share.")
+        raise UsageError(f"`error` needs `scorer` dot: {settings.scorer} does not estimate shares.")
 
 
 class UnservedError(ModelUnavailableError):

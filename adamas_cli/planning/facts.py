@@ -1,4 +1,4 @@
-"""The facts that a decision is made from, found before a weight is loaded."""
+"""The facts for a decision, found before a weight is loaded."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def config_facts(config: PreTrainedConfig, directory: Path | None, gguf: Path | 
     try:
         shape = shape_of_config(text)
     except KeyError as error:
-        raise ModelUnavailableError(f"the config of the model does not tell its {error}") from error
+        raise ModelUnavailableError(f"the model's config lacks {error}") from error
     stored = None if directory is None else stored_quantization(directory)
     size = None if directory is None else stored_bytes(directory)
     return Model(shape, count_parameters(config), stored, size, _blocks(directory, gguf))

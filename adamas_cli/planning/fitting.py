@@ -15,7 +15,7 @@ from adamas_cli.models.shape import ITEM_BYTES, shape_of
 from adamas_cli.planning.needs import PROGRAM
 from adamas_cli.settings import DENSE_LAYERS
 
-LONG = 32 * 1024  # tokens that a model for long documents should have memory for
+LONG = 32 * 1024  # tokens of context that must fit for a model to be recommended
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def recommended_fits() -> list[Fit]:
 
 
 def best() -> Fit | None:
-    """The recommended model that this machine does most with, or None where it has no memory for any."""
+    """The recommended model that suits this machine best; None if it has too little memory for any."""
     on_cpu = device_kind("auto") != "cuda"
     rows = zip(recommended(), recommended_fits(), strict=True)
     fitting = [fit for model, fit in rows if fit.largest >= LONG and (model.laptop or not on_cpu)]

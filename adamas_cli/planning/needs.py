@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from adamas_cli.errors import OutOfMemoryError
 from adamas_cli.models.shape import ModelShape, WeightCount
 
-# What Python, torch, compiled code and the tokenizer take on a CPU, as measured with three models.
+# Python, torch, compiled code and the tokenizer on a CPU, measured with three models.
 PROGRAM = 850_000_000
 # What is alive at once on a GPU where a chunk is in an MLP, in units of its hidden and its inner size: the
 # residual, its norm and the output; gate, up and their product.
@@ -17,8 +17,8 @@ HIDDEN_ALIVE, INNER_ALIVE = 3, 3
 CHOICES_ALIVE, FEW_BITS_CHOICES_ALIVE = 3, 1
 LIBRARIES = 150_000_000  # workspaces of cuBLAS and cuDNN, and a captured step
 PLANES = 1.03  # of the bytes of blocks: their planes, with scales as integers of 8 bits
-UNPACKED = 1 << 27  # numbers of a weight that are unpacked at a time, at most
-LISTED_BYTES = 8  # rank and position of a token that a selection may have to list, for each query head
+UNPACKED = 1 << 27  # most numbers of a weight unpacked at a time
+LISTED_BYTES = 8  # rank and position of a listed token, for each query head
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Bytes:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum."""
         return self.weights + self.cache + self.codes + self.work
 
     @property
@@ -51,7 +51,7 @@ class Bytes:
         return replace(self, weights=weights, exact=True)
 
     def as_json(self) -> dict[str, object]:
-        """By the names of the plan's JSON."""
+        """The parts by their names in the plan's JSON."""
         return {
             "weights_bytes": self.weights,
             "cache_bytes": self.cache,

@@ -1,11 +1,11 @@
-"""Text in blocks that can be tokenized one by one and give the tokens of the whole."""
+"""Text in blocks that can be tokenized one by one, with the same tokens as the whole."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
 
-BLOCK = 1 << 16  # characters; some 5 to 40 ms of tokenization, and of deafness to Ctrl-C
+BLOCK = 1 << 16  # characters; 5 to 40 ms of tokenization, in which Ctrl-C waits
 LONGEST_WORD = 1 << 17  # characters without a seam that are still tokenized as one
 
 _NEAR = 1024  # characters; prose and code have a seam within these
@@ -49,7 +49,7 @@ def _last_seam(seam: re.Pattern[str], text: str, start: int) -> int:
 
 
 def _chunks(pieces: Iterable[str]) -> Iterator[str]:
-    """The same text in chunks of BLOCK characters, so that nothing later depends on how it was cut."""
+    """The same text in chunks of BLOCK characters, however it was cut before."""
     held: list[str] = []
     missing = BLOCK
     for piece in pieces:

@@ -1,4 +1,4 @@
-"""The fast path of tokenization: a byte-level BPE in tiktoken, taken only where it is the same function."""
+"""The fast path of tokenization: a byte-level BPE in tiktoken, used only if it gives equal tokens."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class FastPath:
         sample = plain.normalizer.normalize_str(HARD_SAMPLE) if plain.normalizer else HARD_SAMPLE
         sample = self._left_to_model.sub("", sample)
         if self.encode(sample).tolist() != plain.encode(sample).ids:
-            raise NotEquivalentError("tiktoken gave other tokens for the sample text")
+            raise NotEquivalentError("tiktoken gave different tokens for the sample text")
 
     def serves(self, text: str) -> bool:
         """Whether every character of `text` is one that both libraries are known to treat alike."""

@@ -25,7 +25,7 @@ _EARLIER_TEMPLATE, _SPECIAL = "chat_template.json", "special_tokens_map.json"  #
 
 
 class ChatTemplateFile:
-    """What a model folder says about chats: its template, and the special tokens that it may name."""
+    """A model folder's chat settings: its template, and the special tokens that it may name."""
 
     def __init__(self, directory: Path) -> None:
         """Raises ModelUnavailableError where the folder's settings cannot be read."""
@@ -43,7 +43,7 @@ class ChatTemplateFile:
             raise ModelUnavailableError(unusable(error)) from error
 
     def apply_chat_template(self, conversation: list[dict[str, object]], **options: object) -> str:
-        """The conversation as the model's own prompt. options: variables of the template; `tokenize` is
+        """The conversation in the model's own format. options: variables of the template; `tokenize` is
         none. Raises whatever the template does, which is a program: a TemplateError where it refuses the
         conversation.
         """
@@ -97,7 +97,7 @@ def _settings(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ModelUnavailableError(f"{file} is not JSON: {error}. Fetch the model again.") from error
     if not isinstance(found, dict):
-        raise ModelUnavailableError(f"{file} holds no settings. Fetch the model again.")
+        raise ModelUnavailableError(f"{file} is not a JSON object. Fetch the model again.")
     return found
 
 
@@ -110,9 +110,9 @@ def _chosen(templates: Any) -> str | None:
     if isinstance(templates, list):
         templates = {entry["name"]: entry["template"] for entry in templates}
     if not isinstance(templates, dict):
-        raise TypeError("it is no text")
+        raise TypeError("it is not text")
     if "default" not in templates:
-        raise ValueError(f"of {', '.join(templates)} none is the default")
+        raise ValueError(f"none of {', '.join(templates)} is the default")
     return str(templates["default"])
 
 

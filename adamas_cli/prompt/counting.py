@@ -60,5 +60,5 @@ class Counting:
                     self._layout.add(document, count)
         except _StoppedError:
             pass
-        except BaseException as error:  # it belongs to the thread that waits, whatever it is
+        except BaseException as error:  # raised again in the waiting thread
             self._failure = error

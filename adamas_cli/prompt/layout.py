@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from adamas_cli.prompt.tokens import Tokenizer
 
 NO_IDS = np.empty(0, np.int32)
-LARGEST = 5  # documents that a refusal names
+LARGEST = 5  # most documents named in a refusal
 KEPT_TOKENS = 1 << 24  # ids kept from either end of the documents: more than any model's context, 64 MiB
 
 
@@ -64,11 +64,11 @@ class Layout:
 
     @property
     def dropped_line(self) -> str:
-        """What the user is told of them."""
+        """The note about them for the user."""
         return f"left out {self.dropped:,} of {self.total:,} tokens, from the documents' middle"
 
     def expect(self, documents: Sequence[Document]) -> None:
-        """Say which documents will be added, for their tokenizer to choose its way."""
+        """Announce the documents to be added, so that the tokenizer can choose its path."""
         self._tokenizer.expect(sum(document.characters for document in documents))
 
     def add(self, document: Document, advance: Callable[[int], None] = lambda _: None) -> None:
@@ -97,11 +97,11 @@ class Layout:
         if self.total <= room:
             return self._ends.first(self.total)
         if not truncate:
-            raise self._over(question, answer, context, "Give less, add `on_overflow` truncate, or take")
+            raise self._over(question, answer, context, "Give less, add `on_overflow` truncate, or use")
         note = self._tokenizer.encode(f"\n[{self.total - room:,} tokens left out]\n")
         kept = room - len(note)
         if kept < 2:
-            advice = "Nothing of the document is left: lower `max_tokens`, or take"
+            advice = "Nothing of the document is left: lower `max_tokens`, or use"
             raise self._over(question, answer, context, advice)
         head, tail = kept - kept // 2, kept // 2
         self._gap = range(head, self.total - tail)
@@ -131,7 +131,7 @@ class Layout:
         return self._lines.locate(index)
 
     def _text(self, document: Document) -> Iterator[str]:
-        """The document's pieces; where its sections begin is written down as they pass."""
+        """The document's pieces; records where its sections begin."""
         line = 1
         for text, section in document.parts():
             if section is not None:
@@ -145,7 +145,7 @@ class Layout:
         self._ends.add(ids)
 
     def _largest(self) -> list[dict[str, object]]:
-        """The documents that take most, where there are several."""
+        """The largest documents, if there are several."""
         if len(self.documents) < 2:
             return []
         ordered = sorted(self.documents, key=lambda document: (-document.tokens, document.path))

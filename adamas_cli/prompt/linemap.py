@@ -1,4 +1,4 @@
-"""From a token of the prompt back to the document, the line and the section it was read from."""
+"""Maps a token of the prompt to its document, line and section."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Messages in a model's own chat template, in whichever way that template takes them.
+"""Messages in a model's own chat template, in the form that the template accepts.
 
 Some refuse a system role or drop it, some want a message's content as a list of parts. Each way is tried
-until one brings everything into the prompt, and a way that is not the usual one is said.
+until one brings everything into the prompt, and an unusual way is reported.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from typing import NamedTuple, Protocol
 
 from adamas_cli.errors import ModelUnavailableError
 
-NO_TEMPLATE = "the model has no chat template, so it is given plain text to go on with"
+NO_TEMPLATE = "the model has no chat template, so it is given plain text to continue"
 NO_SYSTEM = "the model's chat template takes no system role, so the system prompt begins the first message"
 AS_LISTS = "the model's chat template wants lists of parts, so each message is given as one"
-# What a list looks like where a template prints it as it is.
+# How a list looks if a template prints it unchanged.
 _PRINTED_LIST = ("'type': 'text'", '"type": "text"')
 
 
 def unusable(failure: Exception | None) -> str:
-    """What a user is told of a chat template that raises this, or loses what it is given."""
-    why = "it leaves out or repeats what it is given"
+    """The message for a chat template that raises this error or loses parts of its input."""
+    why = "it leaves out or repeats parts of its input"
     if failure is not None:
         why = next(iter(str(failure).strip().splitlines()), type(failure).__name__)
-    return f"the model's chat template cannot be used: {why}\nfetch the model again, or take another one"
+    return f"the model's chat template cannot be used: {why}\nfetch the model again, or use another one"
 
 
 class ChatTemplate(Protocol):
@@ -38,14 +38,14 @@ class ChatTemplate(Protocol):
 
 
 class Message(NamedTuple):
-    """What one side says."""
+    """A message of one side."""
 
     role: str
     text: str
 
 
 class _Way(NamedTuple):
-    """How a template is given messages: the system's merged into the user's first, contents as lists."""
+    """The form of messages: whether the system's is merged into the user's first, contents as lists."""
 
     merged: bool
     listed: bool
@@ -79,7 +79,7 @@ class Messages:
         for way in self._ways():
             try:
                 text = self._applied(messages, way)
-            except Exception as error:  # a template is a program, and may fail in any way
+            except Exception as error:  # a template is a program and may raise anything
                 failure = failure or error
                 continue
             if self._is_whole(text, way, marks):

@@ -1,4 +1,4 @@
-"""The tokens that a model was trained to see before every text, which only a chat template would write."""
+"""The tokens that must begin every text, which otherwise only a chat template writes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from adamas_cli.prompt.chat import ChatTemplateFile
 
-# Classes whose texts begin with a token although no file says so.
+# Tokenizer classes whose texts begin with a token that no file mentions.
 _BEGINNING = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "CohereTokenizer")
 Processor = dict[str, Any]  # `post_processor` of tokenizer.json
 
@@ -35,7 +35,7 @@ def _post_processor(directory: Path) -> Processor | None:
     try:
         stored = (directory / "tokenizer.json").read_text(encoding="utf-8")
         found: Processor | None = json.loads(stored)["post_processor"]
-    except (OSError, ValueError, KeyError):  # told where the tokenizer is read
+    except (OSError, ValueError, KeyError):  # reported when the tokenizer is read
         return None
     return found
 

@@ -1,4 +1,4 @@
-"""What is known about pre-tokenizers: a tiktoken pattern for each, and where text may safely be cut."""
+"""Pre-tokenizers: a tiktoken pattern for each, and the places where text may safely be cut."""
 
 from __future__ import annotations
 

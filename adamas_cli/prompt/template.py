@@ -58,17 +58,15 @@ def load_template(name: str) -> Template:
         except (UnicodeDecodeError, OSError) as error:
             raise UsageError(f"template {name} cannot be read as UTF-8 text: {error}") from error
     else:
-        raise UsageError(
-            f"there is no template {name!r}: give a file, or one of {', '.join(template_names())}"
-        )
+        raise UsageError(f"unknown template {name!r}: give a file, or one of {', '.join(template_names())}")
     template = Template(text.strip("\n"))
     if not template.is_valid():
-        raise UsageError(f"template {name}: a $ that begins no variable; write $$ for a dollar sign")
+        raise UsageError(f"template {name}: a $ without a variable name; write $$ for a dollar sign")
     found = template.get_identifiers()
     unknown = [variable for variable in found if variable not in TEMPLATE_VARIABLES]
     if unknown:
         offered = " and ".join(f"${variable}" for variable in TEMPLATE_VARIABLES)
-        raise UsageError(f"template {name}: ${unknown[0]} is not known; it may use {offered}")
+        raise UsageError(f"template {name}: unknown variable ${unknown[0]}; it may use {offered}")
     missing = [variable for variable in TEMPLATE_VARIABLES if variable not in found]
     if missing:
         raise UsageError(f"template {name}: ${missing[0]} is missing")
@@ -134,7 +132,7 @@ def without_surrogates(text: str) -> str:
 
 
 def escaped(pieces: Iterable[str]) -> Iterator[str]:
-    """The pieces with every closing tag defused, also one that two pieces share."""
+    """The pieces with every closing tag escaped, also one split between two pieces."""
     held = ""
     for piece in pieces:
         text = held + piece

@@ -1,4 +1,4 @@
-"""Whether a model is to think before it answers, and for how long: what its template and marks allow."""
+"""Whether a model thinks before it answers, and for how long, as its template and marks allow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Self
 from adamas_cli.prompt.messages import ChatTemplate
 from adamas_cli.reasoning import PLAIN, Marks, State, marks_of
 
-CANNOT_BE_TOLD = "the model has neither a setting nor a mark for thinking, so it cannot be told whether to"
+CANNOT_BE_TOLD = "the model has neither a setting nor a mark for thinking, so thinking cannot be changed"
 # Variables by which chat templates are told, with what to say for thinking and for not thinking. None: what
 # the template does by itself. What a template does not look at changes nothing in what it writes.
 SWITCHES: tuple[tuple[str, Any, Any], ...] = (
@@ -91,9 +91,9 @@ def _switched(chat: ChatTemplate, template: str, wanted: bool) -> tuple[dict[str
 
 
 def _written(chat: ChatTemplate, options: dict[str, object]) -> str | None:
-    """What the template makes of a question with these variables; None where it refuses them."""
+    """The template's text of a question with these variables; None if it refuses them."""
     question: list[dict[str, object]] = [{"role": "user", "content": "?"}]
     try:
         return chat.apply_chat_template(question, tokenize=False, add_generation_prompt=True, **options)
-    except Exception:  # a template is a program, and may fail in any way
+    except Exception:  # a template is a program and may raise anything
         return None

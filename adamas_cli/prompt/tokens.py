@@ -58,7 +58,7 @@ class Tokenizer:
             )
         try:
             self._template = tokenizers.Tokenizer.from_file(str(tokenizer_json))
-        except Exception as error:  # the library raises Exception itself for whatever it cannot read
+        except Exception as error:  # the library raises plain Exception for files that it cannot read
             raise ModelUnavailableError(
                 f"{tokenizer_json} cannot be read ({error}). Fetch the model again."
             ) from error
@@ -97,7 +97,7 @@ class Tokenizer:
         return "" if isinstance(self._fast_path, FastPath) else self._fast_path
 
     def expect(self, characters: int) -> None:
-        """Say about how much text will come: if it is long, the fast path serves it from its beginning."""
+        """Announce the approximate length: long text takes the fast path from its beginning."""
         if characters >= FAST_FROM:
             self._characters = max(self._characters, FAST_FROM)
 
@@ -184,7 +184,7 @@ class Tokenizer:
         if pattern is None:
             return "its pre-tokenizer is not one that adamas has a tiktoken pattern for"
         if _config(self._plain.normalizer) not in (None, {"type": "NFC"}):
-            return "its normalizer changes more than Unicode's composed form"
+            return "its normalizer does more than Unicode composition"
         try:
             return FastPath(self._path, self._plain, pattern)
         except NotEquivalentError as error:
@@ -230,7 +230,7 @@ class Decoder:
         return self._utf8.decode(self._tokenizer.token_bytes(token_id))
 
     def flush(self) -> str:
-        """What is held back, as U+FFFD, at the end of the stream."""
+        """The bytes held back, as U+FFFD, at the end of the stream."""
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return rest

@@ -1,1 +1,1 @@
-"""Documents and questions in front of a model: what `ask`, `summarize`, parts and `chat` have in common."""
+"""Documents and questions in front of a model: the base of `ask`, `summarize`, parts and `chat`."""

@@ -14,15 +14,15 @@ from adamas_cli.sources.quotes import Quote
 
 @dataclass(frozen=True)
 class Text:
-    """A piece of what the model says; never empty, safe for a terminal."""
+    """A piece of the model's text; never empty, safe for a terminal."""
 
     text: str
-    reasoning: bool  # what a thinking model thinks, not part of the answer
+    reasoning: bool  # a thought, not part of the answer
 
 
 @dataclass(frozen=True)
 class Origins:
-    """Where an answer came from; comes before its Done. None is what was not asked for."""
+    """Where an answer came from; comes before its Done. Fields not asked for are None."""
 
     sources: Sources | None
     quotes: tuple[Quote, ...] | None
@@ -30,16 +30,16 @@ class Origins:
 
 @dataclass(frozen=True)
 class Step:
-    """Anything else that happens before an answer begins."""
+    """Any other event before an answer begins."""
 
 
 @dataclass(frozen=True)
 class Called:
-    """The model has called a tool, of which it has none; comes before the answer's Done."""
+    """The model called a tool, though none is offered; comes before the answer's Done."""
 
 
 Told = Event | Text | Called | Origins | Step
-"""What happens while a question is answered."""
+"""An event while a question is answered."""
 
 
 def narrate(events: Iterable[Event], listener: Listener) -> Iterator[Event | Text | Called]:
@@ -58,18 +58,18 @@ def narrate(events: Iterable[Event], listener: Listener) -> Iterator[Event | Tex
 
 @dataclass(frozen=True)
 class Answer:
-    """One question and what came of it."""
+    """A question and its answer."""
 
     question: str
     text: str
     reasoning: str
     done: Done
     origins: Origins | None = None
-    called: bool = False  # a tool, instead of answering or besides
+    called: bool = False  # a tool was called, instead of an answer or besides it
 
     @property
     def lack(self) -> AdamasError | None:
-        """What to say of an answer that is none: the model has only thought, or called a tool."""
+        """The message for a reply without an answer: the model only thought, or called a tool."""
         if self.text or not (self.reasoning or self.called):
             return None
         return AdamasError(without_answer(self.done, called=self.called))
@@ -111,19 +111,19 @@ class Answer:
 
 
 def without_answer(done: Done, *, called: bool = False) -> str:
-    """What a user is told of a reply that is no answer."""
+    """The messages for replies without an answer."""
     if called:
-        return "there is no answer: the model called a tool instead, and has none"
+        return "there is no answer: the model called a tool, and none is offered"
     if done.finish_reason == "length":
         return (
-            "there is no answer: the model was still thinking at the last of `max_tokens`; raise it, lower "
+            "there is no answer: the model was still thinking at `max_tokens`; raise it, lower "
             "`think_tokens`, or turn thinking off"
         )
-    return "there is no answer: the model thought, and ended there; ask again, or turn thinking off"
+    return "there is no answer: the model stopped after its thought; ask again, or turn thinking off"
 
 
 def rate(tokens: int, seconds: float) -> float | None:
-    """Tokens per second to two decimals; None where nothing was timed."""
+    """Tokens per second to two decimals; None if nothing was timed."""
     return round(tokens / seconds, 2) if tokens > 0 and seconds > 0 else None
 
 

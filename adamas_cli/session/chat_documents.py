@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class ChatDocument:
-    """One document as the model reads it; or several that were cut together, which cannot be told apart."""
+    """One document as the model reads it, or several that were cut together and cannot be separated."""
 
     path: str
     ids: np.ndarray  # int32 [n], its wrapper included
@@ -27,11 +27,11 @@ class ChatDocument:
     start: int  # where its ids are in the layout
 
     def locate(self, index: int) -> Location | None:
-        """Where its token at `index` was read."""
+        """The document and line of its token at `index`."""
         return self.layout.locate(self.start + index)
 
     def is_named(self, name: str) -> bool:
-        """Whether a user who says `name` means it, or a folder that it is in."""
+        """Whether `name` is its path or a folder that holds it."""
         path = os.path.normpath(name)
         return self.path in (name, path) or self.path.startswith(path + os.sep)
 

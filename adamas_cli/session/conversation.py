@@ -28,12 +28,12 @@ from adamas_cli.sources.passages import Sources
 
 ROOM_FOR_TURNS = 4096  # tokens reserved after the documents; the cache grows beyond
 LONGEST_FIRST_QUESTION = 256  # tokens that documents leave free for it
-SHORTEST_REPLY = 16  # tokens; with less room left the conversation is full
-_BARE = Frame("", "", "")  # of documents without what stands before them
+SHORTEST_REPLY = 16  # least room in tokens; with less the conversation is full
+_BARE = Frame("", "", "")  # layout of documents without the text before them
 
 
 class Conversation:
-    """What was said, and what is read next. A context manager; leaving it waits for the store.
+    """The turns so far, and what is read next. A context manager; leaving it waits for the store.
 
     However a generator of `read` or `ask` ends, the next one goes on from what was read and said.
     """
@@ -61,7 +61,7 @@ class Conversation:
         context = min(reach + ROOM_FOR_TURNS, self.context)
         self._session = Session(runtime, context, limit=self.context, reach=reach, counts=True)
         self._attended: np.ndarray | None = None  # by the last answer, as long as the documents stay
-        self._unread = True  # until what comes before the next question is in the cache
+        self._unread = True  # until the tokens before the next question are in the cache
 
     def __enter__(self) -> Conversation:
         return self
@@ -83,7 +83,7 @@ class Conversation:
         self._dialogue, self._unread = self._opened(self.runtime.thinking), True
 
     def listener(self) -> Listener:
-        """For the next reply."""
+        """Sampling for the next reply."""
         runtime = self.runtime
         most = runtime.prompt.max_tokens
         return Listener(runtime.tokenizer, runtime.thinking, self._dialogue.state, most, runtime.note_once)
@@ -101,7 +101,7 @@ class Conversation:
 
     @property
     def total(self) -> int:
-        """Tokens of everything so far, the chat template's around the next question included."""
+        """All tokens so far, including the chat template's around the next question."""
         return len(self._prompt().ids)
 
     @property
@@ -113,7 +113,7 @@ class Conversation:
         return len(ids) - self._session.timeline.reusable(ids)
 
     def read(self) -> Generator[Prefill]:
-        """Read what comes before the next question and is not read yet."""
+        """Read the unread tokens before the next question."""
         ids = self._known()
         if not self.turns and not self._session.timeline.reusable(ids):
             # The first documents, unread.
@@ -142,7 +142,7 @@ class Conversation:
         again = self._session.timeline.length - self._session.timeline.reusable(prompt.ids)
         if again > 0:
             self.runtime.progress.note(
-                f"the chat template changes earlier turns: {again:,} tokens are read again"
+                f"the chat template changes earlier turns: {again:,} tokens are re-read"
             )
         said: list[int] = []
         done: Done | None = None
@@ -171,7 +171,9 @@ class Conversation:
         known = {document.path for document in self.documents}
         for document in documents:
             if document.path in known:
-                raise UsageError(f"{document.path} is there already; /drop it first to read it anew")
+                raise UsageError(
+                    f"{document.path} is already in the conversation; /drop it first to re-read it"
+                )
         layout = self.runtime.layout(_BARE, before=self._dialogue.head)
         with Counting(layout, documents, self.runtime.progress) as counting:
             counting.wait()
@@ -195,7 +197,7 @@ class Conversation:
         dropped = [document for document in self.documents if document.is_named(name)]
         if not dropped:
             there = ", ".join(document.path for document in self.documents) or "none"
-            raise UsageError(f"there is no document {name}; there are: {there}")
+            raise UsageError(f"no document {name}; the conversation has: {there}")
         self.turns = [_without(turn, dropped) for turn in self.turns]
         self._next, self._unread, self._attended = _without(self._next, dropped), True, None
         return dropped
@@ -206,11 +208,11 @@ class Conversation:
         self.turns = []
 
     def locate(self, index: int) -> Location | None:
-        """Document and line of the token at `index` of the cache; None outside documents."""
+        """The document and line of the token at `index` of the cache; None outside documents."""
         return locate(self._prompt().documents, index)
 
     def sources(self, count: int) -> Sources | None:
-        """The passages that the last answer attended to most, so many; None where nothing was counted."""
+        """This many of the last answer's most-attended passages; None if attention was not collected."""
         if self._attended is None:
             return None
         prompt = self._prompt()
@@ -218,7 +220,7 @@ class Conversation:
         return self._session.sources(self._attended, partial(locate, prompt.documents), ids, count)
 
     def as_json(self) -> dict[str, object]:
-        """What the JSON objects of all turns share."""
+        """The fields that the JSON objects of all turns share."""
         return self._session.as_json() | {
             "documents": [
                 {"path": document.path, "tokens": len(document.ids)} for document in self.documents
@@ -238,7 +240,7 @@ class Conversation:
     def _full(self, prompt: int) -> OverContextError:
         return OverContextError(
             f"the context is full: {prompt:,} of {self.context:,} tokens with this question\n"
-            "/clear forgets the conversation and keeps the documents; /drop takes one of them out",
+            "/clear forgets the conversation and keeps the documents; /drop removes one",
             n_document_tokens=tokens(self.documents),
             n_prompt_tokens=prompt,
             n_ctx=self.context,

@@ -34,13 +34,13 @@ _MARK = re.compile("\ue000(\\d+) (documents|question|thought|answer|reply)\ue000
 
 @dataclass(frozen=True)
 class Reply:
-    """What the model said in a turn."""
+    """The model's reply in a turn."""
 
     ids: np.ndarray  # int32 [n], as generated, without a stop token
     text: str  # without the thought
     thought: str
     stopped: bool = False  # by the user
-    several: bool = False  # messages, or other marks than those around a thought
+    several: bool = False  # control tokens other than those around a thought
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Prompt:
 
 @dataclass
 class _Parts:
-    """Ids in their order, and what is noted about positions."""
+    """Ids in order, with notes on positions."""
 
     ids: list[np.ndarray] = field(default_factory=list)
     length: int = 0
@@ -92,7 +92,7 @@ class Dialogue:
     ) -> None:
         self._thinking = thinking or Thinking()
         around = frame(template, chat, system=system, thinking=thinking, note=note)
-        self.head = around.head  # what stands before the first documents
+        self.head = around.head  # text before the first documents
         self.state = self._thinking.marks.state_behind(around.tail)
         self._template, self._chat, self._tokenizer = template, chat, tokenizer
         self._system = system
@@ -100,7 +100,7 @@ class Dialogue:
         self._encode_fixed = lru_cache(maxsize=None)(tokenizer.encode_template)
 
     def prompt(self, turns: Sequence[Turn]) -> Prompt:
-        """The conversation; its last turn is the one to be replied to."""
+        """The ids of a conversation; its last turn awaits the reply."""
         text = self._filled(turns)
         parts, documents, before, end = _Parts(), [], 0, 0
         for mark in _MARK.finditer(text):
@@ -125,7 +125,7 @@ class Dialogue:
         return Prompt(np.concatenate([NO_IDS, *parts.ids]), before, tuple(documents))
 
     def reply(self, ids: Sequence[int], *, stopped: bool = False) -> Reply:
-        """What the model said with these tokens, int [n]."""
+        """The reply that these tokens, int [n], make."""
         listener = Listener(self._tokenizer, self._thinking, self.state)
         said = {False: "", True: ""}
         for reasoning, part in [*chain.from_iterable(map(listener.feed, ids)), *listener.flush()]:
@@ -152,7 +152,7 @@ class Dialogue:
                 messages.append(Message("assistant", told[number]))
         text = self._messages.filled(messages, [_mark(len(turns) - 1, "question")])
         for number, turn in enumerate(turns):
-            # A template that has left a thought as it was has left the whole reply.
+            # A template that kept the thought unchanged kept the whole reply.
             reply = turn.reply
             if reply and reply.thought and reply.text and not reply.several and not self.starts_thinking:
                 text = text.replace(self._content(number, reply), _mark(number, "reply"))

@@ -110,12 +110,12 @@ class OpenDocuments:
             yield event
 
     def sources(self, count: int) -> Sources | None:
-        """The passages that the last answer attended to most, this many; None where nothing was counted."""
+        """This many of the last answer's most-attended passages; None if attention was not collected."""
         weights = self._session.timeline.attended()
         return self._session.sources(weights, self.layout.locate, self._ids, count)
 
     def as_json(self) -> dict[str, object]:
-        """What the JSON objects of all questions share."""
+        """The fields that the JSON objects of all questions share."""
         return self._session.as_json() | {
             "documents": [
                 {"path": document.path, "tokens": document.tokens} for document in self.layout.documents
@@ -145,14 +145,14 @@ class OpenDocuments:
         for event in session.answer(prompt, sampling, self.max_tokens, steer=listener.steer):
             if isinstance(event, Done):
                 event = replace(event, first_token_seconds=event.first_token_seconds + reading)
-                if not (session.compiled or event.drafted.accepted):  # which says little of other answers
+                if not (session.compiled or event.drafted.accepted):  # which says little about other answers
                     remember_run(self._speed_key, event)
                 session.compiled.clear()
             yield event
 
     @property
     def _speed_key(self) -> str:
-        """What `adamas plan` will know these timings by."""
+        """The key of these timings for `adamas plan`."""
         loaded = self.runtime.load()
         return speed_key(
             loaded.files.fingerprint,
@@ -172,7 +172,7 @@ def asked(runtime: Runtime, question: str) -> str:
 
 
 def longest_question(runtime: Runtime, around: Frame, questions: Sequence[str]) -> int:
-    """Tokens of the longest of the questions, with what stands around it."""
+    """The tokens of the longest question, with the text around it."""
     return max(len(question_ids(runtime.tokenizer, around, asked(runtime, text))) for text in questions)
 
 
@@ -197,7 +197,7 @@ def count(
             counting.wait().keep_budget(question, runtime.prompt.token_budget)
         if runtime.wants_cuda:
             needed = counting.wait().total + runtime.prompt.max_tokens + room
-            if runtime.prompt.ctx_size:  # more than that is not read at once
+            if runtime.prompt.ctx_size:  # a larger chunk is never read at once
                 needed = min(needed, runtime.prompt.ctx_size)
             runtime.progress.note(f"memory: {runtime.memory(needed).line}")
         runtime.load()

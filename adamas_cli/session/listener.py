@@ -1,4 +1,4 @@
-"""What a model says, token by token, as text: thoughts apart from answers, and no longer than they may be."""
+"""The model's tokens as text: thoughts separated from answers and limited in length."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from adamas_cli.prompt.tokens import Tokenizer
 from adamas_cli.reasoning import ReasoningSplitter, State
 from adamas_cli.sanitize import Sanitizer
 
-CALLED = "the model called a tool, of which it has none here; the call is not shown"
+CALLED = "the model called a tool, but none is offered here; the call is not shown"
 
 
 class Listener:
@@ -43,12 +43,12 @@ class Listener:
 
     @property
     def called(self) -> bool:
-        """Whether the model has called a tool."""
+        """Whether the model called a tool."""
         return self._splitter.called
 
     @property
     def several(self) -> bool:
-        """Whether the reply is more than at most a thought and then an answer."""
+        """Whether the reply holds more than one thought followed by an answer."""
         return self._splitter.several
 
     def feed(self, token: int) -> list[tuple[bool, str]]:
@@ -60,16 +60,16 @@ class Listener:
         return parts
 
     def flush(self) -> list[tuple[bool, str]]:
-        """What was held back, at the end of the reply."""
+        """The text held back, at the end of the reply."""
         rest = self._sanitizer.feed(self._decoder.flush()) + self._sanitizer.flush()
         return [*self._splitter.feed(rest), *self._splitter.flush()]
 
     def steer(self, token: int) -> Sequence[int]:
-        """The tokens that end a thought, once this one, which was fed, is the last that it may have."""
+        """The tokens that end a thought, if the token just fed is the last one allowed."""
         if self._most is None or not self._splitter.thinking:
             return ()
         self._thoughts += 1
         if self._thoughts != self._most:
             return ()
-        self._note(f"thinking was ended after {self._most:,} tokens: `think_tokens`")
+        self._note(f"thinking was stopped after {self._most:,} tokens: `think_tokens`")
         return self._ending

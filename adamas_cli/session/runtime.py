@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Runtime:
-    """What `resolve` found of a model; its weights are there once `load` was called."""
+    """A model that `resolve` found; its weights are in memory after `load`."""
 
     files: models.ModelFiles
     tokenizer: Tokenizer
@@ -46,7 +46,7 @@ class Runtime:
     progress: Progress
     origins: OriginSettings = field(default_factory=OriginSettings)
     load_seconds: float = 0.0  # from the model's name to weights in memory, a download not included
-    schema: Schema | None = None  # that answers satisfy
+    schema: Schema | None = None  # schema of all answers
     _loaded: models.LoadedModel | None = None
     _thinking: Thinking | None = None
     _grammars: Grammars | None = None
@@ -86,7 +86,7 @@ class Runtime:
 
     @property
     def grammars(self) -> Grammars:
-        """What schemas for this model's answers are made with. Raises UsageError."""
+        """The maker of schemas for this model's answers. Raises UsageError."""
         if self._grammars is None:
             self._grammars = Grammars(self.tokenizer, lambda: self.load().stop_ids)
         return self._grammars
@@ -104,7 +104,7 @@ class Runtime:
 
     @property
     def thinking(self) -> Thinking:
-        """What the user wants of thoughts, as this model can be told."""
+        """The user's wish about thinking, in the form that this model takes."""
         if self._thinking is None:
             options = self.prompt
             control = self.tokenizer.control_tokens
@@ -119,7 +119,7 @@ class Runtime:
         return Listener(self.tokenizer, self.thinking, state, max_tokens, self.note_once)
 
     def note_once(self, text: str) -> None:
-        """A line that the user should read, however often it is noted."""
+        """Show a note to the user, once."""
         if text not in self._noted:
             self._noted.add(text)
             self.progress.note(text)
@@ -130,7 +130,7 @@ class Runtime:
 
     @property
     def wants_cuda(self) -> bool:
-        """Whether the model will run on a GPU of NVIDIA's."""
+        """Whether the model will run on an NVIDIA GPU."""
         return wants_cuda(self.model.device)
 
     def load(self) -> models.LoadedModel:
@@ -162,7 +162,7 @@ class Runtime:
         return AttentionSettings.of(self._asked)
 
     def memory(self, context: int) -> Bytes:
-        """What a GPU will hold with this many tokens. Raises OutOfMemoryError where it has less."""
+        """The memory on a GPU with this many tokens. Raises OutOfMemoryError if it has less."""
         config = read_config(self.files.directory, trust_remote_code=self.model.trust_remote_code)
         machine = machine_facts(self.model.device)
         model = config_facts(config, self.files.directory, self.files.gguf)

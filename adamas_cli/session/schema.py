@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from adamas_cli.session.listener import Listener
 
 REQUEST = "Answer with JSON alone, which satisfies this schema:"
-# As models write it: a space after each comma and colon, no line breaks.
+# The form that models write: a space after each comma and colon, no line breaks.
 _FORM: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 _DEFINING = ("$defs", "definitions")  # keywords of what other places refer to
@@ -34,7 +34,7 @@ _HOLDING = {
 
 
 class Schema:
-    """A JSON schema for the answers of one model. Raises UsageError for one that cannot be held to."""
+    """A JSON schema for the answers of one model. Raises UsageError if it cannot be enforced."""
 
     def __init__(self, schema: Mapping[str, Any], grammars: Grammars) -> None:
         from llguidance import LLMatcher
@@ -46,7 +46,7 @@ class Schema:
         if fault := _fault(schema, schema):
             place, problem = fault
             at = f" at {place.removesuffix('/')}" if place else ""
-            raise UsageError(f"answers cannot be held to this schema{at}: {problem}")
+            raise UsageError(f"this schema cannot be enforced{at}: {problem}")
 
     def has_property(self, name: str) -> bool:
         """Whether some object in the answers may have a property of this name by what the schema says."""
@@ -55,11 +55,11 @@ class Schema:
     def constrained(self, sampling: Sampling, listener: Listener) -> GuidedSampling:
         """Sampling of answers that satisfy it. Raises UsageError where the listener expects a thought."""
         if listener.thinking:
-            raise UsageError("this model begins each answer with a thought, which no schema allows")
+            raise UsageError("this model begins each answer with a thought, which a schema does not allow")
         return GuidedSampling.of(sampling, begin=self._begin)
 
     def asked(self, question: str) -> str:
-        """A question that tells the model of it."""
+        """The question with the schema in its text."""
         return f"{question}\n\n{self.request}"
 
     def _begin(self) -> _Constraint:
@@ -133,7 +133,7 @@ class _Vocabulary:
     def __init__(self, tokenizer: Tokenizer, end: int) -> None:
         self._tokenizer, self.eos_token_id = tokenizer, end
         self.tokens = [tokenizer.token_bytes(token) for token in range(tokenizer.size)]
-        # What stands for no text is never a part of JSON.
+        # Tokens without text are never part of JSON.
         self.special_token_ids = [token for token, text in enumerate(self.tokens) if not text]
 
     def __call__(self, text: bytes | str) -> list[int]:

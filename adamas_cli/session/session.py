@@ -1,4 +1,4 @@
-"""A timeline that knows its model, its store and its clock: what every answer to a user goes through."""
+"""A timeline with its model, store and clock, used for every answer to a user."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Session:
     """One timeline of a runtime. A context manager; leaving it waits for the store.
 
     context: tokens that there is room for. reach: by how many of them positions turn at first, None for all.
-    limit: tokens that there may come to be. counts: keep a tally of what is attended to wherever that is
+    limit: maximum token count. counts: keep a tally of what is attended to wherever that is
     sparse, also unasked. announces: notes how many tokens were read before. However a generator of `sync` or
     `answer` ends, the next one goes on from what was read and said.
 
@@ -84,7 +84,7 @@ class Session:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        """Not where something went wrong: then nobody waits for the store."""
+        """Wait for the store, unless an error ends the session."""
         if kind is None:
             self.finish()
 
@@ -116,14 +116,14 @@ class Session:
         self.finish()  # which reads the cache where it lies
         if read := self.timeline.length:
             line = self.timeline.model.rotation.line(tokens)
-            self.runtime.progress.note(f"{line}: {read:,} tokens are read again")
+            self.runtime.progress.note(f"{line}: {read:,} tokens are re-read")
         self.timeline.reach(tokens)
         if len(self._stored_ids):
             self.keep(self._stored_ids, self._stored_names)
         return True
 
     def finish(self) -> None:
-        """Wait until what is kept is on disk; nothing is kept after it."""
+        """Wait until the documents are on disk; nothing is kept after that."""
         if self._stored is not None:
             self._stored.finish()
             self._stored = None

@@ -1,1 +1,1 @@
-"""Where an answer came from: the passages that it attended to, and the quotations that it gives."""
+"""The origins of an answer: the passages that it attended to, and its quotations."""

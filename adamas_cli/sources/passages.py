@@ -23,7 +23,7 @@ NEIGHBOUR = 0.1  # of the best line's weight, from which a line beside it belong
 EXCERPT = 160  # characters
 EXCERPT_TOKENS = 120  # that are looked at for one
 STRIP = 200  # parts of the documents in a heat strip
-LEAST_SHARE = 0.005  # of a passage that is worth showing
+LEAST_SHARE = 0.005  # least share of a passage to be shown
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Quotations in an answer, each looked up word for word in what the model has read."""
+"""Quotations in an answer, each looked up word for word in the text that the model read."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _EDGES = " \t\n\"'.,;:!?…*_`()[]"
 
 @dataclass(frozen=True)
 class Quote:
-    """Words that an answer gives as a quotation, and where they stand; None where they do not."""
+    """Words that an answer quotes, and their place; None if they are in no document."""
 
     text: str
     path: str | None = None
@@ -44,7 +44,7 @@ class Quote:
 
     @property
     def verified(self) -> bool:
-        """Whether the words stand in a document."""
+        """Whether a document holds the words."""
         return self.path is not None
 
     def as_json(self) -> dict[str, object]:
@@ -92,8 +92,7 @@ def _cleaned(found: Iterable[str]) -> list[str]:
 
 
 def check(quotes: Sequence[str], layout: Layout, ids: np.ndarray, tokenizer: Tokenizer) -> list[Quote]:
-    """Each of the quotations in an answer, with the place where it stands in the tokens int [n] that were
-    read.
+    """Each quotation of an answer, with its place in the tokens int [n] that were read.
 
     How much white space, capitals, and the forms of quotation marks and dashes do not count; every word does.
     """
@@ -104,7 +103,7 @@ def check(quotes: Sequence[str], layout: Layout, ids: np.ndarray, tokenizer: Tok
 
 
 class _Text:
-    """What was read, as one normalized string with the token that each of its pieces began with."""
+    """The text that was read, as one normalized string with the first token of each piece."""
 
     def __init__(self, ids: np.ndarray, layout: Layout, tokenizer: Tokenizer) -> None:
         self._layout = layout
@@ -125,7 +124,7 @@ class _Text:
         self._text = "".join(pieces)
 
     def find(self, quote: str) -> Quote:
-        """Where a quotation stands."""
+        """The place of a quotation."""
         wanted = normalize(quote).strip()
         at = self._text.find(wanted) if wanted else -1
         while at >= 0:

@@ -1,1 +1,1 @@
-"""Prefilled documents on disk: what a model has read once is there for every later question."""
+"""Prefilled documents on disk: read once, reused for every later question."""

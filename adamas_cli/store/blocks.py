@@ -28,12 +28,12 @@ _NO_CHECKSUM = "0" * 16
 
 
 class DamagedError(Exception):
-    """A block that is not what it should be; the message is half a sentence."""
+    """A damaged or foreign block; the message is half a sentence."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Where one tensor lies: its number format and shape, its first byte in the file, and its checksum."""
+    """The place of a tensor: number format, shape, first byte in the file, and checksum."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -85,12 +85,12 @@ class BlockWriter:
         self._checksums[name] = checksum.hexdigest()
 
     def seal(self) -> None:
-        """Put the checksums in; the block is complete."""
+        """Write the checksums, which completes the block."""
         self._stream.seek(0)
         self._stream.write(self._header(self._checksums))
 
     def _header(self, checksums: dict[str, str]) -> bytes:
-        """As long with one set of checksums as with another."""
+        """The header, whose length does not depend on the checksums."""
         metadata = {**self._facts, "checksums": json.dumps(checksums)}
         metadata["seal"] = _seal(metadata, self._table)
         text = json.dumps({"__metadata__": metadata, **self._table}).encode()
@@ -146,12 +146,12 @@ def read_tensor(descriptor: int, stored: Stored, pieces: Sequence[Any]) -> None:
 
 
 def has_states(file: Path) -> bool:
-    """Whether a document can be taken up after this block; damaged ones are none of it."""
+    """Whether reading can continue after this block; False for a damaged one."""
     return bool(state_names(tensor_names(file)))
 
 
 def tensor_names(file: Path) -> set[str]:
-    """What is in a block; nothing in one that cannot be read."""
+    """The content of a block; empty if it cannot be read."""
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -165,7 +165,7 @@ def tensor_names(file: Path) -> set[str]:
 
 
 def verify(file: Path, key: str) -> str | None:
-    """What is wrong with the block of this key, read as a whole, as half a sentence; None if nothing is."""
+    """The fault of the block of this key, as half a sentence; None if there is none. Reads it all."""
     try:
         descriptor = os.open(file, os.O_RDONLY)
     except OSError as error:

@@ -13,7 +13,7 @@ from adamas_cli.terminal.region import Line, render_lines
 
 
 class PlainAnswers:
-    """Prints answers as they come; each ends with a line feed, and a blank line is between two."""
+    """Prints answers as they come; each ends with a line feed, a blank line separates two."""
 
     def __init__(self, stream: TextIO, make_room: Callable[[], None]) -> None:
         self._stream = stream
@@ -42,14 +42,14 @@ class PlainAnswers:
         self._between = True
 
     def tail(self) -> list[RenderableType]:
-        """What is said but not yet printed: nothing."""
+        """The text not yet printed: none."""
         return []
 
 
 class MarkdownAnswers:
     """Prints each Markdown block once it is finished; the unfinished one is `tail`, to be drawn in place.
 
-    hold: an answer stays unfinished until its end, for what is to be printed above it.
+    hold: keep an answer unfinished until its end, so that other text can be printed above it.
     """
 
     def __init__(

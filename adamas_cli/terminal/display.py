@@ -154,7 +154,7 @@ class Display:
                 self._tasks.remove(task)
 
     def question(self, text: str) -> None:
-        """Say which of several questions comes next, where stderr is a terminal."""
+        """Show which of several questions comes next, where stderr is a terminal."""
         if self._shows_progress:
             self._print_note(f"\n> {one_line(text)}\n", style="bold")
 
@@ -189,7 +189,7 @@ class Display:
                         self.note("the answer was cut at --max-tokens")
 
     def settle(self) -> None:
-        """Nothing is under way any more: end the answer where it is, and leave the terminal to others."""
+        """End the answer where it is and release the terminal."""
         self._finish()
 
     def _think(self, text: str) -> None:
@@ -204,7 +204,7 @@ class Display:
             self._print_note(line + "\n", style="dim")
 
     def _finish(self) -> None:
-        """Print what is still unfinished, and leave nothing that would be redrawn."""
+        """Print what is unfinished; nothing is redrawn after that."""
         with self._lock:
             self._prefill = self._token = None
             self._leave_tree()

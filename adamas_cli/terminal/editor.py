@@ -40,7 +40,7 @@ class LineEditor:
             key_bindings=_keys(),
         )
         self._terminal = self._session.input.fileno()
-        self.abandoned = False  # whether the last interruption threw text away
+        self.abandoned = False  # whether the last interruption discarded text
 
     def read(self) -> str:
         """The next line, or several that were pasted. Raises EOFError at Ctrl-D, KeyboardInterrupt."""
@@ -52,7 +52,7 @@ class LineEditor:
 
     @contextmanager
     def unechoed(self) -> Iterator[None]:
-        """While something else is drawn, what is typed waits for the next `read` and is not shown."""
+        """While something else is drawn, typed text waits for the next `read` and is not shown."""
         before = termios.tcgetattr(self._terminal)
         silent = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
         termios.tcsetattr(self._terminal, termios.TCSADRAIN, silent)
@@ -80,7 +80,7 @@ def _history(path: Path | None) -> History:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_APPEND | os.O_RDWR, 0o600))
         path.chmod(0o600)
-    except OSError:  # a home that cannot be written: lines are remembered until the end
+    except OSError:  # the home is not writable: keep the history in memory
         return InMemoryHistory()
     return FileHistory(str(path))
 

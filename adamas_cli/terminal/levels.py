@@ -11,29 +11,29 @@ from adamas_cli.sanitize import one_line
 from adamas_cli.terminal import lines
 
 _SHORTEST_LABEL = 8  # columns
-_SHOWN_FINISHED = 3  # prompts of a level; the others are only counted
+_SHOWN_FINISHED = 3  # prompts of a level that are shown; others are only counted
 
 
 class TreeView:
-    """Draws a Tree, and tells what of it is worth a line that stays."""
+    """Draws a Tree, and returns the lines that should stay."""
 
     def __init__(self) -> None:
         self._tree = Tree()
         self._drawn = False
 
     def update(self, step: Step) -> None:
-        """Take in what has happened."""
+        """Update the state with an event."""
         self._tree.update(step)
         self._drawn = True
 
     def leave(self) -> list[str]:
-        """Draw no more until the next step; a line for each level that was drawn, to stay in its place."""
+        """Stop drawing until the next step; returns a line for each level drawn, to stay in its place."""
         levels = self._tree.levels if self._drawn else []
         self._drawn = False
         return [lines.joined(_whole(level)) for level in levels]
 
     def plain_line(self, step: Step) -> str | None:
-        """What is said of a step where nothing can be redrawn."""
+        """The line for a step where nothing can be redrawn."""
         if not isinstance(step, Finished):
             return None
         level = self._tree.levels[-1]
@@ -98,7 +98,7 @@ def _result(branch: Branch, done: Finished) -> list[str]:
 
 
 def _row(mark: str, pieces: list[str], width: int) -> RenderableType:
-    """The pieces in one line. In a narrow one the first two stay, and the first loses what it begins with."""
+    """The pieces in one line. In a narrow one the first two stay, and the first is cut at its start."""
     room = width - len(mark)
     first, *rest = pieces
     left = room - len(lines.joined(["", *rest[:1]]))

@@ -48,7 +48,7 @@ def joined(pieces: list[str]) -> str:
 
 
 def fitted(pieces: list[str], width: int) -> str:
-    """As many of the pieces, first ones first, as fit one line of `width` columns; at least the first."""
+    """The first pieces that fit one line of `width` columns; at least one."""
     line = pieces[0]
     for piece in pieces[1:]:
         if len(line) + len(_SEPARATOR) + len(piece) > width:
@@ -58,7 +58,7 @@ def fitted(pieces: list[str], width: int) -> str:
 
 
 def bar(label: str, done: int, total: int | None, facts: list[str], width: int) -> RenderableType:
-    """`label ━━━━━━━━ 45% · facts` in one line, of which first the bar and then the last facts give way."""
+    """`label ━━━━━━━━ 45% · facts` in one line; if narrow, the bar shrinks, then the last facts go."""
     if not total:
         return Text(fitted([label, *facts], width), no_wrap=True, overflow="ellipsis")
     percent = f"{min(100, 100 * done // total)}%"
@@ -90,7 +90,7 @@ def prefill_line(event: Prefill, waited: float, width: int) -> RenderableType:
 
 
 def status_line(event: Token, width: int) -> RenderableType:
-    """What the model does for one answer token."""
+    """The status line for one answer token."""
     speed = rate(event.index, event.seconds)
     pieces = [] if speed is None else [f"{count(speed)} tok/s"]
     pieces += [

@@ -59,7 +59,7 @@ class BlockStream:
         self.tail += text
         if "\n" not in text:
             return []
-        # Only whole lines decide: a half line such as `-` may still become a list, a rule or a heading.
+        # Only complete lines decide: a partial line such as `-` may become a list, a rule or a heading.
         lines = self.tail[: self.tail.rindex("\n") + 1].splitlines(keepends=True)
         starts = [token.map[0] for token in _PARSER.parse("".join(lines)) if token.level == 0 and token.map]
         bounds = sorted(set(starts))
@@ -69,7 +69,7 @@ class BlockStream:
         return blocks
 
     def flush(self) -> list[str]:
-        """The last block, at the end of the answer."""
+        """Return the last block, at the end of the answer."""
         tail, self.tail = self.tail, ""
         return [tail] if tail.strip() else []
 

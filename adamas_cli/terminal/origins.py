@@ -1,4 +1,4 @@
-"""How it looks where an answer came from: a heat strip of the documents, passages, and quotations."""
+"""How the origins of an answer are shown: a heat strip of the documents, passages, quotations."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def passage_lines(passages: Sequence[Passage], width: int | None) -> list[str]:
 
 
 def quote_lines(quotes: Sequence[Quote]) -> list[str]:
-    """A line for each quotation: whether it stands in the documents word for word, and where."""
+    """A line for each quotation: whether the documents hold it word for word, and where."""
     if not quotes:
         return ["the answer quotes nothing"]
     lines = []

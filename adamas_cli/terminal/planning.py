@@ -11,10 +11,10 @@ from adamas_cli.forecast.tree import Branch, draw
 from adamas_cli.sanitize import one_line
 from adamas_cli.terminal.lines import duration, size
 
-LARGEST = 20  # documents, or branches of a folder, that are shown one by one
-LEAST_SHARE = 0.01  # of all tokens, that a branch has to have to be shown
+LARGEST = 20  # documents or branches of a folder shown one by one
+LEAST_SHARE = 0.01  # least share of all tokens for a branch to be shown
 _LABEL = 9
-_NARROWEST = 20  # columns of text, however narrow the terminal is
+_NARROWEST = 20  # least columns of text on a narrow terminal
 
 
 def shown(plan: Plan, tree: Branch | None, width: int | None) -> Iterator[str]:
@@ -29,7 +29,7 @@ def shown(plan: Plan, tree: Branch | None, width: int | None) -> Iterator[str]:
     facts = [
         ("prompt", _prompt(plan)),
         ("context", _context(plan)),
-        ("kept", f"{plan.kept:,} tokens need not be read again" if plan.kept else "nothing of it yet"),
+        ("kept", f"{plan.kept:,} tokens are kept and not read again" if plan.kept else "nothing of it yet"),
         ("memory", _memory(plan)),
         ("time", _time(plan)),
     ]
@@ -93,9 +93,9 @@ def _context(plan: Plan) -> str:
         return f"{told}it fits, and {counted.context - counted.total:,} are left"
     over = f"{told}it does not fit, by {counted.total - counted.context:,}. "
     if counted.parts is None:
-        return f"{over}Not even the answer does: lower -n, or take a model with a longer context"
+        return f"{over}The answer alone does not fit: lower -n, or use a model with a longer context"
     return (
-        f"{over}In parts it would be {counted.parts:,} of them: --on-overflow map-reduce; "
+        f"{over}It would take {counted.parts:,} parts: --on-overflow map-reduce; "
         "--on-overflow truncate leaves out the middle"
     )
 
@@ -104,17 +104,17 @@ def _memory(plan: Plan) -> str:
     needs = plan.decision.bytes
     parts = {"weights": needs.weights, "cache": needs.cache, "codes": needs.codes, "program": needs.work}
     told = " + ".join(f"{size(part)} {name}" for name, part in parts.items() if part)
-    short = "" if needs.total <= plan.available else "; THAT IS TOO LITTLE"
+    short = "" if needs.total <= plan.available else "; NOT ENOUGH"
     return (
         f"about {size(needs.total)}: {told}{'' if needs.exact else ' at most'}; "
-        f"{size(plan.available)} are there{short}"
+        f"{size(plan.available)} available{short}"
     )
 
 
 def _time(plan: Plan) -> str:
     times = plan.times
     if times is None:
-        return "unknown until a first question was asked on this machine"
+        return "unknown until the first question on this machine"
     told = "" if plan.counted.fits else "for as much as fits: "
     reading = "reading sparsely" if plan.decision.attention.read == "sparse" else "reading"
     return (

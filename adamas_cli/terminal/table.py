@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-NARROWEST = 20  # columns: with fewer, rich leaves out what has no room in a list or a table
+NARROWEST = 20  # columns: with fewer, rich drops content from lists and tables
 _WIDE = 60  # columns of a table that a narrower terminal breaks
 
 
 def print_table(stream: TextIO, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows of cells under titles; columns of numbers stand to the right."""
+    """Print rows of cells under titles; columns of numbers are right-aligned."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, title in enumerate(titles):
         cells = [row[index] for row in rows]

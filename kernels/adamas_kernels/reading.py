@@ -56,7 +56,7 @@ class BlockMeans:
 
     @classmethod
     def empty(cls, keys: Tensor, values: Tensor, blocks: int) -> BlockMeans:
-        """Room for so many blocks of keys and values like [B, K, N, D]."""
+        """Room for this many blocks of keys and values like [B, K, N, D]."""
         shape = (*keys.shape[:2], blocks)
         means, spreads = (keys.new_empty(*shape, keys.shape[-1]) for _ in range(2))
         return cls(means, values.new_empty(*shape, values.shape[-1]), spreads)
@@ -73,7 +73,7 @@ class BlockMeans:
 
 
 def summarize(keys: Tensor, values: Tensor, means: BlockMeans, start: int) -> None:
-    """Write what is kept of all whole blocks of keys and values, [B, K, S, D], that end behind the first
+    """Write what is kept of all whole blocks of keys and values, [B, K, S, D], that end after the first
     `start` tokens.
     """
     first, last = start // KEY_BLOCK, keys.shape[2] // KEY_BLOCK
@@ -229,5 +229,5 @@ def count_blocks(chosen: Tensor, new: int, size: int, computed: Tensor) -> None:
 
 
 def blocks_of(tokens: int) -> int:
-    """How many blocks of keys so many tokens reach into."""
+    """How many blocks of keys this many tokens reach into."""
     return -(-tokens // KEY_BLOCK)

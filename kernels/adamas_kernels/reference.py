@@ -245,7 +245,7 @@ def select(scores: Tensor, budget: int, sinks: int, recents: int, reaching: Tens
 
     Query n of N stands at position S - N + n and sees nothing later. Its own token, the first `sinks` and
     the last `recents` (its own included) visible tokens are always chosen, within the budget.
-    reaching: `reaches_error`, bool [B, H, N, S]: of the tokens behind the first LEAST_ATTENDED the others are
+    reaching: `reaches_error`, bool [B, H, N, S]: of the tokens after the first LEAST_ATTENDED the others are
     left out.
 
     Returns int64 [B, H, N, min(budget, S)], ascending; positions beyond the query's own fill up a row that
@@ -264,7 +264,7 @@ def select(scores: Tensor, budget: int, sinks: int, recents: int, reaching: Tens
 
 
 def _best(ranking: Tensor, count: int) -> Tensor:
-    """Which are the `count` highest of each row [..., S], exactly so many; ties go to the lowest position."""
+    """The `count` highest of each row [..., S], exactly this many; ties go to the lowest position."""
     threshold = ranking.topk(count).values[..., -1:]
     above = ranking > threshold
     ties = ranking == threshold

@@ -36,7 +36,7 @@ class Softmax:
         return self.softcap > 0 or (self.window is not None and tokens > self.window)
 
     def first_seen(self, length: int) -> int:
-        """The first token that one behind `length` others sees."""
+        """The first token that one after `length` others sees."""
         return 0 if self.window is None else max(0, length + 1 - self.window)
 
     def capped(self, scores: Tensor) -> Tensor:

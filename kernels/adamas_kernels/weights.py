@@ -107,12 +107,12 @@ class Mixture:
 class AttentionWeights:
     """The attention of one layer.
 
-    inputs: products with the same vector, whose outputs are queries, keys and values: one behind the other,
+    inputs: products with the same vector, whose outputs are queries, keys and values: one after the other,
     or, `by_head`, those of each head side by side. query_norm, key_norm: of each head, [head_dim], or of the
     whole vector; before the rotation or, norms_last, after it. rotation: which of those that a step is given,
     None for none; pairs: whether neighbours are rotated against each other, instead of halves. clip: what all
     inputs are limited to, before the rotation. softmax: its sinks are float32. growth: (a, n), by which
-    the scaling of a token behind m others grows, 1 + a log(1 + floor(m / n)) times.
+    the scaling of a token after m others grows, 1 + a log(1 + floor(m / n)) times.
     """
 
     inputs: Sequence[Linear]
@@ -132,7 +132,7 @@ class AttentionWeights:
     growth: tuple[float, int] | None = None
 
     def scaling_at(self, length: int) -> float:
-        """The scaling of scores of a token behind `length` others."""
+        """The scaling of scores of a token after `length` others."""
         if self.growth is None:
             return self.scaling
         rate, tokens = self.growth
@@ -172,7 +172,7 @@ class LayerWeights:
 @dataclass(frozen=True)
 class DecoderWeights:
     """A model: embedding, from a token to its row [hidden] of any number format; the layers; norm and head
-    behind them. Logits are multiplied by `factor` and, with a soft cap c, become c tanh(logits / c).
+    after them. Logits are multiplied by `factor` and, with a soft cap c, become c tanh(logits / c).
     """
 
     embedding: Callable[[int], Tensor]

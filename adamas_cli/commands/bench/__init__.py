@@ -1,4 +1,4 @@
-"""`adamas bench`: what this machine reaches, beside what full attention and other engines take."""
+"""`adamas bench`: how fast this machine is, with full and sparse attention and other engines."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ def command(
         typer.Option(
             "--text",
             metavar="FILE",
-            help="Read this text, not random tokens; shows how answers agree. With --kernels and -m: replay "
-            "what the model's layers saw of it (repeatable).",
+            help="Read this text instead of random tokens. With --kernels and -m: replay "
+            "what the model's layers computed for it (repeatable).",
         ),
     ] = None,
-    generated: Annotated[int, typer.Option("-n", "--n-gen", min=1, help="Tokens of each decode.")] = 32,
+    generated: Annotated[int, typer.Option("-n", "--n-gen", min=1, help="Tokens to decode.")] = 32,
     repeats: Annotated[
         int,
         typer.Option(
             "-r",
             "--repetitions",
             min=1,
-            help="Repeats of each decode or replay, and of a prefill of under 5 s.",
+            help="Repeats of each decode or replay, and of prefills under 5 s.",
         ),
     ] = 5,
     others: Annotated[
@@ -63,7 +63,7 @@ def command(
     ] = None,
     kernels: Annotated[
         bool,
-        typer.Option("--kernels", help="Only one sparse decode step of a layer against full attention."),
+        typer.Option("--kernels", help="Measure one sparse decode step of a layer, beside full attention."),
     ] = False,
     heads: Annotated[
         str | None,
@@ -71,7 +71,7 @@ def command(
             "--heads",
             metavar="LIST",
             help="With --kernels: query heads/KV heads x head_dim, such as 32/8x128,14/2x64; with --text, "
-            "layers built of recorded heads.",
+            "layers built from recorded heads.",
         ),
     ] = None,
     break_even: Annotated[
@@ -91,20 +91,18 @@ def command(
 
     A document of each length is read once and answered with full attention and with Adamas, in turn.
 
-    Peak memory is the process's so far, and lengths are measured from the shortest.
+    Peak memory is that of the process so far; the shortest length comes first.
 
     With --kernels, full attention is the fastest kernel that runs here; both sides are warmed up.
 
     With --kernels, -m and --text, steps are replayed on what the model's layers saw, beside random data.
     """
-    environment = dict(os.environ)  # other engines get what the user has, not what this one sets below
+    environment = dict(os.environ)  # other engines get the user's environment, without the changes made below
     if kernels:
         _exclude("--kernels", {"--shape": shape, "--vs": others, "--plot": plot})
         if texts or _given(context, "model"):
             if model.model is None or not texts:
-                raise UsageError(
-                    "--kernels replays what a model saw of a text: give both -m and --text, or neither"
-                )
+                raise UsageError("--kernels replays a model on a text: give both -m and --text, or neither")
             prepare_libraries(verbose=0, offline=model.offline)
             tell(recorded.Job(texts, heads, lengths, repeats, model, attention).measure(), form)
             return
@@ -112,7 +110,9 @@ def command(
         tell(kernel_bench.measure(heads, lengths, break_even, model, attention), form)
         return
     if lengths is None:
-        raise UsageError("say what to measure, as in: adamas bench --kernels, or adamas bench --len 4k,16k")
+        raise UsageError(
+            "name what to measure, for example: adamas bench --kernels, or adamas bench --len 4k,16k"
+        )
     _exclude("--len without --kernels", {"--heads": heads, "more than one --text": (texts or [])[1:]})
     prepare_libraries(verbose=0, offline=model.offline)
     if plot is not None:
@@ -129,13 +129,13 @@ def command(
 
 
 def _exclude(chosen: str, others: dict[str, object]) -> None:
-    """Raises UsageError where one of the other flags is given too."""
+    """Raises UsageError if one of the other flags is given too."""
     for flag, value in others.items():
         if value:
-            raise UsageError(f"{flag} does not go with {chosen}")
+            raise UsageError(f"{flag} does not work with {chosen}")
 
 
 def _given(context: typer.Context, name: str) -> bool:
-    """Whether a flag stands on the command line, and is not from the environment or the configuration."""
+    """Whether a flag was given on the command line, not by the environment or the configuration."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"

@@ -27,7 +27,7 @@ def measure(
     model: ModelSettings,
     attention: DecodingSettings,
 ) -> Iterator[tuple[Record, str]]:
-    """Figures as they come, as records and as lines of Markdown. Raises UsageError."""
+    """Yield figures as they are measured, as records and as lines of Markdown. Raises UsageError."""
     bench, chosen, contexts = _prepare(shapes, lengths, model, attention)
     yield from _measure(bench, chosen, contexts, break_even)
 
@@ -110,7 +110,7 @@ def _measure(
     if break_even:
         for number_of, shape in enumerate(shapes):
             found = bench.break_even(shape)
-            words = f"from {found:,} tokens" if found else "at no length measured"
+            words = f"from {found:,} tokens" if found else "at none of the measured lengths"
             line = f"{shape}: a sparse step is faster {words}"
             yield {"shape": str(shape), "break_even": found}, line if number_of else f"\n{line}"
 

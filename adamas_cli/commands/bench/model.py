@@ -68,7 +68,7 @@ class Job:
             if cores > NOTICEABLE:
                 say(
                     f"{measured.engine}, {measured.test}: other programs kept {cores:.1f} cores busy; "
-                    "do not trust this row, nor ratios to it"
+                    "this row and ratios to it are unreliable"
                 )
             row = rows.row(measured, cores)
             yield row, markdown_row(rows.cells(row))
@@ -82,7 +82,7 @@ class Job:
         needed = tokens_needed(longest, self.generated)
         if self.shape is not None:
             if self.text is not None:
-                raise UsageError("--text needs a tokenizer, and --shape has none: leave out one of them")
+                raise UsageError("--text needs a tokenizer and --shape has none: leave out one of them")
             target = shape_target(self.shape, needed, model)
         else:
             target = model_target(model, display)

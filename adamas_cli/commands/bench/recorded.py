@@ -132,7 +132,7 @@ class Job:
             for source, traces in self._traces(loaded, bench, reading, shapes):
                 for row, layers in bench.measure(source, traces, budgets):
                     if row.others_cores > NOTICEABLE:
-                        say(f"other programs kept {row.others_cores:.1f} cores busy; do not trust this row")
+                        say(f"other programs kept {row.others_cores:.1f} cores busy; this row is unreliable")
                     yield row, layers
                 del traces  # before the next are made
                 give_back()

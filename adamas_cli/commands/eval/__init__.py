@@ -1,4 +1,4 @@
-"""`adamas eval`: is the sparse answer as good as the full one? Measured on the user's model and text."""
+"""`adamas eval`: how close sparse attention is to full attention, on the user's model and text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from adamas_cli.commands.folding import register
 app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Compare sparse with full attention on a model and text of yours.",
+    help="Compare sparse with full attention on your model and text.",
 )
 register(app, "ppl", ppl.command)
 register(app, "retrieval", retrieval.command)

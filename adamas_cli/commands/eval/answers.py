@@ -47,7 +47,7 @@ Wanted = dict[Path, list[tuple[str, list[str]]]]
 @grouped
 def command(
     document: Annotated[
-        Path | None, typer.Option("--document", metavar="FILE", help="What the questions of -q are about.")
+        Path | None, typer.Option("--document", metavar="FILE", help="The document that -q asks about.")
     ] = None,
     question: Annotated[
         list[str] | None, typer.Option("-q", "--question", metavar="TEXT", help="A question (repeatable).")
@@ -133,7 +133,7 @@ def _wanted(document: Path | None, asked: list[str], file: Path | None) -> Wante
     """Who asks what about which document. Raises UsageError."""
     if file is not None:
         if document is not None or asked:
-            raise UsageError("--questions names its own documents: leave out --document and -q")
+            raise UsageError("the file of --questions names its documents: leave out --document and -q")
         return _lines(file)
     if document is None or not asked:
         raise UsageError(f"give a document and questions, as in: {EXAMPLE}\nor --questions FILE.jsonl")
@@ -146,7 +146,7 @@ def _lines(file: Path) -> Wanted:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UsageError(f"--questions {file}: {reason}") from None
     wanted: Wanted = {}
     for number, line in enumerate(lines, start=1):

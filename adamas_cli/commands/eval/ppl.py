@@ -40,7 +40,7 @@ def command(
     methods: Methods = METHODS,
     read: Reads = "dense",
     scored: Annotated[
-        int, typer.Option("--scored", min=1, help="Tokens after those, over which is compared.")
+        int, typer.Option("--scored", min=1, help="Number of tokens after those to compare.")
     ] = 256,
     dense_layers: DenseLayers = DecodingSettings.dense_layers,
     *,

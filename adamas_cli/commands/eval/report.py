@@ -1,4 +1,4 @@
-"""How the rows of a run are told: a table on a terminal, Markdown in a pipe, or data."""
+"""How the rows of a run are printed: a table on a terminal, Markdown in a pipe, or data."""
 
 from __future__ import annotations
 

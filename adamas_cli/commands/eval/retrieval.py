@@ -34,14 +34,15 @@ from adamas_cli.settings import DecodingSettings, ModelSettings
 
 @grouped
 def command(
-    text: Annotated[Path, typer.Option("--text", metavar="FILE", help="Prose in UTF-8 to hide things in.")],
+    text: Annotated[Path, typer.Option("--text", metavar="FILE", help="UTF-8 text to hide things in.")],
     tasks: Annotated[
         str,
-        typer.Option("--tasks", metavar="LIST", help="Of passkey, needle, multikey, variables, words."),
+        typer.Option("--tasks", metavar="LIST", help="Any of passkey, needle, multikey, variables, words."),
     ] = "passkey,needle,multikey,variables,words",
     lengths: Lengths = "4k",
     depths: Annotated[
-        str, typer.Option("--depths", metavar="LIST", help="Percent of the document before what is hidden.")
+        str,
+        typer.Option("--depths", metavar="LIST", help="Where in the document to hide things, in percent."),
     ] = "0,25,50,75,100",
     samples: Annotated[
         int, typer.Option("--samples", min=1, help="Documents for each task, length and depth.")
@@ -51,7 +52,7 @@ def command(
         typer.Option(
             "--question",
             metavar="LIST",
-            help="dense reads the question with full attention, as ask does; sparse does not.",
+            help="Read the question with full attention (dense, as ask does) or with sparse attention.",
         ),
     ] = "dense",
     budgets: Budgets = "128",

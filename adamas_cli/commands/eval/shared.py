@@ -33,7 +33,7 @@ Methods = Annotated[
     typer.Option(
         "--methods",
         metavar="LIST",
-        help="Which ways to choose tokens are compared; an empty list is for full attention alone.",
+        help="Methods to compare; with an empty list, full attention alone.",
     ),
 ]
 Reads = Annotated[
@@ -41,8 +41,8 @@ Reads = Annotated[
     typer.Option(
         "--read",
         metavar="LIST",
-        help="How the document is read: of dense, sparse, and mass, means and antidiagonals, by which others "
-        "read sparsely. All is compared with full attention after dense reading.",
+        help="How the document is read: any of dense, sparse, and the other sparse methods "
+        "mass, means and antidiagonals. All are compared with dense reading and full attention.",
     ),
 ]
 
@@ -72,7 +72,7 @@ class ReportOptions:
     ] = None
     resume: Annotated[
         bool,
-        typer.Option("--resume", rich_help_panel="Output", help="Do not measure again what that file holds."),
+        typer.Option("--resume", rich_help_panel="Output", help="Skip rows that the file already has."),
     ] = False
     plot: Annotated[
         Path | None,
@@ -84,7 +84,7 @@ class ReportOptions:
         ),
     ] = None
     seed: Annotated[
-        int, typer.Option("--seed", help="Of everything that is drawn, the intervals included.", min=0)
+        int, typer.Option("--seed", help="Seed of everything drawn at random, intervals included.", min=0)
     ] = 0
 
     def ledger(self) -> Ledger:
@@ -162,5 +162,5 @@ def tell(
             else:
                 report.detail(record)
     if ledger.foreign:
-        display.note(f"{ledger.foreign:,} rows of other settings stay in the file and are not shown")
+        display.note(f"{ledger.foreign:,} rows with other settings stay in the file and are not shown")
     return rows

@@ -8,7 +8,7 @@ from adamas_cli.errors import AdamasError
 
 
 class Trouble(StrEnum):
-    """What is counted aloud in the file's place."""
+    """What is reported in the file's place."""
 
     DAMAGED = "damaged"
     ENCRYPTED = "encrypted"
@@ -17,7 +17,7 @@ class Trouble(StrEnum):
     TOO_LARGE = "too large when unpacked"
     TOO_DEEP = "nested too deeply"
     TOO_SLOW = "too slow to convert"
-    TOO_HUNGRY = "in need of too much memory"
+    TOO_HUNGRY = "using too much memory"
     NO_OFFICE = "need adamas[office]"  # counted by suffix: "3 .pptx need adamas[office]"
     NO_OCR = "need adamas[ocr]"
     CHANGED = "changed while it was converted"

@@ -1,1 +1,1 @@
-"""What `adamas bench` measures."""
+"""The measurements of `adamas bench`."""

@@ -1,4 +1,4 @@
-"""The cache of one layer, made of keys and values that are there already."""
+"""The cache of one layer, made of existing keys and values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long calls take on a device, and what that device is."""
+"""The time of calls on a device, and the device's name and bandwidth."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 CPU_SECONDS = 0.5  # of repeats for a figure
 GPU_REPEATS = 30
 LAUNCH_CYCLES = 72_000  # of a GPU, about 40 us, in which a host launches a graph with room to spare
-LAUNCHES_AHEAD = 4  # a graph of all layers takes as long to launch as so many
+LAUNCHES_AHEAD = 4  # a graph of all layers takes as long to launch as this many
 COPIED_BYTES = 1 << 28  # more than any processor's own cache
 
 
@@ -72,7 +72,7 @@ def _pass(prepare: Callable[[int], None], calls: Sequence[Callable[[], object]],
 def _graph_pass(
     prepare: Callable[[int], None], calls: Sequence[Callable[[], object]]
 ) -> Callable[[int], Tensor]:
-    """The same on a GPU, as often as it is asked for.
+    """The same on a GPU, repeatedly.
 
     Every call is a CUDA graph of its own, and all of them together are one more. Events between the former
     tell calls apart but count the gap between two graphs too; the latter has no gaps. What the sum of the

@@ -1,4 +1,4 @@
-"""Layers of a shape that no model here has, built of recorded heads.
+"""Layers of a shape that no local model has, built from recorded heads.
 
 A KV head with its queries is taken from the recordings whole, so that each keeps its own keys, values and
 queries; only which heads share a layer is made up. Beyond what the model can read, a head's context is put

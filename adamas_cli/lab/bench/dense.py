@@ -1,4 +1,4 @@
-"""Full attention of one query by every kernel that this machine has, our own included, to compare with."""
+"""Full attention of one query by every kernel on this machine, our own included, for comparison."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from adamas_cli.lab.bench.clock import microseconds
 from adamas_cli.lab.bench.dense import fastest
 
 LAYERS = 4  # caches in turn, so that none stays in the processor's own cache
-NEW_ROOM = 64  # tokens that fit after the measured ones
+NEW_ROOM = 64  # room in tokens after the measured ones
 SHORTEST, LONGEST = 512, 65536  # where the break-even is looked for
 
 

@@ -16,7 +16,7 @@ WARM_UP = 4  # tokens
 ROOM = 64  # tokens after the last one
 STEP = 256  # n_ctx is a multiple
 BATCH = 512
-QUICK_SECONDS = 5.0  # what takes longer is not repeated
+QUICK_SECONDS = 5.0  # seconds; longer prefills are not repeated
 
 
 def peak_bytes() -> int:

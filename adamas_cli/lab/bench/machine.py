@@ -1,4 +1,4 @@
-"""What a measurement was taken on: told above the figures, and beside each as data."""
+"""The machine of a measurement: printed above the figures, and with each as data."""
 
 from __future__ import annotations
 

@@ -37,12 +37,12 @@ class Measurement:
 
     @property
     def test(self) -> str:
-        """Its name, as llama-bench writes it."""
+        """Its name in llama-bench's form."""
         return f"tg{self.generated} @ d{self.length}" if self.generated else f"pp{self.length}"
 
     @property
     def rates(self) -> list[float]:
-        """Tokens a second of each repeat."""
+        """Tokens per second of each repeat."""
         return [(self.generated or self.length) / seconds for seconds in self.seconds]
 
     @property
@@ -126,7 +126,7 @@ class Rows:
         ]
 
     def _against(self, engine: str, measured: Measurement) -> float | None:
-        """How many times as fast as full attention of an engine, where that was measured."""
+        """The speed relative to full attention of an engine, if that was measured."""
         rate = self._rates.get((engine, "full", measured.test))
         return None if rate is None else measured.rate / rate
 

@@ -24,7 +24,7 @@ QUESTION = 16  # tokens, those after the document
 WARM_UP = 4  # tokens of an answer
 # Tokens: more than one chunk on a CPU, and enough on a GPU that a step is rehearsed after them.
 WARM_UP_READ = {"cpu": 600, "cuda": 2 * REHEARSED_FROM}
-QUICK_SECONDS = 5.0  # a prefill that takes longer is not repeated
+QUICK_SECONDS = 5.0  # seconds; longer prefills are not repeated
 WAYS: dict[str, SparseFrom] = {"full": "never", "adamas": "answer"}
 
 

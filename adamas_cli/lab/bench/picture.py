@@ -1,4 +1,4 @@
-"""Tokens a second and milliseconds a token by context, as one picture; needs matplotlib and no display."""
+"""Tokens per second and milliseconds per token by context, as one picture; needs matplotlib."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _token_times(axes: Axes, rows: Sequence[Record], names: Sequence[str]) -> No
         if line and line[0]["copy_floor_s"] is not None:
             floors = [1e3 * row["copy_floor_s"] for row in line]
             axes.plot(lengths, floors, color=style(index)["color"], linestyle=":", linewidth=1)
-    _frame(axes, sorted({row["n_depth"] for row in rows}), "ms a token")
+    _frame(axes, sorted({row["n_depth"] for row in rows}), "ms per token")
 
 
 def _frame(axes: Axes, lengths: Sequence[int], unit: str) -> None:

@@ -1,4 +1,4 @@
-"""Sparse decode steps on what a real model's layers were given, beside full attention and random data."""
+"""Sparse decode steps on recorded inputs of a real model, beside full attention and random data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recorded decode steps taken again, in the order in which they came, and how long each takes."""
+"""Replays recorded decode steps in order, and times each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other engines that are measured beside this one, each in a process of its own."""
+"""Other engines for comparison, each measured in a process of its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from adamas_cli.settings import ModelSettings
 
 LLAMA, TRANSFORMERS = "llama.cpp", "transformers"
-LLAMA_PYTHON = "ADAMAS_LLAMA_PYTHON"  # a Python that has llama-cpp-python, where this one has not
+LLAMA_PYTHON = "ADAMAS_LLAMA_PYTHON"  # a Python with llama-cpp-python, if this one lacks it
 ALL_LAYERS = -1  # on the GPU, as llama.cpp writes it
 
 
@@ -86,7 +86,7 @@ def run_child(
             if line.startswith("{"):  # libraries print things too
                 yield json.loads(line)
         if code := process.wait():
-            raise AdamasError(f"{name} stopped with exit code {code}; what it said stands above")
+            raise AdamasError(f"{name} stopped with exit code {code}; see its messages above")
     finally:
         process.kill()
         process.wait()

@@ -1,4 +1,4 @@
-"""The model that is measured: what can be known, and be wrong, before its weights are loaded."""
+"""The model to measure: everything that is known, or can be refused, before its weights load."""
 
 from __future__ import annotations
 

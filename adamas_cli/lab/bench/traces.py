@@ -1,4 +1,4 @@
-"""What a layer is given in consecutive decode steps: recorded from a model, built of that, or random."""
+"""Inputs of a layer in consecutive decode steps: recorded, built from recordings, or random."""
 
 from __future__ import annotations
 

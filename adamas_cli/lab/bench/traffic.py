@@ -1,4 +1,4 @@
-"""The bytes that one decode step cannot do without: the weights, and what attention reads of the cache."""
+"""The bytes that one decode step must read: the weights, and the part of the cache for attention."""
 
 from __future__ import annotations
 

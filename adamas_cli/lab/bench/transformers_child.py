@@ -14,7 +14,7 @@ from typing import Any
 from adamas_cli.quiet import prepare_libraries
 
 WARM_UP = 512  # tokens
-QUICK_SECONDS = 5.0  # what takes longer is not repeated
+QUICK_SECONDS = 5.0  # seconds; longer prefills are not repeated
 
 
 def main() -> None:

@@ -1,1 +1,1 @@
-"""What `adamas eval` measures: how far sparse attention is from full attention."""
+"""The measurements of `adamas eval`: how far sparse attention is from full attention."""

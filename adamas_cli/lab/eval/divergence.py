@@ -1,4 +1,4 @@
-"""How far one next-token distribution is from another, position by position, and how sure the mean is."""
+"""The divergence of next-token distributions, position by position, with the mean's interval."""
 
 from __future__ import annotations
 

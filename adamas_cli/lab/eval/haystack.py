@@ -1,4 +1,4 @@
-"""Real prose as a haystack: cut to any length, with needles between its sentences."""
+"""Real prose as a haystack: cut to any length, with needles between sentences."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Quantized(Protocol):
 class Integers:
     """weight[o, i] = scales[o, g] * codes[o, i] + minimums[o, g], g the group of column i.
 
-    codes: uint8 [rows, columns], of so many bits; scales, minimums: float32 [rows, groups]. order: the input
+    codes: uint8 [rows, columns], of `bits` bits; scales, minimums: float32 [rows, groups]. order: the input
     that each column is for; None where they are in a row.
     """
 

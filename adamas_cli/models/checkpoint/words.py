@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def integers(words: Tensor, bits: int) -> Tensor:
-    """int32 [rows, words] -> the integers of so many bits in each row, uint8 [rows, words * 32 / bits]; one
+    """int32 [rows, words] -> the integers of this many bits in each row, uint8 [rows, words * 32 / bits]; one
     may begin in a word and end in the next.
     """
     mask = (1 << bits) - 1

@@ -114,7 +114,7 @@ def _header(file: Path, asked: Path) -> GgufHeader:
     except FileNotFoundError as error:
         what = f"there is no file {file}."
         if file != asked:
-            what = f"{asked} is a part of a split model, and {file.name} is missing beside it."
+            what = f"{asked} is a part of a split model, and {file.name} is missing next to it."
         raise ModelUnavailableError(what) from error
     except OSError as error:
         raise ModelUnavailableError(f"cannot read {file}: {error.strerror or error}") from error

@@ -60,7 +60,7 @@ def read_header(path: Path, arrays: Collection[str] = ()) -> GgufHeader:
         raise DamagedGgufError("it is too short to be a GGUF file")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if data[:4] != MAGIC:
-            raise DamagedGgufError("it does not start as a GGUF file does")
+            raise DamagedGgufError("it does not start like a GGUF file")
         try:
             header = _Reader(data, arrays).header()
         except (struct.error, IndexError, UnicodeDecodeError, OverflowError) as error:

@@ -48,7 +48,7 @@ def scaling(keys: Keys) -> dict[str, Any]:
         return {"rope_type": "linear", "factor": factor}
     if kind != "yarn":
         if kind not in ("none", "linear", "longrope"):
-            raise ModelUnavailableError(f"it scales positions in a way called {kind!r}")
+            raise ModelUnavailableError(f"it scales positions by an unknown method, {kind!r}")
         return {}
     found = {
         "rope_type": "yarn",

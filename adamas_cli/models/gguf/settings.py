@@ -56,10 +56,12 @@ def config_of(file: GgufFile, progress: Progress) -> dict[str, Any]:
     except ModelUnavailableError as error:
         raise ModelUnavailableError(f"cannot use {file.path}: {error.message}.") from error
     except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
-        raise ModelUnavailableError(f"cannot use {file.path}: its keys are no model's: {error}.") from error
+        raise ModelUnavailableError(
+            f"cannot use {file.path}: its keys describe no valid model: {error}."
+        ) from error
     _, unknown = keys.left()
     if unknown and log.isEnabledFor(logging.INFO):
-        progress.note(f"{file.path.name}: keys that are not understood: {', '.join(unknown)}")
+        progress.note(f"{file.path.name}: unknown keys:  {', '.join(unknown)}")
     return config
 
 

@@ -75,11 +75,11 @@ def tokenizer_of(keys: Mapping[str, Any], progress: Progress) -> PreTrainedToken
 
 def _splitting(rule: str | None, progress: Progress) -> Splitting:
     if rule is None:
-        progress.note("the file does not say how its text is split; token counts may be a little off")
+        progress.note("the file does not say how to split text; token counts may be slightly wrong")
         return SPLITTINGS["default"]
     if rule not in SPLITTINGS:
         progress.note(
-            f"splitting text as most models do, for {rule!r} is not known; token counts may be a little off"
+            f"splitting text as most models do, since {rule!r} is unknown; token counts may be slightly wrong"
         )
     return SPLITTINGS.get(rule, UNKNOWN)
 

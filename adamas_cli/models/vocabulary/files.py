@@ -79,7 +79,7 @@ def _write(directory: Path, vocabulary: Path, folder: Path, progress: Progress) 
         os.replace(unfinished, folder)
     except OSError as error:
         raise unwritable(folder.parent, error) from error
-    except Exception as error:  # the library raises Exception itself for whatever it cannot read
+    except Exception as error:  # the library raises plain Exception for files that it cannot read
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ModelUnavailableError(
             f"{vocabulary} cannot be read: {reason}.\nFetch the model again."
@@ -153,7 +153,7 @@ def _read(vocabulary: Path, settings: _Settings, progress: Progress) -> tuple[To
     else:
         rule = ranks.RULES.get(vocabulary.name)
         if rule is None:
-            progress.note(f"splitting text as most models do, for that of {vocabulary.name} is not known")
+            progress.note(f"splitting text as most models do, since the rule of {vocabulary.name} is unknown")
         words = ranks.read_tiktoken(data)
         own = {len(words) + n: (text, True) for n, text in enumerate(rule.added if rule else ())}
         tokens = with_added(ranks.tiktoken_tokens(words), added or own)
@@ -174,7 +174,7 @@ def _listed(vocabulary: dict[str, int], merges: Path) -> Tokens:
     if not merges.is_file():
         raise ValueError(f"there is no {merges.name} beside it")
     if "\u0120" not in vocabulary:  # a space in GPT-2's alphabet
-        raise ValueError("it is not of bytes")
+        raise ValueError("it is not byte-level")
     size = max(vocabulary.values()) + 1
     texts, kinds = [""] * size, [UNUSED] * size
     for text, id_ in vocabulary.items():

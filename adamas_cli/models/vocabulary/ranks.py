@@ -70,9 +70,9 @@ def read_tiktoken(data: bytes) -> list[bytes]:
         entries = [line.split() for line in data.splitlines() if line.strip()]
         ranks = {int(rank): base64.b64decode(token, validate=True) for token, rank in entries}
     except (ValueError, binascii.Error) as error:
-        raise ValueError("it is no tiktoken file, or damaged") from error
+        raise ValueError("it is not a tiktoken file, or damaged") from error
     if sorted(ranks) != list(range(len(ranks))) or not ranks:
-        raise ValueError("its ranks are not in a row")
+        raise ValueError("its ranks are not consecutive")
     return [ranks[rank] for rank in range(len(ranks))]
 
 

@@ -96,7 +96,7 @@ def read_spm_file(data: bytes) -> SpmFile:
             normalizer = dict(_fields(_bytes(value)))
     model_type = trainer.get(_MODEL_TYPE, _UNIGRAM)
     if not texts or model_type not in (_UNIGRAM, _BPE):
-        raise ValueError("it holds no vocabulary of pieces")
+        raise ValueError("it has no vocabulary of pieces")
     ids = {role: _signed(_int(trainer.get(field, default))) for role, (field, default) in _ROLES.items()}
     return SpmFile(
         Tokens(texts, kinds, scores, [], {role: id_ for role, id_ in ids.items() if 0 <= id_ < len(texts)}),
@@ -121,7 +121,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, Value]]:
         if kind == 2:
             size, at = _varint(data, at)
         if size is None or at + size > len(data):
-            raise ValueError("it is no SentencePiece model, or damaged")
+            raise ValueError("it is not a SentencePiece model, or damaged")
         yield key >> 3, data[at : at + size]
         at += size
 
@@ -137,18 +137,18 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, at
-    raise ValueError("it is no SentencePiece model, or damaged")
+    raise ValueError("it is not a SentencePiece model, or damaged")
 
 
 def _bytes(value: Value) -> bytes:
     if not isinstance(value, bytes):
-        raise ValueError("it is no SentencePiece model, or damaged")
+        raise ValueError("it is not a SentencePiece model, or damaged")
     return value
 
 
 def _int(value: Value) -> int:
     if not isinstance(value, int):
-        raise ValueError("it is no SentencePiece model, or damaged")
+        raise ValueError("it is not a SentencePiece model, or damaged")
     return value
 
 

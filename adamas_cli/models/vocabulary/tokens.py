@@ -102,7 +102,7 @@ def flag(keys: Mapping[str, Any], name: str, otherwise: bool) -> bool:
 def _list(keys: Mapping[str, Any], name: str) -> list[Any]:
     found = keys.get(f"{KEY}.{name}", [])
     if not isinstance(found, list):
-        raise ValueError(f"its {KEY}.{name} is no list")
+        raise ValueError(f"its {KEY}.{name} is not a list")
     return found
 
 
@@ -110,7 +110,7 @@ def pair(merge: str) -> tuple[str, str]:
     """The parts of a merge. Raises ValueError for a line that is none."""
     middle = merge.find(" ", 1)  # the left part may begin with a space
     if middle < 0:
-        raise ValueError(f"its merge {merge!r} is no pair")
+        raise ValueError(f"its merge {merge!r} is not a pair")
     return merge[:middle], merge[middle + 1 :]
 
 

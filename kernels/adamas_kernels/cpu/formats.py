@@ -72,7 +72,7 @@ class Reader:
         return joined(self.builder, [self._load(block, at, kind) for block in self._blocks])
 
     def bytes(self, at: int, count: int = LANES) -> Any:
-        """So many neighbouring bytes of each block."""
+        """This many neighbouring bytes of each block."""
         return self.each(at, ir.VectorType(I8, count))
 
     def halves(self, at: int) -> Any:
@@ -80,7 +80,7 @@ class Reader:
         return self.twice(half_to_float(self.builder, self.each(at, ir.VectorType(I16, 1))))
 
     def twice(self, vector: Any) -> Any:
-        """Each lane and behind it the same again."""
+        """Each lane and after it the same again."""
         return in_order(self.builder, vector, [i // 2 for i in range(2 * vector.type.count)])
 
     def half(self, at: int) -> Any:
@@ -116,7 +116,7 @@ class Reader:
         return self.builder.and_(self.builder.bitcast(moved, codes.type), mask)
 
     def nibbles(self, codes: Any, width: int = LANES) -> Any:
-        """Of each `width` bytes the lower halves and, behind them, the higher ones."""
+        """Of each `width` bytes the lower halves and, after them, the higher ones."""
         groups = range(0, codes.type.count, width)
         order = [i for first in groups for _ in range(2) for i in range(first, first + width)]
         return self.field(in_order(self.builder, codes, order), 4, [0, 4] * len(groups))

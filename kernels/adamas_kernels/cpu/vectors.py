@@ -41,7 +41,7 @@ def joined(builder: Any, vectors: Sequence[Any]) -> Any:
 
 
 def filled_up(builder: Any, vector: Any, count: int) -> Any:
-    """The vector with lanes of zeros behind it, `count` in all."""
+    """The vector with lanes of zeros after it, `count` in all."""
     have = vector.type.count
     if have == count:
         return vector
@@ -200,7 +200,7 @@ def dot_columns(builder: Any, columns: Sequence[Any], numbers: Sequence[Any], mo
         )
         for pair in zip(columns, numbers, strict=True)
     ]
-    # So many sums of two products as 16 bits hold are added before they become 32 bits.
+    # As many sums of two products as 16 bits hold are added before they become 32 bits.
     together = min(len(pairs), 32767 // (LARGEST_PAIR * most))
     ones = ir.Constant(shorts, [1] * shorts.count)
     found = [

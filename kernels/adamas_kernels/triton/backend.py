@@ -172,7 +172,7 @@ class TritonBackend:
         return add_grouped(x, experts, chosen, shares, lambda count: self._buffer(x, count), UNPACKED)
 
     def _buffer(self, x: Tensor, count: int) -> Tensor:
-        """So many numbers like those of x, in one buffer for all weights that are unpacked."""
+        """This many numbers like those of x, in one buffer for all weights that are unpacked."""
         kind = x.device, x.dtype
         buffer = self._buffers.get(kind)
         if buffer is None or buffer.numel() < count:

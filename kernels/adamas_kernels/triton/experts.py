@@ -53,7 +53,7 @@ Product = Callable[[PlaneWeight, Tensor | None, Gate | None], Tensor]
 class Experts:
     """The experts of a layer.
 
-    gate_up: one weight, an expert's rows behind another's, each of gates and others in turn; or two of
+    gate_up: one weight, an expert's rows after another's, each of gates and others in turn; or two of
     different kinds, of gates and of the others. down: with the rows of all outputs. Biases: [count, rows] in
     the same order. gate: from gates and others in turn to the numbers that they let through.
     """

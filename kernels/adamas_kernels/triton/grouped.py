@@ -26,7 +26,7 @@ OUTPUTS = 128  # of a tile
 INNER_BYTES = 128  # of a line that are multiplied at a time
 STAGES = 3  # such on their way to a program
 SUM_BLOCK = 1024  # outputs of a program that adds up choices
-Buffer = Callable[[int], Tensor]  # so many numbers, which are overwritten by the next that ask
+Buffer = Callable[[int], Tensor]  # this many numbers, which are overwritten by the next that ask
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ def plane_product_kernel(
 ):  # fmt: skip
     """Program (ROWS rows of the weight): out[n] = weight[n] . x + bias[n].
 
-    GATED: the weight is two, one behind the other, out[n] = silu(first[n] . x) * (second[n] . x) for rows / 2
+    GATED: the weight is two, one after the other, out[n] = silu(first[n] . x) * (second[n] . x) for rows / 2
     outputs, and ROWS is of both. INTEGERS: x_ptr is of `Rounded.bits`, SHARES
     and epsilon are of it as well.
     """
@@ -235,7 +235,7 @@ class Tiling:
 
 
 def tiling(rows: int, chunks: int) -> Tiling:
-    """How a product with so many rows of so many chunks is dealt out, as measured on an H100
+    """How a product with this many rows of this many chunks is dealt out, as measured on an H100
     (docs/performance.md): so many warps share a row as there are not rows enough to keep a GPU busy.
     """
     if rows >= MANY and chunks <= SHORT:
@@ -267,7 +267,7 @@ def multiply_vector(
 ) -> Tensor:
     """`F.linear` of one row, x [..., columns] of that many numbers: [..., rows] in its dtype.
 
-    gated: the weight is a gate's and another one of as many rows behind it; the result is silu(gate) * other.
+    gated: the weight is a gate's and another one of as many rows after it; the result is silu(gate) * other.
     tiles, chained: None is the best that is known for this weight and device.
     """
     tiles = tiles or tiling(weight.rows, weight.chunks)

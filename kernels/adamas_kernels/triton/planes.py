@@ -148,7 +148,7 @@ def join(weights: Sequence[PlaneWeight]) -> PlaneWeight:
 
 
 def halves(weight: PlaneWeight, parts: int) -> list[PlaneWeight]:
-    """Two weights, of the first and of the second halves of each of so many parts of the rows."""
+    """Two weights, of the first and of the second halves of each of this many parts of the rows."""
     named = {name: plane.unflatten(0, (parts, 2, -1)) for name, plane in weight.planes.items()}
     return [weight._with({name: x[:, half].flatten(0, 1) for name, x in named.items()}) for half in (0, 1)]
 
@@ -249,13 +249,13 @@ def _halves(blocks: Tensor, first: int, last: int) -> Tensor:
 
 
 def _fields(packed: Tensor, bits: int) -> Tensor:
-    """Bytes [..., n] as fields of so many bits, [..., 8 / bits, n]: first the lowest bits of all."""
+    """Bytes [..., n] as fields of this many bits, [..., 8 / bits, n]: first the lowest bits of all."""
     mask = (1 << bits) - 1
     return torch.stack([packed >> shift & mask for shift in range(0, 8, bits)], -2)
 
 
 def _in_runs(packed: Tensor, bits: int, run: int) -> Tensor:
-    """The same of each run of so many bytes, in that order: [..., numbers]."""
+    """The same of each run of this many bytes, in that order: [..., numbers]."""
     return _fields(packed.unflatten(-1, (-1, run)), bits).flatten(-3)
 
 

@@ -49,7 +49,7 @@ ORDER_BLOCK = 64  # tiles whose places in the order are found at a time
 
 @triton.jit
 def load_rows(rows, stride, start, end, column, D: tl.constexpr, BLOCK: tl.constexpr, COPIED: tl.constexpr):
-    """Rows from `start` on of a matrix [end, D], zeros behind it: [BLOCK, columns]."""
+    """Rows from `start` on of a matrix [end, D], zeros after it: [BLOCK, columns]."""
     if COPIED:
         found = rows.load([start, 0])
     else:

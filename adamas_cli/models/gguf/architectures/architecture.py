@@ -100,9 +100,7 @@ class Architecture:
         config = {"model_type": self.model_type, **common, **self.fields(keys, common)}
         known, _ = keys.left()
         if known:
-            raise ModelUnavailableError(
-                f"its key {known[0]} changes the model in a way that is not known here"
-            )
+            raise ModelUnavailableError(f"its key {known[0]} changes the model in an unknown way")
         return {name: value for name, value in config.items() if name not in self.without}
 
     def stored(self, parameter: str, file: GgufFile, config: Mapping[str, Any]) -> Stored:
@@ -135,7 +133,7 @@ class Architecture:
             return names[local], Place(file, config, layer, "weight")
         if module in names:
             return names[module], Place(file, config, layer, leaf)
-        raise ModelUnavailableError(f"nothing in it is known to be {parameter}")
+        raise ModelUnavailableError(f"it has no tensor for {parameter}")
 
     def surplus(self, file: GgufFile, layers: int) -> list[str]:
         """Names of tensors that were asked for by nobody, without those of layers for guessing ahead."""
@@ -157,7 +155,7 @@ Known = Mapping[str, "Architecture | Callable[[GgufFile], Architecture]"]
 def common_fields(keys: Keys, file: GgufFile) -> dict[str, Any]:
     """The fields that the configs of most models have, from the keys that most files have."""
     if keys.get("attention.causal", True) is False:
-        raise ModelUnavailableError("it is an encoder, which answers nothing")
+        raise ModelUnavailableError("it is an encoder, which does not generate text")
     if "token_embd.weight" not in file.entries:
         raise ModelUnavailableError("it lacks the tensor token_embd.weight")
     heads = keys.number("attention.head_count")

@@ -92,7 +92,7 @@ def _gemma4(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
     layers = common["num_hidden_layers"]
     rope = _by_layer(keys)
     if rope["full_attention"]["rope_type"] != "default":
-        raise ModelUnavailableError("it scales positions in a way that is not known of its architecture")
+        raise ModelUnavailableError("it scales positions in a way unknown for its architecture")
     keys.get("rope.dimension_count")
     if keys.get("rope.dimension_count_swa", keys.get("attention.key_length_swa")) != keys.get(
         "attention.key_length_swa"

@@ -164,4 +164,4 @@ def require_gating(keys: Keys, expected: int) -> None:
     """Raise ModelUnavailableError where a file weighs experts by another function than its architecture."""
     found = keys.get("expert_gating_func", expected)
     if found not in (0, expected):
-        raise ModelUnavailableError(f"it weighs experts by function {found}, not {expected}")
+        raise ModelUnavailableError(f"it weights experts by function {found}, not {expected}")
