@@ -10,7 +10,7 @@ bin := .venv/bin
 quoted = '$(subst ','\'',$(1))'
 
 .DEFAULT_GOAL := help
-.PHONY: help ask test check check-install release-check docs format clean
+.PHONY: help ask test test-browser check check-install release-check docs format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s%s\n", $$1, $$2 }' Makefile
@@ -22,6 +22,10 @@ test: .venv/installed-for-development ## fetch the models that tests ask and run
 	$(bin)/adamas models pull smollm2-135m
 	$(bin)/adamas models pull qwen2.5-coder-0.5b
 	$(bin)/python -m pytest -n 2 --dist worksteal
+
+test-browser: .venv/installed-for-development ## test the server's page in a headless Chromium, which must be installed
+	$(bin)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	$(bin)/python -m pytest -m browser
 
 check: .venv/installed-for-development ## check format, lint, types and layers
 	$(bin)/ruff format --check

@@ -19,7 +19,7 @@ from adamas_cli.engine.decoding import Checked
 from adamas_cli.engine.drafts import ORDER, SIZES, Costs, Drafter, TextIndex
 from adamas_cli.engine.events import Token
 from adamas_cli.engine.sampler import Sampler
-from adamas_cli.engine.sampling import Sampling
+from adamas_cli.engine.sampling import GuidedSampling, Sampling
 from adamas_cli.engine.timeline import Timeline
 from adamas_cli.models.packed import pack_model
 from adamas_cli.progress import Silent
@@ -185,9 +185,37 @@ def test_a_thought_is_ended_within_a_draft(models):
     found = []
     for drafts in ("off", "text"):
         said: list[int] = []
-        found.append(answer(opened(models["qwen2"], FULL, drafts), steer=steer)[0])
+        timeline = opened(models["qwen2"], FULL, drafts)
+        *events, _ = timeline.answer(numbers(9, 1), GuidedSampling(top=2), ANSWER, stop_ids=(), steer=steer)
+        found.append([(event.id, event.likelihood) for event in events if isinstance(event, Token)])
     assert found[0] == found[1]
-    assert found[0][30:32] == [7, 8]
+    assert found[0][30:32] == [(7, None), (8, None)]
+    assert all(likelihood is not None for _, likelihood in found[0][:30] + found[0][32:])
+
+
+def test_log_probabilities_are_those_of_the_raw_logits():
+    model = tiny_architecture("qwen2").requires_grad_(False)  # in float32: its own forward is the truth
+
+    def steer(token: int) -> list[int]:
+        return [7, 8] if len(timeline.answered) == 4 else []
+
+    timeline = opened(model, FULL, "off")
+    sampling = GuidedSampling(temperature=0.7, top_k=4, seed=3, top=3)
+    tokens = [
+        event
+        for event in timeline.answer(numbers(9, 1), sampling, 12, (), steer=steer)
+        if isinstance(event, Token)
+    ]
+    assert [token.index for token in tokens if token.likelihood is None] == [4, 5]
+    prompt = [*numbers(CONTEXT), *numbers(9, 1)]
+    ids = torch.tensor([[*prompt, *(token.id for token in tokens)]])
+    truth = model(ids).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
+    for token, logprobs in zip(tokens, truth, strict=True):
+        if (told := token.likelihood) is not None:
+            expected, order = logprobs.topk(3)
+            assert told.logprob == pytest.approx(float(logprobs[token.id]), abs=1e-4)
+            assert [value for _, value in told.likeliest] == pytest.approx(expected.tolist(), abs=1e-4)
+            assert [other for other, _ in told.likeliest] == order.tolist()
 
 
 class Chain:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from pathlib import Path
 
 import pytest
-from mcp import Client
+from mcp import Client, ClientSession, StdioServerParameters
+from mcp.client.stdio import stdio_client
 from test_serve import QUESTION, make_server
 
 import adamas_cli
@@ -44,3 +47,31 @@ def test_the_tools_answer_about_the_documents(
 
     with make_server(tiny_model, [fable]) as opened:
         asyncio.run(asyncio.wait_for(scene(opened), 60))
+
+
+def test_the_official_client_starts_the_command_and_talks_to_it_over_pipes(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "fable.txt").write_text(FABLE)
+    words = ["-m", "adamas_cli", "mcp", "fable.txt", "-m", str(tiny_model), "--device", "cpu", "-n", "4"]
+    program = StdioServerParameters(
+        command=sys.executable,
+        args=words,
+        cwd=tmp_path,
+        env={**os.environ, "ADAMAS_CACHE_DIR": str(tmp_path)},
+    )
+
+    async def scene() -> None:
+        with open(tmp_path / "err.txt", "w") as err:
+            async with stdio_client(program, err) as (read, write), ClientSession(read, write) as session:
+                about = await session.initialize()
+                assert "fable.txt" in (about.instructions or "")
+                assert "ask" in [tool.name for tool in (await session.list_tools()).tools]
+                answer = await session.call_tool("ask", {"question": QUESTION})
+                assert not answer.is_error
+                assert answer.content[0].text  # type: ignore[union-attr]
+                assert (await session.call_tool("ask", {"question": ""})).is_error
+                assert (await session.call_tool("ask", {"question": "x" * 5000})).is_error
+        assert "Traceback" not in (tmp_path / "err.txt").read_text()
+
+    asyncio.run(asyncio.wait_for(scene(), 120))

@@ -64,6 +64,71 @@ def test_a_schema_that_cannot_be_held_to_is_refused(tokenizer: Tokenizer) -> Non
         Schema({"type": "nonsense"}, Grammars(tokenizer, lambda: [0]))
 
 
+QUOTING = {
+    "type": "object",
+    "properties": {
+        "claims": {
+            "type": "array",
+            "items": {"$ref": "#/$defs/claim"},
+            "minItems": 1,
+            "maxItems": 1,
+        }
+    },
+    "required": ["claims"],
+    "additionalProperties": False,
+    "$defs": {
+        "claim": {
+            "type": "object",
+            "properties": {
+                "quote": {"enum": ["A fox ran.", "A cow ran."]},
+                "why": {"const": "so it is said"},
+            },
+            "required": ["quote", "why"],
+            "additionalProperties": False,
+        }
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("schema", "place"),
+    [
+        ({"properties": {"a": {"items": {"type": "strin"}}}}, "properties/a/items"),
+        (
+            {"$defs": {"b": {"anyOf": [{"type": "null"}, {"type": "strin"}]}}, "$ref": "#/$defs/b"},
+            "$defs/b/anyOf/1",
+        ),
+        ({"properties": {"a": {"$ref": "#/$defs/none"}}}, "properties/a"),
+    ],
+)
+def test_the_place_of_what_is_wrong_in_a_schema_is_named(
+    tokenizer: Tokenizer, schema: dict[str, object], place: str
+) -> None:
+    with pytest.raises(UsageError) as refused:
+        Schema(schema, Grammars(tokenizer, lambda: [0]))
+    assert f"enforced at {place}: " in refused.value.message
+
+
+def test_quotations_in_json_are_checked_for_each_question(
+    run_here: Run, tiny_model: Path, tmp_path: Path
+) -> None:
+    document, schema = tmp_path / "a.txt", tmp_path / "schema.json"
+    document.write_text("Nothing.\nA fox ran.\n")
+    schema.write_text(json.dumps(QUOTING))
+    ask = ["ask", document, "-m", tiny_model, "--device", "cpu", "-q", "Who?", "-q", "What else?", "--cite"]
+    code, out, _ = run_here(*ask, "--schema", schema, "--json", "-n", "90")
+    assert code == 0
+    for record in json.loads(out):
+        said = json.loads(record["answer"])["claims"][0]["quote"]
+        (quote,) = record["quotes"]
+        assert quote["text"] == said.strip(".")
+        assert quote["verified"] == (said == "A fox ran.")
+    schema.write_text(json.dumps(ENUM))
+    code, _, err = run_here(*ask, "--schema", schema)
+    assert code == 2
+    assert "--cite" in err
+
+
 def test_the_command_answers_with_json(run_here: Run, tiny_model: Path, tmp_path: Path) -> None:
     document, schema = tmp_path / "a.txt", tmp_path / "schema.json"
     document.write_text("A fox.")
@@ -98,6 +163,10 @@ def test_the_server_answers_with_json(
         answer = chat(client, "Who?", response_format=form, max_tokens=60)["choices"][0]
         assert set(json.loads(answer["message"]["content"])) == {"animal", "count"}
         assert answer["finish_reason"] == "stop"
-        body = {"input": "Who?", "text": {"format": {"type": "json_schema", "schema": {"type": "nonsense"}}}}
+        text = {"format": {"type": "json_schema", "name": "animal", "schema": ENUM}}
+        body = {"input": "Who?", "text": text, "max_output_tokens": 60}
+        (message,) = client.post("/v1/responses", json=body).json()["output"]
+        assert message["content"][0]["text"] == answer["message"]["content"]
+        body["text"] = {"format": {"type": "json_schema", "schema": {"type": "nonsense"}}}
         refused = client.post("/v1/responses", json=body)
-        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "usage")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_schema")

@@ -10,20 +10,25 @@ import signal
 import tarfile
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import httpx2
 import pytest
+from click.testing import CliRunner
 from conftest import Run
 from starlette.testclient import TestClient
 
 import adamas_cli
 from adamas_cli.documents import collect
 from adamas_cli.documents.filtering import Selection
-from adamas_cli.engine.events import Done, Prefill, Token
+from adamas_cli.engine.events import Done, Likelihood, Prefill, Token
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.progress import Silent
+from adamas_cli.prompt.tokens import Tokenizer
+from adamas_cli.serve.likelihoods import Spelling
 from adamas_cli.serve.opening import Limits
 from adamas_cli.serve.requests import Asked, Message
 from adamas_cli.serve.running import Server
@@ -169,6 +174,52 @@ def test_an_answer_ends_at_a_stop_text_that_it_does_not_hold(client: TestClient)
     assert text_of(chat(client, QUESTION)) == whole
 
 
+def test_tokens_of_all_forms_of_an_answer_are_told_alike(client: TestClient) -> None:
+    messages, more = [{"role": "user", "content": QUESTION}], {"top_logprobs": 2}
+    plain = chat(client, QUESTION)
+    assert plain["choices"][0]["logprobs"] is None
+    whole = chat(client, QUESTION, logprobs=True, **more)
+    expected = whole["choices"][0]["logprobs"]["content"]
+    assert len(expected) == whole["usage"]["completion_tokens"]
+    assert text_of(whole) == text_of(plain)
+    said = b"".join(bytes(entry["bytes"]) for entry in expected)
+    assert said.decode("utf-8", "replace").rstrip() == text_of(plain)
+    for entry in expected:
+        likeliest, second = entry["top_logprobs"]
+        assert likeliest == {name: entry[name] for name in ("token", "logprob", "bytes")}
+        assert second["logprob"] <= likeliest["logprob"] < 0
+    chunks = streamed(client, "/v1/chat/completions", messages=messages, logprobs=True, **more)
+    told = [chunk["choices"][0]["logprobs"] or {"content": []} for chunk in chunks]
+    assert [entry for one in told for entry in one["content"]] == expected
+    included = {"input": QUESTION, "include": ["message.output_text.logprobs"], **more}
+    (message,) = client.post("/v1/responses", json=included).json()["output"]
+    assert message["content"][0]["logprobs"] == expected
+    events = streamed(client, "/v1/responses", **included)
+    deltas = [event for event in events if event["type"] == "response.output_text.delta"]
+    assert [entry for delta in deltas for entry in delta["logprobs"]] == expected
+
+
+@pytest.mark.parametrize(
+    ("tokens", "pieces", "expected"),
+    [
+        ("one| two", "one| two", "one| two"),
+        ("on|e tw|o", "one |two", "on,e tw|o"),  # held back, as a stop text's beginning is
+        ("<|t|>| x|y", "x|y", " x|y"),  # marks and white space before the answer
+        ("a|b", "a", "a"),  # up to a stop text
+        ("caf|\xc3|\xa9|!", "caf|\xe9|!", "caf|\xc3,\xa9|!"),
+    ],
+)
+def test_tokens_go_with_the_text_that_begins_in_them(tokens: str, pieces: str, expected: str) -> None:
+    words = [word.encode("latin-1") for word in tokens.split("|")]
+    names = SimpleNamespace(control_tokens={}, token_bytes=words.__getitem__)
+    spelling = Spelling(cast("Tokenizer", names))
+    for index in range(len(words)):
+        spelling.feed(Token(index, index, 0, 0, 0.0, 0, Likelihood(-1.0)))
+    told = [spelling.spell(piece) for piece in pieces.split("|")]
+    found = "|".join(",".join(token.text.decode("latin-1") for token in one) for one in told)
+    assert found == expected
+
+
 def test_a_seed_makes_drawn_answers_repeat(client: TestClient) -> None:
     drawn = [text_of(chat(client, QUESTION, temperature=1.5, seed=seed)) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
@@ -287,6 +338,10 @@ WRONG = {
     ),
     "tools": (ASKED | {"tools": [{}]}, 400, "unsupported_parameter"),
     "several answers": (ASKED | {"n": 2}, 400, "unsupported_parameter"),
+    "a parameter": (ASKED | {"zeal": 1}, 400, "unknown_parameter"),
+    "alternatives alone": (ASKED | {"top_logprobs": 2}, 400, "invalid_value"),
+    "too many alternatives": (ASKED | {"logprobs": True, "top_logprobs": 21}, 400, "invalid_value"),
+    "a seed": (ASKED | {"seed": 10**30}, 400, "invalid_value"),
     "a temperature": (ASKED | {"temperature": "hot"}, 400, "invalid_value"),
     "a limit": (ASKED | {"max_tokens": 0}, 400, "invalid_value"),
     "a model": (ASKED | {"model": "gpt-7"}, 404, "model_not_found"),
@@ -299,6 +354,18 @@ def test_wrong_requests_are_refused(client: TestClient, name: str) -> None:
     body, status, code = WRONG[name]
     response = client.post("/v1/chat/completions", json=body)
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+
+
+def test_what_asks_for_nothing_more_is_accepted(client: TestClient) -> None:
+    nothing = {"n": 1, "tools": [], "tool_choice": "none", "logit_bias": {}, "user": "me", "store": False}
+    assert text_of(chat(client, QUESTION, **nothing, foo=None)) == text_of(chat(client, QUESTION))
+
+
+def test_a_model_is_not_called_by_its_place(client: TestClient, tiny_model: Path) -> None:
+    (model,) = client.get("/v1/models").json()["data"]
+    assert model["id"] == tiny_model.name
+    assert str(tiny_model) not in chat(client, QUESTION, model=model["id"]).values()
+    assert client.put("/v1/models").json()["error"]["code"] == "method_not_allowed"
 
 
 def test_a_body_must_say_that_it_is_json(client: TestClient) -> None:
@@ -438,6 +505,30 @@ def test_an_answer_ends_when_its_client_leaves(server: Server, stream: bool) -> 
     asyncio.run(asyncio.wait_for(scene(), 30))
 
 
+def beside(server: Server, use: Callable[[str], None]) -> None:
+    """Serve over a real socket while a client uses its address in a thread; then end as by Ctrl-C."""
+    failed: list[BaseException] = []
+
+    def run(address: str) -> None:
+        try:
+            use(address)
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    threads: list[threading.Thread] = []
+
+    def begin(address: str) -> None:
+        threads.append(threading.Thread(target=run, args=(address,)))
+        threads[0].start()
+
+    server.run("127.0.0.1", 0, begin)
+    threads[0].join()
+    if failed:
+        raise failed[0]
+
+
 def test_the_real_client_over_a_real_socket_and_a_stop_that_is_no_failure(
     tiny_model: Path, fable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -446,41 +537,61 @@ def test_the_real_client_over_a_real_socket_and_a_stop_that_is_no_failure(
     seen: dict[str, Any] = {}
 
     def use(address: str) -> None:
-        try:
-            with openai.OpenAI(base_url=f"{address}v1", api_key="secret", max_retries=0) as client:
-                (model,) = client.models.list().data
-                messages = [{"role": "user", "content": QUESTION}]
-                whole = client.chat.completions.create(model=model.id, messages=messages)
-                seen["whole"] = whole.choices[0].message.content
-                with client.chat.completions.create(model=model.id, messages=messages, stream=True) as chunks:
-                    seen["chunks"] = "".join(c.choices[0].delta.content or "" for c in chunks).rstrip()
-                seen["response"] = client.responses.create(model=model.id, input=QUESTION).output_text
-                with client.responses.create(model=model.id, input=QUESTION, stream=True) as events:
-                    seen["events"] = "".join(e.delta for e in events if "text.delta" in e.type).rstrip()
-                file = client.files.create(file=("crow.txt", b"A crow."), purpose="user_data")
-                seen["content"] = client.files.content(file.id).text
-                with pytest.raises(openai.NotFoundError):
-                    client.chat.completions.create(model="another", messages=messages)
-        except BaseException as error:
-            seen["error"] = error
-        finally:
-            os.kill(os.getpid(), signal.SIGINT)
+        with openai.OpenAI(base_url=f"{address}v1", api_key="secret", max_retries=0) as client:
+            (model,) = client.models.list()
+            messages = [{"role": "user", "content": QUESTION}]
+            whole = client.chat.completions.create(model=model.id, messages=messages, logprobs=True)
+            seen["whole"] = whole.choices[0].message.content
+            assert whole.choices[0].logprobs.content[0].logprob < 0
+            with client.chat.completions.create(model=model.id, messages=messages, stream=True) as chunks:
+                seen["chunks"] = "".join(c.choices[0].delta.content or "" for c in chunks).rstrip()
+            seen["response"] = client.responses.create(model=model.id, input=QUESTION).output_text
+            with client.responses.create(model=model.id, input=QUESTION, stream=True) as events:
+                seen["events"] = "".join(e.delta for e in events if "text.delta" in e.type).rstrip()
+            file = client.files.create(file=("crow.txt", b"A crow."), purpose="user_data")
+            seen["content"] = client.files.content(file.id).text
+            with pytest.raises(openai.NotFoundError):
+                client.chat.completions.create(model="another", messages=messages)
+            with pytest.raises(openai.BadRequestError, match="no parameter 'zeal'") as refused:
+                client.chat.completions.create(model=model.id, messages=messages, extra_body={"zeal": 1})
+            assert refused.value.param == "zeal"
 
     before = signal.getsignal(signal.SIGINT)
     with make_server(tiny_model, [fable], key="secret") as server:
         server.open(lambda event: None)
-        thread = threading.Thread(target=lambda: use(seen["address"]))
-
-        def begin(address: str) -> None:
-            seen["address"] = address
-            thread.start()
-
-        server.run("127.0.0.1", 0, begin)
-        thread.join()
+        beside(server, use)
     assert signal.getsignal(signal.SIGINT) is before
-    assert "error" not in seen, seen["error"]
     assert seen["whole"] == seen["chunks"] == seen["response"] == seen["events"]
     assert seen["content"] == "A crow."
+
+
+def test_the_client_llm_asks_in_a_stream_and_goes_on(
+    tiny_model: Path, fable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli = pytest.importorskip("llm.cli")
+    monkeypatch.setenv("ADAMAS_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("LLM_USER_PATH", str(tmp_path))
+
+    def use(address: str) -> None:
+        entry = {"model_id": "documents", "model_name": "tiny-llama0"}
+        models = [entry | {"api_base": f"{address}v1", "api_key_name": "documents"}]
+        (tmp_path / "extra-openai-models.yaml").write_text(json.dumps(models))
+        (tmp_path / "keys.json").write_text(json.dumps({"documents": "secret"}))
+        runner = CliRunner()
+        answers = [
+            runner.invoke(cli.cli, words, catch_exceptions=False).stdout
+            for words in (["-m", "documents", QUESTION], ["-c", "And then?"])
+        ]
+        first = expected(address, QUESTION)
+        assert answers == [f"{first}\n", f"{expected(address, QUESTION, first, 'And then?')}\n"]
+
+    def expected(address: str, *said: str) -> str:
+        with httpx2.Client(base_url=address, headers={"authorization": "Bearer secret"}) as client:
+            return text_of(chat(cast("TestClient", client), *said))
+
+    with make_server(tiny_model, [fable], key="secret") as server:
+        server.open(lambda event: None)
+        beside(server, use)
 
 
 def test_one_reading_of_a_document_does_for_answers_that_begin_meanwhile(

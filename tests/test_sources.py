@@ -224,7 +224,7 @@ def test_quotations_are_looked_up_word_for_word(laid_out, tokenizer):
         '"THE SECOND  one names a harbour" “a last line "ends" the page — at last”\n> Then comes a long\n'
         '> silence, and somebody\n\n"the second names a harbour" "cond one names a"'
     )
-    found = {quote.text: quote for quote in check(said, layout, ids, tokenizer)}
+    found = {quote.text: quote for quote in check(quotations(said), layout, ids, tokenizer)}
     assert {text: quote.line for text, quote in found.items() if quote.verified} == {
         "Then comes a long silence, and somebody": 3,
         "THE SECOND one names a harbour": 2,
@@ -239,8 +239,8 @@ def test_quotations_are_looked_up_word_for_word(laid_out, tokenizer):
 
 def test_what_stands_between_documents_is_no_quotation(laid_out, tokenizer):
     layout, ids = laid_out
-    (quote,) = check('"document path= notes.txt"', layout, ids, tokenizer)
-    (wrapper,) = check("> <document path=", layout, ids, tokenizer)
+    (quote,) = check(["document path= notes.txt"], layout, ids, tokenizer)
+    (wrapper,) = check(quotations("> <document path="), layout, ids, tokenizer)
     assert not quote.verified
     assert not wrapper.verified
 

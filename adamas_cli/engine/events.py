@@ -23,6 +23,16 @@ class Prefill:
 
 
 @dataclass(frozen=True)
+class Likelihood:
+    """How likely the model held a token to be. logprob: of its raw logits, before temperature and whatever
+    else leaves tokens out. likeliest: the ids of the likeliest tokens with theirs, in order.
+    """
+
+    logprob: float
+    likeliest: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Token:
     """One token of the answer."""
 
@@ -32,6 +42,7 @@ class Token:
     attended: int  # tokens that a sparse layer attended to for it; equals `context` with full attention
     seconds: float  # since decoding began
     memory_bytes: int  # peak memory of the process or, on a GPU, of the device allocator
+    likelihood: Likelihood | None = None  # where sampling asks for it
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from adamas_cli.engine.events import Likelihood
 from adamas_cli.engine.sampling import Sampling
 
 
 class Sampler:
     """Draws the tokens of one answer; with a seed, the same logits give the same tokens. greedy: whether each
-    is the likeliest of all.
+    is the likeliest of all, and nothing more is asked of the sampler.
     """
 
     def __init__(self, sampling: Sampling, device: torch.device) -> None:
@@ -25,8 +27,10 @@ class Sampler:
         )
 
         self._constraint = sampling.constraint()
+        self._alternatives = sampling.alternatives()
+        self._drawn: deque[tuple[Tensor, Tensor, Tensor] | None] = deque()  # not yet told
         self._takes_likeliest = sampling.temperature == 0
-        self.greedy = self._takes_likeliest and self._constraint is None
+        self.greedy = self._takes_likeliest and self._constraint is None and self._alternatives is None
         self._warpers = LogitsProcessorList()
         if self._takes_likeliest:
             return
@@ -57,14 +61,33 @@ class Sampler:
         """The next token's id, int64 [1], from the last position's logits [vocabulary]. Without a constraint
         it waits for nothing.
         """
+        token = self._next(logits)
+        if self._alternatives is not None:
+            logprobs = logits.float().log_softmax(-1)
+            self._drawn.append((logprobs[token], *logprobs.topk(self._alternatives)))
+        return token
+
+    def likelihood(self) -> Likelihood | None:
+        """Of the oldest token that was drawn and not yet told of; None where it is not asked for."""
+        if not self._drawn or (drawn := self._drawn.popleft()) is None:
+            return None
+        logprob, values, ids = drawn
+        return Likelihood(float(logprob), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+
+    def replace(self) -> None:
+        """Another token is said than was drawn, of which nothing is told; those after it are forgotten."""
+        if self._alternatives is not None:
+            self._drawn = deque([None])
+
+    def _next(self, logits: Tensor) -> Tensor:
         if self._constraint is None:
-            return self._drawn(logits)
+            return self._draw(logits)
         allowed = torch.from_numpy(self._constraint.allowed(len(logits))).to(logits.device)
-        token = self._drawn(logits.float().masked_fill(~allowed, -torch.inf))
+        token = self._draw(logits.float().masked_fill(~allowed, -torch.inf))
         self._constraint.take(int(token))
         return token
 
-    def _drawn(self, logits: Tensor) -> Tensor:
+    def _draw(self, logits: Tensor) -> Tensor:
         if self._takes_likeliest:
             return logits.argmax().unsqueeze(0)
         scores = self._warpers(None, logits.float().unsqueeze(0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -36,13 +36,35 @@ class Sampling:
         """A new constraint, for one answer; None where every token may come."""
         return None
 
+    def alternatives(self) -> int | None:
+        """How many of the likeliest tokens are told with each token and its log-probability; None where
+        log-probabilities are not told.
+        """
+        return None
+
 
 @dataclass(frozen=True)
-class ConstrainedSampling(Sampling):
-    """Sampling of answers that begin with a constraint of their own each."""
+class GuidedSampling(Sampling):
+    """Sampling of answers that begin with a constraint of their own each, and whose log-probabilities are
+    told with `top` alternatives; None for either leaves it out.
+    """
 
-    begin: Callable[[], Constraint] = field(kw_only=True)
+    begin: Callable[[], Constraint] | None = field(default=None, kw_only=True)
+    top: int | None = field(default=None, kw_only=True)
 
-    def constraint(self) -> Constraint:
+    @classmethod
+    def of(
+        cls, sampling: Sampling, *, begin: Callable[[], Constraint] | None = None, top: int | None = None
+    ) -> GuidedSampling:
+        """The same sampling, which is guided so besides."""
+        known = asdict(sampling)
+        chosen = {name: value for name, value in {"begin": begin, "top": top}.items() if value is not None}
+        return cls(**known | chosen)
+
+    def constraint(self) -> Constraint | None:
         """See `Sampling.constraint`."""
-        return self.begin()
+        return None if self.begin is None else self.begin()
+
+    def alternatives(self) -> int | None:
+        """See `Sampling.alternatives`."""
+        return self.top

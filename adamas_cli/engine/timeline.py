@@ -459,7 +459,8 @@ class Timeline:
         count, reason = 0, "length"
         first = last = prefilled
         forced: deque[int] = deque()
-        saying = self._saying(tokens, mode, Sampler(sampling, self.model.device))
+        sampler = Sampler(sampling, self.model.device)
+        saying = self._saying(tokens, mode, sampler)
         while count < max_tokens:
             value = saying.next(max_tokens - count)
             self.answered.append(value)
@@ -471,7 +472,8 @@ class Timeline:
             context = prompt + count
             attended = context if count == 0 else min(budget, context)
             try:
-                yield Token(value, count, context, attended, last - first, peak_memory(self.model.device))
+                memory, likelihood = peak_memory(self.model.device), sampler.likelihood()
+                yield Token(value, count, context, attended, last - first, memory, likelihood)
             except GeneratorExit:
                 saying.end(prompt + count)
                 raise
@@ -482,6 +484,7 @@ class Timeline:
                 forced.extend(steer(value))
             if forced:
                 saying.say(forced.popleft())
+                sampler.replace()
         saying.end(prompt + count)
         self.logits = saying.logits
         yield Done(

@@ -14,9 +14,10 @@ import numpy as np
 
 from adamas_cli.engine.events import Done, Event, Prefill, Token
 from adamas_cli.engine.sampling import Sampling
-from adamas_cli.errors import OverContextError
+from adamas_cli.errors import OverContextError, UsageError
 from adamas_cli.prompt.layout import Layout
 from adamas_cli.prompt.template import DEFAULT_TEMPLATE, Frame, load_template
+from adamas_cli.serve.errors import ApiError
 from adamas_cli.serve.lanes import Lanes
 from adamas_cli.serve.library import Library
 from adamas_cli.serve.requests import Asked, Message
@@ -75,7 +76,7 @@ class Answering:
                 note=runtime.note_once,
             )
             turns, history = self._turns(asked, dialogue, system)
-            schema = None if asked.schema is None else Schema(asked.schema, runtime.grammars)
+            schema = self._schema(asked)
             if schema is not None:
                 turns[-1] = replace(turns[-1], question=schema.asked(turns[-1].question))
             prompt = dialogue.prompt(turns)
@@ -144,6 +145,16 @@ class Answering:
             digest.update(repr((files, message.text)).encode())
             turns.append(Turn(self._shelved(files, dialogue), message.text))
         return turns, digest.hexdigest()
+
+    def _schema(self, asked: Asked) -> Schema | None:
+        """Raises ApiError for one that no answer can be held to."""
+        if asked.schema is None:
+            return None
+        grammars = self.runtime.grammars
+        try:
+            return Schema(asked.schema, grammars)
+        except UsageError as error:
+            raise ApiError(400, error.message, "invalid_schema", param="schema") from error
 
     def _shelved(self, files: tuple[str, ...], dialogue: Dialogue) -> tuple[ChatDocument, ...]:
         """Documents as tokens. Raises ApiError, OverContextError."""

@@ -28,6 +28,7 @@ from adamas_cli.serve.answering import Answering
 from adamas_cli.serve.chat_completions import ChatCompletions
 from adamas_cli.serve.errors import ApiError, as_api_error, wrong
 from adamas_cli.serve.guard import Guard
+from adamas_cli.serve.likelihoods import Spelling
 from adamas_cli.serve.metrics import Metrics
 from adamas_cli.serve.reply import Reply
 from adamas_cli.serve.requests import Asked
@@ -36,6 +37,7 @@ from adamas_cli.serve.worker import Job, Worker
 
 # What the page may do: nothing from elsewhere, nothing to elsewhere.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'"
+_CODES = {404: "not_found", 405: "method_not_allowed"}
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 Form = type[ChatCompletions] | type[Responses]
@@ -45,7 +47,7 @@ log = logging.getLogger(__name__)
 @dataclass
 class Service:
     """What the routes work with. sampling: where a request says nothing. timeout: seconds of a request from
-    its arrival to its last token. created: when the server began, in seconds since 1970.
+    its arrival to its last token. created: when the server began, in seconds since 1970. model: its name.
     """
 
     answering: Answering
@@ -54,11 +56,7 @@ class Service:
     sampling: Sampling
     timeout: float
     created: int
-
-    @property
-    def model(self) -> str:
-        """What the model is called."""
-        return self.answering.runtime.files.name
+    model: str
 
     async def page(self, request: Request) -> Response:
         """The page for people."""
@@ -128,7 +126,7 @@ class Service:
         if asked.model is not None:
             self._require_model(asked.model)
         prepared = await run_in_threadpool(self.answering.prepare, asked)
-        reply, shape = Reply(prepared), form(self.model)
+        reply, shape = Reply(prepared, self._spelling(asked)), form(self.model)
         job = self.worker.submit(partial(self.answering.answer, prepared))
         if asked.stream:
             headers = {"Cache-Control": "no-store"}
@@ -171,6 +169,11 @@ class Service:
             timer.cancel()
             job.cancel()
             self.metrics.count_reply(reply)
+
+    def _spelling(self, asked: Asked) -> Spelling | None:
+        """What finds the tokens of an answer, where their log-probabilities are asked for."""
+        asks = asked.sampling.alternatives() is not None
+        return Spelling(self.answering.runtime.tokenizer) if asks else None
 
     def _described(self) -> dict[str, object]:
         return {
@@ -252,7 +255,7 @@ async def _left(request: Request, job: Job) -> None:
 async def _told(request: Request, error: Exception) -> Response:
     """An error as a response."""
     if isinstance(error, HTTPException):
-        error = ApiError(error.status_code, error.detail, "not_found")
+        error = ApiError(error.status_code, error.detail, _CODES.get(error.status_code, "bad_request"))
     _log(error)
     shown = as_api_error(error)
     return JSONResponse(shown.as_json(), shown.status, shown.headers)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 
 from adamas_cli.engine.events import Prefill
+from adamas_cli.serve.likelihoods import Spelled
 from adamas_cli.serve.reply import Reply, Said
 
 Json = dict[str, object]
@@ -27,7 +28,8 @@ class ChatCompletions:
         message: Json = {"role": "assistant", "content": reply.text.rstrip(), "refusal": None}
         if reply.reasoning:
             message["reasoning_content"] = reply.reasoning.rstrip()
-        choice = {"index": 0, "message": message, "finish_reason": reply.reason, "logprobs": None}
+        choice = {"index": 0, "message": message, "finish_reason": reply.reason}
+        choice["logprobs"] = _logprobs(reply, reply.spelled)
         return self._head | {
             "object": "chat.completion",
             "choices": [choice],
@@ -43,13 +45,14 @@ class ChatCompletions:
             if isinstance(piece, Prefill):
                 yield self._chunk(None) | {"progress": progress(piece)} if asked.progress else None
             else:
-                yield self._chunk({"reasoning_content" if piece.reasoning else "content": piece.text})
+                delta: Json = {"reasoning_content" if piece.reasoning else "content": piece.text}
+                yield self._chunk(delta, logprobs=_logprobs(reply, piece.tokens))
         yield self._chunk({}, reply.reason) | _more(reply)
         if asked.usage:
             yield self._chunk(None) | {"usage": usage(reply)}
 
-    def _chunk(self, delta: Json | None, reason: str | None = None) -> Json:
-        choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
+    def _chunk(self, delta: Json | None, reason: str | None = None, logprobs: Json | None = None) -> Json:
+        choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
         return self._head | {
             "object": "chat.completion.chunk",
             "choices": [] if delta is None else [choice],
@@ -69,6 +72,11 @@ def usage(reply: Reply) -> Json:
 def progress(event: Prefill) -> Json:
     """How far a prompt is read, in tokens."""
     return {"read": event.done, "total": event.total, "remaining_seconds": event.remaining_seconds}
+
+
+def _logprobs(reply: Reply, tokens: Iterable[Spelled]) -> Json | None:
+    content = reply.logprobs(tokens)
+    return None if content is None else {"content": content, "refusal": None}
 
 
 def _more(reply: Reply) -> Json:

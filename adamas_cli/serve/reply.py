@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from adamas_cli.engine.events import Done, Prefill, Token
+from adamas_cli.serve.likelihoods import Spelled, Spelling
 from adamas_cli.serve.stops import Stops
 from adamas_cli.session.answer import Called, Origins, Text, Told, without_answer
 from adamas_cli.session.listener import CALLED
@@ -22,15 +23,17 @@ class Said:
 
     text: str
     reasoning: bool
+    tokens: tuple[Spelled, ...] = ()  # that it is made of, where they are asked for
 
 
 @dataclass
 class Reply:
     """What is known of an answer so far. reason: why it ended, `stop` or `length`. first: seconds until its
-    first token.
+    first token. spelled: the tokens of the text, where they are asked for; spelling: what finds them then.
     """
 
     prepared: Prepared
+    spelling: Spelling | None = None
     begun: float = field(default_factory=time.perf_counter)
     text: str = ""
     reasoning: str = ""
@@ -40,6 +43,7 @@ class Reply:
     first: float | None = None
     origins: Origins | None = None
     notes: list[str] = field(default_factory=list)
+    spelled: list[Spelled] = field(default_factory=list)
 
     @property
     def prompt_tokens(self) -> int:
@@ -60,6 +64,8 @@ class Reply:
             elif isinstance(event, Token):
                 self.tokens += 1
                 self.first = self.first or time.perf_counter() - self.begun
+                if self.spelling is not None:
+                    self.spelling.feed(event)
             elif isinstance(event, Text):
                 text = event.text if event.reasoning else stops.feed(event.text)
                 if text:
@@ -74,6 +80,8 @@ class Reply:
                 self.reason = event.finish_reason
                 if rest := stops.flush():
                     yield self._said(rest, False)
+                if self.spelling is not None and (left := self.spelling.rest()):
+                    yield self._spelled("", left)
                 if not self.text and (self.reasoning or self.notes):
                     self.notes.append(without_answer(event, called=bool(self.notes)))
 
@@ -86,6 +94,16 @@ class Reply:
     def _said(self, text: str, reasoning: bool) -> Said:
         if reasoning:
             self.reasoning += text
-        else:
-            self.text += text
-        return Said(text, reasoning)
+            if self.spelling is not None:
+                self.spelling.forget()
+            return Said(text, reasoning)
+        self.text += text
+        return self._spelled(text, [] if self.spelling is None else self.spelling.spell(text))
+
+    def _spelled(self, text: str, tokens: list[Spelled]) -> Said:
+        self.spelled += tokens
+        return Said(text, False, tuple(tokens))
+
+    def logprobs(self, tokens: Iterable[Spelled]) -> list[dict[str, object]] | None:
+        """Tokens with their log-probabilities as OpenAI has them; None where they are not asked for."""
+        return None if self.spelling is None else [self.spelling.as_json(token) for token in tokens]

@@ -6,29 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from adamas_cli.engine.sampling import Sampling
+from adamas_cli.engine.sampling import GuidedSampling, Sampling
+from adamas_cli.serve import parameters
 from adamas_cli.serve.errors import unsupported, wrong
 from adamas_cli.settings import MOST_SOURCES
 
 Json = Mapping[str, Any]
 MOST_STOPS = 4
+MOST_TEMPERATURE = 2
+MOST_LOGPROBS = 20  # alternatives to a token
+INCLUDED_LOGPROBS = "message.output_text.logprobs"
 
-# What would change an answer and is not served, with the values that ask for nothing.
-_UNSERVED: dict[str, tuple[object, ...]] = {
-    "n": (1,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "logit_bias": ({},),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "tools": ([],),
-    "functions": ([],),
-    "audio": (),
-    "modalities": (["text"],),
-    "previous_response_id": (),
-    "conversation": (),
-    "background": (False,),
-}
 _INSTRUCTING = ("system", "developer")
 _SPEAKING = ("user", "assistant")
 _TEXTS, _FILES = ("text", "input_text", "output_text"), ("file", "input_file")
@@ -72,6 +60,7 @@ class Asked:
 
 def chat_completion(body: Json, sampling: Sampling) -> Asked:
     """A request to /v1/chat/completions. sampling: where it says nothing. Raises ApiError."""
+    parameters.check(body, parameters.CHAT)
     messages = _listed(body, "messages")
     limit = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
     stop = body.get("stop")
@@ -91,11 +80,17 @@ def chat_completion(body: Json, sampling: Sampling) -> Asked:
         max_tokens=_number(body, limit, int, least=1),
         stop=tuple(stops),
         schema=_schema(form, _object(form, "json_schema"), "response_format"),
+        logprobs=_flag(body, "logprobs"),
+        param="messages",
     )
 
 
 def response(body: Json, sampling: Sampling) -> Asked:
     """A request to /v1/responses; see `chat_completion`."""
+    parameters.check(body, parameters.RESPONSE)
+    include = body.get("include") or []
+    if not isinstance(include, list) or any(name != INCLUDED_LOGPROBS for name in include):
+        raise unsupported(f"include is a list of what there is: {INCLUDED_LOGPROBS}", "include")
     given = body.get("input")
     if isinstance(given, str):
         messages = [Message("user", given)]
@@ -112,6 +107,8 @@ def response(body: Json, sampling: Sampling) -> Asked:
         max_tokens=_number(body, "max_output_tokens", int, least=1),
         stop=(),
         schema=_schema(form, form, "text"),
+        logprobs=bool(include),
+        param="input",
     )
 
 
@@ -124,16 +121,15 @@ def _asked(
     max_tokens: int | None,
     stop: tuple[str, ...],
     schema: Json | None,
+    logprobs: bool,
+    param: str,
 ) -> Asked:
-    for name, harmless in _UNSERVED.items():
-        if (value := body.get(name)) is not None and value not in harmless:
-            raise unsupported(f"{name} is not served here", name)
     system = [*instructions, *(m.text for m in messages if m.role in _INSTRUCTING)]
     spoken = tuple(_joined([m for m in messages if m.role in _SPEAKING]))
     if not spoken or spoken[0].role != "user" or spoken[-1].role != "user":
-        raise wrong("the first and the last message must be the user's", "messages")
+        raise wrong("the first and the last message must be the user's", param)
     if not spoken[-1].text.strip():
-        raise wrong("the question is empty", "messages")
+        raise wrong("the question is empty", param)
     files = body.get("files")
     if files is not None and not (isinstance(files, list) and all(isinstance(x, str) for x in files)):
         raise wrong("files is a list of ids", "files")
@@ -141,28 +137,34 @@ def _asked(
     model = body.get("model")
     return Asked(
         spoken,
-        _sampled(body, sampling),
+        _sampled(body, sampling, logprobs=logprobs),
         system="\n\n".join(system) or None,
         files=None if files is None else tuple(files),
         max_tokens=max_tokens,
         stop=stop,
         schema=schema,
         sources=min(_number(body, "sources", int, least=0) or 0, MOST_SOURCES),
-        stream=body.get("stream") is True,
+        stream=_flag(body, "stream"),
         usage=options.get("include_usage") is True,
         progress=options.get("include_progress") is True,
         model=None if model is None else _text(model, "model"),
     )
 
 
-def _sampled(body: Json, sampling: Sampling) -> Sampling:
-    temperature = _number(body, "temperature", float, least=0)
+def _sampled(body: Json, sampling: Sampling, *, logprobs: bool) -> Sampling:
+    temperature = _number(body, "temperature", float, least=0, most=MOST_TEMPERATURE)
     top_p = _number(body, "top_p", float, least=0)
-    seed = _number(body, "seed", int)
+    seed = _number(body, "seed", int, least=-(1 << 63), most=(1 << 63) - 1)
     if top_p is not None and not 0 < top_p <= 1:
         raise wrong("top_p is above 0 and at most 1", "top_p")
-    chosen = {"temperature": temperature, "top_p": top_p, "seed": seed}
-    return replace(sampling, **{name: value for name, value in chosen.items() if value is not None})
+    top_k = _number(body, "top_k", int, least=0)
+    min_p = _number(body, "min_p", float, least=0, most=1)
+    chosen = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "seed": seed}
+    sampling = replace(sampling, **{name: value for name, value in chosen.items() if value is not None})
+    top = _number(body, "top_logprobs", int, least=0, most=MOST_LOGPROBS)
+    if top and not logprobs:
+        raise wrong("top_logprobs needs logprobs", "top_logprobs")
+    return GuidedSampling.of(sampling, top=top or 0) if logprobs else sampling
 
 
 def _message(entry: object, param: str) -> Message:
@@ -236,11 +238,23 @@ def _kind(part: object) -> str | None:
     return part.get("type") if isinstance(part, Mapping) else ""
 
 
-def _number(body: Json, name: str, kind: type, *, least: float | None = None) -> Any:
+def _flag(body: Json, name: str) -> bool:
+    value = body.get(name)
+    if not isinstance(value, bool | None):
+        raise wrong(f"{name} is true or false", name)
+    return value is True
+
+
+def _number(
+    body: Json, name: str, kind: type, *, least: float | None = None, most: float | None = None
+) -> Any:
     value = body.get(name)
     if value is None:
         return None
     fits = isinstance(value, (int, kind)) and not isinstance(value, bool)
-    if not fits or (least is not None and value < least):
-        raise wrong(f"{name} is a number" + ("" if least is None else f" of at least {least}"), name)
+    fits = fits and (least is None or value >= least) and (most is None or value <= most)
+    if not fits:
+        limits = [] if least is None else [f"at least {least}"]
+        limits += [] if most is None else [f"at most {most}"]
+        raise wrong(f"{name} is a number" + (f", {' and '.join(limits)}" if limits else ""), name)
     return kind(value)

@@ -42,17 +42,19 @@ class Responses:
         empty = _part("")
         yield self._event("response.created", response=begun)
         yield self._event("response.in_progress", response=begun)
-        item = self._message("", "in_progress") | {"content": []}
+        item = self._message(empty, "in_progress") | {"content": []}
         yield self._event("response.output_item.added", output_index=0, item=item)
         yield self._event("response.content_part.added", **place, part=empty)
         async for piece in pieces:
             if isinstance(piece, Said) and not piece.reasoning:
-                yield self._event("response.output_text.delta", **place, delta=piece.text, logprobs=[])
+                logprobs = reply.logprobs(piece.tokens) or []
+                yield self._event("response.output_text.delta", **place, delta=piece.text, logprobs=logprobs)
             else:
                 yield None
-        yield self._event("response.output_text.done", **place, text=reply.text, logprobs=[])
-        yield self._event("response.content_part.done", **place, part=_part(reply.text))
-        done = self._message(reply.text, "completed")
+        part = _part(reply.text, reply.logprobs(reply.spelled))
+        yield self._event("response.output_text.done", **place, text=reply.text, logprobs=part["logprobs"])
+        yield self._event("response.content_part.done", **place, part=part)
+        done = self._message(part, "completed")
         yield self._event("response.output_item.done", output_index=0, item=done)
         whole = self.whole(reply)
         yield self._event(f"response.{whole['status']}", response=whole)
@@ -81,20 +83,20 @@ class Responses:
 
     def _output(self, reply: Reply) -> list[Json]:
         status = "incomplete" if reply.reason == "length" else "completed"
-        message = self._message(reply.text.rstrip(), status)
+        message = self._message(_part(reply.text.rstrip(), reply.logprobs(reply.spelled)), status)
         if not reply.reasoning:
             return [message]
         thought = {"type": "reasoning_text", "text": reply.reasoning.rstrip()}
         identity = self._item.replace("msg", "rs", 1)
         return [{"type": "reasoning", "id": identity, "summary": [], "content": [thought]}, message]
 
-    def _message(self, text: str, status: str) -> Json:
+    def _message(self, part: Json, status: str) -> Json:
         return {
             "type": "message",
             "id": self._item,
             "role": "assistant",
             "status": status,
-            "content": [_part(text)],
+            "content": [part],
         }
 
     def _event(self, kind: str, **more: object) -> Json:
@@ -102,5 +104,5 @@ class Responses:
         return {"type": kind, "sequence_number": number, **more}
 
 
-def _part(text: str) -> Json:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def _part(text: str, logprobs: list[Json] | None = None) -> Json:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs or []}

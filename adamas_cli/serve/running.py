@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import uvicorn
 
@@ -32,7 +33,15 @@ class Server(Opened):
     ) -> None:
         super().__init__(runtime, documents, limits)
         metrics, now = Metrics(self.worker), int(time.time())
-        service = Service(self.answering, self.worker, metrics, sampling, limits.timeout, now)
+        service = Service(
+            self.answering,
+            self.worker,
+            metrics,
+            sampling,
+            limits.timeout,
+            now,
+            served_name(runtime.files.name),
+        )
         self.application = application(service, key)
 
     def run(self, host: str, port: int, ready: Callable[[str], None]) -> None:
@@ -52,10 +61,19 @@ class Server(Opened):
             socket = config.bind_socket()
         except SystemExit:
             raise AdamasError(f"cannot serve on {host} port {port}; choose another port") from None
+        socket.listen(config.backlog)  # so that whoever is told the address may connect at once
         name = f"[{host}]" if ":" in host else host
         ready(f"http://{name}:{socket.getsockname()[1]}/")
         with socket, _ended_by_signals():
             uvicorn.Server(config).run([socket])
+
+
+def served_name(name: str) -> str:
+    """What clients call a model of this name: of one that is named by its place on the machine, only the
+    last part.
+    """
+    path = Path(name)
+    return path.resolve().name.removesuffix(".gguf") if path.exists() else name
 
 
 @contextmanager

@@ -9,9 +9,11 @@ from functools import partial
 from typing import Any
 
 from mcp.server import MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
 
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.errors import AdamasError
+from adamas_cli.serve.errors import ApiError
 from adamas_cli.serve.opening import Opened
 from adamas_cli.serve.reply import Reply
 from adamas_cli.serve.requests import Asked, Message
@@ -47,9 +49,16 @@ class Tools:
         return (await self._answer(SUMMARIZE + about)).text.strip()
 
     async def _answer(self, question: str, **more: Any) -> Reply:
+        """Raises ToolError, which the asking program is told, for all that may be wrong with a question."""
         if not question.strip():
-            raise ValueError("the question is empty")
+            raise ToolError("the question is empty")
         await asyncio.wrap_future(self._opening)
+        try:
+            return await self._followed(question, **more)
+        except (AdamasError, ApiError) as error:
+            raise ToolError(error.message) from error
+
+    async def _followed(self, question: str, **more: Any) -> Reply:
         answering = self._opened.answering
         asked = Asked((Message("user", question),), self._sampling, **more)
         prepared = await asyncio.to_thread(answering.prepare, asked)

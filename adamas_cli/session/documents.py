@@ -19,12 +19,13 @@ from adamas_cli.session.listener import Listener
 from adamas_cli.session.runtime import Runtime
 from adamas_cli.session.session import Session
 from adamas_cli.sources.passages import Sources
-from adamas_cli.sources.quotes import REQUEST, check
+from adamas_cli.sources.quotes import FIELD_REQUEST, REQUEST, check, quotations, quoted_fields
 
 if TYPE_CHECKING:
     from adamas_cli.documents import Document
     from adamas_cli.progress import Progress
     from adamas_cli.settings import DecodingSettings, ModelSettings, OriginSettings, PromptSettings
+    from adamas_cli.sources.quotes import Quote
     from adamas_cli.store.settings import StoreSettings
 
 
@@ -127,8 +128,12 @@ class OpenDocuments:
         wanted = self.runtime.origins
         return Origins(
             self.sources(wanted.sources) if wanted.sources else None,
-            tuple(check(answer, self.layout, self._ids, self.runtime.tokenizer)) if wanted.cite else None,
+            self._quotes(answer) if wanted.cite else None,
         )
+
+    def _quotes(self, answer: str) -> tuple[Quote, ...]:
+        quotes = quotations(answer) if self.runtime.schema is None else quoted_fields(answer)
+        return tuple(check(quotes, self.layout, self._ids, self.runtime.tokenizer))
 
     def _events(self, question: np.ndarray, sampling: Sampling, listener: Listener) -> Iterator[Event]:
         session = self._session
@@ -162,7 +167,7 @@ class OpenDocuments:
 def asked(runtime: Runtime, question: str) -> str:
     """A question as the model gets it: with the requests for quotations and for JSON, if they are wanted."""
     if runtime.origins.cite:
-        question = f"{question}\n\n{REQUEST}"
+        question = f"{question}\n\n{FIELD_REQUEST if runtime.schema else REQUEST}"
     return runtime.schema.asked(question) if runtime.schema else question
 
 

@@ -21,6 +21,7 @@ from adamas_cli.prompt.tokens import Tokenizer
 from adamas_cli.session.listener import Listener
 from adamas_cli.session.schema import Grammars, Schema
 from adamas_cli.settings import OriginSettings
+from adamas_cli.sources.quotes import FIELD
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -79,6 +80,8 @@ class Runtime:
         seconds = time.perf_counter() - begun
         found = cls(files, tokenizer, chat, model, attention, prompt, store, progress, origins, seconds)
         found.schema = None if schema is None else Schema(schema, found.grammars)
+        if origins.cite and found.schema is not None and not found.schema.has_property(FIELD):
+            raise UsageError(f"`cite` checks what a schema's answers have in `{FIELD}`, and it has none")
         return found
 
     @property

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adamas_cli.engine.sampling import ConstrainedSampling, Sampling
+from adamas_cli.engine.sampling import GuidedSampling, Sampling
 from adamas_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,6 +24,14 @@ REQUEST = "Answer with JSON alone, which satisfies this schema:"
 # The form that models write: a space after each comma and colon, no line breaks.
 _FORM: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
+_DEFINING = ("$defs", "definitions")  # keywords of what other places refer to
+# Keywords whose value is a schema, or schemas by name, or a list of them.
+_HOLDING = {
+    **dict.fromkeys(("additionalProperties", "contains", "items", "not", "propertyNames"), "one"),
+    **dict.fromkeys((*_DEFINING, "dependentSchemas", "patternProperties", "properties"), "named"),
+    **dict.fromkeys(("allOf", "anyOf", "oneOf", "prefixItems"), "listed"),
+}
+
 
 class Schema:
     """A JSON schema for the answers of one model. Raises UsageError if it cannot be enforced."""
@@ -34,15 +41,22 @@ class Schema:
 
         self._grammars = grammars
         self.request = f"{REQUEST}\n{json.dumps(schema, ensure_ascii=False)}"
+        self._schema = schema
         self._grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_FORM)
-        if problem := LLMatcher.validate_grammar(self._grammar):
-            raise UsageError(f"this schema cannot be enforced: {problem}")
+        if fault := _fault(schema, schema):
+            place, problem = fault
+            at = f" at {place.removesuffix('/')}" if place else ""
+            raise UsageError(f"this schema cannot be enforced{at}: {problem}")
 
-    def constrained(self, sampling: Sampling, listener: Listener) -> ConstrainedSampling:
+    def has_property(self, name: str) -> bool:
+        """Whether some object in the answers may have a property of this name by what the schema says."""
+        return any(name in (part.get("properties") or ()) for part in _all_parts(self._schema))
+
+    def constrained(self, sampling: Sampling, listener: Listener) -> GuidedSampling:
         """Sampling of answers that satisfy it. Raises UsageError where the listener expects a thought."""
         if listener.thinking:
             raise UsageError("this model begins each answer with a thought, which a schema does not allow")
-        return ConstrainedSampling(**asdict(sampling), begin=self._begin)
+        return GuidedSampling.of(sampling, begin=self._begin)
 
     def asked(self, question: str) -> str:
         """The question with the schema in its text."""
@@ -52,6 +66,42 @@ class Schema:
         from llguidance import LLMatcher
 
         return _Constraint(LLMatcher(self._grammars.tokens, self._grammar), self._grammars.stop_ids())
+
+
+def _all_parts(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """A schema with all schemas in it."""
+    yield schema
+    for _, part in _parts(schema):
+        yield from _all_parts(part)
+
+
+def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The schemas in a schema, with their places in it."""
+    for keyword, value in schema.items():
+        match _HOLDING.get(keyword), value:
+            case "one", dict():
+                yield keyword, value
+            case "named", dict():
+                yield from ((f"{keyword}/{name}", x) for name, x in value.items() if isinstance(x, dict))
+            case "listed", list():
+                yield from ((f"{keyword}/{n}", x) for n, x in enumerate(value) if isinstance(x, dict))
+
+
+def _fault(schema: Mapping[str, Any], whole: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The innermost place in a part of a schema that no answer can be held to, and what is wrong there; None
+    where nothing is.
+    """
+    from llguidance import LLMatcher
+
+    definitions = {name: whole[name] for name in _DEFINING if name in whole}
+    grammar = LLMatcher.grammar_from_json_schema(json.dumps({**definitions, **schema}), overrides=_FORM)
+    problem = LLMatcher.validate_grammar(grammar)
+    if not problem:
+        return None
+    for place, part in _parts(schema):
+        if fault := _fault(part, whole):
+            return f"{place}/{fault[0]}", fault[1]
+    return "", problem
 
 
 class Grammars:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ REQUEST = (
     "Support your answer with quotations from the documents: copy each one word for word, on a line of its "
     'own that begins with "> ".'
 )
+FIELD = "quote"  # of JSON that holds a quotation
+FIELD_REQUEST = f"Copy each `{FIELD}` word for word from the documents."
 LEAST_WORDS = 3  # of a quotation in quotation marks; fewer are a name or a term
 _BLOCK = re.compile(r"^[ \t]*>[ \t]?(.+(?:\n[ \t]*>[ \t]?.+)*)", re.MULTILINE)
 _MARKED = re.compile(r"“([^”]+)”|\"([^\"\n]+)\"|«([^»]+)»|„([^“”]+)[“”]")
@@ -57,17 +60,42 @@ def quotations(answer: str) -> list[str]:
     blocks = [re.sub(r"\n[ \t]*>[ \t]?", "\n", match[1]) for match in _BLOCK.finditer(answer)]
     rest = _BLOCK.sub("", answer)
     marked = (next(filter(None, match.groups())) for match in _MARKED.finditer(rest))
-    found = blocks + [text for text in marked if len(text.split()) >= LEAST_WORDS]
+    return _cleaned(blocks + [text for text in marked if len(text.split()) >= LEAST_WORDS])
+
+
+def quoted_fields(answer: str) -> list[str]:
+    """The quotations in an answer that is JSON: the texts in each FIELD, wherever that is. None in JSON that
+    is not whole.
+    """
+    try:
+        return _cleaned(_fields(json.loads(answer)))
+    except ValueError:
+        return []
+
+
+def _fields(value: object) -> Iterator[str]:
+    if isinstance(value, list):
+        for one in value:
+            yield from _fields(one)
+    elif isinstance(value, dict):
+        for name, held in value.items():
+            if name == FIELD:
+                yield from (
+                    text for text in (held if isinstance(held, list) else [held]) if isinstance(text, str)
+                )
+            yield from _fields(held)
+
+
+def _cleaned(found: Iterable[str]) -> list[str]:
     cleaned = (" ".join(text.split()).strip(_EDGES) for text in found)
     return list(dict.fromkeys(text for text in cleaned if text))
 
 
-def check(answer: str, layout: Layout, ids: np.ndarray, tokenizer: Tokenizer) -> list[Quote]:
-    """Each quotation in an answer, with its place in the tokens int [n] that were read.
+def check(quotes: Sequence[str], layout: Layout, ids: np.ndarray, tokenizer: Tokenizer) -> list[Quote]:
+    """Each quotation of an answer, with its place in the tokens int [n] that were read.
 
     How much white space, capitals, and the forms of quotation marks and dashes do not count; every word does.
     """
-    quotes = quotations(answer)
     if not quotes:
         return []
     text = _Text(ids, layout, tokenizer)

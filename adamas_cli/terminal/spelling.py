@@ -9,6 +9,7 @@ _LONG = (
     "adapter",
     "attn",
     "backend",
+    "cite",
     "ctx_size",
     "dense_layers",
     "device",
