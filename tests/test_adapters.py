@@ -313,7 +313,7 @@ def refused(model: Path, adapter: Path, words: str) -> None:
     ("config", "words"),
     [
         ({"peft_type": "IA3"}, "of the kind IA3"),
-        ({"init_lora_weights": "pissa_niter_4"}, "begun by pissa_niter_4, which changes the model"),
+        ({"init_lora_weights": "pissa_niter_4"}, "initialized by pissa_niter_4, which changes the model"),
         ({"layer_replication": [[0, 4], [2, 5]]}, "layer_replication"),
         ({"target_parameters": ["experts.gate_up_proj"]}, "target_parameters"),
         ({"r": 8}, "has rank 4, and its settings say 8.\nIt was made for owner/base"),

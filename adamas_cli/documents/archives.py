@@ -1,4 +1,4 @@
-"""Archives that the user names, as the folders that they hold."""
+"""Archives that the user names, read as folders."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Folder:
     holder: object | None = None
 
     def name_of(self, path: str) -> str:
-        """What something below it is called."""
+        """The shown name of a path below it."""
         return self.name + path[len(self.path) :] if self.name != self.path else path
 
 

@@ -1,4 +1,4 @@
-"""Documents of white space alone, about which a model could only invent."""
+"""Documents of white space alone, which hold no answer."""
 
 from __future__ import annotations
 

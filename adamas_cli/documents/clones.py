@@ -1,4 +1,4 @@
-"""Git repositories from elsewhere: shallow clones that the cache keeps."""
+"""Remote git repositories: shallow clones, kept in the cache."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SECONDS = 900.0
 _USED = "adamas-used"  # a file in `.git` whose time is that of the last use
 _FETCHED = "adamas-fetched"
 _POLL_SECONDS = 0.2
-# Another's repository runs nothing here: no hooks, no monitors, no programs as transports.
+# A foreign repository must run nothing: no hooks, no monitors, no programs as transports.
 _CAREFUL = (
     *("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "protocol.ext.allow=never"),
     *("-c", "submodule.recurse=false", "-c", "gc.auto=0", "-c", "advice.detachedHead=false"),

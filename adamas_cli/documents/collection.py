@@ -1,4 +1,4 @@
-"""The documents that will be read, and a count of everything that will not be."""
+"""The documents that will be read, and counts of everything that will not."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from adamas_cli.documents.formats.trouble import EXTRAS, Trouble
 from adamas_cli.documents.remark import Remark, summed, told
 
 _EXAMPLES = 5
-_LINES = 10  # of documents about which the same is said
+_LINES = 10  # most lines for documents with the same note
 _EXTRA = re.compile(r"adamas\[\w+\]")
 
 
 class Reason(StrEnum):
-    """Why something that was chosen is not read."""
+    """The reasons why a chosen file is not read."""
 
     BINARY = "binary"
     TOO_LARGE = "over `max_file_size`"
@@ -49,14 +49,14 @@ class Reason(StrEnum):
     ARCHIVE = "archives (name them to read them)"
 
 
-# What is read all the same where the setting of that name says so.
+# Reasons that the setting of that name overrides.
 LEFT_OUT = (Reason.VENDORED, Reason.GENERATED, Reason.MINIFIED, Reason.LOCK)  # generated
 _HIDDEN = (Reason.HIDDEN, Reason.HIDDEN_FOLDER)  # hidden
 _SECRET = (Reason.ENVIRONMENT, Reason.PRIVATE_KEY, Reason.CREDENTIALS, Reason.TOKEN)  # secrets
 
 
 class Unread(str):
-    """The format of what nothing here reads, and what would, such as `.pptx need adamas[office]`."""
+    """An unsupported format and the extra that reads it, such as `.pptx need adamas[office]`."""
 
     __slots__ = ()
 
@@ -67,7 +67,7 @@ class Unread(str):
 
 
 class LeftOut(NamedTuple):
-    """A reason with more about it, for those who look closer."""
+    """A reason with details."""
 
     reason: Reason
     why: str

@@ -1,4 +1,4 @@
-"""Files of other formats as documents: from the store of converted texts, or through a reader."""
+"""Files of other formats as documents, from the store of converted texts or through a reader."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MEMORY = "/dev/shm"  # a folder of Linux's that is in memory
 
 
 class Conversion:
-    """Converts the files of one collection. `keep`: for later runs too."""
+    """Converts the files of one collection. `keep`: store the texts for later runs."""
 
     def __init__(self, progress: Progress, *, keep: bool) -> None:
         self._reader = Reader()
@@ -59,7 +59,7 @@ class Conversion:
             with self._progress.task(f"converting {shown}", None, "sections") as advance:
                 found = self._written(key, lambda: self._read(path, kind, options, before, advance), shown)
             if options.get("sample") and not any(remark.kind == SAMPLED for remark in found.remarks):
-                self._opened().keep_too(found, whole_key)  # it is no estimate
+                self._opened().keep_too(found, whole_key)  # it is not an estimate
         return found
 
     def _written(self, key: str, read: Callable[[], Generator[Part | Remark]], shown: str) -> ConvertedText:

@@ -175,7 +175,7 @@ class ConvertedTexts:
     def keep_too(self, text: ConvertedText, key: str) -> None:
         """Find a text under another key as well."""
         target = self._file(key)
-        with suppress(OSError):  # it is then made again
+        with suppress(OSError):  # it is then converted again
             make_folder(target.parent)
             os.link(text.file, target)
 
@@ -198,7 +198,7 @@ def key_of(digest: str, kind: Format, options: Mapping[str, Any] | None = None) 
 
 
 def texts_on_disk(root: Path) -> list[tuple[Path, int]]:
-    """The converted texts and their bytes, the last used first."""
+    """The converted texts and their bytes, most recently used first."""
     found = []
     for file in root.glob(f"*/[!.]*{_SUFFIX}"):
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""From bytes of any common encoding to text, in one pass and in bounded memory.
+"""Decodes bytes of any common encoding to text, in one pass and bounded memory.
 
 A byte order mark or the pattern of NUL bytes gives UTF-16 and UTF-32 away at the start, escape codes the
 Japanese and Korean encodings of mail. Everything else is ASCII until its first other byte, so the choice
@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator
 
 from adamas_cli.documents.encodings import FALLBACK, Encoding, Origin, codec_of, declared, shown_name
 
-HEAD_BYTES = 8 * 1024  # what tells text from binary, as in git
-WINDOW_BYTES = 64 * 1024  # what chooses the encoding, from the first byte that is not ASCII
+HEAD_BYTES = 8 * 1024  # bytes that decide between text and binary, as in git
+WINDOW_BYTES = 64 * 1024  # bytes that decide the encoding, from the first non-ASCII byte
 CONTEXT_BYTES = 1024  # ASCII before that byte, which helps to tell languages apart
 
 # UTF-32 first: its little-endian mark begins with UTF-16's.
@@ -30,7 +30,7 @@ _MARKS = (
 _WIDE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
 _WIDE_SHARE = 0.98  # of characters that are in use, where a wide encoding is the right one
 _PATTERN_BYTES = 2048  # whose pattern is looked at
-_GLANCE, _GLANCE_SHARE = 64, 0.9  # characters that show most binaries at once
+_GLANCE, _GLANCE_SHARE = 64, 0.9  # characters found in most binaries
 _LEAST_EAST_ASIAN = 16  # characters, without a NUL byte among them
 _ASCII_PAIR = re.compile(
     "[" + "".join(f"{chr(256 * n + 32)}-{chr(256 * n + 126)}" for n in range(32, 127)) + "]"

@@ -29,11 +29,11 @@ class Content(Protocol):
 
 
 class Sections(Protocol):
-    """Text that was made from another format."""
+    """Text converted from another format."""
 
     @property
     def characters(self) -> int:
-        """How long it is."""
+        """Its length."""
         ...
 
     def parts(self) -> Iterator[Part]:
@@ -122,24 +122,24 @@ class Document:
 
     @property
     def format(self) -> str:
-        """What it is: `text`, or the format that it was converted from, such as `pdf`."""
+        """Its format: `text`, or the one that it was converted from, such as `pdf`."""
         return self.converted_from or "text"
 
     @property
     def encoding(self) -> str | None:
-        """What its bytes are decoded by, such as `windows-1252`; None for a format that says so itself."""
+        """The encoding of its bytes, such as `windows-1252`; None for a format that declares it itself."""
         return self.reading.encoding.name if self.reading is not None else None
 
     @property
     def left_out(self) -> dict[str, int]:
-        """What of it has no place in its text, by kind and count."""
+        """The content missing from its text, by kind and count."""
         empty: int = getattr(self.content, "empty", 0)
         others = {remark.kind: remark.count for remark in self.remarks if remark.left_out}
         return ({"pages without text": empty} if empty else {}) | others
 
     @property
     def remarks(self) -> tuple[Remark, ...]:
-        """What its reader says of it; of a text, what is not read of it."""
+        """Its reader's remarks; for a text, the parts that are not read."""
         if self.reading is not None and not _in_sections(self.content):
             return self.reading.remarks
         remarks: tuple[Remark, ...] = getattr(self.content, "remarks", ())
@@ -147,7 +147,7 @@ class Document:
 
     @property
     def characters(self) -> int:
-        """About how many its text has, before it is read."""
+        """The approximate number of characters, before it is read."""
         return self.content.characters if _in_sections(self.content) else self.size
 
     def pieces(self) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Names of encodings, and what a file says itself about the one that it is in."""
+"""Names of encodings, and a file's own declaration of its encoding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from enum import StrEnum
 FALLBACK = "cp1252"
 DECLARED_WITHIN = 4096  # bytes; HTML's own rule is 1024, which long comments exceed
 
-# What browsers make of these labels: the larger encoding that the label's users meant.
+# As in browsers: the larger encoding that users of these labels mean.
 _LARGER = {
     "ascii": "cp1252",
     "iso8859-1": "cp1252",
@@ -91,12 +91,12 @@ class Encoding:
 
     @property
     def name(self) -> str:
-        """What users call it, and what `codec_of` understands."""
+        """Its usual name, which `codec_of` understands."""
         return shown_name(self.codec)
 
 
 def shown_name(codec: str) -> str:
-    """What users call a codec."""
+    """The usual name of a codec."""
     if codec in _SHOWN:
         return _SHOWN[codec]
     name = codec.replace("_", "-").lower()

@@ -1,4 +1,4 @@
-"""What becomes of one path: a document, or the reason why there is none."""
+"""Turns one path into a document, or a reason why it is none."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Examiner:
 
     @property
     def converts(self) -> bool:
-        """Whether other formats than text are read as what they are."""
+        """Whether formats other than text are converted."""
         return not self._chosen.text
 
     def recognized(self, head: bytes, name: str) -> Format | None:
@@ -85,7 +85,7 @@ class Examiner:
         return recognized(head, name) if self.converts else None
 
     def binary(self, head: bytes, name: str, *, named: bool) -> Reason | Unread | None:
-        """What a file is if it is no text, by what it begins with. named: by the user, who can force it."""
+        """The kind of a file that is not text, by its first bytes. named: by the user, who can force it."""
         patient = named or os.path.splitext(name)[1].lower() in _TEXT_SUFFIXES
         if not self.converts or not is_binary(head, patient=patient):
             return None
@@ -133,7 +133,7 @@ class Examiner:
                 self._collection.notes.append(f"{shown}: {error.trouble}, so its source is read")
             elif kind is Format.NOTEBOOK:
                 return Reason.BLANK
-            return self._read_as(name, content, size, b"", reading)  # a page of scripts alone is source code
+            return self._read_as(name, content, size, b"", reading)  # a page with only scripts is source code
         self._say_contrary(shown, reading)
         return replace(self._sections(shown, size, text, kind), reading=reading)
 
@@ -194,7 +194,7 @@ class Examiner:
     def _opened(
         self, path: str, candidate: Candidate, first: bytes, rest: Iterable[bytes], limit: int | None
     ) -> Found:
-        """What is in a file of a `first` block and the `rest`."""
+        """The content of a file: its `first` block and the `rest`."""
         head, size, named = first[:HEAD_BYTES], candidate.status.st_size, candidate.named
         file = File(candidate.path, size, candidate.holder)
         kind = self.recognized(head, path)
@@ -268,10 +268,10 @@ class Examiner:
             self._collection.notes.append(f"{shown}: declares {encoding.contrary}, but is in {encoding.name}")
 
     def _secret(self, path: str, candidate: Candidate, first: bytes) -> LeftOut | None:
-        """What keeps a file from being read; where the user named it, that is only said."""
+        """The reason not to read a file; if the user named it, only a note."""
         if self._chosen.secrets or (candidate.named and secrets.by_name(candidate.below) is not None):
             return None
-        if candidate.named:  # of which the beginning is looked at alone
+        if candidate.named:  # of which only the beginning is examined
             found = secrets.by_content(candidate.below, [first[:HEAD_BYTES]])
             if found is not None:
                 self._note_secret(path, found.reason)

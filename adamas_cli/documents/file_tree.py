@@ -1,4 +1,4 @@
-"""The names of a folder's files, for a model to see how a repository is built up before it reads one."""
+"""The names of a folder's files, which show a model the repository before its files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files below a folder are documents: hidden files, ignore files and the user's own patterns.
+"""The files below a folder that are documents: hidden files, ignore files, the user's patterns.
 
 Paths in this module are relative, with `/` and without a trailing one.
 """

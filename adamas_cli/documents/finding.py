@@ -1,4 +1,4 @@
-"""The files of a folder that may become documents, with those of archives inside of an archive."""
+"""The files of a folder that may become documents, including those of nested archives."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from adamas_cli.documents.listing import Entry, Lister
 
 
 class Finder:
-    """Finds what a selection takes; what it cannot look into is counted in `collection`."""
+    """Finds the files of a selection; folders that cannot be read are counted in `collection`."""
 
     def __init__(self, selection: Selection, collection: Collection, archives: Archives) -> None:
         """Raises UsageError for a wrong pattern."""
@@ -62,7 +62,7 @@ class Finder:
             for entry in list(self._entries(folder, lambda path, reason: None)):
                 if _is_archive(entry):
                     folders += self._unpacked(entry.path, folder.name_of(entry.path), folder, depth + 1)
-                    os.unlink(entry.path)  # its files stand for it
+                    os.unlink(entry.path)  # its files are listed instead
         return folders
 
 

@@ -1,4 +1,4 @@
-"""What a repository's .gitattributes say about its files."""
+"""The attributes that a repository's .gitattributes give its files."""
 
 from __future__ import annotations
 

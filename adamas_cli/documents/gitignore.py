@@ -63,7 +63,7 @@ class Rules:
         return cls(rules)
 
     def verdict(self, path: str, *, is_folder: bool) -> bool | None:
-        """What the last rule that matches says: ignore it (True) or not (False); None when no rule does."""
+        """The last matching rule: ignore (True) or not (False); None if no rule matches."""
         name = path.rpartition("/")[2]
         for rule in self._last_first:
             if rule.folders_only and not is_folder:

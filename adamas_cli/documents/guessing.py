@@ -1,4 +1,4 @@
-"""Which encoding bytes without a declaration are in, when they are no UTF-8.
+"""Guesses the encoding of bytes without a declaration that are not UTF-8.
 
 chardet's models of byte pairs rank the encodings. Two things are added, because a short text gives close
 ranks: what a ranking would make of the text is looked at (a capital inside a word, a box-drawing character
@@ -21,9 +21,9 @@ _CANDIDATES = (
     *("iso8859-15", "koi8-r", "koi8-u", "mac-roman", "mac-cyrillic"),
     *("cp437", "cp737", "cp850", "cp852", "cp857", "cp862", "cp866"),
 )
-_CONTENDERS = 10  # of chardet's ranking are looked at
+_CONTENDERS = 10  # candidates of chardet's ranking that are examined
 _LEAST_CONFIDENCE = 0.004  # added, so that ranks near zero differ by their looks
-_SAMPLE = 4000  # bytes whose looks are judged
+_SAMPLE = 4000  # bytes that are judged
 
 # How much rarer than Windows-1252 an encoding is, where English text leaves little else to go by.
 _COMMON = {"cp1252": 1.0, "iso8859-15": 0.9, "cp932": 0.8, "gb18030": 0.8, "cp1250": 0.7, "cp1251": 0.7}
@@ -64,7 +64,7 @@ def guessed(window: bytes) -> str:
     for codec in ("euc_jis_2004", "cp932"):
         if _is_japanese(lines, codec):
             return codec
-    from chardet import detect_all  # its import would cost every start of the program
+    from chardet import detect_all  # imported here because it would slow every start
 
     ranking = detect_all(lines, ignore_threshold=True, compat_names=False, include_encodings=_CANDIDATES)
     foreign = sum(map(len, _NOT_ASCII_RUN.findall(lines)))
@@ -128,7 +128,7 @@ def _is_english(window: bytes) -> bool:
 
 
 def _looks(sample: bytes, codec: str) -> float:
-    """How much of what is not ASCII looks right when decoded so, from 0 to 1."""
+    """The share of non-ASCII characters that look right in this decoding, 0 to 1."""
     text = sample.decode(codec, "replace")
     kinds = [_kind(character) for character in text]
     nothing = ("", "")

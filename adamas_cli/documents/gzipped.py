@@ -29,7 +29,7 @@ _SIGNS = (
     (re.compile(rb"\xfd7zXZ\0"), Compression.XZ),
 )
 MAX_RATIO = 200  # unpacked to packed; text stays far below
-_ALWAYS_BYTES = 16 * 2**20  # may be unpacked whatever the ratio: logs can be dull
+_ALWAYS_BYTES = 16 * 2**20  # always allowed, whatever the ratio: logs can be repetitive
 _HEADER_AND_TRAILER = 16 + zlib.MAX_WBITS  # zlib's word for the gzip format
 _XZ_MEMORY = 256 * 2**20  # the largest that xz's own levels ask for is 65 MiB
 _UNPACKERS: dict[Compression, Callable[[], Any]] = {

@@ -1,4 +1,4 @@
-"""LaTeX documents with the files that they take in."""
+"""LaTeX documents with the files that they include."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Expanded:
         return iter(self._parts)
 
     def notes(self, name: str) -> Iterator[str]:
-        """What was not taken in."""
+        """The files that were not included."""
         reasons = {
             "missing": self.missing,
             "outside of its folder and not read": self.outside,
