@@ -7,8 +7,8 @@ of what lies in the bin below, so that it is the reference's whatever the order 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from adamas_kernels.cpu.build import njit
 from adamas_kernels.cpu.estimate import ranked_range
 from adamas_kernels.cpu.floats import to_float
 from adamas_kernels.cpu.lanes import (
