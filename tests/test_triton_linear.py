@@ -118,7 +118,12 @@ def test_a_gate_and_what_it_lets_through(kind, rows):
 @pytest.mark.parametrize("count", [1, 1000, 5000])
 def test_the_first_of_the_largest_numbers_is_found(count):
     x = torch.randint(-9, 9, (count,)).to(HALF)
-    assert largest(x).tolist() == [x.tolist().index(x.max())]
+    place, number = torch.empty(1, dtype=torch.int64), torch.empty(1)
+    largest(x, place, number)
+    assert (place.item(), number.item()) == (x.tolist().index(x.max()), x.max())
+    x[count // 2] = torch.nan
+    largest(x, place, number)
+    assert (place.item(), number.item()) == (count // 2, torch.inf)
 
 
 @pytest.mark.parametrize("kind", FORMS)

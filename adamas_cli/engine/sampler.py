@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from adamas_cli.engine.sampling import Sampling
+from adamas_cli.errors import NotFiniteError
+
+
+class Drawn(NamedTuple):
+    """A token, int64 [1], and its weight [1]: its logit or its probability, which is no finite number where
+    some logit is NaN or infinitely large.
+    """
+
+    token: Tensor
+    weight: Tensor
+
+    def id(self) -> int:
+        """The token, once the device has computed it. Raises NotFiniteError."""
+        return _finite(int(self.token), float(self.weight))
+
+
+def require_finite(logits: Tensor) -> None:
+    """Raise NotFiniteError unless the logits of a token are numbers; this waits for the device."""
+    _finite(0, float(logits.max()))
+
+
+def _finite(token: int, weight: float) -> int:
+    if not math.isfinite(weight):
+        raise NotFiniteError
+    return token
 
 
 class Sampler:
@@ -48,24 +75,29 @@ class Sampler:
         for.
         """
         if self.greedy:
-            yield from logits.argmax(-1).tolist()
+            weights, tokens = logits.max(-1)
+            yield from map(_finite, tokens.tolist(), weights.tolist())
             return
         for one in logits:
-            yield int(self.next(one))
+            yield self.next(one).id()
 
-    def next(self, logits: Tensor) -> Tensor:
-        """The next token's id, int64 [1], from the last position's logits [vocabulary]. Without a constraint
-        it waits for nothing.
+    def next(self, logits: Tensor) -> Drawn:
+        """The next token, from the last position's logits [vocabulary]. Without a constraint it waits for
+        nothing.
         """
         if self._constraint is None:
             return self._drawn(logits)
         allowed = torch.from_numpy(self._constraint.allowed(len(logits))).to(logits.device)
-        token = self._drawn(logits.float().masked_fill(~allowed, -torch.inf))
-        self._constraint.take(int(token))
-        return token
+        drawn = self._drawn(logits.float().masked_fill(~allowed, -torch.inf))
+        self._constraint.take(drawn.id())
+        return drawn
 
-    def _drawn(self, logits: Tensor) -> Tensor:
+    def _drawn(self, logits: Tensor) -> Drawn:
         if self._takes_likeliest:
-            return logits.argmax().unsqueeze(0)
-        scores = self._warpers(None, logits.float().unsqueeze(0))
-        return torch.multinomial(scores.softmax(-1), 1, generator=self._generator)[0]
+            weight, token = logits.max(0, keepdim=True)
+            return Drawn(token, weight)
+        likely = self._warpers(None, logits.float().unsqueeze(0)).softmax(-1)[0]
+        # As `torch.multinomial` draws, which besides waits for the device to look at the probabilities.
+        chances = likely / torch.empty_like(likely).exponential_(generator=self._generator)
+        token = chances.argmax(0, keepdim=True)
+        return Drawn(token, likely[token])

@@ -107,6 +107,9 @@ def select(step, scratch, place):
         chosen[begin + i - end] = i
     count = gather_candidates(step, scratch, place, ranked, ranked_at)
     log_mass = -np.inf
+    if count < want:  # ranks of keys or queries that are no numbers are above nothing
+        for i in range(forced + count, forced + want):
+            chosen[i] = 0
     if count > 0:
         pad(ranked, count)
         if step.least_share:
