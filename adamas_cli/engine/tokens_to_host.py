@@ -10,7 +10,7 @@ from adamas_cli.engine.sampler import Drawn
 
 
 class TokenReader:
-    """Sends tokens with their weights, and receives them in the same order. On a GPU sending does not wait."""
+    """Sends tokens with their weights, and receives them in order. On a GPU sending does not wait."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
