@@ -89,6 +89,8 @@ def factor_lists(get: Get) -> Iterator[tuple[str, Any, int]]:
     for rope in ropes(get):
         if _kind(rope, get) == "longrope":
             dim = get("qk_rope_head_dim") or get("head_dim")
+            if not dim and not (get("hidden_size") and get("num_attention_heads")):
+                return  # not in these words
             dim = dim or get("hidden_size") // get("num_attention_heads")
             share = rope.get("partial_rotary_factor") or get("partial_rotary_factor") or 1.0
             for name in ("short_factor", "long_factor"):

@@ -51,6 +51,7 @@ def require_sense(get: Get) -> None:
     for name in _POSITIVE:
         _require_positive(name, get(name))
     for rope in ropes(get):
+        _require_scaling(rope)
         for name in _POSITIVE_IN_ROPES:
             _require_positive(name, rope.get(name))
     for name, factors, expected in factor_lists(get):
@@ -109,6 +110,8 @@ _NEEDED: dict[str, tuple[str, ...]] = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
 
+_OTHER_SCALINGS = frozenset({"longrope", "su", "mrope"})  # as files call them, besides
+
 
 def _each(value: Any) -> Iterator[Any]:
     """A field's value, or those of each layer, but for what is not there."""
@@ -133,6 +136,16 @@ def _require_factors(name: str, factors: Any, expected: int) -> None:
     if len(factors) != expected:
         raise ValueError(f"`{name}` has {len(factors)} numbers, and {expected} frequencies to divide")
     _require_positive(name, factors)
+
+
+def _require_scaling(rope: Mapping[str, Any]) -> None:
+    kind = rope.get("rope_type", rope.get("type"))
+    if kind is None or kind in _NEEDED or kind in _OTHER_SCALINGS:
+        return
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    if kind not in ROPE_INIT_FUNCTIONS:
+        raise ValueError(f"`rope_type` is {kind!r}")
 
 
 def _require_kinds(get: Get) -> None:

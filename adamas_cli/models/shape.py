@@ -223,6 +223,7 @@ def read_shape(directory: Path, *, trusts: bool = False) -> ModelShape:
     """
     try:
         config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+        require_sense(lambda name: config.get(name))  # before transformers says it in its own words
         if tells_all(config):
             return shape_of(config)
         return shape_of_config(_through_transformers(directory, trusts=trusts))
