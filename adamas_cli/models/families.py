@@ -77,7 +77,7 @@ _LISTED: tuple[tuple[str, tuple[str, ...]], ...] = (
             "plbart", "prophetnet", "t5gemma2", "trocr", "udop", "vision-encoder-decoder", "whisper",
         ),
     ),
-    (_AT_ONCE, ("diffusion_gemma", "paligemma", "recurrent_gemma")),
+    (_AT_ONCE, ("diffusion_gemma", "paligemma", "recurrent_gemma", "unlimited_ocr")),
     (_NO_CACHE, ("cpmant", "minimax", "openai-gpt", "reformer", "rwkv", "xlnet", "xlstm")),
     (
         _NO_TEXT,
@@ -118,7 +118,7 @@ def auto_class(kind: str) -> str:
         return found
 
     if kind not in has("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"):
-        for mapping, name in _BESIDES_TEXT:
+        for mapping, name in BESIDES_TEXT:
             if kind in has(mapping):
                 return name
     return "AutoModelForCausalLM"
@@ -151,7 +151,7 @@ def leave_only_text(model: PreTrainedModel) -> None:
             setattr(whole, name, None)
 
 
-_BESIDES_TEXT = (
+BESIDES_TEXT = (
     ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES", "AutoModelForImageTextToText"),
     ("MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES", "AutoModelForMultimodalLM"),
 )

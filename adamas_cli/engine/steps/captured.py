@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from adamas_cli.cache.cache import KVCache
-from adamas_cli.cache.layer import FULL, HYBRID, RECURRENT, SLIDING, STATELESS
+from adamas_cli.cache.layer import FULL, HYBRID, LATENT, RECURRENT, SLIDING, STATELESS
 from adamas_cli.cache.mode import Mode, Sparse
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.sampler import Drawn
@@ -23,7 +23,7 @@ from adamas_cli.engine.sampler import Drawn
 # The kind of RoPE that looks at the positions on the host, and so stops the device at each step.
 HOST_ROPE = "dynamic"
 # Layers that read and write only what lies where it lay at the step before.
-IN_PLACE = {FULL, SLIDING, HYBRID, *RECURRENT, *STATELESS}
+IN_PLACE = {FULL, LATENT, SLIDING, HYBRID, *RECURRENT, *STATELESS}
 
 
 def graph_obstacle(model: Model, cache: KVCache, sparse: Sparse | None) -> str | None:
