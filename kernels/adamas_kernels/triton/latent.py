@@ -33,7 +33,8 @@ def latent_kernel(
     ROTARY: tl.constexpr, ROTARY_PAD: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
     PRECISION: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """Program (share of the tokens, batch, ROWS of its query heads); leaves part [B, H, splits, 2 + RANK_PAD].
+    """Program (share of the tokens, batch, ROWS of its query heads); leaves part [B, H, splits, 2 +
+    RANK_PAD].
 
     The first share begins with the new token, which its first rows append to kept and value_sum. scale: of
     products, in powers of two. CHAINED: the launch after it may start.
