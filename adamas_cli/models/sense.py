@@ -78,13 +78,14 @@ def is_usual(config: Mapping[str, Any]) -> bool:
     scalings = [config.get(name) for name in ("rope_parameters", "rope_scaling")]
     if not of_types or not all(rope is None or isinstance(rope, Mapping) for rope in scalings):
         return False
-    for rope in scalings:
-        known = _NEEDED.get(str(rope.get("rope_type", rope.get("type", "default")))) if rope else ()
-        if known is None or not all(isinstance(rope.get(name), int | float) for name in known):
+    for rope in filter(None, scalings):
+        needed = _NEEDED.get(str(rope.get("rope_type", rope.get("type", "default"))))
+        if needed is None or not all(isinstance(rope.get(name), int | float) for name in needed):
             return False
     heads, hidden, width = (config.get(name) for name in ("num_attention_heads", "hidden_size", "head_dim"))
-    counted = all(isinstance(count, int) and count > 0 for count in (heads, hidden))
-    return counted and hidden % heads == 0 and (width or hidden // heads) % 2 == 0
+    if not (isinstance(heads, int) and isinstance(hidden, int) and heads > 0):
+        return False
+    return hidden % heads == 0 and (width or hidden // heads) % 2 == 0
 
 
 # What transformers takes for fields of Llama and the like, and what each kind of scaling needs.
