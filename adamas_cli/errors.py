@@ -53,6 +53,16 @@ class ModelUnavailableError(AdamasError):
     kind = "model_unavailable"
 
 
+class NotFiniteError(ModelUnavailableError):
+    """What the model computes is no number."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the model's numbers are not finite: its weights are damaged, or too large for its number "
+            "format.\nFetch the model again, or use `dtype` float32."
+        )
+
+
 class OutOfMemoryError(AdamasError):
     """The device ran out of memory even with the smallest prefill chunk."""
 

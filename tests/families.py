@@ -371,6 +371,24 @@ SEEING: dict[str, Seeing] = {
 }
 
 
+# Others that see or hear, whose text parts were found to answer as transformers does by the check of SEEING,
+# each with a tiny config of its own; they differ from rows above in nothing that attention knows.
+_LIKE_THEM = """
+    aria aya_vision chameleon cohere2_vision cohere_compass cosmos3_edge cosmos3_omni deepseek_ocr2
+    deepseek_vl deepseek_vl_hybrid ernie4_5_vl_moe exaone4_5 fun_asr_nano glm46v glm_ocr glmasr glmga
+    granite_docling granite_speech granite_speech_plus hunyuan_vl hyperclovax_vision_v2 idefics2 idefics3
+    internvl janus kimi_k25 lfm2_vl lfm3_vl lighton_ocr llava_next llava_next_video llava_onevision
+    minicpm_ocr minicpmv4_6 minicpmv4_7 minimax_m3_vl mistral4 mistral_large4 molmo2 muse_glimmer muse_spark
+    nemo_speechlm nemotron_h_omni paddleocr_vl pp_chart2table qianfan_ocr qwen2_5_omni_thinker qwen3_asr
+    qwen3_omni_moe_thinker smolvlm step3p7 vibevoice_asr video_llama_3 video_llava vipllava voxtral
+"""
+LIKE_THEM = frozenset(_LIKE_THEM.split())
+# Whose tiny models could not be built here: of large parts, of packages that are not installed, or of
+# settings that depend on each other.
+_UNTRIED = "fast_vlm glm5_next granite4_vision inkling2 inkling_mm_model ovis2 perception_lm"
+UNTRIED = frozenset(_UNTRIED.split())
+
+
 def seeing_config(name: str, **common: Any) -> PreTrainedConfig:
     """Of a row of SEEING. common: fields of text parts instead of `SMALL`, for those that have them."""
     row = SEEING[name]

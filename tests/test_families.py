@@ -10,12 +10,25 @@ import numpy as np
 import pytest
 import torch
 from adamas_kernels.contract import SparseSettings
-from families import FAMILIES, SEEING, VOCABULARY, Family, seeing_config, tiny_config, tiny_family
+from adamas_kernels.triton.backend import TritonBackend
+from families import (
+    FAMILIES,
+    LIKE_THEM,
+    SEEING,
+    UNTRIED,
+    VOCABULARY,
+    Family,
+    seeing_config,
+    tiny_config,
+    tiny_family,
+)
 from safetensors.torch import save_file
 from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from adamas_cli.cache.mode import Mode
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.events import Token
 from adamas_cli.engine.model import Model
@@ -24,7 +37,7 @@ from adamas_cli.engine.timeline import Timeline
 from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.forecast.calibration import calibrate
 from adamas_cli.models import LoadedModel, ModelFiles, load
-from adamas_cli.models.families import RESTARTING
+from adamas_cli.models.families import BESIDES_TEXT, RESTARTING, UNANSWERING
 from adamas_cli.planning.decision import decide
 from adamas_cli.planning.facts import config_facts, file_facts, machine_facts
 from adamas_cli.progress import Silent
@@ -54,6 +67,26 @@ def one_thread() -> Iterator[None]:
 def test_every_family_of_transformers_has_a_row() -> None:
     assert set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) <= set(FAMILIES)
     assert {family.text for family in FAMILIES.values() if family.text} <= set(FAMILIES)
+
+
+def test_every_family_that_sees_or_hears_was_looked_at() -> None:
+    """It answers by its text part, or is refused before weights load."""
+    known = {name for mapping, _ in BESIDES_TEXT for name in getattr(modeling_auto, mapping, {})}
+    looked_at = {*FAMILIES, *SEEING, *LIKE_THEM, *UNTRIED, *UNANSWERING}
+    assert not known - looked_at
+    assert not UNTRIED & (LIKE_THEM | UNANSWERING.keys())
+
+
+def test_a_step_over_latents_is_that_of_the_reference(tmp_path: Path) -> None:
+    """The kernel that graphs replay, in Triton's interpreter."""
+    model = Model.of(loaded(tiny_family("deepseek_v2"), tmp_path))
+    found = []
+    for dense in (None, TritonBackend()):
+        timeline = read(opened(loaded(model.module, tmp_path), FULL))
+        mode = Mode(answers=True, dense=dense)
+        timeline.cache.begin_answer(mode)
+        found.append([model.forward(torch.tensor([token]), timeline.cache, mode) for token in (5, 9)])
+    assert_near(torch.stack(found[1]), torch.stack(found[0]))
 
 
 def tokens(count: int, seed: int = 0) -> np.ndarray:

@@ -13,7 +13,7 @@ from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.mode import Mode
 from adamas_cli.engine.drafts import Drafter
 from adamas_cli.engine.events import Drafted
-from adamas_cli.engine.sampler import Sampler
+from adamas_cli.engine.sampler import Drawn, Sampler
 from adamas_cli.engine.steps.stepper import Stepper
 from adamas_cli.engine.tokens_to_host import TokenReader
 
@@ -32,7 +32,7 @@ class Saying(Protocol):
         ...
 
     def next(self, left: int) -> int:
-        """The next token, of which this many are left to say."""
+        """The next token, of which this many are left to say. Raises NotFiniteError."""
         ...
 
     def feed(self, left: int) -> None:
@@ -56,7 +56,7 @@ class OneByOne:
         self._stepper, self._mode, self._sampler = stepper, mode, sampler
         self._device = logits.device
         self._reader = TokenReader(self._device)
-        self._token = sampler.next(logits)
+        self._drawn = sampler.next(logits)
         self._passes = 0
         # A GPU gets the next step before the host knows the token that it starts from, and so one too many
         # at the end; a CPU would lose that step's time.
@@ -70,7 +70,7 @@ class OneByOne:
 
     def next(self, left: int) -> int:
         """See `Saying.next`."""
-        self._reader.send(self._token)
+        self._reader.send(self._drawn)
         # Nothing, compiling least of all, delays the first token.
         self._fed = left > 1 and self._ahead and not self._first
         self._first = False
@@ -85,16 +85,16 @@ class OneByOne:
 
     def say(self, token: int) -> None:
         """See `Saying.say`."""
-        self._token = torch.tensor([token], device=self._device)
+        self._drawn = Drawn(*torch.tensor([[token], [1]], device=self._device))
 
     def end(self, tokens: int) -> None:
         """See `Saying.end`: on a GPU there may be one more, which whoever reads on forgets."""
 
     def _step(self) -> None:
         self._passes += 1
-        self.logits, greedy = self._stepper.step(self._token, self._mode)
+        self.logits, greedy = self._stepper.step(self._drawn.token, self._mode)
         known = self._sampler.greedy and greedy is not None
-        self._token = greedy if known and greedy is not None else self._sampler.next(self.logits)
+        self._drawn = greedy if known and greedy is not None else self._sampler.next(self.logits)
 
 
 class Checked:
@@ -111,7 +111,7 @@ class Checked:
         self.logits = logits
         self._stepper, self._cache, self._mode = stepper, cache, mode
         self._sampler, self._drafter = sampler, drafter
-        self._coming = deque([int(sampler.next(logits))])  # all but the last are in the cache
+        self._coming = deque([sampler.next(logits).id()])  # all but the last are in the cache
         self._said = 0  # the last token
         self._start, self._before = cache.get_seq_length(), list[Any]()  # before the last pass
         self._proposed = self._accepted = self._passes = 0

@@ -19,6 +19,8 @@ from adamas_cli.engine.continuing import carry_on
 from adamas_cli.engine.fused import fuse
 from adamas_cli.engine.interface import Pass, install, under_way
 from adamas_cli.engine.rotation import foresee
+from adamas_cli.errors import AdamasError, ModelUnavailableError
+from adamas_cli.models.configs import reason
 from adamas_cli.models.families import RESTARTING
 from adamas_cli.models.shape import shape_of_config
 from adamas_cli.planning.decision import UnservedError
@@ -127,6 +129,13 @@ class Model:
             self.forward(torch.zeros(1, dtype=torch.int64, device=self.device), cache, READING)
         except UnservedError as error:
             return error.reason
+        except (AdamasError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever a family's code raises of text alone
+            kind = self.config.model_type
+            raise ModelUnavailableError(
+                f"a model of type {kind} cannot answer: it fails on one token of text ({reason(error)})."
+            ) from error
         lengths = {layer.length for layer in cache.kept if isinstance(layer, FullLayer | SlidingLayer)}
         if lengths <= {1}:
             return None

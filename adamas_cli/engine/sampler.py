@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from adamas_cli.engine.events import Likelihood
 from adamas_cli.engine.sampling import Sampling
+from adamas_cli.errors import NotFiniteError
+
+
+class Drawn(NamedTuple):
+    """A token, int64 [1], and its weight [1]: its logit or its probability, which is no finite number where
+    some logit is NaN or infinitely large.
+    """
+
+    token: Tensor
+    weight: Tensor
+
+    def id(self) -> int:
+        """The token, once the device has computed it. Raises NotFiniteError."""
+        return _finite(int(self.token), float(self.weight))
+
+
+def require_finite(logits: Tensor) -> None:
+    """Raise NotFiniteError unless the logits of a token are numbers; this waits for the device."""
+    _finite(0, float(logits.max()))
+
+
+def _finite(token: int, weight: float) -> int:
+    if not math.isfinite(weight):
+        raise NotFiniteError
+    return token
 
 
 class Sampler:
@@ -28,7 +55,7 @@ class Sampler:
 
         self._constraint = sampling.constraint()
         self._alternatives = sampling.alternatives()
-        self._drawn: deque[tuple[Tensor, Tensor, Tensor] | None] = deque()  # not yet told
+        self._untold: deque[tuple[Tensor, Tensor, Tensor] | None] = deque()
         self._takes_likeliest = sampling.temperature == 0
         self.greedy = self._takes_likeliest and self._constraint is None and self._alternatives is None
         self._warpers = LogitsProcessorList()
@@ -52,43 +79,48 @@ class Sampler:
         for.
         """
         if self.greedy:
-            yield from logits.argmax(-1).tolist()
+            weights, tokens = logits.max(-1)
+            yield from map(_finite, tokens.tolist(), weights.tolist())
             return
         for one in logits:
-            yield int(self.next(one))
+            yield self.next(one).id()
 
-    def next(self, logits: Tensor) -> Tensor:
-        """The next token's id, int64 [1], from the last position's logits [vocabulary]. Without a constraint
-        it waits for nothing.
+    def next(self, logits: Tensor) -> Drawn:
+        """The next token, from the last position's logits [vocabulary]. Without a constraint it waits for
+        nothing.
         """
-        token = self._next(logits)
+        drawn = self._next(logits)
         if self._alternatives is not None:
             logprobs = logits.float().log_softmax(-1)
-            self._drawn.append((logprobs[token], *logprobs.topk(self._alternatives)))
-        return token
+            self._untold.append((logprobs[drawn.token], *logprobs.topk(self._alternatives)))
+        return drawn
 
     def likelihood(self) -> Likelihood | None:
         """Of the oldest token that was drawn and not yet told of; None where it is not asked for."""
-        if not self._drawn or (drawn := self._drawn.popleft()) is None:
+        if not self._untold or (told := self._untold.popleft()) is None:
             return None
-        logprob, values, ids = drawn
+        logprob, values, ids = told
         return Likelihood(float(logprob), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
 
     def replace(self) -> None:
         """Another token is said than was drawn, of which nothing is told; those after it are forgotten."""
         if self._alternatives is not None:
-            self._drawn = deque([None])
+            self._untold = deque([None])
 
-    def _next(self, logits: Tensor) -> Tensor:
+    def _next(self, logits: Tensor) -> Drawn:
         if self._constraint is None:
             return self._draw(logits)
         allowed = torch.from_numpy(self._constraint.allowed(len(logits))).to(logits.device)
-        token = self._draw(logits.float().masked_fill(~allowed, -torch.inf))
-        self._constraint.take(int(token))
-        return token
+        drawn = self._draw(logits.float().masked_fill(~allowed, -torch.inf))
+        self._constraint.take(drawn.id())
+        return drawn
 
-    def _draw(self, logits: Tensor) -> Tensor:
+    def _draw(self, logits: Tensor) -> Drawn:
         if self._takes_likeliest:
-            return logits.argmax().unsqueeze(0)
-        scores = self._warpers(None, logits.float().unsqueeze(0))
-        return torch.multinomial(scores.softmax(-1), 1, generator=self._generator)[0]
+            weight, token = logits.max(0, keepdim=True)
+            return Drawn(token, weight)
+        likely = self._warpers(None, logits.float().unsqueeze(0)).softmax(-1)[0]
+        # As `torch.multinomial` draws, which besides waits for the device to look at the probabilities.
+        chances = likely / torch.empty_like(likely).exponential_(generator=self._generator)
+        token = chances.argmax(0, keepdim=True)
+        return Drawn(token, likely[token])

@@ -30,7 +30,7 @@ from adamas_cli.engine.events import Done, Event, Prefill, Token
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.peak import peak_memory
 from adamas_cli.engine.reading import Reader, Stored
-from adamas_cli.engine.sampler import Sampler
+from adamas_cli.engine.sampler import Sampler, require_finite
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.steps.stepper import Stepper
 from adamas_cli.settings import DraftKind
@@ -262,7 +262,8 @@ class Timeline:
         """Read tokens, int [n], after those that are there, sparsely where that was decided.
 
         stored: the tokens of the whole cache in a store. What is there is not read again, if nothing was read
-        yet, and what is read goes there. Interrupted, it leaves a whole number of chunks.
+        yet, and what is read goes there. Interrupted, it leaves a whole number of chunks. Raises
+        NotFiniteError.
         """
         start = time.perf_counter()
         whole, known = np.concatenate([self.ids, np.asarray(ids, np.int32)]), 0
@@ -275,6 +276,7 @@ class Timeline:
             yield from self._announced(reading)
             if len(tokens):
                 self.logits = self._reader.logits
+                require_finite(self.logits)
             with self._compiling_announced():
                 self._encode(stored, whole=known == len(ids) == self.length)
                 if len(ids):

@@ -5,36 +5,39 @@ from __future__ import annotations
 from collections import deque
 
 import torch
-from torch import Tensor
+
+from adamas_cli.engine.sampler import Drawn
 
 
 class TokenReader:
-    """Sends tokens, int64 [1], and receives them in the same order. On a GPU sending does not wait."""
+    """Sends tokens with their weights, and receives them in order. On a GPU sending does not wait."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
-        self._sent: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
-        self._spare: list[tuple[Tensor, torch.cuda.Event | None]] = []
+        self._sent: deque[tuple[Drawn, torch.cuda.Event | None]] = deque()
+        self._spare: list[tuple[Drawn, torch.cuda.Event | None]] = []
 
-    def send(self, token: Tensor) -> None:
+    def send(self, drawn: Drawn) -> None:
         """Start to bring a token to the host; it may change once this has returned."""
         if not self._on_gpu:
-            self._sent.append((token.clone(), None))
+            self._sent.append((Drawn(*(x.clone() for x in drawn)), None))
             return
         place, event = self._spare.pop() if self._spare else self._make()
         assert event is not None
-        place.copy_(token, non_blocking=True)
+        for there, here in zip(place, drawn, strict=True):
+            there.copy_(here, non_blocking=True)
         event.record()
         self._sent.append((place, event))
 
     def receive(self) -> int:
-        """The oldest token that was sent and not yet received."""
+        """The oldest token that was sent and not yet received. Raises NotFiniteError."""
         place, event = self._sent.popleft()
         if event is not None:
             event.synchronize()
             self._spare.append((place, event))
-        return int(place)
+        return place.id()
 
     @staticmethod
-    def _make() -> tuple[Tensor, torch.cuda.Event]:
-        return torch.empty(1, dtype=torch.int64, pin_memory=True), torch.cuda.Event()
+    def _make() -> tuple[Drawn, torch.cuda.Event]:
+        token, weight = (torch.empty(1, dtype=kind, pin_memory=True) for kind in (torch.int64, torch.float32))
+        return Drawn(token, weight), torch.cuda.Event()

@@ -74,20 +74,23 @@ _LISTED: tuple[tuple[str, tuple[str, ...]], ...] = (
         _ENCODER_DECODER,
         (
             "bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "marian", "mbart", "mvp", "pegasus",
-            "plbart", "prophetnet", "trocr", "whisper",
+            "plbart", "prophetnet", "t5gemma2", "trocr", "udop", "vision-encoder-decoder", "whisper",
         ),
     ),
-    (_AT_ONCE, ("recurrent_gemma",)),
+    (_AT_ONCE, ("diffusion_gemma", "paligemma", "recurrent_gemma", "unlimited_ocr")),
     (_NO_CACHE, ("cpmant", "minimax", "openai-gpt", "reformer", "rwkv", "xlnet", "xlstm")),
     (
         _NO_TEXT,
         (
-            "blt", "gemma4_assistant", "gemma4_unified_assistant", "git", "mllama", "moshi",
-            "moss_transcribe_diarize", "musicgen", "musicgen_melody",
+            "blip", "blip-2", "blt", "evolla", "florence2", "gemma4_assistant", "gemma4_unified_assistant",
+            "git", "idefics", "instructblip", "instructblipvideo", "kosmos-2", "kosmos-2.5",
+            "kyutai_speech_to_text", "mllama", "moshi", "moss_transcribe_diarize", "musicgen",
+            "musicgen_melody", "pi0", "pix2struct", "pp_formulanet", "qwen2_5_omni", "qwen2_audio",
+            "qwen3_omni_moe", "shieldgemma2", "voxtral_realtime",
         ),
     ),
 )  # fmt: skip
-# Families of `AutoModelForCausalLM` that answer no questions, with the reason.
+# Families that answer no questions, with the reason.
 UNANSWERING = {kind: reason for reason, kinds in _LISTED for kind in kinds}
 
 
@@ -115,7 +118,7 @@ def auto_class(kind: str) -> str:
         return found
 
     if kind not in has("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"):
-        for mapping, name in _BESIDES_TEXT:
+        for mapping, name in BESIDES_TEXT:
             if kind in has(mapping):
                 return name
     return "AutoModelForCausalLM"
@@ -148,7 +151,7 @@ def leave_only_text(model: PreTrainedModel) -> None:
             setattr(whole, name, None)
 
 
-_BESIDES_TEXT = (
+BESIDES_TEXT = (
     ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES", "AutoModelForImageTextToText"),
     ("MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES", "AutoModelForMultimodalLM"),
 )

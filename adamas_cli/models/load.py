@@ -26,7 +26,12 @@ from adamas_cli.models.families import (
     require_answering,
 )
 from adamas_cli.models.folder import classes, is_usual, weight_files
-from adamas_cli.models.prequantized import holds_quantized, require_readable, stored_quantization
+from adamas_cli.models.prequantized import (
+    holds_quantized,
+    require_numbers,
+    require_readable,
+    stored_quantization,
+)
 from adamas_cli.models.quantization import (
     PACKAGES,
     PACKED,
@@ -109,6 +114,8 @@ def load(
     elif quantization in PACKAGES:
         how = quantization_config(quantization, chosen_dtype)
     context = read_shape(files.directory, trusts=trust_remote_code).context
+    if files.gguf is None:
+        require_numbers(files.name, files.directory)
     if chosen_device.type == "cpu":
         computing = use_threads(threads)
         if log.isEnabledFor(logging.INFO):

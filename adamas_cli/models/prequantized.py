@@ -26,6 +26,8 @@ KEPT = {
     BITSANDBYTES: ("bitsandbytes", "'adamas[bnb]'", ("cuda",)),
     "torchao": ("torchao", "'adamas[torchao]'", ("cuda", "cpu")),
 }
+_WEIGHTS = ("weight", "_proj")  # ends of their names; masks and positions have others
+_WORDS = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
 READ = "AWQ, GPTQ, compressed-tensors, FP8, MXFP4 and MLX's"
 
 
@@ -78,6 +80,23 @@ def require_readable(name: str, stored: dict[str, Any], quantization: str, devic
         raise ModelUnavailableError(f"{name} comes quantized ({method}), which only GPUs compute with.")
     if not is_installed(package):
         raise ModelUnavailableError(f"{name} comes quantized ({method}) and needs more: pip install {extra}")
+
+
+def require_numbers(name: str, directory: Path) -> None:
+    """Raises ModelUnavailableError where weights of the model called `name` are words, and nothing says what
+    they stand for.
+    """
+    if stored_quantization(directory) is not None:
+        return
+    words = (
+        f"{tensor} is of {entry.dtype}"
+        for tensor, entry in read_headers(directory).items()
+        if tensor.endswith(_WEIGHTS) and entry.dtype in _WORDS
+    )
+    if first := next(words, None):
+        raise ModelUnavailableError(
+            f"cannot load {name}: {first}, and its config does not say how its weights are quantized."
+        )
 
 
 def holds_quantized(model: nn.Module) -> bool:

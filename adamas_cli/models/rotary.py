@@ -60,7 +60,7 @@ def rotation_of(get: Get) -> Rotation:
     """That of a text model's config. get: one of its fields by name, None where there is none."""
     found = {
         LengthScaling(kind, original)
-        for rope in _ropes(get)
+        for rope in ropes(get)
         if (kind := _kind(rope, get)) in BY_LENGTH and (original := _original(kind, rope, get))
         if not _is_alike(rope)
     }
@@ -76,7 +76,7 @@ def context_of(get: Get) -> int | None:
         return None
     scaled = [
         int(rope["factor"] * original)
-        for rope in _ropes(get)
+        for rope in ropes(get)
         if _kind(rope, get) in ("dynamic", "yarn")
         and isinstance(rope.get("factor"), int | float)
         and (original := _original(_kind(rope, get), rope, get))
@@ -84,7 +84,20 @@ def context_of(get: Get) -> int | None:
     return max([stated, *scaled])
 
 
-def _ropes(get: Get) -> Iterator[Mapping[str, Any]]:
+def factor_lists(get: Get) -> Iterator[tuple[str, Any, int]]:
+    """The lists of longrope's factors: the name, what is there, and how many numbers there are to be."""
+    for rope in ropes(get):
+        if _kind(rope, get) == "longrope":
+            dim = get("qk_rope_head_dim") or get("head_dim")
+            if not dim and not (get("hidden_size") and get("num_attention_heads")):
+                return  # not in these words
+            dim = dim or get("hidden_size") // get("num_attention_heads")
+            share = rope.get("partial_rotary_factor") or get("partial_rotary_factor") or 1.0
+            for name in ("short_factor", "long_factor"):
+                yield name, rope.get(name), int(dim * share) // 2
+
+
+def ropes(get: Get) -> Iterator[Mapping[str, Any]]:
     """The scaling of all layers alike, or that of each kind of layer; in the spelling of old files too."""
     for name in ("rope_parameters", "rope_scaling"):
         rope = get(name)

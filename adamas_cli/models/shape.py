@@ -28,6 +28,7 @@ from adamas_cli.models.recurrent import (
     state_size,
 )
 from adamas_cli.models.rotary import Rotation, context_of, rotation_of
+from adamas_cli.models.sense import is_usual, require_count, require_sense
 from adamas_cli.settings import DENSE_LAYERS
 
 ATTENTION = (FULL, SLIDING, HYBRID)  # whose layers have keys and values of tokens
@@ -222,6 +223,7 @@ def read_shape(directory: Path, *, trusts: bool = False) -> ModelShape:
     """
     try:
         config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+        require_sense(lambda name: config.get(name))  # before transformers says it in its own words
         if tells_all(config):
             return shape_of(config)
         return shape_of_config(_through_transformers(directory, trusts=trusts))
@@ -231,9 +233,12 @@ def read_shape(directory: Path, *, trusts: bool = False) -> ModelShape:
 
 
 def tells_all(config: dict[str, Any]) -> bool:
-    """Whether a file has everything that its model's shape depends on, without a class of transformers."""
+    """Whether a file has everything that its model's shape depends on, and nothing that transformers might
+    refuse.
+    """
     told = _TOLD.get(str(config.get("model_type")))
-    return told is not None and all(name in config for name in (*_NEEDED, *told))
+    there = told is not None and all(name in config for name in (*_NEEDED, *told))
+    return there and is_usual(config)
 
 
 def _through_transformers(directory: Path, *, trusts: bool) -> Any:
@@ -265,28 +270,30 @@ def shape_of(config: dict[str, Any]) -> ModelShape:
 
 
 def shape_from(get: Get) -> ModelShape:
-    """The same by its fields. Raises KeyError."""
+    """The same by its fields. Raises KeyError, and TypeError and ValueError where they make no sense."""
+    require_sense(get)
 
     def need(name: str) -> Any:
         found = get(name)
         if found is None:
             raise KeyError(name)
-        return _count_of(name, found)
+        return require_count(name, found)
 
     choices = max((_largest(get(name)) for name in _CHOICES), default=0)
     inner = _largest(get("intermediate_size"))
     context = context_of(get) or next((found for name in OTHER_CONTEXT if (found := get(name))), None)
-    layers = _count_of("num_hidden_layers", get("num_hidden_layers") or 0)
+    layers = require_count("num_hidden_layers", get("num_hidden_layers") or 0)
     kinds = layer_kinds(get, layers)
     if not kinds:  # a list of them tells how many there are
         raise KeyError("num_hidden_layers")
     keeping = any(kind in KEEPING for kind in kinds)
+    heads = need("num_attention_heads") if keeping else 0
     by_layer = tuple(_layer(get, index, kinds) for index in range(len(kinds)))
     return ModelShape(
-        context=_count_of("max_position_embeddings", context or need("max_position_embeddings")),
+        context=require_count("max_position_embeddings", context or need("max_position_embeddings")),
         hidden=need("hidden_size"),
         inner=inner,
-        heads=need("num_attention_heads") if keeping else 0,
+        heads=heads,
         vocabulary=need("vocab_size"),
         by_layer=by_layer,
         recurrent=sum(kind in (*RECURRENT, HYBRID) for kind in kinds),
@@ -298,15 +305,6 @@ def shape_from(get: Get) -> ModelShape:
         expert_inner=(_largest(get("moe_intermediate_size")) or inner) if choices else 0,
         rotation=rotation_of(get),
     )
-
-
-def _count_of(name: str, found: Any) -> int:
-    """A field that counts something. Raises TypeError and ValueError for one that does not."""
-    if not isinstance(found, int):
-        raise TypeError(f"`{name}` is {found!r}")
-    if found < 0:
-        raise ValueError(f"`{name}` is {found}")
-    return found
 
 
 def _largest(value: int | Sequence[int] | None) -> int:
@@ -324,13 +322,22 @@ def _layer(get: Get, index: int, kinds: Sequence[str]) -> LayerShape:
     rank, rotated = get("kv_lora_rank"), get("qk_rope_head_dim")
     if rank and kind == FULL:  # its key, of which the value is the first part
         return LayerShape(kind, 1, rank + rotated, 0, None, shared, latent=True)
-    key_dim = get("head_dim", index) or get("attention_head_dim") or get("hidden_size") // heads
+    key_dim = get("head_dim", index) or get("attention_head_dim") or _even_share(get("hidden_size"), heads)
     value_dim = get("v_head_dim", index) or key_dim
     if rotated and (plain := get("qk_nope_head_dim")):  # all heads that are made of latents
         key_dim, kv_heads = plain + rotated, heads
     else:
         kv_heads = _first(get, ("num_key_value_heads", "num_kv_heads"), index) or heads
+        if heads % kv_heads:
+            raise ValueError(f"{heads} query heads cannot share {kv_heads} KV heads")
     return LayerShape(kind, kv_heads, key_dim, value_dim, _first(get, KEEPING[kind], index), shared)
+
+
+def _even_share(hidden: int, heads: int) -> int:
+    """The width of a head. Raises ValueError where it is no whole number."""
+    if hidden % heads:
+        raise ValueError(f"`hidden_size` {hidden} is no multiple of {heads} heads")
+    return hidden // heads
 
 
 def _first(get: Get, names: Sequence[str], layer: int) -> int | None:

@@ -11,7 +11,7 @@ from adamas_cli.machine.gpus import Gpu, gpus
 from adamas_cli.models.device import device_kind, multiplies_bfloat16
 from adamas_cli.models.families import require_answering
 from adamas_cli.models.gguf.file import GgufFile
-from adamas_cli.models.prequantized import block_bytes, stored_bytes, stored_quantization
+from adamas_cli.models.prequantized import block_bytes, require_numbers, stored_bytes, stored_quantization
 from adamas_cli.models.quantization import installed_packages, packing_obstacle
 from adamas_cli.models.shape import (
     WeightCount,
@@ -50,8 +50,11 @@ def file_facts(files: ModelFiles, *, trusts: bool = False) -> Model:
     Raises ModelUnavailableError where they do not, and for a model that cannot answer.
     """
     require_answering(files.name, files.directory)
+    shape = read_shape(files.directory, trusts=trusts)
+    if files.gguf is None:
+        require_numbers(files.name, files.directory)
     return Model(
-        read_shape(files.directory, trusts=trusts),
+        shape,
         _count(files),
         stored_quantization(files.directory),
         stored_bytes(files.directory),

@@ -18,6 +18,7 @@ from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.layer import FULL, HYBRID, RECURRENT, SLIDING, STATELESS
 from adamas_cli.cache.mode import Mode, Sparse
 from adamas_cli.engine.model import Model
+from adamas_cli.engine.sampler import Drawn
 
 # The kind of RoPE that looks at the positions on the host, and so stops the device at each step.
 HOST_ROPE = "dynamic"
@@ -42,11 +43,11 @@ def graph_obstacle(model: Model, cache: KVCache, sparse: Sparse | None) -> str |
 
 @dataclass
 class _Graph:
-    """A captured step. token: int64 [1], which it reads, and then holds the greedy token; logits: [V]."""
+    """A captured step. drawn: whose token it reads, and which then holds the greedy one; logits: [V]."""
 
     version: int
     graph: torch.cuda.CUDAGraph
-    token: Tensor
+    drawn: Drawn
     logits: Tensor
 
 
@@ -58,8 +59,8 @@ class CapturedSteps:
         self._cache = cache
         self._graphs: dict[Mode, _Graph] = {}
 
-    def step(self, token: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:
-        """Append a token, int64 [1]; the logits after it, [V], and the greedy token, int64 [1].
+    def step(self, token: Tensor, mode: Mode) -> tuple[Tensor, Drawn]:
+        """Append a token, int64 [1]; the logits after it, [V], and the greedy token.
 
         Both are valid until the next step. Raises RuntimeError where a step cannot be captured; then the
         cache is as it was.
@@ -69,15 +70,15 @@ class CapturedSteps:
         if graph is None or graph.version != self._cache.extent.version:
             self._graphs.pop(mode, None)
             graph = self._graphs[mode] = self._capture(token, mode)
-        if token is not graph.token:
-            graph.token.copy_(token)
+        if token is not graph.drawn.token:
+            graph.drawn.token.copy_(token)
         graph.graph.replay()
         self._cache.count(1, mode)
-        return graph.logits, graph.token
+        return graph.logits, graph.drawn
 
     def _capture(self, token: Tensor, mode: Mode) -> _Graph:
         cache, device = self._cache, token.device
-        own = token.clone()
+        own = Drawn(token.clone(), torch.empty(1, device=device))
         mark, counted = cache.mark(), None if mode.tally is None else mode.tally.counts.clone()
         version = cache.extent.version
         try:
@@ -88,7 +89,7 @@ class CapturedSteps:
                 self._run(own, mode)
             torch.cuda.current_stream(device).wait_stream(stream)
             cache.rewind(mark)
-            own.copy_(token)
+            own.token.copy_(token)
             graph = torch.cuda.CUDAGraph()
             pool = next((other.graph.pool() for other in self._graphs.values()), None)
             with (
@@ -103,12 +104,13 @@ class CapturedSteps:
         assert cache.extent.version == version, "a step replaced its own buffers"
         return _Graph(version, graph, own, logits)
 
-    def _run(self, token: Tensor, mode: Mode) -> Tensor:
+    def _run(self, drawn: Drawn, mode: Mode) -> Tensor:
         from adamas_kernels.triton.largest import largest  # Triton is nowhere else needed
 
         positions = self._cache.extent.lengths.long().unsqueeze(0)
-        logits = self._model.forward(token, self._cache, mode, positions=positions)
-        token.copy_(largest(logits))
+        logits = self._model.forward(drawn.token, self._cache, mode, positions=positions)
+        drawn.token.copy_(largest(logits))
+        drawn.weight.copy_(logits[drawn.token])
         return logits
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.mode import Mode, Sparse
 from adamas_cli.engine.model import Model
+from adamas_cli.engine.sampler import Drawn
 from adamas_cli.engine.steps.captured import CapturedSteps, graph_obstacle
 from adamas_cli.engine.steps.compiled import CompiledSteps
 from adamas_cli.engine.steps.describe import NoCompiledFormError
@@ -63,14 +64,14 @@ class Stepper:
         """How many tokens the next of the `steps` should take at most, where it `checks`."""
         return self._compiled.most() if self._compiled is not None and self.runs_compiled(mode) else 1
 
-    def step(self, token: Tensor, mode: Mode) -> tuple[Tensor, Tensor | None]:
+    def step(self, token: Tensor, mode: Mode) -> tuple[Tensor, Drawn | None]:
         """Append one token, int64 [1], as an answer's tokens attend: the logits after it, [vocabulary], valid
-        until the next step, and the greedy token, int64 [1], where the step tells it.
+        until the next step, and the greedy token, where the step tells it.
         """
         logits, greedy = self.steps(token, mode)
         return logits[0], greedy
 
-    def steps(self, tokens: Tensor, mode: Mode) -> tuple[Tensor, Tensor | None]:
+    def steps(self, tokens: Tensor, mode: Mode) -> tuple[Tensor, Drawn | None]:
         """The same with several tokens, int64 [n], where it `checks`: the logits after each, [n, vocabulary],
         and None. A captured step takes one.
         """

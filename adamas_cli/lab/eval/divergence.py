@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adamas_cli.errors import NotFiniteError
+
 RESAMPLES = 1000
 ROWS = 16  # positions compared at a time: a vocabulary of 150,000 makes 10 MB of each 16
 
@@ -35,7 +37,9 @@ class Divergence:
 
 
 def diverge(full: Tensor, other: Tensor, targets: Tensor) -> Divergence:
-    """Compare logits [M, vocabulary] of full attention and of another; targets: int [M] true next tokens."""
+    """Compare logits [M, vocabulary] of full attention and of another; targets: int [M] true next tokens.
+    Raises NotFiniteError where some logit is no number.
+    """
     parts: list[tuple[Tensor, ...]] = []
     targets = targets.to(full.device)
     for p, q, target in zip(full.split(ROWS), other.split(ROWS), targets.split(ROWS), strict=True):
@@ -45,7 +49,10 @@ def diverge(full: Tensor, other: Tensor, targets: Tensor) -> Divergence:
         chosen = target.unsqueeze(-1)
         parts.append((kl, same, -log_q.gather(-1, chosen)[:, 0], -log_p.gather(-1, chosen)[:, 0]))
     columns = (torch.cat(column).double().cpu().numpy() for column in zip(*parts, strict=True))
-    return Divergence(*columns)
+    found = Divergence(*columns)
+    if np.isnan(found.kl).any():
+        raise NotFiniteError
+    return found
 
 
 def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:

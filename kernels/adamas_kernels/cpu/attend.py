@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 from llvmlite import ir
-from numba import njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from adamas_kernels.cpu.build import njit
 from adamas_kernels.cpu.floats import capped, capped_one, exp, put_float, to_float
 from adamas_kernels.cpu.lanes import LANES, load, multiply_add, splat, store, sum_lanes
 from adamas_kernels.cpu.records import floats_at, ints_at, numbers_at

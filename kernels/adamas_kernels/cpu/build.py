@@ -5,13 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from numba import cfunc, njit
+import numba
 from numba.core.event import Event, Listener, install_listener
 
 from adamas_kernels import contract, reading, reference, weights
+
+# As numpy divides: by zero without an exception, which no caller of compiled code could see.
+OPTIONS = {"error_model": "numpy"}
+njit = partial(numba.njit, **OPTIONS)
 
 NOTICE = "compiling CPU kernels, which are kept for the next time"
 
@@ -34,7 +39,7 @@ def parallel(function: Callable[..., None]) -> Any:
 
 def stage(function: Callable[..., None], signature: Any) -> int:
     """The address of the function, compiled."""
-    compiled = _kept(lambda cache: cfunc(signature, cache=cache)(function))
+    compiled = _kept(lambda cache: numba.cfunc(signature, cache=cache, **OPTIONS)(function))
     _stages.append(compiled)
     return compiled.address
 

@@ -7,8 +7,8 @@ the `want` best of all tokens reach it, too, whatever the data are; and tokens a
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from adamas_kernels.cpu.build import njit
 from adamas_kernels.cpu.estimate import ranked_range
 from adamas_kernels.cpu.floats import capped, capped_one, exp
 from adamas_kernels.cpu.lanes import (

@@ -7,8 +7,8 @@ their order are those of `reference.py`.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from adamas_kernels.cpu.build import njit
 from adamas_kernels.cpu.floats import ROUNDER, to_float
 from adamas_kernels.cpu.lanes import (
     LANES,

@@ -11,10 +11,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from adamas_kernels.cpu.attend import cap_scores, product, weigh
-from adamas_kernels.cpu.build import source_stamp, stage
+from adamas_kernels.cpu.build import njit, source_stamp, stage
 from adamas_kernels.cpu.enter import append_tokens
 from adamas_kernels.cpu.floats import Kind, capped_one, put_float, to_float
 from adamas_kernels.cpu.lanes import LANES, load, multiply_add, splat, store

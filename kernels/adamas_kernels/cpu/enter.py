@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
+from adamas_kernels.cpu.build import njit
 from adamas_kernels.cpu.coding import (
     EDGE,
     bucketize_block,

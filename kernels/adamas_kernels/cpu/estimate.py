@@ -6,8 +6,8 @@ Tokens lie in lanes. One read of the codes serves all queries of a KV head.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from adamas_kernels.cpu.build import njit
 from adamas_kernels.cpu.floats import Float16, to_float
 from adamas_kernels.cpu.lanes import (
     LANES,

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit
 from numba.core import types
 from numba.extending import intrinsic, overload
 
+from adamas_kernels.cpu.build import njit
 from adamas_kernels.cpu.lanes import (
     first_lane,
     half_to_float,

@@ -6,9 +6,8 @@ from functools import cache
 from typing import get_args
 
 import numpy as np
-from numba import njit
 
-from adamas_kernels.cpu.build import source_stamp, stage
+from adamas_kernels.cpu.build import njit, source_stamp, stage
 from adamas_kernels.cpu.floats import exp
 from adamas_kernels.cpu.lanes import LANES, load, multiply_add, splat, store, where
 from adamas_kernels.cpu.multiply import multiply_rows, share_of

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from adamas_kernels.cpu.build import njit
 from adamas_kernels.cpu.floats import float_bits, float_from_bits
 from adamas_kernels.cpu.lanes import LANES, count_bits, load, mask_bits, max_lanes, splat, store, where
 

@@ -9,9 +9,8 @@ from functools import cache
 from typing import get_args
 
 import numpy as np
-from numba import njit
 
-from adamas_kernels.cpu.build import source_stamp, stage
+from adamas_kernels.cpu.build import njit, source_stamp, stage
 from adamas_kernels.cpu.multiply import multiply_rows, share_of
 from adamas_kernels.cpu.records import floats_at, ints_at, mixtures_at, routes_at
 from adamas_kernels.cpu.tasks import STAGE

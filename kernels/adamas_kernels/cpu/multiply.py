@@ -5,9 +5,8 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-from numba import njit
 
-from adamas_kernels.cpu.build import source_stamp, stage
+from adamas_kernels.cpu.build import njit, source_stamp, stage
 from adamas_kernels.cpu.records import PRODUCT, floats_at, products_at
 from adamas_kernels.cpu.rows import TILE, whole_lanes
 from adamas_kernels.cpu.tasks import STAGE, call

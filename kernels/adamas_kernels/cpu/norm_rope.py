@@ -6,9 +6,8 @@ import math
 from functools import cache
 
 import numpy as np
-from numba import njit
 
-from adamas_kernels.cpu.build import source_stamp, stage
+from adamas_kernels.cpu.build import njit, source_stamp, stage
 from adamas_kernels.cpu.lanes import LANES, load, multiply_add, splat, store, sum_lanes
 from adamas_kernels.cpu.records import floats_at, norms_at, ropes_at
 from adamas_kernels.cpu.tasks import STAGE

@@ -14,11 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from adamas_kernels.contract import Facts
-from adamas_kernels.cpu.build import source_stamp, stage
+from adamas_kernels.cpu.build import njit, source_stamp, stage
 from adamas_kernels.cpu.floats import KINDS, Kind, capped, exp, put_float
 from adamas_kernels.cpu.lanes import (
     LANES,

@@ -5,9 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from numba import njit
 
-from adamas_kernels.cpu.build import source_stamp, stage
+from adamas_kernels.cpu.build import njit, source_stamp, stage
 from adamas_kernels.cpu.floats import Float16, Kind, put_float
 from adamas_kernels.cpu.formats import FORMATS
 from adamas_kernels.cpu.lanes import (

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import carray, njit
+from numba import carray
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 from torch import Tensor
 
 from adamas_kernels.contract import AnyCache, LayerCache
+from adamas_kernels.cpu.build import njit
 from adamas_kernels.cpu.floats import STORED, Float32
 from adamas_kernels.cpu.lanes import LANES
 from adamas_kernels.reference import CODES_PER_WORD

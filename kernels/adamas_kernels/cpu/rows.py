@@ -6,11 +6,10 @@ from functools import lru_cache
 
 import numpy as np
 from llvmlite import ir
-from numba import njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from adamas_kernels.cpu.build import source_stamp, stage
+from adamas_kernels.cpu.build import njit, source_stamp, stage
 from adamas_kernels.cpu.floats import Bfloat16, Float32
 from adamas_kernels.cpu.formats import FORMATS, CodeFormat, FloatFormat, Reader
 from adamas_kernels.cpu.lanes import F32, I32, LANES, NUMBERS, round_to_bfloat16, splat, sum_lanes

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
+from adamas_kernels.cpu.build import njit
 from adamas_kernels.cpu.candidates import estimated, wanted, weights_of
 from adamas_kernels.cpu.estimate import ranked_range
 from adamas_kernels.cpu.lanes import (
@@ -107,6 +107,9 @@ def select(step, scratch, place):
         chosen[begin + i - end] = i
     count = gather_candidates(step, scratch, place, ranked, ranked_at)
     log_mass = -np.inf
+    if count < want:  # ranks of keys or queries that are no numbers are above nothing
+        for i in range(forced + count, forced + want):
+            chosen[i] = 0
     if count > 0:
         pad(ranked, count)
         if step.least_share:

@@ -7,8 +7,8 @@ of what lies in the bin below, so that it is the reference's whatever the order 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from adamas_kernels.cpu.build import njit
 from adamas_kernels.cpu.estimate import ranked_range
 from adamas_kernels.cpu.floats import to_float
 from adamas_kernels.cpu.lanes import (
@@ -124,7 +124,7 @@ def begin_sums(query_kind, kind, step, layer, scratch, place):
 def logarithm(mass):
     """`reference.log_mass` of a sum of powers in units of the lowest bit of the highest bin."""
     octave = UNIT_BITS  # the largest power has that much at least
-    while mass >> (octave + 1):
+    while mass >> (octave + 1) > 0:
         octave += 1
     return ((octave - SPAN) << UNIT_BITS) + (mass >> (octave - UNIT_BITS)) - UNITS
 

@@ -6,10 +6,9 @@ from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from adamas_kernels.cpu.attend import attend
-from adamas_kernels.cpu.build import source_stamp, stage
+from adamas_kernels.cpu.build import njit, source_stamp, stage
 from adamas_kernels.cpu.candidates import find_threshold, keep_candidates
 from adamas_kernels.cpu.enter import append_tokens, encode_queries, encode_tokens
 from adamas_kernels.cpu.estimate import estimate

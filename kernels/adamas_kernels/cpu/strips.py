@@ -11,11 +11,10 @@ from functools import lru_cache
 
 import numpy as np
 from llvmlite import ir
-from numba import njit
 from numba.core import types
 from numba.extending import intrinsic
 
-from adamas_kernels.cpu.build import source_stamp, stage
+from adamas_kernels.cpu.build import njit, source_stamp, stage
 from adamas_kernels.cpu.formats import FORMATS, CodeFormat
 from adamas_kernels.cpu.lanes import F32, FLOATS, I32, LANES, NUMBERS, WORDS, splat, splat_value, store
 from adamas_kernels.cpu.records import floats_at, strips_at

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange
+from numba import prange
 from numba.core import types
 from numba.extending import intrinsic
 
 from adamas_kernels.cpu.atomics import I64, fetch_and_add, give_way, pause, read
-from adamas_kernels.cpu.build import parallel, source_stamp
+from adamas_kernels.cpu.build import njit, parallel, source_stamp
 from adamas_kernels.cpu.records import programs_at
 
 ARGUMENTS = 5  # task, thread, and the addresses of three records

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic, overload
 
+from adamas_kernels.cpu.build import njit
 from adamas_kernels.cpu.features import FEATURES, MULTIPLIES_BFLOAT16
 from adamas_kernels.cpu.floats import Bfloat16, Kind, to_float
 from adamas_kernels.cpu.lanes import F32, I32, LANES, NUMBERS, WORDS, splat_value
