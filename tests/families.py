@@ -307,7 +307,7 @@ FAMILIES: dict[str, Family] = {
         "indexed_attention", **HYBRID, indexer_n_heads=2, indexer_kv_heads=1, indexer_head_dim=16,
         indexer_budget=64, indexer_compress_ratio=8, ple_layer_ids=[], ngram_vocab_size_base=1000,
     ),
-    "recurrent_gemma": refused("all at once"),
+    "recurrent_gemma": refused("cannot read a text in chunks"),
     "reformer": refused(CACHE),
     "rembert": refused(ENCODER),
     "roberta": refused(ENCODER),
