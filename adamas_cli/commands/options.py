@@ -152,6 +152,10 @@ FLAGS: dict[type, dict[str, Any]] = {
             help="Look up the next tokens in the text and check several at once; answers stay the same. "
             "Where that is faster, never, or at each repetition.",
         ),
+        "cache_dtype": _attention(
+            "--cache-dtype",
+            help="How keys and values are kept: as computed, in 16 bits, or in about half or 3/8 of those.",
+        ),
     },
     Sampling: {
         "temperature": _sampling(

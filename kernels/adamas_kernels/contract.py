@@ -376,11 +376,16 @@ def allocate_codes(keys: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
     return codes, keys.new_empty(batch, heads, capacity, dtype=torch.float16)
 
 
+def sampled(tokens: int) -> slice:
+    """Of the first tokens, this many, those that `fit_codebook` looks at."""
+    return slice(0, tokens, max(1, -(-tokens // SAMPLED_KEYS)))
+
+
 def fit_codebook(keys: Tensor, power: Tensor, settings: SparseSettings) -> Codebook:
     """A codebook for keys [B, K, N, D], of which it looks at SAMPLED_KEYS or fewer, evenly spread, and for
     queries of this power, float32 [B, K, D], in any unit.
     """
-    sample = keys[:, :, :: -(-keys.shape[2] // SAMPLED_KEYS)]
+    sample = keys[:, :, sampled(keys.shape[2])]
     used = power if settings.balanced else None
     return reference.fit_codebook(sample, settings.edge, settings.centred, used)
 
