@@ -91,7 +91,7 @@ def step(
     return backend.decode_step(*new, cache, DIM**-0.5, SparseSettings(budget=BUDGET, error=error))
 
 
-@pytest.mark.parametrize("formats", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("formats", [FORMATS["int4"]], ids=["int4"])
 @pytest.mark.parametrize(("coded", "error"), [(False, None), (True, None), (True, 2.0**-8)])
 def test_compiled_steps_read_and_write_rows(formats, coded: bool, error: float | None):
     theirs = cache_of(formats, coded=coded)

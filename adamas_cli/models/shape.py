@@ -51,8 +51,8 @@ CODED = (FULL, HYBRID)  # kinds of layers that may attend sparsely
 STATES = 5  # copies of recurrent states in memory: the present one, and those that a timeline returns to
 # Means that sparse reading keeps of the keys and values of MEAN_TOKENS tokens (`adamas_kernels.reading`).
 KEY_MEANS, VALUE_MEANS, MEAN_TOKENS = 2, 1, 64
-# Bits of a key's and of a value's number by `DecodingSettings.cache_dtype`, and how many of them share scales,
-# see `adamas_kernels.packed`.
+# Bits of a key's and of a value's number by `DecodingSettings.cache_dtype`, scales included, and how many
+# numbers share one, see `adamas_kernels.packed`.
 KEPT_BITS = {"16": (16, 16), "int8": (8.5, 8.5), "int4": (8.5, 4.5)}
 PACKED_GROUP = 32
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

@@ -110,8 +110,8 @@ class Attention:
 class Decision:
     """All that is settled before a weight is loaded. quantization: as `LoadedModel` has it. packed: whether
     its matrices are in few bits, as the file has them or for a CPU. positions: one line on how they turn,
-    where that goes by the length of the text. cache_dtype: how keys and values are kept, and smaller: how they
-    would be to fit the memory where they do not, None where no way does it.
+    where that goes by the length of the text. cache_dtype: how keys and values are kept, and smaller: how
+    they would be to fit the memory where they do not, None where no way does it.
     """
 
     device: str

@@ -208,6 +208,7 @@ class Session:
             "model": self.runtime.files.name,
             "attention": attention,
             "read": self.timeline.read_kind,
+            "cache_dtype": self.timeline.attention.cache_dtype,
             "blocks_computed": None if computed is None else round(computed, 4),
         }
 

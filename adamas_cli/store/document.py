@@ -35,7 +35,7 @@ class StoredDocument:
 
     chunk: tokens that are read at once. placement: of the cache's keys and values. names: of the documents,
     for the user. note: told in one line what is damaged or cannot be written; nothing is raised for that.
-    turned, cached: see `model_facts`. sparsely: see `Chain`; None takes up what was read densely, and no more.
+    turned, cached: see `model_facts`. sparsely: see `Chain`; None takes up what was read densely, no more.
     """
 
     def __init__(

@@ -25,7 +25,7 @@ class StoreSettings:
     off: bool = False
 
     def kept(self, cached: CacheDType) -> str:
-        """`dtype` for keys and values that a cache has in this way: those in few bits are kept as they are."""
+        """`dtype` for keys and values that a cache has in this way: those in few bits stay as they are."""
         return "auto" if cached in FEW_BITS else self.dtype
 
     @property
