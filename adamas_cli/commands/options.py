@@ -154,7 +154,8 @@ FLAGS: dict[type, dict[str, Any]] = {
         ),
         "cache_dtype": _attention(
             "--cache-dtype",
-            help="How keys and values are kept: as computed, in 16 bits, or in about half or 3/8 of those.",
+            help="Number format of the KV cache on a CPU: as computed, 16 bits, 8 bits, or 8-bit keys with "
+            "4-bit values.",
         ),
     },
     Sampling: {

@@ -84,7 +84,8 @@ def cpu_bytes(
 ) -> Bytes:
     """On a CPU. item: bytes of a number; kept: how the cache has them. coded_from: the first layer with
     codes, None without any. packed: whether the weights' matrices are in few bits; blocks: bytes of a GGUF
-    file's tensors, which then are mapped as they are. Work has the keys and values of a layer as they are unpacked to be read.
+    file's tensors, which then are mapped as they are. Work has the keys and values of a layer as they are
+    unpacked to be read.
     """
     if packed and blocks is not None:
         weights = blocks
