@@ -17,6 +17,8 @@ AttentionKind = Literal["auto", "adamas", "full"]
 ReadKind = Literal["auto", "dense", "sparse"]
 Scorer = Literal["dot", "manhattan"]
 BackendName = Literal["auto", "triton", "cpu", "torch"]
+CacheDType = Literal["auto", "16", "int8", "int4"]
+FEW_BITS = ("int8", "int4")  # of them, those with scales
 DraftKind = Literal["auto", "off", "text"]
 Ocr = Literal["auto", "always", "never"]
 OnOverflow = Literal["error", "truncate", "map-reduce"]
@@ -56,6 +58,7 @@ class DecodingSettings:
     the context. error: the share of a head's attention below which a token is left out of the budget, 0 for
     none. prefill_chunk: tokens, None to go by the device. draft: what an answer says next is looked up in the
     text and checked, several tokens at a time: where that is expected to be faster, never, or always.
+    cache_dtype: how keys and values are kept: as the model computes them, in 16 bits, or in fewer.
     """
 
     attn: AttentionKind = "auto"
@@ -67,6 +70,7 @@ class DecodingSettings:
     backend: BackendName = "auto"
     prefill_chunk: int | None = None
     draft: DraftKind = "auto"
+    cache_dtype: CacheDType = "auto"
 
 
 @dataclass(frozen=True)

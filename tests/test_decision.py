@@ -25,11 +25,11 @@ from adamas_cli.models.device import choose_dtype
 from adamas_cli.models.quantization import PACKAGES, packing_obstacle
 from adamas_cli.models.shape import read_shape, shape_of_config
 from adamas_cli.planning.choice import PREFILL_CHUNK, budget_for
-from adamas_cli.planning.decision import Backends, Machine, decide
+from adamas_cli.planning.decision import Backends, Decision, Machine, decide
 from adamas_cli.planning.facts import config_facts, file_facts, machine_facts
 from adamas_cli.planning.needs import PLANES, UNPACKED
 from adamas_cli.progress import Silent
-from adamas_cli.settings import DecodingSettings, ModelSettings, OriginSettings, PromptSettings
+from adamas_cli.settings import CacheDType, DecodingSettings, ModelSettings, OriginSettings, PromptSettings
 from adamas_cli.store.settings import StoreSettings
 
 UNSERVED = "unserved"
@@ -233,6 +233,21 @@ def test_codes_are_counted_only_where_answers_are_sparse(files: ModelFiles) -> N
         assert full.codes == 0
         assert (auto.bytes.codes > 0) == auto.attention.sparse
         assert auto.bytes.cache == full.cache
+
+
+def test_the_nearest_cache_that_fits_is_offered(files: ModelFiles) -> None:
+    model, loading, cpu = file_facts(files), ModelSettings(dtype="float32"), machine_facts("cpu")
+
+    def decided(memory: int, kept: CacheDType = "auto") -> Decision:
+        asked = DecodingSettings(attn="full", cache_dtype=kept)
+        return decide(model, replace(cpu, memory=memory), loading, asked, LONG)
+
+    kinds: tuple[CacheDType, ...] = ("auto", "16", "int8", "int4")
+    needs = {kept: decided(0, kept).bytes.total for kept in kinds}
+    for memory in needs.values():
+        nearest = next(kept for kept in kinds if needs[kept] <= memory)
+        assert decided(memory).smaller == (None if nearest == "auto" else nearest)
+    assert decided(0).smaller is None
 
 
 def test_a_decision_needs_no_torch() -> None:

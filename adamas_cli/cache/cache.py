@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from adamas_cli.cache.extent import Extent
 from adamas_cli.cache.foreign import ForeignLayer
+from adamas_cli.cache.formats import Formats
 from adamas_cli.cache.full import FullLayer
 from adamas_cli.cache.latent import LatentLayer
 from adamas_cli.cache.layer import FULL, HYBRID, RECURRENT, SLIDING, STATELESS, Layer
@@ -63,10 +64,12 @@ class KVCache(DynamicCache):
         placement: Placement,
         device: torch.device,
         reads: bool = False,
+        formats: Formats | None = None,
     ) -> Self:
         """The cache for a text model's config. served: whether its layers attend through this module's; if
         not, transformers keeps all of them. sparse: how all but the first `dense_layers` may choose tokens.
-        reads: whether all but the first DENSE_LAYERS may read sparsely.
+        reads: whether all but the first DENSE_LAYERS may read sparsely. formats: of what layers keep of all
+        tokens, latents aside; None as they come.
         """
         extent = Extent(torch.zeros(1, dtype=torch.int32, device=device))
         if not served:
@@ -84,9 +87,9 @@ class KVCache(DynamicCache):
             elif kind == FULL and shape.latent:
                 kept.append(LatentLayer(config.kv_lora_rank, extent, placement, chooses))
             elif kind == FULL:
-                kept.append(FullLayer(extent, placement, chooses, reads=skips))
+                kept.append(FullLayer(extent, placement, chooses, reads=skips, formats=formats))
             elif kind == HYBRID:
-                kept.append(HybridLayer(states, extent, placement, chooses, reads=skips))
+                kept.append(HybridLayer(states, extent, placement, chooses, reads=skips, formats=formats))
             elif kind in RECURRENT:
                 kept.append(RecurrentLayer(kind, states, extent))
             elif kind in STATELESS:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
 import torch
-from adamas_kernels.contract import LayerCache, allocate_codes, fit_codebook
+from adamas_kernels.contract import DenseCache, LayerCache, allocate_codes, fit_codebook, sampled
 from adamas_kernels.reference import Codebook
 from torch import Tensor
 
@@ -24,6 +24,14 @@ class CodesMark:
     fitted: int
 
 
+def coded(kept: DenseCache, codes: Tensor, scales: Tensor, codebook: Codebook) -> LayerCache:
+    """A layer's buffers with codes. It has a sum of values."""
+    assert kept.value_sum is not None
+    return LayerCache(
+        kept.keys, kept.values, codes, scales, kept.value_sum, codebook, kept.length, kept.centre
+    )
+
+
 class Codes:
     """Made of keys that lie elsewhere; a sixteenth of their size.
 
@@ -38,26 +46,24 @@ class Codes:
         self._extent = extent
 
     def encode(
-        self, keys: Tensor, values: Tensor, value_sum: Tensor, power: Tensor, tokens: int, capacity: int
+        self, kept: DenseCache, keys: Callable[[slice], Tensor], power: Tensor, tokens: int, capacity: int
     ) -> None:
-        """Codes of those of the first tokens that have none yet. keys, values: the layer's buffers, [B, K, S,
-        D]; power: of its queries, float32 [B, K, D]; capacity: tokens that there is to be room for.
+        """Codes of those of the first tokens that have none yet. kept: the layer's buffers; keys: of some
+        tokens, [B, K, n, D], as numbers; power: of its queries, float32 [B, K, D]; capacity: tokens that
+        there is to be room for.
 
         The codebook is fitted to all keys so far, and again where they have become REFIT times as many: those
         of later positions have another mean (docs/accuracy.md).
         """
         if self.layer is None or tokens >= REFIT * self.fitted:
-            codebook = fit_codebook(keys[:, :, :tokens], power, self.sparse.settings)
+            codebook = fit_codebook(keys(sampled(tokens)), power, self.sparse.settings)
             if self.layer is None:
-                codes, scales = allocate_codes(keys, capacity)
-                self.layer = LayerCache(
-                    keys, values, codes, scales, value_sum, codebook, self._extent.lengths
-                )
+                self.layer = coded(kept, *allocate_codes(kept.keys, capacity), codebook)
             self._use(codebook, tokens)
         new = slice(self.encoded, tokens)
         if new.start < new.stop:
             self.sparse.backend.encode_keys(
-                keys[:, :, new],
+                keys(new),
                 self.layer.codebook,
                 self.layer.codes[:, :, new],
                 self.layer.scales[:, :, new],
@@ -105,15 +111,14 @@ class Codes:
         """Forget all but the first tokens; their codes stay."""
         self.encoded = min(self.encoded, tokens)
 
-    def copy_of(self, other: Codes, keys: Tensor, values: Tensor, value_sum: Tensor, capacity: int) -> None:
+    def copy_of(self, other: Codes, kept: DenseCache, capacity: int) -> None:
         """Have what `other` has, for keys that lie in these buffers."""
         if other.layer is None:
             return
-        codes, scales = allocate_codes(keys, capacity)
+        codes, scales = allocate_codes(kept.keys, capacity)
         seen = slice(0, other.encoded)
         codes[:, :, seen], scales[:, :, seen] = other.layer.codes[:, :, seen], other.layer.scales[:, :, seen]
-        book = other.layer.codebook  # which nothing writes into
-        self.layer = LayerCache(keys, values, codes, scales, value_sum, book, self._extent.lengths)
+        self.layer = coded(kept, codes, scales, other.layer.codebook)  # which nothing writes into
         self.encoded, self.fitted = other.encoded, other.fitted
 
     def parts(self, tokens: int) -> dict[str, Tensor]:
@@ -130,21 +135,13 @@ class Codes:
             name: part.clone(memory_format=torch.contiguous_format) for name, part in (codes | book).items()
         }
 
-    def restored(
-        self,
-        parts: Mapping[str, Tensor],
-        keys: Tensor,
-        values: Tensor,
-        value_sum: Tensor,
-        tokens: int,
-        capacity: int,
-    ) -> None:
+    def restored(self, parts: Mapping[str, Tensor], kept: DenseCache, tokens: int, capacity: int) -> None:
         """These, as `parts` gave them, are the codes of all tokens, this many."""
-        codes, scales = allocate_codes(keys, capacity)
+        codes, scales = allocate_codes(kept.keys, capacity)
         codes[0, :, :tokens] = parts["codes"].transpose(1, 2)
         scales[0, :, :tokens] = parts["scales"]
         book = Codebook(*(parts[field.name].unsqueeze(0) for field in fields(Codebook)))
-        self.layer = LayerCache(keys, values, codes, scales, value_sum, book, self._extent.lengths)
+        self.layer = coded(kept, codes, scales, book)
         self.fitted = self.encoded = tokens
         self._extent.version += 1
 

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from adamas_kernels.contract import LARGEST_STEP, DenseCache, Facts, LayerCache
 from adamas_kernels.dispatch import serving
+from adamas_kernels.packed import (
+    centre_of,
+    dim_of,
+    fits,
+    is_packed,
+    kept_sum,
+    numbers,
+    read,
+    row_size,
+    write,
+)
 from adamas_kernels.reference import query_power
 from adamas_kernels.softmax import PLAIN, Softmax
 from torch import Tensor, nn
@@ -16,6 +27,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from adamas_cli.cache.codes import Codes, CodesMark
 from adamas_cli.cache.extent import Extent
+from adamas_cli.cache.formats import Formats
 from adamas_cli.cache.growing import TokenBuffer
 from adamas_cli.cache.layer import FULL, Layer
 from adamas_cli.cache.means import Means
@@ -24,6 +36,18 @@ from adamas_cli.cache.names import STREAMS
 from adamas_cli.cache.placement import Placement
 
 QUERY_STRIDE = 8  # of which one query is looked at, for the mean square of coordinates
+
+
+def rows_like(states: Sequence[Tensor], formats: Formats | None) -> list[Tensor]:
+    """Empty keys and values [B, K, 0, R], as rows of these formats, where they can be, of others like
+    them.
+    """
+    if formats is None or not all(is_packed(x.dtype) or fits(x.shape[3]) for x in states):
+        return list(states)
+    return [
+        x if x.dtype == format else x.new_empty(*x.shape[:2], 0, row_size(x.shape[3], format), dtype=format)
+        for x, format in zip(states, formats, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -41,7 +65,8 @@ class FullLayer(Layer, CacheLayerMixin):
     means of their blocks if it reads sparsely.
 
     K and V grow where they lie, if their placement can; codes are copied into larger buffers. streams: those
-    of `STREAMS` that have buffers of their own.
+    of `STREAMS` that have buffers of their own. formats: of the rows of K and of V, see `packed.py`; None for
+    numbers as they come. Reading unpacks the rows of this layer alone, and steps read them as they lie.
     """
 
     kind = FULL
@@ -50,10 +75,18 @@ class FullLayer(Layer, CacheLayerMixin):
     streams: tuple[str, ...] = STREAMS
 
     def __init__(
-        self, extent: Extent, placement: Placement, sparse: Sparse | None = None, *, reads: bool = False
+        self,
+        extent: Extent,
+        placement: Placement,
+        sparse: Sparse | None = None,
+        *,
+        reads: bool = False,
+        formats: Formats | None = None,
     ) -> None:
         super().__init__()
         self.length = 0
+        self.formats = formats
+        self.centre: Tensor | None = None  # float32 [B, K, D], of keys in packed rows
         self.capacity = 0  # tokens that there is room for in all that is not K and V
         self.codes = None if sparse is None else Codes(sparse, extent)
         self.means = Means() if reads else None
@@ -66,10 +99,11 @@ class FullLayer(Layer, CacheLayerMixin):
         """Allocate for the first chunk, [B, K, N, D], or for what `reserve` asked."""
         self.dtype, self.device = key_states.dtype, key_states.device
         self.capacity = max(self.capacity, key_states.shape[2])
-        for name, states in zip(self.streams, (key_states, value_states), strict=False):
-            self._buffers[name] = self._placement.buffer(states, self.capacity, self._limit)
-        batch, heads, _, dim = value_states.shape
-        self.value_sum = value_states.new_zeros(batch, heads, dim, dtype=torch.float32)
+        rows = rows_like((key_states, value_states), self.formats)
+        for name, like in zip(self.streams, rows, strict=False):
+            self._buffers[name] = self._placement.buffer(like, self.capacity, self._limit)
+        sums = [rows.new_zeros(*rows.shape[:2], dim_of(rows), dtype=torch.float32) for rows in rows]
+        self.centre, self.value_sum = sums[0] if is_packed(rows[0].dtype) else None, sums[1]
         self.is_initialized = True
         self._extent.version += 1
 
@@ -135,7 +169,7 @@ class FullLayer(Layer, CacheLayerMixin):
         """
         new = keys.shape[2]
         # A step writes its token where it lies already, and must add it to the sum of those before it.
-        before = self.value_sum - values.sum(2, dtype=torch.float32)
+        before = self.value_sum - self._sum_of_values(self.length - new, self.length)
         coded = self.coded_for(mode)
         if coded is not None and mode.sparse is not None:
             counts = None if mode.tally is None else mode.tally.counts
@@ -151,7 +185,7 @@ class FullLayer(Layer, CacheLayerMixin):
 
     def _read_sparsely(self, queries: Tensor, scaling: float, means: Means, read: SparseReading) -> Tensor:
         """The same without blocks that hold little of the softmax."""
-        keys, values = self._seen()
+        keys, values = self._seen(queries.dtype)
         blocks = means.over(keys, values, self.capacity)
         backend = read.backend or serving("prefill_sparsely", Facts.of(queries, keys, values))
         out, _ = backend.prefill_sparsely(
@@ -159,21 +193,31 @@ class FullLayer(Layer, CacheLayerMixin):
         )
         return out
 
-    def _seen(self) -> tuple[Tensor, Tensor]:
-        """Keys and values of all tokens."""
-        seen = slice(0, self.length)
-        return self.stored_keys[:, :, seen], self.stored_values[:, :, seen]
+    def _seen(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys and values of all tokens, as numbers of this format."""
+        values = self.stored_values[:, :, : self.length]
+        return self._keys(slice(0, self.length), dtype), read(values, dtype)
+
+    def _keys(self, tokens: slice, dtype: torch.dtype) -> Tensor:
+        """Keys of some tokens, as numbers of this format."""
+        return read(self.stored_keys[:, :, tokens], dtype, self.centre)
+
+    def _sum_of_values(self, start: int, end: int) -> Tensor:
+        """Of tokens [start, end), as `value_sum` has it: float32 [B, K, D]."""
+        return numbers(self.stored_values[:, :, start:end]).sum(2)
 
     def _attend_to_all(self, queries: Tensor, scaling: float, softmax: Softmax) -> Tensor:
         """Causal attention of the last tokens to all that are there."""
-        keys, values = self._seen()
+        keys, values = self._seen(queries.dtype)
         backend = serving("prefill", Facts.of(queries, keys, values))
         out, _ = backend.prefill(queries, keys, values, scaling, softmax=softmax)
         return out
 
     def uncoded(self) -> DenseCache:
         """The layer as the kernels take it without codes."""
-        return DenseCache(self.stored_keys, self.stored_values, self.value_sum, self._extent.lengths)
+        return DenseCache(
+            self.stored_keys, self.stored_values, self.value_sum, self._extent.lengths, self.centre
+        )
 
     def coded_for(self, mode: Mode) -> LayerCache | None:
         """The layer as the kernels take it with codes, where it attends sparsely in this mode."""
@@ -181,9 +225,12 @@ class FullLayer(Layer, CacheLayerMixin):
 
     def _append(self, keys: Tensor, values: Tensor) -> None:
         start, end = self.length, self.length + keys.shape[2]
-        self.stored_keys[:, :, start:end] = keys
-        self.stored_values[:, :, start:end] = values
-        self.value_sum += values.sum(2, dtype=torch.float32)
+        if self.centre is not None and start == 0:
+            self.centre.copy_(centre_of(keys))
+        write(self.stored_keys[:, :, start:end], keys, self.centre)
+        rows = self.stored_values[:, :, start:end]
+        write(rows, values)
+        self.value_sum += kept_sum(rows, values)
         self.length = end
 
     def _observe(self, queries: Tensor, of: int) -> None:
@@ -204,9 +251,11 @@ class FullLayer(Layer, CacheLayerMixin):
     def encode(self) -> None:
         """See `Layer.encode`; without queries to fit a codebook to there are no codes."""
         if self.codes is not None and self._power is not None:
-            self.codes.encode(
-                self.stored_keys, self.stored_values, self.value_sum, self._power, self.length, self.capacity
-            )
+            self.codes.encode(self.uncoded(), self._keys_to_encode, self._power, self.length, self.capacity)
+
+    def _keys_to_encode(self, tokens: slice) -> Tensor:
+        kept = self.stored_keys.dtype
+        return self._keys(tokens, torch.float32 if is_packed(kept) else kept)
 
     def encode_again(self, sparse: Sparse) -> None:
         """See `Layer.encode_again`."""
@@ -275,8 +324,7 @@ class FullLayer(Layer, CacheLayerMixin):
         noted of queries and the codebook stay as they are.
         """
         if self.is_initialized and tokens < self.length:
-            gone = self.stored_values[:, :, tokens : self.length]
-            self.value_sum -= gone.sum(2, dtype=torch.float32)
+            self.value_sum -= self._sum_of_values(tokens, self.length)
         self.length = min(self.length, tokens)
         self._forget_means()
         if self.codes is not None:
@@ -292,9 +340,9 @@ class FullLayer(Layer, CacheLayerMixin):
             return
         start, value_sum = before
         self.value_sum.copy_(value_sum)
-        stayed = self.stored_values[:, :, start:tokens]
+        stayed = numbers(self.stored_values[:, :, start:tokens])
         if stayed.is_cuda:  # where a launch for each would take long, and steps add them in another order
-            self.value_sum += stayed.sum(2, dtype=torch.float32)
+            self.value_sum += stayed.sum(2)
         else:
             for value in stayed.unbind(2):
                 self.value_sum += value
@@ -311,7 +359,7 @@ class FullLayer(Layer, CacheLayerMixin):
     def empty_fork(self, extent: Extent) -> FullLayer:
         """A layer of the same kind without tokens."""
         sparse = None if self.codes is None else self.codes.sparse
-        return FullLayer(extent, self._placement, sparse, reads=self.means is not None)
+        return FullLayer(extent, self._placement, sparse, reads=self.means is not None, formats=self.formats)
 
     def fork(self, extent: Extent) -> FullLayer:
         """See `Layer.fork`."""
@@ -319,15 +367,15 @@ class FullLayer(Layer, CacheLayerMixin):
         other.capacity, other._limit = self.capacity, self._limit
         if not self.is_initialized:
             return other
-        keys, values = self._seen()
-        other.lazy_initialization(keys, values)
-        other._append(keys, values)
-        other.value_sum.copy_(self.value_sum)
+        other.lazy_initialization(self.stored_keys[:, :, :0], self.stored_values[:, :, :0])
+        other.length = self.length
+        for name in self.streams:
+            tokens = self._buffers[name].tensor[:, :, : self.length]
+            other._buffers[name].tensor[:, :, : self.length] = tokens
+        other._copy_sums(self.value_sum, self.centre)
         other._power = self._power
         if other.codes is not None and self.codes is not None:
-            other.codes.copy_of(
-                self.codes, other.stored_keys, other.stored_values, other.value_sum, other.capacity
-            )
+            other.codes.copy_of(self.codes, other.uncoded(), other.capacity)
         return other
 
     def stored(self, start: int, end: int) -> dict[str, Tensor]:
@@ -336,6 +384,8 @@ class FullLayer(Layer, CacheLayerMixin):
             **{name: self.place(name, start, end) for name in self.streams},
             "value_sum": self.value_sum[0].clone(),
         }
+        if self.centre is not None:
+            parts["centre"] = self.centre[0].clone()
         return parts if self._power is None else parts | {"power": self._power[0]}
 
     def open(self, empty: Mapping[str, Tensor], tokens: int) -> None:
@@ -351,8 +401,13 @@ class FullLayer(Layer, CacheLayerMixin):
     def restored(self, tokens: int, states: Mapping[str, Tensor]) -> None:
         """See `Layer.restored`; the states are sums over the tokens."""
         self.length = tokens
-        self.value_sum.copy_(states["value_sum"])
+        self._copy_sums(states["value_sum"], states.get("centre"))
         self._power = states["power"].unsqueeze(0) if "power" in states else None
+
+    def _copy_sums(self, value_sum: Tensor, centre: Tensor | None) -> None:
+        self.value_sum.copy_(value_sum)
+        if self.centre is not None and centre is not None:
+            self.centre.copy_(centre)
 
     def code_parts(self) -> dict[str, Tensor]:
         """See `Layer.code_parts`."""
@@ -361,9 +416,7 @@ class FullLayer(Layer, CacheLayerMixin):
     def restored_codes(self, parts: Mapping[str, Tensor]) -> None:
         """See `Layer.restored_codes`."""
         if self.codes is not None:
-            self.codes.restored(
-                parts, self.stored_keys, self.stored_values, self.value_sum, self.length, self.capacity
-            )
+            self.codes.restored(parts, self.uncoded(), self.length, self.capacity)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the keys that a mask for `query_length` new tokens spans."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.cache_utils import LinearAttentionLayer
 
 from adamas_cli.cache.extent import Extent
+from adamas_cli.cache.formats import Formats
 from adamas_cli.cache.full import FullLayer, FullMark
 from adamas_cli.cache.layer import HYBRID, Layer
 from adamas_cli.cache.mode import Sparse
@@ -83,8 +84,9 @@ class HybridLayer(FullLayer, LinearAttentionLayer):
         sparse: Sparse | None = None,
         *,
         reads: bool = False,
+        formats: Formats | None = None,
     ) -> None:
-        FullLayer.__init__(self, extent, placement, sparse, reads=reads)
+        FullLayer.__init__(self, extent, placement, sparse, reads=reads, formats=formats)
         LinearAttentionLayer.__init__(self, number_of_states)
 
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
@@ -112,7 +114,9 @@ class HybridLayer(FullLayer, LinearAttentionLayer):
         """See `FullLayer.empty_fork`."""
         sparse = None if self.codes is None else self.codes.sparse
         reads = self.means is not None
-        return HybridLayer(self.number_of_states, extent, self._placement, sparse, reads=reads)
+        return HybridLayer(
+            self.number_of_states, extent, self._placement, sparse, reads=reads, formats=self.formats
+        )
 
     def fork(self, extent: Extent) -> FullLayer:
         """See `Layer.fork`."""

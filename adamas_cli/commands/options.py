@@ -152,6 +152,11 @@ FLAGS: dict[type, dict[str, Any]] = {
             help="Look up the next tokens in the text and check several at once; answers stay the same. "
             "Where that is faster, never, or at each repetition.",
         ),
+        "cache_dtype": _attention(
+            "--cache-dtype",
+            help="Number format of the KV cache on a CPU: as computed, 16 bits, 8 bits, or 8-bit keys with "
+            "4-bit values.",
+        ),
     },
     Sampling: {
         "temperature": _sampling(

@@ -18,6 +18,7 @@ from adamas_cli.settings import (
     DENSE_LAYERS,
     AttentionKind,
     BackendName,
+    CacheDType,
     DecodingSettings,
     ReadKind,
     Scorer,
@@ -31,7 +32,7 @@ class AttentionSettings:
     kind: `adamas`, `full`, or `auto` to choose by the length of the context. read: `sparse`, `dense`, or
     `auto` in the same way; reading: what sparse reading leaves out. sparse: its budget is replaced
     by one for the context where `budget_by_context` is set. backend: what computes sparse steps:
-    `triton`, `cpu`, `torch`, or `auto` for the fastest that runs.
+    `triton`, `cpu`, `torch`, or `auto` for the fastest that runs. cache_dtype: see `DecodingSettings`.
     """
 
     kind: str = "auto"
@@ -41,6 +42,7 @@ class AttentionSettings:
     budget_by_context: bool = False
     read: str = "dense"
     reading: ReadSettings = field(default_factory=ReadSettings)
+    cache_dtype: CacheDType = "auto"
 
     @classmethod
     def of(cls, chosen: DecodingSettings) -> AttentionSettings:
@@ -52,6 +54,7 @@ class AttentionSettings:
             chosen.backend,
             budget_by_context=chosen.budget is None,
             read=chosen.read,
+            cache_dtype=chosen.cache_dtype,
         )
 
     def asked(self, prefill_chunk: int | None = None) -> DecodingSettings:
@@ -65,6 +68,7 @@ class AttentionSettings:
             dense_layers=self.dense_layers,
             backend=cast(BackendName, self.backend),
             prefill_chunk=prefill_chunk,
+            cache_dtype=self.cache_dtype,
         )
 
     def resolve(self, decided: Attention, announce: Callable[[str], None] | None = None) -> Sparse | None:

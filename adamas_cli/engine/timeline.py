@@ -21,6 +21,7 @@ from adamas_kernels.reading import ReadSettings
 from torch import Tensor
 
 from adamas_cli.cache.cache import KVCache
+from adamas_cli.cache.formats import formats_of
 from adamas_cli.cache.mode import Mode, Sparse
 from adamas_cli.engine.attention import AttentionSettings, decide_for
 from adamas_cli.engine.compiling import announced_compiling
@@ -120,6 +121,7 @@ class Timeline:
             placement=self.model.placement,
             device=self.model.device,
             reads=self._reads_sparsely,
+            formats=formats_of(attention.cache_dtype, loaded.model.dtype),
         )
         self.cache.reserve(context, limit)
         self.cache.extent.reach = self.model.rotation.reach(context if reach is None else reach) or 0

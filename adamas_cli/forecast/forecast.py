@@ -157,6 +157,7 @@ class Forecast:
             trust_remote_code=self.settings.model.trust_remote_code,
             turned=self.model.shape.rotation.reach(tokens),
             sparsely=decision.attention.read == "sparse",
+            cached=decision.cache_dtype,
         )
 
     def _speed(self, decision: Decision, calibrates: bool | None) -> Speed | None:
@@ -204,7 +205,11 @@ class Forecast:
             kept, prompt, pair * (SPARSE_PAIR_COST if attention.read == "sparse" else 1.0)
         )
         item = ITEM_BYTES[decision.dtype]
-        read = shape.code_bytes(1, attention.dense_layers) if attention.sparse else shape.cache_bytes(1, item)
+        read = (
+            shape.code_bytes(1, attention.dense_layers)
+            if attention.sparse
+            else shape.cache_bytes(1, item, decision.cache_dtype)
+        )
         step = speed.step_seconds(prompt, read / max(1, decision.bytes.weights))
         if reading is None or step is None:
             return None

@@ -88,6 +88,8 @@ class Plan:
             "budget": attention.budget,
             "read": attention.read,
             "prefill_chunk": attention.chunk,
+            "cache_dtype": decision.cache_dtype,
+            "cache_dtype_that_fits": decision.smaller,
             "positions": decision.positions,
             "documents": [
                 {"path": document.path, "tokens": document.tokens} for document in counted.documents

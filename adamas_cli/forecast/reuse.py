@@ -10,11 +10,13 @@ import numpy as np
 from adamas_cli import __version__
 from adamas_cli.forecast.memo import Memo
 from adamas_cli.models.configs import read_config
+from adamas_cli.settings import CacheDType
 from adamas_cli.store.blocks import has_states
 from adamas_cli.store.chain import Chain
 from adamas_cli.store.entries import entries
 from adamas_cli.store.keys import block_tokens, first_link, model_facts, sparse_mark
 from adamas_cli.store.places import FORMAT, block_file, documents_directory
+from adamas_cli.store.settings import stored_format
 
 if TYPE_CHECKING:
     from adamas_cli.models import ModelFiles
@@ -34,6 +36,7 @@ def kept_tokens(
     trust_remote_code: bool,
     turned: int | None,
     sparsely: bool,
+    cached: CacheDType = "auto",
 ) -> int:
     """How many of the tokens, int [n], a model that is loaded so need not read again. turned: see
     `model_facts`. sparsely: whether tokens that were read sparsely serve too.
@@ -42,7 +45,7 @@ def kept_tokens(
     is remembered, and asked for only where something was kept in this way at all.
     """
     root = documents_directory()
-    stored_dtype = dtype if kept == "auto" else kept
+    stored_dtype = stored_format(kept, cached, dtype)
     if not any(entry.device == device and entry.dtype == stored_dtype for entry in entries(root)):
         return 0
     way = " ".join(
@@ -57,6 +60,7 @@ def kept_tokens(
             str(FORMAT),
             __version__,
             str(turned),
+            cached,
         ]
     )
     known = _LINKS.get(way)
@@ -70,6 +74,7 @@ def kept_tokens(
             kept=kept,
             trust_remote_code=trust_remote_code,
             turned=turned,
+            cached=cached,
         )
         _LINKS.put(way, {"link": link.hex(), "block": block, "mark": mark.hex()})
     else:
@@ -92,6 +97,7 @@ def _beginning(
     kept: str,
     trust_remote_code: bool,
     turned: int | None,
+    cached: CacheDType,
 ) -> tuple[bytes, int, bytes]:
     """The first link of the keys, the tokens of a block, and what marks sparsely read ones."""
     import torch
@@ -103,7 +109,7 @@ def _beginning(
     number: torch.dtype = getattr(torch, dtype)
     whole = read_config(files.directory, trust_remote_code=trust_remote_code, dtype=number)
     config = whole.get_text_config()
-    block = block_tokens(chunk, shape_of_config(config).cache_bytes(1, number.itemsize))
+    block = block_tokens(chunk, shape_of_config(config).cache_bytes(1, number.itemsize, cached))
     facts = model_facts(
         config,
         fingerprint=files.fingerprint,
@@ -113,5 +119,6 @@ def _beginning(
         block=block,
         kept=kept,
         turned=turned,
+        cached=cached,
     )
     return first_link(facts), block, sparse_mark(reading_facts(ReadSettings()))

@@ -52,6 +52,10 @@ CODED = (FULL, HYBRID)  # kinds of layers that may attend sparsely
 STATES = 5  # copies of recurrent states in memory: the present one, and those that a timeline returns to
 # Means that sparse reading keeps of the keys and values of MEAN_TOKENS tokens (`adamas_kernels.reading`).
 KEY_MEANS, VALUE_MEANS, MEAN_TOKENS = 2, 1, 64
+# Bits of a key's and of a value's number by `DecodingSettings.cache_dtype`, scales included, and how many
+# numbers share one, see `adamas_kernels.packed`.
+KEPT_BITS = {"16": (16, 16), "int8": (8.5, 8.5), "int4": (8.5, 4.5)}
+PACKED_GROUP = 32
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _PACKED_BITS = 8.5  # of a weight, its share of a scale included: the most that packing leaves
 _CHOICES = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts")  # as configs call `choices`
@@ -112,13 +116,23 @@ class LayerShape:
         """Whether it may leave out blocks of the tokens before those that it reads."""
         return self.kind in CODED and self.keeps and not self.latent
 
-    def token_bytes(self, item: int) -> int:
-        """Of a token's keys and values; item: bytes of a number."""
-        return self.kv_heads * (self.key_dim + self.value_dim) * item if self.keeps else 0
+    def token_bytes(self, item: int, kept: str = "auto") -> int:
+        """Of a token's keys and values; item: bytes of a number as it is computed; kept: see
+        `DecodingSettings.cache_dtype`.
+        """
+        bits = KEPT_BITS[kept] if kept != "auto" and self.packs else (8 * item, 8 * item)
+        each = self.key_dim * bits[0] + self.value_dim * bits[1]
+        return int(self.kv_heads * each / 8) if self.keeps else 0
 
-    def cache_bytes(self, tokens: int, item: int) -> int:
+    @property
+    def packs(self) -> bool:
+        """Whether its keys and values can be kept in fewer bits: heads are whole groups with scales."""
+        whole = self.key_dim % PACKED_GROUP == 0 == self.value_dim % PACKED_GROUP
+        return self.kind in CODED and not self.latent and whole
+
+    def cache_bytes(self, tokens: int, item: int, kept: str = "auto") -> int:
         """Of the keys and values of this many tokens."""
-        return min(tokens, self.window or tokens) * self.token_bytes(item)
+        return min(tokens, self.window or tokens) * self.token_bytes(item, kept)
 
     def means_bytes(self, item: int) -> int:
         """Of the means of MEAN_TOKENS tokens, where it reads sparsely."""
@@ -180,9 +194,9 @@ class ModelShape:
         """
         return max((layer.token_bytes(item) for layer in self.by_layer), default=0)
 
-    def cache_bytes(self, tokens: int, item: int) -> int:
-        """Of the keys and values of this many tokens in all layers."""
-        return sum(layer.cache_bytes(tokens, item) for layer in self.by_layer)
+    def cache_bytes(self, tokens: int, item: int, kept: str = "auto") -> int:
+        """Of the keys and values of this many tokens in all layers; kept: see `LayerShape.token_bytes`."""
+        return sum(layer.cache_bytes(tokens, item, kept) for layer in self.by_layer)
 
     def kept_state_bytes(self, item: int) -> int:
         """Of the recurrent states of all layers at one token."""

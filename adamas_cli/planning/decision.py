@@ -22,7 +22,9 @@ from adamas_cli.planning.choice import (
     budget_for,
 )
 from adamas_cli.planning.needs import Bytes, cpu_bytes, gpu_bytes
-from adamas_cli.settings import DecodingSettings, ModelSettings
+from adamas_cli.settings import CacheDType, DecodingSettings, ModelSettings
+
+SMALLER: tuple[CacheDType, ...] = ("16", "int8", "int4")  # ways to keep a cache, the nearest first
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ class Attention:
 class Decision:
     """All that is settled before a weight is loaded. quantization: as `LoadedModel` has it. packed: whether
     its matrices are in few bits, as the file has them or for a CPU. positions: one line on how they turn,
-    where that goes by the length of the text.
+    where that goes by the length of the text. cache_dtype: how keys and values are kept, and smaller: how
+    they would be to fit the memory where they do not, None where no way does it.
     """
 
     device: str
@@ -118,6 +121,8 @@ class Decision:
     attention: Attention
     bytes: Bytes
     positions: str | None = None
+    cache_dtype: CacheDType = "auto"
+    smaller: CacheDType | None = None
 
 
 def decide(
@@ -153,6 +158,24 @@ def decide(
         token_bytes=shape.token_bytes(item),
     )
     coded_from = attention.dense_layers if attention.sparse else None
+
+    def on_cpu(kept: CacheDType) -> Bytes:
+        needs = cpu_bytes(
+            shape,
+            model.weights,
+            tokens=tokens,
+            item=item,
+            coded_from=coded_from,
+            reads_sparsely=attention.read == "sparse",
+            packed=packed,
+            blocks=model.blocks,
+            kept=kept,
+        )
+        return needs if model.stored_bytes is None else needs.with_weights(model.stored_bytes)
+
+    smaller: CacheDType | None = None
+    if machine.device != "cuda" and on_cpu(decoding.cache_dtype).total > machine.memory:
+        smaller = next((kept for kept in SMALLER if on_cpu(kept).total <= machine.memory), None)
     needs = (
         gpu_bytes(
             shape,
@@ -166,16 +189,7 @@ def decide(
             blocks=model.blocks if packed else None,
         )
         if machine.device == "cuda"
-        else cpu_bytes(
-            shape,
-            model.weights,
-            tokens=tokens,
-            item=item,
-            coded_from=coded_from,
-            reads_sparsely=attention.read == "sparse",
-            packed=packed,
-            blocks=model.blocks,
-        )
+        else on_cpu(decoding.cache_dtype)
     )
     if model.stored_bytes is not None:
         needs = needs.with_weights(model.stored_bytes)
@@ -187,6 +201,8 @@ def decide(
         attention,
         needs,
         shape.rotation.line(tokens),
+        decoding.cache_dtype,
+        smaller,
     )
 
 
@@ -205,6 +221,7 @@ def decide_attention(
     why none of its layers would attend sparsely; unmeasured: why they do so only on demand; dense_reading:
     why none would read sparsely. token_bytes: of the keys and values of a token in a layer.
     """
+    check_cache(settings.cache_dtype, backends.device)
     chunk = settings.prefill_chunk or PREFILL_CHUNK.get(backends.device, OTHER_CHUNK)
     read = decide_reading(settings, tokens, backends.device, obstacle or dense_reading)
     full = Attention("full", None, None, None, settings.dense_layers, chunk, read)
@@ -237,6 +254,15 @@ def decide_reading(settings: DecodingSettings, tokens: int, device: str, obstacl
         return settings.read
     gains = tokens >= SPARSE_READING_FROM.get(device, math.inf)
     return "sparse" if gains and obstacle is None else "dense"
+
+
+def check_cache(kept: CacheDType, device: str) -> None:
+    """Raises UsageError where keys and values cannot be kept so on a device."""
+    if kept != "auto" and device != "cpu":
+        raise UsageError(
+            f"`cache_dtype` {kept} is for CPUs: on {device} attention reads keys and values as they are "
+            "computed. Use `cache_dtype` auto or `device` cpu."
+        )
 
 
 def check_error(settings: DecodingSettings) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from adamas_cli.errors import OutOfMemoryError
 from adamas_cli.models.shape import ModelShape, WeightCount
+from adamas_cli.settings import CacheDType
 
 # Python, torch, compiled code and the tokenizer on a CPU, measured with three models.
 PROGRAM = 850_000_000
@@ -79,10 +80,12 @@ def cpu_bytes(
     reads_sparsely: bool = False,
     packed: bool,
     blocks: int | None,
+    kept: CacheDType = "auto",
 ) -> Bytes:
-    """On a CPU. item: bytes of a number. coded_from: the first layer with codes, None without any. packed:
-    whether the weights' matrices are in few bits; blocks: bytes of a GGUF file's tensors, which then are
-    mapped as they are.
+    """On a CPU. item: bytes of a number; kept: how the cache has them. coded_from: the first layer with
+    codes, None without any. packed: whether the weights' matrices are in few bits; blocks: bytes of a GGUF
+    file's tensors, which then are mapped as they are. Work has the keys and values of a layer as they are
+    unpacked to be read.
     """
     if packed and blocks is not None:
         weights = blocks
@@ -90,9 +93,9 @@ def cpu_bytes(
         weights = count.packed_bytes(item) if packed else count.bytes(item)
     return Bytes(
         weights=weights,
-        cache=shape.cache_bytes(tokens, item) + shape.state_bytes(item),
+        cache=shape.cache_bytes(tokens, item, kept) + shape.state_bytes(item),
         codes=_codes(shape, tokens, item, coded_from, reads_sparsely),
-        work=PROGRAM,
+        work=PROGRAM + (0 if kept == "auto" else shape.token_bytes(item) * tokens),
         exact=not packed or blocks is not None,
     )
 

@@ -23,7 +23,7 @@ LENGTH_BYTES = 8
 ALIGNMENT = 4096  # of the data in the file: a page
 LARGEST_HEADER = 16 << 20
 READ_BYTES = 8 << 20  # at once, where a file is only checked
-ITEM_BYTES = {"F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I8": 1}
+ITEM_BYTES = {"F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1}
 _NO_CHECKSUM = "0" * 16
 
 

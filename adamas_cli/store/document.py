@@ -15,6 +15,7 @@ from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.names import is_stream, split_name
 from adamas_cli.cache.placement import Placement, by_head
 from adamas_cli.models.shape import shape_of_config
+from adamas_cli.settings import CacheDType
 from adamas_cli.store.chain import Chain
 from adamas_cli.store.compression import compress, decompress
 from adamas_cli.store.entries import Entry, prune, save, total_bytes
@@ -23,7 +24,7 @@ from adamas_cli.store.keys import block_tokens, codes_key, first_link, model_fac
 from adamas_cli.store.parts import SCALE, keeps_states
 from adamas_cli.store.places import block_file, documents_directory
 from adamas_cli.store.restoring import Restorer
-from adamas_cli.store.settings import StoreSettings, default_limit
+from adamas_cli.store.settings import StoreSettings, default_limit, stored_format
 
 if TYPE_CHECKING:
     from adamas_cli.models import LoadedModel
@@ -34,7 +35,7 @@ class StoredDocument:
 
     chunk: tokens that are read at once. placement: of the cache's keys and values. names: of the documents,
     for the user. note: told in one line what is damaged or cannot be written; nothing is raised for that.
-    turned: see `model_facts`. sparsely: see `Chain`; None takes up what was read densely, and no more.
+    turned, cached: see `model_facts`. sparsely: see `Chain`; None takes up what was read densely, no more.
     """
 
     def __init__(
@@ -48,14 +49,16 @@ class StoredDocument:
         note: Callable[[str], None],
         turned: int | None = None,
         sparsely: bytes | None = None,
+        cached: CacheDType = "auto",
     ) -> None:
         config = loaded.model.config.get_text_config()
         shape, item = shape_of_config(config), loaded.dtype.itemsize
-        self._each = shape.cache_bytes(1, item)
+        self._each = shape.cache_bytes(1, item, cached)
         self.block = block_tokens(chunk, self._each)
         self._root, self._settings, self._note = documents_directory(), settings, note
         self._placement = placement
-        self.alters = settings.dtype == "int8"
+        kept = settings.kept(cached)
+        self.alters = kept == "int8"
         facts = model_facts(
             config,
             fingerprint=loaded.files.fingerprint,
@@ -63,8 +66,9 @@ class StoredDocument:
             dtype=str(loaded.dtype).removeprefix("torch."),
             device=loaded.device.type,
             block=self.block,
-            kept=settings.dtype,
+            kept=kept,
             turned=turned,
+            cached=cached,
         )
         self._chain = Chain(first_link(facts), ids, self.block, sparsely)
         found = self._chain.longest(lambda key: block_file(self._root, key).is_file())
@@ -76,7 +80,7 @@ class StoredDocument:
         states = state + min(streams, state * len(self._keys))  # see `keeps_states`
         self._bytes = streams // (2 if self.alters else 1) + states
         now = time.time()
-        dtype = facts["dtype"] if settings.dtype == "auto" else settings.dtype
+        dtype = stored_format(kept, cached, facts["dtype"])
         about = loaded.files.name, dtype, loaded.device.type, list(names), len(ids), self.block
         self._entry = Entry(*about, self._keys, now, dense=self._dense)
         self._restorer = Restorer(self._root, self._keys, self.block, loaded.device, loaded.dtype, placement)

@@ -33,11 +33,13 @@ def model_facts(
     block: int,
     kept: str,
     turned: int | None = None,
+    cached: str = "auto",
 ) -> dict[str, Any]:
     """What the keys and values of a token depend on, besides the tokens up to it; none of it needs weights.
 
     config: the text model's. dtype, device: by torch's names, and kept: as `StoreSettings` says. turned: the
-    length by which positions turn, where they do not do so alike at any.
+    length by which positions turn, where they do not do so alike at any. cached: how the cache has keys and
+    values, see `DecodingSettings.cache_dtype`.
     The tokenizer and the chat template only decide about the tokens, which are hashed themselves, and how
     these were read is told by each block. The attention of decode steps is not among these.
     """
@@ -52,7 +54,8 @@ def model_facts(
         "block": block,
         "kept": kept,
     }
-    return facts if turned is None else facts | {"turned": turned}
+    told = {"turned": turned, "cached": None if cached == "auto" else cached}
+    return facts | {name: fact for name, fact in told.items() if fact is not None}
 
 
 def block_tokens(chunk: int, token_bytes: int) -> int:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from adamas_cli.settings import FEW_BITS, CacheDType
+
 LARGEST_STORE = 20 << 30  # bytes
 LARGEST_SHARE = 0.1  # of the disk's free space
 
@@ -22,10 +24,21 @@ class StoreSettings:
     dtype: Literal["auto", "int8"] = "auto"
     off: bool = False
 
+    def kept(self, cached: CacheDType) -> str:
+        """`dtype` for keys and values that a cache has in this way: those in few bits stay as they are."""
+        return "auto" if cached in FEW_BITS else self.dtype
+
     @property
     def writes(self) -> bool:
         """Whether anything made of documents may be kept for later runs."""
         return not (self.off or self.read_only)
+
+
+def stored_format(kept: str, cached: str, dtype: str) -> str:
+    """What documents are listed with, see `model_facts`: how their keys and values are on disk."""
+    if kept != "auto":
+        return kept
+    return dtype if cached == "auto" else cached
 
 
 def default_limit(root: Path, held: int) -> int:

@@ -12,6 +12,7 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "F16": torch.float16,
     "I8": torch.int8,
+    "U8": torch.uint8,
     "I32": torch.int32,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}

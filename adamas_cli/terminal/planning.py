@@ -105,6 +105,8 @@ def _memory(plan: Plan) -> str:
     parts = {"weights": needs.weights, "cache": needs.cache, "codes": needs.codes, "program": needs.work}
     told = " + ".join(f"{size(part)} {name}" for name, part in parts.items() if part)
     short = "" if needs.total <= plan.available else "; NOT ENOUGH"
+    if plan.decision.smaller is not None:
+        short += f", but enough with --cache-dtype {plan.decision.smaller}"
     return (
         f"about {size(needs.total)}: {told}{'' if needs.exact else ' at most'}; "
         f"{size(plan.available)} available{short}"

@@ -6,6 +6,7 @@ import re
 
 _SHORT = {"model": "-m", "max_tokens": "-n", "output": "-o"}
 _LONG = (
+    "cache_dtype",
     "adapter",
     "attn",
     "backend",

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from adamas_kernels import reference
 from adamas_kernels.blocks import BlockWeight
+from adamas_kernels.packed import dim_of, is_packed, read, rotated
 from adamas_kernels.reading import BlockMeans, ReadSettings
 from adamas_kernels.reference import CODES_PER_WORD, Codebook, padded_dim
 from adamas_kernels.softmax import PLAIN, Softmax
@@ -101,7 +102,7 @@ class SparseSettings:
 
 @dataclass(frozen=True)
 class LayerView:
-    """The filled part of one layer's cache.
+    """The filled part of one layer's cache, unpacked where its rows are packed.
 
     keys, values: [B, K, S, D]; codes: int32 [B, K, S, W]; scales: float16 [B, K, S]; value_sum: float32 [B,
     K, D].
@@ -122,6 +123,8 @@ class DenseCache:
     keys, values: [B, K, C, D] of one dtype; value_sum: float32 [B, K, D], the sum of the values so far, None
     where nothing needs it; length: int32 [B], of each sequence, on the buffers' device, shared by the layers
     of a model. The last dimension of keys and values is contiguous, value_sum wholly so.
+    Keys and values may be packed rows, see `packed.py`; the sum is then that of the rotated values, and
+    centre, float32 [B, K, D], that of the keys.
     A layer with a window may keep a ring: token t lies in row t mod C, and C is the window and all but one of
     a step's new tokens at the least, or all tokens.
     """
@@ -130,6 +133,7 @@ class DenseCache:
     values: Tensor
     value_sum: Tensor | None
     length: Tensor
+    centre: Tensor | None = None
 
     @property
     def capacity(self) -> int:
@@ -139,8 +143,8 @@ class DenseCache:
     def sequences(self) -> list[DenseCache]:
         """The caches of the sequences of a batch, as views."""
         count = len(self.length)
-        sums = [None] * count if self.value_sum is None else self.value_sum.split(1)
-        parts = self.keys.split(1), self.values.split(1), sums, self.length.split(1)
+        sums, centres = ([None] * count if x is None else x.split(1) for x in (self.value_sum, self.centre))
+        parts = self.keys.split(1), self.values.split(1), sums, self.length.split(1), centres
         return [DenseCache(*buffers) for buffers in zip(*parts, strict=True)]
 
 
@@ -151,7 +155,8 @@ class LayerCache:
     keys, values: [B, K, S, D] of one dtype; codes: int32 [B, K, C, W], a transposed view: one word
     of many tokens lies side by side; scales: float16 [B, K, C]; value_sum: float32 [B, K, D]; length: int32
     [B], of each sequence, on the buffers' device, shared by the layers of a model. The last dimension of
-    keys, values and scales is contiguous, value_sum and the codebook wholly so.
+    keys, values and scales is contiguous, value_sum and the codebook wholly so. For packed rows see
+    `DenseCache`.
     """
 
     keys: Tensor
@@ -161,6 +166,7 @@ class LayerCache:
     value_sum: Tensor
     codebook: Codebook
     length: Tensor
+    centre: Tensor | None = None
 
     @property
     def capacity(self) -> int:
@@ -172,10 +178,11 @@ class LayerCache:
         books = zip(*(x.split(1) for x in vars(self.codebook).values()), strict=True)
         parts = (self.keys, self.values, self.codes, self.scales, self.value_sum)
         buffers = zip(*(x.split(1) for x in parts), strict=True)
+        centres = [None] * len(self.length) if self.centre is None else self.centre.split(1)
         return [
-            LayerCache(keys, values, codes, scales, total, Codebook(*book), length)
-            for (keys, values, codes, scales, total), book, length in zip(
-                buffers, books, self.length.split(1), strict=True
+            LayerCache(keys, values, codes, scales, total, Codebook(*book), length, centre)
+            for (keys, values, codes, scales, total), book, length, centre in zip(
+                buffers, books, self.length.split(1), centres, strict=True
             )
         ]
 
@@ -185,7 +192,12 @@ class LayerCache:
         keys, values, codes, scales = (
             x[:, :, seen] for x in (self.keys, self.values, self.codes, self.scales)
         )
-        return LayerView(keys, values, codes, scales, self.value_sum, self.codebook)
+        total = self.value_sum
+        if is_packed(keys.dtype):
+            keys = read(keys, torch.float32, self.centre)
+        if is_packed(values.dtype):
+            values, total = read(values, torch.float32), rotated(total)
+        return LayerView(keys, values, codes, scales, total, self.codebook)
 
 
 AnyCache = DenseCache | LayerCache  # what full attention reads
@@ -355,20 +367,25 @@ class TokenDecoder(Protocol):
 
 
 def allocate_codes(keys: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
-    """Uninitialized codes int32 [B, K, C, W] and scales float16 [B, K, C] for keys like [B, K, N, D], as
-    LayerCache wants them.
+    """Uninitialized codes int32 [B, K, C, W] and scales float16 [B, K, C] for keys like [B, K, N, D], or such
+    packed rows, as LayerCache wants them.
     """
-    batch, heads, _, dim = keys.shape
-    words = padded_dim(dim) // CODES_PER_WORD
+    batch, heads = keys.shape[:2]
+    words = padded_dim(dim_of(keys)) // CODES_PER_WORD
     codes = keys.new_empty(batch, heads, words, capacity, dtype=torch.int32).transpose(-1, -2)
     return codes, keys.new_empty(batch, heads, capacity, dtype=torch.float16)
+
+
+def sampled(tokens: int) -> slice:
+    """Of the first tokens, this many, those that `fit_codebook` looks at."""
+    return slice(0, tokens, max(1, -(-tokens // SAMPLED_KEYS)))
 
 
 def fit_codebook(keys: Tensor, power: Tensor, settings: SparseSettings) -> Codebook:
     """A codebook for keys [B, K, N, D], of which it looks at SAMPLED_KEYS or fewer, evenly spread, and for
     queries of this power, float32 [B, K, D], in any unit.
     """
-    sample = keys[:, :, :: -(-keys.shape[2] // SAMPLED_KEYS)]
+    sample = keys[:, :, sampled(keys.shape[2])]
     used = power if settings.balanced else None
     return reference.fit_codebook(sample, settings.edge, settings.centred, used)
 
@@ -402,7 +419,9 @@ def check_step(
         raise ValueError(f"{batch} sequences need as many lengths, not {tuple(cache.length.shape)}")
     if keys.shape != (batch, kv_heads, new, dim):
         raise ValueError(f"keys {tuple(keys.shape)} do not fit queries {tuple(queries.shape)}")
-    if values.shape != (batch, kv_heads, new, cache.values.shape[3]):
+    if dim_of(cache.keys) != dim:
+        raise ValueError(f"keys {tuple(keys.shape)} do not fit the cache's {tuple(cache.keys.shape)}")
+    if values.shape != (batch, kv_heads, new, dim_of(cache.values)):
         raise ValueError(f"values {tuple(values.shape)} do not fit the cache's {tuple(cache.values.shape)}")
     if softmax.sinks is not None and softmax.sinks.shape != (heads,):
         raise ValueError(f"{heads} query heads need as many sinks, not {tuple(softmax.sinks.shape)}")

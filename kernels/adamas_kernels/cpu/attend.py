@@ -12,6 +12,7 @@ from numba.extending import intrinsic
 from adamas_kernels.cpu.build import njit
 from adamas_kernels.cpu.floats import capped, capped_one, exp, put_float, to_float
 from adamas_kernels.cpu.lanes import LANES, load, multiply_add, splat, store, sum_lanes
+from adamas_kernels.cpu.packed_rows import centre_at, enter_query, row_lanes, row_number, turn
 from adamas_kernels.cpu.records import floats_at, ints_at, numbers_at
 
 AHEAD = 6  # rows between the one in use and the one that is fetched from memory
@@ -49,22 +50,24 @@ def product(query, keys, at, dim):
     whole = dim // LANES * LANES
     lanes = splat(ZERO)
     for i in range(0, whole, LANES):
-        lanes = multiply_add(load(query, i), load(keys, at + i), lanes)
+        lanes = multiply_add(load(query, i), row_lanes(keys, at, i, dim), lanes)
     total = sum_lanes(lanes)
     for i in range(whole, dim):
-        total += query[i] * to_float(keys[at + i])
+        total += query[i] * row_number(keys, at, i, dim)
     return total
 
 
 @njit
-def score(step, query, keys, keys_n, values, values_n, chosen, count, scores):
-    """scores[i] = scaling times the query's product with the i-th chosen key; returns the highest."""
+def score(step, query, offset, keys, keys_n, values, values_n, chosen, count, scores):
+    """scores[i] = scaling times the query's product with the i-th chosen key, which lacks the offset; returns
+    the highest.
+    """
     highest = LEAST
     for i in range(count):
         if i + AHEAD < count:
             prefetch_row(keys, chosen[i + AHEAD] * keys_n, step.dim)
         prefetch_row(values, chosen[i] * values_n, step.dim_v)
-        found = product(query, keys, chosen[i] * keys_n, step.dim) * np.float32(step.scaling)
+        found = (product(query, keys, chosen[i] * keys_n, step.dim) + offset) * np.float32(step.scaling)
         scores[i] = found
         highest = max(highest, found)
     return highest
@@ -105,7 +108,7 @@ def sum_values(values, stride, dim, chosen, count, weights, weighted, plain):
     for i in range(0, whole, LANES):
         by_weight, sums = splat(ZERO), splat(ZERO)
         for token in range(count):
-            value = load(values, chosen[token] * stride + i)
+            value = row_lanes(values, chosen[token] * stride, i, dim)
             by_weight = multiply_add(value, splat(weights[token]), by_weight)
             sums = sums + value
         store(weighted, i, by_weight)
@@ -113,7 +116,7 @@ def sum_values(values, stride, dim, chosen, count, weights, weighted, plain):
     for i in range(whole, dim):
         weighted[i], plain[i] = ZERO, ZERO
         for token in range(count):
-            value = to_float(values[chosen[token] * stride + i])
+            value = row_number(values, chosen[token] * stride, i, dim)
             weighted[i] += weights[token] * value
             plain[i] += value
 
@@ -146,20 +149,21 @@ def add_sink(step, query_head, lse, weighted):
 
 
 @njit
-def attend(query_kind, kind, step, layer, scratch, b, head, place, count, log_mass):
+def attend(query_kind, key_kind, value_kind, step, layer, scratch, b, head, place, count, log_mass):
     """Attend from one query to its `count` chosen tokens, merge the others, and write both results."""
     n = place % step.new
     query_head = place // step.new - b * step.kv_heads * step.group
     queries = numbers_at(step.query, query_kind)
-    keys = numbers_at(layer.keys, kind)[b * layer.keys_b + head * layer.keys_h :]
-    values = numbers_at(layer.values, kind)[b * layer.values_b + head * layer.values_h :]
+    keys = numbers_at(layer.keys, key_kind)[b * layer.keys_b + head * layer.keys_h :]
+    values = numbers_at(layer.values, value_kind)[b * layer.values_b + head * layer.values_h :]
     chosen = ints_at(scratch.chosen + 4 * place * scratch.row)
     scores = floats_at(scratch.scores + 4 * place * scratch.row)
     query, weighted, plain = floats_at(scratch.vector), floats_at(scratch.weighted), floats_at(scratch.plain)
     at = b * step.query_b + query_head * step.query_h + n * step.query_n
     for i in range(step.dim):
         query[i] = to_float(queries[at + i])
-    highest = score(step, query, keys, layer.keys_n, values, layer.values_n, chosen, count, scores)
+    offset = enter_query(keys, query, step.dim, centre_at(keys, layer, step, b * step.kv_heads + head))
+    highest = score(step, query, offset, keys, layer.keys_n, values, layer.values_n, chosen, count, scores)
     if step.softcap:
         cap = np.float32(step.softcap)
         cap_scores(scores, count, cap)
@@ -174,6 +178,7 @@ def attend(query_kind, kind, step, layer, scratch, b, head, place, count, log_ma
         total = add_rest(step, totals, seen - count, weighted, plain, found, log_mass)
     if step.sink_scores:
         total = add_sink(step, query_head, total, weighted)
+    turn(values, weighted, step.dim_v)
     out, lse = numbers_at(step.out, query_kind), floats_at(step.lse)
     lse[place] = np.float32(total)
     out_at = b * step.out_b + query_head * step.out_h + n * step.out_n

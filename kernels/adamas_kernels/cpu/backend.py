@@ -27,6 +27,7 @@ from adamas_kernels.cpu.records import (
     Arena,
     dense_segments,
     groups_of_segment,
+    row_kinds,
 )
 from adamas_kernels.cpu.runner import Runner
 from adamas_kernels.cpu.step import Stages, build_stages, build_tally
@@ -147,7 +148,7 @@ class CpuBackend:
                 *step.shape, length, 0, 0, 0, 0, 0, 0, segments[sequence], 0, room, 0, *addresses, scaling, 0,
                 step.softcap,
             )  # fmt: skip
-        stages = self._runner.compiled(build_dense, KINDS[queries.dtype], KINDS[cache.keys.dtype])
+        stages = self._runner.compiled(build_dense, KINDS[queries.dtype], *row_kinds(cache))
         self._run(layer, step, stages, room, 0, 0)
         return step.out, step.lse
 
@@ -182,9 +183,7 @@ class CpuBackend:
                 settings.least_share, segments[sequence], groups[sequence], max(segments), peaks, *addresses,
                 scaling, edge, step.softcap,
             )  # fmt: skip
-        stages = self._runner.compiled(
-            build_stages, self._form, KINDS[queries.dtype], KINDS[cache.keys.dtype]
-        )
+        stages = self._runner.compiled(build_stages, self._form, KINDS[queries.dtype], *row_kinds(cache))
         last = None if tally is None else self._runner.compiled(build_tally)
         self._run(layer, step, stages, max(segments), peaks, budget, last)
         return step.out, step.lse

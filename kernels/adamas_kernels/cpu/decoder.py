@@ -17,12 +17,12 @@ from torch import Tensor
 
 from adamas_kernels.contract import AnyCache, DenseCache, SparseSettings
 from adamas_kernels.cpu.dense import build_dense
-from adamas_kernels.cpu.floats import KINDS, Float32
+from adamas_kernels.cpu.floats import Float32
 from adamas_kernels.cpu.formats import MOST_NUMBERS
 from adamas_kernels.cpu.linear import Inputs
 from adamas_kernels.cpu.product import available_forms
 from adamas_kernels.cpu.program import StepProgram
-from adamas_kernels.cpu.records import ROPE, Arena, describe_dense, describe_layer
+from adamas_kernels.cpu.records import ROPE, Arena, describe_dense, describe_layer, row_kinds
 from adamas_kernels.cpu.rows import TILE
 from adamas_kernels.cpu.runner import Runner
 from adamas_kernels.cpu.step import build_stages, build_tally
@@ -256,9 +256,9 @@ class _Steps:
         self, program: StepProgram, index: int, layer: AnyCache, softmax: Softmax, tally: Tensor | None
     ) -> None:
         """The stages of a layer's attention."""
-        kind, step = KINDS[layer.keys.dtype], program.steps[index : index + 1]
+        kinds, step = row_kinds(layer), program.steps[index : index + 1]
         if isinstance(layer, DenseCache):
-            dense = self._runner.compiled(build_dense, Float32(), kind)
+            dense = self._runner.compiled(build_dense, Float32(), *kinds)
             program.attend(index, dense, program.keep(describe_dense(layer)))
             return
         settings = program.settings.under(softmax)
@@ -267,7 +267,7 @@ class _Steps:
         step["least_share"] = settings.least_share
         step["manhattan"] = settings.scorer == "manhattan"
         step["query_edge"] = -1.0 if settings.edge is None else settings.edge
-        sparse = self._runner.compiled(build_stages, available_forms()[0], Float32(), kind)
+        sparse = self._runner.compiled(build_stages, available_forms()[0], Float32(), *kinds)
         record = program.keep(describe_layer(layer))
         program.attend(index, sparse, record)
         if tally is not None:
@@ -289,9 +289,9 @@ class _Steps:
 def _tensors(layer: AnyCache) -> tuple[Tensor | None, ...]:
     """All that a program knows the addresses of."""
     if isinstance(layer, DenseCache):
-        return layer.keys, layer.values, layer.value_sum
+        return layer.keys, layer.values, layer.value_sum, layer.centre
     book = layer.codebook
     return (
-        layer.keys, layer.values, layer.value_sum, layer.codes, layer.scales, book.mean, book.edge,
-        book.balance, book.noise,
+        layer.keys, layer.values, layer.value_sum, layer.centre, layer.codes, layer.scales, book.mean,
+        book.edge, book.balance, book.noise,
     )  # fmt: skip

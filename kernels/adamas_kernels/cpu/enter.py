@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numba.extending import overload
 
 from adamas_kernels.cpu.build import njit
 from adamas_kernels.cpu.coding import (
@@ -20,8 +21,9 @@ from adamas_kernels.cpu.coding import (
 )
 from adamas_kernels.cpu.encode import encode_rows
 from adamas_kernels.cpu.estimate import codes_of, scales_of
-from adamas_kernels.cpu.floats import put_float, to_float
+from adamas_kernels.cpu.floats import Bytes, HalfBytes, to_float
 from adamas_kernels.cpu.lanes import LANES, load, splat, store
+from adamas_kernels.cpu.packed_rows import centre_at, put_row, row_number
 from adamas_kernels.cpu.records import FACTS, OFFSET, UNIT, floats_at, ints_at, numbers_at, row_of
 from adamas_kernels.reference import CODES_PER_WORD
 
@@ -29,22 +31,25 @@ ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
 
 
 @njit
-def append_tokens(new_kind, kind, step, layer, scratch, b, head):
+def append_tokens(new_kind, key_kind, value_kind, step, layer, scratch, b, head):
     """Append the new tokens of one KV head: keys, values, and the sum of values where it is kept, which is
     that after one token at a time.
     """
     pair = b * step.kv_heads + head
     new_keys, new_values = numbers_at(step.key, new_kind), numbers_at(step.value, new_kind)
-    keys, values = numbers_at(layer.keys, kind), numbers_at(layer.values, kind)
+    keys, values = numbers_at(layer.keys, key_kind), numbers_at(layer.values, value_kind)
+    row_now, centre = floats_at(scratch.vector), centre_at(keys, layer, step, pair)
     key_at, value_at = b * step.key_b + head * step.key_h, b * step.value_b + head * step.value_h
     for row in range(step.new):
         place = row_of(step, step.length + row)
         keys_at = b * layer.keys_b + head * layer.keys_h + place * layer.keys_n
         values_at = b * layer.values_b + head * layer.values_h + place * layer.values_n
         for i in range(step.dim):
-            put_float(keys, keys_at + i, to_float(new_keys[key_at + row * step.key_n + i]))
+            row_now[i] = to_float(new_keys[key_at + row * step.key_n + i])
+        put_row(keys, keys_at, row_now, step.dim, centre)
         for i in range(step.dim_v):
-            put_float(values, values_at + i, to_float(new_values[value_at + row * step.value_n + i]))
+            row_now[i] = to_float(new_values[value_at + row * step.value_n + i])
+        put_row(values, values_at, row_now, step.dim_v, row_now[:0])
     if not layer.value_sum:
         return
     sums, through = floats_at(layer.value_sum + 4 * pair * step.dim_v), floats_at(scratch.sums)
@@ -53,17 +58,40 @@ def append_tokens(new_kind, kind, step, layer, scratch, b, head):
         at = b * layer.values_b + head * layer.values_h + place * layer.values_n
         sums_at = (pair * step.new + row) * step.dim_v
         for i in range(step.dim_v):
-            sums[i] += to_float(values[at + i])
+            sums[i] += row_number(values, at, i, step.dim_v)
             through[sums_at + i] = sums[i]
 
 
+def keys_to_encode(new_kind, kind, step, layer, b, head):
+    """The new keys as codes are made of them, where the first begins, and how far the next is: as they were
+    rounded to the cache's numbers, or as they come where these are packed, which are rotated.
+    """
+    raise NotImplementedError
+
+
+@overload(keys_to_encode)
+def _keys_to_encode(new_kind, kind, step, layer, b, head):
+    if kind.instance_class in (Bytes, HalfBytes):
+
+        def keys(new_kind, kind, step, layer, b, head):
+            return numbers_at(step.key, new_kind), b * step.key_b + head * step.key_h, step.key_n
+
+    else:
+
+        def keys(new_kind, kind, step, layer, b, head):
+            at = b * layer.keys_b + head * layer.keys_h + step.length * layer.keys_n
+            return numbers_at(layer.keys, kind), at, layer.keys_n
+
+    return keys
+
+
 @njit
-def encode_tokens(kind, step, layer, scratch, b, head):
+def encode_tokens(new_kind, kind, step, layer, scratch, b, head):
     """Codes and scales of the tokens that `append_tokens` has put into the cache."""
     pair = b * step.kv_heads + head
+    keys, at, apart = keys_to_encode(new_kind, kind, step, layer, b, head)
     encode_rows(
-        numbers_at(layer.keys, kind), b * layer.keys_b + head * layer.keys_h + step.length * layer.keys_n,
-        layer.keys_n, step.new, step.dim, step.size,
+        keys, at, apart, step.new, step.dim, step.size,
         floats_at(layer.mean + 4 * pair * step.size), floats_at(layer.edge)[pair],
         floats_at(layer.balance + 4 * pair * step.size),
         codes_of(layer, b, head), step.length, 1, layer.codes_w, scales_of(layer, b, head), step.length,

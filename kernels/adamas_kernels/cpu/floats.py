@@ -47,13 +47,26 @@ class Float16(NamedTuple):
     """Marks float16 memory."""
 
 
+class Bytes(NamedTuple):
+    """Marks packed rows with codes of 8 bits, see `packed.py`."""
+
+
+class HalfBytes(NamedTuple):
+    """Marks packed rows with codes of 4 bits."""
+
+
 Kind = Float32 | Bfloat16 | Float16
+RowKind = Kind | Bytes | HalfBytes
 KINDS: dict[torch.dtype, Kind] = {
     torch.float32: Float32(),
     torch.bfloat16: Bfloat16(),
     torch.float16: Float16(),
 }
-STORED = {Float32: types.float32, Bfloat16: types.uint16, Float16: types.int16}
+ROW_KINDS: dict[torch.dtype, RowKind] = {**KINDS, torch.int8: Bytes(), torch.uint8: HalfBytes()}
+STORED = {
+    Float32: types.float32, Bfloat16: types.uint16, Float16: types.int16,
+    Bytes: types.int8, HalfBytes: types.uint8,
+}  # fmt: skip
 
 F32, I32, I16 = ir.FloatType(), ir.IntType(32), ir.IntType(16)
 
@@ -105,7 +118,7 @@ def float_from_bits(typing_context, bits):
 
 
 @njit
-def _float_to_float16(value):
+def float_to_float16(value):
     """To nearest, ties to even, in integers: not every CPU has an instruction for it."""
     bits = np.int64(float_bits(value))
     sign, size = (bits >> 16) & 0x8000, bits & 0x7FFFFFFF
@@ -148,7 +161,7 @@ def _put_float(array, index, value):
     elif array.dtype == types.int16:
 
         def put(array, index, value):
-            array[index] = _float_to_float16(value)
+            array[index] = float_to_float16(value)
     else:
 
         def put(array, index, value):

@@ -84,7 +84,7 @@ def begin(
     batch, heads, new, dim = queries.shape
     kv_heads, dim_v = values.shape[1], values.shape[3]
     lengths = layer.lengths.tolist()
-    if cache.keys.shape[::3] != (batch, dim):
+    if len(cache.keys) != batch:
         raise ValueError(f"keys {tuple(keys.shape)} do not fit the cache's {tuple(cache.keys.shape)}")
     check_room(max(lengths) + new, new, cache, softmax)
     dtype = queries.dtype
@@ -105,7 +105,7 @@ def readable(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _tensors(cache: AnyCache) -> tuple[Tensor | None, ...]:
-    buffers = cache.keys, cache.values, cache.value_sum, cache.length
+    buffers = cache.keys, cache.values, cache.value_sum, cache.length, cache.centre
     if isinstance(cache, DenseCache):
         return buffers
     book = cache.codebook

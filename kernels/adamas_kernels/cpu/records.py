@@ -14,7 +14,7 @@ from torch import Tensor
 
 from adamas_kernels.contract import AnyCache, LayerCache
 from adamas_kernels.cpu.build import njit
-from adamas_kernels.cpu.floats import STORED, Float32
+from adamas_kernels.cpu.floats import ROW_KINDS, STORED, Float32, RowKind
 from adamas_kernels.cpu.lanes import LANES
 from adamas_kernels.reference import CODES_PER_WORD
 
@@ -49,7 +49,7 @@ STEP = _record(
 )
 LAYER = _record(
     "keys keys_b keys_h keys_n values values_b values_h values_n codes codes_b codes_h codes_w "
-    "scales scales_b scales_h value_sum mean edge balance noise"
+    "scales scales_b scales_h value_sum mean edge balance noise centre"
 )
 # A norm of a float32 vector, written to `out` and, where `sum` is an address, added to what is there. The
 # weight and bias of a head: `step` numbers behind the one before. centred: a LayerNorm.
@@ -117,14 +117,20 @@ def describe_dense(cache: AnyCache) -> np.ndarray:
     """The record of a layer's buffers, without codes."""
     if cache.value_sum is not None and not _plain(cache.value_sum):
         raise ValueError("the sum of values must be contiguous float32")
-    if cache.values.dtype != cache.keys.dtype or {x.stride(-1) for x in (cache.keys, cache.values)} != {1}:
-        raise ValueError("keys and values must be contiguous rows of one dtype")
+    if {x.stride(-1) for x in (cache.keys, cache.values)} != {1}:
+        raise ValueError("keys and values must be contiguous rows")
     record = np.zeros(1, LAYER)
     for name, x in (("keys", cache.keys), ("values", cache.values)):
         record[name] = x.data_ptr()
         record[f"{name}_b"], record[f"{name}_h"], record[f"{name}_n"] = x.stride()[:3]
     record["value_sum"] = 0 if cache.value_sum is None else cache.value_sum.data_ptr()
+    record["centre"] = 0 if cache.centre is None else cache.centre.data_ptr()
     return record
+
+
+def row_kinds(cache: AnyCache) -> tuple[RowKind, RowKind]:
+    """How a layer's keys and its values are stored."""
+    return ROW_KINDS[cache.keys.dtype], ROW_KINDS[cache.values.dtype]
 
 
 def describe_layer(cache: LayerCache) -> np.ndarray:

@@ -22,6 +22,7 @@ from adamas_kernels.cpu.lanes import (
     where,
 )
 from adamas_kernels.cpu.largest import LEAST, extremes
+from adamas_kernels.cpu.packed_rows import centre_at, enter_query, row_number
 from adamas_kernels.cpu.records import (
     FACTS,
     HIGH,
@@ -71,10 +72,12 @@ def add_powers(high, low, exponent, counted, top):
 
 
 @njit
-def exact_exponent(query, query_at, keys, at, dim, size, scaling, offset, products):
-    """The exponent of an exact score less `offset`; the order of operations is the reference's."""
+def exact_exponent(query, of_centre, keys, at, dim, size, scaling, offset, products):
+    """The exponent of an exact score less `offset`; the order of operations is the reference's. of_centre:
+    what products with the keys lack.
+    """
     for i in range(dim):
-        products[i] = to_float(query[query_at + i]) * to_float(keys[at + i])
+        products[i] = query[i] * row_number(keys, at, i, dim)
     for i in range(dim, size):
         products[i] = ZERO
     half = size // 2
@@ -82,7 +85,7 @@ def exact_exponent(query, query_at, keys, at, dim, size, scaling, offset, produc
         for i in range(half):
             products[i] += products[i + half]
         half //= 2
-    return first_lane_int(exponents(splat((scaling * products[0] - offset) * UNITS_PER_NAT)))
+    return first_lane_int(exponents(splat((scaling * (products[0] + of_centre) - offset) * UNITS_PER_NAT)))
 
 
 @njit
@@ -97,6 +100,10 @@ def begin_sums(query_kind, kind, step, layer, scratch, place):
     queries, keys = numbers_at(step.query, query_kind), numbers_at(layer.keys, kind)
     query_at = b * step.query_b + query_head * step.query_h + n * step.query_n
     keys_at = b * layer.keys_b + head * layer.keys_h
+    query = floats_at(scratch.vector)
+    for i in range(step.dim):
+        query[i] = to_float(queries[query_at + i])
+    of_centre = enter_query(keys, query, step.dim, centre_at(keys, layer, step, pair))
     begin, end = ranked_range(step, n)
     scaling, products = np.float32(step.scaling), floats_at(scratch.block)
     _, best = extremes(floats_at(scratch.peaks + 4 * place * step.peak_room), step.segments * step.groups)
@@ -107,7 +114,7 @@ def begin_sums(query_kind, kind, step, layer, scratch, place):
     for i in range(count):
         at = i if i < begin else end + i - begin
         forced[i] = exact_exponent(
-            queries, query_at, keys, keys_at + at * layer.keys_n, step.dim, step.size, scaling,
+            query, of_centre, keys, keys_at + at * layer.keys_n, step.dim, step.size, scaling,
             facts[OFFSET], products,
         )  # fmt: skip
         top = max(top, forced[i])

@@ -12,7 +12,7 @@ from adamas_kernels.cpu.build import njit, source_stamp, stage
 from adamas_kernels.cpu.candidates import find_threshold, keep_candidates
 from adamas_kernels.cpu.enter import append_tokens, encode_queries, encode_tokens
 from adamas_kernels.cpu.estimate import estimate
-from adamas_kernels.cpu.floats import Kind
+from adamas_kernels.cpu.floats import Kind, RowKind
 from adamas_kernels.cpu.norm_rope import rope_heads
 from adamas_kernels.cpu.product import Form
 from adamas_kernels.cpu.records import floats_at, ints_at, layers_at, queries_of, scratches_at, steps_at
@@ -54,8 +54,10 @@ class Stages(NamedTuple):
 
 
 @lru_cache(maxsize=None, typed=True)  # the marks are empty tuples: only their types differ
-def build_stages(form: Form, query_kind: Kind, kind: Kind) -> Stages:
-    """Compile the stages for this form of the byte product, and these numbers of queries and of the cache."""
+def build_stages(form: Form, query_kind: Kind, key_kind: RowKind, value_kind: RowKind) -> Stages:
+    """Compile the stages for this form of the byte product, and these numbers of queries and rows of the
+    cache.
+    """
     stamp = source_stamp()
 
     def enter_task(pair, thread, step_at, layer_at, scratch_at):
@@ -65,8 +67,8 @@ def build_stages(form: Form, query_kind: Kind, kind: Kind) -> Stages:
         step = steps[b]
         if step.rope:
             rope_heads(step, head)
-        append_tokens(query_kind, kind, step, layer, scratch, b, head)
-        encode_tokens(kind, step, layer, scratch, b, head)
+        append_tokens(query_kind, key_kind, value_kind, step, layer, scratch, b, head)
+        encode_tokens(query_kind, key_kind, step, layer, scratch, b, head)
         encode_queries(query_kind, step, layer, scratch, b, head)
 
     def estimate_task(task, thread, step_at, layer_at, scratch_at):
@@ -83,7 +85,7 @@ def build_stages(form: Form, query_kind: Kind, kind: Kind) -> Stages:
         step = steps[place // queries_of(steps[0])]
         find_threshold(step, scratch, place)
         if step.least_share:
-            begin_sums(query_kind, kind, step, layer, scratch, place)
+            begin_sums(query_kind, key_kind, step, layer, scratch, place)
 
     def candidates_task(task, thread, step_at, layer_at, scratch_at):
         _ = stamp
@@ -100,7 +102,7 @@ def build_stages(form: Form, query_kind: Kind, kind: Kind) -> Stages:
         b, head = pair // steps[0].kv_heads, pair % steps[0].kv_heads
         step = steps[b]
         count, log_mass = select(step, scratch, place)
-        attend(query_kind, kind, step, layer, scratch, b, head, place, count, log_mass)
+        attend(query_kind, key_kind, value_kind, step, layer, scratch, b, head, place, count, log_mass)
 
     tasks = enter_task, estimate_task, threshold_task, candidates_task, attend_task
     return Stages(*(stage(task, STAGE) for task in tasks))

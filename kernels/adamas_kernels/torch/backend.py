@@ -81,7 +81,7 @@ class TorchBackend:
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.dense_step`."""
         check_step(queries, keys, values, cache, softmax)
-        uncoded = DenseCache(cache.keys, cache.values, cache.value_sum, cache.length)
+        uncoded = DenseCache(cache.keys, cache.values, cache.value_sum, cache.length, cache.centre)
         return joined(
             attend_fully(queries[part], keys[part], values[part], one, scaling, softmax)
             for part, one in _of_one_length(uncoded)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from adamas_kernels.contract import DenseCache, check_room, equal_length, ring_rows
+from adamas_kernels.packed import kept_sum, pack_like, read
 from adamas_kernels.softmax import PLAIN, Softmax
 from adamas_kernels.torch.prefill import causal_attention
 
@@ -23,9 +23,11 @@ def attend_fully(
     end = start + new
     check_room(end, new, cache, softmax)
     rows = ring_rows(start, end, cache.capacity)
-    cache.keys[:, :, rows] = keys.to(cache.keys.dtype)
-    cache.values[:, :, rows] = values.to(cache.values.dtype)
+    cache.keys[:, :, rows] = pack_like(cache.keys, keys, cache.centre)
+    cache.values[:, :, rows] = pack_like(cache.values, values)
     if cache.value_sum is not None:
-        cache.value_sum += values.sum(2, dtype=torch.float32)
+        cache.value_sum += kept_sum(cache.values[:, :, rows], values)
     seen = ring_rows(softmax.first_seen(start), end, cache.capacity)
-    return causal_attention(queries, cache.keys[:, :, seen], cache.values[:, :, seen], scaling, softmax)
+    seen_keys = read(cache.keys[:, :, seen], queries.dtype, cache.centre)
+    seen_values = read(cache.values[:, :, seen], queries.dtype)
+    return causal_attention(queries, seen_keys, seen_values, scaling, softmax)

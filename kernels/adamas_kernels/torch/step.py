@@ -7,6 +7,7 @@ from torch import Tensor
 
 from adamas_kernels import reference
 from adamas_kernels.contract import LayerCache, LayerView, SparseSettings, equal_length
+from adamas_kernels.packed import kept_sum, write
 from adamas_kernels.softmax import PLAIN, Softmax
 
 
@@ -15,10 +16,10 @@ def append(keys: Tensor, values: Tensor, cache: LayerCache) -> LayerView:
     start = equal_length(cache.length)
     end = start + keys.shape[2]
     new = slice(start, end)
-    cache.keys[:, :, new] = keys
-    cache.values[:, :, new] = values
+    write(cache.keys[:, :, new], keys, cache.centre)
+    write(cache.values[:, :, new], values)
     cache.codes[:, :, new], cache.scales[:, :, new] = reference.encode_keys(keys, cache.codebook)
-    cache.value_sum += values.sum(2, dtype=torch.float32)
+    cache.value_sum += kept_sum(cache.values[:, :, new], values)
     return cache.view(end)
 
 
