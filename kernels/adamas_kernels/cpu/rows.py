@@ -40,7 +40,7 @@ def _spread(builder, vector, first, count, times):
     return in_order(builder, vector, [first + i // times for i in range(count * times)])
 
 
-def _lanes_of(context, builder, array_type, array, index, vectors=0):
+def lanes_of(context, builder, array_type, array, index, vectors=0):
     """LANES floats of an array, so many vectors behind an index."""
     data = context.make_array(array_type)(context, builder, array).data
     place = builder.gep(data, [builder.add(index, ir.Constant(I64, vectors * LANES))])
@@ -82,7 +82,7 @@ def dot_floats(typing_context, form, totals, address, x, at, step):
             read, place = numbers(), at
             for i, total in enumerate(found):
                 found[i] = fused(
-                    builder, read, _lanes_of(context, builder, sig.args[3], x, place, piece), total
+                    builder, read, lanes_of(context, builder, sig.args[3], x, place, piece), total
                 )
                 place = builder.add(place, step)
         if block.scale is not None:
