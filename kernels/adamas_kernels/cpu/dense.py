@@ -11,12 +11,14 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+from numba.core import cgutils, types
+from numba.extending import intrinsic
 
-from adamas_kernels.cpu.attend import cap_scores, product, weigh
+from adamas_kernels.cpu.attend import cap_scores, weigh
 from adamas_kernels.cpu.build import njit, source_stamp, stage
 from adamas_kernels.cpu.enter import append_tokens
-from adamas_kernels.cpu.floats import Kind, RowKind, capped_one, put_float, to_float
-from adamas_kernels.cpu.lanes import LANES, load, multiply_add, splat, store
+from adamas_kernels.cpu.floats import Kind, RowKind, put_float, to_float
+from adamas_kernels.cpu.lanes import FLOATS, LANES, load, splat, splat_value, store, sum_lanes
 from adamas_kernels.cpu.norm_rope import rope_heads
 from adamas_kernels.cpu.packed_rows import centre_at, enter_query, row_lanes, row_number, turn
 from adamas_kernels.cpu.records import (
@@ -30,80 +32,150 @@ from adamas_kernels.cpu.records import (
     scratches_at,
     steps_at,
 )
+from adamas_kernels.cpu.rows import fused, lanes_of
 from adamas_kernels.cpu.tasks import STAGE
 
 ZERO, LEAST = np.float32(0), np.float32(-np.inf)
+SCORES = DENSE_SEGMENT + LANES  # from one query's scores to the next one's
 
 
-@njit
-def score_rows(query, offset, keys, at, stride, dim, scaling, count, scores, first):
-    """Scores of `count` keys from keys[at], to scores[first:], whose products with the query lack the offset;
-    returns the highest.
+@intrinsic
+def add_multiples(typing_context, totals, lanes, factors, at, step):
+    """Each of the totals plus `lanes` times LANES numbers from factors[at] on; for the next total they are
+    `step` further.
     """
-    highest = LEAST
-    for token in range(count):
-        found = (product(query, keys, at + token * stride, dim) + offset) * scaling
-        scores[first + token] = found
-        highest = max(highest, found)
-    return highest
+
+    def emit(context, builder, sig, args):
+        totals, lanes, factors, at, step = args
+        found = []
+        for total in cgutils.unpack_tuple(builder, totals):
+            found.append(fused(builder, lanes_of(context, builder, sig.args[2], factors, at), lanes, total))
+            at = builder.add(at, step)
+        return context.make_tuple(builder, sig.return_type, found)
+
+    return totals(totals, FLOATS, factors, types.int64, types.int64), emit
+
+
+@intrinsic
+def add_weighted(typing_context, totals, lanes, weights, at, step):
+    """Each of the totals plus `lanes` times weights[at]; for the next total it is `step` further."""
+
+    def emit(context, builder, sig, args):
+        totals, lanes, weights, at, step = args
+        data, found = context.make_array(sig.args[2])(context, builder, weights).data, []
+        for total in cgutils.unpack_tuple(builder, totals):
+            weight = splat_value(builder, builder.load(builder.gep(data, [at])))
+            found.append(fused(builder, lanes, weight, total))
+            at = builder.add(at, step)
+        return context.make_tuple(builder, sig.return_type, found)
+
+    return totals(totals, FLOATS, weights, types.int64, types.int64), emit
 
 
 @njit
-def add_rows(values, at, stride, dim, count, weights, first, out):
-    """Add `count` rows of values from values[at], with weights[first:], to out, float32 [dim]."""
+def score_rows(none, queries, keys, at, stride, dim, scaling, count, scores, first):
+    """Scores of `count` keys from keys[at], to scores[first:] of as many queries as there are in `none`, a
+    tuple of zeros: a key is read once for all of them. After the queries lie what their products lack, see
+    `enter_query`.
+    """
+    whole = dim // LANES * LANES
+    for token in range(count):
+        place, totals = at + token * stride, none
+        for i in range(0, whole, LANES):
+            totals = add_multiples(totals, row_lanes(keys, place, i, dim), queries, i, dim)
+        for row in range(len(none)):
+            total = sum_lanes(totals[row]) + queries[len(none) * dim + row]
+            for i in range(whole, dim):
+                total += queries[row * dim + i] * row_number(keys, place, i, dim)
+            scores[row * SCORES + first + token] = total * scaling
+
+
+@njit
+def add_rows(none, values, at, stride, dim, count, weights, first, parts, apart):
+    """Add `count` rows of values from values[at], with each query's weights[first:], to parts, float32 [dim],
+    `apart` from one query to the next.
+    """
     whole = dim // LANES * LANES
     for i in range(0, whole, LANES):
-        total = load(out, i)
+        totals = none
         for token in range(count):
-            value = row_lanes(values, at + token * stride, i, dim)
-            total = multiply_add(value, splat(weights[first + token]), total)
-        store(out, i, total)
+            lanes = row_lanes(values, at + token * stride, i, dim)
+            totals = add_weighted(totals, lanes, weights, first + token, SCORES)
+        for row in range(len(none)):
+            store(parts, row * apart + i, load(parts, row * apart + i) + totals[row])
     for i in range(whole, dim):
+        for row in range(len(none)):
+            for token in range(count):
+                weight = weights[row * SCORES + first + token]
+                parts[row * apart + i] += weight * row_number(values, at + token * stride, i, dim)
+
+
+@njit
+def attend_rows(none, query_kind, key_kind, value_kind, step, layer, scratch, b, head, segment, g, n):
+    """What one segment gives to the n-th new token's queries of a KV head from the g-th on, as many as there
+    are in `none`: the output, not divided, the maximum and the sum.
+    """
+    queries, query = numbers_at(step.query, query_kind), floats_at(scratch.vector)
+    keys, values = numbers_at(layer.keys, key_kind), numbers_at(layer.values, value_kind)
+    centre = centre_at(keys, layer, step, b * step.kv_heads + head)
+    keys_at = b * layer.keys_b + head * layer.keys_h
+    values_at = b * layer.values_b + head * layer.values_h
+    scores, scaling, dim = floats_at(scratch.dense), np.float32(step.scaling), step.dim
+    for row in range(len(none)):
+        query_at = b * step.query_b + (head * step.group + g + row) * step.query_h + n * step.query_n
+        for i in range(dim):
+            query[row * dim + i] = to_float(queries[query_at + i])
+        own = floats_at(scratch.vector + 4 * row * dim)
+        query[len(none) * dim + row] = enter_query(keys, own, dim, centre)
+    first = (first_seen(step.window, step.length) // DENSE_SEGMENT + segment) * DENSE_SEGMENT
+    start = max(first, first_seen(step.window, step.length + n))
+    count = max(0, min(first + DENSE_SEGMENT, step.length + n + 1) - start)
+    # A ring's rows may end among these tokens: then the others lie from its first row on.
+    at = row_of(step, start)
+    before = min(count, step.ring - at) if step.ring else count
+    score_rows(
+        none, query, keys, keys_at + at * layer.keys_n, layer.keys_n, dim, scaling, before, scores, 0
+    )  # fmt: skip
+    score_rows(none, query, keys, keys_at, layer.keys_n, dim, scaling, count - before, scores, before)
+    part = step.dim_v + LANES
+    place = (b * step.kv_heads + head) * step.group * step.new + g * step.new + n
+    apart = step.new * step.room * part
+    out = floats_at(scratch.parts + 4 * part * (place * step.room + segment))
+    for row in range(len(none)):
+        mine = floats_at(scratch.dense + 4 * row * SCORES)
+        if step.softcap:
+            cap_scores(mine, count, np.float32(step.softcap))
+        highest = LEAST
         for token in range(count):
-            out[i] += weights[first + token] * row_number(values, at + token * stride, i, dim)
+            highest = max(highest, mine[token])
+        out[row * apart + step.dim_v] = highest
+        out[row * apart + step.dim_v + 1] = weigh(mine, count, highest)
+        for i in range(step.dim_v):
+            out[row * apart + i] = ZERO
+    add_rows(
+        none, values, values_at + at * layer.values_n, layer.values_n, step.dim_v, before, scores, 0, out,
+        apart,
+    )  # fmt: skip
+    add_rows(none, values, values_at, layer.values_n, step.dim_v, count - before, scores, before, out, apart)
 
 
 @njit
 def attend_segment(query_kind, key_kind, value_kind, step, layer, scratch, b, head, segment):
-    """What one segment gives each query of a KV head: the output, not divided, the maximum and the sum."""
-    queries, query = numbers_at(step.query, query_kind), floats_at(scratch.vector)
-    keys, values = numbers_at(layer.keys, key_kind), numbers_at(layer.values, value_kind)
-    centre = centre_at(keys, layer, step, b * step.kv_heads + head)
-    first = (first_seen(step.window, step.length) // DENSE_SEGMENT + segment) * DENSE_SEGMENT
-    keys_at = b * layer.keys_b + head * layer.keys_h
-    values_at = b * layer.values_b + head * layer.values_h
-    scores, scaling = floats_at(scratch.dense), np.float32(step.scaling)
-    part, rows = step.dim_v + LANES, step.group * step.new
-    for row in range(rows):
-        g, n = row // step.new, row % step.new
-        query_at = b * step.query_b + (head * step.group + g) * step.query_h + n * step.query_n
-        for i in range(step.dim):
-            query[i] = to_float(queries[query_at + i])
-        offset = enter_query(keys, query, step.dim, centre)
-        start = max(first, first_seen(step.window, step.length + n))
-        count = max(0, min(first + DENSE_SEGMENT, step.length + n + 1) - start)
-        # A ring's rows may end among these tokens: then the others lie from its first row on.
-        at = row_of(step, start)
-        before = min(count, step.ring - at) if step.ring else count
-        highest = score_rows(
-            query, offset, keys, keys_at + at * layer.keys_n, layer.keys_n, step.dim, scaling, before, scores,
-            0,
-        )  # fmt: skip
-        later = score_rows(
-            query, offset, keys, keys_at, layer.keys_n, step.dim, scaling, count - before, scores, before
-        )
-        highest = max(highest, later)
-        if step.softcap:
-            cap = np.float32(step.softcap)
-            cap_scores(scores, count, cap)
-            highest = capped_one(highest, cap)
-        place = (b * step.kv_heads + head) * rows + row
-        out = floats_at(scratch.parts + 4 * part * (place * step.room + segment))
-        out[step.dim_v], out[step.dim_v + 1] = highest, weigh(scores, count, highest)
-        for i in range(step.dim_v):
-            out[i] = ZERO
-        add_rows(values, values_at + at * layer.values_n, layer.values_n, step.dim_v, before, scores, 0, out)
-        add_rows(values, values_at, layer.values_n, step.dim_v, count - before, scores, before, out)
+    """What one segment gives each query of a KV head, see `attend_rows`: DENSE_QUERIES at a time while there
+    are so many, then two and one.
+    """
+    one = (splat(ZERO),)
+    two, four = one + one, one + one + one + one
+    for n in range(step.new):
+        g = 0
+        while g + 4 <= step.group:
+            attend_rows(four, query_kind, key_kind, value_kind, step, layer, scratch, b, head, segment, g, n)
+            g += 4
+        if g + 2 <= step.group:
+            attend_rows(two, query_kind, key_kind, value_kind, step, layer, scratch, b, head, segment, g, n)
+            g += 2
+        if g < step.group:
+            attend_rows(one, query_kind, key_kind, value_kind, step, layer, scratch, b, head, segment, g, n)
 
 
 @njit

@@ -19,6 +19,7 @@ from adamas_kernels.cpu.lanes import LANES
 from adamas_kernels.reference import CODES_PER_WORD
 
 DENSE_SEGMENT = 512  # the same where a layer attends to all of them
+DENSE_QUERIES = 4  # most that meet a key together there
 SEGMENT = 2048  # tokens of one KV head to a task; the tasks of a step run on all threads
 REGION = SEGMENT + LANES  # from one segment's ranks to the next: powers of two would meet in the L1 cache
 GROUPS_PER_CHOICE = 4  # more let fewer tokens pass the threshold, but it takes longer to find
@@ -163,8 +164,8 @@ def _plain(x: Tensor) -> bool:
 # and DENSE_SEGMENT: `parts` float32 [PART], see `dense.py`. Then by thread: `block` and `spare` float32 [P *
 # LANES] rows to encode, `block_words` int32 [P / 4 * LANES], `lanes` float32 [LANES], `found` int32 [G N *
 # LANES], `tail` int32 [W * LANES] the last tokens' words, `ranked` float32 and `ranked_at` int32 [tokens] one
-# query's candidates, `vector`, `weighted`, `plain` float32 [D or D_v], `dense` float32 [DENSE_SEGMENT] one
-# query's scores.
+# query's candidates, `vector` float32 [DENSE_QUERIES (D + 1)], `weighted`, `plain` float32 [D or D_v],
+# `dense` float32 [DENSE_QUERIES, DENSE_SEGMENT] scores.
 SHARED = "sums words totals facts chosen attended scores rank position peaks counts masses highs lows parts"
 OWN = "block spare block_words lanes found tail ranked ranked_at vector weighted plain dense"
 SCRATCH = _record(f"row {SHARED} {OWN}")
@@ -226,9 +227,9 @@ class Arena:
             "highs": regions, "lows": regions,
             "block": block, "spare": block, "block_words": block // 4, "lanes": LANES,
             "found": per_head * LANES, "tail": size // CODES_PER_WORD * LANES,
-            "ranked": tokens, "ranked_at": tokens, "vector": dim, "weighted": dim, "plain": dim,
+            "ranked": tokens, "ranked_at": tokens, "weighted": dim, "plain": dim,
             "parts": queries * dense_segments(segments * SEGMENT) * part_size(dim),
-            "dense": DENSE_SEGMENT + LANES,
+            "vector": DENSE_QUERIES * (dim + 1), "dense": DENSE_QUERIES * (DENSE_SEGMENT + LANES),
         }  # fmt: skip
         if any(count > self._sizes.get(name, 0) for name, count in sizes.items()):
             self._sizes = {name: max(count, self._sizes.get(name, 0)) for name, count in sizes.items()}

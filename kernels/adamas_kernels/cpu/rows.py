@@ -22,7 +22,8 @@ from adamas_kernels.cpu.vectors import dot_bytes, filled_up, in_order, part
 ZERO = np.float32(0)
 LINE = 64  # bytes
 TILE = 4  # vectors that a block is read once for
-AHEAD = 8192  # bytes: rows are short, and behind each the CPU would begin anew to see what comes next
+AHEAD = 4096  # bytes: rows are short, and behind each the CPU would begin anew to see what comes next
+L2 = 2  # LLVM's number: the L1 cache has too few lines under way at a time for the memory's speed
 TOGETHER = 128  # numbers of short blocks that are read together, whose scales are then one vector
 I64, BYTE = ir.IntType(64), ir.IntType(8)
 
@@ -39,7 +40,7 @@ def _spread(builder, vector, first, count, times):
     return in_order(builder, vector, [first + i // times for i in range(count * times)])
 
 
-def _lanes_of(context, builder, array_type, array, index, vectors=0):
+def lanes_of(context, builder, array_type, array, index, vectors=0):
     """LANES floats of an array, so many vectors behind an index."""
     data = context.make_array(array_type)(context, builder, array).data
     place = builder.gep(data, [builder.add(index, ir.Constant(I64, vectors * LANES))])
@@ -49,13 +50,13 @@ def _lanes_of(context, builder, array_type, array, index, vectors=0):
 
 
 def _fetch_ahead(builder, address, size):
-    """Have the bytes that lie AHEAD of a block brought into the L1 cache."""
+    """Have the bytes that lie AHEAD of a block brought into the L2 cache."""
     pointer = BYTE.as_pointer()
     shape = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
     function = cgutils.get_or_insert_function(builder.module, shape, "llvm.prefetch.p0")
     for at in range(0, size, LINE):
         place = builder.inttoptr(builder.add(address, ir.Constant(I64, AHEAD + at)), pointer)
-        builder.call(function, [place, *(ir.Constant(I32, x) for x in (0, 3, 1))])  # read, keep, data
+        builder.call(function, [place, *(ir.Constant(I32, x) for x in (0, L2, 1))])  # read, data
 
 
 def reader(builder, address, size, blocks=1):
@@ -81,7 +82,7 @@ def dot_floats(typing_context, form, totals, address, x, at, step):
             read, place = numbers(), at
             for i, total in enumerate(found):
                 found[i] = fused(
-                    builder, read, _lanes_of(context, builder, sig.args[3], x, place, piece), total
+                    builder, read, lanes_of(context, builder, sig.args[3], x, place, piece), total
                 )
                 place = builder.add(place, step)
         if block.scale is not None:
@@ -229,6 +230,20 @@ def whole_lanes(count):
     return -(-count // LANES) * LANES
 
 
+@njit
+def second_of(row, half, count):
+    """The row of `count` that is multiplied together with one of the first `half`: they share what is read of
+    x, and lie far apart, since memory is faster in two places than in one.
+    """
+    return min(row + half, count - 1)
+
+
+@njit
+def block_of(product, row):
+    """The address of a row's first block."""
+    return product.data + row * product.row_bytes
+
+
 @lru_cache(maxsize=None, typed=True)
 def build_product(form: str) -> int:
     """Compile rows(first, last, product, x, out): some rows' products with x, from `out` on; addresses.
@@ -241,14 +256,12 @@ def build_product(form: str) -> int:
     def rows(first, last, product_at, x, out_at):
         _ = stamp
         product, out = products_at(product_at)[0], floats_at(out_at)
-        step = product.row_bytes
-        for row in range(first, last, 2):  # two at a time, which share what is read of x
-            block = product.data + row * step
-            other = block + step if row + 1 < last else block
-            a, b = add_blocks((splat(ZERO),), (splat(ZERO),), block, other, product.blocks, x, 0)
-            out[row - first] = sum_lanes(a[0])
-            if row + 1 < last:
-                out[row + 1 - first] = sum_lanes(b[0])
+        half, none = (last - first + 1) // 2, (splat(ZERO),)
+        for upper in range(half):
+            lower = second_of(upper, half, last - first)
+            block, other = block_of(product, first + upper), block_of(product, first + lower)
+            a, b = add_blocks(none, none, block, other, product.blocks, x, 0)
+            out[upper], out[lower] = sum_lanes(a[0]), sum_lanes(b[0])
 
     return stage(rows, STAGE)
 
@@ -265,15 +278,13 @@ def build_products(form: str) -> int:
         _ = stamp
         product, out = products_at(product_at)[0], floats_at(out_at)
         width, none = whole_lanes(last - first), splat(ZERO)
-        for row in range(first, last, 2):
-            block = product.data + row * product.row_bytes
-            other = block + product.row_bytes if row + 1 < last else block
-            zeros = (none, none, none, none)
+        half, zeros = (last - first + 1) // 2, (none, none, none, none)
+        for upper in range(half):
+            lower = second_of(upper, half, last - first)
+            block, other = block_of(product, first + upper), block_of(product, first + lower)
             a, b = add_blocks(zeros, zeros, block, other, product.blocks, x, product.x_step)
             for i in range(TILE):
-                out[i * width + row - first] = sum_lanes(a[i])
-                if row + 1 < last:
-                    out[i * width + row + 1 - first] = sum_lanes(b[i])
+                out[i * width + upper], out[i * width + lower] = sum_lanes(a[i]), sum_lanes(b[i])
 
     return stage(rows, STAGE)
 
