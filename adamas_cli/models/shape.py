@@ -42,6 +42,7 @@ KEEPING: dict[str, tuple[str, ...]] = {
     HYBRID: (),
     "chunked_attention": ("attention_chunk_size",),
     "indexed_attention": (),
+    "deepseek_sparse_attention": (),  # as transformers 5.17 calls it
     "compressed_sparse_attention": (),
     "heavily_compressed_attention": (),
     "hybrid_sliding": ("sliding_window_size", "sliding_window"),
