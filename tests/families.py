@@ -120,6 +120,7 @@ def refused(reason: str, **fields: Any) -> Family:
 
 ENCODER, HALF = "an encoder", "one half"
 CACHE, TEXT = "does not keep its cache", "does not generate text from text"
+INDEXED_LAYERS = "indexed_attention|deepseek_sparse_attention"  # by versions of transformers
 OWN, TWICE, MASK = "transformers' interface", "several times", "mask is not plainly causal"
 
 FAMILIES: dict[str, Family] = {
@@ -128,7 +129,7 @@ FAMILIES: dict[str, Family] = {
     "arcee": served(),
     "aria_text": served(),
     "axk1": served(**LATENT),
-    "axk2": full("indexed_attention", **INDEXED, gated_norm_rank=4),
+    "axk2": full(INDEXED_LAYERS, **INDEXED, gated_norm_rank=4),
     "bailing_hybrid": served(**HYBRID, **LATENT, mlp_layer_types=None),
     "bamba": served(attn_layer_indices=[1, 3]),
     "bart": refused(HALF),
@@ -163,13 +164,13 @@ FAMILIES: dict[str, Family] = {
     ),
     "deepseek_v2": served(**LATENT),
     "deepseek_v3": served(**LATENT),
-    "deepseek_v32": full("indexed_attention", deep=True, **INDEXED),
+    "deepseek_v32": full(INDEXED_LAYERS, deep=True, **INDEXED),
     "deepseek_v4": full("compressed_sparse_attention"),
     "diffllama": full(TWICE, deep=True),
     "doge": full(MASK, deep=True),
     "dots1": served(),
     "dots3_note": whole("dots3_note_text"),
-    "dots3_note_text": full("indexed_attention", **INDEXED),
+    "dots3_note_text": full(INDEXED_LAYERS, **INDEXED),
     "electra": refused(ENCODER),
     "emu3": served(),
     "ernie": refused(ENCODER),
@@ -210,7 +211,7 @@ FAMILIES: dict[str, Family] = {
     "glm4": served(),
     "glm4_moe": served(),
     "glm4_moe_lite": served(**LATENT),
-    "glm_moe_dsa": full("indexed_attention", **INDEXED),
+    "glm_moe_dsa": full(INDEXED_LAYERS, **INDEXED),
     "got_ocr2": whole("qwen2"),
     "gpt-sw3": served(),
     "gpt2": served(),
@@ -231,7 +232,7 @@ FAMILIES: dict[str, Family] = {
     "hunyuan_v1_dense": served(),
     "hunyuan_v1_moe": served(),
     "hy_v3": served(),
-    "hy_v4": full("indexed_attention", **INDEXED),
+    "hy_v4": full(INDEXED_LAYERS, **INDEXED),
     "hyperclovax": served(),
     "inkling2_text": full("hybrid_sliding"),
     "inkling_text": full("hybrid_sliding"),
@@ -304,7 +305,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3_next": served(**HYBRID),
     "qwen4_exp": whole("qwen4_exp_text"),
     "qwen4_exp_text": full(
-        "indexed_attention", **HYBRID, indexer_n_heads=2, indexer_kv_heads=1, indexer_head_dim=16,
+        INDEXED_LAYERS, **HYBRID, indexer_n_heads=2, indexer_kv_heads=1, indexer_head_dim=16,
         indexer_budget=64, indexer_compress_ratio=8, ple_layer_ids=[], ngram_vocab_size_base=1000,
     ),
     "recurrent_gemma": refused("cannot read a text in chunks"),

@@ -42,6 +42,7 @@ KEEPING: dict[str, tuple[str, ...]] = {
     HYBRID: (),
     "chunked_attention": ("attention_chunk_size",),
     "indexed_attention": (),
+    "deepseek_sparse_attention": (),  # as transformers 5.17 calls it
     "compressed_sparse_attention": (),
     "heavily_compressed_attention": (),
     "hybrid_sliding": ("sliding_window_size", "sliding_window"),
@@ -336,7 +337,7 @@ def _layer(get: Get, index: int, kinds: Sequence[str]) -> LayerShape:
     rank, rotated = get("kv_lora_rank"), get("qk_rope_head_dim")
     if rank and kind == FULL:  # its key, of which the value is the first part
         return LayerShape(kind, 1, rank + rotated, 0, None, shared, latent=True)
-    key_dim = get("head_dim", index) or get("attention_head_dim") or _even_share(get("hidden_size"), heads)
+    key_dim = get("head_dim", index) or get("attention_head_dim") or get("hidden_size") // heads
     value_dim = get("v_head_dim", index) or key_dim
     if rotated and (plain := get("qk_nope_head_dim")):  # all heads that are made of latents
         key_dim, kv_heads = plain + rotated, heads
@@ -345,13 +346,6 @@ def _layer(get: Get, index: int, kinds: Sequence[str]) -> LayerShape:
         if heads % kv_heads:
             raise ValueError(f"{heads} query heads cannot share {kv_heads} KV heads")
     return LayerShape(kind, kv_heads, key_dim, value_dim, _first(get, KEEPING[kind], index), shared)
-
-
-def _even_share(hidden: int, heads: int) -> int:
-    """The width of a head. Raises ValueError where it is no whole number."""
-    if hidden % heads:
-        raise ValueError(f"`hidden_size` {hidden} is no multiple of {heads} heads")
-    return hidden // heads
 
 
 def _first(get: Get, names: Sequence[str], layer: int) -> int | None:
