@@ -24,7 +24,8 @@ from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.mode import Mode, Sparse
 from adamas_cli.engine.attention import AttentionSettings, decide_for
 from adamas_cli.engine.compiling import announced_compiling
-from adamas_cli.engine.decoding import Checked, OneByOne, Saying
+from adamas_cli.engine.batch import Batch
+from adamas_cli.engine.decoding import Alone, Checked, OneByOne, Passes, Saying
 from adamas_cli.engine.drafts import Costs, Drafter
 from adamas_cli.engine.events import Done, Event, Prefill, Token
 from adamas_cli.engine.model import Model
@@ -71,7 +72,8 @@ class Timeline:
     the cache is allocated for this many, and may grow to `limit` without being copied. reach: the length by
     which positions turn, where that is less than the context at first. announce: told before
     a backend compiles for seconds. graphs: replay steps on a GPU as CUDA graphs, where that can be. counts:
-    keep a tally of what answers attend to. drafts: see `DecodingSettings.draft`. Raises ModelUnavailableError
+    keep a tally of what answers attend to. drafts: see `DecodingSettings.draft`. batch: whose steps answers
+    take part in, where they can. Raises ModelUnavailableError
     if Adamas is asked for and does not serve the model, and UsageError if a backend is and does not run.
 
     A return goes to a state that is known: empty, after each `sync`, or around the last kept answer. Layers
@@ -93,8 +95,10 @@ class Timeline:
         graphs: bool = True,
         counts: bool = False,
         drafts: DraftKind = "off",
+        batch: Batch | None = None,
     ) -> None:
         self.model = Model.of(loaded)
+        self.batch = batch
         self.drafts = drafts
         self._costs = Costs()
         self.attention = attention
@@ -126,6 +130,7 @@ class Timeline:
         if counts:
             self.cache.count_attention()
         self.answered: list[int] = []
+        self._whole = True  # whether the last answer's steps are all in the cache as they should be
         self.ids = np.empty(0, np.int32)
         self._states = [State(0, self.cache.mark())]
         self._recent: deque[State] = deque(maxlen=RECENT)
@@ -175,6 +180,13 @@ class Timeline:
         if self.drafts == "off" or self._drafts(self._answering(sparse=True)):
             return None
         return "no drafts: steps take one token at a time, or layers do not give the last ones back"
+
+    @property
+    def batch_reason(self) -> str | None:
+        """One line about why answers do not take their steps together with others, or None where they can."""
+        if self._stepper.runs_compiled(self._answering(sparse=True)):
+            return None
+        return "answers decode one after the other: only compiled steps take several, on CPUs"
 
     @property
     def keeps_documents(self) -> bool:
@@ -349,7 +361,7 @@ class Timeline:
             self._recent.append(before)
         back = None if keep else before.mark
         prompt = np.concatenate([self.ids, np.asarray(ids, np.int32)])
-        self.answered = []
+        self.answered, self._whole = [], True
         try:
             if sparse_from == "question":
                 self._feed(ids, mode)
@@ -370,7 +382,7 @@ class Timeline:
             yield from self._announced(decoding)
             back = None if keep else back
         except GeneratorExit:  # between two steps
-            back = None if keep else back
+            back = None if keep and self._whole else back
             raise
         finally:
             if back is not None:
@@ -459,30 +471,35 @@ class Timeline:
         count, reason = 0, "length"
         first = last = prefilled
         forced: deque[int] = deque()
-        saying = self._saying(tokens, mode, Sampler(sampling, self.model.device))
-        while count < max_tokens:
-            value = saying.next(max_tokens - count)
-            self.answered.append(value)
-            last = time.perf_counter()
-            if value in stop_ids:
-                reason = "stop"
-                break
-            first = last if count == 0 else first
-            context = prompt + count
-            attended = context if count == 0 else min(budget, context)
-            try:
-                yield Token(value, count, context, attended, last - first, peak_memory(self.model.device))
-            except GeneratorExit:
-                saying.end(prompt + count)
-                raise
-            count += 1
-            if count < max_tokens:
-                saying.feed(max_tokens - count)
-            if steer is not None:
-                forced.extend(steer(value))
-            if forced:
-                saying.say(forced.popleft())
-        saying.end(prompt + count)
+        passes = self._passes(mode)
+        try:
+            saying = self._saying(tokens, mode, passes, Sampler(sampling, self.model.device))
+            while count < max_tokens:
+                value = saying.next(max_tokens - count)
+                self.answered.append(value)
+                last = time.perf_counter()
+                if value in stop_ids:
+                    reason = "stop"
+                    break
+                first = last if count == 0 else first
+                context = prompt + count
+                attended = context if count == 0 else min(budget, context)
+                if count + 1 < max_tokens:
+                    saying.feed(max_tokens - count - 1)
+                try:
+                    yield Token(value, count, context, attended, last - first, peak_memory(self.model.device))
+                except GeneratorExit:
+                    saying.end(prompt + count)
+                    raise
+                count += 1
+                if steer is not None:
+                    forced.extend(steer(value))
+                if forced:
+                    saying.say(forced.popleft())
+            saying.end(prompt + count)
+        finally:
+            self._whole = passes.whole
+            passes.leave()
         self.logits = saying.logits
         yield Done(
             reason,
@@ -500,12 +517,18 @@ class Timeline:
         """Whether drafts of answers in this mode are checked."""
         return self.drafts != "off" and self._stepper.checks(mode)
 
-    def _saying(self, ids: np.ndarray, mode: Mode, sampler: Sampler) -> Saying:
+    def _passes(self, mode: Mode) -> Passes:
+        """The steps of an answer: with those of others, where there may be some."""
+        if self.batch is not None and self._stepper.runs_compiled(mode):
+            return self.batch.seat(self.cache, mode)
+        return Alone(self._stepper, mode)
+
+    def _saying(self, ids: np.ndarray, mode: Mode, passes: Passes, sampler: Sampler) -> Saying:
         """The tokens of an answer after a prompt, int [n]."""
         if not self._drafts(mode):
-            return OneByOne(self._stepper, mode, sampler, self.logits)
+            return OneByOne(passes, sampler, self.logits)
         drafter = Drafter(ids, self._costs, always=self.drafts == "text")
-        return Checked(self._stepper, self.cache, mode, sampler, drafter, self.logits)
+        return Checked(passes, self.cache, mode, sampler, drafter, self.logits)
 
     def _on_device(self, ids: np.ndarray) -> Tensor:
         """Token ids, int [n], as the model takes them: int64 [n]."""
