@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from conftest import tiny_architecture
 from test_drafts import Loaded, numbers
 from torch import nn
 
+from adamas_cli.cache.forkable import MAPS_FILES, empty_like, forked
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.batch import Batch
 from adamas_cli.engine.events import Done, Token
@@ -183,3 +185,48 @@ def test_why_answers_do_not_decode_together_is_said(models):
     assert opened(models["qwen2"], 20).batch_reason is None
     unpacked = opened(tiny_architecture("qwen2"), 20)
     assert "one after the other" in (unpacked.batch_reason or "")
+
+
+@pytest.mark.parametrize("attention", [FULL, SPARSE], ids=["full", "sparse"])
+@pytest.mark.parametrize("forks", [True, False], ids=["shared", "copied"])
+def test_questions_about_one_document(models, attention, forks):
+    """Whose keys, values and codes are in memory once, where the system can do that."""
+    model, batch = models["qwen2"], batch_of(models["qwen2"])
+    document = opened(model, 300, attention, batch=batch, forks=forks)
+    questions = [numbers(7, seed=1), numbers(40, seed=2), numbers(300, seed=3)]
+    expected = [
+        in_turns(opened(model, 300, attention).answer(ids, Sampling(), ANSWER, ()))[0] for ids in questions
+    ]
+    for _ in range(2):  # answers leave the document as it was
+        branches = [document.fork() for _ in questions]
+        answers = [
+            one.answer(ids, Sampling(), ANSWER, (), keep=True)
+            for one, ids in zip(branches, questions, strict=True)
+        ]
+        assert in_turns(*answers) == expected
+    again = document.fork()
+    assert in_turns(again.answer(questions[0], Sampling(), ANSWER, ())) == expected[:1]
+
+
+@pytest.mark.skipif(not MAPS_FILES, reason="forks are copies on this system")
+def test_a_fork_takes_memory_for_what_it_writes():
+    size = 1 << 22
+    whole = empty_like(torch.empty(0), (size,), torch.float32)
+    whole.copy_(torch.arange(size))
+    before = resident()
+    forks = [forked(whole) for _ in range(8)]
+    for index, one in enumerate(forks):
+        one[size // 2 : size // 2 + 1000] = index
+        assert one.sum().isfinite()
+    assert torch.equal(whole, torch.arange(size, dtype=torch.float32))
+    assert [int(one[size // 2 + 999]) for one in forks] == list(range(8))
+    assert resident() - before < whole.nbytes
+    assert forked(forks[0]) is None
+    del whole  # the file's memory stays as long as a fork sees it
+    assert int(forks[3][size // 2 - 1]) == size // 2 - 1
+
+
+def resident() -> int:
+    """Bytes that belong to this process alone."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty"))

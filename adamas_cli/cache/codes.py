@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import torch
-from adamas_kernels.contract import LayerCache, allocate_codes, fit_codebook
+from adamas_kernels.contract import LayerCache, fit_codebook
 from adamas_kernels.reference import Codebook
 from torch import Tensor
 
 from adamas_cli.cache.extent import Extent
+from adamas_cli.cache.forkable import codes_beside, forked
 from adamas_cli.cache.mode import Sparse
 
 REFIT = 2  # times as many tokens as a codebook was fitted to
@@ -49,7 +50,7 @@ class Codes:
         if self.layer is None or tokens >= REFIT * self.fitted:
             codebook = fit_codebook(keys[:, :, :tokens], power, self.sparse.settings)
             if self.layer is None:
-                codes, scales = allocate_codes(keys, capacity)
+                codes, scales = codes_beside(keys, capacity)
                 self.layer = LayerCache(
                     keys, values, codes, scales, value_sum, codebook, self._extent.lengths
                 )
@@ -77,7 +78,7 @@ class Codes:
         """Room for this many tokens, in larger buffers."""
         if self.layer is None:
             return
-        codes, scales = allocate_codes(self.layer.keys, capacity)
+        codes, scales = codes_beside(self.layer.keys, capacity)
         seen = slice(0, self.encoded)
         codes[:, :, seen] = self.layer.codes[:, :, seen]
         scales[:, :, seen] = self.layer.scales[:, :, seen]
@@ -109,9 +110,12 @@ class Codes:
         """Have what `other` has, for keys that lie in these buffers."""
         if other.layer is None:
             return
-        codes, scales = allocate_codes(keys, capacity)
-        seen = slice(0, other.encoded)
-        codes[:, :, seen], scales[:, :, seen] = other.layer.codes[:, :, seen], other.layer.scales[:, :, seen]
+        codes, scales = forked(other.layer.codes), forked(other.layer.scales)
+        if codes is None or scales is None:
+            codes, scales = codes_beside(keys, capacity)
+            seen = slice(0, other.encoded)
+            codes[:, :, seen] = other.layer.codes[:, :, seen]
+            scales[:, :, seen] = other.layer.scales[:, :, seen]
         book = other.layer.codebook  # which nothing writes into
         self.layer = LayerCache(keys, values, codes, scales, value_sum, book, self._extent.lengths)
         self.encoded, self.fitted = other.encoded, other.fitted
@@ -140,7 +144,7 @@ class Codes:
         capacity: int,
     ) -> None:
         """These, as `parts` gave them, are the codes of all tokens, this many."""
-        codes, scales = allocate_codes(keys, capacity)
+        codes, scales = codes_beside(keys, capacity)
         codes[0, :, :tokens] = parts["codes"].transpose(1, 2)
         scales[0, :, :tokens] = parts["scales"]
         book = Codebook(*(parts[field.name].unsqueeze(0) for field in fields(Codebook)))

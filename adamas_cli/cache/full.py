@@ -67,7 +67,8 @@ class FullLayer(Layer, CacheLayerMixin):
         self.dtype, self.device = key_states.dtype, key_states.device
         self.capacity = max(self.capacity, key_states.shape[2])
         for name, states in zip(self.streams, (key_states, value_states), strict=False):
-            self._buffers[name] = self._placement.buffer(states, self.capacity, self._limit)
+            if name not in self._buffers:
+                self._buffers[name] = self._placement.buffer(states, self.capacity, self._limit)
         batch, heads, _, dim = value_states.shape
         self.value_sum = value_states.new_zeros(batch, heads, dim, dtype=torch.float32)
         self.is_initialized = True
@@ -320,8 +321,13 @@ class FullLayer(Layer, CacheLayerMixin):
         if not self.is_initialized:
             return other
         keys, values = self._seen()
+        buffers = {name: buffer.fork() for name, buffer in self._buffers.items()}
+        other._buffers = {name: buffer for name, buffer in buffers.items() if buffer is not None}
         other.lazy_initialization(keys, values)
-        other._append(keys, values)
+        if None in buffers.values():
+            other._append(keys, values)
+        else:
+            other.length = self.length
         other.value_sum.copy_(self.value_sum)
         other._power = self._power
         if other.codes is not None and self.codes is not None:

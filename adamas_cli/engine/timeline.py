@@ -22,9 +22,10 @@ from torch import Tensor
 
 from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.mode import Mode, Sparse
+from adamas_cli.cache.placement import placement_on, shares_memory
 from adamas_cli.engine.attention import AttentionSettings, decide_for
-from adamas_cli.engine.compiling import announced_compiling
 from adamas_cli.engine.batch import Batch
+from adamas_cli.engine.compiling import announced_compiling
 from adamas_cli.engine.decoding import Alone, Checked, OneByOne, Passes, Saying
 from adamas_cli.engine.drafts import Costs, Drafter
 from adamas_cli.engine.events import Done, Event, Prefill, Token
@@ -73,8 +74,9 @@ class Timeline:
     which positions turn, where that is less than the context at first. announce: told before
     a backend compiles for seconds. graphs: replay steps on a GPU as CUDA graphs, where that can be. counts:
     keep a tally of what answers attend to. drafts: see `DecodingSettings.draft`. batch: whose steps answers
-    take part in, where they can. Raises ModelUnavailableError
-    if Adamas is asked for and does not serve the model, and UsageError if a backend is and does not run.
+    take part in, where they can. forks: keep tokens where forks share them, if that can be. Raises
+    ModelUnavailableError if Adamas is asked for and does not serve the model, and UsageError if a backend is
+    and does not run.
 
     A return goes to a state that is known: empty, after each `sync`, or around the last kept answer. Layers
     with a sliding window have forgotten all others.
@@ -96,6 +98,7 @@ class Timeline:
         counts: bool = False,
         drafts: DraftKind = "off",
         batch: Batch | None = None,
+        forks: bool = False,
     ) -> None:
         self.model = Model.of(loaded)
         self.batch = batch
@@ -121,7 +124,7 @@ class Timeline:
             served=self.model.unserved is None,
             sparse=self.sparse,
             dense_layers=attention.dense_layers,
-            placement=self.model.placement,
+            placement=placement_on(self.model.device, forks=True) if forks else self.model.placement,
             device=self.model.device,
             reads=self._reads_sparsely,
         )
@@ -244,8 +247,17 @@ class Timeline:
         self._states = [known for known in self._states if known.tokens <= tokens]
         self._recent = deque((known for known in self._recent if known.tokens <= tokens), RECENT)
 
+    def fork_bytes(self, tokens: int, more: int) -> int:
+        """What a fork at this many tokens takes that goes on for so many more."""
+        own = more if shares_memory(self.cache.placement) else tokens + more
+        shape, item = self.model.shape, self.model.module.dtype.itemsize
+        codes = 0 if self.sparse is None else shape.code_bytes(own, self.attention.dense_layers)
+        return shape.cache_bytes(own, item) + shape.state_bytes(item) + codes
+
     def fork(self) -> Timeline:
-        """A timeline with the same tokens, in a cache of its own, that goes on by itself."""
+        """A timeline with the same tokens that goes on by itself. What it shares with this one, if that was
+        made for it, must stay here as long: only what comes after it may be forgotten.
+        """
         other = copy.copy(self)
         other.cache = self.cache.fork()
         other.answered = []

@@ -61,7 +61,9 @@ class Stepper:
 
     def most(self, mode: Mode) -> int:
         """How many tokens the next of the `steps` should take at most, where it `checks`."""
-        return self._compiled.most(self._cache) if self._compiled is not None and self.runs_compiled(mode) else 1
+        return (
+            self._compiled.most(self._cache) if self._compiled is not None and self.runs_compiled(mode) else 1
+        )
 
     def step(self, token: Tensor, mode: Mode) -> tuple[Tensor, Tensor | None]:
         """Append one token, int64 [1], as an answer's tokens attend: the logits after it, [vocabulary], valid

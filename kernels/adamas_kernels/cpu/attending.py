@@ -68,6 +68,7 @@ class Attending:
         self._rotations: list[tuple[Tensor, Tensor]] = []
         self._steps, self._layers = np.zeros(len(weights), STEP), np.zeros(len(weights), LAYER)
         self._ropes = np.zeros(len(weights), ROPE)
+        self._steps["scaling"] = [layer.scaling for layer in weights]
         self._stages["first"] = _addresses(self._steps)[:, None]
         self._stages["second"] = _addresses(self._layers)[:, None]
         self._stages["third"] = arena.address
@@ -88,7 +89,7 @@ class Attending:
         size, softmax = weights.head_dim, weights.softmax
         step["batch"], step["new"], step["kv_heads"] = 1, self._new, weights.kv_heads
         step["group"], step["dim"], step["dim_v"] = weights.heads // weights.kv_heads, size, size
-        step["size"], step["scaling"] = padded_dim(size), weights.scaling
+        step["size"] = padded_dim(size)
         for name, vector in zip(("query", "key", "value"), heads, strict=False):
             step[name], step[f"{name}_h"] = vector.data_ptr(), weights.step
             step[f"{name}_n"] = vector.stride(0)
@@ -121,7 +122,9 @@ class Attending:
     def prepare(self, sequence: NewTokens) -> None:
         """Set all that depends on the sequence, for the step that comes next."""
         if not self._rotations:
-            self._rotations = [(c.contiguous().clone(), s.contiguous().clone()) for c, s in sequence.rotations]
+            self._rotations = [
+                (c.contiguous().clone(), s.contiguous().clone()) for c, s in sequence.rotations
+            ]
         for kept, new in zip(self._rotations, sequence.rotations, strict=True):
             for mine, its in zip(kept, new, strict=True):
                 mine.copy_(its)
@@ -154,9 +157,7 @@ class Attending:
         for layer in sequence.layers:
             tensors += _tensors(layer)
         same = len(tensors) == len(self._known) and sequence.settings == self._settings
-        if same and all(
-            x is (known and known()) for x, known in zip(tensors, self._known, strict=True)
-        ):
+        if same and all(x is (known and known()) for x, known in zip(tensors, self._known, strict=True)):
             return
         self._known = []  # until all is described
         self._settings = sequence.settings

@@ -183,9 +183,7 @@ class _Steps:
         if shared is not None:
             program.multiply(program.inputs(also), [(shared.down, out)], add=True, factor=factor)
 
-    def _attended(
-        self, program: StepProgram, index: int, weights: AttentionWeights, x: Inputs
-    ) -> Tensor:
+    def _attended(self, program: StepProgram, index: int, weights: AttentionWeights, x: Inputs) -> Tensor:
         """The stages from a layer's queries, keys and values to what it attended to."""
         ends = list(accumulate(part.weight.rows for part in weights.inputs))
         inputs = self._vector("inputs", ends[-1])
