@@ -177,10 +177,11 @@ class Work:
         said: dict[int, str] = {}
         ended: list[Done] = []
         with self._opened(frame, self._layout(frame, excerpts), texts, self._bound) as opened:
-            for number, text in zip(open_questions, texts, strict=True):
+            streams = opened.ask_all(texts, self._sampling)
+            for number, events in zip(open_questions, streams, strict=True):
                 pieces: list[str] = []
                 thought = False
-                for event in opened.ask(text, self._sampling):
+                for event in events:
                     if isinstance(event, (Prefill, Token)):
                         yield Working(event)
                     elif isinstance(event, Done):
