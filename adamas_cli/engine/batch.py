@@ -16,6 +16,7 @@ from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.mode import Mode
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.steps.compiled import CompiledSteps, Entry
+from adamas_cli.engine.steps.describe import NoCompiledFormError
 
 MOST_TOGETHER = LARGEST_STEP  # answers that are under way at once
 
@@ -38,9 +39,25 @@ class Batch:
         return seat
 
     @property
+    def reason(self) -> str | None:
+        """One line about why answers of this model do not decode together, or None where they can."""
+        try:
+            self._steps()
+        except NoCompiledFormError as obstacle:
+            return f"answers decode one after the other: {obstacle}"
+        return None
+
+    @property
     def seated(self) -> int:
         """Answers under way."""
         return len(self._seats)
+
+    def _steps(self) -> CompiledSteps:
+        """Those of all answers. Raises NoCompiledFormError."""
+        if self._compiled is None:
+            kinds = {layer.kind for layer in self._model.shape.by_layer}
+            self._compiled = CompiledSteps(self._model, kinds)
+        return self._compiled
 
     def most(self, cache: KVCache) -> int:
         """Tokens that a step should take of one cache, so that there is a place for every answer."""
@@ -62,9 +79,7 @@ class Batch:
         together.sort(key=lambda seat: -len(seat.left))
         for seat in together:
             seat.whole = False
-        if self._compiled is None:
-            self._compiled = CompiledSteps(self._model, first.cache.kinds)
-        logits = self._compiled.step(*(Entry(seat.cache, seat.left, seat.mode) for seat in together))
+        logits = self._steps().step(*(Entry(seat.cache, seat.left, seat.mode) for seat in together))
         self.steps, self.rows = self.steps + 1, self.rows + len(logits)
         for seat, its in zip(together, logits.split([len(seat.left) for seat in together]), strict=True):
             seat.took(its.clone(), alone=len(together) == 1)

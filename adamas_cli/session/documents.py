@@ -53,11 +53,12 @@ class OpenDocuments:
         limit: int = 0,
         max_tokens: int | None = None,
         announces: bool = True,
+        batch: Batch | None = None,
     ) -> None:
         """Documents that are laid out already, in front of a model that may serve others too.
 
         Room is kept for the longest of the questions, or for one of `room` tokens. max_tokens: of an answer,
-        where it is not what the user's settings say. limit, announces: see `Session`. Raises
+        where it is not what the user's settings say. limit, announces, batch: see `Session`. Raises
         OverContextError.
         """
         self.runtime, self.layout = runtime, layout
@@ -69,7 +70,9 @@ class OpenDocuments:
         if layout.dropped:
             runtime.progress.note(layout.dropped_line)
         needed = len(self._ids) + longest + self.max_tokens
-        self._session = Session(runtime, needed, limit=limit, announces=announces, forks=len(questions) > 1)
+        self._session = Session(
+            runtime, needed, limit=limit, announces=announces, batch=batch, forks=len(questions) > 1
+        )
         self._session.keep(self._ids, [document.path for document in layout.documents])
 
     @classmethod
