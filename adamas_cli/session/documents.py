@@ -124,7 +124,9 @@ class OpenDocuments:
         most = answers_at_once(timeline.fork_bytes(len(self._ids), tail), memory().available)
         reading = _Once(self._read(len(self._ids) + longest))
         forking = partial(self._fork, reading)
-        return Turns([partial(self._told, text, sampling, forking) for text in questions], most).streams()
+        begin = [partial(self._told, text, sampling, forking) for text in questions]
+        streams = Turns(begin, most).streams()
+        return [(event for event in stream if not isinstance(event, Step)) for stream in streams]
 
     def sources(self, count: int) -> Sources | None:
         """This many of the last answer's most-attended passages; None if attention was not collected."""
