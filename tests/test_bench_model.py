@@ -12,7 +12,7 @@ import pytest
 import typer
 from told import raises_told
 
-from adamas_cli.commands.bench.shared import parse_lengths
+from adamas_cli.commands.bench.shared import parse_batches, parse_lengths
 from adamas_cli.errors import AdamasError, UsageError
 from adamas_cli.lab.bench import clock, contention, rivals
 from adamas_cli.lab.bench.measurement import NOTHING, Measurement, Rows
@@ -94,6 +94,43 @@ def test_a_sparse_prefill_stands_beside_a_dense_one(bench, monkeypatch):
     assert dense["blocks_computed"] is None
     assert [row["attention"] for row in decodes] == ["full", "adamas"]
     assert "200 tokens: reading sparsely" in err
+
+
+def test_answers_that_decode_together_stand_beside_one(bench):
+    packed = [
+        "--shape",
+        "tiny",
+        "--len",
+        "200",
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+        "-n",
+        "3",
+        "-r",
+        "1",
+    ]
+    code, out, err = bench(*packed, "--quantization", "packed", "--batch", "1,3", "--format", "jsonl")
+    assert code == 0, err
+    _, rows = json_lines(out)
+    tests = [(row["test"], row["attention"], row["n_sequences"]) for row in rows[-2:]]
+    assert tests == [("tg3 x3 @ d200", "full", 3), ("tg3 x3 @ d200", "adamas", 3)]
+    for alone, together in zip(rows[1:3], rows[3:], strict=True):
+        assert together["ratio_to_one"] == pytest.approx(together["avg_ts"] / alone["avg_ts"])
+        assert alone["ratio_to_one"] is None
+    _, out, _ = bench(*packed, "--quantization", "packed", "--batch", "2", "--attn", "full")
+    assert " | ratio to one | " in out
+    _, out, err = bench(*packed, "--quantization", "none", "--batch", "2", "--format", "jsonl")
+    assert "one after the other" in err
+    assert all(row["n_sequences"] == 1 for row in json_lines(out)[1])
+
+
+def test_batches_are_numbers():
+    assert parse_batches("4, 1,4") == [1, 4]
+    for wrong in ("0", "a", "4-8", ""):
+        with raises_told(UsageError, "--batch"):
+            parse_batches(wrong)
 
 
 def test_the_table_is_markdown_under_a_line_about_the_machine(bench):

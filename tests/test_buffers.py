@@ -154,7 +154,7 @@ def test_growing_that_fails_leaves_a_cache_that_can_grow(error, failing, monkeyp
         timeline = Timeline(loaded, sparse(24), context=300, prefill_chunk=64)
         list(timeline.read(ids[:280]))
         layer, failed = timeline.cache.layers[-1], []
-        owner, name = (codes, "allocate_codes") if failing == "codes" else (layer._buffers["values"], "grow")
+        owner, name = (codes, "codes_beside") if failing == "codes" else (layer._buffers["values"], "grow")
 
         whole = getattr(owner, name)
 

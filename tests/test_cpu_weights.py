@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from adamas_kernels.blocks import BlockWeight, block_size, unpack
-from adamas_kernels.contract import SparseSettings
 from adamas_kernels.cpu import CpuBackend
 from adamas_kernels.cpu import linear as cpu
 from adamas_kernels.cpu.formats import FORMATS
@@ -16,7 +15,7 @@ from adamas_kernels.cpu.inner import build_inner
 from adamas_kernels.cpu.linear import linear, multiply_codes, multiply_vector, quantize, ready, unpack_rows
 from adamas_kernels.cpu.multiply import build_multiply
 from adamas_kernels.cpu.program import StepProgram
-from adamas_kernels.cpu.records import STAGES, Arena
+from adamas_kernels.cpu.records import STAGES
 from adamas_kernels.cpu.runner import Runner
 from adamas_kernels.cpu.strips import multiplies
 from adamas_kernels.cpu.tasks import Program
@@ -188,7 +187,7 @@ def test_several_vectors_are_multiplied_as_each_alone(runner, count):
 def first_products(runner, mlp, x, slots, chosen=None):
     """What an MLP's stage writes, [slots, rows], and nothing behind."""
     out = torch.full((slots, mlp.inner + 1), torch.nan)
-    program = StepProgram(runner, Arena(runner.threads), [], SparseSettings())
+    program = StepProgram(runner)
     inputs = cpu.Inputs(runner, x[None])
     record = program.inner_record(mlp, inputs, out, chosen=chosen)
     runner.run(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from adamas_cli.cache.mode import Mode
 from adamas_cli.engine.attention import AttentionSettings
-from adamas_cli.engine.decoding import Checked
+from adamas_cli.engine.decoding import Alone, Checked
 from adamas_cli.engine.drafts import ORDER, SIZES, Costs, Drafter, TextIndex
 from adamas_cli.engine.events import Token
 from adamas_cli.engine.sampler import Sampler
@@ -247,7 +247,7 @@ def test_drawn_tokens_are_distributed_as_the_model_says():
     torch.manual_seed(0)
     chain, sampler = Chain(2 * torch.randn(4, 4)), Sampler(Sampling(0.8, seed=5), torch.device("cpu"))
     drafter = Drafter(numbers(200, below=4), Costs(), always=True)
-    saying = Checked(chain, chain, Mode(), sampler, drafter, chain.logits[0])
+    saying = Checked(Alone(chain, Mode()), chain, Mode(), sampler, drafter, chain.logits[0])
     said = []
     for _ in range(DRAWN):
         said.append(saying.next(LARGEST_STEP))

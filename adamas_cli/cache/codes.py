@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
 import torch
-from adamas_kernels.contract import DenseCache, LayerCache, allocate_codes, fit_codebook, sampled
+from adamas_kernels.contract import DenseCache, LayerCache, fit_codebook, sampled
 from adamas_kernels.reference import Codebook
 from torch import Tensor
 
 from adamas_cli.cache.extent import Extent
+from adamas_cli.cache.forkable import codes_beside, forked
 from adamas_cli.cache.mode import Sparse
 
 REFIT = 2  # times as many tokens as a codebook was fitted to
@@ -58,7 +59,7 @@ class Codes:
         if self.layer is None or tokens >= REFIT * self.fitted:
             codebook = fit_codebook(keys(sampled(tokens)), power, self.sparse.settings)
             if self.layer is None:
-                self.layer = coded(kept, *allocate_codes(kept.keys, capacity), codebook)
+                self.layer = coded(kept, *codes_beside(kept.keys, capacity), codebook)
             self._use(codebook, tokens)
         new = slice(self.encoded, tokens)
         if new.start < new.stop:
@@ -83,7 +84,7 @@ class Codes:
         """Room for this many tokens, in larger buffers."""
         if self.layer is None:
             return
-        codes, scales = allocate_codes(self.layer.keys, capacity)
+        codes, scales = codes_beside(self.layer.keys, capacity)
         seen = slice(0, self.encoded)
         codes[:, :, seen] = self.layer.codes[:, :, seen]
         scales[:, :, seen] = self.layer.scales[:, :, seen]
@@ -115,9 +116,12 @@ class Codes:
         """Have what `other` has, for keys that lie in these buffers."""
         if other.layer is None:
             return
-        codes, scales = allocate_codes(kept.keys, capacity)
-        seen = slice(0, other.encoded)
-        codes[:, :, seen], scales[:, :, seen] = other.layer.codes[:, :, seen], other.layer.scales[:, :, seen]
+        codes, scales = forked(other.layer.codes), forked(other.layer.scales)
+        if codes is None or scales is None:
+            codes, scales = codes_beside(kept.keys, capacity)
+            seen = slice(0, other.encoded)
+            codes[:, :, seen] = other.layer.codes[:, :, seen]
+            scales[:, :, seen] = other.layer.scales[:, :, seen]
         self.layer = coded(kept, codes, scales, other.layer.codebook)  # which nothing writes into
         self.encoded, self.fitted = other.encoded, other.fitted
 
@@ -137,7 +141,7 @@ class Codes:
 
     def restored(self, parts: Mapping[str, Tensor], kept: DenseCache, tokens: int, capacity: int) -> None:
         """These, as `parts` gave them, are the codes of all tokens, this many."""
-        codes, scales = allocate_codes(kept.keys, capacity)
+        codes, scales = codes_beside(kept.keys, capacity)
         codes[0, :, :tokens] = parts["codes"].transpose(1, 2)
         scales[0, :, :tokens] = parts["scales"]
         book = Codebook(*(parts[field.name].unsqueeze(0) for field in fields(Codebook)))

@@ -101,7 +101,8 @@ class FullLayer(Layer, CacheLayerMixin):
         self.capacity = max(self.capacity, key_states.shape[2])
         rows = rows_like((key_states, value_states), self.formats)
         for name, like in zip(self.streams, rows, strict=False):
-            self._buffers[name] = self._placement.buffer(like, self.capacity, self._limit)
+            if name not in self._buffers:
+                self._buffers[name] = self._placement.buffer(like, self.capacity, self._limit)
         sums = [rows.new_zeros(*rows.shape[:2], dim_of(rows), dtype=torch.float32) for rows in rows]
         self.centre, self.value_sum = sums[0] if is_packed(rows[0].dtype) else None, sums[1]
         self.is_initialized = True
@@ -367,11 +368,14 @@ class FullLayer(Layer, CacheLayerMixin):
         other.capacity, other._limit = self.capacity, self._limit
         if not self.is_initialized:
             return other
+        buffers = {name: buffer.fork() for name, buffer in self._buffers.items()}
+        other._buffers = {name: buffer for name, buffer in buffers.items() if buffer is not None}
         other.lazy_initialization(self.stored_keys[:, :, :0], self.stored_values[:, :, :0])
         other.length = self.length
         for name in self.streams:
-            tokens = self._buffers[name].tensor[:, :, : self.length]
-            other._buffers[name].tensor[:, :, : self.length] = tokens
+            if buffers[name] is None:
+                tokens = self._buffers[name].tensor[:, :, : self.length]
+                other._buffers[name].tensor[:, :, : self.length] = tokens
         other._copy_sums(self.value_sum, self.centre)
         other._power = self._power
         if other.codes is not None and self.codes is not None:

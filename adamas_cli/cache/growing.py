@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import copy
+
 from torch import Tensor
+
+from adamas_cli.cache.forkable import empty_like, forked
 
 
 class TokenBuffer:
     """Keys or values of one layer, uninitialized, like [B, K, N, D], with memory for `room` tokens.
 
     tensor: [B, K, S, D], which `grow` may replace. tokens_first: tokens are outermost in memory, so that it
-    can grow at its end; else heads are.
+    can grow at its end; else heads are. forks: see `cache/forkable.py`.
     """
 
-    def __init__(self, like: Tensor, room: int, *, tokens_first: bool) -> None:
+    def __init__(self, like: Tensor, room: int, *, tokens_first: bool, forks: bool = False) -> None:
         batch, heads, _, dim = like.shape
         self._like = like.new_empty(batch, heads, 0, dim)
         self._tokens_first = tokens_first
         if tokens_first:
             self.tensor = like.new_empty(room, batch, heads, dim).permute(1, 2, 0, 3)
+        elif forks:
+            self.tensor = empty_like(like, (batch, heads, room, dim), like.dtype)
         else:
             self.tensor = like.new_empty(batch, heads, room, dim)
 
@@ -37,6 +43,15 @@ class TokenBuffer:
         larger.tensor[:, :, :kept] = self.tensor[:, :, :kept]
         vars(self).update(vars(larger))  # at once, and last: an interruption must find either
         return True
+
+    def fork(self) -> TokenBuffer | None:
+        """Another one with the same tokens, in memory of its own only where it differs; None without that."""
+        tensor = forked(self.tensor)
+        if tensor is None:
+            return None
+        other = copy.copy(self)
+        other.tensor = tensor
+        return other
 
     def lying(self, start: int, end: int) -> Tensor:
         """Tokens [start, end) of a batch of one, in the order in which they lie in memory: [n, K, D] where

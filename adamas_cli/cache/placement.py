@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from adamas_cli.cache.forkable import MAPS_FILES
 from adamas_cli.cache.growing import TokenBuffer
 from adamas_cli.cache.mapped import MappedBuffer, maps_memory
 
@@ -40,16 +41,20 @@ class Allocated:
 
 @dataclass(frozen=True)
 class Paged(Allocated):
-    """Memory of a CPU: the operating system promises addresses, and brings pages as they are used."""
+    """Memory of a CPU: the operating system promises addresses, and brings pages as they are used. forks: of
+    a kind that forks share.
+    """
+
+    forks: bool = False
 
     def buffer(self, like: Tensor, room: int, limit: int = 0) -> TokenBuffer:
         """See `Placement.buffer`."""
         if limit > room:
             try:
-                return TokenBuffer(like, limit, tokens_first=self.tokens_first)
+                return TokenBuffer(like, limit, tokens_first=self.tokens_first, forks=self.forks)
             except RuntimeError:  # a system that promises no more memory than it has
                 pass
-        return super().buffer(like, room)
+        return TokenBuffer(like, room, tokens_first=self.tokens_first, forks=self.forks)
 
 
 @dataclass(frozen=True)
@@ -70,15 +75,20 @@ class Mapped(Allocated):
         return super().buffer(like, room)
 
 
-def placement_on(device: torch.device) -> Placement:
-    """The best placement on a device.
+def placement_on(device: torch.device, *, forks: bool = False) -> Placement:
+    """The best placement on a device. forks: of a cache that others will go on from.
 
     Tokens first is as fast on a GPU, or faster. CPUs read the keys of one head in a row, and full attention
     took a quarter longer with tokens first (docs/performance.md).
     """
     if device.type == "cuda":
         return Mapped() if maps_memory(device) else Allocated(tokens_first=True)
-    return Paged() if device.type == "cpu" else Allocated()
+    return Paged(forks=forks) if device.type == "cpu" else Allocated()
+
+
+def shares_memory(placement: Placement) -> bool:
+    """Whether a fork of a cache that is placed so takes memory only for what is its own."""
+    return isinstance(placement, Paged) and placement.forks and MAPS_FILES
 
 
 def by_head(lying: Tensor, placement: Placement) -> Tensor:

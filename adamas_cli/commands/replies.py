@@ -26,8 +26,8 @@ class Reply:
 def ask_all(
     documents: OpenDocuments, questions: Sequence[str], sampling: Sampling, display: Display
 ) -> list[Reply]:
-    """Ask one after the other; show answers as they come."""
-    answers = listen_to_all(questions, (documents.ask(text, sampling) for text in questions), display)
+    """Ask all of them, whose answers are shown one after the other."""
+    answers = listen_to_all(questions, documents.ask_all(questions, sampling), display)
     about = documents.as_json()
     return [Reply(answer, answer.as_json(documents.runtime.load_seconds) | about) for answer in answers]
 

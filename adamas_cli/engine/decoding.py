@@ -18,10 +18,64 @@ from adamas_cli.engine.steps.stepper import Stepper
 from adamas_cli.engine.tokens_to_host import TokenReader
 
 
+class Passes(Protocol):
+    """Steps of one answer. alone: whether the last one was of no other answer. whole: whether the cache has
+    the tokens of whole steps only.
+    """
+
+    alone: bool
+    whole: bool
+
+    @property
+    def most(self) -> int:
+        """How many tokens the next step should take at most."""
+        ...
+
+    def begin(self, tokens: Tensor) -> None:
+        """Tokens, int64 [n], that the next step takes, which may be computed from now on."""
+        ...
+
+    def finish(self) -> tuple[Tensor, Drawn | None]:
+        """The logits after each of them, [n, vocabulary], and the greedy token, where it is known and there
+        is one.
+        """
+        ...
+
+    def leave(self) -> None:
+        """There are no more steps; tokens that were begun and are not computed are forgotten."""
+        ...
+
+
+class Alone:
+    """An answer whose steps are its own: each is computed when it is asked for."""
+
+    alone = whole = True
+
+    def __init__(self, stepper: Stepper, mode: Mode) -> None:
+        self._stepper, self._mode = stepper, mode
+        self._tokens: Tensor
+
+    @property
+    def most(self) -> int:
+        """See `Passes.most`."""
+        return self._stepper.most(self._mode)
+
+    def begin(self, tokens: Tensor) -> None:
+        """See `Passes.begin`."""
+        self._tokens = tokens
+
+    def finish(self) -> tuple[Tensor, Drawn | None]:
+        """See `Passes.finish`."""
+        return self._stepper.steps(self._tokens, self._mode)
+
+    def leave(self) -> None:
+        """See `Passes.leave`."""
+
+
 class Saying(Protocol):
     """The tokens of one answer, in turn: `next` gives one, `feed` has the model go on from it.
 
-    logits: after the last token that was fed, [vocabulary].
+    logits: after the last token that was computed, [vocabulary].
     """
 
     logits: Tensor
@@ -36,7 +90,9 @@ class Saying(Protocol):
         ...
 
     def feed(self, left: int) -> None:
-        """Feed the token that was said last, unless that was done; this many are left to say."""
+        """The token that was said last is to be computed, unless that was done; this many are left to say.
+        It is computed when the next one is asked for, or before.
+        """
         ...
 
     def say(self, token: int) -> None:
@@ -51,48 +107,59 @@ class Saying(Protocol):
 class OneByOne:
     """A step for each token. logits: before the first one, [vocabulary]."""
 
-    def __init__(self, stepper: Stepper, mode: Mode, sampler: Sampler, logits: Tensor) -> None:
+    def __init__(self, passes: Passes, sampler: Sampler, logits: Tensor) -> None:
         self.logits = logits
-        self._stepper, self._mode, self._sampler = stepper, mode, sampler
+        self._passes, self._sampler = passes, sampler
         self._device = logits.device
         self._reader = TokenReader(self._device)
         self._drawn = sampler.next(logits)
-        self._passes = 0
+        self._count = 0
         # A GPU gets the next step before the host knows the token that it starts from, and so one too many
         # at the end; a CPU would lose that step's time.
         self._ahead = self._device.type == "cuda"
-        self._first, self._fed = True, False
+        self._first, self._fed, self._begun = True, False, False
 
     @property
     def drafted(self) -> Drafted:
         """See `Saying.drafted`."""
-        return Drafted(passes=self._passes)
+        return Drafted(passes=self._count)
 
     def next(self, left: int) -> int:
         """See `Saying.next`."""
+        self._finish()
         self._reader.send(self._drawn)
         # Nothing, compiling least of all, delays the first token.
         self._fed = left > 1 and self._ahead and not self._first
         self._first = False
         if self._fed:
-            self._step()
+            self._begin()
+            self._finish()
         return self._reader.receive()
 
     def feed(self, left: int) -> None:
         """See `Saying.feed`."""
         if not self._fed:
-            self._step()
+            self._begin()
 
     def say(self, token: int) -> None:
         """See `Saying.say`."""
+        self._finish()
         self._drawn = Drawn(*torch.tensor([[token], [1]], device=self._device))
 
     def end(self, tokens: int) -> None:
-        """See `Saying.end`: on a GPU there may be one more, which whoever reads on forgets."""
+        """See `Saying.end`: there may be one more, which whoever reads on forgets."""
 
-    def _step(self) -> None:
-        self._passes += 1
-        self.logits, greedy = self._stepper.step(self._drawn.token, self._mode)
+    def _begin(self) -> None:
+        self._count += 1
+        self._begun = True
+        self._passes.begin(self._drawn.token)
+
+    def _finish(self) -> None:
+        """Compute the step that was begun, if there is one."""
+        if not self._begun:
+            return
+        logits, greedy = self._passes.finish()
+        self.logits, self._begun = logits[0], False
         known = self._sampler.greedy and greedy is not None
         self._drawn = greedy if known and greedy is not None else self._sampler.next(self.logits)
 
@@ -106,23 +173,25 @@ class Checked:
     """
 
     def __init__(
-        self, stepper: Stepper, cache: KVCache, mode: Mode, sampler: Sampler, drafter: Drafter, logits: Tensor
+        self, passes: Passes, cache: KVCache, mode: Mode, sampler: Sampler, drafter: Drafter, logits: Tensor
     ) -> None:
         self.logits = logits
-        self._stepper, self._cache, self._mode = stepper, cache, mode
+        self._passes, self._cache, self._mode = passes, cache, mode
         self._sampler, self._drafter = sampler, drafter
         self._coming = deque([sampler.next(logits).id()])  # all but the last are in the cache
         self._said = 0  # the last token
+        self._draft: list[int] | None = None  # of a pass that is begun
         self._start, self._before = cache.get_seq_length(), list[Any]()  # before the last pass
-        self._proposed = self._accepted = self._passes = 0
+        self._proposed = self._accepted = self._count = 0
 
     @property
     def drafted(self) -> Drafted:
         """See `Saying.drafted`."""
-        return Drafted(self._proposed, self._accepted, self._passes)
+        return Drafted(self._proposed, self._accepted, self._count)
 
     def next(self, left: int) -> int:
         """See `Saying.next`."""
+        self._finish()
         self._said = self._coming.popleft()
         self._drafter.say(self._said)
         return self._said
@@ -132,31 +201,42 @@ class Checked:
         if self._coming:
             return
         self._settle()
-        draft = self._drafter.propose(min(left, self._stepper.most(self._mode)))
-        begun, cache = time.perf_counter(), self._cache
-        self._start, self._before = cache.get_seq_length(), cache.before_step() if draft else []
-        tokens = torch.tensor([self._said, *draft], device=self.logits.device)
-        logits, _ = self._stepper.steps(tokens, self._mode)
+        self._draft = self._drafter.propose(min(left, self._passes.most))
+        cache = self._cache
+        self._start, self._before = cache.get_seq_length(), cache.before_step() if self._draft else []
+        self._passes.begin(torch.tensor([self._said, *self._draft], device=self.logits.device))
+
+    def say(self, token: int) -> None:
+        """See `Saying.say`: what would have been said is forgotten."""
+        self._finish()
+        self._retract(self._cache.get_seq_length() - max(0, len(self._coming) - 1))
+        self._coming = deque([token])
+
+    def end(self, tokens: int) -> None:
+        """See `Saying.end`."""
+        if self._draft is not None and self._cache.get_seq_length() > self._start:
+            tokens = self._start + 1  # another answer's turn has computed what nobody has seen yet
+        self._retract(tokens)
+        self._settle()
+
+    def _finish(self) -> None:
+        """Compute the pass that was begun, if there is one, and check its draft."""
+        if self._draft is None:
+            return
+        begun = time.perf_counter()
+        logits, _ = self._passes.finish()
+        draft, self._draft = self._draft, None
         for token, proposed in zip(self._sampler.each(logits), [*draft, None], strict=True):
             self._coming.append(token)
             if token != proposed:
                 break
         self.logits = logits[len(self._coming) - 1]
         self._retract(self._start + len(self._coming))
-        self._drafter.costs.took(1 + len(draft), time.perf_counter() - begun)
-        self._passes += 1
+        if self._passes.alone:
+            self._drafter.costs.took(1 + len(draft), time.perf_counter() - begun)
+        self._count += 1
         self._proposed += len(draft)
         self._accepted += len(self._coming) - 1
-
-    def say(self, token: int) -> None:
-        """See `Saying.say`: what would have been said is forgotten."""
-        self._retract(self._cache.get_seq_length() - max(0, len(self._coming) - 1))
-        self._coming = deque([token])
-
-    def end(self, tokens: int) -> None:
-        """See `Saying.end`."""
-        self._retract(tokens)
-        self._settle()
 
     def _retract(self, tokens: int) -> None:
         """Of the last pass, have no more than this many tokens in the cache."""

@@ -23,9 +23,11 @@ from torch import Tensor
 from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.formats import formats_of
 from adamas_cli.cache.mode import Mode, Sparse
+from adamas_cli.cache.placement import placement_on, shares_memory
 from adamas_cli.engine.attention import AttentionSettings, decide_for
+from adamas_cli.engine.batch import Batch
 from adamas_cli.engine.compiling import announced_compiling
-from adamas_cli.engine.decoding import Checked, OneByOne, Saying
+from adamas_cli.engine.decoding import Alone, Checked, OneByOne, Passes, Saying
 from adamas_cli.engine.drafts import Costs, Drafter
 from adamas_cli.engine.events import Done, Event, Prefill, Token
 from adamas_cli.engine.model import Model
@@ -72,8 +74,10 @@ class Timeline:
     the cache is allocated for this many, and may grow to `limit` without being copied. reach: the length by
     which positions turn, where that is less than the context at first. announce: told before
     a backend compiles for seconds. graphs: replay steps on a GPU as CUDA graphs, where that can be. counts:
-    keep a tally of what answers attend to. drafts: see `DecodingSettings.draft`. Raises ModelUnavailableError
-    if Adamas is asked for and does not serve the model, and UsageError if a backend is and does not run.
+    keep a tally of what answers attend to. drafts: see `DecodingSettings.draft`. batch: whose steps answers
+    take part in, where they can. forks: keep tokens where forks share them, if that can be. Raises
+    ModelUnavailableError if Adamas is asked for and does not serve the model, and UsageError if a backend is
+    and does not run.
 
     A return goes to a state that is known: empty, after each `sync`, or around the last kept answer. Layers
     with a sliding window have forgotten all others.
@@ -94,8 +98,11 @@ class Timeline:
         graphs: bool = True,
         counts: bool = False,
         drafts: DraftKind = "off",
+        batch: Batch | None = None,
+        forks: bool = False,
     ) -> None:
         self.model = Model.of(loaded)
+        self.batch = batch
         self.drafts = drafts
         self._costs = Costs()
         self.attention = attention
@@ -118,7 +125,7 @@ class Timeline:
             served=self.model.unserved is None,
             sparse=self.sparse,
             dense_layers=attention.dense_layers,
-            placement=self.model.placement,
+            placement=placement_on(self.model.device, forks=True) if forks else self.model.placement,
             device=self.model.device,
             reads=self._reads_sparsely,
             formats=formats_of(attention.cache_dtype, loaded.model.dtype),
@@ -128,6 +135,7 @@ class Timeline:
         if counts:
             self.cache.count_attention()
         self.answered: list[int] = []
+        self._whole = True  # whether the last answer's steps are all in the cache as they should be
         self.ids = np.empty(0, np.int32)
         self._states = [State(0, self.cache.mark())]
         self._recent: deque[State] = deque(maxlen=RECENT)
@@ -177,6 +185,13 @@ class Timeline:
         if self.drafts == "off" or self._drafts(self._answering(sparse=True)):
             return None
         return "no drafts: steps take one token at a time, or layers do not give the last ones back"
+
+    @property
+    def batch_reason(self) -> str | None:
+        """One line about why answers do not take their steps together with others, or None where they can."""
+        if self._stepper.runs_compiled(self._answering(sparse=True)):
+            return None
+        return "answers decode one after the other: only compiled steps take several, on CPUs"
 
     @property
     def keeps_documents(self) -> bool:
@@ -234,8 +249,17 @@ class Timeline:
         self._states = [known for known in self._states if known.tokens <= tokens]
         self._recent = deque((known for known in self._recent if known.tokens <= tokens), RECENT)
 
+    def fork_bytes(self, tokens: int, more: int) -> int:
+        """What a fork at this many tokens takes that goes on for so many more."""
+        own = more if shares_memory(self.cache.placement) else tokens + more
+        shape, item = self.model.shape, self.model.module.dtype.itemsize
+        codes = 0 if self.sparse is None else shape.code_bytes(own, self.attention.dense_layers)
+        return shape.cache_bytes(own, item) + shape.state_bytes(item) + codes
+
     def fork(self) -> Timeline:
-        """A timeline with the same tokens, in a cache of its own, that goes on by itself."""
+        """A timeline with the same tokens that goes on by itself. What it shares with this one, if that was
+        made for it, must stay here as long: only what comes after it may be forgotten.
+        """
         other = copy.copy(self)
         other.cache = self.cache.fork()
         other.answered = []
@@ -353,7 +377,7 @@ class Timeline:
             self._recent.append(before)
         back = None if keep else before.mark
         prompt = np.concatenate([self.ids, np.asarray(ids, np.int32)])
-        self.answered = []
+        self.answered, self._whole = [], True
         try:
             if sparse_from == "question":
                 self._feed(ids, mode)
@@ -374,7 +398,7 @@ class Timeline:
             yield from self._announced(decoding)
             back = None if keep else back
         except GeneratorExit:  # between two steps
-            back = None if keep else back
+            back = None if keep and self._whole else back
             raise
         finally:
             if back is not None:
@@ -463,33 +487,37 @@ class Timeline:
         count, reason = 0, "length"
         first = last = prefilled
         forced: deque[int] = deque()
-        sampler = Sampler(sampling, self.model.device)
-        saying = self._saying(tokens, mode, sampler)
-        while count < max_tokens:
-            value = saying.next(max_tokens - count)
-            self.answered.append(value)
-            last = time.perf_counter()
-            if value in stop_ids:
-                reason = "stop"
-                break
-            first = last if count == 0 else first
-            context = prompt + count
-            attended = context if count == 0 else min(budget, context)
-            try:
-                memory, likelihood = peak_memory(self.model.device), sampler.likelihood()
-                yield Token(value, count, context, attended, last - first, memory, likelihood)
-            except GeneratorExit:
-                saying.end(prompt + count)
-                raise
-            count += 1
-            if count < max_tokens:
-                saying.feed(max_tokens - count)
-            if steer is not None:
-                forced.extend(steer(value))
-            if forced:
-                saying.say(forced.popleft())
-                sampler.replace()
-        saying.end(prompt + count)
+        passes, sampler = self._passes(mode), Sampler(sampling, self.model.device)
+        try:
+            saying = self._saying(tokens, mode, passes, sampler)
+            while count < max_tokens:
+                value = saying.next(max_tokens - count)
+                self.answered.append(value)
+                last = time.perf_counter()
+                if value in stop_ids:
+                    reason = "stop"
+                    break
+                first = last if count == 0 else first
+                context = prompt + count
+                attended = context if count == 0 else min(budget, context)
+                if count + 1 < max_tokens:
+                    saying.feed(max_tokens - count - 1)
+                try:
+                    memory, likelihood = peak_memory(self.model.device), sampler.likelihood()
+                    yield Token(value, count, context, attended, last - first, memory, likelihood)
+                except GeneratorExit:
+                    saying.end(prompt + count)
+                    raise
+                count += 1
+                if steer is not None:
+                    forced.extend(steer(value))
+                if forced:
+                    saying.say(forced.popleft())
+                    sampler.replace()
+            saying.end(prompt + count)
+        finally:
+            self._whole = passes.whole
+            passes.leave()
         self.logits = saying.logits
         yield Done(
             reason,
@@ -507,12 +535,18 @@ class Timeline:
         """Whether drafts of answers in this mode are checked."""
         return self.drafts != "off" and self._stepper.checks(mode)
 
-    def _saying(self, ids: np.ndarray, mode: Mode, sampler: Sampler) -> Saying:
+    def _passes(self, mode: Mode) -> Passes:
+        """The steps of an answer: with those of others, where there may be some."""
+        if self.batch is not None and self._stepper.runs_compiled(mode):
+            return self.batch.seat(self.cache, mode)
+        return Alone(self._stepper, mode)
+
+    def _saying(self, ids: np.ndarray, mode: Mode, passes: Passes, sampler: Sampler) -> Saying:
         """The tokens of an answer after a prompt, int [n]."""
         if not self._drafts(mode):
-            return OneByOne(self._stepper, mode, sampler, self.logits)
+            return OneByOne(passes, sampler, self.logits)
         drafter = Drafter(ids, self._costs, always=self.drafts == "text")
-        return Checked(self._stepper, self.cache, mode, sampler, drafter, self.logits)
+        return Checked(passes, self.cache, mode, sampler, drafter, self.logits)
 
     def _on_device(self, ids: np.ndarray) -> Tensor:
         """Token ids, int [n], as the model takes them: int64 [n]."""

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
+from adamas_cli.engine.batch import Batch
 from adamas_cli.engine.events import Done, Drafted, Prefill, Token
+from adamas_cli.engine.model import Model
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.errors import AdamasError, OverContextError
 from adamas_cli.longdoc.events import Finished, Planned, Started, Step, Working
 from adamas_cli.longdoc.findings import Finding, grouped, label, merged_passages
 from adamas_cli.longdoc.notes import as_notes
-from adamas_cli.longdoc.parts import Excerpt, Measure, Passage, cut
+from adamas_cli.longdoc.parts import Excerpt, Measure, Part, Passage, cut
 from adamas_cli.longdoc.resume import Partials
+from adamas_cli.machine.memory import memory
+from adamas_cli.planning.together import answers_at_once
 from adamas_cli.prompt.layout import question_ids
 from adamas_cli.session.answer import Text, Told, without_answer
 from adamas_cli.session.documents import OpenDocuments
+from adamas_cli.session.turns import Turns
 from adamas_cli.settings import OriginSettings
 
 if TYPE_CHECKING:
@@ -30,6 +36,7 @@ if TYPE_CHECKING:
 # a chapter takes. In a small context less, so that several of them fit one merge.
 PART_TOKENS = 384
 _LEAST_MERGED = 3  # least number of answers that must fit one merge
+_Answering = Generator[Step, None, list[str]]
 _UNKNOWN = "None of the {} parts says anything about this."
 
 
@@ -67,6 +74,7 @@ class Work:
         self._part, self._merge = runtime.frame(job.part), runtime.frame(job.merge)
         self._measure = Measure(runtime.tokenizer)
         self._context = runtime.context
+        self._batch = Batch(Model.of(runtime.load()))
         self._bound = min(PART_TOKENS, self._context // 8)
         self._partials = _partials(runtime, sampling, self._bound)
         self._findings: list[list[Finding]] = [[] for _ in job.questions]  # of the parts, for each question
@@ -96,11 +104,12 @@ class Work:
         yield self._planned(0, prompts)
         # Cut again, because the parts of a long text are not all held in memory.
         parts = cut(self._documents, self._measure, room, self._job.folder)
-        for index, (prompt, part) in enumerate(zip(prompts, parts, strict=True)):
-            if prompt.passages != part.passages:
-                raise AdamasError(f"{prompt.label} changed while it was read; run the command again.")
-            every = range(len(self._job.questions))
-            answers = yield from self._answers(index, self._part, part.excerpts(), prompt, every)
+        every = range(len(self._job.questions))
+        begin = [
+            partial(self._answers, index, self._part, partial(_next_part, parts, prompt), prompt, every)
+            for index, prompt in enumerate(prompts)
+        ]
+        for prompt, answers in zip(prompts, (yield from self._in_turns(begin)), strict=True):
             for number, answer in enumerate(answers):
                 self._findings[number].append(self._finding(prompt, answer))
 
@@ -148,27 +157,60 @@ class Work:
         merges = [several for several in members if len(several) > 1]
         prompts = []
         for several in merges:
-            excerpts = [_excerpt(finding) for finding in several]
             size = sum(map(self._size, several))
-            prompts.append(self._prompt(self._merge, [question], excerpts, merged_passages(several), size))
+            passages = merged_passages(several)
+            prompts.append(self._prompt(self._merge, [question], _excerpts(several), passages, size))
         yield self._planned(self._levels[number], prompts)
-        merged = []
-        for index, (several, prompt) in enumerate(zip(merges, prompts, strict=True)):
-            excerpts = [_excerpt(finding) for finding in several]
-            only = range(number, number + 1)
-            (answer,) = yield from self._answers(index, self._merge, excerpts, prompt, only)
-            merged.append(replace(self._finding(prompt, answer), knows=True))
+        only = range(number, number + 1)
+        begin = [
+            partial(self._answers, index, self._merge, partial(_excerpts, several), prompt, only)
+            for index, (several, prompt) in enumerate(zip(merges, prompts, strict=True))
+        ]
+        answers = yield from self._in_turns(begin)
+        merged = [
+            replace(self._finding(prompt, answer), knows=True)
+            for prompt, (answer,) in zip(prompts, answers, strict=True)
+        ]
         return merged + [alone[0] for alone in members if len(alone) == 1]
+
+    def _in_turns(self, begin: Sequence[Callable[[], _Answering]]) -> Generator[Step, None, list[list[str]]]:
+        """What happens while parts are answered, in their order, though several are under way at once where
+        that is faster; their answers.
+        """
+        found: dict[int, list[str]] = {}
+
+        def keeping(index: int) -> Iterator[Step]:
+            found[index] = yield from begin[index]()
+
+        turns = Turns([partial(keeping, index) for index in range(len(begin))], self._at_once)
+        try:
+            for events in turns.streams():
+                yield from events
+        finally:
+            turns.close()
+        return [found[index] for index in range(len(begin))]
+
+    @property
+    def _at_once(self) -> int:
+        """How many parts are under way at once, each with a cache of its own."""
+        if self._batch.reason is not None:
+            return 1
+        model = Model.of(self._runtime.load())
+        size = model.shape.cache_bytes(self._context, model.module.dtype.itemsize)
+        return answers_at_once(size, memory().available)
 
     def _answers(
         self,
         index: int,
         frame: Frame,
-        excerpts: Sequence[Excerpt],
+        excerpts: Callable[[], Sequence[Excerpt]],
         prompt: _Prompt,
         numbers: range,
-    ) -> Generator[Step, None, list[str]]:
-        """The answers to the questions of these numbers, those of an earlier run as they are."""
+    ) -> _Answering:
+        """The answers to the questions of these numbers, as they are where an earlier run has them. excerpts:
+        called once, and in the order of the prompts.
+        """
+        read = excerpts()
         open_questions = [number for number, kept in zip(numbers, prompt.kept, strict=True) if kept is None]
         if not open_questions:
             return [kept for kept in prompt.kept if kept is not None]
@@ -176,11 +218,12 @@ class Work:
         texts = [self._job.questions[number] for number in open_questions]
         said: dict[int, str] = {}
         ended: list[Done] = []
-        with self._opened(frame, self._layout(frame, excerpts), texts, self._bound) as opened:
-            for number, text in zip(open_questions, texts, strict=True):
+        with self._opened(frame, self._layout(frame, read), texts, self._bound) as opened:
+            streams = opened.ask_all(texts, self._sampling)
+            for number, events in zip(open_questions, streams, strict=True):
                 pieces: list[str] = []
                 thought = False
-                for event in opened.ask(text, self._sampling):
+                for event in events:
                     if isinstance(event, (Prefill, Token)):
                         yield Working(event)
                     elif isinstance(event, Done):
@@ -238,7 +281,15 @@ class Work:
         return layout
 
     def _opened(self, frame: Frame, layout: Layout, questions: Sequence[str], answer: int) -> OpenDocuments:
-        opened = OpenDocuments(self._runtime, frame, layout, questions, max_tokens=answer, announces=False)
+        opened = OpenDocuments(
+            self._runtime,
+            frame,
+            layout,
+            questions,
+            max_tokens=answer,
+            announces=False,
+            batch=self._batch,
+        )
         about = opened.as_json()
         self._about = {name: about[name] for name in ("model", "attention", "read")}
         return opened
@@ -267,6 +318,18 @@ class Work:
             max(done.peak_memory_bytes for done in spent),
             sum((done.drafted for done in spent), Drafted()),
         )
+
+
+def _next_part(parts: Iterator[Part], prompt: _Prompt) -> Sequence[Excerpt]:
+    """The text of the part that comes next, which this prompt is of."""
+    part = next(parts, None)
+    if part is None or part.passages != prompt.passages:
+        raise AdamasError(f"{prompt.label} changed while it was read; run the command again.")
+    return part.excerpts()
+
+
+def _excerpts(findings: Sequence[Finding]) -> list[Excerpt]:
+    return [_excerpt(finding) for finding in findings]
 
 
 def _excerpt(finding: Finding) -> Excerpt:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from adamas_cli.engine.batch import Batch
+from adamas_cli.engine.model import Model
 from adamas_cli.errors import OutOfMemoryError
 from adamas_cli.session.runtime import Runtime
 from adamas_cli.session.session import Session
@@ -28,6 +30,7 @@ class Lanes:
     def __init__(self, runtime: Runtime, most: int) -> None:
         self._runtime, self._most = runtime, most
         self._lanes: list[Lane] = []  # the least recently used first
+        self._batch: Batch | None = None  # of all answers, which the worker has take a step each in turn
 
     @contextmanager
     def lane(self, ids: np.ndarray, documents: int, context: int) -> Iterator[Session]:
@@ -68,7 +71,15 @@ class Lanes:
             self._lanes.remove(oldest)
             oldest.session.finish()
             del oldest  # its memory is needed for the next one
+        if self._batch is None:
+            self._batch = Batch(Model.of(self._runtime.load()))
         session = Session(
-            self._runtime, context, limit=self._runtime.context, reach=context, counts=True, announces=False
+            self._runtime,
+            context,
+            limit=self._runtime.context,
+            reach=context,
+            counts=True,
+            announces=False,
+            batch=self._batch,
         )
         return Lane(session, documents)

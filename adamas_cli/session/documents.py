@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adamas_cli.engine.batch import Batch
 from adamas_cli.engine.events import Done, Event
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.forecast.speed import computing_device, remember_run, speed_key
+from adamas_cli.machine.memory import memory
+from adamas_cli.planning.together import answers_at_once
 from adamas_cli.prompt.counting import Counting
 from adamas_cli.prompt.layout import Layout, question_ids
 from adamas_cli.prompt.template import DEFAULT_TEMPLATE, Frame
-from adamas_cli.session.answer import Origins, Text, Told, narrate
+from adamas_cli.session.answer import Origins, Step, Text, Told, narrate
 from adamas_cli.session.listener import Listener
 from adamas_cli.session.runtime import Runtime
 from adamas_cli.session.session import Session
+from adamas_cli.session.turns import Turns
 from adamas_cli.sources.passages import Sources
 from adamas_cli.sources.quotes import FIELD_REQUEST, REQUEST, check, quotations, quoted_fields
 
@@ -27,6 +33,8 @@ if TYPE_CHECKING:
     from adamas_cli.settings import DecodingSettings, ModelSettings, OriginSettings, PromptSettings
     from adamas_cli.sources.quotes import Quote
     from adamas_cli.store.settings import StoreSettings
+
+log = logging.getLogger(__name__)
 
 
 class OpenDocuments:
@@ -46,11 +54,12 @@ class OpenDocuments:
         limit: int = 0,
         max_tokens: int | None = None,
         announces: bool = True,
+        batch: Batch | None = None,
     ) -> None:
         """Documents that are laid out already, in front of a model that may serve others too.
 
         Room is kept for the longest of the questions, or for one of `room` tokens. max_tokens: of an answer,
-        where it is not what the user's settings say. limit, announces: see `Session`. Raises
+        where it is not what the user's settings say. limit, announces, batch: see `Session`. Raises
         OverContextError.
         """
         self.runtime, self.layout = runtime, layout
@@ -62,7 +71,9 @@ class OpenDocuments:
         if layout.dropped:
             runtime.progress.note(layout.dropped_line)
         needed = len(self._ids) + longest + self.max_tokens
-        self._session = Session(runtime, needed, limit=limit, announces=announces)
+        self._session = Session(
+            runtime, needed, limit=limit, announces=announces, batch=batch, forks=len(questions) > 1
+        )
         self._session.keep(self._ids, [document.path for document in layout.documents])
 
     @classmethod
@@ -97,22 +108,30 @@ class OpenDocuments:
         """What happens while a question is answered; ends with Done, before which comes where the answer came
         from, if that is wanted.
         """
-        ids = question_ids(self.runtime.tokenizer, self._frame, asked(self.runtime, question))
-        listener = self.runtime.listener(self._frame.tail, self.max_tokens)
-        if schema := self.runtime.schema:
-            sampling = schema.constrained(sampling, listener)
-        said: list[str] = []
-        for event in narrate(self._events(ids, sampling, listener), listener):
-            if isinstance(event, Text) and not event.reasoning:
-                said.append(event.text)
-            if isinstance(event, Done) and self.runtime.origins.wanted:
-                yield self._origins("".join(said))
-            yield event
+        return self._told(question, sampling, self._read)
+
+    def ask_all(self, questions: Sequence[str], sampling: Sampling) -> list[Iterator[Told]]:
+        """The same of several questions, to be read in this order. Where that can be they are answered
+        together: the documents are read once, and a pass through the model serves a token of each answer.
+        """
+        timeline = self._session.timeline
+        if len(questions) == 1 or timeline.batch_reason is not None:
+            if len(questions) > 1 and log.isEnabledFor(logging.INFO):
+                self.runtime.progress.note(timeline.batch_reason or "")
+            return [self.ask(text, sampling) for text in questions]
+        timeline.batch = timeline.batch or Batch(timeline.model)
+        longest = max(len(self._question(text)) for text in questions)
+        tail = longest + self.max_tokens
+        most = answers_at_once(timeline.fork_bytes(len(self._ids), tail), memory().available)
+        reading = _Once(self._read(len(self._ids) + longest))
+        forking = partial(self._fork, reading)
+        begin = [partial(self._told, text, sampling, forking) for text in questions]
+        streams = Turns(begin, most).streams()
+        return [(event for event in stream if not isinstance(event, Step)) for stream in streams]
 
     def sources(self, count: int) -> Sources | None:
         """This many of the last answer's most-attended passages; None if attention was not collected."""
-        weights = self._session.timeline.attended()
-        return self._session.sources(weights, self.layout.locate, self._ids, count)
+        return self._sources(self._session, count)
 
     def as_json(self) -> dict[str, object]:
         """The fields that the JSON objects of all questions share."""
@@ -124,10 +143,14 @@ class OpenDocuments:
             "tokens_dropped": self.layout.dropped,
         }
 
-    def _origins(self, answer: str) -> Origins:
+    def _sources(self, session: Session, count: int) -> Sources | None:
+        weights = session.timeline.attended()
+        return session.sources(weights, self.layout.locate, self._ids, count)
+
+    def _origins(self, session: Session, answer: str) -> Origins:
         wanted = self.runtime.origins
         return Origins(
-            self.sources(wanted.sources) if wanted.sources else None,
+            self._sources(session, wanted.sources) if wanted.sources else None,
             self._quotes(answer) if wanted.cite else None,
         )
 
@@ -135,18 +158,49 @@ class OpenDocuments:
         quotes = quotations(answer) if self.runtime.schema is None else quoted_fields(answer)
         return tuple(check(quotes, self.layout, self._ids, self.runtime.tokenizer))
 
-    def _events(self, question: np.ndarray, sampling: Sampling, listener: Listener) -> Iterator[Event]:
+    def _question(self, question: str) -> np.ndarray:
+        return question_ids(self.runtime.tokenizer, self._frame, asked(self.runtime, question))
+
+    def _told(
+        self, question: str, sampling: Sampling, opening: Callable[[int], Generator[Told, None, Session]]
+    ) -> Iterator[Told]:
+        """See `ask`. opening: a session that has read the documents, for so many tokens with the question."""
+        ids = np.concatenate([self._ids, self._question(question)])
+        listener = self.runtime.listener(self._frame.tail, self.max_tokens)
+        if schema := self.runtime.schema:
+            sampling = schema.constrained(sampling, listener)
+        session = yield from opening(len(ids))
+        said: list[str] = []
+        for event in narrate(self._events(session, ids, sampling, listener), listener):
+            if isinstance(event, Text) and not event.reasoning:
+                said.append(event.text)
+            if isinstance(event, Done) and self.runtime.origins.wanted:
+                yield self._origins(session, "".join(said))
+            yield event
+
+    def _read(self, tokens: int) -> Generator[Told, None, Session]:
+        """The documents' own session, once it has read them. tokens: with the question."""
         session = self._session
-        prompt = np.concatenate([self._ids, question])
-        session.reach(len(prompt) + self.max_tokens)
+        session.reach(tokens + self.max_tokens)
         if session.timeline.length < len(self._ids):
-            yield from session.sync(self._ids, len(prompt))
+            yield from session.sync(self._ids, tokens)
+        return session
+
+    def _fork(self, reading: _Once, tokens: int) -> Generator[Told, None, Session]:
+        """One for an answer of its own, which begins once the documents are read."""
+        yield from reading.events()
+        return self._session.fork()
+
+    def _events(
+        self, session: Session, ids: np.ndarray, sampling: Sampling, listener: Listener
+    ) -> Iterator[Event]:
         reading = session.reading
-        for event in session.answer(prompt, sampling, self.max_tokens, steer=listener.steer):
+        for event in session.answer(ids, sampling, self.max_tokens, steer=listener.steer):
             if isinstance(event, Done):
                 event = replace(event, first_token_seconds=event.first_token_seconds + reading)
-                if not (session.compiled or event.drafted.accepted):  # which says little about other answers
-                    remember_run(self._speed_key, event)
+                alone = session is self._session
+                if alone and not (session.compiled or event.drafted.accepted):
+                    remember_run(self._speed_key, event)  # others say little of what comes
                 session.compiled.clear()
             yield event
 
@@ -162,6 +216,22 @@ class OpenDocuments:
             attention=self._session.timeline.attention_kind,
             read=self._session.timeline.read_kind,
         )
+
+
+class _Once:
+    """Events that several streams wait for the end of; the first of them has them happen."""
+
+    def __init__(self, events: Iterator[Told]) -> None:
+        self._events, self._begun, self._ended = events, False, False
+
+    def events(self) -> Iterator[Told]:
+        """What happens, for the first; for others that something does."""
+        if not self._begun:
+            self._begun = True
+            yield from self._events
+            self._ended = True
+        while not self._ended:
+            yield Step()
 
 
 def asked(runtime: Runtime, question: str) -> str:

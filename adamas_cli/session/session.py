@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -22,6 +23,7 @@ from adamas_cli.store.document import StoredDocument
 from adamas_cli.store.keys import sparse_mark
 
 if TYPE_CHECKING:
+    from adamas_cli.engine.batch import Batch
     from adamas_cli.prompt.linemap import Location
 
 log = logging.getLogger(__name__)
@@ -32,8 +34,8 @@ class Session:
 
     context: tokens that there is room for. reach: by how many of them positions turn at first, None for all.
     limit: maximum token count. counts: keep a tally of what is attended to wherever that is
-    sparse, also unasked. announces: notes how many tokens were read before. However a generator of `sync` or
-    `answer` ends, the next one goes on from what was read and said.
+    sparse, also unasked. batch, forks: see `Timeline`. announces: notes how many tokens were read before.
+    However a generator of `sync` or `answer` ends, the next one goes on from what was read and said.
 
     reading: seconds of reading since the last answer. compiled: the lines by which the timeline said that it
     compiles, which spoils timings.
@@ -48,6 +50,8 @@ class Session:
         reach: int | None = None,
         counts: bool = False,
         announces: bool = True,
+        batch: Batch | None = None,
+        forks: bool = False,
     ) -> None:
         self.runtime = runtime
         self.reading = 0.0
@@ -67,6 +71,8 @@ class Session:
             announce=self._note_compiling,
             counts=counts or runtime.origins.counts,
             drafts=runtime.attention.draft,
+            batch=batch,
+            forks=forks,
         )
         give_back()  # reading needs it for other sizes
         if log.isEnabledFor(logging.INFO):
@@ -87,6 +93,16 @@ class Session:
         """Wait for the store, unless an error ends the session."""
         if kind is None:
             self.finish()
+
+    def fork(self) -> Session:
+        """Another one with the same tokens, that goes on by itself and keeps nothing; what was read since the
+        last answer counts as its own.
+        """
+        other = copy.copy(self)
+        other.timeline, other.compiled = self.timeline.fork(), []
+        other._stored, other._stored_ids = None, np.empty(0, np.int32)
+        self.reading, self._newly_read = 0.0, 0
+        return other
 
     def keep(self, ids: np.ndarray, names: Sequence[str]) -> None:
         """These tokens, int [n], are documents of these names, which the store has or will have."""

@@ -340,30 +340,38 @@ class WholeTokens(Protocol):
         """A decoder of a model with these weights."""
 
 
+@dataclass(frozen=True)
+class NewTokens:
+    """New tokens of one sequence, `length` of whose tokens came before.
+
+    rotations: cosines and sines of the tokens' positions, [N, half of the rotated coordinates], for each kind
+    of rotation that layers name. layers: those with codes attend sparsely, by these settings, the others
+    fully. tally: float32 [N, 2, C], see `Backend.decode_step`; all sparse layers add to it, for each token to
+    its own.
+    """
+
+    tokens: Sequence[int]
+    length: int
+    rotations: Sequence[tuple[Tensor, Tensor]]
+    layers: Sequence[AnyCache]
+    settings: SparseSettings
+    tally: Tensor | None = None
+
+
 class TokenDecoder(Protocol):
-    """Decodes tokens of one sequence, one after another or a few at once."""
+    """Decodes tokens of one sequence or of several, one after another or a few at once."""
 
-    def step(
-        self,
-        tokens: Sequence[int],
-        length: int,
-        rotations: Sequence[tuple[Tensor, Tensor]],
-        layers: Sequence[AnyCache],
-        settings: SparseSettings,
-        tally: Tensor | None = None,
-    ) -> Tensor:
-        """Append N tokens behind `length` others, 1 <= N <= LARGEST_STEP, and return the logits behind each,
-        float32 [N, vocabulary], valid until the next step. Behind each they are those of a step of its own,
-        bit for bit, where N is at most `most(length)`.
-
-        rotations: cosines and sines of the tokens' positions, [N, half of the rotated coordinates], for each
-        kind of rotation that layers name. layers: those with codes attend sparsely, the others fully; the
-        caller has made room and counts the tokens. tally: float32 [N, 2, C], see `Backend.decode_step`; all
-        sparse layers add to it, for each token to its own.
+    def step(self, sequences: Sequence[NewTokens]) -> Tensor:
+        """Append the new tokens of each sequence, N of all of them, 1 <= N <= LARGEST_STEP, and return the
+        logits behind each, float32 [N, vocabulary], in the order of the sequences, valid until the next step.
+        Behind each they are those of a step of its own, bit for bit, where its sequence has no more of them
+        than `most(length)`. The caller has made room and counts the tokens.
         """
 
     def most(self, length: int) -> int:
-        """How many tokens behind so many others a step should take at most, as far as one was taken."""
+        """How many tokens of one sequence, behind so many others, a step should take at most, as far as one
+        was taken.
+        """
 
 
 def allocate_codes(keys: Tensor, capacity: int) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import typer
 from adamas_cli.commands.bench import kernels as kernel_bench
 from adamas_cli.commands.bench import recorded
 from adamas_cli.commands.bench.model import Job
-from adamas_cli.commands.bench.shared import tell
+from adamas_cli.commands.bench.shared import parse_batches, tell
 from adamas_cli.commands.options import Format, grouped
 from adamas_cli.errors import UsageError
 from adamas_cli.quiet import prepare_libraries
@@ -40,6 +40,12 @@ def command(
         ),
     ] = None,
     generated: Annotated[int, typer.Option("-n", "--n-gen", min=1, help="Tokens to decode.")] = 32,
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            "--batch", metavar="LIST", help="Answers that decode together over one document: 1,4,16."
+        ),
+    ] = None,
     repeats: Annotated[
         int,
         typer.Option(
@@ -99,7 +105,7 @@ def command(
     """
     environment = dict(os.environ)  # other engines get the user's environment, without the changes made below
     if kernels:
-        _exclude("--kernels", {"--shape": shape, "--vs": others, "--plot": plot})
+        _exclude("--kernels", {"--shape": shape, "--vs": others, "--plot": plot, "--batch": batch})
         if texts or _given(context, "model"):
             if model.model is None or not texts:
                 raise UsageError("--kernels replays a model on a text: give both -m and --text, or neither")
@@ -120,12 +126,13 @@ def command(
 
         require_drawable(plot)
     text = texts[0] if texts else None
-    job = Job(lengths, shape, text, generated, repeats, others or [], environment)
+    batches = parse_batches(batch) if batch else []
+    job = Job(lengths, shape, text, generated, repeats, others or [], environment, batches)
     rows = tell(job.measure(model, attention), form)
     if plot is not None:
         from adamas_cli.lab.bench.picture import draw
 
-        draw(rows, plot)
+        draw([row for row in rows if row.get("n_sequences", 1) == 1], plot)
 
 
 def _exclude(chosen: str, others: dict[str, object]) -> None:

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """What is measured. environment: of the other engines' processes. lengths: as on the command line."""
+    """What is measured. environment: of the other engines' processes. lengths: as on the command line.
+    batches: numbers of answers that decode together; those of one are there anyway.
+    """
 
     lengths: str
     shape: str | None
@@ -32,6 +34,7 @@ class Job:
     repeats: int
     others: Sequence[str]
     environment: Mapping[str, str]
+    batches: Sequence[int] = ()
 
     def measure(self, model: ModelSettings, attention: DecodingSettings) -> Iterator[tuple[Record, str]]:
         """A record and a line of Markdown about the machine, then one for each row as it is measured.
@@ -53,7 +56,8 @@ class Job:
         threads = use_threads(model.threads)
         machine = Machine.of(target.device, attention.backend, target.dtype)
         settings = {"model": target.name, "text": document.text, **machine.as_json()}
-        rows = Rows(settings, [rival.name for rival in rivals], machine.copy)
+        names = [rival.name for rival in rivals]
+        rows = Rows(settings, names, machine.copy, batches=bool(self.batches))
         yield settings, f"{target.name}; {machine.about}\n\n{markdown_head(rows.titles)}"
         job = {
             "ids": document.ids.tolist(),
@@ -115,7 +119,14 @@ class Job:
             loaded = target.load(display)
         settings = AttentionSettings.of(_compared(attention))
         bench = ModelBench(
-            loaded, settings, document, self.generated, self.repeats, attention.prefill_chunk, say
+            loaded,
+            settings,
+            document,
+            self.generated,
+            self.repeats,
+            attention.prefill_chunk,
+            say,
+            [count for count in self.batches if count > 1],
         )
         yield from bench.measure(lengths)
 

@@ -33,6 +33,14 @@ def parse_lengths(text: str) -> list[int]:
     return list(dict.fromkeys(found))
 
 
+def parse_batches(text: str) -> list[int]:
+    """The numbers of a list such as `1,4,16`, the smallest first, each once. Raises UsageError."""
+    numbers = {part.strip() for part in text.split(",")}
+    if not all(number.isascii() and number.isdigit() and int(number) for number in numbers):
+        raise UsageError(f"--batch {text}: give numbers of answers, as in --batch 1,4,16")
+    return sorted(map(int, numbers))
+
+
 def tell(measured: Iterable[tuple[Record, str]], form: str) -> list[Record]:
     """Print figures, each a record and a line of Markdown, as they come; returns the rows.
 

@@ -5,10 +5,10 @@ have them. Everything else goes through transformers' own forward.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from adamas_kernels.contract import SparseSettings
+from adamas_kernels.contract import NewTokens, SparseSettings
 from torch import Tensor
 
 from adamas_cli.cache.cache import KVCache
@@ -24,26 +24,33 @@ if TYPE_CHECKING:
     from adamas_cli.engine.model import Model
 
 
+class Entry(NamedTuple):
+    """New tokens of one cache, and how they attend."""
+
+    cache: KVCache
+    tokens: Sequence[int]
+    mode: Mode
+
+
 def compiled_obstacle(model: Model, cache: KVCache) -> str | None:
     """Why a model does not decode in compiled steps, in a few words, or None where it does."""
     try:
-        CompiledSteps(model, cache)
+        CompiledSteps(model, cache.kinds)
     except NoCompiledFormError as reason:
         return str(reason)
     return None
 
 
 class CompiledSteps:
-    """The steps of one model with one cache, with the model's packed weights."""
+    """The steps of one model, with its packed weights: of one cache at a time, or of several together."""
 
-    def __init__(self, model: Model, cache: KVCache) -> None:
-        """Raises NoCompiledFormError."""
+    def __init__(self, model: Model, kinds: set[str]) -> None:
+        """kinds: of layers of the caches. Raises NoCompiledFormError."""
         if model.device.type != "cpu":
             raise NoCompiledFormError(f"the model is on {model.device.type}")
-        if not cache.kinds <= {FULL, SLIDING}:
+        if not kinds <= {FULL, SLIDING}:
             raise NoCompiledFormError("some layers keep their own attention")
         weights = describe(model)
-        self._cache = cache
         self._decoder: TokenDecoder = model.module.get_output_embeddings().backend.decoder(weights)
         self._rotary = body_of(model.module).rotary_emb
         self._kinds = rotation_kinds(model.module, model.config)
@@ -51,9 +58,26 @@ class CompiledSteps:
         self._axes = (3, 1, 1) if "mrope_section" in rope else (1, 1)  # time, height and width of pictures
         self._parts = [_half_of(self._rotation(kind, _PROBED)[0][0]) for kind in self._kinds]
 
-    def step(self, tokens: Sequence[int], mode: Mode) -> Tensor:
-        """Append tokens; the logits after each, float32 [n, vocabulary], are valid until the next step."""
-        cache, new = self._cache, len(tokens)
+    def step(self, *entries: Entry) -> Tensor:
+        """Append tokens to each cache; the logits after each, float32 [n, vocabulary], in this order, are
+        valid until the next step.
+        """
+        logits = self._decoder.step([self._new_tokens(entry) for entry in entries])
+        for cache, tokens, mode in entries:
+            cache.count(len(tokens), mode)
+            cache.advance(len(tokens), mode)
+        return logits
+
+    def most(self, cache: KVCache) -> int:
+        """How many tokens of a cache the next step should take at most, each to be computed as it would be
+        alone.
+        """
+        return self._decoder.most(cache.get_seq_length())
+
+    def _new_tokens(self, entry: Entry) -> NewTokens:
+        """What the decoder is told of a cache, in which there is room then."""
+        cache, tokens, mode = entry
+        new = len(tokens)
         cache.make_room(new)
         length = cache.get_seq_length()
         positions = torch.arange(length, length + new)
@@ -63,18 +87,15 @@ class CompiledSteps:
                 for part, kind in zip(self._parts, self._kinds, strict=True)
                 for cos, sin in (self._rotation(kind, positions),)
             ]
-        buffers = [_as_it_attends(layer, mode) for layer in cache.kept]
-        settings = mode.sparse.settings if mode.sparse else SparseSettings()
         tally = mode.tally if mode.sparse is not None else None
-        counts = None if tally is None else tally.of_step(new)
-        logits = self._decoder.step(tokens, length, rotations, buffers, settings, counts)
-        cache.count(new, mode)
-        cache.advance(new, mode)
-        return logits
-
-    def most(self) -> int:
-        """How many tokens the next step should take at most, each to be computed as it would be alone."""
-        return self._decoder.most(self._cache.get_seq_length())
+        return NewTokens(
+            tokens,
+            length,
+            rotations,
+            [_as_it_attends(layer, mode) for layer in cache.kept],
+            mode.sparse.settings if mode.sparse else SparseSettings(),
+            None if tally is None else tally.of_step(new),
+        )
 
     def _rotation(self, kind: str, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines of positions, int64 [n], as the model makes them, [n, ...]; text has the same on

@@ -12,7 +12,7 @@ from adamas_cli.cache.mode import Mode, Sparse
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.sampler import Drawn
 from adamas_cli.engine.steps.captured import CapturedSteps, graph_obstacle
-from adamas_cli.engine.steps.compiled import CompiledSteps
+from adamas_cli.engine.steps.compiled import CompiledSteps, Entry
 from adamas_cli.engine.steps.describe import NoCompiledFormError
 
 
@@ -43,7 +43,7 @@ class Stepper:
                 self._captured = CapturedSteps(model, cache)
         else:
             try:
-                self._compiled = CompiledSteps(model, cache)
+                self._compiled = CompiledSteps(model, cache.kinds)
             except NoCompiledFormError as obstacle:
                 self.reason = f"each token goes through transformers' forward ({obstacle})"
 
@@ -62,7 +62,9 @@ class Stepper:
 
     def most(self, mode: Mode) -> int:
         """How many tokens the next of the `steps` should take at most, where it `checks`."""
-        return self._compiled.most() if self._compiled is not None and self.runs_compiled(mode) else 1
+        return (
+            self._compiled.most(self._cache) if self._compiled is not None and self.runs_compiled(mode) else 1
+        )
 
     def step(self, token: Tensor, mode: Mode) -> tuple[Tensor, Drawn | None]:
         """Append one token, int64 [1], as an answer's tokens attend: the logits after it, [vocabulary], valid
@@ -76,7 +78,7 @@ class Stepper:
         and None. A captured step takes one.
         """
         if self._compiled is not None and self.runs_compiled(mode):
-            return self._compiled.step(tokens.tolist(), mode), None
+            return self._compiled.step(Entry(self._cache, tokens.tolist(), mode)), None
         if self._captured is not None and self._cache.get_seq_length():  # the first token makes the buffers
             try:
                 logits, greedy = self._captured.step(tokens, mode)

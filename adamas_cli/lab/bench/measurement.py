@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Record = dict[str, Any]
@@ -19,7 +19,8 @@ class Measurement:
     seconds: of each repeat. generated: 0 for a prefill. first_token_seconds: from a question after the
     document to the answer's first token. agreement: share of the tokens that full attention gave too.
     step_bytes: what a token's step has to read at least. attention: of a decode `full` or `adamas`, of a
-    prefill `full` or `sparse`; blocks_computed: the share of blocks that the latter computed.
+    prefill `full` or `sparse`; blocks_computed: the share of blocks that the latter computed. sequences:
+    answers that decode together.
     """
 
     engine: str
@@ -34,16 +35,23 @@ class Measurement:
     agreement: float | None = None
     step_bytes: int | None = None
     blocks_computed: float | None = None
+    sequences: int = 1
 
     @property
     def test(self) -> str:
-        """Its name in llama-bench's form."""
-        return f"tg{self.generated} @ d{self.length}" if self.generated else f"pp{self.length}"
+        """Its name in llama-bench's form, with the number of answers if there are several."""
+        several = f" x{self.sequences}" if self.sequences > 1 else ""
+        return f"tg{self.generated}{several} @ d{self.length}" if self.generated else f"pp{self.length}"
+
+    @property
+    def alone(self) -> str:
+        """The name of the same test of one answer."""
+        return replace(self, sequences=1).test
 
     @property
     def rates(self) -> list[float]:
-        """Tokens per second of each repeat."""
-        return [(self.generated or self.length) / seconds for seconds in self.seconds]
+        """Tokens per second of each repeat, those of all answers."""
+        return [self.sequences * (self.generated or self.length) / seconds for seconds in self.seconds]
 
     @property
     def rate(self) -> float:
@@ -56,11 +64,13 @@ class Rows:
     attention before sparse.
 
     settings: what every row says. others: the engines that are compared with. copy: the device's copy
-    bandwidth, in bytes a second.
+    bandwidth, in bytes a second. batches: whether answers are measured that decode together.
     """
 
-    def __init__(self, settings: Mapping[str, object], others: Sequence[str], copy: float) -> None:
-        self._settings = settings
+    def __init__(
+        self, settings: Mapping[str, object], others: Sequence[str], copy: float, *, batches: bool = False
+    ) -> None:
+        self._settings, self._batches = settings, batches
         self._copy = copy
         self._others = others
         self._rates: dict[tuple[str, str, str], float] = {}
@@ -80,6 +90,7 @@ class Rows:
             "n_prompt": 0 if measured.generated else measured.length,
             "n_gen": measured.generated,
             "n_depth": measured.length if measured.generated else 0,
+            "n_sequences": measured.sequences,
             "attention": measured.attention,
             "backend": measured.backend,
             "budget": measured.budget,
@@ -87,6 +98,7 @@ class Rows:
             "stddev_ts": statistics.stdev(rates) if len(rates) > 1 else 0.0,
             "samples_ts": rates,
             "ratio": self._against(OURS, measured) if ours and compared else None,
+            "ratio_to_one": self._to_one(measured) if measured.sequences > 1 else None,
             **{_key(name): self._against(name, measured) if ours else None for name in self._others},
             "ttft_s": measured.first_token_seconds,
             "agreement": measured.agreement,
@@ -117,6 +129,7 @@ class Rows:
             ("attention", _value("attention", str)),
             ("tokens/s", lambda row: f"{row['avg_ts']:,.2f} ± {row['stddev_ts']:,.2f}"),
             ("ratio to full", _value("ratio", _times)),
+            *([("ratio to one", _value("ratio_to_one", _times))] if self._batches else []),
             *against,
             ("first token, s", _value("ttft_s", "{:,.2f}".format)),
             ("agreement", _value("agreement", "{:.0%}".format)),
@@ -124,6 +137,11 @@ class Rows:
             ("peak memory", _value("peak_memory_bytes", lambda size: f"{size / 1e9:,.2f} GB")),
             ("reads", lambda row: row["text"] or "random tokens"),
         ]
+
+    def _to_one(self, measured: Measurement) -> float | None:
+        """How many times the tokens of one answer at a time, where that was measured."""
+        rate = self._rates.get((measured.engine, measured.attention, measured.alone))
+        return None if rate is None else measured.rate / rate
 
     def _against(self, engine: str, measured: Measurement) -> float | None:
         """The speed relative to full attention of an engine, if that was measured."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from adamas_cli.engine.attention import AttentionSettings
+from adamas_cli.engine.batch import Batch
 from adamas_cli.engine.events import Done, Token
 from adamas_cli.engine.peak import peak_memory
 from adamas_cli.engine.sampling import Sampling
@@ -36,6 +37,7 @@ def tokens_needed(length: int, generated: int) -> int:
 @dataclass(frozen=True)
 class ModelBench:
     """Measures one loaded model. generated: tokens of a decode. say: told what is going on, in lines.
+    batches: numbers of answers that decode together.
 
     A document is read densely, and sparsely too where `ask` would read it so. Then it is answered in turn
     with full attention and with Adamas; with a `kind` of `full`, only with full attention.
@@ -48,6 +50,7 @@ class ModelBench:
     repeats: int
     chunk: int | None
     say: Callable[[str], None]
+    batches: Sequence[int] = ()
 
     def measure(self, lengths: Sequence[int]) -> Iterator[Measurement]:
         """A prefill and the decodes at each length, the shortest first: peak memory only grows."""
@@ -79,6 +82,8 @@ class ModelBench:
             )
         assert timeline is not None
         yield from self._decode(timeline, length, pulse)
+        for way in self._ways(timeline) if self.batches else ():
+            yield from self._together(timeline, length, way, pulse)
 
     def _warmed(self, read: str, length: int) -> str:
         """Read and answer for a moment what makes kernels compile; how documents of this length are read."""
@@ -97,6 +102,7 @@ class ModelBench:
             context=tokens_needed(length, self.generated),
             prefill_chunk=self.chunk,
             announce=self.say,
+            forks=bool(self.batches),
         )
         give_back()  # what an earlier engine held
         start = time.perf_counter()
@@ -135,12 +141,61 @@ class ModelBench:
                 ),
             )
 
+    def _together(self, timeline: Timeline, length: int, way: str, pulse: Pulse) -> Iterator[Measurement]:
+        """Answers that decode together, to questions about one document."""
+        if timeline.batch_reason is not None:
+            self.say(timeline.batch_reason)
+            return
+        timeline.batch = Batch(timeline.model)
+        for count in self.batches:
+            self._answers(timeline, length, way, count, WARM_UP)
+            seconds = []
+            for repeat in range(self.repeats):
+                pulse.beat(f"decoding {count} answers", repeat + 1, self.repeats)
+                seconds.append(self._answers(timeline, length, way, count, self.generated + 1))
+            sparse = timeline.sparse if way != "full" else None
+            yield Measurement(
+                OURS,
+                way,
+                length,
+                self.generated,
+                seconds,
+                peak_memory(self.loaded.device),
+                backend=sparse.backend.name if sparse else None,
+                budget=sparse.settings.budget if sparse else None,
+                sequences=count,
+            )
+        timeline.batch = None
+
+    def _answers(self, timeline: Timeline, length: int, way: str, count: int, tokens: int) -> float:
+        """Seconds from where all of so many answers have their first token to where all have their last."""
+        question = self.document.ids[length : length + QUESTION]
+        answers = []
+        for index in range(count):
+            asked = np.roll(question, index)  # so that answers differ
+            answers.append(timeline.fork().answer(asked, Sampling(), tokens, (), sparse_from=WAYS[way]))
+        for events in answers:
+            while not isinstance(next(events), Token):
+                pass
+        begun = time.perf_counter()
+        for _ in range(1, tokens):
+            for events in answers:
+                next(events)
+        seconds = time.perf_counter() - begun
+        for events in answers:
+            events.close()
+        return seconds
+
     def _warm_up(self, timeline: Timeline, length: int = 0) -> list[str]:
         """A short answer in each way that this engine has; returns their names."""
-        ways = [way for way in WAYS if way == "full" or timeline.sparse is not None]
+        ways = self._ways(timeline)
         for way in ways:
             self._answer(timeline, length, way, WARM_UP)
         return ways
+
+    @staticmethod
+    def _ways(timeline: Timeline) -> list[str]:
+        return [way for way in WAYS if way == "full" or timeline.sparse is not None]
 
     def _answer(self, timeline: Timeline, length: int, way: str, tokens: int) -> tuple[list[int], Done]:
         """The greedy tokens after a question, and how long they took."""

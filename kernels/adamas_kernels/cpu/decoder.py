@@ -1,13 +1,14 @@
 """A whole decode step in one call: from one token, or a few, to the logits behind each, for layers that
 `weights.py` describes.
 
-A layer of the plainest kind is 13 stages, or 15 with sparse attention, each with its tasks on all
-threads; between two steps nothing but a few numbers changes. Activations are float32. Each of several tokens
-is computed as it would be alone, and weights are read once for all of them.
+A layer of the plainest kind is 16 stages, some of which may have nothing to do, each with its tasks on all
+threads; between two steps nothing but a few numbers changes. Activations are float32. Each of several tokens,
+of one sequence or of several, is computed as it would be alone, and weights are read once for all of them.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import accumulate, chain
 
@@ -15,121 +16,108 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adamas_kernels.contract import AnyCache, DenseCache, SparseSettings
-from adamas_kernels.cpu.dense import build_dense
-from adamas_kernels.cpu.floats import Float32
+from adamas_kernels.contract import LARGEST_STEP, NewTokens
+from adamas_kernels.cpu.attending import SLOTS, Attending, Heads
 from adamas_kernels.cpu.formats import MOST_NUMBERS
 from adamas_kernels.cpu.linear import Inputs
-from adamas_kernels.cpu.product import available_forms
 from adamas_kernels.cpu.program import StepProgram
-from adamas_kernels.cpu.records import ROPE, Arena, describe_dense, describe_layer, row_kinds
+from adamas_kernels.cpu.records import STAGES, Arena
 from adamas_kernels.cpu.rows import TILE
 from adamas_kernels.cpu.runner import Runner
-from adamas_kernels.cpu.step import build_stages, build_tally
-from adamas_kernels.reference import padded_dim
-from adamas_kernels.softmax import Softmax
 from adamas_kernels.weights import AttentionWeights, DecoderWeights, LayerWeights, Mixture, Mlp, Norm
 
-Rotation = tuple[Tensor, Tensor]
+KEPT_SHAPES = 32  # of steps, whose programs are kept
 
 
 class Decoder:
-    """Decodes with weights in blocks, a few tokens of one sequence at a time."""
+    """Decodes with weights in blocks, a few tokens at a time, of one sequence or of several."""
 
     def __init__(self, runner: Runner, weights: DecoderWeights) -> None:
         self._runner, self._weights = runner, weights
-        self._arena = Arena(runner.threads)
-        self._steps: dict[int, _Steps] = {}  # by how many tokens they take
+        self._vectors = Vectors()
+        self._arenas: list[Arena] = []  # of each sequence of a step
+        self._steps: OrderedDict[tuple[int, ...], _Steps] = OrderedDict()  # by the tokens of each sequence
 
-    def step(
-        self,
-        tokens: Sequence[int],
-        length: int,
-        rotations: Sequence[Rotation],
-        layers: Sequence[AnyCache],
-        settings: SparseSettings,
-        tally: Tensor | None = None,
-    ) -> Tensor:
+    def step(self, sequences: Sequence[NewTokens]) -> Tensor:
         """See `TokenDecoder.step`."""
-        rows = len(tokens)
-        if rows not in self._steps:
-            self._steps[rows] = _Steps(self._runner, self._arena, self._weights, rows)
-        return self._steps[rows].run(tokens, length, rotations, layers, settings, tally)
+        shape = tuple(len(sequence.tokens) for sequence in sequences)
+        if sum(shape) > LARGEST_STEP:
+            raise ValueError(f"{sum(shape)} new tokens; a step takes {LARGEST_STEP} of all sequences")
+        steps = self._steps.pop(shape, None) or self._new_steps(shape)
+        self._steps[shape] = steps
+        return steps.run(sequences)
 
     def most(self, length: int) -> int:
         """See `TokenDecoder.most`."""
-        return min((steps.most(length) for steps in self._steps.values()), default=1)
+        alone = (steps for shape, steps in self._steps.items() if len(shape) == 1)
+        return min((steps.most(length) for steps in alone), default=1)
+
+    def _new_steps(self, shape: tuple[int, ...]) -> _Steps:
+        while len(self._arenas) < len(shape):
+            self._arenas.append(Arena(self._runner.threads))
+        if len(self._steps) >= KEPT_SHAPES:
+            self._steps.popitem(last=False)
+        return _Steps(self._runner, self._arenas, self._vectors, self._weights, shape)
 
 
 class _Steps:
-    """The steps of so many tokens, `rows`."""
+    """The steps of sequences with so many tokens each."""
 
-    def __init__(self, runner: Runner, arena: Arena, weights: DecoderWeights, rows: int) -> None:
-        self._runner, self._arena, self._weights, self._rows = runner, arena, weights, rows
-        self._vectors: dict[tuple[str, int, int], Tensor] = {}
-        self._hidden = self._vector("hidden", weights.hidden)
-        self._logits = torch.empty(rows, weights.head.weight.rows)
-        self._lse = torch.empty(rows * max(layer.attention.heads for layer in weights.layers))
-        self._rotations: list[Rotation] = []
-        self._buffers: tuple[Tensor | None, ...] = ()
-        self._settings: SparseSettings | None = None
-        self._program: StepProgram | None = None
-
-    def run(
+    def __init__(
         self,
-        tokens: Sequence[int],
-        length: int,
-        rotations: Sequence[Rotation],
-        layers: Sequence[AnyCache],
-        settings: SparseSettings,
-        tally: Tensor | None,
-    ) -> Tensor:
+        runner: Runner,
+        arenas: Sequence[Arena],
+        vectors: Vectors,
+        weights: DecoderWeights,
+        shape: tuple[int, ...],
+    ) -> None:
+        self._runner, self._weights, self._vectors, self._shape = runner, weights, vectors, shape
+        self._rows = sum(shape)
+        self._hidden = self._vector("hidden", weights.hidden)
+        self._logits = self._vector("logits", vocabulary := weights.head.weight.rows)[:, :vocabulary]
+        self._lse = torch.empty(self._rows * max(layer.attention.heads for layer in weights.layers))
+        layers = [layer.attention for layer in weights.layers]
+        stages = np.zeros((len(layers), SLOTS, len(shape)), STAGES)
+        self._sequences = [
+            Attending(runner, arena, layers, new, stages[:, :, index])
+            for index, (arena, new) in enumerate(zip(arenas, shape, strict=False))
+        ]
+        self._program: StepProgram | None = None
+        self._stages = stages
+
+    def run(self, sequences: Sequence[NewTokens]) -> Tensor:
         """See `TokenDecoder.step`."""
-        if not self._rotations:
-            self._rotations = [(cos.contiguous().clone(), sin.contiguous().clone()) for cos, sin in rotations]
-        for kept, new in zip(self._rotations, rotations, strict=True):
-            for mine, its in zip(kept, new, strict=True):
-                mine.copy_(its)
-        tensors = (tally, *chain.from_iterable(_tensors(layer) for layer in layers))
-        same = len(tensors) == len(self._buffers) and settings == self._settings
-        if (
-            self._program is None
-            or not same
-            or any(a is not b for a, b in zip(tensors, self._buffers, strict=True))
-        ):
-            self._program = self._build(layers, settings, tally)
-            self._buffers, self._settings = tensors, settings
+        for attending, sequence in zip(self._sequences, sequences, strict=True):
+            attending.prepare(sequence)
+        if self._program is None:
+            self._program = self._build()
+        tokens = chain.from_iterable(sequence.tokens for sequence in sequences)
         for row, token in zip(self._hidden, tokens, strict=True):
             row[: self._weights.hidden] = self._weights.embedding(token)
-        self._program.prepare(length)
+        self._program.prepare()
         self._runner.run_program(self._program.program)
         cap = self._weights.softcap
         return self._logits if cap is None else self._logits.div_(cap).tanh_().mul_(cap)
 
     def most(self, length: int) -> int:
-        """See `TokenDecoder.most`."""
-        return 1 if self._program is None else self._program.most(length)
+        """See `TokenDecoder.most`, of the first sequence."""
+        return self._sequences[0].most(length)
 
-    def _build(
-        self, layers: Sequence[AnyCache], settings: SparseSettings, tally: Tensor | None
-    ) -> StepProgram:
-        attention = [layer.attention for layer in self._weights.layers]
-        program = StepProgram(self._runner, self._arena, attention, settings, self._rows)
-        for index, (weights, layer) in enumerate(zip(self._weights.layers, layers, strict=True)):
-            self._layer(program, index, weights, layer, tally)
+    def _build(self) -> StepProgram:
+        program = StepProgram(self._runner, self._rows, self._stages)
+        for index, weights in enumerate(self._weights.layers):
+            self._layer(program, index, weights)
         normed = self._normalized(program, self._weights.norm, "normed")
         parts = [(self._weights.head, self._logits)]
         program.multiply(program.inputs(normed), parts, factor=self._weights.factor)
         program.finish()
         return program
 
-    def _layer(
-        self, program: StepProgram, index: int, weights: LayerWeights, layer: AnyCache, tally: Tensor | None
-    ) -> None:
+    def _layer(self, program: StepProgram, index: int, weights: LayerWeights) -> None:
         x = own = program.inputs(self._normalized(program, weights.before_attention, "normed"))
         if weights.parallel and weights.before_mlp is not None:
             own = program.inputs(self._normalized(program, weights.before_mlp, "also normed"))
-        attended = self._attended(program, index, weights.attention, x, layer, tally)
+        attended = self._attended(program, index, weights.attention, x)
         out, add = self._target(weights.after_attention)
         parts = [(weights.attention.output, out)]
         program.multiply(program.inputs(attended), parts, add=add, factor=weights.factor)
@@ -195,103 +183,55 @@ class _Steps:
         if shared is not None:
             program.multiply(program.inputs(also), [(shared.down, out)], add=True, factor=factor)
 
-    def _attended(
-        self,
-        program: StepProgram,
-        index: int,
-        weights: AttentionWeights,
-        x: Inputs,
-        layer: AnyCache,
-        tally: Tensor | None,
-    ) -> Tensor:
+    def _attended(self, program: StepProgram, index: int, weights: AttentionWeights, x: Inputs) -> Tensor:
         """The stages from a layer's queries, keys and values to what it attended to."""
         ends = list(accumulate(part.weight.rows for part in weights.inputs))
         inputs = self._vector("inputs", ends[-1])
         starts = [inputs[:, end - part.weight.rows :] for part, end in zip(weights.inputs, ends, strict=True)]
         program.multiply(x, list(zip(weights.inputs, starts, strict=True)))
         query, key, value = (inputs[:, place:] for place in weights.places)
-        whole = [
-            (norm, vector, vector)
-            for norm, vector in ((weights.query_norm, query), (weights.key_norm, key))
-            if norm is not None and norm.weight.shape[-1] != weights.head_dim
-        ]
-        program.normalize(*whole)
+        norms = (weights.query_norm, query), (weights.key_norm, key)
+        by_head = [norm is not None and norm.weight.shape[-1] == weights.head_dim for norm, _ in norms]
+        program.normalize(
+            *(
+                (norm, vector, vector)
+                for (norm, vector), of_heads in zip(norms, by_head, strict=True)
+                if norm is not None and not of_heads
+            )
+        )
+        query_norm, key_norm = (
+            program.keep(program.norm_record(norm, vector, vector)) if norm is not None and of_heads else 0
+            for (norm, vector), of_heads in zip(norms, by_head, strict=True)
+        )
         attended = self._vector("attended", weights.heads * weights.head_dim)
-        size, step = weights.head_dim, program.steps[index : index + 1]
-        step["batch"], step["new"], step["kv_heads"] = 1, self._rows, weights.kv_heads
-        step["group"], step["dim"], step["dim_v"] = weights.heads // weights.kv_heads, size, size
-        step["size"], step["scaling"] = padded_dim(size), weights.scaling
-        step["rope"] = self._rope(program, weights, query, key)
-        for name, vector in (("query", query), ("key", key), ("value", value)):
-            step[name], step[f"{name}_h"] = vector.data_ptr(), weights.step
-            step[f"{name}_n"] = vector.stride(0)
-        step["out"], step["lse"] = attended.data_ptr(), self._lse.data_ptr()
-        step["out_h"], step["out_n"] = size, attended.stride(0)
-        softmax = weights.softmax
-        step["softcap"], step["window"] = softmax.softcap, softmax.window or 0
-        step["ring"] = 0 if softmax.window is None else layer.capacity
-        step["sink_scores"] = 0 if softmax.sinks is None else softmax.sinks.data_ptr()
-        self._attend(program, index, layer, softmax, tally)
+        row = 0
+        for sequence, new in zip(self._sequences, self._shape, strict=True):
+            lse = self._lse[row * weights.heads :]
+            parts = Heads(query[row:], key[row:], value[row:], attended[row:], lse)
+            sequence.place(index, parts, (query_norm, key_norm))
+            row += new
+        program.attend(index)
         return attended
 
-    def _rope(self, program: StepProgram, weights: AttentionWeights, query: Tensor, key: Tensor) -> int:
-        """The address of a layer's ROPE."""
-        norms = [
-            program.keep(program.norm_record(norm, vector, vector))
-            if norm is not None and norm.weight.shape[-1] == weights.head_dim
-            else 0
-            for norm, vector in ((weights.query_norm, query), (weights.key_norm, key))
-        ]
-        empty = self._hidden[:, :0]
-        cos, sin = (empty, empty) if weights.rotation is None else self._rotations[weights.rotation]
-        record = np.zeros(1, ROPE)
-        record[0] = (
-            cos.data_ptr(), sin.data_ptr(), cos.shape[-1], *norms, weights.norms_last, 2 * cos.shape[-1],
-            weights.pairs,
-            weights.clip or 0,
-        )  # fmt: skip
-        return program.keep(record)
-
-    def _attend(
-        self, program: StepProgram, index: int, layer: AnyCache, softmax: Softmax, tally: Tensor | None
-    ) -> None:
-        """The stages of a layer's attention."""
-        kinds, step = row_kinds(layer), program.steps[index : index + 1]
-        if isinstance(layer, DenseCache):
-            dense = self._runner.compiled(build_dense, Float32(), *kinds)
-            program.attend(index, dense, program.keep(describe_dense(layer)))
-            return
-        settings = program.settings.under(softmax)
-        sinks, recents = settings.forced
-        step["sinks"], step["recents"] = sinks, min(recents, settings.budget - sinks)
-        step["least_share"] = settings.least_share
-        step["manhattan"] = settings.scorer == "manhattan"
-        step["query_edge"] = -1.0 if settings.edge is None else settings.edge
-        sparse = self._runner.compiled(build_stages, available_forms()[0], Float32(), *kinds)
-        record = program.keep(describe_layer(layer))
-        program.attend(index, sparse, record)
-        if tally is not None:
-            step["tally"], (step["tally_n"], step["tally_row"]) = tally.data_ptr(), tally.stride()[:2]
-            program.tally(index, self._runner.compiled(build_tally), record)
-
     def _vector(self, name: str, size: int, rows: int | None = None) -> Tensor:
-        """Float32 zeros of a name and size, which layers share, for each token or [rows, size]. Rows go up to
-        a whole number of blocks of any type: a weight may have columns of zeros behind the last one.
+        """Float32 [rows, size] of a name and size, which layers share; without rows, for each token."""
+        if rows is None:
+            return self._vectors.rows(name, size, self._rows)
+        return self._vectors.rows(name, size, rows, most=rows)
+
+
+class Vectors:
+    """Memory for the vectors of steps, by name and size, which steps of any number of tokens share."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[str, int, int], Tensor] = {}
+
+    def rows(self, name: str, size: int, rows: int, most: int = LARGEST_STEP) -> Tensor:
+        """Float32 [rows, padded size], of which there may be `most`. Columns go up to a whole number of
+        blocks of any type, as a weight may have columns of zeros behind the last one, and rows to TILEs.
         """
-        rows = self._rows if rows is None else rows
-        key = name, size, rows
-        if key not in self._vectors:
+        key = name, size, most
+        if key not in self._made:
             columns = -(-size // MOST_NUMBERS) * MOST_NUMBERS
-            self._vectors[key] = torch.zeros(-(-rows // TILE) * TILE, columns)[:rows]
-        return self._vectors[key]
-
-
-def _tensors(layer: AnyCache) -> tuple[Tensor | None, ...]:
-    """All that a program knows the addresses of."""
-    if isinstance(layer, DenseCache):
-        return layer.keys, layer.values, layer.value_sum, layer.centre
-    book = layer.codebook
-    return (
-        layer.keys, layer.values, layer.value_sum, layer.centre, layer.codes, layer.scales, book.mean,
-        book.edge, book.balance, book.noise,
-    )  # fmt: skip
+            self._made[key] = torch.zeros(-(-most // TILE) * TILE, columns)
+        return self._made[key][:rows]

@@ -1,6 +1,4 @@
-"""The program of a decode step of one token or a few: the stages of all layers, and what of their records
-changes with the length.
-"""
+"""The program of a decode step of one token or a few: the stages of all layers."""
 
 from __future__ import annotations
 
@@ -9,58 +7,32 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from adamas_kernels.contract import LARGEST_STEP, SparseSettings
-from adamas_kernels.cpu.dense import DenseStages
 from adamas_kernels.cpu.inner import KINDS as ACTIVATIONS
 from adamas_kernels.cpu.inner import build_inner
+from adamas_kernels.cpu.joined import build_joined
 from adamas_kernels.cpu.linear import Inputs, products, rows_of_task
 from adamas_kernels.cpu.mixture import SCORINGS, build_mixture, build_route
 from adamas_kernels.cpu.multiply import build_multiply
 from adamas_kernels.cpu.norm_rope import build_norm
-from adamas_kernels.cpu.records import (
-    INNER,
-    MIXTURE,
-    NORM,
-    ROUTE,
-    SEGMENT,
-    STAGES,
-    STEP,
-    Arena,
-    dense_segments,
-    groups_of_segment,
-)
+from adamas_kernels.cpu.records import INNER, MIXTURE, NORM, ROUTE, STAGES
 from adamas_kernels.cpu.runner import Runner, Stage
-from adamas_kernels.cpu.step import Stages
 from adamas_kernels.cpu.tasks import Program
-from adamas_kernels.reference import padded_dim
-from adamas_kernels.weights import AttentionWeights, Linear, Mixture, Mlp, Norm, Router
-
-RANK_BYTES = 8  # that a query has of each token in scratch memory
-MOST_SCRATCH = 1 << 27  # bytes of that, where a step could take fewer tokens
+from adamas_kernels.weights import Linear, Mixture, Mlp, Norm, Router
 
 
 class StepProgram:
-    """Stages are added in order; after `finish` they run as `program`, each time `prepare`d for a length.
+    """Stages are added in order; after `finish` they run as `program`, each time it is `prepare`d.
 
     Vectors of its `rows` tokens are [rows, padded], and their memory goes on to a whole number of TILEs.
-    steps: a STEP for each layer. Tensors that are named here must live as long as this.
+    attention: STAGES [layers, stages, sequences], which may change between runs. What is named here must live
+    as long as this.
     """
 
-    def __init__(
-        self,
-        runner: Runner,
-        arena: Arena,
-        attention: Sequence[AttentionWeights],
-        settings: SparseSettings,
-        rows: int = 1,
-    ) -> None:
-        self.settings, self.rows = settings, rows
-        self.steps = np.zeros(len(attention), STEP)
-        self._runner, self._arena = runner, arena
-        self._layers = attention
-        # Of layers that attend alike, by their stages, KV heads, heads and window: the index of each, and the
-        # place of its first stage.
-        self._alike: dict[tuple[type[Stages | DenseStages], int, int, int | None], list[tuple[int, int]]] = {}
+    def __init__(self, runner: Runner, rows: int = 1, attention: np.ndarray | None = None) -> None:
+        self.rows = rows
+        self._attention = np.zeros((0, 0, 0), STAGES) if attention is None else attention
+        self._places: list[list[int]] = []  # of stages of attention, layer by layer
+        self._runner = runner
         self._stages: list[Stage] = []
         self._records: list[np.ndarray] = []  # an address stays valid as long as its record lives
         self._inputs: list[Inputs] = []
@@ -183,67 +155,22 @@ class StepProgram:
         stage = self._runner.compiled(build_mixture)
         self.add((stage, -(-rows // share), self.keep(record), 0, 0))
 
-    def attend(self, index: int, stages: Stages | DenseStages, layer: int) -> None:
-        """The stages of one layer's attention, whose tasks depend on the tokens. layer: of a LAYER."""
-        records = self.steps[index:].ctypes.data, layer, self._arena.address
-        weights = self._layers[index]
-        kind = type(stages), weights.kv_heads, weights.heads, weights.softmax.window
-        self._alike.setdefault(kind, []).append((index, len(self._stages)))
-        for function in stages:
-            self.add((function, 0, *records))
-
-    def tally(self, index: int, function: int, layer: int) -> None:
-        """The stage behind a layer's attention that adds up what it attended to."""
-        self.add((function, 1, self.steps[index:].ctypes.data, layer, self._arena.address))
+    def attend(self, index: int) -> None:
+        """The stages of one layer's attention, each of which all sequences go through together."""
+        joined = self._runner.compiled(build_joined)
+        self._places.append([])
+        for stages in self._attention[index]:
+            self._places[-1].append(len(self._stages))
+            self.add((joined, 0, stages.ctypes.data, 0, 0))
 
     def finish(self) -> None:
         """All stages are there."""
         self.program = Program(np.array(self._stages, STAGES))
-        self._groups = []
-        for kind, found in self._alike.items():
-            layers, first = np.array(found).T
-            self._groups.append((*kind, layers, first[:, None] + np.arange(len(kind[0]._fields))))
-        self._growths = {layer.growth[1] for layer in self._layers if layer.growth is not None}
-        self._growing = [index for index, layer in enumerate(self._layers) if layer.growth is not None]
-        self._capped = np.array([layer.softmax.softcap > 0 for layer in self._layers])
-        self._heads = max(layer.heads for layer in self._layers)
-        self._group = max(layer.heads // layer.kv_heads for layer in self._layers)
-        self._head_dim = max(layer.head_dim for layer in self._layers)
+        self._attending = np.array(self._places)
 
-    def most(self, length: int) -> int:
-        """How many tokens behind so many in the cache one program may take, so that each is computed as it
-        would be alone, with the same scaling and as many groups of ranks, and scratch memory is small.
-        """
-        budget, ranks = self.settings.budget, RANK_BYTES * self._heads * (length + LARGEST_STEP)
-        most = min(LARGEST_STEP, max(1, MOST_SCRATCH // ranks))
-        for growth in self._growths:
-            most = min(most, growth - length % growth)
-        groups = groups_of_segment(budget, length + 1)
-        while groups_of_segment(budget, length + most) != groups:
-            most -= 1
-        return most
-
-    def prepare(self, length: int) -> None:
-        """Set what depends on the tokens in the cache."""
-        tokens, settings = length + self.rows, self.settings
-        segments, groups = -(-tokens // SEGMENT), groups_of_segment(settings.budget, tokens)
-        self.steps["length"], self.steps["groups"] = length, groups
-        self.steps["peak_room"] = segments * groups
-        self.steps["budget"] = min(settings.budget, tokens)
-        chosen = settings.budget < tokens
-        by_error = settings.error is not None
-        self.steps["compensated"] = settings.compensated and (chosen | (by_error & ~self._capped))
-        for index in self._growing:
-            self.steps["scaling"][index] = self._layers[index].scaling_at(length)
-        for kind, kv_heads, heads, window, layers, places in self._groups:
-            first = 0 if window is None else max(0, length + 1 - window)
-            count = -(-tokens // SEGMENT) if kind is Stages else dense_segments(tokens, first)
-            self.steps["segments"][layers] = self.steps["room"][layers] = count
-            self.program.records["tasks"][places] = kind.tasks(kv_heads, heads * self.rows, count)
-        self._arena.reserve(
-            self._heads * self.rows, self._group * self.rows, segments, segments * groups,
-            padded_dim(self._head_dim), self._head_dim, settings.budget,
-        )  # fmt: skip
+    def prepare(self) -> None:
+        """Have as many tasks of attention as it says now."""
+        self.program.records["tasks"][self._attending] = self._attention["tasks"].sum(-1)
 
     def _products(
         self,

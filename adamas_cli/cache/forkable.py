@@ -1,0 +1,106 @@
+"""Memory of a CPU that forks of a cache share: the system copies a page of it when a fork writes there.
+
+So a document's keys, values and codes are in memory once, however many answers go on from it, and each of
+them sees plain tensors. Linux has files in memory for it; elsewhere forks are copies.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import weakref
+from functools import cache
+from typing import Any
+
+import torch
+from adamas_kernels.contract import allocate_codes
+from torch import Tensor
+
+MAPS_FILES = hasattr(os, "memfd_create")
+_FAILED = ctypes.c_void_p(-1).value
+_files: dict[int, tuple[int, int]] = {}  # number and bytes of each file, by the address where it was mapped
+
+
+def empty_like(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An uninitialized tensor of this shape that can be forked, or any where there is no such memory.
+
+    like: on whose device it is to be.
+    """
+    size = max(1, torch.Size(shape).numel()) * dtype.itemsize
+    memory = _new(size) if like.device.type == "cpu" and MAPS_FILES else None
+    return like.new_empty(shape, dtype=dtype) if memory is None else _seen_as(memory, shape, dtype)
+
+
+def forked(x: Tensor) -> Tensor | None:
+    """A tensor with the same numbers, which may be written to and changes nothing here; None where that takes
+    a copy. As long as it is used, what is read there must not change here.
+    """
+    known = _files.get(x.untyped_storage().data_ptr())
+    memory = None if known is None else _mapped(*known, mmap.MAP_PRIVATE)
+    if memory is None:
+        return None
+    numbers = torch.frombuffer(memory, dtype=torch.uint8)[: x.untyped_storage().nbytes()].view(x.dtype)
+    return numbers.as_strided(x.shape, x.stride(), x.storage_offset())
+
+
+def codes_beside(keys: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
+    """See `allocate_codes`: in memory of the same kind as the keys."""
+    if keys.untyped_storage().data_ptr() not in _files:
+        return allocate_codes(keys, capacity)
+    codes, scales = allocate_codes(keys.to("meta"), capacity)
+    words = empty_like(keys, tuple(codes.transpose(-1, -2).shape), codes.dtype)
+    return words.transpose(-1, -2), empty_like(keys, tuple(scales.shape), scales.dtype)
+
+
+def _new(size: int) -> Any:
+    """A file in memory, mapped; None where the system has no more of them."""
+    try:
+        file = os.memfd_create("adamas")
+    except OSError:
+        return None
+    try:
+        os.ftruncate(file, size)
+        memory = _mapped(file, size, mmap.MAP_SHARED)
+    except OSError:
+        memory = None
+    if memory is None:
+        os.close(file)
+        return None
+    address = ctypes.addressof(memory)
+    _files[address] = file, size
+    weakref.finalize(memory, _close, address).atexit = False
+    return memory
+
+
+def _mapped(file: int, size: int, kind: int) -> Any:
+    """The bytes of a file, which go when nothing uses them any more; None where they cannot be mapped."""
+    library = _library()
+    reads_and_writes = mmap.PROT_READ | mmap.PROT_WRITE
+    address = library.mmap(None, size, reads_and_writes, kind, file, 0)
+    if address == _FAILED:
+        return None
+    memory = (ctypes.c_uint8 * size).from_address(address)
+    weakref.finalize(memory, library.munmap, address, size).atexit = False
+    return memory
+
+
+def _close(address: int) -> None:
+    """Forget a file; its memory goes with the last fork."""
+    file, _ = _files.pop(address)
+    os.close(file)
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    """The system's functions: Python's own mappings hold a file each open."""
+    library = ctypes.CDLL(None)
+    library.mmap.restype = ctypes.c_void_p
+    library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    library.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return library
+
+
+def _seen_as(memory: Any, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    count = torch.Size(shape).numel()
+    return torch.frombuffer(memory, dtype=dtype, count=max(1, count))[:count].view(shape)
