@@ -1,7 +1,7 @@
 """Compiles every kernel for Arm CPUs on any machine, without running one; prints as JSON, for each function,
 the first bytes of its objects and the instructions that its code calls by name.
 
-python tests/compile_for_arm.py [FORMAT ...]
+    python tests/compile_for_arm.py [FORMAT ...]
 
 Before numba is imported, everything is set as on an Arm machine: our own choices, LLVM's target, and the
 features of ADAMAS_CPU's level `dotprod`. FORMAT: a weight format whose products are compiled, such as Q4_K.

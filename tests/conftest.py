@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def plain_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Turns off rounding for packed weights: a vector's last bit may round to another code."""
+    """Keeps packed weights as numbers: with codes, a vector's last bit may round it to another integer."""
     from adamas_kernels.cpu import CpuBackend
 
     monkeypatch.setattr(CpuBackend, "quantize", CpuBackend.as_blocks)

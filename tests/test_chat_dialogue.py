@@ -59,7 +59,7 @@ def replied(talk: Dialogue, tokenizer: Tokenizer, text: str) -> Reply:
 
 
 def shown(tokenizer: Tokenizer, ids: np.ndarray) -> str:
-    """Text with control tokens as templates spell them; text of documents has none."""
+    """The text of a prompt, with control tokens as templates spell them."""
     names = {number: name for name, number in tokenizer.control_tokens.items()}
     parts = [names.get(token, "").encode() or tokenizer.token_bytes(token) for token in ids.tolist()]
     return b"".join(parts).decode()

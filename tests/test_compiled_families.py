@@ -141,7 +141,7 @@ def after_reading(model: nn.Module, attention: AttentionSettings) -> Timeline:
 
 
 def assert_at_once(timeline: Timeline, new: torch.Tensor, expected: torch.Tensor, mode: Mode) -> None:
-    """Several tokens in one step, as many as it takes, give bit for bit the logits of single steps."""
+    """A step of as many tokens as it takes gives, bit for bit, the logits of single steps."""
     start, count = timeline.mark(), min(len(new), timeline._stepper.most(mode))
     assert count > 1
     timeline.cache.begin_answer(mode)
