@@ -1,4 +1,4 @@
-"""The cost of outgrowing a conversation's cache: growing in place against copying.
+"""The cost when a conversation outgrows its cache: growing in place against copying.
 
     python docs/measure_growing.py [--shape llama-3.1-8b] [--len 32768] [--more 8192] [--rounds 3]
 

@@ -124,7 +124,7 @@ def test_a_gpu_gets_planes_of_the_same_bits(tmp_path):
     model = tiny_architecture("qwen2")
     numbers = write(tmp_path, model, KINDS["mlx"], ends=("proj", "embed_tokens", "lm_head"))
     scheme = scheme_of(MLX)
-    planes = Planes(torch.float32, CPU)  # formats as the interpreter computes with them
+    planes = Planes(torch.float32, CPU)  # in a format that the interpreter computes with
     found = build_model(
         tmp_path, model.config, scheme, torch.float32, CPU, planes, trust_remote_code=False, in_blocks=True
     )

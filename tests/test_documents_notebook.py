@@ -1,4 +1,4 @@
-"""Notebooks become Markdown; anything else stays plain text."""
+"""Notebooks become Markdown; anything else stays as it is."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def shown() -> list[Shown]:
 
 
 def essential(text: str) -> list[str]:
-    """Without lines that are printed once per machine, and with percentages replaced by one."""
+    """Without lines that are printed once per machine, and with each percentage replaced by a placeholder."""
     lines = (line.rstrip() for line in text.splitlines() if not line.startswith("compiling"))
     return [re.sub(r"^ *\d+%", "N%", line) for line in lines]
 
