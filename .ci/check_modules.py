@@ -21,14 +21,14 @@ def modules() -> list[str]:
 
 
 def extras() -> set[str]:
-    """The packages that only an extra of adamas asks for, as they are imported."""
+    """The packages that only extras of adamas require, by import name."""
     asked = [line for line in metadata.requires("adamas") or () if "extra ==" in line]
     return {re.match(r"[\w.-]+", line)[0].lower().replace("-", "_") for line in asked}  # type: ignore[index]
 
 
 def main() -> None:
-    """Raise what an import raises, but for packages of extras; a missing data file or a top-level `kernels`
-    fails an assertion.
+    """Raise import errors, except for packages of extras; a missing data file or a top-level `kernels` fails
+    an assertion.
     """
     names, without, optional = modules(), 0, extras()
     for name in names:

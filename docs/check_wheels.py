@@ -40,7 +40,7 @@ def dependencies() -> dict[str, list[str]]:
 
 
 def pinned(name: str) -> str:
-    """The package with the version of constraints.txt, without a local label."""
+    """The package with its version from constraints.txt, without a local label."""
     for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
         package, _, version = line.partition("==")
         if package.lower().replace("_", "-") == name.lower().replace("_", "-"):
@@ -49,7 +49,7 @@ def pinned(name: str) -> str:
 
 
 def lacks(requirement: str, platforms: list[str], python: str, folder: str) -> str:
-    """Why pip finds no wheel, in one line; empty where it finds one."""
+    """Why pip finds no wheel, in one line; empty if it finds one."""
     where = [word for platform in platforms for word in ("--platform", platform)]
     with tempfile.TemporaryDirectory(dir=folder) as there:
         done = subprocess.run(

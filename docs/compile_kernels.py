@@ -2,8 +2,8 @@
 
     python docs/compile_kernels.py [--generations 80,90,120] [--kinds Q4_K,Q6_K]
 
-Exits with 1 if a kernel spills more registers to its stack than the limit recorded here, or if numbers do not
-lie in the lanes that the assembly of tile.py expects.
+Exits with 1 if a kernel spills more registers to its stack than the limit recorded here, or if numbers are
+not in the lanes that the assembly of tile.py expects.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-# Bytes of stack that spilled registers may take. Most are for float32 keys of 256 coordinates, the widest
-# here: a prompt's keys, encoded by whole blocks, and sixteen new tokens, more than a step usually encodes or
-# attends from. Products spill with inputs in float32 only.
+# Bytes of stack for spilled registers. Most are for float32 keys of 256 coordinates, the widest here: prompt
+# keys, encoded in whole blocks, and sixteen new tokens, more than a step usually encodes or attends from.
+# Products spill only with float32 inputs.
 STACK_LIMIT = {
     "encode_kernel": 7936,
     "enter_kernel": 792,
@@ -51,10 +51,10 @@ STACK_LIMIT = {
     "plane_product_kernel": 32,
     "sparse_prefill_kernel": 40,
 }
-# Bytes of shared memory that a program can have.
+# Bytes of shared memory available to a program.
 SHARED_LIMIT = {80: 166912, 90: 232448, 120: 101376}
-CAPACITY = 131072  # tokens of a cache, as far as kernels are made for it
-# The one layout of a kernel whose assembly names lanes: number i in lane i, and none moved.
+CAPACITY = 131072  # tokens of the largest cache that kernels are made for
+# The only layout allowed where assembly names lanes: number i in lane i, and none moved.
 LANES_IN_ORDER = "#blocked = #ttg.blocked<{sizePerThread = [1], threadsPerWarp = [32]"
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "launch_pdl", "maxnreg")
 TYPES = {
@@ -68,11 +68,11 @@ TYPES = {
     torch.uint8: "u8",
 }
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-# Kinds of weights that have all forms between them, and what is multiplied: outputs, inputs, rows.
+# Weight types that together have all forms, and the products: outputs, inputs, rows.
 KINDS = ("Q4_0", "Q4_K", "Q5_1", "Q6_K", "Q2_K", "Q8_0", "IQ4_XS")
 PRODUCTS = ((4096, 4096, 1), (1536, 8960, 1), (4096, 4096, 16), (4096, 4096, 64))
 ERROR = 2.0**-11
-# As gpt-oss and Gemma 2 have them, besides windows.
+# As in gpt-oss and Gemma 2, besides windows.
 WITH_SINKS, CAPPED = Softmax(sinks=torch.zeros(64, dtype=torch.bfloat16)), Softmax(softcap=50.0)
 # scorer, dtype, query heads, KV heads, head_dim, new tokens, budget, error, softmax
 CASES = (
@@ -87,7 +87,7 @@ CASES = (
     ("dot", torch.bfloat16, 64, 8, 64, 1, 128, None, WITH_SINKS),
     ("dot", torch.bfloat16, 8, 4, 256, 1, 1472, None, CAPPED),
 )
-# Reading sparsely: dtype, query heads, KV heads, head_dim, softmax
+# Sparse reading: dtype, query heads, KV heads, head_dim, softmax
 READINGS = (
     (torch.bfloat16, 32, 8, 128, PLAIN),
     (torch.bfloat16, 8, 4, 256, CAPPED),
@@ -105,8 +105,8 @@ def launches(
     softmax: Softmax,
     generation: int,
 ) -> list[Launch]:
-    """What a decode step launches, sparsely and fully, and what a chunk of tokens does to join its parts, as
-    (kernel, arguments, options), recorded instead of run.
+    """The launches of a decode step, sparse and full, and of joining the parts of a chunk, as (kernel,
+    arguments, options), recorded instead of run.
     """
     words = torch.zeros(1, kv_heads, ref.padded_dim(dim) // 16, 4096, dtype=torch.int32)
     keys = torch.zeros(1, kv_heads, 4096, dim, dtype=dtype)
@@ -144,7 +144,7 @@ def launches(
 def readings(
     dtype: torch.dtype, heads: int, kv_heads: int, dim: int, softmax: Softmax, generation: int
 ) -> list[Launch]:
-    """The same of reading a chunk sparsely."""
+    """The launches of reading a chunk sparsely."""
     new, size = 2048, 4096
     queries = torch.zeros(1, heads, new, dim, dtype=dtype)
     keys = torch.zeros(1, kv_heads, size, dim, dtype=dtype)
@@ -157,7 +157,7 @@ def readings(
 
 
 def products(kind: str, outputs: int, inputs: int, rows: int, generation: int) -> list[Launch]:
-    """The same of products with a weight of a kind."""
+    """The launches of products with a weight of this type."""
     blocks = torch.zeros(outputs, row_bytes(kind, inputs), dtype=torch.uint8)
     weight = split(BlockWeight(kind, blocks, inputs), torch.device("cpu"))
     assert isinstance(weight, PlaneWeight)
@@ -172,7 +172,7 @@ def products(kind: str, outputs: int, inputs: int, rows: int, generation: int) -
 
 
 def mixtures(generation: int) -> list[Launch]:
-    """The same of the experts of a layer, for one token and for many."""
+    """The launches of a layer's experts, for one token and for many."""
     count, hidden, inner, choices, many = 8, 512, 256, 2, 512
     weights = [
         split(
@@ -192,12 +192,12 @@ def mixtures(generation: int) -> list[Launch]:
             chosen = torch.zeros(tokens, choices, dtype=torch.int64)
             shares = torch.zeros(tokens, choices, dtype=torch.bfloat16)
             backend.mix(torch.zeros(tokens, hidden, dtype=torch.bfloat16), experts, chosen, shares)
-    return [launch for launch in found if launch[0] is not unpack_kernel]  # products have that too
+    return [launch for launch in found if launch[0] is not unpack_kernel]  # products launch it too
 
 
 @contextmanager
 def recorded() -> Iterator[list[Launch]]:
-    """Launches are recorded, and nothing is launched."""
+    """Records launches instead of running them."""
     found: list[Launch] = []
 
     def record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
@@ -212,13 +212,13 @@ def recorded() -> Iterator[list[Launch]]:
 
 
 def compiled(launch: Launch, generation: int) -> Any:
-    """One recorded launch, compiled for a generation."""
+    """A recorded launch, compiled for a generation."""
     kernel, arguments, options = launch
     constants = {p.name for p in kernel.params if p.is_constexpr}
     free = {p.name for p in kernel.params if p.do_not_specialize or p.do_not_specialize_on_alignment}
     signature, values, known = {}, {}, {}
     for place, (name, value) in enumerate(arguments.items()):
-        # What a launch tells the compiler: tensors begin at multiples of 16 bytes, and most strides are such.
+        # As a launch tells the compiler: tensors begin at multiples of 16 bytes, and so do most strides.
         if isinstance(value, torch.Tensor) or (
             isinstance(value, int) and value % 16 == 0 and name not in free
         ):
@@ -235,7 +235,7 @@ def compiled(launch: Launch, generation: int) -> Any:
 
 
 def resources(result: Any) -> tuple[int, int, int]:
-    """Registers, bytes of stack (where spills go) and bytes of shared memory, as cuobjdump reads them."""
+    """Registers, bytes of stack (for spills) and bytes of shared memory, as reported by cuobjdump."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(result.asm["cubin"])
@@ -253,7 +253,7 @@ def lanes_in_order(result: Any) -> bool:
 
 
 def all_launches(generation: int, kinds: Sequence[str]) -> Iterator[tuple[str, Launch]]:
-    """Every launch to compile, with what it is for. kinds: of weights in products."""
+    """Every launch to compile, with its purpose. kinds: weight types of products."""
     for scorer, dtype, heads, kv_heads, dim, new, budget, error, softmax in CASES:
         settings = SparseSettings(budget=budget, scorer=scorer, error=error)
         shape = f"{scorer}, {heads}/{kv_heads} heads of {dim}, {new} new, {TYPES[dtype]}"

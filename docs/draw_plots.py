@@ -3,7 +3,7 @@
     python docs/draw_plots.py [FOLDER]
 
 Each plot is drawn from one table: the first column holds x, and a heading `panel, line` names the panel and
-the line of a column. Empty cells are left out. The files hold text and a style for light and for dark pages.
+the line of a column. Empty cells are skipped. The files hold text and styles for light and dark pages.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from html import escape
 from pathlib import Path
 
 DOCS = Path(__file__).parent
-PANEL, HEIGHT = 300, 190  # of the field of a panel, in pixels
+PANEL, HEIGHT = 300, 190  # of a panel's field, in pixels
 LEFT, TOP, RIGHT, BOTTOM = 76, 74, 14, 46  # around each field
 GROW = 1.12  # room above the largest value
 FONT = "12px -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
@@ -99,18 +99,18 @@ def ticks(low: float, high: float, log: bool) -> list[float]:
 
 
 def short(value: float) -> str:
-    """A number as an axis shows it: multiples of 1,024 in K."""
+    """A number as shown on an axis: multiples of 1,024 in K."""
     return f"{value / 1024:g}K" if value >= 1024 and value % 1024 == 0 else f"{value:,.10g}"
 
 
 def bounds(panels: Lines) -> tuple[float, float]:
-    """The least and the largest y of some panels, with room around them."""
+    """The smallest and the largest y of some panels, with room around them."""
     values = [y for lines in panels.values() for line in lines.values() for _, y in line]
     return min(values) / GROW, max(values) * GROW
 
 
 def panel_svg(plot: Plot, title: str, panels: Lines, left: float) -> list[str]:
-    """One field with its axes and lines, its left edge at `left`. Logarithmic panels share their scale."""
+    """One field with its axes and lines, its left edge at `left`. Logarithmic panels share a scale."""
     lines = panels[title]
     xs = sorted({x for line in lines.values() for x, _ in line})
     low_x, high_x = math.log2(xs[0]), math.log2(xs[-1])
@@ -150,7 +150,7 @@ def class_of(name: str) -> str:
 
 
 def style_of(names: list[str]) -> str:
-    """Rules for the lines that are drawn, light and dark."""
+    """Style rules for the drawn lines, for light and dark pages."""
 
     def rules(shade: int, ink: str, grid: str) -> str:
         inks = "".join(

@@ -1,9 +1,9 @@
-"""Draw the README's picture of a terminal from a real run, on a light and on a dark ground.
+"""Draw the README's picture of a terminal from a real run, on a light and a dark background.
 
     python docs/draw_terminal.py [FOLDER]
 
-The default model answers a question about the beginning of *Pride and Prejudice*, with nothing kept of it:
-once in the middle of its reading, and with its answer. Writes terminal-light.svg and terminal-dark.svg.
+The default model answers a question about the beginning of *Pride and Prejudice*, which is not in the store:
+a frame from the middle of its reading, and its answer. Writes terminal-light.svg and terminal-dark.svg.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rich.terminal_theme import DEFAULT_TERMINAL_THEME, MONOKAI, TerminalTheme
 from rich.text import Text
 
 COLUMNS, LINES = 92, 16
-PAUSE = 0.2  # seconds between two looks at the screen
+PAUSE = 0.2  # seconds between two captures of the screen
 EXAMPLES = Path(__file__).parent / "examples"
 COMMAND = [
     "ask", "pride-and-prejudice-1-4.txt",
@@ -33,7 +33,7 @@ THEMES: dict[str, TerminalTheme] = {"light": DEFAULT_TERMINAL_THEME, "dark": MON
 
 
 def seen(screen: pyte.Screen) -> list[Text]:
-    """The lines of a screen down to the last that has something on it."""
+    """The lines of a screen up to the last non-empty one."""
     lines = [line_of(screen.buffer[row]) for row in range(screen.lines)]
     while lines and not lines[-1].plain.strip():
         lines.pop()
@@ -41,7 +41,7 @@ def seen(screen: pyte.Screen) -> list[Text]:
 
 
 def line_of(cells: dict[int, pyte.screens.Char]) -> Text:
-    """One line with its colours."""
+    """A line with its colours."""
     line = Text()
     for look, run in groupby(
         (cells[column] for column in range(COLUMNS)), lambda c: (c.fg, c.bold, c.italics)
@@ -55,7 +55,7 @@ def line_of(cells: dict[int, pyte.screens.Char]) -> Text:
 
 
 def colour_of(name: str) -> str | None:
-    """A colour of pyte's as rich calls it."""
+    """Rich's name for a pyte colour."""
     if name == "default":
         return None
     if len(name) == 6 and all(digit in "0123456789abcdef" for digit in name):

@@ -2,7 +2,7 @@
 
 python docs/make_texts.py pride_and_prejudice.txt FOLDER [--long emma.txt northanger_abbey.txt]
 
-With --long also the chapters that docs/examples/long-questions.jsonl asks about, with those questions.
+With --long: also the chapters that docs/examples/long-questions.jsonl asks about, and the questions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pydoc_data.topics import topics
 MODULES = (argparse, dataclasses, tarfile, typing, pathlib, asyncio.base_events)
 CHAPTERS = (14, 8, 7)  # of Pride and Prejudice, Emma and Northanger Abbey, 16K to 29K tokens
 QUESTIONS = Path(__file__).parent / "examples" / "long-questions.jsonl"
-PROSE = 9000  # characters of the novel, some 2,200 tokens, before the code begins
+PROSE = 9000  # characters of the novel, about 2,200 tokens, before the code begins
 
 
 def main() -> None:

@@ -2,12 +2,12 @@
 
     python docs/measure_documents.py [--model NAME | --shape llama-3.1-8b] [--len 2048,7168] [--rounds 3]
 
-Each round reads the same random tokens three times with an engine of its own: without a store, with an empty
-one, and with what that has kept. The time to the first token runs from before the store is looked at to the
-first token of an answer to 20 tokens. Restoring is compared with reading the same files from the page cache,
-one after the other in pieces of 8 MiB, into as much memory, which nothing has touched before in both (on a
-GPU: into pinned memory on the host, while restoring goes on to the device). Prints one Markdown row a length.
-With --text: how far the distributions of the next tokens move when the document is kept in int8.
+Each round reads the same random tokens three times, each time with a new engine: without a store, with an
+empty one, and with the filled one. The time to the first token runs from before the lookup in the store to
+the first token of an answer to 20 tokens. Restoring is compared with reading the same files from the page
+cache, one after another in pieces of 8 MiB, into as much memory, untouched before in both cases (on a GPU:
+into pinned host memory, while restoring continues to the device). Prints one Markdown row per length.
+With --text: how far next-token distributions move when the document is kept in int8.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ LARGE = 1 << 50
 def in_store(
     timeline: Timeline, loaded: LoadedModel, ids: np.ndarray, settings: StoreSettings
 ) -> StoredDocument:
-    """The tokens as the store has or will have them."""
+    """The tokens as a document that the store has or will have."""
     placement = timeline.cache.placement
     return StoredDocument(loaded, ids, timeline.chunk, placement, settings, ["measured"], print)
 
@@ -51,7 +51,7 @@ def in_store(
 def first_token(
     loaded: LoadedModel, ids: np.ndarray, *, stored: bool, dtype: str = "auto"
 ) -> tuple[float, float, float]:
-    """Seconds to the first token, of that for the document, and after it until all is on disk."""
+    """Seconds to the first token, for the document alone, and from the first token until all is on disk."""
     timeline = Timeline(loaded, AttentionSettings(budget_by_context=True), context=len(ids) + QUESTION + 8)
     document = None
     if stored:
@@ -72,7 +72,7 @@ def first_token(
 
 
 def restore_rate(loaded: LoadedModel, ids: np.ndarray) -> float:
-    """Bytes/s of bringing keys and values of all tokens into an empty cache."""
+    """Bytes/s of restoring the keys and values of all tokens into an empty cache."""
     timeline = Timeline(loaded, AttentionSettings("full"), context=len(ids) + 8)
     document = StoredDocument(
         loaded, ids, timeline.chunk, timeline.cache.placement, StoreSettings(True), ["measured"], print
@@ -84,7 +84,7 @@ def restore_rate(loaded: LoadedModel, ids: np.ndarray) -> float:
 
 
 def plain_rate(pinned: bool) -> float:
-    """Bytes/s of reading the same files into memory, one after the other."""
+    """Bytes/s of reading the same files into memory, one after another."""
     files = [file for file in stored_files(documents_directory()) if "-" not in file.stem]
     total = sum(file.stat().st_size for file in files)
     memory = torch.empty(total, dtype=torch.uint8, pin_memory=pinned).numpy()
@@ -144,7 +144,7 @@ def measure(loaded: LoadedModel, count: int, rounds: int, dtype: str) -> str:
 
 
 def divergence(loaded: LoadedModel, ids: np.ndarray, scored: int) -> str:
-    """One row: what `--doc-cache-dtype int8` does to the next tokens of a text."""
+    """One row: the effect of `--doc-cache-dtype int8` on the next tokens of a text."""
     logits = {}
     for dtype in ("auto", "int8"):
         timeline = Timeline(loaded, AttentionSettings("full"), context=len(ids) + 8)

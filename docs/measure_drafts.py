@@ -17,7 +17,7 @@ from typing import Any
 
 import adamas_cli
 
-TURNS, PASSAGE, MOST = 3, 1600, 96  # times that each answer is given, characters, tokens of an answer
+TURNS, PASSAGE, MOST = 3, 1600, 96  # repeats of each answer, characters, tokens of an answer
 QUESTIONS = {
     "copy a paragraph": "Copy the second paragraph of the text word for word.",
     "change a name": "Repeat the text word for word, but write Smith instead of every family name.",
@@ -26,12 +26,12 @@ QUESTIONS = {
 
 
 def seconds(answer: Any) -> float:
-    """Of its decoding."""
+    """Seconds of decoding."""
     return float(answer.done.decode_seconds)
 
 
 def compare(opened: dict[str, Any], question: str) -> dict[str, Any]:
-    """One question, answered with drafts and without in turn, after once for what is compiled."""
+    """One question, answered with and without drafts in turn, after one answer each to compile."""
     answers: dict[str, list[Any]] = {draft: [] for draft in opened}
     for _ in range(1 + TURNS):
         for draft, documents in opened.items():

@@ -46,7 +46,7 @@ LENGTHS = {
     "1 sentence": (1, 40),
     "6 sentences": (6, 12),
     "60 sentences": (60, 2),
-}  # and how many samples of each
+}  # sentences of a sample, and samples of each
 _MESSAGE = re.compile(r'^msgstr(?:\[\d\])? ((?:"(?:[^"\\]|\\.)*"\n?)+)', re.MULTILINE)
 _MARKUP = re.compile(r"%\(\w+\)[sd]|%[sd]|\{[^}]*\}|<[^>]*>|\\[n\"]")
 
@@ -82,7 +82,7 @@ def samples(django: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def detector(name: str) -> Callable[[bytes], str | None]:
-    """From bytes to the name of an encoding."""
+    """A function from bytes to the name of an encoding."""
     if name == "adamas":
         from adamas_cli.documents.guessing import guessed
 
@@ -111,7 +111,7 @@ def main(django: str, *names: str) -> None:
         begun = time.process_time()
         for kind, encoding, text in chosen:
             data = text.encode(encoding)
-            with suppress(LookupError):  # a name that Python does not know
+            with suppress(LookupError):  # a name unknown to Python
                 right[kind] += data.decode(detect(data) or "ascii", "replace") == text
             total[kind] += 1
         spent = (time.process_time() - begun) / len(chosen) * 1000

@@ -30,7 +30,7 @@ from adamas_cli.prompt.tokens import Tokenizer
 
 
 class Stopwatch(BaseStreamer):
-    """Notes when `generate` hands over each token; the first call carries the prompt."""
+    """Records when `generate` emits each token; the first call carries the prompt."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -43,7 +43,7 @@ class Stopwatch(BaseStreamer):
 
 
 def bare_prefill(loaded: LoadedModel, ids: torch.Tensor) -> float:
-    """Seconds of plain chunked forwards."""
+    """Seconds of plain forward passes in chunks."""
     cache = DynamicCache(config=loaded.model.config)
     start = time.perf_counter()
     with torch.no_grad():
@@ -53,7 +53,7 @@ def bare_prefill(loaded: LoadedModel, ids: torch.Tensor) -> float:
 
 
 def generate_rate(loaded: LoadedModel, ids: torch.Tensor, tokens: int) -> float:
-    """Tokens/s of `generate`, after its first token."""
+    """Tokens/s of `generate` after its first token."""
     watch = Stopwatch()
     settings = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
     loaded.model.generate(
@@ -64,7 +64,7 @@ def generate_rate(loaded: LoadedModel, ids: torch.Tensor, tokens: int) -> float:
 
 
 def engine_rates(loaded: LoadedModel, ids: np.ndarray, tokens: int) -> tuple[float, float]:
-    """Seconds of prefill of all but the last token, and tokens/s of decode."""
+    """Seconds of prefill for all but the last token, and tokens/s of decoding."""
     timeline = Timeline(loaded, AttentionSettings("full"), context=len(ids) + tokens)
     start = time.perf_counter()
     for _ in timeline.read(ids[:-1]):

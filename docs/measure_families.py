@@ -2,10 +2,10 @@
 
     python docs/measure_families.py [FAMILY ...] [--len 4k,16k] [-n 128] [--layers N] [--json]
 
-A family is a name of FAMILIES; without any, all are measured. Nothing is downloaded: weights are random,
-those of `bits` in their planes, and tokens are random too. A row is tokens/s of answers after a document,
-and the share of a device copy's speed at which a token reads what it cannot do without. Where a model has
-fewer layers than the family's, the rate of all is told from two models that differ by a period of layers.
+A family is a name in FAMILIES; by default, all are measured. Nothing is downloaded: weights are random, those
+of `bits` in planes, and so are tokens. A row is tokens/s of answers after a document, and the share of a
+device copy's speed at which a token reads the bytes it needs. If a model has fewer layers than its family,
+the rate of all layers is extrapolated from two models that differ by one period of layers.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from adamas_cli.models.shape import shape_of_config
 from adamas_cli.models.stacked_experts import WEIGHTS, can_pack, widths
 
 DEVICE, DTYPE = torch.device("cuda"), torch.bfloat16
-DEVIATION = 0.02  # of weights
-DISTINCT = 256  # rows of a random weight in few bits, which are repeated in any order
+DEVIATION = 0.02  # standard deviation of weights
+DISTINCT = 256  # rows of a random low-bit weight, repeated in random order
 SPARE = 64  # tokens between the longest document and the context
 REPEATS = 3
 EXPERTS, LINEARS, HEAD = "experts", "linears", "head"
@@ -53,9 +53,9 @@ Row = dict[str, object]
 
 @dataclass(frozen=True)
 class Family:
-    """model_type and fields: of the config. layers: of the model; built: of those that are built. period:
-    after how many the kinds of layers repeat. bits: the kind of weights of EXPERTS, LINEARS and HEAD that are
-    no numbers.
+    """model_type and fields: of the config. layers: of the model; built: how many are built. period: the
+    number of layers after which their kinds repeat. bits: the types of EXPERTS, LINEARS and HEAD weights that
+    are not plain numbers.
     """
 
     model_type: str
@@ -141,7 +141,7 @@ FAMILIES = {
 
 
 def random_planes(kind: str, rows: int, columns: int) -> PlaneWeight:
-    """A weight whose numbers have the usual deviation."""
+    """A weight whose numbers have the usual standard deviation."""
     few = split(some_blocks(kind, DISTINCT, columns), DEVICE)
     assert isinstance(few, PlaneWeight)
     numbers = torch.empty(DISTINCT, columns, dtype=torch.float32, device=DEVICE)
@@ -152,7 +152,7 @@ def random_planes(kind: str, rows: int, columns: int) -> PlaneWeight:
 
 
 def random_model(family: Family, layers: int, context: int) -> LoadedModel:
-    """So many layers of a family, with room for a context."""
+    """A family's model with this many layers and room for a context."""
     config = AutoConfig.for_model(
         family.model_type, **family.fields, num_hidden_layers=layers, max_position_embeddings=context,
         tie_word_embeddings=HEAD not in family.bits,
@@ -173,7 +173,7 @@ def random_model(family: Family, layers: int, context: int) -> LoadedModel:
 
 
 def random_experts(source: Any, kind: str, backend: TritonBackend) -> PlaneExperts:
-    """Of a module without memory."""
+    """Random experts for a module without memory."""
     (hidden, inner), count = widths(source), source.num_experts
     fill(source, without=WEIGHTS)
     gate_up = random_planes(kind, count * 2 * inner, hidden)
@@ -181,7 +181,7 @@ def random_experts(source: Any, kind: str, backend: TritonBackend) -> PlaneExper
 
 
 def fill(model: nn.Module, without: Collection[str] = ()) -> None:
-    """Give parameters memory and numbers: matrices random ones, biases zeros, all others ones."""
+    """Allocate and fill parameters: matrices with random numbers, biases with zeros, all others with ones."""
     filled: dict[int, nn.Parameter] = {}  # shared ones stay shared
     for module in model.modules():
         for name, parameter in module._parameters.items():
@@ -198,7 +198,7 @@ def fill(model: nn.Module, without: Collection[str] = ()) -> None:
 def decodes(
     family: Family, layers: int, lengths: Sequence[int], generated: int
 ) -> dict[tuple[int, str], Measurement]:
-    """Answers of this many layers, by the length of the document and how they attend."""
+    """Answers with this many layers, by document length and kind of attention."""
     context = tokens_needed(max(lengths), generated) + SPARE
     loaded = random_model(family, layers, context)
     config = loaded.model.config.get_text_config()
@@ -212,7 +212,7 @@ def decodes(
 
 
 def measure(name: str, lengths: Sequence[int], generated: int, layers: int | None) -> Iterator[Row]:
-    """The rows of a family; layers: built ones, None for the family's."""
+    """The rows of a family; layers: how many to build, None for the family's own number."""
     family, copy = FAMILIES[name], copy_bandwidth_apart(DEVICE)
     built = layers or family.built
     found = decodes(family, built, lengths, generated)

@@ -3,8 +3,8 @@ the dense step beside each launch of the sparse one.
 
     python docs/measure_families_gpu.py [FAMILY ...] [--len 64k] [--budgets 128,256,512,default] [--json]
 
-A row is microseconds of a layer by CUDA graphs over caches that together exceed the L2 cache: the dense step
-in its best of several numbers of splits, what is read at the device's copy speed alone (`dense_bound`,
+A row has microseconds per layer, by CUDA graphs over caches that together exceed the L2 cache: the dense step
+with its best number of splits, the time to read the same bytes at the device's copy speed (`dense_bound`,
 `sparse_bound`), and the launches of a sparse step: enter, estimate, select, attend and merge (with a small
 budget, select does the work of the last three). gain: the dense step over the sparse one.
 """
@@ -35,17 +35,17 @@ from adamas_cli.lab.hardware import device_name
 from adamas_cli.planning.choice import budget_for
 
 DEVICE, DTYPE = torch.device("cuda"), torch.bfloat16
-CACHED_BYTES = 100e6  # of codes of all layers together at the least: twice the L2 cache of an H100
+CACHED_BYTES = 100e6  # of codes of all layers together, at least: twice the L2 cache of an H100
 MOST_LAYERS = 12
 NEW_ROOM = 64  # tokens
-PROGRAMS = (1, 2, 4)  # of a dense step on a multiprocessor
+PROGRAMS = (1, 2, 4)  # per multiprocessor, in a dense step
 LAUNCHES = ("enter", "estimate", "select", "attend", "merge")
 Row = dict[str, object]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Of one layer. sinks: whether its softmax has learned ones."""
+    """The shape of a layer. sinks: whether its softmax has learned sinks."""
 
     heads: int
     kv_heads: int
@@ -53,11 +53,11 @@ class Shape:
     sinks: bool = False
 
     def token_bytes(self) -> int:
-        """Of a token's keys and values."""
+        """Bytes of a token's keys and values."""
         return self.kv_heads * 2 * self.dim * DTYPE.itemsize
 
     def code_bytes(self) -> int:
-        """Of a token's codes and scales."""
+        """Bytes of a token's codes and scales."""
         return self.kv_heads * (padded_dim(self.dim) // CODES_PER_WORD * 4 + 2)
 
 
@@ -70,7 +70,7 @@ FAMILIES = {
 
 @dataclass
 class Bench:
-    """A shape at one length. copy: bytes a second of a device copy."""
+    """A shape at one length. copy: bytes/s of a device copy."""
 
     shape: Shape
     length: int
@@ -100,7 +100,7 @@ class Bench:
         return microseconds(lambda: [step(layer) for layer in self.layers], DEVICE) / len(self.layers)
 
     def dense(self) -> float:
-        """Of the dense step with the best number of programs."""
+        """Microseconds of the dense step with the best number of programs."""
 
         def timed(programs: int) -> float:
             with mock.patch.object(dense, "PROGRAMS_PER_SM", programs):
@@ -114,7 +114,7 @@ class Bench:
         return min(map(timed, PROGRAMS))
 
     def launches(self, budget: int) -> dict[str, float]:
-        """Of each launch of the sparse step, and of all of them (`sparse`)."""
+        """Microseconds of each launch of the sparse step, and of all of them (`sparse`)."""
         settings = replace(self.settings, budget=budget)
 
         def timed(stages: int) -> float:
@@ -129,7 +129,7 @@ class Bench:
         return dict(zip(LAUNCHES, each, strict=True)) | {"sparse": ends[-1]}
 
     def rows(self, budgets: Sequence[int]) -> Iterator[Row]:
-        """One for each budget."""
+        """One row for each budget."""
         shape, dense_time = self.shape, self.dense()
         for budget in budgets:
             found = self.launches(budget)
@@ -144,7 +144,7 @@ class Bench:
 
 
 def budgets_of(text: str, length: int) -> list[int]:
-    """Budgets as they were given, `default` by the context."""
+    """Budgets as given; `default` depends on the context."""
     return [budget_for(length) if part == "default" else int(part) for part in text.split(",")]
 
 

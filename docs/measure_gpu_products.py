@@ -7,11 +7,11 @@
     python docs/measure_gpu_products.py --unpack
     python docs/measure_gpu_products.py --experts 1,8,64,512,4096 --kinds Q4_K,MXFP4
 
-A time is the least of several replays of a CUDA graph of LAUNCHES products, which cycle through as many
-weights as do not fit into the L2 cache together. That of one row has the rounding of x in it. --torch:
-torch's own 4-bit product, tinygemm, beside them, with groups of this many inputs. --experts times the experts
-of one layer of MIXTURES for this many tokens, which choose at random. --check compares every kernel and kind
-with the reference in float64.
+A time is the shortest of several replays of a CUDA graph of LAUNCHES products, which cycle through more
+weights than fit into the L2 cache. The time of one row includes rounding x. --torch: also torch's own 4-bit
+product, tinygemm, with groups of this many inputs. --experts: the experts of one layer of MIXTURES for this
+many tokens, with random choices. --check: compares every kernel and weight type with the reference in
+float64.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Mixture:
-    """Widths of a layer's experts, how many there are, and how many a token chooses; layers of the model."""
+    """Widths of a layer's experts, their number, how many a token chooses, and the model's layers."""
 
     hidden: int
     inner: int
@@ -77,20 +77,20 @@ REPLAYS = 30
 BEYOND_CACHE = 200 << 20  # bytes of all weights that a graph cycles through
 PARTS = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_1": (0, 2), "Q5_1": (0, 2), "Q8_M": (0, 2), "Q4_K": (0, 2),
          "Q5_K": (0, 2), "Q6_K": (208,), "MXFP4": ()}  # fmt: skip
-INNER_TILES = 8  # of 16 inputs, which lie together in tinygemm's weights
+INNER_TILES = 8  # of 16 inputs, stored together in tinygemm's weights
 BYTES = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 Shape = tuple[int, int, bool]
 
 
 def some_blocks(kind: str, rows: int, columns: int, seed: int = 0) -> BlockWeight:
-    """Random codes and scales of an ordinary size."""
+    """Random codes, with scales of ordinary size."""
     random = np.random.default_rng(seed)
     raw = random.integers(0, 256, (rows, row_bytes(kind, columns)), dtype=np.uint8)
     blocks = raw.reshape(rows, -1, block_size(kind)[1])
     for at in PARTS.get(kind, (0,)):
         scales = random.normal(0, 0.01, blocks.shape[:2]).astype(np.float16)
         blocks[..., at : at + 2] = scales[..., None].view(np.uint8)
-    if kind == "F8":  # without the two codes that are no number
+    if kind == "F8":  # without the two NaN codes
         blocks[..., 2:] = np.where(blocks[..., 2:] & 127 == 127, 5, blocks[..., 2:])
     if kind == "MXFP4":
         blocks[..., 0] = random.integers(115, 125, blocks.shape[:2])
@@ -98,7 +98,7 @@ def some_blocks(kind: str, rows: int, columns: int, seed: int = 0) -> BlockWeigh
 
 
 def some_planes(kind: str, rows: int, columns: int) -> PlaneWeight:
-    """Random bits on the GPU; only their number matters for a time."""
+    """Random bits on the GPU; only their number matters for timing."""
     form, chunks = FORMS[kind], columns // 32
 
     def bits(dtype: torch.dtype, *shape: int) -> Tensor:
@@ -117,7 +117,7 @@ def some_planes(kind: str, rows: int, columns: int) -> PlaneWeight:
 
 
 def microseconds(call: Callable[[int], object], launches: int = LAUNCHES) -> float:
-    """Of one of `launches` calls, each told its number, in a CUDA graph; the least of REPLAYS."""
+    """Microseconds of one of `launches` calls in a CUDA graph, each told its number; least of REPLAYS."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         call(0)
@@ -138,19 +138,19 @@ def microseconds(call: Callable[[int], object], launches: int = LAUNCHES) -> flo
 
 
 def copy_rate() -> float:
-    """Bytes a second that a device copy reads and writes."""
+    """Bytes/s that a device copy reads and writes."""
     source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     return 2 * source.numel() / microseconds(lambda _: target.copy_(source), 4) * 1e6
 
 
 def copies(nbytes: int) -> int:
-    """Weights of this many bytes that a graph cycles through."""
+    """How many weights of this many bytes a graph cycles through."""
     return max(1, min(LAUNCHES, -(-BEYOND_CACHE // nbytes)))
 
 
 def compile_one(kind: str, shape: Shape, tiles: Tiling, chained: bool) -> None:
-    """Fill Triton's cache on disk; compiled in a process of its own."""
+    """Fill Triton's cache on disk, from a separate process."""
     _, columns, gated = shape
     weight, x = some_planes(kind, 64, columns), torch.randn(1, columns, dtype=torch.bfloat16, device="cuda")
     plane_product.multiply_vector(x, weight, gated=gated, tiles=tiles, chained=chained)
@@ -210,7 +210,7 @@ def vectors(options: argparse.Namespace) -> None:
 
 
 def tinygemm(x: Tensor, rows: int, columns: int, group: int) -> tuple[float, int]:
-    """Microseconds of torch's 4-bit product of one row, and the bytes that it reads of a weight."""
+    """Microseconds of torch's 4-bit product of one row, and the bytes that it reads for a weight."""
 
     def packed() -> tuple[Tensor, Tensor]:
         codes = torch.randint(0, 256, (rows, columns // 2), dtype=torch.uint8, device="cuda")
@@ -230,7 +230,7 @@ def tinygemm(x: Tensor, rows: int, columns: int, group: int) -> tuple[float, int
 
 
 def few_rows(options: argparse.Namespace) -> None:
-    """Times of few rows, beside unpacking and cuBLAS."""
+    """Times of products of few rows, beside unpacking with cuBLAS."""
     tilings = [RowsTiling(*map(int, text.split("x"))) for text in options.tiles]
     print(
         "| shape | kind | rows of x | tiles | us | unpacked and cuBLAS, us | GB/s |\n"
@@ -273,17 +273,17 @@ def unpacking(options: argparse.Namespace) -> None:
 
 
 def mixtures(options: argparse.Namespace) -> None:
-    """Times of the experts of one layer, as they are computed and by each of the two ways, where the first
-    reads the bits of each choice, and the share of a copy that those bits take.
+    """Times of one layer's experts, as computed by default and in each of two ways, the first of which reads
+    the bits for each choice, and the share of a copy's speed at which those bits are read.
     """
     rate, backend = copy_rate(), TritonBackend()
     print(f"{torch.cuda.get_device_name()}: a copy reads and writes {rate / 1e9:,.0f} GB/s\n")
     print("| experts of | kind | tokens | us a layer | by choice, us | by expert, us | TFLOP/s | GB/s "
           "| of a copy | all layers, ms |\n|---|---|---:|---:|---:|---:|---:|---:|---:|---:|")  # fmt: skip
     for (name, shape), kind in itertools.product(MIXTURES.items(), options.kinds):
-        flops = 6 * shape.inner * shape.hidden * shape.choices  # of a token
+        flops = 6 * shape.inner * shape.hidden * shape.choices  # per token
         if FORMS[kind].units and (shape.hidden % 256 or shape.inner % 256):
-            continue  # files have other kinds there
+            continue  # files have other types there
         gate_up = some_planes(kind, shape.count * 2 * shape.inner, shape.hidden)
         down = some_planes(kind, shape.count * shape.hidden, shape.inner)
         experts = Experts(shape.count, [gate_up], down, None, None, Gate())
@@ -315,7 +315,7 @@ def mixtures(options: argparse.Namespace) -> None:
 
 
 def check_experts(kind: str) -> None:
-    """Both ways to compute experts against float64; raises AssertionError where one is off."""
+    """Check both ways to compute experts against float64; raises AssertionError if one is wrong."""
     count, hidden, inner, device = 5, 512, 256, torch.device("cuda")
     blocks = [
         some_blocks(kind, count * rows, width) for rows, width in ((2 * inner, hidden), (hidden, inner))
@@ -339,7 +339,7 @@ def check_experts(kind: str) -> None:
 
 
 def check(kind: str) -> str:
-    """Every kernel over a kind against float64; raises AssertionError where one is off."""
+    """Check every kernel for a weight type against float64; raises AssertionError if one is wrong."""
     device = torch.device("cuda")
     check_experts(kind)
     for (rows, columns), dtype in itertools.product(
@@ -406,12 +406,12 @@ def main() -> None:
 
 
 def words(text: str) -> list[str]:
-    """A list with commas."""
+    """A comma-separated list."""
     return text.split(",")
 
 
 def numbers(text: str) -> list[int]:
-    """A list of numbers with commas."""
+    """A comma-separated list of numbers."""
     return [int(word) for word in text.split(",")]
 
 

@@ -1,12 +1,12 @@
-"""What it costs that a conversation outgrows its cache: growing in place against copying.
+"""The cost when a conversation outgrows its cache: growing in place against copying.
 
     python docs/measure_growing.py [--shape llama-3.1-8b] [--len 32768] [--more 8192] [--rounds 3]
 
-Reads random tokens into a cache that was reserved for this many, and again as many as --more after them, as
-`/add` in `adamas chat` does; once in a cache that may be copied, and once in one that grows where it lies.
-Prints a Markdown row for each: milliseconds until there is room for the second part, time from there to the
-first token of an answer, peak of what was allocated, and what the GPU no longer has for others then, which
-counts what torch's allocator has freed and keeps. Each is the least of the rounds.
+Reads random tokens into a cache reserved for this many, and then --more tokens, as `/add` in `adamas chat`
+does; once in a cache that may be copied, and once in one that grows in place. Prints a Markdown row for each:
+milliseconds until there is room for the second part, time from there to the first token of an answer, peak
+allocation, and the GPU memory then unavailable to others, which includes what torch's allocator has freed
+but keeps. Each is the least of the rounds.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from adamas_cli.models.device import choose_device, choose_dtype
 from adamas_cli.progress import Silent
 
 QUESTION, ANSWER = 20, 8  # tokens
-WAYS = {"copied": 0, "in place": 1 << 17}  # the tokens that the cache may grow to where it lies
+WAYS = {"copied": 0, "in place": 1 << 17}  # the tokens that the cache may grow to in place
 
 
 def grow(loaded: LoadedModel, ids: np.ndarray, length: int, limit: int) -> tuple[float, float, int, int]:

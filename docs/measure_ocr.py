@@ -1,4 +1,4 @@
-"""OCR against the text that a PDF has: its pages are drawn, read by both engines, and compared word by word.
+"""OCR against the text of a PDF: its pages are drawn, read by both engines, and compared word by word.
 
 python docs/measure_ocr.py FILE.pdf FIRST LAST [rapidocr|tesseract]
 """
@@ -19,12 +19,12 @@ DOTS_PER_INCH = 200
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words, those broken at line ends joined."""
+    """Lower-case words; those broken at line ends are joined."""
     return re.findall(r"\w+", text.replace("\ufffe", "").replace("\x02", "").lower())
 
 
 def used() -> float:
-    """CPU seconds of this process and of those that it started."""
+    """CPU seconds of this process and its children."""
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in usage)
 

@@ -1,8 +1,8 @@
-"""What a decode step costs beside its arithmetic: a model of 24 layers so small that nothing else is left.
+"""What a decode step costs besides its arithmetic: a model of 24 layers so small that little else is left.
 
     python docs/measure_overhead.py [LAYERS] [CONTEXT]
 
-Prints milliseconds a token: transformers' own forward, the engine in plain layers, and compiled steps.
+Prints milliseconds per token: transformers' own forward, the engine in plain layers, and compiled steps.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def transformers_step(model: nn.Module, ids: np.ndarray) -> Callable[[], object]
 
 
 def engine_step(model: nn.Module, ids: np.ndarray, settings: AttentionSettings) -> Callable[[], object]:
-    """One token of the engine, sampled."""
+    """A sampled token of the engine."""
     timeline = Timeline(Loaded(model), settings, context=len(ids) + 2 * STEPS)  # type: ignore[arg-type]
     list(timeline.read(ids[:-1]))
     tokens = endless(timeline, ids)
@@ -96,7 +96,7 @@ def endless(timeline: Timeline, ids: np.ndarray):  # type: ignore[no-untyped-def
 
 
 def milliseconds(step: Callable[[], object]) -> float:
-    """Median of STEPS steps, warmed up."""
+    """Median of STEPS steps, after warming up."""
     for _ in range(STEPS // 2):
         step()
     times = []

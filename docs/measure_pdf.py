@@ -2,9 +2,9 @@
 
     python docs/measure_pdf.py PDF REFERENCE [PDF REFERENCE ...] [--with pdfplumber,pdfminer]
 
-Prints a Markdown row for each PDF and each way of reading it: seconds a page (the fastest of three readings),
-precision and recall of words, and of pairs of neighbouring words, which fall where words are glued or lines
-stand in another order. `pdfium` is PDFium's own text of a page. The documents come from Debian's packages
+Prints a Markdown row for each PDF and each reader: milliseconds per page (the fastest of three readings),
+precision and recall of words, and of pairs of neighbouring words, which drop if words are glued or lines are
+out of order. `pdfium` is PDFium's own text of a page. The documents come from Debian's packages
 developers-reference, debian-policy and bash-doc.
 """
 

@@ -1,10 +1,10 @@
-"""How fast this CPU multiplies weights in the blocks of GGUF's types with a vector, read from memory.
+"""How fast this CPU multiplies a vector by weights in GGUF block types, read from memory.
 
     python docs/measure_products.py [KIND ...]
 
-Prints the fastest of many runs over far more weights than caches hold, each run so short that another process
-seldom falls into it: microseconds, GB/s of the file's bytes, and weights a second. The vector is rounded
-before.
+Prints the fastest of many runs over far more weights than caches hold: microseconds, GB/s of the file's
+bytes, and weights/s. Runs are so short that other processes seldom interrupt them. The vector is rounded
+beforehand.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from adamas_cli.lab.bench.table import markdown_head, markdown_row
 from adamas_cli.lab.hardware import device_name
 from adamas_cli.machine.threads import use_threads
 
-SHAPES = ((4864, 896), (896, 4864))  # of the default model, whose rows are filled up to whole blocks
+SHAPES = ((4864, 896), (896, 4864))  # of the default model; rows are padded to whole blocks
 KINDS = ("Q5_0", "Q8_0", "Q4_K", "Q6_K", "Q4_0")
 MEMORY = 150e6  # bytes of weights
-RUN = 6e6  # bytes that one run reads
+RUN = 6e6  # bytes read per run
 ROUNDS = 20
 
 

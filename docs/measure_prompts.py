@@ -4,8 +4,8 @@ best one.
     python docs/measure_prompts.py [--model NAME ...] [--questions docs/examples/questions.jsonl] TEMPLATE ...
 
 A template is a name or a file, as for `adamas ask --template`. Every document is read once for each distinct
-text before it. An answer is right if it holds one of the known answers. Prints a Markdown table; `--show`
-also each answer.
+text before it. An answer is right if it contains one of the known answers. Prints a Markdown table; with
+`--show`, also each answer.
 """
 
 from __future__ import annotations
@@ -64,9 +64,7 @@ class Model:
         return self.text([event.id for event in events if isinstance(event, Token)])
 
     def generate(self, document: str, question: str, template: str) -> str:
-        """The greedy answer of transformers' own `generate` to the same prompt, from a cache it filled
-        itself.
-        """
+        """The greedy answer of transformers' own `generate` to the same prompt, from its own cache."""
         framed = frame(load_template(template), self.chat)
         if self._generated != (document, framed.head):
             self._generated = (document, framed.head)
@@ -104,7 +102,7 @@ class Model:
 
 
 def is_right(answer: str, known: list[str]) -> bool:
-    """Whether the answer holds one of the known ones, as a word of its own where it is a number."""
+    """Whether the answer contains one of the known ones; numbers must be separate words."""
     words = answer.lower().replace("*", "").replace("`", "")
     return any(
         f" {k.lower()} " in f" {words.replace('.', ' ')} " if k.isdigit() else k.lower() in words
@@ -149,7 +147,7 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="print every answer")
     options = parser.parse_args()
     questions = [json.loads(line) for line in options.questions.read_text("utf-8").splitlines()]
-    for entry in questions:  # as paths from here, which is how `ask` would be called
+    for entry in questions:  # as paths from here, as `ask` would be called
         entry["document"] = os.path.normpath(options.questions.parent / entry["document"])
     models = options.models or ["qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"]
     rows = list(run(models, options.templates, questions, options.show))

@@ -1,10 +1,10 @@
-"""How quantized weights compute on a GPU: by flag, and from folders that come quantized.
+"""How quantized weights perform on a GPU: by flag, and from quantized checkpoints.
 
     python docs/measure_quantization.py FOLDER [SHAPE] [LENGTH]
 
-Writes a model of random weights and a few quantized copies of it into FOLDER, and needs no network. Of each
-it prints tokens per second with full attention and with Adamas, the peak of memory, how far its logits are
-from those of the plain weights, and why steps are no CUDA graph. The table is in docs/performance.md.
+Writes a model of random weights and several quantized copies into FOLDER, and needs no network. For each it
+prints tokens per second with full attention and with Adamas, peak memory, how far its logits are from those
+of the plain weights, and why steps are not CUDA graphs. The table is in docs/performance.md.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from adamas_cli.progress import Silent
 from adamas_cli.quiet import prepare_libraries
 
 GENERATED, REPEATS = 64, 2
-READ, SCORED = 512, 32  # tokens before and of the comparison of logits
+READ, SCORED = 512, 32  # tokens before the comparison of logits, and in it
 BLOCK = 128  # rows and columns that share a scale in FP8
 LARGEST = torch.finfo(torch.float8_e4m3fn).max
 TITLES = ("weights", "full, tokens/s", "adamas, tokens/s", "peak memory", "logits off by", "steps")
 
 
 def fp8_blocks(name: str, weight: Tensor) -> dict[str, Tensor]:
-    """As DeepSeek's and Qwen's FP8 models: a scale for each block."""
+    """Like DeepSeek's and Qwen's FP8 models: a scale for each block."""
     rows, columns = weight.shape
     above = (-rows % BLOCK, -columns % BLOCK)
     padded = torch.nn.functional.pad(weight.float(), (0, above[1], 0, above[0]))
@@ -54,19 +54,19 @@ def fp8_blocks(name: str, weight: Tensor) -> dict[str, Tensor]:
 
 
 def fp8_rows(name: str, weight: Tensor) -> dict[str, Tensor]:
-    """As compressed-tensors' FP8 models: a scale for each row."""
+    """Like compressed-tensors' FP8 models: a scale for each row."""
     scale = weight.float().abs().amax(1, keepdim=True) / LARGEST
     return {name: (weight / scale).to(torch.float8_e4m3fn), f"{name}_scale": scale.bfloat16()}
 
 
 def int8_rows(name: str, weight: Tensor) -> dict[str, Tensor]:
-    """The same in whole numbers."""
+    """The same in integers."""
     scale = weight.float().abs().amax(1, keepdim=True) / 127
     return {name: (weight / scale).round().to(torch.int8), f"{name}_scale": scale.bfloat16()}
 
 
 def compressed(form: str, kind: str) -> dict[str, object]:
-    """What a config says of 8-bit weights, and activations of the same kind, by compressed-tensors."""
+    """The config of compressed-tensors for 8-bit weights, and activations of the same type."""
     common = {"num_bits": 8, "type": kind, "symmetric": True}
     weights = {**common, "strategy": "channel", "dynamic": False}
     inputs = {**common, "strategy": "token", "dynamic": True}
@@ -106,14 +106,14 @@ def main(folder: Path, shape: str, length: int) -> None:
 
 
 def write_plain(directory: Path, shape: str, context: int) -> None:
-    """A model of random weights, and the tokenizer that every folder has to have."""
+    """A model of random weights, and the tokenizer that every folder needs."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     random_model(shape, context, torch.bfloat16, device).save_pretrained(directory)
     write_tokenizer(directory)
 
 
 def write_tokenizer(directory: Path) -> None:
-    """Bytes, which nothing here reads."""
+    """A byte tokenizer, which nothing here reads."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
     tokenizer.save(str(directory / "tokenizer.json"))
@@ -144,8 +144,8 @@ def row(
     reference: Tensor | None,
     saved: Path | None = None,
 ) -> Tensor | None:
-    """Print one row, save the model where it is to be saved, and return its logits; what cannot be loaded
-    says why in its row.
+    """Print one row, save the model if asked to, and return its logits. If a model cannot be loaded, its row
+    says why.
     """
     give_back()
     if torch.cuda.is_available():

@@ -1,9 +1,9 @@
-"""What a sparse step takes on data that are made against its selection.
+"""What a sparse step takes on data made to defeat its selection.
 
     python docs/measure_selection.py [SHAPES] [LENGTHS] [BUDGETS] [cpu|cuda]
 
-Prints microseconds a step for each kind of keys, and the slowest kind beside the fastest. On a CPU kinds take
-turns, and each one's shortest time counts, so that another program's load does not.
+Prints microseconds per step for each kind of keys, and the slowest kind over the fastest. On a CPU, kinds
+take turns, and the shortest time of each counts, so that another program's load does not.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ ROUNDS, QUERIES, ROOM = 12, 6, 64
 
 
 def random_keys(shape: tuple[int, ...]) -> Tensor:
-    """As of a model without structure."""
+    """As from a model without structure."""
     return torch.randn(shape)
 
 
 def along_one_key(factors: Callable[[int], Tensor]) -> Callable[[tuple[int, ...]], Tensor]:
-    """Multiples of one key for each head: the tokens' factors are their ranks, or the opposite."""
+    """Multiples of one key for each head: the tokens' factors are their ranks, or the reverse."""
     return lambda shape: torch.randn(*shape[:2], 1, shape[3]) * factors(shape[2])[:, None]
 
 
@@ -45,7 +45,7 @@ KINDS: dict[str, Callable[[tuple[int, ...]], Tensor]] = {
     "rising": along_one_key(lambda n: torch.linspace(-2, 2, n)),
     "falling": along_one_key(lambda n: torch.linspace(2, -2, n)),
     "all magnitudes": along_one_key(lambda n: torch.exp(-30 * torch.rand(n))),
-    # The best tokens in few of the groups that a selection deals them to, of a CPU's and of a GPU's.
+    # The best tokens are in few of the groups to which a selection deals them, on a CPU and on a GPU.
     "60 of 4,096": along_one_key(
         lambda n: torch.where(torch.arange(n) % 4096 < 60, 1 + torch.rand(n), -torch.rand(n))
     ),
@@ -97,7 +97,7 @@ class Steps:
 
     @property
     def microseconds(self) -> float:
-        """Of the slowest query."""
+        """Microseconds of the slowest query."""
         return max(self.shortest) * 1e6
 
 

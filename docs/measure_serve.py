@@ -35,11 +35,11 @@ from adamas_cli.settings import DecodingSettings, ModelSettings, PromptSettings
 from adamas_cli.store.settings import StoreSettings
 
 QUESTIONS = [f"What does part {number} of the text say?" for number in range(1, 9)]
-GROWTH = 0.05  # of the memory after the first tenth, that the rest of the time may add
+GROWTH = 0.05  # the share of the first tenth's memory that the rest of the time may add
 
 
 class Clients:
-    """What all clients have seen."""
+    """What all clients saw."""
 
     def __init__(self, address: str, expected: dict[str, str], leave: float, until: float) -> None:
         self.address, self.expected, self.leave, self.until = address, expected, leave, until
@@ -49,7 +49,7 @@ class Clients:
         self._lock = threading.Lock()
 
     def ask_until_the_end(self, number: int) -> None:
-        """One client's life."""
+        """Runs one client."""
         chance = random.Random(number)
         with httpx2.Client(timeout=600) as client:
             while time.monotonic() < self.until:
@@ -91,7 +91,7 @@ class Clients:
 
 
 def main() -> int:
-    """Serve, ask, and tell."""
+    """Serve, ask and report."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

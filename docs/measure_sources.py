@@ -2,10 +2,10 @@
 
     python docs/measure_sources.py TEXT [--model NAME] [--len 8k,16k,30k] [--questions 200] [-o ROWS.jsonl]
 
-Facts are hidden between the sentences of the text, each document holds several, and each question asks for
-one: in the words of the fact, or in other words. Of the questions that are answered right, counts those whose
-fact stands in the first, and in the first three, of the passages. Beside that: BM25 over the document's lines
-with as many lines around each as a passage has at most, and passages of the same length at random.
+Facts are hidden between the sentences of the text. Each document holds several, and each question asks for
+one, in the fact's words or paraphrased. Among correctly answered questions, counts those whose fact is in the
+first passage, and in the first three. For comparison: BM25 over the document's lines, with as many lines
+around each as a passage has at most, and random passages of the same length.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ FACTS_PER_DOCUMENT = 10
 ANSWER = 40  # tokens
 ROOM = 160  # tokens of question, answer and frame
 PASSAGES = 3
-# A fact and a question for it in other words; {} is what is asked for.
+# A fact and a paraphrased question for it; {} is what is asked for.
 OTHER_WORDS = (
     ("Old Marguerite keeps her savings beneath the {}.", "Where does the elderly lady hide her money?"),
     ("The surgeon paid for his new carriage with a {}.", "What did the doctor give to buy his vehicle?"),
@@ -64,7 +64,7 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True)
 class Asked:
-    """A question, what a right answer holds, the fact, and whether the question has its words."""
+    """A question, what a right answer contains, the fact, and whether the question has its words."""
 
     text: str
     expected: str
@@ -81,7 +81,7 @@ class Text:
         self.text, self.size = text, len(text)
 
     def parts(self):
-        """All of it."""
+        """The whole text."""
         yield Part(self.text, None)
 
 
@@ -116,7 +116,7 @@ def bm25(question: str, lines: list[str], k1: float = 1.5, b: float = 0.75) -> n
 
 
 def around(score: np.ndarray) -> list[tuple[int, int]]:
-    """The lines, from 1, around each of the best ones."""
+    """The range of lines, from 1, around each of the best ones."""
     left, found = score.copy(), []
     for _ in range(PASSAGES):
         best = int(left.argmax())

@@ -3,8 +3,8 @@
     python docs/measure_sparse_reading.py [--heads 32/8x128] [--new 8192] [--lengths 32768,131072]
         [--densities 0.3,0.1,0.05] [--flex]
 
-The choice is made of random numbers, and takes as long as any; attention then reads as many blocks, taken at
-random. --flex: also torch's flex_attention, which knows no means, over as many blocks of 128 x 128.
+The choice is made on random numbers, which takes as long as on others; attention then reads the given share
+of blocks, at random. --flex: also torch's flex_attention, without means, over as many blocks of 128 x 128.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from torch import Tensor
 DEVICE = torch.device("cuda")
 FLEX_BLOCK = 128
 REPEATS, IN_A_ROW = 7, 5
-BUSY = 8192  # rows and columns of a product that the GPU computes while the host prepares launches
+BUSY = 8192  # rows and columns of a product that keeps the GPU busy while the host prepares launches
 
 
 def milliseconds(run: Callable[[], object]) -> float:
-    """The median of some runs, as the GPU takes them."""
+    """The median of several runs, in GPU time."""
     square = torch.zeros(BUSY, BUSY, dtype=torch.bfloat16, device=DEVICE)
     for _ in range(2):
         run()
@@ -47,7 +47,7 @@ def milliseconds(run: Callable[[], object]) -> float:
 
 
 def random_choice(heads: int, new: int, size: int, density: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Blocks taken at random, and those that are always read, as `choose_blocks` writes them."""
+    """Random blocks and those that are always read, as `choose_blocks` writes them."""
     past, pitch = size - new, -(-blocks_of(size) // WORD) * WORD
     starts = range(past, size, QUERY_BLOCK)
     whole = torch.tensor([start // KEY_BLOCK for start in starts], device=DEVICE)[:, None]
@@ -64,7 +64,7 @@ def random_choice(heads: int, new: int, size: int, density: float) -> tuple[Tens
 def flex_run(
     queries: Tensor, keys: Tensor, values: Tensor, density: float
 ) -> tuple[Callable[[], object], float]:
-    """flex_attention over random blocks, and how many scores it computes."""
+    """flex_attention over random blocks, and the number of scores that it computes."""
     from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
     heads, new, size = queries.shape[1], queries.shape[2], keys.shape[2]

@@ -2,11 +2,11 @@
 
     python docs/measure_steps.py [FAMILY ...] [--len 4k] [--rounds 20] [--threads N]
 
-Models are of a few layers of real widths with random weights, packed as the product packs them. Ways take
-turns in one process, and the fastest step of each counts, so that other work on the machine disturbs little.
-Columns are milliseconds a token: compiled steps with sparse and with full attention, the same packed model
-through transformers' layers, and transformers' own forward in the number format that the product would
-choose; then by how much full compiled steps are faster than these two.
+Models have a few layers of real widths with random weights, packed as in the product. Ways take turns in one
+process, and the fastest step of each counts, so that other work on the machine has little effect. Columns
+are milliseconds per token: compiled steps with sparse and with full attention, the same packed model through
+transformers' layers, and transformers' own forward in the number format that the product would choose; then
+how much faster compiled full steps are than these two.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from adamas_cli.models.shape import shape_of_config
 from adamas_cli.progress import Silent
 
 CPU = torch.device("cpu")
-STEPS = 3  # of each way before the next one has its turn
+STEPS = 3  # of each way before the next one's turn
 SPARE = 4096  # tokens that the longest measurement may write
 VOCABULARY = 8192
 COMMON: dict[str, Any] = {
@@ -67,7 +67,7 @@ Step = Callable[[], object]
 
 @dataclass(frozen=True)
 class Family:
-    """The same random weights twice: packed, and as transformers has them."""
+    """The same random weights twice: packed, and as in transformers."""
 
     packed: LoadedModel
     plain: nn.Module
@@ -102,7 +102,7 @@ def ways(family: Family, tokens: int) -> Iterator[tuple[str, Step]]:
 
 
 def plain_step(model: Any, tokens: int) -> Step:
-    """One of transformers' own, whose cache has random tokens."""
+    """A step of transformers' own, with random tokens in its cache."""
     cache = DynamicCache(config=model.config)
     for index, layer in enumerate(shape_of_config(model.config).by_layer):
         key, value = (

@@ -57,13 +57,13 @@ def measure_text(tokenizer: Tokenizer, directory: Path, path: Path) -> str:
 
 
 def resident_mib() -> float:
-    """The memory that this process holds now."""
+    """Resident memory of this process in MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
 
 
 def measure_stream(tokenizer: Tokenizer, text: str, megabytes: int) -> str:
-    """One line: the rate over a stream of `megabytes` (of characters) and how far memory rose on the way."""
+    """One line: the rate over a stream of `megabytes` (of characters), and how far memory rose meanwhile."""
     before = highest = resident_mib()
     count = 0
     start = time.process_time()

@@ -1,9 +1,9 @@
-"""What packed weights and compiled steps lose on a CPU, and that sparse attention is as close there.
+"""What packed weights and compiled steps lose on a CPU, and how close sparse attention stays there.
 
     python docs/measure_weights.py MODEL TEXT [CONTEXT] [SCORED]
 
-Reads a text's beginning and feeds what follows it, token by token. The reference is float32 throughout, with
-the weights as they are in the model's file. The tables are in docs/accuracy.md.
+Reads the beginning of a text and feeds what follows, token by token. The reference is float32 throughout,
+with the weights as in the model's file. The tables are in docs/accuracy.md.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LONGEST_TOKEN = 40  # characters
 
 
 def main(name: str, text: Path, context: int = 4096, scored: int = 256) -> None:
-    """Print the table, and then that of sparse attention against full attention in the default way."""
+    """Print the table, then that of sparse attention against full attention in the default way."""
     reference: Tensor | None = None
     print(f"{name}, {text.name}, {context:,} tokens read, {scored} compared\n\n{markdown_head(TITLES)}")
     for way, (dtype, quantization) in WAYS.items():

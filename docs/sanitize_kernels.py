@@ -1,4 +1,4 @@
-"""Every Triton kernel on a small cache, to run under NVIDIA's compute-sanitizer on a machine with a GPU.
+"""Runs every Triton kernel on a small cache, for NVIDIA's compute-sanitizer on a machine with a GPU.
 
 compute-sanitizer --tool memcheck python docs/sanitize_kernels.py
 compute-sanitizer --tool racecheck python docs/sanitize_kernels.py

@@ -1,4 +1,4 @@
-"""What mkdocs adds to the pages of docs/: README.md as the first page, and every command's help as a page."""
+"""What mkdocs adds to the pages of docs/: README.md as the first page, and a page of every command's help."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-ELSEWHERE = ("LICENSE", "CHANGELOG.md", "CONTRIBUTING.md")  # that README.md links and no page is made of
+ELSEWHERE = ("LICENSE", "CHANGELOG.md", "CONTRIBUTING.md")  # linked by README.md, but not pages of the site
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Add the pages that lie elsewhere or nowhere."""
+    """Add the pages that are outside of docs/ or generated."""
     files.append(File.generated(config, "index.md", content=front_page()))
     files.append(File.generated(config, "commands.md", content=command_page()))
     return files
 
 
 def front_page() -> str:
-    """README.md with its links as seen from docs/; a file that no page is made of is named without one."""
+    """README.md with links relative to docs/; files that are not pages are named without a link."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     text = re.sub(rf"\[([^]]*)\]\((?:{'|'.join(map(re.escape, ELSEWHERE))})\)", r"\1", text)
     return re.sub(r"(\]\(|src=\"|srcset=\")docs/", r"\1", text)
 
 
 def command_page() -> str:
-    """Each command with its flags, as the program has them."""
+    """Each command with its flags, as the program defines them."""
     lines = ["# Commands\n"]
     for path, command in leaves():
         lines += [f"## adamas {path}\n", f"{plain(command.help or '')}\n"]
@@ -58,7 +58,7 @@ def leaves() -> Iterator[tuple[str, Any]]:
 
 
 def row_of(parameter: Any) -> str:
-    """A flag's line of the table; empty for what is no flag."""
+    """A flag's row of the table; empty for other parameters."""
     if not parameter.opts[0].startswith("-"):
         return ""
     flags = ", ".join(f"`{flag}`" for flag in (*parameter.opts, *parameter.secondary_opts))
@@ -68,5 +68,5 @@ def row_of(parameter: Any) -> str:
 
 
 def plain(text: str) -> str:
-    """Help as one paragraph of a page."""
+    """Help as a single paragraph."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

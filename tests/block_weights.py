@@ -1,4 +1,4 @@
-"""Random weights in the blocks of GGUF's types, and what their products with a vector must be."""
+"""Random weights in GGUF block types, and the expected products with a vector."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from adamas_kernels.cpu.formats import FORMATS, CodeFormat
 from adamas_kernels.cpu.lanes import LANES
 from torch import Tensor
 
-# Where a block has floats of 16 bits; elsewhere any bits are codes or integers.
+# Offsets of 16-bit floats in a block; all other bits are codes or integers.
 FLOATS = {
     "Q4_0": (0,),
     "Q4_1": (0, 2),
@@ -32,14 +32,14 @@ NUMBERS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def some_blocks(kind: str, rows: int, columns: int, seed: int = 0) -> BlockWeight:
-    """Random codes, and scales of an ordinary size."""
+    """Random codes, with scales of ordinary size."""
     random = np.random.default_rng(seed)
     raw = random.integers(0, 256, (rows, row_bytes(kind, columns)), dtype=np.uint8)
     blocks = raw.reshape(rows, -1, block_size(kind)[1])
     for at in FLOATS.get(kind, ()):
         floats = random.normal(0, 0.01, blocks.shape[:2]).astype(np.float16)
         blocks[..., at : at + 2] = floats[..., None].view(np.uint8)
-    if kind == "F8":  # without the two codes that are no number
+    if kind == "F8":  # without the two NaN codes
         blocks[..., 2:] = np.where(blocks[..., 2:] & 127 == 127, 5, blocks[..., 2:])
     if kind == "MXFP4":
         blocks[..., 0] = random.integers(110, 125, blocks.shape[:2])
@@ -47,7 +47,7 @@ def some_blocks(kind: str, rows: int, columns: int, seed: int = 0) -> BlockWeigh
 
 
 def some_weight(kind: str, rows: int, columns: int, seed: int = 0) -> BlockWeight:
-    """A random weight of any type, in memory that is followed by NaN."""
+    """A random weight of any type, in memory followed by NaN."""
     if kind in NUMBERS:
         numbers = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
         made = BlockWeight(kind, numbers.to(NUMBERS[kind]).view(torch.uint8), columns)
@@ -59,14 +59,14 @@ def some_weight(kind: str, rows: int, columns: int, seed: int = 0) -> BlockWeigh
 
 
 def assert_product(found: Tensor, packed: BlockWeight, x: Tensor, before: Tensor | float = 0.0) -> None:
-    """Off by no more than sums in float32 are from the product with the vector as it is rounded, where there
-    are codes, and by no more than half a step of each number from the product with the vector itself.
+    """The error is within float32 rounding of the product with the rounded vector, where weights are codes,
+    and within half a step of each number of the product with the vector itself.
     """
     weight = unpack(packed)[:, : len(x)].double()
     used, loss = x.double(), torch.zeros_like(x).double()
     if isinstance(FORMATS[packed.kind], CodeFormat):
         used, loss = rounded(x)
-    # A code's least value and a minimum are added on their own: each may be as large as the largest weight.
+    # A code's lowest value and a minimum are added separately: each may be as large as the largest weight.
     terms = (weight.abs() + weight.abs().amax(1, keepdim=True)) @ used.abs()
     bound = 1e-6 * terms + 1e-6
     assert ((found - weight @ used - before).abs() <= bound).all()
@@ -74,7 +74,7 @@ def assert_product(found: Tensor, packed: BlockWeight, x: Tensor, before: Tensor
 
 
 def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
-    """A vector as weights of codes meet it, and how far each number may be from what it was, float64."""
+    """A vector as it is rounded for weights of codes, and the largest error of each number, float64."""
     groups = torch.nn.functional.pad(x, (0, -len(x) % LANES)).view(-1, LANES)
     size = groups.abs().amax(1, keepdim=True)
     codes = (groups * torch.where(size > 0, 127 / size, 0)).round()

@@ -1,5 +1,5 @@
-"""Checks, at the level of ADAMAS_CPU, products and unpacked rows of the types that are named, and what else
-takes another way at some level; prints what the libraries were told.
+"""Checks products and unpacked rows of the named types, and other code that depends on the level, at the
+level of ADAMAS_CPU; prints what the libraries were told.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from adamas_kernels.cpu.runner import Runner
 from adamas_kernels.cpu.strips import multiplies
 from block_weights import assert_product, some_weight
 
-# Of 16 bits, how many sums of two products hold differs by the largest code.
+# How many sums of two products fit in 16 bits depends on the largest code.
 STRIPS = "Q4_K", "Q5_0", "Q6_K"
 
 
 def check(runner: Runner, kind: str) -> str:
-    """The digest of a product's bits. Raises AssertionError where a product or a number is wrong."""
+    """The digest of a product's bits. Raises AssertionError if a product or a number is wrong."""
     columns = 512 if FORMATS[kind].numbers == 256 else 544  # whole blocks, also one by one
     packed = some_weight(kind, 5, columns)
     weight, x = unpack(packed), torch.randn(columns, generator=torch.Generator().manual_seed(1))
@@ -42,7 +42,7 @@ def check(runner: Runner, kind: str) -> str:
 
 
 def check_lanes() -> None:
-    """Raises AssertionError where a product of bytes, or a vector moved together, is wrong."""
+    """Raises AssertionError if a product of bytes or a compressed vector is wrong."""
     words = np.random.default_rng(0).integers(-(2**31), 2**31, (2, LANES)).astype(np.int32)
     words[0] &= 0x03030303
 

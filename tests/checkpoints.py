@@ -1,4 +1,4 @@
-"""Weights of few bits as checkpoints have them, written bit by bit, and tiny models of such."""
+"""Low-bit weights as checkpoints store them, written bit by bit, and tiny models made of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FLOATS_OF_4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -
 
 
 def words(numbers: Tensor, bits: int) -> Tensor:
-    """Integers [rows, columns] in words of 32 bits along the columns, one after the other."""
+    """Integers [rows, columns] packed into 32-bit words along the columns."""
     each = (numbers.numpy()[..., None] >> np.arange(bits)) & 1
     packed = np.packbits(each.reshape(len(numbers), -1).astype(np.uint8), 1, bitorder="little")
     return torch.from_numpy(packed.view("<i4").copy())
@@ -35,12 +35,12 @@ def some_scales(rows: int, groups: int, dtype: torch.dtype = torch.float16) -> T
 
 
 def spread(groups: Tensor, columns: int) -> Tensor:
-    """What belongs to groups, for each column."""
+    """Repeats each group's value for its columns."""
     return groups.repeat_interleave(columns // groups.shape[1], 1)
 
 
 Parts = dict[str, Tensor]
-Made = tuple[Parts, Tensor]  # tensors by the ends of their names, and the numbers that they are
+Made = tuple[Parts, Tensor]  # tensors by the ends of their names, and the numbers they stand for
 
 
 def awq(rows: int, columns: int) -> Made:
@@ -79,7 +79,7 @@ def gptq(
 def packed(
     rows: int, columns: int, bits: int = 4, symmetric: bool = True, groups: int = 0, shuffled: bool = False
 ) -> Made:
-    """As compressed-tensors packs integers; groups: 0 for those of GROUP inputs."""
+    """Packs integers as compressed-tensors does; groups: 0 for groups of GROUP inputs."""
     groups = groups or columns // GROUP
     codes, scales = some_codes(rows, columns, bits), some_scales(rows, groups, torch.bfloat16)
     zeros = torch.full((rows, groups), 1 << bits - 1) if symmetric else some_codes(rows, groups, bits)
@@ -108,7 +108,7 @@ def int8(rows: int, columns: int, symmetric: bool = True) -> Made:
 
 
 def float8(rows: int, columns: int, scaled: str = "row", end: str = ".weight_scale") -> Made:
-    """scaled: `all`, `row` or `block`, which is of 32 and cut where it does not fit."""
+    """scaled: `all`, `row` or `block`; blocks are 32 by 32, cut off at the edges."""
     codes = (torch.randn(rows, columns) * 100).to(torch.float8_e4m3fn)
     size = {"all": (rows, columns), "row": (1, columns), "block": (32, 32)}[scaled]
     scales = some_scales(-(-rows // size[0]), -(-columns // size[1]), torch.float32) / 100
@@ -135,8 +135,8 @@ def mxfp4_words(rows: int, columns: int) -> Made:
 
 
 class Kind(NamedTuple):
-    """A way to keep weights. stored: what a config says of it; make: a weight of a shape; block: the kind of
-    its blocks; exact: whether these lose nothing.
+    """A way to store weights. stored: its config entry; make: makes a weight of a shape; block: the type of
+    its blocks; exact: whether these are lossless.
     """
 
     stored: dict[str, Any]
@@ -150,7 +150,7 @@ class Kind(NamedTuple):
 
 
 def compressed(form: str, bits: int = 4, **weights: Any) -> dict[str, Any]:
-    """What a config says of weights by compressed-tensors."""
+    """What a config says about weights in compressed-tensors' formats."""
     groups = {"group_0": {"targets": ["Linear"], "weights": {"num_bits": bits, **weights}}}
     return {"quant_method": "compressed-tensors", "format": form, "config_groups": groups}
 
@@ -197,7 +197,7 @@ KINDS = {
 
 
 def say(directory: Path, stored: dict[str, Any] | None, **more: Any) -> None:
-    """Write into a config that the weights beside it are quantized."""
+    """Write into the config that the weights beside it are quantized."""
     config = json.loads((directory / CONFIG).read_text()) if (directory / CONFIG).exists() else {}
     if stored is not None and stored.get("quant_method") == "mlx":
         told: dict[str, Any] = {"quantization": {k: v for k, v in stored.items() if k != "quant_method"}}
@@ -207,7 +207,7 @@ def say(directory: Path, stored: dict[str, Any] | None, **more: Any) -> None:
 
 
 def write(directory: Path, model: Any, kind: Kind, ends: tuple[str, ...] = ("proj",)) -> dict[str, Tensor]:
-    """A model whose layers with such names are of a kind; what its weights are, by their names."""
+    """Saves a model whose layers with such names are of a kind; returns its weights' values by name."""
     torch.manual_seed(0)
     model.bfloat16().save_pretrained(directory)
     byte_tokenizer().save_pretrained(directory)

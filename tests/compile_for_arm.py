@@ -1,10 +1,10 @@
-"""Compiles every kernel for CPUs of Arm, on any machine, without running one; prints as JSON, for each
-function, the first bytes of its objects and the instructions that its code calls by name.
+"""Compiles every kernel for Arm CPUs on any machine, without running one; prints as JSON, for each function,
+the first bytes of its objects and the instructions that its code calls by name.
 
     python tests/compile_for_arm.py [FORMAT ...]
 
-Everything is taken for a machine of Arm before numba is imported: our own choices, LLVM's target, and the
-features of ADAMAS_CPU's level `dotprod`. FORMAT: of weights whose products are compiled, such as Q4_K.
+Before numba is imported, everything is set as on an Arm machine: our own choices, LLVM's target, and the
+features of ADAMAS_CPU's level `dotprod`. FORMAT: a weight format whose products are compiled, such as Q4_K.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from adamas_kernels import levels
 from llvmlite import binding
 
 TRIPLES = ("aarch64-unknown-linux-gnu", "arm64-apple-darwin")
-NAMED = re.compile(r"@llvm\.((?:x86|aarch64|arm)\.[\w.]+)")  # instructions of one kind of processor
+NAMED = re.compile(r"@llvm\.((?:x86|aarch64|arm)\.[\w.]+)")  # instructions of one processor family
 
 platform.machine = lambda: "aarch64"
 levels.host_features = lambda: levels.levels()["dotprod"].features
 os.environ[levels.VARIABLE] = "dotprod"
-os.environ["NUMBA_OPT"] = "0"  # instructions are selected all the same, and it takes half as long
+os.environ["NUMBA_OPT"] = "0"  # instructions are still selected, in half the time
 binding.initialize_all_targets()
 binding.initialize_all_asmprinters()
 binding.get_process_triple = lambda: TRIPLES[0]
@@ -34,15 +34,15 @@ from adamas_kernels.cpu import build  # noqa: E402
 from adamas_kernels.cpu.floats import Bfloat16, Float32  # noqa: E402
 from numba.core import codegen, types  # noqa: E402
 
-_modules: list[str] = []  # LLVM's code of all functions, each with those that it inlines
-# Nothing that is compiled here can be loaded into this process.
+_modules: list[str] = []  # LLVM code of all functions, each with the functions it inlines
+# Code compiled here cannot be loaded into this process.
 codegen.JITCPUCodegen._add_module = lambda self, module: _modules.append(str(module))
 codegen.JITCPUCodegen.set_env = lambda self, name, env: None
-build._kept = lambda compile_with: compile_with(False)  # neither from the disk nor to it
+build._kept = lambda compile_with: compile_with(False)  # no reads from or writes to the disk
 
 
 def point_to_nothing(library: codegen.JITCodeLibrary, name: str) -> int:
-    """In place of the address of compiled code."""
+    """Stands in for the address of compiled code."""
     library._ensure_finalized()
     return 1
 
@@ -93,14 +93,14 @@ def compile_all(formats: list[str]) -> None:
 
 @cache
 def machine_of(triple: str) -> binding.TargetMachine:
-    """What emits code of the level for a target."""
+    """Emits code of the level for a target."""
     level = levels.levels()["dotprod"]
     features = level.environment["NUMBA_CPU_FEATURES"]
     return binding.Target.from_triple(triple).create_target_machine(cpu=level.cpu, features=features, opt=0)
 
 
 def emit(code: str, triple: str) -> bytes:
-    """The object that LLVM makes of a module for a target."""
+    """The object that LLVM makes from a module for a target."""
     machine = machine_of(triple)
     module = binding.parse_assembly(re.sub(r'target triple = ".*"', f'target triple = "{triple}"', code))
     module.data_layout = str(machine.target_data)
@@ -108,7 +108,7 @@ def emit(code: str, triple: str) -> bytes:
 
 
 def tell(code: str) -> dict[str, object]:
-    """What is printed of a module. Both systems have the same instructions, so macOS gets stages alone."""
+    """What is printed about a module. Both systems share instructions, so only stages are built for macOS."""
     name = re.search(r"ModuleID = '(.*)'", code)[1]
     triples = TRIPLES if "_task" in name else TRIPLES[:1]
     return {

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from adamas_cli.models import ModelFiles
 
 if not has_cuda_gpu():
-    # Read when Triton's kernels are defined: without a GPU they run in its interpreter.
+    # Read when Triton kernels are defined: without a GPU they run in its interpreter.
     os.environ["TRITON_INTERPRET"] = "1"
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -27,11 +27,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-os.environ["ADAMAS_NO_DOC_CACHE"] = "1"  # what a test has read is news to the others
+os.environ["ADAMAS_NO_DOC_CACHE"] = "1"  # no test may see what another has read
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what only a GPU can show where there is none."""
+    """Deselect tests marked `gpu` where there is no GPU."""
     if has_cuda_gpu():
         return
     left_out = [item for item in items if item.get_closest_marker("gpu")]
@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def plain_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Packed weights are not rounded: with codes, a vector's last bit may round it to another integer."""
+    """Keeps packed weights as numbers: with codes, a vector's last bit may round it to another integer."""
     from adamas_kernels.cpu import CpuBackend
 
     monkeypatch.setattr(CpuBackend, "quantize", CpuBackend.as_blocks)
@@ -102,7 +102,7 @@ def tiny_architecture(name: str, seed: int = 0) -> PreTrainedModel:
         model = LlamaForCausalLM(LlamaConfig(**common))
     elif name == "qwen2":
         model = Qwen2ForCausalLM(Qwen2Config(**common))
-        for layer in model.model.layers:  # biases start at zero, which would hide a lost one
+        for layer in model.model.layers:  # biases start at zero, which would hide a missing one
             for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
                 torch.nn.init.normal_(projection.bias, std=0.5)
     elif name == "gemma3":
@@ -140,8 +140,8 @@ class Run(Protocol):
 
 @pytest.fixture
 def run_here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Importing torch in a process of its own would take longer than most of these commands."""
-    monkeypatch.setenv("ADAMAS_CONFIG", "/proc/adamas/config.toml")  # none is there
+    """In this process: importing torch in a new one takes longer than most of these commands."""
+    monkeypatch.setenv("ADAMAS_CONFIG", "/proc/adamas/config.toml")  # does not exist
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY", "GOMP_SPINCOUNT"):
         monkeypatch.setenv(name, "1")  # set by every run; named here so that they are restored
     for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
@@ -160,7 +160,7 @@ def run_here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture(autouse=True)
 def _offline_stays_in_its_test() -> Iterator[None]:
-    """What `offline` sets for Hugging Face's libraries ends with the test that asked for it."""
+    """Undoes what `offline` sets for Hugging Face's libraries after each test."""
     before = os.environ.get("HF_HUB_OFFLINE")
     yield
     if before is None:
@@ -177,7 +177,7 @@ def evaluate(run_here: Run) -> Run:
 
 @pytest.fixture
 def bench(run_here: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """`adamas bench` in this process, with a made-up copy bandwidth, and without other engines."""
+    """`adamas bench` in this process, with a made-up copy bandwidth and no other engines."""
     from adamas_cli.lab.bench import machine, rivals
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")

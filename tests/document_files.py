@@ -30,8 +30,8 @@ def drawn_pdf(
 ) -> bytes:
     """A PDF of pages of 612 by 792 points with these contents, in Helvetica as /F1.
 
-    page, catalog: entries that each page and the catalog have besides. more: objects with the numbers from
-    4 + 2 * len(pages) on, which those can refer to.
+    page, catalog: extra entries of each page and of the catalog. more: extra objects, numbered from
+    4 + 2 * len(pages), which those entries can refer to.
     """
     count = len(pages)
     kids = " ".join(f"{4 + 2 * n} 0 R" for n in range(count))
@@ -62,7 +62,7 @@ def drawn_pdf(
 
 
 def encrypted_pdf() -> bytes:
-    """A PDF that opens with a password that nobody knows."""
+    """A PDF encrypted with an unknown password."""
     key = "00" * 32
     identity = "/ID [<00> <00>]"
     return pdf(
@@ -71,7 +71,7 @@ def encrypted_pdf() -> bytes:
 
 
 def archive(members: Mapping[str, str | bytes], first: str | None = None) -> bytes:
-    """A zip file; `first` is the type that EPUB and ODT begin with, uncompressed."""
+    """A zip file; `first` is the type at the start of an EPUB or ODT, uncompressed."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as packed:
         if first is not None:
@@ -82,7 +82,7 @@ def archive(members: Mapping[str, str | bytes], first: str | None = None) -> byt
 
 
 def epub_members(chapters: Sequence[tuple[str, str]], prolog: str = "") -> dict[str, str]:
-    """Chapters (title in the table of contents, body), in a spine that is not in the order of their names."""
+    """Chapters (title in the table of contents, body); the spine is not in the order of their names."""
     names = [f"text/{chr(ord('z') - n)} {n}.xhtml" for n in range(len(chapters))]
     items = "".join(
         f'<item id="c{n}" href="{name.replace(" ", "%20")}" media-type="application/xhtml+xml"/>'
@@ -144,7 +144,7 @@ def docx(paragraphs: Sequence[tuple[str, str]], prolog: str = "") -> bytes:
 
 
 def odt_members(content: str) -> dict[str, str]:
-    """An OpenDocument text of this XML inside its body."""
+    """An OpenDocument text with this XML in its body."""
     office = "urn:oasis:names:tc:opendocument:xmlns:office:1.0"
     text = "urn:oasis:names:tc:opendocument:xmlns:text:1.0"
     manifest = "urn:oasis:names:tc:opendocument:xmlns:manifest:1.0"

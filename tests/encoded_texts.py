@@ -1,4 +1,4 @@
-"""A few sentences in each of many languages, and the encodings that such texts were kept in."""
+"""A few sentences in each of many languages, and the encodings once used for them."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ TEXTS = {
         ("cp1251", "koi8_u"),
     ),
     "vietnamese": (
-        # cp1258 has letters with their accents and tones as marks after them
+        # cp1258 has accented letters, and tones as marks after them
         "Mâ\u0323t khâ\u0309u cu\u0309a ke\u0301t să\u0301t đươ\u0323c ghi ơ\u0309 trang cuô\u0301i cu\u0300ng cu\u0309a "
         "quyê\u0309n sô\u0309. Thi\u0323 trươ\u0309ng no\u0301i ră\u0300ng qua\u0309ng trươ\u0300ng se\u0303 đo\u0301ng cư\u0309a.\n",
         ("cp1258",),

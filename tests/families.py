@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 VOCABULARY = 128
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 WINDOWS = [SLIDING, FULL, SLIDING, FULL]
-LATENT = {"num_key_value_heads": 4}  # as many as there are heads
+LATENT = {"num_key_value_heads": 4}  # as many as heads
 INDEXED = LATENT | {"index_topk": 4096, "index_head_dim": 32, "index_n_heads": 2}
 HYBRID = {"layer_types": [LINEAR, FULL, LINEAR, FULL]}
-# Fields that make models tiny; a family takes those that its config has.
+# Fields that make models tiny; a family takes those its config has.
 SMALL: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "vocab_size_per_layer_input": VOCABULARY,
@@ -85,10 +85,10 @@ SMALL: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Family:
-    """A row. reason: why Adamas does not serve it, a part of the sentence, None where it does. refused:
-    whether it cannot even run with full attention. fields: of its config, besides `SMALL`. deep: whether all
-    checks run, since it differs in kind from those that do, and test_hybrid.py does not run them. text: the
-    row of its text part, where that is all that is looked at.
+    """A row. reason: part of the sentence that says why Adamas does not serve it, None if it does. refused:
+    whether it cannot even run with full attention. fields: config fields besides `SMALL`. deep: whether all
+    checks run, because it differs in kind from the others and test_hybrid.py does not run them. text: the row
+    of its text part, if only that is checked.
     """
 
     text: str | None = None
@@ -104,23 +104,23 @@ def served(deep: bool = False, **fields: Any) -> Family:
 
 
 def full(reason: str, deep: bool = False, **fields: Any) -> Family:
-    """Answers with full attention, for a reason."""
+    """Answers with full attention, for this reason."""
     return Family(reason=reason, fields=fields, deep=deep)
 
 
 def whole(text: str) -> Family:
-    """A model that also sees or hears, whose text part is another row's."""
+    """A model that also sees or hears; its text part is another row."""
     return Family(text=text)
 
 
 def refused(reason: str, **fields: Any) -> Family:
-    """Is refused in a sentence."""
+    """Is refused with this reason."""
     return Family(reason=reason, refused=True, fields=fields)
 
 
 ENCODER, HALF = "an encoder", "one half"
 CACHE, TEXT = "does not keep its cache", "does not generate text from text"
-INDEXED_LAYERS = "indexed_attention|deepseek_sparse_attention"  # by versions of transformers
+INDEXED_LAYERS = "indexed_attention|deepseek_sparse_attention"  # depends on the version of transformers
 OWN, TWICE, MASK = "transformers' interface", "several times", "mask is not plainly causal"
 
 FAMILIES: dict[str, Family] = {
@@ -345,7 +345,7 @@ FAMILIES: dict[str, Family] = {
 
 @dataclass(frozen=True)
 class Seeing:
-    """One that also sees. row: the family that its text part is like; sight, text: fields of its parts."""
+    """A model that also sees. row: the family of its text part; sight, text: fields of its parts."""
 
     row: str
     sight: dict[str, Any]
@@ -372,8 +372,8 @@ SEEING: dict[str, Seeing] = {
 }
 
 
-# Others that see or hear, whose text parts were found to answer as transformers does by the check of SEEING,
-# each with a tiny config of its own; they differ from rows above in nothing that attention knows.
+# Other models that see or hear. Each was tried with a tiny config under the check of SEEING: its text part
+# answers as transformers does, and differs from rows above in nothing that attention knows.
 _LIKE_THEM = """
     aria aya_vision chameleon cohere2_vision cohere_compass cosmos3_edge cosmos3_omni deepseek_ocr2
     deepseek_vl deepseek_vl_hybrid ernie4_5_vl_moe exaone4_5 fun_asr_nano glm46v glm_ocr glmasr glmga
@@ -384,14 +384,14 @@ _LIKE_THEM = """
     qwen3_omni_moe_thinker smolvlm step3p7 vibevoice_asr video_llama_3 video_llava vipllava voxtral
 """
 LIKE_THEM = frozenset(_LIKE_THEM.split())
-# Whose tiny models could not be built here: of large parts, of packages that are not installed, or of
-# settings that depend on each other.
+# No tiny model could be built here: large parts, packages that are not installed, or settings that depend
+# on each other.
 _UNTRIED = "fast_vlm glm5_next granite4_vision inkling2 inkling_mm_model ovis2 perception_lm"
 UNTRIED = frozenset(_UNTRIED.split())
 
 
 def seeing_config(name: str, **common: Any) -> PreTrainedConfig:
-    """Of a row of SEEING. common: fields of text parts instead of `SMALL`, for those that have them."""
+    """The config of a row of SEEING. common: fields of its text part instead of `SMALL`, if it has them."""
     row = SEEING[name]
     taken = fields_of(CONFIG_MAPPING[row.row])
     fields = {name: value for name, value in (common or SMALL).items() if name in taken}
@@ -429,6 +429,6 @@ def tiny_family(name: str) -> PreTrainedModel:
 
 
 def fields_of(kind: Any) -> set[str]:
-    """What a class of configs has."""
+    """The field names of a config class."""
     declared = {name for base in kind.__mro__ for name in getattr(base, "__annotations__", {})}
     return declared | set(kind.attribute_map)

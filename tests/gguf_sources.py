@@ -1,4 +1,4 @@
-"""Tiny models of every architecture that is read from GGUF files, for writing them and reading them back."""
+"""Tiny models of every architecture read from GGUF files, for writing and reading back."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ COMMON: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": None,
 }
-_OWN_NAMES = ("gpt2", "bloom", "mpt")  # whose configs do not have the common fields
+_OWN_NAMES = ("gpt2", "bloom", "mpt")  # their configs lack the common fields
 
 
 @dataclass(frozen=True)
 class Source:
-    """architecture: by llama.cpp's name; model_type: by transformers'; fields: of its config."""
+    """architecture: llama.cpp's name; model_type: transformers' name; fields: of its config."""
 
     architecture: str
     model_type: str
@@ -600,7 +600,7 @@ SOURCES = {
 
 
 def build(name: str) -> PreTrainedModel:
-    """The model called `name`, with all its parameters drawn so that a lost or wrong one shows."""
+    """The model called `name`, with all its parameters drawn so that a missing or wrong one shows."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -1,7 +1,7 @@
-"""Writes a model to a GGUF file by the rules of llama.cpp's converter, stated here once more.
+"""Writes a model to a GGUF file by the rules of llama.cpp's converter, restated here.
 
-Names of tensors come from the gguf package; what the converter does beyond renaming is in RULES, and what it
-says of a model beyond its common keys in FACTS, both by the name of the architecture in GGUF.
+Tensor names come from the gguf package. RULES holds what the converter does beyond renaming, and FACTS the
+keys it writes beyond the common ones, both by the architecture's name in GGUF.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(\w+)\.weight")
 
 
 def write_source(name: str, model: Any, folder: Path, kind: Kind = lambda _: None) -> Path:
-    """The file of `model`, the source called `name`, in `folder`. kind: of a tensor by its name in the file,
-    None for float32.
+    """Writes `model`, the source called `name`, to a file in `folder`. kind: the type of a tensor by its name
+    in the file, None for float32.
     """
     architecture = SOURCES[name].architecture
     model.save_pretrained(folder)
@@ -56,7 +56,7 @@ def write_source(name: str, model: Any, folder: Path, kind: Kind = lambda _: Non
 
 
 def add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
-    """A key of the kind that suits its value, in place of one that is there; None is none."""
+    """Adds a key of the type that suits its value, replacing an existing one; None only removes it."""
     writer.kv_data[0].pop(key, None)
     if isinstance(value, bool):
         writer.add_bool(key, value)
@@ -113,7 +113,7 @@ def _nothing(_: Config) -> dict[str, Any]:
 
 
 def _own(**facts: Any) -> dict[str, Any]:
-    """Keys under the architecture's name; two underscores are a dot."""
+    """Keys under the architecture's name; two underscores stand for a dot."""
     return {f"{{arch}}.{key.replace('__', '.')}": value for key, value in facts.items() if value is not None}
 
 
@@ -139,7 +139,7 @@ def _tensors(architecture: str, tensors: dict[str, Tensor], config: Config) -> I
 
 
 def _merged_experts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Experts one after another become one tensor, under the name without their number."""
+    """Stacks separate experts into one tensor, under the name without their number."""
     merged, experts = {}, {}
     for full, tensor in tensors.items():
         if (expert := EXPERT.fullmatch(full)) is None:
@@ -154,7 +154,7 @@ def _merged_experts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _stacked_altup(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Gemma 3n's projections one after another become one tensor each."""
+    """Stacks Gemma 3n's separate projections into one tensor each."""
     for module, ours in (
         ("altup_projections", "altup_proj"),
         ("altup_unembed_projections", "altup_unembd_proj"),
@@ -198,7 +198,7 @@ def _as_it_is(full: str, tensor: Tensor, _: Config) -> tuple[str, Tensor]:
 
 
 def _neighbours(weight: Tensor, heads: int) -> Tensor:
-    """Rows of each head in the order in which neighbours are rotated with each other."""
+    """Rows of each head in the order in which neighbours are rotated together."""
     halves = weight.view(heads, 2, -1, *weight.shape[1:])
     return halves.transpose(1, 2).reshape(weight.shape)
 
@@ -216,7 +216,7 @@ def _norms_plus_one(full: str, tensor: Tensor, _: Config) -> tuple[str, Tensor]:
 
 
 def _bias_named(full: str, tensor: Tensor, _: Config) -> tuple[str, Tensor]:
-    """Corrections of the choice of experts, which checkpoints have without `bias` as their last name."""
+    """Corrections for choosing experts; checkpoints name them without a final `bias`."""
     for ending in ("e_score_correction_bias", "expert_bias"):
         if full.endswith(ending):
             layer = re.search(r"layers\.(\d+)\.", full)
@@ -323,7 +323,7 @@ def _falcon_h1(full: str, tensor: Tensor, config: Config) -> tuple[str, Tensor]:
 
 
 def _by_kind(full: str, tensor: Tensor, config: Config) -> tuple[str, Tensor]:
-    """Queries, keys and values of each head, or of each group of heads, become all of each kind."""
+    """Regroups queries, keys and values of each head, or group of heads, into all of each kind."""
     full = (
         re.sub(r"^transformer\.(?=(h|ln_f|word_embeddings_layernorm)\.)", "", full)
         if "n_head" in config
@@ -363,7 +363,7 @@ def _layer_scalar(full: str, tensor: Tensor, _: Config) -> tuple[str, Tensor]:
 
 
 def _linear(full: str, tensor: Tensor, config: Config) -> Any:
-    """Linear attention of Qwen 3 Next: its parts are apart, and decays are no logarithms."""
+    """Linear attention of Qwen 3 Next: its parts are separate, and decays are not logarithms."""
     layer = re.search(r"layers\.(\d+)\.", full)
     if full.endswith("A_log"):
         return f"blk.{layer[1]}.ssm_a", -torch.exp(tensor)
@@ -384,7 +384,7 @@ def _linear(full: str, tensor: Tensor, config: Config) -> Any:
 
 
 def _tiled(full: str, tensor: Tensor, config: Config) -> Any:
-    """Linear attention of Qwen 3.5: heads of values go by their number within a key's head first."""
+    """Linear attention of Qwen 3.5: value heads are ordered first by their number within a key head."""
     heads, width = config["linear_num_key_heads"], config["linear_value_head_dim"]
     values = config["linear_num_value_heads"] * width
 
@@ -443,7 +443,7 @@ def _rotated(config: Config) -> dict[str, Any]:
 
 
 def _without(*names: str) -> dict[str, Any]:
-    """Keys that a converter of its own does not write; None takes them away."""
+    """Removes keys that the architecture's own converter does not write."""
     return {f"{{arch}}.{name}": None for name in names}
 
 
@@ -476,7 +476,7 @@ def _routed(config: Config) -> dict[str, Any]:
 
 
 def _deepseek2(config: Config) -> dict[str, Any]:
-    """As for multiplying queries with the latent, which has one head of keys."""
+    """Keys for multiplying queries with the latent, which has one key head."""
     rope, latent = config["rope_parameters"], config["kv_lora_rank"]
     scale = rope.get("mscale_all_dim")
     return _routed(config) | _own(

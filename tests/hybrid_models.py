@@ -1,4 +1,4 @@
-"""Tiny random models with layers of recurrent state or latent attention, one of each family."""
+"""Tiny random models with recurrent state or latent attention, one per family."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ HYBRIDS = RECURRENT | LATENT_ATTENTION
 
 @cache
 def hybrid_model(name: str) -> PreTrainedModel:
-    """The same one in every test: none changes it."""
+    """Shared by all tests; none changes it."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -1,5 +1,5 @@
-"""Caches and keys for tests of the sparse steps, filled from the specification and poisoned where nothing may
-be read, and the comparison of a backend's steps with plain torch and with float64.
+"""Caches and keys for tests of the sparse steps, filled by the specification and poisoned where nothing may
+be read, and comparison of a backend's steps with plain torch and with float64.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from adamas_kernels.softmax import PLAIN, Softmax
 from adamas_kernels.torch.backend import TorchBackend
 from torch import Tensor
 
-Make = Callable[..., Tensor]  # rows of the shape that it is called with, as torch.randn makes them
+Make = Callable[..., Tensor]  # makes rows of the given shape, as torch.randn does
 
 
 def with_outliers(*shape: int) -> Tensor:
@@ -51,7 +51,7 @@ def too_small_for_a_scale(*shape: int) -> Tensor:
 
 
 def zeros(*shape: int) -> Tensor:
-    """Nothing to tell keys, or queries, apart."""
+    """Keys, or queries, that cannot be told apart."""
     return torch.zeros(shape)
 
 
@@ -69,10 +69,10 @@ def make_cache(
     dim_v: int | None = None,
     make: Make = torch.randn,
 ) -> LayerCache:
-    """A cache of `length` tokens, with keys from `make`, whose codes are the reference's.
+    """A cache of `length` tokens, with keys from `make` and the reference's codes.
 
-    Unused rows hold NaN, infinities and random codes. It lies on torch's default device. Without tokens, the
-    codebook is that of one more key.
+    Unused rows hold NaN, infinities and random codes. The cache is on torch's default device. Without tokens,
+    the codebook is that of one extra key.
     """
     dim_v = dim_v or dim
     filled = slice(0, length)
@@ -94,13 +94,13 @@ def make_cache(
 
 
 def some_codebook(keys: Tensor, settings: SparseSettings | None = None) -> ref.Codebook:
-    """The codebook of keys [B, K, N, D] and of queries a hundred times larger in their last coordinates."""
+    """The codebook of keys [B, K, N, D] and of queries whose last coordinates are a hundred times larger."""
     power = torch.linspace(0.1, 10, keys.shape[-1], device=keys.device).square().expand(*keys.shape[:2], -1)
     return fit_codebook(keys, power, settings or SparseSettings())
 
 
 def copied(cache: LayerCache, device: torch.device | str | None = None) -> LayerCache:
-    """The same cache elsewhere, with the same strides."""
+    """The same cache on another device, with the same strides."""
 
     def copy(x: Tensor) -> Tensor:
         return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device or x.device).copy_(x)
@@ -142,8 +142,8 @@ def poisoned_memory() -> Iterator[None]:
 def double_attention(
     queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softmax: Softmax = PLAIN
 ) -> tuple[Tensor, Tensor]:
-    """Attention of the newest tokens, queries [B, H, N, D], to all, [B, K, S, D], by its definition in
-    float64: outputs and log-sum-exps.
+    """Attention of the newest tokens, queries [B, H, N, D], to all, [B, K, S, D], by definition in float64:
+    outputs and log-sum-exps.
     """
     groups, (new, size) = queries.shape[1] // keys.shape[1], (queries.shape[2], keys.shape[2])
     keys, values = (x.double().repeat_interleave(groups, 1) for x in (keys, values))
@@ -153,7 +153,7 @@ def double_attention(
     own, position = ref.own_positions(new, size, keys.device), torch.arange(size, device=keys.device)
     hidden = (position > own) | (position <= own - (softmax.window or size))
     scores = scores.masked_fill(hidden, -torch.inf)
-    if softmax.sinks is not None:  # one more token, whose value is zero
+    if softmax.sinks is not None:  # one extra token, whose value is zero
         sinks = softmax.sinks.double()[:, None, None].expand(len(scores), -1, new, -1)
         scores = torch.cat([scores, sinks], -1)
         values = torch.cat([values, torch.zeros_like(values[:, :, :1])], 2)
@@ -163,7 +163,7 @@ def double_attention(
 def double_step(
     queries: Tensor, cache: LayerCache, scaling: float, settings: SparseSettings, softmax: Softmax = PLAIN
 ) -> tuple[Tensor, Tensor]:
-    """The step in float64 with the reference's ranks and selection, after the new tokens have entered."""
+    """The step in float64 with the reference's ranks and selection, after the new tokens were added."""
     view, settings = cache.view(), settings.under(softmax)
     groups = queries.shape[1] // view.keys.shape[1]
     rotated = ref.rotate_queries(queries, cache.codebook)
@@ -209,7 +209,7 @@ def double_step(
 def assert_no_worse(found: Tensor, plain: Tensor, truth: Tensor) -> None:
     """The error of `found` against float64 is within that of plain torch in the same dtype."""
     error, allowed = (found.double() - truth).abs().max(), (plain.double() - truth).abs().max()
-    # What is left when sums of hundreds of values nearly cancel is not known better, in whatever order.
+    # When sums of hundreds of values nearly cancel, no order of summation gives the rest more exactly.
     assert error <= 1.5 * allowed + 3e-6 * (1 + truth.abs().max())
 
 
@@ -236,8 +236,8 @@ def check_steps(
     device: torch.device | str | None = None,
     softmax: Softmax = PLAIN,
 ) -> LayerCache:
-    """Some steps of plain torch, from this cache, and of a backend, from a copy of it on `device`: the same
-    selection and the same contents, and errors no larger. Returns the copy.
+    """Runs steps of plain torch on this cache, and of a backend on a copy of it on `device`: the same
+    selection, the same contents, and errors no larger. Returns the copy.
     """
     batch, kv_heads, _, dim = cache.keys.shape
     dtype, scaling = cache.keys.dtype, dim**-0.5
@@ -270,7 +270,7 @@ def check_steps(
 
 
 def check_strided_inputs(backend: Backend, device: torch.device | str | None = None) -> None:
-    """A step on every other number of wider tensors, with keys of another dtype than the cache's."""
+    """A step on every other number of wider tensors, with keys of a dtype other than the cache's."""
     settings = SparseSettings(budget=16)
     cache = make_cache(2, 2, 64, 120, 150, settings, torch.bfloat16)
     other = copied(cache, device)

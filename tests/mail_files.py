@@ -1,4 +1,4 @@
-"""Small mails, among them Outlook's, whose container is written by hand."""
+"""Small mails, including Outlook's, whose container is written by hand."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def mail(
     mails: Sequence[EmailMessage] = (),
     **fields: str,
 ) -> EmailMessage:
-    """A mail with the fields that every mail has, and with others or other values of them."""
+    """A mail with the fields that every mail has; `fields` adds to them or replaces them."""
     message = EmailMessage(SMTP)
     standard = {
         "From": "Ada <ada@example.org>",
@@ -56,7 +56,7 @@ def compound(tree: Tree) -> bytes:
             else:
                 row = (name, 1, add(value), first, 0, 0)
             entries.append(row)
-            first = len(entries)  # the root comes before all of them
+            first = len(entries)  # the root comes first
         return first
 
     child = add(tree)

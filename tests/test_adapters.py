@@ -1,6 +1,6 @@
-"""LoRA adapters: a model that one is merged into is the model with W + scale * B A written as its weights.
+"""LoRA adapters: merging one gives a model whose weights are W + scale * B A.
 
-The truths were held against the library peft once, whose merged models gave the same logits to 2e-5.
+The expected values were once checked against the library peft: logits of its merged models agree to 2e-5.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def test_saved_modules_and_embeddings(tiny_model: Path, tmp_path: Path) -> None:
     adapter = written(tmp_path / "lora", tensors | {f"{HEAD}.weight": head})
     old = load_file(tiny_model / "model.safetensors")[f"{EMBEDDINGS}.weight"]
     rows = old + 4 * (halves["lora_embedding_B"] @ halves["lora_embedding_A"]).T
-    for quantization in ("none", "packed"):  # the second leaves embeddings in the file
+    for quantization in ("none", "packed"):  # the second keeps embeddings in the file
         model = merged(tiny_model, adapter, quantization).model
         torch.testing.assert_close(model.get_input_embeddings()(torch.arange(258)).detach(), rows)
     torch.testing.assert_close(merged(tiny_model, adapter).model.lm_head.weight.detach(), head)
@@ -176,7 +176,7 @@ def test_of_a_packed_model_the_merged_weights_are_packed(tiny_model: Path, tmp_p
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_into_a_gguf_file(tmp_path: Path, exact: bool) -> None:
-    model = build("llama")  # whose file has the rows of queries in another order
+    model = build("llama")  # its file has the rows of queries in another order
     path = write_source("llama", model, tmp_path)
     outputs, inputs = model.get_submodule(Q).weight.shape
     tensors = pair(Q, outputs, inputs) | pair(HEAD, *model.lm_head.weight.shape)
@@ -221,7 +221,7 @@ def test_numbers_in_8_bits_are_off_by_half_a_step() -> None:
     assert weight.kind == "Q8_0"
     step = numbers.view(5, 3, 32).abs().amax(-1) / 127
     error = (unpack(weight) - numbers).view(5, 3, 32).abs().amax(-1)
-    assert (error <= 0.51 * step + 127 * step / 2048).all()  # a scale has 11 bits
+    assert (error <= 0.51 * step + 127 * step / 2048).all()  # a scale has 11 significant bits
     assert in_8_bits(torch.ones(2, 40)).kind == "F32"
 
 
@@ -269,7 +269,7 @@ HUB_NAME = "owner/lora"
 
 
 def test_the_hub_has_adapters_too(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fetched once, without a merged model beside it; then found in the cache."""
+    """Fetched once, without the merged model beside it; then found in the cache."""
     theirs = written(tmp_path / "theirs", BOTH, tiny_model)
     snapshot = tmp_path / "hub" / "models--owner--lora" / "snapshots" / ("c" * 40)
     fetched = []
@@ -367,5 +367,5 @@ def test_damaged_adapters_are_told(
 
 def test_weights_that_a_library_quantizes_are_not_merged_into(tiny_model: Path, tmp_path: Path) -> None:
     files = found(tiny_model, written(tmp_path / "lora", BOTH))
-    with pytest.raises(UsageError):  # on a CPU of any kind, and for an adapter on any device
+    with pytest.raises(UsageError):  # on any CPU, and on any device with an adapter
         load(files, device="cpu", quantization="bnb-4bit", progress=Silent())

@@ -41,7 +41,7 @@ def test_a_document_is_read_once_and_answers_twice(model: adamas_cli.Model, fabl
     assert (path, first.text) == (str(fable), again.text)
     assert first.done.reused_tokens == 0
     assert again.done.reused_tokens >= tokens
-    with model.open(fable) as book:  # another time, from the disk
+    with model.open(fable) as book:  # again, from the disk
         assert book.ask("What does the fox want?").text == first.text
 
 

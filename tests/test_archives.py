@@ -1,4 +1,4 @@
-"""Archives that are named are read as the folders that they hold, with limits as for bombs."""
+"""Archives given as sources are read as the folders they hold, with limits against bombs."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_links_devices_and_encrypted_members_are_counted() -> None:
 
 @pytest.mark.parametrize("pack", [archive, lambda files: tar(files, "w:gz")])
 class TestBombs:
-    """An archive that grows too large is left out before it does."""
+    """An archive that grows too large is skipped before it does."""
 
     def test_by_its_ratio(self, pack, folder: Path) -> None:
         Path("a").write_bytes(pack({f"{n}.txt": " " * 9 * 2**20 for n in range(9)}))

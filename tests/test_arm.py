@@ -1,4 +1,4 @@
-"""CPUs of Arm, and macOS: kernels compile for them, and what differs there is met, though none is here."""
+"""Arm CPUs and macOS: kernels compile for them and their differences are handled, though none is here."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from adamas_cli.lab.hardware import device_name
 from adamas_cli.machine import backends, cpu, threads
 from adamas_cli.models.device import dtype_name
 
-ELF, MACH_O = "7f454c46", "cffaedfe"  # how objects of Linux and of macOS begin
+ELF, MACH_O = "7f454c46", "cffaedfe"  # the first bytes of Linux and macOS objects
 
 
 def test_every_kernel_compiles_for_arm_without_instructions_of_x86() -> None:
@@ -46,7 +46,7 @@ def test_every_kernel_compiles_for_arm_without_instructions_of_x86() -> None:
 
 @pytest.fixture
 def on_a_mac(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What its system says and lacks, and a CPU of Apple's."""
+    """What macOS reports and lacks, and an Apple CPU."""
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(platform, "machine", lambda: "arm64")
     monkeypatch.setattr(platform, "processor", lambda: "arm")
@@ -64,7 +64,7 @@ def test_a_mac_is_told_by_other_means(on_a_mac, monkeypatch: pytest.MonkeyPatch)
     assert device_name(torch.device("cpu")).startswith("arm, ")
     assert threads.physical_cores() >= 1
     heap.give_back()
-    assert dtype_name("auto", "cpu") in ("float32", "bfloat16")  # as torch says of the CPU
+    assert dtype_name("auto", "cpu") in ("float32", "bfloat16")  # as torch reports the CPU
     monkeypatch.setenv(levels.VARIABLE, "plain")
     assert dtype_name("auto", "cpu") == "float32"
 

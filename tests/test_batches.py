@@ -1,4 +1,4 @@
-"""Sequences of unequal lengths in a batch against each of them alone, for every backend and operation."""
+"""Sequences of unequal length in a batch, against each alone, for every backend and operation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 ON_GPU = torch.cuda.is_available()
 CAPACITY = SEGMENT + 400
-# By backend, lengths of three sequences: none, and around the edges of its blocks.
+# Lengths of three sequences by backend: zero, and around the edges of its blocks.
 LENGTHS = {
     "torch": [(0, 1, 70), (129, 15, 16)],
     "triton": [(0, 63, 130), (LARGEST_BLOCK - 1, 1, LARGEST_BLOCK + 1)],
@@ -44,7 +44,7 @@ def _seed():
 
 
 def batched(caches: list[LayerCache]) -> LayerCache:
-    """Caches of one sequence each as one of a batch."""
+    """Joins caches of one sequence each into one batch."""
     first, *_ = caches
     codes = torch.cat([cache.codes.transpose(-1, -2) for cache in caches]).transpose(-1, -2)
     keys, values, scales, total, length = (
@@ -61,7 +61,7 @@ def sequences(
     name: str, lengths: tuple[int, ...], settings: SparseSettings, dtype: torch.dtype = torch.float32,
     dim: int = 64, dim_v: int = 64,
 ) -> list[LayerCache]:  # fmt: skip
-    """A cache of two KV heads for each length, on the device of the backend."""
+    """A cache of two KV heads for each length, on the backend's device."""
     capacity = CAPACITY if name == "cpu" else 200
     device = "cuda" if name == "triton" and ON_GPU else "cpu"
     caches = [make_cache(1, 2, dim, length, capacity, settings, dtype, dim_v) for length in lengths]
@@ -69,21 +69,21 @@ def sequences(
 
 
 def new_tokens(cache: LayerCache, heads: int, new: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of some new tokens of every sequence."""
+    """Queries, keys and values of `new` tokens of every sequence."""
     batch, kv_heads, _, dim = cache.keys.shape
     shapes = (heads, dim), (kv_heads, dim), (kv_heads, cache.values.shape[3])
     return tuple(torch.randn(batch, count, new, size).to(cache.keys) for count, size in shapes)
 
 
 def assert_same(found: Tensor, alone: list[Tensor]) -> None:
-    """Bit for bit, NaN included; on a GPU within rounding: its number of splits depends on the batch."""
+    """Bit for bit, NaN included; on a GPU within rounding, because the batch sets the number of splits."""
     expected = torch.cat(alone)
     tolerance = 1e-4 if ON_GPU else 0.0
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 def assert_same_caches(found: LayerCache, alone: list[LayerCache]) -> None:
-    """All that is in the buffers, also after the last token."""
+    """Compares whole buffers, also after the last token."""
     expected = batched(alone)
     for part in ("keys", "values", "codes", "scales", "value_sum"):
         a, b = getattr(found, part), getattr(expected, part)
@@ -93,7 +93,7 @@ def assert_same_caches(found: LayerCache, alone: list[LayerCache]) -> None:
 
 
 STEPS = [(2, 1, "dot", 16), (4, 2, "dot", 40), (2, 2, "manhattan", 16)]
-LARGE = (2, 1, "dot", 160)  # a budget that several programs of a GPU share; the interpreter takes its time
+LARGE = (2, 1, "dot", 160)  # a budget shared by several GPU programs; slow in the interpreter
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_a_dense_step(backends, name, lengths, heads, new, dim_v):
     torch.testing.assert_close(together.value_sum, total, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "lengths"), CASES[::2])  # the lengths themselves are tested above
+@pytest.mark.parametrize(("name", "lengths"), CASES[::2])  # the test above covers other lengths
 @pytest.mark.parametrize("budget", [40, 160] if ON_GPU else [40])
 def test_a_step_to_an_error(backends, name, lengths, budget):
     settings = SparseSettings(budget=budget, error=2**-6)
@@ -202,7 +202,7 @@ def test_a_prefill(backends, name, lengths, new):
     )
     reason = obstacles("prefill", Facts.of(q, k, v))[name]
     if reason is not None and name == "cpu":
-        pytest.skip(reason)  # a CPU without the instruction; dispatch says so, too
+        pytest.skip(reason)  # the CPU lacks the instruction; dispatch reports this, too
     backend, before = backends[name], torch.tensor(lengths, dtype=torch.int32, device=device)
     found = backend.prefill(q, k, v, 0.125, before)
     alone = [

@@ -1,4 +1,4 @@
-"""`adamas bench --len` on tiny random models, and beside other engines that are made up."""
+"""`adamas bench --len` on tiny random models, and beside made-up other engines."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ SMALL = ["--device", "cpu", "--quantization", "none", "--dtype", "float32", "-n"
 
 @pytest.fixture
 def text(tmp_path):
-    """More tokens than any test needs, a byte each."""
+    """More tokens than any test needs, one per byte."""
     path = tmp_path / "text.txt"
     path.write_text("It is a truth universally acknowledged. " * 20, encoding="utf-8")
     return path
 
 
 def fake_engine(tmp_path, monkeypatch, lines):
-    """Lets `--vs llama.cpp` run a script that keeps its job and prints these lines."""
+    """Makes `--vs llama.cpp` run a script that keeps its job and prints these lines."""
     script = tmp_path / "engine.py"
     job = tmp_path / "job.json"
     script.write_text(f"import sys\nopen({str(job)!r}, 'w').write(sys.stdin.read())\nprint({lines!r})\n")
@@ -373,7 +373,7 @@ def test_only_other_programs_count_as_contention(monkeypatch):
     monkeypatch.setattr(contention.time, "monotonic", lambda: now)
     watch = contention.Contention()
     assert watch.cores() == pytest.approx(0.6)
-    assert watch.cores() == pytest.approx(0.6)  # too soon to tell anew
+    assert watch.cores() == pytest.approx(0.6)  # too soon to measure again
 
 
 def test_copies_are_measured_apart(monkeypatch):

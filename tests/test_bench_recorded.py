@@ -1,4 +1,4 @@
-"""Decode steps recorded from a model, replayed, and `adamas bench --kernels -m MODEL --text FILE`."""
+"""Decode steps recorded from a model and replayed, and `adamas bench --kernels -m MODEL --text FILE`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SMALL = ["--kernels", "--device", "cpu", "--quantization", "none", "--dtype", "f
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch):
-    """Commands record 8 steps, and measure full attention for no longer than they must."""
+    """Commands record 8 steps, and time full attention no longer than needed."""
     monkeypatch.setattr(recording, "STEPS", STEPS)
     monkeypatch.setattr(clock, "CPU_SECONDS", 0.0)
 
@@ -62,13 +62,13 @@ def recorded(name: str = "llama", context: int = 100, steps: int = 20, seed: int
 
 
 def copied(cache: LayerCache) -> LayerCache:
-    """A cache of its own with the same contents."""
+    """A separate cache with the same contents."""
     names = ("keys", "values", "codes", "scales", "value_sum", "length")
     return replace(cache, **{name: getattr(cache, name).clone() for name in names})
 
 
 def seen_attention(model, ids: np.ndarray, layers: list[int]) -> list[torch.Tensor]:
-    """What each layer's attention gave by the model's own implementation, [tokens, H x D]."""
+    """Outputs of each layer's attention in the model's own implementation, [tokens, H x D]."""
     found: dict[int, torch.Tensor] = {}
     hooks = [
         model.model.layers[layer].self_attn.o_proj.register_forward_pre_hook(
@@ -128,7 +128,7 @@ def test_a_replay_takes_the_steps_that_the_backend_takes_in_their_order():
             expected.append(backend.decode_step(*given, cache, trace.scaling, SETTINGS)[0])
             cache.length += 1
     replay = Replay(backend, traces, SETTINGS)
-    for _ in range(2):  # the second finds what the first has left
+    for _ in range(2):  # the second starts from what the first has left
         found = [(step, layer, out.clone()) for step, layer, out in replay.run()]
         assert [place[:2] for place in found] == [(step, layer) for step in range(20) for layer in range(2)]
         assert all(torch.equal(out, one) for (_, _, out), one in zip(found, expected, strict=True))
@@ -154,7 +154,7 @@ def test_calls_take_turns_in_every_round_and_once_more_to_warm_up():
 
 
 def test_on_a_gpu_gaps_between_graphs_are_not_counted(monkeypatch):
-    """Calls of 10 and 30 us in graphs of their own, 4 us apart; in one graph they take 40 us."""
+    """Calls of 10 and 30 us in separate graphs, 4 us apart; in one graph they take 40 us."""
     lasts = {"short": 10.0, "long": 30.0}
     log: list[object] = []
     running: list[float] = []
@@ -175,7 +175,7 @@ def test_on_a_gpu_gaps_between_graphs_are_not_counted(monkeypatch):
 
 
 class Rereading(TorchBackend):
-    """Says of every fifth step that one of its queries was looked at again."""
+    """Reports for every fifth step that one of its queries was re-read."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -233,8 +233,8 @@ def test_a_context_takes_as_many_documents_as_it_is_long(context, read, expected
 
 
 def numbered(document: int, layers: int = 3, read: int = 40, steps: int = 2) -> list[Trace]:
-    """Traces of 6/2 heads of 16 whose every coordinate tells where it is from: document, layer, head, token
-    (a query's head in the place of the KV head's).
+    """Traces of 6/2 heads of 16 whose every coordinate tells its origin: document, layer, head, token (for
+    queries, the query head instead of the KV head).
     """
 
     def numbers(layer: int, heads: int, tokens: range) -> torch.Tensor:
@@ -257,7 +257,7 @@ def numbered(document: int, layers: int = 3, read: int = 40, steps: int = 2) -> 
 
 
 def told(numbers: torch.Tensor) -> list[int]:
-    """What `numbered` says of the first coordinate of each row."""
+    """The number that `numbered` put into the first coordinate of each row."""
     return numbers[..., 0].int().flatten().tolist()
 
 
@@ -266,8 +266,8 @@ def test_built_layers_take_recorded_heads_whole_and_in_turn():
     composer = Composer(documents, Shape(8, 4, 16))
     layers = composer.layers(2, 40, TorchBackend(), SETTINGS)
     assert [layer.shape for layer in layers] == [Shape(8, 4, 16)] * 2
-    # Document, layer, KV head: the layers of head 0, then of head 1, documents in turn; from the seventh the
-    # same heads again, of the other document.
+    # Document, layer, KV head: the layers of head 0, then of head 1, with documents in turn; from the seventh
+    # on the same heads again, of the other document.
     places = [(0, 0, 0), (1, 1, 0), (0, 2, 0), (1, 0, 1), (0, 1, 1), (1, 2, 1), (1, 0, 0), (0, 1, 0)]
     keys = torch.cat([layer.cache.keys for layer in layers], 1)
     assert told(keys[0, :, 0]) == [d * 10**6 + x * 10**5 + h * 10**4 for d, x, h in places]
@@ -275,7 +275,7 @@ def test_built_layers_take_recorded_heads_whole_and_in_turn():
     assert torch.equal(layers[0].cache.values[:, :, :40], -layers[0].cache.keys[:, :, :40])
     new = torch.cat([layer.keys for layer in layers], 2)
     assert told(new[1, 0, :, 0]) == [d * 10**6 + x * 10**5 + h * 10**4 + 41 for d, x, h in places]
-    # Two of the three queries of each head; the second time from the third on.
+    # Two of each head's three queries; the second time starting at the third.
     queries = torch.cat([layer.queries for layer in layers], 2)
     pairs = [(0, 1)] * 3 + [(3, 4)] * 3 + [(2, 0)] * 2
     expected = [
@@ -291,8 +291,8 @@ def test_built_layers_take_recorded_heads_whole_and_in_turn():
 def test_longer_contexts_are_put_together_of_documents():
     documents = [numbered(0), numbered(1), numbered(2)]
     layer = Composer(documents, Shape(3, 1, 16)).layers(2, 80, TorchBackend(), SETTINGS)[1]
-    # Its own document is the second, without its first 16 tokens, after the first document without them,
-    # after as much of the third's beginning as there is room for.
+    # Its own document is the second, without its first 16 tokens. Before it comes the first document, also
+    # without them, and before that as much of the third's beginning as there is room for.
     own = 10**6 + 10**5
     expected = [own + 10**6 + token for token in range(32)]
     expected += [own - 10**6 + token for token in range(16, 40)]
@@ -319,7 +319,7 @@ def test_what_is_built_is_told_in_a_line():
 
 @pytest.fixture
 def texts(tmp_path):
-    """Two texts of different bytes, a token each."""
+    """Two texts of different bytes, one token per byte."""
     paths = []
     for name, sentence in (("one.txt", "It is a truth. "), ("two.txt", "No one who had ever seen. ")):
         paths.append(tmp_path / name)

@@ -1,4 +1,4 @@
-"""Keys and values that grow where they lie."""
+"""Keys and values that grow in place."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_buffer_keeps_what_it_holds_where_it_has_to_move(order):
     x = filled(buffer, 10)
     assert not buffer.grow(10, 10)
     assert buffer.grow(11, 10)
-    assert buffer.room == 15  # half as much again, so that tokens one by one are not copied each time
+    assert buffer.room == 15  # half as much again, so that adding single tokens does not copy each time
     assert torch.equal(buffer.tensor[:, :, :10], x)
 
 
@@ -69,7 +69,7 @@ def test_a_buffer_with_a_limit_grows_where_it_lies(device):
         assert float(buffer.tensor[:, :, tokens - 1].min()) == tokens
     assert buffer.tensor.data_ptr() == place
     assert torch.equal(buffer.tensor[:, :, :10], x)
-    assert buffer.grow(limit + 1, limit)  # beyond it, it has to move
+    assert buffer.grow(limit + 1, limit)  # beyond the limit, it has to move
     assert buffer.tensor.data_ptr() != place
     assert torch.equal(buffer.tensor[:, :, :10], x)
     assert float(buffer.tensor[:, :, 10:limit].min()) == limit
@@ -124,7 +124,7 @@ def test_the_order_in_memory_changes_no_answer(settings):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("settings", [FULL, sparse(24)])
 def test_a_cache_that_outgrows_its_room_is_not_copied(device, settings):
-    """Three documents behind each other, as a conversation brings them, in a cache reserved for the first."""
+    """Three documents one after another, as in a conversation, in a cache reserved for the first."""
     loaded = Loaded(tiny_architecture("llama").to(device))
     ids = prompt(900)
 
@@ -147,7 +147,7 @@ def test_a_cache_that_outgrows_its_room_is_not_copied(device, settings):
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("none left"), KeyboardInterrupt()])
 @pytest.mark.parametrize("failing", ["codes", "values"])
 def test_growing_that_fails_leaves_a_cache_that_can_grow(error, failing, monkeypatch):
-    """Keys may have moved before there was no memory for values, or for codes."""
+    """Keys may have moved before memory for values, or for codes, ran out."""
     loaded, ids = Loaded(tiny_architecture("llama")), prompt(460)
     answers = []
     for fails in (True, False):
@@ -169,7 +169,7 @@ def test_growing_that_fails_leaves_a_cache_that_can_grow(error, failing, monkeyp
                 patch.setattr(owner, name, once)
             list(timeline.read(ids[280:440]))
         assert bool(failed) == fails
-        assert layer.codes.layer.keys is layer.stored_keys  # also before anything else grows
+        assert layer.codes.layer.keys is layer.stored_keys  # even before anything else grows
         if timeline.length < 440:
             list(timeline.read(ids[timeline.length : 440]))
         events = timeline.answer(ids[440:], GREEDY, 24, stop_ids=())
@@ -184,7 +184,7 @@ def test_one_set_of_buffers_serves_the_steps_of_a_cache_that_may_grow():
     from adamas_kernels.triton.backend import TritonBackend
 
     cache = make_cache(1, 2, 64, 100, 128, SparseSettings())
-    cache.keys = torch.empty(1, 2, 500, 64)  # addresses for more
+    cache.keys = torch.empty(1, 2, 500, 64)  # addresses for more tokens
     backend, queries = TritonBackend(), torch.empty(1, 4, 1, 64)
     assert backend.scratch(queries, cache, 32) is backend.scratch(queries, cache, 32)
 
@@ -227,11 +227,11 @@ def test_a_gpu_without_memory_for_more_says_so():
     buffer = buffer_on(device, (1, 8, 1, 128), room=1, limit=there // 2048)
     with pytest.raises(torch.OutOfMemoryError, match="bytes are left on cuda"):
         buffer.grow(there // 4096 + 1000, 1)
-    assert not buffer.grow(2000, 1)  # and can go on with less
+    assert not buffer.grow(2000, 1)  # but it can go on with less
 
 
 class Driver:
-    """A driver with so much memory, in steps of 100 bytes, that notes what it is asked."""
+    """A driver with this much memory, in steps of 100 bytes, that records its calls."""
 
     def __init__(self, memory: int) -> None:
         self.memory, self.calls = memory, []
@@ -284,7 +284,7 @@ class Driver:
 
 @pytest.fixture
 def driver(monkeypatch):
-    """What `mapped.py` asks of the driver, where there is none."""
+    """The driver functions that `mapped.py` calls, on machines without them."""
     found, package = Driver(1000), ModuleType("cuda.bindings")
     package.driver = found
     monkeypatch.setitem(sys.modules, "cuda", ModuleType("cuda"))
@@ -299,7 +299,7 @@ def test_memory_is_mapped_behind_what_is_there_and_given_back(driver):
     device = torch.device("cuda", 0)
     memory = mapped.MappedMemory(device, 650)
     memory.grow(150)
-    memory.grow(200)  # is there already
+    memory.grow(200)  # already there
     memory.grow(301)
     assert driver.calls == [("reserve", 700), ("map", 7000, 200), ("map", 7200, 200)]
     assert memory.room == mapped.mapped_bytes(device) == 400

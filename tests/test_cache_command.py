@@ -12,7 +12,7 @@ from test_cli import Runner, adamas, book  # noqa: F401 - fixtures
 
 @pytest.fixture
 def asked(adamas: Runner, tiny_model: Path, book: Path, tmp_path: Path):  # noqa: F811
-    """Asks about a book of a few thousand tokens, or runs another command, with a store of its own."""
+    """Asks about a book of a few thousand tokens, or runs another command, with its own store."""
     book.write_text("Mr. Bingley has taken Netherfield Park.\n" * 60)
     store = {
         "ADAMAS_NO_DOC_CACHE": "0",
@@ -71,7 +71,7 @@ def test_listing_and_removing(asked) -> None:
     assert f"blocks kept  {held['blocks']}\n" in asked.run("info", str(asked.book)).stdout.decode()
     assert asked.run("info", "nothing").returncode == 2
     assert asked.run("rm").returncode == 2
-    assert asked.run("rm", held["id"]).returncode == 2  # nobody to ask
+    assert asked.run("rm", held["id"]).returncode == 2  # no terminal to confirm
     removed = json.loads(asked.run("rm", held["id"], "-y", "--json").stdout)
     assert removed["removed"] == [held["id"]]
     assert removed["bytes"] >= held["bytes"]

@@ -1,4 +1,4 @@
-"""`--cache-dtype`: a cache in fewer bits through reading, answering, returning and the store."""
+"""`--cache-dtype`: a low-bit cache through reading, answering, rewinding and the store."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CHUNK, BLOCK, TOKENS = 64, 64, 160
 IDS = np.random.default_rng(0).integers(0, 256, TOKENS).astype(np.int32)
 MORE = np.arange(4, dtype=np.int32)
 SMALL = ["16", "int8", "int4"]
-# KL, in nats, to the distributions with a float32 cache: of a random model, whose keys are as good as noise.
+# KL in nats to the distributions with a float32 cache, for a random model, whose keys are as good as noise.
 CLOSE = {"16": 1e-6, "int8": 1e-5, "int4": 1e-3}
 
 
@@ -111,7 +111,7 @@ def test_documents_are_kept_in_these_bits_and_found_by_them(model, kept, tmp_pat
     def run(kept: str) -> tuple[int, torch.Tensor]:
         timeline = timeline_of(model, kept, "adamas")
         place = Model.of(model).placement
-        # A store in 8 bits of its own leaves rows in few bits as they are.
+        # A store of its own in 8 bits leaves low-bit rows as they are.
         stored = StoredDocument(
             model, IDS, CHUNK, place, StoreSettings(dtype="int8"), ["a"], pytest.fail, cached=kept
         )
@@ -124,7 +124,7 @@ def test_documents_are_kept_in_these_bits_and_found_by_them(model, kept, tmp_pat
     assert (cold, warm, other) == (0, TOKENS, 0)
     assert torch.equal(scores, restored)
     listed = {entry.dtype for entry in entries(document.documents_directory())}
-    assert listed == {kept, "int8"}  # what the other one is listed with is the store's own format
+    assert listed == {kept, "int8"}  # the other one is listed with the store's own format
 
 
 def test_heads_that_are_not_whole_groups_stay_as_they_are():

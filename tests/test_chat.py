@@ -1,4 +1,4 @@
-"""`adamas chat` without a terminal, in this process on a tiny random model of one token for each byte."""
+"""`adamas chat` without a terminal, in this process on a tiny random model, one token per byte."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_turn_reads_only_what_is_new(chat):
 
 
 def test_the_first_turn_counts_what_was_read_for_it(chat):
-    for _ in range(3):  # on a machine that does other things too, one may have had to wait
+    for _ in range(3):  # on a busy machine, one may have had to wait
         first, second = records(chat("Who came?", "Where to?", options=JSON))
         if first["timings"]["prefill_s"] > second["timings"]["prefill_s"]:
             break

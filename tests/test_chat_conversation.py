@@ -1,4 +1,4 @@
-"""A conversation whose reading and answers are stopped anywhere, on a tiny random model."""
+"""A conversation whose reading and answers are stopped at any point, on a tiny random model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GREEDY = Sampling()
 
 @pytest.fixture
 def talk(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Conversation]:
-    """Opens conversations about a book of some eight hundred tokens, read in chunks of 128."""
+    """Opens conversations about a book of about eight hundred tokens, read in chunks of 128."""
     book = tmp_path / "book.txt"
     book.write_text("Mr. Bingley has taken Netherfield Park.\n" * 20)
     monkeypatch.setenv("ADAMAS_DOC_CACHE", str(tmp_path / "store"))
@@ -50,7 +50,7 @@ def documents(path: Path) -> list:
 
 
 def say(conversation: Conversation, question: str, *, tokens: int = 99) -> list:
-    """What happens until this many tokens are there, at which the answer is stopped."""
+    """The events until this many tokens have come; then the answer is stopped."""
     events: list = []
     with closing(conversation.ask(question, GREEDY)) as happening:
         for event in happening:
@@ -65,7 +65,7 @@ def ids(events: list) -> list[int]:
 
 
 def read_part(conversation: Conversation) -> None:
-    """Read three chunks, and be stopped."""
+    """Read three chunks and stop."""
     with closing(conversation.read()) as happening:
         for event in happening:
             if event.done >= 3 * 128:

@@ -1,4 +1,4 @@
-"""Conversations as token ids, in chat templates that keep, change or lack turns; one token for each byte."""
+"""Conversations as token ids, in chat templates that keep, change or lack turns; one token per byte."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from adamas_cli.session.dialogue import Dialogue, Prompt, Reply, Turn
 ASK = Template("$documents\n\n$question")
 FILES = {"a.txt": "Anna.", "b.txt": "Two\nlines."}
 START, END = "<|im_start|>", "<|im_end|>"
-# As Qwen3's does: what was thought in earlier turns is left out.
+# Like Qwen3's: thoughts of earlier turns are left out.
 FORGETS_THOUGHTS = CHAT_TEMPLATE.replace(
     "{{ message.content }}", "{{ message.content.split('</think>')[-1].lstrip('\\n') }}"
 )
@@ -27,7 +27,7 @@ ALWAYS_THINKS = CHAT_TEMPLATE.replace("assistant\n{% endif %}", "assistant\n<thi
 
 
 class File:
-    """A document that is in memory."""
+    """A document in memory."""
 
     def __init__(self, path: str, text: str) -> None:
         self.path, self._text = path, text
@@ -59,7 +59,7 @@ def replied(talk: Dialogue, tokenizer: Tokenizer, text: str) -> Reply:
 
 
 def shown(tokenizer: Tokenizer, ids: np.ndarray) -> str:
-    """Text with control tokens as they are written in templates; those of no document."""
+    """The text of a prompt, with control tokens as templates spell them."""
     names = {number: name for name, number in tokenizer.control_tokens.items()}
     parts = [names.get(token, "").encode() or tokenizer.token_bytes(token) for token in ids.tolist()]
     return b"".join(parts).decode()

@@ -1,4 +1,4 @@
-"""Chat templates that are unlike most: without a system role, with lists of parts, none at all, or broken."""
+"""Unusual chat templates: without a system role, with lists of parts, missing, or broken."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from adamas_cli.session.dialogue import Turn
 
 ASK = Template("$documents\n\n$question")
 END = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-# As Gemma's, as the first of Mistral's, and one that says nothing.
+# Like Gemma's, like Mistral's first, and one that drops it without a word.
 REFUSES = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     + CHAT_TEMPLATE
@@ -34,7 +34,7 @@ ALTERNATES = (
 DROPS = CHAT_TEMPLATE.replace(
     "{% for message in messages %}", "{% for message in messages if message.role != 'system' %}"
 )
-# As those of models that see pictures.
+# Like those of models that see pictures.
 LISTS = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{% for part in message.content %}"
     "{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}" + END
@@ -79,7 +79,7 @@ WAYS = [
 
 @pytest.fixture(params=["transformers", "plan"])
 def chat_of(request: pytest.FixtureRequest, tmp_path: Path):
-    """A chat template as `ask` fills it in, and as `plan` does, which has no transformers."""
+    """A chat template as `ask` fills it in, and as `plan` does without transformers."""
 
     def make(template: str | None):
         if request.param == "transformers":
@@ -107,7 +107,7 @@ def test_everything_gets_into_the_prompt_and_it_is_said_how(chat_of, template: s
     assert notes == told
     notes.clear()
     assert frame(ASK, chat, note=notes.append).head == "<|im_start|>user\n"
-    assert notes == [note for note in told if note != NO_SYSTEM]  # which is none's business without one
+    assert notes == [note for note in told if note != NO_SYSTEM]  # irrelevant without a system prompt
 
 
 @pytest.mark.parametrize("template", [None, ""])

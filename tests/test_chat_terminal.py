@@ -15,11 +15,11 @@ from test_cli import ADAMAS, environment
 
 from adamas_cli.errors import INTERRUPTED
 
-SECONDS = 30  # on a machine that does other things too
+SECONDS = 30  # on a busy machine
 
 
 class Screen:
-    """A chat and the terminal that it runs on."""
+    """A chat and its terminal."""
 
     def __init__(self, program: str, *arguments: str, cwd: Path, state: Path) -> None:
         self._screen = pyte.HistoryScreen(100, 40, history=5000)
@@ -29,11 +29,11 @@ class Screen:
 
     @property
     def lines(self) -> list[str]:
-        """What is on the screen, without the blank rows below."""
+        """The screen's contents, without the blank rows at the bottom."""
         return "\n".join(line.rstrip() for line in self._screen.display).rstrip().split("\n")
 
     def wait(self, until: Callable[[], bool]) -> None:
-        """Follow the output until the condition holds."""
+        """Process output until the condition holds."""
         deadline = time.monotonic() + SECONDS
         while not until():
             assert time.monotonic() < deadline, "\n".join(self.lines)
@@ -49,7 +49,7 @@ class Screen:
         self.process.send(text)
 
     def complete(self, line: str, completed: str) -> None:
-        """Type the beginning of a line, have it completed and enter it."""
+        """Type the beginning of a line, complete it with Tab and enter it."""
         self.wait_for_prompt()
         self.send(line + "\t")
         self.wait(lambda: self.lines[-1] == f"> {completed}")
@@ -136,18 +136,18 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(started, tmp_path):
     before = screen.lines
     screen.send("Who came?\r")
     screen.wait(lambda: len(screen.lines) > len(before) + 1 and "written" in screen.lines[-1])
-    screen.send("typed ahead")  # which the terminal must not echo into the answer
+    screen.send("typed ahead")  # the terminal must not echo it into the answer
     time.sleep(0.3)
     began = time.monotonic()
     screen.send("\x03")
     screen.wait_for("stopped")
-    assert time.monotonic() - began < 3  # one second, on a machine that does other things too
+    assert time.monotonic() - began < 3  # one second, or more on a busy machine
     screen.wait_for_prompt()
     assert not any("typed ahead" in line for line in screen.lines)
     screen.send("/tokens\r")
     screen.wait_for("free")
     conversation = next(line for line in screen.lines if "free" in line).split(" · ")[1]
-    assert int(conversation.split()[1].replace(",", "")) > 40  # what was said is part of it
+    assert int(conversation.split()[1].replace(",", "")) > 40  # the stopped answer is part of it
     screen.wait_for_prompt()
     screen.send("\x04")
     assert screen.end() == 0

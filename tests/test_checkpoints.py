@@ -1,4 +1,4 @@
-"""Models that come quantized, in every form that is read: their weights in blocks and as numbers."""
+"""Quantized checkpoints in every supported form: their weights in blocks and as numbers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ IDS = torch.arange(40)[None]
 
 
 def quantized(kind, rows=64, columns=96):
-    """A weight as its tensors are read, and its numbers."""
+    """A weight as read from its tensors, and its numbers."""
     scheme = scheme_of(kind.stored)
     parts, numbers = kind.weight(rows, columns)
     form = next(form for form in scheme.forms if set(form.needs) <= parts.keys())
@@ -50,7 +50,7 @@ def test_weights_are_read_as_their_format_says(kind):
     lost = (held.numbers() - numbers).abs()
     if kind.exact:
         assert torch.equal(held.numbers(), weight.numbers())
-    elif isinstance(weight, Integers):  # what is added is off by so much of a step
+    elif isinstance(weight, Integers):  # the minimum is off by this share of a step
         steps = weight.scales.amax(1, keepdim=True)
         assert (lost <= steps / (136 if weight.bits <= 4 else 16)).all()
     else:
@@ -79,7 +79,7 @@ def hidden(model):
 
 
 def exact(model, numbers):
-    """The model in float32 whose weights are these numbers."""
+    """The model in float32 with these numbers as weights."""
     model.float().load_state_dict({name: weight.float() for name, weight in numbers.items()})
     return model.eval()
 
@@ -92,7 +92,7 @@ def test_a_model_computes_with_the_bits_of_its_files(name, tmp_path):
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7]}')
     found = loaded(tmp_path, dtype="float32", quantization="packed")
     assert found.quantization == f"{scheme_of(kind.stored).method}, packed"
-    assert 7 in found.stop_ids  # by its generation settings
+    assert 7 in found.stop_ids  # from its generation settings
     layer = found.model.get_submodule(UP)
     if isinstance(layer, Reordered):
         layer = layer.layer
@@ -115,7 +115,7 @@ def test_a_model_is_made_of_numbers_where_that_is_asked_for(name, tmp_path):
         if not name.endswith("embed_tokens.weight"):
             assert torch.equal(weights[name], weight.to(weights[name].dtype)), name
     layers = sum(weight.numel() for name, weight in expected.items() if name.endswith("proj.weight"))
-    assert layers <= count_weights(tmp_path).matrices < 1.3 * layers  # and scales and zero points
+    assert layers <= count_weights(tmp_path).matrices < 1.3 * layers  # includes scales and zero points
 
 
 def test_a_gpu_gets_planes_of_the_same_bits(tmp_path):
@@ -124,7 +124,7 @@ def test_a_gpu_gets_planes_of_the_same_bits(tmp_path):
     model = tiny_architecture("qwen2")
     numbers = write(tmp_path, model, KINDS["mlx"], ends=("proj", "embed_tokens", "lm_head"))
     scheme = scheme_of(MLX)
-    planes = Planes(torch.float32, CPU)  # as the interpreter computes with them
+    planes = Planes(torch.float32, CPU)  # in a format that the interpreter computes with
     found = build_model(
         tmp_path, model.config, scheme, torch.float32, CPU, planes, trust_remote_code=False, in_blocks=True
     )
@@ -186,7 +186,7 @@ def test_experts_one_by_one_are_stacked_in_their_bits(name, tmp_path):
     save_file(tensors, plain / WEIGHTS, metadata={"format": "pt"})
     byte_tokenizer().save_pretrained(plain)
     expected = hidden(loaded(plain, dtype="float32", quantization="none").model)
-    assert (hidden(found) - expected).abs().max() <= 2**-6 * expected.abs().max()  # bfloat16's
+    assert (hidden(found) - expected).abs().max() <= 2**-6 * expected.abs().max()  # bfloat16 rounding
 
 
 def test_experts_of_gpt_oss_stay_in_their_bits(tmp_path):

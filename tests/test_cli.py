@@ -1,4 +1,4 @@
-"""The command line on a tiny random model: in this process, and installed where the process matters."""
+"""The command line on a tiny random model: in this process, or installed where the process matters."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ LIBRARY_SETTINGS = {
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_VERBOSITY": "error",
 }
-NO_CONFIG = "/proc/adamas/config.toml"  # neither there nor can it be made
+NO_CONFIG = "/proc/adamas/config.toml"  # neither exists nor can be created
 ADAMAS = str(Path(sys.executable).with_name("adamas"))
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """The environment without anything that would change what the command does."""
+    """The environment without variables that would change what the command does."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("ADAMAS_", "HF_", "COLUMNS"))}
     own = {"ADAMAS_CONFIG": NO_CONFIG, "ADAMAS_NO_DOC_CACHE": "1"}
     return inherited | own | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | changes
@@ -41,7 +41,7 @@ def environment(**changes: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Result:
-    """What one command line left behind."""
+    """The results of one command line."""
 
     returncode: int
     stdout: bytes
@@ -49,19 +49,19 @@ class Result:
 
     @classmethod
     def of(cls, code: int, stdout: bytes, stderr: bytes) -> Result:
-        """Without what is told once on a machine."""
+        """Leaves out lines that are printed only once per machine."""
         lines = stderr.splitlines(keepends=True)
         return cls(code, stdout, b"".join(line for line in lines if not line.startswith(b"compiling")))
 
 
 class Runner(Protocol):
-    """Runs one command line with bytes on stdin and changes of the environment."""
+    """Runs one command line with bytes on stdin and a changed environment."""
 
     def __call__(self, *arguments: str | Path, stdin: bytes = b"", **changes: str) -> Result: ...
 
 
 def installed(*arguments: str | Path, cwd: Path | None = None) -> Result:
-    """Run the installed command in a process of its own."""
+    """Run the installed command in its own process."""
     done = subprocess.run(
         [ADAMAS, *map(str, arguments)],
         stdin=subprocess.DEVNULL,
@@ -74,7 +74,7 @@ def installed(*arguments: str | Path, cwd: Path | None = None) -> Result:
 
 @pytest.fixture
 def adamas(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Runner:
-    """Runs the command line in this process, which has torch in memory already."""
+    """Runs the command line in this process, which has already loaded torch."""
 
     def runner(*arguments: str | Path, stdin: bytes = b"", **changes: str) -> Result:
         with monkeypatch.context() as patch:
@@ -104,7 +104,7 @@ def test_the_answer_and_nothing_else_is_on_stdout(adamas: Runner, tiny_model: Pa
     assert done.stdout.endswith(b"\n")
     again = adamas("ask", book, "Who came?", "-m", tiny_model, "-n", "5")
     assert again.stdout == done.stdout
-    # The first run of all says that it compiles, too.
+    # The very first run also reports that it compiles.
     assert again.stderr == b"the answer was cut at --max-tokens\n"
 
 
@@ -127,7 +127,7 @@ def test_json_has_the_documented_names(adamas: Runner, tiny_model: Path, book: P
     }
     (document,) = record["documents"]
     assert document["path"] == str(book)
-    assert document["tokens"] > book.stat().st_size  # one token a byte, and the wrapper
+    assert document["tokens"] > book.stat().st_size  # one token per byte, and the wrapper
     assert record["truncated"] is False
     assert record["tokens_dropped"] == 0
     assert record["finish_reason"] in ("stop", "length")
@@ -220,7 +220,7 @@ CODES = [
 
 @pytest.mark.parametrize(("code", "line", "kind"), CODES)
 def test_exit_codes(code: int, line: str, kind: str | None, folder: Path) -> None:
-    """Interruption and a closed pipe have tests of their own below."""
+    """Interruption and a closed pipe are tested below."""
     done = installed(*line.split(), cwd=folder)
     message = done.stderr.decode()
     assert done.returncode == code, message
@@ -333,10 +333,10 @@ def test_a_closed_pipe_ends_quietly(tiny_model: Path, book: Path) -> None:
 
 @pytest.mark.parametrize("delay", [0.5, 2.0, 5.0])
 def test_ctrl_c_ends_within_a_second(delay: float, tiny_model: Path, book: Path, tmp_path: Path) -> None:
-    """While libraries are imported, while the model loads and while it answers."""
+    """During imports, while the model loads, and while it answers."""
     target = tmp_path / "answer.txt"
     process = subprocess.Popen(
-        # More questions than any machine answers in that time, though the tiny model may stop early in each.
+        # More questions than any machine answers in that time, even if the tiny model stops early in each.
         [ADAMAS, "ask", book, *["-q", "Who?"] * 5000, "-m", tiny_model, "-n", "3500", "-o", target],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -346,13 +346,13 @@ def test_ctrl_c_ends_within_a_second(delay: float, tiny_model: Path, book: Path,
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
     stdout, stderr = process.communicate()
-    assert time.monotonic() - began < 2  # one second, on a machine that does other things too
+    assert time.monotonic() - began < 2  # one second, or more on a busy machine
     assert (process.returncode, stdout, stderr) == (INTERRUPTED, b"", b"adamas: interrupted\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["book.txt"]
 
 
 def test_a_terminal_that_tells_no_width_gets_the_answer(tiny_model: Path, book: Path) -> None:
-    """`COLUMNS` is 0 in some containers and editors; rich takes it at its word and prints nothing."""
+    """`COLUMNS` is 0 in some containers and editors; rich believes it and prints nothing."""
     shown = []
     for columns in ({}, {"COLUMNS": "0"}, {"COLUMNS": "1"}):
         master, slave = pty.openpty()
@@ -368,7 +368,7 @@ def test_a_terminal_that_tells_no_width_gets_the_answer(tiny_model: Path, book: 
         try:
             while block := os.read(master, 4096):
                 answer += block
-        except OSError:  # Linux says EIO when the last writer has gone
+        except OSError:  # Linux reports EIO when the last writer is gone
             pass
         os.close(master)
         assert done.stderr is not None

@@ -72,7 +72,7 @@ def test_line_numbers_are_part_of_the_prompt(ask, folder: Path) -> None:
     (folder / "a.txt").write_text("x\ny\n" * 10)
     plain = json.loads(ask("a.txt", "--json").stdout)["documents"][0]["tokens"]
     numbered = json.loads(ask("a.txt", "--json", "--line-numbers").stdout)["documents"][0]["tokens"]
-    assert numbered == plain + 9 * len("1| ") + 11 * len("10| ")  # one token a byte
+    assert numbered == plain + 9 * len("1| ") + 11 * len("10| ")  # one token per byte
 
 
 def test_a_token_budget_ends_with_4_and_both_numbers(ask, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Text that streams to the terminal comes out the same however it is cut; and the defaults of options."""
+"""Text streamed to the terminal comes out the same however it is split; and the defaults of options."""
 
 from __future__ import annotations
 
@@ -109,8 +109,8 @@ def test_options_default_to_what_the_engine_defaults_to() -> None:
     options, settings = DecodingSettings(), AttentionSettings()
     assert (options.attn, options.dense_layers) == (settings.kind, settings.dense_layers)
     assert options.scorer == settings.sparse.scorer
-    assert options.budget is None  # by the length of the context
-    assert options.prefill_chunk is None  # by the device
+    assert options.budget is None  # depends on the length of the context
+    assert options.prefill_chunk is None  # depends on the device
 
 
 def test_a_full_disk_is_no_fault_of_the_program():

@@ -1,4 +1,4 @@
-"""Standard streams that are closed, as by some supervisors, and an environment as bare as that of cron."""
+"""Closed standard streams, as under some supervisors, and a bare environment, as under cron."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_text_is_printed_where_there_is_somewhere(closed: str) -> None:
 
 @pytest.mark.parametrize("closed", CLOSED)
 def test_a_file_gets_the_text_and_nothing_else(closed: str, folder: Path) -> None:
-    """Whatever is opened first would get a closed stream's descriptor, and what is printed with it."""
+    """The first file opened would get a closed stream's descriptor, and all that is printed there."""
     done = shell(f"{ADAMAS} read book.txt -o out.txt {closed}")
     assert done.returncode == 0
     assert LOST not in done.stderr

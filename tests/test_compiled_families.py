@@ -42,10 +42,10 @@ COMMON = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
-# Shorter than the context, so that its ring has come round.
+# Shorter than the context, so that its ring wraps around.
 WINDOWS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16}
 UNSCALED = {"rope_type": "default", "rope_theta": 1e4}
-# What shows the most of a family: forms that its config knows beside the common one.
+# The forms that show most of a family: options in its config beside the common form.
 FORMS: list[tuple[str, dict[str, Any]]] = [
     ("arcee", {}),
     ("aria_text", {}),
@@ -112,7 +112,7 @@ class Loaded:
 
 
 def build(name: str, **changes: Any) -> nn.Module:
-    """A model whose norms, biases and corrections are not those that leave everything as it is."""
+    """A model whose norms, biases and corrections all have an effect."""
     return packed(AutoConfig.for_model(name, **{**COMMON, **changes}))
 
 
@@ -141,7 +141,7 @@ def after_reading(model: nn.Module, attention: AttentionSettings) -> Timeline:
 
 
 def assert_at_once(timeline: Timeline, new: torch.Tensor, expected: torch.Tensor, mode: Mode) -> None:
-    """As many of the tokens as a step takes give, bit for bit, the logits of a step of each."""
+    """A step of as many tokens as it takes gives, bit for bit, the logits of single steps."""
     start, count = timeline.mark(), min(len(new), timeline._stepper.most(mode))
     assert count > 1
     timeline.cache.begin_answer(mode)

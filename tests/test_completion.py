@@ -1,4 +1,4 @@
-"""Completion in the shells themselves: each is started, sources the script and gets a Tab."""
+"""Completion in real shells: each is started, sources the script and gets a Tab."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COLUMNS, LINES, PATIENCE = 120, 40, 30.0
 
 
 class Shell:
-    """An interactive shell on a terminal that is read as a user reads it."""
+    """An interactive shell on a terminal, read from its screen as by a user."""
 
     def __init__(self, name: str, folder: Path) -> None:
         script = folder / f"adamas.{name}"
@@ -43,7 +43,7 @@ class Shell:
         self._child.sendcontrol("u")
 
     def wait_for(self, text: str) -> None:
-        """Until the screen shows `text`."""
+        """Wait until the screen shows `text`."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             with suppress(pexpect.TIMEOUT):
@@ -58,7 +58,7 @@ class Shell:
 
 @pytest.fixture(params=["bash", "zsh", "fish"])
 def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shell]:
-    """A shell that is missing fails the test: .ci/run installs all three."""
+    """A missing shell fails the test: .ci/run installs all three."""
     (tmp_path / "a-novel.txt").write_text("Tobias Wren keeps the lighthouse.\n")
     started = Shell(request.param, tmp_path)
     try:

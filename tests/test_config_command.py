@@ -107,7 +107,7 @@ def test_a_wrong_value_is_a_usage_error_that_names_the_file(
         assert str(file) in told
         assert name in told
         assert len(told.splitlines()) <= 2
-    assert config("path").returncode == 0  # which helps to correct it
+    assert config("path").returncode == 0  # so the file can be found and corrected
 
 
 def test_a_wrong_flag_does_not_blame_the_file(adamas: Runner, file: Path, book: Path) -> None:  # noqa: F811

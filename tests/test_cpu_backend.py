@@ -1,4 +1,4 @@
-"""The CPU backend against plain torch: codes, ranks and selections are equal, errors no larger."""
+"""The CPU backend against plain torch: equal codes, ranks and selections, errors no larger."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SCORERS = ("dot", "manhattan")
 
 
 class Poisoned(CpuBackend):
-    """Starts every step from scratch memory of NaN."""
+    """Starts every step with scratch memory full of NaN."""
 
     def decode_step(self, *arguments):
         for array in self._arena.arrays.values():
@@ -168,7 +168,7 @@ def test_budgets(cpu, scorer, budget):
 @pytest.mark.parametrize("sinks", [0, 40])
 @pytest.mark.parametrize("recents", [1, 2, 200])
 def test_forced_tokens(cpu, sinks, recents):
-    """Few recents: codes of the newest tokens take part in the ranking of later ones."""
+    """With few recents, codes of the newest tokens are ranked for later ones."""
     settings = SparseSettings(budget=64, sinks=sinks, recents=recents)
     for length in (1, 30, 700):
         torch.manual_seed(length)
@@ -184,19 +184,19 @@ def test_fixed_edges_and_no_compensation(cpu, scorer, options):
 
 
 def best_side_by_side(*shape: int) -> Tensor:
-    """The keys that rank highest, or lowest, are neighbours, in the middle."""
+    """The highest or lowest ranking keys are neighbours in the middle."""
     distance = (torch.arange(shape[2]) - shape[2] / 2).abs()
     return torch.ones(shape) * (2 - distance / shape[2])[:, None] + 0.01 * torch.randn(shape)
 
 
 def best_in_few_groups(*shape: int) -> Tensor:
-    """The keys that rank highest fill a fourth of the groups of every segment, whatever their size."""
+    """The highest ranking keys fill a quarter of the groups of every segment, whatever their size."""
     high = torch.arange(shape[2]) % (2 * LANES) < LANES // 2
     return torch.ones(shape) * torch.where(high, 1 + torch.rand(shape[2]), -torch.rand(shape[2]))[:, None]
 
 
 def of_all_magnitudes(*shape: int) -> Tensor:
-    """Halving an interval of values never comes to an end."""
+    """Bisection of the range of values does not end."""
     return torch.ones(shape) * torch.exp(-12 * torch.rand(shape[2]))[:, None]
 
 
@@ -216,13 +216,13 @@ def test_no_data_leads_to_another_choice(cpu, scorer, make):
 
 @pytest.mark.parametrize("make", [torch.randn, *HOSTILE_KEYS], ids=lambda make: make.__name__)
 def test_candidates_are_few_whatever_the_data(cpu, make):
-    """What a step does before is the same for all data. Typically little more than the budget is left."""
+    """Earlier work of a step is the same for all data. Typically little more than the budget remains."""
     torch.manual_seed(0)
     budget, length, heads = 64, 20000, 4
     settings = SparseSettings(budget=budget)
     cache = make_cache(1, 2, 64, length, length + 10, settings, make=make)
     segments, groups = -(-length // SEGMENT), groups_of_segment(budget, length)
-    for _ in range(3):  # with a query of a new direction each
+    for _ in range(3):  # each time with a query of a new direction
         step(cpu, cache, *(torch.randn(1, h, 1, 64) for h in (heads, 2, 2)), settings)
         counts = cpu._arena.arrays["counts"].view(np.int32)[0, : heads * segments]
         found = counts.reshape(heads, segments).sum(1)
@@ -364,7 +364,7 @@ def test_an_error_chooses_as_the_reference_does(cpu, dtype, heads, kv_heads, dim
 
 
 def large(*shape: int) -> Tensor:
-    """Some heads attend broadly, others to a few tokens."""
+    """Some heads attend broadly, others to few tokens."""
     return torch.randn(shape) * torch.logspace(-1, 1, shape[1])[:, None, None]
 
 

@@ -1,4 +1,4 @@
-"""Full attention of new tokens on a CPU, whose queries meet the keys of their head together."""
+"""Full attention of new tokens on a CPU, where queries that share a KV head are computed together."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from adamas_kernels.contract import DenseCache
 from adamas_kernels.cpu.backend import CpuBackend
 
-TOKENS, DIM = 1100, 40  # more than two segments, and a head that fills no whole vectors
+TOKENS, DIM = 1100, 40  # more than two segments, and a head_dim that is not a multiple of the vector width
 
 
 @pytest.mark.parametrize("group", [1, 2, 3, 7])

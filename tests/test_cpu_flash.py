@@ -1,4 +1,4 @@
-"""Prefill attention in compiled blocks, against the definition in float64."""
+"""Prefill attention in compiled blocks, against its definition in float64."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def exact(queries: Tensor, keys: Tensor, values: Tensor, scaling: float) -> tupl
 
 
 def serves(queries: Tensor, keys: Tensor, values: Tensor) -> bool:
-    """Whether the compiled blocks serve this."""
+    """Whether the compiled blocks serve these tensors."""
     return flash.obstacle(Facts.of(queries, keys, values)) is None
 
 
 def chunk_attention(queries: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
-    """What serves a prefill here computes it."""
+    """The prefill of the backend that serves these tensors."""
     facts = Facts.of(queries, keys, values)
     return serving("prefill", facts).prefill(queries, keys, values, scaling)[0]
 
 
 def poisoned(heads: int, size: int, dim: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """[1, heads, size, dim], a view into a buffer that holds NaN elsewhere."""
+    """[1, heads, size, dim], a view into a buffer that is NaN elsewhere."""
     buffer = torch.full((1, heads, size + 70, dim), torch.nan, dtype=dtype)
     buffer[:, :, :size] = torch.randn(1, heads, size, dim)
     return buffer[:, :, :size]
@@ -80,7 +80,7 @@ def test_equal_to_the_definition(heads, kv_heads, dim, dim_v, new, size):
 def test_products_of_float32_are_as_exact_as_torch_in_float32(
     monkeypatch, softmax, dtype, dim, dim_v, new, size
 ):
-    """Numbers of 16 bits, too, where there is no product of their pairs."""
+    """Also for 16-bit numbers, on CPUs without a product of pairs."""
     monkeypatch.setattr(flash, "form_of", lambda kind: Singles())
     queries = torch.randn(1, new, 4, dim).to(dtype).transpose(1, 2)
     keys, values = poisoned(2, size, dim, dtype), poisoned(2, size, dim_v, dtype)
@@ -97,7 +97,7 @@ def test_products_of_float32_are_as_exact_as_torch_in_float32(
 
 @pytest.mark.parametrize("factor", [0.0, 1e-3, 30.0])
 def test_flat_and_sharp_scores(factor):
-    """With all scores equal the output is the mean; with scores far apart exp neither overflows nor fades."""
+    """With equal scores the output is the mean; with scores far apart, exp neither overflows nor vanishes."""
     queries, keys, values = (torch.randn(1, 2, 700, 64).bfloat16() for _ in range(3))
     found, _ = flash_attention(Runner(), queries[:, :, -90:], keys, values, factor)
     expected, _ = exact(queries[:, :, -90:], keys, values, factor)

@@ -1,4 +1,4 @@
-"""Weights in blocks on CPUs: every way to use them computes with the numbers that the type says."""
+"""Weights in blocks on CPUs: every operation computes with the numbers that the type defines."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_products_and_unpacked_rows_are_those_of_the_type(runner, kind):
 
 @pytest.mark.parametrize("kind", sorted(FORMATS.keys() - NUMBERS.keys()))
 def test_every_code_and_scale_is_read(runner, kind):
-    """Products with the unit vectors give a weight's columns, one after the other."""
+    """Products with the unit vectors give a weight's columns one by one."""
     packed = some_weight(kind, 3, FORMATS[kind].numbers, 7)
     weight = unpack(packed)
     for at, unit in enumerate(torch.eye(packed.columns)):
@@ -96,7 +96,7 @@ def test_quantized_weights_are_filled_up_with_zeros(runner):
     assert packed.columns == 96
     numbers = unpack(packed)
     assert not numbers[:, 70:].any()
-    # Half a step, and 127 times what rounding the scale to float16 takes.
+    # Half a step, and 127 times the error of rounding the scale to float16.
     assert (numbers[:, :70] - weight).abs().max() <= 0.57 * weight.abs().max() / 127
     assert_product(
         multiply_vector(runner, packed, torch.full((70,), 0.5), None), packed, torch.full((70,), 0.5)
@@ -133,7 +133,7 @@ def test_many_rows_in_blocks_of_any_size(runner, dtype, block, inputs):
 
 @pytest.mark.parametrize("kind", [kind for kind in FORMATS if multiplies(kind)])
 def test_strips_of_codes_meet_every_row(runner, kind):
-    """Numbers of outputs, rows and blocks that fill no strip, no four rows and no rounded block."""
+    """Numbers of outputs, rows and blocks that do not fill strips, groups of four rows or rounded blocks."""
     for outputs, rows, blocks in ((1, 1, 1), (37, 7, 3)):
         packed = some_weight(kind, outputs, blocks * FORMATS[kind].numbers)
         x, bias = torch.randn(rows, packed.columns), torch.randn(outputs)
@@ -167,7 +167,7 @@ def test_a_vector_goes_to_all_tasks_of_weights_of_several_types(runner, monkeypa
     for at, (weight, bias, out) in enumerate(zip(weights, biases, outs, strict=True)):
         before = at if bias is None else bias + at
         assert_product(out[:-1], weight, x, before)
-        assert out[-1] == at  # nothing is written behind the rows
+        assert out[-1] == at  # nothing is written after the rows
 
 
 @pytest.mark.parametrize("count", [2, 6])
@@ -185,7 +185,7 @@ def test_several_vectors_are_multiplied_as_each_alone(runner, count):
 
 
 def first_products(runner, mlp, x, slots, chosen=None):
-    """What an MLP's stage writes, [slots, rows], and nothing behind."""
+    """What an MLP's stage writes, [slots, rows]; nothing may follow it."""
     out = torch.full((slots, mlp.inner + 1), torch.nan)
     program = StepProgram(runner)
     inputs = cpu.Inputs(runner, x[None])
@@ -216,7 +216,7 @@ def test_a_gated_layer_of_two_types(runner, biased):
 @pytest.mark.parametrize("order", ["plain", "apart", "halves", "alternating"])
 @pytest.mark.parametrize("share", [2, 1000])
 def test_experts_that_are_chosen(runner, monkeypatch, order, share):
-    """Those of one weight or of two, with limits and a shift, as GPT-OSS has them."""
+    """Experts with one weight or two, with limits and a shift as in GPT-OSS."""
     monkeypatch.setattr(cpu, "TASKS_PER_THREAD", share)
     rows, experts, x = 33, 5, torch.randn(64)
     outputs = experts * rows * (2 if order in ("halves", "alternating") else 1)
@@ -260,7 +260,7 @@ def test_activations_are_those_of_torch(runner, kind, function):
 
 
 def test_stages_run_in_order_and_each_task_once(runner):
-    """Every stage adds to what the one before has written; a program runs again as it did before."""
+    """Every stage adds to what the previous one wrote; a program gives the same when it runs again."""
     weight = cpu.as_blocks(torch.randn(64, 64) / 8)  # vectors keep their size
     vectors = [torch.randn(64)] + [torch.zeros(64) for _ in range(40)]
     records, stages = [], []

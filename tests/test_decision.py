@@ -1,4 +1,4 @@
-"""One decision: what is planned from facts is what the engine runs, for every kind of model and device."""
+"""The engine runs what is planned from facts, for every kind of model and device."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from adamas_cli.settings import CacheDType, DecodingSettings, ModelSettings, Ori
 from adamas_cli.store.settings import StoreSettings
 
 UNSERVED = "unserved"
-SHORT, LONG = 300, 5000  # tokens below and above those from which a CPU decodes sparsely
-OLD, NEW = (7, 5), (9, 0)  # capabilities of GPUs that Triton does not serve, and that it does
+SHORT, LONG = 300, 5000  # tokens below and above the threshold at which a CPU decodes sparsely
+OLD, NEW = (7, 5), (9, 0)  # compute capabilities that Triton does not support, and does
 
 
 @pytest.fixture(autouse=True)
 def forgets_devices() -> Iterator[None]:
-    """What a GPU can do is asked once in a process; here it changes."""
+    """A GPU's abilities are asked once per process; here they change."""
     dispatch._triton_on.cache_clear()
     yield
     dispatch._triton_on.cache_clear()
@@ -56,7 +56,7 @@ def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def gpu(capability: tuple[int, int]) -> Machine:
-    """A GPU that is not there."""
+    """A GPU that does not exist."""
     backends = Backends("cuda", backend_obstacles("cuda", capability))
     packages = frozenset(package for package, _ in PACKAGES.values())
     return Machine(backends, True, packing_obstacle("cuda"), 80 * 10**9, capability, packages)
@@ -126,7 +126,7 @@ def test_a_gguf_file_takes_the_bytes_of_its_own_bits_on_a_gpu(files: ModelFiles)
 
 
 def test_the_buffer_that_is_planned_is_the_one_that_weights_are_unpacked_into() -> None:
-    from adamas_kernels.triton import backend  # which takes torch, as plans must not
+    from adamas_kernels.triton import backend  # needs torch, which plans must not import
 
     assert backend.UNPACKED == UNPACKED
 
@@ -177,7 +177,7 @@ def test_the_memory_that_is_told_before_a_model_is_loaded_on_a_gpu_is_that_of_th
         Silent(),
         OriginSettings(sources=3 if files.name != UNSERVED else None),
     )
-    chosen = DecodingSettings(attn="auto" if files.name == UNSERVED else "adamas")  # to count, it is sparse
+    chosen = DecodingSettings(attn="auto" if files.name == UNSERVED else "adamas")  # counting makes it sparse
     monkeypatch.setattr(runtime, "choose_device", lambda name: torch.device("cuda", 0))
     monkeypatch.setattr(runtime, "machine_facts", lambda name: gpu(NEW))
     model = file_facts(files)

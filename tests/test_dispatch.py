@@ -1,4 +1,4 @@
-"""Who serves an operation, and the message where nobody does."""
+"""Which backend serves an operation, and the message where none does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def without(monkeypatch):
-    """Make packages look as if they were not installed."""
+    """Make packages look uninstalled."""
 
     def hide(*packages):
         monkeypatch.setattr(dispatch, "_installed", lambda package: package not in packages)

@@ -46,7 +46,7 @@ def done(reason="stop"):
 
 
 class Terminal:
-    """A child process whose stderr, and unless it is redirected stdout, is a pseudo-terminal."""
+    """A child process on a pseudo-terminal: its stderr, and its stdout unless that is redirected."""
 
     def __init__(
         self, body: str, *, columns: int = 80, rows: int = 24, stdout: Path | None = None, **env: str
@@ -81,7 +81,7 @@ class Terminal:
         os.kill(self._process.pid, signal.SIGWINCH)
 
     def read(self, *, until: Callable[[], bool], seconds: float = 20.0) -> None:
-        """Feed the screen until the condition holds; fails when the time is up or the process ends before."""
+        """Feed the screen until the condition holds; fails on timeout or if the process ends first."""
         deadline = time.monotonic() + seconds
         while not until():
             assert time.monotonic() < deadline, "\n".join(self.lines())
@@ -89,14 +89,14 @@ class Terminal:
             if ready:
                 try:
                     data = os.read(self._master, 65536)
-                except OSError:  # Linux says EIO when the last writer has gone
+                except OSError:  # Linux reports EIO when the last writer is gone
                     data = b""
                 assert data, "the process ended early:\n" + "\n".join(self.lines())
                 self.bytes += data
                 self._stream.feed(data)
 
     def finish(self) -> None:
-        """Read to the end; the process must have succeeded."""
+        """Read to the end and require success."""
         while True:
             try:
                 data = os.read(self._master, 65536)
@@ -113,7 +113,7 @@ class Terminal:
         return lambda: any(text in line for line in self.screen.display)
 
     def lines(self) -> list[str]:
-        """All lines, those that scrolled away first, without trailing blanks."""
+        """All lines, beginning with those that scrolled away, without trailing blanks."""
         history = [
             "".join(row[column].data for column in sorted(row)).rstrip() for row in self.screen.history.top
         ]
@@ -186,7 +186,7 @@ def test_a_long_answer_is_printed_once() -> None:
     terminal.finish()
     expected = [line for n in range(120) for line in (f"Paragraph {n} says something of its own.", "")]
     assert terminal.lines() == expected[:-1]
-    assert terminal.bytes.count(b"Paragraph 0 ") < 10  # once, and while it was the last
+    assert terminal.bytes.count(b"Paragraph 0 ") < 10  # once, and while it was the last one
 
 
 def test_a_block_taller_than_the_screen_is_whole_in_the_end() -> None:

@@ -1,5 +1,5 @@
-"""README.md and the pages of docs/ against the program. docs/development.md tells the conventions that make a
-page testable.
+"""README.md and the pages of docs/ against the program. docs/development.md describes the conventions that
+make a page testable.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ BIN = Path(sys.executable).parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 SECTIONS = ["Install", "Examples", "How fast", "How good", "Why not…", "Documentation", "Licence"]
-FRONT_LINES, FRONT_COLUMNS = 150, 100  # what a front page may take, but for tables and commands
+FRONT_LINES, FRONT_COLUMNS = 150, 100  # limits of a front page, except for tables and commands
 MANUAL = [ROOT / "README.md", *ROOT.glob("docs/*.md")]
-FIGURES = {"performance.md", "accuracy.md"}  # which also show flags of other programs and of the past
+FIGURES = {"performance.md", "accuracy.md"}  # these also show flags of other programs and of older versions
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Command:
         return f"{self.page.relative_to(ROOT)}:{self.line}"
 
     def programs(self) -> list[list[str]]:
-        """The words of each program that the line starts, split at pipes and the shell's other operators."""
+        """The words of each program that the line starts, split at pipes and other shell operators."""
         words = shlex.shlex(self.text, posix=True, punctuation_chars=True)
         words.whitespace_split = True
         programs: list[list[str]] = [[]]
@@ -82,7 +82,7 @@ ADAMAS = [command for command in COMMANDS if command.of("adamas")]
 
 @cache
 def help_of(*subcommand: str) -> str:
-    """What the whole help of a command prints, without colour and wide enough for every flag."""
+    """The whole help of a command, without colour and wide enough for every flag."""
     short = printed_help(*subcommand, "--help")
     return printed_help(*subcommand, "--help-all") if "--help-all" in short else short
 
@@ -97,17 +97,17 @@ def printed_help(*arguments: str, columns: int = 200) -> str:
 
 
 def flags_in(text: str) -> set[str]:
-    """The flags named in a text: `-m`, `--model`; neither a negative number nor a lone dash."""
+    """The flags named in a text: `-m`, `--model`; not negative numbers or a lone dash."""
     return set(re.findall(r"(?<![\w-])(--[a-z][a-z0-9-]*|-[a-zA-Z0-9])(?![\w-])", text))
 
 
 def has_subcommands(help_text: str) -> bool:
-    """Whether the usage line asks for a command."""
+    """Whether the usage line takes a command."""
     return re.search(r"Usage: .*\bCOMMAND\b", help_text) is not None
 
 
 def split_subcommand(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The words that name the (sub)command, and the arguments that it gets."""
+    """The words that name the (sub)command, and its arguments."""
     subcommand: list[str] = []
     rest = list(arguments)
     while rest and not rest[0].startswith("-") and has_subcommands(help_of(*subcommand)):
@@ -117,7 +117,7 @@ def split_subcommand(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 @cache
 def all_flags() -> frozenset[str]:
-    """Every flag of every command, found by walking the help texts."""
+    """Every flag of every command, from the help texts."""
     flags: set[str] = set()
     waiting: list[tuple[str, ...]] = [()]
     while waiting:
@@ -143,7 +143,7 @@ def rows(text: str) -> list[list[str]]:
 
 
 def code_in(text: str) -> list[str]:
-    """The inline code of a text outside its blocks."""
+    """The inline code of a text, without code blocks."""
     return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
 
 
@@ -172,7 +172,7 @@ def test_each_command_line_names_a_command_and_flags_that_exist(command: Command
 
 
 def test_each_command_has_an_example() -> None:
-    """A command that the manual never calls is one that nobody finds."""
+    """Nobody finds a command that the manual never calls."""
     listed = re.findall(r"^│ ([a-z]+)\b", help_of()[help_of().index("Commands") :], re.MULTILINE)
     shown = {arguments[0] for command in ADAMAS for arguments in command.of("adamas") if arguments}
     assert listed
@@ -205,7 +205,7 @@ def test_the_manual_marks_commands_to_run() -> None:
 
 @pytest.fixture(scope="module")
 def roomy_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with room for a whole page, which is long in a tokenizer of bytes."""
+    """The tiny model with a context for a whole page, which is long at one token per byte."""
     model = tmp_path_factory.mktemp("docs") / "model"
     shutil.copytree(tiny_model, model)
     config = json.loads((model / "config.json").read_text())
@@ -247,9 +247,7 @@ def test_the_exit_codes_are_those_of_the_program() -> None:
 
 
 def pictured_paths(picture: str) -> set[Path]:
-    """The paths that a picture of the tree names: several may share a line, and indentation is what they are
-    in.
-    """
+    """The paths that a picture of the tree names. Several may share a line; indentation tells the folder."""
     above: dict[int, Path] = {}
     found = set()
     for line in picture.splitlines():
@@ -324,4 +322,4 @@ def test_the_plots_show_the_figures_of_the_tables(tmp_path: Path) -> None:
     drawn = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
     assert len(drawn) == len(draw_plots["PLOTS"])
     kept = {name: (ROOT / "docs" / "plots" / name).read_text(encoding="utf-8") for name in drawn}
-    assert [name for name in drawn if drawn[name] != kept[name]] == []  # else run docs/draw_plots.py
+    assert [name for name in drawn if drawn[name] != kept[name]] == []  # if not, run docs/draw_plots.py

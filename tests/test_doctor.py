@@ -22,9 +22,7 @@ H100 = Gpu("NVIDIA H100", 80_000_000_000, (9, 0))
 
 @pytest.fixture
 def doctor(adamas: Runner, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
-    """Runs it on a machine without a GPU where a model is chosen; Triton's trial, which takes seconds, went
-    well.
-    """
+    """Runs it on a machine with a model and without a GPU; Triton's trial, which takes seconds, succeeds."""
     monkeypatch.setattr(checks, "try_triton", lambda: Trial(1.0, False, None))
     for module in (checks, fitting):
         monkeypatch.setattr(module, "gpus", lambda: ())
@@ -38,7 +36,7 @@ def doctor(adamas: Runner, tiny_model: Path, tmp_path: Path, monkeypatch: pytest
 
 
 def wrong(done) -> dict[str, str]:
-    """What `--json` calls wrong, with the advice."""
+    """The names of what `--json` calls wrong, with the advice."""
     told = json.loads(done.stdout)
     found = {check["name"]: check["advice"] for check in told["checks"] if check["state"] == "wrong"}
     assert told["ok"] == (not found)

@@ -1,4 +1,4 @@
-"""Sources to documents: what is read, in which order, and what is counted as skipped."""
+"""Sources to documents: what is read, in which order, and what is reported as skipped."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_everything_skipped_is_counted_by_reason() -> None:
 
 
 def test_unreadable_files_and_folders_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Permissions do not bind root, so the system calls refuse in their stead."""
+    """Permissions do not stop root, so the system calls refuse instead."""
     write("good.txt")
     write("secret.txt")
     write("closed/a.txt")
@@ -237,7 +237,7 @@ def test_endless_binary_stdin_ends() -> None:
 
 def test_a_pipe_is_read_and_one_without_a_writer_does_not_hang() -> None:
     reading, writing = os.pipe()
-    text = "".join(f"line {n} from a pipe\n" for n in range(10_000))  # more than the pipe holds
+    text = "".join(f"line {n} from a pipe\n" for n in range(10_000))  # more than the pipe's buffer holds
     writer = threading.Thread(target=lambda: (os.write(writing, text.encode()), os.close(writing)))
     writer.start()
     collection = found(f"/dev/fd/{reading}")
@@ -311,7 +311,7 @@ def test_lists_of_paths() -> None:
 
 
 class TestInAWorkTree:
-    """Git says what is there: tracked files, and those that its own rules do not ignore."""
+    """Git reports the files: tracked ones, and those that its own rules do not ignore."""
 
     @pytest.fixture(autouse=True)
     def repository(self, folder: Path) -> None:
@@ -406,7 +406,7 @@ def test_a_walk_meets_work_trees_and_uses_their_rules() -> None:
 
 
 def test_a_large_file_streams_in_bounded_memory() -> None:
-    """In a process of its own, because a peak cannot be taken back; sparse, so that it costs no disk."""
+    """In its own process, because a peak cannot be reset; the file is sparse, so that it takes no disk."""
     with open("large.txt", "wb") as file:
         file.write(b"start of a text\n" * 1000)
         file.seek(200 * 2**20)

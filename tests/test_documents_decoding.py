@@ -1,4 +1,4 @@
-"""Bytes to text: what goes in comes out, whatever the encoding and however the bytes are cut."""
+"""Bytes to text: text comes back unchanged, whatever the encoding and however the bytes are split."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_accents_in_english_are_western(word: str, size: int) -> None:
 @given(st.text(characters, max_size=300), st.integers(0, 300), sizes)
 def test_a_stray_byte_spoils_nothing_else(text: str, position: int, size: int) -> None:
     head, tail = text[:position], text[position:]
-    lead = "é" * 3 + "\n"  # what makes it UTF-8
+    lead = "é" * 3 + "\n"  # marks it as UTF-8
     data = (lead + head).encode() + b"\xe9\n" + tail.encode()
     assert text_of(data, size) == lead + head + "é\n" + tail
 
@@ -118,7 +118,7 @@ def test_line_ends_become_newlines(parts: list[str], size: int) -> None:
 def test_any_bytes_become_text_without_an_error(data: bytes, size: int) -> None:
     is_binary(data)
     text = text_of(data, size)
-    text.encode()  # no lone surrogates: a tokenizer takes it
+    text.encode()  # no lone surrogates, so that tokenizers accept it
     assert "\r" not in text
 
 

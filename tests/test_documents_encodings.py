@@ -1,4 +1,4 @@
-"""Encodings: declarations are followed, others are judged well, and each guess is reported."""
+"""Encodings: declarations are followed, others are guessed well, and each guess is reported."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_every_name_that_is_shown_can_be_given(encoding: str) -> None:
 
 
 class TestGuesses:
-    """A guess is a line of its own; what is certain is not."""
+    """A guess gets a line of its own; what is certain does not."""
 
     def test_one_line_for_every_guess(self, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_bytes(POLISH.encode("cp1250"))

@@ -1,4 +1,4 @@
-"""Notebooks become Markdown; what is no notebook stays the text it is."""
+"""Notebooks become Markdown; anything else stays as it is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model need not read is left out of a text, and stands there with its count."""
+"""Clutter that a model need not read is left out of a text and replaced by its count."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_a_late_clutter_is_seen(tmp_path: Path) -> None:
 
 
 class TestBinary:
-    """A flaw does not make a text binary, and the user can force what is."""
+    """A flaw does not make a text binary, and users can force reading of a binary file."""
 
     NUL_LOG = b"2025-03-03 10:00 start\n" * 4 + bytes(63) + b"2025-03-03 10:05 restart\n"
 

@@ -1,4 +1,4 @@
-"""What Word shows and keeps beside the text of a document is in what is read."""
+"""All that Word shows, and keeps beside the text, is read."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def reader() -> Iterator[Reader]:
 @pytest.fixture
 def read(reader: Reader, tmp_path: Path) -> Read:
     def parts(body: str, **related: str) -> list[Part | Remark]:
-        """Related parts by kind; what stands after `_` in a name only tells them apart."""
+        """Related parts by kind; what follows `_` in a name only tells them apart."""
         members: dict[str, str | bytes] = dict(docx_members([]))
         members["word/document.xml"] = f"<w:document {NAMES}><w:body>{body}</w:body></w:document>"
         relations = ""

@@ -1,4 +1,4 @@
-"""Drafts from the text: where they come from, and that what is said is what would be said without them."""
+"""Drafts from the text: where they come from, and that answers are the same as without them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def numbers(count: int, seed: int = 0, below: int = 250) -> np.ndarray:
 
 
 def longest_repetition(ids: list[int]) -> tuple[int, int]:
-    """The place behind the earlier tokens that share most with the end, and how many, by trying all."""
+    """The place after the earlier tokens that share most with the end, and how many, by trying all."""
     best = 0, 0
     for place in range(1, len(ids)):
         shared = 0
@@ -68,7 +68,7 @@ def test_of_few_places_the_one_that_shares_most_is_found():
 
 
 def sizes_of(drafter: Drafter, tokens: list[int]) -> list[int]:
-    """How many tokens are proposed behind each of these."""
+    """How many tokens are proposed after each of these."""
     sizes = []
     for token in tokens:
         drafter.say(token)
@@ -86,7 +86,7 @@ def test_drafts_are_as_long_as_pays():
     assert drafter.propose(LARGEST_STEP) == text[200 : 200 + LARGEST_STEP - 1].tolist()
     assert len(drafter.propose(SIZES[0])) == SIZES[0] - 1
     assert drafter.propose(SIZES[0] - 1) == []
-    for _ in range(3):  # passes turn out to be as slow as so many steps
+    for _ in range(3):  # passes turn out as slow as this many steps
         for size in (1, *SIZES):
             drafter.costs.took(size, 0.1 * size)
     assert drafter.costs.of(SIZES[0]) == pytest.approx(SIZES[0])
@@ -112,7 +112,7 @@ class Loaded:
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, nn.Module]:
-    """Full attention, and windows of as many tokens as a pass."""
+    """Full attention, and windows as long as a pass."""
     found = {}
     for name in ("qwen2", "gemma3"):
         found[name] = tiny_architecture(name).requires_grad_(False)
@@ -121,14 +121,14 @@ def models() -> dict[str, nn.Module]:
 
 
 def opened(model: nn.Module, attention: AttentionSettings, drafts: str) -> Timeline:
-    """A timeline that has read a text, which random models answer by going in circles."""
+    """A timeline that has read a text; random models answer it by repeating themselves."""
     timeline = Timeline(Loaded(model), attention, context=900, drafts=drafts, counts=True)
     list(timeline.read(numbers(CONTEXT)))
     return timeline
 
 
 def answer(timeline: Timeline, sampling: Sampling = GREEDY, stop_ids: tuple[int, ...] = (), **options):
-    """The tokens of an answer, and its end."""
+    """An answer's tokens and its `Done`."""
     *events, done = timeline.answer(numbers(9, 1), sampling, ANSWER, stop_ids, **options)
     return [event.id for event in events if isinstance(event, Token)], done
 
@@ -144,7 +144,7 @@ def test_answers_are_those_without_drafts(models, name, attention, temperature):
     found, done = answer(other, sampling, keep=True)
     assert found == expected
     assert done.drafted.proposed >= done.drafted.accepted > 0
-    assert done.drafted.proposed > done.drafted.accepted or name == "gemma3"  # which goes in small circles
+    assert done.drafted.proposed > done.drafted.accepted or name == "gemma3"  # whose repetitions are short
     assert done.drafted.passes + done.drafted.accepted == plain.drafted.passes == ANSWER - 1
     assert (other.length, other.answered) == (one.length, one.answered)
     assert np.array_equal(other.ids, one.ids)
@@ -171,7 +171,7 @@ def test_answers_that_end_early_leave_what_was_said(models, drafts):
     assert timeline.length == prompt + 31
     assert timeline.ids[prompt:].tolist() == whole[:31]
     timeline.truncate(CONTEXT)
-    stop = max(set(whole), key=whole.index)  # the last one that is new
+    stop = max(set(whole), key=whole.index)  # the last token that is new
     found, done = answer(timeline, stop_ids=(stop,), keep=True)
     assert (found, done.finish_reason) == (whole[: whole.index(stop)], "stop")
     assert timeline.length == prompt + len(found)
@@ -194,7 +194,7 @@ def test_a_thought_is_ended_within_a_draft(models):
 
 
 def test_log_probabilities_are_those_of_the_raw_logits():
-    model = tiny_architecture("qwen2").requires_grad_(False)  # in float32: its own forward is the truth
+    model = tiny_architecture("qwen2").requires_grad_(False)  # float32: the model's own forward is the truth
 
     def steer(token: int) -> list[int]:
         return [7, 8] if len(timeline.answered) == 4 else []
@@ -219,7 +219,7 @@ def test_log_probabilities_are_those_of_the_raw_logits():
 
 
 class Chain:
-    """In place of a model's steps and its cache: logits behind a token are the same wherever it stands."""
+    """Replaces a model's steps and cache: the logits after a token are the same at every position."""
 
     def __init__(self, logits: Tensor) -> None:
         self.logits, self.length, self.taken_back = logits, 0, 0
@@ -243,7 +243,7 @@ class Chain:
 
 
 def test_drawn_tokens_are_distributed_as_the_model_says():
-    """Each behind its predecessor, drafted or not: chi-square of 12 degrees of freedom."""
+    """Each after its predecessor, drafted or not: chi-square with 12 degrees of freedom."""
     torch.manual_seed(0)
     chain, sampler = Chain(2 * torch.randn(4, 4)), Sampler(Sampling(0.8, seed=5), torch.device("cpu"))
     drafter = Drafter(numbers(200, below=4), Costs(), always=True)
@@ -257,12 +257,12 @@ def test_drawn_tokens_are_distributed_as_the_model_says():
     seen = np.zeros((4, 4))
     np.add.at(seen, (said[:-1], said[1:]), 1)
     expected = (chain.logits / 0.8).softmax(-1).numpy() * seen.sum(1, keepdims=True)
-    assert ((seen - expected) ** 2 / expected).sum() < 32.9  # more once in a thousand times
+    assert ((seen - expected) ** 2 / expected).sum() < 32.9  # exceeded once in a thousand runs
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_a_pass_of_the_forward_gives_back_what_was_wrong(name):
-    """Full attention of a pass may be a backend's, whose layers give tokens back as compiled steps do."""
+    """A backend may compute a pass's full attention; its layers give tokens back as compiled steps do."""
     timeline = Timeline(Loaded(tiny_architecture(name)), FULL, context=400)
     list(timeline.read(numbers(100)))
     mode, new = Mode(answers=True, dense=TorchBackend()), torch.from_numpy(numbers(12, 1)).long()

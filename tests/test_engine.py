@@ -85,14 +85,14 @@ def test_a_small_budget_is_really_sparse(name):
     for _ in timeline.read(ids[:390]):
         pass
     events = [e for e in timeline.answer(ids[390:], GREEDY, 8, ()) if isinstance(e, Token)]
-    assert [e.attended for e in events] == [400] + [16] * 7  # the first token comes out of the prefill
+    assert [e.attended for e in events] == [400] + [16] * 7  # the first token comes from the prefill
     assert [e.context for e in events] == list(range(400, 408))
     full = Timeline(Loaded(model), FULL, context=500)
     for step in (timeline, full):
         if step is full:
             for _ in step.read(ids[:390]):
                 pass
-        list(step.answer(ids[390:], GREEDY, 2, ()))  # one step after the prefill: its input is the same token
+        list(step.answer(ids[390:], GREEDY, 2, ()))  # one step after the prefill, with the same input token
     assert (timeline.logits - full.logits).abs().max() > 1e-3
 
 
@@ -233,7 +233,7 @@ def test_other_runtime_errors_are_not_swallowed():
 
 
 def test_a_model_is_told_once_and_still_attends_as_ever_elsewhere():
-    """Calls that are no pass of a timeline, also between two events of one and chunk by chunk."""
+    """Calls outside the passes of a timeline, also between two of its events and chunk by chunk."""
     model, ids = tiny_architecture("gemma3"), torch.from_numpy(prompt(90)).long().unsqueeze(0)
     with torch.no_grad():
         expected = model(ids).logits
@@ -257,7 +257,7 @@ def test_auto_is_full_while_the_context_is_short(monkeypatch):
 
 
 def test_auto_on_a_gpu_goes_by_what_full_attention_would_read():
-    grouped, whole = 2 * 8 * 128 * 2, 2 * 32 * 128 * 2  # bytes of a token: 8 KV heads, and 32
+    grouped, whole = 2 * 8 * 128 * 2, 2 * 32 * 128 * 2  # bytes per token: 8 KV heads, and 32
     assert auto_min_context("triton", 128, grouped) < 16384 < auto_min_context("triton", 768, grouped) < 32768
     assert auto_min_context("triton", 768, whole) < 32768
     assert 32768 < auto_min_context("triton", 1472, grouped) < 131072
@@ -278,7 +278,7 @@ def test_the_backend_is_the_fastest_that_runs_and_says_why_not_triton():
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("scorer", ["dot", "manhattan"])
 def test_backends_give_the_same_answer(name, scorer):
-    """Also a second question, and one that outgrows the room that was reserved."""
+    """Also a second question, and one that outgrows the reserved room."""
     model = tiny_architecture(name)
     ids = prompt(400)
     answers = []
@@ -294,19 +294,19 @@ def test_backends_give_the_same_answer(name, scorer):
 
 
 def soft_capped() -> torch.nn.Module:
-    """A Gemma 2 of windows and full layers in turn."""
+    """A Gemma 2 with alternating windows and full layers."""
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     torch.manual_seed(0)
     shape = {"vocab_size": 258, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 16}
     config = Gemma2Config(**shape, **heads, query_pre_attn_scalar=1, attn_logit_softcapping=2.0)
-    config._attn_implementation = "eager"  # torch's kernel knows no soft caps
+    config._attn_implementation = "eager"  # torch's kernel has no soft caps
     return spread(Gemma2ForCausalLM(config))
 
 
 def with_sinks() -> torch.nn.Module:
-    """A gpt-oss of windows and full layers in turn."""
+    """A gpt-oss with alternating windows and full layers."""
     from transformers import GptOssConfig, GptOssForCausalLM
 
     torch.manual_seed(0)
@@ -320,7 +320,7 @@ def with_sinks() -> torch.nn.Module:
 
 
 def spread(model: torch.nn.Module) -> torch.nn.Module:
-    """The model with weights so large that attention is far from uniform."""
+    """The model with weights large enough that attention is far from uniform."""
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.15)
@@ -328,7 +328,7 @@ def spread(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def unserved() -> torch.nn.Module:
-    """A model whose attention does not go through transformers' interface."""
+    """A model whose attention bypasses transformers' interface."""
     from transformers import GPTJConfig, GPTJForCausalLM
 
     torch.manual_seed(0)
@@ -352,7 +352,7 @@ def test_models_with_other_attention_are_refused_by_name_but_run_with_full():
 @pytest.mark.parametrize("make", [soft_capped, with_sinks])
 def test_soft_caps_and_learned_sinks_answer_as_generate_does(make):
     model, ids = make(), prompt(90)
-    expected = generated(model, ids, 10)  # before the model attends through the engine
+    expected = generated(model, ids, 10)  # before the model's attention is the engine's
     for settings in (FULL, sparse(256)):
         timeline = Timeline(Loaded(model), settings, context=120, prefill_chunk=32)
         assert answer(timeline, ids[:80], ids[80:], 10) == expected
@@ -360,7 +360,7 @@ def test_soft_caps_and_learned_sinks_answer_as_generate_does(make):
         assert again == expected
     assert timeline.attention_kind == "adamas"
     assert timeline.cache.kinds == {"full_attention", "sliding_attention"}
-    assert generated(model, ids, 10) == expected  # and when it is called by others
+    assert generated(model, ids, 10) == expected  # and when others call it
 
 
 def test_models_whose_layers_all_have_windows_attend_fully_and_say_so():
@@ -403,7 +403,7 @@ def test_codes_are_those_of_the_document_whatever_is_asked(name):
     before = coded(timeline)
     assert before
     assert all(codes.shape[2] == 200 for codes in before)
-    # A question longer than the document is worth a codebook of its own, which goes with it.
+    # A question longer than the document gets its own codebook, which is dropped with it.
     for question in (prompt(5, seed=1), prompt(500, seed=2)):
         for _ in timeline.answer(question, GREEDY, 3, stop_ids=()):
             pass
@@ -417,13 +417,13 @@ def test_codes_are_those_of_the_document_whatever_is_asked(name):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("most", [2048, 100])
 def test_codes_made_in_the_pass_are_those_made_behind_it(name, most, monkeypatch):
-    """Also where memory runs out in the last chunk, so that it is not the last one after all."""
+    """Also if memory runs out in the last chunk, which then is not the last one."""
     found = []
     for in_the_pass in (True, False):
         model = tiny_architecture(name)
         ShortOfMemory(model, most)
         timeline = Timeline(Loaded(model), sparse(32), context=900, prefill_chunk=256)
-        with monkeypatch.context() as patch:  # one way alone
+        with monkeypatch.context() as patch:  # one way only
             if in_the_pass:
                 patch.setattr(timeline.cache, "encode", lambda: None)
             else:

@@ -1,4 +1,4 @@
-"""EPUB books with flaws are read as far as they go, and cut where their tables of contents say."""
+"""EPUB books with flaws are read as far as possible, and split by their tables of contents."""
 
 from __future__ import annotations
 

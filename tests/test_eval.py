@@ -40,7 +40,7 @@ def tokens(length: int) -> np.ndarray:
 
 
 def chosen(name: str, budget: int, length: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
-    """The positions that a method takes for the newest of `length` tokens, and the true scores."""
+    """The positions that a method selects for the newest of `length` tokens, and the true scores."""
     torch.manual_seed(0)
     method = METHODS[name]
     settings = method.at(budget)
@@ -111,7 +111,7 @@ def test_scores_are_the_models_own_and_leave_the_cache_alone(name):
 
 @pytest.mark.parametrize("scorer", ["dot", "manhattan"])
 def test_the_study_computes_what_the_backends_do(scorer):
-    """So that what is measured holds for what answers."""
+    """So that measurements hold for answers."""
     model = tiny_architecture("llama")
     ids = tokens(340)
     settings = SparseSettings(budget=32, scorer=scorer)
@@ -141,7 +141,7 @@ def test_a_row_for_full_attention_and_for_each_method_and_budget():
     assert full.top1 == full.perplexity_ratio == 1
     for row in others:
         assert row.kl_low <= row.kl <= row.kl_high
-        assert len(row.recall_by_layer) == 3  # of four layers one stays dense
+        assert len(row.recall_by_layer) == 3  # one of four layers stays dense
         if row.budget == 448:
             assert row.kl < 1e-5
             assert row.mass_kept == pytest.approx(1, abs=1e-5)
@@ -149,7 +149,7 @@ def test_a_row_for_full_attention_and_for_each_method_and_budget():
         else:
             assert row.kl > 1e-5
             assert row.mass_kept <= row.mass_of_best + 1e-6
-    oracle = rows[1]  # its own token takes a place, which may not be among the best
+    oracle = rows[1]  # its own token takes a place, and may not be among the best
     assert oracle.mass_kept == pytest.approx(oracle.mass_of_best, rel=0.05)
 
 

@@ -31,7 +31,7 @@ def test_a_sparse_answer_beside_the_full_one():
     found = compare([5, 6, 8, 9], [5, 6, 7])
     assert (found["equal"], found["leading"], found["diverges_at"]) == (0, 0.5, 2)
     assert found["f1_full"] == pytest.approx(4 / 7)
-    assert compare([5], [5, 6])["diverges_at"] == 1  # one ends where the other goes on
+    assert compare([5], [5, 6])["diverges_at"] == 1  # one ends where the other continues
     assert compare([], [])["equal"] == 1
     assert set(judge("x", []).values()) == {None}
 
@@ -64,7 +64,7 @@ def test_the_command_on_a_tiny_model(evaluate, tiny_model, tmp_path):
         assert row["equal"] == sum(one["equal"] for one in mine) / 2
         assert (row["answers"], row["answers_known"]) == (2, 1)
         assert row["contains"] == next(one["contains"] for one in mine if one["known"])
-    # The same asked on the command line
+    # The same question on the command line.
     book = tmp_path / "texts" / "book.txt"
     code, out, err = evaluate(*some, "--document", book, "-q", "Which park?", "--format", "json")
     assert code == 0, err

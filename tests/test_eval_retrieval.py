@@ -30,7 +30,7 @@ PROSE = BOOK.read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run over real prose with a tokenizer of bytes, so that a token is a character."""
+    """A run over real prose with a byte tokenizer, so that a token is a character."""
     folder = tmp_path_factory.mktemp("tokenizer")
     byte_tokenizer().save_pretrained(folder)
     prompting = Prompting(Tokenizer.from_directory(folder), frame(load_template("ask"), byte_tokenizer()))
@@ -109,7 +109,7 @@ def test_common_words_come_ten_times_as_often(run):
     (often,) = {counts[word] for word in question.expected}
     assert {count for word, count in counts.items() if word not in question.expected} <= {
         often // 10,
-        often // 10 - 1,  # of the last ones, where the list is full
+        often // 10 - 1,  # for the last ones, when the list is full
     }
     assert len(question.expected) == 10
     assert not [word for word in counts for one in question.expected if one in word and one != word]
@@ -157,7 +157,7 @@ class Loaded:
 
 
 def test_where_sparse_attention_begins():
-    """With a budget of the whole context all three are the same; with less, each is its own."""
+    """With a budget of the whole context all three are the same; with less, all differ."""
     model = tiny_architecture("llama")
     ids = np.random.default_rng(0).integers(0, 256, 340)
 
@@ -191,12 +191,12 @@ def test_the_command_on_a_tiny_model(evaluate, tiny_model, tmp_path):
     answers = [record for record in records if record["record"] == "answer"]
     rows = [record for record in records if record["record"] == "row"]
     assert len(answers) == (2 * 2 + 2) * 5  # questions, ways
-    assert len(rows) == (2 + 1 + 1) * 5  # depths and all of them, and the one of words
+    assert len(rows) == (2 + 1 + 1) * 5  # the depths, all depths, and one for `words`
     for row in rows:
         assert row["score_low"] <= row["score"] <= row["score_high"]
         assert row["model"] == str(tiny_model)
         assert row["revision"]
-    # A budget of more than the context is full attention, whoever computes it and however it is asked.
+    # A budget larger than the context is full attention, whatever computes it and however it is asked.
     by_question = {}
     for one in answers:
         by_question.setdefault((one["task"], one["sample"], one["depth"]), set()).add(one["answer"])

@@ -1,4 +1,4 @@
-"""The rows of `adamas eval`: kept in a file, continued, printed, drawn, and how long they still take."""
+"""The rows of `adamas eval`: stored in a file, continued, printed, plotted, and how much time remains."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_file_is_continued_and_nothing_of_it_is_lost(tmp_path):
     assert ledger.find({"model": "c"}) is None
     assert ledger.find({"model": "b", "seed": 1}) is None
     assert ledger.foreign == 1
-    assert path.read_text().endswith('"k')  # nothing is written before there is a row
+    assert path.read_text().endswith('"k')  # nothing is written until there is a row
     ledger.add({"model": "c", "kl": 3})
     assert [json.loads(line)["model"] for line in path.read_text().splitlines()] == ["a", "b", "c"]
     assert Ledger(path, resume=False).find({"model": "b"}) is None
@@ -71,7 +71,7 @@ def test_a_killed_run_continued_gives_the_same_rows(evaluate, tiny_model, tmp_pa
     lines = path.read_text().splitlines()
     assert lines[0] == foreign
     assert sorted(lines[1:]) == sorted(whole.splitlines())
-    # Everything is there: no weights are loaded, and the file stays as it is.
+    # All rows are there: no weights are loaded, and the file stays unchanged.
     monkeypatch.setattr("adamas_cli.models.load", lambda *a, **k: pytest.fail("weights were loaded"))
     before = path.read_bytes()
     assert evaluate(*some, "-o", path, "--resume")[:2] == (0, whole)
@@ -92,7 +92,7 @@ def test_ctrl_c_leaves_whole_rows(tiny_model, tmp_path):
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
     out, err = process.communicate()
-    assert time.monotonic() - began < 2  # one second, on a machine that does other things too
+    assert time.monotonic() - began < 2  # one second, or more on a busy machine
     assert (process.returncode, out) == (INTERRUPTED, b"")
     assert err.endswith(b"adamas: interrupted\n")
     content = path.read_text()
@@ -126,7 +126,7 @@ def test_the_forms():
     assert early == text  # each row as it comes
     assert text.splitlines()[2:] == ["| a\\|b | 0.50 (0.25 to 1.00) |", "| c |  |"]
     early, text = printed(None, Terminal())
-    assert early == ""  # progress is drawn meanwhile
+    assert early == ""  # progress is drawn in the meantime
     assert "name" in text
     assert "0.50 (0.25 to 1.00)" in text
     assert "\x1b[31m" not in text
@@ -176,7 +176,7 @@ def test_the_rest_of_a_run_is_told_from_what_was_timed(monkeypatch):
     work.read(1000, reading())
     with work.steps("full", 10, 1000):
         now[0] += 4
-    assert work.remaining() == pytest.approx(10 + 3 * 4, rel=0.05)  # `dot` is taken for as slow
+    assert work.remaining() == pytest.approx(10 + 3 * 4, rel=0.05)  # `dot` is assumed to be as slow
     with work.steps("dot", 10, 1000):
         now[0] += 1
     assert work.remaining() == pytest.approx(10 + 4 + 1, rel=0.05)

@@ -1,4 +1,4 @@
-"""The examples in the help: each command has some, and each of them is one that the parser takes."""
+"""The examples in the help: each command has some, and the parser accepts each of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def leaves(command: Any = ROOT, path: tuple[str, ...] = ()) -> Iterator[tuple[st
 
 
 def arguments_of(line: str) -> list[str]:
-    """What `adamas` gets in a shell's line, the last time that the line calls it."""
+    """The arguments of the last call of `adamas` in a shell's line."""
     words = shlex.shlex(line.replace("$(", " ").replace(")", " "), posix=True, punctuation_chars="|>&;")
     words.whitespace_split = True
     found: list[str] = []

@@ -1,4 +1,4 @@
-"""Every family of decoders in transformers: what is served is right, and what is not is refused in time."""
+"""Every family of decoders in transformers: answers are right, and what is not served is refused in time."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ FULL = AttentionSettings("full")
 WHOLE = AttentionSettings("adamas", SparseSettings(budget=1000))  # sparse steps that attend to everything
 DOCUMENT, QUESTION, ANSWER = 100, 4, 3  # tokens
 CHUNK, SHORT_CHUNK, BLOCK = 40, 7, 64
-LONG = 5000  # tokens from which a CPU decodes sparsely
+LONG = 5000  # a context at which a CPU decodes sparsely
 HERE = sorted(set(FAMILIES) & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
 RUNNING = [name for name in HERE if not FAMILIES[name].refused and FAMILIES[name].text is None]
 
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """Models this small gain nothing from several, which wait for each other where others compute."""
+    """Models this small gain nothing from several threads, which wait for each other on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -70,7 +70,7 @@ def test_every_family_of_transformers_has_a_row() -> None:
 
 
 def test_every_family_that_sees_or_hears_was_looked_at() -> None:
-    """It answers by its text part, or is refused before weights load."""
+    """Each answers by its text part, or is refused before weights load."""
     known = {name for mapping, _ in BESIDES_TEXT for name in getattr(modeling_auto, mapping, {})}
     looked_at = {*FAMILIES, *SEEING, *LIKE_THEM, *UNTRIED, *UNANSWERING}
     assert not known - looked_at
@@ -133,7 +133,7 @@ def test_a_family_answers_as_transformers_does(
     family = FAMILIES[name]
     module = tiny_family(name)
     expected = plain(module)
-    assert expected.std(0).max() > 0.01  # what comes before makes a difference
+    assert expected.std(0).max() > 0.01  # earlier tokens make a difference
     model = loaded(module, tmp_path)
     timeline = read(opened(model, FULL))
     assert_near(timeline.score(IDS[DOCUMENT:], sparse=False), expected)
@@ -160,7 +160,7 @@ def several_questions(model: LoadedModel, timeline: Timeline) -> None:
 def kept_and_restored(
     model: LoadedModel, cold: Timeline, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A document that comes from disk gives the answers of one that was read."""
+    """A document from disk gives the same answers as one that was read."""
     if not cold.keeps_documents:
         return
     monkeypatch.setenv("ADAMAS_DOC_CACHE", str(directory / "store"))
@@ -186,7 +186,7 @@ def test_a_chunk_is_one_pass_where_transformers_would_begin_anew(name: str, tmp_
 
 
 def as_is_planned(family: Family, model: LoadedModel) -> None:
-    """The engine runs what is planned from the config's file alone, without weights."""
+    """The engine runs what is planned from the config file alone, without weights."""
     directory = model.files.directory
     model.model.config.save_pretrained(directory)
     save_file({}, directory / "model.safetensors")
@@ -240,7 +240,7 @@ def test_a_model_that_sees_answers_by_its_text_part(name: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["deepseek_v32", "llama4_text", "nanochat"])
 def test_models_that_read_their_weights_are_packed_too(name: str, tmp_path: Path) -> None:
-    """Answers of packed weights are near those of the numbers that they stand for."""
+    """Answers of packed weights are close to those of the original numbers."""
     module = tiny_family(name)
     expected = plain(module)
     module.save_pretrained(tmp_path)

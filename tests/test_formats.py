@@ -1,4 +1,4 @@
-"""Each format becomes text with sections, and what cannot is left out for a reason that is counted."""
+"""Each format becomes text with sections; what cannot be read is skipped for a reported reason."""
 
 from __future__ import annotations
 
@@ -275,7 +275,7 @@ class TestGzip:
 
 
 class TestTrouble:
-    """Nothing that a file holds takes the run down."""
+    """No file, whatever it holds, ends the run."""
 
     def test_damaged_and_encrypted_files_are_counted(self) -> None:
         Path("good.txt").write_text("good")
@@ -310,7 +310,7 @@ class TestTrouble:
         assert trouble_of(reader, kind, many) is Trouble.TOO_LARGE
 
     def test_a_zip_that_understates_its_size(self, reader: Reader) -> None:
-        """zipfile reads no more than the directory says, and then the checksum is wrong."""
+        """zipfile reads no more than the directory says, so the checksum is wrong."""
         members = docx_members([("", "word " * 1000)])
         content = bytearray(archive(members))
         size = len(members["word/document.xml"]).to_bytes(4, "little")
@@ -455,7 +455,7 @@ class TestConvertedTexts:
     def test_a_full_disk_costs_no_answer(
         self, full: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        """One disk is full, or that of temporary files too; the text is written half before that shows."""
+        """One disk is full, or the one for temporary files too; this shows when half the text is written."""
         real = ConvertedTexts.keep
         fulls: list[Path] = []
 
@@ -492,7 +492,7 @@ class TestConvertedTexts:
         for age, key in enumerate(["aa", "bb", "cc"]):
             texts.keep(key, [Part("x" * 1000, "page 1")])
             os.utime(texts.root / key / f"{key}.jsonl", (1000 - age, 1000 - age))
-        assert texts.find("cc") is not None  # which was the oldest
+        assert texts.find("cc") is not None  # the oldest one
         assert prune(texts.root, 2500) > 1000
         assert [file.stem for file, _ in texts_on_disk(texts.root)] == ["cc", "aa"]
 

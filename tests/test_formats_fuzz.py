@@ -1,4 +1,4 @@
-"""Mutated files of each format: text or a documented reason comes out, and in time."""
+"""Mutated files of each format give text or a documented reason, in time."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ ODP = {
 
 
 def slides_and_sheet() -> tuple[bytes, bytes]:
-    """A presentation of one slide, and a workbook of one sheet."""
+    """A presentation with one slide, and a workbook with one sheet."""
     import xlsxwriter
     from pptx import Presentation
 
@@ -64,7 +64,7 @@ def slides_and_sheet() -> tuple[bytes, bytes]:
 
 
 def members_of(content: bytes) -> dict[str, bytes]:
-    """What is in a zip file."""
+    """The members of a zip file."""
     with zipfile.ZipFile(io.BytesIO(content)) as archived:
         return {name: archived.read(name) for name in archived.namelist()}
 
@@ -120,7 +120,7 @@ FUZZ = settings(
 
 @st.composite
 def mutated(draw: st.DrawFn, content: bytes) -> bytes:
-    """`content` with bytes flipped, pieces cut out, doubled or moved, and the end cut off."""
+    """`content` with bytes flipped, pieces cut out, repeated or inserted, or the end cut off."""
     data = bytearray(content)
     for change in draw(
         st.lists(st.sampled_from(["flip", "cut", "splice", "insert", "end"]), min_size=1, max_size=4)
@@ -150,7 +150,7 @@ def reader() -> Iterator[Reader]:
 
 
 def check(reader: Reader, kind: Format, content: bytes, path: Path) -> None:
-    """What a reader may do: text without control characters in parts with short labels, or a reason."""
+    """A reader gives text without control characters, in parts with short labels, or a reason."""
     path.write_bytes(content)
     recognized(content[:8192], f"file.{kind}")
     begun = time.monotonic()
@@ -192,7 +192,7 @@ def test_mutated_files(kind: Format, reader: Reader, tmp_path: Path, data: st.Da
 def test_mutated_members_of_whole_archives(
     kind: Format, reader: Reader, tmp_path: Path, data: st.DataObject
 ) -> None:
-    """The checksums of a zip file catch what is changed outside; here the XML inside changes."""
+    """A zip file's checksums catch changes from outside; here the XML inside changes."""
     members, first = PACKED[kind]
     name = data.draw(st.sampled_from(sorted(members)))
     member = members[name]

@@ -1,4 +1,4 @@
-"""Mails, mailboxes, saved pages and Outlook's mails: fields, text, and what is attached."""
+"""Mails, mailboxes, saved pages and Outlook's mails: fields, text and attachments."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def raw(fields: bytes, body: bytes, subject: bytes = b"Hello") -> bytes:
-    """A mail of these bytes."""
+    """A mail with these bytes."""
     return FIELDS % subject + fields + b"\n" + body
 
 

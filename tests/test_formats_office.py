@@ -1,4 +1,4 @@
-"""Presentations, spreadsheets, subtitles and FictionBook: their text comes out, the rest is counted."""
+"""Presentations, spreadsheets, subtitles and FictionBook: their text is read, the rest is reported."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ class TestSpreadsheets:
         assert text_of("a.ods", out.getvalue()) == "[sheet Blatt]\n| Größe |\n| --- |\n| 42 |\n\n"
 
     def test_one_that_spans_everything_does_no_harm(self) -> None:
-        """Two cells in opposite corners are 17 thousand million ones between them."""
+        """Two cells in opposite corners span 17 thousand million cells."""
 
         def write(book: Any) -> None:
             sheet = book.add_worksheet("Wide")
@@ -312,7 +312,7 @@ FB2 = """<?xml version="1.0" encoding="windows-1251"?>
 
 
 class TestFictionBook:
-    """`.fb2`, also in `.fb2.zip` as it is usually sold."""
+    """`.fb2`, and `.fb2.zip` as usually sold."""
 
     def test_a_book(self) -> None:
         content = FB2.encode("cp1251")
@@ -332,7 +332,7 @@ class TestFictionBook:
 
 
 class TestNames:
-    """What is not read is called by its name."""
+    """What is not read is reported by its type."""
 
     @pytest.mark.parametrize(
         ("name", "content", "line"),
@@ -357,7 +357,7 @@ class TestNames:
         assert found(".").skipped_line() == f"skipped 1: {line}"
 
     def test_what_an_extra_would_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The reading process imports from the paths of this one."""
+        """The reading process uses this one's import paths."""
         blocked = Path("blocked")
         blocked.mkdir()
         for module in ("pptx", "odf"):

@@ -1,4 +1,4 @@
-"""Pages of HTML become the text that a browser shows, in time that grows with their length."""
+"""HTML pages become the text that a browser shows, in time linear in their length."""
 
 from __future__ import annotations
 
@@ -272,7 +272,7 @@ def test_templates_are_source_code(mark: str) -> None:
 def test_time_grows_with_length(start: str, unit: str) -> None:
     def seconds(count: int) -> float:
         page = start + unit * count
-        gc.disable()  # which would look at all that earlier tests have left
+        gc.disable()  # it would visit everything that earlier tests left
         try:
             begun = time.process_time()
             assert len(markdown(page)) > 0
@@ -281,7 +281,7 @@ def test_time_grows_with_length(start: str, unit: str) -> None:
             gc.enable()
 
     seconds(100)
-    assert seconds(10_000) < 50 * max(seconds(1_000), 0.01)  # 100 times, were it quadratic
+    assert seconds(10_000) < 50 * max(seconds(1_000), 0.01)  # quadratic time would be 100 times
 
 
 @pytest.mark.parametrize("tag", ["div", "blockquote", "table><tr><td", "ul><li", "section"])

@@ -1,4 +1,4 @@
-"""Every architecture: a tiny model, written as llama.cpp's converter writes it, is read back as it was."""
+"""Every architecture: a tiny model, written as by llama.cpp's converter, is read back unchanged."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rewritten(
     source: Path, target: Path, keys: dict[str, Any] | None = None, without: str = "", renamed: str = ""
 ) -> Path:
-    """A copy of a file with more keys, or without a tensor, or with another one under its name."""
+    """A copy of a file with more keys, and without a tensor or with it renamed."""
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(target, "llama")
     for name, found in reader.fields.items():
@@ -170,7 +170,7 @@ def test_an_architecture_without_a_model_is_named(llama: Path, tmp_path: Path) -
 
 
 def parts(source: Path, folder: Path, count: int) -> list[Path]:
-    """A file's tensors in several, as llama.cpp splits them: keys are in the first, and in each how many."""
+    """Splits a file as llama.cpp does: the first part holds the keys, and each part its number and count."""
     reader = gguf.GGUFReader(source)
     folder.mkdir()
     paths = [folder / f"tiny-{part:05d}-of-{count:05d}.gguf" for part in range(1, count + 1)]
@@ -222,7 +222,7 @@ def test_a_part_that_was_exchanged_is_noticed(llama: Path, tmp_path: Path) -> No
 
 
 def test_quantized_rows_are_taken_in_their_blocks() -> None:
-    """Rows, parts and joints of them are the same numbers, and still quantized."""
+    """Picked rows, parts and joins hold the same numbers, still quantized."""
     numbers = np.random.default_rng(0).normal(size=(8, 64)).astype(np.float32)
     data = torch.from_numpy(gguf.quants.quantize(numbers, gguf.GGMLQuantizationType.Q8_0)).flatten()
     whole = Stored("Q8_0", data, (8, 64))

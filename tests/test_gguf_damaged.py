@@ -62,7 +62,7 @@ def test_no_header_makes_the_reader_fail_or_take_memory(
 def test_no_key_makes_loading_fail_otherwise_than_by_one_error(
     whole: bytes, tmp_path: Path, data: st.DataObject
 ) -> None:
-    """Whatever a key says: the model is read, or refused."""
+    """Whatever a key holds: the model is read, or refused."""
     content = bytearray(whole)
     key = data.draw(
         st.sampled_from(

@@ -118,7 +118,7 @@ def test_an_answer_ends_at_a_stop_token():
 @pytest.mark.parametrize("settings", [FULL, SPARSE, sparse(512)], ids=["full", "sparse", "all"])
 def test_windows_soft_caps_and_sinks_are_captured(make, settings):
     loaded, ids = Loaded(make().to("cuda")), prompt(300)
-    # torch's grouped product of float32, which these experts would choose, looks at the host.
+    # torch's grouped product in float32, which these experts would choose, reads values on the host.
     loaded.model.config._experts_implementation = "batched_mm"
     graphed, launched = engine_of(loaded, settings), engine_of(loaded, settings, graphs=False)
     found = answer(graphed, ids[:280], ids[280:], tokens=60)
@@ -127,7 +127,7 @@ def test_windows_soft_caps_and_sinks_are_captured(make, settings):
     if settings is not SPARSE:
         assert found == generated(make(), ids, tokens=60)
     again = [e.id for e in graphed.answer(ids[280:], Sampling(), 60, ()) if isinstance(e, Token)]
-    assert again == found  # the rings are what they were
+    assert again == found  # the rings are unchanged
 
 
 def test_a_step_that_cannot_be_captured_is_launched():
@@ -137,14 +137,14 @@ def test_a_step_that_cannot_be_captured_is_launched():
     timeline = engine_of(loaded, SPARSE, announce=said.append)
     norm = loaded.model.model.norm
     plain = norm.forward
-    # Looking at a number on the host is what a graph cannot hold.
+    # A graph cannot hold a read of a number on the host.
     norm.forward = lambda x: plain(x) if float(x.sum()) < 1e30 else x
     found = answer(timeline, ids[:280], ids[280:])
     assert found == expected
     assert timeline.step_reason.startswith("no CUDA graph")
     assert said.count(timeline.step_reason) == 1
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
-    torch.rand(3, device="cuda")  # which the capture's generator would refuse
+    torch.rand(3, device="cuda")  # the capture's generator would refuse this
 
 
 def test_a_step_after_a_long_document_is_rehearsed_and_forgotten():

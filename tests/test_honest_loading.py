@@ -1,4 +1,4 @@
-"""Model folders that are not whole, or not a model that answers: right, or refused in a sentence, code 5."""
+"""Folders with a damaged model, or one that cannot answer: loaded right, or refused in a sentence, code 5."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WEIGHTS = "model.safetensors"
 
 @pytest.fixture
 def folder(tiny_model: Path, tmp_path: Path) -> Make:
-    """Copies the tiny model, with other weights, and other fields in its config."""
+    """Copies the tiny model, with changed weights and config fields."""
 
     def make(change: Callable[[dict[str, Tensor]], object] = lambda weights: None, **config: Any) -> Path:
         copy = tmp_path / "model"
@@ -60,7 +60,7 @@ def logits(model: LoadedModel) -> Tensor:
 
 
 def without(*ends: str) -> Callable[[dict[str, Tensor]], None]:
-    """Drops the tensors whose names end so."""
+    """Drops the tensors whose names end like this."""
 
     def change(weights: dict[str, Tensor]) -> None:
         for name in [name for name in weights if name.endswith(ends)]:
@@ -117,7 +117,7 @@ def test_tensors_that_are_not_used_are_noted(folder: Make, tiny_model: Path) -> 
     told = Notes()
     extra = setting(
         score__weight=torch.zeros(2, 64),
-        model__layers__0__self_attn__rotary_emb__inv_freq=torch.zeros(8),  # which old files have
+        model__layers__0__self_attn__rotary_emb__inv_freq=torch.zeros(8),  # old files have it
     )
     assert torch.equal(logits(loaded(folder(extra), told)), logits(loaded(tiny_model)))
     (line,) = [line for line in told.lines if "not used" in line]

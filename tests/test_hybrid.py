@@ -1,4 +1,4 @@
-"""Models with recurrent states or latent attention: as transformers answers, kept, continued, returned to."""
+"""Models with recurrent states or latent attention: answers as by transformers, kept, continued, rewound."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WHOLE = AttentionSettings("adamas", SparseSettings(budget=1000), dense_layers=0,
 SMALL = AttentionSettings("adamas", SparseSettings(budget=24), dense_layers=0, backend="torch")
 # One of each kind: delta rule, state space, both in a layer, convolution, layers without states, latents.
 KINDS = ("qwen3_next", "jamba", "falcon_h1", "lfm2", "nemotron_h", "kimi_linear", "deepseek_v2")
-STATES_OF = ("conv.", "recurrent.")  # parts of what is stored of a layer
+STATES_OF = ("conv.", "recurrent.")  # stored parts of a layer
 BLOCK, CHUNK, DOCUMENT, ANSWER = 32, 16, 100, 5
 
 
@@ -50,7 +50,7 @@ def opened(name: str, settings: AttentionSettings, chunk: int = CHUNK) -> Timeli
 
 
 def answer(timeline: Timeline, ids: np.ndarray, *, keep: bool = False) -> list[int]:
-    """To a question about what is in the cache."""
+    """Answer a question about the cache's contents."""
     events = timeline.answer(ids, Sampling(), ANSWER, (), keep=keep)
     return [event.id for event in events if isinstance(event, Token)]
 
@@ -60,7 +60,7 @@ QUESTIONS = [text(9, seed) for seed in (1, 2, 3)]
 
 @cache
 def generated(name: str, question: int) -> list[int]:
-    """What transformers answers to a question about the document."""
+    """The answer of transformers to a question about the document."""
     ids = torch.tensor(np.concatenate([text(DOCUMENT, 0), QUESTIONS[question]])).long().unsqueeze(0)
     model = hybrid_model(name)
     with torch.no_grad():
@@ -77,7 +77,7 @@ def generated(name: str, question: int) -> list[int]:
 
 @pytest.mark.parametrize("name", HYBRIDS)
 def test_questions_in_turn_get_the_answers_of_transformers(name):
-    """Whatever the chunks, with full attention and with sparse steps that attend to everything."""
+    """With any chunks, with full attention and with sparse steps that attend to everything."""
     expected = [generated(name, 0), generated(name, 1)]
     for settings, chunk in ((FULL, 1000), (WHOLE, CHUNK + 1)):
         timeline = opened(name, settings, chunk)
@@ -88,7 +88,7 @@ def test_questions_in_turn_get_the_answers_of_transformers(name):
 
 @pytest.mark.parametrize("name", HYBRIDS)
 def test_kept_documents_and_what_continues_them(name, tmp_path, monkeypatch):
-    """Answers are the same from the store; a longer document begins at the last border with a state."""
+    """Answers from the store are the same; a longer document starts at the last border with a state."""
     monkeypatch.setenv("ADAMAS_DOC_CACHE", str(tmp_path))
     monkeypatch.setattr(document, "block_tokens", lambda chunk, token_bytes: BLOCK)
     model, ids, notes = loaded(name), text(DOCUMENT, 0), []
@@ -114,7 +114,7 @@ def test_kept_documents_and_what_continues_them(name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_forks_and_returns(name):
-    """A fork goes on by itself, and a return to a mark forgets what came since, any number of times."""
+    """A fork continues independently, and a rewind to a mark forgets later tokens, any number of times."""
     timeline = opened(name, SMALL)
     list(timeline.sync(text(DOCUMENT, 0)))
     mark, other = timeline.mark(), timeline.fork()
@@ -124,14 +124,14 @@ def test_forks_and_returns(name):
         timeline.rewind(mark)
         assert answer(timeline, QUESTIONS[0]) == alone
     assert answer(other, QUESTIONS[0]) == alone
-    list(timeline.sync(text(20, 8)))  # from the beginning
+    list(timeline.sync(text(20, 8)))  # starts over
     list(timeline.sync(text(DOCUMENT, 0)))
     assert answer(timeline, QUESTIONS[0]) == alone
 
 
 @pytest.mark.parametrize("name", HYBRIDS)
 def test_what_is_planned_is_what_is_kept(name):
-    """By the config as transformers has it and as its file has it; the store counts the same streams."""
+    """By transformers' config and by the config file; the store counts the same streams."""
     model, timeline = hybrid_model(name), opened(name, WHOLE)
     list(timeline.sync(text(DOCUMENT, 0)))
     parts = timeline.cache.stored(0, DOCUMENT)
@@ -157,7 +157,7 @@ def test_large_states_are_kept_as_rarely_as_they_are_large():
 
 @pytest.mark.parametrize("name", KINDS[:-1])
 def test_states_stay_where_they_lie(name):
-    """What a captured step has to find at the same addresses, through returns and steps."""
+    """A captured step must find states at the same addresses, through rewinds and steps."""
     timeline = opened(name, FULL)
     list(timeline.sync(text(40, 0)))
     mark = timeline.mark()
@@ -177,7 +177,7 @@ def test_states_stay_where_they_lie(name):
 
 
 def test_heads_are_made_as_the_model_makes_them():
-    """Also of a projection whose weight is packed, which only multiplies."""
+    """Also for a projection with a packed weight, which can only multiply."""
     attention = copy.deepcopy(hybrid_model("deepseek_v3").model.layers[0].self_attn)
     latents, rotary = torch.randn(1, 1, 7, 24), torch.randn(1, 1, 7, 8)
     expected = attention.expand_kv(latents, rotary)

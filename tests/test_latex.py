@@ -1,4 +1,4 @@
-r"""A LaTeX document is read with the files that its `\input` and the like take in, each at its place."""
+r"""A LaTeX document is read with the files that `\input` and similar commands include, each in its place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counting, fitting and truncating the prompt, with a tokenizer of one token for each byte."""
+"""Counting, fitting and truncating the prompt, with a tokenizer of one token per byte."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FRAME = Frame("[head]", "[middle]", "[tail]")
 
 
 class Bytes:
-    """The interface of Tokenizer with bytes for tokens."""
+    """The interface of Tokenizer, with bytes as tokens."""
 
     def encode(self, text: str, *, begins: bool = False) -> np.ndarray:
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
@@ -73,7 +73,7 @@ def test_it_fits_exactly_or_not_at_all():
     assert f"document {total} + question 20 + answer 30 tokens > context {total + 49}" in error.value.message
     assert error.value.details["n_prompt_tokens"] == total + 20
     assert error.value.details["n_ctx"] == total + 49
-    assert error.value.details["largest"] == []  # which is the only one
+    assert error.value.details["largest"] == []  # it is the only one
     assert "largest" not in error.value.message
 
 

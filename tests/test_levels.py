@@ -21,8 +21,8 @@ from adamas_cli.machine import cpu, versions
 from adamas_cli.models.device import choose_device, choose_dtype
 from adamas_cli.quiet import prepare_environment
 
-# What torch says of itself, the byte products that there are, and the types of weights that are checked: all
-# where kernels take other ways than on this CPU.
+# For each level: torch's own report, the available byte products, and the weight types to check, which are
+# all of them where kernels differ from those of this CPU.
 LEVELS = {
     "plain": ("DEFAULT", ["Plain"], list(FORMATS)),
     "avx2": ("AVX2", ["Plain"], list(FORMATS)),
@@ -45,7 +45,7 @@ def test_every_level_computes_the_same(level: str) -> None:
     told, features = json.loads(done.stdout), levels.levels()[level].features
     bits = told.pop("bits")
     assert list(bits) == kinds
-    if "fma" in features:  # elsewhere products of floats are rounded before they are added
+    if "fma" in features:  # without it, products of floats are rounded before they are added
         assert bits == {kind: check(Runner(), kind) for kind in kinds}
     assert told == {"features": sorted(features), "forms": forms, "torch": torch}
 

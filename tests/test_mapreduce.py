@@ -1,4 +1,4 @@
-"""What is asked of parts, how answers are merged and kept, and how far a reading is."""
+"""Questions for parts, how answers are merged and kept, and the progress of a reading."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_every_job_has_its_templates() -> None:
         summarizing("brief", None, None, str),
     ):
         for name in (job.whole, job.part, job.merge):
-            assert load_template(name).template.startswith("$documents")  # what `ask` keeps serves here too
+            assert load_template(name).template.startswith("$documents")  # reuses what `ask` keeps
 
 
 def test_neighbours_are_merged_into_one_passage() -> None:
@@ -143,9 +143,9 @@ def test_the_tree_knows_what_is_left() -> None:
     tree.update(Working(Token(7, 9, 1009, 1009, 0.1, 0)))
     tree.update(Finished(1, True, 0, 100, 10.0, 2.0))
     assert (level.done, level.seconds) == (2, 12.0)
-    # 1000 tokens of the last part and 3 answers of 100 to merge at 10 ms each, and one more answer of 2 s
+    # 1000 tokens of the last part and 3 answers of 100 to merge at 10 ms each, and one more answer of 2 s.
     assert tree.remaining_seconds == pytest.approx(15.0)
     tree.update(Planned(1, ("a:1-29",), (300,), frozenset()))
     assert [level.name for level in tree.levels] == ["parts", "merge 1"]
-    tree.update(Planned(1, ("a:1-29",), (300,), frozenset()))  # of the next question
+    tree.update(Planned(1, ("a:1-29",), (300,), frozenset()))  # for the next question
     assert [level.name for level in tree.levels] == ["parts", "merge 1"]

@@ -1,4 +1,4 @@
-"""Documents cut into parts, by tokens that are bytes and by tokens that are words."""
+"""Documents cut into parts, with bytes and with words as tokens."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from adamas_cli.longdoc.parts import Excerpt, Measure, Part, cut
 
 
 class Bytes:
-    """The interface of Tokenizer with bytes for tokens."""
+    """The interface of Tokenizer, with bytes as tokens."""
 
     def encode(self, text: str, *, begins: bool = False) -> np.ndarray:
         return np.frombuffer(text.encode("utf-8", "replace"), np.uint8).astype(np.int32)
 
 
 class Words(Bytes):
-    """Whole words and runs of spaces and line feeds are tokens: a text costs less than its lines."""
+    """Tokens are whole words and runs of white space, so that a text costs less than its lines."""
 
     def encode(self, text: str, *, begins: bool = False) -> np.ndarray:
         return np.zeros(len(re.findall(r"\s+|\w+|[^\s\w]", text)), np.int32)
 
 
 class Chunked:
-    """A document whose text comes in pieces of a few characters."""
+    """A document that yields its text in pieces of a few characters."""
 
     def __init__(self, path: str, text: str, size: int) -> None:
         self.path, self._text, self._size = path, text, size
@@ -80,7 +80,7 @@ def test_parts_hold_the_text_and_fill_the_room(
 
 
 def together(left: Part, right: Part, measure: Measure) -> int:
-    """Tokens of two neighbours as one part."""
+    """The token count of two neighbours as one part."""
     pairs = [*zip(left.passages, left.texts, strict=True), *zip(right.passages, right.texts, strict=True)]
     joined: dict[str, str] = {}
     labels: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""The documents as tools of another program, asked by the official client."""
+"""The documents as tools of another program, called by the official client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A name becomes files, files become a model, and what is missing is reported in two lines, exit code 5."""
+"""Names become files, and files a model; what is missing is reported in two lines, with exit code 5."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from adamas_cli.progress import Silent
 
 @pytest.fixture(autouse=True)
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user who has nothing yet."""
+    """A user without any models or settings."""
     monkeypatch.setenv("ADAMAS_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("ADAMAS_CONFIG", str(tmp_path / "config.toml"))
     monkeypatch.delenv("ADAMAS_MODEL", raising=False)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # put back what --offline sets
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # restores what --offline sets
     return tmp_path
 
 
@@ -151,7 +151,7 @@ def test_a_hub_that_refuses_is_explained(monkeypatch: pytest.MonkeyPatch, kind: 
 def hub(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[list[str]], list[str]]:
-    """Lets the hub hold files of these names; returns the list of those that are fetched from it."""
+    """Lets the hub hold files of these names; returns the list of fetched names."""
     fetched: list[str] = []
     snapshot = tmp_path / "hub" / "snapshots" / ("c" * 40)
 

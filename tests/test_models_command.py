@@ -19,7 +19,7 @@ ALIAS = aliases.Alias(
 
 @pytest.fixture(autouse=True)
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user who has nothing but `tiny` to choose from, and no other program's models."""
+    """A user with only `tiny` to choose from, and no models of other programs."""
     monkeypatch.setenv("ADAMAS_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("ADAMAS_CONFIG", str(tmp_path / "config.toml"))
     monkeypatch.delenv("ADAMAS_MODEL", raising=False)

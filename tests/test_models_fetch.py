@@ -1,4 +1,4 @@
-"""A model file gets into the cache whole and checked, or not at all, whatever happens on the way."""
+"""A model file reaches the cache whole and verified, or not at all, whatever goes wrong."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ ALIAS = Alias(
 
 
 def source(content: bytes, stop: int | None = None, error: Exception | None = None) -> Source:
-    """A source that gives `content` up to `stop`, then raises `error` if there is one."""
+    """A source that gives `content` up to `stop`, then raises `error`, if any."""
 
     def give(alias: Alias, offset: int, workspace: Path, reached: Callable[[int], None]) -> Iterator[bytes]:
         for start in range(offset, len(content) if stop is None else stop, 1000):
@@ -211,7 +211,7 @@ def write_wheel(folder: Path, part: int, content: bytes) -> None:
 
 @pytest.fixture
 def wheelhouse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of wheels that pip is configured, as any user might, to use alone."""
+    """A folder of wheels, which pip is configured to use exclusively, as a user might do."""
     folder = tmp_path / "wheelhouse"
     folder.mkdir()
     for part in range(1, 4):
@@ -322,7 +322,7 @@ except AdamasError as error:
 
 
 def start(endpoint: str, **environment: str) -> subprocess.Popen[str]:
-    """A process that fetches from the hub at `endpoint`, which the hub library reads when it is imported."""
+    """A process that fetches from the hub at `endpoint`, which the hub library reads on import."""
     return subprocess.Popen(
         [sys.executable, "-c", FETCH],
         env=os.environ | {"HF_ENDPOINT": endpoint, "PYTHONPATH": str(Path(__file__).parent)} | environment,

@@ -44,7 +44,7 @@ MERGES = [
     "hell o",
     "1 2",
     "c Ģ",
-]  # the last joins what a letter and its accent begin with
+]  # the last one joins the first bytes of a letter and of its accent
 
 
 def vocabulary() -> list[str]:
@@ -94,7 +94,7 @@ def write_gguf(path: Path, rule: str = "qwen2", model: Any = None, unused: int =
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ADAMAS_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # put back what --offline sets
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # restores what --offline sets
     return tmp_path / "cache"
 
 
@@ -266,7 +266,7 @@ def test_a_local_file_is_hashed_once(whole: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_smollm2_is_what_its_publisher_made(smollm2: ModelFiles) -> None:
-    """Numbers of SmolLM2-135M-Instruct's own tokenizer and settings, which a GGUF file only implies."""
+    """Results of SmolLM2-135M-Instruct's own tokenizer and settings, which a GGUF file only implies."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(smollm2.directory)

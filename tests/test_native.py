@@ -55,7 +55,7 @@ class Loaded:
 
 
 def randomized(model: nn.Module) -> nn.Module:
-    """Weights and biases large enough for attention to be far from uniform, and norms that are not one."""
+    """Weights and biases large enough that attention is far from uniform, and norms other than one."""
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
         nn.init.normal_(parameter, mean=1.0 if "norm" in name else 0.0, std=0.15)
@@ -63,7 +63,7 @@ def randomized(model: nn.Module) -> nn.Module:
 
 
 def build(name: str) -> nn.Module:
-    """Each with something of its own: biases, normalized heads, tied embeddings, scaled positions."""
+    """Each model has something special: biases, normalized heads, tied embeddings, scaled positions."""
     if name == "llama, tied, scaled positions":
         scaling = {
             "rope_type": "llama3",
@@ -93,7 +93,7 @@ NATIVE = (
 
 @pytest.fixture
 def pack(tmp_path, monkeypatch):
-    """Packs a model and gives its twin: the same numbers in plain layers."""
+    """Packs a model and returns it with its twin: the same numbers in plain layers."""
     monkeypatch.setenv("ADAMAS_CACHE_DIR", str(tmp_path))
 
     def packed_and_plain(model: nn.Module) -> tuple[nn.Module, nn.Module]:
@@ -118,8 +118,8 @@ def ids(count: int, seed: int = 0) -> np.ndarray:
 
 
 def scores(model: nn.Module, attention: AttentionSettings, *, chunk: int = 64) -> torch.Tensor:
-    """Logits after each of some tokens that are fed after a document."""
-    timeline = Timeline(Loaded(model), attention, context=100, prefill_chunk=chunk)  # and grows
+    """Logits after each of several tokens that follow a document."""
+    timeline = Timeline(Loaded(model), attention, context=100, prefill_chunk=chunk)  # it grows
     list(timeline.read(ids(CONTEXT)))
     return timeline.score(ids(ANSWER, 1), sparse=attention.kind == "adamas")
 
@@ -135,7 +135,7 @@ def test_logits_are_those_of_transformers(plain_numbers, pack, name, attention):
     assert obstacle(Timeline(Loaded(packed), settings, context=9)) is None
     found, expected = scores(packed, settings), scores(plain, settings)
     assert found.shape == expected.shape
-    # Rarely a token near the threshold is chosen by one and not by the other; most rows must agree closely.
+    # Rarely, a token near the threshold is chosen by only one of them; most rows must agree closely.
     off = (found - expected).abs().amax(1) / expected.abs().amax()
     assert (off < 1e-4).float().mean() >= (1.0 if attention == "full" else 0.75)
     assert off.max() < (1e-4 if attention == "full" else 0.2)
@@ -155,7 +155,7 @@ def test_a_cache_in_bfloat16(plain_numbers, pack):
 
 
 def answers(model: nn.Module, attention: AttentionSettings, questions: int) -> list[list[int]]:
-    """Answers to questions after one document, each asked alone from the same place."""
+    """Answers to questions after one document, each asked alone from the same position."""
     timeline = Timeline(Loaded(model), attention, context=100)
     list(timeline.read(ids(CONTEXT)))
     return [
@@ -229,7 +229,7 @@ def test_an_embedding_that_is_not_in_the_file_as_it_is_stays(tmp_path):
     leave_in_file(model, tmp_path)
     build("llama").bfloat16().save_pretrained(tmp_path)
     leave_in_file(model, tmp_path)
-    gemma = build("gemma3")  # multiplies the rows
+    gemma = build("gemma3")  # it scales the rows
     gemma.save_pretrained(tmp_path)
     leave_in_file(gemma, tmp_path)
     assert not any(isinstance(module, StoredRows) for tree in (model, gemma) for module in tree.modules())
@@ -254,7 +254,7 @@ def test_layers_of_several_types_decode_as_their_numbers_do(attention):
     packed = randomized(LlamaForCausalLM(LlamaConfig(**sizes, mlp_bias=True)))
     plain, backend = copy.deepcopy(packed), CpuBackend()
     linears = [name for name, module in packed.named_modules() if type(module) is nn.Linear]
-    kinds = ("Q4_0", "Q5_1", "Q8_0", "F16", "Q4_1", "BF16", "Q5_0", "F32")  # a layer has seven linear ones
+    kinds = ("Q4_0", "Q5_1", "Q8_0", "F16", "Q4_1", "BF16", "Q5_0", "F32")  # a layer has seven linear layers
     for name, kind in zip(linears, itertools.cycle(kinds)):
         twin = plain.get_submodule(name)
         data = quantize(twin.weight.numpy(), GGMLQuantizationType[kind]).view(np.uint8)

@@ -1,4 +1,4 @@
-"""Weights that are no numbers: answers end in a sentence, in every way to compute them."""
+"""Weights that are not finite: answers end with a message, however they are computed."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ FULL = AttentionSettings("full")
 SPARSE = AttentionSettings("adamas", SparseSettings(budget=32))
 DOCUMENT = np.random.default_rng(0).integers(2, 250, 300).astype(np.int32)
 GREEDY, DRAWN = Sampling(), Sampling(0.8, top_p=0.9, top_k=20, min_p=0.01, seed=1)
-# Parts of the first sparse layer, and of what is before and after all layers.
+# A part of the first sparse layer, and the head after all layers.
 PLACES = ("model.layers.2.self_attn.k_proj", "lm_head")
 
 
 def damaged(place: str, number: float, part: Any = ...) -> PreTrainedModel:
-    """A tiny model one of whose weights is this number, or some of them."""
+    """A tiny model with one weight set to this number, in whole or in part."""
     model = tiny_architecture("llama")
     with torch.no_grad():
         model.get_submodule(place).weight[part] = number
@@ -53,12 +53,12 @@ def test_an_answer_ends(place: str, number: float, quantization: str, tmp_path: 
         for sampling in (GREEDY, DRAWN):
             with pytest.raises(NotFiniteError):
                 list(timeline.answer(DOCUMENT[:3], sampling, 3, ()))
-    # Codes of keys that are no numbers lead to no token outside of the cache.
+    # Codes of keys that are NaN select no token outside of the cache.
     timeline.score(DOCUMENT[:3], sparse=True)
 
 
 def test_an_answer_ends_where_drafts_are_checked(tmp_path: Path) -> None:
-    """Only one row of the head is damaged, as a broken block of a file would leave it."""
+    """Only one row of the head is damaged, as by a broken block of a file."""
     files = kept(damaged("lm_head", float("nan"), 7), tmp_path)
     model = load(files, device="cpu", dtype="float32", progress=Silent())
     timeline = Timeline(model, FULL, context=400, drafts="text")

@@ -1,4 +1,4 @@
-"""Pictures of pages become text, in reading order, where and when the user wants that."""
+"""Pictures of pages become text in reading order, where and when the user asks for it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def picture(lines: Sequence[str] = LINES) -> Image.Image:
-    """Black lines of print on white."""
+    """Black printed lines on white."""
     image = Image.new("L", (700, 60 + 50 * len(lines)), 255)
     for n, line in enumerate(lines):
         ImageDraw.Draw(image).text((40, 30 + 50 * n), line, fill=0, font=ImageFont.load_default(size=32))
@@ -40,7 +40,7 @@ def picture(lines: Sequence[str] = LINES) -> Image.Image:
 
 
 def saved(pages: Sequence[Image.Image], kind: str) -> bytes:
-    """The pictures in a file."""
+    """The pictures as a file."""
     out = io.BytesIO()
     more = {"save_all": True, "append_images": list(pages[1:])} if len(pages) > 1 else {}
     pages[0].save(out, kind, **more)
@@ -48,7 +48,7 @@ def saved(pages: Sequence[Image.Image], kind: str) -> bytes:
 
 
 class TestLayout:
-    """Boxes are read as people read: columns one after the other, rows of tables as rows."""
+    """Boxes are read as people read: columns one by one, rows of tables as rows."""
 
     def column(self, left: float, words: Sequence[str], width: float = 200, top: float = 0) -> list[Box]:
         return [
@@ -161,7 +161,7 @@ def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_languages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A stand-in for tesseract, which tells how it was called, as the command line of the real one does."""
+    """A stand-in for tesseract, with its command line, that prints how it was called."""
     assert ocr.trouble_with("de") is None
     monkeypatch.setenv("PATH", str(tmp_path))
     assert (

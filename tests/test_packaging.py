@@ -1,4 +1,4 @@
-"""What is installed: the wheel, both ways to start the program, its start, and the `kernels` trap."""
+"""The installation: the wheel, both ways to start the program, its start-up, and the `kernels` trap."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ SOURCES = {
     "adamas_kernels": "kernels/adamas_kernels",
     "adamas_prompts": "prompts",
 }
-MOST_MODULES = {"--version": 200, "--help": 360, "ask --help": 550}  # some thirty to spare
+MOST_MODULES = {"--version": 200, "--help": 360, "ask --help": 550}  # about thirty to spare
 FOR_THE_MODEL = ("torch", "transformers", "numpy")
 
 
 def python(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run this interpreter, in the repository root unless told otherwise; its failure fails the test."""
+    """Run this interpreter, by default in the repository root; its failure fails the test."""
     command = [sys.executable, *arguments]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
@@ -38,7 +38,7 @@ def python(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str
 
 
 def installed_files() -> dict[str, Path]:
-    """What has to be installed, by its path there: modules and data files of the three source folders."""
+    """The files to be installed, by installed path: modules and data files of the three source folders."""
     return {
         f"{name}/{path.relative_to(ROOT / folder).as_posix()}": path
         for name, folder in SOURCES.items()
@@ -48,7 +48,7 @@ def installed_files() -> dict[str, Path]:
 
 
 def build(kind: str, source: Path, into: Path) -> Path:
-    """Build an sdist or a wheel of `source` with the project's build backend, in a process of its own."""
+    """Build an sdist or a wheel of `source` with the project's build backend, in its own process."""
     into.mkdir(exist_ok=True)
     script = f"import sys; from setuptools import build_meta; build_meta.build_{kind}(sys.argv[1])"
     python("-c", script, str(into), cwd=source)
@@ -57,7 +57,7 @@ def build(kind: str, source: Path, into: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the source tree: no build writes into the checkout or finds an earlier build's files."""
+    """A copy of the source tree: builds neither write into the checkout nor find files of earlier builds."""
     copy = tmp_path_factory.mktemp("packaging") / "source tree"
     for folder in ("adamas_cli", "kernels", "prompts", "tests"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
@@ -101,7 +101,7 @@ def test_both_ways_to_start_tell_the_version(command: list[str]) -> None:
 
 @pytest.mark.parametrize(("arguments", "most"), MOST_MODULES.items())
 def test_a_start_loads_few_modules(arguments: str, most: int) -> None:
-    """Their number, not seconds: a busy machine must not fail it, and a quick one must not hide a module."""
+    """Counts modules, not seconds: a busy machine must not fail it, and a fast one must not hide a module."""
     script = (
         "import sys; from adamas_cli.cli import run\n"
         "try: run()\n"
@@ -125,7 +125,7 @@ def test_help_loads_nothing_that_only_a_model_needs(arguments: list[str]) -> Non
 
 
 def test_no_package_named_kernels_can_be_imported_from_the_checkout() -> None:
-    """Where a `kernels/__init__.py` of ours can be found, no transformers model class imports."""
+    """If a `kernels/__init__.py` of ours can be found, no transformers model class imports."""
     script = "from importlib.util import find_spec; s = find_spec('kernels'); print(s.origin if s else None)"
     origin = python("-c", script).stdout.strip()
     assert origin == "None" or "site-packages" in Path(origin).parts
@@ -159,7 +159,7 @@ def test_the_kernels_stand_alone(path: Path) -> None:
 
 
 def pins() -> dict[str, str]:
-    """The version that constraints.txt gives each distribution."""
+    """The pinned version of each distribution in constraints.txt."""
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     return {
         canonicalize_name(name): version
@@ -172,11 +172,11 @@ NOT_INSTALLED = {
     "browser",
     "torchao",
     "compressed-tensors",
-}  # extras that this suite runs without, and not installed
+}  # extras that this suite does not need, and that are not installed
 
 
 def requirements() -> list[Requirement]:
-    """What pyproject.toml asks for on this machine, test and check tools included."""
+    """The requirements of pyproject.toml on this machine, including test and check tools."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = [
         *project["dependencies"],
@@ -196,7 +196,7 @@ def test_the_tested_versions_lie_in_the_declared_ranges() -> None:
 
 
 def test_what_the_tested_versions_require_has_a_tested_version_too() -> None:
-    """Follows the dependencies of each installed pin; CUDA's own packages are pinned by torch."""
+    """Follows the dependencies of each installed pin; torch pins CUDA's own packages."""
     pinned, seen = pins(), set()
     waiting = requirements()
     while waiting:
@@ -208,4 +208,4 @@ def test_what_the_tested_versions_require_has_a_tested_version_too() -> None:
         seen.add(name)
         if metadata.version(name).split("+")[0] == pinned.get(name):
             waiting += [Requirement(line) for line in metadata.requires(name) or []]
-    assert not seen - pinned.keys() - {"pip"}  # which llm asks for, and every environment has
+    assert not seen - pinned.keys() - {"pip"}  # llm requires it, and every environment has it

@@ -1,4 +1,4 @@
-"""Keys and values in 8 and 4 bits: the rows, and steps that read them, against plain torch."""
+"""Keys and values in 8 and 4 bits: the rows, and steps on them, against plain torch."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_what_is_read_is_near_what_was_written(dim: int, dtype: torch.dtype):
     write(rows, x, centre)
     assert dim_of(rows) == dim
     step = 2.0 ** (1 - BITS[dtype])
-    assert (read(rows, torch.float32, centre) - x).std() < 1.5 * step  # of a deviation of 1
+    assert (read(rows, torch.float32, centre) - x).std() < 1.5 * step  # for a deviation of 1
     torch.testing.assert_close(rotated(rotated(x)), x, rtol=0, atol=1e-4)
 
 
@@ -65,7 +65,7 @@ def test_zeros_stay_zeros():
 
 
 def cache_of(formats: tuple[torch.dtype, torch.dtype], *, coded: bool) -> AnyCache:
-    """A layer's cache of random tokens, whose keys have a bias."""
+    """A layer's cache of random tokens, with biased keys."""
     random = torch.Generator().manual_seed(3)
     keys, values = (torch.randn(1, HEADS, TOKENS, DIM, generator=random) for _ in range(2))
     keys += 4 * torch.randn(1, HEADS, 1, DIM, generator=random)
@@ -103,6 +103,6 @@ def test_compiled_steps_read_and_write_rows(formats, coded: bool, error: float |
     found = step(CpuBackend(), mine, new, error)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
-    assert torch.equal(mine.keys, theirs.keys)  # what is written is the specification's, bit for bit
+    assert torch.equal(mine.keys, theirs.keys)  # written rows equal the specification's, bit for bit
     assert torch.equal(mine.values, theirs.values)
     torch.testing.assert_close(mine.value_sum, theirs.value_sum)

@@ -21,7 +21,7 @@ from adamas_cli.progress import Silent
 
 COMMON = {
     "vocab_size": 100,
-    "hidden_size": 72,  # no whole blocks
+    "hidden_size": 72,  # not a multiple of the block size
     "intermediate_size": 48,
     "moe_intermediate_size": 48,
     "num_hidden_layers": 2,
@@ -33,7 +33,7 @@ COMMON = {
     "num_experts_per_tok": 3,
 }
 MODELS = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss")
-EXPERTS, HIDDEN, INNER = 6, 256, 512  # of what comes in blocks
+EXPERTS, HIDDEN, INNER = 6, 256, 512  # for weights in blocks
 
 
 def build(name: str, **changes: Any) -> nn.Module:
@@ -49,7 +49,7 @@ def experts_of(model: nn.Module) -> nn.Module:
 
 
 def twin(packed: PackedExperts, plain: Any) -> Any:
-    """The replaced experts with the numbers of the blocks."""
+    """The replaced experts, with the numbers of the blocks."""
     gate_up = unpacked(packed.gate_up[0])
     down = unpacked(packed.down)
     for name, rows in (("gate_up_proj", gate_up), ("down_proj", down)):
@@ -59,7 +59,7 @@ def twin(packed: PackedExperts, plain: Any) -> Any:
     return plain
 
 
-ROUNDED = 0.03  # of the outputs' size: what weights and few rows lose by being rounded to 8 bits
+ROUNDED = 0.03  # relative to the outputs: the error of rounding weights and few rows to 8 bits
 
 
 def unpacked(layer: Any) -> Tensor:
@@ -67,7 +67,7 @@ def unpacked(layer: Any) -> Tensor:
 
 
 def choices(tokens: int, experts: int = EXPERTS, each: int = 3) -> tuple[Tensor, Tensor]:
-    """Different experts for each token, the last of them for none, and shares."""
+    """Different experts for each token, never the last one, and their shares."""
     chosen = torch.stack([torch.randperm(experts - 1)[:each] for _ in range(tokens)])
     return chosen, torch.rand(tokens, each)
 
@@ -100,7 +100,7 @@ def test_a_mixture_is_packed_as_a_whole(name):
     assert not any(can_pack(module) for module in model.modules())
     assert not any(p.numel() > sizes // 4 for module in packed for p in module.parameters())
     found = model(torch.arange(20).unsqueeze(0)).logits
-    # Rounding sends a token to another expert now and then.
+    # Rounding occasionally sends a token to another expert.
     off = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
     assert off.median() < 0.05
 

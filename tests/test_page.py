@@ -1,4 +1,4 @@
-"""The page at `/` in a headless Chromium, where there is one: what a person sees and does."""
+"""The page at `/` in a headless Chromium, if there is one: what a person sees and does."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def keeps_the_conversation(page: Page) -> None:
 
 
 def reads_an_upload(page: Page, folder: Path) -> None:
-    """Reading is slow enough to be seen, and a reload during it brings the question back."""
+    """Reading is slow enough to be seen, and a reload during it restores the question."""
     upload = folder / "long.txt"
     upload.write_text(FABLE * 30)
     page.set_input_files("#upload", upload)
@@ -105,7 +105,7 @@ def reads_an_upload(page: Page, folder: Path) -> None:
     page.get_by_role("textbox").fill("Who?")
     page.keyboard.press("Enter")
     while not any("reading" in line and "tokens" in line for line in page.evaluate("window.shown")):
-        page.wait_for_timeout(20)  # until the test's own timeout
+        page.wait_for_timeout(20)  # ends with the test's own timeout
     page.reload()
     wait_for_documents(page, 3)
     assert page.get_by_role("textbox").input_value() == "Who?"
@@ -116,7 +116,7 @@ def tells_errors(page: Page) -> None:
     page.keyboard.press("Enter")
     page.wait_for_selector("#talk .error")
     assert "context" in page.locator("#talk .error").inner_text()
-    assert page.get_by_role("textbox").input_value() == "x" * 5000  # to be mended
+    assert page.get_by_role("textbox").input_value() == "x" * 5000  # so that it can be corrected
     page.get_by_role("button", name="Begin anew").click()
 
 

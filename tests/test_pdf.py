@@ -1,4 +1,4 @@
-"""Pages of PDFs are read as they are seen: cells apart, columns one after the other, heads once."""
+"""PDF pages are read as they look: cells apart, columns one after another, running heads once."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def parts(reader: Reader, tmp_path: Path) -> Callable[..., list[Part | Remark]]:
 
 @pytest.fixture
 def lines(parts: Callable[..., list[Part | Remark]]) -> Read:
-    """The lines of all pages without their names."""
+    """The lines of all pages, without the page names."""
     return lambda *pages, **more: [
         line
         for part in parts(*pages, **more)
@@ -344,7 +344,7 @@ def test_pages_are_called_by_labels_and_outline(parts: Callable[..., list[Part |
 
 
 def test_text_from_right_to_left_keeps_its_order(reader: Reader, tmp_path: Path) -> None:
-    """A font whose `a` to `z` are Hebrew letters, drawn as printers do: the last letter first."""
+    """A font whose `a` to `z` are Hebrew letters, drawn as printers do: last letter first."""
     cmap = "1 begincodespacerange <00> <ff> endcodespacerange 1 beginbfrange <61> <7a> <05d0> endbfrange"
     stream = f"<< /Length {len(cmap)} >>\nstream\n{cmap}\nendstream"
     drawn = "".join(at(300, 700 - 16 * n, text) for n, text in enumerate(["fed cba", "lkj ihg", "rqp onm"]))

@@ -1,4 +1,4 @@
-"""The memory that is told before a model is loaded, and the bytes that a step is said to read."""
+"""The memory reported before a model is loaded, and the bytes that a step reads."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def plan(
     read="dense",
     weights=None,
 ):
-    """The bytes on a GPU that Triton serves."""
+    """The bytes on a GPU that Triton supports."""
     model = replace(config_facts(config, None), stored_bytes=weights)
     installed = frozenset(package for package, _ in PACKAGES.values())
     machine = Machine(

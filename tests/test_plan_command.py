@@ -1,4 +1,4 @@
-"""`adamas plan`: its figures against those of `ask`, and that it loads nothing for them."""
+"""`adamas plan`: its figures agree with those of `ask`, and it loads nothing to compute them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from adamas_cli.prompt.chat import ChatTemplateFile
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three documents of 900, 300 and 60 bytes, each a token of the tiny model."""
+    """Three documents of 900, 300 and 60 bytes, one token per byte in the tiny model."""
     folder = tmp_path / "docs"
     (folder / "deep" / "est").mkdir(parents=True)
     (folder / "large.txt").write_text("A lighthouse keeper.\n"[:20] * 45)
@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def plan(adamas: Runner, tiny_model: Path, tmp_path: Path):  # noqa: F811
-    """Runs `adamas plan` on the tiny model with a cache of its own."""
+    """Runs `adamas plan` on the tiny model with its own cache."""
 
     def run(*arguments: str | Path, command: str = "plan", **changes: str):
         own = {"ADAMAS_CACHE_DIR": str(tmp_path / "cache")} | changes
@@ -73,7 +73,7 @@ def test_what_ask_has_kept_need_not_be_read_again(
     assert kept() == again["usage"]["prompt_tokens_details"]["cached_tokens"] > 1000
     assert kept("--no-doc-cache") == kept("--doc-cache-dtype", "int8") == kept("--dtype", "float32") == 0
     with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "transformers", None)  # what was found out with it is remembered
+        patch.setitem(sys.modules, "transformers", None)  # what needed it is remembered
         assert b"are kept and not read again" in plan(folder, "Who?", "--no-calibrate", **store).stdout
     (folder / "deep" / "est" / "middle.txt").write_text("Another beginning.\n" * 20)
     assert kept() == 0
@@ -141,7 +141,7 @@ def test_a_calibration_is_remembered(plan, folder: Path, tmp_path: Path) -> None
 
 
 def test_a_calibration_attends_as_most_layers_do(plan, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its two layers would otherwise be the two that stay dense."""
+    """Its two layers would otherwise be the two dense ones."""
     seen = []
     monkeypatch.setattr(
         calibration, "calibrate", lambda *_, attention, **__: seen.append(attention) or ([], [])
@@ -153,11 +153,11 @@ def test_a_calibration_attends_as_most_layers_do(plan, folder: Path, monkeypatch
 def test_mistakes_are_told(plan, folder: Path) -> None:
     assert plan().returncode == 2
     assert plan(folder / "nothing.txt").returncode in (2, 3)
-    assert plan(folder, folder / "nothing.txt").returncode in (2, 3)  # a path that is missing is no question
+    assert plan(folder, folder / "nothing.txt").returncode in (2, 3)  # a missing path is no question
     assert plan(folder, "-t", "no-template").returncode == 2
     assert (
         plan(folder, "What is this? " * 30, "--no-calibrate").returncode == 0
-    )  # no name of a file is so long
+    )  # file names cannot be as long as this
 
 
 def test_a_plan_imports_neither_torch_nor_transformers(
@@ -191,7 +191,7 @@ def test_the_manual_shows_what_it_prints(
     adamas: Runner,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """But for what changes from machine to machine: memory and time."""
+    """Except for memory and time, which differ between machines."""
     root = Path(__file__).parents[1]
     page = (root / "docs" / "asking.md").read_text(encoding="utf-8")
     shown = page.split("$ adamas plan pride", 1)[1].split("```", 1)[0].splitlines()
@@ -287,10 +287,10 @@ def test_timings_of_runs_take_the_place_of_a_calibration(
     assert known is not None
     assert not known.calibrated
     assert known.prefill_seconds(0, 1000, 0.0) == pytest.approx(4.0)
-    assert known.prefill_seconds(0, 4000, 1.0) == pytest.approx(32.0, rel=0.01)  # attention alone: squared
+    assert known.prefill_seconds(0, 4000, 1.0) == pytest.approx(32.0, rel=0.01)  # attention alone: quadratic
     assert known.step_seconds(2000, 0.001) == pytest.approx(0.05)
     assert known.step_seconds(5000, 0.001) == pytest.approx(0.1)
-    remember_run("key", Done("stop", 2000, 1990, 41, 0.1, 0.2, 2.0, 0))  # too short to say something
+    remember_run("key", Done("stop", 2000, 1990, 41, 0.1, 0.2, 2.0, 0))  # too short to be informative
     assert recall("key") == known
     (tmp_path / "speeds.json").write_text("{")
     assert recall("key") is None

@@ -10,7 +10,7 @@ from adamas_kernels.torch import prefill
 
 
 def chunk_attention(queries, keys, values, scaling):
-    """What serves a prefill on this device computes it."""
+    """Runs the prefill that serves this device, and checks its log-sum-exp."""
     out, lse = serving("prefill", Facts.of(queries, keys, values)).prefill(queries, keys, values, scaling)
     group = queries.shape[1] // keys.shape[1]
     scores = queries.double() @ keys.double().repeat_interleave(group, 1).transpose(-1, -2) * scaling
@@ -53,7 +53,7 @@ def test_low_precision_costs_one_more_rounding_than_torch_itself():
         q, k, v, attn_mask=mask, scale=0.125, enable_gqa=True
     )
     ours = chunk_attention(q, k, v, 0.125)
-    # The fused kernel rounds each part to bfloat16 and the merged result is rounded again: sqrt(2) of one
+    # The fused kernel rounds each part to bfloat16, and the merged result is rounded again: sqrt(2) times one
     # rounding.
     assert (ours.double() - truth).norm() <= 1.42 * (plain.double() - truth).norm()
 

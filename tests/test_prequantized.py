@@ -1,4 +1,4 @@
-"""Models that come quantized: what is refused with what advice, and what libraries multiply on their own."""
+"""Quantized checkpoints: which are refused with what advice, and which are left to their libraries."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_what_stays_quantized_is_not_packed(tiny_model, tmp_path):
     plain = sum(parameter.numel() for parameter in model.parameters()) * 2
     linear = sum(layer.weight.numel() for name, layer in model.named_modules() if name.endswith("_proj"))
     step = step_bytes(found.model, 0, None, 0) + model.get_input_embeddings().weight.nbytes
-    assert plain - linear < step < plain - 0.9 * linear  # a scale for each row more
+    assert plain - linear < step < plain - 0.9 * linear  # plus a scale for each row
     assert type(found.model.get_submodule(PROJECTION.format(1)).weight.data) is not torch.Tensor
     assert not any(isinstance(module, PackedLinear) for module in found.model.modules())
     with raises_told(UsageError, match="stays so: leave out --quantization packed"):

@@ -26,7 +26,7 @@ from adamas_cli.progress import Silent
 
 
 def required(name: str, dtype: str = "bfloat16", capability: tuple[int, int] = (9, 0)) -> None:
-    """As a model is loaded on a GPU of this compute capability."""
+    """Checks as loading does on a GPU of this compute capability."""
     require_quantizable(name, "cuda", dtype, capability, installed_packages())
 
 
@@ -40,7 +40,7 @@ def test_cpus_are_refused_before_anything_is_loaded(name, tmp_path):
 @pytest.mark.parametrize("found", [None, ModuleSpec("a folder", None)])
 @pytest.mark.parametrize(("name", "extra"), [(name, extra) for name, (_, extra) in PACKAGES.items()])
 def test_a_missing_package_is_named_with_its_extra(found, name, extra, monkeypatch):
-    """A folder of the package's name in the path, such as this repository's kernels/, is no package."""
+    """A folder with the package's name on the path, such as this repository's kernels/, is no package."""
     monkeypatch.setattr(quantization, "find_spec", lambda package: found)
     with pytest.raises(UsageError, match=rf"pip install 'adamas\[{extra}\]'"):
         required(name)
@@ -48,7 +48,7 @@ def test_a_missing_package_is_named_with_its_extra(found, name, extra, monkeypat
 
 @pytest.fixture
 def everything(monkeypatch):
-    """Everything is installed."""
+    """All packages are installed."""
     package = ModuleSpec("a package", None, origin="file")
     monkeypatch.setattr(quantization, "find_spec", lambda name: package)
 
@@ -72,7 +72,7 @@ def test_products_that_there_are_in_bfloat16_only_are_refused_in_others(everythi
 
 
 def test_torchao_is_told_what_needs_no_other_package_and_leaves_torch_alone():
-    """Packed by torch itself, products of FP8 by torch itself, and float32 is multiplied as before."""
+    """torch itself packs and multiplies, FP8 included, and float32 products stay unchanged."""
     int8, int4, fp8 = (
         quantization_config(name, torch.bfloat16).quant_type
         for name in ("torchao-int8", "torchao-int4", "fp8")
@@ -105,7 +105,7 @@ def test_the_extras_are_those_of_the_package():
 
 
 def read_refused(folder, monkeypatch, fault):
-    """Read a folder whose weights transformers does not convert."""
+    """Read a folder whose weights transformers fails to convert."""
     from transformers import AutoModelForCausalLM
 
     def refuse(*arguments, **options):

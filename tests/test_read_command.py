@@ -1,4 +1,4 @@
-"""`adamas read`: what it prints is what a model would be given, and it needs no model for that."""
+"""`adamas read` prints what a model would be given, and needs no model for it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NOTEBOOK = {
 
 @pytest.fixture
 def mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of several formats, with whatever a prompt treats in a way of its own."""
+    """A folder of several formats, including everything that prompts treat specially."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "café.txt").write_bytes("Prix : 12 €, déjà payé.\r\n".encode("cp1252"))
@@ -190,7 +190,7 @@ def test_a_terminal_gets_no_escape_codes_of_a_document(tmp_path: Path) -> None:
     try:
         while block := os.read(master, 4096):
             shown += block
-    except OSError:  # Linux says EIO when the last writer has gone
+    except OSError:  # Linux reports EIO when the last writer is gone
         pass
     os.close(master)
     assert process.wait(10) == 0

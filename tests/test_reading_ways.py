@@ -1,4 +1,4 @@
-"""Documents that are read sparsely: what stays dense, what a cache and the store know, and who is told."""
+"""Sparse reading of documents: what stays dense, what the cache and the store know, and what is reported."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from adamas_cli.store.keys import sparse_mark
 from adamas_cli.store.settings import StoreSettings
 
 CHUNK, LENGTH = 128, 5 * 128
-LOOSE = ReadSettings(tolerance=0.5)  # leaves out what may be left out of random models, whose heads see all
+LOOSE = ReadSettings(tolerance=0.5)  # skips all it can in random models, whose heads see everything
 DENSE = AttentionSettings("full")
 SPARSE = replace(DENSE, read="sparse", reading=LOOSE)
 NO_GAIN = "no layer gains by it"
@@ -107,10 +107,10 @@ def sparse(loaded: Loaded) -> Timeline:
 
 
 def test_the_first_layers_read_densely_and_the_others_leave_out_blocks(dense, sparse):
-    for layer in range(DENSE_LAYERS + 1):  # whose keys no sparse layer has touched
+    for layer in range(DENSE_LAYERS + 1):  # no sparse layer has touched their keys
         assert torch.equal(keys(sparse, layer), keys(dense, layer))
     error = (keys(sparse, DENSE_LAYERS + 1) - keys(dense, DENSE_LAYERS + 1)).abs().amax((0, 1, 3))
-    assert error[: 2 * KEY_BLOCK].max() < 1e-4  # before which there is nothing to leave out
+    assert error[: 2 * KEY_BLOCK].max() < 1e-4  # nothing can be left out before these
     assert error[2 * CHUNK :].max() > 1e-2
     assert (sparse.read_kind, dense.read_kind) == ("sparse", "dense")
     assert 0 < sparse.computed < 1
@@ -130,7 +130,7 @@ def test_what_is_to_be_read_densely_comes_to_no_sparse_kernel(loaded, attention,
 
 
 def test_a_question_reads_everything(sparse, monkeypatch):
-    """Also one that is as long as a document."""
+    """Even one as long as a document."""
     monkeypatch.setattr(FullLayer, "_read_sparsely", None)
     long = text(engine_reading.LEAST_SPARSELY + 1, seed=1)
     assert len(answer(sparse, long)) == 8
@@ -140,7 +140,7 @@ def test_a_question_reads_everything(sparse, monkeypatch):
 def test_a_cache_that_forgot_and_one_that_was_copied_read_on_as_a_new_one(loaded):
     beginning, other = text()[: 2 * CHUNK], text(3 * CHUNK, seed=2)
     new = after(loaded, SPARSE, np.concatenate([beginning, other]))
-    marked = opened(loaded, SPARSE, context=CHUNK)  # whose room for means grows
+    marked = opened(loaded, SPARSE, context=CHUNK)  # its room for means grows
     assert all(event.sparsely for event in marked.read(beginning))
     fork, mark = marked.fork(), marked.mark()
     list(marked.read(text(3 * CHUNK, seed=3)))
@@ -198,7 +198,7 @@ def test_a_chain_goes_on_from_the_longest_beginning_that_may_serve():
     chain, dense_only = (Chain(b"link", ids, 8, mark) for mark in (b"mark", None))
     assert chain.keys(2)[:2] == dense_only.keys()[:2]
     assert not {*chain.keys(2)[2:], *chain.keys(0)} & {*dense_only.keys()}
-    assert not {*chain.keys(2)[2:]} & {*chain.keys(0)}  # what came before them is another thing
+    assert not {*chain.keys(2)[2:]} & {*chain.keys(0)}  # their prefixes were read differently
     for there, sparsely, densely in (
         ([], (0, 0), (0, 0)),
         (chain.keys(2)[:3], (3, 2), (2, 2)),
@@ -212,13 +212,13 @@ def test_a_chain_goes_on_from_the_longest_beginning_that_may_serve():
 
 
 class Kept:
-    """A store of its own, and what processes do with it, one after another."""
+    """A store, and what successive processes do with it."""
 
     def __init__(self, loaded: Loaded, root: Path) -> None:
         self.loaded, self.root = loaded, root
 
     def ask(self, attention: AttentionSettings, ids: np.ndarray) -> tuple[int, Timeline]:
-        """Tokens that were there, and the timeline that has read the others."""
+        """The number of tokens found in the store, and the timeline that has read the rest."""
         timeline = opened(self.loaded, attention)
         placement = Model.of(self.loaded).placement
         mark = None if timeline.reading is None else sparse_mark(reading_facts(timeline.reading))
@@ -314,7 +314,7 @@ def test_rows_of_both_readings_are_beside_full_attention_after_dense_reading(loa
 
 
 def test_estimates_by_hand():
-    """Of four blocks of one key each, repeated, that score 0, 2, 0 and 1."""
+    """For four blocks of one repeated key each, which score 0, 2, 0 and 1."""
     keys = torch.tensor([0.0, 2.0, 0.0, 1.0]).repeat_interleave(KEY_BLOCK).view(1, 1, -1, 1)
     queries = torch.ones(1, 1, 8, 1)
     scores = torch.tensor([0.0, 2.0, 0.0, 1.0])
@@ -327,6 +327,6 @@ def test_the_fewest_blocks_that_hold_the_share_are_chosen():
     mass = torch.tensor([[[0.01, 0.3, 0.04, 0.5, 0.06, 0.02, 0.07]]])
     study = readings.StudyReading(lambda *arguments: mass, share=0.8)
     keys, queries = torch.zeros(1, 1, 7 * KEY_BLOCK, 1), torch.zeros(1, 1, KEY_BLOCK, 1)
-    # The first, the one before the last and the last are always read.
+    # The first, the last and the one before the last are always read.
     chosen = study._chosen(queries, keys, None, 1.0)
     assert chosen.flatten().tolist() == [True, True, False, True, False, True, True]

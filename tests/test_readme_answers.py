@@ -1,4 +1,4 @@
-"""What the manual says that the default model answers, against what it answers."""
+"""The default model's answers in the manual, against its actual answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODEL = "qwen2.5-coder-0.5b"
 
 @dataclass
 class Shown:
-    """A command of a block marked `answers`, the folder it runs in, and the lines shown below it."""
+    """A command of a block marked `answers`, its working folder, and the lines shown below it."""
 
     command: str
     folder: Path
@@ -42,7 +42,7 @@ def shown() -> list[Shown]:
 
 
 def essential(text: str) -> list[str]:
-    """Without what is told once on a machine, and with shares as one number."""
+    """Without lines that are printed once per machine, and with each percentage replaced by a placeholder."""
     lines = (line.rstrip() for line in text.splitlines() if not line.startswith("compiling"))
     return [re.sub(r"^ *\d+%", "N%", line) for line in lines]
 
@@ -55,7 +55,7 @@ def default_model() -> ModelFiles:
 
 @pytest.mark.timeout(900)
 def test_the_answers_are_those_of_the_default_model(default_model: ModelFiles, tmp_path: Path) -> None:
-    """In one test, because the commands share what was read: later ones say how much."""
+    """One test, because the commands share what was read, and later ones report how much."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ADAMAS_")}
     environment |= {
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",

@@ -1,4 +1,4 @@
-"""Models worth fetching for long documents: their table, what fits a machine, and the one note about them."""
+"""Models recommended for long documents: their table, what fits a machine, and the single note about them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GIB = 1 << 30
 
 @pytest.fixture(autouse=True)
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user of a machine without a GPU, with nothing fetched."""
+    """A user without a GPU and without any fetched model."""
     monkeypatch.setenv("ADAMAS_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("ADAMAS_CONFIG", str(tmp_path / "config.toml"))
     monkeypatch.delenv("ADAMAS_MODEL", raising=False)
@@ -128,7 +128,7 @@ def test_nothing_is_said_where_nothing_better_fits(monkeypatch: pytest.MonkeyPat
 def test_an_answer_of_the_default_model_ends_with_the_note(
     run_here: Run, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    resolving = importlib.import_module("adamas_cli.models.resolve")  # whose name is a function's, too
+    resolving = importlib.import_module("adamas_cli.models.resolve")  # its name is also that of a function
     monkeypatch.setattr(resolving, "default_name", lambda *_: str(tiny_model))
     document = tmp_path / "a.txt"
     document.write_text("Anna came.")

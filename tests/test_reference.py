@@ -1,4 +1,4 @@
-"""The specification against numbers worked out by hand, and its parts against plain definitions."""
+"""The specification against numbers computed by hand, and its parts against plain definitions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def view(keys: torch.Tensor, values: torch.Tensor, **codebook) -> LayerView:
 
 
 def hadamard(size: int) -> torch.Tensor:
-    """The orthonormal matrix in Sylvester's order, by its definition: the sign is the parity of i & j."""
+    """The orthonormal matrix in Sylvester's order by definition: the sign is the parity of i & j."""
     parity = torch.tensor([[(i & j).bit_count() % 2 for j in range(size)] for i in range(size)])
     return (1 - 2 * parity).float() / math.sqrt(size)
 
@@ -116,7 +116,7 @@ def test_balance_by_hand():
     factor = ref.balance(keys, power).flatten()
     assert factor.shape == (16,)
     assert (factor[4:] == 1).all()
-    # Variances 1, 0, 9, 0: (power / variance)^(1/8) is 4 and 1, up to what all have in common.
+    # Variances 1, 0, 9, 0: (power / variance)^(1/8) is 4 and 1, up to a common factor.
     assert factor[0] / factor[2] == pytest.approx(4, rel=1e-3)
     assert factor[:4].log().sum() == pytest.approx(0, abs=1e-5)
     assert factor.isfinite().all()
@@ -151,7 +151,7 @@ def test_balance_leaves_scores_and_lowers_their_error():
         offset = rotated.view(1, 2, 15, 64) @ book.mean.unsqueeze(-1)
         error = (estimate.view(1, 2, 15, 400) + offset - truth).square().mean(-1)
         errors.append(error.mean())
-    # The codebook knows how large the error is.
+    # The codebook holds the size of the error.
     expected = rotated.view(1, 2, 15, 64).square().sum(-1) * book.noise.unsqueeze(-1)
     assert error.mean() / expected.mean() == pytest.approx(1, abs=0.2)
     assert errors[1] < 0.5 * errors[0]
@@ -221,7 +221,7 @@ def test_a_budget_of_the_whole_context_is_full_attention(scorer, heads, kv_heads
 
 
 def test_compensation_is_exact_where_the_rest_is_uniform():
-    # Keys of equal estimate and equal score, values that differ: mass and mean of the rest are both known.
+    # Keys with equal estimates and scores, but different values: mass and mean of the rest are both known.
     torch.manual_seed(0)
     keys = torch.randn(1, 1, 1, 64).expand(1, 1, 50, 64).contiguous()
     values = torch.randn(1, 1, 50, 64)
@@ -310,7 +310,7 @@ def test_the_exponent_of_a_sum_is_close_to_its_logarithm():
 
 
 def shares_of(rank: Tensor, step: float, scaling: float, error: float, noise: float = 0.0) -> list[bool]:
-    """Whose share is `error` or more, of tokens that are ranked, all: queries meet keys at right angles."""
+    """For which of the ranked tokens the share is at least `error`; queries are orthogonal to keys."""
     query = torch.eye(16)[:1].view(1, 1, 1, 16)  # of length 1
     keys = torch.zeros(1, 1, rank.numel(), 16)
     return ref.reaches_error(
@@ -326,7 +326,7 @@ def test_shares_by_hand():
     assert shares_of(rank, 1.0, 1.0, 0.25) == [False, False, True, True]
     assert shares_of(2 * rank, 2.0, 0.25, 0.25) == [False, False, True, True]  # units of step x scaling
     assert shares_of(rank, 1.0, 1.0, 0.7) == [False] * 4
-    assert shares_of(rank, 1.0, 1.0, 0.25, noise=9.0) == [False, False, True, True]  # taken off all alike
+    assert shares_of(rank, 1.0, 1.0, 0.25, noise=9.0) == [False, False, True, True]  # all are lowered alike
     assert shares_of(rank, 0.0, 1.0, 0.2) == [True] * 4  # a query of zeros: equal shares
 
 
@@ -334,7 +334,7 @@ def test_sinks_and_recents_are_exact_in_the_sum():
     query = torch.full((1, 1, 1, 16), 0.25)
     keys = torch.zeros(1, 1, 5, 16)
     keys[:, :, 0], keys[:, :, 4] = math.log(8) / 4, math.log(4) / 4
-    rank = torch.tensor([50.0, 0.0, 0.0, 0.0, -50.0]).view(1, 1, 1, 5)  # of a sum of 8 + 3 + 4
+    rank = torch.tensor([50.0, 0.0, 0.0, 0.0, -50.0]).view(1, 1, 1, 5)  # in a sum of 8 + 3 + 4
     for error, expected in ((0.06, True), (0.08, False)):
         found = ref.reaches_error(
             query, keys, rank, torch.ones(1, 1, 1), plain_codebook(), 1.0, (1, 1), error
@@ -344,7 +344,7 @@ def test_sinks_and_recents_are_exact_in_the_sum():
 
 @pytest.mark.parametrize(("new", "size"), [(1, 300), (3, 300), (4, 6), (2, 2)])
 def test_shares_are_those_of_brute_force(new, size):
-    """Wherever a share is not so close to the error that straight logarithms might take it for the other."""
+    """Except where a share is so close to the error that piecewise-linear logarithms may decide otherwise."""
     torch.manual_seed(size)
     q, k, v = torch.randn(2, 4, new, 64), torch.randn(2, 2, size, 64), torch.randn(2, 2, size, 64)
     cache, scaling, (sinks, recents) = view(k, v), 0.5, (2, 5)

@@ -1,4 +1,4 @@
-"""Pages and files from a web server on this machine, and repositories from git's on this disk."""
+"""Pages and files from a local web server, and repositories from local git folders."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ ANSWERS: dict[str, tuple[str, bytes]] = {
 
 
 class Answering(BaseHTTPRequestHandler):
-    """Serves `ANSWERS`."""
+    """Serves the contents of `ANSWERS`."""
 
     def do_GET(self) -> None:
         if self.path.startswith("/again"):
@@ -217,7 +217,7 @@ def git(*arguments: str, folder: Path) -> str:
 
 @pytest.fixture
 def origin(tmp_path: Path) -> Path:
-    """A repository with two commits on `main`, a tag on the first and a branch with a slash."""
+    """A repository with two commits on `main`, a tag on the first and a branch with a slash in its name."""
     folder = tmp_path / "hosting" / "ada" / "engine.git"
     folder.mkdir(parents=True)
     git("init", "--quiet", folder=folder)
@@ -236,7 +236,7 @@ def origin(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def github(origin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has git take the folder above the repository for GitHub."""
+    """Makes git use the folder above the repository as GitHub."""
     monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
     monkeypatch.setenv("GIT_CONFIG_KEY_0", f"url.file://{origin.parents[1]}/.insteadOf")
     monkeypatch.setenv("GIT_CONFIG_VALUE_0", "https://github.com/")

@@ -1,4 +1,4 @@
-"""What a model is shown of a repository: its tree first, its own files, their lines numbered if asked for."""
+"""What a model sees of a repository: its tree first, then its own files, with line numbers on request."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def paths(*sources: str, **selection: object) -> list[str]:
 
 
 class TestTree:
-    """The names of a folder's files come before their texts."""
+    """The file names of a folder come before the texts."""
 
     def test_names_are_indented_below_their_folders(self) -> None:
         for name in ("src/b.py", "src/a/x.py", "src/a/deep/er/y.py", "src/c/z.py", "README.md"):
@@ -82,7 +82,7 @@ class TestTree:
 
 
 class TestGenerated:
-    """What nobody wrote by hand here is left out, and counted."""
+    """Code that was not written by hand here is skipped and reported."""
 
     @pytest.mark.parametrize(
         ("path", "content", "reason"),
@@ -138,7 +138,7 @@ class TestGenerated:
 
 
 class TestAttributes:
-    """The repository's own word counts more than names."""
+    """The repository's own attributes outrank names."""
 
     def test_linguist_attributes_are_honoured(self) -> None:
         write(
@@ -160,7 +160,7 @@ class TestAttributes:
         assert paths("src/gen") == ["src/gen/a.py"], "the user names all of the folder"
 
     def test_they_are_read_as_git_reads_them(self) -> None:
-        """Against `git check-attr` itself."""
+        """Against `git check-attr`."""
         subprocess.run(["git", "init", "-q"], check=True)
         write(
             ".gitattributes",
@@ -192,7 +192,7 @@ class TestAttributes:
 
 
 class TestLineNumbers:
-    """Numbers for an answer to name."""
+    """Line numbers that answers can refer to."""
 
     def test_each_line_of_a_file_begins_with_its_number(self) -> None:
         write("a.py", "import x\n\n  y\x0c = 1")
@@ -211,6 +211,6 @@ class TestLineNumbers:
         text = "".join(pieces)
         lines = text.split("\n")
         want = "\n".join(f"{n}| {line}" for n, line in enumerate(lines, start=1))
-        if not lines[-1]:  # nothing stands after the last line end
+        if not lines[-1]:  # nothing follows the last line end
             want = want[: -len(f"{len(lines)}| ")]
         assert "".join(part.text for part in numbered(map(Part, pieces))) == want

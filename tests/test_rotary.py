@@ -1,4 +1,4 @@
-"""Rotary scaling by length: all of a text turns as the length that will be reached says, in any chunks."""
+"""Rotary scaling by length: the length to be reached sets the rotation of a whole text, in any chunks."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from adamas_cli.store import document
 from adamas_cli.store.document import StoredDocument
 from adamas_cli.store.settings import StoreSettings
 
-ORIGINAL = 96  # tokens of the context that positions were first trained for
+ORIGINAL = 96  # the context that positions were originally trained for
 CONTEXT = 512
-PAIRS = 8  # of a head's numbers
+PAIRS = 8  # in a head
 SHORT, LONG = [1.0] * PAIRS, [1.0 + pair for pair in range(PAIRS)]
 LONGROPE = {
     "rope_type": "longrope",
@@ -35,7 +35,7 @@ LONGROPE = {
     "original_max_position_embeddings": ORIGINAL,
 }
 FULL = AttentionSettings("full")
-SPARSE = AttentionSettings("adamas", SparseSettings(budget=1000))  # which attends to everything
+SPARSE = AttentionSettings("adamas", SparseSettings(budget=1000))  # attends to everything
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Loaded:
 
 
 def tiny(family: str, rope: dict[str, Any], context: int = CONTEXT, **fields: Any) -> Loaded:
-    """A random model of two layers that scales so."""
+    """A random model of two layers with this scaling."""
     name = {"phi3": "Phi3", "llama": "Llama", "phimoe": "Phimoe"}[family]
     config = getattr(transformers, f"{name}Config")(
         **{
@@ -87,7 +87,7 @@ def text(length: int, seed: int = 0) -> np.ndarray:
 
 @torch.no_grad()
 def at_once(loaded: Loaded, ids: np.ndarray) -> torch.Tensor:
-    """The logits after the last token as transformers has them, in one pass."""
+    """Logits after the last token, computed by transformers in one pass."""
     return loaded.model(torch.from_numpy(ids.astype(np.int64)).unsqueeze(0)).logits[0, -1]
 
 
@@ -163,7 +163,7 @@ def test_a_kept_document_serves_no_text_that_turns_otherwise(tmp_path, monkeypat
 def test_dynamic_scaling_goes_by_the_length_that_is_reached():
     rope = {"rope_type": "dynamic", "factor": 4.0}
     loaded, ids = tiny("llama", rope, ORIGINAL), text(240)
-    for length in (240, 120, 60, 96):  # each a multiple of a step, so that transformers means the same
+    for length in (240, 120, 60, 96):  # multiples of a step, so that transformers uses the same length
         one = read(loaded, ids[:length], 50, length).logits
         expected = at_once(tiny("llama", rope, ORIGINAL), ids[:length])
         torch.testing.assert_close(one, expected, rtol=1e-4, atol=1e-4)

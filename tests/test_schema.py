@@ -1,4 +1,4 @@
-"""Answers that are JSON by a schema."""
+"""Answers in JSON that follow a schema."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def test_any_logits_make_json_by_the_schema_and_then_an_end(tokenizer: Tokenizer
         )
         sampler, said = Sampler(sampling, torch.device("cpu")), []
         while not said or said[-1] != end:
-            said.append(sampler.next(torch.randn(300)).id())  # of a model with more rows than tokens
+            said.append(sampler.next(torch.randn(300)).id())  # more rows than tokens
             assert len(said) < 60
         answer = json.loads(b"".join(map(tokenizer.token_bytes, said)))
         assert answer["animal"] in ("fox", "crow")
         assert 10 <= answer["count"] <= 99
-        assert sampler.next(torch.randn(300)).id() == end  # a step ahead of what is known
+        assert sampler.next(torch.randn(300)).id() == end  # one step ahead of what is known
 
 
 def test_a_schema_that_cannot_be_held_to_is_refused(tokenizer: Tokenizer) -> None:

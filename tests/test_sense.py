@@ -1,4 +1,4 @@
-"""Configs and weights that make no sense: refused in one sentence, by plans and answers alike."""
+"""Nonsensical configs and weights are refused in one sentence, by plans and answers alike."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def longrope(short: Any, long: Any, original: int = 2048) -> dict[str, Any]:
     return rope("longrope", factor=2.0, original_max_position_embeddings=original, **lists)
 
 
-# Fields of a tiny Llama's config with 4 heads of 16, 2 KV heads and 4 layers; what the sentence says.
+# Changed fields of a tiny Llama's config (4 heads of 16, 2 KV heads, 4 layers), and part of the message.
 CORRUPTED: tuple[tuple[dict[str, Any], str], ...] = (
     ({"num_attention_heads": 0}, "`num_attention_heads` is 0"),
     ({"num_attention_heads": -4}, "`num_attention_heads` is -4"),
@@ -99,7 +99,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def refusal(directory: Path) -> str:
-    """The sentence by which a model is refused, by plans as by answers."""
+    """The message that refuses a model, the same for plans and answers."""
     files, said = ModelFiles("tiny", directory, "a" * 64), []
     for use in (file_facts, lambda files: load(files, device="cpu", progress=Silent())):
         with pytest.raises(ModelUnavailableError) as told:

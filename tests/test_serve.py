@@ -1,4 +1,4 @@
-"""The server, in this process: its routes, its clients, and its thread."""
+"""The server in this process: its routes, its clients and its thread."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def client(server: Server) -> Iterator[TestClient]:
 
 @pytest.fixture(scope="module")
 def alone(tiny_model: Path) -> adamas_cli.Model:
-    """The same model, asked as a program asks it."""
+    """The same model, called from Python."""
     settings = {"device": "cpu", "attn": "adamas", "budget": 64, "max_tokens": TOKENS}
     return adamas_cli.load(str(tiny_model), store=StoreSettings(off=True), **settings)
 
@@ -203,7 +203,7 @@ def test_tokens_of_all_forms_of_an_answer_are_told_alike(client: TestClient) -> 
     ("tokens", "pieces", "expected"),
     [
         ("one| two", "one| two", "one| two"),
-        ("on|e tw|o", "one |two", "on,e tw|o"),  # held back, as a stop text's beginning is
+        ("on|e tw|o", "one |two", "on,e tw|o"),  # held back, like the beginning of a stop text
         ("<|t|>| x|y", "x|y", " x|y"),  # marks and white space before the answer
         ("a|b", "a", "a"),  # up to a stop text
         ("caf|\xc3|\xa9|!", "caf|\xe9|!", "caf|\xc3,\xa9|!"),
@@ -270,7 +270,7 @@ LATEX = b"\\documentclass{article}\n\\input{../../../secret}\n\\input{/etc/passw
 
 
 def archive_with_latex() -> bytes:
-    """A ZIP file with a document that takes in what lies above it."""
+    """A ZIP file with a document that includes files from above it."""
     with io.BytesIO() as stream:
         with zipfile.ZipFile(stream, "w") as archive:
             archive.writestr("a/paper.tex", LATEX)
@@ -278,7 +278,7 @@ def archive_with_latex() -> bytes:
 
 
 def archive_with_link() -> bytes:
-    """A tar file with a link to a file of the machine, and a text."""
+    """A tar file with a text and a link to a file of the machine."""
     with io.BytesIO() as stream:
         with tarfile.open(fileobj=stream, mode="w") as archive:
             link, text = tarfile.TarInfo("link.txt"), tarfile.TarInfo("text.txt")
@@ -293,7 +293,7 @@ INTRUDING = {"paper.tex": lambda: LATEX, "paper.zip": archive_with_latex, "files
 
 @pytest.mark.parametrize("name", INTRUDING)
 def test_no_upload_brings_in_what_is_not_in_it(client: TestClient, folder: Path, name: str) -> None:
-    (folder / ".git").mkdir(exist_ok=True)  # what LaTeX takes for its own repository
+    (folder / ".git").mkdir(exist_ok=True)  # makes LaTeX take it for the document's repository
     (folder / "secret.tex").write_text("the password")
     file = upload(client, name, INTRUDING[name]()).json()
     for document in file["documents"]:
@@ -506,7 +506,7 @@ def test_an_answer_ends_when_its_client_leaves(server: Server, stream: bool) -> 
 
 
 def beside(server: Server, use: Callable[[str], None]) -> None:
-    """Serve over a real socket while a client uses its address in a thread; then end as by Ctrl-C."""
+    """Serve over a real socket while a client uses it from a thread; then end as by Ctrl-C."""
     failed: list[BaseException] = []
 
     def run(address: str) -> None:

@@ -1,4 +1,4 @@
-"""The thread that takes a step of each answer in turn, with jobs that need no model; and stop texts."""
+"""The thread that steps through all answers in turn, with jobs that need no model; and stop texts."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from adamas_cli.serve.errors import BusyError, StoppingError
 from adamas_cli.serve.stops import Stops
 from adamas_cli.serve.worker import Job, Worker
 
-DEADLINE = 20  # seconds that no test comes near
+DEADLINE = 20  # seconds; no test comes near
 
 
 class Gate:
-    """Counts from 0 as often as it is opened, and writes down its steps."""
+    """Counts from 0, one number each time it is opened, and records its steps."""
 
     def __init__(self, name: str, steps: list[str]) -> None:
         self.name, self.closed, self._steps = name, False, steps
@@ -101,7 +101,7 @@ def test_a_cancelled_job_takes_no_further_step() -> None:
         async for event in job.events():
             assert event == 0
             job.cancel(ValueError("late"))
-            gate.open()  # the step that may be under way
+            gate.open()  # for the step that may be under way
             break
         with pytest.raises(ValueError, match="late"):
             await gathered(job)

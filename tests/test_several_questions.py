@@ -1,4 +1,4 @@
-"""Several questions about documents, and several parts of them, that are answered together."""
+"""Several questions about documents, or several parts of one, answered together."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def model(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many answers each step was for, without drafts."""
+    """How many answers each step served, without drafts."""
     taken: list[int] = []
     step = Batch.step
 
@@ -51,7 +51,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def opened(model: adamas_cli.Model, questions: list[str]) -> OpenDocuments:
-    """The text again and again, in front of a model, for these questions."""
+    """The repeated text, open in a model, for these questions."""
     with model.open(text=TEXT * 6) as book:
         layout = book._opened.layout
         runtime, around = book._opened.runtime, book._opened._frame
@@ -76,7 +76,7 @@ def test_questions_are_answered_together(model, steps):
         reused = [answer.done.reused_tokens for answer in found]
         assert reused[0] == 0
         assert min(reused[1:]) > len(TEXT) * 6 / 2
-        assert answers(book.ask_all(QUESTIONS, Sampling()))[2].text == expected[2]  # and another time
+        assert answers(book.ask_all(QUESTIONS, Sampling()))[2].text == expected[2]  # and once more
 
 
 def test_where_memory_is_short_fewer_are_answered_at_once(model, steps, monkeypatch):
@@ -98,7 +98,7 @@ def test_a_model_without_compiled_steps_answers_one_after_the_other(model, monke
 
 
 def test_parts_are_answered_together(model, steps, monkeypatch, tmp_path):
-    """And their answers are those of one part at a time."""
+    """And the answers equal those of one part at a time."""
     path = tmp_path / "fable.txt"
     path.write_text(TEXT * 40)
     runtime = model._runtime
@@ -138,7 +138,7 @@ def test_turns_are_taken_in_order_and_as_many_at_once_as_there_may_be():
         [(name, index) for index in range(length)] for name, length in enumerate(lengths)
     ]
     assert [name for name, _ in begun] == [0, 1, 2, 3]
-    assert begun[1][1] == 2 > begun[0][1]  # after the first step of the first
+    assert begun[1][1] == 2 > begun[0][1]  # after the first one's first step
 
 
 def test_where_one_fails_the_others_end():

@@ -1,4 +1,4 @@
-"""A layer with a window: its ring against the definition, and the ways back from any number of tokens."""
+"""A layer with a window: its ring against the definition, and rewinding any number of tokens."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHUNKS = (5, 1, 1, 20, 1, 40, *[1] * 17, 30, 1)
 
 
 class Tokens:
-    """A sequence of queries, keys and values, which layers read, with what they should give."""
+    """Queries, keys and values for layers to read, and a check of the results."""
 
     def __init__(self, seed: int) -> None:
         torch.manual_seed(seed)
@@ -117,7 +117,7 @@ def test_what_is_stored_brings_it_back(length):
     assert {name: part.shape for name, part in stored.items()} == dict.fromkeys(
         ("window_keys", "window_values"), (2, min(length, WINDOW - 1), 32)
     )
-    others.read(layer, 40, READING)  # which changes nothing of it
+    others.read(layer, 40, READING)  # must not change what was stored
     again = new_layer()
     again.restored(length, stored)
     for new in (1, 20, 1, 1):

@@ -1,5 +1,5 @@
-"""Windows, soft caps and learned sinks in every backend, against the definition in float64: Triton's in the
-interpreter here, natively with `-m gpu` where there is a GPU.
+"""Windows, soft caps and learned sinks in every backend, against the definition in float64. Triton runs in
+its interpreter here, and natively with `-m gpu` on a GPU.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BACKENDS = {
 
 
 def on(backend: Backend, softmax: Softmax) -> tuple[torch.device, Softmax]:
-    """Where a backend computes, and the softmax there."""
+    """A backend's device, and the softmax on it."""
     device = GPU if backend.name == "triton" else torch.device("cpu")
     sinks = None if softmax.sinks is None else softmax.sinks.to(device)
     return device, Softmax(softmax.window, softmax.softcap, sinks)
@@ -57,7 +57,7 @@ def test_a_cap_and_a_sink_by_hand():
 
 
 def test_a_chunk(backend, softmax, monkeypatch):
-    monkeypatch.setattr(prefill, "BLOCK", 1 << 13)  # so that torch takes several
+    monkeypatch.setattr(prefill, "BLOCK", 1 << 13)  # so that torch takes several blocks
     device, softmax = on(backend, softmax)
     dtype = torch.bfloat16 if backend.name == "cpu" else torch.float16
     queries, keys, values = (
@@ -83,7 +83,7 @@ def test_a_chunk(backend, softmax, monkeypatch):
     ],
 )
 def test_a_dense_step_in_a_ring(backend, softmax, new):
-    """Sequences of two lengths, in as few rows as there can be, and NaN where no token is."""
+    """Sequences of two lengths in the fewest possible rows, with NaN where there is no token."""
     torch.manual_seed(0)
     device, softmax = on(backend, softmax)
     lengths, size = (29, 777), 777 + new
@@ -121,7 +121,7 @@ def test_a_dense_step_in_a_ring(backend, softmax, new):
         (
             Softmax(softcap=2.0, sinks=SINKS[:2]),
             SparseSettings(budget=140, error=0.01),
-        ),  # in Triton by several programs
+        ),  # several programs in Triton
     ],
 )
 def test_a_sparse_step(backend, softmax, settings):
@@ -144,7 +144,7 @@ def test_whole_budgets_are_full_attention_with_sinks_and_caps():
 
 
 def test_compensation_takes_estimates_as_they_are_capped():
-    """Scores far above the cap weigh all the same: the mass of what is left out is that of the others."""
+    """Scores far above the cap weigh the same, so that skipped tokens have the mass of the others."""
     settings, softmax = SparseSettings(budget=32), Softmax(softcap=0.01)
     cache = make_cache(1, 1, 64, 400, 440, settings)
     q, k, v = (torch.randn(1, 1, 1, 64) for _ in range(3))

@@ -1,4 +1,4 @@
-"""Where an answer came from: what is counted, which passages that makes, and which quotations are true."""
+"""Where an answer came from: what is counted, the resulting passages, and which quotations are true."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def laid_out(tokenizer: Tokenizer) -> tuple[Layout, np.ndarray]:
 
 
 def weights_on(layout: Layout, ids: np.ndarray, tokenizer: Tokenizer, **words: float) -> np.ndarray:
-    """Weight on the tokens of each word where it stands first."""
+    """Puts weight on the tokens of each word's first occurrence."""
     text = b"".join(tokenizer.token_bytes(int(token)) for token in ids)
     weights = np.zeros(len(ids))
     for word, weight in words.items():
@@ -117,7 +117,7 @@ def test_every_answer_is_counted_anew():
     )
     ids = prompt(300)
     first = answer(timeline, ids[:280], ids[280:], tokens=ANSWER), timeline.attended()
-    answer(timeline, ids[:0], ids[100:130], tokens=ANSWER)  # also beyond the room that was reserved
+    answer(timeline, ids[:0], ids[100:130], tokens=ANSWER)  # also exceeds the reserved room
     again = answer(timeline, ids[:0], ids[280:], tokens=ANSWER), timeline.attended()
     assert first[0] == again[0]
     np.testing.assert_allclose(again[1], first[1], rtol=1e-5, atol=1e-6)
@@ -147,7 +147,7 @@ def test_graphs_count_as_launches_do(budget):
 def test_passages_are_the_lines_that_were_attended_to(laid_out, tokenizer):
     layout, ids = laid_out
     weights = weights_on(layout, ids, tokenizer, harbour=6.0, boats=3.0, Another=1.0)
-    weights[:5] = 50  # what stands around the documents does not count
+    weights[:5] = 50  # text around the documents does not count
     found = find_sources(weights, layout.locate, ids, tokenizer, 3).passages
     assert [(x.path, x.first_line, x.last_line, round(x.share, 3)) for x in found] == [
         ("notes.txt", 2, 2, 0.6),

@@ -1,4 +1,4 @@
-"""Sparse reading: what blocks are left out, what stands in for them, and that compiled stages do the same."""
+"""Sparse reading: which blocks are skipped, what stands in for them, and that compiled stages agree."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TORCH = load("torch")
 
 
 def means_of(keys: Tensor, values: Tensor) -> BlockMeans:
-    """Means with more room than they need, which holds NaN."""
+    """Means with more room than needed, filled with NaN."""
     means = BlockMeans.empty(keys, values, keys.shape[2] // KEY_BLOCK + 2)
     for part in (means.keys, means.values, means.spreads):
         part.fill_(math.nan)
@@ -38,8 +38,8 @@ def means_of(keys: Tensor, values: Tensor) -> BlockMeans:
 
 
 def topics(kv_heads: int, size: int, dim: int, heads: int, new: int, batch: int = 1) -> list[Tensor]:
-    """Queries, keys and values of a text whose subject changes now and then: some blocks matter. They are
-    halves of small integers, so that bfloat16 holds them and their squares.
+    """Queries, keys and values of a text whose subject changes now and then, so that some blocks matter. They
+    are halves of small integers, so that bfloat16 holds them and their squares exactly.
     """
     subject = torch.randn(batch, kv_heads, size // 100 + 1, dim).repeat_interleave(100, 2)[:, :, :size]
     keys = torch.randn(batch, kv_heads, size, dim) + subject
@@ -64,14 +64,14 @@ def test_means_are_those_of_whole_blocks_and_come_as_tokens_do():
 def test_a_share_is_that_of_the_mean_and_some_deviations_more():
     size, new = 4 * KEY_BLOCK + QUERY_BLOCK, QUERY_BLOCK
     queries, keys = torch.zeros(1, 1, new, 2), torch.zeros(1, 1, size, 2)
-    queries[:, :, QUERY_STRIDE] = 1  # one of those that are looked at; the others find all keys alike
+    queries[:, :, QUERY_STRIDE] = 1  # a sampled query; the others find all keys alike
     keys[:, :, KEY_BLOCK : 2 * KEY_BLOCK, 0] = 3  # all alike
     keys[:, :, 2 * KEY_BLOCK : 3 * KEY_BLOCK] = torch.tensor([[2.0, 0.5], [-2.0, -0.5]]).repeat(32, 1)
-    keys[:, :, -new:] = -50  # of what is always read, only the first block and the near one count
+    keys[:, :, -new:] = -50  # of what is always read, only the first and the near block count
     shares = block_shares(queries, keys, means_of(keys, keys), 1.0)
     assert near_block(size - new) == 3
     assert shares.shape == (1, 1, 2)
-    # Deviations of 2 and 0.5 make one of sqrt(4.25).
+    # Deviations of 2 and 0.5 combine to sqrt(4.25).
     weights = torch.tensor([3.0, DEVIATIONS * math.sqrt(4.25)]).exp()
     torch.testing.assert_close(shares[0, 0], weights / (weights.sum() + 2 * KEY_BLOCK))
 
@@ -81,12 +81,12 @@ def test_what_is_always_read():
     queries, keys = torch.randn(1, 2, new, 8), torch.randn(1, 1, size, 8)
     found = choose_blocks(queries, keys, means_of(keys, keys), 0.1, ReadSettings(0.999))
     assert found.shape == (1, 2, 2, 8)
-    # Positions 320 to 447 lie in blocks 5 and 6, and 448 to 457 in block 7; the one before is near.
+    # Positions 320 to 447 are in blocks 5 and 6, and 448 to 457 in block 7; the block before is near.
     assert found[0].int().tolist() == [[[1, 0, 0, 0, 1, 1, 1, 0], [1, 0, 0, 0, 0, 0, 1, 1]]] * 2
 
 
 def test_left_out_blocks_enter_by_their_means():
-    """With keys that are alike within a block nothing is lost, whatever is left out."""
+    """If keys are alike within a block, nothing is lost, whatever is skipped."""
     size, new = 9 * KEY_BLOCK + 5, QUERY_BLOCK + 40
     queries, values = torch.randn(2, 4, new, 16), torch.randn(2, 2, size, 16)
     keys = torch.randn(2, 2, 10, 16).repeat_interleave(KEY_BLOCK, 2)[:, :, :size]
@@ -97,7 +97,7 @@ def test_left_out_blocks_enter_by_their_means():
     )
     expected = TORCH.prefill(queries, keys, values, 0.25, softmax=softmax)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    # 417 tokens before them: blocks 0 and 5 to 8, then 0 and 7 to 9; dense reading computes 9 and 10.
+    # After 417 tokens: blocks 0 and 5 to 8, then 0 and 7 to 9; dense reading computes 9 and 10.
     assert computed.tolist() == [8 * (5 + 4), 8 * (9 + 10)]
 
 
@@ -110,7 +110,7 @@ def test_a_larger_tolerance_computes_less_and_errs_more():
         computed = torch.zeros(2, dtype=torch.int64)
         settings, means = ReadSettings(tolerance), means_of(keys, values)
         found, lse = prefill_sparsely(queries, keys, values, means, 0.3, settings, computed=computed)
-        assert (lse <= expected_lse + 1e-5).all()  # means weigh less than what they stand for
+        assert (lse <= expected_lse + 1e-5).all()  # means weigh less than the tokens they replace
         errors.append(float((found - expected).norm() / expected.norm()))
         counts.append(int(computed[0]))
     assert errors == sorted(errors)
@@ -144,7 +144,7 @@ def test_what_it_does_not_serve():
     ("heads", "kv_heads", "dim", "new", "size", "cap"),
     [
         (14, 2, 64, 300, 1500, 0.0),  # as in the default model
-        (3, 3, 128, 130, 130, 4.0),  # nothing to leave out, learned sinks
+        (3, 3, 128, 130, 130, 4.0),  # nothing to skip, learned sinks
         (4, 1, 80, 5, 3000, 4.0),  # few queries
         (2, 1, 96, QUERY_BLOCK, 10 * KEY_BLOCK, 0.0),  # two sequences
         (2, 2, 64, QUERY_BLOCK + 1, RANGE + 65, 0.0),  # more keys than are repacked at a time

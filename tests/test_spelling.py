@@ -1,4 +1,4 @@
-"""Settings in messages: named below the commands, spelled as flags for users."""
+"""Settings in messages: named plainly below the commands, spelled as flags for users."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SENTENCE = re.compile(r"\s")
 
 
 def sentences() -> Iterator[tuple[str, str]]:
-    """The strings with more than one word in the modules below the commands, docstrings included."""
+    """Strings of more than one word in the modules below the commands, docstrings included."""
     for path in sorted(ROOT.rglob("*.py")):
         place = path.relative_to(ROOT)
         if place.parts[0] in ABOVE:

@@ -1,4 +1,4 @@
-"""Documents kept on disk: the same answers with and without, and damage of any kind is a miss."""
+"""Documents kept on disk: the same answers with and without them; any damage is a miss."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ from adamas_cli.store.settings import LARGEST_SHARE, LARGEST_STORE, StoreSetting
 from adamas_cli.terminal.spelling import spelled
 
 CHUNK = 64
-BLOCK = 128  # tokens; real ones are as long as to take a megabyte
-DOCUMENT = 420  # tokens: three whole blocks and a part of one
+BLOCK = 128  # tokens; real ones are long enough to take a megabyte
+DOCUMENT = 420  # tokens: three whole blocks and part of one
 QUESTION = np.arange(12, dtype=np.int32)
 FULL = AttentionSettings("full")
 SPARSE = AttentionSettings("adamas", SparseSettings(budget=48))
@@ -65,7 +65,7 @@ def loaded(name: str = "llama", device: str = "cpu", **changes) -> Loaded:
 
 
 def facts(model: Loaded) -> dict[str, Any]:
-    """What the keys of its blocks go by."""
+    """The facts that determine the keys of its blocks."""
     return model_facts(
         model.model.config.get_text_config(),
         fingerprint=model.files.fingerprint,
@@ -83,7 +83,7 @@ def tokens(count: int, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture(autouse=True)
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A store of its own for each test, with blocks that short documents have several of."""
+    """A separate store for each test, with blocks so small that short documents have several."""
     monkeypatch.setenv("ADAMAS_DOC_CACHE", str(tmp_path / "store"))
     monkeypatch.setattr(document, "block_tokens", lambda chunk, token_bytes: BLOCK)
     return tmp_path / "store"
@@ -91,7 +91,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(params=[False, True], ids=["heads first", "tokens first"])
 def order(request, monkeypatch):
-    """Both orders in which keys and values lie in memory, whatever the device."""
+    """Both memory orders of keys and values, whatever the device."""
     monkeypatch.setattr(engine_model, "placement_on", lambda device: Paged(tokens_first=request.param))
 
 
@@ -101,7 +101,7 @@ def document_of(model: Any, ids: np.ndarray, chunk: int, *rest: Any) -> StoredDo
 
 @dataclass
 class Run:
-    """One process's worth of work: what was reused, answered and said."""
+    """The results of one process: what was reused, answered and reported."""
 
     reused: int
     answer: list[int]
@@ -116,7 +116,7 @@ def ask(
     chunk: int = CHUNK,
     interrupt_at: int | None = None,
 ) -> Run:
-    """Read a document and answer a question with an engine of its own; settings None is without a store."""
+    """Read a document and answer a question with a new engine; settings None: without a store."""
     timeline = Timeline(model, attention, context=TINY_CONTEXT, prefill_chunk=chunk)
     notes: list[str] = []
     kept = None if settings is None else document_of(model, ids, chunk, settings, ["a.txt"], notes.append)
@@ -308,13 +308,13 @@ def test_damage_is_a_miss(damage, root):
     assert run.reused == BLOCK
     assert run.answer == cold.answer
     assert len(run.notes) == (0 if damage is Path.unlink else 1), run.notes
-    if damage is not folder:  # which nobody but the user should remove
+    if damage is not folder:  # only the user should remove it
         again = ask(model, ids)
         assert (again.reused, again.answer, again.notes) == (DOCUMENT, cold.answer, [])
 
 
 def held_in(block: bytes, at: int) -> str | None:
-    """What of a layer the byte at `at` belongs to."""
+    """Which part of a layer the byte at `at` belongs to."""
     begin = 8 + int.from_bytes(block[:8], "little")
     for name, entry in json.loads(block[8:begin]).items():
         if name != "__metadata__" and entry["data_offsets"][0] <= at - begin < entry["data_offsets"][1]:
@@ -323,7 +323,7 @@ def held_in(block: bytes, at: int) -> str | None:
 
 
 def test_any_flipped_bit_is_a_miss(root):
-    """Of keys, values, states, codes and headers, a few hundred of them."""
+    """Two hundred flips in keys, values, states, codes and headers."""
     model, ids = loaded(), tokens(DOCUMENT)
     cold = ask(model, ids)
     chance = random.Random(1)
@@ -338,7 +338,7 @@ def test_any_flipped_bit_is_a_miss(root):
         flipped[at] ^= 1 << chance.randrange(8)
         file.write_bytes(flipped)
         run = ask(model, ids, settings=StoreSettings(read_only=True))
-        # A header is filled up with spaces, and sums in a block are read where it is the last one.
+        # A header is padded with spaces, and sums in a block are only read if it is the last one.
         harmless = content[at : at + 1] == b" " or held_in(content, at) in ("value_sum", "power")
         assert harmless or run.notes, (file.name, at)
         assert run.answer == cold.answer
@@ -390,7 +390,7 @@ def test_deleted_while_it_is_read(root, monkeypatch):
 
     monkeypatch.setattr("adamas_cli.store.restoring.read_header", read_and_delete)
     run = ask(model, ids)
-    assert run.reused == BLOCK  # what was open stays readable
+    assert run.reused == BLOCK  # open files stay readable
     assert run.answer == cold.answer
 
 
@@ -443,7 +443,7 @@ def test_two_writers_of_one_document(root):
     engines = [Timeline(model, SPARSE, context=600, prefill_chunk=CHUNK) for _ in range(2)]
     kept = [document_of(model, ids, CHUNK, StoreSettings(), ["a"], pytest.fail) for _ in engines]
     readings = [timeline.read(ids, one) for timeline, one in zip(engines, kept, strict=True)]
-    # In turn: the model can attend through one cache at a time, but both write in threads of their own.
+    # One after another: a model attends through one cache at a time. Both write in threads of their own.
     for reading in readings:
         list(reading)
     writers = [threading.Thread(target=one.finish) for one in kept]
@@ -457,7 +457,7 @@ def test_two_writers_of_one_document(root):
 
 
 def test_killed_at_any_point_nothing_wrong_is_ever_read(root):
-    """Processes that write blocks are killed at random; whatever is left is right or a miss."""
+    """Processes that write blocks are killed at random; whatever they leave is right or a miss."""
     parts = [np.random.default_rng(index).integers(0, 256, 60_000, np.uint8) for index in range(8)]
     shapes = {str(index): ("I8", (len(part),)) for index, part in enumerate(parts)}
     keys = [f"{index:040x}" for index in range(12)]
@@ -585,8 +585,8 @@ def test_compressed_documents_answer_alike_cold_and_warm(name, root):
     cold, warm = (ask(model, ids, settings=small) for _ in range(2))
     assert (plain.reused, cold.reused, warm.reused) == (0, 0, DOCUMENT)
     assert cold.answer == warm.answer
-    if name != "gemma3":  # whose windows stay as they are
-        assert total_bytes(root) - whole < 0.45 * whole  # from float32
+    if name != "gemma3":  # its windows stay as they are
+        assert total_bytes(root) - whole < 0.45 * whole  # of float32
 
 
 def test_compression_is_within_half_a_step():
@@ -605,7 +605,7 @@ def test_compression_is_within_half_a_step():
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_what_comes_into_the_store_after_the_document_was_opened_is_read_whole(device):
-    """Nothing is prepared for a store that was still empty when the document was opened."""
+    """Nothing is prepared if the store was still empty when the document was opened."""
     model, ids = loaded(device=device), tokens(DOCUMENT)
     early = document_of(model, ids, CHUNK, KEPT, ["a.txt"], pytest.fail)
     cold = ask(model, ids)

@@ -1,4 +1,4 @@
-"""Models that other programs keep are listed and used where they are; of several files one is chosen."""
+"""Models of other programs are listed and used in place; if there are several files, one is chosen."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def place(path: Path, content: bytes = b"abc") -> Path:
 
 
 def of_ollama(root: Path, name: str, content: bytes = b"abc", kind: str = "model") -> Path:
-    """One model as `ollama pull` leaves it. name: registry/namespace/model/tag."""
+    """A model as `ollama pull` stores it. name: registry/namespace/model/tag."""
     digest = f"{len(list(root.glob('blobs/*'))):064x}"
     layers = [
         {"mediaType": "application/vnd.ollama.image.template", "digest": "sha256:" + "f" * 64},
@@ -212,7 +212,7 @@ def test_a_repository_of_several_names_them_all(home: Path) -> None:
 
 @pytest.fixture
 def fetched(home: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A hub with one repository of GGUF files; what is fetched of it."""
+    """A hub with one repository of GGUF files; returns the list of fetched files."""
     held = [
         "README.md",
         "m-Q4_K_M.gguf",

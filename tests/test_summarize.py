@@ -20,17 +20,17 @@ from adamas_cli.errors import INTERRUPTED
 from adamas_cli.longdoc import work
 
 ADAMAS = str(Path(sys.executable).with_name("adamas"))
-LIBRARY_LEVELS = ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY")  # set by every run, and restored
+LIBRARY_LEVELS = ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY")  # set by every run; restored afterwards
 PART_TOKENS = work.PART_TOKENS
 CONTEXT = "1536"
 SENTENCE = "It is a truth universally acknowledged, that a single man is in want of a wife.\n"
 
-NO_CONFIG = "/proc/adamas/config.toml"  # neither there nor can it be made
+NO_CONFIG = "/proc/adamas/config.toml"  # neither exists nor can be created
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one command line left behind."""
+    """The results of one command line."""
 
     returncode: int
     stdout: str
@@ -41,7 +41,7 @@ Run = Callable[..., Result]
 
 
 def sentences(count: int) -> str:
-    """No two lines are the same: those are shortened."""
+    """Lines that all differ, because repeated lines are shortened."""
     return "".join(f"{number}. {SENTENCE}" for number in range(count))
 
 
@@ -49,8 +49,8 @@ def sentences(count: int) -> str:
 def adamas(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Run:
-    """Runs a command with the tiny model in a folder of its own, and in this process, which has torch in
-    memory already.
+    """Runs a command with the tiny model in a separate folder, in this process, which has already loaded
+    torch.
     """
     for name in [name for name in os.environ if name.startswith(("ADAMAS_", "COLUMNS"))]:
         monkeypatch.delenv(name)
@@ -58,7 +58,7 @@ def adamas(
     libraries = {"HF_HUB_DISABLE_PROGRESS_BARS": "1"} | dict.fromkeys(LIBRARY_LEVELS, "error")
     for name, value in (own | libraries).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(work, "PART_TOKENS", 24)  # a random model writes all that it may
+    monkeypatch.setattr(work, "PART_TOKENS", 24)  # a random model writes as much as it may
     monkeypatch.chdir(tmp_path)
 
     def run_here(*arguments: str) -> Result:
@@ -73,7 +73,7 @@ def adamas(
 
 @pytest.fixture
 def book(tmp_path: Path) -> Path:
-    """Four parts of the tiny model's context, in which a token is a byte."""
+    """Four parts of the tiny model's context, at one token per byte."""
     path = tmp_path / "book.txt"
     chapters = [f"CHAPTER {number}\n\n" + SENTENCE * 12 for number in range(1, 5)]
     path.write_text("".join(chapters))
@@ -135,7 +135,7 @@ def test_questions_are_asked_of_every_part(adamas: Run, book: Path) -> None:
     first, second = json.loads(done.stdout)
     assert [first["question"], second["question"]] == ["Who came?", "Where to?"]
     assert len(first["parts"]) == len(second["parts"]) == 4
-    # the second question finds every part in the cache
+    # The second question finds every part in the cache.
     assert second["usage"]["prompt_tokens_details"]["cached_tokens"] > book.stat().st_size
     plain = adamas("ask", "book.txt", "Who came?", "-n", "8", "--on-overflow", "map-reduce")
     assert "resumed 4 of 4 parts" in plain.stderr
@@ -151,7 +151,7 @@ def test_questions_are_asked_of_every_part(adamas: Run, book: Path) -> None:
 def test_an_interrupted_run_goes_on_where_it_stopped(
     adamas: Run, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(work, "PART_TOKENS", PART_TOKENS)  # as in a process of its own
+    monkeypatch.setattr(work, "PART_TOKENS", PART_TOKENS)  # as in a separate process
     (tmp_path / "long.txt").write_text(sentences(100))
     options = ("-n", "8", "-o", "summary.md", "-m", str(tiny_model), "--ctx-size", CONTEXT)
     process = subprocess.Popen(
@@ -171,7 +171,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     with process.stderr:
         rest = process.stderr.read()
     assert process.wait(5) == INTERRUPTED
-    assert time.monotonic() - began < 2  # one second, on a machine that does other things too
+    assert time.monotonic() - began < 2  # one second, or more on a busy machine
     assert rest.endswith("adamas: interrupted\n")
     assert not (tmp_path / "summary.md").exists()
     finished = sum(line.startswith("part ") for line in [*told, *rest.splitlines()])
@@ -179,7 +179,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert again.returncode == 0, again.stderr
     (resumed,) = [line for line in again.stderr.splitlines() if line.startswith("resumed ")]
     kept, whole = int(resumed.split()[1]), int(resumed.split()[3])
-    assert finished <= kept <= whole  # parts are answered together: also those done and not told yet
+    assert finished <= kept <= whole  # parts are answered together: some may be done but not yet reported
     assert (tmp_path / "summary.md").read_text().strip()
 
 
@@ -222,4 +222,4 @@ def test_max_words_bounds_the_answer(adamas: Run, book: Path) -> None:
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     assert "Use at most 4 words." in record["question"]
-    assert len(record["answer"].encode()) <= 8 * 3  # a token is a byte, or the mark of a broken character
+    assert len(record["answer"].encode()) <= 8 * 3  # a token is a byte, or replaces a broken character

@@ -1,4 +1,4 @@
-"""Thoughts apart from answers: each family's marks, played by a script in place of a model."""
+"""Separating thoughts from answers: each family's marks, played by a script instead of a model."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from adamas_cli.session.listener import CALLED, Listener
 END = "<|im_end|>"
 HARMONY = ["<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|return|>", "<|call|>", "<|constrain|>"]
 FINAL = "<|start|>assistant<|channel|>final<|message|>"
-# What stands before the reply in the templates of these families, their marks that are tokens of their own,
-# what their models say, and the thought and the answer in it.
+# For each family: what precedes the reply in its template, its marks that are single tokens, a reply of its
+# model, and the thought and the answer in it.
 FAMILIES: dict[str, tuple[str, list[str], str, str, str]] = {
     "Qwen3": (
         "<|im_start|>assistant\n",
@@ -128,7 +128,7 @@ FAMILIES: dict[str, tuple[str, list[str], str, str, str]] = {
 
 
 def tokenizer_with(marks: Sequence[str], folder: Path, template: str = CHAT_TEMPLATE) -> Tokenizer:
-    """One of bytes, with these added tokens; it stays in the folder, with its chat template."""
+    """A byte tokenizer with these added tokens, saved in the folder with its chat template."""
     wrapped = byte_tokenizer()
     wrapped.add_special_tokens({"additional_special_tokens": [AddedToken(m, special=True) for m in marks]})
     wrapped.chat_template = template
@@ -273,7 +273,7 @@ def test_no_message_of_a_reply_ends_it(tmp_path):
 
 
 class Script:
-    """Says these tokens one after the other, in place of what a model would."""
+    """Says these tokens one by one, in place of a model."""
 
     greedy = False
 
@@ -295,7 +295,7 @@ Play = Callable[[str], None]
 
 @pytest.fixture(scope="module")
 def thinker(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny model whose template opens a thought, which a token ends."""
+    """A folder with a tiny model whose template opens a thought; a token ends it."""
     folder = tmp_path_factory.mktemp("thinker")
     tokenizer = tokenizer_with(["<think>", "</think>", "<tool_call>", "</tool_call>"], folder, OPENED)
     model = tiny_architecture("llama")
@@ -307,7 +307,7 @@ def thinker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def play(thinker: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
-    """Have the model say a text, with its marks."""
+    """Makes the model say a text with its marks."""
     tokenizer = Tokenizer.from_directory(thinker)
 
     def played(text: str) -> None:
@@ -336,7 +336,7 @@ def test_an_answer_that_was_only_thought_is_an_error(thinker: Path, play: Play, 
 
 
 def test_a_thought_that_has_taken_its_tokens_is_ended(thinker: Path, play: Play, run_here: Run):
-    play("x" * 8 + "....." + f"Anna.{END}")  # the dots come while the mark is said
+    play("x" * 8 + "....." + f"Anna.{END}")  # the dots are drawn while the mark is inserted
     code, out, err = run_here(
         "ask", thinker / "book.txt", "Who?", "-m", thinker, "-n", 60, "--think-tokens", 8, "--json"
     )

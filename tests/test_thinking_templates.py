@@ -1,4 +1,4 @@
-"""Thinking models through the whole command: their own templates, with a script in place of the model."""
+"""Thinking models through the whole command: their own templates, and a script in place of the model."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from adamas_cli.prompt.thinking import Thinking
 from adamas_cli.prompt.tokens import Tokenizer
 from adamas_cli.session.listener import Listener
 
-VOCABULARY = 288  # bytes, and what a family adds
+VOCABULARY = 288  # bytes and a family's additions
 
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """Models this small gain nothing from several."""
+    """Models this small gain nothing from several threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -37,7 +37,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model that says nothing by itself, of one layer."""
+    """A folder with a model of one layer; a script speaks for it."""
     folder = tmp_path_factory.mktemp("weights")
     config = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
@@ -50,7 +50,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=THINKERS)
 def folder(request: pytest.FixtureRequest, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A family's model; the folder is called by its name."""
+    """A family's model, in a folder of its name."""
     row, made = THINKERS[request.param], tmp_path_factory.mktemp("models") / request.param
     shutil.copytree(weights, made)
     wrapped = byte_tokenizer()
@@ -70,7 +70,7 @@ Ask = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def ask(folder: Path, run_here: Run, monkeypatch: pytest.MonkeyPatch) -> Ask:
-    """Asks the model, which says a text with its marks, and then ends its reply."""
+    """Asks the model, which says a text with its marks and then ends its reply."""
     tokenizer = Tokenizer.from_directory(folder)
 
     def asked(said: str, *options: str) -> tuple[int, str, str]:
@@ -109,7 +109,7 @@ def test_what_stands_before_documents_is_the_same_all_year(folder: Path) -> None
 
 
 def heard(folder: Path, said: str, wanted: bool | None = None) -> tuple[str, str]:
-    """What a reply to a prompt thinks and answers."""
+    """The thought and the answer of a reply to a prompt."""
     tokenizer = Tokenizer.from_directory(folder)
     thinking = Thinking.of(ChatTemplateFile(folder), tokenizer.control_tokens, wanted=wanted)
     begins = thinking.marks.state_behind(framed(folder, wanted).tail)

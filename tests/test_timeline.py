@@ -1,4 +1,4 @@
-"""Conversations in an engine's cache against the same tokens fed at once, on three tiny architectures."""
+"""Conversations in an engine's cache, against the same tokens at once, on three tiny architectures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GREEDY = Sampling()
 FULL = AttentionSettings("full")
 WHOLE = AttentionSettings("adamas", SparseSettings(budget=1000))  # sparse steps that attend to everything
 SMALL = AttentionSettings("adamas", SparseSettings(budget=32))
-TURN = 12  # tokens of an answer
+TURN = 12  # tokens per answer
 
 
 @dataclass
@@ -72,7 +72,7 @@ def test_a_turn_gets_the_answer_of_the_whole_conversation_at_once(name, settings
         events = answer(cached, ids)
         assert said(events) == at_once(name, ids)
         before = len(ids)
-        assert cached.length == before + TURN - 1  # the last token was not fed
+        assert cached.length == before + TURN - 1  # the last token is not fed
         ids = grown(ids, said(events), seed)
         assert cached.reusable(ids) == cached.length
     (done,) = [event for event in answer(cached, ids) if isinstance(event, Done)]
@@ -81,7 +81,7 @@ def test_a_turn_gets_the_answer_of_the_whole_conversation_at_once(name, settings
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_small_budgets_go_on_from_what_they_said(name):
-    """Two conversations that take the same turns are equal, whatever was tried in between."""
+    """Two conversations with the same turns are equal, whatever was tried in between."""
     straight, crooked = opened(name, SMALL), opened(name, SMALL)
     ids = text(250, 0)
     for cached in (straight, crooked):
@@ -110,7 +110,7 @@ def test_a_stopped_answer_is_part_of_the_conversation(name, settings, within_a_s
             if len(kept) == 5:
                 if not within_a_step:
                     break
-                patch.setattr(cached.cache, "advance", interrupted)  # when the layers have the token
+                patch.setattr(cached.cache, "advance", interrupted)  # once the layers have the token
                 with pytest.raises(KeyboardInterrupt):
                     next(events)
                 break
@@ -195,7 +195,7 @@ def test_common_prefix():
 
 
 def in_turn(*answers):
-    """What each answer says, a token of each at a time."""
+    """What each answer says, one token of each at a time."""
     replies = [[] for _ in answers]
     while any(len(reply) < TURN for reply in replies):
         for reply, events in zip(replies, answers, strict=True):
@@ -213,7 +213,7 @@ def test_answers_of_one_model_that_take_turns_are_those_given_one_after_the_othe
     documents, question = (text(260, 0), text(190, 1), text(230, 2)), text(9, 3)
     timelines = [Timeline(loaded, settings, context=400, prefill_chunk=64) for _ in documents]
     readings = [timeline.read(ids) for timeline, ids in zip(timelines, documents, strict=True)]
-    for _ in zip_longest(*readings):  # a chunk of each at a time
+    for _ in zip_longest(*readings):  # one chunk of each at a time
         pass
     together = in_turn(*(timeline.answer(question, GREEDY, TURN, ()) for timeline in timelines))
     for ids, reply in zip(documents, together, strict=True):
@@ -224,7 +224,7 @@ def test_answers_of_one_model_that_take_turns_are_those_given_one_after_the_othe
 
 @pytest.mark.parametrize("settings", [FULL, SMALL], ids=["full", "sparse"])
 def test_a_suspended_answer_with_windows_and_one_with_other_settings_do_not_meet(settings):
-    """One stops between two tokens while another of the same model begins and ends."""
+    """One stops between two tokens while another of the same model starts and ends."""
     loaded, ids = Loaded(tiny_architecture("gemma3")), text(250, 0)
     one, other = Timeline(loaded, settings, context=400), Timeline(loaded, FULL, context=400)
     list(one.read(ids[:240]))
@@ -249,7 +249,7 @@ def test_a_fork_goes_on_by_itself(name, settings):
     assert replies == expected
     list(second.read(text(50, 3)))
     assert (first.length, second.length) == (240, 290)
-    assert second.return_to(ids) == 240  # the states that the first one knew
+    assert second.return_to(ids) == 240  # the states that the first one had
     assert said(list(second.answer(text(9, 1), GREEDY, TURN, ()))) == expected[0]
 
 

@@ -1,4 +1,4 @@
-"""Answers that decode together: each is the one that it would be alone, bit for bit on a CPU."""
+"""Answers that decode together: each equals the answer alone, bit for bit on a CPU."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MANHATTAN = AttentionSettings("adamas", SparseSettings(budget=40, scorer="manhat
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, nn.Module]:
-    """Full attention, and windows."""
+    """One model with full attention, and one with windows."""
     found = {}
     for name in ("qwen2", "gemma3"):
         found[name] = tiny_architecture(name).requires_grad_(False)
@@ -40,7 +40,7 @@ def models() -> dict[str, nn.Module]:
 
 
 def opened(model: nn.Module, length: int, attention: AttentionSettings = FULL, **options) -> Timeline:
-    """A timeline that has read a text of its own of this length."""
+    """A timeline that has read a text of this length, different for each length."""
     timeline = Timeline(Loaded(model), attention, context=length + 60, **options)
     list(timeline.sync(numbers(length, seed=length)))
     return timeline
@@ -52,7 +52,7 @@ def begun(timeline: Timeline, tokens: int = ANSWER, sampling: Sampling | None = 
 
 
 def in_turns(*answers: Iterator) -> list[list[int]]:
-    """The tokens of answers that take a step each in turn."""
+    """The tokens of answers that take turns step by step."""
     said: list[list[int]] = [[] for _ in answers]
     under_way = list(enumerate(answers))
     while under_way:
@@ -92,7 +92,7 @@ def test_answers_are_those_of_one_at_a_time(models, name, attention):
 
 
 def test_answers_come_and_go(models):
-    """One that ends makes room for another, whose cache takes its place in the steps of as many."""
+    """An answer that ends makes room for another, whose cache takes its place in the steps."""
     model, batch = models["qwen2"], batch_of(models["qwen2"])
     lengths = {30: 4, 200: ANSWER, 90: 7, 60: 5}
     expected = {n: in_turns(begun(opened(model, n, SPARSE), most))[0] for n, most in lengths.items()}
@@ -113,7 +113,7 @@ def test_answers_come_and_go(models):
 
 
 def test_an_answer_that_is_left_takes_nothing_with_it(models):
-    """Neither of its own, which is as it was, nor of others."""
+    """Neither of its own cache, which is restored, nor of others."""
     model, batch = models["qwen2"], batch_of(models["qwen2"])
     (expected,) = in_turns(begun(opened(model, 80, SPARSE)))
     staying = opened(model, 80, SPARSE, batch=batch)
@@ -144,7 +144,7 @@ def test_more_answers_than_a_step_takes(models):
 
 
 def test_drafts_are_checked_while_an_answer_is_alone(models):
-    """And others that come later say what they would."""
+    """And answers that join later stay the same."""
     model, batch = models["qwen2"], batch_of(models["qwen2"])
     (expected,) = in_turns(begun(opened(model, 120), 40))
     first = begun(opened(model, 120, batch=batch, drafts="text"), 40)
@@ -170,7 +170,7 @@ def test_an_interrupted_step_is_forgotten_by_all(models, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             [next(answers[0]) for _ in range(2)]
     answers[1].close()
-    assert (one.length, other.length) == (47, 67)  # a question each, and nothing of an answer
+    assert (one.length, other.length) == (47, 67)  # one question each, and nothing of an answer
     assert batch.seated == 0
 
 
@@ -190,14 +190,14 @@ def test_why_answers_do_not_decode_together_is_said(models):
 @pytest.mark.parametrize("attention", [FULL, SPARSE], ids=["full", "sparse"])
 @pytest.mark.parametrize("forks", [True, False], ids=["shared", "copied"])
 def test_questions_about_one_document(models, attention, forks):
-    """Whose keys, values and codes are in memory once, where the system can do that."""
+    """Keys, values and codes are in memory only once, where the system supports it."""
     model, batch = models["qwen2"], batch_of(models["qwen2"])
     document = opened(model, 300, attention, batch=batch, forks=forks)
     questions = [numbers(7, seed=1), numbers(40, seed=2), numbers(300, seed=3)]
     expected = [
         in_turns(opened(model, 300, attention).answer(ids, Sampling(), ANSWER, ()))[0] for ids in questions
     ]
-    for _ in range(2):  # answers leave the document as it was
+    for _ in range(2):  # answers leave the document unchanged
         branches = [document.fork() for _ in questions]
         answers = [
             one.answer(ids, Sampling(), ANSWER, (), keep=True)
@@ -222,11 +222,11 @@ def test_a_fork_takes_memory_for_what_it_writes():
     assert [int(one[size // 2 + 999]) for one in forks] == list(range(8))
     assert resident() - before < whole.nbytes
     assert forked(forks[0]) is None
-    del whole  # the file's memory stays as long as a fork sees it
+    del whole  # the file's memory stays while a fork maps it
     assert int(forks[3][size // 2 - 1]) == size // 2 - 1
 
 
 def resident() -> int:
-    """Bytes that belong to this process alone."""
+    """Memory in bytes that is private to this process."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty"))

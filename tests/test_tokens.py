@@ -1,4 +1,4 @@
-"""Tokens are those of the model's own tokenizer, on both paths, in one piece or many."""
+"""Tokens equal those of the model's own tokenizer, on both paths, in one piece or many."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Family]:
 
 @pytest.fixture(params=["model", "tiktoken"])
 def path(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Takes one of the two paths from the first character on."""
+    """Forces one of the two paths from the first character on."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokens, "FAST_FROM", 0 if request.param == "tiktoken" else sys.maxsize)
         yield request.param
@@ -114,7 +114,7 @@ def test_long_text_that_is_announced_takes_the_fast_path_at_once(
     real = tokens.FastPath.encode
     monkeypatch.setattr(tokens.FastPath, "encode", lambda self, text: served.append(text) or real(self, text))
     tokenizer = Tokenizer.from_directory(families[family].directory)
-    assert tokenizer.fast  # its building encodes a sample
+    assert tokenizer.fast  # building it encodes a sample
     served.clear()
     want = tokenizer.encode("a text\n").tolist()
     tokenizer.expect(tokens.FAST_FROM - 1)

@@ -1,4 +1,4 @@
-"""The fast path is refused wherever tiktoken would be another function."""
+"""The fast path is refused wherever tiktoken would give other tokens."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_refused_where_the_merges_do_not_rebuild_a_token(tmp_path: Path) -> None
 def test_what_the_vocabulary_cannot_write_is_left_to_the_model(
     saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The library drops a byte that the vocabulary lacks and merges around it; tiktoken would crash."""
+    """The library drops a byte missing from the vocabulary and merges around it; tiktoken would crash."""
 
     def lose_a_control_character(config: Json) -> None:
         model = config["model"]

@@ -1,4 +1,4 @@
-"""Every token of a prompt maps back to the document and line it was read from."""
+"""Every token of a prompt maps back to its document and line."""
 
 from __future__ import annotations
 

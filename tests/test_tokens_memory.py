@@ -1,4 +1,4 @@
-"""Memory does not grow with the text that streams through a tokenizer."""
+"""Memory does not grow with the text streamed through a tokenizer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tokenizer_families import build, save
 
-# Prints how many bytes the peak grew over the second part of the input, and the tokens seen in it.
+# Prints the growth of peak memory over the second part of the input, and the tokens in it.
 PROGRAM = """
 import resource, sys
 from pathlib import Path
@@ -34,5 +34,5 @@ def test_bounded(tmp_path: Path, family: str, fast_from: int, times: int) -> Non
     grown, tokens = map(
         int, subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()
     )
-    assert tokens > 100_000 * times  # ids of the whole stream would take four bytes each, its text as much
+    assert tokens > 100_000 * times  # all ids would take four bytes each, and the text as much
     assert grown < 8_000_000

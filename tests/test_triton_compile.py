@@ -12,13 +12,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-# Kinds of weights differ in how codes are read, which is the same for every generation: all for one.
+# Weight types differ only in how codes are read, the same for every generation: one gets all types.
 SOME = ["--kinds", "Q4_K,Q6_K"]
 
 
 @pytest.mark.parametrize(("generation", "kinds"), [("80", SOME), ("90", []), ("120", SOME)])
 def test_the_kernels_compile_and_do_not_spill(generation, kinds, capsys):
-    # A process of its own: here the kernels belong to Triton's interpreter.
+    # In a separate process: here the kernels belong to Triton's interpreter.
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = str(ROOT / "kernels")
     command = [sys.executable, ROOT / "docs" / "compile_kernels.py", "--generations", generation, *kinds]

@@ -1,5 +1,5 @@
 """Full attention of one token, products of one row and joined parts in Triton: in the interpreter here,
-natively with `-m gpu` where there is a GPU.
+natively with `-m gpu` on a GPU.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from adamas_kernels.triton.linear import LARGEST_BLOCK
 from adamas_kernels.triton.prefill import CUDNN_BLOCK, blocks_of, merge_into
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-SPARE = 70  # rows of a cache that nothing may read
+SPARE = 70  # rows of a cache that must not be read
 
 pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
 
@@ -86,7 +86,7 @@ def test_one_token_attends_to_a_long_context(heads, kv_heads, dim, dtype):
 @pytest.mark.parametrize("biased", [True, False])
 def test_a_row_times_a_matrix(inputs, dtype, biased):
     x = torch.randn(1, 1, inputs).to(dtype)
-    weight = torch.randn(37, inputs + 4).to(dtype)[:, :inputs]  # rows that do not lie side by side
+    weight = torch.randn(37, inputs + 4).to(dtype)[:, :inputs]  # rows are not contiguous with each other
     bias = torch.randn(37).to(dtype) if biased else None
     expected = torch.nn.functional.linear(x.double(), weight.double(), bias.double() if biased else None)
     tolerance = 2e-5 if dtype == torch.float32 else 2e-3
@@ -97,7 +97,7 @@ def test_a_row_times_a_matrix(inputs, dtype, biased):
 
 @pytest.mark.parametrize("shift", [0.0, 300.0, -300.0])
 def test_parts_of_a_softmax_are_joined(shift):
-    """Also where one part outweighs the other beyond what an exponential can hold."""
+    """Also if one part outweighs the other beyond the range of an exponential."""
     q = torch.randn(2, 6, 21, 48)
     keys, values = torch.randn(2, 3, 90, 48), torch.randn(2, 3, 90, 48)
     keys[:, :, :50] += shift * q[:, ::2].mean(2, keepdim=True)

@@ -49,7 +49,7 @@ pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
 @pytest.fixture(autouse=True)
 def _on_the_device(monkeypatch):
     torch.manual_seed(0)
-    if DEVICE.type == "cpu":  # the interpreter takes long for a program, whatever it holds
+    if DEVICE.type == "cpu":  # the interpreter is slow per program, whatever its size
         monkeypatch.setattr("adamas_kernels.triton.experts.tiling", lambda rows, chunks: Tiling(256, 1))
         monkeypatch.setattr(unpacking, "ROWS", 256)
     with DEVICE:
@@ -57,7 +57,7 @@ def _on_the_device(monkeypatch):
 
 
 def weights_of(kind: str, rows: int, columns: int, seed: int = 0) -> tuple[PlaneWeight, Tensor]:
-    """Those of all experts in planes, and their numbers in float64 [COUNT, rows, columns]."""
+    """All experts' weights in planes, and their numbers in float64 [COUNT, rows, columns]."""
     blocks = some_blocks(kind, COUNT * rows, columns, seed)
     return split(blocks, DEVICE), unpack(blocks).double().to(DEVICE).view(COUNT, rows, columns)
 
@@ -78,12 +78,12 @@ def assert_near(found, expected, epsilon):
 
 
 def width_of(kind: str) -> int:
-    """Of inputs and inner numbers: little that whole blocks fill."""
+    """The number of inputs and of inner numbers: small, but whole blocks."""
     return 256 if FORMS[kind].units else 64
 
 
 def example(kind, gate, dtype=FULL, bias=True, other_kind=None):
-    """Experts, and their numbers with gates and others in turn: the experts, numbers and biases."""
+    """Experts with gate and up rows interleaved: the experts, numbers and biases."""
     width = width_of(kind)
     down, down_numbers = weights_of(kind, OUT, width, seed=2)
     if other_kind is None:
@@ -115,7 +115,7 @@ def few(x, experts, chosen, shares):
 
 
 def many(x, experts, chosen, shares, most=1 << 20):
-    """Experts are unpacked into memory that holds NaN."""
+    """Unpacks experts into memory full of NaN."""
     return add_grouped(x, experts, chosen, shares, lambda n: torch.full((n,), torch.nan, dtype=x.dtype), most)
 
 
@@ -137,7 +137,7 @@ def test_gates_of_other_kinds_and_biases(gate, other_kind, add):
 @pytest.mark.gpu
 @pytest.mark.parametrize("add", [few, many])
 @pytest.mark.parametrize("tokens", [1, 40, 700])
-def test_experts_in_bfloat16(tokens, add):  # which the interpreter cannot multiply
+def test_experts_in_bfloat16(tokens, add):  # the interpreter cannot multiply bfloat16
     check(*example("Q4_K", CLAMPED, BRAIN), tokens, BRAIN, add)
 
 
@@ -233,19 +233,19 @@ def read_back(path: Path, placing: Placing) -> Any:
     settings = path.parent / "settings"
     settings.mkdir(exist_ok=True)
     (settings / "config.json").write_text(json.dumps(config_of(file, Silent())))
-    with torch.device("cpu"):  # as programs read files: what a model is made of goes to its device afterwards
+    with torch.device("cpu"):  # as programs read files: the model's parts go to its device afterwards
         return build_model(file, settings, FULL, DEVICE, placing).eval()
 
 
 def kind_of(name: str) -> GGMLQuantizationType | None:
-    """Experts are of two kinds, all other weights are numbers."""
+    """Experts have two types; all other weights are plain numbers."""
     if name.endswith("_exps.weight"):
         return GGMLQuantizationType.Q8_0 if "down" in name else GGMLQuantizationType.Q4_0
     return None
 
 
 def biases_of(mixtures: list[PlaneExperts]) -> int:
-    """Numbers in biases, which are no parameters."""
+    """The number of values in biases, which are not parameters."""
     return sum(
         bias.numel()
         for module in mixtures
@@ -284,7 +284,7 @@ def test_experts_that_are_numbers_in_the_file_stay_numbers(kind, tmp_path):
 
 
 def answer(model: Any, folder: Path, *, graphs: bool) -> list[int]:
-    """Greedy tokens after a few, each step captured or launched."""
+    """Greedy tokens after a short prompt, with captured or launched steps."""
     loaded = LoadedModel(model, ModelFiles("tiny", folder, ""), DEVICE, FULL, 512, ())
     timeline = Timeline(loaded, AttentionSettings("full"), context=64, graphs=graphs)
     events = list(timeline.answer(np.arange(20, dtype=np.int32), Sampling(), 8, ()))
@@ -296,5 +296,5 @@ def answer(model: Any, folder: Path, *, graphs: bool) -> list[int]:
 def test_steps_of_a_mixture_are_captured(tmp_path):
     path = write_source("qwen3_moe", build("qwen3_moe").cpu(), tmp_path, kind_of)
     model = read_back(path, Planes(FULL, DEVICE))
-    with torch.device("cpu"):  # as programs run, which pin memory there
+    with torch.device("cpu"):  # programs pin memory there
         assert answer(model, tmp_path, graphs=True) == answer(model, tmp_path, graphs=False)

@@ -1,4 +1,4 @@
-"""What only a GPU can show of the Triton kernels: assembly, overlap, graphs, repetition and long contexts."""
+"""What only a GPU can test in the Triton kernels: assembly, overlap, graphs, repetition and long contexts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from layer_caches import (
 )
 
 DEVICE = torch.device("cuda")
-LONG, SPARE = 32768, 64  # tokens in a cache, and room for more
+LONG, SPARE = 32768, 64  # tokens in a cache, and spare room
 SCORERS = ("dot", "manhattan")
 
 pytestmark = pytest.mark.gpu
@@ -48,7 +48,7 @@ def long_cache(heads, kv_heads, dim, dtype, settings, steps=2):
 
 
 def check_the_same(one, other, new, settings, steps=3):
-    """Two backends that differ in how, not in what they compute."""
+    """Two backends that differ in method, not in results."""
     heads = 8
     cache = make_cache(1, 2, 128, LONG, LONG + SPARE, settings, torch.float16)
     twin = copied(cache)
@@ -68,7 +68,7 @@ def test_assembly_computes_what_plain_arithmetic_does(scorer, new):
 
 
 @pytest.mark.parametrize("scorer", SCORERS)
-@pytest.mark.parametrize("new", [1, 16])  # sixteen are more than the recents, whose codes nobody waits for
+@pytest.mark.parametrize("new", [1, 16])  # sixteen exceed the recents, whose codes nothing waits for
 @pytest.mark.parametrize("budget", [32, 768])
 def test_overlapped_launches_compute_what_separate_ones_do(scorer, new, budget):
     settings = SparseSettings(budget=budget, scorer=scorer)
@@ -85,7 +85,7 @@ def test_overlapped_launches_stop_where_separate_ones_do(new, budget):
 @pytest.mark.parametrize("error", [None, 2**-6])
 @pytest.mark.parametrize("budget", [16, 300])
 def test_a_graph_computes_what_its_launches_do(budget, error):
-    """The captured length advances by itself, and no grid depends on it."""
+    """The captured length advances on its own, and no grid depends on it."""
     settings = SparseSettings(budget=budget, error=error)
     heads, backend = 8, TritonBackend()
     cache = make_cache(1, 2, 128, 1000, 1100, settings, torch.float16)
@@ -112,7 +112,7 @@ def test_a_graph_computes_what_its_launches_do(budget, error):
 
 @pytest.mark.parametrize("budget", [128, 768, 1472])
 def test_the_same_step_gives_the_same_bits(budget):
-    """No sum depends on the order in which programs end."""
+    """No sum depends on the order in which programs finish."""
     settings = SparseSettings(budget=budget)
     cache = long_cache(32, 8, 128, torch.float16, settings)
     tokens, backend = new_tokens(cache, 32), TritonBackend()
@@ -133,7 +133,7 @@ def test_the_same_step_gives_the_same_bits(budget):
     ],
 )
 def test_long_contexts(scorer, heads, kv_heads, dim, dtype, budget):
-    """Programs go through several turns here."""
+    """Programs take several turns here."""
     settings = SparseSettings(budget=budget, scorer=scorer)
     cache = make_cache(1, kv_heads, dim, LONG, LONG + SPARE, settings, dtype)
     check_steps(TritonBackend(), cache, heads, 1, settings, steps=3)
@@ -149,7 +149,7 @@ def test_long_contexts(scorer, heads, kv_heads, dim, dtype, budget):
     ],
 )
 def test_an_error_in_a_long_context(heads, kv_heads, dim, dtype, budget, error):
-    """Heads that attend broadly stop at the reference's token, as those do that attend to a few."""
+    """Heads that attend broadly stop at the same token as the reference; so do heads that attend to few."""
     settings = SparseSettings(budget=budget, error=error)
     cache = make_cache(1, kv_heads, dim, LONG, LONG + SPARE, settings, dtype)
 

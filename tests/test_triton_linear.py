@@ -1,4 +1,4 @@
-"""Products with weights in a file's own bits: in Triton's interpreter here, natively with `-m gpu`."""
+"""Products with weights in their file's bits: in Triton's interpreter here, natively with `-m gpu`."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from adamas_cli.models.plane_linear import PlaneEmbedding, PlaneLinear, Planes
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 HALF, BRAIN, FULL = torch.float16, torch.bfloat16, torch.float32
-EPSILON = {HALF: 1e-3, BRAIN: 8e-3, FULL: 2e-6}  # of the largest result; half of it is rounding the result
-# More than one group of chunks for a warp, and a last one that is not full.
+EPSILON = {HALF: 1e-3, BRAIN: 8e-3, FULL: 2e-6}  # of the largest result; half is for rounding the result
+# More than one group of chunks per warp, and a partial last one.
 COLUMNS = 32 * LANES + 256
 
 pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
@@ -75,9 +75,9 @@ def test_however_a_product_is_dealt_out(tiles):
 
 @pytest.mark.parametrize("kind", ["Q4_K", "Q6_K", "Q8_0"])
 def test_integers_lose_less_than_bfloat16(kind):
-    """Also where one number of a chunk outweighs all others, as some activations of language models do."""
+    """Even if one number of a chunk outweighs all others, as in some activations of language models."""
     weight, exact = planes_of(kind, rows=64)
-    x = torch.randn(1, COLUMNS) / 100  # so that no result is beyond float16
+    x = torch.randn(1, COLUMNS) / 100  # keeps results within float16
     x[:, ::97] *= 1000
     found = multiply_vector(x.to(HALF), weight).double()
     lost = (found - x.to(HALF).double() @ exact.T).norm()
@@ -101,7 +101,7 @@ def test_a_norm_is_divided_out_by_the_products_that_it_is_for(kind, dtype):
     expected = F.rms_norm(x.double(), (COLUMNS,), scale.double(), 1e-3) @ exact.T
     bias = torch.randn(6).to(dtype)
     assert_near(multiply_vector(normed, weight, bias), expected + bias.double(), EPSILON[dtype])
-    gate, up = (expected / 100).chunk(2, -1)  # so that not all gates are open or shut
+    gate, up = (expected / 100).chunk(2, -1)  # so that gates are neither all open nor all shut
     normed = norm_vector(x, scale / 100, 1e-3)
     assert_near(multiply_vector(normed, weight, gated=True), F.silu(gate) * up, 4 * EPSILON[dtype])
 
@@ -134,7 +134,7 @@ def test_few_rows_times_a_weight(kind, dtype):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", FORMS)
-def test_few_rows_in_bfloat16(kind):  # which the interpreter cannot multiply
+def test_few_rows_in_bfloat16(kind):  # the interpreter cannot multiply bfloat16
     weight, exact = planes_of(kind, rows=70)
     x = torch.randn(MOST_ROWS, COLUMNS).to(BRAIN)
     assert_near(multiply_rows(x, weight), x.double() @ exact.T, EPSILON[BRAIN])
@@ -234,8 +234,8 @@ VOCABULARY, WIDTH, INNER = 16, 256, 256
 
 
 def llama_and_its_blocks():
-    """A tiny Llama whose weights are random blocks, and those by the names of modules; v_proj and down_proj
-    are of another kind, as in a Q4_K_M file.
+    """A tiny Llama with random blocks as weights, and the blocks by module name; v_proj and down_proj have
+    another type, as in a Q4_K_M file.
     """
     config = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=1,
@@ -292,12 +292,12 @@ def test_weights_that_lay_at_one_place_one_after_the_other_are_told_apart():
     for name in ("q_proj", "k_proj"):
         name = f"model.layers.0.self_attn.{name}"
         weight = blocks[name]
-        place_of_both[: weight.rows] = weight.data.clone()  # as memory that was freed and is given again
+        place_of_both[: weight.rows] = weight.data.clone()  # like memory that was freed and allocated again
         planes.linear(model, name, BlockWeight(weight.kind, place_of_both[: weight.rows], WIDTH), None)
     assert model.model.layers[0].self_attn.k_proj.out_features == WIDTH // 2
 
 
-# Liger's kernels, and sums of bfloat16, for no interpreter.
+# Liger's kernels and sums of bfloat16 do not run in the interpreter.
 NATIVE = [pytest.param(*case, marks=pytest.mark.gpu) for case in ((1, FULL), (300, FULL), (1, BRAIN))]
 
 

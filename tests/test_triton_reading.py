@@ -20,7 +20,7 @@ from adamas_cli.models.device import has_cuda_gpu
 
 DEVICE = torch.device("cuda" if has_cuda_gpu() else "cpu")
 SETTINGS = ReadSettings(0.01)
-CLOSE = 0.03  # of a share: squares are rounded to the number format of keys, and shares are kept in bfloat16
+CLOSE = 0.03  # of a share: squares are rounded to the keys' number format, and shares are kept in bfloat16
 CAPPED = Softmax(softcap=20.0)
 # batch, heads, KV heads, head_dim, new tokens, tokens before them, softmax
 CASES = {
@@ -33,8 +33,8 @@ CASES = {
 
 
 def chunk(batch, heads, kv_heads, dim, new, past, dtype=torch.float16):
-    """Queries, keys and values of a text whose subject changes, and their means; tokens lie outermost, and
-    what is not filled is not a number.
+    """Queries, keys and values of a text whose subject changes, and their means; tokens are the outermost
+    dimension, and unfilled means are NaN.
     """
     size = new + past
     subject = torch.randn(batch, size // 50 + 1, kv_heads, dim, device=DEVICE)
@@ -50,7 +50,7 @@ def chunk(batch, heads, kv_heads, dim, new, past, dtype=torch.float16):
 
 
 def nothing_like(keys, values):
-    """Room for means, which holds NaN, and for more of them."""
+    """Room for means, and for more of them, full of NaN."""
     means = BlockMeans.empty(keys, values, keys.shape[2] // KEY_BLOCK + 3)
     for part in vars(means).values():
         part.fill_(math.nan)
@@ -58,7 +58,7 @@ def nothing_like(keys, values):
 
 
 def blocks_before(new, past):
-    """Of each tile of queries, how many blocks of keys lie wholly before it: [R, 1]."""
+    """The number of key blocks that lie wholly before each tile of queries: [R, 1]."""
     return torch.arange(past, past + new, QUERY_BLOCK, device=DEVICE).unsqueeze(1) // KEY_BLOCK
 
 
@@ -74,12 +74,12 @@ def as_lists(chosen, new, past):
 
 
 def from_bits(bits):
-    """What `choose_kernel` wrote as bits: bool [B, H, R, blocks]."""
+    """Unpacks the bits that `choose_kernel` wrote: bool [B, H, R, blocks]."""
     return (bits.unsqueeze(-1) >> torch.arange(WORD, device=DEVICE) & 1).bool().flatten(-2)
 
 
 def in_float64(queries, keys, values, means, chosen, scaling, softmax):
-    """Attention to chosen blocks, and to the means of the others, by its definition."""
+    """Attention to chosen blocks, and to the means of the others, by definition."""
     group, new, size = queries.shape[1] // keys.shape[1], queries.shape[2], keys.shape[2]
     past, whole = size - new, size // KEY_BLOCK
     keys, values, mean_keys, mean_values = (
@@ -99,7 +99,7 @@ def in_float64(queries, keys, values, means, chosen, scaling, softmax):
 
 
 def check(case, dtype=torch.float16):
-    """One case by all kernels."""
+    """Runs one case through all kernels."""
     batch, heads, kv_heads, dim, new, past, softmax = case
     queries, keys, values, means = chunk(batch, heads, kv_heads, dim, new, past, dtype)
     scaling = dim**-0.5

@@ -1,6 +1,4 @@
-"""The Triton kernels against the specification: in the interpreter here, natively with `-m gpu` where there
-is a GPU.
-"""
+"""The Triton kernels against the specification: in the interpreter here, natively with `-m gpu` on a GPU."""
 
 from __future__ import annotations
 
@@ -32,7 +30,7 @@ pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
 
 
 class Poisoned(TritonBackend):
-    """Starts every step from scratch buffers of NaN and of positions far outside."""
+    """Starts every step with scratch buffers full of NaN and of positions far out of range."""
 
     def scratch(self, *shape):
         scratch = super().scratch(*shape)
@@ -42,7 +40,7 @@ class Poisoned(TritonBackend):
 
 
 def check(cache, heads, new, settings, groups=None, **options):
-    """Steps equal the specification's; returns how many groups were looked at again in the last, by query."""
+    """Steps equal the specification's; returns how many groups the last one re-read, by query."""
     backend = Poisoned(groups=groups)
     check_steps(backend, cache, heads, new, settings, device=DEVICE, **options)
     return backend.reread()
@@ -50,7 +48,7 @@ def check(cache, heads, new, settings, groups=None, **options):
 
 @pytest.fixture(autouse=True)
 def _mended_interpreter(monkeypatch):
-    """Triton's interpreter cuts off the bits that bfloat16 lacks, where every GPU rounds."""
+    """Triton's interpreter truncates the bits that bfloat16 lacks; every GPU rounds."""
     if DEVICE == "cuda":
         return
     from triton.runtime import interpreter
@@ -100,7 +98,7 @@ def around(*edges):
 
 BUDGET, FORCED, RECENTS = 16, 8, 4
 GROUPS = 64
-# What lies between sinks and recents is dealt to groups, and listed whole as long as it fits.
+# Tokens between sinks and recents are dealt to groups, and all are listed while they fit.
 TURN_EDGES = [RECENTS + turns * GROUPS for turns in (1, 2, 4)]
 LIST_EDGE = RECENTS + FORCED + list_size(BUDGET) * 7 // 8
 
@@ -109,7 +107,7 @@ LIST_EDGE = RECENTS + FORCED + list_size(BUDGET) * 7 // 8
 @pytest.mark.parametrize("size", [*(1, 2, 3, 8), *around(BUDGET, *TURN_EDGES, LIST_EDGE)])
 @pytest.mark.parametrize("heads", [1, 2])
 def test_contexts_around_every_edge(scorer, size, heads):
-    """One query of a KV head is multiplied token by token, two as a tile."""
+    """A single query of a KV head is multiplied token by token, two as a tile."""
     torch.manual_seed(size)
     settings = SparseSettings(budget=BUDGET, scorer=scorer, recents=RECENTS)
     check(make_cache(1, 1, 64, size - 1, 300, settings), heads, 1, settings, groups=GROUPS)
@@ -124,7 +122,7 @@ def test_a_context_of_many_turns(scorer, heads):
 
 
 def group_of(tokens, groups):
-    """The group that each of this many tokens is dealt to."""
+    """The group to which each of this many tokens is dealt."""
     position = torch.arange(tokens)
     return (position % groups) ^ ((position // groups * TWIST.value) & (groups - 1))
 
@@ -133,10 +131,10 @@ def test_every_turn_deals_a_token_to_each_group_in_another_order():
     group = group_of(64 * 128, 128).view(64, 128)
     assert torch.equal(group.sort(1).values, torch.arange(128).expand(64, -1))
     assert torch.equal(group[0], torch.arange(128))
-    for period in (2, 16, 128):  # tokens so far apart are not always in the same groups
+    for period in (2, 16, 128):  # tokens this far apart are not always in the same groups
         far_apart = group.flatten()[::period]
         assert len(far_apart.unique()) == min(128, len(far_apart))
-    assert (group.view(64, 8, 16).diff(dim=2).abs() < 16).all()  # and sixteen side by side stay so
+    assert (group.view(64, 8, 16).diff(dim=2).abs() < 16).all()  # but sixteen neighbours stay neighbours
 
 
 @pytest.mark.parametrize("heads", [1, 2])
@@ -154,7 +152,7 @@ def test_groups_with_three_of_the_best_are_looked_at_again(heads, groups):
 
 
 def test_far_more_extras_than_are_read_at_a_time():
-    """A budget's tokens all in few groups of many turns."""
+    """All tokens of a budget are in few groups of many turns."""
     torch.manual_seed(0)
     settings = SparseSettings(budget=300, sinks=1, recents=1)
     groups, size = 512, 8 * RANK_BLOCK * 8
@@ -186,7 +184,7 @@ def test_a_last_block_that_does_not_fit_is_moved_back(capacity):
 
 @pytest.mark.parametrize(("scorer", "size"), [("dot", 16), ("manhattan", 24), ("dot", 128)])
 def test_sixteen_new_tokens(scorer, size):
-    """More than the recents, so that some of them are ranked by codes that this step writes."""
+    """More than the recents, so that some are ranked by codes that this step writes."""
     torch.manual_seed(size)
     settings = SparseSettings(budget=16, scorer=scorer)
     check(make_cache(1, 1, 32, size - 16, 128, settings, HALF), 2, 16, settings)
@@ -265,7 +263,7 @@ def test_zero_queries(scorer, size):
 
 
 def large(*shape):
-    """Some heads attend broadly, others to a few tokens."""
+    """Some heads attend broadly, others to few tokens."""
     return torch.randn(shape) * torch.logspace(-1, 1, shape[1])[:, None, None]
 
 

@@ -1,7 +1,7 @@
-"""A tokenizer made of a GGUF file's keys is the one that the model's publisher has.
+"""A tokenizer made from a GGUF file's keys equals the publisher's.
 
-`llama_cpp_pieces.json` holds how many bytes long llama.cpp made the pieces of some texts by each rule; null
-where it only approximates the publisher's pattern, which `PUBLISHED` has instead.
+`llama_cpp_pieces.json` holds the byte lengths of llama.cpp's pieces of some texts by each rule; null where
+llama.cpp only approximates the publisher's pattern, which is then in `PUBLISHED`.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def vocabulary(*more: str) -> list[str]:
 
 
 def keys(rule: str | None = "gpt-2", model: str = "gpt2", **others: Any) -> dict[str, Any]:
-    """Those of a file with a byte-level vocabulary; None leaves one out."""
+    """The keys of a file with a byte-level vocabulary; None leaves one out."""
     tokens = others.pop("tokens", vocabulary("<end>", "<tool>", "[PAD0]"))
     plain = {
         "model": model,
@@ -98,7 +98,7 @@ def keys(rule: str | None = "gpt-2", model: str = "gpt2", **others: Any) -> dict
 
 
 def of_family(family: str, rule: str) -> tuple[Tokenizer, Any]:
-    """A trained tokenizer, and the one made of what a GGUF file would say of it."""
+    """A trained tokenizer, and the one made from what a GGUF file would say about it."""
     trained = build(family)
     model = json.loads(trained.to_str())["model"]
     added = {id_: token.special for id_, token in trained.get_added_tokens_decoder().items()}
@@ -198,7 +198,7 @@ def test_a_note_comes_only_where_splitting_may_be_off(rule: str | None) -> None:
 
 
 def lines_of_words() -> tuple[list[str], list[float], list[int]]:
-    """A vocabulary of pieces in the order in which training made them, and so of their scores."""
+    """A vocabulary of pieces in the order of training, and so of scores."""
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.Split(Regex("\n+|▁*[^▁\n]*"), "isolated")
     trainer = trainers.BpeTrainer(vocab_size=1500, show_progress=False)
@@ -216,7 +216,7 @@ def lines_of_words() -> tuple[list[str], list[float], list[int]]:
 
 
 def greedy(text: str, tokens: list[str], scores: list[float], kinds: list[int]) -> list[str]:
-    """SentencePiece by its definition: join the neighbours whose piece has the highest score, left first."""
+    """SentencePiece by definition: join the neighbours whose piece has the highest score, left first."""
     score = {token: s for token, s, kind in zip(tokens, scores, kinds, strict=True) if kind == 1}
     parts = list(text.replace(" ", "▁"))
     while True:

@@ -1,4 +1,4 @@
-"""Vocabularies in other files than tokenizer.json give the tokens that their own libraries do."""
+"""Vocabularies in files other than tokenizer.json give the same tokens as their own libraries."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def made(directory: Path) -> Tokenizer:
 
 
 def spelled(tokenizer: Tokenizer, directory: Path, text: str, **options: bool) -> list[str]:
-    """The tokens of a text as its vocabulary writes them."""
+    """The tokens of a text, spelled as in its vocabulary."""
     reference = Reference.from_file(str(tokenizer_folder(directory, Silent()) / "tokenizer.json"))
     return [reference.id_to_token(id_) for id_ in tokenizer.encode(text, **options).tolist()]
 
@@ -67,7 +67,7 @@ def spelled(tokenizer: Tokenizer, directory: Path, text: str, **options: bool) -
 
 
 def field(number: int, value: int | float | bytes) -> bytes:
-    """One field of a protobuf message."""
+    """A field of a protobuf message."""
     if isinstance(value, bytes):
         return varint(number << 3 | 2) + varint(len(value)) + value
     if isinstance(value, float):
@@ -81,7 +81,7 @@ def varint(value: int) -> bytes:
 
 
 def spm(kind: int = BPE, *, prefix: bool = True, squeeze: bool = False) -> bytes:
-    """A model of a few pieces; the later one has the lower score, as SentencePiece trains them."""
+    """A model of a few pieces; later ones have lower scores, as in SentencePiece's training."""
     words = ["▁t", "he", "▁the", "ca", "▁ca", "▁cat", "at", *"▁tTheca\n1"]
     pieces: list[tuple[str, float, int]] = [
         ("<unk>", 0.0, UNKNOWN),
@@ -107,7 +107,7 @@ def spm(kind: int = BPE, *, prefix: bool = True, squeeze: bool = False) -> bytes
         ("the\ncat", False, ["t", "he", "\n", "ca", "t"]),
         ("  the", False, ["▁", "▁the"]),
         ("é", False, ["<0xC3>", "<0xA9>"]),
-        ("<s>", False, ["<0x3C>", "<0x73>", "<0x3E>"]),  # no control token comes of text
+        ("<s>", False, ["<0x3C>", "<0x73>", "<0x3E>"]),  # text never becomes a control token
     ],
 )
 def test_sentencepiece_merges(tmp_path: Path, text: str, begins: bool, expected: list[str]) -> None:
@@ -117,7 +117,7 @@ def test_sentencepiece_merges(tmp_path: Path, text: str, begins: bool, expected:
 
 def test_sentencepiece_chooses_by_scores(tmp_path: Path) -> None:
     directory = folder(tmp_path, tokenizer__model=spm(UNIGRAM, squeeze=True))
-    # `▁the` costs 3 and `▁cat` 6, less than their parts together.
+    # `▁the` costs 3 and `▁cat` 6, less than their parts.
     assert spelled(made(directory), directory, " the   cat ", begins=True) == ["▁the", "▁cat"]
 
 
@@ -175,7 +175,7 @@ def test_added_tokens_take_the_ids_that_the_settings_name(tmp_path: Path) -> Non
     last = 270 + 10
     added = {
         str(last): {"content": "<|end|>", "special": True},
-        "259": {"content": "<|user|>", "special": True},  # which was [IN]
+        "259": {"content": "<|user|>", "special": True},  # replaces [IN]
     }
     directory = folder(
         tmp_path,
@@ -215,7 +215,7 @@ def tiktoken_file() -> bytes:
 
 
 def tekken_file(*control: str, **config: Any) -> dict[str, Any]:
-    """With 4 ids for control tokens before the others, of which the last word is left out."""
+    """With 4 ids for control tokens before the others; the last word is left out."""
     size = {"default_num_special_tokens": 4, "default_vocab_size": 4 + len(RANKS) - 1}
     vocabulary = [
         {"rank": rank, "token_bytes": base64.b64encode(token).decode()} for token, rank in RANKS.items()
@@ -341,7 +341,7 @@ def test_damaged_vocabularies_are_one_sentence(tmp_path: Path, files: dict[str, 
 
 @pytest.fixture
 def model(tiny_model: Path, tmp_path: Path) -> Path:
-    """The tiny model of 258 tokens, with as many in a tekken.json alone."""
+    """The tiny model of 258 tokens, with only a tekken.json of the same size."""
     copy = tmp_path / "model"
     shutil.copytree(tiny_model, copy)
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -404,7 +404,7 @@ def test_where_a_space_is_put(normalizer: Any, pre_tokenizer: Any, places: str |
 def test_ids_are_those_of_pieces_of_any_length(tmp_path: Path) -> None:
     tokenizer = made(folder(tmp_path, tokenizer__model=spm()))
     assert tokenizer.piecewise
-    text = "the cat at the\ncat  the cat\n" * 6000  # more than a block
+    text = "the cat at the\ncat  the cat\n" * 6000  # longer than a block
     whole = tokenizer.encode(text, begins=True)
     reference = Reference.from_file(
         str(tokenizer_folder(tmp_path / "vocabulary", Silent()) / "tokenizer.json")

@@ -1,4 +1,4 @@
-"""Chat templates of thinking models, cut down to what they do about thoughts: marks, switches and ends."""
+"""Chat templates of thinking models, reduced to what concerns thoughts: marks, switches and ends."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Thinker:
-    """A family of models. tokens: that its vocabulary adds for control; words: added without being control.
-    end: of a reply. tail: how prompts end where a user tells nothing, without, where one tells not to think.
-    said: a reply with the thought `Hm.` and the answer `Anna.`; thought: one that ends within the thought.
+    """A family of models. tokens: control tokens added to its vocabulary; words: other added tokens. end: the
+    end of a reply. tail: the end of prompts by default; without: if the model is told not to think. said: a
+    reply with the thought `Hm.` and the answer `Anna.`; thought: one that ends within the thought.
     """
 
     template: str

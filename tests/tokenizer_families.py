@@ -1,4 +1,4 @@
-"""Small tokenizers of every family that `adamas_cli.prompt.tokens` knows, trained on text that comes with
+"""Small tokenizers of every family that `adamas_cli.prompt.tokens` supports, trained on text that comes with
 Python.
 """
 
@@ -31,7 +31,7 @@ FAMILIES = (*PIECEWISE, "unknown")
 
 @cache
 def prose() -> str:
-    """Python's documentation (some 440,000 characters): English, code, tables, white space."""
+    """Python's documentation (about 440,000 characters): English, code, tables, white space."""
     return "\n".join(topics.values())
 
 
@@ -64,10 +64,10 @@ def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
 
 
 def _gemma() -> Tokenizer:
-    """Merges over whole lines with spaces as blocks, and bytes for what the vocabulary lacks."""
+    """Merges over whole lines with spaces as blocks, and bytes for whatever the vocabulary lacks."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
-    # Trained on lines, as SentencePiece does, and on words with their space before them.
+    # Trained on lines, like SentencePiece, and on words with the preceding space.
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("\n+|▁*[^▁\n]*"), "isolated")
     tokens = ["<bos>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=2000, show_progress=False, special_tokens=tokens)
@@ -85,7 +85,7 @@ def _gemma() -> Tokenizer:
 
 
 def _with_every_split(tokenizer: Tokenizer) -> Tokenizer:
-    """The same vocabulary as conversions from tiktoken write it: whole words first, every split a merge."""
+    """The same vocabulary as converted from tiktoken: whole words first, every split a merge."""
     saved = json.loads(tokenizer.to_str())
     vocabulary = saved["model"]["vocab"]
     special = {token["content"] for token in saved["added_tokens"]}
@@ -126,7 +126,7 @@ def save(tokenizer: Tokenizer, directory: Path) -> Path:
 
 
 def truth(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
-    """What the library gives for all of a text at once when it knows no added token."""
+    """The library's tokens for a whole text at once, without any added token."""
     saved = json.loads(tokenizer.to_str())
     saved["added_tokens"] = []
     saved["post_processor"] = None

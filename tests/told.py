@@ -1,4 +1,4 @@
-"""What a user is told, by notes and by errors: settings are named as the command line spells them."""
+"""What users read in notes and errors, with settings named as on the command line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adamas_cli.terminal.spelling import spelled
 
 
 class Notes(Silent):
-    """Remembers what it was told."""
+    """Records its notes."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -25,7 +25,7 @@ class Notes(Silent):
 
 @contextmanager
 def raises_told(kind: type[AdamasError], match: str) -> Iterator[pytest.ExceptionInfo[AdamasError]]:
-    """Like pytest.raises, of the message as a user reads it."""
+    """Like pytest.raises, but matches the message as a user reads it."""
     with pytest.raises(kind) as caught:
         yield caught
     told = spelled(caught.value.message)
