@@ -113,7 +113,7 @@ class SlidingLayer(Layer, CacheLayerMixin):
         softmax = replace(softmax, window=self.window)
         if (
             mode.dense is not None and mode.answers and keys.shape[2] <= LARGEST_STEP
-        ):  # writes where its token lies
+        ):  # rewrites its token in place
             return mode.dense.dense_step(queries, keys, values, self.uncoded(), scaling, softmax)[0]
         assert self._seen is not None
         return _attend_to(self._seen, queries, scaling, softmax)

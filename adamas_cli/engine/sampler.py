@@ -103,8 +103,8 @@ class Sampler:
         return Likelihood(float(logprob), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
 
     def replace(self) -> None:
-        """Another token is said than the drawn one: nothing is reported for it, and later ones are
-        forgotten.
+        """A token other than the drawn one is said: nothing is reported for it, and later draws are
+        dropped.
         """
         if self._alternatives is not None:
             self._untold = deque([None])

@@ -39,7 +39,7 @@ def require_known_code(directory: Path, *, trust_remote_code: bool) -> None:
     try:
         config: dict[str, Any] = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
         own = config.get("auto_map")
-    except (OSError, ValueError, AttributeError):  # reported by whoever needs its content
+    except (OSError, ValueError, AttributeError):  # reported when the content is needed
         return
     if not own:
         return

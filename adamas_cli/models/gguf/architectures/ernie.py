@@ -23,9 +23,7 @@ def _ernie_moe(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
     fields = expert_fields(keys)
     layers = common["num_hidden_layers"]
     shared = keys.get("expert_shared_count", 0)
-    keys.get(
-        "expert_shared_feed_forward_length"
-    )  # some converters write another number; the tensors decide
+    keys.get("expert_shared_feed_forward_length")  # some converters write another number; the tensors decide
     return {
         **_ernie(keys, common),
         "moe_num_experts": fields["num_experts"],
