@@ -1,1 +1,1 @@
-"""The KV cache of one timeline: an object for each layer of a model, and the memory that they grow in."""
+"""The KV cache of one timeline: an object for each layer of a model, and the memory they grow in."""

@@ -1,4 +1,4 @@
-"""All layers of one timeline's cache, in the form that transformers' models take."""
+"""All layers of one timeline's cache, in the form transformers' models expect."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from adamas_cli.cache.tally import Tally
 from adamas_cli.models.shape import shape_of_config
 from adamas_cli.settings import DENSE_LAYERS
 
-RETRACTING = {FULL, SLIDING}  # kinds of layers that forget their last tokens at little cost
+RETRACTING = {FULL, SLIDING}  # kinds of layers that can cheaply forget their last tokens
 
 
 class KVCache(DynamicCache):
     """One object for each layer of the model. transformers sees them as `layers`, timelines as `kept`.
 
-    extent: the tokens in it, as the device knows them. placement: of keys and values. sparse_from: the first
-    token that was read sparsely; None where none was.
+    extent: the token count, as the device knows it. placement: of keys and values. sparse_from: the first
+    token that was read sparsely; None if none was.
     """
 
     sparse_from: int | None = None
@@ -68,8 +68,8 @@ class KVCache(DynamicCache):
     ) -> Self:
         """The cache for a text model's config. served: whether its layers attend through this module's; if
         not, transformers keeps all of them. sparse: how all but the first `dense_layers` may choose tokens.
-        reads: whether all but the first DENSE_LAYERS may read sparsely. formats: of what layers keep of all
-        tokens, latents aside; None as they come.
+        reads: whether all but the first DENSE_LAYERS may read sparsely. formats: of keys and values in full
+        layers, except latents; None to keep the model's own.
         """
         extent = Extent(torch.zeros(1, dtype=torch.int32, device=device))
         if not served:
@@ -101,13 +101,13 @@ class KVCache(DynamicCache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """As transformers' models call it before a layer attends; see `attending`."""
+        """Called by transformers' models before a layer attends; see `attending`."""
         self._updated = self.kept[layer_idx]
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     def attending(self, module: Any) -> Layer:
-        """The layer that attends now: the one that was updated since another attended, else that of the
-        model's module. A module may serve several layers, and then knows the number of none.
+        """The layer that attends now: the last one updated, if no other has attended since; else the layer of
+        the model's module. A module that serves several layers knows the index of none.
         """
         layer, self._updated = self._updated, None
         return self.kept[module.layer_idx] if layer is None else layer
@@ -129,17 +129,17 @@ class KVCache(DynamicCache):
 
     @property
     def capacity(self) -> int:
-        """Tokens that there is room for, in layers that know."""
+        """Tokens there is room for, in layers that know."""
         return max((layer.capacity for layer in self.kept), default=0)
 
     @property
     def dense_tokens(self) -> int:
-        """Tokens at its beginning that were read densely, as all tokens before them were."""
+        """Leading tokens that were read densely."""
         length = self.get_seq_length()
         return length if self.sparse_from is None else min(length, self.sparse_from)
 
     def begin_answer(self, mode: Mode) -> None:
-        """Changes: what a mode of answering needs is there, codes of all tokens and an empty tally."""
+        """Changes: prepares an answer in this mode, with codes of all tokens and an empty tally."""
         if mode.sparse is not None:
             self.encode()
         if mode.tally is not None:
@@ -147,8 +147,8 @@ class KVCache(DynamicCache):
         self.extent.lengths.fill_(self.get_seq_length())
 
     def advance(self, tokens: int, mode: Mode) -> None:
-        """Changes: the tokens of a pass that is through all layers are counted, on the device too, and it is
-        noted how they were read.
+        """Changes: counts the tokens of a pass that went through all layers, on the device too, and notes how
+        they were read.
         """
         if mode.read is not None and self.sparse_from is None:
             self.sparse_from = self.get_seq_length() - tokens
@@ -156,19 +156,17 @@ class KVCache(DynamicCache):
             self.extent.lengths += tokens
 
     def count_attention(self) -> None:
-        """Changes: there is a tally of what answers attend to."""
+        """Changes: starts a tally of what answers attend to."""
         if self._sparse is not None:
             self.tally = Tally(self.capacity, self.extent.lengths.device)
 
     def encode(self) -> None:
-        """Changes: all tokens have codes. What the codebooks are fitted to here serves all questions after
-        it.
-        """
+        """Changes: encodes all tokens. The codebooks fitted here serve all later questions."""
         for layer in self.kept:
             layer.encode()
 
     def encode_again(self, sparse: Sparse) -> None:
-        """Changes: codes of all tokens by other settings."""
+        """Changes: encodes all tokens again with other settings."""
         self._sparse = sparse
         for layer in self.kept:
             layer.encode_again(sparse)
@@ -180,7 +178,7 @@ class KVCache(DynamicCache):
         self._widen_tally()
 
     def make_room(self, tokens: int) -> None:
-        """Changes: room for this many tokens after those that are there, in every layer."""
+        """Changes: makes room for this many more tokens in every layer."""
         for layer in self.kept:
             layer.make_room(tokens)
         self._widen_tally()
@@ -190,22 +188,22 @@ class KVCache(DynamicCache):
             self.extent.version += 1
 
     def count(self, new: int, mode: Mode) -> None:
-        """Changes: this many tokens more are there, which a step wrote without a call of these layers."""
+        """Changes: counts this many more tokens, which a step wrote without calling these layers."""
         for layer in self.kept:
             layer.count(new, mode)
 
     @property
     def retracts(self) -> bool:
-        """Whether tokens of the last step can be taken back at little cost."""
+        """Whether tokens of the last step can be taken back cheaply."""
         return self.kinds <= RETRACTING
 
     def before_step(self) -> list[Any]:
-        """What `retract` needs to take back tokens of the step that comes next."""
+        """What `retract` needs to take back tokens of the next step."""
         return [layer.before_step() for layer in self.kept]
 
     def retract(self, tokens: int, before: list[Any]) -> None:
-        """Changes: of the tokens of the last step only the first ones stay, up to this many in all, and it is
-        as if the others had never come, where it `retracts`.
+        """Changes: keeps only the first tokens of the last step, up to this many in all, as if the others had
+        never come. Only where it `retracts`.
         """
         if tokens == self.get_seq_length():
             return
@@ -214,11 +212,11 @@ class KVCache(DynamicCache):
         self.extent.lengths.fill_(tokens)
 
     def mark(self) -> list[Any]:
-        """The present state, to `rewind` to, any number of times."""
+        """The current state, for `rewind`, any number of times."""
         return [layer.mark() for layer in self.kept]
 
     def rewind(self, mark: list[Any]) -> None:
-        """Changes: every token since `mark` is forgotten, in every layer."""
+        """Changes: forgets every token since `mark`, in every layer."""
         for layer, layer_mark in zip(self.kept, mark, strict=True):
             layer.rewind(layer_mark)
         self._show()
@@ -228,13 +226,13 @@ class KVCache(DynamicCache):
         return all(layer.can_truncate(tokens) for layer in self.kept)
 
     def truncate(self, tokens: int) -> None:
-        """Changes: all but the first tokens are forgotten, where `can_truncate`; see `FullLayer.truncate`."""
+        """Changes: forgets all but the first tokens, where `can_truncate`; see `FullLayer.truncate`."""
         for layer in self.kept:
             layer.truncate(tokens)
         self._show()
 
     def fork(self) -> KVCache:
-        """A copy that goes on by itself."""
+        """A copy that continues independently."""
         extent = self.extent.fork()
         other = KVCache([layer.fork(extent) for layer in self.kept], extent, self.placement, self._sparse)
         other.sparse_from = self.sparse_from
@@ -243,15 +241,15 @@ class KVCache(DynamicCache):
         return other
 
     def _show(self) -> None:
-        """Let transformers and the device see what the layers are now, which have forgotten tokens."""
+        """Show transformers and the device the layers after tokens were forgotten."""
         if self.dense_tokens == self.get_seq_length():
             self.sparse_from = None
         self.layers[:] = [layer.shown for layer in self.kept]
         self.extent.lengths.fill_(self.get_seq_length())
 
     def stored(self, start: int, end: int) -> dict[str, Tensor]:
-        """What to store of tokens [start, end), which were read last, by names such as `3.keys`. Nothing of
-        it changes when more tokens are read.
+        """What to store of tokens [start, end), the last ones read, by names such as `3.keys`. It does not
+        change when more tokens are read.
         """
         return {
             f"{index}.{name}": part
@@ -262,7 +260,7 @@ class KVCache(DynamicCache):
     def open(
         self, shapes: Mapping[str, tuple[torch.dtype, tuple[int, int]]], length: int, device: torch.device
     ) -> None:
-        """Changes: room for stored tokens, this many. shapes: number format, heads and width of keys and
+        """Changes: makes room for this many stored tokens. shapes: number format, heads and width of keys and
         values.
         """
         empty = {
@@ -274,12 +272,12 @@ class KVCache(DynamicCache):
             layer.open(by_layer.get(index, {}), length)
 
     def place(self, name: str, start: int, end: int) -> Tensor:
-        """Where keys or values of tokens [start, end) belong, after `open`; see `TokenBuffer.lying`."""
+        """The place of keys or values of tokens [start, end), after `open`; see `TokenBuffer.lying`."""
         index, part = split_name(name)
         return self.kept[index].place(part, start, end)
 
     def restored(self, length: int, states: Mapping[str, Tensor]) -> None:
-        """Changes: this many tokens are in their places, with these states at the last one."""
+        """Changes: this many tokens are now in place, with these states at the last one."""
         by_layer = _by_layer(states)
         for index, layer in enumerate(self.kept):
             layer.restored(length, by_layer.get(index, {}))
@@ -308,18 +306,18 @@ class KVCache(DynamicCache):
         }
 
     def restored_codes(self, parts: Mapping[str, Tensor]) -> None:
-        """Changes: these, as `codes` gave them, are the codes of all tokens in the cache."""
+        """Changes: these, as returned by `codes`, become the codes of all tokens in the cache."""
         for index, layer_parts in _by_layer(parts).items():
             self.kept[index].restored_codes(layer_parts)
 
 
 def layer_types(config: PreTrainedConfig) -> list[str]:
-    """The kind of each layer by the names transformers uses; models that name none have full attention."""
+    """The kind of each layer, by transformers' names; models that name none have full attention."""
     return [layer.kind for layer in shape_of_config(config).by_layer]
 
 
 def _by_layer(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    """Each layer's tensors by the names that it gave them."""
+    """Each layer's tensors, by the layer's own names for them."""
     layers: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, part = split_name(name)

@@ -1,4 +1,4 @@
-"""The 2-bit codes of one layer's keys, and the codebook that they are by."""
+"""The 2-bit codes of one layer's keys, and their codebook."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from adamas_cli.cache.extent import Extent
 from adamas_cli.cache.forkable import codes_beside, forked
 from adamas_cli.cache.mode import Sparse
 
-REFIT = 2  # times as many tokens as a codebook was fitted to
+REFIT = 2  # refit at this multiple of the tokens a codebook was fitted to
 
 
 @dataclass(frozen=True)
 class CodesMark:
-    """The codebook at some length, None before the first, and the tokens that it was fitted to."""
+    """The codebook at some length, None before the first, and how many tokens it was fitted to."""
 
     codebook: Codebook | None
     fitted: int
 
 
 def coded(kept: DenseCache, codes: Tensor, scales: Tensor, codebook: Codebook) -> LayerCache:
-    """A layer's buffers with codes. It has a sum of values."""
+    """A layer's buffers with codes; the layer must have a sum of values."""
     assert kept.value_sum is not None
     return LayerCache(
         kept.keys, kept.values, codes, scales, kept.value_sum, codebook, kept.length, kept.centre
@@ -34,7 +34,7 @@ def coded(kept: DenseCache, codes: Tensor, scales: Tensor, codebook: Codebook) -
 
 
 class Codes:
-    """Made of keys that lie elsewhere; a sixteenth of their size.
+    """The codes of keys in another buffer; a sixteenth of their size.
 
     layer: the layer as the kernels take it, once something is encoded.
     """
@@ -42,19 +42,19 @@ class Codes:
     def __init__(self, sparse: Sparse, extent: Extent) -> None:
         self.sparse = sparse
         self.layer: LayerCache | None = None
-        self.encoded = 0  # tokens that have codes by its codebook
+        self.encoded = 0  # tokens encoded with its codebook
         self.fitted = 0  # tokens that the codebook was fitted to
         self._extent = extent
 
     def encode(
         self, kept: DenseCache, keys: Callable[[slice], Tensor], power: Tensor, tokens: int, capacity: int
     ) -> None:
-        """Codes of those of the first tokens that have none yet. kept: the layer's buffers; keys: of some
-        tokens, [B, K, n, D], as numbers; power: of its queries, float32 [B, K, D]; capacity: tokens that
-        there is to be room for.
+        """Encode the first `tokens` tokens, as far as they have no codes. kept: the layer's buffers; keys: of
+        some tokens, [B, K, n, D], unpacked; power: of its queries, float32 [B, K, D]; capacity: tokens to
+        make room for.
 
-        The codebook is fitted to all keys so far, and again where they have become REFIT times as many: those
-        of later positions have another mean (docs/accuracy.md).
+        The codebook is fitted to all keys so far, and again once there are REFIT times as many: keys at later
+        positions have another mean (docs/accuracy.md).
         """
         if self.layer is None or tokens >= REFIT * self.fitted:
             codebook = fit_codebook(keys(sampled(tokens)), power, self.sparse.settings)
@@ -72,16 +72,16 @@ class Codes:
             self.encoded = tokens
 
     def forget_fitting(self, sparse: Sparse) -> None:
-        """From here on by other settings: the next `encode` fits a codebook to all keys and encodes them."""
+        """Use other settings from now on: the next `encode` fits a codebook to all keys and encodes them."""
         self.sparse, self.fitted = sparse, 0
 
     def follow(self, keys: Tensor, values: Tensor) -> None:
-        """Keys and values lie in these buffers now."""
+        """Use these buffers of keys and values from now on."""
         if self.layer is not None:
             self.layer.keys, self.layer.values = keys, values
 
     def widen(self, capacity: int) -> None:
-        """Room for this many tokens, in larger buffers."""
+        """Make room for this many tokens, in larger buffers."""
         if self.layer is None:
             return
         codes, scales = codes_beside(self.layer.keys, capacity)
@@ -113,7 +113,7 @@ class Codes:
         self.encoded = min(self.encoded, tokens)
 
     def copy_of(self, other: Codes, kept: DenseCache, capacity: int) -> None:
-        """Have what `other` has, for keys that lie in these buffers."""
+        """Copy the state of `other`, for keys in these buffers."""
         if other.layer is None:
             return
         codes, scales = forked(other.layer.codes), forked(other.layer.scales)
@@ -122,25 +122,25 @@ class Codes:
             seen = slice(0, other.encoded)
             codes[:, :, seen] = other.layer.codes[:, :, seen]
             scales[:, :, seen] = other.layer.scales[:, :, seen]
-        self.layer = coded(kept, codes, scales, other.layer.codebook)  # which nothing writes into
+        self.layer = coded(kept, codes, scales, other.layer.codebook)  # the codebook is read-only
         self.encoded, self.fitted = other.encoded, other.fitted
 
     def parts(self, tokens: int) -> dict[str, Tensor]:
-        """Copies of all codes, [K, W, n], with their scales, [K, n], and the codebook; empty where it was not
-        fitted to just these tokens.
+        """Copies of all codes, [K, W, n], with their scales, [K, n], and the codebook; empty if it was not
+        fitted to exactly these tokens.
         """
         if self.layer is None or self.fitted != tokens:
             return {}
         layer, seen = self.layer, slice(0, tokens)
         book = {field.name: getattr(layer.codebook, field.name)[0] for field in fields(Codebook)}
         codes = {"codes": layer.codes[0, :, seen].transpose(1, 2), "scales": layer.scales[0, :, seen]}
-        # Copies: a codebook that is fitted anew changes all codes where they lie.
+        # Copies, because refitting a codebook rewrites all codes in place.
         return {
             name: part.clone(memory_format=torch.contiguous_format) for name, part in (codes | book).items()
         }
 
     def restored(self, parts: Mapping[str, Tensor], kept: DenseCache, tokens: int, capacity: int) -> None:
-        """These, as `parts` gave them, are the codes of all tokens, this many."""
+        """These, as returned by `parts`, become the codes of all tokens, this many."""
         codes, scales = codes_beside(kept.keys, capacity)
         codes[0, :, :tokens] = parts["codes"].transpose(1, 2)
         scales[0, :, :tokens] = parts["scales"]
@@ -150,7 +150,7 @@ class Codes:
         self._extent.version += 1
 
     def _use(self, codebook: Codebook, fitted: int) -> None:
-        """A codebook by which no token has codes yet."""
+        """Switch to a codebook that no token is encoded with yet."""
         assert self.layer is not None
         self.layer.codebook = codebook
         self.fitted, self.encoded = fitted, 0

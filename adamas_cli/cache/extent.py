@@ -9,11 +9,11 @@ from torch import Tensor
 
 @dataclass
 class Extent:
-    """What all layers of one cache share.
+    """State shared by all layers of one cache.
 
     lengths: tokens before the current step, int32 [1] on the layers' device, so that no step waits for the
-    host. version: another one after each change of what a step reads, but for the contents of its buffers.
-    reach: the length by which positions turn, see `models/rotary.py`; 0 for that of the original context.
+    host. version: changes whenever something a step reads is replaced, as opposed to rewritten in place.
+    reach: the length that sets how positions rotate, see `models/rotary.py`; 0 for the original context's.
     """
 
     lengths: Tensor
@@ -21,5 +21,5 @@ class Extent:
     reach: int = 0
 
     def fork(self) -> Extent:
-        """A copy that goes on by itself."""
+        """A copy that continues independently."""
         return Extent(self.lengths.clone(), reach=self.reach)

@@ -10,12 +10,12 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidi
 from adamas_cli.cache.extent import Extent
 from adamas_cli.cache.layer import Layer
 
-# Attention layers grow by new tensors and never write into old ones, so copies of these can share them.
+# Attention layers grow by creating new tensors and never write into old ones, so their copies can share them.
 _SHARED = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 class ForeignLayer(Layer):
-    """Its state can be copied and put back, and nothing else is known of it.
+    """Its state can be copied and restored; nothing else is known of it.
 
     inner: transformers' layer, which `rewind` replaces.
     """

@@ -1,7 +1,7 @@
-"""Memory of a CPU that forks of a cache share: the system copies a page of it when a fork writes there.
+"""CPU memory that forks of a cache share: the system copies a page when a fork writes to it.
 
-So a document's keys, values and codes are in memory once, however many answers go on from it, and each of
-them sees plain tensors. Linux has files in memory for it; elsewhere forks are copies.
+So a document's keys, values and codes are in memory once, however many answers continue from it, and each
+answer sees plain tensors. This uses Linux's in-memory files; elsewhere forks are copies.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from torch import Tensor
 
 MAPS_FILES = hasattr(os, "memfd_create")
 _FAILED = ctypes.c_void_p(-1).value
-_files: dict[int, tuple[int, int]] = {}  # number and bytes of each file, by the address where it was mapped
+_files: dict[int, tuple[int, int]] = {}  # number and bytes of each file, by the address where it is mapped
 
 
 def empty_like(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """An uninitialized tensor of this shape that can be forked, or any where there is no such memory.
+    """An uninitialized tensor of this shape that can be forked, or an ordinary one if there is no such
+    memory.
 
-    like: on whose device it is to be.
+    like: sets the device.
     """
     size = max(1, torch.Size(shape).numel()) * dtype.itemsize
     memory = _new(size) if like.device.type == "cpu" and MAPS_FILES else None
@@ -33,8 +34,8 @@ def empty_like(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tens
 
 
 def forked(x: Tensor) -> Tensor | None:
-    """A tensor with the same numbers, which may be written to and changes nothing here; None where that takes
-    a copy. As long as it is used, what is read there must not change here.
+    """A tensor with the same numbers; writing to it changes nothing here. None if that takes a copy. While it
+    is used, the shared contents must not change here.
     """
     known = _files.get(x.untyped_storage().data_ptr())
     memory = None if known is None else _mapped(*known, mmap.MAP_PRIVATE)
@@ -45,7 +46,7 @@ def forked(x: Tensor) -> Tensor | None:
 
 
 def codes_beside(keys: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
-    """See `allocate_codes`: in memory of the same kind as the keys."""
+    """See `allocate_codes`; in the same kind of memory as the keys."""
     if keys.untyped_storage().data_ptr() not in _files:
         return allocate_codes(keys, capacity)
     codes, scales = allocate_codes(keys.to("meta"), capacity)
@@ -54,7 +55,7 @@ def codes_beside(keys: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
 
 
 def _new(size: int) -> Any:
-    """A file in memory, mapped; None where the system has no more of them."""
+    """A mapped in-memory file; None if the system has no more."""
     try:
         file = os.memfd_create("adamas")
     except OSError:
@@ -74,7 +75,7 @@ def _new(size: int) -> Any:
 
 
 def _mapped(file: int, size: int, kind: int) -> Any:
-    """The bytes of a file, which go when nothing uses them any more; None where they cannot be mapped."""
+    """The mapped bytes of a file, unmapped when no longer used; None if they cannot be mapped."""
     library = _library()
     reads_and_writes = mmap.PROT_READ | mmap.PROT_WRITE
     address = library.mmap(None, size, reads_and_writes, kind, file, 0)
@@ -86,14 +87,14 @@ def _mapped(file: int, size: int, kind: int) -> Any:
 
 
 def _close(address: int) -> None:
-    """Forget a file; its memory goes with the last fork."""
+    """Forget a file; its memory is freed with the last fork."""
     file, _ = _files.pop(address)
     os.close(file)
 
 
 @cache
 def _library() -> ctypes.CDLL:
-    """The system's functions: Python's own mappings hold a file each open."""
+    """The system's functions. Python's own mappings would each keep a file open."""
     library = ctypes.CDLL(None)
     library.mmap.restype = ctypes.c_void_p
     library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]

@@ -1,4 +1,4 @@
-"""How keys and values are kept, by the names that a user has for it."""
+"""How keys and values are kept, by the names users choose from."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ Formats = tuple[torch.dtype, torch.dtype]  # of rows of keys and of values, see 
 
 
 def formats_of(kept: CacheDType, dtype: torch.dtype) -> Formats | None:
-    """Of the cache of a model that computes in this number format; None where they are kept as they come.
+    """The formats for a cache of a model that computes in this number format; None to keep the model's own.
 
-    With `int4` keys have 8 bits all the same: with fewer, some models answer something else
-    (docs/accuracy.md).
+    `int4` still keeps keys in 8 bits: with fewer, some models' answers change (docs/accuracy.md).
     """
     if kept == "16":
         return (torch.float16, torch.float16) if dtype == torch.float32 else None

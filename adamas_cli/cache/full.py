@@ -35,13 +35,11 @@ from adamas_cli.cache.mode import Mode, Sparse, SparseReading
 from adamas_cli.cache.names import STREAMS
 from adamas_cli.cache.placement import Placement
 
-QUERY_STRIDE = 8  # of which one query is looked at, for the mean square of coordinates
+QUERY_STRIDE = 8  # one query in this many is sampled for the mean square of coordinates
 
 
 def rows_like(states: Sequence[Tensor], formats: Formats | None) -> list[Tensor]:
-    """Empty keys and values [B, K, 0, R], as rows of these formats, where they can be, of others like
-    them.
-    """
+    """Empty keys and values [B, K, 0, R] like these, as rows of these formats if they fit."""
     if formats is None or not all(is_packed(x.dtype) or fits(x.shape[3]) for x in states):
         return list(states)
     return [
@@ -61,12 +59,12 @@ class FullMark:
 
 
 class FullLayer(Layer, CacheLayerMixin):
-    """K and V of one full-attention layer, [B, K, S, D]; their codes if `sparse` says how to choose, and the
-    means of their blocks if it reads sparsely.
+    """K and V of one full-attention layer, [B, K, S, D]; with codes if `sparse` says how to choose, and with
+    block means if it reads sparsely.
 
-    K and V grow where they lie, if their placement can; codes are copied into larger buffers. streams: those
-    of `STREAMS` that have buffers of their own. formats: of the rows of K and of V, see `packed.py`; None for
-    numbers as they come. Reading unpacks the rows of this layer alone, and steps read them as they lie.
+    K and V grow in place if their placement can; codes are copied into larger buffers. streams: the `STREAMS`
+    with buffers of their own. formats: of the rows of K and of V, see `packed.py`; None to keep numbers
+    unpacked. Reading unpacks only this layer's rows, and steps read them packed.
     """
 
     kind = FULL
@@ -87,16 +85,16 @@ class FullLayer(Layer, CacheLayerMixin):
         self.length = 0
         self.formats = formats
         self.centre: Tensor | None = None  # float32 [B, K, D], of keys in packed rows
-        self.capacity = 0  # tokens that there is room for in all that is not K and V
+        self.capacity = 0  # tokens there is room for in everything except K and V
         self.codes = None if sparse is None else Codes(sparse, extent)
         self.means = Means() if reads else None
         self._extent, self._placement = extent, placement
-        self._limit = 0  # tokens that there may come to be
+        self._limit = 0  # maximum token count
         self._buffers: dict[str, TokenBuffer] = {}
         self._power: Tensor | None = None  # float32 [B, K, D], of the queries so far, in any unit
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate for the first chunk, [B, K, N, D], or for what `reserve` asked."""
+        """Allocate for the first chunk, [B, K, N, D], or for what `reserve` requested."""
         self.dtype, self.device = key_states.dtype, key_states.device
         self.capacity = max(self.capacity, key_states.shape[2])
         rows = rows_like((key_states, value_states), self.formats)
@@ -126,15 +124,15 @@ class FullLayer(Layer, CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """As transformers' models call it before they attend; `attend` appends."""
+        """Called by transformers' models before they attend; `attend` appends."""
         return key_states, value_states
 
     def attend(
         self, module: nn.Module, queries: Tensor, keys: Tensor, values: Tensor, scaling: float,
         softmax: Softmax, mode: Mode,
     ) -> Tensor:  # fmt: skip
-        """Append keys and values [B, K, N, D], for which there is room, and attend causally from queries [B,
-        H, N, D].
+        """Append keys and values [B, K, N, D], for which there must be room, and attend causally from queries
+        [B, H, N, D].
         """
         new = keys.shape[2]
         if not self.is_initialized:
@@ -165,11 +163,11 @@ class FullLayer(Layer, CacheLayerMixin):
     def attend_again(
         self, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softmax: Softmax, mode: Mode
     ) -> Tensor:
-        """Attention from another layer's queries [B, H, N, D] to the tokens that are there, whose last ones
-        `attend` has appended in this pass: keys and values [B, K, N, D].
+        """Attention from another layer's queries [B, H, N, D] to the existing tokens, of which `attend` has
+        appended the last ones in this pass: keys and values [B, K, N, D].
         """
         new = keys.shape[2]
-        # A step writes its token where it lies already, and must add it to the sum of those before it.
+        # A step rewrites its token in place, and must add it to the sum of the earlier ones.
         before = self.value_sum - self._sum_of_values(self.length - new, self.length)
         coded = self.coded_for(mode)
         if coded is not None and mode.sparse is not None:
@@ -185,7 +183,7 @@ class FullLayer(Layer, CacheLayerMixin):
         return self._attend_to_all(queries, scaling, softmax)
 
     def _read_sparsely(self, queries: Tensor, scaling: float, means: Means, read: SparseReading) -> Tensor:
-        """The same without blocks that hold little of the softmax."""
+        """The same, skipping blocks that hold little of the softmax."""
         keys, values = self._seen(queries.dtype)
         blocks = means.over(keys, values, self.capacity)
         backend = read.backend or serving("prefill_sparsely", Facts.of(queries, keys, values))
@@ -195,12 +193,12 @@ class FullLayer(Layer, CacheLayerMixin):
         return out
 
     def _seen(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Keys and values of all tokens, as numbers of this format."""
+        """Keys and values of all tokens, unpacked to this format."""
         values = self.stored_values[:, :, : self.length]
         return self._keys(slice(0, self.length), dtype), read(values, dtype)
 
     def _keys(self, tokens: slice, dtype: torch.dtype) -> Tensor:
-        """Keys of some tokens, as numbers of this format."""
+        """Keys of some tokens, unpacked to this format."""
         return read(self.stored_keys[:, :, tokens], dtype, self.centre)
 
     def _sum_of_values(self, start: int, end: int) -> Tensor:
@@ -208,7 +206,7 @@ class FullLayer(Layer, CacheLayerMixin):
         return numbers(self.stored_values[:, :, start:end]).sum(2)
 
     def _attend_to_all(self, queries: Tensor, scaling: float, softmax: Softmax) -> Tensor:
-        """Causal attention of the last tokens to all that are there."""
+        """Causal attention of the last tokens to all existing ones."""
         keys, values = self._seen(queries.dtype)
         backend = serving("prefill", Facts.of(queries, keys, values))
         out, _ = backend.prefill(queries, keys, values, scaling, softmax=softmax)
@@ -221,7 +219,7 @@ class FullLayer(Layer, CacheLayerMixin):
         )
 
     def coded_for(self, mode: Mode) -> LayerCache | None:
-        """The layer as the kernels take it with codes, where it attends sparsely in this mode."""
+        """The layer as the kernels take it with codes, if it attends sparsely in this mode."""
         return None if mode.sparse is None or self.codes is None else self.codes.layer
 
     def _append(self, keys: Tensor, values: Tensor) -> None:
@@ -235,22 +233,22 @@ class FullLayer(Layer, CacheLayerMixin):
         self.length = end
 
     def _observe(self, queries: Tensor, of: int) -> None:
-        """Note which coordinates queries [B, H, N, D] are large in, for the codebook: a sample of this many.
+        """Note which coordinates are large in queries [B, H, N, D], a sample of this many, for the codebook.
 
-        Also where this layer keeps no codes: a document that is stored serves those that do.
+        Also without codes in this layer: a stored document serves layers that have them.
         """
         kv_heads = self.stored_keys.shape[1]
         power = query_power(queries, kv_heads) * of
         self._power = power if self._power is None else self._power + power
 
     def count(self, new: int, mode: Mode) -> None:
-        """See `Layer.count`; with their codes where the mode is sparse."""
+        """See `Layer.count`; counts codes too if the mode is sparse."""
         self.length += new
         if self.codes is not None and self.coded_for(mode) is not None:
             self.codes.encoded = self.length
 
     def encode(self) -> None:
-        """See `Layer.encode`; without queries to fit a codebook to there are no codes."""
+        """See `Layer.encode`. Without queries to fit a codebook to, there are no codes."""
         if self.codes is not None and self._power is not None:
             self.codes.encode(self.uncoded(), self._keys_to_encode, self._power, self.length, self.capacity)
 
@@ -265,7 +263,7 @@ class FullLayer(Layer, CacheLayerMixin):
             self.encode()
 
     def reserve(self, capacity: int, limit: int) -> None:
-        """See `Layer.reserve`; the limit before there are any tokens."""
+        """See `Layer.reserve`; the limit only counts before there are tokens."""
         self._limit = max(self._limit, limit)
         self._grow(capacity)
         if capacity > self.capacity:
@@ -279,14 +277,14 @@ class FullLayer(Layer, CacheLayerMixin):
             self._widen(max(end, self.capacity + self.capacity // 2))
 
     def _grow(self, tokens: int) -> None:
-        """Memory for the keys and values of this many tokens, once it is known what they look like."""
+        """Get memory for the keys and values of this many tokens, once their shape is known."""
         if not self.is_initialized:
             return
         before = [buffer.tensor for buffer in self._buffers.values()]
         try:
             for buffer in self._buffers.values():
                 buffer.grow(tokens, self.length)
-        finally:  # one may have moved before there was no memory for the other
+        finally:  # one buffer may have moved before memory ran out for the other
             after = [buffer.tensor for buffer in self._buffers.values()]
             if any(one is not other for one, other in zip(before, after, strict=True)):
                 if self.codes is not None:
@@ -294,7 +292,7 @@ class FullLayer(Layer, CacheLayerMixin):
                 self._extent.version += 1
 
     def _widen(self, capacity: int) -> None:
-        """Room for this many tokens in all that is not K and V."""
+        """Make room for this many tokens in everything except K and V."""
         if self.codes is not None:
             self.codes.widen(capacity)
         self.capacity = capacity  # last: memory may run out before
@@ -321,8 +319,8 @@ class FullLayer(Layer, CacheLayerMixin):
         return tokens <= self.length
 
     def truncate(self, tokens: int) -> None:
-        """See `Layer.truncate`. The sum of values is that of the tokens that stay, up to rounding; what was
-        noted of queries and the codebook stay as they are.
+        """See `Layer.truncate`. The sum of values is updated up to rounding; query statistics and codebook
+        stay unchanged.
         """
         if self.is_initialized and tokens < self.length:
             self.value_sum -= self._sum_of_values(tokens, self.length)
@@ -336,13 +334,13 @@ class FullLayer(Layer, CacheLayerMixin):
         return self.length, self.value_sum.clone()
 
     def retract(self, tokens: int, before: tuple[int, Tensor]) -> None:
-        """See `Layer.retract`. The sum of values is what it was, plus one value after the other."""
+        """See `Layer.retract`. The sum of values is restored, then the kept values are added one by one."""
         if tokens == self.length:
             return
         start, value_sum = before
         self.value_sum.copy_(value_sum)
         stayed = numbers(self.stored_values[:, :, start:tokens])
-        if stayed.is_cuda:  # where a launch for each would take long, and steps add them in another order
+        if stayed.is_cuda:  # launches would take long, and steps add in another order
             self.value_sum += stayed.sum(2)
         else:
             for value in stayed.unbind(2):
@@ -353,12 +351,12 @@ class FullLayer(Layer, CacheLayerMixin):
         self._forget_means()
 
     def _forget_means(self) -> None:
-        """Of what is no longer there."""
+        """Drop means of tokens that no longer exist."""
         if self.means is not None:
             self.means.truncate(self.length)
 
     def empty_fork(self, extent: Extent) -> FullLayer:
-        """A layer of the same kind without tokens."""
+        """An empty layer of the same kind."""
         sparse = None if self.codes is None else self.codes.sparse
         return FullLayer(extent, self._placement, sparse, reads=self.means is not None, formats=self.formats)
 
@@ -383,7 +381,7 @@ class FullLayer(Layer, CacheLayerMixin):
         return other
 
     def stored(self, start: int, end: int) -> dict[str, Tensor]:
-        """Keys and values where they lie, and copies of what was summed over all tokens so far, [K, D]."""
+        """Keys and values in place, and copies of sums over all tokens so far, [K, D]."""
         parts = {
             **{name: self.place(name, start, end) for name in self.streams},
             "value_sum": self.value_sum[0].clone(),

@@ -1,4 +1,4 @@
-"""Memory for the keys or values of one layer, which grows with its tokens."""
+"""Memory for one layer's keys or values, which grows with its tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class TokenBuffer:
     """Keys or values of one layer, uninitialized, like [B, K, N, D], with memory for `room` tokens.
 
     tensor: [B, K, S, D], which `grow` may replace. tokens_first: tokens are outermost in memory, so that it
-    can grow at its end; else heads are. forks: see `cache/forkable.py`.
+    can grow at its end; otherwise heads are. forks: see `cache/forkable.py`.
     """
 
     def __init__(self, like: Tensor, room: int, *, tokens_first: bool, forks: bool = False) -> None:
@@ -29,23 +29,25 @@ class TokenBuffer:
 
     @property
     def room(self) -> int:
-        """Tokens that there is memory for."""
+        """Tokens there is memory for."""
         return self.tensor.shape[2]
 
     def grow(self, tokens: int, kept: int) -> bool:
-        """Memory for this many tokens in all; whether the first ones, `kept` of them, are elsewhere now.
+        """Make memory for this many tokens in all; returns whether the first `kept` ones have moved.
 
-        Raises torch.OutOfMemoryError, or RuntimeError on a CPU, where there is none left.
+        Raises torch.OutOfMemoryError, or RuntimeError on a CPU, if there is none left.
         """
         if tokens <= self.room:
             return False
         larger = self._larger(tokens)
         larger.tensor[:, :, :kept] = self.tensor[:, :, :kept]
-        vars(self).update(vars(larger))  # at once, and last: an interruption must find either
+        vars(self).update(vars(larger))  # at once, and last: an interruption must not leave a mix
         return True
 
     def fork(self) -> TokenBuffer | None:
-        """Another one with the same tokens, in memory of its own only where it differs; None without that."""
+        """Another buffer with the same tokens, in memory of its own only where it differs; None if that is
+        impossible.
+        """
         tensor = forked(self.tensor)
         if tensor is None:
             return None
@@ -54,13 +56,13 @@ class TokenBuffer:
         return other
 
     def lying(self, start: int, end: int) -> Tensor:
-        """Tokens [start, end) of a batch of one, in the order in which they lie in memory: [n, K, D] where
-        tokens are first, else [K, n, D].
+        """Tokens [start, end) of a batch of one, in memory order: [n, K, D] if tokens are first, else [K, n,
+        D].
         """
         part = self.tensor[0, :, start:end]
         return part.transpose(0, 1) if self._tokens_first else part
 
     def _larger(self, tokens: int) -> TokenBuffer:
-        """Another buffer for this many tokens and more."""
+        """Another buffer for at least this many tokens."""
         room = max(tokens, self.room + self.room // 2)
         return TokenBuffer(self._like, room, tokens_first=self._tokens_first)

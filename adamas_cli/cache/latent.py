@@ -1,8 +1,8 @@
-"""Multi-head latent attention: a token's latent and its rotary part are kept, not the heads made of them.
+"""Multi-head latent attention: a token's latent and rotary part are kept, not the heads made from them.
 
-One matrix makes the keys and values of all heads of a latent. A few queries are rather multiplied by its
-part for keys, so that they attend to the latents as they lie, as to one head whose values are the beginnings
-of its keys; their outputs are multiplied by the part for values (DeepSeek-V2, appendix C,
+One matrix makes the keys and values of all heads from a latent. For few queries it is cheaper to multiply the
+queries by its key part: they then attend to the latents directly, as to one head whose values are the leading
+coordinates of its keys. Their outputs are multiplied by the value part (DeepSeek-V2, appendix C,
 https://arxiv.org/abs/2405.04434). Codes are of those keys.
 """
 
@@ -25,20 +25,20 @@ from adamas_cli.cache.full import QUERY_STRIDE, FullLayer
 from adamas_cli.cache.mode import Mode, Sparse
 from adamas_cli.cache.placement import Placement
 
-EXPANDED_BYTES = 256 << 20  # of keys and values of heads that are there at a time
+EXPANDED_BYTES = 256 << 20  # of expanded keys and values held at a time
 
 
 @dataclass(frozen=True)
 class Expansion:
-    """What makes heads of latents. keys: [H, D, R], without the rotary part; values: [H, V, R]."""
+    """Makes heads from latents. keys: [H, D, R], without the rotary part; values: [H, V, R]."""
 
     keys: Tensor
     values: Tensor
 
     @classmethod
     def of(cls, module: Any, latents: Tensor) -> Self:
-        """That of an attention module, in the format of latents [B, 1, N, R]. The module is asked for it
-        once: its weight may be packed.
+        """The expansion of an attention module, in the format of latents [B, 1, N, R]. The module is asked
+        once, because its weight may be packed.
         """
         known: Self | None = _KNOWN.get(module)
         if known is None or known.keys.dtype != latents.dtype or known.keys.device != latents.device:
@@ -57,21 +57,23 @@ class Expansion:
         return cls(*by_head.split((module.qk_nope_head_dim, module.v_head_dim), 1))
 
     def pays(self, new: int) -> bool:
-        """Whether heads of all latents take less arithmetic than this many queries of the latents' width."""
+        """Whether making heads from all latents takes less arithmetic than this many latent-wide queries."""
         rank, made = self.keys.shape[2], self.keys.shape[1] + self.values.shape[1]
         return new * (2 * rank - made) > rank * made
 
     def of_queries(self, queries: Tensor) -> Tensor:
-        """Queries [B, H, N, D + P] as they attend to latents with P rotary coordinates: [B, H, N, R + P]."""
+        """Queries [B, H, N, D + P], converted to attend to latents with P rotary coordinates: [B, H, N, R +
+        P].
+        """
         plain, rotary = queries.tensor_split((self.keys.shape[1],), -1)
         return torch.cat((plain @ self.keys, rotary), -1)
 
     def of_outputs(self, outputs: Tensor) -> Tensor:
-        """Sums of latents [B, H, N, R] as sums of values: [B, H, N, V]."""
+        """Sums of latents [B, H, N, R], converted to sums of values: [B, H, N, V]."""
         return outputs @ self.values.transpose(1, 2)
 
     def heads(self, kept: Tensor, which: slice) -> tuple[Tensor, Tensor]:
-        """Keys [B, h, S, D + P] and values [B, h, S, V] of some heads, of latents with rotary parts, [B, 1,
+        """Keys [B, h, S, D + P] and values [B, h, S, V] of some heads, from latents with rotary parts, [B, 1,
         S, R + P].
         """
         latents, rotary = kept.tensor_split((self.keys.shape[2],), -1)
@@ -84,7 +86,7 @@ _KNOWN: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
 
 class LatentLayer(FullLayer):
-    """Latents of `rank` coordinates with their rotary parts as the keys of one head, whose values are the
+    """Latents of `rank` coordinates with their rotary parts, as the keys of one head whose values are the
     latents.
     """
 
@@ -109,8 +111,8 @@ class LatentLayer(FullLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """As transformers' models call it: with latents [B, 1, N, R] and rotary parts [B, 1, N, P]. What it
-        returns is made heads of, which `attend` has no use for.
+        """Called by transformers' models with latents [B, 1, N, R] and rotary parts [B, 1, N, P]. The heads
+        that the model makes from the result are not used by `attend`.
         """
         self._new = torch.cat((key_states, value_states), -1)
         return key_states, value_states
@@ -126,7 +128,7 @@ class LatentLayer(FullLayer):
         expansion = Expansion.of(module, latents)
         if mode.answers or not expansion.pays(queries.shape[2]):
             absorbed = expansion.of_queries(queries)
-            # Triton's kernels for one token are made for heads that fit into registers.
+            # Triton's kernels for one token need heads that fit into registers.
             plain = replace(mode, dense=None)
             out = super().attend(module, absorbed, new, latents, scaling, softmax, plain)
             return expansion.of_outputs(out)
@@ -142,9 +144,9 @@ class LatentLayer(FullLayer):
     def _attend_to_heads(
         self, expansion: Expansion, queries: Tensor, scaling: float, softmax: Softmax
     ) -> Tensor:
-        """Causal attention of the newest tokens, queries [B, H, N, D + P], to heads made of all latents.
+        """Causal attention of the newest tokens, queries [B, H, N, D + P], to heads made from all latents.
 
-        Fused kernels want keys and values of one width, so the narrower ones end in zeros.
+        Fused kernels need keys and values of one width, so the narrower ones are padded with zeros.
         """
         kept, narrow = self.stored_keys[:, :, : self.length], expansion.values.shape[1]
         width = max(queries.shape[-1], narrow)

@@ -1,4 +1,4 @@
-"""What a timeline asks of each layer of its cache, whatever the layer keeps."""
+"""The interface of a cache's layers to a timeline, whatever they keep."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from adamas_cli.models.recurrent import STATELESS as STATELESS
 
 
 class Layer:
-    """One layer. Methods that change it say so; what a kind of layer has no need for does nothing here.
+    """One layer. Methods that change it say so; those that a kind of layer does not need do nothing here.
 
-    kind: by the names of `models.shape`, or what transformers calls it. storable: whether `stored` and
-    `restored` tell all that there is of it.
+    kind: by the names of `models.shape`, or transformers' name. storable: whether `stored` and `restored`
+    cover its whole state.
     """
 
     kind: str
     storable = False
     is_shared = False  # whether other layers attend to its tokens
-    capacity = 0  # tokens that there is room for, where that is known
+    capacity = 0  # tokens there is room for, if known
 
     @property
     def coded(self) -> bool:
-        """Whether it may attend sparsely, and keeps codes for that."""
+        """Whether it may attend sparsely and keeps codes for that."""
         return False
 
     @property
@@ -43,9 +43,9 @@ class Layer:
         self, module: nn.Module, queries: Tensor, keys: Tensor, values: Tensor, scaling: float,
         softmax: Softmax, mode: Mode,
     ) -> Tensor:  # fmt: skip
-        """Attention of new tokens, queries [B, H, N, D], to all that there are, new ones included: [B, H, N,
-        D]. module: whose attention it is. keys, values: as the layer's `update` returned them. softmax: as
-        the model asks for it; a window is the layer's. May append them.
+        """Attention of new tokens, queries [B, H, N, D], to all tokens including the new ones: [B, H, N, D].
+        module: the model's attention module. keys, values: as returned by the layer's `update`. softmax: as
+        the model requests it; the layer adds its window. May append the tokens.
         """
         raise NotImplementedError
 
@@ -53,32 +53,32 @@ class Layer:
         """Changes: room for `capacity` tokens in all, and for `limit` without copying."""
 
     def make_room(self, new: int) -> None:
-        """Changes: room for this many tokens after those that are there."""
+        """Changes: makes room for this many more tokens."""
 
     def count(self, new: int, mode: Mode) -> None:
-        """Changes: this many tokens more are there, which were written from outside."""
+        """Changes: counts this many more tokens, which were written from outside."""
 
     def before_step(self) -> Any:
-        """What `retract` needs to take back tokens of the step that comes next. Changes nothing."""
+        """What `retract` needs to take back tokens of the next step. Changes nothing."""
 
     def retract(self, tokens: int, before: Any) -> None:
-        """Changes: of the tokens of the last step only the first ones stay, up to this many in all, and it is
-        as if the others had never come, where `can_truncate`.
+        """Changes: keeps only the first tokens of the last step, up to this many in all, as if the others had
+        never come. Only where `can_truncate`.
         """
         self.truncate(tokens)
 
     def encode(self) -> None:
-        """Changes: codes of the tokens that have none yet."""
+        """Changes: encodes tokens that have no codes yet."""
 
     def encode_again(self, sparse: Sparse) -> None:
-        """Changes: codes of all tokens by other settings."""
+        """Changes: encodes all tokens again with other settings."""
 
     def mark(self) -> Any:
         """What `rewind` needs to return to this point, any number of times. Changes nothing."""
         raise NotImplementedError
 
     def rewind(self, mark: Any) -> None:
-        """Changes: every token since `mark` is forgotten."""
+        """Changes: forgets every token since `mark`."""
         raise NotImplementedError
 
     def can_truncate(self, tokens: int) -> bool:
@@ -86,11 +86,11 @@ class Layer:
         return False
 
     def truncate(self, tokens: int) -> None:
-        """Changes: all but the first tokens are forgotten, where `can_truncate`."""
+        """Changes: forgets all but the first tokens, where `can_truncate`."""
         raise NotImplementedError
 
     def fork(self, extent: Extent) -> Self:
-        """A copy that goes on by itself, as a layer of the cache with this extent. Changes nothing."""
+        """A copy that continues independently, as a layer of the cache with this extent. Changes nothing."""
         raise NotImplementedError
 
     def stored(self, start: int, end: int) -> dict[str, Tensor]:
@@ -98,14 +98,14 @@ class Layer:
         return {}
 
     def open(self, empty: Mapping[str, Tensor], tokens: int) -> None:
-        """Changes: room for this many stored tokens, whose `STREAMS` are like these, [1, K, 0, D]."""
+        """Changes: makes room for this many stored tokens, whose `STREAMS` are like these, [1, K, 0, D]."""
 
     def place(self, name: str, start: int, end: int) -> Tensor:
-        """Where keys or values of tokens [start, end) belong, see `TokenBuffer.lying`."""
+        """The place of keys or values of tokens [start, end), see `TokenBuffer.lying`."""
         raise NotImplementedError
 
     def restored(self, tokens: int, states: Mapping[str, Tensor]) -> None:
-        """Changes: this many tokens are in their places, with these states at the last one."""
+        """Changes: this many tokens are now in place, with these states at the last one."""
         raise NotImplementedError
 
     def code_parts(self) -> dict[str, Tensor]:
@@ -113,4 +113,4 @@ class Layer:
         return {}
 
     def restored_codes(self, parts: Mapping[str, Tensor]) -> None:
-        """Changes: these, as `code_parts` gave them, are the codes of all tokens."""
+        """Changes: these, as returned by `code_parts`, become the codes of all tokens."""

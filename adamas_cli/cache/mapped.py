@@ -1,9 +1,9 @@
-"""A range of a GPU's addresses, of which a growing first part has memory.
+"""A range of GPU addresses whose first part has memory and can grow.
 
-torch's allocator cannot make a tensor longer where it lies. CUDA's virtual memory management can: addresses
-cost nothing, and memory is mapped to them in steps of 2 MiB
-(https://docs.nvidia.com/cuda/cuda-driver-api/group__CUDA__VA.html). So keys and values stay where they are,
-and with them the captured steps that read them.
+torch's allocator cannot extend a tensor in place. CUDA's virtual memory management can: addresses cost
+nothing, and memory is mapped to them in steps of 2 MiB
+(https://docs.nvidia.com/cuda/cuda-driver-api/group__CUDA__VA.html). So keys and values stay in place, and
+captured steps that read them stay valid.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from torch import Tensor
 
 from adamas_cli.cache.growing import TokenBuffer
 
-_mapped: dict[int, int] = {}  # bytes that have memory now, by the number of the GPU
-_waiting: list[tuple[int, int, int, list[int]]] = []  # what could not be given back yet
+_mapped: dict[int, int] = {}  # bytes mapped now, by GPU index
+_waiting: list[tuple[int, int, int, list[int]]] = []  # memory that could not be returned yet
 
 
 def mapped_bytes(device: torch.device) -> int:
-    """Bytes of a GPU's memory that are mapped, of which torch's allocator knows nothing."""
+    """Bytes of a GPU's memory that are mapped; torch's allocator does not count them."""
     return _mapped.get(_index(device), 0)
 
 
 @cache
 def maps_memory(device: torch.device) -> bool:
-    """Whether there is memory of this kind: NVIDIA's bindings come with torch's builds for CUDA."""
+    """Whether a device has this kind of memory: NVIDIA's bindings come with torch's builds for CUDA."""
     if device.type != "cuda" or find_spec("cuda") is None or find_spec("cuda.bindings") is None:
         return False
     from cuda.bindings import driver
@@ -56,12 +56,12 @@ class MappedBuffer(TokenBuffer):
 
     @property
     def room(self) -> int:
-        """Tokens that there is memory for."""
+        """Tokens there is memory for."""
         return self._room
 
     def grow(self, tokens: int, kept: int) -> bool:
         """See `TokenBuffer.grow`."""
-        if tokens <= self._room:  # asked at every token
+        if tokens <= self._room:  # checked for every token
             return False
         if tokens > self.tensor.shape[2]:
             return super().grow(tokens, kept)
@@ -82,9 +82,9 @@ class MappedBuffer(TokenBuffer):
 
 
 class MappedMemory:
-    """Addresses for `size` bytes on a GPU that `maps_memory`. What lies there stays there.
+    """Addresses for `size` bytes on a GPU that `maps_memory`. Contents stay in place.
 
-    The memory goes back when this and every tensor of its bytes are gone.
+    The memory is returned when this object and every tensor of its bytes are gone.
     """
 
     def __init__(self, device: torch.device, size: int) -> None:
@@ -105,18 +105,18 @@ class MappedMemory:
         self._step = _checked(driver.cuMemGetAllocationGranularity(self._kind, finest))
         self._size = -(-size // self._step) * self._step
         self._base = int(_checked(driver.cuMemAddressReserve(self._size, 0, 0, 0)))
-        self._parts: list[int] = []  # bytes of each piece of memory, in the order of their addresses
+        self._parts: list[int] = []  # bytes of each piece of memory, by address
         finalizer = weakref.finalize(self, _unmap, self._index, self._base, self._size, self._parts)
-        finalizer.atexit = False  # then everything goes back by itself
+        finalizer.atexit = False  # at exit the system frees everything
 
     @property
     def room(self) -> int:
-        """Bytes that have memory, from the first on."""
+        """Bytes from the start that have memory."""
         return sum(self._parts)
 
     def grow(self, size: int) -> None:
-        """Memory for the first `size` bytes. Raises torch.OutOfMemoryError where there is none left, and
-        ValueError where there are no addresses.
+        """Map memory for the first `size` bytes. Raises torch.OutOfMemoryError if none is left, and
+        ValueError if there are no addresses.
         """
         from cuda.bindings import driver
 
@@ -127,7 +127,7 @@ class MappedMemory:
         more = -(-(size - self.room) // self._step) * self._step
         failed, memory = driver.cuMemCreate(more, self._kind, 0)
         if failed == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
-            torch.cuda.empty_cache()  # torch keeps what it has freed
+            torch.cuda.empty_cache()  # torch holds on to freed memory
             failed, memory = driver.cuMemCreate(more, self._kind, 0)
         if failed == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
             raise torch.OutOfMemoryError(f"no {more:,} bytes are left on {self._device}")
@@ -138,15 +138,15 @@ class MappedMemory:
             _checked(driver.cuMemSetAccess(at, more, [self._access], 1))
             self._parts.append(more)
             _mapped[self._index] = _mapped.get(self._index, 0) + more
-        except BaseException:  # an interruption too: what is not counted must not be there
+        except BaseException:  # interruptions too: memory that is not counted must not be mapped
             if at == self._base + self.room:
                 driver.cuMemUnmap(at, more)
             raise
         finally:
-            driver.cuMemRelease(memory)  # what is mapped stays until it is unmapped
+            driver.cuMemRelease(memory)  # mapped memory stays until it is unmapped
 
     def tensor(self) -> Tensor:
-        """All bytes, uint8 [size], with memory or without; something must have been mapped."""
+        """All bytes, uint8 [size], with memory or without; something must be mapped."""
         return torch.as_tensor(self, device=self._device)
 
     @property
@@ -156,10 +156,10 @@ class MappedMemory:
 
 
 def _unmap(index: int, base: int, size: int, parts: list[int]) -> None:
-    """Give memory and addresses back, once the GPU no longer uses them."""
+    """Return memory and addresses, once the GPU no longer uses them."""
     from cuda.bindings import driver
 
-    if torch.cuda.is_current_stream_capturing():  # by the garbage collector, and nothing may be waited for
+    if torch.cuda.is_current_stream_capturing():  # called by the garbage collector, which must not wait
         _waiting.append((index, base, size, parts))
         return
     torch.cuda.synchronize(index)
@@ -176,9 +176,7 @@ def _index(device: torch.device) -> int:
 
 
 def _checked(answer: tuple[Any, ...]) -> Any:
-    """What a call of the driver returned. Raises torch.OutOfMemoryError or another RuntimeError where it
-    failed.
-    """
+    """The result of a driver call. Raises torch.OutOfMemoryError or another RuntimeError if it failed."""
     failed, *found = answer
     if failed:
         if getattr(failed, "name", "") == "CUDA_ERROR_OUT_OF_MEMORY":

@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 class Means:
-    """Made of keys and values that lie elsewhere, whenever a chunk needs them: of whole blocks, once each."""
+    """Means of keys and values in other buffers, made when a chunk needs them: once for each whole block."""
 
     def __init__(self) -> None:
         self._of: BlockMeans | None = None
-        self._blocks = 0  # whose means are there
+        self._blocks = 0  # that have means
 
     def over(self, keys: Tensor, values: Tensor, capacity: int) -> BlockMeans:
-        """Those of all whole blocks of keys and values, [B, K, S, D]. capacity: tokens that there is to be
+        """The means of all whole blocks of keys and values, [B, K, S, D]. capacity: tokens to make
         room for.
         """
         room = max(capacity, keys.shape[2]) // KEY_BLOCK
@@ -28,5 +28,5 @@ class Means:
         return self._of
 
     def truncate(self, tokens: int) -> None:
-        """Of blocks that reach beyond this many tokens nothing is known any more."""
+        """Drop the means of blocks that reach beyond this many tokens."""
         self._blocks = min(self._blocks, tokens // KEY_BLOCK)

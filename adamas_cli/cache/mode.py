@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sparse:
-    """How layers with codes choose the tokens that they attend to."""
+    """How layers with codes choose the tokens they attend to."""
 
     settings: SparseSettings
     backend: Backend
@@ -26,8 +26,8 @@ class Sparse:
 
 @dataclass(frozen=True)
 class SparseReading:
-    """How layers with means leave out blocks of tokens. computed: int64 [2] on the device, to which blocks
-    that are computed and all blocks are added. backend: what computes it; None for the fastest that serves.
+    """How layers with means skip blocks of tokens. computed: int64 [2] on the device, a running count of
+    computed blocks and of all blocks. backend: what computes it; None for the fastest one that can.
     """
 
     settings: ReadSettings
@@ -36,7 +36,7 @@ class SparseReading:
 
 
 def reading_facts(settings: ReadSettings) -> dict[str, Any]:
-    """What the keys and values of sparsely read tokens depend on besides those of densely read ones."""
+    """What sparsely read keys and values depend on, in addition to what densely read ones do."""
     sizes = {name: value for name, value in vars(reading).items() if isinstance(value, int | float)}
     return asdict(settings) | sizes | {"dense_layers": DENSE_LAYERS}
 
@@ -45,10 +45,10 @@ def reading_facts(settings: ReadSettings) -> dict[str, Any]:
 class Mode:
     """One pass.
 
-    answers: its tokens are an answer's, one after another. sparse: how layers with codes attend then; None
-    attends fully. dense: what attends fully from one token, by a length on the device, where something does.
-    tally: where what is attended to is counted. encodes: layers encode their keys in this pass. read: how
-    layers with means read; None reads densely.
+    answers: its tokens are an answer's, one after another. sparse: how layers with codes then attend; None
+    for full attention. dense: the backend that attends fully from one token, by a length on the device, if
+    there is one. tally: where attention is counted. encodes: layers encode their keys in this pass. read: how
+    layers with means read; None to read densely.
     """
 
     answers: bool = False

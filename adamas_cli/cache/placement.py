@@ -1,4 +1,4 @@
-"""Where keys and values lie, and in which order. A cache is told; it does not ask the device."""
+"""Where keys and values are placed, and in which order. The cache is told; it does not ask the device."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class Placement(Protocol):
         ...
 
     def buffer(self, like: Tensor, room: int, limit: int = 0) -> TokenBuffer:
-        """For keys or values like [B, K, N, D]: memory for `room` tokens, and addresses for `limit`, up to
-        which nothing is copied, where that can be.
+        """A buffer for keys or values like [B, K, N, D]: memory for `room` tokens and, if possible, addresses
+        for `limit`, up to which nothing is copied.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Allocated:
-    """Memory of torch's allocator: what grows beyond its room is copied."""
+    """Memory of torch's allocator: growing beyond `room` copies."""
 
     tokens_first: bool = False
 
@@ -41,8 +41,8 @@ class Allocated:
 
 @dataclass(frozen=True)
 class Paged(Allocated):
-    """Memory of a CPU: the operating system promises addresses, and brings pages as they are used. forks: of
-    a kind that forks share.
+    """CPU memory: the operating system promises addresses and provides pages when they are used. forks: in
+    memory that forks share.
     """
 
     forks: bool = False
@@ -52,14 +52,14 @@ class Paged(Allocated):
         if limit > room:
             try:
                 return TokenBuffer(like, limit, tokens_first=self.tokens_first, forks=self.forks)
-            except RuntimeError:  # a system that promises no more memory than it has
+            except RuntimeError:  # a system that does not overcommit memory
                 pass
         return TokenBuffer(like, room, tokens_first=self.tokens_first, forks=self.forks)
 
 
 @dataclass(frozen=True)
 class Mapped(Allocated):
-    """Memory of an NVIDIA GPU, mapped to addresses that are there before it."""
+    """Memory of an NVIDIA GPU, mapped to addresses reserved in advance."""
 
     tokens_first: bool = True
 
@@ -70,13 +70,13 @@ class Mapped(Allocated):
                 return MappedBuffer(like, room, limit)
             except torch.OutOfMemoryError:
                 raise
-            except RuntimeError:  # some virtual GPUs say that they can and do not
+            except RuntimeError:  # some virtual GPUs claim support and lack it
                 pass
         return super().buffer(like, room)
 
 
 def placement_on(device: torch.device, *, forks: bool = False) -> Placement:
-    """The best placement on a device. forks: of a cache that others will go on from.
+    """The best placement on a device. forks: for a cache that others will fork.
 
     Tokens first is as fast on a GPU, or faster. CPUs read the keys of one head in a row, and full attention
     took a quarter longer with tokens first (docs/performance.md).
@@ -87,10 +87,10 @@ def placement_on(device: torch.device, *, forks: bool = False) -> Placement:
 
 
 def shares_memory(placement: Placement) -> bool:
-    """Whether a fork of a cache that is placed so takes memory only for what is its own."""
+    """Whether a fork of a cache with this placement takes memory only for its own tokens."""
     return isinstance(placement, Paged) and placement.forks and MAPS_FILES
 
 
 def by_head(lying: Tensor, placement: Placement) -> Tensor:
-    """Keys or values as `TokenBuffer.lying` gives them, as [K, n, D]; and the other way round."""
+    """Keys or values in `TokenBuffer.lying` order, as [K, n, D]; also the inverse."""
     return lying.transpose(0, 1) if placement.tokens_first else lying

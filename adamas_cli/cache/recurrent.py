@@ -1,6 +1,6 @@
-"""Layers with a state of fixed size, whatever the length: linear attention, state spaces, convolutions.
+"""Layers with a state of fixed size at any length: linear attention, state spaces, convolutions.
 
-The state is known at the last token only, so these layers return to marks and to nothing else.
+The state is known only at the last token, so these layers can return only to marks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ States = Mapping[str, Tensor]
 class RecurrentLayer(Layer, LinearAttentionLayer):
     """transformers' layer of convolution windows and recurrent states, which models write in place.
 
-    kind: by transformers' name. Once made, a state stays where it lies, so captured steps find it.
+    kind: by transformers' name. Once made, a state stays in place, so captured steps find it.
     """
 
     storable = True
@@ -36,7 +36,7 @@ class RecurrentLayer(Layer, LinearAttentionLayer):
         self._extent = extent
 
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
-        """Allocate one of the states, as transformers calls it."""
+        """Allocate one of the states; called by transformers."""
         LinearAttentionLayer.lazy_initialization(self, *args, **kwargs)
         self._extent.version += 1
 
@@ -72,7 +72,7 @@ class HybridMark:
 
 
 class HybridLayer(FullLayer, LinearAttentionLayer):
-    """A layer that attends to all tokens and has recurrent states beside that."""
+    """A layer that attends to all tokens and also has recurrent states."""
 
     kind = HYBRID
 
@@ -90,7 +90,7 @@ class HybridLayer(FullLayer, LinearAttentionLayer):
         LinearAttentionLayer.__init__(self, number_of_states)
 
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
-        """Allocate keys and values, which come by position, or one of the states, which come by name."""
+        """Allocate keys and values (positional arguments) or one of the states (named arguments)."""
         if args:
             FullLayer.lazy_initialization(self, *args)
         else:
@@ -142,7 +142,7 @@ def _is_state(name: str) -> bool:
 
 
 def copies_of_states(layer: Any) -> dict[str, Tensor]:
-    """Copies of all states of a transformers layer that follow something, by names such as `conv.0`."""
+    """Copies of all used states of a transformers layer, by names such as `conv.0`."""
     return {
         f"{kind}.{index}": state.clone()
         for kind in _KINDS
@@ -152,7 +152,7 @@ def copies_of_states(layer: Any) -> dict[str, Tensor]:
 
 
 def put_states(layer: Any, states: States) -> None:
-    """Let a transformers layer have just these states, as `copies_of_states` gave them, where its own lie."""
+    """Set a transformers layer to exactly these states, as returned by `copies_of_states`, in place."""
     layer.has_previous_state.update(dict.fromkeys(layer.has_previous_state, False))
     for name, state in states.items():
         kind, _, number = name.partition(".")

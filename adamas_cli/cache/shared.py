@@ -1,4 +1,4 @@
-"""A layer that attends to the keys and values of another one."""
+"""A layer that attends to another layer's keys and values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from adamas_cli.cache.sliding import SlidingLayer
 
 
 class SharedLayer(Layer):
-    """It has queries only. index: of the layer of the same kind, before it, whose tokens it attends to."""
+    """It has only queries. index: of the earlier layer of the same kind whose tokens it attends to."""
 
     storable = True
 
@@ -40,7 +40,7 @@ class SharedLayer(Layer):
         self, module: nn.Module, queries: Tensor, keys: Tensor, values: Tensor, scaling: float,
         softmax: Softmax, mode: Mode,
     ) -> Tensor:  # fmt: skip
-        """See `Layer.attend`; the other layer has appended what is new in this pass."""
+        """See `Layer.attend`; the other layer has already appended this pass's tokens."""
         return self._source.attend_again(queries, keys, values, scaling, softmax, mode)
 
     def mark(self) -> None:
@@ -57,7 +57,7 @@ class SharedLayer(Layer):
         """See `Layer.truncate`."""
 
     def fork(self, extent: Extent) -> SharedLayer:
-        """See `Layer.fork`; the copy follows nothing yet."""
+        """See `Layer.fork`; the copy follows no layer yet."""
         return SharedLayer(self.kind, self._index)
 
     def restored(self, tokens: int, states: Mapping[str, Tensor]) -> None:

@@ -1,5 +1,5 @@
-"""A layer that attends to a window of the last tokens, which lie in a ring: the next one takes the place of
-one that no query will see.
+"""A layer that attends to a window of the last tokens, kept in a ring: each new token replaces one that no
+query will see.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from adamas_cli.cache.placement import Placement
 
 @dataclass(frozen=True)
 class Window:
-    """A SlidingLayer at `length` tokens: copies of the keys and values that the next one sees, [B, K, n, D],
-    None before there were any.
+    """A SlidingLayer at `length` tokens: copies of the keys and values that the next token sees, [B, K, n,
+    D]; None before there were any.
     """
 
     length: int
@@ -34,9 +34,9 @@ class Window:
 
 
 class SlidingLayer(Layer, CacheLayerMixin):
-    """K and V of the last tokens, [B, K, C, D], where token t lies in row t mod C, see `DenseCache`.
+    """K and V of the last tokens, [B, K, C, D]; token t is in row t mod C, see `DenseCache`.
 
-    The buffers grow with the tokens to what a window takes, and stay where they are from then on.
+    The buffers grow with the tokens to the size of a window, and then stay in place.
     """
 
     kind = SLIDING
@@ -47,18 +47,18 @@ class SlidingLayer(Layer, CacheLayerMixin):
         super().__init__()
         self.window = window
         self.length = 0
-        self._most = window + LARGEST_STEP - 1  # rows that serve any number of tokens
-        self._reserved = 0  # tokens that there is to be room for, as far as a window keeps them
-        self._oldest = 0  # the first token that no other has taken the place of
+        self._most = window + LARGEST_STEP - 1  # rows that suffice for any number of tokens
+        self._reserved = 0  # tokens to make room for, up to what a window keeps
+        self._oldest = 0  # the first token not yet overwritten
         self._extent, self._placement = extent, placement
         self._buffers: dict[str, TokenBuffer] = {}
-        # Keys and values that the last pass attended to, where another layer does too: its tokens may have
-        # taken the place of some.
+        # Keys and values that the last pass attended to, if another layer attends to them too: the pass's own
+        # tokens may have overwritten some.
         self._seen: tuple[Tensor, Tensor] | None = None
-        self._mark: Window | None = None  # of the present state, where there is one
+        self._mark: Window | None = None  # of the current state, if taken
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate for the first chunk, [B, K, N, D], or for what `reserve` asked."""
+        """Allocate for the first chunk, [B, K, N, D], or for what `reserve` requested."""
         self.dtype, self.device = key_states.dtype, key_states.device
         rows = min(max(self._reserved, key_states.shape[2]), self._most)
         for name, states in zip(STREAMS, (key_states, value_states), strict=True):
@@ -73,20 +73,20 @@ class SlidingLayer(Layer, CacheLayerMixin):
 
     @property
     def rows(self) -> int:
-        """Of a ring."""
+        """Rows of a ring."""
         return self._buffers["keys"].room
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """As transformers' models call it before they attend; `attend` appends."""
+        """Called by transformers' models before they attend; `attend` appends."""
         return key_states, value_states
 
     def attend(
         self, module: nn.Module, queries: Tensor, keys: Tensor, values: Tensor, scaling: float,
         softmax: Softmax, mode: Mode,
     ) -> Tensor:  # fmt: skip
-        """Append keys and values [B, K, N, D] and attend causally from queries [B, H, N, D], each to its
+        """Append keys and values [B, K, N, D] and attend causally from queries [B, H, N, D], each within its
         window.
         """
         if not self.is_initialized:
@@ -107,13 +107,13 @@ class SlidingLayer(Layer, CacheLayerMixin):
     def attend_again(
         self, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softmax: Softmax, mode: Mode
     ) -> Tensor:
-        """Attention from another layer's queries to what `attend` has attended to in this pass; see
+        """Attention from another layer's queries to what `attend` attended to in this pass; see
         `FullLayer.attend_again`.
         """
         softmax = replace(softmax, window=self.window)
         if (
             mode.dense is not None and mode.answers and keys.shape[2] <= LARGEST_STEP
-        ):  # writes where its token lies
+        ):  # rewrites its token in place
             return mode.dense.dense_step(queries, keys, values, self.uncoded(), scaling, softmax)[0]
         assert self._seen is not None
         return _attend_to(self._seen, queries, scaling, softmax)
@@ -123,7 +123,7 @@ class SlidingLayer(Layer, CacheLayerMixin):
         return DenseCache(*self.rings, None, self._extent.lengths)
 
     def _last(self, length: int) -> list[Tensor]:
-        """Keys and values, [B, K, n, D], of those of the first tokens that the one after them sees."""
+        """Keys and values, [B, K, n, D], that the token after the first `length` ones sees."""
         seen = ring_rows(self._first_seen(length), length, self.rows)
         return [ring[:, :, seen] for ring in self.rings]
 
@@ -131,7 +131,7 @@ class SlidingLayer(Layer, CacheLayerMixin):
         return Softmax(window=self.window).first_seen(length)
 
     def _put(self, states: tuple[Tensor, ...], end: int) -> None:
-        """Keys and values [B, K, n, D] of the tokens before `end`, as far as there are rows for them."""
+        """Write keys and values [B, K, n, D] of the tokens before `end`, as many as there are rows."""
         count = min(states[0].shape[2], self.rows)
         rows = ring_rows(end - count, end, self.rows)
         for ring, new in zip(self.rings, states, strict=True):
@@ -144,7 +144,7 @@ class SlidingLayer(Layer, CacheLayerMixin):
         self._mark = None
 
     def reserve(self, capacity: int, limit: int) -> None:
-        """See `Layer.reserve`; no more than a window takes."""
+        """See `Layer.reserve`; limited to the size of a window."""
         self._reserved = max(self._reserved, capacity)
         self._grow(capacity)
 
@@ -153,8 +153,8 @@ class SlidingLayer(Layer, CacheLayerMixin):
         self._grow(self.length + new)
 
     def _grow(self, tokens: int) -> None:
-        """Rows for this many tokens, as far as a window takes them. No token has taken another's place before
-        there are as many.
+        """Make rows for this many tokens, up to the size of a window. Until then, no token has overwritten
+        another.
         """
         if not self.is_initialized or min(tokens, self._most) <= self.rows:
             return
@@ -186,7 +186,7 @@ class SlidingLayer(Layer, CacheLayerMixin):
         self.length, self._oldest, self._mark = mark.length, self._first_seen(mark.length), mark
 
     def can_truncate(self, tokens: int) -> bool:
-        """Where all that the next token sees is still there."""
+        """Whether everything that the next token sees is still there."""
         return tokens <= self.length and self._first_seen(tokens) >= self._oldest
 
     def truncate(self, tokens: int) -> None:
@@ -205,7 +205,7 @@ class SlidingLayer(Layer, CacheLayerMixin):
         return other
 
     def stored(self, start: int, end: int) -> dict[str, Tensor]:
-        """What the token after `end` tokens sees before it, [K, n, D]."""
+        """What the token at position `end` sees before it, [K, n, D]."""
         states = self.mark().states
         assert states is not None
         return {f"window_{name}": part[0] for name, part in zip(STREAMS, states, strict=True)}

@@ -1,4 +1,4 @@
-"""A layer that keeps nothing: a multilayer perceptron or a mixture of experts that counts as a layer."""
+"""A layer that keeps nothing: an MLP or a mixture of experts that counts as a layer."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from transformers import cache_utils
 from adamas_cli.cache.extent import Extent
 from adamas_cli.cache.layer import Layer
 
-# Versions of transformers that have a class for such layers know them by it.
+# Versions of transformers that have a class for such layers recognize them by it.
 _Known: type = getattr(cache_utils, "DummyLayer", object)
 
 
 class StatelessLayer(Layer, _Known):
-    """Nothing is known of the tokens, so every state is the same one."""
+    """It keeps nothing of the tokens, so all its states are equal."""
 
     storable = True
-    # What transformers asks of each layer of a cache.
+    # Attributes that transformers reads from each layer of a cache.
     is_compileable = is_initialized = True
     is_sliding = False
     keys = values = None

@@ -1,4 +1,4 @@
-"""What an answer's tokens attended to, added up."""
+"""A running sum of what an answer's tokens attended to."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from torch import Tensor
 
 
 class Tally:
-    """Of one cache: how often each of its tokens was attended to, and with what softmax weight, added up over
-    the sparse layers and their heads.
+    """The tally of one cache: how often each of its tokens was attended to, and with what softmax weight,
+    summed over the sparse layers and their heads.
 
     counts: float32 [1, 2, C], which `widen` replaces.
     """
 
     def __init__(self, capacity: int, device: torch.device) -> None:
         self.counts = torch.zeros(1, 2, capacity, device=device)
-        self._each: dict[int, Tensor] = {}  # of steps of several tokens, by how many: parts of one memory
-        self._open: Tensor | None = None  # that of the last step, until it is settled
+        self._each: dict[int, Tensor] = {}  # for steps of several tokens, by size: views of one tensor
+        self._open: Tensor | None = None  # the last step's, until it is settled
 
     def of_step(self, new: int) -> Tensor:
-        """Where a step of this many tokens counts, float32 [new, 2, C]: several of them each apart, until
-        `settle`.
+        """Where a step of this many tokens counts, float32 [new, 2, C]. Several tokens are counted separately
+        until `settle`.
         """
         self._open = None
         if new == 1:
@@ -35,13 +35,13 @@ class Tally:
         return self._open
 
     def settle(self, kept: int) -> None:
-        """Of the last step's tokens, if there were several, count the first ones, which stay."""
+        """If the last step had several tokens, count the first ones, which stay."""
         if self._open is not None:
             self.counts += self._open[:kept].sum(0)
             self._open = None
 
     def widen(self, capacity: int) -> bool:
-        """Room for this many tokens; whether `counts` is another tensor now."""
+        """Make room for this many tokens; returns whether `counts` was replaced."""
         known = self.counts
         if known.shape[2] >= capacity:
             return False

@@ -1,4 +1,4 @@
-"""How answer tokens attend: the settings, and what is decided of them for a model on a device."""
+"""How answer tokens attend: the settings, and the decision for a model on a device."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from adamas_cli.settings import (
 class AttentionSettings:
     """How documents are read, and how answer tokens attend.
 
-    kind: `adamas`, `full`, or `auto` to choose by the length of the context. read: `sparse`, `dense`, or
-    `auto` in the same way; reading: what sparse reading leaves out. sparse: its budget is replaced
-    by one for the context where `budget_by_context` is set. backend: what computes sparse steps:
-    `triton`, `cpu`, `torch`, or `auto` for the fastest that runs. cache_dtype: see `DecodingSettings`.
+    kind: `adamas`, `full`, or `auto` to choose by context length. read: `sparse`, `dense`, or `auto`
+    likewise; reading: what sparse reading skips. sparse: with `budget_by_context`, its budget is replaced by
+    one chosen for the context. backend: what computes sparse steps: `triton`, `cpu`, `torch`, or `auto` for
+    the fastest that runs. cache_dtype: see `DecodingSettings`.
     """
 
     kind: str = "auto"
@@ -46,7 +46,7 @@ class AttentionSettings:
 
     @classmethod
     def of(cls, chosen: DecodingSettings) -> AttentionSettings:
-        """Those that a user chose."""
+        """The settings a user chose."""
         return cls(
             chosen.attn,
             sparse_settings(chosen, chosen.budget or SparseSettings.budget),
@@ -58,7 +58,7 @@ class AttentionSettings:
         )
 
     def asked(self, prefill_chunk: int | None = None) -> DecodingSettings:
-        """What a decision is made from; prefill_chunk: tokens, None to go by the device."""
+        """The input of a decision. prefill_chunk: tokens; None to choose by device."""
         return DecodingSettings(
             attn=cast(AttentionKind, self.kind),
             read=cast(ReadKind, self.read),
@@ -72,9 +72,9 @@ class AttentionSettings:
         )
 
     def resolve(self, decided: Attention, announce: Callable[[str], None] | None = None) -> Sparse | None:
-        """How to decode sparsely as was decided, or None with full attention.
+        """How to decode sparsely, as decided; None with full attention.
 
-        announce: told before a backend compiles.
+        announce: called before a backend compiles.
         """
         if decided.backend is None or decided.budget is None:
             return None
@@ -82,7 +82,7 @@ class AttentionSettings:
 
 
 def sparse_settings(chosen: DecodingSettings, budget: int) -> SparseSettings:
-    """What a sparse layer does, as a user chose. Raises UsageError for an error that has no meaning."""
+    """The settings of a sparse layer, as a user chose. Raises UsageError for an invalid error bound."""
     check_error(chosen)
     return SparseSettings(budget=budget, scorer=chosen.scorer, error=chosen.error or None)
 
@@ -95,11 +95,11 @@ def decide_for(
     context: int,
     unserved: str | None = None,
 ) -> Attention:
-    """What is decided about a model of this shape, with this many tokens, on a device. unserved: why Adamas
-    does not serve it, where its shape does not tell.
+    """The decision for a model of this shape, with this many tokens, on a device. unserved: why Adamas does
+    not serve it, where its shape does not tell.
 
-    Raises UsageError where a named backend cannot run, and ModelUnavailableError where Adamas is asked for
-    and does not serve the model.
+    Raises UsageError if a named backend cannot run, and ModelUnavailableError if Adamas is requested but does
+    not serve the model.
     """
     return decide_attention(
         asked,
@@ -114,5 +114,5 @@ def decide_for(
 
 
 def backends_of(device: torch.device) -> Backends:
-    """What computes sparse steps on a device, and what cannot."""
+    """The backends that can compute sparse steps on a device, and why the others cannot."""
     return Backends(device.type, {name: obstacle(name, device) for name in BACKENDS})

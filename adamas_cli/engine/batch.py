@@ -1,8 +1,8 @@
-"""Steps of several answers over one model, taken together, so that its weights are read once for all.
+"""Steps of several answers over one model, computed together so that its weights are read once for all.
 
-An answer leaves its next tokens with its seat and goes on to do what it has to; when it asks for what comes
-of them, all that others have left is computed with them. So whoever takes turns between answers, one token
-each, has them decode together, and an answer may come or go at any time.
+An answer leaves its next tokens in its seat and continues with other work. When it asks for their logits, the
+pending tokens of all answers are computed with them. So answers that take turns, one token each, decode
+together, and an answer may start or end at any time.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from adamas_cli.engine.model import Model
 from adamas_cli.engine.steps.compiled import CompiledSteps, Entry
 from adamas_cli.engine.steps.describe import NoCompiledFormError
 
-MOST_TOGETHER = LARGEST_STEP  # answers that are under way at once
+MOST_TOGETHER = LARGEST_STEP  # answers running at once
 
 
 class Batch:
-    """The answers over one model that decode together, where it has compiled steps. steps: how many were
-    taken; rows: tokens in all of them.
+    """The answers over one model that decode together, if it has compiled steps. steps: how many were taken;
+    rows: tokens in all of them.
     """
 
     def __init__(self, model: Model) -> None:
@@ -33,14 +33,14 @@ class Batch:
         self._compiled: CompiledSteps | None = None
 
     def seat(self, cache: KVCache, mode: Mode) -> Seat:
-        """A place for an answer whose tokens attend so."""
+        """A place for an answer that attends in this mode."""
         seat = Seat(self, cache, mode)
         self._seats.append(seat)
         return seat
 
     @property
     def reason(self) -> str | None:
-        """One line about why answers of this model do not decode together, or None where they can."""
+        """Why answers of this model do not decode together, in one line; None where they can."""
         try:
             self._steps()
         except NoCompiledFormError as obstacle:
@@ -49,33 +49,33 @@ class Batch:
 
     @property
     def seated(self) -> int:
-        """Answers under way."""
+        """Answers in progress."""
         return len(self._seats)
 
     def _steps(self) -> CompiledSteps:
-        """Those of all answers. Raises NoCompiledFormError."""
+        """The steps shared by all answers. Raises NoCompiledFormError."""
         if self._compiled is None:
             kinds = {layer.kind for layer in self._model.shape.by_layer}
             self._compiled = CompiledSteps(self._model, kinds)
         return self._compiled
 
     def most(self, cache: KVCache) -> int:
-        """Tokens that a step should take of one cache, so that there is a place for every answer."""
+        """How many tokens of one cache a step should take, so that every answer fits."""
         return self._compiled.most(cache) if self._compiled and len(self._seats) == 1 else 1
 
     def leave(self, seat: Seat) -> None:
-        """An answer ends; what it has left is forgotten."""
+        """An answer ends; its pending tokens are dropped."""
         if seat in self._seats:
             self._seats.remove(seat)
 
     def step(self, first: Seat) -> None:
-        """Compute what this seat has left, and what others have, as far as a step takes it."""
+        """Compute the pending tokens of this seat, and those of others as far as they fit in one step."""
         together, room = [first], LARGEST_STEP - len(first.left)
         for seat in self._seats:
             if seat is not first and 0 < len(seat.left) <= room:
                 together.append(seat)
                 room -= len(seat.left)
-        together.sort(key=self._seats.index)  # most often those of the step before, whose records are there
+        together.sort(key=self._seats.index)  # usually those of the previous step, whose records exist
         together.sort(key=lambda seat: -len(seat.left))
         for seat in together:
             seat.whole = False
@@ -88,8 +88,8 @@ class Batch:
 class Seat:
     """One answer's place in a batch; see `Passes`.
 
-    left: the tokens that wait to be computed. whole: whether its cache is as it should be, which an
-    interruption of a step that another answer has asked for may spoil. alone: whether its last step was.
+    left: pending tokens. whole: whether its cache is consistent; an interrupted step that another answer
+    requested may break it. alone: whether its last step served no other answer.
     """
 
     def __init__(self, batch: Batch, cache: KVCache, mode: Mode) -> None:
@@ -121,5 +121,5 @@ class Seat:
         self._batch.leave(self)
 
     def took(self, logits: Tensor, *, alone: bool) -> None:
-        """What was left is computed."""
+        """The pending tokens are computed."""
         self.left, self._logits, self.whole, self.alone = (), logits, True, alone

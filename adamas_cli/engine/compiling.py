@@ -1,4 +1,4 @@
-"""Says that Triton compiles, where it takes long enough to be noticed: the first time on a machine."""
+"""Reports that Triton compiles when that takes noticeable time: the first time on a machine."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-NOTICED_AFTER = 1.0  # seconds; a kernel that was compiled before is loaded in less
+NOTICED_AFTER = 1.0  # seconds; a kernel compiled earlier loads in less
 LINE = "compiling GPU kernels, which are kept for the next time"
 
 
 @contextmanager
 def announced_compiling(announce: Callable[[str], None]) -> Iterator[None]:
-    """A scope in which a line is announced for each kernel that is really compiled, not loaded from disk.
+    """A scope that announces a line for each kernel that is compiled, not loaded from disk.
 
-    Triton's own hooks around a compilation tell when it starts and ends; whatever they were is kept.
+    Triton's hooks around a compilation tell when it starts and ends; existing hooks still run.
     """
     from triton import knobs
 

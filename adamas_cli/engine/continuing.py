@@ -1,7 +1,7 @@
-"""State spaces that go on where the tokens before ended, of models that scan each pass from an empty state.
+"""Lets state-space models continue from the previous tokens' state; their scan starts each pass from empty.
 
-A scan is linear in its state: what an earlier one left decays and is read beside what a pass makes itself, so
-it is added to what transformers' scan gives.
+A scan is linear in its state: an earlier state decays and is read alongside what a pass adds itself. So its
+contribution is added to the output of transformers' scan.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SCAN = "mamba_selective_scan"  # transformers' function, which begins with nothing
+SCAN = "mamba_selective_scan"  # transformers' function, which starts from zero
 _AT_ONCE = 32  # tokens whose decays are in memory at the same time
-# What the scans of the mixer that is under way begin with, in their order.
+# The initial states of the running mixer's scans, in order.
 _STATES: ContextVar[Iterator[Tensor] | None] = ContextVar("adamas_states", default=None)
 
 
 def carry_on(model: Any) -> bool:
-    """Let the scans of a model's mixers begin with the states of its cache from now on; False, and nothing is
-    changed, where they are not known.
+    """From now on, start the scans of a model's mixers from the states in its cache. False, with nothing
+    changed, if the scans are unknown.
     """
     place = sys.modules[type(model).__module__]
     own = getattr(place, SCAN, None)
@@ -38,7 +38,7 @@ def carry_on(model: Any) -> bool:
 
 
 def _starting(mixer: Any, own: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The forward of a mixer whose scans, one or one for each head, find their states."""
+    """The forward of a mixer that hands its scans their states. A mixer has one scan, or one per head."""
 
     def forward(hidden_states: Tensor, cache_params: Any = None, **named: Any) -> Tensor:
         state = None if cache_params is None else cache_params.get_recurrent_state(mixer.layer_idx)
@@ -54,7 +54,7 @@ def _starting(mixer: Any, own: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _continued(own: Callable[..., Any]) -> Callable[..., Any]:
-    """A scan that begins with the next of the states of its mixer, where there is one."""
+    """A scan that starts from its mixer's next state, if there is one."""
 
     def scan(
         inputs: Tensor, dt: Tensor, rates: Tensor, writers: Tensor, readers: Tensor, **options: Any
@@ -75,9 +75,9 @@ def _continued(own: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def carried(state: Tensor, steps: Tensor, rates: Tensor, readers: Tensor) -> tuple[Tensor, Tensor]:
-    """What an earlier state [B, D, S] adds to what is read of each token, [B, D, N], and to the last state.
+    """What an earlier state [B, D, S] adds to the output of each token, [B, D, N], and to the last state.
 
-    steps [B, D, N]: of time; rates [D, S]: by which a state decays, below 0; readers [B, S, N].
+    steps [B, D, N]: time steps; rates [D, S]: decay of a state, below 0; readers [B, S, N].
     """
     state, passed = state.float(), steps.cumsum(-1)
     parts = []

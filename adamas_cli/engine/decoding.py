@@ -1,4 +1,4 @@
-"""Where the tokens of an answer come from: one step after another, or passes that check drafts."""
+"""Where an answer's tokens come from: one step after another, or passes that check drafts."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from adamas_cli.engine.tokens_to_host import TokenReader
 
 
 class Passes(Protocol):
-    """Steps of one answer. alone: whether the last one was of no other answer. whole: whether the cache has
-    the tokens of whole steps only.
+    """Steps of one answer. alone: whether the last one served no other answer. whole: whether the cache holds
+    only the tokens of complete steps.
     """
 
     alone: bool
@@ -32,22 +32,22 @@ class Passes(Protocol):
         ...
 
     def begin(self, tokens: Tensor) -> None:
-        """Tokens, int64 [n], that the next step takes, which may be computed from now on."""
+        """Set the tokens, int64 [n], of the next step; they may be computed from now on."""
         ...
 
     def finish(self) -> tuple[Tensor, Drawn | None]:
-        """The logits after each of them, [n, vocabulary], and the greedy token, where it is known and there
-        is one.
+        """The logits after each of them, [n, vocabulary], and the greedy token, if known and there is one
+        token.
         """
         ...
 
     def leave(self) -> None:
-        """There are no more steps; tokens that were begun and are not computed are forgotten."""
+        """There are no more steps; tokens begun but not computed are dropped."""
         ...
 
 
 class Alone:
-    """An answer whose steps are its own: each is computed when it is asked for."""
+    """An answer whose steps serve no other: each is computed on request."""
 
     alone = whole = True
 
@@ -73,34 +73,36 @@ class Alone:
 
 
 class Saying(Protocol):
-    """The tokens of one answer, in turn: `next` gives one, `feed` has the model go on from it.
+    """The tokens of one answer: `next` returns one, `feed` lets the model continue from it.
 
-    logits: after the last token that was computed, [vocabulary].
+    logits: after the last computed token, [vocabulary].
     """
 
     logits: Tensor
 
     @property
     def drafted(self) -> Drafted:
-        """What became of drafts so far."""
+        """Draft statistics so far."""
         ...
 
     def next(self, left: int) -> int:
-        """The next token, of which this many are left to say. Raises NotFiniteError."""
+        """The next token. left: how many tokens may still be said, including this one. Raises
+        NotFiniteError.
+        """
         ...
 
     def feed(self, left: int) -> None:
-        """The token that was said last is to be computed, unless that was done; this many are left to say.
-        It is computed when the next one is asked for, or before.
+        """Have the last token computed, if it is not yet; this many are left to say. It is computed at the
+        latest when the next one is requested.
         """
         ...
 
     def say(self, token: int) -> None:
-        """Say this token next, whatever the model would."""
+        """Say this token next, instead of the model's choice."""
         ...
 
     def end(self, tokens: int) -> None:
-        """The answer ends: have no more than this many tokens in the cache."""
+        """The answer ends: keep at most this many tokens in the cache."""
         ...
 
 
@@ -114,8 +116,8 @@ class OneByOne:
         self._reader = TokenReader(self._device)
         self._drawn = sampler.next(logits)
         self._count = 0
-        # A GPU gets the next step before the host knows the token that it starts from, and so one too many
-        # at the end; a CPU would lose that step's time.
+        # A GPU gets the next step before the host knows the token it starts from. So one step too many runs
+        # at the end; on a CPU that would cost its time.
         self._ahead = self._device.type == "cuda"
         self._first, self._fed, self._begun = True, False, False
 
@@ -128,7 +130,7 @@ class OneByOne:
         """See `Saying.next`."""
         self._finish()
         self._reader.send(self._drawn)
-        # Nothing, compiling least of all, delays the first token.
+        # Nothing may delay the first token, least of all compiling.
         self._fed = left > 1 and self._ahead and not self._first
         self._first = False
         if self._fed:
@@ -147,7 +149,7 @@ class OneByOne:
         self._drawn = Drawn(*torch.tensor([[token], [1]], device=self._device))
 
     def end(self, tokens: int) -> None:
-        """See `Saying.end`: there may be one more, which whoever reads on forgets."""
+        """See `Saying.end`: one extra token may remain, which the reader of these tokens drops."""
 
     def _begin(self) -> None:
         self._count += 1
@@ -155,7 +157,7 @@ class OneByOne:
         self._passes.begin(self._drawn.token)
 
     def _finish(self) -> None:
-        """Compute the step that was begun, if there is one."""
+        """Compute the step that was begun, if any."""
         if not self._begun:
             return
         logits, greedy = self._passes.finish()
@@ -165,11 +167,11 @@ class OneByOne:
 
 
 class Checked:
-    """Passes over the last token and a draft of what comes after it, as far as one pays.
+    """Passes over the last token and a draft of the following ones, as far as drafting pays.
 
-    After each token of the draft the sampler draws as it would without; the first one that it draws
-    otherwise is what is said, and the rest of the draft is taken back. So tokens are those that would be said
-    without drafts, and drawn ones are so with any temperature: each comes from the model's own distribution.
+    After each draft token the sampler draws as it would without drafts. At the first difference its own token
+    is said, and the rest of the draft is rolled back. So answers equal those without drafts at any
+    temperature: each token comes from the model's own distribution.
     """
 
     def __init__(
@@ -180,7 +182,7 @@ class Checked:
         self._sampler, self._drafter = sampler, drafter
         self._coming = deque([sampler.next(logits).id()])  # all but the last are in the cache
         self._said = 0  # the last token
-        self._draft: list[int] | None = None  # of a pass that is begun
+        self._draft: list[int] | None = None  # of a pass that was begun
         self._start, self._before = cache.get_seq_length(), list[Any]()  # before the last pass
         self._proposed = self._accepted = self._count = 0
 
@@ -207,7 +209,7 @@ class Checked:
         self._passes.begin(torch.tensor([self._said, *self._draft], device=self.logits.device))
 
     def say(self, token: int) -> None:
-        """See `Saying.say`: what would have been said is forgotten."""
+        """See `Saying.say`: tokens already drawn are dropped."""
         self._finish()
         self._retract(self._cache.get_seq_length() - max(0, len(self._coming) - 1))
         self._coming = deque([token])
@@ -215,12 +217,12 @@ class Checked:
     def end(self, tokens: int) -> None:
         """See `Saying.end`."""
         if self._draft is not None and self._cache.get_seq_length() > self._start:
-            tokens = self._start + 1  # another answer's turn has computed what nobody has seen yet
+            tokens = self._start + 1  # another answer's turn computed tokens that nobody has seen yet
         self._retract(tokens)
         self._settle()
 
     def _finish(self) -> None:
-        """Compute the pass that was begun, if there is one, and check its draft."""
+        """Compute the pass that was begun, if any, and check its draft."""
         if self._draft is None:
             return
         begun = time.perf_counter()
@@ -239,11 +241,11 @@ class Checked:
         self._accepted += len(self._coming) - 1
 
     def _retract(self, tokens: int) -> None:
-        """Of the last pass, have no more than this many tokens in the cache."""
+        """Keep at most this many tokens of the last pass in the cache."""
         if tokens < self._cache.get_seq_length():
             self._cache.retract(tokens, self._before)
 
     def _settle(self) -> None:
-        """Count what the tokens of the last pass attended to that stay."""
+        """Count the attention of the last pass's tokens that stay."""
         if self._mode.tally is not None:
             self._mode.tally.settle(self._cache.get_seq_length() - self._start)

@@ -1,5 +1,5 @@
-"""Drafts of what an answer says next, looked up in its document and in what it has said: answers about a text
-repeat it. One pass of the model checks several tokens, so those that were right come at a fraction of a step.
+"""Drafts of an answer's next tokens, looked up in its document and its own text: answers about a text repeat
+it. One pass of the model checks several tokens, so correct ones cost a fraction of a step.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ from collections.abc import Mapping
 import numpy as np
 from adamas_kernels.contract import LARGEST_STEP
 
-ORDER = 3  # last tokens that a place in the text must share with its end
-PLACES = 16  # that share them, which are compared, the last ones
-COMPARED = 32  # tokens before each
+ORDER = 3  # last tokens that a place must share with the end of the text
+PLACES = 16  # places compared, the latest ones
+COMPARED = 32  # tokens compared before each place
 SIZES = (4, 8, LARGEST_STEP)  # tokens of passes that check drafts
-# Seconds of such a pass over those of one token, before an answer has measured them (docs/performance.md).
+# Seconds of such a pass over those of one token, until an answer has measured them (docs/performance.md).
 COSTS: Mapping[int, float] = {4: 1.6, 8: 2.8, 16: 5.2}
-LEAST_GAIN = 1.1  # tokens for the time of one, below which there is no draft
-# For places that share at least this many tokens with the end of the text: how often the next token is the
-# same there, before this answer has shown it.
+LEAST_GAIN = 1.1  # expected tokens per step's time; no draft below this
+# By tokens shared with the end of the text (at least): how often the next token is the same, before this
+# answer has measured it.
 EXPECTED = ((3, 0.45), (4, 0.55), (6, 0.7), (9, 0.82), (16, 0.92))
-WEIGHT = 6.0  # of that, in tokens; those of the answer lose weight with each further one
+WEIGHT = 6.0  # of that, in tokens; an answer's own observations fade with each further token
 FADING = 0.97
 
 
 class TextIndex:
-    """Token ids that grow at their end, with where each ORDER of them came before.
+    """Token ids that grow at the end, with the earlier places of each run of ORDER tokens.
 
-    Twelve bytes a token, up to twice as many; a token takes the same time wherever it comes.
+    Twelve bytes a token, up to twice that; appending takes constant time.
     """
 
     def __init__(self, ids: np.ndarray) -> None:
@@ -37,14 +37,14 @@ class TextIndex:
         self._ids = np.zeros(room, np.int32)
         self._ids[: len(ids)] = ids
         self._table = np.full(1 << int(room - 1).bit_length(), -1, np.int32)  # the last place of each hash
-        self._before = np.full(room, -1, np.int32)  # of each place, the last one before it with its hash
+        self._before = np.full(room, -1, np.int32)  # for each place, the previous one with its hash
         if len(ids) < ORDER:
             return
         hashes = self._hashes(np.arange(ORDER - 1, len(ids)))
         places = np.argsort(hashes, kind="stable").astype(np.int32) + ORDER - 1
         alike = hashes[places[1:] - ORDER + 1] == hashes[places[:-1] - ORDER + 1]
         self._before[places[1:][alike]] = places[:-1][alike]
-        self._table[hashes] = np.arange(ORDER - 1, len(ids))  # the last of several is what stays
+        self._table[hashes] = np.arange(ORDER - 1, len(ids))  # the last of several wins
 
     def __len__(self) -> int:
         return self._length
@@ -53,12 +53,12 @@ class TextIndex:
         return int(self._ids[place])
 
     def behind(self, place: int, count: int) -> list[int]:
-        """So many tokens from a place on; where the text ends they begin anew, as circles do."""
+        """This many tokens from a place on; past the end of the text they repeat from that place."""
         known = self._ids[place : min(place + count, self._length)].tolist()
         return [known[at % len(known)] for at in range(count)]
 
     def append(self, token: int) -> None:
-        """Changes: a token more."""
+        """Changes: appends a token."""
         if self._length == len(self._ids):
             vars(self).update(vars(TextIndex(self._ids)))
         self._ids[self._length] = token
@@ -69,8 +69,8 @@ class TextIndex:
             self._before[place], self._table[found] = self._table[found], place
 
     def repeated(self) -> tuple[int, int]:
-        """The place after the earlier tokens that share most with the end of the text, of several the last
-        one, and how many they share, up to COMPARED; 0 where they are less than ORDER.
+        """The place after the earlier tokens that share most with the end of the text (of several, the last),
+        and how many they share, up to COMPARED; (0, 0) below ORDER.
         """
         end = self._length
         places: list[int] = []
@@ -88,7 +88,7 @@ class TextIndex:
         return (places[best] + 1, int(shared[best])) if shared[best] >= ORDER else (0, 0)
 
     def _hashes(self, places: np.ndarray) -> np.ndarray:
-        """Of the ORDER tokens that end at each of these places."""
+        """Hashes of the ORDER tokens that end at each of these places."""
         found = np.zeros(len(places), np.uint64)
         for back in range(ORDER):
             found = (found ^ self._ids[places - back].astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
@@ -96,9 +96,9 @@ class TextIndex:
 
 
 class Rates:
-    """How often the next token is that of an earlier place, by how much the place shares with what was said.
+    """How often the next token matches that of an earlier place, by how many tokens the place shares.
 
-    It is seen with every token of an answer, drafted or not, so drafts begin where they have come to pay.
+    Measured with every token of an answer, drafted or not, so drafting starts once it pays.
     """
 
     def __init__(self) -> None:
@@ -106,15 +106,13 @@ class Rates:
         self._all = [WEIGHT for _ in EXPECTED]
 
     def seen(self, shared: int, *, hit: bool) -> None:
-        """Changes: at a place that shared so much, the next token was the same or not."""
+        """Changes: at a place sharing this many tokens, the next token matched or not."""
         at = self._class_of(shared)
         self._hits[at] = FADING * self._hits[at] + hit
         self._all[at] = FADING * self._all[at] + 1
 
     def accepted(self, shared: int, count: int) -> list[float]:
-        """How many of the first tokens of a draft are expected to be right: of none of them, of one, up to
-        `count`.
-        """
+        """The expected number of accepted tokens of a draft of length 0, 1, up to `count`."""
         sums, chance = [0.0], 1.0
         for more in range(count):
             at = self._class_of(shared + more)
@@ -128,8 +126,8 @@ class Rates:
 
 
 class Costs:
-    """Seconds of passes by their tokens, over those of one token; the least of the last ones of each size, as
-    what else runs on a machine only adds to them.
+    """Seconds of passes by size, over those of one token: the minimum of the last ones of each size, since
+    other load on a machine only adds to them.
     """
 
     def __init__(self) -> None:
@@ -137,22 +135,22 @@ class Costs:
         self._begun: set[int] = set()
 
     def took(self, size: int, seconds: float) -> None:
-        """Changes: a pass of this many tokens took so long. The first one of a size prepares others, and does
-        not count.
+        """Changes: a pass of this many tokens took this long. The first pass of a size is not counted: it
+        does set-up work.
         """
         if size in self._begun:
             self._seconds[size].append(seconds)
         self._begun.add(size)
 
     def of(self, size: int) -> float:
-        """A pass of this many tokens, over one of one."""
+        """The cost of a pass of this many tokens, relative to one token."""
         one, known = self._seconds[1], self._seconds[size]
         return min(known) / min(one) if one and known else COSTS[size]
 
 
 class Drafter:
-    """Proposes what an answer says next, as much of it as is expected to pay. costs: of this model's passes.
-    always: propose all that there is room for, whether it pays or not.
+    """Proposes an answer's next tokens, as many as are expected to pay. costs: of this model's passes.
+    always: propose as many as fit, whether they pay or not.
     """
 
     def __init__(self, ids: np.ndarray, costs: Costs, *, always: bool = False) -> None:
@@ -163,7 +161,7 @@ class Drafter:
         self._place, self._shared = self._text.repeated()
 
     def say(self, token: int) -> None:
-        """Changes: the answer has one more token."""
+        """Changes: appends a token of the answer."""
         text = self._text
         text.append(token)
         if self._shared:
@@ -174,8 +172,8 @@ class Drafter:
             self._place, self._shared = text.repeated()
 
     def propose(self, most: int) -> list[int]:
-        """What may come next, to be checked in a pass with the last token, of one of the SIZES and at most
-        this many tokens; empty where none is expected to pay.
+        """A draft to check in one pass together with the last token: a pass of one of the SIZES and at most
+        `most` tokens. Empty if no draft is expected to pay.
         """
         sizes = [size for size in SIZES if size <= most]
         if not self._shared or not sizes:

@@ -1,5 +1,5 @@
-"""How long a prefill still takes. A straight line lies: each token attends to all before it, so later chunks
-cost more.
+"""How much longer a prefill takes. Linear extrapolation would be wrong: each token attends to all before it,
+so later chunks cost more.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 class PrefillCost:
     """Fits seconds = a * tokens + b * (token pairs attended) to the chunks timed so far.
 
-    attention_share: an a-priori guess of b / a, the cost of one attended pair in units of the rest of one
-    token's cost; it serves until two chunks of different depth have been timed, and weighs little afterwards.
+    attention_share: an a-priori guess of b / a, the cost of one attended pair relative to the rest of one
+    token's cost. It is used until two chunks of different depth are timed, and weighs little afterwards.
     """
 
     attention_share: float
@@ -30,7 +30,7 @@ class PrefillCost:
         return per_token * (end - start) + per_pair * _pairs(start, end)
 
     def _fit(self) -> tuple[float, float]:
-        """Non-negative least squares for (a, b), with one pseudo-chunk that holds b / a near the guess."""
+        """Non-negative least squares for (a, b), with two pseudo-chunks that hold b / a near the guess."""
         seconds = sum(chunk[2] for chunk in self._chunks)
         guess = seconds / sum(n + self.attention_share * p for n, p, _ in self._chunks)
         tokens, pairs, _ = self._chunks[0]

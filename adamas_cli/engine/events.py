@@ -1,6 +1,4 @@
-"""What the engine reports while it works. The display, the JSON record, the bench and the tests read this one
-stream.
-"""
+"""Events that the engine reports. The display, the JSON record, the bench and the tests read this stream."""
 
 from __future__ import annotations
 
@@ -19,13 +17,13 @@ class Prefill:
         float | None
     )  # None until one chunk has been timed; accounts for growing attention cost
     chunk: int  # tokens per step, smaller after an out-of-memory
-    sparsely: bool = False  # whether blocks of tokens with little attention are left out
+    sparsely: bool = False  # whether blocks of tokens with little attention are skipped
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """How likely the model held a token to be. logprob: of its raw logits, before temperature and whatever
-    else leaves tokens out. likeliest: the ids of the likeliest tokens with theirs, in order.
+    """How likely a token was to the model. logprob: from its raw logits, before temperature and any filter.
+    likeliest: ids and log-probabilities of the likeliest tokens, in order.
     """
 
     logprob: float
@@ -47,7 +45,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Drafted:
-    """What became of drafts. proposed, accepted: tokens; passes: of the model, also those of one token."""
+    """Draft statistics. proposed, accepted: tokens; passes: of the model, including those of one token."""
 
     proposed: int = 0
     accepted: int = 0
@@ -55,7 +53,7 @@ class Drafted:
 
     @property
     def tokens_per_pass(self) -> float | None:
-        """Tokens that passes gave, one and what was accepted, to two decimals; None without a pass."""
+        """Tokens per pass, the model's own and accepted ones, to two decimals; None without a pass."""
         return round(1 + self.accepted / self.passes, 2) if self.passes else None
 
     def __add__(self, other: Drafted) -> Drafted:

@@ -1,10 +1,10 @@
 """Fewer, larger kernels for a model's own modules on a GPU.
 
 In steps of one token, projections of the same input become one product; RMSNorm, RoPE and SwiGLU are
-liger-kernel's. A question of a few tokens takes as long as launching its kernels from Python does, where
-torch's own are quicker; its projections are joined too. No forward of attention is rewritten: only what it
-calls is replaced, where a class computes what the kernel does for a few numbers. A layer over weights in
-planes has a forward for one token, whose products add.
+liger-kernel's. A question of a few tokens takes as long as Python needs to launch its kernels, and torch's
+own launch faster; its projections are joined too. No attention forward is rewritten. Only the functions it
+calls are replaced, if a probe with a few numbers shows that a class computes the same as the kernel. A layer
+with weights in planes has a forward for one token, whose products add the residual.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from adamas_cli.models.quantization import is_plain
 log = logging.getLogger(__name__)
 
 Forward = Callable[..., Any]
-Make = Callable[[Any, "dict[nn.Module, _Joined]"], Forward]  # from a module and what is joined
-# Projections that a layer applies one after another to the same input.
+Make = Callable[[Any, "dict[nn.Module, _Joined]"], Forward]  # from a module and the joined layers
+# Projections that a layer applies in turn to the same input.
 JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 MLP = ("gate_proj", "up_proj", "down_proj")
-# What reads the output of a layer's norms, and nothing else does.
+# The only readers of the output of a layer's norms.
 NORMED = {"input_layernorm": ("self_attn", JOINED[0]), "post_attention_layernorm": ("mlp", JOINED[1])}
-EPSILONS = ("variance_epsilon", "eps")  # as RMSNorms call theirs
-FAR = 4.0  # what the largest gate is made, so that functions differ which are alike near zero
-FEW = 256  # tokens of a chunk that is launched for longer than it computes
+EPSILONS = ("variance_epsilon", "eps")  # attribute names in RMSNorms
+FAR = 4.0  # size of the largest gate in a probe, so that functions that are alike near zero differ
+FEW = 256  # tokens of a chunk that takes longer to launch than to compute
 
 
 @torch.no_grad()
 def fuse(model: Any) -> None:
-    """Let a model on a GPU compute so from now on; weights that belong together are laid side by side, in
-    place of where they were.
+    """Let a model on a GPU use these kernels from now on. Weights that belong together are moved into one
+    matrix.
     """
     from adamas_kernels.dispatch import load
 
@@ -68,7 +68,7 @@ def fuse(model: Any) -> None:
 
 
 def _by_liger(model: Any, joined: dict[nn.Module, _Joined]) -> dict[nn.Module, Forward]:
-    """Forwards of norms and gated MLPs; joined: by the first of layers that compute together."""
+    """Forwards of norms and gated MLPs; joined: layers computed together, keyed by the first."""
     kinds: dict[type, Make | None] = {}
     forwards: dict[nn.Module, Forward] = {}
     for module in model.modules():
@@ -82,8 +82,8 @@ def _by_liger(model: Any, joined: dict[nn.Module, _Joined]) -> dict[nn.Module, F
 
 
 def _norm_kind(module: Any) -> Make | None:
-    """What makes the forward of RMSNorms of a module's class, with its weight or with one plus that; None
-    where it computes something else.
+    """A maker of RMSNorm forwards for a module's class, with its weight or with 1 + weight; None if the class
+    computes something else.
     """
     weight, eps = getattr(module, "weight", None), _epsilon(module)
     if not isinstance(weight, Tensor) or weight.dim() != 1 or eps is None or not _takes_one(module):
@@ -114,9 +114,7 @@ def _epsilon(module: Any) -> float | None:
 
 
 def _mlp_kind(module: Any, model: Any) -> Make | None:
-    """What makes the forward of MLPs of a module's class that are gated by SiLU; None where it computes
-    something else.
-    """
+    """A maker of forwards for SiLU-gated MLPs of a module's class; None if the class does something else."""
     parts: list[Any] = [getattr(module, name, None) for name in MLP]
     if not all(hasattr(part, "in_features") for part in parts) or not _takes_one(module):
         return None
@@ -143,8 +141,8 @@ def _gated(module: Any, joined: dict[nn.Module, _Joined]) -> Forward:
 
 
 def _by_planes(model: Any, forwards: dict[nn.Module, Forward]) -> dict[nn.Module, Forward]:
-    """Forwards of norms and whole layers for steps of one token through weights in planes: a norm rounds for
-    the products that follow it, and a product adds to what came before it. forwards: of all other cases.
+    """Forwards of norms and whole layers for steps of one token with weights in planes: a norm rounds for the
+    products after it, and a product adds the residual. forwards: for all other cases.
     """
     found: dict[nn.Module, Forward] = {}
     for layer in model.modules():
@@ -165,7 +163,7 @@ def _by_planes(model: Any, forwards: dict[nn.Module, Forward]) -> dict[nn.Module
 
 
 class _Adding:
-    """A projection that adds its output to `addend`, once, where there is one."""
+    """A projection that adds `addend` to its output, once, if set."""
 
     def __init__(self, module: PlaneLinear) -> None:
         self._module = module
@@ -200,8 +198,8 @@ def _rounding_norm(norm: Any, backend: Any, otherwise: Forward) -> Forward:
 
 
 def _rotate_by_liger(place: Any) -> None:
-    """Let the model classes of a module that rotate halves of heads do so on a GPU by liger-kernel's RoPE;
-    elsewhere, and where only a part of a head is rotated, by their own.
+    """Let the models of a module that rotate halves of heads use liger-kernel's RoPE on a GPU. Elsewhere, and
+    if only part of a head is rotated, they keep their own.
     """
     from liger_kernel.ops import LigerRopeFunction
 
@@ -220,7 +218,7 @@ def _rotate_by_liger(place: Any) -> None:
 
 
 def _rotates_halves(rope: Forward) -> bool:
-    """Whether a function rotates so queries and keys [B, heads, N, D] by cos and sin [B, N, D]."""
+    """Whether a function rotates the halves of queries and keys [B, heads, N, D] by cos and sin [B, N, D]."""
     queries, keys = torch.linspace(-2, 3, 48, device="cpu").view(2, 1, 2, 3, 4)
     cos, sin = torch.linspace(-1, 1, 24, device="cpu").view(2, 1, 3, 4)
 
@@ -238,12 +236,12 @@ def _rotates_halves(rope: Forward) -> bool:
 
 
 def _takes_one(module: nn.Module) -> bool:
-    """Whether a module's forward is told one thing."""
+    """Whether a module's forward takes one argument."""
     return len(inspect.signature(module.forward).parameters) == 1
 
 
 def _outcome(function: Callable[..., Any], *arguments: Tensor) -> Any:
-    """What a function gives; None where it cannot take these arguments."""
+    """A function's result; None if it cannot take these arguments."""
     try:
         return function(*arguments)
     except Exception as error:  # whatever a model's own code raises
@@ -252,7 +250,7 @@ def _outcome(function: Callable[..., Any], *arguments: Tensor) -> Any:
 
 
 def _are_near(found: Any, expected: Tensor) -> bool:
-    """Up to rounding."""
+    """Equal up to rounding."""
     if not isinstance(found, Tensor) or found.shape != expected.shape:
         return False
     limit = max(1e-4, 4 * torch.finfo(expected.dtype).eps) * expected.abs().max().item()
@@ -265,12 +263,12 @@ def _is_one(x: Tensor) -> bool:
 
 
 def _is_short(x: Tensor) -> bool:
-    """Whether activations [B, ..., N, D] are of a few tokens, and of more than the one of a step."""
+    """Whether activations [B, ..., N, D] are of a few tokens, but more than the one of a step."""
     return 1 < x.shape[-2] <= FEW
 
 
 def _side_by_side(parts: Sequence[Any]) -> list[list[Any]]:
-    """Those of a layer's projections that can be joined: all of them, or, where weights are in planes, each
+    """The projections of a layer that can be joined: all of them or, for weights in planes, runs of
     neighbours of one kind.
     """
     if not all(is_plain(part) or isinstance(part, PlaneLinear) for part in parts):
@@ -281,7 +279,7 @@ def _side_by_side(parts: Sequence[Any]) -> list[list[Any]]:
 
 
 def _form(part: Any) -> tuple[Any, ...]:
-    """What projections that are joined have in common."""
+    """The properties that joined projections share."""
     weight = part.planes.kind if isinstance(part, PlaneLinear) else part.weight.dtype
     return part.in_features, weight, part.bias is None
 
@@ -298,9 +296,9 @@ def _product(module: nn.Linear, multiply: Callable[..., Tensor]) -> Forward:
 
 
 class _Joined:
-    """Linear layers of the same input, whose weights lie in one matrix, of which theirs are views.
+    """Linear layers of the same input, whose weights are views of one matrix.
 
-    planes: that matrix, where it is in planes and the layers have no bias.
+    planes: that matrix, if it is in planes and the layers have no bias.
     """
 
     def __init__(self, parts: Sequence[Any], multiply: Callable[..., Tensor]) -> None:
@@ -331,7 +329,7 @@ class _Joined:
     def _side_by_side(self, tensors: Sequence[Tensor]) -> Tensor:
         first = tensors[0].data
         if len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1:
-            # They are so already: the model was moved and is fused again.
+            # Already joined: the model was moved and is fused again.
             return first.as_strided((sum(self._sizes), *first.shape[1:]), first.stride())
         whole = torch.cat([tensor.data for tensor in tensors])
         for tensor, view in zip(tensors, whole.split(self._sizes), strict=True):
@@ -339,7 +337,7 @@ class _Joined:
         return whole
 
     def forward(self, index: int) -> Forward:
-        """That of one of the layers: the first that sees an input computes for all of them."""
+        """The forward of one layer: the first layer that sees an input computes for all of them."""
 
         def forward(x: Tensor) -> Tensor:
             one = x.numel() == self._inputs

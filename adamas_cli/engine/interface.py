@@ -1,8 +1,8 @@
-"""Adamas as an attention implementation of transformers: a model is told once, for its life, to attend so.
+"""Adamas as an attention implementation of transformers, installed in a model once, for its life.
 
-No forward is rewritten: every model that calls transformers' attention interface hands over q, k, v after
-RoPE, with KV heads not repeated. What a pass is for lies beside it while it runs; a call of the model that is
-no pass of a timeline attends as transformers does.
+No forward is rewritten: every model that calls transformers' attention interface passes q, k, v after RoPE,
+with KV heads not repeated. A context variable holds the current pass while it runs. A call of the model
+outside a timeline's pass attends as transformers does.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ from adamas_cli.models.quiet import quiet_transformers
 from adamas_cli.planning.decision import UnservedError
 
 NAME = "adamas"
-# What some models pass to change scores, and no kernel knows; ignoring one would be silently wrong.
+# Arguments of some models that change scores and that no kernel knows; ignoring one would give wrong results
+# silently.
 SCORE_EXTRAS = ("position_bias", "head_mask")
 _OWN_MASK = "its attention mask is not plainly causal"
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass of new tokens through a model: which cache they go to, and how they attend."""
+    """One pass of new tokens through a model: their cache, and how they attend."""
 
     cache: KVCache
     mode: Mode
@@ -44,23 +45,25 @@ _UNDER_WAY: ContextVar[Pass | None] = ContextVar("adamas_pass", default=None)
 
 
 def install(model: PreTrainedModel) -> str:
-    """Let a model's layers attend through this module from now on. Returns the name of how they did."""
+    """Let a model's layers attend through this module from now on. Returns the previous implementation's
+    name.
+    """
     ALL_ATTENTION_FUNCTIONS.register(NAME, attention_forward)
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, attention_mask)
     before: str = model.config._attn_implementation
-    with quiet_transformers():  # which misses the parts that see, of a model that they were left out of
+    with quiet_transformers():  # it warns about vision parts that were left out of a model
         model.set_attn_implementation(NAME)
     return before
 
 
 def now() -> Pass | None:
-    """The pass that is under way; None in a call of a model that is none."""
+    """The current pass; None in a call outside one."""
     return _UNDER_WAY.get()
 
 
 @contextmanager
 def under_way(one: Pass) -> Iterator[None]:
-    """While one call of a model runs."""
+    """A scope in which one call of a model runs."""
     token = _UNDER_WAY.set(one)
     try:
         yield
@@ -71,9 +74,9 @@ def under_way(one: Pass) -> Iterator[None]:
 def attention_mask(
     *args: Any, local_size: int | None = None, use_vmap: bool = False, **kwargs: Any
 ) -> Tensor | None:
-    """The mask as SDPA takes it. In a pass there is none: layers are causal, and know their windows.
+    """The mask, as SDPA takes it. In a pass there is none: layers are causal and know their windows.
 
-    Raises UnservedError where the model adds rules of its own to the causal mask.
+    Raises UnservedError if the model adds its own rules to the causal mask.
     """
     one = now()
     if one is None:
@@ -96,9 +99,9 @@ def attention_forward(
 ) -> tuple[Tensor, None]:
     """Attention of one layer, in the form of transformers' AttentionInterface.
 
-    query [B, H, N, D]; key and value as the cache's `update` returned them; softcap: of scores; s_aux:
-    learned sinks, [H]; returns [B, N, H, D]. Raises UnservedError where the model changes scores otherwise
-    or adds a mask of its own.
+    query [B, H, N, D]; key and value as returned by the cache's `update`; softcap: of scores; s_aux: learned
+    sinks, [H]; returns [B, N, H, D]. Raises UnservedError if the model changes scores in another way or adds
+    its own mask.
     """
     one = now()
     softmax = Softmax(softcap=softcap or 0.0, sinks=s_aux) if softcap or s_aux is not None else PLAIN
@@ -120,8 +123,8 @@ def attention_forward(
 def _by_definition(
     queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float, softmax: Softmax
 ) -> Tensor:
-    """Attention outside of a pass, [B, H, N, D]: what SDPA does, where it does not know the softmax. mask:
-    bool, or None for a causal one.
+    """Attention outside a pass, [B, H, N, D], for softmaxes that SDPA does not know. mask: bool, or None for
+    a causal one.
     """
     groups = queries.shape[1] // keys.shape[1]
     keys, values = (x.repeat_interleave(groups, 1) for x in (keys, values))

@@ -1,4 +1,4 @@
-"""A loaded model as timelines use it: told once, for its life, how to attend and compute."""
+"""A loaded model as timelines use it: set up once, for its life, to attend and compute."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
     from adamas_cli.models import LoadedModel
 
 
-CACHE_NAMES = "past_key_values", "cache_params"  # of the cache among a model's arguments
-_NAME = "adamas_model"  # of transformers' module, under which it is remembered
+CACHE_NAMES = "past_key_values", "cache_params"  # the cache's name among a model's arguments
+_NAME = "adamas_model"  # attribute of transformers' module that remembers it
 
 
 class Model:
-    """A model with what all timelines over it share.
+    """A model, with everything that all timelines over it share.
 
     module: transformers' model; config: of its text part; unserved: why Adamas does not serve its attention,
-    or None where it does; dense: what attends fully from one token at a length that lies on the device, where
-    something does; placement: of keys and values; is_fused: whether it computes by Triton's kernels;
-    rotation: how positions turn, as far as that goes by the length of a text.
+    or None; dense: the backend that attends fully from one token at a length on the device, if there is one;
+    placement: of keys and values; is_fused: whether it computes with Triton's kernels; rotation: how
+    positions rotate, as far as that depends on text length.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
@@ -71,7 +71,7 @@ class Model:
 
     @classmethod
     def of(cls, loaded: LoadedModel) -> Self:
-        """The one for these weights, made at the first call. It lives as long as they do."""
+        """The instance for these weights, created at the first call. It lives as long as they do."""
         module: Any = loaded.model
         known: Self | None = module.__dict__.get(_NAME)
         if known is None or known.device != module.device:
@@ -95,14 +95,14 @@ class Model:
         positions: Tensor | None = None,
     ) -> Tensor:
         """One pass of new tokens, int64 [n], which are appended to the cache: the logits after the last one,
-        [vocabulary], or after every one, [n, vocabulary]. positions: int64 [1, n] on the device, where they
-        are not to come from the host.
+        [vocabulary], or after each, [n, vocabulary]. positions: int64 [1, n] on the device; None to make them
+        on the host.
         """
         if self._restarts and len(tokens) > 1 and cache.get_seq_length():
             return self._one_by_one(tokens, cache, mode, every=every)
         cache.make_room(len(tokens))
         extra: dict[str, Any] = {"logits_to_keep": 1} if self._last_only and not every else {}
-        if positions is None and self._placed:  # not every model counts what is in the cache
+        if positions is None and self._placed:  # not every model counts the tokens in the cache
             start = cache.get_seq_length()
             positions = torch.arange(start, start + len(tokens), device=self.device).unsqueeze(0)
         if positions is not None:
@@ -121,7 +121,7 @@ class Model:
         return torch.stack(each) if every else each[-1]
 
     def _obstacle(self) -> str | None:
-        """Why the model's attention is not served, as one token through it shows, or None where it is."""
+        """Why the model's attention is not served, found by running one token through it; None if it is."""
         cache = KVCache.for_model(
             self.config, served=True, sparse=None, dense_layers=0, placement=Allocated(), device=self.device
         )
@@ -131,7 +131,7 @@ class Model:
             return error.reason
         except (AdamasError, MemoryError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # whatever a family's code raises of text alone
+        except Exception as error:  # a family's code may raise anything for text alone
             kind = self.config.model_type
             raise ModelUnavailableError(
                 f"a model of type {kind} cannot answer: it fails on one token of text ({reason(error)})."
@@ -144,6 +144,6 @@ class Model:
         return "each of its layers attends several times to the same tokens"
 
     def _parameters(self) -> int:
-        """Numbers in its weights, those in few bits included."""
+        """Numbers in its weights, quantized ones included."""
         few = sum(getattr(module, "weight_count", 0) for module in self.module.modules())
         return few + sum(x.numel() for x in self.module.parameters())

@@ -1,4 +1,4 @@
-"""The most memory that was in use."""
+"""Peak memory use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adamas_cli.cache.mapped import mapped_bytes
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak bytes: of what was allocated on a GPU, of this process elsewhere."""
+    """Peak bytes allocated on a GPU; elsewhere, peak bytes of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) + mapped_bytes(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

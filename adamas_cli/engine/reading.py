@@ -1,4 +1,4 @@
-"""Reading: chunks of many tokens, with full attention or sparsely, as small as memory demands."""
+"""Reading: chunks of many tokens, with full attention or sparsely, shrunk when memory runs out."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ from adamas_cli.errors import OutOfMemoryError
 from adamas_cli.planning.choice import SPARSE_PAIR_COST
 
 SMALLEST_CHUNK = 64
-LEAST_SPARSELY = 512  # tokens; fewer gain nothing, and are read densely
+LEAST_SPARSELY = 512  # tokens; fewer gain nothing and are read densely
 
 
 class Stored(Protocol):
-    """A document that was read before, wholly or in part, or that is to be kept."""
+    """A document that was read before, in whole or in part, or that is to be stored."""
 
     block: int  # tokens that are stored together
     alters: bool  # whether `keep` changes what is in the cache
 
     def restore(self, cache: KVCache) -> int:
-        """Fill an empty cache with the document's first tokens; how many."""
+        """Fill an empty cache with the document's first tokens; returns how many."""
         ...
 
     def keep(self, cache: KVCache, start: int, end: int) -> None:
-        """Keep tokens [start, end), which were read last."""
+        """Store tokens [start, end), which were just read."""
         ...
 
     def restore_codes(self, cache: KVCache) -> bool:
-        """Fill in the codes of the whole document; whether they were there."""
+        """Restore the codes of the whole document; returns whether they were stored."""
         ...
 
     def keep_codes(self, cache: KVCache) -> None:
-        """Keep the codes of the whole document."""
+        """Store the codes of the whole document."""
         ...
 
 
 class Reader:
     """Reads into one cache.
 
-    chunk: tokens that are read at once. sparsely: what is left out where that is asked for; None where it
-    never is. logits: after the last token, [vocabulary].
+    chunk: tokens read at once. sparsely: what sparse reading skips; None to always read densely. logits:
+    after the last token, [vocabulary].
     """
 
     logits: Tensor
@@ -66,13 +66,13 @@ class Reader:
             self._sparse = SparseReading(sparsely, computed)
 
     def read_by(self, backend: Backend) -> None:
-        """Have sparse reading computed by this from here on."""
+        """Have sparse reading computed by this backend from now on."""
         if self._sparse is not None:
             self._sparse = replace(self._sparse, backend=backend)
 
     @property
     def computed(self) -> float | None:
-        """The share of blocks that was computed where it read sparsely; None where it did not."""
+        """The share of blocks that sparse reading computed; None without any."""
         if self._sparse is None:
             return None
         computed, blocks = self._sparse.computed.tolist()
@@ -87,11 +87,11 @@ class Reader:
         encode: bool,
         sparsely: bool = False,
     ) -> Generator[Prefill]:
-        """Read tokens, int64 [n], in chunks none of which reaches into two blocks of `stored`. start: when
-        the clock began. sparsely: where this reader may, and there are enough of them.
+        """Read tokens, int64 [n], in chunks that do not cross blocks of `stored`. start: when the clock
+        began. sparsely: read sparsely, if this reader may and there are enough tokens.
 
-        encode: make the codes in the pass of the last chunk, layer by layer. There all keys are known that a
-        codebook is to be fitted to, and while the device computes, the host has time for it.
+        encode: make the codes in the pass of the last chunk, layer by layer. All keys for fitting a codebook
+        are known by then, and the host has time while the device computes.
         """
         base, total, done = self._cache.get_seq_length(), len(tokens), 0
         read = self._sparse if sparsely and total >= LEAST_SPARSELY else None
@@ -115,13 +115,13 @@ class Reader:
                 stored.keep(self._cache, (end - 1) // stored.block * stored.block, end)
 
     def wait(self) -> None:
-        """Until the device has done what it was told."""
+        """Wait until the device is idle."""
         if self._model.device.type == "cuda":
             torch.cuda.current_stream(self._model.device).synchronize()
 
     def _read_chunk(self, rest: Tensor, size: int, encode: bool, read: SparseReading | None) -> int:
-        """Read the first of the tokens that are left, at most this many, fewer if memory runs out, and return
-        how many; none where it raises. encode: see `read`; read: see `Mode`.
+        """Read the first of the remaining tokens, at most this many, fewer if memory runs out, and return how
+        many; none if it raises. encode: see `read`; read: see `Mode`.
         """
         while True:
             tokens = rest[:size]
@@ -150,7 +150,7 @@ class Reader:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is one of the ways in which torch says that memory ran out."""
+    """Whether this is one of torch's out-of-memory errors."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return "can't allocate memory" in str(error) or "not enough memory" in str(error)

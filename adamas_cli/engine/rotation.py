@@ -1,7 +1,8 @@
-"""Positions that turn by the length which a timeline will reach, and not by where each chunk ends.
+"""Rotates positions by the length a timeline will reach, not by where each chunk ends.
 
-transformers' rotary modules choose by the largest position that they are given. In a pass of a timeline they
-are given one more, at the end of its reach, whose rotation is dropped; a call that is no pass is as it was.
+transformers' rotary modules choose frequencies by the largest position they are given. In a pass of a
+timeline they get one extra position, at the end of its reach, whose rotation is dropped. A call outside a
+pass is unchanged.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from torch import Tensor
 from adamas_cli.engine.interface import now
 from adamas_cli.models.rotary import BY_LENGTH
 
-# What transformers' modules remember of lengths, and the frequencies that go with them; a kind of layer may
-# stand before.
+# Where transformers' modules store the longest length seen, and its frequencies; a kind of layer may be
+# prefixed.
 _LENGTH_SEEN, _FREQUENCIES = "max_seq_len_cached", "inv_freq"
 
 
 def foresee(model: Any) -> None:
-    """Let a model's rotary modules turn so from now on."""
+    """Let a model's rotary modules rotate this way from now on."""
     for module in model.modules():
         kinds = getattr(module, "rope_type", None)
         names = set(kinds.values()) if isinstance(kinds, dict) else {kinds}
@@ -38,7 +39,7 @@ def _foreseeing(module: Any, own: Callable[..., tuple[Tensor, ...]]) -> Callable
         if under_way is None:
             return own(x, position_ids, *rest, **named)
         reach = under_way.cache.extent.reach
-        # What other timelines came to is none of this one's, nor is its reach that of any other call.
+        # Lengths seen by other timelines must not affect this one, nor its reach any other call.
         before = {name: getattr(module, name) for name in remembered}
         for name in lengths:
             setattr(module, name, 0)

@@ -16,8 +16,8 @@ from adamas_cli.errors import NotFiniteError
 
 
 class Drawn(NamedTuple):
-    """A token, int64 [1], and its weight [1]: its logit or its probability, which is no finite number where
-    some logit is NaN or infinitely large.
+    """A token, int64 [1], and its weight [1]: its logit or probability, which is not finite if some logit is
+    NaN or infinite.
     """
 
     token: Tensor
@@ -29,7 +29,7 @@ class Drawn(NamedTuple):
 
 
 def require_finite(logits: Tensor) -> None:
-    """Raise NotFiniteError unless the logits of a token are numbers; this waits for the device."""
+    """Raise NotFiniteError unless the logits of a token are finite; this waits for the device."""
     _finite(0, float(logits.max()))
 
 
@@ -41,7 +41,7 @@ def _finite(token: int, weight: float) -> int:
 
 class Sampler:
     """Draws the tokens of one answer; with a seed, the same logits give the same tokens. greedy: whether each
-    is the likeliest of all, and nothing more is asked of the sampler.
+    is simply the likeliest of all.
     """
 
     def __init__(self, sampling: Sampling, device: torch.device) -> None:
@@ -75,8 +75,8 @@ class Sampler:
             self._generator.manual_seed(sampling.seed)
 
     def each(self, logits: Tensor) -> Iterator[int]:
-        """The next token's id after each of several, from their logits [n, vocabulary], drawn as it is asked
-        for.
+        """The next token's id after each of several positions, from their logits [n, vocabulary], drawn
+        lazily.
         """
         if self.greedy:
             weights, tokens = logits.max(-1)
@@ -86,8 +86,8 @@ class Sampler:
             yield self.next(one).id()
 
     def next(self, logits: Tensor) -> Drawn:
-        """The next token, from the last position's logits [vocabulary]. Without a constraint it waits for
-        nothing.
+        """The next token, from the last position's logits [vocabulary]. Without a constraint it does not wait
+        for the device.
         """
         drawn = self._next(logits)
         if self._alternatives is not None:
@@ -96,14 +96,16 @@ class Sampler:
         return drawn
 
     def likelihood(self) -> Likelihood | None:
-        """Of the oldest token that was drawn and not yet told of; None where it is not asked for."""
+        """That of the oldest drawn token not yet reported; None if not requested."""
         if not self._untold or (told := self._untold.popleft()) is None:
             return None
         logprob, values, ids = told
         return Likelihood(float(logprob), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
 
     def replace(self) -> None:
-        """Another token is said than was drawn, of which nothing is told; those after it are forgotten."""
+        """A token other than the drawn one is said: nothing is reported for it, and later draws are
+        dropped.
+        """
         if self._alternatives is not None:
             self._untold = deque([None])
 
@@ -120,7 +122,7 @@ class Sampler:
             weight, token = logits.max(0, keepdim=True)
             return Drawn(token, weight)
         likely = self._warpers(None, logits.float().unsqueeze(0)).softmax(-1)[0]
-        # As `torch.multinomial` draws, which besides waits for the device to look at the probabilities.
+        # Draws as `torch.multinomial` does, which also waits for the device to check the probabilities.
         chances = likely / torch.empty_like(likely).exponential_(generator=self._generator)
         token = chances.argmax(0, keepdim=True)
         return Drawn(token, likely[token])

@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 
 class Constraint(Protocol):
-    """Which tokens may come next in one answer."""
+    """The tokens that may come next in one answer."""
 
     def allowed(self, vocabulary: int) -> np.ndarray:
-        """Whether each token may, bool [vocabulary]; at least one may."""
+        """Whether each token is allowed, bool [vocabulary]; at least one is."""
         ...
 
     def take(self, token: int) -> None:
-        """This one does, which was allowed."""
+        """Advance by this token, which was allowed."""
         ...
 
 
@@ -33,20 +33,20 @@ class Sampling:
     seed: int | None = None
 
     def constraint(self) -> Constraint | None:
-        """A new constraint, for one answer; None where every token may come."""
+        """A new constraint, for one answer; None if every token is allowed."""
         return None
 
     def alternatives(self) -> int | None:
-        """How many of the likeliest tokens are told with each token and its log-probability; None where
-        log-probabilities are not told.
+        """How many of the likeliest tokens are reported with each token and its log-probability; None for no
+        log-probabilities.
         """
         return None
 
 
 @dataclass(frozen=True)
 class GuidedSampling(Sampling):
-    """Sampling of answers that begin with a constraint of their own each, and whose log-probabilities are
-    told with `top` alternatives; None for either leaves it out.
+    """Sampling in which each answer begins its own constraint, and log-probabilities are reported with `top`
+    alternatives; None for either omits it.
     """
 
     begin: Callable[[], Constraint] | None = field(default=None, kw_only=True)
@@ -56,7 +56,7 @@ class GuidedSampling(Sampling):
     def of(
         cls, sampling: Sampling, *, begin: Callable[[], Constraint] | None = None, top: int | None = None
     ) -> GuidedSampling:
-        """The same sampling, which is guided so besides."""
+        """The same sampling, with these additions."""
         known = asdict(sampling)
         chosen = {name: value for name, value in {"begin": begin, "top": top}.items() if value is not None}
         return cls(**known | chosen)

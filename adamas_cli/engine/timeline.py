@@ -1,7 +1,7 @@
 """A timeline: one sequence of tokens over a model, read once, then answered from any number of times.
 
-A model serves many timelines at once, token by token in turn: each has its own cache, and nothing that one
-step leaves in the model is read by the next.
+A model serves many timelines, token by token in turn: each has its own cache, and no step leaves anything in
+the model that the next one reads.
 """
 
 from __future__ import annotations
@@ -67,20 +67,19 @@ class State(NamedTuple):
 class Timeline:
     """One cache with the tokens in it.
 
-    ids: those tokens, int32 [n]. logits: after the last token that was read or fed, [vocabulary]; of a step
-    they are valid until the next one. answered: tokens of the last answer, with the stop token that ended it.
+    ids: those tokens, int32 [n]. logits: after the last token read or fed, [vocabulary]; those of a step are
+    valid until the next one. answered: tokens of the last answer, including the stop token that ended it.
 
-    context: the tokens that will be in the cache, by which `auto` chooses between sparse and full attention;
-    the cache is allocated for this many, and may grow to `limit` without being copied. reach: the length by
-    which positions turn, where that is less than the context at first. announce: told before
-    a backend compiles for seconds. graphs: replay steps on a GPU as CUDA graphs, where that can be. counts:
-    keep a tally of what answers attend to. drafts: see `DecodingSettings.draft`. batch: whose steps answers
-    take part in, where they can. forks: keep tokens where forks share them, if that can be. Raises
-    ModelUnavailableError if Adamas is asked for and does not serve the model, and UsageError if a backend is
-    and does not run.
+    context: the final token count, by which `auto` chooses between sparse and full attention; the cache is
+    allocated for it, and may grow to `limit` without being copied. reach: the length that sets how positions
+    rotate, if less than the context at first. announce: called before a backend compiles for seconds. graphs:
+    replay steps on a GPU as CUDA graphs, if possible. counts: keep a tally of what answers attend to. drafts:
+    see `DecodingSettings.draft`. batch: answers take their steps with it, if they can. forks: keep tokens
+    where forks share them, if possible. Raises ModelUnavailableError if Adamas is requested but does not
+    serve the model, and UsageError if a requested backend does not run.
 
-    A return goes to a state that is known: empty, after each `sync`, or around the last kept answer. Layers
-    with a sliding window have forgotten all others.
+    A timeline can return only to known states: empty, after each `sync`, or around the last kept answer.
+    Layers with a sliding window have forgotten all others.
     """
 
     logits: Tensor
@@ -135,14 +134,14 @@ class Timeline:
         if counts:
             self.cache.count_attention()
         self.answered: list[int] = []
-        self._whole = True  # whether the last answer's steps are all in the cache as they should be
+        self._whole = True  # whether the last answer's steps are all in the cache and consistent
         self.ids = np.empty(0, np.int32)
         self._states = [State(0, self.cache.mark())]
         self._recent: deque[State] = deque(maxlen=RECENT)
         self._attach(decided.chunk)
 
     def _attach(self, chunk: int) -> None:
-        """What reads into the cache and steps with it."""
+        """Set up what reads into the cache and steps with it."""
         self._reader = Reader(self.model, self.cache, chunk, self.reading)
         self._stepper = Stepper(
             self.model, self.cache, self.sparse, captures=self._captures, announce=self._announce
@@ -155,57 +154,59 @@ class Timeline:
 
     @property
     def reading(self) -> ReadSettings | None:
-        """What is left out where documents are read; None where they are read densely."""
+        """What sparse reading skips; None if documents are read densely."""
         return self.attention.reading if self._reads_sparsely else None
 
     @property
     def read_kind(self) -> str:
-        """`sparse` where tokens in the cache were read sparsely, or a document's will be, or else `dense`."""
+        """`sparse` if tokens in the cache were read sparsely, or a document would be; else `dense`."""
         known = self.cache.dense_tokens == self.length > 0
         return "dense" if known or not self._reads_sparsely else "sparse"
 
     @property
     def computed(self) -> float | None:
-        """The share of blocks of attention that was computed in sparse reading; None without any."""
+        """The share of attention blocks that sparse reading computed; None without any."""
         return self._reader.computed
 
     @property
     def chunk(self) -> int:
-        """Tokens that are read at once: fewer after memory ran out."""
+        """Tokens read at once: fewer after memory ran out."""
         return self._reader.chunk
 
     @property
     def step_reason(self) -> str | None:
-        """One line about why steps do not run in the fastest way, or None where they do."""
+        """Why steps do not run in the fastest way, in one line; None where they do."""
         return self._stepper.reason
 
     @property
     def draft_reason(self) -> str | None:
-        """One line about why there are no drafts, or None where there are, or none are asked for."""
+        """Why there are no drafts, in one line; None if there are, or none are requested."""
         if self.drafts == "off" or self._drafts(self._answering(sparse=True)):
             return None
         return "no drafts: steps take one token at a time, or layers do not give the last ones back"
 
     @property
     def batch_reason(self) -> str | None:
-        """One line about why answers do not take their steps together with others, or None where they can."""
+        """Why answers do not share steps with others, in one line; None where they can."""
         if self._stepper.runs_compiled(self._answering(sparse=True)):
             return None
         return "answers decode one after the other: only compiled steps take several, on CPUs"
 
     @property
     def keeps_documents(self) -> bool:
-        """Whether what it reads can be stored and restored."""
+        """Whether its tokens can be stored and restored."""
         return self.cache.storable
 
     @property
     def turned(self) -> int | None:
-        """The length by which positions turn, see `LengthScaling.reach`; None where they do so at any."""
+        """The length that sets how positions rotate, see `LengthScaling.reach`; None if length does not
+        matter.
+        """
         return self.cache.extent.reach if self.model.rotation.scalings else None
 
     def reach(self, tokens: int) -> bool:
-        """Have positions turn as in a text of this length, if it is longer than what they turn for now; then
-        every token is forgotten, and this returns True.
+        """Rotate positions as in a text of this length, if it is longer than the current reach. Then all
+        tokens are forgotten, and this returns True.
         """
         if not self.outgrows(tokens):
             return False
@@ -215,7 +216,7 @@ class Timeline:
         return True
 
     def outgrows(self, tokens: int) -> bool:
-        """Whether positions turn otherwise in a text of this length, so that all is to be read again."""
+        """Whether positions rotate differently in a text of this length, so that all must be read again."""
         return (self.model.rotation.reach(tokens) or 0) > self.cache.extent.reach
 
     @property
@@ -224,19 +225,19 @@ class Timeline:
         return self.cache.get_seq_length()
 
     def mark(self) -> State:
-        """The present state, for `rewind`."""
+        """The current state, for `rewind`."""
         return State(self.length, self.cache.mark())
 
     def rewind(self, state: State) -> None:
-        """Forget every token since `mark` gave this state, which stays good for another time."""
+        """Forget every token since `mark` returned this state, which stays valid."""
         self._forget_states(state.tokens)
         self.cache.rewind(state.mark)
-        self.ids = self.ids[: state.tokens]  # last, so that one who is interrupted here does it again
+        self.ids = self.ids[: state.tokens]  # last, so that an interrupted rewind can be repeated
 
     def truncate(self, tokens: int) -> None:
-        """Forget all but the first tokens, without a mark; see `FullLayer.truncate` for what that leaves.
+        """Forget all but the first tokens, without a mark; see `FullLayer.truncate` for what remains.
 
-        Raises ValueError where some layer has forgotten what was there.
+        Raises ValueError if some layer has forgotten what was there.
         """
         if not self.cache.can_truncate(tokens):
             raise ValueError(f"this cache cannot return to {tokens:,} of {self.length:,} tokens")
@@ -245,20 +246,20 @@ class Timeline:
         self.ids = self.ids[:tokens]
 
     def _forget_states(self, tokens: int) -> None:
-        """Those of more than this many tokens."""
+        """Drop states of more than this many tokens."""
         self._states = [known for known in self._states if known.tokens <= tokens]
         self._recent = deque((known for known in self._recent if known.tokens <= tokens), RECENT)
 
     def fork_bytes(self, tokens: int, more: int) -> int:
-        """What a fork at this many tokens takes that goes on for so many more."""
+        """Bytes of a fork at this many tokens that continues for this many more."""
         own = more if shares_memory(self.cache.placement) else tokens + more
         shape, item = self.model.shape, self.model.module.dtype.itemsize
         codes = 0 if self.sparse is None else shape.code_bytes(own, self.attention.dense_layers)
         return shape.cache_bytes(own, item) + shape.state_bytes(item) + codes
 
     def fork(self) -> Timeline:
-        """A timeline with the same tokens that goes on by itself. What it shares with this one, if that was
-        made for it, must stay here as long: only what comes after it may be forgotten.
+        """A timeline with the same tokens that continues independently. Tokens it shares with this one, if
+        made for that, must stay here as long as it lives; only later ones may be forgotten.
         """
         other = copy.copy(self)
         other.cache = self.cache.fork()
@@ -275,7 +276,9 @@ class Timeline:
         return max(state.tokens for state in self._known() if state.tokens <= shared)
 
     def return_to(self, ids: np.ndarray) -> int:
-        """Forget what is not the beginning of a prompt, int [n]; how many of its tokens are in the cache."""
+        """Forget everything that is not a prefix of a prompt, int [n]; returns how many of its tokens are
+        cached.
+        """
         tokens = self.reusable(ids)
         if tokens < len(self.ids):
             self.rewind(next(state for state in self._known() if state.tokens == tokens))
@@ -285,10 +288,10 @@ class Timeline:
         return [*self._states, *self._recent]
 
     def read(self, ids: np.ndarray, stored: Stored | None = None) -> Iterator[Prefill]:
-        """Read tokens, int [n], after those that are there, sparsely where that was decided.
+        """Read tokens, int [n], after the existing ones, sparsely if decided.
 
-        stored: the tokens of the whole cache in a store. What is there is not read again, if nothing was read
-        yet, and what is read goes there. Interrupted, it leaves a whole number of chunks. Raises
+        stored: the tokens of the whole cache in a store. Into an empty cache, stored tokens are restored
+        instead of read; newly read ones are stored. An interruption leaves a whole number of chunks. Raises
         NotFiniteError.
         """
         start = time.perf_counter()
@@ -312,15 +315,15 @@ class Timeline:
             self.ids = whole[: self.length]
 
     def sync(self, ids: np.ndarray, stored: Stored | None = None) -> Iterator[Prefill]:
-        """Have a prompt, int [n], in the cache, and nothing else; only what is new is read. stored: the same,
-        in a store.
+        """Make the cache hold exactly a prompt, int [n]; only new tokens are read. stored: the prompt in a
+        store.
         """
         known = self.return_to(ids)
         yield from self.read(ids[known:], stored)
         self._states.append(self.mark())
 
     def _restore(self, stored: Stored) -> int:
-        """Fill the empty cache with what is stored; the tokens."""
+        """Fill the empty cache from the store; returns the token count."""
         mark = self.cache.mark()
         try:
             return stored.restore(self.cache)
@@ -329,8 +332,8 @@ class Timeline:
             raise
 
     def _encode(self, stored: Stored | None, *, whole: bool) -> None:
-        """Codes of the document that was just read, where its last chunk did not bring them: from the store
-        where all of it came from there.
+        """Make the codes of the document just read, unless its last chunk did; restore them if the whole
+        document came from the store.
         """
         if stored is None:
             self.cache.encode()
@@ -339,7 +342,7 @@ class Timeline:
             stored.keep_codes(self.cache)
 
     def _rehearse(self, token: int) -> None:
-        """Take a step and forget it, so that the first of an answer finds it captured."""
+        """Take a step and forget it, so that an answer's first step is already captured."""
         if not self._stepper.captures or self.sparse is None or self.length < REHEARSED_FROM:
             return
         mark, mode = self.cache.mark(), self._answering(sparse=True)
@@ -363,11 +366,10 @@ class Timeline:
         """Read the question's tokens, int [n] with n >= 1, with full attention; then decode until a stop
         token.
 
-        The stop token is not reported. Afterwards, also when the caller leaves early, the cache is where it
-        was. sparse_from: `question` feeds the question's tokens one by one, as if they were an answer's;
-        `never` decodes with full attention. keep: afterwards the question's tokens are in the cache and,
-        after them, those of `answered` that the model was fed; an interruption within a step forgets the
-        answer's. steer: see `Steer`.
+        The stop token is not reported. Afterwards, even if the caller leaves early, the cache is as before.
+        sparse_from: `question` feeds the question's tokens one by one, like an answer's; `never` decodes with
+        full attention. keep: afterwards the cache keeps the question's tokens and those of `answered` that
+        the model was fed; an interruption within a step drops the answer's. steer: see `Steer`.
         """
         start = time.perf_counter()
         reused = self.length
@@ -415,19 +417,19 @@ class Timeline:
         keep: bool = True,
         steer: Steer | None = None,
     ) -> Generator[Event]:
-        """Answer a whole prompt, int [n] with n >= 1, of which only what is new is read; see `answer`."""
+        """Answer a whole prompt, int [n] with n >= 1, reading only its new tokens; see `answer`."""
         self.reach(len(ids) + max_tokens)
         known = self.return_to(ids[:-1])
         yield from self.answer(ids[known:], sampling, max_tokens, stop_ids, keep=keep, steer=steer)
 
     def score(self, ids: np.ndarray, *, sparse: bool) -> Tensor:
-        """Feed tokens, int [n], and return the logits after each of them, [n, vocabulary].
+        """Feed tokens, int [n], and return the logits after each, [n, vocabulary].
 
-        sparse: every token attends as an answer's tokens do. Afterwards the cache is where it was.
+        sparse: every token attends as an answer's tokens do. Afterwards the cache is as before.
         """
         tokens = self._on_device(ids)
         mark = self.cache.mark()
-        # Full attention of many tokens at once is reading; of one, in compiled steps, it is a step.
+        # Many tokens with full attention at once are reading; a single one, in compiled steps, is a step.
         mode = self._answering(sparse=True) if sparse else Mode()
         if sparse:
             self.cache.begin_answer(mode)
@@ -441,8 +443,8 @@ class Timeline:
             self.cache.rewind(mark)
 
     def attended(self) -> np.ndarray | None:
-        """The softmax weight that the last answer gave to each token in the cache, float32 [S], added up over
-        its tokens, the sparse layers and their heads. None where nothing was counted: with full attention, or
+        """The softmax weight that the last answer gave to each token in the cache, float32 [S], summed over
+        its tokens, the sparse layers and their heads. None if nothing was counted: with full attention, or
         without `counts`.
         """
         if self.cache.tally is None:
@@ -450,12 +452,12 @@ class Timeline:
         return self.cache.tally.weights(self.length).cpu().numpy().copy()
 
     def use(self, sparse: Sparse) -> None:
-        """Choose tokens so from here on; the keys in the cache are encoded anew by these settings."""
+        """Choose tokens with these settings from now on; the cached keys are encoded again."""
         self.sparse = sparse
         self.cache.encode_again(sparse)
 
     def read_by(self, backend: Backend) -> None:
-        """Have sparse reading computed by this backend from here on."""
+        """Have sparse reading computed by this backend from now on."""
         self._reader.read_by(backend)
 
     def _answering(self, *, sparse: bool) -> Mode:
@@ -465,7 +467,7 @@ class Timeline:
         return Mode(answers=True, sparse=chosen, dense=self.model.dense, tally=tally)
 
     def _feed(self, ids: np.ndarray, mode: Mode) -> None:
-        """Tokens that attend as an answer's do."""
+        """Feed tokens that attend as an answer's do."""
         self.cache.begin_answer(mode)
         for token in self._on_device(ids).split(1):
             self.logits, _ = self._stepper.step(token, mode)
@@ -536,7 +538,7 @@ class Timeline:
         return self.drafts != "off" and self._stepper.checks(mode)
 
     def _passes(self, mode: Mode) -> Passes:
-        """The steps of an answer: with those of others, where there may be some."""
+        """The steps of an answer, shared with other answers if possible."""
         if self.batch is not None and self._stepper.runs_compiled(mode):
             return self.batch.seat(self.cache, mode)
         return Alone(self._stepper, mode)
@@ -558,8 +560,8 @@ class Timeline:
             self._announce(line)
 
     def _announced(self, events: Generator[E]) -> Iterator[E]:
-        """The same events; while one is waited for, it is said that kernels are compiled. Not between two:
-        other timelines may take their turn there.
+        """The same events; compiling is announced while waiting for one, but not between two: other timelines
+        may run there.
         """
         with closing(events):
             while True:
@@ -571,7 +573,7 @@ class Timeline:
 
     @contextmanager
     def _compiling_announced(self) -> Iterator[None]:
-        """A scope in which it is said that kernels are compiled, where they are Triton's."""
+        """A scope in which compiling is announced, if kernels are Triton's."""
         with ExitStack() as scope:
             if self.model.is_fused:
                 scope.enter_context(announced_compiling(self._say_once))
@@ -579,7 +581,7 @@ class Timeline:
 
 
 def common_prefix(one: np.ndarray, other: np.ndarray) -> int:
-    """How many tokens two prompts, int [n] and int [m], share at their beginning."""
+    """How many leading tokens two prompts, int [n] and int [m], share."""
     shorter = min(len(one), len(other))
     different = np.flatnonzero(one[:shorter] != other[:shorter])
     return int(different[0]) if len(different) else shorter

@@ -1,4 +1,4 @@
-"""Tokens on their way from the device to the host, so that the next step is launched before one is known."""
+"""Brings tokens from the device to the host, so that the next step is launched before one is known."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class TokenReader:
         self._spare: list[tuple[Drawn, torch.cuda.Event | None]] = []
 
     def send(self, drawn: Drawn) -> None:
-        """Start to bring a token to the host; it may change once this has returned."""
+        """Start copying a token to the host; the original may change once this returns."""
         if not self._on_gpu:
             self._sent.append((Drawn(*(x.clone() for x in drawn)), None))
             return
@@ -30,7 +30,7 @@ class TokenReader:
         self._sent.append((place, event))
 
     def receive(self) -> int:
-        """The oldest token that was sent and not yet received. Raises NotFiniteError."""
+        """The oldest token sent and not yet received. Raises NotFiniteError."""
         place, event = self._sent.popleft()
         if event is not None:
             event.synchronize()

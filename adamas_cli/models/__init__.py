@@ -1,4 +1,4 @@
-"""From a name to a loaded model: aliases, download, unpacked weights, loading.
+"""From a name to a loaded model: aliases, download, settings, loading.
 
 Importing this package imports neither torch nor transformers.
 """

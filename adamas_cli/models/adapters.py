@@ -1,6 +1,6 @@
-"""PEFT's LoRA adapters, which are merged into a model's weights: W + scale * B A, for every layer they name.
+"""PEFT's LoRA adapters, merged into a model's weights: W + scale * B A, for every layer they name.
 
-Read without the library peft. What cannot be merged exactly is refused.
+Read without the library peft. Adapters that cannot be merged exactly are rejected.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ _NAME = re.compile(
     r"base_model\.model\.(?P<layer>.+)\.(?:lora_(?:embedding_)?(?P<part>A|B|magnitude_vector))"
     r"(?:\.default)?(?:\.weight)?"
 )
-_WHOLE = re.compile(r"base_model\.model\.(?P<name>.+\.(?:weight|bias))")  # what training has replaced
+_WHOLE = re.compile(r"base_model\.model\.(?P<name>.+\.(?:weight|bias))")  # parameters that training replaced
 _WRAPPED = re.compile(r"\.(modules_to_save(\.default)?|base_layer)(?=\.)")
 _PARTS = {"A": "a", "B": "b", "magnitude_vector": "magnitude"}
-# Settings of adapters that compute something else, or change the weights that they were made for.
+# Settings of adapters that compute something else, or change the weights they were made for.
 _UNSERVED = ("layer_replication", "target_parameters", "alora_invocation_tokens", "use_qalora", "use_bdlora")
-_CHANGES_BASE = ("pissa", "olora", "corda")  # ways to begin training that do
+_CHANGES_BASE = ("pissa", "olora", "corda")  # initializations that change the base model
 
 
 @dataclass(frozen=True)
 class Change:
-    """What becomes of one layer's weight: itself, or `whole` in its place, and scale * b @ a added.
+    """The change to one layer's weight: keep it or replace it by `whole`, then add scale * b @ a.
 
     a: [rank, inputs]; b: [outputs, rank]. transposed: whether the weight is [inputs, outputs]. magnitude:
-    [outputs], the length that each row has then, of DoRA.
+    [outputs], the resulting norm of each row, for DoRA.
     """
 
     whole: Tensor | None = None
@@ -47,7 +47,7 @@ class Change:
     transposed: bool = False
 
     def applied(self, weight: Tensor) -> Tensor:
-        """The new weight in float32, of the shape of the old one. Raises ValueError where it does not fit."""
+        """The new weight in float32, in the old one's shape. Raises ValueError if it does not fit."""
         merged = self._fitting(weight if self.whole is None else self.whole, weight).float().cpu()
         if self.a is None and self.b is None:
             return merged
@@ -73,7 +73,7 @@ class Adapter:
     """The adapter in a folder."""
 
     def __init__(self, directory: Path) -> None:
-        """Raises ModelUnavailableError where it is damaged, or of a kind that is not merged here."""
+        """Raises ModelUnavailableError if it is damaged, or of a kind that is not merged here."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -87,8 +87,8 @@ class Adapter:
             raise ModelUnavailableError(f"{directory / ADAPTER_WEIGHTS} is damaged: {error}.") from error
 
     def changes(self, model: nn.Module) -> dict[str, Change]:
-        """By the names of the model's parameters. Raises ModelUnavailableError for a layer that it does not
-        have, and tensors that are no known change.
+        """Changes by parameter name. Raises ModelUnavailableError for layers the model lacks, and for tensors
+        that are no known change.
         """
         from torch import nn
 
@@ -115,7 +115,7 @@ class Adapter:
         return {name: Change(**parts) for name, parts in found.items()}
 
     def unfit(self, why: str) -> ModelUnavailableError:
-        """What is told of an adapter of another model."""
+        """The error for an adapter of another model."""
         base = self.config.get("base_model_name_or_path")
         return ModelUnavailableError(
             f"the adapter {self.directory} does not fit this model: {why}.\nIt was made for {base}."
@@ -131,9 +131,7 @@ class Adapter:
 
 
 def read_adapter_config(directory: Path) -> dict[str, Any]:
-    """What an adapter says of itself. Raises ModelUnavailableError where there is none, or it cannot be
-    merged.
-    """
+    """An adapter's settings. Raises ModelUnavailableError if there are none, or it cannot be merged."""
     file = directory / ADAPTER_CONFIG
     if not file.is_file():
         raise ModelUnavailableError(
@@ -156,9 +154,9 @@ def read_adapter_config(directory: Path) -> dict[str, Any]:
 
 
 def merge(model: nn.Module, adapter: Adapter) -> frozenset[str]:
-    """Change the weights of a model as an adapter says; the names of the modules that it changed.
+    """Merge an adapter into a model's weights; returns the names of the modules that changed.
 
-    Raises ModelUnavailableError where it does not fit the model, or a layer is not of plain numbers.
+    Raises ModelUnavailableError if it does not fit the model, or a layer is quantized.
     """
     from torch import nn
 
@@ -173,7 +171,7 @@ def merge(model: nn.Module, adapter: Adapter) -> frozenset[str]:
                 "Use the unquantized model, and leave out `quantization`."
             )
         numbers = applied(adapter, name, change, weight.detach())
-        # A parameter of its own: a head that shares its weight with the embeddings leaves these alone.
+        # A separate parameter: a head that shares its weight with the embeddings must leave these unchanged.
         kept = numbers.to(weight.device, weight.dtype).contiguous()
         module._parameters[leaf] = nn.Parameter(kept, requires_grad=False)
         changed.add(owner)
@@ -181,7 +179,7 @@ def merge(model: nn.Module, adapter: Adapter) -> frozenset[str]:
 
 
 def applied(adapter: Adapter, name: str, change: Change, weight: Tensor) -> Tensor:
-    """The new numbers of a parameter, in float32. Raises ModelUnavailableError where they do not fit it."""
+    """The new values of a parameter, in float32. Raises ModelUnavailableError if they do not fit it."""
     try:
         return change.applied(weight)
     except ValueError as error:
@@ -189,8 +187,8 @@ def applied(adapter: Adapter, name: str, change: Change, weight: Tensor) -> Tens
 
 
 def _spellings(name: str, model: nn.Module) -> Iterator[str]:
-    """What a model may call a parameter: its own class may be a part of that which the adapter was made for,
-    or have it as a part.
+    """Possible names of a parameter in a model: its class may be a part of the class that the adapter was
+    made for, or contain it.
     """
     yield name
     yield f"{getattr(model, 'base_model_prefix', 'model')}.{name}"
@@ -199,7 +197,7 @@ def _spellings(name: str, model: nn.Module) -> Iterator[str]:
 
 
 def _by_pattern(patterns: Mapping[str, Any] | None, layer: str, otherwise: Any) -> Any:
-    """The setting of a layer: of the first pattern that its name ends in, as PEFT matches them."""
+    """The setting of a layer: that of the first pattern its name ends in, matched as in PEFT."""
     for pattern, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", layer):
             return value

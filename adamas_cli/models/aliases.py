@@ -1,4 +1,4 @@
-"""The table of models that have a short name: where their file comes from, and the hash it must have."""
+"""The table of models with short names: where their files come from, and the hashes they must have."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Wheels:
-    """Distributions that carry a model file in consecutive parts, one part each, numbered from 1."""
+    """Distributions that carry a model file in consecutive parts, one each, numbered from 1."""
 
     distribution: str  # `{part}` stands for the number
     version: str
-    member: str  # how the part's path inside its wheel ends
+    member: str  # end of the part's path inside its wheel
     parts: int
-    part_bytes: int  # length of every part but the last, which may be shorter
+    part_bytes: int  # length of every part except the last, which may be shorter
 
     def requirement(self, part: int) -> str:
-        """What pip is asked for, such as `name-part3==1.0`."""
+        """The requirement for pip, such as `name-part3==1.0`."""
         return f"{self.distribution.format(part=part)}=={self.version}"
 
     def member_of(self, part: int) -> str:
-        """How the path of this part ends inside its wheel."""
+        """The end of this part's path inside its wheel."""
         return self.member.format(part=part)
 
 
@@ -41,7 +41,7 @@ class Alias:
     sha256: str
     hub: str | None = None  # repository on the Hugging Face hub that holds `file`
     wheels: Wheels | None = None
-    # Fields of its config, for what must be known before the file is here.
+    # Config fields needed before the file is downloaded.
     shape: dict[str, int] = field(default_factory=dict, compare=False)
 
 
@@ -57,7 +57,7 @@ def aliases() -> dict[str, Alias]:
 
 
 def default_alias(*, cuda: bool) -> str:
-    """The short name that is used when nobody names a model, with or without a CUDA GPU."""
+    """The default model's short name, with or without a CUDA GPU."""
     return str(table()["default"]["cuda" if cuda else "cpu"])
 
 
@@ -67,6 +67,6 @@ def _without_wheels(row: dict[str, Any]) -> dict[str, Any]:
 
 @cache
 def table() -> dict[str, Any]:
-    """What `models.toml` says."""
+    """The content of `models.toml`."""
     text = files("adamas_cli.models").joinpath("models.toml").read_text(encoding="utf-8")
     return tomllib.loads(text)

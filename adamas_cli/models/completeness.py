@@ -1,4 +1,4 @@
-"""Whether a model's files had every tensor that it computes with: what they lack would be random numbers."""
+"""Checks that a model's files have every tensor it computes with; missing ones would be random numbers."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _NAMED = 3  # tensors that a message names
 
 
 def require_all(name: str, loading: Mapping[str, Any], kinds: Collection[str], progress: Progress) -> None:
-    """Look at what transformers reports of loading (`output_loading_info`), tied weights and what a family
-    need not have left out. kinds: classes that the files are of, as their config names them.
+    """Check transformers' report of loading (`output_loading_info`), which already excludes tied weights and
+    tensors a family may omit. kinds: the classes of the files, as named by their config.
 
-    Tensors that the model does not use are noted. Raises ModelUnavailableError, with the names of the first
-    ones, where some are missing, or of another shape than the config makes them.
+    Unused tensors are noted. Raises ModelUnavailableError, with the first names, if tensors are missing or
+    have another shape than the config requires.
     """
     if wrong := sorted(loading["mismatched_keys"]):
         first, there, expected = wrong[0]
@@ -36,7 +36,7 @@ def require_all(name: str, loading: Mapping[str, Any], kinds: Collection[str], p
 
 
 def listed(names: Collection[str]) -> str:
-    """The first names, and how many more there are."""
+    """The first names, and the count of the others."""
     first = list(names)[:_NAMED]
     more = len(names) - len(first)
     return ", ".join(first) + (f" and {more} more" if more else "")

@@ -1,4 +1,4 @@
-"""The config of a model folder as transformers reads it, and what keeps it from being one that answers."""
+"""The config of a model folder as transformers reads it, and what makes it unusable."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def read_config(directory: Path, *, trust_remote_code: bool = False, **options: Any) -> PreTrainedConfig:
     """The config in `directory`. options: of `AutoConfig.from_pretrained`.
 
-    Raises ModelUnavailableError where transformers makes nothing of it, or would run code for it that it may
-    not.
+    Raises ModelUnavailableError if transformers cannot read it, or would have to run code that is not
+    trusted.
     """
     from transformers import AutoConfig
 
@@ -26,20 +26,20 @@ def read_config(directory: Path, *, trust_remote_code: bool = False, **options: 
         return AutoConfig.from_pretrained(
             directory, local_files_only=True, trust_remote_code=trust_remote_code, **options
         )
-    except Exception as error:  # whatever a config's class raises for settings that make no sense
+    except Exception as error:  # a config's class may raise anything for invalid settings
         raise ModelUnavailableError(f"cannot use {directory / CONFIG}: {reason(error)}") from error
 
 
 def require_known_code(directory: Path, *, trust_remote_code: bool) -> None:
-    """Raise ModelUnavailableError where only code that comes with the model's files can compute it, and that
-    is not trusted. Imports transformers only for a model that has code.
+    """Raise ModelUnavailableError if only code in the model's files can compute it, and that code is not
+    trusted. Imports transformers only for a model that has code.
     """
     if trust_remote_code:
         return
     try:
         config: dict[str, Any] = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
         own = config.get("auto_map")
-    except (OSError, ValueError, AttributeError):  # told by who needs what is in it
+    except (OSError, ValueError, AttributeError):  # reported when the content is needed
         return
     if not own:
         return
@@ -54,7 +54,7 @@ def require_known_code(directory: Path, *, trust_remote_code: bool) -> None:
 
 
 def reason(error: Exception) -> str:
-    """What a library says first of what it could not do, in one line."""
+    """The first line of a library's error message."""
     if isinstance(error, KeyError):
         return f"{error} is not known"
     lines = [line.strip() for line in str(error).strip().splitlines()]

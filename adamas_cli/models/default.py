@@ -1,4 +1,4 @@
-"""Which model answers when the command line names none, and how the user changes it."""
+"""The default model for command lines that name none, and how the user changes it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _FIRST_TABLE = re.compile(r"^[ \t]*\[", re.MULTILINE)
 
 
 def default_name(device: str = "auto") -> str:
-    """The model that `ADAMAS_MODEL`, the configuration file or else the table of aliases names."""
+    """The model named by `ADAMAS_MODEL`, the configuration file, or else the table of aliases."""
     chosen = os.environ.get(ENVIRONMENT) or read_config().get("model")
     return str(chosen) if chosen else default_alias(cuda=wants_cuda(device))
 
 
 def write_default(name: str) -> None:
-    """Set `model` in the configuration file and keep the rest of it, comments included.
+    """Set `model` in the configuration file, keeping the rest, comments included.
 
     Raises UsageError if the file is not TOML, AdamasError if it cannot be written.
     """

@@ -21,11 +21,11 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @cache
 def has_cuda_gpu() -> bool:
-    """Whether torch will find a CUDA GPU; asks the driver, so that torch need not be imported."""
+    """Whether torch will find a CUDA GPU; asks the driver, to avoid importing torch."""
     try:
         if "+cpu" in version("torch"):
             return False
-    except PackageNotFoundError:  # which `adamas doctor` has to tell
+    except PackageNotFoundError:  # reported by `adamas doctor`
         return False
     return os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1") and bool(gpus())
 
@@ -36,15 +36,15 @@ def wants_cuda(device: str) -> bool:
 
 
 def device_kind(device: str) -> str:
-    """What `choose_device` would choose, as torch names a device's type, without importing torch."""
+    """The device type `choose_device` would choose, by torch's name, without importing torch."""
     if device == "auto":
         return "cuda" if has_cuda_gpu() else "cpu"
     return device.partition(":")[0]
 
 
 def number_format(dtype: str, bfloat16: bool) -> str:
-    """What `auto` or a name means: bfloat16 where the hardware multiplies it natively, which doubles the
-    prefill's speed on such CPUs, and float32 elsewhere.
+    """The format for `auto` or a name: bfloat16 if the hardware multiplies it natively, which doubles the
+    prefill's speed on such CPUs; else float32.
     """
     if dtype != "auto":
         return dtype
@@ -52,7 +52,7 @@ def number_format(dtype: str, bfloat16: bool) -> str:
 
 
 def multiplies_bfloat16(kind: str) -> bool:
-    """Whether a kind of device does so natively; without importing torch where that can be."""
+    """Whether a kind of device multiplies bfloat16 natively; avoids importing torch where possible."""
     if kind != "cpu":
         return kind == "cuda"
     flags = cpu_flags()
@@ -64,14 +64,14 @@ def multiplies_bfloat16(kind: str) -> bool:
 
 
 def dtype_name(dtype: str, kind: str) -> str:
-    """What `choose_dtype` would choose for a kind of device."""
+    """The format `choose_dtype` would choose for a kind of device."""
     return number_format(dtype, dtype == "auto" and multiplies_bfloat16(kind))
 
 
 def choose_device(device: str) -> torch.device:
-    """The torch device that `auto` or a name means.
+    """The torch device for `auto` or a name.
 
-    Raises UsageError for a name that torch does not know, or a CUDA device that is not there.
+    Raises UsageError for a name unknown to torch, or a CUDA device that does not exist.
     """
     import torch
 
@@ -90,7 +90,7 @@ def choose_device(device: str) -> torch.device:
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The number format that `auto` or a name means on `device`.
+    """The number format for `auto` or a name on `device`.
 
     Raises UsageError for an unknown name.
     """

@@ -1,4 +1,4 @@
-"""Removes what earlier versions kept on disk of a model and this one reads from the model's own file."""
+"""Removes model data that earlier versions kept on disk; this version reads the model's own file instead."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from adamas_cli.progress import Progress
 
 
 def remove_earlier(progress: Progress) -> None:
-    """Free the disk of weights that earlier versions unpacked or packed, with a note of how much; what cannot
-    be removed stays.
+    """Delete weights that earlier versions unpacked or packed, with a note of the space freed; undeletable
+    files stay.
     """
     for folder in (weights_directory(), packed_directory()):
         if not folder.is_dir():

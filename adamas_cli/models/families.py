@@ -1,4 +1,4 @@
-"""What is known of families of models by their type in transformers, before a weight is loaded."""
+"""Facts about model families by transformers' type, available before weights are loaded."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 _OWN = "its attention does not go through transformers' interface"
 _TWICE = "each of its layers attends several times to the same tokens"
 # Families whose attention Adamas does not serve, with the reason; each runs with its own, full attention.
-# What a config tells by itself, such as soft caps, is not here. The engine looks at every model as it runs
-# and finds the same of families that are not here; this table is for plans.
+# Anything a config shows, such as soft caps, is not listed. The engine checks every model as it runs and
+# finds the same for unlisted families; this table is for plans.
 OWN_ATTENTION: dict[str, str] = {
     **dict.fromkeys(
         (
@@ -37,17 +37,18 @@ OWN_ATTENTION: dict[str, str] = {
     "hrm_text": _TWICE,
     "doge": "its attention mask is not plainly causal",
 }
-# Families whose softmax has learned sinks, which no field of a config tells.
+# Families whose softmax has learned sinks, which no config field shows.
 LEARNED_SINKS = frozenset(
     {
         "deepseek_v4", "flint", "gpt_oss", "granite_swa", "granitemoe_swa", "hy_v4", "mimo_v2_flash",
         "openai_privacy_filter",
     }
 )  # fmt: skip
-# Families whose recurrent layers begin anew in each pass of several tokens in transformers, whatever came
-# before; in passes of one token they go on.
+# Families whose recurrent layers, in transformers, start from an empty state in each pass of several tokens;
+# in passes of one token they continue.
 RESTARTING = frozenset({"jamba", "zamba"})
-# Parts of models by their names among tensors, which see, hear or foretell; answering with text does without.
+# Names, within tensor names, of parts that see, hear or predict ahead; answering with text does not need
+# them.
 UNREAD = frozenset(
     (
         "acoustic_tokenizer_encoder", "audio_model", "audio_tower", "high_res_vision_model", "image_tower",
@@ -90,12 +91,12 @@ _LISTED: tuple[tuple[str, tuple[str, ...]], ...] = (
         ),
     ),
 )  # fmt: skip
-# Families that answer no questions, with the reason.
+# Families that cannot answer questions, with the reason.
 UNANSWERING = {kind: reason for reason, kinds in _LISTED for kind in kinds}
 
 
 def model_type(directory: Path) -> str:
-    """What a folder's config says that its model is, empty where it cannot be read."""
+    """The model type in a folder's config; empty if it cannot be read."""
     try:
         config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
         return str(config.get("model_type"))
@@ -104,13 +105,13 @@ def model_type(directory: Path) -> str:
 
 
 def require_answering(name: str, directory: Path) -> None:
-    """Raises ModelUnavailableError, before weights are loaded, for a model of a type that cannot answer."""
+    """Raises ModelUnavailableError, before weights are loaded, for a type of model that cannot answer."""
     if reason := UNANSWERING.get(model_type(directory)):
         raise ModelUnavailableError(f"{name} cannot answer questions: {reason}.")
 
 
 def auto_class(kind: str) -> str:
-    """The class of transformers that loads models of a type, with whatever they see and hear besides text."""
+    """The transformers class that loads models of a type, including their vision and audio parts."""
     from transformers.models.auto import modeling_auto as auto
 
     def has(mapping: str) -> Iterable[str]:
@@ -125,12 +126,12 @@ def auto_class(kind: str) -> str:
 
 
 def is_read(name: str) -> bool:
-    """Whether a tensor of a checkpoint is of a part that answering with text takes."""
+    """Whether a checkpoint's tensor belongs to a part needed to answer with text."""
     return UNREAD.isdisjoint(name.split("."))
 
 
 def from_config(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
-    """What transformers builds for a config, with random weights, as far as it answers with text."""
+    """The model that transformers builds for a config, with random weights, reduced to text."""
     import transformers
 
     model: PreTrainedModel = getattr(transformers, auto_class(config.model_type)).from_config(
@@ -141,7 +142,7 @@ def from_config(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
 
 
 def leave_only_text(model: PreTrainedModel) -> None:
-    """Let go of the parts of a model that see and hear; text goes past them."""
+    """Drop the parts of a model that see and hear; text does not use them."""
     from transformers import PreTrainedModel
 
     whole = model.base_model

@@ -1,4 +1,4 @@
-"""Brings one model file into the cache: resumable, checked by hash, atomic, and once for all processes."""
+"""Downloads a model file into the cache: resumable, hash-checked, atomic, and once for all processes."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ OFFLINE: tuple[Source, ...] = (from_hub_cache,)
 
 
 def local_file(alias: Alias) -> Path:
-    """Where the file of `alias` is kept once it is complete and checked."""
+    """The path of `alias`'s file once it is complete and checked."""
     return files_directory() / alias.file
 
 
 def partial_file(alias: Alias) -> Path:
-    """What is there of a file whose download was interrupted: its first bytes, whatever they came from."""
+    """The path of an interrupted download: the file's first bytes, from any source."""
     return files_directory() / f"{alias.file}.part"
 
 
 def is_fetched(alias: Alias) -> bool:
-    """Whether the whole file is in the cache; its hash was checked before it got its name."""
+    """Whether the whole file is in the cache; it was renamed only after its hash was checked."""
     path = local_file(alias)
     return path.is_file() and path.stat().st_size == alias.bytes
 
@@ -44,9 +44,9 @@ def is_fetched(alias: Alias) -> bool:
 def fetch(
     alias: Alias, *, offline: bool, progress: Progress, sources: Sequence[Source] | None = None
 ) -> Path:
-    """The path of the file of `alias`, brought from the first of `sources` that has it if it is not there.
+    """The path of `alias`'s file, downloaded from the first of `sources` that has it, unless it is cached.
 
-    Raises ModelUnavailableError when no source has it or the disk is full.
+    Raises ModelUnavailableError if no source has it or the disk is full.
     """
     if is_fetched(alias):
         return local_file(alias)
@@ -57,7 +57,7 @@ def fetch(
 
 
 def verify(alias: Alias, progress: Progress) -> bool:
-    """Whether the file in the cache still has the right hash; a damaged one is removed."""
+    """Whether the cached file still has the right hash; a damaged one is removed."""
     path = local_file(alias)
     with exclusive(path, progress):
         if not is_fetched(alias):
@@ -110,7 +110,7 @@ def _fetch(alias: Alias, sources: Sequence[Source], offline: bool, progress: Pro
 
 
 def _fill(alias: Alias, source: Source, workspace: Path, progress: Progress) -> None:
-    """Complete the partial file from `source` and check it; a wrong one is removed."""
+    """Complete the partial file from `source` and check it; a wrong file is removed."""
     part = partial_file(alias)
     if part.exists() and part.stat().st_size > alias.bytes:
         part.unlink()
@@ -153,7 +153,7 @@ def _require_room(needed: int) -> None:
 
 
 class _Position:
-    """Turns positions in a file, which may be reported twice, into advances of a task."""
+    """Converts file positions, which may be reported twice, into a task's progress."""
 
     def __init__(self, advance: Callable[[int], None]) -> None:
         self._advance = advance

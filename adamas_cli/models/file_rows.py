@@ -1,7 +1,7 @@
 """Embeddings that stay in the model's file: a document uses few of their rows, each of them small.
 
-Mapped into memory, every row brings its neighbours along, and soon the whole table counts as this process's
-memory.
+With mapped memory every row would bring in its neighbours, and soon the whole table would count as this
+process's memory.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from adamas_cli.models.folder import weight_files
 
-FORMATS = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}  # as safetensors calls them
+FORMATS = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}  # safetensors' names
 
 
 class StoredRows(nn.Module):
-    """`nn.Embedding`, for inference, whose rows are read from a file.
+    """`nn.Embedding`, for inference, with rows read from a file.
 
-    offset: of the first row in the file; shape: rows and numbers in each.
+    offset: of the first row in the file; shape: rows and numbers per row.
     """
 
     def __init__(self, file: Path, offset: int, shape: tuple[int, int], dtype: torch.dtype) -> None:
@@ -35,7 +35,7 @@ class StoredRows(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """All rows, mapped: for models that ask where they are, or compute with them."""
+        """All rows, mapped: for models that ask for their device or compute with them."""
         size = self.num_embeddings * self.embedding_dim * self._dtype.itemsize
         mapped = np.memmap(self._file, np.uint8, mode="c", offset=self._offset, shape=size)
         return torch.from_numpy(mapped).view(self._dtype).view(self.num_embeddings, self.embedding_dim)
@@ -44,7 +44,7 @@ class StoredRows(nn.Module):
         os.close(self._descriptor)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids [...] -> rows [..., embedding_dim]. Raises IndexError for an id that is none."""
+        """ids [...] -> rows [..., embedding_dim]. Raises IndexError for an invalid id."""
         size = self.embedding_dim * self._dtype.itemsize
         tokens = ids.flatten().tolist()
         if tokens and not 0 <= min(tokens) <= max(tokens) < self.num_embeddings:
@@ -57,8 +57,8 @@ class StoredRows(nn.Module):
 
 
 def leave_in_file(model: nn.Module, directory: Path, changed: Collection[str] = ()) -> None:
-    """Replace the embeddings of a model on the CPU whose rows lie in its file as they are; leave others
-    alone, such as those that were changed, by their names.
+    """Replace the embeddings of a CPU model whose rows are in its file unchanged. Others are left alone, such
+    as the `changed` ones, by name.
     """
     if not hasattr(os, "pread"):
         return
@@ -71,7 +71,7 @@ def leave_in_file(model: nn.Module, directory: Path, changed: Collection[str] = 
 
 
 def _find(directory: Path, name: str, weight: Tensor) -> StoredRows | None:
-    for file in filter(Path.is_file, weight_files(directory)):  # there may be no weights of a folder's own
+    for file in filter(Path.is_file, weight_files(directory)):  # a folder may have no weights of its own
         with open(file, "rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             entry = json.loads(stream.read(length)).get(name)

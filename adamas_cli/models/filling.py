@@ -1,4 +1,6 @@
-"""Builds transformers' model over weights that stay in few bits: of a GGUF file or a quantized checkpoint."""
+"""Builds transformers' model over weights that stay in few bits, from a GGUF file or a quantized
+checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -20,40 +22,40 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-PARTS = ("gate_up_proj", "down_proj")  # of experts, as transformers calls them
+PARTS = ("gate_up_proj", "down_proj")  # of experts, by transformers' names
 
 
 class Placing(Protocol):
-    """How the weights of matrices are kept in memory."""
+    """How matrix weights are kept in memory."""
 
     def linear(self, model: nn.Module, name: str, weight: BlockWeight, bias: Tensor | None) -> None:
-        """Let a linear layer of a model, by its name, compute with a weight and a bias."""
+        """Make a linear layer, by its name, compute with a weight and a bias."""
 
     def embedding(self, model: nn.Module, name: str, weight: BlockWeight) -> bool:
-        """Let embeddings give rows of a weight; False where they are to be numbers."""
+        """Make embeddings return rows of a weight; False if they must be numbers."""
 
     def experts(self, model: nn.Module, name: str, gate_up: Sequence[BlockWeight], down: BlockWeight) -> bool:
-        """Let experts whose biases are there compute with weights; False where these are to be numbers."""
+        """Make experts, whose biases are set, compute with these weights; False if these must be numbers."""
 
 
 class Source(Protocol):
-    """Where the numbers of a model's parameters are. path: what errors name."""
+    """Where a model's parameters come from. path: for error messages."""
 
     path: Path
 
     def stored(self, name: str) -> Stored:
-        """A parameter by its name, in few bits where it is. Raises ModelUnavailableError."""
+        """A parameter by its name, in few bits if it is stored so. Raises ModelUnavailableError."""
 
     def place(self, name: str) -> tuple[Path, int] | None:
-        """The file that a parameter lies in as `stored` has it, and its first byte there; None where more is
-        to be done.
+        """The file that holds a parameter as `stored` returns it, and its first byte there; None if it needs
+        processing.
         """
 
     def experts(self, module: str) -> tuple[Sequence[BlockWeight], BlockWeight] | None:
-        """What `Placing.experts` takes of a layer's stacked experts; None where that is not there."""
+        """The arguments of `Placing.experts` for a layer's stacked experts; None if they do not exist."""
 
     def require_all_used(self) -> None:
-        """Raises ModelUnavailableError for a tensor that is nobody's."""
+        """Raises ModelUnavailableError for an unused tensor."""
 
 
 def fill(
@@ -62,20 +64,20 @@ def fill(
     """Give memory to a model that has none. placing: takes the weights of linear layers, embeddings and
     experts; all others become numbers of `dtype` on `device`.
 
-    Raises ModelUnavailableError where the source lacks a tensor, or has one that the model does not.
+    Raises ModelUnavailableError if the source lacks a tensor, or has one that the model does not.
     """
     _Filling(source, model, dtype, device, placing).fill()
     compute_buffers(model, device)
 
 
 def without_memory(build: Callable[[], PreTrainedModel], path: Path, what: str) -> PreTrainedModel:
-    """What `build` makes, without numbers. Raises ModelUnavailableError for settings that are no model's;
-    what: those of `path`.
+    """The result of `build`, without numbers. Raises ModelUnavailableError for settings that describe no
+    model; what: the kind of settings in `path`.
     """
     try:
         with torch.device("meta"):
             return build()
-    except Exception as error:  # whatever a model's code raises for settings that make no sense
+    except Exception as error:  # a model's code may raise anything for invalid settings
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelUnavailableError(
             f"cannot use {path}: its {what} describe no valid model: {reason}"
@@ -95,11 +97,11 @@ class _Filling:
     ) -> None:
         self._source, self._model, self._placing = source, model, placing
         self._dtype, self._device = dtype, device
-        self._table: Stored | None = None  # of the embeddings, which may be the head as well
+        self._table: Stored | None = None  # the embeddings' weight, which may also be the head's
         self._exact = tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
 
     def fill(self) -> None:
-        """Give every parameter its numbers."""
+        """Set all parameters."""
         head = self._model.get_output_embeddings()
         tied = self._model.config.get_text_config().tie_word_embeddings
         embeddings = self._model.get_input_embeddings()
@@ -116,7 +118,7 @@ class _Filling:
         self._source.require_all_used()
 
     def _shares(self, head: nn.Module, embeddings: nn.Module) -> bool:
-        """Let a head on a GPU be embeddings that are numbers there."""
+        """Let a head on a GPU share the embeddings' weight, if that is plain numbers there."""
         weight = getattr(embeddings, "weight", None)
         if not isinstance(weight, nn.Parameter) or weight.device.type in ("cpu", "meta"):
             return False
@@ -124,14 +126,14 @@ class _Filling:
         return True
 
     def _numbers(self, name: str, module: nn.Module, without: Sequence[str] = ()) -> None:
-        """Make numbers of a module's own parameters."""
+        """Set a module's own parameters as numbers."""
         for leaf, parameter in _own(module):
             if leaf not in without:
                 full = f"{name}.{leaf}" if name else leaf
                 self._set(module, leaf, self._stored(full, parameter).numbers(), full)
 
     def _mixes(self, name: str, module: nn.Module) -> bool:
-        """Keep a layer's stacked experts in their blocks, where the file has them in the usual tensors."""
+        """Keep a layer's stacked experts in their blocks, if the file has them in the usual tensors."""
         if not set(PARTS) <= set(module._parameters):
             return False
         weights = self._source.experts(name)
@@ -141,7 +143,7 @@ class _Filling:
         return self._placing.experts(self._model, name, *weights)
 
     def _embeds(self, name: str, module: nn.Module) -> bool:
-        """Keep embeddings in few bits, where nothing was done to them: in the file on a CPU."""
+        """Keep unmodified embeddings in few bits; on a CPU, in the file."""
         if not isinstance(module, nn.Embedding):
             return False
         scale, plain = getattr(module, "scalar_embed_scale", None), type(module) is nn.Embedding
@@ -187,7 +189,7 @@ class _Filling:
 
 
 def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The parameters and saved buffers of a module itself."""
+    """A module's own parameters and saved buffers."""
     yield from ((name, value) for name, value in module._parameters.items() if value is not None)
     for name, value in module._buffers.items():
         if value is not None and name not in module._non_persistent_buffers_set:
@@ -195,9 +197,9 @@ def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def compute_buffers(model: PreTrainedModel, device: torch.device) -> None:
-    """Give memory to what a model computes of its config, such as frequencies, and have it computed.
+    """Give memory to values that a model computes from its config, such as frequencies, and compute them.
 
-    Raises ModelUnavailableError for a model that does not do that again.
+    Raises ModelUnavailableError for a model that does not recompute them.
     """
     for value in (*model.parameters(), *model.buffers()):
         value._is_hf_initialized = True
@@ -223,7 +225,7 @@ def _is_meta(value: Tensor | None) -> bool:
 
 
 class Numbers:
-    """Linear layers as torch has them, with weights in full size."""
+    """torch's linear layers, with full-size weights."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self._dtype, self._device = dtype, device
@@ -237,11 +239,11 @@ class Numbers:
             module.bias = self._parameter(bias)
 
     def embedding(self, model: nn.Module, name: str, weight: BlockWeight) -> bool:
-        """They are numbers."""
+        """Always False: embeddings become numbers."""
         return False
 
     def experts(self, model: nn.Module, name: str, gate_up: Sequence[BlockWeight], down: BlockWeight) -> bool:
-        """They are numbers."""
+        """Always False: experts become numbers."""
         return False
 
     def _parameter(self, numbers: Tensor) -> nn.Parameter:

@@ -1,4 +1,4 @@
-"""Model folders in Hugging Face's layout: whether one is complete, and what its content is called."""
+"""Model folders in Hugging Face's layout: whether one is complete, and the names of its files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = ADAPTER_FILES = "adapter_config.json", "adapter_model.safetensors"
-# What vocabularies are in. The first needs nothing else, see vocabulary/files.py of the others.
+# Files with vocabularies. The first needs nothing else; for the others see vocabulary/files.py.
 TOKENIZERS = (
     "tokenizer.json",
     "tokenizer.model",
@@ -25,9 +25,9 @@ TOKENIZERS = (
 )
 _PICKLES = ("pytorch_model*.bin", "*.pth", "*.pt", "*.ckpt", "pytorch_model.bin.index.json")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
-# Weights that lie beside a model's own: an adapter's, and those in Mistral's own layout.
+# Weights next to a model's own: an adapter's, and those in Mistral's own layout.
 _ASIDE = ("adapter_", "consolidated")
-# Ends of the names of classes that generate no text, and what they are.
+# Suffixes of class names that generate no text, and what they are.
 _OTHER_TASKS = {
     "ForSequenceClassification": "a classifier or reward model",
     "ForTokenClassification": "a classifier of tokens",
@@ -36,11 +36,11 @@ _OTHER_TASKS = {
     "RewardModel": "a reward model",
 }
 
-_POOLING = "sentence_transformers.models.Pooling"  # in the list of steps of a model that makes embeddings
+_POOLING = "sentence_transformers.models.Pooling"  # in the list of steps of an embedding model
 
 
 def missing(directory: Path) -> str | None:
-    """What keeps `directory` from being a usable model, as half a sentence; None if nothing does."""
+    """What makes `directory` unusable as a model, as a clause; None if it is usable."""
     if not (directory / CONFIG).is_file():
         return f"has no {CONFIG}"
     if not read_object(directory / CONFIG):
@@ -64,14 +64,14 @@ def missing(directory: Path) -> str | None:
 
 
 def has_tokenizer(directory: Path) -> bool:
-    """Whether a folder holds a vocabulary in any form."""
+    """Whether a folder has a vocabulary in any form."""
     return any(any(directory.glob(name)) for name in TOKENIZERS)
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The files that a model's weights are in, by its index where it has one, else by their own names.
+    """The files with a model's weights, from its index if it has one, else by file name.
 
-    Raises KeyError, TypeError, AttributeError or ValueError for an index that is none.
+    Raises KeyError, TypeError, AttributeError or ValueError for an invalid index.
     """
     if (directory / INDEX).is_file():
         places = json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"]
@@ -89,31 +89,31 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def is_usual(directory: Path) -> bool:
-    """Whether transformers finds a folder's weights by itself."""
+    """Whether transformers finds a folder's weights without help."""
     return (directory / INDEX).is_file() or (directory / WEIGHTS).is_file()
 
 
 def classes(directory: Path) -> list[str]:
-    """The classes that a model's files were written by, as its config says; none where it does not."""
+    """The classes that a model's files were written by, from its config; none if it does not say."""
     found = read_object(directory / CONFIG).get("architectures") or []
     return [str(name) for name in found] if isinstance(found, list) else []
 
 
 def vocabulary_size(directory: Path) -> int | None:
-    """How many rows a model's embeddings have by its config; None where it does not say."""
+    """The number of embedding rows in a model's config; None if it does not say."""
     config = read_object(directory / CONFIG)
     rows = text_part(config).get("vocab_size")
     return rows if isinstance(rows, int) else None
 
 
 def text_part(config: dict[str, Any]) -> dict[str, Any]:
-    """What a model's config says of the part that answers with text."""
+    """The part of a model's config about answering with text."""
     text = config.get("text_config")
     return text if isinstance(text, dict) else config
 
 
 def require_complete(directory: Path) -> None:
-    """Raise ModelUnavailableError, with what to do, unless `directory` is a usable model."""
+    """Raise ModelUnavailableError, with advice, unless `directory` is a usable model."""
     lack = missing(directory)
     if lack is None:
         return
@@ -131,7 +131,7 @@ def require_complete(directory: Path) -> None:
 
 
 def fingerprint(directory: Path) -> str:
-    """A hash that changes when a file of `directory` does, from names, sizes and modification times."""
+    """A hash that changes with any file of `directory`, from names, sizes and modification times."""
     digest = hashlib.sha256()
     for path in sorted(directory.iterdir()):
         if path.is_file():
@@ -141,7 +141,7 @@ def fingerprint(directory: Path) -> str:
 
 
 def _other_task(directory: Path) -> str | None:
-    """What a model is for that generates no text, as half a sentence."""
+    """What a model that generates no text is for, as a clause."""
     for name in classes(directory):
         for end, kind in _OTHER_TASKS.items():
             if name.endswith(end):
@@ -154,14 +154,14 @@ def _other_task(directory: Path) -> str | None:
 
 
 def _text(file: Path) -> str:
-    """What a file says; nothing where it is not there."""
+    """A file's text; empty if there is no file."""
     return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file; an empty one where there is none."""
+    """The JSON object in a file; an empty one if there is none."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # of one that is nested without end
+    except (OSError, ValueError, RecursionError):  # RecursionError: nested too deeply
         return {}
     return found if isinstance(found, dict) else {}

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 def build_model(
     file: GgufFile, directory: Path, dtype: torch.dtype, device: torch.device, placing: Placing
 ) -> PreTrainedModel:
-    """The model in `file`, whose settings are in `directory`, see `fill`.
+    """The model in `file`, whose settings are in `directory`; see `fill`.
 
-    Raises ModelUnavailableError where the file lacks a tensor, or has one that the model does not.
+    Raises ModelUnavailableError if the file lacks a tensor, or has one that the model does not.
     """
     source = GgufSource(file, directory)
 

@@ -1,4 +1,4 @@
-"""What the weights of a model in memory are."""
+"""Describes the weights of a model in memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def describe(model: nn.Module) -> str:
-    """One line about the weights of a model that are in few bits, or that there are none."""
+    """One line about a model's weights in few bits, or their absence."""
     sizes: Counter[str] = Counter()
     reordered = 0
     for module in model.modules():

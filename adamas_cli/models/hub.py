@@ -15,20 +15,20 @@ from adamas_cli.progress import Progress
 TIMEOUT_S = 8.0
 WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py")
 UNWANTED = ("*/*", "*consolidated*", "*.onnx*", "training_args*")
-OF_ADAPTERS = ("adapter_*.safetensors", *WANTED[1:-1])  # beside which a repository may have a merged model
+OF_ADAPTERS = ("adapter_*.safetensors", *WANTED[1:-1])  # a repository may also have a merged model
 
 
 def cached_snapshot(repository: str) -> Path | None:
     """The folder of a complete model in the hub library's cache, or None; uses no network.
 
-    Raises ModelUnavailableError if `repository` cannot be a name on the hub.
+    Raises ModelUnavailableError if `repository` is not a valid name on the hub.
     """
     folder = _snapshot(repository, WANTED)
     return folder if folder is not None and missing(folder) is None else None
 
 
 def cached_adapter(repository: str) -> Path | None:
-    """The folder of a complete adapter, as `cached_snapshot`."""
+    """The folder of a complete adapter, like `cached_snapshot`."""
     folder = _snapshot(repository, OF_ADAPTERS)
     whole = folder is not None and all((folder / name).is_file() for name in ADAPTER_FILES)
     return folder if whole else None
@@ -47,12 +47,11 @@ def _snapshot(repository: str, wanted: Sequence[str]) -> Path | None:
 
 
 def download(repository: str, progress: Progress, tag: str = "", wanted: Sequence[str] = WANTED) -> Path:
-    """The folder of the newest version of a model, or its GGUF file where it has no safetensors, after
-    fetching what is not yet in the cache. tag: which GGUF file, such as `Q4_K_M`. wanted: files of the
-    folder.
+    """The folder of a model's newest version, or its GGUF file if it has no safetensors, after fetching
+    anything not yet cached. tag: selects a GGUF file, such as `Q4_K_M`. wanted: files of the folder.
 
-    Raises ModelUnavailableError if there is no such model, it is gated, holds neither, or the hub cannot be
-    reached, SeveralFilesError where it holds several GGUF files.
+    Raises ModelUnavailableError if there is no such model, it is gated, has neither format, or the hub cannot
+    be reached; SeveralFilesError if it has several GGUF files.
     """
     from huggingface_hub import errors
 
@@ -117,7 +116,7 @@ def _download(repository: str, progress: Progress, tag: str, wanted: Sequence[st
 
 
 def _gguf(repository: str, sizes: dict[PurePosixPath, int], tag: str) -> PurePosixPath | None:
-    """The GGUF file that is wanted of a repository; None where it holds a model in safetensors."""
+    """The selected GGUF file of a repository; None if it has a model in safetensors."""
     if not tag and any(name.suffix == ".safetensors" for name in sizes):
         return None
     totals = {model: sum(sizes.get(part, 0) for part in parts_of(model)) for model in models_among(sizes)}
@@ -129,7 +128,7 @@ def _gguf(repository: str, sizes: dict[PurePosixPath, int], tag: str) -> PurePos
 
 
 def _counting_bar(advance: Any) -> Any:
-    """A class of progress bars, as the hub library takes it, that draw nothing and report to `advance`."""
+    """A progress bar class for the hub library that draws nothing and reports to `advance`."""
     from huggingface_hub.utils import tqdm
 
     class CountingBar(tqdm):

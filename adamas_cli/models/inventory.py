@@ -1,4 +1,4 @@
-"""What is on disk of each model, and how to remove it."""
+"""What is on disk for each model, and how to remove it."""
 
 from __future__ import annotations
 
@@ -28,16 +28,18 @@ class OnDisk:
     partial: Path | None  # the first bytes of an interrupted download
     settings: tuple[Path, ...]  # folders of a GGUF file's settings, or the hub library's folder
     bytes: int  # all of these together
-    program: str | None = None  # another one, to which they belong
+    program: str | None = None  # another program that owns them
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """Everything that removing the model removes."""
+        """Everything deleted with the model."""
         return tuple(path for path in (self.file, self.partial) if path is not None) + self.settings
 
 
 def on_disk() -> list[OnDisk]:
-    """All aliases, fetched or not, settings of local files, then models of the hub and other programs."""
+    """All aliases, fetched or not, then settings of local files, then models of the hub and other
+    programs.
+    """
     kept = list(_settings())
     found = [_of_alias(alias, kept) for alias in aliases().values()]
     known = {alias.sha256 for alias in aliases().values()}
@@ -52,12 +54,12 @@ def on_disk() -> list[OnDisk]:
 
 
 def find(name: str) -> OnDisk | None:
-    """The entry of `on_disk` that is called `name`."""
+    """The entry of `on_disk` with this name."""
     return next((entry for entry in on_disk() if entry.name == name), None)
 
 
 def remove(entry: OnDisk, progress: Progress) -> None:
-    """Delete what `entry` has on disk, waiting for a process that is writing it.
+    """Delete an entry's files, waiting for any process that is writing them.
 
     Raises ModelUnavailableError if the cache cannot be written, OSError if a file cannot be deleted.
     """
@@ -94,7 +96,7 @@ def _of_alias(alias: Alias, kept: list[tuple[Path, str, str]]) -> OnDisk:
 
 
 def _settings() -> Iterator[tuple[Path, str, str]]:
-    """Each folder of settings, with the sha256 and the name of the file they are of."""
+    """Each folder of settings, with the sha256 and the name of its GGUF file."""
     for path in sorted(settings_directory().glob(f"*/{ORIGIN}")):
         if path.parent.suffix != ".unfinished":
             origin = json.loads(path.read_text(encoding="utf-8"))

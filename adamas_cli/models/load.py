@@ -67,7 +67,7 @@ class LoadedModel:
     dtype: torch.dtype
     context_length: int  # tokens
     stop_ids: tuple[int, ...]  # tokens that end an answer
-    quantization: str = "none"  # how its weights came, and how they differ from those of its files
+    quantization: str = "none"  # how its weights were stored, and how they differ from those of its files
 
 
 def load(
@@ -82,10 +82,10 @@ def load(
 ) -> LoadedModel:
     """The model of `files` on `device`; weights in their own number format are mapped, not read.
 
-    `quantization` is `packed`, `none` or `auto`, see `packs`, or a way of `quantization.PACKAGES`. `threads`
-    compute on a CPU, by default its physical cores. Raises UsageError where weights cannot be packed or
-    quantized so, ModelUnavailableError if this version of transformers cannot load the model,
-    OutOfMemoryError if it does not fit the device.
+    `quantization` is `packed`, `none` or `auto`, see `packs`, or a key of `quantization.PACKAGES`. `threads`:
+    CPU threads, by default the physical cores. Raises UsageError if weights cannot be packed or quantized as
+    asked, ModelUnavailableError if this version of transformers cannot load the model, OutOfMemoryError if it
+    does not fit the device.
     """
     import torch
 
@@ -155,11 +155,11 @@ def load(
 
         pack_model(model, progress)
         leave_in_file(model, files.directory, changed)
-        if next(model.parameters(), None) is None:  # which transformers asks for the device and the format
+        if next(model.parameters(), None) is None:  # transformers asks a parameter for device and format
             model.register_parameter("none_left", torch.nn.Parameter(torch.empty(0, dtype=chosen_dtype)))
     ending = stop_ids(model, files.directory, files.texts)
     if quantized:
-        chosen_dtype = model.dtype  # some kinds compute in one number format only
+        chosen_dtype = model.dtype  # some kinds compute in a single number format
     kept = kept_as(stored, quantization, quantized=quantized, packed=packed)
     return LoadedModel(model, files, chosen_device, chosen_dtype, context, ending, kept)
 
@@ -167,18 +167,16 @@ def load(
 def _read(
     files: ModelFiles, device: torch.device, dtype: torch.dtype, trust_remote_code: bool, how: Any
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model, and what `from_pretrained` reports of its tensors. how: what it takes as
-    `quantization_config`, or None.
-    """
+    """The model, and `from_pretrained`'s report of its tensors. how: its `quantization_config`, or None."""
     import transformers
 
     loader = getattr(transformers, auto_class(model_type(files.directory)))
     options = _placement(device)
-    if how is not None:  # a None would overrule what the files say
+    if how is not None:  # None would override the files' own
         options["quantization_config"] = how
     require_known_code(files.directory, trust_remote_code=trust_remote_code)
     with _unavailable_unless_read(files), warnings.catch_warnings():
-        # How a model that comes quantized is to be read goes beside its own config, not instead of it.
+        # For a model that comes quantized, this setting is added to its config, and does not replace it.
         warnings.filterwarnings("ignore", "You passed `quantization_config`")
         if not is_usual(files.directory):
             config = read_config(files.directory, trust_remote_code=trust_remote_code)
@@ -191,7 +189,7 @@ def _read(
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are told, which is better than an error about the option
+            ignore_mismatched_sizes=True,  # they are reported later, more clearly than by the option's error
             **options,
         )
     return model, loading
@@ -206,7 +204,7 @@ def _read_gguf(
     adapter: Adapter | None,
     progress: Progress,
 ) -> PreTrainedModel:
-    """A model whose weights are in a GGUF file, which stay as they are there where they are packed."""
+    """A model from a GGUF file; packed weights stay as they are in the file."""
     from adamas_cli.models.filling import Numbers
     from adamas_cli.models.gguf.file import GgufFile
     from adamas_cli.models.gguf_model import build_model
@@ -229,7 +227,7 @@ def _read_scheme(
     adapter: Adapter | None,
     progress: Progress,
 ) -> PreTrainedModel:
-    """A model that comes quantized, whose weights stay in few bits where they are packed."""
+    """A model that comes quantized; packed weights stay in few bits."""
     from adamas_cli.models.checkpoint.source import build_model
     from adamas_cli.models.filling import Numbers
 
@@ -251,7 +249,7 @@ def _read_scheme(
 
 @contextmanager
 def _merging(placing: Placing, adapter: Adapter | None, *, exact: bool) -> Iterator[Placing]:
-    """A placing that merges an adapter, if there is one, all of which must be merged in the end."""
+    """A placing that merges the adapter, if there is one. Raises at the end if any part was not merged."""
     if adapter is None:
         yield placing
         return
@@ -274,7 +272,7 @@ def _placing(dtype: torch.dtype, device: torch.device, progress: Progress, *, ro
 
 
 def _tell(model: PreTrainedModel, progress: Progress) -> None:
-    """Say with `-v` in which blocks a model's weights are."""
+    """With `-v`, report which blocks a model's weights are in."""
     if log.isEnabledFor(logging.INFO):
         from adamas_cli.models.held import describe
 
@@ -289,13 +287,11 @@ def _of_tensors(
     trust_remote_code: bool,
     options: dict[str, Any],
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """A model of tensors in memory by their names, and what is reported of them. options: of
-    `from_pretrained`.
-    """
+    """A model from named tensors in memory, and the report of loading them. options: of `from_pretrained`."""
     import torch
     from transformers import GenerationConfig
 
-    with torch.device("meta"):  # for its class, which alone takes weights that are no files
+    with torch.device("meta"):  # to find its class; only that accepts weights that are not files
         blank = from_config(config, trust_remote_code=trust_remote_code)
     model: PreTrainedModel
     model, loading = type(blank).from_pretrained(
@@ -313,21 +309,21 @@ def _of_tensors(
 
 
 def _by_name(directory: Path) -> dict[str, torch.Tensor]:
-    """The tensors of files that no index lists, mapped into memory."""
+    """The tensors of files without an index, mapped into memory."""
     from safetensors.torch import load_file
 
     return {name: tensor for file in weight_files(directory) for name, tensor in load_file(file).items()}
 
 
 def _placement(device: torch.device) -> dict[str, Any]:
-    """What `from_pretrained` takes to put a model on a device."""
+    """The `from_pretrained` options that put a model on a device."""
     return {} if device.type == "cpu" else {"device_map": {"": device}}
 
 
 @contextmanager
 def _unavailable_unless_read(files: ModelFiles) -> Iterator[None]:
-    """Raise ModelUnavailableError for whatever a library raises of files that it cannot make a model of; a
-    lack of memory is passed on.
+    """Raise ModelUnavailableError for anything a library raises for files that it cannot load; out-of-memory
+    errors are passed on.
     """
     import torch
 
@@ -336,6 +332,6 @@ def _unavailable_unless_read(files: ModelFiles) -> Iterator[None]:
     except (MemoryError, torch.OutOfMemoryError, AdamasError):
         raise
     except Exception as error:
-        if "DefaultCPUAllocator" in str(error):  # which has no exception type of its own
+        if "DefaultCPUAllocator" in str(error):  # this error has no exception type of its own
             raise
         raise ModelUnavailableError(f"cannot load {files.name}: {reason(error)}") from error

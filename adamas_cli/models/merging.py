@@ -1,4 +1,4 @@
-"""An adapter merged into the weights of a GGUF file while they are placed."""
+"""Merges an adapter into the weights of a GGUF file while they are placed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _BLOCK, _LARGEST = 32, 127  # numbers that share a scale, and the largest intege
 
 
 class Merging:
-    """Places linear layers as another placing does, those that an adapter changes in 8 bits (Q8_0), or as
-    numbers where `exact`.
+    """Places linear layers like another placing, those changed by an adapter in 8 bits (Q8_0), or as numbers
+    if `exact`.
     """
 
     def __init__(self, placing: Placing, adapter: Adapter, *, exact: bool) -> None:
@@ -26,7 +26,7 @@ class Merging:
 
     def linear(self, model: nn.Module, name: str, weight: BlockWeight, bias: Tensor | None) -> None:
         """See `Placing.linear`."""
-        if self._changes is None:  # the first layer to be placed: the model has all its parameters
+        if self._changes is None:  # first layer placed: the model now has all its parameters
             self._changes = self._adapter.changes(model)
         if (change := self._changes.pop(f"{name}.weight", None)) is not None:
             numbers = applied(self._adapter, name, change, unpack(weight))
@@ -44,13 +44,13 @@ class Merging:
         return self._placing.experts(model, name, gate_up, down)
 
     def require_all_merged(self) -> None:
-        """Raise ModelUnavailableError where the adapter changes anything but linear layers."""
+        """Raise ModelUnavailableError if the adapter changes anything but linear layers."""
         if self._changes:
             raise self._adapter.unfit(f"{next(iter(self._changes))} of a GGUF file stays as it is")
 
 
 def in_8_bits(numbers: Tensor) -> BlockWeight:
-    """A matrix in Q8_0, or in float32 where its rows are no whole blocks."""
+    """A matrix in Q8_0, or in float32 if its rows are not whole blocks."""
     rows, columns = numbers.shape
     if columns % _BLOCK:
         return stored(numbers).block_weight

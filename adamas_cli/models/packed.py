@@ -1,6 +1,6 @@
-"""Models over weights in blocks, for CPUs: those of a GGUF file as they are, others in 8 bits.
+"""Models over weights in blocks, for CPUs: those of a GGUF file unchanged, others in 8 bits.
 
-Embeddings and norms stay as they are.
+Embeddings and norms stay unchanged.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ log = logging.getLogger(__name__)
 
 
 class Blocks:
-    """How weights in blocks are kept for a CPU: as they are, those of a GGUF file where they are in it.
+    """How weights in blocks are kept for a CPU: unchanged, those of a GGUF file inside it.
 
-    rounds: whether weights that are plain numbers are rounded to 8 bits, as those of other models are.
+    rounds: whether weights that are plain numbers are rounded to 8 bits, as for other models.
     """
 
     def __init__(self, progress: Progress, *, rounds: bool) -> None:
         self._backend, self._rounds = CpuBackend(progress.note), rounds
 
     def linear(self, model: nn.Module, name: str, weight: BlockWeight, bias: Tensor | None) -> None:
-        """Let a linear layer of a model, by its name, compute with a weight and a bias."""
+        """Make a linear layer, by its name, compute with a weight and a bias."""
         inputs, source = weight.columns, model.get_submodule(name)
         if self._rounds and weight.kind in PLAIN:
             weight = self._backend.quantize(weight.data.view(PLAIN[weight.kind]))
@@ -40,7 +40,7 @@ class Blocks:
         model.set_submodule(name, PackedLinear(weight, bias, self._backend, inputs, dtype))
 
     def embedding(self, model: nn.Module, name: str, weight: BlockWeight) -> bool:
-        """Let embeddings give rows of a weight; those of plain numbers become numbers."""
+        """Make embeddings return rows of a weight; plain numbers stay numbers."""
         if weight.kind in PLAIN:
             return False
         dtype = model.get_parameter(f"{name}.weight").dtype
@@ -48,7 +48,7 @@ class Blocks:
         return True
 
     def experts(self, model: nn.Module, name: str, gate_up: Sequence[BlockWeight], down: BlockWeight) -> bool:
-        """Let experts, by their name, compute with weights; False where they cannot."""
+        """Make experts, by their name, compute with these weights; False if they cannot."""
         source = model.get_submodule(name)
         if not can_pack(source):
             return False
@@ -57,7 +57,7 @@ class Blocks:
 
 
 class PackedEmbedding(nn.Module):
-    """`nn.Embedding` over a weight in blocks, for inference: rows are unpacked when a token asks for them."""
+    """`nn.Embedding` over a weight in blocks, for inference: rows are unpacked when a token needs them."""
 
     def __init__(self, weight: BlockWeight, dtype: torch.dtype) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class PackedEmbedding(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """No numbers: for models that ask on which device and in which format their embeddings are."""
+        """Empty: for models that ask for the device and format of their embeddings."""
         return torch.empty(0, dtype=self._dtype)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -77,9 +77,9 @@ class PackedEmbedding(nn.Module):
 
 
 def pack_model(model: nn.Module, progress: Progress) -> None:
-    """Quantize the linear layers and experts of a model on the CPU that still have numbers as weights."""
+    """Quantize a CPU model's linear layers and experts that still have numbers as weights."""
     backend = CpuBackend(progress.note)
-    # Not those of a subclass, which compute something else.
+    # Not subclasses, which compute something else.
     linears = {
         name: module
         for name, module in model.named_modules()
@@ -89,7 +89,7 @@ def pack_model(model: nn.Module, progress: Progress) -> None:
     total = sum(module.weight.numel() for module in linears.values())
     total += sum(weight.numel() for module in experts.values() for weight in module.parameters())
     with progress.task("packing weights for this CPU", total, "weights") as advance:
-        while linears:  # each is let go when it is packed
+        while linears:  # each is freed once packed
             name, module = linears.popitem()
             weight = backend.quantize(module.weight.detach())
             packed = PackedLinear(weight, module.bias, backend, module.in_features, module.weight.dtype)

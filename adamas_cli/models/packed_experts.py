@@ -1,4 +1,4 @@
-"""Experts of mixture models over weights in blocks, for CPUs: a token reads only those that it chose."""
+"""Experts of mixture models over weights in blocks, for CPUs: a token reads only its chosen ones."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class PackedExperts(StackedExperts):
     def __init__(
         self, source: Any, gate_up: Sequence[BlockWeight], down: BlockWeight, backend: CpuBackend
     ) -> None:
-        """gate_up: one weight with the rows of all experts, an expert's in the source's order, or two, with
-        gates and the others. down: with the rows of all experts' outputs.
+        """gate_up: one weight with the rows of all experts, each in the source's order, or two, gates and
+        ups. down: the rows of all experts' outputs.
         """
         hidden, inner = widths(source)
         super().__init__(source)
@@ -31,8 +31,8 @@ class PackedExperts(StackedExperts):
         self.backend = backend
 
     def forward(self, hidden_states: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
-        """hidden_states [tokens, hidden] -> the sum of each token's chosen experts [tokens, choices], times
-        their shares.
+        """hidden_states [tokens, hidden] -> the weighted sum of each token's chosen experts [tokens,
+        choices]; shares: the weights.
         """
         out = torch.zeros_like(hidden_states, dtype=torch.float32)
         if len(hidden_states) <= FEW_ROWS:

@@ -19,9 +19,7 @@ class PackedLinear(nn.Module):
         inputs: int | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """inputs: of the layer, where the weight has columns of zeros after them. dtype: that the model
-        computes in.
-        """
+        """inputs: of the layer, if the weight has extra zero columns. dtype: the model's compute format."""
         super().__init__()
         self.packed = backend.ready(weight)
         self.in_features, self.out_features = weight.columns if inputs is None else inputs, weight.rows
@@ -30,8 +28,8 @@ class PackedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Its numbers, [out_features, in_features], unpacked anew: for layers of a model that
-        compute with them otherwise than by calling this one.
+        """Its numbers, [out_features, in_features], unpacked on each access: for layers that compute with
+        them without calling this one.
         """
         return unpack(self.packed)[:, : self.in_features].to(self._dtype)
 

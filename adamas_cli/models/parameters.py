@@ -1,4 +1,4 @@
-"""The numbers in a model's weights, counted on a model that takes no memory."""
+"""Counts the numbers in a model's weights, on a model that takes no memory."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from adamas_cli.models.shape import WeightCount
 
 
 def count_parameters(config: PreTrainedConfig) -> WeightCount:
-    """The count of what transformers builds for a config. Its matrices are the linear layers, which are those
-    that libraries quantize; all others are in the rest.
+    """The count for the model transformers builds from a config. Matrices are the linear layers, which
+    libraries quantize; everything else is in the rest.
     """
     with torch.device("meta"):
         model = from_config(config)

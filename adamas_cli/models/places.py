@@ -1,4 +1,4 @@
-"""Where models live on disk, and how two processes take turns at one of them."""
+"""Where models are stored on disk, and how processes take turns at one of them."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def files_directory() -> Path:
 
 
 def settings_directory() -> Path:
-    """The folder of the settings of GGUF files, one folder for each file."""
+    """The folder of GGUF files' settings, one folder for each file."""
     return models_directory() / "settings"
 
 
 def vocabularies_directory() -> Path:
-    """The folder of the tokenizers of model folders that have none in the usual form."""
+    """The folder of tokenizers for model folders that lack one in the usual form."""
     return models_directory() / "vocabularies"
 
 
 def weights_directory() -> Path:
-    """Where earlier versions kept the weights of GGUF files in full size."""
+    """Where earlier versions kept unpacked weights of GGUF files."""
     return models_directory() / "weights"
 
 
@@ -43,9 +43,9 @@ def packed_directory() -> Path:
 
 @contextmanager
 def exclusive(path: Path, progress: Progress) -> Iterator[None]:
-    """Hold the only right to create `path`, waiting for the process that has it; makes its folder.
+    """Hold the exclusive right to create `path`, waiting for any process that has it; makes its folder.
 
-    Raises ModelUnavailableError when the folder cannot be written.
+    Raises ModelUnavailableError if the folder cannot be written.
     """
     from filelock import FileLock, Timeout
 
@@ -66,7 +66,7 @@ def exclusive(path: Path, progress: Progress) -> Iterator[None]:
 
 
 def unwritable(directory: Path, error: OSError) -> ModelUnavailableError:
-    """What to tell the user when `directory` took no more bytes."""
+    """The error for a `directory` that cannot be written."""
     reason = error.strerror or str(error)
     return ModelUnavailableError(
         f"cannot write to {directory}: {reason}.\nMake room there, or set ADAMAS_CACHE_DIR to another folder."

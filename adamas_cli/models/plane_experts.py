@@ -1,4 +1,4 @@
-"""Experts of mixture models on an NVIDIA GPU whose weights stay in their file's own bits, in planes."""
+"""Experts of mixture models on an NVIDIA GPU, with weights kept in their file's bits, split into planes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from adamas_cli.models.stacked_experts import StackedExperts
 if TYPE_CHECKING:
     from adamas_kernels.triton.backend import TritonBackend
 
-# What transformers' classes call the numbers that a `Gate` takes, and what the last of them can be.
+# transformers' names for the parameters of a `Gate`, and possible values of the last.
 LIMITS, SLOPES, SHIFTS = ("limit", "swiglu_limit"), ("alpha", "swiglu_alpha"), (0.0, 1.0)
-TRIED = (-8.0, -2.0, -0.4, 0.3, 1.0, 7.0)  # gates and others that tell whether a gate is such a one
+TRIED = (-8.0, -2.0, -0.4, 0.3, 1.0, 7.0)  # gate and up values that tell whether a gate is a known one
 
 
 class PlaneExperts(StackedExperts):
@@ -28,8 +28,8 @@ class PlaneExperts(StackedExperts):
     def __init__(
         self, source: Any, gate_up: Sequence[PlaneWeight], down: PlaneWeight, backend: TritonBackend
     ) -> None:
-        """gate_up: one weight with the rows of all experts, an expert's in the source's order, or two, with
-        gates and the others. down: with the rows of all experts' outputs.
+        """gate_up: one weight with the rows of all experts, each in the source's order, or two, gates and
+        ups. down: the rows of all experts' outputs.
         """
         super().__init__(source)
         bias = self.gate_up_bias
@@ -54,25 +54,25 @@ class PlaneExperts(StackedExperts):
         return [*self.experts.gate_up, self.experts.down]
 
     def forward(self, hidden_states: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
-        """hidden_states [tokens, hidden] -> the sum of each token's chosen experts [tokens, choices], times
-        their shares.
+        """hidden_states [tokens, hidden] -> the weighted sum of each token's chosen experts [tokens,
+        choices]; shares: the weights.
         """
         return self.backend.mix(hidden_states, self.experts, chosen, shares)
 
     def _in_turn(self, gate_up: Sequence[PlaneWeight]) -> list[PlaneWeight]:
-        """One weight whose rows are gates and others in turn, or two where those are of two kinds."""
+        """One weight with alternating rows of gates and ups, or two if their kinds differ."""
         if len(gate_up) == 1:
             return list(gate_up) if self.alternating else [take_turns(halves(gate_up[0], self.num_experts))]
         return [take_turns(gate_up)] if joinable(gate_up) else list(gate_up)
 
     def _gated_in_turn(self, inner: Tensor) -> Tensor:
-        """What the source's gates let through, of gates and others in turn."""
+        """The output of the source's gating for alternating gates and ups."""
         return self.gated(inner if self.alternating else torch.cat((inner[..., ::2], inner[..., 1::2]), -1))
 
 
 def known_gate(source: Any, gated: Callable[[Tensor], Tensor]) -> Gate | None:
-    """The `Gate` that computes what `gated` does, which is told gates and others in turn; None where there is
-    none. source: the module that may have the numbers of it.
+    """The `Gate` equal to `gated`, which takes alternating gates and ups; None if there is none. source: the
+    module that may have its parameters.
     """
     for gate in _gates(source):
         beyond = [x * gate.limit for x in (-2, 2) if gate.limit < math.inf]

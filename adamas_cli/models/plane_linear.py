@@ -1,4 +1,4 @@
-"""Modules of a model on an NVIDIA GPU whose weights stay in their file's own bits, split into planes."""
+"""Modules of a model on an NVIDIA GPU, with weights kept in their file's bits, split into planes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class PlaneLinear(nn.Module):
         return self.planes.bytes
 
     def takes_integers(self, dtype: torch.dtype) -> bool:
-        """Whether a vector of this number format is rounded for it, as the norm before it may do."""
+        """Whether a vector of this number format is rounded for it, which the preceding norm may do."""
         return takes_integers(dtype, self.planes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class PlaneLinear(nn.Module):
 
 
 class PlaneEmbedding(nn.Module):
-    """`nn.Embedding` over a weight in planes: rows are unpacked when a token asks for them."""
+    """`nn.Embedding` over a weight in planes: rows are unpacked when a token needs them."""
 
     def __init__(self, weight: PlaneWeight, dtype: torch.dtype, backend: TritonBackend) -> None:
         super().__init__()
@@ -68,9 +68,9 @@ class PlaneEmbedding(nn.Module):
 
 
 class Planes:
-    """How weights in blocks are kept on a GPU; embeddings that are the head as well are uploaded once.
+    """How weights in blocks are kept on a GPU; embeddings that are also the head are uploaded once.
 
-    dtype: of what embeddings give, of biases, and of weights that are plain numbers in the file.
+    dtype: of embedding outputs, of biases, and of weights that are plain numbers in the file.
     """
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
@@ -78,11 +78,11 @@ class Planes:
 
         self._backend = TritonBackend()
         self._dtype, self._device = dtype, device
-        # By their place in memory, which is theirs for as long as their blocks are kept.
+        # By address in memory, which is unique while their blocks are kept.
         self._embeddings: dict[int, tuple[BlockWeight, PlaneWeight]] = {}
 
     def linear(self, model: nn.Module, name: str, weight: BlockWeight, bias: Tensor | None) -> None:
-        """Let a linear layer of a model, by its name, compute with a weight and a bias."""
+        """Make a linear layer, by its name, compute with a weight and a bias."""
         _, kept = self._embeddings.get(weight.data.data_ptr()) or (weight, split(weight, self._device))
         bias = None if bias is None else bias.to(self._device, self._dtype)
         if isinstance(kept, PlaneWeight):
@@ -94,7 +94,7 @@ class Planes:
             module.bias = nn.Parameter(bias, requires_grad=False)
 
     def embedding(self, model: nn.Module, name: str, weight: BlockWeight) -> bool:
-        """Let embeddings give rows of a weight; False where they are to be numbers."""
+        """Make embeddings return rows of a weight; False if they must be numbers."""
         kept = split(weight, self._device)
         if isinstance(kept, PlaneWeight):
             self._embeddings[weight.data.data_ptr()] = weight, kept
@@ -103,7 +103,7 @@ class Planes:
         return False
 
     def experts(self, model: nn.Module, name: str, gate_up: Sequence[BlockWeight], down: BlockWeight) -> bool:
-        """Let experts, by their name, compute with weights; False where these are to be numbers."""
+        """Make experts, by their name, compute with these weights; False if these must be numbers."""
         source = model.get_submodule(name)
         if not can_pack(source) or any(weight.kind in PLAIN for weight in (*gate_up, down)):
             return False
@@ -112,7 +112,7 @@ class Planes:
         return True
 
     def _planes(self, weight: BlockWeight) -> PlaneWeight:
-        """Of a weight that is in blocks."""
+        """The planes of a weight in blocks."""
         planes = split(weight, self._device)
         assert isinstance(planes, PlaneWeight)
         return planes

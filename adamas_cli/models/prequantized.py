@@ -1,7 +1,7 @@
 """Models that come quantized: what their config says, and who reads them.
 
-What `checkpoint/` knows stays in its bits, in blocks that the kernels of this project multiply. transformers
-reads what the libraries of KEPT multiply themselves; all else is refused before a weight is loaded.
+Schemes known to `checkpoint/` keep their bits, in blocks that this project's kernels multiply. transformers
+reads those that the libraries in KEPT multiply themselves; all others are rejected before weights are loaded.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from torch import nn
 
 BITSANDBYTES = "bitsandbytes"
-MODELOPT = "hf_quant_config.json"  # where NVIDIA's ModelOpt says how weights are quantized
-# Kinds that libraries multiply on their own: what pip installs for them, and on which devices they compute.
+MODELOPT = "hf_quant_config.json"  # NVIDIA ModelOpt's description of quantized weights
+# Kinds that libraries multiply themselves: the package, its pip name, and the devices it computes on.
 KEPT = {
     BITSANDBYTES: ("bitsandbytes", "'adamas[bnb]'", ("cuda",)),
     "torchao": ("torchao", "'adamas[torchao]'", ("cuda", "cpu")),
 }
-_WEIGHTS = ("weight", "_proj")  # ends of their names; masks and positions have others
+_WEIGHTS = ("weight", "_proj")  # name endings; masks and positions have others
 _WORDS = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
 READ = "AWQ, GPTQ, compressed-tensors, FP8, MXFP4 and MLX's"
 
 
 def stored_quantization(directory: Path) -> dict[str, Any] | None:
-    """What the config in `directory` says about quantized weights, with its `quant_method`; None where they
-    are numbers as they are, or the config cannot be read, of which transformers says more.
+    """What the config in `directory` says about quantized weights, with its `quant_method`. None if they are
+    plain numbers, or if the config cannot be read, which transformers then reports.
     """
     config = read_object(directory / CONFIG)
     stored = config.get("quantization_config") or text_part(config).get("quantization_config")
@@ -51,7 +51,9 @@ def stored_quantization(directory: Path) -> dict[str, Any] | None:
 
 
 def _by_others(directory: Path, config: dict[str, Any]) -> dict[str, Any] | None:
-    """What a config says that is not of transformers' making: MLX's, or ModelOpt's beside it."""
+    """A description of quantization by other tools than transformers: MLX's in the config, or ModelOpt's next
+    to it.
+    """
     mlx = config.get("quantization")
     if isinstance(mlx, dict) and mlx.get("group_size"):
         return {**mlx, "quant_method": "mlx"}
@@ -60,8 +62,8 @@ def _by_others(directory: Path, config: dict[str, Any]) -> dict[str, Any] | None
 
 
 def require_readable(name: str, stored: dict[str, Any], quantization: str, device: str) -> None:
-    """Raises UsageError where the model called `name` is to be quantized once more, ModelUnavailableError
-    where it is of a kind that is not read here on a kind of device, or needs a package, with what to do.
+    """Raises UsageError if the model called `name` would be quantized again, and ModelUnavailableError, with
+    advice, if its kind is not read here on this kind of device, or needs a package.
     """
     method = str(stored.get("quant_method") or "without a quant_method")
     if quantization in PACKAGES:
@@ -83,8 +85,8 @@ def require_readable(name: str, stored: dict[str, Any], quantization: str, devic
 
 
 def require_numbers(name: str, directory: Path) -> None:
-    """Raises ModelUnavailableError where weights of the model called `name` are words, and nothing says what
-    they stand for.
+    """Raises ModelUnavailableError if weights of the model called `name` are integer words without a
+    description of what they encode.
     """
     if stored_quantization(directory) is not None:
         return
@@ -100,13 +102,13 @@ def require_numbers(name: str, directory: Path) -> None:
 
 
 def holds_quantized(model: nn.Module) -> bool:
-    """Whether a linear layer of the model is anything but a plain one with numbers as they are."""
+    """Whether a linear layer of the model is not a plain one with numbers as weights."""
     return any(hasattr(module, "in_features") and not is_plain(module) for module in model.modules())
 
 
 def stored_bytes(directory: Path) -> int | None:
-    """Bytes of weights that a library multiplies as they are; None for all others. Raises
-    ModelUnavailableError for damaged ones.
+    """Bytes of weights that a library multiplies as stored; None for all others. Raises ModelUnavailableError
+    for damaged ones.
     """
     stored = stored_quantization(directory)
     if stored is None or scheme_of(stored) is not None:
@@ -115,7 +117,7 @@ def stored_bytes(directory: Path) -> int | None:
 
 
 def block_bytes(directory: Path) -> int | None:
-    """Bytes of weights that are kept in blocks, at most; None for a model that does not come quantized so."""
+    """Upper bound on the bytes of weights kept in blocks; None for a model not quantized in that way."""
     stored = stored_quantization(directory)
     scheme = None if stored is None else scheme_of(stored)
     return None if scheme is None else held_bytes(scheme, directory)

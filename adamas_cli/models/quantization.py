@@ -14,10 +14,10 @@ from adamas_cli.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-PACKED = "packed"  # as the file has them, or in 8 bits, by Adamas itself
-# Bits of a weight with its share of a scale.
+PACKED = "packed"  # as in the file, or in 8 bits, by Adamas itself
+# Bits per weight, including its share of a scale.
 QUANTIZED_BITS = {"bnb-4bit": 4.5, "bnb-8bit": 8.0, "torchao-int8": 8.0, "torchao-int4": 4.5, "fp8": 8.0}
-# Each way with the package that it needs and the extra that installs it.
+# Each way, with its package and the extra that installs it.
 PACKAGES = {
     "bnb-4bit": ("bitsandbytes", "bnb"),
     "bnb-8bit": ("bitsandbytes", "bnb"),
@@ -25,13 +25,13 @@ PACKAGES = {
     "torchao-int4": ("torchao", "torchao"),
     "fp8": ("torchao", "torchao"),
 }
-FP8_CAPABILITY = (8, 9)  # NVIDIA GPUs from Ada on
+FP8_CAPABILITY = (8, 9)  # NVIDIA GPUs since Ada
 INT4_CAPABILITY = (8, 0)
-INT4_GROUP = 64  # weights that share a scale: divides the layers of all common models, which 128 does not
+INT4_GROUP = 64  # weights that share a scale: divides the layers of all common models; 128 does not
 
 
 def packing_obstacle(device: str) -> str | None:
-    """Why weights cannot be in few bits on a kind of device, in a few words, or None where they can."""
+    """Why weights cannot be kept in few bits on a kind of device, in a few words; None if they can."""
     needed = {"cpu": "numba", "cuda": "triton"}.get(device)
     if needed is None:
         return f"the model is on {device}"
@@ -39,11 +39,11 @@ def packing_obstacle(device: str) -> str | None:
 
 
 def packs(quantization: str, dtype: str, device: str, obstacle: str | None, *, in_blocks: bool) -> bool:
-    """Whether weights are in few bits in memory: with `auto` wherever nothing stands against it, unless a
-    number format was asked for. in_blocks: whether they are in the model's files.
+    """Whether weights are kept in few bits in memory: with `auto` wherever possible, unless a number format
+    was requested. in_blocks: whether the model's files have them in blocks.
 
     Decoding reads each weight once a token, so fewer bytes are faster on every device (docs/performance.md).
-    Raises UsageError where `packed` is asked for and cannot be.
+    Raises UsageError if `packed` is requested and impossible.
     """
     if quantization == "none":
         return False
@@ -68,13 +68,13 @@ def kept_as(stored: Mapping[str, Any] | None, quantization: str, *, quantized: b
 
 
 def is_installed(module: str) -> bool:
-    """Whether a module can be imported: a folder of that name is none."""
+    """Whether a module can be imported; a folder with its name does not count."""
     spec = find_spec(module)
     return spec is not None and spec.origin is not None
 
 
 def is_plain(module: object) -> bool:
-    """Whether a module is a linear layer whose weights are numbers as they are, not quantized ones."""
+    """Whether a module is a linear layer with plain numbers as weights, not quantized ones."""
     import torch
     from torch import nn
 
@@ -86,16 +86,17 @@ def is_plain(module: object) -> bool:
 
 
 def installed_packages() -> frozenset[str]:
-    """Those of the packages that quantize which are here."""
+    """The installed packages that can quantize."""
     return frozenset(package for package, _ in PACKAGES.values() if is_installed(package))
 
 
 def require_quantizable(
     name: str, device: str, dtype: str, capability: tuple[int, int] | None, installed: Collection[str]
 ) -> None:
-    """Raises UsageError where weights of `dtype` cannot be quantized so on a kind of device, with what to do.
+    """Raises UsageError, with advice, if weights of `dtype` cannot be quantized in this way on a kind of
+    device.
 
-    capability: of the GPU, None where it is unknown. installed: packages.
+    capability: of the GPU, None if unknown. installed: packages.
     """
     package, extra = PACKAGES[name]
     if device != "cuda":
@@ -113,7 +114,7 @@ def require_quantizable(
 
 
 def quantization_config(name: str, dtype: torch.dtype) -> Any:
-    """What `from_pretrained` takes as its `quantization_config`; products are computed in `dtype`."""
+    """The `quantization_config` for `from_pretrained`; products are computed in `dtype`."""
     if name.startswith("bnb"):
         from transformers import BitsAndBytesConfig
 
@@ -126,7 +127,7 @@ def quantization_config(name: str, dtype: torch.dtype) -> Any:
 
 
 def _torchao(name: str) -> Any:
-    """torchao's own config. Unasked, it would also set how torch multiplies float32 everywhere."""
+    """torchao's own config. By default it would also change how torch multiplies float32 everywhere."""
     if name == "torchao-int8":
         from torchao.quantization import Int8WeightOnlyConfig
 
@@ -135,7 +136,7 @@ def _torchao(name: str) -> Any:
         from torchao.quantization import Int4WeightOnlyConfig
         from torchao.quantization.quantize_.workflows import Int4PackingFormat
 
-        # The default format is made by the package mslk; this one is packed and multiplied by torch itself.
+        # The default format needs the package mslk; torch itself packs and multiplies this one.
         return Int4WeightOnlyConfig(
             group_size=INT4_GROUP,
             int4_packing_format=Int4PackingFormat.TILE_PACKED_TO_4D,
@@ -143,6 +144,6 @@ def _torchao(name: str) -> Any:
         )
     from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow
 
-    # Not transformers' FineGrainedFP8Config, whose kernel comes from the hub while the model computes. Each
-    # token has a scale of its own, so that what it becomes does not hang on those that are read with it.
+    # Not transformers' FineGrainedFP8Config, which downloads its kernel from the hub during computation. Each
+    # token has its own scale, so its result does not depend on tokens read with it.
     return Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)

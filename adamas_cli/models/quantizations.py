@@ -1,4 +1,4 @@
-"""Several quantizations of a model in one place, and which of the files is meant."""
+"""Several quantizations of a model in one place, and how to choose among the files."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from adamas_cli.models.gguf.file import is_gguf, parts_of
 
 Name = TypeVar("Name", bound=PurePath)
 
-_NO_MODEL = re.compile(r"(^|[-_.])(mmproj|imatrix)", re.IGNORECASE)  # pictures' encoders, and statistics
+_NO_MODEL = re.compile(r"(^|[-_.])(mmproj|imatrix)", re.IGNORECASE)  # image encoders, and statistics
 _PART = re.compile(r"-(\d{5})-of-\d{5}$")
 _FORMAT = re.compile(r"(?:UD-)?(?:I?Q\d(?:_\w+)?|TQ\d_\d|BF16|F16|F32|MXFP4(?:_\w+)?)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One file of several. name: what `model` takes. bytes: of all its parts."""
+    """One file of several. name: for `model`. bytes: of all its parts."""
 
     name: str
     bytes: int
 
 
 class SeveralFilesError(UsageError):
-    """A name stands for several files; `choices` are what to say instead."""
+    """A name that stands for several files; `choices` lists the alternatives."""
 
     def __init__(self, name: str, choices: list[Choice]) -> None:
         self.choices = choices
@@ -44,7 +44,7 @@ def gigabytes(count: int) -> str:
 
 
 def models_among(files: Iterable[Name]) -> list[Name]:
-    """The GGUF files that are models, of a split one its first part, by name."""
+    """The GGUF files that are models, the first part for split ones, sorted by name."""
     return sorted(
         file
         for file in files
@@ -53,25 +53,25 @@ def models_among(files: Iterable[Name]) -> list[Name]:
 
 
 def quantization(file: PurePath) -> str:
-    """What a file's name says of its number format, such as `Q4_K_M`, or the name without its suffix."""
+    """The number format in a file's name, such as `Q4_K_M`; without one, the name without its suffix."""
     stem = _PART.sub("", file.stem)
     found = _FORMAT.search(stem)
     return found.group().upper() if found else stem
 
 
 def stem(file: PurePath) -> str:
-    """A file's name without its suffix and its number among the parts of a split one."""
+    """A file's name without suffix and part number."""
     return _PART.sub("", file.stem)
 
 
 def called(tag: str, files: Iterable[Name]) -> list[Name]:
-    """Those whose quantization or name is `tag`."""
+    """The files whose quantization or name is `tag`."""
     wanted = tag.lower()
     return [file for file in files if wanted in (quantization(file).lower(), stem(file).lower())]
 
 
 def tags(files: list[Name]) -> Mapping[Name, str]:
-    """For each file its quantization, or its name where another one has the same."""
+    """Each file's quantization, or its name if another file has the same quantization."""
     formats = [quantization(file) for file in files]
     return {
         file: form if formats.count(form) == 1 else stem(file)
@@ -80,8 +80,8 @@ def tags(files: list[Name]) -> Mapping[Name, str]:
 
 
 def one_of(repository: str, tag: str, sizes: Mapping[Name, int]) -> Name | None:
-    """The one of a repository's models that `tag` means, or the only one; None where there is none such.
-    sizes: bytes of each of them. Raises SeveralFilesError.
+    """The model of a repository selected by `tag`, or the only one; None if there is none. sizes: bytes of
+    each model. Raises SeveralFilesError.
     """
     wanted = called(tag, sizes) if tag else list(sizes)
     if len(wanted) > 1:
@@ -91,7 +91,7 @@ def one_of(repository: str, tag: str, sizes: Mapping[Name, int]) -> Name | None:
 
 
 def size(file: Path) -> int:
-    """Bytes of a model's file with its other parts, of those that are there."""
+    """Bytes of a model's file and its other existing parts."""
     return sum(part.stat().st_size for part in parts_of(file) if part.is_file())
 
 

@@ -1,4 +1,4 @@
-"""Keeps transformers from drawing its own bars and warnings where this tool shows its own progress."""
+"""Silences transformers' progress bars and warnings while this tool shows its own progress."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without transformers' progress bars and warnings, nor the bars of the libraries that it quantizes with;
-    all are as before afterwards.
+    """A scope without transformers' progress bars and warnings, and without the bars of its quantization
+    libraries.
     """
     from tqdm.std import tqdm
     from transformers.utils import logging

@@ -12,7 +12,7 @@ from adamas_cli.models.quantizations import quantization
 
 @dataclass(frozen=True)
 class Recommended:
-    """One GGUF file on the hub. memory: for whom, such as `laptop` or `8 GB`. laptop: whether it is quick
+    """One GGUF file on the hub. memory: its target, such as `laptop` or `8 GB`. laptop: whether it is fast
     enough without a GPU.
     """
 
@@ -28,17 +28,17 @@ class Recommended:
 
     @property
     def name(self) -> str:
-        """What `model` takes."""
+        """The value for `model`."""
         return f"{self.hub}:{quantization(PurePath(self.file))}"
 
 
 @cache
 def recommended() -> tuple[Recommended, ...]:
-    """All of them, those that need less memory first."""
+    """All of them, by increasing memory."""
     rows = table()["recommended"]["models"]
     return tuple(Recommended(**{"laptop": row["memory"] == "laptop", **row}) for row in rows)
 
 
 def as_of() -> str:
-    """The year and month of which the table is."""
+    """The year and month of the table."""
     return str(table()["recommended"]["as_of"])

@@ -1,4 +1,4 @@
-"""Hybrid models by the fields of their configs: which layers are recurrent, and how large a state is."""
+"""Hybrid models by their config fields: which layers are recurrent, and the size of a state."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 FULL, SLIDING, HYBRID = "full_attention", "sliding_attention", "hybrid"
 LINEAR, CONVOLUTION = "linear_attention", "conv"
-RECURRENT = (LINEAR, CONVOLUTION)  # whose layers have a state of fixed size
+RECURRENT = (LINEAR, CONVOLUTION)  # layers with a state of fixed size
 STATELESS = ("mlp", "moe")
-RECURRENT_BYTES = 4  # of a number in a recurrent state; windows of convolutions have the model's format
+RECURRENT_BYTES = 4  # of a number in a recurrent state; convolution windows use the model's format
 
 Get = Callable[[str], Any]
 
-_LETTERS = {"M": LINEAR, "*": FULL, "-": "mlp", "E": "moe"}  # of Nemotron-H's pattern
+_LETTERS = {"M": LINEAR, "*": FULL, "-": "mlp", "E": "moe"}  # in Nemotron-H's pattern
 
 
 def kinds_by_pattern(get: Get, layers: int) -> list[str] | None:
-    """The kind of each layer where a config has a rule for hybrids in place of a list; else None."""
+    """The kind of each layer for configs that give a rule for hybrids instead of a list; else None."""
     if pattern := get("hybrid_override_pattern"):
         return [_LETTERS.get(letter, letter) for letter in pattern]
     if get("mamba_d_ssm"):  # Falcon-H1: both in each layer
@@ -42,19 +42,19 @@ def _where(layers: int, full: Sequence[int], other: str = LINEAR) -> list[str]:
 
 @dataclass(frozen=True)
 class StateSize:
-    """Numbers in the state of one layer: what is recurrent, and the window of its convolution."""
+    """Numbers in one layer's state: the recurrent part, and the window of its convolution."""
 
     recurrent: int = 0
     window: int = 0
 
     def bytes(self, item: int) -> int:
-        """Of one state; item: bytes of a number of the model's."""
+        """Bytes of one state; item: bytes of a number in the model's format."""
         return self.recurrent * RECURRENT_BYTES + self.window * item
 
 
 NO_STATE = StateSize()
 
-# Names of: heads, their width, the width of a state, groups that share its projections, the convolution.
+# Names of: heads, their width, the state's width, groups that share its projections, the convolution.
 _STATE_SPACES = (
     ("mamba_n_heads", "mamba_d_head", "mamba_d_state", "mamba_n_groups", "mamba_d_conv"),
     ("mamba_num_heads", "mamba_head_dim", "ssm_state_size", "n_groups", "conv_kernel"),
@@ -63,7 +63,7 @@ _STATE_SPACES = (
 
 
 def state_size(get: Get) -> StateSize:
-    """The state of one recurrent layer, where it is of a kind that is known here; else of no size."""
+    """The state of one recurrent layer, if its kind is known; else of size 0."""
     for names in _STATE_SPACES:
         heads, width, state, groups, kernel = (get(name) for name in names)
         if heads and width and state:

@@ -1,7 +1,7 @@
-"""Linear layers whose inputs are taken in another order.
+"""Linear layers whose inputs are reordered.
 
-GPTQ may quantize inputs by their importance; those that share a scale then lie apart, and are brought
-together in the weight.
+GPTQ may quantize inputs by their importance. Inputs that share a scale are then scattered, and the weight
+stores them together.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 
 class Reordered(nn.Module):
-    """A linear layer over inputs in an order: int64 [in_features], for each column of its weight."""
+    """A linear layer over reordered inputs. order: int64 [in_features], the input for each column of its
+    weight.
+    """
 
     def __init__(self, layer: nn.Module, order: Tensor) -> None:
         super().__init__()
@@ -25,5 +27,5 @@ class Reordered(nn.Module):
 
 
 def reorder(model: nn.Module, name: str, order: Tensor) -> None:
-    """Let a linear layer of a model, by its name, take its inputs in an order."""
+    """Make a linear layer, by its name, take its inputs in this order."""
     model.set_submodule(name, Reordered(model.get_submodule(name), order))

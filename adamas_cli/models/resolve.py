@@ -1,4 +1,4 @@
-"""From what the user calls a model to its files on this machine."""
+"""From the user's name of a model to its files on this machine."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _HUB_NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(:(?P<tag>[\w.-]+))?")
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model whose files are on this machine. directory: its settings in Hugging Face's layout, and its
-    weights where `gguf` is None, else they are in that file.
+    """A model whose files are on this machine. directory: its settings in Hugging Face's layout; also its
+    weights, unless `gguf` has them.
     """
 
-    name: str  # what the user asked for
+    name: str  # the name the user gave
     directory: Path
     fingerprint: str  # changes with the content: a GGUF file's sha256, a hub revision, or a folder's state
-    gguf: Path | None = None  # of a split one, any part
-    adapter: Path | None = None  # the folder of one that is merged into its weights
-    made: Path | None = None  # the folder of its tokenizer, where `directory` has none in the usual form
+    gguf: Path | None = None  # for a split one, any part
+    adapter: Path | None = None  # the folder of an adapter that is merged into its weights
+    made: Path | None = None  # the folder of its tokenizer, if `directory` has none in the usual form
 
     @property
     def texts(self) -> Path:
@@ -48,7 +48,7 @@ class ModelFiles:
 
     @property
     def rows(self) -> int | None:
-        """How many tokens its config says there are; None where it does not."""
+        """The number of tokens in its config; None if it does not say."""
         return vocabulary_size(self.directory)
 
 
@@ -60,12 +60,12 @@ def resolve(
     adapter: str | None = None,
     progress: Progress,
 ) -> ModelFiles:
-    """The files of the model called `name`, fetched if they are not there.
+    """The files of the model called `name`, fetched if missing.
 
     `name` is an alias, a folder, a .gguf file, a model of another program such as `ollama:qwen3:8b`, or a
-    name on the Hugging Face hub, with `:Q4_K_M` where it holds several; None is the user's default. adapter:
-    a folder of PEFT's, or its name on the hub; without a `name`, the model that it was made for is meant.
-    Raises ModelUnavailableError if it cannot be had, UsageError for a wrong device or a name of several.
+    name on the Hugging Face hub, with `:Q4_K_M` if it has several; None is the user's default. adapter: a
+    folder written by PEFT, or its name on the hub; without a `name`, its base model is used. Raises
+    ModelUnavailableError if it is unavailable, UsageError for a wrong device or an ambiguous name.
     """
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when Hugging Face's libraries are first imported
@@ -92,7 +92,7 @@ def resolve(
 
 
 def require_here(name: str | None, *, device: str = "auto", adapter: str | None = None) -> None:
-    """Raise ModelUnavailableError where `resolve` would have to fetch the model."""
+    """Raise ModelUnavailableError if `resolve` would have to fetch the model."""
     if adapter is not None:
         folder = _adapter_here(adapter)
         if folder is None:
@@ -125,7 +125,7 @@ def _from_alias(alias: Alias, offline: bool, progress: Progress) -> ModelFiles:
 
 
 def _from_gguf(name: str, path: Path, progress: Progress) -> ModelFiles:
-    path = path.absolute()  # links, as in Hugging Face's cache, have the names of the parts
+    path = path.absolute()  # links, as in Hugging Face's cache, have the parts' names
     for part in parts_of(path):
         if not part.is_file():
             beside = "" if part == path else f"{path.name} is a part of a split model, and "
@@ -156,7 +156,7 @@ def _from_hub(name: str, repository: str, tag: str, offline: bool, progress: Pro
 
 
 def _adapted(adapter: str, name: str | None, *, device: str, offline: bool, progress: Progress) -> ModelFiles:
-    """A model with an adapter, which may bring a tokenizer and chat template of its own."""
+    """A model with an adapter, which may bring its own tokenizer and chat template."""
     folder = _adapter_here(adapter)
     if folder is None and offline:
         raise ModelUnavailableError(
@@ -173,7 +173,7 @@ def _adapted(adapter: str, name: str | None, *, device: str, offline: bool, prog
 
 
 def _adapter_here(adapter: str) -> Path | None:
-    """The folder of an adapter; None where it is a name on the hub, and not in the cache."""
+    """The folder of an adapter; None for a name on the hub that is not in the cache."""
     folder = Path(adapter).expanduser()
     if folder.exists() or not _HUB_NAME.fullmatch(adapter):
         return folder
@@ -181,7 +181,7 @@ def _adapter_here(adapter: str) -> Path | None:
 
 
 def _base(adapter: Path) -> str:
-    """The model that an adapter was made for."""
+    """The base model of an adapter."""
     base = read_adapter_config(adapter).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise ModelUnavailableError(f"{adapter} does not say which model it is for: name it with `model`.")
@@ -200,7 +200,7 @@ def _in_cache(repository: str, tag: str) -> Path | None:
 
 
 def _remembered_sha256(path: Path, progress: Progress) -> str:
-    """The hash of a local file, computed again only when its size or modification time changed."""
+    """The hash of a local file, computed again only if its size or modification time changed."""
     status = path.stat()
     state = [str(path), status.st_size, status.st_mtime_ns]
     memory = models_directory() / "hashes.json"

@@ -1,5 +1,5 @@
-"""Rotary scaling that goes by the length of the text: how positions turn must be known before the first token
-is read, since keys that were turned otherwise cannot be compared.
+"""Rotary scaling that depends on text length. The rotation of positions must be known before the first token
+is read, since keys rotated in different ways cannot be compared.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ from dataclasses import dataclass
 from typing import Any
 
 Get = Callable[[str], Any]
-BY_LENGTH = ("longrope", "dynamic")  # kinds of scaling; all others turn positions alike at any length
-_ALSO_LONGROPE = ("su", "yarn")  # what older files of Phi 3 call it
-# Lengths that turn alike with dynamic scaling end at multiples of this share of the original context. By the
-# very token, no document that is kept would serve another question.
+BY_LENGTH = ("longrope", "dynamic")  # kinds of scaling; all others rotate positions the same at any length
+_ALSO_LONGROPE = ("su", "yarn")  # older names in files of Phi 3
+# With dynamic scaling, lengths that rotate alike end at multiples of this share of the original context. If
+# every token counted, no kept document would serve another question.
 _DYNAMIC_STEPS = 4
 
 
 @dataclass(frozen=True)
 class LengthScaling:
-    """Scaling of one kind. original: tokens of the context up to which positions turn as they first did."""
+    """Scaling of one kind. original: tokens of the context up to which positions rotate as first trained."""
 
     kind: str
     original: int
 
     def reach(self, tokens: int) -> int:
-        """The length that stands for all that turn like this one; 0 for those within the original context."""
+        """The length that represents all lengths with the same rotation; 0 within the original context."""
         if tokens <= self.original:
             return 0
         if self.kind == "longrope":
@@ -35,16 +35,16 @@ class LengthScaling:
 
 @dataclass(frozen=True)
 class Rotation:
-    """How the positions of a model turn, as far as that goes by the length of the text."""
+    """How a model's positions rotate, as far as that depends on text length."""
 
     scalings: tuple[LengthScaling, ...] = ()
 
     def reach(self, tokens: int) -> int | None:
-        """See `LengthScaling.reach`; None where positions turn alike at any length."""
+        """See `LengthScaling.reach`; None if positions rotate the same at any length."""
         return max((scaling.reach(tokens) for scaling in self.scalings), default=None)
 
     def line(self, tokens: int) -> str | None:
-        """One line about a text of this length; None where there is nothing to choose."""
+        """One line about a text of this length; None if there is nothing to choose."""
         if not self.scalings:
             return None
         original = max(scaling.original for scaling in self.scalings)
@@ -57,7 +57,7 @@ class Rotation:
 
 
 def rotation_of(get: Get) -> Rotation:
-    """That of a text model's config. get: one of its fields by name, None where there is none."""
+    """The rotation in a text model's config. get: a field by name, None if absent."""
     found = {
         LengthScaling(kind, original)
         for rope in ropes(get)
@@ -68,8 +68,8 @@ def rotation_of(get: Get) -> Rotation:
 
 
 def context_of(get: Get) -> int | None:
-    """Tokens that a text model reads: those of its config, times the factor by which it scales beyond them
-    where the config says how many that factor is of. None where it does not say.
+    """A text model's maximum tokens: those of its config, times the factor by which it scales beyond its
+    original context, if the config gives that context. None if it does not say.
     """
     stated = get("max_position_embeddings")
     if not isinstance(stated, int):
@@ -85,12 +85,12 @@ def context_of(get: Get) -> int | None:
 
 
 def factor_lists(get: Get) -> Iterator[tuple[str, Any, int]]:
-    """The lists of longrope's factors: the name, what is there, and how many numbers there are to be."""
+    """longrope's lists of factors: the name, the value found, and the expected length."""
     for rope in ropes(get):
         if _kind(rope, get) == "longrope":
             dim = get("qk_rope_head_dim") or get("head_dim")
             if not dim and not (get("hidden_size") and get("num_attention_heads")):
-                return  # not in these words
+                return  # the config uses other names
             dim = dim or get("hidden_size") // get("num_attention_heads")
             share = rope.get("partial_rotary_factor") or get("partial_rotary_factor") or 1.0
             for name in ("short_factor", "long_factor"):
@@ -98,7 +98,7 @@ def factor_lists(get: Get) -> Iterator[tuple[str, Any, int]]:
 
 
 def ropes(get: Get) -> Iterator[Mapping[str, Any]]:
-    """The scaling of all layers alike, or that of each kind of layer; in the spelling of old files too."""
+    """The scaling of all layers, or of each kind of layer; old files' spelling included."""
     for name in ("rope_parameters", "rope_scaling"):
         rope = get(name)
         if isinstance(rope, Mapping):
@@ -107,7 +107,7 @@ def ropes(get: Get) -> Iterator[Mapping[str, Any]]:
 
 
 def _is_alike(rope: Mapping[str, Any]) -> bool:
-    """Whether the factors for short and for long texts are the same, as those of GGUF files may be."""
+    """Whether short and long texts have the same factors, as in some GGUF files."""
     pairs = [(rope.get(f"short_{name}"), rope.get(f"long_{name}")) for name in ("factor", "mscale")]
     return pairs[0][0] is not None and all(short == long for short, long in pairs)
 
@@ -120,7 +120,7 @@ def _kind(rope: Mapping[str, Any], get: Get) -> str:
 
 
 def _original(kind: str, rope: Mapping[str, Any], get: Get) -> int | None:
-    if kind == "dynamic":  # which transformers counts from the config's own context
+    if kind == "dynamic":  # transformers counts from the config's own context
         return get("max_position_embeddings")
     given = get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
     return given or get("max_position_embeddings")

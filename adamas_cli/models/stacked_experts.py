@@ -1,6 +1,6 @@
-"""What experts of mixture models over weights that are no numbers have in common, on every device.
+"""Common parts of experts of mixture models over quantized weights, on every device.
 
-They stand for every class that transformers' `use_experts_implementation` serves, but for those without gates
+They replace every class that transformers' `use_experts_implementation` serves, except those without gates
 and those with a norm after each expert.
 """
 
@@ -17,8 +17,8 @@ class StackedExperts(nn.Module):
     """The experts of a layer, for inference; a subclass holds their weights."""
 
     def __init__(self, source: Any) -> None:
-        """source: the module that is replaced, which gives up its weights and goes on to gate; its biases
-        must be numbers.
+        """source: the replaced module, which gives up its weights but still computes the gating; its biases
+        must be plain numbers.
         """
         super().__init__()
         self.num_experts = source.num_experts
@@ -26,16 +26,18 @@ class StackedExperts(nn.Module):
         self.alternating = not source.is_concatenated
         for name in WEIGHTS:
             delattr(source, name)
-        self._source = [source]  # in a list, so that it is no part of the model
+        self._source = [source]  # in a list, so that it is not a submodule
 
     def gated(self, inner: Tensor) -> Tensor:
-        """What the source's gates let through, [..., 2 n] as it has them: [..., n]."""
+        """The output of the source's gating, [..., 2 n] in its order -> [..., n]."""
         gated: Tensor = self._source[0]._apply_gate(inner)
         return gated
 
 
 def can_pack(module: nn.Module) -> bool:
-    """Whether a module is experts that `StackedExperts` stand for, with numbers as weights or none yet."""
+    """Whether a module is experts that `StackedExperts` can replace, with plain numbers as weights, or none
+    yet.
+    """
     parts = [getattr(module, name, None) for name in WEIGHTS]
     return (
         bool(getattr(module, "has_gate", False))
@@ -45,7 +47,7 @@ def can_pack(module: nn.Module) -> bool:
 
 
 def widths(source: Any) -> tuple[int, int]:
-    """Inputs of experts with stacked weights, and of their second products."""
+    """Input widths of experts with stacked weights, and of their second products."""
     axis = 1 if source.is_transposed else 2
     return source.gate_up_proj.shape[axis], source.down_proj.shape[axis]
 

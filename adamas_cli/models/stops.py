@@ -1,4 +1,4 @@
-"""Which tokens end an answer."""
+"""The tokens that end an answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 GENERATION = "generation_config.json"
 
 # How the chat templates and pretraining of the supported families end a turn or a text. Some models'
-# generation settings name only one of theirs, and every settings file that was made from a GGUF does.
+# generation settings name only one of these, as do all settings made from a GGUF.
 END_TOKENS = frozenset(
     {
         "<|im_end|>",
@@ -41,19 +41,19 @@ END_TOKENS = frozenset(
         "<eos>",
     }
 )
-# Where a model has these, `<|end|>` ends only one of the messages that make up its answer.
+# In models with these tokens, `<|end|>` ends only one of an answer's messages.
 _OF_MESSAGES = ({"<|channel|>", "<|message|>"}, {"<|return|>", "<|call|>"}, {"<|flush|>", "<|calls|>"})
 _END_OF_MESSAGE = "<|end|>"
 
 
 def stop_ids(model: PreTrainedModel, directory: Path, texts: Path | None = None) -> tuple[int, ...]:
-    """The ids of all tokens that end an answer: those the model's settings name, and END_TOKENS it has.
+    """The ids of all tokens that end an answer: those named by the model's settings, and its END_TOKENS.
     texts: the folder of its tokenizer, by default its `directory`.
     """
     named = [
         *_ids(getattr(model.generation_config, "eos_token_id", None)),
         *_ids(model.config.get_text_config().eos_token_id),
-        # A model that is made of a GGUF file has no such settings of its own.
+        # A model built from a GGUF file has no such settings of its own.
         *_ids(read_object(directory / GENERATION).get("eos_token_id")),
     ]
     added = _added_tokens(texts or directory)
@@ -65,13 +65,13 @@ def stop_ids(model: PreTrainedModel, directory: Path, texts: Path | None = None)
 
 
 def _ids(value: object) -> list[int]:
-    """The ids in a setting, which is one of them, a list, or damaged."""
+    """The ids in a setting, which is one id, a list, or damaged."""
     values = value if isinstance(value, list | tuple) else [value]
     return [id_ for id_ in values if isinstance(id_, int)]
 
 
 def _added_tokens(directory: Path) -> dict[str, dict[str, Any]]:
-    """Those of the tokenizer, by their texts."""
+    """The tokenizer's added tokens, by text."""
     path = directory / "tokenizer.json"
     if not path.is_file():
         return {}

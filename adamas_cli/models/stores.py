@@ -1,4 +1,4 @@
-"""Models that other programs keep on this machine, used where they are."""
+"""Models that other programs store on this machine, used in place."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from adamas_cli.models.quantizations import (
     tags,
 )
 
-OLLAMA, LM_STUDIO, LLAMA_CPP = "ollama", "lmstudio", "llama.cpp"  # before the colon of their models' names
+OLLAMA, LM_STUDIO, LLAMA_CPP = "ollama", "lmstudio", "llama.cpp"  # prefixes of model names, before the colon
 HUB_CACHE = "Hugging Face's cache"
-_REGISTRY, _LIBRARY, _LATEST = "registry.ollama.ai", "library", "latest"  # what ollama leaves out of names
+_REGISTRY, _LIBRARY, _LATEST = "registry.ollama.ai", "library", "latest"  # omitted by ollama in names
 _MODEL_LAYER = "application/vnd.ollama.image.model"
 
 
 @dataclass(frozen=True)
 class Stored:
-    """One model. name: what `model` takes. path: its file, of a split one the first. program: whose it is."""
+    """One model. name: for `model`. path: its file, or the first of a split one. program: its owner."""
 
     name: str
     path: Path
@@ -34,7 +34,7 @@ class Stored:
 
     @property
     def bytes(self) -> int:
-        """Of all its files."""
+        """Bytes of all its files."""
         return size(self.path)
 
 
@@ -44,7 +44,7 @@ def stored() -> list[Stored]:
 
 
 def find_stored(name: str) -> Stored | None:
-    """The model called `name`, with or without ollama's `:latest`, in one of the stores with a prefix."""
+    """The model called `name` in a store with a prefix, with or without ollama's `:latest`."""
     program = name.partition(":")[0]
     stores = {OLLAMA: _of_ollama, LM_STUDIO: _of_lm_studio, LLAMA_CPP: _of_llama_cpp}
     models = stores[program]() if program in stores else iter(())
@@ -52,15 +52,15 @@ def find_stored(name: str) -> Stored | None:
 
 
 def file_in_hub_cache(repository: str, tag: str = "") -> Path | None:
-    """The GGUF file of a repository in Hugging Face's cache, that which `tag` means where there are several.
-    None where there is none. Raises SeveralFilesError.
+    """The GGUF file of a repository in Hugging Face's cache, the one that `tag` means if there are several.
+    None if there is none. Raises SeveralFilesError.
     """
     files = _in_hub_cache(repository)
     return one_of(repository, tag, {file: size(file) for file in files})
 
 
 def file_in_folder(folder: Path, name: str) -> Path | None:
-    """The only GGUF model in a folder, None where there is none. Raises SeveralFilesError."""
+    """The only GGUF model in a folder, None if there is none. Raises SeveralFilesError."""
     files = models_among(folder.iterdir())
     if len(files) > 1:
         raise SeveralFilesError(name, [Choice(str(file), size(file)) for file in files])
@@ -69,7 +69,7 @@ def file_in_folder(folder: Path, name: str) -> Path | None:
 
 def _of_ollama() -> Iterator[Stored]:
     named = os.environ.get("OLLAMA_MODELS")
-    # The second is where its service for the whole machine has them.
+    # The second is used by ollama's system-wide service.
     roots = (
         [Path(named)] if named else [Path.home() / ".ollama/models", Path("/usr/share/ollama/.ollama/models")]
     )
@@ -81,7 +81,7 @@ def _of_ollama() -> Iterator[Stored]:
 
 
 def _ollama_name(manifest: Path) -> str:
-    """As ollama's own commands spell it."""
+    """The name as ollama's own commands spell it."""
     registry, namespace, model, tag = manifest.parts[-4:]
     parts = [registry, namespace, model]
     if registry == _REGISTRY:
@@ -94,7 +94,7 @@ def _model_blob(manifest: Path) -> str | None:
     try:
         layers = json.loads(manifest.read_text(encoding="utf-8"))["layers"]
         blobs = [layer["digest"].replace(":", "-") for layer in layers if layer["mediaType"] == _MODEL_LAYER]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no manifest
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not a manifest
         return None
     return blobs[0] if len(blobs) == 1 else None
 
@@ -105,7 +105,7 @@ def _of_lm_studio() -> Iterator[Stored]:
     try:
         chosen = json.loads((home / ".lmstudio/settings.json").read_text(encoding="utf-8"))["downloadsFolder"]
         roots.insert(0, Path(chosen))
-    except (OSError, ValueError, KeyError, TypeError):  # it is where it always is
+    except (OSError, ValueError, KeyError, TypeError):  # not set: the default folders are used
         pass
     for root in dict.fromkeys(roots):
         for file in models_among(_files(root, "**/*")):
@@ -147,7 +147,7 @@ def _hub_cache() -> Path:
 
 
 def _files(root: Path, pattern: str) -> list[Path]:
-    """What lies below a folder, in order; nothing where it cannot be read."""
+    """Matching paths below a folder, sorted; none if it cannot be read."""
     try:
         return sorted(root.glob(pattern))
     except OSError:

@@ -1,4 +1,4 @@
-"""From a request to what happens while it is answered."""
+"""From a request to the events of its answer."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from adamas_cli.session.runtime import Runtime
 from adamas_cli.session.schema import Schema
 from adamas_cli.session.session import Session
 
-REMEMBERED = 1000  # replies, whose tokens are taken as the model said them
-LAID_OUT = 32  # sets of documents whose tokens are remembered
-LONGEST_QUESTION = 256  # tokens that documents leave free where they are cut
+REMEMBERED = 1000  # replies whose tokens are kept exactly as the model said them
+LAID_OUT = 32  # sets of documents whose tokens are kept
+LONGEST_QUESTION = 256  # tokens left free when documents are cut
 SHORTEST_REPLY = 16  # tokens; with less room left a conversation is full
-_BARE = Frame("", "", "")  # of documents without what stands before them
+_BARE = Frame("", "", "")  # documents without the text before them
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request as tokens. history: names the conversation up to the reply. documents: tokens up to the end
-    of the last document; 0 where there is none. schema: that the answer satisfies.
+    """A request as tokens. history: identifies the conversation up to the reply. documents: tokens up to the
+    end of the last document; 0 if there is none. schema: that the answer must satisfy.
     """
 
     asked: Asked
@@ -52,7 +52,7 @@ class Prepared:
 
 
 class Answering:
-    """Answers over one runtime, whose model is loaded. lanes: answers that are under way at once."""
+    """Answers over one runtime, whose model is loaded. lanes: answers in progress at once."""
 
     def __init__(self, runtime: Runtime, library: Library, lanes: int) -> None:
         self.runtime, self.library = runtime, library
@@ -60,10 +60,10 @@ class Answering:
         self._replies: OrderedDict[str, Reply] = OrderedDict()  # by conversation and text
         self._laid_out: OrderedDict[tuple[object, ...], tuple[ChatDocument, ...]] = OrderedDict()
         self._preparing = threading.Lock()
-        self._reading: set[bytes] = set()  # the documents that some answer is reading
+        self._reading: set[bytes] = set()  # documents that some answer is reading
 
     def prepare(self, asked: Asked) -> Prepared:
-        """Lay a request out, in any thread. Raises ApiError, OverContextError."""
+        """Lay out a request, in any thread. Raises ApiError, OverContextError."""
         runtime = self.runtime
         with self._preparing:
             system = asked.system if asked.system is not None else runtime.prompt.system
@@ -93,12 +93,10 @@ class Answering:
         return Prepared(asked, dialogue, prompt, history, end, min(wanted, room), schema)
 
     def answer(self, prepared: Prepared) -> Iterator[Told]:
-        """What happens while it is answered, in the model's thread; where it came from before Done, if that
-        is wanted.
-        """
+        """The events of an answer, in the model's thread; sources come before Done, if requested."""
         runtime, prompt = self.runtime, prepared.prompt
         kept = prompt.ids[: prepared.documents].tobytes()
-        while kept in self._reading:  # another answer reads them, so that one reading does for both
+        while kept in self._reading:  # another answer is reading them: one reading serves both
             yield Step()
         context = len(prompt.ids) + prepared.max_tokens
         with self._lanes.lane(prompt.ids, prepared.documents, context) as session:
@@ -117,7 +115,7 @@ class Answering:
                     yield event
 
     def read_served(self) -> Iterator[Told]:
-        """Read the documents that were named at the start, in the model's thread, and wait for the store."""
+        """Read the documents named at the start, in the model's thread, and wait for the store."""
         prepared = self.prepare(Asked((Message("user", "?"),), Sampling()))
         context = len(prepared.prompt.ids) + prepared.max_tokens
         with self._lanes.lane(prepared.prompt.ids, prepared.documents, context) as session:
@@ -125,11 +123,11 @@ class Answering:
             session.finish()
 
     def close(self) -> None:
-        """Wait until what was read is kept, in the model's thread."""
+        """Wait until everything read is stored, in the model's thread."""
         self._lanes.close()
 
     def _turns(self, asked: Asked, dialogue: Dialogue, system: str | None) -> tuple[list[Turn], str]:
-        """The conversation, and the name of it."""
+        """The conversation, and its identifier."""
         first = asked.files if asked.names_files else self.library.served
         digest = hashlib.sha256(repr(system).encode())
         turns: list[Turn] = []
@@ -147,7 +145,7 @@ class Answering:
         return turns, digest.hexdigest()
 
     def _schema(self, asked: Asked) -> Schema | None:
-        """Raises ApiError for one that no answer can be held to."""
+        """Raises ApiError for a schema that no answer can be held to."""
         if asked.schema is None:
             return None
         grammars = self.runtime.grammars
@@ -173,7 +171,7 @@ class Answering:
         return self._laid_out[key]
 
     def _fitted(self, layout: Layout, dialogue: Dialogue) -> np.ndarray:
-        """The documents as `on_overflow` wants them; whether a question fits besides is known later."""
+        """The documents, fitted by `on_overflow`; whether a question also fits is checked later."""
         options, context = self.runtime.prompt, self.runtime.context
         if options.token_budget is not None:
             layout.keep_budget(0, options.token_budget)
@@ -186,7 +184,7 @@ class Answering:
         return Reply(self.runtime.tokenizer.encode(text), text, "")
 
     def _read(self, session: Session, prepared: Prepared, name: bytes) -> Iterator[Prefill]:
-        """Have the documents in the timeline: from the store, as far as they are there."""
+        """Read the documents into the timeline; stored parts are restored."""
         ids = prepared.prompt.ids[: prepared.documents]
         session.reach(len(prepared.prompt.ids) + prepared.max_tokens)
         if session.timeline.reusable(prepared.prompt.ids) >= len(ids):
@@ -231,6 +229,6 @@ def _key(history: str, text: str) -> str:
 
 
 def _forget(known: OrderedDict, most: int) -> None:
-    """The oldest of what is more than `most`."""
+    """Drop the oldest entries beyond `most`."""
     while len(known) > most:
         known.popitem(last=False)

@@ -35,7 +35,7 @@ from adamas_cli.serve.requests import Asked
 from adamas_cli.serve.responses import Responses
 from adamas_cli.serve.worker import Job, Worker
 
-# What the page may do: nothing from elsewhere, nothing to elsewhere.
+# What the page may do: load nothing from elsewhere, send nothing elsewhere.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'"
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -46,8 +46,8 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Service:
-    """What the routes work with. sampling: where a request says nothing. timeout: seconds of a request from
-    its arrival to its last token. created: when the server began, in seconds since 1970. model: its name.
+    """State shared by the routes. sampling: default for requests. timeout: seconds from a request's arrival
+    to its last token. created: server start, in seconds since 1970. model: its name.
     """
 
     answering: Answering
@@ -59,7 +59,7 @@ class Service:
     model: str
 
     async def page(self, request: Request) -> Response:
-        """The page for people."""
+        """The web page for people."""
         text = importlib.resources.files("adamas_cli.serve").joinpath("page.html").read_text("utf-8")
         return HTMLResponse(text, headers={"Content-Security-Policy": _POLICY})
 
@@ -69,15 +69,15 @@ class Service:
         return JSONResponse({"status": "ok", "active": worker.active, "waiting": worker.waiting})
 
     async def counts(self, request: Request) -> Response:
-        """For Prometheus."""
+        """Metrics for Prometheus."""
         return Response(self.metrics.text(), media_type=_PROMETHEUS)
 
     async def models(self, request: Request) -> Response:
-        """The one model that answers."""
+        """The served model."""
         return JSONResponse({"object": "list", "data": [self._described()]})
 
     async def model_named(self, request: Request) -> Response:
-        """The model, where it is the one of this name."""
+        """The served model, if it has this name."""
         self._require_model(request.path_params["name"])
         return JSONResponse(self._described())
 
@@ -87,7 +87,7 @@ class Service:
         return JSONResponse({"object": "list", "data": [entry.as_json() for entry in entries]})
 
     async def upload(self, request: Request) -> Response:
-        """Keep a document."""
+        """Store an uploaded document."""
         async with request.form(max_files=1) as form:
             file, purpose = form.get("file"), form.get("purpose")
             if not isinstance(file, UploadFile):
@@ -99,11 +99,11 @@ class Service:
         return JSONResponse(entry.as_json())
 
     async def file(self, request: Request) -> Response:
-        """What is known of a document."""
+        """A document's file object."""
         return JSONResponse(self.answering.library[request.path_params["id"]].as_json())
 
     async def content(self, request: Request) -> Response:
-        """A document as the model reads it; of an archive, the one of the path `document`."""
+        """A document as the model reads it; for an archive, the document at path `document`."""
         entry = self.answering.library[request.path_params["id"]]
         path = request.query_params.get("document", entry.documents[0].path)
         document = next((d for d in entry.documents if d.path == path), None)
@@ -121,7 +121,7 @@ class Service:
     async def answer(
         self, request: Request, read: Callable[[requests.Json, Sampling], Asked], form: Form
     ) -> Response:
-        """Answer a request of one of the two forms."""
+        """Answer a request in one of the two forms."""
         asked = read(await _body(request), self.sampling)
         if asked.model is not None:
             self._require_model(asked.model)
@@ -144,7 +144,7 @@ class Service:
     async def _streamed(
         self, job: Job, reply: Reply, shape: ChatCompletions | Responses
     ) -> AsyncIterator[str]:
-        """The answer as server-sent events; a comment while there is nothing to say."""
+        """The answer as server-sent events; a comment while there is nothing to send."""
         with self._limited(job, reply):
             try:
                 async for event in shape.events(reply, reply.follow(job.events())):
@@ -160,7 +160,7 @@ class Service:
 
     @contextmanager
     def _limited(self, job: Job, reply: Reply) -> Iterator[None]:
-        """A scope after which the job is over, and counted; it also is once its time is up."""
+        """A scope after which the job is ended and counted; it also ends when its time is up."""
         late = ApiError(504, f"the answer took longer than {self.timeout:g} s", "timeout")
         timer = asyncio.get_running_loop().call_later(self.timeout, job.cancel, late)
         try:
@@ -171,7 +171,7 @@ class Service:
             self.metrics.count_reply(reply)
 
     def _spelling(self, asked: Asked) -> Spelling | None:
-        """What finds the tokens of an answer, where their log-probabilities are asked for."""
+        """What finds an answer's tokens, if their log-probabilities are requested."""
         asks = asked.sampling.alternatives() is not None
         return Spelling(self.answering.runtime.tokenizer) if asks else None
 
@@ -225,7 +225,7 @@ def _endpoint(handler: Callable[[Request], Any]) -> Callable[[Request], Any]:
 
 
 def _sent(event: dict[str, object] | None) -> str:
-    """An event as the server sends it; a comment for none."""
+    """An event as the server sends it; a comment for None."""
     if event is None:
         return ": reading\n\n"
     kind = f"event: {event['type']}\n" if "type" in event else ""
@@ -233,7 +233,7 @@ def _sent(event: dict[str, object] | None) -> str:
 
 
 async def _body(request: Request) -> requests.Json:
-    """Raises ApiError for a body that is no object of JSON, or does not say that it is."""
+    """Raises ApiError for a body that is not a JSON object or not declared as JSON."""
     if not request.headers.get("content-type", "").startswith("application/json"):
         raise ApiError(415, "the body is JSON: Content-Type: application/json", "not_json")
     try:
@@ -246,7 +246,7 @@ async def _body(request: Request) -> requests.Json:
 
 
 async def _left(request: Request, job: Job) -> None:
-    """Cancel a job once its client has left."""
+    """Cancel a job once its client has disconnected."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
     job.cancel()

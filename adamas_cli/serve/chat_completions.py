@@ -60,7 +60,7 @@ class ChatCompletions:
 
 
 def usage(reply: Reply) -> Json:
-    """Tokens, as OpenAI counts them."""
+    """Token counts, as OpenAI reports them."""
     return {
         "prompt_tokens": reply.prompt_tokens,
         "completion_tokens": reply.tokens,
@@ -70,7 +70,7 @@ def usage(reply: Reply) -> Json:
 
 
 def progress(event: Prefill) -> Json:
-    """How far a prompt is read, in tokens."""
+    """Progress of reading a prompt, in tokens."""
     return {"read": event.done, "total": event.total, "remaining_seconds": event.remaining_seconds}
 
 
@@ -80,7 +80,7 @@ def _logprobs(reply: Reply, tokens: Iterable[Spelled]) -> Json | None:
 
 
 def _more(reply: Reply) -> Json:
-    """What OpenAI's form has no place for."""
+    """Fields that OpenAI's form does not have."""
     more: Json = {}
     if (sources := reply.sources()) is not None:
         more["sources"] = sources

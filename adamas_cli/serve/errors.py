@@ -1,4 +1,4 @@
-"""What a client is told when something is wrong, as OpenAI's error objects."""
+"""Errors that clients get, as OpenAI's error objects."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from adamas_cli.errors import (
     UsageError,
 )
 
-# HTTP's status of each kind of error that a request may cause; any other is the server's own.
+# HTTP status of each kind of error that a request may cause; any other is the server's fault.
 _STATUS: dict[type[AdamasError], int] = {
     UsageError: 400,
     NothingReadableError: 400,
     OverContextError: 400,
     OutOfMemoryError: 503,
 }
-_CODES = {"over_context": "context_length_exceeded"}  # where OpenAI's name is another one
+_CODES = {"over_context": "context_length_exceeded"}  # where OpenAI's name differs
 
 
 class ApiError(Exception):
-    """A request that is refused. status: of HTTP. code: the reason in one word. param: the field of the
-    request that is wrong. headers: of the response.
+    """A refused request. status: of HTTP. code: the reason in one word. param: the wrong field of the
+    request. headers: of the response.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class ApiError(Exception):
 
 
 class BusyError(ApiError):
-    """As many requests wait as may."""
+    """The queue of waiting requests is full."""
 
     def __init__(self, retry_after: int) -> None:
         message = "too many requests are waiting; try again later"
@@ -54,24 +54,24 @@ class BusyError(ApiError):
 
 
 class StoppingError(ApiError):
-    """The server is about to end."""
+    """The server is shutting down."""
 
     def __init__(self) -> None:
         super().__init__(503, "the server is stopping", "stopping")
 
 
 def wrong(message: str, param: str) -> ApiError:
-    """A field of a request that holds what it must not."""
+    """A field of a request has an invalid value."""
     return ApiError(400, message, "invalid_value", param=param)
 
 
 def unsupported(message: str, param: str) -> ApiError:
-    """A field of a request that asks for what there is not."""
+    """A field of a request asks for something unsupported."""
     return ApiError(400, message, "unsupported_parameter", param=param)
 
 
 def as_api_error(error: BaseException) -> ApiError:
-    """What a client is told of any error; of a fault of the program, no details."""
+    """The error that a client gets; without details for a fault of the program."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, AdamasError):

@@ -1,4 +1,4 @@
-"""Who may ask, and how much: checked before any route sees a request."""
+"""Who may send requests, and how large: checked before any route sees a request."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adamas_cli.serve.errors import ApiError
 
-OPEN = ("/", "/health")  # paths that need no key, since they tell nothing
+OPEN = ("/", "/health")  # paths that need no key, since they reveal nothing
 LOCAL = ("localhost", "127.0.0.1", "::1")
 LARGEST_REQUEST = 32 << 20  # bytes of JSON
-AROUND_UPLOAD = 1 << 20  # bytes of a form besides its file
+AROUND_UPLOAD = 1 << 20  # bytes of a form in addition to its file
 
 
 def is_local(host: str) -> bool:
-    """Whether a server bound to this address is reached from this machine alone."""
+    """Whether a server bound to this address is reachable only from this machine."""
     return host in LOCAL
 
 
 class Guard:
-    """key: that requests bring, None where the server is bound to this machine alone; then they must name it
-    as `LOCAL` does, so that no page of another site can pass for one of this server. largest: bytes of an
-    upload. count: told the path and status of each response.
+    """key: required in requests; None for a server bound to this machine only. Then requests must name it as
+    in `LOCAL`, so that no page of another site can pass for this server's. largest: bytes of an upload.
+    count: called with the path and status of each response.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Guard:
         self._largest = max(LARGEST_REQUEST, largest + AROUND_UPLOAD)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One connection, as ASGI has it."""
+        """One ASGI connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -56,7 +56,7 @@ class Guard:
         await self._app(scope, self._limited(receive), counted)
 
     def _check(self, path: str, headers: Headers) -> None:
-        """Raises ApiError for a request that is not to be served."""
+        """Raises ApiError for a request that must not be served."""
         host = headers.get("host", "")
         if self._key is None and urlsplit(f"//{host}").hostname not in LOCAL:
             raise ApiError(403, "this server is for this machine alone", "wrong_host")
@@ -73,7 +73,7 @@ class Guard:
             raise ApiError(401, "give the server's key: Authorization: Bearer KEY", "invalid_api_key")
 
     def _limited(self, receive: Receive) -> Receive:
-        """The same, which raises ApiError once a body is larger than may be."""
+        """The same receiver; it raises ApiError once a body is too large."""
         total = 0
 
         async def limited() -> Message:

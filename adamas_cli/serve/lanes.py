@@ -1,4 +1,4 @@
-"""The timelines of answers that are under way, and of those before, which the next ones go on from."""
+"""The timelines of current answers, and of earlier ones that the next answers can continue."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adamas_cli.session.session import Session
 
 @dataclass(eq=False)
 class Lane:
-    """A session with the documents that it was opened for, int32 [n]."""
+    """A session with the documents it was opened for, int32 [n]."""
 
     session: Session
     documents: np.ndarray
@@ -29,15 +29,15 @@ class Lanes:
 
     def __init__(self, runtime: Runtime, most: int) -> None:
         self._runtime, self._most = runtime, most
-        self._lanes: list[Lane] = []  # the least recently used first
-        self._batch: Batch | None = None  # of all answers, which the worker has take a step each in turn
+        self._lanes: list[Lane] = []  # least recently used first
+        self._batch: Batch | None = None  # of all answers, which the worker steps in turn
 
     @contextmanager
     def lane(self, ids: np.ndarray, documents: int, context: int) -> Iterator[Session]:
-        """A session for a prompt, int32 [n], whose first tokens are its documents: the idle one over these
-        documents that knows most of it, else a new one. context: tokens that the prompt and its answer take.
+        """A session for a prompt, int32 [n], whose first tokens are its documents: the idle session over
+        these documents that shares most of it, else a new one. context: tokens of the prompt and its answer.
 
-        An error ends the session; who merely leaves early does not.
+        An error ends the session; leaving early does not.
         """
         lane = self._known(ids, documents) or self._new(ids[:documents], context)
         self._lanes.append(lane)
@@ -46,14 +46,14 @@ class Lanes:
             yield lane.session
         except Exception as error:
             self._lanes.remove(lane)
-            if isinstance(error, OutOfMemoryError):  # the next one shall find more
+            if isinstance(error, OutOfMemoryError):  # make memory for the next one
                 self._lanes = [other for other in self._lanes if other.busy]
             raise
         finally:
             lane.busy = False
 
     def close(self) -> None:
-        """Wait until what they have read is kept."""
+        """Wait until everything they read is stored."""
         while self._lanes:
             self._lanes.pop().session.finish()
 
@@ -70,7 +70,7 @@ class Lanes:
             oldest = next(lane for lane in self._lanes if not lane.busy)
             self._lanes.remove(oldest)
             oldest.session.finish()
-            del oldest  # its memory is needed for the next one
+            del oldest  # the next one needs its memory
         if self._batch is None:
             self._batch = Batch(Model.of(self._runtime.load()))
         session = Session(

@@ -1,6 +1,6 @@
-"""The documents that can be asked about: those named at the start, and uploads, which outlast the server.
+"""The documents that can be asked about: those named at the start, and uploads, which persist across runs.
 
-A document is known by an id that comes from its content. Nothing else of the machine can be named.
+A document's id comes from its content. Requests can name nothing else on the machine.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SUFFIXES = re.compile(r"(\.[A-Za-z0-9]{1,8}){1,2}$")
 
 @dataclass(frozen=True)
 class Facts:
-    """What is written down of a file. created: seconds since 1970."""
+    """Stored metadata of a file. created: seconds since 1970."""
 
     id: str
     name: str
@@ -45,7 +45,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Entry:
-    """A file that can be asked about; an archive is several documents."""
+    """A file that can be asked about; an archive has several documents."""
 
     facts: Facts
     documents: tuple[Document, ...]
@@ -69,7 +69,7 @@ class Entry:
 
 class Library:
     """served: the documents named at the start. largest: bytes of an upload. Uploads of earlier runs are
-    there again.
+    loaded again.
     """
 
     def __init__(self, served: Iterable[Document], largest: int, folder: Path | None = None) -> None:
@@ -89,19 +89,21 @@ class Library:
         return list(self._entries.values())
 
     def __getitem__(self, identity: str) -> Entry:
-        """Raises ApiError 404 for an id that there is not."""
+        """Raises ApiError 404 for an unknown id."""
         entry = self._entries.get(identity)
         if entry is None:
             raise ApiError(404, f"there is no file {identity!r}", "file_not_found", param="file_id")
         return entry
 
     def documents(self, identities: Sequence[str]) -> list[Document]:
-        """Of the files of these ids, each once, in their order. Raises ApiError for an unknown one."""
+        """The documents of the files with these ids, each once, in order. Raises ApiError for an
+        unknown id.
+        """
         chosen = dict.fromkeys(identities)
         return [document for identity in chosen for document in self[identity].documents]
 
     def add(self, name: str, data: bytes, purpose: str) -> Entry:
-        """Keep an upload. Raises ApiError for one that is too large or holds no text."""
+        """Store an upload. Raises ApiError if it is too large or has no text."""
         if len(data) > self.largest:
             message = f"the file has {len(data):,} bytes; at most {self.largest:,} are taken"
             raise ApiError(413, message, "file_too_large", param="file")
@@ -137,7 +139,7 @@ class Library:
             shutil.rmtree(self._folder / identity, ignore_errors=True)
 
     def _find_again(self, place: Path) -> None:
-        """An upload of an earlier run; one that cannot be read any more is left alone."""
+        """Load an upload of an earlier run; one that can no longer be read is left alone."""
         try:
             facts = Facts(**json.loads((place / _FACTS).read_text("utf-8")))
             documents = _read(place, facts.name)
@@ -154,14 +156,14 @@ def shown_name(name: str) -> str:
 
 
 def _file(place: Path, name: str) -> Path:
-    """Where an upload's bytes lie: its suffixes, which tell its format, are all that is left of its name."""
+    """The path of an upload's bytes: only the suffixes of its name are kept, since they tell its format."""
     found = _SUFFIXES.search(name)
     return place / f"upload{found[0].lower() if found else ''}"
 
 
 def _read(place: Path, name: str) -> tuple[Document, ...]:
-    """The documents in an upload, by names that do not tell where it lies. What LaTeX takes in from elsewhere
-    is not read.
+    """The documents in an upload, by names that do not reveal its path. Files that LaTeX includes from
+    elsewhere are not read.
     """
     file = str(_file(place, name))
     selection = Selection(text=file.endswith(LATEX), secrets=True, tree=False)

@@ -1,4 +1,4 @@
-"""The tokens that pieces of an answer's text are made of, with their log-probabilities."""
+"""The tokens that an answer's text is made of, with their log-probabilities."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from adamas_cli.prompt.tokens import Tokenizer
 
 @dataclass(frozen=True)
 class Spelled:
-    """A token of an answer, by the bytes that it stands for."""
+    """A token of an answer, as the bytes it stands for."""
 
     text: bytes
     likelihood: Likelihood
 
 
 class Spelling:
-    """Finds the tokens of each piece of an answer's text, which may come some tokens later."""
+    """Finds the tokens of each piece of an answer's text, which may arrive some tokens later."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._control = {token: text.encode() for text, token in tokenizer.control_tokens.items()}
         self._waiting: deque[Spelled] = deque()
         self._begun = False  # whether there was any text
-        self._told = 0  # bytes of the text to come that tokens stand for which were given already
+        self._told = 0  # bytes of upcoming text whose tokens were already given
 
     def feed(self, token: Token) -> None:
-        """A token was said. One that stands for no text, or whose likelihood is not known, is left out."""
+        """A token was said. Tokens without text or with unknown likelihood are skipped."""
         text = self._tokenizer.token_bytes(token.id)
         if text and token.likelihood is not None:
             self._waiting.append(Spelled(text, token.likelihood))
 
     def forget(self) -> None:
-        """What was said so far was no part of the answer."""
+        """Drop the tokens so far: they were not part of the answer."""
         self._waiting.clear()
 
     def spell(self, text: str) -> list[Spelled]:
-        """The tokens that begin within the next piece of the text. What comes before its first piece is no
-        part of it: white space, and marks that are text.
+        """The tokens that begin within the next piece of the text. Anything before the first piece is
+        dropped: white space, and marks that are text.
         """
         piece = text.encode("utf-8", "surrogatepass")
         if not self._begun:
@@ -50,16 +50,16 @@ class Spelling:
         while self._told < 0 and self._waiting:
             begun.append(self._waiting.popleft())
             self._told += len(begun[-1].text)
-        self._told = max(0, self._told)  # characters that are shown otherwise than their bytes
+        self._told = max(0, self._told)  # characters that are shown differently from their bytes
         return begun
 
     def rest(self) -> list[Spelled]:
-        """The tokens that are left at the end of an answer: those whose characters are not shown."""
+        """The remaining tokens at the end of an answer, whose characters are not shown."""
         left, self._waiting = list(self._waiting), deque()
         return left
 
     def as_json(self, token: Spelled) -> dict[str, object]:
-        """A token as OpenAI's interface has it."""
+        """A token in OpenAI's form."""
         likeliest = [
             _named(self._tokenizer.token_bytes(other) or self._control.get(other, b""), logprob)
             for other, logprob in token.likelihood.likeliest
@@ -67,7 +67,9 @@ class Spelling:
         return _named(token.text, token.likelihood.logprob) | {"top_logprobs": likeliest}
 
     def _drop(self, count: int) -> None:
-        """The waiting tokens that end within this many bytes; the rest of it belongs to one that stays."""
+        """Drop waiting tokens that end within this many bytes; the rest of these bytes belongs to one that
+        stays.
+        """
         while self._waiting and len(self._waiting[0].text) <= count:
             count -= len(self._waiting.popleft().text)
         self._told = -max(0, count)

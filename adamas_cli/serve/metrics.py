@@ -11,7 +11,7 @@ FIRST_TOKEN_BOUNDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)  # secon
 
 
 class Metrics:
-    """What one server counts, in a registry of its own."""
+    """The counts of one server, in its own registry."""
 
     def __init__(self, worker: Worker) -> None:
         self._registry = registry = CollectorRegistry()
@@ -33,11 +33,11 @@ class Metrics:
         waiting.set_function(lambda: worker.waiting)
 
     def count_request(self, path: str, status: int) -> None:
-        """A response of this status was begun. path: of the route, not of the request."""
+        """A response with this status was started. path: of the route, not of the request."""
         self._requests.labels(path, str(status)).inc()
 
     def count_reply(self, reply: Reply) -> None:
-        """An answer has ended, in whichever way."""
+        """An answer ended, for any reason."""
         self._tokens.labels("reused").inc(reply.cached)
         self._tokens.labels("generated").inc(reply.tokens)
         if reply.first is not None:

@@ -1,4 +1,4 @@
-"""A model with documents and its worker, for whatever protocol clients speak."""
+"""A model with documents and its worker, for any client protocol."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from adamas_cli.session.runtime import Runtime
 
 @dataclass(frozen=True)
 class Limits:
-    """parallel: answers under way at once; waiting: most that may wait besides. timeout: seconds of a
-    request; stopping: that answers have to end when the server does. upload: bytes of one.
+    """parallel: answers in progress at once; waiting: how many more may wait. timeout: seconds of a request;
+    stopping: seconds that answers have to end when the server stops. upload: bytes of one upload.
     """
 
     parallel: int = 4
@@ -28,7 +28,7 @@ class Limits:
 
 
 class Opened:
-    """Ready to answer after `open`. A context manager, within which its worker runs."""
+    """Ready to answer after `open`. A context manager, in which its worker runs."""
 
     def __init__(self, runtime: Runtime, documents: Sequence[Document], limits: Limits) -> None:
         self.limits = limits
@@ -44,7 +44,7 @@ class Opened:
         self.answering.close()
 
     def open(self, show: Callable[[Told], None]) -> None:
-        """Load the model and read the documents that were named at the start. Raises what both do."""
+        """Load the model and read the documents named at the start. Raises what both do."""
 
         def read() -> None:
             self.answering.runtime.load()

@@ -1,4 +1,4 @@
-"""Which parameters requests may have, in OpenAI's two forms."""
+"""The parameters that requests may have, in OpenAI's two forms."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _BOTH = {"model", "stream", "stream_options", "files", "sources", *_SAMPLING}
 CHAT = _BOTH | {"messages", "max_tokens", "max_completion_tokens", "stop", "response_format", "logprobs"}
 RESPONSE = _BOTH | {"input", "instructions", "max_output_tokens", "text", "include"}
 
-# What changes no answer, whatever it is: notes of a client's about itself, and hints.
+# Parameters that change no answer: a client's notes about itself, and hints.
 _IGNORED = {
     "max_tool_calls",
     "metadata",
@@ -25,7 +25,7 @@ _IGNORED = {
     "store",
     "user",
 }
-# What would change an answer and is not served, with the values that ask for nothing.
+# Parameters that would change an answer and are not served, with the values that have no effect.
 _UNSERVED: dict[str, tuple[object, ...]] = {
     "audio": (),
     "background": (False,),
@@ -50,7 +50,7 @@ _UNSERVED: dict[str, tuple[object, ...]] = {
 
 
 def check(body: Mapping[str, Any], served: set[str]) -> None:
-    """Raises ApiError for a parameter that is none of these, unless it asks for nothing."""
+    """Raises ApiError for an unknown parameter, and for an unserved one that would have an effect."""
     for name, value in body.items():
         if value is None or name in served or name in _IGNORED:
             continue

@@ -1,4 +1,4 @@
-"""An answer as it comes about: text up to a stop text, and the counts that clients are told."""
+"""An answer in progress: its text up to a stop text, and the counts that clients get."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Said:
-    """A piece of the answer, or of the thought before it."""
+    """A piece of the answer, or of the reasoning before it."""
 
     text: str
     reasoning: bool
-    tokens: tuple[Spelled, ...] = ()  # that it is made of, where they are asked for
+    tokens: tuple[Spelled, ...] = ()  # its tokens, if requested
 
 
 @dataclass
 class Reply:
-    """What is known of an answer so far. reason: why it ended, `stop` or `length`. first: seconds until its
-    first token. spelled: the tokens of the text, where they are asked for; spelling: what finds them then.
+    """The state of an answer so far. reason: why it ended, `stop` or `length`. first: seconds until its first
+    token. spelled: the tokens of the text, if requested; spelling: what finds them then.
     """
 
     prepared: Prepared
@@ -47,12 +47,12 @@ class Reply:
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of the prompt, those included that were read before."""
+        """Tokens of the prompt, including those read earlier."""
         return len(self.prepared.prompt.ids)
 
     async def follow(self, events: AsyncIterator[Told]) -> AsyncIterator[Said | Prefill]:
-        """What a client may see of the events, each piece once it is counted here. After a stop text no more
-        of them are taken.
+        """The events that a client may see, each after it is counted here. After a stop text, no more events
+        are taken.
         """
         stops = Stops(self.prepared.asked.stop)
         cached: int | None = None
@@ -105,5 +105,5 @@ class Reply:
         return Said(text, False, tuple(tokens))
 
     def logprobs(self, tokens: Iterable[Spelled]) -> list[dict[str, object]] | None:
-        """Tokens with their log-probabilities as OpenAI has them; None where they are not asked for."""
+        """Tokens with their log-probabilities, in OpenAI's form; None if not requested."""
         return None if self.spelling is None else [self.spelling.as_json(token) for token in tokens]

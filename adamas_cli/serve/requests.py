@@ -1,4 +1,4 @@
-"""What clients ask, in OpenAI's two forms, read into one."""
+"""Clients' requests in OpenAI's two forms, read into one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TEXTS, _FILES = ("text", "input_text", "output_text"), ("file", "input_file")
 
 @dataclass(frozen=True)
 class Message:
-    """What one side says, with the ids of the files that it brings."""
+    """A message of one side, with the ids of its files."""
 
     role: str
     text: str
@@ -33,10 +33,10 @@ class Message:
 
 @dataclass(frozen=True)
 class Asked:
-    """A request. messages: the user's and the assistant's in turn, the user's first and last. files: in the
-    first message, besides those that it brings itself; None where the request says nothing of files.
-    max_tokens: of the answer, None for the server's own. schema: that the answer satisfies. sources: passages
-    that are told. stream: events instead of one object; with `usage` and `progress` among them.
+    """A request. messages: alternating between user and assistant, the user's first and last. files: added to
+    those of the first message; None if the request names none. max_tokens: of the answer, None for the
+    server's default. schema: that the answer must satisfy. sources: number of passages to report. stream:
+    events instead of one object; with `usage` and `progress` among them.
     """
 
     messages: tuple[Message, ...]
@@ -59,7 +59,7 @@ class Asked:
 
 
 def chat_completion(body: Json, sampling: Sampling) -> Asked:
-    """A request to /v1/chat/completions. sampling: where it says nothing. Raises ApiError."""
+    """A request to /v1/chat/completions. sampling: the defaults. Raises ApiError."""
     parameters.check(body, parameters.CHAT)
     messages = _listed(body, "messages")
     limit = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
@@ -188,7 +188,7 @@ def _message(entry: object, param: str) -> Message:
 
 
 def _joined(messages: Sequence[Message]) -> Iterator[Message]:
-    """The messages with those of one side in a row as one."""
+    """The messages, with consecutive ones of one side merged."""
     last: Message | None = None
     for message in messages:
         if last is not None and last.role == message.role:
@@ -202,7 +202,7 @@ def _joined(messages: Sequence[Message]) -> Iterator[Message]:
 
 
 def _schema(form: Json, holder: Json, param: str) -> Json | None:
-    """The JSON schema that an answer is to satisfy. holder: what has it where the form is one."""
+    """The JSON schema that an answer must satisfy. holder: the object that has it, if the form is one."""
     match form.get("type"):
         case None | "text":
             return None

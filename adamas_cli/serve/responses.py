@@ -36,7 +36,7 @@ class Responses:
         }
 
     async def events(self, reply: Reply, pieces: AsyncIterator[Said | Prefill]) -> AsyncIterator[Json | None]:
-        """The answer as events, each with its type and number; None where there is nothing to send."""
+        """The answer as events, each with its type and number; None when there is nothing to send."""
         begun = self._object(reply, "in_progress", [])
         place: Json = {"output_index": 0, "item_id": self._item, "content_index": 0}
         empty = _part("")

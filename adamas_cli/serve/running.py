@@ -1,4 +1,4 @@
-"""The server over HTTP, from its settings to its end."""
+"""The HTTP server, from its settings to its end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from adamas_cli.session.runtime import Runtime
 
 
 class Server(Opened):
-    """What answers over HTTP. key: see `Guard`."""
+    """The HTTP server. key: see `Guard`."""
 
     def __init__(
         self,
@@ -45,8 +45,8 @@ class Server(Opened):
         self.application = application(service, key)
 
     def run(self, host: str, port: int, ready: Callable[[str], None]) -> None:
-        """Serve until SIGINT or SIGTERM; what is under way then has `stopping` seconds. ready: told the
-        address. Raises AdamasError where it cannot be bound to.
+        """Serve until SIGINT or SIGTERM; answers in progress then have `stopping` seconds. ready: called with
+        the address. Raises AdamasError if it cannot bind to it.
         """
         config = uvicorn.Config(
             self.application,
@@ -61,7 +61,7 @@ class Server(Opened):
             socket = config.bind_socket()
         except SystemExit:
             raise AdamasError(f"cannot serve on {host} port {port}; choose another port") from None
-        socket.listen(config.backlog)  # so that whoever is told the address may connect at once
+        socket.listen(config.backlog)  # so that clients may connect as soon as they know the address
         name = f"[{host}]" if ":" in host else host
         ready(f"http://{name}:{socket.getsockname()[1]}/")
         with socket, _ended_by_signals():
@@ -69,16 +69,14 @@ class Server(Opened):
 
 
 def served_name(name: str) -> str:
-    """What clients call a model of this name: of one that is named by its place on the machine, only the
-    last part.
-    """
+    """The name of a model for clients: for a local path, only its last part."""
     path = Path(name)
     return path.resolve().name.removesuffix(".gguf") if path.exists() else name
 
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """A scope in which SIGINT and SIGTERM do nothing but end uvicorn, which raises them once more then."""
+    """A scope in which SIGINT and SIGTERM only end uvicorn, which then raises them again."""
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

@@ -1,4 +1,4 @@
-"""Texts at which an answer ends, found although they arrive in pieces."""
+"""Stop texts, which end an answer, found even if they arrive in pieces."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 class Stops:
-    """Passes an answer's text on up to the first of the stop texts, which are not empty."""
+    """Passes on an answer's text up to the first of the stop texts, which must not be empty."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self._texts = texts
@@ -14,7 +14,7 @@ class Stops:
         self.found = False
 
     def feed(self, text: str) -> str:
-        """What is certain to come before every stop text; nothing once one was found."""
+        """The text certain to come before every stop text; nothing once one was found."""
         if self.found:
             return ""
         self._held += text
@@ -26,11 +26,11 @@ class Stops:
         return self._let_go(len(self._held) - longest)
 
     def flush(self) -> str:
-        """What was held back, at the end of an answer without a stop text."""
+        """The text held back, at the end of an answer without a stop text."""
         return "" if self.found else self._let_go(len(self._held))
 
     def _begun(self, stop: str) -> int:
-        """Characters at the end of what is held that a stop text may begin with."""
+        """How many characters at the end of the held text may begin a stop text."""
         longest = min(len(stop) - 1, len(self._held))
         return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
 

@@ -19,13 +19,13 @@ from adamas_cli.serve.reply import Reply
 from adamas_cli.serve.requests import Asked, Message
 
 PASSAGES = 5
-PASSAGE_TOKENS = 48  # of the answer whose attention shows passages
+PASSAGE_TOKENS = 48  # of the answer whose attention finds passages
 SUMMARIZE = "Summarize the text above. Write one short paragraph."
 
 
 class Tools:
-    """The tools, each of which asks about the documents that were named at the start. opening: opens the
-    documents, in a thread, while the program that asks already lists the tools.
+    """The tools, which all ask about the documents named at the start. opening: opens the documents, in a
+    thread, while the client already lists the tools.
     """
 
     def __init__(self, opened: Opened, sampling: Sampling, opening: Callable[[], None]) -> None:
@@ -49,7 +49,7 @@ class Tools:
         return (await self._answer(SUMMARIZE + about)).text.strip()
 
     async def _answer(self, question: str, **more: Any) -> Reply:
-        """Raises ToolError, which the asking program is told, for all that may be wrong with a question."""
+        """Raises ToolError, which the client gets, for anything wrong with a question."""
         if not question.strip():
             raise ToolError("the question is empty")
         await asyncio.wrap_future(self._opening)
@@ -75,7 +75,7 @@ class Tools:
 
 
 def mcp_server(tools: Tools, paths: list[str]) -> MCPServer:
-    """A server of these tools. paths: of the documents, which the program that asks is told."""
+    """A server with these tools. paths: of the documents, reported to the client."""
     about = f"Answers about these documents: {', '.join(paths)}"
     server = MCPServer("adamas", instructions=about, log_level="ERROR")
     for tool in (tools.ask, tools.find_passages, tools.summarize):

@@ -1,7 +1,7 @@
-"""The one thread that a model belongs to: it takes a step of each answer in turn.
+"""The one thread that owns a model: it takes a step of each answer in turn.
 
-A job is a generator, whose steps are a chunk that is read or a token of an answer. Up to `lanes` of them are
-under way at once, one step each; the next ones wait.
+A job is a generator whose steps each read a chunk or give a token. Up to `lanes` jobs run at once, one step
+each in turn; further ones wait.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from typing import Generic, TypeVar
 from adamas_cli.serve.errors import BusyError, StoppingError
 
 T = TypeVar("T")
-RETRY_AFTER = 5  # seconds, that a client is told to wait
+RETRY_AFTER = 5  # seconds that a client is told to wait
 _END = object()  # after the last event of a job
 
 log = logging.getLogger(__name__)
 
 
 class Job(Generic[T]):
-    """An answer, for the event loop that it was submitted in. begin: makes its events, in the worker's
-    thread. forget: told when it is cancelled.
+    """An answer, for the event loop it was submitted in. begin: makes its events, in the worker's thread.
+    forget: called when it is cancelled.
     """
 
     def __init__(self, begin: Callable[[], Iterator[T]], forget: Callable[[Job], None]) -> None:
@@ -37,22 +37,22 @@ class Job(Generic[T]):
         self._cancelled = threading.Event()
 
     def cancel(self, error: Exception | None = None) -> None:
-        """Have it end before its next step, if it has not ended yet; called in the event loop. error: that
-        its events end with.
+        """End it before its next step, if it has not ended yet; called in the event loop. error: raised at
+        the end of its events.
         """
         self._cancelled.set()
         self._forget(self)
         self._events.put_nowait(error or _END)
 
     async def events(self) -> AsyncIterator[T]:
-        """What happens; raises what the job does."""
+        """The job's events; raises its error."""
         while (event := await self._events.get()) is not _END:
             if isinstance(event, BaseException):
                 raise event
             yield event  # type: ignore[misc]
 
     def step(self) -> object | None:
-        """Take one step, in the worker's thread; what the events are to end with, if it was the last one."""
+        """Take one step, in the worker's thread. Returns what ends the events, if it was the last step."""
         try:
             if self._cancelled.is_set():
                 self.close()
@@ -67,19 +67,19 @@ class Job(Generic[T]):
             return error
 
     def close(self) -> None:
-        """End it where it is."""
+        """End it at its current step."""
         if self._steps is not None:
             with suppress(Exception):
                 self._steps.close()  # type: ignore[attr-defined]
 
     def tell(self, event: object) -> None:
-        """An event, or what they end with."""
+        """Send an event, or what ends the events."""
         with suppress(RuntimeError):  # the loop has ended, so nobody listens
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
 
 class Worker:
-    """lanes: jobs that are under way at once. waiting: most that may wait besides. A context manager."""
+    """lanes: jobs in progress at once. waiting: how many more may wait. A context manager."""
 
     def __init__(self, lanes: int, waiting: int) -> None:
         self._lanes, self._room = lanes, lanes + waiting
@@ -99,16 +99,16 @@ class Worker:
 
     @property
     def active(self) -> int:
-        """Jobs that are under way."""
+        """Jobs in progress."""
         return len(self._active)
 
     @property
     def waiting(self) -> int:
-        """Jobs that wait for one to end."""
+        """Waiting jobs."""
         return len(self._waiting)
 
     def call(self, function: Callable[[], T]) -> T:
-        """What a function returns or raises that runs in the worker's thread, between two steps."""
+        """Run a function in the worker's thread, between two steps; returns or raises what it does."""
         future: Future[T] = Future()
         with self._changed:
             self._calls.append((future, function))
@@ -116,7 +116,7 @@ class Worker:
         return future.result()
 
     def submit(self, begin: Callable[[], Iterator[T]]) -> Job[T]:
-        """Have a job done. Raises BusyError where too many wait, StoppingError at the end."""
+        """Submit a job. Raises BusyError if too many wait, StoppingError when stopping."""
         job = Job(begin, self._forget)
         with self._changed:
             if self._stopping:
@@ -128,14 +128,14 @@ class Worker:
         return job
 
     def stop(self) -> None:
-        """End all jobs where they are, then the thread."""
+        """End all jobs at their current step, then the thread."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
         self._thread.join()
 
     def _forget(self, job: Job) -> None:
-        """One that waits in vain."""
+        """Remove a cancelled job from the queue."""
         with self._changed, suppress(ValueError):
             self._waiting.remove(job)
 
@@ -143,7 +143,7 @@ class Worker:
         while self._ready():
             for job in list(self._active):
                 if (end := job.step()) is not None:
-                    with self._changed:  # before it is told, so that its client may ask again
+                    with self._changed:  # before the client hears of it, so that it may ask again
                         self._active.remove(job)
                     job.tell(end)
         for job in [*self._active, *self._waiting]:
@@ -151,7 +151,7 @@ class Worker:
             job.tell(StoppingError())
 
     def _ready(self) -> bool:
-        """Wait until there is a job under way; False once there is to be none any more."""
+        """Wait until a job is in progress; False once the worker stops."""
         while True:
             with self._changed:
                 while not (self._calls or self._waiting or self._active or self._stopping):

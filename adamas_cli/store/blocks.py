@@ -1,8 +1,8 @@
 """One block on disk: a safetensors file whose metadata seals its header and has a checksum for each tensor.
 
 The format is https://huggingface.co/docs/safetensors: the length of a JSON header, the header, the tensors'
-bytes. It is read and written here piece by piece, because on a CPU keys and values lie in a longer buffer,
-head by head.
+bytes. It is read and written here piece by piece, because on a CPU keys and values are parts of a longer
+buffer, head by head.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from adamas_cli.store.places import FORMAT
 LENGTH_BYTES = 8
 ALIGNMENT = 4096  # of the data in the file: a page
 LARGEST_HEADER = 16 << 20
-READ_BYTES = 8 << 20  # at once, where a file is only checked
+READ_BYTES = 8 << 20  # at once, when a file is only checked
 ITEM_BYTES = {"F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1}
 _NO_CHECKSUM = "0" * 16
 
 
 class DamagedError(Exception):
-    """A damaged or foreign block; the message is half a sentence."""
+    """A damaged or foreign block; the message is a clause."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Header:
-    """A block: its key, its first token, how many tokens, and its tensors in the order of the file."""
+    """A block: its key, first token, token count, and its tensors in file order."""
 
     key: str
     start: int
@@ -90,7 +90,7 @@ class BlockWriter:
         self._stream.write(self._header(self._checksums))
 
     def _header(self, checksums: dict[str, str]) -> bytes:
-        """The header, whose length does not depend on the checksums."""
+        """The header; its length does not depend on the checksums."""
         metadata = {**self._facts, "checksums": json.dumps(checksums)}
         metadata["seal"] = _seal(metadata, self._table)
         text = json.dumps({"__metadata__": metadata, **self._table}).encode()
@@ -99,7 +99,7 @@ class BlockWriter:
 
 
 def read_header(descriptor: int) -> Header:
-    """The header of an open block. Raises DamagedError where it, or the length of the file, is wrong."""
+    """The header of an open block. Raises DamagedError if it, or the file's length, is wrong."""
     size = os.fstat(descriptor).st_size
     length = int.from_bytes(os.pread(descriptor, LENGTH_BYTES, 0), "little")
     if not 0 < length <= min(size, LARGEST_HEADER):
@@ -134,7 +134,7 @@ def read_header(descriptor: int) -> Header:
 def read_tensor(descriptor: int, stored: Stored, pieces: Sequence[Any]) -> None:
     """Fill writable buffers, together as large as the tensor, from an open block.
 
-    Raises DamagedError where bytes are missing or the checksum differs, OSError where reading fails.
+    Raises DamagedError if bytes are missing or the checksum differs, OSError if reading fails.
     """
     if pieces and os.preadv(descriptor, pieces, stored.offset) != stored.bytes:
         raise DamagedError("it is cut off")
@@ -151,7 +151,7 @@ def has_states(file: Path) -> bool:
 
 
 def tensor_names(file: Path) -> set[str]:
-    """The content of a block; empty if it cannot be read."""
+    """The names of a block's tensors; empty if it cannot be read."""
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -165,7 +165,7 @@ def tensor_names(file: Path) -> set[str]:
 
 
 def verify(file: Path, key: str) -> str | None:
-    """The fault of the block of this key, as half a sentence; None if there is none. Reads it all."""
+    """The fault of the block with this key, as a clause; None if there is none. Reads the whole file."""
     try:
         descriptor = os.open(file, os.O_RDONLY)
     except OSError as error:
@@ -202,5 +202,5 @@ def _bytes(dtype: str, shape: Sequence[int]) -> int:
 
 
 def _seal(metadata: Mapping[str, str], table: Mapping[str, Any]) -> str:
-    """A checksum of everything in a header but itself."""
+    """A checksum of everything in a header except itself."""
     return xxhash.xxh3_64(json.dumps([sorted(metadata.items()), table]).encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""Stored keys and values in one byte each: keys by groups of tokens in each channel, values by tokens.
+"""Stored keys and values in one byte each: keys scaled by groups of tokens in each channel, values by token.
 
-Keys have channels that are large in every token, values have tokens that are large in every channel (KIVI,
-https://arxiv.org/abs/2402.02750), so these are the directions in which one scale serves.
+Keys have channels that are large in every token; values have tokens that are large in every channel (KIVI,
+https://arxiv.org/abs/2402.02750). So one scale fits along these directions.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def compress(x: Tensor, *, keys: bool) -> Compressed:
 
 
 def decompress(stored: Compressed, dtype: torch.dtype) -> Tensor:
-    """What `compress` was given, rounded: [K, n, D]."""
+    """The input of `compress`, rounded: [K, n, D]."""
     count = stored.numbers.shape[1]
     scale = stored.scale if stored.scale.shape[2] == 1 else _by_token(stored.scale, count)
     return (stored.numbers * scale).to(dtype)

@@ -1,4 +1,4 @@
-"""One document between the engine and the store: what is there of it is restored, what is read is kept."""
+"""One document between engine and store: stored parts are restored, newly read ones are stored."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 
 class StoredDocument:
-    """A document's tokens, int [n], for one model: the engine restores it and keeps the blocks it reads.
+    """A document's tokens, int [n], for one model: the engine restores it and stores the blocks it reads.
 
-    chunk: tokens that are read at once. placement: of the cache's keys and values. names: of the documents,
-    for the user. note: told in one line what is damaged or cannot be written; nothing is raised for that.
-    turned, cached: see `model_facts`. sparsely: see `Chain`; None takes up what was read densely, no more.
+    chunk: tokens read at once. placement: of the cache's keys and values. names: of the documents, for the
+    user. note: called with one line about damage or a failed write; nothing is raised for these. turned,
+    cached: see `model_facts`. sparsely: see `Chain`; None restores only densely read blocks.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class StoredDocument:
         )
         self._chain = Chain(first_link(facts), ids, self.block, sparsely)
         found = self._chain.longest(lambda key: block_file(self._root, key).is_file())
-        self._dense = len(self._chain) if sparsely is None else found.dense  # blocks; what follows is sparse
+        self._dense = len(self._chain) if sparsely is None else found.dense  # blocks; later ones are sparse
         self._keys = self._chain.keys(self._dense)
         self._tokens = len(ids)
         state = shape.kept_state_bytes(item)
@@ -89,7 +89,7 @@ class StoredDocument:
             self._keeper = Keeper(self._root, self._begin, self._give_up)
 
     def restore(self, cache: KVCache) -> int:
-        """Fill an empty cache with as much of the document as is stored; the tokens."""
+        """Fill an empty cache with as much of the document as is stored; returns the token count."""
         found = self._restorer.restore(cache)
         if found.damaged is not None:
             self._drop(found.damaged, found.reason)
@@ -101,9 +101,9 @@ class StoredDocument:
         return found.tokens
 
     def keep(self, cache: KVCache, start: int, end: int) -> None:
-        """Keep a block, tokens [start, end), that the engine has just read.
+        """Store a block, tokens [start, end), that the engine has just read.
 
-        With compression the cache holds from here on what another process will restore.
+        With compression, the cache then holds exactly what another process will restore.
         """
         dense = end <= cache.dense_tokens
         self._follow(len(self._chain) if dense else cache.dense_tokens // self.block)
@@ -116,13 +116,13 @@ class StoredDocument:
             self._keeper.put(self._keys[start // self.block], start, end - start, tensors)
 
     def _follow(self, dense: int) -> None:
-        """The first `dense` blocks are read densely, the others sparsely."""
+        """Use the keys for `dense` densely read blocks, the others sparse."""
         if dense != self._dense:
             self._dense, self._keys = dense, self._chain.keys(dense)
             self._entry = replace(self._entry, blocks=self._keys, dense=dense)
 
     def restore_codes(self, cache: KVCache) -> bool:
-        """Fill in the codes of the whole document, which is in the cache; whether they are there now."""
+        """Restore the codes of the whole document, which is in the cache; returns whether it worked."""
         coding = cache.coding
         if coding is None or not self._keys:
             return False
@@ -133,7 +133,7 @@ class StoredDocument:
         return problem is None
 
     def keep_codes(self, cache: KVCache) -> None:
-        """Keep the codes of the whole document, which were just made."""
+        """Store the codes of the whole document, which were just made."""
         coding = cache.coding
         if coding is not None and self._keeper is not None:
             self._keeper.put(codes_key(self._keys[-1], coding), 0, self._tokens, cache.codes())
@@ -144,14 +144,14 @@ class StoredDocument:
             self._keeper.finish()
 
     def _drop(self, key: str, problem: str) -> None:
-        """Do without what is damaged, and make way for what will be written in its place."""
+        """Skip a damaged part, and remove it so that it can be written again."""
         self._note(f"a stored part of the document is not used: {problem}")
         if self._keeper is not None:
             with suppress(OSError):
                 block_file(self._root, key).unlink()
 
     def _begin(self) -> None:
-        """Make room for the document, and note whose the blocks are that will come."""
+        """Make room for the document, and save its manifest before its blocks."""
         limit = self._settings.limit or default_limit(self._root, total_bytes(self._root))
         if self._bytes > limit:
             raise OSError(
@@ -164,7 +164,7 @@ class StoredDocument:
         self._note(f"the document is not kept for later questions: {reason}")
 
     def _keeps_states(self, tensors: Mapping[str, Tensor], index: int) -> bool:
-        """Whether the states of a block, the one of this index, are kept with it."""
+        """Whether the states of the block at this index are stored with it."""
         streams = states = 0
         for name, tensor in tensors.items():
             if is_stream(name):

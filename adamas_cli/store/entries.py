@@ -1,7 +1,7 @@
-"""What the store knows of each document: a small JSON manifest, which names the blocks that it consists of.
+"""What the store knows of each document: a small JSON manifest that names its blocks.
 
 Answers do not depend on manifests: blocks are found by their keys. A manifest is for the user, and for
-choosing what to remove. Its modification time says when the document was last used.
+choosing what to remove. Its modification time is the document's last use.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ ID_DIGITS = 12  # of the key of a document's last block
 
 @dataclass(frozen=True)
 class Entry:
-    """One document, or several that were read together, as one model has read them. dense: blocks at its
-    beginning that were read densely, the others sparsely; None where all were.
+    """One document, or several read together, as read by one model. dense: leading blocks that were read
+    densely, the others sparsely; None if all were.
     """
 
     model: str
@@ -38,12 +38,12 @@ class Entry:
 
     @property
     def id(self) -> str:
-        """What the user calls it: changes with the content, not with the documents' names."""
+        """The user's name for it: changes with the content, not with the documents' names."""
         return self.blocks[-1][:ID_DIGITS]
 
     @property
     def read(self) -> str:
-        """How it was read: `dense`, `sparse`, or densely up to a token."""
+        """How it was read: `dense`, `sparse`, or sparse from a token on."""
         if self.dense is None or self.dense >= len(self.blocks):
             return "dense"
         return f"sparse from {self.dense * self.block_tokens:,}" if self.dense else "sparse"
@@ -51,7 +51,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class OnDisk:
-    """An entry with what is there of it: bytes, and whole blocks from its beginning."""
+    """An entry and how much of it is on disk: bytes, and complete blocks from its beginning."""
 
     entry: Entry
     bytes: int
@@ -64,7 +64,7 @@ class OnDisk:
 
 
 def save(root: Path, entry: Entry) -> None:
-    """Write the manifest, or note that the document was used. Raises OSError."""
+    """Write the manifest, or record that the document was used. Raises OSError."""
     file = _file(root, entry.id)
     known = _read(file)
     if known == entry:
@@ -77,13 +77,13 @@ def save(root: Path, entry: Entry) -> None:
 
 
 def entries(root: Path) -> list[Entry]:
-    """All documents, the last used first; damaged manifests are none."""
+    """All documents, the last used first; damaged manifests are skipped."""
     found = (_read(file) for file in entries_directory(root).glob("*.json"))
     return sorted((entry for entry in found if entry is not None), key=lambda entry: -entry.used)
 
 
 def on_disk(root: Path) -> list[OnDisk]:
-    """All documents with what is there of them."""
+    """All documents, with how much of each is on disk."""
     sizes = _sizes(root)
     return [_held(entry, sizes) for entry in entries(root)]
 
@@ -95,12 +95,12 @@ def _held(entry: Entry, sizes: Mapping[str, int]) -> OnDisk:
 
 
 def total_bytes(root: Path) -> int:
-    """What the blocks take on disk."""
+    """Bytes of all blocks on disk."""
     return sum(_sizes(root).values())
 
 
 def remove(root: Path, ids: Sequence[str]) -> int:
-    """Remove documents, and the blocks that no other one shares; the bytes freed. Raises OSError."""
+    """Remove documents, and blocks that no other document shares; returns the bytes freed. Raises OSError."""
     with removing(root):
         for id in ids:
             _file(root, id).unlink(missing_ok=True)
@@ -110,8 +110,8 @@ def remove(root: Path, ids: Sequence[str]) -> int:
 def prune(root: Path, limit: int, keep: str | None = None) -> tuple[list[Entry], int]:
     """Remove documents, the least recently used first and never `keep`, until the rest takes `limit` bytes.
 
-    Returns what was removed and the bytes that became free, those of blocks that no document names included.
-    Raises OSError.
+    Returns the removed documents and the bytes freed, including blocks that no document names. Raises
+    OSError.
     """
     if not root.is_dir():
         return [], 0
@@ -143,7 +143,7 @@ def _remove_unnamed(root: Path) -> int:
 
 
 def stored_files(root: Path) -> Iterator[Path]:
-    """The files of all blocks and codes; their stems are their keys."""
+    """The files of all blocks and codes; the stem is the key."""
     return blocks_directory(root).glob("*/[!.]*.safetensors")
 
 
@@ -160,7 +160,7 @@ def _file(root: Path, id: str) -> Path:
 
 
 def _read(file: Path) -> Entry | None:
-    """The manifest, or None where there is none that this version reads."""
+    """The manifest, or None if there is none this version reads."""
     try:
         written = json.loads(file.read_text(encoding="utf-8"))
         if written.pop("format") != FORMAT:

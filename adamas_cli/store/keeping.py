@@ -1,7 +1,7 @@
-"""From a cache to blocks on disk, by a thread beside the prefill.
+"""From a cache to blocks on disk, in a thread alongside the prefill.
 
-The thread takes keys and values out of the cache itself, where they stay unchanged, so nothing is copied
-for it, and prefill and decode never wait for a disk.
+The thread reads keys and values directly from the cache, where they stay unchanged. So nothing is copied for
+it, and prefill and decode never wait for a disk.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class _Order:
 
 
 class Keeper:
-    """Writes blocks of one document in the order in which they come, until a disk takes no more.
+    """Writes blocks of one document in order, until the disk accepts no more.
 
-    begin: called in the thread before the first block, may raise OSError. fail: told once, in half a
-    sentence, why nothing more is written.
+    begin: called in the thread before the first block, may raise OSError. fail: called once, with a clause
+    saying why nothing more is written.
     """
 
     def __init__(self, root: Path, begin: Callable[[], None], fail: Callable[[str], None]) -> None:
@@ -44,13 +44,13 @@ class Keeper:
         self._staging: Tensor | None = None
 
     def put(self, key: str, start: int, tokens: int, tensors: Mapping[str, Tensor]) -> None:
-        """Write a block soon. Its tensors must not change any more."""
+        """Write a block soon. Its tensors must not change afterwards."""
         ready = None
         if any(tensor.is_cuda for tensor in tensors.values()):
             ready = torch.cuda.Event()
             ready.record()
         if self._thread is None:
-            # A daemon: whoever is interrupted or fails does not wait for a disk.
+            # A daemon thread, so that interrupts and failures do not wait for a disk.
             self._thread = threading.Thread(target=self._write_all, name="keep", daemon=True)
             self._thread.start()
         self._orders.put(_Order(key, start, tokens, tensors, ready))
@@ -71,11 +71,11 @@ class Keeper:
                 del order
         except OSError as error:
             self._fail(error.strerror or str(error))
-        except RuntimeError as error:  # torch's, such as no memory to bring a block to the host
+        except RuntimeError as error:  # torch's, such as no memory to copy a block to the host
             self._fail(str(error).partition("\n")[0])
 
     def _is_there(self, order: _Order) -> bool:
-        """Whether a block has all of this already, or its place is taken by what is no file."""
+        """Whether a block already has all of this, or its path is taken by something that is not a file."""
         file = block_file(self._root, order.key)
         if not file.is_file():
             return file.exists()
@@ -90,7 +90,7 @@ class Keeper:
             writer.seal()
 
     def _on_host(self, order: _Order) -> Iterator[tuple[str, Tensor]]:
-        """Each tensor in the host's memory, valid until the next one."""
+        """Each tensor in host memory, valid until the next one."""
         if order.ready is None:
             yield from ((name, tensor.cpu()) for name, tensor in order.tensors.items())
             return

@@ -1,8 +1,8 @@
-"""What the keys and values of a stored block depend on, and how that becomes a part of its name.
+"""What the keys and values of a stored block depend on, as hashed into its name.
 
-The first link of a chain hashes the model and how it computes, every further one the link before and one
-block's token ids (`chain.py`). So two documents share the blocks of their common beginning, whatever their
-files are called, and a block that has the right name has the right content.
+The first link of a chain hashes the model and how it computes; each further link hashes the previous one and
+one block's token ids (`chain.py`). So two documents share the blocks of their common beginning, whatever
+their file names, and a block with the right name has the right content.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 LEAST_BLOCK_BYTES = 1 << 20
-# What a config says about where it came from or how it is run, and not about what the model computes.
+# Config fields about the model's origin or how it is run, not about what it computes.
 _ASIDE = ("_name_or_path", "transformers_version", "_attn_implementation", "attn_implementation", "use_cache")
 
 
@@ -35,13 +35,13 @@ def model_facts(
     turned: int | None = None,
     cached: str = "auto",
 ) -> dict[str, Any]:
-    """What the keys and values of a token depend on, besides the tokens up to it; none of it needs weights.
+    """What a token's keys and values depend on, besides the tokens up to it; none of it needs weights.
 
-    config: the text model's. dtype, device: by torch's names, and kept: as `StoreSettings` says. turned: the
-    length by which positions turn, where they do not do so alike at any. cached: how the cache has keys and
-    values, see `DecodingSettings.cache_dtype`.
-    The tokenizer and the chat template only decide about the tokens, which are hashed themselves, and how
-    these were read is told by each block. The attention of decode steps is not among these.
+    config: the text model's. dtype, device: by torch's names; kept: by `StoreSettings`. turned: the length
+    that sets how positions rotate, None if length does not matter. cached: how the cache keeps keys and
+    values, see `DecodingSettings.cache_dtype`. The tokenizer and the chat template only determine the tokens,
+    which are hashed themselves; each block says how its tokens were read. The attention of decode steps does
+    not matter.
     """
     fields = {name: value for name, value in config.to_dict().items() if name not in _ASIDE}
     facts = {
@@ -59,7 +59,7 @@ def model_facts(
 
 
 def block_tokens(chunk: int, token_bytes: int) -> int:
-    """Tokens of a block: a chunk of the prefill, or as many whole ones as make LEAST_BLOCK_BYTES.
+    """Tokens of a block: one prefill chunk, or as many whole chunks as make LEAST_BLOCK_BYTES.
 
     token_bytes: of one token's keys and values in all layers.
     """
@@ -67,15 +67,15 @@ def block_tokens(chunk: int, token_bytes: int) -> int:
 
 
 def first_link(facts: Mapping[str, Any]) -> bytes:
-    """Where the chains of a model begin, see `chain.Chain`."""
+    """The start of a model's chains, see `chain.Chain`."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).digest()
 
 
 def sparse_mark(facts: Mapping[str, Any]) -> bytes:
-    """What a block adds to its link that is read sparsely, in the way that these facts tell."""
+    """What a sparsely read block adds to its link, for reading with these facts."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).digest()
 
 
 def codes_key(last: str, coding: Mapping[str, Any]) -> str:
-    """The key of the codes of a document whose last block has key `last`, made in this way."""
+    """The key of a document's codes made with `coding`; last: the key of its last block."""
     return f"{last}-{hashlib.sha256(json.dumps(coding, sort_keys=True).encode()).hexdigest()[:8]}"

@@ -1,7 +1,7 @@
-"""From blocks on disk into a cache: each tensor is read straight into its place, by several threads.
+"""From blocks on disk into a cache: several threads read each tensor directly into its place.
 
-Reading beats mapping here: it needs no page faults (10.7 against 6.9 GB/s from the page cache), and a disk
-that fails is an error to handle where a mapping would end the process.
+Reading beats mapping here: it avoids page faults (10.7 against 6.9 GB/s from the page cache), and a failing
+disk raises an error that can be handled, where a mapping would kill the process.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from adamas_cli.store.tensors import DTYPES, pieces
 from adamas_cli.store.transfer import Transfer
 
 THREADS = {"cpu": 2, "cuda": 16}
-TASK_BYTES = 8 << 20  # that a thread reads before it takes the next task
+TASK_BYTES = 8 << 20  # a thread reads before it takes the next task
 
 
 @dataclass(frozen=True)
 class Restored:
-    """Tokens that are in the cache now; and, where a block was damaged, its key and what was wrong."""
+    """Tokens now in the cache; and, if a block was damaged, its key and the fault."""
 
     tokens: int
     damaged: str | None = None
@@ -52,10 +52,10 @@ class _Block:
 
 
 class Restorer:
-    """Brings the longest stored beginning of a document into an empty cache.
+    """Restores the longest stored beginning of a document into an empty cache.
 
-    keys: of the document's blocks of `block` tokens. placement: of the cache. To a GPU, bytes pass through
-    pinned memory of each thread.
+    keys: of the document's blocks of `block` tokens. placement: of the cache. On the way to a GPU, bytes pass
+    through pinned memory of each thread.
     """
 
     def __init__(
@@ -80,10 +80,10 @@ class Restorer:
                     self._open_transfers([first])
 
     def restore(self, cache: KVCache) -> Restored:
-        """Fill the cache, which must be empty. What is damaged ends the beginning that is restored."""
+        """Fill the cache, which must be empty, up to the first damaged block."""
         with ExitStack() as files:
             blocks: list[_Block] = []
-            damage: tuple[int, str] | None = None  # the first block that is of no use, and why
+            damage: tuple[int, str] | None = None  # the first unusable block, and why
             for found in self._open(files):
                 if isinstance(found, str):
                     damage = len(blocks), found
@@ -109,8 +109,8 @@ class Restorer:
             return self._restored(0, damage)
 
     def restore_codes(self, cache: KVCache, key: str, tokens: int) -> str | None:
-        """Fill in the codes of all tokens in the cache; why that cannot be, empty where there are none, or
-        None where they are there now.
+        """Restore the codes of all tokens in the cache. Returns None on success, an empty text if none are
+        stored, or the fault.
         """
         with ExitStack() as files:
             found = self._open_one(key, files)
@@ -132,7 +132,7 @@ class Restorer:
         return Restored(tokens) if damage is None else Restored(tokens, self._keys[damage[0]], damage[1])
 
     def _open(self, files: ExitStack) -> Iterator[_Block | str]:
-        """The blocks that are there, in order; what is wrong with the first unusable one, and no more."""
+        """The existing blocks, in order; then the fault of the first unusable one, where it stops."""
         shapes: dict[str, tuple[torch.dtype, tuple[int, int]]] | None = None
         for index, key in enumerate(self._keys):
             found = self._open_one(key, files)
@@ -148,7 +148,7 @@ class Restorer:
             yield found
 
     def _open_one(self, key: str, files: ExitStack) -> _Block | str:
-        """An open block, or what is wrong with it; nothing is, where there is none."""
+        """An open block, or its fault; an empty text if it does not exist."""
         try:
             descriptor = os.open(block_file(self._root, key), os.O_RDONLY | os.O_CLOEXEC)
             files.callback(os.close, descriptor)
@@ -161,7 +161,7 @@ class Restorer:
             return str(error)
 
     def _shapes(self, header: Header) -> dict[str, tuple[torch.dtype, tuple[int, int]]]:
-        """Number format and shape of each tensor that is a part of every token, without the tokens."""
+        """Number format and shape of each per-token tensor, without the token dimension."""
         compressed = compressed_names(header.tensors)
         shapes = {}
         for name, stored in header.tensors.items():
@@ -172,8 +172,8 @@ class Restorer:
         return shapes
 
     def _read_all(self, cache: KVCache, blocks: Sequence[_Block]) -> tuple[int, str]:
-        """Read all blocks into the cache; how many of them are whole from the beginning on, and what is wrong
-        with the next one.
+        """Read all blocks into the cache; returns how many leading ones are intact, and the fault of the
+        next.
         """
         with self._threads_at_work(blocks) as pool:
             tasks = [
@@ -189,8 +189,8 @@ class Restorer:
         return min(problems, default=(len(blocks), ""))
 
     def _open_transfers(self, blocks: Sequence[_Block]) -> None:
-        """Pin memory for the largest tensor of these, where it is not there yet: that takes a while, and is
-        done before the clock of a question runs where something is known to be stored.
+        """Pin memory for the largest tensor of these blocks, if not yet pinned. That takes a while, so it
+        happens before a question's clock starts when something is known to be stored.
         """
         sizes = (stored.bytes for block in blocks for stored in block.header.tensors.values())
         if self._device.type == "cuda" and (size := max(sizes)) > self._pinned:
@@ -202,8 +202,8 @@ class Restorer:
 
     @contextmanager
     def _threads_at_work(self, blocks: Sequence[_Block]) -> Iterator[ThreadPoolExecutor]:
-        """Threads that bring bytes to where they belong; after it, what they brought is there for whatever
-        the device is told.
+        """Threads that move bytes into place; afterwards the bytes are visible to later work on the
+        device.
         """
         self._open_transfers(blocks)
         for transfer in self._transfers:
@@ -217,7 +217,7 @@ class Restorer:
 
     @contextmanager
     def _transfer(self) -> Iterator[Transfer | None]:
-        """The way of one thread to the device; none leads to memory of the host."""
+        """One thread's transfer to the device; None for host memory."""
         if self._device.type != "cuda":
             yield None
             return
@@ -247,7 +247,7 @@ class Restorer:
             return tensor
 
     def _brought(self, transfer: Transfer | None, block: _Block, name: str) -> Tensor:
-        """One tensor of a block, in memory of its own."""
+        """One tensor of a block, in its own memory."""
         stored = block.header.tensors[name]
         place = torch.empty(stored.shape, dtype=DTYPES[stored.dtype], device=self._device)
         self._bring(transfer, block, name, place)
@@ -270,14 +270,14 @@ class Restorer:
 
 
 def _end_with_states(blocks: list[_Block], most: int) -> None:
-    """Leave at most this many blocks, of which the last one has states."""
+    """Keep at most this many blocks, ending with one that has states."""
     del blocks[most:]
     while blocks and not state_names(blocks[-1].header.tensors):
         blocks.pop()
 
 
 def _tasks(header: Header) -> Iterator[list[str]]:
-    """The tensors that are a part of every token, in groups of about TASK_BYTES."""
+    """The per-token tensors, in groups of about TASK_BYTES."""
     group: list[str] = []
     size = 0
     for name, stored in header.tensors.items():

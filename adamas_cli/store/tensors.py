@@ -1,4 +1,4 @@
-"""Tensors as blocks have them: the names of their number formats, and their memory as buffers."""
+"""Tensors in the form of blocks: names of number formats, and memory as buffers."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def pieces(tensor: Tensor) -> list[Any]:
-    """The memory of a CPU tensor as buffers to read or to write: of a whole one, or of each head's part
-    [n, D] of [K, n, D] in a longer buffer. Raises RuntimeError where a part does not lie in one piece.
+    """The memory of a CPU tensor as buffers for reading or writing: one for a contiguous tensor, else one for
+    each head's part [n, D] of [K, n, D]. Raises RuntimeError if a part is not contiguous.
     """
     if not tensor.numel():
         return []

@@ -16,13 +16,13 @@ from adamas_cli.store.tensors import DTYPES
 class Transfer:
     """A stream and pinned memory of its own, so that threads do not wait for each other.
 
-    What a thread does for a tensor is a handful of long calls in which other threads may run: in smaller
-    pieces, which would stay in a core's cache, sixteen threads spent their time handing Python's lock around
-    (5 to 11 GB/s instead of more than twice that, docs/performance.md).
+    A thread makes only a few long calls per tensor, during which other threads may run. With smaller pieces,
+    which would stay in a core's cache, sixteen threads spent their time passing Python's lock around (5 to 11
+    GB/s instead of more than twice that, docs/performance.md).
     """
 
     def __init__(self, device: torch.device, size: int) -> None:
-        """size: bytes of the largest tensor that is carried."""
+        """size: bytes of the largest tensor to carry."""
         self._device = device
         self._stream = torch.cuda.Stream(device)
         self._pinned = torch.empty(size, dtype=torch.uint8, pin_memory=True)
@@ -30,21 +30,21 @@ class Transfer:
         self._sent = torch.cuda.Event()
 
     def begin(self) -> None:
-        """What is carried from here on comes after everything that the current stream has been told."""
+        """Later transfers run after everything already queued on the current stream."""
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
 
     def end(self) -> None:
-        """The current stream goes on only after everything that was carried."""
+        """The current stream continues only after all transfers."""
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
     def scope(self) -> AbstractContextManager[object]:
-        """In which tensors are made, filled and used on the transfer's stream."""
+        """A scope in which tensors are made, filled and used on the transfer's stream."""
         return torch.cuda.stream(self._stream)
 
     def carry(self, descriptor: int, stored: Stored, place: Tensor) -> None:
-        """Bring a tensor of an open block to its place, which lies in one piece, in `scope`.
+        """Copy a tensor of an open block into its contiguous place, within `scope`.
 
-        Raises DamagedError where bytes are missing or the checksum differs, OSError where reading fails.
+        Raises DamagedError if bytes are missing or the checksum differs, OSError if reading fails.
         """
         self._sent.synchronize()
         buffer = self._buffer[: stored.bytes]

@@ -1,8 +1,8 @@
 """One decode step, from a token's embedding to the greedy token after it, as a CUDA graph.
 
-Nothing in a step depends on the host: the length lies on the device and no grid changes with it. So one graph
-for each way to attend serves every length and every question; it is captured anew only after a buffer or
-codebook was replaced (`Extent.version`).
+Nothing in a step depends on the host: the length is on the device and no grid changes with it. So one graph
+per way of attending serves every length and question. It is captured again only after a buffer or codebook
+was replaced (`Extent.version`).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from adamas_cli.cache.mode import Mode, Sparse
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.sampler import Drawn
 
-# The kind of RoPE that looks at the positions on the host, and so stops the device at each step.
+# The kind of RoPE that looks at positions on the host, which stalls the device at each step.
 HOST_ROPE = "dynamic"
-# Layers that read and write only what lies where it lay at the step before.
+# Layers whose buffers stay in place between steps.
 IN_PLACE = {FULL, SLIDING, HYBRID, *RECURRENT, *STATELESS}
 
 
 def graph_obstacle(model: Model, cache: KVCache, sparse: Sparse | None) -> str | None:
-    """Why a step of this model is no CUDA graph, in a few words, or None where one can be tried."""
+    """Why a step of this model cannot be a CUDA graph, in a few words; None if it is worth trying."""
     if model.device.type != "cuda":
         return f"the model is on {model.device.type}"
     if not cache.kinds <= IN_PLACE:
@@ -43,7 +43,7 @@ def graph_obstacle(model: Model, cache: KVCache, sparse: Sparse | None) -> str |
 
 @dataclass
 class _Graph:
-    """A captured step. drawn: whose token it reads, and which then holds the greedy one; logits: [V]."""
+    """A captured step. drawn: holds the token it reads, then the greedy one; logits: [V]."""
 
     version: int
     graph: torch.cuda.CUDAGraph
@@ -52,7 +52,7 @@ class _Graph:
 
 
 class CapturedSteps:
-    """The steps of one model with one cache, captured when they are first needed."""
+    """The steps of one model with one cache, captured on first use."""
 
     def __init__(self, model: Model, cache: KVCache) -> None:
         self._model = model
@@ -60,10 +60,10 @@ class CapturedSteps:
         self._graphs: dict[Mode, _Graph] = {}
 
     def step(self, token: Tensor, mode: Mode) -> tuple[Tensor, Drawn]:
-        """Append a token, int64 [1]; the logits after it, [V], and the greedy token.
+        """Append a token, int64 [1]; returns the logits after it, [V], and the greedy token.
 
-        Both are valid until the next step. Raises RuntimeError where a step cannot be captured; then the
-        cache is as it was.
+        Both are valid until the next step. Raises RuntimeError if a step cannot be captured; the cache is
+        then unchanged.
         """
         self._cache.make_room(1)
         graph = self._graphs.get(mode)
@@ -82,7 +82,7 @@ class CapturedSteps:
         mark, counted = cache.mark(), None if mode.tally is None else mode.tally.counts.clone()
         version = cache.extent.version
         try:
-            # Once before: kernels are compiled, and what a layer makes at its first step is made.
+            # A dry run first: it compiles kernels and creates what layers make at their first step.
             stream = torch.cuda.Stream(device)
             stream.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(stream):
@@ -116,8 +116,8 @@ class CapturedSteps:
 
 @contextmanager
 def _left_as_they_were(device: torch.device) -> Iterator[None]:
-    """The stream and the random numbers of a device, also where a capture fails: torch leaves its own stream
-    current then, and a generator that waits for the capture's end.
+    """Restore a device's stream and random numbers if a capture fails: torch then leaves its own stream
+    current, and a generator that waits for the capture's end.
     """
     stream = torch.cuda.current_stream(device)
     generator = torch.cuda.default_generators[stream.device_index]

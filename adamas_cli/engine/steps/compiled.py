@@ -1,5 +1,5 @@
 """One token, or a few, in one call of compiled functions, on a CPU; see `describe.py` for the models that
-have them. Everything else goes through transformers' own forward.
+have them. All others go through transformers' forward.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Entry(NamedTuple):
 
 
 def compiled_obstacle(model: Model, cache: KVCache) -> str | None:
-    """Why a model does not decode in compiled steps, in a few words, or None where it does."""
+    """Why a model does not decode in compiled steps, in a few words; None where it does."""
     try:
         CompiledSteps(model, cache.kinds)
     except NoCompiledFormError as reason:
@@ -42,10 +42,10 @@ def compiled_obstacle(model: Model, cache: KVCache) -> str | None:
 
 
 class CompiledSteps:
-    """The steps of one model, with its packed weights: of one cache at a time, or of several together."""
+    """The steps of one model with packed weights, for one cache or several together."""
 
     def __init__(self, model: Model, kinds: set[str]) -> None:
-        """kinds: of layers of the caches. Raises NoCompiledFormError."""
+        """kinds: the caches' layer kinds. Raises NoCompiledFormError."""
         if model.device.type != "cpu":
             raise NoCompiledFormError(f"the model is on {model.device.type}")
         if not kinds <= {FULL, SLIDING}:
@@ -59,7 +59,7 @@ class CompiledSteps:
         self._parts = [_half_of(self._rotation(kind, _PROBED)[0][0]) for kind in self._kinds]
 
     def step(self, *entries: Entry) -> Tensor:
-        """Append tokens to each cache; the logits after each, float32 [n, vocabulary], in this order, are
+        """Append tokens to each cache; returns the logits after each, float32 [n, vocabulary], in this order,
         valid until the next step.
         """
         logits = self._decoder.step([self._new_tokens(entry) for entry in entries])
@@ -69,13 +69,11 @@ class CompiledSteps:
         return logits
 
     def most(self, cache: KVCache) -> int:
-        """How many tokens of a cache the next step should take at most, each to be computed as it would be
-        alone.
-        """
+        """How many tokens of a cache the next step may take at most, so that each is computed as if alone."""
         return self._decoder.most(cache.get_seq_length())
 
     def _new_tokens(self, entry: Entry) -> NewTokens:
-        """What the decoder is told of a cache, in which there is room then."""
+        """The decoder's view of a cache, after making room in it."""
         cache, tokens, mode = entry
         new = len(tokens)
         cache.make_room(new)
@@ -98,8 +96,8 @@ class CompiledSteps:
         )
 
     def _rotation(self, kind: str, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of positions, int64 [n], as the model makes them, [n, ...]; text has the same on
-        every axis.
+        """The model's cosines and sines for positions, int64 [n], as [n, ...]; text has the same on every
+        axis.
         """
         placed = positions.expand(*self._axes[:-1], -1)
         cos, sin = self._rotary(_FLOAT, placed, *([kind] if kind else []))
@@ -107,7 +105,7 @@ class CompiledSteps:
 
 
 _FLOAT = torch.zeros(1)  # asks the rotation for float32
-_PROBED = torch.ones(1, dtype=torch.int64)  # a position at which frequencies differ
+_PROBED = torch.ones(1, dtype=torch.int64)  # a position where frequencies differ
 
 
 def _as_it_attends(layer: Any, mode: Mode) -> AnyCache:
@@ -117,8 +115,8 @@ def _as_it_attends(layer: Any, mode: Mode) -> AnyCache:
 
 
 def _half_of(cos: Tensor) -> Callable[[Tensor], Tensor]:
-    """How the numbers that a model makes for a position become one for each two coordinates: some models
-    repeat them all, some each of them, some none.
+    """How to get one number per coordinate pair from what a model makes for a position: some models repeat
+    them all, some each of them, some none.
     """
     half = len(cos) // 2
     if torch.equal(cos[:half], cos[half:]):

@@ -1,7 +1,7 @@
-"""A model's modules as the data that a compiled decoder takes: how its layers are made, and their weights.
+"""Describes a model's modules as data for a compiled decoder: the structure of its layers, and their weights.
 
-What is described is checked: norms and activations by what they compute, and every weight of a layer must
-belong to something that is described.
+Descriptions are checked: norms and activations by what they compute, and every weight of a layer must belong
+to something described.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ EMBEDDINGS = ("embed_tokens", "embed_in")
 LAST_NORMS = ("norm", "final_layernorm", "final_layer_norm")
 ATTENTION = ("self_attn", "attention")
 OUTPUTS = ("o_proj", "dense")
-# Names of the products that queries, keys and values come from, and whether each head has its own together.
+# Names of the products that queries, keys and values come from, and whether one product stores each head's
+# three together.
 INPUTS = ((("q_proj", "k_proj", "v_proj"), False), (("qkv_proj",), False), (("query_key_value",), True))
 HEAD_NORMS = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"), ("query_layernorm", "key_layernorm"))
 MLPS = ("mlp", "block_sparse_moe")
-# Names of the products of an MLP, the last one last, and what the others give.
+# Names of the products of an MLP, the output last, and the row order of the others.
 PRODUCTS: tuple[tuple[tuple[str, ...], RowOrder], ...] = (
     (("gate_proj", "up_proj", "down_proj"), "apart"),
     (("gate_up_proj", "down_proj"), "halves"),
@@ -65,12 +66,12 @@ ACTIVATIONS: tuple[tuple[Activation, Callable[[Tensor], Tensor]], ...] = (
     (Activation("relu_squared"), lambda x: nn.functional.relu(x).square()),
 )
 _PROBE = torch.linspace(-5, 5, 41)  # where activations are compared
-_CLOSE = 2e-5  # what two ways to compute the same may differ by; the two forms of gelu are further apart
-_LAYER_NORM_EPS = 1e-5  # torch's, of a norm that does not say
+_CLOSE = 2e-5  # tolerance between two ways to compute the same; the two forms of gelu differ by more
+_LAYER_NORM_EPS = 1e-5  # torch's default
 
 
 class NoCompiledFormError(Exception):
-    """Something of a model is not described; says what, in a few words."""
+    """Part of a model is not described; the message says which, in a few words."""
 
 
 def describe(model: Model) -> DecoderWeights:
@@ -104,7 +105,7 @@ def describe(model: Model) -> DecoderWeights:
 
 
 def body_of(module: Any) -> Any:
-    """The part of a model that has the layers of its text part. Raises NoCompiledFormError."""
+    """The part of a model that holds its text layers. Raises NoCompiledFormError."""
     found = module.get_decoder()
     if hasattr(found, "layers"):
         return found
@@ -112,7 +113,7 @@ def body_of(module: Any) -> Any:
 
 
 def rotation_kinds(module: Any, config: Any) -> list[str]:
-    """The kinds of layers that have a rotation of their own, all in one where they share it."""
+    """The kinds of layers that have their own rotation; a single one if they share it."""
     rotary = body_of(module).rotary_emb
     by_kind = "layer_type" in inspect.signature(rotary.forward).parameters
     return sorted(set(layer_types(config))) if by_kind else [""]
@@ -278,7 +279,7 @@ class _Layer:
 
 
 def linear_of(module: Any) -> Linear:
-    """A linear layer over weights in blocks. Raises NoCompiledFormError where it is another."""
+    """A linear layer over weights in blocks. Raises NoCompiledFormError for any other."""
     from adamas_cli.models.packed_linear import PackedLinear
 
     if not isinstance(module, PackedLinear):
@@ -289,7 +290,7 @@ def linear_of(module: Any) -> Linear:
 
 
 def norm_of(module: Any, size: int) -> Norm:
-    """The norm that a module computes, of this size where it has no weight. Raises NoCompiledFormError."""
+    """The norm that a module computes; size: its width if it has no weight. Raises NoCompiledFormError."""
     kept, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     weight = torch.ones(size) if kept is None else kept.detach().float()
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", _LAYER_NORM_EPS))
@@ -317,14 +318,14 @@ def activation_of(function: Callable[[Tensor], Tensor]) -> Activation:
 
 
 def growth_of(config: Any) -> tuple[float, int] | None:
-    """By which queries grow with their position, as Llama 4's do; see `AttentionWeights`."""
+    """How queries grow with their position, as in Llama 4; see `AttentionWeights`."""
     rope = getattr(config, "rope_parameters", None) or {}
     rate = rope.get("llama_4_scaling_beta")
     return None if rate is None else (rate, rope["original_max_position_embeddings"])
 
 
 def gate_of(experts: Any, config: Any) -> Activation:
-    """What experts do between their products. Raises NoCompiledFormError."""
+    """The activation between experts' products. Raises NoCompiledFormError."""
     gate, up = 2 * _PROBE, 2 * _PROBE.flip(0)
     both = torch.stack((gate, up), -1).flatten() if experts.alternating else torch.cat((gate, up))
     found = experts.gated(both)
@@ -338,7 +339,7 @@ def gate_of(experts: Any, config: Any) -> Activation:
 
 
 def first_biases(experts: Any) -> list[Tensor | None]:
-    """The biases of each of an experts' first products, [experts, outputs]."""
+    """The biases of each of the experts' first products, [experts, outputs]."""
     bias, count = experts.gate_up_bias, len(experts.gate_up)
     if bias is None or count == 1:
         return [bias] * count
@@ -346,7 +347,7 @@ def first_biases(experts: Any) -> list[Tensor | None]:
 
 
 def _gated(activation: Activation, gate: Tensor, up: Tensor) -> Tensor:
-    """What an activation with gates is said to compute."""
+    """The definition of a gated activation."""
     if activation.limit is not None:
         gate, up = gate.clamp(max=activation.limit), up.clamp(-activation.limit, activation.limit)
     functions = {known.kind: function for known, function in ACTIVATIONS}
@@ -360,7 +361,7 @@ def _float(x: Tensor | None) -> Tensor | None:
 
 
 def _normalized(norm: Norm, x: Tensor) -> Tensor:
-    """What a norm is said to compute."""
+    """The definition of a norm."""
     x = x - x.mean(-1, keepdim=True) if norm.centred else x
     out = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.eps) * norm.weight
     return out if norm.bias is None else out + norm.bias
@@ -374,12 +375,12 @@ def _stacked(norms: Sequence[Norm]) -> Norm:
 
 
 def _has_weights(module: nn.Module) -> bool:
-    """Whether a module has weights of its own, not only those of modules in it."""
+    """Whether a module has weights of its own, not only in its submodules."""
     return hasattr(module, "packed") or any(True for _ in module.parameters(recurse=False))
 
 
 def _one_of(owner: Any, names: Sequence[str], what: str) -> Any:
-    """The first attribute of these names that is there. Raises NoCompiledFormError."""
+    """The first of these attributes that exists. Raises NoCompiledFormError."""
     for name in names:
         if getattr(owner, name, None) is not None:
             return getattr(owner, name)
@@ -387,7 +388,7 @@ def _one_of(owner: Any, names: Sequence[str], what: str) -> Any:
 
 
 def _present(owner: Any, rows: Sequence[tuple[tuple[str, ...], T]], what: str) -> tuple[tuple[str, ...], T]:
-    """The first row all of whose names are there. Raises NoCompiledFormError."""
+    """The first row whose names all exist. Raises NoCompiledFormError."""
     for row in rows:
         if all(getattr(owner, name, None) is not None for name in row[0]):
             return row

@@ -1,7 +1,8 @@
-"""Which model types decode in compiled steps: what of their layers cannot be seen in the modules themselves.
+"""Which model types decode in compiled steps, and what their modules do not reveal.
 
-Widths, biases, projections, gates, activations and kinds of norm are read from a model, see `describe.py`;
-here stands in which order its forward uses them. `tests/test_compiled_families.py` has a model of each row.
+Widths, biases, projections, gates, activations and kinds of norm are read from a model, see `describe.py`.
+This table gives the order in which its forward uses them. `tests/test_compiled_families.py` has a model for
+each row.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ def _always(attention: Any) -> bool:
 class Family:
     """The order of a decoder layer.
 
-    before_attention, after_attention, before_mlp, after_mlp: names of a layer's norms, None for none.
-    parallel: whether both branches start from the same hidden state: told, or the name of a layer's attribute
-    that tells. pairs: whether neighbouring coordinates are rotated against each other, instead of halves.
-    norms_last: whether queries and keys are normalized after they are rotated. rotates: whether an attention
-    module does rotate. scoring: of experts.
+    before_attention, after_attention, before_mlp, after_mlp: names of a layer's norms, or None. parallel:
+    whether both branches start from the same hidden state, or the name of the layer attribute that tells.
+    pairs: whether neighbouring coordinates are rotated against each other, instead of halves. norms_last:
+    whether queries and keys are normalized after rotation. rotates: whether an attention module rotates.
+    scoring: of experts.
     """
 
     before_attention: str | None = "input_layernorm"
@@ -45,7 +46,7 @@ PARALLEL = Family(before_mlp=None, parallel=True)
 
 
 def _rotates_in_windows(attention: Any) -> bool:
-    """EXAONE's rule: where some layers have a window, only those rotate."""
+    """EXAONE's rule: if some layers have a window, only those rotate."""
     return attention.sliding_window is None or attention.is_sliding
 
 

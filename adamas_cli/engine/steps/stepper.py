@@ -1,4 +1,4 @@
-"""One token after another, in the fastest way that a model, a cache and a device allow."""
+"""One token after another, in the fastest way that model, cache and device allow."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from adamas_cli.engine.steps.describe import NoCompiledFormError
 class Stepper:
     """The steps of one model with one cache.
 
-    reason: one line about why they do not run in the fastest way, or None where they do. captures: replay
-    steps on a GPU as CUDA graphs, where that can be. announce: told where that turns out not to be.
+    reason: why they do not run in the fastest way, in one line, or None. captures: replay steps on a GPU as
+    CUDA graphs, if possible. announce: called if that turns out to be impossible.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Stepper:
 
     @property
     def captures(self) -> bool:
-        """Whether steps are captured, which takes a while at the first one."""
+        """Whether steps are captured; the first one then takes a while."""
         return self._captured is not None
 
     def runs_compiled(self, mode: Mode) -> bool:
@@ -57,25 +57,27 @@ class Stepper:
         return self._compiled is not None and (mode.sparse is None or mode.sparse.backend.name == "cpu")
 
     def checks(self, mode: Mode) -> bool:
-        """Whether steps of this mode take several tokens for less than as many steps, and give them back."""
+        """Whether steps of this mode take several tokens for less than as many steps, and can drop them
+        again.
+        """
         return self.runs_compiled(mode) and self._cache.retracts
 
     def most(self, mode: Mode) -> int:
-        """How many tokens the next of the `steps` should take at most, where it `checks`."""
+        """How many tokens the next `steps` call should take at most, if it `checks`."""
         return (
             self._compiled.most(self._cache) if self._compiled is not None and self.runs_compiled(mode) else 1
         )
 
     def step(self, token: Tensor, mode: Mode) -> tuple[Tensor, Drawn | None]:
-        """Append one token, int64 [1], as an answer's tokens attend: the logits after it, [vocabulary], valid
-        until the next step, and the greedy token, where the step tells it.
+        """Append one token, int64 [1], attending as an answer's do. Returns the logits after it,
+        [vocabulary], valid until the next step, and the greedy token, if the step gives it.
         """
         logits, greedy = self.steps(token, mode)
         return logits[0], greedy
 
     def steps(self, tokens: Tensor, mode: Mode) -> tuple[Tensor, Drawn | None]:
-        """The same with several tokens, int64 [n], where it `checks`: the logits after each, [n, vocabulary],
-        and None. A captured step takes one.
+        """The same for several tokens, int64 [n], if it `checks`: the logits after each, [n, vocabulary], and
+        None. A captured step takes one.
         """
         if self._compiled is not None and self.runs_compiled(mode):
             return self._compiled.step(Entry(self._cache, tokens.tolist(), mode)), None

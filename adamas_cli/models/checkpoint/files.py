@@ -1,4 +1,4 @@
-"""The tensors of a model folder's safetensors files, where they lie."""
+"""The tensors of a model folder's safetensors files, read in place."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from adamas_cli.models.folder import weight_files
 if TYPE_CHECKING:
     from torch import Tensor
 
-_LARGEST_HEADER = 100_000_000  # bytes; safetensors reads no larger one
-# Number formats as safetensors calls them and torch does. Words are read as int32, which torch computes with.
+_LARGEST_HEADER = 100_000_000  # bytes; safetensors reads no larger header
+# Number formats by safetensors' and torch's names. Words are read as int32, which torch can compute with.
 DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
     "U32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool", "F8_E4M3": "float8_e4m3fn",
@@ -27,7 +27,7 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor in a file. dtype: as safetensors calls it; start: its first byte in the file."""
+    """A tensor in a file. dtype: safetensors' name; start: its first byte in the file."""
 
     file: Path
     dtype: str
@@ -38,7 +38,7 @@ class Entry:
 
 def read_header(file: Path) -> dict[str, Entry]:
     """The tensors in a file, by name. Raises OSError, ValueError, KeyError, TypeError, AttributeError and
-    struct.error for what is none.
+    struct.error for an invalid file.
     """
     size = file.stat().st_size
     with file.open("rb") as stream:
@@ -58,8 +58,8 @@ def read_header(file: Path) -> dict[str, Entry]:
 
 
 def read_headers(directory: Path) -> dict[str, Entry]:
-    """The tensors in a folder's files that answering with text takes. Raises ModelUnavailableError for
-    damaged ones.
+    """The tensors in a folder's files that answering with text needs. Raises ModelUnavailableError for
+    damaged files.
     """
     try:
         found = (entry for file in weight_files(directory) for entry in read_header(file).items())
@@ -88,13 +88,13 @@ class Tensors:
         }
 
     def mapped(self, name: str) -> Tensor:
-        """The bytes of a tensor that stays where it is, uint8."""
+        """The bytes of a tensor, mapped in place, uint8."""
         entry = self.entries[name]
         return self._mapped[entry.file][entry.start : entry.start + entry.bytes]
 
     def read(self, name: str) -> Tensor:
-        """A tensor that becomes another one: what is mapped would count as memory beside it. Raises
-        ModelUnavailableError for a number format that is not known.
+        """A tensor to be converted; a mapped one would also count as memory. Raises ModelUnavailableError for
+        an unknown number format.
         """
         import numpy as np
         import torch

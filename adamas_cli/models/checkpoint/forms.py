@@ -1,4 +1,4 @@
-"""The forms in which checkpoints keep weights of few bits, and how a config says which; without torch."""
+"""The forms in which checkpoints store quantized weights, and how a config names them; without torch."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-FLOAT8_BLOCK = (128, 128)  # rows and columns that share a scale, where a config does not say
+FLOAT8_BLOCK = (128, 128)  # rows and columns that share a scale, by default
 
 
 @dataclass(frozen=True)
 class Told:
-    """What a config says of weights that their tensors do not. bits: of a code, the most where several are
-    told. symmetric: whether all zero points are in the middle. zero_shift: what zero points lack in the
-    files. block: rows and columns that share a scale.
+    """What a config says about weights that their tensors do not. bits: of a code, the maximum if there are
+    several. symmetric: whether all zero points are in the middle. zero_shift: to add to stored zero points.
+    block: rows and columns that share a scale.
     """
 
     bits: int | None = None
@@ -24,11 +24,11 @@ class Told:
 
 @dataclass(frozen=True)
 class Form:
-    """Tensors by the ends of their names, which follow the layer's. needs: without which a weight is none of
-    this form; may: others; minimums: those that say that codes come with minimums; dtype: of the first, as
-    safetensors calls it, where that tells it from a plain weight. bits: of a code, None where a config says
-    so; held: of a number in memory, None where that follows from them. weight: the end of the name of the
-    weight that they are. transposed: whether the model's own axes of the last two are exchanged.
+    """Tensors by the suffixes of their names, after the layer's. needs: required tensors; may: optional ones;
+    minimums: those that show that codes come with minimums; dtype: of the first tensor, by safetensors' name,
+    if that distinguishes it from a plain weight. bits: of a code, None if the config says; held: bits of a
+    number in memory, None if it follows from the others. weight: suffix of the resulting weight's name.
+    transposed: whether the last two axes are swapped relative to the model's.
     """
 
     needs: tuple[str, ...]
@@ -61,8 +61,8 @@ MXFP4_EXPERTS = Form(("_blocks", "_scales"), bits=4, held=4.25, weight="", trans
 
 @dataclass(frozen=True)
 class Scheme:
-    """How the weights of a checkpoint are kept. forms: in which they may be; told: of all, and of some by the
-    name of the layer.
+    """How a checkpoint stores its weights. forms: the possible ones; told: for all layers, and for some by
+    layer name.
     """
 
     method: str
@@ -71,14 +71,12 @@ class Scheme:
     of_layers: Mapping[str, Told] | None = None
 
     def of(self, layer: str) -> Told:
-        """What is told of a layer."""
+        """What the config says about a layer."""
         return (self.of_layers or {}).get(layer, self.told)
 
 
 def scheme_of(stored: Mapping[str, Any]) -> Scheme | None:
-    """What a config's `quantization_config` describes; None where it is nothing that is read here, or makes
-    no sense.
-    """
+    """The scheme of a config's `quantization_config`; None if it is unsupported or invalid."""
     method = str(stored.get("quant_method"))
     find = _METHODS.get(method)
     try:
@@ -90,7 +88,7 @@ def scheme_of(stored: Mapping[str, Any]) -> Scheme | None:
 def _awq_scheme(stored: Mapping[str, Any]) -> Scheme | None:
     version = str(stored.get("version") or stored.get("format") or "gemm").lower()
     bits = stored.get("bits") or stored.get("w_bit")
-    if bits != 4 or version != "gemm" or stored.get("backend") == "llm-awq":  # which has another order
+    if bits != 4 or version != "gemm" or stored.get("backend") == "llm-awq":  # it orders codes differently
         return None
     return Scheme("awq", (AWQ,), Told(4))
 

@@ -1,4 +1,4 @@
-"""The quantized weights of a checkpoint, found among its tensors."""
+"""Finds the quantized weights of a checkpoint among its tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adamas_cli.models.checkpoint.forms import Form, Scheme, Told
 
 @dataclass(frozen=True)
 class Layer:
-    """A quantized weight. name: of the layer; tensors: by the ends of their names."""
+    """A quantized weight. name: of the layer; tensors: by the suffixes of their names."""
 
     name: str
     form: Form
@@ -21,13 +21,13 @@ class Layer:
     tensors: Mapping[str, str]
 
     def numbers(self, entries: Mapping[str, Entry]) -> int:
-        """How many it has."""
+        """The number of weights in it."""
         bits = self.form.bits or self.told.bits
         return entries[self.tensors[self.form.needs[0]]].bytes * 8 // bits if bits else 0
 
     @property
     def held_bits(self) -> float:
-        """Bits of a number in memory, its share of scales included, at most."""
+        """Maximum bits of a number in memory, including its share of scales."""
         if self.form.held is not None:
             return self.form.held
         with_minimums = not self.told.symmetric and any(end in self.tensors for end in self.form.minimums)
@@ -43,8 +43,8 @@ class Layer:
 def layers_of(
     scheme: Scheme, entries: Mapping[str, Entry], directory: Path
 ) -> tuple[dict[str, Layer], list[str]]:
-    """The quantized weights, by the names that they would have as numbers, and the names of all tensors that
-    are part of none. Raises ModelUnavailableError where a part is missing.
+    """The quantized weights, by the names they would have as plain numbers, and the names of all other
+    tensors. Raises ModelUnavailableError if a part is missing.
     """
     layers: dict[str, Layer] = {}
     used: set[str] = set()
@@ -66,13 +66,13 @@ def layers_of(
 
 
 def _begins(form: Form, name: str, entry: Entry) -> bool:
-    """Whether a tensor is the first of those of a weight of this form."""
+    """Whether a tensor is the first tensor of a weight of this form."""
     return name.endswith(form.needs[0]) and form.dtype in (None, entry.dtype)
 
 
 def tensors_of(scheme: Scheme | None, directory: Path) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of a folder's weights, quantized ones as matrices of as many numbers. Raises
-    ModelUnavailableError for damaged ones.
+    """Names and shapes of a folder's weights; quantized ones count as matrices of as many numbers. Raises
+    ModelUnavailableError for damaged files.
     """
     entries = read_headers(directory)
     if scheme is None:
@@ -83,7 +83,7 @@ def tensors_of(scheme: Scheme | None, directory: Path) -> list[tuple[str, tuple[
 
 
 def held_bytes(scheme: Scheme, directory: Path) -> int:
-    """Bytes that a folder's weights take in blocks, at most: those that are not quantized as in the files."""
+    """Maximum bytes of a folder's weights in blocks; weights that are not quantized count as in the files."""
     entries = read_headers(directory)
     layers, plain = layers_of(scheme, entries, directory)
     quantized = sum(layer.numbers(entries) * layer.held_bits / 8 for layer in layers.values())

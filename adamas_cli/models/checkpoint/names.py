@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint a parameter of transformers' model is made of, by transformers' own rules."""
+"""Which checkpoint tensors make a parameter of transformers' model, by transformers' own rules."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Origin:
-    """What a parameter is made of. converter: transformers' rule, or None for one tensor as it is. sources:
-    the tensors that each of its patterns is for.
+    """What a parameter is made from. converter: transformers' rule, or None for one unchanged tensor.
+    sources: the tensors for each of its patterns.
     """
 
     converter: Any
@@ -25,12 +25,12 @@ class Origin:
 
     @property
     def only(self) -> str | None:
-        """The one tensor that is the parameter as it is; None where more is to be done."""
+        """The one tensor that is the parameter unchanged; None if conversion is needed."""
         return next(iter(self.sources)) if self.converter is None else None
 
     @property
     def stacked(self) -> list[list[str]] | None:
-        """For experts' weights that are only stacked, and laid side by side: the tensors of each side."""
+        """For experts' weights that are only stacked and concatenated: the tensors of each side."""
         from transformers.core_model_loading import Concatenate, MergeModulelist
 
         if self.converter is None:
@@ -41,7 +41,7 @@ class Origin:
         return [self.sources[pattern] for pattern in self.converter.source_patterns]
 
     def convert(self, name: str, model: PreTrainedModel, tensor: Callable[[str], Tensor]) -> Tensor:
-        """The parameter's numbers, of those of its tensors."""
+        """The parameter's numbers, computed from its tensors'."""
         converter = deepcopy(self.converter)
         for pattern, sources in self.sources.items():
             for source in sources:
@@ -51,7 +51,7 @@ class Origin:
 
 
 def origins(model: PreTrainedModel, weights: Iterable[str]) -> dict[str, Origin]:
-    """What each parameter and buffer of a model is made of; weights: the names in a checkpoint."""
+    """What each parameter and buffer of a model is made from; weights: the names in a checkpoint."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
@@ -76,5 +76,5 @@ def origins(model: PreTrainedModel, weights: Iterable[str]) -> dict[str, Origin]
 
 
 def _in_order(name: str) -> list[Any]:
-    """Numbers in a name by their value."""
+    """A sort key that compares numbers in a name by value."""
     return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]

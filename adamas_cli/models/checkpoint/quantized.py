@@ -1,10 +1,10 @@
-"""Weights of few bits as checkpoints have them, and the blocks that hold them.
+"""Quantized weights as checkpoints store them, and the blocks that hold them.
 
-Each is exact in its blocks but for what these have as float16: scales, which are off by 2 ^ -11 of themselves
-at most, those of float16 and nearly all of bfloat16 not at all, and what is added to the scaled codes. With 4
-bits that is the least number, off by at most a 136th of the step between two codes; with 8 bits the middle
-one, off by a 16th at most and by nothing where zero points are in the middle. What blocks cannot hold, as
-groups of other sizes than multiples of 32 inputs, becomes plain numbers.
+Blocks hold each weight exactly, except for their float16 parts: scales, and what is added to the scaled
+codes. Scales have a relative error of at most 2 ^ -11; scales in float16, and nearly all in bfloat16, are
+exact. With 4 bits the minimum is added, off by at most 1/136 of the step between two codes. With 8 bits the
+middle is added, off by at most 1/16, and exact if zero points are in the middle. Weights that blocks cannot
+hold, such as groups that are not multiples of 32 inputs, become plain numbers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from adamas_cli.models.gguf.stored import Stored, stored
 
 BLOCK = 32  # inputs
-PRECISION = 2.0**-11  # of the largest scale, by which float16 may miss another one
+PRECISION = 2.0**-11  # relative to the largest scale: the error allowed to float16
 FLOAT8_UNIT = 256  # F8 has scales of 256ths
 
 
@@ -27,10 +27,10 @@ class Quantized(Protocol):
     """A weight [rows, columns]."""
 
     def numbers(self) -> Tensor:
-        """Its numbers as float32, columns in the order of the layer's inputs."""
+        """Its numbers as float32, with columns in the order of the layer's inputs."""
 
     def stored(self) -> Stored:
-        """It in blocks, or as numbers where these cannot hold it."""
+        """The weight in blocks, or as plain numbers if blocks cannot hold it."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Integers:
     """weight[o, i] = scales[o, g] * codes[o, i] + minimums[o, g], g the group of column i.
 
     codes: uint8 [rows, columns], of `bits` bits; scales, minimums: float32 [rows, groups]. order: the input
-    that each column is for; None where they are in a row.
+    of each column; None if they are in order.
     """
 
     bits: int
@@ -94,7 +94,7 @@ class Floats:
 
 @dataclass(frozen=True)
 class Microfloats:
-    """Floats of 4 bits (E2M1), of which each 32 inputs share a power of two (E8M0), as OCP's MXFP4 has them.
+    """Floats of 4 bits (E2M1), with a shared power of two (E8M0) per 32 inputs, as in OCP's MXFP4.
 
     codes: uint8 [rows, columns]; powers: uint8 [rows, columns / 32].
     """
@@ -115,8 +115,8 @@ class Microfloats:
 
 
 def _halves(groups: Tensor, codes: Tensor) -> Tensor | None:
-    """What groups [rows, groups] have as bytes of float16 for each block, uint8 [rows, blocks, 2]; None where
-    groups are no whole blocks, or float16 has no such numbers.
+    """Groups [rows, groups] as bytes of float16 for each block, uint8 [rows, blocks, 2]; None if groups are
+    not whole blocks, or float16 cannot represent the numbers.
     """
     size, rest = divmod(codes.shape[1], groups.shape[1])
     halves = groups.half()
@@ -127,7 +127,7 @@ def _halves(groups: Tensor, codes: Tensor) -> Tensor | None:
 
 
 def _nibbles(codes: Tensor) -> Tensor:
-    """Codes of 4 bits [rows, blocks, 32] as GGUF has them: the second half above the first."""
+    """Codes of 4 bits [rows, blocks, 32] in GGUF's layout: the second half in the upper bits."""
     return codes[..., :16] | codes[..., 16:] << 4
 
 

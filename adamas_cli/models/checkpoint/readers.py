@@ -1,4 +1,4 @@
-"""What the tensors of a quantized weight say, for each of the forms that checkpoints have it in."""
+"""Reads the tensors of a quantized weight, for each form that checkpoints use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adamas_cli.models.checkpoint.words import integers
 
 Parts = Mapping[str, Tensor]
 Read = Callable[[Parts, Told], Quantized]
-# Which of its eight neighbouring outputs the places of an AWQ word hold, from the lowest bits on.
+# Which of eight neighbouring outputs each position of an AWQ word holds, from the lowest bits on.
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
@@ -32,7 +32,7 @@ def _awq(parts: Parts, told: Told) -> Quantized:
 
 def _gptq(parts: Parts, told: Told) -> Quantized:
     """qweight int32 [in bits / 32, out], qzeros int32 [groups, out bits / 32], scales [groups, out], g_idx
-    int32 [in]: the group of each input, where they are not in a row.
+    int32 [in]: the group of each input, if they are not in order.
     """
     words, scales, group = parts[".qweight"].T, parts[".scales"].float().T, parts.get(".g_idx")
     bits = told.bits if group is None else 32 * words.shape[1] // len(group)
@@ -43,8 +43,8 @@ def _gptq(parts: Parts, told: Told) -> Quantized:
 
 
 def _packed(parts: Parts, told: Told) -> Quantized:
-    """weight_packed int32 [out, in bits / 32], weight_scale [out, groups], weight_zero_point int32
-    [out bits / 32, groups], weight_shape [2], weight_g_idx int32 [in]; zero points are of codes as packed.
+    """weight_packed int32 [out, in bits / 32], weight_scale [out, groups], weight_zero_point int32 [out bits
+    / 32, groups], weight_shape [2], weight_g_idx int32 [in]; zero points refer to packed codes.
     """
     words = parts[".weight_packed"]
     rows, columns = parts[".weight_shape"].tolist()
@@ -68,14 +68,14 @@ def _int8(parts: Parts, told: Told) -> Quantized:
 
 
 def _float8(parts: Parts, told: Told) -> Quantized:
-    """weight float8_e4m3fn [out, in]; its scales: one, [out] or [out, 1], or one for each block."""
+    """weight float8_e4m3fn [out, in]; scales: a single one, [out] or [out, 1], or one for each block."""
     codes = parts[".weight"]
     scales = next(parts[end] for end in (".weight_scale_inv", ".weight_scale") if end in parts).float()
     rows, columns = codes.shape
     high, wide = told.block
     if scales.dim() == 2 and scales.shape == (-(-rows // high), -(-columns // wide)) != (rows, 1):
         scales = scales.repeat_interleave(high, 0)[:rows]
-        if columns % wide:  # the last block is cut, but may still be whole ones of 32
+        if columns % wide:  # the last block is cut, but may still be a multiple of 32
             step = next(size for size in (32, 1) if wide % size == columns % size == 0)
             scales = scales.repeat_interleave(wide // step, 1)[:, : columns // step]
         return Floats(codes, scales)
@@ -83,7 +83,7 @@ def _float8(parts: Parts, told: Told) -> Quantized:
 
 
 def _mlx(parts: Parts, told: Told) -> Quantized:
-    """weight uint32 [out, in bits / 32], scales and biases [out, groups], which are minimums."""
+    """weight uint32 [out, in bits / 32], scales and biases [out, groups]; the biases are minimums."""
     assert told.bits is not None
     codes = integers(parts[".weight"], told.bits)
     return Integers(told.bits, codes, parts[".scales"].float(), parts[".biases"].float())
@@ -102,16 +102,16 @@ def _mxfp4_experts(parts: Parts, told: Told) -> Quantized:
 
 
 def _by_row(values: Tensor, rows: int) -> Tensor:
-    """One for all, one for each row, or several, as float32 [rows, groups]."""
+    """A single value, one per row, or several, as float32 [rows, groups]."""
     values = values.float()
     return values.view(rows, -1) if values.numel() >= rows else values.view(1, 1).expand(rows, 1)
 
 
 def _in_groups(bits: int, codes: Tensor, scales: Tensor, minimums: Tensor, group: Tensor | None) -> Integers:
-    """Codes of inputs that belong to these groups: side by side with those of their own, where groups are of
-    one size.
+    """Codes whose inputs belong to these groups; reordered so that each group's codes are adjacent, if groups
+    have equal sizes.
     """
-    if group is None or bool((group < 0).any()):  # as compressed-tensors begins with them
+    if group is None or bool((group < 0).any()):  # compressed-tensors' initial values
         return Integers(bits, codes, scales, minimums)
     group = group.long()
     columns, groups = codes.shape[1], scales.shape[1]

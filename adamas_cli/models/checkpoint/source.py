@@ -1,4 +1,4 @@
-"""The model in a folder of safetensors that come quantized: its parameters by transformers' names."""
+"""The model in a folder of quantized safetensors: its parameters by transformers' names."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def build_model(
 ) -> PreTrainedModel:
     """The model in `directory`, see `fill`. in_blocks, in_order: see `CheckpointSource`.
 
-    Raises ModelUnavailableError where it lacks a tensor.
+    Raises ModelUnavailableError if it lacks a tensor.
     """
     from transformers import GenerationConfig
 
@@ -64,8 +64,8 @@ def build_model(
 class CheckpointSource:
     """See `filling.Source`. Weights are computed on `device`.
 
-    in_blocks: whether they stay in few bits; else they are numbers of `dtype`. in_order: whether those are
-    numbers whose columns are in another order than inputs.
+    in_blocks: whether they stay in few bits; otherwise they become numbers of `dtype`. in_order: whether
+    weights with reordered columns become plain numbers.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class CheckpointSource:
         return gate_up, down[0]
 
     def require_all_used(self) -> None:
-        """Other tensors are of parts that are not built, such as those that look at pictures."""
+        """Unused tensors belong to parts that are not built, such as vision."""
 
     def _origin(self, name: str) -> Origin:
         if name not in self._origins:
@@ -124,7 +124,7 @@ class CheckpointSource:
         return self._origins[name]
 
     def _sides(self, name: str) -> list[BlockWeight] | None:
-        """The weights of stacked experts in blocks; two, where gates and the others are apart."""
+        """The weights of stacked experts in blocks; two, if gates and ups are separate."""
         origin = self._origins.get(name)
         if origin is None or not self._in_blocks:
             return None
@@ -134,7 +134,7 @@ class CheckpointSource:
         return [block for side in sides if (block := self._joined(side)) is not None] or None
 
     def _joined(self, names: Sequence[str]) -> BlockWeight | None:
-        """Weights one after the other; None where they are not in blocks of one kind."""
+        """Concatenated weights; None if they are not in blocks of one kind."""
         parts = [self._quantized(self._layers[name]).stored() for name in names]
         first = parts[0]
         if first.kind in PLAIN or any(part.kind != first.kind or part.order is not None for part in parts):
@@ -152,7 +152,7 @@ class CheckpointSource:
             ) from error
 
     def _numbers(self, name: str) -> Tensor:
-        """Of a tensor or a quantized weight, as the model has them."""
+        """The numbers of a tensor or a quantized weight, in the model's format."""
         layer = self._layers.get(name)
         if layer is None:
             return self._tensors.read(name).to(self._device)
@@ -170,7 +170,7 @@ class CheckpointSource:
 
 
 def _plain(numbers: Tensor) -> Stored:
-    """Numbers in the format that they are in."""
+    """Numbers in their own format."""
     if numbers.dtype not in KINDS:
         return stored(numbers)
     data = numbers.contiguous().view(-1).view(torch.uint8)

@@ -1,4 +1,4 @@
-"""Integers of few bits in words of 32, from the lowest bits on."""
+"""Integers of few bits in 32-bit words, from the lowest bits on."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torch import Tensor
 
 
 def integers(words: Tensor, bits: int) -> Tensor:
-    """int32 [rows, words] -> the integers of this many bits in each row, uint8 [rows, words * 32 / bits]; one
-    may begin in a word and end in the next.
+    """int32 [rows, words] -> the integers of this many bits in each row, uint8 [rows, words * 32 / bits]; an
+    integer may cross from one word to the next.
     """
     mask = (1 << bits) - 1
     if 8 % bits == 0:

@@ -1,1 +1,1 @@
-"""GGUF files, read where they lie: their keys become a config, their tensors a model's weights."""
+"""GGUF files, read in place: their keys become a config, their tensors a model's weights."""

@@ -1,4 +1,4 @@
-"""A GGUF file that is open: its keys, and its tensors in the mapped file or files."""
+"""An open GGUF file: its keys, and its tensors in the mapped file or files."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})", re.DOT
 
 
 def is_gguf(path: PurePath) -> bool:
-    """Whether a path is that of a GGUF file, by its name."""
+    """Whether a path names a GGUF file."""
     return path.suffix.lower() == SUFFIX
 
 
 def parts_of(path: Name) -> list[Name]:
-    """The files of a model, any of which may be given, in their order: one, or those of a split one."""
+    """The files of a model in order, given any of them: one, or all parts of a split one."""
     name = _PART.fullmatch(path.stem)
     if name is None:
         return [path]
@@ -41,15 +41,15 @@ class GgufFile:
     """The model in a GGUF file, or in the files of a split one."""
 
     def __init__(self, path: Path) -> None:
-        """path: of the file, or of any of its parts. Raises ModelUnavailableError for a damaged or incomplete
-        one.
+        """path: of the file, or of any part. Raises ModelUnavailableError for a damaged or
+        incomplete model.
         """
         self.path = path
         self.files = parts_of(path)
         self._headers = [_header(file, path) for file in self.files]
         self.keys: dict[str, Any] = self._headers[0].keys
-        self.entries: dict[str, tuple[int, TensorEntry]] = {}  # with the part that each tensor lies in
-        self.used: set[str] = set()  # names of tensors that were asked for
+        self.entries: dict[str, tuple[int, TensorEntry]] = {}  # with the part that contains each tensor
+        self.used: set[str] = set()  # names of requested tensors
         for part, header in enumerate(self._headers):
             for entry in header.tensors.values():
                 if entry.name in self.entries:
@@ -68,7 +68,7 @@ class GgufFile:
 
     @property
     def architecture(self) -> str:
-        """What llama.cpp calls the model's architecture."""
+        """llama.cpp's name for the model's architecture."""
         name = self.keys.get("general.architecture")
         if not isinstance(name, str):
             raise ModelUnavailableError(f"cannot use {self.path}: it does not name an architecture.")
@@ -93,7 +93,7 @@ class GgufFile:
         ]
 
     def tensor(self, name: str) -> Stored:
-        """A tensor in the mapped file, as `Stored`. Raises KeyError where there is none."""
+        """A tensor in the mapped file, as `Stored`. Raises KeyError if there is none."""
         from adamas_cli.models.gguf.stored import Stored
 
         part, entry = self.entries[name]
@@ -101,7 +101,7 @@ class GgufFile:
         return Stored(entry.kind, self._mapped[part][entry.start : entry.start + entry.bytes], entry.shape)
 
     def place(self, name: str) -> tuple[Path, int]:
-        """The file that a tensor lies in, and its first byte there."""
+        """The file that contains a tensor, and its first byte there."""
         part, entry = self.entries[name]
         return self.files[part], entry.start
 

@@ -1,6 +1,6 @@
-"""What stands before the tensors of a GGUF file: its keys, and where its tensors lie.
+"""The header of a GGUF file: its keys, and the locations of its tensors.
 
-The gguf package's reader takes seconds for a large vocabulary; this one skips arrays that nobody asked for.
+The gguf package's reader takes seconds for a large vocabulary; this one skips arrays that were not requested.
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -19,19 +19,19 @@ VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 _LARGEST_ALIGNMENT = 1 << 16
 _MOST_DIMENSIONS = 4
-_SHORT_ARRAY = 4096  # numbers; settings of layers and frequencies are no longer, vocabularies are
+_SHORT_ARRAY = 4096  # numbers; per-layer settings and frequencies are shorter, vocabularies longer
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
 
 class DamagedGgufError(ValueError):
-    """The file is no GGUF file, or not a whole one; the message says why, as half a sentence."""
+    """The file is not a complete GGUF file; the message says why, as a clause."""
 
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where a tensor lies. kind: a GGUF type's name, such as "Q4_K". shape: as torch has it, the numbers of a
-    row last. start: its first byte in the file.
+    """The location of a tensor. kind: a GGUF type's name, such as "Q4_K". shape: in torch's order, the
+    numbers of a row last. start: its first byte in the file.
     """
 
     name: str
@@ -43,17 +43,17 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What a GGUF file says about itself."""
+    """A GGUF file's description of itself."""
 
-    keys: dict[str, Any]  # scalars, strings and short arrays; of others their length, unless asked for
+    keys: dict[str, Any]  # scalars, strings, short arrays; for longer arrays their length, unless requested
     tensors: dict[str, TensorEntry]
-    end: int  # bytes that a whole file has at least
+    end: int  # minimum size of a complete file
 
 
 def read_header(path: Path, arrays: Collection[str] = ()) -> GgufHeader:
-    """The header of the file at `path`, with the values of the keys that `arrays` names.
+    """The header of the file at `path`, with the values of the array keys in `arrays`.
 
-    Raises DamagedGgufError if it is not a whole GGUF file, OSError if it cannot be read.
+    Raises DamagedGgufError if it is not a complete GGUF file, OSError if it cannot be read.
     """
     size = path.stat().st_size
     if size < 24:
@@ -145,7 +145,7 @@ class _Reader:
         return _SCALARS[kind]
 
     def _tensor(self) -> tuple[str, str, tuple[int, ...], int]:
-        """Name, type, shape and offset in the data of the next tensor."""
+        """Name, type, shape and data offset of the next tensor."""
         name = self._string()
         (dimensions,) = self._unpack("I")
         if not 0 < dimensions <= _MOST_DIMENSIONS:

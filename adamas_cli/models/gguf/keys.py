@@ -1,4 +1,4 @@
-"""The keys of a GGUF file that describe its model, each of which is used, or speaks against the file."""
+"""The keys of a GGUF file that describe its model. Each must be used, or the file is rejected."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 from adamas_cli.errors import ModelUnavailableError
 
 _NEEDED = object()
-_MOST = 1 << 20  # of anything that is counted: no model has more heads or wider layers
-# What says nothing about the numbers that a model computes, or says it of a tensor that says so itself.
+_MOST = 1 << 20  # of anything counted: no model has more heads or wider layers
+# Keys that do not affect the model's numbers, or only repeat what a tensor shows.
 _HARMLESS = frozenset(
     {
         "vocab_size",
         "context_length",
-        "attention.causal",  # only refused where it is false, which is an encoder
+        "attention.causal",  # only false is rejected: an encoder
         "rope.scaling.finetuned",
-        "rope.scaling.original_context_length",  # used by those kinds of scaling that know it
+        "rope.scaling.original_context_length",  # used by the kinds of scaling that need it
         "tensor_data_layout",
-        "nextn_predict_layers",  # for guessing ahead, which is another program's
+        "nextn_predict_layers",  # for predicting ahead, which is not done here
         "embedding_length_out",
         "n_deepstack_layers",  # of images
     }
@@ -30,8 +30,8 @@ _ONE_IS_NEUTRAL = ("scale", "factor", "step", "interval")
 
 
 class Keys:
-    """The keys of one model under its architecture's name, each of which is remembered once it was asked for,
-    and the rows of its tensors.
+    """The keys of one model under its architecture's name, remembering which were requested, and the row
+    counts of its tensors.
     """
 
     def __init__(self, values: dict[str, Any], architecture: str, rows: Mapping[str, int]) -> None:
@@ -41,27 +41,29 @@ class Keys:
         self.rows = rows
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value of a key, named without the architecture, or what it is where it is absent."""
+        """The value of a key, named without the architecture, or the default if it is absent."""
         self._used.add(name)
         value = self._values.get(f"{self.architecture}.{name}", default)
         return [_decimal(one) for one in value] if isinstance(value, list) else _decimal(value)
 
     def outside(self, name: str) -> Any:
-        """The value of a key that is not under the architecture's name. Raises ModelUnavailableError."""
+        """The value of a key outside the architecture's name. Raises ModelUnavailableError if it is
+        missing.
+        """
         if name not in self._values:
             raise ModelUnavailableError(f"it lacks the key {name}")
         return self._values[name]
 
     def need(self, name: str) -> Any:
-        """The same of one that must be there. Raises ModelUnavailableError."""
+        """The value of a required key. Raises ModelUnavailableError."""
         value = self.get(name, _NEEDED)
         if value is _NEEDED:
             raise ModelUnavailableError(f"it lacks the key {self.architecture}.{name}")
         return value
 
     def number(self, name: str, default: Any = _NEEDED) -> int:
-        """A count that is one for all layers, though a file may repeat it for each; layers that have none
-        of it, with 0, do not count.
+        """A count that is the same for all layers, though a file may repeat it for each; layers with 0 are
+        ignored.
         """
         value = self.need(name) if default is _NEEDED else self.get(name, default)
         values = sorted(set(value if isinstance(value, list) else [value]) - {0})
@@ -72,7 +74,7 @@ class Keys:
         return values[0] if values else 0
 
     def each(self, name: str, layers: int, default: Any = _NEEDED) -> list[Any]:
-        """A value for each layer, though a file may have one for all."""
+        """A value for each layer; a file may have one for all."""
         value = self.need(name) if default is _NEEDED else self.get(name, default)
         if not isinstance(value, list):
             return [value] * layers
@@ -90,8 +92,8 @@ class Keys:
         return tensor in self.rows
 
     def left(self) -> tuple[list[str], list[str]]:
-        """Keys of the model that nobody asked for and that are not neutral: those that the gguf package
-        knows, and those that nobody knows.
+        """Keys of the model that were not requested and are not neutral: those that the gguf package knows,
+        and unknown ones.
         """
         known: list[str] = []
         unknown: list[str] = []
@@ -105,7 +107,7 @@ class Keys:
 
 
 def _decimal(value: Any) -> Any:
-    """A number of 32 bits as it was before: the shortest decimal number that rounds to it."""
+    """A 32-bit number as originally written: the shortest decimal that rounds to it."""
     if not isinstance(value, float) or not math.isfinite(value):
         return value
     shortest = (float(f"{value:.{digits}g}") for digits in range(1, 10))
@@ -119,7 +121,7 @@ def _is_neutral(name: str, value: Any) -> bool:
 
 
 def _known_names() -> frozenset[str]:
-    """Names of all keys that llama.cpp's converters write of a model."""
+    """Names of all keys that llama.cpp's converters write for a model."""
     from gguf.constants import Keys as Known
 
     groups = [group for group in vars(Known).values() if isinstance(group, type)]

@@ -1,4 +1,4 @@
-"""How a GGUF file says that positions are rotated, as transformers' `rope_parameters`."""
+"""How a GGUF file rotates positions, as transformers' `rope_parameters`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from adamas_cli.models.gguf.keys import Keys
 
 FREQUENCIES = "rope_freqs.weight"
 SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"
-DEFAULT_BASE = 10000.0  # where a file names none
-_LLAMA3_BANDS = (1.0, 4.0)  # low and high frequency factor of every model that scales so
-_TOLERANCE = 1e-4  # of a factor: that of float32 arithmetic on both sides
+DEFAULT_BASE = 10000.0  # the default
+_LLAMA3_BANDS = (1.0, 4.0)  # low and high frequency factors of every model with this scaling
+_TOLERANCE = 1e-4  # of a factor: float32 arithmetic on both sides
 
 
 def rope_parameters(keys: Keys, head_dim: int, factors: Mapping[str, list[float]]) -> dict[str, Any]:
-    """Of all layers alike. head_dim: numbers of a head. factors: of those tensors among FREQUENCIES, SHORT
-    and LONG that the file has.
+    """Parameters shared by all layers. head_dim: numbers of a head. factors: from those tensors among
+    FREQUENCIES, SHORT and LONG that the file has.
     """
     rotated = keys.get("rope.dimension_count", head_dim)
     base = keys.get("rope.freq_base", DEFAULT_BASE)
@@ -41,7 +41,7 @@ def rope_parameters(keys: Keys, head_dim: int, factors: Mapping[str, list[float]
 
 
 def scaling(keys: Keys) -> dict[str, Any]:
-    """What the keys `rope.scaling.*` add; nothing where they scale nothing."""
+    """The fields given by the keys `rope.scaling.*`; none if they scale nothing."""
     kind = keys.get("rope.scaling.type", "none")
     factor = keys.get("rope.scaling.factor", 1.0)
     if kind == "linear" and factor != 1:
@@ -66,8 +66,8 @@ def scaling(keys: Keys) -> dict[str, Any]:
 
 
 def _by_frequency(factors: list[float], base: float, rotated: int, context: int) -> dict[str, Any]:
-    """Scaling that divides each frequency by a factor: as Llama 3's where it is that, since it is known then
-    before a step how positions turn, else by the factors themselves.
+    """Scaling that divides each frequency by a factor. If the factors are Llama 3's, it is expressed as that,
+    since the rotation is then known before a step; otherwise by the factors themselves.
     """
     if all(math.isclose(factor, 1.0, rel_tol=_TOLERANCE) for factor in factors):
         return {}
@@ -88,7 +88,7 @@ def _by_frequency(factors: list[float], base: float, rotated: int, context: int)
 def by_factors(
     short: list[float], long: list[float], original: int, attention_factor: float
 ) -> dict[str, Any]:
-    """Scaling by given factors: other ones beyond the context that the model was first trained for."""
+    """Scaling by given factors, with different ones beyond the original training context."""
     return {
         "rope_type": "longrope",
         "short_factor": short,
@@ -100,7 +100,7 @@ def by_factors(
 
 
 def _llama3_factors(base: float, rotated: int, factor: float, original: int) -> list[float]:
-    """By what Llama 3's scaling divides each frequency."""
+    """The factors by which Llama 3's scaling divides the frequencies."""
     low, high = _LLAMA3_BANDS
     factors = []
     for pair in range(0, rotated, 2):

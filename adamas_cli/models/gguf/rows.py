@@ -1,7 +1,7 @@
 """Embeddings that stay in a GGUF file: a document uses few of their rows, each of them small.
 
-Mapped into memory, every row brings its neighbours along, and soon the whole table counts as this process's
-memory.
+With mapped memory every row would bring in its neighbours, and soon the whole table would count as this
+process's memory.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 
 class FileRows(nn.Module):
-    """`nn.Embedding`, for inference, whose rows are read from a file and unpacked.
+    """`nn.Embedding`, for inference, with rows read from a file and unpacked.
 
-    start: the first row's first byte; kind: a GGUF type's name; shape: rows, and numbers in each; scale: of
-    every row, which some models multiply theirs with.
+    start: the first row's first byte; kind: a GGUF type's name; shape: rows, and numbers in each; scale: a
+    factor for every row, used by some models.
     """
 
     def __init__(
@@ -40,11 +40,11 @@ class FileRows(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """No numbers: for models that ask on which device and in which format their embeddings are."""
+        """Empty: for models that ask for the device and format of their embeddings."""
         return torch.empty(0, dtype=self._dtype)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids [...] -> rows [..., embedding_dim]. Raises IndexError for an id that is none."""
+        """ids [...] -> rows [..., embedding_dim]. Raises IndexError for an invalid id."""
         tokens, places = torch.unique(ids, return_inverse=True)
         wanted = tokens.tolist()
         if wanted and not 0 <= wanted[0] <= wanted[-1] < self.num_embeddings:

@@ -1,4 +1,4 @@
-"""The settings of a GGUF file's model in Hugging Face's layout, made once: its config and tokenizer."""
+"""The settings of a GGUF file's model in Hugging Face's layout, written once: config and tokenizer."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from adamas_cli.models.stops import GENERATION
 from adamas_cli.models.vocabulary import ARRAYS, end_ids, tokenizer_of
 from adamas_cli.progress import Progress
 
-LAYOUT = 1  # grows when what is written changes, so that older folders are made anew
-ORIGIN = "adamas.json"  # beside the settings: which file they are of
-# What transformers and tokenizers raise for vocabularies that they cannot read.
+LAYOUT = 1  # increases when the output changes, so that older folders are rewritten
+ORIGIN = "adamas.json"  # next to the settings: the file they belong to
+# Raised by transformers and tokenizers for vocabularies that they cannot read.
 UNREADABLE = (ValueError, KeyError, IndexError, TypeError, RuntimeError, NotImplementedError, OverflowError)
 
 log = logging.getLogger(__name__)
 
 
 def settings_folder(sha256: str) -> Path:
-    """Where the settings of the GGUF file with this hash are kept."""
+    """The settings folder of the GGUF file with this hash."""
     return settings_directory() / f"{sha256[:16]}-{LAYOUT}"
 
 
 def write_settings(path: Path, sha256: str, progress: Progress) -> Path:
-    """The folder of the settings of the GGUF file at `path`, written if it is not there.
+    """The folder of the settings of the GGUF file at `path`, written if missing.
 
-    Raises ModelUnavailableError for a damaged file, one of an unsupported architecture, or a full disk.
+    Raises ModelUnavailableError for a damaged file, an unsupported architecture, or a full disk.
     """
     folder = settings_folder(sha256)
     if folder.is_dir():

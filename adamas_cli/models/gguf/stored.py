@@ -1,4 +1,4 @@
-"""A tensor as a GGUF file holds it, and what can be done to it without touching its numbers."""
+"""A tensor as a GGUF file holds it, and operations that leave its numbers packed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Stored:
-    """Rows of blocks. kind: of `BlockWeight`. data: uint8, row after row, often of a mapped file; shape: of
-    the numbers, those of a row last. order: of a linear layer's weight, the input that each column is for;
-    None where they are in a row.
+    """Rows of blocks. kind: of `BlockWeight`. data: uint8, row after row, often in a mapped file; shape: of
+    the numbers, those of a row last. order: for a linear layer's weight, the input of each column; None if
+    they are in order.
     """
 
     kind: str
@@ -25,7 +25,7 @@ class Stored:
 
     @property
     def block_weight(self) -> BlockWeight:
-        """It as a matrix; what is left of the shape is counted as rows."""
+        """As a matrix; all leading axes count as rows."""
         columns = self.shape[-1] if self.shape else 1
         return BlockWeight(self.kind, self.data.view(-1, row_bytes(self.kind, columns)), columns)
 
@@ -35,22 +35,20 @@ class Stored:
         return numbers if self.order is None else numbers[:, self.order.cpu().argsort()]
 
     def of_shape(self, *shape: int) -> Stored:
-        """The same numbers in another shape. Rows of a quantized one must stay as they are."""
+        """The same numbers in another shape. Rows of a quantized tensor must stay whole."""
         if self.kind in PLAIN or shape[-1:] == self.shape[-1:]:
             return Stored(self.kind, self.data, shape)
         raise ValueError(f"rows of {self.kind} cannot be cut")
 
     def pick(self, index: Tensor) -> Stored:
-        """What lies at these places of the first axis, in their order: rows, or single numbers."""
+        """The entries at these places of the first axis, in this order: rows, or single numbers."""
         if len(self.shape) == 1:
             return stored(self.numbers()[index])
         data = self.data.view(self.shape[0], -1)[index].flatten()
         return Stored(self.kind, data, (len(index), *self.shape[1:]))
 
     def pick_columns(self, index: Tensor) -> Stored:
-        """A matrix with its columns in another order: in whole blocks where these stay together, else as
-        numbers.
-        """
+        """A matrix with reordered columns: in blocks if whole blocks move together, else as numbers."""
         width, size = block_size(self.kind)
         blocks = index.view(-1, width)
         first = blocks[:, :1]
@@ -61,7 +59,7 @@ class Stored:
         return Stored(self.kind, data.flatten(), self.shape)
 
     def part(self, first: int, last: int) -> Stored:
-        """Some of the first axis, as a view where it has rows."""
+        """A range of the first axis, as a view if it has rows."""
         if len(self.shape) == 1:
             return stored(self.numbers()[first:last])
         data = self.data.view(self.shape[0], -1)[first:last]
@@ -69,13 +67,13 @@ class Stored:
 
 
 def stored(numbers: Tensor) -> Stored:
-    """Computed numbers, as a file would hold them in float32."""
+    """Computed numbers, in float32 as in a file."""
     numbers = numbers.to(torch.float32).contiguous()
     return Stored("F32", numbers.view(-1).view(torch.uint8), tuple(numbers.shape))
 
 
 def joined(parts: Sequence[Stored], axis: int = 0) -> Stored:
-    """Tensors side by side along an axis other than the last, in their blocks where these are of one type."""
+    """Tensors concatenated along an axis other than the last, in blocks if they have the same type."""
     first = parts[0]
     if any(part.kind != first.kind for part in parts) or len(first.shape) == 1:
         return stored(torch.cat([part.numbers() for part in parts], axis))

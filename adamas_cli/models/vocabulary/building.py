@@ -1,7 +1,6 @@
-"""Builds the tokenizer that a GGUF file describes, the same as the model's own.
+"""Builds the tokenizer that a GGUF file describes, identical to the model's own.
 
-A GGUF file holds the vocabulary, merges or scores, and only the *name* of the rule that splits text before
-them.
+A GGUF file has the vocabulary, merges or scores, but only the *name* of the rule that splits text first.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 # `tokenizer.ggml.model`
 _BYTE_LEVEL, _SENTENCEPIECE, _GEMMA4 = "gpt2", "llama", "gemma4"
-_LIKE_GEMMA4 = ("gemma4", "granite-embed-multi-311m", "sarvam-moe")  # rules of merges over whole lines
+_LIKE_GEMMA4 = ("gemma4", "granite-embed-multi-311m", "sarvam-moe")  # rules with merges over whole lines
 _REFUSED = {
     "bert": "WordPiece",
     "t5": "SentencePiece unigrams",
@@ -34,13 +33,13 @@ _REFUSED = {
     "none": "nothing",
     "no_vocab": "nothing",
 }
-_DEFAULT_ROLES = {"bos": 1, "eos": 2, "unk": 0}  # of SentencePiece where a file names none
+_DEFAULT_ROLES = {"bos": 1, "eos": 2, "unk": 0}  # SentencePiece's defaults
 
 
 def tokenizer_of(keys: Mapping[str, Any], progress: Progress) -> PreTrainedTokenizerFast:
-    """The tokenizer by the keys of a GGUF file, ARRAYS among them as lists, with its chat templates.
+    """The tokenizer from the keys of a GGUF file, with ARRAYS as lists, and its chat templates.
 
-    A byte-level vocabulary with a rule that is not known is split by a common one, with a note. Raises
+    A byte-level vocabulary with an unknown rule is split by a common one, with a note. Raises
     ModelUnavailableError for other kinds of vocabulary, ValueError for a damaged one.
     """
     from transformers import PreTrainedTokenizerFast
@@ -89,7 +88,7 @@ def _adds(keys: Mapping[str, Any], role: str, otherwise: bool) -> bool:
 
 
 def add_tokens(tokenizer: Tokenizer, tokens: Tokens) -> None:
-    """Tell which tokens are found in text before it is split."""
+    """Register the tokens that are found in text before it is split."""
     from tokenizers import AddedToken
 
     tokenizer.add_special_tokens(
@@ -102,7 +101,7 @@ def add_tokens(tokenizer: Tokenizer, tokens: Tokens) -> None:
 
 
 def add_ends(tokenizer: Tokenizer, tokens: Tokens, *, bos: bool, eos: bool) -> None:
-    """Begin and end every text with the tokens that the model was trained to see there."""
+    """Begin and end every text with the tokens that the model was trained with."""
     from tokenizers import processors
 
     named = tokens.named()

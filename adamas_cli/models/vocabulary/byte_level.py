@@ -1,4 +1,4 @@
-"""Vocabularies whose tokens are bytes, written as GPT-2 writes them, and merges of these."""
+"""Vocabularies of bytes in GPT-2's spelling, and their merges."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def byte_level(tokens: Tokens, splitting: Splitting) -> Tokenizer:
 
 
 def _steps(regexes: tuple[str, ...]) -> list[pre_tokenizers.PreTokenizer]:
-    """What cuts text by each pattern in turn, as the publishers of such tokenizers write it."""
+    """Steps that split text by each pattern in turn, in the publishers' own form."""
     from tokenizers import Regex, pre_tokenizers
 
     by_gpt2 = regexes[-1] == patterns.GPT2

@@ -1,4 +1,4 @@
-"""Vocabularies of model folders without a tokenizer.json, written as one, once for each vocabulary."""
+"""Converts the vocabulary of model folders without a tokenizer.json into one, once for each vocabulary."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from adamas_cli.progress import Progress
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-LAYOUT = 1  # grows when what is written changes, so that older folders are made anew
+LAYOUT = 1  # increases when the output changes, so that older folders are rewritten
 _SETTINGS = "tokenizer_config.json"
 _BESIDE = (
     _SETTINGS,
@@ -33,20 +33,20 @@ _BESIDE = (
     "chat_template.jinja",
     "chat_template.json",
 )
-# How families with vocab.json and merges.txt split text, by the class of their tokenizer.
+# How families with vocab.json and merges.txt split text, by tokenizer class.
 _SPLITTING = {"Qwen2Tokenizer": "qwen2", "GPTNeoXTokenizer": "olmo", "LlamaTokenizer": "llama-bpe"}
 _ROLES = ("bos", "eos", "unk", "pad")
 
 
 def tokenizer_folder(directory: Path, progress: Progress) -> Path:
-    """The folder with the tokenizer.json of a model folder: itself where it has one, else one that is made of
-    its vocabulary.
+    """The folder with a model folder's tokenizer.json: itself if it has one, else one made from its
+    vocabulary.
 
-    Raises ModelUnavailableError for a vocabulary that is damaged or of no kind that is read here.
+    Raises ModelUnavailableError for a vocabulary that is damaged or of an unsupported kind.
     """
     found = next((file for name in TOKENIZERS for file in sorted(directory.glob(name))), None)
     if found is None or found.name == TOKENIZERS[0]:
-        return directory  # where one is missing, it is told by who reads it
+        return directory  # if one is missing, its reader reports it
     folder = vocabularies_directory() / f"{_hash(directory, found)[:16]}-{LAYOUT}"
     if folder.is_dir():
         return folder
@@ -79,7 +79,7 @@ def _write(directory: Path, vocabulary: Path, folder: Path, progress: Progress) 
         os.replace(unfinished, folder)
     except OSError as error:
         raise unwritable(folder.parent, error) from error
-    except Exception as error:  # the library raises plain Exception for files that it cannot read
+    except Exception as error:  # the library raises plain Exception for unreadable files
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ModelUnavailableError(
             f"{vocabulary} cannot be read: {reason}.\nFetch the model again."
@@ -89,7 +89,7 @@ def _write(directory: Path, vocabulary: Path, folder: Path, progress: Progress) 
 
 
 class _Settings:
-    """What the files beside a vocabulary say of its tokens."""
+    """What the files next to a vocabulary say about its tokens."""
 
     def __init__(self, directory: Path) -> None:
         special, self._added, self.all = (
@@ -103,7 +103,7 @@ class _Settings:
         return str(self.all.get("tokenizer_class")).removesuffix("Fast")
 
     def added(self) -> dict[int, tuple[str, bool]]:
-        """Tokens beside the vocabulary by their ids, and whether they are control tokens."""
+        """Tokens outside the vocabulary by id, and whether they are control tokens."""
         listed = {int(id_): (text, True) for text, id_ in self._added.items()}
         for id_, token in (self.all.get("added_tokens_decoder") or {}).items():
             listed[int(id_)] = (token["content"], bool(token.get("special", True)))
@@ -116,7 +116,7 @@ class _Settings:
         return text if isinstance(text, str) else None
 
     def adds_bos(self, otherwise: bool) -> bool:
-        """Whether texts begin with their token."""
+        """Whether texts begin with the `bos` token."""
         adds = self.all.get("add_bos_token")
         return otherwise if adds is None else bool(adds)
 
@@ -131,7 +131,7 @@ def _object(file: Path) -> dict[str, Any]:
 
 
 def _read(vocabulary: Path, settings: _Settings, progress: Progress) -> tuple[Tokenizer, dict[str, Any]]:
-    """The tokenizer, and the settings to stand beside it."""
+    """The tokenizer, and the settings to store with it."""
     data = vocabulary.read_bytes()
     added = settings.added()
     template = settings.all.get("chat_template")
@@ -148,7 +148,7 @@ def _read(vocabulary: Path, settings: _Settings, progress: Progress) -> tuple[To
         prefix = spm.space_prefix and settings.all.get("add_prefix_space") is not False
         spm = replace(spm, tokens=with_added(spm.tokens, added), space_prefix=prefix)
         tokens, begins = spm.tokens, "bos" in spm.tokens.roles
-        # As transformers calls what it did before it left out the space after control tokens.
+        # transformers' name for its earlier behaviour, before it dropped the space after control tokens.
         tokenizer = spm.tokenizer(after_control=settings.all.get("legacy") is not False)
     else:
         rule = ranks.RULES.get(vocabulary.name)
@@ -170,7 +170,7 @@ def _read(vocabulary: Path, settings: _Settings, progress: Progress) -> tuple[To
 
 
 def _listed(vocabulary: dict[str, int], merges: Path) -> Tokens:
-    """The vocabulary of a vocab.json and the file beside it. Raises ValueError where it is of no bytes."""
+    """The vocabulary of a vocab.json and its merges file. Raises ValueError if it is not byte-level."""
     if not merges.is_file():
         raise ValueError(f"there is no {merges.name} beside it")
     if "\u0120" not in vocabulary:  # a space in GPT-2's alphabet
@@ -185,6 +185,6 @@ def _listed(vocabulary: dict[str, int], merges: Path) -> Tokens:
 
 
 def _is_ranks(data: bytes) -> bool:
-    """Whether it is a tiktoken file, whose lines are a token in base64 and a number."""
+    """Whether it is a tiktoken file: each line has a token in base64 and a number."""
     first = data.partition(b"\n")[0].split()
     return len(first) == 2 and first[1].isdigit()

@@ -1,7 +1,7 @@
-r"""Regular expressions that say what a piece of text is; merges never reach across two pieces.
+r"""Regular expressions that define a piece of text; merges never cross pieces.
 
 They are written for Oniguruma, which `tokenizers` uses: `\s`, `\d` and `\p{…}` know Unicode, `[…&&[…]]` is an
-intersection, `$` ends a line and not only the text.
+intersection, `$` also ends a line, not only the text.
 """
 
 # ruff: noqa: RUF001 - the publishers' own look-alike characters
@@ -9,7 +9,7 @@ intersection, `$` ends a line and not only the text.
 from __future__ import annotations
 
 CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-NOT_WORD = r"[^\r\n\p{L}\p{N}]"  # may stand before the letters of a word
+NOT_WORD = r"[^\r\n\p{L}\p{N}]"  # may precede the letters of a word
 SYMBOLS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
 BLANK = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 
@@ -18,7 +18,7 @@ DIGITS = r"\p{N}+"
 THREE_ASCII_DIGITS = "[0-9][0-9][0-9]"
 UP_TO_THREE_DIGITS = r"\p{N}{1,3}"
 THREES_FROM_THE_RIGHT = r"\d{1,3}(?=(?:\d{3})*\b)"
-BEFORE_EACH_THREE = r"(?=(\d{3})+(?!\d))"  # an empty match: text is cut there
+BEFORE_EACH_THREE = r"(?=(\d{3})+(?!\d))"  # an empty match: text is split there
 LINE_END = r"[\r\n]"
 LINES = r"[^\n]+|[\n]+"
 
@@ -62,7 +62,7 @@ _LOWER = r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
 
 
 def cased_words(upper: str, lower: str, ending: str = "") -> str:
-    """GPT-4o's words: `upper` letters and then `lower` ones, one of them at least, with a contraction."""
+    """GPT-4o's words: `upper` letters, then `lower` ones, at least one in all, with a contraction."""
     return f"{NOT_WORD}?{upper}*{lower}+{ending}|{NOT_WORD}?{upper}+{lower}*{ending}"
 
 
@@ -88,7 +88,7 @@ KIMI = r"\p{Han}+|" + words(
     letters=cased_words(f"[{_UPPER}{_NO_HAN}]", f"[{_LOWER}{_NO_HAN}]", f"{CONTRACTION}?"),
 )
 
-# DeepSeek and those who follow it.
+# DeepSeek and its followers.
 _ASCII_SYMBOL = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"
 DEEPSEEK_V3 = (
     rf"{_ASCII_SYMBOL}[A-Za-z]+|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+"
@@ -110,7 +110,7 @@ SPACE_AT_THE_END = r"\s+$"
 LETTERS_WITH_SPACE = r"\s?\p{L}+"
 PUNCTUATION_WITH_SPACE = r"\s?\p{P}+"
 
-# Scripts that are written without spaces, each kind a piece of its own.
+# Scripts written without spaces; each kind is its own piece.
 AFMOE_SCRIPTS = (
     "[\u4e00-\u9fff\u3400-\u4dbf\u8c48-\ufaff\u3040-\u309f\u30a0-\u30ff\uff65-\uff9f\u2f00-\u2fdf"
     "\u0e40-\u0e7f\u0e80-\u0eff\u1780-\u17ff\u1000-\u109f\uaa60-\uaa7f\ua9e0-\ua9ff\uac00-\ud7af\u1100-\u11ff]+"

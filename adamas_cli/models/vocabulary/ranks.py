@@ -1,4 +1,4 @@
-"""Vocabularies of bytes with their ranks, as tiktoken and Mistral's tekken have them, made one of merges."""
+"""Vocabularies of bytes with ranks, in tiktoken's and Mistral's tekken form, converted to merges."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rule:
-    """How the publisher of a tiktoken file splits text, by a name of SPLITTINGS, and the control tokens that
-    its code adds after the file's, where the model's settings do not list them.
+    """How the publisher of a tiktoken file splits text, by a name in SPLITTINGS, and the control tokens that
+    its code adds after the file's, if the model's settings do not list them.
     """
 
     splitting: str
@@ -45,7 +45,7 @@ LLAMA3 = Rule(
     ),
 )
 RULES = {
-    "tokenizer.model": LLAMA3,  # where it is no SentencePiece model
+    "tokenizer.model": LLAMA3,  # if it is not a SentencePiece model
     "tiktoken.model": Rule("kimi-k2"),
     "qwen.tiktoken": Rule(
         "qwen2", ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *_numbered("<|extra_{}|>", 0, 205))
@@ -56,7 +56,7 @@ RULES = {
 }
 """By the file's name, as no setting tells it."""
 
-# Of versions that do not list them.
+# For versions that do not list them.
 _TEKKEN_CONTROL = (
     *("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
     *("[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[TOOL_CALLS]", "<pad>", "[PREFIX]", "[MIDDLE]", "[SUFFIX]"),
@@ -65,7 +65,7 @@ _TEKKEN_ROLES = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
 
 
 def read_tiktoken(data: bytes) -> list[bytes]:
-    """The tokens of a tiktoken file by their ids. Raises ValueError for one that is damaged."""
+    """The tokens of a tiktoken file by id. Raises ValueError for a damaged one."""
     try:
         entries = [line.split() for line in data.splitlines() if line.strip()]
         ranks = {int(rank): base64.b64decode(token, validate=True) for token, rank in entries}
@@ -77,14 +77,14 @@ def read_tiktoken(data: bytes) -> list[bytes]:
 
 
 def tiktoken_tokens(tokens: list[bytes]) -> Tokens:
-    """Their vocabulary."""
+    """The vocabulary of these tokens."""
     texts = [_written(token) for token in tokens]
     return Tokens(texts, [NORMAL] * len(texts), [], _merges(texts), {})
 
 
 def read_tekken(data: bytes) -> tuple[Tokens, Splitting]:
-    """The tokens of a tekken.json, and how it splits text. Raises ValueError, KeyError or TypeError for one
-    that is damaged.
+    """The tokens of a tekken.json, and how it splits text. Raises ValueError, KeyError or TypeError for a
+    damaged one.
     """
     stored: dict[str, Any] = json.loads(data)
     config = stored["config"]
@@ -112,18 +112,18 @@ _NO_SYSTEM = "{{- raise_exception('it takes no system role') }}"
 
 
 def tekken_template(tokens: Tokens) -> str:
-    """The chat template that Mistral's own library has in its code and not in a file."""
+    """The chat template that Mistral's own library has in code rather than in a file."""
     system = _SYSTEM_PROMPT if "[SYSTEM_PROMPT]" in tokens.vocabulary else _NO_SYSTEM
     return _INSTRUCTION.replace("SYSTEM", system, 1)
 
 
 def by_ranks(tokens: Tokens, splitting: Splitting) -> Tokenizer:
-    """The tokenizer without its added tokens. Raises ValueError where it has a token of no bytes."""
+    """The tokenizer without its added tokens. Raises ValueError for a token without bytes."""
     return byte_level(tokens, replace(splitting, whole_words=True))
 
 
 def _written(token: bytes) -> str:
-    """A token in GPT-2's alphabet, which has a character for each byte."""
+    """A token in GPT-2's alphabet, with one character per byte."""
     return token.decode("latin-1").translate(_ALPHABET)
 
 
@@ -137,7 +137,7 @@ _ALPHABET = _alphabet()
 
 
 def _merges(tokens: list[str]) -> list[tuple[str, str]]:
-    """Every way in which two tokens make a third: the third's rank decides which comes first, then theirs."""
+    """All pairs of tokens that make a third, ordered by the third's rank, then by theirs."""
     ranks = {token: rank for rank, token in enumerate(tokens)}
     found: list[tuple[str, str]] = []
     for token in tokens:

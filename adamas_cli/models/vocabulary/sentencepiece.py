@@ -1,4 +1,4 @@
-"""SentencePiece's vocabularies of characters, with `▁` for a space and bytes for what they lack."""
+"""SentencePiece's vocabularies of characters, with `▁` for a space and bytes for missing characters."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 SPACE = "▁"
-_RUN = re.compile(r"(.)\1+", re.DOTALL)  # one character several times
+_RUN = re.compile(r"(.)\1+", re.DOTALL)  # a character repeated several times
 _ANY_BYTE = 256
 
 
 def sentencepiece(tokens: Tokens, *, space_prefix: bool) -> Tokenizer:
-    """The tokenizer without its added tokens; its merges are listed, or follow from the pieces' scores.
-    space_prefix: whether a text, and what comes after an added token, begins with a space.
+    """The tokenizer without its added tokens; its merges are listed, or derived from the pieces' scores.
+    space_prefix: whether a text, and text after an added token, begins with a space.
 
-    Raises ValueError where there are neither scores nor merges.
+    Raises ValueError if there are neither scores nor merges.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers
 
@@ -49,12 +49,12 @@ def sentencepiece(tokens: Tokens, *, space_prefix: bool) -> Tokenizer:
 
 
 def _written(text: str) -> str:
-    """A token as merges meet it: converters write runs of spaces as such, where text has blocks."""
+    """A token as merges see it: converters write runs of spaces as spaces, where text has `▁`."""
     return SPACE * len(text) if text.strip(" ") == "" else text
 
 
 def _runs(looked_for: set[str], vocabulary: dict[str, int]) -> Iterator[tuple[str, str]]:
-    """Merges that rebuild tokens such as three line ends, before any other: SentencePiece looks for such ones
+    """Merges that rebuild tokens such as three line ends, before any others: SentencePiece looks for these
     before it merges, and no pair has a score for them.
     """
     runs = sorted((text for text in looked_for if _RUN.fullmatch(text)), key=len)
@@ -65,7 +65,7 @@ def _runs(looked_for: set[str], vocabulary: dict[str, int]) -> Iterator[tuple[st
 
 
 def _by_score(tokens: Tokens, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
-    """Every way in which two pieces make a third, the third's score deciding which comes first."""
+    """All pairs of pieces that make a third, ordered by the third's score."""
     pieces = set(tokens.of_kind(NORMAL))
     parts = pieces | {_written(text) for text in tokens.of_kind(USER_DEFINED)}
     found = [

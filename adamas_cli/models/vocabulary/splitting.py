@@ -1,4 +1,4 @@
-"""How each kind of byte-level vocabulary splits text, by the name that a GGUF file gives the rule."""
+"""How each kind of byte-level vocabulary splits text, by the rule's name in GGUF files."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from adamas_cli.models.vocabulary import patterns as p
 
 @dataclass(frozen=True)
 class Splitting:
-    """How a byte-level BPE vocabulary wants its text prepared.
+    """How a byte-level BPE vocabulary needs its text prepared.
 
-    patterns: of which each cuts the pieces of the one before, into its matches and what lies between. nfc:
-    Unicode is composed first. whole_words: a piece that is in the vocabulary is taken as it is, without
-    merges. bos: texts begin with the first token, unless the file says otherwise.
+    patterns: each splits the pieces of the previous one, into its matches and the text between them. nfc:
+    Unicode is composed first. whole_words: a piece in the vocabulary is used directly, without merges. bos:
+    texts begin with the `bos` token, unless the file says otherwise.
     """
 
     patterns: tuple[str, ...]
@@ -23,7 +23,7 @@ class Splitting:
 
 
 _GPT2 = Splitting((p.GPT2,))
-_GPT2_NFC = replace(_GPT2, nfc=True)  # of GPT-NeoX
+_GPT2_NFC = replace(_GPT2, nfc=True)  # for GPT-NeoX
 _DIGITS = Splitting((p.DIGIT, p.GPT2))
 _LLAMA3 = Splitting((p.LLAMA3,), whole_words=True, bos=True)
 _LLAMA3_BY_MERGES = Splitting((p.LLAMA3,))
@@ -88,4 +88,4 @@ _FAMILIES = {
 SPLITTINGS = {name: splitting for splitting, names in _FAMILIES.items() for name in names.split()}
 """By `tokenizer.ggml.pre`. The publisher's pattern, also where llama.cpp only approximates it."""
 
-UNKNOWN = _LLAMA3_BY_MERGES  # what most vocabularies of these years do, give or take a detail
+UNKNOWN = _LLAMA3_BY_MERGES  # the rule of most recent vocabularies, apart from details

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _UNIGRAM, _BPE = 1, 2  # values of `model_type`
-# Numbers of fields: of the whole, of a piece, of the trainer's and of the normalizer's settings.
+# Field numbers: of the file, a piece, the trainer's and the normalizer's settings.
 _PIECE, _TRAINER, _NORMALIZER = 1, 2, 3
 _TEXT, _SCORE, _KIND = 1, 2, 3
 _MODEL_TYPE = 3
-_ROLES = {"unk": (40, 0), "bos": (41, 1), "eos": (42, 2), "pad": (43, -1)}  # with what they are by default
+_ROLES = {"unk": (40, 0), "bos": (41, 1), "eos": (42, 2), "pad": (43, -1)}  # with defaults
 _CHARSMAP, _DUMMY_PREFIX, _EXTRA_SPACES = 2, 3, 4
 _NEVER = -1e6  # a score
 
@@ -27,9 +27,9 @@ Value = int | bytes
 
 @dataclass(frozen=True)
 class SpmFile:
-    """tokens: with roles by id. unigram: whether pieces are chosen by their scores together, not merged.
-    charsmap: how characters are normalized, in the library's own form. space_prefix: whether texts begin with
-    a space. squeezes: whether runs of spaces are one, and those at the ends none.
+    """tokens: with roles by id. unigram: whether pieces are chosen jointly by score, not merged. charsmap:
+    how characters are normalized, in the library's own form. space_prefix: whether texts begin with a space.
+    squeezes: whether runs of spaces become one, and are dropped at both ends.
     """
 
     tokens: Tokens
@@ -39,8 +39,8 @@ class SpmFile:
     squeezes: bool
 
     def tokenizer(self, *, after_control: bool = True) -> Tokenizer:
-        """The tokenizer without its added tokens. after_control: whether what follows an added token begins
-        with a space as a text does. Raises ValueError for a damaged vocabulary.
+        """The tokenizer without its added tokens. after_control: whether text after an added token begins
+        with a space, as at the start. Raises ValueError for a damaged vocabulary.
         """
         from tokenizers import Regex, normalizers, pre_tokenizers
 
@@ -62,7 +62,7 @@ class SpmFile:
         from tokenizers import Tokenizer, decoders, models
 
         tokens = self.tokens
-        # A text that looks like a control token or a byte never becomes one.
+        # Text that looks like a control token or a byte must never become one.
         pieces = [
             (text, score if kind in (NORMAL, USER_DEFINED) else _NEVER)
             for text, kind, score in zip(tokens.texts, tokens.kinds, tokens.scores, strict=True)
@@ -76,8 +76,8 @@ class SpmFile:
 
 
 def read_spm_file(data: bytes) -> SpmFile:
-    """The vocabulary in a file. Raises ValueError for one that is damaged or no SentencePiece model, and of
-    kinds that models of language do not have.
+    """The vocabulary in a file. Raises ValueError if it is damaged, not a SentencePiece model, or of a kind
+    that language models do not use.
     """
     texts: list[str] = []
     kinds: list[int] = []
@@ -108,7 +108,7 @@ def read_spm_file(data: bytes) -> SpmFile:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Value]]:
-    """The fields of a protobuf message: numbers for those of fixed or variable length as bits, else bytes."""
+    """The fields of a protobuf message: varints as numbers, fixed-length and other fields as bytes."""
     at = 0
     while at < len(data):
         key, at = _varint(data, at)
@@ -127,7 +127,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, Value]]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number in groups of seven bits, and where it ends."""
+    """A number in groups of seven bits, and its end position."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(data):

@@ -9,7 +9,7 @@ _TEMPLATE = "tokenizer.chat_template"
 
 
 def chat_template(keys: Mapping[str, Any]) -> str | dict[str, str] | None:
-    """The only template, or all by their names, one of them `default`: the unnamed, or else the first."""
+    """The only template, or all by name, including `default`: the unnamed one, or else the first."""
     named = {
         name.removeprefix(f"{_TEMPLATE}."): text
         for name, text in keys.items()

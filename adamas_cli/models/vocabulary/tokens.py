@@ -1,4 +1,4 @@
-"""The tokens that a GGUF file lists, and which of them have a role."""
+"""The tokens that a GGUF file lists, and their roles."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _ENDS = ("eos", "eot", "eom")  # of a text, of a turn, of a message
 
 @dataclass(frozen=True)
 class Tokens:
-    """texts: by id. kinds: the same, of NORMAL to BYTE. scores: by which SentencePiece merges, or none.
-    roles: ids by `bos`, `eos` and so on.
+    """texts: by id. kinds: by id, NORMAL to BYTE. scores: for SentencePiece's merges, or empty. roles: ids by
+    `bos`, `eos` and so on.
     """
 
     texts: list[str]
@@ -32,7 +32,7 @@ class Tokens:
 
     @cached_property
     def vocabulary(self) -> dict[str, int]:
-        """Ids by text of all that can come about; of two with the same text the first."""
+        """Ids by text of all tokens in use; the first of duplicates."""
         found: dict[str, int] = {}
         for id_, (text, kind) in enumerate(zip(self.texts, self.kinds, strict=True)):
             if kind != UNUSED:
@@ -40,16 +40,16 @@ class Tokens:
         return found
 
     def of_kind(self, *kinds: int) -> list[str]:
-        """The texts of such tokens, in the order of their ids."""
+        """The texts of these kinds of tokens, by id."""
         return [text for text, id_ in self.vocabulary.items() if self.kinds[id_] in kinds]
 
     def named(self) -> dict[str, str]:
-        """The tokens with a role by the names of transformers, such as `eos_token`."""
+        """The tokens with a role, by transformers' names such as `eos_token`."""
         return {f"{role}_token": self.texts[id_] for role, id_ in self.roles.items()}
 
 
 def read_tokens(keys: Mapping[str, Any]) -> Tokens:
-    """The tokens of a file by its keys. Raises ValueError where lists are missing or of different lengths."""
+    """The tokens of a file, from its keys. Raises ValueError if lists are missing or differ in length."""
     texts = _list(keys, "tokens")
     if not texts:
         raise ValueError("it lists no tokens")
@@ -57,7 +57,7 @@ def read_tokens(keys: Mapping[str, Any]) -> Tokens:
     scores = _list(keys, "scores")
     if len(kinds) != len(texts) or len(scores) not in (0, len(texts)):
         raise ValueError("its lists of tokens are of different lengths")
-    # Some converters mark the end of a turn as any other word; text must never become it.
+    # Some converters mark the end of a turn as an ordinary word; text must never become it.
     kinds = [
         CONTROL if kind == USER_DEFINED and text in END_TOKENS else kind
         for text, kind in zip(texts, kinds, strict=True)
@@ -66,7 +66,7 @@ def read_tokens(keys: Mapping[str, Any]) -> Tokens:
 
 
 def possible(merges: list[tuple[str, str]], vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
-    """The merges of tokens that there are; each once, since the library refuses all others."""
+    """The merges whose tokens all exist, each once; the library rejects others."""
     return [
         (left, right)
         for left, right in dict.fromkeys(merges)
@@ -75,8 +75,8 @@ def possible(merges: list[tuple[str, str]], vocabulary: Mapping[str, int]) -> li
 
 
 def with_added(tokens: Tokens, added: Mapping[int, tuple[str, bool]]) -> Tokens:
-    """A vocabulary with other tokens: texts, and whether they are control tokens, by the ids that they have
-    or take over. Ids that nobody names are reserved.
+    """A vocabulary with other tokens added or replaced: texts, and whether they are control tokens, by id.
+    Ids without a token are reserved.
     """
     texts, kinds = list(tokens.texts), list(tokens.kinds)
     for id_ in range(len(texts), max(added, default=-1) + 1):
@@ -89,7 +89,7 @@ def with_added(tokens: Tokens, added: Mapping[int, tuple[str, bool]]) -> Tokens:
 
 
 def end_ids(keys: Mapping[str, Any]) -> list[int]:
-    """The tokens that end an answer by the file's own keys."""
+    """The tokens that end an answer, from the file's own keys."""
     ids = (keys.get(f"{KEY}.{end}_token_id") for end in _ENDS)
     return sorted({id_ for id_ in ids if id_ is not None})
 
@@ -107,7 +107,7 @@ def _list(keys: Mapping[str, Any], name: str) -> list[Any]:
 
 
 def pair(merge: str) -> tuple[str, str]:
-    """The parts of a merge. Raises ValueError for a line that is none."""
+    """The parts of a merge. Raises ValueError for an invalid line."""
     middle = merge.find(" ", 1)  # the left part may begin with a space
     if middle < 0:
         raise ValueError(f"its merge {merge!r} is not a pair")

@@ -1,4 +1,4 @@
-"""The architectures of GGUF files that transformers has a model for, each by llama.cpp's name for it."""
+"""The GGUF architectures that transformers has a model for, by llama.cpp's names."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ ARCHITECTURES: Known = {
 
 
 def architecture_of(file: GgufFile) -> Architecture:
-    """The architecture of a file's model. Raises ModelUnavailableError for one that is not known here."""
+    """The architecture of a file's model. Raises ModelUnavailableError for an unknown one."""
     found = ARCHITECTURES.get(file.architecture)
     if found is None:
         raise ModelUnavailableError(

@@ -1,4 +1,4 @@
-"""What a model's architecture in GGUF is to transformers: its config, and where each parameter lies."""
+"""Maps a GGUF architecture to transformers: its config, and where each parameter is stored."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a parameter's numbers are looked for. layer: None outside of layers. leaf: `weight` or `bias`."""
+    """Where to look up a parameter's numbers. layer: None outside of layers. leaf: `weight` or `bias`."""
 
     file: GgufFile
-    config: Mapping[str, Any]  # what `Architecture.config` gave
+    config: Mapping[str, Any]  # the result of `Architecture.config`
     layer: int | None
     leaf: str
 
     def __call__(self, name: str, leaf: str | None = None) -> Stored:
-        """The tensor of that name in this layer. Raises ModelUnavailableError where there is none."""
+        """The tensor with this name in this layer. Raises ModelUnavailableError if there is none."""
         return self._read(self.full_name(name, leaf))
 
     def bare(self, name: str) -> Stored:
-        """The same of one whose name has no leaf."""
+        """The same for a tensor whose name has no leaf."""
         return self._read(self.full_name(name).rpartition(".")[0])
 
     def _read(self, full: str) -> Stored:
@@ -39,7 +39,7 @@ class Place:
         return self.file.tensor(full)
 
     def has(self, name: str, leaf: str | None = None) -> bool:
-        """Whether the file has it."""
+        """Whether the file has this tensor."""
         return self.full_name(name, leaf) in self.file.entries
 
     def full_name(self, name: str, leaf: str | None = None) -> str:
@@ -75,10 +75,10 @@ def _nothing(_keys: Keys, _common: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Architecture:
-    """model_type: transformers' name. fields: what its config has beyond the common ones, or otherwise.
-    layer, ends: from a module's or parameter's name, in a layer or outside, to the file's. layers: what
-    stands before a layer's number. unused: patterns of tensors that transformers' model has no place for;
-    without: common fields that its config refuses. rotates: whether all layers turn positions alike.
+    """model_type: transformers' name. fields: config fields that add to or replace the common ones. layer,
+    ends: from the name of a module or parameter, in a layer or outside, to the file's. layers: the prefix of
+    a layer's number. unused: patterns of tensors that transformers' model does not have; without: common
+    fields that its config rejects. rotates: whether all layers rotate positions the same way.
     """
 
     model_type: str
@@ -91,8 +91,8 @@ class Architecture:
     rotates: bool = True
 
     def config(self, keys: Keys, file: GgufFile) -> dict[str, Any]:
-        """The model's config as transformers writes it. Raises ModelUnavailableError where a key is missing
-        or cannot be followed.
+        """The model's config as transformers writes it. Raises ModelUnavailableError if a key is missing or
+        unsupported.
         """
         common = common_fields(keys, file)
         if self.rotates:
@@ -109,13 +109,13 @@ class Architecture:
         return place(found) if isinstance(found, str) else found(place)
 
     def plain_name(self, parameter: str, file: GgufFile) -> str | None:
-        """The name of the tensor that is a parameter as it stands; None where something is done to it."""
+        """The name of the tensor that is a parameter unchanged; None if it is converted."""
         found, place = self._find(parameter, file, {})
         return place.full_name(found) if isinstance(found, str) else None
 
     def expert_tensors(self, module: str, file: GgufFile) -> list[str] | None:
-        """The file's names of the weights of a layer's experts: gates, their others, and those of outputs;
-        None where they are stored otherwise.
+        """The file's names of a layer's expert weights: gate, up and down; None if they are stored
+        differently.
         """
         if not module.startswith(self.layers):
             return None
@@ -136,7 +136,7 @@ class Architecture:
         raise ModelUnavailableError(f"it has no tensor for {parameter}")
 
     def surplus(self, file: GgufFile, layers: int) -> list[str]:
-        """Names of tensors that were asked for by nobody, without those of layers for guessing ahead."""
+        """Names of unused tensors, except those of layers for predicting ahead."""
         ignored = [re.compile(pattern) for pattern in (*self.unused, r"rope_(freqs|factors_\w+)\.weight")]
         extra = re.compile(r"blk\.(\d+)\.")
         return [
@@ -153,7 +153,7 @@ Known = Mapping[str, "Architecture | Callable[[GgufFile], Architecture]"]
 
 
 def common_fields(keys: Keys, file: GgufFile) -> dict[str, Any]:
-    """The fields that the configs of most models have, from the keys that most files have."""
+    """The config fields of most models, from the keys of most files."""
     if keys.get("attention.causal", True) is False:
         raise ModelUnavailableError("it is an encoder, which does not generate text")
     if "token_embd.weight" not in file.entries:
@@ -196,7 +196,7 @@ def _layers(file: GgufFile) -> int:
 
 
 def _width(keys: Keys) -> int:
-    """Of MLPs, by the first that there is: some converters write 0 for it."""
+    """The width of MLPs, from the first one: some converters write 0."""
     return next((rows for name, rows in keys.rows.items() if name.endswith(".ffn_up.weight")), 0)
 
 

@@ -1,4 +1,4 @@
-"""Cohere's Command R and what came after it."""
+"""Cohere's Command R and its successors."""
 
 from __future__ import annotations
 

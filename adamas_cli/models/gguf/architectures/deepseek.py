@@ -1,4 +1,4 @@
-"""DeepSeek 2 and 3, and those that attend or choose experts as they do."""
+"""DeepSeek 2 and 3, and models that attend or choose experts like them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def _keys_and_values(place: Place) -> Stored:
-    """What makes keys and values of the latent: one matrix, or one for each in a file that is made for
+    """The matrix that makes keys and values from the latent. Some files have one for each instead, for
     multiplying queries with the latent itself.
     """
     import torch
@@ -82,7 +82,7 @@ def _deepseek2(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
 
 
 def _minicpm3(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
-    """Scales are those of the one model that there is; llama.cpp has them as constants, too."""
+    """Scales are those of the only such model; llama.cpp has them as constants, too."""
     return {
         **_latent(keys, {**common}),
         "scale_emb": 12,
@@ -106,7 +106,7 @@ _DEEPSEEK3 = Architecture("deepseek_v3", _deepseek3, dense_or_experts({**_LATENT
 
 
 def _of_deepseek2(file: GgufFile) -> Architecture:
-    """Both have one name in GGUF; the third version corrects the choice of its experts."""
+    """Both versions share one name in GGUF; version 3 corrects the choice of its experts."""
     corrects = any(name.endswith(".exp_probs_b.bias") for name in file.entries)
     return _DEEPSEEK3 if corrects else _DEEPSEEK2
 

@@ -23,9 +23,7 @@ def _ernie_moe(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
     fields = expert_fields(keys)
     layers = common["num_hidden_layers"]
     shared = keys.get("expert_shared_count", 0)
-    keys.get(
-        "expert_shared_feed_forward_length"
-    )  # of which some converters have another number; tensors tell
+    keys.get("expert_shared_feed_forward_length")  # some converters write another number; the tensors decide
     return {
         **_ernie(keys, common),
         "moe_num_experts": fields["num_experts"],
@@ -45,7 +43,7 @@ def _hunyuan(keys: Keys, _: dict[str, Any]) -> dict[str, Any]:
 def _hunyuan_moe(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
     fields = expert_fields(keys)
     keys.get("expert_shared_count")
-    keys.get("expert_shared_feed_forward_length")  # the same as that of the others
+    keys.get("expert_shared_feed_forward_length")  # the same as the others'
     return {
         **_hunyuan(keys, common),
         "num_experts": fields["num_experts"],

@@ -22,8 +22,8 @@ _NORMS: Names = {
     "self_attn.q_norm": less_one("attn_q_norm"),
     "self_attn.k_norm": less_one("attn_k_norm"),
 }
-# The largest model of a generation scales queries by a head's share of the hidden size, and not by the length
-# of its keys; llama.cpp knows it by the same number of layers.
+# The largest model of a generation scales queries by a head's share of the hidden size, not by the length of
+# its keys; llama.cpp identifies it by its number of layers.
 _LAYERS_OF_GEMMA2_27B, _LAYERS_OF_GEMMA3_27B = 46, 62
 
 
@@ -82,7 +82,7 @@ def _gemma3n(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
         "laurel_rank": keys.rows.get("blk.0.laurel_l.weight"),
         "altup_num_inputs": keys.need("altup.num_inputs"),
         "altup_active_idx": keys.get("altup.active_idx", 0),
-        # Files have the quantile of the normal distribution that belongs to the share of zeros.
+        # Files store the normal distribution's quantile for the share of zeros.
         "activation_sparsity_pattern": [round(NormalDist().cdf(cut), 6) for cut in cuts],
         "rope_parameters": _by_layer(keys),
     }
@@ -124,8 +124,8 @@ def _gemma4(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
 
 
 def _gemma4_rope(file: GgufFile) -> Architecture:
-    """Of full layers the first frequencies of a head are used and the rest is not; files divide the rest by a
-    number so large that it stands still.
+    """Full layers use only the first frequencies of a head; files divide the rest by a number so large that
+    these do not rotate.
     """
 
     def fields(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
@@ -184,7 +184,7 @@ _GEMMA3N_ENDS: Names = {
 }
 _GEMMA4: Names = {**LAYER, **_PLAIN_NORMS, **_PER_LAYER, "layer_scalar": "layer_output_scale"}
 _GEMMA4_ENDS = _PER_LAYER_ENDS
-_SHARED = (r"blk\.\d+\.attn_(k|v|k_norm)\.weight",)  # of layers that use an earlier one's
+_SHARED = (r"blk\.\d+\.attn_(k|v|k_norm)\.weight",)  # of layers that use an earlier layer's
 
 ARCHITECTURES: Known = {
     "gemma3n": Architecture("gemma3n_text", _gemma3n, _GEMMA3N, _GEMMA3N_ENDS, rotates=False, unused=_SHARED),

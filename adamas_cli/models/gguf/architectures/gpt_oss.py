@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def _interleaved(leaf: str) -> Any:
-    """Gate and up projections of all experts, whose outputs alternate; weights are inputs by outputs."""
+    """Gate and up projections of all experts, with alternating outputs; weights are [inputs, outputs]."""
 
     def recipe(place: Place) -> Stored:
         import torch

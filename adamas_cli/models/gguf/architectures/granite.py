@@ -44,7 +44,7 @@ def _granite_moe(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
 
 
 def _granite_hybrid(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
-    """Layers without experts have the shared one alone, under the names of a plain MLP."""
+    """Layers without experts have only the shared one, under the names of a plain MLP."""
     layers = common["num_hidden_layers"]
     is_mixture = bool(keys.get("expert_count", 0))
     inner = keys.need("ssm.inner_size")
@@ -71,7 +71,7 @@ def _granite_hybrid(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
 
 
 def _key_heads(keys: Keys, common: dict[str, Any]) -> int:
-    """By the tensors: converters wrote 0 for all layers."""
+    """From the tensors: converters wrote 0 for all layers."""
     if common["num_key_value_heads"]:
         return int(common["num_key_value_heads"])
     rows = next(

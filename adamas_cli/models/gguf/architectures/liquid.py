@@ -77,7 +77,7 @@ def _minimax_m2(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_activation(name: str) -> Recipe:
-    """A number of each layer's activation, which files have among their keys."""
+    """A number of each layer's activation, which files store among their keys."""
 
     def recipe(place: Place) -> Stored:
         import torch
@@ -85,7 +85,7 @@ def _of_activation(name: str) -> Recipe:
         from adamas_cli.models.gguf.stored import stored
 
         values = place.config["xielu"][name]
-        assert place.layer is not None  # an activation is one of a layer
+        assert place.layer is not None  # activations belong to layers
         return stored(torch.tensor([values[place.layer] if isinstance(values, list) else values]))
 
     return recipe

@@ -1,4 +1,4 @@
-"""Llama and those that differ from it in few settings."""
+"""Llama, and models that differ from it in few settings."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from adamas_cli.models.gguf.keys import Keys
 if TYPE_CHECKING:
     from adamas_cli.models.gguf.stored import Stored
 
-# The larger Llama 4 alone has no norms of queries and keys, which are without weights; llama.cpp knows it by
-# the same number.
+# Only the larger Llama 4 has no norms of queries and keys. These norms have no weights, so llama.cpp
+# identifies the model by the same number.
 _EXPERTS_OF_MAVERICK = 128
 _LAYER: Names = {**LAYER, **ROTATED_BY_HALVES, "self_attn.o_proj": or_zeros("attn_output")}
 
@@ -100,7 +100,7 @@ def _llama4(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
 
 
 def _inputs_first(*names: str) -> Recipe:
-    """Experts' weights side by side, inputs by outputs."""
+    """Experts' weights concatenated, as [inputs, outputs]."""
 
     def recipe(place: Place) -> Stored:
         import torch

@@ -1,4 +1,4 @@
-"""The state space of Mamba 2, as hybrid models have it in some of their layers."""
+"""The state space of Mamba 2, used in some layers of hybrid models."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _skip(place: Place) -> Stored:
 
 
 def mamba2(module: str) -> Names:
-    """Names in a layer whose state space is called `module`."""
+    """Names in a layer that calls its state space `module`."""
     return {
         f"{module}.in_proj": "ssm_in",
         f"{module}.out_proj": "ssm_out",

@@ -46,7 +46,7 @@ def _nemotron_h(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
 
     inner, heads = keys.need("ssm.inner_size"), keys.need("ssm.time_step_rank")
     for name in _EXPERT_KEYS:
-        keys.get(name)  # some converters write what this kind does not have
+        keys.get(name)  # some converters write keys that this kind does not use
     return {
         "layers_block_type": [kind(layer) for layer in range(common["num_hidden_layers"])],
         "layer_norm_epsilon": common.get("rms_norm_eps", common.get("layer_norm_eps")),
@@ -72,7 +72,7 @@ def _nemotron_h_moe(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-# Files have the models' multipliers in their weights.
+# Files have the multipliers applied to their weights.
 _MULTIPLIERS: dict[str, Any] = {
     "embedding_multiplier": 1.0,
     "lm_head_multiplier": 1.0,

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 def _grouped(place: Place) -> Stored:
-    """One matrix of all queries, all keys and all values, by heads: of each group of heads its queries, its
-    key and its value.
+    """One matrix of queries, keys and values, ordered by group of heads: each group's queries, key
+    and value.
     """
     import torch
 
@@ -27,7 +27,7 @@ def _grouped(place: Place) -> Stored:
 
 
 def _transposed(name: str) -> Recipe:
-    """A weight that is inputs by outputs, or a bias."""
+    """A weight stored as [inputs, outputs], or a bias."""
     return computed(name, lambda numbers: numbers.t() if numbers.dim() == 2 else numbers)
 
 

@@ -1,4 +1,4 @@
-"""Qwen 3 Next and 3.5, whose layers attend linearly but for each fourth."""
+"""Qwen 3 Next and 3.5: every fourth layer has full attention, the others linear attention."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _mixture(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
 
 
 def _by_key_heads(place: Place) -> Stored:
-    """One matrix of queries, keys, values and gates, of each key's head together; files have them apart."""
+    """One matrix of queries, keys, values and gates, grouped by key head; files store them separately."""
     import torch
 
     from adamas_cli.models.gguf.stored import joined
@@ -82,13 +82,13 @@ def _by_key_heads(place: Place) -> Stored:
 
 
 def _grouped(places: Tensor, config: Any, width: int) -> Tensor:
-    """Values' heads go by their key's head in transformers, and by their number within it in files."""
+    """Reorder value heads: transformers sorts them by key head, files by their number within it."""
     return places.view(-1, config[KEY_HEADS], width).transpose(0, 1).flatten()
 
 
 def _values(name: str, width: str | None, leaf: str | None = None) -> Recipe:
-    """A tensor of which the last part belongs to values. width: the config's field with how much belongs to
-    each head, 1 if None.
+    """A tensor whose last part belongs to values. width: the config field with the size per head,
+    None for 1.
     """
 
     def recipe(place: Place) -> Stored:
@@ -117,7 +117,7 @@ def _values_in(name: str) -> Recipe:
 
 
 def _decay(reorder: bool) -> Callable[[Place], Stored]:
-    """The logarithm of minus the decay, of each value's head."""
+    """The logarithm of minus the decay, for each value head."""
 
     def recipe(place: Place) -> Stored:
         import torch

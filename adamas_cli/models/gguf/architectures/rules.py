@@ -1,4 +1,4 @@
-"""What converters do to tensors, undone: the recipes that several architectures share."""
+"""Recipes shared by several architectures, which undo what converters do to tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ QUERY_HEADS, KEY_HEADS = "num_attention_heads", "num_key_value_heads"
 
 def rotated_by_halves(name: str, heads: str) -> Recipe:
     """Queries or keys whose rows a converter ordered for rotating neighbours; transformers rotates the halves
-    of a head. heads: the config's field that counts them.
+    of a head. heads: the config field that counts them.
     """
 
     def recipe(place: Place) -> Stored:
@@ -31,7 +31,7 @@ def rotated_by_halves(name: str, heads: str) -> Recipe:
 
 
 def less_one(name: str) -> Recipe:
-    """The weight of a norm that transformers adds one to, and the file has with it."""
+    """A norm's weight without the 1 that converters add; transformers adds it itself."""
 
     def recipe(place: Place) -> Stored:
         from adamas_cli.models.gguf.stored import stored
@@ -42,8 +42,8 @@ def less_one(name: str) -> Recipe:
 
 
 def or_zeros(name: str, length: str = "hidden_size") -> Recipe:
-    """A layer whose bias is nothing where the file has none. length: the config's field with the number of
-    its outputs.
+    """A layer whose bias is zero if the file has none. length: the config field with the number of its
+    outputs.
     """
 
     def recipe(place: Place) -> Stored:
@@ -70,7 +70,7 @@ def side_by_side(*names: str, axis: int = 0) -> Recipe:
 
 
 def computed(name: str, function: Callable[[Any], Any], leaf: str | None = None) -> Recipe:
-    """A function of a tensor's numbers. leaf: that in the file, where it is not the parameter's."""
+    """A function of a tensor's numbers. leaf: the file's, if it differs from the parameter's."""
 
     def recipe(place: Place) -> Stored:
         from adamas_cli.models.gguf.stored import stored
@@ -81,12 +81,12 @@ def computed(name: str, function: Callable[[Any], Any], leaf: str | None = None)
 
 
 def renamed(name: str, leaf: str) -> Recipe:
-    """A tensor whose last name differs."""
+    """A tensor with another leaf name."""
     return lambda place: place(name, leaf)
 
 
 def whole(name: str) -> Recipe:
-    """A tensor that the file has under exactly this name, for all layers."""
+    """A tensor with exactly this name in the file, for all layers."""
     return lambda place: place.file.tensor(name)
 
 
@@ -108,7 +108,7 @@ def shared_expert(module: str) -> Names:
 
 
 def dense_or_experts(names: Names, gate: str = "mlp.gate") -> Names:
-    """A layer's names where some layers have experts and others one wide MLP."""
+    """Names for models in which some layers have experts and others one wide MLP."""
     return {**LAYER, gate: "ffn_gate_inp", **experts(), **names}
 
 
@@ -119,8 +119,8 @@ ROTATED_BY_HALVES: Names = {
 
 
 def windows(keys: Keys, layers: int, period: int, full_is_last: bool = True) -> dict[str, Any]:
-    """The fields about sliding windows: by the file's pattern for each layer, or else by a period that an
-    architecture always has.
+    """The fields about sliding windows: from the file's pattern for each layer, or the architecture's fixed
+    period.
     """
     window = keys.get("attention.sliding_window")
     if not window:
@@ -134,7 +134,7 @@ def windows(keys: Keys, layers: int, period: int, full_is_last: bool = True) -> 
 
 
 def expert_fields(keys: Keys, count: str = "num_experts") -> dict[str, Any]:
-    """Fields of a mixture of experts. count: what its config calls how many there are."""
+    """Fields of a mixture of experts. count: the config's name for the number of experts."""
     return {
         count: keys.need("expert_count"),
         "num_experts_per_tok": keys.need("expert_used_count"),
@@ -145,7 +145,7 @@ def expert_fields(keys: Keys, count: str = "num_experts") -> dict[str, Any]:
 
 
 def routed_fields(keys: Keys) -> dict[str, Any]:
-    """The same of those that choose experts as DeepSeek does."""
+    """The same for models that choose experts like DeepSeek."""
     return {
         **expert_fields(keys, "n_routed_experts"),
         "n_shared_experts": keys.get("expert_shared_count", 0) or None,
@@ -161,7 +161,7 @@ SOFTMAX, SIGMOID = 1, 2
 
 
 def require_gating(keys: Keys, expected: int) -> None:
-    """Raise ModelUnavailableError where a file weighs experts by another function than its architecture."""
+    """Raise ModelUnavailableError if a file weights experts by another function than its architecture."""
     found = keys.get("expert_gating_func", expected)
     if found not in (0, expected):
         raise ModelUnavailableError(f"it weights experts by function {found}, not {expected}")
