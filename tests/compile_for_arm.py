@@ -31,7 +31,7 @@ binding.initialize_all_asmprinters()
 binding.get_process_triple = lambda: TRIPLES[0]
 
 from adamas_kernels.cpu import build  # noqa: E402
-from adamas_kernels.cpu.floats import Bfloat16, Float32  # noqa: E402
+from adamas_kernels.cpu.floats import Bfloat16, Bytes, Float32, HalfBytes  # noqa: E402
 from numba.core import codegen, types  # noqa: E402
 
 _modules: list[str] = []  # LLVM code of all functions, each with the functions it inlines
@@ -56,6 +56,7 @@ def compile_all(formats: list[str]) -> None:
     from adamas_kernels.cpu.dense import build_dense
     from adamas_kernels.cpu.encode import build_encode
     from adamas_kernels.cpu.inner import build_inner
+    from adamas_kernels.cpu.joined import build_joined
     from adamas_kernels.cpu.mixture import build_mixture, build_route
     from adamas_kernels.cpu.multiply import build_multiply
     from adamas_kernels.cpu.norm_rope import build_norm
@@ -72,6 +73,7 @@ def compile_all(formats: list[str]) -> None:
     tasks._work.compile((types.int64,) * 4)
     for make in (
         build_inner,
+        build_joined,
         build_mixture,
         build_multiply,
         build_norm,
@@ -80,12 +82,13 @@ def compile_all(formats: list[str]) -> None:
         build_tally,
     ):
         make()
-    build_dense(number, Bfloat16())
+    build_dense(number, Bfloat16(), Bfloat16())
+    build_dense(number, Bytes(), HalfBytes())
     build_encode(number)
     build_flash(number, form_of(number))
     build_quantize(number)
     build_reading(number, form_of(number))
-    build_stages(available_forms()[0], number, number)
+    build_stages(available_forms()[0], number, number, number)
     for kind in formats:
         build_product(kind)
         build_unpack(kind, number)

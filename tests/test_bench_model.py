@@ -210,9 +210,9 @@ def test_what_is_no_length_is_refused(given):
         (["--shape", "tiny", "--len", "64", "--vs", "ollama"], "choose from llama.cpp, transformers"),
         (["--shape", "tiny", "--len", "64", "--plot", "x.gif"], "ends with .svg or .png"),
         (["--shape", "tiny", "--len", "64", "--plot", "/nowhere/x.svg"], "there is no folder /nowhere"),
-        (["--shape", "tiny"], "say what to measure"),
-        (["--kernels", "--shape", "tiny"], "--shape does not go with --kernels"),
-        (["--heads", "4/2x64", "--len", "64"], "--heads does not go with --len without --kernels"),
+        (["--shape", "tiny"], "name what to measure"),
+        (["--kernels", "--shape", "tiny"], "--shape does not work with --kernels"),
+        (["--heads", "4/2x64", "--len", "64"], "--heads does not work with --len without --kernels"),
     ],
 )
 def test_mistakes_are_told_in_a_line(bench, arguments, message):

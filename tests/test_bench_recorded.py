@@ -423,4 +423,4 @@ def test_a_model_in_the_environment_does_not_ask_for_a_recording(bench, tiny_mod
 def test_only_kernels_take_several_texts(bench, tiny_model, texts):
     code, _, err = bench("-m", tiny_model, "--text", texts[0], "--text", texts[1], "--len", "64")
     assert code == 2
-    assert "more than one --text does not go with --len without --kernels" in err
+    assert "more than one --text does not work with --len without --kernels" in err

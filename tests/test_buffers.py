@@ -87,10 +87,10 @@ def test_memory_comes_with_the_tokens():
 
 def test_where_no_more_memory_is_promised_than_there_is(monkeypatch):
     class Promised(TokenBuffer):
-        def __init__(self, like, room, *, tokens_first):
+        def __init__(self, like, room, **order):
             if room > 20:
                 raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-            super().__init__(like, room, tokens_first=tokens_first)
+            super().__init__(like, room, **order)
 
     monkeypatch.setattr(placement, "TokenBuffer", Promised)
     assert Paged().buffer(torch.empty(LIKE), room=10, limit=1000).room == 10

@@ -219,9 +219,8 @@ def test_the_shape_is_what_the_engine_computes_with(tiny_model: Path) -> None:
         codes = padded_dim(dim) // CODES_PER_WORD * 4
         assert shape.cache_bytes(7, 2) == 7 * 5 * 2 * kv_heads * dim * 2
         assert shape.code_bytes(7, 2) == 7 * 3 * kv_heads * (codes + 2)
-    window = shape_of(
-        {**config, **fields, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"] * 2}
-    )
+    kinds = {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2}
+    window = shape_of({**config, **fields, **kinds, "sliding_window": 16})
     assert window.cache_bytes(100, 4) == (2 * 16 + 2 * 100) * shape.cache_bytes(1, 4) // 5
     count = count_weights(tiny_model)
     assert (count.embeddings, count.tied) == (258 * 64, False)

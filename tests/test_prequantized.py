@@ -91,9 +91,7 @@ def test_what_comes_quantized_is_not_quantized_once_more(name):
 )
 def test_forms_that_are_not_read_are_refused_before_a_weight_is(stored, kind, tmp_path):
     say(tmp_path, stored)
-    with pytest.raises(
-        ModelUnavailableError, match=rf"comes quantized \({kind}\), in a form that is not read"
-    ):
+    with pytest.raises(ModelUnavailableError, match=rf"comes quantized \({kind}\), in an unsupported form"):
         loaded(tmp_path)
 
 

@@ -61,7 +61,7 @@ def config_of(file: GgufFile, progress: Progress) -> dict[str, Any]:
         ) from error
     _, unknown = keys.left()
     if unknown and log.isEnabledFor(logging.INFO):
-        progress.note(f"{file.path.name}: unknown keys:  {', '.join(unknown)}")
+        progress.note(f"{file.path.name}: unknown keys: {', '.join(unknown)}")
     return config
 
 
