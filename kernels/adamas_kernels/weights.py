@@ -16,7 +16,7 @@ from torch import Tensor
 from adamas_kernels.blocks import BlockWeight
 from adamas_kernels.softmax import PLAIN, Softmax
 
-# silu and its kin are `swish`: x sigmoid(alpha x).
+# silu and its variants are `swish`: x sigmoid(alpha x).
 ActivationKind = Literal["swish", "gelu", "gelu_tanh", "relu", "relu_squared"]
 # Where the rows of an MLP's first products lie: no gate; gate and up in two weights; both in one, for each
 # expert the gate's rows and then the others, or alternating row by row.

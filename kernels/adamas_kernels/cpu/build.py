@@ -33,7 +33,7 @@ def source_stamp() -> int:
 
 
 def parallel(function: Callable[..., None]) -> Any:
-    """The function compiled for several threads."""
+    """Compile the function for several threads."""
     return _kept(lambda cache: njit(parallel=True, nogil=True, cache=cache)(function))
 
 

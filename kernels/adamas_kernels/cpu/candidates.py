@@ -77,9 +77,7 @@ def estimated(step, facts, rank):
 
 @njit
 def weights_of(step, facts, ranks, base):
-    """exp(score - score of rank `base`) of LANES ranks, from estimated scores; 0 for lanes without a
-    token.
-    """
+    """exp(score - score of rank `base`) of LANES ranks, from estimates; 0 for lanes without a token."""
     unit = splat(facts[UNIT])
     if step.softcap:
         scores = capped(ranks * unit + splat(facts[OFFSET]), np.float32(step.softcap))

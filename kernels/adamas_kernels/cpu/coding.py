@@ -1,4 +1,4 @@
-"""Rotate, bucketize, pack and quantize up to LANES rows at once, one row to a lane.
+"""Rotate, bucketize, pack and quantize up to LANES rows at once, one row per lane.
 
 A block of rows is float32 [P * LANES]: for each coordinate, the rows side by side. Float operations and their
 order are those of `reference.py`.
@@ -101,7 +101,7 @@ def shift_in_word(i):
 
 @njit
 def encode_block(block, size, mean, edge, words):
-    """Rotated keys -> words int32 [W * LANES]; returns the scales, one to a lane. Overwrites the block."""
+    """Rotated keys -> words int32 [W * LANES]; returns the scales, one per lane. Overwrites the block."""
     length = splat(ZERO)
     for w in range(size // CODES_PER_WORD):
         word = splat(0)
@@ -119,7 +119,7 @@ def encode_block(block, size, mean, edge, words):
 
 @njit
 def quantize_block(block, size, words):
-    """Rotated queries -> int8 coordinates, four to a word, int32 [P / 4 * LANES].
+    """Rotated queries -> int8 coordinates, four per word, int32 [P / 4 * LANES].
 
     Returns each lane's step and the sum of its integers.
     """
@@ -144,7 +144,7 @@ def quantize_block(block, size, words):
 
 @njit
 def bucketize_block(block, size, edge, words):
-    """Rotated queries -> codes, sixteen to a word, int32 [W * LANES]; edge by lane."""
+    """Rotated queries -> codes, sixteen per word, int32 [W * LANES]; edge: one per lane."""
     for w in range(size // CODES_PER_WORD):
         word = splat(0)
         for i in range(CODES_PER_WORD):

@@ -37,7 +37,7 @@ def encode_rows(
 
 @njit
 def encode_share(kind, chunk, pair, first):
-    """Encode SHARE keys of one head, from the `first` on."""
+    """Encode SHARE keys of one head, from `first` on."""
     b, head = pair // chunk.heads, pair % chunk.heads
     block = np.empty(chunk.size * LANES, np.float32)
     words = np.empty(chunk.size // CODES_PER_WORD * LANES, np.int32)

@@ -97,7 +97,7 @@ def rank_of(found, total, scale, manhattan):
 
 @njit
 def compare_tokens(form, step, codes, codes_w, scales, at, query, rows, scratch):
-    """`compare_block` of LANES tokens from `at` on into scratch.found; returns their scales, one to a lane.
+    """`compare_block` of LANES tokens from `at` on into scratch.found; returns their scales, one per lane.
 
     codes, scales: of one KV head. After the last token, zeros replace the contents of the cache.
     """

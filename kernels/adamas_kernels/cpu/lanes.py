@@ -415,7 +415,7 @@ def max_lanes(typing_context, floats):
 
 @intrinsic
 def lane_numbers(typing_context):
-    """0, 1, 2 and so on, one to a lane."""
+    """0, 1, 2 and so on, one per lane."""
 
     def emit(context, builder, sig, args):
         return ir.Constant(WORDS, list(range(LANES)))

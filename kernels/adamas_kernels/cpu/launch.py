@@ -1,6 +1,4 @@
-"""Shared by launches of dense and sparse steps: the addresses of a layer's buffers, and a step's
-arguments.
-"""
+"""Shared by launches of dense and sparse steps: addresses of a layer's buffers, and a step's arguments."""
 
 from __future__ import annotations
 

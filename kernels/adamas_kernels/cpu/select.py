@@ -90,7 +90,7 @@ def gather_candidates(step, scratch, place, ranked, ranked_at):
 
 @njit
 def select(step, scratch, place):
-    """Write the positions that one query attends to to its `chosen`.
+    """Write to one query's `chosen` the positions that it attends to.
 
     Returns their number and the logarithm of the estimated softmax mass of the others.
     """

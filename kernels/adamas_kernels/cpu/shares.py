@@ -60,9 +60,7 @@ def exponents(units):
 
 @njit
 def add_powers(high, low, exponent, counted, top):
-    """Add LANES powers of 2 with these exponents, where counted, to the sums in bin `top` and the one
-    below.
-    """
+    """Add LANES powers of 2 with these exponents, where counted, to the sums in bin `top` and below."""
     power = ((exponent & splat(UNITS - 1)) | splat(UNITS)) << (
         (exponent >> splat(UNIT_BITS)) & splat(SPAN - 1)
     )

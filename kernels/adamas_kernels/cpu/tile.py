@@ -217,7 +217,7 @@ _multiply_narrow = _tile(1)
 
 @njit
 def multiply_panel(form, row, row_n, panel, panel_n, out, out_n, words, columns, add):
-    """ROWS rows times a panel of `columns` words, a multiple of LANES; the rest as above."""
+    """ROWS rows times a panel of `columns` words, a multiple of LANES; otherwise like `_tile`'s multiply."""
     step = 4 * LANES * WIDE
     if columns % (LANES * WIDE) == 0:
         for at in range(0, 4 * columns, step):

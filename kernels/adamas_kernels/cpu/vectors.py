@@ -25,7 +25,7 @@ def in_order(builder: Any, vector: Any, order: Sequence[int]) -> Any:
 
 
 def part(builder: Any, vector: Any, first: int, count: int) -> Any:
-    """Some neighbouring lanes."""
+    """`count` neighbouring lanes, from `first` on."""
     return in_order(builder, vector, range(first, first + count))
 
 

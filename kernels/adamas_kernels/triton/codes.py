@@ -61,7 +61,7 @@ def scale_of(
     scale = tl.load(place, mask=there, other=0.0).to(tl.float32)
     if UNITS:
         supers: tl.constexpr = CHUNKS // 8
-        kinds: tl.constexpr = PARTS // HALVES  # scales, and minimums where there are any
+        kinds: tl.constexpr = PARTS // HALVES  # scales, and minimums if there are any
         place = unit_ptr + (row * supers + chunk // 8) * kinds + PART // HALVES
         scale = scale * tl.load(place, mask=there, other=0.0).to(tl.float32)
     return scale

@@ -65,9 +65,7 @@ def pack_codes(codes, ROWS: tl.constexpr, P: tl.constexpr):
 
 @triton.jit
 def pack_bytes(values, ROWS: tl.constexpr, P: tl.constexpr):
-    """Integers -128..127, int32 [ROWS, P] -> four to a word, int32 [ROWS, P / 4], lowest coordinate
-    lowest.
-    """
+    """Integers -128..127, int32 [ROWS, P] -> four per word, int32 [ROWS, P / 4], lowest coordinate lowest."""
     grouped = tl.reshape(values & 0xFF, (ROWS, P // 4, 4))
     shift = 8 * tl.arange(0, 4)
     return tl.sum(grouped << shift[None, None, :], axis=2)

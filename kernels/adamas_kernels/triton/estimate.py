@@ -93,9 +93,7 @@ def estimate_kernel(
 
 @triton.jit
 def plain_products(codes, codes_w, at, query_words, P: tl.constexpr):
-    """Products of each lane's token with its query, one of the sums of `multiply_tile`, in plain
-    arithmetic.
-    """
+    """Products of each lane's token with its query, one sum of `multiply_tile`, in plain arithmetic."""
     quad = tl.arange(0, P // 4)[None, :]
     word = tl.load(codes + (quad // 4) * codes_w + at[:, None])
     quads, query = tl.broadcast((word >> (2 * (quad % 4))) & 0x03030303, tl.load(query_words[:, None] + quad))

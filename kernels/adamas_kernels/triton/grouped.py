@@ -44,7 +44,7 @@ class Grouping:
 
     @classmethod
     def of(cls, chosen: Tensor, experts: int) -> Grouping:
-        """chosen: int [tokens, choices]."""
+        """Sort choices by expert. chosen: int [tokens, choices]."""
         by_line, order = chosen.flatten().sort(stable=True)
         numbers = torch.arange(max(experts, order.numel()), device=chosen.device)
         line = torch.empty_like(order).scatter_(0, order, numbers[: order.numel()])

@@ -39,7 +39,7 @@ def linear_kernel(
 
 
 def multiply_vector(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear` of one row, x [..., inputs] of that many numbers: [..., outputs] in its dtype.
+    """`F.linear` of a single row, x [..., inputs]: [..., outputs] in its dtype.
 
     weight: [outputs, inputs], its rows contiguous; bias: [outputs].
     """

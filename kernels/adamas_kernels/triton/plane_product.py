@@ -265,7 +265,7 @@ def multiply_vector(
     tiles: Tiling | None = None,
     chained: bool | None = None,
 ) -> Tensor:
-    """`F.linear` of one row, x [..., columns] of that many numbers: [..., rows] in its dtype.
+    """`F.linear` of a single row, x [..., columns]: [..., rows] in its dtype.
 
     gated: the weight is a gate's, followed by another with equally many rows; the result is
     silu(gate) * other. tiles, chained: None takes the best known for this weight and device.

@@ -154,9 +154,7 @@ def halves(weight: PlaneWeight, parts: int) -> list[PlaneWeight]:
 
 
 def take_turns(weights: Sequence[PlaneWeight]) -> PlaneWeight:
-    """One weight that alternates between the rows of all; they must be joinable and have equally many
-    rows.
-    """
+    """One weight that alternates between the rows of all, which must be joinable, with equally many rows."""
     planes = [weight.planes for weight in weights]
     return weights[0]._with(
         {name: torch.stack([x[name] for x in planes], 1).flatten(0, 1) for name in planes[0]}

@@ -70,9 +70,7 @@ def round_kernel(
     x_ptr, weight_ptr, out_ptr,
     CHUNKS: tl.constexpr, NORM: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """Program (SHARED chunks): out = x in 16 bits; with NORM, x times a weight, and the sum of squares of
-    x.
-    """
+    """Program (SHARED chunks): out = x in 16 bits; with NORM, times a weight, and the sum of squares of x."""
     if CHAINED:
         gdc_launch_dependents()
     chunk = (tl.program_id(0) * SHARED + tl.arange(0, SHARED))[:, None]

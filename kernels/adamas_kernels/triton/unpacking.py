@@ -1,6 +1,4 @@
-"""Unpacks rows of a weight in planes to plain numbers: some for an embedding, or all before a long
-product.
-"""
+"""Unpacks rows of a weight in planes to plain numbers: some for an embedding, all before a long product."""
 
 from __future__ import annotations
 
