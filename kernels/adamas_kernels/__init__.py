@@ -1,4 +1,4 @@
 """Adamas sparse attention: codes, estimates, selection and exact attention over the selected tokens.
 
-Stands on its own: imports torch, and neither transformers nor adamas_cli.
+Standalone: imports torch, but neither transformers nor adamas_cli.
 """

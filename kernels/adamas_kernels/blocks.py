@@ -1,5 +1,5 @@
-"""Weights as files hold them: rows of blocks, each with its codes and scales, in one of GGUF's types or, for
-what other files hold and none of those does, in one of OWN.
+"""Weights as stored in files: rows of blocks with codes and scales, in one of GGUF's types, or in one of OWN
+for formats of other files that GGUF does not have.
 
 GGUF's types and their layouts: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
 """
@@ -15,7 +15,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from torch import Tensor
 
-# Numbers as they are, in blocks of one.
+# Plain numbers, in blocks of one.
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -23,8 +23,8 @@ PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 class BlockWeight:
     """A weight [rows, columns] as rows of blocks.
 
-    kind: a type's name, such as "Q4_K". data: uint8 [rows, bytes of a row], which may be a mapped file;
-    each row is contiguous and holds whole blocks, columns numbers in all.
+    kind: a type's name, such as "Q4_K". data: uint8 [rows, bytes of a row], which may be a mapped file; each
+    row is contiguous and holds whole blocks, `columns` numbers in total.
     """
 
     kind: str
@@ -41,7 +41,7 @@ class BlockWeight:
 
     @property
     def bytes(self) -> int:
-        """Bytes that one product with a vector reads."""
+        """Bytes read by one product with a vector."""
         return self.data.numel()
 
     def part(self, first: int, last: int) -> BlockWeight:
@@ -51,7 +51,7 @@ class BlockWeight:
 
 @dataclass(frozen=True)
 class OwnKind:
-    """A type that GGUF does not have. numbers, size: of a block, and its bytes. unpack: from blocks uint8
+    """A type that GGUF does not have. numbers, size: numbers and bytes of a block. unpack: from blocks uint8
     [N, size] to float32 [N, numbers].
     """
 
@@ -74,15 +74,15 @@ def _f8(blocks: Tensor) -> Tensor:
     return _halves(blocks, 0) * ((codes & 128) << 8 | (codes & 127) << 7).short().view(torch.float16).float()
 
 
-# Q8_M: Q8_0 with a middle: a float16 scale, another one to add, and 32 int8; where zero points are near the
-# middle of codes, that is small, and its rounding matters less than that of a minimum.
-# F8: a float16 scale, and 32 floats of 8 bits (E4M3). One of these, moved 7 bits up, is the float16 of a
-# 256th of it, and the scale is of those: 256 times the one that models have, which would often be subnormal.
+# Q8_M: Q8_0 with an offset: a float16 scale, a float16 to add, and 32 int8. Zero points near the middle of
+# the codes give a small offset, whose rounding matters less than that of a minimum.
+# F8: a float16 scale, and 32 8-bit floats (E4M3). Shifted up by 7 bits, such a float is the float16 of 1/256
+# of its value. The scale applies to that: 256 times the model's scale, which would often be subnormal.
 OWN = {"Q8_M": OwnKind(32, 36, _q8_m), "F8": OwnKind(32, 34, _f8)}
 
 
 def block_size(kind: str) -> tuple[int, int]:
-    """Numbers in a block of this kind, and its bytes. Raises KeyError for a kind that is none."""
+    """Numbers and bytes of a block of this kind. Raises KeyError for an unknown kind."""
     if kind in OWN:
         return OWN[kind].numbers, OWN[kind].size
     return GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
@@ -97,7 +97,7 @@ def row_bytes(kind: str, columns: int) -> int:
 
 
 def unpack(weight: BlockWeight) -> Tensor:
-    """The weight as float32 [rows, columns], on the CPU: what every backend computes with."""
+    """The weight as float32 [rows, columns] on the CPU: the numbers every backend computes with."""
     if weight.kind in PLAIN:
         return weight.data.cpu().view(PLAIN[weight.kind]).float()
     if weight.kind in OWN:

@@ -1,10 +1,10 @@
-"""The contract: settings, what a layer keeps, and every operation that a backend has.
+"""The contract: settings, the caches of a layer, and every operation of a backend.
 
 name, why = dispatch.pick("auto", device)                   # triton, cpu or torch
 backend = dispatch.load(name)
 book = fit_codebook(keys, query_power(queries, kv_heads), settings)  # once per layer and document
 backend.encode_keys(keys, book, codes, scales)              # all keys of a document
-out, lse = backend.decode_step(q, k, v, cache, scaling, settings)  # new tokens: append them and attend
+out, lse = backend.decode_step(q, k, v, cache, scaling, settings)  # append new tokens and attend
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from adamas_kernels.triton.planes import PlaneWeight
 from adamas_kernels.weights import DecoderWeights
 
 SCORERS = ("dot", "manhattan")
-SAMPLED_KEYS = 2048  # that a codebook is fitted to
-LARGEST_STEP = 16  # new tokens that one decode step takes
+SAMPLED_KEYS = 2048  # most keys that a codebook is fitted to
+LARGEST_STEP = 16  # most new tokens in one decode step
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class SparseSettings:
     edge: fixed outer edge of the codes, or None for edges from the data.
     sinks, recents: first and last tokens that are always attended to.
     compensate: give the estimated softmax mass of the other tokens to the mean of their values; `dot` only,
-        because a Manhattan distance is no estimate of a score.
-    balance: even out the coordinates of keys and queries before they are coded, see `reference.balance`.
-    error: the estimated share of the softmax below which a token is left to the compensation, though there is
-        room for it in the budget, see `reference.reaches_error`; None attends to the whole budget.
+        because a Manhattan distance does not estimate a score.
+    balance: even out the coordinates of keys and queries before coding, see `reference.balance`.
+    error: tokens whose estimated share of the softmax is lower are left to the compensation even if the
+        budget has room for them, see `reference.reaches_error`; None always fills the budget.
     """
 
     budget: int = 128
@@ -65,44 +65,40 @@ class SparseSettings:
 
     @property
     def forced(self) -> tuple[int, int]:
-        """Sinks and recents, the query's own token among the latter; together at most half of a small
-        budget.
-        """
+        """Sinks and recents (the query's own token included); together at most half of a small budget."""
         quarter = max(1, self.budget // 4)
         return min(self.sinks, quarter, self.budget - 1), max(1, min(self.recents, quarter))
 
     @property
     def centred(self) -> bool:
-        """Whether keys are coded relative to their mean: always but for the paper's own setting of fixed
-        edges.
-        """
+        """Whether keys are coded relative to their mean: always, except with the paper's fixed edges."""
         return self.edge is None
 
     @property
     def balanced(self) -> bool:
-        """Whether keys and queries are balanced: like centring, not with fixed edges."""
+        """Whether keys and queries are balanced; like centring, never with fixed edges."""
         return self.balance and self.edge is None
 
     @property
     def least_share(self) -> int:
-        """The exponent of `error`, in the units of `reference`; 0 without one."""
+        """The exponent of `error` in the units of `reference`; 0 if there is no error."""
         return 0 if self.error is None else min(reference.units_of(self.error), -1)
 
     @property
     def compensated(self) -> bool:
-        """Whether the tokens that are not chosen add their estimated share."""
+        """Whether tokens that are not chosen contribute their estimated share."""
         return self.compensate and self.scorer == "dot"
 
     def under(self, softmax: Softmax) -> SparseSettings:
-        """These, as a layer with this softmax follows them: of scores that are soft-capped no share is
-        estimated in whole numbers, so all of the budget is attended to.
+        """These settings for a layer with this softmax. Shares of soft-capped scores cannot be estimated in
+        integers, so such a layer attends to its whole budget.
         """
         return replace(self, error=None) if softmax.softcap and self.error is not None else self
 
 
 @dataclass(frozen=True)
 class LayerView:
-    """The filled part of one layer's cache, unpacked where its rows are packed.
+    """The filled part of one layer's cache; packed rows are unpacked.
 
     keys, values: [B, K, S, D]; codes: int32 [B, K, S, W]; scales: float16 [B, K, S]; value_sum: float32 [B,
     K, D].
@@ -118,15 +114,15 @@ class LayerView:
 
 @dataclass
 class DenseCache:
-    """The buffers of one layer without codes, longer than what is filled, and how many tokens that is.
+    """The buffers of one layer without codes, with spare room, and the number of tokens in them.
 
-    keys, values: [B, K, C, D] of one dtype; value_sum: float32 [B, K, D], the sum of the values so far, None
-    where nothing needs it; length: int32 [B], of each sequence, on the buffers' device, shared by the layers
-    of a model. The last dimension of keys and values is contiguous, value_sum wholly so.
-    Keys and values may be packed rows, see `packed.py`; the sum is then that of the rotated values, and
-    centre, float32 [B, K, D], that of the keys.
-    A layer with a window may keep a ring: token t lies in row t mod C, and C is the window and all but one of
-    a step's new tokens at the least, or all tokens.
+    keys, values: [B, K, C, D] of one dtype; value_sum: float32 [B, K, D], the sum of the values so far, or
+    None if nothing needs it; length: int32 [B], tokens of each sequence, on the buffers' device, shared by
+    all layers of a model. The last dimension of keys and values is contiguous; value_sum is contiguous.
+    Keys and values may be packed rows, see `packed.py`; value_sum is then the sum of the rotated values, and
+    centre, float32 [B, K, D], the centre of the keys.
+    A layer with a window may keep a ring: token t lies in row t mod C. C is then at least the window plus a
+    step's new tokens minus one, or all tokens.
     """
 
     keys: Tensor
@@ -137,7 +133,7 @@ class DenseCache:
 
     @property
     def capacity(self) -> int:
-        """C, the tokens that there is room for."""
+        """C, the tokens that fit."""
         return self.keys.shape[2]
 
     def sequences(self) -> list[DenseCache]:
@@ -150,12 +146,12 @@ class DenseCache:
 
 @dataclass
 class LayerCache:
-    """The buffers of one sparse layer, longer than what is filled, and how many tokens that is.
+    """The buffers of one sparse layer, with spare room, and the number of tokens in them.
 
-    keys, values: [B, K, S, D] of one dtype; codes: int32 [B, K, C, W], a transposed view: one word
-    of many tokens lies side by side; scales: float16 [B, K, C]; value_sum: float32 [B, K, D]; length: int32
-    [B], of each sequence, on the buffers' device, shared by the layers of a model. The last dimension of
-    keys, values and scales is contiguous, value_sum and the codebook wholly so. For packed rows see
+    keys, values: [B, K, S, D] of one dtype; codes: int32 [B, K, C, W], a transposed view: the same word of
+    successive tokens is contiguous; scales: float16 [B, K, C]; value_sum: float32 [B, K, D]; length: int32
+    [B], tokens of each sequence, on the buffers' device, shared by all layers of a model. The last dimension
+    of keys, values and scales is contiguous; value_sum and the codebook are contiguous. For packed rows see
     `DenseCache`.
     """
 
@@ -170,7 +166,7 @@ class LayerCache:
 
     @property
     def capacity(self) -> int:
-        """C, the tokens that there is room for."""
+        """C, the tokens that fit."""
         return self.codes.shape[2]
 
     def sequences(self) -> list[LayerCache]:
@@ -187,7 +183,9 @@ class LayerCache:
         ]
 
     def view(self, tokens: int | None = None) -> LayerView:
-        """The first `tokens`; None is what is filled, the same in all sequences, and waits for the device."""
+        """The first `tokens`; None takes all filled ones (equally many in all sequences) and waits for the
+        device.
+        """
         seen = slice(0, equal_length(self.length) if tokens is None else tokens)
         keys, values, codes, scales = (
             x[:, :, seen] for x in (self.keys, self.values, self.codes, self.scales)
@@ -208,8 +206,9 @@ AnyWeight = Tensor | BlockWeight | PlaneWeight  # what a linear layer multiplies
 class Facts:
     """What decides which backend serves an operation.
 
-    dtype: of queries, keys and values, None where they differ. new: tokens that attend. dim, dim_v: of heads.
-    rows: whether those tensors have contiguous rows. packed: whether weights are packed.
+    dtype: of queries, keys and values, None if they differ. new: tokens that attend. dim, dim_v: head sizes
+    of keys and values. rows: whether queries, keys and values have contiguous rows. packed: whether weights
+    are packed.
     """
 
     device: torch.device
@@ -230,9 +229,9 @@ class Facts:
 
 
 class Backend(Protocol):
-    """One way to compute what `reference.py` specifies: every operation that there is.
+    """One implementation of every operation that `reference.py` specifies.
 
-    `dispatch.serving` gives the backend that computes an operation, and says why others do not.
+    `dispatch.serving` gives the backend for an operation; `dispatch.obstacles` says why others cannot serve.
     """
 
     name: str
@@ -256,14 +255,14 @@ class Backend(Protocol):
         S >= N, in memory bounded by the chunk.
 
         lengths: int32 [B], tokens of each sequence before the new ones, whose keys and values follow them;
-        None where that is S - N everywhere. Where they are given, the host waits for them, and where they
-        differ, each sequence is computed on its own.
+        None means S - N for all. If given, the host waits for them; if they differ, each sequence is computed
+        on its own.
         Returns the output [B, H, N, D] in the queries' dtype and the log-sum-exp of its scores, learned sinks
         included, float32 [B, H, N].
         """
 
     def summarize(self, keys: Tensor, values: Tensor, means: BlockMeans, start: int) -> None:
-        """Write the means of the whole blocks of keys and values that `start` tokens did not fill, see
+        """Write the means of all whole blocks of keys and values that end after the first `start` tokens, see
         `reading.summarize`.
         """
 
@@ -278,12 +277,12 @@ class Backend(Protocol):
         softmax: Softmax = PLAIN,
         computed: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """`prefill`, but the blocks of keys that a block of queries would lose little of are left to their
-        means, see `reading.py`. A window is not served.
+        """`prefill`, but key blocks with little weight for a query block are replaced by their means, see
+        `reading.py`. Windows are not supported.
 
-        means: of all whole blocks of the keys, the new ones included. computed: int64 [2] on the device, to
-        which blocks that were multiplied are added, and those that dense reading multiplies, a query head's
-        each.
+        means: of all whole blocks of the keys, the new ones included. computed: int64 [2] on the device; the
+        blocks multiplied, and the blocks that dense reading would multiply, are added to it, counted per
+        query head.
         """
 
     def dense_step(
@@ -295,11 +294,11 @@ class Backend(Protocol):
         scaling: float,
         softmax: Softmax = PLAIN,
     ) -> tuple[Tensor, Tensor]:
-        """Append keys and values [B, K, N, D] behind `cache.length` tokens and attend to all tokens from
+        """Append keys and values [B, K, N, D] after `cache.length` tokens and attend to all tokens from
         queries [B, H, N, D], causally among the new ones, 1 <= N <= LARGEST_STEP.
 
-        Every sequence has its own length. Keys, values and value_sum are updated, not codes; `cache.length`
-        is left to the caller. Returns output and log-sum-exp as `prefill` does.
+        Every sequence has its own length. Updates keys, values and value_sum, but not codes; the caller
+        updates `cache.length`. Returns output and log-sum-exp like `prefill`.
         """
 
     def decode_step(
@@ -313,41 +312,41 @@ class Backend(Protocol):
         tally: Tensor | None = None,
         softmax: Softmax = PLAIN,
     ) -> tuple[Tensor, Tensor]:
-        """Append keys and values [B, K, N, D] behind `cache.length` tokens and attend sparsely from queries
+        """Append keys and values [B, K, N, D] after `cache.length` tokens and attend sparsely from queries
         [B, H, N, D], causally among the new ones, 1 <= N <= LARGEST_STEP.
 
-        Every sequence has its own length. Keys, codes, scales and value_sum are updated; `cache.length` is
-        left to the caller, who advances it once for all layers. tally: float32 [B, 2, C], to whose two rows
-        every query adds 1 and its softmax weight at each position that it attended to. A window is not
-        served: there is little to choose from.
+        Every sequence has its own length. Updates keys, values, codes, scales and value_sum; the caller
+        advances `cache.length`, once for all layers. tally: float32 [B, 2, C]; at each position it attends
+        to, every query adds 1 to the first row and its softmax weight to the second. Windows are not
+        supported: they leave little to choose from.
         Returns the output [B, H, N, D] in the queries' dtype and the log-sum-exp of its scores, float32 [B,
-        H, N], the compensation and learned sinks included.
+        H, N], including the compensation and learned sinks.
         """
 
     def linear(self, x: Tensor, weight: AnyWeight, bias: Tensor | None = None) -> Tensor:
-        """x [..., inputs] times a weight, [outputs, inputs], in blocks or in planes, plus bias:
-        [..., outputs] in x's dtype.
+        """x [..., inputs] times a weight [outputs, inputs], plus bias: [..., outputs] in x's dtype. The
+        weight may be in blocks or in planes.
 
-        bias: [outputs]; with a weight in blocks float32. Such a weight may have columns of zeros behind those
-        that x has.
+        bias: [outputs], float32 for a weight in blocks. Such a weight may end in extra columns of zeros that
+        x does not have.
         """
 
 
 class WholeTokens(Protocol):
-    """A backend that also computes all of a token's layers in one call."""
+    """A backend that also computes all layers of a token in one call."""
 
     def decoder(self, weights: DecoderWeights) -> TokenDecoder:
-        """A decoder of a model with these weights."""
+        """A decoder for a model with these weights."""
 
 
 @dataclass(frozen=True)
 class NewTokens:
-    """New tokens of one sequence, `length` of whose tokens came before.
+    """New tokens of one sequence, which already has `length` tokens.
 
     rotations: cosines and sines of the tokens' positions, [N, half of the rotated coordinates], for each kind
-    of rotation that layers name. layers: those with codes attend sparsely, by these settings, the others
-    fully. tally: float32 [N, 2, C], see `Backend.decode_step`; all sparse layers add to it, for each token to
-    its own.
+    of rotation that layers name. layers: those with codes attend sparsely with these settings, the others
+    fully. tally: float32 [N, 2, C], one part per token, see `Backend.decode_step`; all sparse layers add to
+    it.
     """
 
     tokens: Sequence[int]
@@ -359,24 +358,24 @@ class NewTokens:
 
 
 class TokenDecoder(Protocol):
-    """Decodes tokens of one sequence or of several, one after another or a few at once."""
+    """Decodes tokens of one or more sequences, one or several tokens at a time."""
 
     def step(self, sequences: Sequence[NewTokens]) -> Tensor:
-        """Append the new tokens of each sequence, N of all of them, 1 <= N <= LARGEST_STEP, and return the
-        logits behind each, float32 [N, vocabulary], in the order of the sequences, valid until the next step.
-        Behind each they are those of a step of its own, bit for bit, where its sequence has no more of them
-        than `most(length)`. The caller has made room and counts the tokens.
+        """Append the new tokens of each sequence, N in total, 1 <= N <= LARGEST_STEP, and return the logits
+        after each, float32 [N, vocabulary], in the order of the sequences, valid until the next step.
+        If a sequence has at most `most(length)` new tokens, the logits are bit for bit those of one token per
+        step. The caller makes room beforehand and counts the tokens.
         """
 
     def most(self, length: int) -> int:
-        """How many tokens of one sequence, behind so many others, a step should take at most, as far as one
-        was taken.
+        """The most tokens that a step should take of one sequence after `length` others, judged from the
+        steps so far.
         """
 
 
 def allocate_codes(keys: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
-    """Uninitialized codes int32 [B, K, C, W] and scales float16 [B, K, C] for keys like [B, K, N, D], or such
-    packed rows, as LayerCache wants them.
+    """Uninitialized codes int32 [B, K, C, W] and scales float16 [B, K, C] of a LayerCache, for keys like
+    [B, K, N, D] or packed rows of them.
     """
     batch, heads = keys.shape[:2]
     words = padded_dim(dim_of(keys)) // CODES_PER_WORD
@@ -385,13 +384,13 @@ def allocate_codes(keys: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
 
 
 def sampled(tokens: int) -> slice:
-    """Of the first tokens, this many, those that `fit_codebook` looks at."""
+    """The tokens that `fit_codebook` samples out of the first `tokens`."""
     return slice(0, tokens, max(1, -(-tokens // SAMPLED_KEYS)))
 
 
 def fit_codebook(keys: Tensor, power: Tensor, settings: SparseSettings) -> Codebook:
-    """A codebook for keys [B, K, N, D], of which it looks at SAMPLED_KEYS or fewer, evenly spread, and for
-    queries of this power, float32 [B, K, D], in any unit.
+    """A codebook for keys [B, K, N, D] and for queries of this power, float32 [B, K, D], in any unit. Samples
+    at most SAMPLED_KEYS evenly spaced keys.
     """
     sample = keys[:, :, sampled(keys.shape[2])]
     used = power if settings.balanced else None
@@ -399,7 +398,7 @@ def fit_codebook(keys: Tensor, power: Tensor, settings: SparseSettings) -> Codeb
 
 
 def equal_length(length: Tensor) -> int:
-    """The one length, int32 [B], that all sequences have; waits for the device. Raises ValueError where they
+    """The common length of all sequences, from int32 [B]; waits for the device. Raises ValueError if they
     differ.
     """
     lengths = set(length.tolist())
@@ -409,14 +408,14 @@ def equal_length(length: Tensor) -> int:
 
 
 def ring_rows(start: int, end: int, capacity: int) -> slice | Tensor:
-    """Where tokens [start, end) lie in a buffer of so many rows, see `DenseCache`: an index of them."""
+    """The index of tokens [start, end) in a buffer of `capacity` rows, see `DenseCache`."""
     return slice(start, end) if end <= capacity else torch.arange(start, end) % capacity
 
 
 def check_step(
     queries: Tensor, keys: Tensor, values: Tensor, cache: AnyCache, softmax: Softmax = PLAIN
 ) -> None:
-    """Raises ValueError where the shapes of a step do not fit together; reads nothing from the device."""
+    """Raises ValueError if the shapes of a step do not fit together; reads nothing from the device."""
     batch, heads, new, dim = queries.shape
     kv_heads, capacity = cache.keys.shape[1], cache.capacity
     if heads % kv_heads:
@@ -436,13 +435,13 @@ def check_step(
 
 
 def check_unbounded(softmax: Softmax) -> None:
-    """Raises ValueError for a window where attention is sparse."""
+    """Raises ValueError for a window, which sparse attention does not support."""
     if softmax.window is not None:
         raise ValueError("a layer with a window attends to all of it")
 
 
 def check_room(tokens: int, new: int, cache: AnyCache, softmax: Softmax) -> None:
-    """Raises ValueError where a cache has no room for this many tokens, the new ones included."""
+    """Raises ValueError if a cache has no room for this many tokens, the new ones included."""
     window = softmax.window
     if tokens > cache.capacity and (window is None or cache.capacity < window + new - 1):
         raise ValueError(f"{tokens} tokens do not fit a cache of {cache.capacity}")

@@ -1,4 +1,4 @@
-"""Which backend computes an operation, and why not a faster one."""
+"""Chooses the backend for an operation, and says why a faster one cannot serve."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from adamas_kernels.contract import Backend, Facts
 
 OLDEST_CAPABILITY = (8, 0)  # NVIDIA's Ampere; Triton's own minimum
 
-Obstacle = Callable[[Facts], str | None]  # why a backend cannot serve, in a few words
+Obstacle = Callable[[Facts], str | None]  # a short reason why a backend cannot serve
 
 
 class BackendError(Exception):
-    """A backend was asked for by name, or any for an operation, and none can run here; the message says
-    why.
-    """
+    """No backend can run here: neither the one named, nor any for the operation. The message says why."""
 
 
 @cache
@@ -38,7 +36,7 @@ def _cpu(facts: Facts) -> str | None:
 
 def _cpu_prefill(facts: Facts) -> str | None:
     reason = _cpu(facts) or _one_token(facts)
-    if reason:  # the rest would import numba in vain
+    if reason:  # do not import numba for nothing
         return reason
     from adamas_kernels.cpu.prefill import obstacle
 
@@ -84,7 +82,7 @@ def _name(dtype: torch.dtype | None) -> str:
     return "of another number format" if dtype is None else str(dtype).removeprefix("torch.")
 
 
-# By operation of the contract, who can serve, the fastest first.
+# The candidates for each operation of the contract, fastest first.
 CANDIDATES: Mapping[str, Mapping[str, Obstacle]] = {
     "encode_keys": {"triton": _triton, "cpu": _cpu, "torch": _torch},
     "prefill": {"triton": _triton_prefill, "cpu": _cpu_prefill, "torch": _torch},
@@ -99,14 +97,14 @@ BACKENDS = tuple(CANDIDATES["decode_step"])
 
 
 def obstacles(operation: str, facts: Facts) -> dict[str, str | None]:
-    """By candidate, the fastest first, why it cannot serve an operation, or None where it can."""
+    """For each candidate, fastest first: why it cannot serve the operation, or None if it can."""
     return {name: why_not(facts) for name, why_not in CANDIDATES[operation].items()}
 
 
 def serving(operation: str, facts: Facts) -> Backend:
-    """The first candidate without an obstacle; it is shared by all callers of this process.
+    """The first candidate without an obstacle, shared by all callers in this process.
 
-    Raises BackendError, with the obstacles of all, where there is none.
+    Raises BackendError with all obstacles if there is none.
     """
     for name, why_not in CANDIDATES[operation].items():
         if why_not(facts) is None:
@@ -116,7 +114,7 @@ def serving(operation: str, facts: Facts) -> Backend:
 
 @cache
 def _shared(name: str, threads: int) -> Backend:
-    """One backend for each number of threads, which it keeps."""
+    """One backend per thread count; a backend keeps the count it was made with."""
     return load(name)
 
 
@@ -125,18 +123,17 @@ def _passed(reasons: Mapping[str, str | None]) -> str:
 
 
 def obstacle(name: str, device: torch.device) -> str | None:
-    """Why this backend cannot compute sparse steps on this device, in a few words, or None where it can."""
+    """A short reason why this backend cannot compute sparse steps on this device, or None if it can."""
     if name not in BACKENDS:
         raise ValueError(f"backend must be auto or one of {', '.join(BACKENDS)}, not {name!r}")
     return CANDIDATES["decode_step"][name](Facts(device))
 
 
 def pick(name: str, device: torch.device) -> tuple[str, str | None]:
-    """The backend of that name, or for `auto` the fastest that computes sparse steps on this device; imports
-    none.
+    """The named backend, or for `auto` the fastest that computes sparse steps on this device. Imports none.
 
-    Returns its name with the reason why it is not Triton, one line, None if it is or was chosen by name.
-    Raises BackendError where a named backend cannot run, and ValueError for an unknown name.
+    Returns the name and a one-line reason why it is not Triton (None for Triton or a backend given by name).
+    Raises BackendError if a named backend cannot run, and ValueError for an unknown name.
     """
     if name != "auto":
         reason = obstacle(name, device)
@@ -151,9 +148,9 @@ def pick(name: str, device: torch.device) -> tuple[str, str | None]:
 
 
 def load(name: str, announce: Callable[[str], None] | None = None) -> Backend:
-    """A backend that `pick` named. Only its own compiler is imported: each takes its time.
+    """Load the backend that `pick` named. Imports only its own compiler, since each import is slow.
 
-    announce: told, in one line, before something is compiled that takes seconds.
+    announce: called with one line before a compilation that takes seconds.
     """
     if name == "triton":
         from adamas_kernels.triton.backend import TritonBackend

@@ -1,7 +1,7 @@
-"""Levels of CPU features, to one of which the environment variable ADAMAS_CPU limits all that computes.
+"""Levels of CPU features. The environment variable ADAMAS_CPU limits all computing libraries to one of them.
 
-Not set, or `native`, means everything that the CPU has. Imports neither torch nor numba, so that both can be
-told before they are imported.
+Unset or `native` means everything the CPU has. Imports neither torch nor numba: both must be limited before
+they are imported.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ ARM = ("aarch64", "arm64")
 
 
 class LevelError(ValueError):
-    """ADAMAS_CPU names no level, or one that this CPU does not reach; the message says what it may be."""
+    """ADAMAS_CPU names an unknown level or one this CPU lacks; the message lists the choices."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """What code may use, and how libraries are told so.
+    """Which CPU features code may use, and how libraries are limited to them.
 
-    cpu: the oldest CPU of the level, by LLVM's name; features: by LLVM's names; libraries: variables of the
-    environment that torch, oneDNN and MKL read.
+    cpu: LLVM's name of the oldest CPU of the level; features: LLVM's names; libraries: environment variables
+    that torch, oneDNN and MKL read.
     """
 
     cpu: str
@@ -36,7 +36,7 @@ class Level:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables that limit every library that computes, numba among them."""
+        """The variables that limit every computing library, numba included."""
         features = ",".join(f"+{feature}" for feature in sorted(self.features))
         return {"NUMBA_CPU_NAME": self.cpu, "NUMBA_CPU_FEATURES": features, **self.libraries}
 
@@ -49,7 +49,7 @@ _SSE2 = frozenset({"sse", "sse2"})
 _AVX2 = _SSE2 | {"sse3", "ssse3", "sse4.1", "sse4.2", "popcnt", "avx", "avx2", "fma", "f16c", "bmi", "bmi2"}
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 _NEON = frozenset({"neon"})
-# By kind of processor, each level with the one before it.
+# By architecture; each level includes the one before it.
 _LEVELS: dict[tuple[str, ...], dict[str, Level]] = {
     X86: {
         "plain": Level("x86-64", _SSE2, _libraries("default", "SSE41", "SSE4_2")),
@@ -69,7 +69,7 @@ _LEVELS: dict[tuple[str, ...], dict[str, Level]] = {
 
 
 def levels() -> dict[str, Level]:
-    """Those of this kind of processor, the least first; none where it is of another kind."""
+    """The levels of this architecture, lowest first; empty for an unknown architecture."""
     machine = platform.machine()
     return next((known for kinds, known in _LEVELS.items() if machine in kinds), {})
 
@@ -91,19 +91,19 @@ def chosen() -> str:
 
 
 def reachable() -> list[str]:
-    """The levels whose features this CPU has, the least first."""
+    """The levels whose features this CPU has, lowest first."""
     return [name for name, level in levels().items() if level.features <= host_features()]
 
 
 def limit() -> None:
-    """Tell every library of the level that ADAMAS_CPU sets, before it is imported. Raises LevelError."""
+    """Limit all libraries to the level in ADAMAS_CPU; call before importing them. Raises LevelError."""
     name = chosen()
     if name != NATIVE:
         os.environ.update(levels()[name].environment)
 
 
 def allows(feature: str) -> bool:
-    """Whether the level has a feature, spelled as LLVM or as Linux does. Raises LevelError."""
+    """Whether the level has a feature, in LLVM's or Linux's spelling. Raises LevelError."""
     name = chosen()
     return name == NATIVE or _spelling(feature) in map(_spelling, levels()[name].features)
 
@@ -114,9 +114,9 @@ def _spelling(feature: str) -> str:
 
 @cache
 def host_features() -> frozenset[str]:
-    """What this CPU has, as LLVM names it."""
+    """The features of this CPU, by LLVM's names."""
     try:
         from llvmlite import binding
-    except ImportError:  # as where there is no numba: libraries take no more than there is, by themselves
+    except ImportError:  # no numba: the other libraries check the CPU themselves
         return frozenset[str]().union(*(level.features for level in levels().values()))
     return frozenset(name for name, has in binding.get_host_cpu_features().items() if has)

@@ -1,13 +1,14 @@
-"""The specification of keys and values in 8 or 4 bits, in plain torch: rows of bytes with scales of their
-own, which buffers, placements and stores take as rows of any other numbers.
+"""The specification of keys and values in 8 or 4 bits, in plain torch. Rows of bytes include their own
+scales, so buffers, placements and stores treat them like rows of plain numbers.
 
-A row is one head's key or value of one token: D codes, and a float16 scale for each GROUP of them. What is in
-it is rotated first, so that a large coordinate does not take the bits of the others (QuaRot, arXiv
-2404.00456, section 3), and keys are then taken relative to a centre that all keys of a head share: models
-whose keys have a bias lose most of what they lose through it (docs/accuracy.md).
+A row is one head's key or value of one token: D codes, and a float16 scale for each GROUP of them. It is
+rotated first, so that a large coordinate does not take the bits of the others (QuaRot, arXiv 2404.00456,
+section 3). Keys are then taken relative to a centre shared by all keys of a head: in models whose keys have a
+bias, the bias causes most of the loss (docs/accuracy.md).
 
-A format is the dtype of its rows: int8 for codes of 8 bits, uint8 for codes of 4, where the first half of a
-group is in the low bits of its bytes and the second half in the high ones. Rows of other dtypes are numbers.
+The dtype of the rows is the format: int8 for 8-bit codes, uint8 for 4-bit codes, with the first half of a
+group in the low bits of its bytes and the second half in the high bits. Rows of other dtypes are plain
+numbers.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from functools import cache
 import torch
 from torch import Tensor
 
-GROUP = 32  # codes with a scale of their own
+GROUP = 32  # codes that share a scale
 SCALE_BYTES = 2
 BITS = {torch.int8: 8, torch.uint8: 4}
 LARGEST = {torch.int8: 127, torch.uint8: 7}
-LEAST_SCALE = 2.0**-24  # the smallest float16 above zero: rows of zeros have one, too
-ZERO_CODE = 8  # of 4 bits
-READ_TOKENS = 4096  # whose float32 numbers are there at a time
+LEAST_SCALE = 2.0**-24  # the smallest float16 above zero, for rows of zeros
+ZERO_CODE = 8  # the 4-bit code of zero
+READ_TOKENS = 4096  # tokens held in float32 at a time
 
 
 def is_packed(dtype: torch.dtype) -> bool:
@@ -32,7 +33,7 @@ def is_packed(dtype: torch.dtype) -> bool:
 
 
 def fits(dim: int) -> bool:
-    """Whether heads of this size can be packed: they are whole groups."""
+    """Whether heads of this size can be packed: they must be whole groups."""
     return dim % GROUP == 0
 
 
@@ -44,7 +45,7 @@ def row_size(dim: int, dtype: torch.dtype) -> int:
 
 
 def dim_of(rows: Tensor) -> int:
-    """D, the numbers of each of these rows, [..., R]."""
+    """D, the numbers in each of these rows, [..., R]."""
     if not is_packed(rows.dtype):
         return rows.shape[-1]
     group = GROUP * BITS[rows.dtype] // 8 + SCALE_BYTES
@@ -52,14 +53,14 @@ def dim_of(rows: Tensor) -> int:
 
 
 def block_of(dim: int) -> int:
-    """Coordinates that are rotated together: the largest power of two that divides a head."""
+    """Coordinates that are rotated together: the largest power of two that divides the head size."""
     return dim & -dim
 
 
 def rotated(x: Tensor) -> Tensor:
-    """The rows of x [..., D], block by block, in Hadamard's basis: float32. Twice gives x again.
+    """The rows of x [..., D], Hadamard-transformed block by block: float32. Applied twice, it gives x again.
 
-    The fast transform, in the order of operations of `reference.rotate`.
+    The fast transform, with the order of operations of `reference.rotate`.
     """
     block = block_of(x.shape[-1])
     out = x.float()
@@ -72,7 +73,7 @@ def rotated(x: Tensor) -> Tensor:
 
 
 def pack(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rows of numbers as they are, float32 [..., D], as packed rows [..., R]."""
+    """Pack rows of numbers, float32 [..., D], without rotating them: [..., R]."""
     groups = x.unflatten(-1, (-1, GROUP))
     scale = (groups.abs().amax(-1, keepdim=True) / LARGEST[dtype]).clamp_min(LEAST_SCALE).half()
     codes = (groups / scale.float()).round().clamp(-LARGEST[dtype], LARGEST[dtype])
@@ -85,7 +86,7 @@ def pack(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def numbers(rows: Tensor) -> Tensor:
-    """The numbers of rows [..., R] as they are there, rotated and relative: float32 [..., D]."""
+    """The stored numbers of rows [..., R], still rotated and relative to the centre: float32 [..., D]."""
     if not is_packed(rows.dtype):
         return rows.float()
     dim = dim_of(rows)
@@ -98,9 +99,7 @@ def numbers(rows: Tensor) -> Tensor:
 
 
 def pack_like(rows: Tensor, x: Tensor, centre: Tensor | None = None) -> Tensor:
-    """Numbers x [B, K, n, D] as rows in the format of others. centre: float32 [B, K, D], of keys that are
-    packed.
-    """
+    """Numbers x [B, K, n, D] as rows in the format of `rows`. centre: float32 [B, K, D], for packed keys."""
     if not is_packed(rows.dtype):
         return x.to(rows.dtype)
     turned = rotated(x)
@@ -113,15 +112,13 @@ def write(rows: Tensor, x: Tensor, centre: Tensor | None = None) -> None:
 
 
 def kept_sum(rows: Tensor, x: Tensor) -> Tensor:
-    """What values x [B, K, n, D], written to these rows, add to the sum of a layer's values: float32 [B, K,
-    D].
-    """
+    """What values x [B, K, n, D], written to these rows, add to a layer's value_sum: float32 [B, K, D]."""
     return (x if rows.dtype == x.dtype else numbers(rows)).sum(2, dtype=torch.float32)
 
 
 def read(rows: Tensor, dtype: torch.dtype, centre: Tensor | None = None) -> Tensor:
-    """What was written to rows [B, K, n, R], rounded, [B, K, n, D] in this dtype; rows that are so
-    themselves.
+    """The (rounded) numbers that were written to rows [B, K, n, R]: [B, K, n, D] in this dtype. Returns rows
+    themselves if they are already that.
     """
     if not is_packed(rows.dtype):
         return rows.to(dtype)

@@ -1,12 +1,12 @@
-"""The specification of sparse reading, in plain torch: blocks of keys that hold next to nothing of a query
-block's softmax are left to their means.
+"""The specification of sparse reading, in plain torch: key blocks with a negligible share of a query block's
+softmax are replaced by their means.
 
-Queries come in blocks of QUERY_BLOCK, counted from the first of a chunk, keys in blocks of KEY_BLOCK, counted
-from the first of the document. The first block of keys, those that a block of queries reaches into and the
-NEAR ones before them are always multiplied; every other one only where its estimated share is more than
-`ReadSettings.tolerance`. One that is left out enters the softmax as KEY_BLOCK exp(q mean(k)) mean(v).
+Queries come in blocks of QUERY_BLOCK, counted from the start of a chunk; keys in blocks of KEY_BLOCK, counted
+from the start of the document. The first key block, those that a query block reaches into and the NEAR ones
+before them are always multiplied; any other only if its estimated share exceeds `ReadSettings.tolerance`.
+A skipped block enters the softmax as KEY_BLOCK exp(q mean(k)) mean(v).
 
-Shapes: as in `reference.py`; `C` blocks of keys that there is room for, `R` blocks of queries.
+Shapes: as in `reference.py`; `C` key blocks that fit, `R` query blocks.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from adamas_kernels.softmax import PLAIN, Softmax
 
 KEY_BLOCK = 64
 QUERY_BLOCK = 128
-QUERY_STRIDE = 8  # of which one query is looked at, to choose blocks
-DEVIATIONS = 2.0  # above the mean, where the scores of a block's keys that matter are taken to be
-NEAR = 1  # blocks of keys before those that a block of queries reaches into
+QUERY_STRIDE = 8  # one query of this many is sampled to choose blocks
+DEVIATIONS = 2.0  # above the mean: the assumed scores of the keys of a block that matter
+NEAR = 1  # key blocks before those that a query block reaches into
 
 
 @dataclass(frozen=True)
 class ReadSettings:
-    """What one layer leaves out while it reads.
+    """What one layer skips while it reads.
 
-    tolerance: the largest estimated share of a query's softmax that a block is left to its mean with, see
+    tolerance: the largest estimated share of a query's softmax at which a block is replaced by its mean, see
     `block_shares`.
     """
 
@@ -44,8 +44,8 @@ class ReadSettings:
 
 @dataclass
 class BlockMeans:
-    """What is kept of each whole block of one layer's keys and values, in their number format, longer than
-    what is filled: [B, K, C, D] each, the last dimension contiguous.
+    """Statistics of each whole block of one layer's keys and values, in their dtype, with spare room:
+    [B, K, C, D] each, the last dimension contiguous.
 
     keys, values: means. spreads: the variance of each coordinate of the keys.
     """
@@ -63,7 +63,7 @@ class BlockMeans:
 
     @property
     def blocks(self) -> int:
-        """C, the blocks that there is room for."""
+        """C, the blocks that fit."""
         return self.keys.shape[2]
 
     def sequences(self) -> list[BlockMeans]:
@@ -73,7 +73,7 @@ class BlockMeans:
 
 
 def summarize(keys: Tensor, values: Tensor, means: BlockMeans, start: int) -> None:
-    """Write what is kept of all whole blocks of keys and values, [B, K, S, D], that end after the first
+    """Write the statistics of all whole blocks of keys and values, [B, K, S, D], that end after the first
     `start` tokens.
     """
     first, last = start // KEY_BLOCK, keys.shape[2] // KEY_BLOCK
@@ -86,7 +86,7 @@ def summarize(keys: Tensor, values: Tensor, means: BlockMeans, start: int) -> No
 
 
 def near_block(position: int) -> int:
-    """The first of the last blocks of keys that queries from this position on always read."""
+    """The first of the last key blocks, which queries from this position on always read."""
     return max(1, position // KEY_BLOCK - NEAR)
 
 
@@ -99,7 +99,7 @@ def choose_blocks(
     softmax: Softmax = PLAIN,
 ) -> Tensor:
     """Which blocks of keys [B, K, S, D] the newest N tokens, queries [B, H, N, D], read: bool [B, H, R,
-    ceil(S / KEY_BLOCK)], False where all of a block lies in the future.
+    ceil(S / KEY_BLOCK)], False for blocks entirely in the future.
     """
     batch, heads, new = queries.shape[:3]
     past, count = keys.shape[2] - new, blocks_of(keys.shape[2])
@@ -119,15 +119,14 @@ def choose_blocks(
 def block_shares(
     queries: Tensor, keys: Tensor, means: BlockMeans, scaling: float, softmax: Softmax = PLAIN
 ) -> Tensor:
-    """Which share of the softmax a block of queries, the newest n <= QUERY_BLOCK tokens, [B, H, n, D], of
-    keys [B, K, S, D], is estimated to give to a block of keys at most: float32 [B, H, near - 1], of the
-    blocks from 1 to before `near_block`.
+    """The largest estimated share of the softmax that a query block, the newest n <= QUERY_BLOCK tokens,
+    [B, H, n, D], of keys [B, K, S, D], gives to each key block from 1 to before `near_block`: float32
+    [B, H, near - 1].
 
-    Few keys of a block hold most of its share, and its mean does not show them: rotary embeddings average to
-    nothing over a block. The variance of the keys' coordinates says how far their scores with a query spread,
-    were the coordinates independent, and DEVIATIONS of that above the mean lies about the largest. Every
-    QUERY_STRIDE-th query is looked at. The sum that a share is of takes the tokens that are always read as
-    they are.
+    A few keys hold most of a block's share, and its mean does not show them: rotary embeddings average out
+    over a block. If the coordinates were independent, their variances would give the spread of the keys'
+    scores with a query; DEVIATIONS of it above the mean is about the largest score. Every QUERY_STRIDE-th
+    query is sampled. The sum below a share takes the tokens that are always read exactly.
     """
     near = near_block(keys.shape[2] - queries.shape[2])
     sampled = queries[:, :, ::QUERY_STRIDE].float()
@@ -201,7 +200,7 @@ def attend_to_blocks(
     scaling: float,
     softmax: Softmax = PLAIN,
 ) -> tuple[Tensor, Tensor]:
-    """Causal attention of one block of queries, the newest tokens, [B, H, n, D], over the chosen blocks, bool
+    """Causal attention of one query block, the newest tokens, [B, H, n, D], over the chosen blocks, bool
     [B, H, ceil(S / KEY_BLOCK)], of keys and values [B, K, S, D], and over the means of the others.
 
     Returns the output float32 [B, H, n, D] and the log-sum-exp float32 [B, H, n], without learned sinks.
@@ -220,8 +219,8 @@ def attend_to_blocks(
 
 
 def count_blocks(chosen: Tensor, new: int, size: int, computed: Tensor) -> None:
-    """Add to `computed`, int64 [2], how many blocks were chosen, see `choose_blocks`, and how many dense
-    reading of the newest tokens of this many would compute.
+    """Add to `computed`, int64 [2], the number of chosen blocks, see `choose_blocks`, and the number that
+    dense reading of the newest `new` of `size` tokens would compute.
     """
     ends = (min(start + QUERY_BLOCK, new) + size - new for start in range(0, new, QUERY_BLOCK))
     computed[0] += chosen.sum()
@@ -229,5 +228,5 @@ def count_blocks(chosen: Tensor, new: int, size: int, computed: Tensor) -> None:
 
 
 def blocks_of(tokens: int) -> int:
-    """How many blocks of keys this many tokens reach into."""
+    """The number of key blocks that this many tokens reach into."""
     return -(-tokens // KEY_BLOCK)

@@ -1,7 +1,7 @@
 """The specification of Adamas decode attention, in plain torch (arXiv 2510.18413, section 3).
 
 Every backend computes what this module computes. Integer stages (codes, dot products, distances) are equal
-to it bit for bit; float stages agree within rounding. Nothing here is meant to be fast.
+bit for bit; float stages agree within rounding. Nothing here is meant to be fast.
 
 Shapes: `B` batch, `H` query heads, `K` KV heads, `G = H / K` query heads per KV head, `N` new tokens, `S`
 tokens in the cache (the new ones included), `D` head_dim, `P` = D padded to a power of two, `W = P / 16`
@@ -23,9 +23,9 @@ CODES_PER_WORD = 16
 FLAT = 1e-6  # share of the mean below which a coordinate's power counts as none
 GAUSSIAN_EDGE = 0.9816  # outer edge, in deviations, of the best 4-level quantizer of a Gaussian (Max 1960)
 QUERY_LEVELS = 127  # int8 range of an encoded query
-LEAST_ATTENDED = 32  # tokens, forced ones included, that a query attends to whatever its error
-# Exponents of 2 are whole numbers of units, UNITS to an octave, counted from ORIGIN octaves below 1; SPAN
-# octaves are a bin.
+LEAST_ATTENDED = 32  # tokens, forced ones included, that a query always attends to, whatever its error
+# Exponents of 2 are integers in units, UNITS to an octave, counted from ORIGIN units below 1. A bin has SPAN
+# octaves.
 UNIT_BITS, SPAN_BITS = 16, 4
 UNITS, SPAN = 1 << UNIT_BITS, 1 << SPAN_BITS
 UNITS_PER_NAT = 94548.0  # UNITS log2 e
@@ -35,13 +35,13 @@ LARGEST_EXPONENT = float(ORIGIN - 64)  # the largest float32 below ORIGIN
 
 @dataclass(frozen=True)
 class Codebook:
-    """How the keys of one layer become codes. All keys that are compared are coded by the same one.
+    """How the keys of one layer become codes. All keys that are compared share one codebook.
 
-    mean: float32 [B, K, P], the mean rotated key (zeros where keys are not centred).
+    mean: float32 [B, K, P], the mean rotated key (zeros if keys are not centred).
     edge: float32 [B, K], the outer edge t of the levels (-inf, -t], (-t, 0], (0, t], (t, inf).
-    balance: float32 [B, K, P], what a key's coordinates are multiplied with and a query's divided by, before
-    they are rotated; the product of the two stays what it is.
-    noise: float32 [B, K], the mean square error that coding leaves in the score of a query of length 1.
+    balance: float32 [B, K, P]; before rotation, a key's coordinates are multiplied and a query's divided by
+    it, which keeps their dot product.
+    noise: float32 [B, K], the mean square error of coding in the score of a query of length 1.
     """
 
     mean: Tensor
@@ -51,16 +51,16 @@ class Codebook:
 
 
 def padded_dim(head_dim: int) -> int:
-    """The power of two, 16 at least, that a head is zero-padded to: 64 -> 64, 80 -> 128, 96 -> 128."""
+    """The power of two, at least 16, that a head is zero-padded to: 64 -> 64, 80 -> 128, 96 -> 128."""
     return max(CODES_PER_WORD, 1 << (head_dim - 1).bit_length())
 
 
 def rotate(x: Tensor) -> Tensor:
-    """Hadamard-transform the last dimension, [..., D] -> float32 [..., P]. Dot products stay as they are.
+    """Hadamard-transform the last dimension, [..., D] -> float32 [..., P]. Dot products do not change.
 
     The fast transform in Sylvester's order: log2 P rounds of sums and differences of coordinates 1, 2, 4,
     ... apart, then one factor 1 / sqrt(P). Every backend does the same float32 operations in the same order,
-    so that all of them get the same codes.
+    so all get the same codes.
     """
     size = padded_dim(x.shape[-1])
     out = F.pad(x.float(), (0, size - x.shape[-1]))
@@ -73,8 +73,8 @@ def rotate(x: Tensor) -> Tensor:
 
 
 def tree_sum(x: Tensor) -> Tensor:
-    """Sum over the last dimension, a power of two, by adding its halves: one order of float operations
-    everywhere.
+    """Sum over the last dimension, a power of two, by adding its halves, so that every backend uses the same
+    order of float operations.
     """
     while x.shape[-1] > 1:
         half = x.shape[-1] // 2
@@ -83,20 +83,18 @@ def tree_sum(x: Tensor) -> Tensor:
 
 
 def query_power(queries: Tensor, kv_heads: int) -> Tensor:
-    """The mean square of each coordinate of queries [B, H, N, D], by the KV head that they attend to: float32
-    [B, K, D].
-    """
+    """The mean square of each coordinate of queries [B, H, N, D], per KV head: float32 [B, K, D]."""
     return _by_kv_head(queries, kv_heads).float().square().mean(2)
 
 
 def balance(keys: Tensor, power: Tensor) -> Tensor:
     """The `Codebook.balance` for keys [B, K, N, D] and queries of this power, float32 [B, K, D].
 
-    Coding adds noise of one size to every coordinate of a rotated key, so coordinates that are small in keys
-    and large in queries lose most. The mean error of a score is least where both have the same deviation,
-    with key coordinates times (query power / key variance)^(1/4); but the noise is in proportion to the key's
-    length, and that makes the keys longest that matter most. Half the way there is better than either end
-    (docs/accuracy.md).
+    Coding adds the same noise to every coordinate of a rotated key, so coordinates that are small in keys and
+    large in queries lose most. The mean error of a score is lowest if both have the same deviation, which
+    multiplies key coordinates by (query power / key variance)^(1/4). But the noise is proportional to the
+    key's length, and this makes the keys that matter most the longest. Half of that exponent is better than
+    either extreme (docs/accuracy.md).
     """
     variance = keys.float().var(2, correction=0)
     power, variance = (x + FLAT * x.mean(-1, keepdim=True) for x in (power, variance))
@@ -113,10 +111,8 @@ def fit_codebook(
 
     edge: a fixed outer edge (the paper uses 10); None takes the optimal edge for Gaussian coordinates of the
     measured deviation, which GQA models need.
-    centre: subtract the mean key, which adds the same amount to all scores of a query and so changes no
-    attention.
-    power: `query_power` of the queries, in any unit, to balance keys and queries; None leaves them as they
-    are.
+    centre: subtract the mean key; this shifts all scores of a query equally, so attention does not change.
+    power: `query_power` of the queries, in any unit, to balance keys and queries; None does not balance.
     """
     ones = torch.ones_like(rotate(keys[:, :, 0]))
     factor = ones if power is None else balance(keys, power)
@@ -130,7 +126,7 @@ def fit_codebook(
     levels, scales = _levels(centred, outer)
     lost = rotate(centred - scales.unsqueeze(-1) * levels).square().mean(2)  # rotated back
     weight = ones if power is None else F.pad(power, (0, ones.shape[-1] - power.shape[-1])) / factor.square()
-    weight = weight + FLAT * weight.mean(-1, keepdim=True)  # of queries that are all zero, nothing matters
+    weight = weight + FLAT * weight.mean(-1, keepdim=True)  # all-zero queries have no noise
     noise = (lost * weight).sum(-1) / weight.sum(-1).clamp(min=torch.finfo().tiny)
     return Codebook(mean, outer, factor, noise)
 
@@ -141,7 +137,7 @@ def stretched(keys: Tensor, factor: Tensor) -> Tensor:
 
 
 def rotate_queries(queries: Tensor, codebook: Codebook) -> Tensor:
-    """Queries [B, H, N, D] as they meet rotated keys: balanced and rotated, float32 [B, H, N, P]."""
+    """Queries [B, H, N, D], balanced and rotated to match rotated keys: float32 [B, H, N, P]."""
     groups = queries.shape[1] // codebook.balance.shape[1]
     factor = codebook.balance[..., : queries.shape[-1]].repeat_interleave(groups, 1).unsqueeze(2)
     return rotate(queries.float() / factor)
@@ -155,9 +151,8 @@ def bucketize(x: Tensor, edge: Tensor) -> Tensor:
 def pack(codes: Tensor) -> Tensor:
     """Codes 0..3 [..., P] -> int32 [..., P / 16].
 
-    Coordinate 4i + b of a word lies at bit 8b + 2i, so that `(word >> 2i) & 0x03030303` gives the codes of
-    four
-    neighbouring coordinates as four bytes: the operand of a four-way byte product against a plain int8 query.
+    Coordinate 4i + b of a word lies at bit 8b + 2i, so `(word >> 2i) & 0x03030303` gives the codes of four
+    neighbouring coordinates as four bytes: the operand of a four-way byte product with an int8 query.
     """
     grouped = codes.reshape(*codes.shape[:-1], -1, 4, 4).long()
     steps = torch.arange(4, device=codes.device)
@@ -183,9 +178,7 @@ def encode_keys(keys: Tensor, codebook: Codebook) -> tuple[Tensor, Tensor]:
 
 
 def _levels(centred: Tensor, edge: Tensor) -> tuple[Tensor, Tensor]:
-    """Levels 2c - 3 of centred rotated keys [B, K, N, P] in float32, and the scales that fit them best [B, K,
-    N].
-    """
+    """Float32 levels 2c - 3 of centred rotated keys [B, K, N, P], and their best-fitting scales [B, K, N]."""
     levels = (2 * bucketize(centred, edge[..., None, None]) - 3).float()
     return levels, tree_sum(centred * levels) / tree_sum(levels.square())
 
@@ -214,8 +207,7 @@ def manhattan(rotated: Tensor, codes: Tensor, edge: float | None = None) -> Tens
     """Manhattan distance between the codes of rotated queries [B, H, N, P] and of keys: int32 [B, H, N, S],
     0..3P (paper, 3.3).
 
-    Queries are bucketized with the fixed edge, or with the Gaussian edge of their own deviation where it is
-    None.
+    Queries are bucketized with the fixed edge, or with None by the Gaussian edge of their own deviation.
     """
     edges = (
         GAUSSIAN_EDGE * (tree_sum(rotated.square()) / rotated.shape[-1]).sqrt().unsqueeze(-1)
@@ -245,11 +237,11 @@ def select(scores: Tensor, budget: int, sinks: int, recents: int, reaching: Tens
 
     Query n of N stands at position S - N + n and sees nothing later. Its own token, the first `sinks` and
     the last `recents` (its own included) visible tokens are always chosen, within the budget.
-    reaching: `reaches_error`, bool [B, H, N, S]: of the tokens after the first LEAST_ATTENDED the others are
-    left out.
+    reaching: `reaches_error`, bool [B, H, N, S]: beyond the best LEAST_ATTENDED tokens, only these are
+    chosen.
 
-    Returns int64 [B, H, N, min(budget, S)], ascending; positions beyond the query's own fill up a row that
-    has fewer tokens than the budget and are to be ignored.
+    Returns int64 [B, H, N, min(budget, S)], ascending. Rows with fewer tokens than the budget are filled up
+    with positions beyond the query's own, to be ignored.
     """
     new, size = scores.shape[-2:]
     position = torch.arange(size, device=scores.device)
@@ -264,7 +256,7 @@ def select(scores: Tensor, budget: int, sinks: int, recents: int, reaching: Tens
 
 
 def _best(ranking: Tensor, count: int) -> Tensor:
-    """The `count` highest of each row [..., S], exactly this many; ties go to the lowest position."""
+    """A mask of exactly the `count` highest of each row [..., S]; ties go to the lowest position."""
     threshold = ranking.topk(count).values[..., -1:]
     above = ranking > threshold
     ties = ranking == threshold
@@ -283,13 +275,13 @@ def reaches_error(
 ) -> Tensor:
     """Which tokens' estimated share of the softmax is `error` or more: bool [B, H, N, S].
 
-    A token that is not attended to leaves an error in proportion to its share p, squared: the mean value
-    takes its mass, so only its own deviation is lost. Attending to one more token is worth p^2, whatever the
-    head, so the same bound on p everywhere loses least for a number of tokens, where the same bound on all
-    that is left out spends too much on heads that attend broadly (docs/accuracy.md).
-    rank, float32 [B, H, N, S], times step, float32 [B, H, N], estimates q (k - mean). The sum that a share is
-    of takes the scores of the `forced` sinks and recents exactly, as they are attended to anyway. It is a sum
-    of whole numbers, so that every backend gets the same one, in whatever order it adds.
+    A token that is not attended to leaves an error proportional to its squared share p^2: the mean value
+    takes its mass, so only its own deviation is lost. Attending to one more token gains p^2 in any head. One
+    bound on p everywhere therefore loses least for a given number of tokens; one bound on the total left out
+    would spend too much on heads that attend broadly (docs/accuracy.md).
+    rank, float32 [B, H, N, S], times step, float32 [B, H, N], estimates q (k - mean). The sum below a share
+    takes exact scores for the `forced` sinks and recents, which are attended to anyway. It is a sum of
+    integers, so every backend gets the same result in any order of addition.
     """
     new, size = rank.shape[-2:]
     own = own_positions(new, size, rank.device)
@@ -306,23 +298,23 @@ def reaches_error(
 
 
 def units_of(share: float) -> int:
-    """The exponent of a share, in units, without ORIGIN."""
+    """The exponent of a share in units, without ORIGIN."""
     return round(math.log2(share) * UNITS)
 
 
 def exponents(units: Tensor) -> Tensor:
-    """Exponents of 2, float32 in units from 1 on, as whole numbers from ORIGIN octaves below: int64, not
-    negative.
+    """Exponents of 2, float32 in units relative to 1, as integers counted from ORIGIN below: non-negative
+    int64.
     """
     return units.clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT).long() + ORIGIN
 
 
 def log_mass(exponents: Tensor) -> Tensor:
-    """The exponent of a sum of powers of 2, whose exponents [..., S] are; negative ones are none.
+    """The exponent of a sum of powers of 2 with these exponents [..., S]; negative exponents are ignored.
 
-    A power is straight between whole octaves, as the mantissa of a float is, and a logarithm its inverse:
-    together they err by 0.09 octaves at most. What counts is the bin of the largest, and the one below: bits
-    below the two are cut off, so that no order of the terms and no largest one so far matters to the sum.
+    Powers are linear between whole octaves, like the mantissa of a float, and the logarithm is the inverse:
+    together they err by at most 0.09 octaves. Only the bin of the largest term and the one below it count.
+    Lower bits are cut off, so the sum does not depend on the order of the terms or a running maximum.
     """
     top = (exponents >> UNIT_BITS + SPAN_BITS).amax(-1, keepdim=True)
     power = (exponents & (UNITS - 1) | UNITS) << (exponents >> UNIT_BITS & (SPAN - 1))
@@ -337,7 +329,7 @@ def exact_scores(
     queries: Tensor, keys: Tensor, scaling: float, sinks: int, recents: int
 ) -> tuple[Tensor, Tensor]:
     """Positions of each query's first `sinks` and last `recents` tokens, int64 [B, H, N, sinks + recents],
-    with S in place of those that there are not; and their exact scores in one order of operations, float32.
+    with S in place of missing ones; and their exact float32 scores, in a fixed order of operations.
     """
     heads, new, size = queries.shape[1], queries.shape[2], keys.shape[2]
     own = own_positions(new, size, keys.device)
@@ -351,13 +343,13 @@ def exact_scores(
 
 
 def own_positions(new: int, size: int, device: torch.device) -> Tensor:
-    """Where each of the newest `new` of `size` tokens stands: int64 [N, 1], to compare with positions."""
+    """The positions of the newest `new` of `size` tokens: int64 [N, 1], to compare with positions."""
     return torch.arange(size - new, size, device=device).unsqueeze(-1)
 
 
 def gather(rows: Tensor, index: Tensor) -> Tensor:
-    """Rows [B, K, S, D] at the positions index [B, H, N, k] of each query head, some row where a position is
-    S: float32 [B, H, N, k, D].
+    """Rows [B, K, S, D] at the positions index [B, H, N, k] of each query head: float32 [B, H, N, k, D].
+    Position S gives an arbitrary row.
     """
     batch, kv_heads, _, dim = rows.shape
     heads, new, count = index.shape[1:]
@@ -374,7 +366,7 @@ def attend(
     softmax: Softmax = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """Exact attention of queries [B, H, N, D] over keys and values [B, K, S, D] at the positions of `select`,
-    without learned sinks, which a softmax in parts counts once, at its end.
+    without learned sinks: a softmax in parts counts them once, at the end.
 
     Returns the output float32 [B, H, N, D] and the log-sum-exp of its scores, float32 [B, H, N].
     """
@@ -399,11 +391,11 @@ def rest_of_softmax(
     """What the tokens that were not chosen would have added: their mean value and the logarithm of their
     softmax mass.
 
-    The idea is SparQ's (arXiv 2312.04985, section 4): the mass comes from the estimated scores, and the mean
-    of all values not chosen takes it. `value_sum` is the cache's running sum of values, float32 [B, K, D].
-    The exponential of an estimate that errs with variance v is too large by e^(v/2) on average, which is
-    taken off. Where scores are soft-capped, so are the estimates, after that.
-    Returns mean value float32 [B, H, N, D] and log mass float32 [B, H, N] (-inf where nothing is left).
+    The idea is SparQ's (arXiv 2312.04985, section 4): the mass comes from the estimated scores, and goes to
+    the mean of all values not chosen. `value_sum` is the cache's running sum of values, float32 [B, K, D].
+    The exponential of an estimate with error variance v is too large by e^(v/2) on average, so v/2 is
+    subtracted. If scores are soft-capped, the estimates are soft-capped after that.
+    Returns mean value float32 [B, H, N, D] and log mass float32 [B, H, N] (-inf if nothing is left).
     """
     kv_heads, size = values.shape[1:3]
     heads, new = queries.shape[1:3]
@@ -411,7 +403,7 @@ def rest_of_softmax(
     own = own_positions(new, size, values.device)
     scores = estimated_scores(queries, estimate, codebook, scaling, softmax)
     rest = F.pad(scores, (0, 1)).scatter(-1, index, -torch.inf)[..., :size]
-    # All visible values less the chosen ones: a sum over `budget` rows instead of over the context.
+    # All visible values minus the chosen ones: sums over `budget` rows instead of the context.
     future = torch.stack([values[:, :, size - new + n + 1 :].float().sum(2) for n in range(new)], 2)
     seen = (value_sum.unsqueeze(2) - future).repeat_interleave(groups, 1)
     valid = index <= own
@@ -423,8 +415,8 @@ def rest_of_softmax(
 def estimated_scores(
     queries: Tensor, estimate: Tensor, codebook: Codebook, scaling: float, softmax: Softmax = PLAIN
 ) -> Tensor:
-    """Scores from estimates of q (k - mean), float32 [B, H, N, S], with half of their error's variance taken
-    off, soft-capped, and -inf where a query sees nothing.
+    """Scores from estimates of q (k - mean), float32 [B, H, N, S]: half of the error variance is subtracted,
+    then they are soft-capped, and -inf where the query does not see the token.
     """
     new, size = estimate.shape[-2:]
     offset = score_offset(rotate_queries(queries, codebook), codebook, scaling)
@@ -433,8 +425,8 @@ def estimated_scores(
 
 
 def score_offset(rotated: Tensor, codebook: Codebook, scaling: float) -> Tensor:
-    """What a score is more than scaling times its estimate of q (k - mean), with half of the error's variance
-    taken off, of rotated queries [B, H, N, P]: float32 [B, H, N]. Every backend gets the same bits.
+    """A score minus scaling times its estimate of q (k - mean), and minus half of the error variance, for
+    rotated queries [B, H, N, P]: float32 [B, H, N]. Every backend gets the same bits.
     """
     groups = rotated.shape[1] // codebook.mean.shape[1]
     mean, noise = (x.repeat_interleave(groups, 1).unsqueeze(2) for x in (codebook.mean, codebook.noise))
@@ -442,8 +434,8 @@ def score_offset(rotated: Tensor, codebook: Codebook, scaling: float) -> Tensor:
 
 
 def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
-    """Join two softmax parts over disjoint tokens: outputs [..., D] and log-sum-exps [...]; -inf marks an
-    empty part.
+    """Join two softmax parts over disjoint tokens: outputs [..., D] and log-sum-exps [...], -inf for an empty
+    part.
     """
     lse = torch.logaddexp(lse_a, lse_b)
     weight = (lse_b - lse).exp().unsqueeze(-1)

@@ -12,9 +12,9 @@ from torch import Tensor
 class Softmax:
     """How the scores of one layer become weights.
 
-    window: the last tokens that a query sees, its own included; None sees all. softcap: a score s becomes
-    softcap * tanh(s / softcap); 0 leaves it as it is. sinks: [H], of each query head a score without a key
-    and a value, which takes its share of the softmax.
+    window: the number of last tokens that a query sees, its own included; None sees all. softcap: a score s
+    becomes softcap * tanh(s / softcap); 0 changes nothing. sinks: [H], for each query head a score without
+    key and value that takes its share of the softmax.
     """
 
     window: int | None = None
@@ -28,15 +28,15 @@ class Softmax:
             raise ValueError(f"a soft cap is positive, not {self.softcap}")
 
     def of_heads(self, which: slice) -> Softmax:
-        """Of some query heads."""
+        """The softmax of some query heads."""
         return self if self.sinks is None else replace(self, sinks=self.sinks[which])
 
     def banded(self, tokens: int) -> bool:
-        """Whether the fused kernels of torch do not compute attention over this many tokens."""
+        """Whether torch's fused kernels cannot compute attention over this many tokens."""
         return self.softcap > 0 or (self.window is not None and tokens > self.window)
 
     def first_seen(self, length: int) -> int:
-        """The first token that one after `length` others sees."""
+        """The first token that a token after `length` others sees."""
         return 0 if self.window is None else max(0, length + 1 - self.window)
 
     def capped(self, scores: Tensor) -> Tensor:
@@ -44,9 +44,7 @@ class Softmax:
         return self.softcap * (scores / self.softcap).tanh() if self.softcap else scores
 
     def with_sinks(self, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
-        """Attention without the sinks, outputs [B, H, N, D] and log-sum-exps [B, H, N], made that with
-        them.
-        """
+        """Add the sinks to attention without them: outputs [B, H, N, D] and log-sum-exps [B, H, N]."""
         if self.sinks is None:
             return out, lse
         excess = lse - self.sinks.to(lse.dtype)[:, None]

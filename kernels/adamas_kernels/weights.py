@@ -1,6 +1,7 @@
-"""A decoder of whole tokens as data: what its layers are made of, in which order, and their weights.
+"""A whole-token decoder as data: the parts of its layers, their order and their weights.
 
-Vectors are float32. A layer adds two branches to its hidden state, attention and an MLP, or both at once.
+Vectors are float32. A layer adds two branches, attention and an MLP, to its hidden state, one after the other
+or both at once.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from torch import Tensor
 from adamas_kernels.blocks import BlockWeight
 from adamas_kernels.softmax import PLAIN, Softmax
 
-# silu and its kin are `swish`: x sigmoid(alpha x).
+# silu and its variants are `swish`: x sigmoid(alpha x).
 ActivationKind = Literal["swish", "gelu", "gelu_tanh", "relu", "relu_squared"]
-# Where the rows of an MLP's first products lie: no gate; gate and up in two weights; in one, of each expert
-# the gate's rows and then the others, or row by row in turn.
+# Where the rows of an MLP's first products lie: no gate; gate and up in two weights; both in one, for each
+# expert the gate's rows and then the others, or alternating row by row.
 RowOrder = Literal["plain", "apart", "halves", "alternating"]
-# How a router scores experts: by the softmax or the sigmoid of its logits, or as SparseMixer does, each by
-# the softmax over those within a tolerance of it.
+# How a router scores experts: by the softmax or the sigmoid of its logits, or like SparseMixer, each by the
+# softmax over those within a tolerance of it.
 Scoring = Literal["softmax", "sigmoid", "sparsemixer"]
 
 
@@ -35,8 +36,8 @@ class Linear:
 
 @dataclass(frozen=True)
 class Norm:
-    """RMSNorm, or LayerNorm where `centred`: weight [size], or [heads, size] where each head has its own;
-    bias like it.
+    """RMSNorm, or LayerNorm if `centred`. weight: [size], or [heads, size] if each head has its own; bias has
+    the same shape.
     """
 
     weight: Tensor
@@ -47,8 +48,8 @@ class Norm:
 
 @dataclass(frozen=True)
 class Activation:
-    """What an MLP does between its products. limit: gates are at most so large, and the others between it
-    and its negative; shift: added to the others before gates multiply them.
+    """What an MLP does between its products. limit: the maximum of gates; other numbers are clipped to
+    [-limit, limit]. shift: added to the others before gates multiply them.
     """
 
     kind: ActivationKind
@@ -61,8 +62,8 @@ class Activation:
 class Mlp:
     """down(activation(gate x) * up x), or down(activation(up x)) without gates.
 
-    first: gate and up, or the one weight that has both, or up alone, see `order`; inner: numbers between the
-    products. With experts, all weights and biases have those of one expert after the other.
+    first: gate and up, or one weight with both, or up alone, see `order`; inner: numbers between the
+    products. With experts, weights and biases hold one expert after the other.
     """
 
     first: Sequence[Linear]
@@ -74,10 +75,11 @@ class Mlp:
 
 @dataclass(frozen=True)
 class Router:
-    """Chooses experts: `choices` of the highest scores plus correction, [experts].
+    """Chooses the `choices` experts with the highest score plus correction, [experts].
 
-    normalized: whether their shares add up to 1, before they are multiplied by `factor`. groups: of which
-    `kept_groups` may be chosen from, those with the highest sum of two scores. tolerance: of SparseMixer.
+    normalized: whether their shares add up to 1, before they are multiplied by `factor`. groups: experts are
+    chosen only from the `kept_groups` groups whose two highest scores have the highest sum. tolerance: of
+    SparseMixer.
     """
 
     logits: Linear
@@ -93,8 +95,8 @@ class Router:
 
 @dataclass(frozen=True)
 class Mixture:
-    """The sum of the chosen experts, times their shares, and of an MLP for every token, times the sigmoid of
-    its gate where it has one.
+    """The sum of the chosen experts times their shares, plus an MLP for every token, times the sigmoid of its
+    gate if it has one.
     """
 
     router: Router
@@ -107,12 +109,12 @@ class Mixture:
 class AttentionWeights:
     """The attention of one layer.
 
-    inputs: products with the same vector, whose outputs are queries, keys and values: one after the other,
-    or, `by_head`, those of each head side by side. query_norm, key_norm: of each head, [head_dim], or of the
-    whole vector; before the rotation or, norms_last, after it. rotation: which of those that a step is given,
-    None for none; pairs: whether neighbours are rotated against each other, instead of halves. clip: what all
-    inputs are limited to, before the rotation. softmax: its sinks are float32. growth: (a, n), by which
-    the scaling of a token after m others grows, 1 + a log(1 + floor(m / n)) times.
+    inputs: products with the same vector; their outputs are queries, keys and values, one after the other, or
+    `by_head`, side by side for each head. query_norm, key_norm: of each head, [head_dim], or of the whole
+    vector, before the rotation or, with norms_last, after it. rotation: an index into the rotations of a
+    step, or None; pairs: whether neighbours are rotated against each other, instead of halves. clip: limit of
+    all outputs of `inputs`, before the rotation. softmax: its sinks are float32. growth: (a, n) multiplies
+    the scaling of a token after m others by 1 + a log(1 + floor(m / n)).
     """
 
     inputs: Sequence[Linear]
@@ -132,7 +134,7 @@ class AttentionWeights:
     growth: tuple[float, int] | None = None
 
     def scaling_at(self, length: int) -> float:
-        """The scaling of scores of a token after `length` others."""
+        """The scaling of the scores of a token after `length` others."""
         if self.growth is None:
             return self.scaling
         rate, tokens = self.growth
@@ -153,10 +155,10 @@ class AttentionWeights:
 @dataclass(frozen=True)
 class LayerWeights:
     """One layer: hidden += after(branch(before(hidden))) for attention, then for the MLP; norms that are None
-    leave their vector as it is.
+    do nothing.
 
-    parallel: both branches start from the same hidden state; without a norm of its own the MLP then takes
-    attention's normalized one. factor: what branches are multiplied by where they are added.
+    parallel: both branches start from the same hidden state; an MLP without its own norm then takes
+    attention's normalized state. factor: multiplies the branches when they are added.
     """
 
     before_attention: Norm | None
@@ -171,8 +173,8 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class DecoderWeights:
-    """A model: embedding, from a token to its row [hidden] of any number format; the layers; norm and head
-    after them. Logits are multiplied by `factor` and, with a soft cap c, become c tanh(logits / c).
+    """A model: embedding, from a token to its row [hidden] of any dtype; the layers; then norm and head.
+    Logits are multiplied by `factor` and, with a soft cap c, become c tanh(logits / c).
     """
 
     embedding: Callable[[int], Tensor]

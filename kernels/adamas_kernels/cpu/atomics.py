@@ -1,4 +1,4 @@
-"""How the threads of a step tell each other what is taken and what is done."""
+"""Atomic operations by which the threads of a step share which tasks are taken and done."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adamas_kernels.cpu.features import IS_ARM, IS_X86
 
 I64 = ir.IntType(64)
 I32 = ir.IntType(32)
-ARM_YIELD = 1  # the number of that hint
+ARM_YIELD = 1  # the hint's number
 YIELDS = sys.platform != "win32"
 
 
@@ -23,7 +23,7 @@ def _call(builder, name, result, *args):
 
 @intrinsic
 def fetch_and_add(typing_context, address, value):
-    """Add to the int64 at an address; returns what was there. Orders all memory accesses around it."""
+    """Add to the int64 at an address; returns the old value. Orders all memory accesses around it."""
 
     def emit(context, builder, sig, args):
         return builder.atomic_rmw("add", builder.inttoptr(args[0], I64.as_pointer()), args[1], "seq_cst")
@@ -33,7 +33,7 @@ def fetch_and_add(typing_context, address, value):
 
 @intrinsic
 def read(typing_context, address):
-    """The int64 at an address, and after it all that was written before it."""
+    """Read the int64 at an address; everything written before it is visible afterwards."""
 
     def emit(context, builder, sig, args):
         return builder.load_atomic(builder.inttoptr(args[0], I64.as_pointer()), "acquire", 8)
@@ -43,7 +43,7 @@ def read(typing_context, address):
 
 @intrinsic
 def pause(typing_context):
-    """One turn of a waiting loop: leaves the CPU's resources to a thread that works."""
+    """Pause in a waiting loop, which leaves the core's resources to its other thread."""
 
     def emit(context, builder, sig, args):
         if IS_X86:
@@ -57,7 +57,7 @@ def pause(typing_context):
 
 @intrinsic
 def give_way(typing_context):
-    """Let another thread have this core, where the system can."""
+    """Yield this core to another thread, if the system supports it."""
 
     def emit(context, builder, sig, args):
         if YIELDS:

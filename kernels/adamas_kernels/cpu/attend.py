@@ -15,7 +15,7 @@ from adamas_kernels.cpu.lanes import LANES, load, multiply_add, splat, store, su
 from adamas_kernels.cpu.packed_rows import centre_at, enter_query, row_lanes, row_number, turn
 from adamas_kernels.cpu.records import floats_at, ints_at, numbers_at
 
-AHEAD = 6  # rows between the one in use and the one that is fetched from memory
+AHEAD = 6  # rows between the one in use and the one being prefetched
 LINE = 64  # bytes of a cache line
 LEAST = np.float32(-np.inf)
 ZERO = np.float32(0)
@@ -59,9 +59,7 @@ def product(query, keys, at, dim):
 
 @njit
 def score(step, query, offset, keys, keys_n, values, values_n, chosen, count, scores):
-    """scores[i] = scaling times the query's product with the i-th chosen key, which lacks the offset; returns
-    the highest.
-    """
+    """scores[i] = scaling * (query times the i-th chosen key + offset); returns the highest."""
     highest = LEAST
     for i in range(count):
         if i + AHEAD < count:
@@ -103,7 +101,7 @@ def softmax(scores, count, highest):
 
 @njit
 def sum_values(values, stride, dim, chosen, count, weights, weighted, plain):
-    """Sums of the chosen values, float32 [D_v]: with their weights and without."""
+    """Weighted and plain sums of the chosen values, float32 [D_v]."""
     whole = dim // LANES * LANES
     for i in range(0, whole, LANES):
         by_weight, sums = splat(ZERO), splat(ZERO)
@@ -123,9 +121,9 @@ def sum_values(values, stride, dim, chosen, count, weights, weighted, plain):
 
 @njit
 def add_rest(step, totals, left, weighted, plain, lse, log_mass):
-    """Merge the mean value of the `left` tokens that were not chosen, of softmax mass exp(log_mass).
+    """Merge the mean value of the `left` tokens that were not chosen, with softmax mass exp(log_mass).
 
-    Takes it from the sum of all values that the query sees, less the chosen ones.
+    The mean comes from the sum of all values that the query sees, minus the chosen ones.
     """
     both = max(lse, log_mass)
     both += math.log(math.exp(lse - both) + math.exp(log_mass - both))

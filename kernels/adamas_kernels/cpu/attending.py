@@ -1,4 +1,4 @@
-"""How the new tokens of one sequence attend in all layers: the records that attention's stages are given."""
+"""Attention of one sequence's new tokens in all layers: the records for attention's stages."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from adamas_kernels.cpu.step import Stages, build_stages, build_tally
 from adamas_kernels.reference import padded_dim
 from adamas_kernels.weights import AttentionWeights
 
-RANK_BYTES = 8  # that a query has of each token in scratch memory
-MOST_SCRATCH = 1 << 27  # bytes of that, where a step could take fewer tokens
-TALLY = len(Stages._fields)  # the place of the stage behind the others
-SLOTS = TALLY + 1  # stages of a layer's attention, of which one without tasks does nothing
+RANK_BYTES = 8  # scratch memory per query and token
+MOST_SCRATCH = 1 << 27  # bytes of it, unless a step takes only one token
+TALLY = len(Stages._fields)  # the index of the stage after the others
+SLOTS = TALLY + 1  # stages of a layer's attention; a stage without tasks does nothing
 
 
 class Heads(NamedTuple):
     """A layer's queries, keys and values, the output of its attention, and the log-sum-exp of each query, all
-    from the first of some tokens on.
+    starting at the same token.
     """
 
     query: Tensor
@@ -52,8 +52,8 @@ class Heads(NamedTuple):
 class Attending:
     """The attention of `new` tokens of one sequence.
 
-    weights: of each layer. stages: STAGES [layers, SLOTS], to write to; they have the addresses of records
-    here. `prepare` comes before `place`.
+    weights: one per layer. stages: STAGES [layers, SLOTS], written here; they hold addresses of this object's
+    records. Call `prepare` before `place`.
     """
 
     def __init__(
@@ -74,8 +74,8 @@ class Attending:
         self._stages["second"] = _addresses(self._layers)[:, None]
         self._stages["third"] = arena.address
         self._settings = SparseSettings()
-        self._known: list[weakref.ref[Tensor] | None] = []  # what the records have addresses of
-        # Of layers that attend alike: their stages, KV heads, heads and window, and the index of each.
+        self._known: list[weakref.ref[Tensor] | None] = []  # tensors whose addresses are in the records
+        # Indices of layers that attend alike, by their stages, KV heads, heads and window.
         self._alike: dict[tuple[type[Stages | DenseStages], int, int, int | None], list[int]] = {}
         self._growing = [index for index, layer in enumerate(weights) if layer.growth is not None]
         self._growths = {layer.growth[1] for layer in weights if layer.growth is not None}
@@ -85,7 +85,7 @@ class Attending:
         self._head_dim = max(layer.head_dim for layer in weights)
 
     def place(self, index: int, heads: Heads, norms: tuple[int, int]) -> None:
-        """Where a layer's vectors are. norms: the addresses of a NORM for queries and for keys, or 0."""
+        """Record where a layer's vectors are. norms: addresses of a NORM for queries and for keys, or 0."""
         weights, step = self._weights[index], self._steps[index : index + 1]
         size, softmax = weights.head_dim, weights.softmax
         step["batch"], step["new"], step["kv_heads"] = 1, self._new, weights.kv_heads
@@ -108,8 +108,8 @@ class Attending:
         step["rope"] = _addresses(self._ropes)[index]
 
     def most(self, length: int) -> int:
-        """How many tokens behind so many in the cache one step may take, so that each is computed as it would
-        be alone, with the same scaling and as many groups of ranks, and scratch memory is small.
+        """The most tokens that one step may take after `length` tokens in the cache. Each is then computed as
+        it would be alone, with the same scaling and number of rank groups, and scratch memory stays small.
         """
         budget, ranks = self._settings.budget, RANK_BYTES * self._heads * (length + LARGEST_STEP)
         most = min(LARGEST_STEP, max(1, MOST_SCRATCH // ranks))
@@ -121,7 +121,7 @@ class Attending:
         return most
 
     def prepare(self, sequence: NewTokens) -> None:
-        """Set all that depends on the sequence, for the step that comes next."""
+        """Set everything that depends on the sequence, for the next step."""
         if not self._rotations:
             self._rotations = [
                 (c.contiguous().clone(), s.contiguous().clone()) for c, s in sequence.rotations
@@ -153,14 +153,14 @@ class Attending:
         )  # fmt: skip
 
     def _use(self, sequence: NewTokens) -> None:
-        """Describe the buffers of all layers, unless they are those of the step before."""
+        """Describe the buffers of all layers, unless they are those of the previous step."""
         tensors = [sequence.tally]
         for layer in sequence.layers:
             tensors += _tensors(layer)
         same = len(tensors) == len(self._known) and sequence.settings == self._settings
         if same and all(x is (known and known()) for x, known in zip(tensors, self._known, strict=True)):
             return
-        self._known = []  # until all is described
+        self._known = []  # until everything is described
         self._settings = sequence.settings
         self._alike = {}
         self._stages["tasks"] = 0
@@ -175,7 +175,7 @@ class Attending:
     def _describe(
         self, index: int, layer: AnyCache, settings: SparseSettings, tally: Tensor | None
     ) -> Stages | DenseStages:
-        """Describe the buffers of one layer; the stages that attend to them."""
+        """Describe the buffers of one layer; returns the stages that attend to them."""
         softmax, step = self._weights[index].softmax, self._steps[index : index + 1]
         kinds = row_kinds(layer)
         step["ring"] = 0 if softmax.window is None else layer.capacity
@@ -203,7 +203,7 @@ def _addresses(records: np.ndarray) -> np.ndarray:
 
 
 def _tensors(layer: AnyCache) -> list[Tensor | None]:
-    """All that records know the addresses of."""
+    """All tensors of a layer whose addresses are in records."""
     buffers = [layer.keys, layer.values, layer.value_sum, layer.centre]
     if isinstance(layer, LayerCache):
         buffers += [layer.codes, layer.scales, *vars(layer.codebook).values()]

@@ -38,16 +38,16 @@ from adamas_kernels.softmax import PLAIN, Softmax
 from adamas_kernels.torch.prefill import by_length, joined, within_window
 from adamas_kernels.weights import DecoderWeights
 
-FEW_ROWS = 4  # up to so many, a product for each is faster than unpacking the weight
+FEW_ROWS = 4  # up to this many, one product per row is faster than unpacking the weight
 
 
 class CpuBackend:
     """Adamas in functions that numba compiles for this CPU.
 
-    announce: told, in one line, before anything is compiled; what an earlier process compiled is on disk.
-    form: the byte product to use, see `product.py`; None takes the fastest. rounds: whether many rows of
-    float32 are rounded to 8 bits for weights of codes, as a few always are: where this CPU does not multiply
-    bfloat16, that is faster than products of float32.
+    announce: called with one line before anything is compiled; compiled code is kept on disk.
+    form: the byte product to use, see `product.py`; None takes the fastest. rounds: whether many float32 rows
+    are rounded to 8 bits for weights of codes, as a few rows always are. On CPUs without bfloat16 products
+    this is faster than float32 products.
     """
 
     name = "cpu"
@@ -64,7 +64,7 @@ class CpuBackend:
         self._rounds = rounds
         self._arena = Arena(self._runner.threads)
         self._layers: dict[int, Layer] = {}
-        self._blocks: dict[torch.dtype, Tensor] = {}  # that weights are unpacked into
+        self._blocks: dict[torch.dtype, Tensor] = {}  # buffers for unpacked weights
 
     def encode_keys(self, keys: Tensor, codebook: Codebook, codes: Tensor, scales: Tensor) -> None:
         """See `Backend.encode_keys`."""
@@ -91,7 +91,7 @@ class CpuBackend:
         lengths: Tensor | None = None,
         softmax: Softmax = PLAIN,
     ) -> tuple[Tensor, Tensor]:
-        """See `Backend.prefill`. For chunks that `prefill.obstacle` has nothing against."""
+        """See `Backend.prefill`. Only for chunks without a `prefill.obstacle`."""
         return by_length(self._flash, queries, keys, values, scaling, lengths, softmax)
 
     def _flash(
@@ -119,7 +119,7 @@ class CpuBackend:
         softmax: Softmax = PLAIN,
         computed: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """See `Backend.prefill_sparsely`. For chunks that `prefill.obstacle` has nothing against."""
+        """See `Backend.prefill_sparsely`. Only for chunks without a `prefill.obstacle`."""
         check_unbounded(softmax)
         sequences = zip(queries.split(1), keys.split(1), values.split(1), means.sequences(), strict=True)
         out, lse = joined(
@@ -205,30 +205,30 @@ class CpuBackend:
         return out.to(x.dtype).reshape(*x.shape[:-1], weight.rows)
 
     def _block(self, dtype: torch.dtype, columns: int) -> Tensor:
-        """What weights are unpacked into."""
+        """The buffer that weights are unpacked into."""
         block = self._blocks.get(dtype)
         if block is None or len(block) < columns:
             block = self._blocks[dtype] = torch.empty(max(products.BLOCK, columns), dtype=dtype)
         return block
 
     def multiply_each(self, x: Tensor, weights: Sequence[BlockWeight]) -> Tensor:
-        """The products of weights of as many columns with one vector, one behind the other: float32."""
+        """The products of weights with equally many columns and one vector, concatenated: float32."""
         return products.multiply_each(self._runner, weights, x)
 
     def add_products(self, rows: Tensor, weights: Sequence[BlockWeight]) -> Tensor:
-        """The sum of the products of weights, all of one shape, with a row each: float32 [outputs]."""
+        """The sum of the products of weights, all of one shape, each with its own row: float32 [outputs]."""
         return products.add_products(self._runner, weights, rows)
 
     def ready(self, weight: BlockWeight) -> BlockWeight:
-        """A weight as it is, or, where no compiled function reads its type, in blocks of 8 bits."""
+        """The weight itself, or in blocks of 8 bits if no compiled function reads its type."""
         return products.ready(self._runner, weight)
 
     def quantize(self, weight: Tensor) -> BlockWeight:
-        """A weight, [outputs, inputs] of numbers, in blocks of 8 bits."""
+        """A weight of numbers, [outputs, inputs], in blocks of 8 bits."""
         return products.quantize(self._runner, weight)
 
     def as_blocks(self, weight: Tensor) -> BlockWeight:
-        """A weight, [outputs, inputs] of numbers, in blocks of the same numbers."""
+        """A weight of numbers, [outputs, inputs], in blocks of the same numbers."""
         return products.as_blocks(weight)
 
     def decoder(self, weights: DecoderWeights) -> Decoder:
@@ -245,7 +245,7 @@ class CpuBackend:
         budget: int,
         last: int | None = None,
     ) -> None:
-        """Run the stages of a step, and behind them a stage of one task. room, peaks: see STEP."""
+        """Run the stages of a step, then the `last` stage, which has one task. room, peaks: see STEP."""
         queries, (dim, dim_v, size) = step.pairs * step.per_head, step.shape[4:]
         self._arena.reserve(
             queries, step.per_head, -(-step.tokens // SEGMENT), peaks, size, max(dim, dim_v), budget
@@ -258,7 +258,7 @@ class CpuBackend:
         self._runner.run(*program)
 
     def _layer(self, cache: AnyCache) -> Layer:
-        """Where a cache's buffers are, remembered for as long as it lives."""
+        """The addresses of a cache's buffers, remembered for as long as it lives."""
         layer = self._layers.get(id(cache))
         if layer is None or not layer.describes(cache):
             if layer is None:

@@ -1,4 +1,4 @@
-"""Compile once, keep the result on disk, and tell before it takes time."""
+"""Compile once, keep the result on disk, and announce compilations beforehand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numba.core.event import Event, Listener, install_listener
 
 from adamas_kernels import contract, reading, reference, weights
 
-# As numpy divides: by zero without an exception, which no caller of compiled code could see.
+# Divide by zero like numpy, without an exception: callers of compiled code could not see one.
 OPTIONS = {"error_model": "numpy"}
 njit = partial(numba.njit, **OPTIONS)
 
@@ -22,9 +22,9 @@ NOTICE = "compiling CPU kernels, which are kept for the next time"
 
 
 def source_stamp() -> int:
-    """A number that changes with any source file that compiled code comes from.
+    """A number that changes with any source file of compiled code.
 
-    A function closes over it so that numba's cache, which looks at that function's own file only, is renewed.
+    Functions close over it to renew numba's cache, which only checks a function's own file.
     """
     files = [Path(str(module.__file__)) for module in (contract, reading, reference, weights)]
     files += sorted(Path(__file__).parent.glob("*.py"))
@@ -33,22 +33,22 @@ def source_stamp() -> int:
 
 
 def parallel(function: Callable[..., None]) -> Any:
-    """The function compiled for several threads."""
+    """Compile the function for several threads."""
     return _kept(lambda cache: njit(parallel=True, nogil=True, cache=cache)(function))
 
 
 def stage(function: Callable[..., None], signature: Any) -> int:
-    """The address of the function, compiled."""
+    """Compile the function and return its address."""
     compiled = _kept(lambda cache: numba.cfunc(signature, cache=cache, **OPTIONS)(function))
     _stages.append(compiled)
     return compiled.address
 
 
-_stages: list[Any] = []  # an address stays valid as long as its function lives
+_stages: list[Any] = []  # keeps functions alive, so that their addresses stay valid
 
 
 def _kept(compile_with: Callable[[bool], Any]) -> Any:
-    """Compiled code is kept on disk, or for this process only where no folder can be written."""
+    """Keep compiled code on disk, or only in this process if no folder is writable."""
     try:
         return compile_with(True)
     except RuntimeError as error:
@@ -72,6 +72,6 @@ class _First(Listener):
 
 @contextmanager
 def announced(announce: Callable[[], None]) -> Iterator[None]:
-    """Calls `announce` before the first compilation inside, if there is one; loading from disk is none."""
+    """Calls `announce` before the first compilation inside, if any. Loading from disk does not count."""
     with install_listener("numba:compile", _First(announce)):
         yield

@@ -1,7 +1,8 @@
-"""From the ranks of all tokens, the few that may be among a query's budget, and the mass of the others.
+"""From the ranks of all tokens, picks the few that may be in a query's budget, and sums the mass of the
+others.
 
 The threshold is a rank that the highest ranks of `want` groups of tokens reach. These are `want` tokens, so
-the `want` best of all tokens reach it, too, whatever the data are; and tokens above it lie in few groups.
+the `want` best of all tokens always reach it, too; and tokens above it lie in few groups.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ from adamas_kernels.cpu.records import (
 )
 from adamas_kernels.cpu.shares import UNITS_PER_NAT, add_powers, exponents
 
-SURPLUS = 8  # a threshold that lets one in so many more pass than are wanted is good enough
+SURPLUS = 8  # a threshold that passes up to 1/SURPLUS more than wanted is good enough
 ZERO = np.float32(0)
 
 
 @njit
 def wanted(step, n):
-    """How many of the tokens that query n ranks it attends to: the budget's, but for sinks and recents."""
+    """How many of its ranked tokens query n attends to: the budget without sinks and recents."""
     seen = step.length + n + 1
     begin, end = ranked_range(step, n)
     return max(min(step.budget, seen) - (seen - end + begin), 0)
@@ -52,8 +53,8 @@ def wanted(step, n):
 
 @njit
 def find_threshold(step, scratch, place):
-    """Write the threshold of one query to its facts: at least as many groups as it wants tokens, and at least
-    one, have a rank that reaches it. Without so many groups all tokens pass.
+    """Write the threshold of one query to its facts. It is reached by a rank in at least as many groups as
+    the query wants tokens, and at least one. With fewer groups, all tokens pass.
     """
     want = max(wanted(step, place % step.new), 1)
     peaks = floats_at(scratch.peaks + 4 * place * step.peak_room)
@@ -63,8 +64,8 @@ def find_threshold(step, scratch, place):
 
 @njit
 def above(x):
-    """The least float32 that is greater than x."""
-    return unordered((0 if x == 0 else ordered(x)) + 1)  # of the two zeros -0 comes first
+    """The smallest float32 above x."""
+    return unordered((0 if x == 0 else ordered(x)) + 1)  # -0 is ordered before +0
 
 
 @njit
@@ -76,7 +77,7 @@ def estimated(step, facts, rank):
 
 @njit
 def weights_of(step, facts, ranks, base):
-    """exp(score - score of rank `base`) of LANES ranks, by their estimates; 0 where there is no token."""
+    """exp(score - score of rank `base`) of LANES ranks, from estimates; 0 for lanes without a token."""
     unit = splat(facts[UNIT])
     if step.softcap:
         scores = capped(ranks * unit + splat(facts[OFFSET]), np.float32(step.softcap))
@@ -89,8 +90,8 @@ def weights_of(step, facts, ranks, base):
 def keep_candidates(step, scratch, place, segment):
     """Move the ranks of one segment that reach one query's threshold to the front, and write their positions.
 
-    Of those that equal the threshold no more are kept than the query wants, the first ones: that bounds how
-    many there are. Leaves their count, and the mass of all others relative to the threshold.
+    Of ranks equal to the threshold, only the first ones that the query wants are kept, which bounds their
+    number. Writes the count of kept ranks, and the mass of all others relative to the threshold.
     """
     facts = floats_at(scratch.facts + 4 * FACTS * place)
     threshold = facts[THRESHOLD]

@@ -1,7 +1,7 @@
-"""Rotate, bucketize, pack and quantize up to LANES rows at once, one row to a lane.
+"""Rotate, bucketize, pack and quantize up to LANES rows at once, one row per lane.
 
-A block of rows is float32 [P * LANES]: coordinate by coordinate, the rows side by side. Float operations and
-their order are those of `reference.py`.
+A block of rows is float32 [P * LANES]: for each coordinate, the rows side by side. Float operations and their
+order are those of `reference.py`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def clear_rows(size, block, lane):
 
 @njit
 def multiply_rows(block, dim, factors):
-    """Multiply the coordinates of each row with factors."""
+    """Multiply the coordinates of each row by factors."""
     for i in range(dim):
         store(block, i * LANES, load(block, i * LANES) * splat(factors[i]))
 
@@ -88,7 +88,7 @@ def tree_sum(block, size):
 
 @njit
 def bucketize(x, edge):
-    """How many of the edges (-t, 0, t) lie strictly below each lane."""
+    """The number of edges (-t, 0, t) strictly below each lane."""
     code = where(x > splat(ZERO) - edge, splat(1), splat(0)) + where(x > splat(ZERO), splat(1), splat(0))
     return code + where(x > edge, splat(1), splat(0))
 
@@ -101,7 +101,7 @@ def shift_in_word(i):
 
 @njit
 def encode_block(block, size, mean, edge, words):
-    """Rotated keys -> words int32 [W * LANES]; returns the scales, one to a lane. Overwrites the block."""
+    """Rotated keys -> words int32 [W * LANES]; returns the scales, one per lane. Overwrites the block."""
     length = splat(ZERO)
     for w in range(size // CODES_PER_WORD):
         word = splat(0)
@@ -111,7 +111,7 @@ def encode_block(block, size, mean, edge, words):
             code = bucketize(centred, splat(edge))
             word = word | (code << splat(shift_in_word(i)))
             level = to_floats(code + code - splat(3))
-            length = length + level * level  # whole numbers: any order gives the same sum
+            length = length + level * level  # integers: any order gives the same sum
             store(block, at * LANES, centred * level)
         store(words, w * LANES, word)
     return tree_sum(block, size) / length
@@ -119,9 +119,9 @@ def encode_block(block, size, mean, edge, words):
 
 @njit
 def quantize_block(block, size, words):
-    """Rotated queries -> int8 coordinates, four to a word, int32 [P / 4 * LANES].
+    """Rotated queries -> int8 coordinates, four per word, int32 [P / 4 * LANES].
 
-    Returns by lane: the queries' steps, and the sum of their integers.
+    Returns each lane's step and the sum of its integers.
     """
     highest = splat(ZERO)
     for i in range(size):
@@ -144,7 +144,7 @@ def quantize_block(block, size, words):
 
 @njit
 def bucketize_block(block, size, edge, words):
-    """Rotated queries -> codes, sixteen to a word, int32 [W * LANES]; edge by lane."""
+    """Rotated queries -> codes, sixteen per word, int32 [W * LANES]; edge: one per lane."""
     for w in range(size // CODES_PER_WORD):
         word = splat(0)
         for i in range(CODES_PER_WORD):

@@ -1,9 +1,9 @@
-"""A whole decode step in one call: from one token, or a few, to the logits behind each, for layers that
-`weights.py` describes.
+"""A whole decode step in one call: from one token, or a few, to the logits after each, for the layers of
+`weights.py`.
 
-A layer of the plainest kind is 16 stages, some of which may have nothing to do, each with its tasks on all
-threads; between two steps nothing but a few numbers changes. Activations are float32. Each of several tokens,
-of one sequence or of several, is computed as it would be alone, and weights are read once for all of them.
+The simplest layer has 16 stages, whose tasks run on all threads; some stages may have nothing to do. Only a
+few numbers change between two steps. Activations are float32. Each of several tokens, of one or more
+sequences, is computed as it would be alone, and weights are read once for all of them.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from adamas_kernels.cpu.rows import TILE
 from adamas_kernels.cpu.runner import Runner
 from adamas_kernels.weights import AttentionWeights, DecoderWeights, LayerWeights, Mixture, Mlp, Norm
 
-KEPT_SHAPES = 32  # of steps, whose programs are kept
+KEPT_SHAPES = 32  # step shapes whose programs are kept
 
 
 class Decoder:
-    """Decodes with weights in blocks, a few tokens at a time, of one sequence or of several."""
+    """Decodes with weights in blocks, a few tokens of one or more sequences at a time."""
 
     def __init__(self, runner: Runner, weights: DecoderWeights) -> None:
         self._runner, self._weights = runner, weights
         self._vectors = Vectors()
-        self._arenas: list[Arena] = []  # of each sequence of a step
+        self._arenas: list[Arena] = []  # one for each sequence of a step
         self._steps: OrderedDict[tuple[int, ...], _Steps] = OrderedDict()  # by the tokens of each sequence
 
     def step(self, sequences: Sequence[NewTokens]) -> Tensor:
@@ -61,7 +61,7 @@ class Decoder:
 
 
 class _Steps:
-    """The steps of sequences with so many tokens each."""
+    """The steps of sequences with these numbers of tokens."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class _Steps:
         return self._logits if cap is None else self._logits.div_(cap).tanh_().mul_(cap)
 
     def most(self, length: int) -> int:
-        """See `TokenDecoder.most`, of the first sequence."""
+        """See `TokenDecoder.most`, for the first sequence."""
         return self._sequences[0].most(length)
 
     def _build(self) -> StepProgram:
@@ -126,7 +126,7 @@ class _Steps:
             own = program.inputs(self._normalized(program, weights.before_mlp, "normed"))
         out, add = self._target(weights.after_mlp)
         if isinstance(weights.mlp, Mixture):
-            for row, its in enumerate(out):  # each token has experts of its own
+            for row, its in enumerate(out):  # each token has its own experts
                 one = own.only(row)
                 self._mixture(program, weights.mlp, one, its[None], add=add, factor=weights.factor)
         else:
@@ -134,7 +134,7 @@ class _Steps:
         self._add_normalized(program, weights.after_mlp, out)
 
     def _normalized(self, program: StepProgram, norm: Norm | None, name: str) -> Tensor:
-        """The hidden state, or a vector of this name with its norm."""
+        """The hidden state itself without a norm, else a vector of this name with the normalized state."""
         if norm is None:
             return self._hidden
         out = self._vector(name, self._weights.hidden)
@@ -142,13 +142,13 @@ class _Steps:
         return out
 
     def _target(self, after: Norm | None) -> tuple[Tensor, bool]:
-        """Where a branch's last product goes, and whether it is added to what is there."""
+        """Where a branch's last product goes, and whether it is added there."""
         if after is None:
             return self._hidden, True
         return self._vector("branch", self._weights.hidden), False
 
     def _add_normalized(self, program: StepProgram, after: Norm | None, branch: Tensor) -> None:
-        """Add a branch to the hidden state where its norm has kept it from being added."""
+        """Normalize a branch and add it to the hidden state, if a norm comes after the branch."""
         if after is not None:
             program.normalize((after, branch, branch), total=self._hidden)
 
@@ -184,7 +184,7 @@ class _Steps:
             program.multiply(program.inputs(also), [(shared.down, out)], add=True, factor=factor)
 
     def _attended(self, program: StepProgram, index: int, weights: AttentionWeights, x: Inputs) -> Tensor:
-        """The stages from a layer's queries, keys and values to what it attended to."""
+        """Add the stages from a layer's input to the output of its attention, which is returned."""
         ends = list(accumulate(part.weight.rows for part in weights.inputs))
         inputs = self._vector("inputs", ends[-1])
         starts = [inputs[:, end - part.weight.rows :] for part, end in zip(weights.inputs, ends, strict=True)]
@@ -214,21 +214,23 @@ class _Steps:
         return attended
 
     def _vector(self, name: str, size: int, rows: int | None = None) -> Tensor:
-        """Float32 [rows, size] of a name and size, which layers share; without rows, for each token."""
+        """Float32 [rows, size], shared by all layers that use this name and size; by default one row per
+        token.
+        """
         if rows is None:
             return self._vectors.rows(name, size, self._rows)
         return self._vectors.rows(name, size, rows, most=rows)
 
 
 class Vectors:
-    """Memory for the vectors of steps, by name and size, which steps of any number of tokens share."""
+    """Memory for the vectors of steps, by name and size, shared by steps of any number of tokens."""
 
     def __init__(self) -> None:
         self._made: dict[tuple[str, int, int], Tensor] = {}
 
     def rows(self, name: str, size: int, rows: int, most: int = LARGEST_STEP) -> Tensor:
-        """Float32 [rows, padded size], of which there may be `most`. Columns go up to a whole number of
-        blocks of any type, as a weight may have columns of zeros behind the last one, and rows to TILEs.
+        """Float32 [rows, padded size], at most `most` rows. Columns are padded to whole blocks of any type,
+        as a weight may end in columns of zeros, and rows to whole TILEs.
         """
         key = name, size, most
         if key not in self._made:

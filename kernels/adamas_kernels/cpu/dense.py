@@ -1,7 +1,7 @@
-"""Full attention of one or few new tokens: the tokens of the cache in segments, which are merged.
+"""Full attention of one or a few new tokens, over segments of the cache that are then merged.
 
-For the layers that stay dense in decode, and for all of them with full attention. Float32 sums, whatever the
-cache holds.
+For layers that stay dense in decode, and for all layers with full attention. Sums are float32, whatever the
+cache's dtype.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from adamas_kernels.cpu.rows import fused, lanes_of
 from adamas_kernels.cpu.tasks import STAGE
 
 ZERO, LEAST = np.float32(0), np.float32(-np.inf)
-SCORES = DENSE_SEGMENT + LANES  # from one query's scores to the next one's
+SCORES = DENSE_SEGMENT + LANES  # stride from one query's scores to the next
 
 
 @intrinsic
 def add_multiples(typing_context, totals, lanes, factors, at, step):
-    """Each of the totals plus `lanes` times LANES numbers from factors[at] on; for the next total they are
-    `step` further.
+    """Each of the totals plus `lanes` times LANES numbers from factors[at] on; `at` advances by `step` per
+    total.
     """
 
     def emit(context, builder, sig, args):
@@ -58,7 +58,7 @@ def add_multiples(typing_context, totals, lanes, factors, at, step):
 
 @intrinsic
 def add_weighted(typing_context, totals, lanes, weights, at, step):
-    """Each of the totals plus `lanes` times weights[at]; for the next total it is `step` further."""
+    """Each of the totals plus `lanes` times weights[at]; `at` advances by `step` per total."""
 
     def emit(context, builder, sig, args):
         totals, lanes, weights, at, step = args
@@ -74,9 +74,9 @@ def add_weighted(typing_context, totals, lanes, weights, at, step):
 
 @njit
 def score_rows(none, queries, keys, at, stride, dim, scaling, count, scores, first):
-    """Scores of `count` keys from keys[at], to scores[first:] of as many queries as there are in `none`, a
-    tuple of zeros: a key is read once for all of them. After the queries lie what their products lack, see
-    `enter_query`.
+    """Scores of `count` keys from keys[at] on, written to scores[first:] of each query. `none` is a tuple of
+    zeros, one per query; a key is read once for all queries. The offsets of their products lie after the
+    queries, see `enter_query`.
     """
     whole = dim // LANES * LANES
     for token in range(count):
@@ -92,8 +92,8 @@ def score_rows(none, queries, keys, at, stride, dim, scaling, count, scores, fir
 
 @njit
 def add_rows(none, values, at, stride, dim, count, weights, first, parts, apart):
-    """Add `count` rows of values from values[at], with each query's weights[first:], to parts, float32 [dim],
-    `apart` from one query to the next.
+    """Add `count` rows of values from values[at] on, weighted by each query's weights[first:], to parts,
+    float32 [dim], with a stride of `apart` between queries.
     """
     whole = dim // LANES * LANES
     for i in range(0, whole, LANES):
@@ -112,8 +112,8 @@ def add_rows(none, values, at, stride, dim, count, weights, first, parts, apart)
 
 @njit
 def attend_rows(none, query_kind, key_kind, value_kind, step, layer, scratch, b, head, segment, g, n):
-    """What one segment gives to the n-th new token's queries of a KV head from the g-th on, as many as there
-    are in `none`: the output, not divided, the maximum and the sum.
+    """What one segment contributes to the n-th new token's queries of a KV head from the g-th on, one per
+    element of `none`: the undivided output, the maximum and the sum.
     """
     queries, query = numbers_at(step.query, query_kind), floats_at(scratch.vector)
     keys, values = numbers_at(layer.keys, key_kind), numbers_at(layer.values, value_kind)
@@ -130,7 +130,7 @@ def attend_rows(none, query_kind, key_kind, value_kind, step, layer, scratch, b,
     first = (first_seen(step.window, step.length) // DENSE_SEGMENT + segment) * DENSE_SEGMENT
     start = max(first, first_seen(step.window, step.length + n))
     count = max(0, min(first + DENSE_SEGMENT, step.length + n + 1) - start)
-    # A ring's rows may end among these tokens: then the others lie from its first row on.
+    # A ring may end among these tokens: the others then start at its first row.
     at = row_of(step, start)
     before = min(count, step.ring - at) if step.ring else count
     score_rows(
@@ -161,8 +161,8 @@ def attend_rows(none, query_kind, key_kind, value_kind, step, layer, scratch, b,
 
 @njit
 def attend_segment(query_kind, key_kind, value_kind, step, layer, scratch, b, head, segment):
-    """What one segment gives each query of a KV head, see `attend_rows`: DENSE_QUERIES at a time while there
-    are so many, then two and one.
+    """What one segment contributes to each query of a KV head, see `attend_rows`: four queries at a time,
+    then two and one for the rest.
     """
     one = (splat(ZERO),)
     two, four = one + one, one + one + one + one
@@ -180,7 +180,7 @@ def attend_segment(query_kind, key_kind, value_kind, step, layer, scratch, b, he
 
 @njit
 def merge_segments(query_kind, value_kind, step, layer, scratch, place):
-    """The output of one query from its segments, and its log-sum-exp."""
+    """Merge the segments of one query into its output and log-sum-exp."""
     part = step.dim_v + LANES
     parts = floats_at(scratch.parts + 4 * part * place * step.room)
     total, out = floats_at(scratch.weighted), numbers_at(step.out, query_kind)
@@ -208,7 +208,7 @@ def merge_segments(query_kind, value_kind, step, layer, scratch, place):
 
 
 class DenseStages(NamedTuple):
-    """Addresses of the compiled stages of a dense layer, in order; their arguments are STAGE's."""
+    """Addresses of the compiled stages of a dense layer, in order, with STAGE's arguments."""
 
     enter: int
     attend: int
@@ -220,9 +220,9 @@ class DenseStages(NamedTuple):
         return DenseStages(kv_heads, kv_heads * segments, queries)
 
 
-@lru_cache(maxsize=None, typed=True)  # the marks are empty tuples: only their types differ
+@lru_cache(maxsize=None, typed=True)  # kinds are empty tuples that differ only in type
 def build_dense(query_kind: Kind, key_kind: RowKind, value_kind: RowKind) -> DenseStages:
-    """Compile the stages for these numbers of queries and rows of the cache."""
+    """Compile the stages for these number formats of queries and of the cache's rows."""
     stamp = source_stamp()
 
     def enter_task(pair, thread, step_at, layer_at, scratch_at):

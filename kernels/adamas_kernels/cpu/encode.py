@@ -1,4 +1,4 @@
-"""Codes for chunks of keys, as they enter the cache in prefill."""
+"""Encodes chunks of keys that enter the cache in prefill."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adamas_kernels.cpu.records import chunks_at, floats_at, ints_at, numbers_at
 from adamas_kernels.cpu.tasks import STAGE
 from adamas_kernels.reference import CODES_PER_WORD
 
-SHARE = 256  # keys of one head to a task
+SHARE = 256  # keys of one head per task
 
 
 @njit
@@ -37,7 +37,7 @@ def encode_rows(
 
 @njit
 def encode_share(kind, chunk, pair, first):
-    """Encode SHARE keys of one head, from the `first` on."""
+    """Encode SHARE keys of one head, from `first` on."""
     b, head = pair // chunk.heads, pair % chunk.heads
     block = np.empty(chunk.size * LANES, np.float32)
     words = np.empty(chunk.size // CODES_PER_WORD * LANES, np.int32)
@@ -56,7 +56,7 @@ def encode_share(kind, chunk, pair, first):
         )  # fmt: skip
 
 
-@lru_cache(maxsize=None, typed=True)  # the marks are empty tuples: only their types differ
+@lru_cache(maxsize=None, typed=True)  # kinds are empty tuples that differ only in type
 def build_encode(kind: Kind) -> int:
     """Compile the stage that encodes a share of keys of this kind; its first record is a CHUNK."""
     stamp = source_stamp()

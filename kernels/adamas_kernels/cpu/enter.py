@@ -1,4 +1,4 @@
-"""What a decode step writes first: its tokens into the cache, and its queries as codes."""
+"""The first writes of a decode step: its tokens into the cache, and its queries as codes."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
 
 @njit
 def append_tokens(new_kind, key_kind, value_kind, step, layer, scratch, b, head):
-    """Append the new tokens of one KV head: keys, values, and the sum of values where it is kept, which is
-    that after one token at a time.
+    """Append the new tokens of one KV head: keys, values, and the sum of values if it is kept, which adds one
+    token at a time.
     """
     pair = b * step.kv_heads + head
     new_keys, new_values = numbers_at(step.key, new_kind), numbers_at(step.value, new_kind)
@@ -63,8 +63,8 @@ def append_tokens(new_kind, key_kind, value_kind, step, layer, scratch, b, head)
 
 
 def keys_to_encode(new_kind, kind, step, layer, b, head):
-    """The new keys as codes are made of them, where the first begins, and how far the next is: as they were
-    rounded to the cache's numbers, or as they come where these are packed, which are rotated.
+    """The new keys to encode, the offset of the first, and their stride: from the cache, as rounded to its
+    numbers, or, if the cache's rows are packed (and rotated), from the input.
     """
     raise NotImplementedError
 
@@ -87,7 +87,7 @@ def _keys_to_encode(new_kind, kind, step, layer, b, head):
 
 @njit
 def encode_tokens(new_kind, kind, step, layer, scratch, b, head):
-    """Codes and scales of the tokens that `append_tokens` has put into the cache."""
+    """Write codes and scales of the tokens that `append_tokens` put into the cache."""
     pair = b * step.kv_heads + head
     keys, at, apart = keys_to_encode(new_kind, kind, step, layer, b, head)
     encode_rows(
@@ -101,7 +101,7 @@ def encode_tokens(new_kind, kind, step, layer, scratch, b, head):
 
 @njit
 def encode_queries(kind, step, layer, scratch, b, head):
-    """Encode the queries of one KV head's group, LANES of them at a time, into words, totals and facts."""
+    """Encode the queries of one KV head's group, LANES at a time, into words, totals and facts."""
     queries = numbers_at(step.query, kind)
     block, spare, words = floats_at(scratch.block), floats_at(scratch.spare), ints_at(scratch.block_words)
     pair = b * step.kv_heads + head

@@ -1,6 +1,6 @@
-"""One pass over the codes: a rank for every token, and the highest one of each group of tokens.
+"""One pass over the codes gives a rank for every token, and the highest rank of each group of tokens.
 
-Tokens lie in lanes. One read of the codes serves all queries of a KV head.
+Each token has its own lane. The codes are read once for all queries of a KV head.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def distance(a, b):
 
 @njit
 def lanes_between(first, last):
-    """Bits of the lanes first .. last - 1, as far as they exist."""
+    """A mask of the lanes first .. last - 1, clipped to existing lanes."""
     return ALL & ((1 << max(0, min(last, LANES))) - 1) & ~((1 << max(0, min(first, LANES))) - 1)
 
 
@@ -51,8 +51,9 @@ def lanes_between(first, last):
 def compare_block(form, codes, at, codes_w, words, query, query_at, rows, sums, planes, manhattan):
     """Products of codes 0..3 with queries, or distances, int32 sums [rows * LANES].
 
-    `words` code words a token from codes[at], 4 * words words a query from query[query_at], of which
-    distances use the first quarter. planes: int32 [4 * words * LANES], to which the codes are unpacked once.
+    Tokens have `words` code words each, from codes[at] on; queries have 4 * words words each, from
+    query[query_at] on, and distances use the first quarter of them. planes: int32 [4 * words * LANES], a
+    buffer for unpacked codes.
     """
     if manhattan:
         for row in range(rows):
@@ -66,9 +67,9 @@ def compare_block(form, codes, at, codes_w, words, query, query_at, rows, sums, 
         word = load(codes, at + w * codes_w)
         for i in range(4):
             store(planes, (4 * w + i) * LANES, (word >> splat(2 * i)) & splat(CODES))
-    for row in range(0, rows - 1, 2):  # two queries share what is loaded of the codes
+    for row in range(0, rows - 1, 2):  # two queries share loaded codes
         first, second = query_at + 4 * row * words, query_at + 4 * (row + 1) * words
-        even = odd = other_even = other_odd = splat(0)  # chains of sums, so that none waits for another
+        even = odd = other_even = other_odd = splat(0)  # independent sums, so that none waits for another
         for i in range(0, 4 * words, 2):
             plane, next_plane = load(planes, i * LANES), load(planes, (i + 1) * LANES)
             even = dot4(form, even, plane, load_splat(query, first + i))
@@ -96,9 +97,9 @@ def rank_of(found, total, scale, manhattan):
 
 @njit
 def compare_tokens(form, step, codes, codes_w, scales, at, query, rows, scratch):
-    """`compare_block` of LANES tokens from `at` on into scratch.found; returns their scales, one to a lane.
+    """`compare_block` of LANES tokens from `at` on into scratch.found; returns their scales, one per lane.
 
-    codes, scales: of one KV head. Behind the last token zeros take the place of what lies in the cache.
+    codes, scales: of one KV head. After the last token, zeros replace the contents of the cache.
     """
     sums, planes = ints_at(scratch.found), ints_at(scratch.block)
     words, left = step.size // CODES_PER_WORD, step.length + step.new - at
@@ -128,8 +129,8 @@ def scales_of(layer, b, head):
 
 @njit
 def ranked_range(step, n):
-    """The first token that query n of the new ones ranks, and the one behind the last: what lies before are
-    its sinks, and what it sees behind are its recents.
+    """The first token that the n-th new query ranks, and the one after the last. Visible tokens before are
+    its sinks, and those after are its recents.
     """
     seen = step.length + n + 1
     first = min(step.sinks, seen)
@@ -140,9 +141,9 @@ def ranked_range(step, n):
 def estimate(form, step, layer, scratch, b, head, segment):
     """Rank one segment of the tokens of one KV head for all queries of its group.
 
-    Query n ranks what it sees but for sinks and recents, in whose place LEAST is written. Writes rank, and
-    peaks: the highest rank of each group. Groups are of tokens `groups` apart, so that neighbours, which
-    often rank high together, fall into different ones.
+    Query n ranks the tokens it sees, except sinks and recents, which get LEAST. Writes rank, and peaks: the
+    highest rank of each group. The tokens of a group are `groups` apart, so that neighbours, which often rank
+    high together, fall into different groups.
     """
     codes, scales = codes_of(layer, b, head), scales_of(layer, b, head)
     rows = step.group * step.new
@@ -165,7 +166,7 @@ def estimate(form, step, layer, scratch, b, head, segment):
         group = (at - first) & (groups - 1)
         for row in range(rows):
             ranks = rank_of(load(sums, row * LANES), totals[row], scale, manhattan)
-            ranks = where(ranks > splat(LOWEST), ranks, splat(LOWEST))  # also where it is not a number
+            ranks = where(ranks > splat(LOWEST), ranks, splat(LOWEST))  # also replaces NaN
             if not whole:
                 begin, end = ranked_range(step, row % step.new)
                 ranks = where(mask_of_bits(lanes_between(begin - at, end - at)), ranks, splat(LEAST))

@@ -1,6 +1,6 @@
-"""Number formats, which reach compiled code as bit patterns, and the exponential function.
+"""Number formats, which compiled code receives as bit patterns, and the exponential function.
 
-bfloat16 comes as uint16, float16 as int16, float32 as itself: the type of an array chooses the conversion.
+bfloat16 is passed as uint16, float16 as int16, float32 as itself: an array's type selects the conversion.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from adamas_kernels.cpu.lanes import (
 )
 
 LOG2_E = np.float32(1.44269504)
-LN2_HIGH = np.float32(0.693359375)  # few bits, so that its product with an exponent is exact
+LN2_HIGH = np.float32(0.693359375)  # few bits, so its product with an exponent is exact
 LN2_LOW = np.float32(-2.12194440e-4)
 ROUNDER = np.float32(12582912.0)  # 1.5 * 2^23: adding it rounds to an integer, halves to even
 HALF, HALF_BITS = np.float32(0.5), 0x3F000000
@@ -89,7 +89,7 @@ def _float16_to_float(typing_context, bits):
 
 @intrinsic
 def _float_to_bfloat16(typing_context, value):
-    """To nearest, ties to even; what is not a number stays so."""
+    """Round to nearest, ties to even; NaN stays NaN."""
 
     def emit(context, builder, sig, args):
         return round_to_bfloat16(builder, args[0])
@@ -119,7 +119,7 @@ def float_from_bits(typing_context, bits):
 
 @njit
 def float_to_float16(value):
-    """To nearest, ties to even, in integers: not every CPU has an instruction for it."""
+    """Round to nearest, ties to even, in integers: not every CPU has an instruction for it."""
     bits = np.int64(float_bits(value))
     sign, size = (bits >> 16) & 0x8000, bits & 0x7FFFFFFF
     if size > 0x7F800000:
@@ -128,13 +128,13 @@ def float_to_float16(value):
         half = np.int64(0x7C00)
     elif size < 0x38800000:  # 2^-14: adding 1/2 rounds to the step of subnormal numbers
         half = np.int64(float_bits(float_from_bits(size) + HALF)) - HALF_BITS
-    else:  # a carry into the exponent is right, and at its end gives infinity
+    else:  # a carry into the exponent is correct, and past the largest gives infinity
         half = (size - (112 << 23) + 0xFFF + ((size >> 13) & 1)) >> 13
     return np.int16(sign | half)
 
 
 def to_float(stored):
-    """The float32 of a number as an array holds it."""
+    """The float32 value of a number stored in an array."""
     raise NotImplementedError
 
 
@@ -183,7 +183,7 @@ def exp(x):
     series = multiply_add(series, rest, splat(EXP_1))
     series = multiply_add(series, rest, splat(EXP_0))
     series = multiply_add(series, rest * rest, rest + splat(np.float32(1)))
-    # The integer stands in the low bits of `shifted`: moved to the exponent's place, it is a power of two.
+    # The low bits of `shifted` hold the integer; moved to the exponent, it becomes a power of two.
     power = reinterpret((reinterpret(shifted) << splat(23)) + splat(0x3F800000))
     return where(x > splat(LEAST_EXPONENT), series * power, splat(np.float32(0)))
 

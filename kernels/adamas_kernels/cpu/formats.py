@@ -1,8 +1,8 @@
-"""How the numbers of a block are read, for each type that compiled functions multiply in place.
+"""How to read the numbers of a block, for each type that compiled functions multiply in place.
 
-A description is Python that emits LLVM's code, without loops. Types that hold floats give lanes of LANES
-floats; the others give their codes as bytes, with a factor and, for some types, something to add for each
-LANES of them. Types and layouts are those of ggml-common.h and of `blocks.OWN`;
+A description is Python that emits LLVM code without loops. Types of floats give vectors of LANES floats;
+the others give codes as bytes, with a factor and, for some types, an addend for each LANES codes. Types and
+layouts are those of ggml-common.h and of `blocks.OWN`;
 https://github.com/ggml-org/ggml/blob/master/src/ggml-quants.c unpacks them one number at a time.
 """
 
@@ -21,7 +21,7 @@ from adamas_kernels.cpu.vectors import in_order, joined, part, pick_bytes
 
 Code = Callable[[], Any]  # emits numbers where it is called
 I8, I16 = ir.IntType(8), ir.IntType(16)
-HAS_MASKS = "avx512bw" in FEATURES  # registers with a bit for each byte of a vector
+HAS_MASKS = "avx512bw" in FEATURES  # mask registers with one bit per byte of a vector
 LOGARITHMIC = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # IQ4_NL, IQ4_XS
 FLOATS_OF_4 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # MXFP4: twice an E2M1
 
@@ -29,8 +29,8 @@ FLOATS_OF_4 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # MXFP4
 class Floats(NamedTuple):
     """The code that reads one block of floats.
 
-    numbers: for each LANES of them in turn, what emits them, not yet scaled. scale: in LANES lanes, or None
-    for 1.
+    numbers: for each LANES of them, in order, code that emits them unscaled. scale: a vector of LANES, or
+    None for 1.
     """
 
     numbers: Sequence[Code]
@@ -40,8 +40,8 @@ class Floats(NamedTuple):
 class Codes(NamedTuple):
     """The code that reads one block of codes, or several that lie side by side.
 
-    pieces: for parts of the codes in turn, what emits them as bytes, a power of two of them. scales,
-    minimums: float32, one for each LANES codes; minimums are added, None where there are none.
+    pieces: for each part of the codes, in order, code that emits it as bytes, a power of two of them. scales,
+    minimums: float32, one for each LANES codes; minimums are added, or None.
     """
 
     pieces: Sequence[Code]
@@ -50,15 +50,15 @@ class Codes(NamedTuple):
 
 
 class Reader:
-    """Emits loads from blocks, at places in bytes, and what is done to the values. What it loads of several
-    blocks is one vector.
+    """Emits loads from blocks, at offsets in bytes, and operations on the values. Loads from several blocks
+    are joined into one vector.
     """
 
     def __init__(self, builder: Any, *blocks: Any) -> None:
         self.builder, self._blocks = builder, blocks
 
     def load(self, at: int, kind: ir.Type) -> Any:
-        """A value of any type, of the first block."""
+        """A value of any type, from the first block."""
         return self._load(self._blocks[0], at, kind)
 
     def _load(self, block: Any, at: int, kind: ir.Type) -> Any:
@@ -68,19 +68,19 @@ class Reader:
         return value
 
     def each(self, at: int, kind: ir.VectorType) -> Any:
-        """A vector of each block."""
+        """A vector from each block."""
         return joined(self.builder, [self._load(block, at, kind) for block in self._blocks])
 
     def bytes(self, at: int, count: int = LANES) -> Any:
-        """This many neighbouring bytes of each block."""
+        """This many neighbouring bytes from each block."""
         return self.each(at, ir.VectorType(I8, count))
 
     def halves(self, at: int) -> Any:
-        """A float16 of each block as float32, once for each LANES of its 32 codes."""
+        """A float16 from each block as float32, repeated for each LANES of its 32 codes."""
         return self.twice(half_to_float(self.builder, self.each(at, ir.VectorType(I16, 1))))
 
     def twice(self, vector: Any) -> Any:
-        """Each lane and after it the same again."""
+        """Each lane, repeated twice."""
         return in_order(self.builder, vector, [i // 2 for i in range(2 * vector.type.count)])
 
     def half(self, at: int) -> Any:
@@ -96,19 +96,19 @@ class Reader:
         return ir.Constant(like.type, [number] * like.type.count)
 
     def low(self, codes: Any, bits: int, shift: int = 0) -> Any:
-        """`bits` bits of each byte, or word, from bit `shift` on."""
+        """`bits` bits of each byte or word, starting at bit `shift`."""
         if shift:
             codes = self.builder.lshr(codes, self.every(codes, shift))
         return self.builder.and_(codes, self.every(codes, (1 << bits) - 1))
 
     def field(self, codes: Any, bits: int, shifts: Sequence[int], to: int = 0) -> Any:
-        """`bits` bits of each byte, from another bit on in each of as many parts of the vector as there are
-        `shifts`, moved to bit `to`.
+        """`bits` bits of each byte, moved to bit `to`. The vector has one equal part per entry of `shifts`,
+        the part's first bit.
         """
         moves = [shift - to for shift in shifts]
         words = ir.VectorType(I32, codes.type.count // 4)
         lanes = [abs(moves[i * len(moves) // words.count]) for i in range(words.count)]
-        # Bits that come over from a neighbouring byte are not among those that are kept.
+        # The mask drops bits that come from a neighbouring byte.
         move = self.builder.lshr if min(moves) >= 0 else self.builder.shl
         assert min(moves) >= 0 or max(moves) <= 0
         moved = move(self.builder.bitcast(codes, words), ir.Constant(words, lanes))
@@ -116,18 +116,18 @@ class Reader:
         return self.builder.and_(self.builder.bitcast(moved, codes.type), mask)
 
     def nibbles(self, codes: Any, width: int = LANES) -> Any:
-        """Of each `width` bytes the lower halves and, after them, the higher ones."""
+        """The low nibbles of each `width` bytes, then their high nibbles."""
         groups = range(0, codes.type.count, width)
         order = [i for first in groups for _ in range(2) for i in range(first, first + width)]
         return self.field(in_order(self.builder, codes, order), 4, [0, 4] * len(groups))
 
     def with_bits(self, codes: Any, flags: Any, bit: int) -> Any:
-        """The codes, without this bit, with it set where there is a flag."""
+        """The codes with this bit, unset so far, set where there is a flag."""
         more = self.builder.select(flags, self.every(codes, 1 << bit), self.every(codes, 0))
         return self.builder.add(codes, more)  # AVX-512 adds bytes under a mask in one instruction
 
     def flags(self, at: int) -> Any:
-        """The bits of an int32 of each block."""
+        """The bits of an int32 from each block."""
         if HAS_MASKS:
             return self.each(at, ir.VectorType(ir.IntType(1), 32))
         flags = self.bytes(at, 4)
@@ -135,7 +135,7 @@ class Reader:
         return self.has_bits(flags, [i % 8 for i in range(flags.type.count)])
 
     def has_bits(self, codes: Any, bits: Sequence[int]) -> Any:
-        """Where a bit of a byte is set, another one in each part of the vector."""
+        """Where a bit of a byte is set; each part of the vector tests its own bit."""
         count = codes.type.count
         mask = ir.Constant(codes.type, [1 << bits[i * len(bits) // count] for i in range(count)])
         return self.builder.icmp_unsigned("!=", self.builder.and_(codes, mask), self.every(codes, 0))
@@ -159,7 +159,7 @@ class Reader:
 
 
 def _words(read: Reader, *words: Any) -> Any:
-    """LANES bytes of four words."""
+    """Four words as LANES bytes."""
     vector = ir.Constant(ir.VectorType(I32, 4), ir.Undefined)
     for at, word in enumerate(words):
         vector = read.builder.insert_element(vector, word, ir.Constant(I32, at))
@@ -167,7 +167,7 @@ def _words(read: Reader, *words: Any) -> Any:
 
 
 def _bits(read: Reader, word: Any, mask: int, shift: int = 0) -> Any:
-    """The bits of a word under a mask, moved to the right by `shift`, or to the left."""
+    """The masked bits of a word after a right shift by `shift`, or a left shift if negative."""
     if shift:
         move = read.builder.lshr if shift > 0 else read.builder.shl
         word = move(word, ir.Constant(I32, abs(shift)))
@@ -175,7 +175,7 @@ def _bits(read: Reader, word: Any, mask: int, shift: int = 0) -> Any:
 
 
 def _scales_and_minimums(read: Reader, at: int) -> tuple[Any, Any]:
-    """Eight of 6 bits each, in 12 bytes, as LANES floats: each twice, for there are two LANES in a group."""
+    """Eight each, of 6 bits, in 12 bytes, as LANES floats: each twice, because a group has two LANES."""
     first, second, third = (read.load(at + 4 * i, I32) for i in range(3))
     low, six, high = 0x0F0F0F0F, 0x3F3F3F3F, 0x30303030
     or_ = read.builder.or_
@@ -207,7 +207,7 @@ def _bf16(read: Reader) -> Floats:
 
 
 def _f8(read: Reader) -> Floats:
-    """A scale, and 32 floats of 8 bits, see `blocks.OWN`."""
+    """A scale, and 32 8-bit floats, see `blocks.OWN`."""
 
     def numbers(at: int) -> Any:
         wide = read.builder.zext(read.bytes(at), ir.VectorType(I16, LANES))
@@ -224,42 +224,42 @@ def _q8_0(read: Reader) -> Codes:
 
 
 def _q8_m(read: Reader) -> Codes:
-    """A scale, a middle, and 32 int8."""
+    """A scale, an offset, and 32 int8."""
     return Codes([lambda: read.bytes(4, 32)], read.halves(0), read.halves(2))
 
 
 def _q4_0(read: Reader) -> Codes:
-    """A scale, and 32 codes of 4 bits from -8 on."""
+    """A scale, and 32 4-bit codes starting at -8."""
     return Codes([lambda: read.nibbles(read.bytes(2))], read.halves(0))
 
 
 def _q4_1(read: Reader) -> Codes:
-    """A scale, a least value, and 32 codes of 4 bits."""
+    """A scale, a minimum, and 32 4-bit codes."""
     return Codes([lambda: read.nibbles(read.bytes(4))], read.halves(0), read.halves(2))
 
 
 def _q5_0(read: Reader) -> Codes:
-    """A scale, and 32 codes of 5 bits from -16 on, the fifth ones apart."""
+    """A scale, and 32 5-bit codes starting at -16, with their fifth bits stored separately."""
     codes = [lambda: read.with_bits(read.nibbles(read.bytes(6)), read.flags(2), 4)]
     return Codes(codes, read.halves(0))
 
 
 def _q5_1(read: Reader) -> Codes:
-    """A scale, a least value, and 32 codes of 5 bits, the fifth ones apart."""
+    """A scale, a minimum, and 32 5-bit codes, with their fifth bits stored separately."""
     codes = [lambda: read.with_bits(read.nibbles(read.bytes(8)), read.flags(4), 4)]
     return Codes(codes, read.halves(0), read.halves(2))
 
 
 def _iq4_nl(read: Reader) -> Codes:
-    """A scale, and 32 codes of 4 bits that a table gives their meaning."""
+    """A scale, and 32 4-bit codes that index a table."""
     codes = [lambda: pick_bytes(read.builder, LOGARITHMIC, read.nibbles(read.bytes(2)))]
     return Codes(codes, read.halves(0))
 
 
 def _mxfp4(read: Reader) -> Codes:
-    """A power of two, and 32 floats of 4 bits.
+    """A power of two, and 32 4-bit floats.
 
-    The scale is half of the power, since the table has twice the floats.
+    The scale is half the power, because the table holds twice the floats.
     """
     builder = read.builder
     powers = read.each(0, ir.VectorType(I8, 1))
@@ -274,9 +274,9 @@ def _mxfp4(read: Reader) -> Codes:
 
 
 def _q2_k(read: Reader) -> Codes:
-    """256 codes of 2 bits; each LANES have a scale and a minimum of 4 bits, in units that are floats.
+    """256 2-bit codes; each LANES codes have a 4-bit scale and minimum, in float units.
 
-    Each byte has codes of four neighbouring groups of 32.
+    Each byte holds codes of four neighbouring groups of 32.
     """
 
     def codes(piece: int) -> Any:
@@ -290,13 +290,13 @@ def _q2_k(read: Reader) -> Codes:
 
 
 def _groups(read: Reader, at: int) -> Any:
-    """32 bytes twice, for two groups of codes that have their bits there."""
+    """32 bytes, repeated twice, for two groups of codes with bits in them."""
     codes = read.bytes(at, 32)
     return joined(read.builder, [codes, codes])
 
 
 def _shifts(piece: int) -> tuple[int, int]:
-    """The first bits of a piece's two groups, where a byte has two bits of each of four groups."""
+    """The first bits of a piece's two groups, if a byte has two bits of each of four groups."""
     return 4 * (piece % 2), 4 * (piece % 2) + 2
 
 
@@ -305,9 +305,10 @@ def _negative(read: Reader, floats: Any) -> Any:
 
 
 def _q3_k(read: Reader) -> Codes:
-    """256 codes of 3 bits from -4 on, the third ones apart; each LANES have a scale of 6 bits.
+    """256 3-bit codes starting at -4, with their third bits stored separately; each LANES codes have a 6-bit
+    scale.
 
-    Each byte has codes of four neighbouring groups of 32, and third bits of eight.
+    Each byte holds codes of four neighbouring groups of 32, or third bits of eight groups.
     """
 
     def codes(piece: int) -> Any:
@@ -328,9 +329,9 @@ def _q3_k(read: Reader) -> Codes:
 
 
 def _q4_k(read: Reader) -> Codes:
-    """256 codes of 4 bits; each 32 have a scale and a minimum of 6 bits, in units that are floats.
+    """256 4-bit codes; each 32 have a 6-bit scale and minimum, in float units.
 
-    32 bytes have the codes of two groups.
+    32 bytes hold the codes of two groups.
     """
 
     def codes(at: int) -> Any:
@@ -340,9 +341,9 @@ def _q4_k(read: Reader) -> Codes:
 
 
 def _q5_k(read: Reader) -> Codes:
-    """The same with codes of 5 bits, the fifth ones apart.
+    """The same with 5-bit codes, with their fifth bits stored separately.
 
-    32 bytes have the codes of two groups, and others the fifth bits of eight.
+    32 bytes hold the codes of two groups; 32 others hold the fifth bits of eight groups.
     """
 
     def codes(piece: int) -> Any:
@@ -353,16 +354,16 @@ def _q5_k(read: Reader) -> Codes:
 
 
 def _with_minimums(read: Reader, codes: list[Code]) -> Codes:
-    """The block of Q4_K and Q5_K, which begin with two units and the scales."""
+    """A block of Q4_K or Q5_K, which begins with two units and the scales."""
     scales, minimums = _scales_and_minimums(read, 4)
     units = read.splat_half(0), _negative(read, read.splat_half(2))
     return Codes(codes, read.multiply(scales, units[0]), read.multiply(minimums, units[1]))
 
 
 def _q6_k(read: Reader) -> Codes:
-    """256 codes of 6 bits from -32 on, two of them apart; each LANES have an int8 scale.
+    """256 6-bit codes starting at -32, with two bits stored separately; each LANES codes have an int8 scale.
 
-    In each half of a block 64 bytes have four bits of its codes, and 32 have two.
+    In each half of a block, 64 bytes hold four bits of each code, and 32 bytes hold the other two.
     """
 
     def codes(piece: int) -> Any:
@@ -376,9 +377,9 @@ def _q6_k(read: Reader) -> Codes:
 
 
 def _iq4_xs(read: Reader) -> Codes:
-    """256 codes of 4 bits that a table gives their meaning; each 32 have a scale of 6 bits.
+    """256 4-bit codes that index a table; each 32 have a 6-bit scale.
 
-    Two bits of each scale are apart.
+    Two bits of each scale are stored separately.
     """
 
     def codes(at: int) -> Any:
@@ -399,7 +400,7 @@ def _iq4_xs(read: Reader) -> Codes:
 
 @dataclass(frozen=True)
 class FloatFormat:
-    """A type that holds floats. numbers, size: of a block, and its bytes."""
+    """A type that holds floats. numbers, size: numbers and bytes of a block."""
 
     block: Callable[[Reader], Floats]
     numbers: int
@@ -408,8 +409,8 @@ class FloatFormat:
 
 @dataclass(frozen=True)
 class CodeFormat:
-    """A type that holds codes. numbers, size: of a block, and its bytes. most: the largest code, at most 63,
-    and least: what a code of 0 means; None where codes are int8. adds: whether there are minimums.
+    """A type that holds codes. numbers, size: numbers and bytes of a block. most: the largest code, at most
+    63, or None if codes are int8. least: the value of code 0. adds: whether there are minimums.
     """
 
     block: Callable[[Reader], Codes]
@@ -420,7 +421,7 @@ class CodeFormat:
     adds: bool = False
 
 
-# By the type's name. F32, F16 and BF16 are read as if they had blocks of LANES numbers.
+# By type name. F32, F16 and BF16 are read as if they had blocks of LANES numbers.
 FORMATS: dict[str, FloatFormat | CodeFormat] = {
     "F32": FloatFormat(_f32, LANES, 4 * LANES),
     "F16": FloatFormat(_f16, LANES, 2 * LANES),
@@ -441,4 +442,4 @@ FORMATS: dict[str, FloatFormat | CodeFormat] = {
     "Q6_K": CodeFormat(_q6_k, 256, 210, 63, -32),
     "IQ4_XS": CodeFormat(_iq4_xs, 256, 136),
 }
-MOST_NUMBERS = max(form.numbers for form in FORMATS.values())  # of a block
+MOST_NUMBERS = max(form.numbers for form in FORMATS.values())  # in a block

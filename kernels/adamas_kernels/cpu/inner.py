@@ -1,4 +1,4 @@
-"""What of an MLP comes before its last product: the first ones, with or without gates, also of experts."""
+"""The part of an MLP before its last product: the first products, with or without gates, also for experts."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def activate(kind, alpha, x):
 
 @njit
 def at_most(x, limit):
-    """LANES numbers, or the limit where they are above it."""
+    """LANES numbers, clipped to the limit from above."""
     return where(x < splat(limit), x, splat(limit))
 
 
 @njit
 def gate_rows(inner, opening, others):
-    """Activate gates and multiply them with the others, in place of the gates."""
+    """Activate gates and multiply them by the others, in place."""
     kind, alpha, shift = inner.kind, np.float32(inner.alpha), np.float32(inner.shift)
     limit = np.float32(inner.limit)
     for at in range(0, len(opening), LANES):
@@ -84,7 +84,7 @@ def activate_rows(inner, x):
 
 @njit
 def inner_rows(inner, expert, first, count, x, rounded):
-    """Rows of what comes before the last product of an expert, for each vector: as many and up to LANES - 1
+    """Rows of an expert's result before its last product, for each vector: `count` rows and up to LANES - 1
     more.
     """
     row = expert * inner.step
@@ -110,8 +110,8 @@ def inner_rows(inner, expert, first, count, x, rounded):
 
 @cache
 def build_inner() -> int:
-    """Compile the stage of the first products of MLPs of the same input; its records: INNERs, the input, and
-    the input rounded.
+    """Compile the stage of the first products of MLPs with the same input. Its records: INNERs, the input,
+    and the rounded input.
     """
     stamp = source_stamp()
 

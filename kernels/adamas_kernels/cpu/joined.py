@@ -1,4 +1,4 @@
-"""Stages that several sequences go through on their own, as one: their tasks are done side by side."""
+"""Joins the separate stages of several sequences into one, whose tasks run side by side."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from adamas_kernels.cpu.tasks import STAGE, call
 
 @cache
 def build_joined() -> int:
-    """Compile the stage whose tasks are those of some STAGES, one after the other; its first record is the
-    first of them.
+    """Compile a stage with the tasks of several STAGES, one after the other; its first record is the first of
+    them.
     """
     stamp = source_stamp()
 

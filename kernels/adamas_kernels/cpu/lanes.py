@@ -1,7 +1,7 @@
 """Sixteen numbers side by side: a vector type for compiled functions, one LLVM vector each.
 
-LLVM splits a vector where the CPU's registers are shorter. Written out, the width of a loop is not left to
-what a compiler finds; the order of float operations is exactly the one written.
+LLVM splits a vector if the CPU's registers are shorter. With explicit vectors, vectorization does not depend
+on the compiler, and float operations run in exactly the written order.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ for _function, _floats, _ints in (
     _operator(_function, _by_kind(_floats, _ints), _OF_FLOATS, _OF_INTS)
 _operator(operator.truediv, _of("fdiv"), _OF_FLOATS)
 _operator(operator.lshift, _of("shl"), _OF_INTS)
-_operator(operator.rshift, _of("lshr"), _OF_INTS)  # zeros come in from the left
+_operator(operator.rshift, _of("lshr"), _OF_INTS)  # logical: shifts in zeros
 _operator(operator.xor, _of("xor"), _OF_INTS)
 for _function, _name in ((operator.and_, "and_"), (operator.or_, "or_")):
     _operator(_function, _of(_name), _OF_INTS, (MASK, MASK, MASK))
@@ -135,7 +135,7 @@ def half_to_float(builder, bits):
     return builder.bitcast(builder.or_(magnitude, sign), like(F32))
 
 
-# What LANES neighbours of an array are: bfloat16 comes as uint16, float16 as int16, see `floats.py`.
+# The vector type of LANES array elements: bfloat16 is passed as uint16, float16 as int16, see `floats.py`.
 _STORED = {
     types.int32: WORDS, types.float32: NUMBERS, types.int16: SHORTS, types.uint16: SHORTS,
     types.int8: BYTES, types.uint8: BYTES,
@@ -144,8 +144,8 @@ _STORED = {
 
 @intrinsic
 def load(typing_context, array, index):
-    """LANES neighbours of a contiguous array: int32 as they are, uint8 as int32, numbers of any format, int8
-    among them, as float32.
+    """LANES neighbours of a contiguous array: int32 unchanged, uint8 as int32, numbers of any format and int8
+    as float32.
     """
     stored = _STORED[array.dtype]
 
@@ -167,9 +167,7 @@ def load(typing_context, array, index):
 
 
 def round_to_bfloat16(builder, value):
-    """The bfloat16 bits nearest to a float32, ties to even, of a number or a vector; what is not a number
-    stays so.
-    """
+    """The bfloat16 bits nearest to a float32 number or vector, ties to even; NaN stays NaN."""
     count = value.type.count if isinstance(value.type, ir.VectorType) else None
 
     def like(element):
@@ -228,7 +226,7 @@ def splat(typing_context, value):
 
 @intrinsic
 def load_splat(typing_context, array, index):
-    """One int32 of a contiguous array in every lane; the index is not below zero, which saves a test."""
+    """One int32 of a contiguous array in every lane; the index must not be negative, which saves a test."""
 
     def emit(context, builder, sig, args):
         data = context.make_array(sig.args[0])(context, builder, args[0]).data
@@ -239,7 +237,7 @@ def load_splat(typing_context, array, index):
 
 @intrinsic
 def where(typing_context, mask, yes, no):
-    """Lane by lane, `yes` where the mask is set, `no` elsewhere."""
+    """`yes` in lanes where the mask is set, `no` elsewhere."""
 
     def emit(context, builder, sig, args):
         return builder.select(*args)
@@ -259,7 +257,7 @@ def to_floats(typing_context, ints):
 
 @intrinsic
 def to_ints(typing_context, floats):
-    """The whole part of each float32."""
+    """The integer part of each float32."""
 
     def emit(context, builder, sig, args):
         return builder.fptosi(args[0], WORDS)
@@ -280,7 +278,7 @@ def reinterpret(typing_context, lanes):
 
 @intrinsic
 def multiply_add(typing_context, a, b, c):
-    """a b + c, rounded once where the CPU can."""
+    """a b + c, rounded once if the CPU can."""
 
     def emit(context, builder, sig, args):
         name = f"llvm.fmuladd.v{LANES}f32"
@@ -304,7 +302,7 @@ def mask_bits(typing_context, mask):
 
 @intrinsic
 def lowest_bit(typing_context, bits):
-    """The place of the lowest bit set in a positive int64."""
+    """The index of the lowest bit set in a positive int64."""
 
     def emit(context, builder, sig, args):
         return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
@@ -350,7 +348,7 @@ def mask_of_bits(typing_context, bits):
 
 @intrinsic
 def compress(typing_context, lanes, mask):
-    """The lanes of a mask moved to the front, in order; what follows them is undefined."""
+    """The lanes of a mask, moved to the front in order; the lanes after them are undefined."""
 
     def emit(context, builder, sig, args):
         vector = args[0].type
@@ -362,7 +360,7 @@ def compress(typing_context, lanes, mask):
         front = cgutils.alloca_once(builder, vector)
         elements = builder.bitcast(front, vector.element.as_pointer())
         count = ir.Constant(I32, 0)
-        for lane in range(LANES):  # a lane that is not kept is overwritten by the next one that is
+        for lane in range(LANES):  # dropped lanes are overwritten by the next kept one
             at = ir.Constant(I32, lane)
             builder.store(builder.extract_element(args[0], at), builder.gep(elements, [count]))
             count = builder.add(count, builder.zext(builder.extract_element(args[1], at), I32))
@@ -405,7 +403,7 @@ def sum_ints(typing_context, ints):
 
 @intrinsic
 def max_lanes(typing_context, floats):
-    """The greatest of all lanes."""
+    """The maximum of all lanes."""
 
     def emit(context, builder, sig, args):
         name = f"llvm.vector.reduce.fmax.v{LANES}f32"
@@ -417,7 +415,7 @@ def max_lanes(typing_context, floats):
 
 @intrinsic
 def lane_numbers(typing_context):
-    """0, 1, 2 and so on, one to a lane."""
+    """0, 1, 2 and so on, one per lane."""
 
     def emit(context, builder, sig, args):
         return ir.Constant(WORDS, list(range(LANES)))

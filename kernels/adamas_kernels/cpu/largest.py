@@ -1,4 +1,4 @@
-"""The rank that a wanted number of ranks are at or above, by halving an interval."""
+"""Finds a rank that a wanted number of ranks reach, by bisection."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from adamas_kernels.cpu.build import njit
 from adamas_kernels.cpu.floats import float_bits, float_from_bits
 from adamas_kernels.cpu.lanes import LANES, count_bits, load, mask_bits, max_lanes, splat, store, where
 
-# So often the interval of values is halved, which is enough where ranks lie evenly. Then the list of all
-# float32 numbers between its ends is: that ends after 32 halvings, wherever the ranks lie.
+# The interval of values is halved this many times, enough for evenly distributed ranks. Then the sequence of
+# all float32 numbers in it is halved, which ends after 32 halvings for any ranks.
 BY_VALUE = 16
 ZERO, HALF = np.float32(0), np.float32(0.5)
-LEAST, MOST = np.float32(-np.inf), np.float32(np.inf)  # LEAST is no rank, but below all of them
+LEAST, MOST = np.float32(-np.inf), np.float32(np.inf)  # LEAST is below all ranks, but not a rank
 LOWEST = np.finfo(np.float32).min  # of all ranks
 
 
@@ -31,13 +31,13 @@ def unordered(key):
 
 @njit
 def pad(rank, count):
-    """Complete the last block of lanes with what is no rank."""
+    """Fill the last block of lanes with LEAST."""
     store(rank, count, splat(LEAST))
 
 
 @njit
 def count_from(rank, count, least):
-    """How many ranks are at least `least`."""
+    """The number of ranks that are at least `least`."""
     number = 0
     for i in range(0, count, LANES):
         number += count_bits(mask_bits(load(rank, i) >= splat(least)))
@@ -46,7 +46,7 @@ def count_from(rank, count, least):
 
 @njit
 def extremes(rank, count):
-    """The least and the greatest rank, or of none MOST and LEAST."""
+    """The lowest and the highest rank, or MOST and LEAST without ranks."""
     low, high = splat(MOST), splat(LEAST)
     for i in range(0, count, LANES):
         ranks = load(rank, i)
@@ -57,8 +57,8 @@ def extremes(rank, count):
 
 @njit
 def kth_largest(rank, count, want, surplus):
-    """A rank that `want` to `want + surplus` of `count` padded ranks are at or above, or that of the
-    want-th largest where ties are more; LOWEST where ranks are fewer.
+    """A rank that `want` to `want + surplus` of `count` padded ranks reach, or the want-th largest rank if it
+    has more ties; LOWEST if there are fewer ranks.
     """
     lowest, highest = extremes(rank, count)
     if count_from(rank, count, lowest) < want:

@@ -1,4 +1,4 @@
-"""What launches of several steps have in common: where a layer's buffers are, and what a step is given."""
+"""Shared by launches of dense and sparse steps: addresses of a layer's buffers, and a step's arguments."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adamas_kernels.softmax import Softmax
 
 
 class Layer:
-    """Where the buffers of one cache are, and the records of its steps, one for each sequence."""
+    """The addresses of one cache's buffers, and the records of its steps, one per sequence."""
 
     def __init__(self, cache: AnyCache) -> None:
         self._tensors = _tensors(cache)
@@ -32,11 +32,11 @@ class Layer:
 
 @dataclass(slots=True)
 class Step:
-    """What a step is given, and where it writes.
+    """The inputs and outputs of a step.
 
-    shape: batch, KV heads, group, new tokens, D, D_v and P; lengths: tokens of each sequence before; inputs:
-    queries, keys and values, and sinks: learned ones, float32 [H], which live as long as this. window, ring,
-    softcap: see STEP.
+    shape: batch, KV heads, group, new tokens, D, D_v and P; lengths: tokens of each sequence before the step;
+    inputs: queries, keys and values; sinks: learned sinks, float32 [H]; both are kept alive here. window,
+    ring, softcap: see STEP.
     """
 
     shape: tuple[int, int, int, int, int, int, int]
@@ -51,7 +51,7 @@ class Step:
 
     @property
     def tokens(self) -> int:
-        """What the longest sequence will have."""
+        """Tokens of the longest sequence after the step."""
         return max(self.lengths) + self.shape[3]
 
     @property
@@ -79,7 +79,7 @@ class Step:
 def begin(
     queries: Tensor, keys: Tensor, values: Tensor, cache: AnyCache, layer: Layer, softmax: Softmax
 ) -> Step:
-    """The step of these new tokens. Raises ValueError where it does not fit the cache."""
+    """The step of these new tokens. Raises ValueError if it does not fit the cache."""
     check_step(queries, keys, values, cache, softmax)
     batch, heads, new, dim = queries.shape
     kv_heads, dim_v = values.shape[1], values.shape[3]
@@ -99,7 +99,7 @@ def begin(
 
 
 def readable(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in this dtype with its last dimension contiguous; itself where it is so already."""
+    """The tensor in this dtype with its last dimension contiguous; not copied if it already is."""
     x = x if x.dtype == dtype else x.to(dtype)
     return x if x.stride(-1) == 1 else x.contiguous()
 

@@ -25,11 +25,11 @@ from adamas_kernels.cpu.strips import build_strips
 
 TASKS_PER_THREAD = 8  # so that threads end together
 NUMBERS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # types that are not packed
-BLOCK = 1 << 24  # numbers of a weight that are unpacked at a time; a fourth of it is up to 5 % slower
+BLOCK = 1 << 24  # numbers of a weight unpacked at a time; a quarter of it is up to 5 % slower
 
 
 def ready(runner: Runner, weight: BlockWeight) -> BlockWeight:
-    """The weight as it is where it can be multiplied in place, else in blocks of another type."""
+    """The weight itself if it can be multiplied in place, else in blocks of another type."""
     if weight.kind not in FORMATS or weight.columns % FORMATS[weight.kind].numbers:
         return quantize(runner, unpack(weight))
     return (
@@ -40,8 +40,8 @@ def ready(runner: Runner, weight: BlockWeight) -> BlockWeight:
 
 
 def quantize(runner: Runner, weight: Tensor) -> BlockWeight:
-    """A weight [rows, columns], float32, bfloat16 or float16, in blocks of 8 bits, filled up with columns of
-    zeros to whole blocks.
+    """A weight [rows, columns], float32, bfloat16 or float16, in blocks of 8 bits, zero-padded to whole
+    blocks.
     """
     numbers = FORMATS[QUANTIZED].numbers
     if weight.dtype not in KINDS:
@@ -56,23 +56,21 @@ def quantize(runner: Runner, weight: Tensor) -> BlockWeight:
 
 
 def as_blocks(weight: Tensor) -> BlockWeight:
-    """A weight [rows, columns], float32, bfloat16 or float16, as it is, filled up with columns of zeros to
-    whole blocks.
-    """
+    """A weight [rows, columns], float32, bfloat16 or float16, unchanged but zero-padded to whole blocks."""
     kind = NUMBERS[weight.dtype]
     weight = F.pad(weight, (0, -weight.shape[1] % FORMATS[kind].numbers)).contiguous()
     return BlockWeight(kind, weight.view(torch.uint8), weight.shape[1])
 
 
 def unpack_rows(runner: Runner, weight: BlockWeight, out: Tensor) -> None:
-    """Write a weight's numbers to `out` [rows, columns], float32 or bfloat16, of contiguous rows."""
+    """Write a weight's numbers to `out` [rows, columns], float32 or bfloat16, with contiguous rows."""
     stage = runner.compiled(build_unpack, weight.kind, KINDS[out.dtype])
     _run_rows(runner, stage, weight, out)
 
 
 def multiply_vector(runner: Runner, weight: BlockWeight, x: Tensor, bias: Tensor | None) -> Tensor:
-    """weight @ x + bias: float32 [rows], for a vector as long as the weight's rows, or shorter where the rest
-    of them is zero. bias: float32 [rows].
+    """weight @ x + bias: float32 [rows], for a vector as long as the weight's rows, or shorter if their rest
+    is zero. bias: float32 [rows].
     """
     out = torch.empty(weight.rows)
     _multiply(runner, x, [(weight, bias, out)])
@@ -80,7 +78,7 @@ def multiply_vector(runner: Runner, weight: BlockWeight, x: Tensor, bias: Tensor
 
 
 def multiply_each(runner: Runner, weights: Sequence[BlockWeight], x: Tensor) -> Tensor:
-    """The products of weights of as many columns with one vector, one behind the other: float32."""
+    """The products of weights with equally many columns and one vector, concatenated: float32."""
     out = torch.empty(sum(weight.rows for weight in weights))
     parts = out.split([weight.rows for weight in weights])
     _multiply(runner, x, [(weight, None, part) for weight, part in zip(weights, parts, strict=True)])
@@ -88,7 +86,7 @@ def multiply_each(runner: Runner, weights: Sequence[BlockWeight], x: Tensor) -> 
 
 
 def add_products(runner: Runner, weights: Sequence[BlockWeight], rows: Tensor) -> Tensor:
-    """The sum of the products of weights, all of one shape, with a row each: float32 [outputs]."""
+    """The sum of the products of weights, all of one shape, each with its own row: float32 [outputs]."""
     inputs = Inputs(runner, rows)
     out = torch.zeros(weights[0].rows)
     records = products(runner, [(weight, None, out) for weight in weights], add=True)
@@ -102,9 +100,9 @@ def add_products(runner: Runner, weights: Sequence[BlockWeight], rows: Tensor) -
 
 
 class Inputs:
-    """Vectors that weights are multiplied with, float32 [rows, numbers], rounded as well, once `stage` has
-    run. They are kept where they are where their rows are whole blocks of any type, filled up with zeros.
-    The memory of several goes on to a whole number of TILEs.
+    """Vectors that weights are multiplied with, float32 [rows, numbers], and their rounded form once `stage`
+    has run. They are copied only if their rows must be zero-padded to whole blocks of any type. With several
+    rows, the memory extends to whole TILEs.
     """
 
     def __init__(self, runner: Runner, rows: Tensor) -> None:
@@ -122,16 +120,16 @@ class Inputs:
         self.stage: Stage = (runner.compiled(build_round), count * tasks, self._record.ctypes.data, 0, 0)
 
     def addresses(self, row: int = 0) -> tuple[int, int]:
-        """Of a row, and of what it is rounded to."""
+        """The addresses of a row and of its rounded form."""
         return self.rows[row].data_ptr(), self.rounded[row].data_ptr()
 
     def step(self, *, rounded: bool) -> int:
-        """Bytes from a row to the next."""
+        """Bytes from one row to the next."""
         rows = self.rounded if rounded else self.rows
         return rows.stride(0) * rows.itemsize
 
     def only(self, row: int) -> Inputs:
-        """One of them, which `stage` rounds with the others."""
+        """One of the rows; `stage` rounds it with the others."""
         one = copy.copy(self)
         one.rows, one.rounded = self.rows[row : row + 1], self.rounded[row : row + 1]
         return one
@@ -153,9 +151,9 @@ def products(
     factor: float = 1.0,
     inputs: Inputs | None = None,
 ) -> np.ndarray:
-    """Records of products with one vector: (weight, bias or None, out) each, but for the weight all float32
-    [rows]. They are multiplied by a factor and written to out, or added to it. inputs: where it is all of
-    these vectors, and each out is [vectors, rows].
+    """Records of products with one vector: (weight, bias or None, out) each; bias and out are float32 [rows].
+    Products are multiplied by a factor and written to out, or added to it. inputs: multiply all these
+    vectors; each out is then [vectors, rows].
     """
     records = np.zeros(len(parts), PRODUCT)
     for record, (weight, bias, out) in zip(records, parts, strict=True):
@@ -176,14 +174,14 @@ def products(
 
 
 def rows_of_task(runner: Runner, rows: int, slots: int = 1) -> int:
-    """Rows of a weight that one task multiplies, where `slots` weights are multiplied at a time."""
+    """Rows of a weight per task, if `slots` weights are multiplied at a time."""
     share = -(-rows * slots // (TASKS_PER_THREAD * runner.threads))
-    return min(share + share % 2, rows)  # they are multiplied two at a time
+    return min(share + share % 2, rows)  # rows are multiplied two at a time
 
 
 def linear(runner: Runner, weight: BlockWeight, x: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
-    """x weight^T + bias for many rows x [N, columns or fewer], in x's dtype, float32 or bfloat16. Blocks of
-    the weight are unpacked to `block`, a vector of the same dtype as long as a row of the weight, or longer.
+    """x weight^T + bias for many rows x [N, columns or fewer], in x's dtype, float32 or bfloat16. The weight
+    is unpacked piecewise to `block`, a vector of the same dtype, at least as long as a row of the weight.
     """
     out = x.new_empty(len(x), weight.rows)
     step = min(weight.rows, len(block) // weight.columns)
@@ -200,7 +198,7 @@ def linear(runner: Runner, weight: BlockWeight, x: Tensor, bias: Tensor | None, 
 
 
 def multiply_codes(runner: Runner, weight: BlockWeight, x: Tensor, bias: Tensor | None) -> Tensor:
-    """x weight^T + bias for many rows x [N, columns or fewer], which are rounded: float32 [N, rows]."""
+    """x weight^T + bias for many rows x [N, columns or fewer], rounded to 8 bits first: float32 [N, rows]."""
     inputs, out = Inputs(runner, x), torch.empty(len(x), weight.rows)
     record = np.zeros(1, STRIPS)
     record[0] = (
@@ -214,7 +212,7 @@ def multiply_codes(runner: Runner, weight: BlockWeight, x: Tensor, bias: Tensor 
 
 
 def _run_rows(runner: Runner, stage: int, weight: BlockWeight, numbers: Tensor) -> None:
-    """Run a stage from a weight to rows of numbers, or from them to it."""
+    """Run a stage that converts a weight to rows of numbers or back."""
     record = np.zeros(1, ROWS)
     share = -(-weight.rows // (TASKS_PER_THREAD * runner.threads))
     record[0] = (

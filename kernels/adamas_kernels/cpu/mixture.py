@@ -1,5 +1,5 @@
-"""Mixtures of experts: which of them a token goes to, and the sum of what they give. Only the rows of the
-chosen ones are read.
+"""Mixtures of experts: choose a token's experts, and sum their outputs. Only the chosen experts' rows are
+read.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ ZERO, ONE, LEAST = np.float32(0), np.float32(1), np.float32(-np.inf)
 
 @njit
 def sigmoid(x):
-    """Of one float32."""
+    """The sigmoid of one float32."""
     return ONE / (ONE + np.float32(math.exp(-x)))
 
 
 @njit
 def highest_of(scores, first, last):
-    """The place of the highest of scores[first:last]."""
+    """The index of the highest of scores[first:last]."""
     place = first
     for at in range(first, last):
         if scores[at] > scores[place]:
@@ -55,7 +55,7 @@ def score_experts(route, logits, scores):
 
 @njit
 def leave_groups(route, ranks):
-    """Rank experts last that are not in one of the groups with the highest sums of two ranks."""
+    """Rank experts last unless their group is among those whose two highest ranks have the highest sums."""
     size = route.experts // route.groups
     sums = np.empty(route.groups, np.float32)
     for group in range(route.groups):
@@ -76,7 +76,7 @@ def leave_groups(route, ranks):
 
 @njit
 def choose_by_score(route, logits, chosen, shares):
-    """The experts of the highest scores, and their shares."""
+    """Write the experts with the highest scores, and their shares."""
     scores, ranks = np.empty(route.experts, np.float32), np.empty(route.experts, np.float32)
     score_experts(route, logits, scores)
     for expert in range(route.experts):
@@ -97,8 +97,8 @@ def choose_by_score(route, logits, chosen, shares):
 
 @njit
 def choose_by_sparsemixer(route, logits, chosen, shares):
-    """Each time the highest logit of those that are left, its share by the softmax over those of them that
-    are within a tolerance of it (https://arxiv.org/abs/2409.12136, without what only training needs).
+    """Repeatedly choose the highest remaining logit. Its share is its softmax over the remaining logits
+    within a tolerance of it (https://arxiv.org/abs/2409.12136, without the parts for training).
     """
     left = np.empty(route.experts, np.float32)
     for expert in range(route.experts):
@@ -115,7 +115,7 @@ def choose_by_sparsemixer(route, logits, chosen, shares):
 
 @cache
 def build_route() -> int:
-    """Compile the stage of one task that chooses experts; its record: a ROUTE."""
+    """Compile the one-task stage that chooses experts; its record: a ROUTE."""
     stamp = source_stamp()
 
     def route_task(task, thread, route_at, unused, unused_too):
@@ -134,7 +134,7 @@ def build_route() -> int:
 
 @cache
 def build_mixture() -> int:
-    """Compile the stage that sums what the chosen experts give; its record: a MIXTURE."""
+    """Compile the stage that sums the outputs of the chosen experts; its record: a MIXTURE."""
     stamp = source_stamp()
 
     def mixture_task(task, thread, mixture_at, unused, unused_too):

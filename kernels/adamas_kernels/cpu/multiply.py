@@ -1,4 +1,4 @@
-"""Products of weights in blocks with one vector or a few: most of a decode step that is not attention."""
+"""Products of weights in blocks with one or a few vectors: most of a decode step besides attention."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ RECORD = PRODUCT.itemsize
 
 @njit
 def multiply_rows(address, first, count, x, rounded):
-    """Rows of the product at an address, `count` from the first on, times each of its vectors, which lie from
-    x on, or what they are rounded to, plus their bias: float32 [vectors or more, count and up to LANES - 1
-    more, which mean nothing].
+    """`count` rows, from `first` on, of the product at an address, times each of its vectors, at x or
+    rounded, plus their bias: float32 [vectors or more, count rounded up to whole LANES]. The extra elements
+    are meaningless.
     """
     product, width = products_at(address)[0], whole_lanes(count)
     found = np.zeros((product.vectors + TILE - 1) * width, np.float32)
@@ -42,15 +42,15 @@ def multiply_rows(address, first, count, x, rounded):
 
 @njit
 def share_of(task, share, rows):
-    """The first of the rows of a task, and how many they are."""
+    """The first row of a task, and its number of rows."""
     first = task * share
     return first, max(0, min(share, rows - first))
 
 
 @cache
 def build_multiply() -> int:
-    """Compile the stage that multiplies weights of the same input; its records: products, the input, and the
-    input rounded.
+    """Compile the stage that multiplies weights by the same input. Its records: products, the input, and the
+    rounded input.
     """
     stamp = source_stamp()
 

@@ -1,4 +1,4 @@
-"""What stands between a layer's matrix products: norms, and queries and keys rotated by position."""
+"""The operations between a layer's matrix products: norms, and rotation of queries and keys by position."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def mean_of(x, at, size):
 
 @njit
 def normalize(x, at, norm, row, out, out_at):
-    """The norm of `norm.size` numbers from x[at], to out[out_at]; both may be the same. row: of the weight,
-    where it has several.
+    """Normalize `norm.size` numbers from x[at] to out[out_at], which may be the same. row: of a weight with
+    several rows.
     """
     size = norm.size
     weight, whole = floats_at(norm.weight + 4 * row * norm.step), size // LANES * LANES
@@ -56,7 +56,7 @@ def normalize(x, at, norm, row, out, out_at):
 
 @njit
 def clip(x, at, size, limit):
-    """Limit numbers to +-limit, in place."""
+    """Clip numbers to +-limit, in place."""
     for i in range(size):
         x[at + i] = min(max(x[at + i], -limit), limit)
 
@@ -76,7 +76,7 @@ def rotate_head(x, at, rope, n):
 
 @njit
 def enter_head(x, at, dim, head, rope, norm, n):
-    """Limit, normalize and rotate one head of new token n, in place; norm: the address of a NORM, or 0."""
+    """Clip, normalize and rotate one head of new token n, in place; norm: the address of a NORM, or 0."""
     if rope.clip:
         clip(x, at, dim, np.float32(rope.clip))
     if norm and not rope.norms_last:
@@ -88,7 +88,7 @@ def enter_head(x, at, dim, head, rope, norm, n):
 
 @njit
 def rope_heads(step, head):
-    """Make the queries of one KV head and its new keys and values ready, float32, in place."""
+    """Prepare the queries of one KV head and its new keys and values, float32, in place."""
     rope = ropes_at(step.rope)[0]
     queries, keys = floats_at(step.query), floats_at(step.key)
     for n in range(step.new):
@@ -104,7 +104,7 @@ def rope_heads(step, head):
 
 @cache
 def build_norm() -> int:
-    """Compile the stage that normalizes a vector with each task; its records: NORMs."""
+    """Compile the stage that normalizes one vector per task; its records: NORMs."""
     stamp = source_stamp()
 
     def norm_task(task, thread, norm_at, unused, unused_too):

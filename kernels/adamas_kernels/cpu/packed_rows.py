@@ -1,7 +1,7 @@
 """Rows of a cache in any format, see `packed.py`: read in vectors, written from float32.
 
-Packed rows come as arrays of bytes, int8 for codes of 8 bits and uint8 for those of 4: the type of an array
-chooses how its rows are read. A row of numbers has its numbers alone.
+Packed rows are arrays of bytes, int8 for 8-bit codes and uint8 for 4-bit codes: the type of an array selects
+how its rows are read. A row of plain numbers has nothing else in it.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def rotate_row(x, dim):
 
 
 def turn(rows, x, dim):
-    """Rotate float32 x[:dim] in place where rows are packed: a query as keys are, or a sum of values back."""
+    """Rotate float32 x[:dim] in place if rows are packed: a query to match keys, or a sum of values back."""
     raise NotImplementedError
 
 
@@ -139,7 +139,7 @@ def _turn(rows, x, dim):
 
 
 def centre_at(keys, layer, step, pair):
-    """The centre of one KV head's keys, float32 [dim], empty where they are not packed."""
+    """The centre of one KV head's keys, float32 [dim], empty if they are not packed."""
     raise NotImplementedError
 
 
@@ -152,7 +152,7 @@ def _centre_at(keys, layer, step, pair):
 
 @njit
 def enter_query(keys, query, dim, centre):
-    """Rotate a float32 query as keys are, in place; returns its product with their centre."""
+    """Rotate a float32 query in place to match the keys; returns its product with their centre."""
     turn(keys, query, dim)
     total = ZERO
     for i in range(len(centre)):
@@ -162,7 +162,7 @@ def enter_query(keys, query, dim, centre):
 
 def put_row(rows, at, x, dim, centre):
     """Write float32 x[:dim] to a row that begins at rows[at]. centre: of keys in packed rows, float32 [dim],
-    or empty. Overwrites x where rows are packed.
+    or empty. Overwrites x if rows are packed.
     """
     raise NotImplementedError
 

@@ -1,10 +1,9 @@
 """Attention of a chunk of queries over all keys before it, at the speed of matrix products.
 
-Blocks of queries meet blocks of keys; scores, maxima and sums are float32 and leave the cache for no longer
-than a block (FlashAttention, arXiv 2205.14135). Keys and values are repacked once per chunk, not once per
-query block: a range of them at a time, so that the memory for it does not grow with the context. Blocks in
-the future of all of a block's queries are skipped. Queries of one KV head share its keys; nothing is
-repeated.
+Query blocks are multiplied by key blocks; scores, maxima and sums are float32, and only one block's scores
+are kept at a time (FlashAttention, arXiv 2205.14135). Keys and values are repacked once per chunk, not once
+per query block, one range at a time, so that this memory does not grow with the context. Key blocks in the
+future of a whole query block are skipped. Queries of one KV head share its keys, without repeating them.
 """
 
 from __future__ import annotations
@@ -51,9 +50,9 @@ from adamas_kernels.softmax import PLAIN, Softmax
 
 TILE = 64  # keys side by side in a packed panel
 BLOCK = 4 * TILE  # keys whose scores are kept at a time
-SCORES = BLOCK + LANES  # from one query's scores to the next's: powers of two would meet in the L1 cache
+SCORES = BLOCK + LANES  # stride between queries' scores: a power of two would cause L1 conflicts
 RANGE = 4 * BLOCK  # keys that are repacked at a time
-BLOCK_ROWS = 8 * ROWS  # queries of one head to a task
+BLOCK_ROWS = 8 * ROWS  # queries of one head per task
 LEAST = np.float32(-np.inf)
 ZERO, ONE = np.float32(0), np.float32(1)
 ZERO_BITS = np.uint16(0)  # of a bfloat16
@@ -61,7 +60,7 @@ ZERO_BITS = np.uint16(0)  # of a bfloat16
 
 @njit
 def pack_keys(kind, form, flash, head, tile):
-    """Repack TILE keys of one KV head: coordinates of a key to words, keys side by side."""
+    """Repack TILE keys of one KV head: coordinates of a key as words, keys side by side."""
     first, total, words = (flash.first + tile) * TILE, flash.past + flash.new, flash.dim // per_word(form)
     keys = numbers_at(flash.key, kind)
     packed = words_at(form, flash.packed_keys + 4 * (head * flash.room + tile) * TILE * words)
@@ -77,7 +76,7 @@ def pack_keys(kind, form, flash, head, tile):
 
 @njit
 def pack_values(kind, form, flash, head, tile):
-    """Repack TILE values of one KV head: neighbours to words."""
+    """Repack TILE values of one KV head: neighbouring tokens as words."""
     first, total, words = (flash.first + tile) * TILE, flash.past + flash.new, TILE // per_word(form)
     values = numbers_at(flash.value, kind)
     packed = words_at(form, flash.packed_values + 4 * (head * flash.room + tile) * words * flash.dim_v)
@@ -102,17 +101,16 @@ def cap_scores(scores, at, count, scaling, cap):
 
 @njit
 def hide_before(scores, at, hidden):
-    """No weight for the first scores, `hidden` of them."""
+    """Give the first `hidden` scores no weight."""
     for i in range(hidden):
         scores[at + i] = LEAST
 
 
 @njit
 def weigh_row(scores, at, weights, scaling, seen, width, highest, sums, row, sum_row, dim_v):
-    """Scores of one query -> its weights, in the format of words; its maximum, its sum and what it has summed
-    up are brought along.
+    """Scores of one query -> its weights, in the format of words; updates its maximum, sum and summed values.
 
-    seen: how many of the `width` keys, whole vectors of them, the query attends to.
+    seen: how many of the `width` keys, a multiple of LANES, the query attends to.
     """
     top = splat(LEAST)
     whole = seen // LANES * LANES
@@ -145,7 +143,7 @@ def weigh_row(scores, at, weights, scaling, seen, width, highest, sums, row, sum
 
 @njit
 def meet(flash, row, key, count):
-    """Whether any of ROWS queries, from one on, sees any of `count` keys from one on."""
+    """Whether any of ROWS queries from `row` on sees any of `count` keys from `key` on."""
     first = flash.past + row
     return key <= first + ROWS - 1 and key + count > first_seen(flash.window, first)
 
@@ -175,9 +173,9 @@ def weigh_rows(flash, scores, weights, first_row, rows, key, panels, highest, su
 
 @njit
 def attend_block(kind, form, flash, head, block):
-    """Attend from BLOCK_ROWS queries of one head to the range of keys that is packed.
+    """Attend from BLOCK_ROWS queries of one head to the packed range of keys.
 
-    A tile of keys or values stays in the L1 cache while it meets all these queries.
+    A tile of keys or values stays in the L1 cache while all these queries use it.
     """
     first_row = block * BLOCK_ROWS
     count = min(BLOCK_ROWS, flash.new - first_row)
@@ -243,7 +241,7 @@ class FlashStages(NamedTuple):
     attend: int
 
 
-@lru_cache(maxsize=None, typed=True)  # the marks are empty tuples: only their types differ
+@lru_cache(maxsize=None, typed=True)  # kinds are empty tuples that differ only in type
 def build_pack(kind: Kind, form: Form) -> int:
     """Compile the stage that packs a range of keys and their values; tasks are tiles of a KV head."""
     stamp = source_stamp()
@@ -259,14 +257,14 @@ def build_pack(kind: Kind, form: Form) -> int:
 
 @lru_cache(maxsize=None, typed=True)
 def build_flash(kind: Kind, form: Form) -> FlashStages:
-    """Compile the stages for numbers of a kind, multiplied in a form."""
+    """Compile the stages for numbers of this kind, multiplied in this form."""
     stamp = source_stamp()
 
     def attend_task(task, thread, flash_at, unused, unused_too):
         _ = stamp
         flash = flashes_at(flash_at)[0]
         blocks = -(-flash.new // BLOCK_ROWS)
-        # The last blocks see most keys: begin with them, so that threads end together.
+        # The last blocks see the most keys: start with them, so that threads end together.
         attend_block(kind, form, flash, task // blocks, blocks - 1 - task % blocks)
 
     return FlashStages(build_pack(kind, form), stage(attend_task, STAGE))
@@ -276,9 +274,9 @@ def flash_attention(
     runner: Runner, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softmax: Softmax = PLAIN
 ) -> tuple[Tensor, Tensor]:
     """Causal attention of the newest N tokens, queries [1, H, N, D], over keys and values [1, K, S, D], all
-    of one number format; without learned sinks.
+    of one dtype; without learned sinks.
 
-    Returns [1, H, N, D_v] in that format, whose heads lie side by side, and the log-sum-exp float32
+    Returns [1, H, N, D_v] in that dtype, with the heads of a token side by side, and the log-sum-exp float32
     [1, H, N]. See `obstacle`.
     """
     kind = KINDS[queries.dtype]
@@ -314,7 +312,7 @@ def flash_attention(
 
 
 def obstacle(facts: Facts) -> str | None:
-    """Why `flash_attention` does not compute this on a CPU, in a few words, or None where it does."""
+    """A short reason why `flash_attention` cannot compute this on a CPU, or None if it can."""
     if facts.dtype not in KINDS:
         return "queries, keys and values are not of one number format, of 16 or 32 bits"
     if facts.dim % 2 or facts.dim_v % LANES:

@@ -1,6 +1,6 @@
-"""The four-way byte product: how a word of four codes meets a word of four int8 query coordinates.
+"""The four-way byte product of a word of four codes and a word of four int8 query coordinates.
 
-Every form gives the same integers. `available_forms` lists those that this CPU runs, the fastest first.
+Every form gives the same integers. `available_forms` lists the forms that this CPU runs, fastest first.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _neon_byte_product(builder, lanes, total, codes, query):
 
 
 def _in_parts(builder, product, lanes, *args):
-    """The product with shorter registers, `lanes` words at a time."""
+    """The product in shorter registers, `lanes` words at a time."""
     order = ir.VectorType(I32, lanes)
     parts = []
     for at in range(0, LANES, lanes):
@@ -66,7 +66,7 @@ def _in_parts(builder, product, lanes, *args):
 
 
 def _multiplications(builder, total, codes, query):
-    """The same on any CPU: one multiplication for each byte, of factors that LLVM sees to be short."""
+    """The same on any CPU: one multiplication per byte, with factors that LLVM can prove to be short."""
 
     def every(number):
         return splat_value(builder, ir.Constant(I32, number))
@@ -80,7 +80,9 @@ def _multiplications(builder, total, codes, query):
 
 @intrinsic
 def dot4(typing_context, form, total, codes, query):
-    """total + codes (bytes 0..3) times query (int8), lane by lane. The type of `form` chooses how."""
+    """total + codes (bytes 0..3) times query (int8), lane by lane. The type of `form` selects the
+    instruction.
+    """
     chosen = form.instance_class
 
     def emit(context, builder, sig, args):
@@ -96,7 +98,7 @@ def dot4(typing_context, form, total, codes, query):
 
 
 def available_forms() -> list[Form]:
-    """The forms that this CPU runs."""
+    """The forms that this CPU runs, fastest first."""
     forms: list[Form] = [Plain()]
     if "avxvnni" in FEATURES or {"avx512vnni", "avx512vl"} <= FEATURES:
         forms.insert(0, AvxVnni())

@@ -1,4 +1,4 @@
-"""The program of a decode step of one token or a few: the stages of all layers."""
+"""The program of a decode step of one or a few tokens: the stages of all layers."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from adamas_kernels.weights import Linear, Mixture, Mlp, Norm, Router
 
 
 class StepProgram:
-    """Stages are added in order; after `finish` they run as `program`, each time it is `prepare`d.
+    """Stages are added in order; after `finish` they run as `program`; call `prepare` before each run.
 
-    Vectors of its `rows` tokens are [rows, padded], and their memory goes on to a whole number of TILEs.
-    attention: STAGES [layers, stages, sequences], which may change between runs. What is named here must live
-    as long as this.
+    Vectors of its `rows` tokens are [rows, padded], and their memory extends to whole TILEs. attention:
+    STAGES [layers, stages, sequences], which may change between runs. All arguments must live as long as the
+    program.
     """
 
     def __init__(self, runner: Runner, rows: int = 1, attention: np.ndarray | None = None) -> None:
         self.rows = rows
         self._attention = np.zeros((0, 0, 0), STAGES) if attention is None else attention
-        self._places: list[list[int]] = []  # of stages of attention, layer by layer
+        self._places: list[list[int]] = []  # indices of attention's stages, by layer
         self._runner = runner
         self._stages: list[Stage] = []
-        self._records: list[np.ndarray] = []  # an address stays valid as long as its record lives
+        self._records: list[np.ndarray] = []  # kept alive, so that their addresses stay valid
         self._inputs: list[Inputs] = []
 
     def keep(self, record: np.ndarray) -> int:
-        """The address of a record, which lives as long as the program."""
+        """Keep a record as long as the program, and return its address."""
         self._records.append(record)
         return int(record.ctypes.data)
 
     def add(self, stage: Stage) -> None:
-        """The next stage."""
+        """Add the next stage."""
         self._stages.append(stage)
 
     def norm_record(self, norm: Norm, x: Tensor, out: Tensor, total: Tensor | None = None) -> np.ndarray:
@@ -57,8 +57,8 @@ class StepProgram:
         return record
 
     def normalize(self, *norms: tuple[Norm, Tensor, Tensor], total: Tensor | None = None) -> None:
-        """Norms of vectors, one of each token: (norm, x, out) each; x and out may be the same. total: where
-        they are added.
+        """Add norms of vectors, one per token: (norm, x, out) each; x and out may be the same. total: the
+        vectors they are added to.
         """
         if norms:
             records = np.concatenate(
@@ -71,8 +71,8 @@ class StepProgram:
             self.add((self._runner.compiled(build_norm), len(records), self.keep(records), 0, 0))
 
     def inputs(self, x: Tensor) -> Inputs:
-        """Vectors as they are now, [rows, numbers], which weights are to be multiplied with: of whole blocks.
-        They are rounded once for all these products.
+        """The current vectors, [rows, numbers], in whole blocks, as inputs of products. They are rounded once
+        for all these products.
         """
         inputs = Inputs(self._runner, x.view(-1, x.shape[-1]))
         assert inputs.rows.data_ptr() == x.data_ptr()
@@ -83,15 +83,15 @@ class StepProgram:
     def multiply(
         self, x: Inputs, parts: Sequence[tuple[Linear, Tensor]], *, add: bool = False, factor: float = 1.0
     ) -> None:
-        """Products of linear layers with x, one vector or one of each token, written to or added to as many
-        each.
+        """Add products of linear layers with x, one vector or one per token, written or added to equally many
+        outputs each.
         """
         records = self._products(parts, x, add=add, factor=factor)
         tasks = int(records["tasks"].sum())
         self.add((self._runner.compiled(build_multiply), tasks, self.keep(records), *x.addresses()))
 
     def first_products(self, x: Inputs, records: Sequence[np.ndarray]) -> None:
-        """What comes before the last products of MLPs, see `inner_record`."""
+        """Add the part of MLPs before their last products, see `inner_record`."""
         joined = np.concatenate(records)
         tasks = int(joined["tasks"].sum())
         self.add((self._runner.compiled(build_inner), tasks, self.keep(joined), *x.addresses()))
@@ -105,8 +105,8 @@ class StepProgram:
         chosen: Tensor | None = None,
         scale: Tensor | None = None,
     ) -> np.ndarray:
-        """See INNER. out: float32 [slots, padded], a row for each of the `chosen` experts, int32 [slots], or
-        for each row of x.
+        """See INNER. out: float32 [slots, padded], one row per `chosen` expert, int32 [slots], or per row of
+        x.
         """
         first = self._products([(part, out) for part in mlp.first], x)
         vectors = len(x.rows)
@@ -142,7 +142,7 @@ class StepProgram:
         self, mixture: Mixture, inner: Inputs, chosen: Tensor, shares: Tensor, out: Tensor,
         *, add: bool, factor: float,
     ) -> None:  # fmt: skip
-        """Sum what the chosen experts give, see MIXTURE; inner: a row for each of them."""
+        """Sum the outputs of the chosen experts, see MIXTURE; inner: one row per expert."""
         down, slots = mixture.experts.down, len(chosen)
         rows = down.weight.rows // mixture.router.logits.weight.rows
         share = rows_of_task(self._runner, rows)
@@ -156,7 +156,7 @@ class StepProgram:
         self.add((stage, -(-rows // share), self.keep(record), 0, 0))
 
     def attend(self, index: int) -> None:
-        """The stages of one layer's attention, each of which all sequences go through together."""
+        """Add the stages of one layer's attention, each for all sequences together."""
         joined = self._runner.compiled(build_joined)
         self._places.append([])
         for stages in self._attention[index]:
@@ -164,12 +164,12 @@ class StepProgram:
             self.add((joined, 0, stages.ctypes.data, 0, 0))
 
     def finish(self) -> None:
-        """All stages are there."""
+        """Build the program once all stages are added."""
         self.program = Program(np.array(self._stages, STAGES))
         self._attending = np.array(self._places)
 
     def prepare(self) -> None:
-        """Have as many tasks of attention as it says now."""
+        """Update the number of attention's tasks."""
         self.program.records["tasks"][self._attending] = self._attention["tasks"].sum(-1)
 
     def _products(

@@ -1,4 +1,4 @@
-"""Quantizes rows of numbers to blocks of Q8_0, with the scales that ggml gives them."""
+"""Quantizes rows of numbers to blocks of Q8_0, with ggml's scales."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from adamas_kernels.cpu.lanes import (
 from adamas_kernels.cpu.records import numbers_at, rows_at
 from adamas_kernels.cpu.tasks import STAGE
 
-QUANTIZED = "Q8_0"  # what weights become that compiled functions cannot multiply as they are
+QUANTIZED = "Q8_0"  # type for weights that compiled functions cannot multiply in place
 ZERO, HALF, ONE, LARGEST = np.float32(0), np.float32(0.5), np.float32(1), np.float32(127)
 NUMBERS_OF_BLOCK, SIZE = FORMATS[QUANTIZED].numbers, FORMATS[QUANTIZED].size
 
@@ -43,7 +43,7 @@ def _rounded(x):
 
 @njit
 def quantize_block(numbers, at, block):
-    """Write the block of the numbers from `at` on to an address."""
+    """Quantize the numbers from `at` on to the block at an address."""
     low, high = load(numbers, at), load(numbers, at + LANES)
     first, second = _absolute(low), _absolute(high)
     scale = max_lanes(where(first > second, first, second)) / LARGEST
@@ -55,7 +55,7 @@ def quantize_block(numbers, at, block):
 
 @lru_cache(maxsize=None, typed=True)
 def build_quantize(kind: Kind) -> int:
-    """Compile the stage that quantizes rows of numbers of a format, `share` to a task."""
+    """Compile the stage that quantizes rows of numbers of this kind, `share` rows per task."""
     stamp = source_stamp()
 
     def quantize_task(task, thread, rows_address, unused, unused_too):

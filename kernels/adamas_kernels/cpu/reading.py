@@ -1,7 +1,7 @@
-"""Sparse reading of a chunk in compiled blocks: the same products as `prefill.py`'s, of chosen blocks only.
+"""Sparse reading of a chunk in compiled blocks: the products of `prefill.py`, for chosen blocks only.
 
-First every block of queries chooses its blocks of keys, then it attends to the means of all others, as to
-keys of their own, and at last, a range of keys after the other, to what it has chosen.
+Each query block first chooses its key blocks, then attends to the means of all others as if they were keys,
+and finally, one range of keys after the other, to the chosen blocks.
 """
 
 from __future__ import annotations
@@ -73,31 +73,29 @@ from adamas_kernels.reading import (
 )
 from adamas_kernels.softmax import PLAIN, Softmax
 
-ROOM = -(-QUERY_BLOCK // ROWS) * ROWS  # rows of a block of queries, whole tiles
-SAMPLED = QUERY_BLOCK // QUERY_STRIDE  # queries of a block that are looked at to choose
+ROOM = -(-QUERY_BLOCK // ROWS) * ROWS  # rows of a query block, in whole tiles
+SAMPLED = QUERY_BLOCK // QUERY_STRIDE  # queries of a block that are sampled to choose
 SAMPLED_ROOM = -(-SAMPLED // ROWS) * ROWS
-FLASH_BYTES = FLASH.itemsize  # from what is kept of keys as means to what is kept as spreads
+FLASH_BYTES = FLASH.itemsize  # from the record of means to the record of spreads
 PANELS = BLOCK // TILE
-RANGE = 32 * BLOCK  # keys that are repacked at a time, so many that those chosen of them fill blocks
-AT_ONCE = 4  # keys whose scores are summed side by side, to hide how long one addition takes
-assert KEY_BLOCK == TILE  # a panel holds a block
-assert SAMPLED == LANES  # and a vector the sampled queries of one
+RANGE = 32 * BLOCK  # keys that are repacked at a time, enough for the chosen ones to fill blocks
+AT_ONCE = 4  # keys whose scores are summed side by side, to hide the latency of additions
+assert KEY_BLOCK == TILE  # a panel holds a key block
+assert SAMPLED == LANES  # and a vector holds the sampled queries of a query block
 
 _near_block, _blocks_of = njit(near_block), njit(blocks_of)
 
 
 @njit
 def rows_of(flash, block):
-    """The first query of a block, and how many they are."""
+    """The first query of a block, and its number of queries."""
     first = block * QUERY_BLOCK
     return first, min(QUERY_BLOCK, flash.new - first)
 
 
 @njit
 def sample_queries(kind, flash, head, first, count):
-    """Every QUERY_STRIDE-th query of a block, zeros behind the last: float32 [D, SAMPLED], a vector for each
-    coordinate.
-    """
+    """Every QUERY_STRIDE-th query of a block, then zeros: float32 [D, SAMPLED], one vector per coordinate."""
     source, sampled = numbers_at(flash.query, kind), np.zeros(SAMPLED * flash.dim, np.float32)
     for row in range(0, count, QUERY_STRIDE):
         at = head * flash.query_h + (first + row) * flash.query_n
@@ -108,7 +106,7 @@ def sample_queries(kind, flash, head, first, count):
 
 @njit
 def multiply_keys(kind, flash, sampled, kv_head, key, scores, at):
-    """Scores of AT_ONCE keys, from one on, with all sampled queries, each a vector."""
+    """Scores of AT_ONCE keys from `key` on with all sampled queries, one vector per key."""
     keys = numbers_at(flash.key, kind)
     place, step = kv_head * flash.key_h + key * flash.key_n, flash.key_n
     a, b, c, e = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
@@ -126,14 +124,14 @@ def multiply_keys(kind, flash, sampled, kv_head, key, scores, at):
 
 @njit
 def score_always(kind, flash, sampled, kv_head, first, count, near, tops):
-    """The scores of sampled queries with the keys that are always read: of each query the largest, float32
-    [SAMPLED], to tops; returned is the sum of the exponentials relative to that.
+    """Scores of sampled queries with the keys that are always read. Writes each query's largest to tops,
+    float32 [SAMPLED], and returns the sums of exponentials relative to it.
     """
     end, start = flash.past + first + count, near * KEY_BLOCK
     found = np.empty((KEY_BLOCK + end - start + AT_ONCE) * SAMPLED, np.float32)
     for key in range(0, KEY_BLOCK, AT_ONCE):
         multiply_keys(kind, flash, sampled, kv_head, key, found, key * SAMPLED)
-    # The last keys that fill a group are before the others: what lies behind the end is nobody's.
+    # The last group ends at the last key and may overlap the one before: nothing after the end may be read.
     for key in range(start, end, AT_ONCE):
         key = min(key, end - AT_ONCE)
         multiply_keys(kind, flash, sampled, kv_head, key, found, (KEY_BLOCK + key - start) * SAMPLED)
@@ -159,8 +157,8 @@ def score_always(kind, flash, sampled, kv_head, first, count, near, tops):
 
 @njit
 def multiply_sampled(form, flash, sampled, squared, kept, kv_head, tiles):
-    """Products of sampled queries, or of their squares, with what is kept of blocks: float32 [SAMPLED_ROOM,
-    tiles * TILE].
+    """Products of sampled queries, or their squares, with the means or spreads of blocks: float32
+    [SAMPLED_ROOM, tiles * TILE].
     """
     rows, words = zero_numbers(form, SAMPLED_ROOM * flash.dim), flash.dim // per_word(form)
     for row in range(SAMPLED):
@@ -180,17 +178,17 @@ def multiply_sampled(form, flash, sampled, squared, kept, kv_head, tiles):
 
 @njit
 def add_spread(products, spreads, at, near):
-    """Of one query the largest products that keys of blocks are taken to have, in place."""
+    """Turn one query's products with the means into the assumed largest products of each block, in place."""
     for i in range(at, at + near):
         products[i] += np.float32(DEVIATIONS) * np.sqrt(max(spreads[i], ZERO))
 
 
 @njit
 def share(scores, at, near, unit, top, always, shares):
-    """Bring along the largest shares of blocks by one query's scores from `at` on. top, always: its largest
-    score with what is always read, and the sum of exponentials relative to it.
+    """Update the largest shares of blocks from one query's scores from `at` on. top, always: its largest
+    score with the keys that are always read, and the sum of exponentials relative to it.
     """
-    scores[at] = LEAST  # the first block, and what lies behind the last, are not among them
+    scores[at] = LEAST  # exclude the first block and everything after the last
     for i in range(near, -(-near // LANES) * LANES):
         scores[at + i] = LEAST
     highest = splat(LEAST)
@@ -211,7 +209,7 @@ def share(scores, at, near, unit, top, always, shares):
 
 @njit
 def choose(kind, form, flash, means, spreads, read, head, block):
-    """Write which blocks of keys a block of queries reads, see `reading.choose_blocks`."""
+    """Write which key blocks a query block reads, see `reading.choose_blocks`."""
     first, count = rows_of(flash, block)
     near, end = _near_block(flash.past + first), _blocks_of(flash.past + first + count)
     chosen = bytes_at(read.chosen + (head * read.query_blocks + block) * read.blocks)
@@ -238,7 +236,7 @@ def choose(kind, form, flash, means, spreads, read, head, block):
 
 @njit
 def query_rows(kind, form, flash, head, first, count):
-    """Queries of a block, side by side in the format of words, zeros behind the last: [ROOM, D]."""
+    """The queries of a block, in the format of words, then zeros: [ROOM, D]."""
     rows, source = zero_numbers(form, ROOM * flash.dim), numbers_at(flash.query, kind)
     for row in range(count):
         at = head * flash.query_h + (first + row) * flash.query_n
@@ -261,7 +259,7 @@ def multiply_panels(form, flash, rows, top, tiles, panels, scores):
 
 @njit
 def add_panels(form, flash, weights, tiles, panels, summed):
-    """Add the values of packed tiles with their weights to what ROWS queries have summed up."""
+    """Add the weighted values of packed tiles to the sums of ROWS queries."""
     words, value_n = TILE // per_word(form), 4 * flash.dim_v
     panel = 0
     while panel < panels:
@@ -278,9 +276,7 @@ def add_panels(form, flash, weights, tiles, panels, summed):
 
 @njit
 def attend_to_means(kind, form, flash, means, read, head, block):
-    """Attend from a block of queries to the means of the blocks that it leaves out, as the first that it
-    attends to.
-    """
+    """Attend from a query block to the means of the blocks that it skips; this starts its sums."""
     first, count = rows_of(flash, block)
     place = (head * read.query_blocks + block) * ROOM
     highest, sums = floats_at(flash.highest + 4 * place), floats_at(flash.sums + 4 * place)
@@ -327,7 +323,7 @@ def attend_to_means(kind, form, flash, means, read, head, block):
 
 @njit
 def attend_to_chosen(kind, form, flash, read, head, block):
-    """Attend from a block of queries to what it has chosen of the range of keys that is packed."""
+    """Attend from a query block to its chosen blocks in the packed range of keys."""
     first, count = rows_of(flash, block)
     chosen = bytes_at(read.chosen + (head * read.query_blocks + block) * read.blocks + flash.first)
     tiles, found = np.empty(RANGE // TILE, np.int64), 0
@@ -351,8 +347,8 @@ def attend_to_chosen(kind, form, flash, read, head, block):
 
 @njit
 def attend_to_tiles(kind, form, flash, head, first, count, chosen, highest, sums, summed):
-    """Attend from queries of a head, `count` from the first on, causally to packed tiles, by their numbers in
-    the range.
+    """Attend causally from `count` queries of a head, from `first` on, to the chosen packed tiles, given by
+    their indices in the range.
     """
     rows = query_rows(kind, form, flash, head, first, count)
     scores = np.empty(ROWS * BLOCK, np.float32)
@@ -392,8 +388,8 @@ def attend_to_tiles(kind, form, flash, head, first, count, chosen, highest, sums
 
 
 class ReadStages(NamedTuple):
-    """Addresses of the compiled stages. Tasks are tiles of a KV head where something is packed, blocks of
-    queries of a head elsewhere.
+    """Addresses of the compiled stages. Tasks are tiles of a KV head for packing, and query blocks of a head
+    otherwise.
     """
 
     pack_keys: int
@@ -403,9 +399,9 @@ class ReadStages(NamedTuple):
     attend_to_chosen: int
 
 
-@lru_cache(maxsize=None, typed=True)  # the marks are empty tuples: only their types differ
+@lru_cache(maxsize=None, typed=True)  # kinds are empty tuples that differ only in type
 def build_reading(kind: Kind, form: Form) -> ReadStages:
-    """Compile the stages for numbers of a kind, multiplied in a form."""
+    """Compile the stages for numbers of this kind, multiplied in this form."""
     stamp = source_stamp()
 
     def pack_keys_task(task, thread, flash_at, unused, unused_too):
@@ -454,10 +450,10 @@ def read_sparsely(
     softmax: Softmax = PLAIN,
     computed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`Backend.prefill_sparsely` of one sequence, all of one number format, without learned sinks; for chunks
-    that `prefill.obstacle` has nothing against.
+    """`Backend.prefill_sparsely` for one sequence, all of one dtype, without learned sinks; only for chunks
+    without a `prefill.obstacle`.
 
-    Returns [1, H, N, D_v] in that format, whose heads lie side by side, and the log-sum-exp float32
+    Returns [1, H, N, D_v] in that dtype, with the heads of a token side by side, and the log-sum-exp float32
     [1, H, N].
     """
     heads, new, dim = queries.shape[1:]
@@ -476,7 +472,7 @@ def read_sparsely(
     )  # fmt: skip
 
     def record(keys: Tensor, values: Tensor, past: int, new: int, room: int) -> tuple[np.ndarray, Tensor]:
-        """What attends to these keys and values, in packed tiles, for which there is room in the tensor."""
+        """The record for attention to these keys and values, and the tensor for their packed tiles."""
         packed = torch.empty(len(keys[0]) * room * TILE * (dim + dim_v) // word)
         found = np.zeros(1, FLASH)
         found[0] = (

@@ -1,4 +1,4 @@
-"""What one compiled step is given: the numbers of the step, a layer's buffers, and scratch memory.
+"""The arguments of compiled functions: the numbers of a step, a layer's buffers, and scratch memory.
 
 Each is a NumPy record, which compiled functions take as one pointer; arrays in it are addresses.
 """
@@ -18,30 +18,28 @@ from adamas_kernels.cpu.floats import ROW_KINDS, STORED, Float32, RowKind
 from adamas_kernels.cpu.lanes import LANES
 from adamas_kernels.reference import CODES_PER_WORD
 
-DENSE_SEGMENT = 512  # the same where a layer attends to all of them
-DENSE_QUERIES = 4  # most that meet a key together there
-SEGMENT = 2048  # tokens of one KV head to a task; the tasks of a step run on all threads
-REGION = SEGMENT + LANES  # from one segment's ranks to the next: powers of two would meet in the L1 cache
-GROUPS_PER_CHOICE = 4  # more let fewer tokens pass the threshold, but it takes longer to find
-# What is kept for each query: score per unit of rank, offset of the score, and the threshold of ranks,
-# float32; of a sum of powers of 2, see `shares.py`, the highest bin, and two sums over sinks and recents,
-# int32.
+DENSE_SEGMENT = 512  # tokens of one KV head per task, in layers that attend to all tokens
+DENSE_QUERIES = 4  # most queries that share one read of a key there
+SEGMENT = 2048  # tokens of one KV head per task elsewhere; the tasks of a step run on all threads
+REGION = SEGMENT + LANES  # stride between segments' ranks: a power of two would cause L1 conflicts
+GROUPS_PER_CHOICE = 4  # with more, fewer tokens pass the threshold, but finding it takes longer
+# Facts about each query, float32: score per unit of rank, offset of the score, and the threshold of ranks.
+# int32, for a sum of powers of 2, see `shares.py`: the highest bin, and two sums over sinks and recents.
 UNIT, OFFSET, THRESHOLD, TOP, HIGH, LOW = range(6)
 FACTS = 6
-MANY = 1 << 40  # the length of an array whose end is the caller's business
+MANY = 1 << 40  # the length of arrays whose end the caller knows
 
 
 def _record(integers: str, reals: str = "") -> np.dtype:
     return np.dtype([(n, np.int64) for n in integers.split()] + [(n, np.float64) for n in reals.split()])
 
 
-# One for each sequence of a batch, all with the same tensors. Strides count numbers; a tensor's address is
-# that of its first element. Of the longest sequence are `room`, its segments, and `peak_room`, the most peaks
-# of a query: by these scratch memory is laid out. tally_n: from one new token's tally to the next, 0 where
-# all share one.
-# least_share: of an attended token, an exponent in units, 0 where all of a budget are attended to.
-# window: see `Softmax`, 0 without; ring: rows of the layer's buffers, after the last of which the first comes
-# again; 0 where they end there. sink_scores: learned sinks, float32 [H], or 0.
+# One per sequence of a batch, all with the same tensors. Strides count numbers; a tensor's address is that of
+# its first element. `room`, the segments of the longest sequence, and `peak_room`, the most peaks of a query,
+# determine the layout of scratch memory. tally_n: stride between new tokens' tallies, 0 if all share one.
+# least_share: of an attended token, an exponent in units, 0 if the whole budget is attended to.
+# window: see `Softmax`, 0 for none; ring: rows of the layer's buffers if they are a ring, else 0.
+# sink_scores: learned sinks, float32 [H], or 0.
 STEP = _record(
     "batch kv_heads group new dim dim_v size length budget sinks recents manhattan compensated least_share "
     "segments groups room peak_room query query_b query_h query_n key key_b key_h key_n value value_b "
@@ -52,60 +50,59 @@ LAYER = _record(
     "keys keys_b keys_h keys_n values values_b values_h values_n codes codes_b codes_h codes_w "
     "scales scales_b scales_h value_sum mean edge balance noise centre"
 )
-# A norm of a float32 vector, written to `out` and, where `sum` is an address, added to what is there. The
-# weight and bias of a head: `step` numbers behind the one before. centred: a LayerNorm.
+# A norm of a float32 vector, written to `out` and, if `sum` is an address, added to the vector there. step:
+# stride between the weights, and biases, of heads. centred: a LayerNorm.
 NORM = _record("x weight bias step out sum size centred", "eps")
-# What is done to queries and keys before they are used, in place: limited to `clip` unless that is 0, as
-# values are; norms of each head, the addresses of a NORM or 0, before the rotation or, norms_last, after it;
-# rotation of the first `rotated` coordinates by cos and sin, float32 [new, step], one number for two
-# coordinates, which are a half of them apart or, pairs, neighbours.
+# In-place operations on queries and keys before use: clipped to `clip` unless it is 0, like values; norms of
+# each head, the addresses of a NORM or 0, before the rotation or, with norms_last, after it; rotation of the
+# first `rotated` coordinates by cos and sin, float32 [new, step], one number for two coordinates, which are
+# half of `rotated` apart or, with pairs, neighbours.
 ROPE = _record("cos sin step query_norm key_norm norms_last rotated pairs", "clip")
-# A chunk of queries [H, new, D] that attend to keys and values [K, past + new, D], causally;
-# see `prefill.py`. This much of the keys: `count` tiles from tile `first` on, packed to `packed_keys` and
-# `packed_values`, `room` tiles to a KV head; then `last` is set where no more follow. highest, sums: float32
-# [H, rows], sum: float32 [H, rows, D_v], so far. window: as of a STEP.
+# A chunk of queries [H, new, D] that attend causally to keys and values [K, past + new, D], see `prefill.py`.
+# The current range of keys: `count` tiles from tile `first` on, packed to `packed_keys` and `packed_values`,
+# `room` tiles per KV head; `last` is set for the last range. highest, sums: float32 [H, rows], sum: float32
+# [H, rows, D_v], so far. window: as in STEP.
 FLASH = _record(
     "query query_h query_n key key_h key_n value value_h value_n out out_h out_n kv_heads group new past "
     "dim dim_v packed_keys packed_values room first count last rows highest sums sum window",
     "scaling softcap",
 )
-# What a chunk's blocks of queries read, see `reading.py`: chosen, bytes [H, query_blocks, blocks].
+# The blocks that a chunk's query blocks read, see `reading.py`: chosen, bytes [H, query_blocks, blocks].
 READ = _record("chosen query_blocks blocks", "tolerance")
 # One stage of a program: `tasks` calls of a function with the addresses of three records, see `tasks.py`.
 STAGES = _record("function tasks first second third")
-# A weight in blocks, see `rows.py`, and what is done with it: its products with `vectors`, `x_step` bytes
-# apart, by the compiled `function` of its type, or by `several` with TILE at a time, plus a float32 bias
-# where there is one, times `factor`, are written to or (add) added to out, `out_step` bytes apart, `share`
-# rows to a task. rounded: whether the functions take rounded vectors.
+# A weight in blocks, see `rows.py`, to multiply by `vectors` vectors, `x_step` bytes apart, with the compiled
+# `function` of its type, or with `several` for TILE at a time. The products, plus a float32 bias if there is
+# one, times `factor`, are written or (add) added to out, `out_step` bytes apart, `share` rows per task.
+# rounded: whether the functions take rounded vectors.
 PRODUCT = _record(
     "function several data row_bytes blocks rounded rows bias vectors x_step out out_step add share tasks",
     "factor",
 )
-# Rows of float32 that are rounded, see `rounding.py`, `blocks` of each, which `tasks` do.
+# Rows of float32 to round, see `rounding.py`: each has `blocks` blocks and `tasks` tasks.
 ROUNDING = _record("x x_step out out_step blocks tasks")
-# What of an MLP comes before its last product, for each of `slots` experts, or for each of `vectors` of one:
-# out, float32 [slots or vectors, out_step], of which `rows` are written, `share` to a task. gate, up:
-# addresses of PRODUCTs, gate 0 where there is none; an expert's rows begin `step` behind those of the one
-# before, and up's `up_at` behind the gate's, unless they are alternating. chosen: int32 [slots], the experts,
-# or 0 for the first alone; scale: of a float32 that multiplies all, or 0. kind, alpha, limit, shift: see
-# `inner.py`.
+# The part of an MLP before its last product, for each of `slots` experts, or for `vectors` vectors and one
+# expert: out, float32 [slots or vectors, out_step], with `rows` numbers written, `share` per task. gate, up:
+# addresses of PRODUCTs, gate 0 for none; an expert's rows begin `step` after those of the previous one, and
+# up's `up_at` after the gate's, unless they alternate. chosen: the experts, int32 [slots], or 0 for only the
+# first; scale: the address of a float32 that multiplies all, or 0. kind, alpha, limit, shift: see `inner.py`.
 INNER = _record(
     "gate up up_at step alternating rows vectors out out_step chosen scale kind slots share tasks",
     "alpha limit shift",
 )
-# The last products of chosen experts, summed with their shares: `rows` outputs, `share` to a task.
+# The last products of chosen experts, summed with their shares: `rows` outputs, `share` per task.
 MIXTURE = _record(
     "product rows chosen shares slots inner inner_step rounded rounded_step out add share", "factor"
 )
-# From a router's logits to the chosen experts, int32, and their shares, float32, see `mixture.py`. gate:
-# of a logit whose sigmoid is written to `scale`, or 0.
+# From a router's logits to the chosen experts, int32, and their shares, float32, see `mixture.py`. gate: the
+# address of a logit whose sigmoid is written to `scale`, or 0.
 ROUTE = _record(
     "logits correction experts slots scoring normalized groups kept_groups chosen shares gate scale",
     "factor tolerance",
 )
-# Rows of blocks that are unpacked to rows of numbers, `share` to a task, or quantized from them.
+# Rows of blocks to unpack to rows of numbers, or to quantize from them, `share` rows per task.
 ROWS = _record("data row_bytes blocks rows numbers stride share")
-# A weight in blocks, [outputs, blocks of its type], and `rows` rounded rows that it is multiplied with, see
+# A weight in blocks, [outputs, blocks of its type], and `rows` rounded rows to multiply it by, see
 # `strips.py`: out, float32 [rows, outputs].
 STRIPS = _record("data row_bytes blocks outputs rounded rounded_step rows out out_step")
 CHUNK = _record(
@@ -130,7 +127,7 @@ def describe_dense(cache: AnyCache) -> np.ndarray:
 
 
 def row_kinds(cache: AnyCache) -> tuple[RowKind, RowKind]:
-    """How a layer's keys and its values are stored."""
+    """The storage formats of a layer's keys and values."""
     return ROW_KINDS[cache.keys.dtype], ROW_KINDS[cache.values.dtype]
 
 
@@ -155,26 +152,26 @@ def _plain(x: Tensor) -> bool:
     return x.is_contiguous() and x.dtype == torch.float32
 
 
-# What a step writes before it reads. By KV head and new token: `sums` float32 [D_v] of the values up to it.
-# By query: `words` int32 [P / 4] int8 coordinates or W words of codes,
-# `totals` int32 the sum of the coordinates, `facts` [FACTS], `chosen` int32 and `scores` float32 [row],
-# `attended` int32 how many of them; by query and segment: `rank` float32 [REGION] of all tokens, in whose
-# place that of candidates comes, and their `position` int32 [REGION], `peaks` float32 [groups] the highest
-# ranks, `counts` int32 of candidates, `masses` float32, `highs` and `lows` int32, see `shares.py`; by query
-# and DENSE_SEGMENT: `parts` float32 [PART], see `dense.py`. Then by thread: `block` and `spare` float32 [P *
-# LANES] rows to encode, `block_words` int32 [P / 4 * LANES], `lanes` float32 [LANES], `found` int32 [G N *
-# LANES], `tail` int32 [W * LANES] the last tokens' words, `ranked` float32 and `ranked_at` int32 [tokens] one
-# query's candidates, `vector` float32 [DENSE_QUERIES (D + 1)], `weighted`, `plain` float32 [D or D_v],
-# `dense` float32 [DENSE_QUERIES, DENSE_SEGMENT] scores.
+# Scratch memory that a step writes before it reads. Per KV head and new token: `sums` float32 [D_v] of the
+# values up to it. Per query: `words` int32 [P / 4] int8 coordinates or W words of codes, `totals` int32 sum
+# of the coordinates, `facts` [FACTS], `chosen` int32 and `scores` float32 [row], `attended` int32 number of
+# them. Per query and segment: `rank` float32 [REGION] of all tokens, later of candidates, and the candidates'
+# `position` int32 [REGION], `peaks` float32 [groups] the highest ranks, `counts` int32 of candidates,
+# `masses` float32, `highs` and `lows` int32, see `shares.py`. Per query and DENSE_SEGMENT: `parts` float32
+# [PART], see `dense.py`. Per thread: `block` and `spare` float32 [P * LANES] rows to encode, `block_words`
+# int32 [P / 4 * LANES], `lanes` float32 [LANES], `found` int32 [G N * LANES], `tail` int32 [W * LANES] the
+# last tokens' words, `ranked` float32 and `ranked_at` int32 [tokens] one query's candidates, `vector` float32
+# [DENSE_QUERIES (D + 1)], `weighted`, `plain` float32 [D or D_v], `dense` float32 [DENSE_QUERIES,
+# DENSE_SEGMENT] scores.
 SHARED = "sums words totals facts chosen attended scores rank position peaks counts masses highs lows parts"
 OWN = "block spare block_words lanes found tail ranked ranked_at vector weighted plain dense"
 SCRATCH = _record(f"row {SHARED} {OWN}")
 
 
 def groups_of_segment(budget: int, tokens: int) -> int:
-    """How many groups of tokens a segment has, each of which keeps its highest rank: a power of two.
+    """The number of token groups in a segment, a power of two; each group keeps its highest rank.
 
-    So many that there are GROUPS_PER_CHOICE in all for each of the budget's tokens, or one for each token.
+    This gives GROUPS_PER_CHOICE groups in total for each token of the budget, or one group per token.
     """
     groups = LANES
     while groups < SEGMENT and groups * tokens < GROUPS_PER_CHOICE * budget * SEGMENT:
@@ -183,19 +180,19 @@ def groups_of_segment(budget: int, tokens: int) -> int:
 
 
 def dense_segments(tokens: int, first: int = 0) -> int:
-    """Tasks of one KV head where a layer attends to all of these tokens from the first on."""
+    """Tasks of one KV head in a layer that attends to all of these tokens from `first` on."""
     return -(-tokens // DENSE_SEGMENT) - first // DENSE_SEGMENT
 
 
 def part_size(dim: int) -> int:
-    """Numbers that one query keeps of a DENSE_SEGMENT: the output, then the score's maximum and the weights'
-    sum.
+    """Numbers that one query keeps per DENSE_SEGMENT: the output, then the maximum score and the sum of
+    weights.
     """
     return dim + LANES
 
 
 class Arena:
-    """Scratch memory for the steps of all layers, made anew only when a step needs more."""
+    """Scratch memory for the steps of all layers, reallocated only when a step needs more."""
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
@@ -203,7 +200,7 @@ class Arena:
         self._sizes: dict[str, int] = {}
         self.arrays: dict[str, np.ndarray] = {}
         self._records = np.zeros(threads, SCRATCH)
-        self.address = self._records.ctypes.data  # of one record a thread
+        self.address = self._records.ctypes.data  # of the records, one per thread
 
     def reserve(self, *shape: int) -> None:
         """Make room for a step of this shape, see `_reserve`."""
@@ -215,7 +212,7 @@ class Arena:
         self, queries: int, per_head: int, segments: int, peaks: int, size: int, dim: int, budget: int
     ) -> None:
         """R = B H N queries, G N of them per KV head; segments, peaks: `room` and `peak_room` of the STEP;
-        dim: the greater of D and D_v.
+        dim: the larger of D and D_v.
         """
         row, block = budget + LANES, max(size, 4) * LANES
         tokens = segments * SEGMENT + 2 * LANES
@@ -239,12 +236,12 @@ class Arena:
     def _allocate(self) -> None:
         for name, count in self._sizes.items():
             copies = 1 if name in SHARED.split() else self._threads
-            array = self.arrays[name] = _aligned(copies, count + LANES)  # a line between threads
+            array = self.arrays[name] = _aligned(copies, count + LANES)  # a cache line between threads
             self._records[name] = array.ctypes.data + array.strides[0] * (np.arange(self._threads) % copies)
 
 
 def _aligned(rows: int, count: int) -> np.ndarray:
-    """Uninitialized float32 [rows, count or more] or as many int32, with rows that begin at whole vectors."""
+    """Uninitialized float32 or int32 [rows, count or more], with rows aligned to whole vectors."""
     columns = -(-count // LANES) * LANES
     memory = np.empty(rows * columns + LANES, np.float32)
     skipped = -memory.ctypes.data % (4 * LANES) // 4
@@ -262,7 +259,7 @@ def _pointer(typing_context, address, kind):
 
 
 def _pointer_to(element):
-    """An intrinsic that makes an address a pointer to numbers of a numba type."""
+    """An intrinsic that turns an address into a pointer to numbers of a numba type."""
 
     @intrinsic
     def pointer(typing_context, address):
@@ -322,7 +319,7 @@ def bytes_at(address):
 
 
 def _records_at(record, count=1):
-    """A compiled function that takes an address for an array of `count` records."""
+    """A compiled function that turns an address into an array of `count` records."""
 
     @njit
     def records(address):
@@ -338,22 +335,22 @@ rows_at, products_at = _records_at(ROWS), _records_at(PRODUCT, MANY)
 roundings_at, strips_at = _records_at(ROUNDING), _records_at(STRIPS)
 inners_at, mixtures_at, routes_at = _records_at(INNER, MANY), _records_at(MIXTURE), _records_at(ROUTE)
 programs_at = _records_at(STAGES, MANY)
-scratches_at = _records_at(SCRATCH, MANY)  # one a thread
+scratches_at = _records_at(SCRATCH, MANY)  # one per thread
 
 
 @njit
 def row_of(step, token):
-    """The row of a layer's buffers in which a token lies."""
+    """A token's row in a layer's buffers."""
     return token % step.ring if step.ring else token
 
 
 @njit
 def first_seen(window, length):
-    """The first token that one behind `length` others sees."""
+    """The first token that a token after `length` others sees."""
     return max(0, length + 1 - window) if window else 0
 
 
 @njit
 def queries_of(step):
-    """How many queries a sequence has."""
+    """The number of queries of a sequence."""
     return step.kv_heads * step.group * step.new

@@ -1,8 +1,8 @@
-"""Vectors rounded to integers of 8 bits, which are multiplied with the codes of weights.
+"""Vectors rounded to 8-bit integers, to be multiplied by the codes of weights.
 
-Each LANES numbers have a float32 scale, 1/127 of the largest size among them, and the sum of what they are
-rounded to, for weights that have something to add. Numbers lie in blocks of NUMBERS: int8 [NUMBERS], then the
-scales and the sums, float32 [NUMBERS / LANES] each.
+Each LANES numbers have a float32 scale, 1/127 of the largest magnitude among them, and the sum of the rounded
+numbers, for weights with an addend. Numbers lie in blocks of NUMBERS: int8 [NUMBERS], then the scales and the
+sums, float32 [NUMBERS / LANES] each.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ SUMS_AT = SCALES_AT + 4 * NUMBERS // LANES
 SIZE = SUMS_AT + 4 * NUMBERS // LANES  # bytes of a block
 BLOCKS_OF_TASK = 8
 ZERO, LARGEST = np.float32(0), np.float32(127)
-LEAST = np.float32(1e-35)  # sizes below it count as zero: their reciprocals would be infinite
+LEAST = np.float32(1e-35)  # smaller magnitudes count as zero: their reciprocals would be infinite
 
 
 def rounded_bytes(numbers: int) -> int:
-    """Bytes of a rounded vector, a part of a block counted as a whole one."""
+    """Bytes of a rounded vector, in whole blocks."""
     return -(-numbers // NUMBERS) * SIZE
 
 
 @njit
 def round_block(x, at, block):
-    """Write NUMBERS numbers from x[at] on to an address, rounded to nearest, halves to even."""
+    """Round NUMBERS numbers from x[at] on to nearest, halves to even, and write them to an address."""
     scales, sums = floats_at(block + SCALES_AT), floats_at(block + SUMS_AT)
     for group in range(NUMBERS // LANES):
         numbers = load(x, at + group * LANES)
         size = max_lanes(where(numbers < splat(ZERO), splat(ZERO) - numbers, numbers))
-        size += ZERO * sum_lanes(numbers)  # what is not a number stays so
+        size += ZERO * sum_lanes(numbers)  # propagates NaN
         scale = ZERO if size < LEAST else size / LARGEST
         factor = ZERO if size < LEAST else LARGEST / size
         shifted = reinterpret(numbers * splat(factor) + splat(ROUNDER))
@@ -59,7 +59,7 @@ def round_block(x, at, block):
 
 @cache
 def build_round() -> int:
-    """Compile the stage that rounds rows of numbers, see ROUNDING; BLOCKS_OF_TASK blocks to a task."""
+    """Compile the stage that rounds rows of numbers, see ROUNDING; BLOCKS_OF_TASK blocks per task."""
     stamp = source_stamp()
 
     def round_task(task, thread, address, unused, unused_too):

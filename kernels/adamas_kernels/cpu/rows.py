@@ -1,4 +1,4 @@
-"""Rows of blocks: their products with one vector or a few, and their numbers, for `formats.FORMATS`."""
+"""Rows of blocks: their products with one or a few vectors, and their numbers, for `formats.FORMATS`."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from adamas_kernels.cpu.vectors import dot_bytes, filled_up, in_order, part
 
 ZERO = np.float32(0)
 LINE = 64  # bytes
-TILE = 4  # vectors that a block is read once for
-AHEAD = 4096  # bytes: rows are short, and behind each the CPU would begin anew to see what comes next
-L2 = 2  # LLVM's number: the L1 cache has too few lines under way at a time for the memory's speed
-TOGETHER = 128  # numbers of short blocks that are read together, whose scales are then one vector
+TILE = 4  # vectors that share one read of a block
+AHEAD = 4096  # bytes: rows are short, and the CPU's own prefetching would restart after each
+L2 = 2  # LLVM's locality hint: the L1 cache has too few outstanding lines for the memory's speed
+TOGETHER = 128  # numbers of short blocks that are read together, so that their scales form one vector
 I64, BYTE = ir.IntType(64), ir.IntType(8)
 
 
@@ -36,12 +36,12 @@ def fused(builder, a, b, c):
 
 
 def _spread(builder, vector, first, count, times):
-    """So many neighbouring lanes, each repeated so many times."""
+    """`count` neighbouring lanes, each repeated `times` times."""
     return in_order(builder, vector, [first + i // times for i in range(count * times)])
 
 
 def lanes_of(context, builder, array_type, array, index, vectors=0):
-    """LANES floats of an array, so many vectors behind an index."""
+    """LANES floats of an array, `vectors` vectors after an index."""
     data = context.make_array(array_type)(context, builder, array).data
     place = builder.gep(data, [builder.add(index, ir.Constant(I64, vectors * LANES))])
     value = builder.load(builder.bitcast(place, NUMBERS.as_pointer()))
@@ -50,7 +50,7 @@ def lanes_of(context, builder, array_type, array, index, vectors=0):
 
 
 def _fetch_ahead(builder, address, size):
-    """Have the bytes that lie AHEAD of a block brought into the L2 cache."""
+    """Prefetch the bytes that lie AHEAD of a block into the L2 cache."""
     pointer = BYTE.as_pointer()
     shape = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
     function = cgutils.get_or_insert_function(builder.module, shape, "llvm.prefetch.p0")
@@ -66,8 +66,8 @@ def reader(builder, address, size, blocks=1):
 
 @intrinsic(prefer_literal=True)
 def dot_floats(typing_context, form, totals, address, x, at, step):
-    """Each of the totals plus the products of the floats of the block at an address with x from x[at] on, in
-    LANES parts; for the next total x is `step` numbers further.
+    """Each of the totals plus the products of the floats of the block at an address and x from x[at] on, in
+    LANES parts; x advances by `step` numbers per total.
     """
 
     def emit(context, builder, sig, args):
@@ -93,7 +93,7 @@ def dot_floats(typing_context, form, totals, address, x, at, step):
 
 
 def vector_at(builder, address, at, element, count):
-    """The vector that lies some bytes behind an address."""
+    """The vector `at` bytes after an address."""
     place = builder.add(address, ir.Constant(I64, at))
     value = builder.load(builder.inttoptr(place, ir.VectorType(element, count).as_pointer()))
     value.align = 1
@@ -101,7 +101,7 @@ def vector_at(builder, address, at, element, count):
 
 
 def added_to_codes(builder, kind, block, more=0):
-    """What is added to each LANES codes times their scales, where codes are `more` than they should be."""
+    """The addend of each LANES codes times their scales, if codes are `more` too high."""
     least = float(kind.least - more)
     if not least:
         return block.minimums
@@ -110,30 +110,30 @@ def added_to_codes(builder, kind, block, more=0):
 
 
 class _Rounded:
-    """A rounded vector from number `at` on of its block at an address: emits its numbers."""
+    """Emits the numbers of a rounded vector, from number `at` on of its block at an address."""
 
     def __init__(self, builder, address, at, groups):
         self._builder, self._codes_at, self._groups = builder, builder.add(address, at), groups
-        # A group of LANES bytes has a float of 4.
+        # A group of LANES bytes has one 4-byte float.
         self._floats_at = builder.add(address, builder.lshr(at, ir.Constant(I64, 2)))
 
     def codes(self, at, count):
-        """So many codes from one on."""
+        """`count` codes from `at` on."""
         return vector_at(self._builder, self._codes_at, at, BYTE, count)
 
     @property
     def scales(self):
-        """Of each LANES numbers."""
+        """The scale of each LANES numbers."""
         return vector_at(self._builder, self._floats_at, SCALES_AT, F32, self._groups)
 
     @property
     def sums(self):
-        """Of each LANES numbers."""
+        """The sum of each LANES numbers."""
         return vector_at(self._builder, self._floats_at, SUMS_AT, F32, self._groups)
 
 
 def _add_piece(builder, kind, codes, vector, scales, at, total):
-    """total plus the products of codes, of which `at` come before in their block, with a rounded vector."""
+    """total plus the products of codes, from code `at` of their block on, and a rounded vector."""
     size = codes.type.count
     sums = dot_bytes(builder, codes, vector.codes(at, size), signed=kind.most is None)
     sums = builder.sitofp(sums, ir.VectorType(F32, size // 4))
@@ -146,9 +146,9 @@ def _add_piece(builder, kind, codes, vector, scales, at, total):
 
 @intrinsic(prefer_literal=True)
 def dot_codes(typing_context, form, blocks, totals, address, x, at, step):
-    """Each of the totals plus the products of so many neighbouring blocks, the first one at an address, with
-    numbers of a rounded vector, in LANES parts: those from number `at` on of its block at the address x; for
-    the next total x is `step` bytes further.
+    """Each of the totals plus the products of `blocks` neighbouring blocks from an address on and a rounded
+    vector, from number `at` on of its block at the address x, in LANES parts; x advances by `step` bytes per
+    total.
     """
 
     def emit(context, builder, sig, args):
@@ -204,7 +204,7 @@ def _numbers_of_codes(builder, read, kind, block):
 
 @intrinsic(prefer_literal=True)
 def unpack_block(typing_context, form, block, out, kind):
-    """Write the numbers of the block at an address to another, as float32 or bfloat16."""
+    """Write the numbers of the block at one address to another, as float32 or bfloat16."""
 
     def emit(context, builder, sig, args):
         described = FORMATS[form.literal_value]
@@ -226,14 +226,14 @@ def unpack_block(typing_context, form, block, out, kind):
 
 @njit
 def whole_lanes(count):
-    """The least whole number of LANES that is not less."""
+    """Round up to a multiple of LANES."""
     return -(-count // LANES) * LANES
 
 
 @njit
 def second_of(row, half, count):
-    """The row of `count` that is multiplied together with one of the first `half`: they share what is read of
-    x, and lie far apart, since memory is faster in two places than in one.
+    """The row of `count` that is multiplied together with one of the first `half`. They share reads of x, and
+    lie far apart because memory is faster when read in two places.
     """
     return min(row + half, count - 1)
 
@@ -246,9 +246,9 @@ def block_of(product, row):
 
 @lru_cache(maxsize=None, typed=True)
 def build_product(form: str) -> int:
-    """Compile rows(first, last, product, x, out): some rows' products with x, from `out` on; addresses.
+    """Compile rows(first, last, product, x, out): products of some rows with x, written from `out` on.
 
-    x: a rounded vector where the type has codes, else float32.
+    product, x, out: addresses. x: a rounded vector for types of codes, else float32.
     """
     stamp = source_stamp()
     add_blocks = _adds_blocks(form)
@@ -269,7 +269,7 @@ def build_product(form: str) -> int:
 @lru_cache(maxsize=None, typed=True)
 def build_products(form: str) -> int:
     """Compile the same for TILE vectors, `product.x_step` bytes apart from x on, each multiplied as it would
-    be alone: out is [TILE, rows, up to a whole number of LANES].
+    be alone: out is [TILE, rows rounded up to a multiple of LANES].
     """
     stamp = source_stamp()
     add_blocks = _adds_blocks(form)
@@ -290,8 +290,8 @@ def build_products(form: str) -> int:
 
 
 def _adds_blocks(form: str):
-    """A compiled function of (a, b, block, other, blocks, x, step): a and b, LANES parts for each of some
-    vectors, plus the products of the blocks of two rows with vectors at the address x, `step` bytes apart.
+    """A compiled function of (a, b, block, other, blocks, x, step): a and b, LANES parts for each vector,
+    plus the products of the blocks of two rows and the vectors at the address x, `step` bytes apart.
     """
     return _adds_codes(form) if isinstance(FORMATS[form], CodeFormat) else _adds_floats(form)
 
@@ -334,7 +334,7 @@ def _adds_codes(form: str):
 
 @lru_cache(maxsize=None, typed=True)
 def build_unpack(form: str, kind: Float32 | Bfloat16) -> int:
-    """Compile the stage that unpacks rows of blocks, `share` to a task."""
+    """Compile the stage that unpacks rows of blocks, `share` rows per task."""
     stamp = source_stamp()
     numbers, size = FORMATS[form].numbers, FORMATS[form].size
     itemsize = 4 if isinstance(kind, Float32) else 2

@@ -1,4 +1,4 @@
-"""Runs compiled stages on the threads that torch uses, and says so before anything is compiled."""
+"""Runs compiled stages on as many threads as torch uses, and announces compilations."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from adamas_kernels.cpu.records import STAGES
 from adamas_kernels.cpu.tasks import Program
 
 T = TypeVar("T")
-_told: list[str] = []  # once for all runners of a process
+_told: list[str] = []  # announce once for all runners of a process
 Stage = tuple[int, ...]  # a function's address, the number of its tasks, and the addresses of three records
 
 
 class Runner:
     """Runs programs on `threads` threads.
 
-    announce: told, in one line, before anything is compiled; what an earlier process compiled is on disk.
+    announce: called with one line before anything is compiled; compiled code is kept on disk.
     """
 
     def __init__(self, announce: Callable[[str], None] | None = None) -> None:
@@ -30,7 +30,7 @@ class Runner:
         self._ready = False
 
     def compiled(self, build: Callable[..., T], *arguments: object) -> T:
-        """What `build` compiles, which it keeps by itself."""
+        """What `build` compiles; `build` caches it."""
         with announced(self._tell):
             return build(*arguments)
 

@@ -32,8 +32,8 @@ ZERO = np.float32(0)
 def take_best(rank, position, count, want, chosen, chosen_at):
     """Write the positions of the `want` best of `count` padded ranks to chosen[chosen_at:].
 
-    Returns the least chosen rank (with none chosen the highest of all), and how many ranks that equal it are
-    left.
+    Returns the lowest chosen rank (the highest of all if none is chosen), and the number of unchosen ranks
+    equal to it.
     """
     if want == 0:
         _, edge = extremes(rank, count)
@@ -42,7 +42,7 @@ def take_best(rank, position, count, want, chosen, chosen_at):
     ties = 0
     for i in range(0, count, LANES):
         ties += count_bits(mask_bits(load(rank, i) == splat(bound)))
-    surplus = count_from(rank, count, bound) - want  # ties that find no room: the last ones
+    surplus = count_from(rank, count, bound) - want  # ties without room: the last ones
     room = ties - surplus
     taken = 0
     edge = np.float32(np.inf)
@@ -74,14 +74,14 @@ def mass_below(step, facts, rank, count, edge):
 
 @njit
 def gather_candidates(step, scratch, place, ranked, ranked_at):
-    """One query's candidates side by side; returns how many."""
+    """Gather one query's candidates side by side; returns their number."""
     region = place * step.room
     counts = ints_at(scratch.counts + 4 * region)
     total = 0
     for segment in range(step.segments):
         rank = floats_at(scratch.rank + 4 * (region + segment) * REGION)
         position = ints_at(scratch.position + 4 * (region + segment) * REGION)
-        for i in range(0, counts[segment], LANES):  # the next segment's follow the last one, over the surplus
+        for i in range(0, counts[segment], LANES):  # the next segment's overwrite the surplus lanes
             store(ranked, total + i, load(rank, i))
             store(ranked_at, total + i, load(position, i))
         total += counts[segment]
@@ -90,9 +90,9 @@ def gather_candidates(step, scratch, place, ranked, ranked_at):
 
 @njit
 def select(step, scratch, place):
-    """Write the positions that one query attends to to its `chosen`.
+    """Write to one query's `chosen` the positions that it attends to.
 
-    Returns how many they are and the logarithm of the estimated softmax mass of the others.
+    Returns their number and the logarithm of the estimated softmax mass of the others.
     """
     chosen = ints_at(scratch.chosen + 4 * place * scratch.row)
     facts = floats_at(scratch.facts + 4 * FACTS * place)
@@ -107,7 +107,7 @@ def select(step, scratch, place):
         chosen[begin + i - end] = i
     count = gather_candidates(step, scratch, place, ranked, ranked_at)
     log_mass = -np.inf
-    if count < want:  # ranks of keys or queries that are no numbers are above nothing
+    if count < want:  # NaN keys or queries give ranks that no comparison passes
         for i in range(forced + count, forced + want):
             chosen[i] = 0
     if count > 0:

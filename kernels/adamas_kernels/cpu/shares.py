@@ -1,7 +1,7 @@
-"""How many tokens an error asks for: those whose share of the softmax reaches it, see `reference`.
+"""Counts the tokens that an error requires: those whose share of the softmax reaches it, see `reference`.
 
-The sum that a share is of is kept as two whole numbers, of what lies in the bin of the largest exponent and
-of what lies in the bin below, so that it is the reference's whatever the order of its terms.
+The sum below a share is kept as two integers, for the bin of the largest exponent and for the bin below it,
+so it equals the reference's in any order of its terms.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def exponents(units):
 
 @njit
 def add_powers(high, low, exponent, counted, top):
-    """Sums of powers of 2 in bin `top` and below, with LANES more powers of these exponents where counted."""
+    """Add LANES powers of 2 with these exponents, where counted, to the sums in bin `top` and below."""
     power = ((exponent & splat(UNITS - 1)) | splat(UNITS)) << (
         (exponent >> splat(UNIT_BITS)) & splat(SPAN - 1)
     )
@@ -73,8 +73,8 @@ def add_powers(high, low, exponent, counted, top):
 
 @njit
 def exact_exponent(query, of_centre, keys, at, dim, size, scaling, offset, products):
-    """The exponent of an exact score less `offset`; the order of operations is the reference's. of_centre:
-    what products with the keys lack.
+    """The exponent of an exact score minus `offset`, in the reference's order of operations. of_centre: the
+    query's product with the keys' centre, which the rows lack.
     """
     for i in range(dim):
         products[i] = query[i] * row_number(keys, at, i, dim)
@@ -130,7 +130,7 @@ def begin_sums(query_kind, kind, step, layer, scratch, place):
 @njit
 def logarithm(mass):
     """`reference.log_mass` of a sum of powers in units of the lowest bit of the highest bin."""
-    octave = UNIT_BITS  # the largest power has that much at least
+    octave = UNIT_BITS  # the largest power has at least this octave
     while mass >> (octave + 1) > 0:
         octave += 1
     return ((octave - SPAN) << UNIT_BITS) + (mass >> (octave - UNIT_BITS)) - UNITS
@@ -138,8 +138,8 @@ def logarithm(mass):
 
 @njit
 def reaching(step, scratch, place, rank, count, want, forced):
-    """How many of the `want` best of `count` padded ranks are attended to, behind `forced` others: those
-    whose share reaches the error, and LEAST_ATTENDED in all.
+    """How many of the `want` best of `count` padded ranks are attended to, besides `forced` others: those
+    whose share reaches the error, and at least LEAST_ATTENDED in total.
     """
     facts, found = (
         floats_at(scratch.facts + 4 * FACTS * place),

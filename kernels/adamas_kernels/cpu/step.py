@@ -25,7 +25,7 @@ ONE = np.float32(1)
 
 @njit
 def add_to_tally(steps, scratch):
-    """Add what the queries attended to; by one thread, as heads of a sequence meet at the same tokens."""
+    """Add what the queries attended to, on one thread, because heads of a sequence share tokens."""
     queries = queries_of(steps[0])
     chosen, scores, tally = ints_at(scratch.chosen), floats_at(scratch.scores), floats_at(steps[0].tally)
     attended = ints_at(scratch.attended)
@@ -39,7 +39,7 @@ def add_to_tally(steps, scratch):
 
 
 class Stages(NamedTuple):
-    """Addresses of the compiled stages of a step, in order; their arguments are STAGE's."""
+    """Addresses of the compiled stages of a step, in order, with STAGE's arguments."""
 
     enter: int
     estimate: int
@@ -49,14 +49,14 @@ class Stages(NamedTuple):
 
     @staticmethod
     def tasks(kv_heads: int, queries: int, segments: int) -> Stages:
-        """How many tasks the stages have, for so many of all sequences."""
+        """How many tasks the stages have, for these totals over all sequences."""
         return Stages(kv_heads, kv_heads * segments, queries, queries * segments, queries)
 
 
-@lru_cache(maxsize=None, typed=True)  # the marks are empty tuples: only their types differ
+@lru_cache(maxsize=None, typed=True)  # kinds are empty tuples that differ only in type
 def build_stages(form: Form, query_kind: Kind, key_kind: RowKind, value_kind: RowKind) -> Stages:
-    """Compile the stages for this form of the byte product, and these numbers of queries and rows of the
-    cache.
+    """Compile the stages for this form of the byte product and these number formats of queries and of the
+    cache's rows.
     """
     stamp = source_stamp()
 
@@ -110,7 +110,7 @@ def build_stages(form: Form, query_kind: Kind, key_kind: RowKind, value_kind: Ro
 
 @cache
 def build_tally() -> int:
-    """Compile the stage of one task that adds to the tally."""
+    """Compile the one-task stage that adds to the tally."""
     stamp = source_stamp()
 
     def tally_task(task, thread, step_at, layer_at, scratch_at):

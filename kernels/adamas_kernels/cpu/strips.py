@@ -1,8 +1,8 @@
-"""Products of weights of codes with many rounded rows, for CPUs that multiply bytes faster than floats.
+"""Products of weights of codes and many rounded rows, for CPUs that multiply bytes faster than floats.
 
 A strip is LANES rows of a weight. Its codes are laid out so that a vector holds four neighbouring codes of
-each row: LANES codes of all rows make a cell, after which sums of integers become floats, once for all of
-them. A task does one strip: it lays it out in memory of its own and multiplies all vectors with it.
+each row. LANES codes of all rows form a cell, after which integer sums are converted to floats together. A
+task does one strip: it lays the strip out in its own memory and multiplies it by all vectors.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from adamas_kernels.cpu.vectors import HAS_DOTS, HAS_PAIRS, HAS_SIGNED_DOTS, dot
 COLUMNS = LANES // 4  # vectors of codes in a cell
 CODES = 4 * LANES * COLUMNS  # bytes of a cell's codes
 FACTORS_AT, ADDED_AT, CELL = CODES, CODES + 4 * LANES, CODES + 8 * LANES
-GROUPS = ROUNDED_NUMBERS // LANES  # of a block of a rounded vector
+GROUPS = ROUNDED_NUMBERS // LANES  # in a block of a rounded vector
 ZERO = np.float32(0)
 
 
 def multiplies(form: str) -> bool:
-    """Whether this CPU has fast products of bytes for a type."""
+    """Whether this CPU has fast byte products for a type."""
     described = FORMATS[form]
     if not isinstance(described, CodeFormat):
         return False
@@ -40,13 +40,13 @@ def multiplies(form: str) -> bool:
 
 
 def _unsigned(kind: CodeFormat) -> bool:
-    """Whether codes that are int8 have to lose their sign."""
+    """Whether int8 codes must be shifted to unsigned."""
     return kind.most is None and not HAS_SIGNED_DOTS
 
 
 @intrinsic(prefer_literal=True)
 def lay_out(typing_context, form, block, cells, row):
-    """Write the block at an address into the cells at another, as one of their rows."""
+    """Write the block at one address to a row of the cells at another."""
 
     def emit(context, builder, sig, args):
         _, address, cells, row = args
@@ -82,9 +82,9 @@ def lay_out(typing_context, form, block, cells, row):
 
 @intrinsic(prefer_literal=True)
 def dot_cell(typing_context, form, total, cell, codes, floats):
-    """total plus a cell's products with LANES numbers of a rounded vector, a lane for each row of the weight.
+    """total plus a cell's products with LANES numbers of a rounded vector, one lane per row of the weight.
 
-    codes, floats: the addresses of the numbers, and of their scale less SCALES_AT.
+    codes, floats: the addresses of the numbers, and of their scale minus SCALES_AT.
     """
 
     def emit(context, builder, sig, args):
@@ -116,7 +116,7 @@ def dot_cell(typing_context, form, total, cell, codes, floats):
 
 @njit
 def put_lanes(out, at, lanes, count):
-    """Write the first lanes."""
+    """Write the first `count` lanes."""
     if count == LANES:
         store(out, at, lanes)
         return
@@ -128,7 +128,7 @@ def put_lanes(out, at, lanes, count):
 
 @lru_cache(maxsize=None, typed=True)
 def build_strips(form: str) -> int:
-    """Compile the stage that multiplies strips with all rows, see STRIPS; one strip to a task."""
+    """Compile the stage that multiplies strips by all rows, see STRIPS; one strip per task."""
     stamp = source_stamp()
     numbers, size = FORMATS[form].numbers, FORMATS[form].size
     cells_of_block = numbers // LANES

@@ -1,11 +1,11 @@
-"""Runs a program, stages of tasks in order, on all threads.
+"""Runs a program, which is a sequence of stages of tasks, on all threads.
 
-Each stage has two counters: tasks taken, and tasks done. A thread takes tasks until there are none, waits
-until all are done, and goes on to the next stage. So the threads part and meet once for a whole program, and
-a thread that comes late, or not at all, holds up nobody: the others do its share.
+Each stage has two counters: tasks taken, and tasks done. A thread takes tasks until none are left, waits
+until all are done, and goes on to the next stage. So threads fork and join only once per program, and a late
+or missing thread delays nobody: the others do its share.
 
-A stage is compiled on its own and called by its address. numba compiles the body of a parallel loop several
-times over (kernel, wrappers, scheduler): here that is a single call, and the same for all programs.
+A stage is compiled separately and called by its address. numba compiles the body of a parallel loop several
+times (kernel, wrappers, scheduler): here it is a single call, and the same for all programs.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from adamas_kernels.cpu.records import programs_at
 
 ARGUMENTS = 5  # task, thread, and the addresses of three records
 STAGE = types.void(*[types.int64] * ARGUMENTS)
-PATIENCE = 1 << 12  # turns of waiting before the core is offered to others
-TAKEN, DONE, COUNTERS = 0, 64, 128  # bytes: each counter has a cache line of its own
+PATIENCE = 1 << 12  # turns of waiting before the core is yielded
+TAKEN, DONE, COUNTERS = 0, 64, 128  # bytes: each counter has its own cache line
 
 
 @intrinsic
@@ -43,7 +43,7 @@ def call(typing_context, function, task, thread, first, second, third):
 
 @njit
 def _work(program, stages, counters, thread):
-    """Do what is left of a program."""
+    """Do the remaining tasks of a program."""
     for at in range(stages):
         stage = programs_at(program)[at]
         counter = counters + at * COUNTERS
@@ -62,8 +62,8 @@ def _work(program, stages, counters, thread):
 
 @cache
 def build_run() -> Any:
-    """The compiled run(program, stages, counters, threads): the address of records STAGES, how many, and that
-    of COUNTERS zero bytes for each.
+    """The compiled run(program, stages, counters, threads): the address of STAGES records, their number, and
+    the address of COUNTERS zero bytes for each.
     """
     stamp = source_stamp()
 
@@ -83,6 +83,6 @@ class Program:
         self._counters = np.zeros(len(records) * COUNTERS, np.uint8)
 
     def run(self, threads: int) -> None:
-        """Run all stages on so many threads."""
+        """Run all stages on this many threads."""
         self._counters.fill(0)
         build_run()(self.records.ctypes.data, len(self.records), self._counters.ctypes.data, threads)

@@ -1,8 +1,8 @@
-"""The product of a few rows with a panel of columns, in registers, in float32 sums.
+"""The product of a few rows and a panel of columns, with float32 sums in registers.
 
-What is summed over comes in words of 32 bits: a pair of bfloat16 neighbours, or one float32. A word of a row
-meets as many words of the panel as a register holds in one instruction, and all sums stay in registers for
-the whole length.
+The summed dimension is in 32-bit words: a pair of bfloat16 neighbours, or one float32. One instruction
+multiplies a word of a row by as many words of the panel as a register holds, and all sums stay in registers
+for the whole length.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from adamas_kernels.cpu.lanes import F32, I32, LANES, NUMBERS, WORDS, splat_valu
 from adamas_kernels.cpu.records import floats_at, ints_at
 
 ROWS = 6
-# Vectors of LANES numbers side by side. AVX-512 has 32 registers for 6 x 4 sums, a panel's words and a row's
-# word; AVX2's 16 registers of half the size, and NEON's 32 of a quarter, hold 6 x 1.
+# Vectors of LANES numbers side by side. AVX-512 has 32 registers for 6 x 4 sums, the panel's words and the
+# row's word; AVX2's 16 half-size registers and NEON's 32 quarter-size registers hold 6 x 1.
 WIDE = 4 if "avx512f" in FEATURES else 1
 I64 = ir.IntType(64)
 
 
 class Pairs(NamedTuple):
-    """Words are pairs of bfloat16, and meet by VDPBF16PS."""
+    """Words are pairs of bfloat16, multiplied by VDPBF16PS."""
 
 
 class Singles(NamedTuple):
@@ -39,7 +39,7 @@ Form = Pairs | Singles
 
 
 def form_of(kind: Kind) -> Form:
-    """How numbers that are stored so are multiplied on this CPU."""
+    """How this CPU multiplies numbers of this kind."""
     return Pairs() if isinstance(kind, Bfloat16) and MULTIPLIES_BFLOAT16 else Singles()
 
 
@@ -68,7 +68,7 @@ def _per_word(form):
 
 
 def zero_numbers(form, count):
-    """So many zeros in the format of words, one after another."""
+    """This many zeros in the format of words."""
     raise NotImplementedError
 
 
@@ -80,7 +80,7 @@ def _zero_numbers(form, count):
 
 
 def put_number(array, index, stored):
-    """Write a number as another array holds it."""
+    """Write a stored number of another array."""
     raise NotImplementedError
 
 
@@ -111,7 +111,7 @@ def _words_at(form, address):
 
 
 def word_of(form, first, last):
-    """The word of two neighbours, or of one number, which is the first."""
+    """The word of two neighbours, or of the first number alone."""
     raise NotImplementedError
 
 
@@ -123,7 +123,7 @@ def _word_of(form, first, last):
 
 
 def weights_for(form, scores):
-    """Where the weights of scores go, in the format of words: to the scores' own place where they fit it."""
+    """The array for the weights of scores, in the format of words: the scores' own memory if it fits."""
     raise NotImplementedError
 
 
@@ -155,8 +155,8 @@ def _tile(count):
     """multiply(form, row, row_n, panel, panel_n, out, out_n, words, add): out = rows panel, or (add) out +
     rows panel.
 
-    row: address of ROWS rows of `words` words, row_n bytes apart; panel: of `words` rows of LANES * count
-    words, panel_n bytes apart; out: of float32 rows, out_n bytes apart.
+    Addresses: row, of ROWS rows of `words` words, row_n bytes apart; panel, of `words` rows of LANES * count
+    words, panel_n bytes apart; out, of float32 rows, out_n bytes apart.
     """
 
     def emit(meet, context, builder, row, row_n, panel, panel_n, out, out_n, words, add):
@@ -217,7 +217,7 @@ _multiply_narrow = _tile(1)
 
 @njit
 def multiply_panel(form, row, row_n, panel, panel_n, out, out_n, words, columns, add):
-    """ROWS rows times a panel of `columns` words, a multiple of LANES; the rest as above."""
+    """ROWS rows times a panel of `columns` words, a multiple of LANES; otherwise like `_tile`'s multiply."""
     step = 4 * LANES * WIDE
     if columns % (LANES * WIDE) == 0:
         for at in range(0, 4 * columns, step):

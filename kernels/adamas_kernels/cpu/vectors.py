@@ -1,5 +1,5 @@
-"""Vectors of bytes in LLVM's code: shuffles, choices from a table, and products of four neighbours each, by
-what this CPU has for them.
+"""Vectors of bytes in LLVM code: shuffles, table lookups, and products of four neighbours each, with the
+instructions that this CPU has.
 
 Every way gives the same integers.
 """
@@ -25,7 +25,7 @@ def in_order(builder: Any, vector: Any, order: Sequence[int]) -> Any:
 
 
 def part(builder: Any, vector: Any, first: int, count: int) -> Any:
-    """Some neighbouring lanes."""
+    """`count` neighbouring lanes, from `first` on."""
     return in_order(builder, vector, range(first, first + count))
 
 
@@ -41,7 +41,7 @@ def joined(builder: Any, vectors: Sequence[Any]) -> Any:
 
 
 def filled_up(builder: Any, vector: Any, count: int) -> Any:
-    """The vector with lanes of zeros after it, `count` in all."""
+    """The vector, padded with lanes of zeros to `count` in total."""
     have = vector.type.count
     if have == count:
         return vector
@@ -67,7 +67,7 @@ def _in_parts(builder: Any, width: int, emit: Callable[..., Any], *vectors: Any)
 
 
 class Way(NamedTuple):
-    """How to do something with vectors of `width` bytes, on CPUs with some features, as LLVM names them."""
+    """An operation on vectors of `width` bytes, for CPUs with these features, by LLVM's names."""
 
     features: set[str]
     width: int
@@ -75,7 +75,7 @@ class Way(NamedTuple):
 
 
 def _by_best(ways: Sequence[Way], builder: Any, *vectors: Any) -> Any:
-    """By the first of the ways that this CPU has and that is not wider than the vectors."""
+    """Use the first way that this CPU supports and that is not wider than the vectors."""
     count = vectors[0].type.count
     way = next(way for way in ways if way.features <= FEATURES and way.width <= count)
     return _in_parts(builder, way.width, way.emit, *vectors)
@@ -103,7 +103,7 @@ PICKING = (
 
 
 def pick_bytes(builder: Any, table: Sequence[int], codes: Any) -> Any:
-    """The int8 of a table of 16 that each code stands for; codes have the values 0 to 15."""
+    """Look up codes, 0 to 15, in a table of 16 int8."""
     count = codes.type.count
     values = ir.Constant(codes.type, [x & 255 for x in table] * (count // 16))
     return _by_best(PICKING, builder, values, codes)
@@ -122,7 +122,7 @@ def _dots(lanes: int) -> Callable[..., Any]:
 
 
 def _pairs(bytes_name: str, shorts_name: str) -> Callable[..., Any]:
-    """PMADDUBSW and PMADDWD: sums of two products, which 16 bits must hold, and of two such sums."""
+    """PMADDUBSW and PMADDWD: sums of two products, which must fit in 16 bits, then of two such sums."""
 
     def emit(builder: Any, codes: Any, numbers: Any) -> Any:
         count = codes.type.count
@@ -153,7 +153,7 @@ def _multiplications(builder: Any, codes: Any, numbers: Any) -> Any:
     return products
 
 
-# Where the first factors have no signs. SDOT and multiplications take signs as they come.
+# UNSIGNED needs unsigned first factors. SDOT and multiplications take any signs.
 SIGNED = (
     Way({"dotprod"}, 16, _signed_dots),
     Way(set(), 16, _multiplications),
@@ -181,11 +181,11 @@ def _move_signs(builder: Any, numbers: Any, codes: Any) -> Any:
 HAS_SIGNED_DOTS = "dotprod" in FEATURES
 HAS_DOTS = HAS_SIGNED_DOTS or not FEATURES.isdisjoint({"avx512vnni", "avxvnni"})
 HAS_PAIRS = not HAS_DOTS and "avx2" in FEATURES
-LARGEST_PAIR = 2 * 127  # times a code: a sum of two products
+LARGEST_PAIR = 2 * 127  # times the largest code: the largest sum of two products
 
 
 def dot_columns(builder: Any, columns: Sequence[Any], numbers: Sequence[Any], most: int) -> Any:
-    """The sums of `dot_bytes` of several vectors of codes, of at most `most`, each with its numbers."""
+    """The sum of `dot_bytes` over several vectors of codes, at most `most`, each with its numbers."""
     if not HAS_PAIRS:
         found = [dot_bytes(builder, *pair, signed=False) for pair in zip(columns, numbers, strict=True)]
         return _sum(builder, found)
@@ -200,7 +200,7 @@ def dot_columns(builder: Any, columns: Sequence[Any], numbers: Sequence[Any], mo
         )
         for pair in zip(columns, numbers, strict=True)
     ]
-    # As many sums of two products as 16 bits hold are added before they become 32 bits.
+    # Add as many sums of two products as fit in 16 bits before widening them to 32 bits.
     together = min(len(pairs), 32767 // (LARGEST_PAIR * most))
     ones = ir.Constant(shorts, [1] * shorts.count)
     found = [
@@ -225,8 +225,8 @@ def _sum(builder: Any, vectors: Sequence[Any]) -> Any:
 
 
 def dot_bytes(builder: Any, codes: Any, numbers: Any, *, signed: bool) -> Any:
-    """The sums of four neighbouring products each, int32, of codes and numbers of at most 127 and at least
-    -127. Codes are 0 to 63 or, signed, any int8.
+    """Int32 sums of four neighbouring products each, of codes and numbers from -127 to 127. Codes are 0 to 63
+    or, if signed, any int8.
     """
     if not signed:
         return _by_best(UNSIGNED, builder, codes, numbers)

@@ -1,4 +1,4 @@
-"""The operations in plain torch, straight from the specification: right on every device, and fast on none."""
+"""The operations in plain torch, straight from the specification: correct on every device, fast on none."""
 
 from __future__ import annotations
 
@@ -123,9 +123,7 @@ class TorchBackend:
 
 
 def _of_one_length(cache: C) -> list[tuple[slice, C]]:
-    """The whole batch, where its sequences are of one length, else each of them: which it is, and its
-    cache.
-    """
+    """The whole batch if all its sequences have one length, else each sequence: its slice and its cache."""
     if len(set(cache.length.tolist())) == 1:
         return [(slice(None), cache)]
     return [(slice(b, b + 1), one) for b, one in enumerate(cache.sequences())]

@@ -1,4 +1,4 @@
-"""Full attention of one or few new tokens, which are appended to the layer's buffers."""
+"""Full attention of one or a few new tokens, which are appended to the layer's buffers."""
 
 from __future__ import annotations
 

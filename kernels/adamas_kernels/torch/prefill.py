@@ -1,10 +1,10 @@
 """Dense attention of a chunk of new tokens over everything before it, in memory bounded by the chunk.
 
-A causal mask over (chunk, context) would be the one thing in prefill that grows with both. Here the chunk
-attends to blocks of earlier keys without a mask, and to itself with the square causal mask that every fast
-kernel has; the parts are merged by their log-sum-exp. The query heads of one KV head lie side by side in the
-unmasked parts, so K and V are not repeated for GQA. Windows and soft caps, which those kernels do not know,
-go by their definition, some queries at a time.
+A causal mask over (chunk, context) would be the only thing in prefill that grows with both. Instead, the
+chunk attends to blocks of earlier keys without a mask, and to itself with the square causal mask that every
+fast kernel has; the parts are merged by their log-sum-exp. In the unmasked parts, the query heads of one KV
+head lie side by side, so K and V are not repeated for GQA. Those kernels do not support windows and soft
+caps, which are computed by definition, some queries at a time.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 from adamas_kernels.reference import merge
 from adamas_kernels.softmax import PLAIN, Softmax
 
-# Query rows times keys in one call. Bounds one call to a fraction of a second on a CPU, so that Ctrl-C is
-# heard; and, on all devices, the memory of scores that are kept.
+# Query rows times keys in one call. Keeps one call to a fraction of a second on a CPU, so that Ctrl-C works,
+# and on all devices bounds the memory of scores.
 BLOCK = 1 << 24
 
 
@@ -34,8 +34,8 @@ def by_length(
     lengths: Tensor | None,
     softmax: Softmax,
 ) -> tuple[Tensor, Tensor]:
-    """`Backend.prefill` by attention of sequences of one length: all at once where they are so, else one by
-    one.
+    """`Backend.prefill` from attention over sequences of one length: all at once if lengths are equal, else
+    one by one.
     """
     if lengths is None:
         return attend(queries, keys, values, scaling, softmax)
@@ -47,7 +47,7 @@ def by_length(
 
 
 def joined(results: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Outputs and log-sum-exps of sequences, as those of a batch."""
+    """Join the outputs and log-sum-exps of sequences into a batch."""
     outs, lses = zip(*results, strict=True)
     return (outs[0], lses[0]) if len(outs) == 1 else (torch.cat(outs), torch.cat(lses))
 
@@ -63,7 +63,7 @@ def causal_attention(
 
 
 def within_window(keys: Tensor, values: Tensor, queries: Tensor, softmax: Softmax) -> tuple[Tensor, Tensor]:
-    """Of keys and values, [B, K, S, D], those that any of the newest tokens, queries [B, H, N, D], sees."""
+    """The keys and values, of [B, K, S, D], that any of the newest tokens, queries [B, H, N, D], sees."""
     first = softmax.first_seen(keys.shape[2] - queries.shape[2])
     return keys[:, :, first:], values[:, :, first:]
 
@@ -71,7 +71,7 @@ def within_window(keys: Tensor, values: Tensor, queries: Tensor, softmax: Softma
 def _banded(
     queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softmax: Softmax
 ) -> tuple[Tensor, Tensor]:
-    """Attention by its definition, some queries at a time, each over what they see."""
+    """Attention by definition, some queries at a time, over the tokens they see."""
     batch, heads, new = queries.shape[:3]
     kv_heads, size = keys.shape[1:3]
     past = size - new
@@ -96,7 +96,7 @@ def _banded(
 def _in_parts(
     queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softmax: Softmax
 ) -> tuple[Tensor, Tensor]:
-    """Attention to all tokens by the fused kernels of torch."""
+    """Attention to all tokens with torch's fused kernels."""
     heads, new = queries.shape[1:3]
     kv_heads, size = keys.shape[1:3]
     past = size - new
@@ -122,7 +122,7 @@ def _in_parts(
 
 
 def _one_query(queries: Tensor, keys: Tensor, values: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-    """Full attention of one query. On CPUs two matrix products beat SDPA's kernel many times over in
+    """Full attention of one query. On CPUs, two matrix products are many times faster than SDPA's kernel in
     bfloat16.
     """
     batch, heads = queries.shape[:2]
@@ -138,7 +138,7 @@ def _one_query(queries: Tensor, keys: Tensor, values: Tensor, scaling: float) ->
 def attention_with_lse(
     queries: Tensor, keys: Tensor, values: Tensor, scaling: float, is_causal: bool
 ) -> tuple[Tensor, Tensor]:
-    """Attention and the log-sum-exp [B, H, N] of its scores, by the kernel of torch that returns it on this
+    """Attention and the log-sum-exp [B, H, N] of its scores, by the torch kernel that returns it on this
     device.
     """
     kind = queries.device.type
@@ -162,8 +162,8 @@ def attention_with_lse(
 def _by_definition(
     queries: Tensor, keys: Tensor, values: Tensor, scaling: float, is_causal: bool
 ) -> tuple[Tensor, Tensor]:
-    """The same where torch has no fused kernel: on devices that are neither a CPU nor CUDA's, and for values
-    of another size than keys.
+    """The same without a fused kernel: for devices other than CPU and CUDA, and for values of another size
+    than keys.
     """
     scores = queries @ keys.transpose(-1, -2) * scaling
     if is_causal:

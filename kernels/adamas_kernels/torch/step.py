@@ -1,4 +1,4 @@
-"""The step in plain torch, straight from the specification: right on every device, and fast on none."""
+"""The step in plain torch, straight from the specification: correct on every device, fast on none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adamas_kernels.softmax import PLAIN, Softmax
 
 
 def append(keys: Tensor, values: Tensor, cache: LayerCache) -> LayerView:
-    """Append keys and values [B, K, N, D] behind `cache.length` tokens, and see everything up to them."""
+    """Append keys and values [B, K, N, D] after `cache.length` tokens; returns a view up to the new ones."""
     start = equal_length(cache.length)
     end = start + keys.shape[2]
     new = slice(start, end)
@@ -44,7 +44,7 @@ def attend_newest(
 
 
 def rank_by_codes(queries: Tensor, cache: LayerView, settings: SparseSettings) -> Tensor:
-    """Ranks of all tokens by the scorer of the settings, float32 [B, H, N, S]; higher is nearer."""
+    """Ranks of all tokens by the settings' scorer, float32 [B, H, N, S]; higher is nearer."""
     rotated = reference.rotate_queries(queries, cache.codebook)
     if settings.scorer == "dot":
         query, _ = reference.encode_query(rotated)
@@ -91,7 +91,7 @@ def _count(
     lse: Tensor,
     tally: Tensor,
 ) -> None:
-    """Add 1 and the softmax weight at the positions of `index` [B, H, N, k] to tally float32 [B, 2, C]."""
+    """Add 1 and the softmax weight to tally, float32 [B, 2, C], at the positions of `index` [B, H, N, k]."""
     scores = (reference.gather(keys, index) @ queries.float().unsqueeze(-1)).squeeze(-1) * scaling
     scores = softmax.capped(scores)
     visible = index <= reference.own_positions(queries.shape[2], keys.shape[2], keys.device)

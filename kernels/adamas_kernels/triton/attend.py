@@ -20,15 +20,15 @@ from adamas_kernels.triton.select import (
 from adamas_kernels.triton.shares import SHARES, UNITS_PER_NAT, least_exponent
 from adamas_kernels.triton.shortlist import PLACES, base_of
 
-# Numbers before the vectors of a split: maximum and sum, and two that keep the vectors aligned.
+# Numbers before the vectors of a split: maximum, sum, and two for alignment of the vectors.
 PART_FACTS = tl.constexpr(4)
 EXTRAS_HELD = tl.constexpr(32)  # extras whose keys and values are held at a time
 
 
 @triton.jit
 def chosen_positions(slot, chosen, forced, first_sinks, first_recent, chosen_at):
-    """Positions of the chosen tokens of these slots, and which slots have one: sinks, recents, the
-    best.
+    """Positions of the chosen tokens of these slots (sinks, recents, then the best), and which slots have
+    one.
     """
     real = slot < chosen
     at = tl.load(chosen_at + slot - forced, mask=real & (slot >= forced), other=0)
@@ -38,13 +38,13 @@ def chosen_positions(slot, chosen, forced, first_sinks, first_recent, chosen_at)
 
 @triton.jit
 def by_warps(x, NEAR: tl.constexpr):
-    """A number for each token, [TOKENS] -> [NEAR, 1, TOKENS / NEAR, 1], as `load_values` has them."""
+    """One number per token, [TOKENS] -> [NEAR, 1, TOKENS / NEAR, 1], in the layout of `load_values`."""
     return tl.reshape(x, (NEAR, 1, x.shape[0] // NEAR, 1))
 
 
 @triton.jit
 def load_keys(at, real, keys, keys_n, dim, D: tl.constexpr):
-    """Keys [TOKENS, P] of tokens, zeros where there is none."""
+    """Keys [TOKENS, P] of tokens, zeros for missing ones."""
     return tl.load(
         keys + at.to(tl.int64)[:, None] * keys_n + dim[None, :],
         mask=real[:, None] & (dim < D)[None, :], other=0.0,
@@ -56,11 +56,11 @@ def load_values(
     at, real, values, values_n,
     D_V: tl.constexpr, D_V_PAD: tl.constexpr, WARPS: tl.constexpr, NEAR: tl.constexpr,
 ):  # fmt: skip
-    """Values [NEAR, WARPS, TOKENS / NEAR, D_V_PAD / WARPS] of tokens, zeros where there is none. NEAR: tokens
+    """Values [NEAR, WARPS, TOKENS / NEAR, D_V_PAD / WARPS] of tokens, zeros for missing ones. NEAR: tokens
     that one load of a warp covers.
 
-    In this shape each warp holds some columns of all tokens, so that sums over tokens need no other warp: in
-    a plain one their parts would meet in one bank of shared memory.
+    In this shape each warp holds some columns of all tokens, so sums over tokens need no other warp: in a
+    plain shape their parts would meet in one bank of shared memory.
     """
     width: tl.constexpr = D_V_PAD // WARPS
     column = tl.arange(0, WARPS)[:, None, None] * width + tl.arange(0, width)[None, None, :]
@@ -70,21 +70,19 @@ def load_values(
 
 @triton.jit
 def sum_values(factor, v, NEAR: tl.constexpr):
-    """Sum float32 [WARPS, D_V_PAD / WARPS] of values times a factor of each token."""
+    """Sum float32 [WARPS, D_V_PAD / WARPS] of values times a factor per token."""
     return tl.sum(tl.sum(by_warps(factor, NEAR) * v.to(tl.float32), axis=2), axis=0)
 
 
 @triton.jit
 def score_of(k, q, real, cap, CAPPED: tl.constexpr):
-    """Exact scores float32 [TOKENS] of keys [TOKENS, P], LOWEST where there is no token."""
+    """Exact scores float32 [TOKENS] of keys [TOKENS, P], LOWEST for missing tokens."""
     return tl.where(real, soft_capped(tl.sum(k.to(tl.float32) * q[None, :], axis=1), cap, CAPPED), LOWEST)
 
 
 @triton.jit
 def attend_to(highest, weight, weighted, values_seen, score, real, v, NEAR: tl.constexpr):
-    """Take more tokens into the maximum and sum of the softmax, the weighted sum of the values and their
-    plain sum.
-    """
+    """Add tokens to the maximum and sum of the softmax, and to the weighted and plain sums of the values."""
     higher = tl.maximum(highest, tl.max(score, axis=0))
     p = tl.where(real, tl.exp(score - higher), 0.0)
     fade = tl.exp(highest - higher)
@@ -95,7 +93,7 @@ def attend_to(highest, weight, weighted, values_seen, score, real, v, NEAR: tl.c
 
 @triton.jit
 def note_scores(at, real, score, place_ptr, score_ptr, noted):
-    """Leave positions and scores for the tally behind those that it has; returns how many it has then."""
+    """Append positions and scores to those noted for the tally; returns their new number."""
     slot = noted + tl.cumsum(real.to(tl.int32), axis=0) - 1
     tl.store(place_ptr + slot, at.to(tl.int32), mask=real)
     tl.store(score_ptr + slot, score, mask=real)
@@ -104,9 +102,8 @@ def note_scores(at, real, score, place_ptr, score_ptr, noted):
 
 @triton.jit
 def join_rest(highest, weight, rest, top, sink_ptr, SINKS: tl.constexpr):
-    """The share of the tokens that were not chosen in the whole softmax mass, what the weights of the chosen
-    are to be multiplied with, and the logarithm of that mass. Where there are SINKS, it has the one at
-    sink_ptr, too.
+    """The share of the tokens that were not chosen in the total softmax mass, the factor for the weights of
+    the chosen, and the logarithm of the mass. With SINKS, the mass includes the sink at sink_ptr.
     """
     greatest = tl.where(rest > 0, tl.maximum(highest, top), highest)
     sink = greatest
@@ -126,7 +123,7 @@ def sum_of_values(
     values, values_n, value_sum, own, new, column,
     NEW: tl.constexpr, NEW_PAD: tl.constexpr, D_V: tl.constexpr, MASS: tl.constexpr,
 ):  # fmt: skip
-    """The sum of all values that the query sees; zeros where nothing needs it."""
+    """The sum of all values that the query sees; zeros if not needed (no MASS)."""
     total = tl.zeros_like(column).to(tl.float32)
     if MASS:
         total = tl.load(value_sum + column, mask=column < D_V, other=0.0)
@@ -156,12 +153,12 @@ def attend_once_kernel(
     BOUND: tl.constexpr, FORCED: tl.constexpr, LOG_P: tl.constexpr, CAPPED: tl.constexpr,
     SINKS: tl.constexpr,
 ):  # fmt: skip
-    """Choose tokens and attend to them, where all that are listed can be held at once; program (query head of
-    a batch, new token).
+    """Choose tokens and attend to them, if all listed tokens can be held at once; program (query head of a
+    batch, new token).
 
-    The keys and values of all listed tokens arrive while the border of the best among them is sought.
-    CHAINED: started before the launch before it ended. TALLY: leave the positions and scores of the chosen
-    tokens in place and score [B, H, N, budget]. BOUND, FORCED: as in `select_kernel`.
+    Keys and values of all listed tokens are loaded while the border of the best is searched for.
+    CHAINED: started before the previous launch ended. TALLY: write the positions and scores of the chosen
+    tokens to place and score [B, H, N, budget]. BOUND, FORCED: as in `select_kernel`.
     """
     pair, new = tl.program_id(0), tl.program_id(1)
     batch, head = (pair // (HEADS * GROUP)).to(tl.int64), pair % (HEADS * GROUP)
@@ -245,7 +242,8 @@ def attend_once_kernel(
         highest, weight, tl.where(left > 0, mass, 0.0), base, sink_ptr + head, SINKS
     )
     others = share / tl.maximum(left, 1).to(tl.float32)
-    # The mean of the others is what all values add up to less the chosen ones: one sum does for both.
+    # The sum of the others is that of all values minus the chosen ones, so one sum over the chosen serves
+    # both.
     of_each = tl.where(real, p * (tl.exp(listed_highest - highest) * factor) - others, 0.0)
     result = sum_values(of_each, v, NEAR) + weighted * factor - values_seen * others
     result = tl.reshape(result, (D_V_PAD,)) + value_total * others
@@ -268,10 +266,10 @@ def attend_kernel(
     """Attend to some of the tokens that `select_kernel` chose; program (query head of a batch, new token,
     split of the chosen tokens).
 
-    Leaves its part in part float32 [B, H, N, SPLITS, PART_FACTS + 2 D_V_PAD]: maximum and sum of the softmax,
-    weighted sum of the values, and their plain sum.
-    CHAINED: started before the launch before it ended, and lets the next one start at once. TALLY: as in
-    `attend_once_kernel`. BOUND: there are as many as attended [B, H, N] tells.
+    Writes its part to part float32 [B, H, N, SPLITS, PART_FACTS + 2 D_V_PAD]: maximum and sum of the softmax,
+    and the weighted and plain sums of the values.
+    CHAINED: started before the previous launch ended, and lets the next one start at once. TALLY: as in
+    `attend_once_kernel`. BOUND: attended [B, H, N] has the number of chosen tokens.
     """
     pair, new, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     batch, head = (pair // (HEADS * GROUP)).to(tl.int64), pair % (HEADS * GROUP)
@@ -325,7 +323,7 @@ def merge_kernel(
 ):  # fmt: skip
     """Join the splits of one query and the rest; program (query head of a batch, new token).
 
-    CHAINED: started before the launch before it ended. BOUND: as in `attend_kernel`.
+    CHAINED: started before the previous launch ended. BOUND: as in `attend_kernel`.
     """
     pair, new = tl.program_id(0), tl.program_id(1)
     batch, head = (pair // (HEADS * GROUP)).to(tl.int64), pair % (HEADS * GROUP)
@@ -358,7 +356,7 @@ def merge_kernel(
     share, factor, lse = join_rest(
         highest, weight, tl.where(left > 0, mass, 0.0), top, sink_ptr + head, SINKS
     )
-    # The mean of the others is what all values add up to less the chosen ones.
+    # The sum of the others is that of all values minus the chosen ones.
     others = share / tl.maximum(left, 1).to(tl.float32)
     result = weighted * factor + (value_total - values_seen) * others
     out = out_ptr + batch * out_b + head * out_h + new * out_n

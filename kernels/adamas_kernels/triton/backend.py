@@ -1,5 +1,5 @@
 """The operations on GPUs, in Triton. A sparse step takes three launches for a small budget and five for a
-large one, no synchronization, and grids that do not depend on the length.
+large one, without synchronization, and with grids that do not depend on the length.
 """
 
 from __future__ import annotations
@@ -44,39 +44,40 @@ from adamas_kernels.triton.tile import QUERIES, TOKENS
 from adamas_kernels.triton.unpacking import embed, unpack_rows
 
 ESTIMATE_BLOCK = 64  # groups of one estimate program
-ESTIMATE_RANKS = 512  # that such a program holds at a time; fewer groups for many queries
+ESTIMATE_RANKS = 512  # held by such a program at a time; fewer groups for many queries
 ESTIMATE_WARPS = 1
 SMALLEST_TILED = 64  # padded head_dim whose codes fill a tile
 TURNS_AHEAD = 4  # turns whose codes a program on tensor cores loads at once
 HELD_WORDS = 64  # words of encoded queries that fit into registers beside everything else
 SELECT_WARPS = 8
-WARP_BYTES = 512  # that one load instruction of a warp reads at most
+WARP_BYTES = 512  # most bytes that one load instruction of a warp reads
 ATTEND_BYTES = 32768  # of keys that one attend program can hold
-SPLIT_WARPS = 4  # where one program cannot hold all chosen tokens
+SPLIT_WARPS = 4  # if one program cannot hold all chosen tokens
 SPLIT_BYTES = 16384  # of keys that each then holds at a time; less, so that several fit a multiprocessor
 MERGE_WARPS = 4
 RANK_BLOCK = 256  # tokens that a selection ranks again at a time
 STAGES = 5
 UNPACKED = 1 << 27  # numbers of a weight that are unpacked at a time
-# Times that few tokens may read the bits of experts, in units of all of them: unpacking takes as long.
+# Choices per expert up to which tokens read experts' bits directly: reading all that often takes as long as
+# unpacking.
 FEW_READS = 4
 
 
 def attend_block(head_dim: int, itemsize: int, size: int) -> int:
-    """Chosen tokens whose keys take `size` bytes, a block of an attend program."""
+    """Chosen tokens per block of an attend program: those whose keys take `size` bytes."""
     return max(16, min(128, size // (head_dim * itemsize)))
 
 
 def near_tokens(dim_v: int, warps: int, itemsize: int, tokens: int) -> int:
-    """Tokens whose values one load of a warp covers, where each warp loads its own share of the columns."""
+    """Tokens whose values one load of a warp covers, if each warp loads its own share of the columns."""
     return min(tokens, max(1, WARP_BYTES * warps // (dim_v * itemsize)))
 
 
 class TritonBackend:
-    """Adamas in Triton. Keeps one set of scratch buffers for each shape of step, so that layers share them.
+    """Adamas in Triton. Keeps one set of scratch buffers per shape of step, which layers share.
 
-    fast: inline assembly in place of plain arithmetic; chained: overlap the launches of a step; groups: that
-    the tokens are dealt to, a power of two. Each is chosen by the device where it is None.
+    fast: inline assembly instead of plain arithmetic; chained: overlap the launches of a step; groups: the
+    number of groups that tokens are dealt to, a power of two. None chooses by device.
     """
 
     name = "triton"
@@ -140,7 +141,7 @@ class TritonBackend:
         return self._dense(queries, keys, values, cache, scaling, softmax)
 
     def linear(self, x: Tensor, weight: AnyWeight, bias: Tensor | None = None) -> Tensor:
-        """See `Backend.linear`; weights are not packed."""
+        """See `Backend.linear`; not for packed weights."""
         rows = x.numel() // x.shape[-1]
         if isinstance(weight, PlaneWeight):
             if rows == 1:
@@ -154,13 +155,13 @@ class TritonBackend:
         return embed(weight, tokens, dtype)
 
     def gated(self, x: Tensor, weight: PlaneWeight) -> Tensor:
-        """silu(gate) * up of one row, x [..., columns]: [..., rows / 2]; weight: the gate's rows and then as
-        many of the other's.
+        """silu(gate) * up of one row, x [..., columns]: [..., rows / 2]; weight: the gate's rows, then
+        equally many of up.
         """
         return plane_product.multiply_vector(x, weight, gated=True, chained=self._chained)
 
     def norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        """RMSNorm of one row, x [..., n], for products with weights in planes alone, see `norm_vector`."""
+        """RMSNorm of one row, x [..., n], only for products with weights in planes, see `norm_vector`."""
         return norm_vector(x, weight, epsilon, self._chained)
 
     def mix(self, x: Tensor, experts: Experts, chosen: Tensor, shares: Tensor) -> Tensor:
@@ -172,7 +173,7 @@ class TritonBackend:
         return add_grouped(x, experts, chosen, shares, lambda count: self._buffer(x, count), UNPACKED)
 
     def _buffer(self, x: Tensor, count: int) -> Tensor:
-        """This many numbers like those of x, in one buffer for all weights that are unpacked."""
+        """This many numbers of x's dtype, in one buffer shared by all unpacked weights."""
         kind = x.device, x.dtype
         buffer = self._buffers.get(kind)
         if buffer is None or buffer.numel() < count:
@@ -180,7 +181,7 @@ class TritonBackend:
         return buffer[:count]
 
     def _unpacked(self, x: Tensor, weight: PlaneWeight, bias: Tensor | None) -> Tensor:
-        """A product with many rows, by parts of the weight that are unpacked."""
+        """A product with many rows, unpacking one part of the weight at a time."""
         step = min(weight.rows, max(1, UNPACKED // weight.columns))
         out = []
         for start in range(0, weight.rows, step):
@@ -200,8 +201,8 @@ class TritonBackend:
         return found
 
     def reread(self) -> Tensor | None:
-        """Of the last step, how many groups of tokens each query's selection looked at again, int32 [B H N]
-        on its device.
+        """How many groups of tokens each query's selection re-ranked in the last step, int32 [B H N] on its
+        device.
         """
         return self._again
 
@@ -218,7 +219,7 @@ class TritonBackend:
         stages: int = STAGES,
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.decode_step`. stages: how many of enter, estimate, select, attend and merge to launch
-        (select does the work of the last three for a small budget); fewer only to time them.
+        (select does the work of the last three for a small budget); fewer only for timing.
         """
         check_step(queries, keys, values, cache, softmax)
         check_unbounded(softmax)

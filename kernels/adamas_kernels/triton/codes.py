@@ -1,4 +1,4 @@
-"""The numbers of a weight in planes, in registers: what every kernel over such a weight reads first."""
+"""Reads the numbers of a weight in planes into registers; shared by all kernels over such weights."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from adamas_kernels.triton.planes import PlaneWeight
 
 @triton.jit
 def codes_of(low, high, SECOND: tl.constexpr, HIGH: tl.constexpr):
-    """Four codes of each word, as the bytes of an int32: the first or the second ones of its pairs.
+    """Four codes of each word, as the bytes of an int32: the first or the SECOND codes of its pairs.
 
-    See `planes._high` for the places of the higher bits.
+    See `planes._high` for the positions of the higher bits.
     """
     codes = ((low >> 4) if SECOND else low) & 0x0F0F0F0F
     if HIGH == 1:
         bits = high.to(tl.int32) & 0xFF
-        # Four copies of the byte that do not touch, each with another bit at the fifth place of a byte.
+        # Four copies of the byte without overlap, each with another bit at the fifth place of a byte.
         bits = ((bits >> 4) if SECOND else bits) * 0x10080402
         codes = codes | (bits & 0x10101010)
     if HIGH == 2:
@@ -32,20 +32,20 @@ def codes_of(low, high, SECOND: tl.constexpr, HIGH: tl.constexpr):
 
 @triton.jit
 def meaning_of(codes, table_ptr, PAIR: tl.constexpr, LESS: tl.constexpr, TABLE: tl.constexpr):
-    """What the code in byte PAIR means before it is scaled, as float32. TABLE: see `constants`."""
+    """The unscaled value of the code in byte PAIR, as float32. TABLE: see `constants`."""
     code = (codes >> (8 * PAIR)) & 0xFF
     if TABLE == 1:
         return tl.load(table_ptr + code)
     if TABLE == 2:  # see `blocks.OWN`
         half = ((code & 0x80) << 8) | ((code & 0x7F) << 7)
         return half.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-    # Bits at the end of a mantissa of 2 ^ 23 are that plus the code, which is quicker than a conversion.
+    # A code in the low mantissa bits of 2 ^ 23 gives 2 ^ 23 + code, faster than a conversion.
     return (code | 0x4B000000).to(tl.float32, bitcast=True) - (8388608 + LESS)
 
 
 @triton.jit
 def turned(chunk, PAIR: tl.constexpr):
-    """Which eight numbers of a chunk the pairs PAIR of its words are, see planes.py."""
+    """Which eight numbers of a chunk the pairs PAIR of its words hold, see planes.py."""
     return PAIR ^ ((chunk >> 1) & 3)
 
 
@@ -54,23 +54,22 @@ def scale_of(
     scale_ptr, unit_ptr, step, row, chunk, there,
     PART: tl.constexpr, HALVES: tl.constexpr, PARTS: tl.constexpr, CHUNKS: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
-    """One of the numbers that each chunk has in the plane of scales, as float32; row: int64 [R, 1], chunk:
-    [1, G]. step: PARTS, but no constant, so that threads load one number each, as they hold codes, not
-    several.
+    """One of each chunk's numbers in the plane of scales, as float32; row: int64 [R, 1], chunk: [1, G].
+    step: PARTS, but not constant, so that each thread loads one number, in the layout of the codes.
     """
     place = scale_ptr + (row * CHUNKS + chunk) * step + PART
     scale = tl.load(place, mask=there, other=0.0).to(tl.float32)
     if UNITS:
         supers: tl.constexpr = CHUNKS // 8
-        kinds: tl.constexpr = PARTS // HALVES  # scales, and minimums where there are any
+        kinds: tl.constexpr = PARTS // HALVES  # scales, and minimums if there are any
         place = unit_ptr + (row * supers + chunk // 8) * kinds + PART // HALVES
         scale = scale * tl.load(place, mask=there, other=0.0).to(tl.float32)
     return scale
 
 
 def constants(weight: PlaneWeight) -> dict[str, int | bool]:
-    """What a kernel over this weight is compiled for. TABLE: 0 where codes mean themselves, 1 where a table
-    tells, 2 where they are floats of 8 bits.
+    """Compile-time constants of kernels over this weight. TABLE: 0 if codes are their own values, 1 if they
+    index a table, 2 if they are 8-bit floats.
     """
     form = weight.form
     return {
@@ -85,8 +84,8 @@ def constants(weight: PlaneWeight) -> dict[str, int | bool]:
 
 
 def planes(weight: PlaneWeight) -> tuple[Tensor | int, ...]:
-    """The arguments of such a kernel: low, high, scales, units, table, any tensor where there is none, and
-    the step of the scales.
+    """The arguments of such a kernel: low, high, scales, units, table (any tensor for a missing one), and the
+    step of the scales.
     """
     found = weight.low, weight.high, weight.scales, weight.units, weight.table
     return (*(weight.low if plane is None else plane for plane in found), weight.form.parts)

@@ -1,4 +1,4 @@
-"""Device functions that several Triton kernels share. Float operations and their order are those of
+"""Device functions shared by several Triton kernels. Float operations and their order are those of
 `reference.py`.
 """
 
@@ -11,7 +11,7 @@ from adamas_kernels.reference import GAUSSIAN_EDGE, QUERY_LEVELS
 
 EDGE = tl.constexpr(GAUSSIAN_EDGE)
 LEVELS = tl.constexpr(float(QUERY_LEVELS))
-# Below every rank and score: stands for none where a difference of infinities would be NaN.
+# Below every rank and score; means none. A difference of infinities would be NaN.
 LOWEST = tl.constexpr(-1e30)
 FACTS = tl.constexpr(4)  # numbers kept for each query, see `encode.py`
 ROUNDER = tl.constexpr(
@@ -32,7 +32,7 @@ def rotate(x, ROWS: tl.constexpr, P: tl.constexpr, LOG_P: tl.constexpr):
 
 @triton.jit
 def soft_capped(score, cap, CAPPED: tl.constexpr):
-    """Scores as they are, or `cap` tanh(score / cap)."""
+    """Scores unchanged, or if CAPPED, `cap` tanh(score / cap)."""
     if CAPPED:
         score = cap - 2 * cap / (tl.exp(score * (2 / cap)) + 1)
     return score
@@ -40,7 +40,7 @@ def soft_capped(score, cap, CAPPED: tl.constexpr):
 
 @triton.jit
 def tree_sum(x, ROWS: tl.constexpr, P: tl.constexpr, LOG_P: tl.constexpr):
-    """Sum float32 [ROWS, P] over its columns by adding halves; the order makes the result the reference's."""
+    """Sum float32 [ROWS, P] over its columns by adding halves, in the reference's order."""
     for stage in tl.static_range(LOG_P):
         halves = tl.reshape(x, (ROWS, 2, P >> (stage + 1)))
         low, high = tl.split(tl.permute(halves, (0, 2, 1)))
@@ -50,7 +50,7 @@ def tree_sum(x, ROWS: tl.constexpr, P: tl.constexpr, LOG_P: tl.constexpr):
 
 @triton.jit
 def bucketize(x, edge):
-    """How many of the edges (-t, 0, t) lie strictly below: int32 0..3."""
+    """The number of edges (-t, 0, t) strictly below: int32 0..3."""
     return (x > -edge).to(tl.int32) + (x > 0).to(tl.int32) + (x > edge).to(tl.int32)
 
 
@@ -65,9 +65,7 @@ def pack_codes(codes, ROWS: tl.constexpr, P: tl.constexpr):
 
 @triton.jit
 def pack_bytes(values, ROWS: tl.constexpr, P: tl.constexpr):
-    """Integers -128..127, int32 [ROWS, P] -> four to a word, int32 [ROWS, P / 4], lowest coordinate
-    lowest.
-    """
+    """Integers -128..127, int32 [ROWS, P] -> four per word, int32 [ROWS, P / 4], lowest coordinate lowest."""
     grouped = tl.reshape(values & 0xFF, (ROWS, P // 4, 4))
     shift = 8 * tl.arange(0, 4)
     return tl.sum(grouped << shift[None, None, :], axis=2)

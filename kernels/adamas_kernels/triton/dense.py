@@ -1,9 +1,9 @@
-"""Full attention of one or few new tokens, at the speed at which keys and values can be read.
+"""Full attention of one or a few new tokens, at the speed of reading keys and values.
 
-Two launches that do not depend on the length, which lies on the device: programs that each attend to a share
+Two launches that do not depend on the length, which stays on the device: programs that each attend to a share
 of a KV head's tokens, for all new tokens and query heads of its group at once, and a merge of their parts by
-log-sum-exp (flash decoding, https://pytorch.org/blog/flash-decoding/). The new keys and values are stored on
-the way. A step can so be captured in a CUDA graph once and replayed while the context grows.
+log-sum-exp (flash decoding, https://pytorch.org/blog/flash-decoding/). The first also stores the new keys and
+values. So a step can be captured in a CUDA graph once and replayed while the context grows.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ LOG2_E = tl.constexpr(math.log2(math.e))
 LN_2 = tl.constexpr(math.log(2))
 BLOCK_BYTES = 16384  # of keys that one program holds at a time
 LARGEST_BLOCK = 64  # tokens; twice as many spill registers on the oldest generation
-STAGES = 3  # blocks on their way to one program
+STAGES = 3  # blocks in flight per program
 WARPS = 4
 PROGRAMS_PER_SM = 1
 MOST_SPLITS = 128
-LEAST_ROWS = 16  # of a product on tensor cores, and columns
+LEAST_ROWS = 16  # rows and columns of a product on tensor cores
 MOST_ROWS = 64  # queries of one program
-QUERY_BYTES = 16384  # of them, whose scores and sums then fit into its registers
+QUERY_BYTES = 16384  # of a program's queries, so that their scores and sums fit into registers
 FACTS = tl.constexpr(2)  # numbers before the vector of a part: highest score in powers of two, weight
 
 
 @triton.jit
 def scaled(product, scale, cap, CAPPED: tl.constexpr):
-    """Scores in powers of two from products of queries and keys, see `scales_of`."""
+    """Scores as exponents of two, from products of queries and keys, see `scales_of`."""
     score = product * scale
     if CAPPED:
         score = cap - 2 * cap / (tl.exp2(score) + 1)
@@ -45,7 +45,7 @@ def scaled(product, scale, cap, CAPPED: tl.constexpr):
 
 
 def scales_of(scaling: float, softmax: Softmax) -> tuple[float, float]:
-    """What `scaled` multiplies products with, and the cap: c tanh(x / c) is c - 2 c / (e^(2 x / c) + 1)."""
+    """The factor and the cap for `scaled`: c tanh(x / c) is c - 2 c / (e^(2 x / c) + 1)."""
     if not softmax.softcap:
         return scaling * LOG2_E.value, 0.0
     return 2 * scaling / softmax.softcap * LOG2_E.value, softmax.softcap * LOG2_E.value
@@ -62,12 +62,12 @@ def dense_kernel(
     STAGES: tl.constexpr, PRECISION: tl.constexpr, CHAINED: tl.constexpr,
     CAPPED: tl.constexpr, WINDOWED: tl.constexpr, SUMMED: tl.constexpr,
 ):  # fmt: skip
-    """Program (share of the tokens, KV head of a batch, ROWS of its queries); leaves part [B, H, N, splits, 2
+    """Program (share of the tokens, KV head of a batch, ROWS of its queries); writes part [B, H, N, splits, 2
     + D_V_PAD].
 
-    The first share begins with the new tokens, which its first rows also append to keys, values and, where
-    they are SUMMED, value_sum. scale, cap: see `scaled`. WINDOWED: the last tokens count, `window` of them,
-    and keys and values are rings of `capacity` rows.
+    The first share begins with the new tokens; its first rows also append them to keys, values and, if
+    SUMMED, value_sum. scale, cap: see `scaled`. WINDOWED: only the last `window` tokens count, and keys and
+    values are rings of `capacity` rows.
     """
     split, pair = tl.program_id(0), tl.program_id(1)
     batch, head = (pair // HEADS).to(tl.int64), pair % HEADS
@@ -131,7 +131,7 @@ def dense_kernel(
         there = at < count
         seen = there[None, :]
         if WINDOWED:
-            if NEW > 1:  # later ones see less
+            if NEW > 1:  # later tokens see less
                 seen &= (first + at)[None, :] + window > (length + row % NEW)[:, None]
             at += first % capacity
             at = tl.where(at < capacity, at, at - capacity)
@@ -165,8 +165,8 @@ def join_kernel(
     HEADS: tl.constexpr, NEW: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr, SPLITS: tl.constexpr,
     SINKS: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """Join the parts of one query, and the learned sink of its head where there are SINKS; program (query).
-    CHAINED: started before the launch before it ended.
+    """Join the parts of one query and, with SINKS, the learned sink of its head; program (query). CHAINED:
+    started before the previous launch ended.
     """
     row = tl.program_id(0)
     split, column = tl.arange(0, SPLITS), tl.arange(0, D_V_PAD)
@@ -191,9 +191,9 @@ def join_kernel(
 
 
 class DenseStep:
-    """Appends tokens to a layer and attends fully from them. Keeps a buffer for the parts of each shape.
+    """Appends tokens to a layer and attends fully from them. Keeps one buffer for parts per shape.
 
-    chained: overlap the two launches; chosen by the device where it is None.
+    chained: overlap the two launches; None chooses by device.
     """
 
     def __init__(self, chained: bool | None = None) -> None:
@@ -253,7 +253,7 @@ class DenseStep:
 
     @staticmethod
     def _splits(device: torch.device, rows: int, capacity: int, block: int) -> int:
-        """Shares of the tokens of each of so many KV heads."""
+        """The number of shares of each KV head's tokens, for `rows` KV heads."""
         blocks = triton.cdiv(capacity, block)
         if device.type != "cuda":
             return min(blocks, 3)

@@ -1,4 +1,4 @@
-"""How keys and queries are encoded: chunks of keys in a launch of their own, and what a decode step adds."""
+"""Encodes keys and queries: chunks of keys in a separate launch, and the new tokens of a decode step."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def append_head(
     ROWS: tl.constexpr, D: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr,
     P: tl.constexpr, LOG_P: tl.constexpr,
 ):  # fmt: skip
-    """Append one KV head's new tokens: keys, values, codes, scales and the sum of values; pointers to the
+    """Append one KV head's new tokens: keys, values, codes, scales and the sum of values. Pointers are to the
     head.
     """
     dim, column, word = tl.arange(0, P), tl.arange(0, D_V_PAD), tl.arange(0, P // 16)
@@ -140,10 +140,10 @@ def enter_kernel(
     D: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr,
     P: tl.constexpr, LOG_P: tl.constexpr, MANHATTAN: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """Program (KV head or, behind those, query head; batch): append new tokens, or encode queries.
+    """Program (KV head or, after those, query head; batch): append new tokens, or encode queries.
 
-    CHAINED: started before the launch before it ended. The next one may start once this one has waited for
-    that end, and waits by itself for what is written here.
+    CHAINED: started before the previous launch ended. The next launch may start once this one has waited for
+    that end, and itself waits for the results of this one.
     """
     part, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
     row = tl.arange(0, ROWS)

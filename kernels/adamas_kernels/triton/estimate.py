@@ -1,4 +1,4 @@
-"""One pass over the codes: a rank for every token, of which groups of tokens keep the best, and the softmax
+"""One pass over the codes: ranks every token, keeps the best ranks of each group of tokens, and sums softmax
 mass.
 """
 
@@ -31,9 +31,8 @@ def within(at, low, end):
     return (at - low).to(tl.uint32) < tl.maximum(end - low, 0).to(tl.uint32)
 
 
-# With known alignment the loads would get a layout of their own, and each word of codes would pass through
-# shared memory on its way to the layout of the arithmetic (measured on an H100, 128K tokens: 131 us instead
-# of 58).
+# With known alignment, loads would get a different layout, and each word of codes would pass through shared
+# memory to reach the layout of the arithmetic (on an H100, 128K tokens: 131 us instead of 58).
 @triton.jit(do_not_specialize=["codes_b", "codes_h", "codes_w", "scale_b", "scale_h", "capacity"])
 def estimate_kernel(
     codes_ptr, scale_ptr, length_ptr, words_ptr, facts_ptr, best_ptr, turns_ptr, masses_ptr, shares_ptr,
@@ -43,14 +42,14 @@ def estimate_kernel(
     BOUND: tl.constexpr, FAST: tl.constexpr, CHAINED: tl.constexpr, EARLY: tl.constexpr, HELD: tl.constexpr,
     CAPPED: tl.constexpr,
 ):  # fmt: skip
-    """Program (BLOCK of the groups, KV head of a batch, new token): one token to a lane, in byte products.
+    """Program (BLOCK of the groups, KV head of a batch, new token): one token per lane, with byte products.
 
-    A program goes through its groups' tokens with the queries of a whole KV head, so that one read of the
-    codes serves all of them, and leaves the groups of each query in best [B, H, N, PLACES, GROUPS], turns and
-    masses [B, H, N, GROUPS], and where an error is a BOUND in shares [B, H, N, SHARES, GROUPS]. Tokens that
-    are chosen anyway (sinks, recents) and tokens beyond the query's own take no part.
-    CHAINED: started before the launch before it ended. EARLY: the codes it reads are older than that launch.
-    HELD: the queries stay in registers meanwhile.
+    A program goes through its groups' tokens with all queries of a KV head, so that one read of the codes
+    serves all of them. It writes the groups of each query to best [B, H, N, PLACES, GROUPS], turns and masses
+    [B, H, N, GROUPS], and with a BOUND on the error to shares [B, H, N, SHARES, GROUPS]. Tokens that are
+    always chosen (sinks, recents) and tokens beyond the query's own are excluded.
+    CHAINED: started before the previous launch ended. EARLY: the codes it reads are older than that launch.
+    HELD: the queries stay in registers.
     """
     pair, new = tl.program_id(1), tl.program_id(2)
     batch, head = (pair // HEADS).to(tl.int64), (pair % HEADS).to(tl.int64)
@@ -94,7 +93,7 @@ def estimate_kernel(
 
 @triton.jit
 def plain_products(codes, codes_w, at, query_words, P: tl.constexpr):
-    """Products of each lane's token with its query, one sum of `multiply_tile`'s, in plain arithmetic."""
+    """Products of each lane's token with its query, one sum of `multiply_tile`, in plain arithmetic."""
     quad = tl.arange(0, P // 4)[None, :]
     word = tl.load(codes + (quad // 4) * codes_w + at[:, None])
     quads, query = tl.broadcast((word >> (2 * (quad % 4))) & 0x03030303, tl.load(query_words[:, None] + quad))
@@ -103,8 +102,8 @@ def plain_products(codes, codes_w, at, query_words, P: tl.constexpr):
 
 @triton.jit
 def tile_of_turn(codes, codes_w, start, turn, last, lane, P: tl.constexpr, GROUPS: tl.constexpr):
-    """The words of the tokens that the sixteen groups from `start` on get in a turn; of tokens behind `last`
-    those of `last`.
+    """The words of the tokens that the sixteen groups from `start` on get in a turn; tokens after `last` get
+    the words of `last`.
     """
     group = start + lane // SHARING
     first_at = tl.minimum(dealt(turn, group, GROUPS), last)
@@ -117,8 +116,8 @@ def products(
     words, quads, ahead: tl.constexpr, codes, codes_w, first, second, even_words, odd_words, second_tile,
     P: tl.constexpr, TILES: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    """Products of each lane's tokens in one turn with its queries, as `multiply_tile` has them. Lanes of the
-    second tile get the sums of those of their partners.
+    """Products of each lane's tokens in one turn with its queries, as in `multiply_tile`. Lanes of the second
+    tile get the sums of their partners' lanes.
     """
     if FAST:
         sums = multiply_tile(words[TILES * ahead], quads, P)
@@ -149,10 +148,10 @@ def estimate_tiles_kernel(
     FAST: tl.constexpr, CHAINED: tl.constexpr, EARLY: tl.constexpr, CAPPED: tl.constexpr,
 ):  # fmt: skip
     """`estimate_kernel` on tensor cores; program (TILES times 16 groups, eight queries of a KV head of a
-    batch, new token), of one warp.
+    batch, new token), with one warp.
 
-    TILES: 1, or 2 for four queries or fewer: the lanes whose queries there are none of then serve the second
-    tile. TURNS: turns whose codes are loaded at once.
+    TILES: 1, or 2 for at most four queries: the lanes without queries then serve the second tile. TURNS:
+    turns whose codes are loaded at once.
     """
     pair, new = tl.program_id(1), tl.program_id(2)
     part = pair % tl.cdiv(GROUP, QUERIES)
@@ -170,7 +169,7 @@ def estimate_tiles_kernel(
     codes = codes_ptr + batch * codes_b + head * codes_h
     scale = scale_ptr + batch * scale_b + head * scale_h
     start = tl.program_id(0) * (TILES * TOKENS)
-    group = start + TOKENS * (own // (SHARING // TILES)) + lane // SHARING  # of the first token; 8 further
+    group = start + TOKENS * (own // (SHARING // TILES)) + lane // SHARING  # of the first token; +8: second
     end = tl.load(length_ptr + batch) + new + 1 - recents
     if CHAINED:
         gdc_launch_dependents()

@@ -1,7 +1,7 @@
-"""The experts of a mixture for a few tokens: each token reads the bits of those that it chose, and no others.
+"""The experts of a mixture for a few tokens: each token reads only the bits of its chosen experts.
 
-Two launches, whose grids depend on nothing that a device computes: one for the gates and what they let
-through, one for the outputs, which it adds up in the order in which they were chosen.
+Two launches, whose grids do not depend on device results: one for the gated inner products, and one for the
+outputs, which are added in the order in which the experts were chosen.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from adamas_kernels.triton.planes import PlaneWeight
 
 @dataclass(frozen=True)
 class Gate:
-    """A gated unit, gate * sigmoid(slope * gate) * (other + shift), of numbers that are first cut off: gates
-    above limit, the others below -limit as well. As it is, it is SwiGLU.
+    """A gated unit, gate * sigmoid(slope * gate) * (other + shift), of clipped numbers: gates to at most
+    limit, others to [-limit, limit]. The defaults give SwiGLU.
     """
 
     limit: float = math.inf
@@ -41,7 +41,7 @@ class Gate:
     shift: float = 0.0
 
     def __call__(self, inner: Tensor) -> Tensor:
-        """The same in torch, of gates and others in turn, [..., 2 n]: [..., n]."""
+        """The same in torch, for alternating gates and others, [..., 2 n]: [..., n]."""
         gate, other = inner[..., ::2].clamp(max=self.limit), inner[..., 1::2].clamp(-self.limit, self.limit)
         return gate * torch.sigmoid(self.slope * gate) * (other + self.shift)
 
@@ -53,9 +53,9 @@ Product = Callable[[PlaneWeight, Tensor | None, Gate | None], Tensor]
 class Experts:
     """The experts of a layer.
 
-    gate_up: one weight, an expert's rows after another's, each of gates and others in turn; or two of
-    different kinds, of gates and of the others. down: with the rows of all outputs. Biases: [count, rows] in
-    the same order. gate: from gates and others in turn to the numbers that they let through.
+    gate_up: one weight, with one expert's rows after the other's, alternating between gates and others; or
+    two weights of different kinds, of gates and of the others. down: with the rows of all outputs. Biases:
+    [count, rows] in the same order. gate: maps alternating gates and others to gated numbers.
     """
 
     count: int
@@ -67,12 +67,12 @@ class Experts:
 
     @property
     def fused(self) -> Gate | None:
-        """The gate, where it is computed where the products are."""
+        """The gate if it is fused with the products, else None."""
         return self.gate if isinstance(self.gate, Gate) and len(self.gate_up) == 1 else None
 
     def inner(self, product: Product, of: Tensor) -> Tensor:
-        """What gates let through, [..., columns of down]. product: with one of `gate_up`, its bias, and the
-        gate where it is to be computed as well. of: the expert of each of its results, int [...].
+        """The gated numbers, [..., columns of down]. product: of one of `gate_up`, its bias, and the gate to
+        fuse, if any. of: the expert of each result, int [...].
         """
         if len(self.gate_up) == 1:
             fused = self.fused
@@ -101,10 +101,10 @@ def chosen_kernel(
 ):  # fmt: skip
     """Program (ROWS of an expert's rows, a choice of a token): out[choice, n] = expert[n] . x + bias[n].
 
-    GATED: rows are gates and others in turn, and an output is what a pair of them lets through.
+    GATED: rows alternate between gates and others, and each pair gives one gated output.
     """
     if CHAINED:
-        gdc_launch_dependents()  # what comes after waits for the end of this all the same
+        gdc_launch_dependents()  # the next launch still waits for the end of this one
         gdc_wait()
     pair = tl.program_id(1)
     expert = tl.load(chosen_ptr + pair).to(tl.int64)
@@ -144,10 +144,10 @@ def added_kernel(
 ):  # fmt: skip
     """Program (ROWS outputs, a token): out[n] = sum over its choices of share * (expert[n] . x + bias[n]).
 
-    The rows of its experts are one row for it, of CHOICES * CHUNKS chunks.
+    The rows of a token's experts are treated as one row of CHOICES * CHUNKS chunks.
     """
     if CHAINED:
-        gdc_launch_dependents()  # what comes after waits for the end of this all the same
+        gdc_launch_dependents()  # the next launch still waits for the end of this one
         gdc_wait()
     first = tl.program_id(1).to(tl.int64) * CHOICES  # of the token's choices
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -206,7 +206,7 @@ def _products(
     rows = weight.rows // count
     out = x.new_empty(*chosen.shape, rows if gate is None else rows // 2)
     tiles = tiling(rows * chosen.numel(), weight.chunks)
-    each = max(2, tiles.rows * tiles.beside)  # a gate and what it lets through, at least
+    each = max(2, tiles.rows * tiles.beside)  # at least a gate and its other
     used = Gate() if gate is None else gate
     chosen_kernel[(triton.cdiv(rows, each), chosen.numel())](
         *_operands(x, weight, bias), chosen, out, rows, chosen.shape[1], used.limit, used.slope, used.shift,
@@ -217,7 +217,7 @@ def _products(
 
 
 def _added(inner: Tensor, experts: Experts, chosen: Tensor, shares: Tensor, chained: bool) -> Tensor:
-    """inner: [tokens, choices, columns of down]."""
+    """The outputs, summed over choices. inner: [tokens, choices, columns of down]."""
     weight, bias = experts.down, experts.down_bias
     tokens, choices = chosen.shape
     rows = weight.rows // experts.count
@@ -238,7 +238,7 @@ def _operands(x: Tensor, weight: PlaneWeight, bias: Tensor | None) -> tuple[Tens
 
 
 def _ways(x: Tensor, weight: PlaneWeight, tiles: Tiling, chained: bool) -> dict[str, Any]:
-    """How such a kernel computes and is launched."""
+    """Constants and launch options of such a kernel."""
     chain: dict[str, Any] = {"launch_pdl": True} if chained else {}
     return {
         "GROUP": tiles.sharing * LANES,
@@ -252,5 +252,5 @@ def _ways(x: Tensor, weight: PlaneWeight, tiles: Tiling, chained: bool) -> dict[
 
 
 def _whole(x: Tensor) -> bool:
-    """Whether two numbers are read at once."""
+    """Whether two numbers can be read at once."""
     return x.dtype == torch.bfloat16 and x.data_ptr() % 16 == 0

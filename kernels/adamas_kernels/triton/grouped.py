@@ -1,7 +1,7 @@
 """The experts of a mixture for many tokens, sorted by expert, on tensor cores.
 
-Weights are unpacked for some experts at a time, into one buffer. Which tile of the tokens is whose is found
-on the device, from where the tokens of each expert end, so the host waits for nothing.
+Weights are unpacked for some experts at a time, into one buffer. Programs find the expert of their tile on
+the device, from where the tokens of each expert end, so the host never waits.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from adamas_kernels.triton.launch import next_power
 from adamas_kernels.triton.planes import PlaneWeight
 from adamas_kernels.triton.unpacking import unpack_rows
 
-LEAST_LINES, MOST_LINES = 16, 128  # of a tile, which are tokens' choices
+LEAST_LINES, MOST_LINES = 16, 128  # of a tile; a line is one choice of a token
 OUTPUTS = 128  # of a tile
-INNER_BYTES = 128  # of a line that are multiplied at a time
-STAGES = 3  # such on their way to a program
+INNER_BYTES = 128  # of a line multiplied at a time
+STAGES = 3  # such pieces in flight per program
 SUM_BLOCK = 1024  # outputs of a program that adds up choices
-Buffer = Callable[[int], Tensor]  # this many numbers, which are overwritten by the next that ask
+Buffer = Callable[[int], Tensor]  # this many numbers, valid until the next call
 
 
 @dataclass(frozen=True)
 class Grouping:
-    """Choices of tokens sorted by their experts.
+    """Choices of tokens, sorted by expert.
 
-    experts: int [lines], whose each line is. order: int64, which choice of all [tokens * choices] it is.
-    line: int64, the way back. ends: int32 [experts], where the lines of each expert end.
+    experts: int [lines], the expert of each line. order: int64, each line's index in all [tokens * choices].
+    line: int64, the inverse of order. ends: int32 [experts], where the lines of each expert end.
     """
 
     experts: Tensor
@@ -44,7 +44,7 @@ class Grouping:
 
     @classmethod
     def of(cls, chosen: Tensor, experts: int) -> Grouping:
-        """chosen: int [tokens, choices]."""
+        """Sort choices by expert. chosen: int [tokens, choices]."""
         by_line, order = chosen.flatten().sort(stable=True)
         numbers = torch.arange(max(experts, order.numel()), device=chosen.device)
         line = torch.empty_like(order).scatter_(0, order, numbers[: order.numel()])
@@ -61,9 +61,9 @@ def grouped_kernel(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Program (LINES lines of one expert of first to last, OUTPUTS of its rows): out[line, n] =
-    weight[expert - first, n] . x + bias[expert, n]. x: of the line where it is SORTED, else of the token.
+    weight[expert - first, n] . x + bias[expert, n]. x: by line if SORTED, else by token.
 
-    GATED: rows are gates and others in turn, and an output is what a pair of them lets through.
+    GATED: rows alternate between gates and others, and each pair gives one gated output.
     """
     strips = tl.cdiv(rows, OUTPUTS)
     tile, strip = tl.program_id(0) // strips, tl.program_id(0) % strips
@@ -113,7 +113,7 @@ def grouped_kernel(
 def sum_kernel(
     found_ptr, line_ptr, share_ptr, out_ptr, columns, CHOICES: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Program (a token, BLOCK outputs): the sum of its choices' lines times their shares, in their order."""
+    """Program (a token, BLOCK outputs): the sum of its choices' lines times their shares, in order."""
     token = tl.program_id(0).to(tl.int64)
     n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
@@ -128,7 +128,7 @@ def sum_kernel(
 def add_grouped(
     x: Tensor, experts: Experts, chosen: Tensor, shares: Tensor, buffer: Buffer, most: int
 ) -> Tensor:
-    """See `experts.add_chosen`. most: numbers of a weight that are unpacked at a time."""
+    """See `experts.add_chosen`. most: the most numbers of a weight to unpack at a time."""
     grouping = Grouping.of(chosen, experts.count)
     x, shares = x.contiguous(), shares.contiguous()
 
@@ -158,8 +158,8 @@ def _products(
     buffer: Buffer,
     most: int,
 ) -> Tensor:
-    """Products of each line with its expert's part of a weight, [lines, rows]. choices: of each token that x
-    is of, 0 where x is of lines.
+    """Products of each line with its expert's part of a weight, [lines, rows]. choices: per token if x has
+    one row per token, or 0 if x has one row per line.
     """
     lines, rows, columns = grouping.order.numel(), weight.rows // count, weight.columns
     out = x.new_empty(lines, rows if gate is None else rows // 2)

@@ -1,4 +1,4 @@
-"""The place of the largest of many numbers: the greedy token of a step, found by many programs."""
+"""The argmax of many numbers, the greedy token of a step, found by many programs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BLOCK = 1024  # numbers of a program
 
 @triton.jit
 def largest_kernel(x_ptr, value_ptr, place_ptr, count, BLOCK: tl.constexpr):
-    """Program (BLOCK numbers): the largest of them, and the first place where it is."""
+    """Program (BLOCK numbers): the largest of them, and its first index."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + at, mask=at < count, other=-float("inf")).to(tl.float32)
     value = tl.max(x, axis=0)
@@ -24,7 +24,7 @@ def largest_kernel(x_ptr, value_ptr, place_ptr, count, BLOCK: tl.constexpr):
 
 @triton.jit
 def first_kernel(value_ptr, place_ptr, out_ptr, parts, count, WIDTH: tl.constexpr):
-    """The first place of the largest of all parts."""
+    """The first index of the largest of all parts."""
     part = tl.arange(0, WIDTH)
     there = part < parts
     value = tl.load(value_ptr + part, mask=there, other=-float("inf"))
@@ -33,7 +33,7 @@ def first_kernel(value_ptr, place_ptr, out_ptr, parts, count, WIDTH: tl.constexp
 
 
 def largest(x: Tensor) -> Tensor:
-    """The first place of the largest of x [n], int64 [1]."""
+    """The first index of the largest of x [n], int64 [1]."""
     count = x.numel()
     parts = triton.cdiv(count, BLOCK)
     value = torch.empty(parts, dtype=torch.float32, device=x.device)

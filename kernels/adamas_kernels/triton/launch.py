@@ -1,4 +1,4 @@
-"""What launches of several kernels have in common."""
+"""Shared by the launchers of several kernels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 import torch
 
-CHAINING_CAPABILITY = 9  # NVIDIA GPUs from Hopper on start a launch before the one before it has ended
+CHAINING_CAPABILITY = 9  # NVIDIA GPUs from Hopper on can start a launch before the previous one ends
 
 
 def next_power(number: int) -> int:
@@ -15,7 +15,7 @@ def next_power(number: int) -> int:
 
 
 def has_ptx() -> bool:
-    """Whether kernels may hold NVIDIA's assembly: not on AMD, and not in Triton's interpreter."""
+    """Whether kernels may contain NVIDIA assembly: not on AMD, and not in Triton's interpreter."""
     return torch.version.hip is None and os.environ.get("TRITON_INTERPRET") != "1"
 
 

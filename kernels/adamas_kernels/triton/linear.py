@@ -1,7 +1,7 @@
-"""One row times a weight matrix at the speed at which the weights can be read: most of a decode step.
+"""One row times a weight matrix, at the speed of reading the weights: most of a decode step.
 
-A program takes one output and reads its row of weights in blocks, coalesced. Measured on an H100 this reads
-5 to 25 % faster than cuBLAS's product of one row (docs/performance.md).
+A program computes one output and reads its row of weights in coalesced blocks. On an H100 this reads 5 to
+25 % faster than cuBLAS's product of one row (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def linear_kernel(
 
 
 def multiply_vector(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear` of one row, x [..., inputs] of that many numbers: [..., outputs] in its dtype.
+    """`F.linear` of a single row, x [..., inputs]: [..., outputs] in its dtype.
 
     weight: [outputs, inputs], its rows contiguous; bias: [outputs].
     """

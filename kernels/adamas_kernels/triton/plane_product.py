@@ -1,11 +1,10 @@
-"""One row times a weight in planes, at the speed at which its bits can be read.
+"""One row times a weight in planes, at the speed of reading its bits.
 
-A thread holds chunks of one place in several rows of the weight, and that place of x, so that x is read once
-for all of them.
+A thread holds the chunks at one position in several rows of the weight, and the same position of x, so that x
+is read once for all of them.
 
-x of 16 bits is rounded to integers before (`rounding.py`). Products with the codes and their sums are then
-exact, and one instruction takes two. Otherwise, and where codes mean what a table says, all is computed in
-float32.
+16-bit x is rounded to integers first (`rounding.py`). Products with the codes and their sums are then exact,
+and one instruction does two. Otherwise, and if codes index a table, everything is computed in float32.
 """
 
 from __future__ import annotations
@@ -35,19 +34,19 @@ from adamas_kernels.triton.rounding import (
     sum_of,
 )
 
-LANES = 32  # of a warp: chunks of a row that it holds at a time, one a lane
+LANES = 32  # of a warp, which holds this many chunks of a row at a time, one per lane
 MOST_WARPS = 4  # that share a row
 BUSY = 2000  # warps that keep the memory of the largest GPUs busy
-WASTE = 0.4  # of the lanes, beyond which fewer warps share a row
+WASTE = 0.4  # largest share of idle lanes; beyond it, fewer warps share a row
 SHORT, LONG = 64, 256  # chunks of a row: up to SHORT a warp takes more rows, from LONG on fewer
 MANY = 4096  # rows of a weight
 
 
 @triton.jit
 def dot_two(pairs, codes, total, UPPER: tl.constexpr, FAST: tl.constexpr):
-    """total + two integers of 16 bits, pairs, times the lower or the upper two bytes of codes.
+    """total + two 16-bit integers, pairs, times the lower or the UPPER two bytes of codes.
 
-    FAST: by one instruction (dp2a) of NVIDIA's GPUs.
+    FAST: with one instruction (dp2a) of NVIDIA GPUs.
     """
     if FAST:
         return tl.inline_asm_elementwise(
@@ -60,7 +59,7 @@ def dot_two(pairs, codes, total, UPPER: tl.constexpr, FAST: tl.constexpr):
 
 @triton.jit
 def scales_of(scale_ptr, unit_ptr, row, chunk, there, CHUNKS: tl.constexpr, UNITS: tl.constexpr):
-    """What each chunk has in the plane of scales, and in that of units, as one word each: a load for all."""
+    """Each chunk's part of the planes of scales and units, as one word each, so that one load reads all."""
     scales = tl.load(scale_ptr + row * CHUNKS + chunk, mask=there, other=0)
     units = scales
     if UNITS:
@@ -72,7 +71,7 @@ def scales_of(scale_ptr, unit_ptr, row, chunk, there, CHUNKS: tl.constexpr, UNIT
 def scale_in(
     scales, units, PART: tl.constexpr, HALVES: tl.constexpr, UNITS: tl.constexpr, BRAIN: tl.constexpr
 ):
-    """One of the scales in words of `scales_of`, as float32. BRAIN: they are bfloat16."""
+    """One of the scales in the words of `scales_of`, as float32. BRAIN: they are bfloat16."""
     if UNITS:
         number = ((scales.to(tl.int32) << (24 - 8 * PART)) >> 24).to(tl.float32)
         half = (units.to(tl.int32) >> (16 * (PART // HALVES))).to(tl.int16)
@@ -96,8 +95,9 @@ def product_of_chunks(
     """Products of GROUP chunks of ROWS rows with the same chunks of x, float32 [ROWS, GROUP].
 
     row: int64 [ROWS, 1] or [ROWS, GROUP]; chunk and there: [1, GROUP]; x_ptr: where x begins, for all chunks
-    or for each, [1, GROUP, 1]. INTEGERS: x is in 16 bits, ROUNDED: by `Rounded.bits`, else here. WHOLE: see
-    `pair_of_x`. CHAINED: x is awaited when the weights are on their way, for the first chunks.
+    or for each, [1, GROUP, 1]. INTEGERS: x is multiplied as 16-bit integers, which are `Rounded.bits` if
+    ROUNDED, else rounded here. WHOLE: see `pair_of_x`. CHAINED: for the first chunks, wait for x only after
+    loading the weights has begun.
     """
     word = tl.arange(0, 4)[None, None, :]
     at = (row * CHUNKS + chunk)[:, :, None] * 4 + word
@@ -183,9 +183,9 @@ def plane_product_kernel(
 ):  # fmt: skip
     """Program (ROWS rows of the weight): out[n] = weight[n] . x + bias[n].
 
-    GATED: the weight is two, one after the other, out[n] = silu(first[n] . x) * (second[n] . x) for rows / 2
-    outputs, and ROWS is of both. INTEGERS: x_ptr is of `Rounded.bits`, SHARES
-    and epsilon are of it as well.
+    GATED: the weight is two weights, one after the other, out[n] = silu(first[n] . x) * (second[n] . x) for
+    rows / 2 outputs, and ROWS counts rows of both. INTEGERS: x_ptr, SHARES and epsilon are those of a
+    `Rounded`.
     """
     half: tl.constexpr = ROWS // 2
     here = tl.arange(0, ROWS)
@@ -198,7 +198,7 @@ def plane_product_kernel(
     row = n.to(tl.int64)[:, None]
     total = tl.zeros((ROWS, GROUP), tl.float32)
     if CHAINED:
-        gdc_launch_dependents()  # what comes after waits for the end of this all the same
+        gdc_launch_dependents()  # the next launch still waits for the end of this one
     for begin in tl.range(0, CHUNKS, GROUP):
         chunk = (begin + tl.arange(0, GROUP))[None, :]
         total += product_of_chunks(
@@ -225,8 +225,8 @@ def plane_product_kernel(
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a product is dealt out. rows: of the weight, for a warp; sharing: warps that share each row;
-    beside: warps of a program that have rows of their own.
+    """How a product is divided. rows: of the weight, per warp; sharing: warps that share each row; beside:
+    warps of a program with their own rows.
     """
 
     rows: int
@@ -235,8 +235,8 @@ class Tiling:
 
 
 def tiling(rows: int, chunks: int) -> Tiling:
-    """How a product with this many rows of this many chunks is dealt out, as measured on an H100
-    (docs/performance.md): so many warps share a row as there are not rows enough to keep a GPU busy.
+    """How to divide a product with this many rows of this many chunks, as measured on an H100
+    (docs/performance.md): warps share a row if there are too few rows to keep a GPU busy.
     """
     if rows >= MANY and chunks <= SHORT:
         return Tiling(4, 1)
@@ -253,7 +253,7 @@ def tiling(rows: int, chunks: int) -> Tiling:
 
 
 def takes_integers(dtype: torch.dtype, weight: PlaneWeight) -> bool:
-    """Whether a vector of this number format is rounded to integers for a weight."""
+    """Whether a vector of this dtype is rounded to integers for a weight."""
     return dtype.itemsize == 2 and weight.form.integers
 
 
@@ -265,10 +265,10 @@ def multiply_vector(
     tiles: Tiling | None = None,
     chained: bool | None = None,
 ) -> Tensor:
-    """`F.linear` of one row, x [..., columns] of that many numbers: [..., rows] in its dtype.
+    """`F.linear` of a single row, x [..., columns]: [..., rows] in its dtype.
 
-    gated: the weight is a gate's and another one of as many rows after it; the result is silu(gate) * other.
-    tiles, chained: None is the best that is known for this weight and device.
+    gated: the weight is a gate's, followed by another with equally many rows; the result is
+    silu(gate) * other. tiles, chained: None takes the best known for this weight and device.
     """
     tiles = tiles or tiling(weight.rows, weight.chunks)
     chained = chains(weight.device) if chained is None else chained
@@ -293,8 +293,8 @@ _WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32}
 
 
 def words(weight: PlaneWeight) -> tuple[Tensor, ...]:
-    """The planes of higher bits, scales and units, and the table, any tensor where there is none. All parts
-    of a chunk's scales are one word, and all of a super block's units.
+    """The planes of higher bits, scales and units, and the table (any tensor for a missing one). All scales
+    of a chunk are one word, and so are all units of a super block.
     """
     low, scales, units = weight.low, weight.scales, weight.units
     scales = scales.view(_WORDS[scales.shape[-1] * scales.itemsize])
@@ -308,5 +308,5 @@ def words(weight: PlaneWeight) -> tuple[Tensor, ...]:
 
 
 def forms(weight: PlaneWeight) -> dict[str, int | bool]:
-    """What kernels that read `words` are compiled for."""
+    """Compile-time constants of kernels that read `words`."""
     return {**constants(weight), "BRAIN": weight.scales.dtype == torch.bfloat16}

@@ -1,4 +1,4 @@
-"""A few rows times a weight in planes, on tensor cores: each of its bits is read once for all of them."""
+"""A few rows times a weight in planes, on tensor cores: the weight is read once for all rows."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from adamas_kernels.triton.launch import next_power
 from adamas_kernels.triton.planes import PlaneWeight
 
 LEAST_ROWS = 16  # of a product on tensor cores
-MOST_ROWS = 32  # beyond which it is faster to unpack the weight
-STAGES = 2  # groups of chunks on their way to a program
+MOST_ROWS = 32  # with more, unpacking the weight is faster
+STAGES = 2  # groups of chunks in flight per program
 
 
 @triton.jit
@@ -36,10 +36,10 @@ def plane_rows_kernel(
     ROWS: tl.constexpr, GROUP: tl.constexpr, FEW: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Program (ROWS rows of the weight, FEW rows of x [columns, CHUNKS * 32]): out[m, n] = weight[n] . x[m] +
-    bias[n]. WHOLE: x_ptr is of int32, each two numbers of bfloat16.
+    bias[n]. WHOLE: x_ptr is to int32, each with two bfloat16 numbers.
     """
     parts: tl.constexpr = HALVES * 2 if MINIMUM else HALVES
-    numbers: tl.constexpr = 1 if WHOLE else 2  # of the step from a word's numbers in x to the next word's
+    numbers: tl.constexpr = 1 if WHOLE else 2  # step from a word's numbers in x to the next word's
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     m = tl.program_id(1) * FEW + tl.arange(0, FEW)
     row = tl.minimum(n, rows - 1).to(tl.int64)[:, None]
@@ -86,7 +86,7 @@ def plane_rows_kernel(
 
 @dataclass(frozen=True)
 class RowsTiling:
-    """How such a product is dealt out: rows of the weight for a program, chunks of them at a time, warps."""
+    """How such a product is divided: rows of the weight per program, chunks of them at a time, warps."""
 
     rows: int = 32
     group: int = 16
@@ -96,7 +96,7 @@ class RowsTiling:
 def multiply_rows(
     x: Tensor, weight: PlaneWeight, bias: Tensor | None = None, tiles: RowsTiling | None = None
 ) -> Tensor:
-    """`F.linear` of few rows, x [..., columns]: [..., rows] in its dtype."""
+    """`F.linear` of a few rows, x [..., columns]: [..., rows] in its dtype."""
     tiles = tiles or RowsTiling()
     flat = x.reshape(-1, weight.columns).contiguous()
     out = torch.empty(len(flat), weight.rows, dtype=x.dtype, device=x.device)

@@ -1,14 +1,14 @@
-"""A weight of a file on a GPU: its blocks split into planes of codes and of scales.
+"""A weight from a file on a GPU: its blocks are split into planes of codes and of scales.
 
-A chunk is 32 numbers of a row; a thread of a kernel holds one. Its four lowest bits a number are 16 bytes,
-four words of four pairs of codes, and the higher bits lie in a plane of their own. Numbers 8 p + 2 k and
-8 p + 2 k + 1 of chunk g are pair p ^ (g / 2 % 4) of word k: threads side by side then read x from different
-banks.
+A chunk is 32 numbers of a row; a thread of a kernel holds one chunk. The four lowest bits of its codes are 16
+bytes, four words of four pairs of codes; higher bits lie in a separate plane. Numbers 8 p + 2 k and
+8 p + 2 k + 1 of chunk g are pair p ^ (g / 2 % 4) of word k, so that neighbouring threads read x from
+different banks.
 
-Scales are kept as the file has them, never multiplied out: a number is
+Scales are kept as in the file, not multiplied out: a number is
     unit * scale * (value of its code) - unit of minimums * minimum
-where the K-types have small integers as scales and minimums and a float16 unit for 256 numbers, and the
-others floats of 16 bits and no units. Nothing is rounded.
+K-types have small integers as scales and minimums, and a float16 unit per 256 numbers; other types have
+16-bit floats and no units. Nothing is rounded.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from torch import Tensor
 from adamas_kernels.blocks import PLAIN, BlockWeight, block_size, unpack
 
 CHUNK = 32  # numbers that a thread holds
-WORDS = 4  # of a chunk's lowest four bits
-AT_ONCE = 1 << 26  # numbers that are split at a time, which bounds the memory beside the planes
+WORDS = 4  # for the lowest four bits of a chunk
+AT_ONCE = 1 << 26  # numbers that are split at a time, which bounds memory besides the planes
 
 
 @dataclass(frozen=True)
 class Form:
-    """How kernels read a kind. high: bits of a code beyond four. halves: scales of a chunk. minimum: whether
-    each comes with a minimum. units: whether those are integers with units. offset: what is taken from a
-    code. table: what the sixteen codes mean, where that is not themselves. floats: whether codes of 8 bits
-    are floats, E4M3.
+    """How kernels read a kind. high: bits of a code beyond four. halves: scales per chunk. minimum: whether
+    each scale has a minimum. units: whether these are integers with units. offset: subtracted from codes.
+    table: the values of the sixteen codes, if not the codes themselves. floats: whether 8-bit codes are
+    floats, E4M3.
     """
 
     high: int = 0
@@ -45,7 +45,7 @@ class Form:
 
     @property
     def integers(self) -> bool:
-        """Whether codes mean themselves."""
+        """Whether codes are their own values."""
         return self.table is None and not self.floats
 
     @property
@@ -78,8 +78,8 @@ class PlaneWeight:
     """A weight [rows, columns] in planes.
 
     kind: of FORMS. low: int32 [rows, chunks, WORDS]. high: uint8, int16 or int32 of that shape, or None.
-    scales: [rows, chunks, parts], int8 where there are units, else float16 or bfloat16. units: float16 [rows,
-    super blocks, 1 or 2], of the scales and of the minimums. table: float32 [16].
+    scales: [rows, chunks, parts], int8 if there are units, else float16 or bfloat16. units: float16 [rows,
+    super blocks, 1 or 2], for scales and minimums. table: float32 [16].
     """
 
     kind: str
@@ -97,33 +97,33 @@ class PlaneWeight:
 
     @property
     def chunks(self) -> int:
-        """Of a row."""
+        """Chunks of a row."""
         return self.low.shape[1]
 
     @property
     def count(self) -> int:
-        """Numbers in it."""
+        """Numbers of the weight."""
         return self.rows * self.columns
 
     @property
     def form(self) -> Form:
-        """How kernels read it."""
+        """How kernels read its kind."""
         return FORMS[self.kind]
 
     @property
     def device(self) -> torch.device:
-        """Where the planes lie."""
+        """The device of the planes."""
         return self.low.device
 
     @property
     def planes(self) -> dict[str, Tensor]:
-        """The tensors that have a line for each row, by name."""
+        """The tensors with one entry per row, by name."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: named[name] for name in ("low", "high", "scales", "units") if named[name] is not None}
 
     @property
     def bytes(self) -> int:
-        """Bytes that one product with a vector reads."""
+        """Bytes read by one product with a vector."""
         return sum(plane.nbytes for plane in self.planes.values())
 
     def part(self, first: int, last: int) -> PlaneWeight:
@@ -137,24 +137,24 @@ class PlaneWeight:
 
 
 def joinable(weights: Sequence[PlaneWeight]) -> bool:
-    """Whether one product can serve for all."""
+    """Whether one product can serve all these weights."""
     return len({(weight.kind, weight.columns) for weight in weights}) == 1
 
 
 def join(weights: Sequence[PlaneWeight]) -> PlaneWeight:
-    """One weight with the rows of all, which are joinable."""
+    """One weight with the rows of all; they must be joinable."""
     names = weights[0].planes
     return weights[0]._with({name: torch.cat([weight.planes[name] for weight in weights]) for name in names})
 
 
 def halves(weight: PlaneWeight, parts: int) -> list[PlaneWeight]:
-    """Two weights, of the first and of the second halves of each of this many parts of the rows."""
+    """Two weights, with the first and with the second halves of each of `parts` parts of the rows."""
     named = {name: plane.unflatten(0, (parts, 2, -1)) for name, plane in weight.planes.items()}
     return [weight._with({name: x[:, half].flatten(0, 1) for name, x in named.items()}) for half in (0, 1)]
 
 
 def take_turns(weights: Sequence[PlaneWeight]) -> PlaneWeight:
-    """One weight with a row of each in turn; they are joinable and have as many rows each."""
+    """One weight that alternates between the rows of all, which must be joinable, with equally many rows."""
     planes = [weight.planes for weight in weights]
     return weights[0]._with(
         {name: torch.stack([x[name] for x in planes], 1).flatten(0, 1) for name in planes[0]}
@@ -162,9 +162,9 @@ def take_turns(weights: Sequence[PlaneWeight]) -> PlaneWeight:
 
 
 def split(weight: BlockWeight, device: torch.device) -> PlaneWeight | Tensor:
-    """Upload a weight and split it there; one of plain numbers becomes a tensor of them.
+    """Upload a weight and split it on the device; plain numbers become a tensor.
 
-    Kinds that have no form become Q8_0.
+    Kinds without a form become Q8_0.
     """
     if weight.kind in PLAIN:
         return weight.data.to(device).view(PLAIN[weight.kind])
@@ -206,21 +206,21 @@ def _split_part(weight: BlockWeight, device: torch.device) -> PlaneWeight:
 
 
 def _nibbles(codes: Tensor) -> Tensor:
-    """Codes of 4 bits, [rows, chunks, 4 pairs, WORDS, 2], as int32 [rows, chunks, WORDS]: a byte for a pair,
-    its first code in the lower bits.
+    """4-bit codes, [rows, chunks, 4 pairs, WORDS, 2], as int32 [rows, chunks, WORDS]: one byte per pair, with
+    the first code in the lower bits.
     """
     pairs = codes[..., 0] | codes[..., 1] << 4
     return pairs.transpose(2, 3).contiguous().view(torch.int32).squeeze(-1)
 
 
-# By the number of higher bits, where those of the first and of the second codes of the four pairs begin.
+# By number of higher bits: where the bits of the first and the second codes of the four pairs begin.
 _PLACES = {1: ((3, 2, 1, 0), (7, 6, 5, 4)), 2: ((4, 12, 2, 10), (0, 8, 6, 14))}
 
 
 def _high(codes: Tensor, bits: int) -> Tensor | None:
-    """The higher bits of the codes, in a plane of `bits` bytes for each word of lower ones.
+    """The higher bits of the codes, in a plane with `bits` bytes for each word of lower bits.
 
-    They stand where few instructions bring them above the lower bits of four codes at once.
+    Their positions allow few instructions to move them above the lower bits of four codes at once.
     """
     if bits == 0:
         return None
@@ -233,8 +233,8 @@ def _high(codes: Tensor, bits: int) -> Tensor | None:
 
 @dataclass
 class _Content:
-    """What the blocks of a weight hold: codes uint8 in the order of the columns, and scales, minimums and
-    units in the order of their groups.
+    """The content of a weight's blocks: uint8 codes in column order, and scales, minimums and units in the
+    order of their groups.
     """
 
     codes: Tensor
@@ -249,13 +249,13 @@ def _halves(blocks: Tensor, first: int, last: int) -> Tensor:
 
 
 def _fields(packed: Tensor, bits: int) -> Tensor:
-    """Bytes [..., n] as fields of this many bits, [..., 8 / bits, n]: first the lowest bits of all."""
+    """Bytes [..., n] as fields of this many bits, [..., 8 / bits, n], lowest bits of all bytes first."""
     mask = (1 << bits) - 1
     return torch.stack([packed >> shift & mask for shift in range(0, 8, bits)], -2)
 
 
 def _in_runs(packed: Tensor, bits: int, run: int) -> Tensor:
-    """The same of each run of this many bytes, in that order: [..., numbers]."""
+    """The same for each run of this many bytes, in order: [..., numbers]."""
     return _fields(packed.unflatten(-1, (-1, run)), bits).flatten(-3)
 
 
@@ -337,7 +337,7 @@ def _iq4_xs(blocks: Tensor) -> _Content:
 
 
 def _mxfp4(blocks: Tensor) -> _Content:
-    # Powers of two, of which float16 has too few, halved because the table has the values doubled.
+    # Powers of two, of which float16 has too few, halved because the table has doubled values.
     exponents = blocks[..., :1].int()
     scales = torch.where(exponents < 2, 1 << 21 + exponents, exponents - 1 << 23).view(torch.float32)
     return _Content(_in_runs(blocks[..., 1:], 4, 16), scales.bfloat16())

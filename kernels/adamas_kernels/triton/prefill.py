@@ -1,8 +1,8 @@
-"""Attention of a chunk of new tokens on a GPU: the fastest library kernel for each part, and one of our own
-that joins them; windows and soft caps, which those do not know, in a kernel of our own.
+"""Attention of a chunk of new tokens on a GPU: the fastest library kernel for each part, and our own kernel
+to join them. Library kernels do not support windows and soft caps, which have our own kernel.
 
-A lower-right causal mask takes cuDNN's attention off its fast path. Without a mask over earlier keys, and
-with the square causal one over the chunk itself, both parts stay on it (docs/performance.md).
+A lower-right causal mask takes cuDNN's attention off its fast path. With no mask over earlier keys and a
+square causal mask over the chunk itself, both parts stay on it (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from adamas_kernels.triton.launch import next_power
 
 CUDNN_CAPABILITY = (9, 0)  # NVIDIA GPUs from Hopper on, where cuDNN is faster than flash attention
 CUDNN_LARGEST_DIM = 128
-# cuDNN plans each shape anew, which takes a tenth of a second and more. So it gets whole blocks of new
-# tokens, and earlier ones in as few sizes as do: each a power of two times this.
+# cuDNN plans each new shape, which takes a tenth of a second or more. So it only gets whole blocks of new
+# tokens, and earlier tokens in few sizes: powers of two times this.
 CUDNN_BLOCK = 2048
 MERGE_ROWS = 16
-# Of a banded program: numbers of queries, and of keys at a time, and at most how many of each.
+# Per banded program: numbers of its queries, and of keys at a time; and the most queries and keys.
 BANDED_NUMBERS, BANDED_KEYS = 16384, 8192
 MOST_ROWS, MOST_KEYS = 128, 64
 BANDED_STAGES = 2
@@ -35,8 +35,8 @@ def merge_kernel(
     out_ptr, lse_ptr, other_ptr, other_lse_ptr, out_b, out_h, out_n, other_b, other_h, other_n, new,
     HEADS: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Join another part into out [B, H, N, D] and its log-sum-exp, in place; both log-sum-exps are float32
-    [B, H, N], contiguous.
+    """Join another part into out [B, H, N, D] and its log-sum-exp, in place; both log-sum-exps are contiguous
+    float32 [B, H, N].
 
     Program (block of new tokens, query head of a batch).
     """
@@ -79,9 +79,9 @@ def banded_kernel(
     D_V_PAD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
     CAPPED: tl.constexpr, WINDOWED: tl.constexpr,
 ):  # fmt: skip
-    """Attention from ROWS new tokens of one query head to what they see (FlashAttention, arXiv 2205.14135);
-    program (block of new tokens, query head of a batch). scale, cap: see `scaled`; past: tokens before the
-    new ones.
+    """Attention from ROWS new tokens of one query head to the tokens they see (FlashAttention, arXiv
+    2205.14135); program (block of new tokens, query head of a batch). scale, cap: see `scaled`; past: tokens
+    before the new ones.
     """
     pair = tl.program_id(1)
     batch, head = (pair // HEADS).to(tl.int64), (pair % HEADS).to(tl.int64)
@@ -110,7 +110,7 @@ def banded_kernel(
             values + place[:, None] * value_n + column[None, :],
             mask=there[:, None] & (column < D_V)[None, :], other=0.0,
         )  # fmt: skip
-        # A row that has seen nothing yet has some weight until it does: then all of it fades away.
+        # A row that has seen nothing yet gets some weight, which fades to zero at the first token it sees.
         score = tl.where(seen, scaled(tl.dot(q, k), scale, cap, CAPPED), LOWEST)
         higher = tl.maximum(highest, tl.max(score, axis=1))
         p = tl.exp2(score - higher[:, None])
@@ -157,7 +157,7 @@ def causal_attention(
 
 
 def split_attention(queries: Tensor, keys: Tensor, values: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-    """Attention to all tokens, of sequences of one length."""
+    """Attention to all tokens, for sequences of one length."""
     batch, heads, new, dim = queries.shape
     kv_heads, size = keys.shape[1:3]
     past = size - new
@@ -167,7 +167,7 @@ def split_attention(queries: Tensor, keys: Tensor, values: Tensor, scaling: floa
         own_keys, own_values = (x.repeat_interleave(heads // kv_heads, 1) for x in (own_keys, own_values))
     out, lse = (_cudnn if cudnn else attention_with_lse)(queries, own_keys, own_values, scaling, True)
     lse = lse.contiguous()
-    # The query heads of one KV head as more rows of one: where all rows see all keys, that is the same.
+    # The query heads of one KV head become rows of one head: the same, as all rows see all keys here.
     rows = queries.reshape(batch, kv_heads, -1, dim)
     for start, end in blocks_of(past) if cudnn else [(0, past)] if past else []:
         attend = _cudnn if cudnn and (end - start) % CUDNN_BLOCK == 0 else attention_with_lse
@@ -178,7 +178,7 @@ def split_attention(queries: Tensor, keys: Tensor, values: Tensor, scaling: floa
 
 
 def blocks_of(past: int) -> list[tuple[int, int]]:
-    """Where the blocks of earlier tokens start and end: CUDNN_BLOCK times falling powers of two, and the
+    """The starts and ends of blocks of earlier tokens: CUDNN_BLOCK times falling powers of two, then the
     rest.
     """
     blocks, start = [], 0

@@ -1,4 +1,4 @@
-"""Ranks of tokens by their codes, one token to a lane: byte products or distances, exact in integers."""
+"""Ranks of tokens by their codes, one token per lane: byte products or distances, exact in integers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import triton.language as tl
 
 @triton.jit
 def dot4(codes, query, total, FAST: tl.constexpr):
-    """total + sum of four products of a byte of codes (0..3) with a byte of query (-127..127), exact."""
+    """total + sum of four products of a byte of codes (0..3) and a byte of query (-127..127), exact."""
     if FAST:
         total = tl.inline_asm_elementwise(
             "dp4a.u32.s32 $0, $1, $2, $3;",
@@ -60,7 +60,7 @@ def load_words(codes, codes_w, at, P: tl.constexpr):
 
 @triton.jit
 def load_queries(query_words, rows, WORDS: tl.constexpr, HELD: tl.constexpr):
-    """The words of encoded queries, a tuple of WORDS int32 [ROWS]; empty where they are not HELD."""
+    """The words of encoded queries, a tuple of WORDS int32 [ROWS]; empty if they are not HELD."""
     words = ()
     if HELD:
         for w in tl.static_range(WORDS):
@@ -78,8 +78,8 @@ def query_word(queries, query_words, rows, w: tl.constexpr, WORDS: tl.constexpr,
 
 @triton.jit
 def rank_of(found, total, scale):
-    """The reference's rank from a product of codes 0..3 with a query of this sum of integers; the float
-    before the last product is exact.
+    """The reference's rank, from the product of codes 0..3 and a query whose integers sum to `total`; the
+    float before the last product is exact.
     """
     return (2.0 * found.to(tl.float32) - 3.0 * total) * scale
 

@@ -1,7 +1,7 @@
-"""The means of blocks of keys and values, and which blocks of keys each block of queries reads, on a GPU.
+"""The means of blocks of keys and values, and which key blocks each query block reads, on a GPU.
 
-The choice is one launch. A program takes sampled queries, multiplies them with all means and spreads, keeps
-every block's share against what is always read (the sum over all is known at the end only), and then reads
+The choice is one launch. A program multiplies sampled queries by all means and spreads, and keeps every
+block's share relative to the keys that are always read, as the total is only known at the end. Then it reads
 the shares again, divides, and writes the chosen blocks as bits and as a list.
 """
 
@@ -27,16 +27,16 @@ from adamas_kernels.triton.dense import scaled, scales_of
 from adamas_kernels.triton.launch import next_power
 
 WORD = 64  # blocks whose bits are one word
-# Highest score of a row that has seen none: below every real one, and so far above LOWEST, scaled or not,
-# that what is hidden has no weight.
+# Highest score of a row that has seen no token: below every real score, and so far above LOWEST, scaled or
+# not, that hidden tokens get no weight.
 NONE_YET = tl.constexpr(-1e20)
-LARGEST = tl.constexpr(50.0)  # exponent that a share is held to: sums and products stay finite
-# Of a program: numbers of queries, and of means of blocks at a time, and at most how many of each.
+LARGEST = tl.constexpr(50.0)  # largest exponent of a share, so that sums and products stay finite
+# Per program: numbers of its queries, and of means of blocks at a time; and the most queries and means.
 QUERY_NUMBERS, MEAN_NUMBERS = 16384, 4096
 MOST_QUERIES, MOST_MEANS = 128, 64
-CHOOSE_STAGES = 2  # with three, two programs would not fit a multiprocessor, nor one the smallest
+CHOOSE_STAGES = 2  # with three, two programs would not fit a multiprocessor, and one not the smallest
 CHOOSE_WARPS = 8
-SHARES = 1 << 26  # that are kept at a time
+SHARES = 1 << 26  # kept at a time
 
 
 @triton.jit
@@ -47,7 +47,7 @@ def summarize_kernel(
     HEADS: tl.constexpr, D: tl.constexpr, P: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr,
     KEY_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Means of one block, the one number `first` and those after it; program (block, KV head of a batch)."""
+    """Means of blocks from number `first` on; program (block, KV head of a batch)."""
     pair = tl.program_id(1)
     batch, head = (pair // HEADS).to(tl.int64), (pair % HEADS).to(tl.int64)
     block = (first + tl.program_id(0)).to(tl.int64)
@@ -93,12 +93,12 @@ def choose_kernel(
     QUERY_STRIDE: tl.constexpr, NEAR: tl.constexpr, WORD: tl.constexpr, STAGES: tl.constexpr,
     CAPPED: tl.constexpr,
 ):  # fmt: skip
-    """Blocks for ROWS sampled queries of one head; program (those queries, last first; query head of a batch,
-    from `first_head` on).
+    """Choose blocks for ROWS sampled queries of one head; program (those queries, last first; query head of a
+    batch, from `first_head` on).
 
-    Leaves, for `tiles` blocks of queries each, bits: int64 [B, H, tiles, pitch / WORD], ones for what does
-    not count by its mean, list: int32 [B, H, tiles, pitch], the chosen blocks wholly before the tile, and
-    count: int32 [B, H, tiles], of them. share: bfloat16 [programs, pitch, ROWS], to use.
+    Writes, for `tiles` query blocks, bits: int64 [B, H, tiles, pitch / WORD], 1 for blocks that are not
+    replaced by their mean; list: int32 [B, H, tiles, pitch], the chosen blocks entirely before the tile; and
+    count: int32 [B, H, tiles], their number. share: bfloat16 [programs, pitch, ROWS], scratch memory.
     """
     rows_each: tl.constexpr = QUERY_BLOCK // QUERY_STRIDE  # sampled queries of a block
     tile_count: tl.constexpr = ROWS // rows_each
@@ -111,7 +111,7 @@ def choose_kernel(
     inside = (sample < new)[:, None] & (dim < D)[None, :]
     q = tl.load(query + sample.to(tl.int64)[:, None] * query_n, mask=inside, other=0.0)
     root: tl.constexpr = P**0.5
-    small = q.to(tl.float32) / root  # whose squares float16 holds
+    small = q.to(tl.float32) / root  # so that the squares fit float16
     squares = (small * small).to(q.dtype)
     near = tl.maximum((past + sample // QUERY_BLOCK * QUERY_BLOCK) // KEY_BLOCK - NEAR, 1)
     own = past + tl.minimum(sample, new - 1)
@@ -123,7 +123,7 @@ def choose_kernel(
     start_near = tl.maximum((past + begin * QUERY_BLOCK) // KEY_BLOCK - NEAR, 1)
     last = tl.minimum(past + (begin + tile_count) * QUERY_BLOCK, past + new)
     for step in tl.range(start_near - 1, tl.cdiv(last, KEY_BLOCK), num_stages=2):
-        block = tl.where(step < start_near, 0, step)  # the first one, and then the near ones
+        block = tl.where(step < start_near, 0, step)  # the first block, then the near ones
         token = block * KEY_BLOCK + at
         k = tl.load(
             keys + token.to(tl.int64)[None, :] * key_n + dim[:, None],
@@ -140,7 +140,7 @@ def choose_kernel(
         )
         highest = higher
     usual = highest + tl.log2(always)
-    total = tl.zeros((ROWS, BLOCKS), tl.float32)  # of blocks, in units of what is always read
+    total = tl.zeros((ROWS, BLOCKS), tl.float32)  # of blocks, relative to the keys always read
     means = mean_ptr + batch * mean_b + head // GROUP * mean_h + dim[:, None]
     spreads = spread_ptr + batch * spread_b + head // GROUP * spread_h + dim[:, None]
     row, one = tl.arange(0, ROWS), tl.arange(0, BLOCKS)
@@ -202,7 +202,7 @@ def choose_blocks(
     settings: ReadSettings,
     softmax: Softmax,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What `reading.choose_blocks` chooses, as bits, lists and counts, see `choose_kernel`."""
+    """The choice of `reading.choose_blocks`, as bits, lists and counts, see `choose_kernel`."""
     batch, heads, new, dim = queries.shape
     kv_heads, size = keys.shape[1:3]
     tiles, pitch = triton.cdiv(new, QUERY_BLOCK), triton.cdiv(triton.cdiv(size, KEY_BLOCK), WORD) * WORD

@@ -1,10 +1,10 @@
-"""A vector as integers of 16 bits, for products with codes: rounded once, read by every row of a weight.
+"""A vector as 16-bit integers, for products with codes: rounded once, read by every row of a weight.
 
-The numbers of a chunk are in units of its largest one, which loses less than that one's own rounding to
-bfloat16. What a thread of a product needs of a chunk lies so that threads side by side read side by side.
+Numbers are scaled by the largest of their chunk, which loses less than rounding that one to bfloat16. The
+layout lets neighbouring threads of a product read neighbouring memory.
 
-RMSNorm needs no kernel of its own: numbers are rounded after they were multiplied with its weight, and the
-product divides by the root of the mean square, of which each program here leaves its share.
+RMSNorm needs no separate kernel: numbers are multiplied by its weight before rounding, and the product
+divides by the root mean square; each program here writes its share of the sum of squares.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from adamas_kernels.triton.codes import turned
 from adamas_kernels.triton.launch import chains
 from adamas_kernels.triton.planes import CHUNK, WORDS
 
-# For each chunk: 16 pairs of integers, its unit as float32, and the sums of the integers of both halves.
+# Per chunk: 16 pairs of integers, its unit as float32, and the sums of the integers of both halves.
 UNIT, SUMS = tl.constexpr(16), tl.constexpr(17)
 PLANES = tl.constexpr(19)
 SHARED = tl.constexpr(32)  # chunks of a program, and of a share of the sum of squares
@@ -30,9 +30,9 @@ SHARED = tl.constexpr(32)  # chunks of a program, and of a share of the sum of s
 
 @triton.jit
 def pair_of_x(x_ptr, chunk, word, there, PAIR: tl.constexpr, WHOLE: tl.constexpr):
-    """The numbers of x that pair PAIR of the codes of each word is for, as float32.
+    """The numbers of x for pair PAIR of the codes of each word, as float32.
 
-    WHOLE: x_ptr is of int32, each two numbers of bfloat16.
+    WHOLE: x_ptr is to int32, each with two bfloat16 numbers.
     """
     if WHOLE:
         at = chunk * 16 + turned(chunk, PAIR) * 4 + word
@@ -46,14 +46,14 @@ def pair_of_x(x_ptr, chunk, word, there, PAIR: tl.constexpr, WHOLE: tl.constexpr
 
 @triton.jit
 def larger(first, second):
-    """The larger magnitude of two."""
+    """The larger of two magnitudes."""
     return tl.maximum(tl.abs(first), tl.abs(second))
 
 
 @triton.jit
 def in_sixteen_bits(first, second, factor):
-    """Two numbers, times a factor that leaves them below 2 ^ 15, rounded to the halves of an int32."""
-    # 1.5 * 2 ^ 23 leaves a number's integer part at the end of the mantissa.
+    """Two numbers, times a factor that keeps them below 2 ^ 15, rounded to the halves of an int32."""
+    # Adding 1.5 * 2 ^ 23 puts the rounded integer into the low bits of the mantissa.
     lower = (first * factor + 12582912.0).to(tl.int32, bitcast=True)
     upper = (second * factor + 12582912.0).to(tl.int32, bitcast=True)
     return (lower & 0xFFFF) | (upper << 16)
@@ -70,7 +70,7 @@ def round_kernel(
     x_ptr, weight_ptr, out_ptr,
     CHUNKS: tl.constexpr, NORM: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """Program (SHARED chunks): out = x in 16 bits, NORM: times a weight, with the sum of the squares of x."""
+    """Program (SHARED chunks): out = x in 16 bits; with NORM, times a weight, and the sum of squares of x."""
     if CHAINED:
         gdc_launch_dependents()
     chunk = (tl.program_id(0) * SHARED + tl.arange(0, SHARED))[:, None]
@@ -119,8 +119,8 @@ def round_kernel(
 
 @dataclass(frozen=True)
 class Rounded:
-    """A vector as products take it. bits: int32, PLANES for each chunk, then `shares` float32 sums of squares
-    where it is to be divided by the root of their mean, `epsilon` added.
+    """A vector as input of products. bits: int32, PLANES per chunk, then `shares` float32 sums of squares; if
+    there are any, products are divided by the root of their mean plus `epsilon`.
     """
 
     bits: Tensor
@@ -129,16 +129,16 @@ class Rounded:
 
 
 def rounded(x: Tensor, chained: bool) -> Rounded:
-    """x, of some multiple of 32 numbers: what `norm_vector` left with it, or made here."""
+    """x, a multiple of 32 numbers, rounded: as attached by `norm_vector`, or rounded here."""
     known: Rounded | None = getattr(x, _ROUNDED, None)
     return Rounded(_launch(x.contiguous(), None, chained)) if known is None else known
 
 
 def norm_vector(x: Tensor, weight: Tensor, epsilon: float, chained: bool | None = None) -> Tensor:
-    """RMSNorm of x [..., n], one row of some multiple of 32 numbers, for products with codes alone.
+    """RMSNorm of x [..., n], one row of a multiple of 32 numbers, only for products with codes.
 
-    What is returned has x's shape and no numbers (it is on the meta device): a model hands it to products,
-    which find in it what was rounded. chained: None is by the device.
+    The result has x's shape but no numbers (it is on the meta device): a model passes it to products, which
+    use the rounded numbers attached to it. chained: None chooses by device.
     """
     chained = chains(x.device) if chained is None else chained
     bits = _launch(x.contiguous(), weight, chained)
@@ -147,7 +147,7 @@ def norm_vector(x: Tensor, weight: Tensor, epsilon: float, chained: bool | None 
     return stand_in
 
 
-_ROUNDED = "adamas_rounded"  # the name of that attribute
+_ROUNDED = "adamas_rounded"  # the attribute with the rounded numbers
 
 
 def _programs(chunks: int) -> int:

@@ -1,4 +1,4 @@
-"""What the launches of one sparse step hand to each other, and how large that is."""
+"""The buffers that the launches of one sparse step share, and their sizes."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from adamas_kernels.triton.launch import next_power
 from adamas_kernels.triton.shares import SHARES
 from adamas_kernels.triton.shortlist import PLACES
 
-LEAST_GROUPS = 2048  # of tokens, of which each keeps its best
+LEAST_GROUPS = 2048  # of tokens; each group keeps its best tokens
 MOST_GROUPS = 4096  # unless the budget is larger
-MOST_TURNS = 8  # tokens of a group, as far as that: more groups occupy more multiprocessors with the estimate
-GROUPS_PER_TOKEN = 4  # of the budget: seldom are three of the best in one group
-LEAST_LIST = 64  # listed tokens, and groups, at the least: those of one estimate program
-TOKENS_PER_SPLIT = 128  # chosen tokens that each of several attends to
-MOST_SPLITS = 32  # that are merged at once
+MOST_TURNS = 8  # tokens per group, within these limits: more groups spread the estimate over the GPU
+GROUPS_PER_TOKEN = 4  # of the budget, so that three of the best tokens are rarely in one group
+LEAST_LIST = 64  # fewest listed tokens, and groups: those of one estimate program
+TOKENS_PER_SPLIT = 128  # chosen tokens of each split
+MOST_SPLITS = 32  # merged at once
 
 
 def group_count(device: torch.device, budget: int, capacity: int) -> int:
-    """Groups that the tokens of each query are dealt to, a power of two and no fewer than are listed."""
+    """Groups that each query's tokens are dealt to: a power of two, at least the number of listed tokens."""
     if device.type != "cuda":  # few, so that the interpreter sees several turns
         return list_size(budget)
     wanted = max(LEAST_GROUPS, next_power(capacity // MOST_TURNS), next_power(GROUPS_PER_TOKEN * budget))
@@ -35,18 +35,18 @@ def group_count(device: torch.device, budget: int, capacity: int) -> int:
 
 
 def list_size(budget: int) -> int:
-    """Tokens of which a selection chooses exactly."""
+    """The number of listed tokens, from which a selection chooses exactly."""
     return max(LEAST_LIST, next_power(budget + budget // 4))
 
 
 def split_count(budget: int) -> int:
-    """Programs that share the chosen tokens of a query."""
+    """The number of programs that share the chosen tokens of a query."""
     return min(MOST_SPLITS, triton.cdiv(budget, TOKENS_PER_SPLIT))
 
 
 @dataclass
 class Scratch:
-    """What the launches of one step hand to each other. One set serves all layers of a model in turn.
+    """The buffers that the launches of one step share. One set serves all layers of a model in turn.
 
     Rows are queries, B x H x N of them.
     """
@@ -56,17 +56,17 @@ class Scratch:
     best: Tensor  # float32 [rows, PLACES, groups], see `shortlist.py`
     turns: Tensor  # int32 [rows, groups]
     masses: Tensor  # float32 [rows, groups]
-    shares: Tensor  # int32 [rows, SHARES, groups], masses in whole numbers, where an error is bounded
-    sums: Tensor  # int32 [rows, groups], of how many in each are listed and are looked at again
-    looked_at: Tensor  # int32 [rows, groups], which are looked at again
+    shares: Tensor  # int32 [rows, SHARES, groups], masses as integers, if the error is bounded
+    sums: Tensor  # int32 [rows, groups], running counts of listed tokens and of groups to re-rank
+    looked_at: Tensor  # int32 [rows, groups], the groups to re-rank
     extra_rank: Tensor  # float32 [rows, room], of tokens that are no group's first or second
     extra_at: Tensor  # int32 [rows, room]
     list_rank: Tensor  # float32 [rows, list], of the listed tokens
     list_at: Tensor  # int32 [rows, list]
-    again: Tensor  # int32 [rows], how many groups were looked at again
+    again: Tensor  # int32 [rows], how many groups were re-ranked
     chosen_at: Tensor  # int32 [rows, budget]
     rest: Tensor  # float32 [rows, 2], softmax mass of the others and the score that it is relative to
-    attended: Tensor  # int32 [rows], how many tokens, where an error is bounded
+    attended: Tensor  # int32 [rows], how many tokens, if the error is bounded
     parts: Tensor  # float32 [rows, splits, ...]
     place: Tensor  # int32 [rows, budget], for the tally
     score: Tensor  # float32 [rows, budget]

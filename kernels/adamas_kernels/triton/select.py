@@ -1,5 +1,5 @@
-"""Exact top-k of the groups that the estimate leaves, and the softmax mass of all other tokens. Ties go to
-the lowest position.
+"""Exact top-k from the groups of the estimate, and the softmax mass of all other tokens. Ties go to the
+lowest position.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from adamas_kernels.triton.shortlist import (
     weight_of,
 )
 
-GUESSES = tl.constexpr(4)  # rounds of interpolation, before dividing the interval evenly ends a search
+GUESSES = tl.constexpr(4)  # rounds of interpolation before a search divides its interval evenly
 COUNT_BITS = tl.constexpr(16)  # of one of two counts in an int32
 COUNT_MASK = tl.constexpr((1 << 16) - 1)
-EXTRAS = tl.constexpr(256)  # that are read at a time
+EXTRAS = tl.constexpr(256)  # read at a time
 
 
 @triton.jit
 def ordered(x):
-    """float32 -> int32 with the same order; both zeros are one."""
+    """float32 -> int32 with the same order; both zeros are equal."""
     bits = (x + 0.0).to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
@@ -42,8 +42,8 @@ def unordered(key):
 
 @triton.jit
 def forced_and_wanted(seen, sinks, recents, budget):
-    """Of `seen` tokens: the sinks, the first of the recents, how many these are together, and how many more
-    the budget lets a query choose.
+    """For `seen` tokens: the number of sinks, the position of the first recent, the number of both together,
+    and how many more tokens the budget allows.
     """
     first_sinks = tl.minimum(sinks, seen)
     first_recent = tl.maximum(first_sinks, seen - recents)
@@ -53,38 +53,38 @@ def forced_and_wanted(seen, sinks, recents, budget):
 
 @triton.jit
 def reaches(rank, at, least, last):
-    """Which tokens are at least as good as the one of rank `least` at position `last`."""
+    """Which tokens are at least as good as the one with rank `least` at position `last`."""
     return (rank > least) | ((rank == least) & (at <= last))
 
 
 @triton.jit
 def larger_of_both(a, b, other_a, other_b):
-    """The larger of each of two numbers."""
+    """The elementwise maximum of two pairs."""
     return tl.maximum(a, other_a), tl.maximum(b, other_b)
 
 
 @triton.jit
 def sum_of_both(a, b, other_a, other_b):
-    """The sum of each of two numbers."""
+    """The elementwise sum of two pairs."""
     return a + other_a, b + other_b
 
 
 @triton.jit
 def distance(low, high):
-    """How many floats further `high` is than `low`, as uint32."""
+    """The number of floats from `low` to `high`, as uint32."""
     return (ordered(high) - ordered(low)).to(tl.uint32, bitcast=True)
 
 
 @triton.jit
 def logarithm(number):
-    """About log2 of a positive float32, but for a factor and an addend: its bits as a number."""
+    """Approximately log2 of a positive float32, up to a factor and an addend: its bits as a number."""
     return number.to(tl.int32, bitcast=True).to(tl.float32)
 
 
 @triton.jit
 def pivots(low, high, share, step, tries):
-    """Four ranks from `low` to `high`, ascending: about a share of the way from one to the other, in steps,
-    or the next float and the quarters of those between them.
+    """Four ascending ranks between `low` and `high`: around a share of the way, in steps, or the next float
+    and the quartiles of the floats between them.
     """
     if tries < GUESSES:
         near = tl.minimum(tl.maximum(share, 1.65 * step), 1 - 2.6 * step)
@@ -101,14 +101,14 @@ def pivots(low, high, share, step, tries):
 
 @triton.jit
 def reach_two(rank, one, other):
-    """Which ranks reach each of two, in an int32."""
+    """Which ranks reach each of two bounds, in an int32."""
     return (rank >= one).to(tl.int32) + ((rank >= other).to(tl.int32) << COUNT_BITS)
 
 
 @triton.jit
 def count_reaching(rank, second, extra_rank, listed, extras, a, b, c, d, PAIRS: tl.constexpr):
     """How many of the ranks, of the seconds if there are PAIRS, and of the extras from `listed` on reach each
-    of four; two counts to an int32.
+    of four bounds; two counts per int32.
     """
     lower, upper = reach_two(rank, a, b), reach_two(rank, c, d)
     if PAIRS:
@@ -124,13 +124,13 @@ def count_reaching(rank, second, extra_rank, listed, extras, a, b, c, d, PAIRS: 
 
 @triton.jit
 def load_extras(extras_ptr, slot, extras, other):
-    """Extras of these slots. Other threads stored them: past the L1 cache."""
+    """Extras of these slots, bypassing the L1 cache because other threads stored them."""
     return tl.load(extras_ptr + slot, mask=slot < extras, other=other, cache_modifier=".cg")
 
 
 @triton.jit
 def lowest_reaching(rank, second, extra_rank, listed, extras, low, high, PAIRS: tl.constexpr):
-    """The lowest of all ranks that reaches `low`, where none reaches `high`."""
+    """The lowest of all ranks that reach `low`, or `high` if none does; none reaches `high`."""
     lowest = tl.where(rank >= low, rank, high)
     if PAIRS:
         lowest = tl.minimum(lowest, tl.where(second >= low, second, high))
@@ -145,33 +145,33 @@ def lowest_reaching(rank, second, extra_rank, listed, extras, low, high, PAIRS: 
 def find_border(
     rank, second, extra_rank, listed, extras, low, high, reached, want, limit, PAIRS: tl.constexpr
 ):
-    """A rank that at least `want` of all reach, and at most `limit` unless more of the same rank do; how many
-    reach it, and how many are above it if these are more than `limit`.
+    """A rank that at least `want` tokens reach, and at most `limit` unless more have the same rank; how many
+    reach it, and how many are above it if more than `limit` reach it.
 
-    `reached` reach `low`, and none `high`. Four ranks are tried in each round, because agreeing on a number
-    takes longer than counting: about where the border must be if the logarithm of how many reach a rank is
-    straight over the ranks.
+    `reached` tokens reach `low`, and none `high`. Each round tries four ranks, because exchanging counts
+    takes longer than counting. They lie where the border would be if the logarithm of the number of tokens
+    that reach a rank were linear in the rank.
     """
     above = tl.zeros((), tl.int32)
     beyond = high
     tries = 0
     while (reached > limit) & (distance(low, high) > 1):
-        if tries >= GUESSES:  # few ranks that many tokens have end the search here: the next one is too high
+        if tries >= GUESSES:  # ends the search if few ranks have many ties: the next rank is too high
             low = lowest_reaching(rank, second, extra_rank, listed, extras, low, beyond, PAIRS)
         span = logarithm(reached.to(tl.float32))
         share = span - logarithm(0.5 * (want + limit).to(tl.float32))
         share /= span - logarithm(tl.maximum(above.to(tl.float32), 0.5))
-        if PAIRS:  # many ranks, and much room for their number: straight over a long way it is not
+        if PAIRS:  # many ranks, and a wide target for their number: not linear over a long range
             step = tl.where(tries == 0, 0.15, 0.05)
-        else:  # as far as chance lets the number of ranks differ
+        else:  # the expected random deviation of the number of ranks
             step = tl.minimum(0.35 * tl.rsqrt((reached - above).to(tl.float32)), 0.2)
         a, b, c, d = pivots(low, high, share, step, tries)
         lower, upper = count_reaching(rank, second, extra_rank, listed, extras, a, b, c, d, PAIRS)
-        for i in tl.static_range(4):  # the last that enough reach
+        for i in tl.static_range(4):  # the last that enough tokens reach
             number = ((lower, upper)[i // 2] >> (COUNT_BITS * (i % 2))) & COUNT_MASK
             low = tl.where(number >= want, (a, b, c, d)[i], low)
             reached = tl.where(number >= want, number, reached)
-        for i in tl.static_range(3, -1, -1):  # and the first that too few reach
+        for i in tl.static_range(3, -1, -1):  # the first that too few tokens reach
             number = ((lower, upper)[i // 2] >> (COUNT_BITS * (i % 2))) & COUNT_MASK
             high = tl.where(number < want, (a, b, c, d)[i], high)
             above = tl.where(number < want, number, above)
@@ -183,7 +183,7 @@ def find_border(
 def last_of_ties(
     rank, at, second, second_at, extra_rank, extra_at, listed, extras, tied, end, want, PAIRS: tl.constexpr
 ):
-    """The lowest position up to which `want` of the tokens of rank `tied` lie."""
+    """The lowest position up to which there are `want` tokens of rank `tied`."""
     before = tl.full((), -1, tl.int32)
     last = end
     at = tl.where(rank == tied, at, end)
@@ -211,8 +211,8 @@ def look_again(
     total, sinks, end, least, last,
     GROUPS: tl.constexpr, BLOCK: tl.constexpr, P: tl.constexpr, MANHATTAN: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    """Rank all tokens of the groups `again` [GROUPS], `count` of them, whose places among these are given,
-    and leave those that reach (least, last) and are no group's first or second; returns how many these are.
+    """Rank all tokens of the `count` groups in `again` [GROUPS], whose indices among these are `place`, and
+    write those that reach (least, last) and are no group's first or second; returns their number.
     """
     tl.store(groups_ptr + place, tl.arange(0, GROUPS), mask=again)
     tl.debug_barrier()
@@ -247,10 +247,10 @@ def list_reaching(
     sums_ptr, listed, forced, extras, best, turns_ptr, extra_rank, extra_at, list_rank, list_at,
     GROUPS: tl.constexpr, LIST: tl.constexpr,
 ):  # fmt: skip
-    """Ranks and positions of LIST slots: behind `forced` empty ones the groups' firsts and seconds that reach
-    a border, `listed` of them, and then as many extras as fit. Ranks of empty slots are LOWEST.
+    """Ranks and positions of LIST slots: `forced` empty slots, then the `listed` firsts and seconds of groups
+    that reach a border, then as many extras as fit. Ranks of empty slots are LOWEST.
 
-    Each slot looks for its group among the sums of how many each group and those before it have.
+    Each slot finds its group by binary search in the running counts of the groups.
     """
     slot = tl.arange(0, LIST) - forced
     group = tl.zeros((LIST,), tl.int32)
@@ -270,7 +270,7 @@ def list_reaching(
         more = extra < extras.to(tl.uint32)
         rank = tl.where(more, tl.load(extra_rank + extra, mask=more, other=0.0, cache_modifier=".cg"), rank)
         at = tl.where(more, tl.load(extra_at + extra, mask=more, other=0, cache_modifier=".cg"), at)
-    # Through memory: else the compiler repeats all of this in every lane that then holds a part of a key.
+    # Through memory: otherwise the compiler repeats all of this in every lane that later holds part of a key.
     slot = tl.arange(0, LIST)
     tl.store(list_rank + slot, rank)
     tl.store(list_at + slot, at)
@@ -285,18 +285,18 @@ def shortlist(
     GROUPS: tl.constexpr, LIST: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
     MANHATTAN: tl.constexpr, MASS: tl.constexpr, FAST: tl.constexpr, CAPPED: tl.constexpr,
 ):  # fmt: skip
-    """List somewhat more than `want` of a query's tokens, the best of all. Returns ranks and positions [LIST]
-    as `list_reaching` does, how many extras there are and how many of them it listed; a rank that all listed
-    reach, one that none does, and how many reach the former, for `exact_border`; the softmax mass of all
-    tokens in LIST parts, the rank that it is relative to, and how scores go by ranks, see `curve_of`.
+    """List slightly more than the best `want` of a query's tokens. Returns ranks and positions [LIST] like
+    `list_reaching`, the number of extras and how many of them are listed; a rank that all listed tokens
+    reach, one that none reaches, and how many reach the former, for `exact_border`; the softmax mass of all
+    tokens in LIST parts, the rank that it is relative to, and how scores depend on ranks, see `curve_of`.
 
-    A border that this many of the groups' firsts and seconds reach is found, and what reaches it is listed;
-    of groups whose third does, too, all that reach it are extras.
+    Finds a border that this many firsts and seconds of groups reach, and lists the tokens that reach it. In
+    groups whose third reaches it, too, all further tokens that reach it are extras.
 
-    Pointers are to the query's own; `row` is its number. again_ptr gets how many groups were looked at again.
+    Pointers are to the query's own data; `row` is its number. again_ptr gets the number of re-ranked groups.
     """
     group = tl.arange(0, GROUPS)
-    # All of these at once, whatever of it will be needed: each waits as long as one of them.
+    # Load all at once, needed or not: together they take as long as one.
     first = tl.load(best + group)
     second = tl.load(best + GROUPS + group)
     third = tl.load(best + 2 * GROUPS + group)
@@ -317,7 +317,7 @@ def shortlist(
         weight = tl.where(first > LOWEST, weight, 0.0)
         masses_left = tl.sum(tl.reshape(weight, (GROUPS // LIST, LIST), can_reorder=True), axis=0)
     none, extras, count = tl.zeros((), tl.int32), tl.zeros((), tl.int32), tl.zeros((), tl.int32)
-    # All firsts reach the lowest of them, and at most all seconds: enough to begin with. Where all fit the
+    # All firsts reach the lowest of them, and at most all seconds do: enough to begin with. If all fit the
     # list, there is nothing to search for.
     limit = LIST - LIST // 8 - forced
     reached = tl.minimum(2 * GROUPS, tl.maximum(end - sinks, 0))
@@ -327,7 +327,7 @@ def shortlist(
     )
     last = end
     first_reaches, second_reaches = first >= low, second >= low
-    if reached > limit:  # so many tie: those of the lowest positions that are enough
+    if reached > limit:  # too many ties: take just enough, at the lowest positions
         first_at = position_of_first(turns, group, GROUPS)
         second_at = position_of_second(turns, group, GROUPS)
         last = last_of_ties(
@@ -335,7 +335,7 @@ def shortlist(
         )
         first_reaches = reaches(first, first_at, low, last)
         second_reaches = reaches(second, second_at, low, last)
-    again = second_reaches & (third >= low)  # the third's position is not known: it may tie
+    again = second_reaches & (third >= low)  # the third's position is unknown: it may tie
     number = first_reaches.to(tl.int32) + second_reaches.to(tl.int32) + (again.to(tl.int32) << COUNT_BITS)
     sums = tl.cumsum(number, axis=0)
     tl.store(sums_ptr + group, sums)
@@ -360,7 +360,7 @@ def shortlist(
 
 @triton.jit
 def exact_border(rank, at, extra_rank, extra_at, held, extras, low, beyond, reached, end, want):
-    """Rank and position of the last of the best `want` of the listed tokens and the extras from `held` on."""
+    """Rank and position of the last of the `want` best among listed tokens and extras from `held` on."""
     low, reached, above = find_border(
         rank, rank, extra_rank, held, extras, low, beyond, reached, want, want, False
     )
@@ -374,8 +374,8 @@ def exact_border(rank, at, extra_rank, extra_at, held, extras, low, beyond, reac
 
 @triton.jit
 def bounded_want(least, units, forced, rank, extra_rank, held, extras, want):
-    """How many of the `want` best of the listed tokens, and of the extras from `held` on, are attended to
-    behind `forced` others: those whose exponent is `least` or more, and LEAST_ATTENDED in all.
+    """How many of the `want` best among listed tokens and extras from `held` on are attended to, besides
+    `forced` others: those whose exponent is at least `least`, and at least LEAST_ATTENDED in total.
     """
     number = tl.sum(reaching(rank, units, least).to(tl.int32), axis=0)
     for start in range(held, extras, EXTRAS):
@@ -386,14 +386,14 @@ def bounded_want(least, units, forced, rank, extra_rank, held, extras, want):
 
 @triton.jit
 def mass_of(rank, best, top, curve, CAPPED: tl.constexpr):
-    """The estimated softmax mass of the tokens that are among the best, see `weight_of`."""
+    """The estimated softmax mass of tokens that are among the best, else 0, see `weight_of`."""
     return tl.where(best, weight_of(rank, top, curve, CAPPED), 0.0)
 
 
 @triton.jit
 def take(rank, at, least, last, chosen_at, taken):
-    """Append the positions of tokens that reach (least, last) to chosen_at, which has `taken`; returns which
-    they are.
+    """Append the positions of tokens that reach (least, last) to the `taken` ones in chosen_at; returns which
+    tokens these are.
     """
     best = reaches(rank, at, least, last)
     tl.store(chosen_at + taken + tl.cumsum(best.to(tl.int32), axis=0) - 1, at, mask=best)
@@ -414,12 +414,12 @@ def select_kernel(
 ):  # fmt: skip
     """Choose tokens to attend to; program (query head of a batch, new token).
 
-    Leaves their positions in chosen_at [B, H, N, budget], in an order that repeats, and in rest [B, H, N, 2]
+    Writes their positions to chosen_at [B, H, N, budget], in a reproducible order, and to rest [B, H, N, 2]
     the estimated softmax mass of the tokens that are not chosen and the score that it is relative to. room:
     for extras of a query.
-    BOUND: choose no more than the error asks for, and leave in attended [B, H, N] how many these are with the
-    sinks and recents, at most FORCED.
-    CHAINED: started before the launch before it ended, and lets the next one start at once.
+    BOUND: choose no more tokens than the error requires, and write to attended [B, H, N] their number,
+    including sinks and recents, of which there are at most FORCED.
+    CHAINED: started before the previous launch ended, and lets the next one start at once.
     """
     pair, new = tl.program_id(0), tl.program_id(1)
     batch, head = (pair // (HEADS * GROUP)).to(tl.int64), pair % (HEADS * GROUP)

@@ -1,7 +1,7 @@
-"""How many tokens an error asks for: those whose share of the softmax reaches it, see `reference`.
+"""Counts the tokens that an error requires: those whose share of the softmax reaches it, see `reference`.
 
-The sum that a share is of is kept as two whole numbers, of what lies in the bin of the largest exponent so
-far and of what lies in the bin below. A larger one moves them down, and the sum stays the reference's.
+The sum below a share is kept as two integers, for the bin of the largest exponent so far and for the bin
+below it. A larger exponent moves them down, and the sum stays equal to the reference's.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ UNIT_BITS = tl.constexpr(ref.UNIT_BITS)
 UNITS = tl.constexpr(ref.UNITS)
 SPAN = tl.constexpr(ref.SPAN)
 BIN_BITS = tl.constexpr(ref.UNIT_BITS + ref.SPAN_BITS)
-NO_EXPONENT = tl.constexpr(-2 << (ref.UNIT_BITS + ref.SPAN_BITS))  # of nothing: two bins below all others
-SHARES = tl.constexpr(2)  # whole numbers that a group keeps
+NO_EXPONENT = tl.constexpr(-2 << (ref.UNIT_BITS + ref.SPAN_BITS))  # of no token: two bins below all others
+SHARES = tl.constexpr(2)  # integers that a group keeps
 DOUBLE_BITS = tl.constexpr(52)  # of a float64's mantissa
 DOUBLE_BIAS = tl.constexpr(1023)
 
@@ -34,7 +34,7 @@ def exponents(units):
 
 @triton.jit
 def add_share(high, low, leading, exponent):
-    """Sums of powers of 2, the largest of which has the exponent `leading`, with one more."""
+    """Add one power of 2 to sums of powers, the largest of which has the exponent `leading`."""
     top, place = leading >> BIN_BITS, exponent >> BIN_BITS
     rises = place - top
     low = tl.where(rises > 0, tl.where(rises == 1, high, 0), low)
@@ -49,7 +49,7 @@ def add_share(high, low, leading, exponent):
 
 @triton.jit
 def powers(exponent, top):
-    """Powers of 2 as far as they lie in bin `top` and the one below, int64."""
+    """The parts of powers of 2 in bin `top` and the one below, int64."""
     power = ((exponent & (UNITS - 1)) | UNITS).to(tl.int64) << ((exponent >> UNIT_BITS) & (SPAN - 1))
     place = exponent >> BIN_BITS
     return tl.where(place == top, power, tl.where(place == top - 1, power >> SPAN, 0))
@@ -60,7 +60,7 @@ def exact_exponents(
     query, keys, keys_n, scaling, offset, forced, first_sinks, first_recent,
     FORCED: tl.constexpr, D: tl.constexpr, P: tl.constexpr, LOG_P: tl.constexpr,
 ):  # fmt: skip
-    """Exponents of the exact scores of a query's sinks and recents less `offset`, int32 [FORCED]."""
+    """Exponents of the exact scores of a query's sinks and recents minus `offset`, int32 [FORCED]."""
     slot, dim = tl.arange(0, FORCED), tl.arange(0, P)
     real = slot < forced
     at = tl.where(slot < first_sinks, slot, first_recent + slot - first_sinks).to(tl.int64)
@@ -76,8 +76,8 @@ def least_exponent(
     fact, best, shares, query, keys, keys_n, scaling, least_share, forced, first_sinks, first_recent,
     GROUPS: tl.constexpr, FORCED: tl.constexpr, D: tl.constexpr, P: tl.constexpr, LOG_P: tl.constexpr,
 ):  # fmt: skip
-    """The exponent from which on a token's share reaches the error of exponent `least_share`; pointers are to
-    the query's own.
+    """The lowest exponent of a token whose share reaches the error, of exponent `least_share`; pointers are
+    to the query's own data.
     """
     group = tl.arange(0, GROUPS)
     first = tl.load(best + group)
@@ -99,5 +99,5 @@ def least_exponent(
 
 @triton.jit
 def reaching(rank, units, least):
-    """Whether each rank's share reaches the error, whose exponent is `least`."""
+    """Whether each rank's share reaches the error: its exponent is at least `least`."""
     return (rank > LOWEST) & (exponents(rank * units) >= least)

@@ -1,13 +1,12 @@
-"""The best few of many tokens, kept while one pass goes through them: what makes a selection's work the same
-for all data.
+"""Keeps the best few of many tokens in one pass, so that a selection takes the same work for all data.
 
-Tokens are dealt to GROUPS groups, one to each in a turn, see `dealt`. Each group keeps the ranks of its three
+Tokens are dealt to GROUPS groups, one to each per turn, see `dealt`. Each group keeps the ranks of its three
 best tokens, the turns of the first two, and its softmax mass relative to the best (soft-capped scores are so
-near each other that all masses are relative to one score). Ties go to earlier turns,
-which are lower positions. The `want` best of all tokens are then among the groups' first and second, but for
-groups whose third is as good as the last of these: those are looked at again (`select.py`). Neighbours are in
-different groups, so that a passage that matters as a whole fills none; and so are tokens a fixed distance
-apart, as in tables and logs, because each turn deals in another order.
+close that all masses are relative to one score). Ties go to earlier turns, which are lower positions. The
+`want` best of all tokens are then among the groups' firsts and seconds, except in groups whose third is as
+good as the last of these: those are re-ranked (`select.py`). Neighbours are in different groups, so that an
+important passage does not fill one group. So are tokens a fixed distance apart, as in tables and logs,
+because each turn deals in another order.
 """
 
 from __future__ import annotations
@@ -19,25 +18,25 @@ from adamas_kernels.triton.coding import LOWEST
 from adamas_kernels.triton.shares import NO_EXPONENT, SHARES, add_share, exponents
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-HEADROOM = tl.constexpr(90.0)  # octaves from the weight that is 1 up: sums of millions stay finite
+HEADROOM = tl.constexpr(90.0)  # octaves above a weight of 1: sums of millions stay finite
 PLACES = tl.constexpr(3)  # ranks that a group keeps
-TURN_BITS = tl.constexpr(16)  # of the turn of a group's best; the second best's come above
-TWIST = tl.constexpr(0x9E5)  # odd, so that turns take all orders in turn
+TURN_BITS = tl.constexpr(16)  # of the turn of a group's best; the second best's are above
+TWIST = tl.constexpr(0x9E5)  # odd, so that turns cycle through all orders
 TURN_MASK = tl.constexpr((1 << 16) - 1)
 
 
 @triton.jit
 def dealt(turn, group, GROUPS: tl.constexpr):
-    """Position of the token that a group gets in a turn. The change of bits takes sixteen groups side by side
-    to as many tokens side by side.
+    """Position of the token that a group gets in a turn. The XOR maps sixteen neighbouring groups to sixteen
+    neighbouring tokens.
     """
     return turn * GROUPS + (group ^ ((turn * TWIST) & (GROUPS - 1)))
 
 
 @triton.jit
 def empty_groups(like):
-    """No token yet, in as many groups as int32 `like` has numbers: (best rank, second, third, turn of the
-    best, of the second, mass, and its two whole numbers, see `shares.py`).
+    """Groups without tokens, in the shape of int32 `like`: (best rank, second, third, turn of the best, of
+    the second, mass, and its two integers, see `shares.py`).
     """
     none = tl.zeros_like(like)
     lowest = none.to(tl.float32) + LOWEST
@@ -46,8 +45,8 @@ def empty_groups(like):
 
 @triton.jit
 def curve_of(fact, cap, CAPPED: tl.constexpr):
-    """How scores go by ranks, in powers of two, of queries whose facts are at these pointers: slope, offset
-    and soft cap. Only CAPPED scores need the last two: of others the differences count.
+    """How scores depend on ranks, as exponents of two, for queries whose facts are at these pointers: slope,
+    offset and soft cap. Only CAPPED scores need the last two; of others only differences count.
     """
     slope = tl.load(fact) * LOG2_E
     offset = slope
@@ -58,8 +57,8 @@ def curve_of(fact, cap, CAPPED: tl.constexpr):
 
 @triton.jit
 def weight_of(rank, top, curve, CAPPED: tl.constexpr):
-    """The softmax weight of tokens by their ranks: relative to rank `top`, or, CAPPED, to the score that
-    `base_of` tells, from which none is far.
+    """The softmax weight of tokens from their ranks: relative to rank `top` or, if CAPPED, to the score of
+    `base_of`, which all are close to.
     """
     slope, offset, cap = curve
     if CAPPED:
@@ -83,7 +82,7 @@ def base_of(fact, top, cap, CAPPED: tl.constexpr):
 def deal(
     groups, rank, inside, turn, curve, units, MASS: tl.constexpr, BOUND: tl.constexpr, CAPPED: tl.constexpr
 ):
-    """The groups after one more token of this rank each, where it is `inside`. curve: see `curve_of`; units:
+    """The groups after one more token each with this rank, if it is `inside`. curve: see `curve_of`; units:
     its slope in units, see `reference.exponents`.
     """
     first, second, third, first_turn, second_turn, mass, high, low = groups
@@ -91,7 +90,7 @@ def deal(
     leads = rank > first
     if MASS and CAPPED:
         mass += tl.where(inside, weight_of(rank, first, curve, CAPPED), 0.0)
-    elif MASS:  # relative to the best so far, so that one exponential serves, and none overflows
+    elif MASS:  # relative to the best so far: one exponential is enough, and it cannot overflow
         weight = tl.exp2(-tl.abs(rank - first) * curve[0])
         mass = tl.where(leads, mass * weight + 1.0, mass + tl.where(inside, weight, 0.0))
     if BOUND:
@@ -110,7 +109,7 @@ def store_groups(
     groups, best_ptr, turns_ptr, masses_ptr, shares_ptr, row, group, mask,
     GROUPS: tl.constexpr, MASS: tl.constexpr, BOUND: tl.constexpr,
 ):  # fmt: skip
-    """Leave groups of queries, by the numbers of both, in best float32 [rows, PLACES, GROUPS], turns int32
+    """Write groups of queries, at indices row and group, to best float32 [rows, PLACES, GROUPS], turns int32
     and masses float32 [rows, GROUPS], and shares int32 [rows, SHARES, GROUPS].
     """
     first, second, third, first_turn, second_turn, mass, high, low = groups

@@ -1,8 +1,8 @@
-"""Attention of a chunk of new tokens to chosen blocks of keys, and to the means of all others.
+"""Attention of a chunk of new tokens to chosen key blocks, and to the means of all others.
 
-A tile of queries has its blocks as a list, so work and memory traffic follow how many there are. It reads the
-means of all blocks before it too, 1/64 of the keys, for the blocks that are left out. torch's flex_attention
-knows no means, and takes longer for the chosen blocks alone (docs/performance.md).
+A tile of queries has a list of its blocks, so work and memory traffic are proportional to their number. It
+also reads the means of all blocks before it, 1/64 of the keys, for the skipped blocks. torch's flex_attention
+does not support means, and takes longer for the chosen blocks alone (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from adamas_kernels.triton.dense import LN_2, scaled, scales_of
 from adamas_kernels.triton.launch import next_power
 from adamas_kernels.triton.reading import NONE_YET, WORD, choose_blocks
 
-HOPPER = 9  # NVIDIA's generation with a unit that copies tiles, from addresses that are aligned
+HOPPER = 9  # NVIDIA's generation with a unit that copies tiles from aligned addresses
 ALIGNMENT = 16  # bytes
 STAGES = 2
 
 
 @dataclass(frozen=True)
 class Tile:
-    """How many rows of queries a program has, how many keys at a time, and what it runs on."""
+    """A program's query rows, keys at a time, warps and launch options."""
 
     rows: int
     keys: int
@@ -40,11 +40,12 @@ class Tile:
     options: Mapping[str, int] = field(default_factory=dict)
 
 
-# By padded head_dim, as they were fastest. For 128, two programs fit a multiprocessor with so few registers,
-# and one multiplies while the other has its softmax; a few registers spill, which takes less.
+# The fastest, by padded head_dim. For 128, the limit on registers lets two programs share a multiprocessor,
+# and one multiplies while the other computes its softmax; this gains more than the few spilled registers
+# cost.
 HOPPER_TILES = {64: Tile(128, 64, 4), 128: Tile(128, 64, 8, {"maxnreg": 128}), 256: Tile(128, 64, 8)}
-QUERY_NUMBERS, KEY_NUMBERS = 16384, 8192  # of a tile elsewhere: what fits the smallest GPUs
-ORDER_BLOCK = 64  # tiles whose places in the order are found at a time
+QUERY_NUMBERS, KEY_NUMBERS = 16384, 8192  # of a tile on other GPUs: fits the smallest
+ORDER_BLOCK = 64  # tiles that are ordered at a time
 
 
 @triton.jit
@@ -61,8 +62,8 @@ def load_rows(rows, stride, start, end, column, D: tl.constexpr, BLOCK: tl.const
 
 @triton.jit
 def scores_of(q, k, scale, cap, CAPPED: tl.constexpr):
-    """Scores of queries [ROWS, P] with keys [BLOCK, P]: in powers of two where they are CAPPED, see `scaled`,
-    else still to be scaled.
+    """Scores of queries [ROWS, P] with keys [BLOCK, P]: as exponents of two if CAPPED, see `scaled`, else
+    unscaled.
     """
     score = tl.dot(q, tl.trans(k))
     if CAPPED:
@@ -72,8 +73,8 @@ def scores_of(q, k, scale, cap, CAPPED: tl.constexpr):
 
 @triton.jit
 def absorb(highest, weight, weighted, score, v, factor, extra):
-    """Highest score, weight and weighted values [ROWS, D_V] of a softmax that scores [ROWS, BLOCK] of values
-    v [BLOCK, D_V] join; a score times `factor` plus `extra` is one in powers of two.
+    """Add scores [ROWS, BLOCK] of values v [BLOCK, D_V] to the highest score, weight and weighted values
+    [ROWS, D_V] of a softmax; a score times `factor` plus `extra` is an exponent of two.
     """
     higher = tl.maximum(highest, tl.max(score, axis=1) * factor + extra)
     p = tl.exp2(score * factor - (higher - extra)[:, None])
@@ -94,9 +95,9 @@ def sparse_prefill_kernel(
     QUERY_BLOCK: tl.constexpr, WORD: tl.constexpr, STAGES: tl.constexpr, CAPPED: tl.constexpr,
     COPIED: tl.constexpr,
 ):  # fmt: skip
-    """Attention from ROWS new tokens of one query head; program (those tokens, tile by tile in an order, see
+    """Attention from ROWS new tokens of one query head; program (those tokens, by tile in the order of
     `heaviest_first`). bits, list, count, pitch: see `choose_kernel`; scale, cap: see `scaled`. COPIED: rows
-    are copied by the GPU's own unit for it.
+    are copied by the GPU's tile copy unit.
     """
     programs_each: tl.constexpr = QUERY_BLOCK // ROWS
     line = tl.load(order_ptr + tl.program_id(0) // programs_each).to(tl.int64)
@@ -172,7 +173,7 @@ def attend_to_blocks(
     `choose_kernel`, of keys and values [B, K, S, D], and over the means of the others.
 
     hopper: whether to launch as on a GPU of that generation; None asks the device. Returns output and
-    log-sum-exp as `Backend.prefill` does, without learned sinks.
+    log-sum-exp like `Backend.prefill`, without learned sinks.
     """
     batch, heads, new, dim = queries.shape
     kv_heads, dim_v = keys.shape[1], values.shape[3]
@@ -198,19 +199,19 @@ def attend_to_blocks(
             STAGES=STAGES, CAPPED=softmax.softcap > 0, COPIED=copied, num_warps=tile.warps, **tile.options,
         )  # fmt: skip
 
-    copy_context().run(launch)  # the allocator is set for this launch alone
+    copy_context().run(launch)  # the allocator is set only for this launch
     return out, lse
 
 
 @triton.jit
 def level_of(count):
-    """Of numbers of blocks: they are alike where they differ by less than the square root of two."""
+    """The level of a number of blocks; one level spans a factor of the square root of two."""
     return (2 * tl.log2((count + 1).to(tl.float32))).to(tl.int32)
 
 
 @triton.jit
 def order_kernel(count_ptr, order_ptr, lines, BLOCK: tl.constexpr):
-    """order: int32 [lines], places in `count` by falling levels; program (places)."""
+    """order: int32 [lines], indices into `count` by falling level; program (indices)."""
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     level = level_of(tl.load(count_ptr + place, mask=place < lines, other=0))
     rank = tl.zeros((BLOCK,), tl.int32)
@@ -224,11 +225,11 @@ def order_kernel(count_ptr, order_ptr, lines, BLOCK: tl.constexpr):
 
 
 def heaviest_first(counts: Tensor) -> Tensor:
-    """In which order to attend from tiles, of counts [B, H, R] of their blocks: int32 [B H R], places in
+    """The order in which tiles attend, from the counts [B, H, R] of their blocks: int32 [B H R], indices into
     `counts`.
 
-    Those with most blocks come first, so that no long one begins when others end; those with about as many
-    in the order of their heads, since the heads of a group share what they read.
+    Tiles with the most blocks come first, so that no long tile starts when others end. Tiles with similar
+    counts keep the order of their heads, because the heads of a group share what they read.
     """
     order = torch.empty(counts.numel(), dtype=torch.int32, device=counts.device)
     order_kernel[(triton.cdiv(counts.numel(), ORDER_BLOCK),)](
@@ -248,7 +249,7 @@ def tile_of(size: int, hopper: bool) -> Tile:
 
 
 def aligned(*sources: Tensor) -> bool:
-    """Whether every row of these begins where a tile may that is copied."""
+    """Whether every row of these tensors is aligned for tile copies."""
     steps = (step * x.element_size() for x in sources for step in x.stride()[:3])
     return all(step % ALIGNMENT == 0 for step in (*steps, *(x.data_ptr() for x in sources)))
 
@@ -279,7 +280,7 @@ def prefill_sparsely(
 
 
 def count_blocks(counts: Tensor, new: int, size: int, computed: Tensor) -> None:
-    """`reading.count_blocks` by counts int32 [B, H, R] of chosen blocks before the tiles."""
+    """`reading.count_blocks` from counts int32 [B, H, R] of chosen blocks before the tiles."""
     past, lines = size - new, counts.shape[0] * counts.shape[1]
     starts = range(0, new, QUERY_BLOCK)
     reached = sum(blocks_of(past + min(start + QUERY_BLOCK, new)) for start in starts)

@@ -1,12 +1,12 @@
-"""Products of sixteen tokens with eight queries on NVIDIA's tensor cores, from the codes as they lie.
+"""Products of sixteen tokens and eight queries on NVIDIA's tensor cores, directly from packed codes.
 
 One warp multiplies a tile with `mma.m16n8k32` (PTX ISA, "Matrix fragments for mma.m16n8k32"). That
-instruction adds over 32 coordinates in whatever order both sides have them, so each lane loads whole words of
-codes and unpacks them where they are: lane 4 g + t has words t, t + 4, ... of tokens g and g + 8 and the same
-coordinates of query g, and gets the sums of both tokens with queries 2 t and 2 t + 1. No word is loaded
-twice, and none moves between lanes.
+instruction sums over 32 coordinates in any order that both sides share, so each lane loads whole words of
+codes and unpacks them in place: lane 4 g + t has words t, t + 4, ... of tokens g and g + 8 and the same
+coordinates of query g, and gets the sums of both tokens with queries 2 t and 2 t + 1. No word is loaded twice
+or moves between lanes.
 
-Tensors here are int32 [LANES] in programs of one warp, where number i lies in lane i.
+Tensors here are int32 [LANES] in programs of one warp, with number i in lane i.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ LANES = tl.constexpr(32)
 SHARING = tl.constexpr(4)  # lanes that share a token
 ROWS = tl.constexpr(2)  # tokens of a lane
 TOKENS = tl.constexpr(16)  # of a tile
-QUERIES = tl.constexpr(8)  # that a tile is multiplied with
-WORDS_PER_ROUND = tl.constexpr(8)  # code words of a token that one round of products takes
+QUERIES = tl.constexpr(8)  # that a tile is multiplied by
+WORDS_PER_ROUND = tl.constexpr(8)  # code words of a token per round of products
 
 
 def _assembly(words: int, products: tuple[tuple[tuple[int, int], tuple[int, int]], ...]) -> tl.constexpr:
-    """Assembly for one round of products. products: which (word, quad) each one's two times sixteen
-    coordinates are. Operands: four sums, as many code words of the first token and of the second, two query
-    quads for each product, and the sums so far.
+    """Assembly for one round of products. products: the (word, quad) of each product's two times sixteen
+    coordinates. Operands: four sums, `words` code words each of the first and the second token, two query
+    quads per product, and the sums so far.
     """
     sums = [f"${i}" for i in range(4)]
     codes = [[f"${4 + words * row + word}" for word in range(words)] for row in range(2)]
@@ -60,7 +60,7 @@ FOUR_WORDS_OPERANDS = _constraints(2 * 1 + 2 * 2 + 4)
 
 @triton.jit
 def from_partner(x):
-    """The number of the lane two further, or two back, of those that share a token."""
+    """The number of the lane two before or after, which shares the same token."""
     return tl.inline_asm_elementwise(
         "shfl.sync.bfly.b32 $0, $1, 2, 0x1f, 0xffffffff;", "=r,r", [x], dtype=tl.int32, is_pure=True, pack=1
     )
@@ -68,8 +68,8 @@ def from_partner(x):
 
 @triton.jit
 def load_tile(codes, codes_w, first_at, second_at, lane, P: tl.constexpr):
-    """Each lane's words of its two tokens, a tuple of P / 64 for the first, and as many for the second. Lanes
-    that share a token name the same one.
+    """Each lane's words of its two tokens, a tuple of P / 64 for the first, then P / 64 for the second. Lanes
+    that share a token must pass the same position.
     """
     words = ()
     for row in tl.static_range(ROWS):
@@ -81,7 +81,7 @@ def load_tile(codes, codes_w, first_at, second_at, lane, P: tl.constexpr):
 
 @triton.jit
 def load_tile_queries(query_words, lane, P: tl.constexpr):
-    """Each lane's quads of its query, whose words begin at query_words [LANES]: a tuple of two for each
+    """Each lane's quads of its query, whose words begin at query_words [LANES]: a tuple of two per
     product.
     """
     own = lane % SHARING
@@ -100,8 +100,8 @@ def load_tile_queries(query_words, lane, P: tl.constexpr):
 
 @triton.jit
 def multiply_tile(words, quads, P: tl.constexpr):
-    """Products of codes 0..3 with the integers of queries: of the lane's first token with its even and its
-    odd query, and of its second token.
+    """Products of codes 0..3 and the integers of queries: the lane's first token with its even and its odd
+    query, then its second token.
     """
     none = tl.zeros((LANES,), tl.int32)
     sums = (none, none, none, none)

@@ -1,4 +1,4 @@
-"""Rows of a weight in planes as plain numbers: some, for an embedding, or all, before a long product."""
+"""Unpacks rows of a weight in planes to plain numbers: some for an embedding, all before a long product."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from adamas_kernels.triton.launch import next_power
 from adamas_kernels.triton.planes import PlaneWeight
 
 ROWS = 4  # of a program
-LARGEST_GROUP = 64  # chunks of each of them
+LARGEST_GROUP = 64  # chunks of each row
 WARPS = 4
 
 
 @triton.jit
 def as_bits(number):
-    """A number of bfloat16 in the lower half of an int32."""
+    """A number as bfloat16 in the lower half of an int32."""
     return number.to(tl.bfloat16).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
 
 
@@ -31,8 +31,8 @@ def unpack_kernel(
 ):  # fmt: skip
     """Program (ROWS rows of the output, GROUP chunks of each).
 
-    CHOSEN: which row of the weight each one is stands at row_ptr. WHOLE: out_ptr is of int32, each two
-    numbers of bfloat16.
+    CHOSEN: row_ptr has the row of the weight for each output row. WHOLE: out_ptr is to int32, each with two
+    bfloat16 numbers.
     """
     parts: tl.constexpr = HALVES * 2 if MINIMUM else HALVES
     output = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -73,7 +73,7 @@ def unpack_kernel(
 
 
 def unpack_rows(weight: PlaneWeight, out: Tensor, rows: Tensor | None = None) -> None:
-    """Write all rows of a weight, or those that are named, int [N], to out [rows or N, columns]."""
+    """Write all rows of a weight, or the given ones, int [N], to out [rows or N, columns]."""
     group = min(LARGEST_GROUP, next_power(weight.chunks))
     whole = out.dtype == torch.bfloat16
     target = out.view(torch.int32) if whole else out
