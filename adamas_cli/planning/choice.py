@@ -1,5 +1,5 @@
-"""Defaults for settings that the user leaves open: tokens read at once, contexts from which sparse reading and
-sparse attention gain, and the number of tokens attended to.
+"""Defaults for settings that the user leaves open: tokens read at once, contexts from which sparse reading
+and sparse attention gain, and the number of tokens attended to.
 """
 
 from __future__ import annotations
