@@ -68,7 +68,7 @@ class Documents:
 
 
 class Model:
-    """A model that answers questions about any number of documents, also alternately."""
+    """A model that answers questions about any number of `Documents`, in any order."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime

@@ -126,7 +126,7 @@ def text_of(content: bytes, named: str | None = None) -> tuple[str, Encoding]:
 
 
 def find_encoding(blocks: Iterable[bytes], named: str | None = None, *, keep_utf8: bool = False) -> Encoding:
-    """The encoding of `blocks`, of which no more are consumed than necessary.
+    """The encoding of `blocks`; consumes no more of them than necessary.
 
     `named` is a codec that the user names; with `keep_utf8` it applies only to text that is not Unicode.
     """

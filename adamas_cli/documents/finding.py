@@ -27,8 +27,8 @@ class Finder:
         self._use_ignore_files = selection.gitignore
 
     def unpacked(self, path: str, name: str) -> list[Folder]:
-        """The folder unpacked from the archive at `path`, called `name`, and those of archives inside it.
-        None if it cannot be unpacked, which is counted.
+        """The folder unpacked from the archive at `path`, called `name`, and those of archives inside it;
+        empty if it cannot be unpacked, which is counted.
         """
         return self._unpacked(path, name, None, 1)
 

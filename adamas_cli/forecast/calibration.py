@@ -43,7 +43,7 @@ def calibrate(
     progress: Progress,
 ) -> tuple[list[Reading], list[Decoding]] | None:
     """Timings of the whole model on this CPU, extrapolated from a few layers; None, with a note, if its
-    config cannot be cut to so few. attention: the settings for these layers.
+    config cannot be cut to that few. attention: the settings for these layers.
     """
     use_threads(threads)
     config = read_config(files.directory, trust_remote_code=trust_remote_code).get_text_config()

@@ -164,7 +164,7 @@ class OpenDocuments:
     def _told(
         self, question: str, sampling: Sampling, opening: Callable[[int], Generator[Told, None, Session]]
     ) -> Iterator[Told]:
-        """See `ask`. opening: returns a session that has read the documents, given tokens incl. question."""
+        """See `ask`. opening: gets the token count with the question, returns a session after reading."""
         ids = np.concatenate([self._ids, self._question(question)])
         listener = self.runtime.listener(self._frame.tail, self.max_tokens)
         if schema := self.runtime.schema:

@@ -32,9 +32,9 @@ log = logging.getLogger(__name__)
 class Session:
     """One timeline of a runtime. A context manager; leaving it waits for the store.
 
-    context: tokens to have room for. reach: the tokens that set the first rotation of positions, None for
-    all. limit: maximum token count. counts: always collect what sparse attention attends to. batch, forks:
-    see `Timeline`. announces: report how many tokens were reused.
+    context: tokens to have room for. reach: the length that positions are rotated for at first, None for
+    `context`. limit: maximum token count. counts: always collect what sparse attention attends to. batch,
+    forks: see `Timeline`. announces: report how many tokens were reused.
 
     However a generator of `sync` or `answer` ends, the next one continues from what was read and said.
     reading: seconds of reading since the last answer. compiled: messages about compilation, which makes

@@ -64,7 +64,7 @@ def quotations(answer: str) -> list[str]:
 
 
 def quoted_fields(answer: str) -> list[str]:
-    """The quotations in a JSON answer: the texts in every FIELD, at any depth. None in incomplete JSON."""
+    """The quotations in a JSON answer: the texts in every FIELD, at any depth; empty for incomplete JSON."""
     try:
         return _cleaned(_fields(json.loads(answer)))
     except ValueError:

@@ -1,4 +1,4 @@
-"""`adamas bench --len`: prefill and decode of a whole model, beside full attention and other engines."""
+"""`adamas bench --len`: prefill and decode of a model, compared with full attention and other engines."""
 
 from __future__ import annotations
 

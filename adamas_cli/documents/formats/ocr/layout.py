@@ -103,7 +103,7 @@ def _is_column(boxes: list[Box], unit: float) -> bool:
 
 
 def _bands(boxes: list[Box]) -> list[list[Box]]:
-    """Lines from top to bottom, each from left to right, made of boxes whose centers are level."""
+    """Lines from top to bottom, each from left to right, made of boxes whose centres are level."""
     bands: list[list[Box]] = []
     for box in sorted(boxes, key=lambda box: (box.top + box.bottom) / 2):
         middle = (box.top + box.bottom) / 2

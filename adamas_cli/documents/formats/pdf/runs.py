@@ -14,7 +14,7 @@ STOPS = (".", ",", ";", ":", "!", "?", "…")  # printers leave more white space
 NARROW_GAP = 0.5  # anything farther apart may be another cell, if the lines around have the same gap
 _WORD_GAP = 0.18  # below it, two of PDFium's pieces are one word
 CELLS_APART = "   "
-_LEADERS = re.compile(r"(?: ?\.){5,} ?")  # from a title to its page number; a token for every dot or two
+_LEADERS = re.compile(r"(?: ?\.){5,} ?")  # from a title to its page number; they cost a token per dot or two
 LEADER = "…"
 _LABEL = re.compile(
     r"[•◦▪■●○‣*·\u2013\u2014-]|\(?(?:\d{1,3}|[A-Za-z]|[ivxlc]{1,5})[.)]|[A-Z]?\d*(?:\.\d+)+\.?|[A-Z]\."
