@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __version__ = "1.0.0"
 __all__ = ["Answer", "Documents", "Done", "Model", "Prefill", "Sampling", "Text", "Token", "load"]
 
-# The public names, imported when one is used: most of them bring torch, which takes a second.
+# The public names, imported when used: most of them import torch, which takes a second.
 _MODULES = {
     "Answer": "session.answer",
     "Documents": "api",

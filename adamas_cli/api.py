@@ -24,18 +24,18 @@ from adamas_cli.quiet import prepare_environment
 from adamas_cli.settings import DecodingSettings, ModelSettings, OriginSettings, PromptSettings
 from adamas_cli.store.settings import StoreSettings
 
-# The rest is imported where it is used: what it brings reads its environment then.
+# Everything else is imported where it is used: those modules read their environment on import.
 if TYPE_CHECKING:
     from adamas_cli.session.answer import Answer, Told
     from adamas_cli.session.documents import OpenDocuments
     from adamas_cli.session.runtime import Runtime
 
-QUESTION_ROOM = 512  # tokens that are reserved for a question; a longer one lets the cache grow
+QUESTION_ROOM = 512  # tokens reserved for a question; a longer one lets the cache grow
 
 
 class Documents:
-    """Documents in front of a model, which reads them at the first question. A context manager: leaving it
-    waits until they are on disk for the next time.
+    """Documents for a model, which reads them at the first question. A context manager: leaving it waits
+    until they are on disk for the next time.
     """
 
     def __init__(self, opened: OpenDocuments) -> None:
@@ -49,12 +49,12 @@ class Documents:
 
     @property
     def tokens(self) -> dict[str, int]:
-        """How many tokens each document is, by its path."""
+        """The number of tokens of each document, by path."""
         return {document.path: document.tokens for document in self._opened.layout.documents}
 
     def stream(self, question: str, sampling: Sampling | None = None) -> Iterator[Told]:
-        """What happens while a question is answered: `Prefill` while the model reads, `Token` and `Text`
-        while it answers, `Done` last. Raises UsageError for an empty question.
+        """The events while a question is answered: `Prefill` while the model reads, `Token` and `Text` while
+        it answers, `Done` last. Raises UsageError for an empty question.
         """
         if not question.strip():
             raise UsageError("the question is empty")
@@ -68,19 +68,19 @@ class Documents:
 
 
 class Model:
-    """A model that answers about any number of documents, also in turn."""
+    """A model that answers questions about any number of `Documents`, in any order."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """The model's name."""
         return self._runtime.files.name
 
     @property
     def context(self) -> int:
-        """Tokens that it can read."""
+        """The number of tokens that it can read."""
         return self._runtime.context
 
     def open(self, *paths: str | PathLike[str], text: str | None = None) -> Documents:
@@ -122,9 +122,9 @@ def load(
     """A model by its short name, file, folder or name on the Hugging Face hub; None for the default.
 
     chosen: any field of `ModelSettings`, `DecodingSettings` and `PromptSettings`, such as device="cpu",
-    attn="full" or max_tokens=200. progress: told what takes long; nobody is where it is None. schema: of
-    JSON, that all answers satisfy. Raises ModelUnavailableError, UsageError, and TypeError for a field that
-    there is not.
+    attn="full" or max_tokens=200. progress: receives reports about slow work; None for no reports. schema: a
+    JSON schema that all answers satisfy. Raises ModelUnavailableError, UsageError, and TypeError for an
+    unknown field.
     """
     groups = (ModelSettings, DecodingSettings, PromptSettings)
     known = {field.name: group for group in groups for field in fields(group)}

@@ -18,10 +18,10 @@ from adamas_cli.commands.table import Commands
 from adamas_cli.config import config_path, read_config
 from adamas_cli.errors import INTERRUPTED, UsageError
 
-# What typer raises for a wrong command line; the base class of its public BadParameter has no public name.
+# typer's exception for a wrong command line; the base class of its public BadParameter has no public name.
 _PARSE_ERROR: Any = typer.BadParameter.__bases__[0]
 
-# They tell of a configuration file whatever it holds, or need none.
+# Commands that report on the configuration file whatever it holds, or do not need it.
 _WITHOUT_CONFIGURATION = {"completion", "config", "doctor", "env"}
 
 app = typer.Typer(
@@ -61,8 +61,8 @@ attach(app)
 def run(arguments: Sequence[str] | None = None, closed: Sequence[str] = ()) -> int:
     """Run one command line and return its exit code; nothing is raised.
 
-    With None it is the process's own, which then ends here if it is interrupted. closed: standard streams
-    that lead to nowhere because the caller has closed them.
+    arguments: None for the process's own, which then exits here if it is interrupted. closed: standard
+    streams that lead nowhere because the caller has closed them.
     """
     owns_process = arguments is None
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -73,7 +73,7 @@ def run(arguments: Sequence[str] | None = None, closed: Sequence[str] = ()) -> i
             "stdout is closed, so what is printed there is lost; -o writes an answer to a file",
             file=sys.stderr,
         )
-    if os.environ.get("COLUMNS") in ("0", "1"):  # a terminal that has not told its size, not one so narrow
+    if os.environ.get("COLUMNS") in ("0", "1"):  # a terminal that has not reported its size, not a narrow one
         del os.environ["COLUMNS"]
     as_json = "--json" in arguments
     try:
@@ -84,10 +84,10 @@ def run(arguments: Sequence[str] | None = None, closed: Sequence[str] = ()) -> i
     except KeyboardInterrupt:
         code = report(InterruptedByUserError("interrupted"), as_json=as_json)
         if owns_process:
-            # Taking torch down in an orderly way can last longer than the second that Ctrl-C may take.
+            # An orderly shutdown of torch can take longer than the second that Ctrl-C may take.
             sys.stdout.flush()
             os._exit(code)
-    except Exception as error:  # the last line of defence: no user sees a traceback unasked
+    except Exception as error:  # the last line of defence: users see a traceback only on request
         shown = as_user_error(error)
         if shown is not error:
             shown.__cause__ = error
@@ -96,7 +96,7 @@ def run(arguments: Sequence[str] | None = None, closed: Sequence[str] = ()) -> i
 
 
 def _run_typer(arguments: list[str]) -> int:
-    """The exit code; typer's own ways to end are put back into Python's exceptions."""
+    """The exit code; typer's own ways to exit are turned back into Python's exceptions."""
     completion.prepare(os.environ)
     try:
         result = app(with_defaults(arguments), prog_name="adamas", standalone_mode=False)

@@ -1,7 +1,7 @@
 """Standard streams that the caller has closed, as `>&-` in a shell or some supervisors do.
 
-Python has None in their place then, and the next file that is opened gets their descriptor, so that whatever
-a library prints would end up in it.
+Python then has None in their place, and the next opened file gets their descriptor, so that the output of a
+library would end up in that file.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))  # by descriptor
 
 
 def open_closed() -> list[str]:
-    """Let each closed standard stream lead to nowhere, for child processes too; the names of those."""
+    """Redirect each closed standard stream to /dev/null, for child processes too; return their names."""
     closed = []
     for descriptor, (name, mode) in enumerate(_STREAMS):
         try:

@@ -1,7 +1,7 @@
-"""The configuration file: defaults for flags, below the command line and the environment.
+"""The configuration file: defaults for flags, which the command line and the environment override.
 
-It is found by `ADAMAS_CONFIG` or in the user's configuration directory, never beside the documents that are
-asked about: what lies there is content.
+Its path is `ADAMAS_CONFIG` or in the user's configuration directory, never beside the documents being read:
+files there are content.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ def config_path() -> Path:
 def read_config(known: Collection[str] | None = None) -> dict[str, str | list[str]]:
     """The settings of the configuration file by name (`max_tokens`); empty if there is no file.
 
-    known: the names that it may hold, None for any. Values are texts, as on a command line, or lists of them,
-    so that both are checked alike. Raises UsageError for a file that is not TOML or holds another name.
+    known: the names that it may hold, None for any. Values are texts, as on a command line, or lists of
+    texts, so that both are checked alike. Raises UsageError for a file that is not TOML or holds another
+    name.
     """
     path = config_path()
     try:

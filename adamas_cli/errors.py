@@ -1,15 +1,15 @@
-"""The exceptions a user sees. Each kind has one exit code and carries its numbers for JSON."""
+"""The exceptions that a user sees. Each kind has one exit code and carries its numbers for JSON."""
 
 from __future__ import annotations
 
-INTERRUPTED = 130  # what a shell reports for a process that Ctrl-C ended
+INTERRUPTED = 130  # a shell's exit code for a process that Ctrl-C ended
 
 
 class AdamasError(Exception):
-    """Something a user should read: the message says what happened and what to do about it. It names
-    settings between backticks, as `ctx_size`; a command shows their flags instead.
+    """An error for the user: the message says what happened and what to do about it. It names settings
+    between backticks, as `ctx_size`; a command shows their flags instead.
 
-    `details` are JSON values (such as `n_prompt_tokens`) that stand beside the message.
+    `details` are JSON values (such as `n_prompt_tokens`) that accompany the message.
     """
 
     exit_code = 1
@@ -26,14 +26,14 @@ class AdamasError(Exception):
 
 
 class UsageError(AdamasError):
-    """What was asked for is wrong: an unknown name, a value out of range, settings at odds."""
+    """The request is wrong: an unknown name, a value out of range, conflicting settings."""
 
     exit_code = 2
     kind = "usage"
 
 
 class NothingReadableError(AdamasError):
-    """No document was left after walking, ignoring and decoding."""
+    """No document remained after walking, ignoring and decoding."""
 
     exit_code = 3
     kind = "nothing_readable"
@@ -54,7 +54,7 @@ class ModelUnavailableError(AdamasError):
 
 
 class NotFiniteError(ModelUnavailableError):
-    """What the model computes is no number."""
+    """The model's output is not a number."""
 
     def __init__(self) -> None:
         super().__init__(

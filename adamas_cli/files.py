@@ -15,7 +15,7 @@ PART = ".part"  # the suffix of files that are being written
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder, and those above it, for nobody but the user. Raises OSError."""
+    """Create a folder and its parents, accessible only to the user. Raises OSError."""
     if not folder.is_dir():
         make_folder(folder.parent)
         with suppress(FileExistsError):
@@ -24,9 +24,9 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def appearing(file: Path) -> Iterator[BinaryIO]:
-    """A binary file that takes its name when the block ends, whole; where that raises, none is left.
+    """A binary file that gets its name when the block ends, complete; if the block raises, no file is left.
 
-    While it is written its part is locked, by which `leftovers` knows those of processes that were killed.
+    The part file is locked while it is written, so that `leftovers` can tell those of killed processes.
     """
     make_folder(file.parent)
     part = file.with_name(f".{file.name}.{secrets.token_hex(8)}{PART}")
@@ -43,7 +43,7 @@ def appearing(file: Path) -> Iterator[BinaryIO]:
 
 
 def leftovers(root: Path) -> list[Path]:
-    """Parts that no process is writing any more."""
+    """Part files that no process is writing any more."""
     found = []
     for part in root.glob(f"**/.*{PART}"):
         with suppress(OSError), part.open("rb") as stream:

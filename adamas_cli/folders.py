@@ -1,4 +1,4 @@
-"""The folders of this tool: its cache and its state."""
+"""The folders of adamas: its cache and its state."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def cache_directory() -> Path:
 
 
 def state_directory() -> Path:
-    """The user's state directory, such as for the history of a chat."""
+    """The user's state directory, for example for the chat history."""
     from platformdirs import user_state_path
 
     return user_state_path("adamas")

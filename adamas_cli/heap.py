@@ -7,9 +7,7 @@ import gc
 
 
 def give_back() -> None:
-    """Return freed memory, such as what loading has used, where the C library can (glibc); elsewhere nothing
-    happens.
-    """
+    """Return freed memory, such as that used for loading, if the C library can (glibc); else do nothing."""
     gc.collect()
     try:
         trim = ctypes.CDLL(None).malloc_trim

@@ -14,9 +14,9 @@ from adamas_cli.errors import UsageError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[TextIO]:
-    """A UTF-8 stream that takes the place of `path` when the block ends; untouched where that raises.
+    """A UTF-8 stream that replaces `path` when the block ends; if the block raises, `path` is unchanged.
 
-    A link is followed; a device or a pipe is written to as it is. Raises UsageError if the file cannot be
+    A link is followed; a device or a pipe is written to directly. Raises UsageError if the file cannot be
     written.
     """
     target = path.resolve()

@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Receives notes and the advance of tasks; `display.py` draws it, `Silent` drops it."""
+    """Receives notes and the progress of tasks; `display.py` draws it, `Silent` drops it."""
 
     def note(self, text: str) -> None:
         """One line that the user should read, such as `compiling kernels for the first time`."""
@@ -23,8 +23,8 @@ class Progress(Protocol):
     ) -> AbstractContextManager[Callable[[int], None]]:
         """A task of `total` units (None if unknown); the callable adds finished units.
 
-        `unit` is `bytes`, `tokens`, `files` or another plural noun. remaining: seconds still to go, from a
-        task whose units are not equally long.
+        `unit` is `bytes`, `tokens`, `files` or another plural noun. remaining: returns the seconds left, for
+        tasks whose units are not equally long.
         """
         ...
 

@@ -8,11 +8,11 @@ import warnings
 
 from adamas_cli.machine.cpu import limit_cpu
 
-# How long an idle OpenMP thread spins before it sleeps. The default never lets go, and beside one other busy
-# process decoding slows down twentyfold; this costs nothing on an idle machine (docs/performance.md).
+# How long an idle OpenMP thread spins before it sleeps. The default spins forever, which makes decoding 20
+# times slower next to one other busy process; this costs nothing on an idle machine (docs/performance.md).
 SPIN_COUNT = "10000"
 
-# These warn of what no user can change, on a line for each product in 8 bits, each kernel for another GPU and
+# These warn about things that users cannot change: each 8-bit product, each kernel for another GPU, and
 # each declaration that torch will not need in future. transformers imports torchao for every model.
 _TALKATIVE = ("bitsandbytes", "torchao", "compressed_tensors", "torch.utils._pytree")
 
@@ -22,7 +22,7 @@ _LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 def prepare_libraries(*, verbose: int, offline: bool) -> None:
     """Set the level of our own log, 0 to 2, and below 2 silence the libraries.
 
-    Hugging Face's libraries read their environment once, when they are imported.
+    Hugging Face's libraries read their environment once, on import.
     """
     logging.getLogger("adamas_cli").setLevel(_LEVELS[min(verbose, 2)])
     prepare_environment(silent=verbose < 2, offline=offline)
@@ -31,8 +31,8 @@ def prepare_libraries(*, verbose: int, offline: bool) -> None:
 
 
 def prepare_environment(*, silent: bool, offline: bool) -> None:
-    """The part of it that a program of somebody else's can bear: no filter of its warnings. Raises UsageError
-    for a level of the CPU that there is not.
+    """The part of it that suits other people's programs: warnings are not filtered. Raises UsageError for an
+    unknown CPU level.
     """
     limit_cpu()
     if offline:

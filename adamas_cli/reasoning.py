@@ -1,8 +1,8 @@
 """Separates a thinking model's thoughts from its answer by the marks that its family writes.
 
-A mark is a token of its own in one model and plain text in another. Streams of text hold a mark that is a
-token as `TOKEN` has it, which no text holds; so both are found in one way, and text that only looks like such
-a token stays text.
+A mark is a single token in one model and plain text in another. Text streams hold a mark that is a token in
+the form of `TOKEN`, which no text contains. So both are found in the same way, and text that only looks like
+such a token remains text.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ TOKEN = f"{_AROUND}{{}}{_AROUND}"
 
 
 class State(Enum):
-    """Where a reply is. START: nothing was said yet. LED: a thought has just ended. ENCLOSED: in an answer
-    with marks of its own around it. CALL: a tool is called, and BETWEEN two messages of one reply; neither is
-    shown.
+    """The position in a reply. START: nothing has been said yet. LED: a thought has just ended. ENCLOSED: in
+    an answer with its own marks around it. CALL: in a tool call; BETWEEN: between two messages of one reply;
+    neither is shown.
     """
 
     START = "start"
@@ -32,15 +32,15 @@ class State(Enum):
 
 
 _HIDDEN = (State.CALL, State.BETWEEN)
-_BEGINNINGS = (State.START, State.LED)  # where marks may stand that are plain text
+_BEGINNINGS = (State.START, State.LED)  # where plain text marks may occur
 _ANSWERS = (*_BEGINNINGS, State.ANSWER)
 
 
 @dataclass(frozen=True)
 class Form:
-    """How a family of models marks thoughts. turn: what ends a thought and begins the answer. empty: what
-    stands for having thought nothing. after: what comes after a thought. messages: further marks, wherever
-    they are, and what comes after them.
+    """How a family of models marks thoughts. turn: ends a thought and begins the answer. empty: represents an
+    empty thought. behind: the state after a thought. messages: further marks, at any position, and the states
+    after them.
     """
 
     opens: str
@@ -138,8 +138,8 @@ CALLS = (
 
 @dataclass(frozen=True)
 class Marks:
-    """The marks of one model. form: by which it thinks, None for one that is not known to. rules: from where
-    a mark, as a stream has it, leads where. tokens: of those that are tokens, as a stream has them, by id.
+    """The marks of one model. form: how it marks thoughts, None if unknown. rules: for each state, marks as
+    in a stream and the states they lead to. tokens: the marks that are tokens, as in a stream, by id.
     """
 
     form: Form | None = None
@@ -148,15 +148,15 @@ class Marks:
     ends: Mapping[str, State] = field(default_factory=dict)  # of prompts, as the chat template has them
 
     def state_behind(self, prompt: str) -> State:
-        """Where the reply to a prompt begins: inside a thought, for one, where the template opens it."""
+        """The state in which the reply to a prompt begins: inside a thought, if the template opens one."""
         end = prompt.rstrip()
         found = [mark for mark in self.ends if end.endswith(mark)]
         return self.ends[max(found, key=len)] if found else State.START
 
 
 def marks_of(control: Mapping[str, int], template: str) -> Marks:
-    """Those that a model has among its control tokens (text to id) or that its chat template writes; where it
-    has none, `<think>` as text at the beginning of a reply is taken for one.
+    """The marks among a model's control tokens (text to id) or in its chat template. If there are none,
+    `<think>` as text at the beginning of a reply counts as one.
     """
     spelling = _Spelling(control, template)
     present = [form for form in FORMS if spelling.has_form(form)]
@@ -189,14 +189,14 @@ def marks_of(control: Mapping[str, int], template: str) -> Marks:
 
 
 def _allow(rules: dict[State, dict[str, State]], spelling: _Spelling, mark: str, to: State) -> None:
-    """A mark that opens something does so at the beginning, and where it is a token wherever it stands."""
+    """Allow an opening mark at the beginning; if it is a token, anywhere."""
     anywhere = spelling.has_token(mark)
     for state in (*_ANSWERS, State.ENCLOSED) if anywhere else _BEGINNINGS:
         rules[state].setdefault(spelling.spelled(mark), to)
 
 
 class _Spelling:
-    """Marks as streams have them. control: the model's control tokens. template: for its chats."""
+    """Marks as streams have them. control: the model's control tokens. template: its chat template."""
 
     def __init__(self, control: Iterable[str], template: str) -> None:
         self._template = template
@@ -210,7 +210,7 @@ class _Spelling:
         return self.has_token(mark) or mark in self._template
 
     def has_form(self, form: Form) -> bool:
-        """Whether a model thinks so; where an opening mark is a token, the other one is too."""
+        """Whether a model uses this form; if an opening mark is a token, the closing one must be too."""
         return self.is_known(form.opens) and self.has_token(form.opens) <= self.has_token(form.closes)
 
     def spelled(self, mark: str) -> str:
@@ -227,9 +227,9 @@ PLAIN = marks_of({}, "")
 class ReasoningSplitter:
     """Splits streamed text at the marks, which are in neither part.
 
-    Marks that are text open something only at the very beginning of a reply: later ones are the answer's own
-    text. state: where the reply begins. called: a tool was called. several: the reply was more than at most a
-    thought and then an answer.
+    Text marks open something only at the very beginning of a reply: later ones belong to the answer. state:
+    where the reply begins. called: a tool was called. several: the reply was more than an optional thought
+    and an answer.
     """
 
     def __init__(self, marks: Marks = PLAIN, *, state: State = State.START) -> None:
@@ -245,7 +245,7 @@ class ReasoningSplitter:
         return self.state is State.THOUGHT
 
     def feed(self, text: str) -> list[tuple[bool, str]]:
-        """Pairs of (is it reasoning, text) that are certain by now; no text is empty."""
+        """Pairs of (is it reasoning, text) that are final by now; no text is empty."""
         self._held += text
         parts: list[tuple[bool, str]] = []
         while self._step(parts):
@@ -253,13 +253,13 @@ class ReasoningSplitter:
         return parts
 
     def flush(self) -> list[tuple[bool, str]]:
-        """The text held back, at the end of the answer."""
+        """The held-back text, at the end of the answer."""
         parts: list[tuple[bool, str]] = []
         self._say(parts, len(self._held))
         return parts
 
     def _step(self, parts: list[tuple[bool, str]]) -> bool:
-        """Go past the next mark, or as far as is certain; whether there may be more to do."""
+        """Go past the next mark, or as far as is certain; return whether there may be more to do."""
         marks = self._rules[self.state]
         if self.state in _BEGINNINGS:
             self._held = self._held.lstrip()
@@ -284,7 +284,7 @@ class ReasoningSplitter:
         return True
 
     def _pass(self, mark: str) -> None:
-        """Go past a mark that what is held begins with."""
+        """Go past a mark at the start of the held text."""
         before, self.state = self.state, self._rules[self.state][mark]
         self.called |= self.state is State.CALL
         self.several |= (before, self.state) not in _USUAL
@@ -303,7 +303,7 @@ _USUAL = {(State.START, State.THOUGHT), (State.THOUGHT, State.LED)}
 
 
 def _begins(text: str, mark: str) -> bool:
-    """Whether a text may become this mark, and is not yet."""
+    """Whether a text is an incomplete beginning of this mark."""
     return 0 < len(text) < len(mark) and mark.startswith(text)
 
 

@@ -11,7 +11,7 @@ _ESCAPE = re.compile(
     r"|\x1b[ -/]*[0-OQ-WYZ\\`-~]"
 )
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_LONGEST_ESCAPE = 4096  # an unfinished code is held back no longer than this many characters
+_LONGEST_ESCAPE = 4096  # an unfinished code is held back for at most this many characters
 
 
 def plain(text: str) -> str:
@@ -25,13 +25,13 @@ def one_line(text: str) -> str:
 
 
 class Sanitizer:
-    """`plain` for text that comes in pieces, which may end inside an escape code."""
+    """`plain` for text that arrives in pieces, which may end inside an escape code."""
 
     def __init__(self) -> None:
         self._held = ""
 
     def feed(self, text: str) -> str:
-        """The part of the text that may be printed now."""
+        """The part of the text that can be printed now."""
         text = _ESCAPE.sub("", self._held + text)
         start = re.search(r"[\x1b\x9b\x9d\x90\x98\x9e\x9f]", text)
         cut = len(text) if start is None or len(text) - start.start() > _LONGEST_ESCAPE else start.start()
@@ -39,6 +39,6 @@ class Sanitizer:
         return _CONTROL.sub("", text[:cut])
 
     def flush(self) -> str:
-        """The text held back, at the end."""
+        """The held-back text, at the end."""
         held, self._held = self._held, ""
         return plain(held)

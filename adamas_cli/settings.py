@@ -18,7 +18,7 @@ ReadKind = Literal["auto", "dense", "sparse"]
 Scorer = Literal["dot", "manhattan"]
 BackendName = Literal["auto", "triton", "cpu", "torch"]
 CacheDType = Literal["auto", "16", "int8", "int4"]
-FEW_BITS = ("int8", "int4")  # of them, those with scales
+FEW_BITS = ("int8", "int4")  # the formats with scales
 DraftKind = Literal["auto", "off", "text"]
 Ocr = Literal["auto", "always", "never"]
 OnOverflow = Literal["error", "truncate", "map-reduce"]
@@ -26,8 +26,8 @@ OnOverflow = Literal["error", "truncate", "map-reduce"]
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which model answers, and how it is loaded. model: None for the default, or that which the adapter, a
-    folder, was made for. threads: None for all physical cores.
+    """Which model answers, and how it is loaded. model: None for the default, or for the base model of the
+    adapter (a folder). threads: None for all physical cores.
     """
 
     model: str | None = None
@@ -41,12 +41,12 @@ class ModelSettings:
 
     @property
     def finding(self) -> dict[str, Any]:
-        """The arguments of `models.resolve` from these, besides the name."""
+        """The arguments of `models.resolve` in these settings, besides the name."""
         return {name: getattr(self, name) for name in ("device", "offline", "adapter")}
 
     @property
     def loading(self) -> dict[str, Any]:
-        """The arguments of `models.load` from these."""
+        """The arguments of `models.load` in these settings."""
         names = ("device", "dtype", "quantization", "threads", "trust_remote_code")
         return {name: getattr(self, name) for name in names}
 
@@ -54,11 +54,11 @@ class ModelSettings:
 @dataclass(frozen=True)
 class DecodingSettings:
     """How documents are read and how answer tokens attend to them. read: whether the tokens of a document
-    attend to all tokens before them, or leave out blocks with little attention. budget: tokens, None to go by
-    the context. error: the share of a head's attention below which a token is left out of the budget, 0 for
-    none. prefill_chunk: tokens, None to go by the device. draft: what an answer says next is looked up in the
-    text and checked, several tokens at a time: where that is expected to be faster, never, or always.
-    cache_dtype: how keys and values are kept: as the model computes them, in 16 bits, or in fewer.
+    attend to all earlier tokens, or skip blocks with little attention. budget: tokens, None to depend on the
+    context. error: share of a head's attention below which tokens are dropped from the budget, 0 for none.
+    prefill_chunk: tokens, None to depend on the device. draft: look up an answer's next tokens in the text
+    and check several at once: when that is expected to be faster, never, or always. cache_dtype: the format
+    of keys and values: as the model computes them, in 16 bits, or in fewer.
     """
 
     attn: AttentionKind = "auto"
@@ -76,7 +76,7 @@ class DecodingSettings:
 @dataclass(frozen=True)
 class InputSettings:
     """Which files are read, and how. max_file_size: bytes. ocr_language: of pictures of pages.
-    encoding: Python's codec, None to find it. files_from: a file that lists paths.
+    encoding: Python's codec, None to detect it. files_from: a file that lists paths.
     """
 
     include: list[str] | None = None
@@ -99,9 +99,9 @@ class InputSettings:
 
 @dataclass(frozen=True)
 class PromptSettings:
-    """What is asked, and how many tokens the prompt and the answer may take. ctx_size: 0 for as many as are
-    needed, up to the model's. token_budget: most that documents and question may be. think_tokens: most of
-    an answer's that may be thoughts, None for half of them.
+    """The prompt, and the limits of its and the answer's tokens. ctx_size: 0 for as many as needed, up to the
+    model's. token_budget: maximum for documents and question. think_tokens: maximum of an answer's thoughts,
+    None for half of the answer.
     """
 
     system: str | None = None
@@ -116,8 +116,8 @@ class PromptSettings:
 
 @dataclass(frozen=True)
 class OriginSettings:
-    """Whether it is told where an answer came from. sources: how many passages. cite: whether quotations are
-    asked for and looked up.
+    """Whether to show where an answer came from. sources: number of passages. cite: whether to ask for
+    quotations and look them up.
     """
 
     sources: int | None = None

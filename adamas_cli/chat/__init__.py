@@ -1,1 +1,1 @@
-"""A conversation over documents: what `adamas chat` does with a line."""
+"""A conversation over documents: the lines that `adamas chat` handles."""

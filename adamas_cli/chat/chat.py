@@ -19,10 +19,10 @@ from adamas_cli.terminal.display import Display
 
 @dataclass
 class Chat:
-    """A conversation and where it is shown.
+    """A conversation and its display.
 
-    find: the documents in paths that the user names later. records: where each turn goes as a line of JSON.
-    file: the transcript, written again after each turn.
+    find: returns the documents in paths that the user names later. records: receives each turn as a line of
+    JSON. file: the transcript, rewritten after each turn.
     """
 
     conversation: Conversation

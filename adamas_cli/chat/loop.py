@@ -22,7 +22,7 @@ AT_ONCE = 2.0  # seconds within which a second Ctrl-C leaves
 
 
 def follow(chat: Chat, lines: Iterable[str]) -> None:
-    """Run each line of a stream, until one raises an error."""
+    """Run each line of a stream until an error is raised."""
     chat.read()
     for line in lines:
         if line.strip():
@@ -32,10 +32,10 @@ def follow(chat: Chat, lines: Iterable[str]) -> None:
 
 
 def converse(chat: Chat, editor: LineEditor, report: Callable[[AdamasError], object]) -> None:
-    """Ask the user for lines until one says to leave. Ctrl-C stops what a line does, and a mistake goes to
+    """Ask the user for lines until one leaves. Ctrl-C stops the current line's action, and errors go to
     `report`.
 
-    Raises KeyboardInterrupt at the second of two Ctrl-C where there is nothing to stop.
+    Raises KeyboardInterrupt at the second of two Ctrl-C if there is nothing to stop.
     """
     _stoppable(chat, editor, report, chat.read)
     interrupted = float("-inf")
@@ -81,7 +81,7 @@ def _stoppable(
 
 @contextmanager
 def _one_interrupt() -> Iterator[None]:
-    """The first Ctrl-C raises KeyboardInterrupt; later ones do not disturb the clean-up."""
+    """Only the first Ctrl-C raises KeyboardInterrupt; later ones do not disturb the clean-up."""
     came = False
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -98,6 +98,6 @@ def _one_interrupt() -> Iterator[None]:
 
 
 def lines_of_stdin() -> Iterator[str]:
-    """The lines of stdin, decoded as UTF-8 as they come."""
+    """The lines of stdin, decoded as UTF-8 as they arrive."""
     for line in sys.stdin.buffer:
         yield line.decode("utf-8", errors="replace")

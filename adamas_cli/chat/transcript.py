@@ -17,7 +17,7 @@ STOPPED = "*(stopped)*"
 
 
 def markdown(model: str, documents: Sequence[str], turns: Sequence[Turn]) -> str:
-    """Questions as headings of the second level, answers as they are."""
+    """Questions as second-level headings, answers unchanged."""
     blocks = ["# Conversation", "\n".join([f"* model: {model}", *(f"* document: {d}" for d in documents)])]
     for turn in turns:
         first, *rest = plain(turn.question).splitlines() or [""]

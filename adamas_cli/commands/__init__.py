@@ -1,1 +1,1 @@
-"""The commands of adamas: one module each, that parses its arguments, calls the engine and renders."""
+"""The commands of adamas: one module each, which parses arguments, calls the engine and renders."""

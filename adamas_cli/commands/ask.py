@@ -111,7 +111,7 @@ def command(
 
 
 def read_schema(file: Path) -> dict[str, Any]:
-    """The JSON schema in a file. Raises UsageError where there is none."""
+    """The JSON schema in a file. Raises UsageError if there is none."""
     try:
         schema = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -124,7 +124,7 @@ def read_schema(file: Path) -> dict[str, Any]:
 def split_arguments(
     arguments: list[str], questions: list[str], files_from: str | None
 ) -> tuple[list[str], list[str]]:
-    """The sources and the questions; raises UsageError with an example where one is missing."""
+    """The sources and the questions; raises UsageError with an example if one is missing."""
     if any(not text.strip() for text in questions or arguments[-1:]):
         raise UsageError(f"the question is empty; give one, as in: {EXAMPLE}")
     if questions:

@@ -10,7 +10,7 @@ from adamas_cli.settings import ModelSettings
 
 
 def tell_better(model: ModelSettings, progress: Progress, *, quiet: bool) -> None:
-    """Nothing if the user has chosen a model, wants no notes, or has seen the note."""
+    """Do nothing if the user has chosen a model, wants no notes, or has seen the note."""
     told = models_directory() / "recommended.told"
     if model.model is not None or quiet or told.exists():
         return
@@ -19,7 +19,7 @@ def tell_better(model: ModelSettings, progress: Progress, *, quiet: bool) -> Non
     better = best()
     if better is None:
         return
-    with suppress(OSError):  # so the note is shown again
+    with suppress(OSError):  # the note is then shown again
         told.parent.mkdir(parents=True, exist_ok=True)
         told.touch()
     progress.note(

@@ -213,7 +213,7 @@ def _tell_removed(ids: Sequence[str], freed: int, as_json: bool) -> None:
 
 @contextmanager
 def _writing() -> Iterator[None]:
-    """Say in one line why the store cannot be changed."""
+    """Report in one line why the store cannot be changed."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The checks of `adamas doctor`: what each found, and how to fix what is wrong."""
+"""The checks of `adamas doctor`: what each found, and how to fix problems."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ State = Literal["ok", "note", "wrong"]
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. advice: what to do where it is `wrong`, or what a `note` costs."""
+    """One finding. advice: what to do if it is `wrong`, or what a `note` implies."""
 
     name: str
     state: State
@@ -39,7 +39,7 @@ class Check:
 
 
 def machine_checks(settings: Collection[str]) -> list[Callable[[], Check]]:
-    """The checks of this machine, in the order in which they are shown; each may take a while.
+    """The checks of this machine, in display order; each may take a while.
 
     settings: the names that the configuration file may hold.
     """
@@ -153,6 +153,6 @@ def _disk(name: str, folder: Path, variable: str) -> Check:
 
 
 def _short(folder: Path) -> str:
-    """A folder with `~` for the user's own."""
+    """A folder with `~` for the home folder."""
     home = Path.home()
     return f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) else str(folder)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-_VARIABLE = "_ADAMAS_COMPLETE"  # with which those scripts call the command
+_VARIABLE = "_ADAMAS_COMPLETE"  # the scripts call the command with it
 
 
 def command(

@@ -91,7 +91,7 @@ def _template() -> str:
 
 
 def _toml(value: Any) -> str:
-    """A value as TOML writes it; empty for one that is not set."""
+    """A value in TOML; empty for one that is not set."""
     if value is None:
         return ""
     if isinstance(value, list | tuple):

@@ -50,7 +50,7 @@ def _default_model(models: list[Fit]) -> Check:
     try:
         read_config(setting_names())
         name = default_name()
-    except AdamasError:  # reported by the check of the configuration
+    except AdamasError:  # reported by the configuration check
         return Check("default model", "note", "unknown until the configuration is correct")
     fit = next((fit for fit in models if fit.name == name), None)
     if fit is None:
@@ -65,7 +65,7 @@ def _default_model(models: list[Fit]) -> Check:
 
 
 def _other_model(name: str) -> Check:
-    """A model without a short name: a folder, a file, or one of the hub's."""
+    """A model without a short name: a folder, a file, or one from the hub."""
     path = Path(name).expanduser()
     advice = "Choose another one: adamas models default NAME"
     if path.is_dir():

@@ -1,4 +1,4 @@
-"""From any exception to the one or two lines, the JSON object and the exit code that a user gets."""
+"""Turns any exception into the one or two lines, the JSON object and the exit code that a user gets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OF_THE_MACHINE = (
     errno.EROFS,
     errno.EMFILE,
 )
-CLOSED_PIPE = 141  # what a shell reports for a process that SIGPIPE ended
+CLOSED_PIPE = 141  # a shell's exit code for a process that SIGPIPE ended
 
 
 class InterruptedByUserError(AdamasError):
@@ -51,7 +51,7 @@ def as_user_error(error: Exception) -> AdamasError:
 
 
 def report(error: AdamasError, *, as_json: bool = False) -> int:
-    """Tell the user, on stderr and with `as_json` also as an object on stdout; the exit code."""
+    """Report an error on stderr, and with `as_json` also as an object on stdout; return the exit code."""
     if logging.getLogger("adamas_cli").isEnabledFor(logging.DEBUG):
         shown = error.__cause__ if type(error) is AdamasError and error.__cause__ else error
         traceback.print_exception(shown, file=sys.stderr)

@@ -11,7 +11,7 @@ from typer.core import TyperCommand
 
 from adamas_cli.commands.options import all_names
 
-# Settings that every help shows; what belongs to one command alone is always shown.
+# Settings in every help; flags of only one command are always shown.
 COMMON = frozenset(
     {
         "max_tokens", "on_overflow", "token_budget", "think", "model", "device", "offline", "attn", "budget",
@@ -49,7 +49,7 @@ HELP_ALL = typer.Option(
 
 
 def register(app: typer.Typer, name: str, function: Callable[..., None]) -> None:
-    """Add a command to `app`; one that takes settings gets a help of two lengths."""
+    """Add a command to `app`; one that takes settings gets a short and a full help."""
     own = inspect.signature(function)
     if not all_names() & set(own.parameters):
         app.command(name)(function)

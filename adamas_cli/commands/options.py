@@ -1,4 +1,4 @@
-"""The flags of all settings: each is declared once, and a command takes a group of them as a whole."""
+"""The flags of all settings: each is declared once, and commands take them in groups."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ _origin = partial(typer.Option, rich_help_panel="Where the answer came from")
 _store = partial(typer.Option, rich_help_panel="Kept documents")
 _output = partial(typer.Option, rich_help_panel="Output")
 
-# Flags of a single call that would surprise as permanent settings.
+# Flags of a single call that would be surprising as permanent settings.
 _NOT_SETTINGS = {"encoding", "files_from", "json", "null", "output", "text"}
 
 
 def parse_length(text: str | int) -> int:
-    """The number that `32768`, `32k` or `32K` means; k is 1024, m and g its powers.
+    """The number for `32768`, `32k` or `32K`; k is 1024, m and g its powers.
 
     Raises typer.BadParameter for anything else.
     """
@@ -55,7 +55,7 @@ def parse_length(text: str | int) -> int:
 
 
 def parse_encoding(name: str) -> str:
-    """The encoding that a name such as `windows-1250`, `koi8-r` or `latin1` means, as Python calls it.
+    """Python's codec for an encoding's name such as `windows-1250`, `koi8-r` or `latin1`.
 
     Raises typer.BadParameter if it is unknown.
     """
@@ -68,7 +68,7 @@ def parse_encoding(name: str) -> str:
 
 
 def _short_names(incomplete: str) -> list[str]:
-    """The models that a shell completes: those with a short name, and other programs'."""
+    """The models that a shell completes: those with a short name, and those of other programs."""
     from adamas_cli.models.aliases import aliases
     from adamas_cli.models.stores import stored
 
@@ -78,7 +78,7 @@ def _short_names(incomplete: str) -> list[str]:
 
 _length: dict[str, Any] = {"parser": parse_length, "metavar": "LENGTH"}
 
-# Every flag of a group of settings, in the order of the help. Type and default are the field's own.
+# Every flag of a group of settings, in help order. Type and default come from the field.
 FLAGS: dict[type, dict[str, Any]] = {
     ModelSettings: {
         "model": _model(
@@ -289,7 +289,7 @@ FLAGS: dict[type, dict[str, Any]] = {
     },
 }
 
-# Where a setting is not called as its field, whose class says what it belongs to.
+# Settings whose name differs from their field, because the class says what the field belongs to.
 _NAMES: dict[type, dict[str, str]] = {
     StoreSettings: {
         "off": "no_doc_cache",
@@ -308,7 +308,7 @@ Offline = Annotated[bool, FLAGS[ModelSettings]["offline"]]
 Think = Annotated[bool | None, FLAGS[PromptSettings]["think"]]
 ThinkTokens = Annotated[int | None, FLAGS[PromptSettings]["think_tokens"]]
 
-# And those that belong to none.
+# Flags that belong to no group.
 Questions = Annotated[
     list[str] | None,
     _prompt(
@@ -325,7 +325,7 @@ Format = Annotated[
 
 @dataclass(frozen=True)
 class SummaryPromptSettings(PromptSettings):
-    """Those of a summary, which is of all that was given, however long."""
+    """The settings of a summary, which covers everything that was given, however long."""
 
     on_overflow: OnOverflow = "map-reduce"
 
@@ -336,12 +336,12 @@ def all_names() -> frozenset[str]:
 
 
 def setting_names() -> frozenset[str]:
-    """Those that the configuration file may set."""
+    """The names that the configuration file may set."""
     return all_names() - _NOT_SETTINGS
 
 
 def grouped(function: Callable[..., None]) -> Callable[..., None]:
-    """A command for typer whose parameters that are groups of settings are spread into their flags."""
+    """A command for typer: parameters that are groups of settings are expanded into their flags."""
     hints = get_type_hints(function, include_extras=True)
     groups: dict[str, Any] = {}
     flat: list[inspect.Parameter] = []
@@ -371,8 +371,8 @@ def grouped(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def flags(group: Any) -> list[inspect.Parameter]:
-    """The parameters that typer makes a group's flags of. A group of one command alone, which is not in
-    FLAGS, has them in its own annotations.
+    """A group's flags as parameters for typer. A group of a single command, which is not in FLAGS, declares
+    them in its own annotations.
     """
     hints = get_type_hints(group, include_extras=True)
     defaults = {field.name: field.default for field in fields(group)}
@@ -390,12 +390,12 @@ def flags(group: Any) -> list[inspect.Parameter]:
 
 
 def _name(group: type, field: str) -> str:
-    """What a field is called in the configuration file."""
+    """A field's name in the configuration file."""
     return _NAMES.get(group, {}).get(field, field)
 
 
 def with_defaults(arguments: Sequence[str]) -> list[str]:
-    """A command line in which `--sources`, whose number may be left out, has one."""
+    """The command line, with a number added to `--sources` if it has none."""
     completed: list[str] = []
     options = True
     for index, word in enumerate(arguments):

@@ -1,4 +1,4 @@
-"""Documents of any length: in one pass where they fit, else in parts."""
+"""Documents of any length: in one pass if they fit, otherwise in parts."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def answer_in_parts(
     *,
     max_tokens: int | None = None,
 ) -> list[Reply]:
-    """Answer the job's questions, whatever the documents' length. Raises OverContextError where the context
-    has no room for the questions and their answers.
+    """Answer the job's questions, whatever the documents' length. Raises OverContextError if the context has
+    no room for the questions and their answers.
 
-    max_tokens: of an answer, where it is not what the user's options say.
+    max_tokens: of an answer, if it differs from the user's options.
     """
     from adamas_cli.longdoc.work import Work
     from adamas_cli.session.documents import OpenDocuments, count, longest_question

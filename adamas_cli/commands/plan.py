@@ -1,4 +1,4 @@
-"""`adamas plan`: what a question about documents would take, without asking it."""
+"""`adamas plan`: the cost of a question about documents, without asking it."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def command(
 def split_arguments(
     arguments: list[str], questions: list[str], files_from: str | None
 ) -> tuple[list[str], list[str]]:
-    """The sources and the questions, of which there may be none: the last of several arguments is one if it
-    is no path and looks like none. Raises UsageError where the sources are missing.
+    """The sources and the questions, if any: the last of several arguments is a question if it is not a path
+    and looks like a question. Raises UsageError if the sources are missing.
     """
     sources = arguments
     alone = len(arguments) == 1 and files_from is None

@@ -90,13 +90,13 @@ def command(
 
 
 def _on_command_line(context: typer.Context, name: str) -> bool:
-    """Whether the user typed a flag; the environment's and the configuration's are for answers."""
+    """Whether the user typed a flag; the environment's and the configuration's values are for answers."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
 
 def _count(documents: Sequence[Document], name: str | None, progress: Progress) -> list[int]:
-    """The tokens of each document, its wrapper included. Raises ModelUnavailableError."""
+    """The tokens of each document, including its wrapper. Raises ModelUnavailableError."""
     from adamas_cli.models import resolve
     from adamas_cli.models.resolve import require_here
     from adamas_cli.prompt.layout import Layout
@@ -114,11 +114,11 @@ def _count(documents: Sequence[Document], name: str | None, progress: Progress) 
 
 
 def _print(documents: Sequence[Document], stream: TextIO) -> int:
-    """Print the documents as the prompt has them; how many characters that is."""
+    """Print the documents as they appear in the prompt; return the number of characters."""
     from adamas_cli.prompt.template import wrapped
     from adamas_cli.sanitize import Sanitizer
 
-    sanitizer = Sanitizer() if stream.isatty() else None  # escape codes in a document must not steer it
+    sanitizer = Sanitizer() if stream.isatty() else None  # escape codes in a document must not control it
     characters = 0
     for document in documents:
         for piece in wrapped(document):
@@ -142,7 +142,7 @@ def _record(collection: Collection, counted: Sequence[int] | None) -> dict[str, 
 
 
 def _described(document: Document) -> dict[str, Any]:
-    """What is known of a document, and its text as the prompt has it between the lines around it."""
+    """Everything known about a document, and its text as in the prompt, without the lines around it."""
     from adamas_cli.prompt.template import escaped, without_surrogates
 
     sections: list[dict[str, object]] = []

@@ -1,4 +1,4 @@
-"""What commands that read documents share: their documents, and where the answer goes."""
+"""Shared by commands that read documents: finding the documents, and the destination of the answer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Sources = Annotated[
 
 
 def require_sources(sources: list[str] | None, chosen: InputSettings, example: str) -> None:
-    """Raises UsageError, with an example, where no document is named."""
+    """Raises UsageError, with an example, if no document is named."""
     if not sources and chosen.files_from is None:
         raise UsageError(f"give documents, as in: {example}\n`-` reads one from stdin")
 
@@ -35,10 +35,10 @@ def require_sources(sources: list[str] | None, chosen: InputSettings, example: s
 def collect_documents(
     sources: list[str], chosen: InputSettings, display: Display, *, verbose: int, **how: Any
 ) -> list[Document]:
-    """The documents in what the user named; what is left out is counted on stderr, with examples by
-    `verbose`. how: as in `collect_all`.
+    """The documents in the user's sources; skipped files are counted on stderr, with examples if `verbose`.
 
-    Raises UsageError, NothingReadableError, AdamasError for what cannot be fetched.
+    how: as in `collect_all`.
+    Raises UsageError, NothingReadableError, AdamasError for sources that cannot be fetched.
     """
     return collect_all(sources, chosen, display, verbose=verbose, **how).documents
 
@@ -53,9 +53,8 @@ def collect_all(
     offline: bool = False,
     ocr_sample: bool = False,
 ) -> Collection:
-    """The same documents, with what is known of everything that is left out. keep: texts of converted
-    documents, for later runs. offline: fetch nothing. ocr_sample: read one page of each document by OCR, as
-    an estimate.
+    """The same documents, with details about everything skipped. keep: keep texts of converted documents for
+    later runs. offline: fetch nothing. ocr_sample: read one page of each document by OCR, as an estimate.
     """
     from adamas_cli.documents import DEFAULT_MAX_FILE_SIZE, Selection, collect, read_file_list
 

@@ -1,4 +1,4 @@
-"""Answers of a command: asked one by one, then printed, written to a file or as JSON."""
+"""Answers of a command: asked, then printed, written to a file or as JSON."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Reply:
 def ask_all(
     documents: OpenDocuments, questions: Sequence[str], sampling: Sampling, display: Display
 ) -> list[Reply]:
-    """Ask all of them, whose answers are shown one after the other."""
+    """Ask all questions, and show the answers one after the other."""
     answers = listen_to_all(questions, documents.ask_all(questions, sampling), display)
     about = documents.as_json()
     return [Reply(answer, answer.as_json(documents.runtime.load_seconds) | about) for answer in answers]
@@ -35,7 +35,7 @@ def ask_all(
 def listen_to_all(
     questions: Sequence[str], streams: Iterable[Iterator[Told]], display: Display
 ) -> list[Answer]:
-    """The answers that the streams, one for each question, end with."""
+    """The answers at the ends of the streams, one for each question."""
     from adamas_cli.session.answer import listen
 
     answers = []
@@ -47,7 +47,7 @@ def listen_to_all(
 
 
 def write(replies: Sequence[Reply], stream: TextIO, *, as_json: bool) -> None:
-    """What `--json` prints, or the text where the display has not printed it already."""
+    """Write the output of `--json`, or the text unless the display has already printed it."""
     if as_json:
         records = [reply.record for reply in replies]
         json.dump(records[0] if len(records) == 1 else records, stream, ensure_ascii=False, indent=2)
@@ -57,7 +57,7 @@ def write(replies: Sequence[Reply], stream: TextIO, *, as_json: bool) -> None:
 
 
 def require_answers(replies: Sequence[Reply], display: Display, *, as_json: bool) -> None:
-    """Raises AdamasError for a reply without an answer; with JSON, whose object says so too, typer.Exit."""
+    """Raises AdamasError for a reply without an answer; with JSON, which reports it too, typer.Exit."""
     lacking = [reply.answer.lack for reply in replies if reply.answer.lack is not None]
     if not lacking:
         return

@@ -1,4 +1,4 @@
-"""The settings of all commands and the source of each, from the parser that the commands use."""
+"""The settings of all commands with their sources, from the parser that the commands use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SOURCES = {"DEFAULT": "default", "DEFAULT_MAP": "file", "ENVIRONMENT": "environ
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting: its name in the configuration file, and the flag that goes before it."""
+    """One setting: its name in the configuration file, and the flag that overrides it."""
 
     name: str
     flag: str
@@ -26,11 +26,11 @@ class Setting:
     default: Any
     value: Any
     source: str  # `default`, `file`, or `environment`
-    variable: str | None  # of the environment, where one sets it
+    variable: str | None  # the environment variable that can set it
 
 
 def settings(*, configured: bool = True) -> list[Setting]:
-    """Every setting, in the order of the help. configured: as the file and the environment say.
+    """Every setting, in help order. configured: with the values of the file and the environment.
 
     Raises UsageError for a wrong file, typer's own errors for a wrong value.
     """
@@ -65,7 +65,7 @@ def _every_flag() -> Any:
     parameters = [parameter for group in FLAGS for parameter in flags(group)]
 
     def every(**values: Any) -> None:
-        """Nothing runs it."""
+        """Never called."""
 
     every.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     every.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ from adamas_cli.settings import DecodingSettings, InputSettings, ModelSettings, 
 from adamas_cli.store.settings import StoreSettings
 
 EXAMPLE = "adamas summarize book.txt --style bullets"
-_TOKENS_PER_WORD = 2  # more than English needs, so that a summary of that many words is not cut
+_TOKENS_PER_WORD = 2  # more than English needs, so that a summary of the allowed length is not cut
 
 
 @grouped

@@ -1,4 +1,4 @@
-"""Every command by its name; its module is imported when that command is called, not for the list of all."""
+"""Every command by name; its module is imported when the command is called, not for the command list."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 from adamas_cli.commands.examples import attach
 from adamas_cli.commands.folding import register
 
-# What the list of commands says about each; a test holds it to the command's own help.
+# The summaries in the command list; a test compares them with the commands' own help.
 SUMMARIES = {
     "ask": 'Answer questions about documents: adamas ask book.txt "Who is Mr. Darcy?"',
     "summarize": "Summarize documents and repositories of any length: "
@@ -33,25 +33,25 @@ SUMMARIES = {
 
 
 class Commands(TyperGroup):
-    """The root command. It knows those below it by name and summary, and builds the one that is called."""
+    """The root command. It knows its subcommands by name and summary, and builds the one that is called."""
 
     def __init__(self, **attrs: Any) -> None:
         super().__init__(**attrs)
         self.commands = {name: TyperCommand(name, help=summary) for name, summary in SUMMARIES.items()}
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Their names in the order of the help."""
+        """The subcommands' names in help order."""
         return list(self.commands)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that the first argument names, and what is left of the arguments."""
+        """The command that the first argument names, and the remaining arguments."""
         if args[0] in SUMMARIES:
             self.commands[args[0]] = build(args[0])
         return super().resolve_command(ctx, args)
 
 
 def build(name: str) -> Any:
-    """The command or group that the module of that name holds, with the examples in its help."""
+    """The command or group in the module of that name, with the examples in its help."""
     module = import_module(f"adamas_cli.commands.{name}")
     above = typer.Typer()
     if hasattr(module, "app"):

@@ -18,8 +18,8 @@ from adamas_cli.settings import ModelSettings
 
 
 def one_file(model: ModelSettings) -> ModelSettings:
-    """The settings with a name of one file, where a name of several was given and a user can be asked.
-    Other names are left to whoever finds the model, which needs the hub for some.
+    """The settings with the name of a single file, if the given name has several and a user can be asked.
+    Other names are left to the model's lookup, which needs the hub for some of them.
     """
     name = model.model
     if name is None or name in aliases() or not (sys.stdin.isatty() and sys.stderr.isatty()):

@@ -1,4 +1,4 @@
-"""Archives that the user names, read as folders."""
+"""Archives that the user names, read like folders."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from adamas_cli.progress import Progress
 
 DEEPEST = 3  # archives inside archives
 MAX_MEMBERS = 100_000
-MAX_BYTES = 2**30  # unpacked, of one archive with those inside of it
+MAX_BYTES = 2**30  # unpacked bytes of one archive and the archives inside it
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder that is read, as it is called, and where it is. `holder`: what removes it when it is gone."""
+    """A folder to read: its shown name and its path. `holder`: deletes it once nothing refers to it."""
 
     name: str
     path: str
     holder: object | None = None
 
     def name_of(self, path: str) -> str:
-        """The shown name of a path below it."""
+        """The shown name of a path below this folder."""
         return self.name + path[len(self.path) :] if self.name != self.path else path
 
 
 class _Passing:
-    """A folder that ends with the last document in it."""
+    """A temporary folder, deleted with the last document in it."""
 
     def __init__(self) -> None:
         self.path = tempfile.mkdtemp(prefix="adamas-")
@@ -45,7 +45,7 @@ class _Passing:
         self.count = 0
 
     def another(self) -> str:
-        """An empty folder in it."""
+        """A new empty subfolder."""
         self.count += 1
         path = os.path.join(self.path, str(self.count))
         os.mkdir(path)
@@ -62,8 +62,8 @@ def is_archive(path: str, name: str) -> bool:
 
 
 def kind_inside(head: bytes, content: Content, size: int, name: str) -> Format | None:
-    """The format of a file that begins with `head`, or of what is compressed in it. Raises OSError,
-    UnreadableError.
+    """The format of a file that begins with `head`, or of the file compressed in it.
+    Raises OSError, UnreadableError.
     """
     packed = compression(head)
     if packed is None:
@@ -79,18 +79,18 @@ def kind_inside(head: bytes, content: Content, size: int, name: str) -> Format |
 
 
 class Archives:
-    """Unpacks the archives of one collection, in a process that is watched."""
+    """Unpacks the archives of one collection in a supervised process."""
 
     def __init__(self, largest: int | None, collection: Collection, progress: Progress) -> None:
-        """largest: bytes of the files that are taken."""
+        """largest: size in bytes of the largest file to unpack."""
         self._largest = largest
         self._collection = collection
         self._progress = progress
 
     def unpacked(self, path: str, name: str, around: Folder | None = None) -> Folder:
-        """The archive at `path`, called `name`, as a folder. `around`: the one that it was found in.
+        """Unpack the archive at `path`, called `name`, into a folder. `around`: the folder it was found in.
 
-        Raises UnreadableError, and OSError where there is no room.
+        Raises UnreadableError, and OSError if the disk is full.
         """
         holder = around.holder if around is not None else None
         passing = holder if isinstance(holder, _Passing) else _Passing()
@@ -108,6 +108,6 @@ class Archives:
 
 
 def _size(folder: str) -> int:
-    """The bytes of all files below it."""
+    """The total size in bytes of all files below a folder."""
     places = os.walk(folder)
     return sum(os.lstat(os.path.join(place, name)).st_size for place, _, names in places for name in names)

@@ -1,4 +1,4 @@
-"""Documents of white space alone, which hold no answer."""
+"""Detects documents that hold only white space."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 from adamas_cli.documents.document import Document
 
-# Of what the beginning of such a file is made in any encoding: white space, zero bytes, byte order marks.
+# Bytes that a blank file can begin with in any encoding: white space, zero bytes, byte order marks.
 _MAYBE = re.compile(rb"[\s\0\x80-\xaf\xbb\xbf\xc2\xe1-\xe3\xef\xfe\xff]*")
 _TEXT = re.compile("[^\\s\0\u200b-\u200f\u2060\ufeff]")
 

@@ -17,9 +17,9 @@ from adamas_cli.documents.generated import Origins
 class Candidate:
     """A path and its own status.
 
-    `folder`: the one that the user named, or an archive, above it; None for a file that the user named
-    itself, which is read whatever its size and origin. `origins`: of the files below that folder, where they
-    count. `holder`: what removes the file when nothing holds it any more.
+    `folder`: the named folder or archive that contains it; None for a file that the user named itself, which
+    is read whatever its size and origin. `origins`: the origins of the files below that folder, if they
+    count. `holder`: deletes the file once nothing refers to it.
     """
 
     path: str
@@ -35,13 +35,13 @@ class Candidate:
 
     @property
     def below(self) -> str:
-        """What leads to it from `folder`."""
+        """Its path relative to `folder`."""
         return self.path[len(self.folder.path if self.folder else "") :].lstrip("/")
 
     def blocks(self) -> Generator[bytes]:
-        """As many bytes as there were when it was found, fewer where it shrinks meanwhile. Raises OSError."""
+        """The file's bytes, up to its size when found; fewer if it shrinks meanwhile. Raises OSError."""
         size = self.status.st_size
-        # It never waits, even if a pipe has taken its place.
+        # O_NONBLOCK: a pipe that replaced the file must not block.
         descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
         try:
             while size and (block := os.read(descriptor, min(size, BLOCK_BYTES))):
@@ -51,9 +51,9 @@ class Candidate:
             os.close(descriptor)
 
     def head_after_hole(self) -> bytes:
-        """The first bytes after the NUL bytes that it begins with.
+        """The first bytes after the leading NUL bytes.
 
-        A log begins so that was emptied while its program went on writing where the old end was.
+        A log starts with NUL bytes if it was emptied while its program went on writing at the old offset.
         """
         with closing(self.blocks()) as blocks:
             return next((text[:HEAD_BYTES] for block in blocks if (text := block.lstrip(b"\0"))), b"")

@@ -20,12 +20,12 @@ from adamas_cli.folders import cache_directory
 from adamas_cli.progress import Progress
 
 MAX_BYTES = 2 * 2**30  # of one repository
-LIMIT_BYTES = 8 * 2**30  # of all that are kept
+LIMIT_BYTES = 8 * 2**30  # of all kept repositories
 SECONDS = 900.0
-_USED = "adamas-used"  # a file in `.git` whose time is that of the last use
+_USED = "adamas-used"  # a file in `.git` with the time of the last use
 _FETCHED = "adamas-fetched"
 _POLL_SECONDS = 0.2
-# A foreign repository must run nothing: no hooks, no monitors, no programs as transports.
+# A foreign repository must not run anything: no hooks, no monitors, no external transports.
 _CAREFUL = (
     *("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "protocol.ext.allow=never"),
     *("-c", "submodule.recurse=false", "-c", "gc.auto=0", "-c", "advice.detachedHead=false"),
@@ -34,14 +34,14 @@ _CAREFUL = (
 
 
 def repositories_directory() -> Path:
-    """The folder of clones, a part of this tool's cache."""
+    """The folder of clones, part of adamas's cache."""
     return cache_directory() / "repositories"
 
 
 def clone(repository: Repository, progress: Progress) -> str:
-    """The folder of the repository as it is now, or as it was kept where it cannot be reached, with a notice.
+    """The folder of the up-to-date repository; if it cannot be reached, the kept copy, with a notice.
 
-    Raises AdamasError where there is neither.
+    Raises AdamasError if there is neither.
     """
     from filelock import FileLock
 
@@ -67,7 +67,7 @@ def clone(repository: Repository, progress: Progress) -> str:
 
 
 def prune(root: Path, limit: int, keep: Path | None = None) -> int:
-    """Remove clones, the least recently used first, until the rest takes `limit` bytes; the bytes freed."""
+    """Remove the least recently used clones until at most `limit` bytes remain; return the bytes freed."""
     clones = []
     for used in root.glob(f"*/*/.git/{_USED}"):
         with suppress(OSError):
@@ -109,7 +109,7 @@ def _refresh(repository: Repository, folder: Path, progress: Progress) -> None:
 
 
 def _git(folder: Path, *arguments: str, advance: Callable[[int], None] | None = None) -> str | None:
-    """Run git in a folder; None, or the last line of what it complains about. Raises AdamasError."""
+    """Run git in a folder; None, or the last line of its error output. Raises AdamasError."""
     environment = {name: value for name, value in os.environ.items() if name not in _REDIRECTIONS}
     environment |= {"GIT_TERMINAL_PROMPT": "0", "GIT_LFS_SKIP_SMUDGE": "1", "LC_ALL": "C"}
     environment.setdefault("GIT_SSH_COMMAND", "ssh -o BatchMode=yes")
@@ -144,7 +144,7 @@ def _git(folder: Path, *arguments: str, advance: Callable[[int], None] | None = 
 def _watch(
     process: subprocess.Popen[bytes], folder: Path, advance: Callable[[int], None] | None
 ) -> str | None:
-    """Wait for the end; why it was not waited for."""
+    """Wait for the process to end; return the reason if it was not waited for."""
     deadline = time.monotonic() + SECONDS
     seen = 0
     while True:

@@ -1,4 +1,4 @@
-"""The documents that will be read, and counts of everything that will not."""
+"""The documents to read, and counts of everything that is skipped."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from adamas_cli.documents.formats.trouble import EXTRAS, Trouble
 from adamas_cli.documents.remark import Remark, summed, told
 
 _EXAMPLES = 5
-_LINES = 10  # most lines for documents with the same note
+_LINES = 10  # maximum number of lines for documents with the same note
 _EXTRA = re.compile(r"adamas\[\w+\]")
 
 
 class Reason(StrEnum):
-    """The reasons why a chosen file is not read."""
+    """Why a chosen file is not read."""
 
     BINARY = "binary"
     TOO_LARGE = "over `max_file_size`"
@@ -49,7 +49,7 @@ class Reason(StrEnum):
     ARCHIVE = "archives (name them to read them)"
 
 
-# Reasons that the setting of that name overrides.
+# Reasons that a setting overrides; the comment names the setting.
 LEFT_OUT = (Reason.VENDORED, Reason.GENERATED, Reason.MINIFIED, Reason.LOCK)  # generated
 _HIDDEN = (Reason.HIDDEN, Reason.HIDDEN_FOLDER)  # hidden
 _SECRET = (Reason.ENVIRONMENT, Reason.PRIVATE_KEY, Reason.CREDENTIALS, Reason.TOKEN)  # secrets
@@ -62,7 +62,7 @@ class Unread(str):
 
     @classmethod
     def of(cls, suffix: str) -> Unread:
-        """A format that no extra reads either."""
+        """A format that no extra can read."""
         return cls(f"{suffix} (not supported)")
 
 
@@ -75,7 +75,7 @@ class LeftOut(NamedTuple):
 
 @dataclass
 class Collection:
-    """The documents in the order in which they are read, what was skipped, by reason, and notes on some."""
+    """The documents in reading order, what was skipped by reason, and notes."""
 
     documents: list[Document] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -84,10 +84,10 @@ class Collection:
         default_factory=lambda: defaultdict(list)
     )  # a few paths each
 
-    forceable: bool = False  # whether the user named one of the binary files
+    forceable: bool = False  # whether a binary file was named by the user
 
     def add(self, path: str, found: Document | str, why: str = "") -> None:
-        """Take what was found at `path`: a document, or the reason why there is none, and more about that."""
+        """Add what was found at `path`: a document, or the reason why there is none, with details `why`."""
         if isinstance(found, Document):
             self.documents.append(found)
             return
@@ -99,7 +99,7 @@ class Collection:
             self.examples[found].append(f"{shown} ({why})" if why else shown)
 
     def skipped_line(self) -> str | None:
-        """Such as `skipped 14: 9 binary, 3 over `max_file_size`, 2 unreadable`; None when nothing was."""
+        """For example `skipped 14: 9 binary, 3 over `max_file_size`, 2 unreadable`; None if nothing was."""
         if not self.skipped:
             return None
         counts = sorted(self.skipped.items(), key=lambda item: (-item[1], item[0]))
@@ -121,8 +121,8 @@ class Collection:
         return line
 
     def note_lines(self) -> list[str]:
-        """The notes, the remarks on documents and the encodings that were guessed: a line for each document,
-        or one for all where there are many.
+        """The notes, the remarks on documents and the guessed encodings: a line for each document, or one for
+        all if there are many.
         """
         noted, left_out, guessed = {}, {}, {}
         for document in self.documents:
@@ -134,7 +134,7 @@ class Collection:
 
 
 def suffix_of(path: str) -> str:
-    """The suffix that a format is named by, without that of gzip; `files` where there is none."""
+    """The suffix that names a file's format, without that of compression; `files` if it has none."""
     stem, suffix = os.path.splitext(path)
     if suffix.lower() in (".gz", ".bz2", ".xz"):
         suffix = os.path.splitext(stem)[1]

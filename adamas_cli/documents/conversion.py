@@ -1,4 +1,4 @@
-"""Files of other formats as documents, from the store of converted texts or through a reader."""
+"""Documents from files of other formats, taken from the store of converted texts or read by a reader."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from adamas_cli.documents.remark import Remark
 from adamas_cli.errors import AdamasError
 from adamas_cli.progress import Progress
 
-_MEMORY = "/dev/shm"  # a folder of Linux's that is in memory
+_MEMORY = "/dev/shm"  # Linux's in-memory folder
 
 
 class Conversion:
@@ -42,10 +42,10 @@ class Conversion:
             self._texts.close()
 
     def text(self, path: str, shown: str, kind: Format, **options: Any) -> ConvertedText:
-        """The text of the file at `path`, which is called `shown`. options: the reader's; of a `sample`, a
-        text that was read as a whole serves too.
+        """The text of the file at `path`, which is called `shown`. options: the reader's options. For a
+        `sample`, a stored text of the whole file is used if there is one.
 
-        Raises UnreadableError and OSError for the file, AdamasError where its text cannot be written.
+        Raises UnreadableError and OSError for the file, AdamasError if its text cannot be written.
         """
         before = os.stat(path)
         with open(path, "rb") as file:
@@ -59,11 +59,11 @@ class Conversion:
             with self._progress.task(f"converting {shown}", None, "sections") as advance:
                 found = self._written(key, lambda: self._read(path, kind, options, before, advance), shown)
             if options.get("sample") and not any(remark.kind == SAMPLED for remark in found.remarks):
-                self._opened().keep_too(found, whole_key)  # it is not an estimate
+                self._opened().keep_too(found, whole_key)  # nothing was sampled, so it is the whole text
         return found
 
     def _written(self, key: str, read: Callable[[], Generator[Part | Remark]], shown: str) -> ConvertedText:
-        """The text on disk; where that is full, in a folder of this run alone, if need be in memory."""
+        """Store the text on disk; if the disk is full, in a folder of this run, in memory if necessary."""
         failure: OSError | None = None
         for choose in (self._opened, ConvertedTexts.passing, lambda: ConvertedTexts.passing(_MEMORY)):
             try:
@@ -85,7 +85,7 @@ class Conversion:
         before: os.stat_result,
         advance: Callable[[int], None],
     ) -> Generator[Part | Remark]:
-        """What the reader says. Raises UnreadableError, also where the file is another than was hashed."""
+        """The reader's output. Raises UnreadableError, also if the file changed after it was hashed."""
         words = False
         for part in self._reader.read(kind, path, **options):
             if isinstance(part, Part):
@@ -94,11 +94,11 @@ class Conversion:
             yield part
         try:
             unchanged = _identity(before) == _identity(os.stat(path))
-        except OSError:  # of the file, not of the folder that its text is written to
+        except OSError:  # from the file, not from the folder of the texts
             unchanged = False
         if not unchanged:
             raise UnreadableError(Trouble.CHANGED)
-        if not words and kind not in (Format.PDF, Format.IMAGE):  # whose empty pages are counted
+        if not words and kind not in (Format.PDF, Format.IMAGE):  # their empty pages are counted instead
             raise UnreadableError(Trouble.NO_TEXT)
 
     def _opened(self) -> ConvertedTexts:

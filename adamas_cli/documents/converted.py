@@ -1,7 +1,7 @@
-"""Converted text on disk: made once for each content, found again by its hash.
+"""Converted text on disk: made once for each content and found by its hash.
 
-A file holds a line for each part, the JSON array of its text and its section, and a last line with the counts
-and the checksum of the lines before it. Whatever is damaged is converted again.
+A file holds one line for each part, a JSON array of its text and its section, and a last line with the counts
+and the checksum of the preceding lines. Damaged files are converted again.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from adamas_cli.errors import AdamasError
 from adamas_cli.files import appearing, leftovers, make_folder
 from adamas_cli.folders import cache_directory
 
-FORMAT = 3  # of these files, and of what the readers make of a document
+FORMAT = 3  # version of these files and of what the readers extract from a document
 LIMIT_BYTES = 2**30  # all converted texts together
 _SUFFIX = ".jsonl"
 _PAGES = ("selectolax", "html-to-markdown")
-# What a mail may hold, which changes with them.
+# Libraries for mail attachments: a mail's text changes with their versions.
 _ATTACHED = (
     *("pypdfium2", "pyspellchecker", "mammoth", *_PAGES),
     *("odfpy", "striprtf", "python-pptx", "python-calamine", "pysubs2"),
@@ -59,12 +59,12 @@ _LIBRARIES: dict[Format, tuple[str, ...]] = {
 
 
 def converted_directory() -> Path:
-    """The folder of converted texts, a part of this tool's cache."""
+    """The folder of converted texts, part of adamas's cache."""
     return cache_directory() / "converted"
 
 
 class _PassingFolder:
-    """A folder that ends with the last text in it."""
+    """A temporary folder, deleted with the last text in it."""
 
     def __init__(self, below: str | None) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="adamas-", dir=below))
@@ -73,9 +73,7 @@ class _PassingFolder:
 
 @dataclass(frozen=True)
 class ConvertedText:
-    """The text of one file, and `remarks` on it. `pages` have been looked into, `empty` of them hold no
-    text.
-    """
+    """The text of one file, and `remarks` on it. `pages` were read, `empty` of them have no text."""
 
     file: Path
     characters: int
@@ -85,7 +83,7 @@ class ConvertedText:
     folder: _PassingFolder | None = None
 
     def parts(self) -> Iterator[Part]:
-        """The parts in order. Raises AdamasError where the file is gone since it was found."""
+        """The parts in order. Raises AdamasError if the file has disappeared since it was found."""
         try:
             with self.file.open("rb") as stream:
                 for line in stream:
@@ -97,7 +95,7 @@ class ConvertedText:
 
 
 class ConvertedTexts:
-    """The store of converted texts; one that is not kept ends with its texts."""
+    """The store of converted texts. If it is not `kept`, it is deleted with its texts."""
 
     def __init__(self, *, kept: bool, below: str | None = None) -> None:
         self._folder = None if kept else _PassingFolder(below)
@@ -107,7 +105,7 @@ class ConvertedTexts:
 
     @classmethod
     def open(cls, *, kept: bool) -> ConvertedTexts:
-        """The user's store, or one for this run alone, also where the user's cannot be written."""
+        """The user's store, or one for this run only, also if the user's is not writable."""
         store = cls(kept=kept)
         try:
             make_folder(store.root)
@@ -117,11 +115,11 @@ class ConvertedTexts:
 
     @classmethod
     def passing(cls, below: str | None = None) -> ConvertedTexts:
-        """One for this run alone, in a folder `below` another or where temporary files go. Raises OSError."""
+        """A store for this run only, in the folder `below` or the system's temporary one. Raises OSError."""
         return cls(kept=False, below=below)
 
     def find(self, key: str) -> ConvertedText | None:
-        """What is kept under a key, if it is whole; it then counts as just used."""
+        """The text stored under a key, if it is intact; this marks it as just used."""
         file = self._file(key)
         hasher = xxhash.xxh3_128()
         last = b""
@@ -142,7 +140,7 @@ class ConvertedTexts:
         return found
 
     def keep(self, key: str, parts: Iterable[Part | Remark]) -> ConvertedText:
-        """Write the parts under a key, whole or not at all. Sections are the pages that are counted.
+        """Write the parts under a key, whole or not at all. Parts with a section are counted as pages.
 
         Raises OSError, and what `parts` raises.
         """
@@ -173,14 +171,14 @@ class ConvertedTexts:
         return ConvertedText(self._file(key), characters, pages, empty, tuple(summed(remarks)), self._folder)
 
     def keep_too(self, text: ConvertedText, key: str) -> None:
-        """Find a text under another key as well."""
+        """Store a text under another key as well."""
         target = self._file(key)
-        with suppress(OSError):  # it is then converted again
+        with suppress(OSError):  # it will be converted again
             make_folder(target.parent)
             os.link(text.file, target)
 
     def close(self) -> None:
-        """Keep to the limit, if something was added."""
+        """Enforce the size limit if texts were added."""
         if self._kept and self._grown:
             prune(self.root, LIMIT_BYTES)
 
@@ -189,8 +187,8 @@ class ConvertedTexts:
 
 
 def key_of(digest: str, kind: Format, options: Mapping[str, Any] | None = None) -> str:
-    """What the text of a file is called: by its content, its format, the reader's options and the libraries
-    that it uses.
+    """The key of a file's text: from its content, its format, the reader's options and the versions of the
+    libraries it uses.
     """
     versions = [_version(library) for library in _LIBRARIES[kind]]
     told = [json.dumps(options, sort_keys=True)] if options else []
@@ -198,7 +196,7 @@ def key_of(digest: str, kind: Format, options: Mapping[str, Any] | None = None) 
 
 
 def texts_on_disk(root: Path) -> list[tuple[Path, int]]:
-    """The converted texts and their bytes, most recently used first."""
+    """The converted texts and their sizes in bytes, most recently used first."""
     found = []
     for file in root.glob(f"*/[!.]*{_SUFFIX}"):
         with suppress(OSError):
@@ -208,9 +206,9 @@ def texts_on_disk(root: Path) -> list[tuple[Path, int]]:
 
 
 def prune(root: Path, limit: int) -> int:
-    """Remove texts, the least recently used first, until the rest takes `limit` bytes.
+    """Remove the least recently used texts until at most `limit` bytes remain.
 
-    Returns the bytes that became free.
+    Returns the bytes freed.
     """
     texts = texts_on_disk(root)
     total = sum(size for _, size in texts)

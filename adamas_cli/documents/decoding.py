@@ -1,9 +1,9 @@
 """Decodes bytes of any common encoding to text, in one pass and bounded memory.
 
-A byte order mark or the pattern of NUL bytes gives UTF-16 and UTF-32 away at the start, escape codes the
-Japanese and Korean encodings of mail. Everything else is ASCII until its first other byte, so the choice
-waits for that byte and looks at what follows it, however far into the file it stands: UTF-8 where that fits,
-else the encoding that the file declares, else the likeliest one.
+A byte order mark or the pattern of NUL bytes reveals UTF-16 and UTF-32 at the start; escape codes reveal the
+Japanese and Korean encodings of mail. Everything else is ASCII up to its first other byte. The choice waits
+for that byte, however far into the file, and looks at what follows: UTF-8 if that fits, else the encoding
+that the file declares, else the likeliest one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from adamas_cli.documents.encodings import FALLBACK, Encoding, Origin, codec_of,
 
 HEAD_BYTES = 8 * 1024  # bytes that decide between text and binary, as in git
 WINDOW_BYTES = 64 * 1024  # bytes that decide the encoding, from the first non-ASCII byte
-CONTEXT_BYTES = 1024  # ASCII before that byte, which helps to tell languages apart
+CONTEXT_BYTES = 1024  # ASCII before that byte, which helps to identify the language
 
 # UTF-32 first: its little-endian mark begins with UTF-16's.
 _MARKS = (
@@ -28,23 +28,23 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 _WIDE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
-_WIDE_SHARE = 0.98  # of characters that are in use, where a wide encoding is the right one
-_PATTERN_BYTES = 2048  # whose pattern is looked at
-_GLANCE, _GLANCE_SHARE = 64, 0.9  # characters found in most binaries
-_LEAST_EAST_ASIAN = 16  # characters, without a NUL byte among them
+_WIDE_SHARE = 0.98  # share of assigned characters from which a wide encoding is accepted
+_PATTERN_BYTES = 2048  # examined for the pattern of a wide encoding
+_GLANCE, _GLANCE_SHARE = 64, 0.9  # a quick look that rules out most binaries
+_LEAST_EAST_ASIAN = 16  # minimum number of characters when there is no NUL byte
 _ASCII_PAIR = re.compile(
     "[" + "".join(f"{chr(256 * n + 32)}-{chr(256 * n + 126)}" for n in range(32, 127)) + "]"
 )
-_PAIR_SHARE = 0.75  # of East Asian characters that two bytes of ASCII make up, where the text is ASCII
+_PAIR_SHARE = 0.75  # above this share of East Asian characters made of two ASCII bytes, the text is ASCII
 _ODD_SHARE = 0.1
 _EAST_ASIAN = re.compile("[\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7a3\uff00-\uffef]")
 
 CONTROLS = bytes({*range(0x20), 0x7F} - set(b"\t\n\f\r\b\x1b"))  # never in text; escape codes are, in logs
 _CONTROL_SHARE = 0.03
 _NULS = re.compile(rb"\0+")
-_HOLE = 4  # NUL bytes in a row, where a log was cut off or its disk was full: one flaw, not many
+_HOLE = 4  # NUL bytes in a row, where a log was truncated or the disk was full: counted as one flaw
 
-# Whole signatures, each with a byte that no text has.
+# Whole signatures, each with a byte that never occurs in text.
 _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"PK\x03\x04", b"\x1f\x8b\x08", b"\x7fELF", b"\xfd7zXZ\0")
 _BZIP2 = re.compile(rb"BZh[1-9]1AY&SY")
 _PDF = re.compile(rb"%PDF-\d.{0,2000}?\d \d+ obj\b", re.DOTALL)
@@ -71,7 +71,7 @@ def is_binary(head: bytes, *, patient: bool = False) -> bool:
     """Whether a file that begins with `head` (its first `HEAD_BYTES`) holds no text.
 
     Binary means a known signature, a NUL byte outside UTF-16 and UTF-32, or too many control characters.
-    `patient`: a few NUL bytes, or a hole of many, are flaws of a text.
+    `patient`: a few NUL bytes, or one long run of them, count as flaws of a text.
     """
     if head.startswith(_MAGIC) or _BZIP2.match(head) or _PDF.match(head) or head[_TAR] == b"ustar":
         return True
@@ -82,17 +82,17 @@ def is_binary(head: bytes, *, patient: bool = False) -> bool:
             return True
         head = _NULS.sub(lambda run: b"\0" if len(run[0]) >= _HOLE else run[0], head)
     if _KOREAN_MAIL in head:
-        head = head.translate(None, b"\x0e\x0f")  # which shift between its two alphabets
+        head = head.translate(None, b"\x0e\x0f")  # these shift between its two alphabets
     controls = len(head) - len(head.translate(None, CONTROLS))
     return controls > _CONTROL_SHARE * len(head)
 
 
 def decode(blocks: Iterable[bytes], encoding: Encoding | None = None) -> Iterator[str]:
-    """The text of `blocks`, piece by piece, whatever their sizes; a piece is no longer than its blocks are.
+    """The text of `blocks`, piece by piece, for blocks of any size; a piece is no longer than its blocks.
 
-    Without an `encoding` it is found on the way. A byte order mark is dropped and every line end (CRLF, CR)
-    becomes `\\n`. It never fails: a byte that is not UTF-8 in a UTF-8 text is read as Windows-1252, one
-    without meaning in another encoding becomes U+FFFD.
+    Without an `encoding`, it is detected. A byte order mark is dropped and every line end (CRLF, CR)
+    becomes `\\n`. Decoding never fails: a byte that is not UTF-8 in a UTF-8 text is read as Windows-1252, an
+    invalid byte in another encoding becomes U+FFFD.
     """
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     for text in characters(blocks, encoding):
@@ -103,7 +103,7 @@ def decode(blocks: Iterable[bytes], encoding: Encoding | None = None) -> Iterato
 
 
 def characters(blocks: Iterable[bytes], encoding: Encoding | None = None) -> Iterator[str]:
-    """The text of `blocks` as in `decode`, but with the line ends that it has."""
+    """The text of `blocks` as in `decode`, with its line ends unchanged."""
     stream = iter(blocks)
     if encoding is None:
         head = _at_least(HEAD_BYTES, b"", stream)
@@ -120,15 +120,15 @@ def characters(blocks: Iterable[bytes], encoding: Encoding | None = None) -> Ite
 
 
 def text_of(content: bytes, named: str | None = None) -> tuple[str, Encoding]:
-    """All the text of `content`, with the line ends that it has, and its encoding, which may be `named`."""
+    """All the text of `content`, with its line ends unchanged, and its encoding, which may be `named`."""
     encoding = find_encoding([content], named)
     return "".join(characters([content], encoding)), encoding
 
 
 def find_encoding(blocks: Iterable[bytes], named: str | None = None, *, keep_utf8: bool = False) -> Encoding:
-    """The encoding of `blocks`, of which no more are taken than that needs.
+    """The encoding of `blocks`; consumes no more of them than necessary.
 
-    `named` is a codec that the user names, with `keep_utf8` that of what is not UTF-8, UTF-16 or UTF-32.
+    `named` is a codec that the user names; with `keep_utf8` it applies only to text that is not Unicode.
     """
     stream = iter(blocks)
     head = _at_least(HEAD_BYTES, b"", stream)
@@ -158,7 +158,7 @@ def find_encoding(blocks: Iterable[bytes], named: str | None = None, *, keep_utf
 
 
 def _remembering(head: bytes, stream: Iterator[bytes], held: list[bytes]) -> Iterator[bytes]:
-    """The blocks of `stream` after `head`, each of which is put into `held` too."""
+    """The blocks of `stream` after `head`; each is also appended to `held`."""
     held.append(head)
     yield head
     for block in stream:
@@ -173,7 +173,7 @@ def _chained(held: list[bytes], stream: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _at_least(size: int, block: bytes, blocks: Iterator[bytes]) -> bytes:
-    """`block` followed by as many whole blocks as it takes to hold `size` bytes, if there are as many."""
+    """`block` followed by the whole blocks needed to reach `size` bytes, if there are enough."""
     if len(block) >= size:
         return block
     parts, held = [block], len(block)
@@ -187,14 +187,14 @@ def _as_named(codec: str, head: bytes) -> Encoding:
     for mark, marked in _MARKS:
         if head.startswith(mark) and marked.startswith(codec.replace("_", "-")):
             return Encoding(marked, len(mark), Origin.NAMED)
-    if codec in ("utf-16", "utf-32"):  # without a mark: little-endian, unless it shows
+    if codec in ("utf-16", "utf-32"):  # without a mark: little-endian, unless the pattern says otherwise
         found = unicode_by_start(head)
         codec = found.codec if found and found.codec.startswith(codec) else f"{codec}-le"
     return Encoding(codec, 0, Origin.NAMED)
 
 
 def unicode_by_start(head: bytes) -> Encoding | None:
-    """The Unicode encoding that the start of a file gives away by a mark or by its pattern, or None."""
+    """The Unicode encoding that a mark or a pattern reveals at the start of a file, or None."""
     for mark, codec in _MARKS:
         if head.startswith(mark):
             return Encoding(codec, len(mark), Origin.MARK)
@@ -210,8 +210,8 @@ def unicode_by_start(head: bytes) -> Encoding | None:
 
 
 def _spaces_if_text(head: bytes, codec: str) -> int:
-    """How many ASCII characters and East Asian ones `head` decodes to, if to text, else -1; it may end inside
-    one.
+    """The number of ASCII and East Asian characters that `head` decodes to, or -1 if it is not text. `head`
+    may end inside a character.
     """
     try:
         text = codecs.getincrementaldecoder(codec)().decode(head[:_PATTERN_BYTES])
@@ -231,12 +231,12 @@ def _spaces_if_text(head: bytes, codec: str) -> int:
 
 
 def _has_odd_nuls(text: str) -> bool:
-    """Whether more characters have 0 as their lower byte than the few that do in text (one in Chinese)."""
+    """Whether more characters have 0 as their lower byte than text does (one such character in Chinese)."""
     return sum(ord(character) & 0xFF == 0 for character in text) > _ODD_SHARE * len(text) + 1
 
 
 def _mail_encoding(block: bytes) -> Encoding | None:
-    """ISO-2022-JP or ISO-2022-KR, where a block decodes as one without an error."""
+    """ISO-2022-JP or ISO-2022-KR, if the block decodes as one without an error."""
     codec = "iso2022_kr" if _KOREAN_MAIL in block else "iso2022_jp_ext"
     if codec == "iso2022_jp_ext" and not _JAPANESE_MAIL.search(block):
         return None
@@ -248,7 +248,7 @@ def _mail_encoding(block: bytes) -> Encoding | None:
 
 
 def _plausible(head: bytes, before: bytes, window: bytes) -> Encoding:
-    """The encoding of `window`, which begins with a byte that is not ASCII, after the ASCII text `before`, in
+    """The encoding of `window`, which begins with a non-ASCII byte, follows the ASCII text `before` and is in
     a file that begins with `head`.
     """
     label = declared(head)
@@ -259,7 +259,7 @@ def _plausible(head: bytes, before: bytes, window: bytes) -> Encoding:
     contrary = label if label and codec != "utf-8" else ""
     if utf8:
         return Encoding("utf-8", 0, Origin.UTF8, contrary or "")
-    from adamas_cli.documents.guessing import guessed  # which most texts do not need
+    from adamas_cli.documents.guessing import guessed  # most texts do not need it
 
     found = guessed(before + (window if len(window) < WINDOW_BYTES else _whole_lines(window)))
     if label and not contrary:
@@ -270,10 +270,10 @@ def _plausible(head: bytes, before: bytes, window: bytes) -> Encoding:
 def _fits(window: bytes, codec: str, *, certain: bool) -> bool:
     """Whether `window` can be in a declared encoding.
 
-    Where it is UTF-8 too, only an encoding in which most bytes would be wrong can tell: any bytes at all are
-    text in an encoding of one byte a character.
+    If it is also valid UTF-8, only an encoding in which most bytes would be wrong is evidence: in a
+    single-byte encoding, any bytes are text.
     """
-    wide = codec.startswith(("utf-16", "utf-32"))  # the declaration could not have been read
+    wide = codec.startswith(("utf-16", "utf-32"))  # then the declaration itself could not have been read
     try:
         text = codecs.getincrementaldecoder(codec)().decode(window)
     except UnicodeDecodeError as error:
@@ -290,7 +290,7 @@ def _whole_lines(window: bytes) -> bytes:
 
 
 def _is_mostly_utf8(window: bytes) -> bool:
-    """Whether whole UTF-8 sequences outnumber stray bytes: by chance they hardly occur in other encodings."""
+    """Whether whole UTF-8 sequences outnumber stray bytes: they rarely occur by chance in other encodings."""
     try:
         codecs.getincrementaldecoder("utf-8")().decode(window, final=len(window) < WINDOW_BYTES)
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""One document: its name as shown, and its text, streamed from wherever its bytes are."""
+"""One document: its shown name, and its text, streamed from its source."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def _in_sections(content: Content | Sections) -> TypeGuard[Sections]:
 
 @dataclass(frozen=True)
 class File:
-    """The first `size` bytes of a regular file: a log that grows is read as it was when listed.
+    """The first `size` bytes of a regular file: a growing log is read as it was when listed.
 
-    `holder`: what removes the file when nothing holds it any more.
+    `holder`: deletes the file once nothing refers to it.
     """
 
     path: str
@@ -57,9 +57,9 @@ class File:
     holder: object | None = field(default=None, compare=False)
 
     def blocks(self) -> Iterator[bytes]:
-        """Raises AdamasError when the file vanished, shrank or became something else since it was listed."""
+        """Raises AdamasError if the file vanished, shrank or was replaced by something else since listing."""
         try:
-            # Without O_NONBLOCK, a pipe put in the file's place would block the open until someone writes.
+            # Without O_NONBLOCK, a pipe in the file's place would block the open until someone writes.
             descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
             raise self._changed(error.strerror or "cannot be opened") from error
@@ -85,22 +85,22 @@ class File:
 
 @dataclass(frozen=True)
 class Spool:
-    """A stream that was copied to a temporary file, which is gone when the process ends."""
+    """A stream that was copied to a temporary file, which is deleted when the process ends."""
 
     file: IO[bytes]
     size: int
 
     def blocks(self) -> Iterator[bytes]:
-        """Reads at positions of its own, so that several readers do not disturb each other."""
+        """Uses positioned reads, so that several readers do not disturb each other."""
         for start in range(0, self.size, BLOCK_BYTES):
             yield os.pread(self.file.fileno(), min(BLOCK_BYTES, self.size - start), start)
 
 
 @dataclass(frozen=True)
 class Document:
-    """A document that is going to be read. `path` is safe to print; `size` is in bytes, before decoding.
+    """A document to be read. `path` is safe to print; `size` is in bytes, before decoding.
 
-    `reading` is known of text and of formats that are text; without it, text is looked at as it is read.
+    `reading` is set for text and for textual formats; without it, text is examined while it is read.
     `converted_from` is the format that its text was made from, empty for text.
     """
 
@@ -114,8 +114,8 @@ class Document:
     def parts(self) -> Iterator[Part]:
         """The text in parts of at most 4 MiB, decoded as `decode` says; never the whole file in memory.
 
-        A section begins with the part that names it, at the beginning of a line. With `numbered` each line
-        begins with its number. Raises AdamasError when the file has vanished or shrunk since it was listed.
+        A section starts with the part that names it, at the start of a line. With `numbered`, each line
+        starts with its number. Raises AdamasError if the file has vanished or shrunk since it was listed.
         """
         parts = self._parts()
         return numbered(parts) if self.numbered else parts
@@ -127,19 +127,19 @@ class Document:
 
     @property
     def encoding(self) -> str | None:
-        """The encoding of its bytes, such as `windows-1252`; None for a format that declares it itself."""
+        """The encoding of its bytes, such as `windows-1252`; None for formats that declare it themselves."""
         return self.reading.encoding.name if self.reading is not None else None
 
     @property
     def left_out(self) -> dict[str, int]:
-        """The content missing from its text, by kind and count."""
+        """Content missing from its text: kinds and counts."""
         empty: int = getattr(self.content, "empty", 0)
         others = {remark.kind: remark.count for remark in self.remarks if remark.left_out}
         return ({"pages without text": empty} if empty else {}) | others
 
     @property
     def remarks(self) -> tuple[Remark, ...]:
-        """Its reader's remarks; for a text, the parts that are not read."""
+        """Its reader's remarks; for a text, the parts that were skipped."""
         if self.reading is not None and not _in_sections(self.content):
             return self.reading.remarks
         remarks: tuple[Remark, ...] = getattr(self.content, "remarks", ())
@@ -147,7 +147,7 @@ class Document:
 
     @property
     def characters(self) -> int:
-        """The approximate number of characters, before it is read."""
+        """The approximate number of characters, known before reading."""
         return self.content.characters if _in_sections(self.content) else self.size
 
     def pieces(self) -> Iterator[str]:
@@ -176,13 +176,13 @@ class Document:
 
 
 def shown_path(path: str) -> str:
-    """`path` with escapes such as `\\x1b` for what must not be printed, and, but for addresses, without `./`
+    """`path` with escapes such as `\\x1b` for unprintable characters and, except for addresses, without `./`
     and doubled slashes.
     """
     name = path if path.startswith(("http://", "https://")) else os.path.normpath(path)
     if name.isprintable():
         return name
-    # Bytes that are no UTF-8 arrive from the file system as surrogates, and print as `\xff` does.
+    # Bytes that are not UTF-8 arrive from the file system as surrogates; they are shown like `\xff`.
     return "".join(_escaped(character) for character in name)
 
 

@@ -10,7 +10,7 @@ from enum import StrEnum
 FALLBACK = "cp1252"
 DECLARED_WITHIN = 4096  # bytes; HTML's own rule is 1024, which long comments exceed
 
-# As in browsers: the larger encoding that users of these labels mean.
+# As in browsers: the larger encoding that is meant by these labels.
 _LARGER = {
     "ascii": "cp1252",
     "iso8859-1": "cp1252",
@@ -26,7 +26,7 @@ _LARGER = {
     "iso2022_jp": "iso2022_jp_ext",
     "utf_8_sig": "utf-8",
 }
-# Labels that Python does not know: of browsers, Emacs, Vim and LaTeX's inputenc.
+# Labels unknown to Python: from browsers, Emacs, Vim and LaTeX's inputenc.
 _ALIASES = {
     "ansinew": "cp1252",
     "applemac": "mac_roman",
@@ -55,18 +55,18 @@ _SHOWN = {"euc_jis_2004": "euc-jp", "big5hkscs": "big5", "mac_roman": "mac-roman
 _LABEL = rb"([A-Za-z][\w.:+-]{1,30})"
 _XML = re.compile(rb"\s*<\?xml\b[^>]{0,200}?\bencoding\s*=\s*[\"']" + _LABEL)
 _CSS = re.compile(rb"@charset\s+[\"']" + _LABEL)
-# Also in a fragment, but not where a page quotes such a tag in its text, escaped.
+# Also matches in a fragment, but not where a page quotes such a tag in its text, escaped.
 _META = re.compile(rb"<[mM][eE][tT][aA]\s[^>]{0,300}?charset\s*=\s*[\"']?\s*" + _LABEL, re.IGNORECASE)
 _COMMENT = re.compile(
     rb"[ \t\f\v]*(?:#|//|/\*|\*|--|;|%|<!--|\"|\.\\\"|@c)[^\n]{0,300}?coding[:=][ \t]*" + _LABEL
 )
 _TEX = re.compile(rb"^[^%\n]{0,80}\\usepackage\[" + _LABEL + rb"\]\{inputenc\}", re.MULTILINE)
 _GETTEXT = re.compile(rb"^\"Content-Type: text/plain; charset=" + _LABEL, re.MULTILINE)
-_UNIX_OR_DOS = re.compile(rb"-(?:unix|dos|mac)$")  # line ends, in Emacs' names
+_UNIX_OR_DOS = re.compile(rb"-(?:unix|dos|mac)$")  # line ends in Emacs's names
 
 
 class Origin(StrEnum):
-    """How an encoding became known."""
+    """How an encoding was determined."""
 
     ASCII = "ascii"
     UTF8 = "utf-8"
@@ -79,9 +79,8 @@ class Origin(StrEnum):
 
 @dataclass(frozen=True)
 class Encoding:
-    """How bytes become text: Python's codec, the bytes of the mark before them, and how that is known.
-
-    `contrary` is an encoding that the file declares but is not in.
+    """How bytes become text: Python's codec, the length of the byte order mark, and how the encoding was
+    determined. `contrary` is an encoding that the file declares but does not use.
     """
 
     codec: str
@@ -104,7 +103,7 @@ def shown_name(codec: str) -> str:
 
 
 def codec_of(label: str) -> str | None:
-    """Python's codec for an encoding's name, or the larger one that its users mean; None if unknown."""
+    """Python's codec for an encoding's name, or the larger codec that is usually meant; None if unknown."""
     name = label.strip().lower()
     name = _ALIASES.get(name, name)
     try:
@@ -119,9 +118,9 @@ def codec_of(label: str) -> str | None:
 
 
 def declared(head: bytes) -> str | None:
-    """The name of the encoding that a file which begins with `head` declares; None where it does not.
+    """The encoding name that a file beginning with `head` declares, or None.
 
-    XML, HTML (fragments too), CSS, PEP 263 and its kin in the comments of other languages and editors,
+    Understands XML, HTML (fragments too), CSS, PEP 263 and similar comments of other languages and editors,
     LaTeX's inputenc and gettext's catalogues.
     """
     head = head[:DECLARED_WITHIN].removeprefix(codecs.BOM_UTF8)

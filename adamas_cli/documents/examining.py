@@ -1,4 +1,4 @@
-"""Turns one path into a document, or a reason why it is none."""
+"""Turns one path into a document, or a reason why there is none."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from adamas_cli.documents.web import Page
 
 Found = Document | Reason | LeftOut | Unread
 
-# Names of text, in which NUL bytes are flaws even where the user has not named the file.
+# Suffixes of text files: NUL bytes in them are flaws even if the user has not named the file.
 _TEXT_SUFFIXES = frozenset([".log", ".txt", ".md", ".csv", ".tsv", ".out", ".err"])
 
 
@@ -45,16 +45,16 @@ class Examiner:
         self._conversion = conversion
 
     def take(self, path: str, candidate: Candidate) -> Document | None:
-        """Add what is found under a normalized path; the document, if it is one."""
+        """Add what is found at a normalized path; return the document, if there is one."""
         return self.add(path, lambda: self._examined(path, candidate))
 
     def fetched(self, page: Page) -> Document | None:
-        """Add what was fetched from the web; the document, if it is one."""
+        """Add what was fetched from the web; return the document, if there is one."""
         return self.add(page.address, lambda: self._fetched(page))
 
     def add(self, path: str, examine: Callable[[], Found | None]) -> Document | None:
-        """Add what `examine` finds at a path, if it has not done so itself, or why it raises UnreadableError
-        or OSError.
+        """Add what `examine` finds at a path, unless it returns None because it has added it itself.
+        UnreadableError and OSError become reasons.
         """
         try:
             found = examine()
@@ -81,11 +81,11 @@ class Examiner:
         return not self._chosen.text
 
     def recognized(self, head: bytes, name: str) -> Format | None:
-        """The format to convert from, unless the user forces it to be read as text."""
+        """The format to convert from; None if the user forces text."""
         return recognized(head, name) if self.converts else None
 
     def binary(self, head: bytes, name: str, *, named: bool) -> Reason | Unread | None:
-        """The kind of a file that is not text, by its first bytes. named: by the user, who can force it."""
+        """The kind of a non-text file, by its first bytes. named: by the user, who can force it."""
         patient = named or os.path.splitext(name)[1].lower() in _TEXT_SUFFIXES
         if not self.converts or not is_binary(head, patient=patient):
             return None
@@ -94,7 +94,7 @@ class Examiner:
         return Unread.of(suffix) if suffix else Reason.BINARY
 
     def picture(self, path: str, *, named: bool) -> Reason | Unread | None:
-        """Why a picture is not read, if it is not. named: by the user."""
+        """Why a picture is not read; None if it is. named: by the user."""
         if not named and self._chosen.ocr != "always":
             return Reason.IMAGE
         if self._ocr:
@@ -102,7 +102,7 @@ class Examiner:
         return Unread(f"{suffix_of(path)} {Trouble.NO_OCR}") if self._needs_ocr else Reason.IMAGE
 
     def text(self, name: str, content: Content, size: int, head: bytes, *, named: bool) -> Document | Reason:
-        """The text in `content`, which begins with `head`, after a look at all of it. named: by the user."""
+        """The text in `content`, which begins with `head`, after surveying all of it. named: by the user."""
         return self._read_as(name, content, size, head, self._reading(content.blocks(), named=named))
 
     def converted(
@@ -116,9 +116,10 @@ class Examiner:
         named: bool = True,
         **options: Any,
     ) -> Document | Reason:
-        """The file at `path`, called `name`, which holds `content`, as a document. options: the reader's.
+        """The file at `path`, called `name`, which holds `content`, as a document. options: the reader's
+        options. A file that only looked like a textual format is read as plain text.
 
-        One that only looked like a format of text is read as the text it is. Raises UnreadableError, OSError.
+        Raises UnreadableError, OSError.
         """
         shown = shown_path(name)
         if kind not in TEXTUAL:
@@ -133,13 +134,13 @@ class Examiner:
                 self._collection.notes.append(f"{shown}: {error.trouble}, so its source is read")
             elif kind is Format.NOTEBOOK:
                 return Reason.BLANK
-            return self._read_as(name, content, size, b"", reading)  # a page with only scripts is source code
+            return self._read_as(name, content, size, b"", reading)  # a page of scripts only is source code
         self._say_contrary(shown, reading)
         return replace(self._sections(shown, size, text, kind), reading=reading)
 
     def unpacked(self, name: str, content: Gzipped, limit: int | None, *, named: bool = True) -> Found:
-        """What is in a compressed file, of at most `limit` bytes: unpacked once to the end, because damage
-        shows only there. Raises UnreadableError, OSError.
+        """The content of a compressed file, of at most `limit` bytes. It is unpacked to the end once, because
+        damage shows only there. Raises UnreadableError, OSError.
         """
         head = b""
         for block in content.blocks():
@@ -239,7 +240,7 @@ class Examiner:
         return replace(found, path=page.address) if isinstance(found, Document) else found
 
     def _sections(self, shown: str, size: int, text: ConvertedText, kind: Format) -> Document:
-        """A converted text as a document. Raises UnreadableError where all pages are empty."""
+        """A converted text as a document. Raises UnreadableError if all pages are empty."""
         if text.empty:
             note = f"{shown}: {text.empty:,} of {text.pages:,} pages have no text (scanned?)"
             if self._needs_ocr:
@@ -268,10 +269,10 @@ class Examiner:
             self._collection.notes.append(f"{shown}: declares {encoding.contrary}, but is in {encoding.name}")
 
     def _secret(self, path: str, candidate: Candidate, first: bytes) -> LeftOut | None:
-        """The reason not to read a file; if the user named it, only a note."""
+        """Why a file must not be read; if the user named it, only a note."""
         if self._chosen.secrets or (candidate.named and secrets.by_name(candidate.below) is not None):
             return None
-        if candidate.named:  # of which only the beginning is examined
+        if candidate.named:  # only its beginning is examined
             found = secrets.by_content(candidate.below, [first[:HEAD_BYTES]])
             if found is not None:
                 self._note_secret(path, found.reason)

@@ -1,4 +1,4 @@
-"""The names of a folder's files, which show a model the repository before its files."""
+"""The names of a folder's files, which show the model the repository before its contents."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adamas_cli.documents.surveying import Reading
 
 @dataclass(frozen=True)
 class Written:
-    """Bytes that were made here."""
+    """Bytes made by adamas."""
 
     content: bytes
 
@@ -25,7 +25,7 @@ class Written:
 def tree(folder: str, paths: Iterable[str]) -> Document:
     """A document of the names in `paths` (relative to `folder`, with `/`), indented below their folders.
 
-    It holds names alone, so that a file that changes leaves everything before itself as it was.
+    It holds only names, so that a changed file does not change the text before it.
     """
     shown = shown_path(folder)
     lines = [f"{shown}/"]

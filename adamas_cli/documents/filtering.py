@@ -1,4 +1,4 @@
-"""The files below a folder that are documents: hidden files, ignore files, the user's patterns.
+"""Which files below a folder are documents: hidden files, ignore files, the user's patterns.
 
 Paths in this module are relative, with `/` and without a trailing one.
 """
@@ -15,7 +15,7 @@ from adamas_cli.documents.secrets import by_name, is_template
 from adamas_cli.errors import UsageError
 
 DEFAULT_MAX_FILE_SIZE = 10 * 1024 * 1024
-# Hidden names that belong to a project's text, whether git tracks them or there is no git.
+# Hidden names that belong to a project's text, whether or not git tracks them.
 _SHOWN = frozenset(
     [
         ".buildkite",
@@ -33,18 +33,17 @@ _SHOWN = frozenset(
 
 @dataclass(frozen=True)
 class Selection:
-    """What a walk takes. Files that the user names are read whatever this says.
+    """What a walk takes. Files that the user names are always read.
 
     `include` and `exclude` are gitignore patterns, relative to each named folder: a file is taken if it (or a
-    folder above it) matches `include`, where there is any, and does not match `exclude`. `gitignore=False`
-    reads no ignore files. `hidden` takes hidden files that git does not track, `secrets` those that hold
-    secrets. `max_file_size` is in bytes, None for no limit. `generated` takes generated, vendored, minified
-    and lock files too. `tree` puts the names of each folder's files before their texts, `line_numbers` a
-    number before each line. `whole_pages` reads menus and comments of pages from the web too. `ocr` reads
-    pictures of pages: "auto" those of a PDF and pictures that are named, "always" everything in PDFs and
-    pictures, "never" none; `ocr_sample` one page of each document alone, as an estimate.
-    `encoding` is the codec of named files, and of those in folders that are not in Unicode; None finds it.
-    `text` reads every file as text, whatever it is.
+    folder above it) matches `include`, if that is given, and does not match `exclude`. `gitignore=False`
+    ignores the ignore files. `hidden` takes hidden files that git does not track, `secrets` those that hold
+    secrets. `max_file_size` is in bytes, None for no limit. `generated` also takes generated, vendored,
+    minified and lock files. `tree` puts the names of each folder's files before their texts, `line_numbers` a
+    number before each line. `whole_pages` also reads menus and comments of web pages. `ocr` reads pictures of
+    pages: "auto" those of a PDF and named pictures, "always" everything in PDFs and pictures, "never" none;
+    `ocr_sample` reads only one page of each document, as an estimate. `encoding` is the codec of named
+    files, and of non-Unicode files in folders; None detects it. `text` reads every file as text.
     """
 
     include: tuple[str, ...] = ()
@@ -65,7 +64,7 @@ class Selection:
 
 
 class Choice:
-    """The user's part of the decision, `include`, `exclude` and `hidden`, below a named folder."""
+    """The user's part of the decision below a named folder: `include`, `exclude` and `hidden`."""
 
     def __init__(self, selection: Selection) -> None:
         """Raises UsageError for a pattern that is not gitignore syntax."""
@@ -74,14 +73,14 @@ class Choice:
         self._hidden = selection.hidden
 
     def takes(self, path: str, *, is_folder: bool) -> bool:
-        """Whether to take a file, or to look into a folder; the folders above it have been taken."""
+        """Whether to take a file or enter a folder; the folders above it have been taken."""
         if os.path.basename(path) == ".git" or self._exclude.verdict(path, is_folder=is_folder):
             return False
         return is_folder or self._include is None or _matches(self._include, path, is_folder=False)
 
     def hides(self, path: str, *, is_folder: bool) -> bool:
-        """Whether an entry that git does not track is left out because its name, or a name above it, begins
-        with a dot. What a project is built by is read all the same, and secrets are counted as such.
+        """Whether an untracked entry is skipped because its name, or a folder name above it, starts with a
+        dot. Build configuration is read anyway, and secrets are counted as secrets.
         """
         if self._hidden or not (path.startswith(".") or "/." in path):
             return False
@@ -96,8 +95,8 @@ class Choice:
 class IgnoreRules:
     """The ignore files of the tree at `top`, each read when first needed and valid for its folder and below.
 
-    As in git, the last matching rule of a folder decides, an inner folder goes before an outer one, and what
-    lies below an ignored folder cannot be taken back.
+    As in git, the last matching rule of a folder decides, inner folders override outer ones, and nothing
+    below an ignored folder can be re-included.
     """
 
     def __init__(self, top: str, names: tuple[str, ...]) -> None:
@@ -120,7 +119,7 @@ class IgnoreRules:
         )
 
     def _chain(self, folder: str) -> tuple[tuple[int, Rules], ...]:
-        """The rules in force in `folder`, innermost first, each with the length of the path to cut for it."""
+        """The rules in force in `folder`, innermost first, each with the length of the path prefix to cut."""
         if folder not in self._chains:
             outer = self._chain(os.path.dirname(folder)) if folder else ()
             lines = [
@@ -132,9 +131,9 @@ class IgnoreRules:
 
 
 class Filter:
-    """Both parts of the decision for the entries below one folder, remembered for its subfolders.
+    """Both parts of the decision for the entries below one folder, cached for its subfolders.
 
-    `below_named` and `below_top` lead to it from the folder that the user named and from the rules' top.
+    `below_named` and `below_top` are its paths from the folder that the user named and from the rules' top.
     """
 
     def __init__(
@@ -147,11 +146,11 @@ class Filter:
         self._folders = {"": True}
 
     def keeps_file(self, path: str) -> bool:
-        """Whether the file at `path` is a document, as far as its name can say."""
+        """Whether the file at `path` is a document, judging by its name."""
         return self.keeps_folder(os.path.dirname(path)) and self._keeps(path, is_folder=False)
 
     def keeps_folder(self, path: str) -> bool:
-        """Whether to look into the folder at `path`, which none of the folders above it forbids."""
+        """Whether to enter the folder at `path`: neither it nor a folder above it is excluded."""
         unknown = []
         while path not in self._folders:
             unknown.append(path)
@@ -176,7 +175,7 @@ def _user_rules(flag: str, patterns: tuple[str, ...]) -> Rules:
 
 
 def _matches(rules: Rules, path: str, *, is_folder: bool) -> bool:
-    """Whether the innermost verdict about `path` or a folder above it is that it matches."""
+    """Whether the innermost verdict about `path` or a folder above it is a match."""
     while path:
         verdict = rules.verdict(path, is_folder=is_folder)
         if verdict is not None:
@@ -186,7 +185,7 @@ def _matches(rules: Rules, path: str, *, is_folder: bool) -> bool:
 
 
 def file_lines(path: str) -> list[str]:
-    """The lines of a file of rules; none if it is missing, unreadable, or (as in git) not a regular file."""
+    """The lines of a rules file; none if it is missing, unreadable, or (as in git) not a regular file."""
     try:
         if not stat.S_ISREG(os.lstat(path).st_mode):
             return []

@@ -16,7 +16,7 @@ from adamas_cli.documents.listing import Entry, Lister
 
 
 class Finder:
-    """Finds the files of a selection; folders that cannot be read are counted in `collection`."""
+    """Finds the files of a selection; unreadable folders are counted in `collection`."""
 
     def __init__(self, selection: Selection, collection: Collection, archives: Archives) -> None:
         """Raises UsageError for a wrong pattern."""
@@ -27,13 +27,13 @@ class Finder:
         self._use_ignore_files = selection.gitignore
 
     def unpacked(self, path: str, name: str) -> list[Folder]:
-        """The folder in the archive at `path`, called `name`, and those in archives inside of it; none where
-        it cannot be unpacked, which is counted.
+        """The folder unpacked from the archive at `path`, called `name`, and those of archives inside it;
+        empty if it cannot be unpacked, which is counted.
         """
         return self._unpacked(path, name, None, 1)
 
     def candidates(self, folder: Folder) -> Iterator[tuple[str, Candidate]]:
-        """The candidates below a folder, with their names, in no particular order."""
+        """The candidates below a folder with their names, in no particular order."""
 
         def count(path: str, reason: Reason) -> None:
             self._collection.add(folder.name_of(path), reason)

@@ -1,4 +1,4 @@
-"""The attributes that a repository's .gitattributes give its files."""
+"""The attributes that a repository's .gitattributes files assign to its files."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _NO = ("false", "0", "no")
 @dataclass(frozen=True, slots=True)
 class _Line:
     rule: Rule
-    values: dict[str, bool | None]  # None: unspecified again
+    values: dict[str, bool | None]  # None: reset to unspecified
 
 
 class Attributes:
     """The attribute files of the tree at `top`, each read when first needed, for its folder and below.
 
-    As in git, the last matching line of a folder decides, and an inner folder goes before an outer one.
-    `below`: what leads from `top` to the folder that paths are relative to.
+    As in git, the last matching line of a folder decides, and inner folders override outer ones.
+    `below`: the path from `top` to the folder that paths are relative to.
     """
 
     def __init__(self, top: str, below: str = "") -> None:
@@ -34,7 +34,7 @@ class Attributes:
         self._chains: dict[str, tuple[tuple[int, tuple[_Line, ...]], ...]] = {"": ((0, own[::-1]),)}
 
     def value(self, path: str, name: str) -> bool | None:
-        """Whether the attribute `name` is set for a file (True), unset (False), or not spoken of (None)."""
+        """Whether the attribute `name` is set for a file (True), unset (False) or unspecified (None)."""
         if self._below:
             path = os.path.join(self._below, path)
         for prefix, lines in self._chain(os.path.dirname(path)):
@@ -44,7 +44,7 @@ class Attributes:
         return None
 
     def _chain(self, folder: str) -> tuple[tuple[int, tuple[_Line, ...]], ...]:
-        """The lines for files in `folder`, those that decide first, with the length of the path to cut."""
+        """The lines for files in `folder`, highest precedence first, with the length of the prefix to cut."""
         unknown = []
         while folder not in self._chains:
             unknown.append(folder)
@@ -62,7 +62,7 @@ class Attributes:
 
 
 def _parsed(line: str) -> _Line | None:
-    """The rule and the linguist attributes of a line; None without any."""
+    """The rule and the linguist attributes of a line; None if it has none."""
     line = line.strip()
     if quoted := _QUOTED.fullmatch(line):
         pattern, words = re.sub(r"\\(.)", r"\1", quoted[1]), quoted[2].split()

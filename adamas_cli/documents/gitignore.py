@@ -1,7 +1,7 @@
 """The rules of one .gitignore file, matched as git matches them.
 
-A rule speaks about the path that it matches, never about what lies below: whoever walks does not enter an
-ignored folder. (pathspec's rules match below a folder too, which makes it read `a` then `!/a` unlike git.)
+A rule applies to the path that it matches, never to what is below it: a walk does not enter an ignored
+folder. (pathspec's rules match below a folder too, so it reads `a` then `!/a` differently from git.)
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class PatternError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One line: what it matches, and whether it ignores that or takes it back."""
+    """One line: what it matches, and whether it ignores or re-includes that."""
 
     regex: re.Pattern[str]
     ignores: bool
     folders_only: bool
-    whole_path: bool  # else the name alone
+    whole_path: bool  # otherwise only the name
 
 
 class Rules:
@@ -92,15 +92,15 @@ def parse(line: str) -> Rule | None:
 
 
 def _without_trailing_spaces(line: str) -> str:
-    """`line` up to its trailing spaces, of which a backslash keeps the first."""
+    """`line` without trailing spaces, except the first if a backslash escapes it."""
     stripped = line.rstrip(" ")
     backslashes = len(stripped) - len(stripped.rstrip("\\"))
     return line[: len(stripped) + 1] if backslashes % 2 else stripped
 
 
 def _regex(pattern: str) -> str:
-    """The regular expression for a whole path; where `pattern` has no slash, it also serves for a name."""
-    # Git compares what comes before the first wildcard by itself, so `**` after it stands as at the start.
+    """The regular expression for a whole path; if `pattern` has no slash, it also matches a name."""
+    # Git compares the part before the first wildcard separately, so `**` after it acts as at the start.
     literal = _WILDCARD.search(pattern)
     start = at = literal.start() if literal else len(pattern)
     parts = [re.escape(pattern[:start])]
@@ -134,11 +134,11 @@ def _regex(pattern: str) -> str:
 
 
 def _set(pattern: str, at: int) -> tuple[str, int]:
-    """The regular expression for the bracket set whose inside begins at `at`, and where the rest begins."""
+    """The regular expression for the bracket set whose inside begins at `at`, and the index after it."""
     negated = pattern[at : at + 1] in ("!", "^")
     at += negated
     members: list[str] = []
-    previous = ""  # the character that a range may begin with
+    previous = ""  # the character that may begin a range
     first = True
     while first or pattern[at : at + 1] != "]":
         first = False
@@ -162,7 +162,7 @@ def _set(pattern: str, at: int) -> tuple[str, int]:
 
 
 def _set_character(pattern: str, at: int) -> tuple[str, int]:
-    """The character at `at`, unescaped, and where the next one is."""
+    """The character at `at`, unescaped, and the index of the next one."""
     at += pattern[at : at + 1] == "\\"
     if at >= len(pattern):
         raise PatternError(pattern)

@@ -1,8 +1,8 @@
 """Guesses the encoding of bytes without a declaration that are not UTF-8.
 
-chardet's models of byte pairs rank the encodings. Two things are added, because a short text gives close
-ranks: what a ranking would make of the text is looked at (a capital inside a word, a box-drawing character
-between letters, two scripts in a word), and an accent or a sign in English text is taken for Windows-1252.
+chardet's models of byte pairs rank the encodings. A short text gives close ranks, so two checks are added:
+the decoded text of each candidate is examined (a capital inside a word, a box-drawing character between
+letters, two scripts in a word), and an accent or a sign in English text is taken for Windows-1252.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import cache
 
 from adamas_cli.documents.encodings import FALLBACK
 
-# What text files have been written in; chardet knows more, such as EBCDIC, that these would be mistaken for.
+# Encodings that text files are written in; chardet knows more, such as EBCDIC, and would confuse them.
 _CANDIDATES = (
     *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp1258", "cp874"),
     *("cp932", "euc_jis_2004", "gb18030", "big5hkscs", "cp949", "johab"),
@@ -22,16 +22,16 @@ _CANDIDATES = (
     *("cp437", "cp737", "cp850", "cp852", "cp857", "cp862", "cp866"),
 )
 _CONTENDERS = 10  # candidates of chardet's ranking that are examined
-_LEAST_CONFIDENCE = 0.004  # added, so that ranks near zero differ by their looks
+_LEAST_CONFIDENCE = 0.004  # added, so that candidates near zero are ranked by their looks
 _SAMPLE = 4000  # bytes that are judged
 
-# How much rarer than Windows-1252 an encoding is, where English text leaves little else to go by.
+# How common an encoding is relative to Windows-1252, for English text, which has little other evidence.
 _COMMON = {"cp1252": 1.0, "iso8859-15": 0.9, "cp932": 0.8, "gb18030": 0.8, "cp1250": 0.7, "cp1251": 0.7}
 _RARE = 0.3
 _TIE = 1.03
 _ENGLISH_WEIGHT = 5.0
 _ENGLISH_SHARE = 0.12
-_FEW, _FEW_WEIGHT = 1, 1.0  # bytes that are not ASCII, in any language
+_FEW, _FEW_WEIGHT = 1, 1.0  # non-ASCII bytes, in any language
 _ENGLISH = re.compile(
     rb"\b(?:the|of|and|is|was|for|by|it|that|with|this|are|from|all|rights|reserved|copyright|author"
     rb"|maintainer|int|return|def|import|class|void|if|else|to|not|price|note|file|inc|ltd|llc)\b",
@@ -39,14 +39,14 @@ _ENGLISH = re.compile(
 )
 _WORD = re.compile(rb"[A-Za-z]+")
 _NOT_ASCII_RUN = re.compile(rb"[\x80-\xff]+")
-# Signs of Windows-1252 that are no letters: quotes, dashes, currency, copyright, degree, guillemets.
+# Windows-1252 characters that are not letters: quotes, dashes, currency, copyright, degree, guillemets.
 _SIGNS = bytes({*range(0x80, 0xC0)} - set(b"\x81\x83\x8a\x8c\x8d\x8e\x8f\x90\x9a\x9c\x9d\x9e\x9f\xaa\xba"))
 _AFTER_LETTERS = b"\x85\x92\x94\x99\x9b\xae\xb2\xb3\xb9\xbb"
 _BEFORE_LETTERS = b"\x84\x8b\x91\x93\xa1\xa7\xab\xb5\xbf"
 _INSIDE_ENGLISH = b"\x92\x96\x97"
 _LONGEST_SIGNS = 3
-_KANA_LEADS = b"\x81\x82\x83"  # of Shift_JIS, between which ASCII bytes may stand
-# The common part of two encodings whose rarer characters appear where other text is taken for them.
+_KANA_LEADS = b"\x81\x82\x83"  # Shift_JIS lead bytes; ASCII bytes may follow them
+# The common part of an encoding whose rarer characters appear when other text is mistaken for it.
 _COMMON_PART = {"gb18030": "gb2312", "cp949": "euc_kr"}
 
 _INSIDE_WORDS = "\u2019\u2013\u2014\u2011\u00b7\u00ad"
@@ -56,7 +56,7 @@ _LEAST_KANA = 3
 
 def guessed(window: bytes) -> str:
     """The codec for `window`, which holds bytes that are neither ASCII nor UTF-8. It may end within one."""
-    # The lines of ASCII alone say nothing about it, but much about English.
+    # Pure ASCII lines say nothing about the encoding, but much about whether the text is English.
     lines = b"".join(line for line in window.splitlines(keepends=True) if not line.isascii())
     english = _is_english(window)
     if _has_signs_only(lines, english=english) or (_is_english(lines) and _stand_alone(lines)):
@@ -84,9 +84,9 @@ def guessed(window: bytes) -> str:
 
 
 def _has_signs_only(lines: bytes, *, english: bool) -> bool:
-    """Whether every byte that is not ASCII is a sign of Windows-1252 where signs stand: not inside a word.
+    """Whether every non-ASCII byte is a Windows-1252 sign in a plausible place: not inside a word.
 
-    The other encodings of Windows have the same signs at the same bytes.
+    The other Windows encodings have the same signs at the same bytes.
     """
     for run in _NOT_ASCII_RUN.finditer(lines):
         signs, start, end = run[0], run.start(), run.end()
@@ -103,7 +103,7 @@ def _has_signs_only(lines: bytes, *, english: bool) -> bool:
 
 
 def _stand_alone(lines: bytes) -> bool:
-    """Whether letters that are not ASCII stand alone, as accented ones do: other scripts fill words."""
+    """Whether non-ASCII letters are isolated, as accented letters are: other scripts fill whole words."""
     runs = _NOT_ASCII_RUN.findall(lines)
     kana = sum(len(run) - len(run.translate(None, _KANA_LEADS)) for run in runs)
     foreign = sum(map(len, runs))
@@ -128,7 +128,7 @@ def _is_english(window: bytes) -> bool:
 
 
 def _looks(sample: bytes, codec: str) -> float:
-    """The share of non-ASCII characters that look right in this decoding, 0 to 1."""
+    """The share of non-ASCII characters that look right in this decoding, from 0 to 1."""
     text = sample.decode(codec, "replace")
     kinds = [_kind(character) for character in text]
     nothing = ("", "")
@@ -146,7 +146,7 @@ def _looks(sample: bytes, codec: str) -> float:
 
 
 def _oddness(character: str, before: tuple[str, str], own: tuple[str, str], after: tuple[str, str]) -> float:
-    """How strange a character is between its neighbours: 0 for what is usual, 1 for what hardly occurs."""
+    """How strange a character is between its neighbours: 0 if usual, 1 if it hardly ever occurs."""
     if character == "\ufffd" or "\x80" <= character <= "\x9f":
         return 1.5
     case, script = own
@@ -176,7 +176,7 @@ def _can_be(character: str, codec: str) -> bool:
 
 @cache
 def _kind(character: str) -> tuple[str, str]:
-    """Whether a character is an `upper` or `lower` letter (or mark), and its script; empty for other ones."""
+    """Whether a character is an `upper` or `lower` letter (or mark), and its script; empty for all others."""
     if not (character.isalpha() or unicodedata.combining(character)):
         return "", ""
     script = unicodedata.name(character, "").split(" ")[0]

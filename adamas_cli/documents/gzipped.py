@@ -1,4 +1,4 @@
-"""Text that is compressed with gzip, bzip2 or xz, unpacked block by block."""
+"""Text compressed with gzip, bzip2 or xz, unpacked block by block."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _SIGNS = (
     (re.compile(rb"\xfd7zXZ\0"), Compression.XZ),
 )
 MAX_RATIO = 200  # unpacked to packed; text stays far below
-_ALWAYS_BYTES = 16 * 2**20  # always allowed, whatever the ratio: logs can be repetitive
-_HEADER_AND_TRAILER = 16 + zlib.MAX_WBITS  # zlib's word for the gzip format
-_XZ_MEMORY = 256 * 2**20  # the largest that xz's own levels ask for is 65 MiB
+_ALWAYS_BYTES = 16 * 2**20  # allowed whatever the ratio: logs can be repetitive
+_HEADER_AND_TRAILER = 16 + zlib.MAX_WBITS  # zlib's value for the gzip format
+_XZ_MEMORY = 256 * 2**20  # xz's own levels need at most 65 MiB
 _UNPACKERS: dict[Compression, Callable[[], Any]] = {
     Compression.GZIP: lambda: zlib.decompressobj(_HEADER_AND_TRAILER),
     Compression.BZIP2: bz2.BZ2Decompressor,
@@ -46,7 +46,7 @@ def compression(head: bytes) -> Compression | None:
 
 @dataclass(frozen=True)
 class Gzipped:
-    """The bytes inside a compressed file, of one member or several."""
+    """The bytes inside a compressed file of one or more members."""
 
     packed: Content
     packed_size: int
@@ -54,7 +54,7 @@ class Gzipped:
 
     def blocks(self) -> Iterator[bytes]:
         """The bytes in blocks of at most `BLOCK_BYTES`. Raises UnreadableError for damage and for a bomb,
-        at its place.
+        when it is reached.
         """
         limit = max(_ALWAYS_BYTES, MAX_RATIO * self.packed_size)
         total = 0
@@ -69,10 +69,10 @@ class Gzipped:
                             break  # padding after the last member
                         inflate = _UNPACKERS[self.compression]()
                     text = _unpacked(inflate, block)
-                    # Only zlib gives back what it has not taken yet; the others hold it themselves.
+                    # Only zlib returns input that it has not consumed yet; the others keep it themselves.
                     block = inflate.unused_data if inflate.eof else getattr(inflate, "unconsumed_tail", b"")
                     whole = inflate.eof
-                    pending = not whole and len(text) == BLOCK_BYTES  # it holds more back
+                    pending = not whole and len(text) == BLOCK_BYTES  # it has more output
                     total += len(text)
                     if total > limit:
                         raise UnreadableError(Trouble.TOO_LARGE)
@@ -89,7 +89,7 @@ class _UnpackingError(Exception):
 
 
 def _unpacked(inflate: Any, block: bytes) -> bytes:
-    """Apart from reading them, whose errors are others though bz2 raises the same ones."""
+    """Decompress one block. Separate from reading, whose errors differ although bz2 raises the same types."""
     try:
         return bytes(inflate.decompress(block, BLOCK_BYTES))
     except (zlib.error, lzma.LZMAError, OSError, ValueError) as error:

@@ -16,16 +16,16 @@ from adamas_cli.documents.parts import Part
 
 SUFFIXES = (".tex", ".ltx", ".latex")
 MAX_FILES = 1000
-MAX_BYTES = 64 * 2**20  # of all of them
+MAX_BYTES = 64 * 2**20  # of all files together
 _PIECE = 2**18
 
 
 @dataclass
 class Expanded:
-    """The text of a LaTeX document with every file that it takes in at its place.
+    """The text of a LaTeX document with every included file in its place.
 
-    `taken`: the real paths of those. `missing` and `outside`: what could not be found, and what lies outside
-    of the document's folder and repository, which is not read. `beyond`: what would be too much.
+    `taken`: the real paths of the included files. `missing`: files not found. `outside`: files outside the
+    document's folder and repository, which are not read. `beyond`: files over the limits.
     """
 
     taken: set[str] = field(default_factory=set)
@@ -41,7 +41,7 @@ class Expanded:
     def of(cls, path: str, encoding: str | None = None) -> Expanded:
         """Read the document at `path`, which holds text. encoding: the codec that the user names.
 
-        Raises OSError, and AdamasError where it changes.
+        Raises OSError, and AdamasError if the file changes.
         """
         expanded = cls(_encoding=encoding)
         folder = os.path.dirname(path)
@@ -50,7 +50,7 @@ class Expanded:
         return expanded
 
     def parts(self) -> Iterator[Part]:
-        """A section for each stretch of a file, called like the file."""
+        """A section for each passage of a file, named after the file."""
         return iter(self._parts)
 
     def notes(self, name: str) -> Iterator[str]:
@@ -66,7 +66,7 @@ class Expanded:
                 yield f"{name}: {len(files):,} files that it takes in are {why}: {named}"
 
     def _expand(self, path: str, name: str, root: str, top: str, around: tuple[str, ...]) -> None:
-        """Add a file. root: the folder that names in it start at. around: the files that it stands in."""
+        """Add a file. root: the folder that its names are relative to. around: the files that include it."""
         text = self._read(path)
         self._size += len(text)
         at = 0
@@ -102,7 +102,7 @@ class Expanded:
     def _found(
         self, target: str, folder: str, path: str, top: str, around: tuple[str, ...], *, code: bool
     ) -> str | None:
-        """The file that is meant, if it is to be read at this place."""
+        """The file that is meant, if it should be read here."""
         folders = dict.fromkeys([folder, os.path.dirname(path)])
         suffixes = ("",) if code else (".tex", "")
         for place in (os.path.join(base, target + suffix) for base in folders for suffix in suffixes):
@@ -113,7 +113,7 @@ class Expanded:
                 self.outside.append(target)
                 return None
             if real in around:
-                return None  # it would never end
+                return None  # an endless inclusion
             if len(self.taken) >= MAX_FILES or self._size + os.path.getsize(real) > MAX_BYTES:
                 self.beyond.append(target)
                 return None
@@ -122,7 +122,7 @@ class Expanded:
         return None
 
     def _add(self, text: str, name: str | None) -> None:
-        """A stretch of a file, which begins a line."""
+        """Add a passage of a file, starting a new line."""
         if not text:
             return
         if name is not None and self._parts and not self._parts[-1].text.endswith("\n"):
@@ -136,7 +136,7 @@ class Expanded:
 
 
 def takes_in(path: str) -> bool:
-    """Whether the file at `path` is LaTeX that takes in others."""
+    """Whether the file at `path` is LaTeX that includes other files."""
     if not path.lower().endswith(SUFFIXES) or not _is_text(path):
         return False
     with open(path, "rb") as file:
@@ -157,7 +157,7 @@ def _is_text(path: str) -> bool:
 
 @cache
 def _inputs() -> re.Pattern[str]:
-    """What takes in a file, or a comment; compiled when there is LaTeX."""
+    """Matches an inclusion or a comment; compiled only when there is LaTeX."""
     comment = r"(?<!\\)(?:\\\\)*%.*"
     return re.compile(
         comment

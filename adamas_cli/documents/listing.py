@@ -1,4 +1,4 @@
-"""The files below a folder: as git lists them in a work tree, else by a walk with their ignore files."""
+"""The files below a folder: as git lists them in a work tree, else by a walk that reads ignore files."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from adamas_cli.documents.collection import Reason
 from adamas_cli.documents.filtering import Choice, Filter, IgnoreRules
 
-# Git's own rules are in its listing already; `.ignore` speaks to search tools, about tracked files too.
+# Git's listing already applies its own rules; `.ignore` is for search tools and covers tracked files too.
 _BESIDE_GIT = (".ignore",)
 _WITHOUT_GIT = (".gitignore", ".ignore")
-# With these set, by a hook or an alias, git would look at another repository than the folder's own.
+# If a hook or an alias sets these, git would look at another repository than the folder's own.
 _GIT_REDIRECTIONS = (
     "GIT_DIR",
     "GIT_WORK_TREE",
@@ -35,9 +35,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Lister:
-    """Lists what a choice and the ignore files leave of a folder.
+    """Lists the files of a folder that remain after the choice and the ignore files.
 
-    `on_left_out` is told the path of each folder or file that cannot be listed, or is hidden.
+    `on_left_out` is called with the path of each folder or file that is hidden or cannot be listed.
     """
 
     choice: Choice
@@ -48,7 +48,7 @@ class Lister:
         """The entries below `folder`, in no particular order, with paths that begin with it.
 
         Links are listed, not followed. A repository inside (a submodule, a clone) is listed by its own rules.
-        `below_named` leads to `folder` from the folder that the user's patterns are relative to.
+        `below_named` is the path to `folder` from the folder that the user's patterns are relative to.
         """
         top = work_tree(folder) if self.use_ignore_files else None
         tracked = None if top is None else _git_files(folder)
@@ -58,7 +58,7 @@ class Lister:
             return
         names = _WITHOUT_GIT if self.use_ignore_files else ()
         rules, below_top = IgnoreRules(top or folder, names), path_below(top, folder)
-        if rules.ignores_folder(below_top):  # the user names it all the same: the rules above it do not count
+        if rules.ignores_folder(below_top):  # the user named it anyway: the rules above it do not count
             rules, below_top = IgnoreRules(folder, names), ""
         yield from self._walked(folder, below_named, Filter(self.choice, rules, below_named, below_top))
 
@@ -128,30 +128,30 @@ def work_tree(folder: str) -> str | None:
 
 
 def path_below(top: str | None, folder: str) -> str:
-    """The path from `top` down to `folder`, empty where they are the same or there is no top."""
+    """The path from `top` down to `folder`; empty if they are the same or there is no top."""
     path = os.curdir if top is None else os.path.relpath(os.path.realpath(folder), top)
     return "" if path == os.curdir else path
 
 
 def _git_files(folder: str) -> dict[str, bool] | None:
-    """Paths of the files of the work tree below `folder`, tracked (True) or not ignored, relative to it.
+    """The files of the work tree below `folder`, by relative path: tracked (True) or merely not ignored.
 
-    A submodule or other repository inside is one path, perhaps with a slash after it. None when git cannot
-    say: it is not installed, refuses a folder of another owner, or `folder` itself is ignored.
+    A submodule or another repository inside is one path, perhaps with a slash after it. None if git cannot
+    list them: it is not installed, refuses a folder of another owner, or `folder` itself is ignored.
     """
     if _git(folder, "check-ignore", "--quiet", ".") is not None:
         return None
     listing = _git(folder, "ls-files", "-t", "-z", "--cached", "--others", "--exclude-standard")
     if listing is None:
         return None
-    # A letter and a space before each path: `?` where it is not tracked. One in a conflict comes repeatedly.
+    # A letter and a space before each path: `?` if untracked. A path in conflict appears several times.
     return {os.fsdecode(line[2:]): line[:1] != b"?" for line in listing.split(b"\0") if line}
 
 
 def _git(folder: str, *arguments: str) -> bytes | None:
-    """What git prints, or None if it is missing or fails.
+    """Git's output, or None if git is missing or fails.
 
-    The repository is only asked about, so its settings must not run anything: an fsmonitor hook is a program.
+    This only queries the repository, so its settings must not run anything, such as an fsmonitor hook.
     """
     environment = {name: value for name, value in os.environ.items() if name not in _GIT_REDIRECTIONS}
     environment["GIT_OPTIONAL_LOCKS"] = "0"

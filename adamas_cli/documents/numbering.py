@@ -1,4 +1,4 @@
-"""Lines that begin with their numbers, so that an answer can name them."""
+"""Line numbers before a document's lines, so that an answer can cite them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def numbered(parts: Iterable[Part]) -> Iterator[Part]:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """Pieces up to and with each `\n`; `splitlines` would also cut at form feeds and others."""
+    """Pieces up to and including each `\n`; `splitlines` would also split at form feeds and others."""
     start = 0
     while start < len(text):
         end = text.find("\n", start) + 1 or len(text)

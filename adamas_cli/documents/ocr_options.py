@@ -1,4 +1,4 @@
-"""What the user's choice of OCR means on this machine."""
+"""The reader options for the user's choice of OCR on this machine."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from adamas_cli.errors import UsageError
 
 
 def ocr_options(selection: Selection) -> dict[str, Any]:
-    """The options of the readers of PDFs and pictures; none where OCR is not wanted or not installed.
+    """The options for the readers of PDFs and pictures; none if OCR is not wanted or not installed.
 
-    Raises UsageError where it is asked for and cannot be done.
+    Raises UsageError if it is requested but not possible.
     """
     if selection.ocr == "never":
         return {}

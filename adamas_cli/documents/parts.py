@@ -1,4 +1,4 @@
-"""What a document's text comes in, whatever its format."""
+"""The parts of a document's text, whatever its format."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Part(NamedTuple):
-    """A piece of a document's text, at most 1 MiB of it."""
+    """A piece of a document's text, at most 1 MiB."""
 
     text: str
     section: str | None = None

@@ -1,4 +1,4 @@
-"""What a reader says of a document beside its text."""
+"""A reader's remarks on a document."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Remark:
-    """`count` things of a kind, such as 3 "pictures", that are not in the text; or, where they are not
-    `left_out`, a number that is worth knowing, such as that of the "pages read by OCR".
+    """`count` things of a kind, such as 3 "pictures", that are missing from the text; or, if not `left_out`,
+    a number worth knowing, such as that of the "pages read by OCR".
     """
 
     kind: str
@@ -19,7 +19,7 @@ class Remark:
 
 
 def summed(remarks: Iterable[Remark]) -> list[Remark]:
-    """One remark for each kind, in the order in which kinds came first; none of nothing."""
+    """One remark for each kind, in order of first appearance; none for counts of zero."""
     counts: Counter[tuple[str, bool]] = Counter()
     for remark in remarks:
         counts[remark.kind, remark.left_out] += remark.count
@@ -27,5 +27,5 @@ def summed(remarks: Iterable[Remark]) -> list[Remark]:
 
 
 def told(remarks: Iterable[Remark]) -> str:
-    """Such as `pictures (3), running heads and page numbers (243)`."""
+    """For example `pictures (3), running heads and page numbers (243)`."""
     return ", ".join(f"{remark.kind} ({remark.count:,})" for remark in remarks)

@@ -1,4 +1,4 @@
-"""Sources that are elsewhere: web addresses, and git repositories by address or by name on GitHub."""
+"""Remote sources: web addresses, and git repositories by address or by GitHub name."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _ON_GITHUB = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]{0,38})/([A-Za-z0-9._-]{1,100}
 
 @dataclass(frozen=True)
 class Repository:
-    """A git repository to fetch: `ref` is a branch, a tag or a commit, None for what it shows first, `below`
-    the folder in it that is meant.
+    """A git repository to fetch. `ref`: a branch, tag or commit, None for the default branch. `below`: the
+    folder in it to read.
     """
 
     name: str
@@ -27,17 +27,17 @@ class Repository:
 
     @property
     def shown(self) -> str:
-        """What the paths of its documents begin with."""
+        """The prefix of its documents' paths."""
         return f"{self.name}/{self.below}" if self.below else self.name
 
 
 def is_web(source: str) -> bool:
-    """Whether it is the address of a page or a file."""
+    """Whether it is the address of a web page or file."""
     return scheme_of(source) in _WEB
 
 
 def scheme_of(source: str) -> str | None:
-    """The scheme of an address, None for what is none."""
+    """The scheme of an address; None if it is not an address."""
     try:
         return urlsplit(source).scheme.lower() if "://" in source else None
     except ValueError:
@@ -45,8 +45,8 @@ def scheme_of(source: str) -> str | None:
 
 
 def repository(source: str) -> Repository | None:
-    """The repository that is meant. `owner/name` means one on GitHub where there is neither a path of that
-    name nor a folder `owner`. Raises UsageError for an address that cannot be one.
+    """The repository that `source` names. `owner/name` means a GitHub repository if there is neither a path
+    of that name nor a folder `owner`. Raises UsageError for an invalid address.
     """
     scheme = scheme_of(source)
     if scheme in _GIT:
@@ -61,13 +61,13 @@ def repository(source: str) -> Repository | None:
 
 
 def is_remote(source: str) -> bool:
-    """Whether a source has to be fetched, as far as it shows."""
+    """Whether a source must be fetched, judging by its name."""
     scheme = scheme_of(source)
     return scheme in _WEB or scheme in _GIT or repository(source) is not None
 
 
 def refuse(source: str) -> UsageError:
-    """The error where the network must not be used."""
+    """The error for a source that must not be fetched."""
     return UsageError(f"{shown_address(source)} is not on this machine, and `offline` forbids fetching it.")
 
 
@@ -95,7 +95,7 @@ def _by_address(source: str) -> Repository:
 
 
 def _checked(ref: str | None, source: str) -> str | None:
-    """Git takes what begins with a dash for an option, and what has a colon for two names."""
+    """Check a ref: git would take a leading dash for an option and a colon for two names."""
     if ref is not None and (ref.startswith("-") or not ref.isprintable() or set(ref) & set(" :^~?*[\\")):
         raise UsageError(f"{shown_address(source)} names no branch, tag or commit.")
     return ref

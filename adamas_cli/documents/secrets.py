@@ -1,7 +1,7 @@
-"""Files that hold secrets: by what they are called, and by keys and tokens in them.
+"""Files that hold secrets: by their names, and by keys and tokens in them.
 
-The shapes of tokens are those that their issuers document. What looks like a placeholder is none: it is too
-regular, or has a word such as "example" in it.
+The token patterns are those that their issuers document. A token that looks like a placeholder does not
+count: it is too regular, or contains a word such as "example".
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 
 from adamas_cli.documents.collection import LeftOut, Reason
 
-OVERLAP_BYTES = 2048  # of two blocks, so that nothing is missed between them
+OVERLAP_BYTES = 2048  # between two blocks, so that nothing is missed at their border
 
 _ENVIRONMENT = re.compile(r"\.env(?:[-_.~].*)?|.+\.env", re.IGNORECASE)
 _TEMPLATE_WORDS = frozenset(
@@ -43,7 +43,7 @@ _CREDENTIALS = frozenset(
     ]
 )
 _CREDENTIALS_BELOW = (".aws/credentials", ".docker/config.json", ".kube/config", ".streamlit/secrets.toml")
-# Called so by those that hold credentials, and by templates and settings of others: their values tell.
+# Names of files with credentials, but also of templates and other settings: their values decide.
 _SUSPECT = re.compile(
     r"(?:.*[-_.])?(?:credentials?|secrets?|client_secret.*|service[-_]?account.*)"
     r"(?:\.(?:json|ya?ml|toml|ini|cfg|conf|properties|txt))?|\.npmrc|\.yarnrc(?:\.yml)?|\.envrc|.*\.tfvars",
@@ -60,8 +60,8 @@ _FILLED_IN_LATER = re.compile(
     re.IGNORECASE,
 )
 
-# What tokens have in common, each after a character that is looked for at the speed of memory. The whole
-# shapes are tried around what is found, and nowhere else.
+# Signs that tokens have in common, each after a character that can be searched for at memory speed. The
+# full patterns are tried only around these.
 _SIGNS = (
     re.compile(
         rb"_(?:(?:(?<=gh[porsu]_)|(?<=_pat_)|(?<=_live_)|(?<=hf_)|(?<=npm_)|(?<=do[opr]_v1_))[A-Za-z0-9]{20}"
@@ -75,7 +75,7 @@ _SIGNS = (
     re.compile(rb"SG\.[\w-]{20}"),
     re.compile(rb"hooks\.slack\.com/services/T"),
 )
-_BEFORE, _AFTER = 32, 400  # bytes around a sign in which the longest token has its place
+_BEFORE, _AFTER = 32, 400  # bytes around a sign, enough for the longest token
 _TOKEN = re.compile(
     rb"(?P<AWS_access_key>A(?:KIA|SIA)[A-Z0-9]{16})(?![A-Za-z0-9])"
     rb"|(?P<AWS_secret_key>(?:_(?:secret_access_key|SECRET_ACCESS_KEY)|AccessKey)[\"']?\s*[:=]\s*[\"']?"
@@ -102,19 +102,19 @@ _DIGIT = re.compile(rb"\d")
 _BEGINS_KEY = re.compile(rb"---- ?BEGIN [A-Z0-9 ]{0,32}$")
 _AROUND_KEY = re.compile(rb"\\[nr]|[\s\"'+,\\()]|^[ \t]*(?:#|//|\*)|^[\w-]+: .*$", re.MULTILINE)
 _BASE64 = re.compile(rb"-*[A-Za-z0-9/+=]{16,}")
-_SHORTEST_KEY = 40  # characters, in a text that goes on about other things
+_SHORTEST_KEY = 40  # characters, in a text that has other content
 _PLACEHOLDER = re.compile(
     rb"example|sample|placeholder|your|dummy|fake|redacted|change|replace|secret|insert|todo"
     rb"|x{4}|\*{3}|\.{3}|0{6}|1234567|abcdefg",
     re.IGNORECASE,
 )
-_LEAST_ENTROPY = 2.9  # bits a character; random keys have more than three
-_KEY_ENTROPY = 4  # the same of a private key, which is longer
-_VALUE_ENTROPY = 1.5  # and of a password that a person has thought of
+_LEAST_ENTROPY = 2.9  # bits per character; random keys have more than three
+_KEY_ENTROPY = 4  # the same for private keys, which are longer
+_VALUE_ENTROPY = 1.5  # the same for passwords chosen by people
 
 
 def by_name(path: str) -> Reason | None:
-    """Which kind of secret a file holds that is called so; the path is relative, with `/`."""
+    """The kind of secret that a file of this name holds; the path is relative, with `/`."""
     name = path.rpartition("/")[2]
     lower = name.lower()
     if lower in _CREDENTIALS or f"/{path}".endswith(tuple(f"/{end}" for end in _CREDENTIALS_BELOW)):
@@ -127,13 +127,13 @@ def by_name(path: str) -> Reason | None:
 
 
 def is_template(name: str) -> bool:
-    """Whether a file is called a template of an environment file, such as `.env.example`."""
+    """Whether the name is that of a template of an environment file, such as `.env.example`."""
     words = re.split(r"[-_.]", name.lower())
     return "env" in words and not _TEMPLATE_WORDS.isdisjoint(words)
 
 
 def by_content(path: str, blocks: Iterable[bytes]) -> LeftOut | None:
-    """Which kind of secret is in the bytes of a file, and what it is; None without any."""
+    """The kind of secret in the bytes of a file, and what it is; None if there is none."""
     suspect = _SUSPECT.fullmatch(path.rpartition("/")[2]) is not None
     before = b""
     for block in blocks:
@@ -149,14 +149,14 @@ def by_content(path: str, blocks: Iterable[bytes]) -> LeftOut | None:
 
 
 def _matches(text: bytes) -> Iterator[re.Match[bytes]]:
-    """Whatever has the shape of a token."""
+    """Everything with the shape of a token."""
     for sign in _SIGNS:
         for found in sign.finditer(text):
             yield from _TOKEN.finditer(text, max(0, found.start() - _BEFORE), found.start() + _AFTER)
 
 
 def _is_real(kind: str, text: bytes, match: re.Match[bytes]) -> bool:
-    """Whether a match is a key and no placeholder."""
+    """Whether a match is a key rather than a placeholder."""
     if kind == "private_key":
         return _is_private_key(text, match)
     if kind not in ("AWS_secret_key", "Azure_key", "Slack_webhook") and _GOES_ON.match(
@@ -169,7 +169,7 @@ def _is_real(kind: str, text: bytes, match: re.Match[bytes]) -> bool:
 
 
 def _is_private_key(text: bytes, match: re.Match[bytes]) -> bool:
-    """Whether a whole key follows, of base64 alone: a page that tells of keys leaves it out or cuts it."""
+    """Whether a whole key of pure base64 follows: a page about keys omits or truncates it."""
     if match[0].startswith(b"PuTTY"):
         return b"Private-Lines:" in text[match.end() : match.end() + OVERLAP_BYTES]
     start = max(0, match.start() - 64)
@@ -182,7 +182,7 @@ def _is_private_key(text: bytes, match: re.Match[bytes]) -> bool:
     key = _BASE64.fullmatch(body)
     if key is None or _PLACEHOLDER.search(key[0][:_SHORTEST_KEY]):
         return False
-    # A file that begins with a key is one, however short, as keys for tests may be.
+    # A file that begins with a key is one, however short: keys for tests may be short.
     alone = not text[: start + begins.start()].strip(b"- \n")
     return alone or (len(key[0]) >= _SHORTEST_KEY and _entropy(key[0]) > _KEY_ENTROPY)
 
@@ -196,6 +196,6 @@ def _is_value(value: bytes) -> bool:
 
 
 def _entropy(value: bytes) -> float:
-    """Bits a character."""
+    """Bits per character."""
     counts = Counter(value).values()
     return -sum(count / len(value) * math.log2(count / len(value)) for count in counts) if value else 0.0

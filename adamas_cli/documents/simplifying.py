@@ -1,6 +1,6 @@
-"""What a model need not read in a text: terminal codes, overwritten progress, repeated lines, data in URIs.
+"""Removes what a model need not read: terminal codes, overwritten progress, repeated lines, data in URIs.
 
-What was left out of a line stands there with its count, in brackets. Terminal codes are counted elsewhere.
+Each omission within a line is replaced by its count in brackets. Terminal codes are counted elsewhere.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-LEAST_REPEATS = 25  # of a line, before they are counted instead
-LEAST_DATA = 120  # characters of a URI; less is read
-LEAST_STATES = 3  # of a line of progress
+LEAST_REPEATS = 25  # of a line, before they are replaced by a count
+LEAST_DATA = 120  # characters in a URI; fewer are kept
+LEAST_STATES = 3  # of a progress line
 _TIMES = "\N{MULTIPLICATION SIGN}"
 _LONGEST_STATE = 400  # characters
-_LONGEST_LINE = 2**22  # characters; a longer line is simplified in pieces of this length
+_LONGEST_LINE = 2**22  # characters; longer lines are simplified in pieces of this length
 
 _CODE = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]"  # colours and movements
@@ -35,7 +35,7 @@ _NUMBERS = re.compile(r"[\W\d_]+")
 
 
 def simplified(pieces: Iterable[str], *, keep_lines: bool = False) -> Iterator[str]:
-    """The text of `pieces` made simpler, with `\\n` as its line ends. keep_lines: as many as there were."""
+    """The text of `pieces` simplified, with `\\n` line ends. keep_lines: keep the number of lines."""
     lines = _Lines(keep_lines)
     held = ""
     for piece in pieces:
@@ -52,15 +52,15 @@ def simplified(pieces: Iterable[str], *, keep_lines: bool = False) -> Iterator[s
 
 
 class _Lines:
-    """Takes lines, and gives simpler ones."""
+    """Takes lines and yields simpler ones."""
 
     def __init__(self, keep_lines: bool) -> None:
         self._keep_lines = keep_lines
-        self._repeated = ""  # the line that came last, which may come again
+        self._repeated = ""  # the last line, which may repeat
         self._times = 0
-        self._begun: str | None = None  # a line up to the data of a URI that goes on in the next line
+        self._begun: str | None = None  # a line up to URI data that continues in the next line
         self._data: list[str] = []
-        self._ended = False  # whether that line had an end
+        self._ended = False  # whether that line had a line end
 
     def feed(self, text: str) -> Iterator[str]:
         start = 0
@@ -128,7 +128,7 @@ class _Lines:
             yield line * times
 
     def _without_data(self, line: str) -> str:
-        """The line with a count in place of each URI's data, up to one that goes on in the next line."""
+        """The line with a count in place of each URI's data, up to one that continues in the next line."""
         done, position = [], 0
         for uri in _URI.finditer(line):
             if uri.start() < position:
@@ -146,7 +146,7 @@ class _Lines:
 
 
 def _data_of(line: str, uri: re.Match[str]) -> str:
-    """The data after the beginning `uri`: to the quote that ends it, where there is one."""
+    """The data after the beginning `uri`, up to the closing quote if there is one."""
     quoted = _QUOTED.get(line[uri.start() - 1 : uri.start()])
     if ";base64" in uri[0].lower():
         pattern = _BASE64
@@ -163,7 +163,7 @@ def _left_out(data: str) -> str:
 
 
 def _overstruck(line: str) -> str:
-    """The line without the characters that a backspace and another character went over."""
+    """The line without characters that a backspace and another character overwrote."""
     shown: list[str] = []
     for character in line:
         if character != "\b":
@@ -174,9 +174,9 @@ def _overstruck(line: str) -> str:
 
 
 def _states(line: str) -> Iterator[str]:
-    """The line's states that a terminal would have shown and then overwritten with something else.
+    """The line's states as a terminal would show them before overwriting them.
 
-    Of progress the last one stays, with the number of those before it; other text is cut at its `\\r`.
+    Of progress, only the last state is kept, with the number of earlier ones; other text is split at `\\r`.
     """
     states = line.split("\r")
     run = 0
@@ -195,12 +195,12 @@ def _states(line: str) -> Iterator[str]:
 
 
 def _is_overwritten(state: str, following: str) -> bool:
-    """Whether a state is one of progress that the following one continues."""
+    """Whether a state is progress that the following state continues."""
     if len(state) > _LONGEST_STATE or _PROGRESS.search(state) is None:
         return False
     return _subject(state) == _subject(following)
 
 
 def _subject(state: str) -> str:
-    """The first word of a line of progress, which is the same in all its states."""
+    """The first word of a progress line, which is the same in all its states."""
     return next((word for word in _NUMBERS.split(state[:80]) if len(word) > 2), "")

@@ -1,4 +1,4 @@
-"""From what the user names to the documents that will be read."""
+"""Collects the documents to read from the sources that the user names."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ def collect(
 ) -> Collection:
     """Find the documents in `sources`: files, folders, archives of them, pipes, and `-` for stdin.
 
-    Documents come sorted by the bytes of their paths, the same on every machine, so that the prefix they make
-    in the model's cache serves again; the trees of folders come first, and streams last, because they change
-    most. A file reached twice, by links too, is read once. Files of other formats are converted, and their
-    texts kept on disk if `keep_converted`. What is elsewhere, web addresses and git repositories, is fetched
-    unless `offline`.
+    Documents are sorted by the bytes of their paths, the same on every machine, so that the model's cache of
+    their prefix can be reused. File trees of folders come first; streams come last, because they change most.
+    A file reached twice, also by links, is read once. Files of other formats are converted, and their texts
+    kept on disk if `keep_converted`. Remote sources (web addresses and git repositories) are fetched unless
+    `offline`.
 
-    Raises UsageError for a source that does not exist, for one elsewhere if `offline` and for a wrong
-    pattern, NothingReadableError when no document is left, AdamasError when a stream breaks off or a source
-    cannot be fetched.
+    Raises UsageError for a source that does not exist, a remote one if `offline`, or a wrong pattern;
+    NothingReadableError if no document remains; AdamasError if a stream breaks off or a source cannot be
+    fetched.
     """
     collection = Collection()
     archives = Archives(selection.max_file_size, collection, progress)
     finder = Finder(selection, collection, archives)
-    candidates: dict[str, Candidate] = {}  # by normalized path, so that `src` and `./src/app.py` meet
+    candidates: dict[str, Candidate] = {}  # by normalized path, so that `src` and `./src/app.py` match
     folders: list[Folder] = []
     streams: list[str] = []
     pages: list[Page] = []
@@ -117,7 +117,7 @@ def collect(
 
 
 def read_file_list(stream: BinaryIO, nul: bool) -> list[str]:
-    """The paths in `stream`, one a line or, with `nul`, each ended by a NUL byte; empty ones are dropped.
+    """The paths in `stream`, one per line or, with `nul`, each ended by a NUL byte; empty ones are dropped.
 
     A path `-` is a file of that name, not stdin.
     """
@@ -126,7 +126,7 @@ def read_file_list(stream: BinaryIO, nul: bool) -> list[str]:
 
 
 def _status(source: str, collection: Collection) -> os.stat_result | None:
-    """What `source` leads to, links followed; None, and counted, where permission is missing."""
+    """The status of `source`, following links; None, and counted, if permission is missing."""
     try:
         return os.stat(source)
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
@@ -138,12 +138,12 @@ def _status(source: str, collection: Collection) -> os.stat_result | None:
 
 
 def _is_stream(status: os.stat_result) -> bool:
-    """Whether it has no size before it is read: a pipe, or a file of /proc, which says that it is empty."""
+    """Whether it has no size before it is read: a pipe, or a file of /proc, which claims to be empty."""
     return stat.S_ISFIFO(status.st_mode) or (stat.S_ISREG(status.st_mode) and not status.st_size)
 
 
 def _leave_to_latex(candidates: dict[str, Candidate], collection: Collection) -> None:
-    """Drop the files that a named LaTeX document takes in: they are read there."""
+    """Drop the files that a named LaTeX document includes: they are read with it."""
     named = [found for found in candidates.values() if found.folder is None and latex.takes_in(found.path)]
     if not named:
         return
@@ -167,7 +167,7 @@ def _examine(
     collection: Collection,
     advance: Callable[[int], None],
 ) -> dict[str, Document]:
-    """Add those of `candidates` that hold text, in the order of their paths, and count the others.
+    """Add those of `candidates` that hold text, in path order, and count the others.
 
     Returns the documents by their paths.
     """
@@ -188,7 +188,7 @@ def _examine(
 def _trees(
     folders: Sequence[Folder], candidates: dict[str, Candidate], taken: Iterable[str]
 ) -> Iterator[Document]:
-    """The tree of each folder with more than one document, in the order of their names."""
+    """The file tree of each folder with more than one document, ordered by name."""
     below: dict[str, list[str]] = {folder.name: [] for folder in folders}
     for candidate in map(candidates.__getitem__, taken):
         if candidate.folder is not None:

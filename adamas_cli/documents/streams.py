@@ -1,4 +1,4 @@
-"""Documents that can be read only once, stdin and pipes: copied to a temporary file, to be read again."""
+"""Documents that can be read only once, stdin and pipes: copied to a temporary file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TakeArchive = Callable[[str, str], None]
 
 
 def take_pipe(path: str, examiner: Examiner, progress: Progress, take_archive: TakeArchive) -> None:
-    """Add the document from a named pipe, `<(command)` or a file of /proc; without a writer it is empty."""
+    """Add the document from a named pipe, `<(command)` or a file of /proc; empty if nobody writes to it."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # the open must not wait for a writer
     except OSError:
@@ -37,10 +37,10 @@ def take_pipe(path: str, examiner: Examiner, progress: Progress, take_archive: T
 def take_stream(
     path: str, stream: BinaryIO, examiner: Examiner, progress: Progress, take_archive: TakeArchive
 ) -> None:
-    """Add the document in `stream`, read to its end; a binary one, which may be endless, only to its first
-    block. `take_archive` is given an archive's place and name.
+    """Add the document in `stream`, read to its end; of a binary one, which may be endless, only the first
+    block is read. `take_archive` receives an archive's path and name.
 
-    Raises AdamasError when the copy breaks off, such as on a full disk.
+    Raises AdamasError if the copy breaks off, for example on a full disk.
     """
     examiner.add(path, lambda: _found(path, stream, examiner, progress, take_archive))
 
@@ -79,7 +79,7 @@ def _found(
 
 
 def _copied(shown: str, block: bytes, stream: BinaryIO, copy: IO[bytes], progress: Progress) -> int:
-    """Write `block` and the rest of `stream`; the bytes of both."""
+    """Write `block` and the rest of `stream`; return the total size in bytes."""
     try:
         with progress.task(f"reading {shown}", None, "bytes") as advance:
             while block:
@@ -88,7 +88,7 @@ def _copied(shown: str, block: bytes, stream: BinaryIO, copy: IO[bytes], progres
                 block = stream.read(BLOCK_BYTES)
             copy.flush()
     except OSError as error:
-        with contextlib.suppress(OSError):  # what could not be written before fails again
+        with contextlib.suppress(OSError):  # the buffered data fails to be written again
             copy.close()
         raise AdamasError(f"{shown} could not be read to its end: {error.strerror}.", path=shown) from error
     return copy.tell()

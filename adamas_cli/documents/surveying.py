@@ -1,4 +1,4 @@
-"""One look at all the bytes of a text before it is read: their encoding, and what a model need not read."""
+"""Surveys all bytes of a text before it is read: their encoding, and what a model need not read."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _DATA = re.compile(rb"data:[a-z]+/")
 class Reading:
     """How the bytes of a text are read.
 
-    `codes` of a terminal and `controls`, which no text has, are counted here, to be left out; `clutter` says
-    that there is something to simplify. `controls` are only NUL bytes unless a binary file is `forced`.
+    Terminal `codes` and `controls`, which do not belong in text, are counted here and omitted later.
+    `clutter`: there is something to simplify. `controls` are only NUL bytes unless a binary file is `forced`.
     """
 
     encoding: Encoding
@@ -33,7 +33,7 @@ class Reading:
 
     @property
     def remarks(self) -> tuple[Remark, ...]:
-        """What is left out of the text."""
+        """What is omitted from the text."""
         kind = "control characters" if self.forced else "NUL bytes"
         return tuple(summed([Remark("terminal codes", self.codes), Remark(kind, self.controls)]))
 
@@ -41,15 +41,15 @@ class Reading:
 def survey(
     blocks: Iterable[bytes], named: str | None = None, *, forced: bool = False, keep_utf8: bool = False
 ) -> Reading:
-    """How to read `blocks`, all of which are looked at. named: the codec that the user names, for what is not
-    UTF-8 if `keep_utf8`; forced: the user reads them whatever they are.
+    """How to read `blocks`, after examining all of them. named: the codec that the user names, only for bytes
+    that are not UTF-8 if `keep_utf8`; forced: the user reads them whatever they are.
     """
     counts = _Counts(forced)
     stream = counts.watched(blocks)
     encoding = find_encoding(stream, named, keep_utf8=keep_utf8)
     for _ in stream:
         pass
-    if encoding.codec.startswith(_WIDE):  # the bytes are no characters: the text is looked at as it is read
+    if encoding.codec.startswith(_WIDE):  # bytes are not characters here: the text is examined when read
         return Reading(encoding, clutter=True, codes=counts.wide_escapes, forced=forced)
     # In ISO-2022, escape codes are the encoding.
     codes = 0 if encoding.codec.startswith("iso2022") else counts.escapes
@@ -57,7 +57,7 @@ def survey(
 
 
 class _Counts:
-    """What passes by."""
+    """Counts what is found in the blocks that pass through."""
 
     def __init__(self, forced: bool) -> None:
         self.escapes = self.wide_escapes = self.controls = 0
@@ -67,7 +67,7 @@ class _Counts:
     def watched(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
         last = b""
         for block in blocks:
-            if b"\x1b" in block:  # a search for one byte costs next to nothing
+            if b"\x1b" in block:  # searching for one byte is almost free
                 self.escapes += block.count(b"\x1b")
                 self.wide_escapes += max(block.count(b"\x1b\0"), block.count(b"\0\x1b"))
             if self._forced:
@@ -86,7 +86,7 @@ def _is_cluttered(block: bytes) -> bool:
     if b"\r" in block and block.count(b"\r") - block.count(b"\r\n") > block.endswith(b"\r"):
         return True
     lines = block.split(b"\n")
-    same = bytes(map(eq, lines, lines[1:]))  # 1 for each line that comes again at once
+    same = bytes(map(eq, lines, lines[1:]))  # 1 for each line that the next one repeats
     start = same.find(_REPEATS)
     while start >= 0 and not lines[start].strip():
         start = same.find(_REPEATS, same.find(0, start))

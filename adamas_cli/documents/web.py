@@ -1,4 +1,4 @@
-"""Pages and files from the web: only those that are named, no links, no robots."""
+"""Fetches pages and files from the web: only named ones, without following links."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from adamas_cli.progress import Progress
 MAX_BYTES = 256 * 2**20
 MAX_REDIRECTS = 5
 WITH_MENUS = "read with its menus; pip install 'adamas[web]' extracts the main text"
-SECONDS = 600.0  # for all of it
+SECONDS = 600.0  # for the whole download
 SILENCE_SECONDS = 30.0
 _PAGES = ("text/html", "application/xhtml+xml")
-# What web servers call the formats whose files say nothing themselves, by the suffixes that say it.
+# Media types of formats that a file's bytes do not show, with the suffixes that show them.
 _SUFFIXES = {
     "text/html": ".html",
     "application/xhtml+xml": ".html",
@@ -36,10 +36,10 @@ _SUFFIXES = {
 
 
 class Page:
-    """What an address led to, in a file that is there as long as this is."""
+    """What was fetched from an address, in a temporary file that exists as long as this object."""
 
     def __init__(self, address: str, name: str, media_type: str) -> None:
-        """name: a file's, whose suffix tells its format. media_type: as the server says."""
+        """name: the file's name, whose suffix tells its format. media_type: from the server."""
         self._folder = tempfile.mkdtemp(prefix="adamas-")
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self.address = address
@@ -48,7 +48,7 @@ class Page:
 
 
 def fetch(address: str, progress: Progress) -> Page:
-    """Fetch what is at an address. Raises AdamasError, with the reason in a sentence."""
+    """Fetch an address. Raises AdamasError with the reason."""
     import httpx2
 
     shown = shown_address(address)
@@ -77,12 +77,12 @@ def fetch(address: str, progress: Progress) -> Page:
 
 
 def reads_main_text() -> bool:
-    """Whether the library that finds a page's main text is there, which the extra `web` brings."""
+    """Whether the library that extracts a page's main text is installed, with the extra `web`."""
     return find_spec("trafilatura") is not None
 
 
 def _save(response: object, page: Page, shown: str, charset: str | None, progress: Progress) -> None:
-    """Write the body, in UTF-8 with its mark where the server names another encoding."""
+    """Write the body; as UTF-8 with a byte order mark if the server names another encoding."""
     import codecs
 
     decoder = None
@@ -108,7 +108,7 @@ def _save(response: object, page: Page, shown: str, charset: str | None, progres
 
 
 def _file_name(address: str, media_type: str) -> str:
-    """A name for the file, with the suffix that the address or the server gives."""
+    """A name for the file, with the suffix from the address or the server."""
     name = unquote(urlsplit(address).path).rpartition("/")[2]
     stem, suffix = os.path.splitext(name)
     if media_type in _SUFFIXES and not (suffix and media_type == "text/html"):

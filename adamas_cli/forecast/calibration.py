@@ -1,5 +1,5 @@
-"""A calibration: two layers of the model's shape with random weights read and answer for a moment, by the
-same engine that will run all of them.
+"""A calibration: two layers of the model's shape with random weights read and answer briefly, in the same
+engine that will run all layers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from adamas_cli.progress import Progress
 
 LAYERS, VOCABULARY = 2, 1024
-# What transformers raises if fields of a config contradict each other.
+# Exceptions of transformers if fields of a config contradict each other.
 _UNCUT = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 _WARM_UP, _CHUNKS, _WARM_UP_STEPS, _STEPS = 64, 2, 2, 16  # tokens, or chunks of them
 
@@ -42,8 +42,8 @@ def calibrate(
     trust_remote_code: bool,
     progress: Progress,
 ) -> tuple[list[Reading], list[Decoding]] | None:
-    """Timings of the whole model on this CPU, as those of its few layers let expect, or None where its config
-    cannot be cut to so few, which is noted. attention: of these.
+    """Timings of the whole model on this CPU, extrapolated from a few layers; None, with a note, if its
+    config cannot be cut to that few. attention: the settings for these layers.
     """
     use_threads(threads)
     config = read_config(files.directory, trust_remote_code=trust_remote_code).get_text_config()
@@ -72,7 +72,7 @@ def calibrate(
     for steps in (_WARM_UP_STEPS, _STEPS):
         *_, done = timeline.answer(tokens[:1], Sampling(), steps, ())
     assert isinstance(done, Done)
-    # Decoding goes by the bytes of weights: the matrix after the last layer is one more of its kind.
+    # Decoding time follows the bytes of weights: the matrix after the last layer counts as one more.
     behind = 1 + count.head / max(1, count.matrices)
     return readings, [Decoding(read, _STEPS - 1, done.decode_seconds * scale * behind)]
 

@@ -1,4 +1,4 @@
-"""From documents and settings to a plan, without a weight of the model in memory."""
+"""From documents and settings to a plan, without loading the model's weights."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def forecast(
     *,
     calibrates: bool | None,
 ) -> Plan:
-    """The plan of these questions about these documents. calibrates: time the model's shape now; None does
-    where no timings are known.
+    """The plan of these questions about these documents. calibrates: time the model's shape now; None does so
+    if no timings are known.
 
     Raises ModelUnavailableError, and UsageError for a wrong template, context, backend or kind of weights.
     """
@@ -161,8 +161,8 @@ class Forecast:
         )
 
     def _speed(self, decision: Decision, calibrates: bool | None) -> Speed | None:
-        """What is known of the speed; on a GPU nothing until a question was asked there, since its kernels
-        compile for longer than a plan may take.
+        """The known speed. On a GPU, None until a question has been asked there, because its kernels compile
+        for longer than a plan may take.
         """
         threads = self.settings.model.threads
         key = speed_key(

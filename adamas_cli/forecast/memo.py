@@ -11,7 +11,7 @@ from adamas_cli.files import appearing
 from adamas_cli.folders import cache_directory
 
 _FORMAT = 1
-_LARGEST = 32  # entries, of which the newest stay
+_LARGEST = 32  # maximum number of entries; the newest are kept
 
 
 class Memo:

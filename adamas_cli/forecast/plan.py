@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Counted:
-    """Tokens. around: of the template before the documents and, with the question, after them."""
+    """Token counts. around: the template before the documents and, with the question, after them."""
 
     documents: list[DocumentTokens]
     around: int
@@ -25,7 +25,7 @@ class Counted:
 
     @property
     def in_documents(self) -> int:
-        """Of all documents, their wrappers included."""
+        """The tokens of all documents, including their wrappers."""
         return sum(document.tokens for document in self.documents)
 
     @property
@@ -52,7 +52,7 @@ class Counted:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds. reading: of tokens not kept. answer: of the longest answer. source: of the timings."""
+    """Seconds. reading: tokens that are not kept. answer: the longest answer. source: of the timings."""
 
     reading: float
     answer: float
@@ -62,8 +62,8 @@ class Times:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that `adamas plan` tells. available: bytes of the memory that the model would be in. over_budget:
-    what to say of more tokens than `token_budget`.
+    """All that `adamas plan` reports. available: bytes of the memory that the model would use. over_budget:
+    the error if there are more tokens than `token_budget`.
     """
 
     model: str

@@ -38,11 +38,11 @@ def kept_tokens(
     sparsely: bool,
     cached: CacheDType = "auto",
 ) -> int:
-    """How many of the tokens, int [n], a model that is loaded so need not read again. turned: see
-    `model_facts`. sparsely: whether tokens that were read sparsely serve too.
+    """The number of tokens, int [n], that a model loaded with these settings need not read again. turned: see
+    `model_facts`. sparsely: whether sparsely read tokens can be reused too.
 
-    What their keys begin with depends on the config as transformers reads it, whose import takes seconds: it
-    is remembered, and asked for only where something was kept in this way at all.
+    The start of their keys depends on the config as transformers reads it, whose import takes seconds. It is
+    therefore remembered, and computed only if anything was kept in this way at all.
     """
     root = documents_directory()
     stored_dtype = stored_format(kept, cached, dtype)
@@ -99,7 +99,7 @@ def _beginning(
     turned: int | None,
     cached: CacheDType,
 ) -> tuple[bytes, int, bytes]:
-    """The first link of the keys, the tokens of a block, and what marks sparsely read ones."""
+    """The first link of the keys, the tokens per block, and the mark of sparsely read ones."""
     import torch
     from adamas_kernels.reading import ReadSettings
 

@@ -1,6 +1,6 @@
 """How fast a model reads and answers on this machine: remembered from earlier runs, or from a calibration.
 
-A small JSON file in the cache directory holds a few timings for each model and way to run it; it says
+A small JSON file in the cache directory holds a few timings for each model and way to run it; it holds
 nothing about documents.
 """
 
@@ -16,15 +16,15 @@ from adamas_cli.forecast.memo import Memo
 from adamas_cli.machine.cpu import cpu_name
 from adamas_cli.machine.threads import physical_cores
 
-LEAST_SECONDS = 1.0  # least tokens of a run; shorter ones measure the start
-LEAST_STEPS = 8  # least tokens of an answer
+LEAST_SECONDS = 1.0  # minimum length of a run; shorter ones measure the start-up
+LEAST_STEPS = 8  # minimum number of answer tokens
 _ALIKE, _KEPT_TIMINGS = 3, 8
 _SPEEDS = Memo("speeds.json")
 
 
 @dataclass(frozen=True)
 class Reading:
-    """The positions start to end of a prompt were read in this many seconds."""
+    """Positions start to end of a prompt were read in this many seconds."""
 
     start: int
     end: int
@@ -42,15 +42,15 @@ class Decoding:
 
 @dataclass
 class Speed:
-    """Timings of one model on this machine. calibrated: taken on a few layers of random weights."""
+    """Timings of one model on this machine. calibrated: measured on a few layers of random weights."""
 
     calibrated: bool = False
     readings: list[Reading] = field(default_factory=list)
     decodings: list[Decoding] = field(default_factory=list)
 
     def prefill_seconds(self, start: int, end: int, attention_share: float) -> float | None:
-        """For the positions start to end, by the timings of prompts of about that length; the middle one of
-        three, because the first run of all also compiles. attention_share: as `PrefillCost` takes it.
+        """Seconds for positions start to end, from the timings of prompts of similar length: the median of
+        three, because the very first run also compiles. attention_share: see `PrefillCost`.
         """
         alike = sorted(self.readings, key=lambda timed: abs(timed.end - end))[:_ALIKE]
         guesses = []
@@ -61,9 +61,9 @@ class Speed:
         return sorted(filter(None, guesses))[(len(guesses) - 1) // 2] if guesses else None
 
     def step_seconds(self, context: int, token_share: float) -> float | None:
-        """For one token of an answer after this many others.
+        """Seconds for one answer token after `context` others.
 
-        token_share: cost of one more token of context in units of all that does not depend on it.
+        token_share: cost of one more token of context, relative to everything that does not depend on it.
         """
         if not self.decodings:
             return None
@@ -108,8 +108,8 @@ def recall(key: str) -> Speed | None:
 def remember(
     key: str, readings: Sequence[Reading], decodings: Sequence[Decoding], *, calibrated: bool = False
 ) -> Speed:
-    """Add timings to what is known, which they then are. Those of real runs take the place of a calibration,
-    and a new calibration that of all; a disk that takes nothing is no reason to stop.
+    """Add timings and return all known ones. Real runs replace a calibration, and a new calibration replaces
+    everything; disk errors are ignored.
     """
     known = recall(key)
     if known is None or known.calibrated or calibrated:

@@ -35,7 +35,7 @@ class Line:
 
 
 def grow(tokens: Mapping[str, int]) -> Branch:
-    """The tree of documents by their paths; folders with nothing but one folder in them are one branch."""
+    """The tree of documents by their paths; folders that contain only one folder are joined with it."""
     root = Branch(".")
     for path, count in tokens.items():
         branch = root
@@ -51,8 +51,8 @@ def grow(tokens: Mapping[str, int]) -> Branch:
 
 
 def draw(root: Branch, largest: int, least: int) -> Iterator[Line]:
-    """The tree line by line; of each folder at most `largest` branches of at least `least` tokens, and how
-    many more there are.
+    """The tree line by line: for each folder, at most `largest` branches of at least `least` tokens, and the
+    number of the rest.
     """
     return _draw(root, "", largest, least)
 

@@ -1,4 +1,4 @@
-"""What a measurement ran on, by name."""
+"""The name of the hardware of a measurement."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The style of lines in every picture. Okabe and Ito's colours suit any kind of colour vision; lines also
-differ in marker and dashes.
+"""The line style of all pictures. Okabe and Ito's colours suit any kind of colour vision; lines also differ
+in marker and dashes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ DPI = 150
 
 
 def style(index: int) -> dict[str, Any]:
-    """How the line of that number looks, in every picture."""
+    """The style of line number `index`, the same in every picture."""
     return {
         "color": COLOURS[index % len(COLOURS)],
         "marker": MARKERS[index % len(MARKERS)],

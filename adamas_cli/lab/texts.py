@@ -1,4 +1,4 @@
-"""Texts that are measured on."""
+"""Texts to measure on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DIGITS = 12  # of a sha256
 
 
 def read_text(path: Path) -> tuple[str, str]:
-    """A text in UTF-8, and the first digits of its bytes' sha256. Raises UsageError."""
+    """A UTF-8 text, and the first digits of its bytes' sha256. Raises UsageError."""
     try:
         data = path.read_bytes()
         return data.decode("utf-8"), hashlib.sha256(data).hexdigest()[:DIGITS]

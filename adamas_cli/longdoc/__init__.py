@@ -1,1 +1,1 @@
-"""Documents of any length: read part by part, and the answers merged level by level."""
+"""Documents of any length: read part by part, with the answers merged level by level."""

@@ -12,17 +12,17 @@ from adamas_cli.documents.parts import Part
 
 _MARKDOWN = (".md", ".markdown", ".mdx")
 _HEADING = re.compile(r"(#{1,6})\s+(\S.*)")
-# On a line of its own, as in novels and reports: `CHAPTER XII`, `Part 2. The Return`, `VOLUME I`.
+# Alone on a line, as in novels and reports: `CHAPTER XII`, `Part 2. The Return`, `VOLUME I`.
 _CHAPTER = re.compile(
     r"\s*((?:chapter|part|book|volume|section|letter|act|appendix)\s+(?:[ivxlcdm]+|\d+)\b.{0,60}?)[\s_*]*",
     re.IGNORECASE,
 )
-_PAGE = "page "  # names of sections that are only pages of paper
+_PAGE = "page "  # names of sections that are only physical pages
 _LONGEST_SECTION = 60  # characters of a heading kept to name the place
 
 
 class Border(IntEnum):
-    """Kinds of border, the best place for a cut last."""
+    """Kinds of border, from the worst place for a cut to the best."""
 
     CHARACTER = 0
     WORD = 1
@@ -41,7 +41,7 @@ class Source(Protocol):
     def path(self) -> str: ...
 
     def parts(self) -> Iterator[Part]:
-        """The text in pieces of any length, and where its sections begin."""
+        """The text in pieces of any length, with the starts of its sections."""
         ...
 
 
@@ -60,10 +60,9 @@ class Unit:
 def units(
     documents: Iterable[Source], longest: int, folder: Callable[[str], str] = lambda _: ""
 ) -> Iterator[Unit]:
-    """All units of the documents in order; those of a document joined are its text.
+    """All units of the documents in order; the units of a document joined are its text.
 
-    longest: characters of a unit. folder: the group that a path belongs to; a change of it is a FOLDER
-    border.
+    longest: characters of a unit. folder: returns the group of a path; a change of group is a FOLDER border.
     """
     group: str | None = None
     for index, document in enumerate(documents):
@@ -109,8 +108,8 @@ def _heading(line: str, markdown: bool) -> tuple[Border, str] | None:
 
 
 def _fragments(parts: Iterable[Part], longest: int) -> Iterator[tuple[str, str | None]]:
-    """Lines with their line feeds, those of more than `longest` characters in pieces, at a space if there is
-    one; each with the section that begins with it.
+    """Lines with their line feeds, each with the section that begins with it. Lines longer than `longest`
+    characters are split, at a space if possible.
     """
     rest, begins = "", None
     for part in parts:

@@ -8,7 +8,7 @@ from itertools import chain
 
 from adamas_cli.longdoc.parts import Passage
 
-_NAMED = 3  # most passages in a label
+_NAMED = 3  # maximum number of passages in a label
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def merged_passages(findings: Sequence[Finding]) -> tuple[Passage, ...]:
 
 
 def label(passages: Sequence[Passage]) -> str:
-    """Their name in a prompt: `book.txt:1-480`, or a few of many files and the number of others."""
+    """Their name in a prompt: `book.txt:1-480`, or the first of many files and the number of others."""
     named = ", ".join(passage.label for passage in passages[:_NAMED])
     more = len(passages) - _NAMED
     return f"{named} and {more} more" if more > 0 else named

@@ -16,7 +16,7 @@ _STYLES: dict[Style, str] = {
 }
 _NOTHING = re.compile(
     r"\W*(?:NOTHING\b|(?i:nothing)\W*$"
-    # how small models say it
+    # phrasings of small models
     r"|(?i:the (?:text|document|passage)s? (?:above )?do(?:es)? not "
     r"(?:tell|say|mention|state|provide|contain)\b))"
 )
@@ -24,9 +24,9 @@ _NOTHING = re.compile(
 
 @dataclass(frozen=True)
 class Job:
-    """Templates by name, and what takes the place of `$question` in them.
+    """Templates by name, and the texts for their `$question`.
 
-    questions: asked of every part and of the merges between; finals: of the last merge; equally many.
+    questions: for every part and the intermediate merges; finals: for the last merge; equally many.
     """
 
     whole: str  # template if everything fits
@@ -45,7 +45,7 @@ class Job:
 
 
 def asking(questions: list[str]) -> Job:
-    """Questions, answered from the parts that hold something about them."""
+    """Questions, answered from the parts that contain something about them."""
     asked = tuple(questions)
     return Job("ask", "ask-part", "ask-merge", asked, asked, may_know_nothing=True)
 
@@ -53,7 +53,7 @@ def asking(questions: list[str]) -> Job:
 def summarizing(
     style: Style, focus: str | None, max_words: int | None, folder: Callable[[str], str] | None
 ) -> Job:
-    """A summary; of a repository where `folder` groups its paths."""
+    """A summary; of a repository if `folder` groups its paths."""
     about = [f"Pay attention above all to this: {focus}"] if focus else []
     words = [f"Use at most {max_words} words."] if max_words else []
     part, final = " ".join(about), " ".join([_STYLES[style], *about, *words])

@@ -15,7 +15,7 @@ class Branch:
     label: str
     tokens: int
     resumed: bool
-    read: float = 0.0  # share of it that is read
+    read: float = 0.0  # share that has been read
     reused: int = 0
     written: int = 0
     finished: Finished | None = None
@@ -28,7 +28,7 @@ class Level:
     number: int  # 0 for the parts
     branches: list[Branch]
     running: int | None = None
-    finished: list[int] = field(default_factory=list)  # in this run, in their order
+    finished: list[int] = field(default_factory=list)  # in this run, in order
 
     @property
     def name(self) -> str:
@@ -42,7 +42,7 @@ class Level:
 
     @property
     def seconds(self) -> float:
-        """The seconds that this run has spent on it."""
+        """The seconds that this run has spent on the level."""
         ended = (self.branches[index].finished for index in self.finished)
         return sum(done.read_seconds + done.write_seconds for done in ended if done is not None)
 
@@ -87,9 +87,9 @@ class Tree:
 
     @property
     def remaining_seconds(self) -> float | None:
-        """Until the last answer begins; None before a prompt was answered in this run.
+        """Seconds until the last answer begins; None until a prompt was answered in this run.
 
-        What the level above will read is what this one writes.
+        The level above will read what this one writes.
         """
         ended = [
             (branch, branch.finished)

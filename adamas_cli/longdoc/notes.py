@@ -8,9 +8,9 @@ _SENTENCE_END = re.compile(r"(?<=[.!?…。！？])\s+|\n+")  # noqa: RUF001, as
 
 
 def as_notes(answer: str, *, cut: bool) -> str:
-    """The answer without sentences that it has said before, which small models repeat until they are stopped.
+    """The answer without repeated sentences, which small models write until they are stopped.
 
-    cut: it was stopped in the middle, so that its last sentence counts only if there is no other.
+    cut: it was stopped in the middle, so its last sentence counts only if there is no other.
     """
     said: set[str] = set()
     kept: list[str] = []

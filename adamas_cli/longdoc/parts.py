@@ -1,4 +1,4 @@
-"""Cuts documents of any size, as a stream, into parts that fill the context, at the best borders."""
+"""Cuts a stream of documents of any size into parts that fill the context, at the best borders."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from adamas_cli.prompt.tokens import Tokenizer
 
 # A part is cut at the best border after this share of the room. More than half, so that no two neighbours
-# fit together; not much more, so that most parts end where a file, a chapter or a paragraph does.
+# fit together; not much more, so that most parts end at the end of a file, chapter or paragraph.
 LEAST_SHARE = 5 / 8
-# Most tokens of the room left unused by a cut within a line.
+# Maximum share of the room that a cut within a line leaves unused.
 _UNIT_SHARE = 1 / 32
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A stretch of one document."""
+    """A contiguous part of one document."""
 
     path: str
     first_line: int
@@ -35,7 +35,7 @@ class Passage:
 
     @property
     def label(self) -> str:
-        """The path, and the lines unless it is all of them: `book.txt:120-480`."""
+        """The path, and the lines unless it is the whole document: `book.txt:120-480`."""
         return self.path if self.whole else f"{self.path}:{self.first_line}-{self.last_line}"
 
     def as_json(self) -> dict[str, object]:
@@ -79,7 +79,7 @@ class Part:
     tokens: int  # in the prompt, with the wrapper of each passage
 
     def excerpts(self) -> list[Excerpt]:
-        """The documents that the prompt is made of."""
+        """The documents that make up the prompt."""
         pairs = zip(self.passages, self.texts, strict=True)
         return [Excerpt.of(passage.label, text) for passage, text in pairs]
 
@@ -110,13 +110,13 @@ def cut(
     room: int,
     folder: Callable[[str], str] = lambda _: "",
 ) -> Iterator[Part]:
-    """Documents in parts of at most `room` tokens; holds no more than one part in memory.
+    """Documents in parts of at most `room` tokens; holds at most one part in memory.
 
     Each part but the last is so long that its neighbours do not fit into it, and ends at the best border
     that allows this. folder: see `units`. Raises OverContextError if `room` is too small for any text.
     """
     pending: list[Unit] = []
-    costs: list[int] = []  # of each pending unit alone, its wrapper included where it needs one of its own
+    costs: list[int] = []  # of each pending unit alone, including its own wrapper if it needs one
     estimate = 0
     for unit in units(sources, max(1, int(room * _UNIT_SHARE)), folder):
         pending.append(unit)
@@ -151,7 +151,7 @@ def _cut_off(pending: list[Unit], costs: list[int], measure: Measure, room: int)
     filled = list(accumulate(costs))
 
     def preference(k: int) -> tuple[int, int, int]:
-        """Order of cuts: for long enough parts the best border, then the length; else the length."""
+        """Order of cuts: for long enough parts the best border, then the length; otherwise the length."""
         full = filled[k - 1] >= LEAST_SHARE * room
         return full, int(pending[k].border) if full else 0, k
 

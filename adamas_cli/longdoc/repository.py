@@ -20,7 +20,7 @@ _CODE = (
 
 
 def repository_folders(sources: Sequence[str], documents: Sequence[Document]) -> Callable[[str], str] | None:
-    """The top folder of a path below the folders that the user named, if there is code in one; else None."""
+    """Maps a path to its top folder below the named folders, if there is code in one; else None."""
     roots = [root for root in map(_shown_root, sources) if root != "-" and _is_root(root, documents)]
     if not roots or not any(document.path.lower().endswith(_CODE) for document in documents):
         return None

@@ -1,8 +1,8 @@
 """Answers of parts on disk, so that an interrupted run continues where it stopped.
 
-An answer is found by a hash over all that it depends on: the model, how it computes and draws, and the ids of
-the whole prompt, which hold the text, the template and the question. So what has the right name has the right
-content, however the files are called and wherever they lie.
+An answer is found by a hash of everything that it depends on: the model, its computation and sampling, and
+the ids of the whole prompt, which include text, template and question. So the right name implies the right
+content, whatever the files are called and wherever they are.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ KEPT_SECONDS = 30 * 24 * 3600  # age at which an unused answer is removed
 
 
 def partials_directory() -> Path:
-    """The folder of the answers of parts."""
+    """The folder of the answers to parts."""
     return cache_directory() / "partials"
 
 
 def remove_partials(before: float = math.inf) -> int:
-    """Remove the answers that were last asked for before a time, in seconds as `time.time` tells them; the
-    bytes that became free.
+    """Remove the answers that were last used before a time, in seconds as in `time.time`; return the bytes
+    freed.
     """
     freed = 0
     for file in partials_directory().glob("*/*"):
@@ -46,9 +46,9 @@ def remove_partials(before: float = math.inf) -> int:
 
 
 class Partials:
-    """The answers that one model gives with one choice of settings (`facts`, JSON values).
+    """The answers of one model with one choice of settings (`facts`, JSON values).
 
-    reads, writes: whether answers of earlier runs are used, and whether those of this run are kept.
+    reads: use answers of earlier runs. writes: keep those of this run.
     """
 
     def __init__(self, facts: Mapping[str, Any], *, reads: bool = True, writes: bool = True) -> None:
@@ -60,7 +60,7 @@ class Partials:
             remove_partials(time.time() - KEPT_SECONDS)
 
     def key(self, prompt: Iterable[np.ndarray]) -> str:
-        """The name of the answer to a prompt, given as token ids in one or several arrays."""
+        """The name of the answer to a prompt, which is given as token ids in one or more arrays."""
         digest = hashlib.sha256(self._facts)
         for ids in prompt:
             digest.update(len(ids).to_bytes(8, "little"))

@@ -1,4 +1,4 @@
-"""Reads documents part by part and merges what was found, as a generator of events."""
+"""Reads documents part by part and merges the findings, as a generator of events."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
     from adamas_cli.prompt.template import Frame
     from adamas_cli.session.runtime import Runtime
 
-# Of the answer of a part or of a merge that is merged again: some 280 words, which is what a page of notes on
-# a chapter takes. In a small context less, so that several of them fit one merge.
+# Maximum answer of a part or an intermediate merge: some 280 words, as for a page of notes on a chapter. Less
+# in a small context, so that several of them fit one merge.
 PART_TOKENS = 384
-_LEAST_MERGED = 3  # least number of answers that must fit one merge
+_LEAST_MERGED = 3  # minimum number of answers that must fit one merge
 _Answering = Generator[Step, None, list[str]]
 _UNKNOWN = "None of the {} parts says anything about this."
 
 
 @dataclass(frozen=True)
 class _Prompt:
-    """The prompt of one answer; the text of a part that has been read may be gone."""
+    """The prompt of one answer; the text of a part may be gone once it has been read."""
 
     label: str
     passages: tuple[Passage, ...]
@@ -55,7 +55,7 @@ class Work:
     """One reading of documents in parts, for all questions of a job.
 
     `read` must be exhausted first; then each question has its `answer`.
-    max_tokens: of the final answers. Raises OverContextError where the context leaves no room to merge.
+    max_tokens: of the final answers. Raises OverContextError if the context leaves no room to merge.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Work:
         sampling: Sampling,
         max_tokens: int,
     ) -> None:
-        self._runtime = replace(runtime, origins=OriginSettings())  # which know of one document, not of parts
+        self._runtime = replace(runtime, origins=OriginSettings())  # origins are of documents, not of parts
         self._documents = documents
         self._job = job
         self._sampling = sampling
@@ -91,7 +91,7 @@ class Work:
             )
 
     def read(self) -> Iterator[Step]:
-        """Ask every part every question; parts that were answered in an earlier run are not read."""
+        """Ask every part every question; parts answered in an earlier run are not read."""
         room = min(self._room(self._part, text, self._bound) for text in self._job.questions)
         with self._runtime.progress.task("cutting into parts", None, "parts") as advance:
             prompts = []
@@ -102,7 +102,7 @@ class Work:
                 )
                 advance(1)
         yield self._planned(0, prompts)
-        # Cut again, because the parts of a long text are not all held in memory.
+        # Cut again, because the parts of a long text are not all kept in memory.
         parts = cut(self._documents, self._measure, room, self._job.folder)
         every = range(len(self._job.questions))
         begin = [
@@ -114,7 +114,7 @@ class Work:
                 self._findings[number].append(self._finding(prompt, answer))
 
     def answer(self, number: int) -> Iterator[Told]:
-        """Merge what the parts said about one question; ends with Done, whose figures are those of it all."""
+        """Merge the parts' answers to one question; ends with Done, whose figures cover all the work."""
         findings = [finding for finding in self._findings[number] if finding.knows]
         question = self._job.finals[number]
         room = self._room(self._merge, question, self._max_tokens)
@@ -142,7 +142,7 @@ class Work:
         return self._about | {"parts": parts, "levels": self._levels[number]}
 
     def _merged(self, number: int, findings: Sequence[Finding]) -> Generator[Step, None, list[Finding]]:
-        """One level of merges: fewer findings, each of several that fit the context together."""
+        """One level of merges: fewer findings, each merged from several that fit the context together."""
         question = self._job.questions[number]
         sizes = [self._size(finding) for finding in findings]
         groups = grouped(sizes, self._room(self._merge, question, self._bound))
@@ -174,8 +174,8 @@ class Work:
         return merged + [alone[0] for alone in members if len(alone) == 1]
 
     def _in_turns(self, begin: Sequence[Callable[[], _Answering]]) -> Generator[Step, None, list[list[str]]]:
-        """What happens while parts are answered, in their order, though several are under way at once where
-        that is faster; their answers.
+        """The events of parts being answered, in the order of the parts; several may be in progress at once
+        if that is faster. Returns their answers.
         """
         found: dict[int, list[str]] = {}
 
@@ -192,7 +192,7 @@ class Work:
 
     @property
     def _at_once(self) -> int:
-        """How many parts are under way at once, each with a cache of its own."""
+        """The number of parts in progress at once, each with its own cache."""
         if self._batch.reason is not None:
             return 1
         model = Model.of(self._runtime.load())
@@ -207,8 +207,8 @@ class Work:
         prompt: _Prompt,
         numbers: range,
     ) -> _Answering:
-        """The answers to the questions of these numbers, as they are where an earlier run has them. excerpts:
-        called once, and in the order of the prompts.
+        """The answers to the questions of these numbers, reused if an earlier run has them. excerpts: called
+        once, in the order of the prompts.
         """
         read = excerpts()
         open_questions = [number for number, kept in zip(numbers, prompt.kept, strict=True) if kept is None]
@@ -295,7 +295,7 @@ class Work:
         return opened
 
     def _room(self, frame: Frame, question: str, answer: int) -> int:
-        """The tokens of documents that fit beside everything else."""
+        """The number of document tokens that fit beside everything else."""
         around = self._runtime.layout(frame).total
         return self._context - around - len(question_ids(self._runtime.tokenizer, frame, question)) - answer
 
@@ -321,7 +321,7 @@ class Work:
 
 
 def _next_part(parts: Iterator[Part], prompt: _Prompt) -> Sequence[Excerpt]:
-    """The text of the part that comes next, which this prompt is of."""
+    """The text of the next part, which must be this prompt's."""
     part = next(parts, None)
     if part is None or part.passages != prompt.passages:
         raise AdamasError(f"{prompt.label} changed while it was read; run the command again.")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-OLDEST_CAPABILITY = (8, 0)  # of NVIDIA's GPUs that Triton serves: Ampere
+OLDEST_CAPABILITY = (8, 0)  # the oldest NVIDIA GPUs that Triton supports: Ampere
 
 
 def backend_obstacles(device: str, capability: tuple[int, int] | None) -> dict[str, str | None]:
-    """Every backend, the fastest first, with why it cannot run on a kind of device, or None where it can; as
-    `adamas_kernels.dispatch` finds with a device of torch's. capability: of the GPU, None where it is
-    unknown.
+    """Every backend, the fastest first, with why it cannot run on a kind of device, or None if it can. The
+    same as `adamas_kernels.dispatch` finds with a torch device. capability: of the GPU, None if unknown.
     """
     triton = None
     if device != "cuda":

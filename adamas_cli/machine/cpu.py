@@ -1,4 +1,4 @@
-"""This machine's processor: its name and what it can compute."""
+"""This machine's processor: its name and its features."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from adamas_kernels import levels
 
 from adamas_cli.errors import UsageError
 
-# As Linux names them: what decides how fast attention and products of 8-bit and 16-bit numbers are.
+# Linux's names of the features that decide the speed of attention and of 8-bit and 16-bit products.
 FEATURES = (
     "avx2",
     "avx_vnni",
@@ -33,8 +33,8 @@ def cpu_name() -> str:
 
 
 def limit_cpu() -> None:
-    """Tell the libraries that compute, before they are imported, of the level that ADAMAS_CPU sets. Raises
-    UsageError for one that there is not, or that this CPU does not reach.
+    """Tell compute libraries, before they are imported, about the level that ADAMAS_CPU sets. Raises
+    UsageError for an unknown level, or one that this CPU does not reach.
     """
     try:
         levels.limit()
@@ -43,7 +43,7 @@ def limit_cpu() -> None:
 
 
 def cpu_level() -> str:
-    """The level in use: what ADAMAS_CPU sets, else the highest that this CPU reaches. Raises UsageError."""
+    """The level in use: that of ADAMAS_CPU, else the highest that this CPU reaches. Raises UsageError."""
     try:
         chosen = levels.chosen()
     except levels.LevelError as error:
@@ -54,13 +54,13 @@ def cpu_level() -> str:
 
 
 def cpu_features() -> tuple[str, ...]:
-    """Those of FEATURES that it has and that may be used; none are known on systems other than Linux."""
+    """The FEATURES that the CPU has and that may be used; known only on Linux."""
     flags = cpu_flags()
     return tuple(feature for feature in FEATURES if feature in flags)
 
 
 def cpu_flags() -> frozenset[str]:
-    """All that Linux says about it and that may be used; empty on other systems."""
+    """All of the CPU's flags in Linux that may be used; empty on other systems."""
     fields = _fields()
     flags = (fields.get("flags") or fields.get("Features") or "").split()
     return frozenset(filter(levels.allows, flags))
@@ -68,7 +68,7 @@ def cpu_flags() -> frozenset[str]:
 
 @cache
 def _fields() -> dict[str, str]:
-    """What /proc/cpuinfo says about the first processor."""
+    """The fields of the first processor in /proc/cpuinfo."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:

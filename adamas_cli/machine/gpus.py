@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-# Attributes of a device in cuda.h.
+# Device attributes in cuda.h.
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 _DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -25,7 +25,7 @@ class Gpu:
 
 @cache
 def gpus() -> tuple[Gpu, ...]:
-    """The GPUs that CUDA shows to this process; none where there is no driver."""
+    """The GPUs that CUDA shows to this process; none without a driver."""
     driver = _driver()
     count = ctypes.c_int(0)
     if driver is None or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
@@ -34,7 +34,7 @@ def gpus() -> tuple[Gpu, ...]:
 
 
 def cuda_of_driver() -> str | None:
-    """The newest CUDA that the driver serves, such as `13.0`; None without a driver."""
+    """The newest CUDA version that the driver supports, such as `13.0`; None without a driver."""
     driver = _driver()
     version = ctypes.c_int(0)
     if driver is None or driver.cuDriverGetVersion(ctypes.byref(version)) != 0:
@@ -43,7 +43,7 @@ def cuda_of_driver() -> str | None:
 
 
 def driver_version() -> str | None:
-    """The version of the kernel's module, such as `580.65.06`; None without one."""
+    """The version of the kernel module, such as `580.65.06`; None without one."""
     try:
         text = _DRIVER.read_text(encoding="utf-8", errors="replace")
     except OSError:

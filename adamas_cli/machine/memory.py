@@ -18,13 +18,13 @@ class Memory:
 
 
 def memory() -> Memory:
-    """The machine's memory, or what a container may use of it."""
+    """The machine's memory, or a container's share of it."""
     import psutil
 
     found = psutil.virtual_memory()
     total, available = found.total, found.available
     with suppress(OSError, ValueError):
-        limit = int((_CGROUP / "memory.max").read_text())  # ValueError where it says `max`
+        limit = int((_CGROUP / "memory.max").read_text())  # ValueError if it is `max`
         used = int((_CGROUP / "memory.current").read_text())
         total, available = min(total, limit), min(available, max(0, limit - used))
     return Memory(total, available)

@@ -6,7 +6,7 @@ import os
 
 
 def physical_cores() -> int:
-    """Cores that this process may use, two threads of one core counted once: matrix products gain nothing
+    """Cores that this process may use, counting two threads of one core once: matrix products gain nothing
     from the second.
     """
     import psutil
@@ -17,8 +17,8 @@ def physical_cores() -> int:
 
 
 def use_threads(threads: int | None) -> int:
-    """Let torch and the compiled kernels use this many threads; None is what the user's environment says
-    (OMP_NUM_THREADS), else all physical cores. Returns how many.
+    """Let torch and the compiled kernels use this many threads; None for the user's environment
+    (OMP_NUM_THREADS), else all physical cores. Returns the number in use.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""The trial itself: doubles a block of numbers on the GPU, or is only compiled where there is none."""
+"""The trial itself: doubles a block of numbers on the GPU; without one, it is only compiled."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 _BLOCK = 256
-_GENERATION = 80  # of GPUs, that it is compiled for where none can be asked
+_GENERATION = 80  # GPU generation to compile for without a GPU
 
 
 @triton.jit
 def double_kernel(numbers_ptr, doubled_ptr, count, BLOCK: tl.constexpr):  # noqa: N803
-    """One block of numbers."""
+    """Double one block of numbers."""
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     numbers = tl.load(numbers_ptr + offsets, mask=offsets < count, other=0.0)
     tl.store(doubled_ptr + offsets, 2.0 * numbers, mask=offsets < count)
 
 
 def main() -> None:
-    """Print `ran` or `compiled`; raises whatever is wrong."""
+    """Print `ran` or `compiled`; raises any error."""
     if torch.cuda.is_available():
         numbers = torch.arange(_BLOCK + 1, dtype=torch.float32, device="cuda")
         doubled = torch.full_like(numbers, torch.nan)

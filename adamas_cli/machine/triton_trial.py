@@ -1,5 +1,5 @@
-"""Whether Triton compiles here, tried in a process of its own: a compiler that hangs or crashes takes nothing
-else with it.
+"""Whether Triton compiles here, tried in a separate process, so that a compiler that hangs or crashes does no
+harm.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class Trial:
 
 
 def try_triton(limit: float = SECONDS) -> Trial:
-    """Compile a small kernel, and run it where there is a GPU."""
+    """Compile a small kernel, and run it if there is a GPU."""
     begun = time.perf_counter()
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     try:
         done = subprocess.run(
-            # -P: the current folder may hold anything, none of which may be imported.
+            # -P: nothing may be imported from the current folder.
             [sys.executable, "-P", "-m", "adamas_cli.machine.triton_kernel"],
             capture_output=True,
             text=True,

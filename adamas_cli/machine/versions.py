@@ -59,12 +59,12 @@ def versions() -> dict[str, str]:
 
 
 def environment(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment variables that affect adamas, in order, without secrets."""
+    """The environment variables that affect adamas, sorted, without secrets."""
     return dict(sorted(_relevant(variables)))
 
 
 def cuda_of_torch() -> str | None:
-    """The CUDA that torch was built with, such as `13.0`, from the file that says so; None without one."""
+    """The CUDA version that torch was built with, such as `13.0`, from torch's version file; None without."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
@@ -77,7 +77,7 @@ def cuda_of_torch() -> str | None:
 
 
 def _level() -> str:
-    """The level in use with its features, or what is wrong with ADAMAS_CPU."""
+    """The level in use with its features, or the problem with ADAMAS_CPU."""
     try:
         return f"{cpu_level()}: {' '.join(cpu_features())}"
     except UsageError as error:

@@ -1,1 +1,1 @@
-"""How a model will run, decided before a weight is loaded."""
+"""How a model will run, decided before its weights are loaded."""

@@ -1,7 +1,7 @@
 """How a model will run, decided once from facts, for the printed plan and for the engine.
 
-Knows neither torch nor a device: what they say are facts, gathered in `facts.py` before a weight is loaded,
-and by the engine from what is there.
+Imports neither torch nor a device: their facts are gathered in `facts.py` before weights are loaded, and by
+the engine from the loaded model.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from adamas_cli.planning.choice import (
 from adamas_cli.planning.needs import Bytes, cpu_bytes, gpu_bytes
 from adamas_cli.settings import CacheDType, DecodingSettings, ModelSettings
 
-SMALLER: tuple[CacheDType, ...] = ("16", "int8", "int4")  # ways to keep a cache, the nearest first
+SMALLER: tuple[CacheDType, ...] = ("16", "int8", "int4")  # cache formats, the most exact first
 
 
 @dataclass(frozen=True)
 class Backends:
-    """What can compute sparse steps on a kind of device (`cpu`, `cuda`): every backend, the fastest first,
-    with its obstacle, a few words, or None where it runs.
+    """The backends that can compute sparse steps on a kind of device (`cpu`, `cuda`), the fastest first, each
+    with its obstacle in a few words, or None if it runs.
     """
 
     device: str
     obstacles: Mapping[str, str | None]
 
     def pick(self, name: str) -> tuple[str, str | None]:
-        """The backend of that name, or for `auto` the fastest that runs, with one line where that is not the
-        first. Raises UsageError where a named one cannot run.
+        """The backend of that name, or for `auto` the fastest that runs, with one line if that is not the
+        first. Raises UsageError if a named one cannot run.
         """
         if name != "auto":
             if reason := self.obstacles[name]:
@@ -54,8 +54,8 @@ class Backends:
 @dataclass(frozen=True)
 class Machine:
     """A device. bfloat16: whether it multiplies that natively. packing: why weights cannot be packed on it,
-    None where they can. memory: bytes that there are for a model. capability: of a GPU. installed: packages
-    that quantize.
+    None if they can. memory: bytes available for a model. capability: of a GPU. installed: packages that
+    quantize.
     """
 
     backends: Backends
@@ -73,9 +73,9 @@ class Machine:
 
 @dataclass(frozen=True)
 class Model:
-    """What the files of a model say. stored: how their weights are quantized, as the config has it.
-    stored_bytes: what these take where a library multiplies them, else None. blocks: bytes that weights take
-    in the blocks that their files have, None where these have numbers.
+    """What the files of a model say. stored: how their weights are quantized, as in the config.
+    stored_bytes: the size of these if a library multiplies them, else None. blocks: bytes of weights in the
+    blocks of their files, None if the files hold plain numbers.
     """
 
     shape: ModelShape
@@ -88,8 +88,8 @@ class Model:
 @dataclass(frozen=True)
 class Attention:
     """How documents are read and answers decoded. backend: of sparse steps; budget: tokens of a step; both
-    are None with full attention. reason: one line where the backend is not the fastest that there is, or
-    where no layer would attend sparsely. chunk: tokens that are read at once. read: `dense` or `sparse`.
+    are None with full attention. reason: one line if the backend is not the fastest one, or if no layer would
+    attend sparsely. chunk: tokens read at once. read: `dense` or `sparse`.
     """
 
     kind: str  # `adamas` or `full`
@@ -108,10 +108,10 @@ class Attention:
 
 @dataclass(frozen=True)
 class Decision:
-    """All that is settled before a weight is loaded. quantization: as `LoadedModel` has it. packed: whether
-    its matrices are in few bits, as the file has them or for a CPU. positions: one line on how they turn,
-    where that goes by the length of the text. cache_dtype: how keys and values are kept, and smaller: how
-    they would be to fit the memory where they do not, None where no way does it.
+    """Everything decided before weights are loaded. quantization: as in `LoadedModel`. packed: whether its
+    matrices are in few bits, as in the file or packed for a CPU. positions: one line on how they are rotated,
+    if that depends on the length of the text. cache_dtype: the format of keys and values. smaller: the format
+    in which they would fit the memory if they do not, None if there is none.
     """
 
     device: str
@@ -128,10 +128,10 @@ class Decision:
 def decide(
     model: Model, machine: Machine, loading: ModelSettings, decoding: DecodingSettings, tokens: int
 ) -> Decision:
-    """For this many tokens, those of the answer included.
+    """Decide for this many tokens, including the answer's.
 
-    Raises UsageError where the machine cannot do what is asked for, and ModelUnavailableError where Adamas is
-    asked for and does not serve the model.
+    Raises UsageError if the machine cannot do what is requested, and ModelUnavailableError if Adamas is
+    requested and does not support the model.
     """
     dtype = number_format(loading.dtype, machine.bfloat16)
     if loading.quantization in PACKAGES:
@@ -217,9 +217,9 @@ def decide_attention(
     dense_reading: str | None = None,
     unmeasured: str | None = None,
 ) -> Attention:
-    """The part that depends on nothing but attention. obstacle: why Adamas does not serve the model; dense:
-    why none of its layers would attend sparsely; unmeasured: why they do so only on demand; dense_reading:
-    why none would read sparsely. token_bytes: of the keys and values of a token in a layer.
+    """The part of the decision about attention. obstacle: why Adamas does not support the model; dense: why
+    none of its layers would attend sparsely; unmeasured: why they do so only on request; dense_reading: why
+    none would read sparsely. token_bytes: of a token's keys and values in a layer.
     """
     check_cache(settings.cache_dtype, backends.device)
     chunk = settings.prefill_chunk or PREFILL_CHUNK.get(backends.device, OTHER_CHUNK)
@@ -244,7 +244,7 @@ def decide_attention(
 
 def decide_reading(settings: DecodingSettings, tokens: int, device: str, obstacle: str | None) -> str:
     """How a document is read in a context of this many tokens, `dense` or `sparse`. obstacle: why the model
-    does not read sparsely. Raises ModelUnavailableError where it is to do so all the same.
+    cannot read sparsely. Raises ModelUnavailableError if that is requested nevertheless.
     """
     if settings.read == "sparse" and obstacle is not None:
         raise ModelUnavailableError(
@@ -257,7 +257,7 @@ def decide_reading(settings: DecodingSettings, tokens: int, device: str, obstacl
 
 
 def check_cache(kept: CacheDType, device: str) -> None:
-    """Raises UsageError where keys and values cannot be kept so on a device."""
+    """Raises UsageError if a device does not support this format of keys and values."""
     if kept != "auto" and device != "cpu":
         raise UsageError(
             f"`cache_dtype` {kept} is for CPUs: on {device} attention reads keys and values as they are "
@@ -274,7 +274,7 @@ def check_error(settings: DecodingSettings) -> None:
 
 
 class UnservedError(ModelUnavailableError):
-    """Adamas does not serve the attention of a model, for this reason."""
+    """Adamas does not support the attention of a model, for this reason."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"Adamas attention does not serve this model: {reason}. Use `attn` full.")

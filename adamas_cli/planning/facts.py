@@ -1,4 +1,4 @@
-"""The facts for a decision, found before a weight is loaded."""
+"""The facts for a decision, gathered before weights are loaded."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def machine_facts(device: str) -> Machine:
-    """Of `auto` or a named device, without torch where that can be."""
+    """The facts of `auto` or a named device, without torch if possible."""
     from adamas_cli.machine.memory import memory
 
     kind = device_kind(device)
@@ -46,8 +46,8 @@ def machine_facts(device: str) -> Machine:
 
 
 def file_facts(files: ModelFiles, *, trusts: bool = False) -> Model:
-    """Of a model by its files alone, without torch where they tell everything. trusts: code in its folder.
-    Raises ModelUnavailableError where they do not, and for a model that cannot answer.
+    """The facts of a model from its files alone, without torch if they suffice. trusts: code in its folder.
+    Raises ModelUnavailableError if they do not, and for a model that cannot answer.
     """
     require_answering(files.name, files.directory)
     shape = read_shape(files.directory, trusts=trusts)
@@ -63,8 +63,8 @@ def file_facts(files: ModelFiles, *, trusts: bool = False) -> Model:
 
 
 def config_facts(config: PreTrainedConfig, directory: Path | None, gguf: Path | None = None) -> Model:
-    """Of a model as transformers builds it from a config, which takes torch; directory: its files, if there
-    are any; gguf: that of its weights. Raises ModelUnavailableError where the config does not tell.
+    """The facts of a model as transformers builds it from a config, which needs torch. directory: its files,
+    if any; gguf: the file of its weights. Raises ModelUnavailableError if the config is incomplete.
     """
     from adamas_cli.models.parameters import count_parameters
 
@@ -91,7 +91,7 @@ def _count(files: ModelFiles) -> WeightCount:
 
 
 def _gpu(device: str) -> Gpu | None:
-    """The GPU of torch's name for it; None where there is none."""
+    """The GPU of this torch name; None if there is none."""
     index = device.partition(":")[2] or "0"
     there = gpus()
     return there[int(index)] if index.isdecimal() and int(index) < len(there) else None

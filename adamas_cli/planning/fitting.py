@@ -1,4 +1,4 @@
-"""Which models this machine has memory for, and with how much context."""
+"""Which models fit this machine's memory, and with how much context."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from adamas_cli.models.shape import ITEM_BYTES, shape_of
 from adamas_cli.planning.needs import PROGRAM
 from adamas_cli.settings import DENSE_LAYERS
 
-LONG = 32 * 1024  # tokens of context that must fit for a model to be recommended
+LONG = 32 * 1024  # tokens of context that must fit before a model is recommended
 
 
 @dataclass(frozen=True)
 class Fit:
-    """One model. largest: tokens of context that there is memory for. needed: bytes for its whole context."""
+    """One model. largest: tokens of context that fit the memory. needed: bytes for its whole context."""
 
     name: str
     present: bool
@@ -30,7 +30,7 @@ class Fit:
 
 
 def fits() -> Iterator[Fit]:
-    """Every model that has a short name and a known shape, as it would be loaded by default."""
+    """Every model with a short name and a known shape, as it would be loaded by default."""
     kind, there = _room()
     for alias in (alias for alias in aliases().values() if alias.shape):
         entry = find(alias.name)
@@ -38,7 +38,7 @@ def fits() -> Iterator[Fit]:
 
 
 def recommended_fits() -> list[Fit]:
-    """Every recommended model, in the order of their table."""
+    """Every recommended model, in table order."""
     kind, there = _room()
     return [_fit(model.name, model, kind, there, present=_is_here(model)) for model in recommended()]
 
@@ -52,7 +52,7 @@ def best() -> Fit | None:
 
 
 def _room() -> tuple[str, int]:
-    """The kind of device that models would be loaded on, and its bytes."""
+    """The kind of device that models would be loaded on, and its memory in bytes."""
     kind = device_kind("auto")
     return kind, gpus()[0].memory if kind == "cuda" else memory().available
 

@@ -1,4 +1,4 @@
-"""The memory that a model takes with this many tokens in its cache."""
+"""The memory that a model needs with a given number of tokens in its cache."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from adamas_cli.settings import CacheDType
 
 # Python, torch, compiled code and the tokenizer on a CPU, measured with three models.
 PROGRAM = 850_000_000
-# What is alive at once on a GPU where a chunk is in an MLP, in units of its hidden and its inner size: the
+# Memory in use at once on a GPU while a chunk is in an MLP, in units of its hidden and its inner size: the
 # residual, its norm and the output; gate, up and their product.
 HIDDEN_ALIVE, INNER_ALIVE = 3, 3
-# The same where it is in a mixture's experts, for each that a token chooses: sorted inputs, outputs and their
-# shares with weights that are numbers, and outputs alone with those in few bits.
+# The same while it is in a mixture's experts, for each expert that a token chooses: sorted inputs, outputs
+# and their shares if weights are plain numbers; only outputs if they are in few bits.
 CHOICES_ALIVE, FEW_BITS_CHOICES_ALIVE = 3, 1
 LIBRARIES = 150_000_000  # workspaces of cuBLAS and cuDNN, and a captured step
-PLANES = 1.03  # of the bytes of blocks: their planes, with scales as integers of 8 bits
-UNPACKED = 1 << 27  # most numbers of a weight unpacked at a time
+PLANES = 1.03  # size of blocks' planes relative to the blocks, with scales as 8-bit integers
+UNPACKED = 1 << 27  # maximum numbers of a weight unpacked at a time
 LISTED_BYTES = 8  # rank and position of a listed token, for each query head
 
 
 @dataclass(frozen=True)
 class Bytes:
     """Bytes. cache: keys and values. codes: of the keys, and means of blocks of both. work: on a CPU the
-    program, on a GPU what reading a chunk takes for a while. exact: whether the weights' are those of weights
-    as they will be loaded.
+    program, on a GPU the temporary memory for reading a chunk. exact: whether the size of the weights is that
+    of the weights as they will be loaded.
     """
 
     weights: int
@@ -42,17 +42,17 @@ class Bytes:
 
     @property
     def line(self) -> str:
-        """One line."""
+        """A one-line description."""
         parts = {"weights": self.weights, "cache": self.cache, "codes": self.codes, "work": self.work}
         told = " + ".join(f"{_gigabytes(size)} {name}" for name, size in parts.items() if size)
         return f"{told} = {_gigabytes(self.total)}"
 
     def with_weights(self, weights: int) -> Bytes:
-        """The same with weights of this many bytes, which are known."""
+        """The same with weights of this known size in bytes."""
         return replace(self, weights=weights, exact=True)
 
     def as_json(self) -> dict[str, object]:
-        """The parts by their names in the plan's JSON."""
+        """The parts under their names in the plan's JSON."""
         return {
             "weights_bytes": self.weights,
             "cache_bytes": self.cache,
@@ -63,7 +63,7 @@ class Bytes:
         }
 
     def require(self, there: int, device: str, what: str, advice: str) -> None:
-        """Raises OutOfMemoryError where `what` takes more than the bytes that a device has."""
+        """Raises OutOfMemoryError if `what` needs more bytes than a device has."""
         if self.total > there:
             raise OutOfMemoryError(
                 f"{what} needs {self.line}, and {device} has {_gigabytes(there)}. {advice}"
@@ -82,10 +82,10 @@ def cpu_bytes(
     blocks: int | None,
     kept: CacheDType = "auto",
 ) -> Bytes:
-    """On a CPU. item: bytes of a number; kept: how the cache has them. coded_from: the first layer with
+    """Bytes on a CPU. item: bytes of a number; kept: the cache's format. coded_from: the first layer with
     codes, None without any. packed: whether the weights' matrices are in few bits; blocks: bytes of a GGUF
-    file's tensors, which then are mapped as they are. Work has the keys and values of a layer as they are
-    unpacked to be read.
+    file's tensors, which are then mapped as they are. Work includes the keys and values of one layer,
+    unpacked for reading.
     """
     if packed and blocks is not None:
         weights = blocks
@@ -101,7 +101,7 @@ def cpu_bytes(
 
 
 def _codes(shape: ModelShape, tokens: int, item: int, coded_from: int | None, reads_sparsely: bool) -> int:
-    """Of what stands for keys and values where attention is sparse."""
+    """Bytes that represent keys and values in sparse attention."""
     codes = 0 if coded_from is None else shape.code_bytes(tokens, coded_from)
     return codes + (shape.means_bytes(tokens, item) if reads_sparsely else 0)
 
@@ -118,8 +118,8 @@ def gpu_bytes(
     bits: float | None,
     blocks: int | None,
 ) -> Bytes:
-    """On a GPU, as `cpu_bytes`. chunk: tokens that are read at once. bits: of a quantized weight. blocks:
-    bytes of a GGUF file's tensors, where they stay in few bits.
+    """Bytes on a GPU, as `cpu_bytes`. chunk: tokens read at once. bits: of a quantized weight. blocks: bytes
+    of a GGUF file's tensors, if they stay in few bits.
     """
     each = CHOICES_ALIVE if blocks is None else FEW_BITS_CHOICES_ALIVE
     mixed = shape.choices * each * (shape.hidden + shape.expert_inner)

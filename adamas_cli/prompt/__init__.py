@@ -1,1 +1,1 @@
-"""The prompt as token ids: templates, exact tokenization, layout, and the way back to a line."""
+"""The prompt as token ids: templates, exact tokenization, layout, and the mapping back to lines."""

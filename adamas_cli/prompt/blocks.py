@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-BLOCK = 1 << 16  # characters; 5 to 40 ms of tokenization, in which Ctrl-C waits
+BLOCK = 1 << 16  # characters; 5 to 40 ms of tokenization, which Ctrl-C cannot interrupt
 LONGEST_WORD = 1 << 17  # characters without a seam that are still tokenized as one
 
 _NEAR = 1024  # characters; prose and code have a seam within these
 
 
 def blocks(pieces: Iterable[str], seam: re.Pattern[str] | None) -> Iterator[str]:
-    """The concatenated pieces, cut at matches of `seam` only, a few hundred KB at a time.
+    """The concatenated pieces, cut only at matches of `seam`, a few hundred KB at a time.
 
-    Without a seam everything comes as one block. A stretch of more than LONGEST_WORD characters without a
-    seam (one letter a million times) is cut as if the text ended there. Cuts depend on the text alone, not
-    on its pieces.
+    Without a seam pattern, everything comes as one block. A stretch of more than LONGEST_WORD characters
+    without a seam (one letter a million times) is cut as if the text ended there. Cuts depend only on the
+    text, not on its pieces.
     """
     if seam is None:
         yield "".join(pieces)

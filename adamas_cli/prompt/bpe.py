@@ -20,7 +20,7 @@ class NotEquivalentError(Exception):
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable character for each byte, in which byte-level vocabularies are written."""
+    """Each byte's printable character in GPT-2's alphabet, which byte-level vocabularies are written in."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = sorted(set(range(0x100)) - set(printable))
     return {chr(b): b for b in printable} | {chr(0x100 + n): b for n, b in enumerate(others)}
@@ -34,9 +34,9 @@ def alphabet_bytes(token: str) -> bytes:
     return token.translate(_TO_BYTE).encode("latin-1")
 
 
-# Letters and digits are what the regex engines of the two libraries disagree about when their Unicode
-# versions differ. Scripts that are still growing (Unicode 15 and later), mostly beyond the basic plane, are
-# left to the model's own tokenizer; mathematical letters, emoji and the settled ideographs are not.
+# Two regex engines with different Unicode versions disagree about letters and digits. Scripts that are still
+# growing (Unicode 15 and later), mostly beyond the basic plane, are therefore left to the model's own
+# tokenizer; mathematical letters, emoji and settled ideographs are not.
 _GROWING_SCRIPTS = (
     "\u0870-\u089f\u0c5c\u0cdc\u1c80-\u1c8f\ua7cb-\ua7f1\U00010000-\U0001d3ff\U0001d800-\U0001efff"
     "\U0002b73a-\U0002b73f\U0002ebe1-\U0002f7ff\U0003134b-\U000dffff"
@@ -46,18 +46,18 @@ _GROWING_SCRIPTS = (
 class FastPath:
     """A tiktoken encoding that gives exactly the ids of one byte-level BPE tokenizer.
 
-    Equal by construction, not by luck. tiktoken merges the adjacent pair whose joined bytes have the lowest
-    id, whatever the pair; the model's tokenizer merges the listed pair that comes first in the list. Both
-    agree on all text if (1) the merges' results come in the order of their ids and (2) each result, taken
-    alone, is rebuilt by the merges: until a pair is joined nothing has reached across its ends, so its
-    bytes have gone through the same steps as if alone, and there the pair is a listed one. That the
-    patterns and classes agree is tried on a sample.
+    They are equal by construction. tiktoken merges the adjacent pair whose joined bytes have the lowest id,
+    whatever the pair; the model's tokenizer merges the listed pair that comes first in the list. Both agree
+    on all text if (1) the merges' results are in the order of their ids and (2) each result, taken alone, is
+    rebuilt by the merges: until a pair is joined, nothing has crossed its ends, so its bytes went through
+    the same steps as if alone, and there the pair is a listed one. That patterns and classes agree is tested
+    on a sample.
     """
 
     def __init__(self, tokenizer_json: Path, plain: tokenizers.Tokenizer, pattern: str) -> None:
-        """Build from the file, the same tokenizer without added tokens, and the pattern of its pre-tokenizer.
+        """Build from the file, the same tokenizer without added tokens, and its pre-tokenizer's pattern.
 
-        Raises NotEquivalentError with the reason where tiktoken would not give the same ids.
+        Raises NotEquivalentError with the reason if tiktoken would not give the same ids.
         """
         import tiktoken
 
@@ -72,7 +72,7 @@ class FastPath:
             raise NotEquivalentError("tiktoken gave different tokens for the sample text")
 
     def serves(self, text: str) -> bool:
-        """Whether every character of `text` is one that both libraries are known to treat alike."""
+        """Whether both libraries are known to treat every character of `text` alike."""
         return self._left_to_model.search(text) is None
 
     def encode(self, text: str) -> np.ndarray:
@@ -81,7 +81,7 @@ class FastPath:
 
 
 def _mergeable_ranks(tokenizer_json: Path, plain: tokenizers.Tokenizer) -> dict[bytes, int]:
-    """Bytes to id for all tokens that text can give; NotEquivalentError where ids do not order the merges."""
+    """Bytes to id for all tokens that text can give; NotEquivalentError if ids are not in merge order."""
     model = json.loads(tokenizer_json.read_text(encoding="utf-8"))["model"]
     if model["type"] != "BPE" or model.get("byte_fallback") or model.get("unk_token") or model.get("dropout"):
         raise NotEquivalentError("the model is not a plain byte-level BPE")
@@ -111,8 +111,8 @@ def _mergeable_ranks(tokenizer_json: Path, plain: tokenizers.Tokenizer) -> dict[
 def _require_every_split(vocabulary: dict[str, int], results: list[str]) -> None:
     """Check that each token's merges list all its splits into two tokens, as conversions from tiktoken do.
 
-    With `ignore_merges` a token need not be rebuilt by merges; it is enough that no split of it is left
-    unlisted.
+    With `ignore_merges`, a token need not be rebuilt by merges; it is enough that none of its splits is
+    missing.
     """
     listed: dict[str, int] = {}
     for result in results:

@@ -1,6 +1,6 @@
-"""A model's chat template, filled in as transformers does and without importing it.
+"""A model's chat template, filled in as transformers does, but without importing it.
 
-The environment is the one that chat templates are written for: a sandbox, since they come with the model.
+The environment is the one that chat templates are written for: a sandbox, because they come with the model.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.prompt.messages import unusable
 
 _CONFIG, _TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
-_EARLIER_TEMPLATE, _SPECIAL = "chat_template.json", "special_tokens_map.json"  # of older folders
+_EARLIER_TEMPLATE, _SPECIAL = "chat_template.json", "special_tokens_map.json"  # in older folders
 
 
 class ChatTemplateFile:
     """A model folder's chat settings: its template, and the special tokens that it may name."""
 
     def __init__(self, directory: Path) -> None:
-        """Raises ModelUnavailableError where the folder's settings cannot be read."""
+        """Raises ModelUnavailableError if the folder's settings cannot be read."""
         self.directory = directory
-        settings = (_SPECIAL, _EARLIER_TEMPLATE, _CONFIG)  # the last one is asked first
+        settings = (_SPECIAL, _EARLIER_TEMPLATE, _CONFIG)  # the last one takes precedence
         self.settings = {name: v for file in settings for name, v in _settings(directory / file).items()}
         file = directory / _TEMPLATE
         try:
@@ -43,8 +43,8 @@ class ChatTemplateFile:
             raise ModelUnavailableError(unusable(error)) from error
 
     def apply_chat_template(self, conversation: list[dict[str, object]], **options: object) -> str:
-        """The conversation in the model's own format. options: variables of the template; `tokenize` is
-        none. Raises whatever the template does, which is a program: a TemplateError where it refuses the
+        """The conversation in the model's own format. options: variables of the template, except `tokenize`.
+        Raises whatever the template does, since it is a program: a TemplateError if it refuses the
         conversation.
         """
         variables = {name: value for name, value in options.items() if name != "tokenize"}
@@ -53,7 +53,7 @@ class ChatTemplateFile:
 
     @property
     def special_tokens(self) -> dict[str, str]:
-        """The texts of tokens with a role by names such as `bos_token`."""
+        """The texts of tokens with a role, by names such as `bos_token`."""
         named = {name: value for name, value in self.settings.items() if name.endswith("_token")}
         texts = {
             name: value.get("content") if isinstance(value, dict) else value for name, value in named.items()
@@ -72,14 +72,14 @@ class ChatTemplateFile:
 
 
 def _this_year(form: str) -> str:
-    """The date that templates tell a model: the first day of the year. It stands before the documents, so
-    with the day itself all that is kept would be read again on the next.
+    """The date that templates tell a model: the first day of the year. It comes before the documents, so with
+    the actual date all kept caches would be invalid the next day.
     """
     return date(date.today().year, 1, 1).strftime(form)
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks what an assistant says, which matters to training alone."""
+    """`{% generation %}` marks an assistant's text, which matters only for training."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja's own form
 
@@ -102,8 +102,8 @@ def _settings(file: Path) -> dict[str, Any]:
 
 
 def _chosen(templates: Any) -> str | None:
-    """The template of the settings: the only one, or the one that is called `default`. Raises KeyError,
-    TypeError or ValueError where there are others alone.
+    """The template in the settings: the only one, or the one called `default`. Raises KeyError, TypeError or
+    ValueError if there are only others.
     """
     if not templates or isinstance(templates, str):
         return templates or None

@@ -1,4 +1,4 @@
-"""Documents are laid out as tokens in a thread, while the model's weights load."""
+"""Lays out documents as tokens in a thread, while the model's weights load."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _StoppedError(Exception):
 
 
 class Counting:
-    """Adds documents to a layout in the background; leaving the scope ends that at the next block."""
+    """Adds documents to a layout in the background; leaving the scope stops that at the next block."""
 
     def __init__(self, layout: Layout, documents: Sequence[Document], progress: Progress) -> None:
         self._layout = layout
@@ -40,7 +40,7 @@ class Counting:
         self._thread.join()
 
     def wait(self) -> Layout:
-        """The layout with all documents in it; raises what went wrong in the thread."""
+        """The layout with all documents in it; raises any error of the thread."""
         self._thread.join()
         if self._failure is not None:
             raise self._failure

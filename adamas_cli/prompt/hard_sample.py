@@ -1,4 +1,4 @@
-"""Text that shows where two tokenizers differ: scripts, digits, white space, line ends, marks, long runs."""
+"""Text on which tokenizers differ: scripts, digits, white space, line ends, marks, long runs."""
 
 # ruff: noqa: RUF001 - look-alike characters are what it is for
 

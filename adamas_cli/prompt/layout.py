@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from adamas_cli.prompt.tokens import Tokenizer
 
 NO_IDS = np.empty(0, np.int32)
-LARGEST = 5  # most documents named in a refusal
-KEPT_TOKENS = 1 << 24  # ids kept from either end of the documents: more than any model's context, 64 MiB
+LARGEST = 5  # maximum number of documents named in a refusal
+KEPT_TOKENS = 1 << 24  # ids kept from each end of the documents: more than any model's context, 64 MiB
 
 
 @dataclass(frozen=True)
 class DocumentTokens:
-    """How much of the prompt one document takes, its wrapper included."""
+    """How many prompt tokens one document takes, including its wrapper."""
 
     path: str
     tokens: int
@@ -35,21 +35,20 @@ class DocumentTokens:
 class Layout:
     """The prompt up to and including the documents, read in one pass by `add`.
 
-    Keeps at most `limit` token ids from either end, so that memory is bounded by the context, not by the
-    input.
+    Keeps at most `limit` token ids from each end, so that memory is bounded by the context, not by the input.
     """
 
     def __init__(
         self, tokenizer: Tokenizer, frame: Frame, limit: int = KEPT_TOKENS, *, before: str | None = None
     ) -> None:
-        """before: the text that the first document will follow, by default the frame's head."""
+        """before: the text before the first document, by default the frame's head."""
         self.documents: list[DocumentTokens] = []
         self._tokenizer = tokenizer
         self._ends = _Ends(limit)
         self._lines = LineMap(tokenizer.token_bytes)
-        self._gap = range(0)  # positions of the whole prompt that `fit` left out
-        self._note = 0  # tokens that stand in their place
-        self._begins = tokenizer.begins(frame.head if before is None else before)  # the next document
+        self._gap = range(0)  # positions of the whole prompt that `fit` omitted
+        self._note = 0  # tokens of the note in their place
+        self._begins = tokenizer.begins(frame.head if before is None else before)  # for the next document
         self._fixed(tokenizer.encode_template(frame.head, begins=True))
 
     @property
@@ -59,7 +58,7 @@ class Layout:
 
     @property
     def dropped(self) -> int:
-        """Tokens that `fit` left out."""
+        """The number of tokens that `fit` omitted."""
         return len(self._gap)
 
     @property
@@ -72,7 +71,7 @@ class Layout:
         self._tokenizer.expect(sum(document.characters for document in documents))
 
     def add(self, document: Document, advance: Callable[[int], None] = lambda _: None) -> None:
-        """Lay out one document; calls `advance` with the number of tokens of each block."""
+        """Lay out one document; calls `advance` with the number of tokens in each block."""
         before = self.total
         self._fixed(self._tokenizer.encode(opening(document), begins=self._begins))
         self._begins = False
@@ -88,10 +87,10 @@ class Layout:
         """The ids that the model reads before the question, int32 [n]: all of them, if question and answer
         fit too.
 
-        truncate: keep as much of the beginning and of the end as fits, with a note of what was left out
-        between them.
-        Raises OverContextError where they do not fit and `truncate` is not set, or where nothing would be
-        left.
+        truncate: keep as much of the beginning and the end as fits, with a note about the omission between
+        them.
+
+        Raises OverContextError if they do not fit without `truncate`, or if nothing would remain.
         """
         room = context - question - answer
         if self.total <= room:
@@ -109,7 +108,7 @@ class Layout:
         return np.concatenate([self._ends.first(head), note, self._ends.last(tail)])
 
     def keep_budget(self, question: int, budget: int) -> None:
-        """Raises OverContextError where documents and question are more than `budget` tokens."""
+        """Raises OverContextError if documents and question are more than `budget` tokens."""
         needed = self.total + question
         if needed > budget:
             raise OverContextError(
@@ -123,7 +122,7 @@ class Layout:
             )
 
     def locate(self, index: int) -> Location | None:
-        """Document, line and section of what `fit` returned at `index`; None outside documents."""
+        """Document, line and section of the token that `fit` returned at `index`; None outside documents."""
         if index >= self._gap.start and self._gap:
             if index < self._gap.start + self._note:
                 return None
@@ -140,7 +139,7 @@ class Layout:
             yield text
 
     def _fixed(self, ids: np.ndarray) -> None:
-        """Tokens that belong to no document."""
+        """Add tokens that belong to no document."""
         self._lines.skip(len(ids))
         self._ends.add(ids)
 
@@ -152,7 +151,7 @@ class Layout:
         return [{"path": document.path, "tokens": document.tokens} for document in ordered[:LARGEST]]
 
     def largest_line(self) -> str:
-        """A line that names them, for the end of a message; empty where there is one document alone."""
+        """A line that names them, for the end of a message; empty if there is only one document."""
         named = [f"{entry['path']} {entry['tokens']:,}" for entry in self._largest()]
         return f"\nThe largest of {len(self.documents):,} documents: {', '.join(named)}" if named else ""
 
@@ -170,7 +169,7 @@ class Layout:
 
 
 def question_ids(tokenizer: Tokenizer, frame: Frame, question: str) -> np.ndarray:
-    """The prompt from after the documents to where the answer begins, int32 [n]."""
+    """The prompt from after the documents to the start of the answer, int32 [n]."""
     parts: Sequence[np.ndarray] = (
         tokenizer.encode_template(frame.middle),
         tokenizer.encode(question, begins=tokenizer.begins(frame.middle)),

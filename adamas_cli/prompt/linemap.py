@@ -18,7 +18,7 @@ class Location(NamedTuple):
 
 
 class DocumentSpan:
-    """The tokens of one document: its `path`, its `start` in the prompt, how many `tokens`."""
+    """The tokens of one document: its `path`, its `start` in the prompt, and the number of `tokens`."""
 
     def __init__(self, path: str, start: int, line: int) -> None:
         self.path = path
@@ -42,7 +42,7 @@ class DocumentSpan:
         self._sections.append(label)
 
     def _section_at(self, line: int) -> str | None:
-        """The section that `line` belongs to: the last that begins on it or before."""
+        """The section that contains `line`: the last one that begins on it or before it."""
         after = bisect_right(self._section_lines, line)
         return self._sections[after - 1] if after else None
 
@@ -54,33 +54,32 @@ class DocumentSpan:
 
 
 class LineMap:
-    """Built while a prompt is laid out, in its order; keeps four bytes for each line, nothing for each token.
+    """Built while a prompt is laid out, in its order; keeps four bytes per line, nothing per token.
 
     A token belongs to the line in which it begins; lines end with `\\n`.
     """
 
     def __init__(self, token_bytes: Callable[[int], bytes]) -> None:
-        """`token_bytes` gives the bytes of a token id, as `Tokenizer.token_bytes` does."""
+        """`token_bytes` returns the bytes of a token id, as `Tokenizer.token_bytes` does."""
         self.documents: list[DocumentSpan] = []
         self.tokens = 0  # of the prompt, so far
         self._in_document = False
         self._token_bytes = token_bytes
-        self._newlines = np.empty(0, dtype=np.int16)  # line ends in each token id; -1 where not yet asked
+        self._newlines = np.empty(0, dtype=np.int16)  # line ends in each token id; -1 if not yet counted
 
     def begin(self, path: str, line: int = 1) -> None:
-        """The next tokens are the text of `path`, from its line `line` on."""
+        """Begin a document: the next tokens are the text of `path`, from line `line` on."""
         self.documents.append(DocumentSpan(path, self.tokens, line))
         self._in_document = True
 
     def begin_section(self, line: int, label: str) -> None:
-        """A section of the document that began last starts at its line `line`; call it in order of lines.
-
-        Its tokens may come before or after.
+        """Begin a section of the current document at its line `line`; call it in line order. The section's
+        tokens may be added before or after.
         """
         self.documents[-1]._begin_section(line, label)
 
     def add(self, ids: np.ndarray) -> None:
-        """Append token ids (integers [n]) of the document that began last; ValueError if it has ended."""
+        """Append token ids (integers [n]) of the current document; ValueError if it has ended."""
         if not self._in_document:
             raise ValueError("tokens of a document were added before it began")
         self.documents[-1]._add(self._count_newlines(ids))
@@ -109,7 +108,7 @@ class LineMap:
         return Location(document.path, line, document._section_at(line))
 
     def _count_newlines(self, ids: np.ndarray) -> np.ndarray:
-        """How many line ends each of `ids` holds (int16 [n])."""
+        """The number of line ends in each of `ids` (int16 [n])."""
         if len(ids) == 0:
             return np.empty(0, dtype=np.int16)
         highest = int(ids.max())

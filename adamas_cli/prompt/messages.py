@@ -1,7 +1,7 @@
-"""Messages in a model's own chat template, in the form that the template accepts.
+"""Messages in a model's own chat template, in a form that the template accepts.
 
-Some refuse a system role or drop it, some want a message's content as a list of parts. Each way is tried
-until one brings everything into the prompt, and an unusual way is reported.
+Some templates refuse or drop a system role, some want a message's content as a list of parts. Each way is
+tried until one brings everything into the prompt; an unusual way is reported.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def unusable(failure: Exception | None) -> str:
 
 
 class ChatTemplate(Protocol):
-    """What turns messages into a model's own prompt format: `apply_chat_template` of a transformers
-    tokenizer.
+    """Turns messages into a model's own prompt format, with the interface of a transformers tokenizer:
+    `apply_chat_template`.
     """
 
     chat_template: str | None
@@ -38,22 +38,22 @@ class ChatTemplate(Protocol):
 
 
 class Message(NamedTuple):
-    """A message of one side."""
+    """A message with its role."""
 
     role: str
     text: str
 
 
 class _Way(NamedTuple):
-    """The form of messages: whether the system's is merged into the user's first, contents as lists."""
+    """The form of messages: whether the system's is merged into the user's first; contents as lists."""
 
     merged: bool
     listed: bool
 
 
 class Messages:
-    """Fills in one chat template, which there must be. options: variables of it. note: is told of a way that
-    is not the usual one.
+    """Fills in one chat template, which must exist. options: its variables. note: called with a message if an
+    unusual way is used.
     """
 
     def __init__(
@@ -71,9 +71,9 @@ class Messages:
         self._way: _Way | None = None
 
     def filled(self, messages: Sequence[Message], marks: Sequence[str]) -> str:
-        """The prompt up to where the model replies. marks: must stand in it once, as they do in the messages.
+        """The prompt up to the model's reply. marks: must occur in it once, as they do in the messages.
 
-        Raises ModelUnavailableError where the template is broken, or loses a mark whichever way is taken.
+        Raises ModelUnavailableError if the template is broken, or loses a mark in every way.
         """
         failure: Exception | None = None
         for way in self._ways():

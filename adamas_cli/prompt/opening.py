@@ -14,7 +14,7 @@ Processor = dict[str, Any]  # `post_processor` of tokenizer.json
 
 
 def text_start(chat: object) -> str:
-    """Of a `ChatTemplateFile` or a transformers tokenizer, as text; empty for models that need none."""
+    """The start as text, for a `ChatTemplateFile` or a transformers tokenizer; empty if none is needed."""
     if isinstance(chat, ChatTemplateFile):
         stored = _post_processor(chat.directory)
         return _first_tokens(stored) or _named_start(chat, templated="TemplateProcessing" in str(stored))
@@ -23,8 +23,8 @@ def text_start(chat: object) -> str:
 
 
 def _named_start(chat: ChatTemplateFile, *, templated: bool) -> str:
-    """The token that the settings name, where they or their class say that texts begin with it. templated:
-    whether the tokenizer itself says how texts begin, which a class does not overrule.
+    """The token that the settings name, if they or their class say that texts begin with it. templated:
+    whether the tokenizer itself defines how texts begin, which its class does not override.
     """
     kind = str(chat.settings.get("tokenizer_class")).removesuffix("Fast")
     adds = chat.settings.get("add_bos_token", kind in _BEGINNING and not templated)

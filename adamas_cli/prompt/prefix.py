@@ -1,7 +1,7 @@
 """The space that some tokenizers put before a text: SentencePiece's, and byte-level ones that ask for it.
 
-A prompt is tokenized in pieces. Only a piece that begins the prompt, or follows a control token where the
-tokenizer puts the space there too, may have it; at any other seam it would be one that nobody wrote.
+A prompt is tokenized in pieces. Only a piece that begins the prompt, or follows a control token if the
+tokenizer puts the space there too, may have it; at any other seam, the space would be an invention.
 """
 
 from __future__ import annotations
@@ -11,21 +11,19 @@ from copy import deepcopy
 from typing import Any, Literal
 
 Config = dict[str, Any]  # a normalizer or pre-tokenizer of tokenizer.json
-Places = Literal["start", "sections"]  # of a whole text, or of each section between its control tokens
+Places = Literal["start", "sections"]  # of the whole text, or of each section between control tokens
 
 _MEMBERS = ("normalizers", "pretokenizers")  # of sequences
 
 
 def prefix_places(normalizer: Config | None, pre_tokenizer: Config | None) -> Places | None:
-    """Where a tokenizer puts a space that is not in the text; None where it never does."""
+    """Where a tokenizer puts a space that is not in the text; None if it never does."""
     found = [places for part in _parts(normalizer, pre_tokenizer) if (places := _places(part))]
     return "sections" if "sections" in found else found[0] if found else None
 
 
 def without_prefix(component: Config | None) -> Config | None:
-    """A normalizer or pre-tokenizer that does the same but nothing to the ends of a text; None where nothing
-    is left.
-    """
+    """A normalizer or pre-tokenizer that leaves the ends of a text alone; None if nothing remains of it."""
     if component is None or component["type"] in ("Prepend", "Strip"):
         return None
     changed = deepcopy(component)

@@ -1,4 +1,4 @@
-"""Pre-tokenizers: a tiktoken pattern for each, and the places where text may safely be cut."""
+"""Pre-tokenizers: a tiktoken pattern for each, and the places where text can be cut safely."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 
 from adamas_cli.models.vocabulary.patterns import GPT2, LLAMA3, QWEN2
 
-# SmolLM2 and StarCoder isolate each digit first and run GPT-2's pattern on what lies between, so that a run
-# of spaces before a digit ends its text and is not cut before its last space.
+# SmolLM2 and StarCoder isolate each digit first and run GPT-2's pattern on the text between, so that a run of
+# spaces before a digit ends its text and is not cut before its last space.
 DIGITS_THEN_GPT2 = r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
 
-# Letters in every version of Unicode that a regex engine here may know: Latin, kana, ideographs, Hangul.
+# Letters in every Unicode version that a regex engine here may know: Latin, kana, ideographs, Hangul.
 _LETTER = r"[A-Za-z\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fff\uac00-\ud7a3]"
-# What is no letter and joins no letter before it, neither in a pattern (contractions take the apostrophe)
-# nor in NFC composition: the rest of ASCII, and CJK punctuation.
+# Characters that are not letters and join no letter before them, neither in a pattern (contractions take the
+# apostrophe) nor in NFC composition: the rest of ASCII, and CJK punctuation.
 _AFTER_LETTERS = r"[\x00-&(-@\[-`{-\x7f\u3001\u3002\u300c-\u3011\uff01\uff0c\uff1a\uff1b\uff1f]"
 
-# In all four patterns a run of letters ends exactly where the letters end, no match goes on from a
+# In all four patterns, a run of letters ends exactly where the letters end, no match continues from a
 # character that is not white space to a space or tab, and no match looks behind itself or past the next
-# character that is not white space. Cut there, the text gives the same matches on both sides as in one
+# character that is not white space. If cut there, the text gives the same matches on both sides as in one
 # piece.
 PATTERN_SEAM = re.compile(rf"(?<={_LETTER})(?={_AFTER_LETTERS})|(?<=\S)(?=[ \t])")
 
@@ -28,7 +28,7 @@ Config = dict[str, Any]  # one component of tokenizer.json
 
 
 def tiktoken_pattern(pre_tokenizer: Config | None) -> str | None:
-    """The regex that splits text as `pre_tokenizer` (its JSON) does; None for a kind that is not known."""
+    """The regex that splits text as `pre_tokenizer` (its JSON) does; None for an unknown kind."""
     match pre_tokenizer:
         case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}:
             return GPT2
@@ -59,9 +59,9 @@ def tiktoken_pattern(pre_tokenizer: Config | None) -> str | None:
 def seam(
     normalizer: Config | None, pre_tokenizer: Config | None, vocabulary: Callable[[], Iterable[str]]
 ) -> re.Pattern[str] | None:
-    """Empty matches where text may be cut without changing a token; None where no such place is known.
+    """Empty matches where text can be cut without changing a token; None if no such place is known.
 
-    `vocabulary` gives the tokens as tokenizer.json writes them; asked only if merges run over whole lines.
+    `vocabulary` returns the tokens as in tokenizer.json; called only if merges run over whole lines.
     """
     if tiktoken_pattern(pre_tokenizer):
         return PATTERN_SEAM if normalizer in (None, {"type": "NFC"}) else None
@@ -76,14 +76,14 @@ _SPACES_TO_BLOCKS = {"type": "Replace", "pattern": {"String": " "}, "content": "
 
 
 def _splits_spaces(pre_tokenizer: Config) -> bool:
-    """Whether it splits at spaces, of which `_SPACES_TO_BLOCKS` leaves none: Gemma's does nothing."""
+    """Whether it only splits at spaces, of which `_SPACES_TO_BLOCKS` leaves none; Gemma's does nothing."""
     return pre_tokenizer["type"] == "Split" and pre_tokenizer["pattern"] == {"String": " "}
 
 
 def _line_seam(tokens: Iterable[str]) -> re.Pattern[str] | None:
-    """Where no token of the vocabulary reaches across: after line ends, and before most spaces.
+    """Places that no token of the vocabulary crosses: after line ends, and before most spaces.
 
-    Without a pre-tokenizer, merges are the only thing that joins characters, and a merge makes a token.
+    Without a pre-tokenizer, only merges join characters, and a merge makes a token.
     """
     before_blocks = {"▁", " ", "\n"}
     for token in tokens:

@@ -1,7 +1,7 @@
-"""The text around documents and question: template, the model's chat template, the wrapper of each document.
+"""The text around documents and question: template, the model's chat template, each document's wrapper.
 
-Documents come first and the question last, so that the document's part of the cache serves every question.
-Nothing volatile (dates, absolute paths, counts) stands before or between the documents.
+Documents come first and the question last, so that the documents' part of the cache serves every question.
+Nothing volatile (dates, absolute paths, counts) comes before or between the documents.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from adamas_cli.documents import Document
 
 DEFAULT_TEMPLATE = "ask"
-# Stand-ins for the documents and the question while templates are filled in; private-use characters, so that
-# no template contains them and none trims them.
+# Placeholders for documents and question while templates are filled in; private-use characters, which no
+# template contains or trims.
 DOCUMENTS_MARK, QUESTION_MARK = "\ue000documents\ue000", "\ue000question\ue000"
 TEMPLATE_VARIABLES = ("documents", "question")
 CLOSING_TAG = "</document>"
@@ -43,10 +43,9 @@ class Frame:
 
 
 def load_template(name: str) -> Template:
-    """A prompt template: the name of one that comes with adamas, or a path to a file.
+    """A prompt template: the name of a built-in one, or a path to a file.
 
-    Raises UsageError if there is none, if it names a variable that is not offered, or lacks one that is
-    needed.
+    Raises UsageError if there is none, or if it uses an unknown variable or lacks a required one.
     """
     path = Path(name)
     builtin = importlib.resources.files("adamas_prompts") / f"{name}.md"
@@ -87,12 +86,13 @@ def frame(
     thinking: Thinking | None = None,
     note: Callable[[str], None] = lambda _: None,
 ) -> Frame:
-    """The template inside the model's chat template; models without one get the template as it is,
-    after the token that begins their texts.
+    """The template inside the model's chat template. Models without one get the template itself, after the
+    token that begins their texts.
 
-    thinking: what the model is told of that, by its chat template or after it. note: is told where there is
-    no chat template, or one that takes messages in an unusual way.
-    Raises UsageError if the documents do not come before the question, each once, ModelUnavailableError where
+    thinking: what the model is told about thinking, in its chat template or after it. note: called if there
+    is no chat template, or if it takes messages in an unusual way.
+
+    Raises UsageError unless documents and question occur once each, in this order; ModelUnavailableError if
     the chat template cannot be used.
     """
     text = template.substitute(documents=DOCUMENTS_MARK, question=QUESTION_MARK)
@@ -120,19 +120,19 @@ def closing() -> str:
 
 
 def wrapped(document: Document) -> Iterator[str]:
-    """A document as a prompt has it, piece by piece: `Layout` makes tokens of the same text."""
+    """A document as it appears in a prompt, piece by piece: `Layout` makes tokens of the same text."""
     yield without_surrogates(opening(document))
     yield from map(without_surrogates, escaped(document.pieces()))
     yield closing()
 
 
 def without_surrogates(text: str) -> str:
-    """Text that has a UTF-8 form: file names may bring surrogates for bytes that are no text."""
+    """Replace surrogates, which have no UTF-8 form; file names have them for undecodable bytes."""
     return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
 
 
 def escaped(pieces: Iterable[str]) -> Iterator[str]:
-    """The pieces with every closing tag escaped, also one split between two pieces."""
+    """The pieces with every closing tag escaped, even if split between two pieces."""
     held = ""
     for piece in pieces:
         text = held + piece

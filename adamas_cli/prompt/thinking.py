@@ -10,8 +10,8 @@ from adamas_cli.prompt.messages import ChatTemplate
 from adamas_cli.reasoning import PLAIN, Marks, State, marks_of
 
 CANNOT_BE_TOLD = "the model has neither a setting nor a mark for thinking, so thinking cannot be changed"
-# Variables by which chat templates are told, with what to say for thinking and for not thinking. None: what
-# the template does by itself. What a template does not look at changes nothing in what it writes.
+# Variables that chat templates understand, with the values for thinking and for not thinking. None: the
+# template's default. A variable that a template ignores does not change its output.
 SWITCHES: tuple[tuple[str, Any, Any], ...] = (
     ("enable_thinking", True, False),
     ("thinking", True, False),
@@ -24,10 +24,10 @@ _EFFORT, _MOST, _NONE, _LEAST = "reasoning_effort", "high", "none", "low"
 
 @dataclass(frozen=True)
 class Thinking:
-    """What a user wants of thoughts, as one model can be told.
+    """What a user wants of thoughts, in the terms of one model.
 
-    wanted: None for what the chat template does by itself. tokens: most that one answer's thoughts may take,
-    None for half of the answer's. options: variables for the chat template. told: whether these say it all.
+    wanted: None for the chat template's default. tokens: maximum for one answer's thoughts, None for half of
+    the answer's. options: variables for the chat template. told: whether these express everything.
     """
 
     marks: Marks = PLAIN
@@ -45,9 +45,9 @@ class Thinking:
         wanted: bool | None = None,
         tokens: int | None = None,
     ) -> Self:
-        """control: the model's control tokens, text to id. No tokens at all are as good as no thinking."""
+        """control: the model's control tokens, text to id. Zero tokens mean no thinking."""
         wanted = False if tokens == 0 else wanted
-        # Broken settings hold something else, which is told where the template is filled in.
+        # In broken settings it is something else, which is reported when the template is filled in.
         template = chat.chat_template if isinstance(chat.chat_template, str) else ""
         marks = marks_of(control, template)
         options: dict[str, object] = {}
@@ -57,8 +57,8 @@ class Thinking:
         return cls(marks, wanted, tokens, options, told)
 
     def completed(self, prompt: str, note: Callable[[str], None] = lambda _: None) -> str:
-        """A prompt, as the chat template ends it, with the mark that says what the template cannot be told.
-        note: told where there is no way to tell the model.
+        """A prompt from the chat template, completed by the mark for what the template cannot express.
+        note: called if the model cannot be told.
         """
         if self.wanted is None or self.told:
             return prompt
@@ -71,13 +71,13 @@ class Thinking:
         return prompt.rstrip() + form.ending if thinks else prompt + form.nothing
 
     def most(self, max_tokens: int) -> int:
-        """Tokens that the thoughts of an answer of this many tokens may take."""
+        """The maximum number of thought tokens in an answer of this many tokens."""
         half = max(1, max_tokens // 2)
         return half if self.tokens is None else min(self.tokens, max(1, max_tokens - 1))
 
 
 def _switched(chat: ChatTemplate, template: str, wanted: bool) -> tuple[dict[str, object], bool]:
-    """The variable that says so to a chat template, and whether it says it all; nothing where it has none."""
+    """The chat template's variable for this, and whether it expresses everything; empty if it has none."""
     for name, on, off in SWITCHES:
         given = {key: {} if key is None else {name: key} for key in (on, off)}
         if _written(chat, given[on]) != _written(chat, given[off]):

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
     from adamas_cli.models import ModelFiles
 
-# Building the fast path takes as long as the model's tokenizer takes for about this many characters. Whoever
-# changes over at that point never spends more than twice the time of the better choice, however long the
-# text turns out.
+# Building the fast path takes as long as the model's tokenizer takes for about this many characters.
+# Switching at that point never takes more than twice the time of the better choice, however long the text
+# turns out.
 FAST_FROM = 1_000_000
 
 
@@ -39,16 +39,17 @@ class Tokenizer:
     """The tokenizer of one model, as its tokenizer.json defines it.
 
     A document's text never becomes a control token. Control tokens are the added tokens that are marked
-    special, and those that the model's merges do not spell by themselves, such as Qwen's `<tool_call>`:
-    text that looks like one is tokenized as the plain characters it is. Lone surrogates count as U+FFFD.
-    begins: whether a piece of a prompt has the space that the tokenizer puts before a text, see `begins`.
+    special, and those that the model's merges do not spell, such as Qwen's `<tool_call>`: text that looks
+    like one is tokenized as plain characters. Lone surrogates count as U+FFFD.
+
+    begins: whether a piece of a prompt gets the space that the tokenizer puts before a text, see `begins`.
     """
 
     def __init__(self, tokenizer_json: Path, rows: int | None = None) -> None:
-        """Read `tokenizer_json`. rows: of the model's embeddings, where they are known: text with a token
-        that has none is refused.
+        """Read `tokenizer_json`. rows: the number of rows in the model's embeddings, if known: text with a
+        token beyond them is refused.
 
-        Raises ModelUnavailableError for that, and where the file is absent or damaged.
+        Raises ModelUnavailableError for that, and if the file is missing or damaged.
         """
         import tokenizers
 
@@ -83,7 +84,7 @@ class Tokenizer:
 
     @classmethod
     def from_directory(cls, directory: Path) -> Tokenizer:
-        """The tokenizer of a model directory; ModelUnavailableError if it is absent or damaged."""
+        """The tokenizer of a model directory; ModelUnavailableError if it is missing or damaged."""
         return cls(directory / "tokenizer.json")
 
     @property
@@ -93,21 +94,21 @@ class Tokenizer:
 
     @property
     def reason(self) -> str:
-        """Why there is no fast path; empty where there is one."""
+        """Why there is no fast path; empty if there is one."""
         return "" if isinstance(self._fast_path, FastPath) else self._fast_path
 
     def expect(self, characters: int) -> None:
-        """Announce the approximate length: long text takes the fast path from its beginning."""
+        """Announce the approximate length: long text takes the fast path from the start."""
         if characters >= FAST_FROM:
             self._characters = max(self._characters, FAST_FROM)
 
     @property
     def piecewise(self) -> bool:
-        """Whether long text is tokenized in blocks; where not, it must fit in memory several times over."""
+        """Whether long text is tokenized in blocks; otherwise it must fit in memory several times over."""
         return self._seam is not None
 
     def begins(self, before: str) -> bool:
-        """Whether the tokenizer puts a space before what follows this text of a template."""
+        """Whether the tokenizer puts a space before the text that follows this template text."""
         if not before or self._prefix != "sections":
             return not before and self._prefix is not None
         last = self._template.encode(without_surrogates(before), add_special_tokens=False).ids[-1:]
@@ -120,9 +121,9 @@ class Tokenizer:
     def stream(self, pieces: Iterable[str], *, begins: bool = False) -> Iterator[np.ndarray]:
         """The ids of the concatenated pieces, equal to those of `encode`, in blocks (int32 [n]).
 
-        Pieces may be cut anywhere. Memory does not grow with the text where the tokenizer is `piecewise`.
-        Equal to the model's own tokenizer, except where more than LONGEST_WORD characters come without a
-        seam.
+        Pieces may be cut anywhere. Memory does not grow with the text if the tokenizer is `piecewise`. The
+        ids equal those of the model's own tokenizer, except for stretches of more than LONGEST_WORD
+        characters without a seam.
         """
         for block in blocks(map(without_surrogates, pieces), self._seam):
             self._characters += len(block)
@@ -151,7 +152,7 @@ class Tokenizer:
         return max(self._template.get_vocab(with_added_tokens=True).values()) + 1
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that a token stands for: no bytes for a control token or an id outside the vocabulary."""
+        """The bytes of a token: none for a control token or an id outside the vocabulary."""
         token = self._template.id_to_token(token_id)
         if token is None or token_id in self._control_ids:
             return b""
@@ -162,9 +163,7 @@ class Tokenizer:
         return token.replace("▁", " ").encode()
 
     def decoder(self, marks: Mapping[int, str] | None = None) -> Decoder:
-        """A new decoder for one stream of tokens. marks: what to show of those that stand for no text, by
-        their ids.
-        """
+        """A new decoder for one stream of tokens. marks: text to show for tokens without text, by id."""
         return Decoder(self, marks or {})
 
     @cached_property
@@ -191,7 +190,7 @@ class Tokenizer:
             return str(error)
 
     def _with_rows(self, ids: np.ndarray) -> np.ndarray:
-        """The ids, each of which the model has a row for."""
+        """The ids, after checking that the model has a row for each."""
         if self._rows is not None and ids.size and (largest := int(ids.max())) >= self._rows:
             token = self._template.id_to_token(largest)
             raise ModelUnavailableError(
@@ -230,7 +229,7 @@ class Decoder:
         return self._utf8.decode(self._tokenizer.token_bytes(token_id))
 
     def flush(self) -> str:
-        """The bytes held back, as U+FFFD, at the end of the stream."""
+        """The held-back bytes as U+FFFD, at the end of the stream."""
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return rest
@@ -248,7 +247,7 @@ def _config(component: Any) -> dict[str, Any] | None:
 
 
 def _without_prefix(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """The same tokenizer, which puts no space before a text."""
+    """The same tokenizer, but without a space before a text."""
     import tokenizers
 
     changed = tokenizers.Tokenizer(tokenizer.model)
@@ -261,7 +260,7 @@ def _without_prefix(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
 
 
 def _component(blank: Any, config: dict[str, Any]) -> Any:
-    """A normalizer or pre-tokenizer by its JSON; blank: any of its sort."""
+    """A normalizer or pre-tokenizer from its JSON; blank: any object of its kind."""
     blank.__setstate__(json.dumps(config).encode())
     return blank
 

@@ -1,1 +1,1 @@
-"""Documents and questions in front of a model: the base of `ask`, `summarize`, parts and `chat`."""
+"""Documents and questions for a model: the base of `ask`, `summarize`, parts and `chat`."""

@@ -1,4 +1,4 @@
-"""An answer as text: token events turned into words, and the JSON record of it."""
+"""An answer as text: token events turned into words, and its JSON record."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Origins:
-    """Where an answer came from; comes before its Done. Fields not asked for are None."""
+    """Where an answer came from; precedes its Done. Fields not asked for are None."""
 
     sources: Sources | None
     quotes: tuple[Quote, ...] | None
@@ -35,7 +35,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Called:
-    """The model called a tool, though none is offered; comes before the answer's Done."""
+    """The model called a tool, though none is offered; precedes the answer's Done."""
 
 
 Told = Event | Text | Called | Origins | Step
@@ -43,7 +43,7 @@ Told = Event | Text | Called | Origins | Step
 
 
 def narrate(events: Iterable[Event], listener: Listener) -> Iterator[Event | Text | Called]:
-    """The events with a Text after each token that completes one; what is held back comes before Done."""
+    """The events, with a Text after each token that completes one; held-back text comes before Done."""
     for event in events:
         if isinstance(event, Done):
             for reasoning, text in listener.flush():
@@ -75,7 +75,7 @@ class Answer:
         return AdamasError(without_answer(self.done, called=self.called))
 
     def as_json(self, load_seconds: float) -> dict[str, object]:
-        """The part of the JSON object that belongs to this answer, with the time that loading took."""
+        """The part of the JSON object that belongs to this answer, with the model's loading time."""
         done = self.done
         record: dict[str, object] = {"question": self.question, "answer": self.text}
         if self.reasoning:
@@ -111,7 +111,7 @@ class Answer:
 
 
 def without_answer(done: Done, *, called: bool = False) -> str:
-    """The messages for replies without an answer."""
+    """The message for a reply without an answer."""
     if called:
         return "there is no answer: the model called a tool, and none is offered"
     if done.finish_reason == "length":

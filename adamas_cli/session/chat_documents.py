@@ -1,4 +1,4 @@
-"""The documents of a conversation, one by one, so that each can leave it again."""
+"""The documents of a conversation, kept separate so that each can be dropped."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class ChatDocument:
-    """One document as the model reads it, or several that were cut together and cannot be separated."""
+    """One document as the model reads it, or several that were truncated together and are inseparable."""
 
     path: str
-    ids: np.ndarray  # int32 [n], its wrapper included
+    ids: np.ndarray  # int32 [n], including its wrapper
     layout: Layout
-    start: int  # where its ids are in the layout
+    start: int  # position of its ids in the layout
 
     def locate(self, index: int) -> Location | None:
         """The document and line of its token at `index`."""
@@ -37,7 +37,7 @@ class ChatDocument:
 
 
 def shelved(layout: Layout, ids: np.ndarray) -> tuple[ChatDocument, ...]:
-    """The documents of a layout without a head, whose `fit` gave these ids, int [n]."""
+    """The documents of a layout without a head, for which `fit` returned these ids, int [n]."""
     if layout.dropped:
         first, *others = layout.documents
         name = first.path if not others else f"{first.path} and {len(others):,} more"
@@ -51,7 +51,7 @@ def shelved(layout: Layout, ids: np.ndarray) -> tuple[ChatDocument, ...]:
 
 
 def locate(documents: Sequence[tuple[int, ChatDocument]], index: int) -> Location | None:
-    """Document and line of a prompt's token at `index`; documents: of the prompt, with their positions."""
+    """Document and line of a prompt's token at `index`; documents: the prompt's, with their positions."""
     before = bisect_right(documents, index, key=itemgetter(0))
     if not before:
         return None
@@ -60,5 +60,5 @@ def locate(documents: Sequence[tuple[int, ChatDocument]], index: int) -> Locatio
 
 
 def tokens(documents: Sequence[ChatDocument]) -> int:
-    """How many tokens they take."""
+    """The total number of tokens in the documents."""
     return sum(len(document.ids) for document in documents)

@@ -1,4 +1,4 @@
-"""Documents and turns in front of a model, which reads each token once while nothing before it changes."""
+"""Documents and turns for a model, which reads each token once as long as nothing before it changes."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from adamas_cli.session.runtime import Runtime
 from adamas_cli.session.session import Session
 from adamas_cli.sources.passages import Sources
 
-ROOM_FOR_TURNS = 4096  # tokens reserved after the documents; the cache grows beyond
+ROOM_FOR_TURNS = 4096  # tokens reserved after the documents; the cache grows beyond that
 LONGEST_FIRST_QUESTION = 256  # tokens that documents leave free for it
-SHORTEST_REPLY = 16  # least room in tokens; with less the conversation is full
+SHORTEST_REPLY = 16  # minimum room in tokens; with less, the conversation is full
 _BARE = Frame("", "", "")  # layout of documents without the text before them
 
 
 class Conversation:
-    """The turns so far, and what is read next. A context manager; leaving it waits for the store.
+    """The turns so far, and the next message. A context manager; leaving it waits for the store.
 
-    However a generator of `read` or `ask` ends, the next one goes on from what was read and said.
+    However a generator of `read` or `ask` ends, the next one continues from what was read and said.
     """
 
     def __init__(self, runtime: Runtime, documents: Sequence[Document]) -> None:
@@ -71,19 +71,19 @@ class Conversation:
 
     @property
     def documents(self) -> list[ChatDocument]:
-        """All of them, in the order in which they are read."""
+        """All documents in reading order."""
         return [document for turn in [*self.turns, self._next] for document in turn.documents]
 
     def think(self, wanted: bool | None, tokens: int | None = None) -> None:
-        """From here on, have the model think before it answers, or not; None for what it does by itself.
-        tokens: most that a thought may take.
+        """From now on, have the model think before it answers, or not; None for its default.
+        tokens: maximum length of a thought.
         """
         prompt = replace(self.runtime.prompt, think=wanted, think_tokens=tokens)
         self.runtime = replace(self.runtime, prompt=prompt, _thinking=None)
         self._dialogue, self._unread = self._opened(self.runtime.thinking), True
 
     def listener(self) -> Listener:
-        """Sampling for the next reply."""
+        """A listener for the next reply."""
         runtime = self.runtime
         most = runtime.prompt.max_tokens
         return Listener(runtime.tokenizer, runtime.thinking, self._dialogue.state, most, runtime.note_once)
@@ -106,7 +106,7 @@ class Conversation:
 
     @property
     def unread(self) -> int:
-        """Tokens for `read`, which has something to do when documents have come, gone or been interrupted."""
+        """The number of tokens to `read`: after documents were added or dropped, or reading interrupted."""
         if not self._unread:
             return 0
         ids = self._known()
@@ -122,11 +122,11 @@ class Conversation:
         self._unread = False
 
     def ask(self, question: str, sampling: Sampling, steer: Steer | None = None) -> Generator[Event]:
-        """What happens while a question is answered; ends with Done unless it is closed earlier. steer: see
+        """The events while a question is answered; ends with Done unless it is closed earlier. steer: see
         `Timeline.answer`.
 
-        A reply that was stopped stays as far as it came, and a question without any is forgotten. Raises
-        OverContextError where the question does not fit.
+        A stopped reply is kept as far as it came; a question without a reply is forgotten. Raises
+        OverContextError if the question does not fit.
         """
         turn = replace(self._next, question=question)
         prompt = self._prompt(turn)
@@ -165,8 +165,8 @@ class Conversation:
                 self._session.timeline.return_to(self._known())
 
     def add(self, documents: Sequence[Document]) -> None:
-        """Have documents in the next message, after everything so far. Raises UsageError for one that is
-        there already, OverContextError where they do not fit.
+        """Put documents into the next message, after everything so far. Raises UsageError for one that is
+        already there, OverContextError if they do not fit.
         """
         known = {document.path for document in self.documents}
         for document in documents:
@@ -191,9 +191,7 @@ class Conversation:
         self._next, self._unread = replace(self._next, documents=self._next.documents + added), True
 
     def drop(self, name: str) -> list[ChatDocument]:
-        """Take documents out, by the path of one or of a folder; which. Raises UsageError where none is
-        meant.
-        """
+        """Remove documents by path or by folder, and return them. Raises UsageError if none matches."""
         dropped = [document for document in self.documents if document.is_named(name)]
         if not dropped:
             there = ", ".join(document.path for document in self.documents) or "none"
@@ -203,7 +201,7 @@ class Conversation:
         return dropped
 
     def clear(self) -> None:
-        """Forget the turns; their documents are those of the next message."""
+        """Forget the turns; their documents move to the next message."""
         self._next, self._unread, self._attended = Turn(tuple(self.documents)), True, None
         self.turns = []
 

@@ -1,7 +1,7 @@
 """A conversation as token ids, in the model's chat template.
 
-Templates are filled in with stand-ins, and the ids of documents, questions and answers take their places, so
-that no text ever becomes a control token and what the model said stays what it said, token by token.
+Templates are filled in with placeholders, which the ids of documents, questions and answers replace. So no
+text ever becomes a control token, and the model's replies stay the same token by token.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class Reply:
     text: str  # without the thought
     thought: str
     stopped: bool = False  # by the user
-    several: bool = False  # control tokens other than those around a thought
+    several: bool = False  # has control tokens other than those around a thought
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A message of the user's, with the documents that come with it, and the reply, once there is one."""
+    """A user's message, with its documents, and the reply once there is one."""
 
     documents: tuple[ChatDocument, ...] = ()
     question: str = ""
@@ -54,16 +54,16 @@ class Turn:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A whole conversation, up to where the next reply begins."""
+    """A whole conversation, up to the start of the next reply."""
 
     ids: np.ndarray  # int32 [n]
-    before_question: int  # tokens that do not depend on the last question, its documents included
+    before_question: int  # tokens that do not depend on the last question, including its documents
     documents: tuple[tuple[int, ChatDocument], ...]  # with the position of each
 
 
 @dataclass
 class _Parts:
-    """Ids in order, with notes on positions."""
+    """Ids in order, with their total length."""
 
     ids: list[np.ndarray] = field(default_factory=list)
     length: int = 0
@@ -74,10 +74,10 @@ class _Parts:
 
 
 class Dialogue:
-    """Makes prompts of turns.
+    """Turns a conversation into prompts.
 
-    template: of messages that bring documents; other messages are the question alone. Raises UsageError for
-    one that does not hold documents before the question, each once.
+    template: for messages with documents; other messages are only the question. Raises UsageError unless the
+    template holds documents and question once each, in this order.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Dialogue:
         return Prompt(np.concatenate([NO_IDS, *parts.ids]), before, tuple(documents))
 
     def reply(self, ids: Sequence[int], *, stopped: bool = False) -> Reply:
-        """The reply that these tokens, int [n], make."""
+        """The reply that these tokens, int [n], form."""
         listener = Listener(self._tokenizer, self._thinking, self.state)
         said = {False: "", True: ""}
         for reasoning, part in [*chain.from_iterable(map(listener.feed, ids)), *listener.flush()]:
@@ -139,7 +139,7 @@ class Dialogue:
         return self.state is State.THOUGHT
 
     def _filled(self, turns: Sequence[Turn]) -> str:
-        """The conversation in the chat template, with marks for all that is not the templates' own text."""
+        """The conversation in the chat template, with marks for everything that is not template text."""
         asked = [self._message(number, turn) for number, turn in enumerate(turns)]
         told = [self._content(number, turn.reply) for number, turn in enumerate(turns) if turn.reply]
         if not self._chat.chat_template:
@@ -152,7 +152,7 @@ class Dialogue:
                 messages.append(Message("assistant", told[number]))
         text = self._messages.filled(messages, [_mark(len(turns) - 1, "question")])
         for number, turn in enumerate(turns):
-            # A template that kept the thought unchanged kept the whole reply.
+            # A template that kept the thought unchanged has kept the whole reply.
             reply = turn.reply
             if reply and reply.thought and reply.text and not reply.several and not self.starts_thinking:
                 text = text.replace(self._content(number, reply), _mark(number, "reply"))
@@ -165,8 +165,8 @@ class Dialogue:
         return self._template.substitute(documents=_mark(number, "documents"), question=question)
 
     def _content(self, number: int, reply: Reply) -> str:
-        """The reply as the chat template gets it, which may want to leave out the thought; where it writes
-        marks of messages itself, only the answer.
+        """The reply for the chat template, which may want to omit the thought; only the answer if the reply
+        contains message marks.
         """
         if reply.several:
             return _mark(number, "answer")

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 class OpenDocuments:
-    """Documents that are counted and fit. The first question pays for reading them.
+    """Documents that are counted and fit. The first question includes the time to read them.
 
     A context manager; leaving it waits until they are on disk.
     """
@@ -56,10 +56,10 @@ class OpenDocuments:
         announces: bool = True,
         batch: Batch | None = None,
     ) -> None:
-        """Documents that are laid out already, in front of a model that may serve others too.
+        """Documents that are already laid out, for a model that may serve others too.
 
         Room is kept for the longest of the questions, or for one of `room` tokens. max_tokens: of an answer,
-        where it is not what the user's settings say. limit, announces, batch: see `Session`. Raises
+        if it differs from the user's settings. limit, announces, batch: see `Session`. Raises
         OverContextError.
         """
         self.runtime, self.layout = runtime, layout
@@ -89,7 +89,7 @@ class OpenDocuments:
         origins: OriginSettings | None = None,
         schema: Mapping[str, Any] | None = None,
     ) -> OpenDocuments:
-        """Load the model and, meanwhile, count the documents; nothing runs before it is known to fit.
+        """Load the model and, meanwhile, count the documents; nothing runs before they are known to fit.
 
         Raises ModelUnavailableError, OverContextError, and UsageError for a wrong template or `ctx_size`.
         """
@@ -105,14 +105,14 @@ class OpenDocuments:
         self._session.__exit__(kind, *error)
 
     def ask(self, question: str, sampling: Sampling) -> Iterator[Told]:
-        """What happens while a question is answered; ends with Done, before which comes where the answer came
-        from, if that is wanted.
+        """The events while a question is answered; ends with Done, preceded by the answer's Origins if they
+        are wanted.
         """
         return self._told(question, sampling, self._read)
 
     def ask_all(self, questions: Sequence[str], sampling: Sampling) -> list[Iterator[Told]]:
-        """The same of several questions, to be read in this order. Where that can be they are answered
-        together: the documents are read once, and a pass through the model serves a token of each answer.
+        """The same for several questions, to be read in this order. They are answered together if possible:
+        the documents are read once, and each pass through the model computes a token of each answer.
         """
         timeline = self._session.timeline
         if len(questions) == 1 or timeline.batch_reason is not None:
@@ -164,7 +164,7 @@ class OpenDocuments:
     def _told(
         self, question: str, sampling: Sampling, opening: Callable[[int], Generator[Told, None, Session]]
     ) -> Iterator[Told]:
-        """See `ask`. opening: a session that has read the documents, for so many tokens with the question."""
+        """See `ask`. opening: gets the token count with the question, returns a session after reading."""
         ids = np.concatenate([self._ids, self._question(question)])
         listener = self.runtime.listener(self._frame.tail, self.max_tokens)
         if schema := self.runtime.schema:
@@ -179,7 +179,7 @@ class OpenDocuments:
             yield event
 
     def _read(self, tokens: int) -> Generator[Told, None, Session]:
-        """The documents' own session, once it has read them. tokens: with the question."""
+        """The documents' own session, once it has read them. tokens: including the question."""
         session = self._session
         session.reach(tokens + self.max_tokens)
         if session.timeline.length < len(self._ids):
@@ -187,7 +187,7 @@ class OpenDocuments:
         return session
 
     def _fork(self, reading: _Once, tokens: int) -> Generator[Told, None, Session]:
-        """One for an answer of its own, which begins once the documents are read."""
+        """A session for one answer, which begins once the documents are read."""
         yield from reading.events()
         return self._session.fork()
 
@@ -200,7 +200,7 @@ class OpenDocuments:
                 event = replace(event, first_token_seconds=event.first_token_seconds + reading)
                 alone = session is self._session
                 if alone and not (session.compiled or event.drafted.accepted):
-                    remember_run(self._speed_key, event)  # others say little of what comes
+                    remember_run(self._speed_key, event)  # other runs do not predict future ones
                 session.compiled.clear()
             yield event
 
@@ -219,13 +219,13 @@ class OpenDocuments:
 
 
 class _Once:
-    """Events that several streams wait for the end of; the first of them has them happen."""
+    """Events whose end several streams wait for; the first stream runs them."""
 
     def __init__(self, events: Iterator[Told]) -> None:
         self._events, self._begun, self._ended = events, False, False
 
     def events(self) -> Iterator[Told]:
-        """What happens, for the first; for others that something does."""
+        """The events, for the first stream; for others, a Step for each wait."""
         if not self._begun:
             self._begun = True
             yield from self._events
@@ -235,14 +235,14 @@ class _Once:
 
 
 def asked(runtime: Runtime, question: str) -> str:
-    """A question as the model gets it: with the requests for quotations and for JSON, if they are wanted."""
+    """A question as the model gets it: with requests for quotations and JSON, if they are wanted."""
     if runtime.origins.cite:
         question = f"{question}\n\n{FIELD_REQUEST if runtime.schema else REQUEST}"
     return runtime.schema.asked(question) if runtime.schema else question
 
 
 def longest_question(runtime: Runtime, around: Frame, questions: Sequence[str]) -> int:
-    """The tokens of the longest question, with the text around it."""
+    """The tokens of the longest question, including the text around it."""
     return max(len(question_ids(runtime.tokenizer, around, asked(runtime, text))) for text in questions)
 
 
@@ -255,12 +255,12 @@ def count(
     room: int = 0,
     before: str | None = None,
 ) -> Layout:
-    """Lay the documents out in a thread while the model's weights load; on a GPU, which has only so much
-    memory, they are loaded once it is known how much will be needed, and with a token budget once it is known
-    to do. Raises OverContextError where that does not.
+    """Lay out the documents in a thread while the model's weights load. On a GPU, whose memory is limited,
+    weights are loaded after the needed memory is known; with a token budget, after it is known to suffice.
+    Raises OverContextError if it does not.
 
-    question: tokens that come on top, as far as the budget is concerned. room: and those that are reserved
-    for more, as far as memory is. before: see `Layout`.
+    question: further tokens that count against the budget. room: further tokens to reserve memory for.
+    before: see `Layout`.
     """
     with Counting(runtime.layout(around, before=before), documents, runtime.progress) as counting:
         if runtime.prompt.token_budget is not None:

@@ -13,8 +13,8 @@ CALLED = "the model called a tool, but none is offered here; the call is not sho
 
 
 class Listener:
-    """One reply. state: where it begins, see `Marks.state_behind`. max_tokens: of the reply, None where it is
-    only listened to. note: told once of what is left out, and of a thought that is ended.
+    """One reply. state: where it begins, see `Marks.state_behind`. max_tokens: of the reply, None to only
+    listen. note: called once when something is omitted or a thought is ended.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Listener:
 
     @property
     def thinking(self) -> bool:
-        """Whether what comes next is part of a thought."""
+        """Whether the next text is part of a thought."""
         return self._splitter.thinking
 
     @property
@@ -52,7 +52,7 @@ class Listener:
         return self._splitter.several
 
     def feed(self, token: int) -> list[tuple[bool, str]]:
-        """Pairs of (is it reasoning, text) that are certain with this token; safe for a terminal."""
+        """Pairs of (is it reasoning, text) that are final with this token; safe for a terminal."""
         called = self.called
         parts = self._splitter.feed(self._sanitizer.feed(self._decoder.feed(token)))
         if self.called and not called:
@@ -60,7 +60,7 @@ class Listener:
         return parts
 
     def flush(self) -> list[tuple[bool, str]]:
-        """The text held back, at the end of the reply."""
+        """The held-back text, at the end of the reply."""
         rest = self._sanitizer.feed(self._decoder.flush()) + self._sanitizer.flush()
         return [*self._splitter.feed(rest), *self._splitter.flush()]
 

@@ -45,7 +45,7 @@ class Runtime:
     store: StoreSettings
     progress: Progress
     origins: OriginSettings = field(default_factory=OriginSettings)
-    load_seconds: float = 0.0  # from the model's name to weights in memory, a download not included
+    load_seconds: float = 0.0  # from the model's name to weights in memory, without downloads
     schema: Schema | None = None  # schema of all answers
     _loaded: models.LoadedModel | None = None
     _thinking: Thinking | None = None
@@ -63,9 +63,9 @@ class Runtime:
         origins: OriginSettings | None = None,
         schema: Mapping[str, Any] | None = None,
     ) -> Runtime:
-        """Find the model's files, downloading them if need be, and read its tokenizer. schema: of JSON, for
-        all answers. Raises ModelUnavailableError, and UsageError where attention is to be counted that is not
-        sparse, or a schema cannot be held to.
+        """Find the model's files, downloading them if necessary, and read its tokenizer. schema: JSON schema
+        for all answers. Raises ModelUnavailableError, and UsageError if attention must be collected that is
+        not sparse, or if a schema cannot be enforced.
         """
         origins = origins or OriginSettings()
         if origins.counts and attention.attn == "full":
@@ -104,7 +104,7 @@ class Runtime:
 
     @property
     def thinking(self) -> Thinking:
-        """The user's wish about thinking, in the form that this model takes."""
+        """The user's wish about thinking, in the form that this model understands."""
         if self._thinking is None:
             options = self.prompt
             control = self.tokenizer.control_tokens
@@ -114,7 +114,7 @@ class Runtime:
         return self._thinking
 
     def listener(self, prompt: str, max_tokens: int) -> Listener:
-        """For a reply of this many tokens to a prompt that ends so."""
+        """A listener for a reply of this many tokens to a prompt with this end."""
         state = self.thinking.marks.state_behind(prompt)
         return Listener(self.tokenizer, self.thinking, state, max_tokens, self.note_once)
 
@@ -125,7 +125,7 @@ class Runtime:
             self.progress.note(text)
 
     def layout(self, around: Frame, *, before: str | None = None) -> Layout:
-        """An empty prompt, for documents to be laid out in; before: see `Layout`."""
+        """An empty prompt to lay out documents in; before: see `Layout`."""
         return Layout(self.tokenizer, around, before=before)
 
     @property
@@ -134,7 +134,7 @@ class Runtime:
         return wants_cuda(self.model.device)
 
     def load(self) -> models.LoadedModel:
-        """The model's weights, loaded at the first call. Raises ModelUnavailableError, OutOfMemoryError,
+        """The model's weights, loaded by the first call. Raises ModelUnavailableError, OutOfMemoryError,
         UsageError.
         """
         if self._loaded is None:
@@ -145,7 +145,7 @@ class Runtime:
 
     @property
     def context(self) -> int:
-        """Tokens of `ctx_size`, or of the model, whose weights this loads. Raises UsageError for more than
+        """The tokens of `ctx_size` or of the model; this loads its weights. Raises UsageError for more than
         the model's.
         """
         available = self.load().context_length
@@ -158,7 +158,7 @@ class Runtime:
 
     @property
     def decoding(self) -> AttentionSettings:
-        """How answer tokens attend: sparsely at any length where it is to be shown what they attended to."""
+        """How answer tokens attend: sparsely at any length if attention is to be collected."""
         return AttentionSettings.of(self._asked)
 
     def memory(self, context: int) -> Bytes:
@@ -174,5 +174,5 @@ class Runtime:
 
     @property
     def _asked(self) -> DecodingSettings:
-        """The settings, with sparse attention where it is to be shown what was attended to."""
+        """The settings, with sparse attention if attention is to be collected."""
         return replace(self.attention, attn="adamas") if self.origins.counts else self.attention

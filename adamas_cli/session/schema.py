@@ -1,4 +1,4 @@
-"""Answers that are JSON by a schema: tokens that would break it are never drawn."""
+"""Answers that are JSON by a schema: tokens that would violate it are never drawn."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from adamas_cli.session.listener import Listener
 
 REQUEST = "Answer with JSON alone, which satisfies this schema:"
-# The form that models write: a space after each comma and colon, no line breaks.
+# The form in which models write: a space after each comma and colon, no line breaks.
 _FORM: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
-_DEFINING = ("$defs", "definitions")  # keywords of what other places refer to
-# Keywords whose value is a schema, or schemas by name, or a list of them.
+_DEFINING = ("$defs", "definitions")  # keywords of definitions that other places refer to
+# Keywords whose value is a schema, or schemas by name, or a list of schemas.
 _HOLDING = {
     **dict.fromkeys(("additionalProperties", "contains", "items", "not", "propertyNames"), "one"),
     **dict.fromkeys((*_DEFINING, "dependentSchemas", "patternProperties", "properties"), "named"),
@@ -49,11 +49,11 @@ class Schema:
             raise UsageError(f"this schema cannot be enforced{at}: {problem}")
 
     def has_property(self, name: str) -> bool:
-        """Whether some object in the answers may have a property of this name by what the schema says."""
+        """Whether the schema allows some object in the answers to have a property of this name."""
         return any(name in (part.get("properties") or ()) for part in _all_parts(self._schema))
 
     def constrained(self, sampling: Sampling, listener: Listener) -> GuidedSampling:
-        """Sampling of answers that satisfy it. Raises UsageError where the listener expects a thought."""
+        """Sampling of answers that satisfy the schema. Raises UsageError if replies begin with a thought."""
         if listener.thinking:
             raise UsageError("this model begins each answer with a thought, which a schema does not allow")
         return GuidedSampling.of(sampling, begin=self._begin)
@@ -69,14 +69,14 @@ class Schema:
 
 
 def _all_parts(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """A schema with all schemas in it."""
+    """A schema and all schemas in it."""
     yield schema
     for _, part in _parts(schema):
         yield from _all_parts(part)
 
 
 def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The schemas in a schema, with their places in it."""
+    """The schemas in a schema, with their paths."""
     for keyword, value in schema.items():
         match _HOLDING.get(keyword), value:
             case "one", dict():
@@ -88,9 +88,7 @@ def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]
 
 
 def _fault(schema: Mapping[str, Any], whole: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The innermost place in a part of a schema that no answer can be held to, and what is wrong there; None
-    where nothing is.
-    """
+    """The innermost path in a schema that cannot be enforced, and its problem; None if there is none."""
     from llguidance import LLMatcher
 
     definitions = {name: whole[name] for name in _DEFINING if name in whole}
@@ -105,8 +103,8 @@ def _fault(schema: Mapping[str, Any], whole: Mapping[str, Any]) -> tuple[str, st
 
 
 class Grammars:
-    """What schemas of one model have in common. stop_ids: tells the tokens that end an answer. Raises
-    UsageError where the library for it is missing.
+    """What all schemas of one model share. stop_ids: returns the tokens that end an answer. Raises UsageError
+    if the required library is missing.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop_ids: Callable[[], Sequence[int]]) -> None:
@@ -118,7 +116,7 @@ class Grammars:
 
     @cached_property
     def tokens(self) -> LLTokenizer:
-        """The tokenizer as the library has it; made once, in about a second."""
+        """The tokenizer in the library's form; made once, in about a second."""
         from llguidance import LLTokenizer, TokenizerWrapper
 
         ends = list(self.stop_ids())
@@ -126,7 +124,7 @@ class Grammars:
 
 
 class _Vocabulary:
-    """A tokenizer as `TokenizerWrapper` wants it: each token's bytes."""
+    """A tokenizer in the form that `TokenizerWrapper` expects: each token's bytes."""
 
     bos_token_id = None
 
@@ -150,7 +148,7 @@ class _Constraint:
         self._matcher, self._stop_ids = matcher, stop_ids
 
     def allowed(self, vocabulary: int) -> np.ndarray:
-        """See `Constraint.allowed`. Once the JSON is whole, only an end may come."""
+        """See `Constraint.allowed`. Once the JSON is complete, only an end token is allowed."""
         mask = np.zeros(vocabulary, bool)
         if self._matcher.is_stopped():
             mask[list(self._stop_ids)] = True

@@ -32,13 +32,13 @@ log = logging.getLogger(__name__)
 class Session:
     """One timeline of a runtime. A context manager; leaving it waits for the store.
 
-    context: tokens that there is room for. reach: by how many of them positions turn at first, None for all.
-    limit: maximum token count. counts: keep a tally of what is attended to wherever that is
-    sparse, also unasked. batch, forks: see `Timeline`. announces: notes how many tokens were read before.
-    However a generator of `sync` or `answer` ends, the next one goes on from what was read and said.
+    context: tokens to have room for. reach: the length that positions are rotated for at first, None for
+    `context`. limit: maximum token count. counts: always collect what sparse attention attends to. batch,
+    forks: see `Timeline`. announces: report how many tokens were reused.
 
-    reading: seconds of reading since the last answer. compiled: the lines by which the timeline said that it
-    compiles, which spoils timings.
+    However a generator of `sync` or `answer` ends, the next one continues from what was read and said.
+    reading: seconds of reading since the last answer. compiled: messages about compilation, which makes
+    timings useless.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Session:
             batch=batch,
             forks=forks,
         )
-        give_back()  # reading needs it for other sizes
+        give_back()  # reading needs that memory in other sizes
         if log.isEnabledFor(logging.INFO):
             turning = self.timeline.model.rotation.line(context if reach is None else reach)
             reasons = (
@@ -95,8 +95,8 @@ class Session:
             self.finish()
 
     def fork(self) -> Session:
-        """Another one with the same tokens, that goes on by itself and keeps nothing; what was read since the
-        last answer counts as its own.
+        """Another session with the same tokens, which continues independently and keeps nothing. Reading
+        since the last answer counts as its own.
         """
         other = copy.copy(self)
         other.timeline, other.compiled = self.timeline.fork(), []
@@ -125,12 +125,12 @@ class Session:
         self._stored_ids, self._stored_names = ids, names
 
     def reach(self, tokens: int) -> bool:
-        """Be ready for a sequence of this many tokens: where positions turn otherwise in one that is so long,
-        what was read is forgotten, and this returns True.
+        """Prepare for a sequence of this many tokens. If positions rotate differently at that length, all
+        read tokens are forgotten, and this returns True.
         """
         if not self.timeline.outgrows(tokens):
             return False
-        self.finish()  # which reads the cache where it lies
+        self.finish()  # it reads the cache in place
         if read := self.timeline.length:
             line = self.timeline.model.rotation.line(tokens)
             self.runtime.progress.note(f"{line}: {read:,} tokens are re-read")
@@ -146,13 +146,13 @@ class Session:
             self._stored = None
 
     def sync(self, ids: np.ndarray, total: int | None = None) -> Generator[Prefill]:
-        """Have a prompt, int [n], in the timeline, of which only what is new is read.
+        """Bring a prompt, int [n], into the timeline, reading only what is new.
 
-        total: tokens that are said to be read in all, where that is more.
+        total: number of tokens to report as read in all, if larger.
         """
         known = self.timeline.reusable(ids)
         if known < self.timeline.length:
-            self.finish()  # which reads the cache where it lies
+            self.finish()  # it reads the cache in place
         kept = known < len(ids) and np.array_equal(ids, self._stored_ids)
         begun, reused = time.perf_counter(), known
         try:
@@ -177,10 +177,10 @@ class Session:
         keep: bool = False,
         steer: Steer | None = None,
     ) -> Generator[Event]:
-        """Answer a prompt, int [n], of which only what is new is read. keep: the question and the answer
-        stay in the timeline. steer: see `Timeline.answer`.
+        """Answer a prompt, int [n], reading only what is new. keep: leave question and answer in the
+        timeline. steer: see `Timeline.answer`.
 
-        The figures of Done are those since the last answer, what `sync` read included.
+        The figures of Done cover everything since the last answer, including what `sync` read.
         """
         stop_ids = self.runtime.load().stop_ids
         try:
@@ -202,14 +202,14 @@ class Session:
         ids: np.ndarray,
         count: int,
     ) -> Sources | None:
-        """The passages that were attended to most, this many. weights: what `Timeline.attended` told of ids,
-        int [n]; None where nothing was counted.
+        """This many of the most-attended passages. weights: from `Timeline.attended`, for ids, int [n]; None
+        if attention was not collected.
         """
         return None if weights is None else find_sources(weights, locate, ids, self.runtime.tokenizer, count)
 
     def as_json(self) -> dict[str, object]:
-        """The model, how its answers attend, and how documents were read, sparsely with the share of blocks
-        that was computed.
+        """The model, how its answers attend, and how documents were read; for sparse reading, the share of
+        blocks computed.
         """
         sparse = self.timeline.sparse
         attention = {

@@ -1,4 +1,4 @@
-"""Several streams of events that take a step each in turn, while any one of them is read."""
+"""Several streams of events that advance in turn, one step each, while any one of them is read."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ T = TypeVar("T")
 
 
 class Turns(Generic[T]):
-    """begin: makes the events of each. most: streams that are under way at once; one that ends makes room for
-    the next.
+    """begin: creates the events of each stream. most: maximum number of streams in progress; when one ends,
+    the next starts.
     """
 
     def __init__(self, begin: Sequence[Callable[[], Iterator[T]]], most: int) -> None:
         self._begin, self._most = begin, most
         self._waiting = deque(range(len(begin)))
         self._under_way: dict[int, Iterator[T]] = {}
-        self._events: list[deque[T]] = [deque() for _ in begin]  # that nobody has read yet
+        self._events: list[deque[T]] = [deque() for _ in begin]  # not read yet
 
     def streams(self) -> list[Iterator[T]]:
-        """The events of each, which may be read one stream after the other."""
+        """The events of each stream; the streams may be read one after the other."""
         return [self._stream(index) for index in range(len(self._begin))]
 
     def close(self) -> None:
-        """End all of them where they are."""
+        """End all streams where they are."""
         self._waiting.clear()
         while self._under_way:
             _, events = self._under_way.popitem()
@@ -42,7 +42,7 @@ class Turns(Generic[T]):
                 self._round()
 
     def _round(self) -> None:
-        """A step of each. Raises what any of them does, and then ends the others."""
+        """Advance each stream by one step. Raises any stream's error, after ending the others."""
         while self._waiting and len(self._under_way) < self._most:
             index = self._waiting.popleft()
             self._under_way[index] = self._begin[index]()

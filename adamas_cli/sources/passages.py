@@ -1,7 +1,7 @@
-"""From the attention that an answer paid to each token to the passages of the documents that it paid most to.
+"""From an answer's attention to each token to the most-attended passages of the documents.
 
-What sparse attention does for every token of an answer, choosing the few tokens to read, is counted while it
-does so. The counts show where the model looked; they are not evidence for what it says.
+For every token of an answer, sparse attention chooses a few tokens to read; these choices are counted. The
+counts show where the model looked; they are not evidence for what it says.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     Locate = Callable[[int], Location | None]
 
 LONGEST_PASSAGE = 5  # lines
-NEIGHBOUR = 0.1  # of the best line's weight, from which a line beside it belongs to its passage
+NEIGHBOUR = 0.1  # of the best line's weight: from here on, a line beside it belongs to its passage
 EXCERPT = 160  # characters
-EXCERPT_TOKENS = 120  # that are looked at for one
+EXCERPT_TOKENS = 120  # tokens examined for one excerpt
 STRIP = 200  # parts of the documents in a heat strip
-LEAST_SHARE = 0.005  # least share of a passage to be shown
+LEAST_SHARE = 0.005  # minimum share of a passage to be shown
 
 
 @dataclass(frozen=True)
 class Passage:
     """Lines of one document. share: of the attention to all documents' tokens, 0 to 1. section: such as
-    `page 12`, where the document has such.
+    `page 12`, if the document has sections.
     """
 
     path: str
@@ -52,7 +52,7 @@ class Passage:
 
     @property
     def place(self) -> str:
-        """Such as `book.txt:120-122` or `report.pdf, page 12`."""
+        """For example `book.txt:120-122` or `report.pdf, page 12`."""
         if self.section is not None:
             return f"{self.path}, {self.section}"
         if self.first_line == self.last_line:
@@ -62,8 +62,8 @@ class Passage:
 
 @dataclass(frozen=True)
 class Sources:
-    """passages: those that were attended to most, by their share. strip: the share of each of up to STRIP
-    equal parts of the documents, from their beginning to their end, relative to the greatest.
+    """passages: the most-attended ones, by share. strip: the share of each of up to STRIP equal parts of the
+    documents, from start to end, relative to the largest.
     """
 
     passages: tuple[Passage, ...]
@@ -73,18 +73,18 @@ class Sources:
 def find_sources(
     weights: np.ndarray, locate: Locate, ids: np.ndarray, tokenizer: Tokenizer, count: int
 ) -> Sources:
-    """The `count` passages that were attended to most.
+    """The `count` most-attended passages.
 
-    weights: float [n or more], of each of the tokens int [n]. locate: where a token was read; tokens of no
-    document do not count.
+    weights: float [n or more], of each of the tokens int [n]. locate: where a token was read; tokens outside
+    documents do not count.
     """
     lines = [locate(index) for index in range(len(ids))]
     weight = np.array([0.0 if line is None else weights[i] for i, line in enumerate(lines)])
     total = float(weight.sum())
     if total <= 0:
         return Sources((), ())
-    # Lines as numbers in the order of the prompt, -1 outside of documents: neighbours differ by one, and what
-    # something else stands between by more.
+    # Lines as numbers in prompt order, -1 outside documents: adjacent lines differ by one, lines with
+    # something else between them by more.
     numbers = np.full(len(ids), -1)
     number, before = -2, None
     for index, line in enumerate(lines):
@@ -110,7 +110,7 @@ def find_sources(
 
 
 def _best(by_line: np.ndarray, count: int) -> list[tuple[int, int]]:
-    """The first and the last line of each of the passages around the heaviest lines; none overlap."""
+    """First and last line of each passage around the heaviest lines; passages do not overlap."""
     left = by_line.copy()
     found: list[tuple[int, int]] = []
     while len(found) < count and left.max() > 0:
@@ -131,7 +131,7 @@ def _best(by_line: np.ndarray, count: int) -> list[tuple[int, int]]:
 
 
 def _excerpt(ids: np.ndarray, weight: np.ndarray, tokens: np.ndarray, tokenizer: Tokenizer) -> str:
-    """One line of text around the token that was attended to most."""
+    """One line of text around the most-attended token."""
     peak = int(weight[tokens].argmax())
     start = max(0, min(peak - EXCERPT_TOKENS // 3, len(tokens) - EXCERPT_TOKENS))
     chosen = tokens[start : start + EXCERPT_TOKENS]
@@ -151,13 +151,13 @@ def _excerpt(ids: np.ndarray, weight: np.ndarray, tokens: np.ndarray, tokenizer:
 
 
 def _text(ids: Sequence[int] | np.ndarray, tokenizer: Tokenizer, mark: int) -> tuple[str, int]:
-    """The text of tokens, and the character at which token number `mark` begins."""
+    """The text of tokens, and the index of the character at which token number `mark` begins."""
     parts = [tokenizer.token_bytes(int(token)) for token in ids]
     before = b"".join(parts[:mark]).decode("utf-8", "ignore")
     return b"".join(parts).decode("utf-8", "replace"), len(before)
 
 
 def _strip(weight: np.ndarray) -> np.ndarray:
-    """Shares of equal parts, relative to the greatest."""
+    """Shares of equal parts, relative to the largest."""
     parts = np.array([part.sum() for part in np.array_split(weight, min(STRIP, len(weight)))])
     return parts / parts.max()

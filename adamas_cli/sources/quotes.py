@@ -21,9 +21,9 @@ REQUEST = (
     "Support your answer with quotations from the documents: copy each one word for word, on a line of its "
     'own that begins with "> ".'
 )
-FIELD = "quote"  # of JSON that holds a quotation
+FIELD = "quote"  # JSON field that holds a quotation
 FIELD_REQUEST = f"Copy each `{FIELD}` word for word from the documents."
-LEAST_WORDS = 3  # of a quotation in quotation marks; fewer are a name or a term
+LEAST_WORDS = 3  # in a quotation in quotation marks; fewer are a name or a term
 _BLOCK = re.compile(r"^[ \t]*>[ \t]?(.+(?:\n[ \t]*>[ \t]?.+)*)", re.MULTILINE)
 _MARKED = re.compile(r"“([^”]+)”|\"([^\"\n]+)\"|«([^»]+)»|„([^“”]+)[“”]")
 _SINGLE, _DOUBLE = "\u2018\u2019\u201a\u201b", "\u201c\u201d\u201e\u201f\xab\xbb"
@@ -64,9 +64,7 @@ def quotations(answer: str) -> list[str]:
 
 
 def quoted_fields(answer: str) -> list[str]:
-    """The quotations in an answer that is JSON: the texts in each FIELD, wherever that is. None in JSON that
-    is not whole.
-    """
+    """The quotations in a JSON answer: the texts in every FIELD, at any depth; empty for incomplete JSON."""
     try:
         return _cleaned(_fields(json.loads(answer)))
     except ValueError:
@@ -94,7 +92,8 @@ def _cleaned(found: Iterable[str]) -> list[str]:
 def check(quotes: Sequence[str], layout: Layout, ids: np.ndarray, tokenizer: Tokenizer) -> list[Quote]:
     """Each quotation of an answer, with its place in the tokens int [n] that were read.
 
-    How much white space, capitals, and the forms of quotation marks and dashes do not count; every word does.
+    The amount of white space, capitals, and the forms of quotation marks and dashes do not matter; every word
+    does.
     """
     if not quotes:
         return []
@@ -139,12 +138,12 @@ class _Text:
 
 
 def normalize(text: str) -> str:
-    """Text without capitals, with single spaces, and with plain quotation marks and dashes."""
+    """Text in lower case, with single spaces, and with plain quotation marks and dashes."""
     return _SPACE.sub(" ", unicodedata.normalize("NFKC", text).translate(_LETTERS).casefold())
 
 
 def _pieces(ids: np.ndarray, tokenizer: Tokenizer) -> Iterator[tuple[int, str]]:
-    """Whole characters, each time with the first token that they come from."""
+    """Pieces of whole characters, each with the first token that it comes from."""
     decoder = tokenizer.decoder()
     first: int | None = None
     for index, token in enumerate(ids.tolist()):

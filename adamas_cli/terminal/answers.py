@@ -13,12 +13,12 @@ from adamas_cli.terminal.region import Line, render_lines
 
 
 class PlainAnswers:
-    """Prints answers as they come; each ends with a line feed, a blank line separates two."""
+    """Prints answers as they arrive; each ends with a line feed, and a blank line separates two."""
 
     def __init__(self, stream: TextIO, make_room: Callable[[], None]) -> None:
         self._stream = stream
         self._make_room = make_room
-        self._last: str | None = None  # the last character of the answer that is being printed
+        self._last: str | None = None  # the last character of the current answer
         self._between = False
 
     def say(self, text: str) -> None:
@@ -47,9 +47,9 @@ class PlainAnswers:
 
 
 class MarkdownAnswers:
-    """Prints each Markdown block once it is finished; the unfinished one is `tail`, to be drawn in place.
+    """Prints each Markdown block once it is finished; the unfinished one is `tail`, to be redrawn in place.
 
-    hold: keep an answer unfinished until its end, so that other text can be printed above it.
+    hold: keep the answer unfinished until its end, so that other text can be printed above it.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class MarkdownAnswers:
             self._print(block)
 
     def tail(self) -> list[RenderableType]:
-        """The unfinished block, below a blank line if another is above."""
+        """The unfinished block, after a blank line if another precedes it."""
         if not self._stream.tail.strip():
             return []
         block = Block(self._stream.tail)

@@ -1,7 +1,7 @@
-"""The only module that draws: the answer on stdout, the show on stderr.
+"""The only module that draws: answers on stdout, progress on stderr.
 
-On a terminal, finished Markdown blocks are printed once and a few rows below them are redrawn in place.
-Elsewhere the answer is the model's own text, byte for byte, and the show is a few plain lines.
+On a terminal, finished Markdown blocks are printed once, and a few rows below them are redrawn in place.
+Elsewhere the answer is the model's own text, byte for byte, and progress is a few plain lines.
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ class _Task:
 
 
 class Display:
-    """Draws events and, as a `Progress`, the tasks that come before them. A context manager; thread-safe.
+    """Draws events and, as a `Progress`, the tasks that precede them. A context manager; thread-safe.
 
-    `answers` is where the answer is printed, None where it is not (JSON, a file). `usage` is whether each
-    answer ends with a line of counts and rates; None shows it on a terminal. `origins` is whether it is told
-    where each answer came from, if it comes with that.
+    `answers`: where the answer is printed, None if it is not (JSON, a file). `usage`: whether each answer
+    ends with a line of counts and rates; None shows it on a terminal. `origins`: whether to show where each
+    answer came from, if it has Origins.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Display:
         self._origins: Origins | None = None
         self._shows_reasoning = reasoning and not quiet
         self._shows_progress = _can_redraw(self._notes) and not quiet
-        # Rows redrawn on a terminal would tangle with an answer that another program prints on it.
+        # Rows redrawn on a terminal would collide with an answer that another program prints there.
         shared = answers is not None and not answers.isatty() and not _is_file(answers)
         self._shows_status = self._shows_progress and not shared
         self._shows_usage = (self._shows_progress if usage is None else usage) and not quiet
@@ -101,10 +101,10 @@ class Display:
         self._stopped = threading.Event()
         self._ticker = threading.Thread(target=self._tick, name="display", daemon=True)
         self._tasks: list[_Task] = []
-        self._prefill: tuple[Prefill, float] | None = None  # with the time it came
+        self._prefill: tuple[Prefill, float] | None = None  # with its arrival time
         self._token: Token | None = None
         self._tree = TreeView()
-        self._thought = ""  # the unfinished line of what the model thinks
+        self._thought = ""  # the unfinished line of the model's thought
 
     def _open_answers(self, stream: TextIO) -> PlainAnswers | MarkdownAnswers:
         console = _console(stream)
@@ -131,7 +131,7 @@ class Display:
             self._finish()
 
     def note(self, text: str) -> None:
-        """One line on stderr that the user should read."""
+        """Print one line on stderr that the user should read."""
         if not self._quiet:
             self._print_note(plain(spelled(text)))
 
@@ -143,7 +143,7 @@ class Display:
         unit: str,
         remaining: Callable[[], float | None] | None = None,
     ) -> Iterator[Callable[[int], None]]:
-        """A line with a bar while the task lasts, where stderr is a terminal."""
+        """A line with a bar during the task, if stderr is a terminal."""
         task = _Task(one_line(label), total, unit, time.monotonic(), remaining)
         with self._lock:
             self._tasks.append(task)
@@ -154,12 +154,12 @@ class Display:
                 self._tasks.remove(task)
 
     def question(self, text: str) -> None:
-        """Show which of several questions comes next, where stderr is a terminal."""
+        """Show which of several questions is next, if stderr is a terminal."""
         if self._shows_progress:
             self._print_note(f"\n> {one_line(text)}\n", style="bold")
 
     def show(self, event: Told) -> None:
-        """Draw what has just happened."""
+        """Draw an event."""
         with self._lock:
             match event:
                 case Step():
@@ -204,7 +204,7 @@ class Display:
             self._print_note(line + "\n", style="dim")
 
     def _finish(self) -> None:
-        """Print what is unfinished; nothing is redrawn after that."""
+        """Print everything unfinished; nothing is redrawn after that."""
         with self._lock:
             self._prefill = self._token = None
             self._leave_tree()
@@ -216,7 +216,7 @@ class Display:
                 self._answers.finish()
 
     def tell_sources(self, sources: Sources) -> None:
-        """Passages, on stderr, and on a terminal a strip that shows where in the documents."""
+        """Print passages on stderr, and on a terminal a strip that shows their positions."""
         self._print_strip(sources)
         self._print_passages(sources)
 

@@ -25,7 +25,7 @@ Words = Callable[[], Iterable[str]]
 class LineEditor:
     """Reads lines on the terminal and shows them on stderr.
 
-    completions: for each command, such as `/add`, what may stand after it: words, or None for a path.
+    completions: for each command, such as `/add`, its possible arguments: words, or None for a path.
     history: a file that only its owner may read; None keeps the history in memory.
     """
 
@@ -43,7 +43,7 @@ class LineEditor:
         self.abandoned = False  # whether the last interruption discarded text
 
     def read(self) -> str:
-        """The next line, or several that were pasted. Raises EOFError at Ctrl-D, KeyboardInterrupt."""
+        """The next line, or several pasted lines. Raises EOFError at Ctrl-D, KeyboardInterrupt."""
         try:
             return self._session.prompt()
         except KeyboardInterrupt:
@@ -52,7 +52,7 @@ class LineEditor:
 
     @contextmanager
     def unechoed(self) -> Iterator[None]:
-        """While something else is drawn, typed text waits for the next `read` and is not shown."""
+        """While other text is drawn, typed text is not echoed and waits for the next `read`."""
         before = termios.tcgetattr(self._terminal)
         silent = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
         termios.tcsetattr(self._terminal, termios.TCSADRAIN, silent)
@@ -67,7 +67,7 @@ def _keys() -> KeyBindings:
 
     @keys.add("escape", "enter")
     def _(event: KeyPressEvent) -> None:
-        """Alt-Enter begins another line."""
+        """Alt-Enter starts another line."""
         event.current_buffer.insert_text("\n")
 
     return keys
@@ -86,7 +86,7 @@ def _history(path: Path | None) -> History:
 
 
 class _CommandCompleter(Completer):
-    """Completes the name of a command, and what stands after it."""
+    """Completes a command's name and its argument."""
 
     def __init__(self, completions: Mapping[str, Words | None]) -> None:
         self._completions = completions

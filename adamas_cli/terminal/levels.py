@@ -1,4 +1,4 @@
-"""A reading in parts as rows: finished levels in one row each, the running one with its prompts below it."""
+"""A reading in parts as rows: one row per finished level, and the running level with its prompts below it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adamas_cli.sanitize import one_line
 from adamas_cli.terminal import lines
 
 _SHORTEST_LABEL = 8  # columns
-_SHOWN_FINISHED = 3  # prompts of a level that are shown; others are only counted
+_SHOWN_FINISHED = 3  # finished prompts shown per level; others are only counted
 
 
 class TreeView:
@@ -27,13 +27,13 @@ class TreeView:
         self._drawn = True
 
     def leave(self) -> list[str]:
-        """Stop drawing until the next step; returns a line for each level drawn, to stay in its place."""
+        """Stop drawing until the next step; returns a line for each drawn level, to keep in its place."""
         levels = self._tree.levels if self._drawn else []
         self._drawn = False
         return [lines.joined(_whole(level)) for level in levels]
 
     def plain_line(self, step: Step) -> str | None:
-        """The line for a step where nothing can be redrawn."""
+        """The line for a step if nothing can be redrawn."""
         if not isinstance(step, Finished):
             return None
         level = self._tree.levels[-1]
@@ -43,7 +43,7 @@ class TreeView:
         return lines.joined([told, *_result(branch, step)])
 
     def rows(self, width: int) -> list[RenderableType]:
-        """The tree in its present state, for a terminal of `width` columns."""
+        """The tree in its current state, for a terminal of `width` columns."""
         if not self._drawn or not self._tree.levels:
             return []
         *finished, current = self._tree.levels
@@ -98,7 +98,7 @@ def _result(branch: Branch, done: Finished) -> list[str]:
 
 
 def _row(mark: str, pieces: list[str], width: int) -> RenderableType:
-    """The pieces in one line. In a narrow one the first two stay, and the first is cut at its start."""
+    """The pieces in one line. In a narrow one, the first two stay, and the first is cut at its start."""
     room = width - len(mark)
     first, *rest = pieces
     left = room - len(lines.joined(["", *rest[:1]]))

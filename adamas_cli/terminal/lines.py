@@ -1,4 +1,4 @@
-"""The one-line texts of the show: tasks, the prefill bar, the status under an answer, the closing summary."""
+"""The one-line texts of progress: tasks, the prefill bar, the status below an answer, the final summary."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def count(number: float) -> str:
 
 
 def size(number: int) -> str:
-    """Bytes in the decimal units that disks and downloads are sold in: `491 MB`."""
+    """Bytes in the decimal units of disks and downloads: `491 MB`."""
     value, unit = float(number), "B"
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if value < 1000 or unit == "TB":
@@ -43,7 +43,7 @@ def duration(seconds: float) -> str:
 
 
 def joined(pieces: list[str]) -> str:
-    """All of the pieces in one line of any length."""
+    """All pieces in one line of any length."""
     return _SEPARATOR.join(pieces)
 
 
@@ -75,7 +75,7 @@ def bar(label: str, done: int, total: int | None, facts: list[str], width: int) 
 
 
 def prefill_line(event: Prefill, waited: float, width: int) -> RenderableType:
-    """The prefill bar, `waited` seconds after the event came."""
+    """The prefill bar, `waited` seconds after the event arrived."""
     facts = []
     if event.remaining_seconds is not None:
         facts.append(f"ETA {duration(max(0.0, event.remaining_seconds - waited))}")
@@ -102,7 +102,7 @@ def status_line(event: Token, width: int) -> RenderableType:
 
 
 def summary(done: Done) -> str:
-    """What was read, reused and written, and how fast."""
+    """The numbers of tokens read, reused and written, and the speeds."""
     read = done.prompt_tokens - done.reused_tokens
     pieces = [
         f"read {count(read)} tokens, reused {count(done.reused_tokens)} of {count(done.prompt_tokens)}",

@@ -11,7 +11,7 @@ from rich.markdown import CodeBlock, Heading, Markdown
 from rich.syntax import Syntax
 from rich.theme import Theme
 
-# Nothing the model wrote may vanish: HTML, images and link definitions stay visible as text, and so do
+# Nothing that the model wrote may vanish: HTML, images and link definitions stay visible as text, and so do
 # the backslashes of formulas and Windows paths.
 _PARSER = (
     MarkdownIt("commonmark", {"html": False})
@@ -20,7 +20,7 @@ _PARSER = (
 )
 
 
-# Colours that read well on a light and on a dark background.
+# Colours that are readable on a light and on a dark background.
 THEME = Theme(
     {"markdown.code": "bold cyan", "markdown.code_block": "none", "markdown.h1": "bold underline"},
 )
@@ -39,7 +39,7 @@ class _LeftHeading(Heading):
 
 
 class Block(Markdown):
-    """One or more Markdown blocks, with the answer's own line breaks and with links' addresses in sight."""
+    """One or more Markdown blocks, with the answer's own line breaks and visible link addresses."""
 
     elements = Markdown.elements | {"fence": _Code, "code_block": _Code, "heading_open": _LeftHeading}
 
@@ -59,7 +59,7 @@ class BlockStream:
         self.tail += text
         if "\n" not in text:
             return []
-        # Only complete lines decide: a partial line such as `-` may become a list, a rule or a heading.
+        # Only complete lines count: a partial line such as `-` may become a list, a rule or a heading.
         lines = self.tail[: self.tail.rindex("\n") + 1].splitlines(keepends=True)
         starts = [token.map[0] for token in _PARSER.parse("".join(lines)) if token.level == 0 and token.map]
         bounds = sorted(set(starts))

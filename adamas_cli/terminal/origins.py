@@ -15,11 +15,11 @@ from adamas_cli.sources.quotes import Quote
 NOTICE = "most-attended passages (not evidence)"
 HEIGHTS = " ▁▂▃▄▅▆▇█"
 LONGEST_STRIP = 100  # columns
-NARROW = 60  # columns of a terminal on which an excerpt gets a line of its own
+NARROW = 60  # with fewer columns left, an excerpt gets its own line
 
 
 def heat_strip(sources: Sources, width: int) -> Text:
-    """All documents from beginning to end in one line, higher where they were attended to more."""
+    """All documents from start to end in one line, higher where they were attended to more."""
     label = "attended "
     columns = max(1, min(LONGEST_STRIP, width - len(label) - 2, len(sources.strip)))
     edges = [round(column * len(sources.strip) / columns) for column in range(columns + 1)]
@@ -29,8 +29,8 @@ def heat_strip(sources: Sources, width: int) -> Text:
 
 
 def passage_lines(passages: Sequence[Passage], width: int | None) -> list[str]:
-    """The notice, and a line for each passage: share, place, excerpt. width: of a terminal, to which excerpts
-    are cut.
+    """The notice, and a line for each passage: share, place, excerpt. width: of the terminal; excerpts are
+    cut to it.
     """
     if not passages:
         return [f"{NOTICE}: nothing in the documents"]
@@ -66,7 +66,7 @@ def quote_lines(quotes: Sequence[Quote]) -> list[str]:
 
 
 def _height(share: float) -> int:
-    """Of a bar: the square root keeps the less attended parts in sight."""
+    """The height of a bar: the square root keeps the less attended parts visible."""
     return min(len(HEIGHTS) - 1, round(share**0.5 * (len(HEIGHTS) - 1)))
 
 

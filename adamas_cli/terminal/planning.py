@@ -12,13 +12,13 @@ from adamas_cli.sanitize import one_line
 from adamas_cli.terminal.lines import duration, size
 
 LARGEST = 20  # documents or branches of a folder shown one by one
-LEAST_SHARE = 0.01  # least share of all tokens for a branch to be shown
+LEAST_SHARE = 0.01  # minimum share of all tokens for a branch to be shown
 _LABEL = 9
-_NARROWEST = 20  # least columns of text on a narrow terminal
+_NARROWEST = 20  # minimum columns of text on a narrow terminal
 
 
 def shown(plan: Plan, tree: Branch | None, width: int | None) -> Iterator[str]:
-    """The lines; width: columns of the terminal, None where nothing is cut."""
+    """The lines; width: columns of the terminal, None to cut nothing."""
     counted = plan.counted
     rows = list(_tree(tree) if tree is not None else _largest(plan))
     figures = max(len(tokens) for tokens, _, _ in rows)
@@ -47,7 +47,7 @@ def shown(plan: Plan, tree: Branch | None, width: int | None) -> Iterator[str]:
 
 
 def _largest(plan: Plan) -> Iterator[tuple[str, str, str]]:
-    """The largest documents and a line for all others: tokens, share, name."""
+    """The largest documents and one line for all others: tokens, share, name."""
     whole = plan.counted.in_documents
     documents = sorted(plan.counted.documents, key=lambda document: (-document.tokens, document.path))
     yield "TOKENS", "SHARE", "DOCUMENT"

@@ -34,28 +34,28 @@ def ansi(console: Console, lines: list[Line]) -> str:
 
 
 class Region:
-    """What is drawn now and will be erased by the next draw."""
+    """The rows drawn now, which the next draw erases."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._rows = 0
 
     def draw(self, renderables: list[RenderableType]) -> None:
-        """Replace what is shown; what is taller than the screen loses its top."""
+        """Replace the rows; if they are taller than the screen, the top is lost."""
         lines = [line for renderable in renderables for line in render_lines(self._console, renderable)]
         lines = lines[-max(1, self._console.height - 1) :]
         self._write(self._erasure() + ansi(self._console, lines))
         self._rows = len(lines)
 
     def clear(self) -> None:
-        """Erase what is shown and leave the cursor where it began."""
+        """Erase the rows and leave the cursor where they began."""
         if self._rows:
             self._write(self._erasure())
             self._rows = 0
 
     def _erasure(self) -> str:
-        # Counts the rows as they were drawn. A terminal that reflows them when it is made narrower keeps a
-        # stale fragment; counting for that would make one that does not reflow lose lines of the answer.
+        # Counts the rows as drawn. A terminal that reflows them when it is narrowed keeps a stale fragment;
+        # compensating for that would make one that does not reflow lose lines of the answer.
         if not self._rows:
             return ""
         up = f"\x1b[{self._rows - 1}A" if self._rows > 1 else ""

@@ -1,4 +1,4 @@
-"""Settings as a command line spells them. Texts from below name a setting as Python does: `ctx_size`."""
+"""Settings as a command line spells them. Texts from lower layers name settings as in Python: `ctx_size`."""
 
 from __future__ import annotations
 
@@ -50,5 +50,5 @@ _NAME = re.compile(r"`([a-z_]+)`")
 
 
 def spelled(text: str) -> str:
-    """`text` with the flag of each setting that it names between backticks."""
+    """`text` with each setting between backticks replaced by its flag."""
     return _NAME.sub(lambda found: FLAGS.get(found[1], found[0]), text)

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 NARROWEST = 20  # columns: with fewer, rich drops content from lists and tables
-_WIDE = 60  # columns of a table that a narrower terminal breaks
+_WIDE = 60  # columns of a table that a narrower terminal wraps
 
 
 def print_table(stream: TextIO, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -17,7 +17,7 @@ GPU_SHAPES, GPU_LENGTHS = "32/32x128,32/8x128", "32k,128k"
 CPU_SHAPES, CPU_LENGTHS = "14/2x64,9/3x64", "4k,8k,16k,32k"
 BUDGET = 128
 TITLES = ("heads", "context", "attended", "full, us", "by", "sparse, us", "ratio")
-STAGE_TITLES = ("enter", "estimate", "attend", "codes, GB/s", "of copy")  # where a step is several launches
+STAGE_TITLES = ("enter", "estimate", "attend", "codes, GB/s", "of copy")  # if a step is several launches
 
 
 def measure(
@@ -27,7 +27,7 @@ def measure(
     model: ModelSettings,
     attention: DecodingSettings,
 ) -> Iterator[tuple[Record, str]]:
-    """Yield figures as they are measured, as records and as lines of Markdown. Raises UsageError."""
+    """Yield figures as they are measured, as records and as Markdown lines. Raises UsageError."""
     bench, chosen, contexts = _prepare(shapes, lengths, model, attention)
     yield from _measure(bench, chosen, contexts, break_even)
 
@@ -85,7 +85,7 @@ def parse_shapes(text: str) -> list[Shape]:
 def _measure(
     bench: KernelBench, shapes: list[Shape], contexts: list[int], break_even: bool
 ) -> Iterator[tuple[Record, str]]:
-    """Each measurement as a record and as a line of Markdown; a line about the machine comes first."""
+    """Each measurement as a record and as a Markdown line; a line about the machine comes first."""
     import torch
 
     from adamas_cli.lab.bench.table import markdown_head, markdown_row

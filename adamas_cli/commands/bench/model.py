@@ -1,4 +1,4 @@
-"""`adamas bench --len`: prefill and decode of a whole model, beside full attention and other engines."""
+"""`adamas bench --len`: prefill and decode of a model, compared with full attention and other engines."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """What is measured. environment: of the other engines' processes. lengths: as on the command line.
-    batches: numbers of answers that decode together; those of one are there anyway.
+    """What to measure. environment: for the other engines' processes. lengths: as on the command line.
+    batches: numbers of answers that decode together; single answers are always measured.
     """
 
     lengths: str
@@ -37,7 +37,7 @@ class Job:
     batches: Sequence[int] = ()
 
     def measure(self, model: ModelSettings, attention: DecodingSettings) -> Iterator[tuple[Record, str]]:
-        """A record and a line of Markdown about the machine, then one for each row as it is measured.
+        """A record and a Markdown line about the machine, then one of each for every measured row.
 
         Raises UsageError, ModelUnavailableError and OverContextError before anything is measured.
         """
@@ -78,7 +78,7 @@ class Job:
             yield row, markdown_row(rows.cells(row))
 
     def _subject(self, longest: int, model: ModelSettings, display: Display) -> tuple[Target, Document]:
-        """The model and what it reads."""
+        """The model and the document that it reads."""
         from adamas_cli.lab.bench.document import random_document, text_document
         from adamas_cli.lab.bench.model import tokens_needed
         from adamas_cli.lab.bench.target import model_target, shape_target
@@ -105,7 +105,7 @@ class Job:
         model: ModelSettings,
         attention: DecodingSettings,
     ) -> Iterator[Measurement]:
-        """Other engines first: rows of this one are compared with theirs, and memory holds one at a time."""
+        """Other engines first: our rows are compared with theirs, and memory holds one model at a time."""
 
         from adamas_cli.engine.attention import AttentionSettings
         from adamas_cli.lab.bench.model import ModelBench
@@ -133,8 +133,8 @@ class Job:
     def _plan(
         self, target: Target, lengths: Sequence[int], model: ModelSettings, attention: DecodingSettings
     ) -> Bytes:
-        """What the longest of the lengths will take of the GPU's memory. Raises OutOfMemoryError where that
-        is more than it has.
+        """The GPU memory that the longest length will need. Raises OutOfMemoryError if that is more than it
+        has.
         """
         from adamas_cli.lab.bench.model import tokens_needed
         from adamas_cli.planning.decision import decide
@@ -155,7 +155,5 @@ class Job:
 
 
 def _compared(attention: DecodingSettings) -> DecodingSettings:
-    """Sparse attention at every length, beside which full attention is measured, unless that alone is asked
-    for.
-    """
+    """Sparse attention at every length, to compare with full attention; only full if the user asks for it."""
     return replace(attention, attn="full" if attention.attn == "full" else "adamas")

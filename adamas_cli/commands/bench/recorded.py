@@ -1,4 +1,4 @@
-"""`adamas bench --kernels -m MODEL --text FILE`: sparse decode steps on what a model's layers were given."""
+"""`adamas bench --kernels -m MODEL --text FILE`: sparse decode steps on a model's recorded layer inputs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ LAYER_TITLES = (
 
 @dataclass(frozen=True)
 class Job:
-    """What is measured. shapes: those to build of recorded heads, None for the model's own layers."""
+    """What to measure. shapes: those to build from recorded heads, None for the model's own layers."""
 
     texts: Sequence[Path]
     shapes: str | None
@@ -65,7 +65,7 @@ class Job:
     attention: DecodingSettings
 
     def measure(self) -> Iterator[tuple[Record, str]]:
-        """Figures as they come, as records and as lines of Markdown: a line about the machine, rows of all
+        """Figures as they are measured, as records and Markdown lines: a line about the machine, rows of all
         layers together, then rows by layer. Raises UsageError, ModelUnavailableError and OverContextError
         before anything is measured.
         """
@@ -134,7 +134,7 @@ class Job:
                     if row.others_cores > NOTICEABLE:
                         say(f"other programs kept {row.others_cores:.1f} cores busy; this row is unreliable")
                     yield row, layers
-                del traces  # before the next are made
+                del traces  # before the next ones are made
                 give_back()
 
     def _traces(
@@ -144,7 +144,7 @@ class Job:
         reading: _Reading,
         shapes: Sequence[Shape] | None,
     ) -> Iterator[tuple[Source, list[Trace]]]:
-        """The model's own layers over each text, or layers of each shape, built of those over all texts."""
+        """The model's own layers for each text, or layers of each shape, built from those of all texts."""
         from adamas_cli.lab.bench.composing import Composer
         from adamas_cli.lab.bench.kernels import LAYERS
         from adamas_cli.lab.bench.recorded import Source
@@ -184,7 +184,7 @@ class Job:
 
 @dataclass(frozen=True)
 class _Reading:
-    """What is read for one length of the context."""
+    """The documents read for one context length."""
 
     context: int
     documents: list[Document]
@@ -193,8 +193,8 @@ class _Reading:
     def of(
         cls, target: Target, texts: Sequence[Path], shapes: Sequence[Shape] | None, context: int
     ) -> _Reading:
-        """Raises UsageError where a text is too short, and OverContextError where the model cannot read as
-        much and no shape lets it be put together.
+        """Raises UsageError if a text is too short, and OverContextError if the model cannot read this much
+        and there is no shape to build contexts for.
         """
         from adamas_cli.lab.bench.composing import documents_needed
         from adamas_cli.lab.bench.document import text_documents

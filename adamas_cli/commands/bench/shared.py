@@ -1,4 +1,4 @@
-"""What the two kinds of `adamas bench` share: lists of lengths, and how figures are printed."""
+"""Shared by the two kinds of `adamas bench`: lists of lengths, and the printing of figures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Record = dict[str, Any]
 def parse_lengths(text: str) -> list[int]:
     """The lengths of a list such as `4k,16k` or `4k-30k`, which doubles from 4k and ends with 30k; each once.
 
-    Raises UsageError for a length of nothing, typer.BadParameter for what is no length.
+    Raises UsageError for a length of zero, typer.BadParameter for an invalid length.
     """
     found: list[int] = []
     for item in text.split(","):
@@ -34,7 +34,7 @@ def parse_lengths(text: str) -> list[int]:
 
 
 def parse_batches(text: str) -> list[int]:
-    """The numbers of a list such as `1,4,16`, the smallest first, each once. Raises UsageError."""
+    """The numbers of a list such as `1,4,16`, in ascending order, each once. Raises UsageError."""
     numbers = {part.strip() for part in text.split(",")}
     if not all(number.isascii() and number.isdigit() and int(number) for number in numbers):
         raise UsageError(f"--batch {text}: give numbers of answers, as in --batch 1,4,16")
@@ -42,7 +42,7 @@ def parse_batches(text: str) -> list[int]:
 
 
 def tell(measured: Iterable[tuple[Record, str]], form: str) -> list[Record]:
-    """Print figures, each a record and a line of Markdown, as they come; returns the rows.
+    """Print figures, each a record and a Markdown line, as they arrive; return the rows.
 
     `csv` has only the rows, which are the records with a ratio, without lists.
     """
@@ -64,5 +64,5 @@ def tell(measured: Iterable[tuple[Record, str]], form: str) -> list[Record]:
 
 
 def say(text: str) -> None:
-    """One line about what is going on."""
+    """Print one progress line."""
     print(text, file=sys.stderr, flush=True)

@@ -130,7 +130,7 @@ def command(
 
 
 def _wanted(document: Path | None, asked: list[str], file: Path | None) -> Wanted:
-    """Who asks what about which document. Raises UsageError."""
+    """The questions about each document. Raises UsageError."""
     if file is not None:
         if document is not None or asked:
             raise UsageError("the file of --questions names its documents: leave out --document and -q")
@@ -183,8 +183,8 @@ def _is_question(record: Any) -> bool:
 def _examined(
     path: Path, asked: list[tuple[str, list[str]]], prompting: Prompting, max_tokens: int, progress: Progress
 ) -> Examined:
-    """The document and its questions as tokens. Raises UsageError where it is not there, and
-    NothingReadableError where it holds no text.
+    """The document and its questions as tokens. Raises UsageError if it does not exist, and
+    NothingReadableError if it holds no text.
     """
     import hashlib
     import sys

@@ -90,7 +90,7 @@ def command(
 
 
 def _passages(path: Path, tokenizer: Tokenizer, contexts: list[int], scored: int) -> list[Passage]:
-    """The beginnings of a text. Raises UsageError where it cannot be read or is too short."""
+    """The beginnings of a text. Raises UsageError if it cannot be read or is too short."""
     from adamas_cli.lab.eval.perplexity import Passage
     from adamas_cli.lab.texts import read_text
 

@@ -15,9 +15,9 @@ from adamas_cli.lab.eval.ledger import Record
 class Report:
     """Prints rows on `stream`; a context manager, which prints the rest when it ends.
 
-    form: `md`, `csv`, `json`, `jsonl`, or None for a table on a terminal and `md` elsewhere. On a terminal
-    all rows come at the end, also after an interruption: above them progress is drawn. Elsewhere each comes
-    as it is measured, except in the one array of `json`.
+    form: `md`, `csv`, `json`, `jsonl`, or None for a table on a terminal and `md` elsewhere. On a terminal,
+    all rows come at the end, even after an interruption, because progress is drawn above them. Elsewhere,
+    each comes as it is measured, except in the single array of `json`.
     """
 
     def __init__(self, form: str | None, columns: Sequence[Column], stream: TextIO) -> None:
@@ -48,14 +48,14 @@ class Report:
         self._stream.flush()
 
     def row(self, record: Record) -> None:
-        """A row of the table."""
+        """Print a row of the table."""
         self._rows.append(record)
         if self._form == "md":
             if len(self._rows) == 1:
                 self._say(markdown_head([column.title for column in self._columns]))
             self._say(markdown_row([column.cell(record).replace("|", "\\|") for column in self._columns]))
         elif self._form == "csv":
-            # Lists, such as figures by layer, have no place in a cell.
+            # Lists, such as figures by layer, do not fit in a cell.
             flat = {key: value for key, value in record.items() if not isinstance(value, list)}
             text = csv_lines([flat])
             self._say(text if len(self._rows) == 1 else text.partition("\n")[2])
@@ -63,7 +63,7 @@ class Report:
             self.detail(record)
 
     def detail(self, record: Record) -> None:
-        """What is after the rows, such as a single answer: only in `jsonl`."""
+        """Print a record that rows are made of, such as a single answer: only in `jsonl`."""
         if self._form == "jsonl":
             self._say(json_line(record))
 

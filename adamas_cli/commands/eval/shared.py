@@ -1,4 +1,4 @@
-"""What the commands of `adamas eval` share: flags, lists, the file of rows and the show."""
+"""Shared by the commands of `adamas eval`: flags, lists, the file of rows and the display."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ class ReportOptions:
     ] = 0
 
     def ledger(self) -> Ledger:
-        """The rows of the output file. Raises UsageError for flags that do not go together, a file that holds
-        something else, and plots that cannot be drawn.
+        """The rows of the output file. Raises UsageError for conflicting flags, a file that holds something
+        else, and plots that cannot be drawn.
         """
         from adamas_cli.lab.eval.ledger import Ledger
 
@@ -122,7 +122,7 @@ def numbers(text: str, flag: str, least: int = 1, most: int | None = None) -> li
 
 
 def names(text: str, flag: str, known: Collection[str]) -> list[str]:
-    """The names of a list such as `dot,quest`, each once. Raises UsageError for one that is not known."""
+    """The names of a list such as `dot,quest`, each once. Raises UsageError for an unknown one."""
     found = [item.strip() for item in text.split(",")]
     for name in found:
         if name not in known:
@@ -131,13 +131,13 @@ def names(text: str, flag: str, known: Collection[str]) -> list[str]:
 
 
 def densely_read(rows: Iterable[Record]) -> list[Record]:
-    """The rows that pictures are drawn of."""
+    """The rows that pictures are drawn from."""
     return [row for row in rows if row["read"] is None]
 
 
 @contextmanager
 def showing(options: ReportOptions, columns: Sequence[Column]) -> Iterator[tuple[Report, Display]]:
-    """The report on stdout and the show on stderr, which ends before a table is drawn."""
+    """The report on stdout and the display on stderr, which ends before a table is printed."""
     from adamas_cli.commands.eval.report import Report
     from adamas_cli.terminal.display import Display
 
@@ -151,7 +151,7 @@ def showing(options: ReportOptions, columns: Sequence[Column]) -> Iterator[tuple
 def tell(
     records: Iterable[Record], report: Report, display: Display, workload: Workload, ledger: Ledger
 ) -> list[Record]:
-    """Measure, tell each record as it comes, and return the rows."""
+    """Measure, report each record as it arrives, and return the rows."""
     rows: list[Record] = []
     with display.task("measuring", workload.total or None, "tokens", workload.remaining) as advance:
         workload.advance = advance

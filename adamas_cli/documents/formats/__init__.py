@@ -1,1 +1,1 @@
-"""From files that are not plain text to text in sections: one reader for each format."""
+"""Readers, one for each format, that turn non-text files into text in sections."""

@@ -1,4 +1,4 @@
-"""Zip archives of unknown origin, which EPUB, DOCX and ODT files are."""
+"""Zip archives of unknown origin, such as EPUB, DOCX and ODT files."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 MAX_MEMBERS = 20_000
 MAX_TEXT_BYTES = 256 * 2**20  # unpacked, of all members that can hold text
 MAX_RATIO = 200  # unpacked to packed; XML of real books and letters stays below 50
-_SMALL_BYTES = 2**20  # the ratio of less than this means nothing
+_SMALL_BYTES = 2**20  # below this size the ratio means nothing
 _TEXT_SUFFIXES = (".xml", ".rels", ".html", ".xhtml", ".htm", ".opf", ".ncx")
 
 
 def open_archive(path: str) -> ZipFile:
-    """The archive, once its directory has shown that it is no bomb: zipfile never unpacks more of a member
+    """Open an archive after its directory shows that it is not a bomb: zipfile never unpacks more of a member
     than the directory says. Raises UnreadableError.
     """
     try:

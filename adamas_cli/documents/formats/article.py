@@ -1,4 +1,4 @@
-"""Pages from the web: their main text, without menus and comments, through the extra `web`."""
+"""Web pages: their main text, without menus and comments. Needs the extra `web`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.parts import Part
 from adamas_cli.documents.remark import Remark
 
-_LEAST_SHARE = 0.25  # of the page's words: where less is found, it is no page of one text
-_ENOUGH_WORDS = 300  # but this many are one, below however many comments
+_LEAST_SHARE = 0.25  # of the page's words: with less, the page has no main text
+_ENOUGH_WORDS = 300  # but this many words are one, however many comments follow
 
 
 def read(path: str, encoding: str | None = None, *, address: str, whole: bool) -> Iterator[Part | Remark]:
-    """Markdown of the main text, or of the `whole` page, also where there is no main text; with the page's
-    title, address, author and date first, and a section for each heading. encoding: the codec. Raises
-    UnreadableError.
+    """Markdown of the main text, or of the `whole` page, also if there is no main text. The page's title,
+    address, author and date come first; each heading begins a section. encoding: the codec.
+    Raises UnreadableError.
     """
     file = Path(path)
     if file.stat().st_size > MAX_BYTES:
@@ -42,7 +42,7 @@ def read(path: str, encoding: str | None = None, *, address: str, whole: bool) -
 
 
 def _main_text(html: str, address: str) -> tuple[str, str, str] | None:
-    """Text, title, and author with date, where they are found."""
+    """Text, title, and author with date, as far as they are found."""
     try:
         from trafilatura import extract, extract_metadata
     except ImportError:

@@ -1,4 +1,4 @@
-"""What is attached to a mail: read through the reader of its format, or named with the reason why not."""
+"""Mail attachments: read by the reader of their format, or named with the reason why not."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ class Attachment:
 
     @property
     def title(self) -> str:
-        """Such as `report.pdf (application/pdf, 34 KB)`."""
+        """For example `report.pdf (application/pdf, 34 KB)`."""
         return f"{self.name} ({self.media_type}, {_size(len(self.content))})"
 
 
 def listed(attachments: list[Attachment]) -> str:
-    """The list that a mail's text ends with; empty where nothing is attached."""
+    """The list at the end of a mail's text; empty without attachments."""
     if not attachments:
         return ""
     return "\nAttachments:\n" + "".join(f"- {attachment.title}\n" for attachment in attachments)
 
 
 def read_all(attachments: list[Attachment], depth: int) -> Iterator[Part | Remark]:
-    """The text of those that are readable, each after its name; `depth` mails are around them."""
+    """The text of the readable attachments, each after its name; `depth` mails enclose them."""
     for attachment in attachments:
         yield from _read(attachment, depth)
 
@@ -72,7 +72,7 @@ def _read(attachment: Attachment, depth: int) -> Iterator[Part | Remark]:
             yield from _converted(kind, path, name, depth)
     except MemoryError:
         raise
-    except Exception as error:  # libraries raise anything at all on damaged files; the rest is still read
+    except Exception as error:  # libraries raise anything on damaged files; the rest is still read
         why = error.trouble if isinstance(error, UnreadableError) else "damaged"
         yield Part(f"[{name} is {why}]\n")
         yield Remark(f"attachments {why}")
@@ -89,14 +89,14 @@ def _converted(kind: Format, path: str, name: str, depth: int) -> Iterator[Part 
 
 @contextmanager
 def _as_file(content: bytes) -> Iterator[str]:
-    """A file of the content, for as long as this is open, in the folder that the reader's parent removes.
+    """A temporary file of the content, in a folder that the reader's parent process deletes.
 
-    Raises UnreadableError where it is too large.
+    Raises UnreadableError if the content is too large.
     """
     if len(content) > MAX_BYTES:
         raise UnreadableError(Trouble.TOO_LARGE)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))  # of the process, which else writes nothing
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))  # the process writes nothing else
     try:
         file = tempfile.NamedTemporaryFile()  # noqa: SIM115 - it is closed below
         file.write(content)

@@ -1,4 +1,4 @@
-"""FictionBook 2, a book in one XML file."""
+"""FictionBook 2: a book in one XML file."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.parts import Part
 from adamas_cli.documents.remark import Remark
 
-MAX_BYTES = 128 * 2**20  # it is parsed as a whole; pictures are Base64 in it
+MAX_BYTES = 128 * 2**20  # parsed as a whole; pictures are embedded as Base64
 _LINES = {"p", "v", "subtitle", "text-author", "date"}
 _STYLES = {"strong": "**", "emphasis": "*", "strikethrough": "~~", "code": "`"}
 
 
 def read(path: str) -> Iterator[Part | Remark]:
-    """A section for each one of the book that has a title, "chapter 3: The Trial"; footnotes come last.
+    """A section for each titled section of the book, "chapter 3: The Trial"; footnotes come last.
 
     Raises UnreadableError, and what the XML parser raises for damaged files.
     """
@@ -48,7 +48,7 @@ def read(path: str) -> Iterator[Part | Remark]:
 
 
 def _title_page(book: Element) -> str:
-    """Title, authors, series, year and summary, as far as the description tells them."""
+    """Title, authors, series, year and summary, as far as the description has them."""
     info = next((node for node in book.iter() if _name(node) == "title-info"), None)
     if info is None:
         return ""
@@ -72,7 +72,7 @@ def _title_page(book: Element) -> str:
 
 
 def _sections(element: Element, level: int) -> Iterator[tuple[str, str]]:
-    """Titles and the texts up to the next title."""
+    """Titles with the texts up to the next title."""
     title, blocks = "", []
     for node in element:
         name = _name(node)

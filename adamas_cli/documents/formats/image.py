@@ -14,8 +14,8 @@ MAX_PIXELS = 200_000_000
 
 
 def read(path: str, *, ocr: str, language: str, sample: bool = False) -> Iterator[Part | Remark]:
-    """A section for each page, "page 2", of which most pictures have one. Raises UnreadableError, and what
-    Pillow raises for damaged files. `sample` reads the first page alone, as an estimate for all.
+    """A section for each page, "page 2"; most pictures have one page. Raises UnreadableError, and what
+    Pillow raises for damaged files. `sample` reads only the first page, as an estimate for all.
     """
     from PIL import Image, ImageOps, ImageSequence
 

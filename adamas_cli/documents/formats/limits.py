@@ -1,4 +1,4 @@
-"""Limits of what the reading process may take, where the system has them."""
+"""Limits on the reading process's resources, where the system supports them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from contextlib import suppress
 
 
 def limit(kind: int, value: int) -> None:
-    """Set the soft limit of a resource; macOS refuses that of memory, and nothing happens there."""
+    """Set the soft limit of a resource; macOS refuses a memory limit, which is ignored."""
     with suppress(OSError, ValueError):
         resource.setrlimit(kind, (value, resource.getrlimit(kind)[1]))

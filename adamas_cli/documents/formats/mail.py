@@ -1,4 +1,4 @@
-"""Mails, and web pages saved as mails (.mht): their main fields, the text, and what is attached."""
+"""Mails, and web pages saved as mails (.mht): their main fields, text and attachments."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FIELDS = ("From", "To", "Cc", "Bcc", "Reply-To", "Date", "Subject", "Snapshot-C
 _SIGNATURES = ("application/pgp-signature", "application/pkcs7-signature", "application/x-pkcs7-signature")
 _ENCRYPTED = ("application/pgp-encrypted", "application/pkcs7-mime", "application/x-pkcs7-mime")
 _FLOWED = re.compile(r"(?<!^--) \n(?![>\n])", re.MULTILINE)
-_MOSTLY_ELSEWHERE = 4  # times the plain text: then that only says that the mail is in HTML
+_MOSTLY_ELSEWHERE = 4  # an HTML text this many times longer: the plain text only says that the mail is HTML
 
 
 def read(path: str, depth: int = 0) -> Iterator[Part | Remark]:
@@ -36,7 +36,7 @@ def read(path: str, depth: int = 0) -> Iterator[Part | Remark]:
 
 
 def read_mail(content: bytes, name: str, depth: int) -> Iterator[Part | Remark]:
-    """The parts of one mail, whose section is called `name: Its subject`. `depth` mails are around it."""
+    """The parts of one mail, whose section is called `name: Its subject`. `depth` mails enclose it."""
     mail = message_from_bytes(content, policy=policy.compat32)
     subject = label(_field(mail, "Subject"))
     body, attached, counts = _contents(mail)
@@ -51,7 +51,7 @@ def read_mail(content: bytes, name: str, depth: int) -> Iterator[Part | Remark]:
 
 
 def _contents(mail: Message) -> tuple[str, list[Attachment], list[Remark]]:
-    """The text, the attachments, and what is neither."""
+    """The text, the attachments, and counts of everything else."""
     bodies: list[str] = []
     attached: list[Attachment] = []
     counts: list[Remark] = []
@@ -91,8 +91,8 @@ def _gather(part: Message, bodies: list[str], attached: list[Attachment], counts
 def _gather_one_of(
     parts: list[Message], bodies: list[str], attached: list[Attachment], counts: list[Remark]
 ) -> None:
-    """The same text in several forms: plain text if it says as much, else the page; the rest of them is
-    looked through for attachments alone.
+    """The same text in several forms: plain text if it says as much, else the page. The other forms are
+    searched only for attachments.
     """
     forms: list[list[str]] = []
     for part in parts:
@@ -116,7 +116,7 @@ def _gather_related(
     attached: list[Attachment],
     counts: list[Remark],
 ) -> None:
-    """A page and what it shows: pictures and styles are no text, pages in frames are."""
+    """A page and its resources: pictures and styles are not text, pages in frames are."""
     start = whole.get_param("start")
     roots = [part for part in parts if part.get("Content-ID") == start] or parts[:1]
     for root in roots[:1]:
@@ -145,7 +145,7 @@ def _gather_related(
 
 
 def _is_text(part: Message) -> bool:
-    """Whether it is shown with the mail; invitations (text/calendar) are."""
+    """Whether the part is shown with the mail; invitations (text/calendar) are."""
     if part.get_content_disposition() == "attachment":
         return False
     shown = part.get_content_maintype() == "text" or part.get_content_type() == "application/xhtml+xml"
@@ -160,7 +160,7 @@ def _body(part: Message) -> str:
 
 
 def _text(part: Message) -> str:
-    """Its characters, by the declared encoding, or by what the bytes look like where that is none."""
+    """A part's characters, by the declared encoding, or by a guess from its bytes if that is missing."""
     content = _bytes(part)
     declared = str(part.get_content_charset() or "").strip().lower()
     encoding = "utf-8" if declared in ("us-ascii", "ascii") else codec_of(declared)
@@ -180,7 +180,7 @@ def _bytes(part: Message) -> bytes:
 
 
 def _name(part: Message) -> str:
-    """The file's name, on one line and without the folders that it may pretend to."""
+    """The file's name, on one line and without any folders in it."""
     try:
         name = part.get_filename() or part.get_param("name") or ""
         name = str(make_header(decode_header(str(name))))

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 
 def table(rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """The lines of a table, whose head is the first row; rows without any text are left out, and cells
-    after the last of a row's that has one.
+    """The lines of a table whose head is the first row. Rows without text and empty cells at the end of a
+    row are dropped.
     """
     wide = 0
     for row in rows:
@@ -25,7 +25,7 @@ def table(rows: Iterable[Sequence[str]]) -> Iterator[str]:
 
 
 def cell(text: str) -> str:
-    """A text that stays inside its cell."""
+    """A text made safe for one cell."""
     return " ".join(text.split()).replace("|", "\\|")
 
 

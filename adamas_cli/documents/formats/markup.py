@@ -16,7 +16,7 @@ _LONGEST_LABEL = 100
 
 
 def markdown(html: bytes | str) -> str:
-    """The text of a page, without scripts, styles, pictures and what is hidden.
+    """The text of a page, without scripts, styles, pictures and hidden content.
 
     Raises RecursionError for very deep nesting.
     """
@@ -42,7 +42,7 @@ def written(page: Page) -> str:
 
 
 def headed(text: str) -> Iterator[Part]:
-    """A section for each heading of the first three levels, named like it; what comes before has none."""
+    """A section named after each heading of the first three levels; text before the first has none."""
     starts = [(match.start(), label(match[2])) for match in _HEADING.finditer(text)]
     fences = [match.start() for match in _FENCE.finditer(text)]
     inside = list(zip(fences[::2], fences[1::2], strict=False))
@@ -56,6 +56,6 @@ def headed(text: str) -> Iterator[Part]:
 
 
 def label(text: str) -> str:
-    """One line without Markdown's marks, short enough to be shown beside a path."""
+    """One line without Markdown's marks, short enough to show beside a path."""
     plain = " ".join(re.sub(r"[`*\[\]#]", "", text).split())
     return plain if len(plain) <= _LONGEST_LABEL else plain[: _LONGEST_LABEL - 1] + "…"

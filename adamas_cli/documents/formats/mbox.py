@@ -1,6 +1,6 @@
-"""Mailboxes: mails one after the other, each after a line that begins with `From `.
+"""Mailboxes: a sequence of mails, each after a line that begins with `From `.
 
-The standard library's `mailbox.mbox` takes every such line for a new mail, also in the middle of a sentence.
+The standard library's `mailbox.mbox` takes every such line for a new mail, even in the middle of a sentence.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def read(path: str, depth: int = 0) -> Iterator[Part | Remark]:
 def _mails(path: str) -> Iterator[bytes]:
     lines: list[bytes] = []
     size = 0
-    empty = True  # the line before
+    empty = True  # the previous line
     with open(path, "rb") as stream:
         for line in stream:
             if empty and _POSTMARK.match(line):

@@ -1,4 +1,4 @@
-"""Mails as Outlook keeps them (.msg), through the extra `office`."""
+"""Outlook mails (.msg), through the extra `office`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.parts import Part
 from adamas_cli.documents.remark import Remark
 
-_DISPLAYED = (("To", 0x0E04), ("Cc", 0x0E03), ("Bcc", 0x0E02))  # MAPI's numbers of the names
+_DISPLAYED = (("To", 0x0E04), ("Cc", 0x0E03), ("Bcc", 0x0E02))  # MAPI properties of the display names
 _RTF_BODY = 0x1009
-_INSIDE = 5  # the way of attaching by which a mail is inside
+_INSIDE = 5  # attachment method of an embedded mail
 
 
 def read(path: str, depth: int = 0) -> Iterator[Part | Remark]:
@@ -33,7 +33,7 @@ def read(path: str, depth: int = 0) -> Iterator[Part | Remark]:
         fields[name] = mail.properties.str_prop_value(number)
     if mail.recipients and not fields["To"]:
         fields["To"] = ", ".join(f"{one.name} <{one.email_address}>" for one in mail.recipients)
-    if mail.sent_date is not None and mail.sent_date.year > 1601:  # where the clock of MAPI begins
+    if mail.sent_date is not None and mail.sent_date.year > 1601:  # MAPI's epoch, which means no date
         fields["Date"] = mail.sent_date.isoformat()
     names = ("From", "To", "Cc", "Bcc", "Date", "Subject")
     head = "\n".join(f"{name}: {' '.join(str(fields[name]).split())}" for name in names if fields.get(name))
@@ -60,6 +60,6 @@ def read(path: str, depth: int = 0) -> Iterator[Part | Remark]:
 
 
 def _body(mail: Any) -> str:
-    """The plain text, or the page where there is no other."""
+    """The plain text, or the HTML body if there is none."""
     plain = (mail.body or "").replace("\r\n", "\n")
     return plain if plain.strip() else markdown(mail.html_body or "")

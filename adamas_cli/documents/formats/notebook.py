@@ -1,4 +1,4 @@
-"""Jupyter notebooks as Markdown: prose, fenced code and the text of outputs; pictures are counted."""
+"""Jupyter notebooks as Markdown: prose, fenced code and text outputs; pictures are counted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_BYTES = 64 * 2**20  # a notebook is parsed as a whole
 
 _INLINE_IMAGE = re.compile(r"data:image/[\w.+-]+;base64,[A-Za-z0-9+/=]+(?:\s+[A-Za-z0-9+/=]{40,})*")
 _BACKTICKS = re.compile(r"^ {0,3}(`{3,})", re.MULTILINE)
-# What IPython writes as the plain text of an object whose output is another of its forms.
+# IPython's plain text for an object whose output is really in another form.
 _PLACEHOLDER = re.compile(
     r"<[\w.]+(?: object(?: at 0x[0-9a-f]+)?| size [^>]*)>|Figure\([^)]*\)|\w+\(children=.*", re.DOTALL
 )
@@ -39,8 +39,8 @@ _DRAWN_TEXT = re.compile(r"<(?:text|tspan|title|desc)\b[^>]*>([^<]+)", re.IGNORE
 
 
 def read(path: str, encoding: str | None = None) -> Iterator[Part | Remark]:
-    """Markdown, with a section for each heading. encoding: the codec. Raises UnreadableError where the file
-    is no notebook.
+    """Markdown, with a section for each heading. encoding: the codec. Raises UnreadableError if the file is
+    not a notebook.
     """
     file = Path(path)
     if file.stat().st_size > MAX_BYTES:
@@ -53,9 +53,9 @@ def read(path: str, encoding: str | None = None) -> Iterator[Part | Remark]:
 
 
 class Notebook:
-    """The notebook in `text` (JSON, nbformat 3 or 4), and what `blocks` left out of it, by kind.
+    """The notebook in `text` (JSON, nbformat 3 or 4), and counts of what `blocks` omitted, by kind.
 
-    Raises UnreadableError when `text` is anything else.
+    Raises UnreadableError if `text` is anything else.
     """
 
     def __init__(self, text: str) -> None:
@@ -77,7 +77,7 @@ class Notebook:
         kind = cell.get("cell_type")
         source = _text(cell.get("source", cell.get("input"))).strip("\n")
         if kind != "code":
-            if kind == "heading":  # of nbformat 3
+            if kind == "heading":  # nbformat 3
                 level = cell.get("level")
                 source = "#" * (level if isinstance(level, int) and 1 <= level <= 6 else 1) + " " + source
             source, images = _INLINE_IMAGE.subn("image", source)
@@ -94,7 +94,7 @@ class Notebook:
         yield from self._outputs(cell.get("outputs"))
 
     def _outputs(self, outputs: Any) -> Iterator[str]:
-        """What a cell printed and showed: runs of plain text in one fence, other forms as Markdown."""
+        """A cell's outputs: consecutive plain text in one fence, other forms as Markdown."""
         plain: list[str] = []
         titled = False
         for output in outputs if isinstance(outputs, list) else []:
@@ -127,7 +127,7 @@ class Notebook:
         return self._shown(data if isinstance(data, dict) else _old_data(output))
 
     def _shown(self, data: dict[str, Any]) -> tuple[str, bool]:
-        """The best form of an object for a reader: plain text, unless that only names the object."""
+        """The most readable form of an object: plain text, unless that only names the object."""
         plain = _text(data.get(_PLAIN))
         html = _text(data.get("text/html"))
         bare = plain.strip()
@@ -172,12 +172,12 @@ def _cells(notebook: Any) -> list[Any]:
 
 
 def _old_data(output: dict[str, Any]) -> dict[str, Any]:
-    """The forms of an output of nbformat 3, which stand beside its type, by their MIME types."""
+    """The forms of an nbformat 3 output, which are stored beside its type, by MIME type."""
     return {name: output[key] for key, name in (_OLD_KEYS | _OLD_PICTURES).items() if key in output}
 
 
 def _language(metadata: Any) -> str:
-    """The name of the kernel's language, for the fences; empty when the notebook does not say."""
+    """The name of the kernel's language, for the fences; empty if the notebook does not say."""
     for key, name in (("language_info", "name"), ("kernelspec", "language")):
         section = metadata.get(key) if isinstance(metadata, dict) else None
         value = section.get(name) if isinstance(section, dict) else None
@@ -187,7 +187,7 @@ def _language(metadata: Any) -> str:
 
 
 def _plain_block(texts: list[str]) -> str:
-    """Plain outputs in a fence, without what a terminal would have overwritten."""
+    """Plain outputs in a fence, without text that a terminal would have overwritten."""
     text = "".join(simplified(["".join(texts)])).strip("\n")
     return fenced(text, "text") if text.strip() else ""
 

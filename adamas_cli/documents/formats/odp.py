@@ -46,7 +46,7 @@ def read(path: str) -> Iterator[Part | Remark]:
 
 
 def _blocks(element: Any) -> Iterator[str | Remark]:
-    """Paragraphs and tables in their order, and what is neither."""
+    """Paragraphs and tables in order, and remarks on everything else."""
     from odf.namespaces import DRAWNS, TABLENS, TEXTNS
     from odf.teletype import extractText
 

@@ -26,7 +26,7 @@ def read(path: str) -> Iterator[Part]:
 
 
 def refuse_encrypted(path: str) -> None:
-    """Raises UnreadableError for an archive that is a bomb or needs a password."""
+    """Raises UnreadableError if an archive is a bomb or encrypted."""
     with open_archive(path) as archive:
         if _MANIFEST in archive.namelist() and b"encryption-data" in archive.read(_MANIFEST):
             raise UnreadableError(Trouble.ENCRYPTED)

@@ -1,4 +1,4 @@
-"""Tables of a page as Markdown can write them: each row with all its cells, and none for layout alone."""
+"""A page's tables in a form that Markdown can write: full rows, and no layout tables."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from selectolax.lexbor import LexborHTMLParser
 
 _MOST_COLUMNS = 1000  # as in HTML's own rules for colspan
 _MOST_ROWS = 65_534
-_MOST_ADDED = 20  # cells of the grid for each cell that there is; a table of fewer than this squared is small
+_MOST_ADDED = 20  # grid cells per existing cell; a table with fewer than this squared is small
 _GROUPS = ("thead", "tbody", "tfoot")
 _SPANS = ("rowspan", "colspan")
 _BLOCKS = "h1, h2, h3, h4, h5, h6, pre, blockquote, form, hr"
-_INNER_SHARE = 0.5  # of a table's text that is in tables inside it, where it only arranges them
+_INNER_SHARE = 0.5  # if more of a table's text than this is in inner tables, it is only layout
 
 
 def plain_tables(tree: LexborHTMLParser) -> None:
-    """Replace tables that only arrange a page by their cells, and fill the cells that spans cover.
+    """Replace layout tables by their cells, and fill the cells that spans cover.
 
-    A cell that covers several rows or columns is repeated in each of them; a cell as wide as its table, such
-    as a title between rows, stands once. A table whose grid would be far larger than its text is written as
+    A cell that spans several rows or columns is repeated in each of them; a cell as wide as its table, such
+    as a title between rows, appears once. A table whose grid would be far larger than its text is written as
     lines.
     """
-    for table in reversed(tree.css("table")):  # those inside first
+    for table in reversed(tree.css("table")):  # inner tables first
         rows = _rows(table)
         if _is_layout(table, rows):
             _unfold(tree, table, [[cell] for row in rows for cell in _cells(row)])
@@ -70,7 +70,7 @@ def _inner_tables(table: Any) -> list[Any]:
 
 
 def _line(table: Any) -> str:
-    """A table in a cell, as one line."""
+    """A table inside a cell, as one line."""
     rows = ([" ".join(cell.text(deep=True).split()) for cell in _cells(row)] for row in _rows(table))
     return "; ".join(", ".join(row) for row in rows)
 
@@ -96,7 +96,7 @@ def _unfold(tree: LexborHTMLParser, table: Any, lines: list[list[Any]]) -> None:
 
 def _fill(tree: LexborHTMLParser, cells: list[list[Any]]) -> None:
     width = max((sum(_span(cell, "colspan", _MOST_COLUMNS) for cell in row) for row in cells), default=0)
-    below: dict[int, tuple[Any, int]] = {}  # by column: a cell from above, and for how many rows it goes on
+    below: dict[int, tuple[Any, int]] = {}  # by column: a cell from above, and its remaining rows
     for row in cells:
         column = 0
         for cell in row:
@@ -119,7 +119,7 @@ def _fill(tree: LexborHTMLParser, cells: list[list[Any]]) -> None:
 
 
 def _from_above(below: dict[int, tuple[Any, int]], column: int) -> list[Any]:
-    """The cells that reach down into the columns from `column` on, for this row."""
+    """The cells that extend down into this row in the columns from `column` on."""
     found = []
     while column in below:
         cell, rows = below.pop(column)

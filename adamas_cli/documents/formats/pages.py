@@ -1,4 +1,4 @@
-"""A page of HTML as a browser would build it, without what a reader does not see."""
+"""An HTML page as a browser would build it, without invisible content."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from selectolax.lexbor import LexborHTMLParser
 from adamas_cli.documents.decoding import text_of
 from adamas_cli.documents.formats.page_tables import plain_tables
 
-MAX_DEPTH = 2000  # of elements inside each other; the parser's time grows with its square
-_MOST_INLINE = 2000  # bold words and the like in one paragraph; the converter's time grows with its square
+MAX_DEPTH = 2000  # of nested elements; the parser's time grows quadratically with it
+_MOST_INLINE = 2000  # bold words and the like in one paragraph; the converter's time grows quadratically
 
 _UNREAD = (
     "script, style, noscript, template, head, iframe, object, embed, audio, video, canvas, datalist, "
@@ -32,7 +32,7 @@ _EMPTY = (
     *("area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param", "source"),
     *("track", "wbr"),
 )
-# Elements without content, those that end where the next one begins, and formatting, which the parser bounds.
+# Elements that cannot nest deeply: empty ones, those that the next one ends, and formatting (parser-limited).
 _FLAT = frozenset(
     [
         *("html", "head", "body", "p", "li", "dt", "dd", "tr", "td", "th", "thead", "tbody", "tfoot"),
@@ -52,13 +52,13 @@ _ORDINALS = ("st", "nd", "rd", "th", "e", "er", "re", "o", "a", "º", "ª", "tm"
 
 
 class Page:
-    """What a browser shows of `html`: `tree`, its title and description, and what was `left_out`, by kind.
+    """What a browser shows of `html`: its `tree`, title and description, and counts of what was `left_out`.
 
     Raises RecursionError for very deep nesting.
     """
 
     def __init__(self, html: bytes | str, *, navigation: bool = False) -> None:
-        """navigation: keep it."""
+        """navigation: keep navigation blocks."""
         source = text_of(html)[0] if isinstance(html, bytes) else html
         if "<?xml" in source[:200] or "xmlns" in source[:2000]:
             source = _without_xml(source)
@@ -76,7 +76,7 @@ class Page:
 
     @property
     def body(self) -> str:
-        """The HTML of what is left."""
+        """The HTML of the remaining page."""
         return self.tree.html or ""
 
     def _prune(self) -> None:
@@ -165,7 +165,7 @@ def _shifted(text: str, table: dict[int, int], sign: str) -> str:
 
 
 def _formula(node: Any) -> str:
-    """The LaTeX that a MathML formula carries, else its symbols."""
+    """The LaTeX in a MathML formula, else its symbols."""
     annotation = node.css_first("annotation[encoding='application/x-tex']")
     if annotation is not None:
         return f" ${_squeezed(_text(annotation))}$ "
@@ -182,7 +182,7 @@ def _entered(attributes: dict[str, str | None]) -> str:
 
 
 def _outermost(nodes: list[Any]) -> list[Any]:
-    """Those of `nodes`, in the order of the document, that are not inside another of them."""
+    """Those of `nodes`, in document order, that are not inside another of them."""
     known = {node.mem_id for node in nodes}
     found, inside = [], set()
     for node in nodes:
@@ -199,7 +199,7 @@ def _outermost(nodes: list[Any]) -> list[Any]:
 
 
 def _depth(source: str) -> int:
-    """How many elements lie inside each other at most, as far as tags show without parsing."""
+    """The maximum nesting depth of elements, estimated from the tags without parsing."""
     deepest = depth = 0
     if source.count("<") <= MAX_DEPTH:
         return 0
@@ -211,7 +211,7 @@ def _depth(source: str) -> int:
 
 
 def _without_xml(source: str) -> str:
-    """XHTML in the syntax of HTML, in which `<title/>` would not be closed."""
+    """XHTML in HTML syntax, where `<title/>` would not be closed."""
     if not _XHTML.match(source[:2000]):
         return source
     source = _CDATA.sub(lambda data: data[1].replace("&", "&amp;").replace("<", "&lt;"), source)

@@ -21,9 +21,8 @@ _PARAGRAPH = "{http://schemas.openxmlformats.org/drawingml/2006/main}p"
 
 
 def read(path: str) -> Iterator[Part | Remark]:
-    """A section for each slide, "slide 3: Its title", with its tables, the values of its charts and its
-    notes; hidden slides say that they are. Raises UnreadableError, and what python-pptx raises for damaged
-    files.
+    """A section for each slide, "slide 3: Its title", with its tables, chart values and notes; hidden slides
+    are marked. Raises UnreadableError, and what python-pptx raises for damaged files.
     """
     try:
         from pptx import Presentation
@@ -53,9 +52,7 @@ def read(path: str) -> Iterator[Part | Remark]:
 
 
 def _shapes(shapes: Iterable[Any], title: Any) -> Iterator[str | Remark]:
-    """The texts of shapes in the order in which they are drawn, without the title, which the slide is named
-    by.
-    """
+    """The texts of shapes in drawing order, without the title, which names the slide."""
     from pptx.enum.shapes import MSO_SHAPE_TYPE
 
     for shape in shapes:
@@ -78,7 +75,7 @@ def _shapes(shapes: Iterable[Any], title: Any) -> Iterator[str | Remark]:
 
 
 def _frame(frame: Any) -> str:
-    """Paragraphs, those below others as lists."""
+    """Paragraphs; those at lower levels as lists."""
     lines = []
     for paragraph in frame.paragraphs:
         text = paragraph.text.strip()
@@ -88,7 +85,7 @@ def _frame(frame: Any) -> str:
 
 
 def _chart(chart: Any) -> str:
-    """The values of a chart, a column for each series."""
+    """The values of a chart, one column for each series."""
     title = (
         chart.chart_title.text_frame.text.strip()
         if chart.has_title and chart.chart_title.has_text_frame
@@ -108,7 +105,7 @@ def _chart(chart: Any) -> str:
 
 
 def _diagram(part: Any, data: Any) -> str:
-    """The texts of a SmartArt diagram, a line each."""
+    """The texts of a SmartArt diagram, one per line."""
     from defusedxml.ElementTree import fromstring
 
     blob = part.related_part(data.get(_DATA_RELATION)).blob
@@ -118,5 +115,5 @@ def _diagram(part: Any, data: Any) -> str:
 
 
 def _lines(text: str) -> str:
-    """Soft line breaks are vertical tabs in python-pptx."""
+    """Replace python-pptx's vertical tabs, which are soft line breaks."""
     return text.replace("\v", "\n")

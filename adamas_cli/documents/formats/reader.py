@@ -1,4 +1,4 @@
-"""Files are converted in a process of their own, which is watched and replaced when it fails."""
+"""Converts files in a child process, which is supervised and replaced when it fails."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.parts import Part
 from adamas_cli.documents.remark import Remark
 
-OCR_SILENCE_SECONDS = 300.0  # until the next page; there may be any number of them
+OCR_SILENCE_SECONDS = 300.0  # until the next page; the number of pages is not limited
 SILENCE_SECONDS = 60.0  # until the next part, such as a page of a PDF, or all of a Word document
 TOTAL_SECONDS = 600.0
 MAX_TEXT_BYTES = 256 * 2**20
@@ -32,7 +32,7 @@ _START = (
 
 
 class Reader:
-    """Runs readers in a child process; starts it at the first file, and anew after one that broke it."""
+    """Runs readers in a child process, started at the first file and restarted after one that broke it."""
 
     def __init__(self, silence: float = SILENCE_SECONDS, total: float = TOTAL_SECONDS) -> None:
         self._silence = silence
@@ -50,15 +50,15 @@ class Reader:
         self.close()
 
     def read(self, kind: Format, path: str, **options: Any) -> Iterator[Part | Remark]:
-        """The parts of the file, then remarks on it. options: what the reader of this format takes beside
-        the path. Raises UnreadableError, perhaps after some parts.
+        """The parts of the file, then remarks on it. options: arguments of this format's reader besides the
+        path. Raises UnreadableError, perhaps after some parts.
         """
         finished = False
         try:
             child = self._started()
             assert child.stdin is not None
             job = json.dumps({"format": kind, "path": os.path.abspath(path), "options": options})
-            with suppress(BrokenPipeError):  # its end is noticed below
+            with suppress(BrokenPipeError):  # the child's end is noticed below
                 child.stdin.write(job.encode() + b"\n")
                 child.stdin.flush()
             size = 0
@@ -94,9 +94,9 @@ class Reader:
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._child is None:
-            # For what is inside of files: removed with the child, however that ends.
+            # For files inside files: deleted with the child, however it ends.
             self._scratch = tempfile.mkdtemp(prefix="adamas-")
-            # -P and an explicit path: no module is imported from the folder that the user is in.
+            # -P and an explicit path: no module is imported from the current folder.
             self._child = subprocess.Popen(
                 [sys.executable, "-P", "-c", _START, *filter(None, sys.path)],
                 stdin=subprocess.PIPE,

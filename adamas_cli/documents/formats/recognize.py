@@ -1,4 +1,4 @@
-"""Which reader a file needs: by its first bytes, and by its name where those leave a choice."""
+"""The reader that a file needs: by its first bytes, and by its name if those are ambiguous."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ class Format(StrEnum):
     SUBTITLES = "subtitles"
     IMAGE = "image"
     ARTICLE = "article"  # a page from the web
-    ARCHIVE = "unpack"  # of files, which are the documents
+    ARCHIVE = "unpack"  # its files are the documents
 
 
-# In an encoding; what only looks like one of these is read as the text it is.
+# Formats with an encoding; a file that only looks like one of these is read as plain text.
 TEXTUAL = frozenset([Format.HTML, Format.ARTICLE, Format.NOTEBOOK, Format.SUBTITLES])
-# Plain text, in which people write secrets.
+# Plain text, which people write secrets into.
 WRITTEN = TEXTUAL | {Format.MAIL, Format.MBOX, Format.FB2}
 
 
 _ZIP = b"PK\x03\x04"
-_OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # what Word wraps an encrypted document in
+_OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # Word wraps encrypted documents in it
 _TAR = slice(257, 262)
 _BEFORE_PAGES = b"\xef\xbb\xbf\xff\xfe\0 \t\r\n\f\v"  # marks and white space
-_MARK_BYTES = 8  # in which UTF-16 shows
-_PDF_WITHIN = 1024  # bytes: where readers of PDF look for its mark
+_MARK_BYTES = 8  # enough to recognize UTF-16
+_PDF_WITHIN = 1024  # bytes in which PDF readers look for its mark
 # EPUB and ODT begin with an uncompressed member of this name, which holds their type.
 _MIMETYPE = re.compile(rb"mimetype(?:.{0,64}?)(application/[\w.+-]+)", re.DOTALL)
 _MIMETYPES = {
@@ -68,7 +68,7 @@ _BY_SUFFIX = {
 }
 _OFFICE_TYPES = b"[Content_Types].xml"
 _OFFICE_FOLDERS = ((b"word/", Format.DOCX), (b"ppt/", Format.PPTX), (b"xl/", Format.SPREADSHEET))
-# OLE files: by the names of their streams, which are UTF-16 and may stand after the head, then by suffix.
+# OLE files: by the names of their streams, which are UTF-16 and may follow after the head, then by suffix.
 _OLE_STREAMS = (("__substg1.0_", Format.MSG), ("Workbook", Format.SPREADSHEET))
 _OLE_SUFFIXES = {
     ".docx": Format.DOCX,
@@ -80,7 +80,7 @@ _OLE_SUFFIXES = {
 }
 _RTF = re.compile(rb"\{\\rtf[1\\]")
 _PDF_OBJECT = re.compile(rb"\d \d+ obj\b")
-# Names of source code and of text, which may begin with a page of HTML and is no page.
+# Suffixes of source code and text, which may begin like an HTML page without being one.
 _SOURCE_SUFFIXES = frozenset(
     [
         *("asp", "aspx", "cfm", "c", "cc", "cpp", "cs", "css", "csv", "diff", "ejs", "erb", "go", "h"),
@@ -94,7 +94,7 @@ _WHOLE_PAGE = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*|<!--(?:(?!-->).){0,2000}-->\s*)*<(?:!doctype\s+html|html)\b",
     re.IGNORECASE | re.DOTALL,
 )
-# Where the marks of templates are examples, or belong to another language.
+# Places where template marks are examples or belong to another language.
 _QUOTED = re.compile(
     rb"(<(script|style|pre|code|textarea|samp|kbd|tt|xmp)\b[^>]*>).*?(?:</\2\b|$)|<!--.*?(?:-->|$)",
     re.IGNORECASE | re.DOTALL,
@@ -105,9 +105,9 @@ _NOTEBOOK = re.compile(rb"(?:\xef\xbb\xbf)?\s*\{")
 
 
 def recognized(head: bytes, path: str) -> Format | None:
-    """The format of a file that begins with `head`; None for what is read as it is, or not at all.
+    """The format of a file that begins with `head`; None for files that are read as they are, or not at all.
 
-    A page of HTML is converted if it is whole. Fragments and templates are source code, and stay it.
+    An HTML page is converted if it is complete. Fragments and templates remain source code.
     """
     suffix = os.path.splitext(path)[1].lower()
     by_name = suffix == ".pdf" and b"%PDF-" in head[:_PDF_WITHIN]
@@ -144,7 +144,7 @@ def _by_text(head: bytes, suffix: str) -> Format | None:
 
 
 def _is_about_pdf(head: bytes) -> bool:
-    """Whether a text only begins with the mark of PDF: no object follows it, and every byte is printable."""
+    """Whether a text only begins with PDF's mark: no object follows, and every byte is printable."""
     printable = not head.translate(None, bytes({*range(0x20, 0x7F)} | set(b"\t\n\f\r")))
     return printable and not _PDF_OBJECT.search(head)
 
@@ -156,7 +156,7 @@ def _is_notebook(head: bytes) -> bool:
 
 
 def _is_page(head: bytes) -> bool:
-    if not head.lstrip(_BEFORE_PAGES).startswith(b"<"):  # which is quickly looked for
+    if not head.lstrip(_BEFORE_PAGES).startswith(b"<"):  # a quick check
         return False
     if b"\0" in head[:_MARK_BYTES]:
         found = unicode_by_start(head)

@@ -8,7 +8,7 @@ from pathlib import Path
 from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.parts import Part
 
-MAX_BYTES = 32 * 2**20  # it is parsed as a whole; pictures are hexadecimal digits in it
+MAX_BYTES = 32 * 2**20  # parsed as a whole; pictures are hexadecimal digits in it
 
 
 def read(path: str) -> Iterator[Part]:

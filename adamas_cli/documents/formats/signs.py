@@ -1,4 +1,4 @@
-"""What gives formats of plain text away, and the names of formats that nothing here reads."""
+"""Signs of plain text formats, and names of formats that adamas cannot read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 # The header of a mail: fields from its first byte on, up to an empty line.
 _FIELD = re.compile(rb"([!-9;-~]{1,76}):[ \t]?[^\r\n]*(?:\r?\n[ \t][^\r\n]*)*(?:\r?\n|\Z)")
 _MAIL_SUFFIXES = (".eml", ".mht", ".mhtml")
-_PATCHES = (".patch", ".diff")  # `git format-patch` writes mails, which are read as the patches they are
+_PATCHES = (".patch", ".diff")  # `git format-patch` writes mails, which are read as patches
 _POSTMARK = re.compile(rb"From \S+ .*\d\d:\d\d.*\d{4}")
 _SUBRIP = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*\d+[ \t]*\r?\n\d\d?:\d\d:\d\d[,.]\d{1,3} --> \d\d?:\d\d:\d\d[,.]\d{1,3}"
@@ -19,7 +19,7 @@ _FICTION_BOOK = re.compile(
 )
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
-# Formats of documents without a reader, each by its signature or its suffix.
+# Document formats without a reader, by suffix and by signature.
 _UNREAD_SUFFIXES = frozenset(
     f".{name}"
     for name in (
@@ -42,11 +42,11 @@ _UNREAD_MAGIC = (
 _IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*")
 _SHORT = (b"GIF87a", b"GIF89a", b"BM")  # words can begin with these
 _LFS = b"version https://git-lfs.github.com/spec/v1\n"
-_PALM = slice(60, 68)  # where Palm databases, of which Kindle's books are one, hold their type
+_PALM = slice(60, 68)  # the type of a Palm database, such as a Kindle book
 
 
 def is_mail(head: bytes, suffix: str) -> bool:
-    """Whether it is a mail or a page saved as one: by its fields, and by its name where they are few."""
+    """Whether it is a mail or a page saved as one: by its fields, and by its name if those are few."""
     if suffix in _PATCHES:
         return False
     names = _field_names(head)
@@ -56,7 +56,7 @@ def is_mail(head: bytes, suffix: str) -> bool:
 
 
 def is_mailbox(head: bytes, suffix: str) -> bool:
-    """Whether mails follow each other in it, each after a line that begins with `From `."""
+    """Whether it is a sequence of mails, each after a line that begins with `From `."""
     first, _, rest = head.partition(b"\n")
     if suffix in _PATCHES or not _POSTMARK.match(first):
         return False
@@ -65,7 +65,7 @@ def is_mailbox(head: bytes, suffix: str) -> bool:
 
 
 def is_subtitles(head: bytes, suffix: str) -> bool:
-    """Whether it is SubRip or WebVTT, in UTF-16 too where its name says so."""
+    """Whether it is SubRip or WebVTT; in UTF-16 only if its name says so."""
     if head.startswith(_UTF16):
         return suffix in (".srt", ".vtt")
     return bool(_SUBRIP.match(head) or _WEBVTT.match(head))
@@ -79,17 +79,17 @@ def is_fiction_book(head: bytes) -> bool:
 
 
 def is_image(head: bytes) -> bool:
-    """Whether it is a picture of pixels."""
+    """Whether it is a bitmap picture."""
     return head.startswith(_IMAGES) or _is_webp(head) or (head.startswith(_SHORT) and b"\0" in head[:64])
 
 
 def is_lfs_pointer(head: bytes, size: int) -> bool:
-    """Whether Git LFS has left this in the place of a file that it has not fetched."""
+    """Whether it is a Git LFS pointer to a file that has not been fetched."""
     return size < 1024 and head.startswith(_LFS) and b"\noid sha256:" in head
 
 
 def is_old_tar(head: bytes) -> bool:
-    """Whether it is a tar file without a signature, as old ones are: by the checksum of its first block."""
+    """Whether it is an old tar file without a signature: by the checksum of its first block."""
     block = head[:512]
     try:
         told = int(block[148:156].strip(b" \0"), 8)
@@ -99,7 +99,7 @@ def is_old_tar(head: bytes) -> bool:
 
 
 def unread_kind(head: bytes, path: str) -> str | None:
-    """The suffix of a known format that has no reader, for a file that is no text; None for all others."""
+    """The suffix of a known format without a reader, for a file that is not text; None for all others."""
     if head[_PALM] == b"BOOKMOBI":
         suffix = os.path.splitext(path)[1].lower()
         return suffix if suffix in (".azw", ".azw3") else ".mobi"
@@ -115,7 +115,7 @@ def _is_webp(head: bytes) -> bool:
 
 
 def _field_names(head: bytes) -> set[bytes]:
-    """The names of a mail's fields, lower case; none where it does not begin with fields alone."""
+    """The names of a mail's fields in lower case; none unless the head is only fields up to an empty line."""
     names: set[bytes] = set()
     at = 0
     while found := _FIELD.match(head, at):

@@ -15,8 +15,8 @@ from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.parts import Part
 from adamas_cli.documents.remark import Remark
 
-_LINES = 500  # of a table in one part
-_WHOLE = 2**53  # floats below this hold every whole number
+_LINES = 500  # lines of a table per part
+_WHOLE = 2**53  # floats represent every whole number below this
 _BESIDE = (
     ("pictures", re.compile(r"(?:xl/media|Pictures)/.")),
     ("charts", re.compile(r"xl/charts/chart\d+\.xml|Object \d+/content\.xml")),
@@ -26,7 +26,7 @@ _COMMENT = re.compile(rb"<(?:\w+:)?(?:threadedC|c)omment\s")
 
 
 def read(path: str) -> Iterator[Part | Remark]:
-    """A section for each sheet, "sheet Budget"; formulas are read as the values that they last had. Raises
+    """A section for each sheet, "sheet Budget"; formulas are read as their last values. Raises
     UnreadableError, and what calamine raises for damaged files.
     """
     from python_calamine import CalamineWorkbook, PasswordError, SheetTypeEnum, SheetVisibleEnum
@@ -51,7 +51,7 @@ def read(path: str) -> Iterator[Part | Remark]:
 
 
 def shown(value: Any) -> str:
-    """A cell's value as people write it: whole numbers without a point, days without midnight."""
+    """A cell's value as people write it: whole numbers without a point, dates without midnight."""
     if isinstance(value, bool):
         return str(value).upper()
     if isinstance(value, float):
@@ -75,7 +75,7 @@ def _sheet(name: str, lines: Iterable[str]) -> Iterator[Part]:
 
 
 def _beside(path: str) -> Iterator[Remark]:
-    """What calamine does not tell of. Raises UnreadableError."""
+    """Remarks on content that calamine does not report. Raises UnreadableError."""
     with open_archive(path) as archive:
         names = archive.namelist()
         for kind, pattern in _BESIDE:

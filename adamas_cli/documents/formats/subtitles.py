@@ -21,8 +21,8 @@ _COMMENT = re.compile(r"^(?:NOTE|STYLE|REGION)(?:[ \t].*)?$(?:\n(?!\n).*)*", re.
 
 def read(path: str, encoding: str | None = None) -> Iterator[Part | Remark]:
     """A line for each cue, `[00:01:02] What is said.`, and a section for every five minutes, "from 00:05:00".
-    What a cue repeats of the one before, as rolling captions do, stands once. encoding: the codec. Raises
-    UnreadableError.
+    Text repeated from the previous cue, as in rolling captions, appears once. encoding: the codec.
+    Raises UnreadableError.
     """
     import pysubs2
     from pysubs2.time import ms_to_str
@@ -62,5 +62,5 @@ def _lines(text: str) -> list[str]:
 
 
 def _overlap(before: list[str], lines: list[str]) -> int:
-    """How many of the first lines are the last ones of the cue before."""
+    """How many of the first lines are the last lines of the previous cue."""
     return next((n for n in range(len(lines), 0, -1) if before[-n:] == lines[:n]), 0)

@@ -8,7 +8,7 @@ from adamas_cli.errors import AdamasError
 
 
 class Trouble(StrEnum):
-    """What is reported in the file's place."""
+    """What is reported instead of the file."""
 
     DAMAGED = "damaged"
     ENCRYPTED = "encrypted"
@@ -23,11 +23,11 @@ class Trouble(StrEnum):
     CHANGED = "changed while it was converted"
 
 
-EXTRAS = (Trouble.NO_OFFICE, Trouble.NO_OCR)  # what an extra would read
+EXTRAS = (Trouble.NO_OFFICE, Trouble.NO_OCR)  # an extra would read them
 
 
 class UnreadableError(AdamasError):
-    """A reader gives up: `trouble` is what is counted, `why` is for those who look closer."""
+    """A reader gives up: `trouble` is what is counted, `why` has the details."""
 
     def __init__(self, trouble: Trouble, why: str = "") -> None:
         super().__init__(f"{trouble}: {why}" if why else trouble)

@@ -19,7 +19,7 @@ from adamas_cli.documents.remark import Remark
 
 MAX_RATIO = 200  # unpacked to packed; text stays far below
 _ALWAYS_BYTES = 64 * 2**20  # may be unpacked whatever the ratio
-_REPORTED = 1000  # members between signs of life
+_REPORTED = 1000  # members between progress reports
 _DRIVE = re.compile(r"[a-zA-Z]:")
 _BLOCK = 2**20
 _NAME_ERRORS = (
@@ -27,7 +27,7 @@ _NAME_ERRORS = (
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR),  # a file where another one needs a folder
 )
 
-# What a member is counted as in place of being unpacked; the first four as in a folder.
+# What a skipped member is counted as; the first four are the same as in a folder.
 TOO_LARGE = "over `max_file_size`"
 LINK = "symlinked"
 SAME = "read under another name"
@@ -37,11 +37,11 @@ UNNAMEABLE = "of an archive, with names that no file can have"
 
 
 def read(path: str, *, into: str, largest: int | None, total: int, most: int) -> Iterator[Part | Remark]:
-    """Unpack the archive into the empty folder `into`; the parts are empty, and what is not unpacked is
-    counted.
+    """Unpack the archive into the empty folder `into`. The parts are empty; skipped members are counted.
 
-    largest: bytes of a file that is taken. total: of all of them, at most `most`. Raises
-    UnreadableError for a bomb, and what zipfile and tarfile raise for damaged archives.
+    largest: size in bytes of the largest file to unpack. total: bytes of all files together. most: maximum
+    number of members. Raises UnreadableError for a bomb, and what zipfile and tarfile raise for damaged
+    archives.
     """
     packed = os.path.getsize(path)
     limit = min(total, max(_ALWAYS_BYTES, MAX_RATIO * packed))
@@ -67,7 +67,7 @@ _Member = tuple[str, int, Callable[[], IO[bytes] | None]]
 
 
 class _Unpacking:
-    """Writes members below a folder, as long as they fit into it."""
+    """Writes members below a folder, as long as they fit."""
 
     def __init__(self, into: str, largest: int | None, left: int) -> None:
         self._into = into
@@ -75,11 +75,11 @@ class _Unpacking:
         self._left = left
 
     def take(self, name: str, size: int, opened: Callable[[], IO[bytes] | None]) -> str | None:
-        """Write a file; or why it is not written. Raises UnreadableError where it is one too much."""
+        """Write a file, or return why it is not written. Raises UnreadableError if the limit is exceeded."""
         parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
         if ".." in parts or name.startswith("/") or _DRIVE.match(name) or "\0" in name or not parts:
             return OUTSIDE
-        if ".git" in parts:  # it is no text, and its settings are another's
+        if ".git" in parts:  # it is not text, and its settings are foreign
             return None
         if self._largest is not None and size > self._largest:
             return TOO_LARGE
@@ -118,7 +118,7 @@ def _zip_members(path: str) -> Iterator[_Member | Remark]:
 
 
 def _zip_name(member: zipfile.ZipInfo) -> str:
-    """Its name; many without the mark of UTF-8 are in it all the same."""
+    """A member's name; many names are UTF-8 without being marked as such."""
     if member.flag_bits & 0x800:
         return member.filename
     raw = member.filename.encode("cp437", "replace")

@@ -1,8 +1,8 @@
-"""The process that runs the readers: what it is given may hang them, eat memory or crash C code.
+"""The process that runs the readers, because their input may hang them, exhaust memory or crash C code.
 
 It answers each line of stdin, a JSON object with `format`, `path` and the reader's `options`, with lines on
-stdout: an array of text and section for each part, and an object at the end, with `failed` and `why` where
-there is trouble, and with `remarks`.
+stdout: an array of text and section for each part, and a final object with `remarks` and, after a failure,
+`failed` and `why`.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from adamas_cli.documents.parts import Part
 from adamas_cli.documents.remark import Remark, summed
 
 MEMORY_BYTES = 2 * 2**30
-OCR_CPU_SECONDS = 86_400  # each page has its own limit of time
-CPU_SECONDS = 600  # for one file, should the parent be gone that watches the time
+OCR_CPU_SECONDS = 86_400  # each page has its own time limit
+CPU_SECONDS = 600  # for one file, in case the parent, which watches the time, is gone
 PIECE = 2**18  # characters: at most 1 MiB
 _RECURSION = 5000  # levels of nested elements; each takes several calls
-# No control character is text but these; NUL and escape codes must not reach a model or a terminal.
+# The only control characters of text; NUL and escape codes must not reach a model or a terminal.
 _CLEANED: dict[int, str | None] = {
     code: None for code in [*range(0x20), 0x7F, 0xFFFE, 0xFFFF] if chr(code) not in "\t\n"
 }
-_CLEANED |= dict.fromkeys(range(0xD800, 0xE000), "\ufffd")  # halves of a pair, which JSON may hold alone
+_CLEANED |= dict.fromkeys(range(0xD800, 0xE000), "\ufffd")  # lone surrogates, which JSON may contain
 
 
 def main() -> None:
     """Serve stdin to its end."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors="replace")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries' output must not mix with answers
     sys.setrecursionlimit(_RECURSION)
     limit(resource.RLIMIT_AS, MEMORY_BYTES)
     limit(resource.RLIMIT_FSIZE, 0)
@@ -65,15 +65,15 @@ def _serve(kind: Format, path: str, options: dict[str, Any], answers: TextIO) ->
         last = {"failed": Trouble.TOO_HUNGRY, "why": ""}
     except RecursionError:
         last = {"failed": Trouble.TOO_DEEP, "why": ""}
-    except Exception as error:  # libraries raise anything at all on damaged files
+    except Exception as error:  # libraries raise anything on damaged files
         last = {"failed": Trouble.DAMAGED, "why": f"{type(error).__name__}: {error}"}
     answers.write(json.dumps({**last, "remarks": list(map(astuple, summed(remarks)))}) + "\n")
     answers.flush()
 
 
 def read(kind: Format, path: str, **options: Any) -> Iterator[Part | Remark]:
-    """The parts of a file, each of at most `PIECE` characters, which are printable, tabs or line ends, and
-    remarks on it. options: the reader's.
+    """The parts of a file, each of at most `PIECE` printable characters, tabs or line ends, and remarks on
+    it. options: the reader's options.
     """
     reader = importlib.import_module(f"adamas_cli.documents.formats.{kind}")
     for found in reader.read(path, **options):

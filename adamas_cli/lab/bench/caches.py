@@ -11,9 +11,9 @@ from torch import Tensor
 def coded_cache(
     keys: Tensor, values: Tensor, length: int, queries: Tensor, backend: Backend, settings: SparseSettings
 ) -> LayerCache:
-    """A cache of `length` tokens with their codes; keys and values [B, K, C, D] are its buffers from then on.
+    """A cache of `length` tokens with their codes; it takes over keys and values [B, K, C, D] as buffers.
 
-    queries: [B, H, N, D], which the codebook is fitted to, beside the keys.
+    queries: [B, H, N, D], to which the codebook is fitted along with the keys.
     """
     codes, scales = allocate_codes(keys, keys.shape[2])
     seen = slice(0, length)

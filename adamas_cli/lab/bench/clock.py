@@ -13,18 +13,18 @@ from multiprocessing import get_context
 import torch
 from torch import Tensor
 
-CPU_SECONDS = 0.5  # of repeats for a figure
+CPU_SECONDS = 0.5  # of repeats for each figure
 GPU_REPEATS = 30
-LAUNCH_CYCLES = 72_000  # of a GPU, about 40 us, in which a host launches a graph with room to spare
-LAUNCHES_AHEAD = 4  # a graph of all layers takes as long to launch as this many
-COPIED_BYTES = 1 << 28  # more than any processor's own cache
+LAUNCH_CYCLES = 72_000  # of a GPU, about 40 us: ample time for the host to launch one graph
+LAUNCHES_AHEAD = 4  # launching a graph of all layers takes as long as this many
+COPIED_BYTES = 1 << 28  # larger than any processor's cache
 
 
 def microseconds(call: Callable[[], object], device: torch.device) -> float:
-    """Median time of a call that does the same work each time, warmed up.
+    """Median time of a call that does the same work each time, after a warm-up.
 
-    On a GPU the call is captured in a CUDA graph and replayed between two events, so that neither Python nor
-    launching counts.
+    On a GPU, the call is captured in a CUDA graph and replayed between two events, so that neither Python nor
+    the launch is included.
     """
     if device.type == "cuda":
         return _graph_microseconds(call)
@@ -45,12 +45,12 @@ def turn_microseconds(
     repeats: int,
     device: torch.device,
 ) -> Tensor:
-    """Time of each call in each round, float64 [calls, rounds]; the median of `repeats` passes through all
-    rounds, warmed up by one.
+    """Time of each call in each round, float64 [calls, rounds]: the median of `repeats` passes through all
+    rounds, after one warm-up pass.
 
-    In a round the calls take turns, so that none finds its data in the processor's own cache. `prepare` is
-    told the round's number before it and is not counted. On a GPU calls must do the same work at every
-    repeat but for what they read from its memory.
+    Within a round the calls alternate, so that none finds its data in the processor's cache. `prepare` gets
+    the round's number before each round and is not timed. On a GPU, each repeat of a call must do the same
+    work, except for the values that it reads from GPU memory.
     """
     one_pass = _graph_pass(prepare, calls) if device.type == "cuda" else partial(_pass, prepare, calls)
     passes = [one_pass(rounds) for _ in range(repeats + 1)]
@@ -72,11 +72,11 @@ def _pass(prepare: Callable[[int], None], calls: Sequence[Callable[[], object]],
 def _graph_pass(
     prepare: Callable[[int], None], calls: Sequence[Callable[[], object]]
 ) -> Callable[[int], Tensor]:
-    """The same on a GPU, repeatedly.
+    """The same on a GPU; the returned function can be called repeatedly.
 
-    Every call is a CUDA graph of its own, and all of them together are one more. Events between the former
-    tell calls apart but count the gap between two graphs too; the latter has no gaps. What the sum of the
-    calls is more than the whole is taken from all calls alike.
+    Every call is its own CUDA graph, and all of them together form one more. Events between the single graphs
+    separate the calls but include the gaps between graphs; the combined graph has no gaps. The excess of the
+    sum over the whole is subtracted from all calls equally.
     """
     prepare(0)
     for call in calls:
@@ -106,7 +106,7 @@ def _graph_microseconds(call: Callable[[], object]) -> float:
 
 
 def _captured(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """The launches of a call that was made before, as a CUDA graph."""
+    """The launches of a call, which must have run before, as a CUDA graph."""
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -117,7 +117,7 @@ def _captured(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
 def _between(graphs: Sequence[torch.cuda.CUDAGraph]) -> list[float]:
     """Microseconds of each graph, replayed one after another.
 
-    The GPU waits until the host has launched them all: else it would be counted how long that takes.
+    The GPU waits until the host has launched them all, so that launch time is not included.
     """
     events = [torch.cuda.Event(enable_timing=True) for _ in range(len(graphs) + 1)]
     torch.cuda._sleep(LAUNCH_CYCLES * (len(graphs) + LAUNCHES_AHEAD))
@@ -130,7 +130,7 @@ def _between(graphs: Sequence[torch.cuda.CUDAGraph]) -> list[float]:
 
 
 def copy_bandwidth_apart(device: torch.device) -> float:
-    """`copy_bandwidth` in a process of its own: its buffers do not count in the peak memory of this one."""
+    """`copy_bandwidth` in a separate process, so that its buffers do not count in this one's peak memory."""
     with ProcessPoolExecutor(
         1, get_context("spawn"), initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)
     ) as pool:
@@ -138,7 +138,7 @@ def copy_bandwidth_apart(device: torch.device) -> float:
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second, read and written, of copying one large buffer to another."""
+    """Bytes per second, read plus written, when copying one large buffer to another."""
     source = torch.ones(COPIED_BYTES // 4, dtype=torch.int32, device=device)
     target = torch.empty_like(source)
     return 2 * COPIED_BYTES / (microseconds(lambda: target.copy_(source), device) * 1e-6)

@@ -1,8 +1,8 @@
 """Layers of a shape that no local model has, built from recorded heads.
 
-A KV head with its queries is taken from the recordings whole, so that each keeps its own keys, values and
-queries; only which heads share a layer is made up. Beyond what the model can read, a head's context is put
-together of what it recorded of several documents.
+A KV head is taken from the recordings whole, with its own keys, values and queries; only the combination of
+heads into layers is invented. Beyond what the model can read, a head's context is assembled from its
+recordings of several documents.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from adamas_cli.lab.bench.caches import coded_cache
 from adamas_cli.lab.bench.kernels import Shape
 from adamas_cli.lab.bench.traces import Trace, with_one_length
 
-# A document's first tokens attract much attention, which those in the middle of a text do not.
+# A document's first tokens attract much attention, unlike tokens in the middle of a text.
 FIRST_TOKENS = 16
 
 
 def documents_needed(context: int, read: int) -> int:
-    """Documents of `read` tokens each that a context is put together of."""
+    """The number of documents, of `read` tokens each, that make up a context."""
     return 1 if context <= read else 1 + -(-(context - read) // (read - FIRST_TOKENS))
 
 
 class Composer:
     """Builds layers of one shape from recordings of one model.
 
-    documents: for each document, all with as many tokens, the traces of the model's layers.
+    documents: for each document, all with the same number of tokens, the traces of the model's layers.
 
-    KV heads of the built layers, counted through all of them, take in turn those of all recorded layers;
-    once all are used up, the same again with other queries of their groups. Each one's queries and newest
-    tokens are of one document, and the documents take turns, too. Before those lie as many tokens of the
-    other documents as the context needs, by the same recorded head; of all documents but the first in it
-    FIRST_TOKENS are left out. Positions begin anew in each document, as the model saw them.
+    The KV heads of the built layers, counted through all layers, cycle through those of all recorded layers;
+    each further cycle uses other queries of their groups. The queries and newest tokens of a head are from
+    one document, and the documents rotate too. Before them come as many tokens of the other documents as the
+    context needs, by the same recorded head; every document but the first loses its FIRST_TOKENS. Positions
+    restart in each document, as the model saw them.
     """
 
     def __init__(self, documents: Sequence[Sequence[Trace]], shape: Shape) -> None:
@@ -55,7 +55,7 @@ class Composer:
             )
 
     def about(self, context: int, layers: int) -> str:
-        """How the layers are built, in a line."""
+        """How the layers are built, in one line."""
         used, there = layers * self._shape.kv_heads, len(self._sources)
         rounds = -(-used // there)
         needed = documents_needed(context, self._read)
@@ -75,13 +75,13 @@ class Composer:
         return "; ".join(parts)
 
     def layers(self, count: int, context: int, backend: Backend, settings: SparseSettings) -> list[Trace]:
-        """Layers with a context of this many tokens; `documents_needed` says how many documents it takes."""
+        """Layers with a context of this many tokens; see `documents_needed` for the documents this takes."""
         assert documents_needed(context, self._read) <= len(self._documents)
         return with_one_length([self._layer(number, context, backend, settings) for number in range(count)])
 
     @property
     def _sources(self) -> list[tuple[int, int]]:
-        """Places in the list of layers and KV heads there, so that neighbours are of different layers."""
+        """Indices of layers and their KV heads, ordered so that neighbours are from different layers."""
         layers = range(len(self._documents[0]))
         return [(layer, head) for head in range(self._recorded.kv_heads) for layer in layers]
 
@@ -100,8 +100,8 @@ class Composer:
         return Trace(number, cache, context, queries, keys, values, like.scaling, like.softmax)
 
     def _source(self, place: int) -> tuple[int, int, int, int]:
-        """Of the KV head at a place among all that are built: the document, layer and KV head it is taken
-        from, and how often that was taken before.
+        """The source of the KV head at a position among all built heads: document, layer, KV head, and how
+        often that head was used before.
         """
         before, index = divmod(place, len(self._sources))
         return (place + before) % len(self._documents), *self._sources[index], before
@@ -116,12 +116,12 @@ class Composer:
         return trace.queries[:, :, own], trace.keys[:, :, only], trace.values[:, :, only]
 
     def _fill(self, keys: Tensor, values: Tensor, place: int, context: int) -> None:
-        """Write a KV head's context to keys and values [C, D]: from its end, where its own document is."""
+        """Write a KV head's context to keys and values [C, D], from its end, where its own document is."""
         document, layer, head, _ = self._source(place)
         end = context
         for back in range(documents_needed(context, self._read)):
             cache = self._documents[document - back][layer].cache
-            first = end <= self._read  # in the context: from its beginning, as much as there is room for
+            first = end <= self._read  # first in the context: from its beginning, as much as fits
             part = slice(0, end) if first else slice(FIRST_TOKENS, self._read)
             start = end - (part.stop - part.start)
             keys[start:end] = cache.keys[0, head, part]

@@ -1,5 +1,5 @@
-"""How much of the CPU other programs took while something was measured: engines are measured one after
-another, so that a neighbour who comes or goes in between makes one of them look fast.
+"""How much CPU time other programs took during a measurement. Engines are measured one after another, so
+another program that starts or stops in between makes one of them look fast.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import time
 import psutil
 
 NOTICEABLE = 0.2  # cores
-SHORTEST = 0.5  # seconds; a system counts in hundredths
+SHORTEST = 0.5  # seconds; the system counts in hundredths
 
 
 class Contention:
-    """Watches the cores of this machine from its making on."""
+    """Watches the cores of this machine from construction on."""
 
     def __init__(self) -> None:
         self._process = psutil.Process()
@@ -21,8 +21,8 @@ class Contention:
         self._cores = 0.0
 
     def cores(self) -> float:
-        """Cores that other programs kept busy, on average since the last call; what that call said where it
-        was just now, as between rows that were measured together.
+        """Average number of cores kept busy by other programs since the last call; the previous result if
+        that call was a moment ago, as between rows that were measured together.
         """
         (then, before), (now, after) = self._last, self._seconds()
         if now - then >= SHORTEST:
@@ -31,9 +31,9 @@ class Contention:
         return self._cores
 
     def _seconds(self) -> tuple[float, float]:
-        """The time, and the seconds that cores have been busy for others, both since any fixed moment."""
+        """The time, and the seconds that cores were busy for other programs, both since a fixed moment."""
         machine = psutil.cpu_times()
-        # Guests' seconds are among the user's, and Linux counts them in both.
+        # Guest time is part of user time, and Linux counts it in both.
         idle = ("idle", "iowait", "guest", "guest_nice")
         busy = sum(seconds for name, seconds in machine._asdict().items() if name not in idle)
         times = self._process.cpu_times()

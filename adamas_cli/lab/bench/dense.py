@@ -1,4 +1,4 @@
-"""Full attention of one query by every kernel on this machine, our own included, for comparison."""
+"""Full attention of one query by every kernel on this machine, including ours, for comparison."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Run = Callable[[], object]
 
 
 def dense_kernels(queries: Tensor, layers: Sequence[LayerCache], length: int) -> Iterator[tuple[str, Run]]:
-    """Name, and a call that attends from queries [1, H, 1, D] over `length` tokens of every layer in turn.
+    """Pairs of a name and a call that attends from queries [1, H, 1, D] over `length` tokens of each layer.
 
-    A call raises RuntimeError where its kernel does not take the shape.
+    A call raises RuntimeError if its kernel does not support the shape.
     """
     views = [(layer.keys[:, :, :length], layer.values[:, :, :length]) for layer in layers]
     if queries.device.type == "cuda":
@@ -32,7 +32,7 @@ def dense_kernels(queries: Tensor, layers: Sequence[LayerCache], length: int) ->
 
 
 def _own(queries: Tensor, layers: Sequence[LayerCache]) -> Iterator[tuple[str, Run]]:
-    """The step that the engine takes with full attention, which appends a token as a sparse step does."""
+    """The engine's step with full attention, which appends a token like a sparse step."""
     if obstacle("triton", queries.device):
         return
     backend, scaling = load("triton"), queries.shape[-1] ** -0.5
@@ -63,7 +63,7 @@ def _on_cuda(queries: Tensor, views: Sequence[tuple[Tensor, Tensor]]) -> Iterato
     yield "sdpa cudnn", with_kernel(SDPBackend.CUDNN_ATTENTION, queries)
     kv_heads = views[0][0].shape[1]
     if queries.shape[1] != kv_heads:
-        # The queries of one KV head as rows of one: what flash attention's decoding does by itself elsewhere.
+        # One KV head's queries as rows of one head: elsewhere, flash attention's decoding does this itself.
         rows = queries.view(1, kv_heads, -1, queries.shape[-1])
         yield "sdpa flash, packed", with_kernel(SDPBackend.FLASH_ATTENTION, rows)
     if find_spec("flashinfer") is not None:
@@ -95,7 +95,7 @@ def fastest(
     length: int,
     clock: Callable[[Run, torch.device], float],
 ) -> tuple[float, str]:
-    """Microseconds a layer of the fastest kernel, and its name. Raises RuntimeError where none runs."""
+    """Microseconds per layer of the fastest kernel, and its name. Raises RuntimeError if none runs."""
     found: list[tuple[float, str]] = []
     errors: list[str] = []
     for name, run in dense_kernels(queries, layers, length):

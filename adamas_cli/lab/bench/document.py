@@ -1,4 +1,4 @@
-"""The tokens that a model reads while it is measured: the beginning of a text, or random ones."""
+"""The tokens that a model reads during a measurement: the beginning of a text, or random tokens."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ LONGEST_TOKEN = 40  # characters, on average over a text
 
 @dataclass(frozen=True)
 class Document:
-    """ids: int [n]. text: the name of the text that they are of, None for random tokens."""
+    """ids: int [n]. text: the name of their text, None for random tokens."""
 
     ids: np.ndarray
     text: str | None = None
 
 
 def random_document(vocabulary: int, tokens: int) -> Document:
-    """The same random tokens at every call."""
+    """The same random tokens in every call."""
     return Document(np.random.default_rng(SEED).integers(0, vocabulary, tokens, dtype=np.int32))
 
 
 def text_document(path: Path, directory: Path, tokens: int, remedy: str = "Give less `len`.") -> Document:
-    """The first tokens of a text in UTF-8, by the tokenizer in a model's directory. Raises UsageError where
-    the text cannot be read or is shorter; remedy: what to do then.
+    """The first tokens of a UTF-8 text, by the tokenizer in a model's directory. Raises UsageError if the
+    text cannot be read or is shorter; remedy: the advice for that case.
     """
     text, _ = read_text(path)
     ids = Tokenizer.from_directory(directory).encode(text[: LONGEST_TOKEN * tokens])[:tokens]
@@ -41,7 +41,7 @@ def text_document(path: Path, directory: Path, tokens: int, remedy: str = "Give 
 
 
 def text_documents(paths: Sequence[Path], directory: Path, tokens: int, count: int) -> list[Document]:
-    """Documents of this many tokens: the beginnings of the texts in turn, then what follows in each.
+    """Documents of this many tokens: the beginnings of the texts in rotation, then their continuations.
 
     Raises UsageError as `text_document` does.
     """

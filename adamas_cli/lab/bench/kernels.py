@@ -16,9 +16,9 @@ from adamas_cli.lab.bench.caches import coded_cache
 from adamas_cli.lab.bench.clock import microseconds
 from adamas_cli.lab.bench.dense import fastest
 
-LAYERS = 4  # caches in turn, so that none stays in the processor's own cache
+LAYERS = 4  # alternating caches, so that none stays in the processor's cache
 NEW_ROOM = 64  # room in tokens after the measured ones
-SHORTEST, LONGEST = 512, 65536  # where the break-even is looked for
+SHORTEST, LONGEST = 512, 65536  # range in which the break-even is sought
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Shape:
 
 @dataclass(frozen=True)
 class KernelRow:
-    """One line of the table. Times in microseconds a layer; stages are None where they are not
-    separate. attended: tokens of a query head, on average.
+    """One line of the table. Times in microseconds per layer; stages are None if they are not separate.
+    attended: average number of tokens per query head.
     """
 
     device: str
@@ -60,7 +60,7 @@ class KernelRow:
 
 @dataclass
 class KernelBench:
-    """Measures on one device with one backend. copy: its copy bandwidth, in bytes a second."""
+    """Measures on one device with one backend. copy: its copy bandwidth, in bytes per second."""
 
     backend: Backend
     device: torch.device
@@ -102,8 +102,8 @@ class KernelBench:
         )
 
     def break_even(self, shape: Shape) -> int | None:
-        """The context from which a sparse step is faster, between measured powers of two by interpolation;
-        None if it is not up to LONGEST.
+        """The context from which a sparse step is faster, interpolated between measured powers of two; None
+        if it is slower up to LONGEST.
         """
         before: tuple[int, float] | None = None
         length = SHORTEST
@@ -125,7 +125,7 @@ class KernelBench:
         return torch.randn(*shape, dtype=self.dtype, device=self.device)
 
     def _layer(self, shape: Shape, length: int) -> LayerCache:
-        """A cache of `length` random tokens, in the order in which the engine's lies in memory."""
+        """A cache of `length` random tokens, with the engine's memory layout."""
         one, place = self._random(1, shape.kv_heads, 1, shape.dim), placement_on(self.device)
         keys, values = (place.buffer(one, length + NEW_ROOM).tensor.normal_() for _ in range(2))
         queries = self._random(1, shape.heads, LAYERS, shape.dim)
@@ -134,9 +134,9 @@ class KernelBench:
     def _call(
         self, shape: Shape, queries: torch.Tensor, layers: list[LayerCache], **stages: int
     ) -> Callable[[], None]:
-        """A step of every layer, compiled before."""
+        """A step of every layer, already compiled."""
         key, value = (self._random(1, shape.kv_heads, 1, shape.dim) for _ in range(2))
-        step: Any = self.backend.decode_step  # of Triton's backend, a part of its launches can be asked for
+        step: Any = self.backend.decode_step  # Triton's backend can run only some of its launches
 
         def call(**stages: int) -> None:
             for layer in layers:
@@ -146,7 +146,7 @@ class KernelBench:
         return lambda: call(**stages)
 
     def _attended(self, shape: Shape, queries: torch.Tensor, layers: list[LayerCache]) -> float:
-        """How many tokens a query head attends to, on average."""
+        """The average number of tokens that a query head attends to."""
         key, value = (self._random(1, shape.kv_heads, 1, shape.dim) for _ in range(2))
         tally = torch.zeros(1, 2, layers[0].keys.shape[2], device=self.device)
         for layer in layers:
@@ -154,7 +154,7 @@ class KernelBench:
         return float(tally[0, 0].sum()) / (shape.heads * len(layers))
 
     def _stages(self, shape: Shape, queries: torch.Tensor, layers: list[LayerCache]) -> list[float]:
-        """Microseconds a layer of the first, the first two and all launches, or only of all."""
+        """Microseconds per layer of the first, the first two and all launches; or only of all."""
         partial = [{"stages": 1}, {"stages": 2}] if self.backend.name == "triton" else []
         return [
             microseconds(self._call(shape, queries, layers, **stages), self.device) / LAYERS

@@ -1,6 +1,6 @@
-"""Measures llama.cpp in a process of its own, with any Python that has llama-cpp-python.
+"""Measures llama.cpp in a separate process, with any Python that has llama-cpp-python.
 
-Reads a job as JSON on stdin, prints a line of JSON for each measurement, and imports nothing of adamas.
+Reads a job as JSON on stdin, prints a line of JSON for each measurement, and imports nothing from adamas.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import time
 from typing import Any
 
 WARM_UP = 4  # tokens
-ROOM = 64  # tokens after the last one
-STEP = 256  # n_ctx is a multiple
+ROOM = 64  # extra tokens at the end
+STEP = 256  # n_ctx is a multiple of this
 BATCH = 512
 QUICK_SECONDS = 5.0  # seconds; longer prefills are not repeated
 
@@ -26,9 +26,9 @@ def peak_bytes() -> int:
 
 
 def main() -> None:
-    """Read each length after the one before it, and decode there; what is fed is what comes next."""
+    """Read up to each length in order, and decode there; the tokens fed are those that follow in the text."""
     job: dict[str, Any] = json.load(sys.stdin)
-    # This script's folder holds modules with common names, which llama_cpp must not import for its own.
+    # This script's folder holds modules with common names, which llama_cpp must not import by mistake.
     sys.path[:] = [folder for folder in sys.path if folder != os.path.dirname(os.path.abspath(__file__))]
     from llama_cpp import Llama  # type: ignore[import-not-found, unused-ignore]
 

@@ -1,4 +1,4 @@
-"""The machine of a measurement: printed above the figures, and with each as data."""
+"""The machine of a measurement: printed above the figures, and stored with each as data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adamas_cli.engine.attention import backends_of
 from adamas_cli.lab.bench.clock import copy_bandwidth_apart
 from adamas_cli.lab.hardware import device_name
 
-# By LLVM's names: what decides how fast attention and products of 8-bit and 16-bit numbers are.
+# LLVM's names of the features that decide the speed of attention and of 8-bit and 16-bit products.
 FEATURES = (
     "avx2",
     "avxvnni",
@@ -30,7 +30,7 @@ FEATURES = (
 
 @dataclass(frozen=True)
 class Machine:
-    """A device and what runs on it. copy: its copy bandwidth, in bytes a second."""
+    """A device and the software on it. copy: its copy bandwidth, in bytes per second."""
 
     device: str
     features: tuple[str, ...]
@@ -41,7 +41,7 @@ class Machine:
 
     @classmethod
     def of(cls, device: torch.device, backend: str, dtype: torch.dtype) -> Machine:
-        """Measures the device. Raises UsageError where the backend cannot run on it."""
+        """Measures the device. Raises UsageError if the backend cannot run on it."""
         name, _ = backends_of(device).pick(backend)
         return cls(
             device_name(device),
@@ -54,7 +54,7 @@ class Machine:
 
     @property
     def about(self) -> str:
-        """One line."""
+        """A one-line description."""
         facts = [
             self.device,
             *([" ".join(self.features)] if self.features else []),
@@ -81,6 +81,6 @@ class Machine:
 def _cpu_features() -> tuple[str, ...]:
     try:
         from adamas_kernels.cpu import features
-    except ImportError:  # numba is not there for every Python and platform
+    except ImportError:  # numba does not exist for every Python and platform
         return ()
     return tuple(feature for feature in FEATURES if feature in features.FEATURES)

@@ -1,4 +1,4 @@
-"""One test of one engine, and how tests become rows: as data by llama-bench's names, and as Markdown."""
+"""One test of one engine, and its rows: as data under llama-bench's names, and as Markdown."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ NOTHING = "-"
 class Measurement:
     """The repeats of one test. A prefill reads `length` tokens; a decode generates `generated` after them.
 
-    seconds: of each repeat. generated: 0 for a prefill. first_token_seconds: from a question after the
-    document to the answer's first token. agreement: share of the tokens that full attention gave too.
-    step_bytes: what a token's step has to read at least. attention: of a decode `full` or `adamas`, of a
-    prefill `full` or `sparse`; blocks_computed: the share of blocks that the latter computed. sequences:
-    answers that decode together.
+    seconds: for each repeat. generated: 0 for a prefill. first_token_seconds: from a question after the
+    document to the answer's first token. agreement: share of tokens that full attention gave too.
+    step_bytes: the minimum that one token's step must read. attention: `full` or `adamas` for a decode,
+    `full` or `sparse` for a prefill; blocks_computed: the share of blocks that a sparse prefill computed.
+    sequences: answers that decode together.
     """
 
     engine: str
@@ -45,12 +45,12 @@ class Measurement:
 
     @property
     def alone(self) -> str:
-        """The name of the same test of one answer."""
+        """The name of the same test with one answer."""
         return replace(self, sequences=1).test
 
     @property
     def rates(self) -> list[float]:
-        """Tokens per second of each repeat, those of all answers."""
+        """Tokens per second of each repeat, for all answers together."""
         return [self.sequences * (self.generated or self.length) / seconds for seconds in self.seconds]
 
     @property
@@ -60,11 +60,11 @@ class Measurement:
 
 
 class Rows:
-    """Makes rows of measurements. Those to compare with come first: other engines before this one, and full
-    attention before sparse.
+    """Turns measurements into rows. Measurements to compare with come first: other engines before this one,
+    and full attention before sparse.
 
-    settings: what every row says. others: the engines that are compared with. copy: the device's copy
-    bandwidth, in bytes a second. batches: whether answers are measured that decode together.
+    settings: fields of every row. others: the engines to compare with. copy: the device's copy bandwidth, in
+    bytes per second. batches: whether answers that decode together are measured.
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class Rows:
         self._rates: dict[tuple[str, str, str], float] = {}
 
     def row(self, measured: Measurement, others_cores: float) -> Record:
-        """One row; what cannot be said of this measurement is None. others_cores: that other programs kept
-        busy meanwhile.
+        """One row; values that do not apply to this measurement are None. others_cores: cores that other
+        programs kept busy meanwhile.
         """
         self._rates[measured.engine, measured.attention, measured.test] = measured.rate
         ours = measured.engine == OURS
@@ -139,7 +139,7 @@ class Rows:
         ]
 
     def _to_one(self, measured: Measurement) -> float | None:
-        """How many times the tokens of one answer at a time, where that was measured."""
+        """The speed relative to one answer at a time, if that was measured."""
         rate = self._rates.get((measured.engine, measured.attention, measured.alone))
         return None if rate is None else measured.rate / rate
 

@@ -1,4 +1,4 @@
-"""Prefill and decode of one model with its engine, at several lengths of the document."""
+"""Prefill and decode of one model with its engine, at several document lengths."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from adamas_cli.lab.bench.pulse import Pulse
 from adamas_cli.lab.bench.traffic import step_bytes
 from adamas_cli.models import LoadedModel
 
-QUESTION = 16  # tokens, those after the document
+QUESTION = 16  # tokens after the document
 WARM_UP = 4  # tokens of an answer
-# Tokens: more than one chunk on a CPU, and enough on a GPU that a step is rehearsed after them.
+# Tokens: more than one chunk on a CPU; on a GPU, enough that a step is rehearsed after them.
 WARM_UP_READ = {"cpu": 600, "cuda": 2 * REHEARSED_FROM}
 QUICK_SECONDS = 5.0  # seconds; longer prefills are not repeated
 WAYS: dict[str, SparseFrom] = {"full": "never", "adamas": "answer"}
 
 
 def tokens_needed(length: int, generated: int) -> int:
-    """Of the document, the question and the answer, whose first token comes out of reading the question."""
+    """Tokens of document, question and answer; reading the question yields the answer's first token."""
     return length + QUESTION + generated + 1
 
 
 @dataclass(frozen=True)
 class ModelBench:
-    """Measures one loaded model. generated: tokens of a decode. say: told what is going on, in lines.
+    """Measures one loaded model. generated: tokens of a decode. say: receives progress lines.
     batches: numbers of answers that decode together.
 
-    A document is read densely, and sparsely too where `ask` would read it so. Then it is answered in turn
-    with full attention and with Adamas; with a `kind` of `full`, only with full attention.
+    A document is read densely, and also sparsely if `ask` would do so. Then it is answered with full
+    attention and with Adamas alternately; if `kind` is `full`, only with full attention.
     """
 
     loaded: LoadedModel
@@ -53,13 +53,13 @@ class ModelBench:
     batches: Sequence[int] = ()
 
     def measure(self, lengths: Sequence[int]) -> Iterator[Measurement]:
-        """A prefill and the decodes at each length, the shortest first: peak memory only grows."""
+        """A prefill and the decodes at each length, in ascending order: peak memory only grows."""
         for length in sorted(lengths):
             yield from self._at(length)
 
     def _at(self, length: int) -> Iterator[Measurement]:
         pulse = Pulse(self.say, f"{length:,} tokens")
-        pulse.beat("warming up", 0, 1)  # at each length: on a GPU its budget has kernels of its own
+        pulse.beat("warming up", 0, 1)  # at each length: on a GPU, its budget has its own kernels
         reads = ["dense"] if self._warmed(self.attention.read, length) == "dense" else ["dense", "sparse"]
         if "sparse" in reads:
             self._warmed("dense", length)
@@ -67,7 +67,7 @@ class ModelBench:
         for read in reads:
             seconds: list[float] = []
             while not seconds or (len(seconds) < self.repeats and seconds[0] < QUICK_SECONDS):
-                timeline = None  # before the next one: there is never room for two caches
+                timeline = None  # before creating the next one: there is never room for two caches
                 timeline, last = self._read(length, length, read, pulse)
                 seconds.append(last)
             assert timeline is not None
@@ -86,15 +86,15 @@ class ModelBench:
             yield from self._together(timeline, length, way, pulse)
 
     def _warmed(self, read: str, length: int) -> str:
-        """Read and answer for a moment what makes kernels compile; how documents of this length are read."""
+        """Read and answer briefly so that kernels compile; return how documents of this length are read."""
         few = WARM_UP_READ.get(self.loaded.device.type, max(WARM_UP_READ.values()))
         warm, _ = self._read(min(few, length), length, read, None)
         self._warm_up(warm)
         return warm.read_kind
 
     def _read(self, tokens: int, length: int, read: str, pulse: Pulse | None) -> tuple[Timeline, float]:
-        """A new engine with room for `length` tokens and so many of the document in its cache, codes
-        included, and the seconds that took. read: see `AttentionSettings`.
+        """A new engine with room for `length` tokens and with this many tokens of the document in its cache,
+        codes included, and the seconds that took. read: see `AttentionSettings`.
         """
         timeline = Timeline(
             self.loaded,
@@ -104,7 +104,7 @@ class ModelBench:
             announce=self.say,
             forks=bool(self.batches),
         )
-        give_back()  # what an earlier engine held
+        give_back()  # memory held by an earlier engine
         start = time.perf_counter()
         for event in timeline.read(self.document.ids[:tokens]):
             if pulse is not None:
@@ -168,7 +168,7 @@ class ModelBench:
         timeline.batch = None
 
     def _answers(self, timeline: Timeline, length: int, way: str, count: int, tokens: int) -> float:
-        """Seconds from where all of so many answers have their first token to where all have their last."""
+        """Seconds from when all of `count` answers have their first token to when all have their last."""
         question = self.document.ids[length : length + QUESTION]
         answers = []
         for index in range(count):
@@ -187,7 +187,7 @@ class ModelBench:
         return seconds
 
     def _warm_up(self, timeline: Timeline, length: int = 0) -> list[str]:
-        """A short answer in each way that this engine has; returns their names."""
+        """A short answer in each of this engine's ways; returns their names."""
         ways = self._ways(timeline)
         for way in ways:
             self._answer(timeline, length, way, WARM_UP)
@@ -198,7 +198,7 @@ class ModelBench:
         return [way for way in WAYS if way == "full" or timeline.sparse is not None]
 
     def _answer(self, timeline: Timeline, length: int, way: str, tokens: int) -> tuple[list[int], Done]:
-        """The greedy tokens after a question, and how long they took."""
+        """The greedy tokens after a question, and their timing."""
         question = self.document.ids[length : length + QUESTION]
         ids = []
         for event in timeline.answer(question, Sampling(), tokens, (), sparse_from=WAYS[way]):
@@ -210,7 +210,7 @@ class ModelBench:
 
 
 def agreement(answer: Sequence[int], full: Sequence[int]) -> float:
-    """The share of tokens that are the same at the same place. The first counts not: full attention gives it
-    in both, out of reading the question.
+    """The share of tokens that are equal at the same position. The first does not count: full attention gives
+    it in both, from reading the question.
     """
     return float(np.mean([one == other for one, other in zip(answer[1:], full[1:], strict=True)]))

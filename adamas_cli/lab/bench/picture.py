@@ -19,7 +19,7 @@ SALT = "adamas"  # equal rows give equal files
 
 
 def require_drawable(path: Path) -> None:
-    """Raises UsageError where no picture can be written to this file."""
+    """Raises UsageError if no picture can be written to this file."""
     if find_spec("matplotlib") is None:
         raise UsageError("`plot` needs matplotlib, which is not installed: pip install 'adamas[plot]'")
     if path.suffix not in KINDS:
@@ -29,8 +29,8 @@ def require_drawable(path: Path) -> None:
 
 
 def draw(rows: Sequence[Record], path: Path) -> None:
-    """Prefill and decode side by side, a line for each engine and attention, and the time of a token with
-    what copying the bytes that it reads would take.
+    """Prefill and decode side by side, with a line for each engine and attention, and the time per token
+    beside the time to copy the bytes that it reads.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -47,7 +47,7 @@ def draw(rows: Sequence[Record], path: Path) -> None:
         token.set_title("time of a token; dotted: copying what it reads", fontsize="medium")
         _token_times(token, decoded, names)
         figure.suptitle(f"{rows[0]['model']}, {rows[0]['device']}", fontsize="medium", wrap=True)
-        lines: dict[str, Any] = {}  # by name: some have a prefill alone, others a decode
+        lines: dict[str, Any] = {}  # by name: some have only a prefill, others only a decode
         for axes in (read, decode):
             lines |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
         figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=4, frameon=False)

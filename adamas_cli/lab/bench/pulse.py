@@ -1,4 +1,4 @@
-"""Notes about long-running work."""
+"""Progress notes about long-running work."""
 
 from __future__ import annotations
 

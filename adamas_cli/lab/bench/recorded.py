@@ -1,4 +1,4 @@
-"""Sparse decode steps on recorded inputs of a real model, beside full attention and random data."""
+"""Sparse decode steps on recorded inputs of a real model, compared with full attention and random data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adamas_cli.lab.bench.traces import Trace, random_traces
 
 @dataclass(frozen=True)
 class Source:
-    """Where traces come from. built: how layers were built that no model has, None for a model's own."""
+    """Where traces come from. built: how layers that no model has were built, None for a model's own."""
 
     model: str
     text: str
@@ -26,13 +26,13 @@ class Source:
 
 @dataclass(frozen=True)
 class RecordedRow:
-    """All layers of one length at one budget. Times in microseconds a layer.
+    """All layers of one length at one budget. Times in microseconds per layer.
 
-    attended: tokens of a query head, on average over all steps. layers, steps: recorded ones. dense: the
-    fastest full attention, by `dense_kernel`. step: the mean of all steps, what a token costs; median, worst:
-    of the same steps. random: the mean step on random numbers in their place, random_worst: its worst. ratio:
-    dense / step. to_random: step / random. slower: share of steps that left the ordinary path, None where the
-    backend does not tell. others_cores: that other programs kept busy.
+    attended: average tokens per query head over all steps. layers, steps: the recorded ones. dense: the
+    fastest full attention, by `dense_kernel`. step: the mean of all steps, the cost of a token; median,
+    worst: of the same steps. random: the mean step on random numbers instead, random_worst: its worst.
+    ratio: dense / step. to_random: step / random. slower: share of steps that left the ordinary path, None if
+    the backend does not report it. others_cores: cores that other programs kept busy.
     """
 
     device: str
@@ -78,8 +78,8 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class RecordedBench:
-    """Measures traces with one backend. name: the device's. repeats: replays, of which each step's time is
-    the median. say: told what is going on, in lines.
+    """Measures traces with one backend. name: the device's. repeats: number of replays; a step's time is
+    their median. say: receives progress lines.
     """
 
     backend: Backend

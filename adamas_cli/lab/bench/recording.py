@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from adamas_cli.lab.bench.pulse import Pulse
     from adamas_cli.models import LoadedModel
 
-STEPS = 64  # decode steps that are recorded
+STEPS = 64  # recorded decode steps
 
 
 class Recorder(TorchBackend):
-    """A backend that notes what each layer is given and attends fully, so that what it notes depends on no
+    """A backend that records each layer's inputs and attends fully, so that the recording depends on no
     budget.
 
-    Its name is that of no backend that compiled steps or CUDA graphs are made for, so every step comes here.
+    No compiled steps or CUDA graphs exist for a backend of this name, so every step comes here.
     """
 
     name = "recorder"
@@ -41,7 +41,7 @@ class Recorder(TorchBackend):
         self._layers: list[tuple[LayerCache, float, Softmax]] = []
 
     def encode_keys(self, keys: Tensor, codebook: Codebook, codes: Tensor, scales: Tensor) -> None:
-        """See `Backend.encode_keys`; as the backend that replays encodes."""
+        """See `Backend.encode_keys`; encodes like the backend that will replay."""
         self._coder.encode_keys(keys, codebook, codes, scales)
 
     def decode_step(
@@ -55,8 +55,8 @@ class Recorder(TorchBackend):
         tally: Tensor | None = None,
         softmax: Softmax = PLAIN,
     ) -> tuple[Tensor, Tensor]:
-        """Keys and values are appended, their codes and their sum are not; the log-sum-exp is not computed,
-        and all NaN.
+        """Appends keys and values, but not their codes and their sum. The log-sum-exp is not computed but
+        all NaN.
         """
         if id(cache) not in self._given:
             self._given[id(cache)] = []
@@ -71,7 +71,7 @@ class Recorder(TorchBackend):
         return out, torch.full(queries.shape[:3], torch.nan, device=queries.device)
 
     def traces(self, context: int, numbers: list[int]) -> list[Trace]:
-        """What was noted after `context` tokens, layer by layer; numbers: of the layers in the model."""
+        """The recording after `context` tokens, by layer; numbers: of the layers in the model."""
         return [
             Trace(number, cache, context, *self._steps(cache), scaling, softmax)
             for number, (cache, scaling, softmax) in zip(numbers, self._layers, strict=True)
@@ -97,8 +97,8 @@ def record(
 ) -> list[Trace]:
     """The traces of a model's sparse layers over the last `steps` of a text's tokens, int [n].
 
-    All before them are read with full attention, as `ask` reads a document. The last are teacher-forced: the
-    model is fed the text's own tokens, not those that it would have said. Empty where no layer is sparse.
+    All tokens before them are read with full attention, as `ask` reads a document. The last are
+    teacher-forced: the model is fed the text's tokens, not its own. Empty if no layer is sparse.
     """
     context = len(ids) - steps
     attention = AttentionSettings("adamas", settings, dense_layers, backend.name)

@@ -14,9 +14,9 @@ from adamas_cli.lab.bench.traces import Trace
 
 
 class Replay:
-    """The steps of several layers, which share a length.
+    """The steps of several layers that share a length.
 
-    On a GPU a step's inputs are copied to the same buffers each time, so that one CUDA graph of a layer
+    On a GPU, a step's inputs are copied to the same buffers each time, so that one CUDA graph per layer
     serves all its steps.
     """
 
@@ -37,12 +37,12 @@ class Replay:
 
     @property
     def steps(self) -> int:
-        """Of each layer."""
+        """The number of steps of each layer."""
         return len(self._given)
 
     def go_to(self, step: int) -> None:
-        """Bring every layer to where this step is next. All before it must have been taken since step 0,
-        which forgets what was appended.
+        """Bring every layer to this step. All earlier steps must have been taken since step 0, which discards
+        appended tokens.
         """
         self._length.fill_(self._traces[0].context + step)
         if step == 0:
@@ -70,7 +70,7 @@ class Replay:
                 yield step, layer, self.take(layer, tally)[0]
 
     def attended(self) -> float:
-        """How many tokens a query head attends to, on average over all steps and layers."""
+        """Average number of tokens that a query head attends to, over all steps and layers."""
         capacity, heads = self._traces[0].cache.capacity, self._traces[0].queries.shape[2]
         total = 0.0
         for _, _, _ in self.run(tally := torch.zeros(1, 2, capacity, device=self._length.device)):
@@ -80,7 +80,7 @@ class Replay:
         return total / (self.steps * len(self._traces) * heads)
 
     def microseconds(self, repeats: int) -> Tensor:
-        """Of each step, float64 [layers, steps]; the median of this many replays."""
+        """Time of each step, float64 [layers, steps]: the median of this many replays."""
         takes: list[Callable[[], object]] = [partial(self.take, layer) for layer in range(len(self._traces))]
         try:
             return turn_microseconds(self.go_to, takes, self.steps, repeats, self._length.device)
@@ -88,11 +88,11 @@ class Replay:
             self.go_to(0)
 
     def slower(self) -> Tensor | None:
-        """Which steps left the ordinary path for any query: bool [layers, steps]. None where the backend has
-        no other path that it tells of.
+        """Which steps left the ordinary path for any query: bool [layers, steps]. None if the backend reports
+        no other path.
 
-        A backend that does has a method `reread`: of the step before, for each query, how many groups of
-        tokens the selection had to look at again, int32 [rows].
+        A backend that does has a method `reread`: for each query of the previous step, the number of token
+        groups that the selection had to examine again, int32 [rows].
         """
         reread: Callable[[], Tensor | None] | None = getattr(self._backend, "reread", None)
         if reread is None:

@@ -1,4 +1,4 @@
-"""Other engines for comparison, each measured in a process of its own."""
+"""Other engines for comparison, each measured in a separate process."""
 
 from __future__ import annotations
 
@@ -22,31 +22,29 @@ if TYPE_CHECKING:
 
 LLAMA, TRANSFORMERS = "llama.cpp", "transformers"
 LLAMA_PYTHON = "ADAMAS_LLAMA_PYTHON"  # a Python with llama-cpp-python, if this one lacks it
-ALL_LAYERS = -1  # on the GPU, as llama.cpp writes it
+ALL_LAYERS = -1  # on the GPU, in llama.cpp's notation
 
 
 @dataclass(frozen=True)
 class Rival:
-    """An engine. command: the program that measures it. job: what only this engine is told, as JSON."""
+    """An engine. command: the program that measures it. job: JSON input for this engine only."""
 
     name: str
     command: list[str]
     job: dict[str, Any]
 
     def measure(self, job: Mapping[str, Any], environment: Mapping[str, str]) -> Iterator[Measurement]:
-        """Its measurements as they come. job: what every engine is told. Raises AdamasError where it fails;
-        when the caller leaves early the process is killed.
+        """Its measurements as they arrive. job: input common to all engines. Raises AdamasError if it fails.
+        The process is killed if the caller stops early.
         """
         for record in run_child(self.name, self.command, {**job, **self.job}, environment):
             yield Measurement(engine=self.name, attention="full", **record)
 
 
 def find_rival(name: str, target: Target, options: ModelSettings) -> Rival:
-    """The engine called so. Raises UsageError where it is not known, not installed or does not take the
-    model.
-    """
+    """The engine of this name. Raises UsageError if it is unknown, not installed or cannot read the model."""
     if name == TRANSFORMERS:
-        # -P: the current folder may hold anything, none of which may be imported.
+        # -P: nothing may be imported from the current folder.
         command = [sys.executable, "-P", "-m", "adamas_cli.lab.bench.transformers_child"]
         dtype = str(target.dtype).removeprefix("torch.")
         return Rival(name, command, {**target.origin, "device": str(target.device), "dtype": dtype})
@@ -63,11 +61,11 @@ def find_rival(name: str, target: Target, options: ModelSettings) -> Rival:
 def run_child(
     name: str, command: list[str], job: Mapping[str, Any], environment: Mapping[str, str]
 ) -> Iterator[dict[str, Any]]:
-    """The JSON objects that a program prints, a line each, when it is given a job as JSON on stdin.
+    """The JSON objects that a program prints, one per line, given a job as JSON on stdin.
 
-    Raises AdamasError where it ends with an error; what it says on stderr is shown.
+    Raises AdamasError if it ends with an error; its stderr is shown.
     """
-    # A session of its own: Ctrl-C reaches this process alone, which ends the other without a traceback.
+    # A separate session: Ctrl-C reaches only this process, which ends the other without a traceback.
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -80,10 +78,10 @@ def run_child(
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        with suppress(BrokenPipeError), process.stdin:  # it has ended already; its exit code tells
+        with suppress(BrokenPipeError), process.stdin:  # it has already ended; its exit code is checked below
             process.stdin.write(json.dumps(job))
         for line in process.stdout:
-            if line.startswith("{"):  # libraries print things too
+            if line.startswith("{"):  # libraries print other lines too
                 yield json.loads(line)
         if code := process.wait():
             raise AdamasError(f"{name} stopped with exit code {code}; see its messages above")

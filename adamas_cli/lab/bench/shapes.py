@@ -1,4 +1,4 @@
-"""Models by their shape alone: random weights, for speeds of models that are not on this machine."""
+"""Models by shape only, with random weights: for the speed of models that are not on this machine."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ SHAPES = {
 
 
 def shape_fields(name: str) -> dict[str, Any]:
-    """The fields of the transformers config of a shape. Raises UsageError for an unknown name."""
+    """The transformers config fields of a shape. Raises UsageError for an unknown name."""
     if name not in SHAPES:
         raise UsageError(f"`shape` {name}: choose from {', '.join(SHAPES)}")
     return SHAPES[name]
@@ -65,7 +65,7 @@ def shape_config(name: str, context: int) -> PreTrainedConfig:
 
 def random_model(name: str, context: int, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """A model of this shape with a context of this many tokens, on `device`; its weights are always the same
-    on one kind of device.
+    on the same kind of device.
     """
     config = shape_config(name, context)
     torch.manual_seed(SEED)
@@ -77,7 +77,7 @@ def random_model(name: str, context: int, dtype: torch.dtype, device: torch.devi
 def load_shape(
     name: str, context: int, *, dtype: torch.dtype, device: torch.device, packed: bool, progress: Progress
 ) -> LoadedModel:
-    """A random model as `models.load` would give it. packed: with packed weights, kept in memory only."""
+    """A random model in the form that `models.load` returns. packed: with packed weights, only in memory."""
     with progress.task(f"making a random {name}", None, "bytes"):
         model = random_model(name, context, dtype, device)
         if packed:

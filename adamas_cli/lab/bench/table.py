@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 
 def markdown_head(titles: Sequence[str]) -> str:
-    """The first two lines of a Markdown table; numbers go to the right."""
+    """The first two lines of a Markdown table with right-aligned columns."""
     return f"| {' | '.join(titles)} |\n|{'|'.join('---:' for _ in titles)}|"
 
 
@@ -24,7 +24,7 @@ def json_line(record: Mapping[str, object]) -> str:
 
 
 def csv_lines(records: Sequence[Mapping[str, object]]) -> str:
-    """All records, which have the same keys, under a line of titles."""
+    """All records, which have the same keys, below a title line."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, list(records[0]) if records else [], lineterminator="\n")
     writer.writeheader()

@@ -31,9 +31,9 @@ Load = Callable[["Progress"], models.LoadedModel]
 
 @dataclass(frozen=True)
 class Target:
-    """A model. context: tokens, None where it takes as many as are asked. directory: its files, None for
-    random weights. texts: those of its tokenizer. origin: what another process needs to load it again, as
-    JSON. config: as transformers describes it.
+    """A model. context: tokens, None for any number. directory: its files, None for random weights. texts:
+    files of its tokenizer. origin: what another process needs to load it again, as JSON. config: the
+    transformers config.
     """
 
     name: str
@@ -49,12 +49,12 @@ class Target:
 
     @property
     def gguf(self) -> Path | None:
-        """The GGUF file of its weights, if they are in one."""
+        """The GGUF file of its weights, if there is one."""
         file = self.origin.get("gguf")
         return None if file is None else Path(file)
 
     def require(self, tokens: int, what: str) -> None:
-        """Raises OverContextError where `what` needs more tokens than the model can read."""
+        """Raises OverContextError if `what` needs more tokens than the model can read."""
         if self.context is not None and tokens > self.context:
             raise OverContextError(
                 f"{what} needs {tokens:,} tokens, and the context of {self.name} is {self.context:,}. "
@@ -119,8 +119,8 @@ def shape_target(name: str, tokens: int, options: ModelSettings) -> Target:
 
 
 def gguf_file(options: ModelSettings) -> Path:
-    """The GGUF file that the settings name. Raises UsageError where they name something else, or it is not
-    there.
+    """The GGUF file that the settings name. Raises UsageError if they name something else or it does not
+    exist.
     """
     name = options.model or default_name(options.device)
     alias = aliases().get(name)

@@ -18,8 +18,8 @@ from adamas_cli.lab.bench.kernels import Shape
 class Trace:
     """The steps of one layer.
 
-    layer: its number in the model. cache: of `context` tokens, with room for those of the steps. queries: [T,
-    1, H, 1, D], of T steps of one token; keys: [T, 1, K, 1, D], and values likewise.
+    layer: its number in the model. cache: of `context` tokens, with room for those of the steps. queries:
+    [T, 1, H, 1, D], for T steps of one token; keys and values: [T, 1, K, 1, D].
     """
 
     layer: int
@@ -43,15 +43,15 @@ class Trace:
 
 
 def with_one_length(traces: list[Trace]) -> list[Trace]:
-    """The same layers, whose caches have their length in common as a model's have."""
+    """The same layers, with caches that share one length tensor, as in a model."""
     for trace in traces:
         trace.cache.length = traces[0].cache.length
     return traces
 
 
 def random_traces(like: list[Trace], backend: Backend, settings: SparseSettings) -> list[Trace]:
-    """As many layers of the same shape, length and number format, in which every number is random: a new
-    query at every step, which no other resembles.
+    """Layers of the same number, shape, length and dtype with random values: a new query at every step, which
+    resembles no other.
     """
     return with_one_length([_random_trace(trace, backend, settings) for trace in like])
 

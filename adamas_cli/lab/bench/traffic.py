@@ -10,8 +10,8 @@ from adamas_cli.models.stacked_experts import StackedExperts, can_pack
 
 
 def step_bytes(model: Any, length: int, budget: int | None, dense_layers: int) -> int:
-    """Of a step after `length` tokens: fully attending, or to `budget` tokens of each query head in all but
-    the first layers.
+    """Bytes of a step after `length` tokens: with full attention, or with `budget` tokens per query head in
+    all but the first layers.
     """
     config = model.config.get_text_config()
     shape, item = shape_of_config(config), model.dtype.itemsize
@@ -23,15 +23,15 @@ def step_bytes(model: Any, length: int, budget: int | None, dense_layers: int) -
         if layer.kind == SLIDING or budget is None or index < dense_layers:
             total += read.cache_bytes(length, item)
         else:
-            # Query heads of a group may choose the same tokens; what none of them shares is the upper bound.
+            # Query heads of a group may choose the same tokens; the upper bound assumes that none do.
             chosen = min(budget * shape.heads, length * read.kv_heads)
             total += length * read.code_bytes + chosen * read.token_bytes(item) // read.kv_heads
     return total
 
 
 def _weights(model: Any) -> int:
-    """Bytes of all weights but the embedding's, unless it is the head's too: a step reads one row of it. Of
-    experts it reads those that the token chose.
+    """Bytes of all weights except the embedding's, unless tied to the head: a step reads only one row of it.
+    Of experts, only those that the token chose count.
     """
     choices = shape_of_config(model.config.get_text_config()).choices
     unread = sum(
@@ -39,13 +39,13 @@ def _weights(model: Any) -> int:
         for module in model.modules()
         if isinstance(module, StackedExperts) or can_pack(module)
     )
-    embedding = _parameter(model.get_input_embeddings())  # None where rows stay in the file
+    embedding = _parameter(model.get_input_embeddings())  # None if its rows stay in the file
     tied = _parameter(model.get_output_embeddings()) is embedding
     return _bytes(model) - unread - (0 if embedding is None or tied else int(embedding.nbytes))
 
 
 def _bytes(module: Any) -> int:
-    """Of all weights of a module, but of embeddings in few bits."""
+    """Bytes of all weights of a module, except embeddings in few bits."""
     held = sum(_held(parameter) for parameter in module.parameters())
     return held + sum(getattr(part, "weight_bytes", 0) for part in module.modules())
 
@@ -56,8 +56,8 @@ def _parameter(module: Any) -> Any:
 
 
 def _held(tensor: Any) -> int:
-    """Bytes of a weight, or of the tensors that a quantized one is made of: it calls itself what it stands
-    for.
+    """Bytes of a weight, or of the tensors inside a quantized one, which reports the size of what it
+    represents.
     """
     if not hasattr(tensor, "__tensor_flatten__"):
         return int(tensor.nbytes)

@@ -1,4 +1,4 @@
-"""Measures plain transformers in a process of its own, so that its memory is not counted as adamas's.
+"""Measures plain transformers in a separate process, so that its memory is not counted as adamas's.
 
 Reads a job as JSON on stdin and prints a line of JSON for each measurement.
 """
@@ -18,7 +18,7 @@ QUICK_SECONDS = 5.0  # seconds; longer prefills are not repeated
 
 
 def main() -> None:
-    """Each length is read anew by `generate`: its first token ends the prefill, the others are the decode."""
+    """`generate` reads each length anew: its first token ends the prefill, the others are the decode."""
     job: dict[str, Any] = json.load(sys.stdin)
     prepare_libraries(verbose=0, offline=True)
     import torch
@@ -28,7 +28,7 @@ def main() -> None:
     from adamas_cli.machine.threads import use_threads
 
     class Clock(StoppingCriteria):
-        """Never stops; notes when each token was there."""
+        """Never stops; records when each token arrived."""
 
         def __init__(self) -> None:
             self.times: list[float] = []
@@ -45,7 +45,7 @@ def main() -> None:
     generated = job["generated"]
 
     def generate(tokens: int) -> tuple[float, float]:
-        """Seconds of reading this many tokens, and of the decode after them."""
+        """Seconds to read this many tokens, and to decode after them."""
         inputs = torch.tensor([job["ids"][:tokens]], device=device)
         clock = Clock()
         start = time.perf_counter()
@@ -100,7 +100,7 @@ def _load(job: dict[str, Any], device: Any) -> Any:
 
 
 def _read_gguf(gguf: Path, directory: Path, dtype: Any, device: Any) -> Any:
-    """A GGUF file's model with weights in full size, which is what transformers computes with."""
+    """A GGUF file's model with weights in full size, as transformers computes with them."""
     from adamas_cli.models.filling import Numbers
     from adamas_cli.models.gguf.file import GgufFile
     from adamas_cli.models.gguf_model import build_model

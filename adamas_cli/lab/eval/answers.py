@@ -1,4 +1,4 @@
-"""Does sparse attention answer as full attention does? The user's own documents and questions:
+"""Does sparse attention answer as full attention does? On the user's own documents and questions:
 `adamas eval answers`.
 """
 
@@ -39,7 +39,7 @@ AGAINST_KNOWN = ("exact_match", "f1", "contains")
 
 @dataclass(frozen=True)
 class Examined:
-    """One document, int32 [n], with its questions; known: for each the right answers, where there are any."""
+    """One document, int32 [n], with its questions; known: the right answers to each question, if any."""
 
     name: str
     sha256: str
@@ -55,7 +55,7 @@ class Examined:
 
 @dataclass(frozen=True)
 class Answers:
-    """One run. settings: what all of its rows have in common."""
+    """One run. settings: fields common to all of its rows."""
 
     examined: Sequence[Examined]
     ways: Sequence[Way]
@@ -65,14 +65,14 @@ class Answers:
     ledger: Ledger
 
     def plan(self, workload: Workload) -> None:
-        """Count what is still to be measured."""
+        """Count the remaining work."""
         for one in self.examined:
             plan(workload, len(one.document), self._missing(one))
 
     def measure(self, asker: Asker | None) -> Iterator[Record]:
-        """Each answer, found in the ledger or given now; in the end a row for each way.
+        """Each answer, from the ledger or given now; at the end, a row for each way.
 
-        asker: may be None where all are found.
+        asker: may be None if all answers are in the ledger.
         """
         records: list[Record] = []
         for one in self.examined:
@@ -98,7 +98,7 @@ class Answers:
             yield self._row(way, [one for one in records if _way(one) == way])
 
     def _missing(self, one: Examined) -> dict[Way, list[Asked]]:
-        """The questions that the ledger has no answer to."""
+        """The questions that have no answer in the ledger."""
         missing = {
             way: [asked for asked in one.asked if self.ledger.find(self._identity(one, asked, way)) is None]
             for way in self.ways
@@ -106,7 +106,7 @@ class Answers:
         return {way: asked for way, asked in missing.items() if asked}
 
     def _identity(self, one: Examined, asked: Asked, way: Way) -> Record:
-        """What tells the record of an answer from all others."""
+        """The fields that identify the record of an answer."""
         return {
             "record": "answer",
             **self.settings,
@@ -148,10 +148,10 @@ class Answers:
 
 
 def compare(tokens: Sequence[int], full: Sequence[int]) -> Record:
-    """The tokens of an answer beside those with full attention.
+    """Compare the tokens of an answer with those of full attention.
 
-    equal: 1 or 0. leading: the share of tokens before the first that differs, of the longer answer.
-    diverges_at: that token's place from 0, None where the answers are equal. f1_full: F1 of the tokens.
+    equal: 1 or 0. leading: the share of the longer answer before the first difference. diverges_at: the index
+    of that difference, None if the answers are equal. f1_full: F1 of the tokens.
     """
     same = leading(tokens, full)
     longer = max(len(tokens), len(full))
@@ -165,7 +165,7 @@ def compare(tokens: Sequence[int], full: Sequence[int]) -> Record:
 
 
 def judge(answer: str, known: Sequence[str]) -> Record:
-    """An answer beside the known ones; None throughout where none is known."""
+    """Compare an answer with the known ones; all None if none is known."""
     if not known:
         return dict.fromkeys(AGAINST_KNOWN)
     return {

@@ -26,7 +26,7 @@ from adamas_cli.prompt.tokens import Tokenizer
 from adamas_cli.session.answer import listen, narrate
 from adamas_cli.session.listener import Listener
 
-PRODUCT = ("dot", "manhattan")  # the scorers that `ask` offers, and so what its own backends run
+PRODUCT = ("dot", "manhattan")  # the scorers that `ask` offers, which its own backends support
 
 
 @dataclass(frozen=True)
@@ -56,23 +56,23 @@ class Prompting:
 
     @property
     def sha256(self) -> str:
-        """Of the text around documents and question, its first digits."""
+        """The first digits of the hash of the text around documents and question."""
         around = "\0".join((self.frame.head, self.frame.middle, self.frame.tail))
         return hashlib.sha256(around.encode("utf-8", "replace")).hexdigest()[:12]
 
     def document(self, *documents: Document) -> np.ndarray:
-        """What is read before a question, int32 [n]."""
+        """The tokens read before a question, int32 [n]."""
         layout = Layout(self.tokenizer, self.frame)
         for document in documents:
             layout.add(document)
         return layout.fit(0, 0, layout.total)
 
     def question(self, text: str) -> np.ndarray:
-        """What is read after the documents, int32 [n]."""
+        """The tokens read after the documents, int32 [n]."""
         return question_ids(self.tokenizer, self.frame, text)
 
     def listener(self, max_tokens: int) -> Listener:
-        """For an answer of this many tokens."""
+        """A listener for an answer of at most this many tokens."""
         state = self.thinking.marks.state_behind(self.frame.tail)
         return Listener(self.tokenizer, self.thinking, state, max_tokens)
 
@@ -91,7 +91,7 @@ class Prompting:
 
 @dataclass(frozen=True)
 class Said:
-    """An answer: its text without what a thinking model thinks, and all of its tokens."""
+    """An answer: its text without the thinking, and all of its tokens."""
 
     text: str
     tokens: list[int]
@@ -99,7 +99,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question about a document. number: which one."""
+    """A question about a document. number: its index."""
 
     number: int
     text: str
@@ -108,7 +108,7 @@ class Asked:
 
 
 def backend_name(method: str, product: str) -> str:
-    """What computes the steps of a method: the product's backend, or plain torch."""
+    """The backend that computes the steps of a method: the product's, or plain torch."""
     if method == FULL:
         return "dense"
     return product if method in PRODUCT else StudyBackend.name
@@ -116,7 +116,7 @@ def backend_name(method: str, product: str) -> str:
 
 @dataclass
 class Asker:
-    """A model that is asked. product: the backend that answers in `ask`."""
+    """A model that answers questions. product: the backend that `ask` would use."""
 
     loaded: LoadedModel
     prompting: Prompting
@@ -133,7 +133,7 @@ class Asker:
     def answers(
         self, document: np.ndarray, asked: Mapping[Way, Sequence[Asked]]
     ) -> Iterator[tuple[Way, Asked, Said]]:
-        """Read a document's tokens, int32 [n], in each way, and ask; each answer as it is complete."""
+        """Read a document's tokens, int32 [n], in each way, and ask; yields each answer when complete."""
         if not asked:
             return
         room = max(len(one.ids) + one.max_tokens for each in asked.values() for one in each)
@@ -148,7 +148,7 @@ class Asker:
     def _answers(
         self, reading: Reading, tokens: int, asked: Mapping[Way, Sequence[Asked]]
     ) -> Iterator[tuple[Way, Asked, Said]]:
-        """The answers about a document of so many tokens that was read in one way."""
+        """The answers about a document of `tokens` tokens that was read in one way."""
         for way, questions in asked.items():
             if way.method != FULL:
                 method = METHODS[way.method]
@@ -165,7 +165,7 @@ class Asker:
 def plan(
     workload: Workload, tokens: int, asked: Mapping[Way, Sequence[Asked]] | Mapping[Way, Sequence[int]]
 ) -> None:
-    """Count the work of one document of this many tokens and its questions, or the lengths of the answers."""
+    """Count the work for one document of this many tokens and its questions, or the answers' lengths."""
     for read in by_reading(asked):
         workload.plan_reading(tokens, read)
     for way, questions in asked.items():

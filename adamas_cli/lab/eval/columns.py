@@ -1,4 +1,4 @@
-"""How the values of a row are written."""
+"""How the values of a row are formatted."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from adamas_cli.sanitize import one_line
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table: the value called `key` as text, with `low` and `high` beside it if asked,
-    or what stands for one that is missing.
+    """A column of the table: the value of `key` as text, with `low` and `high` if `interval`; `missing`
+    replaces a missing value.
     """
 
     title: str
@@ -34,16 +34,16 @@ class Column:
 
 
 def with_readings(columns: Sequence[Column], *more: Column) -> list[Column]:
-    """The columns of rows that do not all tell of densely read documents. more: about reading."""
+    """The columns for rows that are not all about densely read documents. more: columns about reading."""
     place = next(index for index, column in enumerate(columns) if column.key == "method")
     return [*columns[:place], Column("read", "read", missing="dense"), *more, *columns[place:]]
 
 
 def decimals(digits: int) -> Callable[[float], str]:
-    """Writes a number with this many digits after the point."""
+    """A writer of numbers with this many decimals."""
     return lambda value: f"{value:,.{digits}f}"
 
 
 def unless_zero(value: int) -> str:
-    """Writes a budget: full attention has none."""
+    """Write a budget; empty for full attention, which has none."""
     return str(value) if value else ""

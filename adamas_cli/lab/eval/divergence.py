@@ -11,7 +11,7 @@ from torch import Tensor
 from adamas_cli.errors import NotFiniteError
 
 RESAMPLES = 1000
-ROWS = 16  # positions compared at a time: a vocabulary of 150,000 makes 10 MB of each 16
+ROWS = 16  # positions compared at a time: with a vocabulary of 150,000, 16 rows take 10 MB
 
 
 @dataclass(frozen=True)
@@ -27,18 +27,18 @@ class Divergence:
 
     @property
     def perplexity(self) -> float:
-        """Of the distribution that is compared."""
+        """The perplexity of the distribution being compared."""
         return float(np.exp(self.loss.mean()))
 
     @property
     def perplexity_ratio(self) -> float:
-        """Of the two perplexities."""
+        """The ratio of the two perplexities."""
         return float(np.exp((self.loss - self.full_loss).mean()))
 
 
 def diverge(full: Tensor, other: Tensor, targets: Tensor) -> Divergence:
     """Compare logits [M, vocabulary] of full attention and of another; targets: int [M] true next tokens.
-    Raises NotFiniteError where some logit is no number.
+    Raises NotFiniteError if a logit is not a number.
     """
     parts: list[tuple[Tensor, ...]] = []
     targets = targets.to(full.device)
@@ -56,7 +56,7 @@ def diverge(full: Tensor, other: Tensor, targets: Tensor) -> Divergence:
 
 
 def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """The 95 % bootstrap interval of the mean of values [M]; the same for the same values."""
+    """The 95 % bootstrap interval of the mean of values [M]; deterministic."""
     generator = np.random.default_rng(seed)
     means = values[generator.integers(0, len(values), (RESAMPLES, len(values)))].mean(1)
     low, high = np.quantile(means, (0.025, 0.975))

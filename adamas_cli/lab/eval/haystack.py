@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-# The full stop of these ends no sentence.
+# A full stop after these does not end a sentence.
 _ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|Prof|Rev|Capt|Col|Gen|Lt|Sr|Jr|vs|etc|[A-Z])\.$")
 _BOUNDARY = re.compile(
     r"(?P<blank>\n[ \t]*\n\s*)"  # a paragraph
@@ -20,14 +20,14 @@ BROKEN_OFF = " ..."
 
 @dataclass(frozen=True)
 class Needle:
-    """A sentence to be hidden; depth: percent of the document's tokens that come before it."""
+    """A sentence to hide; depth: the percentage of the document's tokens before it."""
 
     depth: float
     text: str
 
 
 class Haystack:
-    """A text as sentences. count: tokens of a piece of text."""
+    """A text as sentences. count: returns the number of tokens in a piece of text."""
 
     def __init__(self, text: str, count: Callable[[str], int]) -> None:
         self.text = text
@@ -36,8 +36,8 @@ class Haystack:
         self._tokens: dict[int, int] = {}
 
     def excerpt(self, start: int, characters: int, needles: Sequence[Needle]) -> str:
-        """The first `characters` from sentence `start` on, round the end of the text to its beginning, with
-        each needle between two sentences, as close to its depth as they allow. An unfinished last sentence
+        """The first `characters` from sentence `start` on, wrapping from the end of the text to its start,
+        with each needle between two sentences, as close to its depth as possible. An unfinished last sentence
         ends in dots.
         """
         pieces, counts = self._pieces(start, characters)
@@ -54,7 +54,7 @@ class Haystack:
         return text.rstrip()
 
     def _pieces(self, start: int, characters: int) -> tuple[list[str], list[float]]:
-        """Sentences that make up this many characters, and the tokens of each."""
+        """Sentences with this many characters in total, and the tokens of each."""
         pieces: list[str] = []
         counts: list[float] = []
         index = start
@@ -74,7 +74,7 @@ class Haystack:
 
 
 def sentences(text: str) -> list[str]:
-    """The text in pieces that end where a sentence or a paragraph does; joined they are the text again."""
+    """The text in pieces that end at the end of a sentence or paragraph; joined they are the text again."""
     found, begin = [], 0
     for match in _BOUNDARY.finditer(text):
         if match["blank"] is None and _ABBREVIATION.search(text, max(0, match.start() - 8), match.start()):
@@ -88,7 +88,7 @@ def sentences(text: str) -> list[str]:
 def fit(measure: Callable[[int], int], wanted: int, most: int) -> int | None:
     """The n in 0..most whose measure comes closest to `wanted` from below; None if that of 0 is above.
 
-    The measure grows almost in proportion to n, which makes this a matter of a few steps.
+    The measure grows almost in proportion to n, so this takes only a few steps.
     """
     low, low_size = 0, measure(0)
     if low_size > wanted:
@@ -111,7 +111,7 @@ def fit(measure: Callable[[int], int], wanted: int, most: int) -> int | None:
 
 
 def _nearest(ends: Sequence[float], position: float) -> int:
-    """The index of the number nearest to `position` in a rising sequence."""
+    """The index of the number nearest to `position` in an ascending sequence."""
     right = min(bisect_left(ends, position), len(ends) - 1)
     left = max(0, right - 1)
     return left if position - ends[left] <= ends[right] - position else right

@@ -15,11 +15,11 @@ Record = dict[str, Any]
 
 
 class Ledger:
-    """Rows in a file of JSON lines. Those of other runs stay there and are never found.
+    """Rows in a file of JSON lines. Rows of other runs stay in the file and are never found.
 
-    path: None keeps nothing. resume: find the rows that the file holds. A last line that was cut off is
-    removed before the first row is written. Raises UsageError where the file holds something else, or cannot
-    be read or written.
+    path: None keeps nothing. resume: find the rows already in the file. A truncated last line is removed
+    before the first row is written. Raises UsageError if the file holds something else, or cannot be read or
+    written.
     """
 
     def __init__(self, path: Path | None, *, resume: bool) -> None:
@@ -44,7 +44,7 @@ class Ledger:
 
     @property
     def foreign(self) -> int:
-        """Rows of the file that were not found."""
+        """Rows of the file that were never found."""
         return len(self._records) - len(self._found)
 
     def find(self, identity: Mapping[str, object]) -> Record | None:
@@ -58,7 +58,7 @@ class Ledger:
         return record
 
     def add(self, record: Record) -> None:
-        """Append one row; it is in the file, whole, when this returns."""
+        """Append one row; it is completely in the file when this returns."""
         if self._path is None:
             return
         if self._file is None:
@@ -66,11 +66,11 @@ class Ledger:
             os.ftruncate(self._file, self._whole)
             if self._unended:
                 os.write(self._file, b"\n")
-        # One call of the system, so that no interruption leaves a part of a line.
+        # One system call, so that an interruption cannot leave part of a line.
         os.write(self._file, json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
 
     def _parse(self, path: Path, content: bytes) -> None:
-        """Take the rows of the file."""
+        """Load the rows of the file."""
         lines = content.split(b"\n")
         for number, line in enumerate(lines, start=1):
             last = number == len(lines)
@@ -78,7 +78,7 @@ class Ledger:
                 record = _record(line)
                 if record is None:
                     if last and line.startswith(b"{"):
-                        break  # whoever wrote it was killed
+                        break  # its writer was killed
                     raise UsageError(
                         f"`output` {path}: line {number} is no row of `adamas eval`; name another file"
                     )

@@ -1,4 +1,4 @@
-"""Ways to choose the tokens that a query attends to, each on the same footing: same budget, same layers."""
+"""Ways to choose the tokens that a query attends to, compared with the same budget and the same layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adamas_kernels.contract import LayerView, SparseSettings
 from adamas_kernels.torch.step import rank_by_codes
 from torch import Tensor
 
-ERROR = 2.0**-11  # of dot-bounded, whose budget is a cap
+ERROR = 2.0**-11  # for dot-bounded, whose budget is a cap
 PAPER_EDGE = 10.0  # arXiv 2510.18413, section 4.1
 QUEST_PAGE = 16  # tokens that share one bound, arXiv 2406.10774, section 4.1
 SINKS = 4  # arXiv 2309.17453, section 3.2
@@ -23,7 +23,7 @@ Rank = Callable[[Tensor, LayerView, SparseSettings], Tensor]
 class Method:
     """rank: float32 [B, H, N, S] from queries [B, H, N, D] and a layer's cache; higher is attended to first.
 
-    settings: what holds at any budget.
+    settings: those that hold at any budget.
     """
 
     name: str
@@ -38,12 +38,12 @@ class Method:
 
 
 def by_score(queries: Tensor, cache: LayerView, settings: SparseSettings) -> Tensor:
-    """The true scores, which no method knows before it has read all keys."""
+    """The true scores, which no practical method knows before it has read all keys."""
     return true_scores(queries, cache.keys)
 
 
 def by_page(queries: Tensor, cache: LayerView, settings: SparseSettings) -> Tensor:
-    """Quest: for each page of tokens the greatest product that its coordinates' extremes allow."""
+    """Quest: for each page of tokens, the greatest product that its coordinates' extremes allow."""
     size = cache.keys.shape[2]
     padded = F.pad(cache.keys.float(), (0, 0, 0, -size % QUEST_PAGE), value=torch.nan)
     pages = padded.unflatten(2, (-1, QUEST_PAGE))
@@ -57,7 +57,7 @@ def by_page(queries: Tensor, cache: LayerView, settings: SparseSettings) -> Tens
 
 
 def by_position(queries: Tensor, cache: LayerView, settings: SparseSettings) -> Tensor:
-    """The newest first; sinks and recents fill the whole budget."""
+    """The newest tokens first; sinks and recents fill the whole budget."""
     position = torch.arange(cache.keys.shape[2], dtype=torch.float32, device=queries.device)
     return position.expand(*queries.shape[:3], -1)
 

@@ -1,9 +1,8 @@
 """Teacher-forced comparison with full attention on real text: `adamas eval ppl`.
 
 A text's first tokens are read as `ask` reads a document, densely or sparsely. The tokens after them are fed
-one after the other as they stand, once with full attention and once for each method and budget with sparse
-attention, and the distributions of the next token are compared with those of full attention after dense
-reading.
+one by one, once with full attention and once for each method and budget with sparse attention. The
+distributions of the next token are compared with those of full attention after dense reading.
 """
 
 from __future__ import annotations
@@ -44,8 +43,8 @@ BLOCKS = Column("blocks", "blocks_computed", decimals(3))
 class Row:
     """One method at one budget and length. Divergences in nats; the intervals are 95 % bootstrap.
 
-    tokens: attended to, on average over the heads and positions of all sparse layers. blocks_computed: the
-    share in reading; None in dense reading.
+    tokens: average number of tokens attended to, over the heads and positions of all sparse layers.
+    blocks_computed: the share of blocks computed in reading; None for dense reading.
     """
 
     text: str
@@ -80,8 +79,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Passage:
-    """The beginning of a text, int [at least context + scored + 1]. context: tokens that are read; scored:
-    tokens after those, over which is compared.
+    """The beginning of a text, int [at least context + scored + 1]. context: tokens to read; scored: the
+    tokens after them, over which distributions are compared.
     """
 
     name: str
@@ -93,7 +92,7 @@ class Passage:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """One run. settings: what all of its rows have in common; ways: full attention first."""
+    """One run. settings: fields common to all of its rows; ways: full attention first."""
 
     passages: Sequence[Passage]
     ways: Sequence[Way]
@@ -103,7 +102,7 @@ class Perplexity:
     ledger: Ledger
 
     def plan(self, workload: Workload) -> None:
-        """Count what is still to be measured."""
+        """Count the remaining work."""
         for passage in self.passages:
             missing = self._missing(passage)
             needed = by_reading(dict.fromkeys([self.ways[0], *missing] if missing else []))
@@ -113,7 +112,7 @@ class Perplexity:
                     workload.plan_steps(way.method, passage.scored, passage.context)
 
     def measure(self, loaded: LoadedModel | None, workload: Workload) -> Iterator[Record]:
-        """The rows, found in the ledger or measured now; loaded may be None where all are found."""
+        """The rows, from the ledger or measured now; loaded may be None if all are in the ledger."""
         for passage in self.passages:
             fresh: Iterator[Row] = iter(())
             missing = self._missing(passage)
@@ -139,7 +138,7 @@ class Perplexity:
         return [way for way in self.ways if self.ledger.find(self._identity(passage, way)) is None]
 
     def _identity(self, passage: Passage, way: Way) -> Record:
-        """What tells a row from all others."""
+        """The fields that identify a row."""
         return {
             "record": "row",
             **self.settings,
@@ -162,8 +161,8 @@ def measure(
     seed: int = 0,
     workload: Workload | None = None,
 ) -> Iterator[Row]:
-    """Read a passage, for each reading anew, and compare its next tokens with those of full attention after
-    dense reading. ways: those of one reading one after another.
+    """Read a passage, anew for each reading, and compare its next tokens with those of full attention after
+    dense reading. ways: grouped by reading.
     """
     work = workload or Workload()
     context, scored, ids = passage.context, passage.scored, passage.ids

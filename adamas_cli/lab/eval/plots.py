@@ -1,6 +1,6 @@
 """Pictures of the rows, as SVG and PNG; needs matplotlib and no display.
 
-Heat maps are in cividis, which is told apart with any kind of colour vision.
+Heat maps use cividis, which is readable with any kind of colour vision.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Draw = Callable[["Axes"], None]
 
 
 def draw_retrieval(rows: Sequence[Record], directory: Path) -> list[Path]:
-    """For each task and way to read the question: scores by depth and length, a panel for each method at a
+    """For each task and way to read the question: scores by depth and length, one panel for each method at a
     budget.
     """
     written = []
@@ -60,7 +60,7 @@ def draw_perplexity(rows: Sequence[Record], directory: Path) -> list[Path]:
 
 
 def draw_answers(rows: Sequence[Record], directory: Path) -> list[Path]:
-    """How close the answers are to those with full attention, and to known ones, by budget."""
+    """How close the answers are to full attention's and to known ones, by budget."""
     sparse = [row for row in rows if row["method"] != FULL]
     full = next(row for row in rows if row["method"] == FULL)
     wanted = {
@@ -133,7 +133,7 @@ def _by_budget(
     share: bool = False,
 ) -> Draw:
     def plain(value: float, position: float) -> str:
-        """Few numbers between powers of ten, so that they do not collide."""
+        """Label only a few numbers between powers of ten, so that labels do not overlap."""
         return f"{value:g}" if f"{value:e}"[0] in "25" else ""
 
     def draw(axes: Axes) -> None:
@@ -188,7 +188,7 @@ def _figure(
     """Panels side by side, at most three in a row, with one legend or, for heat maps, one scale."""
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
-    from matplotlib.figure import Figure  # an extra, which only pictures need
+    from matplotlib.figure import Figure  # an extra that only pictures need
 
     figure = Figure(figsize=(max(2, columns) * PANEL * 1.25, lines * PANEL + 1), layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False).flatten()

@@ -1,4 +1,4 @@
-"""One document in front of a model: read in one way, then answered by any method."""
+"""One document in a model: read in one way, then answered by any method."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ FULL = "full"
 
 @dataclass(frozen=True)
 class Way:
-    """One way to read and to answer. method: a name of METHODS, or `full`, whose budget is 0. read: a name of
+    """One way to read and to answer. method: a name in METHODS, or `full`, whose budget is 0. read: a name in
     READINGS.
 
-    question: `dense` where the question is read with full attention, as `ask` does, and `sparse` where its
-    tokens attend as the answer's do.
+    question: `dense` if the question is read with full attention, as `ask` does; `sparse` if its tokens
+    attend as the answer's do.
     """
 
     method: str
@@ -39,9 +39,9 @@ class Way:
 
     @property
     def identity(self) -> Record:
-        """What a row says about how the document was read and how tokens were chosen: all settings, so that a
-        later default is not taken for an earlier one. Of dense reading, which rows of earlier versions do not
-        name, nothing is said.
+        """A row's fields about how the document was read and how tokens were chosen. They hold all settings,
+        so that a later default is not taken for an earlier one. Dense reading adds nothing, because rows of
+        earlier versions do not name it.
         """
         settings = {} if self.method == FULL else asdict(METHODS[self.method].at(self.budget))
         told = {"method": self.method, "budget": self.budget, "settings": _told(settings, "budget")}
@@ -50,7 +50,7 @@ class Way:
 
     @property
     def sparse_from(self) -> SparseFrom:
-        """What `Timeline.answer` is told."""
+        """The argument for `Timeline.answer`."""
         if self.method == FULL:
             return "never"
         return "question" if self.question == "sparse" else "answer"
@@ -63,7 +63,7 @@ def _told(settings: Mapping[str, object], *left_out: str) -> str:
 def all_ways(
     methods: Sequence[str], budgets: Sequence[int], questions: Sequence[str], reads: Sequence[str] = (DENSE,)
 ) -> list[Way]:
-    """Full attention after dense reading first, then after each reading, dense ones first, full attention and
+    """First full attention after dense reading; then, for each reading, dense ones first, full attention and
     each method at each budget.
     """
     answers = [(FULL, 0, "dense"), *product(methods, budgets, questions)]
@@ -72,7 +72,7 @@ def all_ways(
 
 
 def by_reading(ways: Iterable[Way]) -> dict[str, list[Way]]:
-    """The ways that one reading serves, in their order."""
+    """The ways grouped by reading, in order."""
     found: dict[str, list[Way]] = {}
     for way in ways:
         found.setdefault(way.read, []).append(way)
@@ -80,7 +80,7 @@ def by_reading(ways: Iterable[Way]) -> dict[str, list[Way]]:
 
 
 class Reading:
-    """One document in a cache of its own, with room for `context` tokens. how: a name of READINGS."""
+    """One document in its own cache, with room for `context` tokens. how: a name in READINGS."""
 
     def __init__(self, loaded: LoadedModel, *, context: int, dense_layers: int, how: str = DENSE) -> None:
         self._stop_ids = loaded.stop_ids
@@ -98,11 +98,11 @@ class Reading:
 
     @property
     def computed(self) -> float | None:
-        """The share of blocks that was computed; None in dense reading."""
+        """The share of blocks that was computed; None for dense reading."""
         return self._timeline.computed
 
     def use(self, method: Method, budget: int, backend: Backend) -> None:
-        """Choose tokens by `method` from here on; the keys are coded anew by its settings."""
+        """Choose tokens by `method` from here on; the keys are encoded again with its settings."""
         self._timeline.use(Sparse(method.at(budget), backend))
 
     def answer(

@@ -1,7 +1,7 @@
-"""Ways to read a document: densely, as the product reads sparsely, and by what others choose blocks with.
+"""Ways to read a document: densely, sparsely as the product does, and with other block selections.
 
-Each of the latter takes, for each query head and block of queries, the fewest blocks of keys that hold SHARE
-of the mass by its estimate. What is left out enters by its mean, as in the product.
+The last take, for each query head and block of queries, the fewest blocks of keys that hold SHARE of the mass
+by their estimate. The omitted blocks enter by their means, as in the product.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from adamas_kernels.torch.backend import TorchBackend
 from torch import Tensor
 
 DENSE = "dense"
-SHARE = 0.9  # of the mass, as XAttention and FlashPrefill take it
+SHARE = 0.9  # of the mass, as in XAttention and FlashPrefill
 STRIDE = 8  # of XAttention's antidiagonals, arXiv 2503.16428, section 3.1
 
 Estimate = Callable[[Tensor, Tensor, BlockMeans, float], Tensor]
 
 
 def by_mass(queries: Tensor, keys: Tensor, means: BlockMeans, scaling: float) -> Tensor:
-    """The true mass of each block, over all queries; nobody knows it before all keys are read."""
+    """The true mass of each block, over all queries; unknown in practice before all keys are read."""
     new, size = queries.shape[2], keys.shape[2]
     hidden = torch.arange(size, device=keys.device) > own_positions(new, size, keys.device)
     scores = reading.scores(queries, keys, scaling).masked_fill(hidden, -torch.inf)
@@ -51,22 +51,22 @@ def by_antidiagonals(queries: Tensor, keys: Tensor, means: BlockMeans, scaling: 
 
 
 def _strided(rows: Tensor) -> Tensor:
-    """Rows [B, H, n, D] in groups of STRIDE, the last filled up with zeros: float32 [B, H, m, STRIDE, D]."""
+    """Rows [B, H, n, D] in groups of STRIDE, the last padded with zeros: float32 [B, H, m, STRIDE, D]."""
     padded = torch.nn.functional.pad(rows, (0, 0, 0, -rows.shape[2] % STRIDE))
     return padded.float().unflatten(2, (-1, STRIDE))
 
 
 def _by_block(weights: Tensor, each: int = KEY_BLOCK) -> Tensor:
-    """Sums over blocks of this many columns, the last of fewer: [..., m] becomes [..., ceil(m / each)]."""
+    """Sums over blocks of this many columns, the last perhaps smaller: [..., m] to [..., ceil(m / each)]."""
     return torch.nn.functional.pad(weights, (0, -weights.shape[-1] % each)).unflatten(-1, (-1, each)).sum(-1)
 
 
 @dataclass
 class StudyReading(TorchBackend):
-    """Sparse reading in plain torch whose blocks `estimate` chooses.
+    """Sparse reading in plain torch with blocks chosen by `estimate`.
 
-    estimate: the mass of each block of keys [B, K, S, D] for the newest n tokens, a block of queries [B, H,
-    n, D], in any unit, [B, H, ceil(S / KEY_BLOCK)].
+    estimate: the mass of each block of keys [B, K, S, D] for the newest n tokens, a block of queries
+    [B, H, n, D], in any unit, [B, H, ceil(S / KEY_BLOCK)].
     """
 
     estimate: Estimate
@@ -102,7 +102,7 @@ class StudyReading(TorchBackend):
         return torch.cat(outs, 2).to(queries.dtype), torch.cat(lses, 2)
 
     def _chosen(self, queries: Tensor, keys: Tensor, means: BlockMeans, scaling: float) -> Tensor:
-        """Which blocks of keys a block of queries reads: bool [B, H, ceil(S / KEY_BLOCK)]."""
+        """The blocks of keys that a block of queries reads: bool [B, H, ceil(S / KEY_BLOCK)]."""
         mass = self.estimate(queries, keys, means, scaling)
         ranked = (mass / mass.sum(-1, keepdim=True)).sort(-1, descending=True)
         enough = ranked.values.cumsum(-1) - ranked.values < self.share

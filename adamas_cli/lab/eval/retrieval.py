@@ -1,4 +1,4 @@
-"""Does sparse attention find what full attention finds? Tasks of known answers: `adamas eval retrieval`."""
+"""Does sparse attention find what full attention finds? Tasks with known answers: `adamas eval retrieval`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LONGEST_TOKEN = 40  # characters, on average over a text
 
 @dataclass(frozen=True)
 class Design:
-    """What is measured. lengths: tokens of a prompt, document and question together; depths: percent;
+    """What to measure. lengths: tokens of a prompt, document and question together; depths: percent;
     samples: documents for each task, length and depth.
     """
 
@@ -49,18 +49,18 @@ class Design:
 
 @dataclass(frozen=True)
 class Text:
-    """The bytes of a text that was made, as a document's content."""
+    """The bytes of a generated text, as a document's content."""
 
     data: bytes
 
     def blocks(self) -> Iterator[bytes]:
-        """All of them at once."""
+        """All bytes at once."""
         yield self.data
 
 
 @dataclass(frozen=True)
 class Exam:
-    """One document, int32 [n], and what is asked about it."""
+    """One document, int32 [n], and the questions about it."""
 
     document: np.ndarray
     questions: tuple[Question, ...]
@@ -69,7 +69,7 @@ class Exam:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """One run. settings: what all of its rows have in common; path: what a prompt calls the document."""
+    """One run. settings: fields common to all of its rows; path: the document's name in the prompt."""
 
     design: Design
     haystack: Haystack
@@ -80,13 +80,13 @@ class Retrieval:
     ledger: Ledger
 
     def check(self) -> None:
-        """Raises UsageError where a task does not fit a length."""
+        """Raises UsageError if a task does not fit a length."""
         for task in self.design.tasks:
             for length in self.design.lengths:
                 self.exam(task, length, task.documents(self.design.depths)[0], 0)
 
     def exam(self, task: Task, length: int, depths: Sequence[int | None], number: int) -> Exam:
-        """The sample of that number: a prompt of `length` tokens, less by what no cut can avoid."""
+        """Sample `number`: a prompt of `length` tokens, or as close below as cutting the text allows."""
         sample = task.sample(self.haystack, length, depths, self.design.seed, number)
         asked = tuple(
             Asked(index, one.text, self.prompting.question(one.text), task.max_tokens)
@@ -107,7 +107,7 @@ class Retrieval:
         return Exam(document(size), sample.questions, asked)
 
     def plan(self, workload: Workload) -> None:
-        """Count what is still to be measured."""
+        """Count the remaining work."""
         for task, length, depths, number in self._documents():
             lengths = {
                 way: [task.max_tokens] * len(found)
@@ -116,9 +116,9 @@ class Retrieval:
             plan(workload, length, lengths)
 
     def measure(self, asker: Asker | None) -> Iterator[Record]:
-        """Each answer, found in the ledger or given now; after those to a task at a length its rows.
+        """Each answer, from the ledger or given now; the rows of a task at a length follow its answers.
 
-        asker: may be None where all are found.
+        asker: may be None if all answers are in the ledger.
         """
         scores: dict[tuple[Way, int | None], list[float]] = defaultdict(list)
         documents = list(self._documents())
@@ -163,7 +163,7 @@ class Retrieval:
     def _missing(
         self, task: Task, length: int, depths: Sequence[int | None], number: int
     ) -> dict[Way, list[int]]:
-        """Positions in `depths` of the questions that the ledger has no answer to."""
+        """Positions in `depths` of the questions that have no answer in the ledger."""
         missing = {
             way: [
                 position
@@ -177,7 +177,7 @@ class Retrieval:
     def _rows(
         self, task: Task, length: int, scores: Mapping[tuple[Way, int | None], list[float]]
     ) -> Iterator[Record]:
-        """For each way the score at each depth, and over all of them, whose depth is null."""
+        """For each way, the score at each depth, and over all depths, with a null depth."""
         for way in self.design.ways:
             by_depth = {depth: found for (other, depth), found in scores.items() if other == way}
             if None not in by_depth and len(by_depth) > 1:
@@ -192,7 +192,7 @@ class Retrieval:
                 yield record
 
     def _identity(self, task: Task, length: int, depth: int | None, number: int | None, way: Way) -> Record:
-        """What tells a record from all others: of the answer to a sample, or of a row over the samples."""
+        """The fields that identify a record: the answer to a sample, or a row over the samples."""
         kind = {"record": "row", "samples": self.design.samples}
         if number is not None:
             kind = {"record": "answer", "sample": number}

@@ -1,4 +1,4 @@
-"""Answers against known ones, as the SQuAD benchmark compares them (arXiv 1606.05250, section 6.1)."""
+"""Compares answers with known ones, as the SQuAD benchmark does (arXiv 1606.05250, section 6.1)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalized(text: str) -> str:
-    """Lower case, without punctuation and English articles, single spaces."""
+    """Lower case, without punctuation and English articles, with single spaces."""
     return " ".join(_ARTICLE.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def exact_match(answer: str, known: Sequence[str]) -> float:
-    """1 where the normalized answer is one of the normalized known ones, else 0."""
+    """1 if the normalized answer equals a normalized known one, else 0."""
     return _best(lambda one: float(normalized(answer) == normalized(one)), known)
 
 
@@ -27,16 +27,12 @@ def word_f1(answer: str, known: Sequence[str]) -> float:
 
 
 def contains(answer: str, known: Sequence[str]) -> float:
-    """1 where a known answer's words stand in the answer, one after the other, else 0: models answer in
-    sentences.
-    """
+    """1 if the answer contains a known answer's words in sequence, else 0: models answer in sentences."""
     return _best(lambda one: float(f" {normalized(one)} " in f" {normalized(answer)} "), known)
 
 
 def f1(found: Sequence[Hashable], wanted: Sequence[Hashable]) -> float:
-    """Harmonic mean of precision and recall of items, each counted as often as it occurs; two empty
-    sequences agree.
-    """
+    """Harmonic mean of precision and recall of items, with multiplicity; two empty sequences agree."""
     if not found or not wanted:
         return float(not found and not wanted)
     shared = (Counter(found) & Counter(wanted)).total()
@@ -44,7 +40,7 @@ def f1(found: Sequence[Hashable], wanted: Sequence[Hashable]) -> float:
 
 
 def leading(found: Sequence[Hashable], wanted: Sequence[Hashable]) -> int:
-    """How many items are equal before the first that differs."""
+    """The number of equal items before the first difference."""
     pairs = zip(found, wanted, strict=False)
     return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(found), len(wanted)))
 

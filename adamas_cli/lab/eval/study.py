@@ -1,4 +1,4 @@
-"""A backend that chooses by any method and keeps count of what the choice was worth."""
+"""A backend that chooses tokens by any method and records how good the choice was."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from adamas_cli.lab.eval.methods import Method, true_scores
 
 @dataclass
 class Worth:
-    """Of one layer, by position and as a mean over its heads: softmax mass kept, what the true top-k would
-    keep, and the share of those tokens that is chosen; tokens attended to.
+    """Per position of one layer, as a mean over its heads: softmax mass kept, the mass that the true top-k
+    would keep, the share of those tokens that was chosen, and the number of tokens attended to.
     """
 
     mass: list[float] = field(default_factory=list)
@@ -30,9 +30,9 @@ class Worth:
 
 @dataclass
 class StudyBackend(TorchBackend):
-    """Decode steps in plain torch whose tokens `method` chooses.
+    """Decode steps in plain torch with tokens chosen by `method`.
 
-    worth: by layer, in the order in which the model runs them.
+    worth: by layer, in the model's order.
     """
 
     method: Method
@@ -52,7 +52,7 @@ class StudyBackend(TorchBackend):
         tally: Tensor | None = None,
         softmax: Softmax = PLAIN,
     ) -> tuple[Tensor, Tensor]:
-        """See `Backend.decode_step`; there is no tally."""
+        """See `Backend.decode_step`; the tally is ignored."""
         view = append(keys, values, cache)
         rank = self.method.rank(queries, view, settings)
         out, lse, index = attend_ranked(queries, view, rank, scaling, settings, softmax)

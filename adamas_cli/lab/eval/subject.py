@@ -1,4 +1,4 @@
-"""The model that is measured: everything that can be known, and be wrong, before its weights are loaded."""
+"""The model to measure: everything that can be known, and be wrong, before its weights load."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DIGITS = 12  # of a sha256
 
 @dataclass(frozen=True)
 class Subject:
-    """A model whose files are on this machine. backend: what `ask` would compute sparse steps with."""
+    """A model whose files are on this machine. backend: the one that `ask` would use for sparse steps."""
 
     files: models.ModelFiles
     tokenizer: Tokenizer
@@ -41,7 +41,7 @@ class Subject:
 
     @classmethod
     def find(cls, model: ModelSettings, backend: str, dense_layers: int, progress: Progress) -> Subject:
-        """Raises ModelUnavailableError, and UsageError where the device, the backend or the number of dense
+        """Raises ModelUnavailableError, and UsageError if the device, the backend or the number of dense
         layers is impossible.
         """
         device = choose_device(model.device)
@@ -57,7 +57,7 @@ class Subject:
 
     @property
     def settings(self) -> Record:
-        """What every row says about the model and this machine."""
+        """Every row's fields about the model and this machine."""
         return {
             "adamas": __version__,
             "model": self.files.name,
@@ -68,7 +68,7 @@ class Subject:
         }
 
     def require(self, tokens: int, what: str) -> None:
-        """Raises OverContextError where the model's context is shorter than what needs this many tokens."""
+        """Raises OverContextError if `what` needs more tokens than the model's context."""
         room = self._config.get("max_position_embeddings")
         if isinstance(room, int) and tokens > room:
             raise OverContextError(
@@ -82,7 +82,7 @@ class Subject:
         return models.load(self.files, **self.options.loading, progress=progress)
 
     def load_backend(self, announce: Callable[[str], None]) -> Backend:
-        """The backend; announce: told before it compiles."""
+        """The backend; announce: called before it compiles."""
         return load(self.backend, announce)
 
     @property

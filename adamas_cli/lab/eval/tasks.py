@@ -1,7 +1,7 @@
-"""Tasks made for a text: what is hidden in it, what is asked, and what a right answer holds.
+"""Tasks made for a text: what is hidden in it, the question, and the strings that a right answer holds.
 
-In the manner of RULER (arXiv 2404.06654, section 3): one needle, one among many, a chain of variables, and
-the commonest words of a list. The wording is our own.
+Like RULER's (arXiv 2404.06654, section 3): one needle, one among many, a chain of variables, and the most
+common words of a list. The wording is ours.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ADJECTIVES, NOUNS = (
         mirror orchard pebble piano ribbon saddle spindle thimble tunnel violin whistle window""",
     )
 )
-TOKENS_PER_DISTRACTOR = 256  # so that they take about a tenth of the document
+TOKENS_PER_DISTRACTOR = 256  # so that distractors take about a tenth of the document
 HOPS = 4  # RULER, table 5: a chain of four assignments after the first one
 COMMON_WORDS, COMMON_TIMES, RARE_TIMES = 10, 30, 3  # RULER, table 5
 _WORD = re.compile(r"[^\W\d_]{4,12}")
@@ -32,7 +32,7 @@ _WORD = re.compile(r"[^\W\d_]{4,12}")
 
 @dataclass(frozen=True)
 class Question:
-    """depth: percent of the document before what is asked for, None where that is spread over it.
+    """depth: percentage of the document before the answer, None if that is spread over the document.
 
     expected: the strings that a right answer holds.
     """
@@ -42,14 +42,14 @@ class Question:
     expected: tuple[str, ...]
 
     def score(self, answer: str) -> float:
-        """The share of the expected strings that the answer holds, in capitals or not (RULER, section 4)."""
+        """The share of the expected strings that the answer holds, ignoring case (RULER, section 4)."""
         said = answer.casefold()
         return sum(one.casefold() in said for one in self.expected) / len(self.expected)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One document, whose length is still open, and the questions about it.
+    """One document, whose length is not fixed yet, and the questions about it.
 
     build: the text for a size between 0 and `most`; its tokens grow almost in proportion.
     """
@@ -61,7 +61,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Task:
-    """max_tokens: of an answer. one_depth: each depth is a document of its own. spread: there is none."""
+    """max_tokens: of an answer. one_depth: one document for each depth. spread: there are no depths."""
 
     name: str
     max_tokens: int
@@ -70,7 +70,7 @@ class Task:
     spread: bool = False
 
     def documents(self, depths: Sequence[int]) -> list[tuple[int | None, ...]]:
-        """The depths that are asked for in each of the documents of one sample."""
+        """The depths that are asked for in each document of one sample."""
         if self.spread:
             return [(None,)]
         return [(depth,) for depth in depths] if self.one_depth else [tuple(depths)]
@@ -78,13 +78,13 @@ class Task:
     def sample(
         self, haystack: Haystack, length: int, depths: Sequence[int | None], seed: int, number: int
     ) -> Sample:
-        """The sample of that number; the same for the same arguments. length: tokens of the prompt."""
+        """Sample `number`; deterministic for the same arguments. length: tokens of the prompt."""
         random = Random(f"{seed} {self.name} {length} {list(depths)} {number}")
         return self.draw(random, haystack, length, [depth for depth in depths if depth is not None])
 
 
 def passkey(random: Random, haystack: Haystack, length: int, depths: Sequence[int]) -> Sample:
-    """A number that stands once in the text, with nothing like it around."""
+    """A number that occurs once in the text, with nothing similar around it."""
     (number,) = _numbers(random, haystack, 1, digits=5)
     needle = Needle(depths[0], f"The pass key of this text is {number}.")
     asked = Question(depths[0], "What is the pass key of this text?", (number,))
@@ -92,7 +92,7 @@ def passkey(random: Random, haystack: Haystack, length: int, depths: Sequence[in
 
 
 def needles(random: Random, haystack: Haystack, length: int, depths: Sequence[int], others: int) -> Sample:
-    """A secret number for a thing at each depth, and those of `others` at random ones."""
+    """A secret number for a thing at each depth, and `others` more at random depths."""
     pairs = [f"{adjective} {noun}" for adjective in ADJECTIVES for noun in NOUNS]
     count = min(len(depths) + others, len(pairs))
     keys = random.sample(pairs, count)
@@ -115,12 +115,12 @@ def needle(random: Random, haystack: Haystack, length: int, depths: Sequence[int
 
 
 def multikey(random: Random, haystack: Haystack, length: int, depths: Sequence[int]) -> Sample:
-    """The secret numbers of many things, of which one for each depth is asked for."""
+    """The secret numbers of many things, one of which is asked for at each depth."""
     return needles(random, haystack, length, depths, others=max(4, length // TOKENS_PER_DISTRACTOR))
 
 
 def variables(random: Random, haystack: Haystack, length: int, depths: Sequence[int]) -> Sample:
-    """A chain of variables, each set to the one before it, in the order of the text."""
+    """A chain of variables, each set to the previous one, in text order."""
     (number,) = _numbers(random, haystack, 1, digits=5)
     names: list[str] = []
     while len(names) < HOPS + 1:
@@ -138,15 +138,15 @@ def variables(random: Random, haystack: Haystack, length: int, depths: Sequence[
 
 
 def words(random: Random, haystack: Haystack, length: int, depths: Sequence[int]) -> Sample:
-    """A list of the text's words, ten of them ten times as often as all others.
+    """A list of the text's words, ten of which occur ten times as often as all others.
 
-    Where the document is short, or the text has few words, all come proportionally less or more often.
-    Raises UsageError where either is out of reach.
+    If the document is short, or the text has few words, all occur proportionally less or more often.
+    Raises UsageError if that is impossible.
     """
     vocabulary = sorted(set(_WORD.findall(haystack.text.lower())))
     random.shuffle(vocabulary)
     joined = " ".join(vocabulary)
-    # A word within another one would be found in an answer that does not name it.
+    # A word inside another one would be found in an answer that does not name it.
     distinct = (word for word in vocabulary if joined.count(word) == 1)
     common = [word for word, _ in zip(distinct, range(COMMON_WORDS), strict=False)]
     rare = [word for word in vocabulary if word not in common]
@@ -154,7 +154,7 @@ def words(random: Random, haystack: Haystack, length: int, depths: Sequence[int]
         raise UsageError(f"`tasks` words: the text has {len(vocabulary)} different words, which are too few")
     slots = int(length / (haystack.count(joined) / len(vocabulary)))
     ratio = COMMON_TIMES // RARE_TIMES
-    least = math.ceil(slots / (len(rare) + COMMON_WORDS * ratio))  # more rarely, and the words do not suffice
+    least = math.ceil(slots / (len(rare) + COMMON_WORDS * ratio))  # with fewer, there are not enough words
     times = max(1, least, min(RARE_TIMES, slots // (2 * COMMON_WORDS * ratio)))
     frequent, most = common * (ratio * times), len(rare) * times
     places = [random.random() for _ in range(len(frequent) + most)]
@@ -174,7 +174,7 @@ def _hidden(random: Random, haystack: Haystack, hidden: list[Needle], asked: lis
 
 
 def _numbers(random: Random, haystack: Haystack, count: int, digits: int) -> list[str]:
-    """Different numbers of this many digits, none of which the text holds."""
+    """Distinct numbers of this many digits that do not occur in the text."""
     found: list[str] = []
     while len(found) < count:
         number = str(random.randrange(10 ** (digits - 1), 10**digits))

@@ -1,4 +1,4 @@
-"""What a run still has to do, and how long that takes by what was timed so far."""
+"""The remaining work of a run, and its estimated time from the timings so far."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from adamas_cli.engine.eta import PrefillCost
 from adamas_cli.engine.events import Prefill
 from adamas_cli.lab.eval.readings import DENSE
 
-PAIR_COST = 1e-4  # of one token's, until readings of different depth are timed
+PAIR_COST = 1e-4  # relative to one token's cost, until readings of different depth are timed
 STEP_COST = 20.0  # tokens read in the time of one decode step, until a step is timed
 
 
 class Workload:
-    """Documents to read and tokens to feed one by one; each way to feed them has a speed of its own.
+    """Documents to read and tokens to feed one by one; each way to feed them has its own speed.
 
-    `total` counts tokens. `advance` is told when some of them are done.
+    `total` counts tokens. `advance` is called with the number of tokens done.
     """
 
     def __init__(self) -> None:
@@ -27,16 +27,16 @@ class Workload:
         self._costs: defaultdict[str, PrefillCost] = defaultdict(lambda: PrefillCost(PAIR_COST))  # by kind
         self._readings: Counter[tuple[str, int]] = Counter()  # by kind and length
         self._left: defaultdict[str, float] = defaultdict(float)  # steps x context, by kind
-        self._timed: dict[str, tuple[float, float]] = {}  # the same that is done, and seconds
-        self._estimate: tuple[float, float] | None = None  # seconds left, and when that was known
+        self._timed: dict[str, tuple[float, float]] = {}  # the same for finished work, and its seconds
+        self._estimate: tuple[float, float] | None = None  # seconds left, and the time of that estimate
 
     def plan_reading(self, tokens: int, kind: str = DENSE) -> None:
-        """A document of this many tokens has to be read, in a way of that name."""
+        """Add a document of this many tokens, to be read in the way of that name."""
         self._readings[kind, tokens] += 1
         self.total += tokens
 
     def plan_steps(self, kind: str, tokens: int, context: int) -> None:
-        """At most this many tokens have to be fed after `context` others."""
+        """Add at most this many tokens, to be fed after `context` others."""
         self._left[kind] += tokens * context
         self.total += tokens
 
@@ -55,7 +55,7 @@ class Workload:
 
     @contextmanager
     def steps(self, kind: str, tokens: int, context: int) -> Iterator[None]:
-        """The time in which planned tokens are fed; an answer that ends early has done them all."""
+        """Time the feeding of planned tokens; an answer that ends early counts as complete."""
         began = time.perf_counter()
         yield
         work, seconds = self._timed.get(kind, (0.0, 0.0))
@@ -72,12 +72,12 @@ class Workload:
         return max(0.0, seconds - (time.perf_counter() - known))
 
     def _estimated(self, present: float) -> None:
-        """Sum up what is left, `present` seconds of it in the document that is being read."""
+        """Sum up the remaining time, `present` seconds of it for the document being read."""
         seconds = present
         for (kind, tokens), times in self._readings.items():
             seconds += times * (self._reading(kind, tokens) or 0.0)
         timed = [sum(column) for column in zip(*self._timed.values(), strict=True)]
-        # A document of 1024 tokens stands for all while no step is timed.
+        # A document of 1024 tokens represents all of them until a step is timed.
         guess = timed[1] / timed[0] if timed else STEP_COST * (self._reading(DENSE, 1024) or 0.0) / 1024**2
         for kind, left in self._left.items():
             work, spent = self._timed.get(kind, (0.0, 0.0))
@@ -85,6 +85,6 @@ class Workload:
         self._estimate = seconds, time.perf_counter()
 
     def _reading(self, kind: str, tokens: int) -> float | None:
-        """Seconds to read this many tokens; as long as in another way where this one was not timed."""
+        """Seconds to read this many tokens; from another way's timing if this one was not timed."""
         ways = (self._costs[kind], *self._costs.values())
         return next(filter(None, (cost.remaining(0, tokens) for cost in ways)), None)

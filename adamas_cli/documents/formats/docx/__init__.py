@@ -21,15 +21,15 @@ from adamas_cli.documents.formats.trouble import Trouble, UnreadableError
 from adamas_cli.documents.parts import Part
 from adamas_cli.documents.remark import Remark
 
-_BACKSLASH = "\ue003"  # stands for "\" of equations until the text is Markdown; of private use
-_NUMBER = re.compile(r"^( *\d+)\\([.)])", re.MULTILINE)  # of a paragraph, escaped as no list's
+_BACKSLASH = "\ue003"  # private use; replaces "\" in equations until the text is Markdown
+_NUMBER = re.compile(r"^( *\d+)\\([.)])", re.MULTILINE)  # a paragraph's number, escaped as it is not a list's
 
 
 def read(path: str) -> Iterator[Part | Remark]:
     """Markdown, with a section for each heading. Raises UnreadableError, and whatever zipfile, XML parsers
     and mammoth raise for damaged files.
 
-    mammoth reads paragraphs, styles, links and changes; what it leaves out is written into the text first.
+    mammoth reads paragraphs, styles, links and changes; what it omits is written into the text first.
     """
     import defusedxml
     import mammoth
@@ -52,7 +52,7 @@ def read(path: str) -> Iterator[Part | Remark]:
 
 
 def _prepare(package: Package) -> Counter[str]:
-    """Write what mammoth does not read into the main part; what is left out, by its kind."""
+    """Write what mammoth does not read into the main part; return counts of what is omitted, by kind."""
     root = package.text()
     left_out = unread_drawings(root)
     left_out["passages deleted by tracked changes"] = _deletions(root)

@@ -1,4 +1,4 @@
-"""Names and small steps in the XML of Word documents."""
+"""Names and helpers for the XML of Word documents."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def value(node: Element | None, default: str = "") -> str:
 
 
 def parents(root: Element) -> dict[Element, Element]:
-    """Each element's parent, as the tree is now."""
+    """Each element's parent in the current tree."""
     return {child: parent for parent in root.iter() for child in parent}
 
 
@@ -44,13 +44,13 @@ def paragraph(text: str) -> Element:
 
 
 def replace(parent: Element, old: Element, new: list[Element]) -> None:
-    """Put elements in the place of one."""
+    """Replace one element by others."""
     at = list(parent).index(old)
     parent[at : at + 1] = new
 
 
 def plain_text(node: Element) -> str:
-    """The text of paragraphs as it is after all tracked changes, on one line; no field's instructions."""
+    """The text of paragraphs with all tracked changes accepted, on one line, without field instructions."""
     return " ".join("".join(_texts(node)).split())
 
 

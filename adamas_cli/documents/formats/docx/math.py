@@ -28,7 +28,7 @@ _FENCES = {"{": "\\{", "}": "\\}", "‖": "\\|", "⟨": "\\langle", "⟩": "\\ra
 
 
 def write_equations(root: Element) -> None:
-    """Put LaTeX in the place of each equation: `$...$` in a line, `$$...$$` where it stands alone."""
+    """Replace each equation by LaTeX: `$...$` inside a line, `$$...$$` on its own."""
     above = parents(root)
     for node in list(root.iter(f"{M}oMathPara")):
         equations = " \\\\ ".join(latex(equation) for equation in node.iter(f"{M}oMath"))
@@ -41,7 +41,7 @@ def write_equations(root: Element) -> None:
 
 
 def latex(node: Element) -> str:
-    """An element of an equation, or what is in it where it has no form of its own in LaTeX."""
+    """An equation's element as LaTeX; its content if LaTeX has no form for the element."""
     name = node.tag.rpartition("}")[2]
     if node.tag in (f"{W}del", f"{W}moveFrom"):
         return ""
@@ -62,7 +62,7 @@ def _part(node: Element, name: str) -> str:
 
 
 def _property(node: Element, name: str, default: str = "") -> str:
-    """A property's value; `default` where the file does not give it, nothing where it is given empty."""
+    """A property's value; `default` if the file omits it, empty if it is given without a value."""
     found = node.find(f"{M}{node.tag.rpartition('}')[2]}Pr/{M}{name}")
     return default if found is None else value(found)
 

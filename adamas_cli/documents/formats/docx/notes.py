@@ -16,7 +16,7 @@ _SEPARATORS = ("separator", "continuationSeparator", "continuationNotice")
 
 
 def write_notes(root: Element, package: Package) -> None:
-    """Put comments and notes where the text refers to them, headers before the text and footers after it."""
+    """Put comments and notes where the text refers to them, headers before the text, footers after it."""
     above = parents(root)
     for kind in ("footnote", "endnote"):
         texts = {
@@ -44,7 +44,7 @@ def write_notes(root: Element, package: Package) -> None:
 
 
 def _insert(above: dict[Element, Element], reference: Element, text: str, known: dict[str, str]) -> None:
-    """Put a note's text after the run that refers to it, and take the reference out."""
+    """Put a note's text after the run that refers to it, and remove the reference."""
     holder = above[reference]
     holder.remove(reference)
     if reference.get(f"{W}id", "") in known and holder in above:
@@ -53,6 +53,6 @@ def _insert(above: dict[Element, Element], reference: Element, text: str, known:
 
 
 def _once(package: Package, kind: str) -> list[str]:
-    """The different texts of headers or footers, without those that only count pages."""
+    """The distinct texts of headers or footers, without those that contain only page numbers."""
     texts = dict.fromkeys(plain_text(part) for part in package.related(kind))
     return [text for text in texts if not _NUMBERS_ALONE.fullmatch(text)]

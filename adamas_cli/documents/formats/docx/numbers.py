@@ -1,4 +1,4 @@
-"""The numbers that Word shows before headings and items of lists, and keeps nowhere in their text."""
+"""The numbers that Word shows before headings and list items but does not store in their text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PLACE = re.compile(r"%([1-9])")
 _LEVELS = 9
 _ROMAN = ((1000, "m"), (900, "cm"), (500, "d"), (400, "cd"), (100, "c"), (90, "xc"), (50, "l"), (40, "xl"),
           (10, "x"), (9, "ix"), (5, "v"), (4, "iv"), (1, "i"))  # fmt: skip
-_MOST = 10_000_000  # more is no number of an item
+_MOST = 10_000_000  # larger numbers are not formatted
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,13 @@ class _Level:
     start: int = 1
     kind: str = "decimal"
     text: str = ""
-    restart: int | None = None  # the level, from 1, after which it begins anew; 0 for never
-    legal: bool = False  # all numbers in it as decimals
+    restart: int | None = None  # the level, from 1, after which it restarts; 0 for never
+    legal: bool = False  # show all its numbers as decimals
 
 
 @dataclass
 class _List:
-    """A numbering that goes on through the document; several uses of it count together."""
+    """A numbering that continues through the document; all uses of it share its counts."""
 
     levels: dict[int, _Level]
     by_style: dict[str, int]
@@ -34,7 +34,7 @@ class _List:
 
 
 class Numbers:
-    """The numbering of a document, by its parts `numbering` and `styles`, either of which may be missing."""
+    """A document's numbering, from its parts `numbering` and `styles`, either of which may be missing."""
 
     def __init__(self, numbering: Element | None, styles: Element | None) -> None:
         self._styles = _by_id(styles, "style", "styleId")
@@ -44,9 +44,9 @@ class Numbers:
         self._started: set[tuple[str, int]] = set()
 
     def write(self, root: Element) -> None:
-        """Put its number before the text of each paragraph that has one; bullets are left as they are.
+        """Put each paragraph's number before its text; bullets are left unchanged.
 
-        Takes out of the numbering what would number them again.
+        Removes the numbering that would number these paragraphs again.
         """
         for paragraph in root.iter(f"{W}p"):
             label = self._label(paragraph)
@@ -62,10 +62,10 @@ class Numbers:
             for level in definition.findall(f"{W}lvl"):
                 style = level.find(f"{W}pStyle")
                 if style is not None and _read_level(level).kind != "bullet":
-                    level.remove(style)  # or its paragraphs become items of a list with numbers of its own
+                    level.remove(style)  # or its paragraphs become list items with their own numbers
 
     def _label(self, paragraph: Element) -> str | None:
-        """The number of a paragraph; None where it has none or a bullet."""
+        """The number of a paragraph; None if it has none or a bullet."""
         style = value(paragraph.find(f"{W}pPr/{W}pStyle"))
         number, level = self._place(paragraph.find(f"{W}pPr/{W}numPr"), style)
         use = self._uses.get(number)
@@ -81,7 +81,7 @@ class Numbers:
         return self._written(use, numbered, level, shape)
 
     def _place(self, own: Element | None, style: str) -> tuple[str, int | None]:
-        """Number and level that a paragraph's own properties give, else its style and those it builds on."""
+        """A paragraph's number and level, from its own properties, else from its style or that one's base."""
         number = value(own.find(f"{W}numId")) if own is not None else ""
         level = _integer(value(own.find(f"{W}ilvl")) if own is not None else "")
         seen: set[str] = set()
@@ -104,7 +104,7 @@ class Numbers:
         return self._lists[name]
 
     def _definition(self, name: str) -> Element | None:
-        """The levels of a numbering, which may stand in another by way of a style."""
+        """The levels of a numbering, which may be defined in another one, linked by a style."""
         found = self._abstract.get(name)
         link = value(found.find(f"{W}numStyleLink")) if found is not None else ""
         for other in self._abstract.values() if link else ():
@@ -145,7 +145,7 @@ class Numbers:
 
 
 def formatted(number: int, kind: str) -> str:
-    """A number as Word writes it; as a decimal where the kind has no rule here."""
+    """A number as Word writes it; a decimal for unsupported kinds."""
     if not 0 <= number < _MOST:
         return str(number)
     if kind in ("lowerLetter", "upperLetter") and number:

@@ -1,4 +1,4 @@
-"""The parts of a Word document, and the document anew with parts changed."""
+"""The parts of a Word document, and a copy of the document with changed parts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from zipfile import ZIP_STORED, ZipFile
 
 from defusedxml.ElementTree import ParseError, fromstring
 
-_STRICT = {  # ISO's names for what Word itself writes with others
+_STRICT = {  # ISO namespaces and the ones that Word itself writes
     b"http://purl.oclc.org/ooxml/wordprocessingml/main": b"http://schemas.openxmlformats.org/"
     b"wordprocessingml/2006/main",
     b"http://purl.oclc.org/ooxml/officeDocument/relationships": b"http://schemas.openxmlformats.org/"
@@ -24,7 +24,7 @@ _XML = (".xml", ".rels")
 class Package:
     """A Word document's parts.
 
-    main: the name of its text. damaged: the parts that were asked for and are no XML, or not there.
+    main: the name of the part with its text. damaged: requested parts that are missing or not XML.
     """
 
     def __init__(self, archive: ZipFile) -> None:
@@ -38,11 +38,11 @@ class Package:
         self._related = self._relations(self.main)
 
     def text(self) -> Element:
-        """The root of the main part. Raises KeyError and ParseError without one."""
+        """The root of the main part. Raises KeyError if it is missing and ParseError if it is damaged."""
         return self._parsed(self.main)
 
     def related(self, kind: str) -> list[Element]:
-        """The roots of the parts of a kind, such as "comments", that can be read."""
+        """The roots of all readable parts of a kind, such as "comments"."""
         found = []
         for name in dict.fromkeys(target for related, target in self._related if related == kind):
             try:
@@ -52,7 +52,7 @@ class Package:
         return found
 
     def changed(self) -> io.BytesIO:
-        """The document with the parts as they are now, without pictures and damaged parts."""
+        """The document with the changed parts, without pictures and damaged parts."""
         made = io.BytesIO()
         with ZipFile(made, "w", ZIP_STORED) as archive:
             for name in self._archive.namelist():
@@ -74,7 +74,7 @@ class Package:
         return self._changed[name]
 
     def _relations(self, part: str) -> list[tuple[str, str]]:
-        """Kind and name of each part that another refers to."""
+        """Kind and name of each part that a part refers to."""
         folder, name = posixpath.split(part)
         try:
             root = fromstring(self._archive.read(posixpath.join(folder, "_rels", f"{name}.rels")))

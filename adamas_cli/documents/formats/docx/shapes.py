@@ -16,7 +16,7 @@ _PICTURES = ("/picture", "/chart", "/diagram", "/ink")
 
 
 def write_boxes(root: Element) -> None:
-    """Move what stands in text boxes after the paragraphs that hold them, once where it is given twice."""
+    """Move the content of text boxes after the paragraphs that hold them; duplicates only once."""
     _choose(root)
     above = parents(root)
     for box in list(root.iter(_BOX)):
@@ -36,7 +36,7 @@ def write_boxes(root: Element) -> None:
 
 
 def write_diagrams(root: Element, package: Package) -> None:
-    """Put the words of diagrams (SmartArt) after the text, a paragraph for each of theirs."""
+    """Append the words of diagrams (SmartArt) to the text, one paragraph for each of theirs."""
     body = root.find(f"{W}body")
     for diagram in package.related("diagramData") if body is not None else ():
         for node in diagram.iter(_A_PARAGRAPH):
@@ -46,7 +46,7 @@ def write_diagrams(root: Element, package: Package) -> None:
 
 
 def unread_drawings(root: Element) -> Counter[str]:
-    """How many pictures and other drawings the text has, of which no more than a description is read."""
+    """Counts of pictures and other drawings; at most their descriptions are read."""
     found: Counter[str] = Counter()
     for data in root.iter(_GRAPHIC_DATA):
         kind = data.get("uri", "").rpartition("/")[2].lower()
@@ -61,7 +61,7 @@ def unread_drawings(root: Element) -> Counter[str]:
 
 
 def _choose(root: Element) -> None:
-    """Of the ways in which a thing is given, keep the first, which newer programs read."""
+    """Of alternative contents, keep the first, which newer programs read."""
     for parent in list(root.iter()):
         for node in list(parent):
             if node.tag != f"{MC}AlternateContent":

@@ -1,4 +1,4 @@
-"""Tables of Word documents, made such that each row has a cell for each column."""
+"""Tables of Word documents, changed so that each row has a cell for each column."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from xml.etree.ElementTree import Element, SubElement
 
 from adamas_cli.documents.formats.docx.markup_xml import W, paragraph, parents, plain_text, replace, value
 
-BAR = "\ue002"  # stands for "|" in a cell until the table is Markdown; of private use
+BAR = "\ue002"  # private use; replaces "|" in a cell until the table is Markdown
 _LONGEST_REPEATED = 200  # characters
 _MOST_COLUMNS = 64  # that one cell may span
 _TABLE, _ROW, _CELL = f"{W}tbl", f"{W}tr", f"{W}tc"
 
 
 def write_tables(root: Element) -> None:
-    """Fill the places of merged cells: below with the same text, beside with nothing. Tables in cells become
-    a paragraph a row, and the first row is the head.
+    """Fill merged cells: downwards with the same text, sideways with empty cells. Tables in cells become a
+    paragraph for each row; the first row becomes the head.
     """
     above = parents(root)
     for table in reversed(list(root.iter(_TABLE))):
@@ -67,7 +67,7 @@ def _even(table: Element) -> None:
 
 
 def _take(cell: Element, first: Element) -> None:
-    """Give a cell the text of the one that it is merged with; a long one is not said again."""
+    """Give a cell the text of the one it is merged with; long text is not repeated."""
     if not plain_text(cell) and len(plain_text(first)) <= _LONGEST_REPEATED:
         cell[:] = [child for child in cell if child.tag == f"{W}tcPr"]
         cell.extend(deepcopy(child) for child in first if child.tag != f"{W}tcPr")

@@ -1,4 +1,4 @@
-"""EPUB books, in the order of their spine, chapter by chapter."""
+"""EPUB books, in spine order, chapter by chapter."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _COUNTED = re.compile(
 def read(path: str) -> Iterator[Part | Remark]:
     """A section for each chapter, "chapter 3: The Trial", whose text begins with `[chapter 3: The Trial]`.
 
-    Chapters are the files of the spine that hold text, and what the table of contents begins inside of them;
-    what it has below a chapter in the same file is a section too. What cannot be read is counted. Raises
-    UnreadableError, and what defusedxml raises for entities.
+    Chapters are the files of the spine that hold text, and entries of the table of contents inside them.
+    An entry below a chapter in the same file is a section too. Unreadable parts are counted.
+    Raises UnreadableError, and what defusedxml raises for entities.
     """
     left_out: Counter[str] = Counter()
     number = 0
@@ -61,7 +61,7 @@ def read(path: str) -> Iterator[Part | Remark]:
 
 
 def _pieces(package: Package, item: Item, entries: dict[str, list[Entry]]) -> list[tuple[Entry | None, str]]:
-    """What a place of the spine holds. Raises UnreadPageError."""
+    """The texts of one spine item. Raises UnreadPageError."""
     here = entries.get(package.found(item.name) or "", [])
     if item.suffix in DRAWINGS:
         text = drawing(package.page(item.name))
@@ -79,7 +79,7 @@ def _level(entry: Entry | None) -> int:
 
 
 def _name(number: int, title: str, heading: str) -> str:
-    """The book's own number where it has one: it counts otherwise than its spine does."""
+    """The book's own number if it has one, because it may count differently from the spine."""
     for name in (title, heading):
         if _COUNTED.match(name):
             return name

@@ -1,4 +1,4 @@
-"""The pages of an EPUB as Markdown, cut where its table of contents says that something begins."""
+"""The pages of an EPUB as Markdown, split at the entries of its table of contents."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from bs4 import BeautifulSoup, Tag
 from adamas_cli.documents.formats.epub.contents import Entry
 from adamas_cli.documents.formats.markup import markdown
 
-_MARK = re.compile("\ue000(\\d+)\ue001")  # of private use; a page's own are taken out
+_MARK = re.compile("\ue000(\\d+)\ue001")  # private use; removed from the page first
 _PRIVATE = re.compile("[\ue000\ue001]")
 _NAMED = re.compile(r"<([A-Za-z][\w:.-]*)\b[^<>]*?\s(?:id|name)\s*=\s*([\"'])([^<>\"']*)\2[^<>]*>")
 _DRAWING = re.compile(r"<svg\b.*?</svg\s*>", re.IGNORECASE | re.DOTALL)
-_OUTSIDE = ("ul", "ol", "dl", "table", "img", "br", "hr", "svg", "input")  # in which no text may stand
+_OUTSIDE = ("ul", "ol", "dl", "table", "img", "br", "hr", "svg", "input")  # cannot contain text directly
 _ROWS = ("tbody", "thead", "tr")
 
 
 def pieces(page: str, entries: Sequence[Entry]) -> list[tuple[Entry | None, str]]:
-    """The texts of a page with the entries that begin them; None for what stands before the first.
+    """The texts of a page with the entries that begin them; None for text before the first entry.
 
-    Of entries whose anchors the page does not have, the first is that of its beginning.
+    The first entry whose anchor is missing from the page begins at the start of the page.
     """
     page = _DRAWING.sub(_as_text, _PRIVATE.sub("", page))
     numbers = {entry.anchor: number for number, entry in enumerate(entries) if entry.anchor}
@@ -54,13 +54,13 @@ def pieces(page: str, entries: Sequence[Entry]) -> list[tuple[Entry | None, str]
 
 
 def drawing(page: str) -> str:
-    """The words in an SVG drawing: its title, its description and its labels, a line each."""
+    """The words in an SVG drawing: its title, description and labels, one per line."""
     soup = BeautifulSoup(page, "html.parser")
     return "\n".join(_words(soup))
 
 
 def _as_text(drawn: re.Match[str]) -> str:
-    """A paragraph of the words in a drawing inside of a page."""
+    """The words of a drawing inside a page, as a paragraph."""
     return f"<p>{html.escape(drawing(drawn[0]))}</p>"
 
 

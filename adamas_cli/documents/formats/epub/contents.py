@@ -1,4 +1,4 @@
-"""The table of contents of an EPUB: which title begins where."""
+"""The table of contents of an EPUB: titles and where they begin."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adamas_cli.documents.formats.markup import label
 
 @dataclass(frozen=True)
 class Entry:
-    """A title, and where it begins: at the start of a file where `anchor` is empty. Levels count from 0."""
+    """A title and where it begins; an empty `anchor` means the start of a file. Levels count from 0."""
 
     anchor: str
     title: str
@@ -21,7 +21,7 @@ class Entry:
 
 
 def contents(package: Package) -> dict[str, list[Entry]]:
-    """The entries for each member, by the navigation of EPUB 3, else by that of EPUB 2, else none."""
+    """The entries for each member, from EPUB 3 navigation, else from EPUB 2 navigation, else none."""
     navigation = [item.name for item in package.items if "nav" in item.properties]
     tables = [(name, _navigation) for name in navigation]
     tables += [(name, _ncx) for name in _tables_of_epub2(package)]
@@ -41,7 +41,7 @@ def _tables_of_epub2(package: Package) -> list[str]:
 
 
 def _navigation(soup: BeautifulSoup) -> list[tuple[str, str, int]]:
-    """Target, title and level of each link of the table of contents, and not of pages or landmarks."""
+    """Target, title and level of each link in the table of contents, without page lists and landmarks."""
     tables = named(soup, "nav")
     chosen = [table for table in tables if "toc" in str(table.get("epub:type") or table.get("role") or "")]
     found = []

@@ -1,4 +1,4 @@
-"""What an EPUB's archive holds: its package, the spine in it, and its members by any way of naming them."""
+"""An EPUB archive: its package, its spine, and its members, however their names are written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bs4 import BeautifulSoup, Tag
 from defusedxml.ElementTree import ParseError, fromstring
 
 _CONTAINER = "META-INF/container.xml"
-_ENCRYPTION = "META-INF/encryption.xml"  # of chapters, by a shop; often of fonts only, which is no matter
+_ENCRYPTION = "META-INF/encryption.xml"  # chapters, encrypted by a shop; often only fonts, which is harmless
 _DECLARED = re.compile(rb"<\?xml[^>]{0,200}encoding\s*=\s*[\"']([\w.-]+)")
 _INSTRUCTION = re.compile(r"<\?[A-Za-z][^>]*>")
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
@@ -27,12 +27,12 @@ _SUFFIXES = {"application/xhtml+xml": ".xhtml", "text/html": ".html", "image/svg
 
 
 class UnreadPageError(Exception):
-    """A page of the book cannot be read; the message is the kind that is counted."""
+    """A page of the book cannot be read; the message is the kind to count."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """A file of the book. `suffix`: by its type or its name; `properties`: what the package says of it."""
+    """A file of the book. `suffix`: from its type or name; `properties`: from the package."""
 
     id: str
     name: str
@@ -43,9 +43,9 @@ class Item:
 class Package:
     """An EPUB's own description, as far as it can be read.
 
-    items: all files that it lists. spine: those that are read one after the other. unlisted: how many places
-    of the spine name no file. locked: whether a file of the spine is encrypted. Raises what defusedxml does
-    where a description declares entities.
+    items: all files that it lists. spine: the files in reading order. unlisted: the number of spine entries
+    that name no file. locked: whether a file of the spine is encrypted. Raises what defusedxml raises if a
+    description declares entities.
     """
 
     def __init__(self, archive: ZipFile) -> None:
@@ -68,8 +68,8 @@ class Package:
         self.locked = not {item.name for item in self.spine}.isdisjoint(self._encrypted())
 
     def description(self, name: str) -> BeautifulSoup:
-        """A member of XML, also one with flaws. Raises UnreadPageError, and for declarations of entities
-        what defusedxml does.
+        """An XML member, even a malformed one. Raises UnreadPageError, and what defusedxml raises for
+        entity declarations.
         """
         content = self.page(name)
         with suppress(ParseError):
@@ -77,7 +77,7 @@ class Package:
         return BeautifulSoup(content, "html.parser")
 
     def page(self, name: str) -> str:
-        """A member as text, without XML's declaration and instructions. Raises UnreadPageError."""
+        """A member as text, without the XML declaration and instructions. Raises UnreadPageError."""
         found = self.found(name)
         if found is None:
             raise UnreadPageError("chapters that are missing from the file")
@@ -88,7 +88,7 @@ class Package:
         return _INSTRUCTION.sub("", decoded(content)).lstrip()
 
     def found(self, name: str) -> str | None:
-        """The archive's name for a member, however it is written."""
+        """The archive's name of a member, however `name` is written."""
         if name in self._archive.NameToInfo:
             return name
         return self._names.get(_folded(name))
@@ -124,7 +124,7 @@ class Package:
 
 
 def decoded(content: bytes) -> str:
-    """Text by its mark, its declaration, or as UTF-8."""
+    """Text decoded by its byte order mark, its declaration, or as UTF-8."""
     for mark, encoding in _MARKS.items():
         if content.startswith(mark):
             return content.decode(encoding, errors="replace")
@@ -138,12 +138,12 @@ def decoded(content: bytes) -> str:
 
 
 def joined(base: str, target: str) -> str:
-    """The archive's member that `target` names, as seen from the member `base`."""
+    """The archive's member that `target` names, relative to the member `base`."""
     return posixpath.normpath(posixpath.join(posixpath.dirname(base), unquote(urlsplit(target).path)))
 
 
 def named(root: BeautifulSoup | Tag, name: str) -> list[Tag]:
-    """Elements of this local name in lower case, whatever their namespace."""
+    """Elements with this local name (lower case), whatever their namespace."""
     return [node for node in root.find_all(True) if node.name.rpartition(":")[2] == name]
 
 

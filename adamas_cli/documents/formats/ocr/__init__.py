@@ -1,4 +1,4 @@
-"""Text from pictures of pages, through the extra `ocr`; by tesseract in languages that this lacks."""
+"""OCR of page pictures, through the extra `ocr`; by tesseract for languages that this lacks."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from adamas_cli.documents.remark import Remark
 if TYPE_CHECKING:
     from adamas_cli.documents.formats.ocr.layout import Box
 
-MEMORY_BYTES = 4 * 2**30  # of addresses: twice what a page takes
+MEMORY_BYTES = 4 * 2**30  # address space: twice what a page needs
 TESSERACT_SECONDS = 120
 _DOTS_PER_INCH = 200
-_LONGEST_SIDE = 2600  # pixels; RapidOCR itself looks at no more than 2000
-_DOUBTFUL = 0.85  # of all lines together
-_SURE = 0.5  # of a line: below this it is noise
-# What RapidOCR's model of its wheel reads, in one go: Chinese, Japanese, English and other Latin scripts.
+_LONGEST_SIDE = 2600  # pixels; RapidOCR itself uses at most 2000
+_DOUBTFUL = 0.85  # average score of all lines below which the page may be upside down
+_SURE = 0.5  # minimum score of a line: below this it is noise
+# Languages of RapidOCR's bundled model: Chinese, Japanese, English and other Latin scripts, all at once.
 _NAMES = (
     "auto af az bs ca ch chinese_cht cs cy da de en es et eu fi fr ga gl hr hu id is it ja ku la lb lt lv mi "
     "ms mt nl no oc pl pt qu rm ro sk sl sq sv sw tl tr uz vi zh"
 )
 BUILT_IN = frozenset(_NAMES.split())
-# tesseract's names of the commonest others.
+# tesseract's names of the most common other languages.
 _OTHERS = (
     "ar:ara be:bel bg:bul bn:ben el:ell fa:fas he:heb hi:hin hy:hye ka:kat kk:kaz ko:kor mk:mkd mn:mon "
     "ru:rus sr:srp ta:tam te:tel th:tha uk:ukr ur:urd yi:yid"
@@ -42,14 +42,14 @@ _SECONDS = "seconds that it will take"
 
 
 def remarks(pages: int, seconds: float, *, sample: bool) -> list[Remark]:
-    """How many pages OCR has read; or what reading them will take, judged by the one that was its sample."""
+    """The number of pages read by OCR; for a sample, also the estimated time for all of them."""
     if not sample:
         return [Remark(READ, pages, left_out=False)]
     return [Remark(SAMPLED, pages, left_out=False), Remark(_SECONDS, round(seconds), left_out=False)]
 
 
 def trouble_with(language: str) -> str | None:
-    """Why text of a language cannot be read on this machine, in a sentence; None where it can."""
+    """Why a language cannot be read on this machine, as a sentence; None if it can."""
     if language in BUILT_IN:
         from importlib.util import find_spec
 
@@ -64,7 +64,7 @@ def trouble_with(language: str) -> str | None:
 
 
 class Pages:
-    """Reads pages of one document. `pages` are those that were read, in `seconds`."""
+    """Reads pages of one document. `pages` counts the pages read so far, in `seconds`."""
 
     def __init__(self, language: str) -> None:
         self._language = language
@@ -72,13 +72,13 @@ class Pages:
         self.seconds = 0.0
 
     def of_pdf(self, page: Any) -> str:
-        """The text of a page of pypdfium2's. Raises UnreadableError."""
+        """The text of a pypdfium2 page. Raises UnreadableError."""
         width, height = page.get_size()
         scale = min(_DOTS_PER_INCH / 72, _LONGEST_SIDE / max(width, height, 1))
         return self.of_image(page.render(scale=scale).to_pil())
 
     def of_image(self, image: Any) -> str:
-        """The text of a picture of Pillow's. Raises UnreadableError."""
+        """The text of a Pillow image. Raises UnreadableError."""
         began = time.monotonic()
         try:
             image = image.convert("RGB")
@@ -95,12 +95,12 @@ def _by_rapidocr(image: Any) -> str:
 
     from adamas_cli.documents.formats.ocr.layout import text_of
 
-    pixels = np.asarray(image)[:, :, ::-1]  # blue first, as OpenCV has them
+    pixels = np.asarray(image)[:, :, ::-1]  # blue first, as OpenCV expects
     boxes = _boxes(pixels)
-    if boxes and sum(box.height > 1.5 * box.width for box in boxes) > len(boxes) / 2:  # it lies on its side
+    if boxes and sum(box.height > 1.5 * box.width for box in boxes) > len(boxes) / 2:  # lies on its side
         turned = [np.ascontiguousarray(np.rot90(pixels, turns)) for turns in (1, 3)]
         boxes = max(map(_boxes, turned), key=_sureness)
-    elif boxes and sum(box.score for box in boxes) < _DOUBTFUL * len(boxes):  # it may stand on its head
+    elif boxes and sum(box.score for box in boxes) < _DOUBTFUL * len(boxes):  # may be upside down
         boxes = max(boxes, _boxes(np.ascontiguousarray(pixels[::-1, ::-1])), key=_sureness)
     return text_of(boxes)
 
@@ -129,13 +129,13 @@ def _sureness(boxes: list[Box]) -> float:
 
 @cache
 def _engine() -> Any:
-    """Loaded once; its models are files of its wheel. Raises UnreadableError."""
+    """The engine, loaded once; its models are bundled with its wheel. Raises UnreadableError."""
     limit(resource.RLIMIT_AS, MEMORY_BYTES)
     try:
         from rapidocr import RapidOCR
     except ImportError as error:
         raise UnreadableError(Trouble.NO_OCR) from error
-    # Its classifier turns single lines that stand upright; here whole pages are turned.
+    # Its classifier turns single upright lines; adamas turns whole pages.
     return RapidOCR(params={"Global.log_level": "critical", "Global.use_cls": False})
 
 

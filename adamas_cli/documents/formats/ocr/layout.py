@@ -1,4 +1,4 @@
-"""From boxes with words in them to text in reading order: columns one after the other, rows kept.
+"""From boxes with words to text in reading order: columns one after the other, rows kept.
 
 The page is cut at its widest gaps, as in the recursive XY cut (Nagy and Seth, 1984).
 """
@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from itertools import groupby
 from statistics import median
 
-_COLUMN_GAP = 1.2  # of a line's height, between columns
-_FILLED = 0.6  # of a column's width, by half of its lines: cells of tables are shorter
-_LEAST_LINES = 3  # of a column
-_LEAST_WIDTH = 8.0  # of a line's height: what is narrower is a column of a table
-_ACROSS = 0.7  # of all columns together, by a line that belongs to none
-_PARAGRAPH_GAP = 0.9  # of a line's height, more than lines have between them
-_CELL_GAP = 2.0  # of a line's height, inside of a line
+_COLUMN_GAP = 1.2  # minimum gap between columns, in line heights
+_FILLED = 0.6  # share of a column's width that half of its lines fill: cells of tables are shorter
+_LEAST_LINES = 3  # minimum number of lines of a column
+_LEAST_WIDTH = 8.0  # minimum width in line heights: anything narrower is a column of a table
+_ACROSS = 0.7  # a line longer than this share of the whole width belongs to no column
+_PARAGRAPH_GAP = 0.9  # in line heights: more than the space between lines
+_CELL_GAP = 2.0  # in line heights, within a line
 
 
 @dataclass(frozen=True)
 class Box:
-    """A piece of a line, by its corners; `score` is how sure its text is."""
+    """A piece of a line: its corners, its text and the `score` of its recognition."""
 
     left: float
     top: float
@@ -49,13 +49,13 @@ def text_of(boxes: list[Box]) -> str:
 
 
 def _blocks(boxes: list[Box], unit: float) -> list[list[Box]]:
-    """The boxes of columns, and of what stands above, between and below them, in reading order."""
+    """The boxes of columns, and of the text above, between and below them, in reading order."""
     columns = _columns(boxes, unit)
     if columns:
         return [block for column in columns for block in _blocks(column, unit)]
     width = max(box.right for box in boxes) - min(box.left for box in boxes)
     blocks: list[list[Box]] = []
-    grows = False  # the last block, by what comes next
+    grows = False  # whether the next text extends the last block
     for _, bands in groupby(_bands(boxes), lambda band: _longest(band, unit) > _ACROSS * width):
         run = [box for band in bands for box in band]
         columns = _columns(run, unit)
@@ -70,7 +70,7 @@ def _blocks(boxes: list[Box], unit: float) -> list[list[Box]]:
 
 
 def _longest(band: list[Box], unit: float) -> float:
-    """The width of the longest piece of a line between gaps as wide as those of columns."""
+    """The width of the longest part of a line between gaps as wide as column gaps."""
     longest, start, reached = 0.0, band[0].left, band[0].right
     for box in band[1:]:
         if box.left - reached > _COLUMN_GAP * unit:
@@ -80,7 +80,7 @@ def _longest(band: list[Box], unit: float) -> float:
 
 
 def _columns(boxes: list[Box], unit: float) -> list[list[Box]]:
-    """The boxes left and right of the widest gap from top to bottom, if both are columns of text."""
+    """The boxes left and right of the widest vertical gap, if both sides are columns of text."""
     ordered = sorted(boxes, key=lambda box: box.left)
     best, at, reached = 0.0, 0, 0.0
     for n, box in enumerate(ordered):
@@ -103,7 +103,7 @@ def _is_column(boxes: list[Box], unit: float) -> bool:
 
 
 def _bands(boxes: list[Box]) -> list[list[Box]]:
-    """Lines from top to bottom, each from left to right, of boxes whose middles are as high."""
+    """Lines from top to bottom, each from left to right, made of boxes whose centres are level."""
     bands: list[list[Box]] = []
     for box in sorted(boxes, key=lambda box: (box.top + box.bottom) / 2):
         middle = (box.top + box.bottom) / 2

@@ -23,14 +23,14 @@ _SILENCE_SECONDS = 5.0
 def read(
     path: str, *, ocr: str = "never", language: str = "auto", sample: bool = False
 ) -> Iterator[Part | Remark]:
-    """A section for each page, called as `page_names` says, whose text begins with its name: `[page 12]`; an
-    empty text where the page has none or is damaged. Raises UnreadableError.
+    """A section for each page, named as `page_names` says, whose text begins with its name: `[page 12]`; an
+    empty text if the page has none or is damaged. Raises UnreadableError.
 
-    ocr: "auto" reads pages that are pictures by OCR, "always" all of them, `sample` the first of them alone,
-    as an estimate for the others.
+    ocr: "auto" reads pages that are pictures by OCR, "always" all pages; `sample` reads only the first of
+    them, as an estimate for the others.
 
-    All pages are looked at before the first is given: broken words are judged by the others of the document,
-    and running heads by the pages around them. Where that takes long, empty parts show that it goes on.
+    All pages are examined before the first is yielded: broken words are judged by the rest of the document,
+    and running heads by the pages around them. If that takes long, empty parts show progress.
     """
     import pypdfium2 as pdfium
     from pypdfium2.raw import FORMTYPE_XFA_FOREGROUND, FORMTYPE_XFA_FULL, FPDF_ERR_PASSWORD
@@ -42,7 +42,7 @@ def read(
         raise UnreadableError(Trouble.ENCRYPTED if encrypted else Trouble.DAMAGED, str(error)) from error
     pages: list[PageLines] = []
     scanned = ScannedPages(ocr, language, sample=sample)
-    by_ocr: dict[int, str] = {}  # texts of pages, by their index
+    by_ocr: dict[int, str] = {}  # page texts by page index
     spoken = time.monotonic()
     with document:
         with suppress(pdfium.PdfiumError):

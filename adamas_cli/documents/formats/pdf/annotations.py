@@ -1,4 +1,4 @@
-"""What a PDF keeps beside the text of its pages: values of form fields, text boxes and notes."""
+"""PDF content outside the text of the pages: form field values, text boxes and notes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import pypdfium2.raw as pdfium
 
-MAX_ANNOTATIONS = 5_000  # of a page
-MAX_CHARACTERS = 100_000  # of one
-_LINE = 12.0  # points: the height of the line that a value is put on
+MAX_ANNOTATIONS = 5_000  # on a page
+MAX_CHARACTERS = 100_000  # in one annotation
+_LINE = 12.0  # points: height of the line on which a value is placed
 _HIDDEN = pdfium.FPDF_ANNOT_FLAG_HIDDEN | pdfium.FPDF_ANNOT_FLAG_NOVIEW
 _NOT_NOTES = (
     pdfium.FPDF_ANNOT_LINK, pdfium.FPDF_ANNOT_POPUP, pdfium.FPDF_ANNOT_WIDGET, pdfium.FPDF_ANNOT_FREETEXT
@@ -24,7 +24,7 @@ _PASSWORD = 1 << 13  # a flag of text fields
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """A text and its place on the page: left, low, right, high. `note`: it is about the text, not in it."""
+    """A text and its place on the page: left, low, right, high. `note`: a comment on the page's text."""
 
     text: str
     box: tuple[float, float, float, float]
@@ -32,7 +32,7 @@ class Annotation:
 
 
 def annotations_of(page: Any) -> list[Annotation]:
-    """What is shown of an open page's annotations, in the file's order."""
+    """The visible annotations of an open page, in file order."""
     count = min(pdfium.FPDFPage_GetAnnotCount(page.raw), MAX_ANNOTATIONS)
     form = page.formenv.raw if page.formenv else None
     found: list[Annotation] = []
@@ -66,7 +66,7 @@ def _read(handle: Any, form: Any) -> Iterator[Annotation]:
 
 
 def _field(handle: Any, form: Any) -> str:
-    """A field with its value, such as `[surname: Lovelace]`; nothing where it is empty or secret."""
+    """A field with its value, such as `[surname: Lovelace]`; empty if it has no value or is secret."""
     if form is None:
         name, value = _text(handle, b"T"), _text(handle, b"V")
         return f"[{name}: {value}]" if value else ""
@@ -97,7 +97,7 @@ def _text(handle: Any, key: bytes) -> str:
 
 
 def _string(function: Callable[..., int], *arguments: Any) -> str:
-    """A string that PDFium writes into a buffer of ours, on one line."""
+    """A string that PDFium writes into our buffer, on one line."""
     size = min(function(*arguments, None, 0), 2 * MAX_CHARACTERS)
     if size <= 2:
         return ""

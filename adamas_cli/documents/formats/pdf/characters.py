@@ -1,4 +1,4 @@
-"""The characters of a PDF page with their places, through PDFium's own functions."""
+"""The characters of a PDF page with their positions, through PDFium's own functions."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pypdfium2.raw as pdfium
 if TYPE_CHECKING:
     import numpy as np
 
-HYPHEN_MARK = "\x02"  # what stands here for a hyphen at which PDFium saw a line end
-_GIVEN_MARK = "\ufffe"  # the same in the text of a whole page
+HYPHEN_MARK = "\x02"  # replaces a hyphen at which PDFium saw a line end
+_GIVEN_MARK = "\ufffe"  # PDFium's own mark for it in the text of a whole page
 _INT, _POINTER = ctypes.c_int, ctypes.c_void_p
 
 
 def quick(function: Any, *arguments: Any, result: Any = _INT) -> Any:
-    """A function of PDFium that takes addresses as numbers: half the time of a call."""
+    """A PDFium function that takes addresses as numbers, which halves the time of a call."""
     address = ctypes.cast(function, _POINTER).value
     assert address is not None
     return ctypes.CFUNCTYPE(result, *arguments)(address)
@@ -28,8 +28,8 @@ _unicode = quick(pdfium.FPDFText_GetUnicode, _POINTER, _INT)
 
 
 class Gap(NamedTuple):
-    """White in a line: the indices of its first space and of the character after, and from where to where
-    it goes. `width`: of the narrower character beside it.
+    """White space in a line: the indices of its first space and of the next character, and its left and right
+    edge. `width`: of the narrower of the two characters beside it.
     """
 
     at: int
@@ -40,7 +40,7 @@ class Gap(NamedTuple):
 
 
 class Characters:
-    """The text of a page, of which each character has a place.
+    """The text of a page, with a position for each character.
 
     text: with `\\r\\n` where PDFium sees a new line, spaces where it sees a gap, and `HYPHEN_MARK`s.
     """
@@ -50,14 +50,14 @@ class Characters:
         self._handle = ctypes.cast(self._page.raw, _POINTER).value
         count = self._page.count_chars()
         text = self._page.get_text_range() if count else ""
-        if len(text) != count:  # it leaves out what has no code, and cuts large codes in two
+        if len(text) != count:  # it omits characters without a code, and splits large codes in two
             text = "".join(_character(_unicode(self._handle, index)) for index in range(count))
         self.text: str = text.replace(_GIVEN_MARK, HYPHEN_MARK)
         self._one = (ctypes.c_float * 4)()
         self._address = ctypes.addressof(self._one)
 
     def box(self, index: int) -> tuple[float, float, float, float]:
-        """left, top, right, bottom in points, the ordinate going up; the height is that of the font."""
+        """left, top, right, bottom in points, with y upwards; the height is the font's."""
         _box(self._handle, index, self._address)
         return tuple(self._one)
 
@@ -79,7 +79,7 @@ class Characters:
             at = text.find(" ", behind, end)
 
     def boxes(self) -> np.ndarray:
-        """float32 [characters, 4]: the boxes of all."""
+        """float32 [characters, 4]: the boxes of all characters."""
         import numpy as np
 
         count = len(self.text)
@@ -90,7 +90,7 @@ class Characters:
         return held
 
     def angle(self, index: int) -> float:
-        """How far a character is turned, in radians, clockwise; from 0 to 2π."""
+        """A character's clockwise rotation in radians, from 0 to 2π."""
         return float(pdfium.FPDFText_GetCharAngle(self._page.raw, index))
 
 

@@ -1,4 +1,4 @@
-"""Words that are broken at the ends of lines, put together where that is sure to be right."""
+"""Rejoins words that are broken at line ends, where that is certain to be right."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from importlib.resources import files
 
 from adamas_cli.documents.formats.pdf.characters import HYPHEN_MARK
 
-_TABLE = "| "  # with which lines of a table begin
-_SOFT = "\u00ad"  # which only ever stands where a word may be broken
+_TABLE = "| "  # lines of tables begin with it
+_SOFT = "\u00ad"  # occurs only where a word may be broken
 _HYPHENS = ("-", "\u2010", HYPHEN_MARK, _SOFT)
 _WORD = re.compile(r"[^\W\d_]+(?:[-\u2010][^\W\d_]+)*")
 _LAST_LETTERS = re.compile(r"[^\W\d_]+$")
@@ -31,13 +31,13 @@ _STOP_WORDS = {
 
 
 class Vocabulary:
-    """The words of a document as they stand inside of lines, by which those at their ends are judged."""
+    """The words inside a document's lines, used to judge those broken at line ends."""
 
     def __init__(self) -> None:
         self._words: Counter[str] = Counter()
 
     def add(self, lines: Iterable[str]) -> None:
-        """Take the words of lines that follow each other, but for parts of broken ones."""
+        """Add the words of consecutive lines, except parts of broken ones."""
         broken = False
         for line in lines:
             whole = line.split(None, 1)[-1] if broken and " " in line else ("" if broken else line)
@@ -47,7 +47,7 @@ class Vocabulary:
             self._words.update(match.lower() for match in _WORD.findall(whole))
 
     def text(self, lines: Sequence[str]) -> str:
-        """The lines as text, broken words put together or kept with their hyphens, without the line end."""
+        """The lines as text; broken words are joined, with or without their hyphens."""
         written: list[str] = []
         open_word = False
         for line in lines:
@@ -62,7 +62,7 @@ class Vocabulary:
         return "\n".join(map(_inside, written))
 
     def _is_one_word(self, last: str, first: str) -> bool:
-        """Whether `last`, which ends with a hyphen, and `first` are the parts of one word without it."""
+        """Whether `last`, which ends with a hyphen, and `first` form one word without the hyphen."""
         if last.endswith(_SOFT):
             return True
         left, right = _LAST_LETTERS.search(last[:-1]), _FIRST_LETTERS.match(first)
@@ -92,14 +92,14 @@ class Vocabulary:
 
 @cache
 def _dictionary(language: str) -> Collection[str]:
-    """The words that pyspellchecker knows in a language, without what it makes of them for its guesses."""
+    """pyspellchecker's words of a language, without the variants that it derives for its suggestions."""
     packed = files("spellchecker").joinpath("resources", f"{language}.json.gz").read_bytes()
     words: dict[str, int] = json.loads(gzip.decompress(packed))
     return words.keys()
 
 
 def _is_broken(line: str) -> bool:
-    """Whether the last word goes on in the next line: a dash that stands alone does not break one."""
+    """Whether the last word continues in the next line: a dash on its own does not break a word."""
     return line.endswith(_HYPHENS) and line[-2:-1].isalnum()
 
 

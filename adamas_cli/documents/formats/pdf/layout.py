@@ -1,4 +1,4 @@
-"""The order in which the text of a PDF page is read: lines, columns one after the other, rows of tables."""
+"""The reading order of a PDF page's text: lines, columns one after the other, rows of tables."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from adamas_cli.documents.formats.pdf.runs import (
 from adamas_cli.documents.formats.pdf.tables import borderless, column_bounds
 
 _MIN_ROWS = 3  # of columns of prose
-_FILLED = 0.8  # of a column's width: by the lines of prose
-_FILLED_TALL = 0.65  # the same where there are so many rows that a table is less likely
+_FILLED = 0.8  # share of a column's width that lines of prose fill
+_FILLED_TALL = 0.65  # the same with many rows, where a table is less likely
 _TALL = 20  # rows
-_PROSE_CHARACTERS = 20  # a line, at the median
-_DEPTH = 8  # columns in columns
-_SHORT = 12  # characters of a cell beside a narrow gap, at the mean
+_PROSE_CHARACTERS = 20  # median per line
+_DEPTH = 8  # of nested columns
+_SHORT = 12  # mean number of characters of a cell beside a narrow gap
 
 
 class _Zone(NamedTuple):
-    """Rows before `end` with a gap around `middle`. `narrow`: too narrow for columns of prose."""
+    """The rows up to `end`, with a gap around `middle`. `narrow`: too narrow for columns of prose."""
 
     end: int
     middle: float
@@ -37,7 +37,7 @@ class _Zone(NamedTuple):
 
 
 def read_order(runs: Sequence[Run], depth: int = 0) -> list[Run]:
-    """The lines of the page from first to last; a table is one of them, of several lines of text."""
+    """The lines of the page in order; a table is a single line with several lines of text."""
     rows = _rows(runs)
     lines: list[Run] = []
     at = 0
@@ -59,7 +59,7 @@ def read_order(runs: Sequence[Run], depth: int = 0) -> list[Run]:
 
 
 def _rows(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs that stand on one line, from the top, each from the left."""
+    """Rows of runs on the same line, from top to bottom, each from left to right."""
     rows: list[list[Run]] = []
     bounds: list[tuple[float, float]] = []
     for run in sorted(runs, key=lambda run: -run.middle):
@@ -75,7 +75,7 @@ def _rows(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def _has_leader(row: list[Run]) -> bool:
-    """Whether dots lead from one cell to the next, as in a table of contents."""
+    """Whether dot leaders connect cells, as in a table of contents."""
     last = row[-1]
     return any(run.text.endswith(LEADER) for run in row[:-1]) or (
         not last.table and LEADER in last.text[-12:]
@@ -83,7 +83,7 @@ def _has_leader(row: list[Run]) -> bool:
 
 
 def _merged(row: list[Run]) -> list[Run]:
-    """A row's cells: runs without a gap between them are one."""
+    """A row's cells: runs without a gap between them are joined."""
     cells: list[list[Run]] = [[row[0]]]
     for run in row[1:]:
         before = cells[-1][-1]
@@ -107,8 +107,8 @@ def _line(cells: list[Run]) -> Run:
 
 
 def _zone(rows: list[list[Run]], start: int) -> _Zone | None:
-    """The rows from `start` on through which a gap runs from top to bottom; a narrow one only without any
-    other, where short cells stand on both of its sides.
+    """The rows from `start` on that share a vertical gap. A narrow gap counts only if there is no wide one
+    and short cells stand on both sides.
     """
     first = next((at for at in range(start, min(start + 3, len(rows))) if len(rows[at]) > 1), None)
     if first is None or any(map(_has_leader, rows[start : first + 1])):
@@ -130,7 +130,7 @@ def _zone(rows: list[list[Run]], start: int) -> _Zone | None:
 
 
 def _longest(rows: list[list[Run]], start: int, first: int, least: float) -> _Zone | None:
-    """Of the gaps in row `first`, the one that runs through most rows."""
+    """The gap in row `first` that runs through most rows."""
     best: _Zone | None = None
     for left, right in itertools.pairwise(rows[first]):
         gap = (left.right, right.left)
@@ -157,7 +157,7 @@ def _longest(rows: list[list[Run]], start: int, first: int, least: float) -> _Zo
 
 
 def _one_sided_tail(rows: list[list[Run]], gap: tuple[float, float]) -> bool:
-    """Whether the rows after the last with both sides go on in one column: with lines as in a column."""
+    """Whether the rows after the last one with both sides continue in one column, like its lines."""
     return len(rows) > 1 or all(row[0].left > gap[0] for row in rows)
 
 
@@ -170,7 +170,7 @@ def _side_by_side(rows: list[list[Run]], start: int, first: int) -> bool:
 
 
 def _narrowed(row: list[Run], gap: tuple[float, float], narrow: float) -> tuple[float, float] | None:
-    """What is left of a gap that must pass this row too; None where the row closes it."""
+    """What remains of a gap after this row; None if the row closes it."""
     low, high = gap
     for cell in row:
         if cell.right <= low or cell.left >= high:
@@ -186,7 +186,7 @@ def _narrowed(row: list[Run], gap: tuple[float, float], narrow: float) -> tuple[
 
 
 def _wide_break(rows: list[list[Run]], at: int) -> bool:
-    """Whether there is more white above a row than between lines, or than between the rows around it."""
+    """Whether the white space above a row exceeds that between lines, or between the neighbouring rows."""
     white = _white(rows, at)
     height = max(cell.height for cell in rows[at])
     around = [_white(rows, near) for near in (at - 1, at + 1) if 0 < near < len(rows)]
@@ -199,7 +199,7 @@ def _white(rows: list[list[Run]], at: int) -> float:
 
 
 def _is_prose(zone: list[list[Run]], middle: float) -> bool:
-    """Whether both sides of the gap are columns of running text and no table's."""
+    """Whether both sides of the gap are columns of running text rather than of a table."""
     lefts = [[run for run in row if run.left < middle] for row in zone]
     rights = [[run for run in row if run.left >= middle] for row in zone]
     sides = [[row for row in side if row] for side in (lefts, rights)]
@@ -207,12 +207,12 @@ def _is_prose(zone: list[list[Run]], middle: float) -> bool:
         return False
     both = sum(bool(a) and bool(b) for a, b in zip(lefts, rights, strict=True))
     if both <= 0.4 * min(len(side) for side in sides):
-        return True  # their lines stand at heights of their own
+        return True  # the lines of the two sides are not level
     if min(len(side) for side in sides) < _MIN_ROWS:
         return False
     filled = _FILLED_TALL if len(zone) >= _TALL else _FILLED
     columns = column_bounds(zone)
-    if len(columns) > 2:  # each of them has to be a column of text, or it is a table's
+    if len(columns) > 2:  # in prose, each of them is a column of text
         sides = [[row for row in _within(zone, bounds) if row] for bounds in columns]
     return all(_is_running(side, filled) for side in sides)
 
@@ -222,7 +222,7 @@ def _within(zone: list[list[Run]], bounds: tuple[float, float]) -> list[list[Run
 
 
 def _is_running(side: list[list[Run]], filled: float) -> bool:
-    """Whether most lines of a column are about as long as the longest, and no words or numbers."""
+    """Whether most lines of a column are about as long as the longest, not single words or numbers."""
     if not side:
         return False
     widths = [max(run.right for run in row) - min(run.left for run in row) for row in side]

@@ -1,4 +1,4 @@
-"""How the pages of a PDF are called: by their place, the number printed on them, and the outline."""
+"""The names of PDF pages: their position, the number printed on them, and the outline."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any
 
 MAX_ENTRIES = 20_000
 _LEVELS = 2  # of the outline: deeper ones change within a page
-_LONGEST = 100  # characters of a name, which is shown beside a path
+_LONGEST = 100  # maximum length of a name, which is shown beside a path
 
 
 def page_names(document: Any) -> list[str]:
     """A name for each page of an open document: "page 21 (11): 2.5 Priorities".
 
-    The number in parentheses is the page's own label, where it has another than its place. The title is the
-    first that the outline begins on the page, or the last before it.
+    The number in parentheses is the page's own label, if it differs from its position. The title is the
+    first outline entry on the page, or the last one before it.
     """
     begins: dict[int, str] = {}
     for read, entry in enumerate(document.get_toc()):

@@ -1,4 +1,4 @@
-"""The lines of one PDF page, in the order in which they are read."""
+"""The lines of one PDF page in reading order."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from adamas_cli.documents.formats.pdf.rules import Rules, may_hold_grid, turned_
 from adamas_cli.documents.formats.pdf.runs import Run, around
 from adamas_cli.documents.formats.pdf.tables import ruled
 
-MAX_RUNS = 10_000  # of a page that gets a layout: more is a drawing made of letters
-_TOUCH = 5.0  # points that a field may overlap its label
+MAX_RUNS = 10_000  # of a page that gets a layout: with more, it is a drawing made of letters
+_TOUCH = 5.0  # points by which a field may overlap its label
 
 
 def page_lines(page: Any) -> PageLines:
-    """The lines of an open page; text in another direction than most of it comes last, and notes after it.
+    """The lines of an open page. Text in another direction than most comes last, followed by notes.
 
-    Values of form fields and text boxes stand among the lines, at their places on the page.
+    Values of form fields and text boxes are placed among the lines, by their position on the page.
     """
     characters = Characters(page)
     edges = page.get_bbox()
@@ -36,7 +36,7 @@ def page_lines(page: Any) -> PageLines:
         plain = plain_lines(characters)
     if plain is not None:
         return PageLines(plain + _notes(beside), edges[1], edges[3])
-    from adamas_cli.documents.formats.pdf.turned import runs_by_turn  # with numpy, which books do without
+    from adamas_cli.documents.formats.pdf.turned import runs_by_turn  # imports numpy, which books don't need
 
     rules = Rules(page)
     lines: list[Run] = []
@@ -55,7 +55,7 @@ def page_lines(page: Any) -> PageLines:
 
 
 def _place(value: Run, runs: list[Run]) -> None:
-    """Put the value of a field among the runs: after the label before it, if there is one."""
+    """Insert the value of a field into the runs: after its label, if there is one."""
     before = [
         at
         for at, run in enumerate(runs)
@@ -69,6 +69,6 @@ def _place(value: Run, runs: list[Run]) -> None:
 
 
 def _notes(beside: list[Annotation]) -> list[Run]:
-    """Notes as lines, which stand nowhere, so that they are no running heads."""
+    """Notes as lines without a position, so that they are not taken for running heads."""
     notes = [annotation.text for annotation in beside if annotation.note]
     return [Run(text, 0.0, 0.0, 0.0, 0.0, order, table=True) for order, text in enumerate(notes)]

@@ -1,4 +1,4 @@
-"""The lines of PDF pages that need no layout, as most pages of books do not: a few places tell."""
+"""The lines of PDF pages that need no layout, like most pages of books; a few positions show which."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from adamas_cli.documents.formats.pdf.runs import (
 _RIGHT_TO_LEFT = re.compile(r"[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]")
 _SHARE = 0.2
 _ROWS = 3  # of a table with narrow gaps
-_CELLS_NEAR = 4  # lines: fewer between two lines with cells may make a table of them
+_CELLS_NEAR = 4  # lines: with fewer between them, two lines with cells may form a table
 
 
 def drawn_lines(characters: Characters) -> list[Run]:
-    """The lines as PDFium has them, whatever their places."""
+    """The lines in PDFium's order, whatever their positions."""
     lines: list[Run] = []
     for start, end in _spans(characters.text):
         left, high, right, low = characters.box(start)
@@ -35,15 +35,15 @@ def drawn_lines(characters: Characters) -> list[Run]:
 
 
 def is_right_to_left(text: str) -> bool:
-    """Whether much of it is Hebrew or Arabic, whose lines PDFium puts in order and places do not."""
+    """Whether much of the text is Hebrew or Arabic, which PDFium orders correctly and positions do not."""
     return len(_RIGHT_TO_LEFT.findall(text)) > _SHARE * len(text)
 
 
 def plain_lines(characters: Characters) -> list[Run] | None:
-    """The lines of a page where they follow each other down the page, each from left to right; else None.
+    """The lines of a page if they follow each other down the page, each from left to right; else None.
 
-    A line may have cells that stand apart, such as a running head; lines with cells near each other may be a
-    table or columns, and the page is not plain.
+    A line may have separate cells, such as a running head. Lines with cells near each other may be a table or
+    columns, so the page is not plain.
     """
     text = characters.text
     lines: list[Run] = []
@@ -56,7 +56,7 @@ def plain_lines(characters: Characters) -> list[Run] | None:
         if height <= 0 or not low < (last_high + last_low) / 2 < high or last_right < right:
             return None
         if end - start > 2 and math.isclose(last_left, left, abs_tol=0.1):
-            return None  # from top to bottom
+            return None  # written from top to bottom
         line = _line(characters, start, end, height)
         if line is None:
             return None
@@ -82,7 +82,7 @@ def plain_lines(characters: Characters) -> list[Run] | None:
 
 
 class _Line(NamedTuple):
-    """A line: its text, the number of its cells, and where its gaps are that may be between others."""
+    """A line: its text, the number of its cells, and the positions of gaps that may separate columns."""
 
     text: str
     cells: int
@@ -90,7 +90,7 @@ class _Line(NamedTuple):
 
 
 def _line(characters: Characters, start: int, end: int, height: float) -> _Line | None:
-    """A line with its wide gaps kept; None where one goes back."""
+    """A line with its wide gaps kept; None if a gap goes back."""
     text = characters.text
     cells: list[str] = []
     gaps: list[tuple[float, float]] = []
@@ -114,7 +114,7 @@ def _line(characters: Characters, start: int, end: int, height: float) -> _Line 
 def _through(
     before: list[tuple[float, float, int]], gaps: list[tuple[float, float]], least: float
 ) -> list[tuple[float, float, int]]:
-    """The gaps of a line, as far as they go on from the lines before, with the number of those lines."""
+    """The gaps of a line, narrowed to those that continue from earlier lines, with the count of lines."""
     found = []
     for left, right in gaps:
         best = (left, right, 1)
@@ -127,7 +127,7 @@ def _through(
 
 
 def _spans(text: str) -> Iterator[tuple[int, int]]:
-    """Start and end of each line, without spaces around it; a line ends with a mark of a hyphen, too."""
+    """Start and end of each line without surrounding spaces; a hyphen mark also ends a line."""
     start = 0
     while start < len(text):
         ends = [end for end in (text.find("\n", start), text.find(HYPHEN_MARK, start)) if end >= 0]

@@ -1,4 +1,4 @@
-"""Running heads and page numbers, which stand on page after page."""
+"""Running heads and page numbers, which repeat from page to page."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from adamas_cli.documents.formats.pdf.runs import CELLS_APART, Run
 
-_OUTER = 0.14  # of the page's height, above and below: where heads stand
-_LINES = 2  # of each page's top and bottom
-_PAGES = 3  # what stands on fewer is no running head
-_STEP = 4.0  # points: how far its place may differ
-_NEAR = 2  # pages: left and right ones have their own
+_OUTER = 0.14  # share of the page's height at the top and bottom where heads are
+_LINES = 2  # at each page's top and bottom
+_PAGES = 3  # minimum number of pages for a running head
+_STEP = 4.0  # points by which its position may differ
+_NEAR = 2  # pages: left and right pages have their own heads
 _COUNT = r"(?P<number>\d{1,5}|[ivxlc]+)(?:\s*(?:/|of|von|de|sur|di|van)\s*\d+)?"
 _NAMED = rf"(?:page|p\.|seite|página|pagina|pág\.|pag\.|стр\.|#)\s*{_COUNT}"
 _ALONE = re.compile(rf"[\W_]*(?:{_NAMED}|{_COUNT.replace('number', 'bare')})[\W_]*", re.IGNORECASE)
@@ -26,7 +26,7 @@ _BEFORE = re.compile(rf"(?:{_NAMED}{_BETWEEN}|{_BARE}{_APART})(?P<words>.*)$", r
 
 @dataclass(frozen=True)
 class PageLines:
-    """The lines of a page in their order, and the page's lower and upper edge as they see it."""
+    """The lines of a page in order, and the page's lower and upper edge in the same coordinates."""
 
     lines: list[Run]
     low: float
@@ -42,7 +42,7 @@ class _Place:
     number: str
 
     def runs_on(self, other: _Place) -> bool:
-        """Whether the other stands at the same place of a page nearby, with a number that counts pages."""
+        """Whether `other` is at the same position of a nearby page, with a number that counts pages."""
         apart = other.page - self.page
         counted = self.number.isdigit() and other.number.isdigit()
         return (
@@ -54,9 +54,9 @@ class _Place:
 
 
 def repeated(pages: Sequence[PageLines]) -> list[set[int]]:
-    """For each page the indices of lines to leave out: heads that stood there before, and page numbers.
+    """For each page, the indices of lines to omit: heads that appeared before, and page numbers.
 
-    A page's only lines are never among them.
+    Lines are kept if they are all that the page has.
     """
     found: defaultdict[str, list[_Place]] = defaultdict(list)
     for page, content in enumerate(pages):
@@ -79,7 +79,7 @@ def repeated(pages: Sequence[PageLines]) -> list[set[int]]:
 
 
 def _outer(page: PageLines) -> list[tuple[int, float, bool]]:
-    """Index, distance from the edge and whether that is the upper one, of lines near the page's edges."""
+    """Lines near the page's edges: index, distance from the edge, and whether it is the upper edge."""
     ranked = sorted(range(len(page.lines)), key=lambda at: page.lines[at].middle)
     margin = _OUTER * (page.high - page.low)
     found = []
@@ -92,7 +92,7 @@ def _outer(page: PageLines) -> list[tuple[int, float, bool]]:
 
 
 def _words(text: str) -> tuple[str, str]:
-    """A line without its page number, and the number; no words are left of a number alone."""
+    """A line without its page number, and the number; a number alone leaves no words."""
     if alone := _ALONE.fullmatch(text):
         return "", (alone["number"] or alone["bare"]).lower()
     for pattern in (_BEHIND, _BEFORE):

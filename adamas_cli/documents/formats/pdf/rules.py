@@ -1,4 +1,4 @@
-"""The straight lines that a PDF page draws, of which tables are made."""
+"""The straight lines drawn on a PDF page, which form tables."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pypdfium2.raw as pdfium
 
 from adamas_cli.documents.formats.pdf.characters import quick
 
-MAX_OBJECTS = 20_000  # of a page: more is a drawing
+MAX_OBJECTS = 20_000  # on a page: with more, it is a drawing
 MAX_RULES = 2_000
-_MAX_SEGMENTS = 2_000  # of one path
-_DEPTH = 4  # forms in forms
-_THIN = 3.0  # points: a filled box that is no higher is a line
+_MAX_SEGMENTS = 2_000  # in one path
+_DEPTH = 4  # of nested forms
+_THIN = 3.0  # points: a filled box of at most this height is a line
 _SHORTEST = 6.0
 
-_MIN_UPRIGHT = 3  # of a table with two columns
+_MIN_UPRIGHT = 3  # in a table with two columns
 _INT, _POINTER = ctypes.c_int, ctypes.c_void_p
 
 _Matrix = tuple[float, float, float, float, float, float]
@@ -28,7 +28,7 @@ _IDENTITY: _Matrix = (1, 0, 0, 1, 0, 0)
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A straight line of the page: at `at`, from `start` to `end`."""
+    """A straight line on the page: at `at`, from `start` to `end`."""
 
     at: float
     start: float
@@ -36,7 +36,7 @@ class Rule:
 
 
 def turned_box(box: tuple[float, float, float, float], turn: int) -> tuple[float, float, float, float]:
-    """left, low, right, high of a box as seen by who reads text that is turned so."""
+    """left, low, right, high of a box in the coordinates of text turned by `turn` quarters."""
     left, low, right, high = box
     return [
         (left, low, right, high),
@@ -47,7 +47,7 @@ def turned_box(box: tuple[float, float, float, float], turn: int) -> tuple[float
 
 
 def may_hold_grid(page: Any) -> bool:
-    """Whether an open page draws upright lines, between which cells may stand."""
+    """Whether an open page draws upright lines that may separate cells."""
     handle = ctypes.cast(page.raw, _POINTER).value
     count = pdfium.FPDFPage_CountObjects(page.raw)
     drawn = (pdfium.FPDF_PAGEOBJ_PATH, pdfium.FPDF_PAGEOBJ_FORM)
@@ -56,7 +56,7 @@ def may_hold_grid(page: Any) -> bool:
 
 
 class Rules:
-    """The rules of a page: `across` and `upright` for text turned by quarters."""
+    """The rules of a page, across and upright, for text turned by quarters."""
 
     def __init__(self, page: Any) -> None:
         self._boxes: list[tuple[float, float, float, float]] = []
@@ -70,7 +70,7 @@ class Rules:
                     break
 
     def turned(self, turn: int) -> tuple[list[Rule], list[Rule]]:
-        """Rules across and upright rules, as seen by who reads text that is turned so."""
+        """Rules across and upright rules, in the coordinates of text turned by `turn` quarters."""
         across, upright = [], []
         for box in self._boxes:
             left, low, right, high = turned_box(box, turn)

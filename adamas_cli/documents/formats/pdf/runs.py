@@ -1,4 +1,4 @@
-"""Runs of a PDF page: pieces of text without a gap in them, with their places."""
+"""Runs of a PDF page: pieces of text without gaps, with their positions."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-GAP = 1.0  # heights of a line: what is farther apart is another cell or column
-SPACE = 1.15  # widths of a character: a space between characters of one width is narrower than this
+GAP = 1.0  # line heights: anything farther apart is another cell or column
+SPACE = 1.15  # character widths: a space between characters of one width is narrower than this
 _STOP_GAP = 1.5
-STOPS = (".", ",", ";", ":", "!", "?", "…")  # after which printers leave more white than between words
-NARROW_GAP = 0.5  # what is farther apart may be another cell, if the lines around have the same gap
-_WORD_GAP = 0.18  # below it, what PDFium took for two pieces is one word
+STOPS = (".", ",", ";", ":", "!", "?", "…")  # printers leave more white space after them than between words
+NARROW_GAP = 0.5  # anything farther apart may be another cell, if the lines around have the same gap
+_WORD_GAP = 0.18  # below it, two of PDFium's pieces are one word
 CELLS_APART = "   "
-_LEADERS = re.compile(r"(?: ?\.){5,} ?")  # from a title to its page number, a token for each dot or two
+_LEADERS = re.compile(r"(?: ?\.){5,} ?")  # from a title to its page number; they cost a token per dot or two
 LEADER = "…"
 _LABEL = re.compile(
     r"[•◦▪■●○‣*·\u2013\u2014-]|\(?(?:\d{1,3}|[A-Za-z]|[ivxlc]{1,5})[.)]|[A-Z]?\d*(?:\.\d+)+\.?|[A-Z]\."
 )
-_LABEL_GAP = 4.0  # heights, from the label of a heading or a list's item to its text
+_LABEL_GAP = 4.0  # line heights, from the label of a heading or list item to its text
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Text with its place: `left` to `right` as it is read, `low` to `high` from line to line, upwards."""
+    """Text with its position: `left` to `right` along the line, `low` to `high` across lines, upwards."""
 
     text: str
     left: float
@@ -45,14 +45,14 @@ class Run:
 
 
 def is_apart(before: str, gap: float, height: float, least: float = GAP) -> bool:
-    """Whether what follows after a gap is another cell, and not what a label or leading dots lead to."""
+    """Whether the text after a gap is another cell, rather than what a label or dot leaders lead to."""
     if gap <= (_STOP_GAP if before.endswith(STOPS) else least) * height or before.endswith(LEADER):
         return False
     return gap > _LABEL_GAP * height or _LABEL.fullmatch(before) is None
 
 
 def around(runs: Sequence[Run], text: str, *, table: bool = False) -> Run:
-    """A run of this text in the place of several."""
+    """A run with this text that covers several runs."""
     return Run(
         text,
         min(run.left for run in runs),
@@ -65,7 +65,7 @@ def around(runs: Sequence[Run], text: str, *, table: bool = False) -> Run:
 
 
 def in_line(cells: Sequence[Run]) -> str:
-    """The text of a row that is no table's: what stands apart is kept apart."""
+    """The text of a row outside tables; separate cells stay separate."""
     text = cells[0].text
     leads = any(LEADER in cell.text for cell in cells)
     for before, cell in itertools.pairwise(cells):
@@ -75,7 +75,7 @@ def in_line(cells: Sequence[Run]) -> str:
 
 
 def joined(runs: list[Run]) -> str:
-    """The text of runs that stand side by side without a gap."""
+    """The text of adjacent runs without gaps."""
     text = runs[0].text
     for before, run in itertools.pairwise(runs):
         near = run.left - before.right < _WORD_GAP * min(before.height, run.height)
@@ -84,5 +84,5 @@ def joined(runs: list[Run]) -> str:
 
 
 def tidy(span: str) -> str:
-    """A piece of text with single spaces, and one sign for the dots that lead to a number."""
+    """A piece of text with single spaces, and dot leaders replaced by one sign."""
     return _LEADERS.sub(f" {LEADER} ", " ".join(span.split())).strip()

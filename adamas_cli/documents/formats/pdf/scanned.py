@@ -9,14 +9,14 @@ from adamas_cli.documents.formats.ocr import Pages
 
 _FEW_CHARACTERS = 40  # such as a stamp or a page number on a scan
 _MANY_CURVES = 200
-_COVERED = 0.4  # of the page by one picture
+_COVERED = 0.4  # share of the page that one picture covers
 
 
 class ScannedPages:
-    """Puts the text of OCR in the place of a page's own where there is none; counts those pages."""
+    """Replaces the text of scanned pages by OCR's; counts those pages."""
 
     def __init__(self, ocr: str, language: str, *, sample: bool) -> None:
-        """ocr: "never", "auto" or "always". sample: read the first page alone, as an estimate for all."""
+        """ocr: "never", "auto" or "always". sample: read only the first page, as an estimate for all."""
         self._ocr = ocr
         self._pages = Pages(language)
         self._samples = sample
@@ -25,11 +25,11 @@ class ScannedPages:
 
     @property
     def seconds(self) -> float:
-        """What reading `count` pages took, or will take."""
+        """The time that reading `count` pages took or will take."""
         return self._pages.seconds / max(1, self._pages.pages) * self.count
 
     def text(self, page: Any, text: str) -> str:
-        """The text of a page of pypdfium2's, whose own is `text`. Raises UnreadableError."""
+        """The text of a pypdfium2 page whose own text is `text`. Raises UnreadableError."""
         if self._ocr == "never" or not (self._ocr == "always" or is_scanned(page, text)):
             return text
         self.count += 1
@@ -40,7 +40,7 @@ class ScannedPages:
 
 
 def is_scanned(page: Any, text: str) -> bool:
-    """Whether a page with next to no text shows some: as a picture of a page, or drawn as many curves."""
+    """Whether a page with almost no text shows some: as a picture of a page, or drawn as many curves."""
     from pypdfium2.raw import FPDF_PAGEOBJ_IMAGE, FPDF_PAGEOBJ_PATH
 
     if len("".join(text.split())) > _FEW_CHARACTERS:

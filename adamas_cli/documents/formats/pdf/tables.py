@@ -1,4 +1,4 @@
-"""Tables of a PDF page as Markdown, with lines between their cells or with gaps alone."""
+"""Tables of a PDF page as Markdown, with rules or only gaps between their cells."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from collections.abc import Sequence
 from adamas_cli.documents.formats.pdf.rules import Rule
 from adamas_cli.documents.formats.pdf.runs import Run, around, in_line, joined
 
-_NEAR = 2.5  # points: ends of rules that are to meet
-_LONGEST_CELL = 40  # characters, at the mean, in the second of two columns without rules
-_GOING_ON = 0.3  # of the rows of a list have no term
-_FILLED = 0.2  # of a table's cells
+_NEAR = 2.5  # points: distance at which ends of rules meet
+_LONGEST_CELL = 40  # mean characters in the second of two columns without rules
+_GOING_ON = 0.3  # share of a list's rows that have no term
+_FILLED = 0.2  # share of a table's cells
 _MIN_ROWS = 3
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of equally many cells; the first is the head."""
+    """Rows with equally many cells as a Markdown table; the first row is the head."""
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     lines.insert(1, "|" + " --- |" * len(rows[0]))
     return "\n".join(lines)
 
 
 def borderless(zone: Sequence[Sequence[Run]]) -> list[Run]:
-    """The rows of a zone in which a gap runs through: a table where the cells stand in columns."""
+    """The rows of a zone with a continuous gap, as a table if the cells form columns."""
     several = [at for at, row in enumerate(zone) if len(row) > 1]
     if not several:
         return _lines(zone)
@@ -45,19 +45,19 @@ def _lines(rows: Sequence[Sequence[Run]]) -> list[Run]:
 
 
 def _is_sparse(rows: Sequence[Sequence[str]]) -> bool:
-    """Whether nearly all cells would be empty: gaps that no columns share."""
+    """Whether nearly all cells would be empty, because no columns share the gaps."""
     filled = sum(sum(map(bool, row)) for row in rows)
     return filled < _FILLED * len(rows) * len(rows[0])
 
 
 def _is_text(rows: Sequence[Sequence[str]]) -> bool:
-    """Whether whole lines of text stand among the rows, so that the others' gaps are its own."""
+    """Whether there are whole lines of text among the rows, so that the gaps belong to text as well."""
     lines = [row for row in rows if sum(map(bool, row)) == 1 and max(map(len, row)) > _LONGEST_CELL]
     return len(lines) >= _GOING_ON * len(rows)
 
 
 def _is_list(rows: Sequence[Sequence[str]]) -> bool:
-    """Whether it is a list of terms with their explanations, which go on from line to line."""
+    """Whether it is a list of terms with explanations that continue over several lines."""
     first = [row[0] for row in rows]
     lengths = [len(row[-1]) for row in rows if row[-1]]
     going_on = first.count("") >= _GOING_ON * len(rows)
@@ -67,7 +67,7 @@ def _is_list(rows: Sequence[Sequence[str]]) -> bool:
 def ruled(
     runs: Sequence[Run], across: Sequence[Rule], upright: Sequence[Rule]
 ) -> tuple[list[Run], list[Run]]:
-    """The tables whose cells have lines around them, and the runs outside of them."""
+    """The tables whose cells have lines around them, and the runs outside them."""
     rest = list(runs)
     tables: list[Run] = []
     for xs, ys in _grids(across, upright):
@@ -105,7 +105,7 @@ def _cell(runs: list[Run]) -> str:
 
 
 def _grids(across: Sequence[Rule], upright: Sequence[Rule]) -> list[tuple[list[float], list[float]]]:
-    """The grids of rules that meet: where their uprights stand, and their rules across."""
+    """The grids of intersecting rules: the positions of upright rules and of rules across."""
     parents = list(range(len(across) + len(upright)))
 
     def root(at: int) -> int:
@@ -139,7 +139,7 @@ def _distinct(places: list[float]) -> list[float]:
 
 
 def column_bounds(zone: Sequence[Sequence[Run]]) -> list[tuple[float, float]]:
-    """Where the cells of most rows stand: what only a few cells cross still parts two columns."""
+    """The horizontal extents of columns, by most rows; a gap that few cells cross still separates columns."""
     several = [row for row in zone if len(row) > 1]
     changes: Counter[float] = Counter()  # in the number of rows that have a cell there
     for row in several:

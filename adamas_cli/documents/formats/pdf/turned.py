@@ -1,4 +1,4 @@
-"""Runs of a PDF page from the places of all its characters, in the directions in which they are written."""
+"""Runs of a PDF page from the positions of all its characters, in their writing directions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adamas_cli.documents.formats.pdf.characters import HYPHEN_MARK, Characters
 from adamas_cli.documents.formats.pdf.rules import Rule, Rules, turned_box
 from adamas_cli.documents.formats.pdf.runs import GAP, NARROW_GAP, SPACE, STOPS, Run, tidy
 
-_OVERLAP = 0.5  # of the lower height: what shares less stands on different lines
+_OVERLAP = 0.5  # of the smaller height: with less overlap, text is on different lines
 _QUARTER = math.pi / 2
 
 
@@ -33,8 +33,8 @@ def runs_by_turn(characters: Characters, rules: Rules) -> dict[int, list[Run]]:
 
 
 def _turns(characters: Characters, visible: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """int64 [visible]: the direction of each visible character, asked only where one does not follow the
-    character before it to the right.
+    """int64 [visible]: the direction of each visible character. PDFium is asked only about characters that do
+    not follow the previous one to the right.
     """
     left, high, right, low = boxes.T
     middle = (high + low) / 2
