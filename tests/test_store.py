@@ -323,14 +323,14 @@ def held_in(block: bytes, at: int) -> str | None:
 
 
 def test_any_flipped_bit_is_a_miss(root):
-    """Two hundred flips in keys, values, states, codes and headers."""
+    """Sixty flips in keys, values, states, codes and headers."""
     model, ids = loaded(), tokens(DOCUMENT)
     cold = ask(model, ids)
     chance = random.Random(1)
     files = sorted(stored_files(root))
     assert len(files) == 5  # four blocks, and codes
     missed = 0
-    for number in range(200):
+    for number in range(60):
         file = chance.choice(files)
         content = file.read_bytes()
         at = chance.randrange(4096 if number % 4 == 0 else len(content))
@@ -344,7 +344,7 @@ def test_any_flipped_bit_is_a_miss(root):
         assert run.answer == cold.answer
         missed += bool(run.notes)
         file.write_bytes(content)
-    assert missed > 150
+    assert missed > 40
     assert ask(model, ids).reused == DOCUMENT
 
 

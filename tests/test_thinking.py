@@ -15,6 +15,7 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from adamas_cli.engine import timeline
+from adamas_cli.engine.sampler import Drawn
 from adamas_cli.models.stops import stop_ids
 from adamas_cli.prompt.template import frame, load_template
 from adamas_cli.prompt.thinking import CANNOT_BE_TOLD, Thinking
@@ -283,11 +284,17 @@ class Script:
     def __call__(self, *settings: Any) -> Script:
         return self
 
-    def next(self, logits: torch.Tensor) -> torch.Tensor:
-        return torch.tensor([next(self._ids, 65)])
+    def next(self, logits: torch.Tensor) -> Drawn:
+        return Drawn(torch.tensor([next(self._ids, 65)]), torch.ones(1))
+
+    def likelihood(self) -> None:
+        """Nothing is told of a script's tokens."""
+
+    def replace(self) -> None:
+        """Another token is said than the script's."""
 
     def each(self, logits: torch.Tensor) -> Iterator[int]:
-        return (int(self.next(one)) for one in logits)
+        return (self.next(one).id() for one in logits)
 
 
 Play = Callable[[str], None]
