@@ -350,7 +350,7 @@ def test_a_thought_that_has_taken_its_tokens_is_ended(thinker: Path, play: Play,
     record = json.loads(out)
     assert (code, record["reasoning"]) == (0, "x" * 8)
     assert record["answer"].lstrip(".") == "Anna."
-    assert "ended after 8 tokens: --think-tokens" in err
+    assert "stopped after 8 tokens: --think-tokens" in err
 
 
 def test_a_chat_is_told_to_think_or_not(thinker: Path, play: Play, run_here: Run, monkeypatch):
