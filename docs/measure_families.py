@@ -11,7 +11,6 @@ the rate of all layers is extrapolated from two models that differ by one period
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,7 +32,7 @@ from adamas_cli.lab.bench.clock import copy_bandwidth_apart
 from adamas_cli.lab.bench.document import random_document
 from adamas_cli.lab.bench.measurement import Measurement
 from adamas_cli.lab.bench.model import ModelBench, tokens_needed
-from adamas_cli.lab.bench.table import markdown_head, markdown_row
+from adamas_cli.lab.bench.table import print_rows
 from adamas_cli.lab.hardware import device_name
 from adamas_cli.models import LoadedModel, ModelFiles
 from adamas_cli.models.filling import compute_buffers
@@ -246,16 +245,12 @@ def main() -> None:
     lengths = parse_lengths(options.lengths)
     print(f"{device_name(DEVICE)}, torch {torch.__version__}", file=sys.stderr)
     torch.manual_seed(0)
-    first = True
-    for name in options.families or FAMILIES:
-        for row in measure(name, lengths, options.generated, options.layers):
-            if options.json:
-                print(json.dumps(row), flush=True)
-                continue
-            if first:
-                print(markdown_head(tuple(row)))
-            print(markdown_row(tuple(str(value) for value in row.values())), flush=True)
-            first = False
+    rows = (
+        row
+        for name in options.families or FAMILIES
+        for row in measure(name, lengths, options.generated, options.layers)
+    )
+    print_rows(rows, as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ budget, select does the work of the last three). gain: the dense step over the s
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +29,7 @@ from adamas_cli.cache.placement import placement_on
 from adamas_cli.commands.bench.shared import parse_lengths
 from adamas_cli.lab.bench.caches import coded_cache
 from adamas_cli.lab.bench.clock import copy_bandwidth, microseconds
-from adamas_cli.lab.bench.table import markdown_head, markdown_row
+from adamas_cli.lab.bench.table import print_rows
 from adamas_cli.lab.hardware import device_name
 from adamas_cli.planning.choice import budget_for
 
@@ -158,18 +157,13 @@ def main() -> None:
     torch.manual_seed(0)
     copy = copy_bandwidth(DEVICE)
     print(f"{device_name(DEVICE)}, torch {torch.__version__}, copies {copy / 1e12:.2f} TB/s", file=sys.stderr)
-    first = True
-    for name in options.families or FAMILIES:
-        for length in parse_lengths(options.lengths):
-            for row in Bench(FAMILIES[name], length, copy).rows(budgets_of(options.budgets, length)):
-                row = {"family": name} | row
-                if options.json:
-                    print(json.dumps(row), flush=True)
-                    continue
-                if first:
-                    print(markdown_head(tuple(row)))
-                print(markdown_row(tuple(str(value) for value in row.values())), flush=True)
-                first = False
+    rows = (
+        {"family": name} | row
+        for name in options.families or FAMILIES
+        for length in parse_lengths(options.lengths)
+        for row in Bench(FAMILIES[name], length, copy).rows(budgets_of(options.budgets, length))
+    )
+    print_rows(rows, as_json=options.json)
 
 
 if __name__ == "__main__":

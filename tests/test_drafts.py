@@ -113,6 +113,11 @@ class Loaded:
 @pytest.fixture(scope="module")
 def models() -> dict[str, nn.Module]:
     """Full attention, and windows as long as a pass."""
+    return packed_models()
+
+
+def packed_models() -> dict[str, nn.Module]:
+    """A model with full attention, and one with windows, packed as on a CPU."""
     found = {}
     for name in ("qwen2", "gemma3"):
         found[name] = tiny_architecture(name).requires_grad_(False)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from adamas_kernels.contract import LARGEST_STEP, SparseSettings
 from conftest import tiny_architecture
-from test_drafts import Loaded, numbers
+from test_drafts import Loaded, numbers, packed_models
 from torch import nn
 
 from adamas_cli.cache.forkable import MAPS_FILES, empty_like, forked
@@ -20,8 +20,6 @@ from adamas_cli.engine.events import Done, Token
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.timeline import Timeline
-from adamas_cli.models.packed import pack_model
-from adamas_cli.progress import Silent
 
 ANSWER = 12
 FULL = AttentionSettings("full")
@@ -32,11 +30,7 @@ MANHATTAN = AttentionSettings("adamas", SparseSettings(budget=40, scorer="manhat
 @pytest.fixture(scope="module")
 def models() -> dict[str, nn.Module]:
     """One model with full attention, and one with windows."""
-    found = {}
-    for name in ("qwen2", "gemma3"):
-        found[name] = tiny_architecture(name).requires_grad_(False)
-        pack_model(found[name], Silent())
-    return found
+    return packed_models()
 
 
 def opened(model: nn.Module, length: int, attention: AttentionSettings = FULL, **options) -> Timeline:

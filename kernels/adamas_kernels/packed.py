@@ -18,6 +18,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from adamas_kernels.reference import transformed
+
 GROUP = 32  # codes that share a scale
 SCALE_BYTES = 2
 BITS = {torch.int8: 8, torch.uint8: 4}
@@ -58,18 +60,8 @@ def block_of(dim: int) -> int:
 
 
 def rotated(x: Tensor) -> Tensor:
-    """The rows of x [..., D], Hadamard-transformed block by block: float32. Applied twice, it gives x again.
-
-    The fast transform, with the order of operations of `reference.rotate`.
-    """
-    block = block_of(x.shape[-1])
-    out = x.float()
-    step = 1
-    while step < block:
-        low, high = out.unflatten(-1, (-1, 2, step)).unbind(-2)
-        out = torch.stack([low + high, low - high], -2).flatten(-3)
-        step *= 2
-    return out * block**-0.5
+    """The rows of x [..., D], Hadamard-transformed block by block: float32. Twice gives x again."""
+    return transformed(x.float(), block_of(x.shape[-1]))
 
 
 def pack(x: Tensor, dtype: torch.dtype) -> Tensor:

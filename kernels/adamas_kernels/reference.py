@@ -63,13 +63,19 @@ def rotate(x: Tensor) -> Tensor:
     so all get the same codes.
     """
     size = padded_dim(x.shape[-1])
-    out = F.pad(x.float(), (0, size - x.shape[-1]))
+    return transformed(F.pad(x.float(), (0, size - x.shape[-1])), size)
+
+
+def transformed(x: Tensor, block: int) -> Tensor:
+    """The transform of `rotate` in each block of the last dimension of x, float32 [..., D]; block: a power of
+    two that divides D.
+    """
     step = 1
-    while step < size:
-        low, high = out.unflatten(-1, (-1, 2, step)).unbind(-2)
-        out = torch.stack([low + high, low - high], -2).flatten(-3)
+    while step < block:
+        low, high = x.unflatten(-1, (-1, 2, step)).unbind(-2)
+        x = torch.stack([low + high, low - high], -2).flatten(-3)
         step *= 2
-    return out * size**-0.5
+    return x * block**-0.5
 
 
 def tree_sum(x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 
 def markdown_head(titles: Sequence[str]) -> str:
@@ -16,6 +16,17 @@ def markdown_head(titles: Sequence[str]) -> str:
 def markdown_row(cells: Sequence[str]) -> str:
     """One line of a Markdown table."""
     return f"| {' | '.join(cells)} |"
+
+
+def print_rows(rows: Iterable[Mapping[str, object]], *, as_json: bool) -> None:
+    """Print each row as soon as it is there, as a line of JSON or of one Markdown table."""
+    for number, row in enumerate(rows):
+        if as_json:
+            print(json_line(row), flush=True)
+            continue
+        if number == 0:
+            print(markdown_head(tuple(row)))
+        print(markdown_row(tuple(str(value) for value in row.values())), flush=True)
 
 
 def json_line(record: Mapping[str, object]) -> str:
