@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from adamas_cli.cache.growing import TokenBuffer
+from adamas_cli.cache.releasing import release, release_waiting
 
 _mapped: dict[int, int] = {}  # bytes mapped now, by GPU index
-_waiting: list[tuple[int, int, int, list[int]]] = []  # memory that could not be returned yet
 
 
 def mapped_bytes(device: torch.device) -> int:
@@ -50,7 +50,7 @@ class MappedBuffer(TokenBuffer):
         memory = MappedMemory(like.device, limit * self._token_bytes)
         memory.grow(max(1, room) * self._token_bytes)
         numbers = memory.tensor()[: limit * self._token_bytes].view(like.dtype)
-        self.tensor = numbers.view(limit, batch, heads, dim).permute(1, 2, 0, 3)
+        self._tensor = numbers.view(limit, batch, heads, dim).permute(1, 2, 0, 3)
         self._memory = memory
         self._note_room()
 
@@ -63,7 +63,7 @@ class MappedBuffer(TokenBuffer):
         """See `TokenBuffer.grow`."""
         if tokens <= self._room:  # checked for every token
             return False
-        if tokens > self.tensor.shape[2]:
+        if tokens > self._tensor.shape[2]:
             return super().grow(tokens, kept)
         self._memory.grow(tokens * self._token_bytes)
         self._note_room()
@@ -73,7 +73,7 @@ class MappedBuffer(TokenBuffer):
         return MappedBuffer(self._like, tokens, 2 * tokens)
 
     def _note_room(self) -> None:
-        self._room = min(self.tensor.shape[2], self._memory.room // self._token_bytes)
+        self._room = min(self._tensor.shape[2], self._memory.room // self._token_bytes)
 
     @property
     def _token_bytes(self) -> int:
@@ -91,8 +91,7 @@ class MappedMemory:
         from cuda.bindings import driver
 
         torch.cuda.init()
-        while _waiting:
-            _unmap(*_waiting.pop())
+        release_waiting()
         self._device, self._index = device, _index(device)
         self._kind = driver.CUmemAllocationProp()
         self._kind.type = driver.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
@@ -106,7 +105,8 @@ class MappedMemory:
         self._size = -(-size // self._step) * self._step
         self._base = int(_checked(driver.cuMemAddressReserve(self._size, 0, 0, 0)))
         self._parts: list[int] = []  # bytes of each piece of memory, by address
-        finalizer = weakref.finalize(self, _unmap, self._index, self._base, self._size, self._parts)
+        unmap = partial(_unmap, self._index, self._base, self._size, self._parts)
+        finalizer = weakref.finalize(self, release, device, unmap)
         finalizer.atexit = False  # at exit the system frees everything
 
     @property
@@ -156,13 +156,9 @@ class MappedMemory:
 
 
 def _unmap(index: int, base: int, size: int, parts: list[int]) -> None:
-    """Return memory and addresses, once the GPU no longer uses them."""
+    """Return memory and addresses that the GPU no longer uses."""
     from cuda.bindings import driver
 
-    if torch.cuda.is_current_stream_capturing():  # called by the garbage collector, which must not wait
-        _waiting.append((index, base, size, parts))
-        return
-    torch.cuda.synchronize(index)
     at = base
     for part in parts:
         _checked(driver.cuMemUnmap(at, part))

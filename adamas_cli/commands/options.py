@@ -157,6 +157,11 @@ FLAGS: dict[type, dict[str, Any]] = {
             help="Number format of the KV cache on a CPU: as computed, 16 bits, 8 bits, or 8-bit keys with "
             "4-bit values.",
         ),
+        "kv": _attention(
+            "--kv",
+            help="Where a GPU keeps keys and values, except those of the first layers: in its own memory, in "
+            "the host's, or (auto) in the host's if they do not fit.",
+        ),
     },
     Sampling: {
         "temperature": _sampling(

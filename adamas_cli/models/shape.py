@@ -198,6 +198,13 @@ class ModelShape:
         """
         return sum(layer.cache_bytes(tokens, item, kept) for layer in self.by_layer)
 
+    def hosted_bytes(self, tokens: int, item: int, dense_layers: int, kept: str = "auto") -> int:
+        """Bytes of those keys and values that may be in host memory beside a GPU: of all but the first
+        layers that attend to all tokens.
+        """
+        hosted = (layer for layer in self.by_layer[dense_layers:] if layer.reads_sparsely())
+        return sum(layer.token_bytes(item, kept) for layer in hosted) * tokens
+
     def kept_state_bytes(self, item: int) -> int:
         """Bytes of the recurrent states of all layers at one token."""
         return self.recurrent * self.state.bytes(item)
@@ -436,6 +443,9 @@ class WeightCount:
     def packed_bytes(self, item: int) -> int:
         """Maximum bytes when packed for a CPU; embeddings stay in the file."""
         return int((self.matrices + self.head) * _PACKED_BITS / 8) + self.rest * item
+
+
+NO_WEIGHTS = WeightCount(0, 0, 0, 0, tied=False)
 
 
 def count_weights(directory: Path) -> WeightCount:

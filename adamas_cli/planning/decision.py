@@ -7,7 +7,7 @@ the engine from the loaded model.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from adamas_cli.errors import ModelUnavailableError, UsageError
@@ -22,7 +22,7 @@ from adamas_cli.planning.choice import (
     budget_for,
 )
 from adamas_cli.planning.needs import Bytes, cpu_bytes, gpu_bytes
-from adamas_cli.settings import CacheDType, DecodingSettings, ModelSettings
+from adamas_cli.settings import CacheDType, DecodingSettings, KvPlace, ModelSettings
 
 SMALLER: tuple[CacheDType, ...] = ("16", "int8", "int4")  # cache formats, the most exact first
 
@@ -55,7 +55,7 @@ class Backends:
 class Machine:
     """A device. bfloat16: whether it multiplies that natively. packing: why weights cannot be packed on it,
     None if they can. memory: bytes available for a model. capability: of a GPU. installed: packages that
-    quantize.
+    quantize. host: bytes of free host memory beside a GPU's.
     """
 
     backends: Backends
@@ -64,6 +64,7 @@ class Machine:
     memory: int
     capability: tuple[int, int] | None = None
     installed: frozenset[str] = frozenset()
+    host: int = 0
 
     @property
     def device(self) -> str:
@@ -124,6 +125,11 @@ class Decision:
     cache_dtype: CacheDType = "auto"
     smaller: CacheDType | None = None
 
+    @property
+    def kv(self) -> str:
+        """Where keys and values are, except the first layers' on a GPU: `gpu` or `host`."""
+        return "gpu" if self.device == "cuda" and not self.bytes.host else "host"
+
 
 def decide(
     model: Model, machine: Machine, loading: ModelSettings, decoding: DecodingSettings, tokens: int
@@ -176,8 +182,9 @@ def decide(
     smaller: CacheDType | None = None
     if machine.device != "cuda" and on_cpu(decoding.cache_dtype).total > machine.memory:
         smaller = next((kept for kept in SMALLER if on_cpu(kept).total <= machine.memory), None)
-    needs = (
-        gpu_bytes(
+
+    def on_gpu(hosted_from: int | None) -> Bytes:
+        needs = gpu_bytes(
             shape,
             model.weights,
             tokens=tokens,
@@ -187,12 +194,14 @@ def decide(
             chunk=attention.chunk,
             bits=QUANTIZED_BITS.get(loading.quantization),
             blocks=model.blocks if packed else None,
+            hosted_from=hosted_from,
         )
-        if machine.device == "cuda"
-        else on_cpu(decoding.cache_dtype)
-    )
-    if model.stored_bytes is not None:
-        needs = needs.with_weights(model.stored_bytes)
+        return needs if model.stored_bytes is None else needs.with_weights(model.stored_bytes)
+
+    if machine.device == "cuda":
+        needs = place(decoding, on_gpu, machine.memory, machine.host, shape.obstacle)
+    else:
+        needs = on_cpu(decoding.cache_dtype)
     return Decision(
         machine.device,
         dtype,
@@ -204,6 +213,30 @@ def decide(
         decoding.cache_dtype,
         smaller,
     )
+
+
+def place(
+    settings: DecodingSettings,
+    needs: Callable[[int | None], Bytes],
+    memory: int,
+    host: int,
+    obstacle: str | None,
+) -> Bytes:
+    """What a GPU needs with keys and values where the settings want them; `auto` takes host memory if the
+    GPU's does not suffice, and both together do. needs: for the first layer in host memory, or None; memory,
+    host: free bytes; obstacle: why Adamas does not support the model, whose cache then is not its own.
+
+    Raises UsageError if the host's memory is requested and cannot be used.
+    """
+    there = needs(None)
+    if settings.kv == "host" and obstacle is not None:
+        raise UsageError(f"`kv` host does not serve this model: {obstacle}. Use `kv` gpu.")
+    if settings.kv == "host":
+        return needs(settings.dense_layers)
+    if settings.kv == "gpu" or obstacle is not None or there.total <= memory:
+        return there
+    hosted = needs(settings.dense_layers)
+    return hosted if hosted.total <= memory and hosted.host <= host else there
 
 
 def decide_attention(
@@ -222,6 +255,7 @@ def decide_attention(
     none would read sparsely. token_bytes: of a token's keys and values in a layer.
     """
     check_cache(settings.cache_dtype, backends.device)
+    check_place(settings.kv, backends.device)
     chunk = settings.prefill_chunk or PREFILL_CHUNK.get(backends.device, OTHER_CHUNK)
     read = decide_reading(settings, tokens, backends.device, obstacle or dense_reading)
     full = Attention("full", None, None, None, settings.dense_layers, chunk, read)
@@ -263,6 +297,12 @@ def check_cache(kept: CacheDType, device: str) -> None:
             f"`cache_dtype` {kept} is for CPUs: on {device} attention reads keys and values as they are "
             "computed. Use `cache_dtype` auto or `device` cpu."
         )
+
+
+def check_place(kv: KvPlace, device: str) -> None:
+    """Raises UsageError if a device cannot have keys and values there."""
+    if kv == "gpu" and device != "cuda":
+        raise UsageError(f"`kv` gpu needs an NVIDIA GPU, and the model is on {device}. Use `kv` auto.")
 
 
 def check_error(settings: DecodingSettings) -> None:

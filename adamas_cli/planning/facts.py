@@ -34,7 +34,8 @@ def machine_facts(device: str) -> Machine:
 
     kind = device_kind(device)
     gpu = _gpu(device) if kind == "cuda" else None
-    available = memory().available if kind != "cuda" else gpu.memory if gpu else 0
+    host = memory().available
+    available = host if kind != "cuda" else gpu.memory if gpu else 0
     return Machine(
         Backends(kind, backend_obstacles(kind, gpu.capability if gpu else None)),
         bfloat16=multiplies_bfloat16(kind),
@@ -42,6 +43,7 @@ def machine_facts(device: str) -> Machine:
         memory=available,
         capability=gpu.capability if gpu else None,
         installed=installed_packages(),
+        host=host if kind == "cuda" else 0,
     )
 
 

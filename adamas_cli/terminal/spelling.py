@@ -23,6 +23,7 @@ _LONG = (
     "heads",
     "hidden",
     "include",
+    "kv",
     "len",
     "max_file_size",
     "no_gitignore",
