@@ -61,7 +61,8 @@ def pair(loaded, settings, context=4000, **options) -> tuple[Timeline, Timeline]
 def test_a_gpu_reads_and_writes_locked_memory_in_place():
     memory = LockedMemory(DEVICE, 1 << 22)
     seen = memory.tensor()
-    assert seen.is_cuda and seen.data_ptr() == memory.host.data_ptr()
+    assert seen.is_cuda
+    assert seen.data_ptr() == memory.host.data_ptr()
     memory.host.copy_(torch.arange(1 << 22) % 251)
     assert torch.equal(seen.cpu(), memory.host)
     seen += 1
@@ -78,7 +79,8 @@ def test_tokens_are_those_of_gpu_memory(loaded, settings, read):
     here, there = pair(loaded, replace(settings, read=read))
     for timeline in (here, there):
         list(timeline.read(IDS))
-    assert there.kv == "host" and here.kv == "gpu"
+    assert there.kv == "host"
+    assert here.kv == "gpu"
     layers = [layer for layer in there.cache.kept if isinstance(layer, FullLayer)]
     assert [isinstance(layer.buffers["keys"], HostBuffer) for layer in layers] == [False, False, True, True]
     for _ in range(2):
@@ -140,7 +142,8 @@ def test_memory_is_returned(loaded):
         for buffer in layer.buffers.values()
         if isinstance(buffer, HostBuffer)
     ]
-    assert hosts and all(host.is_pinned() for host in hosts)
+    assert hosts
+    assert all(host.is_pinned() for host in hosts)
     del timeline
     gc.collect()
     assert not any(host.is_pinned() for host in hosts)

@@ -237,9 +237,7 @@ class FullLayer(Layer, CacheLayerMixin):
         """Of tokens [start, end), as `value_sum` has it: float32 [B, K, D]."""
         return numbers(self.stored_values[:, :, start:end]).sum(2)
 
-    def _attend_to_all(
-        self, queries: Tensor, scaling: float, softmax: Softmax, kept: DenseCache
-    ) -> Tensor:
+    def _attend_to_all(self, queries: Tensor, scaling: float, softmax: Softmax, kept: DenseCache) -> Tensor:
         """Causal attention of the last tokens to all existing ones."""
         keys, values = self._seen(kept, queries.dtype)
         backend = serving("prefill", Facts.of(queries, keys, values))

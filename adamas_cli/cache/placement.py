@@ -25,7 +25,7 @@ class Placement(Protocol):
 
     @property
     def staging(self) -> Staging | None:
-        """Where keys and values are while many tokens attend to all of them; None for the buffers themselves."""
+        """Where keys and values are while many tokens attend to all of them; None for their buffers."""
         ...
 
     def buffer(self, like: Tensor, room: int, limit: int = 0) -> TokenBuffer:

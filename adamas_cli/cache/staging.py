@@ -125,7 +125,8 @@ class Staging:
             self._bring(slot, layer)
         self._arriving.wait(slot.arrived)
         slot.holds = None
-        last, self._last = self._last and self._last(), ref(layer)
+        last = None if self._last is None else self._last()
+        self._last = ref(layer)
         if last is not None and last is not layer:
             self._following[last] = ref(layer)
         self._slots = [other for other in self._slots if other is not slot] + [slot]

@@ -1,5 +1,5 @@
-"""Whether a timeline's keys and values are in host memory beside a GPU, decided as in the plan, but by what is
-free now that the weights are loaded.
+"""Whether a timeline's keys and values are in host memory beside a GPU, decided as in the plan, but by what
+is free now that the weights are loaded.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from adamas_cli.planning.needs import Bytes, gpu_bytes
 from adamas_cli.settings import DecodingSettings
 
 
-def host_placement(
-    model: Model, asked: DecodingSettings, decided: Attention, tokens: int
-) -> Hosted | None:
+def host_placement(model: Model, asked: DecodingSettings, decided: Attention, tokens: int) -> Hosted | None:
     """The placement in host memory for a context of this many tokens; None for the device's own memory.
 
     Raises UsageError if host memory is requested and cannot be used.

@@ -19,6 +19,7 @@ CHOICES_ALIVE, FEW_BITS_CHOICES_ALIVE = 3, 1
 LIBRARIES = 150_000_000  # workspaces of cuBLAS and cuDNN, and a captured step
 PLANES = 1.03  # size of blocks' planes relative to the blocks, with scales as 8-bit integers
 UNPACKED = 1 << 27  # maximum numbers of a weight unpacked at a time
+STAGED = 2  # layers whose keys and values come to a GPU from host memory at a time
 LISTED_BYTES = 8  # rank and position of a listed token, for each query head
 
 
@@ -72,7 +73,8 @@ class Bytes:
         """
         if self.host > host:
             raise OutOfMemoryError(
-                f"{what} needs {_gigabytes(self.host)} of host memory, and {_gigabytes(host)} are free. {advice}"
+                f"{what} needs {_gigabytes(self.host)} of host memory, and {_gigabytes(host)} are free. "
+                f"{advice}"
             )
         if self.total > there:
             raise OutOfMemoryError(
@@ -131,10 +133,11 @@ def gpu_bytes(
 ) -> Bytes:
     """Bytes on a GPU, as `cpu_bytes`. chunk: tokens read at once. bits: of a quantized weight. blocks: bytes
     of a GGUF file's tensors, if they stay in few bits. hosted_from: the first layer with keys and values in
-    host memory, None without any; work includes the keys and values of two layers, which come from there.
+    host memory, None without any; work includes the keys and values of the
+    layers that come from there at a time.
     """
     hosted = 0 if hosted_from is None else shape.hosted_bytes(tokens, item, hosted_from)
-    staged = 2 * shape.token_bytes(item) * tokens if hosted else 0
+    staged = STAGED * shape.token_bytes(item) * tokens if hosted else 0
     each = CHOICES_ALIVE if blocks is None else FEW_BITS_CHOICES_ALIVE
     mixed = shape.choices * each * (shape.hidden + shape.expert_inner)
     alive = HIDDEN_ALIVE * shape.hidden + max(INNER_ALIVE * shape.inner, mixed)
