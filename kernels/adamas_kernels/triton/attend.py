@@ -7,6 +7,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from adamas_kernels.triton.coding import FACTS, LOWEST, soft_capped
+from adamas_kernels.triton.packed_rows import load_numbers, turn
 from adamas_kernels.triton.select import (
     bounded_want,
     exact_border,
@@ -44,11 +45,9 @@ def by_warps(x, NEAR: tl.constexpr):
 
 @triton.jit
 def load_keys(at, real, keys, keys_n, dim, D: tl.constexpr):
-    """Keys [TOKENS, P] of tokens, zeros for missing ones."""
-    return tl.load(
-        keys + at.to(tl.int64)[:, None] * keys_n + dim[None, :],
-        mask=real[:, None] & (dim < D)[None, :], other=0.0,
-    )  # fmt: skip
+    """Keys [TOKENS, P] of tokens, zeros for missing ones; see `load_numbers`."""
+    inside = real[:, None] & (dim < D)[None, :]
+    return load_numbers(keys + at.to(tl.int64)[:, None] * keys_n, dim[None, :], inside, D)
 
 
 @triton.jit
@@ -65,7 +64,7 @@ def load_values(
     width: tl.constexpr = D_V_PAD // WARPS
     column = tl.arange(0, WARPS)[:, None, None] * width + tl.arange(0, width)[None, None, :]
     at, real = by_warps(at.to(tl.int64), NEAR), by_warps(real, NEAR)
-    return tl.load(values + at * values_n + column[None], mask=real & (column < D_V)[None], other=0.0)
+    return load_numbers(values + at * values_n, column[None], real & (column < D_V)[None], D_V)
 
 
 @triton.jit
@@ -75,9 +74,20 @@ def sum_values(factor, v, NEAR: tl.constexpr):
 
 
 @triton.jit
-def score_of(k, q, real, cap, CAPPED: tl.constexpr):
-    """Exact scores float32 [TOKENS] of keys [TOKENS, P], LOWEST for missing tokens."""
-    return tl.where(real, soft_capped(tl.sum(k.to(tl.float32) * q[None, :], axis=1), cap, CAPPED), LOWEST)
+def score_of(k, q, shift, real, cap, CAPPED: tl.constexpr):
+    """Exact scores float32 [TOKENS] of keys [TOKENS, P], LOWEST for missing tokens. shift: the query's score
+    with the centre of packed keys, which those lack.
+    """
+    score = tl.sum(k.to(tl.float32) * q[None, :], axis=1) + shift
+    return tl.where(real, soft_capped(score, cap, CAPPED), LOWEST)
+
+
+@triton.jit
+def turned_back(x, P: tl.constexpr, LOG_TURNED: tl.constexpr, PACKED: tl.constexpr):
+    """An output float32 [P] as the model takes it, from one of PACKED values; see `packed_rows.py`."""
+    if PACKED:
+        x = tl.reshape(turn(tl.reshape(x, (1, P)), 1, P, LOG_TURNED), (P,))
+    return x
 
 
 @triton.jit
@@ -129,9 +139,9 @@ def sum_of_values(
         total = tl.load(value_sum + column, mask=column < D_V, other=0.0)
         if NEW > 1:
             later = tl.arange(0, NEW_PAD)
-            unseen = tl.load(
-                values + (own - new + later).to(tl.int64)[:, None] * values_n + column[None, :],
-                mask=((later > new) & (later < NEW))[:, None] & (column < D_V)[None, :], other=0.0,
+            unseen = load_numbers(
+                values + (own - new + later).to(tl.int64)[:, None] * values_n, column[None, :],
+                ((later > new) & (later < NEW))[:, None] & (column < D_V)[None, :], D_V,
             )  # fmt: skip
             total -= tl.sum(unseen.to(tl.float32), axis=0)
     return total
@@ -142,7 +152,7 @@ def attend_once_kernel(
     codes_ptr, scale_ptr, length_ptr, words_ptr, facts_ptr, best_ptr, turns_ptr, masses_ptr, shares_ptr,
     sums_ptr, groups_ptr, extra_rank_ptr, extra_at_ptr, list_rank_ptr, list_at_ptr, again_ptr,
     query_ptr, keys_ptr, values_ptr, value_sum_ptr, out_ptr, lse_ptr, place_ptr, score_ptr,
-    attended_ptr, sink_ptr, codes_b, codes_h, codes_w, scale_b, scale_h,
+    attended_ptr, sink_ptr, shift_ptr, codes_b, codes_h, codes_w, scale_b, scale_h,
     query_b, query_h, query_n, keys_b, keys_h, keys_n, values_b, values_h, values_n, out_b, out_h, out_n,
     scaling, cap, least_share, sinks, recents, budget, room,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, NEW_PAD: tl.constexpr,
@@ -151,7 +161,7 @@ def attend_once_kernel(
     MASS: tl.constexpr, FAST: tl.constexpr, CHAINED: tl.constexpr, TALLY: tl.constexpr,
     WARPS: tl.constexpr, NEAR: tl.constexpr,
     BOUND: tl.constexpr, FORCED: tl.constexpr, LOG_P: tl.constexpr, CAPPED: tl.constexpr,
-    SINKS: tl.constexpr,
+    SINKS: tl.constexpr, PACKED: tl.constexpr, LOG_TURNED_V: tl.constexpr,
 ):  # fmt: skip
     """Choose tokens and attend to them, if all listed tokens can be held at once; program (query head of a
     batch, new token).
@@ -178,11 +188,12 @@ def attend_once_kernel(
     if CHAINED:
         gdc_wait()
     units, least = 0.0, 0
+    shift = tl.load(shift_ptr + row) * scaling if PACKED else 0.0
     if BOUND:  # before other keys and values take all registers
         units = tl.load(facts_ptr + row * FACTS) * UNITS_PER_NAT
         least = least_exponent(
             facts_ptr + row * FACTS, best_ptr + wide_row * (PLACES * GROUPS),
-            shares_ptr + wide_row * (SHARES * GROUPS), query, keys, keys_n, scaling, least_share,
+            shares_ptr + wide_row * (SHARES * GROUPS), query, keys, keys_n, scaling, shift, least_share,
             forced, first_sinks, first_recent, GROUPS, FORCED, D, P, LOG_P,
         )  # fmt: skip
     rank, at, extras, held, low, beyond, reached, masses, top, curve = shortlist(
@@ -211,7 +222,7 @@ def attend_once_kernel(
     low, last = exact_border(rank, at, extra_rank, extra_at, held, extras, low, beyond, reached, end, want)
     best = reaches(rank, at, low, last) & (rank > LOWEST)
     real = best | always
-    score = score_of(k, q, real, cap, CAPPED)
+    score = score_of(k, q, shift, real, cap, CAPPED)
     noted = tl.zeros((), tl.int32)
     if TALLY:
         place_ptr += wide_row * budget
@@ -231,7 +242,7 @@ def attend_once_kernel(
         mass -= tl.sum(mass_of(more, more_best, top, curve, CAPPED), axis=0)
         more_k = load_keys(more_at, more_best, keys, keys_n, dim, D)
         more_v = load_values(more_at, more_best, values, values_n, D_V, D_V_PAD, WARPS, more_near)
-        more_score = score_of(more_k, q, more_best, cap, CAPPED)
+        more_score = score_of(more_k, q, shift, more_best, cap, CAPPED)
         if TALLY:
             noted = note_scores(more_at, more_best, more_score, place_ptr, score_ptr, noted)
         highest, weight, weighted, values_seen = attend_to(
@@ -247,6 +258,7 @@ def attend_once_kernel(
     of_each = tl.where(real, p * (tl.exp(listed_highest - highest) * factor) - others, 0.0)
     result = sum_values(of_each, v, NEAR) + weighted * factor - values_seen * others
     result = tl.reshape(result, (D_V_PAD,)) + value_total * others
+    result = turned_back(result, D_V_PAD, LOG_TURNED_V, PACKED)
     out = out_ptr + batch * out_b + head * out_h + new * out_n
     tl.store(out + column, result.to(out_ptr.dtype.element_ty), mask=column < D_V)
     tl.store(lse_ptr + row, lse)
@@ -255,13 +267,13 @@ def attend_once_kernel(
 @triton.jit
 def attend_kernel(
     query_ptr, keys_ptr, values_ptr, length_ptr, chosen_at_ptr, part_ptr, place_ptr, score_ptr, attended_ptr,
-    query_b, query_h, query_n, keys_b, keys_h, keys_n, values_b, values_h, values_n,
+    shift_ptr, query_b, query_h, query_n, keys_b, keys_h, keys_n, values_b, values_h, values_n,
     scaling, cap, sinks, recents, budget,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr,
     D: tl.constexpr, P: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr,
     TOKENS: tl.constexpr, SPLITS: tl.constexpr,
     CHAINED: tl.constexpr, TALLY: tl.constexpr, WARPS: tl.constexpr, NEAR: tl.constexpr,
-    BOUND: tl.constexpr, CAPPED: tl.constexpr,
+    BOUND: tl.constexpr, CAPPED: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """Attend to some of the tokens that `select_kernel` chose; program (query head of a batch, new token,
     split of the chosen tokens).
@@ -293,13 +305,14 @@ def attend_kernel(
         gdc_wait()
     if BOUND:
         chosen = tl.load(attended_ptr + row)
+    shift = tl.load(shift_ptr + row) * scaling if PACKED else 0.0
     size = tl.cdiv(tl.cdiv(chosen, SPLITS), TOKENS) * TOKENS
     for start in range(split * size, tl.minimum(split * size + size, chosen), TOKENS):
         slot = start + tl.arange(0, TOKENS)
         at, real = chosen_positions(slot, chosen, forced, first_sinks, first_recent, chosen_at_ptr + first)
         k = load_keys(at, real, keys, keys_n, dim, D)
         v = load_values(at, real, values, values_n, D_V, D_V_PAD, WARPS, NEAR)
-        score = score_of(k, q, real, cap, CAPPED)
+        score = score_of(k, q, shift, real, cap, CAPPED)
         if TALLY:
             tl.store(place_ptr + first + slot, at, mask=real)
             tl.store(score_ptr + first + slot, score, mask=real)
@@ -320,6 +333,7 @@ def merge_kernel(
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, NEW_PAD: tl.constexpr,
     D_V: tl.constexpr, D_V_PAD: tl.constexpr, SPLITS: tl.constexpr, SPLITS_PAD: tl.constexpr,
     MASS: tl.constexpr, CHAINED: tl.constexpr, BOUND: tl.constexpr, SINKS: tl.constexpr,
+    PACKED: tl.constexpr, LOG_TURNED_V: tl.constexpr,
 ):  # fmt: skip
     """Join the splits of one query and the rest; program (query head of a batch, new token).
 
@@ -359,6 +373,7 @@ def merge_kernel(
     # The sum of the others is that of all values minus the chosen ones.
     others = share / tl.maximum(left, 1).to(tl.float32)
     result = weighted * factor + (value_total - values_seen) * others
+    result = turned_back(result, D_V_PAD, LOG_TURNED_V, PACKED)
     out = out_ptr + batch * out_b + head * out_h + new * out_n
     tl.store(out + column, result.to(out_ptr.dtype.element_ty), mask=column < D_V)
     tl.store(lse_ptr + row, lse)

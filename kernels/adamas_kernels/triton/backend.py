@@ -19,6 +19,7 @@ from adamas_kernels.contract import (
     check_step,
     check_unbounded,
 )
+from adamas_kernels.packed import dim_of, is_packed
 from adamas_kernels.reading import BlockMeans, ReadSettings
 from adamas_kernels.reference import Codebook, padded_dim
 from adamas_kernels.softmax import PLAIN, Softmax
@@ -32,6 +33,7 @@ from adamas_kernels.triton.experts import Experts, add_chosen
 from adamas_kernels.triton.grouped import add_grouped
 from adamas_kernels.triton.launch import chains, has_ptx, next_power
 from adamas_kernels.triton.linear import multiply_vector
+from adamas_kernels.triton.packed_rows import append_packed, log_turned
 from adamas_kernels.triton.plane_rows import MOST_ROWS, multiply_rows
 from adamas_kernels.triton.planes import PlaneWeight
 from adamas_kernels.triton.prefill import causal_attention
@@ -193,7 +195,7 @@ class TritonBackend:
 
     def scratch(self, queries: Tensor, cache: LayerCache, budget: int) -> Scratch:
         """The buffers for a step of this shape."""
-        shape = (*queries.shape, cache.keys.shape[1], cache.values.shape[3], cache.capacity, budget)
+        shape = (*queries.shape, cache.keys.shape[1], dim_of(cache.values), cache.capacity, budget)
         found = self._scratch.get(shape)
         if found is None:
             groups = self._groups or group_count(queries.device, budget, cache.capacity)
@@ -241,9 +243,13 @@ class TritonBackend:
         group = heads // kv_heads
         groups, splits = scratch.best.shape[2], scratch.parts.shape[1]
         new_pad, budget_pad = next_power(new), next_power(settings.budget)
-        tokens, split_tokens = (
-            attend_block(size, queries.element_size(), most) for most in (ATTEND_BYTES, SPLIT_BYTES)
-        )
+        packed = is_packed(cache.keys.dtype)
+        asking, shift = queries, scratch.rest
+        if packed:
+            turned = append_packed(queries, keys, values, cache, torch.float32)
+            asking, shift = turned.queries, turned.shift
+        held = asking.element_size()  # of a key: packed rows become float32 when they are loaded
+        tokens, split_tokens = (attend_block(size, held, most) for most in (ATTEND_BYTES, SPLIT_BYTES))
         once = settings.budget <= tokens
         dim_v_pad = max(16, next_power(dim_v))
         out = torch.empty(batch, heads, new, dim_v, dtype=queries.dtype, device=queries.device)
@@ -261,7 +267,7 @@ class TritonBackend:
             scaling, -1.0 if settings.edge is None else settings.edge,
             HEADS=kv_heads, GROUP=group, NEW=new, ROWS=new_pad, D=dim, D_V=dim_v, D_V_PAD=dim_v_pad,
             P=size, LOG_P=size.bit_length() - 1, MANHATTAN=manhattan, CHAINED=chained,
-            num_warps=max(1, min(8, new_pad * size // 256)),
+            PACKED=packed, num_warps=max(1, min(8, new_pad * size // 256)),
             enable_fp_fusion=False,  # a fused multiply-add rounds once less than the reference
             **chain,
         )  # fmt: skip
@@ -304,39 +310,40 @@ class TritonBackend:
         choice: dict[str, Any] = dict(
             GROUPS=groups, LIST=list_size(settings.budget), BLOCK=RANK_BLOCK, MANHATTAN=manhattan, MASS=mass,
             FAST=fast, BOUND=bound, FORCED=forced, D=dim, P=size, LOG_P=size.bit_length() - 1, CAPPED=capped,
-            num_warps=SELECT_WARPS, **chain,
+            PACKED=packed, num_warps=SELECT_WARPS, **chain,
         )  # fmt: skip
         if bound:
             choice["enable_fp_fusion"] = False  # exact scores are the reference's, bit for bit
         if once:
             attend_once_kernel[(pairs, new)](
-                *what, *scratched, queries, cache.keys, cache.values, cache.value_sum, out, lse,
-                scratch.place, scratch.score, scratch.attended, sinks_at, *where,
-                *queries.stride()[:3], *cache.keys.stride()[:3], *cache.values.stride()[:3],
+                *what, *scratched, asking, cache.keys, cache.values, cache.value_sum, out, lse,
+                scratch.place, scratch.score, scratch.attended, sinks_at, shift, *where,
+                *asking.stride()[:3], *cache.keys.stride()[:3], *cache.values.stride()[:3],
                 *out.stride()[:3], scaling, cap, settings.least_share, sinks, recents, settings.budget,
                 capacity, HEADS=kv_heads, GROUP=group, NEW=new, NEW_PAD=new_pad, D_V=dim_v,
                 D_V_PAD=dim_v_pad, CHAINED=chained, TALLY=tally is not None, WARPS=SELECT_WARPS,
-                SINKS=learned,
-                NEAR=near_tokens(dim_v_pad, SELECT_WARPS, values.element_size(), choice["LIST"]), **choice,
+                SINKS=learned, LOG_TURNED_V=log_turned(dim_v),
+                NEAR=near_tokens(dim_v_pad, SELECT_WARPS, cache.values.element_size(), choice["LIST"]),
+                **choice,
             )  # fmt: skip
         else:
             select_kernel[(pairs, new)](
-                *what, *scratched, scratch.chosen_at, scratch.rest, scratch.attended, queries, cache.keys,
-                *where, *queries.stride()[:3], *cache.keys.stride()[:3], scaling, cap, settings.least_share,
-                sinks, recents, settings.budget, capacity,
+                *what, *scratched, scratch.chosen_at, scratch.rest, scratch.attended, asking, cache.keys,
+                shift, *where, *asking.stride()[:3], *cache.keys.stride()[:3], scaling, cap,
+                settings.least_share, sinks, recents, settings.budget, capacity,
                 HEADS=kv_heads, GROUP=group, NEW=new, CHAINED=chained, **choice,
             )  # fmt: skip
             if stages == 3:
                 return out, lse
             attend_kernel[(pairs, new, splits)](
-                queries, cache.keys, cache.values, cache.length, scratch.chosen_at, scratch.parts,
-                scratch.place, scratch.score, scratch.attended,
-                *queries.stride()[:3], *cache.keys.stride()[:3], *cache.values.stride()[:3],
+                asking, cache.keys, cache.values, cache.length, scratch.chosen_at, scratch.parts,
+                scratch.place, scratch.score, scratch.attended, shift,
+                *asking.stride()[:3], *cache.keys.stride()[:3], *cache.values.stride()[:3],
                 scaling, cap, sinks, recents, settings.budget,
                 HEADS=kv_heads, GROUP=group, NEW=new, D=dim, P=size, D_V=dim_v, D_V_PAD=dim_v_pad,
                 TOKENS=split_tokens, SPLITS=splits, CHAINED=chained, TALLY=tally is not None,
-                WARPS=SPLIT_WARPS, BOUND=bound, CAPPED=capped,
-                NEAR=near_tokens(dim_v_pad, SPLIT_WARPS, values.element_size(), split_tokens),
+                WARPS=SPLIT_WARPS, BOUND=bound, CAPPED=capped, PACKED=packed,
+                NEAR=near_tokens(dim_v_pad, SPLIT_WARPS, cache.values.element_size(), split_tokens),
                 num_warps=SPLIT_WARPS, **chain,
             )  # fmt: skip
             if stages == 4:
@@ -346,7 +353,7 @@ class TritonBackend:
                 scratch.attended, sinks_at, *cache.values.stride()[:3], *out.stride()[:3], settings.budget,
                 HEADS=kv_heads, GROUP=group, NEW=new, NEW_PAD=new_pad, D_V=dim_v, D_V_PAD=dim_v_pad,
                 SPLITS=splits, SPLITS_PAD=next_power(splits), MASS=mass, CHAINED=chained, BOUND=bound,
-                SINKS=learned, num_warps=MERGE_WARPS, **chain,
+                SINKS=learned, PACKED=packed, LOG_TURNED_V=log_turned(dim_v), num_warps=MERGE_WARPS, **chain,
             )  # fmt: skip
         if tally is not None:
             tally_kernel[(pairs, new)](

@@ -17,9 +17,11 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from adamas_kernels.contract import AnyCache
+from adamas_kernels.packed import is_packed
 from adamas_kernels.softmax import Softmax
 from adamas_kernels.triton.coding import LOWEST
 from adamas_kernels.triton.launch import chains, next_power
+from adamas_kernels.triton.packed_rows import append_packed, load_numbers, log_turned, turn
 
 LOG2_E = tl.constexpr(math.log2(math.e))
 LN_2 = tl.constexpr(math.log(2))
@@ -53,21 +55,22 @@ def scales_of(scaling: float, softmax: Softmax) -> tuple[float, float]:
 
 @triton.jit
 def dense_kernel(
-    query_ptr, key_ptr, value_ptr, keys_ptr, values_ptr, value_sum_ptr, length_ptr, part_ptr,
+    query_ptr, key_ptr, value_ptr, keys_ptr, values_ptr, value_sum_ptr, length_ptr, part_ptr, shift_ptr,
     query_b, query_h, query_n, key_b, key_h, key_n, value_b, value_h, value_n,
     keys_b, keys_h, keys_n, values_b, values_h, values_n,
     scale, cap, window, capacity, splits,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, NEW_PAD: tl.constexpr, ROWS: tl.constexpr,
     D: tl.constexpr, P: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr, BLOCK: tl.constexpr,
     STAGES: tl.constexpr, PRECISION: tl.constexpr, CHAINED: tl.constexpr,
-    CAPPED: tl.constexpr, WINDOWED: tl.constexpr, SUMMED: tl.constexpr,
+    CAPPED: tl.constexpr, WINDOWED: tl.constexpr, SUMMED: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """Program (share of the tokens, KV head of a batch, ROWS of its queries); writes part [B, H, N, splits, 2
     + D_V_PAD].
 
     The first share begins with the new tokens; its first rows also append them to keys, values and, if
     SUMMED, value_sum. scale, cap: see `scaled`. WINDOWED: only the last `window` tokens count, and keys and
-    values are rings of `capacity` rows.
+    values are rings of `capacity` rows. PACKED: queries are turned, new tokens are in their rows already, and
+    shift [B, H, N] is added to products; see `packed_rows.py`.
     """
     split, pair = tl.program_id(0), tl.program_id(1)
     batch, head = (pair // HEADS).to(tl.int64), pair % HEADS
@@ -81,7 +84,9 @@ def dense_kernel(
     highest = tl.full((ROWS,), LOWEST, tl.float32)
     weight = tl.zeros((ROWS,), tl.float32)
     weighted = tl.zeros((ROWS, D_V_PAD), tl.float32)
-    if split == 0:
+    if PACKED:
+        shift = tl.load(shift_ptr + pair * (GROUP * NEW) + row, mask=real, other=0.0)[:, None]
+    elif split == 0:
         key, value = key_ptr + batch * key_b + head * key_h, value_ptr + batch * value_b + head * value_h
         total = value_sum_ptr + pair * D_V + column
         if NEW == 1:
@@ -124,26 +129,26 @@ def dense_kernel(
             weight = tl.sum(p, axis=1)
             weighted = tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
     first = tl.maximum(length + 1 - window, 0) if WINDOWED else 0
-    count = length - first
+    count = length + NEW if PACKED else length - first
     share = tl.cdiv(tl.cdiv(count, BLOCK), splits) * BLOCK
     for start in tl.range(split * share, tl.minimum(split * share + share, count), BLOCK, num_stages=STAGES):
         at = start + tl.arange(0, BLOCK)
         there = at < count
         seen = there[None, :]
+        if PACKED and NEW > 1:
+            seen &= at[None, :] <= (length + row % NEW)[:, None]
         if WINDOWED:
             if NEW > 1:  # later tokens see less
                 seen &= (first + at)[None, :] + window > (length + row % NEW)[:, None]
             at += first % capacity
             at = tl.where(at < capacity, at, at - capacity)
         at = at.to(tl.int64)
-        k = tl.load(
-            keys + at[None, :] * keys_n + dim[:, None], mask=there[None, :] & (dim < D)[:, None], other=0.0
-        )
-        v = tl.load(
-            values + at[:, None] * values_n + column[None, :],
-            mask=there[:, None] & (column < D_V)[None, :], other=0.0,
-        )  # fmt: skip
-        product = tl.dot(q, k, input_precision=PRECISION)
+        k = load_numbers(keys + at[None, :] * keys_n, dim[:, None], there[None, :] & (dim < D)[:, None], D)
+        inside = there[:, None] & (column < D_V)[None, :]
+        v = load_numbers(values + at[:, None] * values_n, column[None, :], inside, D_V).to(q.dtype)
+        product = tl.dot(q, k.to(q.dtype), input_precision=PRECISION)
+        if PACKED:
+            product += shift
         score = tl.where(seen, scaled(product, scale, cap, CAPPED), LOWEST)
         higher = tl.maximum(highest, tl.max(score, axis=1))
         p = tl.exp2(score - higher[:, None])
@@ -163,10 +168,10 @@ def dense_kernel(
 def join_kernel(
     part_ptr, out_ptr, lse_ptr, sink_ptr, splits,
     HEADS: tl.constexpr, NEW: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr, SPLITS: tl.constexpr,
-    SINKS: tl.constexpr, CHAINED: tl.constexpr,
+    SINKS: tl.constexpr, CHAINED: tl.constexpr, PACKED: tl.constexpr, LOG_TURNED: tl.constexpr,
 ):  # fmt: skip
     """Join the parts of one query and, with SINKS, the learned sink of its head; program (query). CHAINED:
-    started before the previous launch ended.
+    started before the previous launch ended. PACKED: turn the output back.
     """
     row = tl.program_id(0)
     split, column = tl.arange(0, SPLITS), tl.arange(0, D_V_PAD)
@@ -186,6 +191,8 @@ def join_kernel(
         weight += tl.exp2(sink - top)
     weighted = tl.load(part[:, None] + FACTS + column[None, :], mask=there[:, None], other=0.0)
     out = tl.sum(weighted * fade[:, None], axis=0) / weight
+    if PACKED:
+        out = tl.reshape(turn(tl.reshape(out, (1, D_V_PAD)), 1, D_V_PAD, LOG_TURNED), (D_V_PAD,))
     tl.store(out_ptr + row * D_V + column, out.to(out_ptr.dtype.element_ty), mask=column < D_V)
     tl.store(lse_ptr + row, top * LN_2 + tl.log(weight))
 
@@ -224,9 +231,13 @@ class DenseStep:
         chained = chains(queries.device) if self._chained is None else self._chained
         out = torch.empty(batch, heads, new, dim_v, dtype=queries.dtype, device=queries.device)
         lse = torch.empty(batch, heads, new, dtype=torch.float32, device=queries.device)
+        packed, shift = is_packed(cache.keys.dtype), parts
+        if packed:
+            turned = append_packed(queries, keys, values, cache, queries.dtype)
+            queries, shift = turned.queries, turned.shift
         dense_kernel[(splits, batch * kv_heads, triton.cdiv(group * new, rows))](
             queries, keys, values, cache.keys, cache.values,
-            parts if cache.value_sum is None else cache.value_sum, cache.length, parts,
+            parts if cache.value_sum is None else cache.value_sum, cache.length, parts, shift,
             *queries.stride()[:3], *keys.stride()[:3], *values.stride()[:3],
             *cache.keys.stride()[:3], *cache.values.stride()[:3],
             *scales_of(scaling, softmax), window or 0, cache.capacity, splits,
@@ -234,12 +245,12 @@ class DenseStep:
             P=size, D_V=dim_v, D_V_PAD=dim_v_pad, BLOCK=block, STAGES=STAGES,
             PRECISION="ieee" if queries.dtype == torch.float32 else "tf32", CHAINED=chained,
             CAPPED=softmax.softcap > 0, WINDOWED=window is not None, SUMMED=cache.value_sum is not None,
-            num_warps=WARPS,
+            PACKED=packed, num_warps=WARPS,
         )  # fmt: skip
         join_kernel[(batch * heads * new,)](
             parts, out, lse, lse if sinks is None else sinks, splits,
             HEADS=heads, NEW=new, D_V=dim_v, D_V_PAD=dim_v_pad, SPLITS=next_power(splits),
-            SINKS=sinks is not None, CHAINED=chained,
+            SINKS=sinks is not None, CHAINED=chained, PACKED=packed, LOG_TURNED=log_turned(dim_v),
             num_warps=4, **({"launch_pdl": True} if chained else {}),
         )  # fmt: skip
         return out, lse

@@ -158,7 +158,9 @@ def log_turned(dim: int) -> int:
     return packed.block_of(dim).bit_length() - 1
 
 
-def append_packed(queries: Tensor, keys: Tensor, values: Tensor, cache: AnyCache, dtype: torch.dtype) -> Turned:
+def append_packed(
+    queries: Tensor, keys: Tensor, values: Tensor, cache: AnyCache, dtype: torch.dtype
+) -> Turned:
     """Append keys and values [B, K, N, D] to a cache of packed rows, and to its sum of values; turn queries
     [B, H, N, D], in this dtype.
     """
