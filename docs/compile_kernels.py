@@ -24,12 +24,14 @@ import torch
 import triton
 from adamas_kernels import reference as ref
 from adamas_kernels.blocks import BlockWeight, row_bytes
-from adamas_kernels.contract import LARGEST_STEP, LayerCache, SparseSettings
+from adamas_kernels.contract import LARGEST_STEP, LayerCache, SparseSettings, allocate_codes
+from adamas_kernels.packed import row_size
 from adamas_kernels.reading import BlockMeans, ReadSettings, blocks_of
 from adamas_kernels.softmax import PLAIN, Softmax
 from adamas_kernels.triton.backend import TritonBackend
 from adamas_kernels.triton.experts import Experts, Gate
 from adamas_kernels.triton.launch import CHAINING_CAPABILITY
+from adamas_kernels.triton.packed_rows import turn_kernel
 from adamas_kernels.triton.planes import PlaneWeight, split
 from adamas_kernels.triton.prefill import banded_attention, merge_into
 from adamas_kernels.triton.reading import choose_blocks, summarize
@@ -92,6 +94,7 @@ READINGS = (
     (torch.bfloat16, 32, 8, 128, PLAIN),
     (torch.bfloat16, 8, 4, 256, CAPPED),
 )
+LEAST_BUDGET = 48  # of steps over packed rows that choose and attend in one launch
 Launch = tuple[JITFunction, dict[str, Any], dict[str, Any]]
 
 
@@ -139,6 +142,30 @@ def launches(
         backend.linear(torch.zeros(1, heads * dim, dtype=dtype), torch.zeros(64, heads * dim, dtype=dtype))
         merge_into(out, lse, out, lse)
     return found
+
+
+def packed_steps(budget: int, generation: int) -> list[Launch]:
+    """The launches of a sparse and a full step over packed rows, 8-bit keys and 4-bit values, without those
+    that do not differ from other steps'.
+    """
+    heads, kv_heads, dim, size = 32, 8, 128, 4096
+    rows = [
+        torch.zeros(size, 1, kv_heads, row_size(dim, kind), dtype=kind).permute(1, 2, 0, 3)
+        for kind in (torch.int8, torch.uint8)
+    ]
+    codes, scales = allocate_codes(rows[0], size)
+    sums = torch.zeros(1, kv_heads, dim)
+    book = ref.fit_codebook(torch.randn(1, kv_heads, 8, dim), power=torch.ones(1, kv_heads, dim))
+    length = torch.zeros(1, dtype=torch.int32)
+    cache = LayerCache(*rows, codes, scales, sums, book, length, sums.clone())
+    q, k = (torch.zeros(1, count, 1, dim, dtype=torch.bfloat16) for count in (heads, kv_heads))
+    groups = group_count(torch.device("cuda"), budget, CAPACITY)
+    backend = TritonBackend(fast=True, chained=generation >= 10 * CHAINING_CAPABILITY, groups=groups)
+    with recorded() as found:
+        backend.decode_step(q, k, k, cache, 0.1, SparseSettings(budget=budget))
+        if budget > LEAST_BUDGET:
+            backend.dense_step(q, k, k, cache, 0.1)
+    return [launch for launch in found if launch[0] is turn_kernel or "PACKED" in launch[1]]
 
 
 def readings(
@@ -261,6 +288,9 @@ def all_launches(generation: int, kinds: Sequence[str]) -> Iterator[tuple[str, L
         shape += ", with sinks" if softmax.sinks is not None else ", capped" if softmax.softcap else ""
         for launch in launches(dtype, heads, kv_heads, dim, new, settings, softmax, generation):
             yield shape, launch
+    for budget in (LEAST_BUDGET, 1472):
+        for launch in packed_steps(budget, generation):
+            yield f"packed rows, budget {budget}", launch
     for dtype, heads, kv_heads, dim, softmax in READINGS:
         for launch in readings(dtype, heads, kv_heads, dim, softmax, generation):
             yield f"reading, {heads}/{kv_heads} heads of {dim}, {TYPES[dtype]}", launch

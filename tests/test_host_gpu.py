@@ -11,7 +11,7 @@ import pytest
 import torch
 from adamas_kernels.contract import SparseSettings
 from conftest import tiny_architecture
-from test_host_placement import said
+from test_host_placement import QUESTION, said
 
 from adamas_cli.cache.full import FullLayer
 from adamas_cli.cache.hosted import HostBuffer, LockedMemory
@@ -129,6 +129,28 @@ def test_the_store_serves_both_placements(loaded, tmp_path, monkeypatch):
     (cold, one), (warm, other), (warmer, third) = run(there), run(here), run(again)
     assert (cold, warm, warmer) == (0, len(IDS), len(IDS))
     assert one == other == third
+
+
+@pytest.mark.parametrize("kept", ["int8", "int4"])
+@pytest.mark.parametrize("budget", [48, 512])
+def test_fewer_bits_in_either_memory(kept, budget):
+    model = tiny_architecture("gemma3").to(DEVICE, torch.bfloat16)
+    loaded = Loaded(model, ModelFiles("tiny", Path(), "b" * 64), DEVICE, torch.bfloat16)
+    plain = replace(SPARSE, sparse=SparseSettings(budget=budget), dense_layers=1)
+    whole = pair(loaded, plain)[0]
+    here, there = pair(loaded, replace(plain, cache_dtype=kept))
+    for timeline in (whole, here, there):
+        list(timeline.read(IDS))
+    layer = next(layer for layer in here.cache.kept if isinstance(layer, FullLayer))
+    assert layer.stored_keys.dtype == torch.int8
+    for sparse in (True, False):
+        scores = [one.score(QUESTION, sparse=sparse).float().log_softmax(-1) for one in (whole, here, there)]
+        divergence = (scores[0].exp() * (scores[0] - scores[1])).sum(-1).mean()
+        assert 0 < divergence < 0.02
+        assert torch.equal(scores[1], scores[2])
+    for way in ("answer", "never"):
+        assert said(here, way, count=20) == said(there, way, count=20)
+    assert here.step_reason is None
 
 
 def test_memory_is_returned(loaded):

@@ -154,8 +154,8 @@ FLAGS: dict[type, dict[str, Any]] = {
         ),
         "cache_dtype": _attention(
             "--cache-dtype",
-            help="Number format of the KV cache on a CPU: as computed, 16 bits, 8 bits, or 8-bit keys with "
-            "4-bit values.",
+            help="Number format of the KV cache: as computed, 16 bits, 8 bits, or 8-bit keys with 4-bit "
+            "values.",
         ),
         "kv": _attention(
             "--kv",

@@ -44,6 +44,7 @@ def host_placement(model: Model, asked: DecodingSettings, decided: Attention, to
             bits=None,
             blocks=None,
             hosted_from=hosted_from,
+            kept=asked.cache_dtype,
         )
 
     found = place(asked, needs, free_memory(device), memory().available, model.unserved)

@@ -186,11 +186,11 @@ class ModelShape:
             if layer.kind in KEEPING
         )
 
-    def token_bytes(self, item: int) -> int:
+    def token_bytes(self, item: int, kept: str = "auto") -> int:
         """Bytes of the keys and values of one token, in the layer where they are largest; item: bytes of a
-        number.
+        number; kept: see `LayerShape.token_bytes`.
         """
-        return max((layer.token_bytes(item) for layer in self.by_layer), default=0)
+        return max((layer.token_bytes(item, kept) for layer in self.by_layer), default=0)
 
     def cache_bytes(self, tokens: int, item: int, kept: str = "auto") -> int:
         """Bytes of the keys and values of this many tokens in all layers; kept: see

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from adamas_cli.errors import ModelUnavailableError, UsageError
 from adamas_cli.models.device import number_format
@@ -179,11 +180,7 @@ def decide(
         )
         return needs if model.stored_bytes is None else needs.with_weights(model.stored_bytes)
 
-    smaller: CacheDType | None = None
-    if machine.device != "cuda" and on_cpu(decoding.cache_dtype).total > machine.memory:
-        smaller = next((kept for kept in SMALLER if on_cpu(kept).total <= machine.memory), None)
-
-    def on_gpu(hosted_from: int | None) -> Bytes:
+    def on_gpu(hosted_from: int | None, kept: CacheDType) -> Bytes:
         needs = gpu_bytes(
             shape,
             model.weights,
@@ -195,13 +192,20 @@ def decide(
             bits=QUANTIZED_BITS.get(loading.quantization),
             blocks=model.blocks if packed else None,
             hosted_from=hosted_from,
+            kept=kept,
         )
         return needs if model.stored_bytes is None else needs.with_weights(model.stored_bytes)
 
-    if machine.device == "cuda":
-        needs = place(decoding, on_gpu, machine.memory, machine.host, shape.obstacle)
-    else:
-        needs = on_cpu(decoding.cache_dtype)
+    def needed(kept: CacheDType) -> Bytes:
+        if machine.device != "cuda":
+            return on_cpu(kept)
+        return place(decoding, partial(on_gpu, kept=kept), machine.memory, machine.host, shape.obstacle)
+
+    needs = needed(decoding.cache_dtype)
+    smaller: CacheDType | None = None
+    packs_cache = machine.device != "cuda" or machine.backends.obstacles.get("triton") is None
+    if packs_cache and not needs.fits(machine.memory, machine.host):
+        smaller = next((kept for kept in SMALLER if needed(kept).fits(machine.memory, machine.host)), None)
     return Decision(
         machine.device,
         dtype,
@@ -236,7 +240,7 @@ def place(
     if settings.kv == "gpu" or obstacle is not None or there.total <= memory:
         return there
     hosted = needs(settings.dense_layers)
-    return hosted if hosted.total <= memory and hosted.host <= host else there
+    return hosted if hosted.fits(memory, host) else there
 
 
 def decide_attention(
@@ -254,7 +258,7 @@ def decide_attention(
     none of its layers would attend sparsely; unmeasured: why they do so only on request; dense_reading: why
     none would read sparsely. token_bytes: of a token's keys and values in a layer.
     """
-    check_cache(settings.cache_dtype, backends.device)
+    check_cache(settings.cache_dtype, backends.device, backends.obstacles.get("triton"))
     check_place(settings.kv, backends.device)
     chunk = settings.prefill_chunk or PREFILL_CHUNK.get(backends.device, OTHER_CHUNK)
     read = decide_reading(settings, tokens, backends.device, obstacle or dense_reading)
@@ -290,13 +294,17 @@ def decide_reading(settings: DecodingSettings, tokens: int, device: str, obstacl
     return "sparse" if gains and obstacle is None else "dense"
 
 
-def check_cache(kept: CacheDType, device: str) -> None:
-    """Raises UsageError if a device does not support this format of keys and values."""
-    if kept != "auto" and device != "cpu":
-        raise UsageError(
-            f"`cache_dtype` {kept} is for CPUs: on {device} attention reads keys and values as they are "
-            "computed. Use `cache_dtype` auto or `device` cpu."
-        )
+def check_cache(kept: CacheDType, device: str, triton: str | None = None) -> None:
+    """Raises UsageError if a device does not support this format of keys and values. triton: why Triton does
+    not run there, None if it does.
+    """
+    if kept == "auto" or device == "cpu" or (device == "cuda" and triton is None):
+        return
+    reason = "" if triton is None else f" ({triton})"
+    raise UsageError(
+        f"`cache_dtype` {kept} needs a CPU or a GPU with Triton, and the model is on {device}{reason}. "
+        "Use `cache_dtype` auto."
+    )
 
 
 def check_place(kv: KvPlace, device: str) -> None:

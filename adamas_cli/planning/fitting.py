@@ -53,8 +53,7 @@ def best() -> Fit | None:
 
 @dataclass(frozen=True)
 class Room:
-    """The kind of device that models would be loaded on, and bytes of its memory and of the host's beside it.
-    """
+    """The kind of device that models would be loaded on, and bytes of its memory and the host's beside it."""
 
     kind: str
     there: int

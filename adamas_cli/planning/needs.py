@@ -51,6 +51,10 @@ class Bytes:
         hosted = f", and {_gigabytes(self.host)} cache in host memory" if self.host else ""
         return f"{told} = {_gigabytes(self.total)}{hosted}"
 
+    def fits(self, there: int, host: int) -> bool:
+        """Whether a device has this many bytes, and the host beside it."""
+        return self.total <= there and self.host <= host
+
     def with_weights(self, weights: int) -> Bytes:
         """The same with weights of this known size in bytes."""
         return replace(self, weights=weights, exact=True)
@@ -130,14 +134,16 @@ def gpu_bytes(
     bits: float | None,
     blocks: int | None,
     hosted_from: int | None = None,
+    kept: CacheDType = "auto",
 ) -> Bytes:
     """Bytes on a GPU, as `cpu_bytes`. chunk: tokens read at once. bits: of a quantized weight. blocks: bytes
     of a GGUF file's tensors, if they stay in few bits. hosted_from: the first layer with keys and values in
-    host memory, None without any; work includes the keys and values of the
-    layers that come from there at a time.
+    host memory, None without any; work includes the keys and values of the layers that come from there at a
+    time.
     """
-    hosted = 0 if hosted_from is None else shape.hosted_bytes(tokens, item, hosted_from)
-    staged = STAGED * shape.token_bytes(item) * tokens if hosted else 0
+    hosted = 0 if hosted_from is None else shape.hosted_bytes(tokens, item, hosted_from, kept)
+    staged = STAGED * shape.token_bytes(item, kept) * tokens if hosted else 0
+    unpacked_rows = 0 if kept == "auto" else shape.token_bytes(item) * tokens  # of one layer
     each = CHOICES_ALIVE if blocks is None else FEW_BITS_CHOICES_ALIVE
     mixed = shape.choices * each * (shape.hidden + shape.expert_inner)
     alive = HIDDEN_ALIVE * shape.hidden + max(INNER_ALIVE * shape.inner, mixed)
@@ -148,10 +154,11 @@ def gpu_bytes(
         weights = int(blocks * PLANES)
     return Bytes(
         weights=weights,
-        cache=shape.cache_bytes(tokens, item) - hosted + shape.state_bytes(item),
+        cache=shape.cache_bytes(tokens, item, kept) - hosted + shape.state_bytes(item),
         codes=_codes(shape, tokens, item, coded_from, reads_sparsely),
         work=min(chunk, tokens) * alive * item
         + staged
+        + unpacked_rows
         + selection
         + LIBRARIES
         + (0 if blocks is None else item * unpacked),

@@ -246,7 +246,7 @@ class TritonBackend:
         packed = is_packed(cache.keys.dtype)
         asking, shift = queries, scratch.rest
         if packed:
-            turned = append_packed(queries, keys, values, cache, torch.float32)
+            turned = append_packed(queries, keys, values, cache)
             asking, shift = turned.queries, turned.shift
         held = asking.element_size()  # of a key: packed rows become float32 when they are loaded
         tokens, split_tokens = (attend_block(size, held, most) for most in (ATTEND_BYTES, SPLIT_BYTES))

@@ -221,6 +221,10 @@ class DenseStep:
         batch, heads, new, dim = queries.shape
         kv_heads, dim_v = keys.shape[1], values.shape[3]
         group, size, dim_v_pad = heads // kv_heads, max(16, next_power(dim)), max(16, next_power(dim_v))
+        dtype, packed, shift = queries.dtype, is_packed(cache.keys.dtype), None
+        if packed:  # its rows are not rounded to the model's format
+            turned = append_packed(queries, keys, values, cache)
+            queries, shift = turned.queries, turned.shift
         block = max(16, min(LARGEST_BLOCK, next_power(BLOCK_BYTES // (size * queries.element_size()))))
         most = min(MOST_ROWS, QUERY_BYTES // (max(size, dim_v_pad) * queries.element_size()))
         rows = max(LEAST_ROWS, min(most, next_power(group * new)))
@@ -229,21 +233,18 @@ class DenseStep:
         splits = self._splits(queries.device, batch * kv_heads, seen, block)
         parts = self._part(queries, splits, dim_v_pad + FACTS.value)
         chained = chains(queries.device) if self._chained is None else self._chained
-        out = torch.empty(batch, heads, new, dim_v, dtype=queries.dtype, device=queries.device)
+        out = torch.empty(batch, heads, new, dim_v, dtype=dtype, device=queries.device)
         lse = torch.empty(batch, heads, new, dtype=torch.float32, device=queries.device)
-        packed, shift = is_packed(cache.keys.dtype), parts
-        if packed:
-            turned = append_packed(queries, keys, values, cache, queries.dtype)
-            queries, shift = turned.queries, turned.shift
         dense_kernel[(splits, batch * kv_heads, triton.cdiv(group * new, rows))](
             queries, keys, values, cache.keys, cache.values,
-            parts if cache.value_sum is None else cache.value_sum, cache.length, parts, shift,
+            parts if cache.value_sum is None else cache.value_sum, cache.length, parts,
+            parts if shift is None else shift,
             *queries.stride()[:3], *keys.stride()[:3], *values.stride()[:3],
             *cache.keys.stride()[:3], *cache.values.stride()[:3],
             *scales_of(scaling, softmax), window or 0, cache.capacity, splits,
             HEADS=kv_heads, GROUP=group, NEW=new, NEW_PAD=max(LEAST_ROWS, next_power(new)), ROWS=rows, D=dim,
             P=size, D_V=dim_v, D_V_PAD=dim_v_pad, BLOCK=block, STAGES=STAGES,
-            PRECISION="ieee" if queries.dtype == torch.float32 else "tf32", CHAINED=chained,
+            PRECISION="ieee" if dtype == torch.float32 else "tf32", CHAINED=chained,
             CAPPED=softmax.softcap > 0, WINDOWED=window is not None, SUMMED=cache.value_sum is not None,
             PACKED=packed, num_warps=WARPS,
         )  # fmt: skip

@@ -108,8 +108,8 @@ def turn_kernel(
     D_V: tl.constexpr, P_V: tl.constexpr, LOG_TURNED_V: tl.constexpr, SUMMED: tl.constexpr,
 ):  # fmt: skip
     """Program (KV head or, after those, query head; batch): append new tokens to packed rows and, if SUMMED,
-    to value_sum, or rotate queries into turned [B, H, N, D], with their products with the keys' centre in
-    shift float32 [B, H, N].
+    to value_sum, or rotate queries into turned float32 [B, H, N, D], with their products with the keys'
+    centre in shift float32 [B, H, N].
     """
     part, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
     row, dim = tl.arange(0, ROWS), tl.arange(0, P)
@@ -140,13 +140,13 @@ def turn_kernel(
         line = (batch * (HEADS * GROUP_SIZE) + head) * NEW + row
         tl.store(shift_ptr + line, tl.sum(q * centre[None, :], axis=1), mask=new)
         turned = turned_ptr + line[:, None] * D + dim[None, :]
-        tl.store(turned, q.to(turned_ptr.dtype.element_ty), mask=new[:, None] & (dim < D)[None, :])
+        tl.store(turned, q, mask=new[:, None] & (dim < D)[None, :])
 
 
 @dataclass(frozen=True)
 class Turned:
-    """Queries as a step over packed rows needs them. queries: [B, H, N, D], rotated; shift: float32 [B, H,
-    N], their products with the centre.
+    """Queries as a step over packed rows needs them. queries: float32 [B, H, N, D], rotated; shift: float32
+    [B, H, N], their products with the centre.
     """
 
     queries: Tensor
@@ -158,16 +158,14 @@ def log_turned(dim: int) -> int:
     return packed.block_of(dim).bit_length() - 1
 
 
-def append_packed(
-    queries: Tensor, keys: Tensor, values: Tensor, cache: AnyCache, dtype: torch.dtype
-) -> Turned:
-    """Append keys and values [B, K, N, D] to a cache of packed rows, and to its sum of values; turn queries
-    [B, H, N, D], in this dtype.
+def append_packed(queries: Tensor, keys: Tensor, values: Tensor, cache: AnyCache) -> Turned:
+    """Append keys and values [B, K, N, D] to a cache of packed rows and to its sum of values, and turn
+    queries [B, H, N, D].
     """
     batch, heads, new, dim = queries.shape
     kv_heads, dim_v = keys.shape[1], values.shape[3]
     assert cache.centre is not None
-    turned = torch.empty(batch, heads, new, dim, dtype=dtype, device=queries.device)
+    turned = torch.empty(batch, heads, new, dim, dtype=torch.float32, device=queries.device)
     shift = torch.empty(batch, heads, new, dtype=torch.float32, device=queries.device)
     rows, size, size_v = next_power(new), next_power(dim), next_power(dim_v)
     turn_kernel[(kv_heads + heads, batch)](
