@@ -94,7 +94,6 @@ READINGS = (
     (torch.bfloat16, 32, 8, 128, PLAIN),
     (torch.bfloat16, 8, 4, 256, CAPPED),
 )
-LEAST_BUDGET = 48  # of steps over packed rows that choose and attend in one launch
 Launch = tuple[JITFunction, dict[str, Any], dict[str, Any]]
 
 
@@ -144,7 +143,7 @@ def launches(
     return found
 
 
-def packed_steps(budget: int, generation: int) -> list[Launch]:
+def packed_steps(generation: int) -> list[Launch]:
     """The launches of a sparse and a full step over packed rows, 8-bit keys and 4-bit values, without those
     that do not differ from other steps'.
     """
@@ -159,12 +158,12 @@ def packed_steps(budget: int, generation: int) -> list[Launch]:
     length = torch.zeros(1, dtype=torch.int32)
     cache = LayerCache(*rows, codes, scales, sums, book, length, sums.clone())
     q, k = (torch.zeros(1, count, 1, dim, dtype=torch.bfloat16) for count in (heads, kv_heads))
-    groups = group_count(torch.device("cuda"), budget, CAPACITY)
+    settings = SparseSettings(budget=1472)
+    groups = group_count(torch.device("cuda"), settings.budget, CAPACITY)
     backend = TritonBackend(fast=True, chained=generation >= 10 * CHAINING_CAPABILITY, groups=groups)
     with recorded() as found:
-        backend.decode_step(q, k, k, cache, 0.1, SparseSettings(budget=budget))
-        if budget > LEAST_BUDGET:
-            backend.dense_step(q, k, k, cache, 0.1)
+        backend.decode_step(q, k, k, cache, 0.1, settings)
+        backend.dense_step(q, k, k, cache, 0.1)
     return [launch for launch in found if launch[0] is turn_kernel or "PACKED" in launch[1]]
 
 
@@ -288,9 +287,8 @@ def all_launches(generation: int, kinds: Sequence[str]) -> Iterator[tuple[str, L
         shape += ", with sinks" if softmax.sinks is not None else ", capped" if softmax.softcap else ""
         for launch in launches(dtype, heads, kv_heads, dim, new, settings, softmax, generation):
             yield shape, launch
-    for budget in (LEAST_BUDGET, 1472):
-        for launch in packed_steps(budget, generation):
-            yield f"packed rows, budget {budget}", launch
+    for launch in packed_steps(generation):
+        yield "packed rows", launch
     for dtype, heads, kv_heads, dim, softmax in READINGS:
         for launch in readings(dtype, heads, kv_heads, dim, softmax, generation):
             yield f"reading, {heads}/{kv_heads} heads of {dim}, {TYPES[dtype]}", launch

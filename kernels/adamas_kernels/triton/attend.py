@@ -152,7 +152,7 @@ def attend_once_kernel(
     codes_ptr, scale_ptr, length_ptr, words_ptr, facts_ptr, best_ptr, turns_ptr, masses_ptr, shares_ptr,
     sums_ptr, groups_ptr, extra_rank_ptr, extra_at_ptr, list_rank_ptr, list_at_ptr, again_ptr,
     query_ptr, keys_ptr, values_ptr, value_sum_ptr, out_ptr, lse_ptr, place_ptr, score_ptr,
-    attended_ptr, sink_ptr, shift_ptr, codes_b, codes_h, codes_w, scale_b, scale_h,
+    attended_ptr, sink_ptr, codes_b, codes_h, codes_w, scale_b, scale_h,
     query_b, query_h, query_n, keys_b, keys_h, keys_n, values_b, values_h, values_n, out_b, out_h, out_n,
     scaling, cap, least_share, sinks, recents, budget, room,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, NEW_PAD: tl.constexpr,
@@ -161,10 +161,10 @@ def attend_once_kernel(
     MASS: tl.constexpr, FAST: tl.constexpr, CHAINED: tl.constexpr, TALLY: tl.constexpr,
     WARPS: tl.constexpr, NEAR: tl.constexpr,
     BOUND: tl.constexpr, FORCED: tl.constexpr, LOG_P: tl.constexpr, CAPPED: tl.constexpr,
-    SINKS: tl.constexpr, PACKED: tl.constexpr, LOG_TURNED_V: tl.constexpr,
+    SINKS: tl.constexpr,
 ):  # fmt: skip
     """Choose tokens and attend to them, if all listed tokens can be held at once; program (query head of a
-    batch, new token).
+    batch, new token). Not for packed rows.
 
     Keys and values of all listed tokens are loaded while the border of the best is searched for.
     CHAINED: started before the previous launch ended. TALLY: write the positions and scores of the chosen
@@ -188,12 +188,11 @@ def attend_once_kernel(
     if CHAINED:
         gdc_wait()
     units, least = 0.0, 0
-    shift = tl.load(shift_ptr + row) * scaling if PACKED else 0.0
     if BOUND:  # before other keys and values take all registers
         units = tl.load(facts_ptr + row * FACTS) * UNITS_PER_NAT
         least = least_exponent(
             facts_ptr + row * FACTS, best_ptr + wide_row * (PLACES * GROUPS),
-            shares_ptr + wide_row * (SHARES * GROUPS), query, keys, keys_n, scaling, shift, least_share,
+            shares_ptr + wide_row * (SHARES * GROUPS), query, keys, keys_n, scaling, 0.0, least_share,
             forced, first_sinks, first_recent, GROUPS, FORCED, D, P, LOG_P,
         )  # fmt: skip
     rank, at, extras, held, low, beyond, reached, masses, top, curve = shortlist(
@@ -222,7 +221,7 @@ def attend_once_kernel(
     low, last = exact_border(rank, at, extra_rank, extra_at, held, extras, low, beyond, reached, end, want)
     best = reaches(rank, at, low, last) & (rank > LOWEST)
     real = best | always
-    score = score_of(k, q, shift, real, cap, CAPPED)
+    score = score_of(k, q, 0.0, real, cap, CAPPED)
     noted = tl.zeros((), tl.int32)
     if TALLY:
         place_ptr += wide_row * budget
@@ -242,7 +241,7 @@ def attend_once_kernel(
         mass -= tl.sum(mass_of(more, more_best, top, curve, CAPPED), axis=0)
         more_k = load_keys(more_at, more_best, keys, keys_n, dim, D)
         more_v = load_values(more_at, more_best, values, values_n, D_V, D_V_PAD, WARPS, more_near)
-        more_score = score_of(more_k, q, shift, more_best, cap, CAPPED)
+        more_score = score_of(more_k, q, 0.0, more_best, cap, CAPPED)
         if TALLY:
             noted = note_scores(more_at, more_best, more_score, place_ptr, score_ptr, noted)
         highest, weight, weighted, values_seen = attend_to(
@@ -258,7 +257,6 @@ def attend_once_kernel(
     of_each = tl.where(real, p * (tl.exp(listed_highest - highest) * factor) - others, 0.0)
     result = sum_values(of_each, v, NEAR) + weighted * factor - values_seen * others
     result = tl.reshape(result, (D_V_PAD,)) + value_total * others
-    result = turned_back(result, D_V_PAD, LOG_TURNED_V, PACKED)
     out = out_ptr + batch * out_b + head * out_h + new * out_n
     tl.store(out + column, result.to(out_ptr.dtype.element_ty), mask=column < D_V)
     tl.store(lse_ptr + row, lse)

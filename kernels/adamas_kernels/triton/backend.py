@@ -250,7 +250,7 @@ class TritonBackend:
             asking, shift = turned.queries, turned.shift
         held = asking.element_size()  # of a key: packed rows become float32 when they are loaded
         tokens, split_tokens = (attend_block(size, held, most) for most in (ATTEND_BYTES, SPLIT_BYTES))
-        once = settings.budget <= tokens
+        once = settings.budget <= tokens and not packed  # unpacked, they would take too many registers
         dim_v_pad = max(16, next_power(dim_v))
         out = torch.empty(batch, heads, new, dim_v, dtype=queries.dtype, device=queries.device)
         lse = torch.empty(batch, heads, new, dtype=torch.float32, device=queries.device)
@@ -310,28 +310,27 @@ class TritonBackend:
         choice: dict[str, Any] = dict(
             GROUPS=groups, LIST=list_size(settings.budget), BLOCK=RANK_BLOCK, MANHATTAN=manhattan, MASS=mass,
             FAST=fast, BOUND=bound, FORCED=forced, D=dim, P=size, LOG_P=size.bit_length() - 1, CAPPED=capped,
-            PACKED=packed, num_warps=SELECT_WARPS, **chain,
+            num_warps=SELECT_WARPS, **chain,
         )  # fmt: skip
         if bound:
             choice["enable_fp_fusion"] = False  # exact scores are the reference's, bit for bit
         if once:
             attend_once_kernel[(pairs, new)](
-                *what, *scratched, asking, cache.keys, cache.values, cache.value_sum, out, lse,
-                scratch.place, scratch.score, scratch.attended, sinks_at, shift, *where,
-                *asking.stride()[:3], *cache.keys.stride()[:3], *cache.values.stride()[:3],
+                *what, *scratched, queries, cache.keys, cache.values, cache.value_sum, out, lse,
+                scratch.place, scratch.score, scratch.attended, sinks_at, *where,
+                *queries.stride()[:3], *cache.keys.stride()[:3], *cache.values.stride()[:3],
                 *out.stride()[:3], scaling, cap, settings.least_share, sinks, recents, settings.budget,
                 capacity, HEADS=kv_heads, GROUP=group, NEW=new, NEW_PAD=new_pad, D_V=dim_v,
                 D_V_PAD=dim_v_pad, CHAINED=chained, TALLY=tally is not None, WARPS=SELECT_WARPS,
-                SINKS=learned, LOG_TURNED_V=log_turned(dim_v),
-                NEAR=near_tokens(dim_v_pad, SELECT_WARPS, cache.values.element_size(), choice["LIST"]),
-                **choice,
+                SINKS=learned,
+                NEAR=near_tokens(dim_v_pad, SELECT_WARPS, values.element_size(), choice["LIST"]), **choice,
             )  # fmt: skip
         else:
             select_kernel[(pairs, new)](
                 *what, *scratched, scratch.chosen_at, scratch.rest, scratch.attended, asking, cache.keys,
                 shift, *where, *asking.stride()[:3], *cache.keys.stride()[:3], scaling, cap,
                 settings.least_share, sinks, recents, settings.budget, capacity,
-                HEADS=kv_heads, GROUP=group, NEW=new, CHAINED=chained, **choice,
+                HEADS=kv_heads, GROUP=group, NEW=new, CHAINED=chained, PACKED=packed, **choice,
             )  # fmt: skip
             if stages == 3:
                 return out, lse
