@@ -93,6 +93,7 @@ class LockedMemory:
         with suppress(OSError):  # fewer, larger pages are locked sooner
             pages.madvise(mmap.MADV_HUGEPAGE)
         self.host = torch.frombuffer(pages, dtype=torch.uint8)
+        self.host[:: mmap.PAGESIZE] = 0  # pages come from the system by several threads, and to a lock by one
         self._device, self._size = device, size
         failed = int(torch.cuda.cudart().cudaHostRegister(self.host.data_ptr(), size, 0))
         if failed:
