@@ -28,7 +28,8 @@ OnOverflow = Literal["error", "truncate", "map-reduce"]
 @dataclass(frozen=True)
 class ModelSettings:
     """Which model answers, and how it is loaded. model: None for the default, or for the base model of the
-    adapter (a folder). threads: None for all physical cores.
+    adapter (a folder). threads: None for all physical cores. rope_scaling: of positions, as in `yarn:4`, for
+    a longer context than the model's; None for the model's own.
     """
 
     model: str | None = None
@@ -39,11 +40,12 @@ class ModelSettings:
     threads: int | None = None
     trust_remote_code: bool = False
     offline: bool = False
+    rope_scaling: str | None = None
 
     @property
     def finding(self) -> dict[str, Any]:
         """The arguments of `models.resolve` in these settings, besides the name."""
-        return {name: getattr(self, name) for name in ("device", "offline", "adapter")}
+        return {name: getattr(self, name) for name in ("device", "offline", "adapter", "rope_scaling")}
 
     @property
     def loading(self) -> dict[str, Any]:

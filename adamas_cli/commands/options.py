@@ -111,6 +111,13 @@ FLAGS: dict[type, dict[str, Any]] = {
         ),
         "trust_remote_code": _model("--trust-remote-code", help="Run code that the model's files contain."),
         "offline": _model("--offline", help="Make no network calls."),
+        "rope_scaling": _model(
+            "--rope-scaling",
+            metavar="KIND:FACTOR",
+            help="Scale positions for a longer context than the model's, such as yarn:4 for four times as "
+            "many tokens; short texts are then read less well.",
+            show_default=False,
+        ),
     },
     DecodingSettings: {
         "attn": _attention(

@@ -34,6 +34,7 @@ _LONG = (
     "prefill_chunk",
     "quantization",
     "read",
+    "rope_scaling",
     "scorer",
     "secrets",
     "shape",
