@@ -30,9 +30,9 @@ from adamas_cli.store.document import StoredDocument
 from adamas_cli.store.settings import StoreSettings
 
 CPU = torch.device("cpu")
-CHUNK, BLOCK = 64, 64
-IDS = np.random.default_rng(0).integers(0, 256, 400).astype(np.int32)
-QUESTION = np.arange(5, dtype=np.int32)
+CHUNK, BLOCK = 180, 180
+IDS = np.random.default_rng(0).integers(0, 256, 520).astype(np.int32)
+QUESTION = np.arange(3, dtype=np.int32)
 SETTINGS = AttentionSettings(
     "adamas", SparseSettings(budget=48), backend="torch", dense_layers=1, reading=ReadSettings(0.05)
 )
@@ -49,12 +49,12 @@ class Loaded:
     quantization: str = "none"
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma3"])
-def loaded(request):
+@pytest.fixture(scope="module")
+def loaded():
     """A model on a CPU whose cache is laid out as on a GPU."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_model, "placement_on", lambda device: Allocated(tokens_first=True))
-        one = Loaded(tiny_architecture(request.param), ModelFiles("tiny", Path(), "a" * 64), CPU)
+        one = Loaded(tiny_architecture("llama"), ModelFiles("tiny", Path(), "a" * 64), CPU)
         Model.of(one)
         return one
 
@@ -71,13 +71,13 @@ def hosted(monkeypatch):
     return make
 
 
-def timeline_of(loaded, settings=SETTINGS, context=500) -> Timeline:
+def timeline_of(loaded, settings=SETTINGS, context=600) -> Timeline:
     timeline = Timeline(loaded, settings, context=context, prefill_chunk=CHUNK)
     timeline._stepper._compiled = None  # a GPU has no such steps
     return timeline
 
 
-def said(timeline: Timeline, way: str = "answer", count: int = 6) -> list[int]:
+def said(timeline: Timeline, way: str = "answer", count: int = 3) -> list[int]:
     events = timeline.answer(QUESTION, Sampling(), count, (), sparse_from=way)
     return [event.id for event in events if isinstance(event, Token)]
 
@@ -96,7 +96,7 @@ def test_tokens_are_those_of_the_device(loaded, hosted, read):
     assert not here.cache.staged
     kinds = {type(buffer) for layer in host_layers(there) for buffer in layer.buffers.values()}
     assert kinds == {HostBuffer}
-    assert not isinstance(there.cache.kept[0], FullLayer) or not there.cache.kept[0].staged
+    assert len(host_layers(there)) == 3  # of four
     for sparse in (True, False):
         assert torch.equal(there.score(QUESTION, sparse=sparse), here.score(QUESTION, sparse=sparse))
     for way in ("answer", "never"):
@@ -109,13 +109,13 @@ def test_tokens_are_those_of_the_device(loaded, hosted, read):
 
 def test_what_was_forgotten_is_not_brought_again(loaded, hosted):
     timeline = hosted(loaded, SETTINGS)
-    list(timeline.read(IDS[:200]))
+    list(timeline.read(IDS[:100]))
     mark = timeline.mark()
-    list(timeline.read(IDS[200:]))
+    list(timeline.read(IDS[100:200]))
     timeline.rewind(mark)
-    list(timeline.read(IDS[250:]))
+    list(timeline.read(IDS[300:400]))
     fresh = timeline_of(loaded)
-    list(fresh.read(np.concatenate([IDS[:200], IDS[250:]])))
+    list(fresh.read(np.concatenate([IDS[:100], IDS[300:400]])))
     assert torch.equal(timeline.score(QUESTION, sparse=False), fresh.score(QUESTION, sparse=False))
 
 
@@ -125,13 +125,12 @@ def test_full_steps_of_a_backend_write_through(loaded, hosted, monkeypatch):
     full = replace(SETTINGS, kind="full")
     timelines = timeline_of(loaded, full), hosted(loaded, full)
     for timeline in timelines:
-        list(timeline.read(IDS[:300]))
-    kept = [said(timeline, count=20) for timeline in timelines]
-    assert kept[0] == kept[1]
+        list(timeline.read(IDS[:100]))
     for timeline in timelines:
-        list(timeline.answer(QUESTION, Sampling(), 20, (), keep=True))
+        list(timeline.answer(QUESTION, Sampling(), 8, (), keep=True))
+    assert timelines[0].answered == timelines[1].answered
     rows = [
-        [buffer.lying(0, 320) for layer in timeline.cache.kept if isinstance(layer, FullLayer)
+        [buffer.lying(0, 110) for layer in timeline.cache.kept if isinstance(layer, FullLayer)
          for buffer in layer.buffers.values()]
         for timeline in timelines
     ]  # fmt: skip

@@ -157,6 +157,8 @@ class FullLayer(Layer, CacheLayerMixin):
         if coded is not None and mode.sparse is not None:
             counts = None if mode.tally is None else mode.tally.counts
             sparse = mode.sparse
+            if self.staged and self.codes is not None:
+                self.codes.keep_chosen(queries.shape[1] // keys.shape[1] * sparse.settings.budget)
             out, _ = sparse.backend.decode_step(
                 queries, keys, values, coded, scaling, sparse.settings, counts, softmax
             )

@@ -45,6 +45,7 @@ def host_placement(model: Model, asked: DecodingSettings, decided: Attention, to
             blocks=None,
             hosted_from=hosted_from,
             kept=asked.cache_dtype,
+            budget=decided.budget,
         )
 
     found = place(asked, needs, free_memory(device), memory().available, model.unserved)

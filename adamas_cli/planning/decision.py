@@ -193,6 +193,7 @@ def decide(
             blocks=model.blocks if packed else None,
             hosted_from=hosted_from,
             kept=kept,
+            budget=attention.budget,
         )
         return needs if model.stored_bytes is None else needs.with_weights(model.stored_bytes)
 

@@ -135,14 +135,17 @@ def gpu_bytes(
     blocks: int | None,
     hosted_from: int | None = None,
     kept: CacheDType = "auto",
+    budget: int | None = None,
 ) -> Bytes:
     """Bytes on a GPU, as `cpu_bytes`. chunk: tokens read at once. bits: of a quantized weight. blocks: bytes
     of a GGUF file's tensors, if they stay in few bits. hosted_from: the first layer with keys and values in
     host memory, None without any; work includes the keys and values of the layers that come from there at a
-    time.
+    time, and copies of those that sparse steps with this budget choose.
     """
     hosted = 0 if hosted_from is None else shape.hosted_bytes(tokens, item, hosted_from, kept)
     staged = STAGED * shape.token_bytes(item, kept) * tokens if hosted else 0
+    if hosted and hosted_from is not None and budget is not None:
+        staged += shape.copied_bytes(tokens, item, hosted_from, budget, kept)
     unpacked_rows = 0 if kept == "auto" else shape.token_bytes(item) * tokens  # of one layer
     each = CHOICES_ALIVE if blocks is None else FEW_BITS_CHOICES_ALIVE
     mixed = shape.choices * each * (shape.hidden + shape.expert_inner)

@@ -7,6 +7,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from adamas_kernels.triton.coding import FACTS, LOWEST, soft_capped
+from adamas_kernels.triton.fetch import chosen_positions
 from adamas_kernels.triton.packed_rows import load_numbers, turn
 from adamas_kernels.triton.select import (
     bounded_want,
@@ -24,17 +25,6 @@ from adamas_kernels.triton.shortlist import PLACES, base_of
 # Numbers before the vectors of a split: maximum, sum, and two for alignment of the vectors.
 PART_FACTS = tl.constexpr(4)
 EXTRAS_HELD = tl.constexpr(32)  # extras whose keys and values are held at a time
-
-
-@triton.jit
-def chosen_positions(slot, chosen, forced, first_sinks, first_recent, chosen_at):
-    """Positions of the chosen tokens of these slots (sinks, recents, then the best), and which slots have
-    one.
-    """
-    real = slot < chosen
-    at = tl.load(chosen_at + slot - forced, mask=real & (slot >= forced), other=0)
-    at = tl.where(slot < forced, tl.where(slot < first_sinks, slot, first_recent + slot - first_sinks), at)
-    return at, real
 
 
 @triton.jit
@@ -265,13 +255,14 @@ def attend_once_kernel(
 @triton.jit
 def attend_kernel(
     query_ptr, keys_ptr, values_ptr, length_ptr, chosen_at_ptr, part_ptr, place_ptr, score_ptr, attended_ptr,
-    shift_ptr, query_b, query_h, query_n, keys_b, keys_h, keys_n, values_b, values_h, values_n,
-    scaling, cap, sinks, recents, budget,
+    shift_ptr, place_in_ptr, begin_ptr, taken_ptr,
+    query_b, query_h, query_n, keys_b, keys_h, keys_n, values_b, values_h, values_n,
+    scaling, cap, sinks, recents, budget, slots, capacity,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr,
     D: tl.constexpr, P: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr,
     TOKENS: tl.constexpr, SPLITS: tl.constexpr,
     CHAINED: tl.constexpr, TALLY: tl.constexpr, WARPS: tl.constexpr, NEAR: tl.constexpr,
-    BOUND: tl.constexpr, CAPPED: tl.constexpr, PACKED: tl.constexpr,
+    BOUND: tl.constexpr, CAPPED: tl.constexpr, PACKED: tl.constexpr, HOT: tl.constexpr,
 ):  # fmt: skip
     """Attend to some of the tokens that `select_kernel` chose; program (query head of a batch, new token,
     split of the chosen tokens).
@@ -279,7 +270,9 @@ def attend_kernel(
     Writes its part to part float32 [B, H, N, SPLITS, PART_FACTS + 2 D_V_PAD]: maximum and sum of the softmax,
     and the weighted and plain sums of the values.
     CHAINED: started before the previous launch ended, and lets the next one start at once. TALLY: as in
-    `attend_once_kernel`. BOUND: attended [B, H, N] has the number of chosen tokens.
+    `attend_once_kernel`. BOUND: attended [B, H, N] has the number of chosen tokens. PACKED: see
+    `packed_rows.py`. HOT: keys and values are the `slots` of `HotRows`, which `fetch_kernel` has filled; the
+    slots that it took are no longer the next.
     """
     pair, new, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     batch, head = (pair // (HEADS * GROUP)).to(tl.int64), pair % (HEADS * GROUP)
@@ -304,12 +297,21 @@ def attend_kernel(
     if BOUND:
         chosen = tl.load(attended_ptr + row)
     shift = tl.load(shift_ptr + row) * scaling if PACKED else 0.0
+    line = batch * HEADS + kv_head
+    if HOT:
+        one = (head % GROUP == 0) & (new == 0) & (split == 0)
+        begin = tl.load(begin_ptr + line, mask=one, other=0) + tl.load(taken_ptr + line, mask=one, other=0)
+        tl.store(begin_ptr + line, begin % slots, mask=one)
+        tl.store(taken_ptr + line, 0, mask=one)
     size = tl.cdiv(tl.cdiv(chosen, SPLITS), TOKENS) * TOKENS
     for start in range(split * size, tl.minimum(split * size + size, chosen), TOKENS):
         slot = start + tl.arange(0, TOKENS)
         at, real = chosen_positions(slot, chosen, forced, first_sinks, first_recent, chosen_at_ptr + first)
-        k = load_keys(at, real, keys, keys_n, dim, D)
-        v = load_values(at, real, values, values_n, D_V, D_V_PAD, WARPS, NEAR)
+        place = at
+        if HOT:
+            place = tl.load(place_in_ptr + line * capacity + at, mask=real, other=0)
+        k = load_keys(place, real, keys, keys_n, dim, D)
+        v = load_values(place, real, values, values_n, D_V, D_V_PAD, WARPS, NEAR)
         score = score_of(k, q, shift, real, cap, CAPPED)
         if TALLY:
             tl.store(place_ptr + first + slot, at, mask=real)

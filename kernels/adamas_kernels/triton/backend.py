@@ -30,6 +30,7 @@ from adamas_kernels.triton.dense import DenseStep
 from adamas_kernels.triton.encode import enter_kernel
 from adamas_kernels.triton.estimate import estimate_kernel, estimate_tiles_kernel
 from adamas_kernels.triton.experts import Experts, add_chosen
+from adamas_kernels.triton.fetch import fetch
 from adamas_kernels.triton.grouped import add_grouped
 from adamas_kernels.triton.launch import chains, has_ptx, next_power
 from adamas_kernels.triton.linear import multiply_vector
@@ -248,9 +249,14 @@ class TritonBackend:
         if packed:
             turned = append_packed(queries, keys, values, cache)
             asking, shift = turned.queries, turned.shift
-        held = asking.element_size()  # of a key: packed rows become float32 when they are loaded
+        # Bytes in registers of a key's number: those of packed rows become float32, and have scales.
+        held = 2 * torch.float32.itemsize if packed else queries.element_size()
         tokens, split_tokens = (attend_block(size, held, most) for most in (ATTEND_BYTES, SPLIT_BYTES))
-        once = settings.budget <= tokens and not packed  # unpacked, they would take too many registers
+        hot = cache.hot
+        if hot is not None and not hot.serves(group * new * settings.budget):
+            hot = None
+        # Unpacked rows would take too many registers, and others must be fetched between the two.
+        once = settings.budget <= tokens and not packed and hot is None
         dim_v_pad = max(16, next_power(dim_v))
         out = torch.empty(batch, heads, new, dim_v, dtype=queries.dtype, device=queries.device)
         lse = torch.empty(batch, heads, new, dtype=torch.float32, device=queries.device)
@@ -334,14 +340,21 @@ class TritonBackend:
             )  # fmt: skip
             if stages == 3:
                 return out, lse
+            held_keys, held_values, slots = cache.keys, cache.values, (scratch.place,) * 3
+            if hot is not None:
+                fetch(
+                    cache, hot, scratch.chosen_at, scratch.attended, heads, new, settings.budget,
+                    (sinks, recents), chained=chained, bound=bound,
+                )  # fmt: skip
+                held_keys, held_values, slots = hot.keys, hot.values, (hot.place, hot.begin, hot.taken)
             attend_kernel[(pairs, new, splits)](
-                asking, cache.keys, cache.values, cache.length, scratch.chosen_at, scratch.parts,
-                scratch.place, scratch.score, scratch.attended, shift,
-                *asking.stride()[:3], *cache.keys.stride()[:3], *cache.values.stride()[:3],
-                scaling, cap, sinks, recents, settings.budget,
+                asking, held_keys, held_values, cache.length, scratch.chosen_at, scratch.parts,
+                scratch.place, scratch.score, scratch.attended, shift, *slots,
+                *asking.stride()[:3], *held_keys.stride()[:3], *held_values.stride()[:3],
+                scaling, cap, sinks, recents, settings.budget, held_keys.shape[2], slots[0].shape[-1],
                 HEADS=kv_heads, GROUP=group, NEW=new, D=dim, P=size, D_V=dim_v, D_V_PAD=dim_v_pad,
                 TOKENS=split_tokens, SPLITS=splits, CHAINED=chained, TALLY=tally is not None,
-                WARPS=SPLIT_WARPS, BOUND=bound, CAPPED=capped, PACKED=packed,
+                WARPS=SPLIT_WARPS, BOUND=bound, CAPPED=capped, PACKED=packed, HOT=hot is not None,
                 NEAR=near_tokens(dim_v_pad, SPLIT_WARPS, cache.values.element_size(), split_tokens),
                 num_warps=SPLIT_WARPS, **chain,
             )  # fmt: skip

@@ -69,16 +69,15 @@ def store_packed(rows, x, real, ROWS: tl.constexpr, D: tl.constexpr, P: tl.const
     unit = tl.broadcast_to(scale.to(tl.float32)[:, :, None], (ROWS, count, GROUP))
     codes = (tl.div_rn(groups, unit) + ROUNDER) - ROUNDER
     codes = tl.minimum(tl.maximum(codes, -largest), largest)
+    width: tl.constexpr = D if kind == tl.int8 else D // 2
     if kind == tl.int8:
         column = tl.arange(0, P)
         stored = tl.reshape(codes, (ROWS, P)).to(tl.int8)
-        width: tl.constexpr = D
     else:
         column = tl.arange(0, P // 2)
         halves = tl.reshape(codes.to(tl.int32) + ZERO_CODE, (ROWS, count, 2, GROUP // 2))
         low, high = tl.split(tl.permute(halves, (0, 1, 3, 2)))
         stored = tl.reshape(low | (high << 4), (ROWS, P // 2)).to(tl.uint8)
-        width: tl.constexpr = D // 2
     tl.store(rows[:, None] + column[None, :], stored, mask=real[:, None] & (column < width)[None, :])
     group = tl.arange(0, count)
     scales = (rows[:, None] + (width + group * SCALE_BYTES)[None, :]).to(tl.pointer_type(tl.float16))
