@@ -24,7 +24,7 @@ import torch
 import triton
 from adamas_kernels import reference as ref
 from adamas_kernels.blocks import BlockWeight, row_bytes
-from adamas_kernels.contract import LARGEST_STEP, LayerCache, SparseSettings
+from adamas_kernels.contract import LARGEST_STEP, DenseCache, LayerCache, SparseSettings
 from adamas_kernels.reading import BlockMeans, ReadSettings, blocks_of
 from adamas_kernels.softmax import PLAIN, Softmax
 from adamas_kernels.triton.backend import TritonBackend
@@ -138,6 +138,17 @@ def launches(
             banded_attention(few_q, keys, keys, 0.1, banded)
         backend.linear(torch.zeros(1, heads * dim, dtype=dtype), torch.zeros(64, heads * dim, dtype=dtype))
         merge_into(out, lse, out, lse)
+    return found
+
+
+def latents(generation: int) -> list[Launch]:
+    """The same of a token that attends to latents, with the widths of DeepSeek V3."""
+    kept, rank = torch.zeros(1, 1, 4096, 576, dtype=torch.bfloat16), 512
+    cache = DenseCache(kept, kept[..., :rank], torch.zeros(1, 1, rank), torch.zeros(1, dtype=torch.int32))
+    backend = TritonBackend(chained=generation >= 10 * CHAINING_CAPABILITY)
+    queries, new = torch.zeros(1, 128, 1, 576, dtype=torch.bfloat16), kept[:, :, :1].clone()
+    with recorded() as found:
+        backend.dense_step(queries, new, new[..., :rank], cache, 0.1)
     return found
 
 
@@ -267,6 +278,8 @@ def all_launches(generation: int, kinds: Sequence[str]) -> Iterator[tuple[str, L
     for kind, (outputs, inputs, rows) in itertools.product(kinds, PRODUCTS):
         for launch in products(kind, outputs, inputs, rows, generation):
             yield f"{kind}, {inputs} to {outputs}, {rows} rows", launch
+    for launch in latents(generation):
+        yield "one token, 128 heads over latents of 512 and 64", launch
     for launch in mixtures(generation):
         yield "experts in Q4_K", launch
 

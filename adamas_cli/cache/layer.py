@@ -16,6 +16,8 @@ from adamas_cli.models.recurrent import RECURRENT as RECURRENT
 from adamas_cli.models.recurrent import SLIDING as SLIDING
 from adamas_cli.models.recurrent import STATELESS as STATELESS
 
+LATENT = "latent"  # layers of full attention that keep latents instead of heads
+
 
 class Layer:
     """One layer. Methods that change it say so; those that a kind of layer does not need do nothing here.

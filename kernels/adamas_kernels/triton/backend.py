@@ -30,6 +30,7 @@ from adamas_kernels.triton.encode import enter_kernel
 from adamas_kernels.triton.estimate import estimate_kernel, estimate_tiles_kernel
 from adamas_kernels.triton.experts import Experts, add_chosen
 from adamas_kernels.triton.grouped import add_grouped
+from adamas_kernels.triton.latent import LatentStep, holds_latents
 from adamas_kernels.triton.launch import chains, has_ptx, next_power
 from adamas_kernels.triton.linear import multiply_vector
 from adamas_kernels.triton.plane_rows import MOST_ROWS, multiply_rows
@@ -88,7 +89,7 @@ class TritonBackend:
         self._fast = fast
         self._chained = chained
         self._groups = groups
-        self._dense = DenseStep(chained)
+        self._dense, self._latent = DenseStep(chained), LatentStep(chained)
         self._scratch: dict[tuple[int, ...], Scratch] = {}
         self._again: Tensor | None = None
         self._buffers: dict[tuple[torch.device, torch.dtype], Tensor] = {}
@@ -138,6 +139,8 @@ class TritonBackend:
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.dense_step`."""
         check_step(queries, keys, values, cache, softmax)
+        if queries.shape[2] == 1 and softmax is PLAIN and holds_latents(cache):
+            return self._latent(queries, keys, cache, scaling)
         return self._dense(queries, keys, values, cache, scaling, softmax)
 
     def linear(self, x: Tensor, weight: AnyWeight, bias: Tensor | None = None) -> Tensor:
