@@ -40,12 +40,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-# Bytes of stack for spilled registers. Most are for float32 keys of 256 coordinates, the widest here: prompt
-# keys, encoded in whole blocks, and sixteen new tokens, more than a step usually encodes or attends from.
-# Products spill only with float32 inputs.
+# Bytes of stack for spilled registers. Products spill only with float32 inputs.
 STACK_LIMIT = {
-    "encode_kernel": 7936,
-    "enter_kernel": 792,
     "dense_kernel": 8,
     "banded_kernel": 8,
     "plane_product_kernel": 32,

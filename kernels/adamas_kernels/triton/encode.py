@@ -20,7 +20,8 @@ from adamas_kernels.triton.coding import (
     tree_sum,
 )
 
-ROWS = 32  # keys per program
+ROWS = 32  # keys per program, at most
+NUMBERS = 4096  # of keys that a program holds in registers
 
 
 @triton.jit
@@ -57,11 +58,12 @@ def encode_keys(keys: Tensor, codebook: Codebook, codes: Tensor, scales: Tensor)
     """
     batch, heads, count, dim = keys.shape
     size = padded_dim(dim)
-    encode_kernel[(triton.cdiv(count, ROWS), heads, batch)](
+    rows = min(ROWS, NUMBERS // size)
+    encode_kernel[(triton.cdiv(count, rows), heads, batch)](
         keys, codes, scales, codebook.mean, codebook.edge, codebook.balance,
         *keys.stride()[:3], *codes.stride()[:2], codes.stride(3), codes.stride(2), *scales.stride()[:2],
         count,
-        HEADS=heads, D=dim, P=size, LOG_P=size.bit_length() - 1, ROWS=ROWS,
+        HEADS=heads, D=dim, P=size, LOG_P=size.bit_length() - 1, ROWS=rows,
         enable_fp_fusion=False,  # a fused multiply-add rounds once less than the reference
     )  # fmt: skip
 
