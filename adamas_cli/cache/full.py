@@ -360,6 +360,17 @@ class FullLayer(Layer, CacheLayerMixin):
         sparse = None if self.codes is None else self.codes.sparse
         return FullLayer(extent, self._placement, sparse, reads=self.means is not None, formats=self.formats)
 
+    def spare(self, extent: Extent, tokens: int) -> FullLayer:
+        """See `Layer.spare`."""
+        other = self.empty_fork(extent)
+        other.capacity = tokens
+        other.lazy_initialization(self.stored_keys[:, :, :0], self.stored_values[:, :, :0])
+        if other.codes is not None and self.codes is not None:
+            other.codes.spare_of(self.codes, other.uncoded(), tokens)
+        for name in self.streams:
+            other._buffers[name].tensor.zero_()
+        return other
+
     def fork(self, extent: Extent) -> FullLayer:
         """See `Layer.fork`."""
         other = self.empty_fork(extent)

@@ -20,12 +20,9 @@ class TokenBuffer:
         batch, heads, _, dim = like.shape
         self._like = like.new_empty(batch, heads, 0, dim)
         self._tokens_first = tokens_first
-        if tokens_first:
-            self.tensor = like.new_empty(room, batch, heads, dim).permute(1, 2, 0, 3)
-        elif forks:
-            self.tensor = empty_like(like, (batch, heads, room, dim), like.dtype)
-        else:
-            self.tensor = like.new_empty(batch, heads, room, dim)
+        shape = (room, batch, heads, dim) if tokens_first else (batch, heads, room, dim)
+        whole = empty_like(like, shape, like.dtype) if forks else like.new_empty(shape)
+        self.tensor = whole.permute(1, 2, 0, 3) if tokens_first else whole
 
     @property
     def room(self) -> int:

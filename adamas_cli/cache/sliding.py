@@ -193,6 +193,15 @@ class SlidingLayer(Layer, CacheLayerMixin):
         """See `Layer.truncate`."""
         self.length, self._mark = min(self.length, tokens), None
 
+    def spare(self, extent: Extent, tokens: int) -> SlidingLayer:
+        """See `Layer.spare`."""
+        other = SlidingLayer(self.window, extent, self._placement)
+        other.reserve(tokens, 0)
+        other.lazy_initialization(*(ring[:, :, :0] for ring in self.rings))
+        for ring in other.rings:
+            ring.zero_()
+        return other
+
     def fork(self, extent: Extent) -> SlidingLayer:
         """See `Layer.fork`."""
         other = SlidingLayer(self.window, extent, self._placement)

@@ -20,11 +20,12 @@ from adamas_cli.engine.tokens_to_host import TokenReader
 
 class Passes(Protocol):
     """Steps of one answer. alone: whether the last one served no other answer. whole: whether the cache holds
-    only the tokens of complete steps.
+    only the tokens of complete steps. ahead: whether a step may be requested before the host knows its token.
     """
 
     alone: bool
     whole: bool
+    ahead: bool
 
     @property
     def most(self) -> int:
@@ -53,6 +54,7 @@ class Alone:
 
     def __init__(self, stepper: Stepper, mode: Mode) -> None:
         self._stepper, self._mode = stepper, mode
+        self.ahead = stepper.on_gpu
         self._tokens: Tensor
 
     @property
@@ -113,12 +115,12 @@ class OneByOne:
         self.logits = logits
         self._passes, self._sampler = passes, sampler
         self._device = logits.device
-        self._reader = TokenReader(self._device)
+        self._reader = TokenReader()
         self._drawn = sampler.next(logits)
         self._count = 0
         # A GPU gets the next step before the host knows the token it starts from. So one step too many runs
-        # at the end; on a CPU that would cost its time.
-        self._ahead = self._device.type == "cuda"
+        # at the end; on a CPU that would cost its time, and in a batch the others' pending tokens would miss it.
+        self._ahead = passes.ahead
         self._first, self._fed, self._begun = True, False, False
 
     @property

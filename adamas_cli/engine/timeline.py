@@ -188,9 +188,8 @@ class Timeline:
     @property
     def batch_reason(self) -> str | None:
         """Why answers do not share steps with others, in one line; None where they can."""
-        if self._stepper.runs_compiled(self._answering(sparse=True)):
-            return None
-        return "answers decode one after the other: only compiled steps take several, on CPUs"
+        obstacle = self._stepper.batch_obstacle(self._answering(sparse=True))
+        return None if obstacle is None else f"answers decode one after the other: {obstacle}"
 
     @property
     def keeps_documents(self) -> bool:
@@ -539,7 +538,7 @@ class Timeline:
 
     def _passes(self, mode: Mode) -> Passes:
         """The steps of an answer, shared with other answers if possible."""
-        if self.batch is not None and self._stepper.runs_compiled(mode):
+        if self.batch is not None and self._stepper.batch_obstacle(mode) is None:
             return self.batch.seat(self.cache, mode)
         return Alone(self._stepper, mode)
 

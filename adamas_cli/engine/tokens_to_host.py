@@ -10,16 +10,15 @@ from adamas_cli.engine.sampler import Drawn
 
 
 class TokenReader:
-    """Sends tokens with their weights, and receives them in order. On a GPU sending does not wait."""
+    """Sends tokens with their weights, and receives them in order. Sending does not wait for a GPU."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._on_gpu = device.type == "cuda"
+    def __init__(self) -> None:
         self._sent: deque[tuple[Drawn, torch.cuda.Event | None]] = deque()
         self._spare: list[tuple[Drawn, torch.cuda.Event | None]] = []
 
     def send(self, drawn: Drawn) -> None:
         """Start copying a token to the host; the original may change once this returns."""
-        if not self._on_gpu:
+        if not drawn.token.is_cuda:
             self._sent.append((Drawn(*(x.clone() for x in drawn)), None))
             return
         place, event = self._spare.pop() if self._spare else self._make()

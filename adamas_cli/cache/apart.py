@@ -1,0 +1,194 @@
+"""The caches of several sequences as one cache for a pass that takes one token of each, where each of them lies.
+
+To the model such a pass is one of several new tokens. Only attention, which is computed here, tells the sequences
+apart; so layers must attend and do nothing else across tokens.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
+from weakref import ref
+
+import torch
+from adamas_kernels.contract import APART_FIELDS, AnyCache, ApartCache, StepsApart, place_of
+from adamas_kernels.packed import is_packed
+from adamas_kernels.softmax import Softmax
+from torch import Tensor, nn
+from transformers.cache_utils import CacheLayerMixin
+
+from adamas_cli.cache.cache import KVCache
+from adamas_cli.cache.extent import Extent
+from adamas_cli.cache.full import FullLayer
+from adamas_cli.cache.layer import Layer
+from adamas_cli.cache.mode import Mode
+from adamas_cli.cache.sliding import SlidingLayer
+from adamas_cli.cache.tally import Tally
+
+SPARE_TOKENS = 16  # room of the sequence in unused rows; each pass overwrites its first token
+
+
+def apart_obstacle(cache: KVCache) -> str | None:
+    """Why a cache's sequence cannot be one of several in a pass, in a few words; None if it can."""
+    others = sorted({layer.kind for layer in cache.kept if type(layer) not in (FullLayer, SlidingLayer)})
+    if others or not cache.kept:
+        return f"it has layers of kind {' and '.join(others)}"
+    if any(isinstance(layer, FullLayer) and _packs(layer) for layer in cache.kept):
+        return "its keys and values are in few bits"
+    return None
+
+
+def _packs(layer: FullLayer) -> bool:
+    return layer.formats is not None and any(is_packed(format) for format in layer.formats)
+
+
+class ApartLayer(Layer, CacheLayerMixin):
+    """One layer of several sequences. spare: the sequence in unused rows, to which all others are compared."""
+
+    is_sliding = False
+
+    def __init__(self, spare: Layer, kept: CachesApart, places: Tensor, *, shares: bool) -> None:
+        super().__init__()
+        assert isinstance(spare, FullLayer | SlidingLayer)
+        self.kind, self.is_initialized = spare.kind, True
+        self._kept, self._places, self._shares = kept, places, shares
+        self._window = spare.window if isinstance(spare, SlidingLayer) else None
+        self.like = self.buffers(spare)
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing: it has no buffers of its own."""
+
+    def buffers(self, layer: Layer) -> AnyCache:
+        """A layer of one sequence as the kernels take it."""
+        assert isinstance(layer, FullLayer | SlidingLayer)
+        coded = layer.coded_for(self._kept.mode) if isinstance(layer, FullLayer) else None
+        return layer.uncoded() if coded is None else coded
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Called by transformers' models before they attend; `attend` appends."""
+        return key_states, value_states
+
+    def attend(
+        self, module: nn.Module, queries: Tensor, keys: Tensor, values: Tensor, scaling: float,
+        softmax: Softmax, mode: Mode,
+    ) -> Tensor:  # fmt: skip
+        """Append a token of each of N sequences, keys and values [1, K, N, D], to its own cache, and attend from
+        queries [1, H, N, D].
+        """
+        kept, tally = self._kept, self._kept.tally
+        cache = ApartCache(self.like, kept.extent.lengths, self._places, kept.room, self._shares)
+        new = [x.transpose(0, 2) for x in (queries, keys, values)]
+        if mode.sparse is not None and cache.chooses:
+            backend = cast(StepsApart, mode.sparse.backend)
+            counts = None if tally is None else tally.counts
+            out, _ = backend.decode_step(*new, cache, scaling, mode.sparse.settings, counts, softmax)
+        else:
+            softmax = replace(softmax, window=self._window) if self._window is not None else softmax
+            out, _ = cast(StepsApart, mode.dense).dense_step(*new, cache, scaling, softmax)
+        return out.transpose(0, 2)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """See `FullLayer.get_mask_sizes`; there are no masks in a pass."""
+        return query_length, 0
+
+    def get_seq_length(self) -> int:
+        """The new tokens are told their positions."""
+        return 0
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
+
+
+class CachesApart(KVCache):
+    """The caches of up to `size` sequences. mode: of all of them, with the tally of the unused rows, if there is
+    one. like: a cache of such a sequence. room: maximum tokens that fit any of them.
+
+    extent: lengths int32 [size]; `advance` counts a token of each sequence.
+    """
+
+    def __init__(self, like: KVCache, mode: Mode, size: int, room: int) -> None:
+        device = like.extent.lengths.device
+        extent = Extent(torch.zeros(size, dtype=torch.int32, device=device), reach=like.extent.reach)
+        alone = Extent(torch.zeros(1, dtype=torch.int32, device=device))
+        self.size, self.room = size, room
+        self.mode = replace(mode, tally=None if mode.tally is None else Tally(SPARE_TOKENS, device))
+        self._spare = [layer.spare(alone, SPARE_TOKENS) for layer in like.kept]
+        shape = len(like.kept), size + 1, len(APART_FIELDS)
+        self._places = torch.zeros(shape, dtype=torch.int64, device=device)
+        self._present = torch.zeros(size, dtype=torch.int32, device=device)
+        self._seated: list[tuple[object, ...]] | None = None
+        layers = [
+            ApartLayer(spare, self, places, shares=size > 1)
+            for spare, places in zip(self._spare, self._places, strict=True)
+        ]
+        super().__init__(layers, extent, like.placement, None)
+        self.tally = self.mode.tally
+        self.seat([])
+
+    def seat(self, caches: Sequence[KVCache]) -> None:
+        """Changes: the first rows are these sequences', each of which must have room for a token; the others are
+        unused. Raises ValueError if one does not fit the others.
+        """
+        root, common = common_root(caches)
+        seated = [
+            (ref(cache), cache.extent.version, cache.get_seq_length(), common > 0 and cache.root.id is root)
+            for cache in caches
+        ]
+        if seated == self._seated:
+            return
+        self._seated = None
+        sharing = [shares for *_, shares in seated]
+        rows = [
+            self._rows(index, caches, sharing, common) for index in range(len(self.kept))
+        ]
+        lengths = [cache.get_seq_length() for cache in caches]
+        unused = self.size - len(caches)
+        self._places.copy_(torch.tensor(rows))
+        self.extent.lengths.copy_(torch.tensor(lengths + [0] * unused))
+        self._present.copy_(torch.tensor([1] * len(caches) + [0] * unused))
+        self._seated = seated
+
+    def _rows(
+        self, index: int, caches: Sequence[KVCache], sharing: Sequence[bool], common: int
+    ) -> list[list[int]]:
+        """The places of one layer."""
+        layer = self.kept[index]
+        assert isinstance(layer, ApartLayer)
+        spare = place_of(layer.like, layer.like, self._tallies(None), 0)
+        rows = [
+            place_of(layer.like, layer.buffers(cache.kept[index]), self._tallies(cache), common * shares)
+            for cache, shares in zip(caches, sharing, strict=True)
+        ]
+        first = next((row for row, shares in zip(rows, sharing, strict=True) if shares), spare)
+        return [*rows, *[spare] * (self.size - len(rows)), first]
+
+    def _tallies(self, cache: KVCache | None) -> tuple[Tensor, Tensor] | None:
+        if self.tally is None:
+            return None
+        tally = self.tally if cache is None or cache.tally is None else cache.tally
+        return self.tally.counts, tally.counts
+
+    def advance(self, tokens: int, mode: Mode) -> None:
+        """Changes: each sequence has one more token, on the device."""
+        self.extent.lengths += self._present
+
+    def count_all(self, caches: Sequence[KVCache], mode: Mode) -> None:
+        """Changes: the sequences that were seated for a step have one more token."""
+        for cache in caches:
+            cache.count(1, mode)
+        if self._seated is not None:
+            self._seated = [(one, version, length + 1, shares) for one, version, length, shares in self._seated]
+
+
+def common_root(caches: Sequence[KVCache]) -> tuple[object | None, int]:
+    """The root that most of these caches have in common, if several do, and the tokens that all of those share."""
+    roots = [cache.root for cache in caches if cache.root is not None]
+    (found, count), *_ = Counter(root.id for root in roots).most_common(1) or [(None, 0)]
+    if count < 2:
+        return None, 0
+    return found, min(root.tokens for root in roots if root.id is found)
