@@ -1,7 +1,8 @@
-"""The caches of several sequences as one cache for a pass that takes one token of each, where each of them lies.
+"""The caches of several sequences as one cache for a pass that takes one token of each, where each of them
+lies.
 
-To the model such a pass is one of several new tokens. Only attention, which is computed here, tells the sequences
-apart; so layers must attend and do nothing else across tokens.
+To the model such a pass is one of several new tokens. Only attention, which is computed here, tells the
+sequences apart; so layers must attend and do nothing else across tokens.
 """
 
 from __future__ import annotations
@@ -76,8 +77,8 @@ class ApartLayer(Layer, CacheLayerMixin):
         self, module: nn.Module, queries: Tensor, keys: Tensor, values: Tensor, scaling: float,
         softmax: Softmax, mode: Mode,
     ) -> Tensor:  # fmt: skip
-        """Append a token of each of N sequences, keys and values [1, K, N, D], to its own cache, and attend from
-        queries [1, H, N, D].
+        """Append a token of each of N sequences, keys and values [1, K, N, D], to its own cache, and attend
+        from queries [1, H, N, D].
         """
         kept, tally = self._kept, self._kept.tally
         cache = ApartCache(self.like, kept.extent.lengths, self._places, kept.room, self._shares)
@@ -105,8 +106,8 @@ class ApartLayer(Layer, CacheLayerMixin):
 
 
 class CachesApart(KVCache):
-    """The caches of up to `size` sequences. mode: of all of them, with the tally of the unused rows, if there is
-    one. like: a cache of such a sequence. room: maximum tokens that fit any of them.
+    """The caches of up to `size` sequences. mode: of all of them, with the tally of the unused rows, if there
+    is one. like: a cache of such a sequence. room: maximum tokens that fit any of them.
 
     extent: lengths int32 [size]; `advance` counts a token of each sequence.
     """
@@ -131,21 +132,24 @@ class CachesApart(KVCache):
         self.seat([])
 
     def seat(self, caches: Sequence[KVCache]) -> None:
-        """Changes: the first rows are these sequences', each of which must have room for a token; the others are
-        unused. Raises ValueError if one does not fit the others.
+        """Changes: the first rows are these sequences', each of which must have room for a token; the others
+        are unused. Raises ValueError if one does not fit the others.
         """
         root, common = common_root(caches)
         seated = [
-            (ref(cache), cache.extent.version, cache.get_seq_length(), common > 0 and cache.root.id is root)
+            (
+                ref(cache),
+                cache.extent.version,
+                cache.get_seq_length(),
+                cache.root is not None and cache.root.id is root,
+            )
             for cache in caches
         ]
         if seated == self._seated:
             return
         self._seated = None
         sharing = [shares for *_, shares in seated]
-        rows = [
-            self._rows(index, caches, sharing, common) for index in range(len(self.kept))
-        ]
+        rows = [self._rows(index, caches, sharing, common) for index in range(len(self.kept))]
         lengths = [cache.get_seq_length() for cache in caches]
         unused = self.size - len(caches)
         self._places.copy_(torch.tensor(rows))
@@ -182,11 +186,15 @@ class CachesApart(KVCache):
         for cache in caches:
             cache.count(1, mode)
         if self._seated is not None:
-            self._seated = [(one, version, length + 1, shares) for one, version, length, shares in self._seated]
+            self._seated = [
+                (one, version, length + 1, shares) for one, version, length, shares in self._seated
+            ]
 
 
 def common_root(caches: Sequence[KVCache]) -> tuple[object | None, int]:
-    """The root that most of these caches have in common, if several do, and the tokens that all of those share."""
+    """The root that most of these caches have in common, if several do, and the tokens that all of those
+    share.
+    """
     roots = [cache.root for cache in caches if cache.root is not None]
     (found, count), *_ = Counter(root.id for root in roots).most_common(1) or [(None, 0)]
     if count < 2:

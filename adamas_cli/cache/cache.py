@@ -28,6 +28,7 @@ from adamas_cli.cache.tally import Tally
 from adamas_cli.models.shape import shape_of_config
 from adamas_cli.settings import DENSE_LAYERS
 
+
 @dataclass(frozen=True)
 class Root:
     """Forks whose roots have the same id have the same first tokens: as many as the smaller of them counts."""

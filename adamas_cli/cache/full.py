@@ -377,7 +377,7 @@ class FullLayer(Layer, CacheLayerMixin):
         other.capacity, other._limit = self.capacity, self._limit
         if not self.is_initialized:
             return other
-        buffers = {name: buffer.fork() for name, buffer in self._buffers.items()}
+        buffers = {name: buffer.fork(self.length) for name, buffer in self._buffers.items()}
         other._buffers = {name: buffer for name, buffer in buffers.items() if buffer is not None}
         other.lazy_initialization(self.stored_keys[:, :, :0], self.stored_values[:, :, :0])
         other.length = self.length

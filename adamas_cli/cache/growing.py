@@ -36,14 +36,12 @@ class TokenBuffer:
         """
         if tokens <= self.room:
             return False
-        larger = self._larger(tokens)
-        larger.tensor[:, :, :kept] = self.tensor[:, :, :kept]
-        vars(self).update(vars(larger))  # at once, and last: an interruption must not leave a mix
+        self._move(tokens, kept)
         return True
 
-    def fork(self) -> TokenBuffer | None:
-        """Another buffer with the same tokens, in memory of its own only where it differs; None if that is
-        impossible.
+    def fork(self, tokens: int) -> TokenBuffer | None:
+        """Another buffer with the same first tokens, this many, in memory of its own only where it differs;
+        None if that is impossible.
         """
         tensor = forked(self.tensor)
         if tensor is None:
@@ -58,6 +56,12 @@ class TokenBuffer:
         """
         part = self.tensor[0, :, start:end]
         return part.transpose(0, 1) if self._tokens_first else part
+
+    def _move(self, tokens: int, kept: int) -> None:
+        """Get other memory for at least this many tokens, with the first `kept` ones in it."""
+        larger = self._larger(tokens)
+        larger.tensor[:, :, :kept] = self.tensor[:, :, :kept]
+        vars(self).update(vars(larger))  # at once, and last: an interruption must not leave a mix
 
     def _larger(self, tokens: int) -> TokenBuffer:
         """Another buffer for at least this many tokens."""

@@ -12,20 +12,28 @@ import math
 import weakref
 from functools import cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from adamas_cli.cache.growing import TokenBuffer
 
-_mapped: dict[int, int] = {}  # bytes mapped now, by GPU index
-_waiting: list[tuple[int, int, int, list[int]]] = []  # memory that could not be returned yet
+PAGE = 2 << 20  # bytes, the least that is mapped on GPUs of today
+_mapped: dict[int, int] = {}  # bytes of memory in use now, by GPU index
+_waiting: list[tuple[int, int, int, list[Part]]] = []  # memory that could not be returned yet
 
 
 def mapped_bytes(device: torch.device) -> int:
     """Bytes of a GPU's memory that are mapped; torch's allocator does not count them."""
     return _mapped.get(_index(device), 0)
+
+
+class Part(NamedTuple):
+    """A piece of mapped memory, in bytes. shared: whether another range had it first, which counts it."""
+
+    size: int
+    shared: bool
 
 
 @cache
@@ -41,17 +49,30 @@ def maps_memory(device: torch.device) -> bool:
 
 
 class MappedBuffer(TokenBuffer):
-    """Keys or values in mapped memory, where up to `limit` tokens are never copied."""
+    """Keys or values in mapped memory, where up to `limit` tokens are never copied.
 
-    def __init__(self, like: Tensor, room: int, limit: int) -> None:
+    of: a buffer whose first `kept` tokens this one begins with; all whole pages of them are shared.
+    """
+
+    def __init__(
+        self, like: Tensor, room: int, limit: int, *, of: MappedBuffer | None = None, kept: int = 0
+    ) -> None:
         batch, heads, _, dim = like.shape
         self._like = like.new_empty(batch, heads, 0, dim)
         self._tokens_first = True
         memory = MappedMemory(like.device, limit * self._token_bytes)
+        shared = 0 if of is None else memory.share(of._memory, kept * self._token_bytes)
         memory.grow(max(1, room) * self._token_bytes)
         numbers = memory.tensor()[: limit * self._token_bytes].view(like.dtype)
         self.tensor = numbers.view(limit, batch, heads, dim).permute(1, 2, 0, 3)
         self._memory = memory
+        self._shared = -(-shared // self._token_bytes)  # tokens that must not change
+        if of is not None:
+            own = slice(self._shared, kept)
+            self.tensor[:, :, own] = of.tensor[:, :, own]
+            memory.bytes(shared, self._shared * self._token_bytes).copy_(
+                of._memory.bytes(shared, self._shared * self._token_bytes)
+            )
         self._note_room()
 
     @property
@@ -60,17 +81,22 @@ class MappedBuffer(TokenBuffer):
         return self._room
 
     def grow(self, tokens: int, kept: int) -> bool:
-        """See `TokenBuffer.grow`."""
-        if tokens <= self._room:  # checked for every token
+        """See `TokenBuffer.grow`. Shared tokens that are not kept will change, so the others move."""
+        if tokens <= self._room and kept >= self._shared:  # checked for every token
             return False
-        if tokens > self.tensor.shape[2]:
-            return super().grow(tokens, kept)
+        if tokens > self.tensor.shape[2] or kept < self._shared:
+            self._move(tokens, kept)
+            return True
         self._memory.grow(tokens * self._token_bytes)
         self._note_room()
         return False
 
+    def fork(self, tokens: int) -> TokenBuffer | None:
+        """See `TokenBuffer.fork`."""
+        return MappedBuffer(self._like, tokens, self.tensor.shape[2], of=self, kept=tokens)
+
     def _larger(self, tokens: int) -> TokenBuffer:
-        return MappedBuffer(self._like, tokens, 2 * tokens)
+        return MappedBuffer(self._like, tokens, max(2 * tokens, self.tensor.shape[2]))
 
     def _note_room(self) -> None:
         self._room = min(self.tensor.shape[2], self._memory.room // self._token_bytes)
@@ -105,14 +131,14 @@ class MappedMemory:
         self._step = _checked(driver.cuMemGetAllocationGranularity(self._kind, finest))
         self._size = -(-size // self._step) * self._step
         self._base = int(_checked(driver.cuMemAddressReserve(self._size, 0, 0, 0)))
-        self._parts: list[int] = []  # bytes of each piece of memory, by address
+        self._parts: list[Part] = []  # by address
         finalizer = weakref.finalize(self, _unmap, self._index, self._base, self._size, self._parts)
         finalizer.atexit = False  # at exit the system frees everything
 
     @property
     def room(self) -> int:
         """Bytes from the start that have memory."""
-        return sum(self._parts)
+        return sum(part.size for part in self._parts)
 
     def grow(self, size: int) -> None:
         """Map memory for the first `size` bytes. Raises torch.OutOfMemoryError if none is left, and
@@ -136,7 +162,7 @@ class MappedMemory:
         try:
             _checked(driver.cuMemMap(at, more, 0, memory, 0))
             _checked(driver.cuMemSetAccess(at, more, [self._access], 1))
-            self._parts.append(more)
+            self._parts.append(Part(more, shared=False))
             _mapped[self._index] = _mapped.get(self._index, 0) + more
         except BaseException:  # interruptions too: memory that is not counted must not be mapped
             if at == self._base + self.room:
@@ -144,6 +170,33 @@ class MappedMemory:
             raise
         finally:
             driver.cuMemRelease(memory)  # mapped memory stays until it is unmapped
+
+    def share(self, other: MappedMemory, size: int) -> int:
+        """Map the memory of another one's first `size` bytes, as far as it is whole pages, instead of any of
+        its own; returns how many bytes that is. Neither may write to them from now on.
+        """
+        from cuda.bindings import driver
+
+        assert not self._parts
+        end, at = size // self._step * self._step, 0
+        for part in other._parts:
+            taken = min(part.size, end - at)
+            if taken <= 0:
+                break
+            memory = _checked(driver.cuMemRetainAllocationHandle(other._base + at))
+            try:
+                if driver.cuMemMap(self._base + at, taken, 0, memory, 0)[0]:
+                    break  # this driver maps such memory only as a whole
+                self._parts.append(Part(taken, shared=True))
+            finally:
+                driver.cuMemRelease(memory)
+            _checked(driver.cuMemSetAccess(self._base + at, taken, [self._access], 1))
+            at += taken
+        return at
+
+    def bytes(self, start: int, end: int) -> Tensor:
+        """Some of its bytes, uint8 [n], which must have memory."""
+        return self.tensor()[start:end]
 
     def tensor(self) -> Tensor:
         """All bytes, uint8 [size], with memory or without; something must be mapped."""
@@ -155,7 +208,7 @@ class MappedMemory:
         return {"shape": (self._size,), "typestr": "|u1", "data": (self._base, False), "version": 3}
 
 
-def _unmap(index: int, base: int, size: int, parts: list[int]) -> None:
+def _unmap(index: int, base: int, size: int, parts: list[Part]) -> None:
     """Return memory and addresses, once the GPU no longer uses them."""
     from cuda.bindings import driver
 
@@ -165,10 +218,11 @@ def _unmap(index: int, base: int, size: int, parts: list[int]) -> None:
     torch.cuda.synchronize(index)
     at = base
     for part in parts:
-        _checked(driver.cuMemUnmap(at, part))
-        at += part
+        _checked(driver.cuMemUnmap(at, part.size))
+        at += part.size
     _checked(driver.cuMemAddressFree(base, size))
-    _mapped[index] = _mapped.get(index, 0) - (at - base)
+    own = sum(part.size for part in parts if not part.shared)
+    _mapped[index] = _mapped.get(index, 0) - own
 
 
 def _index(device: torch.device) -> int:

@@ -36,8 +36,8 @@ class Together(Protocol):
         """Whether a step can take the pending tokens of both."""
 
     def step(self, seats: Sequence[Seat]) -> tuple[Tensor, Drawn | None]:
-        """Compute the pending tokens of these seats. The logits after each token, [n, vocabulary], valid until
-        the next step, and the greedy tokens with their logits, on the host, if the step gives them.
+        """Compute the pending tokens of these seats. The logits after each token, [n, vocabulary], valid
+        until the next step, and the greedy tokens with their logits, on the host, if the step gives them.
         """
 
 

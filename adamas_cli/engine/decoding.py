@@ -119,7 +119,8 @@ class OneByOne:
         self._drawn = sampler.next(logits)
         self._count = 0
         # A GPU gets the next step before the host knows the token it starts from. So one step too many runs
-        # at the end; on a CPU that would cost its time, and in a batch the others' pending tokens would miss it.
+        # at the end; on a CPU that would cost its time, and in a batch the others' pending tokens would miss
+        # it.
         self._ahead = passes.ahead
         self._first, self._fed, self._begun = True, False, False
 

@@ -41,8 +41,8 @@ class Model:
     module: transformers' model; config: of its text part; unserved: why Adamas does not serve its attention,
     or None; dense: the backend that attends fully from one token at a length on the device, if there is one;
     placement: of keys and values; is_fused: whether it computes with Triton's kernels; rotation: how
-    positions rotate, as far as that depends on text length; restarts: whether a pass of several tokens after others
-    must be taken one token at a time.
+    positions rotate, as far as that depends on text length; restarts: whether a pass of several tokens after
+    others must be taken one token at a time.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:

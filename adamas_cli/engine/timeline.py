@@ -23,7 +23,8 @@ from torch import Tensor
 from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.formats import formats_of
 from adamas_cli.cache.mode import Mode, Sparse
-from adamas_cli.cache.placement import placement_on, shares_memory
+from adamas_cli.cache.names import STREAMS
+from adamas_cli.cache.placement import Paged, fork_pages, placement_on, shares_memory
 from adamas_cli.engine.attention import AttentionSettings, decide_for
 from adamas_cli.engine.batch import Batch
 from adamas_cli.engine.compiling import announced_compiling
@@ -251,10 +252,13 @@ class Timeline:
 
     def fork_bytes(self, tokens: int, more: int) -> int:
         """Bytes of a fork at this many tokens that continues for this many more."""
-        own = more if shares_memory(self.cache.placement) else tokens + more
+        placement = self.cache.placement
+        own = more if shares_memory(placement) else tokens + more
         shape, item = self.model.shape, self.model.module.dtype.itemsize
-        codes = 0 if self.sparse is None else shape.code_bytes(own, self.attention.dense_layers)
-        return shape.cache_bytes(own, item) + shape.state_bytes(item) + codes
+        coded = own if isinstance(placement, Paged) else tokens + more  # pages of codes lie across tokens
+        codes = 0 if self.sparse is None else shape.code_bytes(coded, self.attention.dense_layers)
+        pages = len(STREAMS) * len(self.cache.kept) * fork_pages(placement)
+        return shape.cache_bytes(own, item) + shape.state_bytes(item) + codes + pages
 
     def fork(self) -> Timeline:
         """A timeline with the same tokens that continues independently. Tokens it shares with this one, if

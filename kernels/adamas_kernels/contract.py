@@ -198,9 +198,9 @@ class LayerCache:
         return LayerView(keys, values, codes, scales, total, self.codebook)
 
 
-# What is known of each sequence of an ApartCache: where its buffers begin, in numbers of the buffer's type after
-# those of the cache they are `like`; the tokens that fit its codes (or its ring) and its tally; and how many of
-# its first tokens full attention leaves to one pass for all sequences that share them.
+# What is known of each sequence of an ApartCache: where its buffers begin, in numbers of the buffer's type
+# after those of the cache they are `like`; the tokens that fit its codes (or its ring) and its tally; and how
+# many of its first tokens full attention leaves to one pass for all sequences that share them.
 APART_FIELDS = (
     "keys", "values", "value_sum", "codes", "scales", "mean", "edge", "balance", "noise",
     "tally", "room", "tally_room", "skipped",
@@ -265,8 +265,8 @@ class ApartCache:
 
 
 def place_of(like: AnyCache, cache: AnyCache, tally: tuple[Tensor, Tensor] | None, skipped: int) -> list[int]:
-    """A row of `ApartCache.places`. tally: of `like` and of the sequence, float32 [1, 2, C]. Raises ValueError
-    if the cache does not fit.
+    """A row of `ApartCache.places`. tally: of `like` and of the sequence, float32 [1, 2, C]. Raises
+    ValueError if the cache does not fit.
     """
     found = {
         "keys": _apart(like.keys, cache.keys, like.keys.stride()[1:]),
@@ -279,7 +279,9 @@ def place_of(like: AnyCache, cache: AnyCache, tally: tuple[Tensor, Tensor] | Non
     if isinstance(like, LayerCache) and isinstance(cache, LayerCache):
         found |= {name: _apart(getattr(like, name), getattr(cache, name)) for name in ("codes", "scales")}
         books = vars(like.codebook), vars(cache.codebook)
-        found |= {name: _apart(books[0][name], books[1][name]) for name in ("mean", "edge", "balance", "noise")}
+        found |= {
+            name: _apart(books[0][name], books[1][name]) for name in ("mean", "edge", "balance", "noise")
+        }
     if tally is not None:
         found |= {"tally": _apart(*tally), "tally_room": tally[1].shape[2]}
     return [found.get(name, 0) for name in APART_FIELDS]
@@ -289,7 +291,9 @@ def _apart(like: Tensor, other: Tensor, strides: tuple[int, ...] | None = None) 
     """How many numbers after one buffer another begins."""
     apart, rest = divmod(other.data_ptr() - like.data_ptr(), like.element_size())
     if other.dtype != like.dtype or rest or (strides is not None and other.stride()[1:] != strides):
-        raise ValueError(f"a buffer {tuple(other.shape)} of {other.dtype} lies otherwise than those of the batch")
+        raise ValueError(
+            f"a buffer {tuple(other.shape)} of {other.dtype} lies otherwise than those of the batch"
+        )
     return apart
 
 

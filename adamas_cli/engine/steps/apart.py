@@ -1,5 +1,5 @@
-"""A token of each of several sequences in one pass through the model's own layers, for GPUs: weights are read once
-for all of them, and Triton's kernels follow each sequence to its own keys, values and codes.
+"""A token of each of several sequences in one pass through the model's own layers, for GPUs: weights are read
+once for all of them, and Triton's kernels follow each sequence to its own keys, values and codes.
 
 On a GPU a pass is a CUDA graph, one for each number of rows. Which sequences have the rows is told in tensors
 on the device, so that one graph serves all sequences that attend alike.
@@ -105,7 +105,8 @@ class StepsApart:
         else:
             self._run(taken)
         taken.caches.count_all(caches, mode)
-        assert taken.logits is not None and taken.drawn is not None
+        assert taken.logits is not None
+        assert taken.drawn is not None
         return taken.logits[: len(rows)], Drawn(*(x[: len(rows)] for x in taken.drawn))
 
     def _pass(self, rows: Sequence[Row]) -> _Pass:

@@ -25,21 +25,13 @@ def start_of(ptr, apart_ptr, batch, stride, FIELD: tl.constexpr, APART: tl.const
     """A pointer to a sequence's buffer, which lies APART or, in one tensor for the batch, after `stride`
     numbers for each sequence before it.
     """
-    if APART:
-        start = ptr + fact_of(apart_ptr, batch, FIELD)
-    else:
-        start = ptr + batch * stride
-    return start
+    return ptr + (fact_of(apart_ptr, batch, FIELD) if APART else batch * stride)
 
 
 @triton.jit
 def start_of_rows(ptr, apart_ptr, batch, stride, FIELD: tl.constexpr, APART: tl.constexpr):
     """The same for keys or values, which are loaded several numbers at a time."""
-    if APART:
-        start = ptr + tl.multiple_of(fact_of(apart_ptr, batch, FIELD), ALIGNED)
-    else:
-        start = ptr + batch * stride
-    return start
+    return ptr + (tl.multiple_of(fact_of(apart_ptr, batch, FIELD), ALIGNED) if APART else batch * stride)
 
 
 @triton.jit

@@ -219,8 +219,8 @@ class TritonBackend:
         softmax: Softmax = PLAIN,
         stages: int = STAGES,
     ) -> tuple[Tensor, Tensor]:
-        """See `Backend.decode_step` and `StepsApart`. stages: how many of enter, estimate, select, attend and merge to launch
-        (select does the work of the last three for a small budget); fewer only for timing.
+        """See `Backend.decode_step` and `StepsApart`. stages: how many of enter, estimate, select, attend and
+        merge to launch (select does the work of the last three for a small budget); fewer only for timing.
         """
         check_step(queries, keys, values, cache, softmax)
         check_unbounded(softmax)
@@ -346,9 +346,9 @@ class TritonBackend:
                 return out, lse
             merge_kernel[(pairs, new)](
                 scratch.parts, scratch.rest, cache.values, cache.value_sum, cache.length, out, lse,
-                scratch.attended, sinks_at, places, *cache.values.stride()[:3], *out.stride()[:3], settings.budget,
-                HEADS=kv_heads, GROUP=group, NEW=new, NEW_PAD=new_pad, D_V=dim_v, D_V_PAD=dim_v_pad,
-                SPLITS=splits, SPLITS_PAD=next_power(splits), MASS=mass, CHAINED=chained, BOUND=bound,
+                scratch.attended, sinks_at, places, *cache.values.stride()[:3], *out.stride()[:3],
+                settings.budget, HEADS=kv_heads, GROUP=group, NEW=new, NEW_PAD=new_pad, D_V=dim_v,
+                D_V_PAD=dim_v_pad, SPLITS=splits, SPLITS_PAD=next_power(splits), MASS=mass, CHAINED=chained, BOUND=bound,
                 SINKS=learned, APART=apart, num_warps=MERGE_WARPS, **chain,
             )  # fmt: skip
         if tally is not None:

@@ -59,8 +59,8 @@ def scaled(product, scale, cap, CAPPED: tl.constexpr):
 def attend_to_block(
     highest, weight, weighted, q, k, v, seen, scale, cap, PRECISION: tl.constexpr, CAPPED: tl.constexpr
 ):
-    """Add a block of tokens, keys [P, BLOCK] and values [BLOCK, D_V_PAD], to the maximum and sum of the softmax
-    of queries q [ROWS, P], and to their sum of values.
+    """Add a block of tokens, keys [P, BLOCK] and values [BLOCK, D_V_PAD], to the maximum and sum of the
+    softmax of queries q [ROWS, P], and to their sum of values.
     """
     product = tl.dot(q, k, input_precision=PRECISION)
     score = tl.where(seen, scaled(product, scale, cap, CAPPED), LOWEST)
@@ -73,9 +73,7 @@ def attend_to_block(
 
 
 @triton.jit
-def load_block(
-    keys, values, at, there, dim, column, keys_n, values_n, D: tl.constexpr, D_V: tl.constexpr
-):
+def load_block(keys, values, at, there, dim, column, keys_n, values_n, D: tl.constexpr, D_V: tl.constexpr):
     """Keys [P, BLOCK] and values [BLOCK, D_V_PAD] of the tokens in these rows, int64; zeros for missing ones."""
     k = tl.load(
         keys + at[None, :] * keys_n + dim[:, None], mask=there[None, :] & (dim < D)[:, None], other=0.0
@@ -213,9 +211,9 @@ def common_kernel(
     D: tl.constexpr, P: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr, BLOCK: tl.constexpr,
     STAGES: tl.constexpr, PRECISION: tl.constexpr, CAPPED: tl.constexpr,
 ):  # fmt: skip
-    """Program (share of the common tokens, KV head, ROWS of its queries in all sequences): attend to the tokens
-    that several sequences of a batch share, so that they are read once for all. Writes the last parts of each
-    query, see `dense_kernel`; those of sequences that do not share them stay empty.
+    """Program (share of the common tokens, KV head, ROWS of its queries in all sequences): attend to the
+    tokens that several sequences of a batch share, so that they are read once for all. Writes the last parts
+    of each query, see `dense_kernel`; those of sequences that do not share them stay empty.
 
     apart [batch + 1, FIELDS]: the last row says where the common tokens lie and, as SKIPPED, how many there
     are; a sequence shares them if it skips as many.
@@ -228,9 +226,7 @@ def common_kernel(
     shares = tl.load(apart_ptr + sequence * FIELDS + SKIPPED, mask=real, other=0) > 0
     keys = start_of_rows(keys_ptr, apart_ptr, batch, 0, KEYS, True) + head * keys_h
     values = start_of_rows(values_ptr, apart_ptr, batch, 0, VALUES, True) + head * values_h
-    query = (
-        query_ptr + sequence * query_b + (head * GROUP + inner // NEW) * query_h + (inner % NEW) * query_n
-    )
+    query = query_ptr + sequence * query_b + (head * GROUP + inner // NEW) * query_h + (inner % NEW) * query_n
     q = tl.load(query[:, None] + dim[None, :], mask=real[:, None] & (dim < D)[None, :], other=0.0)
     highest = tl.full((ROWS,), LOWEST, tl.float32)
     weight = tl.zeros((ROWS,), tl.float32)

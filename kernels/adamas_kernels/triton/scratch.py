@@ -72,9 +72,7 @@ class Scratch:
     score: Tensor  # float32 [rows, budget]
 
     @classmethod
-    def allocate(
-        cls, queries: Tensor, cache: LayerCache | ApartCache, budget: int, groups: int
-    ) -> Scratch:
+    def allocate(cls, queries: Tensor, cache: LayerCache | ApartCache, budget: int, groups: int) -> Scratch:
         """Buffers for queries [B, H, N, D] over this cache's capacity."""
         batch, heads, new, dim = queries.shape
         rows = batch * heads * new
