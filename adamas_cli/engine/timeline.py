@@ -189,8 +189,17 @@ class Timeline:
     @property
     def batch_reason(self) -> str | None:
         """Why answers do not share steps with others, in one line; None where they can."""
-        obstacle = self._stepper.batch_obstacle(self._answering(sparse=True))
+        return self.obstacle_together("answer")
+
+    def obstacle_together(self, sparse_from: SparseFrom) -> str | None:
+        """The same for answers that attend in this way."""
+        obstacle = self._stepper.batch_obstacle(self._answering(sparse=sparse_from != "never"))
         return None if obstacle is None else f"answers decode one after the other: {obstacle}"
+
+    @property
+    def forks_share(self) -> bool:
+        """Whether forks take memory only for their own tokens, and their answers decode together."""
+        return shares_memory(self.cache.placement) and self.batch_reason is None
 
     @property
     def keeps_documents(self) -> bool:

@@ -348,8 +348,8 @@ class TritonBackend:
                 scratch.parts, scratch.rest, cache.values, cache.value_sum, cache.length, out, lse,
                 scratch.attended, sinks_at, places, *cache.values.stride()[:3], *out.stride()[:3],
                 settings.budget, HEADS=kv_heads, GROUP=group, NEW=new, NEW_PAD=new_pad, D_V=dim_v,
-                D_V_PAD=dim_v_pad, SPLITS=splits, SPLITS_PAD=next_power(splits), MASS=mass, CHAINED=chained, BOUND=bound,
-                SINKS=learned, APART=apart, num_warps=MERGE_WARPS, **chain,
+                D_V_PAD=dim_v_pad, SPLITS=splits, SPLITS_PAD=next_power(splits), MASS=mass, CHAINED=chained,
+                BOUND=bound, SINKS=learned, APART=apart, num_warps=MERGE_WARPS, **chain,
             )  # fmt: skip
         if tally is not None:
             tally_kernel[(pairs, new)](
