@@ -50,6 +50,8 @@ STACK_LIMIT = {
     "banded_kernel": 8,
     "plane_product_kernel": 32,
     "sparse_prefill_kernel": 40,
+    "attend_once_kernel": 16,
+    "merge_kernel": 8,
 }
 # Bytes of shared memory available to a program.
 SHARED_LIMIT = {80: 166912, 90: 232448, 120: 101376}

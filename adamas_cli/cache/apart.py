@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 from weakref import ref
 
@@ -28,6 +28,7 @@ from adamas_cli.cache.mode import Mode
 from adamas_cli.cache.sliding import SlidingLayer
 from adamas_cli.cache.tally import Tally
 
+ROOM_AHEAD = 64  # tokens: asking every layer for room takes a while
 SPARE_TOKENS = 16  # room of the sequence in unused rows; each pass overwrites its first token
 
 
@@ -105,6 +106,33 @@ class ApartLayer(Layer, CacheLayerMixin):
         return -1
 
 
+@dataclass(eq=False)
+class OneOfMany:
+    """A sequence that takes steps with others. tokens: including those that its cache does not count yet."""
+
+    cache: KVCache
+    mode: Mode
+    tokens: int
+
+    def make_room(self) -> int:
+        """Changes: the cache counts all tokens and has room for the next ones; returns how many of those."""
+        self.settle()
+        room = max(1, min(ROOM_AHEAD, self.cache.capacity - self.tokens))
+        self.cache.make_room(room)
+        return self.tokens + room
+
+    def settle(self) -> None:
+        """Changes: the cache counts all tokens, on the host."""
+        if uncounted := self.tokens - self.cache.get_seq_length():
+            self.cache.count(uncounted, self.mode)
+
+    def retract(self) -> None:
+        """Changes: the last token has never come."""
+        self.settle()
+        self.tokens -= 1
+        self.cache.truncate(self.tokens)
+
+
 class CachesApart(KVCache):
     """The caches of up to `size` sequences. mode: of all of them, with the tally of the unused rows, if there
     is one. like: a cache of such a sequence. room: maximum tokens that fit any of them.
@@ -122,7 +150,7 @@ class CachesApart(KVCache):
         shape = len(like.kept), size + 1, len(APART_FIELDS)
         self._places = torch.zeros(shape, dtype=torch.int64, device=device)
         self._present = torch.zeros(size, dtype=torch.int32, device=device)
-        self._seated: list[tuple[object, ...]] | None = None
+        self._seated: list[tuple[object, int, int]] | None = None
         layers = [
             ApartLayer(spare, self, places, shares=size > 1)
             for spare, places in zip(self._spare, self._places, strict=True)
@@ -131,31 +159,29 @@ class CachesApart(KVCache):
         self.tally = self.mode.tally
         self.seat([])
 
-    def seat(self, caches: Sequence[KVCache]) -> None:
+    def seat(self, sequences: Sequence[OneOfMany]) -> None:
         """Changes: the first rows are these sequences', each of which must have room for a token; the others
         are unused. Raises ValueError if one does not fit the others.
         """
-        root, common = common_root(caches)
-        seated = [
-            (
-                ref(cache),
-                cache.extent.version,
-                cache.get_seq_length(),
-                cache.root is not None and cache.root.id is root,
-            )
-            for cache in caches
-        ]
+        seated = _seated(sequences)
         if seated == self._seated:
             return
         self._seated = None
-        sharing = [shares for *_, shares in seated]
+        caches = [one.cache for one in sequences]
+        root, common = common_root(caches)
+        sharing = [cache.root is not None and cache.root.id is root for cache in caches]
         rows = [self._rows(index, caches, sharing, common) for index in range(len(self.kept))]
-        lengths = [cache.get_seq_length() for cache in caches]
         unused = self.size - len(caches)
         self._places.copy_(torch.tensor(rows))
-        self.extent.lengths.copy_(torch.tensor(lengths + [0] * unused))
+        self.extent.lengths.copy_(torch.tensor([one.tokens for one in sequences] + [0] * unused))
         self._present.copy_(torch.tensor([1] * len(caches) + [0] * unused))
         self._seated = seated
+
+    def count_step(self, sequences: Sequence[OneOfMany]) -> None:
+        """Changes: the sequences that were seated for a step have one more token."""
+        for one in sequences:
+            one.tokens += 1
+        self._seated = _seated(sequences)
 
     def _rows(
         self, index: int, caches: Sequence[KVCache], sharing: Sequence[bool], common: int
@@ -181,14 +207,10 @@ class CachesApart(KVCache):
         """Changes: each sequence has one more token, on the device."""
         self.extent.lengths += self._present
 
-    def count_all(self, caches: Sequence[KVCache], mode: Mode) -> None:
-        """Changes: the sequences that were seated for a step have one more token."""
-        for cache in caches:
-            cache.count(1, mode)
-        if self._seated is not None:
-            self._seated = [
-                (one, version, length + 1, shares) for one, version, length, shares in self._seated
-            ]
+
+def _seated(sequences: Sequence[OneOfMany]) -> list[tuple[object, int, int]]:
+    """What rows depend on. It keeps no cache alive."""
+    return [(ref(one), one.cache.extent.version, one.tokens) for one in sequences]
 
 
 def common_root(caches: Sequence[KVCache]) -> tuple[object | None, int]:

@@ -18,7 +18,7 @@ from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.mode import Mode
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.sampler import Drawn
-from adamas_cli.engine.steps.apart import Likeness, Row, StepsApart
+from adamas_cli.engine.steps.apart import Row, StepsApart
 from adamas_cli.engine.steps.compiled import CompiledSteps, Entry
 from adamas_cli.engine.steps.describe import NoCompiledFormError
 
@@ -27,25 +27,35 @@ NOTHING = torch.empty(0, dtype=torch.int64)
 
 
 class Together(Protocol):
-    """What takes a step for several seats."""
+    """What takes a step for several seats. ahead: whether the host does other work meanwhile."""
+
+    ahead: bool
+
+    def row(self, cache: KVCache, mode: Mode) -> Row | None:
+        """What it knows of a sequence between its steps."""
 
     def most(self, seat: Seat) -> int:
         """How many tokens of a seat a step should take, if it is the only one."""
 
     def joins(self, seat: Seat, other: Seat) -> bool:
-        """Whether a step can take the pending tokens of both."""
+        """Whether a step can take the tokens of both."""
 
     def step(self, seats: Sequence[Seat]) -> tuple[Tensor, Drawn | None]:
-        """Compute the pending tokens of these seats. The logits after each token, [n, vocabulary], valid
-        until the next step, and the greedy tokens with their logits, on the host, if the step gives them.
+        """Compute the pending tokens of these seats. The logits after each token, [n, vocabulary], and the
+        greedy tokens with their logits, if the step gives them.
         """
 
 
 class _Compiled:
     """Steps on a CPU, each of one or a few tokens of every seat."""
 
+    ahead = False
+
     def __init__(self, model: Model) -> None:
         self._steps = CompiledSteps(model, {layer.kind for layer in model.shape.by_layer})
+
+    def row(self, cache: KVCache, mode: Mode) -> None:
+        return None
 
     def most(self, seat: Seat) -> int:
         return self._steps.most(seat.cache)
@@ -54,24 +64,37 @@ class _Compiled:
         return True
 
     def step(self, seats: Sequence[Seat]) -> tuple[Tensor, Drawn | None]:
-        return self._steps.step(*(Entry(seat.cache, seat.left.tolist(), seat.mode) for seat in seats)), None
+        logits = self._steps.step(*(Entry(seat.cache, seat.left.tolist(), seat.mode) for seat in seats))
+        return logits.clone(), None
 
 
 class _Apart:
-    """Steps on a GPU, each of one token of every seat."""
+    """Steps by Triton's kernels, each of one token of every seat."""
+
+    ahead = True
 
     def __init__(self, model: Model, *, captures: bool) -> None:
         self._steps = StepsApart(model, captures=captures)
+
+    def row(self, cache: KVCache, mode: Mode) -> Row:
+        return Row(cache, mode)
 
     def most(self, seat: Seat) -> int:
         return 1
 
     def joins(self, seat: Seat, other: Seat) -> bool:
-        return Likeness.of(seat.cache, seat.mode) == Likeness.of(other.cache, other.mode)
+        return _row(seat).likeness == _row(other).likeness
 
     def step(self, seats: Sequence[Seat]) -> tuple[Tensor, Drawn | None]:
-        logits, drawn = self._steps.step([Row(seat.cache, seat.left, seat.mode) for seat in seats])
-        return logits, Drawn(*(x.cpu() for x in drawn))
+        rows = [_row(seat) for seat in seats]
+        for row, seat in zip(rows, seats, strict=True):
+            row.token = seat.left
+        return self._steps.step(rows)
+
+
+def _row(seat: Seat) -> Row:
+    assert seat.row is not None
+    return seat.row
 
 
 class Batch:
@@ -86,8 +109,11 @@ class Batch:
         self._together: Together | None = None
 
     def seat(self, cache: KVCache, mode: Mode) -> Seat:
-        """A place for an answer that attends in this mode."""
-        seat = Seat(self, cache, mode)
+        """A place for an answer that attends in this mode. Raises NoCompiledFormError if nothing takes steps
+        of several answers.
+        """
+        steps = self._steps()
+        seat = Seat(self, cache, mode, steps.row(cache, mode), ahead=steps.ahead)
         self._seats.append(seat)
         return seat
 
@@ -114,7 +140,7 @@ class Batch:
 
     def most(self, seat: Seat) -> int:
         """How many tokens of a seat a step should take, so that every answer fits."""
-        return self._together.most(seat) if self._together and len(self._seats) == 1 else 1
+        return self._steps().most(seat) if len(self._seats) == 1 else 1
 
     def leave(self, seat: Seat) -> None:
         """An answer ends; its pending tokens are dropped."""
@@ -122,50 +148,77 @@ class Batch:
             self._seats.remove(seat)
 
     def step(self, first: Seat) -> None:
-        """Compute the pending tokens of this seat, and those of others as far as they fit in one step."""
+        """Compute the pending tokens of this seat, and those of others as far as they fit in one step. Tokens
+        that others are expected to begin with are computed too.
+        """
         steps = self._steps()
         together, room = [first], LARGEST_STEP - len(first.left)
         for seat in self._seats:
-            if seat is not first and 0 < len(seat.left) <= room and steps.joins(first, seat):
+            if seat is not first and 0 < len(seat.next) <= room and steps.joins(first, seat):
                 together.append(seat)
-                room -= len(seat.left)
+                room -= len(seat.next)
         together.sort(key=self._seats.index)  # usually those of the previous step, whose records exist
-        together.sort(key=lambda seat: -len(seat.left))
+        together.sort(key=lambda seat: -len(seat.next))
         for seat in together:
             seat.whole = False
+            seat.guess()
         logits, drawn = steps.step(together)
         self.steps, self.rows = self.steps + 1, self.rows + len(logits)
         sizes = [len(seat.left) for seat in together]
         each: Sequence[Drawn | None] = [None] * len(together)
         if drawn is not None:
             each = [Drawn(*one) for one in zip(*(x.split(1) for x in drawn), strict=True)]
-        for seat, its, greedy in zip(together, logits.clone().split(sizes), each, strict=True):
+        for seat, its, greedy in zip(together, logits.split(sizes), each, strict=True):
             seat.took(its, greedy, alone=len(together) == 1)
 
 
 class Seat:
     """One answer's place in a batch; see `Passes`.
 
-    left: pending tokens, int64 [n]. whole: whether its cache is consistent; an interrupted step that another
-    answer requested may break it. alone: whether its last step served no other answer.
+    left: pending tokens, int64 [n]. row: what steps know of its sequence. whole: whether its cache is
+    consistent; an interrupted step that another answer requested may break it. alone: whether its last step
+    served no other answer.
     """
 
-    ahead = False
-
-    def __init__(self, batch: Batch, cache: KVCache, mode: Mode) -> None:
-        self.cache, self.mode = cache, mode
+    def __init__(self, batch: Batch, cache: KVCache, mode: Mode, row: Row | None, *, ahead: bool) -> None:
+        self.cache, self.mode, self.row, self.ahead = cache, mode, row, ahead
         self.left = NOTHING
         self.whole = self.alone = True
         self._batch = batch
+        self._likeliest = False
+        self._expected = NOTHING
+        self._guessed: Tensor | None = None  # the expected token, if it was computed before it was begun
         self._taken: tuple[Tensor, Drawn | None] | None = None
+
+    @property
+    def next(self) -> Tensor:
+        """The tokens that a step should take, int64 [n]: pending ones, else the expected one."""
+        return self.left if len(self.left) else self._expected
 
     @property
     def most(self) -> int:
         """See `Passes.most`."""
         return self._batch.most(self)
 
-    def begin(self, tokens: Tensor) -> None:
+    def expect(self, token: Tensor) -> None:
+        """See `Passes.expect`."""
+        self._expected = token
+
+    def guess(self) -> None:
+        """A step begins: without pending tokens it takes the expected one."""
+        if not len(self.left):
+            self.left = self._guessed = self._expected
+        self._expected = NOTHING
+
+    def begin(self, tokens: Tensor, *, likeliest: bool = False) -> None:
         """See `Passes.begin`."""
+        guessed, self._guessed, self._expected = self._guessed, None, NOTHING
+        self._likeliest = likeliest
+        if guessed is tokens:
+            self._expect_likeliest()
+            return
+        if guessed is not None:
+            self._drop()
         self.left = tokens
 
     def finish(self) -> tuple[Tensor, Drawn | None]:
@@ -179,8 +232,26 @@ class Seat:
     def leave(self) -> None:
         """See `Passes.leave`."""
         self._batch.leave(self)
-        self.cache.tell_length()
+        if self._guessed is not None and self._taken is not None:
+            self._drop()
+        if self.row is not None:
+            self.row.settle()
+            self.cache.tell_length()
 
     def took(self, logits: Tensor, greedy: Drawn | None, *, alone: bool) -> None:
         """The pending tokens are computed."""
         self.left, self._taken, self.whole, self.alone = NOTHING, (logits, greedy), True, alone
+        if self._guessed is None:
+            self._expect_likeliest()
+
+    def _expect_likeliest(self) -> None:
+        """Expect what is the likeliest token after the last step, if the answer goes on with that."""
+        greedy = None if self._taken is None else self._taken[1]
+        if self.ahead and self._likeliest and greedy is not None:
+            self._expected = greedy.token
+
+    def _drop(self) -> None:
+        """Forget a token that was computed although it is not said."""
+        self._taken = None
+        if self.row is not None:
+            self.row.retract()

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from adamas_cli.models import LoadedModel
 
 REHEARSED_FROM = 2048  # tokens of a document
+MEMORY_EVERY = 16  # tokens: asking a GPU for its memory takes a while
 RECENT = 2  # states of the last answers to return to: before the last question, and before its answer
 
 log = logging.getLogger(__name__)
@@ -498,7 +499,7 @@ class Timeline:
     ) -> Generator[Token | Done]:
         prompt = self.length
         budget = mode.sparse.settings.budget if mode.sparse else prompt + max_tokens
-        count, reason = 0, "length"
+        count, reason, memory = 0, "length", 0
         first = last = prefilled
         forced: deque[int] = deque()
         passes, sampler = self._passes(mode), Sampler(sampling, self.model.device)
@@ -517,8 +518,9 @@ class Timeline:
                 if count + 1 < max_tokens:
                     saying.feed(max_tokens - count - 1)
                 try:
-                    memory, likelihood = peak_memory(self.model.device), sampler.likelihood()
-                    yield Token(value, count, context, attended, last - first, memory, likelihood)
+                    if count % MEMORY_EVERY == 0:
+                        memory = peak_memory(self.model.device)
+                    yield Token(value, count, context, attended, last - first, memory, sampler.likelihood())
                 except GeneratorExit:
                     saying.end(prompt + count)
                     raise

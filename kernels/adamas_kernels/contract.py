@@ -201,6 +201,7 @@ class LayerCache:
 # What is known of each sequence of an ApartCache: where its buffers begin, in numbers of the buffer's type
 # after those of the cache they are `like`; the tokens that fit its codes (or its ring) and its tally; and how
 # many of its first tokens full attention leaves to one pass for all sequences that share them.
+APART_UNIT = 16  # numbers: the unit of places of keys, values and their sums
 APART_FIELDS = (
     "keys", "values", "value_sum", "codes", "scales", "mean", "edge", "balance", "noise",
     "tally", "room", "tally_room", "skipped",
@@ -269,13 +270,13 @@ def place_of(like: AnyCache, cache: AnyCache, tally: tuple[Tensor, Tensor] | Non
     ValueError if the cache does not fit.
     """
     found = {
-        "keys": _apart(like.keys, cache.keys, like.keys.stride()[1:]),
-        "values": _apart(like.values, cache.values, like.values.stride()[1:]),
+        "keys": _units_apart(like.keys, cache.keys),
+        "values": _units_apart(like.values, cache.values),
         "room": cache.capacity,
         "skipped": skipped,
     }
     if like.value_sum is not None and cache.value_sum is not None:
-        found["value_sum"] = _apart(like.value_sum, cache.value_sum)
+        found["value_sum"] = _units_apart(like.value_sum, cache.value_sum)
     if isinstance(like, LayerCache) and isinstance(cache, LayerCache):
         found |= {name: _apart(getattr(like, name), getattr(cache, name)) for name in ("codes", "scales")}
         books = vars(like.codebook), vars(cache.codebook)
@@ -287,13 +288,19 @@ def place_of(like: AnyCache, cache: AnyCache, tally: tuple[Tensor, Tensor] | Non
     return [found.get(name, 0) for name in APART_FIELDS]
 
 
-def _apart(like: Tensor, other: Tensor, strides: tuple[int, ...] | None = None) -> int:
+def _apart(like: Tensor, other: Tensor) -> int:
     """How many numbers after one buffer another begins."""
     apart, rest = divmod(other.data_ptr() - like.data_ptr(), like.element_size())
-    if other.dtype != like.dtype or rest or (strides is not None and other.stride()[1:] != strides):
-        raise ValueError(
-            f"a buffer {tuple(other.shape)} of {other.dtype} lies otherwise than those of the batch"
-        )
+    if other.dtype != like.dtype or rest:
+        raise ValueError(f"a buffer of {other.dtype} lies otherwise than those of its batch")
+    return apart
+
+
+def _units_apart(like: Tensor, other: Tensor) -> int:
+    """The same in units of APART_UNIT, for buffers that differ only in the number of tokens."""
+    apart, rest = divmod(_apart(like, other), APART_UNIT)
+    if rest or other.stride()[1:] != like.stride()[1:]:
+        raise ValueError(f"a buffer with strides {other.stride()} lies otherwise than those of its batch")
     return apart
 
 

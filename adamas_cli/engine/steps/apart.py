@@ -16,7 +16,7 @@ import torch
 from adamas_kernels.contract import LARGEST_STEP
 from torch import Tensor
 
-from adamas_cli.cache.apart import CachesApart, apart_obstacle
+from adamas_cli.cache.apart import CachesApart, OneOfMany, apart_obstacle
 from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.full import FullLayer
 from adamas_cli.cache.mode import Mode, Sparse
@@ -27,14 +27,6 @@ from adamas_cli.engine.steps.captured import HOST_ROPE, left_as_they_were
 ROWS = (1, 2, 4, 8, LARGEST_STEP)  # of a pass; the last ones may be unused
 
 log = logging.getLogger(__name__)
-
-
-class Row(NamedTuple):
-    """A sequence and its next token, int64 [1]."""
-
-    cache: KVCache
-    token: Tensor
-    mode: Mode
 
 
 def rows_obstacle(model: Model, cache: KVCache, sparse: Sparse | None) -> str | None:
@@ -65,6 +57,18 @@ class Likeness(NamedTuple):
         return cls(mode.sparse, mode.tally is not None, tuple(coded), cache.extent.reach)
 
 
+class Row(OneOfMany):
+    """A sequence as one row of a step. token: the next one, int64 [1]. room: tokens that its cache has room
+    for.
+    """
+
+    def __init__(self, cache: KVCache, mode: Mode) -> None:
+        super().__init__(cache, mode, cache.get_seq_length())
+        self.likeness = Likeness.of(cache, mode)
+        self.room = 0
+        self.token: Tensor
+
+
 @dataclass
 class _Pass:
     """A pass of some number of rows, captured if there is a graph. tokens: int64 [rows]; logits [rows, V] and
@@ -90,39 +94,37 @@ class StepsApart:
         self._passes: dict[tuple[Likeness, int], _Pass] = {}
 
     def step(self, rows: Sequence[Row]) -> tuple[Tensor, Drawn]:
-        """Append a token to each sequence, at most LARGEST_STEP, which attend alike (`Likeness`). Returns the
-        logits after each, [n, vocabulary], valid until the next step, and the greedy tokens, int64 [n], with
-        their logits.
+        """Append a token, int64 [1], to each sequence, at most LARGEST_STEP, which attend alike. Returns the
+        logits after each, [n, vocabulary], and the greedy tokens, int64 [n], with their logits.
         """
         for row in rows:
-            row.cache.make_room(1)
-        taken, mode = self._pass(rows), rows[0].mode
-        caches = [row.cache for row in rows]
-        taken.caches.seat(caches)
+            if row.tokens >= row.room:
+                row.room = row.make_room()
+        taken = self._pass(rows)
+        taken.caches.seat(rows)
         taken.tokens[: len(rows)] = _side_by_side([row.token for row in rows])
         if taken.graph is not None:
             taken.graph.replay()
         else:
             self._run(taken)
-        taken.caches.count_all(caches, mode)
+        taken.caches.count_step(rows)
         assert taken.logits is not None
         assert taken.drawn is not None
-        return taken.logits[: len(rows)], Drawn(*(x[: len(rows)] for x in taken.drawn))
+        return taken.logits[: len(rows)].clone(), Drawn(*(x[: len(rows)].clone() for x in taken.drawn))
 
     def _pass(self, rows: Sequence[Row]) -> _Pass:
         """The pass for these sequences, captured at its first use."""
-        like, mode = rows[0].cache, rows[0].mode
+        first = rows[0]
         size = next(size for size in ROWS if size >= len(rows))
-        key = Likeness.of(like, mode), size
         room = max(row.cache.capacity for row in rows)
-        known = self._passes.get(key)
+        known = self._passes.get((first.likeness, size))
         if known is None or known.caches.room < room:
-            self._passes.pop(key, None)
-            caches = CachesApart(like, mode, size, 1 << (room - 1).bit_length())
+            self._passes.pop((first.likeness, size), None)
+            caches = CachesApart(first.cache, first.mode, size, 1 << (room - 1).bit_length())
             known = _Pass(caches, torch.zeros(size, dtype=torch.int64, device=self._model.device))
             if self._captures:
                 self._capture(known)
-            self._passes[key] = known
+            self._passes[first.likeness, size] = known
         return known
 
     def _capture(self, one: _Pass) -> None:

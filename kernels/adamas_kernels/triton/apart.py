@@ -5,13 +5,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from adamas_kernels.contract import APART_FIELDS
+from adamas_kernels.contract import APART_FIELDS, APART_UNIT
 
 KEYS, VALUES, VALUE_SUM, CODES, SCALES, MEAN, EDGE, BALANCE, NOISE, TALLY, ROOM, TALLY_ROOM, SKIPPED = (
     tl.constexpr(index) for index in range(len(APART_FIELDS))
 )
 FIELDS = tl.constexpr(len(APART_FIELDS))
-ALIGNED = tl.constexpr(8)  # numbers: buffers of keys and values begin at multiples of this many, or more
+ROW_UNIT = tl.constexpr(APART_UNIT)
 
 
 @triton.jit
@@ -30,8 +30,10 @@ def start_of(ptr, apart_ptr, batch, stride, FIELD: tl.constexpr, APART: tl.const
 
 @triton.jit
 def start_of_rows(ptr, apart_ptr, batch, stride, FIELD: tl.constexpr, APART: tl.constexpr):
-    """The same for keys or values, which are loaded several numbers at a time."""
-    return ptr + (tl.multiple_of(fact_of(apart_ptr, batch, FIELD), ALIGNED) if APART else batch * stride)
+    """The same for keys, values and their sums, which are loaded several numbers at a time: the compiler must
+    see that they are aligned.
+    """
+    return ptr + (fact_of(apart_ptr, batch, FIELD) * ROW_UNIT if APART else batch * stride)
 
 
 @triton.jit

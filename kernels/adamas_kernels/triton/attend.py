@@ -184,7 +184,7 @@ def attend_once_kernel(
     more_near: tl.constexpr = min(EXTRAS_HELD.value, NEAR)
     keys = start_of_rows(keys_ptr, apart_ptr, batch, keys_b, KEYS, APART) + kv_head * keys_h
     values = start_of_rows(values_ptr, apart_ptr, batch, values_b, VALUES, APART) + kv_head * values_h
-    value_sum = start_of(value_sum_ptr, apart_ptr, batch, HEADS * D_V, VALUE_SUM, APART) + kv_head * D_V
+    value_sum = start_of_rows(value_sum_ptr, apart_ptr, batch, HEADS * D_V, VALUE_SUM, APART) + kv_head * D_V
     codes, scale, codes_w = codes_of_head(
         codes_ptr, scale_ptr, apart_ptr, batch, kv_head, codes_b, codes_h, codes_w, scale_b, scale_h, P, APART
     )
@@ -357,7 +357,7 @@ def merge_kernel(
     mass, top = tl.load(rest_ptr + 2 * row), tl.load(rest_ptr + 2 * row + 1)
     value_total = sum_of_values(
         start_of_rows(values_ptr, apart_ptr, batch, values_b, VALUES, APART) + kv_head * values_h, values_n,
-        start_of(value_sum_ptr, apart_ptr, batch, HEADS * D_V, VALUE_SUM, APART) + kv_head * D_V,
+        start_of_rows(value_sum_ptr, apart_ptr, batch, HEADS * D_V, VALUE_SUM, APART) + kv_head * D_V,
         own, new, column, NEW, NEW_PAD, D_V, MASS,
     )  # fmt: skip
     tops = tl.load(part, mask=real, other=LOWEST)

@@ -26,7 +26,6 @@ from adamas_kernels.triton.apart import (
     VALUE_SUM,
     VALUES,
     fact_of,
-    start_of,
     start_of_rows,
 )
 from adamas_kernels.triton.coding import LOWEST
@@ -135,7 +134,11 @@ def dense_kernel(
     weighted = tl.zeros((ROWS, D_V_PAD), tl.float32)
     if split == 0:
         key, value = key_ptr + batch * key_b + head * key_h, value_ptr + batch * value_b + head * value_h
-        total = start_of(value_sum_ptr, apart_ptr, batch, HEADS * D_V, VALUE_SUM, APART) + head * D_V + column
+        total = (
+            start_of_rows(value_sum_ptr, apart_ptr, batch, HEADS * D_V, VALUE_SUM, APART)
+            + head * D_V
+            + column
+        )
         if NEW == 1:
             k = tl.load(key + dim, mask=dim < D, other=0.0).to(keys_ptr.dtype.element_ty)
             v = tl.load(value + column, mask=column < D_V, other=0.0).to(values_ptr.dtype.element_ty)

@@ -176,7 +176,7 @@ def enter_kernel(
             start_of_rows(keys_ptr, apart_ptr, batch, keys_b, KEYS, APART) + part * keys_h,
             start_of_rows(values_ptr, apart_ptr, batch, values_b, VALUES, APART) + part * values_h,
             codes, scale,
-            start_of(value_sum_ptr, apart_ptr, batch, HEADS * D_V, VALUE_SUM, APART) + part * D_V,
+            start_of_rows(value_sum_ptr, apart_ptr, batch, HEADS * D_V, VALUE_SUM, APART) + part * D_V,
             mean + part * P, start_of(edge_ptr, apart_ptr, batch, HEADS, EDGE_FIELD, APART) + part,
             balance + part * P,
             key_n, value_n, keys_n, values_n, word_step, codes_n,
