@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from itertools import chain
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,11 +28,12 @@ from transformers import (
 )
 
 from adamas_cli.cache.apart import common_root
-from adamas_cli.cache.mode import Sparse
+from adamas_cli.cache.mode import Mode, Sparse
 from adamas_cli.cache.placement import Paged
 from adamas_cli.engine.attention import AttentionSettings
-from adamas_cli.engine.batch import Batch
+from adamas_cli.engine.batch import Batch, Seat
 from adamas_cli.engine.model import Model
+from adamas_cli.engine.sampler import Drawn
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.timeline import Timeline
 
@@ -149,6 +151,65 @@ def test_what_forks_share_ends_where_one_is_cut(loaded):
     document.rewind(document._states[0])
     list(document.sync(numbers(50, seed=9)))
     assert common_root([document.fork().cache, other.cache]) == (None, 0)
+
+
+class Fed:
+    """A row that notes the tokens of its sequence."""
+
+    def __init__(self, *unused) -> None:
+        self.tokens: list[int] = []
+        self.settled: list[int] | None = None
+
+    def retract(self) -> None:
+        self.tokens.pop()
+
+    def settle(self) -> None:
+        self.settled = list(self.tokens)
+
+
+class Counting:
+    """Steps after which the next number is the likeliest token."""
+
+    ahead, row = True, Fed
+
+    def joins(self, seat: Seat, other: Seat) -> bool:
+        return True
+
+    def step(self, seats):
+        tokens = torch.cat([seat.left for seat in seats])
+        for seat in seats:
+            seat.row.tokens.append(int(seat.left))
+        return torch.zeros(len(tokens), 1), Drawn(tokens + 1, torch.ones(len(tokens)))
+
+
+def test_a_step_takes_tokens_that_are_expected():
+    """So that a GPU has all answers' next step before the host has seen their tokens."""
+    batch = Batch(SimpleNamespace(dense=None))
+    batch._together = Counting()
+    one, other = (batch.seat(SimpleNamespace(tell_length=lambda: None), Mode()) for _ in range(2))
+
+    def go_on(seat: Seat, drawn: Drawn, *, likeliest: bool = True) -> Drawn:
+        seat.begin(drawn.token, likeliest=likeliest)
+        return seat.finish()[1]
+
+    for seat, first in ((one, 10), (other, 20)):
+        seat.begin(torch.tensor([first]), likeliest=True)
+    ones = go_on(one, one.finish()[1])
+    assert (batch.steps, batch.rows) == (
+        2,
+        4,
+    )  # the second step has what comes after 20, which nobody has seen
+    others = go_on(other, other.finish()[1])
+    assert (int(ones.token), int(others.token), batch.steps) == (12, 22, 2)
+    ones = go_on(one, ones)
+    others = go_on(other, Drawn(torch.tensor([99]), torch.ones(1)))  # another token than expected
+    assert int(others.token) == 100
+    assert other.row.tokens == [20, 21, 99]
+    go_on(one, ones, likeliest=False)
+    for seat in (one, other):
+        seat.leave()
+    assert one.row.settled == [10, 11, 12, 13]
+    assert other.row.settled == [20, 21, 99]  # without 100, which was expected too
 
 
 @pytest.mark.gpu

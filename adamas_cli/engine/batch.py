@@ -7,6 +7,7 @@ together, and an answer may start or end at any time.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -34,6 +35,9 @@ class Together(Protocol):
     def row(self, cache: KVCache, mode: Mode) -> Row | None:
         """What it knows of a sequence between its steps."""
 
+    def prepare(self, cache: KVCache, mode: Mode) -> None:
+        """Do what takes long before the first step of an answer that is alone."""
+
     def most(self, seat: Seat) -> int:
         """How many tokens of a seat a step should take, if it is the only one."""
 
@@ -57,6 +61,9 @@ class _Compiled:
     def row(self, cache: KVCache, mode: Mode) -> None:
         return None
 
+    def prepare(self, cache: KVCache, mode: Mode) -> None:
+        pass
+
     def most(self, seat: Seat) -> int:
         return self._steps.most(seat.cache)
 
@@ -78,6 +85,9 @@ class _Apart:
 
     def row(self, cache: KVCache, mode: Mode) -> Row:
         return Row(cache, mode)
+
+    def prepare(self, cache: KVCache, mode: Mode) -> None:
+        self._steps.prepare(Row(cache, mode))
 
     def most(self, seat: Seat) -> int:
         return 1
@@ -116,6 +126,10 @@ class Batch:
         seat = Seat(self, cache, mode, steps.row(cache, mode), ahead=steps.ahead)
         self._seats.append(seat)
         return seat
+
+    def prepare(self, cache: KVCache, mode: Mode) -> None:
+        """Have the step of an answer that is alone compiled and captured, before the first one."""
+        self._steps().prepare(cache, mode)
 
     @property
     def reason(self) -> str | None:
@@ -188,7 +202,7 @@ class Seat:
         self._likeliest = False
         self._expected = NOTHING
         self._guessed: Tensor | None = None  # the expected token, if it was computed before it was begun
-        self._taken: tuple[Tensor, Drawn | None] | None = None
+        self._taken: deque[tuple[Tensor, Drawn | None]] = deque()  # results that nobody has asked for
 
     @property
     def next(self) -> Tensor:
@@ -225,14 +239,13 @@ class Seat:
         """See `Passes.finish`."""
         if len(self.left):
             self._batch.step(self)
-        taken, self._taken = self._taken, None
-        assert taken is not None, "nothing was begun"
-        return taken
+        assert self._taken, "nothing was begun"
+        return self._taken.popleft()
 
     def leave(self) -> None:
         """See `Passes.leave`."""
         self._batch.leave(self)
-        if self._guessed is not None and self._taken is not None:
+        if self._guessed is not None and self._taken:
             self._drop()
         if self.row is not None:
             self.row.settle()
@@ -240,18 +253,19 @@ class Seat:
 
     def took(self, logits: Tensor, greedy: Drawn | None, *, alone: bool) -> None:
         """The pending tokens are computed."""
-        self.left, self._taken, self.whole, self.alone = NOTHING, (logits, greedy), True, alone
+        self.left, self.whole, self.alone = NOTHING, True, alone
+        self._taken.append((logits, greedy))
         if self._guessed is None:
             self._expect_likeliest()
 
     def _expect_likeliest(self) -> None:
         """Expect what is the likeliest token after the last step, if the answer goes on with that."""
-        greedy = None if self._taken is None else self._taken[1]
+        _, greedy = self._taken[-1]
         if self.ahead and self._likeliest and greedy is not None:
             self._expected = greedy.token
 
     def _drop(self) -> None:
         """Forget a token that was computed although it is not said."""
-        self._taken = None
+        self._taken.pop()
         if self.row is not None:
             self.row.retract()

@@ -360,6 +360,9 @@ class Timeline:
             return
         mark, mode = self.cache.mark(), self._answering(sparse=True)
         self.cache.begin_answer(mode)
+        if self.batch is not None and self._stepper.batch_obstacle(mode) is None:
+            self.batch.prepare(self.cache, mode)
+            return
         try:
             self._stepper.step(torch.tensor([token], device=self.model.device), mode)
         finally:

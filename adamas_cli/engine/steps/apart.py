@@ -112,6 +112,10 @@ class StepsApart:
         assert taken.drawn is not None
         return taken.logits[: len(rows)].clone(), Drawn(*(x[: len(rows)].clone() for x in taken.drawn))
 
+    def prepare(self, row: Row) -> None:
+        """Have the pass of a sequence alone compiled and captured."""
+        self._pass([row])
+
     def _pass(self, rows: Sequence[Row]) -> _Pass:
         """The pass for these sequences, captured at its first use."""
         first = rows[0]
