@@ -47,7 +47,7 @@ def _packs(layer: FullLayer) -> bool:
 
 
 class ApartLayer(Layer, CacheLayerMixin):
-    """One layer of several sequences. spare: the sequence in unused rows, to which all others are compared."""
+    """One layer of several sequences. spare: that of unused rows, to which all others are compared."""
 
     is_sliding = False
 

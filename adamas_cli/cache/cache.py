@@ -31,7 +31,7 @@ from adamas_cli.settings import DENSE_LAYERS
 
 @dataclass(frozen=True)
 class Root:
-    """Forks whose roots have the same id have the same first tokens: as many as the smaller of them counts."""
+    """Forks whose roots have the same id have the same first tokens, as many as the smaller root counts."""
 
     id: object
     tokens: int
