@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from adamas_kernels.contract import APART_FIELDS, AnyCache, ApartCache, StepsApart, place_of
@@ -146,17 +146,19 @@ class CachesApart(KVCache):
         alone = Extent(torch.zeros(1, dtype=torch.int32, device=device))
         self.size, self.room = size, room
         self.mode = replace(mode, tally=None if mode.tally is None else Tally(SPARE_TOKENS, device))
-        self._spare = [layer.spare(alone, SPARE_TOKENS) for layer in like.kept]
         shape = len(like.kept), size + 1, len(APART_FIELDS)
         self._places = torch.zeros(shape, dtype=torch.int64, device=device)
         self._present = torch.zeros(size, dtype=torch.int32, device=device)
         self._seated: list[tuple[object, int, int]] | None = None
-        layers = [
+        self._known: WeakKeyDictionary[OneOfMany, tuple[int, list[list[int]]]] = WeakKeyDictionary()
+        spares = [layer.spare(alone, SPARE_TOKENS) for layer in like.kept]
+        self._own = [
             ApartLayer(spare, self, places, shares=size > 1)
-            for spare, places in zip(self._spare, self._places, strict=True)
+            for spare, places in zip(spares, self._places, strict=True)
         ]
-        super().__init__(layers, extent, like.placement, None)
+        super().__init__(self._own, extent, like.placement, None)
         self.tally = self.mode.tally
+        self._spare_places = self._found(None, spares)
         self.seat([])
 
     def seat(self, sequences: Sequence[OneOfMany]) -> None:
@@ -170,7 +172,7 @@ class CachesApart(KVCache):
         caches = [one.cache for one in sequences]
         root, common = common_root(caches)
         sharing = [cache.root is not None and cache.root.id is root for cache in caches]
-        rows = [self._rows(index, caches, sharing, common) for index in range(len(self.kept))]
+        rows = self._rows(sequences, sharing, common)
         unused = self.size - len(caches)
         self._places.copy_(torch.tensor(rows))
         self.extent.lengths.copy_(torch.tensor([one.tokens for one in sequences] + [0] * unused))
@@ -184,18 +186,33 @@ class CachesApart(KVCache):
         self._seated = _seated(sequences)
 
     def _rows(
-        self, index: int, caches: Sequence[KVCache], sharing: Sequence[bool], common: int
-    ) -> list[list[int]]:
-        """The places of one layer."""
-        layer = self.kept[index]
-        assert isinstance(layer, ApartLayer)
-        spare = place_of(layer.like, layer.like, self._tallies(None), 0)
-        rows = [
-            place_of(layer.like, layer.buffers(cache.kept[index]), self._tallies(cache), common * shares)
-            for cache, shares in zip(caches, sharing, strict=True)
+        self, sequences: Sequence[OneOfMany], sharing: Sequence[bool], common: int
+    ) -> list[list[list[int]]]:
+        """The places of each layer, see `ApartCache`."""
+        spare = self._spare_places
+        each = [self._places_of(one) for one in sequences]
+        first = next((places for places, shares in zip(each, sharing, strict=True) if shares), spare)
+        skipped = [common * shares for shares in sharing] + [0] * (self.size - len(each)) + [common]
+        each += [spare] * (self.size - len(each)) + [first]
+        return [
+            [[*places[index], skip] for places, skip in zip(each, skipped, strict=True)]
+            for index in range(len(self.kept))
         ]
-        first = next((row for row, shares in zip(rows, sharing, strict=True) if shares), spare)
-        return [*rows, *[spare] * (self.size - len(rows)), first]
+
+    def _places_of(self, one: OneOfMany) -> list[list[int]]:
+        """The places of a sequence in each layer, as long as it stays where it is."""
+        version, places = self._known.get(one, (None, []))
+        if version != one.cache.extent.version:
+            places = self._found(one.cache, one.cache.kept)
+            self._known[one] = one.cache.extent.version, places
+        return places
+
+    def _found(self, cache: KVCache | None, layers: Sequence[Layer]) -> list[list[int]]:
+        tallies = self._tallies(cache)
+        return [
+            place_of(own.like, own.buffers(layer), tallies)
+            for own, layer in zip(self._own, layers, strict=True)
+        ]
 
     def _tallies(self, cache: KVCache | None) -> tuple[Tensor, Tensor] | None:
         if self.tally is None:

@@ -33,7 +33,7 @@ from adamas_cli.cache.layer import FULL, Layer
 from adamas_cli.cache.means import Means
 from adamas_cli.cache.mode import Mode, Sparse, SparseReading
 from adamas_cli.cache.names import STREAMS
-from adamas_cli.cache.placement import Placement
+from adamas_cli.cache.placement import Allocated, Placement
 
 QUERY_STRIDE = 8  # one query in this many is sampled for the mean square of coordinates
 
@@ -363,6 +363,7 @@ class FullLayer(Layer, CacheLayerMixin):
     def spare(self, extent: Extent, tokens: int) -> FullLayer:
         """See `Layer.spare`."""
         other = self.empty_fork(extent)
+        other._placement = Allocated(tokens_first=self._placement.tokens_first)  # less than pages of its own
         other.capacity = tokens
         other.lazy_initialization(self.stored_keys[:, :, :0], self.stored_values[:, :, :0])
         if other.codes is not None and self.codes is not None:

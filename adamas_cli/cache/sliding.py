@@ -20,7 +20,7 @@ from adamas_cli.cache.growing import TokenBuffer
 from adamas_cli.cache.layer import SLIDING, Layer
 from adamas_cli.cache.mode import Mode
 from adamas_cli.cache.names import STREAMS
-from adamas_cli.cache.placement import Placement
+from adamas_cli.cache.placement import Allocated, Placement
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,8 @@ class SlidingLayer(Layer, CacheLayerMixin):
 
     def spare(self, extent: Extent, tokens: int) -> SlidingLayer:
         """See `Layer.spare`."""
-        other = SlidingLayer(self.window, extent, self._placement)
+        placement = Allocated(tokens_first=self._placement.tokens_first)
+        other = SlidingLayer(self.window, extent, placement)
         other.reserve(tokens, 0)
         other.lazy_initialization(*(ring[:, :, :0] for ring in self.rings))
         for ring in other.rings:

@@ -265,15 +265,14 @@ class ApartCache:
         return self.like
 
 
-def place_of(like: AnyCache, cache: AnyCache, tally: tuple[Tensor, Tensor] | None, skipped: int) -> list[int]:
-    """A row of `ApartCache.places`. tally: of `like` and of the sequence, float32 [1, 2, C]. Raises
-    ValueError if the cache does not fit.
+def place_of(like: AnyCache, cache: AnyCache, tally: tuple[Tensor, Tensor] | None) -> list[int]:
+    """A row of `ApartCache.places` without its last number, `skipped`. tally: of `like` and of the sequence,
+    float32 [1, 2, C]. Raises ValueError if the cache does not fit.
     """
     found = {
         "keys": _units_apart(like.keys, cache.keys),
         "values": _units_apart(like.values, cache.values),
         "room": cache.capacity,
-        "skipped": skipped,
     }
     if like.value_sum is not None and cache.value_sum is not None:
         found["value_sum"] = _units_apart(like.value_sum, cache.value_sum)
@@ -285,7 +284,7 @@ def place_of(like: AnyCache, cache: AnyCache, tally: tuple[Tensor, Tensor] | Non
         }
     if tally is not None:
         found |= {"tally": _apart(*tally), "tally_room": tally[1].shape[2]}
-    return [found.get(name, 0) for name in APART_FIELDS]
+    return [found.get(name, 0) for name in APART_FIELDS[:-1]]
 
 
 def _apart(like: Tensor, other: Tensor) -> int:

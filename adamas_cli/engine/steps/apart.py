@@ -159,7 +159,7 @@ class StepsApart:
         positions = caches.extent.lengths.long().unsqueeze(0)
         one.logits = self._model.forward(one.tokens, caches, caches.mode, every=True, positions=positions)
         weights, tokens = one.logits.max(-1)
-        one.drawn = Drawn(tokens, weights)
+        one.drawn = Drawn(tokens, weights.float())
 
 
 def _side_by_side(tokens: Sequence[Tensor]) -> Tensor:
