@@ -1,6 +1,6 @@
 """Compile every Triton kernel for the supported NVIDIA generations, on any machine, and print what it takes.
 
-    python docs/compile_kernels.py [--generations 80,90,120] [--kinds Q4_K,Q6_K]
+    python docs/compile_kernels.py [--generations 80,90,120] [--kinds Q4_K,Q6_K] [--no-apart]
 
 Exits with 1 if a kernel spills more registers to its stack than the limit recorded here, or if numbers are
 not in the lanes that the assembly of tile.py expects.
@@ -24,7 +24,14 @@ import torch
 import triton
 from adamas_kernels import reference as ref
 from adamas_kernels.blocks import BlockWeight, row_bytes
-from adamas_kernels.contract import LARGEST_STEP, DenseCache, LayerCache, SparseSettings
+from adamas_kernels.contract import (
+    APART_FIELDS,
+    LARGEST_STEP,
+    ApartCache,
+    DenseCache,
+    LayerCache,
+    SparseSettings,
+)
 from adamas_kernels.reading import BlockMeans, ReadSettings, blocks_of
 from adamas_kernels.softmax import PLAIN, Softmax
 from adamas_kernels.triton.backend import TritonBackend
@@ -46,6 +53,8 @@ STACK_LIMIT = {
     "banded_kernel": 8,
     "plane_product_kernel": 32,
     "sparse_prefill_kernel": 40,
+    "attend_once_kernel": 16,
+    "merge_kernel": 8,
 }
 # Bytes of shared memory available to a program.
 SHARED_LIMIT = {80: 166912, 90: 232448, 120: 101376}
@@ -148,6 +157,29 @@ def latents(generation: int) -> list[Launch]:
     queries, new = torch.zeros(1, 128, 1, 576, dtype=torch.bfloat16), kept[:, :, :1].clone()
     with recorded() as found:
         backend.dense_step(queries, new, new[..., :rank], cache, 0.1)
+    return found
+
+
+def batches(generation: int) -> list[Launch]:
+    """The launches of steps of several sequences whose buffers lie apart."""
+    heads, kv_heads, dim, count = 32, 8, 128, 16
+    codes = torch.zeros(1, kv_heads, dim // 16, 4096, dtype=torch.int32).transpose(-1, -2)
+    keys = torch.zeros(1, kv_heads, 4096, dim, dtype=torch.bfloat16)
+    scales, total = torch.zeros(1, kv_heads, 4096, dtype=torch.float16), torch.zeros(1, kv_heads, dim)
+    book = ref.fit_codebook(torch.randn(1, kv_heads, 8, dim), power=torch.ones(1, kv_heads, dim))
+    length = torch.zeros(count, dtype=torch.int32)
+    like = LayerCache(keys, keys.clone(), codes, scales, total, book, length[:1])
+    places = torch.zeros(count + 1, len(APART_FIELDS), dtype=torch.int64)
+    cache = ApartCache(like, length, places, 4096, shares=True)
+    q, k = (torch.zeros(count, n, 1, dim, dtype=torch.bfloat16) for n in (heads, kv_heads))
+    groups = group_count(torch.device("cuda"), 128, CAPACITY)
+    backend = TritonBackend(fast=True, chained=generation >= 10 * CHAINING_CAPABILITY, groups=groups)
+    with recorded() as found:
+        for budget in (128, 1472):
+            settings = SparseSettings(budget=budget)
+            backend.decode_step(q, k, k, cache, 0.1, settings, torch.zeros(1, 2, 4096))
+        backend.dense_step(q, k, k, cache, 0.1)
+        backend.dense_step(q, k, k, cache, 0.1, Softmax(window=1024))
     return found
 
 
@@ -262,8 +294,10 @@ def lanes_in_order(result: Any) -> bool:
     return LANES_IN_ORDER in text and text.count(" = #ttg.") == 1 and "convert_layout" not in text
 
 
-def all_launches(generation: int, kinds: Sequence[str]) -> Iterator[tuple[str, Launch]]:
-    """Every launch to compile, with its purpose. kinds: weight types of products."""
+def all_launches(generation: int, kinds: Sequence[str], *, apart: bool) -> Iterator[tuple[str, Launch]]:
+    """Every launch to compile, with its purpose. kinds: weight types of products. apart: also of sequences
+    that lie apart, whose kernels differ only in where they find them.
+    """
     for scorer, dtype, heads, kv_heads, dim, new, budget, error, softmax, generations in CASES:
         if generation not in generations:
             continue
@@ -283,18 +317,21 @@ def all_launches(generation: int, kinds: Sequence[str]) -> Iterator[tuple[str, L
         yield "one token, 128 heads over latents of 512 and 64", launch
     for launch in mixtures(generation):
         yield "experts in Q4_K", launch
+    for launch in batches(generation) if apart else ():
+        yield "sequences apart", launch
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--generations", default="80,90,120")
     parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--apart", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
     spilled = misplaced = False
     print("| kernel | for | generation | registers | shared bytes | stack bytes |")
     print("|---|---|---:|---:|---:|---:|")
     for generation in map(int, options.generations.split(",")):
-        for shape, launch in all_launches(generation, options.kinds.split(",")):
+        for shape, launch in all_launches(generation, options.kinds.split(","), apart=options.apart):
             result = compiled(launch, generation)
             name, (registers, stack, shared) = launch[0].fn.__name__, resources(result)
             print(f"| {name} | {shape} | sm_{generation} | {registers} | {shared} | {stack} |", flush=True)

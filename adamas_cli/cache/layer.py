@@ -95,6 +95,10 @@ class Layer:
         """A copy that continues independently, as a layer of the cache with this extent. Changes nothing."""
         raise NotImplementedError
 
+    def spare(self, extent: Extent, tokens: int) -> Self:
+        """An empty layer with the same kinds of buffers, for this many tokens. Changes nothing."""
+        raise NotImplementedError
+
     def stored(self, start: int, end: int) -> dict[str, Tensor]:
         """What to store of tokens [start, end), the last ones, by name. Changes nothing."""
         return {}

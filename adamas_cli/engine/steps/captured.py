@@ -93,7 +93,7 @@ class CapturedSteps:
             graph = torch.cuda.CUDAGraph()
             pool = next((other.graph.pool() for other in self._graphs.values()), None)
             with (
-                _left_as_they_were(device),
+                left_as_they_were(device),
                 torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),
             ):
                 logits = self._run(own, mode)
@@ -114,7 +114,7 @@ class CapturedSteps:
 
 
 @contextmanager
-def _left_as_they_were(device: torch.device) -> Iterator[None]:
+def left_as_they_were(device: torch.device) -> Iterator[None]:
     """Restore a device's stream and random numbers if a capture fails: torch then leaves its own stream
     current, and a generator that waits for the capture's end.
     """

@@ -8,6 +8,18 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from adamas_kernels.reference import Codebook, padded_dim
+from adamas_kernels.triton.apart import (
+    BALANCE,
+    KEYS,
+    MEAN,
+    NOISE,
+    VALUE_SUM,
+    VALUES,
+    codes_of_head,
+    start_of,
+    start_of_rows,
+)
+from adamas_kernels.triton.apart import EDGE as EDGE_FIELD
 from adamas_kernels.triton.coding import (
     EDGE,
     FACTS,
@@ -133,7 +145,7 @@ def enter_kernel(
     query_ptr, key_ptr, value_ptr,
     keys_ptr, values_ptr, codes_ptr, scale_ptr, value_sum_ptr,
     mean_ptr, edge_ptr, balance_ptr, noise_ptr, length_ptr,
-    words_ptr, facts_ptr,
+    words_ptr, facts_ptr, apart_ptr,
     query_b, query_h, query_n, key_b, key_h, key_n, value_b, value_h, value_n,
     keys_b, keys_h, keys_n, values_b, values_h, values_n,
     codes_b, codes_h, codes_w, codes_n, scale_b, scale_h,
@@ -141,6 +153,7 @@ def enter_kernel(
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, ROWS: tl.constexpr,
     D: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr,
     P: tl.constexpr, LOG_P: tl.constexpr, MANHATTAN: tl.constexpr, CHAINED: tl.constexpr,
+    APART: tl.constexpr,
 ):  # fmt: skip
     """Program (KV head or, after those, query head; batch): append new tokens, or encode queries.
 
@@ -150,26 +163,35 @@ def enter_kernel(
     part, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
     row = tl.arange(0, ROWS)
     new = row < NEW
+    mean = start_of(mean_ptr, apart_ptr, batch, HEADS * P, MEAN, APART)
+    balance = start_of(balance_ptr, apart_ptr, batch, HEADS * P, BALANCE, APART)
     if CHAINED:
         gdc_wait()
         gdc_launch_dependents()
     if part < HEADS:
-        pair = batch * HEADS + part
+        codes, scale, word_step = codes_of_head(
+            codes_ptr, scale_ptr, apart_ptr, batch, part, codes_b, codes_h, codes_w, scale_b, scale_h, P,
+            APART,
+        )  # fmt: skip
         append_head(
             key_ptr + batch * key_b + part * key_h, value_ptr + batch * value_b + part * value_h,
-            keys_ptr + batch * keys_b + part * keys_h, values_ptr + batch * values_b + part * values_h,
-            codes_ptr + batch * codes_b + part * codes_h, scale_ptr + batch * scale_b + part * scale_h,
-            value_sum_ptr + pair * D_V, mean_ptr + pair * P, edge_ptr + pair, balance_ptr + pair * P,
-            key_n, value_n, keys_n, values_n, codes_w, codes_n,
+            start_of_rows(keys_ptr, apart_ptr, batch, keys_b, KEYS, APART) + part * keys_h,
+            start_of_rows(values_ptr, apart_ptr, batch, values_b, VALUES, APART) + part * values_h,
+            codes, scale,
+            start_of_rows(value_sum_ptr, apart_ptr, batch, HEADS * D_V, VALUE_SUM, APART) + part * D_V,
+            mean + part * P, start_of(edge_ptr, apart_ptr, batch, HEADS, EDGE_FIELD, APART) + part,
+            balance + part * P,
+            key_n, value_n, keys_n, values_n, word_step, codes_n,
             tl.load(length_ptr + batch).to(tl.int64) + row, row, new, ROWS, D, D_V, D_V_PAD, P, LOG_P,
         )  # fmt: skip
     else:
         head = part - HEADS
         pair = batch * (HEADS * GROUP) + head
-        served = batch * HEADS + head // GROUP
+        served = head // GROUP
+        noise = start_of(noise_ptr, apart_ptr, batch, HEADS, NOISE, APART)
         encode_queries(
             query_ptr + batch * query_b + head * query_h + row * query_n, pair * NEW + row, new,
-            mean_ptr + served * P, balance_ptr + served * P, tl.load(noise_ptr + served),
+            mean + served * P, balance + served * P, tl.load(noise + served),
             words_ptr, facts_ptr, scaling, query_edge,
             ROWS, D, P, LOG_P, MANHATTAN,
         )  # fmt: skip
