@@ -1,6 +1,6 @@
 """Compile every Triton kernel for the supported NVIDIA generations, on any machine, and print what it takes.
 
-    python docs/compile_kernels.py [--generations 80,90,120] [--kinds Q4_K,Q6_K]
+    python docs/compile_kernels.py [--generations 80,90,120] [--kinds Q4_K,Q6_K] [--no-apart]
 
 Exits with 1 if a kernel spills more registers to its stack than the limit recorded here, or if numbers are
 not in the lanes that the assembly of tile.py expects.
@@ -24,7 +24,15 @@ import torch
 import triton
 from adamas_kernels import reference as ref
 from adamas_kernels.blocks import BlockWeight, row_bytes
-from adamas_kernels.contract import LARGEST_STEP, LayerCache, SparseSettings, allocate_codes
+from adamas_kernels.contract import (
+    APART_FIELDS,
+    LARGEST_STEP,
+    ApartCache,
+    DenseCache,
+    LayerCache,
+    SparseSettings,
+    allocate_codes,
+)
 from adamas_kernels.hot import HotRows
 from adamas_kernels.packed import row_size
 from adamas_kernels.reading import BlockMeans, ReadSettings, blocks_of
@@ -44,17 +52,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-# Bytes of stack for spilled registers. Most are for float32 keys of 256 coordinates, the widest here: prompt
-# keys, encoded in whole blocks, and sixteen new tokens, more than a step usually encodes or attends from.
-# Products spill only with float32 inputs.
+# Bytes of stack for spilled registers. Products spill only with float32 inputs.
 STACK_LIMIT = {
-    "encode_kernel": 7936,
-    "enter_kernel": 792,
     "dense_kernel": 8,
     "fetch_kernel": 8,
     "banded_kernel": 8,
     "plane_product_kernel": 32,
     "sparse_prefill_kernel": 40,
+    "attend_once_kernel": 16,
+    "merge_kernel": 8,
 }
 # Bytes of shared memory available to a program.
 SHARED_LIMIT = {80: 166912, 90: 232448, 120: 101376}
@@ -79,18 +85,21 @@ PRODUCTS = ((4096, 4096, 1), (1536, 8960, 1), (4096, 4096, 16), (4096, 4096, 64)
 ERROR = 2.0**-11
 # As in gpt-oss and Gemma 2, besides windows.
 WITH_SINKS, CAPPED = Softmax(sinks=torch.zeros(64, dtype=torch.bfloat16)), Softmax(softcap=50.0)
-# scorer, dtype, query heads, KV heads, head_dim, new tokens, budget, error, softmax
+# Shapes set how much is unrolled, much alike for every generation, and compiling them takes minutes. So each
+# is compiled for the generation of the measurements and one other, and each form of a kernel for all three.
+EVERY, OLDER, NEWER = (80, 90, 120), (80, 90), (90, 120)
+# scorer, dtype, query heads, KV heads, head_dim, new tokens, budget, error, softmax, generations
 CASES = (
-    ("dot", torch.float16, 32, 8, 128, 1, 128, None, PLAIN),
-    ("dot", torch.float16, 32, 32, 128, 1, 128, None, PLAIN),
-    ("dot", torch.float16, 32, 32, 128, 1, 128, ERROR, PLAIN),
-    ("dot", torch.bfloat16, 32, 8, 128, 1, 1472, None, PLAIN),
-    ("dot", torch.bfloat16, 32, 8, 128, 1, 1472, ERROR, PLAIN),
-    ("manhattan", torch.bfloat16, 14, 2, 64, 1, 64, None, PLAIN),
-    ("dot", torch.float32, 4, 1, 256, 16, 1024, None, PLAIN),
-    ("dot", torch.float32, 4, 1, 256, 16, 1024, ERROR, PLAIN),
-    ("dot", torch.bfloat16, 64, 8, 64, 1, 128, None, WITH_SINKS),
-    ("dot", torch.bfloat16, 8, 4, 256, 1, 1472, None, CAPPED),
+    ("dot", torch.float16, 32, 8, 128, 1, 128, None, PLAIN, NEWER),
+    ("dot", torch.float16, 32, 32, 128, 1, 128, None, PLAIN, EVERY),
+    ("dot", torch.float16, 32, 32, 128, 1, 128, ERROR, PLAIN, EVERY),
+    ("dot", torch.bfloat16, 32, 8, 128, 1, 1472, None, PLAIN, OLDER),
+    ("dot", torch.bfloat16, 32, 8, 128, 1, 1472, ERROR, PLAIN, NEWER),
+    ("manhattan", torch.bfloat16, 14, 2, 64, 1, 64, None, PLAIN, EVERY),
+    ("dot", torch.float32, 4, 1, 256, 16, 1024, None, PLAIN, NEWER),
+    ("dot", torch.float32, 4, 1, 256, 16, 1024, ERROR, PLAIN, OLDER),
+    ("dot", torch.bfloat16, 64, 8, 64, 1, 128, None, WITH_SINKS, EVERY),
+    ("dot", torch.bfloat16, 8, 4, 256, 1, 1472, None, CAPPED, EVERY),
 )
 # Sparse reading: dtype, query heads, KV heads, head_dim, softmax
 READINGS = (
@@ -172,6 +181,40 @@ def kept_steps(formats: tuple[torch.dtype, torch.dtype], generation: int) -> lis
         backend.dense_step(q, k, k, cache, 0.1)
     others = (turn_kernel, fetch_kernel)
     return [it for it in found if it[0] in others or it[1].get("HOT") or it[1].get("PACKED")]
+
+
+def latents(generation: int) -> list[Launch]:
+    """The same of a token that attends to latents, with the widths of DeepSeek V3."""
+    kept, rank = torch.zeros(1, 1, 4096, 576, dtype=torch.bfloat16), 512
+    cache = DenseCache(kept, kept[..., :rank], torch.zeros(1, 1, rank), torch.zeros(1, dtype=torch.int32))
+    backend = TritonBackend(chained=generation >= 10 * CHAINING_CAPABILITY)
+    queries, new = torch.zeros(1, 128, 1, 576, dtype=torch.bfloat16), kept[:, :, :1].clone()
+    with recorded() as found:
+        backend.dense_step(queries, new, new[..., :rank], cache, 0.1)
+    return found
+
+
+def batches(generation: int) -> list[Launch]:
+    """The launches of steps of several sequences whose buffers lie apart."""
+    heads, kv_heads, dim, count = 32, 8, 128, 16
+    codes = torch.zeros(1, kv_heads, dim // 16, 4096, dtype=torch.int32).transpose(-1, -2)
+    keys = torch.zeros(1, kv_heads, 4096, dim, dtype=torch.bfloat16)
+    scales, total = torch.zeros(1, kv_heads, 4096, dtype=torch.float16), torch.zeros(1, kv_heads, dim)
+    book = ref.fit_codebook(torch.randn(1, kv_heads, 8, dim), power=torch.ones(1, kv_heads, dim))
+    length = torch.zeros(count, dtype=torch.int32)
+    like = LayerCache(keys, keys.clone(), codes, scales, total, book, length[:1])
+    places = torch.zeros(count + 1, len(APART_FIELDS), dtype=torch.int64)
+    cache = ApartCache(like, length, places, 4096, shares=True)
+    q, k = (torch.zeros(count, n, 1, dim, dtype=torch.bfloat16) for n in (heads, kv_heads))
+    groups = group_count(torch.device("cuda"), 128, CAPACITY)
+    backend = TritonBackend(fast=True, chained=generation >= 10 * CHAINING_CAPABILITY, groups=groups)
+    with recorded() as found:
+        for budget in (128, 1472):
+            settings = SparseSettings(budget=budget)
+            backend.decode_step(q, k, k, cache, 0.1, settings, torch.zeros(1, 2, 4096))
+        backend.dense_step(q, k, k, cache, 0.1)
+        backend.dense_step(q, k, k, cache, 0.1, Softmax(window=1024))
+    return found
 
 
 def readings(
@@ -285,9 +328,13 @@ def lanes_in_order(result: Any) -> bool:
     return LANES_IN_ORDER in text and text.count(" = #ttg.") == 1 and "convert_layout" not in text
 
 
-def all_launches(generation: int, kinds: Sequence[str]) -> Iterator[tuple[str, Launch]]:
-    """Every launch to compile, with its purpose. kinds: weight types of products."""
-    for scorer, dtype, heads, kv_heads, dim, new, budget, error, softmax in CASES:
+def all_launches(generation: int, kinds: Sequence[str], *, apart: bool) -> Iterator[tuple[str, Launch]]:
+    """Every launch to compile, with its purpose. kinds: weight types of products. apart: also of sequences
+    that lie apart, whose kernels differ only in where they find them.
+    """
+    for scorer, dtype, heads, kv_heads, dim, new, budget, error, softmax, generations in CASES:
+        if generation not in generations:
+            continue
         settings = SparseSettings(budget=budget, scorer=scorer, error=error)
         shape = f"{scorer}, {heads}/{kv_heads} heads of {dim}, {new} new, {TYPES[dtype]}"
         shape += ", to an error" if error else ""
@@ -303,20 +350,25 @@ def all_launches(generation: int, kinds: Sequence[str]) -> Iterator[tuple[str, L
     for kind, (outputs, inputs, rows) in itertools.product(kinds, PRODUCTS):
         for launch in products(kind, outputs, inputs, rows, generation):
             yield f"{kind}, {inputs} to {outputs}, {rows} rows", launch
+    for launch in latents(generation):
+        yield "one token, 128 heads over latents of 512 and 64", launch
     for launch in mixtures(generation):
         yield "experts in Q4_K", launch
+    for launch in batches(generation) if apart else ():
+        yield "sequences apart", launch
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--generations", default="80,90,120")
     parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--apart", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
     spilled = misplaced = False
     print("| kernel | for | generation | registers | shared bytes | stack bytes |")
     print("|---|---|---:|---:|---:|---:|")
     for generation in map(int, options.generations.split(",")):
-        for shape, launch in all_launches(generation, options.kinds.split(",")):
+        for shape, launch in all_launches(generation, options.kinds.split(","), apart=options.apart):
             result = compiled(launch, generation)
             name, (registers, stack, shared) = launch[0].fn.__name__, resources(result)
             print(f"| {name} | {shape} | sm_{generation} | {registers} | {shared} | {stack} |", flush=True)

@@ -6,20 +6,23 @@ the dense step beside each launch of the sparse one.
 A row has microseconds per layer, by CUDA graphs over caches that together exceed the L2 cache: the dense step
 with its best number of splits, the time to read the same bytes at the device's copy speed (`dense_bound`,
 `sparse_bound`), and the launches of a sparse step: enter, estimate, select, attend and merge (with a small
-budget, select does the work of the last three). gain: the dense step over the sparse one.
+budget, select does the work of the last three). gain: the dense step over the sparse one. Latents
+(deepseek-v3) have a dense step only.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from unittest import mock
 
 import torch
-from adamas_kernels.contract import LayerCache, SparseSettings
+from adamas_kernels.contract import DenseCache, LayerCache, SparseSettings
 from adamas_kernels.reference import CODES_PER_WORD, padded_dim
 from adamas_kernels.softmax import Softmax
 from adamas_kernels.triton import dense
@@ -60,6 +63,8 @@ class Shape:
         return self.kv_heads * (padded_dim(self.dim) // CODES_PER_WORD * 4 + 2)
 
 
+LATENTS = "deepseek-v3"
+LATENT_HEADS, LATENT_RANK, LATENT_WIDTH = 128, 512, 576  # its heads, latents, and latents with rotary parts
 FAMILIES = {
     "gpt-oss": Shape(64, 8, 64, sinks=True),
     "qwen3-next": Shape(16, 2, 256),
@@ -142,6 +147,28 @@ class Bench:
             yield row | {name: round(value, 2) for name, value in times.items()}
 
 
+def latent_row(length: int, copy: float) -> Row:
+    """A full step over latents. copy: bytes/s of a device copy."""
+    backend, count = TritonBackend(), max(3, round(CACHED_BYTES / (2 * LATENT_WIDTH * length)))
+
+    def random(heads: int, tokens: int) -> torch.Tensor:
+        return torch.randn(1, heads, tokens, LATENT_WIDTH, dtype=DTYPE, device=DEVICE)
+
+    def cache(kept: torch.Tensor) -> DenseCache:
+        lengths = torch.full((1,), length, dtype=torch.int32, device=DEVICE)
+        return DenseCache(
+            kept, kept[..., :LATENT_RANK], torch.zeros(1, 1, LATENT_RANK, device=DEVICE), lengths
+        )
+
+    caches = [cache(random(1, length + NEW_ROOM)) for _ in range(count)]
+    queries, new = random(LATENT_HEADS, 1), random(1, 1)
+    step = partial(backend.dense_step, queries, new, new[..., :LATENT_RANK])
+    time = microseconds(lambda: [step(cache, LATENT_WIDTH**-0.5) for cache in caches], DEVICE) / count
+    bound = caches[0].keys[:, :, :length].nbytes / copy * 1e6
+    row: Row = {"family": LATENTS, "tokens": length, "budget": 0, "layers": count}
+    return row | {"dense": round(time, 2), "dense_bound": round(bound, 2)}
+
+
 def budgets_of(text: str, length: int) -> list[int]:
     """Budgets as given; `default` depends on the context."""
     return [budget_for(length) if part == "default" else int(part) for part in text.split(",")]
@@ -149,7 +176,7 @@ def budgets_of(text: str, length: int) -> list[int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("families", nargs="*", choices=[*FAMILIES, []], metavar="FAMILY")
+    parser.add_argument("families", nargs="*", choices=[*FAMILIES, LATENTS, []], metavar="FAMILY")
     parser.add_argument("--len", dest="lengths", default="64k")
     parser.add_argument("--budgets", default="128,256,512,default")
     parser.add_argument("--json", action="store_true", help="a line for each row")
@@ -157,13 +184,17 @@ def main() -> None:
     torch.manual_seed(0)
     copy = copy_bandwidth(DEVICE)
     print(f"{device_name(DEVICE)}, torch {torch.__version__}, copies {copy / 1e12:.2f} TB/s", file=sys.stderr)
+    lengths = parse_lengths(options.lengths)
+    families = options.families or [*FAMILIES, LATENTS]
     rows = (
         {"family": name} | row
-        for name in options.families or FAMILIES
-        for length in parse_lengths(options.lengths)
+        for name in families
+        if name != LATENTS
+        for length in lengths
         for row in Bench(FAMILIES[name], length, copy).rows(budgets_of(options.budgets, length))
     )
-    print_rows(rows, as_json=options.json)
+    latents = (latent_row(length, copy) for length in lengths if LATENTS in families)
+    print_rows(itertools.chain(rows, latents), as_json=options.json)
 
 
 if __name__ == "__main__":

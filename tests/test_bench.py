@@ -1,4 +1,4 @@
-"""`adamas bench` through the installed command, and how it finds the break-even."""
+"""`adamas bench --kernels`, once through the installed command, and how it finds the break-even."""
 
 from __future__ import annotations
 
@@ -20,13 +20,10 @@ from adamas_cli.lab.bench.kernels import KernelBench, Shape
 SMALL = ["--kernels", "--heads", "4/2x64", "--len", "1k,300", "--device", "cpu"]
 
 
-def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).parent / "adamas"), "bench", *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
 def test_json_lines_hold_the_machine_and_a_row_for_each_length():
-    done = bench(*SMALL, "--no-break-even", "--format", "jsonl", "--budget", "32")
+    command = [str(Path(sys.executable).parent / "adamas"), "bench", *SMALL]
+    command += ["--no-break-even", "--format", "jsonl", "--budget", "32"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     machine, first, second = map(json.loads, done.stdout.splitlines())
     assert machine["backend"] == "cpu"
@@ -39,18 +36,18 @@ def test_json_lines_hold_the_machine_and_a_row_for_each_length():
     assert "no triton: the model is on cpu" in done.stderr
 
 
-def test_the_table_is_markdown_and_ends_with_the_break_even():
-    done = bench(*SMALL, "--scorer", "manhattan", "--dtype", "float32")
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+def test_the_table_is_markdown_and_ends_with_the_break_even(bench):
+    code, out, err = bench(*SMALL, "--scorer", "manhattan", "--dtype", "float32")
+    assert code == 0, err
+    lines = out.splitlines()
     assert "manhattan, budget 128, float32" in lines[0]
     assert [len(line.split("|")) for line in lines[2:6]] == [9] * 4
     assert lines[-1].startswith("4/2x64: a sparse step is faster ")
 
 
-def test_csv_has_one_line_for_each_row():
-    done = bench(*SMALL, "--no-break-even", "--format", "csv", "--backend", "torch")
-    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+def test_csv_has_one_line_for_each_row(bench):
+    _, out, _ = bench(*SMALL, "--no-break-even", "--format", "csv", "--backend", "torch")
+    rows = list(csv.DictReader(io.StringIO(out)))
     assert [(row["context"], row["backend"]) for row in rows] == [("1024", "torch"), ("300", "torch")]
 
 
@@ -64,11 +61,11 @@ def test_csv_has_one_line_for_each_row():
         (["--kernels", "--backend", "triton", "--device", "cpu"], "the triton backend cannot run"),
     ],
 )
-def test_mistakes_are_told_in_a_line(arguments, message):
-    done = bench(*arguments)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_mistakes_are_told_in_a_line(arguments, message, bench):
+    code, _, err = bench(*arguments)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize(

@@ -234,7 +234,7 @@ class Driver:
     """A driver with this much memory, in steps of 100 bytes, that records its calls."""
 
     def __init__(self, memory: int) -> None:
-        self.memory, self.calls = memory, []
+        self.memory, self.calls, self.mapped = memory, [], []
 
     def cu_mem_get_allocation_granularity(self, kind, which):
         return 0, 100
@@ -250,12 +250,16 @@ class Driver:
         return 0, size
 
     def cu_mem_map(self, at, size, offset, memory, flags):
-        assert memory == size
+        assert memory >= size
         self.calls.append(("map", at, size))
+        self.mapped.append(("map", at, size))
         return (0,)
 
     def cu_mem_set_access(self, at, size, access, count):
         return (0,)
+
+    def cu_mem_retain_allocation_handle(self, at):
+        return 0, next(size for call, start, size in self.mapped if start == at)
 
     def cu_mem_release(self, memory):
         return (0,)
@@ -308,6 +312,29 @@ def test_memory_is_mapped_behind_what_is_there_and_given_back(driver):
     del driver.calls[:], memory
     assert driver.calls == [("unmap", 7000, 200), ("unmap", 7200, 200), ("free", 7000, 700)]
     assert mapped.mapped_bytes(device) == 0
+
+
+def test_a_range_may_begin_with_the_memory_of_another(driver):
+    device = torch.device("cuda", 0)
+    first, second = (mapped.MappedMemory(device, 900, divides=True) for _ in range(2))
+    first.grow(600)
+    assert driver.calls[2:] == [("map", 6000 + place, 100) for place in range(0, 600, 100)]
+    del driver.calls[:]
+    assert second.share(first, 399) == 300  # whole pages
+    assert driver.calls == [("map", 7000, 100), ("map", 7100, 100), ("map", 7200, 100)]
+    second.grow(500)
+    assert driver.calls[3:] == [("map", 7300, 100), ("map", 7400, 100)]
+    assert (second.room, mapped.mapped_bytes(device)) == (500, 800)
+    del second
+    assert mapped.mapped_bytes(device) == 600
+
+
+def test_only_whole_pieces_of_memory_are_shared(driver):
+    """A driver maps no part of them."""
+    first, second = (mapped.MappedMemory(torch.device("cuda", 0), 900) for _ in range(2))
+    first.grow(200)
+    first.grow(600)
+    assert second.share(first, 399) == second.room == 200
 
 
 def test_what_torch_has_freed_is_given_back_before_memory_is_said_to_be_out(driver, monkeypatch):

@@ -218,16 +218,28 @@ CODES = [
 ]
 
 
-@pytest.mark.parametrize(("code", "line", "kind"), CODES)
-def test_exit_codes(code: int, line: str, kind: str | None, folder: Path) -> None:
-    """Interruption and a closed pipe are tested below."""
-    done = installed(*line.split(), cwd=folder)
+def assert_told(done: Result, code: int) -> None:
     message = done.stderr.decode()
     assert done.returncode == code, message
     if code:
         assert done.stdout == b""
         assert message.startswith("adamas: ")
         assert 1 <= message.count("\n") <= 2, message
+
+
+@pytest.mark.parametrize(("code", "line", "kind"), CODES)
+def test_exit_codes(
+    adamas: Runner, code: int, line: str, kind: str | None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interruption and a closed pipe are tested below."""
+    monkeypatch.chdir(folder)
+    assert_told(adamas(*line.split()), code)
+
+
+@pytest.mark.parametrize(("code", "line", "kind"), [CODES[0], CODES[2], CODES[4]])
+def test_exit_codes_are_those_of_the_process(code: int, line: str, kind: str | None, folder: Path) -> None:
+    """An answer, a mistake in the command line, and an error after torch was loaded."""
+    assert_told(installed(*line.split(), cwd=folder), code)
 
 
 @pytest.mark.parametrize(("code", "line", "kind"), [case for case in CODES if case[2] != "failure"][1:])

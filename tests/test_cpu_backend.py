@@ -403,14 +403,17 @@ import sys, torch
 from adamas_kernels import reference
 import adamas_kernels.contract
 assert "numba" not in sys.modules
-from adamas_kernels.cpu import CpuBackend, encode
+from adamas_kernels.blocks import BlockWeight, row_bytes
+from adamas_kernels.cpu import CpuBackend, encode, rows
 if len(sys.argv) > 1:
-    encode.source_stamp = lambda: int(sys.argv[1])
+    encode.source_stamp = rows.source_stamp = lambda: int(sys.argv[1])
 keys = torch.ones(1, 1, 16, 16)
 codes, scales = torch.zeros(1, 1, 16, 1, dtype=torch.int32), torch.zeros(1, 1, 16, dtype=torch.float16)
 backend = CpuBackend(print)
 for _ in range(2):
     backend.encode_keys(keys, reference.fit_codebook(keys), codes, scales)
+weight = BlockWeight("Q4_K", torch.zeros(2, row_bytes("Q4_K", 256), dtype=torch.uint8), 256)
+backend.linear(torch.ones(1, 256), weight)
 """
 
 

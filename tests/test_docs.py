@@ -5,6 +5,7 @@ make a page testable.
 from __future__ import annotations
 
 import ast
+import io
 import json
 import os
 import re
@@ -14,14 +15,17 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 import adamas_cli
 from adamas_cli import errors
+from adamas_cli.cli import run
 from adamas_cli.commands import failures
 
 ROOT = Path(__file__).parents[1]
@@ -88,12 +92,15 @@ def help_of(*subcommand: str) -> str:
 
 
 def printed_help(*arguments: str, columns: int = 200) -> str:
-    plain = {**os.environ, "COLUMNS": str(columns), "NO_COLOR": "1", "TERM": "dumb"}
-    done = subprocess.run(
-        [sys.executable, "-m", "adamas_cli", *arguments], capture_output=True, text=True, cwd=ROOT, env=plain
-    )
-    assert done.returncode == 0, f"adamas {' '.join(arguments)}: {done.stderr}"
-    return done.stdout
+    """What a command prints in this process, which spares the start of one for each of them."""
+    plain = {"COLUMNS": str(columns), "NO_COLOR": "1", "TERM": "dumb"}
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    with mock.patch.dict(os.environ, plain), redirect_stdout(out):
+        code = run(arguments)
+    out.seek(0)
+    shown = out.read()
+    assert code == 0, f"adamas {' '.join(arguments)}: {shown}"
+    return shown
 
 
 def flags_in(text: str) -> set[str]:

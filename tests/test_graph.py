@@ -10,11 +10,13 @@ import pytest
 import torch
 from adamas_kernels.contract import SparseSettings
 from conftest import ARCHITECTURES, tiny_architecture
+from families import VOCABULARY, tiny_family
 from test_engine import FULL, Loaded, answer, generated, prompt, soft_capped, sparse, with_sinks
 
 from adamas_cli.engine.events import Token
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.timeline import REHEARSED_FROM, Timeline
+from adamas_cli.errors import NotFiniteError
 
 pytestmark = pytest.mark.gpu
 
@@ -111,6 +113,34 @@ def test_an_answer_ends_at_a_stop_token():
     before = tokens[: tokens.index(stop)]
     events = list(timeline.answer(ids[280:], Sampling(), 24, (stop,)))
     assert [event.id for event in events if isinstance(event, Token)] == before
+    assert timeline.length == 280
+
+
+@pytest.mark.parametrize("name", ["deepseek_v2", "deepseek_v3", "minicpm3"])
+def test_steps_over_latents_are_captured(name):
+    ids = prompt(300) % VOCABULARY
+    loaded = Loaded(tiny_family(name).to("cuda"))
+    loaded.model.config._experts_implementation = "batched_mm"
+    graphed, launched = engine_of(loaded, FULL), engine_of(loaded, FULL, graphs=False)
+    found = answer(graphed, ids[:280], ids[280:], tokens=60)
+    assert graphed.step_reason is None
+    assert found == answer(launched, ids[:280], ids[280:], tokens=60)
+    assert found == generated(tiny_family(name), ids, tokens=60)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, top_k=5, seed=1)])
+def test_an_answer_of_numbers_that_are_not_finite_ends(sampling):
+    """Captured sparse steps meet keys that are no numbers, and choose no token outside of the cache."""
+    loaded, ids = on_gpu("llama"), prompt(300)
+    timeline = engine_of(loaded, SPARSE)
+    list(timeline.read(ids[:280]))
+    events = timeline.answer(ids[280:], sampling, 24, ())
+    next(event for event in events if isinstance(event, Token))
+    layer = timeline.cache.kept[2]
+    layer.stored_keys.fill_(torch.nan)
+    layer.codes.layer.scales.fill_(torch.nan)
+    with pytest.raises(NotFiniteError):
+        list(events)
     assert timeline.length == 280
 
 

@@ -168,8 +168,7 @@ def test_a_cache_that_forgot_and_one_that_was_copied_read_on_as_a_new_one(loaded
     ],
     ids=["plain", "windows and full", "soft cap", "sinks", "full at first", "latents", "served by nobody"],
 )  # fmt: skip
-def test_models_that_read_sparsely(changes, why, monkeypatch):
-    monkeypatch.setitem(SPARSE_READING_FROM, "cpu", 16384)
+def test_models_that_read_sparsely(changes, why):
     shape = shape_of(LLAMA | changes)
     assert shape.dense_reading == why
     obstacle = shape.obstacle or why

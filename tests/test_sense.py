@@ -70,6 +70,7 @@ CORRUPTED: tuple[tuple[dict[str, Any], str], ...] = (
     ({"hidden_act": 3}, "hidden_act"),
     ({"tie_word_embeddings": "no"}, "tie_word_embeddings"),
     ({"eos_token_id": "x"}, "eos_token_id"),
+    ({"pad_token_id": 10**6}, "`pad_token_id` is 1000000"),
     ({"rope_parameters": [1]}, "rope_parameters"),
     ({"partial_rotary_factor": 0}, "`partial_rotary_factor` is 0"),
     (rope(rope_theta=0), "`rope_theta` is 0"),

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import httpx2
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import Run
@@ -614,3 +615,7 @@ def test_one_reading_of_a_document_does_for_answers_that_begin_meanwhile(
         event.id for event in other if isinstance(event, Token)
     ]
     assert isinstance(other[-1], Done)
+    documents = prepared.prompt.ids[: prepared.documents]
+    lanes = [lane for lane in answering._lanes._lanes if np.array_equal(lane.documents, documents)]
+    assert len(lanes) == 2
+    assert lanes[0].base is lanes[1].base is not None  # the document is in memory once

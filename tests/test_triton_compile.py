@@ -12,8 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-# Weight types differ only in how codes are read, the same for every generation: one gets all types.
-SOME = ["--kinds", "Q4_K,Q6_K"]
+# Weight types differ only in how codes are read, and sequences that lie apart in where they are, the same for
+# every generation: one gets all of that.
+SOME = ["--kinds", "Q4_K,Q6_K", "--no-apart"]
 
 
 @pytest.mark.parametrize(("generation", "kinds"), [("80", SOME), ("90", []), ("120", SOME)])

@@ -121,3 +121,32 @@ def test_earlier_tokens_are_cut_into_few_sizes():
         end - start for past in range(0, 64 * CUDNN_BLOCK, CUDNN_BLOCK) for start, end in blocks_of(past)
     }
     assert len(sizes) == 6
+
+
+@pytest.mark.parametrize(
+    ("heads", "rank", "rotary", "length", "dtype", "tolerance"),
+    [
+        (4, 32, 16, 100, torch.float32, 1e-5),
+        (20, 24, 8, 1, torch.float32, 1e-5),  # more heads than a program has rows, and odd widths
+        (16, 512, 64, 70, torch.float16, 1e-2),
+        (3, 32, 16, 0, torch.float32, 1e-5),
+        # The interpreter cannot multiply bfloat16.
+        pytest.param(128, 512, 64, 3000, torch.bfloat16, 2e-2, marks=pytest.mark.gpu),
+    ],
+)
+def test_a_token_attends_to_latents(heads, rank, rotary, length, dtype, tolerance):
+    """Keys whose beginnings are the values are read once."""
+    kept = filled(2, 1, length, rank + rotary, dtype)
+    q, new = (torch.randn(2, count, 1, rank + rotary).to(dtype) for count in (heads, 1))
+    cache = DenseCache(
+        kept, kept[..., :rank], torch.randn(2, 1, rank), torch.full((2,), length, dtype=torch.int32)
+    )
+    expected_sum = cache.value_sum + new[:, :, 0, :rank].float()
+    out, lse = TritonBackend().dense_step(q, new, new[..., :rank], cache, 0.2)
+    seen = kept[:, :, : length + 1]
+    assert torch.equal(seen[:, :, length:], new)
+    assert torch.equal(cache.value_sum, expected_sum)
+    assert kept[:, :, length + 1 :].isnan().all()
+    expected, expected_lse = attention(q, seen, seen[..., :rank], 0.2)
+    torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(lse.double(), expected_lse, rtol=tolerance, atol=tolerance)

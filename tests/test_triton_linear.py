@@ -118,7 +118,9 @@ def test_a_gate_and_what_it_lets_through(kind, rows):
 @pytest.mark.parametrize("count", [1, 1000, 5000])
 def test_the_first_of_the_largest_numbers_is_found(count):
     x = torch.randint(-9, 9, (count,)).to(HALF)
-    assert largest(x).tolist() == [x.tolist().index(x.max())]
+    token, weight = torch.empty(1, dtype=torch.int64, device=DEVICE), torch.empty(1, device=DEVICE)
+    largest(x, token, weight)
+    assert (token.item(), weight.item()) == (x.tolist().index(x.max()), x.max())
 
 
 @pytest.mark.parametrize("kind", FORMS)

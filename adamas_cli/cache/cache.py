@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -27,6 +28,15 @@ from adamas_cli.cache.tally import Tally
 from adamas_cli.models.shape import shape_of_config
 from adamas_cli.settings import DENSE_LAYERS
 
+
+@dataclass(frozen=True)
+class Root:
+    """Forks whose roots have the same id have the same first tokens, as many as the smaller root counts."""
+
+    id: object
+    tokens: int
+
+
 RETRACTING = {FULL, SLIDING}  # kinds of layers that can cheaply forget their last tokens
 
 
@@ -34,10 +44,11 @@ class KVCache(DynamicCache):
     """One object for each layer of the model. transformers sees them as `layers`, timelines as `kept`.
 
     extent: the token count, as the device knows it. placement: of keys and values. sparse_from: the first
-    token that was read sparsely; None if none was.
+    token that was read sparsely; None if none was. root: what it shares with other forks of the same cache.
     """
 
     sparse_from: int | None = None
+    root: Root | None = None
 
     def __init__(
         self, kept: Sequence[Layer], extent: Extent, placement: Placement, sparse: Sparse | None
@@ -51,6 +62,7 @@ class KVCache(DynamicCache):
         self.placement = placement
         self.tally: Tally | None = None
         self._sparse = sparse
+        self._forked: Root | None = None  # what the forks share with this cache
         self._updated: Layer | None = None
 
     @classmethod
@@ -244,16 +256,29 @@ class KVCache(DynamicCache):
         extent = self.extent.fork()
         other = KVCache([layer.fork(extent) for layer in self.kept], extent, self.placement, self._sparse)
         other.sparse_from = self.sparse_from
+        length = self.get_seq_length()
+        self._forked = self._forked or Root(object(), 0)
+        self._forked = replace(self._forked, tokens=max(self._forked.tokens, length))
+        other.root = replace(self._forked, tokens=length)
         if self.tally is not None:
             other.count_attention()
         return other
 
+    def tell_length(self) -> None:
+        """Changes: tells the device how many tokens there are, after steps that kept the count elsewhere."""
+        self.extent.lengths.fill_(self.get_seq_length())
+
     def _show(self) -> None:
         """Show transformers and the device the layers after tokens were forgotten."""
-        if self.dense_tokens == self.get_seq_length():
+        length = self.get_seq_length()
+        if self.dense_tokens == length:
             self.sparse_from = None
+        if self.root is not None and length < self.root.tokens:
+            self.root = replace(self.root, tokens=length)
+        if self._forked is not None and length < self._forked.tokens:
+            self._forked = None  # later forks may differ from earlier ones
         self.layers[:] = [layer.shown for layer in self.kept]
-        self.extent.lengths.fill_(self.get_seq_length())
+        self.tell_length()
 
     def stored(self, start: int, end: int) -> dict[str, Tensor]:
         """What to store of tokens [start, end), the last ones read, by names such as `3.keys`. It does not

@@ -140,6 +140,12 @@ class Codes:
         self.layer = coded(kept, codes, scales, other.layer.codebook)  # the codebook is read-only
         self.encoded, self.fitted = other.encoded, other.fitted
 
+    def spare_of(self, other: Codes, kept: DenseCache, capacity: int) -> None:
+        """Codes of this many tokens, all zero, by the codebook of `other`, for keys in these buffers."""
+        if other.layer is not None:
+            codes, scales = codes_beside(kept.keys, capacity)
+            self.layer = coded(kept, codes.zero_(), scales.zero_(), other.layer.codebook)
+
     def parts(self, tokens: int) -> dict[str, Tensor]:
         """Copies of all codes, [K, W, n], with their scales, [K, n], and the codebook; empty if it was not
         fitted to exactly these tokens.

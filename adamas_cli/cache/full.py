@@ -34,7 +34,7 @@ from adamas_cli.cache.layer import FULL, Layer
 from adamas_cli.cache.means import Means
 from adamas_cli.cache.mode import Mode, Sparse, SparseReading
 from adamas_cli.cache.names import STREAMS
-from adamas_cli.cache.placement import Placement
+from adamas_cli.cache.placement import Allocated, Placement
 
 QUERY_STRIDE = 8  # one query in this many is sampled for the mean square of coordinates
 
@@ -401,13 +401,25 @@ class FullLayer(Layer, CacheLayerMixin):
         sparse = None if self.codes is None else self.codes.sparse
         return FullLayer(extent, self._placement, sparse, reads=self.means is not None, formats=self.formats)
 
+    def spare(self, extent: Extent, tokens: int) -> FullLayer:
+        """See `Layer.spare`."""
+        other = self.empty_fork(extent)
+        other._placement = Allocated(tokens_first=self._placement.tokens_first)  # less than pages of its own
+        other.capacity = tokens
+        other.lazy_initialization(self.stored_keys[:, :, :0], self.stored_values[:, :, :0])
+        if other.codes is not None and self.codes is not None:
+            other.codes.spare_of(self.codes, other.uncoded(), tokens)
+        for name in self.streams:
+            other._buffers[name].tensor.zero_()
+        return other
+
     def fork(self, extent: Extent) -> FullLayer:
         """See `Layer.fork`."""
         other = self.empty_fork(extent)
         other.capacity, other._limit = self.capacity, self._limit
         if not self.is_initialized:
             return other
-        buffers = {name: buffer.fork() for name, buffer in self._buffers.items()}
+        buffers = {name: buffer.fork(self.length) for name, buffer in self._buffers.items()}
         other._buffers = {name: buffer for name, buffer in buffers.items() if buffer is not None}
         other.lazy_initialization(self.stored_keys[:, :, :0], self.stored_values[:, :, :0])
         other.length = self.length

@@ -20,12 +20,9 @@ class TokenBuffer:
         batch, heads, _, dim = like.shape
         self._like = like.new_empty(batch, heads, 0, dim)
         self._tokens_first = tokens_first
-        if tokens_first:
-            self._tensor = like.new_empty(room, batch, heads, dim).permute(1, 2, 0, 3)
-        elif forks:
-            self._tensor = empty_like(like, (batch, heads, room, dim), like.dtype)
-        else:
-            self._tensor = like.new_empty(batch, heads, room, dim)
+        shape = (room, batch, heads, dim) if tokens_first else (batch, heads, room, dim)
+        whole = empty_like(like, shape, like.dtype) if forks else like.new_empty(shape)
+        self._tensor = whole.permute(1, 2, 0, 3) if tokens_first else whole
 
     @property
     def tensor(self) -> Tensor:
@@ -44,14 +41,12 @@ class TokenBuffer:
         """
         if tokens <= self.room:
             return False
-        larger = self._larger(tokens)
-        larger.tensor[:, :, :kept] = self.tensor[:, :, :kept]
-        vars(self).update(vars(larger))  # at once, and last: an interruption must not leave a mix
+        self._move(tokens, kept)
         return True
 
-    def fork(self) -> TokenBuffer | None:
-        """Another buffer with the same tokens, in memory of its own only where it differs; None if that is
-        impossible.
+    def fork(self, tokens: int) -> TokenBuffer | None:
+        """Another buffer with the same first tokens, this many, in memory of its own only where it differs;
+        None if that is impossible.
         """
         tensor = forked(self.tensor)
         if tensor is None:
@@ -66,6 +61,12 @@ class TokenBuffer:
         """
         part = self.tensor[0, :, start:end]
         return part.transpose(0, 1) if self._tokens_first else part
+
+    def _move(self, tokens: int, kept: int) -> None:
+        """Get other memory for at least this many tokens, with the first `kept` ones in it."""
+        larger = self._larger(tokens)
+        larger.tensor[:, :, :kept] = self.tensor[:, :, :kept]
+        vars(self).update(vars(larger))  # at once, and last: an interruption must not leave a mix
 
     def _larger(self, tokens: int) -> TokenBuffer:
         """Another buffer for at least this many tokens."""

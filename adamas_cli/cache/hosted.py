@@ -72,7 +72,7 @@ class HostBuffer(TokenBuffer):
         """Note a copy into it by another stream; None for one that is complete."""
         self._written = copy
 
-    def fork(self) -> None:
+    def fork(self, tokens: int) -> None:
         """Forks are copies."""
 
     def _larger(self, tokens: int) -> HostBuffer:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from adamas_cli.cache.extent import Extent
 from adamas_cli.cache.full import QUERY_STRIDE, FullLayer
+from adamas_cli.cache.layer import LATENT
 from adamas_cli.cache.mode import Mode, Sparse
 from adamas_cli.cache.placement import Placement
 
@@ -90,7 +91,7 @@ class LatentLayer(FullLayer):
     latents.
     """
 
-    kind = "latent"
+    kind = LATENT
     streams = ("keys",)
 
     def __init__(self, rank: int, extent: Extent, placement: Placement, sparse: Sparse | None = None) -> None:
@@ -128,8 +129,8 @@ class LatentLayer(FullLayer):
         expansion = Expansion.of(module, latents)
         if mode.answers or not expansion.pays(queries.shape[2]):
             absorbed = expansion.of_queries(queries)
-            # Triton's kernels for one token need heads that fit into registers.
-            plain = replace(mode, dense=None)
+            # Triton has a kernel for latents, for one token; its others need heads that fit into registers.
+            plain = mode if queries.shape[2] == 1 else replace(mode, dense=None)
             out = super().attend(module, absorbed, new, latents, scaling, softmax, plain)
             return expansion.of_outputs(out)
         if not self.is_initialized:

@@ -16,6 +16,8 @@ from adamas_cli.models.recurrent import RECURRENT as RECURRENT
 from adamas_cli.models.recurrent import SLIDING as SLIDING
 from adamas_cli.models.recurrent import STATELESS as STATELESS
 
+LATENT = "latent"  # layers of full attention that keep latents instead of heads
+
 
 class Layer:
     """One layer. Methods that change it say so; those that a kind of layer does not need do nothing here.
@@ -91,6 +93,10 @@ class Layer:
 
     def fork(self, extent: Extent) -> Self:
         """A copy that continues independently, as a layer of the cache with this extent. Changes nothing."""
+        raise NotImplementedError
+
+    def spare(self, extent: Extent, tokens: int) -> Self:
+        """An empty layer with the same kinds of buffers, for this many tokens. Changes nothing."""
         raise NotImplementedError
 
     def stored(self, start: int, end: int) -> dict[str, Tensor]:

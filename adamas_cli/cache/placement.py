@@ -11,7 +11,7 @@ from torch import Tensor
 from adamas_cli.cache.forkable import MAPS_FILES
 from adamas_cli.cache.growing import TokenBuffer
 from adamas_cli.cache.hosted import HostBuffer
-from adamas_cli.cache.mapped import MappedBuffer, maps_memory
+from adamas_cli.cache.mapped import PAGE, MappedBuffer, maps_memory
 from adamas_cli.cache.staging import Staging
 
 
@@ -71,15 +71,18 @@ class Paged(Allocated):
 
 @dataclass(frozen=True)
 class Mapped(Allocated):
-    """Memory of an NVIDIA GPU, mapped to addresses reserved in advance."""
+    """Memory of an NVIDIA GPU, mapped to addresses reserved in advance. forks: even if it need not grow,
+    since forks can share it.
+    """
 
     tokens_first: bool = True
+    forks: bool = False
 
     def buffer(self, like: Tensor, room: int, limit: int = 0) -> TokenBuffer:
         """See `Placement.buffer`."""
-        if limit > room:
+        if limit > room or self.forks:
             try:
-                return MappedBuffer(like, room, limit)
+                return MappedBuffer(like, room, max(limit, room), forks=self.forks)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError:  # some virtual GPUs claim support and lack it
@@ -106,13 +109,20 @@ def placement_on(device: torch.device, *, forks: bool = False) -> Placement:
     took a quarter longer with tokens first (docs/performance.md).
     """
     if device.type == "cuda":
-        return Mapped() if maps_memory(device) else Allocated(tokens_first=True)
+        return Mapped(forks=forks) if maps_memory(device) else Allocated(tokens_first=True)
     return Paged(forks=forks) if device.type == "cpu" else Allocated()
 
 
 def shares_memory(placement: Placement) -> bool:
     """Whether a fork of a cache with this placement takes memory only for its own tokens."""
-    return isinstance(placement, Paged) and placement.forks and MAPS_FILES
+    if isinstance(placement, Paged):
+        return placement.forks and MAPS_FILES
+    return isinstance(placement, Mapped) and placement.forks
+
+
+def fork_pages(placement: Placement) -> int:
+    """Bytes of whole pages that keys or values of a fork of one layer take besides its own tokens."""
+    return 2 * PAGE if isinstance(placement, Mapped) else 0
 
 
 def by_head(lying: Tensor, placement: Placement) -> Tensor:

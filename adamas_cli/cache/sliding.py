@@ -20,7 +20,7 @@ from adamas_cli.cache.growing import TokenBuffer
 from adamas_cli.cache.layer import SLIDING, Layer
 from adamas_cli.cache.mode import Mode
 from adamas_cli.cache.names import STREAMS
-from adamas_cli.cache.placement import Placement
+from adamas_cli.cache.placement import Allocated, Placement
 
 
 @dataclass(frozen=True)
@@ -192,6 +192,16 @@ class SlidingLayer(Layer, CacheLayerMixin):
     def truncate(self, tokens: int) -> None:
         """See `Layer.truncate`."""
         self.length, self._mark = min(self.length, tokens), None
+
+    def spare(self, extent: Extent, tokens: int) -> SlidingLayer:
+        """See `Layer.spare`."""
+        placement = Allocated(tokens_first=self._placement.tokens_first)
+        other = SlidingLayer(self.window, extent, placement)
+        other.reserve(tokens, 0)
+        other.lazy_initialization(*(ring[:, :, :0] for ring in self.rings))
+        for ring in other.rings:
+            ring.zero_()
+        return other
 
     def fork(self, extent: Extent) -> SlidingLayer:
         """See `Layer.fork`."""

@@ -7,36 +7,129 @@ together, and an answer may start or end at any time.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from typing import Protocol
 
+import torch
 from adamas_kernels.contract import LARGEST_STEP
 from torch import Tensor
 
 from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.mode import Mode
 from adamas_cli.engine.model import Model
+from adamas_cli.engine.sampler import Drawn
+from adamas_cli.engine.steps.apart import Row, StepsApart
 from adamas_cli.engine.steps.compiled import CompiledSteps, Entry
 from adamas_cli.engine.steps.describe import NoCompiledFormError
 
 MOST_TOGETHER = LARGEST_STEP  # answers running at once
+NOTHING = torch.empty(0, dtype=torch.int64)
+
+
+class Together(Protocol):
+    """What takes a step for several seats. ahead: whether the host does other work meanwhile."""
+
+    ahead: bool
+
+    def row(self, cache: KVCache, mode: Mode) -> Row | None:
+        """What it knows of a sequence between its steps."""
+
+    def prepare(self, cache: KVCache, mode: Mode) -> None:
+        """Do what takes long before the first step of an answer that is alone."""
+
+    def most(self, seat: Seat) -> int:
+        """How many tokens of a seat a step should take, if it is the only one."""
+
+    def joins(self, seat: Seat, other: Seat) -> bool:
+        """Whether a step can take the tokens of both."""
+
+    def step(self, seats: Sequence[Seat]) -> tuple[Tensor, Drawn | None]:
+        """Compute the pending tokens of these seats. The logits after each token, [n, vocabulary], and the
+        greedy tokens with their logits, if the step gives them.
+        """
+
+
+class _Compiled:
+    """Steps on a CPU, each of one or a few tokens of every seat."""
+
+    ahead = False
+
+    def __init__(self, model: Model) -> None:
+        self._steps = CompiledSteps(model, {layer.kind for layer in model.shape.by_layer})
+
+    def row(self, cache: KVCache, mode: Mode) -> None:
+        return None
+
+    def prepare(self, cache: KVCache, mode: Mode) -> None:
+        pass
+
+    def most(self, seat: Seat) -> int:
+        return self._steps.most(seat.cache)
+
+    def joins(self, seat: Seat, other: Seat) -> bool:
+        return True
+
+    def step(self, seats: Sequence[Seat]) -> tuple[Tensor, Drawn | None]:
+        logits = self._steps.step(*(Entry(seat.cache, seat.left.tolist(), seat.mode) for seat in seats))
+        return logits.clone(), None
+
+
+class _Apart:
+    """Steps by Triton's kernels, each of one token of every seat."""
+
+    ahead = True
+
+    def __init__(self, model: Model, *, captures: bool) -> None:
+        self._steps = StepsApart(model, captures=captures)
+
+    def row(self, cache: KVCache, mode: Mode) -> Row:
+        return Row(cache, mode)
+
+    def prepare(self, cache: KVCache, mode: Mode) -> None:
+        self._steps.prepare(Row(cache, mode))
+
+    def most(self, seat: Seat) -> int:
+        return 1
+
+    def joins(self, seat: Seat, other: Seat) -> bool:
+        return _row(seat).likeness == _row(other).likeness
+
+    def step(self, seats: Sequence[Seat]) -> tuple[Tensor, Drawn | None]:
+        rows = [_row(seat) for seat in seats]
+        for row, seat in zip(rows, seats, strict=True):
+            row.token = seat.left
+        return self._steps.step(rows)
+
+
+def _row(seat: Seat) -> Row:
+    assert seat.row is not None
+    return seat.row
 
 
 class Batch:
-    """The answers over one model that decode together, if it has compiled steps. steps: how many were taken;
-    rows: tokens in all of them.
+    """The answers over one model that decode together. graphs: replay their steps on a GPU as CUDA graphs, if
+    possible. steps: how many were taken; rows: tokens in all of them.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, *, graphs: bool = True) -> None:
         self.steps = self.rows = 0
-        self._model = model
+        self._model, self._graphs = model, graphs
         self._seats: list[Seat] = []
-        self._compiled: CompiledSteps | None = None
+        self._together: Together | None = None
 
     def seat(self, cache: KVCache, mode: Mode) -> Seat:
-        """A place for an answer that attends in this mode."""
-        seat = Seat(self, cache, mode)
+        """A place for an answer that attends in this mode. Raises NoCompiledFormError if nothing takes steps
+        of several answers.
+        """
+        steps = self._steps()
+        seat = Seat(self, cache, mode, steps.row(cache, mode), ahead=steps.ahead)
         self._seats.append(seat)
         return seat
+
+    def prepare(self, cache: KVCache, mode: Mode) -> None:
+        """Have the step of an answer that is alone compiled and captured, before the first one."""
+        self._steps().prepare(cache, mode)
 
     @property
     def reason(self) -> str | None:
@@ -52,16 +145,16 @@ class Batch:
         """Answers in progress."""
         return len(self._seats)
 
-    def _steps(self) -> CompiledSteps:
-        """The steps shared by all answers. Raises NoCompiledFormError."""
-        if self._compiled is None:
-            kinds = {layer.kind for layer in self._model.shape.by_layer}
-            self._compiled = CompiledSteps(self._model, kinds)
-        return self._compiled
+    def _steps(self) -> Together:
+        """What takes the steps of all answers. Raises NoCompiledFormError if nothing does."""
+        if self._together is None:
+            on_gpu = self._model.dense is not None
+            self._together = _Apart(self._model, captures=self._graphs) if on_gpu else _Compiled(self._model)
+        return self._together
 
-    def most(self, cache: KVCache) -> int:
-        """How many tokens of one cache a step should take, so that every answer fits."""
-        return self._compiled.most(cache) if self._compiled and len(self._seats) == 1 else 1
+    def most(self, seat: Seat) -> int:
+        """How many tokens of a seat a step should take, so that every answer fits."""
+        return self._steps().most(seat) if len(self._seats) == 1 else 1
 
     def leave(self, seat: Seat) -> None:
         """An answer ends; its pending tokens are dropped."""
@@ -69,57 +162,110 @@ class Batch:
             self._seats.remove(seat)
 
     def step(self, first: Seat) -> None:
-        """Compute the pending tokens of this seat, and those of others as far as they fit in one step."""
+        """Compute the pending tokens of this seat, and those of others as far as they fit in one step. Tokens
+        that others are expected to begin with are computed too.
+        """
+        steps = self._steps()
         together, room = [first], LARGEST_STEP - len(first.left)
         for seat in self._seats:
-            if seat is not first and 0 < len(seat.left) <= room:
+            if seat is not first and 0 < len(seat.next) <= room and steps.joins(first, seat):
                 together.append(seat)
-                room -= len(seat.left)
+                room -= len(seat.next)
         together.sort(key=self._seats.index)  # usually those of the previous step, whose records exist
-        together.sort(key=lambda seat: -len(seat.left))
+        together.sort(key=lambda seat: -len(seat.next))
         for seat in together:
             seat.whole = False
-        logits = self._steps().step(*(Entry(seat.cache, seat.left, seat.mode) for seat in together))
+            seat.guess()
+        logits, drawn = steps.step(together)
         self.steps, self.rows = self.steps + 1, self.rows + len(logits)
-        for seat, its in zip(together, logits.split([len(seat.left) for seat in together]), strict=True):
-            seat.took(its.clone(), alone=len(together) == 1)
+        sizes = [len(seat.left) for seat in together]
+        each: Sequence[Drawn | None] = [None] * len(together)
+        if drawn is not None:
+            each = [Drawn(*one) for one in zip(*(x.split(1) for x in drawn), strict=True)]
+        for seat, its, greedy in zip(together, logits.split(sizes), each, strict=True):
+            seat.took(its, greedy, alone=len(together) == 1)
 
 
 class Seat:
     """One answer's place in a batch; see `Passes`.
 
-    left: pending tokens. whole: whether its cache is consistent; an interrupted step that another answer
-    requested may break it. alone: whether its last step served no other answer.
+    left: pending tokens, int64 [n]. row: what steps know of its sequence. whole: whether its cache is
+    consistent; an interrupted step that another answer requested may break it. alone: whether its last step
+    served no other answer.
     """
 
-    def __init__(self, batch: Batch, cache: KVCache, mode: Mode) -> None:
-        self.cache, self.mode = cache, mode
-        self.left: Sequence[int] = ()
+    def __init__(self, batch: Batch, cache: KVCache, mode: Mode, row: Row | None, *, ahead: bool) -> None:
+        self.cache, self.mode, self.row, self.ahead = cache, mode, row, ahead
+        self.left = NOTHING
         self.whole = self.alone = True
         self._batch = batch
-        self._logits: Tensor | None = None
+        self._likeliest = False
+        self._expected = NOTHING
+        self._guessed: Tensor | None = None  # the expected token, if it was computed before it was begun
+        self._taken: deque[tuple[Tensor, Drawn | None]] = deque()  # results that nobody has asked for
+
+    @property
+    def next(self) -> Tensor:
+        """The tokens that a step should take, int64 [n]: pending ones, else the expected one."""
+        return self.left if len(self.left) else self._expected
 
     @property
     def most(self) -> int:
         """See `Passes.most`."""
-        return self._batch.most(self.cache)
+        return self._batch.most(self)
 
-    def begin(self, tokens: Tensor) -> None:
+    def expect(self, token: Tensor) -> None:
+        """See `Passes.expect`."""
+        self._expected = token
+
+    def guess(self) -> None:
+        """A step begins: without pending tokens it takes the expected one."""
+        if not len(self.left):
+            self.left = self._guessed = self._expected
+        self._expected = NOTHING
+
+    def begin(self, tokens: Tensor, *, likeliest: bool = False) -> None:
         """See `Passes.begin`."""
-        self.left = tokens.tolist()
+        guessed, self._guessed, self._expected = self._guessed, None, NOTHING
+        self._likeliest = likeliest
+        if guessed is tokens:
+            self._expect_likeliest()
+            return
+        if guessed is not None:
+            self._drop()
+        self.left = tokens
 
-    def finish(self) -> tuple[Tensor, None]:
+    def finish(self) -> tuple[Tensor, Drawn | None]:
         """See `Passes.finish`."""
-        if self.left:
+        if len(self.left):
             self._batch.step(self)
-        logits, self._logits = self._logits, None
-        assert logits is not None, "nothing was begun"
-        return logits, None
+        assert self._taken, "nothing was begun"
+        return self._taken.popleft()
 
     def leave(self) -> None:
         """See `Passes.leave`."""
         self._batch.leave(self)
+        if self._guessed is not None and self._taken:
+            self._drop()
+        if self.row is not None:
+            self.row.settle()
+            self.cache.tell_length()
 
-    def took(self, logits: Tensor, *, alone: bool) -> None:
+    def took(self, logits: Tensor, greedy: Drawn | None, *, alone: bool) -> None:
         """The pending tokens are computed."""
-        self.left, self._logits, self.whole, self.alone = (), logits, True, alone
+        self.left, self.whole, self.alone = NOTHING, True, alone
+        self._taken.append((logits, greedy))
+        if self._guessed is None:
+            self._expect_likeliest()
+
+    def _expect_likeliest(self) -> None:
+        """Expect what is the likeliest token after the last step, if the answer goes on with that."""
+        _, greedy = self._taken[-1]
+        if self.ahead and self._likeliest and greedy is not None:
+            self._expected = greedy.token
+
+    def _drop(self) -> None:
+        """Forget a token that was computed although it is not said."""
+        self._taken.pop()
+        if self.row is not None:
+            self.row.retract()

@@ -20,19 +20,26 @@ from adamas_cli.engine.tokens_to_host import TokenReader
 
 class Passes(Protocol):
     """Steps of one answer. alone: whether the last one served no other answer. whole: whether the cache holds
-    only the tokens of complete steps.
+    only the tokens of complete steps. ahead: whether a step may be requested before the host knows its token.
     """
 
     alone: bool
     whole: bool
+    ahead: bool
 
     @property
     def most(self) -> int:
         """How many tokens the next step should take at most."""
         ...
 
-    def begin(self, tokens: Tensor) -> None:
-        """Set the tokens, int64 [n], of the next step; they may be computed from now on."""
+    def expect(self, token: Tensor) -> None:
+        """The next step will probably begin with this token, int64 [1]; it may be computed from now on."""
+        ...
+
+    def begin(self, tokens: Tensor, *, likeliest: bool = False) -> None:
+        """Set the tokens, int64 [n], of the next step; they may be computed from now on. likeliest: whether
+        the step after it will probably begin with the token that is then the likeliest.
+        """
         ...
 
     def finish(self) -> tuple[Tensor, Drawn | None]:
@@ -53,6 +60,7 @@ class Alone:
 
     def __init__(self, stepper: Stepper, mode: Mode) -> None:
         self._stepper, self._mode = stepper, mode
+        self.ahead = stepper.on_gpu
         self._tokens: Tensor
 
     @property
@@ -60,7 +68,10 @@ class Alone:
         """See `Passes.most`."""
         return self._stepper.most(self._mode)
 
-    def begin(self, tokens: Tensor) -> None:
+    def expect(self, token: Tensor) -> None:
+        """See `Passes.expect`."""
+
+    def begin(self, tokens: Tensor, *, likeliest: bool = False) -> None:
         """See `Passes.begin`."""
         self._tokens = tokens
 
@@ -113,12 +124,12 @@ class OneByOne:
         self.logits = logits
         self._passes, self._sampler = passes, sampler
         self._device = logits.device
-        self._reader = TokenReader(self._device)
-        self._drawn = sampler.next(logits)
+        self._reader = TokenReader()
+        self._draw(sampler.next(logits))
         self._count = 0
         # A GPU gets the next step before the host knows the token it starts from. So one step too many runs
         # at the end; on a CPU that would cost its time.
-        self._ahead = self._device.type == "cuda"
+        self._ahead = passes.ahead
         self._first, self._fed, self._begun = True, False, False
 
     @property
@@ -129,32 +140,35 @@ class OneByOne:
     def next(self, left: int) -> int:
         """See `Saying.next`."""
         self._finish()
-        self._reader.send(self._drawn)
+        sent = self._sent
         # Nothing may delay the first token, least of all compiling.
         self._fed = left > 1 and self._ahead and not self._first
         self._first = False
         if self._fed:
-            self._begin()
+            self._begin(left - 1)
             self._finish()
-        return self._reader.receive()
+            if left > 2:
+                self._passes.expect(self._drawn.token)
+        return self._reader.receive(sent)
 
     def feed(self, left: int) -> None:
         """See `Saying.feed`."""
         if not self._fed:
-            self._begin()
+            self._begin(left)
 
     def say(self, token: int) -> None:
         """See `Saying.say`."""
         self._finish()
-        self._drawn = Drawn(*torch.tensor([[token], [1]], device=self._device))
+        self._draw(Drawn(*torch.tensor([[token], [1]], device=self._device)))
 
     def end(self, tokens: int) -> None:
         """See `Saying.end`: one extra token may remain, which the reader of these tokens drops."""
 
-    def _begin(self) -> None:
+    def _begin(self, left: int) -> None:
+        """Have a token computed, after which this many are left to say."""
         self._count += 1
         self._begun = True
-        self._passes.begin(self._drawn.token)
+        self._passes.begin(self._drawn.token, likeliest=self._sampler.greedy and left > 1)
 
     def _finish(self) -> None:
         """Compute the step that was begun, if any."""
@@ -163,7 +177,13 @@ class OneByOne:
         logits, greedy = self._passes.finish()
         self.logits, self._begun = logits[0], False
         known = self._sampler.greedy and greedy is not None
-        self._drawn = greedy if known and greedy is not None else self._sampler.next(self.logits)
+        self._draw(greedy if known and greedy is not None else self._sampler.next(self.logits))
+
+    def _draw(self, drawn: Drawn) -> None:
+        """This token is the next one. It goes to the host at once: a copy that is requested after the next
+        step waits for that step too.
+        """
+        self._drawn, self._sent = drawn, self._reader.send(drawn)
 
 
 class Checked:

@@ -41,7 +41,8 @@ class Model:
     module: transformers' model; config: of its text part; unserved: why Adamas does not serve its attention,
     or None; dense: the backend that attends fully from one token at a length on the device, if there is one;
     placement: of keys and values; is_fused: whether it computes with Triton's kernels; rotation: how
-    positions rotate, as far as that depends on text length.
+    positions rotate, as far as that depends on text length; restarts: whether a pass of several tokens after
+    others must be taken one token at a time.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
@@ -55,7 +56,7 @@ class Model:
         self.dense: Backend | None = None
         parameters = inspect.signature(self.module.forward).parameters
         self._last_only, self._placed = ("logits_to_keep" in parameters), ("position_ids" in parameters)
-        self._restarts = self.config.model_type in RESTARTING and not carry_on(self.module)
+        self.restarts = self.config.model_type in RESTARTING and not carry_on(self.module)
         self._cache_name = next((name for name in CACHE_NAMES if name in parameters), CACHE_NAMES[0])
         if self.unserved is None:
             before = install(self.module)
@@ -98,7 +99,7 @@ class Model:
         [vocabulary], or after each, [n, vocabulary]. positions: int64 [1, n] on the device; None to make them
         on the host.
         """
-        if self._restarts and len(tokens) > 1 and cache.get_seq_length():
+        if self.restarts and len(tokens) > 1 and cache.get_seq_length():
             return self._one_by_one(tokens, cache, mode, every=every)
         cache.make_room(len(tokens))
         extra: dict[str, Any] = {"logits_to_keep": 1} if self._last_only and not every else {}

@@ -1,4 +1,4 @@
-"""Peak memory use."""
+"""Memory in use, and memory left."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ import sys
 import torch
 
 from adamas_cli.cache.mapped import mapped_bytes
+from adamas_cli.machine.memory import memory
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are left where a device keeps its tensors."""
+    if device.type != "cuda":
+        return memory().available
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held
 
 
 def peak_memory(device: torch.device) -> int:

@@ -23,7 +23,8 @@ from torch import Tensor
 from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.formats import formats_of
 from adamas_cli.cache.mode import Mode, Sparse
-from adamas_cli.cache.placement import placement_on, shares_memory
+from adamas_cli.cache.names import STREAMS
+from adamas_cli.cache.placement import Paged, fork_pages, placement_on, shares_memory
 from adamas_cli.engine.attention import AttentionSettings, decide_for
 from adamas_cli.engine.batch import Batch
 from adamas_cli.engine.compiling import announced_compiling
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from adamas_cli.models import LoadedModel
 
 REHEARSED_FROM = 2048  # tokens of a document
+MEMORY_EVERY = 16  # tokens: asking a GPU for its memory takes a while
 RECENT = 2  # states of the last answers to return to: before the last question, and before its answer
 
 log = logging.getLogger(__name__)
@@ -195,9 +197,17 @@ class Timeline:
     @property
     def batch_reason(self) -> str | None:
         """Why answers do not share steps with others, in one line; None where they can."""
-        if self._stepper.runs_compiled(self._answering(sparse=True)):
-            return None
-        return "answers decode one after the other: only compiled steps take several, on CPUs"
+        return self.obstacle_together("answer")
+
+    def obstacle_together(self, sparse_from: SparseFrom) -> str | None:
+        """The same for answers that attend in this way."""
+        obstacle = self._stepper.batch_obstacle(self._answering(sparse=sparse_from != "never"))
+        return None if obstacle is None else f"answers decode one after the other: {obstacle}"
+
+    @property
+    def forks_share(self) -> bool:
+        """Whether forks take memory only for their own tokens, and their answers decode together."""
+        return shares_memory(self.cache.placement) and self.batch_reason is None
 
     @property
     def keeps_documents(self) -> bool:
@@ -259,10 +269,13 @@ class Timeline:
 
     def fork_bytes(self, tokens: int, more: int) -> int:
         """Bytes of a fork at this many tokens that continues for this many more."""
-        own = more if shares_memory(self.cache.placement) else tokens + more
+        placement = self.cache.placement
+        own = more if shares_memory(placement) else tokens + more
         shape, item = self.model.shape, self.model.module.dtype.itemsize
-        codes = 0 if self.sparse is None else shape.code_bytes(own, self.attention.dense_layers)
-        return shape.cache_bytes(own, item) + shape.state_bytes(item) + codes
+        coded = own if isinstance(placement, Paged) else tokens + more  # pages of codes lie across tokens
+        codes = 0 if self.sparse is None else shape.code_bytes(coded, self.attention.dense_layers)
+        pages = len(STREAMS) * len(self.cache.kept) * fork_pages(placement)
+        return shape.cache_bytes(own, item) + shape.state_bytes(item) + codes + pages
 
     def fork(self) -> Timeline:
         """A timeline with the same tokens that continues independently. Tokens it shares with this one, if
@@ -354,6 +367,9 @@ class Timeline:
             return
         mark, mode = self.cache.mark(), self._answering(sparse=True)
         self.cache.begin_answer(mode)
+        if self.batch is not None and self._stepper.batch_obstacle(mode) is None:
+            self.batch.prepare(self.cache, mode)
+            return
         try:
             self._stepper.step(torch.tensor([token], device=self.model.device), mode)
         finally:
@@ -493,7 +509,7 @@ class Timeline:
     ) -> Generator[Token | Done]:
         prompt = self.length
         budget = mode.sparse.settings.budget if mode.sparse else prompt + max_tokens
-        count, reason = 0, "length"
+        count, reason, memory = 0, "length", 0
         first = last = prefilled
         forced: deque[int] = deque()
         passes, sampler = self._passes(mode), Sampler(sampling, self.model.device)
@@ -512,8 +528,9 @@ class Timeline:
                 if count + 1 < max_tokens:
                     saying.feed(max_tokens - count - 1)
                 try:
-                    memory, likelihood = peak_memory(self.model.device), sampler.likelihood()
-                    yield Token(value, count, context, attended, last - first, memory, likelihood)
+                    if count % MEMORY_EVERY == 0:
+                        memory = peak_memory(self.model.device)
+                    yield Token(value, count, context, attended, last - first, memory, sampler.likelihood())
                 except GeneratorExit:
                     saying.end(prompt + count)
                     raise
@@ -546,7 +563,7 @@ class Timeline:
 
     def _passes(self, mode: Mode) -> Passes:
         """The steps of an answer, shared with other answers if possible."""
-        if self.batch is not None and self._stepper.runs_compiled(mode):
+        if self.batch is not None and self._stepper.batch_obstacle(mode) is None:
             return self.batch.seat(self.cache, mode)
         return Alone(self._stepper, mode)
 

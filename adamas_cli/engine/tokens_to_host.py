@@ -2,42 +2,45 @@
 
 from __future__ import annotations
 
-from collections import deque
+from typing import NamedTuple
 
 import torch
 
 from adamas_cli.engine.sampler import Drawn
 
 
+class Sent(NamedTuple):
+    """A token on its way: where it will be on the host, and the event after which it is there."""
+
+    place: Drawn
+    event: torch.cuda.Event | None
+
+
 class TokenReader:
-    """Sends tokens with their weights, and receives them in order. On a GPU sending does not wait."""
+    """Sends tokens with their weights to the host. Sending does not wait for a GPU."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._on_gpu = device.type == "cuda"
-        self._sent: deque[tuple[Drawn, torch.cuda.Event | None]] = deque()
-        self._spare: list[tuple[Drawn, torch.cuda.Event | None]] = []
+    def __init__(self) -> None:
+        self._spare: list[Sent] = []
 
-    def send(self, drawn: Drawn) -> None:
+    def send(self, drawn: Drawn) -> Sent:
         """Start copying a token to the host; the original may change once this returns."""
-        if not self._on_gpu:
-            self._sent.append((Drawn(*(x.clone() for x in drawn)), None))
-            return
-        place, event = self._spare.pop() if self._spare else self._make()
-        assert event is not None
-        for there, here in zip(place, drawn, strict=True):
+        if not drawn.token.is_cuda:
+            return Sent(Drawn(*(x.clone() for x in drawn)), None)
+        sent = self._spare.pop() if self._spare else self._make()
+        assert sent.event is not None
+        for there, here in zip(sent.place, drawn, strict=True):
             there.copy_(here, non_blocking=True)
-        event.record()
-        self._sent.append((place, event))
+        sent.event.record()
+        return sent
 
-    def receive(self) -> int:
-        """The oldest token sent and not yet received. Raises NotFiniteError."""
-        place, event = self._sent.popleft()
-        if event is not None:
-            event.synchronize()
-            self._spare.append((place, event))
-        return place.id()
+    def receive(self, sent: Sent) -> int:
+        """A token that was sent, once. Raises NotFiniteError."""
+        if sent.event is not None:
+            sent.event.synchronize()
+            self._spare.append(sent)
+        return sent.place.id()
 
     @staticmethod
-    def _make() -> tuple[Drawn, torch.cuda.Event]:
+    def _make() -> Sent:
         token, weight = (torch.empty(1, dtype=kind, pin_memory=True) for kind in (torch.int64, torch.float32))
-        return Drawn(token, weight), torch.cuda.Event()
+        return Sent(Drawn(token, weight), torch.cuda.Event())

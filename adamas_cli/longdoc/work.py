@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from adamas_cli.engine.batch import Batch
 from adamas_cli.engine.events import Done, Drafted, Prefill, Token
 from adamas_cli.engine.model import Model
+from adamas_cli.engine.peak import free_memory
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.errors import AdamasError, OverContextError
 from adamas_cli.longdoc.events import Finished, Planned, Started, Step, Working
@@ -17,7 +18,6 @@ from adamas_cli.longdoc.findings import Finding, grouped, label, merged_passages
 from adamas_cli.longdoc.notes import as_notes
 from adamas_cli.longdoc.parts import Excerpt, Measure, Part, Passage, cut
 from adamas_cli.longdoc.resume import Partials
-from adamas_cli.machine.memory import memory
 from adamas_cli.planning.together import answers_at_once
 from adamas_cli.prompt.layout import question_ids
 from adamas_cli.session.answer import Text, Told, without_answer
@@ -197,7 +197,7 @@ class Work:
             return 1
         model = Model.of(self._runtime.load())
         size = model.shape.cache_bytes(self._context, model.module.dtype.itemsize)
-        return answers_at_once(size, memory().available)
+        return answers_at_once(size, free_memory(model.device))
 
     def _answers(
         self,

@@ -59,6 +59,7 @@ def require_sense(get: Get) -> None:
     _require_kinds(get)
     _require_experts(get)
     _require_activation(get)
+    _require_padding(get)
 
 
 def require_count(name: str, found: Any, most: int = _MOST_TOKENS, least: int = 0) -> int:
@@ -129,6 +130,13 @@ def _require_positive(name: str, found: Any) -> None:
             raise TypeError(f"`{name}` is {one!r}")
         if not (math.isfinite(one) and one > 0):
             raise ValueError(f"`{name}` is {one}")
+
+
+def _require_padding(get: Get) -> None:
+    """The padding token must have a row of the embedding, which torch also counts from the end."""
+    found, vocabulary = get("pad_token_id"), get("vocab_size")
+    if isinstance(found, int) and isinstance(vocabulary, int) and not -vocabulary <= found < vocabulary:
+        raise ValueError(f"`pad_token_id` is {found}, of {vocabulary} tokens")
 
 
 def _require_factors(name: str, factors: Any, expected: int) -> None:

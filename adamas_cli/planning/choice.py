@@ -12,7 +12,7 @@ PREFILL_CHUNK = {"cpu": 512, "cuda": 8192}
 OTHER_CHUNK = 2048
 # Contexts from which `auto` reads documents sparsely, by kind of device, if that was measured to be faster
 # and to answer as well (docs/accuracy.md, docs/performance.md); other devices read densely.
-SPARSE_READING_FROM = {"cuda": 30_000}
+SPARSE_READING_FROM = {"cpu": 16_000, "cuda": 30_000}
 SPARSE_PAIR_COST = 0.3  # of a query with a key, where most blocks are skipped; until some are timed
 # Contexts from which a sparse decode step is faster than a full one, by backend (docs/performance.md). The
 # reference in plain torch never is: it unpacks all codes at every step. On a GPU, a full step takes as long

@@ -94,33 +94,30 @@ class Answering:
 
     def answer(self, prepared: Prepared) -> Iterator[Told]:
         """The events of an answer, in the model's thread; sources come before Done, if requested."""
-        runtime, prompt = self.runtime, prepared.prompt
+        prompt = prepared.prompt
         kept = prompt.ids[: prepared.documents].tobytes()
         while kept in self._reading:  # another answer is reading them: one reading serves both
             yield Step()
         context = len(prompt.ids) + prepared.max_tokens
-        with self._lanes.lane(prompt.ids, prepared.documents, context) as session:
-            yield from self._read(session, prepared, kept)
-            listener = Listener(
-                runtime.tokenizer,
-                runtime.thinking,
-                prepared.dialogue.state,
-                prepared.max_tokens,
-                runtime.note_once,
-            )
-            with closing(self._answered(session, prepared, listener)) as events:
-                for event in narrate(events, listener):
-                    if isinstance(event, Done) and prepared.asked.sources:
-                        yield self._origins(session, prepared)
-                    yield event
+        with self._lanes.base(prompt.ids[: prepared.documents], context) as base:
+            if base is not None:
+                yield from self._read(base.session, prepared, kept)
+            with self._lanes.lane(prompt.ids, prepared.documents, context, base) as session:
+                yield from self._read(session, prepared, kept)
+                yield from self._said(session, prepared)
 
     def read_served(self) -> Iterator[Told]:
         """Read the documents named at the start, in the model's thread, and wait for the store."""
         prepared = self.prepare(Asked((Message("user", "?"),), Sampling()))
         context = len(prepared.prompt.ids) + prepared.max_tokens
-        with self._lanes.lane(prepared.prompt.ids, prepared.documents, context) as session:
-            yield from self._read(session, prepared, b"")
-            session.finish()
+        ids = prepared.prompt.ids
+        with self._lanes.base(ids[: prepared.documents], context) as base:
+            if base is not None:
+                yield from self._read(base.session, prepared, b"")
+                base.session.finish()
+            with self._lanes.lane(ids, prepared.documents, context, base) as session:  # the first answer's
+                yield from self._read(session, prepared, b"")
+                session.finish()
 
     def close(self) -> None:
         """Wait until everything read is stored, in the model's thread."""
@@ -182,6 +179,22 @@ class Answering:
 
     def _encoded(self, text: str) -> Reply:
         return Reply(self.runtime.tokenizer.encode(text), text, "")
+
+    def _said(self, session: Session, prepared: Prepared) -> Iterator[Told]:
+        """The events of an answer by a session that has read the documents."""
+        runtime = self.runtime
+        listener = Listener(
+            runtime.tokenizer,
+            runtime.thinking,
+            prepared.dialogue.state,
+            prepared.max_tokens,
+            runtime.note_once,
+        )
+        with closing(self._answered(session, prepared, listener)) as events:
+            for event in narrate(events, listener):
+                if isinstance(event, Done) and prepared.asked.sources:
+                    yield self._origins(session, prepared)
+                yield event
 
     def _read(self, session: Session, prepared: Prepared, name: bytes) -> Iterator[Prefill]:
         """Read the documents into the timeline; stored parts are restored."""

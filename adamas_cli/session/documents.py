@@ -12,9 +12,9 @@ import numpy as np
 
 from adamas_cli.engine.batch import Batch
 from adamas_cli.engine.events import Done, Event
+from adamas_cli.engine.peak import free_memory
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.forecast.speed import computing_device, remember_run, speed_key
-from adamas_cli.machine.memory import memory
 from adamas_cli.planning.together import answers_at_once
 from adamas_cli.prompt.counting import Counting
 from adamas_cli.prompt.layout import Layout, question_ids
@@ -122,7 +122,7 @@ class OpenDocuments:
         timeline.batch = timeline.batch or Batch(timeline.model)
         longest = max(len(self._question(text)) for text in questions)
         tail = longest + self.max_tokens
-        most = answers_at_once(timeline.fork_bytes(len(self._ids), tail), memory().available)
+        most = answers_at_once(timeline.fork_bytes(len(self._ids), tail), free_memory(timeline.model.device))
         reading = _Once(self._read(len(self._ids) + longest))
         forking = partial(self._fork, reading)
         begin = [partial(self._told, text, sampling, forking) for text in questions]

@@ -200,6 +200,111 @@ class LayerCache:
         return LayerView(keys, values, codes, scales, total, self.codebook)
 
 
+# What is known of each sequence of an ApartCache: where its buffers begin, in numbers of the buffer's type
+# after those of the cache they are `like`; the tokens that fit its codes (or its ring) and its tally; and how
+# many of its first tokens full attention leaves to one pass for all sequences that share them.
+APART_UNIT = 16  # numbers: the unit of places of keys, values and their sums
+APART_FIELDS = (
+    "keys", "values", "value_sum", "codes", "scales", "mean", "edge", "balance", "noise",
+    "tally", "room", "tally_room", "skipped",
+)  # fmt: skip
+
+
+@dataclass
+class ApartCache:
+    """The sequences of a batch, each in buffers of its own, for backends with kernels that follow places.
+
+    like: a cache of one sequence, whose data types and strides all have, except for strides that follow from
+    their room. length: int32 [B]. places: int64 [B + 1, len(APART_FIELDS)] on the device; the last row says
+    where the tokens lie that several sequences share, and as `skipped` how many, or 0. capacity: at least the
+    tokens that fit any of them. shares: whether there may be such tokens.
+    """
+
+    like: DenseCache | LayerCache
+    length: Tensor
+    places: Tensor
+    capacity: int
+    shares: bool = False
+
+    @property
+    def keys(self) -> Tensor:
+        """Only for its type and strides, like all other buffers here."""
+        return self.like.keys
+
+    @property
+    def values(self) -> Tensor:
+        """See `keys`."""
+        return self.like.values
+
+    @property
+    def value_sum(self) -> Tensor | None:
+        """See `keys`."""
+        return self.like.value_sum
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the sequences have codes."""
+        return isinstance(self.like, LayerCache)
+
+    @property
+    def codes(self) -> Tensor:
+        """See `keys`; only of sequences with codes."""
+        return self._coded.codes
+
+    @property
+    def scales(self) -> Tensor:
+        """See `codes`."""
+        return self._coded.scales
+
+    @property
+    def codebook(self) -> Codebook:
+        """See `codes`."""
+        return self._coded.codebook
+
+    @property
+    def _coded(self) -> LayerCache:
+        assert isinstance(self.like, LayerCache)
+        return self.like
+
+
+def place_of(like: AnyCache, cache: AnyCache, tally: tuple[Tensor, Tensor] | None) -> list[int]:
+    """A row of `ApartCache.places` without its last number, `skipped`. tally: of `like` and of the sequence,
+    float32 [1, 2, C]. Raises ValueError if the cache does not fit.
+    """
+    found = {
+        "keys": _units_apart(like.keys, cache.keys),
+        "values": _units_apart(like.values, cache.values),
+        "room": cache.capacity,
+    }
+    if like.value_sum is not None and cache.value_sum is not None:
+        found["value_sum"] = _units_apart(like.value_sum, cache.value_sum)
+    if isinstance(like, LayerCache) and isinstance(cache, LayerCache):
+        found |= {name: _apart(getattr(like, name), getattr(cache, name)) for name in ("codes", "scales")}
+        books = vars(like.codebook), vars(cache.codebook)
+        found |= {
+            name: _apart(books[0][name], books[1][name]) for name in ("mean", "edge", "balance", "noise")
+        }
+    if tally is not None:
+        found |= {"tally": _apart(*tally), "tally_room": tally[1].shape[2]}
+    return [found.get(name, 0) for name in APART_FIELDS[:-1]]
+
+
+def _apart(like: Tensor, other: Tensor) -> int:
+    """How many numbers after one buffer another begins."""
+    apart, rest = divmod(other.data_ptr() - like.data_ptr(), like.element_size())
+    if other.dtype != like.dtype or rest:
+        raise ValueError(f"a buffer of {other.dtype} lies otherwise than those of its batch")
+    return apart
+
+
+def _units_apart(like: Tensor, other: Tensor) -> int:
+    """The same in units of APART_UNIT, for buffers that differ only in the number of tokens."""
+    apart, rest = divmod(_apart(like, other), APART_UNIT)
+    if rest or other.stride()[1:] != like.stride()[1:]:
+        raise ValueError(f"a buffer with strides {other.stride()} lies otherwise than those of its batch")
+    return apart
+
+
 AnyCache = DenseCache | LayerCache  # what full attention reads
 AnyWeight = Tensor | BlockWeight | PlaneWeight  # what a linear layer multiplies by
 
@@ -334,6 +439,34 @@ class Backend(Protocol):
         """
 
 
+class StepsApart(Protocol):
+    """A backend whose steps also take sequences that lie apart."""
+
+    def dense_step(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        cache: AnyCache | ApartCache,
+        scaling: float,
+        softmax: Softmax = PLAIN,
+    ) -> tuple[Tensor, Tensor]:
+        """See `Backend.dense_step`."""
+
+    def decode_step(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        cache: LayerCache | ApartCache,
+        scaling: float,
+        settings: SparseSettings,
+        tally: Tensor | None = None,
+        softmax: Softmax = PLAIN,
+    ) -> tuple[Tensor, Tensor]:
+        """See `Backend.decode_step`. tally: of the cache that the others are `like`."""
+
+
 class WholeTokens(Protocol):
     """A backend that also computes all layers of a token in one call."""
 
@@ -415,7 +548,7 @@ def ring_rows(start: int, end: int, capacity: int) -> slice | Tensor:
 
 
 def check_step(
-    queries: Tensor, keys: Tensor, values: Tensor, cache: AnyCache, softmax: Softmax = PLAIN
+    queries: Tensor, keys: Tensor, values: Tensor, cache: AnyCache | ApartCache, softmax: Softmax = PLAIN
 ) -> None:
     """Raises ValueError if the shapes of a step do not fit together; reads nothing from the device."""
     batch, heads, new, dim = queries.shape

@@ -46,6 +46,10 @@ def command(
             "--batch", metavar="LIST", help="Answers that decode together over one document: 1,4,16."
         ),
     ] = None,
+    own: Annotated[
+        bool,
+        typer.Option("--own-documents", help="With --batch: over a document of its own for each answer."),
+    ] = False,
     repeats: Annotated[
         int,
         typer.Option(
@@ -127,7 +131,7 @@ def command(
         require_drawable(plot)
     text = texts[0] if texts else None
     batches = parse_batches(batch) if batch else []
-    job = Job(lengths, shape, text, generated, repeats, others or [], environment, batches)
+    job = Job(lengths, shape, text, generated, repeats, others or [], environment, batches, own)
     rows = tell(job.measure(model, attention), form)
     if plot is not None:
         from adamas_cli.lab.bench.picture import draw

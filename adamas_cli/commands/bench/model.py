@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Job:
     """What to measure. environment: for the other engines' processes. lengths: as on the command line.
-    batches: numbers of answers that decode together; single answers are always measured.
+    batches: numbers of answers that decode together; single answers are always measured. own: over documents
+    of their own.
     """
 
     lengths: str
@@ -35,6 +36,7 @@ class Job:
     others: Sequence[str]
     environment: Mapping[str, str]
     batches: Sequence[int] = ()
+    own: bool = False
 
     def measure(self, model: ModelSettings, attention: DecodingSettings) -> Iterator[tuple[Record, str]]:
         """A record and a Markdown line about the machine, then one of each for every measured row.
@@ -127,6 +129,7 @@ class Job:
             attention.prefill_chunk,
             say,
             [count for count in self.batches if count > 1],
+            self.own,
         )
         yield from bench.measure(lengths)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from adamas_cli.cache.cache import KVCache
-from adamas_cli.cache.layer import FULL, HYBRID, RECURRENT, SLIDING, STATELESS
+from adamas_cli.cache.layer import FULL, HYBRID, LATENT, RECURRENT, SLIDING, STATELESS
 from adamas_cli.cache.mode import Mode, Sparse
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.sampler import Drawn
@@ -23,7 +23,7 @@ from adamas_cli.engine.sampler import Drawn
 # The kind of RoPE that looks at positions on the host, which stalls the device at each step.
 HOST_ROPE = "dynamic"
 # Layers whose buffers stay in place between steps.
-IN_PLACE = {FULL, SLIDING, HYBRID, *RECURRENT, *STATELESS}
+IN_PLACE = {FULL, LATENT, SLIDING, HYBRID, *RECURRENT, *STATELESS}
 
 
 def graph_obstacle(model: Model, cache: KVCache, sparse: Sparse | None) -> str | None:
@@ -95,7 +95,7 @@ class CapturedSteps:
             graph = torch.cuda.CUDAGraph()
             pool = next((other.graph.pool() for other in self._graphs.values()), None)
             with (
-                _left_as_they_were(device),
+                left_as_they_were(device),
                 torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),
             ):
                 logits = self._run(own, mode)
@@ -111,13 +111,12 @@ class CapturedSteps:
 
         positions = self._cache.extent.lengths.long().unsqueeze(0)
         logits = self._model.forward(drawn.token, self._cache, mode, positions=positions)
-        drawn.token.copy_(largest(logits))
-        drawn.weight.copy_(logits[drawn.token])
+        largest(logits, drawn.token, drawn.weight)
         return logits
 
 
 @contextmanager
-def _left_as_they_were(device: torch.device) -> Iterator[None]:
+def left_as_they_were(device: torch.device) -> Iterator[None]:
     """Restore a device's stream and random numbers if a capture fails: torch then leaves its own stream
     current, and a generator that waits for the capture's end.
     """

@@ -11,6 +11,7 @@ from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.mode import Mode, Sparse
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.sampler import Drawn
+from adamas_cli.engine.steps.apart import rows_obstacle
 from adamas_cli.engine.steps.captured import CapturedSteps, graph_obstacle
 from adamas_cli.engine.steps.compiled import CompiledSteps, Entry
 from adamas_cli.engine.steps.describe import NoCompiledFormError
@@ -51,6 +52,19 @@ class Stepper:
     def captures(self) -> bool:
         """Whether steps are captured; the first one then takes a while."""
         return self._captured is not None
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether steps run while the host does other work."""
+        return self._model.device.type == "cuda"
+
+    def batch_obstacle(self, mode: Mode) -> str | None:
+        """Why steps of this mode cannot be taken with those of other caches, in a few words; None if they
+        can.
+        """
+        if self._model.dense is not None:
+            return rows_obstacle(self._model, self._cache, mode.sparse)
+        return None if self.runs_compiled(mode) else "compiled steps, which take several, do not serve it"
 
     def runs_compiled(self, mode: Mode) -> bool:
         """Whether a step of this mode is one call of compiled functions."""

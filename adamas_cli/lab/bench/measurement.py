@@ -20,7 +20,7 @@ class Measurement:
     document to the answer's first token. agreement: share of tokens that full attention gave too.
     step_bytes: the minimum that one token's step must read. attention: `full` or `adamas` for a decode,
     `full` or `sparse` for a prefill; blocks_computed: the share of blocks that a sparse prefill computed.
-    sequences: answers that decode together.
+    sequences: answers that decode together, over one document or each over its own.
     """
 
     engine: str
@@ -36,11 +36,12 @@ class Measurement:
     step_bytes: int | None = None
     blocks_computed: float | None = None
     sequences: int = 1
+    own: bool = False
 
     @property
     def test(self) -> str:
         """Its name in llama-bench's form, with the number of answers if there are several."""
-        several = f" x{self.sequences}" if self.sequences > 1 else ""
+        several = f" x{self.sequences}{' own' if self.own else ''}" if self.sequences > 1 else ""
         return f"tg{self.generated}{several} @ d{self.length}" if self.generated else f"pp{self.length}"
 
     @property
@@ -91,6 +92,7 @@ class Rows:
             "n_gen": measured.generated,
             "n_depth": measured.length if measured.generated else 0,
             "n_sequences": measured.sequences,
+            "own_documents": measured.own,
             "attention": measured.attention,
             "backend": measured.backend,
             "budget": measured.budget,

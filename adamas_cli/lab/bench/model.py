@@ -11,7 +11,7 @@ import numpy as np
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.batch import Batch
 from adamas_cli.engine.events import Done, Token
-from adamas_cli.engine.peak import peak_memory
+from adamas_cli.engine.peak import free_memory, peak_memory
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.timeline import REHEARSED_FROM, SparseFrom, Timeline
 from adamas_cli.heap import give_back
@@ -20,6 +20,7 @@ from adamas_cli.lab.bench.measurement import OURS, Measurement
 from adamas_cli.lab.bench.pulse import Pulse
 from adamas_cli.lab.bench.traffic import step_bytes
 from adamas_cli.models import LoadedModel
+from adamas_cli.planning.together import answers_at_once
 
 QUESTION = 16  # tokens after the document
 WARM_UP = 4  # tokens of an answer
@@ -37,7 +38,7 @@ def tokens_needed(length: int, generated: int) -> int:
 @dataclass(frozen=True)
 class ModelBench:
     """Measures one loaded model. generated: tokens of a decode. say: receives progress lines.
-    batches: numbers of answers that decode together.
+    batches: numbers of answers that decode together. own: each of them over a document of its own.
 
     A document is read densely, and also sparsely if `ask` would do so. Then it is answered with full
     attention and with Adamas alternately; if `kind` is `full`, only with full attention.
@@ -51,6 +52,7 @@ class ModelBench:
     chunk: int | None
     say: Callable[[str], None]
     batches: Sequence[int] = ()
+    own: bool = False
 
     def measure(self, lengths: Sequence[int]) -> Iterator[Measurement]:
         """A prefill and the decodes at each length, in ascending order: peak memory only grows."""
@@ -92,9 +94,12 @@ class ModelBench:
         self._warm_up(warm)
         return warm.read_kind
 
-    def _read(self, tokens: int, length: int, read: str, pulse: Pulse | None) -> tuple[Timeline, float]:
+    def _read(
+        self, tokens: int, length: int, read: str, pulse: Pulse | None, index: int = 0
+    ) -> tuple[Timeline, float]:
         """A new engine with room for `length` tokens and with this many tokens of the document in its cache,
-        codes included, and the seconds that took. read: see `AttentionSettings`.
+        codes included, and the seconds that took. read: see `AttentionSettings`. index: of the document,
+        which begins as many tokens later in the same text.
         """
         timeline = Timeline(
             self.loaded,
@@ -102,11 +107,11 @@ class ModelBench:
             context=tokens_needed(length, self.generated),
             prefill_chunk=self.chunk,
             announce=self.say,
-            forks=bool(self.batches),
+            forks=bool(self.batches) and not self.own,
         )
         give_back()  # memory held by an earlier engine
         start = time.perf_counter()
-        for event in timeline.read(self.document.ids[:tokens]):
+        for event in timeline.read(np.roll(self.document.ids[:tokens], -index)):
             if pulse is not None:
                 pulse.beat("reading" if read == "dense" else "reading sparsely", event.done, event.total)
         return timeline, time.perf_counter() - start
@@ -142,17 +147,28 @@ class ModelBench:
             )
 
     def _together(self, timeline: Timeline, length: int, way: str, pulse: Pulse) -> Iterator[Measurement]:
-        """Answers that decode together, to questions about one document."""
+        """Answers that decode together, to questions about one document or each about its own."""
         if timeline.batch_reason is not None:
             self.say(timeline.batch_reason)
             return
-        timeline.batch = Batch(timeline.model)
+        others = [timeline]  # with documents of their own
+        batch = Batch(timeline.model)
         for count in self.batches:
-            self._answers(timeline, length, way, count, WARM_UP)
+            more = count - len(others) if self.own else count
+            room = QUESTION + self.generated + 1
+            each = timeline.fork_bytes(length, room)
+            if more > answers_at_once(each, free_memory(self.loaded.device)):
+                self.say(f"{count} answers at {length:,} tokens do not fit into memory")
+                return
+            if self.own:
+                for index in range(len(others), count):
+                    pulse.beat("reading", index + 1, count)
+                    others.append(self._read(length, length, timeline.attention.read, None, index)[0])
             seconds = []
+            self._answers(others, length, way, count, WARM_UP, batch)
             for repeat in range(self.repeats):
                 pulse.beat(f"decoding {count} answers", repeat + 1, self.repeats)
-                seconds.append(self._answers(timeline, length, way, count, self.generated + 1))
+                seconds.append(self._answers(others, length, way, count, self.generated + 1, batch))
             sparse = timeline.sparse if way != "full" else None
             yield Measurement(
                 OURS,
@@ -164,16 +180,22 @@ class ModelBench:
                 backend=sparse.backend.name if sparse else None,
                 budget=sparse.settings.budget if sparse else None,
                 sequences=count,
+                own=self.own,
             )
-        timeline.batch = None
 
-    def _answers(self, timeline: Timeline, length: int, way: str, count: int, tokens: int) -> float:
-        """Seconds from when all of `count` answers have their first token to when all have their last."""
+    def _answers(
+        self, timelines: Sequence[Timeline], length: int, way: str, count: int, tokens: int, batch: Batch
+    ) -> float:
+        """Seconds from when all of `count` answers have their first token to when all have their last. They
+        take a timeline each or, if there is only one, forks of it.
+        """
         question = self.document.ids[length : length + QUESTION]
         answers = []
         for index in range(count):
             asked = np.roll(question, index)  # so that answers differ
-            answers.append(timeline.fork().answer(asked, Sampling(), tokens, (), sparse_from=WAYS[way]))
+            timeline = timelines[index] if self.own else timelines[0].fork()
+            timeline.batch = batch
+            answers.append(timeline.answer(asked, Sampling(), tokens, (), sparse_from=WAYS[way]))
         for events in answers:
             while not isinstance(next(events), Token):
                 pass
@@ -184,6 +206,8 @@ class ModelBench:
         seconds = time.perf_counter() - begun
         for events in answers:
             events.close()
+        for timeline in timelines:
+            timeline.batch = None
         return seconds
 
     def _warm_up(self, timeline: Timeline, length: int = 0) -> list[str]:

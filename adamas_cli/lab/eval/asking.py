@@ -12,7 +12,7 @@ from adamas_kernels.contract import Backend
 from adamas_cli.documents import Document
 from adamas_cli.engine.events import Event, Token
 from adamas_cli.lab.eval.methods import METHODS
-from adamas_cli.lab.eval.reading import FULL, Reading, Way, by_reading
+from adamas_cli.lab.eval.reading import FULL, Question, Reading, Way, by_reading
 from adamas_cli.lab.eval.study import StudyBackend
 from adamas_cli.lab.eval.subject import Subject
 from adamas_cli.lab.eval.workload import Workload
@@ -154,10 +154,14 @@ class Asker:
                 method = METHODS[way.method]
                 backend = self.product if way.method in PRODUCT else StudyBackend(method)
                 reading.use(method, way.budget, backend)
-            for one in questions:
+            listeners = [self.prompting.listener(one.max_tokens) for one in questions]
+            each = [
+                Question(one.ids, one.max_tokens, listener.steer)
+                for one, listener in zip(questions, listeners, strict=True)
+            ]
+            streams = reading.answers(each, way.sparse_from)
+            for one, listener, events in zip(questions, listeners, streams, strict=True):
                 with self.workload.steps(way.method, one.max_tokens, tokens):
-                    listener = self.prompting.listener(one.max_tokens)
-                    events = reading.answer(one.ids, one.max_tokens, way.sparse_from, listener.steer)
                     said = self.prompting.said(one.text, events, listener)
                 yield way, one, said
 

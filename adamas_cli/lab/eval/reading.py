@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 from adamas_kernels.contract import Backend
@@ -12,13 +14,17 @@ from torch import Tensor
 
 from adamas_cli.cache.mode import Sparse
 from adamas_cli.engine.attention import AttentionSettings
+from adamas_cli.engine.batch import Batch
 from adamas_cli.engine.events import Event, Prefill
+from adamas_cli.engine.peak import free_memory
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.timeline import SparseFrom, Steer, Timeline
 from adamas_cli.lab.eval.ledger import Record
 from adamas_cli.lab.eval.methods import METHODS, Method
 from adamas_cli.lab.eval.readings import DENSE, READINGS, StudyReading
 from adamas_cli.models import LoadedModel
+from adamas_cli.planning.together import answers_at_once
+from adamas_cli.session.turns import Turns
 
 FULL = "full"
 
@@ -79,6 +85,14 @@ def by_reading(ways: Iterable[Way]) -> dict[str, list[Way]]:
     return found
 
 
+class Question(NamedTuple):
+    """A question's tokens, int [n], and the length of its answer. steer: see `Timeline.answer`."""
+
+    ids: np.ndarray
+    max_tokens: int
+    steer: Steer | None
+
+
 class Reading:
     """One document in its own cache, with room for `context` tokens. how: a name in READINGS."""
 
@@ -88,7 +102,7 @@ class Reading:
         reading = READINGS[how]
         if reading is not None:
             settings = replace(settings, read="sparse")
-        self._timeline = Timeline(loaded, settings, context=context)
+        self._timeline = Timeline(loaded, settings, context=context, forks=True)
         if isinstance(reading, StudyReading):
             self._timeline.read_by(reading)
 
@@ -110,6 +124,26 @@ class Reading:
     ) -> Iterator[Event]:
         """The greedy answer to a question's tokens, int [n]. steer: see `Timeline.answer`."""
         return self._timeline.answer(
+            ids, Sampling(), max_tokens, self._stop_ids, sparse_from=sparse_from, steer=steer
+        )
+
+    def answers(self, asked: Sequence[Question], sparse_from: SparseFrom) -> list[Iterator[Event]]:
+        """The answers to several questions, to be read in this order; they decode together if possible."""
+        timeline = self._timeline
+        each = [(one.ids, one.max_tokens, sparse_from, one.steer) for one in asked]
+        if len(asked) == 1 or timeline.obstacle_together(sparse_from) is not None:
+            return [self.answer(*one) for one in each]
+        timeline.batch = timeline.batch or Batch(timeline.model)
+        tail = max(len(one.ids) + one.max_tokens for one in asked)
+        free = free_memory(timeline.model.device)
+        most = answers_at_once(timeline.fork_bytes(timeline.length, tail), free)
+        return Turns([partial(self._branch, *one) for one in each], most).streams()
+
+    def _branch(
+        self, ids: np.ndarray, max_tokens: int, sparse_from: SparseFrom, steer: Steer | None
+    ) -> Iterator[Event]:
+        """An answer that leaves this timeline unchanged, also while it is given."""
+        return self._timeline.fork().answer(
             ids, Sampling(), max_tokens, self._stop_ids, sparse_from=sparse_from, steer=steer
         )
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import cgutils, types, typing
 from numba.extending import intrinsic
 
 from adamas_kernels.cpu.build import njit, source_stamp, stage
@@ -251,7 +252,6 @@ def build_product(form: str) -> int:
     product, x, out: addresses. x: a rounded vector for types of codes, else float32.
     """
     stamp = source_stamp()
-    add_blocks = _adds_blocks(form)
 
     def rows(first, last, product_at, x, out_at):
         _ = stamp
@@ -260,7 +260,7 @@ def build_product(form: str) -> int:
         for upper in range(half):
             lower = second_of(upper, half, last - first)
             block, other = block_of(product, first + upper), block_of(product, first + lower)
-            a, b = add_blocks(none, none, block, other, product.blocks, x, 0)
+            a, b = add_blocks(form, none, none, block, other, product.blocks, x, 0)
             out[upper], out[lower] = sum_lanes(a[0]), sum_lanes(b[0])
 
     return stage(rows, STAGE)
@@ -272,7 +272,6 @@ def build_products(form: str) -> int:
     be alone: out is [TILE, rows rounded up to a multiple of LANES].
     """
     stamp = source_stamp()
-    add_blocks = _adds_blocks(form)
 
     def rows(first, last, product_at, x, out_at):
         _ = stamp
@@ -282,41 +281,34 @@ def build_products(form: str) -> int:
         for upper in range(half):
             lower = second_of(upper, half, last - first)
             block, other = block_of(product, first + upper), block_of(product, first + lower)
-            a, b = add_blocks(zeros, zeros, block, other, product.blocks, x, product.x_step)
+            a, b = add_blocks(form, zeros, zeros, block, other, product.blocks, x, product.x_step)
             for i in range(TILE):
                 out[i * width + upper], out[i * width + lower] = sum_lanes(a[i]), sum_lanes(b[i])
 
     return stage(rows, STAGE)
 
 
-def _adds_blocks(form: str):
-    """A compiled function of (a, b, block, other, blocks, x, step): a and b, LANES parts for each vector,
-    plus the products of the blocks of two rows and the vectors at the address x, `step` bytes apart.
-    """
-    return _adds_codes(form) if isinstance(FORMATS[form], CodeFormat) else _adds_floats(form)
-
-
-def _adds_floats(form: str):
+def _adds_floats(form: str) -> Callable[..., tuple]:
+    """What `add_blocks` compiles for a type of floats."""
     numbers, size = FORMATS[form].numbers, FORMATS[form].size
 
-    @njit
-    def add_blocks(a, b, block, other, blocks, x_at, step):
+    def add(a, b, block, other, blocks, x_at, step):
         x = floats_at(x_at)
         for at in range(blocks):
             a = dot_floats(form, a, block + at * size, x, at * numbers, step // 4)
             b = dot_floats(form, b, other + at * size, x, at * numbers, step // 4)
         return a, b
 
-    return add_blocks
+    return add
 
 
-def _adds_codes(form: str):
+def _adds_codes(form: str) -> Callable[..., tuple]:
+    """What `add_blocks` compiles for a type of codes."""
     numbers, size = FORMATS[form].numbers, FORMATS[form].size
     together = max(1, TOGETHER // numbers)
     shift = (ROUNDED_NUMBERS // numbers).bit_length() - 1
 
-    @njit
-    def add_blocks(a, b, block, other, blocks, x_at, step):
+    def add(a, b, block, other, blocks, x_at, step):
         whole = blocks // together * together
         for at in range(0, whole, together):
             x, within = x_at + (at >> shift) * SIZE, at * numbers & ROUNDED_NUMBERS - 1
@@ -329,7 +321,24 @@ def _adds_codes(form: str):
                 b = dot_codes(form, 1, b, other + at * size, x, within, step)
         return a, b
 
-    return add_blocks
+    return add
+
+
+@intrinsic(prefer_literal=True)
+def add_blocks(typing_context, form, a, b, block, other, blocks, x, step):
+    """(a, b), LANES parts for each vector, plus the products of the blocks of two rows and the vectors at the
+    address x, `step` bytes apart.
+    """
+    # A stage must not close over a compiled function: numba would not find the stage on disk again.
+    name = form.literal_value
+    adds = _adds_codes(name) if isinstance(FORMATS[name], CodeFormat) else _adds_floats(name)
+
+    def emit(context, builder, sig, args):
+        inner = typing.signature(sig.return_type, *sig.args[1:])
+        return context.compile_internal(builder, adds, inner, args[1:])
+
+    both = types.UniTuple(a, 2)
+    return both(form, a, b, block, other, types.int64, types.int64, types.int64), emit
 
 
 @lru_cache(maxsize=None, typed=True)

@@ -6,6 +6,17 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from adamas_kernels.triton.apart import (
+    KEYS,
+    TALLY,
+    TALLY_ROOM,
+    VALUE_SUM,
+    VALUES,
+    codes_of_head,
+    fact_of,
+    start_of,
+    start_of_rows,
+)
 from adamas_kernels.triton.coding import FACTS, LOWEST, soft_capped
 from adamas_kernels.triton.fetch import chosen_positions
 from adamas_kernels.triton.packed_rows import load_numbers, turn
@@ -142,7 +153,7 @@ def attend_once_kernel(
     codes_ptr, scale_ptr, length_ptr, words_ptr, facts_ptr, best_ptr, turns_ptr, masses_ptr, shares_ptr,
     sums_ptr, groups_ptr, extra_rank_ptr, extra_at_ptr, list_rank_ptr, list_at_ptr, again_ptr,
     query_ptr, keys_ptr, values_ptr, value_sum_ptr, out_ptr, lse_ptr, place_ptr, score_ptr,
-    attended_ptr, sink_ptr, codes_b, codes_h, codes_w, scale_b, scale_h,
+    attended_ptr, sink_ptr, apart_ptr, codes_b, codes_h, codes_w, scale_b, scale_h,
     query_b, query_h, query_n, keys_b, keys_h, keys_n, values_b, values_h, values_n, out_b, out_h, out_n,
     scaling, cap, least_share, sinks, recents, budget, room,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, NEW_PAD: tl.constexpr,
@@ -151,7 +162,7 @@ def attend_once_kernel(
     MASS: tl.constexpr, FAST: tl.constexpr, CHAINED: tl.constexpr, TALLY: tl.constexpr,
     WARPS: tl.constexpr, NEAR: tl.constexpr,
     BOUND: tl.constexpr, FORCED: tl.constexpr, LOG_P: tl.constexpr, CAPPED: tl.constexpr,
-    SINKS: tl.constexpr,
+    SINKS: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
     """Choose tokens and attend to them, if all listed tokens can be held at once; program (query head of a
     batch, new token). Not for packed rows.
@@ -171,8 +182,12 @@ def attend_once_kernel(
     end = seen - recents
     dim, column, slot = tl.arange(0, P), tl.arange(0, D_V_PAD), tl.arange(0, LIST)
     more_near: tl.constexpr = min(EXTRAS_HELD.value, NEAR)
-    keys = keys_ptr + batch * keys_b + kv_head * keys_h
-    values = values_ptr + batch * values_b + kv_head * values_h
+    keys = start_of_rows(keys_ptr, apart_ptr, batch, keys_b, KEYS, APART) + kv_head * keys_h
+    values = start_of_rows(values_ptr, apart_ptr, batch, values_b, VALUES, APART) + kv_head * values_h
+    value_sum = start_of_rows(value_sum_ptr, apart_ptr, batch, HEADS * D_V, VALUE_SUM, APART) + kv_head * D_V
+    codes, scale, codes_w = codes_of_head(
+        codes_ptr, scale_ptr, apart_ptr, batch, kv_head, codes_b, codes_h, codes_w, scale_b, scale_h, P, APART
+    )
     query = query_ptr + batch * query_b + head * query_h + new * query_n
     extra_rank, extra_at = extra_rank_ptr + wide_row * room, extra_at_ptr + wide_row * room
     if CHAINED:
@@ -186,8 +201,7 @@ def attend_once_kernel(
             forced, first_sinks, first_recent, GROUPS, FORCED, D, P, LOG_P,
         )  # fmt: skip
     rank, at, extras, held, low, beyond, reached, masses, top, curve = shortlist(
-        codes_ptr + batch * codes_b + kv_head * codes_h, codes_w,
-        scale_ptr + batch * scale_b + kv_head * scale_h, words_ptr, facts_ptr + row * FACTS,
+        codes, codes_w, scale, words_ptr, facts_ptr + row * FACTS,
         best_ptr + wide_row * (PLACES * GROUPS), turns_ptr + wide_row * GROUPS,
         masses_ptr + wide_row * GROUPS, sums_ptr + wide_row * GROUPS, groups_ptr + wide_row * GROUPS,
         extra_rank, extra_at, list_rank_ptr + wide_row * LIST, list_at_ptr + wide_row * LIST,
@@ -202,8 +216,7 @@ def attend_once_kernel(
     q = tl.load(query + dim, mask=dim < D, other=0.0).to(tl.float32) * scaling
     base = base_of(facts_ptr + row * FACTS, top, cap, CAPPED)
     value_total = sum_of_values(
-        values, values_n, value_sum_ptr + (batch * HEADS + kv_head) * D_V, own, new, column,
-        NEW, NEW_PAD, D_V, MASS,
+        values, values_n, value_sum, own, new, column, NEW, NEW_PAD, D_V, MASS,
     )  # fmt: skip
     if BOUND:
         want = bounded_want(least, units, forced, rank, extra_rank, held, extras, want)
@@ -255,14 +268,14 @@ def attend_once_kernel(
 @triton.jit
 def attend_kernel(
     query_ptr, keys_ptr, values_ptr, length_ptr, chosen_at_ptr, part_ptr, place_ptr, score_ptr, attended_ptr,
-    shift_ptr, place_in_ptr, begin_ptr, taken_ptr,
+    apart_ptr, shift_ptr, place_in_ptr, begin_ptr, taken_ptr,
     query_b, query_h, query_n, keys_b, keys_h, keys_n, values_b, values_h, values_n,
     scaling, cap, sinks, recents, budget, slots, capacity,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr,
     D: tl.constexpr, P: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr,
     TOKENS: tl.constexpr, SPLITS: tl.constexpr,
     CHAINED: tl.constexpr, TALLY: tl.constexpr, WARPS: tl.constexpr, NEAR: tl.constexpr,
-    BOUND: tl.constexpr, CAPPED: tl.constexpr, PACKED: tl.constexpr, HOT: tl.constexpr,
+    BOUND: tl.constexpr, CAPPED: tl.constexpr, APART: tl.constexpr, PACKED: tl.constexpr, HOT: tl.constexpr,
 ):  # fmt: skip
     """Attend to some of the tokens that `select_kernel` chose; program (query head of a batch, new token,
     split of the chosen tokens).
@@ -284,8 +297,8 @@ def attend_kernel(
     dim, column = tl.arange(0, P), tl.arange(0, D_V_PAD)
     query = query_ptr + batch * query_b + head * query_h + new * query_n
     q = tl.load(query + dim, mask=dim < D, other=0.0).to(tl.float32) * scaling
-    keys = keys_ptr + batch * keys_b + kv_head * keys_h
-    values = values_ptr + batch * values_b + kv_head * values_h
+    keys = start_of_rows(keys_ptr, apart_ptr, batch, keys_b, KEYS, APART) + kv_head * keys_h
+    values = start_of_rows(values_ptr, apart_ptr, batch, values_b, VALUES, APART) + kv_head * values_h
     chosen = forced + want
     highest = tl.full((), LOWEST, tl.float32)
     weight = tl.zeros((), tl.float32)
@@ -329,11 +342,11 @@ def attend_kernel(
 @triton.jit
 def merge_kernel(
     part_ptr, rest_ptr, values_ptr, value_sum_ptr, length_ptr, out_ptr, lse_ptr, attended_ptr, sink_ptr,
-    values_b, values_h, values_n, out_b, out_h, out_n, budget,
+    apart_ptr, values_b, values_h, values_n, out_b, out_h, out_n, budget,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, NEW_PAD: tl.constexpr,
     D_V: tl.constexpr, D_V_PAD: tl.constexpr, SPLITS: tl.constexpr, SPLITS_PAD: tl.constexpr,
     MASS: tl.constexpr, CHAINED: tl.constexpr, BOUND: tl.constexpr, SINKS: tl.constexpr,
-    PACKED: tl.constexpr, LOG_TURNED_V: tl.constexpr,
+    APART: tl.constexpr, PACKED: tl.constexpr, LOG_TURNED_V: tl.constexpr,
 ):  # fmt: skip
     """Join the splits of one query and the rest; program (query head of a batch, new token).
 
@@ -356,8 +369,9 @@ def merge_kernel(
         chosen = tl.load(attended_ptr + row)
     mass, top = tl.load(rest_ptr + 2 * row), tl.load(rest_ptr + 2 * row + 1)
     value_total = sum_of_values(
-        values_ptr + batch * values_b + kv_head * values_h, values_n,
-        value_sum_ptr + (batch * HEADS + kv_head) * D_V, own, new, column, NEW, NEW_PAD, D_V, MASS,
+        start_of_rows(values_ptr, apart_ptr, batch, values_b, VALUES, APART) + kv_head * values_h, values_n,
+        start_of_rows(value_sum_ptr, apart_ptr, batch, HEADS * D_V, VALUE_SUM, APART) + kv_head * D_V,
+        own, new, column, NEW, NEW_PAD, D_V, MASS,
     )  # fmt: skip
     tops = tl.load(part, mask=real, other=LOWEST)
     weights = tl.load(part + 1, mask=real, other=0.0)
@@ -381,8 +395,9 @@ def merge_kernel(
 
 @triton.jit
 def tally_kernel(
-    place_ptr, score_ptr, lse_ptr, length_ptr, attended_ptr, tally_ptr, tally_b, tally_r, tally_c, budget,
-    HEADS: tl.constexpr, NEW: tl.constexpr, BUDGET_PAD: tl.constexpr, BOUND: tl.constexpr,
+    place_ptr, score_ptr, lse_ptr, length_ptr, attended_ptr, tally_ptr, apart_ptr, tally_b, tally_r, tally_c,
+    budget, HEADS: tl.constexpr, NEW: tl.constexpr, BUDGET_PAD: tl.constexpr, BOUND: tl.constexpr,
+    APART: tl.constexpr,
 ):  # fmt: skip
     """Add 1 and its softmax weight to tally [B, 2, C] at each chosen position; program (query head of a
     batch, new token). BOUND: as in `attend_kernel`.
@@ -398,6 +413,8 @@ def tally_kernel(
     first = row.to(tl.int64) * budget
     at = tl.load(place_ptr + first + slot, mask=real, other=0).to(tl.int64)
     weight = tl.exp(tl.load(score_ptr + first + slot, mask=real, other=LOWEST) - tl.load(lse_ptr + row))
-    tally = tally_ptr + batch * tally_b + at * tally_c
+    if APART:
+        tally_r = fact_of(apart_ptr, batch, TALLY_ROOM)
+    tally = start_of(tally_ptr, apart_ptr, batch, tally_b, TALLY, APART) + at * tally_c
     tl.atomic_add(tally, tl.full((BUDGET_PAD,), 1.0, tl.float32), mask=real, sem="relaxed")
     tl.atomic_add(tally + tally_r, weight, mask=real, sem="relaxed")

@@ -14,6 +14,7 @@ from torch import Tensor
 from adamas_kernels.contract import (
     AnyCache,
     AnyWeight,
+    ApartCache,
     LayerCache,
     SparseSettings,
     check_step,
@@ -32,6 +33,7 @@ from adamas_kernels.triton.estimate import estimate_kernel, estimate_tiles_kerne
 from adamas_kernels.triton.experts import Experts, add_chosen
 from adamas_kernels.triton.fetch import fetch
 from adamas_kernels.triton.grouped import add_grouped
+from adamas_kernels.triton.latent import LatentStep, holds_latents
 from adamas_kernels.triton.launch import chains, has_ptx, next_power
 from adamas_kernels.triton.linear import multiply_vector
 from adamas_kernels.triton.packed_rows import append_packed, log_turned
@@ -91,7 +93,7 @@ class TritonBackend:
         self._fast = fast
         self._chained = chained
         self._groups = groups
-        self._dense = DenseStep(chained)
+        self._dense, self._latent = DenseStep(chained), LatentStep(chained)
         self._scratch: dict[tuple[int, ...], Scratch] = {}
         self._again: Tensor | None = None
         self._buffers: dict[tuple[torch.device, torch.dtype], Tensor] = {}
@@ -135,12 +137,14 @@ class TritonBackend:
         queries: Tensor,
         keys: Tensor,
         values: Tensor,
-        cache: AnyCache,
+        cache: AnyCache | ApartCache,
         scaling: float,
         softmax: Softmax = PLAIN,
     ) -> tuple[Tensor, Tensor]:
-        """See `Backend.dense_step`."""
+        """See `Backend.dense_step` and `StepsApart`."""
         check_step(queries, keys, values, cache, softmax)
+        if queries.shape[2] == 1 and softmax is PLAIN and holds_latents(cache):
+            return self._latent(queries, keys, cache, scaling)
         return self._dense(queries, keys, values, cache, scaling, softmax)
 
     def linear(self, x: Tensor, weight: AnyWeight, bias: Tensor | None = None) -> Tensor:
@@ -194,7 +198,7 @@ class TritonBackend:
             out.append(F.linear(x, numbers, None if bias is None else bias[start : start + step]))
         return out[0] if len(out) == 1 else torch.cat(out, -1)
 
-    def scratch(self, queries: Tensor, cache: LayerCache, budget: int) -> Scratch:
+    def scratch(self, queries: Tensor, cache: LayerCache | ApartCache, budget: int) -> Scratch:
         """The buffers for a step of this shape."""
         shape = (*queries.shape, cache.keys.shape[1], dim_of(cache.values), cache.capacity, budget)
         found = self._scratch.get(shape)
@@ -214,15 +218,15 @@ class TritonBackend:
         queries: Tensor,
         keys: Tensor,
         values: Tensor,
-        cache: LayerCache,
+        cache: LayerCache | ApartCache,
         scaling: float,
         settings: SparseSettings,
         tally: Tensor | None = None,
         softmax: Softmax = PLAIN,
         stages: int = STAGES,
     ) -> tuple[Tensor, Tensor]:
-        """See `Backend.decode_step`. stages: how many of enter, estimate, select, attend and merge to launch
-        (select does the work of the last three for a small budget); fewer only for timing.
+        """See `Backend.decode_step` and `StepsApart`. stages: how many of enter, estimate, select, attend and
+        merge to launch (select does the work of the last three for a small budget); fewer only for timing.
         """
         check_step(queries, keys, values, cache, softmax)
         check_unbounded(softmax)
@@ -252,7 +256,7 @@ class TritonBackend:
         # Bytes in registers of a key's number: those of packed rows become float32, and have scales.
         held = 2 * torch.float32.itemsize if packed else queries.element_size()
         tokens, split_tokens = (attend_block(size, held, most) for most in (ATTEND_BYTES, SPLIT_BYTES))
-        hot = cache.hot
+        hot = cache.hot if isinstance(cache, LayerCache) else None
         if hot is not None and not hot.serves(group * new * settings.budget):
             hot = None
         # Unpacked rows would take too many registers, and others must be fetched between the two.
@@ -262,17 +266,19 @@ class TritonBackend:
         lse = torch.empty(batch, heads, new, dtype=torch.float32, device=queries.device)
         learned, sinks_at = softmax.sinks is not None, lse if softmax.sinks is None else softmax.sinks
         codes, book = cache.codes.stride(), cache.codebook
+        apart = isinstance(cache, ApartCache)
+        places = cache.places if isinstance(cache, ApartCache) else cache.length
         enter_kernel[(kv_heads + heads, batch)](
             queries, keys, values,
             cache.keys, cache.values, cache.codes, cache.scales, cache.value_sum,
             book.mean, book.edge, book.balance, book.noise, cache.length,
-            scratch.words, scratch.facts,
+            scratch.words, scratch.facts, places,
             *queries.stride()[:3], *keys.stride()[:3], *values.stride()[:3],
             *cache.keys.stride()[:3], *cache.values.stride()[:3],
             codes[0], codes[1], codes[3], codes[2], *cache.scales.stride()[:2],
             scaling, -1.0 if settings.edge is None else settings.edge,
             HEADS=kv_heads, GROUP=group, NEW=new, ROWS=new_pad, D=dim, D_V=dim_v, D_V_PAD=dim_v_pad,
-            P=size, LOG_P=size.bit_length() - 1, MANHATTAN=manhattan, CHAINED=chained,
+            P=size, LOG_P=size.bit_length() - 1, MANHATTAN=manhattan, CHAINED=chained, APART=apart,
             PACKED=packed, num_warps=max(1, min(8, new_pad * size // 256)),
             enable_fp_fusion=False,  # a fused multiply-add rounds once less than the reference
             **chain,
@@ -283,7 +289,7 @@ class TritonBackend:
             cache.codes, cache.scales, cache.length, scratch.words, scratch.facts,
             scratch.best, scratch.turns, scratch.masses, scratch.shares,
         )  # fmt: skip
-        where = codes[0], codes[1], codes[3], *cache.scales.stride()[:2]
+        where = places, codes[0], codes[1], codes[3], *cache.scales.stride()[:2]
         early = chained and recents >= new
         if not manhattan and size >= SMALLEST_TILED and group > 1 and (fast or not queries.is_cuda):
             tiles = 1 if group > QUERIES.value // 2 else 2
@@ -292,7 +298,7 @@ class TritonBackend:
             ](
                 *what, *where, capacity, sinks, recents, cap,
                 HEADS=kv_heads, GROUP=group, NEW=new, P=size, GROUPS=groups, TILES=tiles, TURNS=TURNS_AHEAD,
-                MASS=mass, BOUND=bound, FAST=fast, CHAINED=chained, EARLY=early, CAPPED=capped,
+                MASS=mass, BOUND=bound, FAST=fast, CHAINED=chained, EARLY=early, CAPPED=capped, APART=apart,
                 num_warps=ESTIMATE_WARPS,
                 **chain,
             )  # fmt: skip
@@ -304,7 +310,7 @@ class TritonBackend:
                 HEADS=kv_heads, GROUP=group, NEW=new, ROWS=query_rows, P=size, GROUPS=groups, BLOCK=block,
                 MANHATTAN=manhattan, MASS=mass, BOUND=bound, FAST=fast, CHAINED=chained, EARLY=early,
                 HELD=query_rows * size // (16 if manhattan else 4) <= HELD_WORDS,
-                CAPPED=capped, num_warps=ESTIMATE_WARPS, **chain,
+                CAPPED=capped, APART=apart, num_warps=ESTIMATE_WARPS, **chain,
             )  # fmt: skip
         if stages == 2:
             return out, lse
@@ -316,7 +322,7 @@ class TritonBackend:
         choice: dict[str, Any] = dict(
             GROUPS=groups, LIST=list_size(settings.budget), BLOCK=RANK_BLOCK, MANHATTAN=manhattan, MASS=mass,
             FAST=fast, BOUND=bound, FORCED=forced, D=dim, P=size, LOG_P=size.bit_length() - 1, CAPPED=capped,
-            num_warps=SELECT_WARPS, **chain,
+            APART=apart, num_warps=SELECT_WARPS, **chain,
         )  # fmt: skip
         if bound:
             choice["enable_fp_fusion"] = False  # exact scores are the reference's, bit for bit
@@ -349,28 +355,30 @@ class TritonBackend:
                 held_keys, held_values, slots = hot.keys, hot.values, (hot.place, hot.begin, hot.taken)
             attend_kernel[(pairs, new, splits)](
                 asking, held_keys, held_values, cache.length, scratch.chosen_at, scratch.parts,
-                scratch.place, scratch.score, scratch.attended, shift, *slots,
+                scratch.place, scratch.score, scratch.attended, places, shift, *slots,
                 *asking.stride()[:3], *held_keys.stride()[:3], *held_values.stride()[:3],
                 scaling, cap, sinks, recents, settings.budget, held_keys.shape[2], slots[0].shape[-1],
                 HEADS=kv_heads, GROUP=group, NEW=new, D=dim, P=size, D_V=dim_v, D_V_PAD=dim_v_pad,
                 TOKENS=split_tokens, SPLITS=splits, CHAINED=chained, TALLY=tally is not None,
-                WARPS=SPLIT_WARPS, BOUND=bound, CAPPED=capped, PACKED=packed, HOT=hot is not None,
-                NEAR=near_tokens(dim_v_pad, SPLIT_WARPS, cache.values.element_size(), split_tokens),
+                WARPS=SPLIT_WARPS, BOUND=bound, CAPPED=capped, APART=apart, PACKED=packed,
+                HOT=hot is not None,
+                NEAR=near_tokens(dim_v_pad, SPLIT_WARPS, held_values.element_size(), split_tokens),
                 num_warps=SPLIT_WARPS, **chain,
             )  # fmt: skip
             if stages == 4:
                 return out, lse
             merge_kernel[(pairs, new)](
                 scratch.parts, scratch.rest, cache.values, cache.value_sum, cache.length, out, lse,
-                scratch.attended, sinks_at, *cache.values.stride()[:3], *out.stride()[:3], settings.budget,
-                HEADS=kv_heads, GROUP=group, NEW=new, NEW_PAD=new_pad, D_V=dim_v, D_V_PAD=dim_v_pad,
-                SPLITS=splits, SPLITS_PAD=next_power(splits), MASS=mass, CHAINED=chained, BOUND=bound,
-                SINKS=learned, PACKED=packed, LOG_TURNED_V=log_turned(dim_v), num_warps=MERGE_WARPS, **chain,
+                scratch.attended, sinks_at, places, *cache.values.stride()[:3], *out.stride()[:3],
+                settings.budget, HEADS=kv_heads, GROUP=group, NEW=new, NEW_PAD=new_pad, D_V=dim_v,
+                D_V_PAD=dim_v_pad, SPLITS=splits, SPLITS_PAD=next_power(splits), MASS=mass, CHAINED=chained,
+                BOUND=bound, SINKS=learned, APART=apart, PACKED=packed, LOG_TURNED_V=log_turned(dim_v),
+                num_warps=MERGE_WARPS, **chain,
             )  # fmt: skip
         if tally is not None:
             tally_kernel[(pairs, new)](
-                scratch.place, scratch.score, lse, cache.length, scratch.attended, tally, *tally.stride(),
-                settings.budget, HEADS=heads, NEW=new, BUDGET_PAD=budget_pad, BOUND=bound,
-                num_warps=4,
+                scratch.place, scratch.score, lse, cache.length, scratch.attended, tally, places,
+                *tally.stride(), settings.budget, HEADS=heads, NEW=new, BUDGET_PAD=budget_pad, BOUND=bound,
+                APART=apart, num_warps=4,
             )  # fmt: skip
         return out, lse

@@ -22,11 +22,10 @@ ROUNDER = tl.constexpr(
 @triton.jit
 def rotate(x, ROWS: tl.constexpr, P: tl.constexpr, LOG_P: tl.constexpr):
     """Fast Hadamard transform of float32 [ROWS, P]."""
+    column = tl.broadcast_to(tl.arange(0, P)[None, :], (ROWS, P))
     for stage in tl.static_range(LOG_P):
-        pairs = tl.reshape(x, (ROWS, P // (2 << stage), 2, 1 << stage))
-        low, high = tl.split(tl.permute(pairs, (0, 1, 3, 2)))
-        pairs = tl.permute(tl.join(low + high, low - high), (0, 1, 3, 2))
-        x = tl.reshape(pairs, (ROWS, P))
+        other = tl.gather(x, column ^ (1 << stage), axis=1)
+        x = tl.where((column >> stage) & 1 == 0, x + other, other - x)
     return x * (P**-0.5)
 
 
@@ -41,11 +40,10 @@ def soft_capped(score, cap, CAPPED: tl.constexpr):
 @triton.jit
 def tree_sum(x, ROWS: tl.constexpr, P: tl.constexpr, LOG_P: tl.constexpr):
     """Sum float32 [ROWS, P] over its columns by adding halves, in the reference's order."""
+    column = tl.broadcast_to(tl.arange(0, P)[None, :], (ROWS, P))
     for stage in tl.static_range(LOG_P):
-        halves = tl.reshape(x, (ROWS, 2, P >> (stage + 1)))
-        low, high = tl.split(tl.permute(halves, (0, 2, 1)))
-        x = low + high
-    return tl.reshape(x, (ROWS,))
+        x += tl.gather(x, column ^ (P >> (stage + 1)), axis=1)
+    return tl.max(x, axis=1)  # all are equal
 
 
 @triton.jit

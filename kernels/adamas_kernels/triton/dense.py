@@ -16,9 +16,19 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from adamas_kernels.contract import AnyCache
+from adamas_kernels.contract import AnyCache, ApartCache
 from adamas_kernels.packed import is_packed
 from adamas_kernels.softmax import Softmax
+from adamas_kernels.triton.apart import (
+    FIELDS,
+    KEYS,
+    ROOM,
+    SKIPPED,
+    VALUE_SUM,
+    VALUES,
+    fact_of,
+    start_of_rows,
+)
 from adamas_kernels.triton.coding import LOWEST
 from adamas_kernels.triton.launch import chains, next_power
 from adamas_kernels.triton.packed_rows import append_packed, load_numbers, log_turned, turn
@@ -46,6 +56,43 @@ def scaled(product, scale, cap, CAPPED: tl.constexpr):
     return score
 
 
+@triton.jit
+def attend_to_block(
+    highest, weight, weighted, q, k, v, seen, shift, scale, cap,
+    PRECISION: tl.constexpr, CAPPED: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """Add a block of tokens, keys [P, BLOCK] and values [BLOCK, D_V_PAD], to the maximum and sum of the
+    softmax of queries q [ROWS, P], and to their sum of values. PACKED: shift [ROWS, 1] is added to products.
+    """
+    v = v.to(q.dtype)
+    product = tl.dot(q, k.to(q.dtype), input_precision=PRECISION)
+    if PACKED:
+        product += shift
+    score = tl.where(seen, scaled(product, scale, cap, CAPPED), LOWEST)
+    higher = tl.maximum(highest, tl.max(score, axis=1))
+    p = tl.exp2(score - higher[:, None])
+    fade = tl.exp2(highest - higher)
+    weight = weight * fade + tl.sum(p, axis=1)
+    weighted = tl.dot(p.to(v.dtype), v, weighted * fade[:, None], input_precision=PRECISION)
+    return higher, weight, weighted
+
+
+@triton.jit
+def load_block(keys, values, at, there, dim, column, keys_n, values_n, D: tl.constexpr, D_V: tl.constexpr):
+    """Keys [P, BLOCK] and values [BLOCK, D_V_PAD] of the tokens in these rows, int64; zeros for missing."""
+    k = load_numbers(keys + at[None, :] * keys_n, dim[:, None], there[None, :] & (dim < D)[:, None], D)
+    inside = there[:, None] & (column < D_V)[None, :]
+    return k, load_numbers(values + at[:, None] * values_n, column[None, :], inside, D_V)
+
+
+@triton.jit
+def store_part(part, row_real, highest, weight, weighted, column):
+    """Write the parts of queries at the pointers part [ROWS]."""
+    tl.store(part, highest, mask=row_real)
+    tl.store(part + 1, weight, mask=row_real)
+    tl.store(part[:, None] + FACTS + column[None, :], weighted, mask=row_real[:, None])
+
+
 def scales_of(scaling: float, softmax: Softmax) -> tuple[float, float]:
     """The factor and the cap for `scaled`: c tanh(x / c) is c - 2 c / (e^(2 x / c) + 1)."""
     if not softmax.softcap:
@@ -55,40 +102,50 @@ def scales_of(scaling: float, softmax: Softmax) -> tuple[float, float]:
 
 @triton.jit
 def dense_kernel(
-    query_ptr, key_ptr, value_ptr, keys_ptr, values_ptr, value_sum_ptr, length_ptr, part_ptr, shift_ptr,
+    query_ptr, key_ptr, value_ptr, keys_ptr, values_ptr, value_sum_ptr, length_ptr, part_ptr, apart_ptr,
+    shift_ptr,
     query_b, query_h, query_n, key_b, key_h, key_n, value_b, value_h, value_n,
     keys_b, keys_h, keys_n, values_b, values_h, values_n,
-    scale, cap, window, capacity, splits,
+    scale, cap, window, capacity, splits, parts,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, NEW_PAD: tl.constexpr, ROWS: tl.constexpr,
     D: tl.constexpr, P: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr, BLOCK: tl.constexpr,
     STAGES: tl.constexpr, PRECISION: tl.constexpr, CHAINED: tl.constexpr,
-    CAPPED: tl.constexpr, WINDOWED: tl.constexpr, SUMMED: tl.constexpr, PACKED: tl.constexpr,
+    CAPPED: tl.constexpr, WINDOWED: tl.constexpr, SUMMED: tl.constexpr, APART: tl.constexpr,
+    PACKED: tl.constexpr,
 ):  # fmt: skip
-    """Program (share of the tokens, KV head of a batch, ROWS of its queries); writes part [B, H, N, splits, 2
-    + D_V_PAD].
+    """Program (share of the tokens, KV head of a batch, ROWS of its queries); writes part [B, H, N, parts, 2
+    + D_V_PAD], of which the first `splits` are its own.
 
     The first share begins with the new tokens; its first rows also append them to keys, values and, if
     SUMMED, value_sum. scale, cap: see `scaled`. WINDOWED: only the last `window` tokens count, and keys and
-    values are rings of `capacity` rows. PACKED: queries are turned, new tokens are in their rows already, and
-    shift [B, H, N] is added to products; see `packed_rows.py`.
+    values are rings of `capacity` rows. APART: see `apart.py`; a sequence's first SKIPPED tokens are left to
+    `common_kernel`. PACKED: queries are turned, new tokens are in their rows already, and shift [B, H, N] is
+    added to products; see `packed_rows.py`.
     """
     split, pair = tl.program_id(0), tl.program_id(1)
     batch, head = (pair // HEADS).to(tl.int64), pair % HEADS
     row, dim, column = tl.program_id(2) * ROWS + tl.arange(0, ROWS), tl.arange(0, P), tl.arange(0, D_V_PAD)
     real = row < GROUP * NEW
-    keys = keys_ptr + batch * keys_b + head * keys_h
-    values = values_ptr + batch * values_b + head * values_h
+    keys = start_of_rows(keys_ptr, apart_ptr, batch, keys_b, KEYS, APART) + head * keys_h
+    values = start_of_rows(values_ptr, apart_ptr, batch, values_b, VALUES, APART) + head * values_h
     length = tl.load(length_ptr + batch)
+    if APART and WINDOWED:
+        capacity = fact_of(apart_ptr, batch, ROOM).to(tl.int32)
     query = query_ptr + batch * query_b + (head * GROUP + row // NEW) * query_h + (row % NEW) * query_n
     q = tl.load(query[:, None] + dim[None, :], mask=real[:, None] & (dim < D)[None, :], other=0.0)
     highest = tl.full((ROWS,), LOWEST, tl.float32)
     weight = tl.zeros((ROWS,), tl.float32)
     weighted = tl.zeros((ROWS, D_V_PAD), tl.float32)
+    shift = 0.0
     if PACKED:
         shift = tl.load(shift_ptr + pair * (GROUP * NEW) + row, mask=real, other=0.0)[:, None]
     elif split == 0:
         key, value = key_ptr + batch * key_b + head * key_h, value_ptr + batch * value_b + head * value_h
-        total = value_sum_ptr + pair * D_V + column
+        total = (
+            start_of_rows(value_sum_ptr, apart_ptr, batch, HEADS * D_V, VALUE_SUM, APART)
+            + head * D_V
+            + column
+        )
         if NEW == 1:
             k = tl.load(key + dim, mask=dim < D, other=0.0).to(keys_ptr.dtype.element_ty)
             v = tl.load(value + column, mask=column < D_V, other=0.0).to(values_ptr.dtype.element_ty)
@@ -128,7 +185,11 @@ def dense_kernel(
             p = tl.exp2(score - highest[:, None])
             weight = tl.sum(p, axis=1)
             weighted = tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
-    first = tl.maximum(length + 1 - window, 0) if WINDOWED else 0
+    first = 0
+    if WINDOWED:
+        first = tl.maximum(length + 1 - window, 0)
+    elif APART:
+        first = fact_of(apart_ptr, batch, SKIPPED).to(tl.int32)
     count = length + NEW if PACKED else length - first
     share = tl.cdiv(tl.cdiv(count, BLOCK), splits) * BLOCK
     for start in tl.range(split * share, tl.minimum(split * share + share, count), BLOCK, num_stages=STAGES):
@@ -142,26 +203,60 @@ def dense_kernel(
                 seen &= (first + at)[None, :] + window > (length + row % NEW)[:, None]
             at += first % capacity
             at = tl.where(at < capacity, at, at - capacity)
-        at = at.to(tl.int64)
-        k = load_numbers(keys + at[None, :] * keys_n, dim[:, None], there[None, :] & (dim < D)[:, None], D)
-        inside = there[:, None] & (column < D_V)[None, :]
-        v = load_numbers(values + at[:, None] * values_n, column[None, :], inside, D_V).to(q.dtype)
-        product = tl.dot(q, k.to(q.dtype), input_precision=PRECISION)
-        if PACKED:
-            product += shift
-        score = tl.where(seen, scaled(product, scale, cap, CAPPED), LOWEST)
-        higher = tl.maximum(highest, tl.max(score, axis=1))
-        p = tl.exp2(score - higher[:, None])
-        fade = tl.exp2(highest - higher)
-        weight = weight * fade + tl.sum(p, axis=1)
-        weighted = tl.dot(p.to(v.dtype), v, weighted * fade[:, None], input_precision=PRECISION)
-        highest = higher
+        elif APART:
+            at += first
+        k, v = load_block(keys, values, at.to(tl.int64), there, dim, column, keys_n, values_n, D, D_V)
+        highest, weight, weighted = attend_to_block(
+            highest, weight, weighted, q, k, v, seen, shift, scale, cap, PRECISION, CAPPED, PACKED
+        )
     if CHAINED:
         gdc_launch_dependents()
-    part = part_ptr + ((pair * (GROUP * NEW) + row).to(tl.int64) * splits + split) * (D_V_PAD + FACTS)
-    tl.store(part, highest, mask=real)
-    tl.store(part + 1, weight, mask=real)
-    tl.store(part[:, None] + FACTS + column[None, :], weighted, mask=real[:, None])
+    part = part_ptr + ((pair * (GROUP * NEW) + row).to(tl.int64) * parts + split) * (D_V_PAD + FACTS)
+    store_part(part, real, highest, weight, weighted, column)
+
+
+@triton.jit
+def common_kernel(
+    query_ptr, keys_ptr, values_ptr, part_ptr, apart_ptr,
+    query_b, query_h, query_n, keys_h, keys_n, values_h, values_n, scale, cap, batch, splits, parts,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, ROWS: tl.constexpr,
+    D: tl.constexpr, P: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr, BLOCK: tl.constexpr,
+    STAGES: tl.constexpr, PRECISION: tl.constexpr, CAPPED: tl.constexpr,
+):  # fmt: skip
+    """Program (share of the common tokens, KV head, ROWS of its queries in all sequences): attend to the
+    tokens that several sequences of a batch share, so that they are read once for all. Writes the last parts
+    of each query, see `dense_kernel`; those of sequences that do not share them stay empty.
+
+    apart [batch + 1, FIELDS]: the last row says where the common tokens lie and, as SKIPPED, how many there
+    are; a sequence shares them if it skips as many.
+    """
+    split, head = tl.program_id(0), tl.program_id(1)
+    row, dim, column = tl.program_id(2) * ROWS + tl.arange(0, ROWS), tl.arange(0, P), tl.arange(0, D_V_PAD)
+    sequence, inner = (row // (GROUP * NEW)).to(tl.int64), row % (GROUP * NEW)
+    real = sequence < batch
+    count = fact_of(apart_ptr, batch, SKIPPED).to(tl.int32)
+    shares = tl.load(apart_ptr + sequence * FIELDS + SKIPPED, mask=real, other=0) > 0
+    keys = start_of_rows(keys_ptr, apart_ptr, batch, 0, KEYS, True) + head * keys_h
+    values = start_of_rows(values_ptr, apart_ptr, batch, 0, VALUES, True) + head * values_h
+    query = query_ptr + sequence * query_b + (head * GROUP + inner // NEW) * query_h + (inner % NEW) * query_n
+    q = tl.load(query[:, None] + dim[None, :], mask=real[:, None] & (dim < D)[None, :], other=0.0)
+    highest = tl.full((ROWS,), LOWEST, tl.float32)
+    weight = tl.zeros((ROWS,), tl.float32)
+    weighted = tl.zeros((ROWS, D_V_PAD), tl.float32)
+    share = tl.cdiv(tl.cdiv(count, BLOCK), splits) * BLOCK
+    for start in tl.range(split * share, tl.minimum(split * share + share, count), BLOCK, num_stages=STAGES):
+        at = start + tl.arange(0, BLOCK)
+        there = at < count
+        k, v = load_block(keys, values, at.to(tl.int64), there, dim, column, keys_n, values_n, D, D_V)
+        highest, weight, weighted = attend_to_block(
+            highest, weight, weighted, q, k, v, there[None, :], 0.0, scale, cap, PRECISION, CAPPED, False
+        )
+    highest = tl.where(shares, highest, LOWEST)
+    weight = tl.where(shares, weight, 0.0)
+    weighted = tl.where(shares[:, None], weighted, 0.0)
+    of_query = (sequence * HEADS + head) * (GROUP * NEW) + inner
+    part = part_ptr + (of_query * parts + parts - splits + split) * (D_V_PAD + FACTS)
+    store_part(part, real, highest, weight, weighted, column)
 
 
 @triton.jit
@@ -212,7 +307,7 @@ class DenseStep:
         queries: Tensor,
         keys: Tensor,
         values: Tensor,
-        cache: AnyCache,
+        cache: AnyCache | ApartCache,
         scaling: float,
         softmax: Softmax,
     ) -> tuple[Tensor, Tensor]:
@@ -229,30 +324,46 @@ class DenseStep:
         most = min(MOST_ROWS, QUERY_BYTES // (max(size, dim_v_pad) * queries.element_size()))
         rows = max(LEAST_ROWS, min(most, next_power(group * new)))
         window, sinks = softmax.window, softmax.sinks
+        apart = isinstance(cache, ApartCache)
+        places = cache.places if isinstance(cache, ApartCache) else cache.length
         seen = cache.capacity if window is None else min(cache.capacity, window)
         splits = self._splits(queries.device, batch * kv_heads, seen, block)
-        parts = self._part(queries, splits, dim_v_pad + FACTS.value)
+        shares = isinstance(cache, ApartCache) and cache.shares and window is None
+        common = self._splits(queries.device, kv_heads, seen, block) if shares else 0
+        parts = self._part(queries, splits + common, dim_v_pad + FACTS.value)
+        precision = "ieee" if dtype == torch.float32 else "tf32"
+        scale, cap = scales_of(scaling, softmax)
         chained = chains(queries.device) if self._chained is None else self._chained
         out = torch.empty(batch, heads, new, dim_v, dtype=dtype, device=queries.device)
         lse = torch.empty(batch, heads, new, dtype=torch.float32, device=queries.device)
         dense_kernel[(splits, batch * kv_heads, triton.cdiv(group * new, rows))](
             queries, keys, values, cache.keys, cache.values,
-            parts if cache.value_sum is None else cache.value_sum, cache.length, parts,
+            parts if cache.value_sum is None else cache.value_sum, cache.length, parts, places,
             parts if shift is None else shift,
             *queries.stride()[:3], *keys.stride()[:3], *values.stride()[:3],
             *cache.keys.stride()[:3], *cache.values.stride()[:3],
-            *scales_of(scaling, softmax), window or 0, cache.capacity, splits,
+            scale, cap, window or 0, cache.capacity, splits, splits + common,
             HEADS=kv_heads, GROUP=group, NEW=new, NEW_PAD=max(LEAST_ROWS, next_power(new)), ROWS=rows, D=dim,
             P=size, D_V=dim_v, D_V_PAD=dim_v_pad, BLOCK=block, STAGES=STAGES,
-            PRECISION="ieee" if dtype == torch.float32 else "tf32", CHAINED=chained,
-            CAPPED=softmax.softcap > 0, WINDOWED=window is not None, SUMMED=cache.value_sum is not None,
-            PACKED=packed, num_warps=WARPS,
+            PRECISION=precision, CHAINED=chained and not shares, CAPPED=softmax.softcap > 0,
+            WINDOWED=window is not None, SUMMED=cache.value_sum is not None, APART=apart, PACKED=packed,
+            num_warps=WARPS,
         )  # fmt: skip
+        if shares:
+            rows = max(LEAST_ROWS, min(most, next_power(batch * group * new)))
+            common_kernel[(common, kv_heads, triton.cdiv(batch * group * new, rows))](
+                queries, cache.keys, cache.values, parts, places,
+                *queries.stride()[:3], *cache.keys.stride()[1:3], *cache.values.stride()[1:3],
+                scale, cap, batch, common, splits + common,
+                HEADS=kv_heads, GROUP=group, NEW=new, ROWS=rows, D=dim, P=size, D_V=dim_v, D_V_PAD=dim_v_pad,
+                BLOCK=block, STAGES=STAGES, PRECISION=precision, CAPPED=softmax.softcap > 0, num_warps=WARPS,
+            )  # fmt: skip
         join_kernel[(batch * heads * new,)](
-            parts, out, lse, lse if sinks is None else sinks, splits,
-            HEADS=heads, NEW=new, D_V=dim_v, D_V_PAD=dim_v_pad, SPLITS=next_power(splits),
-            SINKS=sinks is not None, CHAINED=chained, PACKED=packed, LOG_TURNED=log_turned(dim_v),
-            num_warps=4, **({"launch_pdl": True} if chained else {}),
+            parts, out, lse, lse if sinks is None else sinks, splits + common,
+            HEADS=heads, NEW=new, D_V=dim_v, D_V_PAD=dim_v_pad, SPLITS=next_power(splits + common),
+            SINKS=sinks is not None, CHAINED=chained and not shares, PACKED=packed,
+            LOG_TURNED=log_turned(dim_v),
+            num_warps=4, **({"launch_pdl": True} if chained and not shares else {}),
         )  # fmt: skip
         return out, lse
 

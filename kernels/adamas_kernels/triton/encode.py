@@ -8,6 +8,18 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from adamas_kernels.reference import Codebook, padded_dim
+from adamas_kernels.triton.apart import (
+    BALANCE,
+    KEYS,
+    MEAN,
+    NOISE,
+    VALUE_SUM,
+    VALUES,
+    codes_of_head,
+    start_of,
+    start_of_rows,
+)
+from adamas_kernels.triton.apart import EDGE as EDGE_FIELD
 from adamas_kernels.triton.coding import (
     EDGE,
     FACTS,
@@ -20,7 +32,8 @@ from adamas_kernels.triton.coding import (
     tree_sum,
 )
 
-ROWS = 32  # keys per program
+ROWS = 32  # keys per program, at most
+NUMBERS = 4096  # of keys that a program holds in registers
 
 
 @triton.jit
@@ -57,11 +70,12 @@ def encode_keys(keys: Tensor, codebook: Codebook, codes: Tensor, scales: Tensor)
     """
     batch, heads, count, dim = keys.shape
     size = padded_dim(dim)
-    encode_kernel[(triton.cdiv(count, ROWS), heads, batch)](
+    rows = min(ROWS, NUMBERS // size)
+    encode_kernel[(triton.cdiv(count, rows), heads, batch)](
         keys, codes, scales, codebook.mean, codebook.edge, codebook.balance,
         *keys.stride()[:3], *codes.stride()[:2], codes.stride(3), codes.stride(2), *scales.stride()[:2],
         count,
-        HEADS=heads, D=dim, P=size, LOG_P=size.bit_length() - 1, ROWS=ROWS,
+        HEADS=heads, D=dim, P=size, LOG_P=size.bit_length() - 1, ROWS=rows,
         enable_fp_fusion=False,  # a fused multiply-add rounds once less than the reference
     )  # fmt: skip
 
@@ -133,7 +147,7 @@ def enter_kernel(
     query_ptr, key_ptr, value_ptr,
     keys_ptr, values_ptr, codes_ptr, scale_ptr, value_sum_ptr,
     mean_ptr, edge_ptr, balance_ptr, noise_ptr, length_ptr,
-    words_ptr, facts_ptr,
+    words_ptr, facts_ptr, apart_ptr,
     query_b, query_h, query_n, key_b, key_h, key_n, value_b, value_h, value_n,
     keys_b, keys_h, keys_n, values_b, values_h, values_n,
     codes_b, codes_h, codes_w, codes_n, scale_b, scale_h,
@@ -141,7 +155,7 @@ def enter_kernel(
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, ROWS: tl.constexpr,
     D: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr,
     P: tl.constexpr, LOG_P: tl.constexpr, MANHATTAN: tl.constexpr, CHAINED: tl.constexpr,
-    PACKED: tl.constexpr,
+    APART: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """Program (KV head or, after those, query head; batch): append new tokens, or encode queries. PACKED:
     `append_packed` has appended keys and values already.
@@ -152,27 +166,36 @@ def enter_kernel(
     part, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
     row = tl.arange(0, ROWS)
     new = row < NEW
+    mean = start_of(mean_ptr, apart_ptr, batch, HEADS * P, MEAN, APART)
+    balance = start_of(balance_ptr, apart_ptr, batch, HEADS * P, BALANCE, APART)
     if CHAINED:
         gdc_wait()
         gdc_launch_dependents()
     if part < HEADS:
-        pair = batch * HEADS + part
+        codes, scale, word_step = codes_of_head(
+            codes_ptr, scale_ptr, apart_ptr, batch, part, codes_b, codes_h, codes_w, scale_b, scale_h, P,
+            APART,
+        )  # fmt: skip
         append_head(
             key_ptr + batch * key_b + part * key_h, value_ptr + batch * value_b + part * value_h,
-            keys_ptr + batch * keys_b + part * keys_h, values_ptr + batch * values_b + part * values_h,
-            codes_ptr + batch * codes_b + part * codes_h, scale_ptr + batch * scale_b + part * scale_h,
-            value_sum_ptr + pair * D_V, mean_ptr + pair * P, edge_ptr + pair, balance_ptr + pair * P,
-            key_n, value_n, keys_n, values_n, codes_w, codes_n,
+            start_of_rows(keys_ptr, apart_ptr, batch, keys_b, KEYS, APART) + part * keys_h,
+            start_of_rows(values_ptr, apart_ptr, batch, values_b, VALUES, APART) + part * values_h,
+            codes, scale,
+            start_of_rows(value_sum_ptr, apart_ptr, batch, HEADS * D_V, VALUE_SUM, APART) + part * D_V,
+            mean + part * P, start_of(edge_ptr, apart_ptr, batch, HEADS, EDGE_FIELD, APART) + part,
+            balance + part * P,
+            key_n, value_n, keys_n, values_n, word_step, codes_n,
             tl.load(length_ptr + batch).to(tl.int64) + row, row, new, ROWS, D, D_V, D_V_PAD, P, LOG_P,
             PACKED,
         )  # fmt: skip
     else:
         head = part - HEADS
         pair = batch * (HEADS * GROUP) + head
-        served = batch * HEADS + head // GROUP
+        served = head // GROUP
+        noise = start_of(noise_ptr, apart_ptr, batch, HEADS, NOISE, APART)
         encode_queries(
             query_ptr + batch * query_b + head * query_h + row * query_n, pair * NEW + row, new,
-            mean_ptr + served * P, balance_ptr + served * P, tl.load(noise_ptr + served),
+            mean + served * P, balance + served * P, tl.load(noise + served),
             words_ptr, facts_ptr, scaling, query_edge,
             ROWS, D, P, LOG_P, MANHATTAN,
         )  # fmt: skip

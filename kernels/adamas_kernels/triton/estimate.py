@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from adamas_kernels.triton.apart import codes_of_head
 from adamas_kernels.triton.coding import FACTS
 from adamas_kernels.triton.ranking import dot4, load_queries, load_words, rank_of, rank_tokens
 from adamas_kernels.triton.shares import UNITS_PER_NAT
@@ -36,11 +37,11 @@ def within(at, low, end):
 @triton.jit(do_not_specialize=["codes_b", "codes_h", "codes_w", "scale_b", "scale_h", "capacity"])
 def estimate_kernel(
     codes_ptr, scale_ptr, length_ptr, words_ptr, facts_ptr, best_ptr, turns_ptr, masses_ptr, shares_ptr,
-    codes_b, codes_h, codes_w, scale_b, scale_h, capacity, sinks, recents, cap,
+    apart_ptr, codes_b, codes_h, codes_w, scale_b, scale_h, capacity, sinks, recents, cap,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, ROWS: tl.constexpr, P: tl.constexpr,
     GROUPS: tl.constexpr, BLOCK: tl.constexpr, MANHATTAN: tl.constexpr, MASS: tl.constexpr,
     BOUND: tl.constexpr, FAST: tl.constexpr, CHAINED: tl.constexpr, EARLY: tl.constexpr, HELD: tl.constexpr,
-    CAPPED: tl.constexpr,
+    CAPPED: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
     """Program (BLOCK of the groups, KV head of a batch, new token): one token per lane, with byte products.
 
@@ -56,8 +57,11 @@ def estimate_kernel(
     query = tl.arange(0, ROWS)
     real = query < GROUP
     rows = (pair * GROUP + tl.where(real, query, 0)) * NEW + new
-    codes = codes_ptr + batch * codes_b + head * codes_h
-    scale = scale_ptr + batch * scale_b + head * scale_h
+    codes, scale, codes_w = codes_of_head(
+        codes_ptr, scale_ptr, apart_ptr, batch, head, codes_b, codes_h, codes_w, scale_b, scale_h, P, APART
+    )
+    if APART:
+        capacity = codes_w
     group = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     end = tl.load(length_ptr + batch) + new + 1 - recents
     if CHAINED:
@@ -142,10 +146,11 @@ def products(
 @triton.jit(do_not_specialize=["codes_b", "codes_h", "codes_w", "scale_b", "scale_h", "capacity"])
 def estimate_tiles_kernel(
     codes_ptr, scale_ptr, length_ptr, words_ptr, facts_ptr, best_ptr, turns_ptr, masses_ptr, shares_ptr,
-    codes_b, codes_h, codes_w, scale_b, scale_h, capacity, sinks, recents, cap,
+    apart_ptr, codes_b, codes_h, codes_w, scale_b, scale_h, capacity, sinks, recents, cap,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, P: tl.constexpr,
     GROUPS: tl.constexpr, TILES: tl.constexpr, TURNS: tl.constexpr, MASS: tl.constexpr, BOUND: tl.constexpr,
     FAST: tl.constexpr, CHAINED: tl.constexpr, EARLY: tl.constexpr, CAPPED: tl.constexpr,
+    APART: tl.constexpr,
 ):  # fmt: skip
     """`estimate_kernel` on tensor cores; program (TILES times 16 groups, eight queries of a KV head of a
     batch, new token), with one warp.
@@ -166,8 +171,11 @@ def estimate_tiles_kernel(
     even_row = first_row + tl.where(even < GROUP, even, 0) * NEW
     odd_row = first_row + tl.where(odd < GROUP, odd, 0) * NEW
     even_words, odd_words = words_ptr + even_row * (P // 4), words_ptr + odd_row * (P // 4)
-    codes = codes_ptr + batch * codes_b + head * codes_h
-    scale = scale_ptr + batch * scale_b + head * scale_h
+    codes, scale, codes_w = codes_of_head(
+        codes_ptr, scale_ptr, apart_ptr, batch, head, codes_b, codes_h, codes_w, scale_b, scale_h, P, APART
+    )
+    if APART:
+        capacity = codes_w
     start = tl.program_id(0) * (TILES * TOKENS)
     group = start + TOKENS * (own // (SHARING // TILES)) + lane // SHARING  # of the first token; +8: second
     end = tl.load(length_ptr + batch) + new + 1 - recents

@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from adamas_kernels.contract import LayerCache
+from adamas_kernels.contract import ApartCache, LayerCache
 from adamas_kernels.packed import dim_of
 from adamas_kernels.reference import padded_dim
 from adamas_kernels.triton.attend import PART_FACTS
@@ -73,7 +73,7 @@ class Scratch:
     score: Tensor  # float32 [rows, budget]
 
     @classmethod
-    def allocate(cls, queries: Tensor, cache: LayerCache, budget: int, groups: int) -> Scratch:
+    def allocate(cls, queries: Tensor, cache: LayerCache | ApartCache, budget: int, groups: int) -> Scratch:
         """Buffers for queries [B, H, N, D] over this cache's capacity."""
         batch, heads, new, dim = queries.shape
         rows = batch * heads * new

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from adamas_kernels.triton.apart import KEYS, codes_of_head, start_of_rows
 from adamas_kernels.triton.coding import FACTS, LOWEST
 from adamas_kernels.triton.ranking import load_words, rank_tokens
 from adamas_kernels.triton.shares import LEAST_ATTENDED, SHARES, UNITS_PER_NAT, least_exponent, reaching
@@ -405,12 +406,12 @@ def select_kernel(
     codes_ptr, scale_ptr, length_ptr, words_ptr, facts_ptr, best_ptr, turns_ptr, masses_ptr, shares_ptr,
     sums_ptr, groups_ptr, extra_rank_ptr, extra_at_ptr, list_rank_ptr, list_at_ptr, again_ptr,
     chosen_at_ptr, rest_ptr, attended_ptr, query_ptr, keys_ptr, shift_ptr,
-    codes_b, codes_h, codes_w, scale_b, scale_h, query_b, query_h, query_n, keys_b, keys_h, keys_n,
+    apart_ptr, codes_b, codes_h, codes_w, scale_b, scale_h, query_b, query_h, query_n, keys_b, keys_h, keys_n,
     scaling, cap, least_share, sinks, recents, budget, room,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, P: tl.constexpr, GROUPS: tl.constexpr,
     LIST: tl.constexpr, BLOCK: tl.constexpr, MANHATTAN: tl.constexpr, MASS: tl.constexpr,
     FAST: tl.constexpr, CHAINED: tl.constexpr, BOUND: tl.constexpr, FORCED: tl.constexpr, D: tl.constexpr,
-    LOG_P: tl.constexpr, CAPPED: tl.constexpr, PACKED: tl.constexpr,
+    LOG_P: tl.constexpr, CAPPED: tl.constexpr, APART: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """Choose tokens to attend to; program (query head of a batch, new token).
 
@@ -430,6 +431,9 @@ def select_kernel(
     first_sinks, first_recent, forced, want = forced_and_wanted(seen, sinks, recents, budget)
     extra_rank, extra_at = extra_rank_ptr + wide_row * room, extra_at_ptr + wide_row * room
     chosen_at = chosen_at_ptr + wide_row * budget
+    codes, scale, codes_w = codes_of_head(
+        codes_ptr, scale_ptr, apart_ptr, batch, kv_head, codes_b, codes_h, codes_w, scale_b, scale_h, P, APART
+    )
     if CHAINED:
         gdc_launch_dependents()
         gdc_wait()
@@ -440,13 +444,12 @@ def select_kernel(
             facts_ptr + row * FACTS, best_ptr + wide_row * (PLACES * GROUPS),
             shares_ptr + wide_row * (SHARES * GROUPS),
             query_ptr + batch * query_b + head * query_h + new * query_n,
-            keys_ptr + batch * keys_b + kv_head * keys_h, keys_n, scaling,
-            tl.load(shift_ptr + row) * scaling if PACKED else 0.0, least_share,
+            start_of_rows(keys_ptr, apart_ptr, batch, keys_b, KEYS, APART) + kv_head * keys_h, keys_n,
+            scaling, tl.load(shift_ptr + row) * scaling if PACKED else 0.0, least_share,
             forced, first_sinks, first_recent, GROUPS, FORCED, D, P, LOG_P,
         )  # fmt: skip
     rank, at, extras, held, low, beyond, reached, masses, top, curve = shortlist(
-        codes_ptr + batch * codes_b + kv_head * codes_h, codes_w,
-        scale_ptr + batch * scale_b + kv_head * scale_h, words_ptr, facts_ptr + row * FACTS,
+        codes, codes_w, scale, words_ptr, facts_ptr + row * FACTS,
         best_ptr + wide_row * (PLACES * GROUPS), turns_ptr + wide_row * GROUPS,
         masses_ptr + wide_row * GROUPS, sums_ptr + wide_row * GROUPS, groups_ptr + wide_row * GROUPS,
         extra_rank, extra_at, list_rank_ptr + wide_row * LIST, list_at_ptr + wide_row * LIST,

@@ -1,0 +1,241 @@
+"""The caches of several sequences as one cache for a pass that takes one token of each, where each of them
+lies.
+
+To the model such a pass is one of several new tokens. Only attention, which is computed here, tells the
+sequences apart; so layers must attend and do nothing else across tokens.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+from weakref import WeakKeyDictionary, ref
+
+import torch
+from adamas_kernels.contract import APART_FIELDS, AnyCache, ApartCache, StepsApart, place_of
+from adamas_kernels.packed import is_packed
+from adamas_kernels.softmax import Softmax
+from torch import Tensor, nn
+from transformers.cache_utils import CacheLayerMixin
+
+from adamas_cli.cache.cache import KVCache
+from adamas_cli.cache.extent import Extent
+from adamas_cli.cache.full import FullLayer
+from adamas_cli.cache.layer import Layer
+from adamas_cli.cache.mode import Mode
+from adamas_cli.cache.sliding import SlidingLayer
+from adamas_cli.cache.tally import Tally
+
+ROOM_AHEAD = 64  # tokens: asking every layer for room takes a while
+SPARE_TOKENS = 16  # room of the sequence in unused rows; each pass overwrites its first token
+
+
+def apart_obstacle(cache: KVCache) -> str | None:
+    """Why a cache's sequence cannot be one of several in a pass, in a few words; None if it can."""
+    others = sorted({layer.kind for layer in cache.kept if type(layer) not in (FullLayer, SlidingLayer)})
+    if others or not cache.kept:
+        return f"it has layers of kind {' and '.join(others)}"
+    if any(isinstance(layer, FullLayer) and _packs(layer) for layer in cache.kept):
+        return "its keys and values are in few bits"
+    return "its keys and values are in host memory" if cache.staged else None
+
+
+def _packs(layer: FullLayer) -> bool:
+    return layer.formats is not None and any(is_packed(format) for format in layer.formats)
+
+
+class ApartLayer(Layer, CacheLayerMixin):
+    """One layer of several sequences. spare: that of unused rows, to which all others are compared."""
+
+    is_sliding = False
+
+    def __init__(self, spare: Layer, kept: CachesApart, places: Tensor, *, shares: bool) -> None:
+        super().__init__()
+        assert isinstance(spare, FullLayer | SlidingLayer)
+        self.kind, self.is_initialized = spare.kind, True
+        self._kept, self._places, self._shares = kept, places, shares
+        self._window = spare.window if isinstance(spare, SlidingLayer) else None
+        self.like = self.buffers(spare)
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing: it has no buffers of its own."""
+
+    def buffers(self, layer: Layer) -> AnyCache:
+        """A layer of one sequence as the kernels take it."""
+        assert isinstance(layer, FullLayer | SlidingLayer)
+        coded = layer.coded_for(self._kept.mode) if isinstance(layer, FullLayer) else None
+        return layer.uncoded() if coded is None else coded
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Called by transformers' models before they attend; `attend` appends."""
+        return key_states, value_states
+
+    def attend(
+        self, module: nn.Module, queries: Tensor, keys: Tensor, values: Tensor, scaling: float,
+        softmax: Softmax, mode: Mode,
+    ) -> Tensor:  # fmt: skip
+        """Append a token of each of N sequences, keys and values [1, K, N, D], to its own cache, and attend
+        from queries [1, H, N, D].
+        """
+        kept, tally = self._kept, self._kept.tally
+        cache = ApartCache(self.like, kept.extent.lengths, self._places, kept.room, self._shares)
+        new = [x.transpose(0, 2) for x in (queries, keys, values)]
+        if mode.sparse is not None and cache.chooses:
+            backend = cast(StepsApart, mode.sparse.backend)
+            counts = None if tally is None else tally.counts
+            out, _ = backend.decode_step(*new, cache, scaling, mode.sparse.settings, counts, softmax)
+        else:
+            softmax = replace(softmax, window=self._window) if self._window is not None else softmax
+            out, _ = cast(StepsApart, mode.dense).dense_step(*new, cache, scaling, softmax)
+        return out.transpose(0, 2)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """See `FullLayer.get_mask_sizes`; there are no masks in a pass."""
+        return query_length, 0
+
+    def get_seq_length(self) -> int:
+        """The new tokens are told their positions."""
+        return 0
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
+
+
+@dataclass(eq=False)
+class OneOfMany:
+    """A sequence that takes steps with others. tokens: including those that its cache does not count yet."""
+
+    cache: KVCache
+    mode: Mode
+    tokens: int
+
+    def make_room(self) -> int:
+        """Changes: the cache counts all tokens and has room for the next ones; returns how many of those."""
+        self.settle()
+        room = max(1, min(ROOM_AHEAD, self.cache.capacity - self.tokens))
+        self.cache.make_room(room)
+        return self.tokens + room
+
+    def settle(self) -> None:
+        """Changes: the cache counts all tokens, on the host."""
+        if uncounted := self.tokens - self.cache.get_seq_length():
+            self.cache.count(uncounted, self.mode)
+
+    def retract(self) -> None:
+        """Changes: the last token has never come."""
+        self.settle()
+        self.tokens -= 1
+        self.cache.truncate(self.tokens)
+
+
+class CachesApart(KVCache):
+    """The caches of up to `size` sequences. mode: of all of them, with the tally of the unused rows, if there
+    is one. like: a cache of such a sequence. room: maximum tokens that fit any of them.
+
+    extent: lengths int32 [size]; `advance` counts a token of each sequence.
+    """
+
+    def __init__(self, like: KVCache, mode: Mode, size: int, room: int) -> None:
+        device = like.extent.lengths.device
+        extent = Extent(torch.zeros(size, dtype=torch.int32, device=device), reach=like.extent.reach)
+        alone = Extent(torch.zeros(1, dtype=torch.int32, device=device))
+        self.size, self.room = size, room
+        self.mode = replace(mode, tally=None if mode.tally is None else Tally(SPARE_TOKENS, device))
+        shape = len(like.kept), size + 1, len(APART_FIELDS)
+        self._places = torch.zeros(shape, dtype=torch.int64, device=device)
+        self._present = torch.zeros(size, dtype=torch.int32, device=device)
+        self._seated: list[tuple[object, int, int]] | None = None
+        self._known: WeakKeyDictionary[OneOfMany, tuple[int, list[list[int]]]] = WeakKeyDictionary()
+        spares = [layer.spare(alone, SPARE_TOKENS) for layer in like.kept]
+        self._own = [
+            ApartLayer(spare, self, places, shares=size > 1)
+            for spare, places in zip(spares, self._places, strict=True)
+        ]
+        super().__init__(self._own, extent, like.placement, None)
+        self.tally = self.mode.tally
+        self._spare_places = self._found(None, spares)
+        self.seat([])
+
+    def seat(self, sequences: Sequence[OneOfMany]) -> None:
+        """Changes: the first rows are these sequences', each of which must have room for a token; the others
+        are unused. Raises ValueError if one does not fit the others.
+        """
+        seated = _seated(sequences)
+        if seated == self._seated:
+            return
+        self._seated = None
+        caches = [one.cache for one in sequences]
+        root, common = common_root(caches)
+        sharing = [cache.root is not None and cache.root.id is root for cache in caches]
+        rows = self._rows(sequences, sharing, common)
+        unused = self.size - len(caches)
+        self._places.copy_(torch.tensor(rows))
+        self.extent.lengths.copy_(torch.tensor([one.tokens for one in sequences] + [0] * unused))
+        self._present.copy_(torch.tensor([1] * len(caches) + [0] * unused))
+        self._seated = seated
+
+    def count_step(self, sequences: Sequence[OneOfMany]) -> None:
+        """Changes: the sequences that were seated for a step have one more token."""
+        for one in sequences:
+            one.tokens += 1
+        self._seated = _seated(sequences)
+
+    def _rows(
+        self, sequences: Sequence[OneOfMany], sharing: Sequence[bool], common: int
+    ) -> list[list[list[int]]]:
+        """The places of each layer, see `ApartCache`."""
+        spare = self._spare_places
+        each = [self._places_of(one) for one in sequences]
+        first = next((places for places, shares in zip(each, sharing, strict=True) if shares), spare)
+        skipped = [common * shares for shares in sharing] + [0] * (self.size - len(each)) + [common]
+        each += [spare] * (self.size - len(each)) + [first]
+        return [
+            [[*places[index], skip] for places, skip in zip(each, skipped, strict=True)]
+            for index in range(len(self.kept))
+        ]
+
+    def _places_of(self, one: OneOfMany) -> list[list[int]]:
+        """The places of a sequence in each layer, as long as it stays where it is."""
+        version, places = self._known.get(one, (None, []))
+        if version != one.cache.extent.version:
+            places = self._found(one.cache, one.cache.kept)
+            self._known[one] = one.cache.extent.version, places
+        return places
+
+    def _found(self, cache: KVCache | None, layers: Sequence[Layer]) -> list[list[int]]:
+        tallies = self._tallies(cache)
+        return [
+            place_of(own.like, own.buffers(layer), tallies)
+            for own, layer in zip(self._own, layers, strict=True)
+        ]
+
+    def _tallies(self, cache: KVCache | None) -> tuple[Tensor, Tensor] | None:
+        if self.tally is None:
+            return None
+        tally = self.tally if cache is None or cache.tally is None else cache.tally
+        return self.tally.counts, tally.counts
+
+    def advance(self, tokens: int, mode: Mode) -> None:
+        """Changes: each sequence has one more token, on the device."""
+        self.extent.lengths += self._present
+
+
+def _seated(sequences: Sequence[OneOfMany]) -> list[tuple[object, int, int]]:
+    """What rows depend on. It keeps no cache alive."""
+    return [(ref(one), one.cache.extent.version, one.tokens) for one in sequences]
+
+
+def common_root(caches: Sequence[KVCache]) -> tuple[object | None, int]:
+    """The root that most of these caches have in common, if several do, and the tokens that all of those
+    share.
+    """
+    roots = [cache.root for cache in caches if cache.root is not None]
+    (found, count), *_ = Counter(root.id for root in roots).most_common(1) or [(None, 0)]
+    if count < 2:
+        return None, 0
+    return found, min(root.tokens for root in roots if root.id is found)

@@ -1,0 +1,169 @@
+"""A token of each of several sequences in one pass through the model's own layers, for GPUs: weights are read
+once for all of them, and Triton's kernels follow each sequence to its own keys, values and codes.
+
+On a GPU a pass is a CUDA graph, one for each number of rows. Which sequences have the rows is told in tensors
+on the device, so that one graph serves all sequences that attend alike.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from adamas_kernels.contract import LARGEST_STEP
+from torch import Tensor
+
+from adamas_cli.cache.apart import CachesApart, OneOfMany, apart_obstacle
+from adamas_cli.cache.cache import KVCache
+from adamas_cli.cache.full import FullLayer
+from adamas_cli.cache.mode import Mode, Sparse
+from adamas_cli.engine.model import Model
+from adamas_cli.engine.sampler import Drawn
+from adamas_cli.engine.steps.captured import HOST_ROPE, left_as_they_were
+
+ROWS = (1, 2, 4, 8, LARGEST_STEP)  # of a pass; the last ones may be unused
+
+log = logging.getLogger(__name__)
+
+
+def rows_obstacle(model: Model, cache: KVCache, sparse: Sparse | None) -> str | None:
+    """Why a cache's sequence cannot be one of several in a pass, in a few words; None if it can."""
+    if model.dense is None:
+        return "Triton does not run here"
+    if sparse is not None and sparse.backend.name != "triton":
+        return f"the {sparse.backend.name} backend computes sparse steps"
+    if model.restarts:
+        return "its layers take one token at a time"
+    if any(scaling.kind == HOST_ROPE for scaling in model.rotation.scalings):
+        return f"its positions are of kind {HOST_ROPE}"
+    return apart_obstacle(cache)
+
+
+class Likeness(NamedTuple):
+    """What sequences of one pass have in common. coded: which layers have codes."""
+
+    sparse: Sparse | None
+    tallied: bool
+    coded: tuple[bool, ...]
+    reach: int
+
+    @classmethod
+    def of(cls, cache: KVCache, mode: Mode) -> Likeness:
+        """Of a sequence that is about to take a step."""
+        coded = (isinstance(layer, FullLayer) and layer.coded_for(mode) is not None for layer in cache.kept)
+        return cls(mode.sparse, mode.tally is not None, tuple(coded), cache.extent.reach)
+
+
+class Row(OneOfMany):
+    """A sequence as one row of a step. token: the next one, int64 [1]. room: tokens that its cache has room
+    for.
+    """
+
+    def __init__(self, cache: KVCache, mode: Mode) -> None:
+        super().__init__(cache, mode, cache.get_seq_length())
+        self.likeness = Likeness.of(cache, mode)
+        self.room = 0
+        self.token: Tensor
+
+
+@dataclass
+class _Pass:
+    """A pass of some number of rows, captured if there is a graph. tokens: int64 [rows]; logits [rows, V] and
+    drawn: of the last one.
+    """
+
+    caches: CachesApart
+    tokens: Tensor
+    graph: torch.cuda.CUDAGraph | None = None
+    logits: Tensor | None = None
+    drawn: Drawn | None = None
+
+
+class StepsApart:
+    """The steps of several sequences over one model, each in a cache of its own.
+
+    captures: replay passes as CUDA graphs. announce: called if that turns out to be impossible.
+    """
+
+    def __init__(self, model: Model, *, captures: bool, announce: Callable[[str], None] = log.info) -> None:
+        self._model, self._announce = model, announce
+        self._captures = captures and model.device.type == "cuda"
+        self._passes: dict[tuple[Likeness, int], _Pass] = {}
+
+    def step(self, rows: Sequence[Row]) -> tuple[Tensor, Drawn]:
+        """Append a token, int64 [1], to each sequence, at most LARGEST_STEP, which attend alike. Returns the
+        logits after each, [n, vocabulary], and the greedy tokens, int64 [n], with their logits.
+        """
+        for row in rows:
+            if row.tokens >= row.room:
+                row.room = row.make_room()
+        taken = self._pass(rows)
+        taken.caches.seat(rows)
+        taken.tokens[: len(rows)] = _side_by_side([row.token for row in rows])
+        if taken.graph is not None:
+            taken.graph.replay()
+        else:
+            self._run(taken)
+        taken.caches.count_step(rows)
+        assert taken.logits is not None
+        assert taken.drawn is not None
+        return taken.logits[: len(rows)].clone(), Drawn(*(x[: len(rows)].clone() for x in taken.drawn))
+
+    def prepare(self, row: Row) -> None:
+        """Have the pass of a sequence alone compiled and captured."""
+        self._pass([row])
+
+    def _pass(self, rows: Sequence[Row]) -> _Pass:
+        """The pass for these sequences, captured at its first use."""
+        first = rows[0]
+        size = next(size for size in ROWS if size >= len(rows))
+        room = max(row.cache.capacity for row in rows)
+        known = self._passes.get((first.likeness, size))
+        if known is None or known.caches.room < room:
+            self._passes.pop((first.likeness, size), None)
+            caches = CachesApart(first.cache, first.mode, size, 1 << (room - 1).bit_length())
+            known = _Pass(caches, torch.zeros(size, dtype=torch.int64, device=self._model.device))
+            if self._captures:
+                self._capture(known)
+            self._passes[first.likeness, size] = known
+        return known
+
+    def _capture(self, one: _Pass) -> None:
+        """Make a graph of a pass, whose rows are unused meanwhile; none if that fails."""
+        device = self._model.device
+        stream, graph = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):  # a dry run compiles kernels and creates buffers
+            self._run(one)
+        torch.cuda.current_stream(device).wait_stream(stream)
+        pool = next((other.graph.pool() for other in self._passes.values() if other.graph), None)
+        try:
+            with (
+                left_as_they_were(device),
+                torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),
+            ):
+                self._run(one)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self._captures = False
+            self._announce(f"no CUDA graph: {str(error).partition(chr(10))[0]}")
+            return
+        one.graph = graph
+
+    def _run(self, one: _Pass) -> None:
+        caches = one.caches
+        positions = caches.extent.lengths.long().unsqueeze(0)
+        one.logits = self._model.forward(one.tokens, caches, caches.mode, every=True, positions=positions)
+        weights, tokens = one.logits.max(-1)
+        one.drawn = Drawn(tokens, weights.float())
+
+
+def _side_by_side(tokens: Sequence[Tensor]) -> Tensor:
+    """Tokens of several sequences, some of which may be on the host."""
+    if len({token.device for token in tokens}) > 1:
+        tokens = [token.cpu() for token in tokens]
+    return torch.cat(list(tokens))
