@@ -73,7 +73,8 @@ class MappedBuffer(TokenBuffer):
         memory.grow(max(1, room) * self._token_bytes)
         numbers = memory.tensor()[: limit * self._token_bytes].view(like.dtype)
         self._tensor = numbers.view(limit, batch, heads, dim).permute(1, 2, 0, 3)
-        self._memory, self._forks = memory, forks
+        self._memory: MappedMemory = memory
+        self._forks = forks
         self._shared = -(-shared // self._token_bytes)  # tokens that must not change
         if of is not None:
             own = slice(self._shared, kept)

@@ -74,7 +74,8 @@ def resolve(
     remove_earlier(progress)
     if rope_scaling is not None:
         plain = resolve(name, device=device, offline=offline, adapter=adapter, progress=progress)
-        return scaled(plain, rope_scaling)
+        folder, version = scaled(plain.directory, plain.fingerprint, plain.name, rope_scaling)
+        return replace(plain, directory=folder, fingerprint=version)
     if adapter is not None:
         return _adapted(adapter, name, device=device, offline=offline, progress=progress)
     name = name or default_name(device)

@@ -10,16 +10,14 @@ import hashlib
 import json
 import math
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from adamas_cli.errors import UsageError
 from adamas_cli.files import appearing, make_folder
 from adamas_cli.models.folder import CONFIG
 from adamas_cli.models.places import models_directory
-
-if TYPE_CHECKING:
-    from adamas_cli.models.resolve import ModelFiles
 
 KINDS = ("yarn", "linear")  # that need nothing but a factor
 PLAIN = "default"  # transformers' name of unscaled positions
@@ -46,23 +44,24 @@ class Scaling:
         return cls(kind, number)
 
 
-def scaled(files: ModelFiles, text: str) -> ModelFiles:
-    """The model with its positions scaled as the user asked, such as `yarn:4`. Raises UsageError for another
-    text, and for a model whose positions are scaled already or have no context to scale.
+def scaled(directory: Path, fingerprint: str, name: str, text: str) -> tuple[Path, str]:
+    """The folder and the fingerprint of a model with its positions scaled as the user asked, such as
+    `yarn:4`. directory, fingerprint, name: the model's own. Raises UsageError for another text, and for a
+    model whose positions are scaled already or have no context to scale.
     """
     scaling = Scaling.of(text)
-    config = json.loads((files.directory / CONFIG).read_text(encoding="utf-8"))
-    scale(config.get("text_config", config), scaling, files.name)
-    both = hashlib.sha256(f"{files.fingerprint} {scaling}".encode()).hexdigest()
+    config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    scale(config.get("text_config", config), scaling, name)
+    both = hashlib.sha256(f"{fingerprint} {scaling}".encode()).hexdigest()
     folder = models_directory() / "scaled" / both[:16]
     make_folder(folder)
-    for file in files.directory.iterdir():
+    for file in directory.iterdir():
         if file.name != CONFIG:
             with suppress(FileExistsError):
                 (folder / file.name).symlink_to(file.absolute())
     with appearing(folder / CONFIG) as stream:
         stream.write(json.dumps(config).encode())
-    return replace(files, directory=folder, fingerprint=both)
+    return folder, both
 
 
 def scale(config: dict[str, Any], scaling: Scaling, name: str) -> None:

@@ -45,11 +45,17 @@ class HotRows:
         def numbers(value: int, *more: int) -> Tensor:
             return torch.full((batch, heads, *more), value, dtype=torch.int32, device=device)
 
-        rows = (
-            torch.empty(batch, heads, slots, x.shape[3], dtype=x.dtype, device=device) for x in (keys, values)
-        )
+        def rows(like: Tensor) -> Tensor:
+            return torch.empty(batch, heads, slots, like.shape[3], dtype=like.dtype, device=device)
+
         return cls(
-            *rows, numbers(0, capacity), numbers(-1, slots), numbers(-1, slots), numbers(0), numbers(0)
+            rows(keys),
+            rows(values),
+            place=numbers(0, capacity),
+            token=numbers(-1, slots),
+            stamp=numbers(-1, slots),
+            begin=numbers(0),
+            taken=numbers(0),
         )
 
     def serves(self, chosen: int) -> bool:

@@ -251,6 +251,7 @@ class TritonBackend:
         packed = is_packed(cache.keys.dtype)
         asking, shift = queries, scratch.rest
         if packed:
+            assert isinstance(cache, LayerCache)
             turned = append_packed(queries, keys, values, cache)
             asking, shift = turned.queries, turned.shift
         # Bytes in registers of a key's number: those of packed rows become float32, and have scales.
@@ -348,6 +349,7 @@ class TritonBackend:
                 return out, lse
             held_keys, held_values, slots = cache.keys, cache.values, (scratch.place,) * 3
             if hot is not None:
+                assert isinstance(cache, LayerCache)
                 fetch(
                     cache, hot, scratch.chosen_at, scratch.attended, heads, new, settings.budget,
                     (sinks, recents), chained=chained, bound=bound,

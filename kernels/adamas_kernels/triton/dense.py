@@ -318,6 +318,7 @@ class DenseStep:
         group, size, dim_v_pad = heads // kv_heads, max(16, next_power(dim)), max(16, next_power(dim_v))
         dtype, packed, shift = queries.dtype, is_packed(cache.keys.dtype), None
         if packed:  # its rows are not rounded to the model's format
+            assert not isinstance(cache, ApartCache)
             turned = append_packed(queries, keys, values, cache)
             queries, shift = turned.queries, turned.shift
         block = max(16, min(LARGEST_BLOCK, next_power(BLOCK_BYTES // (size * queries.element_size()))))
@@ -331,7 +332,7 @@ class DenseStep:
         shares = isinstance(cache, ApartCache) and cache.shares and window is None
         common = self._splits(queries.device, kv_heads, seen, block) if shares else 0
         parts = self._part(queries, splits + common, dim_v_pad + FACTS.value)
-        precision = "ieee" if dtype == torch.float32 else "tf32"
+        precision = "ieee" if dtype == torch.float32 else "tf32x3" if packed else "tf32"
         scale, cap = scales_of(scaling, softmax)
         chained = chains(queries.device) if self._chained is None else self._chained
         out = torch.empty(batch, heads, new, dim_v, dtype=dtype, device=queries.device)
