@@ -139,7 +139,8 @@ class LatentStep:
         join_kernel[(batch * heads,)](
             parts, out, lse, lse, splits,
             HEADS=heads, NEW=1, D_V=rank, D_V_PAD=rank_pad, SPLITS=next_power(splits), SINKS=False,
-            CHAINED=chained, num_warps=8, **({"launch_pdl": True} if chained else {}),
+            CHAINED=chained, PACKED=False, LOG_TURNED=0,
+            num_warps=8, **({"launch_pdl": True} if chained else {}),
         )  # fmt: skip
         return out, lse
 
