@@ -73,7 +73,7 @@ def attend_to_block(
 
 @triton.jit
 def load_block(keys, values, at, there, dim, column, keys_n, values_n, D: tl.constexpr, D_V: tl.constexpr):
-    """Keys [P, BLOCK] and values [BLOCK, D_V_PAD] of the tokens in these rows, int64; zeros for missing ones."""
+    """Keys [P, BLOCK] and values [BLOCK, D_V_PAD] of tokens in rows int64 [BLOCK]; zeros for missing ones."""
     k = tl.load(
         keys + at[None, :] * keys_n + dim[:, None], mask=there[None, :] & (dim < D)[:, None], other=0.0
     )
