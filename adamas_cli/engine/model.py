@@ -65,6 +65,10 @@ class Model:
         if self.is_fused:
             fuse(self.module)
             self.dense = load("triton") if self.unserved is None else None
+        elif obstacle("cpu", self.device) is None:
+            from adamas_cli.engine.fused_cpu import fuse_on_cpu
+
+            fuse_on_cpu(self.module)
         self.rotation = self.shape.rotation
         if self.rotation.scalings:
             foresee(self.module)

@@ -16,13 +16,24 @@ def physical_cores() -> int:
     return max(1, min(cores, allowed))
 
 
+def usual_threads() -> int:
+    """The number in the user's environment (OMP_NUM_THREADS), else all physical cores."""
+    return environment_threads() or physical_cores()
+
+
+def environment_threads() -> int | None:
+    """The number in OMP_NUM_THREADS, None without one."""
+    number = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # one for each level of nesting
+    return int(number) if number.isdecimal() and int(number) else None
+
+
 def use_threads(threads: int | None) -> int:
-    """Let torch and the compiled kernels use this many threads; None for the user's environment
-    (OMP_NUM_THREADS), else all physical cores. Returns the number in use.
+    """Let torch and the compiled kernels use this many threads; None for the user's environment, else for
+    the fastest number that was measured. Returns the number in use.
     """
     import torch
 
-    if threads is None and "OMP_NUM_THREADS" in os.environ:
-        return torch.get_num_threads()
-    torch.set_num_threads(threads or physical_cores())
+    from adamas_cli.machine.products import known
+
+    torch.set_num_threads(threads or environment_threads() or known().threads or physical_cores())
     return torch.get_num_threads()

@@ -1,0 +1,204 @@
+"""How this CPU reads packed weights: in the numbers that a short measurement finds fastest, kept for later
+runs, so that a machine computes the same numbers each time. Needs neither torch nor numba, except to measure.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Protocol, TypeVar
+
+from adamas_cli import __version__
+from adamas_cli.errors import UsageError
+from adamas_cli.machine.cpu import (
+    cpu_features,
+    cpu_flags,
+    cpu_level,
+    cpu_multiplies_bfloat16,
+    cpu_name,
+)
+from adamas_cli.machine.threads import usual_threads
+from adamas_cli.memo import Memo
+
+VARIABLE = "ADAMAS_PRODUCTS"
+MEASURED, BY_FEATURES = "measured", "features"  # its values besides the names of PRODUCTS
+GAIN = 1.1  # how much faster something else must be than what the CPU's features suggest
+SECONDS, LEAST_ROUNDS = 0.15, 2  # of one measurement
+LEAST_THREADS = 4  # from this many on, fewer are tried too
+_MEMO = Memo("products.json")
+Name = TypeVar("Name")
+
+
+@dataclass(frozen=True)
+class Products:
+    """How many tokens meet packed weights. dtype: the number format of activations, by torch's name;
+    in_bytes: whether they are rounded to 8 bits for it.
+    """
+
+    dtype: str
+    in_bytes: bool
+
+
+PRODUCTS: Mapping[str, Products] = {
+    "bfloat16": Products("bfloat16", in_bytes=False),
+    "integers": Products("float32", in_bytes=True),
+    "float32": Products("float32", in_bytes=False),
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is used on this machine. name: of PRODUCTS. threads: None for the usual number. rates: measured
+    GFLOP/s by name, empty if nothing was measured.
+    """
+
+    name: str
+    threads: int | None = None
+    rates: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def products(self) -> Products:
+        """What the name stands for."""
+        return PRODUCTS[self.name]
+
+    def __str__(self) -> str:
+        rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in self.rates.items())
+        return f"{self.name} ({f'measured GFLOP/s: {rates}' if rates else 'by the features of this CPU'})"
+
+
+class Layer(Protocol):
+    """Something to time, see `adamas_kernels.cpu.trial`."""
+
+    def read(self) -> None:
+        """Read a chunk."""
+        ...
+
+    def step(self) -> None:
+        """Take a step of one token."""
+        ...
+
+
+def known() -> Choice:
+    """The choice so far, without measuring. Raises UsageError for an unknown value of VARIABLE."""
+    return _named() or _kept() or by_features()
+
+
+def measured(announce: Callable[[str], None]) -> Choice:
+    """The choice for this machine, measured if it was not yet. What cannot be kept is not measured: another
+    run might find something else. announce: called with one line before kernels are compiled. Raises
+    UsageError.
+    """
+    if (found := _named() or _kept()) is not None:
+        return found
+    if find_spec("numba") is not None and _MEMO.put("tried", True):
+        found = _measure_here(announce)
+        if _kept() is None:  # else another process was first
+            _MEMO.put(_key(), asdict(found))
+    return _kept() or by_features()
+
+
+def by_features() -> Choice:
+    """What the features of this CPU suggest."""
+    return Choice("bfloat16" if cpu_multiplies_bfloat16() else "integers")
+
+
+def choose(
+    names: list[str],
+    threads: int,
+    layer: Callable[[str, int], Layer],
+    operations: int,
+    clock: Callable[[], float],
+) -> Choice:
+    """The fastest of PRODUCTS, by name, and of numbers of threads up to this one. layer: makes a layer with
+    `operations` in a chunk, from both.
+    """
+    layers = {name: layer(name, threads) for name in names}
+    seconds = least_seconds({name: each.read for name, each in layers.items()}, clock)
+    rates = {name: operations / each / 1e9 for name, each in seconds.items()}
+    fastest, usual = min(seconds, key=lambda name: seconds[name]), by_features().name
+    if usual in seconds and seconds[usual] < GAIN * seconds[fastest]:
+        fastest = usual
+    best, of_best = threads, _both(layers[fastest], clock)
+    while best >= LEAST_THREADS:
+        fewer = _both(layer(fastest, best // 2), clock)
+        if not (GAIN * fewer[0] < of_best[0] and fewer[1] <= of_best[1]):
+            break
+        best, of_best = best // 2, fewer
+    return Choice(fastest, None if best == threads else best, rates)
+
+
+def least_seconds(works: Mapping[Name, Callable[[], None]], clock: Callable[[], float]) -> dict[Name, float]:
+    """The shortest time of each, which run in turns, after a first run that may compile."""
+    for work in works.values():
+        work()
+    found, begun, rounds = dict.fromkeys(works, math.inf), clock(), 0
+    while rounds < LEAST_ROUNDS or clock() - begun < SECONDS:
+        for name, work in works.items():
+            start = clock()
+            work()
+            found[name] = min(found[name], clock() - start)
+        rounds += 1
+    return found
+
+
+def _both(layer: Layer, clock: Callable[[], float]) -> tuple[float, float]:
+    """Seconds of a chunk and of a step."""
+    seconds = least_seconds({"read": layer.read, "step": layer.step}, clock)
+    return seconds["read"], seconds["step"]
+
+
+def _measure_here(announce: Callable[[str], None]) -> Choice:
+    import torch
+    from adamas_kernels.cpu.trial import OPERATIONS, Trial, multiplies_bytes
+
+    def layer(name: str, threads: int) -> Layer:
+        torch.set_num_threads(threads)
+        products = PRODUCTS[name]
+        return Trial(getattr(torch, products.dtype), in_bytes=products.in_bytes, announce=announce)
+
+    there = {
+        "bfloat16": cpu_multiplies_bfloat16() or "bf16" in cpu_flags(),
+        "integers": multiplies_bytes(),
+        "float32": True,
+    }
+    names = [name for name, has in there.items() if has]
+    return choose(names, usual_threads(), layer, OPERATIONS, time.perf_counter)
+
+
+def _named() -> Choice | None:
+    """The choice that VARIABLE makes."""
+    value = os.environ.get(VARIABLE) or MEASURED
+    if value == MEASURED:
+        return None
+    if value == BY_FEATURES:
+        return by_features()
+    if value not in PRODUCTS:
+        choices = ", ".join([MEASURED, BY_FEATURES, *PRODUCTS])
+        raise UsageError(f"{VARIABLE} is {value}: choose {choices}.")
+    return Choice(value)
+
+
+def _kept() -> Choice | None:
+    found = _MEMO.get(_key())
+    try:
+        choice = Choice(**found)
+        return choice if choice.name in PRODUCTS else None
+    except TypeError:  # nothing, or something else
+        return None
+
+
+def _key() -> str:
+    """What a measurement depends on."""
+    versions = [f"adamas {__version__}"]
+    for package in ("torch", "numba"):
+        try:
+            versions.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            versions.append(f"no {package}")
+    features = " ".join(cpu_features())
+    return ", ".join([cpu_name(), features, cpu_level(), f"{usual_threads()} threads", *versions])
