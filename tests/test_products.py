@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,20 +27,19 @@ OPERATIONS = 10**9
 
 @dataclass
 class Made:
-    """Layers that take as long as they are told, by a clock of their own. seconds: of a chunk and of a step,
-    by name and number of threads.
+    """Layers that take as long as they are told, by a clock of their own. seconds: of a chunk's product and
+    of a step's, by name and number of threads; attention: of a chunk, by name.
     """
 
     seconds: dict[tuple[str, int], tuple[float, float]]
+    attention: dict[str, float] = field(default_factory=dict)
     now: float = 0.0
-    made: list[tuple[str, int]] = field(default_factory=list)
 
     def clock(self) -> float:
         return self.now
 
     def layer(self, name: str, count: int) -> Layer:
-        self.made.append((name, count))
-        return Layer(self, *self.seconds[name, count])
+        return Layer(self, *self.seconds[name, count], self.attention.get(name, math.inf))
 
     def choose(self, count: int) -> Choice:
         names = [name for name, each in self.seconds if each == count]
@@ -51,8 +51,12 @@ class Layer:
     made: Made
     chunk: float
     token: float
+    attention: float
 
-    def read(self) -> None:
+    def attend(self) -> None:
+        self.made.now += self.attention
+
+    def multiply(self) -> None:
         self.made.now += self.chunk
 
     def step(self) -> None:
@@ -72,8 +76,16 @@ def test_the_fastest_products_are_chosen_and_the_usual_ones_unless_something_is_
     assert {name: round(rate) for name, rate in close.rates.items()} == {
         "float32": 12, "bfloat16": 50, "integers": 53
     }  # fmt: skip
-    assert Made(two | {("integers", 2): (0.01, 0.01)}).choose(2).name == "integers"
+    three = two | {("integers", 2): (0.01, 0.01)}
+    assert Made(three, {"bfloat16": 0.02, "integers": 0.02}).choose(2).name == "integers"
+    assert Made(three, {"bfloat16": 0.02, "integers": 0.04}).choose(2).name == "bfloat16"
+
+
+def test_without_products_of_bfloat16_those_of_bytes_are_usual(monkeypatch):
+    monkeypatch.setattr(products, "cpu_multiplies_bfloat16", lambda: False)
     assert Made({("integers", 2): (0.01, 0.01), ("float32", 2): (0.02, 0.01)}).choose(2).name == "integers"
+    assert Made({("integers", 2): (0.03, 0.01), ("float32", 2): (0.02, 0.01)}).choose(2).name == "float32"
+    assert Made({("float32", 2): (0.02, 0.01)}).choose(2).name == "float32"
 
 
 def test_fewer_threads_are_used_only_where_chunks_and_steps_are_no_slower(bfloat16):
@@ -152,6 +164,7 @@ def test_the_real_measurement_finds_rates_of_all_that_this_cpu_has(tmp_path, mon
     monkeypatch.delenv(products.VARIABLE)
     monkeypatch.setenv("ADAMAS_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(products, "SECONDS", 0.0)
+    monkeypatch.setattr(products, "usual_threads", lambda: 1)
     before = torch.get_num_threads()
     try:
         found = measured(print)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -74,12 +74,16 @@ class Choice:
 class Layer(Protocol):
     """Something to time, see `adamas_kernels.cpu.trial`."""
 
-    def read(self) -> None:
-        """Read a chunk."""
+    def multiply(self) -> None:
+        """The product of a chunk."""
+        ...
+
+    def attend(self) -> None:
+        """The attention of a chunk."""
         ...
 
     def step(self) -> None:
-        """Take a step of one token."""
+        """The product of one token."""
         ...
 
 
@@ -108,28 +112,43 @@ def by_features() -> Choice:
 
 
 def choose(
-    names: list[str],
+    names: Sequence[str],
     threads: int,
     layer: Callable[[str, int], Layer],
     operations: int,
     clock: Callable[[], float],
 ) -> Choice:
-    """The fastest of PRODUCTS, by name, and of numbers of threads up to this one. layer: makes a layer with
-    `operations` in a chunk, from both.
+    """The fastest of PRODUCTS among these names, and the best number of threads up to this one. layer: makes
+    a layer for both; operations: of its product.
     """
     layers = {name: layer(name, threads) for name in names}
-    seconds = least_seconds({name: each.read for name, each in layers.items()}, clock)
+    seconds = least_seconds({name: each.multiply for name, each in layers.items()}, clock)
     rates = {name: operations / each / 1e9 for name, each in seconds.items()}
-    fastest, usual = min(seconds, key=lambda name: seconds[name]), by_features().name
-    if usual in seconds and seconds[usual] < GAIN * seconds[fastest]:
-        fastest = usual
-    best, of_best = threads, _both(layers[fastest], clock)
+    name = _fastest(layers, seconds, clock)
+    best, of_best = threads, _both(layers[name], clock)
     while best >= LEAST_THREADS:
-        fewer = _both(layer(fastest, best // 2), clock)
+        fewer = _both(layer(name, best // 2), clock)
         if not (GAIN * fewer[0] < of_best[0] and fewer[1] <= of_best[1]):
             break
         best, of_best = best // 2, fewer
-    return Choice(fastest, None if best == threads else best, rates)
+    return Choice(name, None if best == threads else best, rates)
+
+
+def _fastest(layers: Mapping[str, Layer], seconds: Mapping[str, float], clock: Callable[[], float]) -> str:
+    """The usual products, unless others are clearly faster, together with attention if its number format is
+    another one. seconds: of products.
+    """
+    usual = by_features().name
+    if usual not in layers:
+        return min(seconds, key=lambda name: seconds[name])
+    faster = [name for name, each in seconds.items() if GAIN * each < seconds[usual]]
+    formats = {PRODUCTS[name].dtype: layers[name] for name in (usual, *faster)}
+    attention = dict.fromkeys(formats, 0.0)
+    if len(formats) > 1:  # compiled for this if it is not the usual one
+        attention = least_seconds({kind: each.attend for kind, each in formats.items()}, clock)
+    total = {name: seconds[name] + attention[PRODUCTS[name].dtype] for name in (usual, *faster)}
+    best = min(total, key=lambda name: total[name])
+    return best if GAIN * total[best] < total[usual] else usual
 
 
 def least_seconds(works: Mapping[Name, Callable[[], None]], clock: Callable[[], float]) -> dict[Name, float]:
@@ -147,9 +166,9 @@ def least_seconds(works: Mapping[Name, Callable[[], None]], clock: Callable[[], 
 
 
 def _both(layer: Layer, clock: Callable[[], float]) -> tuple[float, float]:
-    """Seconds of a chunk and of a step."""
-    seconds = least_seconds({"read": layer.read, "step": layer.step}, clock)
-    return seconds["read"], seconds["step"]
+    """Seconds of a chunk's product and of a step's."""
+    seconds = least_seconds({"chunk": layer.multiply, "step": layer.step}, clock)
+    return seconds["chunk"], seconds["step"]
 
 
 def _measure_here(announce: Callable[[str], None]) -> Choice:
