@@ -99,6 +99,21 @@ def test_fewer_threads_are_used_only_where_chunks_and_steps_are_no_slower(bfloat
     assert Made({("bfloat16", 2): (0.05, 0.02)}).choose(2).threads is None  # fewer are not tried
 
 
+def test_a_disturbed_measurement_decides_nothing(bfloat16):
+    made = Made({("bfloat16", 8): (0.02, 0.01), ("integers", 8): (0.001, 0.01)}, {})
+    late = iter(range(100))
+
+    def layer(name: str, count: int) -> Layer:
+        found = made.layer(name, count)
+        if name == "integers":
+            found.multiply = lambda: setattr(made, "now", made.now + (0.001 if next(late) == 1 else 0.05))
+        return found
+
+    found = choose(["bfloat16", "integers"], 8, layer, OPERATIONS, made.clock)
+    assert (found.name, found.threads, found.disturbed) == ("bfloat16", None, True)
+    assert str(found).startswith("bfloat16 (by the features of this CPU: others ran beside")
+
+
 @pytest.fixture
 def unmeasured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Choice]:
     """A machine where nothing was measured yet, and what measuring will find, one after the other."""
@@ -113,7 +128,7 @@ def test_a_machine_is_measured_once_and_again_after_an_update(unmeasured, monkey
     assert known() == products.by_features()
     first = measured(print)
     assert first.name == "float32"
-    assert str(first) == "float32 (measured GFLOP/s: float32 2, integers 1)"
+    assert str(first) == "float32 (GFLOP/s: float32 2, integers 1)"
     assert [measured(print), known()] == [first, first]
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(threads, "physical_cores", lambda: 6)

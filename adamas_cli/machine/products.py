@@ -4,14 +4,14 @@ runs, so that a machine computes the same numbers each time. Needs neither torch
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import Protocol, TypeVar
+from statistics import median
+from typing import NamedTuple, Protocol, TypeVar
 
 from adamas_cli import __version__
 from adamas_cli.errors import UsageError
@@ -28,7 +28,8 @@ from adamas_cli.memo import Memo
 VARIABLE = "ADAMAS_PRODUCTS"
 MEASURED, BY_FEATURES = "measured", "features"  # its values besides the names of PRODUCTS
 GAIN = 1.1  # how much faster something else must be than what the CPU's features suggest
-SECONDS, LEAST_ROUNDS = 0.15, 2  # of one measurement
+SECONDS, LEAST_ROUNDS = 0.12, 3  # of one measurement
+DISTURBED = 1.5  # a median this many times the least
 LEAST_THREADS = 4  # from this many on, fewer are tried too
 _MEMO = Memo("products.json")
 Name = TypeVar("Name")
@@ -54,12 +55,14 @@ PRODUCTS: Mapping[str, Products] = {
 @dataclass(frozen=True)
 class Choice:
     """What is used on this machine. name: of PRODUCTS. threads: None for the usual number. rates: measured
-    GFLOP/s by name, empty if nothing was measured.
+    GFLOP/s by name, empty if nothing was measured. disturbed: whether they did not count, since other
+    programs ran.
     """
 
     name: str
     threads: int | None = None
     rates: Mapping[str, float] = field(default_factory=dict)
+    disturbed: bool = False
 
     @property
     def products(self) -> Products:
@@ -67,8 +70,11 @@ class Choice:
         return PRODUCTS[self.name]
 
     def __str__(self) -> str:
+        if not self.rates:
+            return f"{self.name} (by the features of this CPU)"
         rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in self.rates.items())
-        return f"{self.name} ({f'measured GFLOP/s: {rates}' if rates else 'by the features of this CPU'})"
+        why = "by the features of this CPU: others ran beside the measurement, " if self.disturbed else ""
+        return f"{self.name} ({why}GFLOP/s: {rates})"
 
 
 class Layer(Protocol):
@@ -118,13 +124,16 @@ def choose(
     operations: int,
     clock: Callable[[], float],
 ) -> Choice:
-    """The fastest of PRODUCTS among these names, and the best number of threads up to this one. layer: makes
-    a layer for both; operations: of its product.
+    """The fastest of PRODUCTS among these names, and the best number of threads up to this one; the usual ones
+    if other programs disturb. layer: makes a layer for both; operations: of its product.
     """
     layers = {name: layer(name, threads) for name in names}
-    seconds = least_seconds({name: each.multiply for name, each in layers.items()}, clock)
-    rates = {name: operations / each / 1e9 for name, each in seconds.items()}
-    name = _fastest(layers, seconds, clock)
+    timings = timed({name: each.multiply for name, each in layers.items()}, clock)
+    rates = {name: operations / each.least / 1e9 for name, each in timings.items()}
+    usual = by_features().name if by_features().name in names else names[-1]
+    if any(each.disturbed for each in timings.values()):
+        return Choice(usual, None, rates, disturbed=True)
+    name = _fastest(usual, layers, timings, clock)
     best, of_best = threads, _both(layers[name], clock)
     while best >= LEAST_THREADS:
         fewer = _both(layer(name, best // 2), clock)
@@ -134,41 +143,54 @@ def choose(
     return Choice(name, None if best == threads else best, rates)
 
 
-def _fastest(layers: Mapping[str, Layer], seconds: Mapping[str, float], clock: Callable[[], float]) -> str:
+def _fastest(
+    usual: str, layers: Mapping[str, Layer], timings: Mapping[str, Timing], clock: Callable[[], float]
+) -> str:
     """The usual products, unless others are clearly faster, together with attention if its number format is
-    another one. seconds: of products.
+    another one. timings: of products.
     """
-    usual = by_features().name
-    if usual not in layers:
-        return min(seconds, key=lambda name: seconds[name])
+    seconds = {name: each.least for name, each in timings.items()}
     faster = [name for name, each in seconds.items() if GAIN * each < seconds[usual]]
-    formats = {PRODUCTS[name].dtype: layers[name] for name in (usual, *faster)}
-    attention = dict.fromkeys(formats, 0.0)
+    formats = {PRODUCTS[name].dtype: layers[name].attend for name in (usual, *faster)}
+    attention = dict.fromkeys(formats, Timing(0.0, 0.0))
     if len(formats) > 1:  # compiled for this if it is not the usual one
-        attention = least_seconds({kind: each.attend for kind, each in formats.items()}, clock)
-    total = {name: seconds[name] + attention[PRODUCTS[name].dtype] for name in (usual, *faster)}
+        attention = timed(formats, clock)
+    total = {name: seconds[name] + attention[PRODUCTS[name].dtype].least for name in (usual, *faster)}
     best = min(total, key=lambda name: total[name])
     return best if GAIN * total[best] < total[usual] else usual
 
 
-def least_seconds(works: Mapping[Name, Callable[[], None]], clock: Callable[[], float]) -> dict[Name, float]:
-    """The shortest time of each, which run in turns, after a first run that may compile."""
+class Timing(NamedTuple):
+    """Seconds of several runs: the least, and the median."""
+
+    least: float
+    median: float
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether half of the runs took so long that something else must have run, too."""
+        return self.median > DISTURBED * self.least
+
+
+def timed(works: Mapping[Name, Callable[[], None]], clock: Callable[[], float]) -> dict[Name, Timing]:
+    """The timings of works that run in turns, after a first run that may compile."""
     for work in works.values():
         work()
-    found, begun, rounds = dict.fromkeys(works, math.inf), clock(), 0
+    seconds: dict[Name, list[float]] = {name: [] for name in works}
+    begun, rounds = clock(), 0
     while rounds < LEAST_ROUNDS or clock() - begun < SECONDS:
         for name, work in works.items():
             start = clock()
             work()
-            found[name] = min(found[name], clock() - start)
+            seconds[name].append(clock() - start)
         rounds += 1
-    return found
+    return {name: Timing(min(each), median(each)) for name, each in seconds.items()}
 
 
 def _both(layer: Layer, clock: Callable[[], float]) -> tuple[float, float]:
-    """Seconds of a chunk's product and of a step's."""
-    seconds = least_seconds({"chunk": layer.multiply, "step": layer.step}, clock)
-    return seconds["chunk"], seconds["step"]
+    """The least seconds of a chunk's product and of a step's."""
+    timings = timed({"chunk": layer.multiply, "step": layer.step}, clock)
+    return timings["chunk"].least, timings["step"].least
 
 
 def _measure_here(announce: Callable[[str], None]) -> Choice:

@@ -12,9 +12,9 @@ from adamas_kernels.cpu.backend import CpuBackend
 from adamas_kernels.cpu.strips import multiplies
 
 KIND = "Q4_K"  # all kinds of products serve it
-ROWS, KEYS, INPUTS, OUTPUTS = 256, 1024, 1024, 1024
-STEP_OUTPUTS = 8 * OUTPUTS  # more bytes than an L2 cache holds
-HEADS, DIM = 2, 64
+ROWS, KEYS, INPUTS, OUTPUTS = 512, 1024, 1024, 512
+STEP_OUTPUTS = 16 * OUTPUTS  # more bytes than an L2 cache holds
+HEADS, DIM = 1, 64
 # Products and attention have about the shares that they have where models of 0.5B parameters read 4K tokens.
 OPERATIONS = 2 * ROWS * INPUTS * OUTPUTS
 SCALE = 0x2C00  # the float16 1/16: any bytes make codes, but not every scale is finite
