@@ -52,6 +52,7 @@ codegen.JITCodeLibrary.get_pointer_to_function = point_to_nothing
 
 def compile_all(formats: list[str]) -> None:
     """Every stage, for the number formats of a model on such a CPU."""
+    from adamas_kernels.cpu.between import build_gate_rows, build_norm_rows, build_rotate_rows
     from adamas_kernels.cpu.dense import build_dense
     from adamas_kernels.cpu.encode import build_encode
     from adamas_kernels.cpu.inner import build_inner
@@ -70,6 +71,9 @@ def compile_all(formats: list[str]) -> None:
     from adamas_kernels.cpu.tile import form_of
 
     number = Float32()
+    for make_rows in (build_gate_rows, build_norm_rows, build_rotate_rows):
+        make_rows(number)
+        make_rows(Bfloat16())
     for make in (
         build_inner,
         build_joined,

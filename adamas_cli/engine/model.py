@@ -62,7 +62,7 @@ class Model:
             if self.unserved is not None:
                 self.module.set_attn_implementation(before)
         if self.is_fused:
-            from adamas_cli.engine.fused import fuse  # imports Triton, which takes 100 MB
+            from adamas_cli.engine.fused import fuse  # imports Triton
 
             fuse(self.module)
             self.dense = load("triton") if self.unserved is None else None

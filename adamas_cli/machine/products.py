@@ -124,8 +124,8 @@ def choose(
     operations: int,
     clock: Callable[[], float],
 ) -> Choice:
-    """The fastest of PRODUCTS among these names, and the best number of threads up to this one; the usual ones
-    if other programs disturb. layer: makes a layer for both; operations: of its product.
+    """The fastest of PRODUCTS among these names, and the best number of threads up to this one; the usual
+    ones if other programs disturb. layer: makes a layer for both; operations: of its product.
     """
     layers = {name: layer(name, threads) for name in names}
     timings = timed({name: each.multiply for name, each in layers.items()}, clock)

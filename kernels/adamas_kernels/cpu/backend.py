@@ -224,9 +224,10 @@ class CpuBackend:
         """silu(x) other, both [..., size], written over x."""
         return between.gate_rows(self._runner, x, other)
 
-    def rotates(self, *tensors: Tensor) -> bool:
+    def rotates(self, queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor) -> bool:
         """Whether `rotate_rows` reads these."""
-        return between.serves(*tensors) and not tensors[0].shape[-1] % (2 * LANES)
+        whole = not queries.shape[-1] % (2 * LANES) and cos.stride() == sin.stride()
+        return whole and between.serves(queries, keys, cos, sin)
 
     def rotate_rows(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """The halves of x [1, heads, N, size] rotated by cos and sin [1, N, size]."""
