@@ -13,7 +13,7 @@ from test_decision import file_facts, machine_facts
 from transformers import LlamaConfig
 
 from adamas_cli.errors import UsageError
-from adamas_cli.machine import products, threads
+from adamas_cli.machine import cores, products, threads
 from adamas_cli.machine.products import PRODUCTS, Choice, choose, known, measured
 from adamas_cli.models import resolve
 from adamas_cli.models.load import load
@@ -128,10 +128,11 @@ def test_a_machine_is_measured_once_and_again_after_an_update(unmeasured, monkey
     assert known() == products.by_features()
     first = measured(print)
     assert first.name == "float32"
-    assert str(first) == "float32 (GFLOP/s: float32 2, integers 1)"
+    assert str(first) == "float32 on 3 threads (GFLOP/s: float32 2, integers 1)"
     assert [measured(print), known()] == [first, first]
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(threads, "physical_cores", lambda: 6)
+    for module in (cores, threads):
+        monkeypatch.setattr(module, "physical_cores", lambda: 6)
     assert known() == products.by_features()  # with other threads
     before = torch.get_num_threads()
     try:

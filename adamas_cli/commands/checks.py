@@ -13,11 +13,11 @@ from typing import Literal
 from adamas_cli.config import config_path, read_config
 from adamas_cli.errors import AdamasError
 from adamas_cli.folders import cache_directory
+from adamas_cli.machine.cores import physical_cores
 from adamas_cli.machine.cpu import cpu_features, cpu_level, cpu_name
 from adamas_cli.machine.gpus import cuda_of_driver, driver_version, gpus
 from adamas_cli.machine.memory import memory
 from adamas_cli.machine.products import known
-from adamas_cli.machine.threads import physical_cores
 from adamas_cli.machine.triton_trial import try_triton
 from adamas_cli.machine.versions import cuda_of_torch
 from adamas_cli.store.places import documents_directory

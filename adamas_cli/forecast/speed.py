@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 
 from adamas_cli.engine.eta import PrefillCost
 from adamas_cli.engine.events import Done
+from adamas_cli.machine.cores import usual_threads
 from adamas_cli.machine.cpu import cpu_name
-from adamas_cli.machine.threads import usual_threads
 from adamas_cli.memo import Memo
 
 LEAST_SECONDS = 1.0  # minimum length of a run; shorter ones measure the start-up

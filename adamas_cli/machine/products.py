@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from adamas_cli import __version__
 from adamas_cli.errors import UsageError
+from adamas_cli.machine.cores import usual_threads
 from adamas_cli.machine.cpu import (
     cpu_features,
     cpu_flags,
@@ -22,7 +23,6 @@ from adamas_cli.machine.cpu import (
     cpu_multiplies_bfloat16,
     cpu_name,
 )
-from adamas_cli.machine.threads import usual_threads
 from adamas_cli.memo import Memo
 
 VARIABLE = "ADAMAS_PRODUCTS"
@@ -70,11 +70,12 @@ class Choice:
         return PRODUCTS[self.name]
 
     def __str__(self) -> str:
+        name = self.name if self.threads is None else f"{self.name} on {self.threads} threads"
         if not self.rates:
-            return f"{self.name} (by the features of this CPU)"
+            return f"{name} (by the features of this CPU)"
         rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in self.rates.items())
         why = "by the features of this CPU: others ran beside the measurement, " if self.disturbed else ""
-        return f"{self.name} ({why}GFLOP/s: {rates})"
+        return f"{name} ({why}GFLOP/s: {rates})"
 
 
 class Layer(Protocol):
