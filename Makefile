@@ -21,7 +21,7 @@ ask: .venv/installed ## install, fetch the default model and answer QUESTION abo
 test: .venv/installed-for-development ## fetch the models that tests ask and run the whole test suite
 	$(bin)/adamas models pull smollm2-135m
 	$(bin)/adamas models pull qwen2.5-coder-0.5b
-	$(bin)/python -m pytest -n 3 --dist worksteal
+	$(bin)/python -m pytest -n 3 --dist worksteal --durations 30
 
 test-browser: .venv/installed-for-development ## test the server's page in a headless Chromium, which must be installed
 	$(bin)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[browser]'
