@@ -18,6 +18,7 @@ ReadKind = Literal["auto", "dense", "sparse"]
 Scorer = Literal["dot", "manhattan"]
 BackendName = Literal["auto", "triton", "cpu", "torch"]
 CacheDType = Literal["auto", "16", "int8", "int4"]
+KvPlace = Literal["auto", "gpu", "host"]
 FEW_BITS = ("int8", "int4")  # the formats with scales
 DraftKind = Literal["auto", "off", "text"]
 Ocr = Literal["auto", "always", "never"]
@@ -27,7 +28,8 @@ OnOverflow = Literal["error", "truncate", "map-reduce"]
 @dataclass(frozen=True)
 class ModelSettings:
     """Which model answers, and how it is loaded. model: None for the default, or for the base model of the
-    adapter (a folder). threads: None for all physical cores.
+    adapter (a folder). threads: None for all physical cores. rope_scaling: of positions, as in `yarn:4`, for
+    a longer context than the model's; None for the model's own.
     """
 
     model: str | None = None
@@ -38,11 +40,12 @@ class ModelSettings:
     threads: int | None = None
     trust_remote_code: bool = False
     offline: bool = False
+    rope_scaling: str | None = None
 
     @property
     def finding(self) -> dict[str, Any]:
         """The arguments of `models.resolve` in these settings, besides the name."""
-        return {name: getattr(self, name) for name in ("device", "offline", "adapter")}
+        return {name: getattr(self, name) for name in ("device", "offline", "adapter", "rope_scaling")}
 
     @property
     def loading(self) -> dict[str, Any]:
@@ -58,7 +61,8 @@ class DecodingSettings:
     context. error: share of a head's attention below which tokens are dropped from the budget, 0 for none.
     prefill_chunk: tokens, None to depend on the device. draft: look up an answer's next tokens in the text
     and check several at once: when that is expected to be faster, never, or always. cache_dtype: the format
-    of keys and values: as the model computes them, in 16 bits, or in fewer.
+    of keys and values: as the model computes them, in 16 bits, or in fewer. kv: where a GPU's keys and values
+    are, except the first layers': in its memory, in the host's, or in the host's if they do not fit.
     """
 
     attn: AttentionKind = "auto"
@@ -71,6 +75,7 @@ class DecodingSettings:
     prefill_chunk: int | None = None
     draft: DraftKind = "auto"
     cache_dtype: CacheDType = "auto"
+    kv: KvPlace = "auto"
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,17 @@ from adamas_kernels.contract import (
     DenseCache,
     LayerCache,
     SparseSettings,
+    allocate_codes,
 )
+from adamas_kernels.hot import HotRows
+from adamas_kernels.packed import row_size
 from adamas_kernels.reading import BlockMeans, ReadSettings, blocks_of
 from adamas_kernels.softmax import PLAIN, Softmax
 from adamas_kernels.triton.backend import TritonBackend
 from adamas_kernels.triton.experts import Experts, Gate
+from adamas_kernels.triton.fetch import fetch_kernel
 from adamas_kernels.triton.launch import CHAINING_CAPABILITY
+from adamas_kernels.triton.packed_rows import turn_kernel
 from adamas_kernels.triton.planes import PlaneWeight, split
 from adamas_kernels.triton.prefill import banded_attention, merge_into
 from adamas_kernels.triton.reading import choose_blocks, summarize
@@ -50,6 +55,7 @@ from triton.runtime.jit import JITFunction
 # Bytes of stack for spilled registers. Products spill only with float32 inputs.
 STACK_LIMIT = {
     "dense_kernel": 8,
+    "fetch_kernel": 8,
     "banded_kernel": 8,
     "plane_product_kernel": 32,
     "sparse_prefill_kernel": 40,
@@ -100,6 +106,8 @@ READINGS = (
     (torch.bfloat16, 32, 8, 128, PLAIN),
     (torch.bfloat16, 8, 4, 256, CAPPED),
 )
+# Formats of keys and values that are fetched from host memory: a model's own, and both packed ones.
+KEPT = ((torch.bfloat16, torch.bfloat16), (torch.int8, torch.uint8))
 Launch = tuple[JITFunction, dict[str, Any], dict[str, Any]]
 
 
@@ -147,6 +155,32 @@ def launches(
         backend.linear(torch.zeros(1, heads * dim, dtype=dtype), torch.zeros(64, heads * dim, dtype=dtype))
         merge_into(out, lse, out, lse)
     return found
+
+
+def kept_steps(formats: tuple[torch.dtype, torch.dtype], generation: int) -> list[Launch]:
+    """The launches of a sparse and a full step over rows of keys and values in these formats, in memory that
+    is slow to read, without those that do not differ from other steps'.
+    """
+    heads, kv_heads, dim, size, settings = 32, 8, 128, 4096, SparseSettings(budget=1472)
+    rows = [
+        torch.zeros(size, 1, kv_heads, row_size(dim, kind), dtype=kind).permute(1, 2, 0, 3)
+        for kind in formats
+    ]
+    codes, scales = allocate_codes(rows[0], size)
+    sums = torch.zeros(1, kv_heads, dim)
+    book = ref.fit_codebook(torch.randn(1, kv_heads, 8, dim), power=torch.ones(1, kv_heads, dim))
+    hot = HotRows.beside(*rows, torch.device("cpu"), size, 4)
+    hot = replace(hot, token=torch.zeros(1, kv_heads, size * heads, dtype=torch.int32))
+    length = torch.zeros(1, dtype=torch.int32)
+    cache = LayerCache(*rows, codes, scales, sums, book, length, sums.clone(), hot)
+    q, k = (torch.zeros(1, count, 1, dim, dtype=torch.bfloat16) for count in (heads, kv_heads))
+    groups = group_count(torch.device("cuda"), settings.budget, CAPACITY)
+    backend = TritonBackend(fast=True, chained=generation >= 10 * CHAINING_CAPABILITY, groups=groups)
+    with recorded() as found:
+        backend.decode_step(q, k, k, cache, 0.1, settings)
+        backend.dense_step(q, k, k, cache, 0.1)
+    others = (turn_kernel, fetch_kernel)
+    return [it for it in found if it[0] in others or it[1].get("HOT") or it[1].get("PACKED")]
 
 
 def latents(generation: int) -> list[Launch]:
@@ -307,6 +341,9 @@ def all_launches(generation: int, kinds: Sequence[str], *, apart: bool) -> Itera
         shape += ", with sinks" if softmax.sinks is not None else ", capped" if softmax.softcap else ""
         for launch in launches(dtype, heads, kv_heads, dim, new, settings, softmax, generation):
             yield shape, launch
+    for formats in KEPT:
+        for launch in kept_steps(formats, generation):
+            yield f"rows of {' and '.join(TYPES[kind] for kind in formats)} in the host", launch
     for dtype, heads, kv_heads, dim, softmax in READINGS:
         for launch in readings(dtype, heads, kv_heads, dim, softmax, generation):
             yield f"reading, {heads}/{kv_heads} heads of {dim}, {TYPES[dtype]}", launch

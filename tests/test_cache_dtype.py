@@ -136,6 +136,9 @@ def test_heads_that_are_not_whole_groups_stay_as_they_are():
 
 
 def test_other_devices_refuse_it():
-    check_cache("auto", "cuda")
-    with pytest.raises(UsageError, match="is for CPUs"):
-        check_cache("int8", "cuda")
+    for kept, device, reason in (("auto", "mps", "not there"), ("int8", "cpu", None), ("int8", "cuda", None)):
+        check_cache(kept, device, reason)
+    with pytest.raises(UsageError, match="the model is on mps"):
+        check_cache("int8", "mps")
+    with pytest.raises(UsageError, match=r"on cuda \(too old\)"):
+        check_cache("int8", "cuda", "too old")

@@ -25,11 +25,18 @@ from adamas_cli.models.device import choose_dtype
 from adamas_cli.models.quantization import PACKAGES, packing_obstacle
 from adamas_cli.models.shape import read_shape, shape_of_config
 from adamas_cli.planning.choice import PREFILL_CHUNK, budget_for
-from adamas_cli.planning.decision import Backends, Decision, Machine, decide
+from adamas_cli.planning.decision import Backends, Decision, Machine, check_place, decide
 from adamas_cli.planning.facts import config_facts, file_facts, machine_facts
 from adamas_cli.planning.needs import PLANES, UNPACKED
 from adamas_cli.progress import Silent
-from adamas_cli.settings import CacheDType, DecodingSettings, ModelSettings, OriginSettings, PromptSettings
+from adamas_cli.settings import (
+    CacheDType,
+    DecodingSettings,
+    KvPlace,
+    ModelSettings,
+    OriginSettings,
+    PromptSettings,
+)
 from adamas_cli.store.settings import StoreSettings
 
 UNSERVED = "unserved"
@@ -248,6 +255,47 @@ def test_the_nearest_cache_that_fits_is_offered(files: ModelFiles) -> None:
         nearest = next(kept for kept in kinds if needs[kept] <= memory)
         assert decided(memory).smaller == (None if nearest == "auto" else nearest)
     assert decided(0).smaller is None
+
+
+def test_what_does_not_fit_a_gpu_is_put_into_host_memory(files: ModelFiles) -> None:
+    model, loading = file_facts(files), ModelSettings(dtype="bfloat16")
+
+    def decided(kv: KvPlace, memory: int = 10**12, host: int = 0) -> Decision:
+        machine = replace(gpu(NEW), memory=memory, host=host)
+        return decide(model, machine, loading, DecodingSettings(attn="full", dense_layers=1, kv=kv), 5000)
+
+    whole = decided("gpu")
+    assert whole.kv == "gpu"
+    if files.name == UNSERVED:
+        with pytest.raises(UsageError, match="`kv` host does not serve this model"):
+            decided("host")
+        assert decided("auto", 0, 10**12).kv == "gpu"
+        return
+    hosted = decided("host")
+    assert hosted.kv == "host"
+    assert hosted.bytes.host == model.shape.hosted_bytes(5000, 2, 1) > 0
+    assert hosted.bytes.cache + hosted.bytes.host == whole.bytes.cache
+    assert hosted.bytes.work - whole.bytes.work == 2 * model.shape.token_bytes(2) * 5000
+    less, there = hosted.bytes.total, hosted.bytes.host
+    assert (less < whole.bytes.total) == (there > 2 * model.shape.token_bytes(2) * 5000)
+    memory = max(less, whole.bytes.total - 1)
+    for room, host, expected in (
+        (whole.bytes.total, there, whole),
+        (memory, there, hosted if memory < whole.bytes.total else whole),
+        (less - 1, there, whole),
+        (memory, there - 1, whole),
+    ):
+        assert decided("auto", room, host).bytes == expected.bytes
+    hosted.bytes.require(less, "cuda", "it", "", there)
+    with pytest.raises(OutOfMemoryError, match="of host memory, and"):
+        hosted.bytes.require(less, "cuda", "it", "", there - 1)
+
+
+def test_only_a_gpu_has_a_memory_of_its_own() -> None:
+    check_place("host", "cpu")
+    check_place("gpu", "cuda")
+    with pytest.raises(UsageError, match="the model is on cpu"):
+        check_place("gpu", "cpu")
 
 
 def test_a_decision_needs_no_torch() -> None:

@@ -39,7 +39,7 @@ def apart_obstacle(cache: KVCache) -> str | None:
         return f"it has layers of kind {' and '.join(others)}"
     if any(isinstance(layer, FullLayer) and _packs(layer) for layer in cache.kept):
         return "its keys and values are in few bits"
-    return None
+    return "its keys and values are in host memory" if cache.staged else None
 
 
 def _packs(layer: FullLayer) -> bool:

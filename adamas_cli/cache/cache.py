@@ -77,11 +77,13 @@ class KVCache(DynamicCache):
         device: torch.device,
         reads: bool = False,
         formats: Formats | None = None,
+        hosted: Placement | None = None,
     ) -> Self:
         """The cache for a text model's config. served: whether its layers attend through this module's; if
         not, transformers keeps all of them. sparse: how all but the first `dense_layers` may choose tokens.
         reads: whether all but the first DENSE_LAYERS may read sparsely. formats: of keys and values in full
-        layers, except latents; None to keep the model's own.
+        layers, except latents; None to keep the model's own. hosted: the placement in all but the first
+        `dense_layers` of these layers, if another.
         """
         extent = Extent(torch.zeros(1, dtype=torch.int32, device=device))
         if not served:
@@ -92,6 +94,7 @@ class KVCache(DynamicCache):
         for index, shape in enumerate(shape_of_config(config).by_layer):
             kind, chooses = shape.kind, sparse if index >= dense_layers else None
             skips = reads and index >= DENSE_LAYERS
+            place = placement if hosted is None or index < dense_layers else hosted
             if shape.shares is not None:
                 kept.append(SharedLayer(kind, shape.shares))
             elif kind == SLIDING and shape.window is not None:
@@ -99,9 +102,9 @@ class KVCache(DynamicCache):
             elif kind == FULL and shape.latent:
                 kept.append(LatentLayer(config.kv_lora_rank, extent, placement, chooses))
             elif kind == FULL:
-                kept.append(FullLayer(extent, placement, chooses, reads=skips, formats=formats))
+                kept.append(FullLayer(extent, place, chooses, reads=skips, formats=formats))
             elif kind == HYBRID:
-                kept.append(HybridLayer(states, extent, placement, chooses, reads=skips, formats=formats))
+                kept.append(HybridLayer(states, extent, place, chooses, reads=skips, formats=formats))
             elif kind in RECURRENT:
                 kept.append(RecurrentLayer(kind, states, extent))
             elif kind in STATELESS:
@@ -133,6 +136,11 @@ class KVCache(DynamicCache):
     def kinds(self) -> set[str]:
         """The kinds of its layers."""
         return {layer.kind for layer in self.kept}
+
+    @property
+    def staged(self) -> bool:
+        """Whether full attention brings keys and values from host memory, for which the host must wait."""
+        return any(isinstance(layer, FullLayer) and layer.staged for layer in self.kept)
 
     @property
     def storable(self) -> bool:

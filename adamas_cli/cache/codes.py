@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 
 import torch
 from adamas_kernels.contract import DenseCache, LayerCache, fit_codebook, sampled
+from adamas_kernels.hot import HotRows
 from adamas_kernels.reference import Codebook
 from torch import Tensor
 
@@ -71,6 +72,18 @@ class Codes:
             )
             self.encoded = tokens
 
+    def keep_chosen(self, chosen: int) -> None:
+        """Keep copies of the tokens that steps choose, this many at most for each KV head, on the device."""
+        layer = self.layer
+        if layer is not None and layer.hot is None:
+            device, capacity = layer.codes.device, layer.capacity
+            layer.hot = HotRows.beside(layer.keys, layer.values, device, capacity, chosen)
+
+    def forget_chosen(self) -> None:
+        """Forget these copies: tokens may be others now."""
+        if self.layer is not None and self.layer.hot is not None:
+            self.layer.hot.forget()
+
     def forget_fitting(self, sparse: Sparse) -> None:
         """Use other settings from now on: the next `encode` fits a codebook to all keys and encodes them."""
         self.sparse, self.fitted = sparse, 0
@@ -88,7 +101,7 @@ class Codes:
         seen = slice(0, self.encoded)
         codes[:, :, seen] = self.layer.codes[:, :, seen]
         scales[:, :, seen] = self.layer.scales[:, :, seen]
-        self.layer.codes, self.layer.scales = codes, scales
+        self.layer.codes, self.layer.scales, self.layer.hot = codes, scales, None
         self._extent.version += 1
 
     def mark(self) -> CodesMark:
@@ -100,6 +113,7 @@ class Codes:
         self.fitted = mark.fitted
         if self.layer is None:
             return
+        self.forget_chosen()
         if mark.codebook is None:
             self.layer, self.encoded = None, 0
             self._extent.version += 1
@@ -110,6 +124,7 @@ class Codes:
 
     def truncate(self, tokens: int) -> None:
         """Forget all but the first tokens; their codes stay."""
+        self.forget_chosen()
         self.encoded = min(self.encoded, tokens)
 
     def copy_of(self, other: Codes, kept: DenseCache, capacity: int) -> None:

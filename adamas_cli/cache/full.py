@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,6 +47,11 @@ def rows_like(states: Sequence[Tensor], formats: Formats | None) -> list[Tensor]
         x if x.dtype == format else x.new_empty(*x.shape[:2], 0, row_size(x.shape[3], format), dtype=format)
         for x, format in zip(states, formats, strict=True)
     ]
+
+
+def _some(rows: Tensor, dtype: torch.dtype, centre: Tensor | None, tokens: slice) -> Tensor:
+    """Some tokens of rows [B, K, S, R], unpacked."""
+    return read(rows[:, :, tokens], dtype, centre)
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,16 @@ class FullLayer(Layer, CacheLayerMixin):
         return self.codes is not None
 
     @property
+    def staged(self) -> bool:
+        """Whether full attention brings its keys and values from host memory."""
+        return self._placement.staging is not None
+
+    @property
+    def buffers(self) -> Mapping[str, TokenBuffer]:
+        """The memory of keys and values, by the names of `streams`."""
+        return self._buffers
+
+    @property
     def stored_keys(self) -> Tensor:
         """The whole buffer, [B, K, S, D], S >= length."""
         return self._buffers["keys"].tensor
@@ -141,23 +157,27 @@ class FullLayer(Layer, CacheLayerMixin):
         if coded is not None and mode.sparse is not None:
             counts = None if mode.tally is None else mode.tally.counts
             sparse = mode.sparse
+            if self.staged and self.codes is not None:
+                self.codes.keep_chosen(queries.shape[1] // keys.shape[1] * sparse.settings.budget)
             out, _ = sparse.backend.decode_step(
                 queries, keys, values, coded, scaling, sparse.settings, counts, softmax
             )
             self.count(new, mode)
             return out
+        kept = self._open()
         if mode.dense is not None and mode.answers and new <= LARGEST_STEP:
-            out, _ = mode.dense.dense_step(queries, keys, values, self.uncoded(), scaling, softmax)
+            out, _ = mode.dense.dense_step(queries, keys, values, kept, scaling, softmax)
             self.count(new, mode)
-            return out
-        self._append(keys, values)
-        if mode.read is not None and self.means is not None and softmax is PLAIN:
-            out = self._read_sparsely(queries, scaling, self.means, mode.read)
         else:
-            out = self._attend_to_all(queries, scaling, softmax)
-        self._observe(queries[:, :, ::QUERY_STRIDE], new)
-        if mode.encodes:
-            self.encode()
+            self._append(keys, values, kept)
+            if mode.read is not None and self.means is not None and softmax is PLAIN:
+                out = self._read_sparsely(queries, scaling, self.means, mode.read, kept)
+            else:
+                out = self._attend_to_all(queries, scaling, softmax, kept)
+            self._observe(queries[:, :, ::QUERY_STRIDE], new)
+            if mode.encodes:
+                self._encode(kept)
+        self._close(new)
         return out
 
     def attend_again(
@@ -177,14 +197,32 @@ class FullLayer(Layer, CacheLayerMixin):
                 queries, keys, values, coded, scaling, sparse.settings, counts, softmax
             )
             return out
+        kept = self._open()
         if mode.dense is not None and mode.answers and new <= LARGEST_STEP:
-            uncoded = replace(self.uncoded(), value_sum=before)
-            return mode.dense.dense_step(queries, keys, values, uncoded, scaling, softmax)[0]
-        return self._attend_to_all(queries, scaling, softmax)
+            kept = replace(kept, value_sum=before)
+            return mode.dense.dense_step(queries, keys, values, kept, scaling, softmax)[0]
+        return self._attend_to_all(queries, scaling, softmax, kept)
 
-    def _read_sparsely(self, queries: Tensor, scaling: float, means: Means, read: SparseReading) -> Tensor:
-        """The same, skipping blocks that hold little of the softmax."""
-        keys, values = self._seen(queries.dtype)
+    def _open(self) -> DenseCache:
+        """The layer where many tokens attend to all of it, with room for the new ones. Those are written
+        there, and reach the layer's buffers by `_close`.
+        """
+        kept, staging = self.uncoded(), self._placement.staging
+        if staging is None:
+            return kept
+        keys, values = staging.open(self)
+        return replace(kept, keys=keys, values=values)
+
+    def _close(self, new: int) -> None:
+        """The last tokens, this many, were written where `_open` told."""
+        if self._placement.staging is not None:
+            self._placement.staging.close(self, self.length - new)
+
+    def _read_sparsely(
+        self, queries: Tensor, scaling: float, means: Means, read: SparseReading, kept: DenseCache
+    ) -> Tensor:
+        """`_attend_to_all`, skipping blocks that hold little of the softmax."""
+        keys, values = self._seen(kept, queries.dtype)
         blocks = means.over(keys, values, self.capacity)
         backend = read.backend or serving("prefill_sparsely", Facts.of(queries, keys, values))
         out, _ = backend.prefill_sparsely(
@@ -192,22 +230,18 @@ class FullLayer(Layer, CacheLayerMixin):
         )
         return out
 
-    def _seen(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _seen(self, kept: DenseCache, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys and values of all tokens, unpacked to this format."""
-        values = self.stored_values[:, :, : self.length]
-        return self._keys(slice(0, self.length), dtype), read(values, dtype)
-
-    def _keys(self, tokens: slice, dtype: torch.dtype) -> Tensor:
-        """Keys of some tokens, unpacked to this format."""
-        return read(self.stored_keys[:, :, tokens], dtype, self.centre)
+        tokens = slice(0, self.length)
+        return read(kept.keys[:, :, tokens], dtype, kept.centre), read(kept.values[:, :, tokens], dtype)
 
     def _sum_of_values(self, start: int, end: int) -> Tensor:
         """Of tokens [start, end), as `value_sum` has it: float32 [B, K, D]."""
         return numbers(self.stored_values[:, :, start:end]).sum(2)
 
-    def _attend_to_all(self, queries: Tensor, scaling: float, softmax: Softmax) -> Tensor:
+    def _attend_to_all(self, queries: Tensor, scaling: float, softmax: Softmax, kept: DenseCache) -> Tensor:
         """Causal attention of the last tokens to all existing ones."""
-        keys, values = self._seen(queries.dtype)
+        keys, values = self._seen(kept, queries.dtype)
         backend = serving("prefill", Facts.of(queries, keys, values))
         out, _ = backend.prefill(queries, keys, values, scaling, softmax=softmax)
         return out
@@ -222,12 +256,12 @@ class FullLayer(Layer, CacheLayerMixin):
         """The layer as the kernels take it with codes, if it attends sparsely in this mode."""
         return None if mode.sparse is None or self.codes is None else self.codes.layer
 
-    def _append(self, keys: Tensor, values: Tensor) -> None:
+    def _append(self, keys: Tensor, values: Tensor, kept: DenseCache) -> None:
         start, end = self.length, self.length + keys.shape[2]
         if self.centre is not None and start == 0:
             self.centre.copy_(centre_of(keys))
-        write(self.stored_keys[:, :, start:end], keys, self.centre)
-        rows = self.stored_values[:, :, start:end]
+        write(kept.keys[:, :, start:end], keys, self.centre)
+        rows = kept.values[:, :, start:end]
         write(rows, values)
         self.value_sum += kept_sum(rows, values)
         self.length = end
@@ -249,12 +283,17 @@ class FullLayer(Layer, CacheLayerMixin):
 
     def encode(self) -> None:
         """See `Layer.encode`. Without queries to fit a codebook to, there are no codes."""
-        if self.codes is not None and self._power is not None:
-            self.codes.encode(self.uncoded(), self._keys_to_encode, self._power, self.length, self.capacity)
+        self._encode()
 
-    def _keys_to_encode(self, tokens: slice) -> Tensor:
-        kept = self.stored_keys.dtype
-        return self._keys(tokens, torch.float32 if is_packed(kept) else kept)
+    def _encode(self, kept: DenseCache | None = None) -> None:
+        """`encode`, from the keys in `kept`; None for the layer's own."""
+        if self.codes is None or self._power is None:
+            return
+        kept = self.uncoded() if kept is None else kept
+        dtype = torch.float32 if is_packed(kept.keys.dtype) else kept.keys.dtype
+
+        keys = partial(_some, kept.keys, dtype, kept.centre)
+        self.codes.encode(self.uncoded(), keys, self._power, self.length, self.capacity)
 
     def encode_again(self, sparse: Sparse) -> None:
         """See `Layer.encode_again`."""
@@ -271,6 +310,8 @@ class FullLayer(Layer, CacheLayerMixin):
 
     def make_room(self, new: int) -> None:
         """See `Layer.make_room`."""
+        if self._placement.staging is not None:
+            self._placement.staging.forget()
         end = self.length + new
         self._grow(end)
         if end > self.capacity:

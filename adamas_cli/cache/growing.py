@@ -12,8 +12,8 @@ from adamas_cli.cache.forkable import empty_like, forked
 class TokenBuffer:
     """Keys or values of one layer, uninitialized, like [B, K, N, D], with memory for `room` tokens.
 
-    tensor: [B, K, S, D], which `grow` may replace. tokens_first: tokens are outermost in memory, so that it
-    can grow at its end; otherwise heads are. forks: see `cache/forkable.py`.
+    tokens_first: tokens are outermost in memory, so that it can grow at its end; otherwise heads are. forks:
+    see `cache/forkable.py`.
     """
 
     def __init__(self, like: Tensor, room: int, *, tokens_first: bool, forks: bool = False) -> None:
@@ -22,12 +22,17 @@ class TokenBuffer:
         self._tokens_first = tokens_first
         shape = (room, batch, heads, dim) if tokens_first else (batch, heads, room, dim)
         whole = empty_like(like, shape, like.dtype) if forks else like.new_empty(shape)
-        self.tensor = whole.permute(1, 2, 0, 3) if tokens_first else whole
+        self._tensor = whole.permute(1, 2, 0, 3) if tokens_first else whole
+
+    @property
+    def tensor(self) -> Tensor:
+        """[B, K, S, D]; `grow` may replace it."""
+        return self._tensor
 
     @property
     def room(self) -> int:
         """Tokens there is memory for."""
-        return self.tensor.shape[2]
+        return self._tensor.shape[2]
 
     def grow(self, tokens: int, kept: int) -> bool:
         """Make memory for this many tokens in all; returns whether the first `kept` ones have moved.
@@ -47,7 +52,7 @@ class TokenBuffer:
         if tensor is None:
             return None
         other = copy.copy(self)
-        other.tensor = tensor
+        other._tensor = tensor
         return other
 
     def lying(self, start: int, end: int) -> Tensor:

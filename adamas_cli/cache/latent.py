@@ -135,7 +135,7 @@ class LatentLayer(FullLayer):
             return expansion.of_outputs(out)
         if not self.is_initialized:
             self.lazy_initialization(new, latents)
-        self._append(new, latents)
+        self._append(new, latents, self.uncoded())
         out = self._attend_to_heads(expansion, queries, scaling, softmax)
         self._observe(expansion.of_queries(queries[:, :, ::QUERY_STRIDE]), queries.shape[2])
         if mode.encodes:

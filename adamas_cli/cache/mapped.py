@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from adamas_cli.cache.growing import TokenBuffer
+from adamas_cli.cache.releasing import release, release_waiting
 
 PAGE = 2 << 20  # bytes, the least that is mapped on GPUs of today
 _mapped: dict[int, int] = {}  # bytes of memory in use now, by GPU index
-_waiting: list[tuple[int, int, int, list[Part]]] = []  # memory that could not be returned yet
 
 
 def mapped_bytes(device: torch.device) -> int:
@@ -74,8 +74,9 @@ class MappedBuffer(TokenBuffer):
         shared = 0 if of is None else memory.share(of._memory, kept * self._token_bytes)
         memory.grow(max(1, room) * self._token_bytes)
         numbers = memory.tensor()[: limit * self._token_bytes].view(like.dtype)
-        self.tensor = numbers.view(limit, batch, heads, dim).permute(1, 2, 0, 3)
-        self._memory, self._forks = memory, forks
+        self._tensor = numbers.view(limit, batch, heads, dim).permute(1, 2, 0, 3)
+        self._memory: MappedMemory = memory
+        self._forks = forks
         self._shared = -(-shared // self._token_bytes)  # tokens that must not change
         if of is not None:
             own = slice(self._shared, kept)
@@ -94,7 +95,7 @@ class MappedBuffer(TokenBuffer):
         """See `TokenBuffer.grow`. Shared tokens that are not kept will change, so the others move."""
         if tokens <= self._room and kept >= self._shared:  # checked for every token
             return False
-        if tokens > self.tensor.shape[2] or kept < self._shared:
+        if tokens > self._tensor.shape[2] or kept < self._shared:
             self._move(tokens, kept)
             return True
         self._memory.grow(tokens * self._token_bytes)
@@ -103,14 +104,14 @@ class MappedBuffer(TokenBuffer):
 
     def fork(self, tokens: int) -> TokenBuffer | None:
         """See `TokenBuffer.fork`."""
-        limit = self.tensor.shape[2]
+        limit = self._tensor.shape[2]
         return MappedBuffer(self._like, tokens, limit, forks=self._forks, of=self, kept=tokens)
 
     def _larger(self, tokens: int) -> TokenBuffer:
-        return MappedBuffer(self._like, tokens, max(2 * tokens, self.tensor.shape[2]), forks=self._forks)
+        return MappedBuffer(self._like, tokens, max(2 * tokens, self._tensor.shape[2]), forks=self._forks)
 
     def _note_room(self) -> None:
-        self._room = min(self.tensor.shape[2], self._memory.room // self._token_bytes)
+        self._room = min(self._tensor.shape[2], self._memory.room // self._token_bytes)
 
     @property
     def _token_bytes(self) -> int:
@@ -129,8 +130,7 @@ class MappedMemory:
         from cuda.bindings import driver
 
         torch.cuda.init()
-        while _waiting:
-            _unmap(*_waiting.pop())
+        release_waiting()
         self._device, self._index = device, _index(device)
         self._kind = driver.CUmemAllocationProp()
         self._kind.type = driver.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
@@ -145,7 +145,8 @@ class MappedMemory:
         self._piece = self._step if divides else self._size  # bytes that are mapped at once
         self._base = int(_checked(driver.cuMemAddressReserve(self._size, 0, 0, 0)))
         self._parts: list[Part] = []  # by address
-        finalizer = weakref.finalize(self, _unmap, self._index, self._base, self._size, self._parts)
+        unmap = partial(_unmap, self._index, self._base, self._size, self._parts)
+        finalizer = weakref.finalize(self, release, device, unmap)
         finalizer.atexit = False  # at exit the system frees everything
 
     @property
@@ -223,13 +224,9 @@ class MappedMemory:
 
 
 def _unmap(index: int, base: int, size: int, parts: list[Part]) -> None:
-    """Return memory and addresses, once the GPU no longer uses them."""
+    """Return memory and addresses that the GPU no longer uses."""
     from cuda.bindings import driver
 
-    if torch.cuda.is_current_stream_capturing():  # called by the garbage collector, which must not wait
-        _waiting.append((index, base, size, parts))
-        return
-    torch.cuda.synchronize(index)
     at = base
     for part in parts:
         _checked(driver.cuMemUnmap(at, part.size))

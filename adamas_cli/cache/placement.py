@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -10,7 +10,9 @@ from torch import Tensor
 
 from adamas_cli.cache.forkable import MAPS_FILES
 from adamas_cli.cache.growing import TokenBuffer
+from adamas_cli.cache.hosted import HostBuffer
 from adamas_cli.cache.mapped import PAGE, MappedBuffer, maps_memory
+from adamas_cli.cache.staging import Staging
 
 
 class Placement(Protocol):
@@ -19,6 +21,11 @@ class Placement(Protocol):
     @property
     def tokens_first(self) -> bool:
         """Whether tokens are outermost in memory."""
+        ...
+
+    @property
+    def staging(self) -> Staging | None:
+        """Where keys and values are while many tokens attend to all of them; None for their buffers."""
         ...
 
     def buffer(self, like: Tensor, room: int, limit: int = 0) -> TokenBuffer:
@@ -33,6 +40,11 @@ class Allocated:
     """Memory of torch's allocator: growing beyond `room` copies."""
 
     tokens_first: bool = False
+
+    @property
+    def staging(self) -> Staging | None:
+        """See `Placement.staging`."""
+        return None
 
     def buffer(self, like: Tensor, room: int, limit: int = 0) -> TokenBuffer:
         """See `Placement.buffer`."""
@@ -76,6 +88,18 @@ class Mapped(Allocated):
             except RuntimeError:  # some virtual GPUs claim support and lack it
                 pass
         return super().buffer(like, room)
+
+
+@dataclass(frozen=True)
+class Hosted:
+    """Host memory, which a GPU reads in place for chosen tokens, and through `staging` for all."""
+
+    staging: Staging
+    tokens_first: bool = field(default=True, init=False)
+
+    def buffer(self, like: Tensor, room: int, limit: int = 0) -> TokenBuffer:
+        """See `Placement.buffer`; growing beyond `room` copies."""
+        return HostBuffer(like, room)
 
 
 def placement_on(device: torch.device, *, forks: bool = False) -> Placement:

@@ -111,6 +111,13 @@ FLAGS: dict[type, dict[str, Any]] = {
         ),
         "trust_remote_code": _model("--trust-remote-code", help="Run code that the model's files contain."),
         "offline": _model("--offline", help="Make no network calls."),
+        "rope_scaling": _model(
+            "--rope-scaling",
+            metavar="KIND:FACTOR",
+            help="Scale positions for a longer context than the model's, such as yarn:4 for four times as "
+            "many tokens; short texts are then read less well.",
+            show_default=False,
+        ),
     },
     DecodingSettings: {
         "attn": _attention(
@@ -154,8 +161,13 @@ FLAGS: dict[type, dict[str, Any]] = {
         ),
         "cache_dtype": _attention(
             "--cache-dtype",
-            help="Number format of the KV cache on a CPU: as computed, 16 bits, 8 bits, or 8-bit keys with "
-            "4-bit values.",
+            help="Number format of the KV cache: as computed, 16 bits, 8 bits, or 8-bit keys with 4-bit "
+            "values.",
+        ),
+        "kv": _attention(
+            "--kv",
+            help="Where a GPU keeps keys and values, except those of the first layers: in its own memory, in "
+            "the host's, or (auto) in the host's if they do not fit.",
         ),
     },
     Sampling: {

@@ -20,6 +20,7 @@ from adamas_cli.settings import (
     BackendName,
     CacheDType,
     DecodingSettings,
+    KvPlace,
     ReadKind,
     Scorer,
 )
@@ -32,7 +33,7 @@ class AttentionSettings:
     kind: `adamas`, `full`, or `auto` to choose by context length. read: `sparse`, `dense`, or `auto`
     likewise; reading: what sparse reading skips. sparse: with `budget_by_context`, its budget is replaced by
     one chosen for the context. backend: what computes sparse steps: `triton`, `cpu`, `torch`, or `auto` for
-    the fastest that runs. cache_dtype: see `DecodingSettings`.
+    the fastest that runs. cache_dtype, kv: see `DecodingSettings`.
     """
 
     kind: str = "auto"
@@ -43,6 +44,7 @@ class AttentionSettings:
     read: str = "dense"
     reading: ReadSettings = field(default_factory=ReadSettings)
     cache_dtype: CacheDType = "auto"
+    kv: KvPlace = "auto"
 
     @classmethod
     def of(cls, chosen: DecodingSettings) -> AttentionSettings:
@@ -55,6 +57,7 @@ class AttentionSettings:
             budget_by_context=chosen.budget is None,
             read=chosen.read,
             cache_dtype=chosen.cache_dtype,
+            kv=chosen.kv,
         )
 
     def asked(self, prefill_chunk: int | None = None) -> DecodingSettings:
@@ -69,6 +72,7 @@ class AttentionSettings:
             backend=cast(BackendName, self.backend),
             prefill_chunk=prefill_chunk,
             cache_dtype=self.cache_dtype,
+            kv=self.kv,
         )
 
     def resolve(self, decided: Attention, announce: Callable[[str], None] | None = None) -> Sparse | None:

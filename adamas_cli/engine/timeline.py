@@ -33,6 +33,7 @@ from adamas_cli.engine.drafts import Costs, Drafter
 from adamas_cli.engine.events import Done, Event, Prefill, Token
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.peak import peak_memory
+from adamas_cli.engine.placing import host_placement
 from adamas_cli.engine.reading import Reader, Stored
 from adamas_cli.engine.sampler import Sampler, require_finite
 from adamas_cli.engine.sampling import Sampling
@@ -130,6 +131,7 @@ class Timeline:
             device=self.model.device,
             reads=self._reads_sparsely,
             formats=formats_of(attention.cache_dtype, loaded.model.dtype),
+            hosted=host_placement(self.model, attention.asked(prefill_chunk), decided, context),
         )
         self.cache.reserve(context, limit)
         self.cache.extent.reach = self.model.rotation.reach(context if reach is None else reach) or 0
@@ -153,6 +155,11 @@ class Timeline:
     def attention_kind(self) -> str:
         """`adamas` where answer tokens attend sparsely, else `full`."""
         return "full" if self.sparse is None else "adamas"
+
+    @property
+    def kv(self) -> str:
+        """Where keys and values are, see `Decision.kv`."""
+        return "gpu" if self.model.device.type == "cuda" and not self.cache.staged else "host"
 
     @property
     def reading(self) -> ReadSettings | None:

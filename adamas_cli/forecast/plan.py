@@ -90,6 +90,7 @@ class Plan:
             "prefill_chunk": attention.chunk,
             "cache_dtype": decision.cache_dtype,
             "cache_dtype_that_fits": decision.smaller,
+            "kv": decision.kv,
             "positions": decision.positions,
             "documents": [
                 {"path": document.path, "tokens": document.tokens} for document in counted.documents

@@ -21,6 +21,7 @@ from adamas_cli.models.gguf.file import is_gguf, parts_of
 from adamas_cli.models.gguf.settings import write_settings
 from adamas_cli.models.hub import OF_ADAPTERS, cached_adapter, cached_snapshot, download
 from adamas_cli.models.places import models_directory
+from adamas_cli.models.scaled import scaled
 from adamas_cli.models.stores import file_in_folder, file_in_hub_cache, find_stored
 from adamas_cli.models.vocabulary.files import tokenizer_folder
 from adamas_cli.progress import Progress
@@ -58,9 +59,10 @@ def resolve(
     device: str = "auto",
     offline: bool,
     adapter: str | None = None,
+    rope_scaling: str | None = None,
     progress: Progress,
 ) -> ModelFiles:
-    """The files of the model called `name`, fetched if missing.
+    """The files of the model called `name`, fetched if missing. rope_scaling: see `scaled`.
 
     `name` is an alias, a folder, a .gguf file, a model of another program such as `ollama:qwen3:8b`, or a
     name on the Hugging Face hub, with `:Q4_K_M` if it has several; None is the user's default. adapter: a
@@ -70,6 +72,10 @@ def resolve(
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when Hugging Face's libraries are first imported
     remove_earlier(progress)
+    if rope_scaling is not None:
+        plain = resolve(name, device=device, offline=offline, adapter=adapter, progress=progress)
+        folder, version = scaled(plain.directory, plain.fingerprint, plain.name, rope_scaling)
+        return replace(plain, directory=folder, fingerprint=version)
     if adapter is not None:
         return _adapted(adapter, name, device=device, offline=offline, progress=progress)
     name = name or default_name(device)

@@ -57,6 +57,7 @@ KEY_MEANS, VALUE_MEANS, MEAN_TOKENS = 2, 1, 64
 # numbers share a scale; see `adamas_kernels.packed`.
 KEPT_BITS = {"16": (16, 16), "int8": (8.5, 8.5), "int4": (8.5, 4.5)}
 PACKED_GROUP = 32
+COPIED_STEPS = 3  # see `adamas_kernels.hot`
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _PACKED_BITS = 8.5  # of a weight, including its share of a scale: the most that packing leaves
 _CHOICES = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts")  # config names of `choices`
@@ -186,17 +187,34 @@ class ModelShape:
             if layer.kind in KEEPING
         )
 
-    def token_bytes(self, item: int) -> int:
+    def token_bytes(self, item: int, kept: str = "auto") -> int:
         """Bytes of the keys and values of one token, in the layer where they are largest; item: bytes of a
-        number.
+        number; kept: see `LayerShape.token_bytes`.
         """
-        return max((layer.token_bytes(item) for layer in self.by_layer), default=0)
+        return max((layer.token_bytes(item, kept) for layer in self.by_layer), default=0)
 
     def cache_bytes(self, tokens: int, item: int, kept: str = "auto") -> int:
         """Bytes of the keys and values of this many tokens in all layers; kept: see
         `LayerShape.token_bytes`.
         """
         return sum(layer.cache_bytes(tokens, item, kept) for layer in self.by_layer)
+
+    def hosted_bytes(self, tokens: int, item: int, dense_layers: int, kept: str = "auto") -> int:
+        """Bytes of those keys and values that may be in host memory beside a GPU: of all but the first
+        layers that attend to all tokens.
+        """
+        hosted = (layer for layer in self.by_layer[dense_layers:] if layer.reads_sparsely())
+        return sum(layer.token_bytes(item, kept) for layer in hosted) * tokens
+
+    def copied_bytes(self, tokens: int, item: int, dense_layers: int, budget: int, kept: str = "auto") -> int:
+        """Bytes of the copies that a GPU keeps of chosen keys and values in host memory."""
+        total = 0
+        for layer in self.by_layer[dense_layers:]:
+            if layer.reads_sparsely():
+                chosen = self.heads // layer.kv_heads * budget
+                slots = min(COPIED_STEPS * chosen, tokens + chosen)
+                total += slots * layer.token_bytes(item, kept) + 4 * layer.kv_heads * (tokens + 2 * slots)
+        return total
 
     def kept_state_bytes(self, item: int) -> int:
         """Bytes of the recurrent states of all layers at one token."""
@@ -436,6 +454,9 @@ class WeightCount:
     def packed_bytes(self, item: int) -> int:
         """Maximum bytes when packed for a CPU; embeddings stay in the file."""
         return int((self.matrices + self.head) * _PACKED_BITS / 8) + self.rest * item
+
+
+NO_WEIGHTS = WeightCount(0, 0, 0, 0, tied=False)
 
 
 def count_weights(directory: Path) -> WeightCount:

@@ -7,8 +7,9 @@ the engine from the loaded model.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from adamas_cli.errors import ModelUnavailableError, UsageError
 from adamas_cli.machine.products import Products
@@ -23,7 +24,7 @@ from adamas_cli.planning.choice import (
     budget_for,
 )
 from adamas_cli.planning.needs import Bytes, cpu_bytes, gpu_bytes
-from adamas_cli.settings import CacheDType, DecodingSettings, ModelSettings
+from adamas_cli.settings import CacheDType, DecodingSettings, KvPlace, ModelSettings
 
 SMALLER: tuple[CacheDType, ...] = ("16", "int8", "int4")  # cache formats, the most exact first
 
@@ -56,7 +57,8 @@ class Backends:
 class Machine:
     """A device. bfloat16: whether it multiplies that natively. packing: why weights cannot be packed on it,
     None if they can. memory: bytes available for a model. capability: of a GPU. installed: packages that
-    quantize. products: how a CPU's tokens meet packed weights, None for their number format.
+    quantize. products: how a CPU's tokens meet packed weights, None for their number format. host: bytes of
+    free host memory beside a GPU's.
     """
 
     backends: Backends
@@ -66,6 +68,7 @@ class Machine:
     capability: tuple[int, int] | None = None
     installed: frozenset[str] = frozenset()
     products: Products | None = None
+    host: int = 0
 
     @property
     def device(self) -> str:
@@ -127,6 +130,11 @@ class Decision:
     smaller: CacheDType | None = None
     in_bytes: bool = False
 
+    @property
+    def kv(self) -> str:
+        """Where keys and values are, except the first layers' on a GPU: `gpu` or `host`."""
+        return "gpu" if self.device == "cuda" and not self.bytes.host else "host"
+
 
 def decide(
     model: Model, machine: Machine, loading: ModelSettings, decoding: DecodingSettings, tokens: int
@@ -179,11 +187,8 @@ def decide(
         )
         return needs if model.stored_bytes is None else needs.with_weights(model.stored_bytes)
 
-    smaller: CacheDType | None = None
-    if machine.device != "cuda" and on_cpu(decoding.cache_dtype).total > machine.memory:
-        smaller = next((kept for kept in SMALLER if on_cpu(kept).total <= machine.memory), None)
-    needs = (
-        gpu_bytes(
+    def on_gpu(hosted_from: int | None, kept: CacheDType) -> Bytes:
+        needs = gpu_bytes(
             shape,
             model.weights,
             tokens=tokens,
@@ -193,12 +198,22 @@ def decide(
             chunk=attention.chunk,
             bits=QUANTIZED_BITS.get(loading.quantization),
             blocks=model.blocks if packed else None,
+            hosted_from=hosted_from,
+            kept=kept,
+            budget=attention.budget,
         )
-        if machine.device == "cuda"
-        else on_cpu(decoding.cache_dtype)
-    )
-    if model.stored_bytes is not None:
-        needs = needs.with_weights(model.stored_bytes)
+        return needs if model.stored_bytes is None else needs.with_weights(model.stored_bytes)
+
+    def needed(kept: CacheDType) -> Bytes:
+        if machine.device != "cuda":
+            return on_cpu(kept)
+        return place(decoding, partial(on_gpu, kept=kept), machine.memory, machine.host, shape.obstacle)
+
+    needs = needed(decoding.cache_dtype)
+    smaller: CacheDType | None = None
+    packs_cache = machine.device != "cuda" or machine.backends.obstacles.get("triton") is None
+    if packs_cache and not needs.fits(machine.memory, machine.host):
+        smaller = next((kept for kept in SMALLER if needed(kept).fits(machine.memory, machine.host)), None)
     return Decision(
         machine.device,
         dtype,
@@ -211,6 +226,30 @@ def decide(
         smaller,
         in_bytes,
     )
+
+
+def place(
+    settings: DecodingSettings,
+    needs: Callable[[int | None], Bytes],
+    memory: int,
+    host: int,
+    obstacle: str | None,
+) -> Bytes:
+    """What a GPU needs with keys and values where the settings want them; `auto` takes host memory if the
+    GPU's does not suffice, and both together do. needs: for the first layer in host memory, or None; memory,
+    host: free bytes; obstacle: why Adamas does not support the model, whose cache then is not its own.
+
+    Raises UsageError if the host's memory is requested and cannot be used.
+    """
+    there = needs(None)
+    if settings.kv == "host" and obstacle is not None:
+        raise UsageError(f"`kv` host does not serve this model: {obstacle}. Use `kv` gpu.")
+    if settings.kv == "host":
+        return needs(settings.dense_layers)
+    if settings.kv == "gpu" or obstacle is not None or there.total <= memory:
+        return there
+    hosted = needs(settings.dense_layers)
+    return hosted if hosted.fits(memory, host) else there
 
 
 def decide_attention(
@@ -228,7 +267,8 @@ def decide_attention(
     none of its layers would attend sparsely; unmeasured: why they do so only on request; dense_reading: why
     none would read sparsely. token_bytes: of a token's keys and values in a layer.
     """
-    check_cache(settings.cache_dtype, backends.device)
+    check_cache(settings.cache_dtype, backends.device, backends.obstacles.get("triton"))
+    check_place(settings.kv, backends.device)
     chunk = settings.prefill_chunk or PREFILL_CHUNK.get(backends.device, OTHER_CHUNK)
     read = decide_reading(settings, tokens, backends.device, obstacle or dense_reading)
     full = Attention("full", None, None, None, settings.dense_layers, chunk, read)
@@ -263,13 +303,23 @@ def decide_reading(settings: DecodingSettings, tokens: int, device: str, obstacl
     return "sparse" if gains and obstacle is None else "dense"
 
 
-def check_cache(kept: CacheDType, device: str) -> None:
-    """Raises UsageError if a device does not support this format of keys and values."""
-    if kept != "auto" and device != "cpu":
-        raise UsageError(
-            f"`cache_dtype` {kept} is for CPUs: on {device} attention reads keys and values as they are "
-            "computed. Use `cache_dtype` auto or `device` cpu."
-        )
+def check_cache(kept: CacheDType, device: str, triton: str | None = None) -> None:
+    """Raises UsageError if a device does not support this format of keys and values. triton: why Triton does
+    not run there, None if it does.
+    """
+    if kept == "auto" or device == "cpu" or (device == "cuda" and triton is None):
+        return
+    reason = "" if triton is None else f" ({triton})"
+    raise UsageError(
+        f"`cache_dtype` {kept} needs a CPU or a GPU with Triton, and the model is on {device}{reason}. "
+        "Use `cache_dtype` auto."
+    )
+
+
+def check_place(kv: KvPlace, device: str) -> None:
+    """Raises UsageError if a device cannot have keys and values there."""
+    if kv == "gpu" and device != "cuda":
+        raise UsageError(f"`kv` gpu needs an NVIDIA GPU, and the model is on {device}. Use `kv` auto.")
 
 
 def check_error(settings: DecodingSettings) -> None:

@@ -35,7 +35,8 @@ def machine_facts(device: str) -> Machine:
 
     kind = device_kind(device)
     gpu = _gpu(device) if kind == "cuda" else None
-    available = memory().available if kind != "cuda" else gpu.memory if gpu else 0
+    host = memory().available
+    available = host if kind != "cuda" else gpu.memory if gpu else 0
     return Machine(
         Backends(kind, backend_obstacles(kind, gpu.capability if gpu else None)),
         bfloat16=multiplies_bfloat16(kind),
@@ -44,6 +45,7 @@ def machine_facts(device: str) -> Machine:
         capability=gpu.capability if gpu else None,
         installed=installed_packages(),
         products=known().products if kind == "cpu" else None,
+        host=host if kind == "cuda" else 0,
     )
 
 

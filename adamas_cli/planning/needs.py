@@ -19,6 +19,7 @@ CHOICES_ALIVE, FEW_BITS_CHOICES_ALIVE = 3, 1
 LIBRARIES = 150_000_000  # workspaces of cuBLAS and cuDNN, and a captured step
 PLANES = 1.03  # size of blocks' planes relative to the blocks, with scales as 8-bit integers
 UNPACKED = 1 << 27  # maximum numbers of a weight unpacked at a time
+STAGED = 2  # layers whose keys and values come to a GPU from host memory at a time
 LISTED_BYTES = 8  # rank and position of a listed token, for each query head
 
 
@@ -26,7 +27,8 @@ LISTED_BYTES = 8  # rank and position of a listed token, for each query head
 class Bytes:
     """Bytes. cache: keys and values. codes: of the keys, and means of blocks of both. work: on a CPU the
     program, on a GPU the temporary memory for reading a chunk. exact: whether the size of the weights is that
-    of the weights as they will be loaded.
+    of the weights as they will be loaded. host: of keys and values that a GPU reads from host memory; they
+    are in no other number here.
     """
 
     weights: int
@@ -34,6 +36,7 @@ class Bytes:
     codes: int
     work: int
     exact: bool = True
+    host: int = 0
 
     @property
     def total(self) -> int:
@@ -45,7 +48,12 @@ class Bytes:
         """A one-line description."""
         parts = {"weights": self.weights, "cache": self.cache, "codes": self.codes, "work": self.work}
         told = " + ".join(f"{_gigabytes(size)} {name}" for name, size in parts.items() if size)
-        return f"{told} = {_gigabytes(self.total)}"
+        hosted = f", and {_gigabytes(self.host)} cache in host memory" if self.host else ""
+        return f"{told} = {_gigabytes(self.total)}{hosted}"
+
+    def fits(self, there: int, host: int) -> bool:
+        """Whether a device has this many bytes, and the host beside it."""
+        return self.total <= there and self.host <= host
 
     def with_weights(self, weights: int) -> Bytes:
         """The same with weights of this known size in bytes."""
@@ -59,11 +67,19 @@ class Bytes:
             "codes_bytes": self.codes,
             "program_bytes": self.work,
             "total_bytes": self.total,
+            "host_bytes": self.host,
             "weights_exact": self.exact,
         }
 
-    def require(self, there: int, device: str, what: str, advice: str) -> None:
-        """Raises OutOfMemoryError if `what` needs more bytes than a device has."""
+    def require(self, there: int, device: str, what: str, advice: str, host: int = 0) -> None:
+        """Raises OutOfMemoryError if `what` needs more bytes than a device has, or than are free in host
+        memory.
+        """
+        if self.host > host:
+            raise OutOfMemoryError(
+                f"{what} needs {_gigabytes(self.host)} of host memory, and {_gigabytes(host)} are free. "
+                f"{advice}"
+            )
         if self.total > there:
             raise OutOfMemoryError(
                 f"{what} needs {self.line}, and {device} has {_gigabytes(there)}. {advice}"
@@ -117,10 +133,20 @@ def gpu_bytes(
     chunk: int,
     bits: float | None,
     blocks: int | None,
+    hosted_from: int | None = None,
+    kept: CacheDType = "auto",
+    budget: int | None = None,
 ) -> Bytes:
     """Bytes on a GPU, as `cpu_bytes`. chunk: tokens read at once. bits: of a quantized weight. blocks: bytes
-    of a GGUF file's tensors, if they stay in few bits.
+    of a GGUF file's tensors, if they stay in few bits. hosted_from: the first layer with keys and values in
+    host memory, None without any; work includes the keys and values of the layers that come from there at a
+    time, and copies of those that sparse steps with this budget choose.
     """
+    hosted = 0 if hosted_from is None else shape.hosted_bytes(tokens, item, hosted_from, kept)
+    staged = STAGED * shape.token_bytes(item, kept) * tokens if hosted else 0
+    if hosted and hosted_from is not None and budget is not None:
+        staged += shape.copied_bytes(tokens, item, hosted_from, budget, kept)
+    unpacked_rows = 0 if kept == "auto" else shape.token_bytes(item) * tokens  # of one layer
     each = CHOICES_ALIVE if blocks is None else FEW_BITS_CHOICES_ALIVE
     mixed = shape.choices * each * (shape.hidden + shape.expert_inner)
     alive = HIDDEN_ALIVE * shape.hidden + max(INNER_ALIVE * shape.inner, mixed)
@@ -131,12 +157,15 @@ def gpu_bytes(
         weights = int(blocks * PLANES)
     return Bytes(
         weights=weights,
-        cache=shape.cache_bytes(tokens, item) + shape.state_bytes(item),
+        cache=shape.cache_bytes(tokens, item, kept) - hosted + shape.state_bytes(item),
         codes=_codes(shape, tokens, item, coded_from, reads_sparsely),
         work=min(chunk, tokens) * alive * item
+        + staged
+        + unpacked_rows
         + selection
         + LIBRARIES
         + (0 if blocks is None else item * unpacked),
+        host=hosted,
     )
 
 

@@ -169,7 +169,8 @@ class Runtime:
         tokens = min(context, model.shape.context)
         needs = decide(model, machine, self.model, self._asked, tokens).bytes
         advice = "Use a smaller model, `quantization`, fewer documents or `device` cpu."
-        needs.require(machine.memory, str(choose_device(self.model.device)), self.files.name, advice)
+        device = str(choose_device(self.model.device))
+        needs.require(machine.memory, device, self.files.name, advice, machine.host)
         return needs
 
     @property

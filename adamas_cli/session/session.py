@@ -225,6 +225,7 @@ class Session:
             "attention": attention,
             "read": self.timeline.read_kind,
             "cache_dtype": self.timeline.attention.cache_dtype,
+            "kv": self.timeline.kv,
             "blocks_computed": None if computed is None else round(computed, 4),
         }
 

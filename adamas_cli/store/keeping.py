@@ -97,10 +97,13 @@ class Keeper:
         device = next(x.device for x in order.tensors.values() if x.is_cuda)
         with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
             order.ready.synchronize()
-            largest = max(x.numel() * x.element_size() for x in order.tensors.values())
+            largest = max(x.nbytes for x in order.tensors.values() if x.is_cuda)
             if self._staging is None or self._staging.numel() < largest:
                 self._staging = torch.empty(largest, dtype=torch.uint8, pin_memory=True)
             for name, tensor in order.tensors.items():
+                if not tensor.is_cuda:
+                    yield name, tensor
+                    continue
                 size = tensor.numel() * tensor.element_size()
                 host = self._staging[:size].view(tensor.dtype).view(tensor.shape)
                 host.copy_(tensor, non_blocking=True)

@@ -255,9 +255,9 @@ class Restorer:
 
     @staticmethod
     def _bring(transfer: Transfer | None, block: _Block, name: str, place: Tensor) -> None:
-        """Fill a place with one tensor of a block."""
+        """Fill a place, on the device or in host memory, with one tensor of a block."""
         stored = block.header.tensors[name]
-        if transfer is None:
+        if transfer is None or not place.is_cuda:
             read_tensor(block.descriptor, stored, pieces(place))
         else:
             transfer.carry(block.descriptor, stored, place)

@@ -104,12 +104,13 @@ def _memory(plan: Plan) -> str:
     needs = plan.decision.bytes
     parts = {"weights": needs.weights, "cache": needs.cache, "codes": needs.codes, "program": needs.work}
     told = " + ".join(f"{size(part)} {name}" for name, part in parts.items() if part)
+    hosted = f"; {size(needs.host)} cache in host memory" if needs.host else ""
     short = "" if needs.total <= plan.available else "; NOT ENOUGH"
     if plan.decision.smaller is not None:
         short += f", but enough with --cache-dtype {plan.decision.smaller}"
     return (
         f"about {size(needs.total)}: {told}{'' if needs.exact else ' at most'}; "
-        f"{size(plan.available)} available{short}"
+        f"{size(plan.available)} available{short}{hosted}"
     )
 
 

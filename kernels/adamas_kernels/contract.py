@@ -18,6 +18,7 @@ from torch import Tensor
 
 from adamas_kernels import reference
 from adamas_kernels.blocks import BlockWeight
+from adamas_kernels.hot import HotRows
 from adamas_kernels.packed import dim_of, is_packed, read, rotated
 from adamas_kernels.reading import BlockMeans, ReadSettings
 from adamas_kernels.reference import CODES_PER_WORD, Codebook, padded_dim
@@ -152,7 +153,7 @@ class LayerCache:
     successive tokens is contiguous; scales: float16 [B, K, C]; value_sum: float32 [B, K, D]; length: int32
     [B], tokens of each sequence, on the buffers' device, shared by all layers of a model. The last dimension
     of keys, values and scales is contiguous; value_sum and the codebook are contiguous. For packed rows see
-    `DenseCache`.
+    `DenseCache`. hot: copies of chosen rows, for keys and values in memory that is slow to read.
     """
 
     keys: Tensor
@@ -163,6 +164,7 @@ class LayerCache:
     codebook: Codebook
     length: Tensor
     centre: Tensor | None = None
+    hot: HotRows | None = None
 
     @property
     def capacity(self) -> int:

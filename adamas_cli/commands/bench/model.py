@@ -153,6 +153,7 @@ class Job:
             str(target.device),
             f"{target.name} at --len {lengths[-1]:,}",
             "Give less --len, a smaller model or --quantization.",
+            machine.host,
         )
         return needs
 

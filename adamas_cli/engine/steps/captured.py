@@ -36,6 +36,8 @@ def graph_obstacle(model: Model, cache: KVCache, sparse: Sparse | None) -> str |
         return "Triton does not run here"
     if sparse is not None and sparse.backend.name != "triton":
         return f"the {sparse.backend.name} backend computes sparse steps"
+    if sparse is None and cache.staged:
+        return "keys and values come from host memory at each step"
     if any(scaling.kind == HOST_ROPE for scaling in model.rotation.scalings):
         return f"its positions are of kind {HOST_ROPE}"
     return None

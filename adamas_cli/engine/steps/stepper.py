@@ -95,9 +95,9 @@ class Stepper:
         """
         if self._compiled is not None and self.runs_compiled(mode):
             return self._compiled.step(Entry(self._cache, tokens.tolist(), mode)), None
-        if self._captured is not None and self._cache.get_seq_length():  # the first token makes the buffers
+        if (captured := self._captured_for(mode)) is not None:
             try:
-                logits, greedy = self._captured.step(tokens, mode)
+                logits, greedy = captured.step(tokens, mode)
                 return logits.unsqueeze(0), greedy
             except torch.OutOfMemoryError:
                 raise
@@ -106,3 +106,10 @@ class Stepper:
                 self.reason = f"no CUDA graph: {str(error).partition(chr(10))[0]}"
                 self._announce(self.reason)
         return self._model.forward(tokens, self._cache, mode, every=True), None
+
+    def _captured_for(self, mode: Mode) -> CapturedSteps | None:
+        """The captured steps for this mode: none for the first token, which makes the buffers, and none where
+        keys and values come from host memory, as many as there are.
+        """
+        brings = mode.sparse is None and self._cache.staged
+        return None if brings or not self._cache.get_seq_length() else self._captured

@@ -18,6 +18,8 @@ from adamas_kernels.triton.apart import (
     start_of_rows,
 )
 from adamas_kernels.triton.coding import FACTS, LOWEST, soft_capped
+from adamas_kernels.triton.fetch import chosen_positions
+from adamas_kernels.triton.packed_rows import load_numbers, turn
 from adamas_kernels.triton.select import (
     bounded_want,
     exact_border,
@@ -37,17 +39,6 @@ EXTRAS_HELD = tl.constexpr(32)  # extras whose keys and values are held at a tim
 
 
 @triton.jit
-def chosen_positions(slot, chosen, forced, first_sinks, first_recent, chosen_at):
-    """Positions of the chosen tokens of these slots (sinks, recents, then the best), and which slots have
-    one.
-    """
-    real = slot < chosen
-    at = tl.load(chosen_at + slot - forced, mask=real & (slot >= forced), other=0)
-    at = tl.where(slot < forced, tl.where(slot < first_sinks, slot, first_recent + slot - first_sinks), at)
-    return at, real
-
-
-@triton.jit
 def by_warps(x, NEAR: tl.constexpr):
     """One number per token, [TOKENS] -> [NEAR, 1, TOKENS / NEAR, 1], in the layout of `load_values`."""
     return tl.reshape(x, (NEAR, 1, x.shape[0] // NEAR, 1))
@@ -55,11 +46,9 @@ def by_warps(x, NEAR: tl.constexpr):
 
 @triton.jit
 def load_keys(at, real, keys, keys_n, dim, D: tl.constexpr):
-    """Keys [TOKENS, P] of tokens, zeros for missing ones."""
-    return tl.load(
-        keys + at.to(tl.int64)[:, None] * keys_n + dim[None, :],
-        mask=real[:, None] & (dim < D)[None, :], other=0.0,
-    )  # fmt: skip
+    """Keys [TOKENS, P] of tokens, zeros for missing ones; see `load_numbers`."""
+    inside = real[:, None] & (dim < D)[None, :]
+    return load_numbers(keys + at.to(tl.int64)[:, None] * keys_n, dim[None, :], inside, D)
 
 
 @triton.jit
@@ -76,7 +65,7 @@ def load_values(
     width: tl.constexpr = D_V_PAD // WARPS
     column = tl.arange(0, WARPS)[:, None, None] * width + tl.arange(0, width)[None, None, :]
     at, real = by_warps(at.to(tl.int64), NEAR), by_warps(real, NEAR)
-    return tl.load(values + at * values_n + column[None], mask=real & (column < D_V)[None], other=0.0)
+    return load_numbers(values + at * values_n, column[None], real & (column < D_V)[None], D_V)
 
 
 @triton.jit
@@ -86,9 +75,20 @@ def sum_values(factor, v, NEAR: tl.constexpr):
 
 
 @triton.jit
-def score_of(k, q, real, cap, CAPPED: tl.constexpr):
-    """Exact scores float32 [TOKENS] of keys [TOKENS, P], LOWEST for missing tokens."""
-    return tl.where(real, soft_capped(tl.sum(k.to(tl.float32) * q[None, :], axis=1), cap, CAPPED), LOWEST)
+def score_of(k, q, shift, real, cap, CAPPED: tl.constexpr):
+    """Exact scores float32 [TOKENS] of keys [TOKENS, P], LOWEST for missing tokens. shift: the query's score
+    with the centre of packed keys, which those lack.
+    """
+    score = tl.sum(k.to(tl.float32) * q[None, :], axis=1) + shift
+    return tl.where(real, soft_capped(score, cap, CAPPED), LOWEST)
+
+
+@triton.jit
+def turned_back(x, P: tl.constexpr, LOG_TURNED: tl.constexpr, PACKED: tl.constexpr):
+    """An output float32 [P] as the model takes it, from one of PACKED values; see `packed_rows.py`."""
+    if PACKED:
+        x = tl.reshape(turn(tl.reshape(x, (1, P)), 1, P, LOG_TURNED), (P,))
+    return x
 
 
 @triton.jit
@@ -140,9 +140,9 @@ def sum_of_values(
         total = tl.load(value_sum + column, mask=column < D_V, other=0.0)
         if NEW > 1:
             later = tl.arange(0, NEW_PAD)
-            unseen = tl.load(
-                values + (own - new + later).to(tl.int64)[:, None] * values_n + column[None, :],
-                mask=((later > new) & (later < NEW))[:, None] & (column < D_V)[None, :], other=0.0,
+            unseen = load_numbers(
+                values + (own - new + later).to(tl.int64)[:, None] * values_n, column[None, :],
+                ((later > new) & (later < NEW))[:, None] & (column < D_V)[None, :], D_V,
             )  # fmt: skip
             total -= tl.sum(unseen.to(tl.float32), axis=0)
     return total
@@ -165,7 +165,7 @@ def attend_once_kernel(
     SINKS: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
     """Choose tokens and attend to them, if all listed tokens can be held at once; program (query head of a
-    batch, new token).
+    batch, new token). Not for packed rows.
 
     Keys and values of all listed tokens are loaded while the border of the best is searched for.
     CHAINED: started before the previous launch ended. TALLY: write the positions and scores of the chosen
@@ -197,7 +197,7 @@ def attend_once_kernel(
         units = tl.load(facts_ptr + row * FACTS) * UNITS_PER_NAT
         least = least_exponent(
             facts_ptr + row * FACTS, best_ptr + wide_row * (PLACES * GROUPS),
-            shares_ptr + wide_row * (SHARES * GROUPS), query, keys, keys_n, scaling, least_share,
+            shares_ptr + wide_row * (SHARES * GROUPS), query, keys, keys_n, scaling, 0.0, least_share,
             forced, first_sinks, first_recent, GROUPS, FORCED, D, P, LOG_P,
         )  # fmt: skip
     rank, at, extras, held, low, beyond, reached, masses, top, curve = shortlist(
@@ -224,7 +224,7 @@ def attend_once_kernel(
     low, last = exact_border(rank, at, extra_rank, extra_at, held, extras, low, beyond, reached, end, want)
     best = reaches(rank, at, low, last) & (rank > LOWEST)
     real = best | always
-    score = score_of(k, q, real, cap, CAPPED)
+    score = score_of(k, q, 0.0, real, cap, CAPPED)
     noted = tl.zeros((), tl.int32)
     if TALLY:
         place_ptr += wide_row * budget
@@ -244,7 +244,7 @@ def attend_once_kernel(
         mass -= tl.sum(mass_of(more, more_best, top, curve, CAPPED), axis=0)
         more_k = load_keys(more_at, more_best, keys, keys_n, dim, D)
         more_v = load_values(more_at, more_best, values, values_n, D_V, D_V_PAD, WARPS, more_near)
-        more_score = score_of(more_k, q, more_best, cap, CAPPED)
+        more_score = score_of(more_k, q, 0.0, more_best, cap, CAPPED)
         if TALLY:
             noted = note_scores(more_at, more_best, more_score, place_ptr, score_ptr, noted)
         highest, weight, weighted, values_seen = attend_to(
@@ -268,13 +268,14 @@ def attend_once_kernel(
 @triton.jit
 def attend_kernel(
     query_ptr, keys_ptr, values_ptr, length_ptr, chosen_at_ptr, part_ptr, place_ptr, score_ptr, attended_ptr,
-    apart_ptr, query_b, query_h, query_n, keys_b, keys_h, keys_n, values_b, values_h, values_n,
-    scaling, cap, sinks, recents, budget,
+    apart_ptr, shift_ptr, place_in_ptr, begin_ptr, taken_ptr,
+    query_b, query_h, query_n, keys_b, keys_h, keys_n, values_b, values_h, values_n,
+    scaling, cap, sinks, recents, budget, slots, capacity,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr,
     D: tl.constexpr, P: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr,
     TOKENS: tl.constexpr, SPLITS: tl.constexpr,
     CHAINED: tl.constexpr, TALLY: tl.constexpr, WARPS: tl.constexpr, NEAR: tl.constexpr,
-    BOUND: tl.constexpr, CAPPED: tl.constexpr, APART: tl.constexpr,
+    BOUND: tl.constexpr, CAPPED: tl.constexpr, APART: tl.constexpr, PACKED: tl.constexpr, HOT: tl.constexpr,
 ):  # fmt: skip
     """Attend to some of the tokens that `select_kernel` chose; program (query head of a batch, new token,
     split of the chosen tokens).
@@ -282,7 +283,9 @@ def attend_kernel(
     Writes its part to part float32 [B, H, N, SPLITS, PART_FACTS + 2 D_V_PAD]: maximum and sum of the softmax,
     and the weighted and plain sums of the values.
     CHAINED: started before the previous launch ended, and lets the next one start at once. TALLY: as in
-    `attend_once_kernel`. BOUND: attended [B, H, N] has the number of chosen tokens.
+    `attend_once_kernel`. BOUND: attended [B, H, N] has the number of chosen tokens. PACKED: see
+    `packed_rows.py`. HOT: keys and values are the `slots` of `HotRows`, which `fetch_kernel` has filled; the
+    slots that it took are no longer the next.
     """
     pair, new, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     batch, head = (pair // (HEADS * GROUP)).to(tl.int64), pair % (HEADS * GROUP)
@@ -306,13 +309,23 @@ def attend_kernel(
         gdc_wait()
     if BOUND:
         chosen = tl.load(attended_ptr + row)
+    shift = tl.load(shift_ptr + row) * scaling if PACKED else 0.0
+    line = batch * HEADS + kv_head
+    if HOT:
+        one = (head % GROUP == 0) & (new == 0) & (split == 0)
+        begin = tl.load(begin_ptr + line, mask=one, other=0) + tl.load(taken_ptr + line, mask=one, other=0)
+        tl.store(begin_ptr + line, begin % slots, mask=one)
+        tl.store(taken_ptr + line, 0, mask=one)
     size = tl.cdiv(tl.cdiv(chosen, SPLITS), TOKENS) * TOKENS
     for start in range(split * size, tl.minimum(split * size + size, chosen), TOKENS):
         slot = start + tl.arange(0, TOKENS)
         at, real = chosen_positions(slot, chosen, forced, first_sinks, first_recent, chosen_at_ptr + first)
-        k = load_keys(at, real, keys, keys_n, dim, D)
-        v = load_values(at, real, values, values_n, D_V, D_V_PAD, WARPS, NEAR)
-        score = score_of(k, q, real, cap, CAPPED)
+        place = at
+        if HOT:
+            place = tl.load(place_in_ptr + line * capacity + at, mask=real, other=0)
+        k = load_keys(place, real, keys, keys_n, dim, D)
+        v = load_values(place, real, values, values_n, D_V, D_V_PAD, WARPS, NEAR)
+        score = score_of(k, q, shift, real, cap, CAPPED)
         if TALLY:
             tl.store(place_ptr + first + slot, at, mask=real)
             tl.store(score_ptr + first + slot, score, mask=real)
@@ -333,7 +346,7 @@ def merge_kernel(
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, NEW_PAD: tl.constexpr,
     D_V: tl.constexpr, D_V_PAD: tl.constexpr, SPLITS: tl.constexpr, SPLITS_PAD: tl.constexpr,
     MASS: tl.constexpr, CHAINED: tl.constexpr, BOUND: tl.constexpr, SINKS: tl.constexpr,
-    APART: tl.constexpr,
+    APART: tl.constexpr, PACKED: tl.constexpr, LOG_TURNED_V: tl.constexpr,
 ):  # fmt: skip
     """Join the splits of one query and the rest; program (query head of a batch, new token).
 
@@ -374,6 +387,7 @@ def merge_kernel(
     # The sum of the others is that of all values minus the chosen ones.
     others = share / tl.maximum(left, 1).to(tl.float32)
     result = weighted * factor + (value_total - values_seen) * others
+    result = turned_back(result, D_V_PAD, LOG_TURNED_V, PACKED)
     out = out_ptr + batch * out_b + head * out_h + new * out_n
     tl.store(out + column, result.to(out_ptr.dtype.element_ty), mask=column < D_V)
     tl.store(lse_ptr + row, lse)

@@ -20,6 +20,7 @@ from adamas_kernels.contract import (
     check_step,
     check_unbounded,
 )
+from adamas_kernels.packed import dim_of, is_packed
 from adamas_kernels.reading import BlockMeans, ReadSettings
 from adamas_kernels.reference import Codebook, padded_dim
 from adamas_kernels.softmax import PLAIN, Softmax
@@ -30,10 +31,12 @@ from adamas_kernels.triton.dense import DenseStep
 from adamas_kernels.triton.encode import enter_kernel
 from adamas_kernels.triton.estimate import estimate_kernel, estimate_tiles_kernel
 from adamas_kernels.triton.experts import Experts, add_chosen
+from adamas_kernels.triton.fetch import fetch
 from adamas_kernels.triton.grouped import add_grouped
 from adamas_kernels.triton.latent import LatentStep, holds_latents
 from adamas_kernels.triton.launch import chains, has_ptx, next_power
 from adamas_kernels.triton.linear import multiply_vector
+from adamas_kernels.triton.packed_rows import append_packed, log_turned
 from adamas_kernels.triton.plane_rows import MOST_ROWS, multiply_rows
 from adamas_kernels.triton.planes import PlaneWeight
 from adamas_kernels.triton.prefill import causal_attention
@@ -198,7 +201,7 @@ class TritonBackend:
 
     def scratch(self, queries: Tensor, cache: LayerCache | ApartCache, budget: int) -> Scratch:
         """The buffers for a step of this shape."""
-        shape = (*queries.shape, cache.keys.shape[1], cache.values.shape[3], cache.capacity, budget)
+        shape = (*queries.shape, cache.keys.shape[1], dim_of(cache.values), cache.capacity, budget)
         found = self._scratch.get(shape)
         if found is None:
             groups = self._groups or group_count(queries.device, budget, cache.capacity)
@@ -246,10 +249,20 @@ class TritonBackend:
         group = heads // kv_heads
         groups, splits = scratch.best.shape[2], scratch.parts.shape[1]
         new_pad, budget_pad = next_power(new), next_power(settings.budget)
-        tokens, split_tokens = (
-            attend_block(size, queries.element_size(), most) for most in (ATTEND_BYTES, SPLIT_BYTES)
-        )
-        once = settings.budget <= tokens
+        packed = is_packed(cache.keys.dtype)
+        asking, shift = queries, scratch.rest
+        if packed:
+            assert isinstance(cache, LayerCache)
+            turned = append_packed(queries, keys, values, cache)
+            asking, shift = turned.queries, turned.shift
+        # Bytes in registers of a key's number: those of packed rows become float32, and have scales.
+        held = 2 * torch.float32.itemsize if packed else queries.element_size()
+        tokens, split_tokens = (attend_block(size, held, most) for most in (ATTEND_BYTES, SPLIT_BYTES))
+        hot = cache.hot if isinstance(cache, LayerCache) else None
+        if hot is not None and not hot.serves(group * new * settings.budget):
+            hot = None
+        # Unpacked rows would take too many registers, and others must be fetched between the two.
+        once = settings.budget <= tokens and not packed and hot is None
         dim_v_pad = max(16, next_power(dim_v))
         out = torch.empty(batch, heads, new, dim_v, dtype=queries.dtype, device=queries.device)
         lse = torch.empty(batch, heads, new, dtype=torch.float32, device=queries.device)
@@ -268,7 +281,7 @@ class TritonBackend:
             scaling, -1.0 if settings.edge is None else settings.edge,
             HEADS=kv_heads, GROUP=group, NEW=new, ROWS=new_pad, D=dim, D_V=dim_v, D_V_PAD=dim_v_pad,
             P=size, LOG_P=size.bit_length() - 1, MANHATTAN=manhattan, CHAINED=chained, APART=apart,
-            num_warps=max(1, min(8, new_pad * size // 256)),
+            PACKED=packed, num_warps=max(1, min(8, new_pad * size // 256)),
             enable_fp_fusion=False,  # a fused multiply-add rounds once less than the reference
             **chain,
         )  # fmt: skip
@@ -328,22 +341,31 @@ class TritonBackend:
             )  # fmt: skip
         else:
             select_kernel[(pairs, new)](
-                *what, *scratched, scratch.chosen_at, scratch.rest, scratch.attended, queries, cache.keys,
-                *where, *queries.stride()[:3], *cache.keys.stride()[:3], scaling, cap, settings.least_share,
-                sinks, recents, settings.budget, capacity,
-                HEADS=kv_heads, GROUP=group, NEW=new, CHAINED=chained, **choice,
+                *what, *scratched, scratch.chosen_at, scratch.rest, scratch.attended, asking, cache.keys,
+                shift, *where, *asking.stride()[:3], *cache.keys.stride()[:3], scaling, cap,
+                settings.least_share, sinks, recents, settings.budget, capacity,
+                HEADS=kv_heads, GROUP=group, NEW=new, CHAINED=chained, PACKED=packed, **choice,
             )  # fmt: skip
             if stages == 3:
                 return out, lse
+            held_keys, held_values, slots = cache.keys, cache.values, (scratch.place,) * 3
+            if hot is not None:
+                assert isinstance(cache, LayerCache)
+                fetch(
+                    cache, hot, scratch.chosen_at, scratch.attended, heads, new, settings.budget,
+                    (sinks, recents), chained=chained, bound=bound,
+                )  # fmt: skip
+                held_keys, held_values, slots = hot.keys, hot.values, (hot.place, hot.begin, hot.taken)
             attend_kernel[(pairs, new, splits)](
-                queries, cache.keys, cache.values, cache.length, scratch.chosen_at, scratch.parts,
-                scratch.place, scratch.score, scratch.attended, places,
-                *queries.stride()[:3], *cache.keys.stride()[:3], *cache.values.stride()[:3],
-                scaling, cap, sinks, recents, settings.budget,
+                asking, held_keys, held_values, cache.length, scratch.chosen_at, scratch.parts,
+                scratch.place, scratch.score, scratch.attended, places, shift, *slots,
+                *asking.stride()[:3], *held_keys.stride()[:3], *held_values.stride()[:3],
+                scaling, cap, sinks, recents, settings.budget, held_keys.shape[2], slots[0].shape[-1],
                 HEADS=kv_heads, GROUP=group, NEW=new, D=dim, P=size, D_V=dim_v, D_V_PAD=dim_v_pad,
                 TOKENS=split_tokens, SPLITS=splits, CHAINED=chained, TALLY=tally is not None,
-                WARPS=SPLIT_WARPS, BOUND=bound, CAPPED=capped, APART=apart,
-                NEAR=near_tokens(dim_v_pad, SPLIT_WARPS, values.element_size(), split_tokens),
+                WARPS=SPLIT_WARPS, BOUND=bound, CAPPED=capped, APART=apart, PACKED=packed,
+                HOT=hot is not None,
+                NEAR=near_tokens(dim_v_pad, SPLIT_WARPS, held_values.element_size(), split_tokens),
                 num_warps=SPLIT_WARPS, **chain,
             )  # fmt: skip
             if stages == 4:
@@ -353,7 +375,8 @@ class TritonBackend:
                 scratch.attended, sinks_at, places, *cache.values.stride()[:3], *out.stride()[:3],
                 settings.budget, HEADS=kv_heads, GROUP=group, NEW=new, NEW_PAD=new_pad, D_V=dim_v,
                 D_V_PAD=dim_v_pad, SPLITS=splits, SPLITS_PAD=next_power(splits), MASS=mass, CHAINED=chained,
-                BOUND=bound, SINKS=learned, APART=apart, num_warps=MERGE_WARPS, **chain,
+                BOUND=bound, SINKS=learned, APART=apart, PACKED=packed, LOG_TURNED_V=log_turned(dim_v),
+                num_warps=MERGE_WARPS, **chain,
             )  # fmt: skip
         if tally is not None:
             tally_kernel[(pairs, new)](

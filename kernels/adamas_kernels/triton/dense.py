@@ -17,6 +17,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from adamas_kernels.contract import AnyCache, ApartCache
+from adamas_kernels.packed import is_packed
 from adamas_kernels.softmax import Softmax
 from adamas_kernels.triton.apart import (
     FIELDS,
@@ -30,6 +31,7 @@ from adamas_kernels.triton.apart import (
 )
 from adamas_kernels.triton.coding import LOWEST
 from adamas_kernels.triton.launch import chains, next_power
+from adamas_kernels.triton.packed_rows import append_packed, load_numbers, log_turned, turn
 
 LOG2_E = tl.constexpr(math.log2(math.e))
 LN_2 = tl.constexpr(math.log(2))
@@ -56,12 +58,16 @@ def scaled(product, scale, cap, CAPPED: tl.constexpr):
 
 @triton.jit
 def attend_to_block(
-    highest, weight, weighted, q, k, v, seen, scale, cap, PRECISION: tl.constexpr, CAPPED: tl.constexpr
-):
+    highest, weight, weighted, q, k, v, seen, shift, scale, cap,
+    PRECISION: tl.constexpr, CAPPED: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
     """Add a block of tokens, keys [P, BLOCK] and values [BLOCK, D_V_PAD], to the maximum and sum of the
-    softmax of queries q [ROWS, P], and to their sum of values.
+    softmax of queries q [ROWS, P], and to their sum of values. PACKED: shift [ROWS, 1] is added to products.
     """
-    product = tl.dot(q, k, input_precision=PRECISION)
+    v = v.to(q.dtype)
+    product = tl.dot(q, k.to(q.dtype), input_precision=PRECISION)
+    if PACKED:
+        product += shift
     score = tl.where(seen, scaled(product, scale, cap, CAPPED), LOWEST)
     higher = tl.maximum(highest, tl.max(score, axis=1))
     p = tl.exp2(score - higher[:, None])
@@ -73,15 +79,10 @@ def attend_to_block(
 
 @triton.jit
 def load_block(keys, values, at, there, dim, column, keys_n, values_n, D: tl.constexpr, D_V: tl.constexpr):
-    """Keys [P, BLOCK] and values [BLOCK, D_V_PAD] of tokens in rows int64 [BLOCK]; zeros for missing ones."""
-    k = tl.load(
-        keys + at[None, :] * keys_n + dim[:, None], mask=there[None, :] & (dim < D)[:, None], other=0.0
-    )
-    v = tl.load(
-        values + at[:, None] * values_n + column[None, :],
-        mask=there[:, None] & (column < D_V)[None, :], other=0.0,
-    )  # fmt: skip
-    return k, v
+    """Keys [P, BLOCK] and values [BLOCK, D_V_PAD] of the tokens in these rows, int64; zeros for missing."""
+    k = load_numbers(keys + at[None, :] * keys_n, dim[:, None], there[None, :] & (dim < D)[:, None], D)
+    inside = there[:, None] & (column < D_V)[None, :]
+    return k, load_numbers(values + at[:, None] * values_n, column[None, :], inside, D_V)
 
 
 @triton.jit
@@ -102,6 +103,7 @@ def scales_of(scaling: float, softmax: Softmax) -> tuple[float, float]:
 @triton.jit
 def dense_kernel(
     query_ptr, key_ptr, value_ptr, keys_ptr, values_ptr, value_sum_ptr, length_ptr, part_ptr, apart_ptr,
+    shift_ptr,
     query_b, query_h, query_n, key_b, key_h, key_n, value_b, value_h, value_n,
     keys_b, keys_h, keys_n, values_b, values_h, values_n,
     scale, cap, window, capacity, splits, parts,
@@ -109,6 +111,7 @@ def dense_kernel(
     D: tl.constexpr, P: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr, BLOCK: tl.constexpr,
     STAGES: tl.constexpr, PRECISION: tl.constexpr, CHAINED: tl.constexpr,
     CAPPED: tl.constexpr, WINDOWED: tl.constexpr, SUMMED: tl.constexpr, APART: tl.constexpr,
+    PACKED: tl.constexpr,
 ):  # fmt: skip
     """Program (share of the tokens, KV head of a batch, ROWS of its queries); writes part [B, H, N, parts, 2
     + D_V_PAD], of which the first `splits` are its own.
@@ -116,7 +119,8 @@ def dense_kernel(
     The first share begins with the new tokens; its first rows also append them to keys, values and, if
     SUMMED, value_sum. scale, cap: see `scaled`. WINDOWED: only the last `window` tokens count, and keys and
     values are rings of `capacity` rows. APART: see `apart.py`; a sequence's first SKIPPED tokens are left to
-    `common_kernel`.
+    `common_kernel`. PACKED: queries are turned, new tokens are in their rows already, and shift [B, H, N] is
+    added to products; see `packed_rows.py`.
     """
     split, pair = tl.program_id(0), tl.program_id(1)
     batch, head = (pair // HEADS).to(tl.int64), pair % HEADS
@@ -132,7 +136,10 @@ def dense_kernel(
     highest = tl.full((ROWS,), LOWEST, tl.float32)
     weight = tl.zeros((ROWS,), tl.float32)
     weighted = tl.zeros((ROWS, D_V_PAD), tl.float32)
-    if split == 0:
+    shift = 0.0
+    if PACKED:
+        shift = tl.load(shift_ptr + pair * (GROUP * NEW) + row, mask=real, other=0.0)[:, None]
+    elif split == 0:
         key, value = key_ptr + batch * key_b + head * key_h, value_ptr + batch * value_b + head * value_h
         total = (
             start_of_rows(value_sum_ptr, apart_ptr, batch, HEADS * D_V, VALUE_SUM, APART)
@@ -183,12 +190,14 @@ def dense_kernel(
         first = tl.maximum(length + 1 - window, 0)
     elif APART:
         first = fact_of(apart_ptr, batch, SKIPPED).to(tl.int32)
-    count = length - first
+    count = length + NEW if PACKED else length - first
     share = tl.cdiv(tl.cdiv(count, BLOCK), splits) * BLOCK
     for start in tl.range(split * share, tl.minimum(split * share + share, count), BLOCK, num_stages=STAGES):
         at = start + tl.arange(0, BLOCK)
         there = at < count
         seen = there[None, :]
+        if PACKED and NEW > 1:
+            seen &= at[None, :] <= (length + row % NEW)[:, None]
         if WINDOWED:
             if NEW > 1:  # later tokens see less
                 seen &= (first + at)[None, :] + window > (length + row % NEW)[:, None]
@@ -198,7 +207,7 @@ def dense_kernel(
             at += first
         k, v = load_block(keys, values, at.to(tl.int64), there, dim, column, keys_n, values_n, D, D_V)
         highest, weight, weighted = attend_to_block(
-            highest, weight, weighted, q, k, v, seen, scale, cap, PRECISION, CAPPED
+            highest, weight, weighted, q, k, v, seen, shift, scale, cap, PRECISION, CAPPED, PACKED
         )
     if CHAINED:
         gdc_launch_dependents()
@@ -240,7 +249,7 @@ def common_kernel(
         there = at < count
         k, v = load_block(keys, values, at.to(tl.int64), there, dim, column, keys_n, values_n, D, D_V)
         highest, weight, weighted = attend_to_block(
-            highest, weight, weighted, q, k, v, there[None, :], scale, cap, PRECISION, CAPPED
+            highest, weight, weighted, q, k, v, there[None, :], 0.0, scale, cap, PRECISION, CAPPED, False
         )
     highest = tl.where(shares, highest, LOWEST)
     weight = tl.where(shares, weight, 0.0)
@@ -254,10 +263,10 @@ def common_kernel(
 def join_kernel(
     part_ptr, out_ptr, lse_ptr, sink_ptr, splits,
     HEADS: tl.constexpr, NEW: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr, SPLITS: tl.constexpr,
-    SINKS: tl.constexpr, CHAINED: tl.constexpr,
+    SINKS: tl.constexpr, CHAINED: tl.constexpr, PACKED: tl.constexpr, LOG_TURNED: tl.constexpr,
 ):  # fmt: skip
     """Join the parts of one query and, with SINKS, the learned sink of its head; program (query). CHAINED:
-    started before the previous launch ended.
+    started before the previous launch ended. PACKED: turn the output back.
     """
     row = tl.program_id(0)
     split, column = tl.arange(0, SPLITS), tl.arange(0, D_V_PAD)
@@ -277,6 +286,8 @@ def join_kernel(
         weight += tl.exp2(sink - top)
     weighted = tl.load(part[:, None] + FACTS + column[None, :], mask=there[:, None], other=0.0)
     out = tl.sum(weighted * fade[:, None], axis=0) / weight
+    if PACKED:
+        out = tl.reshape(turn(tl.reshape(out, (1, D_V_PAD)), 1, D_V_PAD, LOG_TURNED), (D_V_PAD,))
     tl.store(out_ptr + row * D_V + column, out.to(out_ptr.dtype.element_ty), mask=column < D_V)
     tl.store(lse_ptr + row, top * LN_2 + tl.log(weight))
 
@@ -305,6 +316,11 @@ class DenseStep:
         batch, heads, new, dim = queries.shape
         kv_heads, dim_v = keys.shape[1], values.shape[3]
         group, size, dim_v_pad = heads // kv_heads, max(16, next_power(dim)), max(16, next_power(dim_v))
+        dtype, packed, shift = queries.dtype, is_packed(cache.keys.dtype), None
+        if packed:  # its rows are not rounded to the model's format
+            assert not isinstance(cache, ApartCache)
+            turned = append_packed(queries, keys, values, cache)
+            queries, shift = turned.queries, turned.shift
         block = max(16, min(LARGEST_BLOCK, next_power(BLOCK_BYTES // (size * queries.element_size()))))
         most = min(MOST_ROWS, QUERY_BYTES // (max(size, dim_v_pad) * queries.element_size()))
         rows = max(LEAST_ROWS, min(most, next_power(group * new)))
@@ -316,21 +332,23 @@ class DenseStep:
         shares = isinstance(cache, ApartCache) and cache.shares and window is None
         common = self._splits(queries.device, kv_heads, seen, block) if shares else 0
         parts = self._part(queries, splits + common, dim_v_pad + FACTS.value)
-        precision = "ieee" if queries.dtype == torch.float32 else "tf32"
+        precision = "ieee" if dtype == torch.float32 else "tf32x3" if packed else "tf32"
         scale, cap = scales_of(scaling, softmax)
         chained = chains(queries.device) if self._chained is None else self._chained
-        out = torch.empty(batch, heads, new, dim_v, dtype=queries.dtype, device=queries.device)
+        out = torch.empty(batch, heads, new, dim_v, dtype=dtype, device=queries.device)
         lse = torch.empty(batch, heads, new, dtype=torch.float32, device=queries.device)
         dense_kernel[(splits, batch * kv_heads, triton.cdiv(group * new, rows))](
             queries, keys, values, cache.keys, cache.values,
             parts if cache.value_sum is None else cache.value_sum, cache.length, parts, places,
+            parts if shift is None else shift,
             *queries.stride()[:3], *keys.stride()[:3], *values.stride()[:3],
             *cache.keys.stride()[:3], *cache.values.stride()[:3],
             scale, cap, window or 0, cache.capacity, splits, splits + common,
             HEADS=kv_heads, GROUP=group, NEW=new, NEW_PAD=max(LEAST_ROWS, next_power(new)), ROWS=rows, D=dim,
             P=size, D_V=dim_v, D_V_PAD=dim_v_pad, BLOCK=block, STAGES=STAGES,
             PRECISION=precision, CHAINED=chained and not shares, CAPPED=softmax.softcap > 0,
-            WINDOWED=window is not None, SUMMED=cache.value_sum is not None, APART=apart, num_warps=WARPS,
+            WINDOWED=window is not None, SUMMED=cache.value_sum is not None, APART=apart, PACKED=packed,
+            num_warps=WARPS,
         )  # fmt: skip
         if shares:
             rows = max(LEAST_ROWS, min(most, next_power(batch * group * new)))
@@ -344,7 +362,8 @@ class DenseStep:
         join_kernel[(batch * heads * new,)](
             parts, out, lse, lse if sinks is None else sinks, splits + common,
             HEADS=heads, NEW=new, D_V=dim_v, D_V_PAD=dim_v_pad, SPLITS=next_power(splits + common),
-            SINKS=sinks is not None, CHAINED=chained and not shares,
+            SINKS=sinks is not None, CHAINED=chained and not shares, PACKED=packed,
+            LOG_TURNED=log_turned(dim_v),
             num_warps=4, **({"launch_pdl": True} if chained and not shares else {}),
         )  # fmt: skip
         return out, lse

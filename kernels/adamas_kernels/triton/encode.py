@@ -86,24 +86,26 @@ def append_head(
     mean_ptr, edge_ptr, balance_ptr,
     key_n, value_n, keys_n, values_n, codes_w, codes_n, at, row, new,
     ROWS: tl.constexpr, D: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr,
-    P: tl.constexpr, LOG_P: tl.constexpr,
+    P: tl.constexpr, LOG_P: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """Append one KV head's new tokens: keys, values, codes, scales and the sum of values. Pointers are to the
-    head.
+    head. PACKED: codes and scales alone.
     """
     dim, column, word = tl.arange(0, P), tl.arange(0, D_V_PAD), tl.arange(0, P // 16)
     mask = new[:, None] & (dim < D)[None, :]
     x = tl.load(key_ptr + row[:, None] * key_n + dim[None, :], mask=mask, other=0.0)
-    tl.store(keys_ptr + at[:, None] * keys_n + dim[None, :], x, mask=mask)
+    if not PACKED:
+        tl.store(keys_ptr + at[:, None] * keys_n + dim[None, :], x, mask=mask)
     mean, balance = tl.load(mean_ptr + dim)[None, :], tl.load(balance_ptr + dim)[None, :]
     words, scale = encode(x.to(tl.float32), balance, mean, tl.load(edge_ptr), ROWS, P, LOG_P)
     tl.store(codes_ptr + word[None, :] * codes_w + at[:, None] * codes_n, words, mask=new[:, None])
     tl.store(scale_ptr + at, scale.to(tl.float16), mask=new)
-    mask = new[:, None] & (column < D_V)[None, :]
-    v = tl.load(value_ptr + row[:, None] * value_n + column[None, :], mask=mask, other=0.0)
-    tl.store(values_ptr + at[:, None] * values_n + column[None, :], v, mask=mask)
-    before = tl.load(value_sum_ptr + column, mask=column < D_V, other=0.0)
-    tl.store(value_sum_ptr + column, before + tl.sum(v.to(tl.float32), axis=0), mask=column < D_V)
+    if not PACKED:
+        mask = new[:, None] & (column < D_V)[None, :]
+        v = tl.load(value_ptr + row[:, None] * value_n + column[None, :], mask=mask, other=0.0)
+        tl.store(values_ptr + at[:, None] * values_n + column[None, :], v, mask=mask)
+        before = tl.load(value_sum_ptr + column, mask=column < D_V, other=0.0)
+        tl.store(value_sum_ptr + column, before + tl.sum(v.to(tl.float32), axis=0), mask=column < D_V)
 
 
 @triton.jit
@@ -153,9 +155,10 @@ def enter_kernel(
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, ROWS: tl.constexpr,
     D: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr,
     P: tl.constexpr, LOG_P: tl.constexpr, MANHATTAN: tl.constexpr, CHAINED: tl.constexpr,
-    APART: tl.constexpr,
+    APART: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
-    """Program (KV head or, after those, query head; batch): append new tokens, or encode queries.
+    """Program (KV head or, after those, query head; batch): append new tokens, or encode queries. PACKED:
+    `append_packed` has appended keys and values already.
 
     CHAINED: started before the previous launch ended. The next launch may start once this one has waited for
     that end, and itself waits for the results of this one.
@@ -183,6 +186,7 @@ def enter_kernel(
             balance + part * P,
             key_n, value_n, keys_n, values_n, word_step, codes_n,
             tl.load(length_ptr + batch).to(tl.int64) + row, row, new, ROWS, D, D_V, D_V_PAD, P, LOG_P,
+            PACKED,
         )  # fmt: skip
     else:
         head = part - HEADS

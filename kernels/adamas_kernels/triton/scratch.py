@@ -9,6 +9,7 @@ import triton
 from torch import Tensor
 
 from adamas_kernels.contract import ApartCache, LayerCache
+from adamas_kernels.packed import dim_of
 from adamas_kernels.reference import padded_dim
 from adamas_kernels.triton.attend import PART_FACTS
 from adamas_kernels.triton.coding import FACTS
@@ -76,7 +77,7 @@ class Scratch:
         """Buffers for queries [B, H, N, D] over this cache's capacity."""
         batch, heads, new, dim = queries.shape
         rows = batch * heads * new
-        part = 2 * next_power(cache.values.shape[3]) + PART_FACTS.value
+        part = 2 * next_power(dim_of(cache.values)) + PART_FACTS.value
 
         def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.empty(*shape, dtype=dtype, device=queries.device)

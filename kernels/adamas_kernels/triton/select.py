@@ -405,13 +405,13 @@ def take(rank, at, least, last, chosen_at, taken):
 def select_kernel(
     codes_ptr, scale_ptr, length_ptr, words_ptr, facts_ptr, best_ptr, turns_ptr, masses_ptr, shares_ptr,
     sums_ptr, groups_ptr, extra_rank_ptr, extra_at_ptr, list_rank_ptr, list_at_ptr, again_ptr,
-    chosen_at_ptr, rest_ptr, attended_ptr, query_ptr, keys_ptr,
+    chosen_at_ptr, rest_ptr, attended_ptr, query_ptr, keys_ptr, shift_ptr,
     apart_ptr, codes_b, codes_h, codes_w, scale_b, scale_h, query_b, query_h, query_n, keys_b, keys_h, keys_n,
     scaling, cap, least_share, sinks, recents, budget, room,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr, P: tl.constexpr, GROUPS: tl.constexpr,
     LIST: tl.constexpr, BLOCK: tl.constexpr, MANHATTAN: tl.constexpr, MASS: tl.constexpr,
     FAST: tl.constexpr, CHAINED: tl.constexpr, BOUND: tl.constexpr, FORCED: tl.constexpr, D: tl.constexpr,
-    LOG_P: tl.constexpr, CAPPED: tl.constexpr, APART: tl.constexpr,
+    LOG_P: tl.constexpr, CAPPED: tl.constexpr, APART: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """Choose tokens to attend to; program (query head of a batch, new token).
 
@@ -445,7 +445,7 @@ def select_kernel(
             shares_ptr + wide_row * (SHARES * GROUPS),
             query_ptr + batch * query_b + head * query_h + new * query_n,
             start_of_rows(keys_ptr, apart_ptr, batch, keys_b, KEYS, APART) + kv_head * keys_h, keys_n,
-            scaling, least_share,
+            scaling, tl.load(shift_ptr + row) * scaling if PACKED else 0.0, least_share,
             forced, first_sinks, first_recent, GROUPS, FORCED, D, P, LOG_P,
         )  # fmt: skip
     rank, at, extras, held, low, beyond, reached, masses, top, curve = shortlist(

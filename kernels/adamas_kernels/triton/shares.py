@@ -11,6 +11,7 @@ import triton.language as tl
 
 from adamas_kernels import reference as ref
 from adamas_kernels.triton.coding import LOWEST, tree_sum
+from adamas_kernels.triton.packed_rows import load_numbers
 
 UNITS_PER_NAT = tl.constexpr(ref.UNITS_PER_NAT)
 LARGEST_EXPONENT = tl.constexpr(ref.LARGEST_EXPONENT)
@@ -57,23 +58,26 @@ def powers(exponent, top):
 
 @triton.jit
 def exact_exponents(
-    query, keys, keys_n, scaling, offset, forced, first_sinks, first_recent,
+    query, keys, keys_n, scaling, shift, offset, forced, first_sinks, first_recent,
     FORCED: tl.constexpr, D: tl.constexpr, P: tl.constexpr, LOG_P: tl.constexpr,
 ):  # fmt: skip
-    """Exponents of the exact scores of a query's sinks and recents minus `offset`, int32 [FORCED]."""
+    """Exponents of the exact scores of a query's sinks and recents minus `offset`, int32 [FORCED]. shift: see
+    `score_of`.
+    """
     slot, dim = tl.arange(0, FORCED), tl.arange(0, P)
     real = slot < forced
     at = tl.where(slot < first_sinks, slot, first_recent + slot - first_sinks).to(tl.int64)
     mask = real[:, None] & (dim < D)[None, :]
-    k = tl.load(keys + at[:, None] * keys_n + dim[None, :], mask=mask, other=0.0).to(tl.float32)
+    k = load_numbers(keys + at[:, None] * keys_n, dim[None, :], mask, D).to(tl.float32)
     q = tl.load(query + dim, mask=dim < D, other=0.0).to(tl.float32)
-    score = scaling * tree_sum(k * q[None, :], FORCED, P, LOG_P)
+    score = scaling * tree_sum(k * q[None, :], FORCED, P, LOG_P) + shift
     return tl.where(real, exponents((score - offset) * UNITS_PER_NAT), NO_EXPONENT)
 
 
 @triton.jit
 def least_exponent(
-    fact, best, shares, query, keys, keys_n, scaling, least_share, forced, first_sinks, first_recent,
+    fact, best, shares, query, keys, keys_n, scaling, shift, least_share,
+    forced, first_sinks, first_recent,
     GROUPS: tl.constexpr, FORCED: tl.constexpr, D: tl.constexpr, P: tl.constexpr, LOG_P: tl.constexpr,
 ):  # fmt: skip
     """The lowest exponent of a token whose share reaches the error, of exponent `least_share`; pointers are
@@ -84,7 +88,7 @@ def least_exponent(
     high, low = tl.load(shares + group), tl.load(shares + GROUPS + group)
     units, offset = tl.load(fact) * UNITS_PER_NAT, tl.load(fact + 1)
     exact = exact_exponents(
-        query, keys, keys_n, scaling, offset, forced, first_sinks, first_recent, FORCED, D, P, LOG_P
+        query, keys, keys_n, scaling, shift, offset, forced, first_sinks, first_recent, FORCED, D, P, LOG_P
     )
     place = tl.where(first > LOWEST, exponents(first * units), NO_EXPONENT) >> BIN_BITS
     top = tl.maximum(tl.max(place, axis=0), tl.max(exact, axis=0) >> BIN_BITS)

@@ -1,0 +1,63 @@
+"""Whether a timeline's keys and values are in host memory beside a GPU, decided as in the plan, but by what
+is free now that the weights are loaded.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from adamas_cli.cache.hosted import sees_host_memory
+from adamas_cli.cache.mapped import mapped_bytes
+from adamas_cli.cache.placement import Hosted
+from adamas_cli.cache.staging import Staging
+from adamas_cli.engine.model import Model
+from adamas_cli.errors import UsageError
+from adamas_cli.machine.memory import memory
+from adamas_cli.models.shape import NO_WEIGHTS
+from adamas_cli.planning.decision import Attention, place
+from adamas_cli.planning.needs import Bytes, gpu_bytes
+from adamas_cli.settings import DecodingSettings
+
+
+def host_placement(model: Model, asked: DecodingSettings, decided: Attention, tokens: int) -> Hosted | None:
+    """The placement in host memory for a context of this many tokens; None for the device's own memory.
+
+    Raises UsageError if host memory is requested and cannot be used.
+    """
+    device = model.device
+    if device.type != "cuda":
+        return None
+    if not sees_host_memory(device):
+        if asked.kv == "host":
+            raise UsageError("`kv` host needs an NVIDIA GPU and Linux. Use `kv` gpu.")
+        return None
+
+    def needs(hosted_from: int | None) -> Bytes:
+        return gpu_bytes(
+            model.shape,
+            NO_WEIGHTS,
+            tokens=tokens,
+            item=model.module.dtype.itemsize,
+            coded_from=decided.dense_layers if decided.sparse else None,
+            reads_sparsely=decided.read == "sparse",
+            chunk=decided.chunk,
+            bits=None,
+            blocks=None,
+            hosted_from=hosted_from,
+            kept=asked.cache_dtype,
+            budget=decided.budget,
+        )
+
+    found = place(asked, needs, free_memory(device), memory().available, model.unserved)
+    return Hosted(Staging(device)) if found.host else None
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of a GPU that this process may still use: those that no one uses or torch holds unused, within
+    the share that torch may take.
+    """
+    free, total = torch.cuda.mem_get_info(device)
+    allocated = torch.cuda.memory_allocated(device)
+    share = torch.cuda.get_per_process_memory_fraction(device) * total
+    unused = torch.cuda.memory_reserved(device) - allocated
+    return min(free + unused, int(share) - allocated - mapped_bytes(device))
