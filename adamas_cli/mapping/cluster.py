@@ -1,0 +1,123 @@
+"""Documents answered on a Ray cluster: Ray Data gives each worker a few at a time, and starts others for those
+that end. A worker is a process with a model of its own, on one GPU or on some CPU cores.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from adamas_cli.errors import AdamasError
+from adamas_cli.mapping.job import Answered, Asked, Job
+from adamas_cli.mapping.run import Answers
+from adamas_cli.progress import Silent
+from adamas_cli.quiet import prepare_environment
+
+LOCAL = "ray"  # the cluster of this machine, or the one that RAY_ADDRESS names
+_PASSED_ON = ("ADAMAS_DOC_CACHE",)  # variables of this process that workers see: a folder that all share
+# A document that ends its worker, for lack of memory say, is tried this often again; then it has no answer.
+_RETRIES = 2
+_TASKS = 10_000  # at most, if that leaves few documents for each
+_MOST_IN_TASK = 16  # documents that are lost together if one of them always ends its worker
+
+Begin = Callable[[Job], Answers]
+"""Makes a worker's model; called in the worker's process."""
+
+
+def on_cluster(job: Job, address: str, workers: int | None = None, begin: Begin | None = None) -> Answers:
+    """Answers from this many workers, by default as many as the cluster has room for.
+
+    address: LOCAL, `ray://HOST:PORT` or `HOST:PORT`. begin: other workers than those with the job's model.
+    The answers raise AdamasError if there is no such cluster, or if no worker starts.
+    """
+
+    def answers(asked: Sequence[Asked]) -> Iterator[Answered]:
+        with _connected(address):
+            yield from _answered(job, asked, workers, begin or _with_model)
+
+    return answers
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[None]:
+    import ray
+
+    passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    try:
+        ray.init(
+            None if address == LOCAL else address,
+            runtime_env={"env_vars": passed} if passed else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            ignore_reinit_error=True,
+        )
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        raise AdamasError(f"there is no Ray cluster at {address}: {str(error).splitlines()[0]}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _answered(job: Job, asked: Sequence[Asked], workers: int | None, begin: Begin) -> Iterator[Answered]:
+    import ray
+
+    settings = ray.data.DataContext.get_current()
+    settings.enable_progress_bars = False
+    settings.max_errored_blocks = -1  # a document without rows does not end the run
+    settings.target_max_block_size = 1  # bytes: the rows of each document leave their worker at once
+    resources, room, threads = _needs(job, ray.cluster_resources(), ray.nodes())
+    if threads is not None:
+        job = replace(job, model=replace(job.model, threads=threads))
+    in_task = max(1, min(_MOST_IN_TASK, len(asked) // _TASKS))
+    items = [{"asked": pickle.dumps(one)} for one in asked]
+    most = min(workers or room, len(asked))
+    documents = ray.data.from_items(items, override_num_blocks=-(-len(asked) // in_task))
+    rows = documents.map_batches(
+        _Worker,
+        fn_constructor_args=(job, begin),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1, initial_size=most, max_size=most, max_tasks_in_flight_per_actor=2
+        ),
+        max_restarts=-1,
+        max_task_retries=_RETRIES,
+        **resources,
+    )
+    for row in rows.iter_rows():
+        yield pickle.loads(row["answered"])
+
+
+def _needs(
+    job: Job, resources: dict[str, float], nodes: list[dict[str, Any]]
+) -> tuple[dict[str, int], int, int | None]:
+    """What one worker takes of a cluster, how many of them it has room for, and the CPU threads of each."""
+    gpus = int(resources.get("GPU", 0))
+    if gpus and job.model.device != "cpu":
+        return {"num_gpus": 1}, gpus, None
+    cores = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
+    each = job.model.threads or min((count for count in cores if count), default=1)
+    return {"num_cpus": each}, max(1, sum(count // each for count in cores)), each
+
+
+class _Worker:
+    """A model in a process of its own."""
+
+    def __init__(self, job: Job, begin: Begin) -> None:
+        prepare_environment(silent=True, offline=job.model.offline)
+        self._answers = begin(job)
+
+    def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[bytes]]]:
+        for answered in self._answers([pickle.loads(one) for one in batch["asked"]]):
+            yield {"answered": [pickle.dumps(answered)]}
+
+
+def _with_model(job: Job) -> Answers:
+    from adamas_cli.mapping.answering import Answerer
+
+    return Answerer(job, Silent()).answers
