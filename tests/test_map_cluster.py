@@ -121,7 +121,10 @@ def test_a_real_model_answers_as_on_this_machine(cluster, run_here, tiny_model, 
     assert code == 0, err
     code, _, err = run_here("map", *how, "-o", "here.jsonl")
     assert code == 0, err
-    here, far = ([json.loads(line) for line in open(f"{name}.jsonl")] for name in ("here", "far"))
+    here, far = (
+        [json.loads(line) for line in Path(f"{name}.jsonl").read_text().splitlines()]
+        for name in ("here", "far")
+    )
     assert [row | {"seconds": 0} for row in far] == [row | {"seconds": 0} for row in here]
 
 

@@ -29,7 +29,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "adamas summarize src/": "what a repository does, and how to run it",
     },
     "map": {
-        'adamas map contracts/ -q "Who signs?" -q "When does it end?" -o answers.csv': "a row for each answer",
+        'adamas map contracts/ -q "Who signs?" -q "When does it end?" -o answers.csv': "a row an answer",
         "adamas map 'contracts/**/*.pdf' -q \"What are the terms?\" --schema terms.json -o terms.parquet": (
             "a column for each property of the schema"
         ),

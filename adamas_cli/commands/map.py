@@ -33,7 +33,7 @@ def command(
             "--output",
             metavar="FILE",
             rich_help_panel="Output",
-            help="The table: a .jsonl, .csv or .parquet file. FILE.journal beside it keeps each row as it comes.",
+            help="The table: .jsonl, .csv or .parquet. FILE.journal beside it keeps each row as it comes.",
             show_default=False,
         ),
     ] = None,
@@ -59,7 +59,7 @@ def command(
             "--on",
             metavar="CLUSTER",
             rich_help_panel="Cluster",
-            help="Answer on a Ray cluster: ray (this machine's, or RAY_ADDRESS), ray://HOST:PORT or HOST:PORT.",
+            help="Answer on a Ray cluster: ray (of this machine, or RAY_ADDRESS), ray://HOST:PORT, HOST:PORT.",
             show_default=False,
         ),
     ] = None,
@@ -87,7 +87,7 @@ def command(
     prompt: PromptSettings,
     store: StoreSettings,
 ) -> None:
-    """Ask every question about every document, into a table: adamas map contracts/ -q "Who signs?" -o answers.csv
+    """Ask every question about every document: adamas map contracts/ -q "Who signs?" -o answers.csv
 
     Each file is a document of its own. A run that was interrupted continues where it stopped.
     """
@@ -136,8 +136,8 @@ def command(
             raise NothingReadableError("There is no file to read in the folders that were named.")
         report = Run(job, found, output, retry=retry_failed, worded=spelled).finish(answers, display)
         display.note(
-            f"{report.rows:,} rows about {report.documents:,} documents in {output}, {report.failed:,} without "
-            f"an answer; {report.answered:,} of them now, in {report.seconds:,.1f} s: read "
+            f"{report.rows:,} rows about {report.documents:,} documents in {output}, {report.failed:,} "
+            f"without an answer; {report.answered:,} of them now, in {report.seconds:,.1f} s: read "
             f"{report.tokens_read:,} tokens, reused {report.tokens_reused:,}"
         )
     if as_json:

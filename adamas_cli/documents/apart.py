@@ -1,6 +1,6 @@
 """Sources that are read apart from each other, each one when its turn comes, maybe by another process.
 
-`collect` looks into all files at once, for one prompt. Here they are only listed first: names, sizes and times.
+`collect` looks into all files at once, for one prompt. Here they are only listed first, with size and time.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Source:
 def listed(
     sources: Sequence[str], selection: Selection, *, progress: Progress, offline: bool = False
 ) -> tuple[list[Source], Collection]:
-    """The sources that paths, folders, glob patterns, addresses and fsspec URLs name, sorted by name, and what
-    was left out of folders.
+    """The sources that paths, folders, glob patterns, addresses and fsspec URLs name, sorted by name, and
+    what was left out of folders.
 
     Raises UsageError for a path, pattern or URL that names nothing, for stdin, and for a remote one if
     `offline`.

@@ -1,7 +1,7 @@
 """The attention alone, for models that transformers runs: `generate` with a cache that chooses tokens.
 
-Importing this module gives transformers the name `adamas` for `attn_implementation`. A model loaded so attends
-as with `sdpa`, until a call comes with a cache made here.
+Importing this module gives transformers the name `adamas` for `attn_implementation`. A model loaded by it
+attends as with `sdpa`, until a call comes with a cache made here.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from adamas_cli.cache.cache import RETRACTING, KVCache
+from adamas_cli.cache.full import FullLayer
 from adamas_cli.cache.mode import READING, Mode
 from adamas_cli.cache.placement import placement_on
+from adamas_cli.cache.sliding import SlidingLayer
 from adamas_cli.engine.attention import AttentionSettings, decide_for
 from adamas_cli.engine.interface import NAME, Pass, begin, end, install, now, register
 from adamas_cli.errors import ModelUnavailableError
@@ -29,15 +31,15 @@ register()
 
 
 class GeneratingCache(KVCache):
-    """The cache of one sequence. Several tokens of a call are read with full attention; a single one attends as
-    an answer's token.
+    """The cache of one sequence. Several tokens of a call are read with full attention; a single one attends
+    as an answer's token.
     """
 
     answering = Mode(answers=True)
     _answers = False  # whether the last call was a single token
 
     def mode(self, tokens: int) -> Mode:
-        """How the next call of this many tokens attends. Changes: codes are made before the first single one."""
+        """How the next call of this many tokens attends. Changes: makes codes before the first single one."""
         if tokens > 1 or not self.get_seq_length():
             self._answers = False
             return READING
@@ -59,20 +61,22 @@ def cache_for(
 ) -> GeneratingCache:
     """A cache for one sequence, to give to `model.generate` as `past_key_values`.
 
-    context: tokens to have room for; more are possible. budget: how many tokens each new token attends to in a
-    layer, None to choose by the context. error: skip tokens below this estimated share of attention.
-    dense_layers: first layers that keep full attention. The model attends through Adamas from now on, whatever
-    it was loaded with.
+    context: tokens to have room for; more are possible. budget: how many tokens each new token attends to in
+    a layer, None to choose by the context. error: skip tokens below this estimated share of attention.
+    dense_layers: first layers that keep full attention. The model attends through Adamas from now on,
+    whatever it was loaded with.
 
-    Raises ModelUnavailableError for a model whose attention is not served, and UsageError for settings that no
-    backend here supports.
+    Raises ModelUnavailableError for a model whose attention is not served, and UsageError for settings that
+    no backend here supports.
     """
     config = model.config.get_text_config()
     shape = shape_of_config(config)
     others = {layer.kind for layer in shape.by_layer} - RETRACTING
-    if shape.obstacle is not None or others:
-        why = shape.obstacle or f"it has layers of other kinds: {', '.join(sorted(others))}"
-        raise ModelUnavailableError(f"Adamas does not serve this model's attention: {why}")
+    if others or shape.latent:
+        others |= {"latent_attention"} if shape.latent else set()
+        raise _unserved(f"it has layers of other kinds: {', '.join(sorted(others))}")
+    if shape.obstacle is not None:
+        raise _unserved(shape.obstacle)
     chosen = SparseSettings(budget=budget or SparseSettings.budget, scorer=scorer, error=error)
     settings = AttentionSettings("adamas", chosen, dense_layers, backend, budget_by_context=budget is None)
     decided = decide_for(shape, model.dtype, model.device, settings.asked(), context)
@@ -117,13 +121,24 @@ def _before(
 
 
 def _after(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-    """End the pass. output: None if the call has failed."""
+    """End the pass. output: None if the call has failed. Raises ModelUnavailableError if layers have not
+    attended through this project, or not once each: what they computed is then wrong.
+    """
     one = now()
     if one is None or one.cache is not kwargs.get("past_key_values"):
         return
     end()
-    if output is not None:
-        one.cache.advance(_tokens(args, kwargs).shape[1], one.mode)
+    if output is None:
+        return
+    count = _tokens(args, kwargs).shape[1]
+    one.cache.advance(count, one.mode)
+    lengths = {layer.length for layer in one.cache.kept if isinstance(layer, FullLayer | SlidingLayer)}
+    if len(lengths) > 1 or lengths == {0}:
+        raise _unserved("its layers do not attend once each through transformers' interface")
+
+
+def _unserved(why: str) -> ModelUnavailableError:
+    return ModelUnavailableError(f"Adamas does not serve this model's attention in `generate`: {why}")
 
 
 def _tokens(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -1,1 +1,1 @@
-"""Every question of every document: one table of answers, written once however often the run is interrupted."""
+"""Every question about every document: a table of answers, however often the run is interrupted."""

@@ -37,7 +37,7 @@ class _Laid:
 class Answerer:
     """A loaded model with the settings of a job. progress: hears of downloading and loading.
 
-    Raises ModelUnavailableError, OutOfMemoryError, and UsageError for settings that no document could satisfy.
+    Raises ModelUnavailableError, OutOfMemoryError, and UsageError for settings that no document can satisfy.
     """
 
     def __init__(self, job: Job, progress: Progress) -> None:

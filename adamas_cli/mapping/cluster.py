@@ -1,5 +1,5 @@
-"""Documents answered on a Ray cluster: Ray Data gives each worker a few at a time, and starts others for those
-that end. A worker is a process with a model of its own, on one GPU or on some CPU cores.
+"""Documents answered on a Ray cluster: Ray Data gives each worker a few at a time, and replaces workers that
+end. A worker is a process with a model of its own, on one GPU or on some CPU cores.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ class Journal:
     """A context manager that holds the right to write to the journal. facts: what its answers depend on, as
     JSON values. retry: rows without an answer are not counted as rows.
 
-    Raises UsageError if another process is writing, if the file is none, if it was begun with other facts, and
-    if it cannot be written.
+    Raises UsageError if another process is writing, if the file is no journal, if it was begun with other
+    facts, and if it cannot be written.
     """
 
     def __init__(self, path: Path, facts: Mapping[str, Any], *, retry: bool = False) -> None:
@@ -70,7 +70,7 @@ class Journal:
         os.fdatasync(self._file)
 
     def rows(self, keys: Iterable[tuple[str, str, str]]) -> Iterator[Row]:
-        """The newest row for each document, version and question, in this order; those without are left out."""
+        """The newest row for each document, version and question that has one, in this order."""
         with open(self._path, "rb") as stream:
             for key in keys:
                 place = self._places.get(_key(*key))
