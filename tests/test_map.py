@@ -236,7 +236,7 @@ def test_columns_of_a_schema_have_its_types(tmp_path):
     expected = [("end", "string"), ("years", "integer"), ("parties", "json"), ("answer_error", "boolean")]
     assert names[2:6] == expected
     fields = {"end": "May", "years": 3, "parties": ["Ann", "Bob"], "error": False}
-    rows = [Row("a", "1", "Who?", "{...}", fields), *failed("b", "1", ["Who?"], "unreadable")]
+    rows = [Row("a", "1", "Who?", "{...}", fields), *failed(Source("b", "/b"), ["Who?"], "unreadable")]
     records = [record(row, SCHEMA) for row in rows]
     assert (records[0]["answer_error"], records[0]["error"]) == (False, None)
     assert (records[1]["years"], records[1]["error"]) == (None, "unreadable")

@@ -108,7 +108,7 @@ def assert_whole(rows: list[dict], count: int, failed: tuple[str, ...] = ()) -> 
         assert row["answer"] == (None if lost else f"{row['question']} {row['document']}")
         assert row["error"] == (LOST if lost else None)
     kept = [json.loads(line) for line in Path(f"answers.jsonl{SUFFIX}").read_text().splitlines()[1:]]
-    assert sorted((row["document"], row["question"]) for row in kept) == keys
+    assert sorted((row["document"], row["question"]) for row in kept) == sorted(keys)
 
 
 def test_a_real_model_answers_as_on_this_machine(cluster, run_here, tiny_model, tmp_path):

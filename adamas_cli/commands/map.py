@@ -59,7 +59,7 @@ def command(
             "--on",
             metavar="CLUSTER",
             rich_help_panel="Cluster",
-            help="Answer on a Ray cluster: ray (of this machine, or RAY_ADDRESS), ray://HOST:PORT, HOST:PORT.",
+            help="Answer on a Ray cluster: ray (this machine's, or RAY_ADDRESS), ray://HOST:PORT, HOST:PORT.",
             show_default=False,
         ),
     ] = None,

@@ -92,11 +92,10 @@ class Answerer:
                 if laid.layout is None or laid.failure is not None:
                     raise laid.failure or AssertionError
                 for answer, left_out in self._answers(laid.layout, laid.documents, asked.questions):
-                    about = {"left_out": left_out, "schema": self._job.schema}
-                    rows.append(row_of(source.name, source.version, answer, **about))
+                    rows.append(row_of(source, answer, left_out, self._job.schema))
         except Exception as error:
             why = as_user_error(error).message
-            rows += failed(source.name, source.version, asked.questions[len(rows) :], why)
+            rows += failed(source, asked.questions[len(rows) :], why)
         return rows
 
     def _answers(

@@ -20,6 +20,7 @@ from adamas_cli.quiet import prepare_environment
 
 LOCAL = "ray"  # the cluster of this machine, or the one that RAY_ADDRESS names
 _PASSED_ON = ("ADAMAS_DOC_CACHE",)  # variables of this process that workers see: a folder that all share
+_SILENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_USAGE_DISABLED": "1"}  # no telemetry; read on import
 # A document that ends its worker, for lack of memory say, is tried this often again; then it has no answer.
 _RETRIES = 2
 _TASKS = 10_000  # at most, if that leaves few documents for each
@@ -45,6 +46,8 @@ def on_cluster(job: Job, address: str, workers: int | None = None, begin: Begin 
 
 @contextmanager
 def _connected(address: str) -> Iterator[None]:
+    """A scope in which this process belongs to a cluster. Raises AdamasError if there is none."""
+    os.environ.update(_SILENT)
     import ray
 
     passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
@@ -67,6 +70,7 @@ def _connected(address: str) -> Iterator[None]:
 def _answered(job: Job, asked: Sequence[Asked], workers: int | None, begin: Begin) -> Iterator[Answered]:
     import ray
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # plans and times of each part
     settings = ray.data.DataContext.get_current()
     settings.enable_progress_bars = False
     settings.max_errored_blocks = -1  # a document without rows does not end the run
@@ -85,7 +89,6 @@ def _answered(job: Job, asked: Sequence[Asked], workers: int | None, begin: Begi
         compute=ray.data.ActorPoolStrategy(
             min_size=1, initial_size=most, max_size=most, max_tasks_in_flight_per_actor=2
         ),
-        max_restarts=-1,
         max_task_retries=_RETRIES,
         **resources,
     )

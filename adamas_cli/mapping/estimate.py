@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 from adamas_cli.documents.apart import Source
@@ -21,7 +21,7 @@ class Estimate:
     def __init__(self, sources: Iterable[Source]) -> None:
         self._left: Counter[str] = Counter()  # bytes, by suffix
         self._bytes: Counter[str] = Counter()
-        self._seconds: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
         self._done = 0
         self._began = self._last = time.monotonic()
         for source in sources:
@@ -38,7 +38,7 @@ class Estimate:
 
     def remaining(self) -> float | None:
         """Seconds until the end; None after too few documents."""
-        worked = self._seconds.total()
+        worked = sum(self._seconds.values())
         if self._done < _LEAST or not worked:
             return None
         by_byte = worked / self._bytes.total()

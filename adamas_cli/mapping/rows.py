@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from adamas_cli.documents.apart import Source
 from adamas_cli.session.answer import Answer
 
 TRUNCATED = "the answer was cut at `max_tokens` and is not complete JSON: raise it"
@@ -71,18 +72,16 @@ def record(row: Row, schema: Mapping[str, Any] | None) -> dict[str, Any]:
     return fixed | values | {"finish": row.finish or None, "error": row.error or None}
 
 
-def row_of(
-    document: str, version: str, answer: Answer, *, left_out: int, schema: Mapping[str, Any] | None
-) -> Row:
-    """The row of an answer."""
+def row_of(source: Source, answer: Answer, left_out: int, schema: Mapping[str, Any] | None) -> Row:
+    """The row of an answer about a document."""
     done, fields, error = answer.done, None, ""
     if answer.lack is not None:
         error = answer.lack.message
     elif schema is not None:
         fields, error = _parsed(answer)
     return Row(
-        document,
-        version,
+        source.name,
+        source.version,
         answer.question,
         answer.text,
         fields,
@@ -96,9 +95,9 @@ def row_of(
     )
 
 
-def failed(document: str, version: str, questions: Sequence[str], why: str) -> list[Row]:
-    """The rows of questions that have no answers."""
-    return [Row(document, version, question, error=why) for question in questions]
+def failed(source: Source, questions: Sequence[str], why: str) -> list[Row]:
+    """The rows of questions about a document that have no answers."""
+    return [Row(source.name, source.version, question, error=why) for question in questions]
 
 
 def _parsed(answer: Answer) -> tuple[Mapping[str, Any] | None, str]:

@@ -99,7 +99,7 @@ class Run:
                     estimate.add(source, seconds)
                     advance(1)
         for source, questions in missing.values():
-            self._keep(failed(source.name, source.version, questions, LOST), journal, report)
+            self._keep(failed(source, questions, LOST), journal, report)
 
     def _keep(self, rows: Sequence[Row], journal: Journal, report: Report) -> None:
         journal.add([replace(row, error=self.worded(row.error)) for row in rows])
