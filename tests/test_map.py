@@ -310,3 +310,18 @@ def test_the_remaining_time_counts_bytes_of_each_kind(monkeypatch):
         now += 2.0
     now = 6.0
     assert left.remaining() == pytest.approx((4.0 + 40.0) * 4 / 12 - 2.0)
+
+
+def test_a_worker_takes_one_gpu_or_the_cores_of_the_smallest_node():
+    from adamas_cli.mapping.cluster import _needs
+
+    cores = [
+        {"Alive": alive, "Resources": {"CPU": count}} for count, alive in ((8, True), (4, True), (2, False))
+    ]
+    head = {"Alive": True, "Resources": {}}
+    taken, room, model = _needs(ModelSettings(), {"CPU": 12}, [head, *cores])
+    assert (taken, room, model.threads) == ({"num_cpus": 4}, 3, 4)
+    assert _needs(ModelSettings(threads=3), {"CPU": 12}, cores)[:2] == ({"num_cpus": 3}, 3)
+    taken, room, model = _needs(ModelSettings(device="cuda:1"), {"CPU": 12, "GPU": 2}, cores)
+    assert (taken, room, model.device) == ({"num_gpus": 1}, 2, "cuda")
+    assert _needs(ModelSettings(device="cpu"), {"CPU": 12, "GPU": 2}, cores)[0] == {"num_cpus": 4}

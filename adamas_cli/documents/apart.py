@@ -82,6 +82,10 @@ def opened(
             options: dict[str, Any] = {"keep_converted": keep_converted, "offline": offline}
             return collect([address], chosen, stdin=nothing, progress=progress, **options).documents
 
+    def named(documents: list[Document], address: str) -> list[Document]:
+        shown = shown_path(address)
+        return [replace(one, path=source.name + one.path.removeprefix(shown)) for one in documents]
+
     if source.folder is not None:
         with Conversion(progress, keep=keep_converted) as conversion:
             yield [_found_in_folder(source, source.folder, selection, conversion)]
@@ -89,15 +93,11 @@ def opened(
         with tempfile.TemporaryDirectory(prefix="adamas-") as folder:
             copy = os.path.join(folder, os.path.basename(source.address) or "document")
             _fetch(source.address, copy)
-            yield [
-                replace(document, path=source.name + document.path.removeprefix(shown_path(copy)))
-                for document in collected(copy)
-            ]
+            yield named(collected(copy), copy)
+    elif remote.is_remote(source.address):
+        yield collected(source.address)
     else:
-        yield [
-            replace(document, path=source.name + document.path.removeprefix(shown_path(source.address)))
-            for document in collected(source.address)
-        ]
+        yield named(collected(source.address), source.address)
 
 
 def _expanded(named: str, finder: Finder, *, offline: bool) -> Iterator[Source]:

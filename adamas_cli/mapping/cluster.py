@@ -17,6 +17,7 @@ from adamas_cli.mapping.job import Answered, Asked, Job
 from adamas_cli.mapping.run import Answers
 from adamas_cli.progress import Silent
 from adamas_cli.quiet import prepare_environment
+from adamas_cli.settings import ModelSettings
 
 LOCAL = "ray"  # the cluster of this machine, or the one that RAY_ADDRESS names
 _PASSED_ON = ("ADAMAS_DOC_CACHE",)  # variables of this process that workers see: a folder that all share
@@ -75,16 +76,14 @@ def _answered(job: Job, asked: Sequence[Asked], workers: int | None, begin: Begi
     settings.enable_progress_bars = False
     settings.max_errored_blocks = -1  # a document without rows does not end the run
     settings.target_max_block_size = 1  # bytes: the rows of each document leave their worker at once
-    resources, room, threads = _needs(job, ray.cluster_resources(), ray.nodes())
-    if threads is not None:
-        job = replace(job, model=replace(job.model, threads=threads))
+    resources, room, model = _needs(job.model, ray.cluster_resources(), ray.nodes())
     in_task = max(1, min(_MOST_IN_TASK, len(asked) // _TASKS))
     items = [{"asked": pickle.dumps(one)} for one in asked]
     most = min(workers or room, len(asked))
     documents = ray.data.from_items(items, override_num_blocks=-(-len(asked) // in_task))
     rows = documents.map_batches(
         _Worker,
-        fn_constructor_args=(job, begin),
+        fn_constructor_args=(replace(job, model=model), begin),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(
             min_size=1, initial_size=most, max_size=most, max_tasks_in_flight_per_actor=2
@@ -97,15 +96,15 @@ def _answered(job: Job, asked: Sequence[Asked], workers: int | None, begin: Begi
 
 
 def _needs(
-    job: Job, resources: dict[str, float], nodes: list[dict[str, Any]]
-) -> tuple[dict[str, int], int, int | None]:
-    """What one worker takes of a cluster, how many of them it has room for, and the CPU threads of each."""
+    model: ModelSettings, resources: dict[str, float], nodes: list[dict[str, Any]]
+) -> tuple[dict[str, int], int, ModelSettings]:
+    """What a worker takes of a cluster, how many there is room for, and their model's settings there."""
     gpus = int(resources.get("GPU", 0))
-    if gpus and job.model.device != "cpu":
-        return {"num_gpus": 1}, gpus, None
+    if gpus and model.device != "cpu":
+        return {"num_gpus": 1}, gpus, replace(model, device="cuda")  # it sees no other one
     cores = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
-    each = job.model.threads or min((count for count in cores if count), default=1)
-    return {"num_cpus": each}, max(1, sum(count // each for count in cores)), each
+    each = model.threads or min((count for count in cores if count), default=1)
+    return {"num_cpus": each}, max(1, sum(count // each for count in cores)), replace(model, threads=each)
 
 
 class _Worker:
