@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,9 +20,17 @@ from adamas_cli.progress import Silent
 from adamas_cli.quiet import prepare_environment
 from adamas_cli.settings import ModelSettings
 
+log = logging.getLogger(__name__)
+
+CLIENT = "ray://"  # before the address of a cluster that this process does not belong to
 LOCAL = "ray"  # the cluster of this machine, or the one that RAY_ADDRESS names
 _PASSED_ON = ("ADAMAS_DOC_CACHE",)  # variables of this process that workers see: a folder that all share
-_SILENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_USAGE_DISABLED": "1"}  # no telemetry; read on import
+# Read on import: no telemetry, and no lines of its own between ours.
+_SILENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_USAGE_DISABLED": "1",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
 # A document that ends its worker, for lack of memory say, is tried this often again; then it has no answer.
 _RETRIES = 2
 _TASKS = 10_000  # at most, if that leaves few documents for each
@@ -40,7 +49,8 @@ def on_cluster(job: Job, address: str, workers: int | None = None, begin: Begin 
 
     def answers(asked: Sequence[Asked]) -> Iterator[Answered]:
         with _connected(address):
-            yield from _answered(job, asked, workers, begin or _with_model)
+            answered = _from_elsewhere if address.startswith(CLIENT) else _answered
+            yield from answered(job, asked, workers, begin or _with_model)
 
     return answers
 
@@ -56,8 +66,8 @@ def _connected(address: str) -> Iterator[None]:
         ray.init(
             None if address == LOCAL else address,
             runtime_env={"env_vars": passed} if passed else None,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
+            log_to_driver=log.isEnabledFor(logging.INFO),
+            logging_level=logging.CRITICAL,
             ignore_reinit_error=True,
         )
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
@@ -69,9 +79,10 @@ def _connected(address: str) -> Iterator[None]:
 
 
 def _answered(job: Job, asked: Sequence[Asked], workers: int | None, begin: Begin) -> Iterator[Answered]:
-    import ray
+    import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # plans and times of each part
+    if not log.isEnabledFor(logging.INFO):
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it tells of plans and of what it retries
     settings = ray.data.DataContext.get_current()
     settings.enable_progress_bars = False
     settings.max_errored_blocks = -1  # a document without rows does not end the run
@@ -81,18 +92,43 @@ def _answered(job: Job, asked: Sequence[Asked], workers: int | None, begin: Begi
     items = [{"asked": pickle.dumps(one)} for one in asked]
     most = min(workers or room, len(asked))
     documents = ray.data.from_items(items, override_num_blocks=-(-len(asked) // in_task))
-    rows = documents.map_batches(
-        _Worker,
-        fn_constructor_args=(replace(job, model=model), begin),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(
-            min_size=1, initial_size=most, max_size=most, max_tasks_in_flight_per_actor=2
-        ),
-        max_task_retries=_RETRIES,
-        **resources,
+    pool = ray.data.ActorPoolStrategy(
+        min_size=1, initial_size=most, max_size=most, max_tasks_in_flight_per_actor=2
     )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `max_task_retries` has no other place yet
+        rows = documents.map_batches(
+            _Worker,
+            fn_constructor_args=(replace(job, model=model), begin),
+            batch_size=1,
+            compute=pool,
+            max_task_retries=_RETRIES,
+            **resources,
+        )
     for row in rows.iter_rows():
         yield pickle.loads(row["answered"])
+
+
+def _from_elsewhere(
+    job: Job, asked: Sequence[Asked], workers: int | None, begin: Begin
+) -> Iterator[Answered]:
+    """The same through Ray's client, where Ray Data does not run: an actor in the cluster runs it."""
+    import ray
+
+    far = ray.remote(num_cpus=0)(_Far).remote(job, asked, workers, begin)
+    while (answered := ray.get(far.next.remote())) is not None:
+        yield answered
+
+
+class _Far:
+    """Runs in the cluster, and hands out what is answered one by one."""
+
+    def __init__(self, job: Job, asked: Sequence[Asked], workers: int | None, begin: Begin) -> None:
+        self._answered = _answered(job, asked, workers, begin)
+
+    def next(self) -> Answered | None:
+        """The next one; None at the end."""
+        return next(self._answered, None)
 
 
 def _needs(
