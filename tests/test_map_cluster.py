@@ -130,6 +130,10 @@ def test_a_real_model_answers_as_on_this_machine(cluster, run_here, tiny_model, 
         rows = map(json.loads, Path(f"{len(tables)}.jsonl").read_text().splitlines())
         tables.append([row | {"seconds": 0} for row in rows])
     assert tables[0] == tables[1] == tables[2]
+    Path("empty").mkdir()
+    far = ("-m", "empty", "--on", cluster.client, "--json")
+    code, out, _ = run_here("map", "docs", "-q", "Who?", "-o", "none.csv", *far)
+    assert (code, json.loads(out)["error"]["type"]) == (5, "model_unavailable")
 
 
 def test_a_killed_worker_loses_nothing(cluster, tmp_path):

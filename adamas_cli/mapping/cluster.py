@@ -44,13 +44,22 @@ def on_cluster(job: Job, address: str, workers: int | None = None, begin: Begin 
     """Answers from this many workers, by default as many as the cluster has room for.
 
     address: LOCAL, `ray://HOST:PORT` or `HOST:PORT`. begin: other workers than those with the job's model.
-    The answers raise AdamasError if there is no such cluster, or if no worker starts.
+    The answers raise AdamasError if there is no such cluster or it fails as a whole, and what the model raises
+    if a worker cannot load it.
     """
 
     def answers(asked: Sequence[Asked]) -> Iterator[Answered]:
         with _connected(address):
-            answered = _from_elsewhere if address.startswith(CLIENT) else _answered
-            yield from answered(job, asked, workers, begin or _with_model)
+            from ray.exceptions import RayError
+
+            found = _from_elsewhere if address.startswith(CLIENT) else _answered
+            try:
+                for answered in found(job, asked, workers, begin or _with_model):
+                    if isinstance(answered, AdamasError):
+                        raise answered
+                    yield answered
+            except RayError as error:
+                raise AdamasError(f"the cluster at {address} failed: {str(error).splitlines()[0]}") from error
 
     return answers
 
@@ -78,7 +87,10 @@ def _connected(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
-def _answered(job: Job, asked: Sequence[Asked], workers: int | None, begin: Begin) -> Iterator[Answered]:
+def _answered(
+    job: Job, asked: Sequence[Asked], workers: int | None, begin: Begin
+) -> Iterator[Answered | AdamasError]:
+    """What workers answer, or why one of them has no model."""
     import ray.data
 
     if not log.isEnabledFor(logging.INFO):
@@ -111,7 +123,7 @@ def _answered(job: Job, asked: Sequence[Asked], workers: int | None, begin: Begi
 
 def _from_elsewhere(
     job: Job, asked: Sequence[Asked], workers: int | None, begin: Begin
-) -> Iterator[Answered]:
+) -> Iterator[Answered | AdamasError]:
     """The same through Ray's client, where Ray Data does not run: an actor in the cluster runs it."""
     import ray
 
@@ -126,7 +138,7 @@ class _Far:
     def __init__(self, job: Job, asked: Sequence[Asked], workers: int | None, begin: Begin) -> None:
         self._answered = _answered(job, asked, workers, begin)
 
-    def next(self) -> Answered | None:
+    def next(self) -> Answered | AdamasError | None:
         """The next one; None at the end."""
         return next(self._answered, None)
 
@@ -148,7 +160,13 @@ class _Worker:
 
     def __init__(self, job: Job, begin: Begin) -> None:
         prepare_environment(silent=True, offline=job.model.offline)
-        self._answers = begin(job)
+        self._answers: Callable[[Sequence[Asked]], Iterator[Answered | AdamasError]]
+        try:
+            self._answers = begin(job)
+        except AdamasError as error:  # an exception would only be told of as a worker that ended
+            plain = AdamasError(error.message, **error.details)
+            plain.exit_code, plain.kind = error.exit_code, error.kind
+            self._answers = lambda asked: iter([plain])
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[bytes]]]:
         for answered in self._answers([pickle.loads(one) for one in batch["asked"]]):
