@@ -11,7 +11,7 @@ from adamas_cli import cache_for
 from adamas_cli.errors import ModelUnavailableError
 
 PROMPT = torch.arange(3, 99)[None] * 7 % 251
-NEW = 24
+NEW = 12
 
 
 def generate(model, cache=None, ids=PROMPT, **how):
@@ -69,3 +69,12 @@ def test_what_the_cache_cannot_hold_is_refused_and_leaves_no_pass():
 def test_models_with_other_layers_are_refused(name, words):
     with pytest.raises(ModelUnavailableError, match=words):
         cache_for(hybrid_model(name))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", ARCHITECTURES)
+def test_a_gpu_generates_what_full_attention_does(family):
+    model = tiny_architecture(family).to("cuda")
+    ids = PROMPT.to("cuda")
+    cache = cache_for(model, context=256, budget=256)
+    assert generate(model, cache, ids) == generate(model, None, ids)

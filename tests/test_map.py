@@ -91,7 +91,7 @@ def finish(clerk: Clerk, *named: str, job: Job | None = None, **how: object) -> 
 
 
 def test_answers_are_those_of_ask_and_failures_are_rows(run_here, contracts, tiny_model):
-    how = ("-m", tiny_model, "--device", "cpu", "-n", "8", "--draft", "off")
+    how = ("-m", tiny_model, "--device", "cpu", "-n", "6", "--draft", "off")
     asked = [word for text in QUESTIONS for word in ("-q", text)]
     code, out, err = run_here("map", "contracts", *asked, "-o", "answers.csv", "--json", *how)
     rows = table("answers.csv")
@@ -99,7 +99,7 @@ def test_answers_are_those_of_ask_and_failures_are_rows(run_here, contracts, tin
     assert [(row["document"], row["question"]) for row in rows] == [
         (name, text) for name in names for text in QUESTIONS
     ]
-    model = adamas_cli.load(str(tiny_model), device="cpu", max_tokens=8, draft="off")
+    model = adamas_cli.load(str(tiny_model), device="cpu", max_tokens=6, draft="off")
     with model.open("contracts/c.md") as document:
         expected = [document.ask(text).text for text in QUESTIONS]
     assert [row["answer"] for row in rows[2:4]] == expected

@@ -44,8 +44,8 @@ def on_cluster(job: Job, address: str, workers: int | None = None, begin: Begin 
     """Answers from this many workers, by default as many as the cluster has room for.
 
     address: LOCAL, `ray://HOST:PORT` or `HOST:PORT`. begin: other workers than those with the job's model.
-    The answers raise AdamasError if there is no such cluster or it fails as a whole, and what the model raises
-    if a worker cannot load it.
+    The answers raise AdamasError if there is no such cluster or it fails as a whole, and the error of a model
+    that a worker cannot load.
     """
 
     def answers(asked: Sequence[Asked]) -> Iterator[Answered]:
