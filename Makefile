@@ -10,7 +10,7 @@ bin := .venv/bin
 quoted = '$(subst ','\'',$(1))'
 
 .DEFAULT_GOAL := help
-.PHONY: help ask test test-browser check check-install release-check docs format clean
+.PHONY: help ask test test-browser test-cluster check check-install release-check docs format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s%s\n", $$1, $$2 }' Makefile
@@ -21,11 +21,15 @@ ask: .venv/installed ## install, fetch the default model and answer QUESTION abo
 test: .venv/installed-for-development ## fetch the models that tests ask and run the whole test suite
 	$(bin)/adamas models pull smollm2-135m
 	$(bin)/adamas models pull qwen2.5-coder-0.5b
-	$(bin)/python -m pytest -n 3 --dist worksteal
+	$(bin)/python -m pytest -n 3 --dist worksteal --durations 30
 
 test-browser: .venv/installed-for-development ## test the server's page in a headless Chromium, which must be installed
 	$(bin)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[browser]'
 	$(bin)/python -m pytest -m browser
+
+test-cluster: .venv/installed-for-development ## test `adamas map` on Ray clusters on this machine (minutes)
+	$(bin)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[cluster]'
+	$(bin)/python -m pytest -m cluster
 
 check: .venv/installed-for-development ## check format, lint, types and layers
 	$(bin)/ruff format --check

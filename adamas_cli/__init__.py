@@ -7,11 +7,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from adamas_cli.api import Documents, Model, load
     from adamas_cli.engine.events import Done, Prefill, Token
+    from adamas_cli.engine.generating import cache_for
     from adamas_cli.engine.sampling import Sampling
     from adamas_cli.session.answer import Answer, Text
 
 __version__ = "1.0.0"
-__all__ = ["Answer", "Documents", "Done", "Model", "Prefill", "Sampling", "Text", "Token", "load"]
+__all__ = [
+    "Answer",
+    "Documents",
+    "Done",
+    "Model",
+    "Prefill",
+    "Sampling",
+    "Text",
+    "Token",
+    "cache_for",
+    "load",
+]
 
 # The public names, imported when used: most of them import torch, which takes a second.
 _MODULES = {
@@ -23,6 +35,7 @@ _MODULES = {
     "Sampling": "engine.sampling",
     "Text": "session.answer",
     "Token": "engine.events",
+    "cache_for": "engine.generating",
     "load": "api",
 }
 

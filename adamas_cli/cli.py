@@ -12,11 +12,11 @@ import typer
 from adamas_cli import __version__
 from adamas_cli.commands import completion
 from adamas_cli.commands.examples import attach
-from adamas_cli.commands.failures import InterruptedByUserError, abandon_stdout, as_user_error, report
+from adamas_cli.commands.failures import InterruptedByUserError, abandon_stdout, report
 from adamas_cli.commands.options import setting_names, with_defaults
 from adamas_cli.commands.table import Commands
 from adamas_cli.config import config_path, read_config
-from adamas_cli.errors import INTERRUPTED, UsageError
+from adamas_cli.errors import INTERRUPTED, UsageError, as_user_error
 
 # typer's exception for a wrong command line; the base class of its public BadParameter has no public name.
 _PARSE_ERROR: Any = typer.BadParameter.__bases__[0]

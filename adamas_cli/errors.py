@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import sys
+
+from adamas_cli.sanitize import plain
+
 INTERRUPTED = 130  # a shell's exit code for a process that Ctrl-C ended
+# Errors of a disk or of permissions, not of the program.
+_OF_THE_MACHINE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EIO,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EMFILE,
+)
 
 
 class AdamasError(Exception):
@@ -68,3 +83,32 @@ class OutOfMemoryError(AdamasError):
 
     exit_code = 6
     kind = "out_of_memory"
+
+
+def as_user_error(error: Exception) -> AdamasError:
+    """The error to show for any exception: itself if it was written for users, else a line that names it."""
+    if isinstance(error, AdamasError):
+        return error
+    if _is_out_of_memory(error):
+        return OutOfMemoryError(
+            f"out of memory: {_first_line(error)}\n"
+            "try a smaller `prefill_chunk`, a smaller model, `dtype` bfloat16, or fewer documents"
+        )
+    if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+        where = f" ({plain(str(error.filename))})" if error.filename else ""
+        return AdamasError(f"{error.strerror}{where}")
+    return AdamasError(
+        f"{type(error).__name__}: {_first_line(error)}\nthis is a bug in adamas; -vv shows where"
+    )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
+        return True
+    # torch's CPU allocator has no exception type of its own
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "no details")

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from adamas_cli.errors import UsageError
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[TextIO]:
-    """A UTF-8 stream that replaces `path` when the block ends; if the block raises, `path` is unchanged.
+    """A UTF-8 stream for text; see `replacing_bytes`."""
+    with (
+        replacing_bytes(path) as stream,
+        io.TextIOWrapper(stream, encoding="utf-8", errors="replace") as text,
+    ):
+        yield text
+
+
+@contextmanager
+def replacing_bytes(path: Path) -> Iterator[BinaryIO]:
+    """A stream that replaces `path` when the block ends; if the block raises, `path` is unchanged.
 
     A link is followed; a device or a pipe is written to directly. Raises UsageError if the file cannot be
     written.
@@ -22,11 +33,11 @@ def replacing(path: Path) -> Iterator[TextIO]:
     target = path.resolve()
     try:
         if target.exists() and not target.is_file():
-            stream = target.open("w", encoding="utf-8", errors="replace")
+            stream = target.open("wb")
             draft = None
         else:
             draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-            stream = draft.open("x", encoding="utf-8", errors="replace")
+            stream = draft.open("xb")
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
     try:

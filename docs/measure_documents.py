@@ -27,7 +27,7 @@ from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.timeline import Timeline
 from adamas_cli.lab.bench.shapes import load_shape
 from adamas_cli.models import LoadedModel, load, resolve
-from adamas_cli.models.device import choose_device, choose_dtype
+from adamas_cli.models.device import choose_device, usual_products
 from adamas_cli.progress import Silent
 from adamas_cli.prompt.tokens import Tokenizer
 from adamas_cli.store.document import StoredDocument
@@ -178,12 +178,13 @@ def main() -> None:
     lengths = [int(length) for length in options.len.split(",")]
     if options.shape:
         device = choose_device("auto")
+        products = usual_products("auto", "auto", device, print)
         loaded = load_shape(
             options.shape,
             max(lengths) + 64,
-            dtype=choose_dtype("auto", device),
+            dtype=getattr(torch, products.dtype),
             device=device,
-            packed=device.type == "cpu",
+            in_bytes=products.in_bytes if device.type == "cpu" else None,
             progress=Silent(),
         )
     else:

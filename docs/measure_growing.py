@@ -25,7 +25,7 @@ from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.timeline import Timeline
 from adamas_cli.lab.bench.shapes import load_shape
 from adamas_cli.models import LoadedModel
-from adamas_cli.models.device import choose_device, choose_dtype
+from adamas_cli.models.device import choose_device, usual_products
 from adamas_cli.progress import Silent
 
 QUESTION, ANSWER = 20, 8  # tokens
@@ -72,12 +72,13 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     chosen = parser.parse_args()
     device = choose_device(chosen.device)
+    products = usual_products("auto", "auto", device, print)
     loaded = load_shape(
         chosen.shape,
         1 << 17,
-        dtype=choose_dtype("auto", device),
+        dtype=getattr(torch, products.dtype),
         device=device,
-        packed=device.type == "cpu",
+        in_bytes=products.in_bytes if device.type == "cpu" else None,
         progress=Silent(),
     )
     ids = np.random.default_rng(0).integers(0, 256, chosen.len + chosen.more).astype(np.int32)

@@ -3,9 +3,10 @@
     python docs/measure_serve.py DOCUMENT [-m MODEL] [--clients 32] [--seconds 300] [--leave 0.2]
 
 Each client asks questions over a real socket, streamed, and may leave in the middle of an answer. Every
-whole answer must be the one that the same question gets alone, through the Python interface. Prints answers,
-refusals, departures and faults, tokens a second, and the resident memory after each tenth of the time; exits
-with 1 where an answer differs, an error is not meant, or memory grows.
+whole answer must be the one that the same question gets alone, through the Python interface. Prints the time
+to the first token while the server is idle, answers, refusals, departures and faults, tokens a second, and
+the resident memory after each tenth of the time; exits with 1 where an answer differs, an error is not meant,
+or memory grows.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import json
 import os
 import random
 import signal
+import statistics
 import sys
 import threading
 import time
-from collections import Counter
-from contextlib import suppress
+from collections import Counter, deque
+from contextlib import AbstractContextManager, suppress
+from typing import Any
 
 import httpx2
 import psutil
@@ -58,19 +61,33 @@ class Clients:
                 except Exception as error:
                     self._saw("errors", f"{type(error).__name__}: {error}")
 
+    def first_token(self) -> float:
+        """Seconds to the first token of an answer, the median of all questions."""
+        each = []
+        with httpx2.Client(timeout=600) as client:
+            for question in QUESTIONS:
+                start = time.perf_counter()
+                with self._streamed(client, question) as response:
+                    told = (time.perf_counter() for line in response.iter_lines() if _told(line))
+                    each.append(next(told) - start)
+                    deque(told, maxlen=0)  # to the end: the next question finds the server idle
+        return statistics.median(each)
+
+    def _streamed(self, client: httpx2.Client, question: str) -> AbstractContextManager[httpx2.Response]:
+        body = {"messages": [{"role": "user", "content": question}], "stream": True}
+        return client.stream("POST", f"{self.address}v1/chat/completions", json=body)
+
     def _ask(self, client: httpx2.Client, chance: random.Random) -> None:
         question, leaves = chance.choice(QUESTIONS), chance.random() < self.leave
-        body = {"messages": [{"role": "user", "content": question}], "stream": True}
         text, events = "", chance.randrange(1, 12)
-        with client.stream("POST", f"{self.address}v1/chat/completions", json=body) as response:
+        with self._streamed(client, question) as response:
             if response.status_code == 429:
                 self._saw("refused")
                 time.sleep(chance.random())
                 return
             for line in response.iter_lines():
-                if not line.startswith("data: {"):
+                if (event := _event(line)) is None:
                     continue
-                event = json.loads(line.removeprefix("data: "))
                 if "error" in event:
                     self._saw("errors", str(event["error"]))
                     return
@@ -88,6 +105,17 @@ class Clients:
             self.seen[what] += 1
             if wrong:
                 self.wrong.append(wrong)
+
+
+def _event(line: str) -> dict[str, Any] | None:
+    """A line of the stream, parsed; None if it has no event."""
+    return json.loads(line.removeprefix("data: ")) if line.startswith("data: {") else None
+
+
+def _told(line: str) -> str:
+    """The text of a line's event."""
+    event = _event(line)
+    return "" if event is None else event["choices"][0]["delta"].get("content", "")
 
 
 def main() -> int:
@@ -118,8 +146,11 @@ def main() -> int:
     told: list[Clients] = []
 
     def attend(address: str) -> None:
-        clients = Clients(address, expected, chosen.leave, time.monotonic() + chosen.seconds)
+        clients = Clients(address, expected, chosen.leave, time.monotonic())
         told.append(clients)
+        clients.first_token()  # compiles kernels
+        print(f"first token, idle: {clients.first_token():.3f} s", flush=True)
+        clients.until = time.monotonic() + chosen.seconds
         threads = [
             threading.Thread(target=clients.ask_until_the_end, args=(number,))
             for number in range(chosen.clients)

@@ -32,7 +32,7 @@ binding.get_process_triple = lambda: TRIPLES[0]
 
 from adamas_kernels.cpu import build  # noqa: E402
 from adamas_kernels.cpu.floats import Bfloat16, Bytes, Float32, HalfBytes  # noqa: E402
-from numba.core import codegen, types  # noqa: E402
+from numba.core import codegen  # noqa: E402
 
 _modules: list[str] = []  # LLVM code of all functions, each with the functions it inlines
 # Code compiled here cannot be loaded into this process.
@@ -52,7 +52,7 @@ codegen.JITCodeLibrary.get_pointer_to_function = point_to_nothing
 
 def compile_all(formats: list[str]) -> None:
     """Every stage, for the number formats of a model on such a CPU."""
-    from adamas_kernels.cpu import tasks
+    from adamas_kernels.cpu.between import build_gate_rows, build_norm_rows, build_rotate_rows
     from adamas_kernels.cpu.dense import build_dense
     from adamas_kernels.cpu.encode import build_encode
     from adamas_kernels.cpu.inner import build_inner
@@ -67,13 +67,17 @@ def compile_all(formats: list[str]) -> None:
     from adamas_kernels.cpu.rounding import build_round
     from adamas_kernels.cpu.rows import build_product, build_unpack
     from adamas_kernels.cpu.step import build_stages, build_tally
+    from adamas_kernels.cpu.tasks import build_member
     from adamas_kernels.cpu.tile import form_of
 
     number = Float32()
-    tasks._work.compile((types.int64,) * 4)
+    for make_rows in (build_gate_rows, build_norm_rows, build_rotate_rows):
+        make_rows(number)
+        make_rows(Bfloat16())
     for make in (
         build_inner,
         build_joined,
+        build_member,
         build_mixture,
         build_multiply,
         build_norm,

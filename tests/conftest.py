@@ -28,6 +28,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 os.environ["ADAMAS_NO_DOC_CACHE"] = "1"  # no test may see what another has read
+os.environ["ADAMAS_PRODUCTS"] = "features"  # no test depends on a measurement
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

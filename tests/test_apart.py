@@ -104,7 +104,7 @@ def opened(loaded: Loaded, length: int, attention: AttentionSettings, **options)
     """A timeline that has read a text of this length, different for each length."""
     timeline = Timeline(loaded, attention, context=length + 60, forks=True, **options)
     if timeline.sparse is not None and timeline.batch is not None:
-        timeline.use(Sparse(timeline.sparse.settings, KERNELS))
+        timeline.use(Sparse(timeline.sparse.settings, TritonBackend()))  # as each timeline loads one
     list(timeline.sync(numbers(length, seed=length)))
     return timeline
 

@@ -22,7 +22,7 @@ from adamas_cli.documents.formats.limits import limit
 from adamas_cli.engine.peak import peak_memory
 from adamas_cli.lab.bench import llama_child
 from adamas_cli.lab.hardware import device_name
-from adamas_cli.machine import backends, cpu, threads
+from adamas_cli.machine import backends, cores, cpu
 from adamas_cli.models.device import dtype_name
 
 ELF, MACH_O = "7f454c46", "cffaedfe"  # the first bytes of Linux and macOS objects
@@ -62,7 +62,7 @@ def test_a_mac_is_told_by_other_means(on_a_mac, monkeypatch: pytest.MonkeyPatch)
     assert cpu.cpu_features() == ()
     assert cpu.cpu_level() == "dotprod"
     assert device_name(torch.device("cpu")).startswith("arm, ")
-    assert threads.physical_cores() >= 1
+    assert cores.physical_cores() >= 1
     heap.give_back()
     assert dtype_name("auto", "cpu") in ("float32", "bfloat16")  # as torch reports the CPU
     monkeypatch.setenv(levels.VARIABLE, "plain")

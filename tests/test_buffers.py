@@ -318,7 +318,7 @@ def test_a_range_may_begin_with_the_memory_of_another(driver):
     device = torch.device("cuda", 0)
     first, second = (mapped.MappedMemory(device, 900, divides=True) for _ in range(2))
     first.grow(600)
-    assert driver.calls[2:] == [("map", 6000 + place, 100) for place in range(0, 600, 100)]
+    assert driver.calls[2:] == [("map", 7000 + place, 100) for place in range(0, 600, 100)]
     del driver.calls[:]
     assert second.share(first, 399) == 300  # whole pages
     assert driver.calls == [("map", 7000, 100), ("map", 7100, 100), ("map", 7200, 100)]

@@ -35,7 +35,7 @@ ADAMAS = str(Path(sys.executable).with_name("adamas"))
 def environment(**changes: str) -> dict[str, str]:
     """The environment without variables that would change what the command does."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("ADAMAS_", "HF_", "COLUMNS"))}
-    own = {"ADAMAS_CONFIG": NO_CONFIG, "ADAMAS_NO_DOC_CACHE": "1"}
+    own = {"ADAMAS_CONFIG": NO_CONFIG, "ADAMAS_NO_DOC_CACHE": "1", "ADAMAS_PRODUCTS": "features"}
     return inherited | own | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | changes
 
 

@@ -116,7 +116,7 @@ def test_options_default_to_what_the_engine_defaults_to() -> None:
 def test_a_full_disk_is_no_fault_of_the_program():
     from errno import EINVAL, ENOSPC
 
-    from adamas_cli.commands.failures import as_user_error
+    from adamas_cli.errors import as_user_error
 
     full = as_user_error(OSError(ENOSPC, "No space left on device"))
     assert full.message == "No space left on device"

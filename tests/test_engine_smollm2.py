@@ -60,18 +60,20 @@ def test_a_sparse_answer_stays_close_to_the_full_one(loaded, prompt):
     """The next-token distribution after one sparse step is much closer to full attention's than after
     dropping tokens.
     """
+
+    def distribution(attention: AttentionSettings) -> torch.Tensor:
+        timeline = Timeline(loaded, attention, context=LENGTH + 8)
+        list(timeline.read(prompt[:-1]))
+        list(timeline.answer(prompt[-1:], Sampling(), 2, stop_ids=()))
+        return timeline.logits.log_softmax(-1)
+
+    full = distribution(AttentionSettings("full"))
     divergence = {}
     for name, settings in {
         "adamas": SparseSettings(budget=64),
         "recent tokens only": SparseSettings(budget=64, sinks=4, recents=60, compensate=False),
     }.items():
-        logits = []
-        for attention in (AttentionSettings("full"), AttentionSettings("adamas", settings)):
-            timeline = Timeline(loaded, attention, context=LENGTH + 8)
-            list(timeline.read(prompt[:-1]))
-            list(timeline.answer(prompt[-1:], Sampling(), 2, stop_ids=()))
-            logits.append(timeline.logits.log_softmax(-1))
-        full, sparse = logits
+        sparse = distribution(AttentionSettings("adamas", settings))
         divergence[name] = float((full.exp() * (full - sparse)).sum())
     assert divergence["adamas"] < 0.1
     assert divergence["adamas"] < 0.5 * divergence["recent tokens only"]

@@ -170,6 +170,7 @@ def pins() -> dict[str, str]:
 NOT_INSTALLED = {
     "bnb",
     "browser",
+    "cluster",
     "torchao",
     "compressed-tensors",
 }  # extras that this suite does not need, and that are not installed

@@ -21,6 +21,7 @@ from families import SMALL, seeing_config
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from adamas_cli.engine import fused
+from adamas_cli.engine.alike import rotates_halves
 from adamas_cli.engine.fused import fuse
 from adamas_cli.models.families import from_config
 from adamas_cli.models.plane_linear import PlaneEmbedding, PlaneLinear, Planes
@@ -363,4 +364,4 @@ def test_kernels_take_the_place_of_what_computes_the_same(name, norms, mlps, rot
     kinds = {type(module): module for module in model.modules()}.values()
     assert sum(fused._norm_kind(module) is not None for module in kinds) == norms
     assert sum(fused._mlp_kind(module, model) is not None for module in kinds) == mlps
-    assert fused._rotates_halves(sys.modules[type(model).__module__].apply_rotary_pos_emb) == rotates
+    assert rotates_halves(sys.modules[type(model).__module__].apply_rotary_pos_emb) == rotates

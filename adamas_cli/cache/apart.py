@@ -83,7 +83,8 @@ class ApartLayer(Layer, CacheLayerMixin):
         """
         kept, tally = self._kept, self._kept.tally
         cache = ApartCache(self.like, kept.extent.lengths, self._places, kept.room, self._shares)
-        new = [x.transpose(0, 2) for x in (queries, keys, values)]
+        new_queries, new_keys, new_values = (x.transpose(0, 2) for x in (queries, keys, values))
+        new = new_queries, new_keys, new_values
         if mode.sparse is not None and cache.chooses:
             backend = cast(StepsApart, mode.sparse.backend)
             counts = None if tally is None else tally.counts

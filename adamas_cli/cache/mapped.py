@@ -55,6 +55,8 @@ class MappedBuffer(TokenBuffer):
     whole pages of them are shared.
     """
 
+    _memory: MappedMemory
+
     def __init__(
         self,
         like: Tensor,

@@ -13,10 +13,11 @@ from typing import Literal
 from adamas_cli.config import config_path, read_config
 from adamas_cli.errors import AdamasError
 from adamas_cli.folders import cache_directory
-from adamas_cli.machine.cpu import cpu_features, cpu_flags, cpu_level, cpu_name
+from adamas_cli.machine.cores import physical_cores
+from adamas_cli.machine.cpu import cpu_features, cpu_level, cpu_name
 from adamas_cli.machine.gpus import cuda_of_driver, driver_version, gpus
 from adamas_cli.machine.memory import memory
-from adamas_cli.machine.threads import physical_cores
+from adamas_cli.machine.products import known
 from adamas_cli.machine.triton_trial import try_triton
 from adamas_cli.machine.versions import cuda_of_torch
 from adamas_cli.store.places import documents_directory
@@ -118,10 +119,7 @@ def _cpu() -> Check:
     except PackageNotFoundError:
         advice = "Install numba: it compiles the kernels for this CPU."
         return Check("CPU", "wrong" if not gpus() else "note", found, advice)
-    if cpu_flags() and cpu_flags().isdisjoint(("avx512_bf16", "amx_bf16")):
-        advice = "It has no bfloat16 products: documents are read in float32, which is slower."
-        return Check("CPU", "note", found, advice)
-    return Check("CPU", "ok", found)
+    return Check("CPU", "ok", f"{found}; packed weights: products of {known()}")
 
 
 def _memory() -> Check:

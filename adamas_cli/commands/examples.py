@@ -28,6 +28,15 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "adamas summarize book.txt --style bullets --max-words 200": "a book of any length, in bullet points",
         "adamas summarize src/": "what a repository does, and how to run it",
     },
+    "map": {
+        'adamas map contracts/ -q "Who signs?" -q "When does it end?" -o answers.csv': "a row an answer",
+        "adamas map 'contracts/**/*.pdf' -q \"What are the terms?\" --schema terms.json -o terms.parquet": (
+            "a column for each property of the schema"
+        ),
+        'adamas map s3://bucket/contracts -q "Who signs?" -o answers.jsonl --on ray://head:10001': (
+            "on a cluster"
+        ),
+    },
     "serve": {
         "adamas serve book.txt": "a page for questions, and OpenAI's interface, at http://127.0.0.1:8000",
         "ADAMAS_API_KEY=secret adamas serve src/ --host 0.0.0.0 --port 80": "for others, who need the key",

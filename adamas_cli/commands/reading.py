@@ -13,7 +13,7 @@ import typer
 from adamas_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from adamas_cli.documents import Collection, Document
+    from adamas_cli.documents import Collection, Document, Selection
     from adamas_cli.settings import InputSettings
     from adamas_cli.terminal.display import Display
 
@@ -56,17 +56,42 @@ def collect_all(
     """The same documents, with details about everything skipped. keep: keep texts of converted documents for
     later runs. offline: fetch nothing. ocr_sample: read one page of each document by OCR, as an estimate.
     """
-    from adamas_cli.documents import DEFAULT_MAX_FILE_SIZE, Selection, collect, read_file_list
+    from adamas_cli.documents import collect
 
+    collection = collect(
+        with_file_list(sources, chosen),
+        selection_of(chosen, ocr_sample=ocr_sample),
+        stdin=sys.stdin.buffer,
+        progress=display,
+        keep_converted=keep,
+        offline=offline,
+    )
+    for note in collection.note_lines():
+        display.note(note)
+    tell_skipped(collection, display, verbose=verbose)
+    return collection
+
+
+def with_file_list(sources: list[str], chosen: InputSettings) -> list[str]:
+    """The sources and those that `--files-from` lists. Raises UsageError."""
+    from adamas_cli.documents import read_file_list
+
+    if chosen.files_from is None:
+        return sources
     if chosen.files_from == "-":
-        sources = sources + read_file_list(sys.stdin.buffer, chosen.null)
-    elif chosen.files_from is not None:
-        try:
-            with open(chosen.files_from, "rb") as stream:
-                sources = sources + read_file_list(stream, chosen.null)
-        except OSError as error:
-            raise UsageError(f"cannot read --files-from {chosen.files_from}: {error.strerror}") from error
-    selection = Selection(
+        return sources + read_file_list(sys.stdin.buffer, chosen.null)
+    try:
+        with open(chosen.files_from, "rb") as stream:
+            return sources + read_file_list(stream, chosen.null)
+    except OSError as error:
+        raise UsageError(f"cannot read --files-from {chosen.files_from}: {error.strerror}") from error
+
+
+def selection_of(chosen: InputSettings, *, ocr_sample: bool = False) -> Selection:
+    """The part of the settings that says what is taken from files and folders."""
+    from adamas_cli.documents import DEFAULT_MAX_FILE_SIZE, Selection
+
+    return Selection(
         include=tuple(chosen.include or ()),
         exclude=tuple(chosen.exclude or ()),
         gitignore=not chosen.no_gitignore,
@@ -83,23 +108,16 @@ def collect_all(
         encoding=chosen.encoding,
         text=chosen.text,
     )
-    collection = collect(
-        sources,
-        selection,
-        stdin=sys.stdin.buffer,
-        progress=display,
-        keep_converted=keep,
-        offline=offline,
-    )
-    for note in collection.note_lines():
-        display.note(note)
+
+
+def tell_skipped(collection: Collection, display: Display, *, verbose: int) -> None:
+    """Say how many files were left out, and with `verbose` which, for example."""
     skipped = collection.skipped_line()
     if skipped is not None:
         display.note(skipped)
         if verbose:
             for reason, paths in collection.examples.items():
                 display.note(f"  {reason}: {', '.join(paths)}")
-    return collection
 
 
 @contextmanager

@@ -16,6 +16,7 @@ SUMMARIES = {
     "ask": 'Answer questions about documents: adamas ask book.txt "Who is Mr. Darcy?"',
     "summarize": "Summarize documents and repositories of any length: "
     "adamas summarize book.txt --style bullets",
+    "map": 'Ask every question about every document: adamas map contracts/ -q "Who signs?" -o answers.csv',
     "chat": "Talk about documents: adamas chat book.txt",
     "serve": "Answer programs (OpenAI's interface) and browsers: adamas serve book.txt",
     "mcp": "Offer documents to another program as tools, over stdin and stdout: adamas mcp book.txt",

@@ -9,7 +9,6 @@ with weights in planes has a forward for one token, whose products add the resid
 
 from __future__ import annotations
 
-import inspect
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ import torch.nn.functional as F
 from adamas_kernels.triton.planes import PlaneWeight, join
 from torch import Tensor, nn
 
+from adamas_cli.engine.alike import epsilon_of, is_gated, norm_offset, rotates_halves
 from adamas_cli.engine.family import FAMILY
 from adamas_cli.models.plane_linear import PlaneLinear
 from adamas_cli.models.quantization import is_plain
@@ -32,11 +32,8 @@ Forward = Callable[..., Any]
 Make = Callable[[Any, "dict[nn.Module, _Joined]"], Forward]  # from a module and the joined layers
 # Projections that a layer applies in turn to the same input.
 JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-MLP = ("gate_proj", "up_proj", "down_proj")
 # The only readers of the output of a layer's norms.
 NORMED = {"input_layernorm": ("self_attn", JOINED[0]), "post_attention_layernorm": ("mlp", JOINED[1])}
-EPSILONS = ("variance_epsilon", "eps")  # attribute names in RMSNorms
-FAR = 4.0  # size of the largest gate in a probe, so that functions that are alike near zero differ
 FEW = 256  # tokens of a chunk that takes longer to launch than to compute
 
 
@@ -85,21 +82,14 @@ def _norm_kind(module: Any) -> Make | None:
     """A maker of RMSNorm forwards for a module's class, with its weight or with 1 + weight; None if the class
     computes something else.
     """
-    weight, eps = getattr(module, "weight", None), _epsilon(module)
-    if not isinstance(weight, Tensor) or weight.dim() != 1 or eps is None or not _takes_one(module):
-        return None
-    x = torch.linspace(-2, 3, 2 * len(weight), device=weight.device).view(2, -1)
-    found = _outcome(module, x)
-    for offset in (0.0, 1.0):
-        if _are_near(found, F.rms_norm(x, x.shape[-1:], weight.float() + offset, eps)):
-            return partial(_norm, offset)
-    return None
+    offset = norm_offset(module)
+    return None if offset is None else partial(_norm, offset)
 
 
 def _norm(offset: float, module: Any, joined: object) -> Forward:
     from liger_kernel.ops import LigerRMSNormFunction
 
-    eps, casting = _epsilon(module), "gemma" if offset else "llama"
+    eps, casting = epsilon_of(module), "gemma" if offset else "llama"
 
     def forward(x: Tensor) -> Tensor:
         if offset == 0 and _is_short(x):
@@ -109,19 +99,9 @@ def _norm(offset: float, module: Any, joined: object) -> Forward:
     return forward
 
 
-def _epsilon(module: Any) -> float | None:
-    return next((getattr(module, name) for name in EPSILONS if hasattr(module, name)), None)
-
-
 def _mlp_kind(module: Any, model: Any) -> Make | None:
     """A maker of forwards for SiLU-gated MLPs of a module's class; None if the class does something else."""
-    parts: list[Any] = [getattr(module, name, None) for name in MLP]
-    if not all(hasattr(part, "in_features") for part in parts) or not _takes_one(module):
-        return None
-    gate, up, down = parts
-    x = torch.linspace(-1, 1, gate.in_features, device=model.device, dtype=model.dtype).unsqueeze(0)
-    x *= FAR / gate(x).abs().max()
-    return _gated if _are_near(_outcome(module, x), down(F.silu(gate(x)) * up(x))) else None
+    return _gated if is_gated(module, model) else None
 
 
 def _gated(module: Any, joined: dict[nn.Module, _Joined]) -> Forward:
@@ -204,7 +184,7 @@ def _rotate_by_liger(place: Any) -> None:
     from liger_kernel.ops import LigerRopeFunction
 
     own = getattr(place, "apply_rotary_pos_emb", None)
-    if own is None or hasattr(own, "on_gpu") or not _rotates_halves(own):
+    if own is None or hasattr(own, "on_gpu") or not rotates_halves(own):
         return  # `on_gpu`: another model of this kind came first
 
     def rotate(queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor, *others: Any, **options: Any) -> Any:
@@ -215,46 +195,6 @@ def _rotate_by_liger(place: Any) -> None:
 
     rotate.on_gpu = True  # type: ignore[attr-defined]
     place.apply_rotary_pos_emb = rotate
-
-
-def _rotates_halves(rope: Forward) -> bool:
-    """Whether a function rotates the halves of queries and keys [B, heads, N, D] by cos and sin [B, N, D]."""
-    queries, keys = torch.linspace(-2, 3, 48, device="cpu").view(2, 1, 2, 3, 4)
-    cos, sin = torch.linspace(-1, 1, 24, device="cpu").view(2, 1, 3, 4)
-
-    def rotated(x: Tensor) -> Tensor:
-        first, second = x.chunk(2, -1)
-        return x * cos + torch.cat((-second, first), -1) * sin
-
-    found = _outcome(rope, queries, keys, cos, sin)
-    return (
-        isinstance(found, tuple)
-        and len(found) == 2
-        and _are_near(found[0], rotated(queries))
-        and _are_near(found[1], rotated(keys))
-    )
-
-
-def _takes_one(module: nn.Module) -> bool:
-    """Whether a module's forward takes one argument."""
-    return len(inspect.signature(module.forward).parameters) == 1
-
-
-def _outcome(function: Callable[..., Any], *arguments: Tensor) -> Any:
-    """A function's result; None if it cannot take these arguments."""
-    try:
-        return function(*arguments)
-    except Exception as error:  # whatever a model's own code raises
-        log.debug("%s: %s", type(function).__name__, error)
-        return None
-
-
-def _are_near(found: Any, expected: Tensor) -> bool:
-    """Equal up to rounding."""
-    if not isinstance(found, Tensor) or found.shape != expected.shape:
-        return False
-    limit = max(1e-4, 4 * torch.finfo(expected.dtype).eps) * expected.abs().max().item()
-    return (found - expected).abs().max().item() <= limit
 
 
 def _is_one(x: Tensor) -> bool:

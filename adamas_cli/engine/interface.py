@@ -48,12 +48,17 @@ def install(model: PreTrainedModel) -> str:
     """Let a model's layers attend through this module from now on. Returns the previous implementation's
     name.
     """
-    ALL_ATTENTION_FUNCTIONS.register(NAME, attention_forward)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, attention_mask)
+    register()
     before: str = model.config._attn_implementation
     with quiet_transformers():  # it warns about vision parts that were left out of a model
         model.set_attn_implementation(NAME)
     return before
+
+
+def register() -> None:
+    """Tell transformers the name, so that a model can be loaded with it."""
+    ALL_ATTENTION_FUNCTIONS.register(NAME, attention_forward)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, attention_mask)
 
 
 def now() -> Pass | None:
@@ -64,11 +69,21 @@ def now() -> Pass | None:
 @contextmanager
 def under_way(one: Pass) -> Iterator[None]:
     """A scope in which one call of a model runs."""
-    token = _UNDER_WAY.set(one)
+    begin(one)
     try:
         yield
     finally:
-        _UNDER_WAY.reset(token)
+        end()
+
+
+def begin(one: Pass) -> None:
+    """From now on, a call of a model is this pass; passes are not nested."""
+    _UNDER_WAY.set(one)
+
+
+def end() -> None:
+    """The pass has ended."""
+    _UNDER_WAY.set(None)
 
 
 def attention_mask(

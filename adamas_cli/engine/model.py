@@ -16,7 +16,6 @@ from adamas_cli.cache.mode import READING, Mode
 from adamas_cli.cache.placement import Allocated, placement_on
 from adamas_cli.cache.sliding import SlidingLayer
 from adamas_cli.engine.continuing import carry_on
-from adamas_cli.engine.fused import fuse
 from adamas_cli.engine.interface import Pass, install, under_way
 from adamas_cli.engine.rotation import foresee
 from adamas_cli.errors import AdamasError, ModelUnavailableError
@@ -64,8 +63,14 @@ class Model:
             if self.unserved is not None:
                 self.module.set_attn_implementation(before)
         if self.is_fused:
+            from adamas_cli.engine.fused import fuse  # imports Triton
+
             fuse(self.module)
             self.dense = load("triton") if self.unserved is None else None
+        elif obstacle("cpu", self.device) is None:
+            from adamas_cli.engine.fused_cpu import fuse_on_cpu
+
+            fuse_on_cpu(self.module)
         self.rotation = self.shape.rotation
         if self.rotation.scalings:
             foresee(self.module)

@@ -49,7 +49,7 @@ def calibrate(
     config = read_config(files.directory, trust_remote_code=trust_remote_code).get_text_config()
     layers = config.num_hidden_layers
     try:
-        loaded = _few_layers(config, getattr(torch, decision.dtype), decision.packed, progress)
+        loaded = _few_layers(config, decision, progress)
     except _UNCUT as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         progress.note(
@@ -77,9 +77,8 @@ def calibrate(
     return readings, [Decoding(read, _STEPS - 1, done.decode_seconds * scale * behind)]
 
 
-def _few_layers(
-    config: PreTrainedConfig, dtype: torch.dtype, packed: bool, progress: Progress
-) -> LoadedModel:
+def _few_layers(config: PreTrainedConfig, decision: Decision, progress: Progress) -> LoadedModel:
+    dtype: torch.dtype = getattr(torch, decision.dtype)
     fewer: dict[str, Any] = {"num_hidden_layers": LAYERS, "vocab_size": VOCABULARY}
     for name, value in fewer.items():
         setattr(config, name, value)
@@ -89,9 +88,9 @@ def _few_layers(
         setattr(config, name, None)
     with quiet_transformers():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
-    if packed:
+    if decision.packed:
         from adamas_cli.models.packed import pack_model
 
-        pack_model(model, progress)
+        pack_model(model, progress, in_bytes=decision.in_bytes)
     context = shape_of_config(config).context
     return LoadedModel(model, ModelFiles("", Path(), ""), torch.device("cpu"), dtype, context, ())

@@ -158,6 +158,7 @@ class Forecast:
             turned=self.model.shape.rotation.reach(tokens),
             sparsely=decision.attention.read == "sparse",
             cached=decision.cache_dtype,
+            in_bytes=decision.in_bytes,
         )
 
     def _speed(self, decision: Decision, calibrates: bool | None) -> Speed | None:
@@ -172,6 +173,7 @@ class Forecast:
             device=computing_device(decision.device, threads),
             attention=decision.attention.kind,
             read=decision.attention.read,
+            in_bytes=decision.in_bytes,
         )
         known = recall(key)
         if calibrates is False or decision.device != "cpu" or (_is_whole(known) and calibrates is None):

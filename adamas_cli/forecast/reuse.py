@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from adamas_cli import __version__
-from adamas_cli.forecast.memo import Memo
+from adamas_cli.memo import Memo
 from adamas_cli.models.configs import read_config
 from adamas_cli.settings import CacheDType
 from adamas_cli.store.blocks import has_states
@@ -37,9 +37,10 @@ def kept_tokens(
     turned: int | None,
     sparsely: bool,
     cached: CacheDType = "auto",
+    in_bytes: bool = False,
 ) -> int:
-    """The number of tokens, int [n], that a model loaded with these settings need not read again. turned: see
-    `model_facts`. sparsely: whether sparsely read tokens can be reused too.
+    """The number of tokens, int [n], that a model loaded with these settings need not read again. turned,
+    in_bytes: see `model_facts`. sparsely: whether sparsely read tokens can be reused too.
 
     The start of their keys depends on the config as transformers reads it, whose import takes seconds. It is
     therefore remembered, and computed only if anything was kept in this way at all.
@@ -61,6 +62,7 @@ def kept_tokens(
             __version__,
             str(turned),
             cached,
+            str(in_bytes),
         ]
     )
     known = _LINKS.get(way)
@@ -75,6 +77,7 @@ def kept_tokens(
             trust_remote_code=trust_remote_code,
             turned=turned,
             cached=cached,
+            in_bytes=in_bytes,
         )
         _LINKS.put(way, {"link": link.hex(), "block": block, "mark": mark.hex()})
     else:
@@ -98,6 +101,7 @@ def _beginning(
     trust_remote_code: bool,
     turned: int | None,
     cached: CacheDType,
+    in_bytes: bool,
 ) -> tuple[bytes, int, bytes]:
     """The first link of the keys, the tokens per block, and the mark of sparsely read ones."""
     import torch
@@ -120,5 +124,6 @@ def _beginning(
         kept=kept,
         turned=turned,
         cached=cached,
+        in_bytes=in_bytes,
     )
     return first_link(facts), block, sparse_mark(reading_facts(ReadSettings()))

@@ -6,15 +6,14 @@ nothing about documents.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from adamas_cli.engine.eta import PrefillCost
 from adamas_cli.engine.events import Done
-from adamas_cli.forecast.memo import Memo
+from adamas_cli.machine.cores import usual_threads
 from adamas_cli.machine.cpu import cpu_name
-from adamas_cli.machine.threads import physical_cores
+from adamas_cli.memo import Memo
 
 LEAST_SECONDS = 1.0  # minimum length of a run; shorter ones measure the start-up
 LEAST_STEPS = 8  # minimum number of answer tokens
@@ -78,15 +77,24 @@ def computing_device(kind: str, threads: int | None) -> str:
         from adamas_cli.machine.gpus import gpus
 
         return gpus()[0].name if gpus() else kind
-    computing = threads or int(os.environ.get("OMP_NUM_THREADS", "0") or 0) or physical_cores()
+    computing = threads or usual_threads()
     return f"{cpu_name()}, {computing} threads"
 
 
 def speed_key(
-    fingerprint: str, *, dtype: str, quantization: str, device: str, attention: str, read: str
+    fingerprint: str,
+    *,
+    dtype: str,
+    quantization: str,
+    device: str,
+    attention: str,
+    read: str,
+    in_bytes: bool = False,
 ) -> str:
-    """The scope of timings. device: its name and number of threads. read: `dense` or `sparse`."""
-    ways = [attention] if read == "dense" else [attention, read]
+    """The scope of timings. device: its name and number of threads. read: `dense` or `sparse`. in_bytes: see
+    `LoadedModel`.
+    """
+    ways = [attention, *(["sparse"] if read == "sparse" else []), *(["bytes"] if in_bytes else [])]
     return " ".join([fingerprint[:16], dtype, quantization, *ways, device])
 
 

@@ -66,6 +66,16 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(filter(levels.allows, flags))
 
 
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 natively; asks torch where there are no flags."""
+    flags = cpu_flags()
+    if flags or not levels.allows("avx512_bf16"):
+        return not flags.isdisjoint(("avx512_bf16", "amx_tile"))
+    import torch
+
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 @cache
 def _fields() -> dict[str, str]:
     """The fields of the first processor in /proc/cpuinfo."""

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from adamas_cli import __version__
 from adamas_cli.errors import UsageError
+from adamas_cli.machine.cores import physical_cores
 from adamas_cli.machine.cpu import cpu_features, cpu_level, cpu_name
 from adamas_cli.machine.gpus import cuda_of_driver, driver_version, gpus
-from adamas_cli.machine.threads import physical_cores
 
 PACKAGES = (
     "torch",

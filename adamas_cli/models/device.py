@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from adamas_kernels.levels import allows
-
 from adamas_cli.errors import UsageError
-from adamas_cli.machine.cpu import cpu_flags
+from adamas_cli.machine.cpu import cpu_multiplies_bfloat16
 from adamas_cli.machine.gpus import gpus
+from adamas_cli.machine.products import Products, measured
+from adamas_cli.models.quantization import packing_obstacle, packs
 
 if TYPE_CHECKING:
     import torch
@@ -55,17 +56,35 @@ def multiplies_bfloat16(kind: str) -> bool:
     """Whether a kind of device multiplies bfloat16 natively; avoids importing torch where possible."""
     if kind != "cpu":
         return kind == "cuda"
-    flags = cpu_flags()
-    if flags or not allows("avx512_bf16"):
-        return not flags.isdisjoint(("avx512_bf16", "amx_tile"))
-    import torch
-
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return cpu_multiplies_bfloat16()
 
 
 def dtype_name(dtype: str, kind: str) -> str:
     """The format `choose_dtype` would choose for a kind of device."""
     return number_format(dtype, dtype == "auto" and multiplies_bfloat16(kind))
+
+
+def choose_products(
+    dtype: str, device: torch.device, *, packed: bool, note: Callable[[str], None]
+) -> Products:
+    """The number format for `auto` or a name on `device`, and whether activations are rounded: with packed
+    weights on a CPU, what a measurement found. note: called with one line before kernels are compiled.
+
+    Raises UsageError for an unknown name.
+    """
+    if packed and dtype == "auto" and device.type == "cpu":
+        return measured(note).products
+    return Products(str(choose_dtype(dtype, device)).removeprefix("torch."), in_bytes=False)
+
+
+def usual_products(
+    dtype: str, quantization: str, device: torch.device, note: Callable[[str], None]
+) -> Products:
+    """`choose_products` for weights that a CPU packs wherever it can. Raises UsageError."""
+    packed = device.type == "cpu" and packs(
+        quantization, dtype, device.type, packing_obstacle(device.type), in_blocks=False
+    )
+    return choose_products(dtype, device, packed=packed, note=note)
 
 
 def choose_device(device: str) -> torch.device:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from adamas_cli.errors import AdamasError, ModelUnavailableError, OutOfMemoryError, UsageError
 from adamas_cli.machine.cpu import cpu_level
+from adamas_cli.machine.products import Products, known
 from adamas_cli.machine.threads import use_threads
 from adamas_cli.models.adapters import Adapter, merge
 from adamas_cli.models.checkpoint.forms import Scheme, scheme_of
 from adamas_cli.models.completeness import require_all
 from adamas_cli.models.configs import read_config, reason, require_known_code
-from adamas_cli.models.device import choose_device, choose_dtype
+from adamas_cli.models.device import choose_device, choose_products
 from adamas_cli.models.families import (
     auto_class,
     from_config,
@@ -68,6 +69,7 @@ class LoadedModel:
     context_length: int  # tokens
     stop_ids: tuple[int, ...]  # tokens that end an answer
     quantization: str = "none"  # how its weights were stored, and how they differ from those of its files
+    in_bytes: bool = False  # whether many tokens' activations are rounded to 8 bits to meet packed weights
 
 
 def load(
@@ -91,19 +93,20 @@ def load(
 
     require_answering(files.name, files.directory)
     chosen_device = choose_device(device)
-    chosen_dtype = choose_dtype(dtype, chosen_device)
     stored = stored_quantization(files.directory)
     scheme = None if stored is None else scheme_of(stored)
     in_blocks = files.gguf is not None or scheme is not None
     packed = packs(
         quantization, dtype, chosen_device.type, packing_obstacle(chosen_device.type), in_blocks=in_blocks
     )
+    products = choose_products(dtype, chosen_device, packed=packed, note=progress.note)
+    chosen_dtype = _number(products)
     how = None
     if quantization in PACKAGES:
         require_quantizable(
             quantization,
             chosen_device.type,
-            str(chosen_dtype).removeprefix("torch."),
+            products.dtype,
             torch.cuda.get_device_capability(chosen_device) if chosen_device.type == "cuda" else None,
             installed_packages(),
         )
@@ -119,18 +122,19 @@ def load(
     if chosen_device.type == "cpu":
         computing = use_threads(threads)
         if log.isEnabledFor(logging.INFO):
-            dtype_text = str(chosen_dtype).removeprefix("torch.")
-            progress.note(f"{computing} threads compute, in {dtype_text} (CPU level {cpu_level()})")
+            progress.note(f"{computing} threads compute, in {products.dtype} (CPU level {cpu_level()})")
+            if packed and dtype == "auto":
+                progress.note(f"packed weights: products of {known()}")
     adapter = None if files.adapter is None else Adapter(files.adapter)
     if adapter is not None and quantization in PACKAGES:
         raise UsageError(f"an adapter is merged into numbers: leave out `quantization` {quantization}.")
     with progress.task(f"loading {files.name}", None, "bytes"), quiet_transformers():
         try:
             if files.gguf is not None:
-                model = _read_gguf(files, files.gguf, chosen_device, chosen_dtype, packed, adapter, progress)
+                model = _read_gguf(files, files.gguf, chosen_device, products, packed, adapter, progress)
             elif scheme is not None:
                 model = _read_scheme(
-                    files, scheme, chosen_device, chosen_dtype, packed, trust_remote_code, adapter, progress
+                    files, scheme, chosen_device, products, packed, trust_remote_code, adapter, progress
                 )
             else:
                 model, loading = _read(files, chosen_device, chosen_dtype, trust_remote_code, how)
@@ -153,7 +157,7 @@ def load(
         from adamas_cli.models.file_rows import leave_in_file
         from adamas_cli.models.packed import pack_model
 
-        pack_model(model, progress)
+        pack_model(model, progress, in_bytes=products.in_bytes)
         leave_in_file(model, files.directory, changed)
         if next(model.parameters(), None) is None:  # transformers asks a parameter for device and format
             model.register_parameter("none_left", torch.nn.Parameter(torch.empty(0, dtype=chosen_dtype)))
@@ -161,7 +165,16 @@ def load(
     if quantized:
         chosen_dtype = model.dtype  # some kinds compute in a single number format
     kept = kept_as(stored, quantization, quantized=quantized, packed=packed)
-    return LoadedModel(model, files, chosen_device, chosen_dtype, context, ending, kept)
+    in_bytes = packed and products.in_bytes
+    return LoadedModel(model, files, chosen_device, chosen_dtype, context, ending, kept, in_bytes)
+
+
+def _number(products: Products) -> torch.dtype:
+    import torch
+
+    found = getattr(torch, products.dtype)
+    assert isinstance(found, torch.dtype)
+    return found
 
 
 def _read(
@@ -199,7 +212,7 @@ def _read_gguf(
     files: ModelFiles,
     gguf: Path,
     device: torch.device,
-    dtype: torch.dtype,
+    products: Products,
     packed: bool,
     adapter: Adapter | None,
     progress: Progress,
@@ -209,7 +222,8 @@ def _read_gguf(
     from adamas_cli.models.gguf.file import GgufFile
     from adamas_cli.models.gguf_model import build_model
 
-    placing = _placing(dtype, device, progress, rounds=False) if packed else Numbers(dtype, device)
+    dtype = _number(products)
+    placing = _placing(products, device, progress, rounds=False) if packed else Numbers(dtype, device)
     with _merging(placing, adapter, exact=not packed) as merging:
         model = build_model(GgufFile(gguf), files.directory, dtype, device, merging)
     if packed:
@@ -221,7 +235,7 @@ def _read_scheme(
     files: ModelFiles,
     scheme: Scheme,
     device: torch.device,
-    dtype: torch.dtype,
+    products: Products,
     packed: bool,
     trust_remote_code: bool,
     adapter: Adapter | None,
@@ -232,7 +246,8 @@ def _read_scheme(
     from adamas_cli.models.filling import Numbers
 
     require_known_code(files.directory, trust_remote_code=trust_remote_code)
-    placing = _placing(dtype, device, progress, rounds=True) if packed else Numbers(dtype, device)
+    dtype = _number(products)
+    placing = _placing(products, device, progress, rounds=True) if packed else Numbers(dtype, device)
     config = read_config(files.directory, trust_remote_code=trust_remote_code)
     with (
         _unavailable_unless_read(files),
@@ -260,15 +275,15 @@ def _merging(placing: Placing, adapter: Adapter | None, *, exact: bool) -> Itera
     merging.require_all_merged()
 
 
-def _placing(dtype: torch.dtype, device: torch.device, progress: Progress, *, rounds: bool) -> Placing:
+def _placing(products: Products, device: torch.device, progress: Progress, *, rounds: bool) -> Placing:
     """How weights in blocks are kept on a device. rounds: see `Blocks`."""
     if device.type == "cpu":
         from adamas_cli.models.packed import Blocks
 
-        return Blocks(progress, rounds=rounds)
+        return Blocks(progress, rounds=rounds, in_bytes=products.in_bytes)
     from adamas_cli.models.plane_linear import Planes
 
-    return Planes(dtype, device)
+    return Planes(_number(products), device)
 
 
 def _tell(model: PreTrainedModel, progress: Progress) -> None:

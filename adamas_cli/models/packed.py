@@ -25,11 +25,12 @@ log = logging.getLogger(__name__)
 class Blocks:
     """How weights in blocks are kept for a CPU: unchanged, those of a GGUF file inside it.
 
-    rounds: whether weights that are plain numbers are rounded to 8 bits, as for other models.
+    rounds: whether weights that are plain numbers are rounded to 8 bits, as for other models. in_bytes: see
+    `LoadedModel`; None for what suits the CPU's features.
     """
 
-    def __init__(self, progress: Progress, *, rounds: bool) -> None:
-        self._backend, self._rounds = CpuBackend(progress.note), rounds
+    def __init__(self, progress: Progress, *, rounds: bool, in_bytes: bool | None = None) -> None:
+        self._backend, self._rounds = CpuBackend(progress.note, rounds=in_bytes), rounds
 
     def linear(self, model: nn.Module, name: str, weight: BlockWeight, bias: Tensor | None) -> None:
         """Make a linear layer, by its name, compute with a weight and a bias."""
@@ -76,9 +77,11 @@ class PackedEmbedding(nn.Module):
         return unpack(rows).to(self._dtype)[places]
 
 
-def pack_model(model: nn.Module, progress: Progress) -> None:
-    """Quantize a CPU model's linear layers and experts that still have numbers as weights."""
-    backend = CpuBackend(progress.note)
+def pack_model(model: nn.Module, progress: Progress, *, in_bytes: bool | None = None) -> None:
+    """Quantize a CPU model's linear layers and experts that still have numbers as weights. in_bytes: as in
+    `Blocks`.
+    """
+    backend = CpuBackend(progress.note, rounds=in_bytes)
     # Not subclasses, which compute something else.
     linears = {
         name: module

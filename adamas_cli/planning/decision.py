@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from adamas_cli.errors import ModelUnavailableError, UsageError
+from adamas_cli.machine.products import Products
 from adamas_cli.models.device import number_format
 from adamas_cli.models.quantization import PACKAGES, QUANTIZED_BITS, kept_as, packs, require_quantizable
 from adamas_cli.models.shape import ITEM_BYTES, ModelShape, WeightCount
@@ -56,7 +57,8 @@ class Backends:
 class Machine:
     """A device. bfloat16: whether it multiplies that natively. packing: why weights cannot be packed on it,
     None if they can. memory: bytes available for a model. capability: of a GPU. installed: packages that
-    quantize. host: bytes of free host memory beside a GPU's.
+    quantize. products: how a CPU's tokens meet packed weights, None for their number format. host: bytes of
+    free host memory beside a GPU's.
     """
 
     backends: Backends
@@ -65,6 +67,7 @@ class Machine:
     memory: int
     capability: tuple[int, int] | None = None
     installed: frozenset[str] = frozenset()
+    products: Products | None = None
     host: int = 0
 
     @property
@@ -113,7 +116,7 @@ class Decision:
     """Everything decided before weights are loaded. quantization: as in `LoadedModel`. packed: whether its
     matrices are in few bits, as in the file or packed for a CPU. positions: one line on how they are rotated,
     if that depends on the length of the text. cache_dtype: the format of keys and values. smaller: the format
-    in which they would fit the memory if they do not, None if there is none.
+    in which they would fit the memory if they do not, None if there is none. in_bytes: as in `LoadedModel`.
     """
 
     device: str
@@ -125,6 +128,7 @@ class Decision:
     positions: str | None = None
     cache_dtype: CacheDType = "auto"
     smaller: CacheDType | None = None
+    in_bytes: bool = False
 
     @property
     def kv(self) -> str:
@@ -153,6 +157,9 @@ def decide(
         machine.packing,
         in_blocks=model.blocks is not None,
     )
+    in_bytes = False
+    if packed and loading.dtype == "auto" and machine.products is not None:
+        dtype, in_bytes = machine.products.dtype, machine.products.in_bytes
     shape, item = model.shape, ITEM_BYTES[dtype]
     attention = decide_attention(
         decoding,
@@ -217,6 +224,7 @@ def decide(
         shape.rotation.line(tokens),
         decoding.cache_dtype,
         smaller,
+        in_bytes,
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.machine.backends import backend_obstacles
 from adamas_cli.machine.gpus import Gpu, gpus
+from adamas_cli.machine.products import known
 from adamas_cli.models.device import device_kind, multiplies_bfloat16
 from adamas_cli.models.families import require_answering
 from adamas_cli.models.gguf.file import GgufFile
@@ -43,6 +44,7 @@ def machine_facts(device: str) -> Machine:
         memory=available,
         capability=gpu.capability if gpu else None,
         installed=installed_packages(),
+        products=known().products if kind == "cpu" else None,
         host=host if kind == "cuda" else 0,
     )
 

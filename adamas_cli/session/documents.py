@@ -215,6 +215,7 @@ class OpenDocuments:
             device=computing_device(loaded.device.type, self.runtime.model.threads),
             attention=self._session.timeline.attention_kind,
             read=self._session.timeline.read_kind,
+            in_bytes=loaded.in_bytes,
         )
 
 

@@ -69,6 +69,7 @@ class StoredDocument:
             kept=kept,
             turned=turned,
             cached=cached,
+            in_bytes=loaded.in_bytes,
         )
         self._chain = Chain(first_link(facts), ids, self.block, sparsely)
         found = self._chain.longest(lambda key: block_file(self._root, key).is_file())

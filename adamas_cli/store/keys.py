@@ -34,14 +34,15 @@ def model_facts(
     kept: str,
     turned: int | None = None,
     cached: str = "auto",
+    in_bytes: bool = False,
 ) -> dict[str, Any]:
     """What a token's keys and values depend on, besides the tokens up to it; none of it needs weights.
 
     config: the text model's. dtype, device: by torch's names; kept: by `StoreSettings`. turned: the length
     that sets how positions rotate, None if length does not matter. cached: how the cache keeps keys and
-    values, see `DecodingSettings.cache_dtype`. The tokenizer and the chat template only determine the tokens,
-    which are hashed themselves; each block says how its tokens were read. The attention of decode steps does
-    not matter.
+    values, see `DecodingSettings.cache_dtype`; in_bytes: see `LoadedModel`. The tokenizer and the chat
+    template only determine the tokens, which are hashed themselves; each block says how its tokens were read.
+    The attention of decode steps does not matter.
     """
     fields = {name: value for name, value in config.to_dict().items() if name not in _ASIDE}
     facts = {
@@ -54,7 +55,8 @@ def model_facts(
         "block": block,
         "kept": kept,
     }
-    told = {"turned": turned, "cached": None if cached == "auto" else cached}
+    told: dict[str, Any] = {"turned": turned, "cached": None if cached == "auto" else cached}
+    told["in_bytes"] = in_bytes or None
     return facts | {name: fact for name, fact in told.items() if fact is not None}
 
 

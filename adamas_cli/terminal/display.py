@@ -55,13 +55,18 @@ class _Task:
         facts = [told if self.unit == "bytes" else f"{told} {self.unit}"] if counted else []
         seconds = time.monotonic() - self.began
         if self.total and 0 < self.done < self.total:
-            left = seconds * (self.total - self.done) / self.done
-            if self.remaining is not None:
-                left = self.remaining() or 0.0
-            facts.insert(0, f"ETA {lines.duration(left)}")
+            left = self._left(seconds)
+            if left is not None:
+                facts.insert(0, f"ETA {lines.duration(left)}")
         elif seconds >= 1:
             facts.append(lines.duration(seconds))
         return lines.bar(self.label, self.done, self.total, facts, width)
+
+    def _left(self, seconds: float) -> float | None:
+        """Seconds until the end, after this many; None if unknown."""
+        if self.remaining is not None:
+            return self.remaining()
+        return seconds * ((self.total or 0) - self.done) / self.done
 
 
 class Display:

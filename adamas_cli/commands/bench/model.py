@@ -89,7 +89,7 @@ class Job:
         if self.shape is not None:
             if self.text is not None:
                 raise UsageError("--text needs a tokenizer and --shape has none: leave out one of them")
-            target = shape_target(self.shape, needed, model)
+            target = shape_target(self.shape, needed, model, display)
         else:
             target = model_target(model, display)
         target.require(needed, f"--len {longest:,} with a question and an answer of {self.generated:,}")

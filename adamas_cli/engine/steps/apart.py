@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from adamas_kernels.contract import LARGEST_STEP
+from adamas_kernels.contract import LARGEST_STEP, SparseSettings
 from torch import Tensor
 
 from adamas_cli.cache.apart import CachesApart, OneOfMany, apart_obstacle
@@ -43,9 +43,11 @@ def rows_obstacle(model: Model, cache: KVCache, sparse: Sparse | None) -> str | 
 
 
 class Likeness(NamedTuple):
-    """What sequences of one pass have in common. coded: which layers have codes."""
+    """What sequences of one pass have in common. sparse: how they choose tokens; each may have a backend of
+    its own. coded: which layers have codes.
+    """
 
-    sparse: Sparse | None
+    sparse: SparseSettings | None
     tallied: bool
     coded: tuple[bool, ...]
     reach: int
@@ -54,7 +56,8 @@ class Likeness(NamedTuple):
     def of(cls, cache: KVCache, mode: Mode) -> Likeness:
         """Of a sequence that is about to take a step."""
         coded = (isinstance(layer, FullLayer) and layer.coded_for(mode) is not None for layer in cache.kept)
-        return cls(mode.sparse, mode.tally is not None, tuple(coded), cache.extent.reach)
+        sparse = None if mode.sparse is None else mode.sparse.settings
+        return cls(sparse, mode.tally is not None, tuple(coded), cache.extent.reach)
 
 
 class Row(OneOfMany):

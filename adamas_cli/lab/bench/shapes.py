@@ -75,13 +75,23 @@ def random_model(name: str, context: int, dtype: torch.dtype, device: torch.devi
 
 
 def load_shape(
-    name: str, context: int, *, dtype: torch.dtype, device: torch.device, packed: bool, progress: Progress
+    name: str,
+    context: int,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    in_bytes: bool | None,
+    progress: Progress,
 ) -> LoadedModel:
-    """A random model in the form that `models.load` returns. packed: with packed weights, only in memory."""
+    """A random model in the form that `models.load` returns. in_bytes: as in `LoadedModel`, None without
+    packed weights.
+    """
     with progress.task(f"making a random {name}", None, "bytes"):
         model = random_model(name, context, dtype, device)
-        if packed:
+        if in_bytes is not None:
             from adamas_cli.models.packed import pack_model
 
-            pack_model(model, progress)
-    return LoadedModel(model, ModelFiles(name, Path(), ""), device, dtype, context, ())
+            pack_model(model, progress, in_bytes=in_bytes)
+    return LoadedModel(
+        model, ModelFiles(name, Path(), ""), device, dtype, context, (), in_bytes=bool(in_bytes)
+    )

@@ -15,7 +15,7 @@ from adamas_cli.errors import OverContextError, UsageError
 from adamas_cli.models.aliases import aliases
 from adamas_cli.models.configs import read_config
 from adamas_cli.models.default import default_name
-from adamas_cli.models.device import choose_device, choose_dtype
+from adamas_cli.models.device import choose_device, choose_products, usual_products
 from adamas_cli.models.fetch import is_fetched, local_file
 from adamas_cli.models.folder import CONFIG
 from adamas_cli.models.quantization import PACKAGES, packing_obstacle, packs
@@ -67,7 +67,7 @@ class Target:
 def model_target(options: ModelSettings, progress: Progress) -> Target:
     """The model that the settings name. Raises ModelUnavailableError, UsageError."""
     device = choose_device(options.device)
-    dtype = choose_dtype(options.dtype, device)
+    products = usual_products(options.dtype, options.quantization, device, progress.note)
     files = models.resolve(options.model, **options.finding, progress=progress)
 
     def load(progress: Progress) -> models.LoadedModel:
@@ -81,7 +81,7 @@ def model_target(options: ModelSettings, progress: Progress) -> Target:
     return Target(
         files.name,
         device,
-        dtype,
+        getattr(torch, products.dtype),
         config["vocab_size"],
         config.get("max_position_embeddings"),
         files.directory,
@@ -96,20 +96,22 @@ def model_target(options: ModelSettings, progress: Progress) -> Target:
     )
 
 
-def shape_target(name: str, tokens: int, options: ModelSettings) -> Target:
+def shape_target(name: str, tokens: int, options: ModelSettings, progress: Progress) -> Target:
     """A model of a shape with random weights and a context of `tokens`. Raises UsageError."""
     from adamas_cli.lab.bench.shapes import load_shape, shape_config, shape_fields
 
     if options.quantization in PACKAGES:
         raise UsageError("`shape` has random weights, which are not quantized: leave out `quantization`")
     device = choose_device(options.device)
-    dtype = choose_dtype(options.dtype, device)
     packed = packs(
         options.quantization, options.dtype, device.type, packing_obstacle(device.type), in_blocks=False
     )
+    products = choose_products(options.dtype, device, packed=packed, note=progress.note)
+    dtype: torch.dtype = getattr(torch, products.dtype)
 
     def load(progress: Progress) -> models.LoadedModel:
-        return load_shape(name, tokens, dtype=dtype, device=device, packed=packed, progress=progress)
+        in_bytes = products.in_bytes if packed else None
+        return load_shape(name, tokens, dtype=dtype, device=device, in_bytes=in_bytes, progress=progress)
 
     origin = {"shape": name, "context": tokens}
     vocabulary = shape_fields(name)["vocab_size"]

@@ -16,7 +16,7 @@ from adamas_cli.engine.attention import backends_of
 from adamas_cli.errors import OverContextError, UsageError
 from adamas_cli.lab.eval.ledger import Record
 from adamas_cli.lab.hardware import device_name
-from adamas_cli.models.device import choose_device, choose_dtype
+from adamas_cli.models.device import choose_device, usual_products
 from adamas_cli.models.folder import CONFIG
 from adamas_cli.progress import Progress
 from adamas_cli.prompt.tokens import Tokenizer
@@ -48,7 +48,8 @@ class Subject:
         name, _ = backends_of(device).pick(backend)
         files = models.resolve(model.model, **model.finding, progress=progress)
         tokenizer = Tokenizer.of(files)
-        dtype = choose_dtype(model.dtype, device)
+        products = usual_products(model.dtype, model.quantization, device, progress.note)
+        dtype: torch.dtype = getattr(torch, products.dtype)
         found = cls(files, tokenizer, device, dtype, name, dense_layers, model)
         layers = found._config.get("num_hidden_layers")
         if isinstance(layers, int) and dense_layers >= layers:

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from adamas_kernels.blocks import BlockWeight
 from adamas_kernels.contract import AnyCache, AnyWeight, LayerCache, SparseSettings, check_unbounded
+from adamas_kernels.cpu import between, prefill, reading
 from adamas_kernels.cpu import linear as products
-from adamas_kernels.cpu import prefill, reading
 from adamas_kernels.cpu.decoder import Decoder
 from adamas_kernels.cpu.dense import DenseStages, build_dense
 from adamas_kernels.cpu.encode import SHARE, build_encode
 from adamas_kernels.cpu.features import MULTIPLIES_BFLOAT16
 from adamas_kernels.cpu.floats import KINDS
+from adamas_kernels.cpu.lanes import LANES
 from adamas_kernels.cpu.launch import Layer, Step, begin, readable
 from adamas_kernels.cpu.product import Form, available_forms
 from adamas_kernels.cpu.records import (
@@ -46,8 +47,8 @@ class CpuBackend:
 
     announce: called with one line before anything is compiled; compiled code is kept on disk.
     form: the byte product to use, see `product.py`; None takes the fastest. rounds: whether many float32 rows
-    are rounded to 8 bits for weights of codes, as a few rows always are. On CPUs without bfloat16 products
-    this is faster than float32 products.
+    are rounded to 8 bits for weights of codes, as a few rows always are. None: on CPUs without bfloat16
+    products, where this is faster than float32 products.
     """
 
     name = "cpu"
@@ -57,11 +58,11 @@ class CpuBackend:
         announce: Callable[[str], None] | None = None,
         form: Form | None = None,
         *,
-        rounds: bool = not MULTIPLIES_BFLOAT16,
+        rounds: bool | None = None,
     ) -> None:
         self._runner = Runner(announce)
         self._form = available_forms()[0] if form is None else form
-        self._rounds = rounds
+        self._rounds = not MULTIPLIES_BFLOAT16 if rounds is None else rounds
         self._arena = Arena(self._runner.threads)
         self._layers: dict[int, Layer] = {}
         self._blocks: dict[torch.dtype, Tensor] = {}  # buffers for unpacked weights
@@ -210,6 +211,27 @@ class CpuBackend:
         if block is None or len(block) < columns:
             block = self._blocks[dtype] = torch.empty(max(products.BLOCK, columns), dtype=dtype)
         return block
+
+    def reads_rows(self, *tensors: Tensor) -> bool:
+        """Whether `norm_rows` and `gate_rows` read these, see `between.serves`."""
+        return between.serves(*tensors)
+
+    def norm_rows(self, x: Tensor, weight: Tensor, eps: float, *, offset: bool) -> Tensor:
+        """RMSNorm of x [..., size] with a weight [size], or (offset) with 1 + weight."""
+        return between.norm_rows(self._runner, x, weight, eps, offset=offset)
+
+    def gate_rows(self, x: Tensor, other: Tensor) -> Tensor:
+        """silu(x) other, both [..., size], written over x."""
+        return between.gate_rows(self._runner, x, other)
+
+    def rotates(self, queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor) -> bool:
+        """Whether `rotate_rows` reads these."""
+        whole = not queries.shape[-1] % (2 * LANES) and cos.stride() == sin.stride()
+        return whole and between.serves(queries, keys, cos, sin)
+
+    def rotate_rows(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """The halves of x [1, heads, N, size] rotated by cos and sin [1, N, size]."""
+        return between.rotate_rows(self._runner, x, cos, sin)
 
     def multiply_each(self, x: Tensor, weights: Sequence[BlockWeight]) -> Tensor:
         """The products of weights with equally many columns and one vector, concatenated: float32."""

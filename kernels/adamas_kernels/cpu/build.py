@@ -32,11 +32,6 @@ def source_stamp() -> int:
     return int.from_bytes(digest[:7])
 
 
-def parallel(function: Callable[..., None]) -> Any:
-    """Compile the function for several threads."""
-    return _kept(lambda cache: njit(parallel=True, nogil=True, cache=cache)(function))
-
-
 def stage(function: Callable[..., None], signature: Any) -> int:
     """Compile the function and return its address."""
     compiled = _kept(lambda cache: numba.cfunc(signature, cache=cache, **OPTIONS)(function))

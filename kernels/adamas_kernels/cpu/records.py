@@ -71,6 +71,8 @@ FLASH = _record(
 READ = _record("chosen query_blocks blocks", "tolerance")
 # One stage of a program: `tasks` calls of a function with the addresses of three records, see `tasks.py`.
 STAGES = _record("function tasks first second third")
+# A run of a program: its `count` STAGES, as many counters, and the address of a count of threads so far.
+RUN = _record("stages count counters threads")
 # A weight in blocks, see `rows.py`, to multiply by `vectors` vectors, `x_step` bytes apart, with the compiled
 # `function` of its type, or with `several` for TILE at a time. The products, plus a float32 bias if there is
 # one, times `factor`, are written or (add) added to out, `out_step` bytes apart, `share` rows per task.
@@ -105,6 +107,9 @@ ROWS = _record("data row_bytes blocks rows numbers stride share")
 # A weight in blocks, [outputs, blocks of its type], and `rows` rounded rows to multiply it by, see
 # `strips.py`: out, float32 [rows, outputs].
 STRIPS = _record("data row_bytes blocks outputs rounded rounded_step rows out out_step")
+# Rows of numbers of one format between products, see `between.py`: strides count numbers; offset: whether
+# 1 is added to a norm's weight.
+BETWEEN = _record("x x_n x_h other other_n sines out out_n out_h rows size heads offset", "eps")
 CHUNK = _record(
     "batch heads count dim size keys keys_b keys_h keys_n codes codes_b codes_h codes_n codes_w "
     "scales scales_b scales_h mean edge balance"
@@ -329,12 +334,12 @@ def _records_at(record, count=1):
 
 
 steps_at, layers_at, chunks_at = _records_at(STEP, MANY), _records_at(LAYER), _records_at(CHUNK)
-reads_at = _records_at(READ)
+reads_at, betweens_at = _records_at(READ), _records_at(BETWEEN)
 ropes_at, norms_at, flashes_at = _records_at(ROPE), _records_at(NORM, MANY), _records_at(FLASH)
 rows_at, products_at = _records_at(ROWS), _records_at(PRODUCT, MANY)
 roundings_at, strips_at = _records_at(ROUNDING), _records_at(STRIPS)
 inners_at, mixtures_at, routes_at = _records_at(INNER, MANY), _records_at(MIXTURE), _records_at(ROUTE)
-programs_at = _records_at(STAGES, MANY)
+programs_at, runs_at = _records_at(STAGES, MANY), _records_at(RUN)
 scratches_at = _records_at(SCRATCH, MANY)  # one per thread
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-import numba
 import numpy as np
 import torch
 
 from adamas_kernels.cpu.build import NOTICE, announced
 from adamas_kernels.cpu.records import STAGES
-from adamas_kernels.cpu.tasks import Program
+from adamas_kernels.cpu.tasks import Program, build_member
 
 T = TypeVar("T")
 _told: list[str] = []  # announce once for all runners of a process
@@ -26,8 +25,7 @@ class Runner:
 
     def __init__(self, announce: Callable[[str], None] | None = None) -> None:
         self._announce = announce
-        self.threads = max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-        self._ready = False
+        self.threads = torch.get_num_threads()
 
     def compiled(self, build: Callable[..., T], *arguments: object) -> T:
         """What `build` compiles; `build` caches it."""
@@ -40,13 +38,8 @@ class Runner:
 
     def run_program(self, program: Program) -> None:
         """Run a program that may be kept and changed between runs."""
-        numba.set_num_threads(self.threads)  # a setting of the calling thread
-        if self._ready:
-            program.run(self.threads)
-            return
-        with announced(self._tell):
-            program.run(self.threads)
-        self._ready = True
+        self.compiled(build_member)
+        program.run(self.threads)
 
     def _tell(self) -> None:
         if self._announce is not None and not _told:

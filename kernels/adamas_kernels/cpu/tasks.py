@@ -4,24 +4,22 @@ Each stage has two counters: tasks taken, and tasks done. A thread takes tasks u
 until all are done, and goes on to the next stage. So threads fork and join only once per program, and a late
 or missing thread delays nobody: the others do its share.
 
-A stage is compiled separately and called by its address. numba compiles the body of a parallel loop several
-times (kernel, wrappers, scheduler): here it is a single call, and the same for all programs.
+A stage is compiled separately and called by its address. The threads are those of torch, see `team.py`.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import prange
 from numba.core import types
 from numba.extending import intrinsic
 
 from adamas_kernels.cpu.atomics import I64, fetch_and_add, give_way, pause, read
-from adamas_kernels.cpu.build import njit, parallel, source_stamp
-from adamas_kernels.cpu.records import programs_at
+from adamas_kernels.cpu.build import njit, source_stamp, stage
+from adamas_kernels.cpu.records import RUN, programs_at, runs_at
+from adamas_kernels.cpu.team import together
 
 ARGUMENTS = 5  # task, thread, and the addresses of three records
 STAGE = types.void(*[types.int64] * ARGUMENTS)
@@ -61,18 +59,17 @@ def _work(program, stages, counters, thread):
 
 
 @cache
-def build_run() -> Any:
-    """The compiled run(program, stages, counters, threads): the address of STAGES records, their number, and
-    the address of COUNTERS zero bytes for each.
-    """
+def build_member() -> int:
+    """Compile what each thread of a team calls with the address of a RUN record."""
     stamp = source_stamp()
 
-    def run(program, stages, counters, threads):
+    def member(address):
         _ = stamp
-        for thread in prange(threads):
-            _work(program, stages, counters, thread)
+        run = runs_at(address)[0]
+        thread = fetch_and_add(run.threads, 1)
+        _work(run.stages, run.count, run.counters, thread)
 
-    return parallel(run)
+    return stage(member, types.void(types.int64))
 
 
 class Program:
@@ -80,9 +77,12 @@ class Program:
 
     def __init__(self, records: np.ndarray) -> None:
         self.records = records
-        self._counters = np.zeros(len(records) * COUNTERS, np.uint8)
+        self._counters = np.zeros((len(records) + 1) * COUNTERS, np.uint8)  # the last one counts threads
+        self._run = np.zeros(1, RUN)
+        counters = self._counters.ctypes.data
+        self._run[0] = records.ctypes.data, len(records), counters, counters + len(records) * COUNTERS
 
     def run(self, threads: int) -> None:
         """Run all stages on this many threads."""
         self._counters.fill(0)
-        build_run()(self.records.ctypes.data, len(self.records), self._counters.ctypes.data, threads)
+        together(build_member(), self._run.ctypes.data, threads)

@@ -143,7 +143,8 @@ class TritonBackend:
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.dense_step` and `StepsApart`."""
         check_step(queries, keys, values, cache, softmax)
-        if queries.shape[2] == 1 and softmax is PLAIN and holds_latents(cache):
+        one = queries.shape[2] == 1 and softmax is PLAIN
+        if one and not isinstance(cache, ApartCache) and holds_latents(cache):
             return self._latent(queries, keys, cache, scaling)
         return self._dense(queries, keys, values, cache, scaling, softmax)
 

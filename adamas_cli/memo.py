@@ -24,14 +24,15 @@ class Memo:
         """The last value of a key; None if there is none."""
         return self._read().get(key)
 
-    def put(self, key: str, value: Any) -> None:
-        """Store a JSON value, replacing an earlier one."""
+    def put(self, key: str, value: Any) -> bool:
+        """Store a JSON value, replacing an earlier one; returns whether it could be written."""
         entries = self._read()
         entries.pop(key, None)
         entries[key] = value  # the last one is the newest
         newest = dict(list(entries.items())[-_LARGEST:])
         with suppress(OSError), appearing(self._file) as stream:
             stream.write(json.dumps({"format": _FORMAT, "entries": newest}).encode())
+        return self.get(key) == value
 
     @property
     def _file(self) -> Path:
