@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from adamas_cli.engine.events import Done, Token
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.timeline import Timeline
+from adamas_cli.lab.eval.reading import Question, Reading
 
 ANSWER = 12
 FULL = AttentionSettings("full")
@@ -200,6 +202,20 @@ def test_questions_about_one_document(models, attention, forks):
         assert in_turns(*answers) == expected
     again = document.fork()
     assert in_turns(again.answer(questions[0], Sampling(), ANSWER, ())) == expected[:1]
+
+
+def test_questions_of_an_evaluation(models):
+    loaded = SimpleNamespace(model=models["qwen2"], stop_ids=())
+    reading = Reading(loaded, context=340, dense_layers=1)
+    list(reading.read(numbers(300, seed=4)))
+    asked = [Question(numbers(7, seed=seed), 5, None) for seed in range(3)]
+    expected = [in_turns(reading.answer(one.ids, one.max_tokens, "never"))[0] for one in asked]
+    assert [in_turns(events)[0] for events in reading.answers(asked, "never")] == expected
+    batch = reading._timeline.batch
+    assert (batch.steps, batch.rows) == (4, 12)
+    study = reading.answers(asked, "answer")  # whose backend is no compiled one
+    assert [len(in_turns(events)[0]) for events in study] == [5] * 3
+    assert (batch.steps, batch.rows) == (4, 12)
 
 
 @pytest.mark.skipif(not MAPS_FILES, reason="forks are copies on this system")
