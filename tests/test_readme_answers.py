@@ -60,6 +60,7 @@ def test_the_answers_are_those_of_the_default_model(default_model: ModelFiles, t
     environment |= {
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         "ADAMAS_MODEL": MODEL,
+        "ADAMAS_PRODUCTS": "features",
         "ADAMAS_CONFIG": str(tmp_path / "config.toml"),
         "ADAMAS_DOC_CACHE": str(tmp_path / "documents"),
     }
