@@ -172,5 +172,6 @@ def build_strips(form: str) -> int:
                 a = dot_cell(form, a, cells + group * CELL, codes, floats)
             put_lanes(out, row * strips.out_step + first, a, count)
             row += 1
+        memory[0] = 0  # numba frees an array after its last use, and uses of its address do not count
 
     return stage(strip_task, STAGE)
