@@ -12,7 +12,7 @@ from adamas_cli.models.device import device_kind, dtype_name
 from adamas_cli.models.inventory import find
 from adamas_cli.models.recommended import Recommended, recommended
 from adamas_cli.models.shape import ITEM_BYTES, shape_of
-from adamas_cli.planning.needs import PROGRAM, STAGED
+from adamas_cli.planning.needs import PROGRAM
 from adamas_cli.settings import DENSE_LAYERS
 
 LONG = 32 * 1024  # tokens of context that must fit before a model is recommended
@@ -31,16 +31,16 @@ class Fit:
 
 def fits() -> Iterator[Fit]:
     """Every model with a short name and a known shape, as it would be loaded by default."""
-    room = Room.here()
+    kind, there = _room()
     for alias in (alias for alias in aliases().values() if alias.shape):
         entry = find(alias.name)
-        yield _fit(alias.name, alias, room, present=entry is not None and entry.file is not None)
+        yield _fit(alias.name, alias, kind, there, present=entry is not None and entry.file is not None)
 
 
 def recommended_fits() -> list[Fit]:
     """Every recommended model, in table order."""
-    room = Room.here()
-    return [_fit(model.name, model, room, present=_is_here(model)) for model in recommended()]
+    kind, there = _room()
+    return [_fit(model.name, model, kind, there, present=_is_here(model)) for model in recommended()]
 
 
 def best() -> Fit | None:
@@ -51,32 +51,19 @@ def best() -> Fit | None:
     return fitting[-1] if fitting else None
 
 
-@dataclass(frozen=True)
-class Room:
-    """The kind of device that models would be loaded on, and bytes of its memory and the host's beside it."""
-
-    kind: str
-    there: int
-    host: int
-
-    @classmethod
-    def here(cls) -> Room:
-        """On this machine."""
-        kind, available = device_kind("auto"), memory().available
-        return cls(kind, gpus()[0].memory, available) if kind == "cuda" else cls(kind, available, 0)
+def _room() -> tuple[str, int]:
+    """The kind of device that models would be loaded on, and its memory in bytes."""
+    kind = device_kind("auto")
+    return kind, gpus()[0].memory if kind == "cuda" else memory().available
 
 
-def _fit(name: str, model: Alias | Recommended, room: Room, *, present: bool) -> Fit:
-    item = ITEM_BYTES[dtype_name("auto", room.kind)]
+def _fit(name: str, model: Alias | Recommended, kind: str, there: int, *, present: bool) -> Fit:
+    item = ITEM_BYTES[dtype_name("auto", kind)]
     shape = shape_of(model.shape | {"max_position_embeddings": model.context})
     each = shape.cache_bytes(1, item) + shape.code_bytes(1, DENSE_LAYERS)
     taken = model.bytes + PROGRAM + shape.state_bytes(item)  # weights stay as they are in the file
-    left = max(0, room.there - taken)
-    largest = left // each
-    if hosted := shape.hosted_bytes(1, item, DENSE_LAYERS):
-        beside = each - hosted + STAGED * shape.token_bytes(item)
-        largest = max(largest, min(left // beside, room.host // hosted))
-    return Fit(name, present, model.context, min(model.context, largest), taken + each * model.context)
+    room = max(0, there - taken) // each
+    return Fit(name, present, model.context, min(model.context, room), taken + each * model.context)
 
 
 def _is_here(model: Recommended) -> bool:
