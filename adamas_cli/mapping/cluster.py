@@ -80,7 +80,8 @@ def _connected(address: str) -> Iterator[None]:
             ignore_reinit_error=True,
         )
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-        raise AdamasError(f"there is no Ray cluster at {address}: {str(error).splitlines()[0]}") from error
+        why = (str(error).strip() or repr(error)).splitlines()[-1]  # the last line of a traceback from there
+        raise AdamasError(f"there is no Ray cluster at {address}: {why}") from error
     try:
         yield
     finally:
