@@ -144,10 +144,11 @@ def test_a_killed_worker_loses_nothing(cluster, tmp_path):
     assert_whole(rows, 20)
 
 
-def test_a_document_that_always_ends_its_worker_is_a_row(cluster, tmp_path):
+def test_a_document_that_always_ends_its_worker_is_a_row(cluster, tmp_path, monkeypatch):
     add_node(cluster)
-    rows = finish(cluster, 6, log=str(tmp_path / "log"), deadly="00003.txt", always=True)
-    assert_whole(rows, 6, failed=("00003.txt",))
+    monkeypatch.setattr("adamas_cli.mapping.cluster._TASKS", 2)  # so that a task has three of them
+    rows = finish(cluster, 6, log=str(tmp_path / "log"), deadly="00004.txt", always=True)
+    assert_whole(rows, 6, failed=("00004.txt",))
 
 
 def test_a_lost_node_loses_nothing(cluster, tmp_path):

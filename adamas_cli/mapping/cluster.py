@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +15,8 @@ from typing import Any
 
 from adamas_cli.errors import AdamasError
 from adamas_cli.mapping.job import Answered, Asked, Job
-from adamas_cli.mapping.run import Answers
+from adamas_cli.mapping.rows import failed
+from adamas_cli.mapping.run import LOST, Answers
 from adamas_cli.progress import Silent
 from adamas_cli.quiet import prepare_environment
 from adamas_cli.settings import ModelSettings
@@ -31,10 +32,9 @@ _SILENT = {
     "RAY_DATA_USAGE_DISABLED": "1",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
-# A document that ends its worker, for lack of memory say, is tried this often again; then it has no answer.
-_RETRIES = 2
+_TRIES = 3  # of a document that ends its worker, for lack of memory say; then it has no answer
 _TASKS = 10_000  # at most, if that leaves few documents for each
-_MOST_IN_TASK = 16  # documents that are lost together if one of them always ends its worker
+_MOST_IN_TASK = 16  # documents that are answered again together if their worker ends
 
 Begin = Callable[[Job], Answers]
 """Makes a worker's model; called in the worker's process."""
@@ -80,7 +80,8 @@ def _connected(address: str) -> Iterator[None]:
             ignore_reinit_error=True,
         )
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-        raise AdamasError(f"there is no Ray cluster at {address}: {str(error).splitlines()[0]}") from error
+        why = (str(error).strip() or repr(error)).splitlines()[-1]  # the last line of a traceback from there
+        raise AdamasError(f"there is no Ray cluster at {address}: {why}") from error
     try:
         yield
     finally:
@@ -104,19 +105,16 @@ def _answered(
     items = [{"asked": pickle.dumps(one)} for one in asked]
     most = min(workers or room, len(asked))
     documents = ray.data.from_items(items, override_num_blocks=-(-len(asked) // in_task))
-    pool = ray.data.ActorPoolStrategy(
-        min_size=1, initial_size=most, max_size=most, max_tasks_in_flight_per_actor=2
+    tries = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Tries).remote()
+    rows = documents.map_batches(
+        _Worker,
+        fn_constructor_args=(replace(job, model=model), begin, tries),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1, initial_size=most, max_size=most, max_tasks_in_flight_per_actor=2
+        ),
+        **resources,
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # `max_task_retries` has no other place yet
-        rows = documents.map_batches(
-            _Worker,
-            fn_constructor_args=(replace(job, model=model), begin),
-            batch_size=1,
-            compute=pool,
-            max_task_retries=_RETRIES,
-            **resources,
-        )
     for row in rows.iter_rows():
         yield pickle.loads(row["answered"])
 
@@ -155,11 +153,30 @@ def _needs(
     return {"num_cpus": each}, max(1, sum(count // each for count in cores)), replace(model, threads=each)
 
 
-class _Worker:
-    """A model in a process of its own."""
+class _Tries:
+    """How often documents were begun and not finished. Ray tries again without end, as it must where nodes
+    come and go; so a document that ends each worker is told by this.
+    """
 
-    def __init__(self, job: Job, begin: Begin) -> None:
+    def __init__(self) -> None:
+        self._begun: Counter[str] = Counter()
+
+    def begin(self, name: str) -> int:
+        """How often it was begun in vain before."""
+        self._begun[name] += 1
+        return self._begun[name] - 1
+
+    def end(self, name: str) -> None:
+        """It is finished."""
+        del self._begun[name]
+
+
+class _Worker:
+    """A model in a process of its own. tries: an actor with `_Tries`."""
+
+    def __init__(self, job: Job, begin: Begin, tries: Any) -> None:
         prepare_environment(silent=True, offline=job.model.offline)
+        self._tries = tries
         self._answers: Callable[[Sequence[Asked]], Iterator[Answered | AdamasError]]
         try:
             self._answers = begin(job)
@@ -169,8 +186,19 @@ class _Worker:
             self._answers = lambda asked: iter([plain])
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[bytes]]]:
-        for answered in self._answers([pickle.loads(one) for one in batch["asked"]]):
-            yield {"answered": [pickle.dumps(answered)]}
+        for one in batch["asked"]:
+            for answered in self._answered(pickle.loads(one)):
+                yield {"answered": [pickle.dumps(answered)]}
+
+    def _answered(self, asked: Asked) -> Iterator[Answered | AdamasError]:
+        import ray
+
+        source, questions = asked
+        if ray.get(self._tries.begin.remote(source.name)) < _TRIES:
+            yield from self._answers([asked])
+        else:
+            yield Answered(source, failed(source, questions, LOST), 0.0)
+        self._tries.end.remote(source.name)
 
 
 def _with_model(job: Job) -> Answers:
