@@ -42,6 +42,7 @@ class Loaded:
     device: torch.device
     dtype: torch.dtype = torch.float32
     quantization: str = "none"
+    in_bytes: bool = False
 
 
 @pytest.fixture(scope="module")

@@ -42,6 +42,7 @@ class Loaded:
     device: torch.device
     dtype: torch.dtype
     quantization: str = "none"
+    in_bytes: bool = False
 
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=str)

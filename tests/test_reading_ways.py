@@ -58,6 +58,7 @@ class Loaded:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
     quantization: str = "none"
+    in_bytes: bool = False
     stop_ids: tuple[int, ...] = ()
 
 

@@ -56,6 +56,7 @@ class Loaded:
     device: torch.device
     dtype: torch.dtype
     quantization: str = "none"
+    in_bytes: bool = False
 
 
 def loaded(name: str = "llama", device: str = "cpu", **changes) -> Loaded:
