@@ -55,6 +55,7 @@ from triton.runtime.jit import JITFunction
 # Bytes of stack for spilled registers. Products spill only with float32 inputs.
 STACK_LIMIT = {
     "dense_kernel": 8,
+    "latent_kernel": 104,
     "fetch_kernel": 8,
     "banded_kernel": 8,
     "plane_product_kernel": 32,
@@ -187,7 +188,8 @@ def latents(generation: int) -> list[Launch]:
     """The same of a token that attends to latents, with the widths of DeepSeek V3."""
     kept, rank = torch.zeros(1, 1, 4096, 576, dtype=torch.bfloat16), 512
     cache = DenseCache(kept, kept[..., :rank], torch.zeros(1, 1, rank), torch.zeros(1, dtype=torch.int32))
-    backend = TritonBackend(chained=generation >= 10 * CHAINING_CAPABILITY)
+    chained, shared = generation >= 10 * CHAINING_CAPABILITY, SHARED_LIMIT[generation]
+    backend = TritonBackend(chained=chained, shared=shared)
     queries, new = torch.zeros(1, 128, 1, 576, dtype=torch.bfloat16), kept[:, :, :1].clone()
     with recorded() as found:
         backend.dense_step(queries, new, new[..., :rank], cache, 0.1)

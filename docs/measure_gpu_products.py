@@ -382,7 +382,7 @@ def main() -> None:
     parser.add_argument("--experts", type=numbers, default=())
     parser.add_argument("--unpacked", type=int, default=1 << 27, help="numbers of experts at a time")
     parser.add_argument("--few", type=numbers, default=())
-    parser.add_argument("--tiles", type=words, default=("16x16x4", "32x16x4", "64x16x4", "32x8x2"))
+    parser.add_argument("--tiles", type=words, default=("32x8x2x3", "32x16x4x3", "64x8x4x3"))
     parser.add_argument("--shapes", type=words, default=("8b", "1.5b"))
     parser.add_argument("--kinds", type=words, default=("Q4_K", "Q6_K", "Q8_0"))
     parser.add_argument("--rows", type=numbers, default=(1, 2, 4))

@@ -88,12 +88,16 @@ class TritonBackend:
     name = "triton"
 
     def __init__(
-        self, fast: bool | None = None, chained: bool | None = None, groups: int | None = None
+        self,
+        fast: bool | None = None,
+        chained: bool | None = None,
+        groups: int | None = None,
+        shared: int | None = None,
     ) -> None:
         self._fast = fast
         self._chained = chained
         self._groups = groups
-        self._dense, self._latent = DenseStep(chained), LatentStep(chained)
+        self._dense, self._latent = DenseStep(chained), LatentStep(chained, shared)
         self._scratch: dict[tuple[int, ...], Scratch] = {}
         self._again: Tensor | None = None
         self._buffers: dict[tuple[torch.device, torch.dtype], Tensor] = {}

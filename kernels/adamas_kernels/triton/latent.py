@@ -7,6 +7,8 @@ registers where the usual kernel would need a key of twice its size.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 import triton
 import triton.language as tl
@@ -15,14 +17,29 @@ from triton.language.extra.cuda import gdc_launch_dependents
 
 from adamas_kernels.contract import AnyCache
 from adamas_kernels.triton.coding import LOWEST
-from adamas_kernels.triton.dense import FACTS, LOG2_E, join_kernel
-from adamas_kernels.triton.launch import chains, next_power
+from adamas_kernels.triton.dense import FACTS, LEAST_ROWS, LOG2_E, join_kernel
+from adamas_kernels.triton.launch import chains, next_power, shared_memory
 
-ROWS = 16  # query heads of one program: the least that tensor cores multiply
-BLOCK_BYTES = 32768  # of latents that a program holds at a time
-LARGEST_BLOCK = 64  # tokens
-STAGES, WARPS = 2, 8
 MOST_SPLITS = 64
+LEAST_SHARED = 100 << 10  # bytes of shared memory that every GPU served has for a program
+
+
+@dataclass(frozen=True)
+class LatentTiles:
+    """How a step is divided: query heads of one program, latents that it holds at a time, blocks of them in
+    flight, warps. shared: bytes of shared memory for each byte of a latent.
+    """
+
+    rows: int
+    block: int
+    stages: int
+    warps: int
+    shared: int
+
+
+# The fastest first, for 128 heads over latents of 512 and 64 (docs/measure_families_gpu.py). Hopper takes
+# queries from shared memory, others from registers.
+TILES = (LatentTiles(64, 64, 2, 8, 192), LatentTiles(32, 32, 2, 8, 66), LatentTiles(16, 16, 1, 4, 34))
 
 
 @triton.jit
@@ -102,11 +119,12 @@ def holds_latents(cache: AnyCache) -> bool:
 class LatentStep:
     """Appends a token's latent and attends fully to all of them. Keeps a buffer for the parts of each shape.
 
-    chained: overlap the two launches; chosen by the device where it is None.
+    chained: overlap the two launches; shared: bytes of shared memory of a program; both told by the device
+    where they are None.
     """
 
-    def __init__(self, chained: bool | None = None) -> None:
-        self._chained = chained
+    def __init__(self, chained: bool | None = None, shared: int | None = None) -> None:
+        self._chained, self._shared = chained, shared
         self._parts: dict[tuple[int, ...], Tensor] = {}
 
     def __call__(
@@ -120,9 +138,11 @@ class LatentStep:
         batch, heads, _, width = queries.shape
         rank = cache.values.shape[3]
         rank_pad, rotary_pad = (max(16, next_power(size)) for size in (rank, width - rank))
-        parts_of_heads = triton.cdiv(heads, ROWS)
-        block = max(16, min(LARGEST_BLOCK, BLOCK_BYTES // (rank_pad * queries.element_size())))
-        splits = self._splits(queries.device, batch * parts_of_heads, triton.cdiv(cache.capacity, block))
+        tiles = self._tiles(queries.device, heads, rank_pad + rotary_pad, queries.element_size())
+        parts_of_heads = triton.cdiv(heads, tiles.rows)
+        splits = self._splits(
+            queries.device, batch * parts_of_heads, triton.cdiv(cache.capacity, tiles.block)
+        )
         parts = self._part(queries.device, batch, heads, splits, rank_pad + FACTS.value)
         chained = chains(queries.device) if self._chained is None else self._chained
         out = queries.new_empty(batch, heads, 1, rank)
@@ -131,10 +151,10 @@ class LatentStep:
             queries, new, cache.keys, cache.value_sum, cache.length, parts,
             *queries.stride()[:2], new.stride(0), cache.keys.stride(0), cache.keys.stride(2),
             scaling * LOG2_E.value, splits,
-            HEADS=heads, ROWS=ROWS, RANK=rank, RANK_PAD=rank_pad, ROTARY=width - rank,
-            ROTARY_PAD=rotary_pad, BLOCK=block, STAGES=STAGES,
+            HEADS=heads, ROWS=tiles.rows, RANK=rank, RANK_PAD=rank_pad, ROTARY=width - rank,
+            ROTARY_PAD=rotary_pad, BLOCK=tiles.block, STAGES=tiles.stages,
             PRECISION="ieee" if queries.dtype == torch.float32 else "tf32", CHAINED=chained,
-            num_warps=WARPS,
+            num_warps=tiles.warps,
         )  # fmt: skip
         join_kernel[(batch * heads,)](
             parts, out, lse, lse, splits,
@@ -143,6 +163,15 @@ class LatentStep:
             num_warps=8, **({"launch_pdl": True} if chained else {}),
         )  # fmt: skip
         return out, lse
+
+    def _tiles(self, device: torch.device, heads: int, width: int, item: int) -> LatentTiles:
+        """The fastest that fit, with no more rows than heads need."""
+        shared = self._shared
+        if shared is None:
+            shared = shared_memory(device) if device.type == "cuda" else LEAST_SHARED
+        fitting = (tiles for tiles in TILES if tiles.shared * width * item <= shared)
+        tiles = next(fitting, TILES[-1])
+        return replace(tiles, rows=min(tiles.rows, max(LEAST_ROWS, next_power(heads))))
 
     def _part(self, device: torch.device, *shape: int) -> Tensor:
         if shape not in self._parts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 
@@ -24,3 +25,9 @@ def chains(device: torch.device) -> bool:
     if device.type != "cuda" or not has_ptx():
         return False
     return torch.cuda.get_device_capability(device)[0] >= CHAINING_CAPABILITY
+
+
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that a program on this GPU can have."""
+    properties: Any = torch.cuda.get_device_properties(device)  # the field is not in its stub
+    return int(properties.shared_memory_per_block_optin)

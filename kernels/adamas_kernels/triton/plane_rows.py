@@ -9,13 +9,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adamas_kernels.triton.codes import codes_of, constants, meaning_of, planes, scale_of, turned
+from adamas_kernels.triton.codes import codes_of, constants, meaning_of, planes, scale_of
 from adamas_kernels.triton.launch import next_power
 from adamas_kernels.triton.planes import PlaneWeight
 
 LEAST_ROWS = 16  # of a product on tensor cores
 MOST_ROWS = 32  # with more, unpacking the weight is faster
-STAGES = 2  # groups of chunks in flight per program
+ARRANGED = 64  # words that a program arranges
+ADDED = 512  # numbers whose shares a program adds
+PROGRAMS_PER_SM = 6  # of two warps each, at most, where the chunks are shared out
 
 
 @triton.jit
@@ -28,25 +30,47 @@ def number_of(codes, scale, least, table_ptr, PAIR: tl.constexpr, LESS: tl.const
     return tl.reshape(number, (ROWS, GROUP * 4))
 
 
+@triton.jit(do_not_specialize=["columns"])
+def arrange_kernel(
+    x_ptr, out_ptr, columns, CHUNKS: tl.constexpr, FEW: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Program (BLOCK words): numbers of x [columns, CHUNKS * 32] in the order of the planes, with zeros for
+    missing rows: out [ROWS / FEW, 4 pairs, 2 numbers, CHUNKS, 4 words, FEW].
+    """
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    word, chunk, kind = at % 4, at // 4 % CHUNKS, at // (4 * CHUNKS)
+    pair, second = kind // 2 % 4, kind % 2
+    column = chunk * 32 + (pair ^ ((chunk >> 1) & 3)) * 8 + word * 2 + second
+    few = tl.arange(0, FEW)[None, :]
+    m = (kind // 8 * FEW)[:, None] + few
+    inside = at < ROWS // FEW * 8 * CHUNKS * 4
+    known = inside[:, None] & (m < columns)
+    x = tl.load(x_ptr + m.to(tl.int64) * (CHUNKS * 32) + column[:, None], mask=known, other=0.0)
+    tl.store(out_ptr + at[:, None] * FEW + few, x, mask=inside[:, None])
+
+
 @triton.jit(do_not_specialize=["step", "columns"])
 def plane_rows_kernel(
     x_ptr, low_ptr, high_ptr, scale_ptr, unit_ptr, table_ptr, step, bias_ptr, out_ptr, rows, columns,
     CHUNKS: tl.constexpr, HIGH: tl.constexpr, HALVES: tl.constexpr, MINIMUM: tl.constexpr,
     UNITS: tl.constexpr, LESS: tl.constexpr, TABLE: tl.constexpr, BIAS: tl.constexpr,
-    ROWS: tl.constexpr, GROUP: tl.constexpr, FEW: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, GROUP: tl.constexpr, FEW: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Program (ROWS rows of the weight, FEW rows of x [columns, CHUNKS * 32]): out[m, n] = weight[n] . x[m] +
-    bias[n]. WHOLE: x_ptr is to int32, each with two bfloat16 numbers.
+    """Program (ROWS rows of the weight, FEW rows of x from `arrange_kernel`, share of the chunks): out[m, n]
+    = weight[n] . x[m] + bias[n]. With several SPLITS, out is float32 [SPLITS, columns, rows], of each share.
     """
     parts: tl.constexpr = HALVES * 2 if MINIMUM else HALVES
-    numbers: tl.constexpr = 1 if WHOLE else 2  # step from a word's numbers in x to the next word's
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    m = tl.program_id(1) * FEW + tl.arange(0, FEW)
+    few = tl.arange(0, FEW)
+    m = tl.program_id(1) * FEW + few
     row = tl.minimum(n, rows - 1).to(tl.int64)[:, None]
     word = tl.arange(0, 4)[None, None, :]
     inner = tl.arange(0, GROUP * 4)[:, None]  # a word of a chunk
+    x_ptr += tl.program_id(1) * (8 * CHUNKS * 4 * FEW)
     total = tl.zeros((ROWS, FEW), tl.float32)
-    for begin in tl.range(0, CHUNKS, GROUP):
+    share: tl.constexpr = (CHUNKS + GROUP * SPLITS - 1) // (GROUP * SPLITS) * GROUP
+    first = tl.program_id(2) * share
+    for begin in tl.range(first, tl.minimum(first + share, CHUNKS), GROUP):
         chunk = (begin + tl.arange(0, GROUP))[None, :]
         there = chunk < CHUNKS
         at = (row * CHUNKS + chunk)[:, :, None] * 4 + word
@@ -55,9 +79,8 @@ def plane_rows_kernel(
         if HIGH > 0:
             high = tl.load(high_ptr + at, mask=there[:, :, None], other=0)
         firsts, seconds = codes_of(low, high, False, HIGH), codes_of(low, high, True, HIGH)
-        inner_chunk = begin + inner // 4
-        known = (inner_chunk < CHUNKS) & (m < columns)[None, :]
-        x_row = x_ptr + (m.to(tl.int64)[None, :] * (CHUNKS * 16) + inner_chunk * 16 + inner % 4) * numbers
+        known = begin * 4 + inner < CHUNKS * 4
+        place = x_ptr + (begin * 4 + inner) * FEW + few[None, :]
         for h in tl.static_range(HALVES):
             scale = scale_of(scale_ptr, unit_ptr, step, row, chunk, there, h, HALVES, parts, CHUNKS, UNITS)
             least = scale
@@ -66,31 +89,42 @@ def plane_rows_kernel(
                     scale_ptr, unit_ptr, step, row, chunk, there, HALVES + h, HALVES, parts, CHUNKS, UNITS
                 )
             for pair in tl.static_range(h * (4 // HALVES), (h + 1) * (4 // HALVES)):
-                if WHOLE:
-                    both = tl.load(x_row + turned(inner_chunk, pair) * 4, mask=known, other=0)
-                    first_x = (both & 0xFFFF).to(tl.int16).to(tl.bfloat16, bitcast=True)
-                    second_x = (both >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
-                else:
-                    place = x_row + turned(inner_chunk, pair) * 8
-                    first_x = tl.load(place, mask=known, other=0.0)
-                    second_x = tl.load(place + 1, mask=known, other=0.0)
+                x = tl.load(place + 2 * pair * (CHUNKS * 4 * FEW), mask=known, other=0.0)
                 weight = number_of(firsts, scale, least, table_ptr, pair, LESS, TABLE, MINIMUM, ROWS, GROUP)
-                total = tl.dot(weight.to(first_x.dtype), first_x, total, input_precision=PRECISION)
+                total = tl.dot(weight.to(x.dtype), x, total, input_precision=PRECISION)
+                x = tl.load(place + (2 * pair + 1) * (CHUNKS * 4 * FEW), mask=known, other=0.0)
                 weight = number_of(seconds, scale, least, table_ptr, pair, LESS, TABLE, MINIMUM, ROWS, GROUP)
-                total = tl.dot(weight.to(second_x.dtype), second_x, total, input_precision=PRECISION)
+                total = tl.dot(weight.to(x.dtype), x, total, input_precision=PRECISION)
     if BIAS:
         total += tl.load(bias_ptr + tl.minimum(n, rows - 1)).to(tl.float32)[:, None]
-    place = out_ptr + m.to(tl.int64)[None, :] * rows + n[:, None]
+    place = out_ptr + (tl.program_id(2) * columns + m).to(tl.int64)[None, :] * rows + n[:, None]
     tl.store(place, total.to(out_ptr.dtype.element_ty), mask=(n < rows)[:, None] & (m < columns)[None, :])
+
+
+@triton.jit
+def add_shares_kernel(part_ptr, bias_ptr, out_ptr, size, rows, SPLITS: tl.constexpr, BIAS: tl.constexpr,
+                      BLOCK: tl.constexpr):  # fmt: skip
+    """Program (BLOCK numbers): out [size], the sum of part [SPLITS, size] in order, plus bias [rows]."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    there = at < size
+    total = tl.load(part_ptr + at, mask=there, other=0.0)
+    for split in tl.static_range(1, SPLITS):
+        total += tl.load(part_ptr + split * size.to(tl.int64) + at, mask=there, other=0.0)
+    if BIAS:
+        total += tl.load(bias_ptr + at % rows, mask=there, other=0.0).to(tl.float32)
+    tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=there)
 
 
 @dataclass(frozen=True)
 class RowsTiling:
-    """How such a product is divided: rows of the weight per program, chunks of them at a time, warps."""
+    """How such a product is divided: rows of the weight per program, chunks of them at a time, warps, and
+    groups of chunks in flight.
+    """
 
     rows: int = 32
-    group: int = 16
-    warps: int = 4
+    group: int = 8
+    warps: int = 2
+    stages: int = 3
 
 
 def multiply_rows(
@@ -100,12 +134,34 @@ def multiply_rows(
     tiles = tiles or RowsTiling()
     flat = x.reshape(-1, weight.columns).contiguous()
     out = torch.empty(len(flat), weight.rows, dtype=x.dtype, device=x.device)
-    whole = x.dtype == torch.bfloat16
     few = max(LEAST_ROWS, min(MOST_ROWS, next_power(len(flat))))
-    plane_rows_kernel[(triton.cdiv(weight.rows, tiles.rows), triton.cdiv(len(flat), few))](
-        flat.view(torch.int32) if whole else flat, *planes(weight), flat if bias is None else bias, out,
-        weight.rows, len(flat),
-        **constants(weight), BIAS=bias is not None, ROWS=tiles.rows, GROUP=tiles.group, FEW=few, WHOLE=whole,
-        PRECISION="ieee" if x.dtype == torch.float32 else "tf32", num_warps=tiles.warps, num_stages=STAGES,
+    parts = triton.cdiv(len(flat), few)
+    arranged = torch.empty(parts * few, weight.columns, dtype=x.dtype, device=x.device)
+    arrange_kernel[(triton.cdiv(parts * 8 * weight.chunks * 4, ARRANGED),)](
+        flat, arranged, len(flat), CHUNKS=weight.chunks, FEW=few, ROWS=parts * few, BLOCK=ARRANGED
+    )
+    blocks = triton.cdiv(weight.rows, tiles.rows)
+    splits = _splits(x.device, blocks * parts, triton.cdiv(weight.chunks, tiles.group))
+    shares = out if splits == 1 else torch.empty(splits, *out.shape, dtype=torch.float32, device=x.device)
+    learned = flat if bias is None else bias
+    plane_rows_kernel[(blocks, parts, splits)](
+        arranged, *planes(weight), learned, shares, weight.rows, len(flat),
+        **constants(weight), BIAS=bias is not None and splits == 1, ROWS=tiles.rows, GROUP=tiles.group,
+        FEW=few, SPLITS=splits, PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+        num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
+    if splits > 1:
+        add_shares_kernel[(triton.cdiv(out.numel(), ADDED),)](
+            shares, learned, out, out.numel(), weight.rows,
+            SPLITS=splits, BIAS=bias is not None, BLOCK=ADDED,
+        )  # fmt: skip
     return out.view(*x.shape[:-1], weight.rows)
+
+
+def _splits(device: torch.device, programs: int, groups: int) -> int:
+    """Shares of the chunks, so that all programs together occupy the device; a power of two."""
+    if device.type != "cuda":
+        return min(2, groups)
+    units = torch.cuda.get_device_properties(device).multi_processor_count
+    most = min(groups, PROGRAMS_PER_SM * units // programs)
+    return 1 << max(1, most).bit_length() - 1
