@@ -226,6 +226,8 @@ def test_log_probabilities_are_those_of_the_raw_logits():
 class Chain:
     """Replaces a model's steps and cache: the logits after a token are the same at every position."""
 
+    on_gpu = False
+
     def __init__(self, logits: Tensor) -> None:
         self.logits, self.length, self.taken_back = logits, 0, 0
 

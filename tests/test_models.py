@@ -302,7 +302,7 @@ def test_devices_and_number_formats_are_checked() -> None:
 def test_bfloat16_is_chosen_where_the_cpu_multiplies_it(
     monkeypatch: pytest.MonkeyPatch, flag: str, chosen: str
 ) -> None:
-    monkeypatch.setattr(device, "cpu_flags", lambda: frozenset({flag}))
+    monkeypatch.setattr("adamas_cli.machine.cpu.cpu_flags", lambda: frozenset({flag}))
     assert str(device.choose_dtype("auto", device.choose_device("cpu"))) == chosen
 
 

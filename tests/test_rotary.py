@@ -47,6 +47,7 @@ class Loaded:
     device = torch.device("cpu")
     dtype = torch.float32
     quantization = "none"
+    in_bytes = False
 
 
 def tiny(family: str, rope: dict[str, Any], context: int = CONTEXT, **fields: Any) -> Loaded:

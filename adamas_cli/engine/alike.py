@@ -49,6 +49,9 @@ def is_gated(module: Any, model: Any) -> bool:
     return _are_near(_outcome(module, x), down(F.silu(gate(x)) * up(x)))
 
 
+ROTATED = 4  # what such a function is given: queries, keys, cos, sin
+
+
 def rotates_halves(rope: Callable[..., Any]) -> bool:
     """Whether a function rotates the halves of queries and keys [B, heads, N, D] by cos and sin [B, N, D]."""
     queries, keys = torch.linspace(-2, 3, 48, device="cpu").view(2, 1, 2, 3, 4)
