@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 SOME = ["--kinds", "Q4_K,Q6_K", "--no-apart"]
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("generation", "kinds"), [("80", SOME), ("90", []), ("120", SOME)])
 def test_the_kernels_compile_and_do_not_spill(generation, kinds, capsys):
     # In a separate process: here the kernels belong to Triton's interpreter.
