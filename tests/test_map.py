@@ -248,7 +248,6 @@ def test_columns_of_a_schema_have_its_types(tmp_path):
 
 
 def test_parquet_keeps_types(tmp_path):
-    pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
     rows = [record(Row("a", "1", "Who?", fields={"years": n, "end": "May"}), SCHEMA) for n in range(2500)]
