@@ -7,6 +7,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 
+ROTATED = 4  # what a rotation is given: queries, keys, cos, sin
 MLP = ("gate_proj", "up_proj", "down_proj")
 EPSILONS = ("variance_epsilon", "eps")  # attribute names in RMSNorms
 FAR = 4.0  # size of the largest gate in a probe, so that functions that are alike near zero differ
@@ -49,9 +51,6 @@ def is_gated(module: Any, model: Any) -> bool:
     return _are_near(_outcome(module, x), down(F.silu(gate(x)) * up(x)))
 
 
-ROTATED = 4  # what such a function is given: queries, keys, cos, sin
-
-
 def rotates_halves(rope: Callable[..., Any]) -> bool:
     """Whether a function rotates the halves of queries and keys [B, heads, N, D] by cos and sin [B, N, D]."""
     queries, keys = torch.linspace(-2, 3, 48, device="cpu").view(2, 1, 2, 3, 4)
@@ -68,6 +67,28 @@ def rotates_halves(rope: Callable[..., Any]) -> bool:
         and _are_near(found[0], rotated(queries))
         and _are_near(found[1], rotated(keys))
     )
+
+
+def rotate_by(rotate: Callable[..., Any], place: Any, mark: str) -> None:
+    """Let the models of a module that rotate halves of heads do so by a function of queries, keys, cos and
+    sin, which returns None where it does not serve. There, and if only part of a head is rotated, they keep
+    their own. mark: an attribute that tells that another model of this kind came first.
+    """
+    own = getattr(place, "apply_rotary_pos_emb", None)
+    if own is None or hasattr(own, mark) or not rotates_halves(own):
+        return
+
+    @wraps(own)  # with its marks
+    def rotated(*given: Any, **options: Any) -> Any:
+        found = None
+        if len(given) == ROTATED and not options:
+            queries, keys, cos, _ = given
+            if cos.shape[-1] == queries.shape[-1] == keys.shape[-1]:
+                found = rotate(*given)
+        return own(*given, **options) if found is None else found
+
+    setattr(rotated, mark, True)
+    place.apply_rotary_pos_emb = rotated
 
 
 def _takes_one(module: nn.Module) -> bool:

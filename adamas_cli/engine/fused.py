@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from adamas_kernels.triton.planes import PlaneWeight, join
 from torch import Tensor, nn
 
-from adamas_cli.engine.alike import ROTATED, epsilon_of, is_gated, norm_offset, rotates_halves
+from adamas_cli.engine.alike import epsilon_of, is_gated, norm_offset, rotate_by
 from adamas_cli.engine.family import FAMILY
 from adamas_cli.models.plane_linear import PlaneLinear
 from adamas_cli.models.quantization import is_plain
@@ -183,21 +183,12 @@ def _rotate_by_liger(place: Any) -> None:
     """
     from liger_kernel.ops import LigerRopeFunction
 
-    own = getattr(place, "apply_rotary_pos_emb", None)
-    if own is None or hasattr(own, "on_gpu") or not rotates_halves(own):
-        return  # `on_gpu`: another model of this kind came first
-
-    def rotate(*given: Any, **options: Any) -> Any:
-        if len(given) != ROTATED or options:
-            return own(*given, **options)
-        queries, keys, cos, sin = given
-        plain = cos.shape[-1] == queries.shape[-1] == keys.shape[-1]
-        if plain and queries.is_cuda and not _is_short(queries):
+    def rotate(queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor) -> Any:
+        if queries.is_cuda and not _is_short(queries):
             return LigerRopeFunction.apply(queries, keys, cos, sin)
-        return own(*given)
+        return None
 
-    rotate.on_gpu = True  # type: ignore[attr-defined]
-    place.apply_rotary_pos_emb = rotate
+    rotate_by(rotate, place, "on_gpu")
 
 
 def _is_one(x: Tensor) -> bool:

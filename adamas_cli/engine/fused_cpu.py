@@ -13,7 +13,7 @@ import torch
 from adamas_kernels.cpu import CpuBackend
 from torch import Tensor
 
-from adamas_cli.engine.alike import ROTATED, epsilon_of, is_gated, norm_offset, rotates_halves
+from adamas_cli.engine.alike import epsilon_of, is_gated, norm_offset, rotate_by
 
 Forward = Callable[..., Any]
 Make = Callable[[Any, CpuBackend], Forward]
@@ -70,21 +70,13 @@ def _gated(module: Any, backend: CpuBackend) -> Forward:
 
 def _rotate_by_stages(place: Any, backend: CpuBackend) -> None:
     """Let the models of a module that rotate halves of heads do so in one stage."""
-    own = getattr(place, "apply_rotary_pos_emb", None)
-    if own is None or hasattr(own, "on_cpu") or not rotates_halves(own):
-        return  # `on_cpu`: another model of this kind came first
 
-    def rotate(*given: Any, **options: Any) -> Any:
-        if len(given) != ROTATED or options:
-            return own(*given, **options)
-        queries, keys, cos, sin = given
-        plain = cos.shape[-1] == queries.shape[-1] == keys.shape[-1]
-        if plain and len(queries) == 1 and _is_long(queries) and backend.rotates(queries, keys, cos, sin):
+    def rotate(queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...] | None:
+        if len(queries) == 1 and _is_long(queries) and backend.rotates(queries, keys, cos, sin):
             return tuple(backend.rotate_rows(x, cos, sin) for x in (queries, keys))
-        return own(*given)
+        return None
 
-    rotate.on_cpu = True  # type: ignore[attr-defined]
-    place.apply_rotary_pos_emb = rotate
+    rotate_by(rotate, place, "on_cpu")
 
 
 def _is_long(x: Tensor) -> bool:
