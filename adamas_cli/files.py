@@ -42,10 +42,30 @@ def appearing(file: Path) -> Iterator[BinaryIO]:
             raise
 
 
+def files_below(folder: Path) -> Iterator[Path]:
+    """Every file of a folder and of those in it, while other processes may add and remove some.
+
+    A folder that is gone when it would be listed is passed over: `Path.rglob` raises.
+    """
+    for below, _, names in os.walk(folder):
+        for name in names:
+            yield Path(below, name)
+
+
+def size_of(path: Path) -> int:
+    """The bytes of a file, 0 if it is gone meanwhile."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def leftovers(root: Path) -> list[Path]:
     """Part files that no process is writing any more."""
     found = []
-    for part in root.glob(f"**/.*{PART}"):
+    for part in files_below(root):
+        if not (part.name.startswith(".") and part.name.endswith(PART)):
+            continue
         with suppress(OSError), part.open("rb") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

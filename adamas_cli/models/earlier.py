@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from adamas_cli.files import files_below, size_of
 from adamas_cli.models.places import packed_directory, weights_directory
 from adamas_cli.progress import Progress
 
@@ -26,4 +27,4 @@ def remove_earlier(progress: Progress) -> None:
 
 
 def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return sum(map(size_of, files_below(folder)))

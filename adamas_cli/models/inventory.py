@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from adamas_cli.files import files_below, size_of
 from adamas_cli.models.aliases import Alias, aliases
 from adamas_cli.models.fetch import is_fetched, local_file, partial_file
 from adamas_cli.models.folder import CONFIG, read_object, text_part
@@ -136,5 +137,4 @@ def _entry(
 
 
 def _size(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
+    return sum(map(size_of, files_below(path) if path.is_dir() else [path]))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+from adamas_cli.files import files_below, size_of
 from adamas_cli.models.aliases import Alias, Wheels
 
 HUB_TIMEOUT_S = (4.0, 20.0, 20.0, 4.0)  # connect, read, write, pool: an unreachable hub is noticed in seconds
@@ -115,23 +116,13 @@ def _run(command: list[str], workspace: Path, done: Callable[[int], None]) -> No
         )
         try:
             while process.poll() is None:
-                done(_largest_file(workspace))
+                done(max(map(size_of, files_below(workspace)), default=0))
                 time.sleep(POLL_S)
         finally:
             process.kill()
             process.wait()
     if process.returncode:
         raise SourceUnavailableError(f"pip cannot download its wheels ({_last_error(log)})")
-
-
-def _largest_file(directory: Path) -> int:
-    sizes = [0]
-    for path in directory.rglob("*"):
-        try:
-            sizes.append(path.stat().st_size)
-        except FileNotFoundError:  # pip has moved it meanwhile
-            continue
-    return max(sizes)
 
 
 def _last_error(log: Path) -> str:
