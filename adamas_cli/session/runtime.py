@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from adamas_cli import models
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.errors import UsageError
+from adamas_cli.heap import exclude_imported
 from adamas_cli.models.configs import read_config, require_known_code
 from adamas_cli.models.device import choose_device, wants_cuda
 from adamas_cli.planning.decision import decide
@@ -138,6 +139,7 @@ class Runtime:
         UsageError.
         """
         if self._loaded is None:
+            exclude_imported()
             begun = time.perf_counter()
             self._loaded = models.load(self.files, **self.model.loading, progress=self.progress)
             self.load_seconds += time.perf_counter() - begun

@@ -100,8 +100,8 @@ def add_products(runner: Runner, weights: Sequence[BlockWeight], rows: Tensor) -
 
 
 class Rounded:
-    """Rows of vectors, float32 [rows, numbers], as `stage` rounds them: bytes [rows, ...], whole blocks of any
-    type. With several rows, the memory extends to whole TILEs.
+    """Vectors, float32 [rows, numbers], as `stage` rounds them: bytes [rows, ...], whole blocks of any type.
+    With several rows, the memory extends to whole TILEs.
     """
 
     def __init__(self, runner: Runner, rows: Tensor) -> None:
