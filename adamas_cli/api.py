@@ -21,7 +21,13 @@ from adamas_cli.engine.sampling import Sampling
 from adamas_cli.errors import UsageError
 from adamas_cli.progress import Progress, Silent
 from adamas_cli.quiet import prepare_environment
-from adamas_cli.settings import DecodingSettings, ModelSettings, OriginSettings, PromptSettings
+from adamas_cli.settings import (
+    DecodingSettings,
+    DocumentSettings,
+    ModelSettings,
+    OriginSettings,
+    PromptSettings,
+)
 from adamas_cli.store.settings import StoreSettings
 
 # Everything else is imported where it is used: those modules read their environment on import.
@@ -121,12 +127,12 @@ def load(
 ) -> Model:
     """A model by its short name, file, folder or name on the Hugging Face hub; None for the default.
 
-    chosen: any field of `ModelSettings`, `DecodingSettings` and `PromptSettings`, such as device="cpu",
-    attn="full" or max_tokens=200. progress: receives reports about slow work; None for no reports. schema: a
-    JSON schema that all answers satisfy. Raises ModelUnavailableError, UsageError, and TypeError for an
-    unknown field.
+    chosen: any field of `ModelSettings`, `DecodingSettings`, `DocumentSettings` and `PromptSettings`, such as
+    device="cpu", attn="full" or max_tokens=200. progress: receives reports about slow work; None for no
+    reports. schema: a JSON schema that all answers satisfy. Raises ModelUnavailableError, UsageError, and
+    TypeError for an unknown field.
     """
-    groups = (ModelSettings, DecodingSettings, PromptSettings)
+    groups = (ModelSettings, DecodingSettings, DocumentSettings, PromptSettings)
     known = {field.name: group for group in groups for field in fields(group)}
     values: dict[type, dict[str, Any]] = {group: {} for group in groups}
     for name, value in chosen.items():
@@ -145,6 +151,7 @@ def load(
         progress or Silent(),
         origins,
         schema,
+        apart=DocumentSettings(**values[DocumentSettings]).apart,
     )
     runtime.load()
     return Model(runtime)

@@ -103,6 +103,15 @@ class InputSettings:
 
 
 @dataclass(frozen=True)
+class DocumentSettings:
+    """How several documents are read. apart: each on its own, at the same positions as the others, so that
+    their order does not matter and only the longest must fit the context; answers are then approximate.
+    """
+
+    apart: bool = False
+
+
+@dataclass(frozen=True)
 class PromptSettings:
     """The prompt, and the limits of its and the answer's tokens. ctx_size: 0 for as many as needed, up to the
     model's. token_budget: maximum for documents and question. think_tokens: maximum of an answer's thoughts,

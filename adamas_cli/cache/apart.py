@@ -15,7 +15,6 @@ from weakref import WeakKeyDictionary, ref
 
 import torch
 from adamas_kernels.contract import APART_FIELDS, AnyCache, ApartCache, StepsApart, place_of
-from adamas_kernels.packed import is_packed
 from adamas_kernels.softmax import Softmax
 from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin
@@ -37,13 +36,9 @@ def apart_obstacle(cache: KVCache) -> str | None:
     others = sorted({layer.kind for layer in cache.kept if type(layer) not in (FullLayer, SlidingLayer)})
     if others or not cache.kept:
         return f"it has layers of kind {' and '.join(others)}"
-    if any(isinstance(layer, FullLayer) and _packs(layer) for layer in cache.kept):
+    if any(isinstance(layer, FullLayer) and layer.packs for layer in cache.kept):
         return "its keys and values are in few bits"
     return "its keys and values are in host memory" if cache.staged else None
-
-
-def _packs(layer: FullLayer) -> bool:
-    return layer.formats is not None and any(is_packed(format) for format in layer.formats)
 
 
 class ApartLayer(Layer, CacheLayerMixin):
@@ -143,7 +138,8 @@ class CachesApart(KVCache):
 
     def __init__(self, like: KVCache, mode: Mode, size: int, room: int) -> None:
         device = like.extent.lengths.device
-        extent = Extent(torch.zeros(size, dtype=torch.int32, device=device), reach=like.extent.reach)
+        lengths = torch.zeros(size, dtype=torch.int32, device=device)
+        extent = Extent(lengths, reach=like.extent.reach, shift=like.extent.shift)
         alone = Extent(torch.zeros(1, dtype=torch.int32, device=device))
         self.size, self.room = size, room
         self.mode = replace(mode, tally=None if mode.tally is None else Tally(SPARE_TOKENS, device))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -27,6 +27,13 @@ from adamas_cli.cache.stateless import StatelessLayer
 from adamas_cli.cache.tally import Tally
 from adamas_cli.models.shape import shape_of_config
 from adamas_cli.settings import DENSE_LAYERS
+
+
+class CacheMark(NamedTuple):
+    """A state of a cache to return to: that of each layer, and `Extent.shift`."""
+
+    layers: list[Any]
+    shift: int
 
 
 @dataclass(frozen=True)
@@ -231,25 +238,54 @@ class KVCache(DynamicCache):
             layer.retract(tokens, its)
         self.extent.lengths.fill_(tokens)
 
-    def mark(self) -> list[Any]:
+    def mark(self) -> CacheMark:
         """The current state, for `rewind`, any number of times."""
-        return [layer.mark() for layer in self.kept]
+        return CacheMark([layer.mark() for layer in self.kept], self.extent.shift)
 
-    def rewind(self, mark: list[Any]) -> None:
+    def rewind(self, mark: CacheMark) -> None:
         """Changes: forgets every token since `mark`, in every layer."""
-        for layer, layer_mark in zip(self.kept, mark, strict=True):
+        for layer, layer_mark in zip(self.kept, mark.layers, strict=True):
             layer.rewind(layer_mark)
+        self.extent.place(mark.shift)
         self._show()
 
     def can_truncate(self, tokens: int) -> bool:
-        """Whether it can forget all but the first tokens, without a mark."""
-        return all(layer.can_truncate(tokens) for layer in self.kept)
+        """Whether it can forget all but the first tokens, without a mark. Where documents were joined, only
+        marks know the positions of earlier tokens.
+        """
+        return not self.extent.shift and all(layer.can_truncate(tokens) for layer in self.kept)
 
     def truncate(self, tokens: int) -> None:
         """Changes: forgets all but the first tokens, where `can_truncate`; see `FullLayer.truncate`."""
         for layer in self.kept:
             layer.truncate(tokens)
         self._show()
+
+    @property
+    def unjoinable(self) -> str | None:
+        """Why it cannot `join` others, in a few words; None if it can."""
+        others = sorted({layer.kind for layer in self.kept if type(layer) is not FullLayer})
+        if others or not self.kept:
+            return f"it has layers of kind {' and '.join(others)}"
+        if any(isinstance(layer, FullLayer) and layer.packs for layer in self.kept):
+            return "its keys and values are in few bits"
+        return "its keys and values are in host memory" if self.staged else None
+
+    def join(self, other: KVCache, start: int) -> None:
+        """Changes: appends the tokens of another cache of the same model from `start` on. They keep their
+        positions, and the next token comes after the last position in either. Only if not `unjoinable`.
+
+        The codes do not cover the new tokens until `encode`. An interruption leaves some layers longer.
+        """
+        before, end = self.get_seq_length(), other.get_seq_length()
+        after = max(self.extent.position(before), other.extent.position(end))
+        for layer, its in zip(self.kept, other.kept, strict=True):
+            layer.join(its, start)
+        if self.sparse_from is None and other.dense_tokens < end:
+            self.sparse_from = before + max(0, other.dense_tokens - start)
+        self.tell_length()
+        self.extent.place(self.get_seq_length() - after)
+        self._widen_tally()
 
     def fork(self) -> KVCache:
         """A copy that continues independently."""

@@ -433,6 +433,24 @@ class FullLayer(Layer, CacheLayerMixin):
             other.codes.copy_of(self.codes, other.uncoded(), other.capacity)
         return other
 
+    @property
+    def packs(self) -> bool:
+        """Whether its keys and values are in few bits."""
+        return self.formats is not None and any(map(is_packed, self.formats))
+
+    def join(self, other: Layer, start: int) -> None:
+        """See `Layer.join`. Query statistics are those of both, and so count the other's first tokens too."""
+        assert isinstance(other, FullLayer)
+        old, new = self.length, other.length - start
+        self.open({name: other._buffers[name].tensor[:, :, :0] for name in self.streams}, old + new)
+        for name in self.streams:
+            rows = other._buffers[name].tensor[:, :, start : other.length]
+            self._buffers[name].tensor[:, :, old : old + new] = rows
+        self.value_sum += other.value_sum - other._sum_of_values(0, start)
+        self.length = old + new
+        if other._power is not None:
+            self._power = other._power if self._power is None else self._power + other._power
+
     def stored(self, start: int, end: int) -> dict[str, Tensor]:
         """Keys and values in place, and copies of sums over all tokens so far, [K, D]."""
         parts = {

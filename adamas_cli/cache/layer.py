@@ -99,6 +99,10 @@ class Layer:
         """An empty layer with the same kinds of buffers, for this many tokens. Changes nothing."""
         raise NotImplementedError
 
+    def join(self, other: Layer, start: int) -> None:
+        """Changes: appends the tokens of a layer of the same kind from `start` on; see `KVCache.join`."""
+        raise NotImplementedError
+
     def stored(self, start: int, end: int) -> dict[str, Tensor]:
         """What to store of tokens [start, end), the last ones, by name. Changes nothing."""
         return {}

@@ -21,6 +21,7 @@ from adamas_cli.errors import AdamasError, UsageError
 from adamas_cli.quiet import prepare_libraries
 from adamas_cli.settings import (
     DecodingSettings,
+    DocumentSettings,
     InputSettings,
     ModelSettings,
     OriginSettings,
@@ -58,6 +59,7 @@ def command(
     attention: DecodingSettings,
     sampling: Sampling,
     selection: InputSettings,
+    together: DocumentSettings,
     prompt: PromptSettings,
     origins: OriginSettings,
     store: StoreSettings,
@@ -95,11 +97,11 @@ def command(
             from adamas_cli.longdoc.job import asking
             from adamas_cli.session.runtime import Runtime
 
-            runtime = Runtime.resolve(model, attention, prompt, store, display, origins)
+            runtime = Runtime.resolve(model, attention, prompt, store, display, origins, apart=together.apart)
             replies = answer_in_parts(runtime, documents, asking(questions), sampling, display)
         else:
             with OpenDocuments.open(
-                documents, questions, model, attention, prompt, store, display, origins, form
+                documents, questions, model, attention, prompt, store, display, origins, form, together.apart
             ) as opened:
                 replies = ask_all(opened, questions, sampling, display)
         write(replies, stream, as_json=output.json)

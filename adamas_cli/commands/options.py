@@ -16,6 +16,7 @@ from adamas_cli.settings import (
     MOST_SOURCES,
     BackendName,
     DecodingSettings,
+    DocumentSettings,
     InputSettings,
     ModelSettings,
     OnOverflow,
@@ -227,6 +228,13 @@ FLAGS: dict[type, dict[str, Any]] = {
             "--files-from", metavar="FILE", help="Read a list of paths from a file or `-` (stdin)."
         ),
         "null": _input("-0", "--null", help="The paths in that list end with NUL."),
+    },
+    DocumentSettings: {
+        "apart": _input(
+            "--apart",
+            help="Read each document apart from the others: a changed file costs only itself, and only the "
+            "longest must fit the context; answers are approximate.",
+        ),
     },
     PromptSettings: {
         "system": _prompt("-s", "--system", metavar="TEXT", help="System prompt instead of the default."),

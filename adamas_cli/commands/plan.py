@@ -14,7 +14,13 @@ from adamas_cli.commands.reading import collect_documents
 from adamas_cli.commands.shared import AsJson, print_json
 from adamas_cli.errors import UsageError
 from adamas_cli.quiet import prepare_libraries
-from adamas_cli.settings import DecodingSettings, InputSettings, ModelSettings, PromptSettings
+from adamas_cli.settings import (
+    DecodingSettings,
+    DocumentSettings,
+    InputSettings,
+    ModelSettings,
+    PromptSettings,
+)
 from adamas_cli.store.settings import StoreSettings
 
 EXAMPLE = 'adamas plan book.txt "Who is Mr. Darcy?"'
@@ -48,6 +54,7 @@ def command(
     model: ModelSettings,
     attention: DecodingSettings,
     selection: InputSettings,
+    together: DocumentSettings,
     prompt: PromptSettings,
     store: StoreSettings,
 ) -> None:
@@ -70,7 +77,7 @@ def command(
         from adamas_cli.forecast.forecast import Settings, forecast
         from adamas_cli.forecast.tree import grow
 
-        settings = Settings(model, attention, prompt, store)
+        settings = Settings(model, attention, prompt, store, together.apart)
         plan = forecast(documents, questions, settings, display, calibrates=calibrate)
     grown = grow({document.path: document.tokens for document in plan.counted.documents}) if tree else None
     if not as_json:

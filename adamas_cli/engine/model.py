@@ -41,7 +41,7 @@ class Model:
     or None; dense: the backend that attends fully from one token at a length on the device, if there is one;
     placement: of keys and values; is_fused: whether it computes with Triton's kernels; rotation: how
     positions rotate, as far as that depends on text length; restarts: whether a pass of several tokens after
-    others must be taken one token at a time.
+    others must be taken one token at a time; takes_positions: whether it is told the tokens' positions.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
@@ -54,7 +54,8 @@ class Model:
         self.is_fused = obstacle("triton", self.device) is None
         self.dense: Backend | None = None
         parameters = inspect.signature(self.module.forward).parameters
-        self._last_only, self._placed = ("logits_to_keep" in parameters), ("position_ids" in parameters)
+        self._last_only = "logits_to_keep" in parameters
+        self.takes_positions = "position_ids" in parameters
         self.restarts = self.config.model_type in RESTARTING and not carry_on(self.module)
         self._cache_name = next((name for name in CACHE_NAMES if name in parameters), CACHE_NAMES[0])
         if self.unserved is None:
@@ -108,8 +109,8 @@ class Model:
             return self._one_by_one(tokens, cache, mode, every=every)
         cache.make_room(len(tokens))
         extra: dict[str, Any] = {"logits_to_keep": 1} if self._last_only and not every else {}
-        if positions is None and self._placed:  # not every model counts the tokens in the cache
-            start = cache.get_seq_length()
+        if positions is None and self.takes_positions:  # not every model counts the tokens in the cache
+            start = cache.extent.position(cache.get_seq_length())
             positions = torch.arange(start, start + len(tokens), device=self.device).unsqueeze(0)
         if positions is not None:
             extra["position_ids"] = positions

@@ -342,6 +342,33 @@ class Timeline:
         yield from self.read(ids[known:], stored)
         self._states.append(self.mark())
 
+    @property
+    def unjoinable(self) -> str | None:
+        """Why it cannot `join` others, in a few words; None if it can."""
+        if not self.model.takes_positions:
+            return "it counts positions itself"
+        return self.cache.unjoinable
+
+    def join(self, other: Timeline, start: int) -> None:
+        """Append the tokens of another timeline over the same model from `start` on, as it has read them: its
+        tokens and those of earlier ones know nothing of each other. Both must begin with the same `start`
+        tokens, unless this one is empty. Only if not `unjoinable`; `end_joining` comes before an answer.
+        """
+        mark = self.cache.mark()
+        try:
+            self.cache.join(other.cache, start)
+        except BaseException:  # an interruption may have left some layers longer than others
+            self.cache.rewind(mark)
+            raise
+        self.ids = np.concatenate([self.ids, other.ids[start:]])
+
+    def end_joining(self) -> None:
+        """Prepare what was joined for answers, which return to this state."""
+        with self._compiling_announced():
+            self.cache.encode()
+            self._rehearse(int(self.ids[-1]))
+        self._states.append(self.mark())
+
     def _restore(self, stored: Stored) -> int:
         """Fill the empty cache from the store; returns the token count."""
         mark = self.cache.mark()
@@ -441,7 +468,7 @@ class Timeline:
         steer: Steer | None = None,
     ) -> Generator[Event]:
         """Answer a whole prompt, int [n] with n >= 1, reading only its new tokens; see `answer`."""
-        self.reach(len(ids) + max_tokens)
+        self.reach(self.cache.extent.position(len(ids) + max_tokens))
         known = self.return_to(ids[:-1])
         yield from self.answer(ids[known:], sampling, max_tokens, stop_ids, keep=keep, steer=steer)
 

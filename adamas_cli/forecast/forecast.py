@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from adamas_cli.errors import OverContextError, UsageError
@@ -16,8 +16,9 @@ from adamas_cli.models.prequantized import require_readable, stored_quantization
 from adamas_cli.models.resolve import require_here
 from adamas_cli.models.shape import ITEM_BYTES
 from adamas_cli.planning.choice import SPARSE_PAIR_COST
-from adamas_cli.planning.decision import Decision, Model, decide
+from adamas_cli.planning.decision import Decision, Model, decide, decide_reading
 from adamas_cli.planning.facts import config_facts, file_facts, machine_facts
+from adamas_cli.planning.joining import require_joinable
 from adamas_cli.prompt.chat import ChatTemplateFile
 from adamas_cli.prompt.layout import Layout, question_ids
 from adamas_cli.prompt.template import DEFAULT_TEMPLATE, frame, load_template
@@ -25,6 +26,8 @@ from adamas_cli.prompt.thinking import Thinking
 from adamas_cli.prompt.tokens import Tokenizer
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from adamas_cli.documents import Document
     from adamas_cli.progress import Progress
     from adamas_cli.settings import DecodingSettings, ModelSettings, PromptSettings
@@ -39,6 +42,7 @@ class Settings:
     attention: DecodingSettings
     prompt: PromptSettings
     store: StoreSettings
+    apart: bool = False  # see `DocumentSettings`
 
 
 def forecast(
@@ -75,6 +79,8 @@ class Forecast:
         if (stored := stored_quantization(files.directory)) is not None:
             require_readable(files.name, stored, settings.model.quantization, self.machine.device)
         self.model = file_facts(files, trusts=settings.model.trust_remote_code)
+        if settings.apart:
+            require_joinable(self.model.shape, settings.attention, settings.prompt)
 
     def decide(self, tokens: int) -> Decision:
         """How the model will run with this many tokens."""
@@ -90,19 +96,23 @@ class Forecast:
     def plan(self, documents: Sequence[Document], questions: Sequence[str], calibrates: bool | None) -> Plan:
         """The plan of these questions about these documents; see `forecast`."""
         layout, counted, asked = self._counted(documents, questions)
-        decision = self.decide(min(counted.total, counted.context))
-        kept = 0
+        decision = self.decide(counted.total if counted.apart else min(counted.total, counted.context))
+        if counted.apart:
+            turned = self.model.shape.rotation.line(min(counted.positions, counted.context))
+            decision = replace(decision, positions=turned)
+        prompts = [ids for _, ids in layout.parts()] if counted.apart else [layout.fit(0, 0, layout.total)]
+        kept = [0] * len(prompts)
         if counted.fits and not self.settings.store.off:
-            kept = self._kept(layout, decision, counted.total)
+            kept = self._kept(prompts, decision, counted.positions)
         speed = self._speed(decision, calibrates)
         return Plan(
             model=self.files.name,
             decision=decision,
             counted=counted,
-            kept=kept,
+            kept=kept[0] + sum(max(0, tokens - layout.beginning) for tokens in kept[1:]),
             available=self.machine.memory,
             over_budget=self._over_budget(layout, asked),
-            times=None if speed is None else self._times(speed, counted, kept, decision),
+            times=None if speed is None else self._times(speed, counted, prompts, kept, decision),
         )
 
     def _counted(
@@ -127,14 +137,15 @@ class Forecast:
             ),
             note=self.progress.note,
         )
-        layout = Layout(tokenizer, around)
+        layout = Layout(tokenizer, around, apart=self.settings.apart)
         before = layout.total
         with self.progress.task("counting tokens", None, "tokens") as advance:
             for document in documents:
                 layout.add(document, advance)
         asked = max(len(question_ids(tokenizer, around, text)) for text in questions or [""])
         context = prompt.ctx_size or self.model.shape.context
-        return layout, Counted(layout.documents, before + asked, prompt.max_tokens, context), asked
+        fixed = before + asked, prompt.max_tokens, context, self.settings.apart
+        return layout, Counted(layout.documents, *fixed), asked
 
     def _over_budget(self, layout: Layout, asked: int) -> OverContextError | None:
         budget = self.settings.prompt.token_budget
@@ -145,10 +156,11 @@ class Forecast:
                 return error
         return None
 
-    def _kept(self, layout: Layout, decision: Decision, tokens: int) -> int:
+    def _kept(self, prompts: Sequence[np.ndarray], decision: Decision, tokens: int) -> list[int]:
+        """The kept tokens of each prompt that is read, with this many positions in all."""
         return kept_tokens(
             self.files,
-            layout.fit(0, 0, layout.total),
+            prompts,
             device=decision.device,
             dtype=decision.dtype,
             quantization=decision.quantization,
@@ -156,10 +168,17 @@ class Forecast:
             kept=self.settings.store.dtype,
             trust_remote_code=self.settings.model.trust_remote_code,
             turned=self.model.shape.rotation.reach(tokens),
-            sparsely=decision.attention.read == "sparse",
+            sparsely=[self._reading(ids, decision) == "sparse" for ids in prompts],
             cached=decision.cache_dtype,
             in_bytes=decision.in_bytes,
         )
+
+    def _reading(self, ids: np.ndarray, decision: Decision) -> str:
+        """How a prompt is read, `dense` or `sparse`: apart from others, each as its own length decides."""
+        if not self.settings.apart:
+            return decision.attention.read
+        obstacle = self.model.shape.obstacle or self.model.shape.dense_reading
+        return decide_reading(self.settings.attention, len(ids), decision.device, obstacle)
 
     def _speed(self, decision: Decision, calibrates: bool | None) -> Speed | None:
         """The known speed. On a GPU, None until a question has been asked there, because its kernels compile
@@ -199,13 +218,24 @@ class Forecast:
             )
         return known if timed is None else remember(key, *timed, calibrated=True)
 
-    def _times(self, speed: Speed, counted: Counted, kept: int, decision: Decision) -> Times | None:
+    def _times(
+        self,
+        speed: Speed,
+        counted: Counted,
+        prompts: Sequence[np.ndarray],
+        kept: Sequence[int],
+        decision: Decision,
+    ) -> Times | None:
         shape, attention = self.model.shape, decision.attention
         prompt = min(counted.prompt, counted.context - counted.answer)
         pair = shape.pair_operations / (2 * max(1, self.model.weights.computing))
-        reading = speed.prefill_seconds(
-            kept, prompt, pair * (SPARSE_PAIR_COST if attention.read == "sparse" else 1.0)
-        )
+        spans = [(kept[0], prompt)]
+        if counted.apart:
+            ends = [len(ids) for ids in prompts]
+            # The question, a part of what is around the documents, attends to all of them.
+            spans = [*zip(kept, ends, strict=True), (counted.in_documents, prompt)]
+        pair *= SPARSE_PAIR_COST if attention.read == "sparse" else 1.0
+        parts = [speed.prefill_seconds(start, end, pair) for start, end in spans if start < end]
         item = ITEM_BYTES[decision.dtype]
         read = (
             shape.code_bytes(1, attention.dense_layers)
@@ -213,7 +243,8 @@ class Forecast:
             else shape.cache_bytes(1, item, decision.cache_dtype)
         )
         step = speed.step_seconds(prompt, read / max(1, decision.bytes.weights))
-        if reading is None or step is None:
+        if None in parts or step is None:
             return None
+        reading = sum(filter(None, parts))
         source = "calibration" if speed.calibrated else "earlier runs"
         return Times(reading, step * counted.answer, 1 / step, source)

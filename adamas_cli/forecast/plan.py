@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Counted:
-    """Token counts. around: the template before the documents and, with the question, after them."""
+    """Token counts. around: the template before the documents and, with the question, after them. apart: see
+    `DocumentSettings`.
+    """
 
     documents: list[DocumentTokens]
     around: int
     answer: int
     context: int
+    apart: bool = False
 
     @property
     def in_documents(self) -> int:
@@ -35,17 +38,27 @@ class Counted:
 
     @property
     def total(self) -> int:
-        """The tokens that must fit the context."""
+        """The tokens that the cache holds at the end."""
         return self.prompt + self.answer
+
+    @property
+    def positions(self) -> int:
+        """The positions that must fit the context: documents that are read apart share them."""
+        if not self.apart:
+            return self.total
+        longest = max((document.tokens for document in self.documents), default=0)
+        return self.around + longest + self.answer
 
     @property
     def fits(self) -> bool:
         """Whether they fit."""
-        return self.total <= self.context
+        return self.positions <= self.context
 
     @property
     def parts(self) -> int | None:
-        """The number of parts that fit the context; None if none would fit."""
+        """The number of parts that fit the context; None if none would fit, or if there are no parts."""
+        if self.apart:
+            return None
         room = self.context - self.around - self.answer
         return max(1, math.ceil(self.in_documents / room)) if room > 0 else None
 
@@ -95,6 +108,7 @@ class Plan:
             "documents": [
                 {"path": document.path, "tokens": document.tokens} for document in counted.documents
             ],
+            "apart": counted.apart,
             "n_document_tokens": counted.in_documents,
             "n_prompt_tokens": counted.prompt,
             "n_answer_tokens": counted.answer,

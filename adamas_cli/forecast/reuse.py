@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,7 +28,7 @@ _LINKS = Memo("keys.json")
 
 def kept_tokens(
     files: ModelFiles,
-    ids: np.ndarray,
+    prompts: Sequence[np.ndarray],
     *,
     device: str,
     dtype: str,
@@ -35,12 +37,13 @@ def kept_tokens(
     kept: str,
     trust_remote_code: bool,
     turned: int | None,
-    sparsely: bool,
+    sparsely: Sequence[bool],
     cached: CacheDType = "auto",
     in_bytes: bool = False,
-) -> int:
-    """The number of tokens, int [n], that a model loaded with these settings need not read again. turned,
-    in_bytes: see `model_facts`. sparsely: whether sparsely read tokens can be reused too.
+) -> list[int]:
+    """The number of tokens of each prompt, int [n], that a model loaded with these settings need not read
+    again. turned, in_bytes: see `model_facts`. sparsely: whether a prompt's sparsely read tokens can be
+    reused too.
 
     The start of their keys depends on the config as transformers reads it, whose import takes seconds. It is
     therefore remembered, and computed only if anything was kept in this way at all.
@@ -48,7 +51,7 @@ def kept_tokens(
     root = documents_directory()
     stored_dtype = stored_format(kept, cached, dtype)
     if not any(entry.device == device and entry.dtype == stored_dtype for entry in entries(root)):
-        return 0
+        return [0] * len(prompts)
     way = " ".join(
         [
             files.fingerprint,
@@ -82,12 +85,21 @@ def kept_tokens(
         _LINKS.put(way, {"link": link.hex(), "block": block, "mark": mark.hex()})
     else:
         link, block, mark = bytes.fromhex(known["link"]), known["block"], bytes.fromhex(known["mark"])
-    chain = Chain(link, ids, block, mark if sparsely else None)
+    chains = [
+        Chain(link, ids, block, mark if reads else None) for ids, reads in zip(prompts, sparsely, strict=True)
+    ]
+    return [
+        min(len(ids), block * _whole_blocks(root, chain)) for ids, chain in zip(prompts, chains, strict=True)
+    ]
+
+
+def _whole_blocks(root: Path, chain: Chain) -> int:
+    """The number of leading blocks of a document after which reading can continue."""
     found = chain.longest(lambda key: block_file(root, key).is_file())
     there = chain.keys(found.dense)[: found.blocks]
     while there and not has_states(block_file(root, there[-1])):
         there.pop()
-    return min(len(ids), len(there) * block)
+    return len(there)
 
 
 def _beginning(

@@ -150,7 +150,7 @@ class ModelShape:
     attention would be wrong for it, or None. dense: why it would still attend fully, or None. dense_reading:
     why its documents are read densely, or None if they may be read sparsely. choices: experts that a token
     chooses in a layer, 0 without experts; expert_inner: the experts' `inner`. rotation: of positions.
-    recurrent: layers with a state, each of size `state`.
+    recurrent: layers with a state, each of size `state`. family: transformers' name for its type.
     """
 
     context: int
@@ -167,6 +167,7 @@ class ModelShape:
     choices: int = 0
     expert_inner: int = 0
     rotation: Rotation = field(default_factory=Rotation)
+    family: str = ""
 
     @property
     def layers(self) -> int:
@@ -336,6 +337,7 @@ def shape_from(get: Get) -> ModelShape:
         choices=choices,
         expert_inner=(_largest(get("moe_intermediate_size")) or inner) if choices else 0,
         rotation=rotation_of(get),
+        family=str(get("model_type") or ""),
     )
 
 

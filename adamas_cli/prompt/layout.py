@@ -39,9 +39,18 @@ class Layout:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, frame: Frame, limit: int = KEPT_TOKENS, *, before: str | None = None
+        self,
+        tokenizer: Tokenizer,
+        frame: Frame,
+        limit: int = KEPT_TOKENS,
+        *,
+        before: str | None = None,
+        apart: bool = False,
     ) -> None:
-        """before: the text before the first document, by default the frame's head."""
+        """before: the text before the first document, by default the frame's head. apart: the model reads
+        each document as if it were the only one, at the same positions as the others.
+        """
+        self.apart = apart
         self.documents: list[DocumentTokens] = []
         self._tokenizer = tokenizer
         self._ends = _Ends(limit)
@@ -50,11 +59,19 @@ class Layout:
         self._note = 0  # tokens of the note in their place
         self._begins = tokenizer.begins(frame.head if before is None else before)  # for the next document
         self._fixed(tokenizer.encode_template(frame.head, begins=True))
+        self.beginning = self.total  # tokens before the first document
 
     @property
     def total(self) -> int:
         """Tokens laid out so far, whether kept or not."""
         return self._ends.total
+
+    @property
+    def positions(self) -> int:
+        """The position after the documents: that of the longest one where they are read apart."""
+        if not self.apart:
+            return self.total
+        return self.beginning + max((document.tokens for document in self.documents), default=0)
 
     @property
     def dropped(self) -> int:
@@ -74,7 +91,7 @@ class Layout:
         """Lay out one document; calls `advance` with the number of tokens in each block."""
         before = self.total
         self._fixed(self._tokenizer.encode(opening(document), begins=self._begins))
-        self._begins = False
+        self._begins = self._begins and self.apart
         self._lines.begin(document.path)
         for ids in self._tokenizer.stream(escaped(self._text(document))):
             self._lines.add(ids)
@@ -93,7 +110,7 @@ class Layout:
         Raises OverContextError if they do not fit without `truncate`, or if nothing would remain.
         """
         room = context - question - answer
-        if self.total <= room:
+        if self.positions <= room and self.total <= max(room, self._ends.limit):
             return self._ends.first(self.total)
         if not truncate:
             raise self._over(question, answer, context, "Give less, add `on_overflow` truncate, or use")
@@ -106,6 +123,16 @@ class Layout:
         self._gap = range(head, self.total - tail)
         self._note = len(note)
         return np.concatenate([self._ends.first(head), note, self._ends.last(tail)])
+
+    def parts(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Each document's path, and what the model reads of it apart from the others, int32 [n]: the
+        beginning of the prompt and the document.
+        """
+        ids = self._ends.first(self.total)
+        end = self.beginning
+        for document in self.documents:
+            start, end = end, end + document.tokens
+            yield document.path, np.concatenate([ids[: self.beginning], ids[start:end]])
 
     def keep_budget(self, question: int, budget: int) -> None:
         """Raises OverContextError if documents and question are more than `budget` tokens."""
@@ -156,13 +183,14 @@ class Layout:
         return f"\nThe largest of {len(self.documents):,} documents: {', '.join(named)}" if named else ""
 
     def _over(self, question: int, answer: int, context: int, advice: str) -> OverContextError:
-        needed = f"document {self.total:,} + question {question:,} + answer {answer:,} tokens"
+        longest = "longest " if self.apart else ""
+        needed = f"{longest}document {self.positions:,} + question {question:,} + answer {answer:,} tokens"
         return OverContextError(
             f"{needed} > context {context:,}. {advice} a model with a longer context.{self.largest_line()}",
             largest=self._largest(),
-            n_document_tokens=self.total,
+            n_document_tokens=self.positions,
             n_question_tokens=question,
-            n_prompt_tokens=self.total + question,
+            n_prompt_tokens=self.positions + question,
             n_answer_tokens=answer,
             n_ctx=context,
         )

@@ -15,11 +15,13 @@ from adamas_cli.engine.events import Done, Event
 from adamas_cli.engine.peak import free_memory
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.forecast.speed import computing_device, remember_run, speed_key
+from adamas_cli.planning.joining import NOTE
 from adamas_cli.planning.together import answers_at_once
 from adamas_cli.prompt.counting import Counting
 from adamas_cli.prompt.layout import Layout, question_ids
 from adamas_cli.prompt.template import DEFAULT_TEMPLATE, Frame
 from adamas_cli.session.answer import Origins, Step, Text, Told, narrate
+from adamas_cli.session.apart import read_apart, require_joining
 from adamas_cli.session.listener import Listener
 from adamas_cli.session.runtime import Runtime
 from adamas_cli.session.session import Session
@@ -72,9 +74,20 @@ class OpenDocuments:
             runtime.progress.note(layout.dropped_line)
         needed = len(self._ids) + longest + self.max_tokens
         self._session = Session(
-            runtime, needed, limit=limit, announces=announces, batch=batch, forks=len(questions) > 1
+            runtime,
+            needed,
+            limit=limit,
+            reach=self._position(needed),
+            announces=announces,
+            batch=batch,
+            forks=len(questions) > 1,
         )
-        self._session.keep(self._ids, [document.path for document in layout.documents])
+        if layout.apart:
+            require_joining(self._session)
+            if len(layout.documents) > 1:
+                runtime.progress.note(NOTE)
+        else:
+            self._session.keep(self._ids, [document.path for document in layout.documents])
 
     @classmethod
     def open(
@@ -88,12 +101,14 @@ class OpenDocuments:
         progress: Progress,
         origins: OriginSettings | None = None,
         schema: Mapping[str, Any] | None = None,
+        apart: bool = False,
     ) -> OpenDocuments:
         """Load the model and, meanwhile, count the documents; nothing runs before they are known to fit.
+        apart: see `DocumentSettings`.
 
         Raises ModelUnavailableError, OverContextError, and UsageError for a wrong template or `ctx_size`.
         """
-        runtime = Runtime.resolve(model, attention, prompt, store, progress, origins, schema)
+        runtime = Runtime.resolve(model, attention, prompt, store, progress, origins, schema, apart=apart)
         around = runtime.frame(prompt.template or DEFAULT_TEMPLATE)
         layout = count(runtime, around, documents, longest_question(runtime, around, questions))
         return cls(runtime, around, layout, questions)
@@ -139,6 +154,7 @@ class OpenDocuments:
             "documents": [
                 {"path": document.path, "tokens": document.tokens} for document in self.layout.documents
             ],
+            "apart": self.layout.apart,
             "truncated": self.layout.dropped > 0,
             "tokens_dropped": self.layout.dropped,
         }
@@ -180,11 +196,18 @@ class OpenDocuments:
 
     def _read(self, tokens: int) -> Generator[Told, None, Session]:
         """The documents' own session, once it has read them. tokens: including the question."""
-        session = self._session
-        session.reach(tokens + self.max_tokens)
+        session, reach = self._session, self._position(tokens + self.max_tokens)
+        session.reach(reach)
         if session.timeline.length < len(self._ids):
-            yield from session.sync(self._ids, tokens)
+            if self.layout.apart:
+                yield from read_apart(session, self.layout, reach, tokens)
+            else:
+                yield from session.sync(self._ids, tokens)
         return session
+
+    def _position(self, tokens: int) -> int:
+        """The position after this many tokens of documents, question and answer."""
+        return tokens - (self.layout.total - self.layout.positions)
 
     def _fork(self, reading: _Once, tokens: int) -> Generator[Told, None, Session]:
         """A session for one answer, which begins once the documents are read."""
@@ -198,7 +221,7 @@ class OpenDocuments:
         for event in session.answer(ids, sampling, self.max_tokens, steer=listener.steer):
             if isinstance(event, Done):
                 event = replace(event, first_token_seconds=event.first_token_seconds + reading)
-                alone = session is self._session
+                alone = session is self._session and not self.layout.apart
                 if alone and not (session.compiled or event.drafted.accepted):
                     remember_run(self._speed_key, event)  # other runs do not predict future ones
                 session.compiled.clear()
@@ -268,7 +291,7 @@ def count(
             counting.wait().keep_budget(question, runtime.prompt.token_budget)
         if runtime.wants_cuda:
             needed = counting.wait().total + runtime.prompt.max_tokens + room
-            if runtime.prompt.ctx_size:  # a larger chunk is never read at once
+            if runtime.prompt.ctx_size and not runtime.apart:  # a larger chunk is never read at once
                 needed = min(needed, runtime.prompt.ctx_size)
             runtime.progress.note(f"memory: {runtime.memory(needed).line}")
         runtime.load()

@@ -12,8 +12,10 @@ from adamas_cli.errors import UsageError
 from adamas_cli.heap import exclude_imported
 from adamas_cli.models.configs import read_config, require_known_code
 from adamas_cli.models.device import choose_device, wants_cuda
+from adamas_cli.models.shape import read_shape
 from adamas_cli.planning.decision import decide
 from adamas_cli.planning.facts import config_facts, machine_facts
+from adamas_cli.planning.joining import require_joinable
 from adamas_cli.prompt.chat import ChatTemplateFile
 from adamas_cli.prompt.layout import Layout
 from adamas_cli.prompt.template import Frame, frame, load_template
@@ -48,6 +50,7 @@ class Runtime:
     origins: OriginSettings = field(default_factory=OriginSettings)
     load_seconds: float = 0.0  # from the model's name to weights in memory, without downloads
     schema: Schema | None = None  # schema of all answers
+    apart: bool = False  # see `DocumentSettings`
     _loaded: models.LoadedModel | None = None
     _thinking: Thinking | None = None
     _grammars: Grammars | None = None
@@ -63,10 +66,12 @@ class Runtime:
         progress: Progress,
         origins: OriginSettings | None = None,
         schema: Mapping[str, Any] | None = None,
+        *,
+        apart: bool = False,
     ) -> Runtime:
         """Find the model's files, downloading them if necessary, and read its tokenizer. schema: JSON schema
-        for all answers. Raises ModelUnavailableError, and UsageError if attention must be collected that is
-        not sparse, or if a schema cannot be enforced.
+        for all answers. apart: see `DocumentSettings`. Raises ModelUnavailableError, and UsageError if
+        attention must be collected that is not sparse, or if a schema cannot be enforced.
         """
         origins = origins or OriginSettings()
         if origins.counts and attention.attn == "full":
@@ -75,11 +80,15 @@ class Runtime:
             )
         files = models.resolve(model.model, **model.finding, progress=progress)
         require_known_code(files.directory, trust_remote_code=model.trust_remote_code)
+        if apart:
+            shape = read_shape(files.directory, trusts=model.trust_remote_code)
+            require_joinable(shape, attention, prompt)
         begun = time.perf_counter()
         chat = ChatTemplateFile(files.texts)
         tokenizer = Tokenizer.of(files)
         seconds = time.perf_counter() - begun
         found = cls(files, tokenizer, chat, model, attention, prompt, store, progress, origins, seconds)
+        found.apart = apart
         found.schema = None if schema is None else Schema(schema, found.grammars)
         if origins.cite and found.schema is not None and not found.schema.has_property(FIELD):
             raise UsageError(f"`cite` checks what a schema's answers have in `{FIELD}`, and it has none")
@@ -127,7 +136,7 @@ class Runtime:
 
     def layout(self, around: Frame, *, before: str | None = None) -> Layout:
         """An empty prompt to lay out documents in; before: see `Layout`."""
-        return Layout(self.tokenizer, around, before=before)
+        return Layout(self.tokenizer, around, before=before, apart=self.apart)
 
     @property
     def wants_cuda(self) -> bool:
@@ -168,7 +177,7 @@ class Runtime:
         config = read_config(self.files.directory, trust_remote_code=self.model.trust_remote_code)
         machine = machine_facts(self.model.device)
         model = config_facts(config, self.files.directory, self.files.gguf)
-        tokens = min(context, model.shape.context)
+        tokens = context if self.apart else min(context, model.shape.context)
         needs = decide(model, machine, self.model, self._asked, tokens).bytes
         advice = "Use a smaller model, `quantization`, fewer documents or `device` cpu."
         device = str(choose_device(self.model.device))

@@ -84,7 +84,7 @@ class Session:
                 turning,
             )
             for reason in filter(None, reasons):
-                runtime.progress.note(reason)
+                runtime.note_once(reason)
 
     def __enter__(self) -> Session:
         return self
@@ -167,6 +167,17 @@ class Session:
             self._newly_read += self.timeline.length - reused
         if log.isEnabledFor(logging.INFO) and (computed := self.timeline.computed) is not None:
             self.runtime.progress.note(f"read sparsely: {computed:.0%} of attention's blocks were computed")
+
+    def join(self, other: Session, start: int) -> int:
+        """Append another session's tokens from `start` on, see `Timeline.join`. What it read counts as read
+        by this one; returns how many of these tokens it had not to read.
+        """
+        self.timeline.join(other.timeline, start)
+        new = other.timeline.length - start
+        read = min(new, other._newly_read)
+        self.reading += other.reading
+        self._newly_read += read
+        return new - read
 
     def answer(
         self,

@@ -80,6 +80,7 @@ def _prompt(plan: Plan) -> str:
     counted = plan.counted
     number = len(counted.documents)
     documents = "1 document" if number == 1 else f"{number:,} documents"
+    documents += " read apart from each other (approximate)" if counted.apart and number > 1 else ""
     return (
         f"{counted.prompt:,} tokens: {counted.in_documents:,} in {documents}, "
         f"{counted.around:,} around them with the question; up to {counted.answer:,} more for the answer"
@@ -89,9 +90,12 @@ def _prompt(plan: Plan) -> str:
 def _context(plan: Plan) -> str:
     counted = plan.counted
     told = f"{counted.context:,} tokens of {plan.model}: "
+    subject = "the longest document" if counted.apart else "it"
     if counted.fits:
-        return f"{told}it fits, and {counted.context - counted.total:,} are left"
-    over = f"{told}it does not fit, by {counted.total - counted.context:,}. "
+        return f"{told}{subject} fits, and {counted.context - counted.positions:,} are left"
+    over = f"{told}{subject} does not fit, by {counted.positions - counted.context:,}. "
+    if counted.apart:
+        return f"{over}Divide it, lower -n, or leave out --apart for --on-overflow map-reduce"
     if counted.parts is None:
         return f"{over}The answer alone does not fit: lower -n, or use a model with a longer context"
     return (

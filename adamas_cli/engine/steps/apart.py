@@ -51,13 +51,14 @@ class Likeness(NamedTuple):
     tallied: bool
     coded: tuple[bool, ...]
     reach: int
+    shift: int
 
     @classmethod
     def of(cls, cache: KVCache, mode: Mode) -> Likeness:
         """Of a sequence that is about to take a step."""
         coded = (isinstance(layer, FullLayer) and layer.coded_for(mode) is not None for layer in cache.kept)
         sparse = None if mode.sparse is None else mode.sparse.settings
-        return cls(sparse, mode.tally is not None, tuple(coded), cache.extent.reach)
+        return cls(sparse, mode.tally is not None, tuple(coded), cache.extent.reach, cache.extent.shift)
 
 
 class Row(OneOfMany):
@@ -159,7 +160,7 @@ class StepsApart:
 
     def _run(self, one: _Pass) -> None:
         caches = one.caches
-        positions = caches.extent.lengths.long().unsqueeze(0)
+        positions = caches.extent.positions()
         one.logits = self._model.forward(one.tokens, caches, caches.mode, every=True, positions=positions)
         weights, tokens = one.logits.max(-1)
         one.drawn = Drawn(tokens, weights.float())

@@ -109,7 +109,7 @@ class CapturedSteps:
     def _run(self, drawn: Drawn, mode: Mode) -> Tensor:
         from adamas_kernels.triton.largest import largest  # Triton is nowhere else needed
 
-        positions = self._cache.extent.lengths.long().unsqueeze(0)
+        positions = self._cache.extent.positions()
         logits = self._model.forward(drawn.token, self._cache, mode, positions=positions)
         largest(logits, drawn.token, drawn.weight)
         return logits

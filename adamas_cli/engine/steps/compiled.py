@@ -78,7 +78,8 @@ class CompiledSteps:
         new = len(tokens)
         cache.make_room(new)
         length = cache.get_seq_length()
-        positions = torch.arange(length, length + new)
+        first = cache.extent.position(length)
+        positions = torch.arange(first, first + new)
         with under_way(Pass(cache, mode)):
             rotations = [
                 (part(cos), part(sin))
