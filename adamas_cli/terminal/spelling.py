@@ -8,6 +8,7 @@ _SHORT = {"model": "-m", "max_tokens": "-n", "output": "-o"}
 _LONG = (
     "cache_dtype",
     "adapter",
+    "apart",
     "attn",
     "backend",
     "cite",
