@@ -164,6 +164,31 @@ def test_what_forks_share_ends_where_one_is_cut(loaded):
     assert common_root([document.fork().cache, other.cache]) == (None, 0)
 
 
+@pytest.mark.parametrize("attention", [FULL, SPARSE], ids=["full", "sparse"])
+def test_joined_documents(plain, loaded, attention):
+    """Sequences with the same shift of positions share a pass, others take their own."""
+
+    def joined(model: Loaded, lengths: tuple[int, ...], **options) -> Timeline:
+        timeline = Timeline(model, attention, context=200, forks=True, **options)
+        if timeline.sparse is not None and timeline.batch is not None:
+            timeline.use(Sparse(timeline.sparse.settings, TritonBackend()))
+        for length in lengths:
+            timeline.join(opened(model, length, FULL), 0)
+        timeline.end_joining()
+        return timeline
+
+    each = [(40, 30), (30, 50), (35, 33)]
+    alone = [joined(plain["full"], lengths) for lengths in each]
+    expected = [in_turns(begun(timeline, ANSWER))[0] for timeline in alone]
+    batch = Batch(Model.of(loaded["full"]))
+    together = [joined(loaded["full"], lengths, batch=batch) for lengths in each]
+    assert [timeline.cache.extent.shift for timeline in together] == [30, 30, 33]
+    assert in_turns(*(begun(timeline, ANSWER) for timeline in together)) == expected
+    assert (batch.steps, batch.rows) == (2, 3)
+    for one, other in zip(alone, together, strict=True):
+        torch.testing.assert_close(one.logits, other.logits.cpu(), rtol=1e-3, atol=1e-3)
+
+
 class Fed:
     """A row that notes the tokens of its sequence."""
 

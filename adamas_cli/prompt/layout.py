@@ -113,7 +113,10 @@ class Layout:
         if self.positions <= room and self.total <= max(room, self._ends.limit):
             return self._ends.first(self.total)
         if not truncate:
-            raise self._over(question, answer, context, "Give less, add `on_overflow` truncate, or use")
+            advice = "Give less, add `on_overflow` truncate, or use"
+            if self.apart:
+                advice = "Divide it, read it with `on_overflow` map-reduce instead of `apart`, or use"
+            raise self._over(question, answer, context, advice)
         note = self._tokenizer.encode(f"\n[{self.total - room:,} tokens left out]\n")
         kept = room - len(note)
         if kept < 2:
