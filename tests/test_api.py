@@ -78,7 +78,7 @@ def test_what_is_wrong_is_raised(model: adamas_cli.Model, tmp_path: Path, fable:
         model.open(text="word " * 40_000)
     with model.open(fable) as book, pytest.raises(UsageError, match="empty"):
         book.ask(" ")
-    with pytest.raises(TypeError, match="no setting 'colour'; there are: adapter, attn, backend"):
+    with pytest.raises(TypeError, match="no setting 'colour'; there are: adapter, apart, attn, backend"):
         adamas_cli.load("smollm2-135m", colour="red")
 
 

@@ -167,7 +167,7 @@ class ModelShape:
     choices: int = 0
     expert_inner: int = 0
     rotation: Rotation = field(default_factory=Rotation)
-    family: str = ""
+    family: str = field(default="", compare=False)  # a name, not a dimension
 
     @property
     def layers(self) -> int:
