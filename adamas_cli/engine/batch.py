@@ -20,7 +20,7 @@ from adamas_cli.cache.mode import Mode
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.sampler import Drawn
 from adamas_cli.engine.steps.apart import Row, StepsApart
-from adamas_cli.engine.steps.compiled import CompiledSteps, Entry
+from adamas_cli.engine.steps.compiled import SHARED, CompiledSteps, Entry
 from adamas_cli.engine.steps.describe import NoCompiledFormError
 
 MOST_TOGETHER = LARGEST_STEP  # answers running at once
@@ -147,6 +147,8 @@ class Batch:
 
     def _steps(self) -> Together:
         """What takes the steps of all answers. Raises NoCompiledFormError if nothing does."""
+        if self._model.ranks is not None:
+            raise NoCompiledFormError(SHARED)
         if self._together is None:
             on_gpu = self._model.dense is not None
             self._together = _Apart(self._model, captures=self._graphs) if on_gpu else _Compiled(self._model)

@@ -41,11 +41,12 @@ class Model:
     or None; dense: the backend that attends fully from one token at a length on the device, if there is one;
     placement: of keys and values; is_fused: whether it computes with Triton's kernels; rotation: how
     positions rotate, as far as that depends on text length; restarts: whether a pass of several tokens after
-    others must be taken one token at a time.
+    others must be taken one token at a time; ranks: that share it, each with a part of its heads.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.module = loaded.model
+        self.ranks = loaded.ranks
         self.device: torch.device = self.module.device
         self.config = self.module.config.get_text_config()
         self.shape = shape_of_config(self.config)

@@ -38,6 +38,7 @@ from adamas_cli.engine.reading import Reader, Stored
 from adamas_cli.engine.sampler import Sampler, require_finite
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.steps.stepper import Stepper
+from adamas_cli.ranks.mirror import Arguments, Mirrored, created, mirrored, mirrored_events
 from adamas_cli.settings import DraftKind
 
 if TYPE_CHECKING:
@@ -60,6 +61,12 @@ SparseFrom = Literal["question", "answer", "never"]
 E = TypeVar("E")
 
 
+def _for_others(arguments: Arguments) -> Arguments:
+    """What ranks other than the first are told: they draw no tokens, report nothing and share no steps."""
+    own = {"sampling": Sampling()} if "sampling" in arguments else {}
+    return {name: value for name, value in arguments.items() if name not in ("announce", "batch")} | own
+
+
 class State(NamedTuple):
     """A state to return to: the number of tokens, and the cache's `mark`."""
 
@@ -67,7 +74,7 @@ class State(NamedTuple):
     mark: Any
 
 
-class Timeline:
+class Timeline(Mirrored):
     """One cache with the tokens in it.
 
     ids: those tokens, int32 [n]. logits: after the last token read or fed, [vocabulary]; those of a step are
@@ -87,6 +94,7 @@ class Timeline:
 
     logits: Tensor
 
+    @created(_for_others)
     def __init__(
         self,
         loaded: LoadedModel,
@@ -221,6 +229,7 @@ class Timeline:
         """
         return self.cache.extent.reach if self.model.rotation.scalings else None
 
+    @mirrored
     def reach(self, tokens: int) -> bool:
         """Rotate positions as in a text of this length, if it is longer than the current reach. Then all
         tokens are forgotten, and this returns True.
@@ -251,6 +260,7 @@ class Timeline:
         self.cache.rewind(state.mark)
         self.ids = self.ids[: state.tokens]  # last, so that an interrupted rewind can be repeated
 
+    @mirrored
     def truncate(self, tokens: int) -> None:
         """Forget all but the first tokens, without a mark; see `FullLayer.truncate` for what remains.
 
@@ -277,6 +287,7 @@ class Timeline:
         pages = len(STREAMS) * len(self.cache.kept) * fork_pages(placement)
         return shape.cache_bytes(own, item) + shape.state_bytes(item) + codes + pages
 
+    @mirrored
     def fork(self) -> Timeline:
         """A timeline with the same tokens that continues independently. Tokens it shares with this one, if
         made for that, must stay here as long as it lives; only later ones may be forgotten.
@@ -295,6 +306,7 @@ class Timeline:
             return shared
         return max(state.tokens for state in self._known() if state.tokens <= shared)
 
+    @mirrored
     def return_to(self, ids: np.ndarray) -> int:
         """Forget everything that is not a prefix of a prompt, int [n]; returns how many of its tokens are
         cached.
@@ -307,7 +319,8 @@ class Timeline:
     def _known(self) -> list[State]:
         return [*self._states, *self._recent]
 
-    def read(self, ids: np.ndarray, stored: Stored | None = None) -> Iterator[Prefill]:
+    @mirrored_events()
+    def read(self, ids: np.ndarray, stored: Stored | None = None) -> Generator[Prefill]:
         """Read tokens, int [n], after the existing ones, sparsely if decided.
 
         stored: the tokens of the whole cache in a store. Into an empty cache, stored tokens are restored
@@ -334,7 +347,8 @@ class Timeline:
         finally:
             self.ids = whole[: self.length]
 
-    def sync(self, ids: np.ndarray, stored: Stored | None = None) -> Iterator[Prefill]:
+    @mirrored_events()
+    def sync(self, ids: np.ndarray, stored: Stored | None = None) -> Generator[Prefill]:
         """Make the cache hold exactly a prompt, int [n]; only new tokens are read. stored: the prompt in a
         store.
         """
@@ -346,10 +360,15 @@ class Timeline:
         """Fill the empty cache from the store; returns the token count."""
         mark = self.cache.mark()
         try:
-            return stored.restore(self.cache)
+            tokens = stored.restore(self.cache)
         except BaseException:  # an interruption may have left some layers empty
             self.cache.rewind(mark)
             raise
+        ranks = self.model.ranks
+        if ranks is not None and any(len(set(ranks.each(n))) > 1 for n in (tokens, self.cache.dense_tokens)):
+            self.cache.rewind(mark)  # each rank has a store of its own
+            return 0
+        return tokens
 
     def _encode(self, stored: Stored | None, *, whole: bool) -> None:
         """Make the codes of the document just read, unless its last chunk did; restore them if the whole
@@ -375,6 +394,7 @@ class Timeline:
         finally:
             self.cache.rewind(mark)
 
+    @mirrored_events(_for_others)
     def answer(
         self,
         ids: np.ndarray,
@@ -430,6 +450,7 @@ class Timeline:
                 self.cache.rewind(back)
             self.ids = np.concatenate([prompt, np.array(self.answered, np.int32)])[: self.length]
 
+    @mirrored_events(_for_others)
     def go_on(
         self,
         ids: np.ndarray,
@@ -445,6 +466,7 @@ class Timeline:
         known = self.return_to(ids[:-1])
         yield from self.answer(ids[known:], sampling, max_tokens, stop_ids, keep=keep, steer=steer)
 
+    @mirrored
     def score(self, ids: np.ndarray, *, sparse: bool) -> Tensor:
         """Feed tokens, int [n], and return the logits after each, [n, vocabulary].
 
@@ -465,6 +487,7 @@ class Timeline:
         finally:
             self.cache.rewind(mark)
 
+    @mirrored
     def attended(self) -> np.ndarray | None:
         """The softmax weight that the last answer gave to each token in the cache, float32 [S], summed over
         its tokens, the sparse layers and their heads. None if nothing was counted: with full attention, or
@@ -472,7 +495,10 @@ class Timeline:
         """
         if self.cache.tally is None:
             return None
-        return self.cache.tally.weights(self.length).cpu().numpy().copy()
+        weights = self.cache.tally.weights(self.length)
+        if self.model.ranks is not None:
+            weights = self.model.ranks.sum(weights.clone())
+        return weights.cpu().numpy().copy()
 
     def use(self, sparse: Sparse) -> None:
         """Choose tokens with these settings from now on; the cached keys are encoded again."""
@@ -570,7 +596,7 @@ class Timeline:
     def _saying(self, ids: np.ndarray, mode: Mode, passes: Passes, sampler: Sampler) -> Saying:
         """The tokens of an answer after a prompt, int [n]."""
         if not self._drafts(mode):
-            return OneByOne(passes, sampler, self.logits)
+            return OneByOne(passes, sampler, self.logits, self.model.ranks)
         drafter = Drafter(ids, self._costs, always=self.drafts == "text")
         return Checked(passes, self.cache, mode, sampler, drafter, self.logits)
 

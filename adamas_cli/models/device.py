@@ -108,6 +108,22 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
+def devices_of(device: str, gpus: int) -> list[torch.device]:
+    """The devices of a model that is split over this many GPUs; for tests, `cpu` for each.
+
+    Raises UsageError if there are fewer GPUs, or one of several is named.
+    """
+    import torch
+
+    if device == "cpu":
+        return [torch.device("cpu")] * gpus
+    if device not in ("auto", "cuda"):
+        raise UsageError(f"`gpus` {gpus} takes the first {gpus} GPUs: leave out `device` {device}.")
+    if (count := torch.cuda.device_count()) < gpus:
+        raise UsageError(f"`gpus` {gpus} is more than torch sees here: {count}.")
+    return [torch.device("cuda", index) for index in range(gpus)]
+
+
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """The number format for `auto` or a name on `device`.
 

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 def rows_obstacle(model: Model, cache: KVCache, sparse: Sparse | None) -> str | None:
     """Why a cache's sequence cannot be one of several in a pass, in a few words; None if it can."""
+    if model.ranks is not None:
+        return SHARED
     if model.dense is None:
         return "Triton does not run here"
     if sparse is not None and sparse.backend.name != "triton":

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from adamas_cli.engine.model import Model
 
 
+SHARED = "its layers are split over GPUs"
+
+
 class Entry(NamedTuple):
     """New tokens of one cache, and how they attend."""
 
@@ -46,6 +49,8 @@ class CompiledSteps:
 
     def __init__(self, model: Model, kinds: set[str]) -> None:
         """kinds: the caches' layer kinds. Raises NoCompiledFormError."""
+        if model.ranks is not None:
+            raise NoCompiledFormError(SHARED)
         if model.device.type != "cpu":
             raise NoCompiledFormError(f"the model is on {model.device.type}")
         if not kinds <= {FULL, SLIDING}:
