@@ -20,8 +20,8 @@ from adamas_cli.cache.mode import Mode
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.sampler import Drawn
 from adamas_cli.engine.steps.apart import Row, StepsApart
-from adamas_cli.engine.steps.compiled import SHARED, CompiledSteps, Entry
-from adamas_cli.engine.steps.describe import NoCompiledFormError
+from adamas_cli.engine.steps.compiled import CompiledSteps, Entry
+from adamas_cli.engine.steps.describe import SHARED, NoCompiledFormError
 
 MOST_TOGETHER = LARGEST_STEP  # answers running at once
 NOTHING = torch.empty(0, dtype=torch.int64)

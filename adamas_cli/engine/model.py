@@ -22,6 +22,7 @@ from adamas_cli.errors import AdamasError, ModelUnavailableError
 from adamas_cli.models.configs import reason
 from adamas_cli.models.families import RESTARTING
 from adamas_cli.models.shape import shape_of_config
+from adamas_cli.models.split import ranks_of
 from adamas_cli.planning.decision import UnservedError
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Model:
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.module = loaded.model
-        self.ranks = loaded.ranks
+        self.ranks = ranks_of(self.module)
         self.device: torch.device = self.module.device
         self.config = self.module.config.get_text_config()
         self.shape = shape_of_config(self.config)

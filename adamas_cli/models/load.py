@@ -56,7 +56,6 @@ if TYPE_CHECKING:
 
     from adamas_cli.models.filling import Placing
     from adamas_cli.models.split import Split
-    from adamas_cli.ranks.group import Ranks
     from adamas_cli.ranks.team import Team
 
 log = logging.getLogger(__name__)
@@ -74,7 +73,6 @@ class LoadedModel(Mirrored):
     stop_ids: tuple[int, ...]  # tokens that end an answer
     quantization: str = "none"  # how its weights were stored, and how they differ from those of its files
     in_bytes: bool = False  # whether many tokens' activations are rounded to 8 bits to meet packed weights
-    ranks: Ranks | None = None  # that share it, each with a part of its heads; None for a whole model
     team: Team | None = None
     number: int = LOADED
 
@@ -180,8 +178,7 @@ def load(
         chosen_dtype = model.dtype  # some kinds compute in a single number format
     kept = kept_as(stored, quantization, quantized=quantized, packed=packed)
     in_bytes = packed and products.in_bytes
-    ranks = None if split is None else split.ranks
-    return LoadedModel(model, files, chosen_device, chosen_dtype, context, ending, kept, in_bytes, ranks)
+    return LoadedModel(model, files, chosen_device, chosen_dtype, context, ending, kept, in_bytes)
 
 
 def _number(products: Products) -> torch.dtype:

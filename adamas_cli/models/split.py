@@ -48,6 +48,11 @@ class Summed(nn.Module):
         return self.ranks.sum(self.product(x))
 
 
+def ranks_of(model: nn.Module) -> Ranks | None:
+    """The ranks that share a model, None for a whole one."""
+    return next((part.ranks for part in model.modules() if isinstance(part, Summed)), None)
+
+
 def borders(size: int, parts: int) -> list[int]:
     """Where parts of nearly the same size begin, and the end of the last. Raises ValueError if there are too
     few numbers.

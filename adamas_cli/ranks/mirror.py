@@ -51,7 +51,7 @@ def created(told: Told = _as_they_are) -> Callable[[Callable[P, None]], Callable
             self: Any = given[0]
             arguments = _named(init, *given, **options)
             _, loaded = list(arguments.values())[:2]
-            self.team = team = loaded.team
+            self.team = team = loaded.team if isinstance(loaded, Mirrored) else None
             if team is None or team.ranks.under_way:
                 init(*given, **options)
                 return

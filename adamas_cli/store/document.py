@@ -15,6 +15,7 @@ from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.names import is_stream, split_name
 from adamas_cli.cache.placement import Allocated, Placement, by_head
 from adamas_cli.models.shape import shape_of_config
+from adamas_cli.models.split import ranks_of
 from adamas_cli.ranks.mirror import Arguments, Mirrored, created, mirrored
 from adamas_cli.settings import CacheDType
 from adamas_cli.store.chain import Chain
@@ -71,7 +72,8 @@ class StoredDocument(Mirrored):
         self._placement = placement
         kept = settings.kept(cached)
         self.alters = kept == "int8"
-        part = None if loaded.ranks is None else loaded.ranks.name
+        ranks = ranks_of(loaded.model)
+        part = None if ranks is None else ranks.name
         facts = model_facts(
             config,
             fingerprint=loaded.files.fingerprint,

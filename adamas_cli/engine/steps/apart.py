@@ -23,6 +23,7 @@ from adamas_cli.cache.mode import Mode, Sparse
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.sampler import Drawn
 from adamas_cli.engine.steps.captured import HOST_ROPE, left_as_they_were
+from adamas_cli.engine.steps.describe import SHARED
 
 ROWS = (1, 2, 4, 8, LARGEST_STEP)  # of a pass; the last ones may be unused
 

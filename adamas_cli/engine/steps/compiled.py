@@ -16,15 +16,12 @@ from adamas_cli.cache.full import FullLayer
 from adamas_cli.cache.layer import FULL, SLIDING
 from adamas_cli.cache.mode import Mode
 from adamas_cli.engine.interface import Pass, under_way
-from adamas_cli.engine.steps.describe import NoCompiledFormError, body_of, describe, rotation_kinds
+from adamas_cli.engine.steps.describe import SHARED, NoCompiledFormError, body_of, describe, rotation_kinds
 
 if TYPE_CHECKING:
     from adamas_kernels.contract import AnyCache, TokenDecoder
 
     from adamas_cli.engine.model import Model
-
-
-SHARED = "its layers are split over GPUs"
 
 
 class Entry(NamedTuple):
