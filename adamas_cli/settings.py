@@ -29,7 +29,7 @@ OnOverflow = Literal["error", "truncate", "map-reduce"]
 class ModelSettings:
     """Which model answers, and how it is loaded. model: None for the default, or for the base model of the
     adapter (a folder). threads: None for all physical cores. rope_scaling: of positions, as in `yarn:4`, for
-    a longer context than the model's; None for the model's own.
+    a longer context than the model's; None for the model's own. gpus: over how many the model is split.
     """
 
     model: str | None = None
@@ -41,6 +41,7 @@ class ModelSettings:
     trust_remote_code: bool = False
     offline: bool = False
     rope_scaling: str | None = None
+    gpus: int = 1
 
     @property
     def finding(self) -> dict[str, Any]:

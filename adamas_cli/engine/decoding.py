@@ -125,9 +125,7 @@ class OneByOne:
     the tokens that the first one draws.
     """
 
-    def __init__(
-        self, passes: Passes, sampler: Sampler, logits: Tensor, ranks: Ranks | None = None
-    ) -> None:
+    def __init__(self, passes: Passes, sampler: Sampler, logits: Tensor, ranks: Ranks | None = None) -> None:
         self.logits = logits
         self._ranks = ranks
         self._passes, self._sampler = passes, sampler

@@ -38,6 +38,7 @@ from adamas_cli.engine.reading import Reader, Stored
 from adamas_cli.engine.sampler import Sampler, require_finite
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.steps.stepper import Stepper
+from adamas_cli.errors import UsageError
 from adamas_cli.ranks.mirror import Arguments, Mirrored, created, mirrored, mirrored_events
 from adamas_cli.settings import DraftKind
 
@@ -255,7 +256,10 @@ class Timeline(Mirrored):
         return State(self.length, self.cache.mark())
 
     def rewind(self, state: State) -> None:
-        """Forget every token since `mark` returned this state, which stays valid."""
+        """Forget every token since `mark` returned this state, which stays valid. Ranks do so within their
+        calls only.
+        """
+        assert self.team is None or self.team.under_way, "other ranks do not know this state"
         self._forget_states(state.tokens)
         self.cache.rewind(state.mark)
         self.ids = self.ids[: state.tokens]  # last, so that an interrupted rewind can be repeated
@@ -502,12 +506,19 @@ class Timeline(Mirrored):
 
     def use(self, sparse: Sparse) -> None:
         """Choose tokens with these settings from now on; the cached keys are encoded again."""
+        self._require_whole()
         self.sparse = sparse
         self.cache.encode_again(sparse)
 
     def read_by(self, backend: Backend) -> None:
         """Have sparse reading computed by this backend from now on."""
+        self._require_whole()
         self._reader.read_by(backend)
+
+    def _require_whole(self) -> None:
+        """Raises UsageError for a model that is split over ranks, which are not told of backends."""
+        if self.model.ranks is not None:
+            raise UsageError("this measures a model on one GPU: leave out `gpus`.")
 
     def _answering(self, *, sparse: bool) -> Mode:
         """How an answer's tokens attend."""

@@ -146,7 +146,15 @@ def load(
                 )
             elif in_tensors:
                 model = _read_tensors(
-                    files, scheme, chosen_device, products, packed, trust_remote_code, adapter, progress, split
+                    files,
+                    scheme,
+                    chosen_device,
+                    products,
+                    packed,
+                    trust_remote_code,
+                    adapter,
+                    progress,
+                    split,
                 )
             else:
                 model, loading = _read(files, chosen_device, chosen_dtype, trust_remote_code, how)

@@ -18,6 +18,7 @@ from adamas_kernels.blocks import BlockWeight, block_size
 from torch import Tensor, nn
 
 from adamas_cli.errors import ModelUnavailableError
+from adamas_cli.models.borders import borders
 from adamas_cli.models.families import from_config
 from adamas_cli.models.filling import Placing, Source, fill
 from adamas_cli.models.gguf.stored import Stored
@@ -27,10 +28,9 @@ if TYPE_CHECKING:
 
     from adamas_cli.ranks.group import Ranks
 
-# Kinds of parts in transformers' plans: a linear layer keeps some of its outputs (rows of its weight), or some
+# Kinds of parts in transformers' plans: a linear layer keeps some of its outputs (rows of its weight) or some
 # of its inputs (columns), and then its products are summed; a norm within heads stays whole.
 ROWS, COLUMNS, WHOLE = "colwise", "rowwise", "replicated_with_grad_allreduce"
-BORDERS = 256, 32, 1  # numbers in the blocks of formats: parts of an MLP end at the largest that divides it
 
 
 class Summed(nn.Module):
@@ -51,16 +51,6 @@ class Summed(nn.Module):
 def ranks_of(model: nn.Module) -> Ranks | None:
     """The ranks that share a model, None for a whole one."""
     return next((part.ranks for part in model.modules() if isinstance(part, Summed)), None)
-
-
-def borders(size: int, parts: int) -> list[int]:
-    """Where parts of nearly the same size begin, and the end of the last. Raises ValueError if there are too
-    few numbers.
-    """
-    block = next((block for block in BORDERS if size % block == 0 and size // block >= parts), None)
-    if block is None:
-        raise ValueError(f"{size} numbers have no {parts} parts")
-    return [-(-(size // block) * part // parts) * block for part in range(parts + 1)]
 
 
 def share_of(config: PreTrainedConfig, rank: int, count: int) -> PreTrainedConfig:
@@ -144,6 +134,10 @@ class Kinds:
         module = name.rpartition(".")[0]
         return next((kind for pattern, kind in self._patterns if pattern.fullmatch(module)), None)
 
+    def by_column(self, model: nn.Module) -> list[str]:
+        """The layers of which each rank has some inputs."""
+        return [name for name, _ in model.named_modules() if self.of(f"{name}.weight") == COLUMNS]
+
 
 class Split:
     """How one rank builds its share, from the whole model's config and weights."""
@@ -167,13 +161,16 @@ class Split:
     ) -> None:
         """Give memory to a share without any, see `filling.fill`. source: of the whole model."""
         kinds = Kinds(model)
-        by_column = [name for name, part in model.named_modules() if kinds.of(f"{name}.weight") == COLUMNS]
         if not self.ranks.first:
-            for name in by_column:
+            for name in kinds.by_column(model):
                 model.get_submodule(name).register_parameter("bias", None)
         parts = SplitSource(source, model, kinds, self.ranks, borders(self._inner, self.ranks.count))
         fill(model, parts, dtype, device, placing)
-        for name in by_column:
+        self.join(model)
+
+    def join(self, model: PreTrainedModel) -> None:
+        """Have the products of a share with weights summed over the ranks."""
+        for name in Kinds(model).by_column(model):
             model.set_submodule(name, Summed(model.get_submodule(name), self.ranks))
 
 

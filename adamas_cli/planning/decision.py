@@ -24,6 +24,7 @@ from adamas_cli.planning.choice import (
     budget_for,
 )
 from adamas_cli.planning.needs import Bytes, cpu_bytes, gpu_bytes
+from adamas_cli.planning.shares import shape_share, weight_share
 from adamas_cli.settings import CacheDType, DecodingSettings, KvPlace, ModelSettings
 
 SMALLER: tuple[CacheDType, ...] = ("16", "int8", "int4")  # cache formats, the most exact first
@@ -89,6 +90,13 @@ class Model:
     stored_bytes: int | None
     blocks: int | None
 
+    def share(self, count: int) -> Model:
+        """The largest share over this many GPUs. Raises ModelUnavailableError if heads cannot be split."""
+        weights = weight_share(self.weights, count)
+        part = weights.bytes(1) / max(1, self.weights.bytes(1))
+        blocks = None if self.blocks is None else int(self.blocks * part)
+        return replace(self, shape=shape_share(self.shape, count), weights=weights, blocks=blocks)
+
 
 @dataclass(frozen=True)
 class Attention:
@@ -117,6 +125,7 @@ class Decision:
     matrices are in few bits, as in the file or packed for a CPU. positions: one line on how they are rotated,
     if that depends on the length of the text. cache_dtype: the format of keys and values. smaller: the format
     in which they would fit the memory if they do not, None if there is none. in_bytes: as in `LoadedModel`.
+    gpus: over how many the model is split; bytes are those of one.
     """
 
     device: str
@@ -129,6 +138,7 @@ class Decision:
     cache_dtype: CacheDType = "auto"
     smaller: CacheDType | None = None
     in_bytes: bool = False
+    gpus: int = 1
 
     @property
     def kv(self) -> str:
@@ -142,8 +152,10 @@ def decide(
     """Decide for this many tokens, including the answer's.
 
     Raises UsageError if the machine cannot do what is requested, and ModelUnavailableError if Adamas is
-    requested and does not support the model.
+    requested and does not support the model, or if it cannot be split over as many GPUs as requested.
     """
+    if loading.gpus > 1:
+        model = model.share(loading.gpus)
     dtype = number_format(loading.dtype, machine.bfloat16)
     if loading.quantization in PACKAGES:
         require_quantizable(
@@ -225,6 +237,7 @@ def decide(
         decoding.cache_dtype,
         smaller,
         in_bytes,
+        loading.gpus,
     )
 
 

@@ -1,1 +1,1 @@
-"""One model over several processes, each with a device of its own: their sums, and calls made by all of them."""
+"""One model over several processes, each with a device: their sums, and the calls that all of them make."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import queue
 import sys
@@ -69,7 +68,7 @@ class Follower:
 
         told = self._next()
         assert isinstance(told, Join)
-        self._ranks = group.Ranks(told.rank, told.count)
+        self._ranks = group.Ranks(told.rank, told.ranks)
         store = group.meeting_point(told.rank, told.port)
         self._connection.send_bytes(packed(Here()))
         group.join(self._ranks, store, torch.device(told.device))
@@ -137,7 +136,7 @@ class Follower:
             case Call(target, method, number, arguments):
                 given = {name: self._taken(value) for name, value in arguments.items()}
                 result = getattr(self.objects[target], method)(**given)
-                if inspect.isgenerator(result):
+                if isinstance(result, Generator):
                     self.generators[number] = result
                 elif isinstance(result, Mirrored):
                     self.objects[number] = result

@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from adamas_cli.ranks.mirror import part_name
+
 HOST = "127.0.0.1"
 LONGEST = timedelta(hours=2)  # a rank may wait while the first one loads or prepares; a lost one is noticed
 
@@ -37,7 +39,7 @@ class Ranks:
     @property
     def name(self) -> str:
         """For the user, counted from 1."""
-        return f"part {self.rank + 1} of {self.count}"
+        return part_name(self.rank, self.count)
 
     def sum(self, numbers: Tensor) -> Tensor:
         """Replace the numbers of every rank by their sum, with the same bits in each; returns them."""

@@ -18,10 +18,10 @@ class Relayed:
 
 
 class Join(NamedTuple):
-    """Become a rank, computing on a device, by torch's name. port: of the first rank's store."""
+    """Become this rank of this many, on a device by torch's name. port: of the first rank's store."""
 
     rank: int
-    count: int
+    ranks: int
     port: int
     device: str
 

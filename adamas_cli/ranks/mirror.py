@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
-
-if TYPE_CHECKING:
-    from adamas_cli.ranks.team import Team
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 LOADED = 0  # the number of the loaded model
 
@@ -22,13 +20,57 @@ Arguments = Mapping[str, Any]
 Told = Callable[[Arguments], Arguments]  # from the first rank's arguments to those of the others
 
 
+class Leader(Protocol):
+    """What tells the other ranks; see `team.Team`."""
+
+    @property
+    def under_way(self) -> bool:
+        """Whether all ranks are in a call now."""
+        ...
+
+    def free_number(self) -> int:
+        """A number for an object or a generator."""
+        ...
+
+    def register(self, target: Mirrored, number: int) -> None:
+        """The object of this number is this one, as long as it is used."""
+        ...
+
+    def create(self, target: Mirrored, arguments: Arguments) -> AbstractContextManager[None]:
+        """A scope in which all ranks create an object."""
+        ...
+
+    def call(
+        self, target: Mirrored, method: str, number: int, arguments: Arguments
+    ) -> AbstractContextManager[None]:
+        """A scope in which all ranks call a method; functions among its arguments stay here."""
+        ...
+
+    def step(self, number: int) -> AbstractContextManager[None]:
+        """A scope in which all ranks run a generator to its next event."""
+        ...
+
+    def end(self, number: int) -> None:
+        """The others end a generator. That may happen in another call, when Python drops it."""
+        ...
+
+    def relaying(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, which tells the others what it returns."""
+        ...
+
+
 class Mirrored:
     """An object that each rank has. team: the other ranks, where this one leads them; else None. number: its
     own among all objects of the team.
     """
 
-    team: Team | None = None
+    team: Leader | None = None
     number: int = -1
+
+
+def part_name(rank: int, count: int) -> str:
+    """A rank's part of a model for the user, counted from 1."""
+    return f"part {rank + 1} of {count}"
 
 
 def _as_they_are(arguments: Arguments) -> Arguments:
@@ -41,7 +83,7 @@ def _named(method: Callable[..., Any], *given: Any, **options: Any) -> dict[str,
 
 
 def created(told: Told = _as_they_are) -> Callable[[Callable[P, None]], Callable[P, None]]:
-    """Marks an `__init__` whose first argument is a loaded model: the other ranks create the same with theirs.
+    """Marks an `__init__` whose first argument is a loaded model: other ranks create the same with theirs.
     told: the other arguments for them.
     """
 
@@ -52,7 +94,7 @@ def created(told: Told = _as_they_are) -> Callable[[Callable[P, None]], Callable
             arguments = _named(init, *given, **options)
             _, loaded = list(arguments.values())[:2]
             self.team = team = loaded.team if isinstance(loaded, Mirrored) else None
-            if team is None or team.ranks.under_way:
+            if team is None or team.under_way:
                 init(*given, **options)
                 return
             rest = dict(list(arguments.items())[2:])
@@ -65,13 +107,13 @@ def created(told: Told = _as_they_are) -> Callable[[Callable[P, None]], Callable
 
 
 def mirrored(method: Callable[P, R]) -> Callable[P, R]:
-    """Marks a method of a `Mirrored` that all ranks run. A result that is a `Mirrored` becomes one of theirs."""
+    """Marks a method of a `Mirrored` that all ranks run; a `Mirrored` that it returns is also theirs."""
 
     @wraps(method)
     def call(*given: P.args, **options: P.kwargs) -> R:
         self: Any = given[0]
-        team: Team | None = self.team
-        if team is None or team.ranks.under_way:
+        team: Leader | None = self.team
+        if team is None or team.under_way:
             return method(*given, **options)
         arguments = _named(method, *given, **options)
         number = team.free_number()
@@ -92,10 +134,12 @@ def mirrored_events(
     """
 
     def mark(method: Callable[..., Generator[R]]) -> Callable[..., Generator[R]]:
-        def led(team: Team, self: Any, arguments: dict[str, Any]) -> Generator[R]:
+        def led(team: Leader, self: Any, arguments: dict[str, Any]) -> Generator[R]:
             number = team.free_number()
-            own = {name: team.relaying(value) if callable(value) else value for name, value in arguments.items()}
-            with team.begin(self, method.__name__, number, told(arguments)):
+            own = {
+                name: team.relaying(value) if callable(value) else value for name, value in arguments.items()
+            }
+            with team.call(self, method.__name__, number, told(arguments)):
                 events = method(self, **own)
             ended = False
             try:
@@ -105,16 +149,16 @@ def mirrored_events(
                     if event is _END:
                         ended = True
                         return
-                    yield event  # type: ignore[misc]
+                    yield event
             finally:
                 if not ended:
-                    with team.end(number):
-                        events.close()
+                    team.end(number)
+                    events.close()
 
         @wraps(method)
         def call(self: Any, *given: Any, **options: Any) -> Generator[R]:
-            team: Team | None = self.team
-            if team is None or team.ranks.under_way:
+            team: Leader | None = self.team
+            if team is None or team.under_way:
                 return method(self, *given, **options)
             arguments = _named(method, self, *given, **options)
             return led(team, self, dict(list(arguments.items())[1:]))

@@ -53,7 +53,7 @@ class _Other:
 
     def __init__(self, ranks: group.Ranks, device: torch.device, port: int) -> None:
         self.ranks = ranks
-        self.kept: IO[bytes] = tempfile.TemporaryFile()
+        self.kept: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         here, there = socket.socketpair()
         path = os.pathsep.join(filter(None, sys.path))
         with there:
@@ -137,54 +137,49 @@ class Team:
             self.close(at_once=True)
             raise
 
+    @property
+    def under_way(self) -> bool:
+        """See `Leader.under_way`."""
+        return self.ranks.under_way
+
     def free_number(self) -> int:
-        """A number for an object or a generator."""
+        """See `Leader.free_number`."""
         return next(self._numbers)
 
     def register(self, target: Mirrored, number: int) -> None:
-        """The object of this number is this one, as long as it is used."""
+        """See `Leader.register`."""
         target.number = number
         weakref.finalize(target, self._unused.append, number).atexit = False
 
     @contextmanager
     def create(self, target: Mirrored, arguments: Mapping[str, Any]) -> Iterator[None]:
-        """A scope in which all ranks create an object."""
+        """See `Leader.create`."""
         self.register(target, self.free_number())
         with self._together(Create(target.number, type(target), arguments)):
             yield
 
     @contextmanager
-    def call(self, target: Mirrored, method: str, number: int, arguments: Mapping[str, Any]) -> Iterator[None]:
-        """A scope in which all ranks call a method."""
-        with self._together(Call(target.number, method, number, arguments)):
-            yield
-
-    @contextmanager
-    def begin(
+    def call(
         self, target: Mirrored, method: str, number: int, arguments: Mapping[str, Any]
     ) -> Iterator[None]:
-        """A scope in which all ranks call a generator; functions among its arguments stay here."""
-        others = {name: Relayed() if callable(value) else value for name, value in arguments.items()}
-        with self._together(Call(target.number, method, number, others)):
+        """See `Leader.call`."""
+        told = {name: Relayed() if callable(value) else value for name, value in arguments.items()}
+        with self._together(Call(target.number, method, number, told)):
             yield
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """A scope in which all ranks run a generator to its next event."""
+        """See `Leader.step`."""
         with self._together(Next(number)):
             yield
 
-    @contextmanager
-    def end(self, number: int) -> Iterator[None]:
-        """A scope in which all ranks end a generator. It may begin anywhere, even within another scope, when
-        Python drops a generator.
-        """
+    def end(self, number: int) -> None:
+        """See `Leader.end`."""
         if self.lost is None:
             self._send(Close(number))
-        yield
 
     def relaying(self, function: Callable[..., R]) -> Callable[..., R]:
-        """The same function, which tells the others what it returns."""
+        """See `Leader.relaying`."""
 
         def told(*given: Any) -> R:
             value = function(*given)
@@ -265,14 +260,18 @@ class Team:
             while True:
                 report = unpacked(other.connection.recv_bytes(), {})
                 if isinstance(report, Report):
-                    self._lose(other, 2 if report.kind is not AdamasError else 0, report.error(other.ranks.name))
+                    self._lose(
+                        other, 2 if report.kind is not AdamasError else 0, report.error(other.ranks.name)
+                    )
                 else:
                     self._here.release()
         except (EOFError, OSError):
             pass
         if not self._closing:
             reason = other.reason()
-            self._lose(other, 1, RankLostError(f"the process of {other.ranks.name} of the model ended: {reason}"))
+            self._lose(
+                other, 1, RankLostError(f"the process of {other.ranks.name} of the model ended: {reason}")
+            )
         self._here.release()
 
     def _lose(self, other: _Other, weight: int, error: AdamasError) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from adamas_cli import models
 from adamas_cli.engine.attention import AttentionSettings
+from adamas_cli.engine.shared import load_chosen
 from adamas_cli.errors import UsageError
 from adamas_cli.models.configs import read_config, require_known_code
 from adamas_cli.models.device import choose_device, wants_cuda
@@ -139,7 +140,7 @@ class Runtime:
         """
         if self._loaded is None:
             begun = time.perf_counter()
-            self._loaded = models.load(self.files, **self.model.loading, progress=self.progress)
+            self._loaded = load_chosen(self.files, self.model, self.progress)
             self.load_seconds += time.perf_counter() - begun
         return self._loaded
 

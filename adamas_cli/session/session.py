@@ -226,6 +226,7 @@ class Session:
             "read": self.timeline.read_kind,
             "cache_dtype": self.timeline.attention.cache_dtype,
             "kv": self.timeline.kv,
+            "gpus": self.runtime.model.gpus,
             "blocks_computed": None if computed is None else round(computed, 4),
         }
 

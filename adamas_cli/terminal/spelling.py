@@ -6,10 +6,10 @@ import re
 
 _SHORT = {"model": "-m", "max_tokens": "-n", "output": "-o"}
 _LONG = (
-    "cache_dtype",
     "adapter",
     "attn",
     "backend",
+    "cache_dtype",
     "cite",
     "ctx_size",
     "dense_layers",
@@ -20,6 +20,7 @@ _LONG = (
     "error",
     "exclude",
     "generated",
+    "gpus",
     "heads",
     "hidden",
     "include",

@@ -80,6 +80,8 @@ class Subject:
 
     def load(self, progress: Progress) -> models.LoadedModel:
         """The model with its weights."""
+        if self.options.gpus > 1:
+            raise UsageError("measurements of answers run on one GPU: leave out `gpus`.")
         return models.load(self.files, **self.options.loading, progress=progress)
 
     def load_backend(self, announce: Callable[[str], None]) -> Backend:

@@ -93,7 +93,8 @@ class CheckpointSource:
         self._tensors, self._model = Tensors(directory), model
         self._dtype, self._device = dtype, device
         self._in_blocks, self._in_order = in_blocks, in_order
-        self._layers, plain = {}, list(self._tensors.entries)
+        self._layers: dict[str, Layer] = {}
+        plain = list(self._tensors.entries)
         if scheme is not None:
             self._layers, plain = layers_of(scheme, self._tensors.entries, directory)
         self._origins = origins(model, [*self._layers, *plain])
