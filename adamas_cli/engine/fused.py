@@ -150,8 +150,8 @@ def _adds(part: Any) -> bool:
 
 
 class _Adding:
-    """A projection that adds `addend` to its output, once, if set. Of several ranks, whose products are summed,
-    the first one adds it.
+    """A projection that adds `addend` to its output, once, if set. Where the products of several ranks are
+    summed, the first one adds it.
     """
 
     def __init__(self, module: PlaneLinear | Summed) -> None:
@@ -163,7 +163,9 @@ class _Adding:
         addend, self.addend = self.addend, None
         product, ranks = self._product, self._ranks
         adds = addend is not None and (ranks is None or ranks.first)
-        found = product.backend.linear(x, product.planes, addend.flatten() if adds and addend is not None else None)
+        found = product.backend.linear(
+            x, product.planes, addend.flatten() if adds and addend is not None else None
+        )
         return found if ranks is None else ranks.sum(found)
 
 

@@ -8,6 +8,7 @@ columns up to borders of blocks.
 from __future__ import annotations
 
 import copy
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
     from adamas_cli.ranks.group import Ranks
+
+log = logging.getLogger(__name__)
 
 # Kinds of parts in transformers' plans: a linear layer keeps some of its outputs (rows of its weight) or some
 # of its inputs (columns), and then its products are summed; a norm within heads stays whole.
@@ -94,7 +97,8 @@ def split_obstacle(config: PreTrainedConfig, count: int) -> str | None:
         whole = _blank(config)
         shares = [dict(_blank(share_of(config, rank, count)).named_parameters()) for rank in {0, count - 1}]
     except Exception as error:  # a family's code may raise anything for a share's config
-        return f"its type cannot be built with fewer heads ({str(error).partition(chr(10))[0]})"
+        log.debug("%s: %s", text.model_type, error)
+        return "its type cannot be built with fewer heads"
     kinds = Kinds(whole)
     for name, parameter in whole.named_parameters():
         if not all(_fits(kinds.of(name), parameter, share.get(name)) for share in shares):

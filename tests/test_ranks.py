@@ -1,0 +1,341 @@
+"""A model split over two processes: the same answers as in one, whatever happens between them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from adamas_kernels.contract import SparseSettings
+from conftest import ARCHITECTURES, byte_tokenizer, tiny_architecture
+from gguf_sources import build
+from gguf_writing import write_source
+
+from adamas_cli import models
+from adamas_cli.engine.attention import AttentionSettings
+from adamas_cli.engine.events import Prefill, Token
+from adamas_cli.engine.sampling import GuidedSampling, Sampling
+from adamas_cli.engine.shared import load_share
+from adamas_cli.engine.timeline import Timeline
+from adamas_cli.errors import RankLostError, UsageError
+from adamas_cli.progress import Silent
+from adamas_cli.ranks.team import Team
+from adamas_cli.store.document import StoredDocument
+from adamas_cli.store.entries import entries
+from adamas_cli.store.settings import StoreSettings
+
+CPU = torch.device("cpu")
+GREEDY = Sampling()
+FULL = AttentionSettings("full")
+SPARSE = AttentionSettings("adamas", SparseSettings(budget=32))
+SETTINGS = {
+    "dtype": "float32", "quantization": "none", "threads": 1, "trust_remote_code": False, "device": "cpu",
+}  # fmt: skip
+CHUNK, ANSWER = 64, 20
+
+
+def text(length: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, length).astype(np.int32)
+
+
+DOCUMENT, QUESTION = text(300), text(9, 1)
+PROMPT = np.concatenate([DOCUMENT, QUESTION])
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of kept documents of this process and of those that it starts."""
+    with pytest.MonkeyPatch.context() as environment:
+        root = tmp_path_factory.mktemp("kept")
+        environment.setenv("ADAMAS_DOC_CACHE", str(root))
+        yield root
+
+
+@pytest.fixture(scope="module")
+def team(store: Path) -> Iterator[Team]:
+    made = Team([CPU, CPU])
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The tiny architectures as folders."""
+    found = {}
+    for name in ARCHITECTURES:
+        found[name] = tmp_path_factory.mktemp(name)
+        tiny_architecture(name).save_pretrained(found[name])
+        byte_tokenizer().save_pretrained(found[name])
+    return found
+
+
+def files_of(path: Path) -> models.ModelFiles:
+    return models.resolve(str(path), offline=True, progress=Silent())
+
+
+def alone(path: Path, **others: object) -> models.LoadedModel:
+    return models.load(files_of(path), **SETTINGS | others, progress=Silent())
+
+
+def together(team: Team, path: Path, **others: object) -> models.LoadedModel:
+    count = team.ranks.count
+    asked = {"files": files_of(path), "settings": SETTINGS | others, "devices": [CPU] * count}
+    return replace(team.load(load_share, asked), team=team)
+
+
+def opened(loaded: models.LoadedModel, settings: AttentionSettings = FULL, **options: object) -> Timeline:
+    return Timeline(loaded, settings, **{"context": 500, "prefill_chunk": CHUNK, **options})
+
+
+def said(
+    timeline: Timeline, ids: np.ndarray = PROMPT, sampling: Sampling = GREEDY, **options: object
+) -> list:
+    events = timeline.go_on(ids, sampling, ANSWER, (), **options)
+    return [event.id for event in events if isinstance(event, Token)]
+
+
+def exact_logits(name: str, ids: np.ndarray) -> torch.Tensor:
+    with torch.no_grad():
+        return tiny_architecture(name).double()(torch.from_numpy(ids.astype(np.int64))[None]).logits[0, -1]
+
+
+@pytest.mark.parametrize("settings", [FULL, SPARSE], ids=["full", "sparse"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_two_ranks_say_what_one_process_says(team, folders, name, settings):
+    one, two = opened(alone(folders[name]), settings), opened(together(team, folders[name]), settings)
+    assert said(two) == said(one)
+    assert two.step_reason == "each token goes through transformers' forward (its layers are split over GPUs)"
+    for timeline in (one, two):
+        timeline.return_to(DOCUMENT[:0])
+        list(timeline.sync(PROMPT))
+    exact = exact_logits(name, PROMPT)
+    bound = 4 * (one.logits - exact).abs().max() + 1e-6 * exact.abs().max()
+    assert (two.logits - exact).abs().max() <= bound
+    assert torch.allclose(two.score(QUESTION, sparse=True), one.score(QUESTION, sparse=True), atol=1e-4)
+
+
+def test_sparse_reading_is_split_alike(team, folders):
+    ids, way = text(1200, 2), replace(SPARSE, read="sparse")
+    one, two = (
+        opened(loaded, way, context=1300, prefill_chunk=512)
+        for loaded in (alone(folders["llama"]), together(team, folders["llama"]))
+    )
+    for timeline in (one, two):
+        list(timeline.sync(ids))
+    assert two.read_kind == "sparse"
+    assert two.computed is not None
+    asked = np.concatenate([ids, QUESTION])
+    assert said(two, asked) == said(one, asked)
+
+
+@pytest.fixture(scope="module")
+def in_blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GGUF file in Q4_0 and Q8_0, whose MLPs have three times 256 columns to split."""
+    import gguf
+
+    folder = tmp_path_factory.mktemp("blocks")
+    model = build("llama")
+    config = model.config
+    config.hidden_size, config.intermediate_size, config.head_dim = 256, 768, 128
+    config.num_attention_heads, config.num_key_value_heads, config.num_hidden_layers = 4, 2, 2
+    torch.manual_seed(3)
+    model = type(model)(config)
+    kinds = gguf.GGMLQuantizationType
+
+    def kind(name: str) -> gguf.GGMLQuantizationType | None:
+        if "norm" in name:
+            return None
+        return kinds.Q8_0 if name.endswith(("ffn_down.weight", "attn_v.weight")) else kinds.Q4_0
+
+    return write_source("llama", model, folder, kind)
+
+
+@pytest.mark.parametrize("quantization", ["auto", "none"])
+def test_a_file_in_blocks_is_split_at_their_borders(team, in_blocks, quantization):
+    options = {"quantization": quantization, "dtype": "float32"}
+    one, two = alone(in_blocks, **options), together(team, in_blocks, **options)
+    assert two.model.config.intermediate_size == 512
+    assert said(opened(two, SPARSE), PROMPT % 60) == said(opened(one, SPARSE), PROMPT % 60)
+
+
+def test_draws_are_those_of_the_first_rank(team, folders):
+    one, two = opened(alone(folders["llama"])), opened(together(team, folders["llama"]))
+    drawn = Sampling(temperature=0.8, top_k=20, seed=5)
+    assert said(two, sampling=drawn) == said(one, sampling=drawn)
+    unseeded = said(two, sampling=Sampling(temperature=1.5))
+    assert len(unseeded) == ANSWER  # each rank would draw its own, and the sums would not fit
+
+    class Never:
+        """A constraint that only this process has."""
+
+        def allowed(self, vocabulary: int) -> np.ndarray:
+            return np.arange(vocabulary) == 65
+
+        def take(self, token: int) -> None:
+            assert token == 65
+
+    assert said(two, sampling=GuidedSampling.of(GREEDY, begin=Never)) == [65] * ANSWER
+
+
+def test_a_steered_answer_is_steered_in_all_ranks(team, folders):
+    def steer(token: int) -> list[int]:
+        told.append(token)
+        return [7, 8] if len(told) == 3 else []
+
+    answers = []
+    for loaded in (alone(folders["qwen2"]), together(team, folders["qwen2"])):
+        told: list[int] = []
+        answers.append(said(opened(loaded, SPARSE), steer=steer))
+        assert told == answers[-1]
+    assert answers[0] == answers[1]
+    assert answers[1][3:5] == [7, 8]
+
+
+def test_forks_and_answers_in_turn_stay_apart(team, folders):
+    two, one = opened(together(team, folders["llama"]), SPARSE), opened(alone(folders["llama"]), SPARSE)
+    list(two.sync(DOCUMENT))
+    asked = [np.concatenate([DOCUMENT, text(9, seed)]) for seed in (1, 2)]
+    streams = [two.fork().go_on(ids, GREEDY, ANSWER, ()) for ids in asked]
+    found: list[list[int]] = [[], []]
+    for _ in range(ANSWER + 2):
+        for index, stream in enumerate(streams):
+            event = next(stream, None)
+            found[index] += [event.id] if isinstance(event, Token) else []
+    list(one.sync(DOCUMENT))
+    for stream, ids, answer in zip(streams, asked, found, strict=True):
+        list(stream)
+        assert said(one, ids, keep=False) == answer[:ANSWER]
+
+
+def test_attention_is_counted_over_all_heads(team, folders):
+    counted = []
+    for loaded in (alone(folders["llama"]), together(team, folders["llama"])):
+        timeline = opened(loaded, SPARSE, counts=True)
+        said(timeline)
+        counted.append(timeline.attended())
+    assert np.allclose(*counted, atol=1e-3)
+
+
+def test_an_answer_that_is_left_leaves_all_ranks_where_they_were(team, folders):
+    two = opened(together(team, folders["gemma3"]))
+    expected = said(two)
+    two.return_to(DOCUMENT[:0])
+    events = two.go_on(PROMPT, GREEDY, ANSWER, (), keep=False)
+    while not isinstance(next(events), Token):
+        pass
+    events.close()
+    assert said(two) == expected
+
+
+def test_an_interrupt_waits_until_all_ranks_are_equal(team, folders):
+    two = opened(together(team, folders["llama"]))
+    expected = said(two)
+    two.return_to(DOCUMENT[:0])
+    heard: list[int] = []
+
+    def steer(token: int) -> tuple[int, ...]:
+        heard.append(token)
+        if len(heard) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+        return ()
+
+    with pytest.raises(KeyboardInterrupt):
+        said(two, steer=steer)
+    assert heard == expected[:4]
+    assert said(two) == expected
+
+
+def test_an_error_that_all_ranks_have_ends_none_of_them(team, folders):
+    loaded = together(team, folders["llama"])
+    with pytest.raises(UsageError, match="the triton backend cannot run"):
+        opened(loaded, replace(SPARSE, backend="triton"))
+    assert said(opened(loaded)) == said(opened(alone(folders["llama"])))
+
+
+def test_nothing_computes_outside_a_call_of_all_ranks(team, folders):
+    two = opened(together(team, folders["llama"]))
+    with pytest.raises(RuntimeError, match="in calls of its timelines only"):
+        two.model.forward(torch.tensor([1]), two.cache, two._answering(sparse=False))
+
+
+def kept(loaded: models.LoadedModel, timeline: Timeline, ids: np.ndarray) -> StoredDocument:
+    place = timeline.cache.placement
+    return StoredDocument(loaded, ids, timeline.chunk, place, StoreSettings(), ["a"], pytest.fail)
+
+
+def reused(events: Iterator[Prefill]) -> int:
+    return max(event.reused for event in events)
+
+
+def held(root: Path) -> list[Path]:
+    return sorted((root / "blocks").glob("*/*.safetensors"))
+
+
+def test_each_rank_keeps_and_restores_its_part(team, store, folders):
+    loaded = together(team, folders["llama"])
+    first = opened(loaded)
+    document = kept(loaded, first, DOCUMENT)
+    assert reused(first.sync(DOCUMENT, document)) == 0
+    document.finish()
+    expected = said(first)
+    assert {entry.model.partition(" (")[2] for entry in entries(store)} == {"part 1 of 2)", "part 2 of 2)"}
+
+    second = opened(loaded)
+    assert reused(second.sync(DOCUMENT, kept(loaded, second, DOCUMENT))) == len(DOCUMENT)
+    assert said(second) == expected
+
+    whole = alone(folders["llama"])
+    one = opened(whole)
+    assert reused(one.sync(DOCUMENT, kept(whole, one, DOCUMENT))) == 0  # another number of ranks reads anew
+
+
+def test_a_part_that_one_rank_lost_is_read_again_by_all(team, store, folders):
+    loaded = together(team, folders["qwen2"])
+    there = set(held(store))
+    first = opened(loaded)
+    document = kept(loaded, first, DOCUMENT)
+    list(first.sync(DOCUMENT, document))
+    document.finish()
+    expected = said(first)
+    new = [file for file in held(store) if file not in there]
+    owners = {entry.blocks[0]: entry for entry in entries(store) if entry.model.endswith("(part 2 of 2)")}
+    (lost,) = [file for file in new if file.stem in owners]
+    lost.unlink()
+    second = opened(loaded)
+    assert reused(second.sync(DOCUMENT, kept(loaded, second, DOCUMENT))) == 0
+    assert said(second) == expected
+
+
+def test_three_ranks_and_one_that_is_lost(folders, tmp_path):
+    config = tiny_architecture("llama").config
+    config.num_attention_heads, config.num_key_value_heads, config.head_dim = 6, 3, 16
+    torch.manual_seed(0)
+    type(tiny_architecture("llama"))(config).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    team = Team([CPU] * 3)
+    try:
+        three = opened(together(team, tmp_path), SPARSE)
+        assert said(three) == said(opened(alone(tmp_path), SPARSE))
+        three.return_to(DOCUMENT[:0])
+        events = three.go_on(PROMPT, GREEDY, ANSWER, ())
+        while not isinstance(next(events), Token):
+            pass
+        team._others[1].process.kill()
+        begun = time.monotonic()
+        with pytest.raises(
+            RankLostError, match=r"the process of part 3 of 3 of the model ended: signal SIGKILL"
+        ):
+            list(events)
+        assert time.monotonic() - begun < 10
+        with pytest.raises(RankLostError):
+            said(three)
+        assert [other.process.poll() for other in team._others] == [-signal.SIGKILL] * 2
+    finally:
+        team.close(at_once=True)
