@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 import torch
 from adamas_kernels.contract import SparseSettings
+from block_weights import some_blocks
 from conftest import ARCHITECTURES, byte_tokenizer, tiny_architecture
-from gguf_sources import build
+from gguf_sources import VOCABULARY, build
 from gguf_writing import write_source
 
 from adamas_cli import models
@@ -23,7 +27,10 @@ from adamas_cli.engine.events import Prefill, Token
 from adamas_cli.engine.sampling import GuidedSampling, Sampling
 from adamas_cli.engine.shared import load_share
 from adamas_cli.engine.timeline import Timeline
-from adamas_cli.errors import RankLostError, UsageError
+from adamas_cli.errors import UsageError
+from adamas_cli.models.gguf.file import GgufFile
+from adamas_cli.models.gguf.settings import config_of
+from adamas_cli.models.packed_linear import PackedLinear
 from adamas_cli.progress import Silent
 from adamas_cli.ranks.team import Team
 from adamas_cli.store.document import StoredDocument
@@ -75,17 +82,21 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-def files_of(path: Path) -> models.ModelFiles:
-    return models.resolve(str(path), offline=True, progress=Silent())
+def files_of(path: Path | models.ModelFiles) -> models.ModelFiles:
+    return (
+        path
+        if isinstance(path, models.ModelFiles)
+        else models.resolve(str(path), offline=True, progress=Silent())
+    )
 
 
 def alone(path: Path, **others: object) -> models.LoadedModel:
     return models.load(files_of(path), **SETTINGS | others, progress=Silent())
 
 
-def together(team: Team, path: Path, **others: object) -> models.LoadedModel:
-    count = team.ranks.count
-    asked = {"files": files_of(path), "settings": SETTINGS | others, "devices": [CPU] * count}
+def together(team: Team, path: Path | models.ModelFiles, **others: object) -> models.LoadedModel:
+    devices = [CPU] * team.ranks.count
+    asked = {"files": files_of(path), "settings": SETTINGS | others, "devices": devices}
     return replace(team.load(load_share, asked), team=team)
 
 
@@ -135,33 +146,44 @@ def test_sparse_reading_is_split_alike(team, folders):
 
 
 @pytest.fixture(scope="module")
-def in_blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A GGUF file in Q4_0 and Q8_0, whose MLPs have three times 256 columns to split."""
-    import gguf
-
-    folder = tmp_path_factory.mktemp("blocks")
-    model = build("llama")
-    config = model.config
-    config.hidden_size, config.intermediate_size, config.head_dim = 256, 768, 128
-    config.num_attention_heads, config.num_key_value_heads, config.num_hidden_layers = 4, 2, 2
-    torch.manual_seed(3)
-    model = type(model)(config)
+def in_blocks(tmp_path_factory: pytest.TempPathFactory) -> models.ModelFiles:
+    """A file in Q4_K and Q6_K, whose MLPs have three blocks of 256 columns to split."""
     kinds = gguf.GGMLQuantizationType
 
     def kind(name: str) -> gguf.GGMLQuantizationType | None:
         if "norm" in name:
             return None
-        return kinds.Q8_0 if name.endswith(("ffn_down.weight", "attn_v.weight")) else kinds.Q4_0
+        return kinds.Q6_K if name.endswith(("ffn_down.weight", "attn_v.weight")) else kinds.Q4_K
 
-    return write_source("llama", model, folder, kind)
+    config = build("llama").config
+    config.hidden_size, config.intermediate_size, config.head_dim = 256, 768, 128
+    config.num_attention_heads, config.num_key_value_heads, config.num_hidden_layers = 4, 2, 2
+    model = type(build("llama"))(config)
+    with pytest.MonkeyPatch.context() as patched:  # gguf's own quantization has no such blocks
+        random = count()
+        patched.setattr(
+            gguf.quants,
+            "quantize",
+            lambda numbers, of: some_blocks(of.name, *numbers.shape, seed=next(random)).data.numpy(),
+        )
+        path = write_source("llama", model, tmp_path_factory.mktemp("blocks"), kind)
+    folder = path.parent / "settings"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config_of(GgufFile(path), Silent())))
+    return models.ModelFiles("blocks", folder, "blocks", gguf=path)
 
 
-@pytest.mark.parametrize("quantization", ["auto", "none"])
+@pytest.mark.parametrize("quantization", ["packed", "none"])
 def test_a_file_in_blocks_is_split_at_their_borders(team, in_blocks, quantization):
-    options = {"quantization": quantization, "dtype": "float32"}
-    one, two = alone(in_blocks, **options), together(team, in_blocks, **options)
+    settings = SETTINGS | {"quantization": quantization}
+    one = models.load(in_blocks, **settings, progress=Silent())
+    two = together(team, in_blocks, quantization=quantization)
     assert two.model.config.intermediate_size == 512
-    assert said(opened(two, SPARSE), PROMPT % 60) == said(opened(one, SPARSE), PROMPT % 60)
+    packed = two.model.model.layers[0].mlp.down_proj.product
+    assert isinstance(packed, PackedLinear) == (quantization == "packed")
+    prompt = PROMPT % VOCABULARY
+    answers = [said(opened(loaded, SPARSE), prompt) for loaded in (one, two)]
+    assert answers[0] == answers[1]
 
 
 def test_draws_are_those_of_the_first_rank(team, folders):
@@ -311,31 +333,3 @@ def test_a_part_that_one_rank_lost_is_read_again_by_all(team, store, folders):
     second = opened(loaded)
     assert reused(second.sync(DOCUMENT, kept(loaded, second, DOCUMENT))) == 0
     assert said(second) == expected
-
-
-def test_three_ranks_and_one_that_is_lost(folders, tmp_path):
-    config = tiny_architecture("llama").config
-    config.num_attention_heads, config.num_key_value_heads, config.head_dim = 6, 3, 16
-    torch.manual_seed(0)
-    type(tiny_architecture("llama"))(config).save_pretrained(tmp_path)
-    byte_tokenizer().save_pretrained(tmp_path)
-    team = Team([CPU] * 3)
-    try:
-        three = opened(together(team, tmp_path), SPARSE)
-        assert said(three) == said(opened(alone(tmp_path), SPARSE))
-        three.return_to(DOCUMENT[:0])
-        events = three.go_on(PROMPT, GREEDY, ANSWER, ())
-        while not isinstance(next(events), Token):
-            pass
-        team._others[1].process.kill()
-        begun = time.monotonic()
-        with pytest.raises(
-            RankLostError, match=r"the process of part 3 of 3 of the model ended: signal SIGKILL"
-        ):
-            list(events)
-        assert time.monotonic() - begun < 10
-        with pytest.raises(RankLostError):
-            said(three)
-        assert [other.process.poll() for other in team._others] == [-signal.SIGKILL] * 2
-    finally:
-        team.close(at_once=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -32,8 +31,6 @@ def load_chosen(files: models.ModelFiles, chosen: ModelSettings, progress: Progr
     Raises what `models.load` does, UsageError if there are fewer GPUs, ModelUnavailableError for a model that
     cannot be split, and RankLostError if a process ends.
     """
-    if chosen.gpus < 1:
-        raise UsageError(f"`gpus` {chosen.gpus}: give 1 or more.")
     if chosen.gpus == 1:
         return models.load(files, **chosen.loading, progress=progress)
     devices = devices_of(chosen.device, chosen.gpus)
@@ -66,7 +63,6 @@ def share(
     """
     from adamas_cli.ranks.team import Team
 
-    gc.collect()  # a split model that nothing uses any more still has its processes
     team = Team(list(devices))
     loaded = replace(team.load(function, arguments, progress=progress), team=team)
     weakref.finalize(loaded.model, team.close)

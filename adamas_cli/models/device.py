@@ -112,6 +112,8 @@ def require_gpus(device: str, count: int) -> None:
     """Raises UsageError if a model cannot be split over this many GPUs here, as `devices_of` does, without
     torch.
     """
+    if count < 1:
+        raise UsageError(f"`gpus` {count}: give 1 or more.")
     if count == 1 or device == "cpu":
         return
     _require_all(device, count, len(gpus()) if has_cuda_gpu() else 0)

@@ -95,6 +95,11 @@ def join(ranks: Ranks, store: dist.TCPStore, device: torch.device) -> None:
     )
 
 
+def has_joined() -> bool:
+    """Whether this process is one of several ranks."""
+    return dist.is_initialized()
+
+
 def leave(*, at_once: bool = False) -> None:
     """Leave the other ranks. at_once: end what waits for them, since some of them have ended."""
     if not dist.is_initialized():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -20,7 +21,7 @@ from typing import IO, Any, TypeVar
 
 import torch
 
-from adamas_cli.errors import AdamasError, OutOfMemoryError, RankLostError
+from adamas_cli.errors import AdamasError, OutOfMemoryError, RankLostError, UsageError
 from adamas_cli.ranks import group
 from adamas_cli.ranks.interrupts import held_interrupts
 from adamas_cli.ranks.messages import (
@@ -102,7 +103,15 @@ class Team:
     """The ranks that share a model, led by this process. ranks: its own view."""
 
     def __init__(self, devices: list[torch.device]) -> None:
-        """devices: of each rank, the first one's first. Raises RankLostError if one cannot start."""
+        """devices: of each rank, the first one's first. Raises RankLostError if one cannot start, UsageError
+        if this process has a split model already.
+        """
+        if group.has_joined():
+            gc.collect()  # a split model that nothing uses any more still has its processes
+        if group.has_joined():
+            raise UsageError(
+                "a process has one split model at a time: end the first one, or leave out `gpus`."
+            )
         self.ranks = group.Ranks(0, len(devices))
         self._numbers = counted(LOADED + 1)
         self._unused: deque[int] = deque()  # numbers of objects that the others may forget

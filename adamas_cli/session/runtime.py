@@ -11,7 +11,7 @@ from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.shared import load_chosen
 from adamas_cli.errors import UsageError
 from adamas_cli.models.configs import read_config, require_known_code
-from adamas_cli.models.device import choose_device, wants_cuda
+from adamas_cli.models.device import choose_device, require_gpus, wants_cuda
 from adamas_cli.planning.decision import decide
 from adamas_cli.planning.facts import config_facts, machine_facts
 from adamas_cli.prompt.chat import ChatTemplateFile
@@ -73,6 +73,7 @@ class Runtime:
             raise UsageError(
                 "`sources` shows what sparse attention chose to read: leave out `attn` full, or `sources`"
             )
+        require_gpus(model.device, model.gpus)
         files = models.resolve(model.model, **model.finding, progress=progress)
         require_known_code(files.directory, trust_remote_code=model.trust_remote_code)
         begun = time.perf_counter()

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from adamas_cli.engine.model import Model
 from adamas_cli.errors import UsageError
+from adamas_cli.machine.threads import use_threads
 from adamas_cli.models import LoadedModel, ModelFiles
 from adamas_cli.models.split import Split
 from adamas_cli.progress import Progress, Silent
@@ -109,10 +110,15 @@ def load_shape(
 
 
 def shape_share(
-    ranks: Ranks, devices: Sequence[torch.device], progress: Progress | None = None, **options: Any
+    ranks: Ranks,
+    devices: Sequence[torch.device],
+    threads: int,
+    progress: Progress | None = None,
+    **options: Any,
 ) -> LoadedModel:
-    """One rank's share of a random model, set up for timelines; see `load_shape`."""
+    """One rank's share of a random model, set up for timelines; see `load_shape`. threads: on a CPU."""
     shown = Silent() if progress is None else progress
+    use_threads(threads)
     loaded = load_shape(**options, device=devices[ranks.rank], split=Split(ranks), progress=shown)
     Model.of(loaded)
     return loaded

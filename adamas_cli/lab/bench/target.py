@@ -13,10 +13,11 @@ import torch
 from adamas_cli import models
 from adamas_cli.engine.shared import load_chosen, share
 from adamas_cli.errors import OverContextError, UsageError
+from adamas_cli.machine.threads import threads_for
 from adamas_cli.models.aliases import aliases
 from adamas_cli.models.configs import read_config
 from adamas_cli.models.default import default_name
-from adamas_cli.models.device import choose_device, choose_products, devices_of, usual_products
+from adamas_cli.models.device import choose_device, choose_products, devices_of, require_gpus, usual_products
 from adamas_cli.models.fetch import is_fetched, local_file
 from adamas_cli.models.folder import CONFIG
 from adamas_cli.models.quantization import PACKAGES, packing_obstacle, packs
@@ -68,6 +69,7 @@ class Target:
 
 def model_target(options: ModelSettings, progress: Progress) -> Target:
     """The model that the settings name. Raises ModelUnavailableError, UsageError."""
+    require_gpus(options.device, options.gpus)
     device = choose_device(options.device)
     products = usual_products(options.dtype, options.quantization, device, progress.note)
     files = models.resolve(options.model, **options.finding, progress=progress)
@@ -104,6 +106,7 @@ def shape_target(name: str, tokens: int, options: ModelSettings, progress: Progr
 
     if options.quantization in PACKAGES:
         raise UsageError("`shape` has random weights, which are not quantized: leave out `quantization`")
+    require_gpus(options.device, options.gpus)
     device = choose_device(options.device)
     packed = packs(
         options.quantization, options.dtype, device.type, packing_obstacle(device.type), in_blocks=False
@@ -119,7 +122,8 @@ def shape_target(name: str, tokens: int, options: ModelSettings, progress: Progr
             return load_shape(**asked, device=device, progress=progress)
         require_splittable(name, shape_config(name, tokens), options.gpus)
         devices = devices_of(options.device, options.gpus)
-        return share(devices, shape_share, asked | {"devices": devices}, progress)
+        asked |= {"devices": devices, "threads": threads_for(options.threads, options.gpus)}
+        return share(devices, shape_share, asked, progress)
 
     origin = {"shape": name, "context": tokens}
     vocabulary = shape_fields(name)["vocab_size"]
