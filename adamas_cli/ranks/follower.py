@@ -69,7 +69,7 @@ class Follower:
         told = self._next()
         assert isinstance(told, Join)
         self._ranks = group.Ranks(told.rank, told.ranks)
-        store = group.meeting_point(told.rank, told.port)
+        store = group.meeting_point(told.port)
         self._connection.send_bytes(packed(Here()))
         group.join(self._ranks, store, torch.device(told.device))
         message = self._next()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from contextlib import suppress
 from datetime import timedelta
 from typing import TypeVar
@@ -74,10 +75,24 @@ class Ranks:
             raise RuntimeError("a model that is split over ranks computes in calls of its timelines only")
 
 
-def meeting_point(rank: int, port: int = 0) -> dist.TCPStore:
-    """Where the ranks find each other on this machine. port: of the first rank's store, which chooses one."""
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host's name may lead nowhere
-    return dist.TCPStore(HOST, port, is_master=rank == 0, wait_for_workers=False, timeout=LONGEST)
+def meeting_point(port: int | None = None) -> dist.TCPStore:
+    """Where the ranks find each other, on this machine only. port: of the first rank's store, which chooses
+    one.
+    """
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(name, "lo")
+    if port is not None:
+        return dist.TCPStore(HOST, port, is_master=False, wait_for_workers=False, timeout=LONGEST)
+    with socket.create_server((HOST, 0)) as server:  # of its own, torch would listen to other machines too
+        port = server.getsockname()[1]
+        return dist.TCPStore(
+            HOST,
+            port,
+            is_master=True,
+            wait_for_workers=False,
+            timeout=LONGEST,
+            master_listen_fd=server.detach(),
+        )
 
 
 def join(ranks: Ranks, store: dist.TCPStore, device: torch.device) -> None:

@@ -44,8 +44,8 @@ from adamas_cli.ranks.mirror import LOADED, Mirrored
 R = TypeVar("R")
 
 SETTLING = 0.3  # seconds: one that ends takes others with it, and the first reason counts
-NOTICED = 5.0  # seconds until the end of a rank is known after a sum has failed
-STUCK = 10.0  # seconds that this process may still wait for a rank that has ended
+NOTICED = 1.0  # seconds until the end of a rank is known after an error here, which may come from that
+STUCK = 20.0  # seconds that this process may still wait on a GPU for a rank that has ended
 ENDING = 5.0  # seconds for the others to end by themselves
 
 
@@ -113,11 +113,12 @@ class Team:
                 "a process has one split model at a time: end the first one, or leave out `gpus`."
             )
         self.ranks = group.Ranks(0, len(devices))
+        self._on_gpu = devices[0].type == "cuda"
         self._numbers = counted(LOADED + 1)
         self._unused: deque[int] = deque()  # numbers of objects that the others may forget
         self._losses: list[tuple[int, AdamasError]] = []  # with their rank among reasons
         self._lost, self._closing, self._here = threading.Event(), False, threading.Semaphore(0)
-        store = group.meeting_point(0)
+        store = group.meeting_point()
         self._others = [
             _Other(group.Ranks(rank, len(devices)), device, store.port)
             for rank, device in enumerate(devices)
@@ -252,7 +253,7 @@ class Team:
         of them has ended.
         """
         alike = isinstance(error, AdamasError) and not isinstance(error, OutOfMemoryError)
-        if self._lost.wait(0 if alike or not isinstance(error, RuntimeError) else NOTICED):
+        if isinstance(error, Exception) and self._lost.wait(NOTICED):
             time.sleep(SETTLING)
             lost = self.lost
             self.close(at_once=True)
@@ -284,7 +285,7 @@ class Team:
         self._here.release()
 
     def _lose(self, other: _Other, weight: int, error: AdamasError) -> None:
-        """A rank ends. This process is stuck if it waits for that rank on a GPU."""
+        """A rank ends. This process ends too if it cannot be kept from waiting for that rank on a GPU."""
         if self._closing:
             return
         self._losses.append((weight, error))
@@ -293,6 +294,8 @@ class Team:
         self._lost.set()
         deadline = time.monotonic() + STUCK
         time.sleep(SETTLING)
+        if not self._on_gpu:  # closed connections end what waits for them
+            return
         if self.ranks.under_way:
             group.unblock()
         while self.ranks.under_way and not self._closing and time.monotonic() < deadline:
@@ -300,7 +303,7 @@ class Team:
         if self.ranks.under_way and not self._closing:
             lost = self.lost
             assert lost is not None
-            print(f"error: {lost.message}", file=sys.stderr, flush=True)
+            print(f"adamas: {lost.message}", file=sys.stderr, flush=True)
             for one in self._others:
                 one.process.kill()
             os._exit(lost.exit_code)
