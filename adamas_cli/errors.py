@@ -88,6 +88,7 @@ class OutOfMemoryError(AdamasError):
 class RankLostError(AdamasError):
     """A process that computes a part of the model has ended."""
 
+    exit_code = 7
     kind = "rank_lost"
 
 
