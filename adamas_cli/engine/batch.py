@@ -147,9 +147,9 @@ class Batch:
 
     def _steps(self) -> Together:
         """What takes the steps of all answers. Raises NoCompiledFormError if nothing does."""
-        if self._model.ranks is not None:
-            raise NoCompiledFormError(SPLIT)
         if self._together is None:
+            if self._model.ranks is not None:
+                raise NoCompiledFormError(SPLIT)
             on_gpu = self._model.dense is not None
             self._together = _Apart(self._model, captures=self._graphs) if on_gpu else _Compiled(self._model)
         return self._together

@@ -151,10 +151,10 @@ def _needs(
     if gpus and model.device != "cpu":
         room = gpus
         if model.gpus > 1:
-            each = [int(node["Resources"].get("GPU", 0)) for node in nodes if node["Alive"]]
-            room = sum(count // model.gpus for count in each)
+            there = [int(node["Resources"].get("GPU", 0)) for node in nodes if node["Alive"]]
+            room = sum(count // model.gpus for count in there)
             if not room:
-                raise UsageError(f"`gpus` {model.gpus} is more than a node of the cluster has: {max(each)}.")
+                raise UsageError(f"`gpus` {model.gpus} is more than a node of the cluster has: {max(there)}.")
         return {"num_gpus": model.gpus}, room, replace(model, device="cuda")  # it sees no others
     cores = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
     each = model.threads or min((count for count in cores if count), default=1)

@@ -14,7 +14,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import count as counted
 from multiprocessing.connection import Connection
 from typing import IO, Any, TypeVar
@@ -127,11 +127,10 @@ class Team:
         for other in self._others:
             threading.Thread(target=self._watch, args=(other,), daemon=True).start()
         try:
-            with held_interrupts():
-                for _ in self._others:
-                    self._here.acquire()
-                self._require_all()
-                group.join(self.ranks, store, devices[0])
+            for _ in self._others:
+                self._here.acquire()
+            self._require_all()
+            group.join(self.ranks, store, devices[0])
         except BaseException:
             self.close(at_once=True)
             raise
@@ -141,7 +140,7 @@ class Team:
         loaded model. own: further arguments here. An error ends the team.
         """
         try:
-            with self._together(Load(function, arguments)):
+            with self._together(Load(function, arguments), holds=False):
                 return function(self.ranks, **arguments, **own)
         except BaseException:
             self.close(at_once=True)
@@ -234,10 +233,12 @@ class Team:
                 other.send(data)
 
     @contextmanager
-    def _together(self, message: Any) -> Iterator[None]:
-        """A scope in which all ranks do the same, as this message tells the others."""
+    def _together(self, message: Any, *, holds: bool = True) -> Iterator[None]:
+        """A scope in which all ranks do the same, as this message tells the others. holds: Ctrl-C until its
+        end; an interrupted one ends the team.
+        """
         self._require_all()
-        with held_interrupts():
+        with held_interrupts() if holds else nullcontext():
             self._send(message)
             self.ranks.under_way = True
             try:
