@@ -16,7 +16,7 @@ from conftest import byte_tokenizer, tiny_architecture
 from test_ranks import ANSWER, CPU, DOCUMENT, GREEDY, PROMPT, SPARSE, alone, opened, said, together
 
 from adamas_cli.engine.events import Token
-from adamas_cli.errors import RankLostError
+from adamas_cli.errors import OutOfMemoryError, RankLostError
 from adamas_cli.ranks.team import Team
 
 
@@ -47,6 +47,22 @@ def test_three_ranks_and_one_that_is_lost(tmp_path):
         assert all(other.process.poll() is not None for other in team._others)
     finally:
         team.close(at_once=True)
+
+
+def runs_out_of_memory(ranks):
+    """In the second rank; the first one waits for it."""
+    if ranks.rank == 1:
+        raise OutOfMemoryError("out of memory on its GPU")
+    ranks.sum(torch.zeros(1))
+
+
+def test_an_error_of_another_rank_is_reported_as_its_own_kind():
+    team = Team([CPU, CPU])
+    with pytest.raises(OutOfMemoryError, match=r"^part 2 of 2 of the model: out of memory on its GPU$"):
+        team.load(runs_out_of_memory, {})
+    assert all(other.process.poll() is not None for other in team._others)
+    with pytest.raises(OutOfMemoryError):  # also later
+        team.load(runs_out_of_memory, {})
 
 
 LEADS = """

@@ -17,6 +17,9 @@ from adamas_cli.ranks.mirror import part_name
 HOST = "127.0.0.1"
 LONGEST = timedelta(hours=2)  # a rank may wait while the first one loads or prepares; a lost one is noticed
 
+# torch's own watch over NCCL ends a process with a trace of its stack, and is in the way of captured sums.
+OWN_ENDING = "TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_ENABLE_MONITORING"
+
 T = TypeVar("T")
 
 
@@ -97,6 +100,8 @@ def meeting_point(port: int | None = None) -> dist.TCPStore:
 
 def join(ranks: Ranks, store: dist.TCPStore, device: torch.device) -> None:
     """Wait until all ranks are here. Numbers on GPUs meet through NCCL, those on CPUs through gloo."""
+    for name in OWN_ENDING:
+        os.environ.setdefault(name, "0")
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
