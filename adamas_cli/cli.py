@@ -17,6 +17,7 @@ from adamas_cli.commands.options import setting_names, with_defaults
 from adamas_cli.commands.table import Commands
 from adamas_cli.config import config_path, read_config
 from adamas_cli.errors import INTERRUPTED, UsageError, as_user_error
+from adamas_cli.heap import collect_seldom
 
 # typer's exception for a wrong command line; the base class of its public BadParameter has no public name.
 _PARSE_ERROR: Any = typer.BadParameter.__bases__[0]
@@ -65,6 +66,8 @@ def run(arguments: Sequence[str] | None = None, closed: Sequence[str] = ()) -> i
     streams that lead nowhere because the caller has closed them.
     """
     owns_process = arguments is None
+    if owns_process:
+        collect_seldom()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]

@@ -62,8 +62,9 @@ class DecodingSettings:
     context. error: share of a head's attention below which tokens are dropped from the budget, 0 for none.
     prefill_chunk: tokens, None to depend on the device. draft: look up an answer's next tokens in the text
     and check several at once: when that is expected to be faster, never, or always. cache_dtype: the format
-    of keys and values: as the model computes them, in 16 bits, or in fewer. kv: where a GPU's keys and values
-    are, except the first layers': in its memory, in the host's, or in the host's if they do not fit.
+    of keys and values: in 16 bits, in fewer, or (auto) as the model computes them, but in 16 bits on a CPU
+    that rounds activations to bytes. kv: where a GPU's keys and values are, except the first layers': in its
+    memory, in the host's, or in the host's if they do not fit.
     """
 
     attn: AttentionKind = "auto"

@@ -128,6 +128,16 @@ def test_documents_are_kept_in_these_bits_and_found_by_them(model, kept, tmp_pat
     assert listed == {kept, "int8"}  # the other one is listed with the store's own format
 
 
+def test_sixteen_bits_are_the_default_where_activations_are_rounded_to_bytes(model):
+    rounding = replace(model, in_bytes=True)
+    (default, asked), exact = (read(rounding, kept) for kept in ("auto", "16")), read(model, "auto")
+    assert default.cache_dtype == "16"
+    assert exact.cache_dtype == "auto"
+    kept, computed = ({layer.stored_keys.dtype for layer in full_layers(it)} for it in (default, exact))
+    assert (kept, computed) == ({torch.float16}, {torch.float32})
+    assert torch.equal(default.score(MORE, sparse=False), asked.score(MORE, sparse=False))
+
+
 def test_heads_that_are_not_whole_groups_stay_as_they_are():
     llama = Loaded(tiny_architecture("llama"), ModelFiles("tiny", Path(), "b" * 64), torch.device("cpu"))
     timeline = read(llama, "int8")

@@ -39,6 +39,7 @@ from adamas_cli.engine.sampler import Sampler, require_finite
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.steps.stepper import Stepper
 from adamas_cli.errors import UsageError
+from adamas_cli.planning.decision import cache_format
 from adamas_cli.ranks.mirror import Arguments, Mirrored, created, mirrored, mirrored_events
 from adamas_cli.settings import DraftKind
 
@@ -128,6 +129,7 @@ class Timeline(Mirrored):
             context,
             self.model.unserved,
         )
+        self.cache_dtype = cache_format(attention.cache_dtype, in_bytes=loaded.in_bytes)
         self.backend_reason = decided.reason
         self.sparse = attention.resolve(decided, announce)
         self._reads_sparsely = decided.read == "sparse"
@@ -139,7 +141,7 @@ class Timeline(Mirrored):
             placement=placement_on(self.model.device, forks=True) if forks else self.model.placement,
             device=self.model.device,
             reads=self._reads_sparsely,
-            formats=formats_of(attention.cache_dtype, loaded.model.dtype),
+            formats=formats_of(self.cache_dtype, loaded.model.dtype),
             hosted=host_placement(self.model, attention.asked(prefill_chunk), decided, context),
         )
         self.cache.reserve(context, limit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,7 @@ END_TOKENS = frozenset(
 # In models with these tokens, `<|end|>` ends only one of an answer's messages.
 _OF_MESSAGES = ({"<|channel|>", "<|message|>"}, {"<|return|>", "<|call|>"}, {"<|flush|>", "<|calls|>"})
 _END_OF_MESSAGE = "<|end|>"
+_ADDED = re.compile(r'"added_tokens"\s*:\s*\[')
 
 
 def stop_ids(model: PreTrainedModel, directory: Path, texts: Path | None = None) -> tuple[int, ...]:
@@ -71,9 +73,13 @@ def _ids(value: object) -> list[int]:
 
 
 def _added_tokens(directory: Path) -> dict[str, dict[str, Any]]:
-    """The tokenizer's added tokens, by text."""
+    """The tokenizer's added tokens, by text. Only their list is parsed: the vocabulary takes most of a
+    second.
+    """
     path = directory / "tokenizer.json"
     if not path.is_file():
         return {}
-    added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens", [])
+    text = path.read_text(encoding="utf-8")
+    key = _ADDED.search(text)  # a vocabulary has no lists
+    added = [] if key is None else json.JSONDecoder().raw_decode(text, key.end() - 1)[0]
     return {token["content"]: token for token in added}

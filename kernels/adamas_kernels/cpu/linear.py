@@ -99,25 +99,37 @@ def add_products(runner: Runner, weights: Sequence[BlockWeight], rows: Tensor) -
     return out
 
 
+class Rounded:
+    """Vectors, float32 [rows, numbers], as `stage` rounds them: bytes [rows, ...], whole blocks of any type.
+    With several rows, the memory extends to whole TILEs.
+    """
+
+    def __init__(self, runner: Runner, rows: Tensor) -> None:
+        if rows.shape[1] % LANES or rows.dtype != torch.float32 or rows.stride(1) != 1:
+            rows = F.pad(rows.float(), (0, -rows.shape[1] % LANES)).contiguous()
+        count, numbers = rows.shape
+        blocks = -(-numbers // rounding.NUMBERS)
+        tasks = -(-blocks // rounding.BLOCKS_OF_TASK)
+        whole = torch.empty(-(-count // TILE) * TILE, rounded_bytes(numbers), dtype=torch.uint8)
+        whole[count:].zero_()
+        self.rows, self.bytes = rows, whole[:count]
+        self._record = np.zeros(1, ROUNDING)
+        self._record[0] = (
+            rows.data_ptr(), rows.stride(0), numbers, whole.data_ptr(), whole.stride(0), blocks, tasks,
+        )  # fmt: skip
+        self.stage: Stage = (runner.compiled(build_round), count * tasks, self._record.ctypes.data, 0, 0)
+
+
 class Inputs:
     """Vectors that weights are multiplied with, float32 [rows, numbers], and their rounded form once `stage`
-    has run. They are copied only if their rows must be zero-padded to whole blocks of any type. With several
-    rows, the memory extends to whole TILEs.
+    has run. They are copied only if their rows must be zero-padded to whole blocks of any type.
     """
 
     def __init__(self, runner: Runner, rows: Tensor) -> None:
         if rows.shape[1] % MOST_NUMBERS or rows.dtype != torch.float32 or not rows.is_contiguous():
             rows = F.pad(rows.float(), (0, -rows.shape[1] % MOST_NUMBERS)).contiguous()
-        self.rows, count = rows, len(rows)
-        whole = torch.zeros(-(-count // TILE) * TILE, rounded_bytes(rows.shape[1]), dtype=torch.uint8)
-        self.rounded = whole[:count]
-        blocks = rows.shape[1] // rounding.NUMBERS
-        tasks = -(-blocks // rounding.BLOCKS_OF_TASK)
-        self._record = np.zeros(1, ROUNDING)
-        self._record[0] = (
-            rows.data_ptr(), rows.stride(0), self.rounded.data_ptr(), self.rounded.stride(0), blocks, tasks,
-        )  # fmt: skip
-        self.stage: Stage = (runner.compiled(build_round), count * tasks, self._record.ctypes.data, 0, 0)
+        rounded = Rounded(runner, rows)
+        self.rows, self.rounded, self.stage, self._held = rows, rounded.bytes, rounded.stage, rounded
 
     def addresses(self, row: int = 0) -> tuple[int, int]:
         """The addresses of a row and of its rounded form."""
@@ -199,11 +211,11 @@ def linear(runner: Runner, weight: BlockWeight, x: Tensor, bias: Tensor | None, 
 
 def multiply_codes(runner: Runner, weight: BlockWeight, x: Tensor, bias: Tensor | None) -> Tensor:
     """x weight^T + bias for many rows x [N, columns or fewer], rounded to 8 bits first: float32 [N, rows]."""
-    inputs, out = Inputs(runner, x), torch.empty(len(x), weight.rows)
+    inputs, out = Rounded(runner, x), torch.empty(len(x), weight.rows)
     record = np.zeros(1, STRIPS)
     record[0] = (
         weight.data.data_ptr(), weight.data.stride(0), weight.columns // FORMATS[weight.kind].numbers,
-        weight.rows, inputs.rounded.data_ptr(), inputs.rounded.stride(0), len(x), out.data_ptr(),
+        weight.rows, inputs.bytes.data_ptr(), inputs.bytes.stride(0), len(x), out.data_ptr(),
         out.stride(0),
     )  # fmt: skip
     stage = runner.compiled(build_strips, weight.kind)

@@ -42,11 +42,13 @@ def rounded_bytes(numbers: int) -> int:
 
 
 @njit
-def round_block(x, at, block):
-    """Round NUMBERS numbers from x[at] on to nearest, halves to even, and write them to an address."""
+def round_block(x, at, count, block):
+    """Round `count` numbers from x[at] on, whole LANES of them, to nearest, halves to even, and write them to
+    an address; the rest of the block becomes zeros.
+    """
     scales, sums = floats_at(block + SCALES_AT), floats_at(block + SUMS_AT)
     for group in range(NUMBERS // LANES):
-        numbers = load(x, at + group * LANES)
+        numbers = load(x, at + group * LANES) if group * LANES < count else splat(ZERO)
         size = max_lanes(where(numbers < splat(ZERO), splat(ZERO) - numbers, numbers))
         size += ZERO * sum_lanes(numbers)  # propagates NaN
         scale = ZERO if size < LEAST else size / LARGEST
@@ -69,6 +71,7 @@ def build_round() -> int:
         x = floats_at(rounding.x + 4 * row * rounding.x_step)
         out, first = rounding.out + row * rounding.out_step, part * BLOCKS_OF_TASK
         for block in range(first, min(first + BLOCKS_OF_TASK, rounding.blocks)):
-            round_block(x, block * NUMBERS, out + block * SIZE)
+            at = block * NUMBERS
+            round_block(x, at, rounding.numbers - at, out + block * SIZE)
 
     return stage(round_task, STAGE)
