@@ -17,6 +17,7 @@ import pytest
 import torch
 from adamas_kernels.contract import SparseSettings
 from block_weights import some_blocks
+from checkpoints import KINDS, write
 from conftest import ARCHITECTURES, byte_tokenizer, tiny_architecture
 from gguf_sources import VOCABULARY, build
 from gguf_writing import write_source
@@ -184,6 +185,19 @@ def test_a_file_in_blocks_is_split_at_their_borders(team, in_blocks, quantizatio
     prompt = PROMPT % VOCABULARY
     answers = [said(opened(loaded, SPARSE), prompt) for loaded in (one, two)]
     assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "quantization"), [("awq", "packed"), ("fp8", "packed"), ("gptq, shuffled", "none")]
+)
+def test_a_model_that_comes_quantized_is_split(team, tmp_path, kind, quantization):
+    write(tmp_path, tiny_architecture("qwen2"), KINDS[kind])
+    settings = {"quantization": quantization}
+    one, two = alone(tmp_path, **settings), together(team, tmp_path, **settings)
+    product = two.model.model.layers[0].mlp.down_proj.product
+    assert product.in_features == 64  # of 96, in blocks of 32
+    assert isinstance(product, PackedLinear) == (quantization == "packed")
+    assert said(opened(two, SPARSE)) == said(opened(one, SPARSE))
 
 
 def test_draws_are_those_of_the_first_rank(team, folders):
