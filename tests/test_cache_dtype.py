@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import pytest
 import torch
 from adamas_kernels.contract import SparseSettings
 from conftest import tiny_architecture
+from loaded import Loaded
 
 from adamas_cli.cache.full import FullLayer
 from adamas_cli.engine.attention import AttentionSettings
@@ -31,18 +32,6 @@ MORE = np.arange(4, dtype=np.int32)
 SMALL = ["16", "int8", "int4"]
 # KL in nats to the distributions with a float32 cache, for a random model, whose keys are as good as noise.
 CLOSE = {"16": 1e-6, "int8": 1e-5, "int4": 1e-3}
-
-
-@dataclass
-class Loaded:
-    """The part of a LoadedModel that the engine and the store read."""
-
-    model: torch.nn.Module
-    files: ModelFiles
-    device: torch.device
-    dtype: torch.dtype = torch.float32
-    quantization: str = "none"
-    in_bytes: bool = False
 
 
 @pytest.fixture(scope="module")
