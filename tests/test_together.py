@@ -11,7 +11,7 @@ import torch
 from adamas_kernels.contract import LARGEST_STEP, SparseSettings
 from conftest import tiny_architecture
 from loaded import Loaded
-from test_drafts import Loaded, numbers, packed_models
+from test_drafts import numbers, packed_models
 from torch import nn
 
 from adamas_cli.cache.forkable import MAPS_FILES, empty_like, forked
