@@ -85,6 +85,13 @@ class OutOfMemoryError(AdamasError):
     kind = "out_of_memory"
 
 
+class RankLostError(AdamasError):
+    """A process that computes a part of the model has ended."""
+
+    exit_code = 7
+    kind = "rank_lost"
+
+
 def as_user_error(error: Exception) -> AdamasError:
     """The error to show for any exception: itself if it was written for users, else a line that names it."""
     if isinstance(error, AdamasError):

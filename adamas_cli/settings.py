@@ -29,7 +29,7 @@ OnOverflow = Literal["error", "truncate", "map-reduce"]
 class ModelSettings:
     """Which model answers, and how it is loaded. model: None for the default, or for the base model of the
     adapter (a folder). threads: None for all physical cores. rope_scaling: of positions, as in `yarn:4`, for
-    a longer context than the model's; None for the model's own.
+    a longer context than the model's; None for the model's own. gpus: over how many the model is split.
     """
 
     model: str | None = None
@@ -41,6 +41,7 @@ class ModelSettings:
     trust_remote_code: bool = False
     offline: bool = False
     rope_scaling: str | None = None
+    gpus: int = 1
 
     @property
     def finding(self) -> dict[str, Any]:
@@ -61,8 +62,9 @@ class DecodingSettings:
     context. error: share of a head's attention below which tokens are dropped from the budget, 0 for none.
     prefill_chunk: tokens, None to depend on the device. draft: look up an answer's next tokens in the text
     and check several at once: when that is expected to be faster, never, or always. cache_dtype: the format
-    of keys and values: as the model computes them, in 16 bits, or in fewer. kv: where a GPU's keys and values
-    are, except the first layers': in its memory, in the host's, or in the host's if they do not fit.
+    of keys and values: in 16 bits, in fewer, or (auto) as the model computes them, but in 16 bits on a CPU
+    that rounds activations to bytes. kv: where a GPU's keys and values are, except the first layers': in its
+    memory, in the host's, or in the host's if they do not fit.
     """
 
     attn: AttentionKind = "auto"

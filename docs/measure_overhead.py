@@ -35,6 +35,7 @@ class Loaded:
     """The part of a LoadedModel that the engine reads."""
 
     model: nn.Module
+    in_bytes: bool = False
 
 
 def main(layers: int = 24, context: int = 512) -> None:

@@ -159,6 +159,16 @@ def test_csv_and_json_hold_the_same_rows(bench):
     assert rows[0].keys() == others[0].keys() - {"samples_ts"}
 
 
+def test_rows_tell_how_keys_and_values_are_kept(bench):
+    arguments = ["--shape", "tiny", "--len", "70", *SMALL, "--attn", "full"]
+    _, out, _ = bench(*arguments, "--cache-dtype", "int8", "--format", "jsonl")
+    assert {(row["kv"], row["cache_dtype"]) for row in json_lines(out)[1]} == {(None, "int8")}
+    _, out, _ = bench(*arguments, "--cache-dtype", "int8")
+    assert out.count("| full, int8 cache |") == 2
+    _, out, _ = bench(*arguments)
+    assert out.count("| full |") == 2
+
+
 def test_a_text_gives_agreement(bench, tiny_model, text):
     arguments = ["-m", tiny_model, "--text", text, "--len", "300", *SMALL, "--format", "jsonl"]
     code, out, err = bench(*arguments, "--budget", "1000")

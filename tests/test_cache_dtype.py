@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import pytest
 import torch
 from adamas_kernels.contract import SparseSettings
 from conftest import tiny_architecture
+from loaded import Loaded
 
 from adamas_cli.cache.full import FullLayer
 from adamas_cli.engine.attention import AttentionSettings
@@ -31,18 +32,6 @@ MORE = np.arange(4, dtype=np.int32)
 SMALL = ["16", "int8", "int4"]
 # KL in nats to the distributions with a float32 cache, for a random model, whose keys are as good as noise.
 CLOSE = {"16": 1e-6, "int8": 1e-5, "int4": 1e-3}
-
-
-@dataclass
-class Loaded:
-    """The part of a LoadedModel that the engine and the store read."""
-
-    model: torch.nn.Module
-    files: ModelFiles
-    device: torch.device
-    dtype: torch.dtype = torch.float32
-    quantization: str = "none"
-    in_bytes: bool = False
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +115,16 @@ def test_documents_are_kept_in_these_bits_and_found_by_them(model, kept, tmp_pat
     assert torch.equal(scores, restored)
     listed = {entry.dtype for entry in entries(document.documents_directory())}
     assert listed == {kept, "int8"}  # the other one is listed with the store's own format
+
+
+def test_sixteen_bits_are_the_default_where_activations_are_rounded_to_bytes(model):
+    rounding = replace(model, in_bytes=True)
+    (default, asked), exact = (read(rounding, kept) for kept in ("auto", "16")), read(model, "auto")
+    assert default.cache_dtype == "16"
+    assert exact.cache_dtype == "auto"
+    kept, computed = ({layer.stored_keys.dtype for layer in full_layers(it)} for it in (default, exact))
+    assert (kept, computed) == ({torch.float16}, {torch.float32})
+    assert torch.equal(default.score(MORE, sparse=False), asked.score(MORE, sparse=False))
 
 
 def test_heads_that_are_not_whole_groups_stay_as_they_are():

@@ -112,7 +112,7 @@ def test_json_has_the_documented_names(adamas: Runner, tiny_model: Path, book: P
     done = adamas("ask", book, "Who came?", "-m", tiny_model, "-n", "5", "--json", "--attn", "adamas")
     record = json.loads(done.stdout)
     assert set(record) == {
-        "question", "answer", "finish_reason", "usage", "timings", "drafts", "cache_dtype", "kv",
+        "question", "answer", "finish_reason", "usage", "timings", "drafts", "cache_dtype", "kv", "gpus",
         "model", "attention", "read", "blocks_computed", "documents", "truncated", "tokens_dropped",
     }  # fmt: skip
     assert (record["read"], record["blocks_computed"]) == ("dense", None)

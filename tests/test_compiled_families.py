@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 import torch
 from adamas_kernels.contract import SparseSettings
 from families import SEEING, seeing_config
+from loaded import Loaded
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -104,11 +104,6 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("starcoder2", {}),
     ("vaultgemma", WINDOWS),
 ]  # fmt: skip
-
-
-@dataclass
-class Loaded:
-    model: nn.Module
 
 
 def build(name: str, **changes: Any) -> nn.Module:

@@ -429,3 +429,19 @@ def test_compiled_code_is_kept_on_disk_until_a_source_changes(tmp_path):
         return done.stdout.count("compiling CPU kernels")
 
     assert [announced(), announced(), announced("1"), announced("1")] == [1, 0, 1, 0]
+
+
+def test_processes_that_compile_at_the_same_time_keep_their_code_apart(tmp_path):
+    program = str(Path(__file__).with_name("compile_constants.py"))
+    environment = os.environ | {
+        "NUMBA_CACHE_DIR": str(tmp_path / "code"),
+        "PYTHONPATH": str(Path(ref.__file__).parents[1]),
+    }
+    folder = tmp_path / "ready"
+    folder.mkdir()
+
+    def started(seed):
+        return subprocess.Popen([sys.executable, program, str(seed), str(folder), "3"], env=environment)
+
+    assert [process.wait() for process in [started(seed) for seed in range(3)]] == [0, 0, 0]
+    assert started(3).wait() == 0  # it loads all of them

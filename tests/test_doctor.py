@@ -120,6 +120,14 @@ def test_what_can_be_wrong_with_a_gpu(
     assert all(words in advice for advice in found.values())
 
 
+def test_several_gpus_can_share_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "gpus", lambda: (H100, H100))
+    monkeypatch.setattr(checks, "cuda_of_torch", lambda: "13.0")
+    monkeypatch.setattr(checks, "cuda_of_driver", lambda: "13.0")
+    assert checks._gpu().state == "ok"
+    assert checks._gpu().found.endswith("--gpus 2 splits a model over them")
+
+
 def test_a_driver_without_a_gpu_that_starts(doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(checks, "driver_version", lambda: "580.65.06")

@@ -236,6 +236,7 @@ def test_what_it_does_not_serve_is_refused_before_anything_is_read(load, files, 
         ({"on_overflow": "truncate"}, "leave out --on-overflow truncate"),
         ({"cache_dtype": "int8"}, "--cache-dtype int8"),
         ({"kv": "host"}, "leave out --kv host"),
+        ({"gpus": 2, "device": "cuda"}, "--gpus"),
     ):
         with raises_told(UsageError, told):
             load(apart=True, **settings)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ import torch
 from adamas_kernels.contract import LARGEST_STEP, SparseSettings
 from adamas_kernels.torch.backend import TorchBackend
 from conftest import tiny_architecture
+from loaded import Loaded
 from torch import Tensor, nn
 
 from adamas_cli.cache.mode import Mode
@@ -101,13 +101,6 @@ def test_where_repetitions_mislead_nothing_is_proposed_after_a_while():
     assert not any(sizes_of(drafter, rest)[-400:])
     always = Drafter(known, Costs(), always=True)
     assert any(sizes_of(always, rest)[-400:])
-
-
-@dataclass
-class Loaded:
-    """The part of a LoadedModel that the engine reads."""
-
-    model: nn.Module
 
 
 @pytest.fixture(scope="module")

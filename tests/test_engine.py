@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import torch
 from adamas_kernels.contract import SparseSettings
 from conftest import ARCHITECTURES, tiny_architecture
+from loaded import Loaded
 from told import raises_told
 from transformers import DynamicCache
 
@@ -27,13 +26,6 @@ from adamas_cli.planning.decision import Backends, decide_attention
 
 GREEDY = Sampling()
 FULL = AttentionSettings("full")
-
-
-@dataclass
-class Loaded:
-    """The part of a LoadedModel that the engine reads."""
-
-    model: torch.nn.Module
 
 
 def sparse(budget: int, **settings) -> AttentionSettings:

@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from adamas_kernels import reference
 from adamas_kernels.contract import SparseSettings
 from conftest import ARCHITECTURES, tiny_architecture
 from layer_caches import make_cache
+from loaded import Loaded
 
 from adamas_cli.cache.mode import Sparse
 from adamas_cli.engine.attention import AttentionSettings
@@ -25,14 +25,6 @@ from adamas_cli.lab.eval.methods import METHODS, true_scores
 from adamas_cli.lab.eval.perplexity import Passage, measure
 from adamas_cli.lab.eval.reading import all_ways
 from adamas_cli.lab.eval.study import StudyBackend
-
-
-@dataclass
-class Loaded:
-    """The part of a LoadedModel that the engine reads."""
-
-    model: torch.nn.Module
-    stop_ids: tuple[int, ...] = ()
 
 
 def tokens(length: int) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from adamas_kernels.contract import SparseSettings
 from conftest import byte_tokenizer, tiny_architecture
+from loaded import Loaded
 
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.events import Token
@@ -148,13 +149,6 @@ def test_the_score_is_the_share_of_what_is_held():
     question = Question(None, "?", ("ABCDE", "FGHIJ", "12"))
     assert question.score("It is abcde, and 123.") == pytest.approx(2 / 3)
     assert question.score("") == 0
-
-
-class Loaded:
-    """The part of a LoadedModel that the engine reads."""
-
-    def __init__(self, model):
-        self.model = model
 
 
 def test_where_sparse_attention_begins():

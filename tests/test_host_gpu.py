@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import pytest
 import torch
 from adamas_kernels.contract import SparseSettings
 from conftest import tiny_architecture
+from loaded import Loaded
 from test_host_placement import QUESTION, said
 
 from adamas_cli.cache.full import FullLayer
@@ -31,18 +32,6 @@ IDS = np.random.default_rng(0).integers(0, 256, 3500).astype(np.int32)
 SPARSE = AttentionSettings("adamas", SparseSettings(budget=200), kv="host")
 LARGE = replace(SPARSE, sparse=SparseSettings(budget=512))
 FULL = AttentionSettings("full", kv="host")
-
-
-@dataclass
-class Loaded:
-    """The part of a LoadedModel that the engine and the store read."""
-
-    model: torch.nn.Module
-    files: ModelFiles
-    device: torch.device
-    dtype: torch.dtype
-    quantization: str = "none"
-    in_bytes: bool = False
 
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=str)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from adamas_kernels.contract import SparseSettings
 from adamas_kernels.reading import ReadSettings
 from adamas_kernels.torch.backend import TorchBackend
 from conftest import tiny_architecture
+from loaded import Loaded
 
 from adamas_cli.cache.full import FullLayer
 from adamas_cli.cache.hosted import HostBuffer
@@ -36,18 +37,6 @@ QUESTION = np.arange(3, dtype=np.int32)
 SETTINGS = AttentionSettings(
     "adamas", SparseSettings(budget=48), backend="torch", dense_layers=1, reading=ReadSettings(0.05)
 )
-
-
-@dataclass
-class Loaded:
-    """The part of a LoadedModel that the engine and the store read."""
-
-    model: torch.nn.Module
-    files: ModelFiles
-    device: torch.device
-    dtype: torch.dtype = torch.float32
-    quantization: str = "none"
-    in_bytes: bool = False
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from adamas_kernels.contract import SparseSettings
 from conftest import tiny_architecture
-from test_drafts import Loaded, numbers, packed_models
+from loaded import Loaded
+from test_drafts import numbers, packed_models
 from test_together import batch_of, begun, in_turns
 from torch import Tensor, nn
 
@@ -89,13 +92,13 @@ def test_the_order_of_documents_does_not_matter(attention):
 
 
 def test_one_document_is_as_if_read_alone():
-    """Bit for bit, with codes too."""
-    for attention in (FULL, SPARSE):
+    """Bit for bit, with codes too, and with keys and values in 16 bits."""
+    for attention in (FULL, SPARSE, replace(SPARSE, cache_dtype="16")):
         model = tiny_architecture("llama")
         alone = Timeline(Loaded(model), attention, context=1000)
         list(alone.sync(np.concatenate([BEGINNING, DOCUMENTS[2]])))
         timeline = Timeline(Loaded(model), attention, context=1000)
-        reader = Timeline(Loaded(model), FULL, context=1000)
+        reader = Timeline(Loaded(model), replace(attention, kind="full"), context=1000)
         list(reader.sync(alone.ids))
         timeline.join(reader, 0)
         timeline.end_joining()
@@ -169,6 +172,9 @@ def test_what_cannot_be_joined_is_known_before():
     kept = AttentionSettings("full", cache_dtype="int8")
     few_bits = Timeline(Loaded(tiny_architecture("llama")), kept, context=100)
     assert "few bits" in (few_bits.unjoinable or "")
+    split = Timeline(Loaded(tiny_architecture("llama")), FULL, context=100)
+    split.model.ranks = object()
+    assert "split over GPUs" in (split.unjoinable or "")
     counting = Timeline(Loaded(tiny_architecture("llama")), FULL, context=100)
     counting.model.takes_positions = False
     assert "positions" in (counting.unjoinable or "")

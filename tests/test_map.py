@@ -324,3 +324,12 @@ def test_a_worker_takes_one_gpu_or_the_cores_of_the_smallest_node():
     taken, room, model = _needs(ModelSettings(device="cuda:1"), {"CPU": 12, "GPU": 2}, cores)
     assert (taken, room, model.device) == ({"num_gpus": 1}, 2, "cuda")
     assert _needs(ModelSettings(device="cpu"), {"CPU": 12, "GPU": 2}, cores)[0] == {"num_cpus": 4}
+
+
+def test_a_split_model_takes_gpus_of_one_node():
+    from adamas_cli.mapping.cluster import _needs
+
+    nodes = [{"Alive": True, "Resources": {"GPU": count}} for count in (5, 1, 2)]
+    assert _needs(ModelSettings(gpus=2), {"GPU": 8}, nodes)[:2] == ({"num_gpus": 2}, 3)
+    with pytest.raises(UsageError, match="`gpus` 6 is more than a node of the cluster has: 5"):
+        _needs(ModelSettings(gpus=6), {"GPU": 8}, nodes)

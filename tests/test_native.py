@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from adamas_kernels.cpu.backend import FEW_ROWS
 from conftest import tiny_architecture
 from gguf import GGMLQuantizationType
 from gguf.quants import quantize
+from loaded import Loaded
 from torch import nn
 from transformers import (
     LlamaConfig,
@@ -47,11 +47,6 @@ COMMON = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 2048,
 }
-
-
-@dataclass
-class Loaded:
-    model: nn.Module
 
 
 def randomized(model: nn.Module) -> nn.Module:

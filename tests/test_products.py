@@ -200,6 +200,7 @@ def test_plans_and_loaded_models_use_the_products(tiny_model, monkeypatch):
         plan = decide(file_facts(files), machine, ModelSettings(), DecodingSettings(), 100)
         loaded = load(files, device="cpu", progress=Silent())
         assert (plan.dtype, plan.in_bytes) == (each.dtype, each.in_bytes)
+        assert plan.cache_dtype == ("16" if each.in_bytes else "auto")
         assert (loaded.dtype, loaded.in_bytes) == (getattr(torch, each.dtype), each.in_bytes)
         assert loaded.model.lm_head.backend._rounds == each.in_bytes
         exact = ModelSettings(dtype="float32", quantization="packed")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import pytest
 import torch
 from adamas_kernels.reading import KEY_BLOCK, ReadSettings
 from conftest import Run, tiny_architecture
+from loaded import Loaded
 
 from adamas_cli.cache.full import FullLayer
 from adamas_cli.cache.mode import reading_facts
@@ -25,7 +26,6 @@ from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.lab.eval import readings
 from adamas_cli.lab.eval.perplexity import Passage, measure
 from adamas_cli.lab.eval.reading import Way, all_ways
-from adamas_cli.models.resolve import ModelFiles
 from adamas_cli.models.shape import shape_of
 from adamas_cli.planning.choice import SPARSE_READING_FROM
 from adamas_cli.planning.decision import decide_reading
@@ -47,19 +47,6 @@ LLAMA = {
     "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 258, "max_position_embeddings": 4096, "intermediate_size": 96,
 }  # fmt: skip
-
-
-@dataclass
-class Loaded:
-    """The part of a LoadedModel that the engine and the store read."""
-
-    model: torch.nn.Module
-    files: ModelFiles = field(default_factory=lambda: ModelFiles("tiny", Path(), "a" * 64))
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    dtype: torch.dtype = torch.float32
-    quantization: str = "none"
-    in_bytes: bool = False
-    stop_ids: tuple[int, ...] = ()
 
 
 @pytest.fixture(scope="module", autouse=True)

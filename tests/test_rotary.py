@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 import transformers
 from adamas_kernels.contract import SparseSettings
+from loaded import Loaded
 
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.events import Token
@@ -36,18 +36,6 @@ LONGROPE = {
 }
 FULL = AttentionSettings("full")
 SPARSE = AttentionSettings("adamas", SparseSettings(budget=1000))  # attends to everything
-
-
-@dataclass
-class Loaded:
-    """The part of a LoadedModel that the engine and the store read."""
-
-    model: Any
-    files: ModelFiles
-    device = torch.device("cpu")
-    dtype = torch.float32
-    quantization = "none"
-    in_bytes = False
 
 
 def tiny(family: str, rope: dict[str, Any], context: int = CONTEXT, **fields: Any) -> Loaded:

@@ -18,6 +18,7 @@ import pytest
 import torch
 from adamas_kernels.contract import SparseSettings
 from conftest import ARCHITECTURES, TINY_CONTEXT, tiny_architecture
+from loaded import Loaded
 
 from adamas_cli.cache.placement import Paged
 from adamas_cli.engine import model as engine_model
@@ -45,18 +46,6 @@ FULL = AttentionSettings("full")
 SPARSE = AttentionSettings("adamas", SparseSettings(budget=48))
 KEPT = StoreSettings()
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-
-
-@dataclass
-class Loaded:
-    """The part of a LoadedModel that the engine and the store read."""
-
-    model: torch.nn.Module
-    files: ModelFiles
-    device: torch.device
-    dtype: torch.dtype
-    quantization: str = "none"
-    in_bytes: bool = False
 
 
 def loaded(name: str = "llama", device: str = "cpu", **changes) -> Loaded:

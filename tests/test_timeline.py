@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import zip_longest
 
 import numpy as np
 import pytest
-import torch
 from adamas_kernels.contract import SparseSettings
 from conftest import ARCHITECTURES, tiny_architecture
+from loaded import Loaded
 
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.events import Done, Prefill, Token
@@ -22,13 +21,6 @@ FULL = AttentionSettings("full")
 WHOLE = AttentionSettings("adamas", SparseSettings(budget=1000))  # sparse steps that attend to everything
 SMALL = AttentionSettings("adamas", SparseSettings(budget=32))
 TURN = 12  # tokens per answer
-
-
-@dataclass
-class Loaded:
-    """The part of a LoadedModel that the engine reads."""
-
-    model: torch.nn.Module
 
 
 def text(length: int, seed: int) -> np.ndarray:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from adamas_kernels.contract import LARGEST_STEP, SparseSettings
 from conftest import tiny_architecture
-from test_drafts import Loaded, numbers, packed_models
+from loaded import Loaded
+from test_drafts import numbers, packed_models
 from torch import nn
 
 from adamas_cli.cache.forkable import MAPS_FILES, empty_like, forked
@@ -205,7 +205,7 @@ def test_questions_about_one_document(models, attention, forks):
 
 
 def test_questions_of_an_evaluation(models):
-    loaded = SimpleNamespace(model=models["qwen2"], stop_ids=())
+    loaded = Loaded(models["qwen2"])
     reading = Reading(loaded, context=340, dense_layers=1)
     list(reading.read(numbers(300, seed=4)))
     asked = [Question(numbers(7, seed=seed), 5, None) for seed in range(3)]

@@ -25,6 +25,7 @@ from adamas_cli.engine.alike import rotates_halves
 from adamas_cli.engine.fused import fuse
 from adamas_cli.models.families import from_config
 from adamas_cli.models.plane_linear import PlaneEmbedding, PlaneLinear, Planes
+from adamas_cli.models.split import Summed
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 HALF, BRAIN, FULL = torch.float16, torch.bfloat16, torch.float32
@@ -298,6 +299,30 @@ def test_weights_that_lay_at_one_place_one_after_the_other_are_told_apart():
         place_of_both[: weight.rows] = weight.data.clone()  # like memory that was freed and allocated again
         planes.linear(model, name, BlockWeight(weight.kind, place_of_both[: weight.rows], WIDTH), None)
     assert model.model.layers[0].self_attn.k_proj.out_features == WIDTH // 2
+
+
+def test_the_first_of_several_ranks_adds_the_residual():
+    whole = some_blocks("Q6_K", 8, 2 * WIDTH)
+    x, residual = torch.randn(1, 2 * WIDTH, device=DEVICE), torch.randn(1, 8, device=DEVICE)
+    half, total = whole.data.shape[1] // 2, torch.zeros(1, 8, device=DEVICE)
+
+    class Ranks:
+        def __init__(self, rank):
+            self.first = rank == 0
+
+        def sum(self, numbers):
+            return total.add_(numbers)
+
+    for rank in range(2):
+        model = torch.nn.ModuleDict({"product": torch.nn.Linear(WIDTH, 8, bias=False)})
+        data = whole.data[:, rank * half : (rank + 1) * half].contiguous()
+        Planes(FULL, DEVICE).linear(model, "product", BlockWeight("Q6_K", data, WIDTH), None)
+        summed = Summed(model["product"], Ranks(rank))
+        assert fused._adds(summed)
+        adding = fused._Adding(summed)
+        adding.addend = residual
+        adding.forward(x[:, rank * WIDTH : (rank + 1) * WIDTH].contiguous())
+    assert_near(total, x.double() @ unpack(whole).double().to(DEVICE).T + residual.double(), 1e-4)
 
 
 # Liger's kernels and sums of bfloat16 do not run in the interpreter.

@@ -96,6 +96,8 @@ def _gpu() -> Check:
     if served is not None and int(served.split(".")[0]) < int(built.split(".")[0]):
         advice = f"Update NVIDIA's driver to one for CUDA {built}, or install a torch for CUDA {served}."
         return Check("GPU", "wrong", f"{found}, but torch needs CUDA {built}", advice)
+    if len(there) > 1:
+        found += f"; --gpus {len(there)} splits a model over them"
     return Check("GPU", "ok", found)
 
 

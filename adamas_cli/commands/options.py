@@ -119,6 +119,12 @@ FLAGS: dict[type, dict[str, Any]] = {
             "many tokens; short texts are then read less well.",
             show_default=False,
         ),
+        "gpus": _model(
+            "--gpus",
+            min=1,
+            metavar="N",
+            help="Split the model over the first N GPUs: one that does not fit a single card, or for speed.",
+        ),
     },
     DecodingSettings: {
         "attn": _attention(

@@ -21,7 +21,7 @@ from adamas_cli.engine.model import Model
 from adamas_cli.engine.sampler import Drawn
 from adamas_cli.engine.steps.apart import Row, StepsApart
 from adamas_cli.engine.steps.compiled import CompiledSteps, Entry
-from adamas_cli.engine.steps.describe import NoCompiledFormError
+from adamas_cli.engine.steps.describe import SPLIT, NoCompiledFormError
 
 MOST_TOGETHER = LARGEST_STEP  # answers running at once
 NOTHING = torch.empty(0, dtype=torch.int64)
@@ -148,6 +148,8 @@ class Batch:
     def _steps(self) -> Together:
         """What takes the steps of all answers. Raises NoCompiledFormError if nothing does."""
         if self._together is None:
+            if self._model.ranks is not None:
+                raise NoCompiledFormError(SPLIT)
             on_gpu = self._model.dense is not None
             self._together = _Apart(self._model, captures=self._graphs) if on_gpu else _Compiled(self._model)
         return self._together

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from adamas_cli.engine.events import Drafted
 from adamas_cli.engine.sampler import Drawn, Sampler
 from adamas_cli.engine.steps.stepper import Stepper
 from adamas_cli.engine.tokens_to_host import TokenReader
+
+if TYPE_CHECKING:
+    from adamas_cli.ranks.group import Ranks
 
 
 class Passes(Protocol):
@@ -118,10 +121,13 @@ class Saying(Protocol):
 
 
 class OneByOne:
-    """A step for each token. logits: before the first one, [vocabulary]."""
+    """A step for each token. logits: before the first one, [vocabulary]. ranks: that share the model; all say
+    the tokens that the first one draws.
+    """
 
-    def __init__(self, passes: Passes, sampler: Sampler, logits: Tensor) -> None:
+    def __init__(self, passes: Passes, sampler: Sampler, logits: Tensor, ranks: Ranks | None = None) -> None:
         self.logits = logits
+        self._ranks = ranks
         self._passes, self._sampler = passes, sampler
         self._device = logits.device
         self._reader = TokenReader()
@@ -183,6 +189,8 @@ class OneByOne:
         """This token is the next one. It goes to the host at once: a copy that is requested after the next
         step waits for that step too.
         """
+        if self._ranks is not None:
+            self._ranks.follow(drawn.token)
         self._drawn, self._sent = drawn, self._reader.send(drawn)
 
 

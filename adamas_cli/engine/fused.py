@@ -25,6 +25,7 @@ from adamas_cli.engine.alike import epsilon_of, is_gated, norm_offset, rotate_by
 from adamas_cli.engine.family import FAMILY
 from adamas_cli.models.plane_linear import PlaneLinear
 from adamas_cli.models.quantization import is_plain
+from adamas_cli.models.split import Summed
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ def _by_planes(model: Any, forwards: dict[nn.Module, Forward]) -> dict[nn.Module
         if not all(hasattr(layer, name) for name in ("self_attn", "mlp", *NORMED)):
             continue
         last = layer.self_attn.o_proj, layer.mlp.down_proj
-        if all(isinstance(part, PlaneLinear) and part.bias is None for part in last):
+        if all(_adds(part) for part in last):
             adding = [_Adding(part) for part in last]
             found |= {part: one.forward for part, one in zip(last, adding, strict=True)}
             found[layer] = _adding_layer(layer, *adding)
@@ -142,17 +143,30 @@ def _by_planes(model: Any, forwards: dict[nn.Module, Forward]) -> dict[nn.Module
     return found
 
 
-class _Adding:
-    """A projection that adds `addend` to its output, once, if set."""
+def _adds(part: Any) -> bool:
+    """Whether a projection's product can add the residual."""
+    product = part.product if isinstance(part, Summed) else part
+    return isinstance(product, PlaneLinear) and product.bias is None
 
-    def __init__(self, module: PlaneLinear) -> None:
-        self._module = module
+
+class _Adding:
+    """A projection that adds `addend` to its output, once, if set. Where the products of several ranks are
+    summed, the first one adds it.
+    """
+
+    def __init__(self, module: PlaneLinear | Summed) -> None:
+        self._product: PlaneLinear = module.product if isinstance(module, Summed) else module
+        self._ranks = module.ranks if isinstance(module, Summed) else None
         self.addend: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         addend, self.addend = self.addend, None
-        module = self._module
-        return module.backend.linear(x, module.planes, None if addend is None else addend.flatten())
+        product, ranks = self._product, self._ranks
+        adds = addend is not None and (ranks is None or ranks.first)
+        found = product.backend.linear(
+            x, product.planes, addend.flatten() if adds and addend is not None else None
+        )
+        return found if ranks is None else ranks.sum(found)
 
 
 def _adding_layer(layer: Any, attention: _Adding, mlp: _Adding) -> Forward:

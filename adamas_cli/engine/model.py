@@ -22,6 +22,7 @@ from adamas_cli.errors import AdamasError, ModelUnavailableError
 from adamas_cli.models.configs import reason
 from adamas_cli.models.families import RESTARTING
 from adamas_cli.models.shape import shape_of_config
+from adamas_cli.models.split import ranks_of
 from adamas_cli.planning.decision import UnservedError
 
 if TYPE_CHECKING:
@@ -41,11 +42,13 @@ class Model:
     or None; dense: the backend that attends fully from one token at a length on the device, if there is one;
     placement: of keys and values; is_fused: whether it computes with Triton's kernels; rotation: how
     positions rotate, as far as that depends on text length; restarts: whether a pass of several tokens after
-    others must be taken one token at a time; takes_positions: whether it is told the tokens' positions.
+    others must be taken one token at a time; takes_positions: whether it is told the tokens' positions;
+    ranks: that share it, each with a part of its heads.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.module = loaded.model
+        self.ranks = ranks_of(self.module)
         self.device: torch.device = self.module.device
         self.config = self.module.config.get_text_config()
         self.shape = shape_of_config(self.config)

@@ -49,7 +49,10 @@ def host_placement(model: Model, asked: DecodingSettings, decided: Attention, to
         )
 
     found = place(asked, needs, free_memory(device), memory().available, model.unserved)
-    return Hosted(Staging(device)) if found.host else None
+    hosted = found.host > 0
+    if model.ranks is not None:
+        hosted = any(model.ranks.each(hosted))
+    return Hosted(Staging(device)) if hosted else None
 
 
 def free_memory(device: torch.device) -> int:

@@ -139,7 +139,8 @@ class Reader:
             self._cache.rewind(mark)
             if self._model.device.type == "cuda":
                 torch.cuda.empty_cache()
-            if len(tokens) <= SMALLEST_CHUNK:
+            # Other ranks are in the middle of the pass, and cannot begin a smaller one.
+            if len(tokens) <= SMALLEST_CHUNK or self._model.ranks is not None:
                 cached = self._cache.get_seq_length()
                 raise OutOfMemoryError(
                     f"out of memory on {self._model.device} with {cached:,} tokens in the cache. "

@@ -37,7 +37,11 @@ from adamas_cli.engine.placing import host_placement
 from adamas_cli.engine.reading import Reader, Stored
 from adamas_cli.engine.sampler import Sampler, require_finite
 from adamas_cli.engine.sampling import Sampling
+from adamas_cli.engine.steps.describe import SPLIT
 from adamas_cli.engine.steps.stepper import Stepper
+from adamas_cli.errors import UsageError
+from adamas_cli.planning.decision import cache_format
+from adamas_cli.ranks.mirror import Arguments, Mirrored, created, mirrored, mirrored_events
 from adamas_cli.settings import DraftKind
 
 if TYPE_CHECKING:
@@ -60,6 +64,12 @@ SparseFrom = Literal["question", "answer", "never"]
 E = TypeVar("E")
 
 
+def _for_others(arguments: Arguments) -> Arguments:
+    """What ranks other than the first are told: they draw no tokens, report nothing and share no steps."""
+    own = {"sampling": Sampling()} if "sampling" in arguments else {}
+    return {name: value for name, value in arguments.items() if name not in ("announce", "batch")} | own
+
+
 class State(NamedTuple):
     """A state to return to: the number of tokens, and the cache's `mark`."""
 
@@ -67,7 +77,7 @@ class State(NamedTuple):
     mark: Any
 
 
-class Timeline:
+class Timeline(Mirrored):
     """One cache with the tokens in it.
 
     ids: those tokens, int32 [n]. logits: after the last token read or fed, [vocabulary]; those of a step are
@@ -87,6 +97,7 @@ class Timeline:
 
     logits: Tensor
 
+    @created(_for_others)
     def __init__(
         self,
         loaded: LoadedModel,
@@ -119,6 +130,7 @@ class Timeline:
             context,
             self.model.unserved,
         )
+        self.cache_dtype = cache_format(attention.cache_dtype, in_bytes=loaded.in_bytes)
         self.backend_reason = decided.reason
         self.sparse = attention.resolve(decided, announce)
         self._reads_sparsely = decided.read == "sparse"
@@ -130,7 +142,7 @@ class Timeline:
             placement=placement_on(self.model.device, forks=True) if forks else self.model.placement,
             device=self.model.device,
             reads=self._reads_sparsely,
-            formats=formats_of(attention.cache_dtype, loaded.model.dtype),
+            formats=formats_of(self.cache_dtype, loaded.model.dtype),
             hosted=host_placement(self.model, attention.asked(prefill_chunk), decided, context),
         )
         self.cache.reserve(context, limit)
@@ -221,6 +233,7 @@ class Timeline:
         """
         return self.cache.extent.reach if self.model.rotation.scalings else None
 
+    @mirrored
     def reach(self, tokens: int) -> bool:
         """Rotate positions as in a text of this length, if it is longer than the current reach. Then all
         tokens are forgotten, and this returns True.
@@ -246,11 +259,15 @@ class Timeline:
         return State(self.length, self.cache.mark())
 
     def rewind(self, state: State) -> None:
-        """Forget every token since `mark` returned this state, which stays valid."""
+        """Forget every token since `mark` returned this state, which stays valid. Ranks do so within their
+        calls only.
+        """
+        assert self.team is None or self.team.under_way, "other ranks do not know this state"
         self._forget_states(state.tokens)
         self.cache.rewind(state.mark)
         self.ids = self.ids[: state.tokens]  # last, so that an interrupted rewind can be repeated
 
+    @mirrored
     def truncate(self, tokens: int) -> None:
         """Forget all but the first tokens, without a mark; see `FullLayer.truncate` for what remains.
 
@@ -277,6 +294,7 @@ class Timeline:
         pages = len(STREAMS) * len(self.cache.kept) * fork_pages(placement)
         return shape.cache_bytes(own, item) + shape.state_bytes(item) + codes + pages
 
+    @mirrored
     def fork(self) -> Timeline:
         """A timeline with the same tokens that continues independently. Tokens it shares with this one, if
         made for that, must stay here as long as it lives; only later ones may be forgotten.
@@ -295,6 +313,7 @@ class Timeline:
             return shared
         return max(state.tokens for state in self._known() if state.tokens <= shared)
 
+    @mirrored
     def return_to(self, ids: np.ndarray) -> int:
         """Forget everything that is not a prefix of a prompt, int [n]; returns how many of its tokens are
         cached.
@@ -307,7 +326,8 @@ class Timeline:
     def _known(self) -> list[State]:
         return [*self._states, *self._recent]
 
-    def read(self, ids: np.ndarray, stored: Stored | None = None) -> Iterator[Prefill]:
+    @mirrored_events()
+    def read(self, ids: np.ndarray, stored: Stored | None = None) -> Generator[Prefill]:
         """Read tokens, int [n], after the existing ones, sparsely if decided.
 
         stored: the tokens of the whole cache in a store. Into an empty cache, stored tokens are restored
@@ -334,7 +354,8 @@ class Timeline:
         finally:
             self.ids = whole[: self.length]
 
-    def sync(self, ids: np.ndarray, stored: Stored | None = None) -> Iterator[Prefill]:
+    @mirrored_events()
+    def sync(self, ids: np.ndarray, stored: Stored | None = None) -> Generator[Prefill]:
         """Make the cache hold exactly a prompt, int [n]; only new tokens are read. stored: the prompt in a
         store.
         """
@@ -345,6 +366,8 @@ class Timeline:
     @property
     def unjoinable(self) -> str | None:
         """Why it cannot `join` others, in a few words; None if it can."""
+        if self.model.ranks is not None:
+            return SPLIT
         if not self.model.takes_positions:
             return "it counts positions itself"
         return self.cache.unjoinable
@@ -373,10 +396,15 @@ class Timeline:
         """Fill the empty cache from the store; returns the token count."""
         mark = self.cache.mark()
         try:
-            return stored.restore(self.cache)
+            tokens = stored.restore(self.cache)
         except BaseException:  # an interruption may have left some layers empty
             self.cache.rewind(mark)
             raise
+        ranks = self.model.ranks
+        if ranks is not None and any(len(set(ranks.each(n))) > 1 for n in (tokens, self.cache.dense_tokens)):
+            self.cache.rewind(mark)  # each rank has a store of its own
+            return 0
+        return tokens
 
     def _encode(self, stored: Stored | None, *, whole: bool) -> None:
         """Make the codes of the document just read, unless its last chunk did; restore them if the whole
@@ -402,6 +430,7 @@ class Timeline:
         finally:
             self.cache.rewind(mark)
 
+    @mirrored_events(_for_others)
     def answer(
         self,
         ids: np.ndarray,
@@ -457,6 +486,7 @@ class Timeline:
                 self.cache.rewind(back)
             self.ids = np.concatenate([prompt, np.array(self.answered, np.int32)])[: self.length]
 
+    @mirrored_events(_for_others)
     def go_on(
         self,
         ids: np.ndarray,
@@ -472,6 +502,7 @@ class Timeline:
         known = self.return_to(ids[:-1])
         yield from self.answer(ids[known:], sampling, max_tokens, stop_ids, keep=keep, steer=steer)
 
+    @mirrored
     def score(self, ids: np.ndarray, *, sparse: bool) -> Tensor:
         """Feed tokens, int [n], and return the logits after each, [n, vocabulary].
 
@@ -492,6 +523,7 @@ class Timeline:
         finally:
             self.cache.rewind(mark)
 
+    @mirrored
     def attended(self) -> np.ndarray | None:
         """The softmax weight that the last answer gave to each token in the cache, float32 [S], summed over
         its tokens, the sparse layers and their heads. None if nothing was counted: with full attention, or
@@ -499,16 +531,26 @@ class Timeline:
         """
         if self.cache.tally is None:
             return None
-        return self.cache.tally.weights(self.length).cpu().numpy().copy()
+        weights = self.cache.tally.weights(self.length)
+        if self.model.ranks is not None:
+            weights = self.model.ranks.sum(weights.clone())
+        return weights.cpu().numpy().copy()
 
     def use(self, sparse: Sparse) -> None:
         """Choose tokens with these settings from now on; the cached keys are encoded again."""
+        self._require_whole()
         self.sparse = sparse
         self.cache.encode_again(sparse)
 
     def read_by(self, backend: Backend) -> None:
         """Have sparse reading computed by this backend from now on."""
+        self._require_whole()
         self._reader.read_by(backend)
+
+    def _require_whole(self) -> None:
+        """Raises UsageError for a model that is split over ranks, which are not told of backends."""
+        if self.model.ranks is not None:
+            raise UsageError("this measures a model on one GPU: leave out `gpus`.")
 
     def _answering(self, *, sparse: bool) -> Mode:
         """How an answer's tokens attend."""
@@ -597,7 +639,7 @@ class Timeline:
     def _saying(self, ids: np.ndarray, mode: Mode, passes: Passes, sampler: Sampler) -> Saying:
         """The tokens of an answer after a prompt, int [n]."""
         if not self._drafts(mode):
-            return OneByOne(passes, sampler, self.logits)
+            return OneByOne(passes, sampler, self.logits, self.model.ranks)
         drafter = Drafter(ids, self._costs, always=self.drafts == "text")
         return Checked(passes, self.cache, mode, sampler, drafter, self.logits)
 

@@ -12,6 +12,7 @@ from adamas_cli.forecast.reuse import kept_tokens
 from adamas_cli.forecast.speed import Speed, computing_device, recall, remember, speed_key
 from adamas_cli.models import ModelFiles, resolve
 from adamas_cli.models.configs import read_config, require_known_code
+from adamas_cli.models.device import require_gpus
 from adamas_cli.models.prequantized import require_readable, stored_quantization
 from adamas_cli.models.resolve import require_here
 from adamas_cli.models.shape import ITEM_BYTES
@@ -75,12 +76,17 @@ class Forecast:
     def __init__(self, files: ModelFiles, settings: Settings, progress: Progress) -> None:
         self.files, self.settings, self.progress = files, settings, progress
         require_known_code(files.directory, trust_remote_code=settings.model.trust_remote_code)
+        require_gpus(settings.model.device, settings.model.gpus)
+        if settings.model.gpus > 1:
+            from adamas_cli.engine.shared import require_shareable
+
+            require_shareable(files, settings.model)
         self.machine = machine_facts(settings.model.device)
         if (stored := stored_quantization(files.directory)) is not None:
             require_readable(files.name, stored, settings.model.quantization, self.machine.device)
         self.model = file_facts(files, trusts=settings.model.trust_remote_code)
         if settings.apart:
-            require_joinable(self.model.shape, settings.attention, settings.prompt)
+            require_joinable(self.model.shape, settings.model, settings.attention, settings.prompt)
 
     def decide(self, tokens: int) -> Decision:
         """How the model will run with this many tokens."""
@@ -171,6 +177,7 @@ class Forecast:
             sparsely=[self._reading(ids, decision) == "sparse" for ids in prompts],
             cached=decision.cache_dtype,
             in_bytes=decision.in_bytes,
+            gpus=decision.gpus,
         )
 
     def _reading(self, ids: np.ndarray, decision: Decision) -> str:
@@ -189,7 +196,7 @@ class Forecast:
             self.files.fingerprint,
             dtype=decision.dtype,
             quantization=decision.quantization,
-            device=computing_device(decision.device, threads),
+            device=computing_device(decision.device, threads, decision.gpus),
             attention=decision.attention.kind,
             read=decision.attention.read,
             in_bytes=decision.in_bytes,
@@ -197,7 +204,7 @@ class Forecast:
         known = recall(key)
         if calibrates is False or decision.device != "cpu" or (_is_whole(known) and calibrates is None):
             return known
-        if self.model.shape.recurrent:  # a few layers do not represent layers of several kinds
+        if self.model.shape.recurrent or decision.gpus > 1:  # a few layers of one process do not represent it
             return known
         from adamas_cli.engine.attention import AttentionSettings
         from adamas_cli.forecast.calibration import calibrate

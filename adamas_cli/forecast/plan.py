@@ -104,6 +104,7 @@ class Plan:
             "cache_dtype": decision.cache_dtype,
             "cache_dtype_that_fits": decision.smaller,
             "kv": decision.kv,
+            "gpus": decision.gpus,
             "positions": decision.positions,
             "documents": [
                 {"path": document.path, "tokens": document.tokens} for document in counted.documents

@@ -40,10 +40,11 @@ def kept_tokens(
     sparsely: Sequence[bool],
     cached: CacheDType = "auto",
     in_bytes: bool = False,
+    gpus: int = 1,
 ) -> list[int]:
     """The number of tokens of each prompt, int [n], that a model loaded with these settings need not read
     again. turned, in_bytes: see `model_facts`. sparsely: whether a prompt's sparsely read tokens can be
-    reused too.
+    reused too. gpus: over how many the model is split.
 
     The start of their keys depends on the config as transformers reads it, whose import takes seconds. It is
     therefore remembered, and computed only if anything was kept in this way at all.
@@ -66,6 +67,7 @@ def kept_tokens(
             str(turned),
             cached,
             str(in_bytes),
+            *([f"{gpus} GPUs"] if gpus > 1 else []),
         ]
     )
     known = _LINKS.get(way)
@@ -81,6 +83,7 @@ def kept_tokens(
             turned=turned,
             cached=cached,
             in_bytes=in_bytes,
+            gpus=gpus,
         )
         _LINKS.put(way, {"link": link.hex(), "block": block, "mark": mark.hex()})
     else:
@@ -114,6 +117,7 @@ def _beginning(
     turned: int | None,
     cached: CacheDType,
     in_bytes: bool,
+    gpus: int,
 ) -> tuple[bytes, int, bytes]:
     """The first link of the keys, the tokens per block, and the mark of sparsely read ones."""
     import torch
@@ -121,9 +125,13 @@ def _beginning(
 
     from adamas_cli.cache.mode import reading_facts
     from adamas_cli.models.shape import shape_of_config
+    from adamas_cli.models.split import share_of
+    from adamas_cli.ranks.mirror import part_name
 
     number: torch.dtype = getattr(torch, dtype)
     whole = read_config(files.directory, trust_remote_code=trust_remote_code, dtype=number)
+    if gpus > 1:  # all shares are kept alike
+        whole = share_of(whole, 0, gpus)
     config = whole.get_text_config()
     block = block_tokens(chunk, shape_of_config(config).cache_bytes(1, number.itemsize, cached))
     facts = model_facts(
@@ -137,5 +145,6 @@ def _beginning(
         turned=turned,
         cached=cached,
         in_bytes=in_bytes,
+        part=part_name(0, gpus) if gpus > 1 else None,
     )
     return first_link(facts), block, sparse_mark(reading_facts(ReadSettings()))

@@ -71,8 +71,13 @@ class Speed:
         return each * (1 + token_share * context) / (1 + token_share * nearest.context)
 
 
-def computing_device(kind: str, threads: int | None) -> str:
-    """The GPU, or the processor with the threads that compute on it."""
+def computing_device(kind: str, threads: int | None, gpus: int = 1) -> str:
+    """The GPU, or the processor with the threads that compute on it. gpus: over how many a model is split."""
+    one = _computing_device(kind, threads)
+    return one if gpus == 1 else f"{gpus} x {one}"
+
+
+def _computing_device(kind: str, threads: int | None) -> str:
     if kind == "cuda":
         from adamas_cli.machine.gpus import gpus
 

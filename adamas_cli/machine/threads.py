@@ -12,5 +12,11 @@ def use_threads(threads: int | None) -> int:
     """
     import torch
 
-    torch.set_num_threads(threads or environment_threads() or known().threads or physical_cores())
+    torch.set_num_threads(threads_for(threads))
     return torch.get_num_threads()
+
+
+def threads_for(threads: int | None, processes: int = 1) -> int:
+    """The threads of each of several processes that compute at once; threads: of all, None to choose."""
+    chosen = threads or environment_threads() or known().threads or physical_cores()
+    return max(1, chosen // processes)

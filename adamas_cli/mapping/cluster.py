@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from adamas_cli.errors import AdamasError
+from adamas_cli.errors import AdamasError, UsageError
 from adamas_cli.mapping.job import Answered, Asked, Job
 from adamas_cli.mapping.rows import failed
 from adamas_cli.mapping.run import LOST, Answers
@@ -144,10 +144,18 @@ class _Far:
 def _needs(
     model: ModelSettings, resources: dict[str, float], nodes: list[dict[str, Any]]
 ) -> tuple[dict[str, int], int, ModelSettings]:
-    """What a worker takes of a cluster, how many there is room for, and their model's settings there."""
+    """What a worker takes of a cluster, how many there is room for, and their model's settings there. Raises
+    UsageError if a model is to be split over more GPUs than a node has.
+    """
     gpus = int(resources.get("GPU", 0))
     if gpus and model.device != "cpu":
-        return {"num_gpus": 1}, gpus, replace(model, device="cuda")  # it sees no other one
+        room = gpus
+        if model.gpus > 1:
+            there = [int(node["Resources"].get("GPU", 0)) for node in nodes if node["Alive"]]
+            room = sum(count // model.gpus for count in there)
+            if not room:
+                raise UsageError(f"`gpus` {model.gpus} is more than a node of the cluster has: {max(there)}.")
+        return {"num_gpus": model.gpus}, room, replace(model, device="cuda")  # it sees no others
     cores = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
     each = model.threads or min((count for count in cores if count), default=1)
     return {"num_cpus": each}, max(1, sum(count // each for count in cores)), replace(model, threads=each)

@@ -108,6 +108,37 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
+def require_gpus(device: str, count: int) -> None:
+    """Raises UsageError if a model cannot be split over this many GPUs here, as `devices_of` does, without
+    torch.
+    """
+    if count < 1:
+        raise UsageError(f"`gpus` {count}: give 1 or more.")
+    if count == 1 or device == "cpu":
+        return
+    _require_all(device, count, len(gpus()) if has_cuda_gpu() else 0)
+
+
+def _require_all(device: str, count: int, there: int) -> None:
+    if device not in ("auto", "cuda"):
+        raise UsageError(f"`gpus` {count} takes the first {count} GPUs: leave out `device` {device}.")
+    if there < count:
+        raise UsageError(f"`gpus` {count} is more than there are on this machine: {there}.")
+
+
+def devices_of(device: str, count: int) -> list[torch.device]:
+    """The devices of a model that is split over this many GPUs; for tests, `cpu` for each.
+
+    Raises UsageError if there are fewer GPUs, or one of several is named.
+    """
+    import torch
+
+    if device == "cpu":
+        return [torch.device("cpu")] * count
+    _require_all(device, count, torch.cuda.device_count())
+    return [torch.device("cuda", index) for index in range(count)]
+
+
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """The number format for `auto` or a name on `device`.
 

@@ -21,12 +21,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from adamas_cli.models.gguf.stored import Stored
+    from adamas_cli.models.split import Split
 
 
 def build_model(
-    file: GgufFile, directory: Path, dtype: torch.dtype, device: torch.device, placing: Placing
+    file: GgufFile,
+    directory: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    placing: Placing,
+    split: Split | None = None,
 ) -> PreTrainedModel:
-    """The model in `file`, whose settings are in `directory`; see `fill`.
+    """The model in `file`, whose settings are in `directory`; see `fill`. split: to build a rank's share.
 
     Raises ModelUnavailableError if the file lacks a tensor, or has one that the model does not.
     """
@@ -34,11 +40,16 @@ def build_model(
 
     def build() -> PreTrainedModel:
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        if split is not None:
+            config = split.config(config)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
         return model
 
     model = without_memory(build, file.path, "keys")
-    fill(model, source, dtype, device, placing)
+    if split is None:
+        fill(model, source, dtype, device, placing)
+    else:
+        split.fill(model, source, dtype, device, placing)
     return model
 
 

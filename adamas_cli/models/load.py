@@ -48,18 +48,21 @@ from adamas_cli.models.resolve import ModelFiles
 from adamas_cli.models.shape import read_shape
 from adamas_cli.models.stops import stop_ids
 from adamas_cli.progress import Progress
+from adamas_cli.ranks.mirror import LOADED, Mirrored
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
     from adamas_cli.models.filling import Placing
+    from adamas_cli.models.split import Split
+    from adamas_cli.ranks.team import Team
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class LoadedModel:
+class LoadedModel(Mirrored):
     """A model in memory, ready to answer."""
 
     model: PreTrainedModel  # in eval mode, without gradients
@@ -70,6 +73,8 @@ class LoadedModel:
     stop_ids: tuple[int, ...]  # tokens that end an answer
     quantization: str = "none"  # how its weights were stored, and how they differ from those of its files
     in_bytes: bool = False  # whether many tokens' activations are rounded to 8 bits to meet packed weights
+    team: Team | None = None
+    number: int = LOADED
 
 
 def load(
@@ -80,12 +85,14 @@ def load(
     quantization: str = "auto",
     threads: int | None = None,
     trust_remote_code: bool = False,
+    split: Split | None = None,
     progress: Progress,
 ) -> LoadedModel:
     """The model of `files` on `device`; weights in their own number format are mapped, not read.
 
     `quantization` is `packed`, `none` or `auto`, see `packs`, or a key of `quantization.PACKAGES`. `threads`:
-    CPU threads, by default the physical cores. Raises UsageError if weights cannot be packed or quantized as
+    CPU threads, by default the physical cores. split: to load a rank's share, with all ranks at once. Raises
+    UsageError if weights cannot be packed or quantized as
     asked, ModelUnavailableError if this version of transformers cannot load the model, OutOfMemoryError if it
     does not fit the device.
     """
@@ -96,10 +103,13 @@ def load(
     stored = stored_quantization(files.directory)
     scheme = None if stored is None else scheme_of(stored)
     in_blocks = files.gguf is not None or scheme is not None
+    in_tensors = files.gguf is None and (scheme is not None or split is not None)
     packed = packs(
         quantization, dtype, chosen_device.type, packing_obstacle(chosen_device.type), in_blocks=in_blocks
     )
     products = choose_products(dtype, chosen_device, packed=packed, note=progress.note)
+    if split is not None:
+        products = split.ranks.agreed(products)
     chosen_dtype = _number(products)
     how = None
     if quantization in PACKAGES:
@@ -131,10 +141,20 @@ def load(
     with progress.task(f"loading {files.name}", None, "bytes"), quiet_transformers():
         try:
             if files.gguf is not None:
-                model = _read_gguf(files, files.gguf, chosen_device, products, packed, adapter, progress)
-            elif scheme is not None:
-                model = _read_scheme(
-                    files, scheme, chosen_device, products, packed, trust_remote_code, adapter, progress
+                model = _read_gguf(
+                    files, files.gguf, chosen_device, products, packed, adapter, progress, split
+                )
+            elif in_tensors:
+                model = _read_tensors(
+                    files,
+                    scheme,
+                    chosen_device,
+                    products,
+                    packed,
+                    trust_remote_code,
+                    adapter,
+                    progress,
+                    split,
                 )
             else:
                 model, loading = _read(files, chosen_device, chosen_dtype, trust_remote_code, how)
@@ -142,7 +162,7 @@ def load(
             raise OutOfMemoryError(
                 f"{files.name} does not fit {chosen_device}.\nUse a smaller model, or `device` cpu."
             ) from error
-    if not in_blocks:
+    if not (in_blocks or in_tensors):
         require_all(files.name, loading, classes(files.directory), progress)
     leave_only_text(model)
     model.eval().requires_grad_(False)
@@ -216,6 +236,7 @@ def _read_gguf(
     packed: bool,
     adapter: Adapter | None,
     progress: Progress,
+    split: Split | None,
 ) -> PreTrainedModel:
     """A model from a GGUF file; packed weights stay as they are in the file."""
     from adamas_cli.models.filling import Numbers
@@ -225,29 +246,33 @@ def _read_gguf(
     dtype = _number(products)
     placing = _placing(products, device, progress, rounds=False) if packed else Numbers(dtype, device)
     with _merging(placing, adapter, exact=not packed) as merging:
-        model = build_model(GgufFile(gguf), files.directory, dtype, device, merging)
+        model = build_model(GgufFile(gguf), files.directory, dtype, device, merging, split)
     if packed:
         _tell(model, progress)
     return model
 
 
-def _read_scheme(
+def _read_tensors(
     files: ModelFiles,
-    scheme: Scheme,
+    scheme: Scheme | None,
     device: torch.device,
     products: Products,
     packed: bool,
     trust_remote_code: bool,
     adapter: Adapter | None,
     progress: Progress,
+    split: Split | None,
 ) -> PreTrainedModel:
-    """A model that comes quantized; packed weights stay in few bits."""
+    """A model that comes quantized, whose packed weights stay in few bits, or a share of one in plain
+    numbers.
+    """
     from adamas_cli.models.checkpoint.source import build_model
     from adamas_cli.models.filling import Numbers
 
     require_known_code(files.directory, trust_remote_code=trust_remote_code)
     dtype = _number(products)
-    placing = _placing(products, device, progress, rounds=True) if packed else Numbers(dtype, device)
+    in_blocks = packed and scheme is not None
+    placing = _placing(products, device, progress, rounds=True) if in_blocks else Numbers(dtype, device)
     config = read_config(files.directory, trust_remote_code=trust_remote_code)
     with (
         _unavailable_unless_read(files),
@@ -255,9 +280,10 @@ def _read_scheme(
     ):
         model = build_model(
             files.directory, config, scheme, dtype, device, merging,
-            trust_remote_code=trust_remote_code, in_blocks=packed, in_order=adapter is not None,
+            trust_remote_code=trust_remote_code, in_blocks=in_blocks,
+            in_order=adapter is not None or split is not None, split=split,
         )  # fmt: skip
-    if packed:
+    if in_blocks:
         _tell(model, progress)
     return model
 

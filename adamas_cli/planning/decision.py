@@ -24,6 +24,7 @@ from adamas_cli.planning.choice import (
     budget_for,
 )
 from adamas_cli.planning.needs import Bytes, cpu_bytes, gpu_bytes
+from adamas_cli.planning.shares import shape_share, weight_share
 from adamas_cli.settings import CacheDType, DecodingSettings, KvPlace, ModelSettings
 
 SMALLER: tuple[CacheDType, ...] = ("16", "int8", "int4")  # cache formats, the most exact first
@@ -89,6 +90,13 @@ class Model:
     stored_bytes: int | None
     blocks: int | None
 
+    def share(self, count: int) -> Model:
+        """The largest share over this many GPUs. Raises ModelUnavailableError if heads cannot be split."""
+        weights = weight_share(self.weights, count)
+        part = weights.bytes(1) / max(1, self.weights.bytes(1))
+        blocks = None if self.blocks is None else int(self.blocks * part)
+        return replace(self, shape=shape_share(self.shape, count), weights=weights, blocks=blocks)
+
 
 @dataclass(frozen=True)
 class Attention:
@@ -117,6 +125,7 @@ class Decision:
     matrices are in few bits, as in the file or packed for a CPU. positions: one line on how they are rotated,
     if that depends on the length of the text. cache_dtype: the format of keys and values. smaller: the format
     in which they would fit the memory if they do not, None if there is none. in_bytes: as in `LoadedModel`.
+    gpus: over how many the model is split; bytes are those of one.
     """
 
     device: str
@@ -129,6 +138,7 @@ class Decision:
     cache_dtype: CacheDType = "auto"
     smaller: CacheDType | None = None
     in_bytes: bool = False
+    gpus: int = 1
 
     @property
     def kv(self) -> str:
@@ -142,8 +152,10 @@ def decide(
     """Decide for this many tokens, including the answer's.
 
     Raises UsageError if the machine cannot do what is requested, and ModelUnavailableError if Adamas is
-    requested and does not support the model.
+    requested and does not support the model, or if it cannot be split over as many GPUs as requested.
     """
+    if loading.gpus > 1:
+        model = model.share(loading.gpus)
     dtype = number_format(loading.dtype, machine.bfloat16)
     if loading.quantization in PACKAGES:
         require_quantizable(
@@ -209,7 +221,8 @@ def decide(
             return on_cpu(kept)
         return place(decoding, partial(on_gpu, kept=kept), machine.memory, machine.host, shape.obstacle)
 
-    needs = needed(decoding.cache_dtype)
+    kept_in = cache_format(decoding.cache_dtype, in_bytes=in_bytes)
+    needs = needed(kept_in)
     smaller: CacheDType | None = None
     packs_cache = machine.device != "cuda" or machine.backends.obstacles.get("triton") is None
     if packs_cache and not needs.fits(machine.memory, machine.host):
@@ -222,9 +235,10 @@ def decide(
         attention,
         needs,
         shape.rotation.line(tokens),
-        decoding.cache_dtype,
+        kept_in,
         smaller,
         in_bytes,
+        loading.gpus,
     )
 
 
@@ -301,6 +315,13 @@ def decide_reading(settings: DecodingSettings, tokens: int, device: str, obstacl
         return settings.read
     gains = tokens >= SPARSE_READING_FROM.get(device, math.inf)
     return "sparse" if gains and obstacle is None else "dense"
+
+
+def cache_format(asked: CacheDType, *, in_bytes: bool) -> CacheDType:
+    """The format of keys and values for a requested one. in_bytes: see `LoadedModel`; what such a model
+    computes in float32 is no more exact than 16 bits, and those are read in less time.
+    """
+    return "16" if asked == "auto" and in_bytes else asked
 
 
 def check_cache(kept: CacheDType, device: str, triton: str | None = None) -> None:

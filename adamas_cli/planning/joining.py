@@ -12,12 +12,14 @@ from adamas_cli.settings import FEW_BITS
 
 if TYPE_CHECKING:
     from adamas_cli.models.shape import ModelShape
-    from adamas_cli.settings import DecodingSettings, PromptSettings
+    from adamas_cli.settings import DecodingSettings, ModelSettings, PromptSettings
 
 NOTE = "documents are read apart from each other: answers that need several of them together are approximate"
 
 
-def require_joinable(shape: ModelShape, attention: DecodingSettings, prompt: PromptSettings) -> None:
+def require_joinable(
+    shape: ModelShape, model: ModelSettings, attention: DecodingSettings, prompt: PromptSettings
+) -> None:
     """Raises ModelUnavailableError for a model whose layers do not keep every token's keys and values by
     themselves, and UsageError for settings that joined documents do not support.
     """
@@ -30,6 +32,8 @@ def require_joinable(shape: ModelShape, attention: DecodingSettings, prompt: Pro
         raise ModelUnavailableError(f"{refused}: layers of kind {' and '.join(others)} cannot be joined.")
     if any(layer.shares is not None for layer in shape.by_layer):
         raise ModelUnavailableError(f"{refused}: layers that share keys and values cannot be joined.")
+    if model.gpus > 1:
+        raise UsageError("`apart` joins documents on one device: leave out `gpus`")
     if prompt.on_overflow != "error":
         raise UsageError(
             f"`apart` reads every document as a whole: leave out `on_overflow` {prompt.on_overflow}"

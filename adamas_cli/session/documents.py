@@ -235,7 +235,7 @@ class OpenDocuments:
             loaded.files.fingerprint,
             dtype=str(loaded.dtype).removeprefix("torch."),
             quantization=loaded.quantization,
-            device=computing_device(loaded.device.type, self.runtime.model.threads),
+            device=computing_device(loaded.device.type, self.runtime.model.threads, self.runtime.model.gpus),
             attention=self._session.timeline.attention_kind,
             read=self._session.timeline.read_kind,
             in_bytes=loaded.in_bytes,

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from adamas_cli import models
 from adamas_cli.engine.attention import AttentionSettings
+from adamas_cli.engine.shared import load_chosen
 from adamas_cli.errors import UsageError
 from adamas_cli.heap import exclude_imported
 from adamas_cli.models.configs import read_config, require_known_code
-from adamas_cli.models.device import choose_device, wants_cuda
+from adamas_cli.models.device import choose_device, require_gpus, wants_cuda
 from adamas_cli.models.shape import read_shape
 from adamas_cli.planning.decision import decide
 from adamas_cli.planning.facts import config_facts, machine_facts
@@ -78,11 +79,12 @@ class Runtime:
             raise UsageError(
                 "`sources` shows what sparse attention chose to read: leave out `attn` full, or `sources`"
             )
+        require_gpus(model.device, model.gpus)
         files = models.resolve(model.model, **model.finding, progress=progress)
         require_known_code(files.directory, trust_remote_code=model.trust_remote_code)
         if apart:
             shape = read_shape(files.directory, trusts=model.trust_remote_code)
-            require_joinable(shape, attention, prompt)
+            require_joinable(shape, model, attention, prompt)
         begun = time.perf_counter()
         chat = ChatTemplateFile(files.texts)
         tokenizer = Tokenizer.of(files)
@@ -150,7 +152,7 @@ class Runtime:
         if self._loaded is None:
             exclude_imported()
             begun = time.perf_counter()
-            self._loaded = models.load(self.files, **self.model.loading, progress=self.progress)
+            self._loaded = load_chosen(self.files, self.model, self.progress)
             self.load_seconds += time.perf_counter() - begun
         return self._loaded
 

@@ -120,7 +120,7 @@ class Session:
             self.runtime.progress.note,
             self.timeline.turned,
             None if reading is None else sparse_mark(reading_facts(reading)),
-            self.timeline.attention.cache_dtype,
+            self.timeline.cache_dtype,
         )
         self._stored_ids, self._stored_names = ids, names
 
@@ -235,8 +235,9 @@ class Session:
             "model": self.runtime.files.name,
             "attention": attention,
             "read": self.timeline.read_kind,
-            "cache_dtype": self.timeline.attention.cache_dtype,
+            "cache_dtype": self.timeline.cache_dtype,
             "kv": self.timeline.kv,
+            "gpus": self.runtime.model.gpus,
             "blocks_computed": None if computed is None else round(computed, 4),
         }
 

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.names import is_stream, split_name
-from adamas_cli.cache.placement import Placement, by_head
+from adamas_cli.cache.placement import Allocated, Placement, by_head
 from adamas_cli.models.shape import shape_of_config
+from adamas_cli.models.split import ranks_of
+from adamas_cli.ranks.mirror import Arguments, Mirrored, created, mirrored
 from adamas_cli.settings import CacheDType
 from adamas_cli.store.chain import Chain
 from adamas_cli.store.compression import compress, decompress
@@ -30,7 +32,17 @@ if TYPE_CHECKING:
     from adamas_cli.models import LoadedModel
 
 
-class StoredDocument:
+def _for_others(arguments: Arguments) -> Arguments:
+    """What ranks other than the first are told: they note nothing, and place keys and values alike."""
+    first = arguments["placement"].tokens_first
+    return {**arguments, "note": _unnoted, "placement": Allocated(tokens_first=first)}
+
+
+def _unnoted(line: str) -> None:
+    """A note that nobody sees."""
+
+
+class StoredDocument(Mirrored):
     """A document's tokens, int [n], for one model: the engine restores it and stores the blocks it reads.
 
     chunk: tokens read at once. placement: of the cache's keys and values. names: of the documents, for the
@@ -38,6 +50,7 @@ class StoredDocument:
     cached: see `model_facts`. sparsely: see `Chain`; None restores only densely read blocks.
     """
 
+    @created(_for_others)
     def __init__(
         self,
         loaded: LoadedModel,
@@ -59,6 +72,8 @@ class StoredDocument:
         self._placement = placement
         kept = settings.kept(cached)
         self.alters = kept == "int8"
+        ranks = ranks_of(loaded.model)
+        part = None if ranks is None else ranks.name
         facts = model_facts(
             config,
             fingerprint=loaded.files.fingerprint,
@@ -70,6 +85,7 @@ class StoredDocument:
             turned=turned,
             cached=cached,
             in_bytes=loaded.in_bytes,
+            part=part,
         )
         self._chain = Chain(first_link(facts), ids, self.block, sparsely)
         found = self._chain.longest(lambda key: block_file(self._root, key).is_file())
@@ -82,7 +98,8 @@ class StoredDocument:
         self._bytes = streams // (2 if self.alters else 1) + states
         now = time.time()
         dtype = stored_format(kept, cached, facts["dtype"])
-        about = loaded.files.name, dtype, loaded.device.type, list(names), len(ids), self.block
+        model = loaded.files.name if part is None else f"{loaded.files.name} ({part})"
+        about = model, dtype, loaded.device.type, list(names), len(ids), self.block
         self._entry = Entry(*about, self._keys, now, dense=self._dense)
         self._restorer = Restorer(self._root, self._keys, self.block, loaded.device, loaded.dtype, placement)
         self._keeper: Keeper | None = None
@@ -139,6 +156,7 @@ class StoredDocument:
         if coding is not None and self._keeper is not None:
             self._keeper.put(codes_key(self._keys[-1], coding), 0, self._tokens, cache.codes())
 
+    @mirrored
     def finish(self) -> None:
         """Wait until everything is on disk."""
         if self._keeper is not None:

@@ -35,12 +35,14 @@ def model_facts(
     turned: int | None = None,
     cached: str = "auto",
     in_bytes: bool = False,
+    part: str | None = None,
 ) -> dict[str, Any]:
     """What a token's keys and values depend on, besides the tokens up to it; none of it needs weights.
 
     config: the text model's. dtype, device: by torch's names; kept: by `StoreSettings`. turned: the length
     that sets how positions rotate, None if length does not matter. cached: how the cache keeps keys and
-    values, see `DecodingSettings.cache_dtype`; in_bytes: see `LoadedModel`. The tokenizer and the chat
+    values, see `DecodingSettings.cache_dtype`; in_bytes: see `LoadedModel`; part: which rank's, None for a
+    whole model. The tokenizer and the chat
     template only determine the tokens, which are hashed themselves; each block says how its tokens were read.
     The attention of decode steps does not matter.
     """
@@ -56,7 +58,7 @@ def model_facts(
         "kept": kept,
     }
     told: dict[str, Any] = {"turned": turned, "cached": None if cached == "auto" else cached}
-    told["in_bytes"] = in_bytes or None
+    told |= {"in_bytes": in_bytes or None, "part": part}
     return facts | {name: fact for name, fact in told.items() if fact is not None}
 
 

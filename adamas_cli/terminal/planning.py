@@ -109,11 +109,12 @@ def _memory(plan: Plan) -> str:
     parts = {"weights": needs.weights, "cache": needs.cache, "codes": needs.codes, "program": needs.work}
     told = " + ".join(f"{size(part)} {name}" for name, part in parts.items() if part)
     hosted = f"; {size(needs.host)} cache in host memory" if needs.host else ""
+    each = f" on each of {plan.decision.gpus} GPUs" if plan.decision.gpus > 1 else ""
     short = "" if needs.total <= plan.available else "; NOT ENOUGH"
     if plan.decision.smaller is not None:
         short += f", but enough with --cache-dtype {plan.decision.smaller}"
     return (
-        f"about {size(needs.total)}: {told}{'' if needs.exact else ' at most'}; "
+        f"about {size(needs.total)}{each}: {told}{'' if needs.exact else ' at most'}; "
         f"{size(plan.available)} available{short}{hosted}"
     )
 

@@ -6,11 +6,11 @@ import re
 
 _SHORT = {"model": "-m", "max_tokens": "-n", "output": "-o"}
 _LONG = (
-    "cache_dtype",
     "adapter",
     "apart",
     "attn",
     "backend",
+    "cache_dtype",
     "cite",
     "ctx_size",
     "dense_layers",
@@ -21,6 +21,7 @@ _LONG = (
     "error",
     "exclude",
     "generated",
+    "gpus",
     "heads",
     "hidden",
     "include",

@@ -56,7 +56,7 @@ class Job:
             target, document = self._subject(lengths[-1], model, display)
         rivals = [find_rival(name, target, model) for name in dict.fromkeys(self.others)]
         threads = use_threads(model.threads)
-        machine = Machine.of(target.device, attention.backend, target.dtype)
+        machine = Machine.of(target.device, attention.backend, target.dtype, model.gpus)
         settings = {"model": target.name, "text": document.text, **machine.as_json()}
         names = [rival.name for rival in rivals]
         rows = Rows(settings, names, machine.copy, batches=bool(self.batches))

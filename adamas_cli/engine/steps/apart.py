@@ -23,6 +23,7 @@ from adamas_cli.cache.mode import Mode, Sparse
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.sampler import Drawn
 from adamas_cli.engine.steps.captured import HOST_ROPE, left_as_they_were
+from adamas_cli.engine.steps.describe import SPLIT
 
 ROWS = (1, 2, 4, 8, LARGEST_STEP)  # of a pass; the last ones may be unused
 
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 
 def rows_obstacle(model: Model, cache: KVCache, sparse: Sparse | None) -> str | None:
     """Why a cache's sequence cannot be one of several in a pass, in a few words; None if it can."""
+    if model.ranks is not None:
+        return SPLIT
     if model.dense is None:
         return "Triton does not run here"
     if sparse is not None and sparse.backend.name != "triton":

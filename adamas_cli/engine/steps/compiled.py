@@ -16,7 +16,7 @@ from adamas_cli.cache.full import FullLayer
 from adamas_cli.cache.layer import FULL, SLIDING
 from adamas_cli.cache.mode import Mode
 from adamas_cli.engine.interface import Pass, under_way
-from adamas_cli.engine.steps.describe import NoCompiledFormError, body_of, describe, rotation_kinds
+from adamas_cli.engine.steps.describe import SPLIT, NoCompiledFormError, body_of, describe, rotation_kinds
 
 if TYPE_CHECKING:
     from adamas_kernels.contract import AnyCache, TokenDecoder
@@ -46,6 +46,8 @@ class CompiledSteps:
 
     def __init__(self, model: Model, kinds: set[str]) -> None:
         """kinds: the caches' layer kinds. Raises NoCompiledFormError."""
+        if model.ranks is not None:
+            raise NoCompiledFormError(SPLIT)
         if model.device.type != "cpu":
             raise NoCompiledFormError(f"the model is on {model.device.type}")
         if not kinds <= {FULL, SLIDING}:

@@ -68,6 +68,7 @@ ACTIVATIONS: tuple[tuple[Activation, Callable[[Tensor], Tensor]], ...] = (
 _PROBE = torch.linspace(-5, 5, 41)  # where activations are compared
 _CLOSE = 2e-5  # tolerance between two ways to compute the same; the two forms of gelu differ by more
 _LAYER_NORM_EPS = 1e-5  # torch's default
+SPLIT = "its layers are split over GPUs"  # why steps that compute whole layers do not serve a model
 
 
 class NoCompiledFormError(Exception):

@@ -102,6 +102,8 @@ class Stepper:
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
+                if self._model.ranks is not None:  # others may have captured it
+                    raise
                 self._captured = None
                 self.reason = f"no CUDA graph: {str(error).partition(chr(10))[0]}"
                 self._announce(self.reason)

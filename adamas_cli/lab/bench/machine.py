@@ -40,11 +40,11 @@ class Machine:
     copy: float
 
     @classmethod
-    def of(cls, device: torch.device, backend: str, dtype: torch.dtype) -> Machine:
-        """Measures the device. Raises UsageError if the backend cannot run on it."""
+    def of(cls, device: torch.device, backend: str, dtype: torch.dtype, gpus: int = 1) -> Machine:
+        """Measures the device, the first of this many. Raises UsageError if the backend cannot run on it."""
         name, _ = backends_of(device).pick(backend)
         return cls(
-            device_name(device),
+            device_name(device) if gpus == 1 else f"{gpus} x {device_name(device)}",
             _cpu_features() if device.type == "cpu" else (),
             torch.get_num_threads(),
             name,

@@ -5,11 +5,23 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 Record = dict[str, Any]
 OURS = "adamas"
 NOTHING = "-"
+
+
+class Kept(NamedTuple):
+    """Where keys and values are beside a GPU, see `Decision.kv`, and their `DecodingSettings.cache_dtype`;
+    None where there is no choice.
+    """
+
+    place: str | None = None
+    format: str | None = None
+
+
+USUAL = Kept()
 
 
 @dataclass(frozen=True)
@@ -20,7 +32,8 @@ class Measurement:
     document to the answer's first token. agreement: share of tokens that full attention gave too.
     step_bytes: the minimum that one token's step must read. attention: `full` or `adamas` for a decode,
     `full` or `sparse` for a prefill; blocks_computed: the share of blocks that a sparse prefill computed.
-    sequences: answers that decode together, over one document or each over its own.
+    sequences: answers that decode together, over one document or each over its own. kept: how keys and
+    values are kept.
     """
 
     engine: str
@@ -37,6 +50,7 @@ class Measurement:
     blocks_computed: float | None = None
     sequences: int = 1
     own: bool = False
+    kept: Kept = USUAL
 
     @property
     def test(self) -> str:
@@ -96,6 +110,8 @@ class Rows:
             "attention": measured.attention,
             "backend": measured.backend,
             "budget": measured.budget,
+            "kv": measured.kept.place,
+            "cache_dtype": measured.kept.format,
             "avg_ts": measured.rate,
             "stddev_ts": statistics.stdev(rates) if len(rates) > 1 else 0.0,
             "samples_ts": rates,
@@ -128,7 +144,7 @@ class Rows:
         return [
             *engines,
             ("test", _value("test", str)),
-            ("attention", _value("attention", str)),
+            ("attention", _attention),
             ("tokens/s", lambda row: f"{row['avg_ts']:,.2f} ± {row['stddev_ts']:,.2f}"),
             ("ratio to full", _value("ratio", _times)),
             *([("ratio to one", _value("ratio_to_one", _times))] if self._batches else []),
@@ -153,6 +169,16 @@ class Rows:
 
 def _key(engine: str) -> str:
     return f"vs_{engine.replace('.', '_')}"
+
+
+def _attention(row: Record) -> str:
+    """How tokens attend, and to what, if keys and values are not kept as usual."""
+    told = [row["attention"]]
+    if row["kv"] == "host":
+        told.append("in host memory")
+    if row["cache_dtype"] not in (None, "auto"):
+        told.append(f"{row['cache_dtype']} cache")
+    return ", ".join(told)
 
 
 def _times(value: float) -> str:

@@ -16,7 +16,7 @@ from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.timeline import REHEARSED_FROM, SparseFrom, Timeline
 from adamas_cli.heap import give_back
 from adamas_cli.lab.bench.document import Document
-from adamas_cli.lab.bench.measurement import OURS, Measurement
+from adamas_cli.lab.bench.measurement import OURS, Kept, Measurement
 from adamas_cli.lab.bench.pulse import Pulse
 from adamas_cli.lab.bench.traffic import step_bytes
 from adamas_cli.models import LoadedModel
@@ -81,6 +81,7 @@ class ModelBench:
                 seconds,
                 peak_memory(self.loaded.device),
                 blocks_computed=timeline.computed,
+                kept=self._kept(timeline),
             )
         assert timeline is not None
         yield from self._decode(timeline, length, pulse)
@@ -144,6 +145,7 @@ class ModelBench:
                     sparse.settings.budget if sparse else None,
                     self.attention.dense_layers,
                 ),
+                kept=self._kept(timeline),
             )
 
     def _together(self, timeline: Timeline, length: int, way: str, pulse: Pulse) -> Iterator[Measurement]:
@@ -181,6 +183,7 @@ class ModelBench:
                 budget=sparse.settings.budget if sparse else None,
                 sequences=count,
                 own=self.own,
+                kept=self._kept(timeline),
             )
 
     def _answers(
@@ -216,6 +219,10 @@ class ModelBench:
         for way in ways:
             self._answer(timeline, length, way, WARM_UP)
         return ways
+
+    def _kept(self, timeline: Timeline) -> Kept:
+        on_gpu = self.loaded.device.type == "cuda"
+        return Kept(timeline.kv if on_gpu else None, timeline.cache_dtype)
 
     @staticmethod
     def _ways(timeline: Timeline) -> list[str]:

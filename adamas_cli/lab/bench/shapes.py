@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from adamas_cli.engine.model import Model
 from adamas_cli.errors import UsageError
+from adamas_cli.machine.threads import use_threads
 from adamas_cli.models import LoadedModel, ModelFiles
+from adamas_cli.models.split import Split
+from adamas_cli.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from adamas_cli.progress import Progress
+    from adamas_cli.ranks.group import Ranks
 
 SEED = 0
 
@@ -63,14 +68,20 @@ def shape_config(name: str, context: int) -> PreTrainedConfig:
     )
 
 
-def random_model(name: str, context: int, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def random_model(
+    name: str, context: int, dtype: torch.dtype, device: torch.device, split: Split | None = None
+) -> PreTrainedModel:
     """A model of this shape with a context of this many tokens, on `device`; its weights are always the same
-    on the same kind of device.
+    on the same kind of device. split: to make a rank's share of one.
     """
     config = shape_config(name, context)
+    if split is not None:
+        config = split.config(config)
     torch.manual_seed(SEED)
     with device:
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    if split is not None:
+        split.join(model)
     return model.eval().requires_grad_(False)
 
 
@@ -81,13 +92,14 @@ def load_shape(
     dtype: torch.dtype,
     device: torch.device,
     in_bytes: bool | None,
+    split: Split | None = None,
     progress: Progress,
 ) -> LoadedModel:
     """A random model in the form that `models.load` returns. in_bytes: as in `LoadedModel`, None without
-    packed weights.
+    packed weights. split: see `random_model`.
     """
     with progress.task(f"making a random {name}", None, "bytes"):
-        model = random_model(name, context, dtype, device)
+        model = random_model(name, context, dtype, device, split)
         if in_bytes is not None:
             from adamas_cli.models.packed import pack_model
 
@@ -95,3 +107,18 @@ def load_shape(
     return LoadedModel(
         model, ModelFiles(name, Path(), ""), device, dtype, context, (), in_bytes=bool(in_bytes)
     )
+
+
+def shape_share(
+    ranks: Ranks,
+    devices: Sequence[torch.device],
+    threads: int,
+    progress: Progress | None = None,
+    **options: Any,
+) -> LoadedModel:
+    """One rank's share of a random model, set up for timelines; see `load_shape`. threads: on a CPU."""
+    shown = Silent() if progress is None else progress
+    use_threads(threads)
+    loaded = load_shape(**options, device=devices[ranks.rank], split=Split(ranks), progress=shown)
+    Model.of(loaded)
+    return loaded

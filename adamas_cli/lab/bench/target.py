@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from adamas_cli import models
+from adamas_cli.engine.shared import load_chosen, share
 from adamas_cli.errors import OverContextError, UsageError
+from adamas_cli.machine.threads import threads_for
 from adamas_cli.models.aliases import aliases
 from adamas_cli.models.configs import read_config
 from adamas_cli.models.default import default_name
-from adamas_cli.models.device import choose_device, choose_products, usual_products
+from adamas_cli.models.device import choose_device, choose_products, devices_of, require_gpus, usual_products
 from adamas_cli.models.fetch import is_fetched, local_file
 from adamas_cli.models.folder import CONFIG
 from adamas_cli.models.quantization import PACKAGES, packing_obstacle, packs
+from adamas_cli.models.split import require_splittable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -66,12 +69,13 @@ class Target:
 
 def model_target(options: ModelSettings, progress: Progress) -> Target:
     """The model that the settings name. Raises ModelUnavailableError, UsageError."""
+    require_gpus(options.device, options.gpus)
     device = choose_device(options.device)
     products = usual_products(options.dtype, options.quantization, device, progress.note)
     files = models.resolve(options.model, **options.finding, progress=progress)
 
     def load(progress: Progress) -> models.LoadedModel:
-        return models.load(files, **options.loading, progress=progress)
+        return load_chosen(files, options, progress)
 
     def full_config() -> PreTrainedConfig:
         return read_config(files.directory, trust_remote_code=options.trust_remote_code)
@@ -98,10 +102,11 @@ def model_target(options: ModelSettings, progress: Progress) -> Target:
 
 def shape_target(name: str, tokens: int, options: ModelSettings, progress: Progress) -> Target:
     """A model of a shape with random weights and a context of `tokens`. Raises UsageError."""
-    from adamas_cli.lab.bench.shapes import load_shape, shape_config, shape_fields
+    from adamas_cli.lab.bench.shapes import load_shape, shape_config, shape_fields, shape_share
 
     if options.quantization in PACKAGES:
         raise UsageError("`shape` has random weights, which are not quantized: leave out `quantization`")
+    require_gpus(options.device, options.gpus)
     device = choose_device(options.device)
     packed = packs(
         options.quantization, options.dtype, device.type, packing_obstacle(device.type), in_blocks=False
@@ -110,8 +115,15 @@ def shape_target(name: str, tokens: int, options: ModelSettings, progress: Progr
     dtype: torch.dtype = getattr(torch, products.dtype)
 
     def load(progress: Progress) -> models.LoadedModel:
-        in_bytes = products.in_bytes if packed else None
-        return load_shape(name, tokens, dtype=dtype, device=device, in_bytes=in_bytes, progress=progress)
+        asked: dict[str, Any] = {
+            "name": name, "context": tokens, "dtype": dtype, "in_bytes": products.in_bytes if packed else None
+        }  # fmt: skip
+        if options.gpus == 1:
+            return load_shape(**asked, device=device, progress=progress)
+        require_splittable(name, shape_config(name, tokens), options.gpus)
+        devices = devices_of(options.device, options.gpus)
+        asked |= {"devices": devices, "threads": threads_for(options.threads, options.gpus)}
+        return share(devices, shape_share, asked, progress)
 
     origin = {"shape": name, "context": tokens}
     vocabulary = shape_fields(name)["vocab_size"]

@@ -44,6 +44,8 @@ class Subject:
         """Raises ModelUnavailableError, and UsageError if the device, the backend or the number of dense
         layers is impossible.
         """
+        if model.gpus > 1:
+            raise UsageError("measurements of answers run on one GPU: leave out `gpus`.")
         device = choose_device(model.device)
         name, _ = backends_of(device).pick(backend)
         files = models.resolve(model.model, **model.finding, progress=progress)

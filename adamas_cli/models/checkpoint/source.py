@@ -25,13 +25,15 @@ from adamas_cli.models.gguf.stored import Stored, stored
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+    from adamas_cli.models.split import Split
+
 KINDS = {dtype: kind for kind, dtype in PLAIN.items()}
 
 
 def build_model(
     directory: Path,
     config: PreTrainedConfig,
-    scheme: Scheme,
+    scheme: Scheme | None,
     dtype: torch.dtype,
     device: torch.device,
     placing: Placing,
@@ -39,8 +41,10 @@ def build_model(
     trust_remote_code: bool,
     in_blocks: bool,
     in_order: bool = False,
+    split: Split | None = None,
 ) -> PreTrainedModel:
-    """The model in `directory`, see `fill`. in_blocks, in_order: see `CheckpointSource`.
+    """The model in `directory`, see `fill`. scheme: None for plain numbers. in_blocks, in_order: see
+    `CheckpointSource`. split: to build a rank's share.
 
     Raises ModelUnavailableError if it lacks a tensor.
     """
@@ -50,6 +54,9 @@ def build_model(
         if hasattr(part, "quantization_config"):
             del part.quantization_config
 
+    if split is not None:
+        config = split.config(config)
+
     def build() -> PreTrainedModel:
         return from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
 
@@ -57,7 +64,10 @@ def build_model(
     with suppress(OSError):  # a model need not have one
         model.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
     source = CheckpointSource(directory, scheme, model, dtype, device, in_blocks=in_blocks, in_order=in_order)
-    fill(model, source, dtype, device, placing)
+    if split is None:
+        fill(model, source, dtype, device, placing)
+    else:
+        split.fill(model, source, dtype, device, placing)
     return model
 
 
@@ -71,7 +81,7 @@ class CheckpointSource:
     def __init__(
         self,
         directory: Path,
-        scheme: Scheme,
+        scheme: Scheme | None,
         model: PreTrainedModel,
         dtype: torch.dtype,
         device: torch.device,
@@ -83,7 +93,10 @@ class CheckpointSource:
         self._tensors, self._model = Tensors(directory), model
         self._dtype, self._device = dtype, device
         self._in_blocks, self._in_order = in_blocks, in_order
-        self._layers, plain = layers_of(scheme, self._tensors.entries, directory)
+        self._layers: dict[str, Layer] = {}
+        plain = list(self._tensors.entries)
+        if scheme is not None:
+            self._layers, plain = layers_of(scheme, self._tensors.entries, directory)
         self._origins = origins(model, [*self._layers, *plain])
 
     def stored(self, name: str) -> Stored:

@@ -63,7 +63,15 @@ class Stored:
         if len(self.shape) == 1:
             return stored(self.numbers()[first:last])
         data = self.data.view(self.shape[0], -1)[first:last]
-        return Stored(self.kind, data.reshape(-1), (last - first, *self.shape[1:]))
+        return Stored(self.kind, data.reshape(-1), (last - first, *self.shape[1:]), self.order)
+
+    def columns(self, first: int, last: int) -> Stored:
+        """A range of the columns of a matrix, which are in order; both ends are borders of blocks."""
+        assert self.order is None
+        rows, columns = self.shape
+        start, end = row_bytes(self.kind, first), row_bytes(self.kind, last)
+        data = self.data.view(rows, row_bytes(self.kind, columns))[:, start:end]
+        return Stored(self.kind, data.flatten(), (rows, last - first))
 
 
 def stored(numbers: Tensor) -> Stored:

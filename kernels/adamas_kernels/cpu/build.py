@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from filelock import FileLock
+from numba.core.caching import FunctionCache
 from numba.core.event import Event, Listener, install_listener
 
 from adamas_kernels import contract, reading, reference, weights
@@ -32,9 +34,10 @@ def source_stamp() -> int:
     return int.from_bytes(digest[:7])
 
 
-def stage(function: Callable[..., None], signature: Any) -> int:
-    """Compile the function and return its address."""
-    compiled = _kept(lambda cache: numba.cfunc(signature, cache=cache, **OPTIONS)(function))
+def stage(function: Callable[..., Any], signature: Any) -> int:
+    """Compile the function, or load it from disk, and return its address."""
+    with _kept(function) as cache:
+        compiled = numba.cfunc(signature, cache=cache, **OPTIONS)(function)
     _stages.append(compiled)
     return compiled.address
 
@@ -42,14 +45,21 @@ def stage(function: Callable[..., None], signature: Any) -> int:
 _stages: list[Any] = []  # keeps functions alive, so that their addresses stay valid
 
 
-def _kept(compile_with: Callable[[bool], Any]) -> Any:
-    """Keep compiled code on disk, or only in this process if no folder is writable."""
+@contextmanager
+def _kept(function: Callable[..., Any]) -> Iterator[bool]:
+    """A scope that compiles a function: whether its code may be kept on disk, in a folder that no other
+    process then uses. Two that keep code at the same time would take the same name for it in numba's index,
+    and one of them would later run the other's code.
+    """
     try:
-        return compile_with(True)
-    except RuntimeError as error:
-        if "no locator available" not in str(error):
-            raise
-        return compile_with(False)
+        folder = Path(FunctionCache(function).cache_path)
+        folder.mkdir(parents=True, exist_ok=True)
+        locked = FileLock(folder / "adamas.lock").acquire()
+    except (RuntimeError, OSError, NotImplementedError):  # no folder is writable, or it cannot be locked
+        yield False
+        return
+    with locked:
+        yield True
 
 
 class _First(Listener):
