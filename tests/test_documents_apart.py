@@ -18,7 +18,9 @@ from adamas_cli.engine.events import Done, Prefill
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.errors import ModelUnavailableError, OverContextError, UsageError
-from adamas_cli.settings import OriginSettings
+from adamas_cli.models.shape import read_shape
+from adamas_cli.planning.joining import require_joinable
+from adamas_cli.settings import DecodingSettings, ModelSettings, OriginSettings, PromptSettings
 
 QUESTION = "What does the fox want?"
 TEXTS = {
@@ -231,15 +233,18 @@ def test_it_may_be_configured(on_cpu, files, tmp_path, monkeypatch):
     assert (code, json.loads(out)["apart"]) == (0, True)
 
 
-def test_what_it_does_not_serve_is_refused_before_anything_is_read(load, files, tmp_path, read):
+def test_what_it_does_not_serve_is_refused_before_anything_is_read(load, files, tiny_model, tmp_path, read):
     for settings, told in (
         ({"on_overflow": "truncate"}, "leave out --on-overflow truncate"),
         ({"cache_dtype": "int8"}, "--cache-dtype int8"),
         ({"kv": "host"}, "leave out --kv host"),
-        ({"gpus": 2, "device": "cuda"}, "--gpus"),
     ):
         with raises_told(UsageError, told):
             load(apart=True, **settings)
+    shape = read_shape(tiny_model)
+    require_joinable(shape, ModelSettings(), DecodingSettings(), PromptSettings())
+    with raises_told(UsageError, "leave out --gpus"):
+        require_joinable(shape, ModelSettings(gpus=2), DecodingSettings(), PromptSettings())
     windows = tmp_path / "windows"
     tiny_architecture("gemma3").save_pretrained(windows)
     byte_tokenizer().save_pretrained(windows)
