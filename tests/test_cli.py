@@ -113,7 +113,7 @@ def test_json_has_the_documented_names(adamas: Runner, tiny_model: Path, book: P
     record = json.loads(done.stdout)
     assert set(record) == {
         "question", "answer", "finish_reason", "usage", "timings", "drafts", "cache_dtype", "kv", "gpus",
-        "model", "attention", "read", "blocks_computed", "documents", "truncated", "tokens_dropped",
+        "model", "attention", "read", "blocks_computed", "documents", "apart", "truncated", "tokens_dropped",
     }  # fmt: skip
     assert (record["read"], record["blocks_computed"]) == ("dense", None)
     assert record["question"] == "Who came?"
