@@ -93,6 +93,19 @@ def test_drafts_are_as_long_as_pays():
     assert drafter.propose(LARGEST_STEP) == []
 
 
+@pytest.mark.parametrize("left_out", [[50, 51], [50], []])
+def test_an_answer_that_differs_a_little_is_found_again_at_the_next_token(left_out):
+    """As where lines are joined, after fewer tokens than a look-up would need. left_out: tokens of the text
+    instead of which the answer has another one.
+    """
+    drafter = Drafter(np.array([*range(1, 10), *left_out, *range(52, 80), 0], np.int32), Costs(), always=True)
+    for token in [*range(1, 10), 90]:
+        drafter.say(token)
+    assert drafter.propose(4) == []
+    drafter.say(52)
+    assert drafter.propose(4) == [53, 54, 55]
+
+
 def test_where_repetitions_mislead_nothing_is_proposed_after_a_while():
     phrase, other = numbers(ORDER, 1, 1000).tolist(), (numbers(2500, 2, 1000) + 1000).tolist()
     parts = [[*phrase, *other[at : at + 5]] for at in range(0, len(other), 5)]

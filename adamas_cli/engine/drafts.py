@@ -16,6 +16,9 @@ COMPARED = 32  # tokens compared before each place
 SIZES = (4, 8, LARGEST_STEP)  # tokens of passes that check drafts
 # Seconds of such a pass over those of one token, until an answer has measured them (docs/performance.md).
 COSTS: Mapping[int, float] = {4: 1.6, 8: 2.8, 16: 5.2}
+# An answer that leaves the text is sought again up to NEAR tokens on from there, for TRIES of its own tokens: a
+# line break and the next word are one token in an answer that does not break lines.
+NEAR, TRIES = 2, 3
 LEAST_GAIN = 1.1  # expected tokens per step's time; no draft below this
 # By tokens shared with the end of the text (at least): how often the next token is the same, before this
 # answer has measured it.
@@ -159,6 +162,10 @@ class Drafter:
         self._always = always
         self._text, self._rates = TextIndex(ids), Rates()
         self._place, self._shared = self._text.repeated()
+        self._left, self._tries = (
+            0,
+            0,
+        )  # the place where the answer left the text, and how often to seek it there
 
     def say(self, token: int) -> None:
         """Changes: appends a token of the answer."""
@@ -167,9 +174,22 @@ class Drafter:
         if self._shared:
             hit = text[self._place] == token
             self._rates.seen(self._shared, hit=hit)
+            if not hit:
+                self._left, self._tries = self._place, TRIES
             self._place, self._shared = self._place + 1, self._shared + 1 if hit else 0
+        elif self._tries:
+            self._seek(token)
         if not self._shared:
             self._place, self._shared = text.repeated()
+
+    def _seek(self, token: int) -> None:
+        """Changes: goes on in the text where this token is, if that is near where the answer left it."""
+        self._tries -= 1
+        for place in range(self._left + NEAR, self._left - 1, -1):
+            if place < len(self._text) - 1 and self._text[place] == token:
+                self._place, self._shared, self._tries = place + 1, ORDER, 0
+                return
+        self._left += 1
 
     def propose(self, most: int) -> list[int]:
         """A draft to check in one pass together with the last token: a pass of one of the SIZES and at most
