@@ -16,8 +16,8 @@ COMPARED = 32  # tokens compared before each place
 SIZES = (4, 8, LARGEST_STEP)  # tokens of passes that check drafts
 # Seconds of such a pass over those of one token, until an answer has measured them (docs/performance.md).
 COSTS: Mapping[int, float] = {4: 1.6, 8: 2.8, 16: 5.2}
-# An answer that leaves the text is sought again up to NEAR tokens on from there, for TRIES of its own tokens: a
-# line break and the next word are one token in an answer that does not break lines.
+# An answer that leaves the text is sought again up to NEAR tokens on from there, for TRIES of its own tokens:
+# a line break and the next word are one token in an answer that does not break lines.
 NEAR, TRIES = 2, 3
 LEAST_GAIN = 1.1  # expected tokens per step's time; no draft below this
 # By tokens shared with the end of the text (at least): how often the next token is the same, before this
