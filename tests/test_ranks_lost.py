@@ -41,7 +41,7 @@ def test_three_ranks_and_one_that_is_lost(tmp_path):
             RankLostError, match=r"the process of part 3 of 3 of the model ended: signal SIGKILL"
         ):
             list(events)
-        assert time.monotonic() - begun < 10
+        assert time.monotonic() - begun < 30
         with pytest.raises(RankLostError):
             said(three)
         assert all(other.process.poll() is not None for other in team._others)
@@ -80,7 +80,7 @@ def test_a_process_ends_with_the_one_that_started_it():
         assert leader.stdout is not None
         follower = psutil.Process(int(leader.stdout.readline()))
         leader.kill()
-    psutil.wait_procs([follower], timeout=15)
+    psutil.wait_procs([follower], timeout=30)
     assert not follower.is_running()
 
 
@@ -122,7 +122,7 @@ def test_a_lost_process_ends_the_command_with_one_line(tiny_model, book):
         follower.kill()
         begun = time.monotonic()
         _, told = asking.communicate(timeout=60)
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - begun < 30
     assert told.strip().splitlines()[-1] == (
         "adamas: the process of part 2 of 2 of the model ended: signal SIGKILL"
     )
