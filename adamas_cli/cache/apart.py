@@ -33,12 +33,7 @@ SPARE_TOKENS = 16  # room of the sequence in unused rows; each pass overwrites i
 
 def apart_obstacle(cache: KVCache) -> str | None:
     """Why a cache's sequence cannot be one of several in a pass, in a few words; None if it can."""
-    others = sorted({layer.kind for layer in cache.kept if type(layer) not in (FullLayer, SlidingLayer)})
-    if others or not cache.kept:
-        return f"it has layers of kind {' and '.join(others)}"
-    if any(isinstance(layer, FullLayer) and layer.packs for layer in cache.kept):
-        return "its keys and values are in few bits"
-    return "its keys and values are in host memory" if cache.staged else None
+    return cache.not_plain(FullLayer, SlidingLayer)
 
 
 class ApartLayer(Layer, CacheLayerMixin):

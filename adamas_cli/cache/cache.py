@@ -261,15 +261,21 @@ class KVCache(DynamicCache):
             layer.truncate(tokens)
         self._show()
 
-    @property
-    def unjoinable(self) -> str | None:
-        """Why it cannot `join` others, in a few words; None if it can."""
-        others = sorted({layer.kind for layer in self.kept if type(layer) is not FullLayer})
+    def not_plain(self, *types: type[Layer]) -> str | None:
+        """Why it does not keep whole numbers on the model's device in layers of these types only, in a few
+        words; None if it does.
+        """
+        others = sorted({layer.kind for layer in self.kept if type(layer) not in types})
         if others or not self.kept:
             return f"it has layers of kind {' and '.join(others)}"
         if any(isinstance(layer, FullLayer) and layer.packs for layer in self.kept):
             return "its keys and values are in few bits"
         return "its keys and values are in host memory" if self.staged else None
+
+    @property
+    def unjoinable(self) -> str | None:
+        """Why it cannot `join` others, in a few words; None if it can."""
+        return self.not_plain(FullLayer)
 
     def join(self, other: KVCache, start: int) -> None:
         """Changes: appends the tokens of another cache of the same model from `start` on. They keep their

@@ -162,10 +162,8 @@ class Drafter:
         self._always = always
         self._text, self._rates = TextIndex(ids), Rates()
         self._place, self._shared = self._text.repeated()
-        self._left, self._tries = (
-            0,
-            0,
-        )  # the place where the answer left the text, and how often to seek it there
+        self._left = 0  # the place where the answer last left the text
+        self._tries = 0  # how often it is still sought near there
 
     def say(self, token: int) -> None:
         """Changes: appends a token of the answer."""

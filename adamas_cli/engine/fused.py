@@ -162,10 +162,9 @@ class _Adding:
     def forward(self, x: Tensor) -> Tensor:
         addend, self.addend = self.addend, None
         product, ranks = self._product, self._ranks
-        adds = addend is not None and (ranks is None or ranks.first)
-        found = product.backend.linear(
-            x, product.planes, addend.flatten() if adds and addend is not None else None
-        )
+        if ranks is not None and not ranks.first:
+            addend = None
+        found = product.backend.linear(x, product.planes, None if addend is None else addend.flatten())
         return found if ranks is None else ranks.sum(found)
 
 

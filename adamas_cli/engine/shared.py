@@ -12,6 +12,7 @@ import torch
 from adamas_cli import models
 from adamas_cli.engine.model import Model
 from adamas_cli.errors import UsageError
+from adamas_cli.heap import exclude_imported
 from adamas_cli.machine.threads import threads_for
 from adamas_cli.models.configs import read_config
 from adamas_cli.models.device import devices_of
@@ -31,6 +32,7 @@ def load_chosen(files: models.ModelFiles, chosen: ModelSettings, progress: Progr
     Raises what `models.load` does, UsageError if there are fewer GPUs, ModelUnavailableError for a model that
     cannot be split, and RankLostError if a process ends.
     """
+    exclude_imported()
     if chosen.gpus == 1:
         return models.load(files, **chosen.loading, progress=progress)
     devices = devices_of(chosen.device, chosen.gpus)

@@ -92,9 +92,8 @@ def load(
 
     `quantization` is `packed`, `none` or `auto`, see `packs`, or a key of `quantization.PACKAGES`. `threads`:
     CPU threads, by default the physical cores. split: to load a rank's share, with all ranks at once. Raises
-    UsageError if weights cannot be packed or quantized as
-    asked, ModelUnavailableError if this version of transformers cannot load the model, OutOfMemoryError if it
-    does not fit the device.
+    UsageError if weights cannot be packed or quantized as asked, ModelUnavailableError if this version of
+    transformers cannot load the model, OutOfMemoryError if it does not fit the device.
     """
     import torch
 

@@ -10,7 +10,6 @@ from adamas_cli import models
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.shared import load_chosen
 from adamas_cli.errors import UsageError
-from adamas_cli.heap import exclude_imported
 from adamas_cli.models.configs import read_config, require_known_code
 from adamas_cli.models.device import choose_device, require_gpus, wants_cuda
 from adamas_cli.models.shape import read_shape
@@ -150,7 +149,6 @@ class Runtime:
         UsageError.
         """
         if self._loaded is None:
-            exclude_imported()
             begun = time.perf_counter()
             self._loaded = load_chosen(self.files, self.model, self.progress)
             self.load_seconds += time.perf_counter() - begun

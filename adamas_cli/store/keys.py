@@ -42,9 +42,8 @@ def model_facts(
     config: the text model's. dtype, device: by torch's names; kept: by `StoreSettings`. turned: the length
     that sets how positions rotate, None if length does not matter. cached: how the cache keeps keys and
     values, see `DecodingSettings.cache_dtype`; in_bytes: see `LoadedModel`; part: which rank's, None for a
-    whole model. The tokenizer and the chat
-    template only determine the tokens, which are hashed themselves; each block says how its tokens were read.
-    The attention of decode steps does not matter.
+    whole model. The tokenizer and the chat template only determine the tokens, which are hashed themselves;
+    each block says how its tokens were read. The attention of decode steps does not matter.
     """
     fields = {name: value for name, value in config.to_dict().items() if name not in _ASIDE}
     facts = {
