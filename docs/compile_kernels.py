@@ -47,6 +47,7 @@ from adamas_kernels.triton.prefill import banded_attention, merge_into
 from adamas_kernels.triton.reading import choose_blocks, summarize
 from adamas_kernels.triton.scratch import group_count
 from adamas_kernels.triton.sparse_prefill import attend_to_blocks
+from adamas_kernels.triton.sums import SLOTS, Sums
 from adamas_kernels.triton.unpacking import unpack_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -273,6 +274,14 @@ def mixtures(generation: int) -> list[Launch]:
     return [launch for launch in found if launch[0] is not unpack_kernel]  # products launch it too
 
 
+def sum_over(ranks: int) -> Launch:
+    """The launch that sums a token's numbers over this many GPUs."""
+    inboxes = [torch.zeros(SLOTS.value, ranks, 4096, dtype=torch.int64)] * ranks
+    with recorded() as found:
+        Sums(0, inboxes).add(torch.zeros(4096, dtype=torch.bfloat16))
+    return found[0]
+
+
 @contextmanager
 def recorded() -> Iterator[list[Launch]]:
     """Records launches instead of running them."""
@@ -356,6 +365,8 @@ def all_launches(generation: int, kinds: Sequence[str], *, apart: bool) -> Itera
         yield "one token, 128 heads over latents of 512 and 64", launch
     for launch in mixtures(generation):
         yield "experts in Q4_K", launch
+    for ranks in (2, 8):
+        yield f"the sum of a token over {ranks} GPUs", sum_over(ranks)
     for launch in batches(generation) if apart else ():
         yield "sequences apart", launch
 

@@ -211,7 +211,7 @@ class Team:
             if at_once:
                 other.process.kill()
             other.send(packed(None))
-        group.leave(at_once=at_once)
+        group.leave(self.ranks, at_once=at_once)
         for other in self._others:
             other.end()
 
@@ -243,6 +243,7 @@ class Team:
             self.ranks.under_way = True
             try:
                 yield
+                self._require_all()  # a sum that was not waited for to its end is wrong
             except BaseException as error:
                 self._failed(error)
                 raise
@@ -298,7 +299,7 @@ class Team:
         if not self._on_gpu:  # closed connections end what waits for them
             return
         if self.ranks.under_way:
-            group.unblock()
+            group.unblock(self.ranks)
         while self.ranks.under_way and not self._closing and time.monotonic() < deadline:
             time.sleep(SETTLING)
         if self.ranks.under_way and not self._closing:
