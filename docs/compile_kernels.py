@@ -274,11 +274,13 @@ def mixtures(generation: int) -> list[Launch]:
     return [launch for launch in found if launch[0] is not unpack_kernel]  # products launch it too
 
 
-def sum_over(ranks: int) -> Launch:
+def sum_over(ranks: int, generation: int) -> Launch:
     """The launch that sums a token's numbers over this many GPUs."""
     inboxes = [torch.zeros(SLOTS.value, ranks, 4096, dtype=torch.int64)] * ranks
     with recorded() as found:
-        Sums(0, inboxes).add(torch.zeros(4096, dtype=torch.bfloat16))
+        Sums(0, inboxes, chained=generation >= 10 * CHAINING_CAPABILITY).add(
+            torch.zeros(4096, dtype=torch.bfloat16)
+        )
     return found[0]
 
 
@@ -366,7 +368,7 @@ def all_launches(generation: int, kinds: Sequence[str], *, apart: bool) -> Itera
     for launch in mixtures(generation):
         yield "experts in Q4_K", launch
     for ranks in (2, 8):
-        yield f"the sum of a token over {ranks} GPUs", sum_over(ranks)
+        yield f"the sum of a token over {ranks} GPUs", sum_over(ranks, generation)
     for launch in batches(generation) if apart else ():
         yield "sequences apart", launch
 

@@ -87,7 +87,16 @@ def test_a_share_has_its_part_of_weights_only():
     assert matrices[0] == matrices[1] + matrices[2]
     for share in shares:
         assert share.config.num_key_value_heads == 1
-        assert share.lm_head.weight.shape == model.lm_head.weight.shape
+        assert share.lm_head.product.weight.shape[0] * 2 == model.lm_head.weight.shape[0]
+
+
+def test_a_vocabulary_without_equal_parts_stays_whole():
+    config = tiny_config("llama")
+    config.vocab_size = 131
+    torch.manual_seed(0)
+    model = from_config(config, dtype=FLOAT).eval()
+    assert [share.lm_head.out_features for share in shares_of(model, 2)] == [131, 131]
+    compare(model, 2)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,13 @@ class Meeting:
         self._barrier.wait()
         return numbers.copy_(total)
 
+    def gather(self, rank: int, numbers: Tensor) -> Tensor:
+        self._brought[rank] = numbers
+        self._barrier.wait()
+        parts = torch.cat([one for one in self._brought if one is not None], -1)
+        self._barrier.wait()
+        return parts
+
 
 class ThreadRanks:
     """The part of `Ranks` that a model computes with."""
@@ -40,6 +47,9 @@ class ThreadRanks:
 
     def sum(self, numbers: Tensor) -> Tensor:
         return self._meeting.sum(self.rank, numbers)
+
+    def gather(self, numbers: Tensor) -> Tensor:
+        return self._meeting.gather(self.rank, numbers)
 
 
 def ranks_as_threads(count: int) -> list[ThreadRanks]:

@@ -13,3 +13,10 @@ def borders(size: int, parts: int) -> list[int]:
     if block is None:
         raise ValueError(f"{size} numbers have no {parts} parts")
     return [-(-(size // block) * part // parts) * block for part in range(parts + 1)]
+
+
+def splits_head(vocabulary: int, parts: int, *, tied: bool) -> bool:
+    """Whether each part of a model has as many rows of the matrix after the last layer; tied: it is the
+    embeddings', of which every part needs all.
+    """
+    return not tied and vocabulary % parts == 0

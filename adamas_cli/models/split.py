@@ -19,7 +19,7 @@ from adamas_kernels.blocks import BlockWeight, block_size
 from torch import Tensor, nn
 
 from adamas_cli.errors import ModelUnavailableError
-from adamas_cli.models.borders import borders
+from adamas_cli.models.borders import borders, splits_head
 from adamas_cli.models.families import from_config
 from adamas_cli.models.filling import Placing, Source, fill
 from adamas_cli.models.gguf.stored import Stored
@@ -49,6 +49,19 @@ class Summed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features], which differs between ranks -> [..., out_features], the same in all."""
         return self.ranks.sum(self.product(x))
+
+
+class Gathered(nn.Module):
+    """A linear layer of which each rank has some outputs, in the order of ranks. product: this rank's."""
+
+    def __init__(self, product: Any, ranks: Ranks) -> None:
+        super().__init__()
+        self.product, self.ranks = product, ranks
+        self.in_features, self.out_features = product.in_features, product.out_features * ranks.count
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in_features], the same in all ranks -> [..., out_features], the same in all."""
+        return self.ranks.gather(self.product(x))
 
 
 def ranks_of(model: nn.Module) -> Ranks | None:
@@ -132,6 +145,12 @@ class Kinds:
             (re.compile(re.escape(f"{within}.{part}").replace(r"\*", r"\d+")), kind)
             for part, kind in plan.items()
         ]
+        self.head: str | None = None  # the name of the last matrix, if its rows are split
+
+    def split_head(self, name: str) -> None:
+        """Have the last matrix's rows split too: transformers' plans are for the layers."""
+        self.head = name
+        self._patterns.append((re.compile(re.escape(name)), ROWS))
 
     def of(self, name: str) -> str | None:
         """The kind of a parameter by its full name, None if it is whole."""
@@ -164,18 +183,37 @@ class Split:
         placing: Placing,
     ) -> None:
         """Give memory to a share without any, see `filling.fill`. source: of the whole model."""
-        kinds = Kinds(model)
+        kinds = self._shorten_head(model)
         if not self.ranks.first:
             for name in kinds.by_column(model):
                 model.get_submodule(name).register_parameter("bias", None)
         parts = SplitSource(source, model, kinds, self.ranks, borders(self._inner, self.ranks.count))
         fill(model, parts, dtype, device, placing)
-        self.join(model)
+        self._join(model, kinds)
 
     def join(self, model: PreTrainedModel) -> None:
-        """Have the products of a share with weights summed over the ranks."""
-        for name in Kinds(model).by_column(model):
+        """Have the ranks compute together with a share that has weights."""
+        self._join(model, self._shorten_head(model))
+
+    def _join(self, model: PreTrainedModel, kinds: Kinds) -> None:
+        for name in kinds.by_column(model):
             model.set_submodule(name, Summed(model.get_submodule(name), self.ranks))
+        if kinds.head is not None:
+            model.set_submodule(kinds.head, Gathered(model.get_submodule(kinds.head), self.ranks))
+
+    def _shorten_head(self, model: PreTrainedModel) -> Kinds:
+        """Leave this rank's rows of the last matrix, unless it is the embeddings' or has another number."""
+        kinds, head, count = Kinds(model), model.get_output_embeddings(), self.ranks.count
+        tied = model.config.get_text_config().tie_word_embeddings
+        if type(head) is nn.Linear and splits_head(head.out_features, count, tied=tied):
+            kinds.split_head(next(name for name, module in model.named_modules() if module is head))
+            rows = head.out_features // count
+            mine = slice(self.ranks.rank * rows, (self.ranks.rank + 1) * rows)
+            head.weight = nn.Parameter(head.weight[mine].detach().clone(), requires_grad=False)
+            if head.bias is not None:
+                head.bias = nn.Parameter(head.bias[mine].detach().clone(), requires_grad=False)
+            head.out_features = rows
+        return kinds
 
 
 class SplitSource:

@@ -92,7 +92,7 @@ class Model:
 
     def share(self, count: int) -> Model:
         """The largest share over this many GPUs. Raises ModelUnavailableError if heads cannot be split."""
-        weights = weight_share(self.weights, count)
+        weights = weight_share(self.weights, self.shape.vocabulary, count)
         part = weights.bytes(1) / max(1, self.weights.bytes(1))
         blocks = None if self.blocks is None else int(self.blocks * part)
         return replace(self, shape=shape_share(self.shape, count), weights=weights, blocks=blocks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from adamas_cli.errors import ModelUnavailableError
-from adamas_cli.models.borders import borders
+from adamas_cli.models.borders import borders, splits_head
 from adamas_cli.models.shape import ModelShape, WeightCount
 
 
@@ -18,6 +18,10 @@ def shape_share(shape: ModelShape, count: int) -> ModelShape:
     return replace(shape, heads=shape.heads // count, inner=inner, by_layer=tuple(layers))
 
 
-def weight_share(weights: WeightCount, count: int) -> WeightCount:
-    """A share's weights: the matrices of layers are split, embeddings and the last matrix are not."""
-    return replace(weights, matrices=-(-weights.matrices // count))
+def weight_share(weights: WeightCount, vocabulary: int, count: int) -> WeightCount:
+    """A share's weights: the matrices of layers are split, and the last one if it can be; embeddings are
+    not.
+    """
+    whole = not splits_head(vocabulary, count, tied=weights.tied)
+    head = weights.head if whole else weights.head // count
+    return replace(weights, matrices=-(-weights.matrices // count), head=head)

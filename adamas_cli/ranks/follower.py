@@ -6,6 +6,7 @@ import os
 import queue
 import sys
 import threading
+import time
 from collections.abc import Generator
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -31,6 +32,8 @@ from adamas_cli.ranks.messages import (
 )
 from adamas_cli.ranks.mirror import LOADED, Mirrored
 
+LEAVING = 4.0  # seconds to leave the other ranks, less than the first one waits for this process to end
+END = packed(None)
 ALIKE = 30.0  # seconds after which an error that the first rank did not have is this rank's own
 
 
@@ -41,9 +44,16 @@ def main() -> None:
     follower = Follower(connection)
     try:
         follower.serve()
+    except EndOfModel:
+        follower.leave()
+        os._exit(0)
     except BaseException as error:
         follower.report(error)
     os._exit(1)  # other threads may wait for ranks
+
+
+class EndOfModel(BaseException):
+    """The first rank needs this one no longer."""
 
 
 class _FailedThereError(AdamasError):
@@ -61,7 +71,7 @@ class Follower:
         threading.Thread(target=self._receive, daemon=True).start()
 
     def serve(self) -> None:
-        """Do what is told; does not return. Raises an error that the first rank does not have too."""
+        """Do what is told. Raises EndOfModel, or an error that the first rank does not have too."""
         import torch
 
         from adamas_cli.ranks import group
@@ -93,19 +103,31 @@ class Follower:
         with suppress(OSError):
             self._connection.send_bytes(packed(Report(type(shown), shown.message)))
 
+    def leave(self) -> None:
+        """Leave the other ranks, which do so at the same time: NCCL's way to end waits for all of them."""
+        from adamas_cli.ranks import group
+
+        self.generators.clear()
+        self.objects.clear()
+        group.leave(self._ranks)
+
     def _receive(self) -> None:
         """Take messages while the main thread computes, so that the end of the first rank ends this one."""
-        end = packed(None)
         try:
-            while (data := self._connection.recv_bytes()) != end:
+            while (data := self._connection.recv_bytes()) != END:
                 self._inbox.put(data)
         except (EOFError, OSError):
             os._exit(1)
+        self._inbox.put(END)
+        time.sleep(LEAVING)
         os._exit(0)
 
     def _next(self, timeout: float | None = None) -> Any:
-        """The next message. Raises queue.Empty after a timeout."""
-        return unpacked(self._inbox.get(timeout=timeout), self.objects)
+        """The next message. Raises EndOfModel for the last one, queue.Empty after a timeout."""
+        data = self._inbox.get(timeout=timeout)
+        if data == END:
+            raise EndOfModel
+        return unpacked(data, self.objects)
 
     def _failed_there(self) -> bool:
         """Whether the first rank has the error that this one has."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from adamas_kernels.triton.sums import Sums
 
 HOST = "127.0.0.1"
+LEAVING = 3.0  # seconds
 LONGEST = timedelta(hours=2)  # a rank may wait while the first one loads or prepares; a lost one is noticed
 
 # torch's own watch over NCCL ends a process with a trace of its stack, and is in the way of captured sums.
@@ -59,6 +61,13 @@ class Ranks:
         else:
             dist.all_reduce(numbers)
         return numbers
+
+    def gather(self, numbers: Tensor) -> Tensor:
+        """The numbers [..., n] of all ranks one after another, [..., n ranks]."""
+        self._require_all()
+        parts = [torch.empty_like(numbers) for _ in range(self.count)]
+        dist.all_gather(parts, numbers.contiguous())
+        return torch.cat(parts, -1)
 
     def follow(self, numbers: Tensor) -> Tensor:
         """Replace the numbers of every rank by those of the first; returns them."""
@@ -138,6 +147,13 @@ def leave(ranks: Ranks, *, at_once: bool = False) -> None:
         return
     if at_once:
         unblock(ranks)
+    # Not for longer, since it waits for ranks that may not come any more.
+    leaving = threading.Thread(target=_destroy, daemon=True)
+    leaving.start()
+    leaving.join(LEAVING)
+
+
+def _destroy() -> None:
     with suppress(Exception):  # it may have been ended by `unblock`
         dist.destroy_process_group()
 

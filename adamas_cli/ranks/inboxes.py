@@ -39,7 +39,7 @@ def open_inboxes(rank: int, count: int, device: torch.device) -> Sums | None:
     handle = symmetric.rendezvous(own, everyone)
     inboxes = [handle.get_buffer(other, own.shape, own.dtype) for other in range(count)]
     _all(True, device)  # every inbox is empty before anyone writes
-    return Sums(rank, inboxes)
+    return Sums(rank, inboxes, (own, handle))
 
 
 def _all(mine: bool, device: torch.device) -> bool:

@@ -13,6 +13,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from adamas_kernels.triton.launch import chains
 
 BLOCK = 256  # numbers of a program
 SLOTS = tl.constexpr(2)
@@ -21,13 +24,17 @@ SLOTS = tl.constexpr(2)
 @triton.jit
 def sum_kernel(
     x_ptr, inbox_ptrs, epoch_ptr, stop_ptr, rank, count,
-    RANKS: tl.constexpr, CAPACITY: tl.constexpr, BLOCK: tl.constexpr,
+    RANKS: tl.constexpr, CAPACITY: tl.constexpr, BLOCK: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Program (BLOCK numbers): x [count] += those of all other ranks, in the order of ranks.
 
     inbox_ptrs: int64 [RANKS], the address of each rank's inbox, int64 [SLOTS, RANKS, CAPACITY]. epoch_ptr:
     int32, for each program, how many sums it has made. stop_ptr: int32 [1]; not 0 ends all waiting.
+    CHAINED: started before the previous launch ended, and lets the next one start at once.
     """
+    if CHAINED:
+        gdc_launch_dependents()
+        gdc_wait()
     program = tl.program_id(0)
     at = program * BLOCK + tl.arange(0, BLOCK)
     there = at < count
@@ -57,11 +64,14 @@ def sum_kernel(
 
 class Sums:
     """One rank's end of sums of up to `capacity` numbers. inboxes: of all ranks, int64 [2, ranks, capacity]
-    of zeros, which every rank can write to.
+    of zeros, which every rank can write to. memory: what must live as long, since they do not own theirs.
+    chained: whether launches overlap; None where the device allows it.
     """
 
-    def __init__(self, rank: int, inboxes: list[Tensor]) -> None:
-        self.rank, self._inboxes = rank, inboxes
+    def __init__(
+        self, rank: int, inboxes: list[Tensor], memory: object = None, *, chained: bool | None = None
+    ) -> None:
+        self.rank, self._inboxes, self._memory, self._chained = rank, inboxes, memory, chained
         own = inboxes[rank]
         self.capacity = own.shape[2]
         self._addresses = torch.tensor([inbox.data_ptr() for inbox in inboxes], device=own.device)
@@ -83,9 +93,11 @@ class Sums:
         All ranks must call this for as many numbers, which `takes` accepts.
         """
         count = numbers.numel()
+        chained = chains(numbers.device) if self._chained is None else self._chained
         sum_kernel[(triton.cdiv(count, BLOCK),)](
             numbers, self._addresses, self._epochs, self._stop, self.rank, count,
-            RANKS=len(self._inboxes), CAPACITY=self.capacity, BLOCK=BLOCK,
+            RANKS=len(self._inboxes), CAPACITY=self.capacity, BLOCK=BLOCK, CHAINED=chained,
+            **({"launch_pdl": True} if chained else {}),
         )  # fmt: skip
 
     def stop(self) -> None:
