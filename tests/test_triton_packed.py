@@ -10,7 +10,7 @@ import pytest
 import torch
 from adamas_kernels.contract import LayerCache, SparseSettings
 from adamas_kernels.hot import STEPS, HotRows
-from adamas_kernels.packed import centre_of, numbers, pack_like, read, row_size
+from adamas_kernels.packed import block_of, centre_of, hadamard, numbers, pack_like, read, row_size
 from adamas_kernels.torch.backend import TorchBackend
 from adamas_kernels.triton.backend import TritonBackend
 from layer_caches import (
@@ -143,3 +143,22 @@ def test_a_row_is_copied_once_and_read_from_its_copy():
     hot.forget()
     assert (hot.token == -1).all()
     assert STEPS == COPIED_STEPS
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8], ids=str)
+@pytest.mark.parametrize(("dim", "tokens", "centred"), [(128, 150, True), (64, 131, False), (96, 70, True)])
+def test_rows_are_read_as_numbers(kind, dim, tokens, centred):
+    plain = torch.randn(2, 3, tokens, dim) + 3
+    centre = centre_of(plain) if centred else None
+    whole = torch.full((tokens + 5, 2, 3, row_size(dim, kind)), 99, dtype=kind).permute(1, 2, 0, 3)
+    rows = whole[:, :, :tokens]
+    rows.copy_(pack_like(rows, plain, centre))
+    shift = 0 if centre is None else centre.unsqueeze(2).double()
+    basis = torch.block_diag(*[hadamard(block_of(dim), rows.device).double()] * (dim // block_of(dim)))
+    exact = (numbers(rows).double() + shift) @ basis
+    # The interpreter cuts numbers off for bfloat16 instead of rounding them.
+    for dtype in (torch.float32, torch.float16, *[torch.bfloat16] * (DEVICE.type == "cuda")):
+        with poisoned_memory():
+            found = TritonBackend().read_rows(rows, dtype, centre)
+        assert found.dtype == dtype
+        assert_no_worse(found, read(rows, dtype, centre), exact)
