@@ -61,6 +61,7 @@ WARM_UP, WARM_UP_READ = 4, 8192  # tokens of an answer and of a document, so tha
 PARTS = 8  # of a document, for which a speed is told
 SMALL_BUDGET = 128
 SCORED = 256  # tokens over which distributions are compared
+SMALL_CHUNK = 2048  # tokens read at once on a small card, where larger ones leave too little memory
 OTHER_CHUNK = 1000  # tokens: the loss that comes from rounding in another order
 BEGUN = time.perf_counter()
 
@@ -401,6 +402,7 @@ def main() -> None:
     if options.small_card is not None:
         limited(options.bytes)
         options.model = options.small_card
+        options.chunk = options.chunk or SMALL_CHUNK
         tokens = options.tokens or 131_072
         runs.append(
             lambda: read_and_decode(

@@ -1,7 +1,8 @@
 """Measures which share of a layer's earlier blocks the tiles of a chunk choose between them, for
 docs/performance.md.
 
-    python docs/measure_union.py MODEL.gguf TEXT [--tokens 16384] [--chunk 8192] [--parts 2048] [--shares 0.05,0.1]
+    python docs/measure_union.py MODEL.gguf TEXT [--tokens 16384] [--chunk 8192] [--parts 2048]
+        [--shares 0.05,0.1]
 
 If keys and values are in host memory and only chosen blocks came to the GPU, these would come. A row is for a
 part of a chunk: the mean over layers and KV heads of the share of blocks before it that any tile of any query

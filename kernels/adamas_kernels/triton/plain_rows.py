@@ -1,4 +1,4 @@
-"""Unpacks rows of a cache in 8 or 4 bits, see `packed.py`, to plain numbers, before many tokens attend to them.
+"""Unpacks rows of a cache in 8 or 4 bits, see `packed.py`, to numbers that many tokens attend to.
 
 The codes of a group are whole numbers, and the rotation is a matrix of signs. So a group is turned back on
 tensor cores without rounding, and only then multiplied by its scale.
@@ -31,9 +31,9 @@ def plain_rows_kernel(
     HEADS: tl.constexpr, D: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr, CENTRED: tl.constexpr,
     UNIT: tl.constexpr,
 ):  # fmt: skip
-    """Program (ROWS tokens, KV head of a batch). signs: float16 [D, P], the rotation times `1 / unit`. centre:
-    float32 [B, K, D], turned back, if CENTRED. The strides of rows are in UNIT bytes, so that the compiler
-    knows how many it may load at once.
+    """Program (ROWS tokens, KV head of a batch). signs: float16 [D, P], the rotation times `1 / unit`.
+    centre: float32 [B, K, D], turned back, if CENTRED. The strides of rows are in UNIT bytes, so that the
+    compiler knows how many it may load at once.
     """
     pair = tl.program_id(1).to(tl.int64)
     token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -76,8 +76,8 @@ def plain_rows(rows: Tensor, dtype: torch.dtype, centre: Tensor | None = None) -
     signs = _signs(dim, rows.device)
     unit = math.gcd(LONGEST_LOAD, *rows.stride()[:3])
     plain_rows_kernel[(triton.cdiv(count, tokens), batch * heads)](
-        rows, signs, signs if centre is None else rotated(centre), out, *(stride // unit for stride in rows.stride()[:3]), count,
-        block_of(dim) ** -0.5,
+        rows, signs, signs if centre is None else rotated(centre), out,
+        *(stride // unit for stride in rows.stride()[:3]), count, block_of(dim) ** -0.5,
         HEADS=heads, D=dim, P=size, ROWS=tokens, CENTRED=centre is not None, UNIT=unit, num_warps=WARPS,
     )  # fmt: skip
     return out
