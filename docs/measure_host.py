@@ -2,7 +2,7 @@
 
     python docs/measure_host.py --million [-m FILE] [--tokens 1000000] [--share 0.05] [--chunk 8192]
     python docs/measure_host.py --small-card FILE [--bytes 12e9] [--tokens 131072]
-    python docs/measure_host.py --beside [--lengths 32768,131072] [-m FILE]
+    python docs/measure_host.py --beside [--lengths 32768,131072] [-m FILE [--text TEXT --share 0]]
     python docs/measure_host.py --loss FILE TEXT [--lengths 16384,30000]
     python docs/measure_host.py --llama FILE [--lengths 4096,8192,16384] [--tokens 131072]
 
@@ -12,9 +12,10 @@ format. --beside: decoding with keys and values in either memory, and whether th
 of keys and values in fewer bits to those in 16, after a text. --llama: llama.cpp with keys and values in host
 memory; it reads slowly, so the time of a step at `--tokens` is a line through shorter lengths.
 
-Without -m a model has random weights of --shape. Those spread attention evenly, so a real choice would skip
-nearly all blocks: after the choice, which takes as long as any, attention reads --share of the blocks, at
-random, the same in all layers of a chunk and in all runs. 0 leaves the choice as it is, as on a CPU always.
+Documents are random tokens, or the beginning of --text. Without -m a model has random weights of --shape.
+Those spread attention evenly, so a real choice would skip nearly all blocks: after the choice, which takes as
+long as any, attention reads --share of the blocks, at random, the same in all layers of a chunk and in all
+runs. 0 leaves the choice as it is, as on a CPU always.
 
 Each line tells the seconds since the start, and is printed as soon as its result exists.
 """
@@ -46,14 +47,13 @@ from adamas_cli.engine.events import Done, Token
 from adamas_cli.engine.peak import peak_memory
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.timeline import Timeline
-from adamas_cli.lab.bench.document import LONGEST_TOKEN, random_document
+from adamas_cli.lab.bench.document import random_document, text_document
 from adamas_cli.lab.bench.rivals import LLAMA, llama_python, run_child
 from adamas_cli.lab.bench.shapes import load_shape
 from adamas_cli.lab.eval.divergence import diverge, interval
 from adamas_cli.models import LoadedModel, load, resolve
 from adamas_cli.planning.choice import budget_for
 from adamas_cli.progress import Silent
-from adamas_cli.prompt.tokens import Tokenizer
 from adamas_cli.settings import CacheDType, KvPlace
 
 QUESTION = 16  # tokens after the document
@@ -119,12 +119,13 @@ def forced_share(share: float) -> Backend:
 @dataclass(frozen=True)
 class Job:
     """A model, and how its documents are read: the share of blocks, and tokens at once (None for the
-    default).
+    default). text: of the documents; None for random tokens.
     """
 
     loaded: LoadedModel
     share: float
     chunk: int | None
+    text: Path | None = None
 
     def timeline(
         self,
@@ -151,7 +152,10 @@ class Job:
         return timeline
 
     def ids(self, tokens: int) -> np.ndarray:
-        """Random tokens of a document and a question after it."""
+        """The tokens of a document and of a question after it."""
+        if self.text is not None:
+            files = self.loaded.files
+            return text_document(self.text, files.texts or files.directory, tokens + QUESTION).ids
         vocabulary = self.loaded.model.config.get_text_config().vocab_size
         return random_document(vocabulary, tokens + QUESTION).ids
 
@@ -283,9 +287,8 @@ def beside(job: Job, lengths: Sequence[int], kept: CacheDType, generated: int) -
 
 def loss(loaded: LoadedModel, text: Path, lengths: Sequence[int], scored: int) -> None:
     """KL of keys and values in fewer bits, over the tokens after each length."""
-    needed = max(lengths) + scored + 1
-    words = text.read_text("utf-8")[: LONGEST_TOKEN * needed]
-    ids = Tokenizer.from_directory(loaded.files.texts or loaded.files.directory).encode(words)[:needed]
+    files = loaded.files
+    ids = text_document(text, files.texts or files.directory, max(lengths) + scored + 1).ids
     kinds: tuple[tuple[str, CacheDType, int | None], ...] = (
         ("16 bits", "auto", None),
         ("16 bits, in other chunks", "auto", OTHER_CHUNK),
@@ -293,9 +296,6 @@ def loss(loaded: LoadedModel, text: Path, lengths: Sequence[int], scored: int) -
         ("int4", "int4", None),
     )
     for tokens in lengths:
-        if len(ids) < tokens + scored + 1:
-            tell(f"{text.name} has {len(ids):,} tokens, too few for {tokens:,}")
-            continue
         fed = ids[tokens : tokens + scored]
         targets = torch.from_numpy(ids[tokens + 1 : tokens + scored + 1].astype(np.int64))
         exact: dict[bool, Tensor] = {}
@@ -378,6 +378,7 @@ def main() -> None:
     parser.add_argument("--llama", type=Path, metavar="FILE")
     parser.add_argument("-m", "--model", type=Path)
     parser.add_argument("--shape", default="llama-3.1-8b")
+    parser.add_argument("--text", type=Path)
     parser.add_argument("--tokens", type=int)
     parser.add_argument("--lengths")
     parser.add_argument("--share", type=float, default=0.05)
@@ -389,7 +390,7 @@ def main() -> None:
     options = parser.parse_args()
 
     def job(context: int) -> Job:
-        return Job(made(options, context), options.share, options.chunk)
+        return Job(made(options, context), options.share, options.chunk, options.text)
 
     runs: list[Callable[[], None]] = []
     if options.million:
