@@ -162,3 +162,14 @@ def test_rows_are_read_as_numbers(kind, dim, tokens, centred):
             found = TritonBackend().read_rows(rows, dtype, centre)
         assert found.dtype == dtype
         assert_no_worse(found, read(rows, dtype, centre), exact)
+
+
+def test_rows_far_apart_are_read():
+    """Their places need more than 32 bits, as those of a few million tokens do."""
+    dim, step = 64, 3 << 29
+    width = row_size(dim, torch.int8)
+    memory = torch.empty(2 * step + width, dtype=torch.int8)  # mostly untouched
+    rows = memory.as_strided((1, 1, 3, width), (step, width, step, 1))
+    rows.copy_(pack_like(rows, torch.randn(1, 1, 3, dim)))
+    found = TritonBackend().read_rows(rows, torch.float32)
+    assert torch.equal(found, TritonBackend().read_rows(rows.clone(), torch.float32))
