@@ -13,6 +13,7 @@ from adamas_kernels.hot import STEPS, HotRows
 from adamas_kernels.packed import block_of, centre_of, hadamard, numbers, pack_like, read, row_size
 from adamas_kernels.torch.backend import TorchBackend
 from adamas_kernels.triton.backend import TritonBackend
+from adamas_kernels.triton.fetch import in_words
 from layer_caches import (
     assert_no_worse,
     assert_same_contents,
@@ -173,3 +174,22 @@ def test_rows_far_apart_are_read():
     rows.copy_(pack_like(rows, torch.randn(1, 1, 3, dim)))
     found = TritonBackend().read_rows(rows, torch.float32)
     assert torch.equal(found, TritonBackend().read_rows(rows.clone(), torch.float32))
+
+
+@pytest.mark.parametrize(
+    ("kind", "dim", "word"),
+    [
+        (torch.int8, 128, torch.int64),
+        (torch.uint8, 128, torch.int64),
+        (torch.int8, 64, torch.int32),
+        (torch.int8, 32, torch.int16),
+        (torch.float32, 64, torch.float32),
+    ],
+    ids=str,
+)
+def test_rows_are_fetched_in_wide_words(kind, dim, word):
+    rows = torch.zeros(50, 1, 3, row_size(dim, kind), dtype=kind).permute(1, 2, 0, 3)
+    found = in_words(rows, torch.zeros(1, 3, 20, rows.shape[3], dtype=kind))
+    assert [x.dtype for x in found] == [word] * 2
+    found[0][0, 2, 7] = 1
+    assert (rows != 0).any(-1).nonzero().tolist() == [[0, 2, 7]]
