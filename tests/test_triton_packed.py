@@ -69,18 +69,23 @@ def new_tokens(new: int, dim: int, dtype=torch.float32):
 
 
 @pytest.mark.parametrize(
-    ("kept", "dim", "new", "settings"),
+    ("kept", "dim", "new", "settings", "copies"),
     [
-        ("int8", 64, 1, SparseSettings(budget=24)),
-        ("int4", 64, 2, SparseSettings(budget=24)),
-        ("int4", 64, 1, SparseSettings(budget=24, error=2.0**-9)),
+        ("int8", 64, 1, SparseSettings(budget=24), False),
+        ("int4", 64, 2, SparseSettings(budget=24), False),
+        ("int4", 64, 1, SparseSettings(budget=24, error=2.0**-9), False),
+        ("int8", 64, 1, SparseSettings(budget=24), True),
+        ("int4", 32, 1, SparseSettings(budget=24), True),
     ],
-    ids=["one", "several", "error"],
+    ids=["one", "several", "error", "copies", "narrow copies"],
 )
-def test_sparse_steps(kept, dim, new, settings):
+def test_sparse_steps(kept, dim, new, settings, copies):
     length = 100
     cache = packed(make_cache(1, KV_HEADS, dim, length, length + 8, settings), FORMATS[kept], length)
     other, tokens = twin(cache), new_tokens(new, dim)
+    if copies:
+        chosen = HEADS // KV_HEADS * new * settings.budget
+        other.hot = HotRows.beside(other.keys, other.values, DEVICE, other.capacity, chosen)
     plain = step(TorchBackend(), cache, *tokens, settings, dim**-0.5)
     truth = double_step(tokens[0], cache, dim**-0.5, settings)
     with poisoned_memory():
